@@ -1,0 +1,1 @@
+//! Decides: load gossip, score, negotiation, hysteresis. Does no IO.

@@ -1,0 +1,1 @@
+//! Addresses and names out of the DHT, and the answers on a guest's port.

@@ -1,0 +1,1 @@
+//! What peers agree on: replicated signed records and voter-granted epochs.

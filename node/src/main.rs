@@ -1,0 +1,3 @@
+//! The p2pvm program.
+
+fn main() {}

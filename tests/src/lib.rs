@@ -1,0 +1,1 @@
+//! The emulated wide area, end-to-end suites and simulations.
