@@ -1,1 +1,7 @@
-//! Who is a member and how bytes reach one.
+//! Who is a member and how bytes reach one: identity, membership, NAT traversal, encrypted links, the
+//! IP packet plane and the libp2p control host. Knows no VM's inside and no DHT record.
+
+pub mod id;
+pub mod identity;
+
+pub use id::{Epoch, MemberId, NetworkId, RingAddr, UnixTime, VmId};

@@ -1,0 +1,150 @@
+//! The identifiers that every crate shares, each a type of its own so that none is taken for another.
+//!
+//! A member *is* its ed25519 public key: whoever proves the key is the member, and no registry maps
+//! one to the other. Text forms are lower-case base32 without padding, which survives DNS, shells
+//! and being read aloud.
+
+use data_encoding::BASE32_NOPAD;
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// A text that is no identifier of the kind asked for.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("'{text}' is not {kind}: expected 52 letters and digits of base32")]
+pub struct ParseIdError {
+    text: String,
+    kind: &'static str,
+}
+
+macro_rules! id32 {
+    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub struct $name(pub [u8; 32]);
+
+        impl $name {
+            /// The first ten characters of the text form: enough to tell a few thousand apart by eye.
+            pub fn short(&self) -> String {
+                self.to_string()[..10].to_owned()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&BASE32_NOPAD.encode(&self.0).to_ascii_lowercase())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.short())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseIdError;
+            fn from_str(text: &str) -> Result<Self, ParseIdError> {
+                BASE32_NOPAD
+                    .decode(text.to_ascii_uppercase().as_bytes())
+                    .ok()
+                    .and_then(|bytes| bytes.try_into().ok())
+                    .map(Self)
+                    .ok_or_else(|| ParseIdError { text: text.to_owned(), kind: $kind })
+            }
+        }
+    };
+}
+
+id32!(
+    /// A member of the network: its ed25519 public key.
+    MemberId,
+    "a member id"
+);
+id32!(
+    /// A network: the ed25519 public key of its root, so that a network cannot be forged, only founded.
+    NetworkId,
+    "a network id"
+);
+id32!(
+    /// A virtual machine: its own ed25519 public key. The secret half travels with the VM's definition,
+    /// so that whichever host holds the VM signs its records.
+    VmId,
+    "a VM id"
+);
+id32!(
+    /// A place on the ring and in the key space of the DHT: 256 bits of BLAKE3.
+    RingAddr,
+    "a ring address"
+);
+
+impl RingAddr {
+    /// The place of `bytes` within `domain` (BLAKE3 key derivation, so that two domains never collide).
+    pub fn of(domain: &str, bytes: &[u8]) -> Self {
+        Self(blake3::derive_key(domain, bytes))
+    }
+
+    /// The XOR distance (Maymounkov and Mazières 2002), as a number that sorts.
+    pub fn distance(&self, other: &Self) -> [u8; 32] {
+        std::array::from_fn(|i| self.0[i] ^ other.0[i])
+    }
+}
+
+impl MemberId {
+    /// Where this member stands on the ring: a hash of its key.
+    pub fn ring_addr(&self) -> RingAddr {
+        RingAddr::of("p2pvm 2026 ring address of a member", &self.0)
+    }
+}
+
+/// The generation of a VM's holder. It grows by one whenever the right to run the VM changes hands;
+/// peers drop what a smaller epoch sends (the overlay is the fence).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The epoch after this one.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Seconds since 1970-01-01 UTC, as in certificates, invites and records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct UnixTime(pub u64);
+
+impl UnixTime {
+    /// The wall clock of this machine.
+    pub fn now() -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self(since.map_or(0, |d| d.as_secs()))
+    }
+
+    /// This time and `seconds` more, saturating.
+    pub fn plus(self, seconds: u64) -> Self {
+        Self(self.0.saturating_add(seconds))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_id_survives_its_text_form() {
+        let id = MemberId([7; 32]);
+        assert_eq!(id.to_string().parse::<MemberId>(), Ok(id));
+        assert_eq!(id.to_string().to_uppercase().parse::<MemberId>(), Ok(id));
+    }
+
+    #[test]
+    fn a_short_or_foreign_text_is_no_member_id() {
+        assert!("abc".parse::<MemberId>().is_err());
+        assert!("1".repeat(52).parse::<MemberId>().is_err());
+    }
+}
