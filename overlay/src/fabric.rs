@@ -1,0 +1,87 @@
+//! What the crates above ask of the control plane, as traits: lookups, requests and streams between
+//! members whose membership has been proved. `control::Control` implements them over libp2p;
+//! [`memory::MemoryNet`] implements them inside one process for tests and simulations.
+//!
+//! A service is a short name ("dht", "chunk"): one handler a name answers its requests, one acceptor
+//! a name takes its streams. Bodies are bounded by [`MAX_BODY_BYTES`]; what is larger goes by stream.
+
+use crate::{
+    id::{MemberId, RingAddr},
+    identity::LinkKey,
+};
+use async_trait::async_trait;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+};
+
+pub mod memory;
+
+/// The largest request or response body: a chunk of 1 MiB and its frame fit.
+pub const MAX_BODY_BYTES: usize = 2 << 20;
+
+/// Why a lookup, a request or a stream came to nothing.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FabricError {
+    /// No connection to the member could be made, directly or through a relay.
+    #[error("{0:?} cannot be reached")]
+    Unreachable(MemberId),
+    /// The member was asked and did not answer in time.
+    #[error("{0:?} did not answer within {1:?}")]
+    TimedOut(MemberId, Duration),
+    /// The member answered that it will not or cannot, with its reason.
+    #[error("{0:?} refused: {1}")]
+    Refused(MemberId, String),
+    /// The service has no handler or acceptor there.
+    #[error("{0:?} does not offer '{1}'")]
+    NoSuchService(MemberId, String),
+    /// The body is larger than [`MAX_BODY_BYTES`].
+    #[error("a body of {0} bytes is too large for one request")]
+    TooLarge(usize),
+    /// This node is shutting down.
+    #[error("the node is shutting down")]
+    Closed,
+}
+
+/// A byte stream to another member, encrypted and authenticated by the control plane.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A boxed [`Stream`].
+pub type BoxStream = Box<dyn Stream>;
+
+/// Answers one service's requests. An `Err` reaches the caller as [`FabricError::Refused`].
+#[async_trait]
+pub trait Serve: Send + Sync + 'static {
+    /// Answers `body`, sent by the proved member `from`.
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String>;
+}
+
+/// The control plane as the crates above see it.
+#[async_trait]
+pub trait Fabric: Send + Sync + 'static {
+    /// This node.
+    fn me(&self) -> MemberId;
+
+    /// The other members with a live control connection now, in no order.
+    fn connected(&self) -> Vec<MemberId>;
+
+    /// A member's link key, once its certificate has been seen on a connection.
+    fn link_key(&self, member: MemberId) -> Option<LinkKey>;
+
+    /// Up to `n` live members closest to `place`, nearest first, this node among them where it belongs.
+    async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError>;
+
+    /// Sends a request and waits for its answer, dialling if need be. A call to this node itself is answered locally.
+    async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError>;
+
+    /// Answers `service` with `handler` from now on; the last handler set wins.
+    fn serve(&self, service: &'static str, handler: Arc<dyn Serve>);
+
+    /// Opens a byte stream to a member's acceptor of `service`.
+    async fn open_stream(&self, to: MemberId, service: &'static str) -> Result<BoxStream, FabricError>;
+
+    /// Takes the streams that members open to `service` here; the last acceptor set wins. Dropping the receiver closes the service.
+    fn accept_streams(&self, service: &'static str) -> mpsc::Receiver<(MemberId, BoxStream)>;
+}
