@@ -292,8 +292,7 @@ mod tests {
                 writeln!(&stream, "{} {}", counter + 7, line.unwrap()).unwrap();
             }
         });
-        let options =
-            Options { guest, interval_ms: 2, seconds: Some(0.2), report_ms: 50, grace_seconds: 5.0, connect_seconds: 1.0 };
+        let options = Options { guest, interval_ms: 2, seconds: Some(0.2), report_ms: 50, grace_seconds: 5.0, connect_seconds: 1.0 };
         let mut reports = 0;
         let summary = run(&options, &AtomicBool::new(false), |_| reports += 1).unwrap();
         assert!(summary.sent > 50, "{summary:?}");

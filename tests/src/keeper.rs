@@ -98,7 +98,8 @@ pub(crate) fn is_up(name: &str) -> bool {
 /// Testbeds that have a run directory.
 pub(crate) fn names() -> Vec<String> {
     let entries = fs::read_dir(RUN_DIR).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).filter(|n| sites::check_name(n).is_ok()).collect();
+    let mut names: Vec<String> =
+        entries.filter_map(|e| e.file_name().into_string().ok()).filter(|n| sites::check_name(n).is_ok()).collect();
     names.sort();
     names
 }

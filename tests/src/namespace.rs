@@ -46,8 +46,7 @@ pub(crate) fn delete(name: &str) -> Result<(), Error> {
 /// All namespaces whose name begins with `prefix`.
 pub(crate) fn list(prefix: &str) -> Vec<String> {
     let entries = fs::read_dir(NAMES_DIR).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        entries.filter_map(|e| e.file_name().into_string().ok()).filter(|name| name.starts_with(prefix)).collect();
+    let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).filter(|name| name.starts_with(prefix)).collect();
     names.sort();
     names
 }

@@ -95,11 +95,28 @@ pub struct Testbed {
 /// What this handle holds of the testbed; the fields are only dropped.
 enum Hold {
     /// The testbed lives in this process.
-    Keeper { _keeper: Keeper },
+    Keeper(Keeper),
     /// The testbed lives in a child that ends with us.
-    Child(Child),
+    Child(TiedKeeper),
     /// It lives somewhere else and goes on without us.
     Nothing,
+}
+
+/// A keeper process that takes its testbed down when its standard input ends.
+struct TiedKeeper(Child);
+
+impl TiedKeeper {
+    fn end(&mut self) -> io::Result<()> {
+        drop(self.0.stdin.take());
+        self.0.wait().map(drop)
+    }
+}
+
+impl Drop for TiedKeeper {
+    fn drop(&mut self) {
+        // It is our child and does what it must without being watched; waiting only makes the end definite.
+        let _ = self.end();
+    }
 }
 
 /// What `testbed status` shows.
@@ -144,7 +161,7 @@ impl Testbed {
     /// next `up` on this machine takes it down.
     pub fn up(sites: &Sites, name: &str) -> Result<Testbed, Error> {
         let keeper = Keeper::start(sites, name, false)?;
-        Ok(Testbed { plan: keeper.plan().clone(), hold: Hold::Keeper { _keeper: keeper } })
+        Ok(Testbed { plan: keeper.plan().clone(), hold: Hold::Keeper(keeper) })
     }
 
     /// Builds a testbed kept by a process of its own, which is `program` (with `arguments` in front) calling [`keeper::keep`].
@@ -154,7 +171,7 @@ impl Testbed {
     pub fn up_by(program: &Path, arguments: &[&OsStr], sites: &Sites, name: &str, life: Life) -> Result<Testbed, Error> {
         let child = keeper::start_process(program, arguments, sites, name, life)?;
         let plan = keeper::read_plan(name)?;
-        Ok(Testbed { plan, hold: if life == Life::Tied { Hold::Child(child) } else { Hold::Nothing } })
+        Ok(Testbed { plan, hold: if life == Life::Tied { Hold::Child(TiedKeeper(child)) } else { Hold::Nothing } })
     }
 
     /// A testbed that is up already.
@@ -323,10 +340,9 @@ impl Testbed {
     /// Kills everything on the hosts and removes them, their state directories included; an error says what is left.
     pub fn down(self) -> Result<(), Error> {
         match self.hold {
-            Hold::Keeper { _keeper } => _keeper.stop(),
-            Hold::Child(mut child) => {
-                drop(child.stdin.take());
-                child.wait().map_err(|e| Error::Io("wait for the testbed's keeper".into(), e))?;
+            Hold::Keeper(keeper) => keeper.stop(),
+            Hold::Child(mut keeper) => {
+                keeper.end().map_err(|e| Error::Io("wait for the testbed's keeper".into(), e))?;
                 raise::raze(&self.plan.name)
             }
             Hold::Nothing => down(&self.plan.name),

@@ -61,9 +61,10 @@ impl Forwarder {
         }
         let wake = Arc::new(EventFd::new().map_err(|e| failed(e.into()))?);
         let (requests, receiver) = sync_channel(REQUESTS);
-        let wires = plan.shapes.iter().enumerate().map(|(from, row)| {
-            row.iter().enumerate().map(|(to, shape)| Wire::new(*shape, plan.seed, from as u64, to as u64)).collect()
-        });
+        let wires =
+            plan.shapes.iter().enumerate().map(|(from, row)| {
+                row.iter().enumerate().map(|(to, shape)| Wire::new(*shape, plan.seed, from as u64, to as u64)).collect()
+            });
         let core = Core {
             wires: wires.collect(),
             flights: BinaryHeap::new(),
