@@ -11,13 +11,14 @@ use crate::{
     testbed::Error,
 };
 use nix::{
+    fcntl::{Flock, FlockArg},
     sys::signal::{SigSet, Signal, kill},
     unistd::{Pid, setsid},
 };
 use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsStr,
-    fs,
+    fs::{self, File},
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
@@ -125,12 +126,14 @@ impl Keeper {
     pub(crate) fn start(sites: &Sites, name: &str, dedicated: bool) -> Result<Keeper, Error> {
         sites.check()?;
         sites::check_name(name).map_err(Error::Sites)?;
+        let plan = Plan::new(name, sites).map_err(Error::Sites)?;
+        let lock = lock()?;
         for stale in names().iter().filter(|stale| !is_up(stale)) {
-            // Another process may be removing it at the same moment; what stays is found by the next.
+            // Its keeper may be a process that is just ending and removing it; what stays is found by the next.
             let _ = raze(stale);
         }
-        let plan = Plan::new(name, sites).map_err(Error::Sites)?;
         claim(&plan, dedicated)?;
+        drop(lock);
         let mut keeper = Keeper { plan, forwarder: None, answering: None, ending: Arc::default(), razed: false };
         let devices = raise(&keeper.plan)?;
         let forwarder = Arc::new(Forwarder::start(&keeper.plan, devices)?);
@@ -177,10 +180,21 @@ impl Drop for Keeper {
     }
 }
 
+/// Held while stale testbeds are found and a name is claimed, so that nobody takes a name just claimed for a stale one.
+fn lock() -> Result<Flock<File>, Error> {
+    let path = Path::new(RUN_DIR).join(".lock");
+    let failed = |e| Error::Io(format!("lock {}", path.display()), e);
+    fs::create_dir_all(RUN_DIR).map_err(failed)?;
+    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))
+}
+
 /// Makes the run directory under its final name at once, with the keeper named in it: it is never seen without.
 fn claim(plan: &Plan, dedicated: bool) -> Result<(), Error> {
     let directory = run_dir(&plan.name);
-    let draft = Path::new(RUN_DIR).join(format!(".{}.{}", plan.name, std::process::id()));
+    let draft = Path::new(RUN_DIR).join(".draft");
+    // Left by somebody killed at this point; the lock is ours, so nobody else uses it now.
+    let _ = fs::remove_dir_all(&draft);
     let write = || -> io::Result<()> {
         fs::create_dir_all(&draft)?;
         fs::write(draft.join("keeper.json"), serde_json::to_vec(&Identity::own(dedicated))?)?;

@@ -91,7 +91,7 @@ fn nobody_reaches_a_host_that_never_wrote() {
     }
 }
 
-/// Both tell each other where the world sees them and then write to that place at once.
+/// Both tell each other where the world sees them, write to that place at once, and answer to where they hear the other from.
 fn punch(a_nat: &str, b_nat: &str) -> bool {
     let testbed = up(&format!(
         "seed=5\n[default]\nrtt_ms=2\n[[site]]\nname='a'\nnat='{a_nat}'\n[[site]]\nname='b'\nnat='{b_nat}'\n[[site]]\nname='w'\n"
@@ -102,7 +102,9 @@ fn punch(a_nat: &str, b_nat: &str) -> bool {
         a.send_to(b"punch", b_seen).unwrap();
         b.send_to(b"punch", a_seen).unwrap();
     }
-    receive(&a).is_some() && receive(&b).is_some()
+    let at_a = receive(&a).is_some_and(|(_, from)| a.send_to(b"heard", from).is_ok());
+    let at_b = receive(&b).is_some_and(|(_, from)| b.send_to(b"heard", from).is_ok());
+    at_b && (at_a || receive(&a).is_some())
 }
 
 #[test]
