@@ -10,8 +10,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// An offloaded packet that takes a link longer than this is cut, so that the rate is smooth.
-const LONGEST_BURST: Duration = Duration::from_millis(2);
+/// A joined packet that keeps a link busy longer than this is cut, so that the rate is smooth. Shorter bursts would be smoother still, but
+/// each costs the machine about as much as a whole joined packet.
+pub(super) const LONGEST_BURST: Duration = Duration::from_millis(3);
 /// Most that may be on its way on one link; a link this full drops.
 const MOST_IN_FLIGHT_BYTES: usize = 64 << 20;
 

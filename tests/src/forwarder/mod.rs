@@ -1,8 +1,8 @@
 //! The core of the wide area: reads what a site's router sends, keeps it as long as the link asks, writes it to the router of the other site.
 //!
 //! One thread polls all routers and sleeps until the next packet is due, so an idle testbed costs nothing. Packets are taken with the
-//! kernel's offloads (up to 64 KiB of TCP or UDP at once, uncut and unchecksummed) and are cut only where the link would tell them apart:
-//! when one of them is lost, or when the whole would leave a slow link in one burst.
+//! kernel's offloads (up to 64 KiB of TCP or UDP at once, uncut and unchecksummed) and are cut only where the link tells them apart: when
+//! one of them is lost, or when the whole would leave a slow link in one long burst.
 
 mod cut;
 mod link;
@@ -72,6 +72,7 @@ impl Forwarder {
             sequence: 0,
             epoch: Instant::now(),
             scratch: vec![0; BUFFER_BYTES],
+            room: Vec::with_capacity(BUFFER_BYTES),
             spare: Vec::new(),
         };
         let inner = wake.clone();
@@ -151,6 +152,8 @@ struct Core {
     sequence: u64,
     epoch: Instant,
     scratch: Vec<u8>,
+    /// Where parts of joined packets are built.
+    room: Vec<u8>,
     /// Small buffers for reuse.
     spare: Vec<Vec<u8>>,
 }
@@ -248,12 +251,12 @@ impl Core {
         let mut scratch = std::mem::take(&mut self.scratch);
         for _ in 0..READ_BATCH {
             let Ok(length) = unistd::read(&self.devices[site], &mut scratch) else { break };
-            self.route(site, &mut scratch[..length]);
+            self.route(site, &scratch[..length]);
         }
         self.scratch = scratch;
     }
 
-    fn route(&mut self, from: usize, packet: &mut [u8]) {
+    fn route(&mut self, from: usize, packet: &[u8]) {
         let Some(to) = destination(packet).filter(|to| *to < self.devices.len() && *to != from) else { return };
         let now = self.epoch.elapsed();
         let wire = &mut self.wires[from][to];
@@ -261,16 +264,9 @@ impl Core {
         match wire.offer(now, packet.len() - VIRTIO_NET_HDR_LEN, pieces) {
             Verdict::Whole(due) => self.launch(from, to, due, packet),
             Verdict::Pieces(dues) => {
-                let mut place = 0;
-                let outcome = cut::cut(packet, |piece| {
-                    if let Some(Some(due)) = dues.get(place) {
-                        self.launch(from, to, *due, piece);
-                    }
-                    place += 1;
-                });
-                if let Err(error) = outcome {
-                    tracing::debug!(%error, "a packet that cannot be cut was dropped");
-                }
+                let mut room = std::mem::take(&mut self.room);
+                cut::runs(packet, &dues, link::LONGEST_BURST, &mut room, |due, run| self.launch(from, to, due, run));
+                self.room = room;
             }
             Verdict::Nothing => {}
         }
