@@ -183,7 +183,7 @@ impl Drop for Keeper {
 /// Held while stale testbeds are found and a name is claimed, so that nobody takes a name just claimed for a stale one.
 fn lock() -> Result<Flock<File>, Error> {
     let path = Path::new(RUN_DIR).join(".lock");
-    let failed = |e| Error::Io(format!("lock {}", path.display()), e);
+    let failed = |e| Error::Io(format!("lock {} (a testbed needs root)", path.display()), e);
     fs::create_dir_all(RUN_DIR).map_err(failed)?;
     let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))

@@ -5,6 +5,7 @@ mod testbed_common;
 use p2pvm_tests::{Sites, Testbed, keeper::Life, testbed};
 use std::{
     fs,
+    io::Write,
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -139,6 +140,20 @@ fn what_a_killed_keeper_left_is_removed_by_the_next_up() {
     wait_until("removal", || leavings(&name).is_empty());
     assert!(!sleeper.wait().unwrap().success());
     second.down().unwrap();
+}
+
+#[test]
+fn a_keeper_told_to_end_at_any_moment_leaves_nothing() {
+    for delay_ms in [0, 5, 20, 60, 150] {
+        let name = name();
+        let mut keeper = Command::new(PROGRAM).args(["keep", &name]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let sites = serde_json::to_string(&Sites::parse(SITES).unwrap()).unwrap();
+        keeper.stdin.take().unwrap().write_all(format!("{sites}\n").as_bytes()).unwrap();
+        thread::sleep(Duration::from_millis(delay_ms));
+        assert!(Command::new("kill").arg(keeper.id().to_string()).status().unwrap().success());
+        keeper.wait().unwrap();
+        assert_eq!(leavings(&name), Vec::<String>::new(), "after {delay_ms} ms");
+    }
 }
 
 #[test]

@@ -175,3 +175,31 @@ fn a_link_can_change_its_shape_while_it_runs() {
     testbed.reshape("a", "b", Properties { rtt_ms: Some(60.0), ..Properties::default() }).unwrap();
     assert!(round_trips(&testbed, "a", "b", 3)[0] >= Duration::from_millis(60));
 }
+
+/// UDP joined by the sender (GSO), as QUIC and our own links send it: every datagram arrives alone, whole, and loses only itself.
+#[test]
+fn joined_datagrams_are_lost_one_by_one() {
+    use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+    let testbed = up("seed=9\n[default]\nrtt_ms=2\nloss=0.02\nmbit=50\n[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n");
+    let (from, to) = (socket(&testbed, "a", 0), socket(&testbed, "b", 9));
+    setsockopt(&from, UdpGsoSegment, &1000).unwrap();
+    let reader = thread::spawn(move || {
+        let (mut heard, mut buffer) = (Vec::new(), [0; 2048]);
+        while let Ok(length) = to.recv(&mut buffer) {
+            assert!(length == 1000 && buffer[2..1000].iter().all(|byte| *byte == buffer[1]), "{length} bytes");
+            heard.push(u16::from(buffer[0]) * 20 + u16::from(buffer[1]));
+        }
+        heard
+    });
+    for round in 0..50u8 {
+        let joined: Vec<u8> = (0..20u8).flat_map(|number| std::iter::once(round).chain(std::iter::repeat_n(number, 999))).collect();
+        from.send_to(&joined, at(&testbed, "b", 9)).unwrap();
+        // 20 kB take 3.3 ms at 50 Mbit/s.
+        thread::sleep(Duration::from_millis(5));
+    }
+    let heard = reader.join().unwrap();
+    let counters = testbed.counters().unwrap()[0][1];
+    assert_eq!(counters.packets + counters.lost, 1000, "{counters:?}");
+    assert_eq!(heard.len() as u64, counters.packets, "{counters:?}");
+    assert!(heard.is_sorted() && counters.lost > 0);
+}
