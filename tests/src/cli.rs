@@ -1,0 +1,201 @@
+//! `p2pvm testbed …`: the command line over [`Testbed`].
+
+use crate::{
+    guest_client,
+    keeper::{self, Life},
+    sites::{Properties, Sites},
+    testbed::{self, Testbed},
+};
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use std::{
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+/// Which testbed a command means.
+#[derive(Args, Debug)]
+pub struct Named {
+    /// Name of the testbed
+    #[arg(long, default_value = "testbed", env = "P2PVM_TESTBED")]
+    name: String,
+}
+
+/// An emulated wide area on this machine (needs root).
+#[derive(Subcommand, Debug)]
+pub enum TestbedCommand {
+    /// Build the sites, hosts and links of a file
+    #[command(after_help = "Example: p2pvm testbed up tests/sites/planetlab.toml")]
+    Up {
+        /// The file that describes the sites
+        sites: PathBuf,
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+    },
+    /// Run a command on a host, with P2PVM_DIR naming the host's own state directory
+    #[command(after_help = "Example: p2pvm testbed exec paris1 -- ping -c 3 198.18.2.10")]
+    Exec {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// The host
+        host: String,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Cut the link between two sites, or pull the cable of one host
+    #[command(after_help = "Example: p2pvm testbed cut paris tokyo")]
+    Cut {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// A site, its only host, or (alone) the host to isolate
+        a: String,
+        /// The other site
+        b: Option<String>,
+    },
+    /// Undo `cut`
+    #[command(after_help = "Example: p2pvm testbed heal paris tokyo")]
+    Heal {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// A site, its only host, or (alone) the isolated host
+        a: String,
+        /// The other site
+        b: Option<String>,
+    },
+    /// Change a link while it runs; what is not given becomes none
+    #[command(after_help = "Example: p2pvm testbed shape paris tokyo --rtt-ms 300 --loss 0.01 --mbit 20")]
+    Shape {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// A site
+        a: String,
+        /// The other site
+        b: String,
+        /// Round trip in milliseconds
+        #[arg(long)]
+        rtt_ms: Option<f64>,
+        /// Largest deviation of the one-way delay in milliseconds
+        #[arg(long)]
+        jitter_ms: Option<f64>,
+        /// Probability of loss, 0 to 1
+        #[arg(long)]
+        loss: Option<f64>,
+        /// Rate in Mbit/s
+        #[arg(long)]
+        mbit: Option<f64>,
+    },
+    /// Pull the plug of a host: all its processes die at once
+    #[command(after_help = "Example: p2pvm testbed kill paris1")]
+    Kill {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// The host
+        host: String,
+    },
+    /// Plug a killed host in again
+    #[command(after_help = "Example: p2pvm testbed revive paris1")]
+    Revive {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// The host
+        host: String,
+    },
+    /// Show hosts, addresses, and what the links carried
+    #[command(after_help = "Example: p2pvm testbed status --json")]
+    Status {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove the testbed with everything that runs on it
+    #[command(after_help = "Example: p2pvm testbed down")]
+    Down {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+    },
+    /// Talk to a guest's counter and report lost and doubled replies
+    #[command(hide = true)]
+    Client(guest_client::Options),
+    /// Be the process that keeps a testbed
+    #[command(hide = true)]
+    Keep {
+        /// Name of the testbed
+        name: String,
+        /// End with the process that started this one
+        #[arg(long)]
+        tied: bool,
+    },
+}
+
+/// Runs a command. `program` is the way to this very command line from outside (`p2pvm testbed` is this executable and `["testbed"]`).
+pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        TestbedCommand::Up { sites, named } => {
+            let sites = Sites::load(&sites).with_context(|| sites.display().to_string())?;
+            let program = std::env::current_exe().context("cannot find this program's own file")?;
+            let testbed = Testbed::up_by(&program, arguments, &sites, &named.name, Life::Detached)?;
+            print_hosts(&testbed.status()?);
+        }
+        TestbedCommand::Exec { named, host, command } => {
+            let Some((program, arguments)) = command.split_first() else { anyhow::bail!("there is no command to run") };
+            return Err(Testbed::open(&named.name)?.become_command(&host, Command::new(program).args(arguments)).into());
+        }
+        TestbedCommand::Cut { named, a, b: Some(b) } => Testbed::open(&named.name)?.cut(&a, &b)?,
+        TestbedCommand::Cut { named, a, b: None } => Testbed::open(&named.name)?.isolate(&a)?,
+        TestbedCommand::Heal { named, a, b: Some(b) } => Testbed::open(&named.name)?.heal(&a, &b)?,
+        TestbedCommand::Heal { named, a, b: None } => Testbed::open(&named.name)?.rejoin(&a)?,
+        TestbedCommand::Shape { named, a, b, rtt_ms, jitter_ms, loss, mbit } => {
+            let properties = Properties { rtt_ms, jitter_ms, loss, mbit, ..Properties::default() };
+            Testbed::open(&named.name)?.reshape(&a, &b, properties)?;
+        }
+        TestbedCommand::Kill { named, host } => {
+            let killed = Testbed::open(&named.name)?.kill(&host)?;
+            println!("{killed} processes killed on {host}");
+        }
+        TestbedCommand::Revive { named, host } => Testbed::open(&named.name)?.revive(&host)?,
+        TestbedCommand::Status { named, json } => {
+            let status = Testbed::open(&named.name)?.status()?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&status)?);
+            } else {
+                print_hosts(&status);
+                for link in status.links {
+                    let c = link.counters;
+                    println!(
+                        "{} -> {}: {} packets, {} bytes, lost {}, queue full {}, cut {}, refused {}",
+                        link.from, link.to, c.packets, c.bytes, c.lost, c.full, c.cut, c.refused
+                    );
+                }
+            }
+        }
+        TestbedCommand::Down { named } => testbed::down(&named.name)?,
+        TestbedCommand::Client(options) => return guest_client::main(&options),
+        TestbedCommand::Keep { name, tied } => return Ok(keeper::keep(&name, tied)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a command of `p2pvm testbed`.
+pub fn run(command: TestbedCommand) -> anyhow::Result<ExitCode> {
+    run_as(&[OsStr::new("testbed")], command)
+}
+
+fn print_hosts(status: &testbed::Status) {
+    println!("{:<16} {:<16} {:<16} {:<16} processes", "host", "site", "address", "seen as");
+    for host in &status.hosts {
+        println!("{:<16} {:<16} {:<16} {:<16} {}", host.name, host.site, host.address, host.public, host.processes);
+    }
+}

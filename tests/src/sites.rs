@@ -1,0 +1,322 @@
+//! `sites.toml`: which sites there are, what stands between each and the internet, and how far apart they are.
+//!
+//! ```toml
+//! seed = 7
+//! [default]                 # links that are not listed
+//! rtt_ms = 40
+//! mbit = 500
+//! [[site]]
+//! name = "paris"
+//! nat = "port-restricted"   # none, full-cone, restricted, port-restricted, symmetric
+//! hosts = ["p1", "p2"]      # or a number
+//! [[link]]
+//! a = "paris"
+//! b = "tokyo"
+//! rtt_ms = 230
+//! jitter_ms = 2
+//! loss = 0.001
+//! mbit = 200
+//! back = { mbit = 20 }      # from b to a, where it differs
+//! ```
+
+use crate::testbed::Error;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+/// Longest queue in front of a rate-limited link unless the file says otherwise.
+const DEFAULT_QUEUE_MS: f64 = 100.0;
+/// The third octet of a site's addresses names the site.
+const MAX_SITES: usize = 250;
+/// Host addresses in a site begin at .10.
+const MAX_HOSTS_PER_SITE: usize = 200;
+
+/// What a site's router does to UDP, in the words of RFC 3489; RFC 4787's are given beside them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Nat {
+    /// Hosts have public addresses; nothing is filtered.
+    #[default]
+    None,
+    /// Endpoint-independent mapping and filtering.
+    FullCone,
+    /// Endpoint-independent mapping, address-dependent filtering.
+    Restricted,
+    /// Endpoint-independent mapping, address and port-dependent filtering.
+    PortRestricted,
+    /// Address and port-dependent mapping and filtering.
+    Symmetric,
+}
+
+/// One direction of a link, as the forwarder applies it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Shape {
+    /// One-way delay.
+    pub delay: Duration,
+    /// Each packet's delay differs from `delay` by up to this much, uniformly; packets keep their order.
+    pub jitter: Duration,
+    /// Probability that a packet is lost, 0 to 1.
+    pub loss: f64,
+    /// Bits per second; 0 is no limit.
+    pub bits_per_second: u64,
+    /// Longest time a packet may wait for the link's rate before it is dropped.
+    pub queue: Duration,
+}
+
+/// A site as written in the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Site {
+    /// Name, unique among sites.
+    pub name: String,
+    /// Kind of NAT between the site's hosts and the internet.
+    #[serde(default)]
+    pub nat: Nat,
+    /// Whether UDP passes the site's router at all.
+    #[serde(default = "yes")]
+    pub udp: bool,
+    /// Names or number of its hosts.
+    #[serde(default)]
+    pub hosts: Hosts,
+}
+
+/// Hosts of a site: a number of them or their names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Hosts {
+    /// `n` hosts named after the site: `paris` if there is one, else `paris1`, `paris2`, …
+    Count(usize),
+    /// Hosts of these names.
+    Names(Vec<String>),
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Hosts::Count(1)
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Site {
+    /// Names of the site's hosts.
+    pub fn host_names(&self) -> Vec<String> {
+        match &self.hosts {
+            Hosts::Count(1) => vec![self.name.clone()],
+            Hosts::Count(n) => (1..=*n).map(|i| format!("{}{i}", self.name)).collect(),
+            Hosts::Names(names) => names.clone(),
+        }
+    }
+}
+
+/// Properties of a link; what is absent comes from the `[default]` table, then from none at all (no delay, no loss, no limit).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Properties {
+    /// Round trip in milliseconds; half of it each way.
+    pub rtt_ms: Option<f64>,
+    /// One-way delay in milliseconds, instead of half of `rtt_ms`.
+    pub delay_ms: Option<f64>,
+    /// Largest deviation of the one-way delay, in milliseconds.
+    pub jitter_ms: Option<f64>,
+    /// Probability of loss, 0 to 1, each way.
+    pub loss: Option<f64>,
+    /// Rate in Mbit/s, each way.
+    pub mbit: Option<f64>,
+    /// Longest queue before the rate limit, in milliseconds (100 if not given).
+    pub queue_ms: Option<f64>,
+}
+
+impl Properties {
+    fn or(self, other: Properties) -> Properties {
+        // A round trip given here must win over a one-way delay given further out, and the other way round.
+        let own = self.rtt_ms.is_some() || self.delay_ms.is_some();
+        Properties {
+            rtt_ms: if own { self.rtt_ms } else { other.rtt_ms },
+            delay_ms: if own { self.delay_ms } else { other.delay_ms },
+            jitter_ms: self.jitter_ms.or(other.jitter_ms),
+            loss: self.loss.or(other.loss),
+            mbit: self.mbit.or(other.mbit),
+            queue_ms: self.queue_ms.or(other.queue_ms),
+        }
+    }
+
+    /// The shape of one direction; an error names the property that makes no sense.
+    pub fn shape(self) -> Result<Shape, String> {
+        let delay = self.delay_ms.or(self.rtt_ms.map(|rtt| rtt / 2.0)).unwrap_or(0.0);
+        let loss = self.loss.unwrap_or(0.0);
+        if !(0.0..=1.0).contains(&loss) {
+            return Err(format!("loss {loss} is not between 0 and 1"));
+        }
+        let mbit = self.mbit.unwrap_or(0.0);
+        if !(0.0..=1e6).contains(&mbit) {
+            return Err(format!("mbit {mbit} is not between 0 and 1000000"));
+        }
+        Ok(Shape {
+            delay: milliseconds("delay", delay)?,
+            jitter: milliseconds("jitter", self.jitter_ms.unwrap_or(0.0))?,
+            loss,
+            bits_per_second: (mbit * 1e6) as u64,
+            queue: milliseconds("queue", self.queue_ms.unwrap_or(DEFAULT_QUEUE_MS))?,
+        })
+    }
+}
+
+fn milliseconds(what: &str, value: f64) -> Result<Duration, String> {
+    if (0.0..=60_000.0).contains(&value) {
+        Ok(Duration::from_secs_f64(value / 1e3))
+    } else {
+        Err(format!("{what} of {value} ms is not between 0 and 60000"))
+    }
+}
+
+/// A link between two sites.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    /// One site.
+    pub a: String,
+    /// The other site.
+    pub b: String,
+    /// Both directions.
+    #[serde(flatten)]
+    pub both: Properties,
+    /// From `b` to `a`, where it differs.
+    #[serde(default)]
+    pub back: Properties,
+}
+
+/// The whole file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sites {
+    /// Decides every loss, every jitter and every port a NAT chooses.
+    #[serde(default)]
+    pub seed: u64,
+    /// Properties of the links that are not listed, and of what listed ones leave out.
+    #[serde(default)]
+    pub default: Properties,
+    /// The sites.
+    #[serde(default, rename = "site")]
+    pub sites: Vec<Site>,
+    /// The links.
+    #[serde(default, rename = "link")]
+    pub links: Vec<Link>,
+}
+
+impl Sites {
+    /// Reads and checks a file.
+    pub fn load(path: impl AsRef<Path>) -> Result<Sites, Error> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|e| Error::Io(format!("read {}", path.display()), e))?;
+        Sites::parse(&text)
+    }
+
+    /// Reads and checks the text of a file.
+    pub fn parse(text: &str) -> Result<Sites, Error> {
+        let sites: Sites = toml::from_str(text).map_err(|e| Error::Sites(e.to_string()))?;
+        sites.check()?;
+        Ok(sites)
+    }
+
+    /// Names are usable and unique, links join known sites and have sensible properties.
+    pub fn check(&self) -> Result<(), Error> {
+        let fail = |why: String| Err(Error::Sites(why));
+        if self.sites.is_empty() || self.sites.len() > MAX_SITES {
+            return fail(format!("there must be 1 to {MAX_SITES} sites, not {}", self.sites.len()));
+        }
+        let (mut names, mut hosts) = (BTreeSet::new(), BTreeSet::new());
+        for site in &self.sites {
+            check_name(&site.name).map_err(Error::Sites)?;
+            if !names.insert(site.name.as_str()) {
+                return fail(format!("two sites are named {}", site.name));
+            }
+            let of_site = site.host_names();
+            if of_site.is_empty() || of_site.len() > MAX_HOSTS_PER_SITE {
+                return fail(format!("site {} must have 1 to {MAX_HOSTS_PER_SITE} hosts", site.name));
+            }
+            for host in of_site {
+                check_name(&host).map_err(Error::Sites)?;
+                if hosts.contains(&host) {
+                    return fail(format!("two hosts are named {host}"));
+                }
+                hosts.insert(host);
+            }
+        }
+        let mut pairs = BTreeSet::new();
+        for link in &self.links {
+            for end in [&link.a, &link.b] {
+                if !names.contains(end.as_str()) {
+                    return fail(format!("a link names {end}, which is no site"));
+                }
+            }
+            if link.a == link.b || !pairs.insert((link.a.clone().min(link.b.clone()), link.a.clone().max(link.b.clone()))) {
+                return fail(format!("the link {} – {} is given twice or joins a site to itself", link.a, link.b));
+            }
+        }
+        for a in &self.sites {
+            for b in &self.sites {
+                self.shape(&a.name, &b.name).map_err(|why| Error::Sites(format!("link {} – {}: {why}", a.name, b.name)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a packet from site `from` to site `to` meets.
+    pub fn shape(&self, from: &str, to: &str) -> Result<Shape, String> {
+        let listed = self.links.iter().find_map(|link| {
+            if link.a == from && link.b == to {
+                Some(link.both)
+            } else if link.b == from && link.a == to {
+                Some(link.back.or(link.both))
+            } else {
+                None
+            }
+        });
+        listed.unwrap_or_default().or(self.default).shape()
+    }
+}
+
+/// Names become parts of namespace and file names.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    let usable = (1..=24).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if usable { Ok(()) } else { Err(format!("the name {name:?} is not 1 to 24 of a-z, 0-9 and -")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_takes_what_it_leaves_out_from_the_default() {
+        let sites = Sites::parse(
+            "[default]\nrtt_ms = 40\nmbit = 100\n[[site]]\nname='a'\n[[site]]\nname='b'\nhosts=2\n[[site]]\nname='c'\n\
+             [[link]]\na='a'\nb='b'\nrtt_ms=10\nback={mbit=5, delay_ms=30}\n",
+        )
+        .unwrap();
+        let there = sites.shape("a", "b").unwrap();
+        assert_eq!((there.delay, there.bits_per_second), (Duration::from_millis(5), 100_000_000));
+        let back = sites.shape("b", "a").unwrap();
+        assert_eq!((back.delay, back.bits_per_second), (Duration::from_millis(30), 5_000_000));
+        assert_eq!(sites.shape("a", "c").unwrap().delay, Duration::from_millis(20));
+        assert_eq!(sites.sites[1].host_names(), ["b1", "b2"]);
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_reason() {
+        for (text, reason) in [
+            ("", "1 to 250 sites"),
+            ("[[site]]\nname='A b'", "A b"),
+            ("[[site]]\nname='a'\n[[site]]\nname='a'", "two sites"),
+            ("[[site]]\nname='a'\nhosts=['x']\n[[site]]\nname='b'\nhosts=['x']", "two hosts"),
+            ("[[site]]\nname='a'\nnat='cone'", "cone"),
+            ("[[site]]\nname='a'\n[[link]]\na='a'\nb='z'", "z, which is no site"),
+            ("[[site]]\nname='a'\n[[site]]\nname='b'\n[[link]]\na='a'\nb='b'\nloss=2", "loss 2"),
+            ("[[site]]\nname='a'\n[[site]]\nname='b'\n[[link]]\na='a'\nb='b'\n[[link]]\na='b'\nb='a'", "given twice"),
+            ("[default]\nrtt_ms=-1\n[[site]]\nname='a'", "-0.5 ms"),
+        ] {
+            let error = Sites::parse(text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{text:?} gave {error:?}");
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! What one does with a testbed: run programs on its hosts, cut and heal links, kill and revive hosts, look at it, take it down.
+//!
+//! Everything goes by the plan in the state directory and the keeper's control socket, so that it makes no difference whether the testbed
+//! is kept by this process ([`Testbed::up`]), by a child of it ([`Testbed::up_by`]) or by one started long ago ([`Testbed::open`]).
+
+use crate::{
+    forwarder::Counters,
+    keeper::{self, Keeper, Life},
+    namespace,
+    plan::{HostPlan, Plan},
+    raise,
+    sites::{Properties, Shape, Sites},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    ffi::OsStr,
+    io,
+    net::Ipv4Addr,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
+
+/// Why something could not be done with a testbed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The sites file makes no sense.
+    #[error("sites file: {0}")]
+    Sites(String),
+    /// A file, device or system call failed.
+    #[error("cannot {0}: {1}")]
+    Io(String, #[source] io::Error),
+    /// `ip` or `nft` failed.
+    #[error("{line} failed: {said}")]
+    Program {
+        /// The command line.
+        line: String,
+        /// What it wrote to standard error.
+        said: String,
+    },
+    /// A host's command ended with a status other than 0.
+    #[error("on host {host}: {line} ended with {status}: {said}")]
+    Command {
+        /// The host.
+        host: String,
+        /// The command line.
+        line: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// What it wrote to standard error.
+        said: String,
+    },
+    /// There is a testbed of this name already.
+    #[error("there is a testbed {0} already: take it down first, or use another name")]
+    Exists(String),
+    /// No testbed of this name runs.
+    #[error("there is no testbed {0}: start it with `testbed up`")]
+    NotUp(String),
+    /// No host or site has this name.
+    #[error("no host or site is named {0}")]
+    NoSuch(String),
+    /// Links join sites, so a host that shares its site cannot be cut off by name.
+    #[error("cannot cut between {0} and {1}: name two sites, or hosts that are alone at different sites")]
+    NotALink(String, String),
+    /// Processes that would not die.
+    #[error("processes {pids:?} in {namespace} do not die")]
+    Undead {
+        /// Where they are.
+        namespace: String,
+        /// Which they are.
+        pids: Vec<i32>,
+    },
+    /// The testbed belongs to a process that is more than its keeper.
+    #[error("testbed {name} belongs to process {pid}, which takes it down when it ends")]
+    Owned {
+        /// The testbed.
+        name: String,
+        /// The process.
+        pid: i32,
+    },
+    /// The keeper or forwarder has ended.
+    #[error("the testbed's keeper has ended: take the testbed down and up again")]
+    Gone,
+    /// The keeper said why it could not.
+    #[error("the testbed's keeper: {0}")]
+    Keeper(String),
+}
+
+/// A testbed that is up.
+pub struct Testbed {
+    plan: Plan,
+    hold: Hold,
+}
+
+/// What this handle holds of the testbed; the fields are only dropped.
+enum Hold {
+    /// The testbed lives in this process.
+    Keeper(Keeper),
+    /// The testbed lives in a child that ends with us.
+    Child(TiedKeeper),
+    /// It lives somewhere else and goes on without us.
+    Nothing,
+}
+
+/// A keeper process that takes its testbed down when its standard input ends.
+struct TiedKeeper(Child);
+
+impl TiedKeeper {
+    fn end(&mut self) -> io::Result<()> {
+        drop(self.0.stdin.take());
+        self.0.wait().map(drop)
+    }
+}
+
+impl Drop for TiedKeeper {
+    fn drop(&mut self) {
+        // It is our child and does what it must without being watched; waiting only makes the end definite.
+        let _ = self.end();
+    }
+}
+
+/// What `testbed status` shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the testbed.
+    pub name: String,
+    /// Its hosts.
+    pub hosts: Vec<HostStatus>,
+    /// Its links, by direction; those that carried nothing, lost nothing and are not cut are left out.
+    pub links: Vec<LinkStatus>,
+}
+
+/// A host, as `testbed status` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Name.
+    pub name: String,
+    /// Site.
+    pub site: String,
+    /// Address on its own interface.
+    pub address: Ipv4Addr,
+    /// Address others see.
+    pub public: Ipv4Addr,
+    /// Processes running on it.
+    pub processes: usize,
+}
+
+/// One direction of a link, as `testbed status` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// Site it comes from.
+    pub from: String,
+    /// Site it goes to.
+    pub to: String,
+    /// What happened on it.
+    pub counters: Counters,
+}
+
+impl Testbed {
+    /// Builds a testbed that lives in this process: it is taken down when the handle is dropped. If the process is killed instead, the
+    /// next `up` on this machine takes it down.
+    pub fn up(sites: &Sites, name: &str) -> Result<Testbed, Error> {
+        let keeper = Keeper::start(sites, name, false)?;
+        Ok(Testbed { plan: keeper.plan().clone(), hold: Hold::Keeper(keeper) })
+    }
+
+    /// Builds a testbed kept by a process of its own, which is `program` (with `arguments` in front) calling [`keeper::keep`].
+    ///
+    /// With [`Life::Tied`] that process takes the testbed down as soon as this one drops the handle or ends in whatever way, `kill -9`
+    /// included; with [`Life::Detached`] when it is told to (`down`, SIGTERM).
+    pub fn up_by(program: &Path, arguments: &[&OsStr], sites: &Sites, name: &str, life: Life) -> Result<Testbed, Error> {
+        let child = keeper::start_process(program, arguments, sites, name, life)?;
+        let plan = keeper::read_plan(name)?;
+        Ok(Testbed { plan, hold: if life == Life::Tied { Hold::Child(TiedKeeper(child)) } else { Hold::Nothing } })
+    }
+
+    /// A testbed that is up already.
+    pub fn open(name: &str) -> Result<Testbed, Error> {
+        if !keeper::is_up(name) {
+            return Err(Error::NotUp(name.into()));
+        }
+        Ok(Testbed { plan: keeper::read_plan(name)?, hold: Hold::Nothing })
+    }
+
+    /// Names of the testbeds that are up.
+    pub fn list() -> Vec<String> {
+        keeper::names().into_iter().filter(|name| keeper::is_up(name)).collect()
+    }
+
+    /// Hosts, sites, addresses and link shapes.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// A host by name.
+    pub fn host(&self, name: &str) -> Result<&HostPlan, Error> {
+        self.plan.host(name).ok_or_else(|| Error::NoSuch(name.into()))
+    }
+
+    /// Runs `action` in a thread that is on the host's network. Sockets made there stay there.
+    pub fn inside<T: Send>(&self, host: &str, action: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        namespace::inside(&self.host(host)?.namespace, action)
+    }
+
+    /// Runs `action` in a thread that is on the network of a site's router.
+    pub fn inside_router<T: Send>(&self, site: &str, action: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        let site = self.plan.sites.iter().find(|s| s.name == site).ok_or_else(|| Error::NoSuch(site.into()))?;
+        namespace::inside(&site.namespace, action)
+    }
+
+    /// Starts a command on a host, with `P2PVM_DIR` naming the host's state directory and the host's name as host name.
+    pub fn spawn(&self, host: &str, command: &mut Command) -> Result<Child, Error> {
+        let host = self.host(host)?;
+        let line = line(command);
+        namespace::as_machine(&host.namespace, &host.name, || on_host(command, host).spawn())?
+            .map_err(|e| Error::Io(format!("run {line} on host {}", host.name), e))
+    }
+
+    /// Replaces this process by a command running on a host; returns only if that fails.
+    pub fn become_command(&self, host: &str, command: &mut Command) -> Error {
+        let host = match self.host(host) {
+            Ok(host) => host,
+            Err(error) => return error,
+        };
+        let line = line(command);
+        match namespace::as_machine(&host.namespace, &host.name, || on_host(command, host).exec()) {
+            Ok(error) => Error::Io(format!("run {line} on host {}", host.name), error),
+            Err(error) => error,
+        }
+    }
+
+    /// Runs a command on a host to its end and gives its output and status.
+    pub fn exec(&self, host: &str, argv: &[&str]) -> Result<Output, Error> {
+        let Some((program, arguments)) = argv.split_first() else {
+            return Err(Error::Io("run an empty command".into(), io::ErrorKind::InvalidInput.into()));
+        };
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = self.spawn(host, &mut command)?;
+        child.wait_with_output().map_err(|e| Error::Io(format!("wait for {program}"), e))
+    }
+
+    /// Runs a command on a host and gives what it printed; a status other than 0 is an error.
+    pub fn run(&self, host: &str, argv: &[&str]) -> Result<String, Error> {
+        let output = self.exec(host, argv)?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
+        Err(Error::Command { host: host.into(), line: argv.join(" "), status: output.status, said })
+    }
+
+    /// Cuts both directions between two sites, each named by itself or by its only host.
+    pub fn cut(&self, a: &str, b: &str) -> Result<(), Error> {
+        self.set_cut(a, b, true)
+    }
+
+    /// Undoes [`Testbed::cut`].
+    pub fn heal(&self, a: &str, b: &str) -> Result<(), Error> {
+        self.set_cut(a, b, false)
+    }
+
+    fn set_cut(&self, a: &str, b: &str, cut: bool) -> Result<(), Error> {
+        let (from, to) = self.link(a, b)?;
+        keeper::control(&self.plan.name, &keeper::Control::SetCut { from, to, cut })?;
+        keeper::control(&self.plan.name, &keeper::Control::SetCut { from: to, to: from, cut }).map(drop)
+    }
+
+    /// Gives both directions between two sites other properties than the file did; what is not given is none.
+    pub fn reshape(&self, a: &str, b: &str, properties: Properties) -> Result<(), Error> {
+        let (from, to) = self.link(a, b)?;
+        let shape: Shape = properties.shape().map_err(Error::Sites)?;
+        keeper::control(&self.plan.name, &keeper::Control::Reshape { from, to, shape })?;
+        keeper::control(&self.plan.name, &keeper::Control::Reshape { from: to, to: from, shape }).map(drop)
+    }
+
+    fn link(&self, a: &str, b: &str) -> Result<(usize, usize), Error> {
+        let not = || Error::NotALink(a.into(), b.into());
+        let (from, to) = (self.end(a, not)?, self.end(b, not)?);
+        if from == to { Err(not()) } else { Ok((from, to)) }
+    }
+
+    fn end(&self, name: &str, not: impl Fn() -> Error) -> Result<usize, Error> {
+        if let Some(site) = self.plan.sites.iter().position(|site| site.name == name) {
+            return Ok(site);
+        }
+        let host = self.host(name)?;
+        if self.plan.hosts.iter().filter(|other| other.site == host.site).count() == 1 { Ok(host.site) } else { Err(not()) }
+    }
+
+    /// Pulls a host's cable; its programs run on.
+    pub fn isolate(&self, host: &str) -> Result<(), Error> {
+        raise::plug(&self.plan, host, false)
+    }
+
+    /// Undoes [`Testbed::isolate`].
+    pub fn rejoin(&self, host: &str) -> Result<(), Error> {
+        raise::plug(&self.plan, host, true)
+    }
+
+    /// Pulls a host's plug: its cable first, then every program on it by SIGKILL. Its state directory stays. Answers how many died.
+    pub fn kill(&self, host: &str) -> Result<usize, Error> {
+        self.isolate(host)?;
+        namespace::kill_processes(&self.host(host)?.namespace)
+    }
+
+    /// Lets a killed host onto the network again; its programs have to be started by whoever started them at first.
+    pub fn revive(&self, host: &str) -> Result<(), Error> {
+        self.rejoin(host)
+    }
+
+    /// Process ids running on a host.
+    pub fn processes(&self, host: &str) -> Result<Vec<i32>, Error> {
+        Ok(namespace::processes(&self.host(host)?.namespace))
+    }
+
+    /// What happened on each link so far, `[from][to]` by site index.
+    pub fn counters(&self) -> Result<Vec<Vec<Counters>>, Error> {
+        keeper::control(&self.plan.name, &keeper::Control::Report)?.ok_or(Error::Gone)
+    }
+
+    /// Hosts with their addresses, and what went over the links.
+    pub fn status(&self) -> Result<Status, Error> {
+        let mut links = Vec::new();
+        for (from, row) in self.counters()?.into_iter().enumerate() {
+            for (to, counters) in row.into_iter().enumerate().filter(|(_, counters)| *counters != Counters::default()) {
+                links.push(LinkStatus { from: self.plan.sites[from].name.clone(), to: self.plan.sites[to].name.clone(), counters });
+            }
+        }
+        let hosts = self.plan.hosts.iter().map(|host| HostStatus {
+            name: host.name.clone(),
+            site: self.plan.sites[host.site].name.clone(),
+            address: host.address,
+            public: self.plan.public_address(host),
+            processes: namespace::processes(&host.namespace).len(),
+        });
+        Ok(Status { name: self.plan.name.clone(), hosts: hosts.collect(), links })
+    }
+
+    /// Kills everything on the hosts and removes them, their state directories included; an error says what is left.
+    pub fn down(self) -> Result<(), Error> {
+        match self.hold {
+            Hold::Keeper(keeper) => keeper.stop(),
+            Hold::Child(mut keeper) => {
+                keeper.end().map_err(|e| Error::Io("wait for the testbed's keeper".into(), e))?;
+                raise::raze(&self.plan.name)
+            }
+            Hold::Nothing => down(&self.plan.name),
+        }
+    }
+}
+
+/// Takes down testbed `name`, whoever keeps it, and also what a killed keeper left of it.
+pub fn down(name: &str) -> Result<(), Error> {
+    keeper::end(name)
+}
+
+fn on_host<'a>(command: &'a mut Command, host: &HostPlan) -> &'a mut Command {
+    command.env("P2PVM_DIR", &host.dir).env("P2PVM_HOST", &host.name)
+}
+
+fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
