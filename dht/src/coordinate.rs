@@ -103,7 +103,9 @@ impl Write {
                 return Some(Written::Exists(other.clone()));
             }
         }
-        if self.accepted + self.count.waiting() >= majority {
+        let hopeless = self.accepted + self.count.waiting() < majority;
+        let may_tell_why = answered < majority && answered + self.count.waiting() >= majority;
+        if !hopeless || may_tell_why {
             return None;
         }
         Some(match self.held.first() {

@@ -13,6 +13,11 @@ use crate::{
 };
 use async_trait::async_trait;
 use p2pvm_overlay::{Fabric, MemberId, RingAddr, Serve, UnixTime, identity::KeyPair};
+use rand::{
+    Rng, SeedableRng,
+    distr::{Distribution, StandardUniform},
+    rngs::StdRng,
+};
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -50,16 +55,19 @@ pub struct DhtOptions {
     pub republish_every: Duration,
     /// The wall clock.
     pub clock: Clock,
+    /// Seeds the waits and names of attempts, so that a simulation can be repeated; from the system if `None`.
+    pub seed: Option<u64>,
 }
 
 impl Default for DhtOptions {
-    /// 5 replicas (two may be dead), 3 s (a dial over a 200 ms path and a flush, with room), 30 min, the system's clock.
+    /// 5 replicas (two may be dead), 3 s (a dial over a 200 ms path and a flush, with room), 30 min, the system's clock and chance.
     fn default() -> Self {
         Self {
             replicas: 5,
             call_timeout: Duration::from_secs(3),
             republish_every: Duration::from_secs(30 * 60),
             clock: Arc::new(UnixTime::now),
+            seed: None,
         }
     }
 }
@@ -67,6 +75,7 @@ impl Default for DhtOptions {
 /// The replicated records of the network, and this node's share of them.
 pub struct Dht {
     pub(crate) peers: Peers,
+    chance: Mutex<StdRng>,
     changed: Arc<Notify>,
     republisher: JoinHandle<()>,
 }
@@ -77,10 +86,11 @@ impl Dht {
     pub fn start(fabric: Arc<dyn Fabric>, store: Arc<dyn Store>, options: DhtOptions) -> Arc<Self> {
         let local = Arc::new(Local { blocks: store.blocks(), replica: Mutex::new(Replica::new(store)), clock: options.clock.clone() });
         fabric.serve(SERVICE, Arc::new(Service(local.clone())));
+        let chance = Mutex::new(options.seed.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64));
         let peers = Peers { fabric, local, options };
         let changed = Arc::new(Notify::new());
         let republisher = tokio::spawn(republish::run(peers.clone(), changed.clone()));
-        Arc::new(Self { peers, changed, republisher })
+        Arc::new(Self { peers, chance, changed, republisher })
     }
 
     /// Tells that members came or went: records move to the members that are closest to them now. Cheap; call it often.
@@ -88,12 +98,19 @@ impl Dht {
         self.changed.notify_one();
     }
 
-    async fn write(&self, draw: impl Fn(u64) -> Record, key: RingAddr, mut version: u64, may_raise: bool) -> Result<Record, RecordError> {
+    fn draw<T>(&self) -> T
+    where
+        StandardUniform: Distribution<T>,
+    {
+        self.chance.lock().unwrap_or_else(PoisonError::into_inner).random()
+    }
+
+    async fn write(&self, sign: impl Fn(u64) -> Record, key: RingAddr, mut version: u64, may_raise: bool) -> Result<Record, RecordError> {
         let mut last = RecordError::NoQuorum { answered: 0, asked: 0 };
         for tried in 0..ATTEMPTS {
             let begun = Instant::now();
-            let record = draw(version);
-            let attempt = rand::random();
+            let record = sign(version);
+            let attempt = self.draw();
             match self.peers.write(&record, attempt).await {
                 (Written::Won, replicas) => {
                     if record.value.is_some() {
@@ -121,7 +138,7 @@ impl Dht {
                     let longest = (begun.elapsed() + Duration::from_millis(10)) * 2u32.pow(tried.min(5));
                     let half = if prefers(&key, &record.owner, &other.owner) { 0.0 } else { 0.5 };
                     last = RecordError::Exists(Box::new(other));
-                    tokio::time::sleep(longest.min(Duration::from_secs(5)).mul_f64(half + rand::random::<f64>() / 2.0)).await;
+                    tokio::time::sleep(longest.min(Duration::from_secs(5)).mul_f64(half + self.draw::<f64>() / 2.0)).await;
                 }
             }
         }
@@ -167,16 +184,16 @@ impl Records for Dht {
     async fn create(&self, owner: &KeyPair, key: RingAddr, value: Vec<u8>, ttl: Duration) -> Result<Record, RecordError> {
         check_size(&value)?;
         let now = self.peers.now();
-        let draw = |version| Record::sign(owner, key, version, now.plus(ttl.as_secs()), Some(value.clone()));
+        let sign = |version| Record::sign(owner, key, version, now.plus(ttl.as_secs()), Some(value.clone()));
         // Seconds as the first version: a renewal is newer without asking, and a VM's `epoch << 32 | seq` is newer still.
-        self.write(draw, key, now.0, true).await
+        self.write(sign, key, now.0, true).await
     }
 
     async fn put(&self, owner: &KeyPair, key: RingAddr, version: u64, value: Vec<u8>, ttl: Duration) -> Result<Record, RecordError> {
         check_size(&value)?;
         let expires = self.peers.now().plus(ttl.as_secs());
-        let draw = |version| Record::sign(owner, key, version, expires, Some(value.clone()));
-        self.write(draw, key, version, false).await
+        let sign = |version| Record::sign(owner, key, version, expires, Some(value.clone()));
+        self.write(sign, key, version, false).await
     }
 
     async fn get(&self, key: RingAddr) -> Result<Option<Record>, RecordError> {

@@ -170,3 +170,95 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(epoch: u64) -> Memory {
+        Memory { promise: Promise { epoch: Epoch(epoch), holder: MemberId([9; 32]), confirmed: epoch % 2 == 0 }, voters: [7; 32] }
+    }
+
+    /// A log with the epochs 1 to 3 of one VM and 7 of another.
+    fn written(path: &Path) -> Vec<u8> {
+        let mut log = VoterLog::open(path).unwrap();
+        for epoch in 1..=3 {
+            log.remember(VmId([1; 32]), memory(epoch)).unwrap();
+        }
+        log.remember(VmId([2; 32]), memory(7)).unwrap();
+        fs::read(path).unwrap()
+    }
+
+    fn recalled(path: &Path) -> Result<[Option<Memory>; 2], LogError> {
+        VoterLog::open(path).map(|log| [1, 2].map(|vm| log.recall(&VmId([vm; 32])).copied()))
+    }
+
+    #[test]
+    fn what_was_promised_is_recalled_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("votes");
+        written(&path);
+        assert_eq!(recalled(&path).unwrap(), [Some(memory(3)), Some(memory(7))]);
+    }
+
+    #[test]
+    fn a_write_torn_at_any_byte_loses_nothing_that_was_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("votes");
+        let whole = written(&path);
+        for cut in 3 * ENTRY_BYTES..whole.len() {
+            for rest in [0, whole.len() - cut] {
+                fs::write(&path, [&whole[..cut], &vec![0; rest][..]].concat()).unwrap();
+                let [first, second] = recalled(&path).unwrap_or_else(|e| panic!("cut at {cut}, {rest} zeros: {e}"));
+                assert_eq!(first, Some(memory(3)));
+                assert!(second.is_none() || second == Some(memory(7)));
+                let mut log = VoterLog::open(&path).unwrap();
+                log.remember(VmId([2; 32]), memory(9)).unwrap();
+                assert_eq!(recalled(&path).unwrap(), [Some(memory(3)), Some(memory(9))], "and goes on after it");
+            }
+        }
+    }
+
+    #[test]
+    fn a_byte_flipped_anywhere_is_repaired_from_the_second_copy() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("votes");
+        let whole = written(&path);
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x40;
+            fs::write(&path, &damaged).unwrap();
+            assert_eq!(recalled(&path).unwrap(), [Some(memory(3)), Some(memory(7))], "flipped at {at}");
+            assert_eq!(fs::read(&path).unwrap(), whole, "flipped at {at}");
+        }
+    }
+
+    #[test]
+    fn a_voter_that_lost_a_promise_does_not_vote() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("votes");
+        let whole = written(&path);
+        for lost in 0..3 {
+            let mut damaged = whole.clone();
+            damaged[lost * ENTRY_BYTES..][..ENTRY_BYTES].fill(0);
+            fs::write(&path, &damaged).unwrap();
+            assert!(matches!(recalled(&path), Err(LogError::Damaged(_, place)) if place == lost));
+            let mut swapped = whole.clone();
+            swapped.copy_within(3 * ENTRY_BYTES.., lost * ENTRY_BYTES);
+            fs::write(&path, &swapped).unwrap();
+            assert!(recalled(&path).is_err(), "an entry in another's place is none");
+        }
+    }
+
+    #[test]
+    fn a_long_log_is_compacted_without_losing_the_newest() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("votes");
+        let entries = COMPACT_FROM_ENTRIES + 1;
+        let raw: Vec<u8> = (0..entries).flat_map(|place| encode(place, VmId([1; 32]), &memory(place as u64)).repeat(2)).collect();
+        fs::write(&path, raw).unwrap();
+        assert_eq!(recalled(&path).unwrap()[0], Some(memory(entries as u64 - 1)));
+        assert_eq!(fs::metadata(&path).unwrap().len(), ENTRY_BYTES as u64);
+        assert_eq!(recalled(&path).unwrap()[0], Some(memory(entries as u64 - 1)));
+    }
+}

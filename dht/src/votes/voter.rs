@@ -113,3 +113,36 @@ impl Serve for Service {
         Ok(wire::emit(&reply))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use p2pvm_overlay::Epoch;
+    use proptest::prelude::*;
+
+    fn wishes() -> impl Strategy<Value = Wish> {
+        (prop_oneof![Just(Step::Promise), Just(Step::TakeBack), Just(Step::Confirm)], 1u64..6, 1u8..4)
+            .prop_map(|(step, epoch, holder)| Wish { step, epoch: Epoch(epoch), holder: MemberId([holder; 32]) })
+    }
+
+    proptest! {
+        #[test]
+        fn a_voter_promises_an_epoch_to_one_holder_and_never_an_older_one(wishes in proptest::collection::vec(wishes(), 1..30)) {
+            let mut known: Option<Promise> = None;
+            for wish in wishes {
+                match decide(known, &wish) {
+                    Decision::Record(new) => {
+                        prop_assert_eq!((new.epoch, new.holder), (wish.epoch, wish.holder));
+                        if let Some(old) = known {
+                            prop_assert!(new.epoch > old.epoch || (new.epoch == old.epoch && new.holder == old.holder && new.confirmed));
+                            prop_assert!(!(wish.step == Step::TakeBack && old.confirmed && old.holder != new.holder));
+                        }
+                        known = Some(new);
+                    }
+                    Decision::Agree => prop_assert_eq!(known.map(|k| (k.epoch, k.holder)), Some((wish.epoch, wish.holder))),
+                    Decision::Refuse(why) => prop_assert_eq!(Some(why), known),
+                }
+            }
+        }
+    }
+}
