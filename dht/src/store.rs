@@ -167,3 +167,68 @@ impl Store for MemoryStore {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn promise(store: &dyn Store) {
+        for n in [3u8, 1, 2] {
+            store.put(&[n; 32], vec![n]).unwrap();
+        }
+        store.remove(&[2; 32]).unwrap();
+        store.flush().unwrap();
+        assert_eq!(store.get(&[2; 32]).unwrap(), None);
+        assert_eq!(store.scan(None, 9).unwrap(), [([1; 32], vec![1]), ([3; 32], vec![3])]);
+        assert_eq!(store.scan(None, 1).unwrap(), [([1; 32], vec![1])]);
+        assert_eq!(store.scan(Some(&[1; 32]), 9).unwrap(), [([3; 32], vec![3])]);
+    }
+
+    #[test]
+    fn both_stores_keep_the_same_promise_and_sled_keeps_it_over_a_restart() {
+        promise(&MemoryStore::default());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("records");
+        promise(&SledStore::open(&path).unwrap());
+        assert_eq!(SledStore::open(&path).unwrap().scan(None, 9).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_was_flushed_is_there_after_a_kill() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("records");
+        let store = SledStore::open(&path).unwrap();
+        promise(&store);
+        // What a kill leaves: the files as they are, without sled's own last words.
+        let left = directory.path().join("left");
+        std::fs::create_dir(&left).unwrap();
+        for entry in std::fs::read_dir(&path).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() {
+                std::fs::copy(entry.path(), left.join(entry.file_name())).unwrap();
+            } else {
+                std::fs::create_dir(left.join(entry.file_name())).unwrap();
+            }
+        }
+        assert_eq!(SledStore::open(&left).unwrap().scan(None, 9).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_store_with_a_damaged_byte_opens_or_is_begun_anew_but_never_stops_the_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("records");
+        for at in [0usize, 10, 100, 600, 5000, 40_000] {
+            promise(&SledStore::open(&path).unwrap());
+            let file = path.join("db");
+            let mut bytes = std::fs::read(&file).unwrap();
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= 0xff;
+            }
+            std::fs::write(&file, bytes).unwrap();
+            let store = SledStore::open(&path).unwrap_or_else(|e| panic!("byte {at}: {e}"));
+            let _ = store.scan(None, 9);
+            drop(store);
+            std::fs::remove_dir_all(&path).unwrap();
+        }
+    }
+}
