@@ -4,8 +4,8 @@
 //! until then it is an attempt that its creator may withdraw. Deleted records leave graves (tombstones),
 //! which bury older versions of the same owner wherever a replica missed the deletion. Two settled records
 //! of different owners can only come from a partition or a moved replica set: [`prefers`] picks the same
-//! winner everywhere, without a word exchanged. Merging is commutative, associative and idempotent for
-//! settled cells, so that replicas that hear the same things in any order agree.
+//! winner everywhere, without a word exchanged. Merging settled cells is commutative and idempotent, so that
+//! two replicas that exchanged cells agree.
 
 use crate::record::Record;
 use p2pvm_overlay::{RingAddr, UnixTime};
@@ -23,8 +23,9 @@ const MAX_GRAVES: usize = 8;
 pub struct Cell {
     /// The live record or attempt; never a tombstone.
     pub record: Option<Record>,
-    /// Whether its owner is known to have won the key.
-    pub settled: bool,
+    /// The newest version with which its owner is known to have won the key. A deletion that comes to light later and is
+    /// not older voids it: what the owner wrote since is then an attempt of its own.
+    pub settled: Option<u64>,
     /// Tombstones, at most one an owner.
     pub graves: Vec<Record>,
 }
@@ -46,7 +47,7 @@ impl Cell {
     /// The cell that holds just this record (or tombstone).
     pub fn of(record: Record, settled: bool) -> Self {
         let mut cell = Self::default();
-        cell.merge(Self { record: Some(record), settled, graves: Vec::new() });
+        cell.merge(Self { settled: settled.then_some(record.version), record: Some(record), graves: Vec::new() });
         cell
     }
 
@@ -54,7 +55,7 @@ impl Cell {
     pub fn expire(&mut self, now: UnixTime) {
         self.graves.retain(|g| g.expires.plus(CLOCK_GUARD_SECONDS) > now);
         if self.record.as_ref().is_some_and(|r| r.expires.plus(CLOCK_GUARD_SECONDS) <= now) {
-            (self.record, self.settled) = (None, false);
+            (self.record, self.settled) = (None, None);
         }
     }
 
@@ -65,7 +66,12 @@ impl Cell {
 
     /// Whether a grave here buries the record.
     pub fn buries(&self, record: &Record) -> bool {
-        self.graves.iter().any(|g| g.owner == record.owner && g.version >= record.version)
+        self.buries_version(&record.owner, record.version)
+    }
+
+    /// Whether a grave here buries this version of the owner.
+    pub fn buries_version(&self, owner: &[u8; 32], version: u64) -> bool {
+        self.graves.iter().any(|g| g.owner == *owner && g.version >= version)
     }
 
     /// The newest version of `owner` here, dead or alive.
@@ -103,23 +109,27 @@ impl Cell {
         }
         self.graves.sort_by_key(|g| (std::cmp::Reverse(g.expires), g.owner));
         self.graves.truncate(MAX_GRAVES);
-        if self.record.as_ref().is_some_and(|r| self.buries(r)) {
-            (self.record, self.settled) = (None, false);
+        let Some(record) = &self.record else { return };
+        if self.buries(record) {
+            (self.record, self.settled) = (None, None);
+        } else {
+            self.settled = self.settled.filter(|version| !self.buries_version(&record.owner, *version));
         }
     }
 
-    fn contest(&mut self, record: Record, settled: bool) {
+    fn contest(&mut self, record: Record, settled: Option<u64>) {
+        let settled = settled.filter(|version| !self.buries_version(&record.owner, *version));
         let Some(held) = &self.record else {
             (self.record, self.settled) = (Some(record), settled);
             return;
         };
         if held.owner == record.owner {
-            self.settled |= settled;
+            self.settled = self.settled.max(settled);
             if is_newer(&record, held) {
                 self.record = Some(record);
             }
-        } else if settled && (!self.settled || prefers(&record.key, &record.owner, &held.owner)) {
-            (self.record, self.settled) = (Some(record), true);
+        } else if settled.is_some() && (self.settled.is_none() || prefers(&record.key, &record.owner, &held.owner)) {
+            (self.record, self.settled) = (Some(record), settled);
         }
     }
 

@@ -35,7 +35,7 @@ pub struct Write {
     record: Record,
     count: Count,
     accepted: usize,
-    held: Vec<(Record, bool)>,
+    held: Vec<(Record, Option<u64>)>,
     graves: Cell,
     stale: Option<u64>,
 }
@@ -79,7 +79,7 @@ impl Write {
             self.stale = self.stale.max(cell.version_of(&self.record.owner).filter(|v| *v >= self.record.version));
             self.held.extend(cell.record.clone().filter(|r| r.owner != self.record.owner).map(|r| (r, cell.settled)));
         }
-        self.graves.merge(Cell { record: None, settled: false, graves: cell.graves });
+        self.graves.merge(Cell { graves: cell.graves, ..Cell::default() });
     }
 
     /// The outcome, as soon as it is certain.
@@ -91,7 +91,8 @@ impl Write {
         let majority = self.count.majority();
         if answered >= majority {
             let alive = || self.held.iter().filter(|(record, _)| !self.graves.buries(record));
-            let settled = alive().filter(|(_, settled)| *settled).map(|(record, _)| record);
+            let is_settled = |(r, s): &&(Record, Option<u64>)| s.is_some_and(|version| !self.graves.buries_version(&r.owner, version));
+            let settled = alive().filter(is_settled).map(|(record, _)| record);
             if let Some(owner) = settled.reduce(|a, b| if prefers(&a.key, &a.owner, &b.owner) { a } else { b }) {
                 return Some(Written::Exists(owner.clone()));
             }
@@ -142,11 +143,12 @@ impl Read {
     /// What the replicas that answered hold together: settled records win over attempts, graves bury.
     pub fn merged(&self) -> Cell {
         let mut merged = Cell::default();
-        // Settled first: an attempt merged before them would be replaced anyway, one merged after is ignored.
-        for settled in [true, false] {
-            for cell in self.heard.iter().filter(|c| c.settled == settled) {
-                merged.merge(cell.clone());
-            }
+        // Graves first: a buried record must not drive out a live one before its grave is heard of.
+        for cell in &self.heard {
+            merged.merge(Cell { graves: cell.graves.clone(), ..Cell::default() });
+        }
+        for cell in &self.heard {
+            merged.merge(cell.clone());
         }
         merged
     }
@@ -163,7 +165,7 @@ impl Read {
         }
         let merged = self.merged();
         let live = |record: &&Record| record.expires > now && !merged.buries(record);
-        if merged.settled {
+        if merged.settled.is_some() {
             return Some(Ok(merged.record.as_ref().filter(live).cloned()));
         }
         // Attempts only: the owner that has a majority, or may have one among those that did not answer.

@@ -165,7 +165,7 @@ impl Dht {
         };
         let record = outcome.map_err(|(answered, asked)| RecordError::NoQuorum { answered, asked })?;
         let merged = read.merged();
-        if merged.settled || merged.record.is_none() {
+        if merged.settled.is_some() || merged.record.is_none() {
             let behind = told.into_iter().filter(|(_, cell)| cell.digest() != merged.digest()).map(|(member, _)| member).collect();
             self.peers.tell(behind, Request::Merge(key, merged.clone()));
         }

@@ -44,7 +44,7 @@ pub enum ReplicaError {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Kept {
     cell: Cell,
-    /// The attempts that hold an unsettled record here.
+    /// The attempts that hold the record here, since it was settled last.
     attempts: Vec<u64>,
     /// Since when this owner holds it.
     since: UnixTime,
@@ -95,7 +95,7 @@ impl Replica {
                 if kept.cell.record.as_ref().is_none_or(|held| held.owner != record.owner) {
                     (kept.since, kept.attempts) = (now, Vec::new());
                 }
-                if !kept.cell.settled && !kept.attempts.contains(&attempt) && kept.attempts.len() <= MAX_ATTEMPTS {
+                if !kept.attempts.contains(&attempt) && kept.attempts.len() <= MAX_ATTEMPTS {
                     kept.attempts.push(attempt);
                 }
             }
@@ -115,7 +115,7 @@ impl Replica {
             }
         }
         let mut kept = self.load(now, &key)?;
-        if !kept.cell.settled && kept.attempts.contains(&attempt) && kept.attempts.len() <= MAX_ATTEMPTS {
+        if kept.cell.settled.is_none() && kept.attempts.contains(&attempt) && kept.attempts.len() <= MAX_ATTEMPTS {
             kept.attempts.retain(|a| *a != attempt);
             if kept.attempts.is_empty() {
                 kept.cell.record = None;
@@ -136,6 +136,9 @@ impl Replica {
         let owner = |cell: &Cell| cell.record.as_ref().map(|r| r.owner);
         if owner(&kept.cell) != owner(&before.cell) {
             (kept.since, kept.attempts) = (now, Vec::new());
+        }
+        if kept.cell.settled > before.cell.settled {
+            kept.attempts.clear();
         }
         if kept != before {
             self.save(&key, &kept)?;
@@ -186,7 +189,7 @@ impl Replica {
             kept.cell.expire(now);
             if kept.cell.is_empty() {
                 self.store.remove(&key.0)?;
-            } else if kept.cell.settled || kept.cell.record.is_none() || kept.since.plus(attempt_seconds) <= now {
+            } else if kept.cell.settled.is_some() || kept.cell.record.is_none() || kept.since.plus(attempt_seconds) <= now {
                 cells.push((key, kept.cell));
             }
         }

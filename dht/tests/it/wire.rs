@@ -81,10 +81,10 @@ proptest! {
     }
 
     #[test]
-    fn replicas_agree_whatever_order_they_hear_in(a in settled_cells(), b in settled_cells(), c in settled_cells()) {
+    fn two_replicas_that_exchanged_cells_agree_and_graves_arrive_in_any_order(a in settled_cells(), b in settled_cells(), c in settled_cells()) {
         prop_assert_eq!(meaning(&merged(&a, &a)), meaning(&a));
         prop_assert_eq!(meaning(&merged(&a, &b)), meaning(&merged(&b, &a)));
-        // A grave that comes after its record lost to another owner's brings the earlier loser back nowhere.
+        // Not so the records: a loser that was dropped before the winner's grave came does not come back.
         let one = merged(&merged(&a, &b), &c);
         let two = merged(&a, &merged(&b, &c));
         prop_assert_eq!(&one.graves, &two.graves);
