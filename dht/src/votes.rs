@@ -3,10 +3,77 @@
 //! one, durably, before it answers. A majority of promises is a [`Grant`].
 //!
 //! A grant made for a migration is *provisional*: the target may run at once, but has to confirm it with a
-//! majority within its window or freeze; whoever asks for the next epoch first waits that window out.
+//! majority within its window or freeze; whoever takes the VM back ([`Votes::take_back`]) first waits that
+//! window out, and no voter that has seen the confirmation gives it back. A voter that promised the newer
+//! epoch refuses the late confirmation, so by the majorities' overlap only one of the two can succeed.
+//!
+//! The voters are named once, in a [`VoterSet`] signed with the VM's key; a voter pins the first set it sees.
 
-use p2pvm_overlay::{Epoch, MemberId, VmId, identity::Signature};
+use p2pvm_overlay::{
+    Epoch, MemberId, VmId,
+    identity::{self, KeyPair, Signature},
+};
 use serde::{Deserialize, Serialize};
+
+mod ask;
+mod log;
+mod voter;
+mod wire;
+
+pub use ask::{CALL_TIMEOUT, Votes};
+pub use log::{LogError, VoterLog};
+pub use voter::Voter;
+pub use wire::parse_request;
+
+/// The service that voters answer.
+pub const SERVICE: &str = "vote";
+
+/// The most voters a VM may name; three is usual.
+pub const MAX_VOTERS: usize = 7;
+
+const SET_DOMAIN: &str = "p2pvm voter set 1";
+const PROMISE_DOMAIN: &str = "p2pvm promise 1";
+
+fn bytes<T: Serialize>(fields: &T) -> Vec<u8> {
+    postcard::to_allocvec(fields).expect("plain fields always serialize")
+}
+
+/// The members that decide over a VM, named by the VM's own key so that nobody invents voters for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VoterSet {
+    /// The VM.
+    pub vm: VmId,
+    /// Its voters, sorted, each once.
+    pub voters: Vec<MemberId>,
+    /// The VM key's signature over both.
+    pub signature: Signature,
+}
+
+impl VoterSet {
+    /// Names `voters` for the VM of `keys`. They are sorted here, and repeated ones dropped.
+    pub fn sign(keys: &KeyPair, voters: &[MemberId]) -> Self {
+        let mut voters = voters.to_vec();
+        voters.sort();
+        voters.dedup();
+        let vm = keys.vm_id();
+        let signature = keys.sign(SET_DOMAIN, &bytes(&(vm, &voters)));
+        Self { vm, voters, signature }
+    }
+
+    /// Whether the VM's key signed it and it names 1 to [`MAX_VOTERS`] voters in order.
+    pub fn is_authentic(&self) -> bool {
+        are_voters(&self.voters) && identity::verify(&self.vm.0, SET_DOMAIN, &bytes(&(self.vm, &self.voters)), &self.signature)
+    }
+
+    /// How many voters decide.
+    pub fn majority(&self) -> usize {
+        self.voters.len() / 2 + 1
+    }
+}
+
+fn are_voters(voters: &[MemberId]) -> bool {
+    (1..=MAX_VOTERS).contains(&voters.len()) && voters.is_sorted_by(|a, b| a < b)
+}
 
 /// A majority's promise that `holder` alone may run `vm` in `epoch`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,4 +88,65 @@ pub struct Grant {
     pub voters: Vec<MemberId>,
     /// Voters and their signatures over (vm, epoch, holder, voters).
     pub promises: Vec<(MemberId, Signature)>,
+}
+
+pub(crate) fn promise_message(vm: VmId, epoch: Epoch, holder: MemberId, voters: &[MemberId]) -> Vec<u8> {
+    bytes(&(vm, epoch, holder, voters))
+}
+
+impl Grant {
+    /// Whether a majority of the named voters signed. That these are the VM's voters says [`Grant::is_by`].
+    pub fn verify(&self) -> bool {
+        if !are_voters(&self.voters) {
+            return false;
+        }
+        let message = promise_message(self.vm, self.epoch, self.holder, &self.voters);
+        let signed = |voter: &MemberId| {
+            self.promises.iter().any(|(by, signature)| by == voter && identity::verify(&voter.0, PROMISE_DOMAIN, &message, signature))
+        };
+        self.promises.len() <= self.voters.len() && self.voters.iter().filter(|v| signed(v)).count() > self.voters.len() / 2
+    }
+
+    /// Whether it is a valid grant by exactly these voters.
+    pub fn is_by(&self, set: &VoterSet) -> bool {
+        self.vm == set.vm && self.voters == set.voters && set.is_authentic() && self.verify()
+    }
+}
+
+/// The newest epoch that a majority of voters knows of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// To whom it was promised.
+    pub holder: MemberId,
+    /// A voter has seen the holder's confirmation.
+    pub confirmed: bool,
+    /// A majority was seen to have promised it. If not, it may be an attempt that failed half-way (or one whose
+    /// other promises were not seen): who holds an older epoch then asks for the epoch after it, and runs on if granted.
+    pub granted: bool,
+}
+
+/// Why the voters did not grant or confirm.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum VoteError {
+    /// A voter promised this or a newer epoch to another holder; too many did for a majority to remain.
+    #[error("the voters promised epoch {newest} to {holder:?}")]
+    Refused {
+        /// The newest epoch a refusing voter promised.
+        newest: Epoch,
+        /// To whom.
+        holder: MemberId,
+    },
+    /// Fewer voters than a majority answered.
+    #[error("only {answered} of {asked} voters answered: a majority is needed")]
+    NoMajority {
+        /// How many answered.
+        answered: usize,
+        /// How many were asked.
+        asked: usize,
+    },
+    /// The request cannot be granted by any voter: a wrong key, a forged or empty voter set, other voters than those pinned.
+    #[error("the request is invalid: {0}")]
+    Invalid(&'static str),
 }

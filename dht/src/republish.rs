@@ -1,0 +1,146 @@
+//! Keeps records where they are looked for: on the members closest to them now. When members come or go,
+//! the two nearest old replicas of a key tell the new ones; every half hour all replicas of a key are
+//! compared by a hash each, so that a quiet network stays quiet (40 bytes a record and replica).
+
+use crate::{
+    cell::Cell,
+    dht::Peers,
+    wire::{MAX_COMPARED, Reply, Request},
+};
+use p2pvm_overlay::{MemberId, RingAddr};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// An attempt older than this counts as its creator's record: a withdrawal would have come by then.
+pub(crate) const ATTEMPT_SECONDS: u64 = 120;
+
+/// Members come and go in bursts: wait this long for the last of a burst.
+const SETTLING: Duration = Duration::from_secs(1);
+
+/// Cells read from the store at a time.
+const PAGE: usize = 256;
+
+/// Old replicas of a key that tell the new ones: two, in case one is behind or dies meanwhile.
+const SPEAKERS: usize = 2;
+
+/// The replicas of each local key when it was last looked at.
+type Places = HashMap<RingAddr, Vec<MemberId>>;
+
+pub(crate) async fn run(peers: Peers, changed: Arc<Notify>) {
+    let mut places = Places::new();
+    // The first comes early by a part that differs from member to member, so that they do not all compare at once.
+    let part = f64::from(peers.fabric.me().0[0]) / 512.0;
+    let mut full_at = Instant::now() + peers.options.republish_every.mul_f64(1.0 - part);
+    loop {
+        let full = tokio::select! {
+            () = tokio::time::sleep_until(full_at) => true,
+            () = changed.notified() => {
+                tokio::time::sleep(SETTLING).await;
+                false
+            }
+        };
+        if full {
+            full_at = Instant::now() + peers.options.republish_every;
+        }
+        pass(&peers, &mut places, full).await;
+    }
+}
+
+/// Looks at every local cell once and brings those to whom it may be news up to date.
+async fn pass(peers: &Peers, places: &mut Places, full: bool) {
+    let (mut after, mut seen) = (None, HashSet::new());
+    loop {
+        let page = peers.local.with(move |replica, now| replica.page(now, after, PAGE, ATTEMPT_SECONDS)).await;
+        let page = match page {
+            Ok(page) => page,
+            Err(e) => {
+                tracing::error!(error = %e, "cannot republish");
+                return;
+            }
+        };
+        let mut plan: BTreeMap<MemberId, Vec<(RingAddr, Cell)>> = BTreeMap::new();
+        let mut leaving = Vec::new();
+        for (key, cell) in page.cells {
+            let Ok(now_at) = peers.replicas(key).await else { continue };
+            let old = places.insert(key, now_at.clone()).unwrap_or_default();
+            seen.insert(key);
+            for member in audience(peers.fabric.me(), &old, &now_at, full) {
+                plan.entry(member).or_default().push((key, cell.clone()));
+            }
+            if full && old == now_at && !now_at.contains(&peers.fabric.me()) {
+                leaving.push((key, cell, now_at));
+            }
+        }
+        let agreed = bring_up_to_date(peers, plan).await;
+        for (key, cell, now_at) in leaving {
+            // Held by others for a whole period, and all of them agree: no replica of it any more.
+            if now_at.iter().all(|member| agreed.contains(&(*member, key))) {
+                let dropped = peers.local.with(move |replica, now| replica.hand_over(now, &key, &cell)).await;
+                if let Err(e) = dropped {
+                    tracing::error!(error = %e, "cannot drop a record that others hold");
+                }
+            }
+        }
+        match page.last {
+            Some(last) => after = Some(last),
+            None => break,
+        }
+    }
+    places.retain(|key, _| seen.contains(key));
+}
+
+/// Who should hear of a key from this node. `old` is empty where the key is new to this node or it just started.
+fn audience(me: MemberId, old: &[MemberId], now: &[MemberId], full: bool) -> Vec<MemberId> {
+    let speaks = !now.contains(&me) || old.is_empty() || now.iter().filter(|m| old.contains(m)).take(SPEAKERS).any(|m| *m == me);
+    let news = |member: &MemberId| full || !old.contains(member);
+    if speaks { now.iter().copied().filter(|m| *m != me && news(m)).collect() } else { Vec::new() }
+}
+
+/// Compares by hash, then exchanges the cells that differ, both ways. Returns which members agree on which keys.
+async fn bring_up_to_date(peers: &Peers, plan: BTreeMap<MemberId, Vec<(RingAddr, Cell)>>) -> HashSet<(MemberId, RingAddr)> {
+    let each = plan.into_iter().map(|(member, cells)| async move {
+        let mut agreed = Vec::new();
+        for cells in cells.chunks(MAX_COMPARED) {
+            let digests = cells.iter().map(|(key, cell)| (*key, cell.digest())).collect();
+            let Some(Reply::Differs(differs)) = peers.call(member, Request::Compare(digests)).await else { return agreed };
+            let differs: HashSet<usize> = differs.into_iter().map(usize::from).collect();
+            for (index, (key, cell)) in cells.iter().enumerate() {
+                if differs.contains(&index) {
+                    let Some(Reply::Holds(theirs)) = peers.call(member, Request::Merge(*key, cell.clone())).await else { continue };
+                    if theirs != *cell && peers.local.handle(Request::Merge(*key, theirs)).await.is_err() {
+                        continue;
+                    }
+                }
+                agreed.push((member, *key));
+            }
+        }
+        agreed
+    });
+    futures::future::join_all(each).await.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(ids: &[u8]) -> Vec<MemberId> {
+        ids.iter().map(|id| MemberId([*id; 32])).collect()
+    }
+
+    #[test]
+    fn the_two_nearest_old_replicas_tell_a_new_one_and_the_others_stay_quiet() {
+        let (old, now) = (members(&[1, 2, 3, 4, 5]), members(&[9, 1, 2, 3, 4]));
+        for me in [1, 2] {
+            assert_eq!(audience(MemberId([me; 32]), &old, &now, false), members(&[9]));
+        }
+        for me in [3, 4] {
+            assert_eq!(audience(MemberId([me; 32]), &old, &now, false), []);
+        }
+        assert_eq!(audience(MemberId([5; 32]), &old, &now, false), members(&[9]), "who is no replica any more hands over");
+        assert_eq!(audience(MemberId([1; 32]), &old, &old, false), [], "no change, no word");
+    }
+}

@@ -1,0 +1,234 @@
+//! Where a replica keeps its cells: a small key-value trait with sled behind it on a node and a map
+//! behind it in tests. sled 0.34 is called beta by its authors and has been corrupted by kills; that is
+//! bearable here because what a replica lost, its peers still hold.
+
+use std::{
+    collections::BTreeMap,
+    io, mem,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// The store could not read or write.
+#[derive(Debug, thiserror::Error)]
+#[error("the record store failed: {0}")]
+pub struct StoreError(#[from] io::Error);
+
+impl From<sled::Error> for StoreError {
+    fn from(e: sled::Error) -> Self {
+        Self(e.into())
+    }
+}
+
+/// A key and its value.
+pub type Entry = ([u8; 32], Vec<u8>);
+
+/// Keys and values that survive a restart once flushed.
+pub trait Store: Send + Sync + 'static {
+    /// The value at `key`.
+    ///
+    /// # Errors
+    /// What the disk says, here and below.
+    fn get(&self, key: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Sets the value at `key`.
+    ///
+    /// # Errors
+    /// See [`Store::get`].
+    fn put(&self, key: &[u8; 32], value: Vec<u8>) -> Result<(), StoreError>;
+
+    /// Removes the value at `key`.
+    ///
+    /// # Errors
+    /// See [`Store::get`].
+    fn remove(&self, key: &[u8; 32]) -> Result<(), StoreError>;
+
+    /// Up to `limit` entries whose key is greater than `after`, in order.
+    ///
+    /// # Errors
+    /// See [`Store::get`].
+    fn scan(&self, after: Option<&[u8; 32]>, limit: usize) -> Result<Vec<Entry>, StoreError>;
+
+    /// Returns when all before it survives a power cut.
+    ///
+    /// # Errors
+    /// See [`Store::get`].
+    fn flush(&self) -> Result<(), StoreError>;
+
+    /// Whether calls may wait for a disk, so that they belong on a blocking thread.
+    fn blocks(&self) -> bool {
+        true
+    }
+}
+
+/// A [`Store`] in a sled directory.
+pub struct SledStore(sled::Db);
+
+impl SledStore {
+    /// Opens or makes the store in `directory`. One that sled calls corrupt is moved aside (`<directory>.corrupt`)
+    /// and an empty one begun: the peers hold the records, and republishing brings them back.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        // A node holds thousands of small records: the default cache of 1 GiB would let the daemon grow for nothing.
+        let open = || sled::Config::new().path(directory).cache_capacity(8 << 20).flush_every_ms(None).open();
+        match open() {
+            Err(sled::Error::Corruption { .. }) => {
+                let aside = directory.with_extension("corrupt");
+                tracing::error!(store = %directory.display(), aside = %aside.display(), "the record store is corrupt: starting an empty one");
+                if aside.exists() {
+                    std::fs::remove_dir_all(&aside)?;
+                }
+                std::fs::rename(directory, &aside)?;
+                Ok(Self(open()?))
+            }
+            opened => Ok(Self(opened?)),
+        }
+    }
+}
+
+impl Store for SledStore {
+    fn get(&self, key: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.0.get(key)?.map(|v| v.to_vec()))
+    }
+
+    fn put(&self, key: &[u8; 32], value: Vec<u8>) -> Result<(), StoreError> {
+        self.0.insert(key, value)?;
+        Ok(())
+    }
+
+    fn remove(&self, key: &[u8; 32]) -> Result<(), StoreError> {
+        self.0.remove(key)?;
+        Ok(())
+    }
+
+    fn scan(&self, after: Option<&[u8; 32]>, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let entries = match after {
+            Some(key) => self.0.range((std::ops::Bound::Excluded(*key), std::ops::Bound::Unbounded)),
+            None => self.0.iter(),
+        };
+        let mut found = Vec::new();
+        for entry in entries.take(limit) {
+            let (key, value) = entry?;
+            found.extend(key.as_ref().try_into().ok().map(|key| (key, value.to_vec())));
+        }
+        Ok(found)
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        self.0.flush()?;
+        Ok(())
+    }
+}
+
+/// A [`Store`] in memory. Clone-free: share it by `Arc` to let it outlive a simulated restart.
+#[derive(Default)]
+pub struct MemoryStore {
+    kept: Mutex<BTreeMap<[u8; 32], Vec<u8>>>,
+}
+
+impl MemoryStore {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<[u8; 32], Vec<u8>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Empties the store, as a lost disk does.
+    pub fn wipe(&self) {
+        mem::take(&mut *self.lock());
+    }
+}
+
+impl Store for MemoryStore {
+    fn get(&self, key: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.lock().get(key).cloned())
+    }
+
+    fn put(&self, key: &[u8; 32], value: Vec<u8>) -> Result<(), StoreError> {
+        self.lock().insert(*key, value);
+        Ok(())
+    }
+
+    fn remove(&self, key: &[u8; 32]) -> Result<(), StoreError> {
+        self.lock().remove(key);
+        Ok(())
+    }
+
+    fn scan(&self, after: Option<&[u8; 32]>, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let kept = self.lock();
+        Ok(kept.iter().filter(|(k, _)| after.is_none_or(|a| *k > a)).take(limit).map(|(k, v)| (*k, v.clone())).collect())
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn blocks(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn promise(store: &dyn Store) {
+        for n in [3u8, 1, 2] {
+            store.put(&[n; 32], vec![n]).unwrap();
+        }
+        store.remove(&[2; 32]).unwrap();
+        store.flush().unwrap();
+        assert_eq!(store.get(&[2; 32]).unwrap(), None);
+        assert_eq!(store.scan(None, 9).unwrap(), [([1; 32], vec![1]), ([3; 32], vec![3])]);
+        assert_eq!(store.scan(None, 1).unwrap(), [([1; 32], vec![1])]);
+        assert_eq!(store.scan(Some(&[1; 32]), 9).unwrap(), [([3; 32], vec![3])]);
+    }
+
+    #[test]
+    fn both_stores_keep_the_same_promise_and_sled_keeps_it_over_a_restart() {
+        promise(&MemoryStore::default());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("records");
+        promise(&SledStore::open(&path).unwrap());
+        assert_eq!(SledStore::open(&path).unwrap().scan(None, 9).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_was_flushed_is_there_after_a_kill() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("records");
+        let store = SledStore::open(&path).unwrap();
+        promise(&store);
+        // What a kill leaves: the files as they are, without sled's own last words.
+        let left = directory.path().join("left");
+        std::fs::create_dir(&left).unwrap();
+        for entry in std::fs::read_dir(&path).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() {
+                std::fs::copy(entry.path(), left.join(entry.file_name())).unwrap();
+            } else {
+                std::fs::create_dir(left.join(entry.file_name())).unwrap();
+            }
+        }
+        assert_eq!(SledStore::open(&left).unwrap().scan(None, 9).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_store_with_a_damaged_byte_opens_or_is_begun_anew_but_never_stops_the_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("records");
+        for at in [0usize, 10, 100, 600, 5000, 40_000] {
+            promise(&SledStore::open(&path).unwrap());
+            let file = path.join("db");
+            let mut bytes = std::fs::read(&file).unwrap();
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= 0xff;
+            }
+            std::fs::write(&file, bytes).unwrap();
+            let store = SledStore::open(&path).unwrap_or_else(|e| panic!("byte {at}: {e}"));
+            let _ = store.scan(None, 9);
+            drop(store);
+            std::fs::remove_dir_all(&path).unwrap();
+        }
+    }
+}

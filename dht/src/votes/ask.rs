@@ -1,0 +1,157 @@
+//! The asking side: one request to all voters at once, the answer as soon as a majority decided. The calls
+//! still under way go on in the background, so that the slower voters learn of the change too.
+
+use super::{
+    Grant, Newest, PROMISE_DOMAIN, SERVICE, VoteError, VoterSet, promise_message,
+    wire::{self, Ask, Promise, Reply, Request, Step, Wish},
+};
+use p2pvm_overlay::{
+    Epoch, Fabric, MemberId,
+    identity::{self, KeyPair},
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+
+/// How long a voter may take to answer: dialling a member over a 200 ms path and one flush, with room.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Asks voters. Cheap to clone.
+#[derive(Clone)]
+pub struct Votes {
+    fabric: Arc<dyn Fabric>,
+}
+
+impl Votes {
+    /// Asks over `fabric`.
+    pub fn new(fabric: Arc<dyn Fabric>) -> Self {
+        Self { fabric }
+    }
+
+    /// Obtains `epoch` of the VM of `keys` for `holder`. Asking again for what was granted succeeds again.
+    ///
+    /// # Errors
+    /// [`VoteError::Refused`] if the epoch, or a newer one, is promised to another holder: ask for `newest.next()`;
+    /// [`VoteError::NoMajority`] if too few answered: nothing is decided, ask again.
+    pub async fn grant(&self, keys: &KeyPair, set: &VoterSet, epoch: Epoch, holder: MemberId) -> Result<Grant, VoteError> {
+        self.promises(keys, set, Wish { step: Step::Promise, epoch, holder }).await
+    }
+
+    /// Like [`Self::grant`], but a voter that has seen the newest epoch's holder (another one) confirm it refuses: the
+    /// source of a migration takes its VM back with it, after the target's window has passed.
+    ///
+    /// # Errors
+    /// As [`Self::grant`].
+    pub async fn take_back(&self, keys: &KeyPair, set: &VoterSet, epoch: Epoch, holder: MemberId) -> Result<Grant, VoteError> {
+        self.promises(keys, set, Wish { step: Step::TakeBack, epoch, holder }).await
+    }
+
+    /// Tells the voters that `holder` runs the VM in `epoch`; from then on no take-back succeeds.
+    ///
+    /// # Errors
+    /// [`VoteError::Refused`] if a newer epoch was promised: the holder must freeze; [`VoteError::NoMajority`] if too few answered.
+    pub async fn confirm(&self, keys: &KeyPair, set: &VoterSet, epoch: Epoch, holder: MemberId) -> Result<(), VoteError> {
+        check(keys, set)?;
+        let request = Request::change(keys, set, Wish { step: Step::Confirm, epoch, holder });
+        self.majority(set, &request, |_, reply| (reply == Reply::Confirmed).then_some(())).await.map(|_| ())
+    }
+
+    /// The newest epoch that a majority of the voters promised to anyone; `None` if they never promised any.
+    ///
+    /// # Errors
+    /// [`VoteError::NoMajority`] if too few answered.
+    pub async fn newest(&self, set: &VoterSet) -> Result<Option<Newest>, VoteError> {
+        let request = Request { set: set.clone(), ask: Ask::Newest };
+        let told = self
+            .majority(set, &request, |_, reply| match reply {
+                Reply::Newest(promise) => Some(promise),
+                _ => None,
+            })
+            .await?;
+        let mut by_holder: BTreeMap<(Epoch, MemberId), (usize, bool)> = BTreeMap::new();
+        for promise in told.into_values().flatten() {
+            let seen = by_holder.entry((promise.epoch, promise.holder)).or_default();
+            *seen = (seen.0 + 1, seen.1 | promise.confirmed);
+        }
+        let newest = by_holder.into_iter().max_by_key(|((epoch, _), (count, confirmed))| (*epoch, *confirmed, *count));
+        Ok(newest.map(|((epoch, holder), (count, confirmed))| Newest { epoch, holder, confirmed, granted: count >= set.majority() }))
+    }
+
+    async fn promises(&self, keys: &KeyPair, set: &VoterSet, wish: Wish) -> Result<Grant, VoteError> {
+        check(keys, set)?;
+        let message = promise_message(set.vm, wish.epoch, wish.holder, &set.voters);
+        let request = Request::change(keys, set, wish);
+        let promises = self
+            .majority(set, &request, |voter, reply| match reply {
+                Reply::Promised(signature) => identity::verify(&voter.0, PROMISE_DOMAIN, &message, &signature).then_some(signature),
+                _ => None,
+            })
+            .await?;
+        Ok(Grant {
+            vm: set.vm,
+            epoch: wish.epoch,
+            holder: wish.holder,
+            voters: set.voters.clone(),
+            promises: promises.into_iter().collect(),
+        })
+    }
+
+    /// Asks every voter and returns as soon as a majority said what `accept` takes, or cannot any more.
+    async fn majority<T>(
+        &self,
+        set: &VoterSet,
+        request: &Request,
+        accept: impl Fn(MemberId, Reply) -> Option<T>,
+    ) -> Result<BTreeMap<MemberId, T>, VoteError> {
+        let asked = set.voters.len();
+        let (mut accepted, mut answered, mut waiting) = (BTreeMap::new(), 0, asked);
+        let (mut refusal, mut invalid): (Option<Promise>, _) = (None, None);
+        let mut replies = self.ask_all(set, wire::emit(request));
+        while accepted.len() < set.majority() && accepted.len() + waiting >= set.majority() {
+            let Some((voter, reply)) = replies.recv().await else { break };
+            waiting -= 1;
+            let Some(reply) = reply else { continue };
+            answered += 1;
+            match reply {
+                Reply::Refused(promise) => refusal = refusal.into_iter().chain([promise]).max_by_key(|p| p.epoch),
+                Reply::OtherVoters => invalid = Some("the VM has other voters"),
+                Reply::Invalid => invalid = Some("a voter does not accept the voter set or the VM's signature"),
+                reply => accepted.extend(accept(voter, reply).map(|t| (voter, t))),
+            }
+        }
+        match (refusal, invalid) {
+            _ if accepted.len() >= set.majority() => Ok(accepted),
+            (Some(Promise { epoch, holder, .. }), _) => Err(VoteError::Refused { newest: epoch, holder }),
+            (None, Some(why)) => Err(VoteError::Invalid(why)),
+            (None, None) => Err(VoteError::NoMajority { answered, asked }),
+        }
+    }
+
+    fn ask_all(&self, set: &VoterSet, body: Vec<u8>) -> mpsc::Receiver<(MemberId, Option<Reply>)> {
+        let (sender, receiver) = mpsc::channel(set.voters.len());
+        for voter in set.voters.clone() {
+            let (fabric, body, sender) = (self.fabric.clone(), body.clone(), sender.clone());
+            tokio::spawn(async move {
+                let reply = match fabric.call(voter, SERVICE, body, CALL_TIMEOUT).await {
+                    Ok(body) => wire::parse(&body),
+                    Err(e) => {
+                        tracing::debug!(voter = %voter.short(), error = %e, "a voter did not answer");
+                        None
+                    }
+                };
+                // The asker may have its majority already and be gone.
+                let _ = sender.send((voter, reply)).await;
+            });
+        }
+        receiver
+    }
+}
+
+fn check(keys: &KeyPair, set: &VoterSet) -> Result<(), VoteError> {
+    if keys.vm_id() != set.vm {
+        return Err(VoteError::Invalid("the key is not the VM's"));
+    }
+    if !set.is_authentic() {
+        return Err(VoteError::Invalid("the voter set is not signed by the VM's key, or names no or too many voters"));
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! What asker and voter say to each other: one version byte, then postcard. Parsing never panics, takes
+//! no more than [`MAX_BYTES`] and leaves nothing unread.
+
+use super::VoterSet;
+use p2pvm_overlay::{
+    Epoch, MemberId, VmId,
+    identity::{self, KeyPair, Signature},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+const VERSION: u8 = 1;
+/// Seven voters and all signatures take under 500 bytes.
+const MAX_BYTES: usize = 1024;
+const ASK_DOMAIN: &str = "p2pvm vote request 1";
+
+/// A request to one voter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The VM and its voters, signed by the VM's key.
+    pub set: VoterSet,
+    /// What is asked.
+    pub ask: Ask,
+}
+
+/// What is asked of a voter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ask {
+    /// Promise or confirm an epoch; the signature is the VM key's over the wish.
+    Change(Wish, Signature),
+    /// Tell the newest promise.
+    Newest,
+}
+
+/// A change of the holder, as the VM's key signs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// The step.
+    pub step: Step,
+    /// The epoch wanted.
+    pub epoch: Epoch,
+    /// For whom.
+    pub holder: MemberId,
+}
+
+/// The steps of a change of holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Promise the epoch.
+    Promise,
+    /// Promise it unless the newest one promised to somebody else was confirmed.
+    TakeBack,
+    /// The holder runs: no take-back any more.
+    Confirm,
+}
+
+/// A voter's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Promised, with the voter's signature for the grant.
+    Promised(Signature),
+    /// Confirmed, durably.
+    Confirmed,
+    /// The newest promise here.
+    Newest(Option<Promise>),
+    /// Not granted because of this promise.
+    Refused(Promise),
+    /// The voter pinned other voters for this VM.
+    OtherVoters,
+    /// The asked member is no voter of this VM, or a signature is wrong.
+    Invalid,
+}
+
+/// A voter's newest promise for a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promise {
+    /// The epoch promised.
+    pub epoch: Epoch,
+    /// To whom.
+    pub holder: MemberId,
+    /// Whether the holder confirmed it.
+    pub confirmed: bool,
+}
+
+impl Request {
+    /// A change wished for, signed with the VM's key.
+    pub fn change(keys: &KeyPair, set: &VoterSet, wish: Wish) -> Self {
+        let signature = keys.sign(ASK_DOMAIN, &super::bytes(&(set.vm, wish)));
+        Self { set: set.clone(), ask: Ask::Change(wish, signature) }
+    }
+}
+
+/// Whether `signature` is the VM key's over the wish.
+pub fn is_wish_of(vm: VmId, wish: &Wish, signature: &Signature) -> bool {
+    identity::verify(&vm.0, ASK_DOMAIN, &super::bytes(&(vm, wish)), signature)
+}
+
+/// The bytes on the wire.
+pub fn emit<T: Serialize>(message: &T) -> Vec<u8> {
+    postcard::to_extend(message, vec![VERSION]).expect("plain fields always serialize")
+}
+
+/// Reads a message; `None` for anything but exactly one of this version.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+    let (&VERSION, rest) = body.split_first()? else { return None };
+    let (message, rest) = postcard::take_from_bytes(rest).ok()?;
+    (body.len() <= MAX_BYTES && rest.is_empty()).then_some(message)
+}
+
+/// The voter's parser as a plain function of bytes: what a fuzzer drives. True if they are a request.
+pub fn parse_request(body: &[u8]) -> bool {
+    parse::<Request>(body).is_some()
+}

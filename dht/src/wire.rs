@@ -1,0 +1,72 @@
+//! What a coordinator and a replica say to each other: one version byte, then postcard. Parsing never
+//! panics, takes no more than [`MAX_BYTES`] and leaves nothing unread; signatures are the replica's to check.
+
+use crate::{cell::Cell, record::Record};
+use p2pvm_overlay::RingAddr;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+const VERSION: u8 = 1;
+
+/// A cell with the largest value and all its graves, or a full comparison, fits.
+pub const MAX_BYTES: usize = 256 << 10;
+
+/// The most keys in one [`Request::Compare`] (40 bytes each).
+pub const MAX_COMPARED: usize = 1000;
+
+/// A request to a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Hold this record for its owner if the key is free or his; `attempt` names it for [`Request::Withdraw`].
+    Write {
+        /// The record or tombstone.
+        record: Record,
+        /// Random.
+        attempt: u64,
+    },
+    /// Forget an attempt that did not win, unless it was settled or tried again since.
+    Withdraw {
+        /// The key.
+        key: RingAddr,
+        /// The attempt's name.
+        attempt: u64,
+    },
+    /// Merge this cell into yours and answer with the result.
+    Merge(RingAddr, Cell),
+    /// Tell what you hold.
+    Read(RingAddr),
+    /// Tell at which of these places ([`Cell::digest`]) you hold something else, or nothing.
+    Compare(Vec<(RingAddr, u64)>),
+}
+
+/// A replica's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To a write: whether the record is now held here, and what else is (the accepted record itself is left out).
+    Written {
+        /// Held from now on.
+        accepted: bool,
+        /// Why not; graves in any case.
+        cell: Cell,
+    },
+    /// To a read or merge.
+    Holds(Cell),
+    /// To a withdrawal.
+    Done,
+    /// To a comparison: indices.
+    Differs(Vec<u16>),
+}
+
+/// The bytes on the wire.
+pub fn emit<T: Serialize>(message: &T) -> Vec<u8> {
+    postcard::to_extend(message, vec![VERSION]).expect("plain fields always serialize")
+}
+
+/// Reads a message; `None` for anything but exactly one of this version.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+    let (&VERSION, rest) = body.split_first()? else { return None };
+    if body.len() > MAX_BYTES {
+        return None;
+    }
+    let (message, rest) = postcard::take_from_bytes(rest).ok()?;
+    rest.is_empty().then_some(message)
+}
