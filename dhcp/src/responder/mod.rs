@@ -152,7 +152,7 @@ impl Responder {
 
     /// The DNS question in a frame of the guest to its gateway, if it is one.
     pub fn dns_question(&self, frame: &[u8]) -> Option<DnsQuestion> {
-        let packet = self.from_guest(frame)?;
+        let packet = self.sent_by_guest(frame)?;
         let (source, to) = addresses(&packet)?;
         let Some(TransportSlice::Udp(udp)) = &packet.transport else { return None };
         let ours = to == IpAddr::V4(self.config.subnet.gateway()) || (to == IpAddr::V6(GATEWAY_V6) && self.config.v6.is_some());
@@ -167,7 +167,7 @@ impl Responder {
     }
 
     fn answer(&mut self, now: Instant, frame: &[u8]) -> Option<Vec<u8>> {
-        let packet = self.from_guest(frame)?;
+        let packet = self.sent_by_guest(frame)?;
         match (&packet.net, &packet.transport) {
             (Some(NetSlice::Arp(arp)), _) => arp::answer(&self.config, arp),
             (Some(NetSlice::Ipv4(_)), Some(TransportSlice::Udp(udp))) if udp.destination_port() == DHCP_SERVER_PORT => {
@@ -192,7 +192,7 @@ impl Responder {
     }
 
     /// A well-formed frame with the guest's MAC as its source.
-    fn from_guest<'a>(&self, frame: &'a [u8]) -> Option<SlicedPacket<'a>> {
+    fn sent_by_guest<'a>(&self, frame: &'a [u8]) -> Option<SlicedPacket<'a>> {
         let packet = SlicedPacket::from_ethernet(frame).ok()?;
         let Some(LinkSlice::Ethernet2(ethernet)) = &packet.link else { return None };
         (ethernet.source() == self.config.vm_mac && packet.link_exts.is_empty()).then_some(packet)
