@@ -53,7 +53,7 @@ struct Table;
 impl Names for Table {
     async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
         let db = kind == NameKind::Vm && label == "db";
-        Ok(db.then(|| Named { subject: Subject::Vm(VmId([7; 32])), v4: DB, v6: None }))
+        Ok(db.then_some(Named { subject: Subject::Vm(VmId([7; 32])), v4: DB, v6: None }))
     }
 
     async fn reverse(&self, _: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
