@@ -1,1 +1,19 @@
-//! Decides: load gossip, score, negotiation, hysteresis. Does no IO.
+//! Decides where VMs should run: load gossip over a partial view, a placement score, negotiation between two
+//! nodes, hysteresis. Does no IO and knows no clock: [`Manager::handle`] takes what happened, [`Manager::poll`]
+//! gives what to do. No node sees all, and none decides for others.
+
+mod explain;
+mod gossip;
+mod load;
+mod manager;
+mod negotiation;
+mod policy;
+mod score;
+mod wire;
+
+pub use explain::{Decision, Explanation};
+pub use load::{LoadVector, LocalLoad, Millis, VmLoad};
+pub use manager::{Input, Manager, Output, Status};
+pub use policy::{Policy, UnusablePolicy};
+pub use score::Place;
+pub use wire::{Heard, MAX_ENTRIES, MAX_MESSAGE_BYTES, Message, Offer, Refusal, WireError};

@@ -1,1 +1,24 @@
 //! Addresses and names out of the DHT, and the answers on a guest's port.
+//!
+//! [`Addresses`] claims, renews and resolves addresses and names; [`Responder`] is what a guest sees of the
+//! network's edge (DHCP, ARP, neighbour discovery); [`Resolver`] answers DNS. None keeps a truth of its own:
+//! that is in the DHT, and only the last leases are cached.
+
+mod cache;
+mod claim;
+#[cfg(test)]
+mod claim_tests;
+pub mod dns;
+mod entry;
+mod error;
+#[cfg(test)]
+mod memory;
+pub mod responder;
+pub mod subnet;
+
+pub use claim::{Addresses, DeriveV6, LEASE_TTL, Lease, RENEW_AFTER};
+pub use dns::{Names, Resolver};
+pub use entry::{Holder, NameKind, Named, Subject, address_key, is_label, is_name, name_key};
+pub use error::Error;
+pub use responder::{GATEWAY_MAC, PortConfig, Responder};
+pub use subnet::Subnet;

@@ -1,0 +1,144 @@
+//! When a node acts and how far it trusts what it hears. Every figure is a field, so that a node's
+//! configuration file (or a simulation) can set it; the defaults move a VM off a host that became fully
+//! loaded within ten seconds, and leave a calm network alone.
+
+use serde::{Deserialize, Serialize};
+
+/// The rules of one node. Loads are shares of a node's CPU capacity, 0 to 1; times are milliseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// Whether this node moves VMs by itself. It answers others' offers and gossips either way.
+    pub enabled: bool,
+    /// How often the node measures its load and ticks the manager.
+    pub tick_ms: u64,
+    /// How often a node that is busy or whose load changes gossips.
+    pub gossip_period_ms: u64,
+    /// How often a calm node gossips: idle traffic is this rate.
+    pub calm_gossip_period_ms: u64,
+    /// How many peers a busy node gossips with each time; a calm one gossips with one.
+    pub fanout: usize,
+    /// How many peers a node knows the load of.
+    pub view: usize,
+    /// How many entries one gossip message carries, the sender's own included.
+    pub shuffle: usize,
+    /// When an entry that nobody renewed is forgotten: its node is presumably gone.
+    pub entry_max_age_ms: u64,
+    /// The half-life of the smoothing of measured loads.
+    pub load_half_life_ms: u64,
+    /// The half-life of the memory of a VM's peak, which stands for what it would use if it were not starved.
+    pub peak_half_life_ms: u64,
+    /// Above this load a node wants to give a VM away.
+    pub high_watermark: f64,
+    /// Below this load a node stops wanting to; also the highest load at which a node accepts a VM, the VM included.
+    pub low_watermark: f64,
+    /// How long the load must have stayed high.
+    pub sustained_ms: u64,
+    /// How much lower the load that a VM meets must be after the move than before.
+    pub min_gain: f64,
+    /// How long a VM that has moved stays where it is.
+    pub vm_cooldown_ms: u64,
+    /// How long a node that has given a VM away waits for its effect before giving another.
+    pub node_cooldown_ms: u64,
+    /// How long an answer to an offer may take.
+    pub offer_timeout_ms: u64,
+    /// How long to wait when no peer would take a VM.
+    pub retry_ms: u64,
+    /// How many peers are asked in one round.
+    pub offers_per_round: usize,
+    /// How long capacity is kept for a VM that was accepted and has not arrived.
+    pub reservation_ms: u64,
+    /// How long an arrived VM still counts on top of the measured load, until the smoothing has caught up.
+    pub settle_ms: u64,
+    /// How many VMs a node takes in at a time.
+    pub max_arrivals: usize,
+    /// The share of its memory that a node lets VMs and itself fill.
+    pub memory_limit: f64,
+    /// How many explanations are kept of each VM.
+    pub explanations_per_vm: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            tick_ms: 1000,
+            gossip_period_ms: 2000,
+            calm_gossip_period_ms: 10_000,
+            fanout: 2,
+            view: 8,
+            shuffle: 4,
+            entry_max_age_ms: 45_000,
+            load_half_life_ms: 2000,
+            peak_half_life_ms: 60_000,
+            high_watermark: 0.80,
+            low_watermark: 0.65,
+            sustained_ms: 4000,
+            min_gain: 0.15,
+            vm_cooldown_ms: 120_000,
+            node_cooldown_ms: 15_000,
+            offer_timeout_ms: 4000,
+            retry_ms: 5000,
+            offers_per_round: 3,
+            reservation_ms: 600_000,
+            settle_ms: 10_000,
+            max_arrivals: 2,
+            memory_limit: 0.9,
+            explanations_per_vm: 32,
+        }
+    }
+}
+
+/// A policy that cannot work.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the autonomic policy cannot work: {0}")]
+pub struct UnusablePolicy(&'static str);
+
+impl Policy {
+    /// Checks that the figures can work together.
+    ///
+    /// # Errors
+    /// [`UnusablePolicy`] says which rule is broken.
+    pub fn check(&self) -> Result<(), UnusablePolicy> {
+        let shares = [self.high_watermark, self.low_watermark, self.min_gain, self.memory_limit];
+        let rules = [
+            (
+                shares.iter().all(|s| s.is_finite() && (0.0..=1.0).contains(s)),
+                "watermarks, min_gain and memory_limit are shares from 0 to 1",
+            ),
+            (self.low_watermark < self.high_watermark, "low_watermark must be below high_watermark"),
+            (self.min_gain > 0.0, "min_gain must be above 0, or VMs would wander between equals"),
+            (self.tick_ms > 0 && self.gossip_period_ms > 0, "tick_ms and gossip_period_ms must be above 0"),
+            (self.calm_gossip_period_ms >= self.gossip_period_ms, "calm_gossip_period_ms must not be below gossip_period_ms"),
+            (self.entry_max_age_ms >= 2 * self.calm_gossip_period_ms, "entry_max_age_ms must be at least two calm gossip periods"),
+            (self.load_half_life_ms > 0 && self.peak_half_life_ms > 0, "half-lives must be above 0"),
+            (self.view > 0 && self.fanout > 0 && self.shuffle > 0, "view, fanout and shuffle must be above 0"),
+            (self.view <= 64 && self.shuffle <= crate::wire::MAX_ENTRIES, "view is at most 64 and shuffle at most 16"),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, rule)) => Err(UnusablePolicy(rule)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_work_and_survive_a_configuration_file() {
+        let policy = Policy::default();
+        assert_eq!(policy.check(), Ok(()));
+        assert_eq!(toml::from_str::<Policy>(&toml::to_string(&policy).unwrap()).unwrap(), policy);
+        assert_eq!(toml::from_str::<Policy>("min_gain = 0.3").unwrap(), Policy { min_gain: 0.3, ..policy });
+        assert!(toml::from_str::<Policy>("min_gian = 0.3").is_err());
+    }
+
+    #[test]
+    fn figures_that_cannot_work_are_named() {
+        let swapped = Policy { low_watermark: 0.9, ..Policy::default() };
+        assert!(swapped.check().unwrap_err().to_string().contains("low_watermark"));
+        assert!(Policy { min_gain: f64::NAN, ..Policy::default() }.check().is_err());
+    }
+}

@@ -1,0 +1,73 @@
+//! What a move would be worth. A VM gains the difference between the load it meets here and the load it would
+//! meet there, itself included. A move is worth making if that beats a threshold: then each move lowers the sum of squared
+//! loads, so that selfish moves come to an end (Even-Dar, Kesselman and Mansour 2003), and the threshold
+//! keeps noise from starting new ones.
+
+use crate::{
+    gossip::Entry,
+    load::{Demand, LoadVector},
+    policy::Policy,
+};
+use p2pvm_overlay::MemberId;
+use serde::{Deserialize, Serialize};
+
+/// Peers whose gain differs by less are equally good; one is drawn, so that many nodes with the same news do not
+/// all ask the same peer.
+const SAME_GAIN: f64 = 0.05;
+
+/// What a VM that uses next to nothing counts as: it may still be starved.
+const LEAST_CPU: f64 = 0.05;
+
+/// What moving a GiB costs, in the unit of gain times CPUs.
+const COST_OF_A_GIB: f64 = 0.002;
+
+/// Where a VM could go, by what this node has heard.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Place {
+    /// The peer.
+    #[serde(with = "crate::explain::text")]
+    pub member: MemberId,
+    /// Its load with the VM, 0 and up.
+    pub predicted: f64,
+    /// How much lower that is than the load here.
+    pub gain: f64,
+}
+
+/// A node's load once a VM has come.
+pub(crate) fn predict(load: f64, cpus: u32, vm_cpu: f64) -> f64 {
+    load + vm_cpu / f64::from(cpus.max(1))
+}
+
+/// Whether the memory of a VM fits as well.
+pub(crate) fn memory_fits(used_mib: u64, total_mib: u64, vm_mib: u64, policy: &Policy) -> bool {
+    used_mib.saturating_add(vm_mib) as f64 <= total_mib as f64 * policy.memory_limit
+}
+
+fn place(load: &LoadVector, here: f64, demand: &Demand) -> Place {
+    let predicted = predict(f64::from(load.cpu), load.cpus, demand.cpu);
+    Place { member: load.member, predicted, gain: here - predicted }
+}
+
+/// The known peers with room in memory for a VM, best first.
+pub(crate) fn places<'a>(entries: impl Iterator<Item = &'a Entry>, here: f64, demand: &Demand, policy: &Policy) -> Vec<Place> {
+    let fits = |load: &&LoadVector| memory_fits(load.memory_used_mib, load.memory_total_mib, demand.memory_mib, policy);
+    let mut places: Vec<Place> = entries.map(|e| &e.load).filter(fits).map(|load| place(load, here, demand)).collect();
+    places.sort_by(|a, b| b.gain.total_cmp(&a.gain).then(a.member.cmp(&b.member)));
+    places
+}
+
+/// Whether a move there is worth making and will not be refused.
+pub(crate) fn is_worthwhile(place: &Place, policy: &Policy) -> bool {
+    place.gain >= policy.min_gain && place.predicted <= policy.low_watermark
+}
+
+/// The places nearly as good as the first of `places`.
+pub(crate) fn equally_good(places: &[Place]) -> &[Place] {
+    let count = places.iter().take_while(|p| places[0].gain - p.gain < SAME_GAIN).count();
+    &places[..count]
+}
+
+/// How much good a move does: the gain, weighed by how much of a load it takes along, less what it costs.
+pub(crate) fn worth(gain: f64, demand: &Demand) -> f64 {
+    gain * (demand.cpu + LEAST_CPU) - demand.memory_mib as f64 / 1024.0 * COST_OF_A_GIB
+}

@@ -1,0 +1,123 @@
+//! The lease cache: which address this node (and each VM it holds) had last, so that a restart asks for the
+//! same one again. It can be lost without harm; a file that is damaged counts as empty.
+
+use p2pvm_overlay::UnixTime;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::Write,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
+
+/// An entry unused for so long is dropped at the next write: its lease ran out long ago.
+const FORGET_AFTER_SECONDS: u64 = 90 * 24 * 3600;
+
+const HASH_BYTES: usize = 32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Cached {
+    v4: Ipv4Addr,
+    used: UnixTime,
+}
+
+type Entries = BTreeMap<[u8; 32], Cached>;
+
+pub(crate) struct LeaseCache {
+    path: PathBuf,
+    entries: Mutex<Entries>,
+}
+
+impl LeaseCache {
+    pub(crate) fn open(path: PathBuf) -> Self {
+        let entries = match fs::read(&path) {
+            Ok(bytes) => parse(&bytes).unwrap_or_else(|| {
+                tracing::warn!(path = %path.display(), "the lease cache is damaged: starting with an empty one");
+                Entries::new()
+            }),
+            Err(e) => {
+                if e.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(path = %path.display(), error = %e, "the lease cache cannot be read: starting with an empty one");
+                }
+                Entries::new()
+            }
+        };
+        Self { path, entries: Mutex::new(entries) }
+    }
+
+    pub(crate) fn get(&self, owner: &[u8; 32]) -> Option<Ipv4Addr> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(owner).map(|cached| cached.v4)
+    }
+
+    /// Remembers the address. Writes the file only when the address is another; a failure to write costs a
+    /// fresh draw after a restart and is only logged.
+    pub(crate) fn set(&self, owner: [u8; 32], v4: Ipv4Addr, now: UnixTime) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = entries.insert(owner, Cached { v4, used: now });
+        if before.is_none_or(|b| b.v4 != v4 || b.used.plus(24 * 3600) < now) {
+            entries.retain(|_, cached| cached.used.plus(FORGET_AFTER_SECONDS) >= now);
+            self.save(&entries);
+        }
+    }
+
+    pub(crate) fn remove(&self, owner: &[u8; 32]) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.remove(owner).is_some() {
+            self.save(&entries);
+        }
+    }
+
+    fn save(&self, entries: &Entries) {
+        if let Err(e) = self.try_save(entries) {
+            tracing::warn!(path = %self.path.display(), error = %e, "the lease cache cannot be written: addresses may change after a restart");
+        }
+    }
+
+    fn try_save(&self, entries: &Entries) -> io::Result<()> {
+        let body = postcard::to_allocvec(entries).map_err(io::Error::other)?;
+        let temporary = self.path.with_extension("new");
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(blake3::hash(&body).as_bytes())?;
+        file.write_all(&body)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &self.path)
+    }
+}
+
+fn parse(bytes: &[u8]) -> Option<Entries> {
+    let (hash, body) = bytes.split_at_checked(HASH_BYTES)?;
+    (blake3::hash(body).as_bytes() == hash).then(|| postcard::from_bytes(body).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_remembered_over_a_restart_and_a_damaged_cache_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases");
+        let (owner, ip) = ([3; 32], Ipv4Addr::new(10, 7, 0, 9));
+        LeaseCache::open(path.clone()).set(owner, ip, UnixTime(1000));
+        assert_eq!(LeaseCache::open(path.clone()).get(&owner), Some(ip));
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(LeaseCache::open(path.clone()).get(&owner), None);
+        fs::write(&path, b"torn").unwrap();
+        assert_eq!(LeaseCache::open(path).get(&owner), None);
+    }
+
+    #[test]
+    fn leases_long_unused_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = LeaseCache::open(dir.path().join("leases"));
+        cache.set([1; 32], Ipv4Addr::new(10, 0, 0, 5), UnixTime(0));
+        cache.set([2; 32], Ipv4Addr::new(10, 0, 0, 6), UnixTime(FORGET_AFTER_SECONDS + 1));
+        assert_eq!((cache.get(&[1; 32]), cache.get(&[2; 32]).is_some()), (None, true));
+        cache.remove(&[2; 32]);
+        assert_eq!(cache.get(&[2; 32]), None);
+    }
+}

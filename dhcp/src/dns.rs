@@ -1,0 +1,263 @@
+//! The network's names over DNS: `<host>.<network>.p2p` and `<vm>.vm.<network>.p2p`, forward and reverse.
+//! Authoritative for these and nothing else: what lies outside is refused, so that a stub resolver with
+//! another server goes on to that one. Answers fit into 512 bytes; there is no TCP.
+
+use crate::{
+    claim::Addresses,
+    entry::{NameKind, Named, is_name},
+    subnet::Subnet,
+};
+use async_trait::async_trait;
+use hickory_proto::{
+    op::{Edns, Message, OpCode, Query, ResponseCode},
+    rr::{
+        DNSClass, Name, RData, Record, RecordType,
+        rdata::{A, AAAA, PTR, SOA},
+    },
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
+use tokio::{net::UdpSocket, sync::Semaphore};
+
+/// How long others may remember an answer: addresses belong to their names and seldom change.
+const TTL_SECONDS: u32 = 60;
+
+/// How long others may remember that a name is unknown: somebody may be about to create it.
+const NEGATIVE_TTL_SECONDS: u32 = 5;
+
+/// Queries answered at a time by [`serve`]; more are dropped, and their senders ask again.
+const MAX_CONCURRENT: usize = 128;
+
+const HEADER_BYTES: usize = 12;
+const MAX_QUERY_BYTES: usize = 1232;
+
+/// The names could not be looked up just now.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("names cannot be looked up: {0}")]
+pub struct Unavailable(pub String);
+
+/// Where the answers come from. [`Addresses`] implements it over the DHT.
+#[async_trait]
+pub trait Names: Send + Sync + 'static {
+    /// What a name stands for.
+    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable>;
+
+    /// The name of an address.
+    async fn reverse(&self, ip: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable>;
+}
+
+#[async_trait]
+impl Names for Addresses {
+    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
+        self.resolve_name(label, kind).await.map_err(|e| Unavailable(e.to_string()))
+    }
+
+    async fn reverse(&self, ip: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
+        let holder = self.resolve(ip).await.map_err(|e| Unavailable(e.to_string()))?;
+        Ok(holder.map(|h| (h.subject().kind(), h.name)))
+    }
+}
+
+/// Answers queries about one network's domain.
+#[derive(Clone, Debug)]
+pub struct Resolver {
+    domain: Name,
+    subnet: Subnet,
+    v6_prefix: Option<(Ipv6Addr, u8)>,
+}
+
+/// The domain that was given is none.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("'{0}' is not a domain name")]
+pub struct NotADomain(String);
+
+/// What a query asks about.
+enum Asked {
+    /// `<label>.<domain>` or `<label>.vm.<domain>`.
+    Name(NameKind, String),
+    /// The name of an address of ours.
+    Address(IpAddr),
+    /// The domain itself or `vm.<domain>`: they exist and have no addresses.
+    Zone,
+    /// Ours, but nothing that can exist.
+    Nothing,
+    /// Not ours.
+    Elsewhere,
+}
+
+impl Resolver {
+    /// A resolver for `domain` (`<network>.p2p`) and for reverse lookups within `subnet`.
+    ///
+    /// # Errors
+    /// [`NotADomain`] if `domain` is no name.
+    pub fn new(domain: &str, subnet: Subnet) -> Result<Self, NotADomain> {
+        let mut name = Name::from_ascii(domain.to_ascii_lowercase()).map_err(|_| NotADomain(domain.to_owned()))?;
+        if name.num_labels() == 0 {
+            return Err(NotADomain(domain.to_owned()));
+        }
+        name.set_fqdn(true);
+        Ok(Self { domain: name, subnet, v6_prefix: None })
+    }
+
+    /// Answers reverse lookups within this IPv6 prefix too.
+    pub fn with_v6(mut self, prefix: Ipv6Addr, bits: u8) -> Self {
+        self.v6_prefix = Some((prefix, bits.min(128)));
+        self
+    }
+
+    /// The answer to a DNS message; empty for what deserves none (a response, or too short to answer).
+    pub async fn answer(&self, query: &[u8], names: &dyn Names) -> Vec<u8> {
+        let Some((id, is_response)) = query.get(..HEADER_BYTES).map(|h| (u16::from_be_bytes([h[0], h[1]]), h[2] & 0x80 != 0)) else {
+            return Vec::new();
+        };
+        if is_response {
+            return Vec::new();
+        }
+        let parsed = if query.len() > MAX_QUERY_BYTES { None } else { Message::from_vec(query).ok() };
+        let mut reply = match parsed {
+            None => Message::error_msg(id, OpCode::Query, ResponseCode::FormErr),
+            Some(query) => self.reply(query, names).await,
+        };
+        reply.metadata.truncation = false;
+        reply.to_vec().unwrap_or_default()
+    }
+
+    async fn reply(&self, query: Message, names: &dyn Names) -> Message {
+        let asked = &query.metadata;
+        let mut reply = Message::response(asked.id, asked.op_code);
+        reply.metadata.recursion_desired = asked.recursion_desired;
+        if let Some(edns) = &query.edns {
+            let mut ours = Edns::new();
+            ours.set_max_payload(MAX_QUERY_BYTES as u16).set_version(0);
+            reply.set_edns(ours);
+            if edns.version() > 0 {
+                reply.metadata.response_code = ResponseCode::BADVERS;
+                return reply;
+            }
+        }
+        reply.add_queries(query.queries.iter().cloned());
+        reply.metadata.response_code = match (asked.op_code, query.queries.as_slice()) {
+            (OpCode::Query, [question]) if question.query_class() == DNSClass::IN => self.resolve(question, names, &mut reply).await,
+            (OpCode::Query, [_]) => ResponseCode::Refused,
+            (OpCode::Query, _) => ResponseCode::FormErr,
+            _ => ResponseCode::NotImp,
+        };
+        reply
+    }
+
+    async fn resolve(&self, question: &Query, names: &dyn Names, reply: &mut Message) -> ResponseCode {
+        let (name, kind) = (question.name(), question.query_type());
+        let found = match self.classify(name) {
+            Asked::Elsewhere => return ResponseCode::Refused,
+            Asked::Nothing => Ok(None),
+            Asked::Zone => Ok(Some(self.zone_records(name, kind))),
+            Asked::Name(of, label) => names.forward(of, &label).await.map(|found| found.map(|named| address_records(name, kind, &named))),
+            Asked::Address(ip) => names.reverse(ip).await.map(|found| found.and_then(|named| self.pointer_records(name, kind, named))),
+        };
+        let Ok(found) = found else { return ResponseCode::ServFail };
+        reply.metadata.authoritative = true;
+        let exists = found.is_some();
+        reply.add_answers(found.unwrap_or_default());
+        if reply.answers.is_empty() {
+            reply.add_authority(self.authority());
+        }
+        if exists { ResponseCode::NoError } else { ResponseCode::NXDomain }
+    }
+
+    fn classify(&self, name: &Name) -> Asked {
+        if !self.domain.zone_of(name) {
+            let reverse = name.parse_arpa_name().ok().filter(|net| net.prefix_len() == net.max_prefix_len()).map(|net| net.addr());
+            return reverse.filter(|ip| self.is_ours(*ip)).map_or(Asked::Elsewhere, Asked::Address);
+        }
+        let below = usize::from(name.num_labels().saturating_sub(self.domain.num_labels()));
+        let labels: Option<Vec<String>> =
+            name.iter().take(below).map(|l| std::str::from_utf8(l).ok().map(str::to_ascii_lowercase)).collect();
+        match labels.as_deref() {
+            Some([]) => Asked::Zone,
+            Some([zone]) if zone == "vm" => Asked::Zone,
+            Some([host]) if is_name(NameKind::Host, host) => Asked::Name(NameKind::Host, host.clone()),
+            Some([vm, zone]) if zone == "vm" && is_name(NameKind::Vm, vm) => Asked::Name(NameKind::Vm, vm.clone()),
+            _ => Asked::Nothing,
+        }
+    }
+
+    fn is_ours(&self, ip: IpAddr) -> bool {
+        match (ip, self.v6_prefix) {
+            (IpAddr::V4(v4), _) => self.subnet.claimable(v4),
+            (IpAddr::V6(v6), Some((prefix, bits))) => (v6.to_bits() ^ prefix.to_bits()).leading_zeros() >= u32::from(bits),
+            (IpAddr::V6(_), None) => false,
+        }
+    }
+
+    fn zone_records(&self, name: &Name, kind: RecordType) -> Vec<Record> {
+        let wanted = name.num_labels() == self.domain.num_labels() && matches!(kind, RecordType::SOA | RecordType::ANY);
+        if wanted { vec![self.authority()] } else { Vec::new() }
+    }
+
+    fn pointer_records(&self, name: &Name, kind: RecordType, (of, label): (NameKind, String)) -> Option<Vec<Record>> {
+        if !matches!(kind, RecordType::PTR | RecordType::ANY) {
+            return Some(Vec::new());
+        }
+        let parent = match of {
+            NameKind::Host => self.domain.clone(),
+            NameKind::Vm => self.domain.prepend_label("vm").ok()?,
+        };
+        Some(vec![Record::from_rdata(name.clone(), TTL_SECONDS, RData::PTR(PTR(parent.prepend_label(label).ok()?)))])
+    }
+
+    /// The zone's start of authority, which also says how long a negative answer holds (RFC 2308).
+    fn authority(&self) -> Record {
+        let ttl = NEGATIVE_TTL_SECONDS;
+        let soa = SOA::new(self.domain.clone(), self.domain.clone(), 1, 3600, 600, 86400, ttl);
+        Record::from_rdata(self.domain.clone(), ttl, RData::SOA(soa))
+    }
+}
+
+fn address_records(name: &Name, kind: RecordType, named: &Named) -> Vec<Record> {
+    let mut records = Vec::new();
+    if matches!(kind, RecordType::A | RecordType::ANY) {
+        records.push(Record::from_rdata(name.clone(), TTL_SECONDS, RData::A(A(named.v4))));
+    }
+    if let Some(v6) = named.v6.filter(|_| matches!(kind, RecordType::AAAA | RecordType::ANY)) {
+        records.push(Record::from_rdata(name.clone(), TTL_SECONDS, RData::AAAA(AAAA(v6))));
+    }
+    records
+}
+
+/// Answers on `socket` until it fails or the future is dropped.
+///
+/// # Errors
+/// What receiving says.
+pub async fn serve(socket: UdpSocket, resolver: Resolver, names: Arc<dyn Names>) -> io::Result<()> {
+    let (socket, resolver) = (Arc::new(socket), Arc::new(resolver));
+    let slots = Arc::new(Semaphore::new(MAX_CONCURRENT));
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut buffer = vec![0; MAX_QUERY_BYTES + 1];
+    loop {
+        let (length, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            // An ICMP error for an answer sent earlier: that client is gone, the others are not.
+            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) => continue,
+            Err(e) => return Err(e),
+        };
+        while tasks.try_join_next().is_some() {}
+        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+        let (socket, resolver, names, query) = (socket.clone(), resolver.clone(), names.clone(), buffer[..length].to_vec());
+        tasks.spawn(async move {
+            let answer = resolver.answer(&query, names.as_ref()).await;
+            if !answer.is_empty()
+                && let Err(error) = socket.send_to(&answer, from).await
+            {
+                tracing::debug!(%from, %error, "a DNS answer was not sent");
+            }
+            drop(slot);
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "dns_tests.rs"]
+mod tests;
