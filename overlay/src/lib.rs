@@ -4,6 +4,7 @@
 pub mod fabric;
 pub mod id;
 pub mod identity;
+pub mod membership;
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};
 pub use id::{Epoch, MemberId, NetworkId, RingAddr, UnixTime, VmId};
