@@ -1,6 +1,8 @@
 //! Who is a member and how bytes reach one: identity, membership, NAT traversal, encrypted links, the
 //! IP packet plane and the libp2p control host. Knows no VM's inside and no DHT record.
 
+#[cfg(feature = "control")]
+pub mod control;
 pub mod fabric;
 pub mod id;
 pub mod identity;

@@ -21,6 +21,8 @@ pub use invite::{Invite, InviteId, InviteTerms};
 pub use network::{Ipv4Subnet, NetworkConfig, vm_mac};
 pub use revocation::{Revocation, Target};
 pub use trust::Trust;
+#[cfg(feature = "control")]
+pub(crate) use trust::write_atomically;
 
 use crate::id::MemberId;
 use async_trait::async_trait;

@@ -1,0 +1,647 @@
+//! The task that owns the swarm: it keeps the connections that the network needs, dials for those who
+//! wait, spreads contacts and revocations, and reserves circuits where this node cannot be dialled.
+//!
+//! In a network of at most [`FULL_MESH`] members everyone stays connected to everyone; in a larger one
+//! to its neighbours on the ring, to some far members, and to whom it talks to.
+
+use super::{
+    ControlEvent,
+    address::{ip_of, is_loopback, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of, split_peer},
+    door::{DoorError, Proved},
+    gate::GateEvent,
+    host::{Host, InsideEvent},
+    shared::{Command, Online, Shared},
+    streams::Waiter,
+    wire::{Contact, GOSSIP_SERVICE, Gossip, MAX_ADDRESSES, PROBE_SERVICE},
+};
+use crate::{
+    id::{MemberId, UnixTime},
+    identity::Identity,
+    membership::{Certificate, Refusal, Revocation, Target},
+};
+use futures::StreamExt;
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    core::{ConnectedPoint, transport::ListenerId},
+    kad,
+    multiaddr::Protocol,
+    swarm::{
+        ConnectionId, SwarmEvent,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
+
+/// Up to here every member keeps a connection to every other.
+pub const FULL_MESH: usize = 24;
+/// Beyond, so many ring neighbours and so many far members.
+const NEAR: usize = 8;
+const FAR: usize = 6;
+const TICK: Duration = Duration::from_millis(500);
+/// News about this node's own addresses is gathered this long before it is told.
+const PUBLISH_DELAY: Duration = Duration::from_millis(400);
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LAST_BACKOFF: Duration = Duration::from_secs(60);
+/// Both ends learn of each other at the same time: the greater id waits for the smaller to dial.
+const LET_THE_OTHER_DIAL: Duration = Duration::from_secs(3);
+/// Connections that do not notice a dead peer by themselves (TCP, circuits) are probed.
+const PROBE_EVERY: Duration = Duration::from_secs(6);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(6);
+/// A second connection to the same member is closed when it is this old and unused.
+const SUPERFLUOUS_AFTER: Duration = Duration::from_secs(10);
+/// Time for the revoked to hear why.
+const CUT_DELAY: Duration = Duration::from_millis(300);
+/// A node that nobody has been found to reach by then reserves circuits.
+const RESERVE_AFTER: Duration = Duration::from_secs(4);
+const RESERVATIONS: usize = 2;
+
+struct Link {
+    id: ConnectionId,
+    address: Multiaddr,
+    proved: bool,
+    since: Instant,
+}
+
+impl Link {
+    /// Better sorts first: direct before relayed, QUIC before TCP, old before new.
+    fn rank(&self) -> (bool, bool, Instant) {
+        (is_relayed(&self.address), !is_quic(&self.address), self.since)
+    }
+}
+
+#[derive(Default)]
+struct Attempt {
+    failures: u32,
+    not_before: Option<Instant>,
+    dialling: BTreeSet<ConnectionId>,
+}
+
+/// See the module.
+pub struct Driver {
+    swarm: Swarm<Host>,
+    shared: Arc<Shared>,
+    identity: Arc<Identity>,
+    certificate: Certificate,
+    commands: mpsc::Receiver<Command>,
+    bootstrap: Vec<Multiaddr>,
+    public_addresses: Vec<Multiaddr>,
+    links: HashMap<PeerId, Vec<Link>>,
+    attempts: HashMap<MemberId, Attempt>,
+    waiting: HashMap<MemberId, Vec<Waiter>>,
+    lookups: HashMap<kad::QueryId, MemberId>,
+    reservations: BTreeMap<PeerId, ListenerId>,
+    publish_at: Option<Instant>,
+    published: (Vec<String>, bool),
+    bootstrap_at: Instant,
+    started: Instant,
+    cuts: Vec<(Instant, PeerId)>,
+    probe_at: Instant,
+    checked_at: Instant,
+}
+
+impl Driver {
+    pub fn new(
+        swarm: Swarm<Host>,
+        shared: Arc<Shared>,
+        identity: Arc<Identity>,
+        certificate: Certificate,
+        commands: mpsc::Receiver<Command>,
+        (bootstrap, public_addresses): (Vec<Multiaddr>, Vec<Multiaddr>),
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            swarm,
+            shared,
+            identity,
+            certificate,
+            commands,
+            bootstrap,
+            public_addresses,
+            links: HashMap::new(),
+            attempts: HashMap::new(),
+            waiting: HashMap::new(),
+            lookups: HashMap::new(),
+            reservations: BTreeMap::new(),
+            publish_at: Some(now + PUBLISH_DELAY),
+            published: (Vec::new(), false),
+            bootstrap_at: now,
+            started: now,
+            cuts: Vec::new(),
+            probe_at: now + PROBE_EVERY,
+            checked_at: now,
+        }
+    }
+
+    /// Runs until told to shut down.
+    pub async fn run(mut self) {
+        for address in self.public_addresses.clone() {
+            self.swarm.add_external_address(address);
+        }
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.on_swarm(event),
+                command = self.commands.recv() => match command {
+                    Some(Command::Shutdown(done)) => {
+                        self.save_book();
+                        drop(self.swarm);
+                        let _ = done.send(());
+                        return;
+                    }
+                    Some(command) => self.on_command(command),
+                    None => return,
+                },
+                _ = tick.tick() => self.on_tick(Instant::now()),
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Open(member, waiter) => self.open(member, waiter),
+            Command::Gossip(from, gossip) => self.on_gossip(Some(from), gossip),
+            Command::Revoke(revocation) => self.on_gossip(None, Gossip { contacts: Vec::new(), revocations: vec![revocation] }),
+            Command::Dead(member) => {
+                if let Some(peer) = peer_of(member) {
+                    let _ = self.swarm.disconnect_peer_id(peer);
+                }
+            }
+            Command::Shutdown(_) => {}
+        }
+    }
+
+    // --- Streams and dialling
+
+    fn best_link(&self, peer: &PeerId) -> Option<&Link> {
+        self.links.get(peer)?.iter().filter(|l| l.proved).min_by_key(|l| l.rank())
+    }
+
+    fn open(&mut self, member: MemberId, waiter: Waiter) {
+        let Some(peer) = peer_of(member) else { return };
+        if let Some(connection) = self.best_link(&peer).map(|l| l.id) {
+            self.swarm.behaviour_mut().inner.streams.open(peer, connection, waiter);
+            return;
+        }
+        self.waiting.entry(member).or_default().push(waiter);
+        let unproved = self.links.contains_key(&peer);
+        if !unproved && self.attempts.get(&member).is_none_or(|a| a.dialling.is_empty()) && !self.dial(member) {
+            let query = self.swarm.behaviour_mut().inner.kad.get_closest_peers(peer);
+            self.lookups.insert(query, member);
+        }
+    }
+
+    /// Dials all addresses known of a member, best first. False if none are known.
+    fn dial(&mut self, member: MemberId) -> bool {
+        let network = &self.shared.door.network;
+        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let me = *self.swarm.local_peer_id();
+        let addresses: Vec<Multiaddr> = book
+            .get(member)
+            .into_iter()
+            .flat_map(|c| &c.addresses)
+            .filter_map(|a| a.parse::<Multiaddr>().ok())
+            .filter(|a| is_usable(a, network) && relay_of(a) != Some(me))
+            .collect();
+        drop(book);
+        self.dial_at(member, addresses)
+    }
+
+    fn dial_at(&mut self, member: MemberId, addresses: Vec<Multiaddr>) -> bool {
+        let Some(peer) = peer_of(member).filter(|_| !addresses.is_empty()) else { return false };
+        let addresses = addresses.into_iter().map(|a| a.with(Protocol::P2p(peer))).collect();
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(addresses).build();
+        let id = options.connection_id();
+        let attempt = self.attempts.entry(member).or_default();
+        if self.swarm.dial(options).is_ok() {
+            attempt.dialling.insert(id);
+        }
+        true
+    }
+
+    fn give_up(&mut self, member: MemberId) {
+        // Dropping the waiters tells them that the member cannot be reached.
+        self.waiting.remove(&member);
+    }
+
+    fn dial_ended(&mut self, peer: Option<PeerId>, connection: ConnectionId) {
+        let Some(member) = peer.and_then(|p| member_of(&p)) else { return };
+        let Some(attempt) = self.attempts.get_mut(&member) else { return };
+        if attempt.dialling.remove(&connection) && attempt.dialling.is_empty() {
+            let backoff = FIRST_BACKOFF.saturating_mul(1 << attempt.failures.min(6)).min(LAST_BACKOFF);
+            attempt.failures += 1;
+            attempt.not_before = Some(Instant::now() + backoff.mul_f64(rand::random_range(0.75..1.25)));
+            if !self.links.contains_key(&peer.expect("named above")) {
+                self.give_up(member);
+            }
+        }
+    }
+
+    // --- The swarm's events
+
+    fn on_swarm(&mut self, event: SwarmEvent<GateEvent<InsideEvent>>) {
+        match event {
+            SwarmEvent::Behaviour(GateEvent::Proved { peer, connection, proved }) => self.on_proved(peer, connection, *proved),
+            SwarmEvent::Behaviour(GateEvent::Failed { peer, error }) => self.on_failed(peer, error),
+            SwarmEvent::Behaviour(GateEvent::Inner(event)) => self.on_inside(event),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                let address = match &endpoint {
+                    ConnectedPoint::Dialer { address, .. } => address.clone(),
+                    ConnectedPoint::Listener { local_addr, .. } if is_relayed(local_addr) => local_addr.clone(),
+                    ConnectedPoint::Listener { send_back_addr, .. } => send_back_addr.clone(),
+                };
+                let link = Link { id: connection_id, address, proved: false, since: Instant::now() };
+                self.links.entry(peer_id).or_default().push(link);
+                if let Some(attempt) = member_of(&peer_id).and_then(|m| self.attempts.get_mut(&m)) {
+                    attempt.dialling.remove(&connection_id);
+                }
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
+                tracing::debug!(peer = %peer_id, "a connection ended: {cause:?}");
+                self.on_closed(peer_id, connection_id);
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id, connection_id, error } => {
+                tracing::debug!(?peer_id, "a dial failed: {error}");
+                self.dial_ended(peer_id, connection_id);
+            }
+            SwarmEvent::NewListenAddr { address, .. } => {
+                // An interface with a public IPv4 address is reachable; IPv6 ones often sit behind a firewall.
+                if ip_of(&address).is_some_and(|ip| ip.is_ipv4() && is_public(ip)) && !is_relayed(&address) {
+                    self.swarm.add_external_address(address);
+                }
+                self.addresses_changed();
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.swarm.remove_external_address(&address);
+                self.addresses_changed();
+            }
+            SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+                tracing::debug!("a listener ended: {reason:?}");
+                self.reservations.retain(|_, id| *id != listener_id);
+                self.addresses_changed();
+            }
+            SwarmEvent::ExternalAddrConfirmed { .. } | SwarmEvent::ExternalAddrExpired { .. } => self.addresses_changed(),
+            _ => {}
+        }
+    }
+
+    fn on_inside(&mut self, event: InsideEvent) {
+        match event {
+            InsideEvent::Kad(kad::Event::OutboundQueryProgressed { id, result: kad::QueryResult::GetClosestPeers(result), step, .. }) => {
+                let peers = match result {
+                    Ok(found) => found.peers,
+                    Err(kad::GetClosestPeersError::Timeout { peers, .. }) => peers,
+                };
+                if let Some(member) = step.last.then(|| self.lookups.remove(&id)).flatten() {
+                    let peer = peer_of(member);
+                    let addresses: Vec<Multiaddr> = peers.into_iter().filter(|p| Some(p.peer_id) == peer).flat_map(|p| p.addrs).collect();
+                    let addresses = addresses.into_iter().map(|a| split_peer(a).0).filter(|a| is_usable(a, &self.shared.door.network));
+                    if !self.dial_at(member, addresses.collect()) {
+                        self.give_up(member);
+                    }
+                }
+            }
+            InsideEvent::Dcutr(event) => tracing::debug!(peer = %event.remote_peer_id, "hole punching: {:?}", event.result),
+            InsideEvent::AutonatClient(event) => tracing::debug!(address = %event.tested_addr, "reachability: {:?}", event.result),
+            _ => {}
+        }
+    }
+
+    fn on_proved(&mut self, peer: PeerId, connection: ConnectionId, proved: Proved) {
+        let Some(member) = member_of(&peer) else { return };
+        let Some(link) = self.links.get_mut(&peer).and_then(|links| links.iter_mut().find(|l| l.id == connection)) else { return };
+        link.proved = true;
+        let attempt = self.attempts.entry(member).or_default();
+        attempt.failures = 0;
+        attempt.not_before = None;
+        let certificate = proved.contact.certificate.clone();
+        self.shared.certificates.write().unwrap_or_else(PoisonError::into_inner).insert(member, certificate);
+        for address in proved.contact.addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok()) {
+            self.swarm.behaviour_mut().inner.kad.add_address(&peer, address);
+        }
+        let first = self.refresh_online(peer, member, proved.rtt);
+        for waiter in self.waiting.remove(&member).unwrap_or_default() {
+            self.open(member, waiter);
+        }
+        // Digests first, because the contact just shown is about to change this node's.
+        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let contacts = if proved.contacts == book.digest() { Vec::new() } else { book.to_tell() };
+        drop(book);
+        let trust = &self.shared.door.trust;
+        let revocations = if proved.revocations == trust.digest() { Vec::new() } else { trust.revocations() };
+        if !contacts.is_empty() || !revocations.is_empty() {
+            self.tell(member, Gossip { contacts, revocations });
+        }
+        self.on_gossip(Some(member), Gossip { contacts: vec![proved.contact], revocations: Vec::new() });
+        if first {
+            tracing::info!(%member, "connected");
+            let _ = self.shared.events.send(ControlEvent::Connected(member));
+        }
+    }
+
+    fn on_failed(&mut self, peer: PeerId, error: DoorError) {
+        let Some(member) = member_of(&peer) else { return };
+        tracing::info!(%member, "no membership proved: {error}");
+        let attempt = self.attempts.entry(member).or_default();
+        attempt.failures = attempt.failures.max(5);
+        attempt.not_before = Some(Instant::now() + LAST_BACKOFF);
+        if let DoorError::TurnedDown(Refusal::Revoked, revocations) = error {
+            self.on_gossip(None, Gossip { contacts: Vec::new(), revocations });
+        }
+        self.give_up(member);
+    }
+
+    fn on_closed(&mut self, peer: PeerId, connection: ConnectionId) {
+        let Some(links) = self.links.get_mut(&peer) else { return };
+        let was_proved = links.iter().any(|l| l.id == connection && l.proved);
+        links.retain(|l| l.id != connection);
+        if links.is_empty() {
+            self.links.remove(&peer);
+        }
+        let Some(member) = member_of(&peer) else { return };
+        if !was_proved {
+            if !self.links.contains_key(&peer) {
+                self.give_up(member);
+            }
+            return;
+        }
+        self.refresh_online(peer, member, None);
+        if self.best_link(&peer).is_none() {
+            self.shared.certificates.write().unwrap_or_else(PoisonError::into_inner).remove(&member);
+            // A node that restarts is back at once; one whose path broke may be reachable by another.
+            let wait = if self.shared.me < member { FIRST_BACKOFF / 2 } else { FIRST_BACKOFF };
+            self.attempts.entry(member).or_default().not_before = Some(Instant::now() + wait);
+            tracing::info!(%member, "disconnected");
+            let _ = self.shared.events.send(ControlEvent::Disconnected(member));
+        }
+    }
+
+    /// Tells the callers' view who is connected how. True if the member was not before.
+    fn refresh_online(&mut self, peer: PeerId, member: MemberId, rtt: Option<Duration>) -> bool {
+        let best = self.best_link(&peer).map(|l| l.address.clone());
+        let mut online = self.shared.online.write().unwrap_or_else(PoisonError::into_inner);
+        match best {
+            Some(address) => {
+                let relayed = relay_of(&address).and_then(|relay| member_of(&relay));
+                let before = online.get(&member).and_then(|o| o.rtt);
+                online.insert(member, Online { relayed, rtt: rtt.or(before) }).is_none()
+            }
+            None => {
+                online.remove(&member);
+                false
+            }
+        }
+    }
+
+    // --- Gossip
+
+    fn tell(&self, member: MemberId, gossip: Gossip) {
+        let (shared, Ok(body)) = (self.shared.clone(), postcard::to_stdvec(&gossip)) else { return };
+        tokio::spawn(async move {
+            if let Err(e) = shared.call(member, GOSSIP_SERVICE, body, Duration::from_secs(10)).await {
+                tracing::debug!(%member, "gossip was not delivered: {e}");
+            }
+        });
+    }
+
+    fn tell_all(&self, except: Option<MemberId>, gossip: &Gossip) {
+        for member in self.shared.connected().into_iter().filter(|m| Some(*m) != except) {
+            self.tell(member, gossip.clone());
+        }
+    }
+
+    fn on_gossip(&mut self, from: Option<MemberId>, gossip: Gossip) {
+        let trust = self.shared.door.trust.clone();
+        let new: Vec<Revocation> = gossip.revocations.into_iter().filter(|r| trust.add_revocation(r.clone()) == Ok(true)).collect();
+        let mut news = Gossip { revocations: new, contacts: Vec::new() };
+        {
+            let mut book = self.shared.book.write().unwrap_or_else(PoisonError::into_inner);
+            let known = |book: &super::book::Book, c: &Contact| book.get(c.member()).is_some();
+            for contact in gossip.contacts.into_iter().filter(|c| c.member() != self.shared.me) {
+                let was_known = known(&book, &contact);
+                if book.insert(contact.clone(), &trust) {
+                    let wait = if self.shared.me < contact.member() { Duration::ZERO } else { LET_THE_OTHER_DIAL };
+                    let attempt = self.attempts.entry(contact.member()).or_default();
+                    if !was_known || attempt.not_before.is_some() {
+                        attempt.failures = 0;
+                        attempt.not_before = Some(Instant::now() + wait);
+                    }
+                    news.contacts.push(contact);
+                }
+            }
+            if !news.revocations.is_empty() {
+                book.retain_trusted(&trust);
+            }
+        }
+        if !news.contacts.is_empty() || !news.revocations.is_empty() {
+            self.tell_all(from, &news);
+        }
+        for revocation in &news.revocations {
+            if let Target::Member(member) = revocation.target() {
+                tracing::warn!(%member, "revoked");
+                let event = if member == self.shared.me { ControlEvent::ThisNodeRevoked } else { ControlEvent::Revoked(member) };
+                let _ = self.shared.events.send(event);
+            }
+        }
+        if !news.revocations.is_empty() {
+            self.cut_untrusted();
+        }
+    }
+
+    /// Ends, after a moment to hear why, all connections to those who are members no more.
+    fn cut_untrusted(&mut self) {
+        let due = Instant::now() + CUT_DELAY;
+        let certificates = self.shared.certificates.read().unwrap_or_else(PoisonError::into_inner);
+        let fallen = certificates.iter().filter(|(_, c)| self.shared.door.trust.verify(c).is_err());
+        self.cuts.extend(fallen.filter_map(|(member, _)| peer_of(*member)).map(|peer| (due, peer)));
+    }
+
+    // --- This node's own addresses
+
+    fn addresses_changed(&mut self) {
+        let listeners = self.swarm.listeners().map(|a| a.clone().with(Protocol::P2p(*self.swarm.local_peer_id())).to_string()).collect();
+        *self.shared.listening.write().unwrap_or_else(PoisonError::into_inner) = listeners;
+        self.publish_at.get_or_insert(Instant::now() + PUBLISH_DELAY);
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.swarm.external_addresses().any(|a| !is_relayed(a))
+    }
+
+    fn publish(&mut self) {
+        let me = *self.swarm.local_peer_id();
+        let network = &self.shared.door.network;
+        let all: Vec<Multiaddr> = self
+            .swarm
+            .external_addresses()
+            .chain(self.swarm.listeners())
+            .cloned()
+            .map(|a| match split_peer(a.clone()) {
+                (short, Some(peer)) if peer == me => short,
+                _ => a,
+            })
+            .filter(|a| is_usable(a, network))
+            .collect();
+        let only_loopback = all.iter().all(is_loopback);
+        let mut addresses: Vec<String> = Vec::new();
+        for address in all.iter().filter(|a| only_loopback || !is_loopback(a)).map(ToString::to_string) {
+            if !addresses.contains(&address) && addresses.len() < MAX_ADDRESSES {
+                addresses.push(address);
+            }
+        }
+        let now = (addresses, self.is_reachable());
+        if now == self.published && self.shared.door.contact().is_some_and(|c| c.seq > 0) {
+            return;
+        }
+        self.published = now.clone();
+        let contact = Contact::sign(&self.identity, self.certificate.clone(), now.0, now.1, next_seq());
+        self.shared.door.set_contact(contact.clone());
+        self.shared.book.write().unwrap_or_else(PoisonError::into_inner).insert(contact.clone(), &self.shared.door.trust);
+        self.tell_all(None, &Gossip { contacts: vec![contact], revocations: Vec::new() });
+    }
+
+    fn reserve(&mut self, now: Instant) {
+        if self.is_reachable() {
+            for (_, id) in std::mem::take(&mut self.reservations) {
+                self.swarm.remove_listener(id);
+            }
+            return;
+        }
+        self.reservations.retain(|peer, _| self.links.contains_key(peer));
+        if now < self.started + RESERVE_AFTER || self.reservations.len() >= RESERVATIONS {
+            return;
+        }
+        let online = self.shared.online.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let mut relays: Vec<_> = online
+            .iter()
+            .filter(|(member, seen)| seen.relayed.is_none() && book.get(**member).is_some_and(|c| c.public))
+            .filter_map(|(member, seen)| Some((seen.rtt.unwrap_or(Duration::MAX), peer_of(*member)?)))
+            .filter(|(_, peer)| !self.reservations.contains_key(peer))
+            .collect();
+        drop(book);
+        relays.sort_unstable();
+        for (_, relay) in relays.into_iter().take(RESERVATIONS - self.reservations.len()) {
+            let Some(link) = self.best_link(&relay) else { continue };
+            let address = split_peer(link.address.clone()).0.with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
+            match self.swarm.listen_on(address) {
+                Ok(id) => drop(self.reservations.insert(relay, id)),
+                Err(e) => tracing::debug!("no circuit can be reserved: {e}"),
+            }
+        }
+    }
+
+    // --- What time brings
+
+    fn on_tick(&mut self, now: Instant) {
+        if self.publish_at.is_some_and(|at| at <= now) {
+            self.publish_at = None;
+            self.publish();
+        }
+        for (_, peer) in self.cuts.extract_if(.., |(due, _)| *due <= now).collect::<Vec<_>>() {
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        self.reserve(now);
+        self.dial_wanted(now);
+        self.close_superfluous(now);
+        if self.probe_at <= now {
+            self.probe_at = now + PROBE_EVERY;
+            self.probe();
+            self.save_book();
+        }
+        if now.duration_since(self.checked_at) > Duration::from_secs(60) {
+            self.checked_at = now;
+            self.cut_untrusted(); // Certificates also end by time.
+        }
+    }
+
+    fn wanted(&self) -> Vec<MemberId> {
+        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let mut members: Vec<MemberId> = book.iter().map(Contact::member).filter(|m| *m != self.shared.me).collect();
+        if members.len() < FULL_MESH {
+            return members;
+        }
+        let place = self.shared.me.ring_addr();
+        members.sort_by_cached_key(|m| m.ring_addr().distance(&place));
+        let far = members.split_off(NEAR);
+        // Every 1/FAR-th of the rest by distance: about one in each doubling of the ring.
+        members.extend(far.iter().step_by((far.len() / FAR).max(1)).take(FAR));
+        members
+    }
+
+    fn dial_wanted(&mut self, now: Instant) {
+        if self.links.is_empty() && self.bootstrap_at <= now {
+            self.bootstrap_at = now + Duration::from_secs(10);
+            for address in self.bootstrap.clone() {
+                let _ = self.swarm.dial(DialOpts::unknown_peer_id().address(address).build());
+            }
+        }
+        for member in self.wanted() {
+            let attempt = self.attempts.entry(member).or_default();
+            let due = attempt.dialling.is_empty() && attempt.not_before.is_none_or(|at| at <= now);
+            if due && peer_of(member).is_some_and(|peer| !self.links.contains_key(&peer)) {
+                self.dial(member);
+            }
+        }
+    }
+
+    /// Of several connections to a member, the smaller id closes all but the best once they are unused.
+    fn close_superfluous(&mut self, now: Instant) {
+        let mut close = Vec::new();
+        for (peer, links) in self.links.iter().filter(|(_, links)| links.len() > 1) {
+            if member_of(peer).is_none_or(|member| self.shared.me > member) {
+                continue;
+            }
+            let Some(best) = self.best_link(peer).map(|l| l.id) else { continue };
+            let streams = &self.swarm.behaviour().inner.streams;
+            let old = |l: &&Link| l.id != best && now.duration_since(l.since) > SUPERFLUOUS_AFTER;
+            close.extend(links.iter().filter(old).map(|l| l.id).filter(|id| streams.in_use(*id) == 0));
+        }
+        for id in close {
+            self.swarm.close_connection(id);
+        }
+    }
+
+    /// QUIC notices a dead peer by itself; TCP and circuits do not.
+    fn probe(&mut self) {
+        for peer in self.links.keys() {
+            let (Some(member), Some(link)) = (member_of(peer), self.best_link(peer)) else { continue };
+            if is_quic(&link.address) {
+                continue;
+            }
+            let shared = self.shared.clone();
+            tokio::spawn(async move {
+                let started = Instant::now();
+                match shared.call(member, PROBE_SERVICE, Vec::new(), PROBE_TIMEOUT).await {
+                    Ok(_) => {
+                        if let Some(online) = shared.online.write().unwrap_or_else(PoisonError::into_inner).get_mut(&member) {
+                            online.rtt = Some(started.elapsed());
+                        }
+                    }
+                    Err(_) => drop(shared.commands.send(Command::Dead(member)).await),
+                }
+            });
+        }
+    }
+
+    fn save_book(&mut self) {
+        let saved = self.shared.book.write().unwrap_or_else(PoisonError::into_inner).save();
+        if let Err(e) = saved {
+            tracing::warn!("the peer cache cannot be written: {e}");
+        }
+    }
+}
+
+/// Milliseconds of the wall clock, so that a restarted node's contact is newer than its last.
+pub fn next_seq() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(UnixTime::now().0 * 1000, |d| d.as_millis() as u64)
+}
