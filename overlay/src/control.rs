@@ -170,14 +170,7 @@ impl Control {
         let book = Book::load(&config.state_dir.join(PEER_CACHE), &config.trust);
         let contact = Contact::sign(&config.identity, config.certificate.clone(), Vec::new(), false, 0);
         let root = config.issuer_key.as_ref().map(|k| KeyPair::from_seed(&k.seed()));
-        let door = Door::of_member(
-            config.identity.clone(),
-            config.network,
-            config.trust,
-            contact,
-            config.issuer_key,
-            config.admission,
-        );
+        let door = Door::of_member(config.identity.clone(), config.network, config.trust, contact, config.issuer_key, config.admission);
         let door = Arc::new(door);
         let (incoming, streams) = mpsc::channel(INCOMING);
         let (commands, requests) = mpsc::channel(INCOMING);
@@ -188,10 +181,7 @@ impl Control {
         let parse = |addresses: &[String]| addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok()).collect::<Vec<_>>();
         let known = (parse(&config.bootstrap), parse(&config.public_addresses));
         let driver = Driver::new(swarm, shared.clone(), config.identity.clone(), config.certificate.clone(), requests, known);
-        let tasks = vec![
-            tokio::spawn(driver.run()).abort_handle(),
-            tokio::spawn(serve(shared.clone(), streams)).abort_handle(),
-        ];
+        let tasks = vec![tokio::spawn(driver.run()).abort_handle(), tokio::spawn(serve(shared.clone(), streams)).abort_handle()];
         Ok(Arc::new(Self { shared, identity: config.identity, certificate: config.certificate, root, tasks }))
     }
 
@@ -238,7 +228,7 @@ impl Control {
     pub async fn revoke(&self, target: Target) -> Result<(), ControlError> {
         let issuer = self.issuer().ok_or(ControlError::NoRight)?;
         let revocation = Revocation::issue(&issuer, self.shared.door.network.id, target, UnixTime::now());
-        self.shared.commands.send(Command::Revoke(revocation)).await.map_err(|_| ControlError::Host("it has shut down".into()))
+        self.shared.commands.send(Command::Revoke(Box::new(revocation))).await.map_err(|_| ControlError::Host("it has shut down".into()))
     }
 
     /// Replaces the counter of invites' uses, when what it counts with has started later than the host.

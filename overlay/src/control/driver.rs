@@ -4,20 +4,23 @@
 //! In a network of at most [`FULL_MESH`] members everyone stays connected to everyone; in a larger one
 //! to its neighbours on the ring, to some far members, and to whom it talks to.
 
+mod gossip;
+mod reach;
+
 use super::{
     ControlEvent,
-    address::{ip_of, is_loopback, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of, split_peer},
+    address::{ip_of, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of, split_peer},
     door::{DoorError, Proved},
     gate::GateEvent,
     host::{Host, InsideEvent},
     shared::{Command, Online, Shared},
-    streams::Waiter,
-    wire::{Contact, GOSSIP_SERVICE, Gossip, MAX_ADDRESSES, PROBE_SERVICE},
+    streams::{NoStream, Waiter},
+    wire::{Contact, Gossip, PROBE_SERVICE},
 };
 use crate::{
-    id::{MemberId, UnixTime},
+    id::MemberId,
     identity::Identity,
-    membership::{Certificate, Refusal, Revocation, Target},
+    membership::{Certificate, Refusal},
 };
 use futures::StreamExt;
 use libp2p::{
@@ -50,18 +53,11 @@ const TICK: Duration = Duration::from_millis(500);
 const PUBLISH_DELAY: Duration = Duration::from_millis(400);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LAST_BACKOFF: Duration = Duration::from_secs(60);
-/// Both ends learn of each other at the same time: the greater id waits for the smaller to dial.
-const LET_THE_OTHER_DIAL: Duration = Duration::from_secs(3);
 /// Connections that do not notice a dead peer by themselves (TCP, circuits) are probed.
 const PROBE_EVERY: Duration = Duration::from_secs(6);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(6);
 /// A second connection to the same member is closed when it is this old and unused.
 const SUPERFLUOUS_AFTER: Duration = Duration::from_secs(10);
-/// Time for the revoked to hear why.
-const CUT_DELAY: Duration = Duration::from_millis(300);
-/// A node that nobody has been found to reach by then reserves circuits.
-const RESERVE_AFTER: Duration = Duration::from_secs(4);
-const RESERVATIONS: usize = 2;
 
 struct Link {
     id: ConnectionId,
@@ -169,7 +165,7 @@ impl Driver {
         match command {
             Command::Open(member, waiter) => self.open(member, waiter),
             Command::Gossip(from, gossip) => self.on_gossip(Some(from), gossip),
-            Command::Revoke(revocation) => self.on_gossip(None, Gossip { contacts: Vec::new(), revocations: vec![revocation] }),
+            Command::Revoke(revocation) => self.on_gossip(None, Gossip { contacts: Vec::new(), revocations: vec![*revocation] }),
             Command::Dead(member) => {
                 if let Some(peer) = peer_of(member) {
                     let _ = self.swarm.disconnect_peer_id(peer);
@@ -218,7 +214,7 @@ impl Driver {
     fn dial_at(&mut self, member: MemberId, addresses: Vec<Multiaddr>) -> bool {
         let Some(peer) = peer_of(member).filter(|_| !addresses.is_empty()) else { return false };
         let addresses = addresses.into_iter().map(|a| a.with(Protocol::P2p(peer))).collect();
-        let options = DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(addresses).build();
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addresses).build();
         let id = options.connection_id();
         let attempt = self.attempts.entry(member).or_default();
         if self.swarm.dial(options).is_ok() {
@@ -228,8 +224,9 @@ impl Driver {
     }
 
     fn give_up(&mut self, member: MemberId) {
-        // Dropping the waiters tells them that the member cannot be reached.
-        self.waiting.remove(&member);
+        for waiter in self.waiting.remove(&member).unwrap_or_default() {
+            let _ = waiter.send(Err(NoStream::Unreachable));
+        }
     }
 
     fn dial_ended(&mut self, peer: Option<PeerId>, connection: ConnectionId) {
@@ -295,7 +292,9 @@ impl Driver {
 
     fn on_inside(&mut self, event: InsideEvent) {
         match event {
-            InsideEvent::Kad(kad::Event::OutboundQueryProgressed { id, result: kad::QueryResult::GetClosestPeers(result), step, .. }) => {
+            InsideEvent::Kad(kad::Event::OutboundQueryProgressed {
+                id, result: kad::QueryResult::GetClosestPeers(result), step, ..
+            }) => {
                 let peers = match result {
                     Ok(found) => found.peers,
                     Err(kad::GetClosestPeersError::Timeout { peers, .. }) => peers,
@@ -350,6 +349,9 @@ impl Driver {
     fn on_failed(&mut self, peer: PeerId, error: DoorError) {
         let Some(member) = member_of(&peer) else { return };
         tracing::info!(%member, "no membership proved: {error}");
+        if self.best_link(&peer).is_some() {
+            return; // Another connection is fine.
+        }
         let attempt = self.attempts.entry(member).or_default();
         attempt.failures = attempt.failures.max(5);
         attempt.not_before = Some(Instant::now() + LAST_BACKOFF);
@@ -397,144 +399,6 @@ impl Driver {
             None => {
                 online.remove(&member);
                 false
-            }
-        }
-    }
-
-    // --- Gossip
-
-    fn tell(&self, member: MemberId, gossip: Gossip) {
-        let (shared, Ok(body)) = (self.shared.clone(), postcard::to_stdvec(&gossip)) else { return };
-        tokio::spawn(async move {
-            if let Err(e) = shared.call(member, GOSSIP_SERVICE, body, Duration::from_secs(10)).await {
-                tracing::debug!(%member, "gossip was not delivered: {e}");
-            }
-        });
-    }
-
-    fn tell_all(&self, except: Option<MemberId>, gossip: &Gossip) {
-        for member in self.shared.connected().into_iter().filter(|m| Some(*m) != except) {
-            self.tell(member, gossip.clone());
-        }
-    }
-
-    fn on_gossip(&mut self, from: Option<MemberId>, gossip: Gossip) {
-        let trust = self.shared.door.trust.clone();
-        let new: Vec<Revocation> = gossip.revocations.into_iter().filter(|r| trust.add_revocation(r.clone()) == Ok(true)).collect();
-        let mut news = Gossip { revocations: new, contacts: Vec::new() };
-        {
-            let mut book = self.shared.book.write().unwrap_or_else(PoisonError::into_inner);
-            let known = |book: &super::book::Book, c: &Contact| book.get(c.member()).is_some();
-            for contact in gossip.contacts.into_iter().filter(|c| c.member() != self.shared.me) {
-                let was_known = known(&book, &contact);
-                if book.insert(contact.clone(), &trust) {
-                    let wait = if self.shared.me < contact.member() { Duration::ZERO } else { LET_THE_OTHER_DIAL };
-                    let attempt = self.attempts.entry(contact.member()).or_default();
-                    if !was_known || attempt.not_before.is_some() {
-                        attempt.failures = 0;
-                        attempt.not_before = Some(Instant::now() + wait);
-                    }
-                    news.contacts.push(contact);
-                }
-            }
-            if !news.revocations.is_empty() {
-                book.retain_trusted(&trust);
-            }
-        }
-        if !news.contacts.is_empty() || !news.revocations.is_empty() {
-            self.tell_all(from, &news);
-        }
-        for revocation in &news.revocations {
-            if let Target::Member(member) = revocation.target() {
-                tracing::warn!(%member, "revoked");
-                let event = if member == self.shared.me { ControlEvent::ThisNodeRevoked } else { ControlEvent::Revoked(member) };
-                let _ = self.shared.events.send(event);
-            }
-        }
-        if !news.revocations.is_empty() {
-            self.cut_untrusted();
-        }
-    }
-
-    /// Ends, after a moment to hear why, all connections to those who are members no more.
-    fn cut_untrusted(&mut self) {
-        let due = Instant::now() + CUT_DELAY;
-        let certificates = self.shared.certificates.read().unwrap_or_else(PoisonError::into_inner);
-        let fallen = certificates.iter().filter(|(_, c)| self.shared.door.trust.verify(c).is_err());
-        self.cuts.extend(fallen.filter_map(|(member, _)| peer_of(*member)).map(|peer| (due, peer)));
-    }
-
-    // --- This node's own addresses
-
-    fn addresses_changed(&mut self) {
-        let listeners = self.swarm.listeners().map(|a| a.clone().with(Protocol::P2p(*self.swarm.local_peer_id())).to_string()).collect();
-        *self.shared.listening.write().unwrap_or_else(PoisonError::into_inner) = listeners;
-        self.publish_at.get_or_insert(Instant::now() + PUBLISH_DELAY);
-    }
-
-    fn is_reachable(&self) -> bool {
-        self.swarm.external_addresses().any(|a| !is_relayed(a))
-    }
-
-    fn publish(&mut self) {
-        let me = *self.swarm.local_peer_id();
-        let network = &self.shared.door.network;
-        let all: Vec<Multiaddr> = self
-            .swarm
-            .external_addresses()
-            .chain(self.swarm.listeners())
-            .cloned()
-            .map(|a| match split_peer(a.clone()) {
-                (short, Some(peer)) if peer == me => short,
-                _ => a,
-            })
-            .filter(|a| is_usable(a, network))
-            .collect();
-        let only_loopback = all.iter().all(is_loopback);
-        let mut addresses: Vec<String> = Vec::new();
-        for address in all.iter().filter(|a| only_loopback || !is_loopback(a)).map(ToString::to_string) {
-            if !addresses.contains(&address) && addresses.len() < MAX_ADDRESSES {
-                addresses.push(address);
-            }
-        }
-        let now = (addresses, self.is_reachable());
-        if now == self.published && self.shared.door.contact().is_some_and(|c| c.seq > 0) {
-            return;
-        }
-        self.published = now.clone();
-        let contact = Contact::sign(&self.identity, self.certificate.clone(), now.0, now.1, next_seq());
-        self.shared.door.set_contact(contact.clone());
-        self.shared.book.write().unwrap_or_else(PoisonError::into_inner).insert(contact.clone(), &self.shared.door.trust);
-        self.tell_all(None, &Gossip { contacts: vec![contact], revocations: Vec::new() });
-    }
-
-    fn reserve(&mut self, now: Instant) {
-        if self.is_reachable() {
-            for (_, id) in std::mem::take(&mut self.reservations) {
-                self.swarm.remove_listener(id);
-            }
-            return;
-        }
-        self.reservations.retain(|peer, _| self.links.contains_key(peer));
-        if now < self.started + RESERVE_AFTER || self.reservations.len() >= RESERVATIONS {
-            return;
-        }
-        let online = self.shared.online.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
-        let mut relays: Vec<_> = online
-            .iter()
-            .filter(|(member, seen)| seen.relayed.is_none() && book.get(**member).is_some_and(|c| c.public))
-            .filter_map(|(member, seen)| Some((seen.rtt.unwrap_or(Duration::MAX), peer_of(*member)?)))
-            .filter(|(_, peer)| !self.reservations.contains_key(peer))
-            .collect();
-        drop(book);
-        relays.sort_unstable();
-        for (_, relay) in relays.into_iter().take(RESERVATIONS - self.reservations.len()) {
-            let Some(link) = self.best_link(&relay) else { continue };
-            let address = split_peer(link.address.clone()).0.with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
-            match self.swarm.listen_on(address) {
-                Ok(id) => drop(self.reservations.insert(relay, id)),
-                Err(e) => tracing::debug!("no circuit can be reserved: {e}"),
             }
         }
     }
@@ -638,10 +502,4 @@ impl Driver {
             tracing::warn!("the peer cache cannot be written: {e}");
         }
     }
-}
-
-/// Milliseconds of the wall clock, so that a restarted node's contact is newer than its last.
-pub fn next_seq() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(UnixTime::now().0 * 1000, |d| d.as_millis() as u64)
 }

@@ -84,7 +84,12 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
     type ConnectionHandler = GatedHandler<B::ConnectionHandler>;
     type ToSwarm = GateEvent<B::ToSwarm>;
 
-    fn handle_pending_inbound_connection(&mut self, id: ConnectionId, local: &Multiaddr, remote: &Multiaddr) -> Result<(), ConnectionDenied> {
+    fn handle_pending_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
         self.inner.handle_pending_inbound_connection(id, local, remote)
     }
 
@@ -248,9 +253,7 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
         if self.failed {
             return Poll::Pending;
         }
-        self.inner.poll(cx).map(|event| {
-            event.map_custom(FromHandler::Inner).map_protocol(GateOutbound::Inner).map_outbound_open_info(Some)
-        })
+        self.inner.poll(cx).map(|event| event.map_custom(FromHandler::Inner).map_protocol(GateOutbound::Inner).map_outbound_open_info(Some))
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Option<Self::ToBehaviour>> {

@@ -3,8 +3,8 @@
 
 use super::{
     ControlEvent, PeerStatus,
-    door::{Door, Household},
     book::Book,
+    door::{Door, Household},
     streams::{Carried, NoStream, Waiter},
     wire::{
         ADMIT_SERVICE, AdmitRequest, Contact, GOSSIP_SERVICE, Gossip, MAX_REPLY_BYTES, NEAREST_SERVICE, PROBE_SERVICE, Status, decode,
@@ -49,7 +49,7 @@ pub enum Command {
     /// Take what a member said.
     Gossip(MemberId, Gossip),
     /// Take a revocation that this node signed.
-    Revoke(Revocation),
+    Revoke(Box<Revocation>),
     /// A probe found a member dead: close its connections.
     Dead(MemberId),
     /// Say goodbye and end.
@@ -163,15 +163,19 @@ impl Shared {
         match tokio::time::timeout(OPEN_TIMEOUT, answer).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) if self.commands.is_closed() => Err(FabricError::Closed),
-            _ => Err(FabricError::Unreachable(to)),
+            // The connection ended between the asking and the opening.
+            Ok(Err(_)) => Ok(Err(NoStream::Broken)),
+            Err(_) => Err(FabricError::Unreachable(to)),
         }
     }
 
     async fn open(&self, to: MemberId) -> Result<Carried, FabricError> {
         // A connection found broken at the first use is replaced once; nothing has been sent on it.
         for _ in 0..2 {
-            if let Ok(carried) = self.open_once(to).await? {
-                return Ok(carried);
+            match self.open_once(to).await? {
+                Ok(carried) => return Ok(carried),
+                Err(NoStream::Unreachable) => break,
+                Err(NoStream::Broken | NoStream::Unsupported) => {}
             }
         }
         Err(FabricError::Unreachable(to))

@@ -33,8 +33,10 @@ pub struct Carried {
 pub enum NoStream {
     /// The other end does not speak the protocol (yet).
     Unsupported,
-    /// The connection broke.
+    /// The connection broke; nothing was sent on it.
     Broken,
+    /// No connection could be made.
+    Unreachable,
 }
 
 /// Whoever waits for a stream.
@@ -174,7 +176,8 @@ impl ConnectionHandler for Handler {
     fn on_connection_event(&mut self, event: ConnectionEvent<Self::InboundProtocol, Self::OutboundProtocol, (), Wanted>) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
-                if self.incoming.try_send((self.peer, Carried { stream, token: self.token.clone() })).is_err() {
+                let handed_on = self.incoming.try_send((self.peer, Carried { stream, token: self.token.clone() }));
+                if handed_on.is_err() {
                     tracing::warn!(peer = %self.peer, "a stream was turned away: too many are waiting");
                 }
             }

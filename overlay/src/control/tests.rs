@@ -223,6 +223,7 @@ async fn a_connection_that_proved_nothing_is_served_nothing_else() {
     };
     tokio::time::timeout(LONG * 2, closed).await.expect("the stranger is denied or cut off");
     assert!(first.connected().is_empty());
+    assert!(!matches!(answer.try_recv(), Ok(Ok(_))), "a stream was opened");
     assert!(opened_to_us.try_recv().is_err(), "nothing is opened to a stranger either");
 }
 
@@ -248,7 +249,7 @@ async fn a_revoked_member_is_cut_off_by_all_though_it_is_known_to_one_through_an
     let last_words = first.shared.door.trust.digest();
     // Told to the middle one only: it spreads from there.
     let revocation = Revocation::issue(&Issuer::root(&world.root), world.network.id, Target::Member(outcast.me()), UnixTime::now());
-    middle.shared.commands.send(Command::Revoke(revocation)).await.unwrap();
+    middle.shared.commands.send(Command::Revoke(Box::new(revocation))).await.unwrap();
     eventually("nobody is connected to the outcast", || {
         let gone = |c: &Control| !c.connected().contains(&outcast.me());
         gone(&first) && gone(&middle) && outcast.connected().is_empty()
@@ -363,8 +364,70 @@ async fn a_dead_member_is_noticed_and_its_return_too() {
     let mut events = first.events();
     let gone = second.me();
     drop(second);
-    let noticed = async {
-        while events.recv().await.unwrap() != ControlEvent::Disconnected(gone) {}
-    };
+    let noticed = async { while events.recv().await.unwrap() != ControlEvent::Disconnected(gone) {} };
     tokio::time::timeout(Duration::from_secs(15), noticed).await.expect("noticed within 15 s");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tcp_carries_what_quic_cannot() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let identity = Identity::generate();
+    let certificate = world.certify(&identity, "tcp", false);
+    let tcp = first.listen_addrs().into_iter().filter(|a| a.contains("/tcp/")).collect();
+    let second = Control::start(world.config(identity, certificate, tcp)).await.unwrap();
+    meshed(&[&first, &second]).await;
+    stream_50_mb(&second, &first).await;
+    stream_50_mb(&first, &second).await;
+    // Both ways at once (rust-libp2p#5410: yamux once stalled here).
+    let echo = async {
+        let mut acceptor = first.accept_streams("echo");
+        let (_, stream) = acceptor.recv().await.unwrap();
+        let (mut from, mut to) = tokio::io::split(stream);
+        tokio::io::copy(&mut from, &mut to).await.unwrap();
+        to.shutdown().await.unwrap();
+    };
+    let there_and_back = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let (mut from, mut to) = tokio::io::split(second.open_stream(first.me(), "echo").await.unwrap());
+        let sending = async {
+            to.write_all(&vec![7; 20 << 20]).await.unwrap();
+            to.shutdown().await.unwrap();
+        };
+        let mut back = Vec::new();
+        let (_, read) = tokio::join!(sending, from.read_to_end(&mut back));
+        assert_eq!(read.unwrap(), 20 << 20);
+    };
+    tokio::time::timeout(LONG * 2, async { tokio::join!(echo, there_and_back) }).await.expect("no stall");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_cannot_be_dialled_reach_each_other_through_a_relay() {
+    let world = World::new(1);
+    let first = world.first().await;
+    // Whoever listens on loopback cannot tell that it can be dialled: it is told.
+    let identity = Identity::generate();
+    let certificate = world.certify(&identity, "relay", false);
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let public_addresses = vec![format!("/ip4/127.0.0.1/udp/{port}/quic-v1")];
+    let config = world.config(identity, certificate, first.listen_addrs());
+    let relay = Control::start(ControlConfig { listen_port: port, public_addresses, ..config }).await.unwrap();
+    meshed(&[&first, &relay]).await;
+    let mut hidden = Vec::new();
+    for name in ["one", "two"] {
+        let identity = Identity::generate();
+        let certificate = world.certify(&identity, name, false);
+        let config = world.config(identity, certificate, relay.listen_addrs());
+        hidden.push(Control::start(ControlConfig { listen_on: Vec::new(), ..config }).await.unwrap());
+    }
+    let (one, two) = (&hidden[0], &hidden[1]);
+    meshed(&[&first, &relay, one, two]).await;
+    let path = one.peers().into_iter().find(|p| p.member == two.me()).unwrap();
+    assert_eq!(path.relayed, Some(relay.me()));
+    two.serve("reverse", Arc::new(Reverse));
+    let body = vec![1; 1 << 20];
+    assert_eq!(one.call(two.me(), "reverse", body.clone(), LONG).await, Ok(body));
+    stream_50_mb(one, two).await;
+}
+
+mod nat;
