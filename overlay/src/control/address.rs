@@ -1,8 +1,11 @@
 //! Multiaddresses and peer ids, and which of them are worth telling others.
 
 use crate::{id::MemberId, membership::NetworkConfig};
-use libp2p::{Multiaddr, PeerId, identity, multiaddr::Protocol};
-use std::net::{IpAddr, Ipv4Addr};
+use libp2p::{Multiaddr, PeerId, identity, multiaddr::Protocol, swarm::dial_opts::DialOpts};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 /// The member that a peer id names: the key is in the id itself.
 pub fn member_of(peer: &PeerId) -> Option<MemberId> {
@@ -47,6 +50,21 @@ pub fn split_peer(mut address: Multiaddr) -> (Multiaddr, Option<PeerId>) {
         Some(other) => (address.with(other), None),
         None => (address, None),
     }
+}
+
+/// One dial for each member that the addresses name, so that each ends in one connection, over the
+/// transport that works first.
+pub fn dials(addresses: &[Multiaddr]) -> Vec<DialOpts> {
+    let mut of_peer: BTreeMap<PeerId, Vec<Multiaddr>> = BTreeMap::new();
+    let mut dials = Vec::new();
+    for address in addresses {
+        match split_peer(address.clone()).1 {
+            Some(peer) => of_peer.entry(peer).or_default().push(address.clone()),
+            None => dials.push(DialOpts::unknown_peer_id().address(address.clone()).build()),
+        }
+    }
+    dials.extend(of_peer.into_iter().map(|(peer, addresses)| DialOpts::peer_id(peer).addresses(addresses).build()));
+    dials
 }
 
 /// The IP address that it starts with.

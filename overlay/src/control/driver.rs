@@ -9,7 +9,7 @@ mod reach;
 
 use super::{
     ControlEvent,
-    address::{ip_of, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of, split_peer},
+    address::{dials, ip_of, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of, split_peer},
     door::{DoorError, Proved},
     gate::GateEvent,
     host::{Host, InsideEvent},
@@ -25,9 +25,10 @@ use crate::{
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
-    core::{ConnectedPoint, transport::ListenerId},
+    core::{ConnectedPoint, Endpoint, transport::ListenerId},
     kad,
     multiaddr::Protocol,
+    relay,
     swarm::{
         ConnectionId, SwarmEvent,
         dial_opts::{DialOpts, PeerCondition},
@@ -53,6 +54,9 @@ const TICK: Duration = Duration::from_millis(500);
 const PUBLISH_DELAY: Duration = Duration::from_millis(400);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LAST_BACKOFF: Duration = Duration::from_secs(60);
+/// A relayed member is dialled directly this often, and more rarely if nobody has found it reachable.
+const DIRECT_RETRY: Duration = Duration::from_secs(30);
+const DIRECT_RETRY_HIDDEN: Duration = Duration::from_secs(600);
 /// Connections that do not notice a dead peer by themselves (TCP, circuits) are probed.
 const PROBE_EVERY: Duration = Duration::from_secs(6);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(6);
@@ -62,14 +66,16 @@ const SUPERFLUOUS_AFTER: Duration = Duration::from_secs(10);
 struct Link {
     id: ConnectionId,
     address: Multiaddr,
-    proved: bool,
+    by_smaller: bool,
+    proved: Option<Instant>,
     since: Instant,
 }
 
 impl Link {
-    /// Better sorts first: direct before relayed, QUIC before TCP, old before new.
-    fn rank(&self) -> (bool, bool, Instant) {
-        (is_relayed(&self.address), !is_quic(&self.address), self.since)
+    /// Better sorts first: direct before relayed, QUIC before TCP, then what both ends see alike, so that
+    /// they prefer the same one; old before new only among equals.
+    fn rank(&self) -> (bool, bool, Option<PeerId>, bool, Instant) {
+        (is_relayed(&self.address), !is_quic(&self.address), relay_of(&self.address), !self.by_smaller, self.since)
     }
 }
 
@@ -94,6 +100,8 @@ pub struct Driver {
     waiting: HashMap<MemberId, Vec<Waiter>>,
     lookups: HashMap<kad::QueryId, MemberId>,
     reservations: BTreeMap<PeerId, ListenerId>,
+    /// Who relays for this node, or it for them: circuits ride on their direct connections, unseen by `Streams`.
+    relaying: BTreeSet<PeerId>,
     publish_at: Option<Instant>,
     published: (Vec<String>, bool),
     bootstrap_at: Instant,
@@ -126,6 +134,7 @@ impl Driver {
             waiting: HashMap::new(),
             lookups: HashMap::new(),
             reservations: BTreeMap::new(),
+            relaying: BTreeSet::new(),
             publish_at: Some(now + PUBLISH_DELAY),
             published: (Vec::new(), false),
             bootstrap_at: now,
@@ -178,7 +187,7 @@ impl Driver {
     // --- Streams and dialling
 
     fn best_link(&self, peer: &PeerId) -> Option<&Link> {
-        self.links.get(peer)?.iter().filter(|l| l.proved).min_by_key(|l| l.rank())
+        self.links.get(peer)?.iter().filter(|l| l.proved.is_some()).min_by_key(|l| l.rank())
     }
 
     fn open(&mut self, member: MemberId, waiter: Waiter) {
@@ -197,18 +206,34 @@ impl Driver {
 
     /// Dials all addresses known of a member, best first. False if none are known.
     fn dial(&mut self, member: MemberId) -> bool {
+        let addresses = self.addresses_of(member);
+        self.dial_at(member, addresses)
+    }
+
+    fn addresses_of(&self, member: MemberId) -> Vec<Multiaddr> {
         let network = &self.shared.door.network;
         let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
         let me = *self.swarm.local_peer_id();
-        let addresses: Vec<Multiaddr> = book
-            .get(member)
+        book.get(member)
             .into_iter()
             .flat_map(|c| &c.addresses)
             .filter_map(|a| a.parse::<Multiaddr>().ok())
             .filter(|a| is_usable(a, network) && relay_of(a) != Some(me))
-            .collect();
-        drop(book);
-        self.dial_at(member, addresses)
+            .collect()
+    }
+
+    /// Hole punching tries what NATs hide. A member that can simply be dialled, but was first met through
+    /// a relay, is dialled here: libp2p's DCUtR does not offer an address that is confirmed already.
+    fn dial_past_relay(&mut self, member: MemberId, peer: PeerId, now: Instant) {
+        let attempt = self.attempts.entry(member).or_default();
+        if attempt.not_before.is_some_and(|at| at > now) {
+            return;
+        }
+        let public = self.shared.book.read().unwrap_or_else(PoisonError::into_inner).get(member).is_some_and(|c| c.public);
+        attempt.not_before = Some(now + if public { DIRECT_RETRY } else { DIRECT_RETRY_HIDDEN });
+        let direct = self.addresses_of(member).into_iter().filter(|a| !is_relayed(a)).map(|a| a.with(Protocol::P2p(peer)));
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(direct.collect()).build();
+        let _ = self.swarm.dial(options);
     }
 
     fn dial_at(&mut self, member: MemberId, addresses: Vec<Multiaddr>) -> bool {
@@ -255,7 +280,9 @@ impl Driver {
                     ConnectedPoint::Listener { local_addr, .. } if is_relayed(local_addr) => local_addr.clone(),
                     ConnectedPoint::Listener { send_back_addr, .. } => send_back_addr.clone(),
                 };
-                let link = Link { id: connection_id, address, proved: false, since: Instant::now() };
+                let dialled = matches!(endpoint, ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. });
+                let by_smaller = dialled == member_of(&peer_id).is_some_and(|member| self.shared.me < member);
+                let link = Link { id: connection_id, address, by_smaller, proved: None, since: Instant::now() };
                 self.links.entry(peer_id).or_default().push(link);
                 if let Some(attempt) = member_of(&peer_id).and_then(|m| self.attempts.get_mut(&m)) {
                     attempt.dialling.remove(&connection_id);
@@ -308,6 +335,14 @@ impl Driver {
                     }
                 }
             }
+            InsideEvent::Relay(relay::Event::ReservationReqAccepted { src_peer_id, .. }) => drop(self.relaying.insert(src_peer_id)),
+            InsideEvent::Relay(relay::Event::CircuitReqAccepted { src_peer_id, dst_peer_id }) => {
+                self.relaying.extend([src_peer_id, dst_peer_id]);
+            }
+            InsideEvent::RelayClient(
+                relay::client::Event::ReservationReqAccepted { relay_peer_id, .. }
+                | relay::client::Event::OutboundCircuitEstablished { relay_peer_id, .. },
+            ) => drop(self.relaying.insert(relay_peer_id)),
             InsideEvent::Dcutr(event) => tracing::debug!(peer = %event.remote_peer_id, "hole punching: {:?}", event.result),
             InsideEvent::AutonatClient(event) => tracing::debug!(address = %event.tested_addr, "reachability: {:?}", event.result),
             _ => {}
@@ -317,7 +352,7 @@ impl Driver {
     fn on_proved(&mut self, peer: PeerId, connection: ConnectionId, proved: Proved) {
         let Some(member) = member_of(&peer) else { return };
         let Some(link) = self.links.get_mut(&peer).and_then(|links| links.iter_mut().find(|l| l.id == connection)) else { return };
-        link.proved = true;
+        link.proved = Some(Instant::now());
         let attempt = self.attempts.entry(member).or_default();
         attempt.failures = 0;
         attempt.not_before = None;
@@ -363,10 +398,11 @@ impl Driver {
 
     fn on_closed(&mut self, peer: PeerId, connection: ConnectionId) {
         let Some(links) = self.links.get_mut(&peer) else { return };
-        let was_proved = links.iter().any(|l| l.id == connection && l.proved);
+        let was_proved = links.iter().any(|l| l.id == connection && l.proved.is_some());
         links.retain(|l| l.id != connection);
         if links.is_empty() {
             self.links.remove(&peer);
+            self.relaying.remove(&peer);
         }
         let Some(member) = member_of(&peer) else { return };
         if !was_proved {
@@ -444,11 +480,15 @@ impl Driver {
     fn dial_wanted(&mut self, now: Instant) {
         if self.links.is_empty() && self.bootstrap_at <= now {
             self.bootstrap_at = now + Duration::from_secs(10);
-            for address in self.bootstrap.clone() {
-                let _ = self.swarm.dial(DialOpts::unknown_peer_id().address(address).build());
+            for options in dials(&self.bootstrap) {
+                let _ = self.swarm.dial(options);
             }
         }
         for member in self.wanted() {
+            if let Some(peer) = peer_of(member).filter(|p| self.best_link(p).is_some_and(|l| is_relayed(&l.address))) {
+                self.dial_past_relay(member, peer, now);
+                continue;
+            }
             let attempt = self.attempts.entry(member).or_default();
             let due = attempt.dialling.is_empty() && attempt.not_before.is_none_or(|at| at <= now);
             if due && peer_of(member).is_some_and(|peer| !self.links.contains_key(&peer)) {
@@ -464,9 +504,15 @@ impl Driver {
             if member_of(peer).is_none_or(|member| self.shared.me > member) {
                 continue;
             }
-            let Some(best) = self.best_link(peer).map(|l| l.id) else { continue };
+            let Some(best) = self.best_link(peer) else { continue };
+            // The other end must have had time to prefer the best one too.
+            if best.proved.is_none_or(|at| now.duration_since(at) < SUPERFLUOUS_AFTER) {
+                continue;
+            }
+            let best = best.id;
             let streams = &self.swarm.behaviour().inner.streams;
-            let old = |l: &&Link| l.id != best && now.duration_since(l.since) > SUPERFLUOUS_AFTER;
+            let carries = |l: &Link| !is_relayed(&l.address) && self.relaying.contains(peer);
+            let old = |l: &&Link| l.id != best && !carries(l) && now.duration_since(l.since) > SUPERFLUOUS_AFTER;
             close.extend(links.iter().filter(old).map(|l| l.id).filter(|id| streams.in_use(*id) == 0));
         }
         for id in close {

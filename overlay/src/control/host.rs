@@ -82,11 +82,15 @@ fn inside(key: &identity::Keypair, relay_client: relay::client::Behaviour, incom
         .with_agent_version(concat!("p2pvm/", env!("CARGO_PKG_VERSION")).into())
         .with_interval(IDENTIFY_INTERVAL)
         .with_cache_size(0);
+    // Always on: whom to ask follows from contacts. In libp2p-relay 0.22 a change of the status, which
+    // follows the external addresses otherwise, panics the task of every relayed connection.
+    let mut relay = relay::Behaviour::new(me, relay_config());
+    relay.set_status(Some(relay::Status::Enable));
     Inside {
         streams: Streams::new(incoming),
         kad: kad(me),
         identify: identify::Behaviour::new(identify),
-        relay: relay::Behaviour::new(me, relay_config()),
+        relay,
         relay_client,
         dcutr: dcutr::Behaviour::new(me),
         autonat_client: Toggle::from(Some(autonat::v2::client::Behaviour::default())),

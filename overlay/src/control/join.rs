@@ -5,7 +5,7 @@
 //! in order to count the invite's use.
 
 use super::{
-    address::member_of,
+    address::{dials, member_of},
     door::{ADMISSION_TIMEOUT, Admitted, Door, DoorError},
     gate::GateEvent,
     host,
@@ -17,11 +17,7 @@ use crate::{
     membership::{Certificate, Invite, NetworkConfig, Refusal, Revocation, Trust},
 };
 use futures::StreamExt;
-use libp2p::{
-    Multiaddr,
-    multiaddr::Protocol,
-    swarm::{SwarmEvent, dial_opts::DialOpts},
-};
+use libp2p::{Multiaddr, multiaddr::Protocol, swarm::SwarmEvent};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -80,8 +76,7 @@ pub async fn join(identity: &Identity, invite: &Invite, name: &str, knock_at: &[
     let (incoming, _none) = mpsc::channel(1);
     let mut swarm = host::build(key, door, incoming).map_err(JoinError::Host)?;
     let mut dialling = HashSet::new();
-    for address in &addresses {
-        let options = DialOpts::unknown_peer_id().address(address.clone()).build();
+    for options in dials(&addresses) {
         let id = options.connection_id();
         if swarm.dial(options).is_ok() {
             dialling.insert(id);
