@@ -1,0 +1,366 @@
+//! The control plane: members connected by libp2p (QUIC, TCP where UDP is blocked, circuits of other
+//! members where neither end can be dialled), with membership proved before anything is served.
+//!
+//! [`join`] makes a machine a member, [`Control::start`] runs its host, and the crates above see it as
+//! a [`Fabric`]. Its parts: `door` proves membership, `gate` keeps everything else shut until then,
+//! `streams` opens raw streams, `shared` makes requests of them, `driver` keeps the connections,
+//! `book` remembers who can be found where.
+
+mod address;
+mod book;
+mod door;
+mod driver;
+mod gate;
+mod host;
+mod join;
+mod shared;
+mod streams;
+mod wire;
+
+pub use driver::FULL_MESH;
+pub use join::{JoinError, Joined, join};
+
+use crate::{
+    fabric::{BoxStream, Fabric, FabricError, Serve},
+    id::{MemberId, RingAddr, UnixTime},
+    identity::{Identity, KeyPair, LinkKey},
+    membership::{Admission, Certificate, Issuer, NetworkConfig, Refusal, Revocation, Target, Trust},
+};
+use async_trait::async_trait;
+use book::Book;
+use door::Door;
+use driver::Driver;
+use libp2p::Multiaddr;
+use shared::{Command, NEAREST, Shared};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use wire::{Contact, MAX_CONTACTS, NEAREST_SERVICE};
+
+/// Streams served at the same time; more wait, in a queue of [`INCOMING`].
+const SERVED_AT_ONCE: usize = 512;
+const INCOMING: usize = 256;
+const PEER_CACHE: &str = "peers.json";
+
+/// What a control host needs to know.
+pub struct ControlConfig {
+    /// This node's keys.
+    pub identity: Arc<Identity>,
+    /// Its certificate.
+    pub certificate: Certificate,
+    /// Its network.
+    pub network: NetworkConfig,
+    /// Whom it trusts. [`Trust::load`] it from a file in `state_dir` so that revocations survive.
+    pub trust: Arc<Trust>,
+    /// The port for QUIC (UDP) and TCP; 0 takes any.
+    pub listen_port: u16,
+    /// The addresses to listen on: all by default; none for a node that only dials.
+    pub listen_on: Vec<IpAddr>,
+    /// Multiaddresses, without `/p2p/`, at which others are known to reach this node: a forwarded port.
+    pub public_addresses: Vec<String>,
+    /// Where the peer cache is kept (`peers.json`).
+    pub state_dir: PathBuf,
+    /// Multiaddresses of members to begin with; the peer cache is used as well.
+    pub bootstrap: Vec<String>,
+    /// The network's root key, on the machine that has it. A delegate issues with its identity.
+    pub issuer_key: Option<KeyPair>,
+    /// Counts the uses of invites.
+    pub admission: Arc<dyn Admission>,
+}
+
+impl ControlConfig {
+    /// A configuration that listens everywhere on any port and knows nobody.
+    pub fn new(
+        identity: Arc<Identity>,
+        certificate: Certificate,
+        network: NetworkConfig,
+        trust: Arc<Trust>,
+        state_dir: PathBuf,
+        admission: Arc<dyn Admission>,
+    ) -> Self {
+        Self {
+            identity,
+            certificate,
+            network,
+            trust,
+            listen_port: 0,
+            listen_on: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            public_addresses: Vec::new(),
+            state_dir,
+            bootstrap: Vec::new(),
+            issuer_key: None,
+            admission,
+        }
+    }
+}
+
+/// Why a control host did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// This node's certificate is not valid (any more).
+    #[error("this node is not a member: its certificate {0}")]
+    NotAMember(Refusal),
+    /// libp2p could not be set up.
+    #[error("cannot set up the network host: {0}")]
+    Host(String),
+    /// No socket could be opened.
+    #[error("cannot listen on port {0}: {1}")]
+    Listen(u16, String),
+    /// This node has no right to do that.
+    #[error("this node may neither invite nor revoke: only the network's root and its delegates may")]
+    NoRight,
+}
+
+/// What happens on the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlEvent {
+    /// A member has its first proved connection.
+    Connected(MemberId),
+    /// A member has lost its last.
+    Disconnected(MemberId),
+    /// A member was revoked.
+    Revoked(MemberId),
+    /// This node was revoked: nobody talks to it any more.
+    ThisNodeRevoked,
+}
+
+/// What is known of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Who.
+    pub member: MemberId,
+    /// Its host name.
+    pub name: String,
+    /// Whether there is a connection now.
+    pub connected: bool,
+    /// The multiaddresses that it gives.
+    pub addresses: Vec<String>,
+    /// The relay that the best connection leads through, if it is not direct.
+    pub relayed: Option<MemberId>,
+    /// The round-trip time when last measured.
+    pub rtt: Option<Duration>,
+}
+
+/// A running control host. Dropping it ends it; [`Control::shutdown`] also waits.
+pub struct Control {
+    shared: Arc<Shared>,
+    identity: Arc<Identity>,
+    certificate: Certificate,
+    root: Option<KeyPair>,
+    tasks: Vec<tokio::task::AbortHandle>,
+}
+
+impl Control {
+    /// Listens, connects to the members known and keeps connected.
+    ///
+    /// # Errors
+    /// If this node is no member, or no socket can be opened.
+    pub async fn start(config: ControlConfig) -> Result<Arc<Self>, ControlError> {
+        config.trust.verify(&config.certificate).map_err(ControlError::NotAMember)?;
+        let me = config.identity.member_id();
+        if config.certificate.member() != me {
+            return Err(ControlError::NotAMember(Refusal::NotYours));
+        }
+        let key = host::keypair(&config.identity).map_err(|e| ControlError::Host(e.to_string()))?;
+        let book = Book::load(&config.state_dir.join(PEER_CACHE), &config.trust);
+        let contact = Contact::sign(&config.identity, config.certificate.clone(), Vec::new(), false, 0);
+        let root = config.issuer_key.as_ref().map(|k| KeyPair::from_seed(&k.seed()));
+        let door = Door::of_member(config.identity.clone(), config.network, config.trust, contact, config.issuer_key, config.admission);
+        let door = Arc::new(door);
+        let (incoming, streams) = mpsc::channel(INCOMING);
+        let (commands, requests) = mpsc::channel(INCOMING);
+        let mut swarm = host::build(key, door.clone(), incoming).map_err(ControlError::Host)?;
+        listen(&mut swarm, &config.listen_on, config.listen_port)?;
+        let shared = Arc::new(Shared::new(me, door.clone(), book, commands));
+        door.set_household(shared.clone());
+        let parse = |addresses: &[String]| addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok()).collect::<Vec<_>>();
+        let known = (parse(&config.bootstrap), parse(&config.public_addresses));
+        let driver = Driver::new(swarm, shared.clone(), config.identity.clone(), config.certificate.clone(), requests, known);
+        let tasks = vec![tokio::spawn(driver.run()).abort_handle(), tokio::spawn(serve(shared.clone(), streams)).abort_handle()];
+        Ok(Arc::new(Self { shared, identity: config.identity, certificate: config.certificate, root, tasks }))
+    }
+
+    /// What happens from now on. A slow reader misses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<ControlEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// The multiaddresses, with `/p2p/`, that this node listens on.
+    pub fn listen_addrs(&self) -> Vec<String> {
+        self.shared.listening.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The multiaddresses, with `/p2p/`, that this node tells others: what an invite should name.
+    pub fn contact_addrs(&self) -> Vec<String> {
+        let peer = address::peer_of(self.shared.me);
+        let contact = self.shared.door.contact();
+        let addresses = contact.iter().flat_map(|c| &c.addresses).filter(|a| !a.contains("/p2p-circuit"));
+        addresses.filter_map(|a| Some(format!("{a}/p2p/{}", peer?))).collect()
+    }
+
+    /// All members known, by id.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.shared.peers()
+    }
+
+    /// A member's certificate, if it has been seen.
+    pub fn certificate(&self, member: MemberId) -> Option<Certificate> {
+        if member == self.shared.me { Some(self.certificate.clone()) } else { self.shared.certificate(member) }
+    }
+
+    /// Who signs invites and revocations here, if this node may.
+    pub fn issuer(&self) -> Option<Issuer<'_>> {
+        match &self.root {
+            Some(root) => Some(Issuer::root(root)),
+            None => self.certificate.rights().admit.then(|| Issuer::delegate(self.identity.keys(), &self.certificate)),
+        }
+    }
+
+    /// Revokes a member or an invite, here and, by gossip, everywhere.
+    ///
+    /// # Errors
+    /// [`ControlError::NoRight`].
+    pub async fn revoke(&self, target: Target) -> Result<(), ControlError> {
+        let issuer = self.issuer().ok_or(ControlError::NoRight)?;
+        let revocation = Revocation::issue(&issuer, self.shared.door.network.id, target, UnixTime::now());
+        self.shared.commands.send(Command::Revoke(Box::new(revocation))).await.map_err(|_| ControlError::Host("it has shut down".into()))
+    }
+
+    /// Replaces the counter of invites' uses, when what it counts with has started later than the host.
+    pub fn set_admission(&self, admission: Arc<dyn Admission>) {
+        self.shared.door.set_admission(admission);
+    }
+
+    /// Ends the host after writing the peer cache.
+    pub async fn shutdown(&self) {
+        let (done, ended) = oneshot::channel();
+        if self.shared.commands.send(Command::Shutdown(done)).await.is_ok() {
+            let _ = ended.await;
+        }
+        self.tasks.iter().for_each(tokio::task::AbortHandle::abort);
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::AbortHandle::abort);
+    }
+}
+
+fn listen(swarm: &mut libp2p::Swarm<host::Host>, on: &[IpAddr], port: u16) -> Result<(), ControlError> {
+    let mut failure = None;
+    let mut listening = on.is_empty();
+    for ip in on {
+        let family = if ip.is_ipv4() { "ip4" } else { "ip6" };
+        for address in [format!("/{family}/{ip}/udp/{port}/quic-v1"), format!("/{family}/{ip}/tcp/{port}")] {
+            let address: Multiaddr = address.parse().map_err(|e| ControlError::Host(format!("{address}: {e}")))?;
+            match swarm.listen_on(address) {
+                Ok(_) => listening = true,
+                // Hosts without IPv6 are common.
+                Err(e) => failure = Some(e.to_string()),
+            }
+        }
+    }
+    if listening { Ok(()) } else { Err(ControlError::Listen(port, failure.unwrap_or_default())) }
+}
+
+async fn serve(shared: Arc<Shared>, mut streams: mpsc::Receiver<(libp2p::PeerId, streams::Carried)>) {
+    let slots = Arc::new(Semaphore::new(SERVED_AT_ONCE));
+    while let Some((peer, carried)) = streams.recv().await {
+        let Some(member) = address::member_of(&peer) else { continue };
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            if let Err(e) = shared.serve_stream(member, carried).await {
+                tracing::debug!(%member, "a stream ended early: {e}");
+            }
+            drop(slot);
+        });
+    }
+}
+
+#[async_trait]
+impl Fabric for Control {
+    fn me(&self) -> MemberId {
+        self.shared.me
+    }
+
+    fn connected(&self) -> Vec<MemberId> {
+        self.shared.connected()
+    }
+
+    fn link_key(&self, member: MemberId) -> Option<LinkKey> {
+        if member == self.shared.me { Some(self.identity.link_key()) } else { self.shared.link_key(member) }
+    }
+
+    async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
+        let mut live = self.connected();
+        live.push(self.shared.me);
+        if self.shared.book.read().unwrap_or_else(PoisonError::into_inner).len() >= FULL_MESH {
+            live.extend(self.lookup(place, n).await);
+        }
+        live.sort_by_cached_key(|m| m.ring_addr().distance(&place));
+        live.dedup();
+        live.truncate(n);
+        Ok(live)
+    }
+
+    async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+        self.shared.call(to, service, body, timeout).await
+    }
+
+    fn serve(&self, service: &'static str, handler: Arc<dyn Serve>) {
+        self.shared.set_handler(service, handler);
+    }
+
+    async fn open_stream(&self, to: MemberId, service: &'static str) -> Result<BoxStream, FabricError> {
+        self.shared.open_stream(to, service).await
+    }
+
+    fn accept_streams(&self, service: &'static str) -> mpsc::Receiver<(MemberId, BoxStream)> {
+        self.shared.set_acceptor(service)
+    }
+}
+
+impl Control {
+    /// Kademlia's iterative lookup (Maymounkov and Mazières 2002, §2.3) over the ring's own metric: asks
+    /// the nearest known for nearer ones until none comes up. Returns those of the nearest that answered.
+    async fn lookup(&self, place: RingAddr, n: usize) -> Vec<MemberId> {
+        const AT_ONCE: usize = 3;
+        const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+        let Ok(body) = postcard::to_stdvec(&place) else { return Vec::new() };
+        let distance = |m: MemberId| m.ring_addr().distance(&place);
+        // None: not asked yet; Some(answered).
+        let known = self.shared.nearest_known(place, NEAREST.max(n));
+        let mut shortlist: BTreeMap<[u8; 32], (MemberId, Option<bool>)> =
+            known.iter().map(Contact::member).filter(|m| *m != self.shared.me).map(|m| (distance(m), (m, None))).collect();
+        loop {
+            let alive = shortlist.values().filter(|(_, answered)| *answered != Some(false)).take(n.max(1));
+            let ask: Vec<MemberId> = alive.filter(|(_, asked)| asked.is_none()).map(|(m, _)| *m).take(AT_ONCE).collect();
+            if ask.is_empty() {
+                break;
+            }
+            let calls = ask.iter().map(|m| self.shared.call(*m, NEAREST_SERVICE, body.clone(), ASK_TIMEOUT));
+            for (member, answer) in ask.iter().zip(futures::future::join_all(calls).await) {
+                shortlist.insert(distance(*member), (*member, Some(answer.is_ok())));
+                let contacts: Vec<Contact> = answer.ok().and_then(|a| wire::decode(&a).ok()).unwrap_or_default();
+                let mut book = self.shared.book.write().unwrap_or_else(PoisonError::into_inner);
+                for contact in contacts.into_iter().take(MAX_CONTACTS).filter(|c| c.member() != self.shared.me) {
+                    let nearer = contact.member();
+                    if book.get(nearer).is_some() || book.insert(contact, &self.shared.door.trust) {
+                        shortlist.entry(distance(nearer)).or_insert((nearer, None));
+                    }
+                }
+            }
+        }
+        shortlist.into_values().filter(|(_, answered)| *answered == Some(true)).map(|(m, _)| m).take(n).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

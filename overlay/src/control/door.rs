@@ -1,0 +1,286 @@
+//! The proof of membership on a new connection. libp2p has proved the other end's key; this proves
+//! that the key is a member's, or makes it one.
+//!
+//! The dialler says [`Hello`], the listener [`Reply`]s, the dialler confirms with one byte. So the
+//! dialler may use the connection after one round trip and the listener after one and a half, and
+//! neither ever uses it while the other still refuses. A new member is admitted on its first
+//! connection and uses that one from then on.
+
+use super::wire::{AdmitRequest, Contact, Hello, MAX_HELLO_BYTES, MAX_REPLY_BYTES, Presentation, Reply, read_value, write_value};
+use crate::{
+    id::{MemberId, UnixTime},
+    identity::{Identity, KeyPair},
+    membership::{Admission, Certificate, Issuer, NetworkConfig, Refusal, Revocation, Rights, Target, Trust},
+};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use async_trait::async_trait;
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::Semaphore;
+
+/// How long a certificate lasts. Long, because a revocation and not its end is what cuts a member off.
+const CERTIFICATE_SECONDS: u64 = 10 * 365 * 86_400;
+/// Requests to join that are decided at the same time; each may ask other members.
+const ADMISSIONS_AT_ONCE: usize = 16;
+/// An admission asks the DHT and may be passed on: several round trips.
+pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why a connection was not let through.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// This node turned the other down.
+    #[error("turned the other down: {0}")]
+    Refused(Refusal),
+    /// The other turned this node down, with the revocations that say so.
+    #[error("was turned down: {0}")]
+    TurnedDown(Refusal, Vec<Revocation>),
+    /// The connection broke, or the other speaks something else.
+    #[error("the proof of membership broke off: {0}")]
+    Io(#[from] io::Error),
+    /// Nothing came in time.
+    #[error("no proof of membership came in time")]
+    TimedOut,
+}
+
+/// What the exchange has brought to light.
+#[derive(Debug)]
+pub struct Proved {
+    /// Who the other is and where it can be reached.
+    pub contact: Contact,
+    /// The digest of the revocations that the other knows.
+    pub revocations: [u8; 32],
+    /// The digest of the contacts that the other knows.
+    pub contacts: [u8; 32],
+    /// The round-trip time as the exchange saw it.
+    pub rtt: Option<Duration>,
+    /// What a joiner was given.
+    pub admitted: Option<Box<Admitted>>,
+}
+
+/// A joiner's gain.
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    pub certificate: Certificate,
+    pub revocations: Vec<Revocation>,
+    pub contacts: Vec<Contact>,
+}
+
+/// What the door asks of the control host behind it.
+#[async_trait]
+pub trait Household: Send + Sync + 'static {
+    /// The contacts known, and their digest.
+    fn contacts(&self) -> Vec<Contact>;
+    /// A hash of the contacts known.
+    fn contacts_digest(&self) -> [u8; 32];
+    /// Passes a request on to a member that may admit.
+    async fn pass_on(&self, joiner: MemberId, request: &AdmitRequest) -> Result<Certificate, Refusal>;
+}
+
+/// All that is needed in order to prove and to judge.
+pub struct Door {
+    me: MemberId,
+    pub network: NetworkConfig,
+    pub trust: Arc<Trust>,
+    contact: ArcSwapOption<Contact>,
+    joining: Option<AdmitRequest>,
+    issuer_key: Option<KeyPair>,
+    identity: Option<Arc<Identity>>,
+    admission: ArcSwap<Option<Arc<dyn Admission>>>,
+    household: std::sync::OnceLock<Arc<dyn Household>>,
+    admissions: Semaphore,
+}
+
+impl Door {
+    /// A member's door: `issuer_key` is the root's key if this node has it.
+    pub fn of_member(
+        identity: Arc<Identity>,
+        network: NetworkConfig,
+        trust: Arc<Trust>,
+        contact: Contact,
+        issuer_key: Option<KeyPair>,
+        admission: Arc<dyn Admission>,
+    ) -> Self {
+        Self {
+            me: identity.member_id(),
+            network,
+            trust,
+            contact: ArcSwapOption::from_pointee(contact),
+            joining: None,
+            issuer_key,
+            identity: Some(identity),
+            admission: ArcSwap::from_pointee(Some(admission)),
+            household: std::sync::OnceLock::new(),
+            admissions: Semaphore::new(ADMISSIONS_AT_ONCE),
+        }
+    }
+
+    /// A joiner's door: it lets nobody in, and asks to be let in.
+    pub fn of_joiner(me: MemberId, network: NetworkConfig, trust: Arc<Trust>, request: AdmitRequest) -> Self {
+        Self {
+            me,
+            network,
+            trust,
+            contact: ArcSwapOption::empty(),
+            joining: Some(request),
+            issuer_key: None,
+            identity: None,
+            admission: ArcSwap::from_pointee(None),
+            household: std::sync::OnceLock::new(),
+            admissions: Semaphore::new(0),
+        }
+    }
+
+    /// Names who answers for the members known.
+    pub fn set_household(&self, household: Arc<dyn Household>) {
+        let _ = self.household.set(household);
+    }
+
+    /// Replaces the counter of invites' uses.
+    pub fn set_admission(&self, admission: Arc<dyn Admission>) {
+        self.admission.store(Arc::new(Some(admission)));
+    }
+
+    /// Replaces what this node shows of itself.
+    pub fn set_contact(&self, contact: Contact) {
+        self.contact.store(Some(Arc::new(contact)));
+    }
+
+    /// What this node shows of itself.
+    pub fn contact(&self) -> Option<Arc<Contact>> {
+        self.contact.load_full()
+    }
+
+    fn presentation(&self) -> Option<Box<Presentation>> {
+        let contact = self.contact.load_full()?;
+        let contacts = self.household.get().map_or([0; 32], |h| h.contacts_digest());
+        Some(Box::new(Presentation { contact: (*contact).clone(), revocations: self.trust.digest(), contacts }))
+    }
+
+    fn judge(&self, peer: MemberId, shown: Presentation, rtt: Option<Duration>) -> Result<Proved, Refusal> {
+        if shown.contact.member() != peer {
+            return Err(Refusal::NotYours);
+        }
+        shown.contact.verify(&self.trust)?;
+        let Presentation { contact, revocations, contacts } = shown;
+        Ok(Proved { contact, revocations, contacts, rtt, admitted: None })
+    }
+
+    /// The dialler's part.
+    pub async fn knock(&self, peer: MemberId, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<Proved, DoorError> {
+        let hello = match (self.presentation(), &self.joining) {
+            (Some(own), _) => Hello::Prove(own),
+            (None, Some(request)) => Hello::Admit(Box::new(request.clone())),
+            (None, None) => return Err(DoorError::Refused(Refusal::NotAnInvite)),
+        };
+        let started = Instant::now();
+        write_value(stream, &hello).await?;
+        let reply = read_value(stream, MAX_REPLY_BYTES).await?;
+        let rtt = started.elapsed();
+        let (shown, admitted) = match reply {
+            Reply::Refused { refusal, proof } => return Err(DoorError::TurnedDown(refusal, proof)),
+            Reply::Welcome(shown) => (shown, None),
+            Reply::Admitted { certificate, presentation, revocations, contacts } => {
+                (presentation, Some(Box::new(Admitted { certificate: *certificate, revocations, contacts })))
+            }
+        };
+        let measured = admitted.is_none().then_some(rtt);
+        let mut proved = self.judge(peer, *shown, measured).map_err(DoorError::Refused)?;
+        if let Some(admitted) = &admitted {
+            self.trust.verify(&admitted.certificate).map_err(DoorError::Refused)?;
+            if admitted.certificate.member() != self.me {
+                return Err(DoorError::Refused(Refusal::NotYours));
+            }
+        }
+        stream.write_all(&[1]).await?;
+        stream.close().await?;
+        proved.admitted = admitted;
+        Ok(proved)
+    }
+
+    /// The listener's part.
+    pub async fn answer(&self, peer: MemberId, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<Proved, DoorError> {
+        let hello = read_value(stream, MAX_HELLO_BYTES).await?;
+        let verdict = match hello {
+            Hello::Prove(shown) => match self.presentation() {
+                Some(own) => self.judge(peer, *shown, None).map(|proved| (proved, Reply::Welcome(own))),
+                None => Err(Refusal::CannotAdmit),
+            },
+            Hello::Admit(request) => self.welcome(peer, *request).await,
+        };
+        match verdict {
+            Ok((mut proved, reply)) => {
+                let started = Instant::now();
+                write_value(stream, &reply).await?;
+                stream.read_exact(&mut [0]).await?;
+                proved.rtt = Some(started.elapsed());
+                Ok(proved)
+            }
+            Err(refusal) => {
+                let about_peer = |r: &Revocation| r.target() == Target::Member(peer);
+                let proof = match refusal {
+                    Refusal::Revoked => self.trust.revocations().into_iter().filter(about_peer).collect(),
+                    _ => Vec::new(),
+                };
+                write_value(stream, &Reply::Refused { refusal: refusal.clone(), proof }).await?;
+                // Waits for the other to hang up, so that the reason arrives before the connection ends.
+                let _ = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut [0])).await;
+                Err(DoorError::Refused(refusal))
+            }
+        }
+    }
+
+    async fn welcome(&self, joiner: MemberId, request: AdmitRequest) -> Result<(Proved, Reply), Refusal> {
+        let _permit = self.admissions.try_acquire().map_err(|_| Refusal::Undecided("too many are joining at once: try again".into()))?;
+        let presentation = self.presentation().ok_or(Refusal::CannotAdmit)?;
+        let decided = tokio::time::timeout(ADMISSION_TIMEOUT, self.certify_or_pass_on(joiner, &request)).await;
+        let certificate = decided.map_err(|_| Refusal::Undecided("the other members did not answer in time".into()))??;
+        let contacts = self.household.get().map(|h| h.contacts()).unwrap_or_default();
+        // Its addresses follow by gossip, signed with the certificate that it has only now.
+        let contact = Contact::unsigned(certificate.clone());
+        let proved = Proved { contact, revocations: self.trust.digest(), contacts: [0; 32], rtt: None, admitted: None };
+        let revocations = self.trust.revocations();
+        Ok((proved, Reply::Admitted { certificate: Box::new(certificate), presentation, revocations, contacts }))
+    }
+
+    async fn certify_or_pass_on(&self, joiner: MemberId, request: &AdmitRequest) -> Result<Certificate, Refusal> {
+        // Judged here too: what cannot be admitted is turned away without troubling anybody.
+        self.trust.check_invite(&request.invite, UnixTime::now())?;
+        match self.certify(joiner, request).await {
+            Err(Refusal::CannotAdmit) => self.household.get().ok_or(Refusal::CannotAdmit)?.pass_on(joiner, request).await,
+            decided => decided,
+        }
+    }
+
+    /// Admits `joiner` by this node's own right.
+    ///
+    /// # Errors
+    /// [`Refusal::CannotAdmit`] if it has none, or what stands against the invite, the joiner or its name.
+    pub async fn certify(&self, joiner: MemberId, request: &AdmitRequest) -> Result<Certificate, Refusal> {
+        self.trust.check_invite(&request.invite, UnixTime::now())?;
+        if !crate::membership::valid_name(&request.name) {
+            return Err(Refusal::BadName);
+        }
+        let own = self.contact.load_full();
+        let issuer = match (&self.issuer_key, &own, &self.identity) {
+            (Some(root), _, _) => Issuer::root(root),
+            (None, Some(own), Some(identity)) if own.certificate.rights().admit && !request.invite.terms().delegate => {
+                Issuer::delegate(identity.keys(), &own.certificate)
+            }
+            _ => return Err(Refusal::CannotAdmit),
+        };
+        let now = UnixTime::now();
+        let lasts = (now, now.plus(CERTIFICATE_SECONDS));
+        let rights = Rights { admit: request.invite.terms().delegate };
+        let certificate = issuer.certify(&self.network, (joiner, request.link_key), &request.name, rights, lasts)?;
+        // A revoked member does not come back with a new invite and its old key.
+        self.trust.verify(&certificate)?;
+        let admission = self.admission.load_full();
+        let admission = admission.as_ref().as_ref().ok_or(Refusal::CannotAdmit)?;
+        admission.admit(&request.invite, joiner, &request.name).await?;
+        Ok(certificate)
+    }
+}

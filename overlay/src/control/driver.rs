@@ -1,0 +1,551 @@
+//! The task that owns the swarm: it keeps the connections that the network needs, dials for those who
+//! wait, spreads contacts and revocations, and reserves circuits where this node cannot be dialled.
+//!
+//! In a network of at most [`FULL_MESH`] members everyone stays connected to everyone; in a larger one
+//! to its neighbours on the ring, to some far members, and to whom it talks to.
+
+mod gossip;
+mod reach;
+
+use super::{
+    ControlEvent,
+    address::{dials, ip_of, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of, split_peer},
+    door::{DoorError, Proved},
+    gate::GateEvent,
+    host::{Host, InsideEvent},
+    shared::{Command, Online, Shared},
+    streams::{NoStream, Waiter},
+    wire::{Contact, Gossip, PROBE_SERVICE},
+};
+use crate::{
+    id::MemberId,
+    identity::Identity,
+    membership::{Certificate, Refusal},
+};
+use futures::StreamExt;
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    core::{ConnectedPoint, Endpoint, transport::ListenerId},
+    kad,
+    multiaddr::Protocol,
+    relay,
+    swarm::{
+        ConnectionId, SwarmEvent,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
+
+/// Up to here every member keeps a connection to every other.
+pub const FULL_MESH: usize = 24;
+/// Beyond, so many ring neighbours and so many far members.
+const NEAR: usize = 8;
+const FAR: usize = 6;
+const TICK: Duration = Duration::from_millis(500);
+/// News about this node's own addresses is gathered this long before it is told.
+const PUBLISH_DELAY: Duration = Duration::from_millis(400);
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LAST_BACKOFF: Duration = Duration::from_secs(60);
+/// A relayed member is dialled directly this often, and more rarely if nobody has found it reachable.
+const DIRECT_RETRY: Duration = Duration::from_secs(30);
+const DIRECT_RETRY_HIDDEN: Duration = Duration::from_secs(600);
+/// Connections that do not notice a dead peer by themselves (TCP, circuits) are probed.
+const PROBE_EVERY: Duration = Duration::from_secs(6);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(6);
+/// A second connection to the same member is closed when it is this old and unused.
+const SUPERFLUOUS_AFTER: Duration = Duration::from_secs(10);
+
+struct Link {
+    id: ConnectionId,
+    address: Multiaddr,
+    by_smaller: bool,
+    proved: Option<Instant>,
+    since: Instant,
+}
+
+impl Link {
+    /// Better sorts first: direct before relayed, QUIC before TCP, then what both ends see alike, so that
+    /// they prefer the same one; old before new only among equals.
+    fn rank(&self) -> (bool, bool, Option<PeerId>, bool, Instant) {
+        (is_relayed(&self.address), !is_quic(&self.address), relay_of(&self.address), !self.by_smaller, self.since)
+    }
+}
+
+#[derive(Default)]
+struct Attempt {
+    failures: u32,
+    not_before: Option<Instant>,
+    dialling: BTreeSet<ConnectionId>,
+}
+
+/// See the module.
+pub struct Driver {
+    swarm: Swarm<Host>,
+    shared: Arc<Shared>,
+    identity: Arc<Identity>,
+    certificate: Certificate,
+    commands: mpsc::Receiver<Command>,
+    bootstrap: Vec<Multiaddr>,
+    public_addresses: Vec<Multiaddr>,
+    links: HashMap<PeerId, Vec<Link>>,
+    attempts: HashMap<MemberId, Attempt>,
+    waiting: HashMap<MemberId, Vec<Waiter>>,
+    lookups: HashMap<kad::QueryId, MemberId>,
+    reservations: BTreeMap<PeerId, ListenerId>,
+    /// Who relays for this node, or it for them: circuits ride on their direct connections, unseen by `Streams`.
+    relaying: BTreeSet<PeerId>,
+    publish_at: Option<Instant>,
+    published: (Vec<String>, bool),
+    bootstrap_at: Instant,
+    started: Instant,
+    cuts: Vec<(Instant, PeerId)>,
+    probe_at: Instant,
+    checked_at: Instant,
+}
+
+impl Driver {
+    pub fn new(
+        swarm: Swarm<Host>,
+        shared: Arc<Shared>,
+        identity: Arc<Identity>,
+        certificate: Certificate,
+        commands: mpsc::Receiver<Command>,
+        (bootstrap, public_addresses): (Vec<Multiaddr>, Vec<Multiaddr>),
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            swarm,
+            shared,
+            identity,
+            certificate,
+            commands,
+            bootstrap,
+            public_addresses,
+            links: HashMap::new(),
+            attempts: HashMap::new(),
+            waiting: HashMap::new(),
+            lookups: HashMap::new(),
+            reservations: BTreeMap::new(),
+            relaying: BTreeSet::new(),
+            publish_at: Some(now + PUBLISH_DELAY),
+            published: (Vec::new(), false),
+            bootstrap_at: now,
+            started: now,
+            cuts: Vec::new(),
+            probe_at: now + PROBE_EVERY,
+            checked_at: now,
+        }
+    }
+
+    /// Runs until told to shut down.
+    pub async fn run(mut self) {
+        for address in self.public_addresses.clone() {
+            self.swarm.add_external_address(address);
+        }
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.on_swarm(event),
+                command = self.commands.recv() => match command {
+                    Some(Command::Shutdown(done)) => {
+                        self.save_book();
+                        drop(self.swarm);
+                        let _ = done.send(());
+                        return;
+                    }
+                    Some(command) => self.on_command(command),
+                    None => return,
+                },
+                _ = tick.tick() => self.on_tick(Instant::now()),
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Open(member, waiter) => self.open(member, waiter),
+            Command::Gossip(from, gossip) => self.on_gossip(Some(from), gossip),
+            Command::Revoke(revocation) => self.on_gossip(None, Gossip { contacts: Vec::new(), revocations: vec![*revocation] }),
+            Command::Dead(member) => {
+                if let Some(peer) = peer_of(member) {
+                    let _ = self.swarm.disconnect_peer_id(peer);
+                }
+            }
+            Command::Shutdown(_) => {}
+        }
+    }
+
+    // --- Streams and dialling
+
+    fn best_link(&self, peer: &PeerId) -> Option<&Link> {
+        self.links.get(peer)?.iter().filter(|l| l.proved.is_some()).min_by_key(|l| l.rank())
+    }
+
+    fn open(&mut self, member: MemberId, waiter: Waiter) {
+        let Some(peer) = peer_of(member) else { return };
+        if let Some(connection) = self.best_link(&peer).map(|l| l.id) {
+            self.swarm.behaviour_mut().inner.streams.open(peer, connection, waiter);
+            return;
+        }
+        self.waiting.entry(member).or_default().push(waiter);
+        let unproved = self.links.contains_key(&peer);
+        if !unproved && self.attempts.get(&member).is_none_or(|a| a.dialling.is_empty()) && !self.dial(member) {
+            let query = self.swarm.behaviour_mut().inner.kad.get_closest_peers(peer);
+            self.lookups.insert(query, member);
+        }
+    }
+
+    /// Dials all addresses known of a member, best first. False if none are known.
+    fn dial(&mut self, member: MemberId) -> bool {
+        let addresses = self.addresses_of(member);
+        self.dial_at(member, addresses)
+    }
+
+    fn addresses_of(&self, member: MemberId) -> Vec<Multiaddr> {
+        let network = &self.shared.door.network;
+        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let me = *self.swarm.local_peer_id();
+        book.get(member)
+            .into_iter()
+            .flat_map(|c| &c.addresses)
+            .filter_map(|a| a.parse::<Multiaddr>().ok())
+            .filter(|a| is_usable(a, network) && relay_of(a) != Some(me))
+            .collect()
+    }
+
+    /// Hole punching tries what NATs hide. A member that can simply be dialled, but was first met through
+    /// a relay, is dialled here: libp2p's DCUtR does not offer an address that is confirmed already.
+    fn dial_past_relay(&mut self, member: MemberId, peer: PeerId, now: Instant) {
+        let attempt = self.attempts.entry(member).or_default();
+        if attempt.not_before.is_some_and(|at| at > now) {
+            return;
+        }
+        let public = self.shared.book.read().unwrap_or_else(PoisonError::into_inner).get(member).is_some_and(|c| c.public);
+        attempt.not_before = Some(now + if public { DIRECT_RETRY } else { DIRECT_RETRY_HIDDEN });
+        let direct = self.addresses_of(member).into_iter().filter(|a| !is_relayed(a)).map(|a| a.with(Protocol::P2p(peer)));
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(direct.collect()).build();
+        let _ = self.swarm.dial(options);
+    }
+
+    fn dial_at(&mut self, member: MemberId, addresses: Vec<Multiaddr>) -> bool {
+        let Some(peer) = peer_of(member).filter(|_| !addresses.is_empty()) else { return false };
+        let addresses = addresses.into_iter().map(|a| a.with(Protocol::P2p(peer))).collect();
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addresses).build();
+        let id = options.connection_id();
+        let attempt = self.attempts.entry(member).or_default();
+        if self.swarm.dial(options).is_ok() {
+            attempt.dialling.insert(id);
+        }
+        true
+    }
+
+    fn give_up(&mut self, member: MemberId) {
+        for waiter in self.waiting.remove(&member).unwrap_or_default() {
+            let _ = waiter.send(Err(NoStream::Unreachable));
+        }
+    }
+
+    fn dial_ended(&mut self, peer: Option<PeerId>, connection: ConnectionId) {
+        let Some(member) = peer.and_then(|p| member_of(&p)) else { return };
+        let Some(attempt) = self.attempts.get_mut(&member) else { return };
+        if attempt.dialling.remove(&connection) && attempt.dialling.is_empty() {
+            let backoff = FIRST_BACKOFF.saturating_mul(1 << attempt.failures.min(6)).min(LAST_BACKOFF);
+            attempt.failures += 1;
+            attempt.not_before = Some(Instant::now() + backoff.mul_f64(rand::random_range(0.75..1.25)));
+            if !self.links.contains_key(&peer.expect("named above")) {
+                self.give_up(member);
+            }
+        }
+    }
+
+    // --- The swarm's events
+
+    fn on_swarm(&mut self, event: SwarmEvent<GateEvent<InsideEvent>>) {
+        match event {
+            SwarmEvent::Behaviour(GateEvent::Proved { peer, connection, proved }) => self.on_proved(peer, connection, *proved),
+            SwarmEvent::Behaviour(GateEvent::Failed { peer, error }) => self.on_failed(peer, error),
+            SwarmEvent::Behaviour(GateEvent::Inner(event)) => self.on_inside(event),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                let address = match &endpoint {
+                    ConnectedPoint::Dialer { address, .. } => address.clone(),
+                    ConnectedPoint::Listener { local_addr, .. } if is_relayed(local_addr) => local_addr.clone(),
+                    ConnectedPoint::Listener { send_back_addr, .. } => send_back_addr.clone(),
+                };
+                let dialled = matches!(endpoint, ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. });
+                let by_smaller = dialled == member_of(&peer_id).is_some_and(|member| self.shared.me < member);
+                let link = Link { id: connection_id, address, by_smaller, proved: None, since: Instant::now() };
+                self.links.entry(peer_id).or_default().push(link);
+                if let Some(attempt) = member_of(&peer_id).and_then(|m| self.attempts.get_mut(&m)) {
+                    attempt.dialling.remove(&connection_id);
+                }
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
+                tracing::debug!(peer = %peer_id, "a connection ended: {cause:?}");
+                self.on_closed(peer_id, connection_id);
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id, connection_id, error } => {
+                tracing::debug!(?peer_id, "a dial failed: {error}");
+                self.dial_ended(peer_id, connection_id);
+            }
+            SwarmEvent::NewListenAddr { address, .. } => {
+                // An interface with a public IPv4 address is reachable; IPv6 ones often sit behind a firewall.
+                if ip_of(&address).is_some_and(|ip| ip.is_ipv4() && is_public(ip)) && !is_relayed(&address) {
+                    self.swarm.add_external_address(address);
+                }
+                self.addresses_changed();
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.swarm.remove_external_address(&address);
+                self.addresses_changed();
+            }
+            SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+                tracing::debug!("a listener ended: {reason:?}");
+                self.reservations.retain(|_, id| *id != listener_id);
+                self.addresses_changed();
+            }
+            SwarmEvent::ExternalAddrConfirmed { .. } | SwarmEvent::ExternalAddrExpired { .. } => self.addresses_changed(),
+            _ => {}
+        }
+    }
+
+    fn on_inside(&mut self, event: InsideEvent) {
+        match event {
+            InsideEvent::Kad(kad::Event::OutboundQueryProgressed {
+                id, result: kad::QueryResult::GetClosestPeers(result), step, ..
+            }) => {
+                let peers = match result {
+                    Ok(found) => found.peers,
+                    Err(kad::GetClosestPeersError::Timeout { peers, .. }) => peers,
+                };
+                if let Some(member) = step.last.then(|| self.lookups.remove(&id)).flatten() {
+                    let peer = peer_of(member);
+                    let addresses: Vec<Multiaddr> = peers.into_iter().filter(|p| Some(p.peer_id) == peer).flat_map(|p| p.addrs).collect();
+                    let addresses = addresses.into_iter().map(|a| split_peer(a).0).filter(|a| is_usable(a, &self.shared.door.network));
+                    if !self.dial_at(member, addresses.collect()) {
+                        self.give_up(member);
+                    }
+                }
+            }
+            InsideEvent::Relay(relay::Event::ReservationReqAccepted { src_peer_id, .. }) => drop(self.relaying.insert(src_peer_id)),
+            InsideEvent::Relay(relay::Event::CircuitReqAccepted { src_peer_id, dst_peer_id }) => {
+                self.relaying.extend([src_peer_id, dst_peer_id]);
+            }
+            InsideEvent::RelayClient(
+                relay::client::Event::ReservationReqAccepted { relay_peer_id, .. }
+                | relay::client::Event::OutboundCircuitEstablished { relay_peer_id, .. },
+            ) => drop(self.relaying.insert(relay_peer_id)),
+            InsideEvent::Dcutr(event) => tracing::debug!(peer = %event.remote_peer_id, "hole punching: {:?}", event.result),
+            InsideEvent::AutonatClient(event) => tracing::debug!(address = %event.tested_addr, "reachability: {:?}", event.result),
+            _ => {}
+        }
+    }
+
+    fn on_proved(&mut self, peer: PeerId, connection: ConnectionId, proved: Proved) {
+        let Some(member) = member_of(&peer) else { return };
+        let Some(link) = self.links.get_mut(&peer).and_then(|links| links.iter_mut().find(|l| l.id == connection)) else { return };
+        link.proved = Some(Instant::now());
+        let attempt = self.attempts.entry(member).or_default();
+        attempt.failures = 0;
+        attempt.not_before = None;
+        let certificate = proved.contact.certificate.clone();
+        self.shared.certificates.write().unwrap_or_else(PoisonError::into_inner).insert(member, certificate);
+        for address in proved.contact.addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok()) {
+            self.swarm.behaviour_mut().inner.kad.add_address(&peer, address);
+        }
+        let first = self.refresh_online(peer, member, proved.rtt);
+        for waiter in self.waiting.remove(&member).unwrap_or_default() {
+            self.open(member, waiter);
+        }
+        // Digests first, because the contact just shown is about to change this node's.
+        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let contacts = if proved.contacts == book.digest() { Vec::new() } else { book.to_tell() };
+        drop(book);
+        let trust = &self.shared.door.trust;
+        let revocations = if proved.revocations == trust.digest() { Vec::new() } else { trust.revocations() };
+        if !contacts.is_empty() || !revocations.is_empty() {
+            self.tell(member, Gossip { contacts, revocations });
+        }
+        self.on_gossip(Some(member), Gossip { contacts: vec![proved.contact], revocations: Vec::new() });
+        if first {
+            tracing::info!(%member, "connected");
+            let _ = self.shared.events.send(ControlEvent::Connected(member));
+        }
+    }
+
+    fn on_failed(&mut self, peer: PeerId, error: DoorError) {
+        let Some(member) = member_of(&peer) else { return };
+        tracing::info!(%member, "no membership proved: {error}");
+        if self.best_link(&peer).is_some() {
+            return; // Another connection is fine.
+        }
+        let attempt = self.attempts.entry(member).or_default();
+        attempt.failures = attempt.failures.max(5);
+        attempt.not_before = Some(Instant::now() + LAST_BACKOFF);
+        if let DoorError::TurnedDown(Refusal::Revoked, revocations) = error {
+            self.on_gossip(None, Gossip { contacts: Vec::new(), revocations });
+        }
+        self.give_up(member);
+    }
+
+    fn on_closed(&mut self, peer: PeerId, connection: ConnectionId) {
+        let Some(links) = self.links.get_mut(&peer) else { return };
+        let was_proved = links.iter().any(|l| l.id == connection && l.proved.is_some());
+        links.retain(|l| l.id != connection);
+        if links.is_empty() {
+            self.links.remove(&peer);
+            self.relaying.remove(&peer);
+        }
+        let Some(member) = member_of(&peer) else { return };
+        if !was_proved {
+            if !self.links.contains_key(&peer) {
+                self.give_up(member);
+            }
+            return;
+        }
+        self.refresh_online(peer, member, None);
+        if self.best_link(&peer).is_none() {
+            self.shared.certificates.write().unwrap_or_else(PoisonError::into_inner).remove(&member);
+            // A node that restarts is back at once; one whose path broke may be reachable by another.
+            let wait = if self.shared.me < member { FIRST_BACKOFF / 2 } else { FIRST_BACKOFF };
+            self.attempts.entry(member).or_default().not_before = Some(Instant::now() + wait);
+            tracing::info!(%member, "disconnected");
+            let _ = self.shared.events.send(ControlEvent::Disconnected(member));
+        }
+    }
+
+    /// Tells the callers' view who is connected how. True if the member was not before.
+    fn refresh_online(&mut self, peer: PeerId, member: MemberId, rtt: Option<Duration>) -> bool {
+        let best = self.best_link(&peer).map(|l| l.address.clone());
+        let mut online = self.shared.online.write().unwrap_or_else(PoisonError::into_inner);
+        match best {
+            Some(address) => {
+                let relayed = relay_of(&address).and_then(|relay| member_of(&relay));
+                let before = online.get(&member).and_then(|o| o.rtt);
+                online.insert(member, Online { relayed, rtt: rtt.or(before) }).is_none()
+            }
+            None => {
+                online.remove(&member);
+                false
+            }
+        }
+    }
+
+    // --- What time brings
+
+    fn on_tick(&mut self, now: Instant) {
+        if self.publish_at.is_some_and(|at| at <= now) {
+            self.publish_at = None;
+            self.publish();
+        }
+        for (_, peer) in self.cuts.extract_if(.., |(due, _)| *due <= now).collect::<Vec<_>>() {
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        self.reserve(now);
+        self.dial_wanted(now);
+        self.close_superfluous(now);
+        if self.probe_at <= now {
+            self.probe_at = now + PROBE_EVERY;
+            self.probe();
+            self.save_book();
+        }
+        if now.duration_since(self.checked_at) > Duration::from_secs(60) {
+            self.checked_at = now;
+            self.cut_untrusted(); // Certificates also end by time.
+        }
+    }
+
+    fn wanted(&self) -> Vec<MemberId> {
+        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let mut members: Vec<MemberId> = book.iter().map(Contact::member).filter(|m| *m != self.shared.me).collect();
+        if members.len() < FULL_MESH {
+            return members;
+        }
+        let place = self.shared.me.ring_addr();
+        members.sort_by_cached_key(|m| m.ring_addr().distance(&place));
+        let far = members.split_off(NEAR);
+        // Every 1/FAR-th of the rest by distance: about one in each doubling of the ring.
+        members.extend(far.iter().step_by((far.len() / FAR).max(1)).take(FAR));
+        members
+    }
+
+    fn dial_wanted(&mut self, now: Instant) {
+        if self.links.is_empty() && self.bootstrap_at <= now {
+            self.bootstrap_at = now + Duration::from_secs(10);
+            for options in dials(&self.bootstrap) {
+                let _ = self.swarm.dial(options);
+            }
+        }
+        for member in self.wanted() {
+            if let Some(peer) = peer_of(member).filter(|p| self.best_link(p).is_some_and(|l| is_relayed(&l.address))) {
+                self.dial_past_relay(member, peer, now);
+                continue;
+            }
+            let attempt = self.attempts.entry(member).or_default();
+            let due = attempt.dialling.is_empty() && attempt.not_before.is_none_or(|at| at <= now);
+            if due && peer_of(member).is_some_and(|peer| !self.links.contains_key(&peer)) {
+                self.dial(member);
+            }
+        }
+    }
+
+    /// Of several connections to a member, the smaller id closes all but the best once they are unused.
+    fn close_superfluous(&mut self, now: Instant) {
+        let mut close = Vec::new();
+        for (peer, links) in self.links.iter().filter(|(_, links)| links.len() > 1) {
+            if member_of(peer).is_none_or(|member| self.shared.me > member) {
+                continue;
+            }
+            let Some(best) = self.best_link(peer) else { continue };
+            // The other end must have had time to prefer the best one too.
+            if best.proved.is_none_or(|at| now.duration_since(at) < SUPERFLUOUS_AFTER) {
+                continue;
+            }
+            let best = best.id;
+            let streams = &self.swarm.behaviour().inner.streams;
+            let carries = |l: &Link| !is_relayed(&l.address) && self.relaying.contains(peer);
+            let old = |l: &&Link| l.id != best && !carries(l) && now.duration_since(l.since) > SUPERFLUOUS_AFTER;
+            close.extend(links.iter().filter(old).map(|l| l.id).filter(|id| streams.in_use(*id) == 0));
+        }
+        for id in close {
+            self.swarm.close_connection(id);
+        }
+    }
+
+    /// QUIC notices a dead peer by itself; TCP and circuits do not.
+    fn probe(&mut self) {
+        for peer in self.links.keys() {
+            let (Some(member), Some(link)) = (member_of(peer), self.best_link(peer)) else { continue };
+            if is_quic(&link.address) {
+                continue;
+            }
+            let shared = self.shared.clone();
+            tokio::spawn(async move {
+                let started = Instant::now();
+                match shared.call(member, PROBE_SERVICE, Vec::new(), PROBE_TIMEOUT).await {
+                    Ok(_) => {
+                        if let Some(online) = shared.online.write().unwrap_or_else(PoisonError::into_inner).get_mut(&member) {
+                            online.rtt = Some(started.elapsed());
+                        }
+                    }
+                    Err(_) => drop(shared.commands.send(Command::Dead(member)).await),
+                }
+            });
+        }
+    }
+
+    fn save_book(&mut self) {
+        let saved = self.shared.book.write().unwrap_or_else(PoisonError::into_inner).save();
+        if let Err(e) = saved {
+            tracing::warn!("the peer cache cannot be written: {e}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What spreads from member to member: contacts, which say who is where, and revocations. Each member
+//! tells what is new to it to all it is connected to, except to whom it has it from.
+
+use super::{Driver, FIRST_BACKOFF};
+use crate::{
+    control::{
+        ControlEvent,
+        address::peer_of,
+        wire::{GOSSIP_SERVICE, Gossip},
+    },
+    id::MemberId,
+    membership::{Revocation, Target},
+};
+use std::{sync::PoisonError, time::Duration};
+use tokio::time::Instant;
+
+/// Both ends learn of each other at the same time: the greater id waits for the smaller to dial.
+const LET_THE_OTHER_DIAL: Duration = Duration::from_secs(3);
+/// Time for the revoked to hear why.
+const CUT_DELAY: Duration = Duration::from_millis(300);
+
+impl Driver {
+    pub(super) fn tell(&self, member: MemberId, gossip: Gossip) {
+        let (shared, Ok(body)) = (self.shared.clone(), postcard::to_stdvec(&gossip)) else { return };
+        tokio::spawn(async move {
+            if let Err(e) = shared.call(member, GOSSIP_SERVICE, body, Duration::from_secs(10)).await {
+                tracing::debug!(%member, "gossip was not delivered: {e}");
+            }
+        });
+    }
+
+    pub(super) fn tell_all(&self, except: Option<MemberId>, gossip: &Gossip) {
+        for member in self.shared.connected().into_iter().filter(|m| Some(*m) != except) {
+            self.tell(member, gossip.clone());
+        }
+    }
+
+    pub(super) fn on_gossip(&mut self, from: Option<MemberId>, gossip: Gossip) {
+        let trust = self.shared.door.trust.clone();
+        let new: Vec<Revocation> = gossip.revocations.into_iter().filter(|r| trust.add_revocation(r.clone()) == Ok(true)).collect();
+        let mut news = Gossip { revocations: new, contacts: Vec::new() };
+        {
+            let mut book = self.shared.book.write().unwrap_or_else(PoisonError::into_inner);
+            for contact in gossip.contacts.into_iter().filter(|c| c.member() != self.shared.me) {
+                let was_known = book.get(contact.member()).is_some();
+                if book.insert(contact.clone(), &trust) {
+                    // Both ends learn of each other at the same time. New addresses are worth another try
+                    // at once, even beside a dial of the old ones that has yet to time out.
+                    let wait = match (self.shared.me < contact.member(), was_known) {
+                        (true, _) => Duration::ZERO,
+                        (false, true) => FIRST_BACKOFF,
+                        (false, false) => LET_THE_OTHER_DIAL,
+                    };
+                    let attempt = self.attempts.entry(contact.member()).or_default();
+                    attempt.dialling.clear();
+                    attempt.failures = 0;
+                    attempt.not_before = Some(Instant::now() + wait);
+                    news.contacts.push(contact);
+                }
+            }
+            if !news.revocations.is_empty() {
+                book.retain_trusted(&trust);
+            }
+        }
+        if !news.contacts.is_empty() || !news.revocations.is_empty() {
+            self.tell_all(from, &news);
+        }
+        for revocation in &news.revocations {
+            if let Target::Member(member) = revocation.target() {
+                tracing::warn!(%member, "revoked");
+                let event = if member == self.shared.me { ControlEvent::ThisNodeRevoked } else { ControlEvent::Revoked(member) };
+                let _ = self.shared.events.send(event);
+            }
+        }
+        if !news.revocations.is_empty() {
+            self.cut_untrusted();
+        }
+    }
+
+    /// Ends, after a moment to hear why, all connections to those who are members no more.
+    pub(super) fn cut_untrusted(&mut self) {
+        let due = Instant::now() + CUT_DELAY;
+        let certificates = self.shared.certificates.read().unwrap_or_else(PoisonError::into_inner);
+        let fallen = certificates.iter().filter(|(_, c)| self.shared.door.trust.verify(c).is_err());
+        self.cuts.extend(fallen.filter_map(|(member, _)| peer_of(*member)).map(|peer| (due, peer)));
+    }
+}

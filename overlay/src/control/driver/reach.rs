@@ -1,0 +1,107 @@
+//! Where this node can be reached: the addresses it tells others, and, where nobody can dial it, the
+//! circuits that it reserves on members that can be dialled.
+
+use super::{Driver, PUBLISH_DELAY};
+use crate::{
+    control::{
+        address::{ip_of, is_loopback, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, split_peer},
+        wire::{Contact, Gossip, MAX_ADDRESSES},
+    },
+    id::UnixTime,
+};
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
+use std::{sync::PoisonError, time::Duration};
+use tokio::time::Instant;
+
+/// A node that nobody has been found to reach by then reserves circuits.
+const RESERVE_AFTER: Duration = Duration::from_secs(1);
+const RESERVATIONS: usize = 2;
+
+impl Driver {
+    pub(super) fn addresses_changed(&mut self) {
+        let listeners = self.swarm.listeners().map(|a| a.clone().with(Protocol::P2p(*self.swarm.local_peer_id())).to_string()).collect();
+        *self.shared.listening.write().unwrap_or_else(PoisonError::into_inner) = listeners;
+        self.publish_at.get_or_insert(Instant::now() + PUBLISH_DELAY);
+    }
+
+    pub(super) fn is_reachable(&self) -> bool {
+        self.swarm.external_addresses().any(|a| !is_relayed(a))
+    }
+
+    pub(super) fn publish(&mut self) {
+        let me = *self.swarm.local_peer_id();
+        let network = &self.shared.door.network;
+        let all: Vec<Multiaddr> = self
+            .swarm
+            .external_addresses()
+            .chain(self.swarm.listeners())
+            .cloned()
+            .map(|a| match split_peer(a.clone()) {
+                (short, Some(peer)) if peer == me => short,
+                _ => a,
+            })
+            .filter(|a| is_usable(a, network))
+            .collect();
+        let only_loopback = all.iter().all(is_loopback);
+        let mut addresses: Vec<String> = Vec::new();
+        for address in all.iter().filter(|a| only_loopback || !is_loopback(a)).map(ToString::to_string) {
+            if !addresses.contains(&address) && addresses.len() < MAX_ADDRESSES {
+                addresses.push(address);
+            }
+        }
+        let now = (addresses, self.is_reachable());
+        if now == self.published && self.shared.door.contact().is_some_and(|c| c.seq > 0) {
+            return;
+        }
+        self.published = now.clone();
+        let contact = Contact::sign(&self.identity, self.certificate.clone(), now.0, now.1, next_seq());
+        self.shared.door.set_contact(contact.clone());
+        self.shared.book.write().unwrap_or_else(PoisonError::into_inner).insert(contact.clone(), &self.shared.door.trust);
+        self.tell_all(None, &Gossip { contacts: vec![contact], revocations: Vec::new() });
+    }
+
+    pub(super) fn reserve(&mut self, now: Instant) {
+        if self.is_reachable() {
+            for (_, id) in std::mem::take(&mut self.reservations) {
+                self.swarm.remove_listener(id);
+            }
+            return;
+        }
+        self.reservations.retain(|peer, _| self.links.contains_key(peer));
+        if now < self.started + RESERVE_AFTER || self.reservations.len() >= RESERVATIONS {
+            return;
+        }
+        let online = self.shared.online.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let mut relays: Vec<_> = online
+            .iter()
+            .filter(|(member, seen)| seen.relayed.is_none() && book.get(**member).is_some_and(|c| c.public))
+            .filter_map(|(member, seen)| Some((seen.rtt.unwrap_or(Duration::MAX), peer_of(*member)?)))
+            .filter(|(_, peer)| !self.reservations.contains_key(peer))
+            .collect();
+        drop(book);
+        relays.sort_unstable();
+        for (_, relay) in relays.into_iter().take(RESERVATIONS - self.reservations.len()) {
+            let Some(address) = self.relay_address(relay) else { continue };
+            let address = address.with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
+            match self.swarm.listen_on(address) {
+                Ok(id) => drop(self.reservations.insert(relay, id)),
+                Err(e) => tracing::debug!("no circuit can be reserved: {e}"),
+            }
+        }
+    }
+
+    /// Where others reach a relay: its public address if it gives one, else the one it is connected by.
+    pub(super) fn relay_address(&self, relay: PeerId) -> Option<Multiaddr> {
+        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let told = book.get(member_of(&relay)?)?.addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok());
+        let public = told.filter(|a| !is_relayed(a) && ip_of(a).is_some_and(is_public)).max_by_key(is_quic);
+        public.or_else(|| self.best_link(&relay).map(|l| split_peer(l.address.clone()).0))
+    }
+}
+
+/// Milliseconds of the wall clock, so that a restarted node's contact is newer than its last.
+fn next_seq() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(UnixTime::now().0 * 1000, |d| d.as_millis() as u64)
+}

@@ -1,0 +1,397 @@
+//! [`Gated`]: a behaviour that takes part in a connection only once both ends have proved membership.
+//!
+//! Until then the connection's handler offers one protocol, the proof's, denies every other inbound
+//! stream by not offering it, and holds what the inner handlers want to send. Proof is per
+//! connection: a peer that restarted proves itself anew.
+
+use super::{
+    address::member_of,
+    door::{Door, DoorError, Proved},
+    wire::MEMBER_PROTOCOL,
+};
+use futures::{FutureExt, future::BoxFuture};
+use libp2p::{
+    Multiaddr, PeerId, StreamProtocol,
+    core::{
+        Endpoint,
+        transport::PortUse,
+        upgrade::{InboundUpgrade, OutboundUpgrade, UpgradeInfo},
+    },
+    swarm::{
+        CloseConnection, ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour, Stream,
+        StreamUpgradeError, SubstreamProtocol, THandlerInEvent, THandlerOutEvent, ToSwarm,
+        handler::{
+            ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound, InboundUpgradeSend, ListenUpgradeError,
+            OutboundUpgradeSend, UpgradeInfoSend,
+        },
+    },
+};
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::{Ready, ready},
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+/// A connection that has proved nothing by then is closed: an admission may ask other members.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What comes out of a [`Gated`] behaviour.
+#[derive(Debug)]
+pub enum GateEvent<E> {
+    /// Both ends of a connection are members now.
+    Proved { peer: PeerId, connection: ConnectionId, proved: Box<Proved> },
+    /// A connection was not let through; it is being closed.
+    Failed { peer: PeerId, error: DoorError },
+    /// The inner behaviour's.
+    Inner(E),
+}
+
+/// See the module.
+pub struct Gated<B: NetworkBehaviour> {
+    /// What is behind the gate.
+    pub inner: B,
+    door: Arc<Door>,
+    events: VecDeque<ToSwarm<GateEvent<B::ToSwarm>, THandlerInEvent<B>>>,
+}
+
+impl<B: NetworkBehaviour> Gated<B> {
+    /// Puts `inner` behind `door`.
+    pub fn new(inner: B, door: Arc<Door>) -> Self {
+        Self { inner, door, events: VecDeque::new() }
+    }
+
+    fn handler(&self, inner: B::ConnectionHandler, peer: PeerId, knocks: bool) -> GatedHandler<B::ConnectionHandler> {
+        GatedHandler {
+            inner,
+            door: self.door.clone(),
+            peer,
+            open: false,
+            knock_due: knocks,
+            knocks,
+            exchange: None,
+            timeout: Box::pin(tokio::time::sleep(PROOF_TIMEOUT)),
+            failed: false,
+        }
+    }
+}
+
+impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
+    type ConnectionHandler = GatedHandler<B::ConnectionHandler>;
+    type ToSwarm = GateEvent<B::ToSwarm>;
+
+    fn handle_pending_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
+        self.inner.handle_pending_inbound_connection(id, local, remote)
+    }
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<Self::ConnectionHandler, ConnectionDenied> {
+        let inner = self.inner.handle_established_inbound_connection(id, peer, local, remote)?;
+        Ok(self.handler(inner, peer, false))
+    }
+
+    fn handle_pending_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: Option<PeerId>,
+        addresses: &[Multiaddr],
+        role: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        self.inner.handle_pending_outbound_connection(id, peer, addresses, role)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        address: &Multiaddr,
+        role: Endpoint,
+        port_use: PortUse,
+    ) -> Result<Self::ConnectionHandler, ConnectionDenied> {
+        let inner = self.inner.handle_established_outbound_connection(id, peer, address, role, port_use)?;
+        // In a simultaneous open both ends dial; the one that plays the listener answers.
+        Ok(self.handler(inner, peer, role == Endpoint::Dialer))
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm) {
+        self.inner.on_swarm_event(event);
+    }
+
+    fn on_connection_handler_event(&mut self, peer: PeerId, connection: ConnectionId, event: THandlerOutEvent<Self>) {
+        match event {
+            FromHandler::Inner(event) => self.inner.on_connection_handler_event(peer, connection, event),
+            FromHandler::Proved(proved) => self.events.push_back(ToSwarm::GenerateEvent(GateEvent::Proved { peer, connection, proved })),
+            FromHandler::Failed(error) => {
+                self.events.push_back(ToSwarm::GenerateEvent(GateEvent::Failed { peer, error }));
+                self.events.push_back(ToSwarm::CloseConnection { peer_id: peer, connection: CloseConnection::One(connection) });
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        match self.events.pop_front() {
+            Some(event) => Poll::Ready(event),
+            None => self.inner.poll(cx).map(|event| event.map_out(GateEvent::Inner)),
+        }
+    }
+}
+
+/// What a [`GatedHandler`] reports.
+pub enum FromHandler<E> {
+    Proved(Box<Proved>),
+    Failed(DoorError),
+    Inner(E),
+}
+
+impl<E: fmt::Debug> fmt::Debug for FromHandler<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Proved(proved) => write!(f, "Proved({:?})", proved.contact.member()),
+            Self::Failed(error) => write!(f, "Failed({error})"),
+            Self::Inner(event) => event.fmt(f),
+        }
+    }
+}
+
+/// The handler of one connection.
+pub struct GatedHandler<H> {
+    inner: H,
+    door: Arc<Door>,
+    peer: PeerId,
+    open: bool,
+    knocks: bool,
+    knock_due: bool,
+    exchange: Option<BoxFuture<'static, Result<Proved, DoorError>>>,
+    timeout: Pin<Box<tokio::time::Sleep>>,
+    failed: bool,
+}
+
+impl<H> GatedHandler<H> {
+    fn begin(&mut self, mut stream: Stream) {
+        // One exchange a connection, by the dialler: a second stream is dropped.
+        if self.open || self.failed || self.exchange.is_some() {
+            return;
+        }
+        let (door, peer, knocks) = (self.door.clone(), self.peer, self.knocks);
+        self.exchange = Some(
+            async move {
+                let peer = member_of(&peer).ok_or_else(|| io::Error::other("the peer's key is not ed25519"))?;
+                if knocks { door.knock(peer, &mut stream).await } else { door.answer(peer, &mut stream).await }
+            }
+            .boxed(),
+        );
+    }
+}
+
+type Out<H> = GateOutbound<<H as ConnectionHandler>::OutboundProtocol>;
+type OutInfo<H> = Option<<H as ConnectionHandler>::OutboundOpenInfo>;
+type In<H> = GateInbound<<H as ConnectionHandler>::InboundProtocol>;
+type InInfo<H> = Option<<H as ConnectionHandler>::InboundOpenInfo>;
+
+impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
+    type FromBehaviour = H::FromBehaviour;
+    type ToBehaviour = FromHandler<H::ToBehaviour>;
+    type InboundProtocol = In<H>;
+    type OutboundProtocol = Out<H>;
+    type InboundOpenInfo = InInfo<H>;
+    type OutboundOpenInfo = OutInfo<H>;
+
+    fn listen_protocol(&self) -> SubstreamProtocol<In<H>, InInfo<H>> {
+        if self.open {
+            self.inner.listen_protocol().map_upgrade(|u| GateInbound(Some(u))).map_info(Some)
+        } else {
+            SubstreamProtocol::new(GateInbound(None), None)
+        }
+    }
+
+    fn connection_keep_alive(&self) -> bool {
+        true // The driver decides which connections end.
+    }
+
+    fn on_behaviour_event(&mut self, event: Self::FromBehaviour) {
+        self.inner.on_behaviour_event(event);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Out<H>, OutInfo<H>, Self::ToBehaviour>> {
+        if !self.open && !self.failed {
+            if std::mem::take(&mut self.knock_due) {
+                let protocol = SubstreamProtocol::new(GateOutbound::Member, None);
+                return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
+            }
+            let outcome = match self.exchange.as_mut().map(|e| e.poll_unpin(cx)) {
+                Some(Poll::Ready(outcome)) => Some(outcome),
+                _ => self.timeout.as_mut().poll(cx).is_ready().then_some(Err(DoorError::TimedOut)),
+            };
+            let event = match outcome {
+                None => return Poll::Pending,
+                Some(Ok(proved)) => {
+                    self.open = true;
+                    FromHandler::Proved(Box::new(proved))
+                }
+                Some(Err(error)) => {
+                    self.failed = true;
+                    FromHandler::Failed(error)
+                }
+            };
+            self.exchange = None;
+            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(event));
+        }
+        if self.failed {
+            return Poll::Pending;
+        }
+        self.inner.poll(cx).map(|event| event.map_custom(FromHandler::Inner).map_protocol(GateOutbound::Inner).map_outbound_open_info(Some))
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Option<Self::ToBehaviour>> {
+        if self.open { self.inner.poll_close(cx).map(|event| event.map(FromHandler::Inner)) } else { Poll::Ready(None) }
+    }
+
+    fn on_connection_event(&mut self, event: ConnectionEvent<In<H>, Out<H>, InInfo<H>, OutInfo<H>>) {
+        match event {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, info }) => match (protocol, info) {
+                (Passed::Member(stream), _) if !self.knocks => self.begin(stream),
+                (Passed::Inner(protocol), Some(info)) => {
+                    self.inner.on_connection_event(ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, info }));
+                }
+                _ => {}
+            },
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => match (protocol, info) {
+                (Passed::Member(stream), _) => self.begin(stream),
+                (Passed::Inner(protocol), Some(info)) => {
+                    self.inner.on_connection_event(ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }));
+                }
+                _ => {}
+            },
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => match info {
+                Some(info) => {
+                    let error = error.map_upgrade_err(|passed| match passed {
+                        Passed::Inner(error) => Some(error),
+                        Passed::Member(never) => match never {},
+                    });
+                    let error = match error {
+                        StreamUpgradeError::Timeout => StreamUpgradeError::Timeout,
+                        StreamUpgradeError::Apply(Some(error)) => StreamUpgradeError::Apply(error),
+                        StreamUpgradeError::Apply(None) | StreamUpgradeError::NegotiationFailed => StreamUpgradeError::NegotiationFailed,
+                        StreamUpgradeError::Io(e) => StreamUpgradeError::Io(e),
+                    };
+                    self.inner.on_connection_event(ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }));
+                }
+                None => {
+                    let failure = io::Error::other(format!("the other end does not speak {MEMBER_PROTOCOL}"));
+                    self.exchange = Some(ready(Err(DoorError::Io(failure))).boxed());
+                }
+            },
+            ConnectionEvent::ListenUpgradeError(ListenUpgradeError { info: Some(info), error: Passed::Inner(error) }) => {
+                self.inner.on_connection_event(ConnectionEvent::ListenUpgradeError(ListenUpgradeError { info, error }));
+            }
+            ConnectionEvent::AddressChange(change) => self.inner.on_connection_event(ConnectionEvent::AddressChange(change)),
+            ConnectionEvent::LocalProtocolsChange(change) => self.inner.on_connection_event(ConnectionEvent::LocalProtocolsChange(change)),
+            ConnectionEvent::RemoteProtocolsChange(change) => {
+                self.inner.on_connection_event(ConnectionEvent::RemoteProtocolsChange(change));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A protocol's name, the gate's or an inner one.
+#[derive(Clone)]
+pub enum Name<N> {
+    Member,
+    Inner(N),
+}
+
+impl<N: AsRef<str>> AsRef<str> for Name<N> {
+    fn as_ref(&self) -> &str {
+        match self {
+            Self::Member => MEMBER_PROTOCOL,
+            Self::Inner(name) => name.as_ref(),
+        }
+    }
+}
+
+/// A negotiated stream's outcome, the gate's or an inner one.
+#[derive(Debug)]
+pub enum Passed<M, I> {
+    Member(M),
+    Inner(I),
+}
+
+/// What is offered to inbound streams: the proof always, the rest once the gate is open.
+pub struct GateInbound<U>(Option<U>);
+
+impl<U: UpgradeInfoSend> UpgradeInfo for GateInbound<U> {
+    type Info = Name<U::Info>;
+    type InfoIter = Vec<Self::Info>;
+    fn protocol_info(&self) -> Self::InfoIter {
+        let inner = self.0.iter().flat_map(|u| u.protocol_info()).map(Name::Inner);
+        std::iter::once(Name::Member).chain(inner).collect()
+    }
+}
+
+type Outcome<T, E> = Result<Passed<Stream, T>, Passed<std::convert::Infallible, E>>;
+
+impl<U: InboundUpgradeSend> InboundUpgrade<Stream> for GateInbound<U> {
+    type Output = Passed<Stream, U::Output>;
+    type Error = Passed<std::convert::Infallible, U::Error>;
+    type Future = futures::future::Either<Ready<Outcome<U::Output, U::Error>>, BoxFuture<'static, Outcome<U::Output, U::Error>>>;
+    fn upgrade_inbound(self, stream: Stream, name: Self::Info) -> Self::Future {
+        match (self.0, name) {
+            (Some(inner), Name::Inner(name)) => {
+                inner.upgrade_inbound(stream, name).map(|r| r.map(Passed::Inner).map_err(Passed::Inner)).boxed().right_future()
+            }
+            // Without an inner upgrade no inner name is offered.
+            _ => ready(Ok(Passed::Member(stream))).left_future(),
+        }
+    }
+}
+
+/// What an outbound stream is for.
+pub enum GateOutbound<U> {
+    Member,
+    Inner(U),
+}
+
+impl<U: UpgradeInfoSend> UpgradeInfo for GateOutbound<U> {
+    type Info = Name<U::Info>;
+    type InfoIter = Vec<Self::Info>;
+    fn protocol_info(&self) -> Self::InfoIter {
+        match self {
+            Self::Member => vec![Name::Member],
+            Self::Inner(inner) => inner.protocol_info().map(Name::Inner).collect(),
+        }
+    }
+}
+
+impl<U: OutboundUpgradeSend> OutboundUpgrade<Stream> for GateOutbound<U> {
+    type Output = Passed<Stream, U::Output>;
+    type Error = Passed<std::convert::Infallible, U::Error>;
+    type Future = futures::future::Either<Ready<Outcome<U::Output, U::Error>>, BoxFuture<'static, Outcome<U::Output, U::Error>>>;
+    fn upgrade_outbound(self, stream: Stream, name: Self::Info) -> Self::Future {
+        match (self, name) {
+            (Self::Inner(inner), Name::Inner(name)) => {
+                inner.upgrade_outbound(stream, name).map(|r| r.map(Passed::Inner).map_err(Passed::Inner)).boxed().right_future()
+            }
+            _ => ready(Ok(Passed::Member(stream))).left_future(),
+        }
+    }
+}
+
+/// The stream protocol's name as libp2p wants it.
+pub const fn protocol(name: &'static str) -> StreamProtocol {
+    StreamProtocol::new(name)
+}

@@ -1,0 +1,131 @@
+//! The libp2p swarm: transports, and the behaviours behind the gate, with every periodic chatter that
+//! libp2p has turned off or down. What is left of idle traffic is QUIC's keepalive.
+
+use super::{
+    door::Door,
+    gate::{Gated, protocol},
+    streams::{Carried, Streams},
+};
+use crate::identity::Identity;
+use libp2p::{
+    PeerId, Swarm, SwarmBuilder, autonat,
+    core::upgrade::Version,
+    dcutr, identify, identity, kad, noise, relay,
+    swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
+    tcp, yamux,
+};
+use std::{num::NonZeroU8, sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+
+/// A silent QUIC connection is probed this often: two packets of about 70 bytes for both ends together.
+const QUIC_KEEPALIVE: Duration = Duration::from_secs(4);
+/// A QUIC peer that is silent this long is dead: two probes and a half may be lost.
+const QUIC_DEAD_AFTER_MS: u32 = 11_000;
+/// Identify is asked once at the beginning; afterwards changes are pushed.
+const IDENTIFY_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+/// A circuit may carry a whole migration where no direct connection can be had.
+const CIRCUIT_LASTS: Duration = Duration::from_secs(24 * 3600);
+
+/// What is behind the gate.
+#[derive(NetworkBehaviour)]
+pub struct Inside {
+    pub streams: Streams,
+    pub kad: kad::Behaviour<kad::store::MemoryStore>,
+    pub identify: identify::Behaviour,
+    pub relay: relay::Behaviour,
+    pub relay_client: relay::client::Behaviour,
+    pub dcutr: dcutr::Behaviour,
+    pub autonat_client: Toggle<autonat::v2::client::Behaviour>,
+    pub autonat_server: autonat::v2::server::Behaviour,
+}
+
+/// The whole behaviour of a control host.
+pub type Host = Gated<Inside>;
+
+/// The libp2p form of a node's identity.
+pub fn keypair(identity: &Identity) -> Result<identity::Keypair, identity::DecodingError> {
+    let mut seed = *identity.keys().seed();
+    identity::Keypair::ed25519_from_bytes(&mut seed)
+}
+
+fn relay_config() -> relay::Config {
+    relay::Config {
+        max_reservations: 512,
+        max_circuits: 512,
+        max_circuits_per_peer: 64,
+        max_circuit_duration: CIRCUIT_LASTS,
+        max_circuit_bytes: 0,
+        // Only members get this far, and a site with many has one address.
+        reservation_rate_limiters: Vec::new(),
+        circuit_src_rate_limiters: Vec::new(),
+        ..relay::Config::default()
+    }
+}
+
+fn kad(me: PeerId) -> kad::Behaviour<kad::store::MemoryStore> {
+    let mut config = kad::Config::new(protocol("/p2pvm/kad/1"));
+    config
+        .set_periodic_bootstrap_interval(None)
+        .set_replication_interval(None)
+        .set_publication_interval(None)
+        .set_provider_publication_interval(None)
+        .set_record_filtering(kad::StoreInserts::FilterBoth)
+        .set_query_timeout(Duration::from_secs(10));
+    let mut kad = kad::Behaviour::with_config(me, kad::store::MemoryStore::new(me), config);
+    kad.set_mode(Some(kad::Mode::Server));
+    kad
+}
+
+fn inside(key: &identity::Keypair, relay_client: relay::client::Behaviour, incoming: mpsc::Sender<(PeerId, Carried)>) -> Inside {
+    let me = key.public().to_peer_id();
+    let identify = identify::Config::new("/p2pvm/1".into(), key.public())
+        .with_agent_version(concat!("p2pvm/", env!("CARGO_PKG_VERSION")).into())
+        .with_interval(IDENTIFY_INTERVAL)
+        .with_cache_size(0);
+    // Always on: whom to ask follows from contacts. In libp2p-relay 0.22 a change of the status, which
+    // follows the external addresses otherwise, panics the task of every relayed connection.
+    let mut relay = relay::Behaviour::new(me, relay_config());
+    relay.set_status(Some(relay::Status::Enable));
+    Inside {
+        streams: Streams::new(incoming),
+        kad: kad(me),
+        identify: identify::Behaviour::new(identify),
+        relay,
+        relay_client,
+        dcutr: dcutr::Behaviour::new(me),
+        autonat_client: Toggle::from(Some(autonat::v2::client::Behaviour::default())),
+        autonat_server: autonat::v2::server::Behaviour::default(),
+    }
+}
+
+/// Builds the swarm of a node behind `door`. Streams that others open go to `incoming`.
+///
+/// # Errors
+/// What the transports say, as text.
+pub fn build(key: identity::Keypair, door: Arc<Door>, incoming: mpsc::Sender<(PeerId, Carried)>) -> Result<Swarm<Host>, String> {
+    let builder = SwarmBuilder::with_existing_identity(key)
+        .with_tokio()
+        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
+        .map_err(|e| e.to_string())?
+        .with_quic_config(|mut quic| {
+            quic.keep_alive_interval = QUIC_KEEPALIVE;
+            quic.max_idle_timeout = QUIC_DEAD_AFTER_MS;
+            quic
+        })
+        .with_dns()
+        .map_err(|e| e.to_string())?
+        .with_relay_client(noise::Config::new, yamux::Config::default)
+        .map_err(|e| e.to_string())?
+        .with_behaviour(|key, relay_client| Gated::new(inside(key, relay_client, incoming), door))
+        .map_err(|e| e.to_string())?;
+    let swarm = builder.with_swarm_config(|config| {
+        config
+            // The driver closes what is superfluous.
+            .with_idle_connection_timeout(Duration::from_secs(365 * 86_400))
+            // The first data goes along with the protocol's name: one round trip less for every stream.
+            .with_substream_upgrade_protocol_override(Version::V1Lazy)
+            .with_dial_concurrency_factor(NonZeroU8::new(16).expect("16 is not zero"))
+            .with_smart_dial()
+    });
+    Ok(swarm.build())
+}

@@ -1,0 +1,133 @@
+//! Becoming a member: one connection, one question.
+//!
+//! Round trips until the certificate is here: one for the QUIC handshake, one for the admission
+//! itself (the stream's protocol is negotiated along with it), plus what the admitting member needs
+//! in order to count the invite's use.
+
+use super::{
+    address::{dials, member_of},
+    door::{ADMISSION_TIMEOUT, Admitted, Door, DoorError},
+    gate::GateEvent,
+    host,
+    wire::{AdmitRequest, Contact},
+};
+use crate::{
+    id::MemberId,
+    identity::Identity,
+    membership::{Certificate, Invite, NetworkConfig, Refusal, Revocation, Trust},
+};
+use futures::StreamExt;
+use libp2p::{Multiaddr, multiaddr::Protocol, swarm::SwarmEvent};
+use std::{collections::HashSet, sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+
+/// Dialling, and waiting for a decision.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10).saturating_add(ADMISSION_TIMEOUT);
+
+/// What a new member starts with.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    /// Its certificate.
+    pub certificate: Certificate,
+    /// The network that it is a member of.
+    pub network: NetworkConfig,
+    /// The revocations known to the member that admitted it.
+    pub revocations: Vec<Revocation>,
+    /// Multiaddresses with `/p2p/` of members: the next start's bootstrap.
+    pub peers: Vec<String>,
+}
+
+/// Why joining failed.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The invite or this node was refused.
+    #[error("the invite was refused: {0}")]
+    Refused(Refusal),
+    /// None of the addresses leads to a member.
+    #[error("no member answered at {0}: is one of them running, and can it be reached from here?")]
+    Unreachable(String),
+    /// Neither a certificate nor a refusal came.
+    #[error("the network did not decide within {0:?}: try again")]
+    TimedOut(Duration),
+    /// libp2p could not be set up here.
+    #[error("cannot set up the network host: {0}")]
+    Host(String),
+}
+
+/// Presents `invite` at the addresses in it and in `knock_at` and returns what the network gives.
+/// Asking again with the same identity after a lost answer costs no second use of the invite.
+///
+/// # Errors
+/// The refusal with its reason, or that nobody was reached.
+pub async fn join(identity: &Identity, invite: &Invite, name: &str, knock_at: &[String]) -> Result<Joined, JoinError> {
+    invite.verify().map_err(JoinError::Refused)?;
+    if !crate::membership::valid_name(name) {
+        return Err(JoinError::Refused(Refusal::BadName));
+    }
+    let addresses: Vec<Multiaddr> = invite.knock_at(knock_at).filter_map(|a| a.parse().ok()).collect();
+    let tried = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if addresses.is_empty() {
+        return Err(JoinError::Unreachable("any address: the invite names none".into()));
+    }
+    let trust = Arc::new(Trust::new(invite.network().id));
+    let request = AdmitRequest { invite: invite.clone(), name: name.to_owned(), link_key: identity.link_key() };
+    let door = Arc::new(Door::of_joiner(identity.member_id(), invite.network().clone(), trust, request));
+    let key = host::keypair(identity).map_err(|e| JoinError::Host(e.to_string()))?;
+    let (incoming, _none) = mpsc::channel(1);
+    let mut swarm = host::build(key, door, incoming).map_err(JoinError::Host)?;
+    let mut dialling = HashSet::new();
+    for options in dials(&addresses) {
+        let id = options.connection_id();
+        if swarm.dial(options).is_ok() {
+            dialling.insert(id);
+        }
+    }
+    let mut refusal = None;
+    let knocking = async {
+        let mut open = HashSet::new();
+        while !(dialling.is_empty() && open.is_empty()) {
+            match swarm.select_next_some().await {
+                SwarmEvent::Behaviour(GateEvent::Proved { proved, .. }) => {
+                    if let Some(admitted) = proved.admitted {
+                        return Ok((*admitted, proved.contact));
+                    }
+                }
+                SwarmEvent::Behaviour(GateEvent::Failed { peer, error }) => {
+                    tracing::debug!(member = ?member_of(&peer), "knocking failed: {error}");
+                    match error {
+                        // This one cannot, or cannot now; another may.
+                        DoorError::TurnedDown(why @ (Refusal::CannotAdmit | Refusal::Undecided(_)), _) => refusal = Some(why),
+                        DoorError::TurnedDown(why, _) | DoorError::Refused(why) => return Err(JoinError::Refused(why)),
+                        DoorError::Io(_) | DoorError::TimedOut => {}
+                    }
+                }
+                SwarmEvent::ConnectionEstablished { connection_id, .. } => {
+                    dialling.remove(&connection_id);
+                    open.insert(connection_id);
+                }
+                SwarmEvent::ConnectionClosed { connection_id, .. } => drop(open.remove(&connection_id)),
+                SwarmEvent::OutgoingConnectionError { connection_id, .. } => drop(dialling.remove(&connection_id)),
+                _ => {}
+            }
+        }
+        Err(refusal.take().map_or_else(|| JoinError::Unreachable(tried()), JoinError::Refused))
+    };
+    let (admitted, host) = tokio::time::timeout(JOIN_TIMEOUT, knocking).await.map_err(|_| JoinError::TimedOut(JOIN_TIMEOUT))??;
+    let Admitted { certificate, revocations, contacts } = admitted;
+    Ok(Joined { certificate, network: invite.network().clone(), revocations, peers: peers(&host, &contacts, &addresses) })
+}
+
+fn peers(host: &Contact, contacts: &[Contact], knocked_at: &[Multiaddr]) -> Vec<String> {
+    let of = |contact: &Contact| {
+        let peer = super::address::peer_of(contact.member());
+        let whole = move |a: &String| Some(a.parse::<Multiaddr>().ok()?.with(Protocol::P2p(peer?)).to_string());
+        contact.addresses.iter().filter_map(whole).collect::<Vec<_>>()
+    };
+    let mut peers: Vec<String> = knocked_at.iter().map(ToString::to_string).chain(of(host)).collect();
+    let me_too: HashSet<MemberId> = [host.member()].into();
+    peers.extend(contacts.iter().filter(|c| !me_too.contains(&c.member())).flat_map(of));
+    let mut seen = HashSet::new();
+    peers.retain(|p| seen.insert(p.clone()));
+    peers.truncate(64);
+    peers
+}

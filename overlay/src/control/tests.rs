@@ -1,0 +1,433 @@
+//! Several control hosts in one process, on loopback.
+
+use super::*;
+use crate::membership::{Invite, InviteTerms, Ipv4Subnet, LocalAdmission, Rights};
+use futures::StreamExt;
+use std::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// A network with its root, and a directory for its nodes' files.
+struct World {
+    root: KeyPair,
+    network: NetworkConfig,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new(seed: u8) -> Self {
+        let root = KeyPair::from_seed(&[seed; 32]);
+        let subnet = Ipv4Subnet::new(Ipv4Addr::new(10, 99, 0, 0), 16).unwrap();
+        let network = NetworkConfig::found(&root, "lab", subnet, UnixTime(1)).unwrap();
+        Self { root, network, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn certify(&self, who: &Identity, name: &str, admit: bool) -> Certificate {
+        let lasts = (UnixTime::now(), UnixTime::now().plus(3600));
+        Issuer::root(&self.root).certify(&self.network, (who.member_id(), who.link_key()), name, Rights { admit }, lasts).unwrap()
+    }
+
+    /// Everything for a node that listens on loopback only.
+    fn config(&self, identity: Identity, certificate: Certificate, bootstrap: Vec<String>) -> ControlConfig {
+        let state = self.dir.path().join(identity.member_id().short());
+        std::fs::create_dir_all(&state).unwrap();
+        let trust = Arc::new(Trust::load(self.network.id, &state.join("revocations")).unwrap());
+        let admission = Arc::new(LocalAdmission::default());
+        let config = ControlConfig::new(Arc::new(identity), certificate, self.network.clone(), trust, state, admission);
+        ControlConfig { listen_on: vec![Ipv4Addr::LOCALHOST.into()], bootstrap, ..config }
+    }
+
+    /// The first node, which holds the root's key.
+    async fn first(&self) -> Arc<Control> {
+        let identity = Identity::generate();
+        let certificate = self.certify(&identity, "first", true);
+        let config = self.config(identity, certificate, Vec::new());
+        let control = Control::start(ControlConfig { issuer_key: Some(KeyPair::from_seed(&self.root.seed())), ..config }).await.unwrap();
+        listening(&control).await;
+        control
+    }
+
+    async fn member(&self, name: &str, bootstrap: &[&Control]) -> Arc<Control> {
+        let identity = Identity::generate();
+        let certificate = self.certify(&identity, name, false);
+        let bootstrap = bootstrap.iter().flat_map(|c| c.listen_addrs()).collect();
+        let control = Control::start(self.config(identity, certificate, bootstrap)).await.unwrap();
+        listening(&control).await;
+        control
+    }
+
+    fn invite(&self, at: &Control, uses: u32, seconds: u64) -> Invite {
+        let terms = InviteTerms { uses, expires: UnixTime::now().plus(seconds), delegate: false };
+        Invite::issue(&Issuer::root(&self.root), &self.network, &at.listen_addrs(), terms).unwrap()
+    }
+}
+
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {LONG:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn listening(control: &Control) {
+    eventually("listens on QUIC and TCP", || control.listen_addrs().len() >= 2).await;
+}
+
+async fn meshed(all: &[&Control]) {
+    eventually("everyone is connected to everyone", || all.iter().all(|c| c.connected().len() + 1 >= all.len())).await;
+}
+
+struct Reverse;
+#[async_trait]
+impl Serve for Reverse {
+    async fn serve(&self, _: MemberId, mut body: Vec<u8>) -> Result<Vec<u8>, String> {
+        if body.is_empty() {
+            return Err("nothing to reverse".into());
+        }
+        body.reverse();
+        Ok(body)
+    }
+}
+
+fn refusal(result: Result<Joined, JoinError>) -> Refusal {
+    match result {
+        Err(JoinError::Refused(refusal)) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invited_machine_joins_and_is_known_to_all_members() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let second = world.member("second", &[&first]).await;
+    meshed(&[&first, &second]).await;
+    let identity = Identity::generate();
+    let invite = world.invite(&first, 1, 60);
+    let joined = join(&identity, &invite, "third", &[]).await.unwrap();
+    assert_eq!(joined.certificate.name(), "third");
+    assert_eq!(joined.network, world.network);
+    let config = world.config(identity, joined.certificate, joined.peers);
+    let third = Control::start(config).await.unwrap();
+    meshed(&[&first, &second, &third]).await;
+    eventually("all know all names", || {
+        [&first, &second, &third].iter().all(|c| c.peers().len() == 2 && c.peers().iter().all(|p| !p.name.is_empty()))
+    })
+    .await;
+    assert_eq!(first.link_key(third.me()), third.link_key(third.me()));
+
+    let everyone = [first.me(), second.me(), third.me()];
+    let place = RingAddr([7; 32]);
+    let mut expected = everyone.to_vec();
+    expected.sort_by_key(|m| m.ring_addr().distance(&place));
+    for node in [&first, &second, &third] {
+        assert_eq!(node.closest(place, 2).await.unwrap(), expected[..2]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_invite_is_refused_with_its_reason_by_the_network() {
+    let (world, other) = (World::new(1), World::new(2));
+    let first = world.first().await;
+    let once = world.invite(&first, 1, 60);
+    let (a, b) = (Identity::generate(), Identity::generate());
+    assert!(join(&a, &once, "a", &[]).await.is_ok());
+    assert!(join(&a, &once, "a", &[]).await.is_ok(), "the same joiner asks again");
+    assert_eq!(refusal(join(&b, &once, "b", &[]).await), Refusal::UsedUp);
+    assert_eq!(refusal(join(&b, &world.invite(&first, 1, 0), "b", &[]).await), Refusal::Expired);
+    assert_eq!(refusal(join(&b, &other.invite(&first, 1, 60), "b", &[]).await), Refusal::OtherNetwork);
+    assert_eq!(refusal(join(&b, &world.invite(&first, 1, 60), "a", &[]).await), Refusal::NameTaken);
+    assert_eq!(refusal(join(&b, &world.invite(&first, 1, 60), "B!", &[]).await), Refusal::BadName);
+    let revoked = world.invite(&first, 1, 60);
+    first.revoke(Target::Invite(revoked.id())).await.unwrap();
+    eventually("the revocation is known", || !first.shared.door.trust.revocations().is_empty()).await;
+    assert_eq!(refusal(join(&b, &revoked, "b", &[]).await), Refusal::Revoked);
+    let nobody = Invite::issue(&Issuer::root(&world.root), &world.network, &[], once.terms().clone()).unwrap();
+    assert!(matches!(join(&b, &nobody, "b", &[]).await, Err(JoinError::Unreachable(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_the_right_passes_a_request_to_join_on() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let plain = world.member("plain", &[&first]).await;
+    meshed(&[&first, &plain]).await;
+    let identity = Identity::generate();
+    let joined = join(&identity, &world.invite(&plain, 1, 60), "third", &[]).await.unwrap();
+    assert_eq!(joined.certificate.name(), "third");
+    first.shutdown().await;
+    eventually("first is gone", || plain.connected().is_empty()).await;
+    let late = join(&Identity::generate(), &world.invite(&plain, 1, 60), "late", &[]).await;
+    assert_eq!(refusal(late), Refusal::CannotAdmit);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_proved_nothing_is_served_nothing_else() {
+    use libp2p::{identify, kad, swarm::SwarmEvent};
+    let world = World::new(1);
+    let first = world.first().await;
+    first.serve("reverse", Arc::new(Reverse));
+
+    #[derive(libp2p::swarm::NetworkBehaviour)]
+    struct Raw {
+        kad: kad::Behaviour<kad::store::MemoryStore>,
+        identify: identify::Behaviour,
+        streams: streams::Streams,
+    }
+    let (incoming, mut opened_to_us) = mpsc::channel(1);
+    let mut swarm = libp2p::SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_quic()
+        .with_behaviour(|key| {
+            let me = key.public().to_peer_id();
+            Ok(Raw {
+                kad: kad::Behaviour::with_config(me, kad::store::MemoryStore::new(me), kad::Config::new(gate::protocol("/p2pvm/kad/1"))),
+                identify: identify::Behaviour::new(identify::Config::new("/p2pvm/1".into(), key.public())),
+                streams: streams::Streams::new(incoming),
+            })
+        })
+        .unwrap()
+        .with_swarm_config(|c| c.with_idle_connection_timeout(LONG * 10))
+        .build();
+    let target: Multiaddr = first.listen_addrs().into_iter().find(|a| a.contains("quic")).unwrap().parse().unwrap();
+    let peer = address::peer_of(first.me()).unwrap();
+    swarm.dial(target.clone()).unwrap();
+    let (waiter, mut answer) = oneshot::channel();
+    let mut waiter = Some(waiter);
+    let mut denied = (false, false);
+    let closed = async {
+        loop {
+            match swarm.select_next_some().await {
+                SwarmEvent::ConnectionEstablished { connection_id, .. } => {
+                    swarm.behaviour_mut().streams.open(peer, connection_id, waiter.take().unwrap());
+                    swarm.behaviour_mut().kad.add_address(&peer, target.clone());
+                    swarm.behaviour_mut().kad.get_closest_peers(peer);
+                }
+                SwarmEvent::Behaviour(RawEvent::Identify(identify::Event::Error { .. })) => denied.0 = true,
+                SwarmEvent::Behaviour(RawEvent::Identify(event)) => panic!("identify was served: {event:?}"),
+                SwarmEvent::Behaviour(RawEvent::Kad(kad::Event::OutboundQueryProgressed { result, .. })) => {
+                    if let kad::QueryResult::GetClosestPeers(Ok(found)) = result {
+                        assert_eq!(found.peers.len(), 0, "kad was served");
+                    }
+                    denied.1 = true;
+                }
+                SwarmEvent::ConnectionClosed { .. } => break,
+                _ => {}
+            }
+            if denied == (true, true) && !matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(LONG * 2, closed).await.expect("the stranger is denied or cut off");
+    assert!(first.connected().is_empty());
+    assert!(!matches!(answer.try_recv(), Ok(Ok(_))), "a stream was opened");
+    assert!(opened_to_us.try_recv().is_err(), "nothing is opened to a stranger either");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_of_two_networks_do_not_connect() {
+    let (here, there) = (World::new(1), World::new(2));
+    let first = here.first().await;
+    let stranger = there.member("stranger", &[&first]).await;
+    let asked = stranger.call(first.me(), "reverse", vec![1], Duration::from_secs(5)).await;
+    assert!(matches!(asked, Err(FabricError::Unreachable(_) | FabricError::TimedOut(..))), "{asked:?}");
+    assert!(first.connected().is_empty() && stranger.connected().is_empty());
+    assert!(first.peers().is_empty() && stranger.peers().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_member_is_cut_off_by_all_though_it_is_known_to_one_through_another() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let middle = world.member("middle", &[&first]).await;
+    let outcast = world.member("outcast", &[&middle]).await;
+    meshed(&[&first, &middle, &outcast]).await;
+    let mut events = outcast.events();
+    let last_words = first.shared.door.trust.digest();
+    // Told to the middle one only: it spreads from there.
+    let revocation = Revocation::issue(&Issuer::root(&world.root), world.network.id, Target::Member(outcast.me()), UnixTime::now());
+    middle.shared.commands.send(Command::Revoke(Box::new(revocation))).await.unwrap();
+    eventually("nobody is connected to the outcast", || {
+        let gone = |c: &Control| !c.connected().contains(&outcast.me());
+        gone(&first) && gone(&middle) && outcast.connected().is_empty()
+    })
+    .await;
+    assert_ne!(first.shared.door.trust.digest(), last_words);
+    eventually("it knows", || matches!(events.try_recv(), Ok(ControlEvent::ThisNodeRevoked))).await;
+    let asked = outcast.call(first.me(), "any", Vec::new(), Duration::from_secs(3)).await;
+    assert!(asked.is_err(), "{asked:?}");
+    assert!(middle.connected().contains(&first.me()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_restarts_into_the_network_when_its_bootstrap_is_gone() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let second = world.member("second", &[&first]).await;
+    let (seed, identity) = (KeyPair::generate().seed(), world.dir.path().join("third"));
+    std::fs::write(&identity, [&seed[..], &seed[..]].concat()).unwrap();
+    let load = || Identity::load_or_create(&identity).unwrap();
+    let certificate = world.certify(&load(), "third", false);
+    let third = Control::start(world.config(load(), certificate.clone(), first.listen_addrs())).await.unwrap();
+    meshed(&[&first, &second, &third]).await;
+    eventually("the contact of the second is known", || third.peers().iter().all(|p| !p.addresses.is_empty())).await;
+    let bootstrap = first.listen_addrs();
+    first.shutdown().await;
+    third.shutdown().await;
+    drop(third);
+    let again = Control::start(world.config(load(), certificate, bootstrap)).await.unwrap();
+    eventually("it is back", || again.connected() == vec![second.me()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_are_answered_up_to_the_largest_body_and_fail_with_their_reason() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let second = world.member("second", &[&first]).await;
+    first.serve("reverse", Arc::new(Reverse));
+    // No waiting for the connection: the call dials.
+    let large: Vec<u8> = (0..MAX_BODY).map(|i| (i % 251) as u8).collect();
+    let mut reversed = large.clone();
+    reversed.reverse();
+    meshed(&[&first, &second]).await;
+    let to = first.me();
+    assert_eq!(second.call(to, "reverse", large.clone(), LONG).await, Ok(reversed.clone()));
+    assert_eq!(first.call(to, "reverse", large, LONG).await, Ok(reversed));
+    assert_eq!(second.call(to, "reverse", vec![], LONG).await, Err(FabricError::Refused(to, "nothing to reverse".into())));
+    assert_eq!(second.call(to, "other", vec![], LONG).await, Err(FabricError::NoSuchService(to, "other".into())));
+    assert_eq!(second.call(to, "reverse", vec![0; MAX_BODY + 1], LONG).await, Err(FabricError::TooLarge(MAX_BODY + 1)));
+    let unknown = MemberId(KeyPair::generate().public());
+    assert_eq!(second.call(unknown, "reverse", vec![], LONG).await, Err(FabricError::Unreachable(unknown)));
+    let calls = (0..200u8).map(|i| second.call(to, "reverse", vec![i, 0], LONG));
+    for (i, answer) in futures::future::join_all(calls).await.into_iter().enumerate() {
+        assert_eq!(answer, Ok(vec![0, i as u8]));
+    }
+}
+
+const MAX_BODY: usize = crate::fabric::MAX_BODY_BYTES;
+
+async fn stream_50_mb(from: &Control, to: &Control) {
+    const SIZE: usize = 50 << 20;
+    let mut acceptor = to.accept_streams("bulk");
+    let mut stream = from.open_stream(to.me(), "bulk").await.unwrap();
+    let sender = tokio::spawn(async move {
+        let block: Vec<u8> = (0..1 << 16).map(|i: u32| (i % 255) as u8).collect();
+        for _ in 0..SIZE / block.len() {
+            stream.write_all(&block).await.unwrap();
+        }
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        answer
+    });
+    let (member, mut received) = acceptor.recv().await.unwrap();
+    assert_eq!(member, from.me());
+    let (mut buffer, mut total, started) = (vec![0; 1 << 16], 0, Instant::now());
+    loop {
+        match received.read(&mut buffer).await.unwrap() {
+            0 => break,
+            n => {
+                assert!((0..n).step_by(997).all(|i| buffer[i] == (((total + i) % (1 << 16)) % 255) as u8));
+                total += n;
+            }
+        }
+    }
+    assert_eq!(total, SIZE);
+    println!("50 MiB in {:?}", started.elapsed());
+    received.write_all(b"got it").await.unwrap();
+    received.shutdown().await.unwrap();
+    assert_eq!(sender.await.unwrap(), b"got it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_carries_50_mb_and_is_refused_where_nobody_accepts() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let second = world.member("second", &[&first]).await;
+    meshed(&[&first, &second]).await;
+    let refused = second.open_stream(first.me(), "bulk").await.err();
+    assert_eq!(refused, Some(FabricError::NoSuchService(first.me(), "bulk".into())));
+    stream_50_mb(&second, &first).await;
+    stream_50_mb(&first, &second).await;
+    stream_50_mb(&first, &first).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_member_is_noticed_and_its_return_too() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let second = world.member("second", &[&first]).await;
+    meshed(&[&first, &second]).await;
+    let mut events = first.events();
+    let gone = second.me();
+    drop(second);
+    let noticed = async { while events.recv().await.unwrap() != ControlEvent::Disconnected(gone) {} };
+    tokio::time::timeout(Duration::from_secs(15), noticed).await.expect("noticed within 15 s");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tcp_carries_what_quic_cannot() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let identity = Identity::generate();
+    let certificate = world.certify(&identity, "tcp", false);
+    let tcp = first.listen_addrs().into_iter().filter(|a| a.contains("/tcp/")).collect();
+    let second = Control::start(world.config(identity, certificate, tcp)).await.unwrap();
+    meshed(&[&first, &second]).await;
+    stream_50_mb(&second, &first).await;
+    stream_50_mb(&first, &second).await;
+    // Both ways at once (rust-libp2p#5410: yamux once stalled here).
+    let echo = async {
+        let mut acceptor = first.accept_streams("echo");
+        let (_, stream) = acceptor.recv().await.unwrap();
+        let (mut from, mut to) = tokio::io::split(stream);
+        tokio::io::copy(&mut from, &mut to).await.unwrap();
+        to.shutdown().await.unwrap();
+    };
+    let there_and_back = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let (mut from, mut to) = tokio::io::split(second.open_stream(first.me(), "echo").await.unwrap());
+        let sending = async {
+            to.write_all(&vec![7; 20 << 20]).await.unwrap();
+            to.shutdown().await.unwrap();
+        };
+        let mut back = Vec::new();
+        let (_, read) = tokio::join!(sending, from.read_to_end(&mut back));
+        assert_eq!(read.unwrap(), 20 << 20);
+    };
+    tokio::time::timeout(LONG * 2, async { tokio::join!(echo, there_and_back) }).await.expect("no stall");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_cannot_be_dialled_reach_each_other_through_a_relay() {
+    let world = World::new(1);
+    let first = world.first().await;
+    // Whoever listens on loopback cannot tell that it can be dialled: it is told.
+    let identity = Identity::generate();
+    let certificate = world.certify(&identity, "relay", false);
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let public_addresses = vec![format!("/ip4/127.0.0.1/udp/{port}/quic-v1")];
+    let config = world.config(identity, certificate, first.listen_addrs());
+    let relay = Control::start(ControlConfig { listen_port: port, public_addresses, ..config }).await.unwrap();
+    meshed(&[&first, &relay]).await;
+    let mut hidden = Vec::new();
+    for name in ["one", "two"] {
+        let identity = Identity::generate();
+        let certificate = world.certify(&identity, name, false);
+        let config = world.config(identity, certificate, relay.listen_addrs());
+        hidden.push(Control::start(ControlConfig { listen_on: Vec::new(), ..config }).await.unwrap());
+    }
+    let (one, two) = (&hidden[0], &hidden[1]);
+    meshed(&[&first, &relay, one, two]).await;
+    let path = one.peers().into_iter().find(|p| p.member == two.me()).unwrap();
+    assert_eq!(path.relayed, Some(relay.me()));
+    two.serve("reverse", Arc::new(Reverse));
+    let body = vec![1; 1 << 20];
+    assert_eq!(one.call(two.me(), "reverse", body.clone(), LONG).await, Ok(body));
+    stream_50_mb(one, two).await;
+}
+
+mod nat;

@@ -1,0 +1,229 @@
+//! What members say to each other on the control plane's streams, and the framing of it: a length in
+//! four bytes, big endian, then postcard. Every read is bounded before it allocates.
+
+use crate::{
+    id::MemberId,
+    identity::{Identity, KeyPair, LinkKey, Signature, verify},
+    membership::{Certificate, Invite, Refusal, Revocation, Trust},
+};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::io;
+
+/// The only protocol served before membership is proved.
+pub const MEMBER_PROTOCOL: &str = "/p2pvm/member/1";
+/// Requests and streams between proved members.
+pub const STREAM_PROTOCOL: &str = "/p2pvm/stream/1";
+/// The service by which members exchange contacts and revocations.
+pub const GOSSIP_SERVICE: &str = "~gossip";
+/// The service by which a member that cannot admit passes a request on to one that can.
+pub const ADMIT_SERVICE: &str = "~admit";
+/// The service that names the members nearest to a place that a member knows of.
+pub const NEAREST_SERVICE: &str = "~nearest";
+/// The service that answers with nothing: a probe of connections that have no keepalive of their own.
+pub const PROBE_SERVICE: &str = "~probe";
+
+/// What a stranger may send at most: an invite with a delegate's certificate and 16 addresses fits many times.
+pub const MAX_HELLO_BYTES: usize = 32 << 10;
+/// What a member may answer at most: contacts and revocations of a large network.
+pub const MAX_REPLY_BYTES: usize = 1 << 20;
+/// Addresses kept of one member.
+pub const MAX_ADDRESSES: usize = 24;
+const MAX_ADDRESS_BYTES: usize = 256;
+/// Contacts in one message.
+pub const MAX_CONTACTS: usize = 256;
+
+const CONTACT_DOMAIN: &str = "p2pvm contact 1";
+
+/// A member's signed word on where it can be reached, with its certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contact {
+    /// Who it is.
+    pub certificate: Certificate,
+    /// Multiaddresses without the trailing `/p2p/`, circuits among them.
+    pub addresses: Vec<String>,
+    /// Whether others have dialled it from outside: it can relay.
+    pub public: bool,
+    /// Milliseconds since 1970 when it was signed: the newer one wins.
+    pub seq: u64,
+    signature: Signature,
+}
+
+impl Contact {
+    /// Signs this node's contact.
+    pub fn sign(identity: &Identity, certificate: Certificate, addresses: Vec<String>, public: bool, seq: u64) -> Self {
+        let signature = identity.sign(CONTACT_DOMAIN, &Self::signed(&addresses, public, seq));
+        Self { certificate, addresses, public, seq, signature }
+    }
+
+    /// A contact without addresses that nobody but this node believes: it stands for a member just
+    /// admitted until its own arrives.
+    pub fn unsigned(certificate: Certificate) -> Self {
+        let signature = KeyPair::from_seed(&[0; 32]).sign(CONTACT_DOMAIN, &[]);
+        Self { certificate, addresses: Vec::new(), public: false, seq: 0, signature }
+    }
+
+    fn signed(addresses: &[String], public: bool, seq: u64) -> Vec<u8> {
+        postcard::to_stdvec(&(addresses, public, seq)).unwrap_or_default()
+    }
+
+    /// Whose contact it is.
+    pub fn member(&self) -> MemberId {
+        self.certificate.member()
+    }
+
+    /// Whether a member of the network signed it.
+    ///
+    /// # Errors
+    /// As [`Trust::verify`], or [`Refusal::Tampered`].
+    pub fn verify(&self, trust: &Trust) -> Result<(), Refusal> {
+        if self.addresses.len() > MAX_ADDRESSES || self.addresses.iter().any(|a| a.len() > MAX_ADDRESS_BYTES) {
+            return Err(Refusal::Tampered);
+        }
+        trust.verify(&self.certificate)?;
+        let signed = Self::signed(&self.addresses, self.public, self.seq);
+        verify(&self.member().0, CONTACT_DOMAIN, &signed, &self.signature).then_some(()).ok_or(Refusal::Tampered)
+    }
+}
+
+/// A request to become a member. Who asks is known from the connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AdmitRequest {
+    pub invite: Invite,
+    pub name: String,
+    pub link_key: LinkKey,
+}
+
+/// What a member shows of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Presentation {
+    pub contact: Contact,
+    /// [`Trust::digest`]: the sets are exchanged if the digests differ.
+    pub revocations: [u8; 32],
+    /// The same of the contacts known.
+    pub contacts: [u8; 32],
+}
+
+/// The dialler's first word.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Hello {
+    /// "I am a member."
+    Prove(Box<Presentation>),
+    /// "I would be one."
+    Admit(Box<AdmitRequest>),
+}
+
+/// The listener's answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// "So am I." The dialler confirms with one byte once it has checked that.
+    Welcome(Box<Presentation>),
+    /// "Now you are." With all that a new member needs.
+    Admitted { certificate: Box<Certificate>, presentation: Box<Presentation>, revocations: Vec<Revocation>, contacts: Vec<Contact> },
+    /// "No", and the revocations that say so, if that is why.
+    Refused { refusal: Refusal, proof: Vec<Revocation> },
+}
+
+/// What spreads from member to member.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Gossip {
+    pub contacts: Vec<Contact>,
+    pub revocations: Vec<Revocation>,
+}
+
+/// How a stream's opener is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    Ok = 0,
+    Refused = 1,
+    NoSuchService = 2,
+}
+
+impl Status {
+    pub fn from_byte(byte: u8) -> io::Result<Self> {
+        match byte {
+            0 => Ok(Self::Ok),
+            1 => Ok(Self::Refused),
+            2 => Ok(Self::NoSuchService),
+            _ => Err(invalid("unknown status")),
+        }
+    }
+}
+
+pub fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// Writes `body` behind its length and flushes.
+pub async fn write_bytes(stream: &mut (impl AsyncWrite + Unpin), body: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(body.len()).map_err(|_| invalid("too long for a frame"))?;
+    stream.write_all(&length.to_be_bytes()).await?;
+    stream.write_all(body).await?;
+    stream.flush().await
+}
+
+/// Reads what [`write_bytes`] wrote, of `max` bytes at most.
+pub async fn read_bytes(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > max {
+        return Err(invalid("a frame is longer than allowed"));
+    }
+    // Grows with what arrives, so that a claimed length alone costs no memory.
+    let mut body = Vec::with_capacity(length.min(64 << 10));
+    stream.take(length as u64).read_to_end(&mut body).await?;
+    if body.len() == length { Ok(body) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// Writes a value as one frame.
+pub async fn write_value(stream: &mut (impl AsyncWrite + Unpin), value: &impl Serialize) -> io::Result<()> {
+    let body = postcard::to_stdvec(value).map_err(|_| invalid("not encodable"))?;
+    write_bytes(stream, &body).await
+}
+
+/// Reads a value from one frame of `max` bytes at most.
+pub async fn read_value<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<T> {
+    let body = read_bytes(stream, max).await?;
+    decode(&body)
+}
+
+/// Decodes a whole value, with nothing left over.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
+    match postcard::take_from_bytes(body) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(invalid("not decodable")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::io::Cursor;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_frame_survives_and_a_foreign_one_never_panics(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            futures::executor::block_on(async {
+                let mut wire = Cursor::new(Vec::new());
+                write_bytes(&mut wire, &body).await.unwrap();
+                wire.set_position(0);
+                assert_eq!(read_bytes(&mut wire, 300).await.unwrap(), body);
+                let _ = read_value::<Hello>(&mut Cursor::new(&body), MAX_HELLO_BYTES).await;
+                let _ = decode::<Hello>(&body);
+                let _ = decode::<Reply>(&body);
+                let _ = decode::<Gossip>(&body);
+            });
+        }
+    }
+
+    #[test]
+    fn a_frame_longer_than_allowed_or_cut_short_is_an_error() {
+        futures::executor::block_on(async {
+            assert!(read_bytes(&mut Cursor::new([0, 0, 0, 9, 1, 2]), 8).await.is_err());
+            assert!(read_bytes(&mut Cursor::new([0, 0, 0, 3, 1, 2]), 8).await.is_err());
+        });
+    }
+}

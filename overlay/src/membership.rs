@@ -1,0 +1,105 @@
+//! Who may take part: networks, certificates, invites and revocations, all signed, all verifiable
+//! offline by anybody who knows the network's root key.
+//!
+//! The root is the network: its public key is the [`NetworkId`](crate::NetworkId). It certifies
+//! members itself or through delegates (one level: root → delegate → member). An invite is a signed
+//! promise to admit whoever presents it, a given number of times until a given time. A revocation is
+//! signed like a certificate and spreads by gossip; it is never taken back: who was cut off comes
+//! back with a new identity.
+//!
+//! Nothing here does IO but [`Trust::load`] and its kin; counting an invite's uses is an
+//! [`Admission`]'s task, because it takes the agreement of the other members.
+
+mod certificate;
+mod invite;
+mod network;
+mod revocation;
+mod trust;
+
+pub use certificate::{Certificate, Issuer, Rights, valid_name};
+pub use invite::{Invite, InviteId, InviteTerms};
+pub use network::{Ipv4Subnet, NetworkConfig, vm_mac};
+pub use revocation::{Revocation, Target};
+pub use trust::Trust;
+#[cfg(feature = "control")]
+pub(crate) use trust::write_atomically;
+
+use crate::id::MemberId;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Why a proof of membership, an invite or a request to join is turned down. It travels to the one
+/// turned down, so each reason says what a person can do about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Its time is over.
+    #[error("it has expired: ask for a new one")]
+    Expired,
+    /// The invite has admitted as many members as it may.
+    #[error("the invite is used up: ask for a new one")]
+    UsedUp,
+    /// A signature does not fit what it signs.
+    #[error("it was altered after it was signed, or signed with another key")]
+    Tampered,
+    /// It belongs to another network.
+    #[error("it is of another network")]
+    OtherNetwork,
+    /// The member, its issuer or the invite has been revoked.
+    #[error("it has been revoked")]
+    Revoked,
+    /// The text or message is no invite at all, or an incomplete one.
+    #[error("this is not an invite: it may have been cut off when it was copied")]
+    NotAnInvite,
+    /// Whoever issued it has no right to.
+    #[error("its issuer may not admit members")]
+    UnknownIssuer,
+    /// Another member has the name already.
+    #[error("the name is taken by another member: choose another")]
+    NameTaken,
+    /// The name cannot be a host name.
+    #[error("the name is no host name: use up to 63 lower-case letters, digits and inner hyphens")]
+    BadName,
+    /// The certificate is somebody else's.
+    #[error("the certificate belongs to another key")]
+    NotYours,
+    /// The member asked can neither admit nor pass the request on to one who can.
+    #[error("this member cannot admit anyone and reaches nobody who can: try another bootstrap address")]
+    CannotAdmit,
+    /// The admission could not be decided now, for this reason.
+    #[error("the admission could not be decided: {0}")]
+    Undecided(String),
+}
+
+/// Decides whether a valid invite may be used (once more) by `joiner`. The signature, the expiry and
+/// revocations have been checked before; what is left is counting, which must be durable and agreed.
+#[async_trait]
+pub trait Admission: Send + Sync + 'static {
+    /// Counts one use for `joiner`, unless it was counted before: the same joiner asking again after a
+    /// lost answer costs nothing. `name` is the host name that it asks for.
+    ///
+    /// # Errors
+    /// [`Refusal::UsedUp`], [`Refusal::NameTaken`], or [`Refusal::Undecided`] if the others cannot be asked.
+    async fn admit(&self, invite: &Invite, joiner: MemberId, name: &str) -> Result<(), Refusal>;
+}
+
+/// An [`Admission`] that counts in this process only: for tests and for a network of one.
+#[derive(Default)]
+pub struct LocalAdmission(Mutex<HashMap<InviteId, HashMap<MemberId, String>>>);
+
+#[async_trait]
+impl Admission for LocalAdmission {
+    async fn admit(&self, invite: &Invite, joiner: MemberId, name: &str) -> Result<(), Refusal> {
+        let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if used.values().flatten().any(|(member, taken)| *member != joiner && taken == name) {
+            return Err(Refusal::NameTaken);
+        }
+        let joiners = used.entry(invite.id()).or_default();
+        if !joiners.contains_key(&joiner) && joiners.len() >= invite.uses() as usize {
+            return Err(Refusal::UsedUp);
+        }
+        joiners.insert(joiner, name.to_owned());
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! A revocation: the root's or a delegate's word that a member or an invite is no longer to be trusted.
+//!
+//! The root revokes anyone. A delegate revokes invites and members, not other delegates. When a
+//! delegate is itself revoked, its certificates and its revocations fall with it; the root repeats
+//! those that it stands by.
+
+use super::{Certificate, InviteId, Issuer, Refusal, certificate::bytes};
+use crate::{
+    id::{MemberId, NetworkId, UnixTime},
+    identity::{Signature, verify},
+};
+use serde::{Deserialize, Serialize};
+
+const DOMAIN: &str = "p2pvm revocation 1";
+
+/// What is revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Target {
+    /// A member: its certificate, and what it issued as a delegate.
+    Member(MemberId),
+    /// An invite that is not used up: nobody joins with it any more. Who has joined stays.
+    Invite(InviteId),
+}
+
+/// A signed revocation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    network: NetworkId,
+    target: Target,
+    at: UnixTime,
+    delegate: Option<Certificate>,
+    signature: Signature,
+}
+
+impl Revocation {
+    /// Signs a revocation.
+    pub fn issue(issuer: &Issuer<'_>, network: NetworkId, target: Target, at: UnixTime) -> Self {
+        let delegate = issuer.certificate().cloned();
+        let signature = issuer.keys().sign(DOMAIN, &bytes(&(network, target, at)));
+        Self { network, target, at, delegate, signature }
+    }
+
+    /// What is revoked.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// When it was signed.
+    pub fn at(&self) -> UnixTime {
+        self.at
+    }
+
+    /// The delegate who signed it, or `None` if the root did.
+    pub fn delegate(&self) -> Option<MemberId> {
+        self.delegate.as_ref().map(Certificate::member)
+    }
+
+    /// Whether it is signed by somebody who may. A delegate's certificate need only have been valid
+    /// when the revocation was signed: revocations outlive their issuers' certificates.
+    ///
+    /// # Errors
+    /// [`Refusal::OtherNetwork`], [`Refusal::UnknownIssuer`] or [`Refusal::Tampered`].
+    pub fn verify(&self, network: NetworkId) -> Result<(), Refusal> {
+        if self.network != network {
+            return Err(Refusal::OtherNetwork);
+        }
+        let signer = match &self.delegate {
+            None => network.0,
+            Some(delegate) => {
+                delegate.verify_signatures(network, self.at)?;
+                if !delegate.rights().admit {
+                    return Err(Refusal::UnknownIssuer);
+                }
+                delegate.member().0
+            }
+        };
+        let signed = bytes(&(self.network, self.target, self.at));
+        verify(&signer, DOMAIN, &signed, &self.signature).then_some(()).ok_or(Refusal::Tampered)
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_target(mut self, target: Target) -> Self {
+        self.target = target;
+        self
+    }
+}
