@@ -1,0 +1,190 @@
+//! Chunks written together and made durable by one barrier. A file's fsync costs some milliseconds
+//! whether it is small or not; `syncfs` once for a thousand files costs about as much as twenty of them.
+//!
+//! Order: contents to temporary names, barrier, renames to final names, barrier. So a final name never
+//! stands for half a file, and a chunk is acknowledged only once its name is durable too.
+
+use super::{ChunkStore, Hold, Step};
+use crate::{
+    ChunkId, Error,
+    chunk::{Encoder, MAX_CHUNK_BYTES, MAX_STORED_BYTES},
+    error::io_at,
+};
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+/// Up to this many files are flushed one by one; more by a barrier over the whole file system, which
+/// also waits for what others wrote there.
+const SINGLY: usize = 4;
+
+/// Chunks on their way into a store. What was put is readable and durable after [`Batch::commit`]; dropping loses the rest.
+pub struct Batch {
+    store: ChunkStore,
+    hold: Hold,
+    encoder: Encoder,
+    pending: Vec<Pending>,
+    known: HashSet<ChunkId>,
+    pending_bytes: u64,
+    new_chunks: u64,
+    new_bytes: u64,
+}
+
+struct Pending {
+    id: ChunkId,
+    temporary: PathBuf,
+}
+
+impl Batch {
+    pub(super) fn new(store: ChunkStore) -> Self {
+        let hold = store.hold();
+        let (pending, known) = (Vec::new(), HashSet::new());
+        Self { store, hold, encoder: Encoder::new(), pending, known, pending_bytes: 0, new_chunks: 0, new_bytes: 0 }
+    }
+
+    /// Adds a chunk, unless it is here already.
+    ///
+    /// # Errors
+    /// `TooLarge` beyond [`MAX_CHUNK_BYTES`], or what the file system says.
+    pub fn put(&mut self, content: &[u8]) -> Result<ChunkId, Error> {
+        if content.len() > MAX_CHUNK_BYTES {
+            return Err(Error::TooLarge { what: "a chunk", bytes: content.len() });
+        }
+        let id = ChunkId::of(content);
+        if !self.is_known(id) {
+            let stored = self.encoder.encode(content);
+            self.write(id, &stored)?;
+        }
+        Ok(id)
+    }
+
+    /// Adds a chunk in its stored form, which the caller has verified to be `id`'s.
+    pub(crate) fn put_stored(&mut self, id: ChunkId, stored: &[u8]) -> Result<(), Error> {
+        if stored.len() > MAX_STORED_BYTES {
+            return Err(Error::TooLarge { what: "a stored chunk", bytes: stored.len() });
+        }
+        if !self.is_known(id) {
+            self.write(id, stored)?;
+        }
+        Ok(())
+    }
+
+    /// Holds before it looks, so that no collection comes between.
+    pub(crate) fn is_known(&mut self, id: ChunkId) -> bool {
+        self.hold.add(id);
+        self.known.contains(&id) || self.store.has(id)
+    }
+
+    fn write(&mut self, id: ChunkId, stored: &[u8]) -> Result<(), Error> {
+        let temporary = self.store.temporary();
+        let mut file = File::create_new(&temporary).map_err(io_at("creating a chunk", &temporary))?;
+        let written = file.write_all(stored).map_err(io_at("writing a chunk", &temporary));
+        self.pending.push(Pending { id, temporary });
+        self.known.insert(id);
+        self.pending_bytes += stored.len() as u64;
+        written
+    }
+
+    /// Where it writes to.
+    pub(crate) fn store(&self) -> &ChunkStore {
+        &self.store
+    }
+
+    /// Bytes on disk that wait for [`Batch::commit`].
+    pub fn pending_bytes(&self) -> u64 {
+        self.pending_bytes
+    }
+
+    /// Chunks that wait for [`Batch::commit`].
+    pub fn pending_chunks(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Chunks committed that were not here before, and their bytes on disk.
+    pub fn written(&self) -> (u64, u64) {
+        (self.new_chunks, self.new_bytes)
+    }
+
+    /// Makes all that was put durable under its final name.
+    ///
+    /// # Errors
+    /// What the file system says; then the chunks count as not put.
+    pub fn commit(&mut self) -> Result<(), Error> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let result = self.commit_pending();
+        if result.is_err() {
+            self.discard();
+        }
+        result
+    }
+
+    fn commit_pending(&mut self) -> Result<(), Error> {
+        self.store.step(Step::Written)?;
+        let few = self.pending.len() <= SINGLY;
+        if few {
+            for Pending { temporary, .. } in &self.pending {
+                File::open(temporary).and_then(|file| file.sync_all()).map_err(io_at("flushing a chunk", temporary))?;
+            }
+        } else {
+            self.store.barrier()?;
+        }
+        self.store.step(Step::Flushed)?;
+        for pending in &self.pending {
+            let path = self.store.path(pending.id);
+            fs::rename(&pending.temporary, &path).map_err(io_at("naming a chunk", &path))?;
+            self.store.step(Step::Renamed)?;
+        }
+        if few {
+            let parents: HashSet<PathBuf> =
+                self.pending.iter().filter_map(|p| self.store.path(p.id).parent().map(Path::to_owned)).collect();
+            for parent in parents {
+                sync_directory(&parent)?;
+            }
+        } else {
+            self.store.barrier()?;
+        }
+        self.store.step(Step::Durable)?;
+        self.new_chunks += self.pending.len() as u64;
+        self.new_bytes += self.pending_bytes;
+        self.pending.clear();
+        self.known.clear();
+        self.pending_bytes = 0;
+        Ok(())
+    }
+
+    /// Commits, and keeps what was put or found from being collected until the hold is dropped.
+    ///
+    /// # Errors
+    /// As [`Batch::commit`].
+    pub fn finish(mut self) -> Result<Hold, Error> {
+        self.commit()?;
+        Ok(std::mem::replace(&mut self.hold, self.store.hold()))
+    }
+
+    fn discard(&mut self) {
+        for pending in self.pending.drain(..) {
+            self.known.remove(&pending.id);
+            // What cannot be removed now goes when the store is next opened.
+            let _ = fs::remove_file(&pending.temporary);
+        }
+        self.pending_bytes = 0;
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if !self.store.crashed() {
+            self.discard();
+        }
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(io_at("flushing a directory", path))
+}

@@ -1,0 +1,3 @@
+//! What the store promises, through crashes at every step of a commit.
+
+use super::*;
