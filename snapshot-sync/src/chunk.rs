@@ -133,7 +133,7 @@ mod tests {
             stored[at] ^= 1 << bit;
             match decode(ChunkId::of(&content), &stored) {
                 Ok(decoded) => prop_assert_eq!(decoded, content), // a bit that zstd ignores
-                Err(e) => prop_assert!(matches!(e, Error::Corrupt { .. })),
+                Err(e) => prop_assert!(matches!(e, Error::Corrupt { .. }), "{}", e),
             }
         }
 

@@ -57,17 +57,24 @@ impl Default for ExchangeOptions {
 
 /// This member's part in the exchange of chunks.
 pub struct Exchange {
+    core: Core,
+    keeping: Mutex<HashMap<(ManifestId, String), serve::Keeping>>,
+    acceptor: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the tasks of an exchange share; they do not keep the exchange itself alive.
+#[derive(Clone)]
+struct Core {
     fabric: Arc<dyn Fabric>,
     store: ChunkStore,
     options: ExchangeOptions,
-    keeping: Mutex<HashMap<(ManifestId, String), serve::Keeping>>,
-    acceptor: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Exchange {
     /// Serves `store`'s chunks to the members, and fetches into it. Stops when the last clone of the `Arc` is dropped.
     pub fn start(fabric: Arc<dyn Fabric>, store: ChunkStore, options: ExchangeOptions) -> Arc<Self> {
-        let exchange = Arc::new(Self { fabric, store, options, keeping: Mutex::default(), acceptor: Mutex::default() });
+        let core = Core { fabric, store, options };
+        let exchange = Arc::new(Self { core, keeping: Mutex::default(), acceptor: Mutex::default() });
         let acceptor = serve::start(&exchange);
         *exchange.acceptor.lock().unwrap_or_else(PoisonError::into_inner) = Some(acceptor);
         exchange
@@ -75,12 +82,12 @@ impl Exchange {
 
     /// The chunks here.
     pub fn store(&self) -> &ChunkStore {
-        &self.store
+        &self.core.store
     }
 
     /// This node.
     pub fn me(&self) -> MemberId {
-        self.fabric.me()
+        self.core.fabric.me()
     }
 
     /// Which of `ids` the member has, in their order.
@@ -90,7 +97,7 @@ impl Exchange {
     pub async fn has(&self, member: MemberId, ids: &[ChunkId]) -> Result<Vec<bool>, Error> {
         let mut answers = Vec::with_capacity(ids.len());
         for some in ids.chunks(wire::MAX_IDS) {
-            match self.ask(member, "asking for chunks", &wire::Request::Has(some.to_vec()), self.options.call_timeout).await? {
+            match self.core.ask(member, "asking for chunks", &wire::Request::Has(some.to_vec()), self.core.options.call_timeout).await? {
                 wire::Answer::Has(bits) => answers.extend((0..some.len()).map(|i| bits.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 == 1))),
                 _ => return Err(unexpected("asking for chunks")),
             }
@@ -104,19 +111,21 @@ impl Exchange {
     /// `Peer` if it does not answer.
     pub async fn release(&self, manifest: ManifestId, label: &str, member: MemberId) -> Result<(), Error> {
         let request = wire::Request::Release { manifest, label: label.to_owned() };
-        match self.ask(member, "releasing a replica", &request, self.options.call_timeout).await? {
+        match self.core.ask(member, "releasing a replica", &request, self.core.options.call_timeout).await? {
             wire::Answer::Released => Ok(()),
             _ => Err(unexpected("releasing a replica")),
         }
     }
 
+    fn keeping(&self) -> MutexGuard<'_, HashMap<(ManifestId, String), serve::Keeping>> {
+        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Core {
     async fn ask(&self, member: MemberId, step: &'static str, request: &wire::Request, timeout: Duration) -> Result<wire::Answer, Error> {
         let answer = self.fabric.call(member, SERVICE, request.to_bytes(), timeout).await;
         wire::Answer::parse(&answer.map_err(|source| Error::Peer { step, source })?)
-    }
-
-    fn keeping(&self) -> MutexGuard<'_, HashMap<(ManifestId, String), serve::Keeping>> {
-        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -136,3 +145,6 @@ fn unexpected(what: &'static str) -> Error {
 fn is_passing(error: &FabricError) -> bool {
     matches!(error, FabricError::Unreachable(_) | FabricError::TimedOut(..))
 }
+
+#[cfg(test)]
+mod tests;

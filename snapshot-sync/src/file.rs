@@ -17,7 +17,8 @@ use nix::{
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    os::unix::fs::FileExt,
+    io,
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -103,9 +104,29 @@ pub async fn import_file(
 /// # Errors
 /// `NotFound` or `Corrupt` of a chunk, or what the file system says. Then `path` is as before.
 pub async fn export_file(store: &ChunkStore, manifest: &Manifest, path: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+    export_with(store, manifest, path, None, progress).await
+}
+
+/// As [`export_file`], and nobody may write to the file.
+pub(crate) async fn export_read_only(
+    store: &ChunkStore,
+    manifest: &Manifest,
+    path: &Path,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), Error> {
+    export_with(store, manifest, path, Some(0o444), progress).await
+}
+
+async fn export_with(
+    store: &ChunkStore,
+    manifest: &Manifest,
+    path: &Path,
+    mode: Option<u32>,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), Error> {
     let stop = StopOnDrop(Arc::default());
     let (store, manifest, path, progress, stopped) = (store.clone(), manifest.clone(), path.to_owned(), progress.clone(), stop.0.clone());
-    blocking("exporting", move || export(&store, &manifest, &path, &progress, &stopped)).await
+    blocking("exporting", move || export(&store, &manifest, &path, mode, &progress, &stopped)).await
 }
 
 fn check(stopped: &AtomicBool, step: &'static str) -> Result<(), Error> {
@@ -180,11 +201,15 @@ fn export(
     store: &ChunkStore,
     manifest: &Manifest,
     path: &Path,
+    mode: Option<u32>,
     progress: &watch::Sender<Progress>,
     stopped: &AtomicBool,
 ) -> Result<(), Error> {
     let partial = partial_path(path);
-    let written = write_partial(store, manifest, &partial, progress, stopped);
+    let written = write_partial(store, manifest, &partial, progress, stopped).and_then(|()| match mode {
+        Some(mode) => fs::set_permissions(&partial, fs::Permissions::from_mode(mode)).map_err(io_at("protecting", &partial)),
+        None => Ok(()),
+    });
     if let Err(e) = written {
         let _ = fs::remove_file(&partial);
         return Err(e);
@@ -200,7 +225,12 @@ fn write_partial(
     progress: &watch::Sender<Progress>,
     stopped: &AtomicBool,
 ) -> Result<(), Error> {
-    let file = File::create(partial).map_err(io_at("creating", partial))?;
+    // One left by a killed export may be read-only.
+    match fs::remove_file(partial) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at("removing", partial)(e)),
+        _ => {}
+    }
+    let file = File::create_new(partial).map_err(io_at("creating", partial))?;
     file.set_len(manifest.size).map_err(io_at("sizing", partial))?;
     let total_bytes = manifest.content_bytes();
     let mut done_bytes = 0;
@@ -217,3 +247,6 @@ fn write_partial(
     }
     file.sync_all().map_err(io_at("flushing", partial))
 }
+
+#[cfg(test)]
+mod tests;

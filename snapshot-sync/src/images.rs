@@ -11,7 +11,6 @@ use p2pvm_overlay::MemberId;
 use std::{
     collections::HashMap,
     fs, io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -78,12 +77,7 @@ impl Images {
         }
         let store = self.store().clone();
         let manifest = blocking("reading a manifest", move || Manifest::load(&store, image)).await?;
-        file::export_file(self.store(), &manifest, &path, progress).await?;
-        let made = path.clone();
-        blocking("protecting an image", move || {
-            fs::set_permissions(&made, fs::Permissions::from_mode(0o444)).map_err(io_at("protecting", &made))
-        })
-        .await?;
+        file::export_read_only(self.store(), &manifest, &path, progress).await?;
         Ok(path)
     }
 
@@ -131,3 +125,6 @@ impl Images {
         blocking("pinning an image", move || store.pin(image, PIN)).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,8 @@ pub mod file;
 pub mod images;
 pub mod manifest;
 pub mod store;
+#[cfg(test)]
+mod wide_area;
 
 pub use checkpoint::Checkpoint;
 pub use chunk::ChunkId;

@@ -280,3 +280,6 @@ fn parse_page(content: &[u8], blocks: u64) -> Result<Page, Error> {
     }
     Ok(page)
 }
+
+#[cfg(test)]
+mod tests;

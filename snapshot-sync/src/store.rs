@@ -33,8 +33,6 @@ pub struct ChunkStore(Arc<Inner>);
 
 struct Inner {
     dir: PathBuf,
-    /// For the barrier over the file system that holds the store.
-    root: File,
     next_temporary: AtomicU64,
     holds: Mutex<holds::Table>,
     /// Held by a collection: one at a time.
@@ -71,22 +69,24 @@ impl ChunkStore {
         for made in [temporary, dir.join("pins")] {
             fs::create_dir_all(&made).map_err(io_at("creating a directory", &made))?;
         }
-        for shard in 0..=u8::MAX {
-            let made = dir.join("chunks").join(format!("{shard:02x}"));
-            fs::create_dir_all(&made).map_err(io_at("creating a directory", &made))?;
+        let chunks = dir.join("chunks");
+        // The last shard is made last: it is there only if all are.
+        if !chunks.join("ff").exists() {
+            for shard in 0..=u8::MAX {
+                let made = chunks.join(format!("{shard:02x}"));
+                fs::create_dir_all(&made).map_err(io_at("creating a directory", &made))?;
+            }
+            sync_directory(&chunks)?;
         }
-        let root = File::open(&dir).map_err(io_at("opening", &dir))?;
-        let store = Self(Arc::new(Inner {
+        sync_directory(&dir)?;
+        Ok(Self(Arc::new(Inner {
             dir,
-            root,
             next_temporary: AtomicU64::new(0),
             holds: Mutex::default(),
             collecting: Mutex::default(),
             #[cfg(test)]
             crash: Mutex::default(),
-        }));
-        store.barrier()?;
-        Ok(store)
+        })))
     }
 
     /// Where it is.
@@ -94,7 +94,7 @@ impl ChunkStore {
         &self.0.dir
     }
 
-    /// Stores `content`, durable on return. For many chunks use [`ChunkStore::batch`].
+    /// Stores `content`, durable on return. Many chunks are stored faster by [`ChunkStore::batch`].
     ///
     /// # Errors
     /// `TooLarge` beyond [`chunk::MAX_CHUNK_BYTES`], or what the file system says.
@@ -105,7 +105,7 @@ impl ChunkStore {
         Ok(id)
     }
 
-    /// Begins to store many chunks under one barrier.
+    /// Begins to store many chunks, to be made durable together.
     pub fn batch(&self) -> Batch {
         Batch::new(self.clone())
     }
@@ -191,18 +191,17 @@ impl ChunkStore {
         self.0.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn shard(&self, id: ChunkId) -> PathBuf {
+        self.0.dir.join("chunks").join(format!("{:02x}", id.0[0]))
+    }
+
     fn path(&self, id: ChunkId) -> PathBuf {
-        self.0.dir.join("chunks").join(format!("{:02x}", id.0[0])).join(id.to_string())
+        self.shard(id).join(id.to_string())
     }
 
     /// A name for a file that is being written, in the same file system as the final names.
     fn temporary(&self) -> PathBuf {
         self.0.dir.join("tmp").join(self.0.next_temporary.fetch_add(1, Ordering::Relaxed).to_string())
-    }
-
-    /// Everything written before is durable after.
-    fn barrier(&self) -> Result<(), Error> {
-        nix::unistd::syncfs(&self.0.root).map_err(|e| io_at("flushing the file system of", &self.0.dir)(e.into()))
     }
 
     #[cfg(not(test))]
@@ -258,5 +257,7 @@ pub(crate) mod crash {
     }
 }
 
+#[cfg(test)]
+mod kill;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 //! What was committed before a fetch was cut or killed is found again by the next one.
 
 use super::{
-    Exchange, SERVICE,
+    Core, Exchange, SERVICE,
     plan::{MAX_PROVIDERS, Plan},
     wire::{self, Frame},
 };
@@ -39,8 +39,10 @@ const COMMIT_AFTER: Duration = Duration::from_secs(2);
 const QUEUE_LOW: usize = 16 << 10;
 /// How often stalls and take-overs are looked for.
 const TICK: Duration = Duration::from_millis(500);
-/// The pause before a lost provider is dialled again, at first and at most.
-const REDIAL: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
+/// The pause before a provider is dialled again whose stream broke.
+const REDIAL_BROKEN: Duration = Duration::from_millis(250);
+/// The pause before a provider is dialled again that could not be reached.
+const REDIAL_FAILED: Duration = Duration::from_secs(2);
 
 /// What a fetch did.
 #[derive(Debug)]
@@ -110,9 +112,8 @@ impl Job {
                 Err(e) => done.bad.push((from, id, e.to_string())),
             }
         }
-        // What waits in the batch is not readable yet; nodes are looked into as they come, so these are older.
         for (role, id) in self.open {
-            match batch.store().get(id) {
+            match batch.get(id) {
                 Ok(content) => look_into(role, &content, batch, &mut done)?,
                 Err(Error::NotFound(_) | Error::Corrupt { .. }) => done.wanted.push((role, id)),
                 Err(e) => return Err(e),
@@ -151,7 +152,7 @@ fn role_bytes(role: Role) -> u64 {
 
 /// The state of a fetch's loop.
 struct Fetch<'a> {
-    exchange: &'a Exchange,
+    core: &'a Core,
     plan: Plan,
     begun: Instant,
     tasks: JoinSet<()>,
@@ -179,13 +180,24 @@ impl Exchange {
         providers: &[MemberId],
         progress: &watch::Sender<Progress>,
     ) -> Result<FetchReport, Error> {
-        let me = self.me();
+        self.core.fetch(manifest, providers, progress).await
+    }
+}
+
+impl Core {
+    pub(super) async fn fetch(
+        &self,
+        manifest: ManifestId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<FetchReport, Error> {
+        let me = self.fabric.me();
         let providers: Vec<MemberId> = providers.iter().copied().filter(|p| *p != me).take(MAX_PROVIDERS).collect();
         let (events, mut received) = mpsc::channel(16);
         let mut batch = self.store.batch();
         let present = batch.is_known(manifest.0);
         let mut fetch = Fetch {
-            exchange: self,
+            core: self,
             plan: Plan::new(&providers, self.options.window_bytes),
             begun: Instant::now(),
             tasks: JoinSet::new(),
@@ -273,8 +285,13 @@ impl Fetch<'_> {
                 _ = tick.tick() => self.look_for_stalls(),
             }
             let hopeless = self.plan.nowhere().is_some() || providers.is_empty() && self.plan.missing() > 0;
-            let tired = job.is_none() && self.plan.missing() > 0 && self.last_gain.elapsed() >= self.exchange.options.patience;
-            if hopeless || tired {
+            let tired = self.plan.missing() > 0 && self.last_gain.elapsed() >= self.core.options.patience;
+            if (hopeless || tired)
+                && self.came.is_empty()
+                && let Some(mut batch) = idle.take()
+            {
+                // What came is there for the next try.
+                blocking("storing chunks", move || batch.commit()).await?;
                 return Err(Error::NoProvider {
                     manifest,
                     missing: self.plan.missing(),
@@ -307,10 +324,6 @@ impl Fetch<'_> {
 
     fn take(&mut self, done: Done) {
         for (from, id, wire_bytes, bytes) in done.stored {
-            if self.plan.role(id).is_none() {
-                self.report.duplicate_chunks += 1;
-                continue;
-            }
             self.plan.stored(id);
             self.report.fetched_chunks += 1;
             self.report.fetched_bytes += wire_bytes as u64;
@@ -326,10 +339,9 @@ impl Fetch<'_> {
             self.hang_up(member);
         }
         for (role, id) in done.wanted {
-            if self.plan.role(id).is_none() {
+            if self.plan.want(role, id) {
                 self.progress.total_bytes += role_bytes(role);
             }
-            self.plan.want(role, id);
         }
         self.open.extend(done.open);
         self.report.present_chunks += done.present;
@@ -344,16 +356,13 @@ impl Fetch<'_> {
                 self.ask.insert(member, ask);
                 self.plan.up(now, member);
             }
-            Event::Chunk(from, id, stored) => {
-                self.plan.arrived(now, from, id);
-                match self.plan.role(id) {
-                    Some(role) => {
-                        self.came_bytes += stored.len();
-                        self.came.push_back(Came { from, role, id, stored });
-                    }
-                    None => self.report.duplicate_chunks += 1,
+            Event::Chunk(from, id, stored) => match self.plan.arrived(now, from, id) {
+                Some(role) => {
+                    self.came_bytes += stored.len();
+                    self.came.push_back(Came { from, role, id, stored });
                 }
-            }
+                None => self.report.duplicate_chunks += 1,
+            },
             Event::Missing(member, id) => {
                 self.trouble = format!("{member:?} lacks {id:?}");
                 self.plan.lacks(now, member, id);
@@ -368,7 +377,7 @@ impl Fetch<'_> {
         self.trouble = reason;
         self.plan.down(member);
         let was_up = self.ask.remove(&member).is_some();
-        self.dial(member, if was_up { REDIAL.0 } else { REDIAL.1 / 4 });
+        self.dial(member, if was_up { REDIAL_BROKEN } else { REDIAL_FAILED });
     }
 
     fn hang_up(&mut self, member: MemberId) {
@@ -380,7 +389,7 @@ impl Fetch<'_> {
 
     fn dial(&mut self, member: MemberId, pause: Duration) {
         while self.tasks.try_join_next().is_some() {}
-        let (fabric, events, patience) = (self.exchange.fabric.clone(), self.events.clone(), self.exchange.options.call_timeout);
+        let (fabric, events, patience) = (self.core.fabric.clone(), self.events.clone(), self.core.options.call_timeout);
         let task = self.tasks.spawn(async move {
             tokio::time::sleep(pause).await;
             let reason = provider(&fabric, member, patience, &events).await;
@@ -403,9 +412,9 @@ impl Fetch<'_> {
     }
 
     fn look_for_stalls(&mut self) {
-        while let Some(member) = self.plan.stalled(self.now(), self.exchange.options.stall) {
+        while let Some(member) = self.plan.stalled(self.now(), self.core.options.stall) {
             self.hang_up(member);
-            self.lose(member, format!("{member:?} sent nothing for {:?}", self.exchange.options.stall));
+            self.lose(member, format!("{member:?} sent nothing for {:?}", self.core.options.stall));
         }
     }
 }

@@ -51,8 +51,17 @@ struct Want {
     role: Role,
     /// Bit i: provider i said that it has not got it.
     lacking: u32,
-    /// Who was asked and when.
-    asked: Option<(usize, Duration)>,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    /// In the queue.
+    Queued,
+    /// This provider was asked, then.
+    Asked(usize, Duration),
+    /// It came, and is being verified.
+    Arrived,
 }
 
 impl Plan {
@@ -78,22 +87,18 @@ impl Plan {
         self.providers.iter().position(|p| p.member == member)
     }
 
-    /// Something is wanted that is not here.
-    pub(super) fn want(&mut self, role: Role, id: ChunkId) {
+    /// Something is wanted that is not here; false if that was known.
+    pub(super) fn want(&mut self, role: Role, id: ChunkId) -> bool {
         if self.wants.contains_key(&id) {
-            return;
+            return false;
         }
-        self.wants.insert(id, Want { role, lacking: 0, asked: None });
+        self.wants.insert(id, Want { role, lacking: 0, state: State::Queued });
         // Nodes first: they say what else there is to ask for.
         match role {
             Role::Data { .. } => self.queue.push_back(id),
             _ => self.queue.push_front(id),
         }
-    }
-
-    /// The role of something that is wanted still.
-    pub(super) fn role(&self, id: ChunkId) -> Option<Role> {
-        self.wants.get(&id).map(|want| want.role)
+        true
     }
 
     /// The provider can be asked from now on.
@@ -114,8 +119,8 @@ impl Plan {
         self.providers[index].up = false;
         self.providers[index].owed = 0;
         for (id, want) in &mut self.wants {
-            if want.asked.is_some_and(|(who, _)| who == index) {
-                want.asked = None;
+            if matches!(want.state, State::Asked(who, _) if who == index) {
+                want.state = State::Queued;
                 self.queue.push_front(*id);
             }
         }
@@ -129,18 +134,22 @@ impl Plan {
         }
     }
 
-    /// A chunk came from the provider; whether it is the right one is not known yet.
-    pub(super) fn arrived(&mut self, now: Duration, member: MemberId, id: ChunkId) {
-        let Some(index) = self.index(member) else { return };
-        let weight = self.wants.get(&id).map_or(0, Want::weight);
-        let mine = self.wants.get(&id).is_some_and(|want| want.asked.is_some_and(|(who, _)| who == index));
+    /// A chunk came from the provider; whether it is the right one is not known yet. None if it is not waited for (any more).
+    pub(super) fn arrived(&mut self, now: Duration, member: MemberId, id: ChunkId) -> Option<Role> {
+        let index = self.index(member)?;
+        self.providers[index].last_heard = now;
+        let want = self.wants.get_mut(&id)?;
+        let State::Asked(who, _) = want.state else { return None };
+        want.state = State::Arrived;
+        let (role, weight) = (want.role, want.weight());
+        self.providers[who].owed = self.providers[who].owed.saturating_sub(weight);
+        self.pace(now, index, weight);
+        Some(role)
+    }
+
+    fn pace(&mut self, now: Duration, index: usize, weight: u64) {
         let max_window = self.max_window;
         let provider = &mut self.providers[index];
-        provider.last_heard = now;
-        if !mine {
-            return;
-        }
-        provider.owed = provider.owed.saturating_sub(weight);
         provider.round.1 += weight;
         let elapsed = now.saturating_sub(provider.round.0);
         if provider.round.1 >= provider.window {
@@ -164,7 +173,7 @@ impl Plan {
     /// What came as this chunk was something else.
     pub(super) fn refused(&mut self, id: ChunkId) {
         if let Some(want) = self.wants.get_mut(&id) {
-            want.asked = None;
+            want.state = State::Queued;
             self.queue.push_front(id);
         }
     }
@@ -175,9 +184,9 @@ impl Plan {
         self.providers[index].last_heard = now;
         let Some(want) = self.wants.get_mut(&id) else { return };
         want.lacking |= 1 << index;
-        if want.asked.is_some_and(|(who, _)| who == index) {
+        if matches!(want.state, State::Asked(who, _) if who == index) {
             self.providers[index].owed = self.providers[index].owed.saturating_sub(want.weight());
-            want.asked = None;
+            want.state = State::Queued;
             self.queue.push_front(id);
         }
     }
@@ -200,15 +209,15 @@ impl Plan {
         while ask.len() < most && room > 0 && passed.len() < LOOK {
             let Some(id) = self.queue.pop_front() else { break };
             let Some(want) = self.wants.get_mut(&id) else { continue };
-            if want.asked.is_some() {
-                continue;
+            if want.state != State::Queued {
+                continue; // it stands in the queue twice
             }
             if want.lacking >> index & 1 == 1 {
                 passed.push(id);
                 continue;
             }
             room = room.saturating_sub(want.weight());
-            want.asked = Some((index, now));
+            want.state = State::Asked(index, now);
             ask.push(id);
         }
         passed.into_iter().rev().for_each(|id| self.queue.push_front(id));
@@ -225,11 +234,11 @@ impl Plan {
             if ask.len() == most || room == 0 {
                 break;
             }
-            let Some((who, since)) = want.asked else { continue };
+            let State::Asked(who, since) = want.state else { continue };
             if who != index && now.saturating_sub(since) >= TAKE_OVER && want.lacking >> index & 1 == 0 {
                 room = room.saturating_sub(want.weight());
                 self.providers[who].owed = self.providers[who].owed.saturating_sub(want.weight());
-                want.asked = Some((index, now));
+                want.state = State::Asked(index, now);
                 ask.push(*id);
             }
         }
@@ -266,3 +275,6 @@ impl Want {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,14 @@
 //! The pushing side: a manifest is durable when `k` other members have all of it, pinned and flushed.
 
 use super::{
-    Exchange, is_passing,
+    Core, Exchange, is_passing,
     wire::{Answer, Request},
 };
 use crate::{Error, ManifestId, Progress, error::blocking};
 use futures::{StreamExt, stream::FuturesUnordered};
 use p2pvm_overlay::MemberId;
 use serde::{Deserialize, Serialize};
-use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 /// How long the other side is asked to wait before it says how far it is.
@@ -63,13 +63,33 @@ impl Exchange {
     /// # Errors
     /// `Incomplete` if not all of it is here, `Peer` if `to` refuses or is out of reach for longer than the exchange's patience.
     pub async fn push(&self, manifest: ManifestId, label: &str, to: MemberId, progress: &watch::Sender<Progress>) -> Result<(), Error> {
-        let store = self.store.clone();
+        let store = self.core.store.clone();
         let hold = blocking("holding what is pushed", move || store.hold_all(manifest)).await?;
-        self.push_held(manifest, label, to, &[], progress).await?;
+        self.core.push_held(manifest, label, to, &[], progress).await?;
         drop(hold);
         Ok(())
     }
 
+    /// Keeps `k` of the `candidates`, the first ones preferred, supplied with `manifest` under `label`; others take the
+    /// place of those that fail. Goes on until it is durable or the receiver is dropped. The caller pins it here and
+    /// records the holders where others find them.
+    pub fn replicate(&self, manifest: ManifestId, label: &str, k: usize, candidates: &[MemberId]) -> watch::Receiver<Replication> {
+        let (me, k) = (self.me(), k.min(candidates.len()));
+        let start = Replication { state: ReplicationState::Local, holders: Vec::new(), progress: Progress::default(), trouble: None };
+        let (sender, receiver) = watch::channel(start);
+        let candidates = candidates.iter().copied().filter(|c| *c != me).collect();
+        let (core, label) = (self.core.clone(), label.to_owned());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = sender.closed() => {}
+                () = core.replicate_to(manifest, &label, k, candidates, &sender) => {}
+            }
+        });
+        receiver
+    }
+}
+
+impl Core {
     async fn push_held(
         &self,
         manifest: ManifestId,
@@ -107,30 +127,6 @@ impl Exchange {
                 pause = (pause * 2).min(Duration::from_secs(4));
             }
         }
-    }
-
-    /// Keeps `k` of the `candidates`, the first ones preferred, supplied with `manifest` under `label`; others take the
-    /// place of those that fail. Goes on until it is durable or the receiver is dropped. The caller pins it here and
-    /// records the holders where others find them.
-    pub fn replicate(
-        self: &Arc<Self>,
-        manifest: ManifestId,
-        label: &str,
-        k: usize,
-        candidates: &[MemberId],
-    ) -> watch::Receiver<Replication> {
-        let (me, k) = (self.me(), k.min(candidates.len()));
-        let start = Replication { state: ReplicationState::Local, holders: Vec::new(), progress: Progress::default(), trouble: None };
-        let (sender, receiver) = watch::channel(start);
-        let candidates = candidates.iter().copied().filter(|c| *c != me).collect();
-        let (exchange, label) = (self.clone(), label.to_owned());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = sender.closed() => {}
-                () = exchange.replicate_to(manifest, &label, k, candidates, &sender) => {}
-            }
-        });
-        receiver
     }
 
     async fn replicate_to(

@@ -1,7 +1,7 @@
 //! The answering side: who has what, chunks by stream, and replicas kept for others.
 
 use super::{
-    Exchange, SERVICE,
+    Core, Exchange, SERVICE,
     wire::{Answer, Frame, Request},
 };
 use crate::{ChunkId, ChunkStore, Error, ManifestId, Progress, error::blocking};
@@ -43,9 +43,9 @@ impl Drop for Keeping {
 struct Handler(Weak<Exchange>);
 
 pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
-    exchange.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(exchange))));
-    let mut streams = exchange.fabric.accept_streams(SERVICE);
-    let (store, places) = (exchange.store.clone(), Arc::new(Semaphore::new(exchange.options.max_streams)));
+    exchange.core.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(exchange))));
+    let mut streams = exchange.core.fabric.accept_streams(SERVICE);
+    let (store, places) = (exchange.core.store.clone(), Arc::new(Semaphore::new(exchange.core.options.max_streams)));
     tokio::spawn(async move {
         let mut served = JoinSet::new();
         while let Some((member, stream)) = streams.recv().await {
@@ -99,7 +99,7 @@ impl Serve for Handler {
             }
             Request::Release { manifest, label } => {
                 exchange.keeping().remove(&(manifest, label.clone()));
-                let store = exchange.store.clone();
+                let store = exchange.core.store.clone();
                 blocking("removing a pin", move || store.unpin(manifest, &label)).await.map(|_| Answer::Released)
             }
         };
@@ -109,7 +109,7 @@ impl Serve for Handler {
 
 impl Exchange {
     async fn answer_has(&self, ids: Vec<ChunkId>) -> Result<Answer, Error> {
-        let store = self.store.clone();
+        let store = self.core.store.clone();
         blocking("looking for chunks", move || {
             let mut bits = vec![0; ids.len().div_ceil(8)];
             for (i, _) in ids.iter().enumerate().filter(|(_, id)| store.has(**id)) {
@@ -146,16 +146,15 @@ impl Exchange {
         Ok(answer)
     }
 
-    fn begin_keeping(self: &Arc<Self>, key: (ManifestId, String), providers: Vec<MemberId>) -> Result<watch::Receiver<Answer>, Error> {
+    fn begin_keeping(&self, key: (ManifestId, String), providers: Vec<MemberId>) -> Result<watch::Receiver<Answer>, Error> {
         let (sender, state) = watch::channel(Answer::Keeping(Progress::default()));
-        let (exchange, (manifest, label)) = (Arc::downgrade(self), key.clone());
+        let (core, (manifest, label)) = (self.core.clone(), key.clone());
         let mut keeping = self.keeping();
         if let Some(running) = keeping.get(&key) {
             return Ok(running.state.clone());
         }
         let task = tokio::spawn(async move {
-            let Some(exchange) = exchange.upgrade() else { return };
-            let answer = match exchange.keep_now(manifest, &label, &providers, &sender).await {
+            let answer = match core.keep_now(manifest, &label, &providers, &sender).await {
                 Ok(()) => Answer::Kept,
                 Err(e) => Answer::Failed(e.to_string()),
             };
@@ -164,7 +163,9 @@ impl Exchange {
         keeping.insert(key, Keeping { state: state.clone(), task: task.abort_handle() });
         Ok(state)
     }
+}
 
+impl Core {
     async fn keep_now(
         &self,
         manifest: ManifestId,

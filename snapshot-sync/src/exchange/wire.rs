@@ -185,3 +185,89 @@ impl Frame {
 fn invalid(detail: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, detail)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ids() -> impl Strategy<Value = Vec<ChunkId>> {
+        proptest::collection::vec(any::<[u8; 32]>().prop_map(ChunkId), 0..20)
+    }
+
+    fn frames() -> impl Strategy<Value = Frame> {
+        prop_oneof![
+            ids().prop_map(Frame::Want),
+            (any::<[u8; 32]>(), any::<Vec<u8>>()).prop_map(|(id, stored)| Frame::Chunk(ChunkId(id), stored)),
+            any::<[u8; 32]>().prop_map(|id| Frame::Missing(ChunkId(id))),
+        ]
+    }
+
+    fn requests() -> impl Strategy<Value = Request> {
+        let manifest = || any::<[u8; 32]>().prop_map(|id| ManifestId(ChunkId(id)));
+        let members = proptest::collection::vec(any::<[u8; 32]>().prop_map(MemberId), 0..4);
+        prop_oneof![
+            ids().prop_map(Request::Has),
+            (manifest(), ".{0,40}", members, any::<u32>()).prop_map(|(manifest, label, providers, wait_ms)| Request::Keep {
+                manifest,
+                label,
+                providers,
+                wait_ms
+            }),
+            (manifest(), ".{0,40}").prop_map(|(manifest, label)| Request::Release { manifest, label }),
+        ]
+    }
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_the_stream(sent in proptest::collection::vec(frames(), 0..5)) {
+            run(async {
+                let mut bytes = Vec::new();
+                for frame in &sent {
+                    frame.write(&mut bytes).await.unwrap();
+                }
+                let mut stream = &bytes[..];
+                let mut received = Vec::new();
+                while let Some(frame) = Frame::read(&mut stream).await.unwrap() {
+                    received.push(frame);
+                }
+                assert_eq!(received, sent);
+            });
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in any::<Vec<u8>>()) {
+            run(async {
+                let mut stream = &bytes[..];
+                while let Ok(Some(_)) = Frame::read(&mut stream).await {}
+            });
+            let _ = Request::parse(&bytes);
+            let _ = Answer::parse(&bytes);
+        }
+
+        #[test]
+        fn requests_survive_the_wire(request in requests()) {
+            prop_assert_eq!(Request::parse(&request.to_bytes()).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn what_asks_for_too_much_is_refused() {
+        assert!(Request::parse(&Request::Has(vec![ChunkId([0; 32]); MAX_IDS + 1]).to_bytes()).is_err());
+        let label = "x".repeat(crate::store::MAX_LABEL_BYTES + 1);
+        assert!(Request::parse(&Request::Release { manifest: ManifestId(ChunkId([0; 32])), label }.to_bytes()).is_err());
+        let frame = [vec![CHUNK], u32::MAX.to_be_bytes().to_vec()].concat();
+        assert!(run(Frame::read(&mut &frame[..])).is_err(), "refused before anything is allocated");
+    }
+
+    #[test]
+    fn another_version_is_refused() {
+        let mut bytes = Answer::Kept.to_bytes();
+        bytes[0] = 2;
+        assert!(Answer::parse(&bytes).is_err());
+    }
+}
