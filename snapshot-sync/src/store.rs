@@ -66,17 +66,8 @@ impl ChunkStore {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at("emptying", &temporary)(e)),
             _ => {}
         }
-        for made in [temporary, dir.join("pins")] {
+        for made in [temporary, dir.join("pins"), dir.join("chunks")] {
             fs::create_dir_all(&made).map_err(io_at("creating a directory", &made))?;
-        }
-        let chunks = dir.join("chunks");
-        // The last shard is made last: it is there only if all are.
-        if !chunks.join("ff").exists() {
-            for shard in 0..=u8::MAX {
-                let made = chunks.join(format!("{shard:02x}"));
-                fs::create_dir_all(&made).map_err(io_at("creating a directory", &made))?;
-            }
-            sync_directory(&chunks)?;
         }
         sync_directory(&dir)?;
         Ok(Self(Arc::new(Inner {
@@ -160,8 +151,12 @@ impl ChunkStore {
     /// Calls `see` for every chunk file.
     fn each_file(&self, mut see: impl FnMut(ChunkId, &fs::DirEntry)) -> Result<(), Error> {
         for shard in 0..=u8::MAX {
-            let path = self.0.dir.join("chunks").join(format!("{shard:02x}"));
-            for entry in fs::read_dir(&path).map_err(io_at("listing", &path))? {
+            let path = self.chunks().join(format!("{shard:02x}"));
+            let entries = match fs::read_dir(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue, // no chunk of it was ever here
+                other => other.map_err(io_at("listing", &path))?,
+            };
+            for entry in entries {
                 let entry = entry.map_err(io_at("listing", &path))?;
                 if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
                     see(id, &entry);
@@ -191,8 +186,13 @@ impl ChunkStore {
         self.0.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn chunks(&self) -> PathBuf {
+        self.0.dir.join("chunks")
+    }
+
+    /// Made when its first chunk comes.
     fn shard(&self, id: ChunkId) -> PathBuf {
-        self.0.dir.join("chunks").join(format!("{:02x}", id.0[0]))
+        self.chunks().join(format!("{:02x}", id.0[0]))
     }
 
     fn path(&self, id: ChunkId) -> PathBuf {

@@ -41,7 +41,7 @@ fn sparse(path: &Path, size: u64, ranges: &[(u64, Vec<u8>)]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(20))]
 
     #[test]
     fn a_file_is_the_same_after_import_and_export(

@@ -14,7 +14,7 @@ use crate::{
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -133,13 +133,23 @@ impl Batch {
         self.store.step(Step::Written)?;
         flush(&self.pending.iter().map(|pending| pending.temporary.as_path()).collect::<Vec<_>>())?;
         self.store.step(Step::Flushed)?;
+        let shards: HashSet<PathBuf> = self.pending.iter().map(|pending| self.store.shard(pending.id)).collect();
+        let mut parents: Vec<&Path> = shards.iter().map(PathBuf::as_path).collect();
+        let chunks = self.store.chunks();
+        for shard in &shards {
+            match fs::create_dir(shard) {
+                Ok(()) => parents.push(&chunks),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(io_at("creating a directory", shard)(e)),
+            }
+        }
+        parents.dedup();
         for pending in &self.pending {
             let path = self.store.path(pending.id);
             fs::rename(&pending.temporary, &path).map_err(io_at("naming a chunk", &path))?;
             self.store.step(Step::Renamed)?;
         }
-        let shards: HashSet<PathBuf> = self.pending.iter().map(|pending| self.store.shard(pending.id)).collect();
-        flush(&shards.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        flush(&parents)?;
         self.store.step(Step::Durable)?;
         self.new_chunks += self.pending.len() as u64;
         self.new_bytes += self.pending_bytes;

@@ -222,7 +222,7 @@ fn any_manifest() -> impl Strategy<Value = Manifest> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(20))]
 
     #[test]
     fn a_manifest_survives_its_chunks(manifest in any_manifest()) {
