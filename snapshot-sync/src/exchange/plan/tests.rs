@@ -100,8 +100,8 @@ proptest! {
                     }
                 }
             }
-            for p in 0..3 {
-                owed[p].extend(plan.next(now, member(p), 50));
+            for (p, owed) in owed.iter_mut().enumerate() {
+                owed.extend(plan.next(now, member(p), 50));
             }
             plan.check();
         }
