@@ -74,7 +74,7 @@ impl Exchange {
     /// place of those that fail. Goes on until it is durable or the receiver is dropped. The caller pins it here and
     /// records the holders where others find them.
     pub fn replicate(&self, manifest: ManifestId, label: &str, k: usize, candidates: &[MemberId]) -> watch::Receiver<Replication> {
-        let (me, k) = (self.me(), k.min(candidates.len()));
+        let me = self.me();
         let start = Replication { state: ReplicationState::Local, holders: Vec::new(), progress: Progress::default(), trouble: None };
         let (sender, receiver) = watch::channel(start);
         let candidates = candidates.iter().copied().filter(|c| *c != me).collect();

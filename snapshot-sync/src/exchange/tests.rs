@@ -292,3 +292,14 @@ async fn what_is_not_all_here_is_not_pushed() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(state.borrow().trouble.is_some());
 }
+
+#[tokio::test(start_paused = true)]
+async fn too_few_candidates_never_look_durable() {
+    let net = MemoryNet::new(NEAR);
+    let (a, _b) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR));
+    let (file, _hold) = a.file(0..3);
+    let (none, one) = (a.exchange.replicate(file, "x", 2, &[id(1)]), a.exchange.replicate(file, "y", 2, &[id(2)]));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(none.borrow().state, ReplicationState::Replicating { n: 0, k: 2 });
+    assert_eq!(one.borrow().state, ReplicationState::Replicating { n: 1, k: 2 });
+}
