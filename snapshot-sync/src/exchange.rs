@@ -1,0 +1,150 @@
+//! Chunks between members. All bulk data is *pulled*: a fetch asks several providers over streams, and a
+//! push asks the other side to fetch from here and pin. So there is one mover of data to get right, it
+//! verifies what it takes, and a side that restarts goes on where it stopped.
+//!
+//! Service "chunk" of the fabric: requests (who has what, keep this, let it go) and streams (wants one way, chunks the other).
+
+mod fetch;
+mod plan;
+mod replicate;
+mod serve;
+pub mod wire;
+
+pub use fetch::FetchReport;
+pub use replicate::{Replication, ReplicationState};
+
+use crate::{ChunkId, ChunkStore, Error, ManifestId};
+use p2pvm_overlay::{Fabric, FabricError, MemberId};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::task::JoinHandle;
+
+/// The name of this crate's service.
+pub const SERVICE: &str = "chunk";
+
+/// What an exchange may use, and how long it waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExchangeOptions {
+    /// Bytes asked of one provider and not yet answered, at most: 16 MiB fill a path of 80 MB/s at 200 ms.
+    pub window_bytes: u64,
+    /// A provider that owes chunks and sends none for so long is given up for a while.
+    pub stall: Duration,
+    /// A fetch or push that gets nowhere for so long fails.
+    pub patience: Duration,
+    /// A request is given so long.
+    pub call_timeout: Duration,
+    /// Bytes that the file system must have free before this member keeps a replica for another.
+    pub reserve_bytes: u64,
+    /// Streams served at once.
+    pub max_streams: usize,
+}
+
+impl Default for ExchangeOptions {
+    fn default() -> Self {
+        Self {
+            window_bytes: 16 << 20,
+            stall: Duration::from_secs(8),
+            patience: Duration::from_secs(30),
+            call_timeout: Duration::from_secs(15),
+            reserve_bytes: 256 << 20,
+            max_streams: 64,
+        }
+    }
+}
+
+/// This member's part in the exchange of chunks.
+pub struct Exchange {
+    core: Core,
+    keeping: Mutex<HashMap<(ManifestId, String), serve::Keeping>>,
+    acceptor: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the tasks of an exchange share; they do not keep the exchange itself alive.
+#[derive(Clone)]
+struct Core {
+    fabric: Arc<dyn Fabric>,
+    store: ChunkStore,
+    options: ExchangeOptions,
+}
+
+impl Exchange {
+    /// Serves `store`'s chunks to the members, and fetches into it. Stops when the last clone of the `Arc` is dropped.
+    pub fn start(fabric: Arc<dyn Fabric>, store: ChunkStore, options: ExchangeOptions) -> Arc<Self> {
+        let core = Core { fabric, store, options };
+        let exchange = Arc::new(Self { core, keeping: Mutex::default(), acceptor: Mutex::default() });
+        let acceptor = serve::start(&exchange);
+        *exchange.acceptor.lock().unwrap_or_else(PoisonError::into_inner) = Some(acceptor);
+        exchange
+    }
+
+    /// The chunks here.
+    pub fn store(&self) -> &ChunkStore {
+        &self.core.store
+    }
+
+    /// This node.
+    pub fn me(&self) -> MemberId {
+        self.core.fabric.me()
+    }
+
+    /// Which of `ids` the member has, in their order.
+    ///
+    /// # Errors
+    /// `Peer` if it does not answer.
+    pub async fn has(&self, member: MemberId, ids: &[ChunkId]) -> Result<Vec<bool>, Error> {
+        let mut answers = Vec::with_capacity(ids.len());
+        for some in ids.chunks(wire::MAX_IDS) {
+            match self.core.ask(member, "asking for chunks", &wire::Request::Has(some.to_vec()), self.core.options.call_timeout).await? {
+                wire::Answer::Has(bits) => answers.extend((0..some.len()).map(|i| bits.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 == 1))),
+                _ => return Err(unexpected("asking for chunks")),
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Asks a member to no longer keep `manifest` under `label`. Its chunks go at its next collection, if nothing else names them.
+    ///
+    /// # Errors
+    /// `Peer` if it does not answer.
+    pub async fn release(&self, manifest: ManifestId, label: &str, member: MemberId) -> Result<(), Error> {
+        let request = wire::Request::Release { manifest, label: label.to_owned() };
+        match self.core.ask(member, "releasing a replica", &request, self.core.options.call_timeout).await? {
+            wire::Answer::Released => Ok(()),
+            _ => Err(unexpected("releasing a replica")),
+        }
+    }
+
+    fn keeping(&self) -> MutexGuard<'_, HashMap<(ManifestId, String), serve::Keeping>> {
+        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Core {
+    async fn ask(&self, member: MemberId, step: &'static str, request: &wire::Request, timeout: Duration) -> Result<wire::Answer, Error> {
+        let answer = self.fabric.call(member, SERVICE, request.to_bytes(), timeout).await;
+        wire::Answer::parse(&answer.map_err(|source| Error::Peer { step, source })?)
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(acceptor) = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            acceptor.abort();
+        }
+    }
+}
+
+fn unexpected(what: &'static str) -> Error {
+    Error::Malformed { what: "answer", detail: format!("not one to {what}") }
+}
+
+/// Whether another try may succeed.
+fn is_passing(error: &FabricError) -> bool {
+    matches!(error, FabricError::Unreachable(_) | FabricError::TimedOut(..))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+//! Who is asked for which chunk, and when: the state of one fetch, without IO or clock.
+//!
+//! A provider is asked for as much as it has lately delivered within about a second (its window, doubled
+//! when a window's worth came in less, halved when it took much more: slow start, Jacobson 1988), so a slow
+//! one never sits on much. What it owes when it is lost goes back to the queue; what it has owed for long,
+//! an idle one takes over. A chunk that every provider lacks ends the fetch.
+
+use crate::{ChunkId, manifest::Role};
+use p2pvm_overlay::MemberId;
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+/// A window in less is doubled.
+const FAST: Duration = Duration::from_millis(1000);
+/// A window in more is halved.
+const SLOW: Duration = Duration::from_millis(2500);
+/// An idle provider takes over what another has owed for longer.
+const TAKE_OVER: Duration = Duration::from_secs(3);
+/// The first window.
+const FIRST_WINDOW_BYTES: u64 = 4 << 20;
+/// The smallest window.
+const LEAST_WINDOW_BYTES: u64 = 256 << 10;
+/// What a node of a manifest is taken to weigh.
+const NODE_BYTES: u32 = 64 << 10;
+/// How far the queue is looked through for something that a provider may have.
+const LOOK: usize = 512;
+/// Providers of one fetch: the lacking ones are a mask.
+pub(super) const MAX_PROVIDERS: usize = super::wire::MAX_PROVIDERS;
+
+/// One fetch.
+pub(super) struct Plan {
+    max_window: u64,
+    providers: Vec<Provider>,
+    wants: HashMap<ChunkId, Want>,
+    queue: VecDeque<ChunkId>,
+}
+
+struct Provider {
+    member: MemberId,
+    up: bool,
+    window: u64,
+    owed: u64,
+    /// When the present round began, and what came in it.
+    round: (Duration, u64),
+    last_heard: Duration,
+}
+
+struct Want {
+    role: Role,
+    /// Bit i: provider i said that it has not got it.
+    lacking: u32,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    /// In the queue.
+    Queued,
+    /// This provider was asked, then.
+    Asked(usize, Duration),
+    /// It came, and is being verified.
+    Arrived,
+}
+
+impl Plan {
+    pub(super) fn new(providers: &[MemberId], max_window: u64) -> Self {
+        let mut plan = Self { max_window, providers: Vec::new(), wants: HashMap::new(), queue: VecDeque::new() };
+        for member in providers.iter().take(MAX_PROVIDERS) {
+            if plan.index(*member).is_none() {
+                let provider = Provider {
+                    member: *member,
+                    up: false,
+                    window: FIRST_WINDOW_BYTES,
+                    owed: 0,
+                    round: (Duration::ZERO, 0),
+                    last_heard: Duration::ZERO,
+                };
+                plan.providers.push(provider);
+            }
+        }
+        plan
+    }
+
+    fn index(&self, member: MemberId) -> Option<usize> {
+        self.providers.iter().position(|p| p.member == member)
+    }
+
+    /// Something is wanted that is not here; false if that was known.
+    pub(super) fn want(&mut self, role: Role, id: ChunkId) -> bool {
+        if self.wants.contains_key(&id) {
+            return false;
+        }
+        self.wants.insert(id, Want { role, lacking: 0, state: State::Queued });
+        // Nodes first: they say what else there is to ask for.
+        match role {
+            Role::Data { .. } => self.queue.push_back(id),
+            _ => self.queue.push_front(id),
+        }
+        true
+    }
+
+    /// The provider can be asked from now on.
+    pub(super) fn up(&mut self, now: Duration, member: MemberId) {
+        if let Some(index) = self.index(member) {
+            let provider = &mut self.providers[index];
+            provider.up = true;
+            provider.window = FIRST_WINDOW_BYTES.min(self.max_window);
+            provider.owed = 0;
+            provider.round = (now, 0);
+            provider.last_heard = now;
+        }
+    }
+
+    /// The provider is lost, for now: what it owes goes back to the queue.
+    pub(super) fn down(&mut self, member: MemberId) {
+        let Some(index) = self.index(member) else { return };
+        self.providers[index].up = false;
+        self.providers[index].owed = 0;
+        for (id, want) in &mut self.wants {
+            if matches!(want.state, State::Asked(who, _) if who == index) {
+                want.state = State::Queued;
+                self.queue.push_front(*id);
+            }
+        }
+    }
+
+    /// The provider is never asked again: it sent what it should not.
+    pub(super) fn ban(&mut self, member: MemberId) {
+        self.down(member);
+        if let Some(index) = self.index(member) {
+            self.wants.values_mut().for_each(|want| want.lacking |= 1 << index);
+        }
+    }
+
+    /// A chunk came from the provider; whether it is the right one is not known yet. None if it is not waited for (any more).
+    pub(super) fn arrived(&mut self, now: Duration, member: MemberId, id: ChunkId) -> Option<Role> {
+        let index = self.index(member)?;
+        self.providers[index].last_heard = now;
+        let want = self.wants.get_mut(&id)?;
+        let State::Asked(who, _) = want.state else { return None };
+        want.state = State::Arrived;
+        let (role, weight) = (want.role, want.weight());
+        self.providers[who].owed = self.providers[who].owed.saturating_sub(weight);
+        self.pace(now, index, weight);
+        Some(role)
+    }
+
+    fn pace(&mut self, now: Duration, index: usize, weight: u64) {
+        let max_window = self.max_window;
+        let provider = &mut self.providers[index];
+        provider.round.1 += weight;
+        let elapsed = now.saturating_sub(provider.round.0);
+        if provider.round.1 >= provider.window {
+            if elapsed < FAST {
+                provider.window = (provider.window * 2).min(max_window);
+            } else if elapsed > SLOW {
+                provider.window = (provider.window / 2).max(LEAST_WINDOW_BYTES);
+            }
+            provider.round = (now, 0);
+        } else if elapsed > SLOW {
+            provider.window = (provider.window / 2).max(LEAST_WINDOW_BYTES);
+            provider.round = (now, 0);
+        }
+    }
+
+    /// The chunk is here and verified.
+    pub(super) fn stored(&mut self, id: ChunkId) {
+        self.wants.remove(&id);
+    }
+
+    /// What came as this chunk was something else.
+    pub(super) fn refused(&mut self, id: ChunkId) {
+        if let Some(want) = self.wants.get_mut(&id) {
+            want.state = State::Queued;
+            self.queue.push_front(id);
+        }
+    }
+
+    /// The provider has not got the chunk.
+    pub(super) fn lacks(&mut self, now: Duration, member: MemberId, id: ChunkId) {
+        let Some(index) = self.index(member) else { return };
+        self.providers[index].last_heard = now;
+        let Some(want) = self.wants.get_mut(&id) else { return };
+        want.lacking |= 1 << index;
+        if matches!(want.state, State::Asked(who, _) if who == index) {
+            self.providers[index].owed = self.providers[index].owed.saturating_sub(want.weight());
+            want.state = State::Queued;
+            self.queue.push_front(id);
+        }
+    }
+
+    /// What to ask the provider now, to be sent at once.
+    pub(super) fn next(&mut self, now: Duration, member: MemberId, most: usize) -> Vec<ChunkId> {
+        let mut ask = Vec::new();
+        let Some(index) = self.index(member) else { return ask };
+        let Provider { up, window, owed, .. } = self.providers[index];
+        // Half a window at a time: fewer and larger messages.
+        if !up || owed > window / 2 {
+            return ask;
+        }
+        if owed == 0 {
+            self.providers[index].round = (now, 0);
+            self.providers[index].last_heard = now;
+        }
+        let mut room = window - owed;
+        let mut passed = Vec::new();
+        while ask.len() < most && room > 0 && passed.len() < LOOK {
+            let Some(id) = self.queue.pop_front() else { break };
+            let Some(want) = self.wants.get_mut(&id) else { continue };
+            if want.state != State::Queued {
+                continue; // it stands in the queue twice
+            }
+            if want.lacking >> index & 1 == 1 {
+                passed.push(id);
+                continue;
+            }
+            room = room.saturating_sub(want.weight());
+            want.state = State::Asked(index, now);
+            ask.push(id);
+        }
+        passed.into_iter().rev().for_each(|id| self.queue.push_front(id));
+        if ask.is_empty() && owed == 0 {
+            self.take_over(now, index, most, &mut ask);
+        }
+        self.providers[index].owed += ask.iter().filter_map(|id| self.wants.get(id)).map(Want::weight).sum::<u64>();
+        ask
+    }
+
+    fn take_over(&mut self, now: Duration, index: usize, most: usize, ask: &mut Vec<ChunkId>) {
+        let mut room = self.providers[index].window;
+        for (id, want) in &mut self.wants {
+            if ask.len() == most || room == 0 {
+                break;
+            }
+            let State::Asked(who, since) = want.state else { continue };
+            if who != index && now.saturating_sub(since) >= TAKE_OVER && want.lacking >> index & 1 == 0 {
+                room = room.saturating_sub(want.weight());
+                self.providers[who].owed = self.providers[who].owed.saturating_sub(want.weight());
+                want.state = State::Asked(index, now);
+                ask.push(*id);
+            }
+        }
+    }
+
+    /// A provider that owes chunks and has sent nothing for `stall`.
+    pub(super) fn stalled(&self, now: Duration, stall: Duration) -> Option<MemberId> {
+        self.providers.iter().find(|p| p.up && p.owed > 0 && now.saturating_sub(p.last_heard) >= stall).map(|p| p.member)
+    }
+
+    /// A chunk that every provider lacks.
+    pub(super) fn nowhere(&self) -> Option<ChunkId> {
+        let all = ((1u64 << self.providers.len()) - 1) as u32;
+        // Only what was refused lately can be lacking everywhere, and that is at the queue's head.
+        self.queue.iter().take(LOOK).copied().find(|id| self.wants.get(id).is_some_and(|want| want.lacking & all == all))
+    }
+
+    /// How much is wanted and not here.
+    pub(super) fn missing(&self) -> usize {
+        self.wants.len()
+    }
+
+    /// How much nobody has been asked for.
+    pub(super) fn unasked(&self) -> usize {
+        self.queue.len()
+    }
+}
+
+impl Want {
+    fn weight(&self) -> u64 {
+        u64::from(match self.role {
+            Role::Data { bytes } => bytes,
+            _ => NODE_BYTES,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

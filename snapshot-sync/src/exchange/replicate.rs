@@ -1,0 +1,193 @@
+//! The pushing side: a manifest is durable when `k` other members have all of it, pinned and flushed.
+
+use super::{
+    Core, Exchange, is_passing,
+    wire::{Answer, Request},
+};
+use crate::{Error, ManifestId, Progress, error::blocking};
+use futures::{StreamExt, stream::FuturesUnordered};
+use p2pvm_overlay::MemberId;
+use serde::{Deserialize, Serialize};
+use std::{collections::VecDeque, fmt, time::Duration};
+use tokio::{sync::watch, time::Instant};
+
+/// How long the other side is asked to wait before it says how far it is.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Between tries when no candidate is left that has not failed.
+const RETRY: Duration = Duration::from_secs(20);
+
+/// How safe a manifest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicationState {
+    /// Here only.
+    Local,
+    /// `n` of `k` other members have all of it.
+    Replicating {
+        /// Members that have it.
+        n: usize,
+        /// Members wanted.
+        k: usize,
+    },
+    /// As many other members as wanted have all of it.
+    Durable,
+}
+
+impl fmt::Display for ReplicationState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("local"),
+            Self::Replicating { n, k } => write!(f, "replicating {n} of {k}"),
+            Self::Durable => f.write_str("durable"),
+        }
+    }
+}
+
+/// How safe a manifest is, and with whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replication {
+    /// In a word.
+    pub state: ReplicationState,
+    /// The other members that have all of it, pinned.
+    pub holders: Vec<MemberId>,
+    /// How far the slowest of the transfers under way is.
+    pub progress: Progress,
+    /// Why the last candidate that failed did.
+    pub trouble: Option<String>,
+}
+
+impl Exchange {
+    /// Has `to` fetch and pin `manifest`, and returns when it is durable there. Goes on where it was cut.
+    ///
+    /// # Errors
+    /// `Incomplete` if not all of it is here, `Peer` if `to` refuses or is out of reach for longer than the exchange's patience.
+    pub async fn push(&self, manifest: ManifestId, label: &str, to: MemberId, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+        let store = self.core.store.clone();
+        let hold = blocking("holding what is pushed", move || store.hold_all(manifest)).await?;
+        self.core.push_held(manifest, label, to, &[], progress).await?;
+        drop(hold);
+        Ok(())
+    }
+
+    /// Keeps `k` of the `candidates`, the first ones preferred, supplied with `manifest` under `label`; others take the
+    /// place of those that fail. Goes on until it is durable or the receiver is dropped. The caller pins it here and
+    /// records the holders where others find them.
+    pub fn replicate(&self, manifest: ManifestId, label: &str, k: usize, candidates: &[MemberId]) -> watch::Receiver<Replication> {
+        let me = self.me();
+        let start = Replication { state: ReplicationState::Local, holders: Vec::new(), progress: Progress::default(), trouble: None };
+        let (sender, receiver) = watch::channel(start);
+        let candidates = candidates.iter().copied().filter(|c| *c != me).collect();
+        let (core, label) = (self.core.clone(), label.to_owned());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = sender.closed() => {}
+                () = core.replicate_to(manifest, &label, k, candidates, &sender) => {}
+            }
+        });
+        receiver
+    }
+}
+
+impl Core {
+    async fn push_held(
+        &self,
+        manifest: ManifestId,
+        label: &str,
+        to: MemberId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error> {
+        let step = "keeping a replica";
+        let wait_ms = WAIT.as_millis() as u32;
+        let request = Request::Keep { manifest, label: label.to_owned(), providers: providers.to_vec(), wait_ms };
+        let mut heard = Instant::now();
+        let mut pause = Duration::from_millis(250);
+        loop {
+            let failed = match self.ask(to, step, &request, WAIT + self.options.call_timeout).await {
+                Ok(Answer::Kept) => return Ok(()),
+                Ok(Answer::Keeping(now)) => {
+                    if *progress.borrow() != now {
+                        heard = Instant::now();
+                    }
+                    progress.send_replace(now);
+                    pause = Duration::from_millis(250);
+                    None
+                }
+                Ok(Answer::Failed(reason)) => Some(Error::Peer { step, source: p2pvm_overlay::FabricError::Refused(to, reason) }),
+                Ok(_) => return Err(super::unexpected(step)),
+                Err(Error::Peer { source, .. }) if is_passing(&source) => Some(Error::Peer { step, source }),
+                Err(e) => return Err(e),
+            };
+            if let Some(e) = failed {
+                if heard.elapsed() >= self.options.patience {
+                    return Err(e);
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(4));
+            }
+        }
+    }
+
+    async fn replicate_to(
+        &self,
+        manifest: ManifestId,
+        label: &str,
+        k: usize,
+        candidates: VecDeque<MemberId>,
+        report: &watch::Sender<Replication>,
+    ) {
+        let store = self.store.clone();
+        let _hold = match blocking("holding what is replicated", move || store.hold_all(manifest)).await {
+            Ok(hold) => hold,
+            Err(e) => return report.send_modify(|r| r.trouble = Some(e.to_string())),
+        };
+        let mut holders: Vec<MemberId> = Vec::new();
+        let mut untried = candidates.clone();
+        while holders.len() < k {
+            let mut pushes = FuturesUnordered::new();
+            loop {
+                while holders.len() + pushes.len() < k {
+                    let Some(to) = untried.pop_front() else { break };
+                    let others = holders.clone();
+                    pushes.push(async move {
+                        let (progress, mut seen) = watch::channel(Progress::default());
+                        let push = self.push_held(manifest, label, to, &others, &progress);
+                        tokio::pin!(push);
+                        loop {
+                            tokio::select! {
+                                result = &mut push => return (to, result),
+                                Ok(()) = seen.changed() => {
+                                    let now = *seen.borrow_and_update();
+                                    report.send_modify(|r| r.progress = now);
+                                }
+                            }
+                        }
+                    });
+                }
+                report.send_modify(|r| {
+                    r.state =
+                        if holders.len() >= k { ReplicationState::Durable } else { ReplicationState::Replicating { n: holders.len(), k } };
+                    r.holders.clone_from(&holders);
+                });
+                match pushes.next().await {
+                    Some((to, Ok(()))) => holders.push(to),
+                    Some((to, Err(e))) => {
+                        tracing::warn!(member = %to, manifest = %manifest, "a replica was not kept: {e}");
+                        report.send_modify(|r| r.trouble = Some(e.to_string()));
+                    }
+                    None => break,
+                }
+            }
+            if holders.len() < k {
+                tokio::time::sleep(RETRY).await;
+                untried = candidates.iter().copied().filter(|c| !holders.contains(c)).collect();
+            }
+        }
+        report.send_modify(|r| {
+            r.state = ReplicationState::Durable;
+            r.holders = holders;
+            r.trouble = None;
+        });
+    }
+}

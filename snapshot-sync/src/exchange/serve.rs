@@ -1,0 +1,192 @@
+//! The answering side: who has what, chunks by stream, and replicas kept for others.
+
+use super::{
+    Core, Exchange, SERVICE,
+    wire::{Answer, Frame, Request},
+};
+use crate::{ChunkId, ChunkStore, Error, ManifestId, Progress, error::blocking};
+use async_trait::async_trait;
+use futures::{StreamExt, stream};
+use p2pvm_overlay::{BoxStream, MemberId, Serve};
+use std::{
+    io,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Semaphore, watch},
+    task::{AbortHandle, JoinHandle, JoinSet},
+};
+
+/// The longest that a [`Request::Keep`] is made to wait.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+
+/// Chunks read from the disk at a time, while the ones before are being sent.
+const READ_AHEAD: usize = 8;
+
+/// A stream on which nothing is wanted for so long is closed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// A replica being fetched for another member.
+pub(super) struct Keeping {
+    state: watch::Receiver<Answer>,
+    task: AbortHandle,
+}
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Handler(Weak<Exchange>);
+
+pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
+    exchange.core.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(exchange))));
+    let mut streams = exchange.core.fabric.accept_streams(SERVICE);
+    let (store, places) = (exchange.core.store.clone(), Arc::new(Semaphore::new(exchange.core.options.max_streams)));
+    tokio::spawn(async move {
+        let mut served = JoinSet::new();
+        while let Some((member, stream)) = streams.recv().await {
+            while served.try_join_next().is_some() {}
+            // No place left: the stream is dropped, and the fetch asks others or comes again.
+            let Ok(place) = places.clone().try_acquire_owned() else { continue };
+            let store = store.clone();
+            served.spawn(async move {
+                if let Err(e) = serve_stream(store, stream).await {
+                    tracing::debug!(%member, "serving chunks ended: {e}");
+                }
+                drop(place);
+            });
+        }
+    })
+}
+
+async fn serve_stream(store: ChunkStore, stream: BoxStream) -> io::Result<()> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    while let Ok(frame) = tokio::time::timeout(IDLE, Frame::read(&mut reader)).await {
+        let Some(Frame::Want(ids)) = frame? else { break };
+        let groups: Vec<Vec<ChunkId>> = ids.chunks(READ_AHEAD).map(<[_]>::to_vec).collect();
+        let mut groups = stream::iter(groups).map(|ids| read_chunks(store.clone(), ids)).buffered(2);
+        while let Some(frames) = groups.next().await {
+            for frame in frames {
+                frame.write(&mut writer).await?;
+            }
+        }
+        writer.flush().await?;
+    }
+    Ok(())
+}
+
+/// Never fails: what cannot be read is missing here, as far as the asker cares.
+async fn read_chunks(store: ChunkStore, ids: Vec<ChunkId>) -> Vec<Frame> {
+    let read = blocking("reading chunks", move || {
+        Ok(ids.into_iter().map(|id| store.get_stored(id).map_or(Frame::Missing(id), |stored| Frame::Chunk(id, stored))).collect())
+    });
+    read.await.unwrap_or_default()
+}
+
+#[async_trait]
+impl Serve for Handler {
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        let exchange = self.0.upgrade().ok_or("shutting down")?;
+        let answer = match Request::parse(&body).map_err(|e| e.to_string())? {
+            Request::Has(ids) => exchange.answer_has(ids).await,
+            Request::Keep { manifest, label, mut providers, wait_ms } => {
+                providers.insert(0, from);
+                exchange.keep(manifest, label, providers, Duration::from_millis(wait_ms.into()).min(MAX_WAIT)).await
+            }
+            Request::Release { manifest, label } => {
+                exchange.keeping().remove(&(manifest, label.clone()));
+                let store = exchange.core.store.clone();
+                blocking("removing a pin", move || store.unpin(manifest, &label)).await.map(|_| Answer::Released)
+            }
+        };
+        answer.map(|answer| answer.to_bytes()).map_err(|e| e.to_string())
+    }
+}
+
+impl Exchange {
+    async fn answer_has(&self, ids: Vec<ChunkId>) -> Result<Answer, Error> {
+        let store = self.core.store.clone();
+        blocking("looking for chunks", move || {
+            let mut bits = vec![0; ids.len().div_ceil(8)];
+            for (i, _) in ids.iter().enumerate().filter(|(_, id)| store.has(**id)) {
+                bits[i / 8] |= 1 << (i % 8);
+            }
+            Ok(Answer::Has(bits))
+        })
+        .await
+    }
+
+    /// Begins or goes on to keep a replica, and says how far it is after `wait` at the latest.
+    async fn keep(
+        self: &Arc<Self>,
+        manifest: ManifestId,
+        label: String,
+        providers: Vec<MemberId>,
+        wait: Duration,
+    ) -> Result<Answer, Error> {
+        let key = (manifest, label);
+        let running = self.keeping().get(&key).map(|keeping| keeping.state.clone());
+        let mut state = match running {
+            Some(state) => state,
+            None => self.begin_keeping(key.clone(), providers)?,
+        };
+        let finished = |answer: &Answer| !matches!(answer, Answer::Keeping(_));
+        let waited = tokio::time::timeout(wait, state.wait_for(finished)).await.map(|ended| ended.is_ok());
+        let answer = match waited {
+            Ok(false) => Answer::Failed("it was released meanwhile".to_owned()),
+            _ => state.borrow().clone(),
+        };
+        if finished(&answer) {
+            self.keeping().remove(&key);
+        }
+        Ok(answer)
+    }
+
+    fn begin_keeping(&self, key: (ManifestId, String), providers: Vec<MemberId>) -> Result<watch::Receiver<Answer>, Error> {
+        let (sender, state) = watch::channel(Answer::Keeping(Progress::default()));
+        let (core, (manifest, label)) = (self.core.clone(), key.clone());
+        let mut keeping = self.keeping();
+        if let Some(running) = keeping.get(&key) {
+            return Ok(running.state.clone());
+        }
+        let task = tokio::spawn(async move {
+            let answer = match core.keep_now(manifest, &label, &providers, &sender).await {
+                Ok(()) => Answer::Kept,
+                Err(e) => Answer::Failed(e.to_string()),
+            };
+            sender.send_replace(answer);
+        });
+        keeping.insert(key, Keeping { state: state.clone(), task: task.abort_handle() });
+        Ok(state)
+    }
+}
+
+impl Core {
+    async fn keep_now(
+        &self,
+        manifest: ManifestId,
+        label: &str,
+        providers: &[MemberId],
+        state: &watch::Sender<Answer>,
+    ) -> Result<(), Error> {
+        let (store, reserve) = (self.store.clone(), self.options.reserve_bytes);
+        blocking("looking for room", move || store.has_room(reserve)).await?;
+        let (progress, mut seen) = watch::channel(Progress::default());
+        let fetch = self.fetch(manifest, providers, &progress);
+        tokio::pin!(fetch);
+        let report = loop {
+            tokio::select! {
+                report = &mut fetch => break report?,
+                Ok(()) = seen.changed() => { state.send_replace(Answer::Keeping(*seen.borrow_and_update())); }
+            }
+        };
+        let (store, label) = (self.store.clone(), label.to_owned());
+        blocking("pinning", move || store.pin(manifest, &label)).await?;
+        drop(report);
+        Ok(())
+    }
+}

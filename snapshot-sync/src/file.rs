@@ -1,0 +1,252 @@
+//! Files into chunks and back. Blocks have a fixed length and lie at multiples of it: disks and RAM files
+//! change in place, so that an unchanged block keeps its name from one snapshot to the next, and rolling
+//! boundaries (Muthitacharoen et al. 2001) would gain little. Holes are neither read nor stored.
+//!
+//! A file is never in memory as a whole: a block at a time, and 40 bytes of manifest a block.
+
+use crate::{
+    ChunkStore, Error, Extent, Hold, Kind, Manifest, ManifestId, Progress,
+    chunk::MAX_CHUNK_BYTES,
+    error::{blocking, io_at},
+    store::{Batch, sync_directory},
+};
+use nix::{
+    errno::Errno,
+    unistd::{Whence, lseek},
+};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::sync::watch;
+
+/// The block length unless the caller wants another: a cluster of qcow2. Longer ones make fewer files, but find fewer blocks unchanged.
+pub const CHUNK_BYTES: u32 = 64 << 10;
+
+/// What is written before it is made durable, at most: bounds what a crash makes us write again.
+const COMMIT_BYTES: u64 = 64 << 20;
+
+static ZEROS: [u8; MAX_CHUNK_BYTES] = [0; MAX_CHUNK_BYTES];
+
+/// How a file becomes a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// What the file is.
+    pub kind: Kind,
+    /// The length of a block: a power of two from 4 KiB to 1 MiB.
+    pub chunk_bytes: u32,
+    /// What to remember of it.
+    pub meta: BTreeMap<String, String>,
+}
+
+impl ImportOptions {
+    /// Blocks of [`CHUNK_BYTES`], nothing to remember.
+    pub fn new(kind: Kind) -> Self {
+        Self { kind, chunk_bytes: CHUNK_BYTES, meta: BTreeMap::new() }
+    }
+}
+
+impl From<Kind> for ImportOptions {
+    fn from(kind: Kind) -> Self {
+        Self::new(kind)
+    }
+}
+
+/// A file that has become chunks. Pin its id, or something that names it, before this is dropped: until then it is held.
+#[derive(Debug)]
+pub struct Imported {
+    /// The manifest's name.
+    pub id: ManifestId,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Chunks that were not in the store before, those of the manifest included.
+    pub new_chunks: u64,
+    /// Their bytes on disk.
+    pub new_bytes: u64,
+    /// Keeps the chunks.
+    pub hold: Hold,
+}
+
+/// Sets its flag when dropped, so that file work in the background ends with the future that waits for it.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Stores a file, which nobody writes to meanwhile, as chunks. Durable on return.
+///
+/// # Errors
+/// What the file system says, or `Malformed` for a block length that is none.
+pub async fn import_file(
+    store: &ChunkStore,
+    path: &Path,
+    options: impl Into<ImportOptions>,
+    progress: &watch::Sender<Progress>,
+) -> Result<Imported, Error> {
+    let stop = StopOnDrop(Arc::default());
+    let (store, path, options, progress, stopped) = (store.clone(), path.to_owned(), options.into(), progress.clone(), stop.0.clone());
+    blocking("importing", move || import(&store, &path, options, &progress, &stopped)).await
+}
+
+/// Writes the file that `manifest` describes to `path`, sparse, replacing what is there in one step and only when it is complete and durable.
+/// What a killed export leaves is `.<name>.partial` beside it, which the next export to `path` overwrites; one export to a path at a time.
+///
+/// # Errors
+/// `NotFound` or `Corrupt` of a chunk, or what the file system says. Then `path` is as before.
+pub async fn export_file(store: &ChunkStore, manifest: &Manifest, path: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+    export_with(store, manifest, path, None, progress).await
+}
+
+/// As [`export_file`], and nobody may write to the file.
+pub(crate) async fn export_read_only(
+    store: &ChunkStore,
+    manifest: &Manifest,
+    path: &Path,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), Error> {
+    export_with(store, manifest, path, Some(0o444), progress).await
+}
+
+async fn export_with(
+    store: &ChunkStore,
+    manifest: &Manifest,
+    path: &Path,
+    mode: Option<u32>,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), Error> {
+    let stop = StopOnDrop(Arc::default());
+    let (store, manifest, path, progress, stopped) = (store.clone(), manifest.clone(), path.to_owned(), progress.clone(), stop.0.clone());
+    blocking("exporting", move || export(&store, &manifest, &path, mode, &progress, &stopped)).await
+}
+
+fn check(stopped: &AtomicBool, step: &'static str) -> Result<(), Error> {
+    if stopped.load(Ordering::Relaxed) { Err(Error::Closed { step }) } else { Ok(()) }
+}
+
+fn import(
+    store: &ChunkStore,
+    path: &Path,
+    options: ImportOptions,
+    progress: &watch::Sender<Progress>,
+    stopped: &AtomicBool,
+) -> Result<Imported, Error> {
+    let file = File::open(path).map_err(io_at("opening", path))?;
+    let size = file.metadata().map_err(io_at("reading the length of", path))?.len();
+    let mut manifest = Manifest { kind: options.kind, size, chunk_bytes: options.chunk_bytes, chunks: Vec::new(), meta: options.meta };
+    manifest.check()?;
+    let mut batch = store.batch();
+    let mut buffer = vec![0; options.chunk_bytes as usize];
+    let block_bytes = u64::from(options.chunk_bytes);
+    let mut next_block = 0;
+    while let Some((data_begin, data_end)) =
+        next_data(&file, next_block * block_bytes, size).map_err(|e| io_at("seeking in", path)(e.into()))?
+    {
+        for block in next_block.max(data_begin / block_bytes)..data_end.div_ceil(block_bytes) {
+            check(stopped, "importing")?;
+            let content = &mut buffer[..manifest.extent_bytes(block) as usize];
+            file.read_exact_at(content, block * block_bytes).map_err(io_at("reading", path))?;
+            if *content != ZEROS[..content.len()] {
+                let chunk = batch.put(content)?;
+                manifest.chunks.push(Extent { block, chunk });
+                commit_if_full(&mut batch)?;
+            }
+            progress.send_replace(Progress { done_bytes: ((block + 1) * block_bytes).min(size), total_bytes: size });
+        }
+        next_block = data_end.div_ceil(block_bytes);
+    }
+    let id = manifest.store(&mut batch)?;
+    batch.commit()?;
+    let (new_chunks, new_bytes) = batch.written();
+    progress.send_replace(Progress { done_bytes: size, total_bytes: size });
+    Ok(Imported { id, manifest, new_chunks, new_bytes, hold: batch.finish()? })
+}
+
+fn commit_if_full(batch: &mut Batch) -> Result<(), Error> {
+    if batch.pending_bytes() >= COMMIT_BYTES { batch.commit() } else { Ok(()) }
+}
+
+/// The first range at or after `from` that is not a hole.
+fn next_data(file: &File, from: u64, size: u64) -> Result<Option<(u64, u64)>, Errno> {
+    if from >= size {
+        return Ok(None);
+    }
+    match lseek(file, from as i64, Whence::SeekData) {
+        Ok(begin) => {
+            let end = lseek(file, begin, Whence::SeekHole)?;
+            Ok(Some((begin as u64, (end as u64).min(size))))
+        }
+        Err(Errno::ENXIO) => Ok(None),
+        Err(Errno::EINVAL) => Ok(Some((from, size))), // a file system that knows no holes
+        Err(e) => Err(e),
+    }
+}
+
+/// Where [`export_file`] writes before the file is whole.
+pub(crate) fn partial_path(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.partial"))
+}
+
+fn export(
+    store: &ChunkStore,
+    manifest: &Manifest,
+    path: &Path,
+    mode: Option<u32>,
+    progress: &watch::Sender<Progress>,
+    stopped: &AtomicBool,
+) -> Result<(), Error> {
+    let partial = partial_path(path);
+    let written = write_partial(store, manifest, &partial, progress, stopped).and_then(|()| match mode {
+        Some(mode) => fs::set_permissions(&partial, fs::Permissions::from_mode(mode)).map_err(io_at("protecting", &partial)),
+        None => Ok(()),
+    });
+    if let Err(e) = written {
+        let _ = fs::remove_file(&partial);
+        return Err(e);
+    }
+    fs::rename(&partial, path).map_err(io_at("naming", path))?;
+    sync_directory(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+fn write_partial(
+    store: &ChunkStore,
+    manifest: &Manifest,
+    partial: &Path,
+    progress: &watch::Sender<Progress>,
+    stopped: &AtomicBool,
+) -> Result<(), Error> {
+    // One left by a killed export may be read-only.
+    match fs::remove_file(partial) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at("removing", partial)(e)),
+        _ => {}
+    }
+    let file = File::create_new(partial).map_err(io_at("creating", partial))?;
+    file.set_len(manifest.size).map_err(io_at("sizing", partial))?;
+    let total_bytes = manifest.content_bytes();
+    let mut done_bytes = 0;
+    for extent in &manifest.chunks {
+        check(stopped, "exporting")?;
+        let content = store.get(extent.chunk)?;
+        if content.len() != manifest.extent_bytes(extent.block) as usize {
+            let detail = format!("{:?} has {} bytes, not those of block {}", extent.chunk, content.len(), extent.block);
+            return Err(Error::Malformed { what: "manifest", detail });
+        }
+        file.write_all_at(&content, extent.block * u64::from(manifest.chunk_bytes)).map_err(io_at("writing", partial))?;
+        done_bytes += content.len() as u64;
+        progress.send_replace(Progress { done_bytes, total_bytes });
+    }
+    file.sync_all().map_err(io_at("flushing", partial))
+}
+
+#[cfg(test)]
+mod tests;

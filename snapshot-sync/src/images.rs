@@ -1,0 +1,130 @@
+//! Base images: chunks like everything else, and beside them one read-only file each for the hypervisor
+//! to open. The file is made from the chunks when it is first needed, and may be thrown away at any time.
+
+use crate::{
+    ChunkStore, Error, Exchange, Kind, Manifest, ManifestId, Progress,
+    error::{blocking, io_at},
+    file,
+    file::ImportOptions,
+};
+use p2pvm_overlay::MemberId;
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::watch;
+
+/// An image's name: its manifest's.
+pub type ImageId = ManifestId;
+
+/// The label of the pins that keep images here.
+const PIN: &str = "image";
+
+/// The images of this member, as files in a directory.
+pub struct Images {
+    exchange: Arc<Exchange>,
+    dir: PathBuf,
+    /// One maker of a file at a time.
+    making: Mutex<HashMap<ImageId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Images {
+    /// Opens the directory of image files, made if missing. What a killed process left half-written is removed.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(exchange: Arc<Exchange>, dir: impl Into<PathBuf>) -> Result<Self, Error> {
+        let dir = dir.into();
+        fs::create_dir_all(&dir).map_err(io_at("creating a directory", &dir))?;
+        for entry in fs::read_dir(&dir).map_err(io_at("listing", &dir))? {
+            let entry = entry.map_err(io_at("listing", &dir))?;
+            if entry.file_name().to_string_lossy().ends_with(".partial") {
+                fs::remove_file(entry.path()).map_err(io_at("removing", entry.path()))?;
+            }
+        }
+        Ok(Self { exchange, dir, making: Mutex::default() })
+    }
+
+    /// Takes a qcow2 or raw file in. The same content has the same id on every member.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub async fn import(&self, path: &Path, progress: &watch::Sender<Progress>) -> Result<ImageId, Error> {
+        let imported = file::import_file(self.store(), path, ImportOptions::new(Kind::Image), progress).await?;
+        self.pin(imported.id).await?;
+        Ok(imported.id)
+    }
+
+    /// The image as a read-only file here, made from chunks here or fetched from `providers`.
+    ///
+    /// # Errors
+    /// `NoProvider` if chunks can be had from nobody, or what the file system says.
+    pub async fn ensure_local(&self, image: ImageId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<PathBuf, Error> {
+        let making = self.making.lock().unwrap_or_else(PoisonError::into_inner).entry(image).or_default().clone();
+        let _making = making.lock().await;
+        let path = self.path(image);
+        if path.exists() && self.is_pinned(image).await? {
+            return Ok(path);
+        }
+        // Beside what is missing, this reads only the manifest.
+        let report = self.exchange.fetch(image, providers, progress).await?;
+        self.pin(image).await?;
+        drop(report);
+        if path.exists() {
+            return Ok(path);
+        }
+        let store = self.store().clone();
+        let manifest = blocking("reading a manifest", move || Manifest::load(&store, image)).await?;
+        file::export_read_only(self.store(), &manifest, &path, progress).await?;
+        Ok(path)
+    }
+
+    /// The images here.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub async fn list(&self) -> Result<Vec<ImageId>, Error> {
+        let store = self.store().clone();
+        let pins = blocking("listing images", move || store.pins()).await?;
+        Ok(pins.into_iter().filter(|(_, label)| label == PIN).map(|(id, _)| id).collect())
+    }
+
+    /// Lets an image go: its file now, its chunks at the next collection. No VM here may use it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub async fn remove(&self, image: ImageId) -> Result<(), Error> {
+        let (store, path) = (self.store().clone(), self.path(image));
+        blocking("removing an image", move || {
+            store.unpin(image, PIN)?;
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_at("removing", &path)(e)),
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Where [`Images::ensure_local`] puts the image.
+    pub fn path(&self, image: ImageId) -> PathBuf {
+        self.dir.join(format!("{image}.img"))
+    }
+
+    fn store(&self) -> &ChunkStore {
+        self.exchange.store()
+    }
+
+    async fn is_pinned(&self, image: ImageId) -> Result<bool, Error> {
+        Ok(self.list().await?.contains(&image))
+    }
+
+    async fn pin(&self, image: ImageId) -> Result<(), Error> {
+        let store = self.store().clone();
+        blocking("pinning an image", move || store.pin(image, PIN)).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

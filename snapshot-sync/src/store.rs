@@ -1,0 +1,263 @@
+//! The chunks on this disk: one file each in a sharded directory, under the name of its content.
+//! A chunk is here whole or not at all, through a kill or a power cut at any moment (see [`batch`](Batch)).
+//! Everything blocks: async callers go through `spawn_blocking`.
+//!
+//! Layout: `chunks/<first byte>/<id>`, `pins/<manifest>-<label's hash>`, `tmp/` for what is being written
+//! (emptied at open). One process at a time.
+
+mod batch;
+mod collect;
+mod holds;
+mod pins;
+
+pub use batch::Batch;
+pub(crate) use batch::sync_directory;
+pub use collect::Collected;
+pub use holds::Hold;
+pub use pins::MAX_LABEL_BYTES;
+
+use crate::{ChunkId, Error, chunk, error::io_at};
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Content-addressed chunks in a directory. Clones share it.
+#[derive(Clone)]
+pub struct ChunkStore(Arc<Inner>);
+
+struct Inner {
+    dir: PathBuf,
+    next_temporary: AtomicU64,
+    holds: Mutex<holds::Table>,
+    /// Held by a collection: one at a time.
+    collecting: Mutex<()>,
+    #[cfg(test)]
+    crash: Mutex<crash::Point>,
+}
+
+/// The moments of a commit between which a crash may fall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Contents are in temporary files.
+    Written,
+    /// They are durable there.
+    Flushed,
+    /// One more has its final name.
+    Renamed,
+    /// All names are durable.
+    Durable,
+}
+
+impl ChunkStore {
+    /// Opens the store in `dir`, made if missing. What a killed process left half-written is removed.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self, Error> {
+        let dir = dir.into();
+        let temporary = dir.join("tmp");
+        match fs::remove_dir_all(&temporary) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at("emptying", &temporary)(e)),
+            _ => {}
+        }
+        for made in [temporary, dir.join("pins"), dir.join("chunks")] {
+            fs::create_dir_all(&made).map_err(io_at("creating a directory", &made))?;
+        }
+        sync_directory(&dir)?;
+        Ok(Self(Arc::new(Inner {
+            dir,
+            next_temporary: AtomicU64::new(0),
+            holds: Mutex::default(),
+            collecting: Mutex::default(),
+            #[cfg(test)]
+            crash: Mutex::default(),
+        })))
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// Stores `content`, durable on return. Many chunks are stored faster by [`ChunkStore::batch`].
+    ///
+    /// # Errors
+    /// `TooLarge` beyond [`chunk::MAX_CHUNK_BYTES`], or what the file system says.
+    pub fn put(&self, content: &[u8]) -> Result<ChunkId, Error> {
+        let mut batch = self.batch();
+        let id = batch.put(content)?;
+        batch.commit()?;
+        Ok(id)
+    }
+
+    /// Begins to store many chunks, to be made durable together.
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.clone())
+    }
+
+    /// The content of a chunk, verified.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt` if the disk holds something else, which is removed so that the chunk can be fetched anew.
+    pub fn get(&self, id: ChunkId) -> Result<Vec<u8>, Error> {
+        self.get_both(id).map(|(_, content)| content)
+    }
+
+    /// The stored form of a chunk, verified.
+    pub(crate) fn get_stored(&self, id: ChunkId) -> Result<Vec<u8>, Error> {
+        self.get_both(id).map(|(stored, _)| stored)
+    }
+
+    fn get_both(&self, id: ChunkId) -> Result<(Vec<u8>, Vec<u8>), Error> {
+        let path = self.path(id);
+        let mut file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Error::NotFound(id)),
+            other => other.map_err(io_at("opening a chunk", &path))?,
+        };
+        let mut stored = Vec::new();
+        let limit = chunk::MAX_STORED_BYTES as u64 + 1;
+        Read::by_ref(&mut file).take(limit).read_to_end(&mut stored).map_err(io_at("reading a chunk", &path))?;
+        match chunk::decode(id, &stored) {
+            Ok(content) => Ok((stored, content)),
+            Err(e) => {
+                tracing::warn!(chunk = %id, "a stored chunk is damaged and removed: {e}");
+                let _ = fs::remove_file(&path);
+                Err(e)
+            }
+        }
+    }
+
+    /// Whether the chunk is here. Its content is verified only when it is read.
+    pub fn has(&self, id: ChunkId) -> bool {
+        self.path(id).exists()
+    }
+
+    /// Every chunk here, in no order.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn list(&self) -> Result<Vec<ChunkId>, Error> {
+        let mut found = Vec::new();
+        self.each_file(|id, _| found.push(id))?;
+        Ok(found)
+    }
+
+    /// Calls `see` for every chunk file.
+    fn each_file(&self, mut see: impl FnMut(ChunkId, &fs::DirEntry)) -> Result<(), Error> {
+        for shard in 0..=u8::MAX {
+            let path = self.chunks().join(format!("{shard:02x}"));
+            let entries = match fs::read_dir(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue, // no chunk of it was ever here
+                other => other.map_err(io_at("listing", &path))?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(io_at("listing", &path))?;
+                if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+                    see(id, &entry);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether so many bytes are free on the file system that holds the store.
+    pub(crate) fn has_room(&self, bytes: u64) -> Result<(), Error> {
+        let about = nix::sys::statvfs::statvfs(&self.0.dir).map_err(|e| io_at("looking for room in", &self.0.dir)(e.into()))?;
+        let free = about.blocks_available() as u64 * about.fragment_size() as u64;
+        if free >= bytes {
+            return Ok(());
+        }
+        let detail = format!("{} MiB free, {} MiB are kept in reserve", free >> 20, bytes >> 20);
+        Err(io_at("looking for room in", &self.0.dir)(io::Error::new(io::ErrorKind::StorageFull, detail)))
+    }
+
+    /// An empty hold, to be filled by [`Hold::add`].
+    pub fn hold(&self) -> Hold {
+        Hold::new(self.clone())
+    }
+
+    fn holds(&self) -> MutexGuard<'_, holds::Table> {
+        self.0.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn chunks(&self) -> PathBuf {
+        self.0.dir.join("chunks")
+    }
+
+    /// Made when its first chunk comes.
+    fn shard(&self, id: ChunkId) -> PathBuf {
+        self.chunks().join(format!("{:02x}", id.0[0]))
+    }
+
+    fn path(&self, id: ChunkId) -> PathBuf {
+        self.shard(id).join(id.to_string())
+    }
+
+    /// A name for a file that is being written, in the same file system as the final names.
+    fn temporary(&self) -> PathBuf {
+        self.0.dir.join("tmp").join(self.0.next_temporary.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    #[cfg(not(test))]
+    fn step(&self, _step: Step) -> Result<(), Error> {
+        Ok(())
+    }
+
+    #[cfg(not(test))]
+    fn crashed(&self) -> bool {
+        false
+    }
+}
+
+impl std::fmt::Debug for ChunkStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ChunkStore({})", self.0.dir.display())
+    }
+}
+
+/// Crashes at a chosen moment of a commit: from then on the store fails as if the process were gone.
+#[cfg(test)]
+pub(crate) mod crash {
+    use super::*;
+
+    #[derive(Default)]
+    pub(crate) struct Point {
+        at: Option<(Step, usize)>,
+        crashed: bool,
+    }
+
+    impl ChunkStore {
+        /// Crashes when `step` is reached after `skip` times of being passed.
+        pub(crate) fn crash_at(&self, step: Step, skip: usize) {
+            *self.0.crash.lock().unwrap() = Point { at: Some((step, skip)), crashed: false };
+        }
+
+        pub(crate) fn crashed(&self) -> bool {
+            self.0.crash.lock().unwrap().crashed
+        }
+
+        pub(super) fn step(&self, step: Step) -> Result<(), Error> {
+            let mut point = self.0.crash.lock().unwrap();
+            match &mut point.at {
+                Some((at, 0)) if *at == step => point.crashed = true,
+                Some((at, skip)) if *at == step => *skip -= 1,
+                _ => {}
+            }
+            if point.crashed {
+                return Err(io_at("crashing", &self.0.dir)(io::Error::other("injected")));
+            }
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod kill;
+#[cfg(test)]
+mod tests;

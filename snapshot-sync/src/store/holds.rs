@@ -1,0 +1,93 @@
+//! Which chunks are in use by work under way, so that garbage collection leaves them alone before a pin
+//! names them. Held in memory: after a restart the grace period of [`super::ChunkStore::gc`] covers what was left.
+
+use super::ChunkStore;
+use crate::ChunkId;
+use std::collections::{HashMap, HashSet};
+
+#[derive(Default)]
+pub(super) struct Table {
+    counts: HashMap<ChunkId, u32>,
+    /// A collection is under way: what is let go meanwhile may have been pinned after the marking, so it lingers until the end.
+    collecting: bool,
+    lingering: Vec<ChunkId>,
+}
+
+impl Table {
+    pub(super) fn holds(&self, id: &ChunkId) -> bool {
+        self.counts.contains_key(id)
+    }
+
+    pub(super) fn begin_collection(&mut self) {
+        self.collecting = true;
+    }
+
+    pub(super) fn end_collection(&mut self) {
+        self.collecting = false;
+        for id in std::mem::take(&mut self.lingering) {
+            self.release(id);
+        }
+    }
+
+    fn release(&mut self, id: ChunkId) {
+        if self.collecting {
+            self.lingering.push(id);
+        } else if let Some(count) = self.counts.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&id);
+            }
+        }
+    }
+}
+
+/// Keeps chunks from being collected until it is dropped. Pin what they make up before that.
+pub struct Hold {
+    store: ChunkStore,
+    ids: HashSet<ChunkId>,
+}
+
+impl Hold {
+    pub(super) fn new(store: ChunkStore) -> Self {
+        Self { store, ids: HashSet::new() }
+    }
+
+    /// Holds one more chunk, whether it is here yet or not. What is here after this call stays.
+    pub fn add(&mut self, id: ChunkId) {
+        if self.ids.insert(id) {
+            *self.store.holds().counts.entry(id).or_insert(0) += 1;
+        }
+    }
+
+    /// How many chunks are held.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Takes over what another hold of the same store holds.
+    pub fn merge(&mut self, other: &Hold) {
+        for id in &other.ids {
+            self.add(*id);
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut table = self.store.holds();
+        for id in self.ids.drain() {
+            table.release(id);
+        }
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hold({} chunks)", self.ids.len())
+    }
+}

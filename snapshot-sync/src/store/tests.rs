@@ -1,0 +1,252 @@
+//! What the store promises: whole chunks or none through a crash at any step, and a collection that takes nothing in use.
+
+use super::*;
+use crate::{Checkpoint, Extent, Kind, Manifest, ManifestId};
+use p2pvm_overlay::{Epoch, UnixTime, VmId};
+use proptest::prelude::*;
+use std::{collections::BTreeMap, time::Duration};
+
+fn content(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut content = vec![0; bytes];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut content);
+    content
+}
+
+fn fresh() -> (tempfile::TempDir, ChunkStore) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ChunkStore::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+/// A manifest of one block for each seed.
+fn manifest_of(store: &ChunkStore, seeds: &[u64]) -> (ManifestId, Hold) {
+    let mut batch = store.batch();
+    let chunks = seeds.iter().enumerate().map(|(i, seed)| Extent { block: i as u64, chunk: batch.put(&content(*seed, 4096)).unwrap() });
+    let (chunks, size) = (chunks.collect(), seeds.len() as u64 * 4096);
+    let id = Manifest { kind: Kind::Disk, size, chunk_bytes: 4096, chunks, meta: BTreeMap::new() }.store(&mut batch).unwrap();
+    (id, batch.finish().unwrap())
+}
+
+#[test]
+fn what_was_put_is_there_after_reopening() {
+    let (dir, store) = fresh();
+    let ids: Vec<_> = (0..20).map(|seed| store.put(&content(seed, 5000)).unwrap()).collect();
+    drop(store);
+    let store = ChunkStore::open(dir.path()).unwrap();
+    for (seed, id) in ids.iter().enumerate() {
+        assert_eq!(store.get(*id).unwrap(), content(seed as u64, 5000));
+    }
+    assert_eq!(store.list().unwrap().len(), 20);
+}
+
+#[test]
+fn a_damaged_chunk_is_named_and_makes_room_for_a_good_one() {
+    let (_dir, store) = fresh();
+    let id = store.put(&content(1, 5000)).unwrap();
+    let mut bytes = fs::read(store.path(id)).unwrap();
+    bytes[100] ^= 1;
+    fs::write(store.path(id), &bytes).unwrap();
+    assert!(matches!(store.get(id), Err(Error::Corrupt { .. })));
+    assert!(matches!(store.get(id), Err(Error::NotFound(_))));
+    assert_eq!(store.put(&content(1, 5000)).unwrap(), id);
+    assert_eq!(store.get(id).unwrap(), content(1, 5000));
+}
+
+#[test]
+fn a_chunk_too_large_is_refused() {
+    let (_dir, store) = fresh();
+    assert!(matches!(store.put(&vec![1; chunk::MAX_CHUNK_BYTES + 1]), Err(Error::TooLarge { .. })));
+}
+
+#[test]
+fn a_crash_at_any_step_loses_no_acknowledged_chunk_and_leaves_no_half_one() {
+    for batch_size in [1, 3, 40] {
+        for (step, skip) in
+            [(Step::Written, 0), (Step::Flushed, 0), (Step::Renamed, 0), (Step::Renamed, batch_size / 2), (Step::Durable, 0)]
+        {
+            let (dir, store) = fresh();
+            let acknowledged: Vec<_> = (0..10).map(|seed| store.put(&content(seed, 3000)).unwrap()).collect();
+            store.crash_at(step, skip);
+            let mut batch = store.batch();
+            for seed in 100..100 + batch_size as u64 {
+                batch.put(&content(seed, 3000)).unwrap();
+            }
+            assert!(batch.commit().is_err(), "{step:?} was not reached");
+            drop((batch, store));
+
+            let store = ChunkStore::open(dir.path()).unwrap();
+            acknowledged.iter().for_each(|id| drop(store.get(*id).unwrap()));
+            store.list().unwrap().iter().for_each(|id| drop(store.get(*id).unwrap()));
+            assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0, "{step:?} left a partial file");
+            // The same work done again succeeds.
+            let mut batch = store.batch();
+            for seed in 100..100 + batch_size as u64 {
+                batch.put(&content(seed, 3000)).unwrap();
+            }
+            batch.commit().unwrap();
+            assert_eq!(store.list().unwrap().len(), 10 + batch_size);
+        }
+    }
+}
+
+#[test]
+fn a_failed_write_leaves_the_store_usable() {
+    let (dir, store) = fresh();
+    fs::remove_dir_all(dir.path().join("tmp")).unwrap();
+    assert!(store.put(b"nowhere to go").is_err());
+    fs::create_dir(dir.path().join("tmp")).unwrap();
+    assert!(store.put(b"nowhere to go").is_ok());
+}
+
+#[test]
+fn a_collection_keeps_what_is_pinned_and_takes_the_rest() {
+    let (_dir, store) = fresh();
+    let (kept, hold) = manifest_of(&store, &[1, 2, 3]);
+    let (lost, other) = manifest_of(&store, &[3, 4, 5]);
+    store.pin(kept, "web@one").unwrap();
+    drop((hold, other));
+    let collected = store.gc(Duration::ZERO).unwrap();
+    assert_eq!((collected.kept, collected.removed), (5, 4));
+    assert!(store.is_complete(kept) && !store.has(lost.0));
+}
+
+#[test]
+fn a_pin_is_there_after_reopening_and_gone_after_unpinning() {
+    let (dir, store) = fresh();
+    let (id, hold) = manifest_of(&store, &[1, 2]);
+    store.pin(id, "a").unwrap();
+    store.pin(id, "a").unwrap();
+    store.pin(id, "b").unwrap();
+    drop((hold, store));
+    let store = ChunkStore::open(dir.path()).unwrap();
+    assert_eq!(store.pins().unwrap(), vec![(id, "a".to_owned()), (id, "b".to_owned())]);
+    assert!(store.unpin(id, "a").unwrap() && !store.unpin(id, "a").unwrap());
+    assert_eq!(store.gc(Duration::ZERO).unwrap().removed, 0, "the other pin still keeps it");
+    store.unpin(id, "b").unwrap();
+    assert_eq!(store.gc(Duration::ZERO).unwrap().kept, 0);
+}
+
+#[test]
+fn a_pin_is_refused_while_something_is_missing() {
+    let (_dir, store) = fresh();
+    let (id, _hold) = manifest_of(&store, &[1, 2, 3]);
+    fs::remove_file(store.path(ChunkId::of(&content(2, 4096)))).unwrap();
+    assert!(matches!(store.pin(id, "x"), Err(Error::Incomplete { missing: 1, .. })));
+    assert!(store.pins().unwrap().is_empty());
+}
+
+#[test]
+fn a_collection_takes_nothing_that_is_held_or_young() {
+    let (_dir, store) = fresh();
+    let (id, hold) = manifest_of(&store, &[1, 2]);
+    assert_eq!(store.gc(Duration::ZERO).unwrap().removed, 0);
+    drop(hold);
+    assert_eq!(store.gc(Duration::from_secs(3600)).unwrap().removed, 0);
+    assert!(store.is_complete(id));
+    assert_eq!(store.gc(Duration::ZERO).unwrap().removed, 4);
+}
+
+#[test]
+fn what_is_let_go_during_a_collection_outlives_it() {
+    let (_dir, store) = fresh();
+    let id = store.put(b"pinned after the marking").unwrap();
+    let mut hold = store.hold();
+    hold.add(id);
+    store.holds().begin_collection();
+    drop(hold);
+    assert!(store.holds().holds(&id));
+    store.holds().end_collection();
+    assert!(!store.holds().holds(&id));
+}
+
+#[test]
+fn a_collection_takes_nothing_if_a_pinned_manifest_cannot_be_read() {
+    let (_dir, store) = fresh();
+    let (id, hold) = manifest_of(&store, &[1, 2]);
+    store.pin(id, "x").unwrap();
+    drop(hold);
+    fs::write(store.path(id.0), b"damaged").unwrap();
+    assert!(store.gc(Duration::ZERO).is_err());
+    assert!(store.has(ChunkId::of(&content(1, 4096))));
+}
+
+#[test]
+fn imports_and_collections_at_once_lose_nothing() {
+    let (_dir, store) = fresh();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                store.gc(Duration::ZERO).unwrap();
+            }
+        });
+        for round in 0..15u64 {
+            // Half of each round's chunks are garbage left by the round before.
+            let (garbage, hold) = manifest_of(&store, &[round, round + 1]);
+            let (id, held) = manifest_of(&store, &[round + 1, round + 2, 1000 + round]);
+            drop(hold);
+            store.pin(id, "round").unwrap();
+            drop(held);
+            assert!(store.is_complete(id), "round {round} lost a chunk");
+            store.unpin(id, "round").unwrap();
+            let _ = garbage;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_checkpoint_keeps_its_files() {
+    let (_dir, store) = fresh();
+    let ((ram, a), (disk, b), (image, c)) = (manifest_of(&store, &[1]), manifest_of(&store, &[2]), manifest_of(&store, &[3]));
+    let (vm, taken) = (VmId([7; 32]), UnixTime(9));
+    let checkpoint =
+        Checkpoint { vm, name: "one".into(), taken, epoch: Epoch(3), ram: Some(ram), disk, image: Some(image), spec: vec![1, 2] };
+    let (id, d) = checkpoint.store(&store).unwrap();
+    store.pin(id, "web@one").unwrap();
+    drop((a, b, c, d));
+    assert_eq!(store.gc(Duration::ZERO).unwrap().removed, 0);
+    assert_eq!(Checkpoint::load(&store, id).unwrap(), checkpoint);
+    assert!(Manifest::load(&store, id).is_err() && Checkpoint::load(&store, ram).is_err());
+}
+
+fn any_manifest() -> impl Strategy<Value = Manifest> {
+    let blocks = proptest::collection::btree_map(0u64..20_000, any::<[u8; 32]>(), 0..200);
+    let meta = proptest::collection::btree_map("[a-z]{0,8}", ".{0,20}", 0..4);
+    (blocks, 12u32..=20, 1u32..4096, meta).prop_map(|(blocks, shift, tail, meta)| {
+        let chunk_bytes = 1u32 << shift;
+        let size = blocks.last_key_value().map_or(0, |(last, _)| last * u64::from(chunk_bytes) + u64::from(tail));
+        let chunks = blocks.into_iter().map(|(block, id)| Extent { block, chunk: ChunkId(id) }).collect();
+        Manifest { kind: Kind::Ram, size, chunk_bytes, chunks, meta }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+
+    #[test]
+    fn a_manifest_survives_its_chunks(manifest in any_manifest()) {
+        let (_dir, store) = fresh();
+        let mut batch = store.batch();
+        let id = manifest.store(&mut batch).unwrap();
+        batch.commit().unwrap();
+        prop_assert_eq!(Manifest::load(&store, id).unwrap(), manifest);
+    }
+}
+
+#[test]
+fn a_manifest_out_of_order_or_out_of_bounds_is_refused() {
+    let (_dir, store) = fresh();
+    let extent = |block| Extent { block, chunk: ChunkId([block as u8; 32]) };
+    let of = |chunks, size, chunk_bytes| Manifest { kind: Kind::Other, size, chunk_bytes, chunks, meta: BTreeMap::new() };
+    for bad in [
+        of(vec![extent(1), extent(0)], 65536, 4096),
+        of(vec![extent(1), extent(1)], 65536, 4096),
+        of(vec![extent(16)], 65536, 4096),
+        of(vec![], 65536, 5000),
+        of(vec![], 65536, 0),
+        of(vec![], u64::MAX, 2 << 20),
+    ] {
+        assert!(bad.store(&mut store.batch()).is_err(), "{bad:?}");
+    }
+}
