@@ -4,6 +4,7 @@
 pub mod fabric;
 pub mod id;
 pub mod identity;
+pub mod link;
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};
 pub use id::{Epoch, MemberId, NetworkId, RingAddr, UnixTime, VmId};
