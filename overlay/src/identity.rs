@@ -101,7 +101,10 @@ impl Identity {
         match fs::read(path).map(Zeroizing::new) {
             Ok(bytes) => {
                 let both: &[u8; 64] = bytes.as_slice().try_into().map_err(|_| {
-                    io::Error::new(io::ErrorKind::InvalidData, format!("{} is no identity: {} bytes instead of 64", path.display(), bytes.len()))
+                    io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("{} is no identity: {} bytes instead of 64", path.display(), bytes.len()),
+                    )
                 })?;
                 let (seed, link) = both.split_at(32);
                 let (seed, link): (&[u8; 32], [u8; 32]) = (seed.try_into().expect("32 of 64"), link.try_into().expect("32 of 64"));

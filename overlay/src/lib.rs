@@ -5,6 +5,8 @@ pub mod fabric;
 pub mod id;
 pub mod identity;
 pub mod link;
+pub mod plane;
+pub mod stun;
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};
 pub use id::{Epoch, MemberId, NetworkId, RingAddr, UnixTime, VmId};

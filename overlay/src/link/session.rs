@@ -90,6 +90,9 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Session {
+    /// A link that carried data within this time is worth rekeying; another opens again when it is needed.
+    pub const ACTIVE: std::time::Duration = std::time::Duration::from_secs(300);
+
     pub(crate) fn new(parts: Parts<'_>, now: Instant) -> Self {
         Self {
             local: parts.local,
