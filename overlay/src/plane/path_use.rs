@@ -174,10 +174,10 @@ impl Inner {
         }
     }
 
-    /// A datagram came over the member's stream.
-    pub fn inject(&self, member: MemberId, datagram: &mut [u8]) {
+    /// A datagram came over a stream; whose it is shows by the session that opens it.
+    pub fn inject(&self, datagram: &mut [u8]) {
         let mut ctx = lock(&self.side);
-        self.datagram(&mut ctx, datagram, super::receive::By::Stream(member), Instant::now());
+        self.datagram(&mut ctx, datagram, super::receive::By::Stream, Instant::now());
         ctx.flush(self);
     }
 }

@@ -30,7 +30,7 @@ use std::{
 pub(crate) enum By {
     Udp(SocketAddr),
     Relay(MemberId),
-    Stream(MemberId),
+    Stream,
 }
 
 impl By {
@@ -38,7 +38,7 @@ impl By {
         match self {
             Self::Udp(from) => Path::Direct(from),
             Self::Relay(relay) => Path::Relayed(relay),
-            Self::Stream(_) => Path::Stream,
+            Self::Stream => Path::Stream,
         }
     }
 }
@@ -88,7 +88,7 @@ impl Inner {
         let in_use = match (by, &**peer.via.load()) {
             (By::Udp(from), Via::Direct(to)) => from == *to,
             (By::Relay(relay), Via::Relayed(used)) => relay == used.member,
-            (By::Stream(_), Via::Stream(_)) => true,
+            (By::Stream, Via::Stream(_)) => true,
             _ => false,
         };
         peer.note_received(now, data, in_use);
