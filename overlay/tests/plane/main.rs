@@ -109,7 +109,7 @@ async fn a_dead_path_is_noticed_and_another_takes_over() {
     introduce(&[&r, &a, &b]);
     assert!(matches!(a.plane.ping(b.member, LIMIT).await.expect("answers").path, Path::Direct(_)));
     // The two can no longer see each other, both still see the third.
-    let cut = a.exec("nft 'table ip cut { chain o { type filter hook output priority 0; ip daddr 198.18.0.3 drop; } }'");
+    let cut = a.exec("nft 'table ip cut { chain o { type filter hook output priority 0; ip daddr 198.18.0.3 drop; }; }'");
     assert!(cut.status.success());
     let command = format!("ip netns exec {} ping -n -i 0.2 -c 60 {}", a.namespace, b.overlay());
     let pinged = tokio::task::spawn_blocking(move || world::sh(&command));

@@ -136,7 +136,7 @@ impl World {
         let prefix = format!("pl{}w{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
         let mut world = Self { prefix, namespaces: Vec::new(), net: MemoryNet::new(one_way), keys: Arc::default(), hosts: 0 };
         let core = world.namespace("core");
-        must(&format!("ip -n {core} link add br type bridge && ip -n {core} link set br up"));
+        must(&format!("ip -n {core} link add name wire0 type bridge && ip -n {core} link set wire0 up"));
         world
     }
 
@@ -158,7 +158,7 @@ impl World {
             _ => {
                 let router = self.namespace(&format!("r{n}"));
                 must(&format!(
-                    "ip link add lan netns {router} type veth peer name eth0 netns {namespace} && \
+                    "ip link add name lan netns {router} type veth peer name eth0 netns {namespace} && \
                      ip -n {router} addr add 192.168.{n}.1/24 dev lan && ip -n {router} link set lan up && \
                      ip -n {namespace} addr add 192.168.{n}.2/24 dev eth0 && ip -n {namespace} link set eth0 up && \
                      ip -n {namespace} route add default via 192.168.{n}.1 && \
@@ -167,20 +167,20 @@ impl World {
                 let random = if nat == Nat::Symmetric { "random,fully-random" } else { "" };
                 // A router drops what it did not ask for before tracking it, as home routers do.
                 must(&format!(
-                    "ip netns exec {router} nft 'table ip nat {{ chain post {{ type nat hook postrouting priority 100; oifname wan masquerade {random}; }} \
-                     chain in {{ type filter hook input priority 0; iifname wan ct state new drop; }} }}'"
+                    "ip netns exec {router} nft 'table ip nat {{ chain post {{ type nat hook postrouting priority 100; oifname wan masquerade {random}; }}; \
+                     chain inward {{ type filter hook input priority 0; iifname wan ct state new drop; }}; }}'"
                 ));
                 router
             }
         };
         must(&format!(
-            "ip link add p{n} netns {core} type veth peer name wan netns {outer} && ip -n {core} link set p{n} master br up && \
+            "ip link add name p{n} netns {core} type veth peer name wan netns {outer} && ip -n {core} link set p{n} master wire0 up && \
              ip -n {outer} addr add 198.18.0.{n}/24 dev wan && ip -n {outer} link set wan up"
         ));
         if nat == Nat::NoUdp {
             must(&format!(
-                "ip netns exec {namespace} nft 'table ip t {{ chain o {{ type filter hook output priority 0; oifname wan meta l4proto udp drop; }} \
-                 chain i {{ type filter hook input priority 0; iifname wan meta l4proto udp drop; }} }}'"
+                "ip netns exec {namespace} nft 'table ip t {{ chain o {{ type filter hook output priority 0; oifname wan meta l4proto udp drop; }}; \
+                 chain i {{ type filter hook input priority 0; iifname wan meta l4proto udp drop; }}; }}'"
             ));
         }
         self.start(n, namespace)
@@ -215,7 +215,7 @@ impl World {
         let (mac, gateway) = ([2, 0, 0, 0, 1, vm], [2, 0, 0, 0, 0, 1]);
         let text = |m: [u8; 6]| m.map(|b| format!("{b:02x}")).join(":");
         must(&format!(
-            "ip link add {tap} netns {} type veth peer name eth0 address {} netns {guest} && ip -n {} link set {tap} up && \
+            "ip link add name {tap} netns {} type veth peer name eth0 address {} netns {guest} && ip -n {} link set {tap} up && \
              ip -n {guest} link set eth0 mtu 1340 && ip -n {guest} addr add {address}/16 dev eth0 && ip -n {guest} link set eth0 arp off up",
             host.namespace,
             text(mac),
