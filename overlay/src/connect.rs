@@ -164,11 +164,16 @@ impl Shared {
         self.state().known.insert(member, (Instant::now(), whereabouts.clone()));
     }
 
-    /// Tries the member's addresses directly, and says who of the two keeps NAT mappings alive.
+    /// Whether this side keeps the NAT mappings of a direct link alive: one of the two is enough, as the other answers.
+    fn keeps_alive(&self, member: MemberId) -> bool {
+        let state = self.state();
+        let theirs = state.known.get(&member).map_or(NatKind::Unknown, |(_, w)| w.nat);
+        self.fabric.me() < member && [state.nat, theirs].iter().any(|nat| *nat != NatKind::Open)
+    }
+
+    /// Tries the member's addresses directly.
     fn punch(&self, member: MemberId, whereabouts: &Whereabouts) {
         let inner = self.plane.inner();
-        let natted = [self.state().nat, whereabouts.nat].iter().any(|nat| *nat != NatKind::Open);
-        inner.peer(member).keep_alive.store(natted && self.fabric.me() < member, std::sync::atomic::Ordering::Relaxed);
         self.remember(member, whereabouts);
         let usable = |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip()) && !inner.is_host(&addr.ip());
         let paths: Vec<Path> =

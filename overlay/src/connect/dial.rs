@@ -170,7 +170,8 @@ fn relays(shared: &Shared, member: MemberId, theirs: &Whereabouts) -> Vec<Member
 async fn via(shared: &Arc<Shared>, member: MemberId, relay: MemberId) -> Result<Path, Error> {
     let (ours, theirs) =
         tokio::join!(Box::pin(ensure(shared, relay, Reach::WithoutRelay)), ask(shared, relay, Request::Relay(member), RELAY_LIMIT));
-    (ours?, theirs?);
+    ours?;
+    theirs?;
     shared.plane.inner().try_paths(member, [Path::Relayed(relay)]);
     selected(shared, member, Reach::Any, PATIENCE.1).await.ok_or(Error::NoPath(member))
 }
@@ -183,6 +184,8 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
         let peers = shared.plane.peers();
         shared.state().retries.retain(|member, _| peers.iter().any(|(m, info)| m == member && !matches!(info.path, Path::Direct(_))));
         for (member, info) in peers {
+            let keep_alive = shared.keeps_alive(member);
+            shared.plane.inner().peer(member).keep_alive.store(keep_alive, std::sync::atomic::Ordering::Relaxed);
             if matches!(info.path, Path::Direct(_)) || shared.plane.inner().peer(member).idle(now) > WORTH_IMPROVING {
                 continue;
             }

@@ -24,10 +24,13 @@ pub const RESPONDER_REKEY_AFTER: Duration = Duration::from_secs(165);
 pub const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// An unanswered handshake message is sent again, new, after this time.
 pub const REKEY_TIMEOUT: Duration = Duration::from_secs(2);
+/// A handshake that the control plane carries is forgotten after this time.
+pub const CARRIED_LIMIT: Duration = Duration::from_secs(12);
 /// A handshake that was never answered is given up after this time.
 pub const REKEY_ATTEMPT: Duration = Duration::from_secs(20);
-/// Sessions kept for receiving: current, the one before, and one not yet confirmed.
-const KEPT_SESSIONS: usize = 3;
+/// Sessions kept for receiving. When both sides rekey at once each has two new and two old ones, all with datagrams under
+/// way; the rest is room for handshakes that the control plane carried meanwhile. Age ends them long before.
+const KEPT_SESSIONS: usize = 8;
 
 /// What the driver has to do.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ pub enum Output {
 
 struct Opening {
     pending: Pending,
+    /// Carried by somebody else, who knows when to try again.
+    carried: bool,
     mac1: [u8; wire::MAC_LEN],
     sent: Instant,
 }
@@ -92,13 +97,27 @@ impl Link {
     /// # Errors
     /// [`Refused::Malformed`] if the far end's key is no curve point.
     pub fn open(&mut self, now: Instant, index: u32) -> Result<Vec<u8>, Refused> {
+        let message = self.begin(now, index, false)?;
+        self.attempt.get_or_insert(now);
+        Ok(message)
+    }
+
+    /// As [`Link::open`], for a message that somebody else carries, such as the control plane: it is not sent again by
+    /// itself, and that it stays unanswered says nothing about the path in use.
+    ///
+    /// # Errors
+    /// As [`Link::open`].
+    pub fn open_carried(&mut self, now: Instant, index: u32) -> Result<Vec<u8>, Refused> {
+        self.begin(now, index, true)
+    }
+
+    fn begin(&mut self, now: Instant, index: u32, carried: bool) -> Result<Vec<u8>, Refused> {
         let (pending, noise) = handshake::open(&self.keys, &self.peer, index)?;
         let mut message = wire::initiation(index, &noise);
         self.cookie = self.cookie.filter(|(since, _)| now.saturating_duration_since(*since) < cookie::COOKIE_LIFE);
         cookie::stamp(&mut message, &self.peer.0, self.cookie.as_ref().map(|(_, c)| c));
         let mac1 = cookie::mac1_of(&message).unwrap_or_default();
-        self.opening = Some(Opening { pending, mac1, sent: now });
-        self.attempt.get_or_insert(now);
+        self.opening = Some(Opening { pending, carried, mac1, sent: now });
         Ok(message)
     }
 
@@ -183,7 +202,10 @@ impl Link {
             self.outputs.push_back(Output::GaveUp);
             return;
         }
+        let waited = |o: &mut Opening| o.carried && now.saturating_duration_since(o.sent) >= CARRIED_LIMIT;
+        self.opening.take_if(waited);
         let retry = match &self.opening {
+            Some(opening) if opening.carried => false,
             Some(opening) => now.saturating_duration_since(opening.sent) >= REKEY_TIMEOUT,
             None => active && self.sending().is_some_and(|s| age(s) >= if s.initiator() { REKEY_AFTER } else { RESPONDER_REKEY_AFTER }),
         };

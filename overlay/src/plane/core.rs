@@ -261,6 +261,9 @@ impl Inner {
 
     pub async fn ping(&self, member: MemberId, timeout: Duration) -> Result<Pong, Error> {
         let deadline = tokio::time::Instant::now() + timeout;
+        if member == self.me {
+            return Err(Error::NoPath(member));
+        }
         let peer = self.peer(member);
         while !peer.ready() {
             if self.stop.raised() {

@@ -59,14 +59,14 @@ pub(crate) struct Ctx {
 
 impl Ctx {
     /// An IP packet for the host.
-    pub fn to_tun(&mut self, inner: &Inner, packet: &[u8]) {
+    pub fn give_host(&mut self, inner: &Inner, packet: &[u8]) {
         if self.to_tun.push(VIRTIO_NET_HDR_LEN, packet) {
             self.flush_tun(inner);
         }
     }
 
     /// An IP packet for a guest.
-    pub fn to_guest(&mut self, port: &Arc<Port>, packet: &[u8]) {
+    pub fn give_guest(&mut self, port: &Arc<Port>, packet: &[u8]) {
         if self.guest.as_ref().is_some_and(|p| !Arc::ptr_eq(p, port)) {
             self.flush_guest();
         }

@@ -111,7 +111,7 @@ impl Inner {
     /// Opens a handshake whose message the connector carries.
     pub fn open_link(&self, member: MemberId, key: LinkKey) -> Result<Vec<u8>, Error> {
         let (peer, now, index) = (self.linked(member, key), Instant::now(), self.new_index());
-        let opened = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.open(now, index));
+        let opened = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.open_carried(now, index));
         opened.map_err(|e| Error::Handshake(member, e.to_string()))
     }
 

@@ -12,10 +12,12 @@ use std::{
 const PROBE_PAUSES_MS: [u64; 7] = [60, 100, 200, 400, 800, 1500, 1500];
 /// Data was sent and nothing came back for this long: the path is probed.
 pub const SUSPECT_AFTER: Duration = Duration::from_millis(2000);
-/// Pause between probes of a suspect path.
-const SUSPECT_PAUSE: Duration = Duration::from_millis(700);
-/// So many probes without answer end a path: with [`SUSPECT_AFTER`] that is about 4 s after the last sign of life.
+/// Pause between probes of a suspect path: four round trips within these bounds.
+const SUSPECT_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(700));
+/// So many probes without answer end a path: with [`SUSPECT_AFTER`] that is 3 to 4 s after the last sign of life.
 const SUSPECT_PROBES: u32 = 3;
+/// The peer uses another path, and ours was silent for this long: it is probed at once.
+const DOUBT_AFTER: Duration = Duration::from_secs(1);
 /// A quiet path whose NAT mappings must live is probed this often (RFC 4787 asks NATs for 2 minutes, many give 30 s).
 pub const KEEPALIVE: Duration = Duration::from_secs(25);
 /// A path that was not selected is forgotten this long after it last answered.
@@ -90,7 +92,7 @@ impl Paths {
 
     /// Whether any candidate is still being tried.
     pub fn probing(&self) -> bool {
-        self.known.iter().any(|(path, k)| Some(*path) != self.selected && k.next_probe.is_some())
+        self.suspect_probes > 0 || self.known.iter().any(|(path, k)| Some(*path) != self.selected && k.next_probe.is_some())
     }
 
     /// Tries `path` from `now` on, again if it was tried before; one that lives already is left alone.
@@ -103,8 +105,16 @@ impl Paths {
         (kept.tried, kept.next_probe) = (0, Some(now));
     }
 
-    /// A verified datagram came by `path`: worth trying if we do not know it or gave it up.
-    pub fn heard(&mut self, path: Path, now: Instant) {
+    /// A verified datagram came by `path`, which is not the one in use: worth trying if we do not know it or gave it up.
+    /// `received`: when the path in use last showed life; the peer may have found it dead before us.
+    pub fn heard(&mut self, path: Path, now: Instant, received: Option<Instant>) {
+        if let Some(selected) = self.selected
+            && self.suspect_probes == 0
+            && received.is_none_or(|at| now.saturating_duration_since(at) >= DOUBT_AFTER)
+        {
+            self.suspect_probes = 1;
+            self.probe(selected, now);
+        }
         if self.known.get(&path).is_none_or(|k| k.answered.is_none() && (k.next_probe.is_none() || k.tried > 2)) {
             self.add(path, now);
         }
@@ -202,12 +212,17 @@ impl Paths {
         let probe_age = under_way.map(|(_, at)| now.saturating_duration_since(at));
         let heard_since_probe = under_way.is_some_and(|(_, at)| activity.received.is_some_and(|r| r > at));
         if heard_since_probe {
+            // Its pong may be lost or late: it says nothing about what comes after.
             self.suspect_probes = 0;
+            if let Some(known) = self.known.get_mut(&path) {
+                known.probes.clear();
+            }
         }
         let suspect =
             since(activity.unanswered).is_some_and(|age| age >= SUSPECT_AFTER) || (self.suspect_probes > 0 && under_way.is_some());
         if suspect && !heard_since_probe {
-            if probe_age.is_some_and(|age| age < SUSPECT_PAUSE) {
+            let pause = self.rtt().map_or(SUSPECT_PAUSE.1, |rtt| (rtt * 4).clamp(SUSPECT_PAUSE.0, SUSPECT_PAUSE.1));
+            if probe_age.is_some_and(|age| age < pause) {
                 return;
             }
             if self.suspect_probes >= SUSPECT_PROBES {
@@ -291,6 +306,28 @@ mod tests {
         }
         assert_eq!(paths.selected(), Some(RELAY));
         assert!(now < start + Duration::from_secs(5), "took {:?}", now - start);
+    }
+
+    #[test]
+    fn a_peer_that_went_over_to_another_path_is_followed_within_a_second() {
+        let (mut paths, start) = (Paths::default(), Instant::now());
+        paths.add(direct(1), start);
+        paths.tick(start, Activity::default());
+        let token = probes(&mut paths)[0].1;
+        paths.pong(direct(1), token, start + Duration::from_millis(10));
+        let turn = start + Duration::from_secs(9);
+        paths.heard(RELAY, turn, Some(start));
+        let mut now = turn;
+        while paths.selected() != Some(RELAY) && now < turn + Duration::from_secs(5) {
+            paths.tick(now, Activity { received: Some(start), ..Activity::default() });
+            for (path, token) in probes(&mut paths) {
+                if path == RELAY {
+                    paths.pong(path, token, now + Duration::from_millis(10));
+                }
+            }
+            now += Duration::from_millis(20);
+        }
+        assert!(now < turn + Duration::from_secs(1), "took {:?}", now - turn);
     }
 
     #[test]

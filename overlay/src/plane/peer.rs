@@ -53,6 +53,7 @@ pub(crate) struct Peer {
     wanted: AtomicU64,
     hinted: AtomicU64,
     looked: AtomicU64,
+    complained: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -81,6 +82,7 @@ impl Peer {
             wanted: AtomicU64::new(0),
             hinted: AtomicU64::new(0),
             looked: AtomicU64::new(0),
+            complained: AtomicU64::new(0),
         }
     }
 
@@ -163,6 +165,11 @@ impl Peer {
     /// Whether a path that the peer used and we do not is to be looked at.
     pub fn may_look(&self, now: Instant) -> bool {
         self.once_in(&self.looked, Duration::from_millis(50), now)
+    }
+
+    /// Whether the owner is to be told of the peer's stale packets: it takes a while to act.
+    pub fn may_complain(&self, now: Instant) -> bool {
+        self.once_in(&self.complained, Duration::from_millis(500), now)
     }
 
     fn once_in(&self, last: &AtomicU64, pause: Duration, now: Instant) -> bool {

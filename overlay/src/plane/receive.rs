@@ -91,10 +91,12 @@ impl Inner {
             (By::Stream, Via::Stream(_)) => true,
             _ => false,
         };
-        peer.note_received(now, data, in_use);
+        // A ping shows that the peer's datagrams reach us; whether ours reach the peer shows by what answers them.
+        let answers = in_use && !matches!(Frame::parse(plain), Some(Frame::Ping(_)));
+        peer.note_received(now, data, answers);
         if !in_use && peer.may_look(now) {
             // From a place we did not know, such as a NAT's new mapping: probe it.
-            peer.paths().heard(by.path(), now);
+            peer.paths().heard(by.path(), now, peer.activity().received);
             self.kick.kick();
         }
         let peer = peer.clone();
@@ -145,10 +147,10 @@ impl Inner {
             // Passed on by the former host: believed only shortly after the guest came here, and never under a newer epoch
             // than ours, which would mean that the guest has left again.
             if to_epoch <= wire_epoch(port.config.epoch) && (!passed_on || port.is_new(now)) {
-                ctx.to_guest(&port, packet);
+                ctx.give_guest(&port, packet);
             }
         } else if self.is_host(&dst) && !passed_on {
-            ctx.to_tun(self, packet);
+            ctx.give_host(self, packet);
         } else if let Some(route) = self.forwards.load().get(&dst).copied()
             && !passed_on
         {
@@ -161,7 +163,9 @@ impl Inner {
         match self.routes.load().get(src) {
             Some(route) if from_epoch < wire_epoch(route.epoch) => {
                 let (sent, known) = (Epoch(u64::from(from_epoch)), route.epoch);
-                self.tell(PlaneEvent::StaleEpoch { addr: *src, from: peer.member, sent, known });
+                if peer.may_complain(now) {
+                    self.tell(PlaneEvent::StaleEpoch { addr: *src, from: peer.member, sent, known });
+                }
                 false
             }
             Some(route) if route.member == peer.member => true,

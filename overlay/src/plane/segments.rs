@@ -70,8 +70,8 @@ impl Inner {
     pub fn carry(&self, ctx: &mut Ctx, from_epoch: u32, mut segments: Segments<'_>, now: Instant) {
         let Some((_, dst)) = segments.sizes.first().and_then(|_| packet::addresses(segments.packet(0))) else { return };
         match self.next_hop(&dst) {
-            Next::Guest(port) => (0..segments.sizes.len()).for_each(|i| ctx.to_guest(&port, segments.packet(i))),
-            Next::Host => (0..segments.sizes.len()).for_each(|i| ctx.to_tun(self, segments.packet(i))),
+            Next::Guest(port) => (0..segments.sizes.len()).for_each(|i| ctx.give_guest(&port, segments.packet(i))),
+            Next::Host => (0..segments.sizes.len()).for_each(|i| ctx.give_host(self, segments.packet(i))),
             Next::Drop => {}
             Next::Unknown => {
                 let mut ask = false;

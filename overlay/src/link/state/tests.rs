@@ -83,11 +83,9 @@ impl End {
                     out.push(answer);
                 }
             }
-            Ok(Datagram::Response { .. }) => {
-                if self.link.answered(now, datagram).is_ok() {
-                    self.run();
-                    out.extend(self.data(u64::MAX));
-                }
+            Ok(Datagram::Response { .. }) if self.link.answered(now, datagram).is_ok() => {
+                self.run();
+                out.extend(self.data(u64::MAX));
             }
             Ok(Datagram::Data { receiver, counter }) => {
                 if let Some(session) = self.open.get(&receiver).cloned() {
@@ -151,6 +149,19 @@ fn an_unanswered_handshake_is_retried_and_then_given_up() {
     let sent: usize = (1..=30).map(|s| a.tick(start + Duration::from_secs(s)).len()).sum();
     assert!(a.gave_up);
     assert!((8..=10).contains(&sent), "{sent} tries");
+}
+
+#[test]
+fn a_handshake_that_is_carried_may_be_slow_and_its_loss_harms_nothing() {
+    let start = Instant::now();
+    let (mut a, mut b) = End::pair();
+    let message = a.link.open_carried(start, 50).expect("a valid key");
+    let late = start + Duration::from_secs(5);
+    assert!(a.tick(late).is_empty(), "not sent again by itself");
+    let (answers, _) = b.receive(late, &message);
+    assert!(!a.receive(late, &answers[0]).0.is_empty() && a.seal.is_some());
+    a.link.open_carried(late, 51).expect("a valid key");
+    assert!((5..100).all(|s| a.tick(start + Duration::from_secs(s)).is_empty()) && !a.gave_up && a.seal.is_some());
 }
 
 proptest! {
