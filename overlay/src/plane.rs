@@ -218,7 +218,7 @@ impl Plane {
     }
 
     /// Puts the host's overlay addresses (with prefix lengths) onto the TUN and routes their subnets into it; those set
-    /// before are taken off.
+    /// before are taken off. Call it in the network namespace in which the plane was started.
     ///
     /// # Errors
     /// [`Error::Address`] with what the kernel said.
@@ -292,7 +292,7 @@ impl Plane {
         self.inner().peers.load().iter().filter_map(|peer| Some((peer.member, peer.info()?))).collect()
     }
 
-    /// Stops the threads and removes the TUN. Also done when the last handle is dropped.
+    /// Stops the threads and takes the TUN down; it is gone once the last handle is dropped, which also does this.
     pub fn shutdown(&self) {
         self.inner().stop();
     }

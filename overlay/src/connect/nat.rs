@@ -139,10 +139,20 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
     }
 }
 
-/// Waits, right after the start, until the first round told something: an address learned now saves a failed try.
+/// Whether an address is of the kind that NATs hide (RFC 1918, RFC 6598, RFC 4193).
+fn is_private(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_private() || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64),
+        IpAddr::V6(v6) => v6.is_unique_local(),
+    }
+}
+
+/// Waits, right after the start, until the first round told something: behind a NAT, an address learned now saves a failed
+/// try. A node with a public address of its own does not wait.
 pub(crate) async fn settle(shared: &Shared, limit: Duration) {
     let told = shared.learned.notified();
-    if shared.options.stun && shared.state().nat == NatKind::Unknown {
+    let hidden = shared.plane.inner().local_addresses.load().iter().all(is_private);
+    if hidden && shared.options.stun && shared.state().nat == NatKind::Unknown {
         let _ = tokio::time::timeout(limit, told).await;
     }
 }

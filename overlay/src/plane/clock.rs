@@ -55,6 +55,8 @@ pub(crate) fn run(inner: &Inner) {
         lock(&inner.unknown_sources).expire(now);
         inner.kick.wait(busy);
     }
+    // A handle may outlive this; down, the device carries nothing. Done here because this thread is surely in its namespace.
+    let _ = inner.tun.enabled(false);
 }
 
 /// One round over all peers; how long until the next.

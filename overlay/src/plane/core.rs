@@ -133,8 +133,6 @@ impl Inner {
         for port in self.ports.swap(Arc::default()).iter() {
             port.stop.raise();
         }
-        // Threads of this process may still hold the device for a moment; down, it carries nothing from now on.
-        let _ = self.tun.enabled(false);
         lock(&self.pings).clear();
         self.peers.store(Arc::default());
         self.sessions.store(Arc::default());

@@ -35,6 +35,13 @@ async fn the_first_packet_is_not_lost_and_the_link_is_direct() {
     eprintln!("{text}");
     let pong = a.plane.ping(b.member, LIMIT).await.expect("answers");
     assert!(matches!(pong.path, Path::Direct(_)), "{pong:?}");
+    let (ok, text) = tokio::task::block_in_place(|| ping(&b, &world::v6(a.number).to_string(), 2));
+    assert!(ok, "IPv6 goes the same way: {text}");
+    a.plane.shutdown();
+    until("the device is down", || !String::from_utf8_lossy(&a.exec("ip link show p2pvm0").stdout).contains(",UP")).await;
+    drop((a.connector, a.plane, a.events));
+    let gone = format!("ip -n {} link show p2pvm0", a.namespace);
+    until("the device is gone", || !world::sh(&gone).status.success()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

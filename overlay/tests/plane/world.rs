@@ -195,7 +195,7 @@ impl World {
         let plane = within(&namespace, || {
             let config = PlaneConfig { me: member, link_secret: secret, udp_port: 0, device: "p2pvm0".into(), mtu: 1340 };
             let plane = Plane::start(config, sender).expect("the plane starts");
-            plane.set_host_addresses(Some(([10, 77, 0, number].into(), 16)), None).expect("the address is set");
+            plane.set_host_addresses(Some(([10, 77, 0, number].into(), 16)), Some((v6(number), 64))).expect("the address is set");
             plane
         });
         let fabric = Arc::new(KeyedFabric { inner: self.net.add(member), keys: self.keys.clone() });
@@ -238,11 +238,17 @@ impl World {
     }
 }
 
+/// A host's IPv6 address in the overlay.
+pub fn v6(number: u8) -> std::net::Ipv6Addr {
+    [0xfd77, 0, 0, 0, 0, 0, 0, u16::from(number)].into()
+}
+
 /// Tells every host where every other is.
 pub fn introduce(hosts: &[&Host]) {
     for a in hosts {
         for b in hosts {
             a.plane.set_route(b.overlay().parse().expect("an address"), b.route());
+            a.plane.set_route(v6(b.number).into(), b.route());
         }
     }
 }
