@@ -20,7 +20,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// Having a relay ready may take a dial of its own.
 const RELAY_LIMIT: Duration = Duration::from_secs(6);
 /// Direct probes are waited for at least and at most this long before a relay is tried beside them.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(1500));
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1500));
+/// Waited for slow direct probes before a stream is opened.
+const BEFORE_STREAM: Duration = Duration::from_millis(1000);
 /// Relays tried before a stream.
 const MAX_RELAYS: usize = 3;
 /// First and last pause between tries of a better path.
@@ -141,7 +143,9 @@ async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach) -> Result<Pa
             }
         }
     }
-    if let Some(path) = current(shared, member, reach) {
+    // A stream is the last resort: unless UDP is known not to get through, the last direct probes are waited for.
+    let last = if blocked { Duration::ZERO } else { BEFORE_STREAM };
+    if let Some(path) = selected(shared, member, reach, last).await {
         return Ok(path);
     }
     stream::open(shared, member).await?;
