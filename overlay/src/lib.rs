@@ -1,12 +1,14 @@
 //! Who is a member and how bytes reach one: identity, membership, NAT traversal, encrypted links, the
 //! IP packet plane and the libp2p control host. Knows no VM's inside and no DHT record.
 
-#[cfg(feature = "control")]
-pub mod control;
+pub mod connect;
 pub mod fabric;
 pub mod id;
 pub mod identity;
-pub mod membership;
+pub mod link;
+pub mod plane;
+pub mod portmap;
+pub mod stun;
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};
 pub use id::{Epoch, MemberId, NetworkId, RingAddr, UnixTime, VmId};

@@ -1,0 +1,204 @@
+//! Gets a link up to a member when the first packet or ping wants one, and keeps it on the best path.
+//!
+//! One call over the control plane carries both sides' addresses and the whole handshake, so that after one round trip the
+//! session stands and sealed probes go to all addresses at once from both sides (simultaneous open; ICE's idea, RFC 8445,
+//! with the handshake folded in). Where no direct path answers in time, a member that both can reach passes the sealed
+//! datagrams on; where UDP does not get through at all, they go over a stream of the control plane. What is not direct is
+//! tried again directly, ever less often.
+
+mod dial;
+pub mod message;
+mod nat;
+mod stream;
+
+pub use message::{Candidate, CandidateKind, NatKind};
+
+use crate::{
+    fabric::{Fabric, Serve},
+    id::MemberId,
+    plane::{Error, Path, Plane},
+};
+use async_trait::async_trait;
+use message::{Answer, MAX_CANDIDATES, MAX_NEIGHBOURS, Request, Whereabouts};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+use tokio::task::JoinSet;
+
+/// The fabric service of connectors.
+pub const SERVICE: &str = "link";
+/// The fabric service whose streams carry datagrams where UDP does not.
+pub const STREAM_SERVICE: &str = "link-stream";
+/// Links made at once.
+const MAX_DIALS: usize = 32;
+
+/// What a connector may use.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectOptions {
+    /// Ask members by STUN for our address.
+    pub stun: bool,
+    /// Ask the router for a port mapping by UPnP.
+    pub upnp: bool,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self { stun: true, upnp: true }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    nat: NatKind,
+    reflexive: Option<SocketAddr>,
+    mapped: Option<SocketAddr>,
+    /// What members said of themselves, and when.
+    known: HashMap<MemberId, (Instant, Whereabouts)>,
+    /// One dial at a time to a member.
+    dials: HashMap<MemberId, Arc<tokio::sync::Mutex<()>>>,
+    /// When to try a better path next, and after which pause.
+    retries: HashMap<MemberId, (Instant, Duration)>,
+}
+
+pub(crate) struct Shared {
+    plane: Plane,
+    fabric: Arc<dyn Fabric>,
+    options: ConnectOptions,
+    state: Mutex<State>,
+    learned: tokio::sync::Notify,
+}
+
+/// Makes and keeps links; dropping it stops that (links that stand live on).
+pub struct Connector {
+    shared: Arc<Shared>,
+    _tasks: JoinSet<()>,
+}
+
+struct Handler(Weak<Shared>);
+
+#[async_trait]
+impl Serve for Handler {
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        let shared = self.0.upgrade().ok_or("shutting down")?;
+        let request = message::decode(&body).ok_or("not a request of this version")?;
+        shared.answer(from, request).await.map(|answer| message::encode(&answer))
+    }
+}
+
+impl Connector {
+    /// Serves other members' connectors and looks after the plane's wishes. Must be called within a tokio runtime.
+    pub fn start(plane: Plane, fabric: Arc<dyn Fabric>, options: ConnectOptions) -> Arc<Self> {
+        let shared = Arc::new(Shared { plane, fabric, options, state: Mutex::default(), learned: tokio::sync::Notify::new() });
+        shared.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(&shared))));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(dial::wishes(shared.clone()));
+        tasks.spawn(dial::improve(shared.clone()));
+        tasks.spawn(stream::accept(shared.clone()));
+        if options.stun {
+            tasks.spawn(nat::learn(shared.clone()));
+        }
+        if options.upnp {
+            tasks.spawn(nat::map_port(shared.clone()));
+        }
+        Arc::new(Self { shared, _tasks: tasks })
+    }
+
+    /// Waits until there is a path to the member, making one if need be.
+    ///
+    /// # Errors
+    /// [`Error::Fabric`] if the control plane does not reach the member, [`Error::NoPath`] if nothing else does.
+    pub async fn ensure(&self, member: MemberId) -> Result<Path, Error> {
+        dial::ensure(&self.shared, member, dial::Reach::Any).await
+    }
+
+    /// Our address as other members see it, where a NAT changes it.
+    pub fn reflexive(&self) -> Option<SocketAddr> {
+        self.shared.state().reflexive
+    }
+
+    /// What stands between us and the others.
+    pub fn nat_kind(&self) -> NatKind {
+        self.shared.state().nat
+    }
+
+    /// The addresses at which this node's plane may be reached.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        self.shared.candidates()
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let inner = self.plane.inner();
+        let local = inner.local_addresses.load();
+        let local = local.iter().map(|ip| Candidate { kind: CandidateKind::Local, addr: SocketAddr::new(*ip, inner.udp.port()) });
+        let state = self.state();
+        let reflexive = state.reflexive.map(|addr| Candidate { kind: CandidateKind::Reflexive, addr });
+        let mapped = state.mapped.map(|addr| Candidate { kind: CandidateKind::Mapped, addr });
+        mapped.into_iter().chain(reflexive).chain(local).take(MAX_CANDIDATES).collect()
+    }
+
+    /// What we tell others of ourselves.
+    fn whereabouts(&self) -> Whereabouts {
+        let direct: HashMap<MemberId, u32> = self.direct_neighbours();
+        let mut neighbours: Vec<_> = self.fabric.connected().into_iter().map(|m| (m, direct.get(&m).copied())).collect();
+        neighbours.sort_by_key(|(_, rtt)| rtt.unwrap_or(u32::MAX));
+        neighbours.truncate(MAX_NEIGHBOURS);
+        Whereabouts { candidates: self.candidates(), nat: self.state().nat, neighbours }
+    }
+
+    fn direct_neighbours(&self) -> HashMap<MemberId, u32> {
+        let millis = |rtt: Option<Duration>| rtt.map_or(1000, |d| u32::try_from(d.as_millis()).unwrap_or(u32::MAX));
+        let peers = self.plane.peers().into_iter();
+        peers.filter(|(_, info)| matches!(info.path, Path::Direct(_))).map(|(m, info)| (m, millis(info.rtt))).collect()
+    }
+
+    fn remember(&self, member: MemberId, whereabouts: &Whereabouts) {
+        self.state().known.insert(member, (Instant::now(), whereabouts.clone()));
+    }
+
+    /// Whether this side keeps the NAT mappings of a direct link alive: one of the two is enough, as the other answers.
+    fn keeps_alive(&self, member: MemberId) -> bool {
+        let state = self.state();
+        let theirs = state.known.get(&member).map_or(NatKind::Unknown, |(_, w)| w.nat);
+        self.fabric.me() < member && [state.nat, theirs].iter().any(|nat| *nat != NatKind::Open)
+    }
+
+    /// Tries the member's addresses directly.
+    fn punch(&self, member: MemberId, whereabouts: &Whereabouts) {
+        let inner = self.plane.inner();
+        self.remember(member, whereabouts);
+        let usable = |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip()) && !inner.is_host(&addr.ip());
+        let paths: Vec<Path> =
+            whereabouts.candidates.iter().take(MAX_CANDIDATES).map(|c| c.addr).filter(usable).map(Path::Direct).collect();
+        if self.state().nat != NatKind::Blocked && whereabouts.nat != NatKind::Blocked {
+            inner.try_paths(member, paths);
+        }
+    }
+
+    async fn answer(self: &Arc<Self>, from: MemberId, request: Request) -> Result<Answer, String> {
+        match request {
+            Request::Where => Ok(Answer::Here(self.whereabouts())),
+            Request::Link(whereabouts, handshake) => {
+                nat::settle(self, Duration::from_millis(300)).await;
+                let key = self.fabric.link_key(from).ok_or("your link key is not known here")?;
+                let answer = self.plane.inner().accept_link(from, key, &handshake).map_err(|e| e.to_string())?;
+                self.punch(from, &whereabouts);
+                Ok(Answer::Linked(self.whereabouts(), answer))
+            }
+            Request::Relay(to) => {
+                let path = dial::ensure(self, to, dial::Reach::WithoutRelay).await.map_err(|e| e.to_string())?;
+                let rtt = self.plane.path(to).and_then(|info| info.rtt).unwrap_or(Duration::from_secs(1));
+                tracing::debug!(?from, ?to, ?path, "relaying");
+                Ok(Answer::Relaying(u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX)))
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What two connectors say to each other over the control plane's service "link": a version byte, then postcard.
+
+use crate::id::MemberId;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::net::SocketAddr;
+
+const VERSION: u8 = 1;
+/// Addresses that a member may offer; the rest is not looked at.
+pub const MAX_CANDIDATES: usize = 16;
+/// Neighbours that a member may name.
+pub const MAX_NEIGHBOURS: usize = 64;
+/// Nothing in this protocol is longer.
+const MAX_BYTES: usize = 16 << 10;
+
+/// How a member came to know an address of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum CandidateKind {
+    /// It stands on one of its interfaces.
+    Local,
+    /// Another member saw it (STUN).
+    Reflexive,
+    /// The router was asked to map it (UPnP).
+    Mapped,
+}
+
+/// An address at which a member's plane may be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Whence it is known.
+    pub kind: CandidateKind,
+    /// UDP address and port.
+    pub addr: SocketAddr,
+}
+
+/// What stands between a member and the others, as far as it can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NatKind {
+    /// Not found out yet.
+    #[default]
+    Unknown,
+    /// Nothing: its own address is what others see.
+    Open,
+    /// A NAT that gives one mapping for all destinations (RFC 4787: endpoint-independent): can be punched.
+    Cone,
+    /// A NAT that gives each destination another mapping: reaches open members only.
+    Symmetric,
+    /// UDP does not get through.
+    Blocked,
+}
+
+impl NatKind {
+    /// Whether two members behind these may reach each other directly. Unknown: worth a try.
+    pub fn may_punch(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Blocked, _) | (_, Self::Blocked) => false,
+            // The cone side may filter by address alone (RFC 4787 §5): worth probes, not worth waiting for.
+            (Self::Symmetric, Self::Symmetric | Self::Cone) | (Self::Cone, Self::Symmetric) => false,
+            _ => true,
+        }
+    }
+}
+
+/// Where a member can be reached, and through whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whereabouts {
+    /// Its addresses.
+    pub candidates: Vec<Candidate>,
+    /// What stands before it.
+    pub nat: NatKind,
+    /// Members it is connected with, and the round trip of the direct link in milliseconds where there is one.
+    pub neighbours: Vec<(MemberId, Option<u32>)>,
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Where are you?
+    Where,
+    /// Let us link: my whereabouts, and the first message of a handshake.
+    Link(Whereabouts, Vec<u8>),
+    /// Have a link to this member, I want to send through you.
+    Relay(MemberId),
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Here I am.
+    Here(Whereabouts),
+    /// My whereabouts, and the second message of the handshake.
+    Linked(Whereabouts, Vec<u8>),
+    /// The link is there; its round trip in milliseconds.
+    Relaying(u32),
+}
+
+/// Bytes of a message.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    postcard::to_extend(message, vec![VERSION]).unwrap_or_default()
+}
+
+/// Reads a message; `None` for another version or nonsense. Never panics.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    match bytes.split_first() {
+        Some((&VERSION, rest)) if rest.len() <= MAX_BYTES => postcard::from_bytes(rest).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_message_survives_the_wire_and_another_version_is_refused() {
+        let here = Whereabouts {
+            candidates: vec![Candidate { kind: CandidateKind::Reflexive, addr: ([192, 0, 2, 1], 7).into() }],
+            nat: NatKind::Cone,
+            neighbours: vec![(MemberId([3; 32]), Some(20)), (MemberId([4; 32]), None)],
+        };
+        let request = Request::Link(here, vec![1, 2, 3]);
+        let mut bytes = encode(&request);
+        assert_eq!(decode(&bytes), Some(request));
+        bytes[0] += 1;
+        assert_eq!(decode::<Request>(&bytes), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() { *first = VERSION; }
+            let _ = (decode::<Request>(&bytes), decode::<Answer>(&bytes));
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Datagrams over a stream of the control plane, for sites that let no UDP through: each behind its length in two bytes.
+//! The datagrams are sealed end to end as everywhere; a full stream drops them, as a full queue of a router would.
+
+use super::{STREAM_SERVICE, Shared};
+use crate::{fabric::BoxStream, id::MemberId, plane::Error};
+use std::{io, sync::Arc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter},
+    sync::mpsc,
+};
+
+/// Datagrams that wait for the stream: some 100 ms at 15 Mbit/s; more would only be delay.
+const QUEUE: usize = 128;
+/// The longest datagram of a plane.
+const MAX_DATAGRAM: usize = 2048;
+
+/// Takes the streams that other members open.
+pub(crate) async fn accept(shared: Arc<Shared>) {
+    let mut streams = shared.fabric.accept_streams(STREAM_SERVICE);
+    while let Some((member, stream)) = streams.recv().await {
+        tokio::spawn(carry(shared.clone(), member, stream));
+    }
+}
+
+/// Opens a stream and carries datagrams over it from now on.
+pub(crate) async fn open(shared: &Arc<Shared>, member: MemberId) -> Result<(), Error> {
+    let stream = shared.fabric.open_stream(member, STREAM_SERVICE).await?;
+    tokio::spawn(carry(shared.clone(), member, stream));
+    Ok(())
+}
+
+async fn carry(shared: Arc<Shared>, member: MemberId, stream: BoxStream) {
+    let (reader, writer) = tokio::io::split(stream);
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let plane = shared.plane.inner().clone();
+    drop(shared);
+    plane.attach_stream(member, sender.clone());
+    let incoming = async {
+        let mut reader = BufReader::with_capacity(64 << 10, reader);
+        let mut buf = vec![0; MAX_DATAGRAM];
+        loop {
+            let len = usize::from(reader.read_u16().await?);
+            let datagram = buf.get_mut(..len).ok_or(io::ErrorKind::InvalidData)?;
+            reader.read_exact(datagram).await?;
+            plane.inject(datagram);
+        }
+    };
+    let ended: io::Result<()> = tokio::select! {
+        ended = incoming => ended,
+        ended = send(writer, receiver) => ended,
+    };
+    tracing::debug!(?member, ?ended, "stream of datagrams ended");
+    plane.detach_stream(member, &sender);
+}
+
+async fn send(writer: impl tokio::io::AsyncWrite + Unpin, mut datagrams: mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
+    let mut writer = BufWriter::with_capacity(64 << 10, writer);
+    while let Some(datagram) = datagrams.recv().await {
+        let mut next = Some(datagram);
+        // Everything that waits goes with one flush.
+        while let Some(datagram) = next {
+            let len = u16::try_from(datagram.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+            writer.write_u16(len).await?;
+            writer.write_all(&datagram).await?;
+            next = datagrams.try_recv().ok();
+        }
+        writer.flush().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! Noise IK (Perrin, rev. 34, §7.5) by `snow`: the initiator knows the responder's key beforehand, both are authenticated
+//! after one round trip, and the initiator's key is hidden from the wire. The payloads agree on the cipher and carry the
+//! timestamp that stops a replayed initiation from disturbing a live link (WireGuard paper §5.1).
+
+use super::{
+    Refused,
+    session::{Cipher, Parts, Session},
+    wire::{INITIATION_PAYLOAD_LEN, NOISE_1_LEN, NOISE_2_LEN, RESPONSE_PAYLOAD_LEN},
+};
+use crate::identity::LinkKey;
+use snow::{Builder, HandshakeState, params::NoiseParams};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use zeroize::Zeroizing;
+
+const PATTERN: &str = "Noise_IK_25519_ChaChaPoly_BLAKE2s";
+const PROLOGUE: &[u8] = b"p2pvm link 1";
+const VERSION: u8 = 1;
+const WITH_AES: u8 = 1;
+
+/// This node's X25519 key pair for links.
+pub struct Keys {
+    secret: Zeroizing<[u8; 32]>,
+    public: [u8; 32],
+}
+
+impl Keys {
+    /// The pair of a secret.
+    pub fn new(secret: Zeroizing<[u8; 32]>) -> Self {
+        let public = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*secret)).to_bytes();
+        Self { secret, public }
+    }
+
+    /// The public half.
+    pub fn public(&self) -> LinkKey {
+        LinkKey(self.public)
+    }
+
+    fn builder(&self) -> Result<Builder<'_>, Refused> {
+        let params: NoiseParams = PATTERN.parse().map_err(|_| Refused::Malformed)?;
+        Builder::new(params).prologue(PROLOGUE).and_then(|b| b.local_private_key(&self.secret[..])).map_err(|_| Refused::Malformed)
+    }
+}
+
+/// Nanoseconds of wall clock since 1970, as in an initiation.
+pub fn timestamp() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos())
+}
+
+/// A handshake that this node opened and that waits for its response.
+pub(crate) struct Pending {
+    noise: HandshakeState,
+    pub index: u32,
+}
+
+/// Makes Noise message 1 for `peer`.
+pub(crate) fn open(keys: &Keys, peer: &LinkKey, index: u32) -> Result<(Pending, Vec<u8>), Refused> {
+    let builder = keys.builder()?.remote_public_key(&peer.0).map_err(|_| Refused::Malformed)?;
+    let mut noise = builder.build_initiator().map_err(|_| Refused::Malformed)?;
+    let mut payload = [0; INITIATION_PAYLOAD_LEN];
+    payload[0] = VERSION;
+    payload[1] = if Cipher::preferred() == Cipher::Aes256Gcm { WITH_AES } else { 0 };
+    payload[2..].copy_from_slice(&timestamp().to_be_bytes()[4..]);
+    let mut message = vec![0; NOISE_1_LEN];
+    let len = noise.write_message(&payload, &mut message).map_err(|_| Refused::Malformed)?;
+    message.truncate(len);
+    Ok((Pending { noise, index }, message))
+}
+
+impl Pending {
+    /// Reads Noise message 2.
+    pub(crate) fn finish(mut self, now: Instant, sender: u32, message: &[u8]) -> Result<Session, Refused> {
+        let mut payload = [0; NOISE_2_LEN];
+        let len = self.noise.read_message(message, &mut payload).map_err(|_| Refused::Forged)?;
+        let cipher = match payload[..len].first() {
+            Some(&WITH_AES) if Cipher::preferred() == Cipher::Aes256Gcm => Cipher::Aes256Gcm,
+            Some(0) => Cipher::ChaCha20Poly1305,
+            _ => return Err(Refused::Malformed),
+        };
+        Ok(session(self.noise, Ends { local: self.index, remote: sender, cipher, initiator: true }, now))
+    }
+}
+
+struct Ends {
+    local: u32,
+    remote: u32,
+    cipher: Cipher,
+    initiator: bool,
+}
+
+fn session(mut noise: HandshakeState, ends: Ends, now: Instant) -> Session {
+    let (forward, back) = noise.dangerously_get_raw_split();
+    let (forward, back) = (Zeroizing::new(forward), Zeroizing::new(back));
+    let (sealing, opening) = if ends.initiator { (&forward, &back) } else { (&back, &forward) };
+    Session::new(Parts { local: ends.local, remote: ends.remote, cipher: ends.cipher, initiator: ends.initiator, sealing, opening }, now)
+}
+
+/// An initiation that was read: its sender is proved to hold `peer`, but may be a replay until the timestamp was compared.
+pub struct Opened {
+    noise: HandshakeState,
+    sender: u32,
+    cipher: Cipher,
+    /// The initiator's key.
+    pub peer: LinkKey,
+    /// The initiator's clock in nanoseconds.
+    pub timestamp: u128,
+}
+
+impl Opened {
+    /// Reads Noise message 1.
+    ///
+    /// # Errors
+    /// [`Refused::Forged`] if it was not made for these keys.
+    pub fn read(keys: &Keys, sender: u32, message: &[u8]) -> Result<Self, Refused> {
+        let mut noise = keys.builder()?.build_responder().map_err(|_| Refused::Malformed)?;
+        let mut payload = [0; NOISE_1_LEN];
+        let len = noise.read_message(message, &mut payload).map_err(|_| Refused::Forged)?;
+        let payload: &[u8; INITIATION_PAYLOAD_LEN] = payload[..len].try_into().map_err(|_| Refused::Malformed)?;
+        if payload[0] != VERSION {
+            return Err(Refused::Malformed);
+        }
+        let both_aes = payload[1] & WITH_AES != 0 && Cipher::preferred() == Cipher::Aes256Gcm;
+        let cipher = if both_aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
+        let peer = noise.get_remote_static().and_then(|k| <[u8; 32]>::try_from(k).ok()).ok_or(Refused::Malformed)?;
+        let timestamp = payload[2..].iter().fold(0, |n, b| n << 8 | u128::from(*b));
+        Ok(Self { noise, sender, cipher, peer: LinkKey(peer), timestamp })
+    }
+
+    /// Makes Noise message 2 and the session; the initiator's index comes with them.
+    pub(crate) fn answer(mut self, now: Instant, index: u32) -> Result<(Session, Vec<u8>, u32), Refused> {
+        let mut message = vec![0; NOISE_2_LEN];
+        let payload = [if self.cipher == Cipher::Aes256Gcm { WITH_AES } else { 0 }; RESPONSE_PAYLOAD_LEN];
+        let len = self.noise.write_message(&payload, &mut message).map_err(|_| Refused::Malformed)?;
+        message.truncate(len);
+        let ends = Ends { local: index, remote: self.sender, cipher: self.cipher, initiator: false };
+        Ok((session(self.noise, ends, now), message, self.sender))
+    }
+}

@@ -1,0 +1,168 @@
+//! The keys of one finished handshake: seals and opens data datagrams in place. Shared by the packet threads without a
+//! lock on the sending side; the counter is an atomic, the replay window a mutex that only receivers of this session touch.
+
+use super::{
+    Refused,
+    frame::FRAME_HEADER_LEN,
+    replay::ReplayWindow,
+    wire::{HEADER_LEN, TAG_LEN, write_data_header},
+};
+use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+/// Bytes that a link adds to an IP packet, outer IP and UDP headers not counted.
+pub const OVERHEAD: usize = HEADER_LEN + FRAME_HEADER_LEN + TAG_LEN;
+/// A session stops sealing here, far before a counter could wrap (WireGuard's REJECT_AFTER_MESSAGES is the same in spirit).
+const LAST_COUNTER: u64 = 1 << 60;
+
+/// The AEAD of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cipher {
+    /// Where both CPUs have AES instructions: about twice as fast there.
+    Aes256Gcm,
+    /// Anywhere else.
+    ChaCha20Poly1305,
+}
+
+impl Cipher {
+    /// The best this CPU does in hardware.
+    pub fn preferred() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq") {
+            return Self::Aes256Gcm;
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("aes") {
+            return Self::Aes256Gcm;
+        }
+        Self::ChaCha20Poly1305
+    }
+
+    fn key(self, bytes: &[u8; 32]) -> LessSafeKey {
+        let algorithm = match self {
+            Self::Aes256Gcm => &AES_256_GCM,
+            Self::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+        };
+        LessSafeKey::new(UnboundKey::new(algorithm, bytes).expect("both ciphers take 32-byte keys"))
+    }
+}
+
+/// One finished handshake's keys, both directions.
+pub struct Session {
+    local: u32,
+    remote: u32,
+    cipher: Cipher,
+    initiator: bool,
+    created: Instant,
+    sealing: LessSafeKey,
+    opening: LessSafeKey,
+    counter: AtomicU64,
+    confirmed: AtomicBool,
+    window: Mutex<ReplayWindow>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({:08x} -> {:08x}, {:?})", self.local, self.remote, self.cipher)
+    }
+}
+
+fn nonce(counter: u64) -> Nonce {
+    let mut bytes = [0; 12];
+    bytes[4..].copy_from_slice(&counter.to_be_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}
+
+/// What a session is made of.
+pub(crate) struct Parts<'a> {
+    pub local: u32,
+    pub remote: u32,
+    pub cipher: Cipher,
+    pub initiator: bool,
+    pub sealing: &'a [u8; 32],
+    pub opening: &'a [u8; 32],
+}
+
+impl Session {
+    /// A link that carried data within this time is worth rekeying; another opens again when it is needed.
+    pub const ACTIVE: std::time::Duration = std::time::Duration::from_secs(300);
+
+    pub(crate) fn new(parts: Parts<'_>, now: Instant) -> Self {
+        Self {
+            local: parts.local,
+            remote: parts.remote,
+            cipher: parts.cipher,
+            initiator: parts.initiator,
+            created: now,
+            sealing: parts.cipher.key(parts.sealing),
+            opening: parts.cipher.key(parts.opening),
+            counter: AtomicU64::new(0),
+            confirmed: AtomicBool::new(parts.initiator),
+            window: Mutex::default(),
+        }
+    }
+
+    /// The index under which this side receives.
+    pub fn local_index(&self) -> u32 {
+        self.local
+    }
+
+    /// The cipher that both sides agreed on.
+    pub fn cipher(&self) -> Cipher {
+        self.cipher
+    }
+
+    /// Whether this side opened the handshake (and so rekeys it).
+    pub fn initiator(&self) -> bool {
+        self.initiator
+    }
+
+    /// When the handshake finished here.
+    pub fn created(&self) -> Instant {
+        self.created
+    }
+
+    /// Marks the far end as proved to hold the keys; true the first time.
+    pub fn confirm(&self) -> bool {
+        !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
+    }
+
+    /// Seals the `plain` bytes that stand at `buf[HEADER_LEN..]` and writes header and tag around them.
+    /// Returns the datagram's length; `None` once the session has sealed all it may.
+    ///
+    /// `buf` must have room for `HEADER_LEN + plain + TAG_LEN` bytes.
+    pub fn seal(&self, buf: &mut [u8], plain: usize) -> Option<usize> {
+        let counter = self.counter.fetch_add(1, Ordering::Relaxed);
+        if counter >= LAST_COUNTER {
+            return None;
+        }
+        write_data_header(buf, self.remote, counter);
+        let end = HEADER_LEN + plain;
+        let tag = self.sealing.seal_in_place_separate_tag(nonce(counter), Aad::empty(), &mut buf[HEADER_LEN..end]).ok()?;
+        buf[end..end + TAG_LEN].copy_from_slice(tag.as_ref());
+        Some(end + TAG_LEN)
+    }
+
+    /// Opens a data datagram in place and returns its frame.
+    ///
+    /// # Errors
+    /// [`Refused::Replayed`] for a counter seen before or too old, [`Refused::Forged`] for a tag that does not verify.
+    pub fn open<'a>(&self, datagram: &'a mut [u8], counter: u64) -> Result<&'a mut [u8], Refused> {
+        if !self.lock().may_come(counter) {
+            return Err(Refused::Replayed);
+        }
+        let body = datagram.get_mut(HEADER_LEN..).ok_or(Refused::Malformed)?;
+        let plain = self.opening.open_in_place(nonce(counter), Aad::empty(), body).map_err(|_| Refused::Forged)?;
+        if self.lock().accept(counter) { Ok(plain) } else { Err(Refused::Replayed) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, ReplayWindow> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,262 @@
+//! The life of one link: when to shake hands, which session to send with, when keys die. Timers follow WireGuard (paper
+//! §6); either side may open a handshake, and the newest confirmed session is the one that seals, so that rekeying loses
+//! nothing: the old session still opens what was under way.
+
+use super::{
+    Refused,
+    cookie::{self, Cookie},
+    handshake::{self, Keys, Opened, Pending},
+    session::Session,
+    wire,
+};
+use crate::identity::LinkKey;
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// The initiator of a session replaces it at this age.
+pub const REKEY_AFTER: Duration = Duration::from_secs(120);
+/// The responder steps in at this age if the initiator has not (REJECT_AFTER less a handshake's tries).
+pub const RESPONDER_REKEY_AFTER: Duration = Duration::from_secs(165);
+/// No session lives longer.
+pub const REJECT_AFTER: Duration = Duration::from_secs(180);
+/// An unanswered handshake message is sent again, new, after this time.
+pub const REKEY_TIMEOUT: Duration = Duration::from_secs(2);
+/// A handshake that the control plane carries is forgotten after this time.
+pub const CARRIED_LIMIT: Duration = Duration::from_secs(12);
+/// A handshake that was never answered is given up after this time.
+pub const REKEY_ATTEMPT: Duration = Duration::from_secs(20);
+/// Sessions kept for receiving. When both sides rekey at once each has two new and two old ones, all with datagrams under
+/// way; the rest is room for handshakes that the control plane carried meanwhile. Age ends them long before.
+const KEPT_SESSIONS: usize = 8;
+
+/// What the driver has to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Send this handshake message on the current path.
+    Transmit(Vec<u8>),
+    /// Deliver datagrams for this session's index to it from now on.
+    Install(Arc<Session>),
+    /// Seal with this session from now on (`None`: with none).
+    SendWith(Option<Arc<Session>>),
+    /// This index is gone.
+    Retire(u32),
+    /// No answer for [`REKEY_ATTEMPT`]: the path is dead.
+    GaveUp,
+}
+
+struct Opening {
+    pending: Pending,
+    /// Carried by somebody else, who knows when to try again.
+    carried: bool,
+    mac1: [u8; wire::MAC_LEN],
+    sent: Instant,
+}
+
+/// The state of the link to one member.
+pub struct Link {
+    keys: Arc<Keys>,
+    peer: LinkKey,
+    opening: Option<Opening>,
+    /// When the first unanswered handshake of this attempt was sent.
+    attempt: Option<Instant>,
+    cookie: Option<(Instant, Cookie)>,
+    newest_timestamp: u128,
+    /// Newest last.
+    sessions: Vec<Arc<Session>>,
+    sending: Option<u32>,
+    outputs: VecDeque<Output>,
+}
+
+impl Link {
+    /// A link to the member whose key is `peer`, with no session yet.
+    pub fn new(keys: Arc<Keys>, peer: LinkKey) -> Self {
+        Self {
+            keys,
+            peer,
+            opening: None,
+            attempt: None,
+            cookie: None,
+            newest_timestamp: 0,
+            sessions: Vec::new(),
+            sending: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// The far end's key.
+    pub fn peer(&self) -> LinkKey {
+        self.peer
+    }
+
+    /// Opens a handshake under `index` (the driver's choice, unique among its sessions) and returns the message; an
+    /// earlier one that was not answered is forgotten.
+    ///
+    /// # Errors
+    /// [`Refused::Malformed`] if the far end's key is no curve point.
+    pub fn open(&mut self, now: Instant, index: u32) -> Result<Vec<u8>, Refused> {
+        let message = self.begin(now, index, false)?;
+        self.attempt.get_or_insert(now);
+        Ok(message)
+    }
+
+    /// As [`Link::open`], for a message that somebody else carries, such as the control plane: it is not sent again by
+    /// itself, and that it stays unanswered says nothing about the path in use.
+    ///
+    /// # Errors
+    /// As [`Link::open`].
+    pub fn open_carried(&mut self, now: Instant, index: u32) -> Result<Vec<u8>, Refused> {
+        self.begin(now, index, true)
+    }
+
+    fn begin(&mut self, now: Instant, index: u32, carried: bool) -> Result<Vec<u8>, Refused> {
+        let (pending, noise) = handshake::open(&self.keys, &self.peer, index)?;
+        let mut message = wire::initiation(index, &noise);
+        self.cookie = self.cookie.filter(|(since, _)| now.saturating_duration_since(*since) < cookie::COOKIE_LIFE);
+        cookie::stamp(&mut message, &self.peer.0, self.cookie.as_ref().map(|(_, c)| c));
+        let mac1 = cookie::mac1_of(&message).unwrap_or_default();
+        self.opening = Some(Opening { pending, carried, mac1, sent: now });
+        Ok(message)
+    }
+
+    /// Whether a handshake of ours waits for its response under `index`.
+    pub fn waits_for(&self, index: u32) -> bool {
+        self.opening.as_ref().is_some_and(|o| o.pending.index == index)
+    }
+
+    /// Takes the response to [`Link::open`]'s message; the new session seals from now on, and the driver sends something
+    /// at once so that the far end may use it too.
+    ///
+    /// # Errors
+    /// Why the message was refused; the handshake stays open.
+    pub fn answered(&mut self, now: Instant, message: &[u8]) -> Result<(), Refused> {
+        let wire::Datagram::Response { sender, receiver, noise } = wire::parse(message)? else { return Err(Refused::Malformed) };
+        if !cookie::mac1_verifies(message, &self.keys.public().0) {
+            return Err(Refused::Forged);
+        }
+        let opening = self.opening.take_if(|o| o.pending.index == receiver).ok_or(Refused::Unasked)?;
+        let session = Arc::new(opening.pending.finish(now, sender, noise)?);
+        self.attempt = None;
+        self.install(session.clone());
+        self.send_with(session);
+        Ok(())
+    }
+
+    /// Takes a cookie reply: the next initiation proves our address with it.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub fn cookie(&mut self, now: Instant, message: &[u8]) -> Result<(), Refused> {
+        let wire::Datagram::Cookie { receiver, salt, sealed } = wire::parse(message)? else { return Err(Refused::Malformed) };
+        let opening = self.opening.as_mut().filter(|o| o.pending.index == receiver).ok_or(Refused::Unasked)?;
+        let cookie = cookie::open(salt, sealed, &self.peer.0, &opening.mac1)?;
+        self.cookie = Some((now, cookie));
+        opening.sent = now.checked_sub(REKEY_TIMEOUT).unwrap_or(now);
+        Ok(())
+    }
+
+    /// Answers an initiation that [`Opened::read`] read, under `index`. `fresh`: it came over an authenticated, replay-free
+    /// channel, so that the timestamp need not be newer and the session may seal before the far end has used it.
+    ///
+    /// # Errors
+    /// [`Refused::Replayed`] for a timestamp not newer than the newest seen, [`Refused::Forged`] for another member's key.
+    pub fn accept(&mut self, now: Instant, opened: Opened, index: u32, fresh: bool) -> Result<Vec<u8>, Refused> {
+        if opened.peer != self.peer {
+            return Err(Refused::Forged);
+        }
+        if !fresh && opened.timestamp <= self.newest_timestamp {
+            return Err(Refused::Replayed);
+        }
+        self.newest_timestamp = opened.timestamp;
+        let (session, noise, receiver) = opened.answer(now, index)?;
+        let mut message = wire::response(index, receiver, &noise);
+        cookie::stamp(&mut message, &self.peer.0, None);
+        let session = Arc::new(session);
+        self.install(session.clone());
+        if fresh {
+            session.confirm();
+            self.send_with(session);
+        }
+        Ok(message)
+    }
+
+    /// The far end has used the session under `index` for the first time: it may seal.
+    pub fn confirmed(&mut self, index: u32) {
+        let newer = |s: &&Arc<Session>| Some(s.local_index()) != self.sending;
+        if let Some(session) = self.sessions.iter().find(|s| s.local_index() == index).filter(newer).cloned() {
+            self.send_with(session);
+        }
+    }
+
+    /// What is due at `now`; `active` says whether the link carried data lately, `index` is used if a handshake must open.
+    pub fn tick(&mut self, now: Instant, active: bool, index: u32) {
+        let age = |s: &Session| now.saturating_duration_since(s.created());
+        let dead: Vec<u32> = self.sessions.iter().filter(|s| age(s) >= REJECT_AFTER).map(|s| s.local_index()).collect();
+        for index in dead {
+            self.retire(index);
+        }
+        if self.attempt.is_some_and(|since| now.saturating_duration_since(since) >= REKEY_ATTEMPT) {
+            (self.opening, self.attempt) = (None, None);
+            self.outputs.push_back(Output::GaveUp);
+            return;
+        }
+        let waited = |o: &mut Opening| o.carried && now.saturating_duration_since(o.sent) >= CARRIED_LIMIT;
+        self.opening.take_if(waited);
+        let retry = match &self.opening {
+            Some(opening) if opening.carried => false,
+            Some(opening) => now.saturating_duration_since(opening.sent) >= REKEY_TIMEOUT,
+            None => active && self.sending().is_some_and(|s| age(s) >= if s.initiator() { REKEY_AFTER } else { RESPONDER_REKEY_AFTER }),
+        };
+        if retry && let Ok(message) = self.open(now, index) {
+            self.outputs.push_back(Output::Transmit(message));
+        }
+    }
+
+    /// Ends everything: no session seals or opens any more.
+    pub fn close(&mut self) {
+        (self.opening, self.attempt) = (None, None);
+        for index in self.sessions.iter().map(|s| s.local_index()).collect::<Vec<_>>() {
+            self.retire(index);
+        }
+    }
+
+    /// The session that seals now.
+    pub fn sending(&self) -> Option<&Arc<Session>> {
+        self.sessions.iter().find(|s| Some(s.local_index()) == self.sending)
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn install(&mut self, session: Arc<Session>) {
+        self.sessions.push(session.clone());
+        self.outputs.push_back(Output::Install(session));
+        while self.sessions.len() > KEPT_SESSIONS {
+            let spare = self.sessions.iter().map(|s| s.local_index()).find(|index| Some(*index) != self.sending);
+            if let Some(index) = spare {
+                self.retire(index);
+            }
+        }
+    }
+
+    fn send_with(&mut self, session: Arc<Session>) {
+        self.sending = Some(session.local_index());
+        self.outputs.push_back(Output::SendWith(Some(session)));
+    }
+
+    fn retire(&mut self, index: u32) {
+        self.sessions.retain(|s| s.local_index() != index);
+        self.outputs.push_back(Output::Retire(index));
+        if self.sending == Some(index) {
+            self.sending = None;
+            self.outputs.push_back(Output::SendWith(None));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

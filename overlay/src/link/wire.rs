@@ -1,0 +1,167 @@
+//! The four datagrams of a link, outermost bytes first. All numbers are big-endian.
+//!
+//! | kind | layout |
+//! |---|---|
+//! | initiation | kind, 3 zero, sender index, Noise message 1, mac1, mac2 |
+//! | response | kind, 3 zero, sender index, receiver index, Noise message 2, mac1, mac2 |
+//! | cookie | kind, 3 zero, receiver index, salt, sealed cookie |
+//! | data | kind, 3 zero, receiver index, counter, sealed frame |
+//!
+//! The first byte has its top bit set, which no STUN message has (RFC 8489 §5), so both share a port.
+
+use super::Refused;
+
+/// Bytes before the sealed frame of a data datagram.
+pub const HEADER_LEN: usize = 16;
+/// Bytes of AEAD tag after the sealed frame.
+pub const TAG_LEN: usize = 16;
+/// Bytes of one MAC.
+pub const MAC_LEN: usize = 16;
+/// Bytes of salt in a cookie reply.
+pub const SALT_LEN: usize = 32;
+/// Noise IK message 1: ephemeral, sealed static, sealed payload.
+pub const NOISE_1_LEN: usize = 32 + 48 + INITIATION_PAYLOAD_LEN + TAG_LEN;
+/// Noise IK message 2: ephemeral and sealed payload.
+pub const NOISE_2_LEN: usize = 32 + RESPONSE_PAYLOAD_LEN + TAG_LEN;
+/// Version, cipher offer and timestamp.
+pub const INITIATION_PAYLOAD_LEN: usize = 1 + 1 + 12;
+/// The chosen cipher.
+pub const RESPONSE_PAYLOAD_LEN: usize = 1;
+/// Length of an initiation.
+pub const INITIATION_LEN: usize = 8 + NOISE_1_LEN + 2 * MAC_LEN;
+/// Length of a response.
+pub const RESPONSE_LEN: usize = 12 + NOISE_2_LEN + 2 * MAC_LEN;
+/// Length of a cookie reply.
+pub const COOKIE_LEN: usize = 8 + SALT_LEN + MAC_LEN + TAG_LEN;
+
+const INITIATION: u8 = 0x81;
+const RESPONSE: u8 = 0x82;
+const COOKIE: u8 = 0x83;
+const DATA: u8 = 0x84;
+
+/// A datagram taken apart; nothing in it is verified yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Datagram<'a> {
+    /// Opens a handshake.
+    Initiation {
+        /// The index under which the sender wants to be answered.
+        sender: u32,
+        /// Noise message 1.
+        noise: &'a [u8],
+    },
+    /// Answers an initiation.
+    Response {
+        /// The responder's index for the new session.
+        sender: u32,
+        /// The index from the initiation.
+        receiver: u32,
+        /// Noise message 2.
+        noise: &'a [u8],
+    },
+    /// Answers an initiation under load: come again with this.
+    Cookie {
+        /// The index from the initiation.
+        receiver: u32,
+        /// Makes the sealing key unique.
+        salt: &'a [u8],
+        /// The sealed cookie.
+        sealed: &'a [u8],
+    },
+    /// A sealed frame.
+    Data {
+        /// The receiver's index of the session.
+        receiver: u32,
+        /// The nonce.
+        counter: u64,
+    },
+}
+
+fn number(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..at + 4].iter().fold(0, |n, b| n << 8 | u32::from(*b))
+}
+
+/// Whether `bytes` may be a link's datagram at all.
+pub fn is_ours(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|kind| (INITIATION..=DATA).contains(kind))
+}
+
+/// Takes a datagram apart. Never panics; checks lengths only.
+pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Refused> {
+    match (bytes.first(), bytes.len()) {
+        (Some(&DATA), n) if n >= HEADER_LEN + TAG_LEN => {
+            Ok(Datagram::Data { receiver: number(bytes, 4), counter: u64::from(number(bytes, 8)) << 32 | u64::from(number(bytes, 12)) })
+        }
+        (Some(&INITIATION), INITIATION_LEN) => Ok(Datagram::Initiation { sender: number(bytes, 4), noise: &bytes[8..8 + NOISE_1_LEN] }),
+        (Some(&RESPONSE), RESPONSE_LEN) => {
+            Ok(Datagram::Response { sender: number(bytes, 4), receiver: number(bytes, 8), noise: &bytes[12..12 + NOISE_2_LEN] })
+        }
+        (Some(&COOKIE), COOKIE_LEN) => {
+            Ok(Datagram::Cookie { receiver: number(bytes, 4), salt: &bytes[8..8 + SALT_LEN], sealed: &bytes[8 + SALT_LEN..] })
+        }
+        _ => Err(Refused::Malformed),
+    }
+}
+
+/// An initiation with empty MACs.
+pub fn initiation(sender: u32, noise: &[u8]) -> Vec<u8> {
+    let mut out = vec![INITIATION, 0, 0, 0];
+    out.extend_from_slice(&sender.to_be_bytes());
+    out.extend_from_slice(noise);
+    out.extend_from_slice(&[0; 2 * MAC_LEN]);
+    out
+}
+
+/// A response with empty MACs.
+pub fn response(sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
+    let mut out = vec![RESPONSE, 0, 0, 0];
+    out.extend_from_slice(&sender.to_be_bytes());
+    out.extend_from_slice(&receiver.to_be_bytes());
+    out.extend_from_slice(noise);
+    out.extend_from_slice(&[0; 2 * MAC_LEN]);
+    out
+}
+
+/// A cookie reply.
+pub fn cookie(receiver: u32, salt: &[u8; SALT_LEN], sealed: &[u8]) -> Vec<u8> {
+    let mut out = vec![COOKIE, 0, 0, 0];
+    out.extend_from_slice(&receiver.to_be_bytes());
+    out.extend_from_slice(salt);
+    out.extend_from_slice(sealed);
+    out
+}
+
+/// Writes the header of a data datagram into the first [`HEADER_LEN`] bytes.
+pub fn write_data_header(out: &mut [u8], receiver: u32, counter: u64) {
+    out[..4].copy_from_slice(&[DATA, 0, 0, 0]);
+    out[4..8].copy_from_slice(&receiver.to_be_bytes());
+    out[8..16].copy_from_slice(&counter.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0x80u8..0x86) {
+            let _ = parse(&bytes);
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() { *first = kind; }
+            let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn what_is_written_is_what_is_read(sender: u32, receiver: u32, counter: u64) {
+            let noise = [7; NOISE_2_LEN];
+            let bytes = response(sender, receiver, &noise);
+            prop_assert_eq!(parse(&bytes), Ok(Datagram::Response { sender, receiver, noise: &noise }));
+            let noise = [9; NOISE_1_LEN];
+            let bytes = initiation(sender, &noise);
+            prop_assert_eq!(parse(&bytes), Ok(Datagram::Initiation { sender, noise: &noise }));
+            let mut data = [0; HEADER_LEN + TAG_LEN];
+            write_data_header(&mut data, receiver, counter);
+            prop_assert_eq!(parse(&data), Ok(Datagram::Data { receiver, counter }));
+        }
+    }
+}

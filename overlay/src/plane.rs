@@ -1,0 +1,299 @@
+//! The packet plane: carries IP between this host, its guests and other members over encrypted links.
+//!
+//! Threads, not the async runtime, carry packets: one reads the TUN, one the UDP socket, one each guest port, and a clock
+//! thread runs handshakes, probes and timeouts. What they look up (routes, sessions, ports) are snapshots that change rarely
+//! and are read without a lock. The plane knows how to use a path; finding one is [`crate::connect`]'s part.
+
+mod clock;
+mod core;
+mod deliver;
+pub mod packet;
+mod packet_socket;
+mod path_use;
+pub mod paths;
+mod peer;
+mod port;
+mod receive;
+mod routes;
+mod segments;
+mod tun;
+pub(crate) mod udp;
+mod wake;
+
+pub(crate) use self::core::Inner;
+pub use port::GuestPort;
+pub use routes::Route;
+
+use crate::{
+    fabric::FabricError,
+    id::{Epoch, MemberId, VmId},
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use zeroize::Zeroizing;
+
+/// Why the plane could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The TUN device could not be made or set up.
+    #[error("cannot set up the TUN device {device}")]
+    Tun {
+        /// Its name.
+        device: String,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The UDP port could not be bound.
+    #[error("cannot bind UDP port {port}")]
+    Bind {
+        /// The port.
+        port: u16,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+    /// A packet thread could not be started.
+    #[error("cannot start the packet threads")]
+    Thread(#[source] io::Error),
+    /// The host's overlay address could not be set.
+    #[error("cannot put {addr} on {device}")]
+    Address {
+        /// The device.
+        device: String,
+        /// The address.
+        addr: IpAddr,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+    /// A guest's interface could not be opened.
+    #[error("cannot open the guest port {ifname}")]
+    Port {
+        /// The interface.
+        ifname: String,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+    /// No path to the member could be made.
+    #[error("no path to {0:?} could be found: neither direct, nor through another member, nor by stream")]
+    NoPath(MemberId),
+    /// The member did not answer in time.
+    #[error("{0:?} did not answer within {1:?}")]
+    TimedOut(MemberId, Duration),
+    /// The control plane could not help.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// The handshake failed.
+    #[error("handshake with {0:?} failed: {1}")]
+    Handshake(MemberId, String),
+    /// The plane was shut down.
+    #[error("the packet plane is shut down")]
+    Closed,
+}
+
+/// What a plane is started with.
+pub struct PlaneConfig {
+    /// This node.
+    pub me: MemberId,
+    /// The secret half of this node's link key.
+    pub link_secret: Zeroizing<[u8; 32]>,
+    /// The UDP port to bind; 0 for any.
+    pub udp_port: u16,
+    /// The TUN device to make, such as `p2pvm0`.
+    pub device: String,
+    /// The TUN's MTU in bytes. At 1340 a relayed packet still fits 1500 bytes of IPv6.
+    pub mtu: u16,
+}
+
+/// How datagrams reach a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Path {
+    /// Straight to this address.
+    Direct(SocketAddr),
+    /// Through this member, sealed end to end.
+    Relayed(MemberId),
+    /// Over a stream of the control plane: UDP does not get through.
+    Stream,
+}
+
+/// The state of the link to a member.
+#[derive(Clone, Copy, Debug)]
+pub struct PathInfo {
+    /// The path that data takes.
+    pub path: Path,
+    /// Its last measured round trip.
+    pub rtt: Option<Duration>,
+    /// Since when this path is used.
+    pub since: Instant,
+    /// Bytes of IP packets sent to the member.
+    pub tx_bytes: u64,
+    /// Bytes of IP packets received from it.
+    pub rx_bytes: u64,
+    /// When the last handshake finished.
+    pub last_handshake: Option<Instant>,
+}
+
+/// A member's answer to [`Plane::ping`].
+#[derive(Clone, Copy, Debug)]
+pub struct Pong {
+    /// Round trip through the link.
+    pub rtt: Duration,
+    /// The path it took.
+    pub path: Path,
+}
+
+/// What the plane tells its owner.
+#[derive(Clone, Debug)]
+pub enum PlaneEvent {
+    /// A packet goes to, or comes from, an address without a route: it waits a few seconds for [`Plane::set_route`].
+    Unresolved(IpAddr),
+    /// Data to a member takes another path now, or has none.
+    PathChanged {
+        /// The member.
+        member: MemberId,
+        /// The path; `None`: no link any more.
+        path: Option<Path>,
+    },
+    /// A member sent a packet of an address under an epoch older than known: dropped.
+    StaleEpoch {
+        /// The source address.
+        addr: IpAddr,
+        /// Who sent it.
+        from: MemberId,
+        /// The epoch it claimed.
+        sent: Epoch,
+        /// The epoch that stands.
+        known: Epoch,
+    },
+    /// A guest's ARP, neighbour discovery or DHCP frame.
+    GuestFrame {
+        /// The guest.
+        vm: VmId,
+        /// The Ethernet frame.
+        frame: Vec<u8>,
+    },
+    /// The former host of an address told where it went; already applied to the routes.
+    MovedHint {
+        /// The address.
+        addr: IpAddr,
+        /// Where it is now.
+        route: Route,
+    },
+}
+
+struct Owner(Arc<Inner>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// The handle of a running plane; the last one dropped shuts it down.
+#[derive(Clone)]
+pub struct Plane(Arc<Owner>);
+
+impl Plane {
+    /// Makes the TUN device, binds UDP and starts the threads, all in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`Error::Tun`], [`Error::Bind`] or [`Error::Thread`].
+    pub fn start(config: PlaneConfig, events: tokio::sync::mpsc::Sender<PlaneEvent>) -> Result<Self, Error> {
+        Inner::start(config, events).map(|inner| Self(Arc::new(Owner(inner))))
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0.0
+    }
+
+    /// The UDP port in use.
+    pub fn udp_port(&self) -> u16 {
+        self.inner().udp.port()
+    }
+
+    /// Puts the host's overlay addresses (with prefix lengths) onto the TUN and routes their subnets into it; those set
+    /// before are taken off. Call it in the network namespace in which the plane was started.
+    ///
+    /// # Errors
+    /// [`Error::Address`] with what the kernel said.
+    pub fn set_host_addresses(&self, v4: Option<(Ipv4Addr, u8)>, v6: Option<(Ipv6Addr, u8)>) -> Result<(), Error> {
+        self.inner().set_host_addresses(v4, v6)
+    }
+
+    /// Says where an address is. A smaller epoch never replaces a larger one; packets that waited go on.
+    pub fn set_route(&self, addr: IpAddr, route: Route) {
+        self.inner().set_route(addr, route);
+    }
+
+    /// Forgets where an address is.
+    pub fn remove_route(&self, addr: IpAddr) {
+        self.inner().routes.rcu(|routes| {
+            let mut routes = (**routes).clone();
+            routes.remove(&addr);
+            routes
+        });
+    }
+
+    /// All routes, in no order.
+    pub fn routes(&self) -> Vec<(IpAddr, Route)> {
+        self.inner().routes.load().iter().collect()
+    }
+
+    /// Takes a guest's traffic from and to its interface. A port of the same VM is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Port`] if the interface cannot be opened.
+    pub fn attach_port(&self, port: GuestPort) -> Result<(), Error> {
+        Inner::attach_port(self.inner(), port)
+    }
+
+    /// Lets go of a guest's interface.
+    pub fn detach_port(&self, vm: VmId) {
+        self.inner().detach_port(vm);
+    }
+
+    /// Fences a guest, or lets it talk again: frozen, nothing goes in or out.
+    pub fn freeze_port(&self, vm: VmId, frozen: bool) {
+        self.inner().freeze_port(vm, frozen);
+    }
+
+    /// The VM that held `addr` here has moved: its packets that still come go on to `to`, and their senders are told.
+    /// `None` ends that.
+    pub fn set_forward(&self, addr: IpAddr, to: Option<Route>) {
+        self.inner().set_forward(addr, to);
+    }
+
+    /// Sends an Ethernet frame to a guest.
+    pub fn send_to_guest(&self, vm: VmId, frame: Vec<u8>) {
+        self.inner().send_to_guest(vm, &frame);
+    }
+
+    /// Measures the round trip over the link, which is made if there is none.
+    ///
+    /// # Errors
+    /// [`Error::NoPath`] if no link came up in time, [`Error::TimedOut`] if it did and no answer came.
+    pub async fn ping(&self, member: MemberId, timeout: Duration) -> Result<Pong, Error> {
+        self.inner().ping(member, timeout).await
+    }
+
+    /// The link to a member, if there is one.
+    pub fn path(&self, member: MemberId) -> Option<PathInfo> {
+        self.inner().peers.load().get(&member)?.info()
+    }
+
+    /// All members with a link.
+    pub fn peers(&self) -> Vec<(MemberId, PathInfo)> {
+        self.inner().peers.load().iter().filter_map(|peer| Some((peer.member, peer.info()?))).collect()
+    }
+
+    /// Stops the threads and takes the TUN down; it is gone once the last handle is dropped, which also does this.
+    pub fn shutdown(&self) {
+        self.inner().stop();
+    }
+}

@@ -1,0 +1,118 @@
+//! The clock thread: handshakes that are due, probes, liveness, links that nobody uses.
+
+use super::{Inner, core::lock};
+use crate::link::Session;
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// While some path is being probed.
+const BUSY_TICK: Duration = Duration::from_millis(20);
+/// While links exist; bounds how late a timeout is noticed.
+const CALM_TICK: Duration = Duration::from_millis(250);
+/// With no link at all.
+const IDLE_TICK: Duration = Duration::from_secs(2);
+/// A link that carried no data for this long is dropped.
+pub(crate) const IDLE_LINK: Duration = Duration::from_secs(300);
+/// A member without any link is forgotten after this.
+const FORGET: Duration = Duration::from_secs(30);
+/// The host's own addresses are looked up this often.
+const REFRESH_ADDRESSES: Duration = Duration::from_secs(10);
+
+/// Wakes the clock before its next tick.
+#[derive(Default)]
+pub(crate) struct Kick {
+    kicked: Mutex<bool>,
+    bell: Condvar,
+}
+
+impl Kick {
+    pub fn kick(&self) {
+        *self.kicked.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.bell.notify_one();
+    }
+
+    fn wait(&self, limit: Duration) {
+        let kicked = self.kicked.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut kicked, _) = self.bell.wait_timeout_while(kicked, limit, |k| !*k).unwrap_or_else(PoisonError::into_inner);
+        *kicked = false;
+    }
+}
+
+pub(crate) fn run(inner: &Inner) {
+    let mut refreshed = Instant::now();
+    while !inner.stop.raised() {
+        let now = Instant::now();
+        let busy = tick(inner, now);
+        if now.saturating_duration_since(refreshed) >= REFRESH_ADDRESSES {
+            refresh_local_addresses(inner);
+            refreshed = now;
+        }
+        lock(&inner.unresolved).expire(now);
+        lock(&inner.unknown_sources).expire(now);
+        inner.kick.wait(busy);
+    }
+    // A handle may outlive this; down, the device carries nothing. Done here because this thread is surely in its namespace.
+    let _ = inner.tun.enabled(false);
+}
+
+/// One round over all peers; how long until the next.
+fn tick(inner: &Inner, now: Instant) -> Duration {
+    let (mut forgotten, mut pause) = (Vec::new(), IDLE_TICK);
+    for peer in inner.peers.load().iter() {
+        let idle = peer.idle(now);
+        let index = inner.new_index();
+        if let Some(link) = peer.link().as_mut() {
+            if idle >= IDLE_LINK {
+                link.close();
+            }
+            link.tick(now, idle < Session::ACTIVE, index);
+        }
+        inner.run_link(peer, now);
+        let probing = {
+            let mut paths = peer.paths();
+            if idle >= IDLE_LINK {
+                paths.remove_all(now);
+            }
+            paths.tick(now, peer.activity());
+            paths.probing()
+        };
+        inner.run_paths(peer, now);
+        pause = pause.min(if probing { BUSY_TICK } else { CALM_TICK });
+        if idle >= FORGET && peer.path().is_none() && peer.link().as_ref().is_none_or(|l| l.sending().is_none()) {
+            forgotten.push(peer.member);
+        }
+    }
+    if !forgotten.is_empty() {
+        inner.peers.rcu(|peers| {
+            let mut peers = super::peer::Peers::clone(peers);
+            forgotten.iter().for_each(|member| peers.remove(member));
+            peers
+        });
+    }
+    pause
+}
+
+/// Reads the host's addresses that a peer might reach: of interfaces that are up, without loopback, link-local and overlay.
+pub(crate) fn refresh_local_addresses(inner: &Inner) {
+    let Ok(interfaces) = getifaddrs() else { return };
+    let mut found: Vec<IpAddr> = interfaces
+        .filter(|i| {
+            i.interface_name != inner.device && i.flags.contains(InterfaceFlags::IFF_UP) && !i.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+        })
+        .filter_map(|i| {
+            let address = i.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        })
+        .filter(super::packet::is_unicast)
+        .collect();
+    found.sort();
+    found.dedup();
+    if **inner.local_addresses.load() != found {
+        inner.local_addresses.store(Arc::new(found));
+    }
+}

@@ -1,0 +1,336 @@
+//! The state that the plane's threads share, and how it changes.
+
+use super::{
+    Error, PlaneConfig, PlaneEvent, Pong, Route,
+    clock::{self, Kick},
+    deliver::Ctx,
+    peer::{Peer, Peers},
+    port::{Port, Ports},
+    receive, routes,
+    routes::{Routes, Waitlist},
+    tun,
+    udp::{Batch, Udp},
+    wake::Stop,
+};
+use crate::{
+    id::{Epoch, MemberId},
+    link::{Keys, Session, cookie::Doorman, frame::Frame},
+    stun,
+};
+use arc_swap::ArcSwap;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tun_rs::{DeviceBuilder, SyncDevice};
+
+/// Members for which a path is wanted and the connector has not looked yet.
+const MAX_WANTED: usize = 256;
+/// Marks the token of a ping that a user asked for; a path's own probes have the bit clear.
+const USER_PING: u64 = 1 << 63;
+
+/// A packet from a member whose source address is not known yet.
+pub(crate) struct Held {
+    pub from: MemberId,
+    pub from_epoch: u32,
+    pub to_epoch: u32,
+    pub packet: Vec<u8>,
+}
+
+pub(crate) type Sessions = HashMap<u32, (Arc<Session>, Arc<Peer>)>;
+
+pub(crate) struct Inner {
+    pub me: MemberId,
+    pub keys: Arc<Keys>,
+    pub udp: Udp,
+    pub tun: SyncDevice,
+    pub device: String,
+    pub mtu: u16,
+    pub routes: ArcSwap<Routes>,
+    pub forwards: ArcSwap<HashMap<IpAddr, Route>>,
+    pub hosts: ArcSwap<Vec<(IpAddr, u8)>>,
+    pub ports: ArcSwap<Ports>,
+    pub peers: ArcSwap<Peers>,
+    pub sessions: ArcSwap<Sessions>,
+    /// Packets to addresses without a route, with the epoch of their source.
+    pub unresolved: Mutex<Waitlist<(u32, Vec<u8>)>>,
+    pub unknown_sources: Mutex<Waitlist<Held>>,
+    pub doorman: Mutex<Doorman>,
+    pub events: mpsc::Sender<PlaneEvent>,
+    pub wanted: mpsc::Sender<MemberId>,
+    wanted_by: Mutex<Option<mpsc::Receiver<MemberId>>>,
+    pub pings: Mutex<HashMap<u64, oneshot::Sender<Instant>>>,
+    stuns: Mutex<HashMap<stun::TransactionId, oneshot::Sender<SocketAddr>>>,
+    /// For datagrams that come by stream.
+    pub side: Mutex<Ctx>,
+    /// Told whenever a path was selected or lost.
+    pub path_changed: Notify,
+    pub local_addresses: ArcSwap<Vec<IpAddr>>,
+    pub kick: Kick,
+    pub stop: Stop,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    pub fn start(config: PlaneConfig, events: mpsc::Sender<PlaneEvent>) -> Result<Arc<Self>, Error> {
+        let now = Instant::now();
+        let udp = Udp::bind(config.udp_port).map_err(|cause| Error::Bind { port: config.udp_port, cause })?;
+        let failed = |cause| Error::Tun { device: config.device.clone(), cause };
+        let tun = DeviceBuilder::new().name(&config.device).mtu(config.mtu).offload(true).build_sync().map_err(failed)?;
+        tun.set_nonblocking(true).map_err(failed)?;
+        let (wanted, wanted_by) = mpsc::channel(MAX_WANTED);
+        let inner = Arc::new(Self {
+            me: config.me,
+            keys: Arc::new(Keys::new(config.link_secret)),
+            udp,
+            tun,
+            device: config.device,
+            mtu: config.mtu,
+            routes: ArcSwap::default(),
+            forwards: ArcSwap::default(),
+            hosts: ArcSwap::default(),
+            ports: ArcSwap::default(),
+            peers: ArcSwap::default(),
+            sessions: ArcSwap::default(),
+            unresolved: Mutex::default(),
+            unknown_sources: Mutex::default(),
+            doorman: Mutex::new(Doorman::new(now)),
+            events,
+            wanted,
+            wanted_by: Mutex::new(Some(wanted_by)),
+            pings: Mutex::default(),
+            stuns: Mutex::default(),
+            side: Mutex::default(),
+            path_changed: Notify::new(),
+            local_addresses: ArcSwap::default(),
+            kick: Kick::default(),
+            stop: Stop::new().map_err(Error::Thread)?,
+        });
+        clock::refresh_local_addresses(&inner);
+        for (name, body) in [("p2pvm-tun", tun::run as fn(&Inner)), ("p2pvm-udp", receive::run), ("p2pvm-clock", clock::run)] {
+            let shared = inner.clone();
+            let started = thread::Builder::new().name(name.into()).spawn(move || body(&shared));
+            if let Err(cause) = started {
+                inner.stop();
+                return Err(Error::Thread(cause));
+            }
+        }
+        Ok(inner)
+    }
+
+    pub fn stop(&self) {
+        if !self.stop.raise() {
+            return;
+        }
+        self.kick.kick();
+        for port in self.ports.swap(Arc::default()).iter() {
+            port.stop.raise();
+        }
+        lock(&self.pings).clear();
+        self.peers.store(Arc::default());
+        self.sessions.store(Arc::default());
+        self.path_changed.notify_waiters();
+    }
+
+    /// Tells the owner; an owner that does not listen loses events, never the packet path its pace.
+    pub fn tell(&self, event: PlaneEvent) {
+        if self.events.try_send(event).is_err() {
+            tracing::debug!("plane event dropped: nobody takes them");
+        }
+    }
+
+    pub fn set_host_addresses(&self, v4: Option<(Ipv4Addr, u8)>, v6: Option<(Ipv6Addr, u8)>) -> Result<(), Error> {
+        let new: Vec<(IpAddr, u8)> = v4.map(|(a, p)| (a.into(), p)).into_iter().chain(v6.map(|(a, p)| (a.into(), p))).collect();
+        let old = self.hosts.load_full();
+        for (addr, _) in old.iter().filter(|a| !new.contains(a)) {
+            let _ = self.tun.remove_address(*addr);
+        }
+        for (addr, prefix) in new.iter().filter(|a| !old.contains(a)) {
+            let added = match addr {
+                IpAddr::V4(v4) => self.tun.add_address_v4(*v4, *prefix),
+                IpAddr::V6(v6) => self.tun.add_address_v6(*v6, *prefix),
+            };
+            added.map_err(|cause| Error::Address { device: self.device.clone(), addr: *addr, cause })?;
+        }
+        self.hosts.store(Arc::new(new));
+        Ok(())
+    }
+
+    pub fn is_host(&self, addr: &IpAddr) -> bool {
+        self.hosts.load().iter().any(|(host, _)| host == addr)
+    }
+
+    pub fn set_route(&self, addr: IpAddr, route: Route) {
+        if self.routes.load().would_change(&addr, &route) {
+            self.routes.rcu(|routes| {
+                let mut routes = Routes::clone(routes);
+                routes.set(addr, route);
+                routes
+            });
+        }
+        let now = Instant::now();
+        let outgoing = lock(&self.unresolved).take(now, &addr);
+        let incoming = lock(&self.unknown_sources).take(now, &addr);
+        if outgoing.is_empty() && incoming.is_empty() {
+            return;
+        }
+        // Not the shared scratch: a stream reader that holds it may have brought the hint that leads here.
+        let mut ctx = Ctx::default();
+        for (from_epoch, packet) in outgoing {
+            self.carry_one(&mut ctx, from_epoch, &packet, now);
+        }
+        for held in incoming {
+            if let Some(peer) = self.peers.load().get(&held.from) {
+                self.ip_in(
+                    &mut ctx,
+                    peer,
+                    Frame::Ip { from_epoch: held.from_epoch, to_epoch: held.to_epoch, passed_on: false },
+                    &held.packet,
+                    now,
+                );
+            }
+        }
+        ctx.flush(self);
+    }
+
+    pub fn set_forward(&self, addr: IpAddr, to: Option<Route>) {
+        self.forwards.rcu(|forwards| {
+            let mut forwards = HashMap::clone(forwards);
+            match to {
+                Some(route) => forwards.insert(addr, route),
+                None => forwards.remove(&addr),
+            };
+            forwards
+        });
+        if let Some(route) = to {
+            self.set_route(addr, route);
+        }
+    }
+
+    /// The peer of a member, made if it was none.
+    pub fn peer(&self, member: MemberId) -> Arc<Peer> {
+        if let Some(peer) = self.peers.load().get(&member) {
+            return peer.clone();
+        }
+        let new = Arc::new(Peer::new(member, Instant::now()));
+        self.peers.rcu(|peers| {
+            let mut peers = Peers::clone(peers);
+            if peers.get(&member).is_none() {
+                peers.insert(new.clone());
+            }
+            peers
+        });
+        self.peers.load().get(&member).cloned().unwrap_or(new)
+    }
+
+    /// Asks the connector for a path to the peer.
+    pub fn want(&self, peer: &Peer, now: Instant) {
+        if peer.member != self.me && peer.ask_for_path(now) {
+            let _ = self.wanted.try_send(peer.member);
+        }
+    }
+
+    /// The members for which paths are wanted; the first caller has them.
+    pub fn take_wanted(&self) -> Option<mpsc::Receiver<MemberId>> {
+        lock(&self.wanted_by).take()
+    }
+
+    /// An index that no session has.
+    pub fn new_index(&self) -> u32 {
+        let sessions = self.sessions.load();
+        loop {
+            let index = rand::random();
+            if !sessions.contains_key(&index) {
+                return index;
+            }
+        }
+    }
+
+    pub fn port_of(&self, addr: &IpAddr) -> Option<Arc<Port>> {
+        self.ports.load().by_addr(addr).cloned()
+    }
+
+    pub async fn ping(&self, member: MemberId, timeout: Duration) -> Result<Pong, Error> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        if member == self.me {
+            return Err(Error::NoPath(member));
+        }
+        let peer = self.peer(member);
+        while !peer.ready() {
+            if self.stop.raised() {
+                return Err(Error::Closed);
+            }
+            self.want(&peer, Instant::now());
+            // Woken by any change of path, and now and then to ask again.
+            let again = tokio::time::Instant::now() + Duration::from_millis(200);
+            let _ = tokio::time::timeout_at(again.min(deadline), self.path_changed.notified()).await;
+            if tokio::time::Instant::now() >= deadline && !peer.ready() {
+                return Err(Error::NoPath(member));
+            }
+        }
+        let token = rand::random::<u64>() | USER_PING;
+        let (answer, answered) = oneshot::channel();
+        lock(&self.pings).insert(token, answer);
+        let sent = Instant::now();
+        peer.touch(sent);
+        {
+            let mut out = Batch::default();
+            self.send_frame(&mut out, &peer, Frame::Ping(token), &[], sent);
+            out.flush(&self.udp);
+        }
+        let got = tokio::time::timeout_at(deadline, answered).await;
+        lock(&self.pings).remove(&token);
+        match (got, peer.path()) {
+            (Ok(Ok(at)), Some(path)) => Ok(Pong { rtt: at.saturating_duration_since(sent), path }),
+            _ => Err(Error::TimedOut(member, timeout)),
+        }
+    }
+
+    /// Asks whoever listens at `server` for the address that our packets wear there.
+    pub async fn stun(&self, server: SocketAddr, timeout: Duration) -> Option<SocketAddr> {
+        let (id, request) = stun::request()?;
+        let (answer, answered) = oneshot::channel();
+        lock(&self.stuns).insert(id, answer);
+        let ask = async {
+            for pause in [150u64, 300, 600] {
+                self.udp.send(server, &request);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let got = tokio::select! {
+            () = ask => None,
+            got = tokio::time::timeout(timeout, answered) => got.ok().and_then(Result::ok),
+        };
+        lock(&self.stuns).remove(&id);
+        got
+    }
+
+    /// A STUN message came: answer it, or hand its answer on.
+    pub fn on_stun(&self, bytes: &[u8], from: SocketAddr) {
+        if let Some(answer) = stun::answer(bytes, from) {
+            self.udp.send(from, &answer);
+        } else if let Some((id, mapped)) = stun::mapped(bytes)
+            && let Some(waiting) = lock(&self.stuns).remove(&id)
+        {
+            let _ = waiting.send(mapped);
+        }
+    }
+
+    /// A hint that `addr` moved, from the member that held it so far; others are not believed.
+    pub fn moved(&self, from: &Peer, addr: IpAddr, member: MemberId, epoch: Epoch) {
+        let believed = self.routes.load().get(&addr).is_some_and(|known| known.member == from.member && known.epoch < epoch);
+        if believed {
+            let route = routes::Route { member, epoch };
+            self.set_route(addr, route);
+            self.tell(PlaneEvent::MovedHint { addr, route });
+        }
+    }
+}

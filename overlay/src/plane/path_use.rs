@@ -1,0 +1,183 @@
+//! Does what links and paths ask for, and what the connector asks of the plane.
+
+use super::{
+    Error, Inner, Path, PlaneEvent,
+    core::{Sessions, lock},
+    paths::Step,
+    peer::{Peer, Via},
+    udp::Batch,
+};
+use crate::{
+    id::MemberId,
+    identity::LinkKey,
+    link::{Link, Opened, Output, Refused, frame::Frame, wire},
+};
+use std::{sync::Arc, time::Instant};
+use tokio::sync::mpsc;
+
+impl Inner {
+    /// Does what the peer's link asks for.
+    pub fn run_link(&self, peer: &Arc<Peer>, now: Instant) {
+        let mut out = Batch::default();
+        loop {
+            let Some(output) = peer.link().as_mut().and_then(Link::poll) else { break };
+            match output {
+                Output::Transmit(message) => {
+                    peer.note_sent(now, 0);
+                    self.pass(&mut out, peer, &peer.via.load(), message, now);
+                }
+                Output::Install(session) => {
+                    self.sessions.rcu(|sessions| {
+                        let mut sessions = Sessions::clone(sessions);
+                        sessions.insert(session.local_index(), (session.clone(), peer.clone()));
+                        sessions
+                    });
+                }
+                Output::Retire(index) => {
+                    self.sessions.rcu(|sessions| {
+                        let mut sessions = Sessions::clone(sessions);
+                        sessions.remove(&index);
+                        sessions
+                    });
+                }
+                Output::SendWith(session) => {
+                    peer.sending.store(session);
+                    self.send_waiting(&mut out, peer, now);
+                }
+                Output::GaveUp => {
+                    tracing::debug!(member = ?peer.member, "handshake never answered");
+                    peer.paths().remove_all(now);
+                    self.run_paths(peer, now);
+                }
+            }
+        }
+        out.flush(&self.udp);
+    }
+
+    /// Does what the peer's paths ask for.
+    pub fn run_paths(&self, peer: &Arc<Peer>, now: Instant) {
+        let mut out = Batch::default();
+        loop {
+            let Some(step) = peer.paths().poll() else { break };
+            match step {
+                Step::Probe(path, token) => self.send_frame_by(&mut out, peer, path, Frame::Ping(token), &[], now),
+                Step::Select(path) => {
+                    let via = path.and_then(|path| self.via(peer, path)).unwrap_or(Via::Nowhere);
+                    peer.via.store(Arc::new(via));
+                    tracing::debug!(member = ?peer.member, ?path, "path");
+                    self.send_waiting(&mut out, peer, now);
+                    self.tell(PlaneEvent::PathChanged { member: peer.member, path });
+                    self.path_changed.notify_waiters();
+                    if path.is_none() && peer.idle(now) < super::paths::KEEPALIVE {
+                        self.want(peer, now);
+                    }
+                }
+            }
+        }
+        out.flush(&self.udp);
+    }
+
+    fn send_waiting(&self, out: &mut Batch, peer: &Arc<Peer>, now: Instant) {
+        if !peer.ready() {
+            return;
+        }
+        for frame in peer.take_waiting(now) {
+            if let Some(header) = Frame::parse(&frame) {
+                self.send_frame(out, peer, header, &frame[crate::link::frame::FRAME_HEADER_LEN..], now);
+            }
+        }
+    }
+
+    /// The peer, with a link to its key; a link to another key of it ends.
+    fn linked(&self, member: MemberId, key: LinkKey) -> Arc<Peer> {
+        let peer = self.peer(member);
+        {
+            let mut link = peer.link();
+            if link.as_ref().is_some_and(|l| l.peer() != key)
+                && let Some(old) = link.as_mut()
+            {
+                old.close();
+                drop(link);
+                self.run_link(&peer, Instant::now());
+                link = peer.link();
+                *link = None;
+            }
+            link.get_or_insert_with(|| Link::new(self.keys.clone(), key));
+        }
+        peer.touch(Instant::now());
+        peer
+    }
+
+    /// Opens a handshake whose message the connector carries.
+    pub fn open_link(&self, member: MemberId, key: LinkKey) -> Result<Vec<u8>, Error> {
+        let (peer, now, index) = (self.linked(member, key), Instant::now(), self.new_index());
+        let opened = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.open_carried(now, index));
+        opened.map_err(|e| Error::Handshake(member, e.to_string()))
+    }
+
+    /// Answers a handshake that `member` sent over the control plane.
+    pub fn accept_link(&self, member: MemberId, key: LinkKey, message: &[u8]) -> Result<Vec<u8>, Error> {
+        let failed = |e: Refused| Error::Handshake(member, e.to_string());
+        let Ok(wire::Datagram::Initiation { sender, noise }) = wire::parse(message) else { return Err(failed(Refused::Malformed)) };
+        let opened = Opened::read(&self.keys, sender, noise).map_err(failed)?;
+        let (peer, now, index) = (self.linked(member, key), Instant::now(), self.new_index());
+        let answer = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.accept(now, opened, index, true)).map_err(failed)?;
+        self.run_link(&peer, now);
+        Ok(answer)
+    }
+
+    /// Takes the answer to [`Inner::open_link`].
+    pub fn finish_link(&self, member: MemberId, answer: &[u8]) -> Result<(), Error> {
+        let (peer, now) = (self.peer(member), Instant::now());
+        let finished = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.answered(now, answer));
+        self.run_link(&peer, now);
+        finished.map_err(|e| Error::Handshake(member, e.to_string()))
+    }
+
+    /// Tries these ways to a member now.
+    pub fn try_paths(&self, member: MemberId, paths: impl IntoIterator<Item = Path>) {
+        let (peer, now) = (self.peer(member), Instant::now());
+        {
+            let mut known = peer.paths();
+            paths.into_iter().for_each(|path| known.add(path, now));
+            known.tick(now, peer.activity());
+        }
+        self.run_paths(&peer, now);
+        self.kick.kick();
+    }
+
+    /// Gives up one way to a member.
+    pub fn drop_path(&self, member: MemberId, path: Path) {
+        let now = Instant::now();
+        if let Some(peer) = self.peers.load().get(&member) {
+            peer.paths().remove(path, now);
+            self.run_paths(peer, now);
+        }
+    }
+
+    /// Datagrams for the member may from now on be put into `stream`.
+    pub fn attach_stream(&self, member: MemberId, stream: mpsc::Sender<Vec<u8>>) {
+        let peer = self.peer(member);
+        *peer.stream() = Some(stream.clone());
+        if peer.path() == Some(Path::Stream) {
+            peer.via.store(Arc::new(Via::Stream(stream)));
+        }
+        self.try_paths(member, [Path::Stream]);
+    }
+
+    /// The member's stream ended; another that replaced it meanwhile stays.
+    pub fn detach_stream(&self, member: MemberId, stream: &mpsc::Sender<Vec<u8>>) {
+        let Some(peer) = self.peers.load().get(&member).cloned() else { return };
+        let ours = peer.stream().take_if(|s| s.same_channel(stream)).is_some();
+        if ours {
+            self.drop_path(member, Path::Stream);
+        }
+    }
+
+    /// A datagram came over a stream; whose it is shows by the session that opens it.
+    pub fn inject(&self, datagram: &mut [u8]) {
+        let mut ctx = lock(&self.side);
+        self.datagram(&mut ctx, datagram, super::receive::By::Stream, Instant::now());
+        ctx.flush(self);
+    }
+}

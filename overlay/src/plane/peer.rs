@@ -1,0 +1,250 @@
+//! What the plane keeps for one member: its link, its paths, and the packets that wait while the link comes up.
+
+use super::{Path, PathInfo, paths::Activity, paths::Paths};
+use crate::{
+    id::MemberId,
+    link::{
+        Link, Session,
+        frame::{ShortId, short_id},
+    },
+};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+
+/// Frames that wait for a link: enough for TCP's first flight and a few datagrams.
+const MAX_WAITING: usize = 64;
+/// A frame that waited longer is not sent.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Where sealed datagrams go, as the packet threads use it.
+pub(crate) enum Via {
+    Nowhere,
+    Direct(std::net::SocketAddr),
+    Relayed(Arc<Peer>),
+    Stream(mpsc::Sender<Vec<u8>>),
+}
+
+pub(crate) struct Peer {
+    pub member: MemberId,
+    pub short: ShortId,
+    epoch: Instant,
+    link: Mutex<Option<Link>>,
+    paths: Mutex<Paths>,
+    pub sending: ArcSwapOption<Session>,
+    pub via: ArcSwap<Via>,
+    stream: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
+    waiting: Mutex<VecDeque<(Instant, Vec<u8>)>>,
+    pub keep_alive: AtomicBool,
+    tx_bytes: AtomicU64,
+    rx_bytes: AtomicU64,
+    // Microseconds since `epoch`, plus one; zero: never.
+    received: AtomicU64,
+    sent: AtomicU64,
+    unanswered: AtomicU64,
+    data: AtomicU64,
+    wanted: AtomicU64,
+    hinted: AtomicU64,
+    looked: AtomicU64,
+    complained: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Peer {
+    pub fn new(member: MemberId, now: Instant) -> Self {
+        Self {
+            member,
+            short: short_id(&member),
+            epoch: now,
+            link: Mutex::new(None),
+            paths: Mutex::default(),
+            sending: ArcSwapOption::empty(),
+            via: ArcSwap::from_pointee(Via::Nowhere),
+            stream: Mutex::new(None),
+            waiting: Mutex::default(),
+            keep_alive: AtomicBool::new(false),
+            tx_bytes: AtomicU64::new(0),
+            rx_bytes: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
+            data: AtomicU64::new(now.elapsed().as_micros() as u64 + 1),
+            wanted: AtomicU64::new(0),
+            hinted: AtomicU64::new(0),
+            looked: AtomicU64::new(0),
+            complained: AtomicU64::new(0),
+        }
+    }
+
+    pub fn link(&self) -> MutexGuard<'_, Option<Link>> {
+        lock(&self.link)
+    }
+
+    pub fn paths(&self) -> MutexGuard<'_, Paths> {
+        lock(&self.paths)
+    }
+
+    pub fn stream(&self) -> MutexGuard<'_, Option<mpsc::Sender<Vec<u8>>>> {
+        lock(&self.stream)
+    }
+
+    fn stamp(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_micros() as u64 + 1
+    }
+
+    fn instant(&self, stamp: u64) -> Option<Instant> {
+        (stamp > 0).then(|| self.epoch + Duration::from_micros(stamp - 1))
+    }
+
+    /// Something was sealed for the peer. `expects`: it is data, so that something should come back.
+    pub fn note_sent(&self, now: Instant, data_bytes: usize) {
+        let stamp = self.stamp(now);
+        self.sent.store(stamp, Ordering::Relaxed);
+        if data_bytes > 0 {
+            self.tx_bytes.fetch_add(data_bytes as u64, Ordering::Relaxed);
+            self.data.store(stamp, Ordering::Relaxed);
+            if self.unanswered.load(Ordering::Relaxed) == 0 {
+                self.unanswered.store(stamp, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Something verified came; only by the path in use does it show that this path lives.
+    pub fn note_received(&self, now: Instant, data_bytes: usize, in_use: bool) {
+        let stamp = self.stamp(now);
+        if in_use {
+            self.received.store(stamp, Ordering::Relaxed);
+            self.unanswered.store(0, Ordering::Relaxed);
+        }
+        if data_bytes > 0 {
+            self.rx_bytes.fetch_add(data_bytes as u64, Ordering::Relaxed);
+            self.data.store(stamp, Ordering::Relaxed);
+        }
+    }
+
+    pub fn activity(&self) -> Activity {
+        let at = |stamp: &AtomicU64| self.instant(stamp.load(Ordering::Relaxed));
+        Activity {
+            received: at(&self.received),
+            unanswered: at(&self.unanswered),
+            sent: at(&self.sent),
+            keep_alive: self.keep_alive.load(Ordering::Relaxed),
+        }
+    }
+
+    /// How long no data has gone either way.
+    pub fn idle(&self, now: Instant) -> Duration {
+        self.instant(self.data.load(Ordering::Relaxed)).map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+    }
+
+    /// Counts the link as used now.
+    pub fn touch(&self, now: Instant) {
+        self.data.store(self.stamp(now), Ordering::Relaxed);
+    }
+
+    /// Whether the connector should be asked for a path: at most twice a second.
+    pub fn ask_for_path(&self, now: Instant) -> bool {
+        self.once_in(&self.wanted, Duration::from_millis(500), now)
+    }
+
+    /// Whether the peer may be told that a guest moved: its packets come faster than it can act on a hint.
+    pub fn may_hint(&self, now: Instant) -> bool {
+        self.once_in(&self.hinted, Duration::from_millis(20), now)
+    }
+
+    /// Whether a path that the peer used and we do not is to be looked at.
+    pub fn may_look(&self, now: Instant) -> bool {
+        self.once_in(&self.looked, Duration::from_millis(50), now)
+    }
+
+    /// Whether the owner is to be told of the peer's stale packets: it takes a while to act.
+    pub fn may_complain(&self, now: Instant) -> bool {
+        self.once_in(&self.complained, Duration::from_millis(500), now)
+    }
+
+    fn once_in(&self, last: &AtomicU64, pause: Duration, now: Instant) -> bool {
+        let (stamp, before) = (self.stamp(now), last.load(Ordering::Relaxed));
+        let due = before == 0 || stamp.saturating_sub(before) >= pause.as_micros() as u64;
+        due && last.compare_exchange(before, stamp, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Keeps a frame until the link is up; the oldest gives way.
+    pub fn wait(&self, now: Instant, frame: Vec<u8>) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.len() >= MAX_WAITING {
+            waiting.pop_front();
+        }
+        waiting.push_back((now, frame));
+    }
+
+    /// The frames that waited, less those that are too old.
+    pub fn take_waiting(&self, now: Instant) -> Vec<Vec<u8>> {
+        let waiting = std::mem::take(&mut *lock(&self.waiting));
+        waiting.into_iter().filter(|(at, _)| now.saturating_duration_since(*at) < WAIT).map(|(_, frame)| frame).collect()
+    }
+
+    /// Whether data can go now.
+    pub fn ready(&self) -> bool {
+        self.sending.load().is_some() && !matches!(**self.via.load(), Via::Nowhere)
+    }
+
+    pub fn info(&self) -> Option<PathInfo> {
+        let last_handshake = self.sending.load().as_ref().map(|s| s.created());
+        let paths = self.paths();
+        Some(PathInfo {
+            path: paths.selected()?,
+            rtt: paths.rtt(),
+            since: paths.since()?,
+            tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
+            rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
+            last_handshake,
+        })
+    }
+
+    /// The path in use.
+    pub fn path(&self) -> Option<Path> {
+        self.paths().selected()
+    }
+}
+
+/// All peers, as a snapshot.
+#[derive(Clone, Default)]
+pub(crate) struct Peers {
+    by_member: HashMap<MemberId, Arc<Peer>>,
+    by_short: HashMap<ShortId, Arc<Peer>>,
+}
+
+impl Peers {
+    pub fn get(&self, member: &MemberId) -> Option<&Arc<Peer>> {
+        self.by_member.get(member)
+    }
+
+    pub fn by_short(&self, short: &ShortId) -> Option<&Arc<Peer>> {
+        self.by_short.get(short)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.by_member.values()
+    }
+
+    pub fn insert(&mut self, peer: Arc<Peer>) {
+        self.by_short.insert(peer.short, peer.clone());
+        self.by_member.insert(peer.member, peer);
+    }
+
+    pub fn remove(&mut self, member: &MemberId) {
+        if let Some(peer) = self.by_member.remove(member) {
+            self.by_short.remove(&peer.short);
+        }
+    }
+}

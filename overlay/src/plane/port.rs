@@ -1,0 +1,293 @@
+//! Guest ports: a guest's Ethernet interface ends here. What the daemon answers (ARP, neighbour discovery, DHCP) goes up as
+//! events; IP goes to the overlay, its source checked, its TSO packets cut only where they must be. The other way, packets
+//! of one flow are joined again (GRO) before the guest sees them.
+
+use super::{
+    Error, Inner, PlaneEvent,
+    deliver::Ctx,
+    packet::{self, ETHERNET_LEN, Guest},
+    packet_socket::PacketSocket,
+    segments::{HEAD, Segments},
+    wake::Stop,
+};
+use crate::{
+    id::{Epoch, VmId},
+    link::{frame::wire_epoch, wire::TAG_LEN},
+};
+use std::{
+    collections::HashMap,
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use tun_rs::{GROTable, VIRTIO_NET_HDR_LEN, VirtioNetHdr, gso_split};
+
+/// Segments that one of a guest's TSO packets is cut into at most.
+const MAX_SEGMENTS: usize = 128;
+/// For so long after a guest came, packets that its former host passes on are let in.
+const NEW_FOR: Duration = Duration::from_secs(60);
+/// virtio_net_hdr: the rest of the packet needs its checksum completed.
+const NEEDS_CHECKSUM: u8 = 1;
+
+/// A guest's interface and addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestPort {
+    /// Whose it is.
+    pub vm: VmId,
+    /// The TAP's name on this host.
+    pub ifname: String,
+    /// The guest's MAC address.
+    pub mac: [u8; 6],
+    /// The MAC address that the overlay shows to the guest.
+    pub gateway_mac: [u8; 6],
+    /// The guest's IPv4 address.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 addresses.
+    pub v6: Vec<Ipv6Addr>,
+    /// The epoch under which this host runs the guest.
+    pub epoch: Epoch,
+}
+
+impl GuestPort {
+    fn owns(&self, addr: &IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(v4) => *v4 == self.v4,
+            IpAddr::V6(v6) => self.v6.contains(v6),
+        }
+    }
+}
+
+pub(crate) struct Port {
+    pub config: GuestPort,
+    socket: PacketSocket,
+    frozen: AtomicBool,
+    since: Instant,
+    pub stop: Stop,
+}
+
+impl Port {
+    /// Room before a packet for the virtio-net and Ethernet headers.
+    pub const HEAD_LEN: usize = VIRTIO_NET_HDR_LEN + ETHERNET_LEN;
+
+    pub fn is_new(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < NEW_FOR
+    }
+
+    fn open(&self) -> bool {
+        !self.frozen.load(Ordering::Relaxed)
+    }
+
+    /// Gives the guest IP packets, each behind [`Port::HEAD_LEN`] bytes of 0xff.
+    pub fn deliver(&self, gro: &mut GROTable, packets: &mut [Vec<u8>]) {
+        if !self.open() || gro.apply_gro(packets, Self::HEAD_LEN, false).is_err() {
+            return;
+        }
+        for packet in packets {
+            // GRO wrote a header before each packet that goes out; one that was joined to another still has the filling.
+            let header = match packet.get(ETHERNET_LEN..Self::HEAD_LEN) {
+                Some(bytes) if bytes.iter().any(|b| *b != 0xff) => VirtioNetHdr::decode(bytes),
+                _ => continue,
+            };
+            let Ok(mut header) = header else { continue };
+            if header.flags & NEEDS_CHECKSUM != 0 {
+                header.csum_start += ETHERNET_LEN as u16;
+            }
+            if header.hdr_len > 0 {
+                header.hdr_len += ETHERNET_LEN as u16;
+            }
+            let kind: [u8; 2] = if packet[Self::HEAD_LEN] >> 4 == 6 { [0x86, 0xdd] } else { [0x08, 0x00] };
+            if header.encode(&mut packet[..VIRTIO_NET_HDR_LEN]).is_err() {
+                continue;
+            }
+            let ethernet = &mut packet[VIRTIO_NET_HDR_LEN..Self::HEAD_LEN];
+            ethernet[..6].copy_from_slice(&self.config.mac);
+            ethernet[6..12].copy_from_slice(&self.config.gateway_mac);
+            ethernet[12..].copy_from_slice(&kind);
+            if let Err(error) = self.socket.send(packet) {
+                tracing::trace!(%error, "frame not taken by the guest");
+            }
+        }
+    }
+
+    fn send_frame(&self, frame: &[u8]) {
+        if self.open() {
+            let mut out = vec![0; VIRTIO_NET_HDR_LEN];
+            out.extend_from_slice(frame);
+            let _ = self.socket.send(&out);
+        }
+    }
+}
+
+/// The ports, as a snapshot.
+#[derive(Clone, Default)]
+pub(crate) struct Ports {
+    by_vm: HashMap<VmId, Arc<Port>>,
+    by_addr: HashMap<IpAddr, Arc<Port>>,
+}
+
+impl Ports {
+    pub fn by_addr(&self, addr: &IpAddr) -> Option<&Arc<Port>> {
+        self.by_addr.get(addr)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Port>> {
+        self.by_vm.values()
+    }
+
+    fn insert(&mut self, port: Arc<Port>) -> Option<Arc<Port>> {
+        let old = self.remove(port.config.vm);
+        let v6 = port.config.v6.iter().map(|a| IpAddr::V6(*a));
+        for addr in v6.chain([IpAddr::V4(port.config.v4)]) {
+            self.by_addr.insert(addr, port.clone());
+        }
+        self.by_vm.insert(port.config.vm, port);
+        old
+    }
+
+    fn remove(&mut self, vm: VmId) -> Option<Arc<Port>> {
+        let old = self.by_vm.remove(&vm)?;
+        self.by_addr.retain(|_, port| !Arc::ptr_eq(port, &old));
+        Some(old)
+    }
+}
+
+/// The host's own stack must not answer the guest: it would reply to ARP for any address of the host (ip-sysctl, arp_ignore).
+fn mute_host_stack(ifname: &str) {
+    for (file, value) in
+        [(format!("/proc/sys/net/ipv4/conf/{ifname}/arp_ignore"), "8"), (format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6"), "1")]
+    {
+        if let Err(error) = fs::write(&file, value) {
+            tracing::debug!(%file, %error, "not set");
+        }
+    }
+}
+
+impl Inner {
+    pub fn attach_port(self: &Arc<Self>, config: GuestPort) -> Result<(), Error> {
+        let failed = |cause| Error::Port { ifname: config.ifname.clone(), cause };
+        if config.ifname.contains(['/', '\0']) {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        }
+        mute_host_stack(&config.ifname);
+        let socket = PacketSocket::open(&config.ifname).map_err(failed)?;
+        let stop = Stop::new().map_err(failed)?;
+        let port = Arc::new(Port { config: config.clone(), socket, frozen: AtomicBool::new(false), since: Instant::now(), stop });
+        let (inner, own) = (self.clone(), port.clone());
+        thread::Builder::new().name("p2pvm-guest".into()).spawn(move || run(&inner, &own)).map_err(failed)?;
+        self.change_ports(|ports| ports.insert(port.clone()));
+        self.forwards.rcu(|forwards| {
+            let mut forwards = HashMap::clone(forwards);
+            forwards.retain(|addr, _| !config.owns(addr));
+            forwards
+        });
+        Ok(())
+    }
+
+    fn change_ports(&self, change: impl Fn(&mut Ports) -> Option<Arc<Port>>) {
+        let mut gone = None;
+        self.ports.rcu(|ports| {
+            let mut ports = Ports::clone(ports);
+            gone = change(&mut ports);
+            ports
+        });
+        if let Some(port) = gone {
+            port.stop.raise();
+        }
+    }
+
+    pub fn detach_port(&self, vm: VmId) {
+        self.change_ports(|ports| ports.remove(vm));
+    }
+
+    pub fn freeze_port(&self, vm: VmId, frozen: bool) {
+        if let Some(port) = self.ports.load().by_vm.get(&vm) {
+            port.frozen.store(frozen, Ordering::Relaxed);
+        }
+    }
+
+    pub fn send_to_guest(&self, vm: VmId, frame: &[u8]) {
+        if let Some(port) = self.ports.load().by_vm.get(&vm) {
+            port.send_frame(frame);
+        }
+    }
+}
+
+/// One guest's thread.
+fn run(inner: &Inner, port: &Port) {
+    let stride = HEAD + usize::from(inner.mtu) + TAG_LEN;
+    let mut raw = vec![0; VIRTIO_NET_HDR_LEN + ETHERNET_LEN + 65_535];
+    let mut buf = vec![0; stride * MAX_SEGMENTS];
+    let mut sizes = vec![0; MAX_SEGMENTS];
+    let mut ctx = Ctx::default();
+    while !port.stop.raised() && !inner.stop.raised() {
+        match port.socket.receive(&mut raw) {
+            Ok(len) if port.open() => {
+                if let Some(count) = take(inner, port, &mut raw[..len], &mut buf, &mut sizes) {
+                    let epoch = wire_epoch(port.config.epoch);
+                    inner.carry(&mut ctx, epoch, Segments { buf: &mut buf, stride, sizes: &sizes[..count] }, Instant::now());
+                    ctx.flush(inner);
+                }
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if !port.stop.wait_readable(port.socket.fd()) {
+                    break;
+                }
+            }
+            // The interface went down or away; the owner detaches the port when the guest is gone.
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// Sorts one frame behind its virtio-net header; an IP packet for the overlay is cut into `buf`, and how many pieces it has.
+fn take(inner: &Inner, port: &Port, raw: &mut [u8], buf: &mut [u8], sizes: &mut [usize]) -> Option<usize> {
+    let stride = HEAD + usize::from(inner.mtu) + TAG_LEN;
+    let mut header = VirtioNetHdr::decode(raw.get(..VIRTIO_NET_HDR_LEN)?).ok()?;
+    let frame = &mut raw[VIRTIO_NET_HDR_LEN..];
+    let sort = packet::sort_guest_frame(frame);
+    if sort == Guest::Drop {
+        return None;
+    }
+    let cut = header.gso_type != 0;
+    if header.flags & NEEDS_CHECKSUM != 0 && !cut {
+        packet::complete_checksum(frame, usize::from(header.csum_start), usize::from(header.csum_offset)).then_some(())?;
+    }
+    if sort == Guest::ForDaemon {
+        inner.tell(PlaneEvent::GuestFrame { vm: port.config.vm, frame: frame.to_vec() });
+        return None;
+    }
+    let packet = &mut frame[ETHERNET_LEN..];
+    // A guest speaks for its own addresses only.
+    let (src, _) = packet::addresses(packet)?;
+    if !port.config.owns(&src) {
+        return None;
+    }
+    if !cut {
+        let piece = buf.get_mut(HEAD..stride - TAG_LEN)?.get_mut(..packet.len())?;
+        piece.copy_from_slice(packet);
+        sizes[0] = packet.len();
+        return Some(1);
+    }
+    header.csum_start = header.csum_start.checked_sub(ETHERNET_LEN as u16)?;
+    let start = usize::from(header.csum_start);
+    // The length of the headers is worked out again: what the guest said about it is not to be trusted.
+    let transport = match header.gso_type & 0x7f {
+        5 => 8,
+        _ => usize::from(*packet.get(start + 12)? >> 4) * 4,
+    };
+    header.hdr_len = u16::try_from(start + transport).ok()?;
+    let piece = usize::from(header.hdr_len) + usize::from(header.gso_size);
+    let sound = header.gso_size > 0 && (8..=60).contains(&transport) && start >= 20 && piece <= usize::from(inner.mtu);
+    if !sound || packet.len() < usize::from(header.hdr_len) || start + usize::from(header.csum_offset) + 2 > packet.len() {
+        return None;
+    }
+    let v6 = packet[0] >> 4 == 6;
+    let mut pieces: Vec<&mut [u8]> = buf.chunks_mut(stride).map(|c| &mut c[..stride - TAG_LEN]).collect();
+    gso_split(packet, header, &mut pieces, sizes, HEAD, v6).ok()
+}

@@ -1,0 +1,242 @@
+//! Inward: datagrams are sorted, opened, checked against the routes, and delivered to the host, a guest or the next member.
+
+use super::{
+    Inner, Path, PlaneEvent, Route,
+    core::{Held, lock},
+    deliver::Ctx,
+    packet,
+    peer::{Peer, Via},
+    udp::READ_BYTES,
+};
+use crate::{
+    id::{Epoch, MemberId},
+    link::{
+        Opened,
+        cookie::mac1_verifies,
+        frame::{FRAME_HEADER_LEN, Frame, wire_epoch},
+        wire::{self, Datagram},
+    },
+    stun,
+};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
+
+/// How a datagram came.
+#[derive(Clone, Copy)]
+pub(crate) enum By {
+    Udp(SocketAddr),
+    Relay(MemberId),
+    Stream,
+}
+
+impl By {
+    fn path(self) -> Path {
+        match self {
+            Self::Udp(from) => Path::Direct(from),
+            Self::Relay(relay) => Path::Relayed(relay),
+            Self::Stream => Path::Stream,
+        }
+    }
+}
+
+/// The UDP thread.
+pub(crate) fn run(inner: &Inner) {
+    let mut buf = vec![0; READ_BYTES];
+    let mut ctx = Ctx::default();
+    while !inner.stop.raised() {
+        match inner.udp.receive(&mut buf) {
+            Ok((from, len, stride)) => {
+                let now = Instant::now();
+                for datagram in buf[..len].chunks_mut(stride) {
+                    if stun::is_stun(datagram) {
+                        inner.on_stun(datagram, from);
+                    } else {
+                        inner.datagram(&mut ctx, datagram, By::Udp(from), now);
+                    }
+                }
+                ctx.flush(inner);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if !inner.stop.wait_readable(inner.udp.fd()) {
+                    break;
+                }
+            }
+            // An ICMP error of an earlier datagram: its path will be found dead by silence.
+            Err(error) => tracing::trace!(%error, "UDP"),
+        }
+    }
+}
+
+impl Inner {
+    /// One datagram of a link, however it came.
+    pub fn datagram(&self, ctx: &mut Ctx, bytes: &mut [u8], by: By, now: Instant) {
+        let Ok(Datagram::Data { receiver, counter }) = wire::parse(bytes) else { return self.handshake(ctx, bytes, by, now) };
+        let sessions = self.sessions.load();
+        let Some((session, peer)) = sessions.get(&receiver) else { return };
+        let Ok(plain) = session.open(bytes, counter) else { return };
+        let data = if plain.first() == Some(&1) { plain.len().saturating_sub(FRAME_HEADER_LEN) } else { 0 };
+        if session.confirm() {
+            if let Some(link) = peer.link().as_mut() {
+                link.confirmed(receiver);
+            }
+            self.run_link(peer, now);
+        }
+        let in_use = match (by, &**peer.via.load()) {
+            (By::Udp(from), Via::Direct(to)) => from == *to,
+            (By::Relay(relay), Via::Relayed(used)) => relay == used.member,
+            (By::Stream, Via::Stream(_)) => true,
+            _ => false,
+        };
+        // A ping shows that the peer's datagrams reach us; whether ours reach the peer shows by what answers them.
+        let answers = in_use && !matches!(Frame::parse(plain), Some(Frame::Ping(_)));
+        peer.note_received(now, data, answers);
+        if !in_use && peer.may_look(now) {
+            // From a place we did not know, such as a NAT's new mapping: probe it.
+            peer.paths().heard(by.path(), now, peer.activity().received);
+            self.kick.kick();
+        }
+        let peer = peer.clone();
+        self.frame(ctx, &peer, plain, by, now);
+    }
+
+    fn frame(&self, ctx: &mut Ctx, peer: &Arc<Peer>, plain: &mut [u8], by: By, now: Instant) {
+        let Some(frame) = Frame::parse(plain) else { return };
+        let payload = &mut plain[FRAME_HEADER_LEN..];
+        match frame {
+            Frame::Ip { .. } => self.ip_in(ctx, peer, frame, payload, now),
+            Frame::Ping(token) => self.send_frame_by(&mut ctx.out, peer, by.path(), Frame::Pong(token), &[], now),
+            Frame::Pong(token) => {
+                let asked = lock(&self.pings).remove(&token);
+                match asked {
+                    Some(waiting) => drop(waiting.send(now)),
+                    None => {
+                        peer.paths().pong(by.path(), token, now);
+                        self.run_paths(peer, now);
+                    }
+                }
+            }
+            Frame::Keepalive => {}
+            Frame::ForwardTo(to) => {
+                let next = self.peers.load().by_short(&to).cloned();
+                if let (Some(next), false) = (next, matches!(by, By::Relay(_))) {
+                    // Never a second relay: what we pass on leaves directly or by stream.
+                    if matches!(**next.via.load(), Via::Direct(_) | Via::Stream(_)) {
+                        self.send_frame(&mut ctx.out, &next, Frame::ForwardFrom(peer.short), payload, now);
+                    }
+                }
+            }
+            Frame::ForwardFrom(_) if matches!(by, By::Relay(_)) => {}
+            // Who sent it shows by the session that opens it.
+            Frame::ForwardFrom(_) => self.datagram(ctx, payload, By::Relay(peer.member), now),
+            Frame::Moved { addr, member, epoch } => self.moved(peer, addr, member, epoch),
+        }
+    }
+
+    /// An IP packet from a member: is the source its own, and where does it go?
+    pub fn ip_in(&self, ctx: &mut Ctx, peer: &Arc<Peer>, frame: Frame, packet: &[u8], now: Instant) {
+        let Frame::Ip { from_epoch, to_epoch, passed_on } = frame else { return };
+        let Some((src, dst)) = packet::addresses(packet) else { return };
+        if !passed_on && !self.source_stands(peer, &src, &frame, packet, now) {
+            return;
+        }
+        if let Some(port) = self.port_of(&dst) {
+            // Passed on by the former host: believed only shortly after the guest came here, and never under a newer epoch
+            // than ours, which would mean that the guest has left again.
+            if to_epoch <= wire_epoch(port.config.epoch) && (!passed_on || port.is_new(now)) {
+                ctx.give_guest(&port, packet);
+            }
+        } else if self.is_host(&dst) && !passed_on {
+            ctx.give_host(self, packet);
+        } else if let Some(route) = self.forwards.load().get(&dst).copied()
+            && !passed_on
+        {
+            self.pass_on(ctx, peer, &dst, route, from_epoch, packet, now);
+        }
+    }
+
+    fn source_stands(&self, peer: &Arc<Peer>, src: &IpAddr, frame: &Frame, packet: &[u8], now: Instant) -> bool {
+        let Frame::Ip { from_epoch, to_epoch, .. } = *frame else { return false };
+        match self.routes.load().get(src) {
+            Some(route) if from_epoch < wire_epoch(route.epoch) => {
+                let (sent, known) = (Epoch(u64::from(from_epoch)), route.epoch);
+                if peer.may_complain(now) {
+                    self.tell(PlaneEvent::StaleEpoch { addr: *src, from: peer.member, sent, known });
+                }
+                false
+            }
+            Some(route) if route.member == peer.member => true,
+            // The same epoch from another member is a lie; a newer one may be a move that we have not heard of.
+            Some(route) if from_epoch == wire_epoch(route.epoch) && from_epoch > 0 => false,
+            _ => {
+                let held = Held { from: peer.member, from_epoch, to_epoch, packet: packet.to_vec() };
+                if lock(&self.unknown_sources).hold(now, *src, held) {
+                    self.tell(PlaneEvent::Unresolved(*src));
+                }
+                false
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn pass_on(&self, ctx: &mut Ctx, sender: &Arc<Peer>, dst: &IpAddr, route: Route, from_epoch: u32, packet: &[u8], now: Instant) {
+        let next = self.peer(route.member);
+        let frame = Frame::Ip { from_epoch, to_epoch: wire_epoch(route.epoch), passed_on: true };
+        self.send_frame(&mut ctx.out, &next, frame, packet, now);
+        if sender.may_hint(now) {
+            let hint = Frame::Moved { addr: *dst, member: route.member, epoch: route.epoch }.to_bytes();
+            if let Some(header) = Frame::parse(&hint) {
+                self.send_frame(&mut ctx.out, sender, header, &hint[FRAME_HEADER_LEN..], now);
+            }
+        }
+    }
+
+    /// A handshake message. Initiations from strangers end here: only members that the connector has met have a link.
+    fn handshake(&self, ctx: &mut Ctx, bytes: &[u8], by: By, now: Instant) {
+        match wire::parse(bytes) {
+            Ok(Datagram::Initiation { sender, noise }) if mac1_verifies(bytes, &self.keys.public().0) => {
+                if let By::Udp(from) = by {
+                    let mut doorman = lock(&self.doorman);
+                    if doorman.overloaded(now) && !doorman.proves_address(now, bytes, from) {
+                        if let Some((salt, sealed)) = doorman.reply(now, bytes, from, &self.keys.public().0) {
+                            self.udp.send(from, &wire::cookie(sender, &salt, &sealed));
+                        }
+                        return;
+                    }
+                }
+                let Ok(opened) = Opened::read(&self.keys, sender, noise) else { return };
+                let peers = self.peers.load();
+                let known = peers.iter().find(|p| p.link().as_ref().is_some_and(|l| l.peer() == opened.peer));
+                let Some(peer) = known else { return };
+                let index = self.new_index();
+                let answer = peer.link().as_mut().and_then(|link| link.accept(now, opened, index, false).ok());
+                self.run_link(peer, now);
+                if let (Some(answer), Some(via)) = (answer, self.via(peer, by.path())) {
+                    self.pass(&mut ctx.out, peer, &via, answer, now);
+                }
+            }
+            Ok(Datagram::Response { receiver, .. }) => {
+                let peers = self.peers.load();
+                let Some(peer) = peers.iter().find(|p| p.link().as_ref().is_some_and(|l| l.waits_for(receiver))) else { return };
+                let answered = peer.link().as_mut().is_some_and(|link| link.answered(now, bytes).is_ok());
+                self.run_link(peer, now);
+                if answered {
+                    // So that the far end may seal with the new session too.
+                    self.send_frame_by(&mut ctx.out, peer, by.path(), Frame::Keepalive, &[], now);
+                }
+            }
+            Ok(Datagram::Cookie { receiver, .. }) => {
+                for peer in self.peers.load().iter() {
+                    if let Some(link) = peer.link().as_mut().filter(|l| l.waits_for(receiver)) {
+                        let _ = link.cookie(now, bytes);
+                    }
+                }
+                self.kick.kick();
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Where addresses are: which member holds one and since which epoch, and the packets that wait for an answer. A smaller
+//! epoch never replaces a larger one: that is the fence against a host that lost a VM and does not know it.
+
+use crate::id::{Epoch, MemberId};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+/// Where an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// The member that holds it.
+    pub member: MemberId,
+    /// Since which epoch; zero for a host's own address.
+    pub epoch: Epoch,
+}
+
+/// The table that packet threads read as a snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Routes(HashMap<IpAddr, Route>);
+
+impl Routes {
+    /// The route of an address.
+    pub fn get(&self, addr: &IpAddr) -> Option<&Route> {
+        self.0.get(addr)
+    }
+
+    /// Sets a route unless a larger epoch is known; whether it now stands.
+    pub fn set(&mut self, addr: IpAddr, route: Route) -> bool {
+        if self.0.get(&addr).is_some_and(|known| known.epoch > route.epoch) {
+            return false;
+        }
+        self.0.insert(addr, route);
+        true
+    }
+
+    /// Whether [`Routes::set`] would change anything.
+    pub fn would_change(&self, addr: &IpAddr, route: &Route) -> bool {
+        self.0.get(addr).is_none_or(|known| known.epoch <= route.epoch && known != route)
+    }
+
+    /// Forgets an address.
+    pub fn remove(&mut self, addr: &IpAddr) {
+        self.0.remove(addr);
+    }
+
+    /// All routes, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, Route)> + '_ {
+        self.0.iter().map(|(a, r)| (*a, *r))
+    }
+}
+
+/// Packets held per address: a TCP handshake's retries and a few datagrams.
+const HELD_PER_ADDRESS: usize = 32;
+/// Addresses waited for at once; a scan of the subnet must not eat memory.
+const MAX_ADDRESSES: usize = 256;
+/// A packet is not worth sending after this time: TCP has tried again by then.
+const HOLD: Duration = Duration::from_secs(4);
+/// An address is asked for at most this often.
+const ASK_EVERY: Duration = Duration::from_millis(1000);
+
+struct Waiting<T> {
+    asked: Instant,
+    items: VecDeque<(Instant, T)>,
+}
+
+/// Packets that wait for the route of an address.
+pub struct Waitlist<T>(HashMap<IpAddr, Waiting<T>>);
+
+impl<T> Default for Waitlist<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T> Waitlist<T> {
+    /// Holds `item` for `addr`; true if the address should be asked for now.
+    pub fn hold(&mut self, now: Instant, addr: IpAddr, item: T) -> bool {
+        if self.0.len() >= MAX_ADDRESSES && !self.0.contains_key(&addr) {
+            self.expire(now);
+            if self.0.len() >= MAX_ADDRESSES {
+                return false;
+            }
+        }
+        let mut ask = !self.0.contains_key(&addr);
+        let waiting = self.0.entry(addr).or_insert_with(|| Waiting { asked: now, items: VecDeque::new() });
+        if now.saturating_duration_since(waiting.asked) >= ASK_EVERY {
+            (waiting.asked, ask) = (now, true);
+        }
+        if waiting.items.len() >= HELD_PER_ADDRESS {
+            waiting.items.pop_front();
+        }
+        waiting.items.push_back((now, item));
+        ask
+    }
+
+    /// What waited for `addr` and is not too old.
+    pub fn take(&mut self, now: Instant, addr: &IpAddr) -> Vec<T> {
+        let items = self.0.remove(addr).map(|w| w.items).unwrap_or_default();
+        items.into_iter().filter(|(at, _)| now.saturating_duration_since(*at) < HOLD).map(|(_, item)| item).collect()
+    }
+
+    /// Drops what waited too long.
+    pub fn expire(&mut self, now: Instant) {
+        self.0.retain(|_, w| {
+            w.items.retain(|(at, _)| now.saturating_duration_since(*at) < HOLD);
+            !w.items.is_empty()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_smaller_epoch_never_replaces_a_larger_one() {
+        let (mut routes, addr) = (Routes::default(), "10.1.2.3".parse().unwrap());
+        let route = |m, e| Route { member: MemberId([m; 32]), epoch: Epoch(e) };
+        assert!(routes.set(addr, route(1, 5)));
+        assert!(!routes.set(addr, route(2, 4)));
+        assert_eq!(routes.get(&addr), Some(&route(1, 5)));
+        assert!(routes.set(addr, route(2, 6)));
+    }
+
+    #[test]
+    fn an_address_is_asked_for_once_a_second_and_old_packets_are_dropped() {
+        let (mut list, addr, now) = (Waitlist::default(), "10.1.2.3".parse().unwrap(), Instant::now());
+        assert!(list.hold(now, addr, 1));
+        assert!(!list.hold(now, addr, 2));
+        assert!(list.hold(now + ASK_EVERY, addr, 3));
+        assert_eq!(list.take(now + HOLD, &addr), vec![3]);
+    }
+
+    #[test]
+    fn a_scan_of_a_subnet_holds_a_bounded_number_of_addresses() {
+        let (mut list, now) = (Waitlist::default(), Instant::now());
+        let asked = (0..10_000u32).filter(|n| list.hold(now, IpAddr::from(n.to_be_bytes()), ())).count();
+        assert_eq!(asked, MAX_ADDRESSES);
+    }
+}

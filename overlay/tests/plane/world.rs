@@ -1,0 +1,254 @@
+//! A small world of network namespaces for the plane's tests: hosts on a common wire, some behind a NAT of their own.
+//! Names carry the process id; everything is taken down again when dropped, also after a failed assertion.
+
+use async_trait::async_trait;
+use p2pvm_overlay::{
+    BoxStream, Fabric, FabricError, MemberId, RingAddr, Serve,
+    connect::{ConnectOptions, Connector},
+    fabric::memory::{MemoryFabric, MemoryNet},
+    identity::LinkKey,
+    plane::{GuestPort, Plane, PlaneConfig, PlaneEvent, Route},
+};
+use std::{
+    collections::HashMap,
+    fs::File,
+    process::{Command, Output},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+use tokio::sync::mpsc;
+use zeroize::Zeroizing;
+
+/// What a host's router does.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Nat {
+    None,
+    PortRestricted,
+    Symmetric,
+    /// No NAT, but no UDP either.
+    NoUdp,
+}
+
+pub fn sh(command: &str) -> Output {
+    Command::new("sh").args(["-c", command]).output().expect("sh runs")
+}
+
+fn must(command: &str) {
+    let output = sh(command);
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The control plane between the hosts, with link keys, which [`MemoryFabric`] does not know.
+pub struct KeyedFabric {
+    inner: Arc<MemoryFabric>,
+    keys: Arc<Mutex<HashMap<MemberId, LinkKey>>>,
+}
+
+#[async_trait]
+impl Fabric for KeyedFabric {
+    fn me(&self) -> MemberId {
+        self.inner.me()
+    }
+    fn connected(&self) -> Vec<MemberId> {
+        self.inner.connected()
+    }
+    fn link_key(&self, member: MemberId) -> Option<LinkKey> {
+        self.keys.lock().unwrap().get(&member).copied()
+    }
+    async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
+        self.inner.closest(place, n).await
+    }
+    async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+        self.inner.call(to, service, body, timeout).await
+    }
+    fn serve(&self, service: &'static str, handler: Arc<dyn Serve>) {
+        self.inner.serve(service, handler);
+    }
+    async fn open_stream(&self, to: MemberId, service: &'static str) -> Result<BoxStream, FabricError> {
+        self.inner.open_stream(to, service).await
+    }
+    fn accept_streams(&self, service: &'static str) -> mpsc::Receiver<(MemberId, BoxStream)> {
+        self.inner.accept_streams(service)
+    }
+}
+
+static WORLDS: AtomicU32 = AtomicU32::new(0);
+
+pub struct World {
+    prefix: String,
+    namespaces: Vec<String>,
+    net: MemoryNet,
+    keys: Arc<Mutex<HashMap<MemberId, LinkKey>>>,
+    hosts: u8,
+}
+
+/// One host: a plane in a namespace of its own, and its connector.
+pub struct Host {
+    pub member: MemberId,
+    pub number: u8,
+    pub namespace: String,
+    pub plane: Plane,
+    pub connector: Arc<Connector>,
+    pub events: mpsc::Receiver<PlaneEvent>,
+}
+
+impl Host {
+    pub fn overlay(&self) -> String {
+        format!("10.77.0.{}", self.number)
+    }
+
+    pub fn exec(&self, command: &str) -> Output {
+        sh(&format!("ip netns exec {} {command}", self.namespace))
+    }
+
+    pub fn route(&self) -> Route {
+        Route { member: self.member, epoch: p2pvm_overlay::Epoch(0) }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for namespace in &self.namespaces {
+            sh(&format!("ip netns del {namespace}"));
+        }
+    }
+}
+
+pub fn within<T: Send>(namespace: &str, body: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                let file = File::open(format!("/run/netns/{namespace}")).expect("the namespace exists");
+                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("root enters it");
+                body()
+            })
+            .join()
+            .expect("no panic inside")
+    })
+}
+
+impl World {
+    pub fn new(one_way: Duration) -> Self {
+        let prefix = format!("pl{}w{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
+        let mut world = Self { prefix, namespaces: Vec::new(), net: MemoryNet::new(one_way), keys: Arc::default(), hosts: 0 };
+        let core = world.namespace("core");
+        must(&format!("ip -n {core} link add name wire0 type bridge && ip -n {core} link set wire0 up"));
+        world
+    }
+
+    fn namespace(&mut self, name: &str) -> String {
+        let full = format!("{}{name}", self.prefix);
+        must(&format!("ip netns add {full} && ip -n {full} link set lo up"));
+        self.namespaces.push(full.clone());
+        full
+    }
+
+    /// A host with the public or private address that its router's kind gives it.
+    pub fn host(&mut self, nat: Nat) -> Host {
+        self.hosts += 1;
+        let n = self.hosts;
+        let core = self.namespaces[0].clone();
+        let namespace = self.namespace(&format!("h{n}"));
+        let outer = match nat {
+            Nat::None | Nat::NoUdp => namespace.clone(),
+            _ => {
+                let router = self.namespace(&format!("r{n}"));
+                must(&format!(
+                    "ip link add name lan netns {router} type veth peer name eth0 netns {namespace} && \
+                     ip -n {router} addr add 192.168.{n}.1/24 dev lan && ip -n {router} link set lan up && \
+                     ip -n {namespace} addr add 192.168.{n}.2/24 dev eth0 && ip -n {namespace} link set eth0 up && \
+                     ip -n {namespace} route add default via 192.168.{n}.1 && \
+                     ip netns exec {router} sysctl -qw net.ipv4.ip_forward=1"
+                ));
+                let random = if nat == Nat::Symmetric { "random,fully-random" } else { "" };
+                // A router drops what it did not ask for before tracking it, as home routers do.
+                must(&format!(
+                    "ip netns exec {router} nft 'table ip nat {{ chain post {{ type nat hook postrouting priority 100; oifname wan masquerade {random}; }}; \
+                     chain inward {{ type filter hook input priority 0; iifname wan ct state new drop; }}; }}'"
+                ));
+                router
+            }
+        };
+        must(&format!(
+            "ip link add name p{n} netns {core} type veth peer name wan netns {outer} && ip -n {core} link set p{n} master wire0 up && \
+             ip -n {outer} addr add 198.18.0.{n}/24 dev wan && ip -n {outer} link set wan up"
+        ));
+        if nat == Nat::NoUdp {
+            must(&format!(
+                "ip netns exec {namespace} nft 'table ip t {{ chain o {{ type filter hook output priority 0; oifname wan meta l4proto udp drop; }}; \
+                 chain i {{ type filter hook input priority 0; iifname wan meta l4proto udp drop; }}; }}'"
+            ));
+        }
+        self.start(n, namespace)
+    }
+
+    fn start(&mut self, number: u8, namespace: String) -> Host {
+        let member = MemberId([number; 32]);
+        let secret = Zeroizing::new([number + 100; 32]);
+        let public = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*secret)).to_bytes();
+        self.keys.lock().unwrap().insert(member, LinkKey(public));
+        let (sender, events) = mpsc::channel(1024);
+        let plane = within(&namespace, || {
+            let config = PlaneConfig { me: member, link_secret: secret, udp_port: 0, device: "p2pvm0".into(), mtu: 1340 };
+            let plane = Plane::start(config, sender).expect("the plane starts");
+            plane.set_host_addresses(Some(([10, 77, 0, number].into(), 16)), Some((v6(number), 64))).expect("the address is set");
+            plane
+        });
+        let fabric = Arc::new(KeyedFabric { inner: self.net.add(member), keys: self.keys.clone() });
+        let connector = Connector::start(plane.clone(), fabric, ConnectOptions { stun: true, upnp: false });
+        Host { member, number, namespace, plane, connector, events }
+    }
+
+    /// A guest of `host`: a namespace with one interface, whose other end is the host's port `tapN`.
+    pub fn guest(&mut self, host: &Host, name: &str, vm: u8, epoch: u64) -> (String, GuestPort) {
+        let guest = format!("{}{name}", self.prefix);
+        if !self.namespaces.contains(&guest) {
+            self.namespace(name);
+        } else {
+            sh(&format!("ip -n {guest} link del eth0"));
+        }
+        let (tap, address) = (format!("tap{vm}"), format!("10.77.1.{vm}"));
+        let (mac, gateway) = ([2, 0, 0, 0, 1, vm], [2, 0, 0, 0, 0, 1]);
+        let text = |m: [u8; 6]| m.map(|b| format!("{b:02x}")).join(":");
+        must(&format!(
+            "ip link add name {tap} netns {} type veth peer name eth0 address {} netns {guest} && ip -n {} link set {tap} up && \
+             ip -n {guest} link set eth0 mtu 1340 && ip -n {guest} addr add {address}/16 dev eth0 && ip -n {guest} link set eth0 arp off up",
+            host.namespace,
+            text(mac),
+            host.namespace
+        ));
+        for n in 1..=self.hosts {
+            must(&format!("ip -n {guest} neigh replace 10.77.0.{n} lladdr {} dev eth0", text(gateway)));
+        }
+        let port = GuestPort {
+            vm: p2pvm_overlay::VmId([vm; 32]),
+            ifname: tap,
+            mac,
+            gateway_mac: gateway,
+            v4: address.parse().expect("an address"),
+            v6: Vec::new(),
+            epoch: p2pvm_overlay::Epoch(epoch),
+        };
+        within(&host.namespace, || host.plane.attach_port(port.clone())).expect("the port opens");
+        (guest, port)
+    }
+}
+
+/// A host's IPv6 address in the overlay.
+pub fn v6(number: u8) -> std::net::Ipv6Addr {
+    [0xfd77, 0, 0, 0, 0, 0, 0, u16::from(number)].into()
+}
+
+/// Tells every host where every other is.
+pub fn introduce(hosts: &[&Host]) {
+    for a in hosts {
+        for b in hosts {
+            a.plane.set_route(b.overlay().parse().expect("an address"), b.route());
+            a.plane.set_route(v6(b.number).into(), b.route());
+        }
+    }
+}
