@@ -60,7 +60,8 @@ pub(super) async fn take(machine: &QemuMachine, dir: &Path, progress: &watch::Se
     }
     let ram: OwnedFd = File::create(&files.ram).map_err(io_at("make the checkpoint", &files.ram))?.into();
     let reading: OwnedFd = File::open(&files.disk).map_err(io_at("make the checkpoint", &files.disk))?.into();
-    let writing: OwnedFd = OpenOptions::new().read(true).write(true).open(&files.disk).map_err(io_at("make the checkpoint", &files.disk))?.into();
+    let writing: OwnedFd =
+        OpenOptions::new().read(true).write(true).open(&files.disk).map_err(io_at("make the checkpoint", &files.disk))?.into();
     // On its own: a caller that goes away must not leave the guest standing.
     let (qmp, progress) = (machine.qmp.clone(), progress.clone());
     let work = tokio::spawn(async move {

@@ -36,7 +36,9 @@ fn parse(path: &Path, text: &str) -> Result<Info, Error> {
     let format = match value["format"].as_str() {
         Some("qcow2") => "qcow2",
         Some("raw") => "raw",
-        other => return Err(broken(&format!("is {}, not qcow2 or raw; convert it: qemu-img convert -O qcow2", other.unwrap_or("unknown")))),
+        other => {
+            return Err(broken(&format!("is {}, not qcow2 or raw; convert it: qemu-img convert -O qcow2", other.unwrap_or("unknown"))));
+        }
     };
     if value["format-specific"]["data"]["data-file"].is_string() {
         return Err(broken("keeps its data in another file, which is not allowed; convert it: qemu-img convert -O qcow2"));
@@ -84,7 +86,8 @@ pub(crate) fn flush(path: &Path) -> Result<(), Error> {
 }
 
 async fn run(step: &'static str, arguments: &[&str], paths: &[&Path]) -> Result<String, Error> {
-    let output = tokio::process::Command::new("qemu-img").args(arguments).args(paths).stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let output =
+        tokio::process::Command::new("qemu-img").args(arguments).args(paths).stdin(Stdio::null()).kill_on_drop(true).output().await;
     let output = output.map_err(|e| match e.kind() {
         ErrorKind::NotFound => Error::Missing { program: "qemu-img", hint: HINT },
         _ => Error::Io { step, path: "qemu-img".into(), source: e },

@@ -8,7 +8,9 @@ use super::{
 };
 use crate::{
     Error,
-    hypervisor::{CheckpointFiles, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions, MigrationReport, Progress, RunState},
+    hypervisor::{
+        CheckpointFiles, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions, MigrationReport, Progress, RunState,
+    },
     jail::Jail,
 };
 use async_trait::async_trait;
@@ -53,7 +55,15 @@ impl QemuMachine {
         qmp.run("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "events", "state": true }] })).await?;
         let (tx, state) = watch::channel(run_state(&qmp).await?);
         let follower = tokio::spawn(follow(qmp.clone(), events, tx, process, jail, spec.clone()));
-        Ok(Self { spec, qmp, state, moving: Default::default(), process, console: Arc::new(Semaphore::new(1)), _follower: Follower(follower) })
+        Ok(Self {
+            spec,
+            qmp,
+            state,
+            moving: Default::default(),
+            process,
+            console: Arc::new(Semaphore::new(1)),
+            _follower: Follower(follower),
+        })
     }
 
     async fn gone(&self, patience: Duration) -> bool {

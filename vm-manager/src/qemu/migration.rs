@@ -223,7 +223,9 @@ impl QemuMachine {
             progress.send_replace(ram_progress(&status));
             match status["status"].as_str() {
                 Some("pre-switchover") => return Ok(()),
-                Some("failed" | "cancelled" | "cancelling" | "completed") => return Err(refused("send the guest's memory", error_of(&status))),
+                Some("failed" | "cancelled" | "cancelling" | "completed") => {
+                    return Err(refused("send the guest's memory", error_of(&status)));
+                }
                 _ => {}
             }
             if post_copy && status["ram"]["dirty-sync-count"].as_u64().is_some_and(|passes| passes > PASSES) {

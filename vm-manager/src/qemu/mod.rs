@@ -72,7 +72,9 @@ impl Qemu {
         let reading = open("open the disk", OpenOptions::new().read(true), &spec.disk)?;
         let writing = open("open the disk", OpenOptions::new().read(true).write(true), &spec.disk)?;
         let below = match &disk.backing {
-            Some(path) => Some((open("open the disk's image", OpenOptions::new().read(true), path)?, image::standalone(path).await?.format)),
+            Some(path) => {
+                Some((open("open the disk's image", OpenOptions::new().read(true), path)?, image::standalone(path).await?.format))
+            }
             None => None,
         };
         let kvm = match accel {

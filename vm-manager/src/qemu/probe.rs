@@ -68,7 +68,13 @@ pub(crate) async fn verdict(state_dir: &Path, probe: Option<&Probe>) -> Result<A
 /// Whether the probe guest comes up on `accel`.
 async fn boots(probe: &Probe, accel: &str) -> Result<bool, Error> {
     let mut command = tokio::process::Command::new(PROGRAM);
-    command.env_clear().env("PATH", path_of_programs()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    command
+        .env_clear()
+        .env("PATH", path_of_programs())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
     command.args(["-machine", "q35", "-accel", accel, "-m", "128M", "-nodefaults", "-no-user-config", "-no-reboot"]);
     command.args(["-display", "none", "-serial", "stdio", "-snapshot", "-sandbox", crate::jail::SECCOMP]);
     let says = match probe {
@@ -110,7 +116,8 @@ mod tests {
     #[tokio::test]
     async fn a_verdict_holds_until_the_host_boots_again() {
         let dir = tempfile::tempdir().unwrap();
-        let store = |boot_id: String| fs::write(dir.path().join(FILE), serde_json::to_vec(&Verdict { boot_id, accel: Accel::Kvm }).unwrap());
+        let store =
+            |boot_id: String| fs::write(dir.path().join(FILE), serde_json::to_vec(&Verdict { boot_id, accel: Accel::Kvm }).unwrap());
         store(fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap()).unwrap();
         let expected = if Path::new(KVM).exists() { Accel::Kvm } else { Accel::Tcg };
         assert_eq!(verdict(dir.path(), None).await.unwrap(), expected);

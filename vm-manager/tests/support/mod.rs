@@ -28,7 +28,8 @@ pub fn image(test: &str) -> Option<PathBuf> {
         eprintln!("NOT RUN: {test}: {why}");
         None
     };
-    if Command::new("qemu-system-x86_64").arg("--version").output().is_err() || Command::new("qemu-img").arg("--version").output().is_err() {
+    if Command::new("qemu-system-x86_64").arg("--version").output().is_err() || Command::new("qemu-img").arg("--version").output().is_err()
+    {
         return missing("QEMU is not installed");
     }
     if !nix::unistd::geteuid().is_root() {
@@ -94,13 +95,12 @@ pub struct Guest {
     pub machine: Arc<dyn Machine>,
     console: BoxStream,
     heard: String,
-    commands: u32,
 }
 
 impl Guest {
     pub async fn of(machine: Arc<dyn Machine>) -> Self {
         let console = machine.console().await.unwrap();
-        Self { lives_on: false, machine, console, heard: String::new(), commands: 0 }
+        Self { lives_on: false, machine, console, heard: String::new() }
     }
 
     /// Lets go of a guest as a dying daemon does: the connections close, the process lives.
@@ -132,9 +132,9 @@ impl Guest {
 
     /// Runs a command in the guest's shell and returns its output.
     pub async fn run(&mut self, command: &str) -> String {
-        self.commands += 1;
-        let n = self.commands;
-        // Quoted apart, so that the echo of the command is not taken for its end.
+        // Never the same twice, since a new reader is shown what an older one has read; quoted apart in the command, so that
+        // its echo is not taken for its end.
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let line = format!("echo be''gin{n}; {command}; echo e''nd{n}\n");
         self.console.write_all(line.as_bytes()).await.unwrap();
         self.until(&format!("begin{n}\r\n")).await;
