@@ -4,7 +4,8 @@ mod support;
 
 use p2pvm_vm_manager::{
     Error,
-    hypervisor::{Hypervisor, RunState, Start},
+    hypervisor::{Accel, Hypervisor, RunState, Start},
+    qemu::{Probe, Qemu},
 };
 use std::{fs, time::Duration};
 use support::{Guest, Host, PATIENCE, image};
@@ -88,4 +89,22 @@ async fn a_guest_that_cannot_start_says_why_and_leaves_nothing() {
     let error = host.qemu.launch(&spec, Start::Checkpoint(host.dir.path().join("broken"))).await.err().unwrap();
     assert!(matches!(error, Error::Hypervisor { .. }), "{error}");
     assert!(host.qemu.adopt(&spec).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_is_believed_only_if_a_guest_runs_on_it() {
+    let Some(image) = image("kvm_is_believed_only_if_a_guest_runs_on_it") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let probe = || Some(Probe::Image { path: image.clone(), says: support::READY.into() });
+    let accel = Qemu::new(dir.path(), None, probe()).accel().await.unwrap();
+    println!("this host's guests run on {accel:?}");
+    let begun = std::time::Instant::now();
+    assert_eq!(Qemu::new(dir.path(), None, probe()).accel().await.unwrap(), accel);
+    assert!(begun.elapsed() < Duration::from_millis(500), "the verdict is kept");
+    if !fs::exists("/dev/kvm").unwrap() {
+        assert_eq!(accel, Accel::Tcg);
+    }
+    // What was found does run a guest.
+    let host = Host { qemu: Qemu::new(dir.path(), None, probe()), dir };
+    host.boot(4, &image).await;
 }

@@ -49,7 +49,7 @@ impl Drop for Follower {
 }
 
 impl QemuMachine {
-    pub(super) async fn new(spec: MachineSpec, qmp: Qmp, process: Process, jail: Jail) -> Result<Self, Error> {
+    pub(super) async fn new(spec: MachineSpec, qmp: Qmp, process: Process, jail: Arc<Jail>) -> Result<Self, Error> {
         let events = qmp.subscribe();
         // Off by default, and without it every step of a migration would have to be polled for.
         qmp.run("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "events", "state": true }] })).await?;
@@ -174,7 +174,7 @@ async fn follow(
     mut events: broadcast::Receiver<Event>,
     state: watch::Sender<RunState>,
     process: Process,
-    jail: Jail,
+    jail: Arc<Jail>,
     spec: MachineSpec,
 ) {
     let mut closed = qmp.closed();

@@ -163,12 +163,12 @@ impl Hypervisor for Qemu {
         for stale in [command::QMP_SOCKET, command::CONSOLE_SOCKET, command::CONSOLE_LOG, migration::RAM_SOCKET, migration::DISK_SOCKET] {
             let _ = fs::remove_file(spec.run_dir.join(stale));
         }
-        let jail = Jail::of(&tag, &spec.run_dir);
+        let jail = Arc::new(Jail::of(&tag, &spec.run_dir));
         jail.own(&spec.run_dir).map_err(io_at("set up the run directory", &spec.run_dir))?;
         let process = self.spawn(spec, &start, &jail).await?;
         // From here on a failure must not leave the process behind.
         let started = async {
-            let machine = QemuMachine::new(spec.clone(), self.monitor(spec, process).await?, process, jail).await?;
+            let machine = QemuMachine::new(spec.clone(), self.monitor(spec, process).await?, process, jail.clone()).await?;
             if let Start::Checkpoint(ram) = &start {
                 checkpoint::load(&machine, ram, LOAD_PATIENCE).await.map_err(|e| match process.is_alive() {
                     true => e,
@@ -177,14 +177,22 @@ impl Hypervisor for Qemu {
             }
             Ok(machine)
         };
-        let machine = started.await.inspect_err(|_| process.kill())?;
+        let machine = match started.await {
+            Ok(machine) => machine,
+            Err(error) => {
+                process.kill();
+                process.ended(START_PATIENCE).await;
+                jail.remove();
+                return Err(error);
+            }
+        };
         tracing::info!(vm = %spec.vm.short(), name = spec.name, pid = process.pid(), ?start, "guest started");
         Ok(Arc::new(machine))
     }
 
     async fn adopt(&self, spec: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error> {
         let tag = command::tag(spec);
-        let jail = Jail::of(&tag, &spec.run_dir);
+        let jail = Arc::new(Jail::of(&tag, &spec.run_dir));
         let Some(process) = Process::find(&spec.run_dir, &tag) else {
             jail.remove();
             return Ok(None);

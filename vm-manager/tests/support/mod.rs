@@ -3,7 +3,7 @@
 
 use p2pvm_overlay::{BoxStream, VmId};
 use p2pvm_vm_manager::{
-    hypervisor::{Accel, Hypervisor, Machine, MachineSpec, Start},
+    hypervisor::{Accel, Hypervisor, Machine, MachineSpec, RunState, Start},
     qemu::Qemu,
 };
 use std::{
@@ -147,10 +147,16 @@ impl Drop for Guest {
         if self.lives_on {
             return;
         }
-        // By the pid file: the runtime may be gone by now.
+        // By the pid file, since nothing can be awaited here; the driver, on another thread, then clears up.
         let pid = std::fs::read_to_string(self.machine.spec().run_dir.join("qemu.pid"));
         if let Some(pid) = pid.ok().and_then(|text| text.trim().parse().ok()) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        for _ in 0..200 {
+            if *self.machine.watch().borrow() == RunState::Stopped {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
