@@ -51,11 +51,10 @@ impl Cgroup {
         self.dirs.iter().filter_map(|dir| create(dir, limits)).collect()
     }
 
-    /// Removes the group; one that still has a process stays.
-    pub(crate) fn remove(&self) {
-        for dir in &self.dirs {
-            let _ = fs::remove_dir(dir);
-        }
+    /// Removes the group; false if a part of it is still in use.
+    pub(crate) fn remove(&self) -> bool {
+        // All are tried, whatever becomes of the first.
+        self.dirs.iter().filter(|dir| fs::remove_dir(dir).is_err() && dir.exists()).count() == 0
     }
 }
 

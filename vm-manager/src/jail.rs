@@ -26,6 +26,7 @@ use std::{
         unix::fs::{MetadataExt, PermissionsExt, chown},
     },
     path::Path,
+    time::Duration,
 };
 
 /// Guests' uids start here: above all that Debian and systemd hand out (systemd.io/UIDS-GIDS).
@@ -35,6 +36,10 @@ const UID_COUNT: u32 = 1 << 24;
 /// The device that the guest gets a node of its own for, in its run directory and over the system's.
 const USERFAULTFD: &str = "/dev/userfaultfd";
 const USERFAULTFD_NODE: &str = "userfaultfd";
+
+/// How often, and how far apart, a dead guest's cgroup is tried to be removed.
+const REMOVE_TRIES: u32 = 50;
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// What QEMU may ask of the kernel: no old system calls, no set-uid, no child processes, no scheduling games.
 pub(crate) const SECCOMP: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -85,8 +90,14 @@ impl Jail {
     }
 
     /// Clears away what the kernel keeps of it, once the process has ended.
-    pub(crate) fn remove(&self) {
-        self.cgroup.remove();
+    pub(crate) async fn remove(&self) {
+        // Threads leave one by one: for a moment the group of a dead process is still busy.
+        for _ in 0..REMOVE_TRIES {
+            if self.cgroup.remove() {
+                return;
+            }
+            tokio::time::sleep(REMOVE_PAUSE).await;
+        }
     }
 }
 

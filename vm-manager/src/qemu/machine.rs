@@ -201,7 +201,7 @@ async fn follow(
         process.kill();
         process.ended(KILL_PATIENCE).await;
     }
-    jail.remove();
+    jail.remove().await;
     state.send_replace(RunState::Stopped);
     tracing::info!(vm = %spec.vm.short(), "guest ended");
 }

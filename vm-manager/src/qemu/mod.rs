@@ -182,7 +182,7 @@ impl Hypervisor for Qemu {
             Err(error) => {
                 process.kill();
                 process.ended(START_PATIENCE).await;
-                jail.remove();
+                jail.remove().await;
                 return Err(error);
             }
         };
@@ -194,7 +194,7 @@ impl Hypervisor for Qemu {
         let tag = command::tag(spec);
         let jail = Arc::new(Jail::of(&tag, &spec.run_dir));
         let Some(process) = Process::find(&spec.run_dir, &tag) else {
-            jail.remove();
+            jail.remove().await;
             return Ok(None);
         };
         let machine = QemuMachine::new(spec.clone(), self.monitor(spec, process).await?, process, jail).await?;
