@@ -1,0 +1,130 @@
+//! A guest's control group, on either layout of the hierarchy, where this process may write it.
+//!
+//! Limits are a ceiling against a runaway QEMU, with room above what the guest was promised; sharing among guests is left
+//! to the scheduler. Without a writable hierarchy there is no group, and no error: a container often has none.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    path::{Path, PathBuf},
+};
+
+/// Where hierarchies are mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+/// All guests' groups are below one of this name.
+const PARENT: &str = "p2pvm";
+/// What QEMU itself needs beside the guest's RAM: translated code (TCG), block and network buffers, page tables.
+const OVERHEAD_MIB: u64 = 512;
+/// Threads of one QEMU: processors, block workers, migration.
+const THREADS: u32 = 256;
+/// The period that processor time is counted in, microseconds.
+const PERIOD_US: u64 = 100_000;
+
+/// A guest's ceiling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Processors of the guest; QEMU gets one more for its own work.
+    pub(crate) cpus: u32,
+    /// The guest's RAM, MiB.
+    pub(crate) memory_mib: u64,
+}
+
+/// One guest's group: a directory for each hierarchy that limits something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cgroup {
+    dirs: Vec<PathBuf>,
+}
+
+impl Cgroup {
+    /// The group of that name on this host, made or not.
+    pub(crate) fn named(name: &str) -> Self {
+        Self::below(Path::new(ROOT), name)
+    }
+
+    fn below(root: &Path, name: &str) -> Self {
+        let unified = root.join("cgroup.controllers").exists();
+        let hierarchies = if unified { vec![root.to_owned()] } else { ["cpu", "memory", "pids"].iter().map(|c| root.join(c)).collect() };
+        Self { dirs: hierarchies.into_iter().filter(|h| h.is_dir()).map(|h| h.join(PARENT).join(name)).collect() }
+    }
+
+    /// Makes the group with its limits, as far as that is allowed, and returns the files through which a process joins.
+    pub(crate) fn create(&self, limits: &Limits) -> Vec<File> {
+        self.dirs.iter().filter_map(|dir| create(dir, limits)).collect()
+    }
+
+    /// Removes the group; false if a part of it is still in use.
+    pub(crate) fn remove(&self) -> bool {
+        // All are tried, whatever becomes of the first.
+        self.dirs.iter().filter(|dir| fs::remove_dir(dir).is_err() && dir.exists()).count() == 0
+    }
+}
+
+fn create(dir: &Path, limits: &Limits) -> Option<File> {
+    let parent = dir.parent()?;
+    fs::create_dir_all(parent).ok()?;
+    for above in [parent.parent()?, parent] {
+        // v2 only: children may be limited in what their parents hand down.
+        for controller in ["+cpu", "+memory", "+pids"] {
+            set(above, "cgroup.subtree_control", controller);
+        }
+    }
+    fs::create_dir_all(dir).ok()?;
+    for (file, value) in settings(limits) {
+        set(dir, file, &value);
+    }
+    OpenOptions::new().write(true).open(dir.join("cgroup.procs")).ok()
+}
+
+/// Files of both layouts; those that a hierarchy does not have are passed over.
+fn settings(limits: &Limits) -> Vec<(&'static str, String)> {
+    let bytes = (limits.memory_mib + limits.memory_mib / 4 + OVERHEAD_MIB) << 20;
+    let quota = (u64::from(limits.cpus) + 1) * PERIOD_US;
+    vec![
+        ("cpu.max", format!("{quota} {PERIOD_US}")),
+        ("cpu.cfs_period_us", PERIOD_US.to_string()),
+        ("cpu.cfs_quota_us", quota.to_string()),
+        ("memory.max", bytes.to_string()),
+        ("memory.limit_in_bytes", bytes.to_string()),
+        ("pids.max", THREADS.to_string()),
+    ]
+}
+
+fn set(dir: &Path, file: &str, value: &str) {
+    let path = dir.join(file);
+    if path.exists()
+        && let Err(error) = fs::write(&path, value)
+    {
+        tracing::debug!(path = %path.display(), value, %error, "cgroup setting refused");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { cpus: 2, memory_mib: 128 };
+
+    #[test]
+    fn both_layouts_are_told_apart_and_limited() {
+        let old = tempfile::tempdir().unwrap();
+        for hierarchy in ["cpu/p2pvm/vm", "memory/p2pvm/vm"] {
+            fs::create_dir_all(old.path().join(hierarchy)).unwrap();
+        }
+        let limit = old.path().join("memory/p2pvm/vm/memory.limit_in_bytes");
+        fs::write(&limit, "").unwrap();
+        fs::write(old.path().join("memory/p2pvm/vm/cgroup.procs"), "").unwrap();
+        let group = Cgroup::below(old.path(), "vm");
+        assert_eq!(group.dirs.len(), 2, "pids is not mounted");
+        assert_eq!(group.create(&LIMITS).len(), 1, "only memory can be joined");
+        assert_eq!(fs::read_to_string(limit).unwrap(), (672u64 << 20).to_string());
+
+        let new = tempfile::tempdir().unwrap();
+        fs::write(new.path().join("cgroup.controllers"), "cpu memory").unwrap();
+        assert_eq!(Cgroup::below(new.path(), "vm").dirs, [new.path().join("p2pvm/vm")]);
+    }
+
+    #[test]
+    fn a_host_without_a_hierarchy_has_no_group() {
+        let none = tempfile::tempdir().unwrap();
+        assert!(Cgroup::below(none.path(), "vm").create(&LIMITS).is_empty());
+    }
+}

@@ -1,0 +1,151 @@
+//! The walls around a guest's process, for the day when a guest breaks out of QEMU.
+//!
+//! Where the daemon is root, each guest runs under a uid of its own (nobody else's files), with no capability, no way to
+//! get one, in a network namespace with nothing in it (its TAP and its sockets come as descriptors), in a mount namespace,
+//! in a cgroup with limits, and with QEMU's seccomp filter. Disks are opened by the daemon and passed in, so that no file
+//! needs to belong to that uid. An unprivileged daemon keeps its own uid and what remains possible of this.
+//!
+//! The mount namespace also carries the one device a guest needs that a uid may not open: `/dev/userfaultfd`, for
+//! post-copy and for checkpoints of a running guest.
+
+use crate::cgroup::{Cgroup, Limits};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::{
+        resource::{Resource, setrlimit},
+        stat::{Mode, SFlag, mknod},
+    },
+    unistd::{Gid, Uid, setgid, setgroups, setsid, setuid},
+};
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::{
+        fd::RawFd,
+        unix::fs::{MetadataExt, PermissionsExt, chown},
+    },
+    path::Path,
+    time::Duration,
+};
+
+/// Guests' uids start here: above all that Debian and systemd hand out (systemd.io/UIDS-GIDS).
+const UID_BASE: u32 = 0x7000_0000;
+/// How many uids guests are spread over.
+const UID_COUNT: u32 = 1 << 24;
+/// The device that the guest gets a node of its own for, in its run directory and over the system's.
+const USERFAULTFD: &str = "/dev/userfaultfd";
+const USERFAULTFD_NODE: &str = "userfaultfd";
+
+/// How often, and how far apart, a dead guest's cgroup is tried to be removed.
+const REMOVE_TRIES: u32 = 50;
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// What QEMU may ask of the kernel: no old system calls, no set-uid, no child processes, no scheduling games.
+pub(crate) const SECCOMP: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// One guest's walls.
+#[derive(Debug)]
+pub(crate) struct Jail {
+    uid: Option<u32>,
+    cgroup: Cgroup,
+}
+
+impl Jail {
+    /// The jail of the guest called `tag` in `run_dir`: the same one whenever it is asked for.
+    pub(crate) fn of(tag: &str, run_dir: &Path) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("p2pvm 2026 jail of a guest");
+        hasher.update(tag.as_bytes());
+        hasher.update(run_dir.as_os_str().as_encoded_bytes());
+        let hash = hasher.finalize();
+        let number = u32::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1], hash.as_bytes()[2], 0]) % UID_COUNT;
+        let uid = (nix::unistd::geteuid().is_root() && uid_is_mapped(UID_BASE + number)).then_some(UID_BASE + number);
+        Self { uid, cgroup: Cgroup::named(&format!("{}-{number:06x}", &tag[..tag.len().min(20)])) }
+    }
+
+    /// Makes the run directory the guest's and nobody else's.
+    pub(crate) fn own(&self, run_dir: &Path) -> io::Result<()> {
+        fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700))?;
+        let Some(uid) = self.uid else { return Ok(()) };
+        chown(run_dir, Some(uid), Some(uid))?;
+        let node = run_dir.join(USERFAULTFD_NODE);
+        let _ = fs::remove_file(&node);
+        if let Ok(device) = fs::metadata(USERFAULTFD) {
+            // Best effort: without it a checkpoint stops the guest longer, and post-copy is refused.
+            if mknod(&node, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, device.rdev()).is_ok() {
+                chown(&node, Some(uid), Some(uid))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has `command` start inside, with `inherit` as the only descriptors beside its standard ones.
+    pub(crate) fn enter(&self, command: &mut tokio::process::Command, limits: &Limits, inherit: Vec<RawFd>) {
+        let uid = self.uid;
+        let groups: Vec<File> = self.cgroup.create(limits);
+        let child = move || confine(uid, &groups, &inherit);
+        // SAFETY: `confine` runs between fork and exec: it makes plain system calls on data prepared here, and neither
+        // allocates nor takes a lock.
+        unsafe { command.pre_exec(child) };
+    }
+
+    /// Clears away what the kernel keeps of it, once the process has ended.
+    pub(crate) async fn remove(&self) {
+        // Threads leave one by one: for a moment the group of a dead process is still busy.
+        for _ in 0..REMOVE_TRIES {
+            if self.cgroup.remove() {
+                return;
+            }
+            tokio::time::sleep(REMOVE_PAUSE).await;
+        }
+    }
+}
+
+fn confine(uid: Option<u32>, groups: &[File], inherit: &[RawFd]) -> io::Result<()> {
+    // A session of its own: the daemon's end, or a Ctrl-C meant for it, leaves the guest alone.
+    setsid()?;
+    for mut group in groups {
+        // "0" is whoever writes it. A full or vanished cgroup is no reason not to start.
+        let _ = group.write(b"0");
+    }
+    for &fd in inherit {
+        // SAFETY: clears close-on-exec of a descriptor that the parent holds open for the child.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?; // A core would hold the guest's RAM.
+    if let Some(uid) = uid {
+        if unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC).is_ok() {
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+            let _ = mount(Some(USERFAULTFD_NODE), USERFAULTFD, none, MsFlags::MS_BIND, none);
+        }
+        setgroups(&[])?;
+        setgid(Gid::from_raw(uid))?;
+        setuid(Uid::from_raw(uid))?;
+    }
+    nix::sys::prctl::set_no_new_privs()?;
+    Ok(())
+}
+
+/// Whether this user namespace knows `uid` (a container may not).
+fn uid_is_mapped(uid: u32) -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.lines().any(|line| {
+        let fields: Vec<u64> = line.split_ascii_whitespace().filter_map(|f| f.parse().ok()).collect();
+        matches!(fields[..], [first, _, count] if (first..first + count).contains(&u64::from(uid)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_finds_its_jail_again_and_shares_it_with_no_other() {
+        let a = Jail::of("vm", Path::new("/a"));
+        assert_eq!(format!("{a:?}"), format!("{:?}", Jail::of("vm", Path::new("/a"))));
+        assert_ne!(a.cgroup, Jail::of("vm", Path::new("/b")).cgroup);
+    }
+}

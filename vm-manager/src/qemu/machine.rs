@@ -1,0 +1,214 @@
+//! One guest: its life, and the task that follows what it does.
+
+use super::{
+    checkpoint, console,
+    migration::Moving,
+    process::Process,
+    qmp::{Event, Qmp, refused},
+};
+use crate::{
+    Error,
+    hypervisor::{
+        CheckpointFiles, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions, MigrationReport, Progress, RunState,
+    },
+    jail::Jail,
+};
+use async_trait::async_trait;
+use p2pvm_overlay::BoxStream;
+use serde_json::json;
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio::sync::{Semaphore, broadcast, watch};
+
+/// How long a killed process may take to vanish.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the power button is pressed again: a guest that is still booting misses the first press.
+const PRESS_AGAIN: Duration = Duration::from_secs(3);
+/// How often the console's log is looked at.
+const LOG_CHECK: Duration = Duration::from_secs(30);
+
+/// A guest in a QEMU process. Dropping it lets go of the monitor, which serves one client, so that the guest can be
+/// taken up again; the guest lives on.
+pub(crate) struct QemuMachine {
+    pub(super) spec: MachineSpec,
+    pub(super) qmp: Qmp,
+    pub(super) state: watch::Receiver<RunState>,
+    /// How far a move of this guest has come. Held through a step, so that steps do not overlap.
+    pub(super) moving: tokio::sync::Mutex<Moving>,
+    process: Process,
+    console: Arc<Semaphore>,
+    _follower: Follower,
+}
+
+/// The task that follows the guest, ended with its owner.
+struct Follower(tokio::task::JoinHandle<()>);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl QemuMachine {
+    pub(super) async fn new(spec: MachineSpec, qmp: Qmp, process: Process, jail: Arc<Jail>) -> Result<Self, Error> {
+        let events = qmp.subscribe();
+        // Off by default, and without it every step of a migration would have to be polled for.
+        qmp.run("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "events", "state": true }] })).await?;
+        let (tx, state) = watch::channel(run_state(&qmp).await?);
+        let follower = tokio::spawn(follow(qmp.clone(), events, tx, process, jail, spec.clone()));
+        Ok(Self {
+            spec,
+            qmp,
+            state,
+            moving: Default::default(),
+            process,
+            console: Arc::new(Semaphore::new(1)),
+            _follower: Follower(follower),
+        })
+    }
+
+    async fn gone(&self, patience: Duration) -> bool {
+        self.process.ended(patience).await && {
+            // Whoever waited for the end may start anew at once, so the follower must be done too.
+            let mut state = self.state.clone();
+            tokio::time::timeout(KILL_PATIENCE, state.wait_for(|s| *s == RunState::Stopped)).await.is_ok()
+        }
+    }
+}
+
+#[async_trait]
+impl Machine for QemuMachine {
+    fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    fn watch(&self) -> watch::Receiver<RunState> {
+        self.state.clone()
+    }
+
+    async fn stop(&self, patience: Duration) -> Result<(), Error> {
+        let press = async {
+            // A paused guest cannot hear the button.
+            if *self.state.borrow() == RunState::Running {
+                while self.qmp.run("system_powerdown", json!({})).await.is_ok() && !self.gone(PRESS_AGAIN).await {}
+            }
+        };
+        if tokio::time::timeout(patience, press).await.is_ok() && self.gone(Duration::from_millis(100)).await {
+            return Ok(());
+        }
+        tracing::info!(vm = %self.spec.vm.short(), "the guest did not power down; ending it");
+        self.kill().await
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        self.process.kill();
+        match self.gone(KILL_PATIENCE).await {
+            true => Ok(()),
+            false => Err(Error::TimedOut { step: "end the guest's process", seconds: KILL_PATIENCE.as_secs() }),
+        }
+    }
+
+    async fn pause(&self) -> Result<(), Error> {
+        self.qmp.run("stop", json!({})).await.map(drop)
+    }
+
+    async fn resume(&self) -> Result<(), Error> {
+        self.qmp.run("cont", json!({})).await.map(drop)
+    }
+
+    async fn stats(&self) -> Result<MachineStats, Error> {
+        self.process.stats()
+    }
+
+    async fn console(&self) -> Result<BoxStream, Error> {
+        console::open(&self.spec.run_dir, &self.console).await
+    }
+
+    async fn incoming(&self) -> Result<IncomingSockets, Error> {
+        self.open_incoming().await
+    }
+
+    async fn finish_incoming(&self) -> Result<(), Error> {
+        self.close_incoming().await
+    }
+
+    async fn mirror(&self, disk: &Path, export: &str, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+        self.start_mirror(disk, export, progress).await
+    }
+
+    async fn migrate_until_paused(&self, ram: &Path, options: MigrateOptions, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+        self.send_ram(ram, options, progress).await
+    }
+
+    async fn switch_over(&self) -> Result<MigrationReport, Error> {
+        self.hand_over().await
+    }
+
+    async fn cancel_migration(&self) -> Result<(), Error> {
+        self.give_up().await
+    }
+
+    async fn checkpoint(&self, dir: &Path, progress: &watch::Sender<Progress>) -> Result<CheckpointFiles, Error> {
+        let moving = self.moving.lock().await;
+        if moving.is_under_way() {
+            return Err(Error::Refused(format!("{} is being migrated; take the snapshot afterwards", self.spec.name)));
+        }
+        checkpoint::take(self, dir, progress).await
+    }
+}
+
+/// What the guest does, asked of QEMU.
+pub(super) async fn run_state(qmp: &Qmp) -> Result<RunState, Error> {
+    let answer = qmp.run("query-status", json!({})).await?;
+    match answer["status"].as_str() {
+        Some("running" | "suspended") => Ok(RunState::Running),
+        Some("inmigrate") => Ok(RunState::Incoming),
+        Some("shutdown") => Ok(RunState::Stopped),
+        Some(_) => Ok(RunState::Paused),
+        None => Err(refused("query-status", "no status in the answer")),
+    }
+}
+
+/// Keeps `state` true until the process has ended, then clears up behind it.
+async fn follow(
+    qmp: Qmp,
+    mut events: broadcast::Receiver<Event>,
+    state: watch::Sender<RunState>,
+    process: Process,
+    jail: Arc<Jail>,
+    spec: MachineSpec,
+) {
+    let mut closed = qmp.closed();
+    let mut check = tokio::time::interval(LOG_CHECK);
+    loop {
+        let changed = tokio::select! {
+            _ = closed.wait_for(|closed| *closed) => break,
+            _ = check.tick() => {
+                console::cut_log(&spec.run_dir);
+                continue;
+            }
+            event = events.recv() => match event {
+                Ok(event) => concerns_state(&event, &spec),
+                Err(broadcast::error::RecvError::Lagged(_)) => true,
+                Err(broadcast::error::RecvError::Closed) => break,
+            },
+        };
+        if changed && let Ok(now) = run_state(&qmp).await {
+            state.send_if_modified(|old| std::mem::replace(old, now) != now);
+        }
+    }
+    // The monitor is gone, so the process is or nearly is.
+    if !process.ended(KILL_PATIENCE).await {
+        process.kill();
+        process.ended(KILL_PATIENCE).await;
+    }
+    jail.remove().await;
+    state.send_replace(RunState::Stopped);
+    tracing::info!(vm = %spec.vm.short(), "guest ended");
+}
+
+fn concerns_state(event: &Event, spec: &MachineSpec) -> bool {
+    if event.name == "BLOCK_IO_ERROR" || event.name == "GUEST_PANICKED" {
+        tracing::warn!(vm = %spec.vm.short(), event = event.name, data = %event.data, "trouble in the guest");
+    }
+    matches!(&*event.name, "STOP" | "RESUME" | "SHUTDOWN" | "RESET" | "MIGRATION" | "GUEST_PANICKED" | "SUSPEND" | "WAKEUP")
+}

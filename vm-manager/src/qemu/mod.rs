@@ -1,0 +1,213 @@
+//! The QEMU driver: guests as QEMU 10 processes that outlive the daemon, steered over QMP.
+//!
+//! `command` says what a guest is made of, [`crate::jail`] what it may touch, `machine` how it lives, `migration` how it
+//! moves, `checkpoint` how it is copied while it runs, `probe` whether the host's KVM is real. Everything a later daemon
+//! needs to take a guest up again lies in the run directory: QEMU's pid file, its monitor and console sockets, the console's log.
+
+mod checkpoint;
+mod command;
+mod console;
+mod image;
+mod machine;
+mod migration;
+mod probe;
+mod process;
+mod qmp;
+mod tap;
+
+pub use probe::Probe;
+pub use qmp::connect_unix;
+
+use crate::{
+    Error,
+    cgroup::Limits,
+    error::io_at,
+    hypervisor::{Accel, Hypervisor, Machine, MachineSpec, Start},
+    jail::Jail,
+};
+use async_trait::async_trait;
+use machine::QemuMachine;
+use process::Process;
+use qmp::Qmp;
+use std::{
+    fs::{self, File, OpenOptions},
+    io::ErrorKind,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+/// The program.
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
+/// What QEMU itself prints, in the run directory.
+const LOG: &str = "qemu.log";
+/// How long a started QEMU may take until its monitor answers.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+/// How long loading a checkpoint may take: RAM at the speed of a slow disk.
+const LOAD_PATIENCE: Duration = Duration::from_secs(300);
+
+/// QEMU on this host.
+pub struct Qemu {
+    state_dir: PathBuf,
+    forced: Option<Accel>,
+    probe: Option<Probe>,
+    verdict: tokio::sync::OnceCell<Accel>,
+}
+
+impl Qemu {
+    /// The driver that keeps what it learns about this host in `state_dir`. `accel` forces an accelerator; else the host
+    /// is probed by booting `probe`, and without one [`Accel::Tcg`] is taken.
+    pub fn new(state_dir: impl Into<PathBuf>, accel: Option<Accel>, probe: Option<Probe>) -> Self {
+        Self { state_dir: state_dir.into(), forced: accel, probe, verdict: tokio::sync::OnceCell::new() }
+    }
+
+    async fn spawn(&self, spec: &MachineSpec, start: &Start, jail: &Jail) -> Result<Process, Error> {
+        let accel = self.accel().await?;
+        let disk = image::info(&spec.disk).await?;
+        if disk.format != "qcow2" {
+            return Err(Error::Refused(format!("{} is {}, and a VM's own disk must be qcow2", spec.disk.display(), disk.format)));
+        }
+        let reading = open("open the disk", OpenOptions::new().read(true), &spec.disk)?;
+        let writing = open("open the disk", OpenOptions::new().read(true).write(true), &spec.disk)?;
+        let below = match &disk.backing {
+            Some(path) => {
+                Some((open("open the disk's image", OpenOptions::new().read(true), path)?, image::standalone(path).await?.format))
+            }
+            None => None,
+        };
+        let kvm = match accel {
+            Accel::Kvm => Some(open("open KVM", OpenOptions::new().read(true).write(true), Path::new(probe::KVM))?),
+            Accel::Tcg => None,
+        };
+        let tap = tap::open(&spec.tap, spec.mtu)?;
+        let fds = command::Inherited {
+            tap: tap.as_raw_fd(),
+            disk: [reading.as_raw_fd(), writing.as_raw_fd()],
+            image: below.as_ref().map(|(fd, format)| (fd.as_raw_fd(), *format)),
+            kvm: kvm.as_ref().map(AsRawFd::as_raw_fd),
+        };
+        let mut inherit = vec![fds.tap, fds.disk[0], fds.disk[1]];
+        inherit.extend(fds.image.map(|(fd, _)| fd));
+        inherit.extend(fds.kvm);
+
+        let log_path = spec.run_dir.join(LOG);
+        let log = File::create(&log_path).map_err(io_at("open QEMU's log", &log_path))?;
+        let errors = log.try_clone().map_err(io_at("open QEMU's log", &log_path))?;
+        let mut command = tokio::process::Command::new(PROGRAM);
+        command.args(command::arguments(spec, accel, start, fds)).current_dir(&spec.run_dir).env_clear().env("PATH", path_of_programs());
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        jail.enter(&mut command, &Limits { cpus: spec.cpus, memory_mib: spec.memory_mib }, inherit);
+        let mut child = command.spawn().map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Error::Missing { program: PROGRAM, hint: image::HINT },
+            _ => Error::Io { step: "start QEMU", path: PROGRAM.into(), source: e },
+        })?;
+        let process = child.id().and_then(|pid| Process::of(pid as i32));
+        // Reaps it; the process is not killed when this daemon, and the task, end.
+        tokio::spawn(async move { child.wait().await });
+        process.ok_or_else(|| self.died(spec))
+    }
+
+    fn died(&self, spec: &MachineSpec) -> Error {
+        let text = fs::read_to_string(spec.run_dir.join(LOG)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().map(|line| line.trim_start_matches("qemu-system-x86_64: ")).collect();
+        let detail = lines[lines.len().saturating_sub(5)..].join("; ");
+        Error::Hypervisor { step: "start QEMU", detail: if detail.is_empty() { "it ended without a word".to_owned() } else { detail } }
+    }
+
+    async fn monitor(&self, spec: &MachineSpec, process: Process) -> Result<Qmp, Error> {
+        let socket = spec.run_dir.join(command::QMP_SOCKET);
+        let connect = async {
+            loop {
+                match Qmp::connect(&socket).await {
+                    Ok(qmp) => return Ok(qmp),
+                    Err(_) if process.is_alive() => tokio::time::sleep(Duration::from_millis(5)).await,
+                    Err(_) => return Err(self.died(spec)),
+                }
+            }
+        };
+        let late = Error::TimedOut { step: "start QEMU", seconds: START_PATIENCE.as_secs() };
+        tokio::time::timeout(START_PATIENCE, connect).await.unwrap_or(Err(late))
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    async fn accel(&self) -> Result<Accel, Error> {
+        if let Some(accel) = self.forced {
+            return Ok(accel);
+        }
+        let verdict = self.verdict.get_or_try_init(|| probe::verdict(&self.state_dir, self.probe.as_ref())).await?;
+        Ok(*verdict)
+    }
+
+    async fn create_disk(&self, image: &Path, disk: &Path, size_bytes: Option<u64>) -> Result<(), Error> {
+        image::create_over(image, disk, size_bytes).await
+    }
+
+    async fn rebase_disk(&self, disk: &Path, image: &Path) -> Result<(), Error> {
+        image::rebase(disk, image).await
+    }
+
+    async fn virtual_size(&self, image: &Path) -> Result<u64, Error> {
+        Ok(image::info(image).await?.virtual_size)
+    }
+
+    async fn launch(&self, spec: &MachineSpec, start: Start) -> Result<Arc<dyn Machine>, Error> {
+        fs::create_dir_all(&spec.run_dir).map_err(io_at("make the run directory", &spec.run_dir))?;
+        let tag = command::tag(spec);
+        if Process::find(&spec.run_dir, &tag).is_some() {
+            return Err(Error::Refused(format!("{} is running already", spec.name)));
+        }
+        for stale in [command::QMP_SOCKET, command::CONSOLE_SOCKET, command::CONSOLE_LOG, migration::RAM_SOCKET, migration::DISK_SOCKET] {
+            let _ = fs::remove_file(spec.run_dir.join(stale));
+        }
+        let jail = Arc::new(Jail::of(&tag, &spec.run_dir));
+        jail.own(&spec.run_dir).map_err(io_at("set up the run directory", &spec.run_dir))?;
+        let process = self.spawn(spec, &start, &jail).await?;
+        // From here on a failure must not leave the process behind.
+        let started = async {
+            let machine = QemuMachine::new(spec.clone(), self.monitor(spec, process).await?, process, jail.clone()).await?;
+            if let Start::Checkpoint(ram) = &start {
+                checkpoint::load(&machine, ram, LOAD_PATIENCE).await.map_err(|e| match process.is_alive() {
+                    true => e,
+                    false => self.died(spec),
+                })?;
+            }
+            Ok(machine)
+        };
+        let machine = match started.await {
+            Ok(machine) => machine,
+            Err(error) => {
+                process.kill();
+                process.ended(START_PATIENCE).await;
+                jail.remove().await;
+                return Err(error);
+            }
+        };
+        tracing::info!(vm = %spec.vm.short(), name = spec.name, pid = process.pid(), ?start, "guest started");
+        Ok(Arc::new(machine))
+    }
+
+    async fn adopt(&self, spec: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error> {
+        let tag = command::tag(spec);
+        let jail = Arc::new(Jail::of(&tag, &spec.run_dir));
+        let Some(process) = Process::find(&spec.run_dir, &tag) else {
+            jail.remove().await;
+            return Ok(None);
+        };
+        let machine = QemuMachine::new(spec.clone(), self.monitor(spec, process).await?, process, jail).await?;
+        tracing::info!(vm = %spec.vm.short(), name = spec.name, pid = process.pid(), "guest taken up again");
+        Ok(Some(Arc::new(machine)))
+    }
+}
+
+fn open(step: &'static str, options: &OpenOptions, path: &Path) -> Result<OwnedFd, Error> {
+    Ok(options.open(path).map_err(io_at(step, path))?.into())
+}
+
+/// Where programs are looked for; the rest of the environment is none of a guest's business.
+pub(crate) fn path_of_programs() -> std::ffi::OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into())
+}

@@ -1,0 +1,110 @@
+//! A guest's life on one host, with real QEMU processes.
+
+mod support;
+
+use p2pvm_vm_manager::{
+    Error,
+    hypervisor::{Accel, Hypervisor, RunState, Start},
+    qemu::{Probe, Qemu},
+};
+use std::{fs, time::Duration};
+use support::{Guest, Host, PATIENCE, image};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_boots_is_taken_up_again_and_powers_down() {
+    let Some(image) = image("a_guest_boots_is_taken_up_again_and_powers_down") else { return };
+    let host = Host::new();
+    let mut guest = host.boot(1, &image).await;
+    let spec = guest.machine.spec().clone();
+    assert_eq!(guest.run("cat /sys/class/net/eth0/address").await, "02:00:00:00:00:01");
+    assert_eq!(guest.run("cat /sys/class/net/eth0/mtu").await, "1340");
+    assert_eq!(*guest.machine.watch().borrow(), RunState::Running);
+    let stats = guest.machine.stats().await.unwrap();
+    assert!(stats.cpu_time > Duration::from_millis(300) && stats.resident_bytes > 64 << 20, "{stats:?}");
+    assert!(matches!(host.qemu.launch(&spec, Start::Boot).await, Err(Error::Refused(_))), "twice in one place");
+    assert!(matches!(guest.machine.console().await, Err(Error::Refused(_))), "two readers");
+
+    guest.machine.pause().await.unwrap();
+    guest.machine.watch().wait_for(|s| *s == RunState::Paused).await.unwrap();
+    guest.machine.resume().await.unwrap();
+
+    // The daemon goes; the guest stays; another daemon finds it, console and all.
+    guest.forget();
+    let mut found = None;
+    for _ in 0..100 {
+        // The old connection must be gone first: a monitor serves one client.
+        found = host.qemu.adopt(&spec).await.unwrap();
+        if found.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut guest = Guest::of(found.unwrap()).await;
+    assert_eq!(guest.run("echo still here").await, "still here");
+
+    guest.machine.stop(PATIENCE).await.unwrap();
+    assert_eq!(*guest.machine.watch().borrow(), RunState::Stopped);
+    assert!(host.qemu.adopt(&spec).await.unwrap().is_none());
+    assert!(!fs::exists(format!("/sys/class/net/{}", spec.tap)).unwrap(), "the TAP goes with the guest");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_is_jailed() {
+    let Some(image) = image("a_guest_is_jailed") else { return };
+    let host = Host::new();
+    let machine = host.qemu.launch(&host.spec(2, &image).await, Start::Boot).await.unwrap();
+    let guest = Guest::of(machine).await;
+    let run_dir = &guest.machine.spec().run_dir;
+    let pid = fs::read_to_string(run_dir.join("qemu.pid")).unwrap().trim().to_owned();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().to_owned();
+    assert_ne!(field("Uid:").split_ascii_whitespace().next(), Some("0"));
+    assert_eq!(field("Groups:"), "");
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(u64::from_str_radix(&field(set), 16), Ok(0), "{set}");
+    }
+    assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!(field("Seccomp:"), "2");
+    let net = |who: &str| fs::read_link(format!("/proc/{who}/ns/net")).unwrap();
+    assert_ne!(net(&pid), net("self"));
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    if fs::exists("/sys/fs/cgroup/memory/p2pvm").unwrap() {
+        assert!(groups.lines().any(|l| l.contains(":memory:/p2pvm/")), "{groups}");
+    }
+    guest.machine.kill().await.unwrap();
+    assert_eq!(*guest.machine.watch().borrow(), RunState::Stopped);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_cannot_start_says_why_and_leaves_nothing() {
+    let Some(image) = image("a_guest_that_cannot_start_says_why_and_leaves_nothing") else { return };
+    let host = Host::new();
+    let mut spec = host.spec(3, &image).await;
+    spec.memory_mib = 1 << 40;
+    let error = host.qemu.launch(&spec, Start::Boot).await.err().unwrap();
+    assert!(matches!(&error, Error::Hypervisor { step: "start QEMU", detail } if detail.len() > 20), "{error}");
+    assert!(host.qemu.adopt(&spec).await.unwrap().is_none());
+    fs::write(host.dir.path().join("broken"), b"not a checkpoint").unwrap();
+    spec.memory_mib = 128;
+    let error = host.qemu.launch(&spec, Start::Checkpoint(host.dir.path().join("broken"))).await.err().unwrap();
+    assert!(matches!(error, Error::Hypervisor { .. }), "{error}");
+    assert!(host.qemu.adopt(&spec).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_is_believed_only_if_a_guest_runs_on_it() {
+    let Some(image) = image("kvm_is_believed_only_if_a_guest_runs_on_it") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let probe = || Some(Probe::Image { path: image.clone(), says: support::READY.into() });
+    let accel = Qemu::new(dir.path(), None, probe()).accel().await.unwrap();
+    println!("this host's guests run on {accel:?}");
+    let begun = std::time::Instant::now();
+    assert_eq!(Qemu::new(dir.path(), None, probe()).accel().await.unwrap(), accel);
+    assert!(begun.elapsed() < Duration::from_millis(500), "the verdict is kept");
+    if !fs::exists("/dev/kvm").unwrap() {
+        assert_eq!(accel, Accel::Tcg);
+    }
+    // What was found does run a guest.
+    let host = Host { qemu: Qemu::new(dir.path(), None, probe()), dir };
+    host.boot(4, &image).await;
+}
