@@ -1,9 +1,25 @@
 //! The life of a VM on one host and its move to another.
+//!
+//! [`Host`] is one member's VMs and every operation on them. It works over traits: [`hypervisor`] (QEMU behind
+//! it), [`Port`] (the network), [`Vault`] (chunks), [`Ballot`] (voters) and the DHT's records.
 
+pub mod ballot;
 mod cgroup;
+pub mod checkpoint;
+pub mod definition;
+pub mod directory;
 pub mod error;
+pub mod host;
 pub mod hypervisor;
 mod jail;
+pub mod migrate;
+pub mod port;
 pub mod qemu;
+pub mod vault;
 
+pub use ballot::Ballot;
+pub use definition::{Definition, GuestAddress, ImageSource, NewVm, VmSecret};
 pub use error::Error;
+pub use host::{Host, HostOptions, Parts};
+pub use port::Port;
+pub use vault::Vault;

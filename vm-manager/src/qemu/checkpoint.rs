@@ -219,6 +219,33 @@ async fn dismiss(qmp: &Qmp) -> Result<(), Error> {
     Ok(())
 }
 
+/// Clears away a checkpoint whose daemon was killed: nobody has a use for its files, and what it left in QEMU would be in
+/// the way of the next one. A guest that it stopped stays stopped, for the caller to decide.
+pub(super) async fn abandon(qmp: &Qmp) -> Result<(), Error> {
+    let nodes = qmp.run("query-named-block-nodes", json!({ "flat": true })).await?;
+    if !nodes.as_array().is_some_and(|nodes| nodes.iter().any(|node| node["node-name"] == COPY)) {
+        return Ok(());
+    }
+    let mut events = qmp.subscribe();
+    qmp.run("migrate_cancel", json!({})).await?;
+    loop {
+        let status = qmp.run("query-migrate", json!({})).await?;
+        if matches!(status["status"].as_str(), None | Some("none" | "completed" | "failed" | "cancelled")) {
+            break;
+        }
+        let _ = wait_for(&mut events, LOOK, |e| (e.name == "MIGRATION").then_some(())).await;
+    }
+    // Fails when it had not begun, or has ended by itself.
+    let _ = qmp.run("block-job-cancel", json!({ "device": BACKUP, "force": true })).await;
+    let ended = dismiss(qmp).await;
+    qmp.run("blockdev-del", json!({ "node-name": COPY })).await?;
+    if let Err(error) = ended {
+        tracing::debug!(%error, "how the interrupted copy of the disk ended");
+    }
+    tracing::info!("a checkpoint that was interrupted is cleared away");
+    Ok(())
+}
+
 fn failed(status: &Value) -> Error {
     refused("save the guest's memory", status["error-desc"].as_str().unwrap_or("QEMU does not say why"))
 }

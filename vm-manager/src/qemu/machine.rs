@@ -2,9 +2,10 @@
 
 use super::{
     checkpoint, console,
-    migration::Moving,
+    moving::{Moving, capabilities_set},
     process::Process,
     qmp::{Event, Qmp, refused},
+    relay::Relay,
 };
 use crate::{
     Error,
@@ -34,6 +35,9 @@ pub(crate) struct QemuMachine {
     pub(super) state: watch::Receiver<RunState>,
     /// How far a move of this guest has come. Held through a step, so that steps do not overlap.
     pub(super) moving: tokio::sync::Mutex<Moving>,
+    /// What holds the target's disk open during a move.
+    pub(super) relay: tokio::sync::Mutex<Option<Relay>>,
+    pub(super) jail: Arc<Jail>,
     process: Process,
     console: Arc<Semaphore>,
     _follower: Follower,
@@ -51,15 +55,25 @@ impl Drop for Follower {
 impl QemuMachine {
     pub(super) async fn new(spec: MachineSpec, qmp: Qmp, process: Process, jail: Arc<Jail>) -> Result<Self, Error> {
         let events = qmp.subscribe();
-        // Off by default, and without it every step of a migration would have to be polled for.
-        qmp.run("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "events", "state": true }] })).await?;
+        let capabilities = capabilities_set(&qmp).await?;
+        // Off by default, and without it every step of a migration would have to be polled for. On already in a guest that
+        // is taken up, where QEMU would refuse it if a migration is under way.
+        if !capabilities.iter().any(|c| c == "events") {
+            qmp.run("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "events", "state": true }] })).await?;
+        }
+        let moving = Moving::left_in(&qmp, &capabilities).await?;
+        if moving.is_under_way() {
+            tracing::info!(vm = %spec.vm.short(), ?moving, "an earlier daemon left a move under way");
+        }
         let (tx, state) = watch::channel(run_state(&qmp).await?);
-        let follower = tokio::spawn(follow(qmp.clone(), events, tx, process, jail, spec.clone()));
+        let follower = tokio::spawn(follow(qmp.clone(), events, tx, process, jail.clone(), spec.clone()));
         Ok(Self {
             spec,
             qmp,
             state,
-            moving: Default::default(),
+            moving: tokio::sync::Mutex::new(moving),
+            relay: tokio::sync::Mutex::new(None),
+            jail,
             process,
             console: Arc::new(Semaphore::new(1)),
             _follower: Follower(follower),

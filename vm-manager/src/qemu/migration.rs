@@ -7,11 +7,14 @@
 //!   completion (`write-blocking`). Once `actively-synced`, nothing is dirty when the guest stops; QEMU waits at most one
 //!   round trip for a write that was under way at that moment.
 //! - Such a mirror is ended by force. A graceful end sends a flush and waits for it: a round trip that buys nothing, since
-//!   the target's QEMU holds all writes already, and it is this process that the guest goes on in.
+//!   the target's QEMU holds all writes already, and it is this process that the guest goes on in. For the same reason the
+//!   remote node ignores flushes: QEMU flushes every node when it stops a guest.
 //! - The rest of RAM and the devices go out in one piece, without an acknowledgement (no `return-path` for pre-copy).
 //!
 //! So **half a round trip** remains (one way for the last bytes), **plus at most one** for a write under way; whatever
 //! carries the sockets adds its own queueing: a proxy should buffer little more than a round trip's worth.
+//!
+//! The target's disk is opened by [`super::relay`], so that its negotiation does not stop the guest's devices.
 //!
 //! Traps: sockets are connected by the daemon and handed to QEMU as descriptors, because its uid may not walk to them. A
 //! block job fails silently unless asked (`query-jobs` has the error, until dismissed). A hung NBD connection blocks
@@ -21,10 +24,13 @@
 use super::{
     command::DISK_NODE,
     machine::{QemuMachine, run_state},
+    moving::PAUSES,
     qmp::{connect_unix, refused, wait_for},
+    relay::Relay,
 };
 use crate::{
     Error,
+    cgroup::Limits,
     error::io_at,
     hypervisor::{IncomingSockets, MigrateOptions, MigrationReport, Progress, RunState},
 };
@@ -38,7 +44,7 @@ pub(super) const DISK_SOCKET: &str = "disk.sock";
 
 /// The mirror's job, and its target within QEMU.
 const MIRROR: &str = "mirror";
-const REMOTE: &str = "remote-disk";
+pub(super) const REMOTE: &str = "remote-disk";
 /// The NBD export of a target's disk.
 const EXPORT: &str = "disk";
 /// How often progress is looked at. What matters comes by events.
@@ -50,25 +56,9 @@ const PASSES: u64 = 3;
 /// How long a cancelled job may take before its connection is cut.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How far a move has come on its source.
-#[derive(Debug, Default)]
-pub(super) struct Moving {
-    mirror: bool,
-    ram: bool,
-    /// Whether the guest ran when RAM began to move, and so is to run again if the move is given up.
-    ran: Option<bool>,
-    listening: bool,
-}
-
-impl Moving {
-    pub(super) fn is_under_way(&self) -> bool {
-        self.mirror || self.ram || self.listening
-    }
-}
-
 /// Sets the capabilities named and clears the others that this driver ever sets.
 pub(super) fn capabilities(wanted: &[&str]) -> Value {
-    const ALL: [&str; 6] = ["events", "pause-before-switchover", "auto-converge", "postcopy-ram", "background-snapshot", "mapped-ram"];
+    const ALL: [&str; 6] = ["events", PAUSES, "auto-converge", "postcopy-ram", "background-snapshot", "mapped-ram"];
     let states: Vec<Value> = ALL.iter().map(|c| json!({ "capability": c, "state": *c == "events" || wanted.contains(c) })).collect();
     json!({ "capabilities": states })
 }
@@ -125,10 +115,13 @@ impl QemuMachine {
             if moving.is_under_way() {
                 return Err(Error::Refused(format!("{} is being migrated already", self.spec.name)));
             }
-            let stream = connect_unix(disk).await.map_err(io_at("connect to the target's disk", disk))?;
+            let limits = Limits { cpus: self.spec.cpus, memory_mib: self.spec.memory_mib };
+            let relay = Relay::start(&self.spec.run_dir, &self.jail, &limits, disk, export).await?;
+            let stream = relay.connect().await?;
+            *self.relay.lock().await = Some(relay);
             self.qmp.give_fd(REMOTE, stream.as_fd()).await?;
             let server = json!({ "type": "fd", "str": REMOTE });
-            let node = json!({ "node-name": REMOTE, "driver": "nbd", "server": server, "export": export, "discard": "unmap" });
+            let node = json!({ "node-name": REMOTE, "driver": "nbd", "server": server, "export": export, "discard": "unmap", "cache": { "no-flush": true } });
             self.qmp.run("blockdev-add", node).await?;
             moving.mirror = true;
             // Only what the VM itself has written: the target has the image below.
@@ -202,7 +195,7 @@ impl QemuMachine {
                 return Err(Error::Refused(format!("{} is being migrated already", self.spec.name)));
             }
             moving.ran = Some(run_state(&self.qmp).await? == RunState::Running);
-            let mut wanted = vec!["pause-before-switchover", "auto-converge"];
+            let mut wanted = vec![PAUSES, "auto-converge"];
             if options.post_copy {
                 wanted.push("postcopy-ram");
             }
@@ -263,6 +256,7 @@ impl QemuMachine {
             let _ = self.qmp.run("blockdev-del", json!({ "node-name": REMOTE })).await;
             moving.mirror = false;
         }
+        self.relay.lock().await.take();
         let number = |value: &Value| value.as_u64().unwrap_or(0);
         Ok(MigrationReport {
             total_ms: number(&status["total-time"]),
@@ -296,11 +290,13 @@ impl QemuMachine {
         if moving.mirror {
             if tokio::time::timeout(CANCEL_PATIENCE, self.end_mirror(true)).await.is_err() {
                 self.yank().await;
-                self.end_mirror(true).await?;
+                let late = Error::TimedOut { step: "end the disk's mirror", seconds: CANCEL_PATIENCE.as_secs() };
+                tokio::time::timeout(CANCEL_PATIENCE, self.end_mirror(true)).await.map_err(|_| late)??;
             }
             self.qmp.run("blockdev-del", json!({ "node-name": REMOTE })).await?;
             moving.mirror = false;
         }
+        self.relay.lock().await.take();
         if moving.ran.take() == Some(true) && run_state(&self.qmp).await? != RunState::Running {
             self.qmp.run("cont", json!({})).await?;
         }

@@ -1,8 +1,9 @@
 //! The QEMU driver: guests as QEMU 10 processes that outlive the daemon, steered over QMP.
 //!
 //! `command` says what a guest is made of, [`crate::jail`] what it may touch, `machine` how it lives, `migration` how it
-//! moves, `checkpoint` how it is copied while it runs, `probe` whether the host's KVM is real. Everything a later daemon
-//! needs to take a guest up again lies in the run directory: QEMU's pid file, its monitor and console sockets, the console's log.
+//! moves, `moving` how far that got, `checkpoint` how it is copied while it runs, `probe` whether the host's KVM is real.
+//! Everything a later daemon needs to take a guest up again lies in the run directory (QEMU's pid file, its monitor and
+//! console sockets, the console's log) or in QEMU itself.
 
 mod checkpoint;
 mod command;
@@ -10,9 +11,11 @@ mod console;
 mod image;
 mod machine;
 mod migration;
+mod moving;
 mod probe;
 mod process;
 mod qmp;
+mod relay;
 mod tap;
 
 pub use probe::Probe;
@@ -197,7 +200,12 @@ impl Hypervisor for Qemu {
             jail.remove().await;
             return Ok(None);
         };
-        let machine = QemuMachine::new(spec.clone(), self.monitor(spec, process).await?, process, jail).await?;
+        let qmp = self.monitor(spec, process).await?;
+        // A move may be given up or be over; whoever waited for a checkpoint is gone with its files.
+        if let Err(error) = checkpoint::abandon(&qmp).await {
+            tracing::warn!(vm = %spec.vm.short(), %error, "a checkpoint that was interrupted could not be cleared away");
+        }
+        let machine = QemuMachine::new(spec.clone(), qmp, process, jail).await?;
         tracing::info!(vm = %spec.vm.short(), name = spec.name, pid = process.pid(), "guest taken up again");
         Ok(Some(Arc::new(machine)))
     }

@@ -87,25 +87,58 @@ impl Host {
         guest.until(READY).await;
         guest
     }
+
+    /// Takes up the guest that a daemon before this one has let go of.
+    pub async fn adopt(&self, spec: &MachineSpec) -> Guest {
+        for _ in 0..100 {
+            // The old connection must be gone first: a monitor serves one client.
+            if let Some(machine) = self.qemu.adopt(spec).await.unwrap() {
+                return Guest::of(machine).await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{} is gone", spec.name);
+    }
 }
 
 /// A guest with its console. It does not outlive the test.
 pub struct Guest {
     lives_on: bool,
     pub machine: Arc<dyn Machine>,
-    console: BoxStream,
-    heard: String,
+    console: Console,
 }
 
 impl Guest {
     pub async fn of(machine: Arc<dyn Machine>) -> Self {
-        let console = machine.console().await.unwrap();
-        Self { lives_on: false, machine, console, heard: String::new() }
+        let console = Console::of(machine.console().await.unwrap());
+        Self { lives_on: false, machine, console }
     }
 
     /// Lets go of a guest as a dying daemon does: the connections close, the process lives.
     pub fn forget(mut self) {
         self.lives_on = true;
+    }
+
+    /// Reads the console up to `text` and returns what came before it.
+    pub async fn until(&mut self, text: &str) -> String {
+        self.console.until(text).await
+    }
+
+    /// Runs a command in the guest's shell and returns its output.
+    pub async fn run(&mut self, command: &str) -> String {
+        self.console.run(command).await
+    }
+}
+
+/// A guest's serial console, with a shell behind it.
+pub struct Console {
+    stream: BoxStream,
+    heard: String,
+}
+
+impl Console {
+    pub fn of(stream: BoxStream) -> Self {
+        Self { stream, heard: String::new() }
     }
 
     /// Reads the console up to `text` and returns what came before it.
@@ -119,7 +152,7 @@ impl Guest {
                     before.truncate(at);
                     return before;
                 }
-                let n = self.console.read(&mut buffer).await.unwrap();
+                let n = self.stream.read(&mut buffer).await.unwrap();
                 assert!(n > 0, "the console ended; heard: {}", self.heard);
                 self.heard.push_str(&String::from_utf8_lossy(&buffer[..n]));
             }
@@ -136,7 +169,7 @@ impl Guest {
         // its echo is not taken for its end.
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let line = format!("echo be''gin{n}; {command}; echo e''nd{n}\n");
-        self.console.write_all(line.as_bytes()).await.unwrap();
+        self.stream.write_all(line.as_bytes()).await.unwrap();
         self.until(&format!("begin{n}\r\n")).await;
         self.until(&format!("end{n}\r\n")).await.trim().replace('\r', "")
     }

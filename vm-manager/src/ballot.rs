@@ -1,0 +1,105 @@
+//! The voters as the moves of a VM use them. A VM's voters are three members named in its definition; an
+//! epoch is *granted* when a majority promised it to one holder, and *confirmed* when a majority knows that
+//! this holder runs the VM. Together they are the two phases of Paxos (Lamport 1998), the epoch its ballot.
+
+use async_trait::async_trait;
+use p2pvm_dht::{VoteError, VoterSet, Votes, votes::Grant};
+use p2pvm_overlay::{Epoch, MemberId, identity::KeyPair};
+
+/// On what ground an epoch is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// The present holder wants it (it makes the VM, or hands it over), or a person forces it: a confirmed epoch gives way.
+    Mandate,
+    /// Nobody is known to run the VM: a voter refuses if another holder has confirmed its newest epoch.
+    Doubt,
+}
+
+/// What a majority of voters know to be the newest epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// To whom it was promised.
+    pub holder: MemberId,
+    /// Whether any voter of that majority holds it confirmed.
+    pub confirmed: bool,
+}
+
+/// Why the voters did not decide as asked.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BallotError {
+    /// A voter has promised as new an epoch, or confirmed one, to another.
+    #[error("the voters have given epoch {newest} to {holder:?}")]
+    Refused {
+        /// The newest epoch promised.
+        newest: Epoch,
+        /// To whom.
+        holder: MemberId,
+    },
+    /// Too few voters answered.
+    #[error("only {answered} of {asked} voters answered: a majority is needed")]
+    NoMajority {
+        /// How many answered.
+        answered: usize,
+        /// How many there are.
+        asked: usize,
+    },
+    /// No voter can ever agree: a wrong key, or other voters than the VM's.
+    #[error("the voters do not accept the request: {0}")]
+    Invalid(&'static str),
+}
+
+/// A VM and who votes on it; the key proves to voters who never heard of the VM that its owner named them.
+#[derive(Clone, Copy)]
+pub struct Voted<'a> {
+    /// The VM's keys.
+    pub keys: &'a KeyPair,
+    /// Its voters.
+    pub voters: &'a [MemberId],
+}
+
+/// Asks the voters of a VM. Calls end, with success or not, within about five seconds.
+#[async_trait]
+pub trait Ballot: Send + Sync + 'static {
+    /// Asks a majority to promise `epoch` to `holder`. Asking again for the same holder succeeds.
+    async fn grant(&self, vm: Voted<'_>, epoch: Epoch, holder: MemberId, ground: Ground) -> Result<Grant, BallotError>;
+
+    /// Tells a majority that `holder` runs the VM in `epoch`; a voter that has promised a newer one refuses.
+    async fn confirm(&self, vm: Voted<'_>, epoch: Epoch, holder: MemberId) -> Result<(), BallotError>;
+
+    /// The newest epoch that a majority knows of.
+    async fn newest(&self, vm: Voted<'_>) -> Result<Option<Newest>, BallotError>;
+}
+
+/// The network's voters.
+#[async_trait]
+impl Ballot for Votes {
+    async fn grant(&self, vm: Voted<'_>, epoch: Epoch, holder: MemberId, ground: Ground) -> Result<Grant, BallotError> {
+        let set = VoterSet::sign(vm.keys, vm.voters);
+        let granted = match ground {
+            Ground::Mandate => Votes::grant(self, vm.keys, &set, epoch, holder).await,
+            Ground::Doubt => self.take_back(vm.keys, &set, epoch, holder).await,
+        };
+        granted.map_err(BallotError::from)
+    }
+
+    async fn confirm(&self, vm: Voted<'_>, epoch: Epoch, holder: MemberId) -> Result<(), BallotError> {
+        Ok(Votes::confirm(self, vm.keys, &VoterSet::sign(vm.keys, vm.voters), epoch, holder).await?)
+    }
+
+    async fn newest(&self, vm: Voted<'_>) -> Result<Option<Newest>, BallotError> {
+        let newest = Votes::newest(self, &VoterSet::sign(vm.keys, vm.voters)).await?;
+        Ok(newest.map(|n| Newest { epoch: n.epoch, holder: n.holder, confirmed: n.confirmed }))
+    }
+}
+
+impl From<VoteError> for BallotError {
+    fn from(error: VoteError) -> Self {
+        match error {
+            VoteError::Refused { newest, holder } => Self::Refused { newest, holder },
+            VoteError::NoMajority { answered, asked } => Self::NoMajority { answered, asked },
+            VoteError::Invalid(why) => Self::Invalid(why),
+        }
+    }
+}

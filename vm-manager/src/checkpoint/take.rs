@@ -1,0 +1,144 @@
+//! Taking a snapshot: the files of one instant while the guest runs on, into chunks, into the VM's record,
+//! then onto other members in the background until it is durable.
+
+use super::Kept;
+use crate::{
+    Error,
+    definition::check_name,
+    directory::{MAX_SNAPSHOTS, Snapshot},
+    error::io_at,
+    host::{Host, Slot},
+    hypervisor::{Progress, RunState},
+    vault::{Copies, Durability, Instant},
+};
+use p2pvm_overlay::{MemberId, UnixTime};
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio::sync::watch;
+
+/// A snapshot just taken.
+#[derive(Debug)]
+pub struct Taken {
+    /// What it is.
+    pub snapshot: Snapshot,
+    /// How long the guest stood still.
+    pub pause: Duration,
+    /// How well it is kept from now on; ends when it is durable or the host does.
+    pub copies: watch::Receiver<Copies>,
+}
+
+impl Host {
+    /// Takes a snapshot of a VM here. It is on this host's disk when this returns; copies to other members go on.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`] for a name in use, or the step that failed.
+    pub async fn snapshot(&self, name: &str, snapshot: &str, progress: &watch::Sender<Progress>) -> Result<Taken, Error> {
+        check_name(snapshot)?;
+        let slot = self.named(name)?;
+        let _busy = slot.begin_soon("snapshot").await?;
+        self.must_be_held(&slot)?;
+        let entry = slot.entry();
+        if entry.snapshots.iter().any(|s| s.name == snapshot) {
+            return Err(Error::Refused(format!("'{name}' has a snapshot '{snapshot}' already: choose another name")));
+        }
+        if entry.snapshots.len() >= MAX_SNAPSHOTS {
+            return Err(Error::Refused(format!("'{name}' has {MAX_SNAPSHOTS} snapshots, the most a VM can have: delete one")));
+        }
+        let dir = self.registry.path(&entry).join("checkpoint");
+        let stored = self.store_instant(&slot, snapshot, &dir, progress).await;
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => tracing::warn!(error = %e, "the checkpoint's files stay on the disk"),
+            _ => {}
+        }
+        let (taken, pause) = stored?;
+        self.update(&slot, |e| e.snapshots.push(taken.clone()))?;
+        self.publish(&slot).await;
+        let copies = self.replicate(&slot, &taken).await?;
+        Ok(Taken { snapshot: taken, pause, copies })
+    }
+
+    async fn store_instant(
+        &self,
+        slot: &Slot,
+        snapshot: &str,
+        dir: &Path,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(Snapshot, Duration), Error> {
+        let entry = slot.entry();
+        let machine = slot.machine().filter(|_| slot.run_state() == RunState::Running);
+        let taken = UnixTime::now();
+        let (ram, disk, pause) = match machine {
+            Some(machine) => {
+                std::fs::create_dir_all(dir).map_err(io_at("making room for the checkpoint", dir))?;
+                let files = machine.checkpoint(dir, progress).await?;
+                (Some(files.ram), files.disk, files.pause)
+            }
+            None => (None, self.registry.spec(&entry).disk, Duration::ZERO),
+        };
+        progress.send_modify(|p| *p = Progress { phase: "store".into(), ..Progress::default() });
+        let (name, epoch, with_ram, image) = (snapshot.to_owned(), entry.epoch, ram.is_some(), entry.definition.image);
+        let spec = Kept { definition: entry.definition, secret: entry.secret };
+        let instant = Instant { vm: spec.definition.vm, name: name.clone(), taken, epoch, ram, disk, image, spec: spec.to_bytes() };
+        let checkpoint = self.parts.vault.store(&instant, progress).await?;
+        let providers = vec![self.me];
+        Ok((Snapshot { name, checkpoint, taken, epoch, with_ram, durability: Durability::Local, providers }, pause))
+    }
+
+    /// Has a snapshot copied to other members and its state written down as it grows.
+    pub(crate) async fn replicate(&self, slot: &Arc<Slot>, snapshot: &Snapshot) -> Result<watch::Receiver<Copies>, Error> {
+        let candidates: Vec<MemberId> = self.parts.fabric.connected();
+        slot.copying(snapshot.checkpoint, true);
+        let copies = self.parts.vault.replicate(snapshot.checkpoint, self.options.copies, candidates).await?;
+        let (mut seen, slot, id) = (copies.clone(), slot.clone(), snapshot.checkpoint);
+        let Some(host) = self.strong() else { return Ok(copies) };
+        self.spawn(async move {
+            loop {
+                let now = seen.borrow_and_update().clone();
+                let known = slot.entry().snapshots.iter().any(|s| s.checkpoint == id && s.durability == now.durability);
+                if !known {
+                    let written = host.update(&slot, |e| {
+                        if let Some(s) = e.snapshots.iter_mut().find(|s| s.checkpoint == id) {
+                            (s.durability, s.providers) = (now.durability.clone(), now.providers.clone());
+                        }
+                    });
+                    if let Err(e) = written {
+                        tracing::warn!(error = %e, "the snapshot's state could not be written down");
+                    }
+                    host.publish(&slot).await;
+                }
+                if now.durability == Durability::Durable || seen.changed().await.is_err() {
+                    return slot.copying(id, false);
+                }
+            }
+        });
+        Ok(copies)
+    }
+
+    /// Goes on with copies that a restart, or a lack of members, interrupted.
+    pub(crate) async fn resume_copies(&self, slot: &Arc<Slot>) {
+        let members = self.parts.fabric.connected().len() + 1;
+        for snapshot in slot.entry().snapshots {
+            if members > snapshot.providers.len()
+                && snapshot.durability != Durability::Durable
+                && !slot.is_copying(snapshot.checkpoint)
+                && let Err(e) = self.replicate(slot, &snapshot).await
+            {
+                tracing::warn!(snapshot = snapshot.name, error = %e, "its copies cannot go on");
+            }
+        }
+    }
+
+    /// Deletes a snapshot of a VM here.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`] if the VM is busy, or what the store says.
+    pub async fn delete_snapshot(&self, name: &str, snapshot: &str) -> Result<(), Error> {
+        let slot = self.named(name)?;
+        let _busy = slot.begin_soon("deleting a snapshot").await?;
+        let entry = slot.entry();
+        let found = entry.snapshots.iter().find(|s| s.name == snapshot);
+        let found = found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
+        self.update(&slot, |e| e.snapshots.retain(|s| s.name != snapshot))?;
+        self.publish(&slot).await;
+        self.parts.vault.forget(found.checkpoint, &found.providers).await
+    }
+}

@@ -1,0 +1,158 @@
+//! What a VM is, apart from where it runs: the definition that travels with it, its secret key, and the
+//! address that belongs to the VM and not to a host.
+
+use crate::Error;
+use p2pvm_overlay::{MemberId, UnixTime, VmId, identity::KeyPair};
+use p2pvm_snapshot_sync::ManifestId;
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
+use zeroize::Zeroize;
+
+/// Where a guest is reached; the same on every host that ever runs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestAddress {
+    /// Its address in the network's subnet.
+    pub v4: Ipv4Addr,
+    /// The subnet's prefix length.
+    pub prefix: u8,
+    /// Its address in the network's unique local prefix.
+    pub v6: Ipv6Addr,
+    /// Its Ethernet address, derived from the VM's id.
+    pub mac: [u8; 6],
+    /// The MTU it is told.
+    pub mtu: u16,
+}
+
+/// A VM as its users know it. Nothing in it is secret; it is published in the VM's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    /// Its public key, which owns its records.
+    pub vm: VmId,
+    /// Its name, unique in the network.
+    pub name: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+    /// The disk's virtual size, bytes.
+    pub disk_bytes: u64,
+    /// The image its disk lies over.
+    pub image: ManifestId,
+    /// The members whose majority decides who may run it. Chosen when it is created, never changed.
+    pub voters: Vec<MemberId>,
+    /// Its address.
+    pub address: GuestAddress,
+    /// When it was made.
+    pub created: UnixTime,
+}
+
+/// The image a new VM starts from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageSource {
+    /// A qcow2 or raw file on this host; its content becomes an image of the network.
+    File(PathBuf),
+    /// An image that some member holds already.
+    Stored(ManifestId),
+}
+
+/// What a user says of a VM to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewVm {
+    /// Its name: a DNS label.
+    pub name: String,
+    /// What is on its disk.
+    pub image: ImageSource,
+    /// Virtual processors, at least one.
+    pub cpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+    /// The disk's size if larger than the image's, bytes.
+    pub disk_bytes: Option<u64>,
+}
+
+/// The seed of a VM's key. It never enters a record or a log; it is wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSecret([u8; 32]);
+
+impl VmSecret {
+    /// The secret half of `keys`.
+    pub fn of(keys: &KeyPair) -> Self {
+        Self(*keys.seed())
+    }
+
+    /// The VM's key pair.
+    pub fn keys(&self) -> KeyPair {
+        KeyPair::from_seed(&self.0)
+    }
+}
+
+impl fmt::Debug for VmSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("VmSecret(..)")
+    }
+}
+
+impl Drop for VmSecret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+/// Whether `name` can be a VM's: a DNS label of lower-case letters, digits and inner hyphens.
+///
+/// # Errors
+/// [`Error::Refused`] saying what a name looks like.
+pub fn check_name(name: &str) -> Result<(), Error> {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_empty() || name.len() > 63 || !name.chars().all(inner) || name.starts_with('-') || name.ends_with('-') {
+        return Err(Error::Refused(format!(
+            "'{name}' cannot be a name: use 1 to 63 lower-case letters, digits and hyphens, no hyphen first or last"
+        )));
+    }
+    Ok(())
+}
+
+impl NewVm {
+    /// Whether it can be made at all.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] naming what is out of range.
+    pub fn check(&self) -> Result<(), Error> {
+        check_name(&self.name)?;
+        if self.cpus == 0 || self.cpus > 256 {
+            return Err(Error::Refused(format!("{} processors: choose 1 to 256", self.cpus)));
+        }
+        if self.memory_mib < 16 {
+            return Err(Error::Refused(format!("{} MiB of memory: no guest starts with less than 16", self.memory_mib)));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_dns_label() {
+        for good in ["web", "web-1", "0", &"a".repeat(63)] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-web", "web-", "Web", "a.b", "a b", "../x", &"a".repeat(64)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_not_shown_and_gives_the_same_key() {
+        let keys = KeyPair::generate();
+        let secret = VmSecret::of(&keys);
+        assert_eq!(secret.keys().vm_id(), keys.vm_id());
+        assert_eq!(format!("{secret:?}"), "VmSecret(..)");
+    }
+}

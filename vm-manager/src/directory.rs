@@ -1,0 +1,179 @@
+//! Where VMs are, for everyone: one record per VM, owned by the VM's own key and written by whichever host
+//! holds it, and one per name. Records find, they do not decide: a record may be stale, and the voters named
+//! in it say who may run the VM.
+
+use crate::{Definition, Error, vault::Durability};
+use p2pvm_dht::{Record, RecordError, Records};
+use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
+use p2pvm_snapshot_sync::ManifestId;
+use serde::{Deserialize, Serialize};
+use std::{sync::Arc, time::Duration};
+
+/// How long a VM's records live without their holder. It has to outlast the holder by far: a dead host's
+/// VM is restored by what its record says.
+pub const RECORD_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The most snapshots one VM's record lists, so that it stays within a record's bounds.
+pub const MAX_SNAPSHOTS: usize = 64;
+
+/// A snapshot of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its name, unique for the VM.
+    pub name: String,
+    /// The checkpoint document.
+    pub checkpoint: ManifestId,
+    /// When it was taken.
+    pub taken: UnixTime,
+    /// In which epoch of the VM.
+    pub epoch: Epoch,
+    /// Whether the guest's memory is in it (it ran), or only its disk.
+    pub with_ram: bool,
+    /// How well it is kept.
+    pub durability: Durability,
+    /// Members that hold all of it.
+    pub providers: Vec<MemberId>,
+}
+
+/// Whether a VM is meant to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wanted {
+    /// It should run.
+    Running,
+    /// It should not.
+    Stopped,
+}
+
+/// What the network knows of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// The VM.
+    pub definition: Definition,
+    /// Which member has it.
+    pub holder: MemberId,
+    /// In which epoch.
+    pub epoch: Epoch,
+    /// Whether it is meant to run.
+    pub wanted: Wanted,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+}
+
+/// The format's first byte; a reader refuses what it does not know.
+const FORMAT: u8 = 1;
+
+impl VmRecord {
+    /// The record's value.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![FORMAT];
+        bytes.extend(postcard::to_allocvec(self).expect("plain fields always serialize"));
+        bytes
+    }
+
+    /// Reads a record's value; `None` for anything that is none.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        match bytes.split_first()? {
+            (&FORMAT, rest) => postcard::from_bytes(rest).ok(),
+            _ => None,
+        }
+    }
+}
+
+/// Where a VM's record lives.
+pub fn vm_key(vm: VmId) -> RingAddr {
+    RingAddr::of("p2pvm 2026 record of a VM", &vm.0)
+}
+
+/// Where the record of a VM's name lives.
+pub fn name_key(name: &str) -> RingAddr {
+    RingAddr::of("p2pvm 2026 name of a VM", name.as_bytes())
+}
+
+/// The version of a VM's record: the epoch decides, then the holder's own count.
+pub fn version(epoch: Epoch, seq: u32) -> u64 {
+    (epoch.0 << 32) | u64::from(seq)
+}
+
+/// The VM records of the network.
+#[derive(Clone)]
+pub struct Directory(Arc<dyn Records>);
+
+fn failed(step: &'static str) -> impl FnOnce(RecordError) -> Error {
+    move |error| Error::Agreement { step, detail: error.to_string() }
+}
+
+impl Directory {
+    /// The directory kept in `records`.
+    pub fn new(records: Arc<dyn Records>) -> Self {
+        Self(records)
+    }
+
+    /// Takes a name for a VM.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if another VM has it, [`Error::Agreement`] if too few members answer.
+    pub async fn take_name(&self, keys: &KeyPair, name: &str) -> Result<(), Error> {
+        match self.0.create(keys, name_key(name), keys.public().to_vec(), RECORD_TTL).await {
+            Ok(_) => Ok(()),
+            Err(RecordError::Exists(_)) => {
+                Err(Error::Refused(format!("the network has a VM named '{name}' already: choose another name, or delete that one")))
+            }
+            Err(e) => Err(failed("taking the VM's name")(e)),
+        }
+    }
+
+    /// Which VM has a name.
+    ///
+    /// # Errors
+    /// [`Error::Agreement`] if too few members answer.
+    pub async fn resolve(&self, name: &str) -> Result<Option<VmId>, Error> {
+        let record = self.0.get(name_key(name)).await.map_err(failed("looking the VM's name up"))?;
+        Ok(record.and_then(|r| <[u8; 32]>::try_from(r.value.as_deref()?).ok().filter(|id| *id == r.owner)).map(VmId))
+    }
+
+    /// A VM's record.
+    ///
+    /// # Errors
+    /// [`Error::Agreement`] if too few members answer.
+    pub async fn record(&self, vm: VmId) -> Result<Option<VmRecord>, Error> {
+        let record = self.0.get(vm_key(vm)).await.map_err(failed("looking the VM up"))?;
+        let parse = |r: Record| (r.owner == vm.0).then(|| VmRecord::from_bytes(r.value.as_deref()?)).flatten();
+        Ok(record.and_then(parse).filter(|found| found.definition.vm == vm))
+    }
+
+    /// The record of the VM with that name.
+    ///
+    /// # Errors
+    /// [`Error::Agreement`] if too few members answer.
+    pub async fn find(&self, name: &str) -> Result<Option<VmRecord>, Error> {
+        match self.resolve(name).await? {
+            Some(vm) => self.record(vm).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Publishes a VM's record with the least count not yet used, beginning at `seq`; returns the one used.
+    ///
+    /// # Errors
+    /// [`Error::Agreement`] if too few members answer, or one knows of a newer epoch.
+    pub async fn publish(&self, keys: &KeyPair, record: &VmRecord, mut seq: u32) -> Result<u32, Error> {
+        for _ in 0..4 {
+            match self.0.put(keys, vm_key(record.definition.vm), version(record.epoch, seq), record.to_bytes(), RECORD_TTL).await {
+                Ok(_) => return Ok(seq),
+                Err(RecordError::Stale(known)) if known >> 32 == record.epoch.0 && known as u32 != u32::MAX => seq = known as u32 + 1,
+                Err(e) => return Err(failed("publishing the VM's record")(e)),
+            }
+        }
+        Err(Error::Agreement { step: "publishing the VM's record", detail: "another writer keeps racing".into() })
+    }
+
+    /// Removes a VM and its name.
+    ///
+    /// # Errors
+    /// [`Error::Agreement`] if too few members answer.
+    pub async fn remove(&self, keys: &KeyPair, name: &str) -> Result<(), Error> {
+        self.0.delete(keys, vm_key(keys.vm_id())).await.map_err(failed("deleting the VM's record"))?;
+        self.0.delete(keys, name_key(name)).await.map_err(failed("giving the VM's name back"))
+    }
+}

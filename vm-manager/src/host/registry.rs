@@ -1,0 +1,315 @@
+//! The VMs this host answers for, on disk: one directory an incarnation, one file in it that is replaced
+//! atomically (temporary name, fsync, rename, fsync of the directory), so that a daemon killed at any
+//! instant finds either the old or the new truth.
+//!
+//! An *incarnation* is one stay of a VM on a host, named by the VM and the epoch it came in. A copy that
+//! lost the VM and a later stay of the same VM are two incarnations with two directories.
+
+use crate::{
+    Definition, Error,
+    definition::VmSecret,
+    directory::{Snapshot, Wanted},
+    error::io_at,
+    hypervisor::MachineSpec,
+};
+use data_encoding::BASE32_NOPAD;
+use p2pvm_overlay::{Epoch, MemberId, VmId};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+const FILE: &str = "vm.json";
+const GONE: &str = ".gone-";
+
+/// A side of a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// Where the VM was.
+    Source,
+    /// Where it should go.
+    Target,
+}
+
+/// In what relation this host stands to a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "role")]
+pub enum Role {
+    /// The VM's holder, as far as is known.
+    Held,
+    /// Its holder, moving it away. Written before RAM is sent: from then on a paused guest may have been handed over.
+    Leaving {
+        /// The migration.
+        id: u64,
+        /// The target.
+        to: MemberId,
+        /// The target's epoch.
+        epoch: Epoch,
+    },
+    /// The target of a migration, or of a restore, not yet settled.
+    Arriving {
+        /// The migration, or 0 for a restore.
+        id: u64,
+        /// The source; this member itself for a restore.
+        from: MemberId,
+    },
+    /// Held still until the voters decide whether it may run here.
+    Doubtful {
+        /// The migration.
+        id: u64,
+        /// Our side of it.
+        side: Side,
+        /// The other side, that may have it.
+        other: MemberId,
+    },
+    /// Being made or deleted: whatever is left of it is removed when the daemon starts.
+    Unmade,
+    /// A copy that lost the VM to another holder.
+    Branch {
+        /// Who has it.
+        holder: MemberId,
+        /// In which epoch.
+        newer: Epoch,
+    },
+}
+
+/// One incarnation of a VM on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// What it is.
+    pub definition: Definition,
+    /// Its key.
+    pub secret: VmSecret,
+    /// The epoch in which it is held here.
+    pub epoch: Epoch,
+    /// The epoch in which it came here: part of its directory's name.
+    pub arrived: Epoch,
+    /// The next count of its record's version.
+    pub seq: u32,
+    /// Our relation to it.
+    pub role: Role,
+    /// Whether it is meant to run.
+    pub wanted: Wanted,
+    /// Its snapshots, oldest first.
+    #[serde(default)]
+    pub snapshots: Vec<Snapshot>,
+    /// Why it is in a state nobody asked for.
+    #[serde(default)]
+    pub note: Option<String>,
+}
+
+impl Entry {
+    /// The name it is listed under here.
+    pub fn listed_name(&self) -> String {
+        match self.role {
+            Role::Branch { .. } => format!("{}-branch-e{}", self.definition.name, self.epoch),
+            _ => self.definition.name.clone(),
+        }
+    }
+
+    /// Whether it is a copy that lost.
+    pub fn is_branch(&self) -> bool {
+        matches!(self.role, Role::Branch { .. })
+    }
+
+    /// The name of its directory.
+    pub fn incarnation(&self) -> String {
+        incarnation(self.definition.vm, self.arrived)
+    }
+}
+
+/// The name of an incarnation: short, because unix socket paths below it are bounded to 107 bytes.
+pub fn incarnation(vm: VmId, arrived: Epoch) -> String {
+    format!("{}-e{arrived}", vm.short())
+}
+
+/// Directories that hold no entry that can be read, with the reason.
+pub type Broken = Vec<(PathBuf, String)>;
+
+/// The directory of this host's VMs.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    dir: PathBuf,
+}
+
+impl Registry {
+    /// The registry in `dir`, made if missing.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        // Traversable by the guests' own users, who reach their disk and sockets below it; the entries themselves are 0600.
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(io_at("making the directory of VMs", dir))?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// Every entry, and the directories that hold none that can be read with the reason.
+    ///
+    /// # Errors
+    /// What the file system says of the registry's directory itself.
+    pub fn load(&self) -> Result<(Vec<Entry>, Broken), Error> {
+        let (mut entries, mut broken) = (Vec::new(), Broken::new());
+        for item in fs::read_dir(&self.dir).map_err(io_at("listing the VMs", &self.dir))? {
+            let path = item.map_err(io_at("listing the VMs", &self.dir))?.path();
+            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(GONE.as_bytes())) {
+                fs::remove_dir_all(&path).map_err(io_at("removing what is left of a deleted VM", &path))?;
+                continue;
+            }
+            match fs::read(path.join(FILE)) {
+                Ok(bytes) => match serde_json::from_slice::<Entry>(&bytes) {
+                    Ok(entry) => entries.push(entry),
+                    Err(e) => broken.push((path, e.to_string())),
+                },
+                // A directory whose entry was not written yet, or was removed already: what is left of an interrupted step.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => broken.push((path, "no definition in it".into())),
+                Err(e) => broken.push((path, e.to_string())),
+            }
+        }
+        entries.sort_by_key(|e| (e.definition.name.clone(), e.arrived));
+        Ok((entries, broken))
+    }
+
+    /// Writes an entry; when it returns, the entry survives a power cut.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn save(&self, entry: &Entry) -> Result<(), Error> {
+        let dir = self.path(entry);
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir).map_err(io_at("making the VM's directory", &dir))?;
+        let (path, temporary) = (dir.join(FILE), dir.join("vm.json.new"));
+        let bytes = serde_json::to_vec_pretty(entry).expect("plain fields always serialize");
+        let step = "writing the VM's definition";
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).map_err(io_at(step, &temporary))?;
+        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_at(step, &temporary))?;
+        fs::rename(&temporary, &path).map_err(io_at(step, &path))?;
+        sync_dir(&dir)?;
+        sync_dir(&self.dir)
+    }
+
+    /// Removes an incarnation: renamed first, so that a kill half-way leaves no VM that seems whole.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn remove(&self, entry: &Entry) -> Result<(), Error> {
+        let dir = self.path(entry);
+        let gone = self.dir.join(format!("{GONE}{}", entry.incarnation()));
+        match fs::rename(&dir, &gone) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            done => done.map_err(io_at("removing the VM's definition", &dir))?,
+        }
+        sync_dir(&self.dir)?;
+        fs::remove_dir_all(&gone).map_err(io_at("removing the VM's files", &gone))
+    }
+
+    /// An incarnation's directory.
+    pub fn path(&self, entry: &Entry) -> PathBuf {
+        self.dir.join(entry.incarnation())
+    }
+
+    /// How the hypervisor runs it.
+    pub fn spec(&self, entry: &Entry) -> MachineSpec {
+        let (dir, definition) = (self.path(entry), &entry.definition);
+        MachineSpec {
+            vm: definition.vm,
+            name: definition.name.clone(),
+            cpus: definition.cpus,
+            memory_mib: definition.memory_mib,
+            disk: dir.join("disk.qcow2"),
+            mac: definition.address.mac,
+            tap: tap_name(&entry.incarnation()),
+            mtu: definition.address.mtu,
+            run_dir: dir.join("run"),
+        }
+    }
+}
+
+/// A TAP interface's name for an incarnation: at most 15 bytes, and distinct for two stays of one VM.
+fn tap_name(incarnation: &str) -> String {
+    let hash = blake3::hash(incarnation.as_bytes());
+    format!("pv{}", BASE32_NOPAD.encode(&hash.as_bytes()[..6]).to_ascii_lowercase())
+}
+
+fn sync_dir(dir: &Path) -> Result<(), Error> {
+    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io_at("flushing the VM's directory", dir))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::GuestAddress;
+    use p2pvm_overlay::{UnixTime, identity::KeyPair};
+    use p2pvm_snapshot_sync::{ChunkId, ManifestId};
+
+    pub(crate) fn entry(name: &str) -> Entry {
+        let keys = KeyPair::generate();
+        Entry {
+            definition: Definition {
+                vm: keys.vm_id(),
+                name: name.into(),
+                cpus: 1,
+                memory_mib: 64,
+                disk_bytes: 1 << 20,
+                image: ManifestId(ChunkId([1; 32])),
+                voters: vec![MemberId([2; 32])],
+                address: GuestAddress { v4: [10, 1, 2, 3].into(), prefix: 16, v6: std::net::Ipv6Addr::LOCALHOST, mac: [2; 6], mtu: 1340 },
+                created: UnixTime(7),
+            },
+            secret: VmSecret::of(&keys),
+            epoch: Epoch(1),
+            arrived: Epoch(1),
+            seq: 0,
+            role: Role::Held,
+            wanted: Wanted::Running,
+            snapshots: vec![],
+            note: None,
+        }
+    }
+
+    #[test]
+    fn a_kill_between_any_two_writes_loses_no_definition() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path()).unwrap();
+        let mut first = entry("web");
+        registry.save(&first).unwrap();
+        // A kill while the next version was being written leaves a torn temporary file beside the old truth.
+        fs::write(registry.path(&first).join("vm.json.new"), b"{\"definition\":").unwrap();
+        let (entries, broken) = registry.load().unwrap();
+        assert_eq!((entries.as_slice(), broken.len()), (&[first.clone()][..], 0));
+        first.wanted = Wanted::Stopped;
+        registry.save(&first).unwrap();
+        assert_eq!(registry.load().unwrap().0, vec![first.clone()]);
+        // A kill while a VM was being made or removed leaves a directory without an entry: no VM, and said so.
+        fs::create_dir(dir.path().join("half")).unwrap();
+        let (entries, broken) = registry.load().unwrap();
+        assert_eq!((entries.len(), broken.len()), (1, 1));
+        registry.remove(&first).unwrap();
+        assert!(registry.load().unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn two_stays_of_one_vm_share_neither_directory_nor_interface() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path()).unwrap();
+        let first = entry("web");
+        let second = Entry { arrived: Epoch(3), epoch: Epoch(3), ..first.clone() };
+        let (a, b) = (registry.spec(&first), registry.spec(&second));
+        assert_ne!((a.disk, a.run_dir, &a.tap), (b.disk, b.run_dir, &b.tap));
+        assert!(a.tap.len() <= 15 && b.tap.len() <= 15);
+    }
+
+    #[test]
+    fn the_secret_is_readable_by_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path()).unwrap();
+        let first = entry("web");
+        registry.save(&first).unwrap();
+        let mode = fs::metadata(registry.path(&first).join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0);
+    }
+}

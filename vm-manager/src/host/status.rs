@@ -1,0 +1,111 @@
+//! What a host says of itself and its VMs: plain, serializable, for the control API.
+
+use crate::{
+    Definition,
+    directory::{Snapshot, Wanted},
+    hypervisor::{Accel, MachineStats, Progress, RunState},
+};
+use p2pvm_overlay::{Epoch, MemberId, VmId};
+use serde::{Deserialize, Serialize};
+
+/// What a VM is doing, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// Its guest executes here.
+    Running,
+    /// Its guest is held here.
+    Paused,
+    /// It is defined here and has no guest.
+    Stopped,
+    /// It is being moved away; its guest still executes here.
+    Leaving,
+    /// It is being moved here.
+    Arriving,
+    /// Held until the voters say whether it may run here.
+    Doubtful,
+    /// A copy that lost: the VM went on elsewhere. Never runs as that VM again.
+    Branch,
+    /// Another member has it.
+    Remote,
+}
+
+/// A VM as one line or page of the control API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// Its name; for a branch `<name>-branch-e<epoch>`.
+    pub name: String,
+    /// What it is doing.
+    pub state: VmState,
+    /// Which member has it.
+    pub holder: MemberId,
+    /// In which epoch.
+    pub epoch: Epoch,
+    /// Whether it is meant to run.
+    pub wanted: Wanted,
+    /// What is being done with it now ("migrating", "snapshot"), if anything.
+    pub activity: Option<String>,
+    /// What it is.
+    pub definition: Definition,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// Why it is in a state that its user did not ask for.
+    pub note: Option<String>,
+}
+
+/// What one VM uses here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmStats {
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub name: String,
+    /// Its processors.
+    pub cpus: u32,
+    /// Its memory, MiB.
+    pub memory_mib: u64,
+    /// What its guest uses.
+    pub machine: MachineStats,
+}
+
+/// What this host is and bears, for the load vector and `status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostStats {
+    /// What guests run on; `None` until probed or when no hypervisor works.
+    pub accel: Option<Accel>,
+    /// Running VMs.
+    pub vms: Vec<VmStats>,
+}
+
+/// Something that happened to a VM, for logs, `explain` and the API's event stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum HostEvent {
+    /// A VM's guest began, stopped, paused.
+    State {
+        /// The VM's name here.
+        name: String,
+        /// What the guest does now.
+        state: RunState,
+    },
+    /// A move made progress.
+    Migrating {
+        /// The VM's name.
+        name: String,
+        /// The migration's id, the same in the logs of both hosts.
+        id: String,
+        /// How far.
+        progress: Progress,
+    },
+    /// A move ended.
+    Migrated(crate::migrate::MigrationOutcome),
+    /// A copy here was fenced: the VM goes on elsewhere.
+    Fenced {
+        /// The branch's name.
+        branch: String,
+        /// Who has the VM.
+        holder: MemberId,
+        /// In which epoch.
+        epoch: Epoch,
+    },
+}

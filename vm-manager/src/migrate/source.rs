@@ -1,0 +1,385 @@
+//! The source's side of a migration: leads it from the offer to the end, and takes the guest back when it fails.
+
+use super::{
+    CONFIRM_GRACE, MigrationOutcome, REARM_EVERY, RunsOn, WINDOW,
+    handover::{SourceClaim, longest_run},
+    tunnel::{Channel, Tunnel},
+    wire::{self, Answer, Ask, LONG, Offer, SHORT, peer},
+};
+use crate::{
+    Error,
+    host::{Busy, Host, HostEvent, Role, Side, Slot, VmState, VmStatus, run_here},
+    hypervisor::{Machine, MigrateOptions, MigrationReport, Progress, RunState},
+};
+use p2pvm_overlay::{Epoch, MemberId};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use tokio::sync::{oneshot, watch};
+
+/// A target that did not answer for so long before the hand-over is given up.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often the preparation is asked for.
+const POLL: Duration = Duration::from_millis(250);
+/// How long a caller waits for a doubtful hand-over to settle before it is told so.
+const VERDICT: Duration = Duration::from_secs(90);
+
+/// One migration as its source sees it.
+struct Move {
+    id: u64,
+    to: MemberId,
+    epoch: Epoch,
+    claim: SourceClaim,
+    /// The voters may have promised the target its epoch.
+    promised: bool,
+    started: Duration,
+    paused: Option<Duration>,
+    report: Option<MigrationReport>,
+}
+
+impl Host {
+    /// Moves a running VM to `to` while it runs. It goes on in a task of the host even if the caller goes away.
+    ///
+    /// # Errors
+    /// Only for what could not begin: [`Error::NotFound`], [`Error::Refused`]. A move that began and failed is an
+    /// outcome that says why and which side runs the VM.
+    pub async fn migrate(
+        &self,
+        name: &str,
+        to: MemberId,
+        options: MigrateOptions,
+        progress: watch::Sender<Progress>,
+    ) -> Result<MigrationOutcome, Error> {
+        let slot = self.named(name)?;
+        if to == self.me {
+            return Err(Error::Refused(format!("'{name}' is on this host already")));
+        }
+        let busy = slot.begin_soon("migrating").await?;
+        self.must_be_held(&slot)?;
+        let machine = slot.machine().filter(|_| slot.run_state() == RunState::Running);
+        let machine = machine.ok_or_else(|| Error::Refused(format!("'{name}' does not run: only a running VM moves; start it first")))?;
+        let host = self.strong().ok_or_else(|| Error::Refused("this host is shutting down".into()))?;
+        let id: u64 = rand::random();
+        let span = tracing::info_span!("migrate", id = %format_args!("{id:016x}"), vm = name, to = %to.short());
+        let (done, outcome) = oneshot::channel();
+        let work = async move {
+            let outcome = host.lead(slot, busy, machine, id, to, options, &progress).await;
+            host.emit(HostEvent::Migrated(outcome.clone()));
+            // A caller who went away does not want to know.
+            let _ = done.send(outcome);
+        };
+        self.spawn(tracing::Instrument::instrument(work, span));
+        outcome.await.map_err(|_| Error::Refused("this host is shutting down; the move is settled when it is up again".into()))
+    }
+
+    /// Gives up the move of a VM that is under way, as long as its guest still runs here. The move then ends with the
+    /// outcome that the VM stayed.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or [`Error::Refused`] if it is not being moved.
+    pub async fn cancel_migration(&self, name: &str) -> Result<(), Error> {
+        let slot = self.named(name)?;
+        if slot.activity() != Some("migrating") {
+            return Err(Error::Refused(format!("'{name}' is not being moved")));
+        }
+        slot.give_up.notify_waiters();
+        Ok(())
+    }
+
+    /// Moves every running VM to where `choose` says; those it says nothing of stay.
+    pub async fn drain(&self, choose: impl Fn(&VmStatus) -> Option<MemberId>) -> Vec<(String, Result<MigrationOutcome, Error>)> {
+        let mut done = Vec::new();
+        for vm in self.list().into_iter().filter(|vm| vm.state == VmState::Running) {
+            if let Some(to) = choose(&vm) {
+                let outcome = self.migrate(&vm.name, to, MigrateOptions::default(), watch::Sender::default()).await;
+                done.push((vm.name, outcome));
+            }
+        }
+        done
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the one place where a move's parts come together")]
+    async fn lead(
+        self: &Arc<Self>,
+        slot: Arc<Slot>,
+        busy: Busy,
+        machine: Arc<dyn Machine>,
+        id: u64,
+        to: MemberId,
+        options: MigrateOptions,
+        progress: &watch::Sender<Progress>,
+    ) -> MigrationOutcome {
+        let entry = slot.entry();
+        let epoch = entry.epoch.next();
+        let mut this =
+            Move { id, to, epoch, claim: SourceClaim::default(), promised: false, started: self.now(), paused: None, report: None };
+        tracing::info!(%epoch, "the move begins");
+        let prepared = tokio::select! {
+            prepared = self.until_paused(&slot, &*machine, &mut this, options, progress) => prepared,
+            () = slot.give_up.notified() => Err(Error::Refused("given up on request".into())),
+        };
+        let (runs_on, failure) = match prepared {
+            Ok(_tunnels) => {
+                progress.send_modify(|p| p.phase = "switch-over".into());
+                let handed = machine.switch_over().await;
+                self.after_hand_over(slot.clone(), busy, &mut this, handed, progress).await
+            }
+            Err(e) => {
+                tracing::info!(error = %e, "the move failed before the hand-over: the VM stays here");
+                let failure = self.stay(&slot, &*machine, &this, &e).await;
+                drop(busy);
+                if this.promised {
+                    self.newer_epoch_in_background(&slot);
+                }
+                (RunsOn::Source, Some(failure))
+            }
+        };
+        let outcome = MigrationOutcome {
+            id: format!("{id:016x}"),
+            vm: entry.definition.vm,
+            name: entry.definition.name.clone(),
+            from: self.me,
+            to,
+            runs_on,
+            epoch: if runs_on == RunsOn::Target { epoch } else { slot.entry().epoch },
+            failure,
+            total_ms: (self.now() - this.started).as_millis() as u64,
+            pause_ms: this.paused.map(|p| p.as_millis() as u64),
+            report: this.report,
+        };
+        tracing::info!(runs_on = ?outcome.runs_on, failure = outcome.failure, total_ms = outcome.total_ms, "the move is over");
+        outcome
+    }
+
+    /// Everything that may fail without harm: the guest runs here all the time, or has just been paused at the end.
+    async fn until_paused(
+        &self,
+        slot: &Arc<Slot>,
+        machine: &dyn Machine,
+        this: &mut Move,
+        options: MigrateOptions,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<[Tunnel; 2], Error> {
+        let entry = slot.entry();
+        progress.send_modify(|p| p.phase = "prepare".into());
+        let offer = Offer {
+            id: this.id,
+            definition: entry.definition.clone(),
+            secret: entry.secret.clone(),
+            epoch: this.epoch,
+            snapshots: entry.snapshots.clone(),
+        };
+        self.ask(this.to, &Ask::Prepare(Box::new(offer)), LONG).await.map_err(peer("offering the VM to the target"))?;
+        let export = self.await_ready(this, progress).await?;
+        let run_dir = &machine.spec().run_dir;
+        let tunnel = |channel| Tunnel::open(run_dir, channel, this.id, self.parts.fabric.clone(), this.to);
+        let (ram, disk) = (tunnel(Channel::Ram)?, tunnel(Channel::Disk)?);
+
+        progress.send_modify(|p| *p = Progress { phase: "disk".into(), ..Progress::default() });
+        self.parts.port.leaving(entry.definition.vm, this.to).await;
+        self.while_target_lives(this, machine.mirror(disk.path(), &export, progress)).await?;
+
+        this.promised = true;
+        self.arm(this, LONG).await?;
+        self.update(slot, |e| e.role = Role::Leaving { id: this.id, to: this.to, epoch: this.epoch })?;
+        progress.send_modify(|p| *p = Progress { phase: "ram".into(), ..Progress::default() });
+        self.while_armed(this, machine.migrate_until_paused(ram.path(), options, progress)).await?;
+        this.paused = Some(self.now());
+        self.parts.port.held(entry.definition.vm, true).await;
+        if !this.claim.may_hand_over(self.now()) {
+            self.arm(this, SHORT).await?;
+        }
+        Ok([ram, disk])
+    }
+
+    async fn ask(&self, to: MemberId, ask: &Ask, timeout: Duration) -> Result<Answer, p2pvm_overlay::FabricError> {
+        wire::ask(&*self.parts.fabric, to, ask, timeout).await
+    }
+
+    async fn await_ready(&self, this: &Move, progress: &watch::Sender<Progress>) -> Result<String, Error> {
+        let mut answered = self.now();
+        loop {
+            match self.ask(this.to, &Ask::Progress { id: this.id }, SHORT).await {
+                Ok(Answer::Ready { export }) => return Ok(export),
+                Ok(Answer::Preparing(theirs)) => {
+                    answered = self.now();
+                    progress.send_replace(theirs);
+                }
+                Ok(other) => return Err(refused("preparing the target", &other)),
+                Err(e) if self.now() - answered > PATIENCE => return Err(peer("preparing the target")(e)),
+                Err(_) => {}
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Runs `work` as long as the target says that it waits.
+    async fn while_target_lives<T>(&self, this: &Move, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let watch = async {
+            let mut answered = self.now();
+            loop {
+                tokio::time::sleep(REARM_EVERY).await;
+                match self.ask(this.to, &Ask::Progress { id: this.id }, SHORT).await {
+                    Ok(Answer::Ready { .. }) => answered = self.now(),
+                    Ok(other) => return refused("mirroring the disk", &other),
+                    Err(e) if self.now() - answered > PATIENCE => return peer("mirroring the disk")(e),
+                    Err(_) => {}
+                }
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            failed = watch => Err(failed),
+        }
+    }
+
+    async fn arm(&self, this: &mut Move, timeout: Duration) -> Result<(), Error> {
+        let serial = this.claim.arm(self.now());
+        match self.ask(this.to, &Ask::Arm { id: this.id, serial }, timeout).await {
+            Ok(Answer::Armed) => {
+                this.claim.armed(self.now());
+                Ok(())
+            }
+            Ok(other) => Err(refused("arming the target", &other)),
+            Err(e) => Err(peer("arming the target")(e)),
+        }
+    }
+
+    /// Runs `work` and keeps the target's window open. An arming that is under way when `work` ends stays unanswered:
+    /// the claim counts with it, and the hand-over waits for nobody.
+    async fn while_armed<T>(&self, this: &mut Move, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(REARM_EVERY) => {}
+            }
+            tokio::select! {
+                done = &mut work => return done,
+                armed = self.arm(this, SHORT) => match armed {
+                    Ok(()) => {}
+                    Err(e @ Error::Refused(_)) => return Err(e),
+                    Err(e) if this.claim.target_is_frozen_from().is_none_or(|t| self.now() > t) => return Err(e),
+                    Err(e) => tracing::info!(error = %e, "the target could not be armed anew yet"),
+                },
+            }
+        }
+    }
+
+    /// The move failed while the guest was here for certain: it goes on here.
+    async fn stay(&self, slot: &Arc<Slot>, machine: &dyn Machine, this: &Move, why: &Error) -> String {
+        let mut failure = why.to_string();
+        if let Err(e) = run_here(machine).await {
+            failure = format!("{failure}; giving the move up: {e}");
+            tracing::warn!(error = %e, "the hypervisor could not give the move up cleanly");
+        }
+        if let Err(e) = self.update(slot, |e| e.role = Role::Held) {
+            tracing::error!(error = %e, "that the VM stays could not be written down; the next start finds out");
+        }
+        let abort = Ask::Abort { id: this.id, vm: slot.entry().definition.vm, reason: why.to_string() };
+        if let (Some(host), to) = (self.strong(), this.to) {
+            self.spawn(async move {
+                if let Err(e) = host.ask(to, &abort, SHORT).await {
+                    tracing::info!(error = %e, "the target could not be told; it gives up by itself");
+                }
+            });
+        }
+        failure
+    }
+
+    fn newer_epoch_in_background(&self, slot: &Arc<Slot>) {
+        let (Some(host), slot) = (self.strong(), slot.clone()) else { return };
+        self.spawn(async move {
+            if let Err(e) = host.check(&slot).await {
+                tracing::info!(error = %e, "a newer epoch will be asked for later");
+            }
+        });
+    }
+
+    /// The guest is paused here and may be whole there.
+    async fn after_hand_over(
+        self: &Arc<Self>,
+        slot: Arc<Slot>,
+        busy: Busy,
+        this: &mut Move,
+        handed: Result<MigrationReport, Error>,
+        progress: &watch::Sender<Progress>,
+    ) -> (RunsOn, Option<String>) {
+        let paused_at = this.paused.unwrap_or(self.now());
+        this.paused = None;
+        let entry = slot.entry();
+        let failure = match handed {
+            Ok(report) => {
+                this.report = Some(report);
+                if let Err(e) = self.parts.port.forward(&entry.definition.address, this.to, this.epoch).await {
+                    tracing::warn!(error = %e, "packets that still arrive are not passed on");
+                }
+                progress.send_modify(|p| p.phase = "confirm".into());
+                let mut running = false;
+                loop {
+                    let ask = Ask::Settle { id: this.id, vm: entry.definition.vm, running };
+                    match self.ask(this.to, &ask, SHORT).await {
+                        Ok(Answer::Waiting) if self.now() - paused_at <= WINDOW + CONFIRM_GRACE => {}
+                        Ok(Answer::Running) => {
+                            this.paused.get_or_insert(self.now() - paused_at);
+                            running = true;
+                        }
+                        Ok(Answer::Confirmed { epoch }) => {
+                            this.paused.get_or_insert(self.now() - paused_at);
+                            self.gone_to(&slot, this.to, epoch).await;
+                            return (RunsOn::Target, None);
+                        }
+                        Ok(other) => {
+                            break refused("handing the guest over", &other).to_string();
+                        }
+                        Err(e) => {
+                            break peer("hearing from the target after the hand-over")(e).to_string();
+                        }
+                    }
+                }
+            }
+            Err(e) => {
+                // QEMU lets a guest run on by itself when its last bytes could not be written, though the other side may
+                // have had all that matters: it has to stand still until it is known who runs it.
+                if let Some(machine) = slot.machine()
+                    && let Err(error) = machine.pause().await
+                {
+                    tracing::debug!(%error, "the guest was not held");
+                }
+                format!("handing the guest over: {e}")
+            }
+        };
+        // From here on the other side's word or the voters decide; the same way as after a restart of this daemon.
+        tracing::warn!(failure, "the hand-over is in doubt");
+        let role = Role::Doubtful { id: this.id, side: Side::Source, other: this.to };
+        if let Err(e) = self.update(&slot, |e| e.role = role) {
+            tracing::error!(error = %e, "the doubt could not be written down; the next start finds it out");
+        }
+        let wait = this.claim.target_is_frozen_from().map_or(longest_run(1), |t| t.saturating_sub(self.now()));
+        drop(busy);
+        self.settle_in_background(&slot, wait);
+        let runs_on = self.verdict(&slot).await;
+        (runs_on, (runs_on != RunsOn::Target).then_some(failure))
+    }
+
+    /// Waits for a doubtful VM to be settled, for a while.
+    async fn verdict(&self, slot: &Arc<Slot>) -> RunsOn {
+        let until = self.now() + VERDICT;
+        let vm = slot.entry().definition.vm;
+        while self.now() < until {
+            match slot.entry().role {
+                Role::Held => return RunsOn::Source,
+                Role::Branch { .. } => return RunsOn::Target,
+                _ if !self.slot_of(vm).is_some_and(|s| Arc::ptr_eq(&s, slot)) => return RunsOn::Target,
+                _ => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+        RunsOn::Undecided
+    }
+}
+
+fn refused(step: &'static str, answer: &Answer) -> Error {
+    Error::Refused(match answer {
+        Answer::Gone { reason } => format!("{step}: the target gave up: {reason}"),
+        Answer::Unknown => format!("{step}: the target has forgotten the move, as after a restart"),
+        other => format!("{step}: the target answered {other:?}"),
+    })
+}

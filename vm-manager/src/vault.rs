@@ -1,0 +1,86 @@
+//! Content-addressed storage as the moves of a VM use it: images, and checkpoints. A trait, so that the
+//! protocols here are tested without a byte of disk; [`ChunkVault`] is the one over `snapshot-sync`.
+
+use crate::{Error, hypervisor::Progress};
+use async_trait::async_trait;
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId};
+use p2pvm_snapshot_sync::{Checkpoint, ManifestId};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use tokio::sync::watch;
+
+mod chunks;
+
+pub use chunks::ChunkVault;
+
+/// How well a checkpoint is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// On this host alone.
+    Local,
+    /// `done` of `wanted` other members hold all of it.
+    Replicating {
+        /// How many hold it.
+        done: usize,
+        /// How many should.
+        wanted: usize,
+    },
+    /// As many other members as wanted hold it.
+    Durable,
+}
+
+/// A copy under way: how durable, and who holds all of it by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copies {
+    /// How durable it is.
+    pub durability: Durability,
+    /// The members that hold all of it, this one among them.
+    pub providers: Vec<MemberId>,
+}
+
+/// What of a VM becomes a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instant {
+    /// Which VM.
+    pub vm: VmId,
+    /// The snapshot's name.
+    pub name: String,
+    /// When it was taken.
+    pub taken: UnixTime,
+    /// The holder's epoch then.
+    pub epoch: Epoch,
+    /// RAM and device state; none if the VM was stopped.
+    pub ram: Option<PathBuf>,
+    /// The VM's own disk.
+    pub disk: PathBuf,
+    /// The image that the disk lies over.
+    pub image: ManifestId,
+    /// The VM's definition and key, in this crate's form.
+    pub spec: Vec<u8>,
+}
+
+/// Images and checkpoints by content.
+#[async_trait]
+pub trait Vault: Send + Sync + 'static {
+    /// Takes a qcow2 or raw file in as an image. Reading it twice gives the same id.
+    async fn import_image(&self, file: &Path, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error>;
+
+    /// A read-only file with the image's bytes, fetched from `providers` as far as it is missing here. The path stays valid.
+    async fn ensure_image(&self, image: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<PathBuf, Error>;
+
+    /// Stores a checkpoint; when it returns, it is flushed and kept until [`Vault::forget`].
+    async fn store(&self, instant: &Instant, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error>;
+
+    /// A checkpoint with all that it names, fetched from `providers` as far as it is missing here, and kept from now on.
+    async fn fetch(&self, id: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<Checkpoint, Error>;
+
+    /// Writes a stored file's content to `to`, atomically.
+    async fn export(&self, file: ManifestId, to: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error>;
+
+    /// Copies a checkpoint to `wanted` members of `candidates`, until it is durable or the receiver is dropped.
+    async fn replicate(&self, id: ManifestId, wanted: usize, candidates: Vec<MemberId>) -> Result<watch::Receiver<Copies>, Error>;
+
+    /// Lets a checkpoint go, on this host and, as far as they answer, on the other `providers`.
+    async fn forget(&self, id: ManifestId, providers: &[MemberId]) -> Result<(), Error>;
+}

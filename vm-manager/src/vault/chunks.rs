@@ -1,0 +1,171 @@
+//! The [`Vault`] over `snapshot-sync`.
+
+use super::{Copies, Durability, Instant, Vault};
+use crate::{Error, hypervisor::Progress};
+use async_trait::async_trait;
+use p2pvm_overlay::MemberId;
+use p2pvm_snapshot_sync::{
+    self as sync, Checkpoint, ChunkStore, Exchange, Images, Kind, Manifest, ManifestId, Replication, ReplicationState, file::ImportOptions,
+};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::sync::watch;
+
+/// The label of the pins that keep checkpoints.
+const PIN: &str = "vm-snapshot";
+
+/// Images and checkpoints in this member's chunk store, exchanged with the others.
+pub struct ChunkVault {
+    exchange: Arc<Exchange>,
+    images: Arc<Images>,
+}
+
+impl ChunkVault {
+    /// A vault over the member's exchange and images.
+    pub fn new(exchange: Arc<Exchange>, images: Arc<Images>) -> Arc<Self> {
+        Arc::new(Self { exchange, images })
+    }
+
+    fn chunks(&self) -> ChunkStore {
+        self.exchange.store().clone()
+    }
+}
+
+fn failed(step: &'static str) -> impl FnOnce(sync::Error) -> Error {
+    move |error| Error::Chunks { step, detail: error.to_string() }
+}
+
+/// Runs work that reads or writes files on the pool for such work.
+async fn blocking<T: Send + 'static>(
+    step: &'static str,
+    work: impl FnOnce() -> Result<T, sync::Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(|e| Error::Chunks { step, detail: e.to_string() })?;
+    done.map_err(failed(step))
+}
+
+/// Runs `work` and passes its progress on as bytes of the present phase.
+async fn followed<T>(progress: &watch::Sender<Progress>, work: impl AsyncFnOnce(&watch::Sender<sync::Progress>) -> T) -> T {
+    let (sender, mut seen) = watch::channel(sync::Progress::default());
+    let follow = async {
+        while seen.changed().await.is_ok() {
+            let now = *seen.borrow_and_update();
+            progress.send_modify(|p| (p.done_bytes, p.total_bytes) = (now.done_bytes, now.total_bytes));
+        }
+        std::future::pending::<()>().await;
+    };
+    first(work(&sender), follow).await
+}
+
+async fn first<T>(work: impl Future<Output = T>, follow: impl Future<Output = ()>) -> T {
+    tokio::select! {
+        done = work => done,
+        () = follow => unreachable!("following never ends"),
+    }
+}
+
+#[async_trait]
+impl Vault for ChunkVault {
+    async fn import_image(&self, file: &Path, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error> {
+        followed(progress, async |p| self.images.import(file, p).await).await.map_err(failed("taking the image in"))
+    }
+
+    async fn ensure_image(&self, image: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<PathBuf, Error> {
+        followed(progress, async |p| self.images.ensure_local(image, providers, p).await).await.map_err(failed("having the image here"))
+    }
+
+    async fn store(&self, instant: &Instant, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error> {
+        let step = "storing the snapshot";
+        let chunks = self.chunks();
+        // The holds of what was imported live until the pin has taken over.
+        let mut imported = Vec::new();
+        for (path, kind) in instant.ram.iter().map(|path| (path, Kind::Ram)).chain([(&instant.disk, Kind::Disk)]) {
+            let file = followed(progress, async |p| sync::import_file(&chunks, path, ImportOptions::new(kind), p).await).await;
+            imported.push(file.map_err(failed(step))?);
+        }
+        let checkpoint = Checkpoint {
+            vm: instant.vm,
+            name: instant.name.clone(),
+            taken: instant.taken,
+            epoch: instant.epoch,
+            ram: instant.ram.as_ref().and(imported.first()).map(|f| f.id),
+            disk: imported.last().map(|f| f.id).ok_or_else(|| Error::Chunks { step, detail: "no disk was stored".into() })?,
+            image: Some(instant.image),
+            spec: instant.spec.clone(),
+        };
+        let id = blocking(step, move || {
+            let (id, _hold) = checkpoint.store(&chunks)?;
+            chunks.pin(id, PIN)?;
+            Ok(id)
+        })
+        .await?;
+        drop(imported);
+        Ok(id)
+    }
+
+    async fn fetch(&self, id: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<Checkpoint, Error> {
+        let step = "fetching the snapshot";
+        let report = followed(progress, async |p| self.exchange.fetch(id, providers, p).await).await.map_err(failed(step))?;
+        let chunks = self.chunks();
+        let checkpoint = blocking(step, move || {
+            chunks.pin(id, PIN)?;
+            Checkpoint::load(&chunks, id)
+        })
+        .await;
+        drop(report);
+        checkpoint
+    }
+
+    async fn export(&self, file: ManifestId, to: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+        let (step, chunks) = ("writing a file of the snapshot", self.chunks());
+        let reading = chunks.clone();
+        let manifest = blocking(step, move || Manifest::load(&reading, file)).await?;
+        followed(progress, async |p| sync::export_file(&chunks, &manifest, to, p).await).await.map_err(failed(step))
+    }
+
+    async fn replicate(&self, id: ManifestId, wanted: usize, candidates: Vec<MemberId>) -> Result<watch::Receiver<Copies>, Error> {
+        let me = self.exchange.me();
+        let (sender, copies) = watch::channel(Copies { durability: Durability::Local, providers: vec![me] });
+        if candidates.is_empty() {
+            return Ok(copies);
+        }
+        let mut seen = self.exchange.replicate(id, PIN, wanted, &candidates);
+        tokio::spawn(async move {
+            loop {
+                let Replication { state, holders, .. } = seen.borrow_and_update().clone();
+                let done = holders.len();
+                let durability = match state {
+                    _ if done >= wanted => Durability::Durable,
+                    ReplicationState::Local => Durability::Local,
+                    // Fewer candidates than copies wanted: as good as it gets now, and not durable.
+                    _ => Durability::Replicating { done, wanted },
+                };
+                sender.send_if_modified(|copies| {
+                    let new = Copies { durability, providers: std::iter::once(me).chain(holders).collect() };
+                    let changed = *copies != new;
+                    *copies = new;
+                    changed
+                });
+                tokio::select! {
+                    changed = seen.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        Ok(copies)
+    }
+
+    async fn forget(&self, id: ManifestId, providers: &[MemberId]) -> Result<(), Error> {
+        let chunks = self.chunks();
+        blocking("letting the snapshot go", move || chunks.unpin(id, PIN)).await?;
+        for provider in providers.iter().filter(|p| **p != self.exchange.me()) {
+            if let Err(e) = self.exchange.release(id, PIN, *provider).await {
+                tracing::info!(provider = %provider.short(), error = %e, "a copy of a deleted snapshot stays there");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,248 @@
+//! A network of hosts in one process: real records, voters and chunks over an in-memory fabric; fake ports;
+//! fake guests in virtual time, or QEMU's in real time.
+#![allow(dead_code, missing_docs, reason = "shared by several test programs, each of which uses a part")]
+
+pub mod fake;
+
+use async_trait::async_trait;
+use fake::{FakeHypervisor, Step, Strike, World};
+use p2pvm_dht::{Dht, DhtOptions, MemoryStore, Voter, VoterLog, Votes};
+use p2pvm_overlay::{
+    Epoch, Fabric, MemberId, VmId,
+    fabric::memory::MemoryNet,
+    identity::{Identity, KeyPair},
+};
+use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
+use p2pvm_vm_manager::{
+    Definition, Error, GuestAddress, Host, HostOptions, ImageSource, NewVm, Parts, Port,
+    hypervisor::{Accel, Hypervisor, MachineSpec},
+    qemu::Qemu,
+    vault::ChunkVault,
+};
+use std::{
+    collections::BTreeMap,
+    net::Ipv6Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::sync::{mpsc, watch};
+
+/// What the overlay knows: the newest announcement of each VM.
+#[derive(Default)]
+pub struct Peers {
+    pub announced: Mutex<BTreeMap<VmId, (Epoch, MemberId)>>,
+}
+
+pub struct FakePort {
+    peers: Arc<Peers>,
+    pub attached: Mutex<BTreeMap<VmId, (Epoch, bool)>>,
+}
+
+#[async_trait]
+impl Port for FakePort {
+    async fn claim(&self, keys: &KeyPair, _name: &str, _epoch: Epoch) -> Result<GuestAddress, Error> {
+        let id = keys.vm_id().0;
+        let mac = [2, 0, id[0], id[1], id[2], id[3]];
+        Ok(GuestAddress { v4: [10, 7, id[0], id[1]].into(), prefix: 16, v6: Ipv6Addr::LOCALHOST, mac, mtu: 1340 })
+    }
+    async fn renew(&self, _: &KeyPair, _: &Definition, _: Epoch) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn release(&self, _: &KeyPair, _: &Definition) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn attach(&self, spec: &MachineSpec, _: &GuestAddress, epoch: Epoch) -> Result<(), Error> {
+        self.attached.lock().unwrap().insert(spec.vm, (epoch, false));
+        Ok(())
+    }
+    async fn detach(&self, vm: VmId) -> Result<(), Error> {
+        self.attached.lock().unwrap().remove(&vm);
+        Ok(())
+    }
+    async fn frozen(&self, vm: VmId, frozen: bool) -> Result<(), Error> {
+        if let Some(port) = self.attached.lock().unwrap().get_mut(&vm) {
+            port.1 = frozen;
+        }
+        Ok(())
+    }
+    async fn forward(&self, _: &GuestAddress, _: MemberId, _: Epoch) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn recall(&self, _: &GuestAddress, _: Epoch) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn announce(&self, keys: &KeyPair, _: &Definition, holder: MemberId, epoch: Epoch) -> Result<(), Error> {
+        let mut announced = self.peers.announced.lock().unwrap();
+        let known = announced.entry(keys.vm_id()).or_insert((epoch, holder));
+        if epoch > known.0 {
+            *known = (epoch, holder);
+        }
+        Ok(())
+    }
+}
+
+/// One member.
+pub struct Site {
+    pub identity: Arc<Identity>,
+    pub dir: PathBuf,
+    store: Arc<MemoryStore>,
+    pub port: Arc<FakePort>,
+    /// The daemon and what lives as long as it.
+    pub daemon: Option<(Arc<Host>, Arc<Dht>, Arc<Voter>)>,
+}
+
+impl Site {
+    pub fn me(&self) -> MemberId {
+        self.identity.member_id()
+    }
+    pub fn host(&self) -> &Arc<Host> {
+        &self.daemon.as_ref().expect("the daemon runs").0
+    }
+}
+
+/// All of it.
+pub struct Lab {
+    pub net: MemoryNet,
+    pub world: Arc<World>,
+    pub peers: Arc<Peers>,
+    pub sites: Vec<Site>,
+    pub image: PathBuf,
+    real_guests: bool,
+    _dir: tempfile::TempDir,
+}
+
+impl Lab {
+    /// `n` members, all up.
+    pub async fn new(n: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image.raw");
+        std::fs::write(&image, vec![7; 100_000]).unwrap();
+        Self::build(n, dir, image, false).await
+    }
+
+    /// `n` members, all up, whose guests are real ones of `image`.
+    pub async fn with_qemu(n: usize, image: PathBuf) -> Self {
+        Self::build(n, tempfile::tempdir().unwrap(), image, true).await
+    }
+
+    async fn build(n: usize, dir: tempfile::TempDir, image: PathBuf, real_guests: bool) -> Self {
+        let (net, world, peers) = (MemoryNet::new(Duration::from_millis(25)), Arc::new(World::default()), Arc::new(Peers::default()));
+        let sites = (0..n).map(|i| Site {
+            identity: Arc::new(Identity::generate()),
+            dir: dir.path().join(i.to_string()),
+            store: Arc::default(),
+            port: Arc::new(FakePort { peers: peers.clone(), attached: Mutex::default() }),
+            daemon: None,
+        });
+        let sites: Vec<_> = sites.collect();
+        let mut lab = Self { net, world, peers, sites, image, real_guests, _dir: dir };
+        let ids: Vec<_> = lab.sites.iter().map(Site::me).collect();
+        for id in ids {
+            lab.net.add(id);
+        }
+        for i in 0..n {
+            lab.up(i).await;
+        }
+        lab
+    }
+
+    pub fn me(&self, i: usize) -> MemberId {
+        self.sites[i].me()
+    }
+
+    pub fn host(&self, i: usize) -> Arc<Host> {
+        self.sites[i].host().clone()
+    }
+
+    /// Starts member `i`'s daemon.
+    pub async fn up(&mut self, i: usize) {
+        let (net, world) = (self.net.clone(), self.world.clone());
+        let site = &mut self.sites[i];
+        let fabric: Arc<dyn Fabric> = net.add(site.me());
+        let dht = Dht::start(fabric.clone(), site.store.clone(), DhtOptions::default());
+        std::fs::create_dir_all(&site.dir).unwrap();
+        let voter = Voter::start(&fabric, site.identity.clone(), VoterLog::open(&site.dir.join("votes")).unwrap());
+        let exchange = Exchange::start(fabric.clone(), ChunkStore::open(site.dir.join("chunks")).unwrap(), ExchangeOptions::default());
+        let images = Arc::new(Images::open(exchange.clone(), site.dir.join("images")).unwrap());
+        let hypervisor: Arc<dyn Hypervisor> = match self.real_guests {
+            true => Arc::new(Qemu::new(&site.dir, Some(Accel::Tcg), None)),
+            false => Arc::new(FakeHypervisor { host: site.identity.member_id(), world }),
+        };
+        let parts = Parts {
+            fabric: fabric.clone(),
+            records: dht.clone(),
+            ballot: Arc::new(Votes::new(fabric)),
+            vault: ChunkVault::new(exchange, images),
+            hypervisor,
+            port: site.port.clone(),
+        };
+        let host = Host::open(parts, HostOptions::default(), &site.dir).await.unwrap();
+        site.daemon = Some((host, dht, voter));
+        self.world.unheard.lock().unwrap().remove(&self.me(i));
+    }
+
+    /// Kills the daemon alone; the guests' processes go on.
+    pub fn kill_daemon(&mut self, i: usize) {
+        self.world.unheard.lock().unwrap().insert(self.me(i));
+        let site = &mut self.sites[i];
+        if let Some((host, ..)) = site.daemon.take() {
+            host.halt();
+        }
+        self.net.kill(site.identity.member_id());
+    }
+
+    /// The host loses power.
+    pub fn power_off(&mut self, i: usize) {
+        self.kill_daemon(i);
+        self.world.power_off(self.me(i));
+    }
+
+    /// Cuts or heals `i` from everyone.
+    pub fn isolate(&self, i: usize, cut: bool) {
+        for j in (0..self.sites.len()).filter(|j| *j != i) {
+            self.net.set_cut(self.me(i), self.me(j), cut);
+        }
+    }
+
+    /// A running VM on member `i`, its memory 42.
+    pub async fn vm(&self, i: usize, name: &str) -> VmId {
+        let new = NewVm { name: name.into(), image: ImageSource::File(self.image.clone()), cpus: 1, memory_mib: 64, disk_bytes: None };
+        let vm = self.host(i).create(new, &watch::Sender::default()).await.unwrap().definition.vm;
+        self.host(i).start(name).await.unwrap();
+        self.world.machine(vm, self.me(i)).unwrap().memory.store(42, std::sync::atomic::Ordering::SeqCst);
+        vm
+    }
+
+    /// Sets a trap at `step`.
+    pub fn trap(&self, step: Step) -> mpsc::Receiver<Strike> {
+        let (sender, receiver) = mpsc::channel(4);
+        *self.world.trap.lock().unwrap() = Some((step, sender));
+        receiver
+    }
+
+    /// Waits until exactly `wanted` runs the VM and the overlay knows it there, at most ten minutes of virtual time.
+    pub async fn settles_on(&self, vm: VmId, wanted: &[usize], context: &str) -> usize {
+        for _ in 0..1200 {
+            let running = self.world.running(vm);
+            assert!(running.len() <= 1, "{context}: {running:?}");
+            if let Some(i) = wanted.iter().copied().find(|i| running == [self.me(*i)])
+                && self.peers.announced.lock().unwrap()[&vm].1 == self.me(i)
+                && self.sites[i]
+                    .daemon
+                    .as_ref()
+                    .is_some_and(|(h, ..)| h.list().iter().any(|s| s.definition.vm == vm && s.activity.is_none()))
+            {
+                return i;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        let lists: Vec<_> = self.sites.iter().filter_map(|s| Some(s.daemon.as_ref()?.0.list())).collect();
+        panic!("{context}: runs on {:?}, wanted one of {wanted:?}; {lists:#?}", self.world.running(vm));
+    }
+
+    /// Never two guests of one VM at once.
+    pub fn assert_never_double(&self, context: &str) {
+        assert!(self.world.doubles.lock().unwrap().is_empty(), "{context}: {:?}", self.world.doubles.lock().unwrap());
+    }
+}

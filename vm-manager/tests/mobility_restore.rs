@@ -1,0 +1,112 @@
+//! Snapshots and restores, restarts and fencing.
+#![allow(missing_docs)]
+
+mod mobility;
+
+use mobility::Lab;
+use p2pvm_vm_manager::{Error, checkpoint::RestoreOptions, host::VmState, vault::Durability};
+use std::{sync::atomic::Ordering, time::Duration};
+use tokio::sync::watch;
+
+const FORCE: RestoreOptions = RestoreOptions { force: true };
+
+async fn snapshot(lab: &Lab, i: usize) {
+    let mut taken = lab.host(i).snapshot("web", "one", &watch::Sender::default()).await.unwrap();
+    taken.copies.wait_for(|c| c.durability == Durability::Durable).await.unwrap();
+    // The record with the providers follows.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_whose_host_died_comes_back_elsewhere_with_its_memory_only_by_force() {
+    let mut lab = Lab::new(5).await;
+    let vm = lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    lab.power_off(0);
+    let progress = watch::Sender::default();
+    let refused = lab.host(4).restore("web", "one", RestoreOptions::default(), &progress).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused(why) if why.contains("--force")), "{refused}");
+    let back = lab.host(4).restore("web", "one", FORCE, &progress).await.unwrap();
+    assert_eq!((back.state, back.holder), (VmState::Running, lab.me(4)));
+    assert_eq!(lab.world.machine(vm, lab.me(4)).unwrap().memory.load(Ordering::SeqCst), 42);
+    assert_eq!(lab.peers.announced.lock().unwrap()[&vm], (back.epoch, lab.me(4)));
+    // The dead host returns: its copy stays a branch and does not start.
+    lab.up(0).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.world.running(vm), [lab.me(4)]);
+    let listed = lab.host(0).list();
+    assert_eq!((listed[0].name.as_str(), listed[0].state), ("web-branch-e1", VmState::Branch));
+    lab.assert_never_double("restore");
+    lab.host(0).delete("web-branch-e1").await.unwrap();
+    assert!(lab.host(0).list().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_was_only_cut_off_freezes_its_copy_when_it_is_back() {
+    let lab = Lab::new(5).await;
+    let vm = lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    lab.isolate(0, true);
+    let back = lab.host(3).restore("web", "one", FORCE, &watch::Sender::default()).await.unwrap();
+    lab.isolate(0, false);
+    lab.host(0).stale_epoch(vm, back.epoch);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(lab.world.running(vm), [lab.me(3)]);
+    assert_eq!(lab.host(0).list()[0].state, VmState::Branch);
+    assert!(!lab.sites[0].port.attached.lock().unwrap().contains_key(&vm), "the branch has no port");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_vm_is_not_restored_beside_itself() {
+    let lab = Lab::new(4).await;
+    let vm = lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    for options in [RestoreOptions::default(), FORCE] {
+        let refused = lab.host(2).restore("web", "one", options, &watch::Sender::default()).await.unwrap_err();
+        assert!(matches!(&refused, Error::Refused(why) if why.contains("stop it first")), "{refused}");
+    }
+    assert_eq!(lab.world.running(vm), [lab.me(0)]);
+    // Stopped, it is restored in place.
+    lab.host(0).stop("web").await.unwrap();
+    let back = lab.host(0).restore("web", "one", RestoreOptions::default(), &watch::Sender::default()).await.unwrap();
+    assert_eq!((back.state, lab.host(0).list().len()), (VmState::Running, 1));
+    assert_eq!(lab.world.machine(vm, lab.me(0)).unwrap().memory.load(Ordering::SeqCst), 42);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_daemon_takes_its_guest_up_again_and_a_rebooted_host_boots_it() {
+    let mut lab = Lab::new(3).await;
+    let vm = lab.vm(0, "web").await;
+    lab.kill_daemon(0);
+    lab.up(0).await;
+    lab.settles_on(vm, &[0], "killed daemon").await;
+    assert_eq!(lab.world.machine(vm, lab.me(0)).unwrap().memory.load(Ordering::SeqCst), 42, "the same guest");
+    lab.power_off(0);
+    lab.up(0).await;
+    lab.settles_on(vm, &[0], "rebooted host").await;
+    lab.host(0).stop("web").await.unwrap();
+    lab.power_off(0);
+    lab.up(0).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(lab.host(0).list()[0].state, VmState::Stopped, "one that was stopped stays so");
+    lab.host(0).delete("web").await.unwrap();
+    assert!(lab.host(1).record("web").await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_one_vms_in_the_whole_network() {
+    let lab = Lab::new(3).await;
+    lab.vm(0, "web").await;
+    let new = p2pvm_vm_manager::NewVm {
+        name: "web".into(),
+        image: p2pvm_vm_manager::ImageSource::File(lab.image.clone()),
+        cpus: 1,
+        memory_mib: 64,
+        disk_bytes: None,
+    };
+    let refused = lab.host(1).create(new, &watch::Sender::default()).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused(why) if why.contains("already")), "{refused}");
+    assert!(lab.host(1).list().is_empty(), "nothing is left behind");
+    let (all, silent) = lab.host(2).list_all().await;
+    assert_eq!((all.len(), silent.len()), (1, 0));
+}

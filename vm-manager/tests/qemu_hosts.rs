@@ -1,0 +1,155 @@
+//! A VM's life among hosts with real guests: made, moved live, snapshot, its host lost, brought back.
+
+mod mobility;
+mod support;
+
+use mobility::Lab;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use p2pvm_vm_manager::{
+    Error, ImageSource, NewVm, checkpoint::RestoreOptions, host::VmState, hypervisor::MigrateOptions, migrate::RunsOn, vault::Durability,
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+use support::{Console, PATIENCE, READY, image};
+use tokio::sync::watch;
+
+/// The guests' processes on the host with that directory.
+fn guests(host: &Path) -> Vec<Pid> {
+    let runs = fs::read_dir(host.join("vms")).into_iter().flatten().flatten().map(|vm| vm.path().join("run"));
+    let pid = |run: PathBuf| {
+        let pid = fs::read_to_string(run.join("qemu.pid")).ok()?.trim().parse().ok()?;
+        // The number may be another's by now; a guest's process works in its run directory.
+        (fs::read_link(format!("/proc/{pid}/cwd")).ok()? == run.canonicalize().ok()?).then(|| Pid::from_raw(pid))
+    };
+    runs.filter_map(pid).collect()
+}
+
+/// Ends the guests of all these hosts with the test, however it ends.
+struct Ended(Vec<PathBuf>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        for pid in self.0.iter().flat_map(|host| guests(host)) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+async fn console(lab: &Lab, host: usize) -> Console {
+    Console::of(lab.host(host).console("web").await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
+    let Some(image) = image("a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory") else { return };
+    let mut lab = Lab::with_qemu(3, image).await;
+    let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
+    let progress = watch::Sender::default();
+    let begun = Instant::now();
+    let new = NewVm { name: "web".into(), image: ImageSource::File(lab.image.clone()), cpus: 1, memory_mib: 128, disk_bytes: None };
+    lab.host(0).create(new, &progress).await.unwrap();
+    lab.host(0).start("web").await.unwrap();
+    let mut guest = console(&lab, 0).await;
+    guest.until(READY).await;
+    guest.run("echo remembered > /run/mark; echo written > /data/mark; sync").await;
+    let boot = guest.run("cat /proc/sys/kernel/random/boot_id").await;
+    assert_eq!(boot.len(), 36, "{boot}");
+    drop(guest);
+    println!("{:?}: up", begun.elapsed());
+
+    let moved = lab.host(0).migrate("web", lab.me(1), MigrateOptions::default(), watch::Sender::default()).await.unwrap();
+    assert_eq!((moved.runs_on, moved.failure.as_deref()), (RunsOn::Target, None));
+    println!("{:?}: moved, paused {:?} ms, {:?}", begun.elapsed(), moved.pause_ms, moved.report);
+    assert!(lab.host(0).list().is_empty() && guests(&lab.sites[0].dir).is_empty(), "nothing is left behind");
+    let mut guest = console(&lab, 1).await;
+    assert_eq!(guest.run("cat /run/mark /data/mark /proc/sys/kernel/random/boot_id").await, format!("remembered\nwritten\n{boot}"));
+
+    let mut taken = lab.host(1).snapshot("web", "one", &progress).await.unwrap();
+    let durable = taken.copies.wait_for(|copies| copies.durability == Durability::Durable);
+    tokio::time::timeout(PATIENCE, durable).await.expect("durable in time").unwrap();
+    println!("{:?}: snapshot, the guest stood still {:?}", begun.elapsed(), taken.pause);
+    // What the next holder needs to know of it is in the record.
+    let recorded = async {
+        while lab.host(2).record("web").await.unwrap().snapshots.iter().all(|s| s.providers.len() < 3) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, recorded).await.expect("recorded in time");
+    guest.run("echo too late > /run/mark; echo too late > /data/mark; sync").await;
+    drop(guest);
+
+    let processes = guests(&lab.sites[1].dir);
+    assert_eq!(processes.len(), 1);
+    lab.power_off(1);
+    kill(processes[0], Signal::SIGKILL).unwrap();
+    let refused = lab.host(2).restore("web", "one", RestoreOptions::default(), &progress).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused(why) if why.contains("--force")), "{refused}");
+    let back = lab.host(2).restore("web", "one", RestoreOptions { force: true }, &progress).await.unwrap();
+    assert_eq!((back.state, back.holder), (VmState::Running, lab.me(2)));
+    assert!(back.epoch > moved.epoch);
+    println!("{:?}: restored", begun.elapsed());
+    let mut guest = console(&lab, 2).await;
+    let found = guest.run("echo 1 > /proc/sys/vm/drop_caches; cat /run/mark /data/mark /proc/sys/kernel/random/boot_id").await;
+    assert_eq!(found, format!("remembered\nwritten\n{boot}"));
+    assert_eq!(guest.run("dmesg | grep -c 'I/O error'").await, "0");
+    assert_eq!(lab.host(0).holder("web").await.unwrap(), lab.me(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later() {
+    let Some(image) = image("a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later") else { return };
+    let mut lab = Lab::with_qemu(3, image).await;
+    let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
+    let new = NewVm { name: "web".into(), image: ImageSource::File(lab.image.clone()), cpus: 1, memory_mib: 128, disk_bytes: None };
+    lab.host(0).create(new, &watch::Sender::default()).await.unwrap();
+    lab.host(0).start("web").await.unwrap();
+    let mut guest = console(&lab, 0).await;
+    guest.until(READY).await;
+    guest.run("echo remembered > /run/mark; dd if=/dev/urandom of=/data/bulk bs=1M count=12; sync").await;
+    drop(guest);
+    for phase in ["disk", "ram"] {
+        // Too slow to end.
+        let options = MigrateOptions { bandwidth: 1 << 20, ..MigrateOptions::default() };
+        let begun = Instant::now();
+        let (moving, at) = loop {
+            let (host, to, progress) = (lab.host(0), lab.me(1), watch::Sender::default());
+            let mut seen = progress.subscribe();
+            let moving = tokio::spawn(async move { host.migrate("web", to, options, progress).await });
+            let there = seen.wait_for(|p| p.total_bytes > 0 && (p.phase == phase || p.phase == "ram"));
+            match there.await.map(|p| p.clone()) {
+                Ok(at) => break (moving, at),
+                // The target still waits for the move that was broken off.
+                Err(_) => assert!(begun.elapsed() < PATIENCE, "{:?}", moving.await.unwrap()),
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        };
+        let process = guests(&lab.sites[0].dir);
+        lab.kill_daemon(0);
+        assert!(moving.await.unwrap().is_err());
+        lab.up(0).await;
+        println!("killed at {at:?}, begun after {:?}", begun.elapsed());
+        assert_eq!(guests(&lab.sites[0].dir), process, "the same guest");
+        assert_eq!(lab.host(0).list()[0].state, VmState::Running);
+        let mut guest = console(&lab, 0).await;
+        assert_eq!(guest.run("cat /run/mark").await, "remembered");
+        drop(guest);
+    }
+    let begun = Instant::now();
+    loop {
+        let moved = lab.host(0).migrate("web", lab.me(1), MigrateOptions::default(), watch::Sender::default()).await;
+        match moved {
+            Ok(moved) if moved.runs_on == RunsOn::Target => break,
+            other => assert!(begun.elapsed() < PATIENCE, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    println!("moved {:?} after the last kill", begun.elapsed());
+    let mut guest = console(&lab, 1).await;
+    assert_eq!(guest.run("cat /run/mark").await, "remembered");
+}
