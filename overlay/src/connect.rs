@@ -154,10 +154,13 @@ impl Shared {
         Whereabouts { candidates: self.candidates(), nat: self.state().nat, neighbours }
     }
 
+    /// Members with a direct link, or with a direct control connection to a public address, where a link would be direct too.
     fn direct_neighbours(&self) -> HashMap<MemberId, u32> {
         let millis = |rtt: Option<Duration>| rtt.map_or(1000, |d| u32::try_from(d.as_millis()).unwrap_or(u32::MAX));
         let peers = self.plane.peers().into_iter();
-        peers.filter(|(_, info)| matches!(info.path, Path::Direct(_))).map(|(m, info)| (m, millis(info.rtt))).collect()
+        let linked = peers.filter(|(_, info)| matches!(info.path, Path::Direct(_))).map(|(m, info)| (m, millis(info.rtt)));
+        let open = self.fabric.connected().into_iter().filter_map(|m| Some((m, millis(Some(self.fabric.rtt_of_open(m)?)))));
+        open.chain(linked).collect()
     }
 
     fn remember(&self, member: MemberId, whereabouts: &Whereabouts) {

@@ -298,6 +298,10 @@ impl Fabric for Control {
         if member == self.shared.me { Some(self.identity.link_key()) } else { self.shared.link_key(member) }
     }
 
+    fn rtt_of_open(&self, member: MemberId) -> Option<Duration> {
+        self.shared.rtt_of_open(member)
+    }
+
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
         let mut live = self.connected();
         live.push(self.shared.me);

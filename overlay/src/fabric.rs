@@ -70,6 +70,11 @@ pub trait Fabric: Send + Sync + 'static {
     /// A member's link key, once its certificate has been seen on a connection.
     fn link_key(&self, member: MemberId) -> Option<LinkKey>;
 
+    /// The round trip to a connected member that anybody can reach directly; `None` for others, or if not measured.
+    fn rtt_of_open(&self, _member: MemberId) -> Option<Duration> {
+        None
+    }
+
     /// Up to `n` live members closest to `place`, nearest first, this node among them where it belongs.
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError>;
 

@@ -2,10 +2,13 @@
 //! IP packet plane and the libp2p control host. Knows no VM's inside and no DHT record.
 
 pub mod connect;
+#[cfg(feature = "control")]
+pub mod control;
 pub mod fabric;
 pub mod id;
 pub mod identity;
 pub mod link;
+pub mod membership;
 pub mod plane;
 pub mod portmap;
 pub mod stun;

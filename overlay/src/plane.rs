@@ -7,6 +7,7 @@
 mod clock;
 mod core;
 mod deliver;
+mod holding;
 pub mod packet;
 mod packet_socket;
 mod path_use;
@@ -21,7 +22,7 @@ pub(crate) mod udp;
 mod wake;
 
 pub(crate) use self::core::Inner;
-pub use port::GuestPort;
+pub use port::{GuestPort, Leaving};
 pub use routes::Route;
 
 use crate::{
@@ -263,6 +264,11 @@ impl Plane {
         self.inner().freeze_port(vm, frozen);
     }
 
+    /// Says how far a guest's departure has come, so that nothing that arrives meanwhile is lost.
+    pub fn hold_port(&self, vm: VmId, leaving: Leaving) {
+        self.inner().hold_port(vm, leaving);
+    }
+
     /// The VM that held `addr` here has moved: its packets that still come go on to `to`, and their senders are told.
     /// `None` ends that.
     pub fn set_forward(&self, addr: IpAddr, to: Option<Route>) {
@@ -280,6 +286,11 @@ impl Plane {
     /// [`Error::NoPath`] if no link came up in time, [`Error::TimedOut`] if it did and no answer came.
     pub async fn ping(&self, member: MemberId, timeout: Duration) -> Result<Pong, Error> {
         self.inner().ping(member, timeout).await
+    }
+
+    /// Ends the link to a member whose membership was revoked.
+    pub fn remove_peer(&self, member: MemberId) {
+        self.inner().remove_peer(member);
     }
 
     /// The link to a member, if there is one.

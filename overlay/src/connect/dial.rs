@@ -174,7 +174,10 @@ fn relays(shared: &Shared, member: MemberId, theirs: &Whereabouts) -> Vec<Member
 async fn via(shared: &Arc<Shared>, member: MemberId, relay: MemberId) -> Result<Path, Error> {
     let (ours, theirs) =
         tokio::join!(Box::pin(ensure(shared, relay, Reach::WithoutRelay)), ask(shared, relay, Request::Relay(member), RELAY_LIMIT));
-    ours?;
+    if ours? == Path::Stream {
+        // Our own stream to the member is no worse than one to a relay.
+        return Err(Error::NoPath(member));
+    }
     theirs?;
     shared.plane.inner().try_paths(member, [Path::Relayed(relay)]);
     selected(shared, member, Reach::Any, PATIENCE.1).await.ok_or(Error::NoPath(member))

@@ -48,6 +48,18 @@ pub enum NatKind {
     Blocked,
 }
 
+impl std::fmt::Display for NatKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "not known yet",
+            Self::Open => "none",
+            Self::Cone => "cone",
+            Self::Symmetric => "symmetric",
+            Self::Blocked => "UDP blocked",
+        })
+    }
+}
+
 impl NatKind {
     /// Whether two members behind these may reach each other directly. Unknown: worth a try.
     pub fn may_punch(self, other: Self) -> bool {

@@ -455,8 +455,9 @@ impl Driver {
         if self.probe_at <= now {
             self.probe_at = now + PROBE_EVERY;
             self.probe();
-            self.save_book();
         }
+        // Only if it changed: a node that is killed a second after it joined finds its way back.
+        self.save_book();
         if now.duration_since(self.checked_at) > Duration::from_secs(60) {
             self.checked_at = now;
             self.cut_untrusted(); // Certificates also end by time.

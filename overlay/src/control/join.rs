@@ -95,8 +95,10 @@ pub async fn join(identity: &Identity, invite: &Invite, name: &str, knock_at: &[
                 SwarmEvent::Behaviour(GateEvent::Failed { peer, error }) => {
                     tracing::debug!(member = ?member_of(&peer), "knocking failed: {error}");
                     match error {
-                        // This one cannot, or cannot now; another may.
-                        DoorError::TurnedDown(why @ (Refusal::CannotAdmit | Refusal::Undecided(_)), _) => refusal = Some(why),
+                        // This one cannot, cannot now, or is of another network; another may.
+                        DoorError::TurnedDown(why @ (Refusal::CannotAdmit | Refusal::Undecided(_) | Refusal::OtherNetwork), _) => {
+                            refusal = Some(why);
+                        }
                         DoorError::TurnedDown(why, _) | DoorError::Refused(why) => return Err(JoinError::Refused(why)),
                         DoorError::Io(_) | DoorError::TimedOut => {}
                     }

@@ -149,6 +149,13 @@ impl Shared {
         members.into_iter().map(status).collect()
     }
 
+    /// The round trip to a member that says it is public and that this node has a direct connection with.
+    pub fn rtt_of_open(&self, member: MemberId) -> Option<Duration> {
+        let public = self.book.read().unwrap_or_else(PoisonError::into_inner).get(member).is_some_and(|contact| contact.public);
+        let online = self.online.read().unwrap_or_else(PoisonError::into_inner);
+        online.get(&member).filter(|o| public && o.relayed.is_none())?.rtt
+    }
+
     /// The members known that are nearest to `place`.
     pub fn nearest_known(&self, place: RingAddr, n: usize) -> Vec<Contact> {
         let book = self.book.read().unwrap_or_else(PoisonError::into_inner);

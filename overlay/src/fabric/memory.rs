@@ -9,10 +9,16 @@ use crate::{
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
+    sync::mpsc,
+};
 
 #[derive(Default)]
 struct Shared {
@@ -81,6 +87,42 @@ impl Shared {
     }
 }
 
+/// A stream that breaks when its pair is cut or one of them dies, at the next read or write.
+struct MemoryStream {
+    net: MemoryNet,
+    pair: (MemberId, MemberId),
+    inner: DuplexStream,
+}
+
+impl MemoryStream {
+    fn whole(&self) -> io::Result<()> {
+        if self.net.lock().reaches(self.pair.0, self.pair.1) { Ok(()) } else { Err(io::ErrorKind::ConnectionReset.into()) }
+    }
+}
+
+impl AsyncRead for MemoryStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.whole()?;
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for MemoryStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.whole()?;
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.whole()?;
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
 #[async_trait]
 impl Fabric for MemoryFabric {
     fn me(&self) -> MemberId {
@@ -144,8 +186,10 @@ impl Fabric for MemoryFabric {
         };
         let acceptor = acceptor.ok_or_else(|| FabricError::NoSuchService(to, service.to_owned()))?;
         let (here, there) = tokio::io::duplex(256 << 10);
+        let there = MemoryStream { net: self.net.clone(), pair: (self.me, to), inner: there };
         acceptor.send((self.me, Box::new(there))).await.map_err(|_| FabricError::NoSuchService(to, service.to_owned()))?;
-        Ok(Box::new(here))
+        let pair = (self.me, to);
+        Ok(Box::new(MemoryStream { net: self.net.clone(), pair, inner: here }))
     }
 
     fn accept_streams(&self, service: &'static str) -> mpsc::Receiver<(MemberId, BoxStream)> {

@@ -14,7 +14,11 @@ use super::{
 };
 use crate::{
     id::{Epoch, MemberId},
-    link::{Keys, Session, cookie::Doorman, frame::Frame},
+    link::{
+        Keys, Session,
+        cookie::Doorman,
+        frame::{Frame, wire_epoch},
+    },
     stun,
 };
 use arc_swap::ArcSwap;
@@ -59,6 +63,8 @@ pub(crate) struct Inner {
     /// Packets to addresses without a route, with the epoch of their source.
     pub unresolved: Mutex<Waitlist<(u32, Vec<u8>)>>,
     pub unknown_sources: Mutex<Waitlist<Held>>,
+    /// Packets that a guest's former host passed on before the guest had its port here.
+    pub early: Mutex<Waitlist<Vec<u8>>>,
     pub doorman: Mutex<Doorman>,
     pub events: mpsc::Sender<PlaneEvent>,
     pub wanted: mpsc::Sender<MemberId>,
@@ -101,6 +107,7 @@ impl Inner {
             sessions: ArcSwap::default(),
             unresolved: Mutex::default(),
             unknown_sources: Mutex::default(),
+            early: Mutex::default(),
             doorman: Mutex::new(Doorman::new(now)),
             events,
             wanted,
@@ -211,7 +218,20 @@ impl Inner {
         });
         if let Some(route) = to {
             self.set_route(addr, route);
+            self.pass_on_held(&addr, route);
         }
+    }
+
+    /// Sends what was held for a guest that has moved after it.
+    fn pass_on_held(&self, addr: &IpAddr, route: Route) {
+        let Some(port) = self.ports.load().by_addr(addr).cloned() else { return };
+        let (next, now) = (self.peer(route.member), Instant::now());
+        let mut out = Batch::default();
+        for packet in port.holding.release(true) {
+            let frame = Frame::Ip { from_epoch: 0, to_epoch: wire_epoch(route.epoch), passed_on: true };
+            self.send_frame(&mut out, &next, frame, &packet, now);
+        }
+        out.flush(&self.udp);
     }
 
     /// The peer of a member, made if it was none.
@@ -228,6 +248,25 @@ impl Inner {
             peers
         });
         self.peers.load().get(&member).cloned().unwrap_or(new)
+    }
+
+    /// Ends the link to a member that is none any more: its sessions open nothing from now on.
+    pub fn remove_peer(&self, member: MemberId) {
+        let Some(peer) = self.peers.load().get(&member).cloned() else { return };
+        *peer.link() = None;
+        peer.sending.store(None);
+        self.sessions.rcu(|sessions| {
+            let mut sessions = Sessions::clone(sessions);
+            sessions.retain(|_, (_, of)| of.member != member);
+            sessions
+        });
+        peer.paths().remove_all(Instant::now());
+        peer.via.store(Arc::new(super::peer::Via::Nowhere));
+        self.peers.rcu(|peers| {
+            let mut peers = Peers::clone(peers);
+            peers.remove(&member);
+            peers
+        });
     }
 
     /// Asks the connector for a path to the peer.
@@ -253,8 +292,10 @@ impl Inner {
         }
     }
 
+    /// The port behind an address, unless its guest has gone and packets are to follow it.
     pub fn port_of(&self, addr: &IpAddr) -> Option<Arc<Port>> {
-        self.ports.load().by_addr(addr).cloned()
+        let port = self.ports.load().by_addr(addr).cloned()?;
+        (!self.forwards.load().contains_key(addr)).then_some(port)
     }
 
     pub async fn ping(&self, member: MemberId, timeout: Duration) -> Result<Pong, Error> {

@@ -4,7 +4,9 @@
 
 use super::{
     Error, Inner, PlaneEvent,
+    core::lock,
     deliver::Ctx,
+    holding::Holding,
     packet::{self, ETHERNET_LEN, Guest},
     packet_socket::PacketSocket,
     segments::{HEAD, Segments},
@@ -27,12 +29,25 @@ use std::{
 };
 use tun_rs::{GROTable, VIRTIO_NET_HDR_LEN, VirtioNetHdr, gso_split};
 
+/// The gateway's link-local address on every guest port.
+const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Segments that one of a guest's TSO packets is cut into at most.
 const MAX_SEGMENTS: usize = 128;
 /// For so long after a guest came, packets that its former host passes on are let in.
 const NEW_FOR: Duration = Duration::from_secs(60);
 /// virtio_net_hdr: the rest of the packet needs its checksum completed.
 const NEEDS_CHECKSUM: u8 = 1;
+
+/// How far a guest's departure has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// It stays: what was held for it is given to it.
+    Not,
+    /// Its memory is being copied.
+    Soon,
+    /// It was stopped for the hand-over: what comes for it is held until [`super::Plane::set_forward`] says where it went.
+    StandsStill,
+}
 
 /// A guest's interface and addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +60,8 @@ pub struct GuestPort {
     pub mac: [u8; 6],
     /// The MAC address that the overlay shows to the guest.
     pub gateway_mac: [u8; 6],
+    /// The gateway's IPv4 address: what the guest sends there (DNS) is the daemon's to answer.
+    pub gateway: Ipv4Addr,
     /// The guest's IPv4 address.
     pub v4: Ipv4Addr,
     /// Its IPv6 addresses.
@@ -66,6 +83,7 @@ pub(crate) struct Port {
     pub config: GuestPort,
     socket: PacketSocket,
     frozen: AtomicBool,
+    pub holding: Holding,
     since: Instant,
     pub stop: Stop,
 }
@@ -84,7 +102,15 @@ impl Port {
 
     /// Gives the guest IP packets, each behind [`Port::HEAD_LEN`] bytes of 0xff.
     pub fn deliver(&self, gro: &mut GROTable, packets: &mut [Vec<u8>]) {
-        if !self.open() || gro.apply_gro(packets, Self::HEAD_LEN, false).is_err() {
+        if !self.open() {
+            return;
+        }
+        let now = Instant::now();
+        let mut held = false;
+        for packet in packets.iter() {
+            held |= packet.get(Self::HEAD_LEN..).is_some_and(|ip| self.holding.keeps(now, ip));
+        }
+        if held || gro.apply_gro(packets, Self::HEAD_LEN, false).is_err() {
             return;
         }
         for packet in packets {
@@ -176,8 +202,15 @@ impl Inner {
         mute_host_stack(&config.ifname);
         let socket = PacketSocket::open(&config.ifname).map_err(failed)?;
         let stop = Stop::new().map_err(failed)?;
-        let port = Arc::new(Port { config: config.clone(), socket, frozen: AtomicBool::new(false), since: Instant::now(), stop });
-        let (inner, own) = (self.clone(), port.clone());
+        let port = Arc::new(Port {
+            config: config.clone(),
+            socket,
+            frozen: AtomicBool::new(false),
+            holding: Holding::default(),
+            since: Instant::now(),
+            stop,
+        });
+        let (inner, own, arrived) = (self.clone(), port.clone(), port.clone());
         thread::Builder::new().name("p2pvm-guest".into()).spawn(move || run(&inner, &own)).map_err(failed)?;
         self.change_ports(|ports| ports.insert(port.clone()));
         self.forwards.rcu(|forwards| {
@@ -185,7 +218,36 @@ impl Inner {
             forwards.retain(|addr, _| !config.owns(addr));
             forwards
         });
+        self.give_early(&arrived);
         Ok(())
+    }
+
+    /// Gives a guest that has just come what its former host passed on before it was here.
+    fn give_early(&self, port: &Arc<Port>) {
+        let v6 = port.config.v6.iter().map(|a| IpAddr::V6(*a));
+        let mut ctx = Ctx::default();
+        for addr in v6.chain([IpAddr::V4(port.config.v4)]) {
+            for packet in lock(&self.early).take(Instant::now(), &addr) {
+                ctx.give_guest(port, &packet);
+            }
+        }
+        ctx.flush(self);
+    }
+
+    /// Whether the guest is about to leave, stands still, or stays after all.
+    pub fn hold_port(&self, vm: VmId, leaving: Leaving) {
+        let Some(port) = self.ports.load().by_vm.get(&vm).cloned() else { return };
+        match leaving {
+            Leaving::Soon => port.holding.remember(),
+            Leaving::StandsStill => port.holding.hold(Instant::now()),
+            Leaving::Not => {
+                let mut ctx = Ctx::default();
+                for packet in port.holding.release(false) {
+                    ctx.give_guest(&port, &packet);
+                }
+                ctx.flush(self);
+            }
+        }
     }
 
     fn change_ports(&self, change: impl Fn(&mut Ports) -> Option<Arc<Port>>) {
@@ -264,7 +326,11 @@ fn take(inner: &Inner, port: &Port, raw: &mut [u8], buf: &mut [u8], sizes: &mut 
     }
     let packet = &mut frame[ETHERNET_LEN..];
     // A guest speaks for its own addresses only.
-    let (src, _) = packet::addresses(packet)?;
+    let (src, dst) = packet::addresses(packet)?;
+    if dst == IpAddr::V4(port.config.gateway) || dst == IpAddr::V6(GATEWAY_V6) {
+        inner.tell(PlaneEvent::GuestFrame { vm: port.config.vm, frame: frame.to_vec() });
+        return None;
+    }
     if !port.config.owns(&src) {
         return None;
     }

@@ -155,6 +155,9 @@ impl Inner {
             && !passed_on
         {
             self.pass_on(ctx, peer, &dst, route, from_epoch, packet, now);
+        } else if passed_on && self.routes.load().get(&dst).is_none_or(|route| to_epoch >= wire_epoch(route.epoch)) {
+            // For a guest that is on its way here: it has its port in a moment.
+            lock(&self.early).hold(now, dst, packet.to_vec());
         }
     }
 

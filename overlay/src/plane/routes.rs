@@ -52,8 +52,8 @@ impl Routes {
     }
 }
 
-/// Packets held per address: a TCP handshake's retries and a few datagrams.
-const HELD_PER_ADDRESS: usize = 32;
+/// Packets held per address: a few datagrams, or what a connection sends while its guest changes hosts.
+const HELD_PER_ADDRESS: usize = 128;
 /// Addresses waited for at once; a scan of the subnet must not eat memory.
 const MAX_ADDRESSES: usize = 256;
 /// A packet is not worth sending after this time: TCP has tried again by then.

@@ -229,6 +229,7 @@ impl World {
             ifname: tap,
             mac,
             gateway_mac: gateway,
+            gateway: std::net::Ipv4Addr::new(10, 255, 255, 254),
             v4: address.parse().expect("an address"),
             v6: Vec::new(),
             epoch: p2pvm_overlay::Epoch(epoch),
