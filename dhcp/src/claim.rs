@@ -146,7 +146,7 @@ impl Addresses {
     /// No quorum.
     pub async fn resolve(&self, ip: IpAddr) -> Result<Option<Holder>, Error> {
         let Some(record) = self.records.get(address_key(ip)).await? else { return Ok(None) };
-        Ok(self.believe_address(ip, &record))
+        Ok(self.believe(ip, &record))
     }
 
     /// What a name stands for, whatever its letter case.
@@ -313,7 +313,24 @@ impl Addresses {
         }
     }
 
-    fn believe_address(&self, ip: IpAddr, record: &Record) -> Option<Holder> {
+    /// The signed records that say a VM's addresses are held by `holder` in `epoch`: what [`Self::move_vm`] writes, for
+    /// telling members directly. They are as good as the DHT's own.
+    pub fn records_of(&self, vm_keys: &KeyPair, ips: &[IpAddr], holder: MemberId, epoch: Epoch, name: &str) -> Vec<(IpAddr, Record)> {
+        let holder = Holder { member: holder, epoch, vm: Some(vm_keys.vm_id()), name: name.to_owned() };
+        let expires = UnixTime::now().plus(self.ttl.as_secs());
+        let sign = |ip: &IpAddr| (*ip, Record::sign(vm_keys, address_key(*ip), epoch.0 << 32, expires, Some(holder.encode())));
+        ips.iter().map(sign).collect()
+    }
+
+    /// What is to be given back when a VM goes for good.
+    pub fn lease_of(&self, vm_keys: &KeyPair, v4: Ipv4Addr, holder: MemberId, epoch: Epoch, name: &str) -> Lease {
+        let holder = Holder { member: holder, epoch, vm: Some(vm_keys.vm_id()), name: name.to_owned() };
+        let v6 = self.derive_v6.as_ref().map(|derive| derive(holder.subject()));
+        Lease { v4, prefix: self.subnet.prefix, v6, holder, expires: UnixTime::now(), version: epoch.0 << 32 }
+    }
+
+    /// Whom a record of `ip` names, if its signer had the right to make it. The signature is the caller's to check.
+    pub fn believe(&self, ip: IpAddr, record: &Record) -> Option<Holder> {
         let holder = Holder::decode(record.value.as_ref()?)?;
         let derived = match (ip, &self.derive_v6) {
             (IpAddr::V4(v4), _) => self.subnet.claimable(v4),

@@ -7,6 +7,7 @@ use std::{
     io, mem,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// The store could not read or write.
@@ -61,6 +62,9 @@ pub trait Store: Send + Sync + 'static {
     }
 }
 
+/// How long an earlier holder of a store may take to let go of it.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
+
 /// A [`Store`] in a sled directory.
 pub struct SledStore(sled::Db);
 
@@ -72,7 +76,19 @@ impl SledStore {
     /// What the disk says.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         // A node holds thousands of small records: the default cache of 1 GiB would let the daemon grow for nothing.
-        let open = || sled::Config::new().path(directory).cache_capacity(8 << 20).flush_every_ms(None).open();
+        let once = || sled::Config::new().path(directory).cache_capacity(8 << 20).flush_every_ms(None).open();
+        // sled lets go of its lock in the background after a store is dropped, and the kernel a moment after a process is killed.
+        let open = || {
+            let began = Instant::now();
+            loop {
+                match once() {
+                    Err(sled::Error::Io(e)) if e.to_string().contains("could not acquire lock") && began.elapsed() < LOCK_LIMIT => {
+                        std::thread::sleep(LOCK_LIMIT / 100);
+                    }
+                    opened => return opened,
+                }
+            }
+        };
         match open() {
             Err(sled::Error::Corruption { .. }) => {
                 let aside = directory.with_extension("corrupt");
