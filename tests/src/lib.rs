@@ -8,6 +8,7 @@ pub mod cli;
 pub mod forwarder;
 pub mod guest_client;
 pub mod keeper;
+pub mod lab;
 mod namespace;
 mod nat;
 pub mod plan;

@@ -17,7 +17,7 @@ use std::{
         fd::AsRawFd,
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -90,25 +90,31 @@ fn in_thread<T: Send>(action: impl FnOnce() -> Result<T, Error> + Send) -> Resul
     })
 }
 
-/// Process ids whose main thread is in the namespace, never the caller's own.
-pub(crate) fn processes(name: &str) -> Vec<i32> {
-    let Ok(wanted) = fs::metadata(path(name)) else { return Vec::new() };
+/// Process ids of a host: those whose main thread is in its namespace, and those that stand in its state directory, such as
+/// guests that have a namespace of their own. Never the caller's own.
+pub(crate) fn processes(name: &str, dir: &Path) -> Vec<i32> {
+    let wanted = fs::metadata(path(name)).map(|found| (found.dev(), found.ino())).ok();
     let own = std::process::id() as i32;
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| *pid != own && is_in(*pid, (wanted.dev(), wanted.ino()))).collect()
+    pids.filter(|pid| *pid != own && (wanted.is_some_and(|wanted| is_in(*pid, wanted)) || stands_in(*pid, dir))).collect()
+}
+
+/// Whether the process's working directory is, or was until it was removed, below `dir`.
+fn stands_in(pid: i32, dir: &Path) -> bool {
+    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir))
 }
 
 fn is_in(pid: i32, namespace: (u64, u64)) -> bool {
     fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|found| (found.dev(), found.ino()) == namespace)
 }
 
-/// Kills every process in the namespace and waits until none is left; answers how many there were.
-pub(crate) fn kill_processes(name: &str) -> Result<usize, Error> {
+/// Kills every process of a host and waits until none is left; answers how many there were.
+pub(crate) fn kill_processes(name: &str, dir: &Path) -> Result<usize, Error> {
     let started = Instant::now();
     let mut killed = std::collections::BTreeSet::new();
     loop {
-        let found = processes(name);
+        let found = processes(name, dir);
         if found.is_empty() {
             return Ok(killed.len());
         }

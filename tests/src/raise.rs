@@ -87,11 +87,13 @@ pub(crate) fn raze(name: &str) -> Result<(), Error> {
             result = outcome;
         }
     };
+    let hosts = Path::new(HOSTS_DIR).join(name);
+    note(namespace::kill_processes("", &hosts).map(drop));
     for namespace in namespace::list(&namespace_prefix(name)) {
-        note(namespace::kill_processes(&namespace).map(drop));
+        note(namespace::kill_processes(&namespace, &hosts).map(drop));
         note(namespace::delete(&namespace));
     }
-    for dir in [Path::new(HOSTS_DIR).join(name), run_dir(name)] {
+    for dir in [hosts, run_dir(name)] {
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => note(Err(Error::Io(format!("remove {}", dir.display()), e))),
             _ => {}

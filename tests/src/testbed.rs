@@ -301,7 +301,8 @@ impl Testbed {
     /// Pulls a host's plug: its cable first, then every program on it by SIGKILL. Its state directory stays. Answers how many died.
     pub fn kill(&self, host: &str) -> Result<usize, Error> {
         self.isolate(host)?;
-        namespace::kill_processes(&self.host(host)?.namespace)
+        let host = self.host(host)?;
+        namespace::kill_processes(&host.namespace, &host.dir)
     }
 
     /// Lets a killed host onto the network again; its programs have to be started by whoever started them at first.
@@ -311,7 +312,8 @@ impl Testbed {
 
     /// Process ids running on a host.
     pub fn processes(&self, host: &str) -> Result<Vec<i32>, Error> {
-        Ok(namespace::processes(&self.host(host)?.namespace))
+        let host = self.host(host)?;
+        Ok(namespace::processes(&host.namespace, &host.dir))
     }
 
     /// What happened on each link so far, `[from][to]` by site index.
@@ -332,7 +334,7 @@ impl Testbed {
             site: self.plan.sites[host.site].name.clone(),
             address: host.address,
             public: self.plan.public_address(host),
-            processes: namespace::processes(&host.namespace).len(),
+            processes: namespace::processes(&host.namespace, &host.dir).len(),
         });
         Ok(Status { name: self.plan.name.clone(), hosts: hosts.collect(), links })
     }
