@@ -1,3 +1,25 @@
-//! The p2pvm program.
+//! The program: one binary that is the daemon and the command line which talks to it.
 
-fn main() {}
+#![deny(missing_docs)]
+
+mod api;
+mod bench;
+mod cli;
+mod config;
+mod daemon;
+mod demo;
+mod failure;
+mod layout;
+mod membership;
+mod sigpipe;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    if !cli.is_daemon() {
+        sigpipe::restore_default();
+    }
+    cli::run(cli)
+}

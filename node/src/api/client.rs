@@ -1,0 +1,131 @@
+//! Speaks the control API to a daemon: over its unix socket, or over any stream to another member's.
+
+use super::types::{Line, Step};
+use crate::failure::{Doing, Failure, Kind, Outcome};
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, Response, StatusCode, body::Bytes, body::Incoming, client::conn::http1, upgrade::Upgraded};
+use hyper_util::rt::TokioIo;
+use p2pvm_overlay::BoxStream;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use std::{io, path::Path};
+use tokio::net::UnixStream;
+
+/// One connection's worth of control API.
+pub struct Client {
+    sender: http1::SendRequest<Full<Bytes>>,
+}
+
+/// What a streamed answer reports on the way.
+pub enum Event {
+    /// How far it has come.
+    Step(Step),
+    /// One of several results.
+    Item(Value),
+}
+
+impl Client {
+    /// Connects to the daemon whose socket this is.
+    pub async fn connect(socket: &Path) -> Outcome<Self> {
+        let stream = UnixStream::connect(socket).await.map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                Failure::new(Kind::Failed, "no p2pvm daemon is running here; start one with 'p2pvm up --detach' (or 'p2pvm join' first)")
+            }
+            io::ErrorKind::PermissionDenied => Failure::refused("the daemon's socket is for root: run this as root"),
+            _ => Failure::new(Kind::Failed, format!("cannot reach the daemon at {}: {e}", socket.display())),
+        })?;
+        Self::over(Box::new(stream)).await
+    }
+
+    /// Speaks over a stream that is already open.
+    pub async fn over(stream: BoxStream) -> Outcome<Self> {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.doing("speaking to the daemon")?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "control API connection ended");
+            }
+        });
+        Ok(Self { sender })
+    }
+
+    async fn send(&mut self, method: Method, path: &str, body: Option<Vec<u8>>, upgrade: bool) -> Outcome<Response<Incoming>> {
+        let mut request = Request::builder().method(method).uri(path).header("host", "p2pvm").header("content-type", "application/json");
+        if upgrade {
+            request = request.header("connection", "upgrade").header("upgrade", "console");
+        }
+        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).doing("making the request")?;
+        self.sender.send_request(request).await.doing("the daemon closed the connection (see its log)")
+    }
+
+    /// One request, one JSON answer.
+    pub async fn ask<T: DeserializeOwned>(&mut self, method: Method, path: &str, body: Option<&impl Serialize>) -> Outcome<T> {
+        let body = body.map(serde_json::to_vec).transpose().doing("encoding the request")?;
+        let answer = self.send(method, path, body, false).await?;
+        let status = answer.status();
+        let bytes = answer.into_body().collect().await.doing("reading the daemon's answer")?.to_bytes();
+        if status.is_success() {
+            serde_json::from_slice(&bytes).doing("understanding the daemon's answer (is it of the same version?)")
+        } else {
+            Err(failure_of(status, &bytes))
+        }
+    }
+
+    /// A GET.
+    pub async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Outcome<T> {
+        self.ask(Method::GET, path, None::<&()>).await
+    }
+
+    /// A POST.
+    pub async fn post<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> Outcome<T> {
+        self.ask(Method::POST, path, Some(body)).await
+    }
+
+    /// A request whose answer is a stream of lines; `on_event` sees all but the last.
+    pub async fn follow(&mut self, path: &str, body: &impl Serialize, mut on_event: impl FnMut(Event)) -> Outcome<Value> {
+        let body = serde_json::to_vec(body).doing("encoding the request")?;
+        let answer = self.send(Method::POST, path, Some(body), false).await?;
+        let status = answer.status();
+        let mut body = answer.into_body();
+        if !status.is_success() {
+            let bytes = body.collect().await.doing("reading the daemon's answer")?.to_bytes();
+            return Err(failure_of(status, &bytes));
+        }
+        let mut pending = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.doing("reading the daemon's answer")?.into_data() else { continue };
+            pending.extend_from_slice(&data);
+            while let Some(end) = pending.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                match serde_json::from_slice(&line).doing("understanding the daemon's answer")? {
+                    Line::Progress(step) => on_event(Event::Step(step)),
+                    Line::Item(value) => on_event(Event::Item(value)),
+                    Line::Done(value) => return Ok(value),
+                    Line::Error(failure) => return Err(failure),
+                }
+            }
+        }
+        Err(Failure::new(Kind::Failed, "the daemon ended before it answered (see its log)"))
+    }
+
+    /// Turns the connection into a byte stream, as for a console.
+    pub async fn upgrade(mut self, path: &str) -> Outcome<TokioIo<Upgraded>> {
+        let answer = self.send(Method::GET, path, None, true).await?;
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let status = answer.status();
+            let bytes = answer.into_body().collect().await.doing("reading the daemon's answer")?.to_bytes();
+            return Err(failure_of(status, &bytes));
+        }
+        Ok(TokioIo::new(hyper::upgrade::on(answer).await.doing("opening the console")?))
+    }
+}
+
+fn failure_of(status: StatusCode, body: &[u8]) -> Failure {
+    serde_json::from_slice(body).unwrap_or_else(|_| {
+        let kind = match status {
+            StatusCode::NOT_FOUND => Kind::NotFound,
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::UNSUPPORTED_MEDIA_TYPE => Kind::Usage,
+            _ => Kind::Failed,
+        };
+        Failure::new(kind, format!("{status}: {}", String::from_utf8_lossy(body)))
+    })
+}

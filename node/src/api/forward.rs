@@ -1,0 +1,107 @@
+//! Passes a request about a VM on to the member that can answer it: its holder, or for a restore the
+//! member the user chose. A request travels one hop only; the far end answers from its own state.
+
+use super::types::RestoreVm;
+use crate::{
+    daemon::Daemon,
+    failure::{Doing, Failure, Outcome},
+};
+use axum::{
+    body::Body,
+    extract::{Path, Request, State},
+    http::StatusCode,
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use p2pvm_overlay::{FabricError, MemberId};
+use std::sync::Arc;
+
+/// The stream service that carries the VM part of the control API between members.
+pub const SERVICE: &str = "api";
+
+/// Marks a request that has had its hop.
+const FORWARDED: &str = "p2pvm-forwarded";
+
+/// A restore request's bound.
+const MAX_BODY_BYTES: usize = 64 << 10;
+
+/// Sends the request to the VM's holder where that is another member.
+pub async fn to_holder(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>, request: Request, next: Next) -> Response {
+    if request.headers().contains_key(FORWARDED) || daemon.has_vm(&name) {
+        return next.run(request).await;
+    }
+    match daemon.holder_of(&name).await {
+        Ok(holder) if holder == daemon.me() => next.run(request).await,
+        Ok(holder) => pass_on(&daemon, holder, request).await.unwrap_or_else(IntoResponse::into_response),
+        Err(failure) => failure.into_response(),
+    }
+}
+
+/// Sends a restore to the member named in it.
+pub async fn to_chosen(State(daemon): State<Arc<Daemon>>, request: Request, next: Next) -> Response {
+    let forwarded = request.headers().contains_key(FORWARDED);
+    let (parts, body) = request.into_parts();
+    let chosen = async {
+        let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES).await.doing("reading the request")?;
+        let wanted: RestoreVm = serde_json::from_slice(&bytes).map_err(|e| Failure::usage(format!("the request is no restore: {e}")))?;
+        let on = match wanted.on.filter(|_| !forwarded) {
+            Some(text) => daemon.resolve_member(&text)?,
+            None => daemon.me(),
+        };
+        Ok::<_, Failure>((on, bytes))
+    };
+    match chosen.await {
+        Ok((on, bytes)) => {
+            let request = Request::from_parts(parts, Body::from(bytes));
+            if on == daemon.me() {
+                next.run(request).await
+            } else {
+                pass_on(&daemon, on, request).await.unwrap_or_else(IntoResponse::into_response)
+            }
+        }
+        Err(failure) => failure.into_response(),
+    }
+}
+
+async fn pass_on(daemon: &Daemon, to: MemberId, mut request: Request) -> Outcome<Response> {
+    let stream = daemon.fabric().open_stream(to, SERVICE).await.map_err(|e| match e {
+        FabricError::Unreachable(_) | FabricError::TimedOut(..) => Failure::timed_out(format!(
+            "its host {} cannot be reached; if that host is dead, 'p2pvm vm restore NAME --force' brings the VM back from its newest snapshot",
+            daemon.name_of(to)
+        )),
+        other => other.into(),
+    })?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.doing("speaking to the VM's host")?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "forwarded request ended");
+        }
+    });
+    request.headers_mut().insert(FORWARDED, axum::http::HeaderValue::from_static("1"));
+    let ours = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+    let mut response = sender.send_request(request).await.doing("the VM's host ended the conversation")?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let theirs = hyper::upgrade::on(&mut response);
+        tokio::spawn(async move {
+            let Some(ours) = ours else { return };
+            if let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) {
+                // Either end hanging up ends both.
+                let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(ours), &mut TokioIo::new(theirs)).await;
+            }
+        });
+    }
+    Ok(response.map(Body::new))
+}
+
+impl From<FabricError> for Failure {
+    fn from(error: FabricError) -> Self {
+        let kind = match error {
+            FabricError::TimedOut(..) => crate::failure::Kind::TimedOut,
+            FabricError::Refused(..) => crate::failure::Kind::Refused,
+            _ => crate::failure::Kind::Failed,
+        };
+        Failure::new(kind, error.to_string())
+    }
+}

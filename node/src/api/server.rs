@@ -1,0 +1,242 @@
+//! Routes and their handlers. A handler says what the daemon is asked, nothing more.
+
+use super::{
+    forward,
+    types::{CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, Peer, RestoreVm, Status, Step},
+};
+use crate::{
+    daemon::Daemon,
+    failure::{Failure, Kind, Outcome},
+};
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Path, Query, Request, State},
+    http::{StatusCode, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use futures::{StreamExt, stream};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{future::Future, sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+
+/// Requests are small; an invite is the largest thing in one.
+const MAX_REQUEST_BYTES: usize = 256 << 10;
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = match self.kind {
+            Kind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::Usage => StatusCode::BAD_REQUEST,
+            Kind::NotFound => StatusCode::NOT_FOUND,
+            Kind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            Kind::Refused => StatusCode::CONFLICT,
+        };
+        (status, Json(self)).into_response()
+    }
+}
+
+type Shared = State<Arc<Daemon>>;
+type Answer<T> = Outcome<Json<T>>;
+
+/// Everything, for this machine's own root.
+pub fn local(daemon: Arc<Daemon>) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/peers", get(peers))
+        .route("/ping", post(ping))
+        .route("/invite", post(invite))
+        .route("/revoke", post(revoke))
+        .route("/leave", post(leave))
+        .route("/shutdown", post(shutdown))
+        .route("/drain", post(drain))
+        .with_state(daemon.clone())
+        .merge(vms(daemon))
+}
+
+/// What other members may ask as well: virtual machines.
+pub fn vms(daemon: Arc<Daemon>) -> Router {
+    let one = Router::new()
+        .route("/vms/{name}", get(show).delete(delete))
+        .route("/vms/{name}/start", post(start))
+        .route("/vms/{name}/stop", post(stop))
+        .route("/vms/{name}/console", get(console))
+        .route("/vms/{name}/migrate", post(migrate).delete(cancel_migration))
+        .route("/vms/{name}/snapshot", post(snapshot))
+        .route("/vms/{name}/explain", get(explain))
+        .layer(middleware::from_fn_with_state(daemon.clone(), forward::to_holder));
+    let restore =
+        Router::new().route("/vms/{name}/restore", post(restore)).layer(middleware::from_fn_with_state(daemon.clone(), forward::to_chosen));
+    Router::new()
+        .route("/vms", get(list).post(create))
+        .merge(one)
+        .merge(restore)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .with_state(daemon)
+}
+
+/// Where a long operation reports its steps.
+#[derive(Clone)]
+pub struct Reporter(mpsc::Sender<Line>);
+
+impl Reporter {
+    /// Reports a step; a slow reader misses some.
+    pub fn step(&self, step: Step) {
+        // Progress is a courtesy: where the reader lags or is gone, the work goes on.
+        let _ = self.0.try_send(Line::Progress(step));
+    }
+
+    /// Reports a phase without figures.
+    pub fn phase(&self, phase: &str) {
+        self.step(Step { phase: phase.to_owned(), ..Step::default() });
+    }
+
+    /// Reports one of several results; fails when nobody reads any more.
+    pub async fn item(&self, item: &impl Serialize) -> Outcome<()> {
+        let value = serde_json::to_value(item).map_err(|e| Failure::new(Kind::Failed, e.to_string()))?;
+        self.0.send(Line::Item(value)).await.map_err(|_| Failure::new(Kind::Failed, "nobody listens any more"))
+    }
+}
+
+/// Runs `work` in a task of its own, which a lost connection does not interrupt half-way, and streams what it reports.
+fn streamed<T, F>(work: impl FnOnce(Reporter) -> F) -> Response
+where
+    T: Serialize,
+    F: Future<Output = Outcome<T>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(64);
+    let running = work(Reporter(sender.clone()));
+    tokio::spawn(async move {
+        let line = match running.await.map(serde_json::to_value) {
+            Ok(Ok(value)) => Line::Done(value),
+            Ok(Err(e)) => Line::Error(Failure::new(Kind::Failed, e.to_string())),
+            Err(failure) => Line::Error(failure),
+        };
+        // The asker may have gone; the work is done all the same.
+        let _ = sender.send(line).await;
+    });
+    let lines = stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|line| (line, receiver)) });
+    let bytes = lines.map(|line| {
+        serde_json::to_vec(&line).map(|mut bytes| {
+            bytes.push(b'\n');
+            bytes
+        })
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(bytes)).into_response()
+}
+
+async fn status(State(daemon): Shared) -> Answer<Status> {
+    Ok(Json(daemon.status().await))
+}
+
+async fn peers(State(daemon): Shared) -> Answer<Vec<Peer>> {
+    Ok(Json(daemon.peers()))
+}
+
+#[derive(Deserialize)]
+struct PingRequest {
+    member: String,
+    count: u32,
+    interval_ms: u64,
+}
+
+async fn ping(State(daemon): Shared, Json(r): Json<PingRequest>) -> Response {
+    streamed(move |reporter| async move { daemon.ping(&r.member, r.count, Duration::from_millis(r.interval_ms), &reporter).await })
+}
+
+async fn invite(State(daemon): Shared, Json(r): Json<InviteRequest>) -> Answer<InviteAnswer> {
+    daemon.invite(&r).await.map(Json)
+}
+
+#[derive(Deserialize)]
+struct RevokeRequest {
+    what: String,
+}
+
+async fn revoke(State(daemon): Shared, Json(r): Json<RevokeRequest>) -> Answer<Value> {
+    daemon.revoke(&r.what).await.map(Json)
+}
+
+#[derive(Deserialize)]
+struct Force {
+    #[serde(default)]
+    force: bool,
+}
+
+async fn leave(State(daemon): Shared, Json(r): Json<Force>) -> Answer<Value> {
+    daemon.leave(r.force).await.map(Json)
+}
+
+async fn shutdown(State(daemon): Shared) -> Answer<Value> {
+    daemon.stop();
+    Ok(Json(Value::Null))
+}
+
+async fn drain(State(daemon): Shared) -> Response {
+    streamed(move |reporter| async move { daemon.drain(&reporter).await })
+}
+
+async fn list(State(daemon): Shared) -> Answer<Value> {
+    daemon.list_vms().await.map(Json)
+}
+
+async fn create(State(daemon): Shared, Json(r): Json<CreateVm>) -> Response {
+    streamed(move |reporter| async move { daemon.create_vm(r, &reporter).await })
+}
+
+async fn show(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {
+    daemon.show_vm(&name).await.map(Json)
+}
+
+async fn delete(State(daemon): Shared, Path(name): Path<String>, Query(r): Query<Force>) -> Answer<Value> {
+    daemon.delete_vm(&name, r.force).await.map(Json)
+}
+
+async fn start(State(daemon): Shared, Path(name): Path<String>) -> Response {
+    streamed(move |reporter| async move { daemon.start_vm(&name, &reporter).await })
+}
+
+async fn stop(State(daemon): Shared, Path(name): Path<String>) -> Response {
+    streamed(move |reporter| async move { daemon.stop_vm(&name, &reporter).await })
+}
+
+async fn migrate(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<MigrateVm>) -> Response {
+    streamed(move |reporter| async move { daemon.migrate_vm(&name, &r, &reporter).await })
+}
+
+async fn cancel_migration(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {
+    daemon.cancel_migration(&name).await.map(Json)
+}
+
+#[derive(Deserialize)]
+struct SnapshotRequest {
+    name: Option<String>,
+}
+
+async fn snapshot(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<SnapshotRequest>) -> Response {
+    streamed(move |reporter| async move { daemon.snapshot_vm(&name, r.name, &reporter).await })
+}
+
+async fn restore(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<RestoreVm>) -> Response {
+    streamed(move |reporter| async move { daemon.restore_vm(&name, &r, &reporter).await })
+}
+
+async fn explain(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {
+    daemon.explain_vm(&name).await.map(Json)
+}
+
+async fn console(State(daemon): Shared, Path(name): Path<String>, request: Request) -> Outcome<Response> {
+    let mut guest = daemon.console(&name).await?;
+    tokio::spawn(async move {
+        match hyper::upgrade::on(request).await {
+            // Either end hanging up ends the session; that is how a console is left.
+            Ok(upgraded) => drop(tokio::io::copy_bidirectional(&mut TokioIo::new(upgraded), &mut guest).await),
+            Err(error) => tracing::debug!(%error, "a console was asked for and not taken"),
+        }
+    });
+    Ok((StatusCode::SWITCHING_PROTOCOLS, [(header::CONNECTION, "upgrade"), (header::UPGRADE, "console")]).into_response())
+}

@@ -1,0 +1,239 @@
+//! What the control API says, as types: the same for the command line, a terminal UI and the web.
+
+use crate::failure::Failure;
+use serde::{Deserialize, Serialize};
+
+/// One line of a streamed answer (newline-delimited JSON).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Line {
+    /// How far it has come.
+    Progress(Step),
+    /// One of several results, such as one pong.
+    Item(serde_json::Value),
+    /// The end, with the result.
+    Done(serde_json::Value),
+    /// The end, without.
+    Error(Failure),
+}
+
+/// A step of something that takes long.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What is being done, in a word or two.
+    pub phase: String,
+    /// Bytes done in this phase.
+    #[serde(default)]
+    pub done_bytes: u64,
+    /// Bytes known to be needed, 0 if unknown.
+    #[serde(default)]
+    pub total_bytes: u64,
+    /// More to show beside the bar: dirty rate, expected downtime.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// `p2pvm status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// This member's id.
+    pub member: String,
+    /// Its host name in the network.
+    pub name: String,
+    /// The network's name.
+    pub network: String,
+    /// The network's id.
+    pub network_id: String,
+    /// Addresses are drawn from here.
+    pub subnet: String,
+    /// This host's address, once claimed.
+    pub address: Option<String>,
+    /// Its IPv6 address, derived from its key.
+    pub address_v6: String,
+    /// How others see this node's packet port.
+    pub reflexive: Option<String>,
+    /// What kind of NAT it sits behind.
+    pub nat: String,
+    /// Members with a live control connection.
+    pub connected: usize,
+    /// Virtual machines running here.
+    pub running_vms: usize,
+    /// Load of this host's processors, 0 to 1.
+    pub cpu: f64,
+    /// Where the daemon listens for members.
+    pub listen: Vec<String>,
+    /// Seconds since the daemon started.
+    pub up_seconds: u64,
+    /// How long this daemon's steps to a working address took, milliseconds.
+    pub start_ms: StartTimes,
+    /// Resident memory of the daemon, bytes.
+    pub resident_bytes: u64,
+    /// The program's version.
+    pub version: String,
+}
+
+/// When, after the daemon began, each step of joining was done (milliseconds).
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct StartTimes {
+    /// First control connection to another member.
+    pub connected: Option<u64>,
+    /// Address claimed in the DHT.
+    pub address: Option<u64>,
+    /// Duration of the claim alone.
+    pub claim: Option<u64>,
+}
+
+/// One row of `p2pvm peers`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// The member's id.
+    pub member: String,
+    /// Its host name.
+    pub name: String,
+    /// Its address, if known.
+    pub address: Option<String>,
+    /// Whether a control connection is up.
+    pub connected: bool,
+    /// The packet path, if there is a link.
+    pub path: Option<String>,
+    /// The link's last measured round trip, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Bytes sent over the link.
+    pub sent_bytes: u64,
+    /// Bytes received over the link.
+    pub received_bytes: u64,
+}
+
+/// One answer to `p2pvm ping`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pong {
+    /// Which probe, from 1.
+    pub seq: u32,
+    /// Round trip, milliseconds; none if lost.
+    pub rtt_ms: Option<f64>,
+    /// "direct 198.18.3.1:4242", "relayed via name" or "stream".
+    pub path: String,
+}
+
+/// What `p2pvm invite` asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InviteRequest {
+    /// How many machines may join with it.
+    pub uses: u32,
+    /// Seconds until it expires.
+    pub expires_seconds: u64,
+    /// Whether those who join with it may invite others.
+    pub delegate: bool,
+}
+
+/// What `p2pvm invite` gets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InviteAnswer {
+    /// The text to hand over.
+    pub invite: String,
+    /// Its id, by which it can be revoked.
+    pub id: String,
+}
+
+/// What `p2pvm vm create` asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CreateVm {
+    /// The VM's name.
+    pub name: String,
+    /// A file on this host or an image id.
+    pub image: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+    /// Disk size, bytes, if larger than the image.
+    pub disk_bytes: Option<u64>,
+    /// Whether to start it at once.
+    pub start: bool,
+}
+
+/// What `p2pvm vm migrate` asks for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MigrateVm {
+    /// Where to: a name, id or address. None lets this host choose the least loaded peer it knows.
+    pub to: Option<String>,
+    /// Allow post-copy.
+    #[serde(default)]
+    pub post_copy: bool,
+}
+
+/// What `p2pvm vm restore` asks for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RestoreVm {
+    /// The snapshot's name; none for the newest.
+    pub snapshot: Option<String>,
+    /// Take the VM over from a host that cannot be asked.
+    #[serde(default)]
+    pub force: bool,
+    /// The member to restore it on: a name, id or address. None is the member that was asked.
+    #[serde(default)]
+    pub on: Option<String>,
+}
+
+/// A VM as `vm list` and `vm show` give it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VmView {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// What it is doing, in a word.
+    pub state: String,
+    /// The name of the member that has it.
+    pub host: String,
+    /// The id of that member.
+    pub host_id: String,
+    /// Its IPv4 address, the same wherever it runs.
+    pub address: String,
+    /// Its IPv6 address.
+    pub address_v6: String,
+    /// Its Ethernet address.
+    pub mac: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+    /// The image below its disk.
+    pub image: String,
+    /// The epoch it is held in.
+    pub epoch: u64,
+    /// The members whose majority decides who may run it.
+    pub voters: Vec<String>,
+    /// What is being done with it.
+    pub activity: Option<String>,
+    /// Why it is in a state nobody asked for.
+    pub note: Option<String>,
+    /// Its snapshots.
+    pub snapshots: Vec<SnapshotView>,
+}
+
+/// A snapshot as `vm show` gives it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotView {
+    /// Its name.
+    pub name: String,
+    /// When it was taken (RFC 3339).
+    pub taken: String,
+    /// "local", "replicating N of K" or "durable".
+    pub state: String,
+    /// The members that hold all of it.
+    pub holders: Vec<String>,
+}
+
+/// One line of `p2pvm explain`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explained {
+    /// When (RFC 3339).
+    pub at: String,
+    /// The member that decided; empty for the one that was asked, until it is shown.
+    pub host: String,
+    /// What was decided and why.
+    pub text: String,
+    /// The figures behind it.
+    pub details: serde_json::Value,
+}

@@ -1,0 +1,377 @@
+//! The command line's grammar. Every command's help ends with an example.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A private cluster of virtual machines over machines behind any NAT, with no coordinator.
+#[derive(Parser)]
+#[command(name = "p2pvm", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Example:\n  p2pvm init --network lab && p2pvm up --detach && p2pvm invite")]
+pub struct Cli {
+    /// Where this node keeps its state
+    #[arg(long, global = true, env = "P2PVM_DIR", default_value = "/var/lib/p2pvm", value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// Whether this process lives long and writes to sockets of others: the daemon, or a testbed's keeper.
+    pub fn is_daemon(&self) -> bool {
+        match &self.command {
+            Command::Up(up) => !up.detach,
+            Command::Testbed(_) | Command::Demo(_) | Command::Bench(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Found a network: its root key, its subnet and this machine's identity
+    #[command(after_help = "Example:\n  p2pvm init --network lab --subnet 10.83.0.0/16")]
+    Init(Init),
+    /// Run the daemon
+    #[command(after_help = "Example:\n  p2pvm up --detach")]
+    Up(Up),
+    /// Stop the daemon; running VMs go on and are taken up again by the next 'up'
+    #[command(after_help = "Example:\n  p2pvm down")]
+    Down,
+    /// Print an invite: whoever holds it can join until it expires or is used up
+    #[command(after_help = "Example:\n  p2pvm invite --uses 5 --expires 24h")]
+    Invite(Invite),
+    /// Join a network and start the daemon
+    #[command(
+        after_help = "Examples:\n  p2pvm join p2pvm1...\n  p2pvm invite | ssh lab2 p2pvm join -\n  p2pvm join /ip4/203.0.113.7/udp/4001/quic-v1 --invite invite.txt"
+    )]
+    Join(Join),
+    /// Expel a member, or cancel an invite, by id
+    #[command(after_help = "Example:\n  p2pvm revoke lab3")]
+    Revoke(Revoke),
+    /// Show this node: addresses, NAT, load
+    #[command(after_help = "Example:\n  p2pvm status --json")]
+    Status,
+    /// Show the other members and the path to each
+    #[command(after_help = "Example:\n  p2pvm peers")]
+    Peers,
+    /// Measure the round trip to a member and show the path
+    #[command(after_help = "Example:\n  p2pvm ping lab2 --count 3")]
+    Ping(Ping),
+    /// Leave the network: give the address back and forget the membership
+    #[command(after_help = "Example:\n  p2pvm leave")]
+    Leave(Leave),
+    /// Virtual machines
+    #[command(subcommand, after_help = "Example:\n  p2pvm vm create web --image base.qcow2 --cpus 1 --memory 128M --start")]
+    Vm(Vm),
+    /// Move this host's VMs elsewhere
+    #[command(after_help = "Example:\n  p2pvm drain")]
+    Drain,
+    /// Say why a VM was moved, or was not
+    #[command(after_help = "Example:\n  p2pvm explain web")]
+    Explain(VmName),
+    /// Emulated wide area for tests and demos
+    #[command(subcommand, after_help = "Example:\n  p2pvm testbed up tests/sites/planetlab.toml")]
+    Testbed(p2pvm_tests::cli::TestbedCommand),
+    /// The main job on the emulated wide area, with measured figures
+    #[command(after_help = "Example:\n  p2pvm demo --image target/guest-image/guest.qcow2")]
+    Demo(Demo),
+    /// Measure the figures of docs/SPECIFICATION.md on the emulated wide area
+    #[command(after_help = "Example:\n  p2pvm bench --rounds 3 join migration")]
+    Bench(Bench),
+}
+
+/// Arguments of `init`.
+#[derive(Args)]
+pub struct Init {
+    /// The network's name: a DNS label
+    #[arg(long)]
+    pub network: String,
+    /// Where addresses are drawn from; by default a rarely used part of 10.0.0.0/8
+    #[arg(long, value_name = "ADDR/PREFIX")]
+    pub subnet: Option<String>,
+    /// This machine's name in the network; by default its host name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Found the network even though a local route covers the subnet
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `up`.
+#[derive(Args, Clone, Default)]
+pub struct Up {
+    /// Return once the daemon is up
+    #[arg(long)]
+    pub detach: bool,
+    /// UDP and TCP port for members (control plane); 0 for any
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// UDP port of the packet plane; 0 for any
+    #[arg(long, value_name = "PORT")]
+    pub link_port: Option<u16>,
+    /// What guests run on: auto boots a tiny probe guest once per boot of the host to see whether KVM really works
+    #[arg(long, value_parser = ["auto", "kvm", "tcg"])]
+    pub accel: Option<String>,
+}
+
+/// Arguments of `invite`.
+#[derive(Args)]
+pub struct Invite {
+    /// How many machines may join with it
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub uses: u32,
+    /// How long it is valid, such as 90m, 24h or 7d
+    #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
+    pub expires: std::time::Duration,
+    /// Let those who join with it invite others
+    #[arg(long)]
+    pub delegate: bool,
+}
+
+/// Arguments of `join`.
+#[derive(Args)]
+pub struct Join {
+    /// An invite, a file holding one, - for standard input, or a multiaddr together with --invite
+    pub bootstrap: String,
+    /// The invite (or a file, or -) when <BOOTSTRAP> is a multiaddr
+    #[arg(long)]
+    pub invite: Option<String>,
+    /// This machine's name in the network; by default its host name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Stay in the foreground as the daemon
+    #[arg(long)]
+    pub foreground: bool,
+    /// How the daemon listens
+    #[command(flatten)]
+    pub up: JoinPorts,
+}
+
+/// The ports of the daemon that `join` starts.
+#[derive(Args)]
+pub struct JoinPorts {
+    /// UDP and TCP port for members (control plane); 0 for any
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// UDP port of the packet plane; 0 for any
+    #[arg(long, value_name = "PORT")]
+    pub link_port: Option<u16>,
+}
+
+/// Arguments of `revoke`.
+#[derive(Args)]
+pub struct Revoke {
+    /// A member's name or id, or an invite's id
+    pub what: String,
+}
+
+/// Arguments of `ping`.
+#[derive(Args)]
+pub struct Ping {
+    /// A member's name, id or address
+    pub member: String,
+    /// How many probes
+    #[arg(long, short, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub count: u32,
+    /// Time between probes
+    #[arg(long, short, default_value = "1s", value_parser = humantime::parse_duration)]
+    pub interval: std::time::Duration,
+}
+
+/// Arguments of `leave`.
+#[derive(Args)]
+pub struct Leave {
+    /// Leave even though VMs live here: they are stopped and lost with this host's state
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// A VM by name.
+#[derive(Args)]
+pub struct VmName {
+    /// The VM
+    pub name: String,
+}
+
+/// `p2pvm vm ...`
+#[derive(Subcommand)]
+pub enum Vm {
+    /// Define a VM on this host
+    #[command(after_help = "Example:\n  p2pvm vm create web --image base.qcow2 --cpus 1 --memory 128M")]
+    Create(Create),
+    /// Start a VM
+    #[command(after_help = "Example:\n  p2pvm vm start web")]
+    Start(VmName),
+    /// Shut a VM down, by force after 30 s
+    #[command(after_help = "Example:\n  p2pvm vm stop web")]
+    Stop(VmName),
+    /// List the network's VMs
+    #[command(after_help = "Example:\n  p2pvm vm list")]
+    List,
+    /// Show a VM: where it runs, its address, epoch, snapshots
+    #[command(after_help = "Example:\n  p2pvm vm show web --json")]
+    Show(VmName),
+    /// Attach to a VM's serial console; leave with Ctrl-]
+    #[command(after_help = "Example:\n  p2pvm vm console web")]
+    Console(VmName),
+    /// Delete a stopped VM and its disk
+    #[command(after_help = "Example:\n  p2pvm vm delete web")]
+    Delete(Delete),
+    /// Move a running VM to another member while it runs
+    #[command(after_help = "Example:\n  p2pvm vm migrate web --to lab2")]
+    Migrate(Migrate),
+    /// Take a snapshot of memory and disk while the VM runs, and copy it to two other members
+    #[command(after_help = "Example:\n  p2pvm vm snapshot web --name before-upgrade")]
+    Snapshot(Snapshot),
+    /// Bring a VM back from a snapshot
+    #[command(after_help = "Example:\n  p2pvm vm restore web@before-upgrade --on lab2 --force")]
+    Restore(Restore),
+}
+
+/// Arguments of `vm create`.
+#[derive(Args)]
+pub struct Create {
+    /// The VM's name: a DNS label, unique in the network
+    pub name: String,
+    /// A qcow2 or raw image file, or the id of an image in the network
+    #[arg(long)]
+    pub image: String,
+    /// Virtual processors
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub cpus: u32,
+    /// Memory, such as 128M or 2G
+    #[arg(long, default_value = "512M", value_parser = parse_size)]
+    pub memory: u64,
+    /// Disk size if larger than the image, such as 20G
+    #[arg(long, value_parser = parse_size)]
+    pub disk: Option<u64>,
+    /// Start it at once
+    #[arg(long)]
+    pub start: bool,
+}
+
+/// Arguments of `vm delete`.
+#[derive(Args)]
+pub struct Delete {
+    /// The VM
+    pub name: String,
+    /// Stop it first if it runs
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `vm migrate`.
+#[derive(Args)]
+pub struct Migrate {
+    /// The VM
+    pub name: String,
+    /// The member to move it to; by default the least loaded one its host knows
+    #[arg(long, value_name = "MEMBER")]
+    pub to: Option<String>,
+    /// Let the guest run on the target before all its memory is there, if it dirties memory faster than the path carries it. Either host dying then loses the guest
+    #[arg(long)]
+    pub post_copy: bool,
+}
+
+/// Arguments of `vm snapshot`.
+#[derive(Args)]
+pub struct Snapshot {
+    /// The VM
+    pub name: String,
+    /// The snapshot's name; by default the time
+    #[arg(long = "name", value_name = "SNAPSHOT")]
+    pub snapshot: Option<String>,
+}
+
+/// Arguments of `vm restore`.
+#[derive(Args)]
+pub struct Restore {
+    /// The VM, or VM@SNAPSHOT; without a snapshot the newest one
+    pub what: String,
+    /// The member to restore it on; by default this one
+    #[arg(long, value_name = "MEMBER")]
+    pub on: Option<String>,
+    /// The VM's host is dead: take the VM over in a new epoch. Should that host come back, its copy is frozen
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `demo`.
+#[derive(Args)]
+pub struct Demo {
+    /// The guest image that guest-image/build.sh made
+    #[arg(long)]
+    pub image: PathBuf,
+    /// The emulated wide area; by default the built-in six hosts at five sites
+    #[arg(long)]
+    pub sites: Option<PathBuf>,
+    /// Keep the testbed and its logs when something fails
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Arguments of `bench`.
+#[derive(Args)]
+pub struct Bench {
+    /// Which figures; all by default
+    #[arg(value_parser = ["join", "ping", "migration", "snapshot", "idle"])]
+    pub figures: Vec<String>,
+    /// How often each is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// The guest image that guest-image/build.sh made
+    #[arg(long, default_value = "target/guest-image/guest.qcow2")]
+    pub image: PathBuf,
+}
+
+/// Reads "128M", "2G", "1.5GiB" or plain bytes.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(format!("'{unit}' is no unit of size: use K, M, G or T, as in 128M")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("'{text}' is no size: write it as 128M or 2G"))?;
+    let bytes = number * (1u64 << shift) as f64;
+    if bytes.is_finite() && (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(format!("'{text}' is out of range")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_is_sound_and_every_command_ends_its_help_with_an_example() {
+        Cli::command().debug_assert();
+        fn check(command: &clap::Command, path: &str) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{path} {} has no example", command.get_name());
+            for sub in command.get_subcommands().filter(|c| c.get_name() != "help" && !c.is_hide_set()) {
+                check(sub, &format!("{path} {}", command.get_name()));
+            }
+        }
+        check(&Cli::command(), "");
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        assert_eq!(parse_size("128M"), Ok(128 << 20));
+        assert_eq!(parse_size("1.5GiB"), Ok(3 << 29));
+        assert_eq!(parse_size("512"), Ok(512));
+        for bad in ["", "M", "-1G", "1X", "1e300T", "0"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The command line: parse, ask the daemon, print. What needs no daemon (`init`, `join`, `testbed`,
+//! `demo`, `bench`) is called from here too. Results go to standard output, everything else to standard error.
+
+mod args;
+mod network;
+mod print;
+mod progress;
+mod vm;
+
+pub use args::{Bench as BenchArgs, Cli, Command, Demo as DemoArgs, Up as UpArgs};
+pub use progress::Progress;
+
+use crate::{
+    api::client::Client,
+    daemon,
+    failure::{Failure, Kind, Outcome},
+    layout::Layout,
+};
+use std::process::ExitCode;
+
+/// Runs one command to its exit code.
+pub fn run(cli: Cli) -> ExitCode {
+    let json = cli.json;
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            if json {
+                println!("{}", serde_json::json!({ "error": failure }));
+            }
+            eprintln!("p2pvm: {failure}");
+            ExitCode::from(failure.kind as u8)
+        }
+    }
+}
+
+/// What a command needs besides its arguments.
+pub struct Context {
+    /// This node's state.
+    pub layout: Layout,
+    /// Whether results are printed as JSON.
+    pub json: bool,
+}
+
+impl Context {
+    async fn daemon(&self) -> Outcome<Client> {
+        Client::connect(&self.layout.socket()).await
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome<ExitCode> {
+    let context = Context { layout: Layout::at(&cli.dir), json: cli.json };
+    let other = match cli.command {
+        // The testbed enters namespaces, the daemon sizes its own runtime: neither is called inside one.
+        Command::Testbed(command) => return Ok(p2pvm_tests::cli::run(command)?),
+        Command::Demo(a) => {
+            crate::demo::run(&a, context.json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Bench(a) => {
+            crate::bench::run(&a, context.json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Up(up) if !up.detach => {
+            daemon::run(&context.layout, &up)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        other => other,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Kind::Failed, format!("cannot start: {e}")))?;
+    let outcome = runtime.block_on(command(context, other));
+    // Standard input may be held by a blocked read (console, `join -`): do not wait for it.
+    runtime.shutdown_background();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+async fn command(context: Context, command: Command) -> Outcome<()> {
+    match command {
+        Command::Init(a) => network::init(&context, a),
+        Command::Up(a) => network::up_detached(&context, &a).await,
+        Command::Down => network::down(&context).await,
+        Command::Invite(a) => network::invite(&context, a).await,
+        Command::Join(a) => network::join(&context, a).await,
+        Command::Revoke(a) => network::revoke(&context, &a.what).await,
+        Command::Status => network::status(&context).await,
+        Command::Peers => network::peers(&context).await,
+        Command::Ping(a) => network::ping(&context, a).await,
+        Command::Leave(a) => network::leave(&context, a.force).await,
+        Command::Vm(a) => vm::run(&context, a).await,
+        Command::Drain => vm::drain(&context).await,
+        Command::Explain(a) => vm::explain(&context, &a.name).await,
+        Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) => unreachable!("dispatched before the runtime began"),
+    }
+}

@@ -1,0 +1,353 @@
+//! Founding, joining and leaving a network, and looking at it.
+
+use super::{
+    Context,
+    args::{Init, Invite, Join, Ping, Up},
+    print::{self, ms, or_dash},
+    progress::Progress,
+};
+use crate::{
+    api::{
+        client::{Client, Event},
+        types::{InviteAnswer, InviteRequest, Peer, Pong, Status, Step},
+    },
+    failure::{Doing, Failure, Kind, Outcome},
+    layout::Layout,
+    membership,
+};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::Read,
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A daemon that has not opened its socket by then is not going to.
+const DAEMON_START_LIMIT: Duration = Duration::from_secs(20);
+/// An address is claimed within this, or something is wrong with the network.
+const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
+
+/// This machine's host name as a DNS label.
+fn host_name(given: Option<String>) -> Outcome<String> {
+    let name = match given {
+        Some(name) => name,
+        None => {
+            let full = nix::unistd::gethostname().doing("asking for the host name")?.to_string_lossy().into_owned();
+            let label: String = full
+                .split('.')
+                .next()
+                .unwrap_or_default()
+                .to_ascii_lowercase()
+                .chars()
+                .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+                .collect();
+            label.trim_matches('-').to_owned()
+        }
+    };
+    membership::check_label(&name)?;
+    Ok(name)
+}
+
+pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
+    membership::check_label(&a.network)?;
+    let name = host_name(a.name)?;
+    let founded = membership::found(&context.layout, &a.network, a.subnet.as_deref(), &name, a.force)?;
+    if context.json {
+        return print::json(
+            &json!({ "network": a.network, "network_id": founded.network, "member": founded.member, "subnet": founded.subnet, "name": name }),
+        );
+    }
+    println!("network {} ({}), subnet {}", a.network, founded.network, founded.subnet);
+    println!("this machine is its member {name} ({})", founded.member);
+    println!("keep {} safe: it is the network's root key", context.layout.root_key().display());
+    println!("next: p2pvm up --detach, then p2pvm invite");
+    Ok(())
+}
+
+pub(super) async fn up_detached(context: &Context, up: &Up) -> Outcome<()> {
+    membership::require_member(&context.layout)?;
+    // A daemon that is just being killed may still take the connection, and then not answer.
+    if let Ok(mut client) = context.daemon().await
+        && let Ok(status) = client.get::<Status>("/status").await
+    {
+        return show_up(context, &status, "already running");
+    }
+    let status = start_daemon(context, up).await?;
+    show_up(context, &status, "up")
+}
+
+fn show_up(context: &Context, status: &Status, how: &str) -> Outcome<()> {
+    if context.json {
+        return print::json(status);
+    }
+    println!("{how}: {} in {}, address {}", status.name, status.network, or_dash(status.address.as_ref()));
+    Ok(())
+}
+
+/// Starts the daemon in a session of its own and waits until it has an address.
+async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
+    let layout = &context.layout;
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(layout.log())
+        .doing(format_args!("cannot open {}", layout.log().display()))?;
+    let errors = log.try_clone().doing("cannot share the log file")?;
+    let mut command = Command::new(std::env::current_exe().doing("finding this program")?);
+    command.arg("--dir").arg(layout.dir()).arg("up");
+    for (flag, port) in [("--port", up.port), ("--link-port", up.link_port)] {
+        if let Some(port) = port {
+            command.arg(flag).arg(port.to_string());
+        }
+    }
+    if let Some(accel) = &up.accel {
+        command.args(["--accel", accel]);
+    }
+    command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
+    let mut child = command.spawn().doing("starting the daemon")?;
+    let mut progress = Progress::new("starting");
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().doing("watching the daemon")? {
+            return Err(Failure::new(Kind::Failed, format!("the daemon ended at once ({status}): {}", last_line(layout))));
+        }
+        let status = match Client::connect(&layout.socket()).await {
+            Ok(mut client) => client.get::<Status>("/status").await.ok(),
+            Err(_) => None,
+        };
+        match status {
+            Some(status) if status.address.is_some() => return Ok(status),
+            Some(_) if began.elapsed() > ADDRESS_LIMIT => {
+                return Err(Failure::timed_out(format!(
+                    "the daemon runs but has no address after {} s: it reaches no other member. See {} and 'p2pvm status'",
+                    ADDRESS_LIMIT.as_secs(),
+                    layout.log().display()
+                )));
+            }
+            None if began.elapsed() > DAEMON_START_LIMIT => {
+                return Err(Failure::timed_out(format!("the daemon does not answer: see {}", layout.log().display())));
+            }
+            Some(_) => progress.step(&Step { phase: "waiting for an address".to_owned(), ..Step::default() }),
+            None => progress.step(&Step { phase: "waiting for the daemon".to_owned(), ..Step::default() }),
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+}
+
+fn last_line(layout: &Layout) -> String {
+    let text = fs::read_to_string(layout.log()).unwrap_or_default();
+    text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("its log is empty").to_owned()
+}
+
+pub(super) async fn down(context: &Context) -> Outcome<()> {
+    let pid = crate::daemon::lock::holder(&context.layout);
+    match context.daemon().await {
+        Ok(mut client) => {
+            let _: Value = client.post("/shutdown", &()).await?;
+        }
+        Err(_) if pid.is_none() => {
+            println!("no daemon was running");
+            return Ok(());
+        }
+        Err(failure) => return Err(failure),
+    }
+    let began = Instant::now();
+    while crate::daemon::lock::holder(&context.layout).is_some() {
+        if began.elapsed() > Duration::from_secs(15) {
+            return Err(Failure::timed_out(format!("the daemon (process {}) is still stopping", or_dash(pid))));
+        }
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    println!("stopped");
+    Ok(())
+}
+
+pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
+    let request = InviteRequest { uses: a.uses, expires_seconds: a.expires.as_secs(), delegate: a.delegate };
+    let answer: InviteAnswer = context.daemon().await?.post("/invite", &request).await?;
+    if context.json {
+        return print::json(&answer);
+    }
+    println!("{}", answer.invite);
+    eprintln!("valid {} for {} machine(s); cancel it with: p2pvm revoke {}", humantime::format_duration(a.expires), a.uses, answer.id);
+    Ok(())
+}
+
+/// An invite given as itself, as a file, or as `-` for standard input.
+fn read_invite(text: &str) -> Outcome<String> {
+    if text == "-" {
+        let mut read = String::new();
+        std::io::stdin().take(1 << 20).read_to_string(&mut read).doing("reading the invite from standard input")?;
+        return Ok(read.trim().to_owned());
+    }
+    if text.trim_start().starts_with(membership::INVITE_PREFIX) {
+        return Ok(text.trim().to_owned());
+    }
+    match fs::read_to_string(text) {
+        Ok(read) => Ok(read.trim().to_owned()),
+        Err(e) => Err(Failure::usage(format!(
+            "'{}' is neither an invite ({}...) nor a file that can be read: {e}",
+            shortened(text),
+            membership::INVITE_PREFIX
+        ))),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    if text.chars().count() <= 40 { text.to_owned() } else { format!("{}...", text.chars().take(40).collect::<String>()) }
+}
+
+pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
+    let (text, address) = match (a.bootstrap.starts_with('/') && !fs::exists(&a.bootstrap).unwrap_or(false), &a.invite) {
+        (true, Some(invite)) => (read_invite(invite)?, Some(a.bootstrap.clone())),
+        (true, None) => return Err(Failure::usage("a multiaddr needs the invite beside it: p2pvm join /ip4/... --invite FILE")),
+        (false, Some(_)) => return Err(Failure::usage(format!("--invite goes with a multiaddr; '{}' is none", shortened(&a.bootstrap)))),
+        (false, None) => (read_invite(&a.bootstrap)?, None),
+    };
+    let name = host_name(a.name)?;
+    let up = Up { detach: true, port: a.up.port, link_port: a.up.link_port, accel: None };
+    let began = Instant::now();
+    {
+        let mut progress = Progress::new("joining");
+        progress.step(&Step { phase: "asking to be admitted".to_owned(), ..Step::default() });
+        membership::join(&context.layout, &text, address, &name).await?;
+    }
+    let admitted = began.elapsed();
+    if a.foreground {
+        let error =
+            Command::new(std::env::current_exe().doing("finding this program")?).arg("--dir").arg(context.layout.dir()).arg("up").exec();
+        return Err(Failure::new(Kind::Failed, format!("cannot become the daemon: {error}")));
+    }
+    let status = match context.daemon().await {
+        Ok(mut client) => client.get("/status").await?,
+        Err(_) => start_daemon(context, &up).await?,
+    };
+    if context.json {
+        let mut value = serde_json::to_value(&status).doing("encoding the result")?;
+        value["admitted_ms"] = json!(admitted.as_millis() as u64);
+        value["joined_ms"] = json!(began.elapsed().as_millis() as u64);
+        return print::json(&value);
+    }
+    println!(
+        "{} is a member of {}, address {} ({} ms)",
+        status.name,
+        status.network,
+        or_dash(status.address.as_ref()),
+        began.elapsed().as_millis()
+    );
+    Ok(())
+}
+
+pub(super) async fn revoke(context: &Context, what: &str) -> Outcome<()> {
+    let answer: Value = context.daemon().await?.post("/revoke", &json!({ "what": what })).await?;
+    if context.json {
+        return print::json(&answer);
+    }
+    println!("{what} is revoked; {} connected members were told", answer["told"]);
+    Ok(())
+}
+
+pub(super) async fn status(context: &Context) -> Outcome<()> {
+    membership::require_member(&context.layout)?;
+    let s: Status = context.daemon().await?.get("/status").await?;
+    if context.json {
+        return print::json(&s);
+    }
+    for (label, value) in [
+        ("member", format!("{} ({})", s.name, s.member)),
+        ("network", format!("{} ({})", s.network, s.network_id)),
+        ("address", format!("{} in {}", s.address.as_deref().unwrap_or("not claimed yet"), s.subnet)),
+        ("ipv6", s.address_v6),
+        ("seen as", format!("{}, NAT: {}", s.reflexive.as_deref().unwrap_or("not known yet"), s.nat)),
+        ("members", format!("{} connected", s.connected)),
+        ("vms", format!("{} running here", s.running_vms)),
+        ("cpu", format!("{:.0} %", s.cpu * 100.0)),
+        ("listens on", s.listen.join("\n            ")),
+        (
+            "daemon",
+            format!(
+                "{}, up {}, {}",
+                s.version,
+                humantime::format_duration(Duration::from_secs(s.up_seconds)),
+                indicatif::HumanBytes(s.resident_bytes)
+            ),
+        ),
+    ] {
+        println!("{label:12}{value}");
+    }
+    Ok(())
+}
+
+pub(super) async fn peers(context: &Context) -> Outcome<()> {
+    let peers: Vec<Peer> = context.daemon().await?.get("/peers").await?;
+    if context.json {
+        return print::json(&peers);
+    }
+    let rows: Vec<_> = peers
+        .iter()
+        .map(|p| {
+            [
+                p.name.clone(),
+                or_dash(p.address.as_ref()),
+                if p.connected { "yes" } else { "no" }.to_owned(),
+                or_dash(p.path.as_ref()),
+                p.rtt_ms.map_or("-".to_owned(), ms),
+                indicatif::HumanBytes(p.sent_bytes).to_string(),
+                indicatif::HumanBytes(p.received_bytes).to_string(),
+                p.member.chars().take(10).collect(),
+            ]
+        })
+        .collect();
+    print::table(["NAME", "ADDRESS", "CONNECTED", "PATH", "RTT", "SENT", "RECEIVED", "ID"], &rows);
+    Ok(())
+}
+
+pub(super) async fn ping(context: &Context, a: Ping) -> Outcome<()> {
+    let request = json!({ "member": a.member, "count": a.count, "interval_ms": a.interval.as_millis() as u64 });
+    let show = |event| {
+        let Event::Item(item) = event else { return };
+        if context.json {
+            println!("{item}");
+        } else if let Ok(pong) = serde_json::from_value::<Pong>(item) {
+            match pong.rtt_ms {
+                Some(rtt) => println!("{}: seq {} {} {}", a.member, pong.seq, pong.path, ms(rtt)),
+                None => println!("{}: seq {} lost", a.member, pong.seq),
+            }
+        }
+    };
+    let done = context.daemon().await?.follow("/ping", &request, show).await?;
+    if context.json {
+        println!("{done}");
+    }
+    if done["received"] == json!(0) {
+        return Err(Failure::timed_out(format!("no answer from {}: see 'p2pvm peers'", a.member)));
+    }
+    Ok(())
+}
+
+pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
+    match context.daemon().await {
+        Ok(mut client) => {
+            let _: Value = client.post("/leave", &json!({ "force": force })).await?;
+            let began = Instant::now();
+            while crate::daemon::lock::holder(&context.layout).is_some() && began.elapsed() < Duration::from_secs(15) {
+                tokio::time::sleep(Duration::from_millis(30)).await;
+            }
+        }
+        Err(_) if !context.layout.is_member() => {
+            println!("this machine is no member of a network");
+            return Ok(());
+        }
+        Err(_) if !force => {
+            return Err(Failure::refused(
+                "no daemon is running, so the network cannot be told; start it with 'p2pvm up --detach', or leave without telling with --force",
+            ));
+        }
+        Err(_) => {}
+    }
+    membership::forget(&context.layout)?;
+    println!("left the network");
+    Ok(())
+}

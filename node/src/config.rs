@@ -1,0 +1,86 @@
+//! `node.toml`: what a user may set for one node. All of it has defaults; an unknown key is refused, so
+//! that a misspelt one is noticed.
+
+use crate::{
+    failure::{Failure, Outcome},
+    layout::{Layout, read_if_there},
+};
+use p2pvm_autonomic::Policy;
+use p2pvm_vm_manager::{hypervisor::Accel, qemu::Probe};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The settings of one node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// UDP and TCP port for members (control plane); 0 for any.
+    pub port: u16,
+    /// UDP port of the packet plane; 0 for any.
+    pub link_port: u16,
+    /// The TUN interface.
+    pub device: String,
+    /// Ask the local router for a port mapping (UPnP).
+    pub upnp: bool,
+    /// "auto" probes KVM once per boot of the host; "kvm" and "tcg" insist.
+    pub accel: String,
+    /// A Linux kernel to probe KVM with; empty for the host's own in /boot.
+    pub probe_kernel: String,
+    /// Processors that count as this host's capacity; 0 for all of the machine's.
+    pub cpus: u32,
+    /// Move VMs when this host is overloaded.
+    pub autonomic: bool,
+    /// When and how eagerly.
+    pub policy: Policy,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            port: 4001,
+            link_port: 4002,
+            device: "p2pvm0".to_owned(),
+            upnp: true,
+            accel: "auto".to_owned(),
+            probe_kernel: String::new(),
+            cpus: 0,
+            autonomic: true,
+            policy: Policy::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads `node.toml`, or the defaults where there is none.
+    pub fn load(layout: &Layout) -> Outcome<Self> {
+        let path = layout.config();
+        let Some(bytes) = read_if_there(&path)? else { return Ok(Self::default()) };
+        let text = String::from_utf8(bytes).map_err(|_| Failure::usage(format!("{} is not UTF-8", path.display())))?;
+        let config: Self = toml::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+        if !["auto", "kvm", "tcg"].contains(&config.accel.as_str()) {
+            return Err(Failure::usage(format!("{}: accel must be auto, kvm or tcg, not '{}'", path.display(), config.accel)));
+        }
+        config.policy.check().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+        Ok(config)
+    }
+
+    /// The accelerator that the user insists on.
+    pub fn accel(&self) -> Option<Accel> {
+        match self.accel.as_str() {
+            "kvm" => Some(Accel::Kvm),
+            "tcg" => Some(Accel::Tcg),
+            _ => None,
+        }
+    }
+
+    /// What KVM is probed with, if there is anything.
+    pub fn probe(&self) -> Option<Probe> {
+        let kernel = if self.probe_kernel.is_empty() {
+            let release = nix::sys::utsname::uname().ok()?.release().to_str()?.to_owned();
+            PathBuf::from(format!("/boot/vmlinuz-{release}"))
+        } else {
+            PathBuf::from(&self.probe_kernel)
+        };
+        kernel.exists().then_some(Probe::Kernel(kernel))
+    }
+}

@@ -1,0 +1,90 @@
+//! The one error of the program's surface: a sentence that says what to do, and the kind that decides
+//! the exit code of the command line and the status code of the control API.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What sort of failure it was. The number is the command line's exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// It was tried and did not work.
+    Failed = 1,
+    /// The command was not understood.
+    Usage = 2,
+    /// What was named does not exist.
+    NotFound = 3,
+    /// No answer in time.
+    TimedOut = 4,
+    /// It would have worked, and was refused because it endangers something.
+    Refused = 5,
+}
+
+/// A failure with its kind and the sentence that the user reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What sort.
+    pub kind: Kind,
+    /// What happened and what to do.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of `kind`.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// Something that does not exist.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, message)
+    }
+
+    /// Something refused for safety.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self::new(Kind::Refused, message)
+    }
+
+    /// No answer in time.
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self::new(Kind::TimedOut, message)
+    }
+
+    /// A command or argument that makes no sense.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Whatever has no kind of its own simply failed; the chain of causes becomes one sentence.
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        match error.downcast::<Failure>() {
+            Ok(failure) => failure,
+            Err(other) => Self::new(Kind::Failed, format!("{other:#}")),
+        }
+    }
+}
+
+/// The result of everything a user asks for.
+pub type Outcome<T> = Result<T, Failure>;
+
+/// Puts what was being done before a cause: `read(path).doing("reading the certificate")?`.
+pub trait Doing<T> {
+    /// Turns the error into a [`Failure`] of kind [`Kind::Failed`] that begins with `what`.
+    fn doing(self, what: impl fmt::Display) -> Outcome<T>;
+}
+
+impl<T, E: fmt::Display> Doing<T> for Result<T, E> {
+    fn doing(self, what: impl fmt::Display) -> Outcome<T> {
+        self.map_err(|cause| Failure::new(Kind::Failed, format!("{what}: {cause}")))
+    }
+}
