@@ -1,0 +1,80 @@
+//! One daemon a state directory: a lock on `daemon.pid` that the kernel drops with the process, so that
+//! a killed daemon leaves no stale lock.
+
+use crate::{
+    failure::{Doing, Failure, Outcome},
+    layout::Layout,
+};
+use nix::fcntl::{Flock, FlockArg};
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Seek, Write},
+    time::{Duration, Instant},
+};
+
+/// A daemon that was killed holds its lock until the kernel has taken it apart.
+const DYING: Duration = Duration::from_secs(2);
+
+/// Held while the daemon runs.
+pub struct DaemonLock(#[allow(dead_code, reason = "held for its Drop")] Flock<File>);
+
+fn open(layout: &Layout) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(layout.lock())
+}
+
+impl DaemonLock {
+    /// Takes the lock and writes this process's id beside it.
+    pub fn take(layout: &Layout) -> Outcome<Self> {
+        let began = Instant::now();
+        let mut lock = loop {
+            let file = open(layout).doing(format_args!("cannot open {}", layout.lock().display()))?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => break lock,
+                Err(_) if began.elapsed() < DYING => std::thread::sleep(DYING / 50),
+                Err(_) => {
+                    let who = holder(layout).map_or("another process".to_owned(), |pid| format!("process {pid}"));
+                    return Err(Failure::refused(format!(
+                        "a daemon already runs for {} ({who}); stop it with 'p2pvm down'",
+                        layout.dir().display()
+                    )));
+                }
+            }
+        };
+        let write = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        write(&mut lock).doing("writing the process id")?;
+        Ok(Self(lock))
+    }
+}
+
+/// The process id of the daemon that runs for this directory, if one does.
+pub fn holder(layout: &Layout) -> Option<u32> {
+    let mut file = File::open(layout.lock()).ok()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(_free) => None,
+        Err(_) => text.trim().parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_daemon_a_directory_and_the_lock_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path());
+        assert_eq!(holder(&layout), None);
+        let lock = DaemonLock::take(&layout).unwrap();
+        assert_eq!(holder(&layout), Some(std::process::id()));
+        assert!(DaemonLock::take(&layout).is_err());
+        drop(lock);
+        assert_eq!(holder(&layout), None);
+        DaemonLock::take(&layout).unwrap();
+    }
+}

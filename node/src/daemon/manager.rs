@@ -1,0 +1,265 @@
+//! Feeds the autonomic manager: measures this host and its guests, carries its gossip and offers, and
+//! starts the migrations that it and the chosen peer have agreed on. Decides nothing itself.
+
+use super::{Parts, load::Meter};
+use crate::{api::types::Explained, config::Config};
+use async_trait::async_trait;
+use p2pvm_autonomic::{Explanation, Input, LocalLoad, Manager as Machine, Message, Millis, Output, VmLoad};
+use p2pvm_overlay::{Fabric, MemberId, Serve, VmId};
+use p2pvm_vm_manager::{
+    host::{Host, VmState},
+    hypervisor::MigrateOptions,
+    migrate::RunsOn,
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::sync::{mpsc, watch};
+
+/// The service that carries load and offers.
+const SERVICE: &str = "load";
+/// The service that answers why a VM was moved.
+const EXPLAIN: &str = "why";
+/// A message that has not arrived by then is as good as lost.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The manager and what it is fed with.
+pub struct Manager {
+    parts: Arc<Parts>,
+    host: Arc<Host>,
+    machine: Arc<Mutex<Machine>>,
+    outputs: mpsc::Sender<Output>,
+    waiting: Mutex<Option<mpsc::Receiver<Output>>>,
+    tick: Duration,
+    cpus: u32,
+    /// The last measured load, as the bits of an f64.
+    cpu: AtomicU64,
+}
+
+fn now() -> Millis {
+    Millis(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64))
+}
+
+impl Manager {
+    /// Begins to answer peers. [`Manager::run`] does the rest.
+    pub fn start(parts: Arc<Parts>, host: Arc<Host>, config: &Config) -> Arc<Self> {
+        let (outputs, waiting) = mpsc::channel(256);
+        let mut policy = config.policy.clone();
+        policy.enabled &= config.autonomic;
+        let tick = Duration::from_millis(policy.tick_ms);
+        let machine = Arc::new(Mutex::new(Machine::new(parts.me(), policy, rand::random())));
+        let manager = Arc::new(Self {
+            parts,
+            host,
+            machine,
+            outputs,
+            waiting: Mutex::new(Some(waiting)),
+            tick,
+            cpus: config.cpus,
+            cpu: AtomicU64::default(),
+        });
+        manager.parts.fabric().serve(SERVICE, Arc::new(Ear(manager.clone())));
+        manager.parts.fabric().serve(EXPLAIN, Arc::new(Witness(manager.clone())));
+        manager
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the machine something and passes on what it wants.
+    fn tell(&self, inputs: impl IntoIterator<Item = Input>) {
+        let wanted: Vec<Output> = {
+            let mut machine = self.lock();
+            for input in inputs {
+                machine.handle(now(), input);
+            }
+            std::iter::from_fn(|| machine.poll()).collect()
+        };
+        for output in wanted {
+            // Gossip and offers may get lost; a move that is not begun is offered again.
+            if self.outputs.try_send(output).is_err() {
+                tracing::warn!("the autonomic manager asks for more than is carried out");
+            }
+        }
+    }
+
+    /// Measures, ticks and carries out until the daemon ends.
+    pub async fn run(self: Arc<Self>) {
+        let Some(mut outputs) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let mut meter = Meter::new(self.cpus);
+        let mut guests = Guests::default();
+        let mut every = tokio::time::interval(self.tick);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = every.tick() => {
+                    let load = self.measure(&mut meter, &mut guests).await;
+                    self.tell([Input::LocalLoad(load), Input::Neighbours(self.parts.fabric().connected()), Input::Tick]);
+                }
+                Some(output) = outputs.recv() => self.carry_out(output),
+            }
+        }
+    }
+
+    async fn measure(&self, meter: &mut Meter, guests: &mut Guests) -> LocalLoad {
+        let busy: HashMap<VmId, bool> =
+            self.host.list().iter().map(|vm| (vm.definition.vm, vm.state != VmState::Running || vm.activity.is_some())).collect();
+        let used: Vec<_> = self.host.stats().await.vms.into_iter().map(|vm| (vm.vm, vm.machine.cpu_time, vm.memory_mib)).collect();
+        let vms = guests.sample(&used, &busy);
+        let load = meter.sample(vms.iter().map(|vm| vm.cpu).sum());
+        self.cpu.store(load.cpu.to_bits(), Ordering::Relaxed);
+        LocalLoad {
+            cpu: load.cpu,
+            cpus: load.cpus.round().max(1.0) as u32,
+            memory_used_mib: load.memory_used_mib,
+            memory_total_mib: load.memory_total_mib,
+            vms,
+        }
+    }
+
+    fn carry_out(self: &Arc<Self>, output: Output) {
+        let this = self.clone();
+        match output {
+            Output::Send(to, message) => drop(tokio::spawn(async move {
+                if let Err(error) = this.parts.fabric().call(to, SERVICE, message.encode(), SEND_TIMEOUT).await {
+                    tracing::debug!(?to, %error, "gossip lost");
+                }
+            })),
+            Output::Migrate { vm, to, reason } => drop(tokio::spawn(async move {
+                let ok = this.migrate(vm, to, &reason).await;
+                this.tell([Input::MigrationDone { vm, ok }]);
+            })),
+            Output::Explain(explanation) => tracing::info!(vm = %explanation.vm.short(), "{explanation}"),
+        }
+    }
+
+    async fn migrate(&self, vm: VmId, to: MemberId, reason: &Explanation) -> bool {
+        let Some(name) = self.host.list().into_iter().find(|status| status.definition.vm == vm).map(|status| status.name) else {
+            return false;
+        };
+        tracing::info!(vm = %name, to = %to.short(), "moving: {reason}");
+        match self.host.migrate(&name, to, MigrateOptions::default(), watch::Sender::default()).await {
+            Ok(outcome) => outcome.runs_on == RunsOn::Target,
+            Err(error) => {
+                tracing::warn!(vm = %name, %error, "not moved");
+                false
+            }
+        }
+    }
+
+    /// The last measured processor load, 0 to 1.
+    pub fn cpu(&self) -> f64 {
+        f64::from_bits(self.cpu.load(Ordering::Relaxed))
+    }
+
+    /// The member with the least load among those this one knows of.
+    pub fn least_loaded(&self) -> Option<MemberId> {
+        let known = self.lock().status(now()).known;
+        let connected = self.parts.fabric().connected();
+        let mut best: Vec<(MemberId, f32)> = known.into_iter().filter_map(|(member, load, _)| Some((member.parse().ok()?, load))).collect();
+        best.retain(|(member, _)| connected.contains(member));
+        best.sort_by(|a, b| a.1.total_cmp(&b.1));
+        best.first().map(|(member, _)| *member)
+    }
+
+    /// Takes no VM in from now on: this host is being drained.
+    pub fn stop_accepting(&self) {
+        self.tell([Input::Draining(true)]);
+    }
+
+    /// What was decided here about a VM.
+    pub fn explain(&self, vm: VmId) -> Vec<Explained> {
+        let told = self.lock().explain(vm);
+        told.iter()
+            .map(|e| Explained {
+                at: humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_millis(e.at.0)).to_string(),
+                host: String::new(),
+                text: self.named(e),
+                details: serde_json::to_value(e).unwrap_or_default(),
+            })
+            .collect()
+    }
+
+    /// The explanation with the peer's name instead of its id.
+    fn named(&self, explanation: &Explanation) -> String {
+        let text = explanation.to_string();
+        match explanation.peer.and_then(|peer| Some((peer.short(), self.parts.control.certificate(peer)?.name().to_owned()))) {
+            Some((short, name)) => text.replace(&short, &name),
+            None => text,
+        }
+    }
+
+    /// What connected members decided about a VM.
+    pub async fn ask_explanations(&self, fabric: &dyn Fabric, vm: VmId) -> Vec<(MemberId, Vec<Explained>)> {
+        let members = fabric.connected();
+        let asked = members.into_iter().map(|member| async move {
+            let answer = fabric.call(member, EXPLAIN, vm.0.to_vec(), SEND_TIMEOUT).await.ok()?;
+            Some((member, serde_json::from_slice::<Vec<Explained>>(&answer).ok()?))
+        });
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+}
+
+/// Processor use of guests between two samples.
+#[derive(Default)]
+struct Guests(HashMap<VmId, (Instant, Duration)>);
+
+impl Guests {
+    fn sample(&mut self, used: &[(VmId, Duration, u64)], busy: &HashMap<VmId, bool>) -> Vec<VmLoad> {
+        let now = Instant::now();
+        let mut fresh = HashMap::new();
+        let mut loads = Vec::new();
+        for (vm, cpu_time, memory_mib) in used {
+            let cpu = match self.0.get(vm) {
+                Some((then, before)) if now > *then => cpu_time.saturating_sub(*before).as_secs_f64() / (now - *then).as_secs_f64(),
+                _ => 0.0,
+            };
+            fresh.insert(*vm, (now, *cpu_time));
+            loads.push(VmLoad { vm: *vm, cpu, memory_mib: *memory_mib, movable: !busy.get(vm).copied().unwrap_or(true) });
+        }
+        self.0 = fresh;
+        loads
+    }
+}
+
+struct Ear(Arc<Manager>);
+
+#[async_trait]
+impl Serve for Ear {
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        let message = Message::decode(&body).map_err(|e| e.to_string())?;
+        self.0.tell([Input::Received(from, message)]);
+        Ok(Vec::new())
+    }
+}
+
+struct Witness(Arc<Manager>);
+
+#[async_trait]
+impl Serve for Witness {
+    async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        let vm = VmId(body.try_into().map_err(|_| "not a VM's id".to_owned())?);
+        serde_json::to_vec(&self.0.explain(vm)).map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_use_is_what_it_consumed_since_the_last_sample() {
+        let vm = VmId([1; 32]);
+        let mut guests = Guests::default();
+        assert_eq!(guests.sample(&[(vm, Duration::from_secs(10), 128)], &HashMap::new())[0].cpu, 0.0);
+        std::thread::sleep(Duration::from_millis(50));
+        let load = &guests.sample(&[(vm, Duration::from_secs(10) + Duration::from_millis(25), 128)], &HashMap::from([(vm, false)]))[0];
+        assert!(load.cpu > 0.05 && load.cpu <= 0.5 && load.movable, "{load:?}");
+    }
+}

@@ -1,0 +1,428 @@
+//! The daemon: opens the parts, wires each to the ones it needs, and ends them in order. What a part does
+//! is the part's own matter; here is only who knows whom.
+
+mod admission;
+mod load;
+pub mod lock;
+mod manager;
+mod ports;
+mod reach;
+mod status;
+mod vms;
+
+use crate::{
+    api,
+    cli::UpArgs,
+    config::Config,
+    failure::{Doing, Failure, Outcome},
+    layout::Layout,
+    membership::{self, Membership},
+};
+use admission::SlotAdmission;
+use manager::Manager;
+use p2pvm_dhcp::{Addresses, Resolver, Subject};
+use p2pvm_dht::{
+    Dht, DhtOptions, Records,
+    store::SledStore,
+    votes::{Voter, VoterLog, Votes},
+};
+use p2pvm_overlay::{
+    Fabric, MemberId,
+    connect::{ConnectOptions, Connector},
+    control::{Control, ControlConfig, ControlEvent},
+    identity::Identity,
+    membership::{Certificate, NetworkConfig, Trust},
+    plane::{Plane, PlaneConfig, PlaneEvent},
+};
+use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
+use p2pvm_vm_manager::{
+    host::{Host, HostOptions},
+    qemu::Qemu,
+    vault::ChunkVault,
+};
+use ports::Ports;
+use reach::Reach;
+use std::{
+    future::IntoFuture,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::PermissionsExt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    net::UnixListener,
+    sync::{broadcast, mpsc, watch},
+    task::JoinSet,
+};
+
+/// The packet plane's MTU: an IPv6 minimum path less our headers still carries it, and 1500 does with room.
+pub const MTU: u16 = 1340;
+
+/// Requests under way when the daemon is told to stop have this long.
+const CLOSING: Duration = Duration::from_millis(500);
+/// Chunks that nothing refers to are looked for this often, and removed when they are this old.
+const COLLECT_EVERY: Duration = Duration::from_secs(3600);
+const COLLECT_GRACE: Duration = Duration::from_secs(3600);
+/// Where it is remembered, until the host boots again, whether its KVM works.
+const HOST_FACTS: &str = "/run/p2pvm";
+
+/// What the daemon's modules share.
+pub struct Parts {
+    control: Arc<Control>,
+    identity: Arc<Identity>,
+    certificate: Certificate,
+    network: NetworkConfig,
+    plane: Plane,
+    records: Arc<Dht>,
+    addresses: Arc<Addresses>,
+    connector: Arc<Connector>,
+    /// Whether this node was told of others when it joined.
+    has_bootstrap: bool,
+}
+
+impl Parts {
+    fn me(&self) -> MemberId {
+        self.identity.member_id()
+    }
+
+    fn fabric(&self) -> Arc<dyn Fabric> {
+        self.control.clone()
+    }
+
+    fn records(&self) -> &dyn Records {
+        self.records.as_ref()
+    }
+
+    /// The network's DNS domain.
+    fn domain(&self) -> String {
+        format!("{}.p2p", self.network.name)
+    }
+}
+
+/// The running node.
+pub struct Daemon {
+    parts: Arc<Parts>,
+    reach: Arc<Reach>,
+    host: Arc<Host>,
+    manager: Arc<Manager>,
+    began: Instant,
+    times: Arc<Mutex<api::types::StartTimes>>,
+    stop: watch::Sender<bool>,
+    /// Why the daemon cannot go on, if it cannot.
+    expelled: Mutex<Option<Failure>>,
+    layout: Layout,
+}
+
+/// Runs the daemon in the foreground until it is told to stop.
+pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Failure::refused("the daemon needs root for its network interface and its guests: run it as root"));
+    }
+    let began = Instant::now();
+    let membership = membership::load(layout)?;
+    let mut config = Config::load(layout)?;
+    config.port = up.port.unwrap_or(config.port);
+    config.link_port = up.link_port.unwrap_or(config.link_port);
+    config.accel = up.accel.clone().unwrap_or(config.accel);
+    let _lock = lock::DaemonLock::take(layout)?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG").unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().doing("cannot start")?;
+    let outcome = runtime.block_on(serve(layout, config, membership, began));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+async fn serve(layout: &Layout, config: Config, membership: Membership, began: Instant) -> Outcome<()> {
+    let (daemon, tasks) = open(layout, config, membership, began).await?;
+    let listener = listen(layout)?;
+    let served = api::server::local(daemon.clone());
+    tracing::info!(member = %daemon.me(), network = %daemon.parts.network.name, "up");
+    // One signal ends the serving of new requests, and what is being answered a moment later.
+    let signals = daemon.clone();
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).doing("listening for signals")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        signals.stop();
+    });
+    let stopped = |mut stop: watch::Receiver<bool>| async move { drop(stop.wait_for(|stop| *stop).await) };
+    let serving = axum::serve(listener, served).with_graceful_shutdown(stopped(daemon.stop.subscribe()));
+    let closing = async {
+        stopped(daemon.stop.subscribe()).await;
+        tokio::time::sleep(CLOSING).await;
+    };
+    tokio::select! {
+        served = serving.into_future() => served.doing("serving the control API")?,
+        () = closing => {}
+    }
+    tracing::info!("stopping; guests run on");
+    drop(tasks);
+    daemon.host.halt();
+    daemon.parts.plane.shutdown();
+    daemon.parts.control.shutdown().await;
+    // The socket goes with the daemon, so that the next command says that none runs.
+    let _ = std::fs::remove_file(layout.socket());
+    match daemon.expelled.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+fn listen(layout: &Layout) -> Outcome<UnixListener> {
+    let path = layout.socket();
+    // Ours alone by the lock: a socket that is there is a dead daemon's.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).doing(format_args!("opening {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).doing("restricting the socket")?;
+    Ok(listener)
+}
+
+async fn open(layout: &Layout, config: Config, membership: Membership, began: Instant) -> Outcome<(Arc<Daemon>, JoinSet<()>)> {
+    let Membership { network, certificate, identity, root, bootstrap } = membership;
+    let identity = Arc::new(identity);
+    let times = Arc::new(Mutex::new(api::types::StartTimes::default()));
+
+    let has_bootstrap = !bootstrap.is_empty();
+    let (plane_events, from_plane) = mpsc::channel(1024);
+    let plane = Plane::start(
+        PlaneConfig {
+            me: identity.member_id(),
+            link_secret: identity.link_secret(),
+            udp_port: config.link_port,
+            device: config.device.clone(),
+            mtu: MTU,
+        },
+        plane_events,
+    )
+    .doing("starting the packet plane")?;
+
+    let trust = Arc::new(Trust::load(network.id, &layout.revocations()).doing("reading revocations")?);
+    let control = Control::start(ControlConfig {
+        identity: identity.clone(),
+        certificate: certificate.clone(),
+        network: network.clone(),
+        trust,
+        listen_port: config.port,
+        state_dir: layout.dir().to_owned(),
+        bootstrap,
+        issuer_key: root,
+        admission: Arc::new(admission::NotYet),
+        listen_on: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        public_addresses: Vec::new(),
+    })
+    .await
+    .doing("starting the control plane")?;
+    let fabric: Arc<dyn Fabric> = control.clone();
+    let control_events = control.events();
+
+    let store = Arc::new(SledStore::open(&layout.tables()).doing("opening the node's tables")?);
+    let records = Dht::start(fabric.clone(), store, DhtOptions::default());
+    Voter::start(&fabric, identity.clone(), VoterLog::open(&layout.votes()).doing("opening the voter's log")?);
+    let derive = network.clone();
+    let addresses = Addresses::new(records.clone(), (network.subnet.addr, network.subnet.prefix).into(), layout.leases()).with_v6(
+        Arc::new(move |subject| match subject {
+            Subject::Member(member) => derive.member_v6(member),
+            Subject::Vm(vm) => derive.vm_v6(vm),
+        }),
+    );
+    let addresses = Arc::new(addresses);
+    control.set_admission(Arc::new(SlotAdmission::open(records.clone(), addresses.clone(), &layout.admissions())?));
+
+    let connector = Connector::start(plane.clone(), fabric.clone(), ConnectOptions { stun: true, upnp: config.upnp });
+    let parts = Arc::new(Parts { control, identity, certificate, network, plane, records, addresses, connector, has_bootstrap });
+    let resolver =
+        Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);
+    let reach = Reach::start(parts.clone());
+    let ports = Ports::new(parts.clone(), reach.clone(), resolver.clone());
+
+    // Everything that answers members is in place before VMs are taken up, so that none waits for another.
+    let chunks = ChunkStore::open(layout.chunks()).doing("opening the chunk store")?;
+    let exchange = Exchange::start(fabric.clone(), chunks.clone(), ExchangeOptions::default());
+    let images = Images::open(exchange.clone(), layout.images()).doing("opening the images")?;
+    let hypervisor = Arc::new(Qemu::new(HOST_FACTS, config.accel(), config.probe()));
+    let host_parts = p2pvm_vm_manager::host::Parts {
+        fabric: fabric.clone(),
+        records: parts.records.clone(),
+        ballot: Arc::new(Votes::new(fabric.clone())),
+        vault: ChunkVault::new(exchange, Arc::new(images)),
+        hypervisor,
+        port: ports.clone(),
+    };
+    let host = Host::open(host_parts, HostOptions::default(), layout.dir()).await.doing("taking up the VMs")?;
+    let fenced = Arc::downgrade(&host);
+    reach.on_stale(Box::new(move |addr, known| {
+        let Some(host) = fenced.upgrade() else { return };
+        let here =
+            host.list().into_iter().find(|vm| IpAddr::V4(vm.definition.address.v4) == addr || IpAddr::V6(vm.definition.address.v6) == addr);
+        if let Some(vm) = here {
+            host.stale_epoch(vm.definition.vm, known);
+        }
+    }));
+    let manager = Manager::start(parts.clone(), host.clone(), &config);
+    let daemon = Arc::new(Daemon {
+        parts,
+
+        reach,
+        host,
+        manager,
+        began,
+        times,
+        stop: watch::channel(false).0,
+        expelled: Mutex::default(),
+        layout: layout.clone(),
+    });
+    let mut tasks = daemon.spawn(ports, resolver, control_events, from_plane, config.autonomic);
+    tasks.spawn(collect(chunks));
+    Ok((daemon, tasks))
+}
+
+/// Removes chunks that nothing refers to any more, now and then.
+async fn collect(chunks: ChunkStore) {
+    loop {
+        tokio::time::sleep(COLLECT_EVERY).await;
+        let chunks = chunks.clone();
+        match tokio::task::spawn_blocking(move || chunks.gc(COLLECT_GRACE)).await {
+            Ok(Ok(collected)) if collected.removed > 0 => {
+                tracing::info!(chunks = collected.removed, bytes = collected.freed_bytes, "removed what nothing refers to");
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "unused chunks stay on the disk"),
+            Err(_) => return,
+        }
+    }
+}
+
+impl Daemon {
+    /// Starts the daemon's long-lived tasks; dropping the set ends them.
+    fn spawn(
+        self: &Arc<Self>,
+        ports: Arc<Ports>,
+        resolver: Resolver,
+        control: broadcast::Receiver<ControlEvent>,
+        plane: mpsc::Receiver<PlaneEvent>,
+        autonomic: bool,
+    ) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        let (want, wanted) = mpsc::channel(256);
+        let reach = self.reach.clone();
+        tasks.spawn(async move { reach.resolve_all(wanted).await });
+        let reach = self.reach.clone();
+        tasks.spawn(async move { reach.keep_address().await });
+        let reach = self.reach.clone();
+        tasks.spawn(async move { reach.serve_names(resolver).await });
+        let ticking = ports.clone();
+        tasks.spawn(async move { ticking.tick().await });
+        let daemon = self.clone();
+        tasks.spawn(async move { daemon.follow_plane(plane, ports, want).await });
+        let daemon = self.clone();
+        tasks.spawn(async move { daemon.follow_control(control).await });
+        let daemon = self.clone();
+        tasks.spawn(async move { daemon.time_address().await });
+        let manager = self.manager.clone();
+        if autonomic {
+            tasks.spawn(async move { manager.run().await });
+        }
+        let daemon = self.clone();
+        tasks.spawn(async move { daemon.serve_members().await });
+        tasks
+    }
+
+    async fn follow_plane(self: Arc<Self>, mut events: mpsc::Receiver<PlaneEvent>, ports: Arc<Ports>, want: mpsc::Sender<IpAddr>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                // A full queue drops the wish; the packet's sender repeats it.
+                PlaneEvent::Unresolved(ip) => drop(want.try_send(ip)),
+                PlaneEvent::GuestFrame { vm, frame } => ports.frame(vm, &frame),
+                PlaneEvent::PathChanged { member, path } => {
+                    tracing::info!(member = %self.name_of(member), path = %path.as_ref().map_or("none".to_owned(), |p| self.path_text(p)), "path")
+                }
+                PlaneEvent::StaleEpoch { addr, from, sent, known } => {
+                    tracing::warn!(%addr, from = %self.name_of(from), %sent, %known, "dropped packets of a fenced VM");
+                    let reach = self.reach.clone();
+                    tokio::spawn(async move { reach.tell_stale(addr, from, known).await });
+                }
+                PlaneEvent::MovedHint { addr, route } => {
+                    tracing::debug!(%addr, to = %self.name_of(route.member), epoch = %route.epoch, "moved")
+                }
+            }
+        }
+    }
+
+    async fn follow_control(self: Arc<Self>, mut events: broadcast::Receiver<ControlEvent>) {
+        loop {
+            match events.recv().await {
+                Ok(ControlEvent::Connected(member)) => {
+                    self.note(|times, ms| times.connected = times.connected.or(Some(ms)));
+                    self.parts.records.membership_changed();
+                    let reach = self.reach.clone();
+                    tokio::spawn(async move { reach.meet(member).await });
+                }
+                Ok(ControlEvent::Disconnected(_)) => self.parts.records.membership_changed(),
+                Ok(ControlEvent::Revoked(member)) => {
+                    tracing::warn!(member = %self.name_of(member), "revoked");
+                    self.parts.plane.remove_peer(member);
+                }
+                Ok(ControlEvent::ThisNodeRevoked) => {
+                    let expelled =
+                        "this node's membership has been revoked: 'p2pvm leave --force' forgets it; a new invite lets a new identity in";
+                    *self.expelled.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::refused(expelled));
+                    self.stop();
+                    return;
+                }
+                Err(broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "events of the control plane were missed"),
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+
+    async fn time_address(self: Arc<Self>) {
+        let mut lease = self.reach.lease();
+        if lease.wait_for(Option::is_some).await.is_ok() {
+            let claim = self.reach.claim_time();
+            self.note(|times, ms| {
+                times.address = Some(ms);
+                times.claim = claim.map(|d| d.as_millis() as u64);
+            });
+        }
+    }
+
+    fn note(&self, set: impl FnOnce(&mut api::types::StartTimes, u64)) {
+        let elapsed = self.began.elapsed().as_millis() as u64;
+        set(&mut self.times.lock().unwrap_or_else(PoisonError::into_inner), elapsed);
+    }
+
+    /// Serves the VM part of the control API to other members, one connection a stream.
+    async fn serve_members(self: Arc<Self>) {
+        let mut streams = self.fabric().accept_streams(api::forward::SERVICE);
+        let router = api::server::vms(self.clone());
+        let mut running = JoinSet::new();
+        while let Some((member, stream)) = streams.recv().await {
+            while running.try_join_next().is_some() {}
+            let service = hyper_util::service::TowerToHyperService::new(router.clone());
+            running.spawn(async move {
+                let connection = hyper::server::conn::http1::Builder::new().serve_connection(hyper_util::rt::TokioIo::new(stream), service);
+                if let Err(error) = connection.with_upgrades().await {
+                    tracing::debug!(?member, %error, "a member's request ended");
+                }
+            });
+        }
+    }
+
+    /// This member.
+    pub fn me(&self) -> MemberId {
+        self.parts.me()
+    }
+
+    /// The control plane.
+    pub fn fabric(&self) -> Arc<dyn Fabric> {
+        self.parts.fabric()
+    }
+
+    /// Tells the daemon to end.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+}

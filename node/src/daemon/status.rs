@@ -1,0 +1,233 @@
+//! What the control API says of this node and its members, and what it asks of the network as a whole.
+
+use super::{Daemon, load};
+use crate::{
+    api::{
+        server::Reporter,
+        types::{InviteAnswer, InviteRequest, Peer, Pong, Status},
+    },
+    failure::{Doing, Failure, Outcome},
+};
+use p2pvm_overlay::{
+    Fabric, MemberId, UnixTime,
+    membership::{Invite, InviteTerms, Issuer, Target},
+    plane::Path,
+};
+use p2pvm_vm_manager::host::VmState;
+use serde_json::{Value, json};
+use std::{net::IpAddr, sync::PoisonError, time::Duration};
+
+/// A probe that is not answered within this is lost.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Own addresses are known within this, or there are none.
+const ADDRESSES_LIMIT: Duration = Duration::from_secs(5);
+/// An invite that outlives its issuer's attention is a hole.
+const MAX_INVITE_SECONDS: u64 = 366 * 24 * 3600;
+
+impl Daemon {
+    /// A member's name, or its short id where it is not known.
+    pub fn name_of(&self, member: MemberId) -> String {
+        if member == self.me() {
+            return self.parts.certificate.name().to_owned();
+        }
+        self.parts.control.certificate(member).map_or_else(|| member.short(), |c| c.name().to_owned())
+    }
+
+    /// A path in words.
+    pub fn path_text(&self, path: &Path) -> String {
+        match path {
+            Path::Direct(address) => format!("direct {address}"),
+            Path::Relayed(via) => format!("relayed via {}", self.name_of(*via)),
+            Path::Stream => "stream".to_owned(),
+        }
+    }
+
+    fn address_of(&self, member: MemberId) -> Option<String> {
+        let subnet = self.parts.addresses.subnet();
+        let routes = self.parts.plane.routes();
+        let hosts = routes.iter().filter(|(_, route)| route.member == member && route.epoch.0 == 0);
+        hosts.map(|(ip, _)| ip).find(|ip| matches!(ip, IpAddr::V4(v4) if subnet.contains(*v4))).map(ToString::to_string)
+    }
+
+    /// Finds a member by name, id, the beginning of its id, or address.
+    pub fn resolve_member(&self, text: &str) -> Outcome<MemberId> {
+        if let Ok(id) = text.parse::<MemberId>() {
+            return Ok(id);
+        }
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            let routes = self.parts.plane.routes();
+            let found = routes.iter().find(|(known, _)| *known == ip).map(|(_, route)| route.member);
+            return found.ok_or_else(|| Failure::not_found(format!("no member is known to have the address {text}")));
+        }
+        let lower = text.to_ascii_lowercase();
+        let mut known: Vec<_> = self.parts.control.peers().into_iter().map(|p| (p.member, p.name)).collect();
+        known.push((self.me(), self.parts.certificate.name().to_owned()));
+        let found: Vec<_> =
+            known.iter().filter(|(id, name)| *name == lower || (lower.len() >= 4 && id.to_string().starts_with(&lower))).collect();
+        match found.as_slice() {
+            [(id, _)] => Ok(*id),
+            [] => Err(Failure::not_found(format!("no member '{text}' is known: see 'p2pvm peers'"))),
+            _ => Err(Failure::usage(format!("'{text}' fits several members: write more of the id"))),
+        }
+    }
+
+    /// This node.
+    pub async fn status(&self) -> Status {
+        let lease = self.reach.lease().borrow().clone();
+        let parts = &self.parts;
+        Status {
+            member: self.me().to_string(),
+            name: parts.certificate.name().to_owned(),
+            network: parts.network.name.clone(),
+            network_id: parts.network.id.to_string(),
+            subnet: parts.network.subnet.to_string(),
+            address: lease.map(|l| l.v4.to_string()),
+            address_v6: parts.network.member_v6(self.me()).to_string(),
+            reflexive: self.parts.connector.reflexive().map(|a| a.to_string()),
+            nat: self.parts.connector.nat_kind().to_string(),
+            connected: parts.control.connected().len(),
+            running_vms: self.host.list().iter().filter(|vm| vm.state == VmState::Running).count(),
+            cpu: self.manager.cpu(),
+            listen: parts.control.listen_addrs(),
+            up_seconds: self.began.elapsed().as_secs(),
+            start_ms: *self.times.lock().unwrap_or_else(PoisonError::into_inner),
+            resident_bytes: load::resident_bytes(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// The other members this node knows of.
+    pub fn peers(&self) -> Vec<Peer> {
+        let mut peers: Vec<_> = self
+            .parts
+            .control
+            .peers()
+            .into_iter()
+            .filter(|p| p.member != self.me())
+            .map(|p| {
+                let link = self.parts.plane.path(p.member);
+                Peer {
+                    member: p.member.to_string(),
+                    name: p.name,
+                    address: self.address_of(p.member),
+                    connected: p.connected,
+                    path: link.as_ref().map(|l| self.path_text(&l.path)),
+                    rtt_ms: link.as_ref().and_then(|l| l.rtt).map(|rtt| rtt.as_secs_f64() * 1e3),
+                    sent_bytes: link.as_ref().map_or(0, |l| l.tx_bytes),
+                    received_bytes: link.as_ref().map_or(0, |l| l.rx_bytes),
+                }
+            })
+            .collect();
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        peers
+    }
+
+    /// Makes a link, trying again for a while: a member that has just joined is known before it can be reached.
+    async fn link(&self, member: MemberId) -> Outcome<()> {
+        let began = std::time::Instant::now();
+        loop {
+            match self.parts.connector.ensure(member).await {
+                Ok(_) => return Ok(()),
+                Err(e) if began.elapsed() > PING_TIMEOUT => {
+                    return Err(Failure::timed_out(format!("no path to {}: {e}", self.name_of(member))));
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    /// Probes a member's packet path.
+    pub async fn ping(&self, text: &str, count: u32, interval: Duration, reporter: &Reporter) -> Outcome<Value> {
+        let member = self.resolve_member(text)?;
+        if member == self.me() {
+            return Err(Failure::usage(format!("{text} is this member")));
+        }
+        self.link(member).await?;
+        let mut received = 0u32;
+        for seq in 1..=count {
+            let pong = self.parts.plane.ping(member, PING_TIMEOUT).await;
+            let item = match &pong {
+                Ok(pong) => Pong { seq, rtt_ms: Some(pong.rtt.as_secs_f64() * 1e3), path: self.path_text(&pong.path) },
+                Err(_) => Pong { seq, rtt_ms: None, path: String::new() },
+            };
+            received += u32::from(pong.is_ok());
+            reporter.item(&item).await?;
+            if seq < count {
+                tokio::time::sleep(interval.saturating_sub(pong.map_or(Duration::ZERO, |p| p.rtt))).await;
+            }
+        }
+        Ok(json!({ "sent": count, "received": received }))
+    }
+
+    fn issuer(&self) -> Outcome<Issuer<'_>> {
+        self.parts.control.issuer().ok_or_else(|| {
+            Failure::refused(
+                "this member may not invite or revoke: do it on the founder's machine or on a delegate (joined with 'p2pvm invite --delegate')",
+            )
+        })
+    }
+
+    /// Where others can knock; right after the start it takes a moment until that is known.
+    async fn contact_addresses(&self) -> Outcome<Vec<String>> {
+        let began = std::time::Instant::now();
+        loop {
+            let addresses = self.parts.control.contact_addrs();
+            if !addresses.is_empty() {
+                return Ok(addresses);
+            }
+            if began.elapsed() > ADDRESSES_LIMIT {
+                return Err(Failure::refused("this machine has no address at which another could knock: connect it to a network first"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Issues an invite.
+    pub async fn invite(&self, r: &InviteRequest) -> Outcome<InviteAnswer> {
+        if r.uses == 0 || r.expires_seconds == 0 || r.expires_seconds > MAX_INVITE_SECONDS {
+            return Err(Failure::usage("an invite needs at least one use, and expires within a second to a year"));
+        }
+        let terms = InviteTerms { uses: r.uses, expires: UnixTime::now().plus(r.expires_seconds), delegate: r.delegate };
+        let addresses = self.contact_addresses().await?;
+        let invite = Invite::issue(&self.issuer()?, &self.parts.network, &addresses, terms)
+            .map_err(|_| Failure::refused("only the founder's machine can invite delegates"))?;
+        Ok(InviteAnswer { invite: invite.to_text(), id: invite.id().to_string() })
+    }
+
+    /// Expels a member or cancels an invite.
+    pub async fn revoke(&self, what: &str) -> Outcome<Value> {
+        let target = match what.parse() {
+            Ok(invite) => Target::Invite(invite),
+            Err(_) => Target::Member(self.resolve_member(what)?),
+        };
+        if matches!(target, Target::Member(member) if member == self.me()) {
+            return Err(Failure::refused("this member cannot revoke itself: 'p2pvm leave' instead"));
+        }
+        self.issuer()?;
+        self.parts.control.revoke(target).await.doing("revoking")?;
+        Ok(json!({ "revoked": what, "told": self.parts.control.connected().len() }))
+    }
+
+    /// Leaves the network: what is left to do on disk is the caller's.
+    pub async fn leave(&self, force: bool) -> Outcome<Value> {
+        let here: Vec<_> = self.host.list().into_iter().map(|vm| vm.name).collect();
+        if !here.is_empty() && !force {
+            return Err(Failure::refused(format!(
+                "VMs live here ({}): 'p2pvm drain' or delete them first, or lose them with --force",
+                here.join(", ")
+            )));
+        }
+        for name in here {
+            // A VM that cannot be stopped now is killed with its state; its record runs out.
+            if let Err(error) = self.host.stop(&name).await {
+                tracing::warn!(vm = %name, %error, "not stopped before leaving");
+            }
+        }
+        if let Err(failure) = self.reach.release().await {
+            tracing::warn!(%failure, "the address is not given back; it runs out by itself");
+        }
+        tracing::info!(dir = %self.layout.dir().display(), "leaving");
+        self.stop();
+        Ok(Value::Null)
+    }
+}

@@ -1,0 +1,328 @@
+//! What the control API asks about virtual machines, in terms of the host that runs them.
+
+use super::Daemon;
+use crate::{
+    api::{
+        server::Reporter,
+        types::{CreateVm, MigrateVm, RestoreVm, SnapshotView, Step, VmView},
+    },
+    failure::{Failure, Kind, Outcome},
+};
+use p2pvm_overlay::MemberId;
+use p2pvm_vm_manager::{
+    Error, ImageSource, NewVm,
+    checkpoint::RestoreOptions,
+    directory::Snapshot,
+    host::{VmState, VmStatus},
+    hypervisor::{MigrateOptions, Progress},
+    migrate::{MigrationOutcome, RunsOn},
+    vault::Durability,
+};
+use serde_json::{Value, json};
+use std::{future::Future, path::PathBuf, time::Duration};
+use tokio::sync::watch;
+
+/// A snapshot that is not durable by then is reported as it is; copying goes on.
+const DURABLE_LIMIT: Duration = Duration::from_secs(300);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::NotFound(_) => Kind::NotFound,
+            Error::Refused(_) => Kind::Refused,
+            Error::TimedOut { .. } => Kind::TimedOut,
+            Error::Peer { source: p2pvm_overlay::FabricError::TimedOut(..), .. } => Kind::TimedOut,
+            _ => Kind::Failed,
+        };
+        Failure::new(kind, error.to_string())
+    }
+}
+
+/// Runs `work` and reports its progress.
+async fn watched<T>(reporter: &Reporter, work: impl AsyncFnOnce(watch::Sender<Progress>) -> T) -> T {
+    let (sender, mut receiver) = watch::channel(Progress::default());
+    let running = work(sender);
+    tokio::pin!(running);
+    loop {
+        tokio::select! {
+            done = &mut running => return done,
+            Ok(()) = receiver.changed() => {
+                let progress = receiver.borrow_and_update().clone();
+                reporter.step(step_of(&progress));
+            }
+        }
+    }
+}
+
+fn step_of(progress: &Progress) -> Step {
+    let mut note = String::new();
+    if progress.dirty_rate > 0 {
+        note = format!("dirty {}/s", indicatif::HumanBytes(progress.dirty_rate));
+    }
+    if progress.expected_downtime_ms > 0 {
+        note = format!("{note} expected downtime {} ms", progress.expected_downtime_ms).trim_start().to_owned();
+    }
+    Step { phase: progress.phase.clone(), done_bytes: progress.done_bytes, total_bytes: progress.total_bytes, note }
+}
+
+fn durability_text(durability: &Durability) -> String {
+    match durability {
+        Durability::Local => "local".to_owned(),
+        Durability::Replicating { done, wanted } => format!("replicating {done} of {wanted}"),
+        Durability::Durable => "durable".to_owned(),
+    }
+}
+
+impl Daemon {
+    fn view(&self, vm: &VmStatus) -> VmView {
+        let state = serde_json::to_value(vm.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+        let definition = &vm.definition;
+        VmView {
+            name: vm.name.clone(),
+            id: definition.vm.to_string(),
+            state,
+            host: self.name_of(vm.holder),
+            host_id: vm.holder.to_string(),
+            address: definition.address.v4.to_string(),
+            address_v6: definition.address.v6.to_string(),
+            mac: definition.address.mac.map(|b| format!("{b:02x}")).join(":"),
+            cpus: definition.cpus,
+            memory_mib: definition.memory_mib,
+            image: definition.image.to_string(),
+            epoch: vm.epoch.0,
+            voters: definition.voters.iter().map(|m| self.name_of(*m)).collect(),
+            activity: vm.activity.clone(),
+            note: vm.note.clone(),
+            snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
+        }
+    }
+
+    fn snapshot_view(&self, snapshot: &Snapshot) -> SnapshotView {
+        let taken = std::time::UNIX_EPOCH + Duration::from_secs(snapshot.taken.0);
+        SnapshotView {
+            name: snapshot.name.clone(),
+            taken: humantime::format_rfc3339_seconds(taken).to_string(),
+            state: durability_text(&snapshot.durability),
+            holders: snapshot.providers.iter().map(|m| self.name_of(*m)).collect(),
+        }
+    }
+
+    fn value(&self, vm: &VmStatus) -> Outcome<Value> {
+        serde_json::to_value(self.view(vm)).map_err(|e| Failure::new(Kind::Failed, e.to_string()))
+    }
+
+    /// Whether a VM of that name is on this host.
+    pub fn has_vm(&self, name: &str) -> bool {
+        self.host.list().iter().any(|vm| vm.name == name)
+    }
+
+    /// Which member has the VM.
+    pub async fn holder_of(&self, name: &str) -> Outcome<MemberId> {
+        self.host.holder(name).await.map_err(|e| match e {
+            Error::NotFound(_) => Failure::not_found(format!("there is no VM '{name}': see 'p2pvm vm list'")),
+            other => other.into(),
+        })
+    }
+
+    /// All VMs of the network that connected members have.
+    pub async fn list_vms(&self) -> Outcome<Value> {
+        let (vms, silent) = self.host.list_all().await;
+        if !silent.is_empty() {
+            tracing::info!(members = silent.len(), "members that did not say which VMs they have");
+        }
+        let views: Vec<_> = vms.iter().map(|vm| self.view(vm)).collect();
+        serde_json::to_value(views).map_err(|e| Failure::new(Kind::Failed, e.to_string()))
+    }
+
+    /// One VM.
+    pub async fn show_vm(&self, name: &str) -> Outcome<Value> {
+        self.value(&self.host.status(name).await?)
+    }
+
+    /// Defines a VM here.
+    pub async fn create_vm(&self, r: CreateVm, reporter: &Reporter) -> Outcome<Value> {
+        let image = if r.image.starts_with('/') {
+            ImageSource::File(PathBuf::from(&r.image))
+        } else {
+            ImageSource::Stored(
+                r.image.parse().map_err(|e| Failure::usage(format!("{e}: give the path of an image file, or an image's id")))?,
+            )
+        };
+        let new = NewVm { name: r.name.clone(), image, cpus: r.cpus, memory_mib: r.memory_mib, disk_bytes: r.disk_bytes };
+        // The VM's voters are chosen now for its whole life: right after a start not all members are connected yet.
+        self.reach.gather().await;
+        let mut vm = watched(reporter, async |progress| self.host.create(new, &progress).await).await?;
+        if vm.definition.voters.len() < 3 {
+            tracing::warn!(vm = %r.name, voters = vm.definition.voters.len(), "made with few members present: it cannot be restored elsewhere if its voters are gone");
+        }
+        if r.start {
+            reporter.phase("starting");
+            vm = self.host.start(&r.name).await?;
+        }
+        self.value(&vm)
+    }
+
+    /// Starts a VM here.
+    pub async fn start_vm(&self, name: &str, reporter: &Reporter) -> Outcome<Value> {
+        reporter.phase("starting");
+        self.value(&self.host.start(name).await?)
+    }
+
+    /// Stops a VM here.
+    pub async fn stop_vm(&self, name: &str, reporter: &Reporter) -> Outcome<Value> {
+        reporter.phase("asking the guest to power down");
+        self.value(&self.host.stop(name).await?)
+    }
+
+    /// Deletes a VM here.
+    pub async fn delete_vm(&self, name: &str, force: bool) -> Outcome<Value> {
+        let state = self.host.status(name).await?.state;
+        if force && state == VmState::Running {
+            self.host.stop(name).await?;
+        }
+        self.host.delete(name).await?;
+        Ok(json!({ "deleted": name }))
+    }
+
+    /// A VM's console.
+    pub async fn console(&self, name: &str) -> Outcome<p2pvm_overlay::BoxStream> {
+        Ok(self.host.console(name).await?)
+    }
+
+    /// Moves a VM from here.
+    pub async fn migrate_vm(&self, name: &str, r: &MigrateVm, reporter: &Reporter) -> Outcome<Value> {
+        let to = match &r.to {
+            Some(text) => self.resolve_member(text)?,
+            None => self.least_loaded().ok_or_else(|| Failure::not_found("no other member with room is known yet; name one with --to"))?,
+        };
+        let options = MigrateOptions { post_copy: r.post_copy, ..MigrateOptions::default() };
+        let outcome = watched(reporter, async |progress| self.host.migrate(name, to, options, progress).await).await?;
+        self.moved(&outcome)
+    }
+
+    fn moved(&self, outcome: &MigrationOutcome) -> Outcome<Value> {
+        let report = outcome.report.unwrap_or_default();
+        match outcome.runs_on {
+            RunsOn::Target => Ok(json!({
+                "name": outcome.name,
+                "migration": outcome.id,
+                "host": self.name_of(outcome.to),
+                "from": self.name_of(outcome.from),
+                "epoch": outcome.epoch.0,
+                "total_ms": outcome.total_ms,
+                "pause_ms": outcome.pause_ms,
+                "downtime_ms": report.downtime_ms,
+                "ram_bytes": report.ram_bytes,
+            })),
+            RunsOn::Source => Err(Failure::new(
+                Kind::Failed,
+                format!(
+                    "{} did not move and still runs on {}: {}",
+                    outcome.name,
+                    self.name_of(outcome.from),
+                    outcome.failure.as_deref().unwrap_or("unknown cause")
+                ),
+            )),
+            RunsOn::Undecided => Err(Failure::new(
+                Kind::Failed,
+                format!(
+                    "{} is held on both hosts until a majority of its voters answers, then goes on by itself on one: {}",
+                    outcome.name,
+                    outcome.failure.as_deref().unwrap_or("unknown cause")
+                ),
+            )),
+        }
+    }
+
+    /// Gives a move up that has not switched over yet.
+    pub async fn cancel_migration(&self, name: &str) -> Outcome<Value> {
+        self.host.cancel_migration(name).await?;
+        Ok(json!({ "cancelled": name }))
+    }
+
+    /// Takes a snapshot and waits until it is durable.
+    pub async fn snapshot_vm(&self, name: &str, snapshot: Option<String>, reporter: &Reporter) -> Outcome<Value> {
+        let snapshot = snapshot.unwrap_or_else(|| {
+            let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+            now.to_ascii_lowercase().replace([':', 't', 'z'], "-").trim_end_matches('-').to_owned()
+        });
+        let taken = watched(reporter, async |progress| self.host.snapshot(name, &snapshot, &progress).await).await?;
+        let mut copies = taken.copies;
+        let last = async {
+            loop {
+                let now = copies.borrow_and_update().clone();
+                reporter.phase(&durability_text(&now.durability));
+                if now.durability == Durability::Durable || copies.changed().await.is_err() {
+                    return now;
+                }
+            }
+        };
+        let state = self.in_time(DURABLE_LIMIT, last).await;
+        let shown = self.snapshot_view(&taken.snapshot);
+        Ok(json!({
+            "name": snapshot,
+            "taken": shown.taken,
+            "state": state.as_ref().map_or(shown.state, |c| durability_text(&c.durability)),
+            "holders": state.map(|c| c.providers.iter().map(|m| self.name_of(*m)).collect::<Vec<_>>()),
+            "pause_ms": taken.pause.as_secs_f64() * 1e3,
+            "checkpoint": taken.snapshot.checkpoint.to_string(),
+        }))
+    }
+
+    async fn in_time<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::time::timeout(limit, work).await.ok()
+    }
+
+    /// Brings a VM back here.
+    pub async fn restore_vm(&self, name: &str, r: &RestoreVm, reporter: &Reporter) -> Outcome<Value> {
+        let snapshot = match &r.snapshot {
+            Some(snapshot) => snapshot.clone(),
+            None => {
+                let known = self.host.status(name).await?;
+                let newest = known.snapshots.last().ok_or_else(|| Failure::not_found(format!("'{name}' has no snapshot")))?;
+                newest.name.clone()
+            }
+        };
+        let options = RestoreOptions { force: r.force };
+        let vm = watched(reporter, async |progress| self.host.restore(name, &snapshot, options, &progress).await).await?;
+        self.value(&vm)
+    }
+
+    /// Moves every VM that runs here elsewhere, one after the other.
+    pub async fn drain(&self, reporter: &Reporter) -> Outcome<Value> {
+        self.manager.stop_accepting();
+        let mut moved = Vec::new();
+        let running: Vec<_> = self.host.list().into_iter().filter(|vm| vm.state == VmState::Running).collect();
+        for vm in running {
+            let to = self.least_loaded().ok_or_else(|| Failure::not_found("no other member with room is known: the remaining VMs stay"))?;
+            reporter.phase(&format!("{} to {}", vm.name, self.name_of(to)));
+            let outcome =
+                watched(reporter, async |progress| self.host.migrate(&vm.name, to, MigrateOptions::default(), progress).await).await?;
+            moved.push(self.moved(&outcome)?);
+        }
+        Ok(json!({ "moved": moved }))
+    }
+
+    /// Why a VM was moved, or was not.
+    pub async fn explain_vm(&self, name: &str) -> Outcome<Value> {
+        let vm = self.host.status(name).await?.definition.vm;
+        let mut told = self.manager.explain(vm);
+        // The decision was taken where the VM was: the members that it may have been on are asked as well.
+        for (member, theirs) in self.manager.ask_explanations(self.fabric().as_ref(), vm).await {
+            told.extend(theirs.into_iter().map(|mut e| {
+                e.host = self.name_of(member);
+                e
+            }));
+        }
+        for explained in told.iter_mut().filter(|e| e.host.is_empty()) {
+            explained.host = self.name_of(self.me());
+        }
+        told.sort_by(|a, b| a.at.cmp(&b.at));
+        serde_json::to_value(told).map_err(|e| Failure::new(Kind::Failed, e.to_string()))
+    }
+
+    /// The member with the least load that this host knows of, itself excluded.
+    fn least_loaded(&self) -> Option<MemberId> {
+        self.manager.least_loaded().or_else(|| self.fabric().connected().into_iter().next())
+    }
+}
