@@ -1,0 +1,241 @@
+//! `p2pvm bench`: the figures of docs/SPECIFICATION.md, measured on the emulated wide area by the same
+//! commands a user runs. Prints every round's value, so that the spread is seen; asserts nothing.
+
+use crate::{
+    cli::{BenchArgs, Progress},
+    failure::{Doing, Failure, Outcome},
+};
+use p2pvm_tests::{Sites, lab::Lab};
+use serde::Serialize;
+use serde_json::Value;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// The round trip at which joining is measured.
+const JOIN_RTT_MS: f64 = 50.0;
+/// The round trips at which migration is measured.
+const MIGRATION_RTTS_MS: [f64; 3] = [0.1, 50.0, 200.0];
+/// How long an idle network is watched.
+const IDLE_SECONDS: u64 = 60;
+/// After a change the network settles this long before it counts as idle.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// One figure with all its rounds.
+#[derive(Serialize)]
+struct Figure {
+    what: String,
+    unit: &'static str,
+    rounds: Vec<f64>,
+}
+
+struct Bench {
+    rounds: u32,
+    image: PathBuf,
+    program: PathBuf,
+    figures: Vec<Figure>,
+    json: bool,
+}
+
+/// Runs the figures asked for.
+pub fn run(args: &BenchArgs, json: bool) -> Outcome<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Failure::refused("the bench builds network namespaces and runs QEMU: run it as root (sudo make bench)"));
+    }
+    let program = std::env::current_exe().doing("finding this program")?;
+    let mut bench = Bench { rounds: args.rounds, image: args.image.clone(), program, figures: Vec::new(), json };
+    let wanted = |name: &str| args.figures.is_empty() || args.figures.iter().any(|f| f == name);
+    if wanted("migration") || wanted("snapshot") {
+        bench.image = std::fs::canonicalize(&args.image).map_err(|e| {
+            Failure::not_found(format!("there is no guest image at {}: {e}; make one with guest-image/build.sh", args.image.display()))
+        })?;
+    }
+    if wanted("join") || wanted("ping") || wanted("idle") {
+        bench.network(wanted("join"), wanted("ping"), wanted("idle"))?;
+    }
+    for rtt in MIGRATION_RTTS_MS.into_iter().filter(|_| wanted("migration")) {
+        bench.migration(rtt)?;
+    }
+    if wanted("snapshot") {
+        bench.snapshot()?;
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&bench.figures).doing("encoding the figures")?);
+    }
+    Ok(())
+}
+
+fn sites(hosts: usize, rtt_ms: f64) -> Outcome<Sites> {
+    let mut text = format!("seed = 1\n[default]\nrtt_ms = {rtt_ms}\nmbit = 1000\n");
+    for i in 1..=hosts {
+        text.push_str(&format!("[[site]]\nname = \"h{i}\"\n"));
+    }
+    Sites::parse(&text).doing("the bench's sites")
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(f64::NAN)
+}
+
+impl Bench {
+    fn figure(&mut self, what: impl Into<String>, unit: &'static str, rounds: Vec<f64>) {
+        let what = what.into();
+        if !self.json {
+            let mut sorted = rounds.clone();
+            sorted.sort_by(f64::total_cmp);
+            let show = |v: f64| if v.abs() < 10.0 { format!("{v:.2}") } else { format!("{v:.0}") };
+            let median = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
+            let all: Vec<_> = rounds.iter().map(|v| show(*v)).collect();
+            println!("{what:64} {:>8} {unit:6} ({})", show(median), all.join(", "));
+        }
+        self.figures.push(Figure { what, unit, rounds });
+    }
+
+    fn lab(&self, hosts: usize, rtt_ms: f64) -> Outcome<Lab> {
+        let _progress = Progress::new(format!("building {hosts} hosts {rtt_ms} ms apart"));
+        let lab = Lab::up(&sites(hosts, rtt_ms)?, "p2pvm-bench", &self.program).doing("building the testbed")?;
+        for i in 1..=hosts {
+            lab.configure(&format!("h{i}"), "cpus = 1\nupnp = false\nautonomic = false\n").doing("configuring")?;
+        }
+        lab.found("h1", "bench").doing("founding")?;
+        Ok(lab)
+    }
+
+    fn network(&mut self, join: bool, ping: bool, idle: bool) -> Outcome<()> {
+        let hosts = 6.max(self.rounds as usize + 1);
+        let lab = self.lab(hosts, JOIN_RTT_MS)?;
+        let invite = lab.invite("h1", hosts as u32).doing("inviting")?;
+        let (mut joined, mut admitted, mut claims) = (Vec::new(), Vec::new(), Vec::new());
+        for i in 2..=hosts {
+            let host = format!("h{i}");
+            let began = Instant::now();
+            let answer = lab.join(&host, &invite).doing("joining")?;
+            lab.ping(&host, "h1", 1, "1s").doing("the first ping")?;
+            joined.push(began.elapsed().as_secs_f64() * 1e3);
+            admitted.push(number(&answer["admitted_ms"]));
+            claims.push(number(&answer["start_ms"]["claim"]));
+        }
+        if join {
+            let trips = joined.iter().map(|ms| ms / JOIN_RTT_MS).collect();
+            self.figure("join: command to first overlay ping at 50 ms RTT", "ms", joined);
+            self.figure("join: the same in round trips", "RTT", trips);
+            self.figure("join: of that, until admitted", "ms", admitted);
+            self.figure("join: address claim", "ms", claims);
+        }
+        if ping {
+            self.ping(&lab)?;
+        }
+        if idle {
+            self.idle(&lab, hosts)?;
+        }
+        lab.down().doing("taking the testbed down")
+    }
+
+    /// System ping over the raw path and over the overlay, in turn.
+    fn ping(&mut self, lab: &Lab) -> Outcome<()> {
+        let raw_address = lab.testbed().host("h2").doing("h2")?.address.to_string();
+        let status = lab.json("h2", &["status"]).doing("status")?;
+        let overlay_address = status["address"].as_str().unwrap_or_default().to_owned();
+        let (mut raw, mut overlay, mut over) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.rounds {
+            let (a, b) = (system_ping(lab, "h1", &raw_address)?, system_ping(lab, "h1", &overlay_address)?);
+            raw.push(a);
+            overlay.push(b);
+            over.push(b - a);
+        }
+        self.figure("ping: raw path, mean of 20", "ms", raw);
+        self.figure("ping: overlay, mean of 20", "ms", overlay);
+        self.figure("ping: overhead of the overlay", "ms", over);
+        Ok(())
+    }
+
+    fn idle(&mut self, lab: &Lab, hosts: usize) -> Outcome<()> {
+        let _progress = Progress::new("watching an idle network");
+        std::thread::sleep(SETTLE);
+        let names: Vec<String> = (1..=hosts).map(|i| format!("h{i}")).collect();
+        let before: Vec<u64> = names.iter().map(|h| interface_bytes(lab, h)).collect::<Outcome<_>>()?;
+        std::thread::sleep(Duration::from_secs(IDLE_SECONDS));
+        let after: Vec<u64> = names.iter().map(|h| interface_bytes(lab, h)).collect::<Outcome<_>>()?;
+        let rates = before.iter().zip(&after).map(|(b, a)| (a - b) as f64 / IDLE_SECONDS as f64).collect();
+        self.figure(format!("idle traffic of each of {hosts} members, sent and received"), "B/s", rates);
+        let mut resident = Vec::new();
+        for host in &names {
+            resident.push(number(&lab.json(host, &["status"]).doing("status")?["resident_bytes"]) / 1e6);
+        }
+        self.figure("daemon resident memory of each member", "MB", resident);
+        Ok(())
+    }
+
+    fn vm(&self, lab: &Lab, host: &str) -> Outcome<String> {
+        let image = self.image.to_string_lossy().into_owned();
+        let made = lab.json(host, &["vm", "create", "web", "--image", &image, "--memory", "128M", "--start"]).doing("creating the VM")?;
+        let address = made["address"].as_str().unwrap_or_default().to_owned();
+        lab.wait_for_guest("h1", &address, Duration::from_secs(90)).doing("waiting for the guest")?;
+        Ok(address)
+    }
+
+    fn members(&self, lab: &Lab, hosts: usize) -> Outcome<()> {
+        let invite = lab.invite("h1", hosts as u32).doing("inviting")?;
+        for i in 2..=hosts {
+            lab.join(&format!("h{i}"), &invite).doing("joining")?;
+        }
+        Ok(())
+    }
+
+    fn migration(&mut self, rtt_ms: f64) -> Outcome<()> {
+        let lab = self.lab(3, rtt_ms)?;
+        self.members(&lab, 3)?;
+        let address = self.vm(&lab, "h2")?;
+        let (mut total, mut downtime, mut gap, mut bad) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut from, mut to) = ("h2", "h3");
+        for _ in 0..self.rounds {
+            let client = lab.client("h1", &address, 10).doing("starting the client")?;
+            std::thread::sleep(Duration::from_secs(2));
+            let moved = lab.json(from, &["vm", "migrate", "web", "--to", to]).doing("migrating")?;
+            std::thread::sleep(Duration::from_secs(2));
+            let seen = client.finish().doing("asking the client")?;
+            total.push(number(&moved["total_ms"]));
+            downtime.push(number(&moved["downtime_ms"]));
+            gap.push(seen.longest_gap_ms);
+            bad.push((seen.lost + seen.doubled + seen.counter_gaps) as f64);
+            std::mem::swap(&mut from, &mut to);
+        }
+        self.figure(format!("migration at {rtt_ms} ms RTT: total"), "ms", total);
+        self.figure(format!("migration at {rtt_ms} ms RTT: downtime by QEMU"), "ms", downtime);
+        self.figure(format!("migration at {rtt_ms} ms RTT: longest gap of the TCP client"), "ms", gap);
+        self.figure(format!("migration at {rtt_ms} ms RTT: replies lost, doubled, out of count"), "", bad);
+        lab.down().doing("taking the testbed down")
+    }
+
+    fn snapshot(&mut self) -> Outcome<()> {
+        let lab = self.lab(4, JOIN_RTT_MS)?;
+        self.members(&lab, 4)?;
+        self.vm(&lab, "h2")?;
+        let (mut pause, mut durable) = (Vec::new(), Vec::new());
+        for i in 0..self.rounds {
+            let began = Instant::now();
+            let taken = lab.json("h2", &["vm", "snapshot", "web", "--name", &format!("s{i}")]).doing("taking the snapshot")?;
+            pause.push(number(&taken["pause_ms"]));
+            durable.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        self.figure("snapshot of a 128 MiB guest: pause", "ms", pause);
+        self.figure("snapshot: command to durable on 2 other members, 50 ms away", "ms", durable);
+        lab.down().doing("taking the testbed down")
+    }
+}
+
+/// The mean of twenty pings of the system's own `ping`, milliseconds.
+fn system_ping(lab: &Lab, from: &str, to: &str) -> Outcome<f64> {
+    let said = lab.testbed().run(from, &["ping", "-n", "-q", "-c", "20", "-i", "0.2", to]).doing("ping")?;
+    let mean = said.lines().find_map(|l| l.split_once(" = ")?.1.split('/').nth(1)?.parse().ok());
+    mean.ok_or_else(|| Failure::not_found(format!("ping said nothing of a mean: {said}")))
+}
+
+/// Bytes received and sent on a host's underlay interface.
+fn interface_bytes(lab: &Lab, host: &str) -> Outcome<u64> {
+    let text = lab.testbed().run(host, &["cat", "/proc/net/dev"]).doing("reading counters")?;
+    let line = text.lines().find_map(|l| l.trim().strip_prefix("eth0:")).unwrap_or_default();
+    let fields: Vec<u64> = line.split_ascii_whitespace().filter_map(|f| f.parse().ok()).collect();
+    Ok(fields.first().copied().unwrap_or(0) + fields.get(8).copied().unwrap_or(0))
+}
