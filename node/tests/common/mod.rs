@@ -1,0 +1,73 @@
+//! What the end-to-end tests share: a lab of a given shape, and how its hosts are set up.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use p2pvm_tests::{Sites, lab::Lab};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::Duration,
+};
+
+/// Settings of every host: one processor each, no UPnP, no moves that a test did not ask for.
+pub const SETTINGS: &str = "cpus = 1\nupnp = false\nautonomic = false\n";
+
+/// A testbed of `sites`, named after the test.
+pub fn lab(test: &str, sites: &str) -> Lab {
+    let sites = Sites::parse(sites).expect("the test's sites");
+    let lab = Lab::up(&sites, &format!("e2e-{test}-{}", std::process::id()), Path::new(env!("CARGO_BIN_EXE_p2pvm")))
+        .expect("building the testbed");
+    for host in &lab.testbed().plan().hosts {
+        lab.configure(&host.name, SETTINGS).unwrap();
+    }
+    lab
+}
+
+/// Public hosts `a`, `b`, ... with `rtt_ms` between any two.
+pub fn public_sites(hosts: &[&str], rtt_ms: f64) -> String {
+    let mut text = format!("seed = 1\n[default]\nrtt_ms = {rtt_ms}\nmbit = 1000\n");
+    for host in hosts {
+        text.push_str(&format!("[[site]]\nname = \"{host}\"\n"));
+    }
+    text
+}
+
+/// Founds a network on the first host and lets the others join.
+pub fn network(lab: &Lab, hosts: &[&str]) {
+    lab.found(hosts[0], "lab").expect("founding");
+    let invite = lab.invite(hosts[0], hosts.len() as u32).expect("inviting");
+    for host in &hosts[1..] {
+        lab.join(host, &invite).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+    }
+    for host in hosts {
+        lab.wait(&format!("{host} to be connected with all"), Duration::from_secs(20), Duration::from_millis(100), || {
+            let connected = lab.json(host, &["status"])?["connected"].as_u64();
+            Ok((connected == Some(hosts.len() as u64 - 1)).then_some(()))
+        })
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+    }
+}
+
+/// The guest image; built if the test command has not yet.
+pub fn image() -> &'static str {
+    static IMAGE: OnceLock<String> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        if let Ok(path) = std::env::var("P2PVM_TEST_IMAGE")
+            && Path::new(&path).exists()
+        {
+            return path;
+        }
+        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../guest-image/build.sh");
+        let output = Command::new(&script).output().expect("running guest-image/build.sh");
+        assert!(output.status.success(), "guest-image/build.sh: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("a path").trim().to_owned()
+    })
+}
+
+/// Runs a command that must be refused; gives what it said.
+pub fn refused(lab: &Lab, host: &str, words: &[&str], code: i32) -> String {
+    let (got, out, said) = lab.try_p2pvm(host, words).unwrap();
+    assert_eq!(got, code, "p2pvm {}: {out} {said}", words.join(" "));
+    said
+}

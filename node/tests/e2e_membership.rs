@@ -1,0 +1,123 @@
+//! Who may join: every way in which an invite can be wrong is refused with its reason, and a revoked member is out.
+
+mod common;
+
+use common::{lab, network, public_sites, refused};
+use p2pvm_tests::lab::Lab;
+use std::time::Duration;
+
+/// A second network on the same testbed.
+fn other_network(lab: &Lab, host: &str) {
+    lab.p2pvm(host, &["init", "--network", "other"]).unwrap();
+    lab.json(host, &["up", "--detach"]).unwrap();
+}
+
+#[test]
+fn a_wrong_expired_used_up_tampered_or_foreign_invite_is_refused_with_its_reason() {
+    let lab = lab("invites", &public_sites(&["a", "b", "c", "d"], 5.0));
+    network(&lab, &["a", "b"]);
+
+    let said = refused(&lab, "c", &["join", "p2pvm1nonsense"], 5);
+    assert!(said.contains("no invite"), "{said}");
+    let said = refused(&lab, "c", &["join", "/no/such/file-of-an-invite", "--invite", "p2pvm1nonsense"], 5);
+    assert!(said.contains("no invite"), "{said}");
+
+    let good = lab.invite("a", 1).unwrap();
+    let mut tampered = good.clone();
+    let middle = tampered.len() / 2;
+    let other = if tampered.as_bytes()[middle] == b'a' { "b" } else { "a" };
+    tampered.replace_range(middle..=middle, other);
+    let said = refused(&lab, "c", &["join", &tampered], 5);
+    assert!(said.contains("signature") || said.contains("no invite"), "{said}");
+
+    let short = lab.p2pvm("a", &["invite", "--expires", "1s"]).unwrap();
+    std::thread::sleep(Duration::from_millis(2100));
+    let said = refused(&lab, "c", &["join", &short], 5);
+    assert!(said.contains("expired"), "{said}");
+
+    lab.join("c", &good).unwrap();
+    let said = refused(&lab, "d", &["join", &good], 5);
+    assert!(said.contains("used up"), "{said}");
+
+    // The invite is a's, the member knocked at is of another network.
+    other_network(&lab, "d");
+    let address = lab.json("d", &["status"]).unwrap()["listen"][0].as_str().unwrap().to_owned();
+    lab.p2pvm("c", &["leave"]).unwrap();
+    let fresh = lab.invite("a", 1).unwrap();
+    let said = refused(&lab, "d", &["join", &fresh], 5);
+    assert!(said.contains("already"), "{said}");
+    let d = lab.testbed().host("d").unwrap().address;
+    let at_d = address.split('/').collect::<Vec<_>>();
+    assert!(at_d.len() > 3, "{address}");
+    // With a dead or foreign door first, the invite's own addresses still lead in.
+    let joined = lab.json("c", &["join", &format!("/ip4/{d}/tcp/4001"), "--invite", &fresh]).unwrap();
+    assert_eq!(joined["network"], "lab");
+    lab.down().unwrap();
+}
+
+#[test]
+fn a_revoked_member_is_cut_off_by_members_that_only_heard_of_it() {
+    let lab = lab("revoke", &public_sites(&["a", "b", "c"], 5.0));
+    network(&lab, &["a", "b", "c"]);
+    assert!(!lab.ping("b", "c", 2, "100ms").unwrap().rtts_ms.is_empty());
+    let said = refused(&lab, "b", &["revoke", "c"], 5);
+    assert!(said.contains("may not"), "{said}");
+    lab.p2pvm("a", &["revoke", "c"]).unwrap();
+    lab.wait("b to cut c off", Duration::from_secs(10), Duration::from_millis(300), || {
+        let peers = lab.json("b", &["peers"])?;
+        let connected = peers.as_array().into_iter().flatten().any(|p| p["name"] == "c" && p["connected"] == true);
+        Ok((!connected).then_some(()))
+    })
+    .unwrap();
+    let (code, _, _) = lab.try_p2pvm("b", &["ping", "c", "--count", "1"]).unwrap();
+    assert_ne!(code, 0);
+    // A revoked member does not come back with its old certificate either.
+    let (_, _, _) = lab.try_p2pvm("c", &["down"]).unwrap();
+    let (_, _, _) = lab.try_p2pvm("c", &["up", "--detach"]).unwrap();
+    lab.wait("a to cut c off", Duration::from_secs(10), Duration::from_millis(300), || {
+        let peers = lab.json("a", &["peers"])?;
+        let connected = peers.as_array().into_iter().flatten().any(|p| p["name"] == "c" && p["connected"] == true);
+        Ok((!connected).then_some(()))
+    })
+    .unwrap();
+    let (code, _, said) = lab.try_p2pvm("c", &["up", "--detach"]).unwrap();
+    assert!(code != 0 && said.contains("revoked"), "{code} {said}");
+    lab.down().unwrap();
+}
+
+#[test]
+fn a_delegate_admits_and_an_invite_can_be_cancelled() {
+    let lab = lab("delegate", &public_sites(&["a", "b", "c", "d"], 5.0));
+    lab.found("a", "lab").unwrap();
+    let delegate = lab.p2pvm("a", &["invite", "--delegate"]).unwrap();
+    lab.join("b", &delegate).unwrap();
+    let by_b = lab.json("b", &["invite", "--uses", "2"]).unwrap();
+    let text = by_b["invite"].as_str().unwrap();
+    lab.join("c", text).unwrap();
+    let said = refused(&lab, "b", &["invite", "--delegate"], 5);
+    assert!(said.contains("founder"), "{said}");
+    lab.p2pvm("b", &["revoke", by_b["id"].as_str().unwrap()]).unwrap();
+    let said = refused(&lab, "d", &["join", text], 5);
+    assert!(said.contains("revoked"), "{said}");
+    lab.down().unwrap();
+}
+
+#[test]
+fn a_command_without_network_or_daemon_says_what_to_do() {
+    let lab = lab("clear", &public_sites(&["a"], 1.0));
+    assert!(refused(&lab, "a", &["status"], 3).contains("p2pvm init"));
+    assert!(refused(&lab, "a", &["up"], 3).contains("p2pvm join"));
+    assert!(refused(&lab, "a", &["init", "--network", "Not A Name"], 2).contains("lower-case"));
+    assert!(refused(&lab, "a", &["init", "--network", "lab", "--subnet", "10.0.0.0/33"], 2).contains("subnet"));
+    let own = lab.testbed().host("a").unwrap().address;
+    assert!(refused(&lab, "a", &["init", "--network", "lab", "--subnet", &format!("{own}/24")], 5).contains("overlaps"));
+    lab.p2pvm("a", &["init", "--network", "lab"]).unwrap();
+    assert!(refused(&lab, "a", &["init", "--network", "lab"], 5).contains("already"));
+    assert!(refused(&lab, "a", &["status"], 1).contains("p2pvm up"));
+    lab.json("a", &["up", "--detach"]).unwrap();
+    lab.json("a", &["up", "--detach"]).unwrap();
+    assert!(refused(&lab, "a", &["ping", "nobody"], 3).contains("p2pvm peers"));
+    assert!(refused(&lab, "a", &["vm", "show", "ghost"], 3).contains("ghost"));
+    assert!(refused(&lab, "a", &["vm", "create", "x", "--image", "/no/such.qcow2"], 3).contains("no image file"));
+    lab.down().unwrap();
+}

@@ -1,0 +1,118 @@
+//! Addresses, names and paths on the emulated wide area.
+
+mod common;
+
+use common::{lab, network, public_sites};
+use std::{net::UdpSocket, time::Duration};
+
+/// Asks the resolver at `server` for an A record and gives the answer's last four bytes as an address.
+fn dig(lab: &p2pvm_tests::lab::Lab, from: &str, server: &str, name: &str) -> Option<std::net::Ipv4Addr> {
+    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(label.len() as u8);
+        query.extend(label.as_bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    let server = format!("{server}:53");
+    lab.testbed()
+        .inside(from, || {
+            let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+            socket.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
+            socket.send_to(&query, server).ok()?;
+            let mut answer = [0u8; 512];
+            let n = socket.recv(&mut answer).ok()?;
+            let answers = u16::from_be_bytes([answer[6], answer[7]]);
+            (answers > 0).then(|| std::net::Ipv4Addr::new(answer[n - 4], answer[n - 3], answer[n - 2], answer[n - 1]))
+        })
+        .unwrap()
+}
+
+#[test]
+fn members_get_addresses_talk_over_them_and_are_found_by_name() {
+    let lab = lab("names", &public_sites(&["a", "b", "c"], 10.0));
+    network(&lab, &["a", "b", "c"]);
+    let address = |host: &str| lab.json(host, &["status"]).unwrap()["address"].as_str().unwrap().to_owned();
+    let (a, b, c) = (address("a"), address("b"), address("c"));
+    assert!(a != b && b != c && a != c);
+    lab.testbed().run("a", &["ping", "-n", "-c", "3", "-W", "3", &c]).unwrap();
+    lab.testbed().run("b", &["ping", "-n", "-c", "3", "-W", "3", &c]).unwrap();
+    let v6 = lab.json("b", &["status"]).unwrap()["address_v6"].as_str().unwrap().to_owned();
+    lab.testbed().run("a", &["ping", "-n", "-c", "3", "-W", "3", &v6]).unwrap();
+    assert_eq!(dig(&lab, "a", &a, "b.lab.p2p").map(|ip| ip.to_string()), Some(b));
+    assert_eq!(dig(&lab, "a", &a, "nobody.lab.p2p"), None);
+    lab.down().unwrap();
+}
+
+#[test]
+fn a_killed_daemon_comes_back_with_its_address_though_its_bootstrap_is_gone() {
+    let lab = lab("restart", &public_sites(&["a", "b", "c"], 10.0));
+    network(&lab, &["a", "b", "c"]);
+    let before = lab.json("c", &["status"]).unwrap();
+    lab.wait("c to know b", Duration::from_secs(10), Duration::from_millis(200), || {
+        let peers = lab.json("c", &["peers"])?;
+        Ok(peers.as_array().into_iter().flatten().any(|p| p["name"] == "b" && p["connected"] == true).then_some(()))
+    })
+    .unwrap();
+    // The cache of peers is written within the second.
+    std::thread::sleep(Duration::from_secs(1));
+    lab.kill_daemon("c").unwrap();
+    lab.testbed().kill("a").unwrap();
+    let after = lab.json("c", &["up", "--detach"]).unwrap();
+    assert_eq!(before["address"], after["address"]);
+    assert_eq!(before["member"], after["member"]);
+    assert!(!lab.ping("c", "b", 3, "200ms").unwrap().rtts_ms.is_empty());
+    lab.down().unwrap();
+}
+
+#[test]
+fn each_kind_of_pair_finds_the_path_that_its_nats_allow() {
+    let lab = lab(
+        "nats",
+        r#"
+        seed = 3
+        [default]
+        rtt_ms = 20
+        mbit = 1000
+        [[site]]
+        name = "pub1"
+        [[site]]
+        name = "pub2"
+        [[site]]
+        name = "cone"
+        nat = "full-cone"
+        [[site]]
+        name = "port1"
+        nat = "port-restricted"
+        [[site]]
+        name = "port2"
+        nat = "port-restricted"
+        [[site]]
+        name = "sym"
+        nat = "symmetric"
+        [[site]]
+        name = "noudp"
+        udp = false
+        "#,
+    );
+    network(&lab, &["pub1", "pub2", "cone", "port1", "port2", "sym", "noudp"]);
+    let path = |from: &str, to: &str, wanted: &str| {
+        lab.wait(&format!("{from} to {to} by a {wanted} path"), Duration::from_secs(25), Duration::from_millis(500), || {
+            let pinged = lab.ping(from, to, 3, "200ms")?;
+            Ok(pinged.path.starts_with(wanted).then_some(()))
+        })
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(from, 40)));
+    };
+    path("pub1", "pub2", "direct");
+    path("pub2", "cone", "direct");
+    path("pub1", "port1", "direct");
+    path("port1", "port2", "direct");
+    path("pub2", "sym", "direct");
+    path("cone", "sym", "direct");
+    path("port1", "sym", "relayed via pub");
+    path("noudp", "pub1", "stream");
+    assert!(!lab.ping("noudp", "port1", 4, "300ms").unwrap().rtts_ms.is_empty());
+    let nat = |host: &str| lab.json(host, &["status"]).unwrap()["nat"].as_str().unwrap().to_owned();
+    assert_eq!(nat("pub1"), "none");
+    assert!(nat("sym").contains("symmetric"), "{}", nat("sym"));
+    lab.down().unwrap();
+}
