@@ -1,0 +1,34 @@
+# Two commands do everything on a fresh Debian machine with Rust: `make demo` and `make test`.
+# Network namespaces, TUN and QEMU's jail need root: run them as root, or as a user with sudo.
+SHELL := /bin/bash
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+IMAGE := target/guest-image/guest.qcow2
+BIN := target/debug/p2pvm
+
+.PHONY: demo test bench build image setup lint clean-image
+
+demo: build image
+	$(SUDO) $(BIN) demo --image $(IMAGE)
+
+test: setup image lint
+	scripts/test.sh
+
+bench: build image
+	$(SUDO) $(BIN) bench --image $(IMAGE)
+
+build: setup
+	cargo build --locked -p p2pvm
+
+setup:
+	scripts/setup.sh
+
+image: setup
+	guest-image/build.sh $(IMAGE)
+
+lint:
+	scripts/lint.sh
+
+install: build
+	install -D -m 0755 $(BIN) $(DESTDIR)/usr/bin/p2pvm
+	install -D -m 0644 packaging/p2pvm.service $(DESTDIR)/lib/systemd/system/p2pvm.service

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Installs what building, testing and the demo need and this Debian machine lacks. Idempotent: says
+# nothing and touches nothing where all is there. Needs root for the installing only.
+set -euo pipefail
+export PATH="$PATH:/usr/sbin:/sbin"
+
+declare -A package=(
+  [cc]=build-essential [ip]=iproute2 [nft]=nftables [ping]=iputils-ping [iperf3]=iperf3
+  [busybox]=busybox-static [dpkg-deb]=dpkg [flock]=util-linux
+)
+missing=()
+for command in "${!package[@]}"; do
+  command -v "$command" >/dev/null || missing+=("${package[$command]}")
+done
+
+qemu_major() { qemu-system-x86_64 --version 2>/dev/null | sed -n 's/.*version \([0-9]*\)\..*/\1/p'; }
+need_qemu=
+{ [ "$(qemu_major || true)" -ge 10 ] 2>/dev/null && command -v qemu-img >/dev/null && command -v qemu-storage-daemon >/dev/null; } || need_qemu=1
+# The guest image is made of Debian packages: apt has to know where they are.
+need_lists=
+case $(apt-cache policy linux-image-cloud-amd64 2>/dev/null) in *"Candidate: "[0-9]*) ;; *) need_lists=1 ;; esac
+
+[ ${#missing[@]} -eq 0 ] && [ -z "$need_qemu$need_lists" ] && exit 0
+
+as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
+export DEBIAN_FRONTEND=noninteractive
+echo "setup: apt-get update${missing:+; installing ${missing[*]}}${need_qemu:+; installing QEMU 10}"
+as_root apt-get update -qq
+
+if [ -n "$need_qemu" ]; then
+  # Bookworm's own QEMU 7.2 lacks what live migration here uses; its backports have 10.
+  # shellcheck disable=SC1091
+  . /etc/os-release
+  release=()
+  if [ "${VERSION_CODENAME:-}" = bookworm ]; then
+    case $(apt-cache policy) in *bookworm-backports*) ;; *)
+      # The mirror this machine already uses also carries the backports.
+      mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' | awk '$2 ~ /^bookworm/ && $1 !~ /security/ && $1 ~ /debian/ {print $1; exit}')
+      [ -n "$mirror" ] || { echo "setup: no Debian mirror is configured: add one to /etc/apt/sources.list" >&2; exit 1; }
+      echo "deb $mirror bookworm-backports main" | as_root tee /etc/apt/sources.list.d/p2pvm-backports.list >/dev/null
+      as_root apt-get update -qq ;;
+    esac
+    release=(-t bookworm-backports)
+  fi
+  as_root apt-get install -y -qq --no-install-recommends "${release[@]}" qemu-system-x86 qemu-utils
+fi
+[ ${#missing[@]} -eq 0 ] || as_root apt-get install -y -qq --no-install-recommends "${missing[@]}"

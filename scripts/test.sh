@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# All tests, the end-to-end ones on the emulated wide area included. They make their own network
+# namespaces and need root. Ends with the runner's own summary line.
+set -euo pipefail
+if [ "$(id -u)" -ne 0 ]; then
+  # One build as the user; only the running is root's.
+  cargo test --locked --workspace --no-run
+  exec sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME "$0" "$@"
+fi
+export P2PVM_TEST_IMAGE="$PWD/target/guest-image/guest.qcow2"
+if cargo nextest --version >/dev/null 2>&1; then
+  exec cargo nextest run --locked --workspace --no-fail-fast "$@"
+fi
+exec cargo test --locked --workspace --no-fail-fast "$@" -- --test-threads=2
