@@ -195,7 +195,8 @@ impl Reach {
         let lease =
             self.addresses().claim_host(parts.identity.keys(), parts.me(), parts.certificate.name()).await.doing("claiming an address")?;
         let v6 = parts.network.member_v6(parts.me());
-        self.plane().set_host_addresses(Some((lease.v4, lease.prefix)), Some((v6, 64))).doing("setting the address")?;
+        // The whole /48 lies behind the interface: members have one /64 of it, guests another.
+        self.plane().set_host_addresses(Some((lease.v4, lease.prefix)), Some((v6, 48))).doing("setting the address")?;
         for ip in [IpAddr::V4(lease.v4), IpAddr::V6(v6)] {
             self.plane().set_route(ip, Route { member: parts.me(), epoch: Epoch(0) });
         }
