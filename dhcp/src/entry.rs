@@ -139,10 +139,7 @@ pub fn name_key(kind: NameKind, label: &str) -> RingAddr {
 
 /// Whether `label` can be a name: 1 to 63 lower-case letters, digits and inner hyphens (RFC 1123 §2.1).
 pub fn is_label(label: &str) -> bool {
-    (1..=63).contains(&label.len())
-        && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        && !label.starts_with('-')
-        && !label.ends_with('-')
+    p2pvm_overlay::membership::valid_name(label)
 }
 
 /// Whether `label` can name a subject of `kind`: `vm` is no host name, since the VMs' zone is called so.

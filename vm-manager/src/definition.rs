@@ -108,8 +108,7 @@ impl Drop for VmSecret {
 /// # Errors
 /// [`Error::Refused`] saying what a name looks like.
 pub fn check_name(name: &str) -> Result<(), Error> {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if name.is_empty() || name.len() > 63 || !name.chars().all(inner) || name.starts_with('-') || name.ends_with('-') {
+    if !p2pvm_overlay::membership::valid_name(name) {
         return Err(Error::Refused(format!(
             "'{name}' cannot be a name: use 1 to 63 lower-case letters, digits and hyphens, no hyphen first or last"
         )));

@@ -185,8 +185,7 @@ impl Port for Ports {
 
     async fn announce(&self, keys: &KeyPair, vm: &Definition, holder: MemberId, epoch: Epoch) -> Result<(), Error> {
         self.route(&vm.address, holder, epoch);
-        let records =
-            self.parts.addresses.records_of(keys, &[IpAddr::V4(vm.address.v4), IpAddr::V6(vm.address.v6)], holder, epoch, &vm.name);
+        let records = self.parts.addresses.records_of(keys, &both(&vm.address), holder, epoch, &vm.name);
         self.reach.tell_here(records);
         let (parts, keys, v4, name) = (self.parts.clone(), KeyPair::from_seed(&keys.seed()), vm.address.v4, vm.name.clone());
         tokio::spawn(async move {
