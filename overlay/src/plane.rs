@@ -32,7 +32,7 @@ pub(crate) use self::core::{Inner, lock};
 pub use port::{GuestPort, Leaving};
 pub use relaying::RelayOffer;
 pub use routes::Route;
-pub use traffic::{Flow, TrafficMatrix};
+pub use traffic::{Flow, NOISE as TRAFFIC_NOISE, TrafficMatrix};
 
 use crate::{
     fabric::FabricError,

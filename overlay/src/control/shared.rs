@@ -18,8 +18,8 @@ use crate::{
     membership::{Certificate, Refusal, Revocation},
 };
 use async_trait::async_trait;
-use libp2p::swarm::ConnectionId;
 use futures::{AsyncReadExt, AsyncWriteExt};
+use libp2p::swarm::ConnectionId;
 use std::{
     collections::{BTreeMap, HashMap},
     io,

@@ -101,7 +101,7 @@ impl Inner {
         let large = peer.large.swap(false, Ordering::Relaxed);
         let (questions, busy) = {
             let mut pmtu = peer.pmtu();
-            pmtu.tick(now, rtt, large, peer.activity().received);
+            pmtu.tick(now, rtt, large);
             (std::iter::from_fn(|| pmtu.poll()).collect::<Vec<_>>(), pmtu.busy())
         };
         peer.show_limit();

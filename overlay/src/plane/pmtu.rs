@@ -64,6 +64,8 @@ pub struct Pmtu {
     next: Option<Instant>,
     /// When the search ended, or the check began.
     since: Instant,
+    /// A small question was answered during the check.
+    alive: bool,
     questions: VecDeque<Question>,
 }
 
@@ -78,6 +80,7 @@ impl Pmtu {
             asked: Vec::new(),
             next: None,
             since: now,
+            alive: false,
             questions: VecDeque::new(),
         }
     }
@@ -134,8 +137,9 @@ impl Pmtu {
     /// An answer; whether it was to a question of ours.
     pub fn pong(&mut self, token: u64, now: Instant) -> bool {
         let Some(&(_, size)) = self.asked.iter().find(|(t, _)| *t == token) else { return false };
+        self.alive = true;
         self.best = self.best.max(size);
-        let enough = size == self.full || (matches!(self.phase, Phase::Check(_)) && size >= self.best);
+        let enough = size == self.full || (size > self.base() && matches!(self.phase, Phase::Check(_)) && size >= self.best);
         if enough {
             self.settle(now);
         }
@@ -158,8 +162,8 @@ impl Pmtu {
         sizes
     }
 
-    /// What is due. `large`: large packets were sent since the last call. `received`: when the path last showed life.
-    pub fn tick(&mut self, now: Instant, rtt: Option<Duration>, large: bool, received: Option<Instant>) {
+    /// What is due. `large`: large packets were sent since the last call.
+    pub fn tick(&mut self, now: Instant, rtt: Option<Duration>, large: bool) {
         if self.phase == Phase::Settled && self.path != Some(Path::Stream) {
             let age = now.saturating_duration_since(self.since);
             if self.best < self.full && age >= RAISE_AFTER {
@@ -181,11 +185,14 @@ impl Pmtu {
             Phase::Ladder(rounds) if rounds < LADDER_ROUNDS => return self.climb(rounds, now, wait),
             Phase::Ladder(_) => return self.settle(now),
             Phase::Check(tries) if tries < CHECK_TRIES => {
+                // Beside it a small one, which tells a path that became small from one that is dead.
+                self.alive &= tries > 0;
+                self.ask(self.base());
                 self.ask(self.best);
                 self.phase = Phase::Check(tries + 1);
             }
             // Silence all round is a dead path, which is not our matter; only large ones lost is a black hole.
-            Phase::Check(_) if received.is_none_or(|at| at <= self.since) => return self.settle(now),
+            Phase::Check(_) if !self.alive => return self.settle(now),
             Phase::Check(_) => {
                 self.best = self.base();
                 return self.climb(0, now, wait);
@@ -231,7 +238,7 @@ mod tests {
                 }
                 *due > at
             });
-            pmtu.tick(now, Some(Duration::from_millis(40)), large, Some(now));
+            pmtu.tick(now, Some(Duration::from_millis(40)), large);
             while let Some(question) = pmtu.poll() {
                 sent += 1;
                 if question.size <= carries(at) {
@@ -275,7 +282,7 @@ mod tests {
         pmtu.selected(direct(), now);
         run(&mut pmtu, now, 1000, true, |_| 1472);
         for ms in (1000..20_000).step_by(20) {
-            pmtu.tick(now + Duration::from_millis(ms), None, true, Some(now));
+            pmtu.tick(now + Duration::from_millis(ms), None, true);
         }
         assert_eq!(pmtu.limit(), (FULL, true));
     }

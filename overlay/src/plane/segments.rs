@@ -145,7 +145,11 @@ impl Inner {
 
     /// Seals one frame for the peer and sends it on its path. An IP frame waits while there is none, and a path is asked for.
     pub fn send_frame(&self, out: &mut Batch, peer: &Arc<Peer>, frame: Frame, payload: &[u8], now: Instant) -> bool {
-        let data = if matches!(frame, Frame::Ip { .. } | Frame::Piece { .. } | Frame::ForwardTo(_) | Frame::ForwardFrom(_)) { payload.len() } else { 0 };
+        let data = if matches!(frame, Frame::Ip { .. } | Frame::Piece { .. } | Frame::ForwardTo(_) | Frame::ForwardFrom(_)) {
+            payload.len()
+        } else {
+            0
+        };
         let (session, via) = (peer.sending.load(), peer.via.load());
         if let (Some(session), false) = (&*session, matches!(**via, Via::Nowhere)) {
             if matches!(frame, Frame::Ip { .. }) && payload.len() > peer.limit().0 {
