@@ -6,6 +6,7 @@ use crate::{
     layout::{Layout, read_if_there},
 };
 use p2pvm_autonomic::Policy;
+use p2pvm_overlay::plane::RelayOffer;
 use p2pvm_vm_manager::{hypervisor::Accel, qemu::Probe};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -22,6 +23,12 @@ pub struct Config {
     pub device: String,
     /// Ask the local router for a port mapping (UPnP).
     pub upnp: bool,
+    /// Pass on datagrams between members that cannot reach each other directly.
+    pub relay: bool,
+    /// How much of that at most, Mbit/s; 0: as much as comes.
+    pub relay_mbit: u32,
+    /// Count who talks with whom, for `p2pvm traffic`, shortcuts and placement.
+    pub traffic: bool,
     /// "auto" probes KVM once per boot of the host; "kvm" and "tcg" insist.
     pub accel: String,
     /// A Linux kernel to probe KVM with; empty for the host's own in /boot.
@@ -41,6 +48,9 @@ impl Default for Config {
             link_port: 4002,
             device: "p2pvm0".to_owned(),
             upnp: true,
+            relay: true,
+            relay_mbit: 100,
+            traffic: true,
             accel: "auto".to_owned(),
             probe_kernel: String::new(),
             cpus: 0,
@@ -62,6 +72,11 @@ impl Config {
         }
         config.policy.check().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
         Ok(config)
+    }
+
+    /// What this node passes on for others.
+    pub fn relay(&self) -> RelayOffer {
+        RelayOffer { willing: self.relay, bits_per_second: u64::from(self.relay_mbit) * 1_000_000 }
     }
 
     /// The accelerator that the user insists on.

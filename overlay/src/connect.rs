@@ -10,9 +10,11 @@ mod dial;
 mod examine;
 mod mapping;
 pub mod message;
+mod mobility;
 mod nat;
 mod netcheck;
 mod punches;
+mod relays;
 mod stream;
 
 pub use message::{Candidate, CandidateKind, NatKind};
@@ -22,7 +24,7 @@ pub use punches::{Punch, Punches};
 use crate::{
     fabric::{Fabric, Serve},
     id::MemberId,
-    plane::{Error, Path, Plane},
+    plane::{Error, Path, Plane, RelayOffer},
     portmap,
 };
 use async_trait::async_trait;
@@ -55,11 +57,13 @@ pub struct ConnectOptions {
     pub stun: bool,
     /// Ask the router for a port mapping by PCP, NAT-PMP or UPnP.
     pub upnp: bool,
+    /// What this node passes on for others.
+    pub relay: RelayOffer,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { stun: true, upnp: true }
+        Self { stun: true, upnp: true, relay: RelayOffer::default() }
     }
 }
 
@@ -86,6 +90,8 @@ struct State {
     dials: HashMap<MemberId, Arc<tokio::sync::Mutex<()>>>,
     /// When to try a better path next, and after which pause.
     retries: HashMap<MemberId, (Instant, Duration)>,
+    /// Members that would not relay, and when they said so.
+    refused: HashMap<MemberId, Instant>,
 }
 
 pub(crate) struct Shared {
@@ -99,6 +105,8 @@ pub(crate) struct Shared {
     closed: tokio::sync::Notify,
     /// Ports that are open for other members' STUN requests.
     ports: Arc<tokio::sync::Semaphore>,
+    /// This host has moved: what others see of it is another.
+    learn_again: tokio::sync::Notify,
 }
 
 /// Makes and keeps links; dropping it stops that (links that stand live on).
@@ -121,6 +129,7 @@ impl Serve for Handler {
 impl Connector {
     /// Serves other members' connectors and looks after the plane's wishes. Must be called within a tokio runtime.
     pub fn start(plane: Plane, fabric: Arc<dyn Fabric>, options: ConnectOptions) -> Arc<Self> {
+        plane.set_relay(options.relay);
         let shared = Arc::new(Shared {
             plane,
             fabric,
@@ -130,11 +139,14 @@ impl Connector {
             closing: tokio::sync::Notify::new(),
             closed: tokio::sync::Notify::new(),
             ports: Arc::new(tokio::sync::Semaphore::new(examine::MAX_PORTS)),
+            learn_again: tokio::sync::Notify::new(),
         });
         shared.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(&shared))));
         let mut tasks = JoinSet::new();
         tasks.spawn(dial::wishes(shared.clone()));
         tasks.spawn(dial::improve(shared.clone()));
+        tasks.spawn(relays::tend(shared.clone()));
+        tasks.spawn(mobility::follow(shared.clone()));
         tasks.spawn(stream::accept(shared.clone()));
         if options.stun {
             tasks.spawn(nat::learn(shared.clone()));
@@ -207,7 +219,7 @@ impl Shared {
         let mut neighbours: Vec<_> = self.fabric.connected().into_iter().map(|m| (m, direct.get(&m).copied())).collect();
         neighbours.sort_by_key(|(_, rtt)| rtt.unwrap_or(u32::MAX));
         neighbours.truncate(MAX_NEIGHBOURS);
-        Whereabouts { candidates: self.candidates(), nat: self.state().nat, neighbours }
+        Whereabouts { candidates: self.candidates(), nat: self.state().nat, neighbours, relay: self.plane.inner().relaying.offer().willing }
     }
 
     /// Members with a direct link, or with a direct control connection to a public address, where a link would be direct too.
@@ -304,6 +316,7 @@ impl Shared {
                 self.punch(from, &whereabouts);
                 Ok(Answer::Linked(self.whereabouts(), answer))
             }
+            Request::Relay(_) if !self.plane.inner().relaying.offer().willing => Err("this member does not relay".into()),
             Request::Relay(to) => {
                 let path = dial::ensure(self, to, dial::Reach::WithoutRelay).await.map_err(|e| e.to_string())?;
                 let rtt = self.plane.path(to).and_then(|info| info.rtt).unwrap_or(Duration::from_secs(1));

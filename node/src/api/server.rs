@@ -2,7 +2,7 @@
 
 use super::{
     forward,
-    types::{CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, Peer, RestoreVm, Status, Step},
+    types::{CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, Peer, RestoreVm, Status, Step, Traffic},
 };
 use crate::{
     daemon::Daemon,
@@ -48,6 +48,7 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/peers", get(peers))
+        .route("/traffic", get(traffic))
         .route("/ping", post(ping))
         .route("/invite", post(invite))
         .route("/revoke", post(revoke))
@@ -131,6 +132,16 @@ where
 
 async fn status(State(daemon): Shared) -> Answer<Status> {
     Ok(Json(daemon.status().await))
+}
+
+#[derive(Deserialize)]
+struct TrafficQuery {
+    #[serde(default)]
+    all: bool,
+}
+
+async fn traffic(State(daemon): Shared, Query(query): Query<TrafficQuery>) -> Json<Vec<Traffic>> {
+    Json(daemon.traffic(query.all))
 }
 
 async fn peers(State(daemon): Shared) -> Answer<Vec<Peer>> {

@@ -102,6 +102,34 @@ pub struct Peer {
     pub sent_bytes: u64,
     /// Bytes received over the link.
     pub received_bytes: u64,
+    /// The largest IP packet that the path carries whole.
+    #[serde(default)]
+    pub packet_bytes: Option<usize>,
+}
+
+/// One row of `p2pvm traffic`: a pair of addresses, one of them at this node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Traffic {
+    /// The address here, of the host or a guest.
+    pub local: String,
+    /// The address it talks with.
+    pub remote: String,
+    /// The id of the member behind that.
+    pub member: String,
+    /// Its name.
+    pub name: String,
+    /// The path to it, if there is a link.
+    pub path: Option<String>,
+    /// Bytes from `local` to `remote` since the pair is known.
+    pub sent_bytes: u64,
+    /// Bytes the other way.
+    pub received_bytes: u64,
+    /// Bytes a second, both ways, over the last second.
+    pub bytes_per_second_1s: f64,
+    /// Over the last 4 s.
+    pub bytes_per_second_4s: f64,
+    /// Over the last 16 s.
+    pub bytes_per_second_16s: f64,
 }
 
 /// One answer to `p2pvm ping`.

@@ -59,6 +59,9 @@ pub enum Command {
     /// Show the other members and the path to each
     #[command(after_help = "Example:\n  p2pvm peers")]
     Peers,
+    /// Show who talks with whom through this node, hosts and guests, and how much
+    #[command(after_help = "Examples:\n  p2pvm traffic\n  p2pvm traffic --all --json")]
+    Traffic(Traffic),
     /// Measure the round trip to a member and show the path
     #[command(after_help = "Example:\n  p2pvm ping lab2 --count 3")]
     Ping(Ping),
@@ -100,6 +103,14 @@ pub struct Init {
     /// Found the network even though a local route covers the subnet
     #[arg(long)]
     pub force: bool,
+}
+
+/// Arguments of `traffic`.
+#[derive(Args)]
+pub struct Traffic {
+    /// Also pairs that are noise beside the largest
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Arguments of `up`.

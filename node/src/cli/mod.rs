@@ -5,6 +5,7 @@ mod args;
 mod network;
 mod print;
 mod progress;
+mod traffic;
 mod vm;
 
 pub use args::{Bench as BenchArgs, Cli, Command, Demo as DemoArgs, Up as UpArgs};
@@ -87,6 +88,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Revoke(a) => network::revoke(&context, &a.what).await,
         Command::Status => network::status(&context).await,
         Command::Peers => network::peers(&context).await,
+        Command::Traffic(a) => traffic::show(&context, a.all).await,
         Command::Ping(a) => network::ping(&context, a).await,
         Command::Leave(a) => network::leave(&context, a.force).await,
         Command::Vm(a) => vm::run(&context, a).await,

@@ -194,6 +194,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
             udp_port: config.link_port,
             device: config.device.clone(),
             mtu: MTU,
+            traffic: config.traffic,
         },
         plane_events,
     )
@@ -231,7 +232,8 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let addresses = Arc::new(addresses);
     control.set_admission(Arc::new(SlotAdmission::open(records.clone(), addresses.clone(), &layout.admissions())?));
 
-    let connector = Connector::start(plane.clone(), fabric.clone(), ConnectOptions { stun: true, upnp: config.upnp });
+    let connector =
+        Connector::start(plane.clone(), fabric.clone(), ConnectOptions { stun: true, upnp: config.upnp, relay: config.relay() });
     let parts = Arc::new(Parts { control, identity, certificate, network, plane, records, addresses, connector, has_bootstrap });
     let resolver =
         Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);

@@ -4,14 +4,14 @@ use super::{Daemon, load};
 use crate::{
     api::{
         server::Reporter,
-        types::{InviteAnswer, InviteRequest, Peer, Pong, Status},
+        types::{InviteAnswer, InviteRequest, Peer, Pong, Status, Traffic},
     },
     failure::{Doing, Failure, Outcome},
 };
 use p2pvm_overlay::{
     Fabric, MemberId, UnixTime,
     membership::{Invite, InviteTerms, Issuer, Target},
-    plane::Path,
+    plane::{Flow, Path, TRAFFIC_NOISE},
 };
 use p2pvm_vm_manager::host::VmState;
 use serde_json::{Value, json};
@@ -115,11 +115,31 @@ impl Daemon {
                     rtt_ms: link.as_ref().and_then(|l| l.rtt).map(|rtt| rtt.as_secs_f64() * 1e3),
                     sent_bytes: link.as_ref().map_or(0, |l| l.tx_bytes),
                     received_bytes: link.as_ref().map_or(0, |l| l.rx_bytes),
+                    packet_bytes: link.as_ref().map(|l| l.packet_bytes),
                 }
             })
             .collect();
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         peers
+    }
+
+    /// Who talks with whom through this node; without `all`, only what is not noise beside the largest.
+    pub fn traffic(&self, all: bool) -> Vec<Traffic> {
+        let matrix = self.parts.plane.traffic();
+        let known: Vec<_> = if all { matrix.flows.iter().collect() } else { matrix.significant(TRAFFIC_NOISE).collect() };
+        let row = |flow: &Flow| Traffic {
+            local: flow.local.to_string(),
+            remote: flow.remote.to_string(),
+            member: flow.member.to_string(),
+            name: self.name_of(flow.member),
+            path: self.parts.plane.path(flow.member).map(|link| self.path_text(&link.path)),
+            sent_bytes: flow.sent,
+            received_bytes: flow.received,
+            bytes_per_second_1s: flow.rates[0],
+            bytes_per_second_4s: flow.rates[1],
+            bytes_per_second_16s: flow.rates[2],
+        };
+        known.into_iter().map(row).collect()
     }
 
     /// Makes a link, trying again for a while: a member that has just joined is known before it can be reached.

@@ -3,7 +3,7 @@
 use super::{
     MAX_DIALS, SERVICE, Shared, examine,
     message::{self, Answer, NatKind, Request, Whereabouts},
-    nat, stream,
+    nat, relays, stream,
 };
 use crate::{
     id::MemberId,
@@ -16,15 +16,11 @@ use std::{
 use tokio::sync::Semaphore;
 
 /// A request over the control plane takes no longer, dialling included.
-const CALL_LIMIT: Duration = Duration::from_secs(5);
-/// Having a relay ready may take a dial of its own.
-const RELAY_LIMIT: Duration = Duration::from_secs(6);
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// Direct probes are waited for at least and at most this long before a relay is tried beside them.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1500));
+pub(crate) const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1500));
 /// Waited for slow direct probes before a stream is opened.
 const BEFORE_STREAM: Duration = Duration::from_millis(1000);
-/// Relays tried before a stream.
-const MAX_RELAYS: usize = 3;
 /// First and last pause between tries of a better path.
 const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// A better path is sought only for links that carry data.
@@ -77,13 +73,13 @@ pub(crate) async fn ensure(shared: &Arc<Shared>, member: MemberId, reach: Reach)
     made
 }
 
-fn current(shared: &Shared, member: MemberId, reach: Reach) -> Option<Path> {
+pub(crate) fn current(shared: &Shared, member: MemberId, reach: Reach) -> Option<Path> {
     let peer = shared.plane.inner().peers.load().get(&member)?.clone();
     if peer.ready() { serves(peer.path(), reach) } else { None }
 }
 
 /// Waits until a path that will do is selected.
-async fn selected(shared: &Shared, member: MemberId, reach: Reach, limit: Duration) -> Option<Path> {
+pub(crate) async fn selected(shared: &Shared, member: MemberId, reach: Reach, limit: Duration) -> Option<Path> {
     let deadline = tokio::time::Instant::now() + limit;
     loop {
         let changed = shared.plane.inner().path_changed.notified();
@@ -97,7 +93,7 @@ async fn selected(shared: &Shared, member: MemberId, reach: Reach, limit: Durati
 }
 
 /// Exchanges whereabouts and handshake, starts the direct probes; what the member said, and how long the call took.
-async fn meet(shared: &Arc<Shared>, member: MemberId) -> Result<(Whereabouts, Duration), Error> {
+pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId) -> Result<(Whereabouts, Duration), Error> {
     let key = match shared.fabric.link_key(member) {
         Some(key) => key,
         None => {
@@ -126,6 +122,8 @@ pub(crate) async fn ask(shared: &Shared, member: MemberId, request: Request, lim
 
 async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach) -> Result<Path, Error> {
     nat::settle(shared, Duration::from_millis(600)).await;
+    // What once worked may work again, also while the control plane is away.
+    shared.plane.inner().try_remembered(member);
     let (whereabouts, took) = meet(shared, member).await?;
     let ours = shared.state().nat;
     let blocked = [ours, whereabouts.nat].contains(&NatKind::Blocked);
@@ -134,14 +132,8 @@ async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach) -> Result<Pa
         return Ok(path);
     }
     if reach == Reach::Any && !blocked {
-        for relay in relays(shared, member, &whereabouts) {
-            if let Some(path) = current(shared, member, reach) {
-                return Ok(path);
-            }
-            match via(shared, member, relay).await {
-                Ok(path) => return Ok(path),
-                Err(error) => tracing::debug!(?member, ?relay, %error, "not through this member"),
-            }
+        if let Some(path) = relays::find(shared, member, &whereabouts).await {
+            return Ok(path);
         }
     }
     // A stream is the last resort: unless UDP is known not to get through, the last direct probes are waited for.
@@ -151,37 +143,6 @@ async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach) -> Result<Pa
     }
     stream::open(shared, member).await?;
     selected(shared, member, reach, CALL_LIMIT).await.ok_or(Error::NoPath(member))
-}
-
-/// The members that both sides can reach, best first: those with direct links on both sides by the sum of the round trips,
-/// then those that are known to stand open, then the rest.
-fn relays(shared: &Shared, member: MemberId, theirs: &Whereabouts) -> Vec<MemberId> {
-    let ours = shared.direct_neighbours();
-    let connected = shared.fabric.connected();
-    let state = shared.state();
-    let open = |m: &MemberId| state.known.get(m).is_some_and(|(_, w)| w.nat == NatKind::Open);
-    let rank = |(m, their_rtt): &(MemberId, Option<u32>)| {
-        let sum = ours.get(m).zip(*their_rtt).map(|(a, b)| u64::from(*a) + u64::from(b));
-        let half = ours.get(m).copied().or(*their_rtt).map_or(u64::MAX, u64::from);
-        (sum.is_none(), !open(m), sum.unwrap_or(half), *m)
-    };
-    let mut common: Vec<_> =
-        theirs.neighbours.iter().filter(|(m, _)| *m != member && *m != shared.fabric.me() && connected.contains(m)).collect();
-    common.sort_by_key(|c| rank(c));
-    common.into_iter().map(|(m, _)| *m).take(MAX_RELAYS).collect()
-}
-
-/// Has `relay` pass our datagrams on to `member`.
-async fn via(shared: &Arc<Shared>, member: MemberId, relay: MemberId) -> Result<Path, Error> {
-    let (ours, theirs) =
-        tokio::join!(Box::pin(ensure(shared, relay, Reach::WithoutRelay)), ask(shared, relay, Request::Relay(member), RELAY_LIMIT));
-    if ours? == Path::Stream {
-        // Our own stream to the member is no worse than one to a relay.
-        return Err(Error::NoPath(member));
-    }
-    theirs?;
-    shared.plane.inner().try_paths(member, [Path::Relayed(relay)]);
-    selected(shared, member, Reach::Any, PATIENCE.1).await.ok_or(Error::NoPath(member))
 }
 
 /// Tries again to get links off relays and streams, ever less often.
@@ -216,9 +177,8 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
                     if let (Ok((whereabouts, _)), Path::Stream) = (met, info.path)
                         && shared.state().nat != NatKind::Blocked
                         && whereabouts.nat != NatKind::Blocked
-                        && let Some(relay) = relays(&shared, member, &whereabouts).first()
                     {
-                        let _ = via(&shared, member, *relay).await;
+                        let _ = relays::find(&shared, member, &whereabouts).await;
                     }
                 });
             }

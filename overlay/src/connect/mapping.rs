@@ -65,6 +65,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = shared.learn_again.notified() => {}
             () = changed => {}
             () = shared.closing.notified() => {
                 shared.state().mapped = None;

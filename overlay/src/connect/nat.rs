@@ -228,7 +228,10 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
             _ if seen.len() < 2 && rounds < HASTY_ROUNDS => Duration::from_secs(2),
             _ => WHEN_NATTED,
         };
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shared.learn_again.notified() => (silent, rounds) = (0, 0),
+        }
     }
 }
 

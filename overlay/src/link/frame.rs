@@ -13,10 +13,14 @@ const PONG: u8 = 3;
 const KEEPALIVE: u8 = 4;
 const FORWARD: u8 = 5;
 const MOVED: u8 = 6;
+const PIECE: u8 = 16;
 /// Flag of an IP frame: passed on by the host that held the destination before.
 const PASSED_ON: u8 = 1;
 /// Flag of a forward frame: the word names where it came from, not where it goes.
 const FROM: u8 = 1;
+
+/// Bit of a path's ping token: the sender's addresses have changed, the far end does best to answer this way from now on.
+pub const ROAMED: u64 = 1 << 62;
 
 /// The first bytes of a member's id: enough for a relay to tell its peers apart. The far end proves itself by its session,
 /// so a collision can at most misdirect sealed bytes.
@@ -54,6 +58,15 @@ pub enum Frame {
     ForwardTo(ShortId),
     /// A datagram of another pair's link follows: this member sent it.
     ForwardFrom(ShortId),
+    /// A part of a frame that did not fit follows.
+    Piece {
+        /// Which frame, among those under way.
+        id: u32,
+        /// Which part.
+        index: u8,
+        /// Of how many.
+        count: u8,
+    },
     /// This address is now held elsewhere.
     Moved {
         /// The address.
@@ -77,6 +90,7 @@ impl Frame {
             (KEEPALIVE, _) => Some(Self::Keepalive),
             (FORWARD, flags) if flags & FROM != 0 => Some(Self::ForwardFrom(word)),
             (FORWARD, _) => Some(Self::ForwardTo(word)),
+            (PIECE, _) => Some(Self::Piece { id: high as u32, index: word[4], count: word[5] }),
             (MOVED, _) => {
                 let rest: &[u8; 48] = bytes.get(FRAME_HEADER_LEN..FRAME_HEADER_LEN + 48)?.try_into().ok()?;
                 let (member, addr) = rest.split_at(32);
@@ -98,10 +112,19 @@ impl Frame {
             Self::Keepalive => (KEEPALIVE, 0, [0; 8]),
             Self::ForwardTo(member) => (FORWARD, 0, member),
             Self::ForwardFrom(member) => (FORWARD, FROM, member),
+            Self::Piece { id, index, count } => {
+                let [a, b, c, d] = id.to_be_bytes();
+                (PIECE, 0, [a, b, c, d, index, count, 0, 0])
+            }
             Self::Moved { epoch, .. } => (MOVED, 0, epoch.0.to_be_bytes()),
         };
         out[..4].copy_from_slice(&[kind, flags, 0, 0]);
         out[4..FRAME_HEADER_LEN].copy_from_slice(&word);
+    }
+
+    /// Whether a frame that begins with this byte carries what members have to say to each other, not what keeps the link.
+    pub fn is_data(kind: Option<&u8>) -> bool {
+        matches!(kind, Some(&IP | &PIECE))
     }
 
     /// The whole of a frame that has no packet: header and, for `Moved`, its payload.
@@ -133,6 +156,7 @@ mod tests {
             Just(Frame::Keepalive),
             any::<[u8; 8]>().prop_map(Frame::ForwardTo),
             any::<[u8; 8]>().prop_map(Frame::ForwardFrom),
+            any::<(u32, u8, u8)>().prop_map(|(id, index, count)| Frame::Piece { id, index, count }),
             any::<([u8; 4], [u8; 32], u64)>().prop_map(|(a, m, e)| Frame::Moved { addr: a.into(), member: MemberId(m), epoch: Epoch(e) }),
             any::<([u8; 32], u64)>().prop_map(|(m, e)| Frame::Moved {
                 addr: "fd00::7".parse().expect("literal"),
@@ -149,7 +173,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 0u8..8) {
+        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 0u8..18) {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = kind; }
             let _ = Frame::parse(&bytes);

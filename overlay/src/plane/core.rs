@@ -6,8 +6,11 @@ use super::{
     deliver::Ctx,
     peer::{Peer, Peers},
     port::{Port, Ports},
-    receive, routes,
+    receive,
+    relaying::Relaying,
+    roam, routes,
     routes::{Routes, Waitlist},
+    traffic::Traffic,
     tun,
     udp::{Batch, Udp},
     wake::Stop,
@@ -35,7 +38,7 @@ use tun_rs::{DeviceBuilder, SyncDevice};
 /// Members for which a path is wanted and the connector has not looked yet.
 const MAX_WANTED: usize = 256;
 /// Marks the token of a ping that a user asked for; a path's own probes have the bit clear.
-const USER_PING: u64 = 1 << 63;
+pub(crate) const USER_PING: u64 = 1 << 63;
 
 /// A packet from a member whose source address is not known yet.
 pub(crate) struct Held {
@@ -76,6 +79,11 @@ pub(crate) struct Inner {
     /// Told whenever a path was selected or lost.
     pub path_changed: Notify,
     pub local_addresses: ArcSwap<Vec<IpAddr>>,
+    /// When and why this host last had to find its links again.
+    pub last_roamed: Mutex<Option<(Instant, &'static str)>>,
+    pub has_roamed: Notify,
+    pub relaying: Relaying,
+    pub traffic: Traffic,
     pub kick: Kick,
     pub stop: Stop,
 }
@@ -117,11 +125,17 @@ impl Inner {
             side: Mutex::default(),
             path_changed: Notify::new(),
             local_addresses: ArcSwap::default(),
+            last_roamed: Mutex::default(),
+            has_roamed: Notify::new(),
+            relaying: Relaying::new(now),
+            traffic: Traffic::new(now, config.traffic),
             kick: Kick::default(),
             stop: Stop::new().map_err(Error::Thread)?,
         });
         clock::refresh_local_addresses(&inner);
-        for (name, body) in [("p2pvm-tun", tun::run as fn(&Inner)), ("p2pvm-udp", receive::run), ("p2pvm-clock", clock::run)] {
+        let threads =
+            [("p2pvm-tun", tun::run as fn(&Inner)), ("p2pvm-udp", receive::run), ("p2pvm-clock", clock::run), ("p2pvm-roam", roam::run)];
+        for (name, body) in threads {
             let shared = inner.clone();
             let started = thread::Builder::new().name(name.into()).spawn(move || body(&shared));
             if let Err(cause) = started {
@@ -239,7 +253,7 @@ impl Inner {
         if let Some(peer) = self.peers.load().get(&member) {
             return peer.clone();
         }
-        let new = Arc::new(Peer::new(member, Instant::now()));
+        let new = Arc::new(Peer::new(member, self.mtu, Instant::now()));
         self.peers.rcu(|peers| {
             let mut peers = Peers::clone(peers);
             if peers.get(&member).is_none() {

@@ -84,6 +84,8 @@ pub struct World {
     net: MemoryNet,
     keys: Arc<Mutex<HashMap<MemberId, LinkKey>>>,
     hosts: u8,
+    /// Whether planes count traffic.
+    pub traffic: bool,
 }
 
 /// One host: a plane in a namespace of its own, and its connector.
@@ -134,7 +136,8 @@ pub fn within<T: Send>(namespace: &str, body: impl FnOnce() -> T + Send) -> T {
 impl World {
     pub fn new(one_way: Duration) -> Self {
         let prefix = format!("pl{}w{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
-        let mut world = Self { prefix, namespaces: Vec::new(), net: MemoryNet::new(one_way), keys: Arc::default(), hosts: 0 };
+        let mut world =
+            Self { prefix, namespaces: Vec::new(), net: MemoryNet::new(one_way), keys: Arc::default(), hosts: 0, traffic: true };
         let core = world.namespace("core");
         must(&format!("ip -n {core} link add name wire0 type bridge && ip -n {core} link set wire0 up"));
         world
@@ -192,14 +195,15 @@ impl World {
         let public = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*secret)).to_bytes();
         self.keys.lock().unwrap().insert(member, LinkKey(public));
         let (sender, events) = mpsc::channel(1024);
+        let counted = self.traffic;
         let plane = within(&namespace, || {
-            let config = PlaneConfig { me: member, link_secret: secret, udp_port: 0, device: "p2pvm0".into(), mtu: 1340 };
+            let config = PlaneConfig { me: member, link_secret: secret, udp_port: 0, device: "p2pvm0".into(), mtu: 1340, traffic: counted };
             let plane = Plane::start(config, sender).expect("the plane starts");
             plane.set_host_addresses(Some(([10, 77, 0, number].into(), 16)), Some((v6(number), 64))).expect("the address is set");
             plane
         });
         let fabric = Arc::new(KeyedFabric { inner: self.net.add(member), keys: self.keys.clone() });
-        let connector = Connector::start(plane.clone(), fabric, ConnectOptions { stun: true, upnp: false });
+        let connector = Connector::start(plane.clone(), fabric, ConnectOptions { stun: true, upnp: false, ..ConnectOptions::default() });
         Host { member, number, namespace, plane, connector, events }
     }
 
