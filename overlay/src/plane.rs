@@ -15,6 +15,7 @@ pub mod paths;
 mod peer;
 mod port;
 mod receive;
+mod ring;
 mod routes;
 mod segments;
 mod tun;
@@ -119,6 +120,8 @@ pub enum Path {
     Direct(SocketAddr),
     /// Through this member, sealed end to end.
     Relayed(MemberId),
+    /// Over the ring, from neighbour to neighbour, sealed end to end.
+    Ring,
     /// Over a stream of the control plane: UDP does not get through.
     Stream,
 }
@@ -145,8 +148,10 @@ pub struct PathInfo {
 pub struct Pong {
     /// Round trip through the link.
     pub rtt: Duration,
-    /// The path it took.
+    /// The path by which the answer came.
     pub path: Path,
+    /// Over the ring: links that the answer took.
+    pub hops: Option<u8>,
 }
 
 /// What the plane tells its owner.

@@ -6,7 +6,9 @@ use super::{
     deliver::Ctx,
     peer::{Peer, Peers},
     port::{Port, Ports},
-    receive, routes,
+    receive::{self, By},
+    ring::RingPort,
+    routes,
     routes::{Routes, Waitlist},
     tun,
     udp::{Batch, Udp},
@@ -69,13 +71,14 @@ pub(crate) struct Inner {
     pub events: mpsc::Sender<PlaneEvent>,
     pub wanted: mpsc::Sender<MemberId>,
     wanted_by: Mutex<Option<mpsc::Receiver<MemberId>>>,
-    pub pings: Mutex<HashMap<u64, oneshot::Sender<Instant>>>,
+    pub pings: Mutex<HashMap<u64, oneshot::Sender<(Instant, By)>>>,
     stuns: Mutex<HashMap<stun::TransactionId, oneshot::Sender<SocketAddr>>>,
     /// For datagrams that come by stream.
     pub side: Mutex<Ctx>,
     /// Told whenever a path was selected or lost.
     pub path_changed: Notify,
     pub local_addresses: ArcSwap<Vec<IpAddr>>,
+    pub ring: RingPort,
     pub kick: Kick,
     pub stop: Stop,
 }
@@ -117,6 +120,7 @@ impl Inner {
             side: Mutex::default(),
             path_changed: Notify::new(),
             local_addresses: ArcSwap::default(),
+            ring: RingPort::default(),
             kick: Kick::default(),
             stop: Stop::new().map_err(Error::Thread)?,
         });
@@ -328,8 +332,8 @@ impl Inner {
         }
         let got = tokio::time::timeout_at(deadline, answered).await;
         lock(&self.pings).remove(&token);
-        match (got, peer.path()) {
-            (Ok(Ok(at)), Some(path)) => Ok(Pong { rtt: at.saturating_duration_since(sent), path }),
+        match got {
+            Ok(Ok((at, by))) => Ok(Pong { rtt: at.saturating_duration_since(sent), path: by.path(), hops: by.hops() }),
             _ => Err(Error::TimedOut(member, timeout)),
         }
     }

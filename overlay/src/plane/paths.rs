@@ -50,6 +50,8 @@ pub struct Paths {
     selected: Option<Path>,
     since: Option<Instant>,
     suspect_probes: u32,
+    ring: bool,
+    edge: bool,
     steps: VecDeque<Step>,
 }
 
@@ -64,13 +66,20 @@ pub struct Activity {
     pub sent: Option<Instant>,
     /// This side keeps the mapping alive.
     pub keep_alive: bool,
+    /// There is a ring: where a path fails and no other is known, the ring carries on at once.
+    pub ring: bool,
+    /// The ring wants this link.
+    pub edge: bool,
 }
 
-fn class(path: &Path) -> u8 {
+/// How good a path is by its kind alone. To a neighbour on the ring anything is better than the ring itself, which rests on
+/// such links.
+fn class(path: &Path, edge: bool) -> u8 {
     match path {
         Path::Direct(_) => 0,
         Path::Relayed(_) => 1,
-        Path::Stream => 2,
+        Path::Ring => 2 + 2 * u8::from(edge),
+        Path::Stream => 3,
     }
 }
 
@@ -105,6 +114,16 @@ impl Paths {
         (kept.tried, kept.next_probe) = (0, Some(now));
     }
 
+    /// Uses `path` from now on if there is none, and probes it: something else has just shown that it works.
+    pub fn assume(&mut self, path: Path, now: Instant) {
+        if self.selected.is_none() {
+            let known = Known { tried: 0, next_probe: None, probes: VecDeque::new(), rtt: None, answered: Some(now) };
+            self.known.insert(path, known);
+            self.select(Some(path), now);
+            self.probe(path, now);
+        }
+    }
+
     /// A verified datagram came by `path`, which is not the one in use: worth trying if we do not know it or gave it up.
     /// `received`: when the path in use last showed life; the peer may have found it dead before us.
     pub fn heard(&mut self, path: Path, now: Instant, received: Option<Instant>) {
@@ -135,7 +154,7 @@ impl Paths {
         let better = match self.selected {
             None => true,
             // A fifth better before a path of the same class replaces the one in use: no flapping.
-            Some(old) => (class(&path), Some(rtt)) < (class(&old), self.rtt().map(|r| r * 4 / 5)),
+            Some(old) => (class(&path, self.edge), Some(rtt)) < (class(&old, self.edge), self.rtt().map(|r| r * 4 / 5)),
         };
         if better {
             self.select(Some(path), now);
@@ -147,8 +166,13 @@ impl Paths {
         self.known.remove(&path);
         if self.selected == Some(path) {
             let living = self.known.iter().filter(|(_, k)| k.answered.is_some());
-            let next = living.min_by_key(|(p, k)| (class(p), k.rtt)).map(|(p, _)| *p);
-            self.select(next, now);
+            match living.min_by_key(|(p, k)| (class(p, self.edge), k.rtt)).map(|(p, _)| *p) {
+                None if self.ring && path != Path::Ring => {
+                    self.select(None, now);
+                    self.assume(Path::Ring, now);
+                }
+                next => self.select(next, now),
+            }
         }
     }
 
@@ -179,6 +203,7 @@ impl Paths {
 
     /// What is due at `now`.
     pub fn tick(&mut self, now: Instant, activity: Activity) {
+        (self.ring, self.edge) = (activity.ring, activity.edge);
         let due: Vec<Path> = self
             .known
             .iter()
@@ -328,6 +353,38 @@ mod tests {
             now += Duration::from_millis(20);
         }
         assert!(now < turn + Duration::from_secs(1), "took {:?}", now - turn);
+    }
+
+    #[test]
+    fn the_ring_carries_at_once_and_anything_better_replaces_it_but_a_stream_does_not() {
+        let (mut paths, now) = (Paths::default(), Instant::now());
+        paths.assume(Path::Ring, now);
+        assert_eq!(paths.selected(), Some(Path::Ring));
+        let answer = |paths: &mut Paths, path: Path| {
+            paths.add(path, now);
+            paths.tick(now, Activity::default());
+            let token = probes(paths).into_iter().rfind(|(p, _)| *p == path).map(|(_, t)| t).unwrap();
+            paths.pong(path, token, now + Duration::from_millis(1));
+        };
+        answer(&mut paths, Path::Stream);
+        assert_eq!(paths.selected(), Some(Path::Ring));
+        answer(&mut paths, RELAY);
+        assert_eq!(paths.selected(), Some(RELAY));
+        paths.assume(Path::Ring, now);
+        assert_eq!(paths.selected(), Some(RELAY), "what works is not given up for an assumption");
+    }
+
+    #[test]
+    fn a_link_whose_only_path_dies_goes_on_over_the_ring_if_there_is_one() {
+        let (mut paths, now) = (Paths::default(), Instant::now());
+        paths.add(direct(1), now);
+        paths.tick(now, Activity { ring: true, ..Activity::default() });
+        let token = probes(&mut paths)[0].1;
+        paths.pong(direct(1), token, now);
+        paths.remove(direct(1), now);
+        assert_eq!(paths.selected(), Some(Path::Ring));
+        paths.remove(Path::Ring, now);
+        assert_eq!(paths.selected(), None, "a dead ring path is not taken again by itself");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::{
         Link, Session,
         frame::{ShortId, short_id},
     },
+    ring::Position,
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
@@ -29,12 +30,14 @@ pub(crate) enum Via {
     Nowhere,
     Direct(std::net::SocketAddr),
     Relayed(Arc<Peer>),
+    Ring,
     Stream(mpsc::Sender<Vec<u8>>),
 }
 
 pub(crate) struct Peer {
     pub member: MemberId,
     pub short: ShortId,
+    pub position: Position,
     epoch: Instant,
     link: Mutex<Option<Link>>,
     paths: Mutex<Paths>,
@@ -43,6 +46,10 @@ pub(crate) struct Peer {
     stream: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
     waiting: Mutex<VecDeque<(Instant, Vec<u8>)>>,
     pub keep_alive: AtomicBool,
+    /// The ring wants this link: it stays though it carries no data.
+    edge: AtomicBool,
+    /// The member through which this one is reached while it has no place on the ring of its own; zero: none.
+    agent: AtomicU64,
     tx_bytes: AtomicU64,
     rx_bytes: AtomicU64,
     // Microseconds since `epoch`, plus one; zero: never.
@@ -65,6 +72,7 @@ impl Peer {
         Self {
             member,
             short: short_id(&member),
+            position: Position::of(&member),
             epoch: now,
             link: Mutex::new(None),
             paths: Mutex::default(),
@@ -73,6 +81,8 @@ impl Peer {
             stream: Mutex::new(None),
             waiting: Mutex::default(),
             keep_alive: AtomicBool::new(false),
+            edge: AtomicBool::new(false),
+            agent: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -139,11 +149,41 @@ impl Peer {
             unanswered: at(&self.unanswered),
             sent: at(&self.sent),
             keep_alive: self.keep_alive.load(Ordering::Relaxed),
+            ring: false,
+            edge: self.is_edge(),
         }
     }
 
-    /// How long no data has gone either way.
+    /// Something was sealed for the peer that is no data of ours but lets us expect a sign of life, such as ring packets.
+    pub fn note_expecting(&self, now: Instant) {
+        let _ = self.unanswered.compare_exchange(0, self.stamp(now), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether the ring wants this link.
+    pub fn is_edge(&self) -> bool {
+        self.edge.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the ring wants this link.
+    pub fn set_edge(&self, wanted: bool) {
+        self.edge.store(wanted, Ordering::Relaxed);
+    }
+
+    /// Through whom the member is reached over the ring, if not by its own place.
+    pub fn agent(&self) -> Option<Position> {
+        Some(Position(self.agent.load(Ordering::Relaxed))).filter(|p| p.0 != 0)
+    }
+
+    /// The member was last heard over the ring through this one.
+    pub fn set_agent(&self, agent: Option<Position>) {
+        self.agent.store(agent.map_or(0, |p| p.0), Ordering::Relaxed);
+    }
+
+    /// How long no data has gone either way; an edge of the ring is never idle.
     pub fn idle(&self, now: Instant) -> Duration {
+        if self.is_edge() {
+            return Duration::ZERO;
+        }
         self.instant(self.data.load(Ordering::Relaxed)).map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 
