@@ -4,6 +4,7 @@
 pub mod connect;
 #[cfg(feature = "control")]
 pub mod control;
+pub mod coordinates;
 pub mod fabric;
 pub mod id;
 pub mod identity;
