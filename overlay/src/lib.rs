@@ -12,6 +12,7 @@ pub mod link;
 pub mod membership;
 pub mod plane;
 pub mod portmap;
+pub mod ring;
 pub mod stun;
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};
