@@ -22,7 +22,7 @@ mod tun;
 pub(crate) mod udp;
 mod wake;
 
-pub(crate) use self::core::Inner;
+pub(crate) use self::{core::Inner, ring::first_hop};
 pub use port::{GuestPort, Leaving};
 pub use routes::Route;
 

@@ -15,13 +15,13 @@ use crate::{
     link::wire::MAX_EXTRA_LEN,
     membership::{Certificate, Trust},
     plane::Error,
-    ring::{Position, wire::Header},
-    ring_driver::RingNet,
+    ring::{Header, Position},
+    ring_net::RingNet,
 };
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// A call over the ring, its repetitions included, takes no longer.
@@ -75,19 +75,19 @@ impl OverRing {
     }
 }
 
-async fn ask(ring: &OverRing, member: MemberId, agent: Option<Position>, request: RingRequest) -> Result<RingAnswer, Error> {
-    let answer = ring.net.call(Position::of(&member), agent, message::encode(&request), CALL_LIMIT).await;
+async fn ask(ring: &OverRing, member: MemberId, via: Option<Position>, request: RingRequest) -> Result<RingAnswer, Error> {
+    let answer = ring.net.call(Position::of(&member), via, message::encode(&request), CALL_LIMIT).await;
     let answer = answer.ok_or(Error::TimedOut(member, CALL_LIMIT))?;
     message::decode(&answer).ok_or_else(|| Error::Handshake(member, "unreadable answer over the ring".into()))
 }
 
-async fn key_of(shared: &Shared, ring: &OverRing, member: MemberId, agent: Option<Position>) -> Result<LinkKey, Error> {
+async fn key_of(shared: &Shared, ring: &OverRing, member: MemberId, via: Option<Position>) -> Result<LinkKey, Error> {
     let known = shared.fabric.link_key(member).or_else(|| ring.certificate(member).map(|c| c.link_key()));
     if let Some(key) = known {
         return Ok(key);
     }
     let failed = |reason: String| Error::Handshake(member, reason);
-    match ask(ring, member, agent, RingRequest::Who).await? {
+    match ask(ring, member, via, RingRequest::Who).await? {
         RingAnswer::Me(certificate) if certificate.member() == member => {
             ring.papers.trust.verify(&certificate).map_err(|refusal| failed(refusal.to_string()))?;
             let key = certificate.link_key();
@@ -99,16 +99,16 @@ async fn key_of(shared: &Shared, ring: &OverRing, member: MemberId, agent: Optio
 }
 
 /// Exchanges whereabouts and handshake over the ring; afterwards the session stands and the ring carries it.
-pub(crate) async fn meet(shared: &Shared, ring: &OverRing, member: MemberId, agent: Option<Position>) -> Result<Whereabouts, Error> {
-    let key = key_of(shared, ring, member, agent).await?;
+pub(crate) async fn meet(shared: &Shared, ring: &OverRing, member: MemberId, via: Option<Position>) -> Result<Whereabouts, Error> {
+    let key = key_of(shared, ring, member, via).await?;
     let introduce = |whereabouts| Introduction { certificate: ring.papers.certificate.clone(), whereabouts };
     let extra = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), introduce);
     let inner = shared.plane.inner();
     let handshake = inner.open_link(member, key, &extra)?;
     let failed = |reason: &str| Error::Handshake(member, reason.to_owned());
-    match ask(ring, member, agent, RingRequest::Link(handshake)).await? {
+    match ask(ring, member, via, RingRequest::Link(handshake)).await? {
         RingAnswer::Linked(answer) => {
-            let sealed = inner.finish_over_ring(member, agent, &answer)?;
+            let sealed = inner.finish_over_ring(member, via, &answer)?;
             message::decode(&sealed).ok_or_else(|| failed("it does not say where it is"))
         }
         RingAnswer::Refused => Err(failed("it refused over the ring")),
@@ -139,6 +139,7 @@ fn accept(shared: &Shared, ring: &OverRing, asked: &Header, handshake: &[u8]) ->
         return Some(RingAnswer::Refused);
     }
     ring.remember(certificate);
+    shared.state().hold_off(member, Instant::now());
     let ours = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), |w| w);
     match inner.accept_over_ring(member, opened, asked.agent, &ours) {
         Ok(answer) => {

@@ -128,7 +128,8 @@ impl Inner {
         let Ok(wire::Datagram::Initiation { sender, noise }) = wire::parse(message) else { return Err(failed(Refused::Malformed)) };
         let opened = Opened::read(&self.keys, sender, noise).map_err(failed)?;
         let (peer, now, index) = (self.linked(member, key), Instant::now(), self.new_index());
-        let answer = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.accept(now, opened, index, true, &[])).map_err(failed)?;
+        let answer =
+            peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.accept(now, opened, index, true, &[])).map_err(failed)?;
         self.run_link(&peer, now);
         Ok(answer)
     }
@@ -154,19 +155,23 @@ impl Inner {
         });
         let answer = answer.map_err(|e| Error::Handshake(member, e.to_string()))?;
         self.run_link(&peer, now);
-        self.assume_ring(&peer, agent, now);
+        peer.set_agent(agent);
+        self.assume_ring(&peer, now);
         Ok(answer)
     }
 
-    /// As [`Inner::finish_link`], for an answer that came over the ring, which is a path to the member from now on.
-    pub fn finish_over_ring(&self, member: MemberId, agent: Option<Position>, answer: &[u8]) -> Result<Vec<u8>, Error> {
+    /// As [`Inner::finish_link`], for an answer that came over the ring (through our neighbour `via`, if not as usual), which is
+    /// a path to the member from now on.
+    pub fn finish_over_ring(&self, member: MemberId, via: Option<Position>, answer: &[u8]) -> Result<Vec<u8>, Error> {
         let extra = self.finish_link(member, answer)?;
-        self.assume_ring(&self.peer(member), agent, Instant::now());
+        let peer = self.peer(member);
+        peer.set_agent(None);
+        peer.set_ring_via(via);
+        self.assume_ring(&peer, Instant::now());
         Ok(extra)
     }
 
-    fn assume_ring(&self, peer: &Arc<Peer>, agent: Option<Position>, now: Instant) {
-        peer.set_agent(agent);
+    fn assume_ring(&self, peer: &Arc<Peer>, now: Instant) {
         peer.paths().assume(Path::Ring, now);
         self.run_paths(peer, now);
         self.kick.kick();

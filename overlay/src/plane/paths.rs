@@ -51,7 +51,7 @@ pub struct Paths {
     since: Option<Instant>,
     suspect_probes: u32,
     ring: bool,
-    edge: bool,
+    ring_last: bool,
     steps: VecDeque<Step>,
 }
 
@@ -68,17 +68,17 @@ pub struct Activity {
     pub keep_alive: bool,
     /// There is a ring: where a path fails and no other is known, the ring carries on at once.
     pub ring: bool,
-    /// The ring wants this link.
-    pub edge: bool,
+    /// Even a stream is better than the ring.
+    pub ring_last: bool,
 }
 
 /// How good a path is by its kind alone. To a neighbour on the ring anything is better than the ring itself, which rests on
 /// such links.
-fn class(path: &Path, edge: bool) -> u8 {
+fn class(path: &Path, ring_last: bool) -> u8 {
     match path {
         Path::Direct(_) => 0,
         Path::Relayed(_) => 1,
-        Path::Ring => 2 + 2 * u8::from(edge),
+        Path::Ring => 2 + 2 * u8::from(ring_last),
         Path::Stream => 3,
     }
 }
@@ -154,7 +154,7 @@ impl Paths {
         let better = match self.selected {
             None => true,
             // A fifth better before a path of the same class replaces the one in use: no flapping.
-            Some(old) => (class(&path, self.edge), Some(rtt)) < (class(&old, self.edge), self.rtt().map(|r| r * 4 / 5)),
+            Some(old) => (class(&path, self.ring_last), Some(rtt)) < (class(&old, self.ring_last), self.rtt().map(|r| r * 4 / 5)),
         };
         if better {
             self.select(Some(path), now);
@@ -166,7 +166,7 @@ impl Paths {
         self.known.remove(&path);
         if self.selected == Some(path) {
             let living = self.known.iter().filter(|(_, k)| k.answered.is_some());
-            match living.min_by_key(|(p, k)| (class(p, self.edge), k.rtt)).map(|(p, _)| *p) {
+            match living.min_by_key(|(p, k)| (class(p, self.ring_last), k.rtt)).map(|(p, _)| *p) {
                 None if self.ring && path != Path::Ring => {
                     self.select(None, now);
                     self.assume(Path::Ring, now);
@@ -203,7 +203,7 @@ impl Paths {
 
     /// What is due at `now`.
     pub fn tick(&mut self, now: Instant, activity: Activity) {
-        (self.ring, self.edge) = (activity.ring, activity.edge);
+        (self.ring, self.ring_last) = (activity.ring, activity.ring_last);
         let due: Vec<Path> = self
             .known
             .iter()

@@ -48,8 +48,12 @@ pub(crate) struct Peer {
     pub keep_alive: AtomicBool,
     /// The ring wants this link: it stays though it carries no data.
     edge: AtomicBool,
+    /// To be reached by stream rather than over the ring.
+    by_stream: AtomicBool,
     /// The member through which this one is reached while it has no place on the ring of its own; zero: none.
     agent: AtomicU64,
+    /// Our neighbour through which it was met, where we have no place on its ring; zero: none.
+    ring_via: AtomicU64,
     tx_bytes: AtomicU64,
     rx_bytes: AtomicU64,
     // Microseconds since `epoch`, plus one; zero: never.
@@ -82,7 +86,9 @@ impl Peer {
             waiting: Mutex::default(),
             keep_alive: AtomicBool::new(false),
             edge: AtomicBool::new(false),
+            by_stream: AtomicBool::new(false),
             agent: AtomicU64::new(0),
+            ring_via: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -150,7 +156,7 @@ impl Peer {
             sent: at(&self.sent),
             keep_alive: self.keep_alive.load(Ordering::Relaxed),
             ring: false,
-            edge: self.is_edge(),
+            ring_last: self.is_edge() || self.by_stream.load(Ordering::Relaxed),
         }
     }
 
@@ -169,6 +175,11 @@ impl Peer {
         self.edge.store(wanted, Ordering::Relaxed);
     }
 
+    /// From now on a stream is better than the ring: UDP does not get through.
+    pub fn prefer_stream(&self) {
+        self.by_stream.store(true, Ordering::Relaxed);
+    }
+
     /// Through whom the member is reached over the ring, if not by its own place.
     pub fn agent(&self) -> Option<Position> {
         Some(Position(self.agent.load(Ordering::Relaxed))).filter(|p| p.0 != 0)
@@ -177,6 +188,16 @@ impl Peer {
     /// The member was last heard over the ring through this one.
     pub fn set_agent(&self, agent: Option<Position>) {
         self.agent.store(agent.map_or(0, |p| p.0), Ordering::Relaxed);
+    }
+
+    /// Through which neighbour of ours the member is reached over the ring, if not as everyone is.
+    pub fn ring_via(&self) -> Option<Position> {
+        Some(Position(self.ring_via.load(Ordering::Relaxed))).filter(|p| p.0 != 0)
+    }
+
+    /// The member was met over the ring through this neighbour of ours.
+    pub fn set_ring_via(&self, via: Option<Position>) {
+        self.ring_via.store(via.map_or(0, |p| p.0), Ordering::Relaxed);
     }
 
     /// How long no data has gone either way; an edge of the ring is never idle.

@@ -16,8 +16,8 @@ use crate::{
     id::MemberId,
     link::frame::{FRAME_HEADER_LEN, Frame},
     ring::{
-        Next, Position, Table,
-        wire::{HOP_LIMIT, Header, Kind, MAX_HEADER_LEN, Mode, Packet, take_hop},
+        HOP_LIMIT, Header, Kind, Mode, Next, Node, Packet, Position, Table,
+        wire::{MAX_HEADER_LEN, take_hop},
     },
 };
 use arc_swap::ArcSwapOption;
@@ -116,16 +116,10 @@ impl Inner {
         let table = self.ring.table.load();
         let Some(table) = table.as_ref() else { return false };
         let agent = peer.agent();
-        let to = agent.unwrap_or(peer.position);
-        let first = match table.next(to, Mode::Exact) {
-            Next::Via(first) => first,
-            // We are the agent ourselves: the member is our own leaf.
-            Next::Here if agent.is_some() => peer.member,
-            _ => return false,
-        };
-        let mut header = Header::new(Kind::Datagram, table.me().position, to);
+        let mut header = Header::new(Kind::Datagram, table.me().position, agent.unwrap_or(peer.position));
         header.leaf = agent.map(|_| peer.position);
-        header.agent = (!table.joined()).then(|| Position::of(&first));
+        let Some((first, ours)) = first_hop(table, &header, peer.ring_via()) else { return false };
+        header.agent = ours;
         let mut packet = vec![0; MAX_HEADER_LEN + datagram.len()];
         let Some(room) = packet.first_chunk_mut::<MAX_HEADER_LEN>() else { return false };
         let len = header.write(room);
@@ -133,6 +127,25 @@ impl Inner {
         packet.truncate(len + datagram.len());
         self.ring_out(out, &first, &packet, now)
     }
+}
+
+/// The neighbour that a packet of our own goes to first, and the agent that it must name so that answers find us. `via`: this
+/// neighbour in any case.
+pub(crate) fn first_hop(table: &Table, header: &Header, via: Option<Position>) -> Option<(MemberId, Option<Position>)> {
+    let first = match via {
+        Some(via) => {
+            let at = |nodes: &[Node]| nodes.binary_search_by_key(&via, |n| n.position).ok().map(|i| nodes[i].member);
+            at(table.members()).or_else(|| at(table.leaves()))?
+        }
+        None => {
+            // A leaf of our own is reached through ourselves.
+            let ours = header.to == table.me().position;
+            let next = if ours { table.route(header) } else { table.next(header.to, Mode::Exact) };
+            let Next::Via(member) = next else { return None };
+            member
+        }
+    };
+    Some((first, via.or_else(|| (!table.joined()).then(|| Position::of(&first)))))
 }
 
 impl Peer {
