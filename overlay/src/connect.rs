@@ -11,8 +11,10 @@
 
 mod dial;
 pub mod message;
+mod mobility;
 mod nat;
 mod over_ring;
+mod relays;
 mod stream;
 
 pub use message::{Candidate, CandidateKind, NatKind};
@@ -22,7 +24,7 @@ use crate::{
     fabric::{Fabric, Serve},
     id::MemberId,
     membership::Certificate,
-    plane::{Error, Path, Plane},
+    plane::{Error, Path, Plane, RelayOffer},
     ring::{Header, Position},
     ring_net::{Answers, RingNet},
 };
@@ -51,11 +53,13 @@ pub struct ConnectOptions {
     pub stun: bool,
     /// Ask the router for a port mapping by UPnP.
     pub upnp: bool,
+    /// What this node passes on for others.
+    pub relay: RelayOffer,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { stun: true, upnp: true }
+        Self { stun: true, upnp: true, relay: RelayOffer::default() }
     }
 }
 
@@ -70,6 +74,8 @@ struct State {
     dials: HashMap<MemberId, Arc<tokio::sync::Mutex<()>>>,
     /// When to try a better path next, and after which pause.
     retries: HashMap<MemberId, (Instant, Duration)>,
+    /// Members that would not relay, and when they said so.
+    refused: HashMap<MemberId, Instant>,
 }
 
 impl State {
@@ -97,6 +103,8 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     ring: Option<OverRing>,
     learned: tokio::sync::Notify,
+    /// This host has moved: what others see of it is another.
+    learn_again: tokio::sync::Notify,
 }
 
 /// Makes and keeps links; dropping it stops that (links that stand live on).
@@ -143,7 +151,16 @@ impl Connector {
     }
 
     fn begin(plane: Plane, fabric: Arc<dyn Fabric>, options: ConnectOptions, ring: Option<OverRing>) -> Arc<Self> {
-        let shared = Arc::new(Shared { plane, fabric, options, state: Mutex::default(), ring, learned: tokio::sync::Notify::new() });
+        plane.set_relay(options.relay);
+        let shared = Arc::new(Shared {
+            plane,
+            fabric,
+            options,
+            state: Mutex::default(),
+            ring,
+            learned: tokio::sync::Notify::new(),
+            learn_again: tokio::sync::Notify::new(),
+        });
         shared.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(&shared))));
         if let Some(ring) = &shared.ring {
             ring.net.serve(Arc::new(RingCalls(Arc::downgrade(&shared))));
@@ -151,6 +168,8 @@ impl Connector {
         let mut tasks = JoinSet::new();
         tasks.spawn(dial::wishes(shared.clone()));
         tasks.spawn(dial::improve(shared.clone()));
+        tasks.spawn(relays::tend(shared.clone()));
+        tasks.spawn(mobility::follow(shared.clone()));
         tasks.spawn(stream::accept(shared.clone()));
         if options.stun {
             tasks.spawn(nat::learn(shared.clone()));
@@ -234,7 +253,7 @@ impl Shared {
         let mut neighbours: Vec<_> = self.fabric.connected().into_iter().map(|m| (m, direct.get(&m).copied())).collect();
         neighbours.sort_by_key(|(_, rtt)| rtt.unwrap_or(u32::MAX));
         neighbours.truncate(MAX_NEIGHBOURS);
-        Whereabouts { candidates: self.candidates(), nat: self.state().nat, neighbours }
+        Whereabouts { candidates: self.candidates(), nat: self.state().nat, neighbours, relay: self.plane.inner().relaying.offer().willing }
     }
 
     /// Members with a direct link, or with a direct control connection to a public address, where a link would be direct too.
@@ -279,6 +298,7 @@ impl Shared {
                 self.punch(from, &whereabouts);
                 Ok(Answer::Linked(self.whereabouts(), answer))
             }
+            Request::Relay(_) if !self.plane.inner().relaying.offer().willing => Err("this member does not relay".into()),
             Request::Relay(to) => {
                 let path = dial::ensure(self, to, dial::Reach::WithoutRelay).await.map_err(|e| e.to_string())?;
                 let rtt = self.plane.path(to).and_then(|info| info.rtt).unwrap_or(Duration::from_secs(1));

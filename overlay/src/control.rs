@@ -302,6 +302,10 @@ impl Fabric for Control {
         self.shared.rtt_of_open(member)
     }
 
+    fn roamed(&self) {
+        let _ = self.shared.commands.try_send(Command::Roamed);
+    }
+
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
         let mut live = self.connected();
         live.push(self.shared.me);

@@ -75,6 +75,9 @@ pub trait Fabric: Send + Sync + 'static {
         None
     }
 
+    /// This host has changed its addresses, or slept: connections may be dead without anybody having noticed.
+    fn roamed(&self) {}
+
     /// Up to `n` live members closest to `place`, nearest first, this node among them where it belongs.
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError>;
 

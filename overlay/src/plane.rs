@@ -8,23 +8,35 @@ mod clock;
 mod core;
 mod deliver;
 mod holding;
+mod large;
 pub mod packet;
 mod packet_socket;
 mod path_use;
 pub mod paths;
 mod peer;
+mod pieces;
+mod pmtu;
 mod port;
 mod receive;
+mod relaying;
 mod ring;
+mod roam;
 mod routes;
 mod segments;
+mod too_big;
+mod traffic;
 mod tun;
 pub(crate) mod udp;
 mod wake;
 
-pub(crate) use self::{core::Inner, ring::first_hop};
+pub(crate) use self::{
+    core::{Inner, lock},
+    ring::first_hop,
+};
 pub use port::{GuestPort, Leaving};
+pub use relaying::RelayOffer;
 pub use routes::Route;
+pub use traffic::{Flow, TrafficMatrix};
 
 use crate::{
     fabric::FabricError,
@@ -111,6 +123,8 @@ pub struct PlaneConfig {
     pub device: String,
     /// The TUN's MTU in bytes. At 1340 a relayed packet still fits 1500 bytes of IPv6.
     pub mtu: u16,
+    /// Count what each pair of addresses says to each other ([`Plane::traffic`]).
+    pub traffic: bool,
 }
 
 /// How datagrams reach a member.
@@ -141,6 +155,8 @@ pub struct PathInfo {
     pub rx_bytes: u64,
     /// When the last handshake finished.
     pub last_handshake: Option<Instant>,
+    /// The largest IP packet that goes whole this way, bytes.
+    pub packet_bytes: usize,
 }
 
 /// A member's answer to [`Plane::ping`].
@@ -306,6 +322,26 @@ impl Plane {
     /// All members with a link.
     pub fn peers(&self) -> Vec<(MemberId, PathInfo)> {
         self.inner().peers.load().iter().filter_map(|peer| Some((peer.member, peer.info()?))).collect()
+    }
+
+    /// Who talks with whom, and how much.
+    pub fn traffic(&self) -> TrafficMatrix {
+        self.inner().traffic.matrix(Instant::now())
+    }
+
+    /// What this node passes on for others from now on.
+    pub fn set_relay(&self, offer: RelayOffer) {
+        self.inner().relaying.set(offer);
+    }
+
+    /// Bytes passed on for others since the start, and bytes that would have been but for the limit.
+    pub fn relayed(&self) -> (u64, u64) {
+        self.inner().relaying.counters()
+    }
+
+    /// Acts as if this host's addresses had changed: every link is tried again in every way at once.
+    pub fn rouse(&self) {
+        self.inner().roamed("asked");
     }
 
     /// Stops the threads and takes the TUN down; it is gone once the last handle is dropped, which also does this.

@@ -90,6 +90,51 @@ pub enum TestbedCommand {
         /// Rate in Mbit/s
         #[arg(long)]
         mbit: Option<f64>,
+        /// Largest packet in bytes
+        #[arg(long)]
+        mtu: Option<u16>,
+        /// Let packets that are too large vanish without an ICMP message
+        #[arg(long, requires = "mtu")]
+        black_hole: bool,
+    },
+    /// Give a site its other public addresses, as a provider does overnight; all NAT mappings are lost
+    #[command(after_help = "Example: p2pvm testbed renumber paris")]
+    Renumber {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// The site
+        site: String,
+    },
+    /// Give a host another address at its site, or move it to another site, while its programs run
+    #[command(after_help = "Example: p2pvm testbed rehost paris1 --to tokyo")]
+    Rehost {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// The host
+        host: String,
+        /// The site it moves to
+        #[arg(long, value_name = "SITE")]
+        to: Option<String>,
+    },
+    /// Close a host's lid: its programs stand still, its cable is out
+    #[command(after_help = "Example: p2pvm testbed suspend paris1")]
+    Suspend {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// The host
+        host: String,
+    },
+    /// Undo `suspend`
+    #[command(after_help = "Example: p2pvm testbed wake paris1")]
+    Wake {
+        /// Which testbed
+        #[command(flatten)]
+        named: Named,
+        /// The host
+        host: String,
     },
     /// Pull the plug of a host: all its processes die at once
     #[command(after_help = "Example: p2pvm testbed kill paris1")]
@@ -157,9 +202,23 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
         TestbedCommand::Cut { named, a, b: None } => Testbed::open(&named.name)?.isolate(&a)?,
         TestbedCommand::Heal { named, a, b: Some(b) } => Testbed::open(&named.name)?.heal(&a, &b)?,
         TestbedCommand::Heal { named, a, b: None } => Testbed::open(&named.name)?.rejoin(&a)?,
-        TestbedCommand::Shape { named, a, b, rtt_ms, jitter_ms, loss, mbit } => {
-            let properties = Properties { rtt_ms, jitter_ms, loss, mbit, ..Properties::default() };
+        TestbedCommand::Shape { named, a, b, rtt_ms, jitter_ms, loss, mbit, mtu, black_hole } => {
+            let properties = Properties { rtt_ms, jitter_ms, loss, mbit, mtu, black_hole: Some(black_hole), ..Properties::default() };
             Testbed::open(&named.name)?.reshape(&a, &b, properties)?;
+        }
+        TestbedCommand::Renumber { named, site } => Testbed::open(&named.name)?.renumber(&site)?,
+        TestbedCommand::Rehost { named, host, to } => {
+            let mut testbed = Testbed::open(&named.name)?;
+            testbed.rehost(&host, to.as_deref())?;
+            println!("{host} has the address {}", testbed.host(&host)?.address);
+        }
+        TestbedCommand::Suspend { named, host } => {
+            let stopped = Testbed::open(&named.name)?.suspend(&host)?;
+            println!("{stopped} processes stand still on {host}");
+        }
+        TestbedCommand::Wake { named, host } => {
+            let woken = Testbed::open(&named.name)?.wake(&host)?;
+            println!("{woken} processes go on on {host}");
         }
         TestbedCommand::Kill { named, host } => {
             let killed = Testbed::open(&named.name)?.kill(&host)?;
@@ -175,8 +234,8 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
                 for link in status.links {
                     let c = link.counters;
                     println!(
-                        "{} -> {}: {} packets, {} bytes, lost {}, queue full {}, cut {}, refused {}",
-                        link.from, link.to, c.packets, c.bytes, c.lost, c.full, c.cut, c.refused
+                        "{} -> {}: {} packets, {} bytes, lost {}, queue full {}, cut {}, too large {}, refused {}",
+                        link.from, link.to, c.packets, c.bytes, c.lost, c.full, c.cut, c.too_large, c.refused
                     );
                 }
             }
@@ -196,6 +255,7 @@ pub fn run(command: TestbedCommand) -> anyhow::Result<ExitCode> {
 fn print_hosts(status: &testbed::Status) {
     println!("{:<16} {:<16} {:<16} {:<16} processes", "host", "site", "address", "seen as");
     for host in &status.hosts {
-        println!("{:<16} {:<16} {:<16} {:<16} {}", host.name, host.site, host.address, host.public, host.processes);
+        let v6 = host.address6.filter(|v6| host.address != *v6).map_or(String::new(), |v6| format!("  {v6}"));
+        println!("{:<16} {:<16} {:<16} {:<16} {}{v6}", host.name, host.site, host.address, host.public, host.processes);
     }
 }

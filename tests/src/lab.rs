@@ -93,6 +93,11 @@ impl Lab {
         self.testbed.as_ref().expect("it is taken by down and drop alone, which own the lab")
     }
 
+    /// The testbed underneath, to be changed.
+    pub fn testbed_mut(&mut self) -> &mut Testbed {
+        self.testbed.as_mut().expect("it is taken by down and drop alone, which own the lab")
+    }
+
     /// A host's state directory.
     pub fn dir(&self, host: &str) -> Result<PathBuf, LabError> {
         Ok(self.testbed().host(host)?.dir.clone())

@@ -5,6 +5,7 @@
 //! it means in addresses and names, [`testbed`] what one does with it, [`keeper`] the process that a testbed lives as long as.
 
 pub mod cli;
+mod conntrack;
 pub mod forwarder;
 pub mod guest_client;
 pub mod keeper;
@@ -16,6 +17,7 @@ mod raise;
 mod realtime;
 pub mod sites;
 pub mod testbed;
+mod upnp;
 
-pub use sites::{Nat, Shape, Sites};
+pub use sites::{Ipv6, Nat, Shape, Sites};
 pub use testbed::{Error, Testbed};

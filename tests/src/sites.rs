@@ -7,7 +7,12 @@
 //! mbit = 500
 //! [[site]]
 //! name = "paris"
-//! nat = "port-restricted"   # none, full-cone, restricted, port-restricted, symmetric
+//! nat = "port-restricted"   # none, full-cone, restricted, port-restricted, symmetric, symmetric-preserving, symmetric-sequential
+//! carrier = "symmetric"     # a carrier's NAT behind the home router's (absent: none)
+//! ipv6 = "dual"             # none (the default), dual, only
+//! firewall = true           # the router lets in only what answers, IPv6 and hosts without NAT included
+//! upnp = true               # the router maps ports by UPnP, NAT-PMP and PCP
+//! mtu = 1280                # of the site's line
 //! hosts = ["p1", "p2"]      # or a number
 //! [[link]]
 //! a = "paris"
@@ -16,6 +21,8 @@
 //! jitter_ms = 2
 //! loss = 0.001
 //! mbit = 200
+//! mtu = 1400                # larger packets are fragmented, or refused by ICMP
+//! black_hole = true         # no ICMP: larger packets vanish
 //! back = { mbit = 20 }      # from b to a, where it differs
 //! ```
 
@@ -29,6 +36,8 @@ const DEFAULT_QUEUE_MS: f64 = 100.0;
 const MAX_SITES: usize = 250;
 /// Host addresses in a site begin at .10.
 const MAX_HOSTS_PER_SITE: usize = 200;
+/// What IPv4 hosts must take (RFC 791), what IPv6 links must carry (RFC 8200 §5), and what the emulated lines carry at most.
+const MTUS: (u16, u16, u16) = (576, 1280, 1500);
 
 /// What a site's router does to UDP, in the words of RFC 3489; RFC 4787's are given beside them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +52,53 @@ pub enum Nat {
     Restricted,
     /// Endpoint-independent mapping, address and port-dependent filtering.
     PortRestricted,
-    /// Address and port-dependent mapping and filtering.
+    /// Address and port-dependent mapping and filtering; the public ports follow no rule.
+    #[serde(alias = "symmetric-random")]
     Symmetric,
+    /// The same, but the inside port is kept wherever no other host of the site uses it towards the same destination, as Linux routers
+    /// do: a lone host is seen like one behind a port-restricted cone.
+    SymmetricPreserving,
+    /// The same as `Symmetric`, but each new mapping gets the next public port.
+    SymmetricSequential,
+}
+
+impl Nat {
+    /// All kinds, the friendliest first.
+    pub const ALL: [Nat; 7] = [
+        Nat::None,
+        Nat::FullCone,
+        Nat::Restricted,
+        Nat::PortRestricted,
+        Nat::SymmetricPreserving,
+        Nat::SymmetricSequential,
+        Nat::Symmetric,
+    ];
+
+    /// Its name in the sites file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Nat::None => "none",
+            Nat::FullCone => "full-cone",
+            Nat::Restricted => "restricted",
+            Nat::PortRestricted => "port-restricted",
+            Nat::Symmetric => "symmetric",
+            Nat::SymmetricPreserving => "symmetric-preserving",
+            Nat::SymmetricSequential => "symmetric-sequential",
+        }
+    }
+}
+
+/// Whether a site has IPv6. Its addresses are public, whatever NAT its IPv4 has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ipv6 {
+    /// IPv4 only.
+    #[default]
+    None,
+    /// Both.
+    Dual,
+    /// IPv6 only.
+    Only,
 }
 
 /// One direction of a link, as the forwarder applies it.
@@ -60,6 +114,12 @@ pub struct Shape {
     pub bits_per_second: u64,
     /// Longest time a packet may wait for the link's rate before it is dropped.
     pub queue: Duration,
+    /// Largest packet in bytes, IP header included; 0 is no limit.
+    #[serde(default)]
+    pub mtu: u16,
+    /// Whether packets that are too large vanish without an ICMP message.
+    #[serde(default)]
+    pub black_hole: bool,
 }
 
 /// A site as written in the file.
@@ -71,9 +131,24 @@ pub struct Site {
     /// Kind of NAT between the site's hosts and the internet.
     #[serde(default)]
     pub nat: Nat,
+    /// Kind of NAT of the carrier, behind which the site's router sits: then that router has an address of RFC 6598's.
+    #[serde(default)]
+    pub carrier: Nat,
     /// Whether UDP passes the site's router at all.
     #[serde(default = "yes")]
     pub udp: bool,
+    /// Whether the site has IPv6.
+    #[serde(default)]
+    pub ipv6: Ipv6,
+    /// Whether the router lets in only what answers, also towards hosts without NAT.
+    #[serde(default)]
+    pub firewall: bool,
+    /// Whether the router maps ports when asked (UPnP, NAT-PMP, PCP), done by a real `miniupnpd`.
+    #[serde(default)]
+    pub upnp: bool,
+    /// Largest packet of the site's line, in bytes.
+    #[serde(default)]
+    pub mtu: Option<u16>,
     /// Names or number of its hosts.
     #[serde(default)]
     pub hosts: Hosts,
@@ -108,6 +183,22 @@ impl Site {
             Hosts::Names(names) => names.clone(),
         }
     }
+
+    /// Whether its properties go together.
+    fn check(&self) -> Result<(), String> {
+        let behind_nat = self.nat != Nat::None;
+        if self.ipv6 == Ipv6::Only && (behind_nat || self.upnp) {
+            return Err("it has no IPv4, so nothing to translate: neither nat nor upnp".into());
+        }
+        if self.carrier != Nat::None && !behind_nat {
+            return Err("a carrier's NAT stands behind a home router's: give it a nat as well".into());
+        }
+        if self.upnp && !behind_nat {
+            return Err("upnp maps ports of a NAT: give it a nat as well".into());
+        }
+        let least = if self.ipv6 == Ipv6::None { MTUS.0 } else { MTUS.1 };
+        self.mtu.map_or(Ok(()), |mtu| check_mtu(mtu, least).map(drop))
+    }
 }
 
 /// Properties of a link; what is absent comes from the `[default]` table, then from none at all (no delay, no loss, no limit).
@@ -126,6 +217,10 @@ pub struct Properties {
     pub mbit: Option<f64>,
     /// Longest queue before the rate limit, in milliseconds (100 if not given).
     pub queue_ms: Option<f64>,
+    /// Largest packet in bytes.
+    pub mtu: Option<u16>,
+    /// Whether packets that are too large vanish without an ICMP message.
+    pub black_hole: Option<bool>,
 }
 
 impl Properties {
@@ -139,6 +234,8 @@ impl Properties {
             loss: self.loss.or(other.loss),
             mbit: self.mbit.or(other.mbit),
             queue_ms: self.queue_ms.or(other.queue_ms),
+            mtu: self.mtu.or(other.mtu),
+            black_hole: self.black_hole.or(other.black_hole),
         }
     }
 
@@ -159,6 +256,8 @@ impl Properties {
             loss,
             bits_per_second: (mbit * 1e6) as u64,
             queue: milliseconds("queue", self.queue_ms.unwrap_or(DEFAULT_QUEUE_MS))?,
+            mtu: self.mtu.map_or(Ok(0), |mtu| check_mtu(mtu, MTUS.0))?,
+            black_hole: self.black_hole.unwrap_or(false),
         })
     }
 }
@@ -169,6 +268,10 @@ fn milliseconds(what: &str, value: f64) -> Result<Duration, String> {
     } else {
         Err(format!("{what} of {value} ms is not between 0 and 60000"))
     }
+}
+
+fn check_mtu(mtu: u16, least: u16) -> Result<u16, String> {
+    if (least..=MTUS.2).contains(&mtu) { Ok(mtu) } else { Err(format!("an MTU of {mtu} is not between {least} and {}", MTUS.2)) }
 }
 
 /// A link between two sites.
@@ -231,6 +334,7 @@ impl Sites {
             if !names.insert(site.name.as_str()) {
                 return fail(format!("two sites are named {}", site.name));
             }
+            site.check().map_err(|why| Error::Sites(format!("site {}: {why}", site.name)))?;
             let of_site = site.host_names();
             if of_site.is_empty() || of_site.len() > MAX_HOSTS_PER_SITE {
                 return fail(format!("site {} must have 1 to {MAX_HOSTS_PER_SITE} hosts", site.name));
@@ -273,7 +377,10 @@ impl Sites {
                 None
             }
         });
-        listed.unwrap_or_default().or(self.default).shape()
+        let mut properties = listed.unwrap_or_default().or(self.default);
+        let lines = self.sites.iter().filter(|site| site.name == from || site.name == to).filter_map(|site| site.mtu);
+        properties.mtu = lines.chain(properties.mtu).min();
+        properties.shape()
     }
 }
 
@@ -303,6 +410,23 @@ mod tests {
     }
 
     #[test]
+    fn the_smallest_mtu_on_the_way_counts() {
+        let text = "[default]\nmtu=1492\n[[site]]\nname='a'\nmtu=1400\n[[site]]\nname='b'\n[[site]]\nname='c'\nmtu=1280\n\
+                    [[link]]\na='b'\nb='a'\nmtu=1300\n";
+        let sites = Sites::parse(text).unwrap();
+        let mtu = |a, b| sites.shape(a, b).unwrap().mtu;
+        assert_eq!([mtu("a", "b"), mtu("b", "a"), mtu("b", "b"), mtu("a", "c")], [1300, 1300, 1492, 1280]);
+    }
+
+    #[test]
+    fn every_kind_of_nat_is_read_by_its_name() {
+        for nat in Nat::ALL {
+            let sites = Sites::parse(&format!("[[site]]\nname='a'\nnat='{}'", nat.name())).unwrap();
+            assert_eq!(sites.sites[0].nat, nat);
+        }
+    }
+
+    #[test]
     fn nonsense_is_refused_with_its_reason() {
         for (text, reason) in [
             ("", "1 to 250 sites"),
@@ -313,6 +437,11 @@ mod tests {
             ("[[site]]\nname='a'\n[[link]]\na='a'\nb='z'", "z, which is no site"),
             ("[[site]]\nname='a'\n[[site]]\nname='b'\n[[link]]\na='a'\nb='b'\nloss=2", "loss 2"),
             ("[[site]]\nname='a'\n[[site]]\nname='b'\n[[link]]\na='a'\nb='b'\n[[link]]\na='b'\nb='a'", "given twice"),
+            ("[[site]]\nname='a'\nipv6='only'\nnat='full-cone'", "no IPv4"),
+            ("[[site]]\nname='a'\ncarrier='symmetric'", "home router"),
+            ("[[site]]\nname='a'\nupnp=true", "give it a nat"),
+            ("[[site]]\nname='a'\nipv6='dual'\nmtu=1000", "between 1280 and 1500"),
+            ("[default]\nmtu=9000\n[[site]]\nname='a'", "between 576 and 1500"),
             ("[default]\nrtt_ms=-1\n[[site]]\nname='a'", "-0.5 ms"),
         ] {
             let error = Sites::parse(text).unwrap_err().to_string();

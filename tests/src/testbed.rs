@@ -11,11 +11,15 @@ use crate::{
     raise,
     sites::{Properties, Shape, Sites},
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsStr,
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv6Addr},
     os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, Output, Stdio},
@@ -138,9 +142,11 @@ pub struct HostStatus {
     /// Site.
     pub site: String,
     /// Address on its own interface.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
+    /// IPv6 address on its own interface.
+    pub address6: Option<Ipv6Addr>,
     /// Address others see.
-    pub public: Ipv4Addr,
+    pub public: IpAddr,
     /// Processes running on it.
     pub processes: usize,
 }
@@ -310,6 +316,48 @@ impl Testbed {
         self.rejoin(host)
     }
 
+    /// Gives a site its other public addresses (there are two sets), as a provider does overnight: its hosts get theirs if they have public
+    /// ones, and every NAT mapping and connection through its routers is forgotten.
+    pub fn renumber(&mut self, site: &str) -> Result<(), Error> {
+        let index = self.plan.sites.iter().position(|s| s.name == site).ok_or_else(|| Error::NoSuch(site.into()))?;
+        self.plan.renumber(index);
+        raise::save_plan(&self.plan)?;
+        raise::renumber(&self.plan, index)
+    }
+
+    /// Moves a host: to another address at its site, or to another site, where it gets a new interface. What runs on it runs on.
+    pub fn rehost(&mut self, host: &str, to_site: Option<&str>) -> Result<(), Error> {
+        let no = |name: &str| Error::NoSuch(name.into());
+        let index = self.plan.hosts.iter().position(|h| h.name == host).ok_or_else(|| no(host))?;
+        let before = self.plan.hosts[index].clone();
+        let site = match to_site {
+            Some(name) => self.plan.sites.iter().position(|s| s.name == name).ok_or_else(|| no(name))?,
+            None => before.site,
+        };
+        self.plan.rehost(index, site).map_err(Error::Sites)?;
+        raise::save_plan(&self.plan)?;
+        raise::rehost(&self.plan, &self.plan.hosts[index], &before)
+    }
+
+    /// Closes a host's lid: its programs stand still and its cable is out. Answers how many stand.
+    pub fn suspend(&self, host: &str) -> Result<usize, Error> {
+        let stopped = self.signal(host, Signal::SIGSTOP)?;
+        self.isolate(host)?;
+        Ok(stopped)
+    }
+
+    /// Undoes [`Testbed::suspend`]. Answers how many programs go on.
+    pub fn wake(&self, host: &str) -> Result<usize, Error> {
+        self.rejoin(host)?;
+        self.signal(host, Signal::SIGCONT)
+    }
+
+    fn signal(&self, host: &str, signal: Signal) -> Result<usize, Error> {
+        let processes = self.processes(host)?;
+        // One that has ended meanwhile needs no signal.
+        Ok(processes.into_iter().filter(|pid| kill(Pid::from_raw(*pid), signal).is_ok()).count())
+    }
+
     /// Process ids running on a host.
     pub fn processes(&self, host: &str) -> Result<Vec<i32>, Error> {
         let host = self.host(host)?;
@@ -333,6 +381,7 @@ impl Testbed {
             name: host.name.clone(),
             site: self.plan.sites[host.site].name.clone(),
             address: host.address,
+            address6: host.address6,
             public: self.plan.public_address(host),
             processes: namespace::processes(&host.namespace, &host.dir).len(),
         });

@@ -75,6 +75,50 @@ fn a_symmetric_nat_has_a_mapping_for_each_destination_and_lets_only_it_answer() 
 }
 
 #[test]
+fn a_counting_symmetric_nat_has_a_mapping_for_each_destination_with_the_next_port() {
+    check("symmetric-sequential", false, false, false);
+    let testbed = world("symmetric-sequential");
+    let inside = socket(&testbed, "home1", 4000);
+    let ports: Vec<u16> = (0..5)
+        .map(|n| {
+            let outside = socket(&testbed, "w1", 1000 + n);
+            seen(&inside, at(&testbed, "w1", 1000 + n), &outside).port()
+        })
+        .collect();
+    assert!(ports.windows(2).all(|pair| pair[1] == pair[0] + 1), "{ports:?}");
+}
+
+#[test]
+fn a_preserving_symmetric_nat_keeps_the_port_until_a_neighbour_has_it_towards_the_same_destination() {
+    let testbed = world("symmetric-preserving");
+    let (p, q) = (socket(&testbed, "w1", 1000), socket(&testbed, "w2", 1000));
+    let (to_p, to_q) = (at(&testbed, "w1", 1000), at(&testbed, "w2", 1000));
+    let (first, second) = (socket(&testbed, "home1", 4000), socket(&testbed, "home2", 4000));
+    let public = at(&testbed, "home1", 4000);
+    assert_eq!([seen(&first, to_p, &p), seen(&second, to_q, &q)], [public; 2], "each is alone towards its destination");
+    assert!(!reaches(&q, public, &first), "who was not written to is not heard");
+    let moved = seen(&second, to_p, &p);
+    assert!(moved.ip() == public.ip() && moved.port() != public.port(), "its port is taken there: {moved}");
+    assert!(reaches(&p, public, &first) && reaches(&p, moved, &second));
+}
+
+/// Behind two NATs the stricter mapping and the stricter filtering count.
+#[test]
+fn a_carrier_and_a_home_router_translate_one_after_the_other() {
+    for (nat, carrier, one_mapping, other_port_passes, other_address_passes) in [
+        ("full-cone", "full-cone", true, true, true),
+        ("full-cone", "port-restricted", true, false, false),
+        ("restricted", "full-cone", true, true, false),
+        ("port-restricted", "symmetric", false, false, false),
+    ] {
+        check(&format!("{nat}'\ncarrier='{carrier}"), one_mapping, other_port_passes, other_address_passes);
+    }
+    let testbed = world("port-restricted'\ncarrier='port-restricted");
+    let addresses = testbed.inside_router("home", || std::process::Command::new("ip").args(["-4", "addr"]).output()).unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&addresses.stdout).contains("100.64.1.2"), "the home router has a shared address (RFC 6598)");
+}
+
+#[test]
 fn without_nat_hosts_keep_their_address_and_anybody_may_knock() {
     let testbed = world("none");
     let (inside, outside) = (socket(&testbed, "home1", 4000), socket(&testbed, "w1", 1000));
@@ -84,7 +128,7 @@ fn without_nat_hosts_keep_their_address_and_anybody_may_knock() {
 
 #[test]
 fn nobody_reaches_a_host_that_never_wrote() {
-    for nat in ["full-cone", "restricted", "port-restricted", "symmetric"] {
+    for nat in ["full-cone", "restricted", "port-restricted", "symmetric", "symmetric-preserving", "symmetric-sequential"] {
         let testbed = world(nat);
         let (inside, outside) = (socket(&testbed, "home1", 4000), socket(&testbed, "w1", 1000));
         assert!(!reaches(&outside, at(&testbed, "home1", 4000), &inside), "{nat}");
@@ -113,6 +157,7 @@ fn holes_can_be_punched_between_exactly_the_pairs_where_theory_allows_it() {
     assert!(punch("restricted", "port-restricted"));
     // Who sits behind the symmetric NAT writes first, from a port nobody expects; a restricted cone looks at the address only.
     assert!(punch("full-cone", "symmetric"));
+    assert!(punch("restricted", "symmetric"));
     assert!(!punch("port-restricted", "symmetric"));
     assert!(!punch("symmetric", "symmetric"));
 }

@@ -3,7 +3,7 @@
 use super::{
     MAX_DIALS, SERVICE, Shared,
     message::{self, Answer, NatKind, Request, Whereabouts},
-    nat, over_ring, stream,
+    nat, over_ring, relays, stream,
 };
 use crate::{
     id::MemberId,
@@ -18,17 +18,13 @@ use std::{
 use tokio::sync::Semaphore;
 
 /// A request over the control plane takes no longer, dialling included.
-const CALL_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// A control connection that has not answered by then may be dead: the ring is tried as well.
 const HEDGE: Duration = Duration::from_millis(1200);
-/// Having a relay ready may take a dial of its own.
-const RELAY_LIMIT: Duration = Duration::from_secs(6);
 /// Direct probes are waited for at least and at most this long before a relay is tried beside them.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1500));
+pub(crate) const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1500));
 /// Waited for slow direct probes before a stream is opened.
 const BEFORE_STREAM: Duration = Duration::from_millis(1000);
-/// Relays tried before a stream.
-const MAX_RELAYS: usize = 3;
 /// First and last pause between tries of a better path.
 pub(crate) const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// A better path is sought only for links that carry data.
@@ -98,13 +94,13 @@ pub(crate) async fn ensure_by(shared: &Arc<Shared>, member: MemberId, reach: Rea
     made
 }
 
-fn current(shared: &Shared, member: MemberId, reach: Reach) -> Option<Path> {
+pub(crate) fn current(shared: &Shared, member: MemberId, reach: Reach) -> Option<Path> {
     let peer = shared.plane.inner().peers.load().get(&member)?.clone();
     if peer.ready() { serves(peer.path(), reach) } else { None }
 }
 
 /// Waits until a path that will do is selected.
-async fn selected(shared: &Shared, member: MemberId, reach: Reach, limit: Duration) -> Option<Path> {
+pub(crate) async fn selected(shared: &Shared, member: MemberId, reach: Reach, limit: Duration) -> Option<Path> {
     let deadline = tokio::time::Instant::now() + limit;
     loop {
         let changed = shared.plane.inner().path_changed.notified();
@@ -120,7 +116,7 @@ async fn selected(shared: &Shared, member: MemberId, reach: Reach, limit: Durati
 /// Exchanges whereabouts and handshake, starts the direct probes; what the member said, and how long the call took. Over a
 /// control connection if there is one, else over the ring, where the control plane would have to dial first; each makes up for
 /// the other.
-async fn meet(shared: &Arc<Shared>, member: MemberId, via: Option<Position>) -> Result<(Whereabouts, Duration), Error> {
+pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId, via: Option<Position>) -> Result<(Whereabouts, Duration), Error> {
     let Some(ring) = shared.ring.as_ref().filter(|ring| ring.net.stands()) else { return meet_by_control(shared, member).await };
     if shared.fabric.connected().contains(&member) {
         match tokio::time::timeout(HEDGE, meet_by_control(shared, member)).await {
@@ -173,6 +169,8 @@ pub(crate) async fn ask(shared: &Shared, member: MemberId, request: Request, lim
 
 async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach, via: Option<Position>) -> Result<Path, Error> {
     nat::settle(shared, Duration::from_millis(600)).await;
+    // What once worked may work again, also while the control plane is away.
+    shared.plane.inner().try_remembered(member);
     shared.state().hold_off(member, Instant::now());
     let (whereabouts, took) = meet(shared, member, via).await?;
     if reach == Reach::Any && current(shared, member, reach) == Some(Path::Ring) {
@@ -202,14 +200,8 @@ async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: 
         return Ok(path);
     }
     if reach != Reach::WithoutRelay && !blocked {
-        for relay in relays(shared, member, whereabouts) {
-            if let Some(path) = current(shared, member, reach) {
-                return Ok(path);
-            }
-            match self::via(shared, member, relay).await {
-                Ok(path) => return Ok(path),
-                Err(error) => tracing::debug!(?member, ?relay, %error, "not through this member"),
-            }
+        if let Some(path) = relays::find(shared, member, whereabouts).await {
+            return Ok(path);
         }
     }
     // A stream is the last resort: unless UDP is known not to get through, the last direct probes are waited for.
@@ -227,37 +219,6 @@ async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: 
     }
     stream::open(shared, member).await?;
     selected(shared, member, reach, CALL_LIMIT).await.ok_or(Error::NoPath(member))
-}
-
-/// The members that both sides can reach, best first: those with direct links on both sides by the sum of the round trips,
-/// then those that are known to stand open, then the rest.
-fn relays(shared: &Shared, member: MemberId, theirs: &Whereabouts) -> Vec<MemberId> {
-    let ours = shared.direct_neighbours();
-    let connected = shared.fabric.connected();
-    let state = shared.state();
-    let open = |m: &MemberId| state.known.get(m).is_some_and(|(_, w)| w.nat == NatKind::Open);
-    let rank = |(m, their_rtt): &(MemberId, Option<u32>)| {
-        let sum = ours.get(m).zip(*their_rtt).map(|(a, b)| u64::from(*a) + u64::from(b));
-        let half = ours.get(m).copied().or(*their_rtt).map_or(u64::MAX, u64::from);
-        (sum.is_none(), !open(m), sum.unwrap_or(half), *m)
-    };
-    let mut common: Vec<_> =
-        theirs.neighbours.iter().filter(|(m, _)| *m != member && *m != shared.fabric.me() && connected.contains(m)).collect();
-    common.sort_by_key(|c| rank(c));
-    common.into_iter().map(|(m, _)| *m).take(MAX_RELAYS).collect()
-}
-
-/// Has `relay` pass our datagrams on to `member`.
-async fn via(shared: &Arc<Shared>, member: MemberId, relay: MemberId) -> Result<Path, Error> {
-    let (ours, theirs) =
-        tokio::join!(Box::pin(ensure(shared, relay, Reach::WithoutRelay)), ask(shared, relay, Request::Relay(member), RELAY_LIMIT));
-    if ours? == Path::Stream {
-        // Our own stream to the member is no worse than one to a relay.
-        return Err(Error::NoPath(member));
-    }
-    theirs?;
-    shared.plane.inner().try_paths(member, [Path::Relayed(relay)]);
-    selected(shared, member, Reach::Edge, PATIENCE.1).await.ok_or(Error::NoPath(member))
 }
 
 /// Tries again to get links off relays and streams, ever less often.
@@ -286,9 +247,8 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
                     if let (Ok((whereabouts, _)), Path::Ring | Path::Stream) = (met, info.path)
                         && shared.state().nat != NatKind::Blocked
                         && whereabouts.nat != NatKind::Blocked
-                        && let Some(relay) = relays(&shared, member, &whereabouts).first()
                     {
-                        let _ = via(&shared, member, *relay).await;
+                        let _ = relays::find(&shared, member, &whereabouts).await;
                     }
                 });
             }

@@ -6,7 +6,7 @@ use crate::{id::MemberId, membership::Certificate};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Addresses that a member may offer; the rest is not looked at.
 pub const MAX_CANDIDATES: usize = 16;
 /// Neighbours that a member may name.
@@ -83,6 +83,8 @@ pub struct Whereabouts {
     pub nat: NatKind,
     /// Members it is connected with, and the round trip of the direct link in milliseconds where there is one.
     pub neighbours: Vec<(MemberId, Option<u32>)>,
+    /// Whether it passes on datagrams of others.
+    pub relay: bool,
 }
 
 /// A request.
@@ -175,6 +177,7 @@ mod tests {
             candidates: vec![Candidate { kind: CandidateKind::Reflexive, addr: ([192, 0, 2, 1], 7).into() }],
             nat: NatKind::Cone,
             neighbours: vec![(MemberId([3; 32]), Some(20)), (MemberId([4; 32]), None)],
+            relay: true,
         };
         let request = Request::Link(here, vec![1, 2, 3]);
         let mut bytes = encode(&request);
@@ -190,6 +193,7 @@ mod tests {
             candidates: (1..=16).map(candidate).collect(),
             nat: NatKind::Open,
             neighbours: (0..64).map(|n| (MemberId([n; 32]), Some(u32::from(n)))).collect(),
+            relay: true,
         };
         let bytes = encode_within(700, here.clone(), |w| w);
         let cut: Whereabouts = decode(&bytes).unwrap();

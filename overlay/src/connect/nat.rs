@@ -135,7 +135,10 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
             }
         };
         shared.learned.notify_waiters();
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shared.learn_again.notified() => (silent, rounds) = (0, 0),
+        }
     }
 }
 
@@ -167,7 +170,10 @@ pub(crate) async fn map_port(shared: Arc<Shared>) {
             let mapped = portmap::map(&local, inner.udp.port()).await;
             shared.state().mapped = mapped;
         }
-        tokio::time::sleep(if wanted { portmap::LEASE / 2 } else { Duration::from_secs(5) }).await;
+        tokio::select! {
+            () = tokio::time::sleep(if wanted { portmap::LEASE / 2 } else { Duration::from_secs(5) }) => {}
+            () = shared.learn_again.notified() => {}
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod gossip;
 mod reach;
+mod roam;
 
 use super::{
     ControlEvent,
@@ -69,13 +70,15 @@ struct Link {
     by_smaller: bool,
     proved: Option<Instant>,
     since: Instant,
+    /// The member has connected anew from elsewhere: this one is likely dead.
+    doubted: bool,
 }
 
 impl Link {
     /// Better sorts first: direct before relayed, QUIC before TCP, then what both ends see alike, so that
     /// they prefer the same one; old before new only among equals.
-    fn rank(&self) -> (bool, bool, Option<PeerId>, bool, Instant) {
-        (is_relayed(&self.address), !is_quic(&self.address), relay_of(&self.address), !self.by_smaller, self.since)
+    fn rank(&self) -> (bool, bool, bool, Option<PeerId>, bool, Instant) {
+        (self.doubted, is_relayed(&self.address), !is_quic(&self.address), relay_of(&self.address), !self.by_smaller, self.since)
     }
 }
 
@@ -109,6 +112,8 @@ pub struct Driver {
     cuts: Vec<(Instant, PeerId)>,
     probe_at: Instant,
     checked_at: Instant,
+    /// This host has moved: until then those who are lost are dialled without delay.
+    hasty_until: Instant,
 }
 
 impl Driver {
@@ -142,6 +147,7 @@ impl Driver {
             cuts: Vec::new(),
             probe_at: now + PROBE_EVERY,
             checked_at: now,
+            hasty_until: now,
         }
     }
 
@@ -180,6 +186,8 @@ impl Driver {
                     let _ = self.swarm.disconnect_peer_id(peer);
                 }
             }
+            Command::DeadLink(id) => drop(self.swarm.close_connection(id)),
+            Command::Roamed => self.on_roamed(Instant::now()),
             Command::Shutdown(_) => {}
         }
     }
@@ -282,7 +290,7 @@ impl Driver {
                 };
                 let dialled = matches!(endpoint, ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. });
                 let by_smaller = dialled == member_of(&peer_id).is_some_and(|member| self.shared.me < member);
-                let link = Link { id: connection_id, address, by_smaller, proved: None, since: Instant::now() };
+                let link = Link { id: connection_id, address, by_smaller, proved: None, since: Instant::now(), doubted: false };
                 self.links.entry(peer_id).or_default().push(link);
                 if let Some(attempt) = member_of(&peer_id).and_then(|m| self.attempts.get_mut(&m)) {
                     attempt.dialling.remove(&connection_id);
@@ -353,6 +361,7 @@ impl Driver {
         let Some(member) = member_of(&peer) else { return };
         let Some(link) = self.links.get_mut(&peer).and_then(|links| links.iter_mut().find(|l| l.id == connection)) else { return };
         link.proved = Some(Instant::now());
+        self.doubt_older(&peer, connection);
         let attempt = self.attempts.entry(member).or_default();
         attempt.failures = 0;
         attempt.not_before = None;
@@ -416,6 +425,7 @@ impl Driver {
             self.shared.certificates.write().unwrap_or_else(PoisonError::into_inner).remove(&member);
             // A node that restarts is back at once; one whose path broke may be reachable by another.
             let wait = if self.shared.me < member { FIRST_BACKOFF / 2 } else { FIRST_BACKOFF };
+            let wait = if Instant::now() < self.hasty_until { Duration::ZERO } else { wait };
             self.attempts.entry(member).or_default().not_before = Some(Instant::now() + wait);
             tracing::info!(%member, "disconnected");
             let _ = self.shared.events.send(ControlEvent::Disconnected(member));

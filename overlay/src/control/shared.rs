@@ -19,6 +19,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use futures::{AsyncReadExt, AsyncWriteExt};
+use libp2p::swarm::ConnectionId;
 use std::{
     collections::{BTreeMap, HashMap},
     io,
@@ -52,6 +53,10 @@ pub enum Command {
     Revoke(Box<Revocation>),
     /// A probe found a member dead: close its connections.
     Dead(MemberId),
+    /// A probe found this connection to a member dead.
+    DeadLink(ConnectionId),
+    /// This host has moved: look which connections still live and dial anew at once.
+    Roamed,
     /// Say goodbye and end.
     Shutdown(oneshot::Sender<()>),
 }

@@ -15,10 +15,14 @@ const KEEPALIVE: u8 = 4;
 const FORWARD: u8 = 5;
 const MOVED: u8 = 6;
 const RING: u8 = 7;
+const PIECE: u8 = 16;
 /// Flag of an IP frame: passed on by the host that held the destination before.
 const PASSED_ON: u8 = 1;
 /// Flag of a forward frame: the word names where it came from, not where it goes.
 const FROM: u8 = 1;
+
+/// Bit of a path's ping token: the sender's addresses have changed, the far end does best to answer this way from now on.
+pub const ROAMED: u64 = 1 << 62;
 
 /// The first bytes of a member's id: enough for a relay to tell its peers apart. The far end proves itself by its session,
 /// so a collision can at most misdirect sealed bytes.
@@ -67,6 +71,15 @@ pub enum Frame {
         /// Where on the ring it goes.
         to: u64,
     },
+    /// A part of a frame that did not fit follows.
+    Piece {
+        /// Which frame, among those under way.
+        id: u32,
+        /// Which part.
+        index: u8,
+        /// Of how many.
+        count: u8,
+    },
     /// This address is now held elsewhere.
     Moved {
         /// The address.
@@ -91,6 +104,7 @@ impl Frame {
             (FORWARD, flags) if flags & FROM != 0 => Some(Self::ForwardFrom(word)),
             (FORWARD, _) => Some(Self::ForwardTo(word)),
             (RING, flags) => Some(Self::Ring { flags, hops: bytes[2], version: bytes[3], to: u64::from_be_bytes(word) }),
+            (PIECE, _) => Some(Self::Piece { id: high as u32, index: word[4], count: word[5] }),
             (MOVED, _) => {
                 let rest: &[u8; 48] = bytes.get(FRAME_HEADER_LEN..FRAME_HEADER_LEN + 48)?.try_into().ok()?;
                 let (member, addr) = rest.split_at(32);
@@ -117,10 +131,19 @@ impl Frame {
                 routing = [hops, version];
                 (RING, flags, to.to_be_bytes())
             }
+            Self::Piece { id, index, count } => {
+                let [a, b, c, d] = id.to_be_bytes();
+                (PIECE, 0, [a, b, c, d, index, count, 0, 0])
+            }
             Self::Moved { epoch, .. } => (MOVED, 0, epoch.0.to_be_bytes()),
         };
         out[..4].copy_from_slice(&[kind, flags, routing[0], routing[1]]);
         out[4..FRAME_HEADER_LEN].copy_from_slice(&word);
+    }
+
+    /// Whether a frame that begins with this byte carries what members have to say to each other, not what keeps the link.
+    pub fn is_data(kind: Option<&u8>) -> bool {
+        matches!(kind, Some(&IP | &PIECE))
     }
 
     /// The whole of a frame that has no packet: header and, for `Moved`, its payload.
@@ -153,6 +176,7 @@ mod tests {
             any::<[u8; 8]>().prop_map(Frame::ForwardTo),
             any::<[u8; 8]>().prop_map(Frame::ForwardFrom),
             any::<(u8, u8, u8, u64)>().prop_map(|(flags, hops, version, to)| Frame::Ring { flags, hops, version, to }),
+            any::<(u32, u8, u8)>().prop_map(|(id, index, count)| Frame::Piece { id, index, count }),
             any::<([u8; 4], [u8; 32], u64)>().prop_map(|(a, m, e)| Frame::Moved { addr: a.into(), member: MemberId(m), epoch: Epoch(e) }),
             any::<([u8; 32], u64)>().prop_map(|(m, e)| Frame::Moved {
                 addr: "fd00::7".parse().expect("literal"),
@@ -169,7 +193,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 0u8..9) {
+        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 0u8..18) {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = kind; }
             let _ = Frame::parse(&bytes);

@@ -1,6 +1,6 @@
 //! The clock thread: handshakes that are due, probes, liveness, links that nobody uses.
 
-use super::{Inner, core::lock};
+use super::{Inner, core::lock, roam::SleepWatch};
 use crate::link::Session;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use std::{
@@ -44,9 +44,19 @@ impl Kick {
 
 pub(crate) fn run(inner: &Inner) {
     let mut refreshed = Instant::now();
+    let (mut sleep, mut busy) = (SleepWatch::new(refreshed), Duration::ZERO);
     while !inner.stop.raised() {
         let now = Instant::now();
-        let busy = tick(inner, now);
+        if let Some(slept) = sleep.slept(now, busy) {
+            tracing::info!(seconds = slept.as_secs(), "this host slept");
+            inner.roamed("sleep");
+        }
+        if inner.udp.take_refused() {
+            inner.peers.load().iter().for_each(|peer| peer.pmtu().doubt(now));
+        }
+        inner.relaying.tick(now);
+        inner.traffic.tick(now);
+        busy = tick(inner, now);
         if now.saturating_duration_since(refreshed) >= REFRESH_ADDRESSES {
             refresh_local_addresses(inner);
             refreshed = now;
@@ -81,6 +91,7 @@ fn tick(inner: &Inner, now: Instant) -> Duration {
             paths.probing()
         };
         inner.run_paths(peer, now);
+        let probing = inner.run_pmtu(peer, now) || probing;
         pause = pause.min(if probing { BUSY_TICK } else { CALM_TICK });
         if idle >= FORGET && peer.path().is_none() && peer.link().as_ref().is_none_or(|l| l.sending().is_none()) {
             forgotten.push(peer.member);

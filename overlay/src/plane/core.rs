@@ -7,9 +7,11 @@ use super::{
     peer::{Peer, Peers},
     port::{Port, Ports},
     receive::{self, By},
+    relaying::Relaying,
     ring::RingPort,
-    routes,
+    roam, routes,
     routes::{Routes, Waitlist},
+    traffic::Traffic,
     tun,
     udp::{Batch, Udp},
     wake::Stop,
@@ -37,7 +39,7 @@ use tun_rs::{DeviceBuilder, SyncDevice};
 /// Members for which a path is wanted and the connector has not looked yet.
 const MAX_WANTED: usize = 256;
 /// Marks the token of a ping that a user asked for; a path's own probes have the bit clear.
-const USER_PING: u64 = 1 << 63;
+pub(crate) const USER_PING: u64 = 1 << 63;
 
 /// A packet from a member whose source address is not known yet.
 pub(crate) struct Held {
@@ -79,6 +81,11 @@ pub(crate) struct Inner {
     pub path_changed: Notify,
     pub local_addresses: ArcSwap<Vec<IpAddr>>,
     pub ring: RingPort,
+    /// When and why this host last had to find its links again.
+    pub last_roamed: Mutex<Option<(Instant, &'static str)>>,
+    pub has_roamed: Notify,
+    pub relaying: Relaying,
+    pub traffic: Traffic,
     pub kick: Kick,
     pub stop: Stop,
 }
@@ -121,11 +128,17 @@ impl Inner {
             path_changed: Notify::new(),
             local_addresses: ArcSwap::default(),
             ring: RingPort::default(),
+            last_roamed: Mutex::default(),
+            has_roamed: Notify::new(),
+            relaying: Relaying::new(now),
+            traffic: Traffic::new(now, config.traffic),
             kick: Kick::default(),
             stop: Stop::new().map_err(Error::Thread)?,
         });
         clock::refresh_local_addresses(&inner);
-        for (name, body) in [("p2pvm-tun", tun::run as fn(&Inner)), ("p2pvm-udp", receive::run), ("p2pvm-clock", clock::run)] {
+        let threads =
+            [("p2pvm-tun", tun::run as fn(&Inner)), ("p2pvm-udp", receive::run), ("p2pvm-clock", clock::run), ("p2pvm-roam", roam::run)];
+        for (name, body) in threads {
             let shared = inner.clone();
             let started = thread::Builder::new().name(name.into()).spawn(move || body(&shared));
             if let Err(cause) = started {
@@ -243,7 +256,7 @@ impl Inner {
         if let Some(peer) = self.peers.load().get(&member) {
             return peer.clone();
         }
-        let new = Arc::new(Peer::new(member, Instant::now()));
+        let new = Arc::new(Peer::new(member, self.mtu, Instant::now()));
         self.peers.rcu(|peers| {
             let mut peers = Peers::clone(peers);
             if peers.get(&member).is_none() {

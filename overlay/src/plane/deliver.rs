@@ -1,6 +1,6 @@
 //! A packet thread's scratch: batches for the socket, the TUN and a guest, flushed when a read is done.
 
-use super::{Inner, port::Port, udp::Batch};
+use super::{Inner, port::Port, traffic::Tally, udp::Batch};
 use std::sync::Arc;
 use tun_rs::{GROTable, VIRTIO_NET_HDR_LEN};
 
@@ -55,6 +55,7 @@ pub(crate) struct Ctx {
     to_guest: Gathered,
     guest: Option<Arc<Port>>,
     gro: GROTable,
+    pub tally: Tally,
 }
 
 impl Ctx {
@@ -97,5 +98,11 @@ impl Ctx {
         self.flush_tun(inner);
         self.flush_guest();
         self.out.flush(&inner.udp);
+        self.tally.settle(&inner.traffic);
+    }
+
+    /// Before the thread waits: what it counted is told, as it may wait long.
+    pub fn rest(&mut self, inner: &Inner) {
+        self.tally.settle_now(&inner.traffic);
     }
 }

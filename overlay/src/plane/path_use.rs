@@ -10,10 +10,13 @@ use super::{
 use crate::{
     id::MemberId,
     identity::LinkKey,
-    link::{Link, Opened, Output, Refused, frame::Frame, wire},
+    link::{Link, Opened, Output, Refused, frame::Frame, session::OVERHEAD, wire},
     ring::Position,
 };
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 use tokio::sync::mpsc;
 
 impl Inner {
@@ -65,6 +68,11 @@ impl Inner {
                 Step::Select(path) => {
                     let via = path.and_then(|path| self.via(peer, path)).unwrap_or(Via::Nowhere);
                     peer.via.store(Arc::new(via));
+                    peer.pmtu().selected(path, now);
+                    peer.show_limit();
+                    if !matches!(path, Some(Path::Direct(_) | Path::Stream)) {
+                        self.relay_lost(peer.member, now);
+                    }
                     tracing::debug!(member = ?peer.member, ?path, "path");
                     self.send_waiting(&mut out, peer, now);
                     self.tell(PlaneEvent::PathChanged { member: peer.member, path });
@@ -77,6 +85,35 @@ impl Inner {
             }
         }
         out.flush(&self.udp);
+    }
+
+    /// This member can pass nothing on any more: who was reached through it takes the next way at once.
+    fn relay_lost(&self, relay: MemberId, now: Instant) {
+        let lost = Path::Relayed(relay);
+        for peer in self.peers.load().iter().filter(|p| p.member != relay) {
+            if peer.paths().remove(lost, now) {
+                self.run_paths(peer, now);
+            }
+        }
+    }
+
+    /// Asks what the path in use carries, where that is due; whether an answer is waited for.
+    pub fn run_pmtu(&self, peer: &Arc<Peer>, now: Instant) -> bool {
+        let rtt = peer.paths().rtt();
+        let large = peer.large.swap(false, Ordering::Relaxed);
+        let (questions, busy) = {
+            let mut pmtu = peer.pmtu();
+            pmtu.tick(now, rtt, large, peer.activity().received);
+            (std::iter::from_fn(|| pmtu.poll()).collect::<Vec<_>>(), pmtu.busy())
+        };
+        peer.show_limit();
+        let mut out = Batch::default();
+        for question in questions {
+            let padding = vec![0; usize::from(question.size).saturating_sub(OVERHEAD)];
+            self.send_frame_by(&mut out, peer, question.path, Frame::Ping(question.token), &padding, now);
+        }
+        out.flush(&self.udp);
+        busy
     }
 
     fn send_waiting(&self, out: &mut Batch, peer: &Arc<Peer>, now: Instant) {
@@ -195,6 +232,15 @@ impl Inner {
         }
         self.run_paths(&peer, now);
         self.kick.kick();
+    }
+
+    /// Tries again the direct ways to a member that once worked, if its session still stands.
+    pub fn try_remembered(&self, member: MemberId) {
+        let (peers, now) = (self.peers.load(), Instant::now());
+        if let Some(peer) = peers.get(&member).filter(|p| p.sending.load().is_some()) {
+            peer.paths().try_remembered(now);
+            self.kick.kick();
+        }
     }
 
     /// Gives up one way to a member.

@@ -3,6 +3,7 @@
 //! After RFC 8445 (ICE), less its roles: each side selects for its own direction. Sans-IO.
 
 use super::Path;
+use crate::{id::MemberId, link::frame::ROAMED};
 use std::{
     collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
@@ -11,11 +12,13 @@ use std::{
 /// Pauses between the probes of a candidate: dense at first, when both NATs are opening, seven in all within some 4 s.
 const PROBE_PAUSES_MS: [u64; 7] = [60, 100, 200, 400, 800, 1500, 1500];
 /// Data was sent and nothing came back for this long: the path is probed.
-pub const SUSPECT_AFTER: Duration = Duration::from_millis(2000);
+pub const SUSPECT_AFTER: Duration = Duration::from_millis(1000);
 /// Pause between probes of a suspect path: four round trips within these bounds.
 const SUSPECT_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(700));
-/// So many probes without answer end a path: with [`SUSPECT_AFTER`] that is 3 to 4 s after the last sign of life.
+/// So many probes without answer end a path: with [`SUSPECT_AFTER`] that is 2 to 3 s after the last sign of life.
 const SUSPECT_PROBES: u32 = 3;
+/// So many unanswered, and whatever else answers takes over.
+const SILENT_PROBES: u32 = 2;
 /// The peer uses another path, and ours was silent for this long: it is probed at once.
 const DOUBT_AFTER: Duration = Duration::from_secs(1);
 /// A quiet path whose NAT mappings must live is probed this often (RFC 4787 asks NATs for 2 minutes, many give 30 s).
@@ -24,6 +27,15 @@ pub const KEEPALIVE: Duration = Duration::from_secs(25);
 const SPARE_LIFE: Duration = Duration::from_secs(30);
 /// Candidates a peer may make us remember.
 const MAX_PATHS: usize = 24;
+/// While data goes through others, the way in use and the spare ones are measured this often, so that the better one is
+/// known and the next one is warm.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// Direct ways that once answered, tried again when all is silent.
+const MAX_REMEMBERED: usize = 8;
+/// After a change of address the first way that the peer is heard by is followed; others do not compete for this long.
+const FOLLOW: Duration = Duration::from_secs(5);
+/// For so long after a change of this host's addresses its probes ask the peer to follow.
+const ROAMING: Duration = Duration::from_secs(10);
 
 struct Known {
     tried: usize,
@@ -52,6 +64,11 @@ pub struct Paths {
     suspect_probes: u32,
     ring: bool,
     ring_last: bool,
+    remembered: VecDeque<Path>,
+    /// The peer has moved and was heard by this way.
+    follow: Option<(Path, Instant)>,
+    /// This host has moved.
+    roamed: Option<Instant>,
     steps: VecDeque<Step>,
 }
 
@@ -97,6 +114,15 @@ impl Paths {
     /// The last measured round trip of the selected path.
     pub fn rtt(&self) -> Option<Duration> {
         self.known.get(&self.selected?)?.rtt
+    }
+
+    /// The relays through which the peer has answered.
+    pub fn relays(&self) -> Vec<MemberId> {
+        let relay = |(path, known): (&Path, &Known)| match path {
+            Path::Relayed(relay) if known.answered.is_some() => Some(*relay),
+            _ => None,
+        };
+        self.known.iter().filter_map(relay).collect()
     }
 
     /// Whether any candidate is still being tried.
@@ -147,12 +173,16 @@ impl Paths {
         let rtt = now.saturating_duration_since(left);
         (known.rtt, known.answered, known.next_probe) = (Some(rtt), Some(now), None);
         known.probes.clear();
+        self.remember(path);
         if self.selected == Some(path) {
             self.suspect_probes = 0;
             return;
         }
+        let follows = self.follow.is_some_and(|(to, since)| to == path && now.saturating_duration_since(since) < FOLLOW);
         let better = match self.selected {
             None => true,
+            Some(old) if self.suspect_probes >= SILENT_PROBES => path != Path::Stream || old == Path::Stream,
+            Some(old) if follows && class(&path, self.ring_last) <= class(&old, self.ring_last) => true,
             // A fifth better before a path of the same class replaces the one in use: no flapping.
             Some(old) => (class(&path, self.ring_last), Some(rtt)) < (class(&old, self.ring_last), self.rtt().map(|r| r * 4 / 5)),
         };
@@ -161,9 +191,9 @@ impl Paths {
         }
     }
 
-    /// Gives up `path`; the next best that has answered takes over.
-    pub fn remove(&mut self, path: Path, now: Instant) {
-        self.known.remove(&path);
+    /// Gives up `path`; the next best that has answered takes over. False if it was not known.
+    pub fn remove(&mut self, path: Path, now: Instant) -> bool {
+        let known = self.known.remove(&path).is_some();
         if self.selected == Some(path) {
             let living = self.known.iter().filter(|(_, k)| k.answered.is_some());
             match living.min_by_key(|(p, k)| (class(p, self.ring_last), k.rtt)).map(|(p, _)| *p) {
@@ -171,9 +201,16 @@ impl Paths {
                     self.select(None, now);
                     self.assume(Path::Ring, now);
                 }
-                next => self.select(next, now),
+                None => self.select(None, now),
+                Some(next) => {
+                    self.select(Some(next), now);
+                    // It answered a while ago: it has to show that it still does.
+                    self.suspect_probes = 1;
+                    self.probe(next, now);
+                }
             }
         }
+        known
     }
 
     /// Forgets every way.
@@ -184,14 +221,53 @@ impl Paths {
         }
     }
 
+    fn remember(&mut self, path: Path) {
+        if matches!(path, Path::Direct(_)) && !self.remembered.contains(&path) {
+            if self.remembered.len() >= MAX_REMEMBERED {
+                self.remembered.pop_front();
+            }
+            self.remembered.push_back(path);
+        }
+    }
+
+    /// Tries again every direct way that once worked.
+    pub fn try_remembered(&mut self, now: Instant) {
+        for path in self.remembered.clone() {
+            self.add(path, now);
+        }
+    }
+
+    /// This host's addresses changed, or it slept: everything known is tried at once, and the peer asked to follow.
+    pub fn rouse(&mut self, now: Instant) {
+        self.roamed = Some(now);
+        self.try_remembered(now);
+        for path in self.known.keys().copied().collect::<Vec<_>>() {
+            self.add(path, now);
+        }
+        if let Some(path) = self.selected {
+            self.suspect_probes = 1;
+            self.probe(path, now);
+        }
+    }
+
+    /// The peer's addresses changed, and `path` is where it is heard from now.
+    pub fn peer_moved(&mut self, path: Path, now: Instant) {
+        let taken = self.follow.is_some_and(|(_, since)| now.saturating_duration_since(since) < FOLLOW);
+        if self.selected != Some(path) && !taken {
+            self.follow = Some((path, now));
+            self.add(path, now);
+        }
+    }
+
     fn select(&mut self, path: Option<Path>, now: Instant) {
         (self.selected, self.since, self.suspect_probes) = (path, path.map(|_| now), 0);
         self.steps.push_back(Step::Select(path));
     }
 
     fn probe(&mut self, path: Path, now: Instant) {
-        // The high bit tells a path's probe from a ping that a user asked for.
-        let token = rand::random::<u64>() >> 1;
+        // The highest bit, clear, tells a path's probe from a ping that a user asked for.
+        let roaming = self.roamed.is_some_and(|at| now.saturating_duration_since(at) < ROAMING);
+        let token = rand::random::<u64>() >> 2 | if roaming { ROAMED } else { 0 };
         if let Some(known) = self.known.get_mut(&path) {
             known.probes.push_back((token, now));
             if known.probes.len() > PROBE_PAUSES_MS.len() {
@@ -204,6 +280,7 @@ impl Paths {
     /// What is due at `now`.
     pub fn tick(&mut self, now: Instant, activity: Activity) {
         (self.ring, self.ring_last) = (activity.ring, activity.ring_last);
+        self.measure_spares(now, activity);
         let due: Vec<Path> = self
             .known
             .iter()
@@ -227,6 +304,20 @@ impl Paths {
         });
         if let Some(path) = selected {
             self.watch(path, now, activity);
+        }
+    }
+
+    /// While data goes through others, the spare ways are asked now and then.
+    fn measure_spares(&mut self, now: Instant, activity: Activity) {
+        let lively = activity.sent.is_some_and(|at| now.saturating_duration_since(at) < MEASURE_EVERY);
+        if !lively || !matches!(self.selected, Some(Path::Relayed(_) | Path::Stream)) {
+            return;
+        }
+        for (path, known) in &mut self.known {
+            let due = known.answered.is_some_and(|at| now.saturating_duration_since(at) >= MEASURE_EVERY);
+            if due && Some(*path) != self.selected && known.next_probe.is_none() && *path != Path::Stream {
+                (known.tried, known.next_probe) = (PROBE_PAUSES_MS.len() - 2, Some(now));
+            }
         }
     }
 
@@ -255,6 +346,16 @@ impl Paths {
                 return;
             }
             self.suspect_probes += 1;
+            if self.suspect_probes == SILENT_PROBES {
+                self.try_remembered(now);
+            }
+            self.probe(path, now);
+        } else if matches!(path, Path::Relayed(_))
+            && since(activity.sent).is_some_and(|age| age < MEASURE_EVERY)
+            && since(self.known.get(&path).and_then(|k| k.answered)).is_some_and(|age| age >= MEASURE_EVERY)
+            && under_way.is_none()
+        {
+            self.suspect_probes = 1;
             self.probe(path, now);
         } else if activity.keep_alive
             && since(activity.sent).is_none_or(|age| age >= KEEPALIVE)
@@ -274,7 +375,6 @@ impl Paths {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::MemberId;
 
     fn probes(paths: &mut Paths) -> Vec<(Path, u64)> {
         std::iter::from_fn(|| paths.poll()).filter_map(|s| if let Step::Probe(p, t) = s { Some((p, t)) } else { None }).collect()
@@ -353,6 +453,89 @@ mod tests {
             now += Duration::from_millis(20);
         }
         assert!(now < turn + Duration::from_secs(1), "took {:?}", now - turn);
+    }
+
+    fn living(paths: &mut Paths, path: Path, now: Instant, rtt_ms: u64) {
+        paths.add(path, now);
+        paths.tick(now, Activity::default());
+        for (p, token) in probes(paths) {
+            paths.pong(p, token, now + Duration::from_millis(rtt_ms));
+        }
+    }
+
+    #[test]
+    fn a_peer_that_says_it_moved_is_followed_at_its_first_answer() {
+        let (mut paths, start) = (Paths::default(), Instant::now());
+        living(&mut paths, direct(1), start, 10);
+        let turn = start + Duration::from_secs(3);
+        paths.peer_moved(direct(2), turn);
+        paths.peer_moved(direct(3), turn);
+        paths.tick(turn, Activity { received: Some(turn), ..Activity::default() });
+        let sent = probes(&mut paths);
+        // Slower than what was, but where the peer is now.
+        paths.pong(direct(2), sent.iter().find(|(p, _)| *p == direct(2)).unwrap().1, turn + Duration::from_millis(50));
+        assert_eq!(paths.selected(), Some(direct(2)));
+        assert!(sent.iter().all(|(p, _)| *p != direct(3)), "the first that it is heard by");
+    }
+
+    #[test]
+    fn roused_it_asks_every_way_and_the_peer_to_follow() {
+        let (mut paths, start) = (Paths::default(), Instant::now());
+        living(&mut paths, direct(1), start, 10);
+        living(&mut paths, direct(2), start, 9);
+        let turn = start + Duration::from_secs(100);
+        paths.tick(turn, Activity::default());
+        paths.rouse(turn);
+        paths.tick(turn, Activity::default());
+        let sent = probes(&mut paths);
+        assert!([direct(1), direct(2)].iter().all(|path| sent.iter().any(|(p, _)| p == path)), "{sent:?}");
+        assert!(sent.iter().all(|(_, token)| token & ROAMED != 0 && token >> 63 == 0));
+    }
+
+    #[test]
+    fn the_other_family_takes_over_when_the_one_in_use_falls_silent() {
+        let (mut paths, start) = (Paths::default(), Instant::now());
+        let v6 = Path::Direct("[2001:db8::1]:7".parse().unwrap());
+        living(&mut paths, v6, start, 30);
+        living(&mut paths, direct(1), start, 10);
+        assert_eq!(paths.selected(), Some(direct(1)));
+        // Long after the spare was forgotten.
+        let silent = start + Duration::from_secs(300);
+        let mut now = silent;
+        while paths.selected() == Some(direct(1)) && now < silent + Duration::from_secs(10) {
+            paths.tick(now, Activity { unanswered: Some(silent), sent: Some(now), ..Activity::default() });
+            for (path, token) in probes(&mut paths) {
+                if path == v6 {
+                    paths.pong(path, token, now + Duration::from_millis(30));
+                }
+            }
+            now += Duration::from_millis(20);
+        }
+        assert_eq!(paths.selected(), Some(v6));
+        assert!(now < silent + Duration::from_secs(3), "took {:?}", now - silent);
+    }
+
+    #[test]
+    fn a_spare_relay_stays_warm_and_takes_over_within_three_seconds() {
+        let (mut paths, start) = (Paths::default(), Instant::now());
+        let other = Path::Relayed(MemberId([8; 32]));
+        living(&mut paths, RELAY, start, 10);
+        living(&mut paths, other, start, 12);
+        assert_eq!(paths.relays().len(), 2);
+        let (mut now, died) = (start, start + Duration::from_secs(95));
+        while now < died + Duration::from_secs(5) && paths.selected() != Some(other) {
+            let dead = now >= died;
+            let heard = if dead { died } else { now };
+            paths.tick(now, Activity { received: Some(heard), sent: Some(now), unanswered: dead.then_some(died), ..Activity::default() });
+            for (path, token) in probes(&mut paths) {
+                if path == other || !dead {
+                    paths.pong(path, token, now + Duration::from_millis(10));
+                }
+            }
+            now += Duration::from_millis(20);
+        }
+        assert_eq!(paths.selected(), Some(other));
+        assert!(now < died + Duration::from_secs(3), "took {:?}", now - died);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! What the plane keeps for one member: its link, its paths, and the packets that wait while the link comes up.
 
-use super::{Path, PathInfo, paths::Activity, paths::Paths};
+use super::{Path, PathInfo, paths::Activity, paths::Paths, pieces::Pieces, pmtu::Pmtu};
 use crate::{
     id::MemberId,
     link::{
         Link, Session,
         frame::{ShortId, short_id},
+        session::OVERHEAD,
     },
     ring::Position,
 };
@@ -14,7 +15,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -54,6 +55,13 @@ pub(crate) struct Peer {
     agent: AtomicU64,
     /// Our neighbour through which it was met, where we have no place on its ring; zero: none.
     ring_via: AtomicU64,
+    pmtu: Mutex<Pmtu>,
+    /// What the packet threads see of it: the largest IP packet, twice, plus one if a larger one surely does not fit.
+    limit: AtomicUsize,
+    /// Large packets were sent since the clock last looked.
+    pub large: AtomicBool,
+    pub pieces: Mutex<Pieces>,
+    pub piece_id: AtomicU32,
     tx_bytes: AtomicU64,
     rx_bytes: AtomicU64,
     // Microseconds since `epoch`, plus one; zero: never.
@@ -72,8 +80,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Peer {
-    pub fn new(member: MemberId, now: Instant) -> Self {
-        Self {
+    pub fn new(member: MemberId, mtu: u16, now: Instant) -> Self {
+        let full = u16::try_from(usize::from(mtu) + OVERHEAD).unwrap_or(u16::MAX);
+        let peer = Self {
             member,
             short: short_id(&member),
             position: Position::of(&member),
@@ -89,6 +98,11 @@ impl Peer {
             by_stream: AtomicBool::new(false),
             agent: AtomicU64::new(0),
             ring_via: AtomicU64::new(0),
+            pmtu: Mutex::new(Pmtu::new(full, now)),
+            limit: AtomicUsize::new(0),
+            large: AtomicBool::new(false),
+            pieces: Mutex::default(),
+            piece_id: AtomicU32::new(0),
             tx_bytes: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -99,7 +113,9 @@ impl Peer {
             hinted: AtomicU64::new(0),
             looked: AtomicU64::new(0),
             complained: AtomicU64::new(0),
-        }
+        };
+        peer.show_limit();
+        peer
     }
 
     pub fn link(&self) -> MutexGuard<'_, Option<Link>> {
@@ -108,6 +124,23 @@ impl Peer {
 
     pub fn paths(&self) -> MutexGuard<'_, Paths> {
         lock(&self.paths)
+    }
+
+    pub fn pmtu(&self) -> MutexGuard<'_, Pmtu> {
+        lock(&self.pmtu)
+    }
+
+    /// Tells the packet threads what the path carries.
+    pub fn show_limit(&self) {
+        let (datagram, sure) = self.pmtu().limit();
+        let packet = usize::from(datagram).saturating_sub(OVERHEAD);
+        self.limit.store(packet << 1 | usize::from(sure), Ordering::Relaxed);
+    }
+
+    /// The largest IP packet that the path carries whole, and whether larger ones are sure not to get through.
+    pub fn limit(&self) -> (usize, bool) {
+        let limit = self.limit.load(Ordering::Relaxed);
+        (limit >> 1, limit & 1 != 0)
     }
 
     pub fn stream(&self) -> MutexGuard<'_, Option<mpsc::Sender<Vec<u8>>>> {
@@ -269,6 +302,7 @@ impl Peer {
             tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
             last_handshake,
+            packet_bytes: self.limit().0,
         })
     }
 

@@ -297,6 +297,7 @@ fn run(inner: &Inner, port: &Port) {
             }
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                ctx.rest(inner);
                 if !port.stop.wait_readable(port.socket.fd()) {
                     break;
                 }

@@ -14,7 +14,7 @@ use crate::{
     link::{
         Opened,
         cookie::mac1_verifies,
-        frame::{FRAME_HEADER_LEN, Frame, wire_epoch},
+        frame::{FRAME_HEADER_LEN, Frame, ROAMED, wire_epoch},
         wire::{self, Datagram},
     },
     stun,
@@ -69,6 +69,7 @@ pub(crate) fn run(inner: &Inner) {
                 ctx.flush(inner);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                ctx.rest(inner);
                 if !inner.stop.wait_readable(inner.udp.fd()) {
                     break;
                 }
@@ -86,7 +87,7 @@ impl Inner {
         let sessions = self.sessions.load();
         let Some((session, peer)) = sessions.get(&receiver) else { return };
         let Ok(plain) = session.open(bytes, counter) else { return };
-        let data = if plain.first() == Some(&1) { plain.len().saturating_sub(FRAME_HEADER_LEN) } else { 0 };
+        let data = if Frame::is_data(plain.first()) { plain.len().saturating_sub(FRAME_HEADER_LEN) } else { 0 };
         if session.confirm() {
             if let Some(link) = peer.link().as_mut() {
                 link.confirmed(receiver);
@@ -122,12 +123,22 @@ impl Inner {
         let payload = &mut plain[FRAME_HEADER_LEN..];
         match frame {
             Frame::Ip { .. } => self.ip_in(ctx, peer, frame, payload, now),
-            Frame::Ping(token) => self.send_frame_by(&mut ctx.out, peer, by.path(), Frame::Pong(token), &[], now),
+            Frame::Ping(token) => {
+                if token & (ROAMED | super::core::USER_PING) == ROAMED {
+                    peer.paths().peer_moved(by.path(), now);
+                    self.kick.kick();
+                }
+                self.send_frame_by(&mut ctx.out, peer, by.path(), Frame::Pong(token), &[], now);
+            }
             Frame::Pong(token) => {
                 let asked = lock(&self.pings).remove(&token);
                 match asked {
                     Some(waiting) => drop(waiting.send((now, by))),
                     None => {
+                        let of_size = peer.pmtu().pong(token, now);
+                        if of_size {
+                            peer.show_limit();
+                        }
                         peer.paths().pong(by.path(), token, now);
                         self.run_paths(peer, now);
                     }
@@ -136,7 +147,9 @@ impl Inner {
             Frame::Keepalive | Frame::Ring { .. } => {}
             Frame::ForwardTo(to) => {
                 let next = self.peers.load().by_short(&to).cloned();
-                if let (Some(next), false) = (next, matches!(by, By::Relay(_) | By::Ring(_))) {
+                if let (Some(next), false) = (next, matches!(by, By::Relay(_) | By::Ring(_)))
+                    && self.relaying.admits(peer.short, to, payload.len(), now)
+                {
                     // Never a second relay: what we pass on leaves directly or by stream.
                     if matches!(**next.via.load(), Via::Direct(_) | Via::Stream(_)) {
                         self.send_frame(&mut ctx.out, &next, Frame::ForwardFrom(peer.short), payload, now);
@@ -146,6 +159,14 @@ impl Inner {
             Frame::ForwardFrom(_) if matches!(by, By::Relay(_) | By::Ring(_)) => {}
             // Who sent it shows by the session that opens it.
             Frame::ForwardFrom(_) => self.datagram(ctx, payload, By::Relay(peer.member), now),
+            Frame::Piece { id, index, count } => {
+                let whole = lock(&peer.pieces).take(now, id, index, count, payload);
+                if let Some(mut whole) = whole
+                    && matches!(Frame::parse(&whole), Some(Frame::Ip { .. }))
+                {
+                    self.frame(ctx, peer, &mut whole, by, now);
+                }
+            }
             Frame::Moved { addr, member, epoch } => self.moved(peer, addr, member, epoch),
         }
     }
@@ -157,6 +178,7 @@ impl Inner {
         if !passed_on && !self.source_stands(peer, &src, &frame, packet, now) {
             return;
         }
+        ctx.tally.note(&self.traffic, (dst, src), peer.member, (0, packet.len()));
         if let Some(port) = self.port_of(&dst) {
             // Passed on by the former host: believed only shortly after the guest came here, and never under a newer epoch
             // than ours, which would mean that the guest has left again.

@@ -29,7 +29,7 @@ pub(crate) struct Segments<'a> {
 }
 
 impl Segments<'_> {
-    fn packet(&self, i: usize) -> &[u8] {
+    pub fn packet(&self, i: usize) -> &[u8] {
         let start = i * self.stride + HEAD;
         &self.buf[start..start + self.sizes[i]]
     }
@@ -68,9 +68,12 @@ impl Inner {
 
     /// Carries the segments to their destination. `from_epoch`: that of the source address, zero for the host's own.
     pub fn carry(&self, ctx: &mut Ctx, from_epoch: u32, mut segments: Segments<'_>, now: Instant) {
-        let Some((_, dst)) = segments.sizes.first().and_then(|_| packet::addresses(segments.packet(0))) else { return };
+        let Some((src, dst)) = segments.sizes.first().and_then(|_| packet::addresses(segments.packet(0))) else { return };
         match self.next_hop(&dst) {
-            Next::Guest(port) => (0..segments.sizes.len()).for_each(|i| ctx.give_guest(&port, segments.packet(i))),
+            Next::Guest(port) => {
+                ctx.tally.note(&self.traffic, (src, dst), self.me, (segments.total(), 0));
+                (0..segments.sizes.len()).for_each(|i| ctx.give_guest(&port, segments.packet(i)));
+            }
             Next::Host => (0..segments.sizes.len()).for_each(|i| ctx.give_host(self, segments.packet(i))),
             Next::Drop => {}
             Next::Unknown => {
@@ -84,8 +87,11 @@ impl Inner {
             }
             Next::Member(peer, to_epoch) => {
                 let frame = Frame::Ip { from_epoch, to_epoch, passed_on: false };
+                ctx.tally.note(&self.traffic, (src, dst), peer.member, (segments.total(), 0));
                 let (session, via) = (peer.sending.load(), peer.via.load());
-                if let (Some(session), Via::Direct(to)) = (&*session, &**via) {
+                if !self.fits(&peer, &segments) {
+                    self.carry_large(ctx, &peer, frame, &segments, now);
+                } else if let (Some(session), Via::Direct(to)) = (&*session, &**via) {
                     self.send_in_place(&mut ctx.out, session, *to, frame, &mut segments);
                     peer.note_sent(now, segments.total());
                 } else {
@@ -139,9 +145,16 @@ impl Inner {
 
     /// Seals one frame for the peer and sends it on its path. An IP frame waits while there is none, and a path is asked for.
     pub fn send_frame(&self, out: &mut Batch, peer: &Arc<Peer>, frame: Frame, payload: &[u8], now: Instant) -> bool {
-        let data = if matches!(frame, Frame::Ip { .. } | Frame::ForwardTo(_) | Frame::ForwardFrom(_)) { payload.len() } else { 0 };
+        let data = if matches!(frame, Frame::Ip { .. } | Frame::Piece { .. } | Frame::ForwardTo(_) | Frame::ForwardFrom(_)) {
+            payload.len()
+        } else {
+            0
+        };
         let (session, via) = (peer.sending.load(), peer.via.load());
         if let (Some(session), false) = (&*session, matches!(**via, Via::Nowhere)) {
+            if matches!(frame, Frame::Ip { .. }) && payload.len() > peer.limit().0 {
+                return self.send_pieces(out, peer, frame, payload, now);
+            }
             peer.note_sent(now, data);
             if let Frame::Ring { .. } = frame {
                 peer.note_expecting(now);

@@ -30,6 +30,7 @@ pub(crate) fn run(inner: &Inner) {
                 ctx.flush(inner);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                ctx.rest(inner);
                 if !inner.stop.wait_readable(inner.tun.as_fd()) {
                     break;
                 }

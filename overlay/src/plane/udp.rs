@@ -6,6 +6,7 @@ use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// Kernel buffers: a burst of one bandwidth-delay product at 1 Gbit/s and 50 ms fits.
@@ -23,6 +24,8 @@ pub struct Udp {
     state: UdpSocketState,
     v6: bool,
     port: u16,
+    /// The kernel found a datagram too large for its interface.
+    refused: AtomicBool,
 }
 
 impl Udp {
@@ -53,12 +56,17 @@ impl Udp {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         socket.set_nonblocking(true)?;
         let port = socket.local_addr()?.port();
-        Ok(Self { socket, state, v6, port })
+        Ok(Self { socket, state, v6, port, refused: AtomicBool::new(false) })
     }
 
     /// The bound port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Whether the kernel refused a datagram as too large since the last call.
+    pub fn take_refused(&self) -> bool {
+        self.refused.swap(false, Ordering::Relaxed)
     }
 
     /// For polling.
@@ -97,6 +105,7 @@ impl Udp {
             }
             // GSO can fail at run time (a device without checksum offload: EIO): the batch goes singly.
             (_, Some(size)) => contents.chunks(size).for_each(|datagram| self.transmit(to, datagram, None)),
+            _ if error.raw_os_error() == Some(libc::EMSGSIZE) => self.refused.store(true, Ordering::Relaxed),
             _ => tracing::trace!(%to, %error, "datagram not sent"),
         }
     }

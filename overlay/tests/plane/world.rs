@@ -193,13 +193,13 @@ impl World {
         self.keys.lock().unwrap().insert(member, LinkKey(public));
         let (sender, events) = mpsc::channel(1024);
         let plane = within(&namespace, || {
-            let config = PlaneConfig { me: member, link_secret: secret, udp_port: 0, device: "p2pvm0".into(), mtu: 1340 };
+            let config = PlaneConfig { me: member, link_secret: secret, udp_port: 0, device: "p2pvm0".into(), mtu: 1340, traffic: true };
             let plane = Plane::start(config, sender).expect("the plane starts");
             plane.set_host_addresses(Some(([10, 77, 0, number].into(), 16)), Some((v6(number), 64))).expect("the address is set");
             plane
         });
         let fabric = Arc::new(KeyedFabric { inner: self.net.add(member), keys: self.keys.clone() });
-        let connector = Connector::start(plane.clone(), fabric, ConnectOptions { stun: true, upnp: false });
+        let connector = Connector::start(plane.clone(), fabric, ConnectOptions { stun: true, upnp: false, ..ConnectOptions::default() });
         Host { member, number, namespace, plane, connector, events }
     }
 

@@ -4,7 +4,7 @@
 
 use super::link::Pieces;
 use std::{ops::Range, time::Duration};
-use tun_rs::{VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_LEN, VirtioNetHdr};
+use tun_rs::{VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_LEN, VirtioNetHdr};
 
 /// `VIRTIO_NET_HDR_GSO_ECN`, a flag beside the type: the first piece has CWR set.
 const ECN: u8 = 0x80;
@@ -14,7 +14,10 @@ const NOT_JOINED: u8 = 0;
 const CWR: u8 = 0x80;
 const FIN_PSH: u8 = 0x09;
 
-/// A joined packet of IPv4 without its note.
+/// Bytes of an IPv6 header; joined packets have no extension headers.
+const IPV6_HEADER: usize = 40;
+
+/// A joined packet without its note.
 struct Joined<'a> {
     note: VirtioNetHdr,
     packet: &'a [u8],
@@ -23,6 +26,7 @@ struct Joined<'a> {
     /// Where the payload begins.
     header: usize,
     udp: bool,
+    v6: bool,
 }
 
 impl Joined<'_> {
@@ -31,15 +35,17 @@ impl Joined<'_> {
         let note = VirtioNetHdr::decode(bytes).ok()?;
         let packet = &bytes[VIRTIO_NET_HDR_LEN..];
         let udp = match note.gso_type & !ECN {
-            VIRTIO_NET_HDR_GSO_TCPV4 => false,
+            VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_TCPV6 => false,
             VIRTIO_NET_HDR_GSO_UDP_L4 => true,
             _ => return None,
         };
-        let transport = usize::from(packet.first()? & 15) * 4;
+        let (version, words) = (packet.first()? >> 4, packet.first()? & 15);
+        let v6 = version == 6;
+        let transport = if v6 { IPV6_HEADER } else { usize::from(words) * 4 };
         // The note's own header length is that of the whole first packet when the kernel forwards, so it is read from the packet.
         let header = transport + if udp { 8 } else { usize::from(packet.get(transport + 12)? >> 4) * 4 };
-        let sensible = packet[0] >> 4 == 4 && transport >= 20 && header >= transport + if udp { 8 } else { 20 };
-        (sensible && note.gso_size > 0 && packet.len() > header).then_some(Joined { note, packet, transport, header, udp })
+        let sensible = matches!(version, 4 | 6) && transport >= 20 && header >= transport + if udp { 8 } else { 20 };
+        (sensible && note.gso_size > 0 && packet.len() > header).then_some(Joined { note, packet, transport, header, udp, v6 })
     }
 
     fn pieces(&self) -> Pieces {
@@ -72,10 +78,14 @@ impl Joined<'_> {
         let packet = &mut out[VIRTIO_NET_HDR_LEN..];
         let length = packet.len() as u16;
         let (ip, transport) = packet.split_at_mut(self.transport);
-        put(ip, 2, length);
-        put(ip, 4, get(ip, 4).wrapping_add(range.start as u16));
-        put(ip, 10, 0);
-        put(ip, 10, !sum(ip, 0));
+        if self.v6 {
+            put(ip, 4, length - IPV6_HEADER as u16);
+        } else {
+            put(ip, 2, length);
+            put(ip, 4, get(ip, 4).wrapping_add(range.start as u16));
+            put(ip, 10, 0);
+            put(ip, 10, !sum(ip, 0));
+        }
         if self.udp {
             put(transport, 4, transport.len() as u16);
         } else {
@@ -84,22 +94,23 @@ impl Joined<'_> {
             let cleared = if is_first { 0 } else { CWR } | if is_last { 0 } else { FIN_PSH };
             transport[13] &= !cleared;
         }
-        // What the note says is still to be summed starts from the sum of the pseudo-header (RFC 9293 §3.1).
-        let pseudo = sum(&ip[12..20], u32::from(ip[9]) + transport.len() as u32);
+        // What the note says is still to be summed starts from the sum of the pseudo-header (RFC 9293 §3.1, RFC 8200 §8.1).
+        let (addresses, protocol) = if self.v6 { (&ip[8..40], ip[6]) } else { (&ip[12..20], ip[9]) };
+        let pseudo = sum(addresses, u32::from(protocol) + transport.len() as u32);
         put(transport, usize::from(note.csum_offset), pseudo);
     }
 }
 
-fn get(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn get(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn put(bytes: &mut [u8], at: usize, value: u16) {
+pub(super) fn put(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
 /// Internet checksum (RFC 1071) of an even number of bytes on top of `start`, not complemented.
-fn sum(bytes: &[u8], start: u32) -> u16 {
+pub(super) fn sum(bytes: &[u8], start: u32) -> u16 {
     let mut total = bytes.chunks_exact(2).fold(start, |total, pair| total + u32::from(get(pair, 0)));
     while total > 0xffff {
         total = (total & 0xffff) + (total >> 16);
@@ -142,37 +153,52 @@ mod tests {
     use tun_rs::gso_split;
 
     /// A joined packet as the kernel makes it: everything right but the transport checksum, which holds the pseudo-header's sum.
-    fn joined(udp: bool, payload: &[u8], piece: u16, flags: u8) -> Vec<u8> {
-        let transport = if udp { 8 } else { 32 };
-        let mut packet = vec![0; 20 + transport];
-        packet[0] = 0x45;
-        packet[8] = 64;
-        packet[9] = if udp { 17 } else { 6 };
-        packet[12..20].copy_from_slice(&[198, 18, 1, 1, 198, 18, 2, 10]);
-        packet[20..24].copy_from_slice(&[10, 1, 20, 2]);
+    fn joined(v6: bool, udp: bool, payload: &[u8], piece: u16, flags: u8) -> Vec<u8> {
+        let (ip, protocol) = (if v6 { 40 } else { 20 }, if udp { 17 } else { 6 });
+        let mut packet = vec![0; ip + if udp { 8 } else { 32 }];
+        if v6 {
+            packet[0] = 0x60;
+            (packet[6], packet[7]) = (protocol, 64);
+            packet[8..24].copy_from_slice(&[0x20, 1, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 10]);
+            packet[24..40].copy_from_slice(&[0x20, 1, 0, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 11]);
+        } else {
+            packet[0] = 0x45;
+            (packet[8], packet[9]) = (64, protocol);
+            packet[12..20].copy_from_slice(&[198, 18, 1, 1, 198, 18, 2, 10]);
+        }
+        packet[ip..ip + 4].copy_from_slice(&[10, 1, 20, 2]);
         if !udp {
-            packet[24..28].copy_from_slice(&0xffff_fff0u32.to_be_bytes());
-            packet[32] = 8 << 4;
-            packet[33] = flags;
+            packet[ip + 4..ip + 8].copy_from_slice(&0xffff_fff0u32.to_be_bytes());
+            packet[ip + 12] = 8 << 4;
+            packet[ip + 13] = flags;
         }
         packet.extend_from_slice(payload);
         let length = packet.len() as u16;
-        put(&mut packet, 2, length);
-        put(&mut packet, 4, 0xfffe);
-        let header_sum = !sum(&packet[..20], 0);
-        put(&mut packet, 10, header_sum);
-        if udp {
-            put(&mut packet, 24, length - 20);
+        if v6 {
+            put(&mut packet, 4, length - 40);
+        } else {
+            put(&mut packet, 2, length);
+            put(&mut packet, 4, 0xfffe);
+            let header_sum = !sum(&packet[..20], 0);
+            put(&mut packet, 10, header_sum);
         }
-        let pseudo = sum(&packet[12..20], u32::from(packet[9]) + u32::from(length - 20));
-        put(&mut packet, 20 + if udp { 6 } else { 16 }, pseudo);
+        if udp {
+            put(&mut packet, ip + 4, length - ip as u16);
+        }
+        let addresses = if v6 { 8..40 } else { 12..20 };
+        let pseudo = sum(&packet[addresses], u32::from(protocol) + u32::from(length - ip as u16));
+        put(&mut packet, ip + if udp { 6 } else { 16 }, pseudo);
         let note = VirtioNetHdr {
             flags: 1,
-            gso_type: if udp { VIRTIO_NET_HDR_GSO_UDP_L4 } else { VIRTIO_NET_HDR_GSO_TCPV4 },
+            gso_type: match (udp, v6) {
+                (true, _) => VIRTIO_NET_HDR_GSO_UDP_L4,
+                (false, false) => VIRTIO_NET_HDR_GSO_TCPV4,
+                (false, true) => VIRTIO_NET_HDR_GSO_TCPV6,
+            },
             // As the kernel says it for forwarded packets.
             hdr_len: 1500,
             gso_size: piece,
-            csum_start: 20,
+            csum_start: ip as u16,
             csum_offset: if udp { 6 } else { 16 },
         };
         let mut bytes = vec![0; VIRTIO_NET_HDR_LEN];
@@ -192,7 +218,8 @@ mod tests {
         let count = pieces(bytes).count;
         note.hdr_len = pieces(bytes).header as u16;
         let (mut room, mut sizes) = (vec![vec![0; 65536]; count], vec![0; count]);
-        let made = gso_split(&mut packet, note, &mut room, &mut sizes, 0, false).unwrap();
+        let v6 = packet[0] >> 4 == 6;
+        let made = gso_split(&mut packet, note, &mut room, &mut sizes, 0, v6).unwrap();
         room.truncate(made);
         room.into_iter().zip(sizes).map(|(piece, size)| piece[..size].to_vec()).collect()
     }
@@ -207,11 +234,11 @@ mod tests {
     proptest! {
         #[test]
         fn runs_hold_exactly_the_pieces_that_arrive(
-            udp: bool, flags: u8, piece in 8u16..1460, payload in prop::collection::vec(any::<u8>(), 1..9000),
+            v6: bool, udp: bool, flags: u8, piece in 8u16..1460, payload in prop::collection::vec(any::<u8>(), 1..9000),
             lost in prop::collection::vec(prop::bool::weighted(0.1), 2000), gap_us in 0u64..3000,
         ) {
             // An acknowledgement without SYN, RST or URG, as joined packets are.
-            let bytes = joined(udp, &payload, piece, flags & 0x59 | 0x10);
+            let bytes = joined(v6, udp, &payload, piece, flags & 0x59 | 0x10);
             let count = pieces(&bytes).count;
             prop_assert_eq!(count, payload.len().div_ceil(usize::from(piece)));
             let at = |i: usize| Duration::from_micros(gap_us * i as u64);

@@ -29,6 +29,9 @@ pub struct Counters {
     pub full: u64,
     /// Packets dropped because the link was cut.
     pub cut: u64,
+    /// Packets dropped because they were larger than the link carries.
+    #[serde(default)]
+    pub too_large: u64,
     /// Packets the far router did not take.
     pub refused: u64,
 }
@@ -162,7 +165,7 @@ mod tests {
     }
 
     fn shape() -> Shape {
-        Shape { delay: ms(10), jitter: ms(2), loss: 0.1, bits_per_second: 8_000_000, queue: ms(50) }
+        Shape { delay: ms(10), jitter: ms(2), loss: 0.1, bits_per_second: 8_000_000, queue: ms(50), ..Shape::default() }
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //!
 //! One thread polls all routers and sleeps until the next packet is due, so an idle testbed costs nothing. Packets are taken with the
 //! kernel's offloads (up to 64 KiB of TCP or UDP at once, uncut and unchecksummed) and are cut only where the link tells them apart: when
-//! one of them is lost, or when the whole would leave a slow link in one long burst.
+//! one of them is lost, or when the whole would leave a slow link in one long burst. What is larger than a link carries is fragmented or
+//! refused ([`mtu`]).
 
 mod cut;
 mod link;
+mod mtu;
 
 pub use link::{Counters, Verdict, Wire};
 
@@ -19,7 +21,7 @@ use nix::{
 use std::{
     cmp::Reverse,
     collections::BinaryHeap,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
     sync::{
         Arc,
@@ -258,6 +260,10 @@ impl Core {
 
     fn route(&mut self, from: usize, packet: &[u8]) {
         let Some(to) = destination(packet).filter(|to| *to < self.devices.len() && *to != from) else { return };
+        let limit = self.wires[from][to].shape.mtu;
+        if mtu::is_too_large(packet, limit) {
+            return self.refuse(from, to, limit, packet);
+        }
         let now = self.epoch.elapsed();
         let wire = &mut self.wires[from][to];
         let pieces = cut::pieces(packet);
@@ -269,6 +275,21 @@ impl Core {
                 self.room = room;
             }
             Verdict::Nothing => {}
+        }
+    }
+
+    /// A packet is larger than the link carries.
+    fn refuse(&mut self, from: usize, to: usize, limit: u16, packet: &[u8]) {
+        let fragments = mtu::fragments(packet, limit);
+        if !fragments.is_empty() {
+            return fragments.iter().for_each(|fragment| self.route(from, fragment));
+        }
+        let wire = &mut self.wires[from][to];
+        wire.counters.too_large += cut::pieces(packet).count.max(1) as u64;
+        let (cut, shape) = (wire.cut, wire.shape);
+        if let (Some(message), false) = (mtu::complaint(packet, limit), cut || shape.black_hole) {
+            // Half the way there and half the way back.
+            self.launch(to, from, self.epoch.elapsed() + shape.delay, &message);
         }
     }
 
@@ -286,11 +307,13 @@ impl Core {
     }
 }
 
-/// The site an IPv4 packet (behind its offload header) is for.
+/// The site an IP packet (behind its offload header) is for.
 fn destination(packet: &[u8]) -> Option<usize> {
-    let header = packet.get(VIRTIO_NET_HDR_LEN..VIRTIO_NET_HDR_LEN + 20)?;
-    if header[0] >> 4 != 4 {
-        return None;
-    }
-    Plan::site_of(Ipv4Addr::new(header[16], header[17], header[18], header[19]))
+    let packet = packet.get(VIRTIO_NET_HDR_LEN..)?;
+    let address: IpAddr = match packet.first()? >> 4 {
+        4 => Ipv4Addr::from(*packet.get(16..20)?.first_chunk::<4>()?).into(),
+        6 => Ipv6Addr::from(*packet.get(24..40)?.first_chunk::<16>()?).into(),
+        _ => return None,
+    };
+    Plan::site_of(address)
 }

@@ -29,6 +29,18 @@ pub fn socket(testbed: &Testbed, host: &str, port: u16) -> UdpSocket {
     socket
 }
 
+/// An IPv6 socket on a host, bound to a port.
+pub fn socket6(testbed: &Testbed, host: &str, port: u16) -> UdpSocket {
+    let socket = testbed.inside(host, || UdpSocket::bind(("::", port))).unwrap().unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// The IPv6 address of a host and a port on it.
+pub fn at6(testbed: &Testbed, host: &str, port: u16) -> SocketAddr {
+    (testbed.host(host).unwrap().address6.expect("its site has IPv6"), port).into()
+}
+
 /// The public address of a host and a port on it.
 pub fn at(testbed: &Testbed, host: &str, port: u16) -> SocketAddr {
     (testbed.plan().public_address(testbed.host(host).unwrap()), port).into()

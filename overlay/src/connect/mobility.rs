@@ -1,0 +1,91 @@
+//! What the connector does when this host has moved (see `plane/roam.rs`, which notices and has already tried every known
+//! way): it tells the control plane, finds out anew how others see it, and exchanges addresses and a fresh handshake with
+//! each member whose link has not shown life since. A link to a member with a public address is back after one round trip;
+//! one between two NATs as soon as the control plane is.
+
+use super::{
+    Shared,
+    dial::{self, Reach},
+    message::NatKind,
+};
+use crate::id::MemberId;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+/// Known ways have answered within this, or another has to be made.
+const PATIENCE: Duration = Duration::from_millis(600);
+/// Between two tries with one member, while the control plane finds back as well.
+const RETRY: Duration = Duration::from_millis(700);
+/// A link that did not come back within this is made again when somebody wants it.
+const LIMIT: Duration = Duration::from_secs(20);
+/// One exchange with a member; the next try may find a new connection.
+const MEET_LIMIT: Duration = Duration::from_millis(2500);
+/// Links that carried something within this are brought back, the others when they are wanted.
+const IN_USE: Duration = Duration::from_secs(150);
+/// Links brought back at most, the most recently used first, and how many at a time.
+const MAX_LINKS: usize = 64;
+const AT_ONCE: usize = 8;
+
+/// Acts on every change until the connector ends.
+pub(crate) async fn follow(shared: Arc<Shared>) {
+    let plane = shared.plane.inner().clone();
+    loop {
+        plane.has_roamed.notified().await;
+        let Some((since, why)) = *crate::plane::lock(&plane.last_roamed) else { continue };
+        tracing::info!(why, "finding all links again");
+        {
+            let mut state = shared.state();
+            (state.nat, state.reflexive, state.mapped) = (NatKind::Unknown, None, None);
+            state.retries.clear();
+            state.refused.clear();
+        }
+        shared.learn_again.notify_waiters();
+        shared.fabric.roamed();
+        // A change that follows at once begins this anew; the tasks of the first find it done.
+        tokio::spawn(bring_back(shared.clone(), since));
+    }
+}
+
+async fn bring_back(shared: Arc<Shared>, since: Instant) {
+    tokio::time::sleep(PATIENCE).await;
+    let now = Instant::now();
+    let peers = shared.plane.inner().peers.load_full();
+    let mut links: Vec<(Duration, MemberId)> = peers.iter().map(|p| (p.idle(now), p.member)).filter(|(idle, _)| *idle < IN_USE).collect();
+    links.sort_unstable();
+    links.truncate(MAX_LINKS);
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let mut tasks = JoinSet::new();
+    for (_, member) in links {
+        let (shared, room) = (shared.clone(), room.clone());
+        tasks.spawn(async move {
+            while !lives(&shared, member, since) && since.elapsed() < LIMIT && !overtaken(&shared, since) {
+                let Ok(turn) = room.acquire().await else { return };
+                let met = tokio::time::timeout(MEET_LIMIT, dial::meet(&shared, member, None)).await;
+                drop(turn);
+                if matches!(met, Ok(Ok(_))) {
+                    // Direct ways are being tried; where none answers, relays and streams are.
+                    if dial::selected(&shared, member, Reach::Any, PATIENCE).await.is_none() {
+                        let _ = dial::ensure(&shared, member, Reach::Any).await;
+                    }
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            tracing::debug!(?member, ms = since.elapsed().as_millis() as u64, back = lives(&shared, member, since), "link after a move");
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Whether something came by the member's path in use since the move.
+fn lives(shared: &Shared, member: MemberId, since: Instant) -> bool {
+    let Some(peer) = shared.plane.inner().peers.load().get(&member).cloned() else { return true };
+    peer.path().is_some() && peer.activity().received.is_some_and(|at| at > since)
+}
+
+/// Whether this host has moved again, so that somebody else sees to the links.
+fn overtaken(shared: &Shared, since: Instant) -> bool {
+    crate::plane::lock(&shared.plane.inner().last_roamed).is_some_and(|(at, _)| at > since)
+}

@@ -1,0 +1,291 @@
+//! How large a datagram each path carries, found by asking (RFC 8899, DPLPMTUD): sealed pings padded to a size, sent with
+//! "don't fragment", are answered or are not; what ICMP says is neither needed nor believed. A new path is asked first for
+//! the full size, which most carry; if that fails, for a ladder of sizes at once, of which the largest answered stands.
+//! Until something is sure, packets too large for the smallest size that every path must carry go in pieces, so that
+//! nothing is lost meanwhile. A size in use is asked for again now and then, since a route can change under a living path
+//! (a black hole in the sense of RFC 8899 §4.3). Sans-IO.
+
+use super::Path;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+/// A direct path carries this many bytes of UDP payload, or it is no path (RFC 8899 §5.1.2, BASE_PLPMTU).
+const BASE_DIRECT: u16 = 1200;
+/// Through other members less is left: a link of 1280 bytes of IPv6 less its headers, our own and those of routing.
+const BASE_OTHER: u16 = 1120;
+/// Distance of the ladder's steps.
+const STEP: usize = 16;
+/// Sizes that leave full use of common links: 1280 bytes with IPv4 and IPv6, direct and through a relay.
+const COMMON: [u16; 4] = [1252, 1232, 1208, 1188];
+/// The full size is asked for so often before the ladder.
+const FULL_TRIES: u32 = 2;
+/// Rounds of the ladder: one answer lost must not cost the size.
+const LADDER_ROUNDS: u32 = 2;
+/// Unanswered questions about a size that was sure before it is given up (RFC 8899, MAX_PROBES).
+const CHECK_TRIES: u32 = 3;
+/// An answer is waited for at least and at most this long.
+const WAIT: (Duration, Duration) = (Duration::from_millis(150), Duration::from_millis(700));
+/// A size that large packets use is asked for again this often.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// A path found small is asked for more after this (RFC 8899, PMTU_RAISE_TIMER).
+const RAISE_AFTER: Duration = Duration::from_secs(600);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No path, or one without limit.
+    Idle,
+    Full(u32),
+    Ladder(u32),
+    Settled,
+    Check(u32),
+}
+
+/// A padded ping to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// This way.
+    pub path: Path,
+    /// With this token.
+    pub token: u64,
+    /// As a datagram of so many bytes.
+    pub size: u16,
+}
+
+/// The search on the path in use to one peer.
+pub struct Pmtu {
+    /// More is never needed: a full packet of the TUN, sealed.
+    full: u16,
+    path: Option<Path>,
+    phase: Phase,
+    best: u16,
+    asked: Vec<(u64, u16)>,
+    next: Option<Instant>,
+    /// When the search ended, or the check began.
+    since: Instant,
+    questions: VecDeque<Question>,
+}
+
+impl Pmtu {
+    /// Nothing known. `full`: the largest datagram that is ever sent.
+    pub fn new(full: u16, now: Instant) -> Self {
+        Self {
+            full,
+            path: None,
+            phase: Phase::Idle,
+            best: full.min(BASE_OTHER),
+            asked: Vec::new(),
+            next: None,
+            since: now,
+            questions: VecDeque::new(),
+        }
+    }
+
+    fn base(&self) -> u16 {
+        self.full.min(if matches!(self.path, Some(Path::Direct(_))) { BASE_DIRECT } else { BASE_OTHER })
+    }
+
+    /// The largest datagram to send, and whether larger ones are known not to get through.
+    pub fn limit(&self) -> (u16, bool) {
+        (self.best, matches!(self.phase, Phase::Settled | Phase::Check(_)))
+    }
+
+    /// Whether an answer is waited for.
+    pub fn busy(&self) -> bool {
+        matches!(self.phase, Phase::Full(_) | Phase::Ladder(_) | Phase::Check(_))
+    }
+
+    /// Data goes this way now.
+    pub fn selected(&mut self, path: Option<Path>, now: Instant) {
+        if self.path != path {
+            self.path = path;
+            self.restart(now);
+        }
+    }
+
+    /// Whatever was known of the path may be wrong now.
+    pub fn restart(&mut self, now: Instant) {
+        self.asked.clear();
+        self.best = self.base();
+        (self.phase, self.next) = match self.path {
+            None => (Phase::Idle, None),
+            Some(Path::Stream) => {
+                self.best = self.full;
+                (Phase::Settled, None)
+            }
+            Some(_) => (Phase::Full(0), Some(now)),
+        };
+    }
+
+    /// The kernel refused a datagram as too large for its interface: ask at once.
+    pub fn doubt(&mut self, now: Instant) {
+        if self.phase == Phase::Settled && self.best > self.base() {
+            (self.phase, self.next, self.since) = (Phase::Check(0), Some(now), now);
+            self.asked.clear();
+        }
+    }
+
+    fn settle(&mut self, now: Instant) {
+        (self.phase, self.since, self.next) = (Phase::Settled, now, None);
+        self.asked.clear();
+    }
+
+    /// An answer; whether it was to a question of ours.
+    pub fn pong(&mut self, token: u64, now: Instant) -> bool {
+        let Some(&(_, size)) = self.asked.iter().find(|(t, _)| *t == token) else { return false };
+        self.best = self.best.max(size);
+        let enough = size == self.full || (matches!(self.phase, Phase::Check(_)) && size >= self.best);
+        if enough {
+            self.settle(now);
+        }
+        true
+    }
+
+    fn ask(&mut self, size: u16) {
+        let Some(path) = self.path else { return };
+        // The two high bits tell other pings from those of paths.
+        let token = rand::random::<u64>() >> 2;
+        self.asked.push((token, size));
+        self.questions.push_back(Question { path, token, size });
+    }
+
+    fn ladder(&self) -> Vec<u16> {
+        let mut sizes: Vec<u16> = (self.base()..=self.full).rev().step_by(STEP).chain(COMMON).collect();
+        sizes.retain(|s| *s > self.best && *s <= self.full);
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    /// What is due. `large`: large packets were sent since the last call. `received`: when the path last showed life.
+    pub fn tick(&mut self, now: Instant, rtt: Option<Duration>, large: bool, received: Option<Instant>) {
+        if self.phase == Phase::Settled && self.path != Some(Path::Stream) {
+            let age = now.saturating_duration_since(self.since);
+            if self.best < self.full && age >= RAISE_AFTER {
+                (self.phase, self.next) = (Phase::Full(0), Some(now));
+            } else if large && self.best > self.base() && age >= CHECK_EVERY {
+                (self.phase, self.next, self.since) = (Phase::Check(0), Some(now), now);
+            }
+        }
+        if self.next.is_none_or(|at| at > now) {
+            return;
+        }
+        let wait = rtt.map_or(WAIT.1, |rtt| rtt * 2).clamp(WAIT.0, WAIT.1);
+        match self.phase {
+            Phase::Full(tries) if tries < FULL_TRIES => {
+                self.ask(self.full);
+                self.phase = Phase::Full(tries + 1);
+            }
+            Phase::Full(_) => return self.climb(0, now, wait),
+            Phase::Ladder(rounds) if rounds < LADDER_ROUNDS => return self.climb(rounds, now, wait),
+            Phase::Ladder(_) => return self.settle(now),
+            Phase::Check(tries) if tries < CHECK_TRIES => {
+                self.ask(self.best);
+                self.phase = Phase::Check(tries + 1);
+            }
+            // Silence all round is a dead path, which is not our matter; only large ones lost is a black hole.
+            Phase::Check(_) if received.is_none_or(|at| at <= self.since) => return self.settle(now),
+            Phase::Check(_) => {
+                self.best = self.base();
+                return self.climb(0, now, wait);
+            }
+            Phase::Idle | Phase::Settled => {}
+        }
+        self.next = Some(now + wait);
+    }
+
+    fn climb(&mut self, rounds: u32, now: Instant, wait: Duration) {
+        let sizes = self.ladder();
+        if sizes.is_empty() {
+            return self.settle(now);
+        }
+        sizes.into_iter().for_each(|size| self.ask(size));
+        (self.phase, self.next) = (Phase::Ladder(rounds + 1), Some(now + wait));
+    }
+
+    /// The next question.
+    pub fn poll(&mut self) -> Option<Question> {
+        self.questions.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: u16 = 1384;
+
+    fn direct() -> Option<Path> {
+        Some(Path::Direct(([192, 0, 2, 1], 7).into()))
+    }
+
+    /// Runs the search for `ms` over a path that carries `carries(now)` bytes; answers come `rtt` later.
+    fn run(pmtu: &mut Pmtu, start: Instant, ms: u64, large: bool, carries: impl Fn(u64) -> u16) -> u32 {
+        let (mut answers, mut sent) = (Vec::<(u64, u64)>::new(), 0);
+        for at in (0..ms).step_by(10) {
+            let now = start + Duration::from_millis(at);
+            answers.retain(|(due, token)| {
+                if *due <= at {
+                    pmtu.pong(*token, now);
+                }
+                *due > at
+            });
+            pmtu.tick(now, Some(Duration::from_millis(40)), large, Some(now));
+            while let Some(question) = pmtu.poll() {
+                sent += 1;
+                if question.size <= carries(at) {
+                    answers.push((at + 40, question.token));
+                }
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn a_path_that_carries_everything_is_sure_after_one_question() {
+        let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
+        pmtu.selected(direct(), now);
+        assert_eq!(pmtu.limit(), (1200, false));
+        assert_eq!(run(&mut pmtu, now, 3000, false, |_| 1472), 1);
+        assert_eq!(pmtu.limit(), (FULL, true));
+    }
+
+    #[test]
+    fn a_link_of_1280_bytes_is_used_fully_and_found_within_a_second() {
+        for carries in [1252, 1232, 1208] {
+            let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
+            pmtu.selected(direct(), now);
+            run(&mut pmtu, now, 1000, false, |_| carries);
+            assert_eq!(pmtu.limit(), (carries, true));
+        }
+    }
+
+    #[test]
+    fn a_path_that_shrinks_under_large_packets_is_noticed_within_seven_seconds() {
+        let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
+        pmtu.selected(direct(), now);
+        run(&mut pmtu, now, 7500, true, |at| if at < 500 { 1472 } else { 1252 });
+        assert_eq!(pmtu.limit(), (1252, true));
+    }
+
+    #[test]
+    fn a_dead_path_is_not_taken_for_a_small_one() {
+        let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
+        pmtu.selected(direct(), now);
+        run(&mut pmtu, now, 1000, true, |_| 1472);
+        for ms in (1000..20_000).step_by(20) {
+            pmtu.tick(now + Duration::from_millis(ms), None, true, Some(now));
+        }
+        assert_eq!(pmtu.limit(), (FULL, true));
+    }
+
+    #[test]
+    fn a_stream_has_no_limit_and_no_path_is_asked_nothing() {
+        let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
+        pmtu.selected(Some(Path::Stream), now);
+        assert_eq!((run(&mut pmtu, now, 20_000, true, |_| 0), pmtu.limit()), (0, (FULL, true)));
+        pmtu.selected(None, now);
+        assert_eq!(run(&mut pmtu, now, 1000, true, |_| 0), 0);
+    }
+}
