@@ -74,7 +74,7 @@ impl Table {
 
     /// Where a packet of another member goes on, or that it ends here. The caller takes the hop off ([`super::wire::take_hop`]).
     pub fn route(&self, header: &Header) -> Next {
-        if header.to == self.me.position && header.kind.mode() == Mode::Exact {
+        if header.kind.mode() == Mode::Exact && (header.to == self.me.position || header.leaf == Some(self.me.position)) {
             return match header.leaf.filter(|leaf| *leaf != self.me.position) {
                 None => Next::Here,
                 Some(leaf) => self.leaf(leaf).or_else(|| find(&self.members, leaf)).map_or(Next::Nowhere, Next::Via),
@@ -93,26 +93,27 @@ impl Table {
         }
     }
 
-    /// Where a lookup of our own for the member closest to our own place goes first: as if we were not there.
-    pub fn next_around(&self, to: Position) -> Option<MemberId> {
-        self.towards(to, None, true)
-    }
-
     /// Divides the members in `range` among our neighbours inside it: every neighbour gets the part that lies around it, and the parts are
     /// disjoint. What lies between us and the neighbours beside us belongs to those. As every member has its true neighbours on both
     /// sides, asking on in the same way reaches every member of the range once (bounded broadcast; Boykin et al. 2006).
     pub fn split(&self, range: Range) -> Vec<(MemberId, Range)> {
+        self.split_without(range, &[])
+    }
+
+    /// As [`Table::split`], as if `dead` were no neighbours.
+    pub fn split_without(&self, range: Range, dead: &[MemberId]) -> Vec<(MemberId, Range)> {
         if range.contains(self.me.position) {
-            let mut parts = self.split_side(Range { before: self.me.position, ..range });
-            parts.extend(self.split_side(Range { after: self.me.position, ..range }));
+            let mut parts = self.split_side(Range { before: self.me.position, ..range }, dead);
+            parts.extend(self.split_side(Range { after: self.me.position, ..range }, dead));
             parts
         } else {
-            self.split_side(range)
+            self.split_side(range, dead)
         }
     }
 
-    fn split_side(&self, range: Range) -> Vec<(MemberId, Range)> {
-        let mut inside: Vec<Node> = self.members.iter().copied().filter(|n| range.contains(n.position)).collect();
+    fn split_side(&self, range: Range, dead: &[MemberId]) -> Vec<(MemberId, Range)> {
+        let asked = |n: &&Node| range.contains(n.position) && !dead.contains(&n.member);
+        let mut inside: Vec<Node> = self.members.iter().filter(asked).copied().collect();
         inside.sort_unstable_by_key(|n| range.after.clockwise(n.position));
         let mut after = range.after;
         let mut parts = Vec::with_capacity(inside.len());
@@ -133,8 +134,8 @@ impl Table {
         let count = self.members.len();
         let split = self.members.partition_point(|n| n.position < to);
         // The closest is the first on one of the two sides; the second where the first is excepted.
-        let around = [split + count * 2, split + 1 + count * 2, split + count * 2 - 1, split + count * 2 - 2];
-        let candidates = around.into_iter().filter_map(|i| self.members.get(i.checked_rem(count)?));
+        let around = [0, 1, count.saturating_sub(1), (2 * count).saturating_sub(2)];
+        let candidates = around.into_iter().filter_map(|i| self.members.get((split + i).checked_rem(count)?));
         let best = candidates.filter(|n| Some(n.position) != except).min_by_key(|n| to.closeness(n.position))?;
         (anyhow || to.closeness(best.position) < to.closeness(self.me.position)).then_some(best.member)
     }
@@ -146,4 +147,86 @@ fn here(mode: Mode) -> Next {
 
 fn find(nodes: &[Node], at: Position) -> Option<MemberId> {
     nodes.binary_search_by_key(&at, |n| n.position).ok().map(|i| nodes[i].member)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::wire::Kind;
+    use proptest::{collection::vec, prelude::*};
+
+    fn table(me: u8, others: &[u8], leaves: &[u8]) -> Table {
+        let nodes = |ids: &[u8]| ids.iter().map(|n| Node::from(MemberId([*n; 32]))).collect::<Vec<_>>();
+        Table::new(MemberId([me; 32]), true, nodes(others), nodes(leaves))
+    }
+
+    fn at(n: u8) -> Position {
+        Position::of(&MemberId([n; 32]))
+    }
+
+    proptest! {
+        #[test]
+        fn the_next_hop_is_the_closest_of_all_and_closer_than_we_are(others in vec(1u8.., 0..20), target: u64, except in 1u8..) {
+            let table = table(0, &others, &[]);
+            let target = Position(target);
+            let all = || others.iter().copied().chain([0]);
+            let best = all().min_by_key(|n| target.closeness(at(*n))).expect("we are there");
+            let expected = if best == 0 { Next::Here } else { Next::Via(MemberId([best; 32])) };
+            prop_assert_eq!(table.next(target, Mode::Closest), expected);
+            // A lookup is routed as if its asker were not there.
+            let header = Header::new(Kind::ControlClosest, at(except), target);
+            let best = all().filter(|n| *n != except).min_by_key(|n| target.closeness(at(*n))).expect("we are there");
+            let expected = if best == 0 { Next::Here } else { Next::Via(MemberId([best; 32])) };
+            prop_assert_eq!(table.route(&header), expected);
+        }
+
+        #[test]
+        fn the_parts_of_a_split_are_disjoint_and_each_holds_its_member(others in vec(1u8.., 0..20), after: u64, before: u64, places in vec(any::<u64>(), 50)) {
+            let table = table(0, &others, &[]);
+            let range = Range { after: Position(after), before: Position(before) };
+            let parts = table.split(range);
+            let others: std::collections::BTreeSet<u8> = others.into_iter().collect();
+            prop_assert_eq!(parts.len(), others.iter().filter(|n| range.contains(at(**n))).count());
+            for (member, part) in &parts {
+                prop_assert!(part.contains(Position::of(member)) && part.within(&range) && !part.contains(at(0)));
+            }
+            let places = places.into_iter().map(Position).chain(others.iter().map(|n| at(*n)));
+            for place in places.filter(|p| range.contains(*p) && *p != at(0)) {
+                let holders = parts.iter().filter(|(_, part)| part.contains(place)).count();
+                prop_assert!(holders <= 1);
+                // Only where we have no neighbour on a side of us is there nobody on it to ask.
+                prop_assert!(holders == 1 || parts.is_empty() || range.contains(at(0)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_leaf_ends_a_path_and_never_carries_one_on() {
+        let table = table(0, &[], &[1]);
+        assert_eq!(table.next(at(1), Mode::Exact), Next::Via(MemberId([1; 32])));
+        assert_eq!(table.next(at(1).plus(1), Mode::Exact), Next::Nowhere);
+        assert_eq!(table.next(at(1).plus(1), Mode::Closest), Next::Here);
+        let header = Header { leaf: Some(at(1)), ..Header::new(Kind::Datagram, at(9), at(0)) };
+        assert_eq!(table.route(&header), Next::Via(MemberId([1; 32])));
+        assert_eq!(table.route(&Header { leaf: Some(at(2)), ..header }), Next::Nowhere);
+    }
+
+    #[test]
+    fn who_has_not_joined_sends_by_its_neighbours_and_carries_nothing_on() {
+        let other = Node::from(MemberId([1; 32]));
+        let table = Table::new(MemberId([0; 32]), false, [other], []);
+        assert_eq!(table.next(at(0).plus(1), Mode::Exact), Next::Via(other.member));
+        assert_eq!(table.route(&Header::new(Kind::Datagram, at(9), at(1))), Next::Nowhere);
+        assert_eq!(table.route(&Header::new(Kind::ControlClosest, at(9), at(1))), Next::Here);
+        let header = Header { leaf: Some(at(0)), ..Header::new(Kind::Answer, at(9), at(1)) };
+        assert_eq!(table.route(&header), Next::Here, "what our agent hands us is ours");
+    }
+
+    #[test]
+    fn a_packet_without_hops_left_goes_no_further() {
+        let table = table(0, &[1], &[]);
+        let header = Header { hops_left: 0, ..Header::new(Kind::Datagram, at(9), at(1)) };
+        assert_eq!(table.route(&header), Next::Nowhere);
+        assert_eq!(table.route(&Header { to: at(0), ..header }), Next::Here);
+    }
 }
