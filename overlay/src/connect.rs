@@ -5,6 +5,9 @@
 //! with the handshake folded in). Where no direct path answers in time, a member that both can reach passes the sealed
 //! datagrams on; where UDP does not get through at all, they go over a stream of the control plane. What is not direct is
 //! tried again directly, ever less often.
+//!
+//! To a member with no control connection the same exchange goes over the ring (`over_ring`), which is then the first path: the
+//! first packet leaves after one round trip over the ring, while everything else is still being tried.
 
 mod dial;
 mod examine;
@@ -14,21 +17,27 @@ mod mobility;
 mod nat;
 mod netcheck;
 mod punches;
+mod over_ring;
 mod relays;
 mod stream;
 
 pub use message::{Candidate, CandidateKind, NatKind};
 pub use netcheck::{NetCheck, Reachable};
 pub use punches::{Punch, Punches};
+pub use over_ring::Papers;
 
 use crate::{
     fabric::{Fabric, Serve},
     id::MemberId,
+    membership::Certificate,
     plane::{Error, Path, Plane, RelayOffer},
     portmap,
+    ring::{Header, Position},
+    ring_net::{Answers, RingNet},
 };
 use async_trait::async_trait;
 use message::{Answer, MAX_CANDIDATES, MAX_NEIGHBOURS, Request, Whereabouts};
+use over_ring::OverRing;
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -94,11 +103,30 @@ struct State {
     refused: HashMap<MemberId, Instant>,
 }
 
+impl State {
+    /// Something is being tried for this member now: nothing else is for a while.
+    fn hold_off(&mut self, member: MemberId, now: Instant) {
+        self.retries.entry(member).or_insert((now + dial::RETRY.0, dial::RETRY.0));
+    }
+
+    /// Whether a better path to the member is to be tried now: at once, and then ever less often.
+    fn may_improve(&mut self, member: MemberId, now: Instant) -> bool {
+        let (next, pause) = self.retries.entry(member).or_insert((now, dial::RETRY.0 / 2));
+        let due = *next <= now;
+        if due {
+            *pause = (*pause * 2).min(dial::RETRY.1);
+            *next = now + *pause;
+        }
+        due
+    }
+}
+
 pub(crate) struct Shared {
     plane: Plane,
     fabric: Arc<dyn Fabric>,
     options: ConnectOptions,
     state: Mutex<State>,
+    ring: Option<OverRing>,
     learned: tokio::sync::Notify,
     /// Rings when the node is to let go of its port mapping, and when it has.
     closing: tokio::sync::Notify,
@@ -126,15 +154,40 @@ impl Serve for Handler {
     }
 }
 
+struct RingCalls(Weak<Shared>);
+
+impl Answers for RingCalls {
+    fn answer(&self, asked: &Header, body: &[u8]) -> Option<Vec<u8>> {
+        let shared = self.0.upgrade()?;
+        over_ring::answer(&shared, shared.ring.as_ref()?, asked, body)
+    }
+}
+
 impl Connector {
     /// Serves other members' connectors and looks after the plane's wishes. Must be called within a tokio runtime.
     pub fn start(plane: Plane, fabric: Arc<dyn Fabric>, options: ConnectOptions) -> Arc<Self> {
+        Self::begin(plane, fabric, options, None)
+    }
+
+    /// As [`Connector::start`], and meets members over the ring too, showing these papers.
+    pub fn start_with_ring(
+        plane: Plane,
+        fabric: Arc<dyn Fabric>,
+        options: ConnectOptions,
+        ring: Arc<RingNet>,
+        papers: Papers,
+    ) -> Arc<Self> {
+        Self::begin(plane, fabric, options, Some(OverRing::new(ring, papers)))
+    }
+
+    fn begin(plane: Plane, fabric: Arc<dyn Fabric>, options: ConnectOptions, ring: Option<OverRing>) -> Arc<Self> {
         plane.set_relay(options.relay);
         let shared = Arc::new(Shared {
             plane,
             fabric,
             options,
             state: Mutex::default(),
+            ring,
             learned: tokio::sync::Notify::new(),
             closing: tokio::sync::Notify::new(),
             closed: tokio::sync::Notify::new(),
@@ -142,6 +195,9 @@ impl Connector {
             learn_again: tokio::sync::Notify::new(),
         });
         shared.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(&shared))));
+        if let Some(ring) = &shared.ring {
+            ring.net.serve(Arc::new(RingCalls(Arc::downgrade(&shared))));
+        }
         let mut tasks = JoinSet::new();
         tasks.spawn(dial::wishes(shared.clone()));
         tasks.spawn(dial::improve(shared.clone()));
@@ -163,6 +219,34 @@ impl Connector {
     /// [`Error::Fabric`] if the control plane does not reach the member, [`Error::NoPath`] if nothing else does.
     pub async fn ensure(&self, member: MemberId) -> Result<Path, Error> {
         dial::ensure(&self.shared, member, dial::Reach::Any).await
+    }
+
+    /// As [`Connector::ensure`], for a path that does not itself rest on the ring. `via`: where nothing else leads to the member,
+    /// it is called over the ring through this neighbour.
+    ///
+    /// # Errors
+    /// As [`Connector::ensure`].
+    pub async fn ensure_edge(&self, member: MemberId, via: Option<Position>) -> Result<Path, Error> {
+        let peer = self.shared.plane.inner().peer(member);
+        peer.set_edge(true);
+        let made = dial::ensure_by(&self.shared, member, dial::Reach::Edge, via).await;
+        if made.is_err() {
+            peer.set_edge(false);
+        }
+        made
+    }
+
+    /// Whether the member answers over the ring.
+    pub async fn alive_over_ring(&self, member: MemberId) -> bool {
+        match &self.shared.ring {
+            Some(ring) => ring.alive(member).await,
+            None => false,
+        }
+    }
+
+    /// The certificate of a member that was met over the ring.
+    pub fn certificate(&self, member: MemberId) -> Option<Certificate> {
+        self.shared.ring.as_ref()?.certificate(member)
     }
 
     /// Our address as other members see it, where a NAT changes it.

@@ -46,6 +46,8 @@ use wire::{Contact, MAX_CONTACTS, NEAREST_SERVICE};
 const SERVED_AT_ONCE: usize = 512;
 const INCOMING: usize = 256;
 const PEER_CACHE: &str = "peers.json";
+/// The ring has about 2·2 near and log2 n far neighbours and some shortcuts: 64 is beyond any network of ours.
+pub const MAX_RING_NEIGHBOURS: usize = 64;
 
 /// What a control host needs to know.
 pub struct ControlConfig {
@@ -71,6 +73,8 @@ pub struct ControlConfig {
     pub issuer_key: Option<KeyPair>,
     /// Counts the uses of invites.
     pub admission: Arc<dyn Admission>,
+    /// Up to so many members keep a connection each to each; beyond, everyone keeps a few ([`FULL_MESH`]).
+    pub full_mesh: usize,
 }
 
 impl ControlConfig {
@@ -95,6 +99,7 @@ impl ControlConfig {
             bootstrap: Vec::new(),
             issuer_key: None,
             admission,
+            full_mesh: FULL_MESH,
         }
     }
 }
@@ -176,7 +181,7 @@ impl Control {
         let (commands, requests) = mpsc::channel(INCOMING);
         let mut swarm = host::build(key, door.clone(), incoming).map_err(ControlError::Host)?;
         listen(&mut swarm, &config.listen_on, config.listen_port)?;
-        let shared = Arc::new(Shared::new(me, door.clone(), book, commands));
+        let shared = Arc::new(Shared::new(me, door.clone(), book, commands, config.full_mesh));
         door.set_household(shared.clone());
         let parse = |addresses: &[String]| addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok()).collect::<Vec<_>>();
         let known = (parse(&config.bootstrap), parse(&config.public_addresses));
@@ -234,6 +239,14 @@ impl Control {
     /// Replaces the counter of invites' uses, when what it counts with has started later than the host.
     pub fn set_admission(&self, admission: Arc<dyn Admission>) {
         self.shared.door.set_admission(admission);
+    }
+
+    /// Says who this node's neighbours on the ring are, near and far: in a network beyond the full mesh its
+    /// connections follow them. Replaces what was said before; at most [`MAX_RING_NEIGHBOURS`] count.
+    pub fn set_ring_neighbours(&self, mut neighbours: Vec<MemberId>) {
+        neighbours.retain(|m| *m != self.shared.me);
+        neighbours.truncate(MAX_RING_NEIGHBOURS);
+        *self.shared.ring_neighbours.write().unwrap_or_else(PoisonError::into_inner) = neighbours;
     }
 
     /// Ends the host after writing the peer cache.
@@ -309,7 +322,7 @@ impl Fabric for Control {
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
         let mut live = self.connected();
         live.push(self.shared.me);
-        if self.shared.book.read().unwrap_or_else(PoisonError::into_inner).len() >= FULL_MESH {
+        if self.shared.book.read().unwrap_or_else(PoisonError::into_inner).len() >= self.shared.full_mesh {
             live.extend(self.lookup(place, n).await);
         }
         live.sort_by_cached_key(|m| m.ring_addr().distance(&place));

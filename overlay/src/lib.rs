@@ -4,6 +4,7 @@
 pub mod connect;
 #[cfg(feature = "control")]
 pub mod control;
+pub mod coordinates;
 pub mod fabric;
 pub mod id;
 pub mod identity;
@@ -11,6 +12,8 @@ pub mod link;
 pub mod membership;
 pub mod plane;
 pub mod portmap;
+pub mod ring;
+pub mod ring_net;
 pub mod stun;
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};

@@ -19,6 +19,7 @@ mod pmtu;
 mod port;
 mod receive;
 mod relaying;
+mod ring;
 mod roam;
 mod routes;
 mod segments;
@@ -28,7 +29,10 @@ mod tun;
 pub(crate) mod udp;
 mod wake;
 
-pub(crate) use self::core::{Inner, lock};
+pub(crate) use self::{
+    core::{Inner, lock},
+    ring::first_hop,
+};
 pub use port::{GuestPort, Leaving};
 pub use relaying::RelayOffer;
 pub use routes::Route;
@@ -130,6 +134,8 @@ pub enum Path {
     Direct(SocketAddr),
     /// Through this member, sealed end to end.
     Relayed(MemberId),
+    /// Over the ring, from neighbour to neighbour, sealed end to end.
+    Ring,
     /// Over a stream of the control plane: UDP does not get through.
     Stream,
 }
@@ -158,8 +164,10 @@ pub struct PathInfo {
 pub struct Pong {
     /// Round trip through the link.
     pub rtt: Duration,
-    /// The path it took.
+    /// The path by which the answer came.
     pub path: Path,
+    /// Over the ring: links that the answer took.
+    pub hops: Option<u8>,
 }
 
 /// What the plane tells its owner.

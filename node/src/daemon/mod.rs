@@ -29,7 +29,7 @@ use p2pvm_dht::{
 use p2pvm_overlay::{
     Fabric, MemberId,
     connect::{ConnectOptions, Connector},
-    control::{Control, ControlConfig, ControlEvent},
+    control::{Control, ControlConfig, ControlEvent, FULL_MESH},
     identity::Identity,
     membership::{Certificate, NetworkConfig, Trust},
     plane::{Plane, PlaneConfig, PlaneEvent},
@@ -213,6 +213,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         admission: Arc::new(admission::NotYet),
         listen_on: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
         public_addresses: Vec::new(),
+        full_mesh: FULL_MESH,
     })
     .await
     .doing("starting the control plane")?;

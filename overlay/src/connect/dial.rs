@@ -3,12 +3,14 @@
 use super::{
     MAX_DIALS, SERVICE, Shared, examine,
     message::{self, Answer, NatKind, Request, Whereabouts},
-    nat, relays, stream,
+    nat, over_ring, relays, stream,
 };
 use crate::{
     id::MemberId,
     plane::{Error, Path},
+    ring::Position,
 };
+use futures::future::BoxFuture;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -17,12 +19,14 @@ use tokio::sync::Semaphore;
 
 /// A request over the control plane takes no longer, dialling included.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
+/// A control connection that has not answered by then may be dead: the ring is tried as well.
+const HEDGE: Duration = Duration::from_millis(1200);
 /// Direct probes are waited for at least and at most this long before a relay is tried beside them.
 pub(crate) const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1500));
 /// Waited for slow direct probes before a stream is opened.
 const BEFORE_STREAM: Duration = Duration::from_millis(1000);
 /// First and last pause between tries of a better path.
-const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+pub(crate) const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// A better path is sought only for links that carry data.
 const WORTH_IMPROVING: Duration = Duration::from_secs(60);
 
@@ -31,12 +35,18 @@ const WORTH_IMPROVING: Duration = Duration::from_secs(60);
 pub(crate) enum Reach {
     /// Any.
     Any,
+    /// Any that does not itself rest on the ring: the link is to be one of its edges.
+    Edge,
     /// Direct or by stream: the link is to relay for others, or leads to a relay.
     WithoutRelay,
 }
 
 fn serves(path: Option<Path>, reach: Reach) -> Option<Path> {
-    path.filter(|p| reach == Reach::Any || !matches!(p, Path::Relayed(_)))
+    path.filter(|path| match reach {
+        Reach::Any => true,
+        Reach::Edge => *path != Path::Ring,
+        Reach::WithoutRelay => !matches!(path, Path::Ring | Path::Relayed(_)),
+    })
 }
 
 /// Looks after the members to which the plane wants paths.
@@ -48,7 +58,13 @@ pub(crate) async fn wishes(shared: Arc<Shared>) {
         let shared = shared.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            if let Err(error) = ensure(&shared, member, Reach::Any).await {
+            // The ring carries already: what is wanted is something better.
+            let over_ring = current(&shared, member, Reach::Any) == Some(Path::Ring);
+            let reach = if over_ring { Reach::Edge } else { Reach::Any };
+            if over_ring && !shared.state().may_improve(member, Instant::now()) {
+                return;
+            }
+            if let Err(error) = ensure(&shared, member, reach).await {
                 tracing::debug!(?member, %error, "no link");
             }
         });
@@ -57,6 +73,11 @@ pub(crate) async fn wishes(shared: Arc<Shared>) {
 
 /// A path to the member that will do.
 pub(crate) async fn ensure(shared: &Arc<Shared>, member: MemberId, reach: Reach) -> Result<Path, Error> {
+    ensure_by(shared, member, reach, None).await
+}
+
+/// The same, calling the member over the ring through our neighbour `via` where need be.
+pub(crate) async fn ensure_by(shared: &Arc<Shared>, member: MemberId, reach: Reach, via: Option<Position>) -> Result<Path, Error> {
     if let Some(path) = current(shared, member, reach) {
         return Ok(path);
     }
@@ -68,7 +89,7 @@ pub(crate) async fn ensure(shared: &Arc<Shared>, member: MemberId, reach: Reach)
     if let Some(path) = current(shared, member, reach) {
         return Ok(path);
     }
-    let made = Box::pin(dial(shared, member, reach)).await;
+    let made = Box::pin(dial(shared, member, reach, via)).await;
     shared.state().dials.retain(|_, turn| Arc::strong_count(turn) > 2);
     made
 }
@@ -92,8 +113,32 @@ pub(crate) async fn selected(shared: &Shared, member: MemberId, reach: Reach, li
     }
 }
 
-/// Exchanges whereabouts and handshake, starts the direct probes; what the member said, and how long the call took.
-pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId) -> Result<(Whereabouts, Duration), Error> {
+/// Exchanges whereabouts and handshake, starts the direct probes; what the member said, and how long the call took. Over a
+/// control connection if there is one, else over the ring, where the control plane would have to dial first; each makes up for
+/// the other.
+pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId, via: Option<Position>) -> Result<(Whereabouts, Duration), Error> {
+    let Some(ring) = shared.ring.as_ref().filter(|ring| ring.net.stands()) else { return meet_by_control(shared, member).await };
+    if shared.fabric.connected().contains(&member) {
+        match tokio::time::timeout(HEDGE, meet_by_control(shared, member)).await {
+            Ok(Ok(met)) => return Ok(met),
+            Ok(Err(error)) => tracing::debug!(?member, %error, "not over the control connection"),
+            Err(_) => tracing::debug!(?member, "the control connection is slow: over the ring as well"),
+        }
+    }
+    let asked = Instant::now();
+    match over_ring::meet(shared, ring, member, via).await {
+        Ok(whereabouts) => {
+            shared.punch(member, &whereabouts);
+            Ok((whereabouts, asked.elapsed()))
+        }
+        Err(error) => {
+            tracing::debug!(?member, %error, "not over the ring");
+            meet_by_control(shared, member).await
+        }
+    }
+}
+
+async fn meet_by_control(shared: &Arc<Shared>, member: MemberId) -> Result<(Whereabouts, Duration), Error> {
     let key = match shared.fabric.link_key(member) {
         Some(key) => key,
         None => {
@@ -103,7 +148,7 @@ pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId) -> Result<(Wher
         }
     };
     examine::look_at_the_counter(shared).await;
-    let handshake = shared.plane.inner().open_link(member, key)?;
+    let handshake = shared.plane.inner().open_link(member, key, &[])?;
     let asked = Instant::now();
     let answer = ask(shared, member, Request::Link(shared.whereabouts(), handshake), CALL_LIMIT).await?;
     let Answer::Linked(whereabouts, handshake) = answer else {
@@ -112,6 +157,9 @@ pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId) -> Result<(Wher
     let took = asked.elapsed();
     shared.plane.inner().finish_link(member, &handshake)?;
     shared.punch(member, &whereabouts);
+    if shared.plane.inner().ring_stands() {
+        shared.plane.inner().try_paths(member, [Path::Ring]);
+    }
     Ok((whereabouts, took))
 }
 
@@ -120,19 +168,40 @@ pub(crate) async fn ask(shared: &Shared, member: MemberId, request: Request, lim
     message::decode(&answer).ok_or_else(|| Error::Handshake(member, "unreadable answer".into()))
 }
 
-async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach) -> Result<Path, Error> {
+async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach, via: Option<Position>) -> Result<Path, Error> {
     nat::settle(shared, Duration::from_millis(600)).await;
     // What once worked may work again, also while the control plane is away.
     shared.plane.inner().try_remembered(member);
-    let (whereabouts, took) = meet(shared, member).await?;
+    shared.state().hold_off(member, Instant::now());
+    let (whereabouts, took) = meet(shared, member, via).await?;
+    if reach == Reach::Any && current(shared, member, reach) == Some(Path::Ring) {
+        // The first packet goes at once; the rest is found behind it.
+        tokio::spawn(settle_behind(shared.clone(), member, whereabouts, took));
+        return Ok(Path::Ring);
+    }
+    settle_path(shared, member, reach, (&whereabouts, took)).await
+}
+
+/// [`settle_path`] while the ring carries already.
+fn settle_behind(shared: Arc<Shared>, member: MemberId, whereabouts: Whereabouts, took: Duration) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        if let Err(error) = settle_path(&shared, member, Reach::Edge, (&whereabouts, took)).await {
+            tracing::debug!(?member, %error, "it stays on the ring");
+        }
+    })
+}
+
+/// Waits for the direct probes, then tries relays, then a stream. `met`: what the member said, and how long it took.
+async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: (&Whereabouts, Duration)) -> Result<Path, Error> {
+    let (whereabouts, took) = met;
     let ours = shared.state().nat;
     let blocked = [ours, whereabouts.nat].contains(&NatKind::Blocked);
     let patience = if shared.may_reach(&whereabouts) { (took * 3).clamp(PATIENCE.0, PATIENCE.1) } else { Duration::ZERO };
     if let Some(path) = selected(shared, member, reach, patience).await {
         return Ok(path);
     }
-    if reach == Reach::Any && !blocked {
-        if let Some(path) = relays::find(shared, member, &whereabouts).await {
+    if reach != Reach::WithoutRelay && !blocked {
+        if let Some(path) = relays::find(shared, member, whereabouts).await {
             return Ok(path);
         }
     }
@@ -140,6 +209,14 @@ async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach) -> Result<Pa
     let last = if blocked { Duration::ZERO } else { BEFORE_STREAM };
     if let Some(path) = selected(shared, member, reach, last).await {
         return Ok(path);
+    }
+    let peer = shared.plane.inner().peer(member);
+    if blocked {
+        // One hop by stream is better than several of which the first is a stream too.
+        peer.prefer_stream();
+    }
+    if !blocked && !peer.is_edge() && current(shared, member, Reach::Any) == Some(Path::Ring) {
+        return Ok(Path::Ring);
     }
     stream::open(shared, member).await?;
     selected(shared, member, reach, CALL_LIMIT).await.ok_or(Error::NoPath(member))
@@ -161,20 +238,15 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
             }
             let due = {
                 let mut state = shared.state();
-                let (next, pause) = state.retries.entry(member).or_insert((now + RETRY.0, RETRY.0));
-                let due = *next <= now;
-                if due {
-                    *pause = (*pause * 2).min(RETRY.1);
-                    *next = now + *pause;
-                }
-                due
+                state.hold_off(member, now);
+                state.may_improve(member, now)
             };
             if due {
                 let shared = shared.clone();
                 tokio::spawn(async move {
-                    let met = meet(&shared, member).await;
+                    let met = meet(&shared, member, None).await;
                     // A stream is a last resort: a relay that has appeared since is better.
-                    if let (Ok((whereabouts, _)), Path::Stream) = (met, info.path)
+                    if let (Ok((whereabouts, _)), Path::Ring | Path::Stream) = (met, info.path)
                         && shared.state().nat != NatKind::Blocked
                         && whereabouts.nat != NatKind::Blocked
                     {

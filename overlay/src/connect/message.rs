@@ -1,6 +1,8 @@
-//! What two connectors say to each other over the control plane's service "link": a version byte, then postcard.
+//! What two connectors say to each other, over the control plane's service "link" or as a call over the ring: a version byte,
+//! then postcard. Over the ring nothing proves who speaks, and everything fits into one datagram: whereabouts travel sealed in
+//! the handshake itself, with the sender's certificate, and neighbours are left out as far as need be.
 
-use crate::{id::MemberId, stun::TransactionId};
+use crate::{id::MemberId, membership::Certificate, stun::TransactionId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
 
@@ -147,6 +149,50 @@ pub enum Answer {
     Relaying(u32),
 }
 
+/// A request over the ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RingRequest {
+    /// Are you there?
+    Alive,
+    /// Who are you? To be asked before a link to a member whose certificate is not known.
+    Who,
+    /// Let us link: the first message of a handshake, with a sealed [`Introduction`].
+    Link(Vec<u8>),
+}
+
+/// An answer over the ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RingAnswer {
+    /// I am.
+    Alive,
+    /// This is my certificate.
+    Me(Box<Certificate>),
+    /// The second message of the handshake, with my sealed [`Whereabouts`].
+    Linked(Vec<u8>),
+    /// I will not.
+    Refused,
+}
+
+/// What a member says of itself to one that may never have heard of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Introduction {
+    /// Its proof of membership, with the link key of the handshake.
+    pub certificate: Certificate,
+    /// Where it is.
+    pub whereabouts: Whereabouts,
+}
+
+/// Encodes what `message` makes of `whereabouts`, leaving out its last neighbours, then its last addresses, until it has at
+/// most `limit` bytes.
+pub fn encode_within<T: Serialize>(limit: usize, mut whereabouts: Whereabouts, message: impl Fn(Whereabouts) -> T) -> Vec<u8> {
+    loop {
+        let bytes = encode(&message(whereabouts.clone()));
+        if bytes.len() <= limit || (whereabouts.neighbours.pop().is_none() && whereabouts.candidates.pop().is_none()) {
+            return bytes;
+        }
+    }
+}
+
 /// Bytes of a message.
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     postcard::to_extend(message, vec![VERSION]).unwrap_or_default()
@@ -201,12 +247,30 @@ mod tests {
         assert!(!Blocked.may_punch(Open) && !Open.may_punch(Blocked) && Unknown.may_punch(Symmetric));
     }
 
+    #[test]
+    fn whereabouts_are_cut_to_what_a_datagram_holds_neighbours_first() {
+        let candidate = |port| Candidate { kind: CandidateKind::Local, addr: ([192, 0, 2, 1], port).into() };
+        let here = Whereabouts {
+            candidates: (1..=16).map(candidate).collect(),
+            nat: NatKind::Open,
+            neighbours: (0..64).map(|n| (MemberId([n; 32]), Some(u32::from(n)))).collect(),
+            relay: true,
+        };
+        let bytes = encode_within(700, here.clone(), |w| w);
+        let cut: Whereabouts = decode(&bytes).unwrap();
+        assert!(bytes.len() <= 700 && bytes.len() > 640, "{}", bytes.len());
+        assert_eq!(cut.candidates, here.candidates);
+        assert_eq!(cut.neighbours, here.neighbours[..cut.neighbours.len()]);
+        assert!(encode_within(40, here, |w| w).len() <= 40);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_decode_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = VERSION; }
             let _ = (decode::<Request>(&bytes), decode::<Answer>(&bytes));
+            let _ = (decode::<RingRequest>(&bytes), decode::<RingAnswer>(&bytes), decode::<Introduction>(&bytes));
         }
     }
 }

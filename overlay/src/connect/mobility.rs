@@ -63,7 +63,7 @@ async fn bring_back(shared: Arc<Shared>, since: Instant) {
         tasks.spawn(async move {
             while !lives(&shared, member, since) && since.elapsed() < LIMIT && !overtaken(&shared, since) {
                 let Ok(turn) = room.acquire().await else { return };
-                let met = tokio::time::timeout(MEET_LIMIT, dial::meet(&shared, member)).await;
+                let met = tokio::time::timeout(MEET_LIMIT, dial::meet(&shared, member, None)).await;
                 drop(turn);
                 if matches!(met, Ok(Ok(_))) {
                     // Direct ways are being tried; where none answers, relays and streams are.

@@ -91,7 +91,7 @@ pub(super) async fn find(shared: &Arc<Shared>, member: MemberId, theirs: &Wherea
                 return Some(path);
             }
         }
-        if let Some(path) = current(shared, member, Reach::Any) {
+        if let Some(path) = current(shared, member, Reach::Edge) {
             return Some(path);
         }
     }
@@ -113,7 +113,7 @@ pub(super) fn via(shared: Arc<Shared>, member: MemberId, relay: MemberId) -> Box
             return Err(error);
         }
         shared.plane.inner().try_paths(member, [Path::Relayed(relay)]);
-        selected(&shared, member, Reach::Any, PATIENCE.1).await.ok_or(Error::NoPath(member))
+        selected(&shared, member, Reach::Edge, PATIENCE.1).await.ok_or(Error::NoPath(member))
     };
     tried.boxed()
 }

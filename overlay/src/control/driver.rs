@@ -1,8 +1,8 @@
 //! The task that owns the swarm: it keeps the connections that the network needs, dials for those who
 //! wait, spreads contacts and revocations, and reserves circuits where this node cannot be dialled.
 //!
-//! In a network of at most [`FULL_MESH`] members everyone stays connected to everyone; in a larger one
-//! to its neighbours on the ring, to some far members, and to whom it talks to.
+//! In a network of at most `ControlConfig::full_mesh` members everyone stays connected to everyone; in a larger one
+//! to its neighbours on the ring, near and far, and to whom it talks to.
 
 mod gossip;
 mod reach;
@@ -45,7 +45,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-/// Up to here every member keeps a connection to every other.
+/// Up to here every member keeps a connection to every other, unless configured otherwise.
 pub const FULL_MESH: usize = 24;
 /// Beyond, so many ring neighbours and so many far members.
 const NEAR: usize = 8;
@@ -477,14 +477,19 @@ impl Driver {
     fn wanted(&self) -> Vec<MemberId> {
         let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
         let mut members: Vec<MemberId> = book.iter().map(Contact::member).filter(|m| *m != self.shared.me).collect();
-        if members.len() < FULL_MESH {
+        if members.len() < self.shared.full_mesh {
             return members;
         }
         let place = self.shared.me.ring_addr();
         members.sort_by_cached_key(|m| m.ring_addr().distance(&place));
-        let far = members.split_off(NEAR);
-        // Every 1/FAR-th of the rest by distance: about one in each doubling of the ring.
-        members.extend(far.iter().step_by((far.len() / FAR).max(1)).take(FAR));
+        let far = members.split_off(NEAR.min(members.len()));
+        let ring = self.shared.ring_neighbours.read().unwrap_or_else(PoisonError::into_inner);
+        if ring.is_empty() {
+            // Every 1/FAR-th of the rest by distance: about one in each doubling of the ring.
+            members.extend(far.iter().step_by((far.len() / FAR).max(1)).take(FAR));
+        } else {
+            members.extend(ring.iter().copied());
+        }
         members
     }
 

@@ -79,12 +79,16 @@ pub struct Shared {
     pub listening: RwLock<Vec<String>>,
     pub events: broadcast::Sender<ControlEvent>,
     pub commands: mpsc::Sender<Command>,
+    /// Up to so many members everyone stays connected to everyone.
+    pub full_mesh: usize,
+    /// Whom the ring wants connected, in a larger network.
+    pub ring_neighbours: RwLock<Vec<MemberId>>,
     handlers: RwLock<HashMap<&'static str, Arc<dyn Serve>>>,
     acceptors: Mutex<HashMap<&'static str, mpsc::Sender<(MemberId, BoxStream)>>>,
 }
 
 impl Shared {
-    pub fn new(me: MemberId, door: Arc<Door>, book: Book, commands: mpsc::Sender<Command>) -> Self {
+    pub fn new(me: MemberId, door: Arc<Door>, book: Book, commands: mpsc::Sender<Command>, full_mesh: usize) -> Self {
         Self {
             me,
             door,
@@ -94,6 +98,8 @@ impl Shared {
             listening: RwLock::default(),
             events: broadcast::channel(256).0,
             commands,
+            full_mesh,
+            ring_neighbours: RwLock::default(),
             handlers: RwLock::default(),
             acceptors: Mutex::default(),
         }

@@ -1,5 +1,6 @@
-//! What a sealed data datagram carries: one frame with a 12-byte header (kind, flags, two zero bytes, one 8-byte word) and
-//! the kind's payload. The word is the two epochs of an IP packet, a ping's token, or whom a forwarded datagram is for.
+//! What a sealed data datagram carries: one frame with a 12-byte header (kind, flags, two more bytes, one 8-byte word) and the
+//! kind's payload. The word is the two epochs of an IP packet, a ping's token, whom a forwarded datagram is for, or
+//! the place on the ring to which a routed packet goes. Only the last uses the two bytes, for the hops left and its version.
 
 use crate::id::{Epoch, MemberId};
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,6 +14,7 @@ const PONG: u8 = 3;
 const KEEPALIVE: u8 = 4;
 const FORWARD: u8 = 5;
 const MOVED: u8 = 6;
+const RING: u8 = 7;
 const PIECE: u8 = 16;
 /// Flag of an IP frame: passed on by the host that held the destination before.
 const PASSED_ON: u8 = 1;
@@ -58,6 +60,17 @@ pub enum Frame {
     ForwardTo(ShortId),
     /// A datagram of another pair's link follows: this member sent it.
     ForwardFrom(ShortId),
+    /// A packet that goes from neighbour to neighbour over the ring follows; its own header is [`crate::ring::wire`]'s matter.
+    Ring {
+        /// Its kind and which optional fields it has.
+        flags: u8,
+        /// How often it may still be handed on.
+        hops: u8,
+        /// The version of the packet.
+        version: u8,
+        /// Where on the ring it goes.
+        to: u64,
+    },
     /// A part of a frame that did not fit follows.
     Piece {
         /// Which frame, among those under way.
@@ -90,6 +103,7 @@ impl Frame {
             (KEEPALIVE, _) => Some(Self::Keepalive),
             (FORWARD, flags) if flags & FROM != 0 => Some(Self::ForwardFrom(word)),
             (FORWARD, _) => Some(Self::ForwardTo(word)),
+            (RING, flags) => Some(Self::Ring { flags, hops: bytes[2], version: bytes[3], to: u64::from_be_bytes(word) }),
             (PIECE, _) => Some(Self::Piece { id: high as u32, index: word[4], count: word[5] }),
             (MOVED, _) => {
                 let rest: &[u8; 48] = bytes.get(FRAME_HEADER_LEN..FRAME_HEADER_LEN + 48)?.try_into().ok()?;
@@ -103,6 +117,7 @@ impl Frame {
 
     /// Writes the header into the first [`FRAME_HEADER_LEN`] bytes of `out`.
     pub fn write_header(&self, out: &mut [u8]) {
+        let mut routing = [0, 0];
         let (kind, flags, word) = match *self {
             Self::Ip { from_epoch, to_epoch, passed_on } => {
                 (IP, if passed_on { PASSED_ON } else { 0 }, (u64::from(from_epoch) << 32 | u64::from(to_epoch)).to_be_bytes())
@@ -112,13 +127,17 @@ impl Frame {
             Self::Keepalive => (KEEPALIVE, 0, [0; 8]),
             Self::ForwardTo(member) => (FORWARD, 0, member),
             Self::ForwardFrom(member) => (FORWARD, FROM, member),
+            Self::Ring { flags, hops, version, to } => {
+                routing = [hops, version];
+                (RING, flags, to.to_be_bytes())
+            }
             Self::Piece { id, index, count } => {
                 let [a, b, c, d] = id.to_be_bytes();
                 (PIECE, 0, [a, b, c, d, index, count, 0, 0])
             }
             Self::Moved { epoch, .. } => (MOVED, 0, epoch.0.to_be_bytes()),
         };
-        out[..4].copy_from_slice(&[kind, flags, 0, 0]);
+        out[..4].copy_from_slice(&[kind, flags, routing[0], routing[1]]);
         out[4..FRAME_HEADER_LEN].copy_from_slice(&word);
     }
 
@@ -156,6 +175,7 @@ mod tests {
             Just(Frame::Keepalive),
             any::<[u8; 8]>().prop_map(Frame::ForwardTo),
             any::<[u8; 8]>().prop_map(Frame::ForwardFrom),
+            any::<(u8, u8, u8, u64)>().prop_map(|(flags, hops, version, to)| Frame::Ring { flags, hops, version, to }),
             any::<(u32, u8, u8)>().prop_map(|(id, index, count)| Frame::Piece { id, index, count }),
             any::<([u8; 4], [u8; 32], u64)>().prop_map(|(a, m, e)| Frame::Moved { addr: a.into(), member: MemberId(m), epoch: Epoch(e) }),
             any::<([u8; 32], u64)>().prop_map(|(m, e)| Frame::Moved {

@@ -1,11 +1,12 @@
 //! Noise IK (Perrin, rev. 34, §7.5) by `snow`: the initiator knows the responder's key beforehand, both are authenticated
 //! after one round trip, and the initiator's key is hidden from the wire. The payloads agree on the cipher and carry the
-//! timestamp that stops a replayed initiation from disturbing a live link (WireGuard paper §5.1).
+//! timestamp that stops a replayed initiation from disturbing a live link (WireGuard paper §5.1). Behind them either side may
+//! put something of its own, sealed with them: what two members tell each other that have only the ring between them.
 
 use super::{
     Refused,
     session::{Cipher, Parts, Session},
-    wire::{INITIATION_PAYLOAD_LEN, NOISE_1_LEN, NOISE_2_LEN, RESPONSE_PAYLOAD_LEN},
+    wire::{INITIATION_PAYLOAD_LEN, MAX_EXTRA_LEN, NOISE_1_LEN, NOISE_2_LEN, RESPONSE_PAYLOAD_LEN},
 };
 use crate::identity::LinkKey;
 use snow::{Builder, HandshakeState, params::NoiseParams};
@@ -52,31 +53,36 @@ pub(crate) struct Pending {
     pub index: u32,
 }
 
-/// Makes Noise message 1 for `peer`.
-pub(crate) fn open(keys: &Keys, peer: &LinkKey, index: u32) -> Result<(Pending, Vec<u8>), Refused> {
+/// Makes Noise message 1 for `peer`, with `extra` sealed in it.
+pub(crate) fn open(keys: &Keys, peer: &LinkKey, index: u32, extra: &[u8]) -> Result<(Pending, Vec<u8>), Refused> {
+    if extra.len() > MAX_EXTRA_LEN {
+        return Err(Refused::Malformed);
+    }
     let builder = keys.builder()?.remote_public_key(&peer.0).map_err(|_| Refused::Malformed)?;
     let mut noise = builder.build_initiator().map_err(|_| Refused::Malformed)?;
-    let mut payload = [0; INITIATION_PAYLOAD_LEN];
+    let mut payload = vec![0; INITIATION_PAYLOAD_LEN];
     payload[0] = VERSION;
     payload[1] = if Cipher::preferred() == Cipher::Aes256Gcm { WITH_AES } else { 0 };
     payload[2..].copy_from_slice(&timestamp().to_be_bytes()[4..]);
-    let mut message = vec![0; NOISE_1_LEN];
+    payload.extend_from_slice(extra);
+    let mut message = vec![0; NOISE_1_LEN + extra.len()];
     let len = noise.write_message(&payload, &mut message).map_err(|_| Refused::Malformed)?;
     message.truncate(len);
     Ok((Pending { noise, index }, message))
 }
 
 impl Pending {
-    /// Reads Noise message 2.
-    pub(crate) fn finish(mut self, now: Instant, sender: u32, message: &[u8]) -> Result<Session, Refused> {
-        let mut payload = [0; NOISE_2_LEN];
+    /// Reads Noise message 2: the session, and what came sealed with it.
+    pub(crate) fn finish(mut self, now: Instant, sender: u32, message: &[u8]) -> Result<(Session, Vec<u8>), Refused> {
+        let mut payload = vec![0; message.len()];
         let len = self.noise.read_message(message, &mut payload).map_err(|_| Refused::Forged)?;
         let cipher = match payload[..len].first() {
             Some(&WITH_AES) if Cipher::preferred() == Cipher::Aes256Gcm => Cipher::Aes256Gcm,
             Some(0) => Cipher::ChaCha20Poly1305,
             _ => return Err(Refused::Malformed),
         };
-        Ok(session(self.noise, Ends { local: self.index, remote: sender, cipher, initiator: true }, now))
+        let extra = payload[..len].get(RESPONSE_PAYLOAD_LEN..).unwrap_or_default().to_vec();
+        Ok((session(self.noise, Ends { local: self.index, remote: sender, cipher, initiator: true }, now), extra))
     }
 }
 
@@ -103,6 +109,8 @@ pub struct Opened {
     pub peer: LinkKey,
     /// The initiator's clock in nanoseconds.
     pub timestamp: u128,
+    /// What the initiator said besides.
+    pub extra: Vec<u8>,
 }
 
 impl Opened {
@@ -112,9 +120,9 @@ impl Opened {
     /// [`Refused::Forged`] if it was not made for these keys.
     pub fn read(keys: &Keys, sender: u32, message: &[u8]) -> Result<Self, Refused> {
         let mut noise = keys.builder()?.build_responder().map_err(|_| Refused::Malformed)?;
-        let mut payload = [0; NOISE_1_LEN];
+        let mut payload = vec![0; message.len()];
         let len = noise.read_message(message, &mut payload).map_err(|_| Refused::Forged)?;
-        let payload: &[u8; INITIATION_PAYLOAD_LEN] = payload[..len].try_into().map_err(|_| Refused::Malformed)?;
+        let (payload, extra) = payload[..len].split_first_chunk::<INITIATION_PAYLOAD_LEN>().ok_or(Refused::Malformed)?;
         if payload[0] != VERSION {
             return Err(Refused::Malformed);
         }
@@ -122,13 +130,17 @@ impl Opened {
         let cipher = if both_aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
         let peer = noise.get_remote_static().and_then(|k| <[u8; 32]>::try_from(k).ok()).ok_or(Refused::Malformed)?;
         let timestamp = payload[2..].iter().fold(0, |n, b| n << 8 | u128::from(*b));
-        Ok(Self { noise, sender, cipher, peer: LinkKey(peer), timestamp })
+        Ok(Self { noise, sender, cipher, peer: LinkKey(peer), timestamp, extra: extra.to_vec() })
     }
 
-    /// Makes Noise message 2 and the session; the initiator's index comes with them.
-    pub(crate) fn answer(mut self, now: Instant, index: u32) -> Result<(Session, Vec<u8>, u32), Refused> {
-        let mut message = vec![0; NOISE_2_LEN];
-        let payload = [if self.cipher == Cipher::Aes256Gcm { WITH_AES } else { 0 }; RESPONSE_PAYLOAD_LEN];
+    /// Makes Noise message 2, with `extra` sealed in it, and the session; the initiator's index comes with them.
+    pub(crate) fn answer(mut self, now: Instant, index: u32, extra: &[u8]) -> Result<(Session, Vec<u8>, u32), Refused> {
+        if extra.len() > MAX_EXTRA_LEN {
+            return Err(Refused::Malformed);
+        }
+        let mut message = vec![0; NOISE_2_LEN + extra.len()];
+        let mut payload = vec![if self.cipher == Cipher::Aes256Gcm { WITH_AES } else { 0 }; RESPONSE_PAYLOAD_LEN];
+        payload.extend_from_slice(extra);
         let len = self.noise.write_message(&payload, &mut message).map_err(|_| Refused::Malformed)?;
         message.truncate(len);
         let ends = Ends { local: index, remote: self.sender, cipher: self.cipher, initiator: false };

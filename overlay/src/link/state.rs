@@ -64,6 +64,8 @@ pub struct Link {
     attempt: Option<Instant>,
     cookie: Option<(Instant, Cookie)>,
     newest_timestamp: u128,
+    /// When that initiation was answered.
+    newest_at: Option<Instant>,
     /// Newest last.
     sessions: Vec<Arc<Session>>,
     sending: Option<u32>,
@@ -80,6 +82,7 @@ impl Link {
             attempt: None,
             cookie: None,
             newest_timestamp: 0,
+            newest_at: None,
             sessions: Vec::new(),
             sending: None,
             outputs: VecDeque::new(),
@@ -97,22 +100,22 @@ impl Link {
     /// # Errors
     /// [`Refused::Malformed`] if the far end's key is no curve point.
     pub fn open(&mut self, now: Instant, index: u32) -> Result<Vec<u8>, Refused> {
-        let message = self.begin(now, index, false)?;
+        let message = self.begin(now, index, false, &[])?;
         self.attempt.get_or_insert(now);
         Ok(message)
     }
 
-    /// As [`Link::open`], for a message that somebody else carries, such as the control plane: it is not sent again by
-    /// itself, and that it stays unanswered says nothing about the path in use.
+    /// As [`Link::open`], for a message that somebody else carries, such as the control plane or the ring: it is not sent
+    /// again by itself, and that it stays unanswered says nothing about the path in use. `extra` travels sealed in it.
     ///
     /// # Errors
-    /// As [`Link::open`].
-    pub fn open_carried(&mut self, now: Instant, index: u32) -> Result<Vec<u8>, Refused> {
-        self.begin(now, index, true)
+    /// As [`Link::open`], and for more than [`wire::MAX_EXTRA_LEN`] bytes.
+    pub fn open_carried(&mut self, now: Instant, index: u32, extra: &[u8]) -> Result<Vec<u8>, Refused> {
+        self.begin(now, index, true, extra)
     }
 
-    fn begin(&mut self, now: Instant, index: u32, carried: bool) -> Result<Vec<u8>, Refused> {
-        let (pending, noise) = handshake::open(&self.keys, &self.peer, index)?;
+    fn begin(&mut self, now: Instant, index: u32, carried: bool, extra: &[u8]) -> Result<Vec<u8>, Refused> {
+        let (pending, noise) = handshake::open(&self.keys, &self.peer, index, extra)?;
         let mut message = wire::initiation(index, &noise);
         self.cookie = self.cookie.filter(|(since, _)| now.saturating_duration_since(*since) < cookie::COOKIE_LIFE);
         cookie::stamp(&mut message, &self.peer.0, self.cookie.as_ref().map(|(_, c)| c));
@@ -127,21 +130,22 @@ impl Link {
     }
 
     /// Takes the response to [`Link::open`]'s message; the new session seals from now on, and the driver sends something
-    /// at once so that the far end may use it too.
+    /// at once so that the far end may use it too. Returns what came sealed in the message besides.
     ///
     /// # Errors
     /// Why the message was refused; the handshake stays open.
-    pub fn answered(&mut self, now: Instant, message: &[u8]) -> Result<(), Refused> {
+    pub fn answered(&mut self, now: Instant, message: &[u8]) -> Result<Vec<u8>, Refused> {
         let wire::Datagram::Response { sender, receiver, noise } = wire::parse(message)? else { return Err(Refused::Malformed) };
         if !cookie::mac1_verifies(message, &self.keys.public().0) {
             return Err(Refused::Forged);
         }
         let opening = self.opening.take_if(|o| o.pending.index == receiver).ok_or(Refused::Unasked)?;
-        let session = Arc::new(opening.pending.finish(now, sender, noise)?);
+        let (session, extra) = opening.pending.finish(now, sender, noise)?;
+        let session = Arc::new(session);
         self.attempt = None;
         self.install(session.clone());
         self.send_with(session);
-        Ok(())
+        Ok(extra)
     }
 
     /// Takes a cookie reply: the next initiation proves our address with it.
@@ -157,20 +161,23 @@ impl Link {
         Ok(())
     }
 
-    /// Answers an initiation that [`Opened::read`] read, under `index`. `fresh`: it came over an authenticated, replay-free
-    /// channel, so that the timestamp need not be newer and the session may seal before the far end has used it.
+    /// Answers an initiation that [`Opened::read`] read, under `index`, with `extra` sealed in the answer. `fresh`: it came
+    /// over an authenticated, replay-free channel, so that the session may seal before the far end has used it, and the
+    /// timestamp need not be newer (the far end's clock may have been set back), unless a newer one has just come another
+    /// way: then the far end has forgotten this one.
     ///
     /// # Errors
     /// [`Refused::Replayed`] for a timestamp not newer than the newest seen, [`Refused::Forged`] for another member's key.
-    pub fn accept(&mut self, now: Instant, opened: Opened, index: u32, fresh: bool) -> Result<Vec<u8>, Refused> {
+    pub fn accept(&mut self, now: Instant, opened: Opened, index: u32, fresh: bool, extra: &[u8]) -> Result<Vec<u8>, Refused> {
         if opened.peer != self.peer {
             return Err(Refused::Forged);
         }
-        if !fresh && opened.timestamp <= self.newest_timestamp {
+        let lately = self.newest_at.is_some_and(|at| now.saturating_duration_since(at) < CARRIED_LIMIT);
+        if opened.timestamp <= self.newest_timestamp && (!fresh || lately) {
             return Err(Refused::Replayed);
         }
-        self.newest_timestamp = opened.timestamp;
-        let (session, noise, receiver) = opened.answer(now, index)?;
+        (self.newest_timestamp, self.newest_at) = (opened.timestamp, Some(now));
+        let (session, noise, receiver) = opened.answer(now, index, extra)?;
         let mut message = wire::response(index, receiver, &noise);
         cookie::stamp(&mut message, &self.peer.0, None);
         let session = Arc::new(session);
@@ -180,6 +187,16 @@ impl Link {
             self.send_with(session);
         }
         Ok(message)
+    }
+
+    /// Seals with the session under `index` from now on if there is none to seal with: an initiation that was not proved fresh
+    /// may cost a live session nothing, but where there is none there is nothing to lose.
+    pub fn seal_if_none(&mut self, index: u32) {
+        if self.sending().is_none()
+            && let Some(session) = self.sessions.iter().find(|s| s.local_index() == index).cloned()
+        {
+            self.send_with(session);
+        }
     }
 
     /// The far end has used the session under `index` for the first time: it may seal.

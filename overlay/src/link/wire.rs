@@ -19,6 +19,9 @@ pub const TAG_LEN: usize = 16;
 pub const MAC_LEN: usize = 16;
 /// Bytes of salt in a cookie reply.
 pub const SALT_LEN: usize = 32;
+/// The most bytes that a handshake message may carry sealed beside its own payload: what members tell each other when the
+/// message goes over the ring, where nothing else proves who said it. Leaves a message well below one datagram.
+pub const MAX_EXTRA_LEN: usize = 1100;
 /// Noise IK message 1: ephemeral, sealed static, sealed payload.
 pub const NOISE_1_LEN: usize = 32 + 48 + INITIATION_PAYLOAD_LEN + TAG_LEN;
 /// Noise IK message 2: ephemeral and sealed payload.
@@ -27,9 +30,9 @@ pub const NOISE_2_LEN: usize = 32 + RESPONSE_PAYLOAD_LEN + TAG_LEN;
 pub const INITIATION_PAYLOAD_LEN: usize = 1 + 1 + 12;
 /// The chosen cipher.
 pub const RESPONSE_PAYLOAD_LEN: usize = 1;
-/// Length of an initiation.
+/// Length of an initiation that carries nothing extra.
 pub const INITIATION_LEN: usize = 8 + NOISE_1_LEN + 2 * MAC_LEN;
-/// Length of a response.
+/// Length of a response that carries nothing extra.
 pub const RESPONSE_LEN: usize = 12 + NOISE_2_LEN + 2 * MAC_LEN;
 /// Length of a cookie reply.
 pub const COOKIE_LEN: usize = 8 + SALT_LEN + MAC_LEN + TAG_LEN;
@@ -91,9 +94,11 @@ pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Refused> {
         (Some(&DATA), n) if n >= HEADER_LEN + TAG_LEN => {
             Ok(Datagram::Data { receiver: number(bytes, 4), counter: u64::from(number(bytes, 8)) << 32 | u64::from(number(bytes, 12)) })
         }
-        (Some(&INITIATION), INITIATION_LEN) => Ok(Datagram::Initiation { sender: number(bytes, 4), noise: &bytes[8..8 + NOISE_1_LEN] }),
-        (Some(&RESPONSE), RESPONSE_LEN) => {
-            Ok(Datagram::Response { sender: number(bytes, 4), receiver: number(bytes, 8), noise: &bytes[12..12 + NOISE_2_LEN] })
+        (Some(&INITIATION), n) if (INITIATION_LEN..=INITIATION_LEN + MAX_EXTRA_LEN).contains(&n) => {
+            Ok(Datagram::Initiation { sender: number(bytes, 4), noise: &bytes[8..n - 2 * MAC_LEN] })
+        }
+        (Some(&RESPONSE), n) if (RESPONSE_LEN..=RESPONSE_LEN + MAX_EXTRA_LEN).contains(&n) => {
+            Ok(Datagram::Response { sender: number(bytes, 4), receiver: number(bytes, 8), noise: &bytes[12..n - 2 * MAC_LEN] })
         }
         (Some(&COOKIE), COOKIE_LEN) => {
             Ok(Datagram::Cookie { receiver: number(bytes, 4), salt: &bytes[8..8 + SALT_LEN], sealed: &bytes[8 + SALT_LEN..] })

@@ -87,7 +87,7 @@ fn tick(inner: &Inner, now: Instant) -> Duration {
             if idle >= IDLE_LINK {
                 paths.remove_all(now);
             }
-            paths.tick(now, peer.activity());
+            paths.tick(now, inner.activity(peer));
             paths.probing()
         };
         inner.run_paths(peer, now);

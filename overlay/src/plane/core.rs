@@ -6,8 +6,9 @@ use super::{
     deliver::Ctx,
     peer::{Peer, Peers},
     port::{Port, Ports},
-    receive,
+    receive::{self, By},
     relaying::Relaying,
+    ring::RingPort,
     roam, routes,
     routes::{Routes, Waitlist},
     traffic::Traffic,
@@ -72,13 +73,14 @@ pub(crate) struct Inner {
     pub events: mpsc::Sender<PlaneEvent>,
     pub wanted: mpsc::Sender<MemberId>,
     wanted_by: Mutex<Option<mpsc::Receiver<MemberId>>>,
-    pub pings: Mutex<HashMap<u64, oneshot::Sender<Instant>>>,
+    pub pings: Mutex<HashMap<u64, oneshot::Sender<(Instant, By)>>>,
     stuns: Mutex<HashMap<stun::TransactionId, oneshot::Sender<SocketAddr>>>,
     /// For datagrams that come by stream.
     pub side: Mutex<Ctx>,
     /// Told whenever a path was selected or lost.
     pub path_changed: Notify,
     pub local_addresses: ArcSwap<Vec<IpAddr>>,
+    pub ring: RingPort,
     /// When and why this host last had to find its links again.
     pub last_roamed: Mutex<Option<(Instant, &'static str)>>,
     pub has_roamed: Notify,
@@ -125,6 +127,7 @@ impl Inner {
             side: Mutex::default(),
             path_changed: Notify::new(),
             local_addresses: ArcSwap::default(),
+            ring: RingPort::default(),
             last_roamed: Mutex::default(),
             has_roamed: Notify::new(),
             relaying: Relaying::new(now),
@@ -342,8 +345,8 @@ impl Inner {
         }
         let got = tokio::time::timeout_at(deadline, answered).await;
         lock(&self.pings).remove(&token);
-        match (got, peer.path()) {
-            (Ok(Ok(at)), Some(path)) => Ok(Pong { rtt: at.saturating_duration_since(sent), path }),
+        match got {
+            Ok(Ok((at, by))) => Ok(Pong { rtt: at.saturating_duration_since(sent), path: by.path(), hops: by.hops() }),
             _ => Err(Error::TimedOut(member, timeout)),
         }
     }

@@ -3,7 +3,7 @@
 use super::{
     Error, Inner, Path, PlaneEvent,
     core::{Sessions, lock},
-    paths::Step,
+    paths::{Activity, Step},
     peer::{Peer, Via},
     udp::Batch,
 };
@@ -11,6 +11,7 @@ use crate::{
     id::MemberId,
     identity::LinkKey,
     link::{Link, Opened, Output, Refused, frame::Frame, session::OVERHEAD, wire},
+    ring::Position,
 };
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -76,7 +77,8 @@ impl Inner {
                     self.send_waiting(&mut out, peer, now);
                     self.tell(PlaneEvent::PathChanged { member: peer.member, path });
                     self.path_changed.notify_waiters();
-                    if path.is_none() && peer.idle(now) < super::paths::KEEPALIVE {
+                    // Over the ring it goes on, while something better is looked for.
+                    if path.is_none_or(|p| p == Path::Ring) && peer.idle(now) < super::paths::KEEPALIVE {
                         self.want(peer, now);
                     }
                 }
@@ -145,10 +147,15 @@ impl Inner {
         peer
     }
 
-    /// Opens a handshake whose message the connector carries.
-    pub fn open_link(&self, member: MemberId, key: LinkKey) -> Result<Vec<u8>, Error> {
+    /// What the member's paths go by.
+    pub fn activity(&self, peer: &Peer) -> Activity {
+        Activity { ring: self.ring_stands(), ..peer.activity() }
+    }
+
+    /// Opens a handshake whose message the connector carries, with `extra` sealed in it.
+    pub fn open_link(&self, member: MemberId, key: LinkKey, extra: &[u8]) -> Result<Vec<u8>, Error> {
         let (peer, now, index) = (self.linked(member, key), Instant::now(), self.new_index());
-        let opened = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.open_carried(now, index));
+        let opened = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.open_carried(now, index, extra));
         opened.map_err(|e| Error::Handshake(member, e.to_string()))
     }
 
@@ -158,13 +165,57 @@ impl Inner {
         let Ok(wire::Datagram::Initiation { sender, noise }) = wire::parse(message) else { return Err(failed(Refused::Malformed)) };
         let opened = Opened::read(&self.keys, sender, noise).map_err(failed)?;
         let (peer, now, index) = (self.linked(member, key), Instant::now(), self.new_index());
-        let answer = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.accept(now, opened, index, true)).map_err(failed)?;
+        let answer =
+            peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.accept(now, opened, index, true, &[])).map_err(failed)?;
         self.run_link(&peer, now);
         Ok(answer)
     }
 
-    /// Takes the answer to [`Inner::open_link`].
-    pub fn finish_link(&self, member: MemberId, answer: &[u8]) -> Result<(), Error> {
+    /// Reads a handshake that came over the ring, where nothing but the message itself says whose it is.
+    pub fn read_link(&self, message: &[u8]) -> Result<Opened, Refused> {
+        let Ok(wire::Datagram::Initiation { sender, noise }) = wire::parse(message) else { return Err(Refused::Malformed) };
+        // Each costs two multiplications on the curve, and anybody can send some.
+        if lock(&self.doorman).overloaded(Instant::now()) {
+            return Err(Refused::Unasked);
+        }
+        Opened::read(&self.keys, sender, noise)
+    }
+
+    /// Answers such a handshake, whose sender has been proved to be `member`, with `extra` sealed in the answer; the ring is a
+    /// path to it from now on.
+    pub fn accept_over_ring(&self, member: MemberId, opened: Opened, agent: Option<Position>, extra: &[u8]) -> Result<Vec<u8>, Error> {
+        let (peer, now, index) = (self.linked(member, opened.peer), Instant::now(), self.new_index());
+        let answer = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| {
+            let answer = link.accept(now, opened, index, false, extra)?;
+            link.seal_if_none(index);
+            Ok(answer)
+        });
+        let answer = answer.map_err(|e| Error::Handshake(member, e.to_string()))?;
+        self.run_link(&peer, now);
+        peer.set_agent(agent);
+        self.assume_ring(&peer, now);
+        Ok(answer)
+    }
+
+    /// As [`Inner::finish_link`], for an answer that came over the ring (through our neighbour `via`, if not as usual), which is
+    /// a path to the member from now on.
+    pub fn finish_over_ring(&self, member: MemberId, via: Option<Position>, answer: &[u8]) -> Result<Vec<u8>, Error> {
+        let extra = self.finish_link(member, answer)?;
+        let peer = self.peer(member);
+        peer.set_agent(None);
+        peer.set_ring_via(via);
+        self.assume_ring(&peer, Instant::now());
+        Ok(extra)
+    }
+
+    fn assume_ring(&self, peer: &Arc<Peer>, now: Instant) {
+        peer.paths().assume(Path::Ring, now);
+        self.run_paths(peer, now);
+        self.kick.kick();
+    }
+
+    /// Takes the answer to [`Inner::open_link`]; what was sealed in it besides.
+    pub fn finish_link(&self, member: MemberId, answer: &[u8]) -> Result<Vec<u8>, Error> {
         let (peer, now) = (self.peer(member), Instant::now());
         let finished = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.answered(now, answer));
         self.run_link(&peer, now);
@@ -177,7 +228,7 @@ impl Inner {
         {
             let mut known = peer.paths();
             paths.into_iter().for_each(|path| known.add(path, now));
-            known.tick(now, peer.activity());
+            known.tick(now, self.activity(&peer));
         }
         self.run_paths(&peer, now);
         self.kick.kick();

@@ -62,6 +62,8 @@ pub struct Paths {
     selected: Option<Path>,
     since: Option<Instant>,
     suspect_probes: u32,
+    ring: bool,
+    ring_last: bool,
     remembered: VecDeque<Path>,
     /// The peer has moved and was heard by this way.
     follow: Option<(Path, Instant)>,
@@ -81,13 +83,20 @@ pub struct Activity {
     pub sent: Option<Instant>,
     /// This side keeps the mapping alive.
     pub keep_alive: bool,
+    /// There is a ring: where a path fails and no other is known, the ring carries on at once.
+    pub ring: bool,
+    /// Even a stream is better than the ring.
+    pub ring_last: bool,
 }
 
-fn class(path: &Path) -> u8 {
+/// How good a path is by its kind alone. To a neighbour on the ring anything is better than the ring itself, which rests on
+/// such links.
+fn class(path: &Path, ring_last: bool) -> u8 {
     match path {
         Path::Direct(_) => 0,
         Path::Relayed(_) => 1,
-        Path::Stream => 2,
+        Path::Ring => 2 + 2 * u8::from(ring_last),
+        Path::Stream => 3,
     }
 }
 
@@ -131,6 +140,16 @@ impl Paths {
         (kept.tried, kept.next_probe) = (0, Some(now));
     }
 
+    /// Uses `path` from now on if there is none, and probes it: something else has just shown that it works.
+    pub fn assume(&mut self, path: Path, now: Instant) {
+        if self.selected.is_none() {
+            let known = Known { tried: 0, next_probe: None, probes: VecDeque::new(), rtt: None, answered: Some(now) };
+            self.known.insert(path, known);
+            self.select(Some(path), now);
+            self.probe(path, now);
+        }
+    }
+
     /// A verified datagram came by `path`, which is not the one in use: worth trying if we do not know it or gave it up.
     /// `received`: when the path in use last showed life; the peer may have found it dead before us.
     pub fn heard(&mut self, path: Path, now: Instant, received: Option<Instant>) {
@@ -163,9 +182,9 @@ impl Paths {
         let better = match self.selected {
             None => true,
             Some(old) if self.suspect_probes >= SILENT_PROBES => path != Path::Stream || old == Path::Stream,
-            Some(old) if follows && class(&path) <= class(&old) => true,
+            Some(old) if follows && class(&path, self.ring_last) <= class(&old, self.ring_last) => true,
             // A fifth better before a path of the same class replaces the one in use: no flapping.
-            Some(old) => (class(&path), Some(rtt)) < (class(&old), self.rtt().map(|r| r * 4 / 5)),
+            Some(old) => (class(&path, self.ring_last), Some(rtt)) < (class(&old, self.ring_last), self.rtt().map(|r| r * 4 / 5)),
         };
         if better {
             self.select(Some(path), now);
@@ -177,12 +196,18 @@ impl Paths {
         let known = self.known.remove(&path).is_some();
         if self.selected == Some(path) {
             let living = self.known.iter().filter(|(_, k)| k.answered.is_some());
-            let next = living.min_by_key(|(p, k)| (class(p), k.rtt)).map(|(p, _)| *p);
-            self.select(next, now);
-            if let Some(next) = next {
-                // It answered a while ago: it has to show that it still does.
-                self.suspect_probes = 1;
-                self.probe(next, now);
+            match living.min_by_key(|(p, k)| (class(p, self.ring_last), k.rtt)).map(|(p, _)| *p) {
+                None if self.ring && path != Path::Ring => {
+                    self.select(None, now);
+                    self.assume(Path::Ring, now);
+                }
+                None => self.select(None, now),
+                Some(next) => {
+                    self.select(Some(next), now);
+                    // It answered a while ago: it has to show that it still does.
+                    self.suspect_probes = 1;
+                    self.probe(next, now);
+                }
             }
         }
         known
@@ -254,6 +279,7 @@ impl Paths {
 
     /// What is due at `now`.
     pub fn tick(&mut self, now: Instant, activity: Activity) {
+        (self.ring, self.ring_last) = (activity.ring, activity.ring_last);
         self.measure_spares(now, activity);
         let due: Vec<Path> = self
             .known
@@ -500,7 +526,7 @@ mod tests {
         while now < died + Duration::from_secs(5) && paths.selected() != Some(other) {
             let dead = now >= died;
             let heard = if dead { died } else { now };
-            paths.tick(now, Activity { received: Some(heard), sent: Some(now), unanswered: dead.then_some(died), keep_alive: false });
+            paths.tick(now, Activity { received: Some(heard), sent: Some(now), unanswered: dead.then_some(died), ..Activity::default() });
             for (path, token) in probes(&mut paths) {
                 if path == other || !dead {
                     paths.pong(path, token, now + Duration::from_millis(10));
@@ -510,6 +536,38 @@ mod tests {
         }
         assert_eq!(paths.selected(), Some(other));
         assert!(now < died + Duration::from_secs(3), "took {:?}", now - died);
+    }
+
+    #[test]
+    fn the_ring_carries_at_once_and_anything_better_replaces_it_but_a_stream_does_not() {
+        let (mut paths, now) = (Paths::default(), Instant::now());
+        paths.assume(Path::Ring, now);
+        assert_eq!(paths.selected(), Some(Path::Ring));
+        let answer = |paths: &mut Paths, path: Path| {
+            paths.add(path, now);
+            paths.tick(now, Activity::default());
+            let token = probes(paths).into_iter().rfind(|(p, _)| *p == path).map(|(_, t)| t).unwrap();
+            paths.pong(path, token, now + Duration::from_millis(1));
+        };
+        answer(&mut paths, Path::Stream);
+        assert_eq!(paths.selected(), Some(Path::Ring));
+        answer(&mut paths, RELAY);
+        assert_eq!(paths.selected(), Some(RELAY));
+        paths.assume(Path::Ring, now);
+        assert_eq!(paths.selected(), Some(RELAY), "what works is not given up for an assumption");
+    }
+
+    #[test]
+    fn a_link_whose_only_path_dies_goes_on_over_the_ring_if_there_is_one() {
+        let (mut paths, now) = (Paths::default(), Instant::now());
+        paths.add(direct(1), now);
+        paths.tick(now, Activity { ring: true, ..Activity::default() });
+        let token = probes(&mut paths)[0].1;
+        paths.pong(direct(1), token, now);
+        paths.remove(direct(1), now);
+        assert_eq!(paths.selected(), Some(Path::Ring));
+        paths.remove(Path::Ring, now);
+        assert_eq!(paths.selected(), None, "a dead ring path is not taken again by itself");
     }
 
     #[test]

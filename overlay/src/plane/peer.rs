@@ -8,6 +8,7 @@ use crate::{
         frame::{ShortId, short_id},
         session::OVERHEAD,
     },
+    ring::Position,
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
@@ -30,12 +31,14 @@ pub(crate) enum Via {
     Nowhere,
     Direct(std::net::SocketAddr),
     Relayed(Arc<Peer>),
+    Ring,
     Stream(mpsc::Sender<Vec<u8>>),
 }
 
 pub(crate) struct Peer {
     pub member: MemberId,
     pub short: ShortId,
+    pub position: Position,
     epoch: Instant,
     link: Mutex<Option<Link>>,
     paths: Mutex<Paths>,
@@ -44,6 +47,14 @@ pub(crate) struct Peer {
     stream: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
     waiting: Mutex<VecDeque<(Instant, Vec<u8>)>>,
     pub keep_alive: AtomicBool,
+    /// The ring wants this link: it stays though it carries no data.
+    edge: AtomicBool,
+    /// To be reached by stream rather than over the ring.
+    by_stream: AtomicBool,
+    /// The member through which this one is reached while it has no place on the ring of its own; zero: none.
+    agent: AtomicU64,
+    /// Our neighbour through which it was met, where we have no place on its ring; zero: none.
+    ring_via: AtomicU64,
     pmtu: Mutex<Pmtu>,
     /// What the packet threads see of it: the largest IP packet, twice, plus one if a larger one surely does not fit.
     limit: AtomicUsize,
@@ -74,6 +85,7 @@ impl Peer {
         let peer = Self {
             member,
             short: short_id(&member),
+            position: Position::of(&member),
             epoch: now,
             link: Mutex::new(None),
             paths: Mutex::default(),
@@ -82,6 +94,10 @@ impl Peer {
             stream: Mutex::new(None),
             waiting: Mutex::default(),
             keep_alive: AtomicBool::new(false),
+            edge: AtomicBool::new(false),
+            by_stream: AtomicBool::new(false),
+            agent: AtomicU64::new(0),
+            ring_via: AtomicU64::new(0),
             pmtu: Mutex::new(Pmtu::new(full, now)),
             limit: AtomicUsize::new(0),
             large: AtomicBool::new(false),
@@ -172,11 +188,56 @@ impl Peer {
             unanswered: at(&self.unanswered),
             sent: at(&self.sent),
             keep_alive: self.keep_alive.load(Ordering::Relaxed),
+            ring: false,
+            ring_last: self.is_edge() || self.by_stream.load(Ordering::Relaxed),
         }
     }
 
-    /// How long no data has gone either way.
+    /// Something was sealed for the peer that is no data of ours but lets us expect a sign of life, such as ring packets.
+    pub fn note_expecting(&self, now: Instant) {
+        let _ = self.unanswered.compare_exchange(0, self.stamp(now), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether the ring wants this link.
+    pub fn is_edge(&self) -> bool {
+        self.edge.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the ring wants this link.
+    pub fn set_edge(&self, wanted: bool) {
+        self.edge.store(wanted, Ordering::Relaxed);
+    }
+
+    /// From now on a stream is better than the ring: UDP does not get through.
+    pub fn prefer_stream(&self) {
+        self.by_stream.store(true, Ordering::Relaxed);
+    }
+
+    /// Through whom the member is reached over the ring, if not by its own place.
+    pub fn agent(&self) -> Option<Position> {
+        Some(Position(self.agent.load(Ordering::Relaxed))).filter(|p| p.0 != 0)
+    }
+
+    /// The member was last heard over the ring through this one.
+    pub fn set_agent(&self, agent: Option<Position>) {
+        self.agent.store(agent.map_or(0, |p| p.0), Ordering::Relaxed);
+    }
+
+    /// Through which neighbour of ours the member is reached over the ring, if not as everyone is.
+    pub fn ring_via(&self) -> Option<Position> {
+        Some(Position(self.ring_via.load(Ordering::Relaxed))).filter(|p| p.0 != 0)
+    }
+
+    /// The member was met over the ring through this neighbour of ours.
+    pub fn set_ring_via(&self, via: Option<Position>) {
+        self.ring_via.store(via.map_or(0, |p| p.0), Ordering::Relaxed);
+    }
+
+    /// How long no data has gone either way; an edge of the ring is never idle.
     pub fn idle(&self, now: Instant) -> Duration {
+        if self.is_edge() {
+            return Duration::ZERO;
+        }
         self.instant(self.data.load(Ordering::Relaxed)).map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 

@@ -6,6 +6,7 @@ use super::{
     deliver::Ctx,
     packet,
     peer::{Peer, Via},
+    ring::OverRing,
     udp::READ_BYTES,
 };
 use crate::{
@@ -30,16 +31,23 @@ use std::{
 pub(crate) enum By {
     Udp(SocketAddr),
     Relay(MemberId),
+    Ring(OverRing),
     Stream,
 }
 
 impl By {
-    fn path(self) -> Path {
+    pub fn path(self) -> Path {
         match self {
             Self::Udp(from) => Path::Direct(from),
             Self::Relay(relay) => Path::Relayed(relay),
+            Self::Ring(_) => Path::Ring,
             Self::Stream => Path::Stream,
         }
+    }
+
+    /// The links that it took over the ring.
+    pub fn hops(self) -> Option<u8> {
+        if let Self::Ring(over) = self { Some(over.hops + 1) } else { None }
     }
 }
 
@@ -89,7 +97,7 @@ impl Inner {
         let in_use = match (by, &**peer.via.load()) {
             (By::Udp(from), Via::Direct(to)) => from == *to,
             (By::Relay(relay), Via::Relayed(used)) => relay == used.member,
-            (By::Stream, Via::Stream(_)) => true,
+            (By::Ring(_), Via::Ring) | (By::Stream, Via::Stream(_)) => true,
             _ => false,
         };
         // A ping shows that the peer's datagrams reach us; whether ours reach the peer shows by what answers them.
@@ -100,12 +108,18 @@ impl Inner {
             peer.paths().heard(by.path(), now, peer.activity().received);
             self.kick.kick();
         }
+        if let By::Ring(over) = by {
+            peer.set_agent(over.agent);
+        }
         let peer = peer.clone();
         self.frame(ctx, &peer, plain, by, now);
     }
 
     fn frame(&self, ctx: &mut Ctx, peer: &Arc<Peer>, plain: &mut [u8], by: By, now: Instant) {
         let Some(frame) = Frame::parse(plain) else { return };
+        if let Frame::Ring { .. } = frame {
+            return self.ring_in(ctx, peer, plain, by, now);
+        }
         let payload = &mut plain[FRAME_HEADER_LEN..];
         match frame {
             Frame::Ip { .. } => self.ip_in(ctx, peer, frame, payload, now),
@@ -119,7 +133,7 @@ impl Inner {
             Frame::Pong(token) => {
                 let asked = lock(&self.pings).remove(&token);
                 match asked {
-                    Some(waiting) => drop(waiting.send(now)),
+                    Some(waiting) => drop(waiting.send((now, by))),
                     None => {
                         let of_size = peer.pmtu().pong(token, now);
                         if of_size {
@@ -130,10 +144,10 @@ impl Inner {
                     }
                 }
             }
-            Frame::Keepalive => {}
+            Frame::Keepalive | Frame::Ring { .. } => {}
             Frame::ForwardTo(to) => {
                 let next = self.peers.load().by_short(&to).cloned();
-                if let (Some(next), false) = (next, matches!(by, By::Relay(_)))
+                if let (Some(next), false) = (next, matches!(by, By::Relay(_) | By::Ring(_)))
                     && self.relaying.admits(peer.short, to, payload.len(), now)
                 {
                     // Never a second relay: what we pass on leaves directly or by stream.
@@ -142,7 +156,7 @@ impl Inner {
                     }
                 }
             }
-            Frame::ForwardFrom(_) if matches!(by, By::Relay(_)) => {}
+            Frame::ForwardFrom(_) if matches!(by, By::Relay(_) | By::Ring(_)) => {}
             // Who sent it shows by the session that opens it.
             Frame::ForwardFrom(_) => self.datagram(ctx, payload, By::Relay(peer.member), now),
             Frame::Piece { id, index, count } => {
@@ -223,6 +237,12 @@ impl Inner {
     fn handshake(&self, ctx: &mut Ctx, bytes: &[u8], by: By, now: Instant) {
         match wire::parse(bytes) {
             Ok(Datagram::Initiation { sender, noise }) if mac1_verifies(bytes, &self.keys.public().0) => {
+                if let By::Ring(_) = by
+                    && lock(&self.doorman).overloaded(now)
+                {
+                    // No address that a cookie could prove.
+                    return;
+                }
                 if let By::Udp(from) = by {
                     let mut doorman = lock(&self.doorman);
                     if doorman.overloaded(now) && !doorman.proves_address(now, bytes, from) {
@@ -237,7 +257,7 @@ impl Inner {
                 let known = peers.iter().find(|p| p.link().as_ref().is_some_and(|l| l.peer() == opened.peer));
                 let Some(peer) = known else { return };
                 let index = self.new_index();
-                let answer = peer.link().as_mut().and_then(|link| link.accept(now, opened, index, false).ok());
+                let answer = peer.link().as_mut().and_then(|link| link.accept(now, opened, index, false, &[]).ok());
                 self.run_link(peer, now);
                 if let (Some(answer), Some(via)) = (answer, self.via(peer, by.path())) {
                     self.pass(&mut ctx.out, peer, &via, answer, now);

@@ -156,6 +156,9 @@ impl Inner {
                 return self.send_pieces(out, peer, frame, payload, now);
             }
             peer.note_sent(now, data);
+            if let Frame::Ring { .. } = frame {
+                peer.note_expecting(now);
+            }
             return self.seal_and_send(out, peer, session, &via, frame, payload, now);
         }
         if let Frame::Ip { .. } = frame {
@@ -183,6 +186,7 @@ impl Inner {
         match path {
             Path::Direct(to) => Some(Via::Direct(to)),
             Path::Relayed(relay) => self.peers.load().get(&relay).cloned().map(Via::Relayed),
+            Path::Ring => Some(Via::Ring),
             Path::Stream => peer.stream().clone().map(Via::Stream),
         }
     }
@@ -223,6 +227,7 @@ impl Inner {
                 });
                 true
             }
+            Via::Ring => self.send_over_ring(out, peer, &datagram, now),
             Via::Stream(stream) => stream.try_send(datagram).is_ok(),
             Via::Relayed(relay) => {
                 // One relay, never two: a relay that itself needs one is no relay.

@@ -79,7 +79,7 @@ impl End {
         match wire::parse(datagram) {
             Ok(Datagram::Initiation { sender, noise }) => {
                 let index = self.index();
-                if let Ok(answer) = Opened::read(&self.keys, sender, noise).and_then(|o| self.link.accept(now, o, index, false)) {
+                if let Ok(answer) = Opened::read(&self.keys, sender, noise).and_then(|o| self.link.accept(now, o, index, false, &[])) {
                     out.push(answer);
                 }
             }
@@ -155,12 +155,12 @@ fn an_unanswered_handshake_is_retried_and_then_given_up() {
 fn a_handshake_that_is_carried_may_be_slow_and_its_loss_harms_nothing() {
     let start = Instant::now();
     let (mut a, mut b) = End::pair();
-    let message = a.link.open_carried(start, 50).expect("a valid key");
+    let message = a.link.open_carried(start, 50, &[]).expect("a valid key");
     let late = start + Duration::from_secs(5);
     assert!(a.tick(late).is_empty(), "not sent again by itself");
     let (answers, _) = b.receive(late, &message);
     assert!(!a.receive(late, &answers[0]).0.is_empty() && a.seal.is_some());
-    a.link.open_carried(late, 51).expect("a valid key");
+    a.link.open_carried(late, 51, &[]).expect("a valid key");
     assert!((5..100).all(|s| a.tick(start + Duration::from_secs(s)).is_empty()) && !a.gave_up && a.seal.is_some());
 }
 
@@ -204,4 +204,23 @@ proptest! {
             prop_assert!(lost.is_empty(), "lost {:?}", lost);
         }
     }
+}
+
+#[test]
+fn what_a_carried_handshake_says_besides_arrives_sealed_both_ways() {
+    let ((mut a, mut b), now) = (End::pair(), Instant::now());
+    let hello = vec![7; wire::MAX_EXTRA_LEN];
+    let message = a.link.open_carried(now, 50, &hello).expect("it fits");
+    assert!(!message.windows(32).any(|w| w == &hello[..32]), "it travels sealed");
+    let Ok(Datagram::Initiation { sender, noise }) = wire::parse(&message) else { panic!("an initiation") };
+    let opened = Opened::read(&b.keys, sender, noise).expect("meant for this key");
+    assert_eq!(opened.extra, hello);
+    let answer = b.link.accept(now, opened, 60, false, b"here I am").expect("newer than any");
+    b.run();
+    assert!(b.seal.is_none(), "nothing proves yet that the message is no replay");
+    b.link.seal_if_none(60);
+    b.run();
+    assert!(b.seal.is_some());
+    assert_eq!(a.link.answered(now, &answer).expect("the answer"), b"here I am");
+    assert!(a.link.open_carried(now, 51, &vec![0; wire::MAX_EXTRA_LEN + 1]).is_err());
 }

@@ -1,0 +1,154 @@
+//! Meeting a member over the ring: no control connection, no name service, nothing but neighbours that pass packets on.
+//!
+//! One call carries a Noise handshake with both sides' whereabouts sealed in it; when its answer is back the session stands, the
+//! ring is its first path, and direct probes go out at once. The caller shows its certificate inside the handshake, so that the
+//! far end, which may never have heard of it, can prove membership before it answers; the far end proves itself by the link key
+//! of its certificate, which is asked for first where it is not known. Forwarders see who speaks with whom and nothing else.
+
+use super::{
+    Shared,
+    message::{self, Introduction, RingAnswer, RingRequest, Whereabouts},
+};
+use crate::{
+    id::MemberId,
+    identity::LinkKey,
+    link::wire::MAX_EXTRA_LEN,
+    membership::{Certificate, Trust},
+    plane::Error,
+    ring::{Header, Position},
+    ring_net::RingNet,
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// A call over the ring, its repetitions included, takes no longer.
+const CALL_LIMIT: Duration = Duration::from_millis(2500);
+/// Certificates of members met over the ring that are kept: some 500 bytes each.
+const MAX_MET: usize = 4096;
+
+/// What a node shows to members that do not know it, and by what it judges them.
+pub struct Papers {
+    /// This node's certificate.
+    pub certificate: Certificate,
+    /// Whom it trusts.
+    pub trust: Arc<Trust>,
+}
+
+/// The connector's way over the ring.
+pub(crate) struct OverRing {
+    pub net: Arc<RingNet>,
+    papers: Papers,
+    met: Mutex<HashMap<MemberId, Certificate>>,
+}
+
+impl OverRing {
+    pub fn new(net: Arc<RingNet>, papers: Papers) -> Self {
+        Self { net, papers, met: Mutex::default() }
+    }
+
+    fn met(&self) -> MutexGuard<'_, HashMap<MemberId, Certificate>> {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, certificate: Certificate) {
+        let mut met = self.met();
+        if met.len() >= MAX_MET && !met.contains_key(&certificate.member()) {
+            // Any other can be asked for again.
+            let spare = met.keys().next().copied();
+            spare.map(|member| met.remove(&member));
+        }
+        met.insert(certificate.member(), certificate);
+    }
+
+    /// The certificate of a member that was met over the ring.
+    pub fn certificate(&self, member: MemberId) -> Option<Certificate> {
+        self.met().get(&member).cloned()
+    }
+
+    /// Whether the member answers over the ring.
+    pub async fn alive(&self, member: MemberId) -> bool {
+        let answer = self.net.call(Position::of(&member), None, message::encode(&RingRequest::Alive), CALL_LIMIT).await;
+        answer.and_then(|bytes| message::decode(&bytes)) == Some(RingAnswer::Alive)
+    }
+}
+
+async fn ask(ring: &OverRing, member: MemberId, via: Option<Position>, request: RingRequest) -> Result<RingAnswer, Error> {
+    let answer = ring.net.call(Position::of(&member), via, message::encode(&request), CALL_LIMIT).await;
+    let answer = answer.ok_or(Error::TimedOut(member, CALL_LIMIT))?;
+    message::decode(&answer).ok_or_else(|| Error::Handshake(member, "unreadable answer over the ring".into()))
+}
+
+async fn key_of(shared: &Shared, ring: &OverRing, member: MemberId, via: Option<Position>) -> Result<LinkKey, Error> {
+    let known = shared.fabric.link_key(member).or_else(|| ring.certificate(member).map(|c| c.link_key()));
+    if let Some(key) = known {
+        return Ok(key);
+    }
+    let failed = |reason: String| Error::Handshake(member, reason);
+    match ask(ring, member, via, RingRequest::Who).await? {
+        RingAnswer::Me(certificate) if certificate.member() == member => {
+            ring.papers.trust.verify(&certificate).map_err(|refusal| failed(refusal.to_string()))?;
+            let key = certificate.link_key();
+            ring.remember(*certificate);
+            Ok(key)
+        }
+        _ => Err(failed("it does not say who it is".into())),
+    }
+}
+
+/// Exchanges whereabouts and handshake over the ring; afterwards the session stands and the ring carries it.
+pub(crate) async fn meet(shared: &Shared, ring: &OverRing, member: MemberId, via: Option<Position>) -> Result<Whereabouts, Error> {
+    let key = key_of(shared, ring, member, via).await?;
+    let introduce = |whereabouts| Introduction { certificate: ring.papers.certificate.clone(), whereabouts };
+    let extra = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), introduce);
+    let inner = shared.plane.inner();
+    let handshake = inner.open_link(member, key, &extra)?;
+    let failed = |reason: &str| Error::Handshake(member, reason.to_owned());
+    match ask(ring, member, via, RingRequest::Link(handshake)).await? {
+        RingAnswer::Linked(answer) => {
+            let sealed = inner.finish_over_ring(member, via, &answer)?;
+            message::decode(&sealed).ok_or_else(|| failed("it does not say where it is"))
+        }
+        RingAnswer::Refused => Err(failed("it refused over the ring")),
+        _ => Err(failed("answered something else")),
+    }
+}
+
+/// Answers a call that came over the ring. `None`: with nothing, as to any nonsense.
+pub(crate) fn answer(shared: &Shared, ring: &OverRing, asked: &Header, body: &[u8]) -> Option<Vec<u8>> {
+    let answer = match message::decode(body)? {
+        RingRequest::Alive => RingAnswer::Alive,
+        RingRequest::Who => RingAnswer::Me(Box::new(ring.papers.certificate.clone())),
+        RingRequest::Link(handshake) => accept(shared, ring, asked, &handshake)?,
+    };
+    Some(message::encode(&answer))
+}
+
+fn accept(shared: &Shared, ring: &OverRing, asked: &Header, handshake: &[u8]) -> Option<RingAnswer> {
+    let inner = shared.plane.inner();
+    let opened = inner.read_link(handshake).ok()?;
+    let Introduction { certificate, whereabouts } = message::decode(&opened.extra)?;
+    let member = certificate.member();
+    if Position::of(&member) != asked.from || certificate.link_key() != opened.peer {
+        return None;
+    }
+    if let Err(refusal) = ring.papers.trust.verify(&certificate) {
+        tracing::debug!(?member, %refusal, "no link over the ring");
+        return Some(RingAnswer::Refused);
+    }
+    ring.remember(certificate);
+    shared.state().hold_off(member, Instant::now());
+    let ours = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), |w| w);
+    match inner.accept_over_ring(member, opened, asked.agent, &ours) {
+        Ok(answer) => {
+            shared.punch(member, &whereabouts);
+            Some(RingAnswer::Linked(answer))
+        }
+        Err(error) => {
+            tracing::debug!(?member, %error, "no link over the ring");
+            None
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The ring: every member reaches every other over few edges, and no member knows all.
+//!
+//! A member stands on a ring of 2^64 positions at a hash of its key. It keeps edges to the [`NEAR_EACH_SIDE`] members nearest on each side, which
+//! alone make routing correct, far ones drawn by the harmonic law, which make it short, and shortcuts to whom it talks much (Brunet: Boykin
+//! et al. 2006; Symphony: Manku et al. 2003; Kleinberg 2000). Packets are routed greedily ([`table`]); what they carry is sealed end to end.
+//!
+//! **The invariant**, once nobody has come, gone or been cut off for long enough: every live member's near edges are its true nearest live
+//! members on both sides, and for every place all live members route a closest-packet to the same member, the closest of all. While members
+//! come and go it may fail for a while, never silently for good: neighbours compare what they know whenever it changes and with every
+//! keepalive ([`near`]), and each member now and then asks for the member closest to itself along a random edge ([`seek`]), which finds what
+//! comparing neighbours cannot: a second ring. A joiner carries packets only after it has its place, so that joins make no hole.
+//!
+//! A state machine without clock, socket or randomness of its own: the driver says what happened ([`Input`]), and does what it is
+//! told ([`Output`]). Nothing that a peer says is believed of a third member until a link with that member stands; links prove who is who.
+
+mod api;
+pub mod ask;
+mod edges;
+mod far;
+mod keepalive;
+mod known;
+pub mod message;
+mod near;
+mod neighbour;
+mod position;
+mod seek;
+mod shortcut;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod trace;
+pub mod wire;
+
+pub use api::{Event, Input, Neighbour, Output, RingOptions, RingStatus};
+pub use position::{Node, Position, Range};
+pub use table::{Next, Table};
+pub use wire::{HOP_LIMIT, Header, Kind, Mode, Packet};
+
+use crate::{
+    coordinates::{Coordinate, Vivaldi},
+    id::MemberId,
+};
+use edges::{IDLE_EDGE, LINK_LIMIT, Pending};
+use known::Known;
+use message::{Message, Roles};
+use neighbour::Edge;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+/// Near neighbours on each side. Two keep the ring whole when one dies; the third keeps it whole while the first repair is under way, and with
+/// what their lists say a member knows nine on each side.
+pub const NEAR_EACH_SIDE: usize = 3;
+/// A member's part of the ring.
+pub struct Ring {
+    me: Node,
+    options: RingOptions,
+    rng: StdRng,
+    vivaldi: Vivaldi,
+    joined: bool,
+    edges: BTreeMap<MemberId, Edge>,
+    pending: BTreeMap<MemberId, Pending>,
+    known: Known,
+    near: near::Near,
+    seek: seek::Seek,
+    far: far::Far,
+    shortcuts: shortcut::Shortcuts,
+    repairs: u64,
+    /// Neighbours, their roles or what they know changed since the last plan.
+    changed: bool,
+    /// When something is due.
+    wake: Option<Instant>,
+    table: Arc<Table>,
+    outputs: VecDeque<Output>,
+}
+
+impl Ring {
+    /// A member that has no neighbour yet. What is random is drawn from `seed`.
+    pub fn new(me: MemberId, options: RingOptions, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        Self {
+            me: Node::from(me),
+            options,
+            vivaldi: Vivaldi::new(rng.random()),
+            rng,
+            joined: false,
+            edges: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            known: Known::default(),
+            near: near::Near::default(),
+            seek: seek::Seek::default(),
+            far: far::Far::default(),
+            shortcuts: shortcut::Shortcuts::default(),
+            repairs: 0,
+            changed: false,
+            wake: None,
+            table: Arc::new(Table::new(me, false, [], [])),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes in what happened. Then ask [`Ring::poll`] until it has nothing more.
+    pub fn handle(&mut self, now: Instant, input: Input<'_>) {
+        match input {
+            Input::Linked { member, rtt } => self.linked(now, member, rtt),
+            Input::Unlinked { member } => self.lose(now, member),
+            Input::LinkFailed { member } => self.link_failed(now, member),
+            Input::Received { from, packet } => self.received(now, from, packet),
+            Input::Traffic(rates) => self.count_traffic(now, rates),
+            Input::Seed(member) => self.seed(now, member),
+            Input::Tick => {}
+        }
+        if self.changed || self.wake.is_some_and(|at| at <= now) {
+            self.settle(now);
+        }
+    }
+
+    /// What is to be done next.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to say [`Input::Tick`] at the latest.
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.wake
+    }
+
+    /// The routing table of now.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.clone()
+    }
+
+    /// Where we are in the coordinate space.
+    pub fn coordinate(&self) -> Coordinate {
+        self.vivaldi.mine()
+    }
+
+    /// The state of now.
+    pub fn status(&self) -> RingStatus {
+        let either = |e: &Edge, role| e.mine.has(role) || e.theirs.has(role);
+        let mut neighbours: Vec<Neighbour> = (self.edges.values().filter(|e| e.heard))
+            .map(|e| Neighbour {
+                node: e.node,
+                near: e.mine.has(Roles::NEAR),
+                far: either(e, Roles::FAR),
+                shortcut: either(e, Roles::SHORTCUT),
+                leaf: !e.joined,
+                rtt: e.rtt,
+                coordinate: e.coordinate,
+            })
+            .collect();
+        neighbours.sort_unstable_by_key(|n| n.node);
+        RingStatus {
+            joined: self.joined,
+            neighbours,
+            pending: self.pending.len(),
+            size: self.far.size(),
+            far_wanted: self.far.wanted(),
+            repairs: self.repairs,
+            coordinate: self.vivaldi.mine(),
+            coordinate_error: self.vivaldi.error(),
+        }
+    }
+
+    /// Everything that may be due; cheap when nothing is.
+    fn settle(&mut self, now: Instant) {
+        self.keep_alive(now);
+        self.expire(now);
+        if std::mem::take(&mut self.changed) {
+            self.plan_near(now);
+        }
+        self.estimate_size();
+        self.keep_seeking(now);
+        self.keep_far(now);
+        self.keep_shortcuts(now);
+        self.drop_unwanted(now);
+        self.tell(now);
+        self.renew_table();
+        // Something above may have lost or gained a neighbour: plan again at once rather than at the next input.
+        self.wake = if self.changed { Some(now) } else { self.next_wake() };
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let edges =
+            self.edges.values().flat_map(|e| [Some(e.ask_at), e.check_list_at, e.idle_since.filter(|_| e.heard).map(|t| t + IDLE_EDGE)]);
+        let pending = self.pending.values().map(|p| Some(p.since + LINK_LIMIT));
+        let parts = [
+            self.near.wake_at(),
+            self.seek.wake_at(),
+            self.far.wake_at().filter(|_| self.joined),
+            self.shortcuts.wake_at(),
+            self.known.wake_at(),
+        ];
+        edges.chain(pending).chain(parts).flatten().min()
+    }
+
+    fn wake_by(&mut self, at: Instant) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+
+    fn renew_table(&mut self) {
+        let nodes = |joined| self.edges.values().filter(move |e| e.heard && e.joined == joined).map(|e| e.node);
+        let table = Table::new(self.me.member, self.joined, nodes(true), nodes(false));
+        if *self.table != table {
+            self.table = Arc::new(table);
+            self.outputs.push_back(Output::TableChanged(self.table.clone()));
+        }
+    }
+
+    /// Says something to a neighbour over the edge between us.
+    fn send(&mut self, member: MemberId, message: &Message) {
+        let to = self.edges.get(&member).map_or_else(|| Position::of(&member), |e| e.node.position);
+        let header = Header::new(Kind::Control, self.me.position, to);
+        self.outputs.push_back(Output::Send { to: member, packet: Packet { header, body: message.encode() } });
+    }
+
+    /// Takes in what a neighbour handed over: ours, or on its way to others.
+    fn received(&mut self, now: Instant, from: MemberId, mut packet: Packet) {
+        let header = packet.header;
+        // What we sent never comes back to us by routing: greedy paths have no loop.
+        if header.from == self.me.position {
+            return;
+        }
+        if header.kind == Kind::Trace {
+            let rtt = self.edges.get(&from).and_then(|e| e.rtt);
+            trace::stamp(&mut packet.body, &self.me.member, rtt);
+        }
+        let next = self.table.route(&header);
+        match (next, header.kind) {
+            (Next::Via(to), _) if to == from => {}
+            (Next::Via(to), _) => {
+                packet.header.hops_left = header.hops_left.saturating_sub(1);
+                self.outputs.push_back(Output::Send { to, packet });
+            }
+            (Next::Here, Kind::Control | Kind::ControlClosest) => {
+                if let Some(message) = Message::decode(&packet.body) {
+                    self.told(now, from, &header, message);
+                }
+            }
+            (Next::Here | Next::Nowhere, Kind::Trace) => self.answer_trace(&packet, next == Next::Here),
+            (Next::Here, _) => self.outputs.push_back(Output::Deliver { from, packet }),
+            (Next::Nowhere, _) => {}
+        }
+    }
+
+    fn told(&mut self, now: Instant, from: MemberId, header: &Header, message: Message) {
+        match message {
+            Message::Locate { nonce, origin, purpose } => return self.answer_locate(header, nonce, origin, purpose),
+            Message::Found { nonce, members } => return self.found(now, nonce, members),
+            _ => {}
+        }
+        // The rest is between neighbours: said by the one who handed it over, whom the link has proved.
+        if header.from != Position::of(&from) {
+            return;
+        }
+        match message {
+            Message::Hello(hello) => self.greeted(now, from, &hello),
+            _ if !self.edges.contains_key(&from) => {}
+            Message::List { digest, direct, heard, gone } => self.listed(now, from, digest, direct, heard, gone),
+            Message::AskList => self.asked_for_list(now, from),
+            Message::Decline { role, instead } => self.declined(now, from, role, instead),
+            Message::Bye => self.bye(now, from),
+            Message::Locate { .. } | Message::Found { .. } => {}
+        }
+    }
+
+    /// Sends a reply to where a routed packet came from.
+    fn reply(&mut self, to: &Header, kind: Kind, body: Vec<u8>) {
+        let header = to.reply(kind, self.me.position);
+        let packet = Packet { header, body };
+        // To a leaf of our own the way is the edge; to others the ring.
+        let next = if header.to == self.me.position { self.table.route(&header) } else { self.table.next(header.to, Mode::Exact) };
+        if let Next::Via(to) = next {
+            self.outputs.push_back(Output::Send { to, packet });
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Questions to all members: bounded broadcast over intervals of the ring, aggregated on the way back (Brunet's MapReduce; Lee et al. 2011).
+//!
+//! Who asks divides the ring among its neighbours ([`Table::split`]); each answers for its part in the same way, so that no member keeps a list of
+//! all, everyone is asked once, and the depth is that of greedy paths. Answers come back merged, within a bound. If a neighbour does not
+//! answer in its share of the time, it is named with its part, and the part is given to the neighbour beside it.
+//!
+//! A member answers a question once, however often it arrives: what a branch that was too slow had gathered is missing then, and the
+//! branch is named; nothing is counted twice.
+
+use super::{
+    position::{Position, Range},
+    table::Table,
+};
+use crate::{
+    fabric::{Fabric, Serve},
+    id::MemberId,
+};
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use futures::future::join_all;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::Semaphore, time::Instant};
+
+/// The fabric service that carries questions.
+pub const SERVICE: &str = "ask";
+const VERSION: u8 = 1;
+/// Bytes of a question at most.
+pub const MAX_QUESTION_BYTES: usize = 64 << 10;
+/// Bytes of all answers together at most; what is more is counted and left out.
+pub const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Branches named as dead at most.
+const MAX_DEAD: usize = 256;
+/// Levels that a question goes down; as deep as a greedy path may be long.
+const MAX_DEPTH: u8 = 32;
+/// Members that a question is to leave out at most.
+const MAX_AVOIDED: usize = 16;
+/// The part of the time left that a neighbour is given; the rest is for asking another in its place.
+const FIRST_SHARE: f64 = 0.7;
+/// The part of the time it is given that a neighbour may use; the rest is for the way back.
+const THEIR_SHARE: f64 = 0.9;
+/// Questions of others that are worked on at once.
+const MAX_AT_ONCE: usize = 32;
+/// Questions remembered as answered.
+const REMEMBERED: usize = 256;
+
+/// Answers for one member.
+pub trait Respond: Send + Sync + 'static {
+    /// This member's answer; `None` if it has nothing to say to this question.
+    fn answer(&self, question: &[u8]) -> Option<Vec<u8>>;
+
+    /// Two answers as one, such as a sum; `None` (the default) keeps answers apart.
+    fn combine(&self, _question: &[u8], _one: &[u8], _other: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+/// A member that did not answer in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dead {
+    /// The member.
+    pub member: MemberId,
+    /// What it was to answer for.
+    pub range: Range,
+    /// Whether another neighbour answered for that part in its place.
+    pub covered: bool,
+}
+
+/// What came of a question.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// The answers and whose they are; of combined ones, who combined them last.
+    pub items: Vec<(MemberId, Vec<u8>)>,
+    /// Who did not answer.
+    pub dead: Vec<Dead>,
+    /// Answers left out because all together were too long.
+    pub truncated: u64,
+    /// Levels that the question went down.
+    pub depth: u8,
+    /// Members that were asked and answered, this one among them.
+    pub asked: u64,
+}
+
+/// Why a question was not put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// Longer than [`MAX_QUESTION_BYTES`].
+    #[error("a question of {0} bytes is too long: at most {MAX_QUESTION_BYTES}")]
+    TooLong(usize),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Request {
+    /// The same for all who are asked.
+    id: u64,
+    range: Range,
+    depth_left: u8,
+    millis: u32,
+    avoid: Vec<MemberId>,
+    question: Vec<u8>,
+}
+
+impl Request {
+    fn encode(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![VERSION]).unwrap_or_default()
+    }
+
+    fn decode(body: &[u8]) -> Option<Self> {
+        let rest = body.strip_prefix(&[VERSION])?;
+        let request: Self = postcard::from_bytes(rest).ok()?;
+        (request.question.len() <= MAX_QUESTION_BYTES && request.avoid.len() <= MAX_AVOIDED).then_some(request)
+    }
+}
+
+/// Reads what a member sends to the service; for fuzzing. True if it is a question. Never panics.
+pub fn parse(body: &[u8]) -> bool {
+    Request::decode(body).is_some()
+}
+
+struct Shared {
+    fabric: Arc<dyn Fabric>,
+    table: Arc<ArcSwap<Table>>,
+    responder: Arc<dyn Respond>,
+    answered: Mutex<VecDeque<u64>>,
+    working: Semaphore,
+}
+
+/// Asks all members, and answers when others do.
+#[derive(Clone)]
+pub struct AskAll(Arc<Shared>);
+
+struct Handler(Arc<Shared>);
+
+#[async_trait]
+impl Serve for Handler {
+    async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        let request = Request::decode(&body).ok_or("not a question of this version")?;
+        let _turn = self.0.working.try_acquire().map_err(|_| "too many questions at once")?;
+        let answers = self.0.answer(request).await;
+        postcard::to_extend(&answers, vec![VERSION]).map_err(|e| e.to_string())
+    }
+}
+
+impl AskAll {
+    /// Serves questions from now on, dividing them by the newest `table`.
+    pub fn start(fabric: Arc<dyn Fabric>, table: Arc<ArcSwap<Table>>, responder: Arc<dyn Respond>) -> Self {
+        let answered = Mutex::new(VecDeque::with_capacity(REMEMBERED));
+        let shared = Arc::new(Shared { fabric, table, responder, answered, working: Semaphore::new(MAX_AT_ONCE) });
+        shared.fabric.serve(SERVICE, Arc::new(Handler(shared.clone())));
+        Self(shared)
+    }
+
+    /// Asks everyone, this member as well. Takes at most `limit`.
+    ///
+    /// # Errors
+    /// [`AskError::TooLong`]. That members do not answer is no error but part of the answer.
+    pub async fn ask(&self, question: Vec<u8>, limit: Duration) -> Result<Answers, AskError> {
+        if question.len() > MAX_QUESTION_BYTES {
+            return Err(AskError::TooLong(question.len()));
+        }
+        let me = self.0.table.load().me().position;
+        let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        let id = rand::rng().random();
+        let whole = Range::all_but(me);
+        Ok(self.0.answer_as(true, Request { id, range: whole, depth_left: MAX_DEPTH, millis, avoid: Vec::new(), question }).await)
+    }
+}
+
+impl Shared {
+    async fn answer(&self, request: Request) -> Answers {
+        let inside = request.range.contains(self.table.load().me().position);
+        self.answer_as(inside, request).await
+    }
+
+    /// Answers for the range; for ourselves only if we are `inside` it and have not done so already.
+    async fn answer_as(&self, inside: bool, request: Request) -> Answers {
+        let end = Instant::now() + Duration::from_millis(request.millis.into());
+        let mut answers = Answers::default();
+        if inside && self.first_time(request.id) {
+            answers.asked = 1;
+            answers.items.extend(self.responder.answer(&request.question).map(|own| (self.fabric.me(), own)));
+        }
+        if let Some(depth_left) = request.depth_left.checked_sub(1) {
+            let parts = self.table.load().split_without(request.range, &request.avoid);
+            let branches = join_all(parts.iter().map(|(member, range)| self.branch(&request, depth_left, *member, *range, end))).await;
+            for branch in branches {
+                self.merge(&request.question, &mut answers, branch);
+            }
+        }
+        answers
+    }
+
+    fn first_time(&self, id: u64) -> bool {
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = !answered.contains(&id);
+        if first {
+            if answered.len() == REMEMBERED {
+                answered.pop_front();
+            }
+            answered.push_back(id);
+        }
+        first
+    }
+
+    /// What the neighbour, or one beside it in its place, answers for the range.
+    async fn branch(&self, request: &Request, depth_left: u8, member: MemberId, range: Range, end: Instant) -> Answers {
+        let left = end.saturating_duration_since(Instant::now());
+        if let Some(answers) = self.call(request, depth_left, member, range, &request.avoid, left.mul_f64(FIRST_SHARE)).await {
+            return answers;
+        }
+        let mut avoid = request.avoid.clone();
+        avoid.push(member);
+        let left = end.saturating_duration_since(Instant::now());
+        let instead = if avoid.len() > MAX_AVOIDED { None } else { self.beside(member, &avoid) };
+        let answers = match instead {
+            Some(other) => self.call(request, depth_left, other, range, &avoid, left).await,
+            None => None,
+        };
+        let dead = Dead { member, range, covered: answers.is_some() };
+        let mut answers = answers.unwrap_or_default();
+        answers.dead.insert(0, dead);
+        answers.dead.truncate(MAX_DEAD);
+        answers
+    }
+
+    async fn call(
+        &self,
+        request: &Request,
+        depth_left: u8,
+        member: MemberId,
+        range: Range,
+        avoid: &[MemberId],
+        limit: Duration,
+    ) -> Option<Answers> {
+        let millis = u32::try_from(limit.mul_f64(THEIR_SHARE).as_millis()).unwrap_or(u32::MAX);
+        let request = Request { id: request.id, range, depth_left, millis, avoid: avoid.to_vec(), question: request.question.clone() };
+        let body = self.fabric.call(member, SERVICE, request.encode(), limit).await;
+        let body = body.inspect_err(|error| tracing::debug!(?member, %error, "a branch of a question is dead")).ok()?;
+        let mut answers: Answers = postcard::from_bytes(body.strip_prefix(&[VERSION])?).ok()?;
+        answers.dead.truncate(MAX_DEAD);
+        answers.depth = answers.depth.saturating_add(1);
+        Some(answers)
+    }
+
+    /// The neighbour closest to `member` that is none of `avoid`.
+    fn beside(&self, member: MemberId, avoid: &[MemberId]) -> Option<MemberId> {
+        let (table, place) = (self.table.load(), Position::of(&member));
+        let others = table.members().iter().filter(|n| !avoid.contains(&n.member));
+        others.min_by_key(|n| place.closeness(n.position)).map(|n| n.member)
+    }
+
+    fn merge(&self, question: &[u8], into: &mut Answers, from: Answers) {
+        into.dead.extend(from.dead);
+        into.dead.truncate(MAX_DEAD);
+        into.truncated = into.truncated.saturating_add(from.truncated);
+        into.depth = into.depth.max(from.depth);
+        into.asked = into.asked.saturating_add(from.asked);
+        let mut bytes: usize = into.items.iter().map(|(_, item)| item.len() + 40).sum();
+        for (member, item) in from.items {
+            let combined = into.items.last().and_then(|(_, last)| self.responder.combine(question, last, &item));
+            match (combined, into.items.last_mut()) {
+                (Some(one), Some(last)) => *last = (self.fabric.me(), one),
+                _ if bytes + item.len() + 40 > MAX_ANSWER_BYTES => into.truncated = into.truncated.saturating_add(1),
+                _ => {
+                    bytes += item.len() + 40;
+                    into.items.push((member, item));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/ask.rs"]
+mod tests;

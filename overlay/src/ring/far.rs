@@ -1,0 +1,304 @@
+//! Far neighbours and the size of the network.
+//!
+//! A far neighbour at a distance that is drawn by the harmonic law (probability falling as 1/distance) makes greedy paths short: O(log² n / k) hops
+//! with k of them (Kleinberg 2000; Symphony: Manku, Bawa, Raghavan 2003, §3). As packets go both ways round, so do the draws, and each of the k comes
+//! from a part of its own of the distribution, which is the same law with less luck in it. Of the members around the place drawn, equals
+//! by the law, the one nearest by network coordinates is taken.
+//!
+//! The size is estimated from the spacing of the members around us (Symphony §3.1), and the median of ours and the neighbours' estimates is taken,
+//! which no single liar moves far. Incoming far edges are limited; who is turned away is told of a neighbour to try.
+
+use super::{
+    Edge, NEAR_EACH_SIDE, Position, Ring,
+    message::{Message, Roles},
+    table::Next,
+    wire::Mode,
+};
+use crate::{coordinates::Coordinate, id::MemberId};
+use rand::{Rng, seq::IteratorRandom};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+/// Below this many members all are near neighbours.
+const SMALL: f64 = (2 * NEAR_EACH_SIDE + 2) as f64;
+/// Far neighbours at most, whatever the estimate says: enough for 2^24 members.
+const MAX_FAR: usize = 24;
+/// Members of each side that count for the estimate: our near ones and those that the outermost of them told us of.
+const SPACING: usize = 2 * NEAR_EACH_SIDE;
+/// The number of far neighbours follows log2 of the size only when it is this far off, so that it does not flutter.
+const FLUTTER: f64 = 0.75;
+/// A far neighbour is drawn anew when the network has grown or shrunk by this many powers of two since.
+const OUTGROWN: f64 = 1.0;
+/// One outgrown edge is replaced in this time.
+const REDRAW_EVERY: Duration = Duration::from_secs(5);
+/// First pause after a draw that led to nobody; it doubles,
+const FIRST_PAUSE: Duration = Duration::from_secs(3);
+/// up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+/// Draws at once.
+const DRAWS_AT_ONCE: usize = 4;
+/// How often a draw that was turned away goes on to the member it was told.
+const MAX_DECLINED: u8 = 3;
+/// Incoming far edges that everyone takes, however small it believes the network.
+const MIN_INCOMING: usize = 8;
+
+/// What a lookup for a far neighbour was drawn for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Draw {
+    slot: usize,
+    distance: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Empty,
+    Asking,
+    Taken(MemberId),
+}
+
+struct Slot {
+    state: State,
+    /// log2 of the size that it was drawn for.
+    drawn_for: f64,
+    /// When to draw again, if nothing comes of it before.
+    at: Instant,
+    pause: Duration,
+    declined: u8,
+}
+
+/// What the far part remembers.
+#[derive(Default)]
+pub(super) struct Far {
+    /// Eighths of log2 by our own spacing; 0: nobody known.
+    own: u8,
+    log2: f64,
+    wanted: usize,
+    slots: Vec<Slot>,
+    redraw_at: Option<Instant>,
+}
+
+impl Far {
+    pub fn size(&self) -> f64 {
+        self.log2.exp2()
+    }
+
+    pub fn own_estimate(&self) -> u8 {
+        self.own
+    }
+
+    pub fn wanted(&self) -> usize {
+        self.wanted
+    }
+
+    pub fn wake_at(&self) -> Option<Instant> {
+        let draws = self.slots.iter().filter(|s| !matches!(s.state, State::Taken(_))).map(|s| s.at);
+        draws.chain(self.redraw_at).min()
+    }
+}
+
+/// The size of a network of which `places` are known around `me`.
+fn size_by_spacing(me: Position, places: &BTreeSet<Position>) -> f64 {
+    let each = SPACING.min(places.len() / 2);
+    if each < NEAR_EACH_SIDE {
+        return places.len() as f64 + 1.0;
+    }
+    let mut sorted: Vec<u64> = places.iter().map(|p| me.clockwise(*p)).collect();
+    sorted.sort_unstable();
+    let span = sorted[each - 1] as f64 + sorted[sorted.len() - each].wrapping_neg() as f64;
+    2.0 * each as f64 / (span / 2f64.powi(64))
+}
+
+/// A distance by the harmonic law between one n-th of the ring and half of it; `u` in 0..1.
+fn harmonic(size: f64, u: f64) -> u64 {
+    let share = 0.5 * ((size / 2.0).ln() * (u - 1.0)).exp();
+    (share * 2f64.powi(64)) as u64
+}
+
+impl Ring {
+    /// Estimates the size of the network anew.
+    pub(super) fn estimate_size(&mut self) {
+        let near = self.edges.values().filter(|e| e.heard && e.joined);
+        let places = near.clone().flat_map(|e| e.direct.iter().chain([&e.node])).filter(|n| **n != self.me);
+        let own = size_by_spacing(self.me.position, &places.map(|n| n.position).collect()).log2();
+        self.far.own = (own * 8.0).round().clamp(0.0, 255.0) as u8;
+        let mut all: Vec<f64> = near.filter(|e| e.size > 0).map(|e| f64::from(e.size) / 8.0).chain([own]).collect();
+        all.sort_unstable_by(f64::total_cmp);
+        let median = (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2.0;
+        self.far.log2 += (median - self.far.log2) / if self.far.log2 == 0.0 { 1.0 } else { 2.0 };
+        let aim = if self.far.size() < SMALL { 0.0 } else { self.far.log2 };
+        if (aim - self.far.wanted as f64).abs() > FLUTTER {
+            self.far.wanted = (aim.round() as usize).min(MAX_FAR);
+        }
+    }
+
+    /// Draws what is missing, drops what is too much or outgrown.
+    pub(super) fn keep_far(&mut self, now: Instant) {
+        let wanted = self.options.far.map_or(self.far.wanted, |far| far.min(MAX_FAR));
+        if self.far.slots.len() > wanted {
+            let surplus: Vec<Slot> = self.far.slots.drain(wanted..).collect();
+            surplus.iter().for_each(|slot| self.release(slot.state));
+        }
+        if !self.joined {
+            return;
+        }
+        let fresh = |log2| Slot { state: State::Empty, drawn_for: log2, at: now, pause: FIRST_PAUSE, declined: 0 };
+        while self.far.slots.len() < wanted {
+            self.far.slots.push(fresh(self.far.log2));
+        }
+        self.redraw_outgrown(now);
+        let is_due = |s: &Slot| s.at <= now && !matches!(s.state, State::Taken(_));
+        let due: Vec<usize> = (0..wanted).filter(|i| is_due(&self.far.slots[*i])).collect();
+        for (drawn, slot) in due.into_iter().enumerate() {
+            if drawn < DRAWS_AT_ONCE {
+                self.draw(now, slot);
+            } else {
+                self.far.slots[slot].at = now + REDRAW_EVERY / 5;
+            }
+        }
+    }
+
+    fn draw(&mut self, now: Instant, slot: usize) {
+        let part = (slot as f64 + self.rng.random::<f64>()) / self.far.slots.len() as f64;
+        let distance = harmonic(self.far.size().max(SMALL), part);
+        let me = self.me.position;
+        let target = if self.rng.random() { me.plus(distance) } else { me.minus(distance) };
+        let state = &mut self.far.slots[slot];
+        *state = Slot {
+            state: State::Asking,
+            drawn_for: self.far.log2,
+            at: now + state.pause,
+            pause: (state.pause * 2).min(LONGEST_PAUSE),
+            declined: 0,
+        };
+        if let Next::Via(via) = self.table.next(target, Mode::Closest) {
+            self.locate_far(now, via, target, Draw { slot, distance });
+        }
+    }
+
+    /// Members around the place drawn: takes the nearest in round-trip time that is no neighbour for other reasons.
+    pub(super) fn found_far(&mut self, now: Instant, draw: Draw, members: Vec<(MemberId, Option<Coordinate>)>) {
+        if self.far.slots.get(draw.slot).is_none_or(|s| s.state != State::Asking) {
+            return;
+        }
+        let (me, here) = (self.me.position, self.vivaldi.mine());
+        let equals = draw.distance / 2..=draw.distance.saturating_mul(2);
+        let other_use = |m: &MemberId| self.edges.get(m).is_some_and(|e| e.mine.has(Roles::NEAR) || e.mine.has(Roles::FAR));
+        let usable = |m: &MemberId| *m != self.me.member && equals.contains(&me.distance(Position::of(m))) && !other_use(m);
+        let far = |place: &Option<Coordinate>| place.map_or(Duration::MAX, |there| here.estimate(&there));
+        let best = members.iter().filter(|(m, _)| usable(m)).min_by_key(|(_, place)| far(place));
+        if let Some((member, _)) = best {
+            self.take(now, draw.slot, *member, None);
+        }
+    }
+
+    fn take(&mut self, now: Instant, slot: usize, member: MemberId, agent: Option<Position>) {
+        if self.link(now, member, Roles::FAR, agent)
+            && let Some(slot) = self.far.slots.get_mut(slot)
+        {
+            slot.state = State::Taken(member);
+        }
+    }
+
+    /// One slot at a time follows the size of the network.
+    fn redraw_outgrown(&mut self, now: Instant) {
+        let outgrown = |s: &Slot, log2: f64| matches!(s.state, State::Taken(_)) && (s.drawn_for - log2).abs() > OUTGROWN;
+        let log2 = self.far.log2;
+        if self.far.redraw_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.far.redraw_at = None;
+        if let Some(slot) = self.far.slots.iter_mut().find(|s| outgrown(s, log2)) {
+            let old = std::mem::replace(&mut slot.state, State::Empty);
+            (slot.at, slot.pause) = (now, FIRST_PAUSE);
+            self.release(old);
+            self.far.redraw_at = Some(now + REDRAW_EVERY);
+        }
+    }
+
+    fn release(&mut self, state: State) {
+        if let State::Taken(member) = state
+            && let Some(edge) = self.edges.get_mut(&member)
+        {
+            edge.mine.set(Roles::FAR, false);
+        }
+    }
+
+    /// An edge died, or could not be made: draw another if it was a far one.
+    pub(super) fn far_failed(&mut self, now: Instant, member: MemberId) {
+        for slot in self.far.slots.iter_mut().filter(|s| s.state == State::Taken(member)) {
+            slot.state = State::Empty;
+            slot.at = now + slot.pause.min(FIRST_PAUSE);
+        }
+    }
+
+    /// A neighbour wants an edge with us: more far edges or shortcuts than we are ready to serve are turned away.
+    pub(super) fn limit_incoming(&mut self, from: MemberId) {
+        let limits = [(Roles::FAR, (2 * self.far.wanted).max(MIN_INCOMING)), (Roles::SHORTCUT, 2 * self.options.max_shortcuts)];
+        for (role, limit) in limits {
+            let comes = |e: &Edge| e.theirs.has(role) && !e.mine.has(role);
+            let count = self.edges.values().filter(|e| comes(e)).count();
+            let near = self.edges.values().filter(|e| e.joined && e.mine.has(Roles::NEAR) && e.member() != from);
+            let instead = near.map(Edge::member).choose(&mut self.rng).filter(|_| role == Roles::FAR);
+            let Some(edge) = self.edges.get_mut(&from) else { return };
+            if comes(edge) && count > limit {
+                edge.theirs.set(role, false);
+                self.send(from, &Message::Decline { role, instead });
+            }
+        }
+    }
+
+    /// A neighbour has no room for us in this role.
+    pub(super) fn declined(&mut self, now: Instant, from: MemberId, role: Roles, instead: Option<MemberId>) {
+        let Some(edge) = self.edges.get_mut(&from) else { return };
+        if role == Roles::SHORTCUT && edge.mine.has(role) {
+            edge.mine.set(role, false);
+            return self.shortcut_failed(now, from);
+        }
+        let Some(slot) = self.far.slots.iter().position(|s| s.state == State::Taken(from)) else { return };
+        if role != Roles::FAR {
+            return;
+        }
+        edge.mine.set(role, false);
+        let agent = Some(edge.node.position);
+        self.wake_by(now);
+        let state = &mut self.far.slots[slot];
+        state.state = State::Empty;
+        state.at = now + state.pause;
+        state.declined += 1;
+        if let Some(member) = instead.filter(|_| state.declined <= MAX_DECLINED) {
+            self.take(now, slot, member, agent);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{SeedableRng, rngs::StdRng};
+
+    #[test]
+    fn the_size_is_estimated_from_the_spacing() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for size in [4usize, 8, 100, 1000, 10_000] {
+            let mut logs = Vec::new();
+            for _ in 0..200 {
+                let all: BTreeSet<Position> = (1..size).map(|_| Position(rng.random())).collect();
+                let me = Position(rng.random());
+                logs.push(size_by_spacing(me, &all).log2());
+            }
+            let mean = logs.iter().sum::<f64>() / logs.len() as f64;
+            assert!((mean - (size as f64).log2()).abs() < 0.25, "{size}: 2^{mean}");
+        }
+    }
+
+    #[test]
+    fn distances_are_harmonic_and_within_half_a_ring() {
+        let size = 1024.0;
+        let log = |u: f64| (harmonic(size, u) as f64 / 2f64.powi(64)).log2();
+        assert!((log(0.0) + 10.0).abs() < 0.01 && (log(1.0) + 1.0).abs() < 0.01);
+        // Equal parts of the draw are equal parts of the logarithm: that is the law.
+        assert!((log(0.5) + 5.5).abs() < 0.01);
+    }
+}

@@ -1,0 +1,187 @@
+//! Members that are known and not neighbours: the leaf set beyond the edges, and who is not worth a try for now.
+//!
+//! What a neighbour's list says lives with the neighbour ([`super::neighbour`]) and is replaced by its next list. Here is the rest: what lookups found, what
+//! the lists of dead neighbours said (the repair when half of all die at once), the members whose edge could not be made, and the
+//! neighbours that were lost, which are tried again for an hour, so that the halves of a divided network find each other when it heals.
+//! Everything is bounded, and only who is nearest to us is kept when there is more.
+
+use super::position::{Node, Position};
+use crate::id::MemberId;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// Members known by lookups or from the dead.
+const MAX_RUMOURS: usize = 64;
+/// Members that are not tried for now.
+const MAX_FAILED: usize = 256;
+/// Lost neighbours that are tried again.
+const MAX_LOST: usize = 16;
+/// First pause before a member is tried again; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// One lost neighbour is looked for in this time. All members of a part do so, and one that gets through is enough; so a cut that
+/// heals is noticed within seconds, and a dead half costs each member an attempt every 20 s.
+const LOST_EVERY: Duration = Duration::from_secs(20);
+/// A lost neighbour is looked for so long: a cut of the wide area, not the end of a machine.
+const LOST_LIFE: Duration = Duration::from_secs(3600);
+
+struct Rumour {
+    node: Node,
+    agent: Option<Position>,
+    expires: Instant,
+}
+
+struct Failure {
+    until: Instant,
+    pause: Duration,
+}
+
+struct Lost {
+    since: Instant,
+    tried: Instant,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Known {
+    rumours: BTreeMap<MemberId, Rumour>,
+    failed: BTreeMap<MemberId, Failure>,
+    lost: BTreeMap<MemberId, Lost>,
+    /// When the next of the lost is tried.
+    lost_at: Option<Instant>,
+}
+
+impl Known {
+    /// Notes that `node` is said to live, reachable through `agent`.
+    pub fn rumour(&mut self, me: Position, node: Node, agent: Option<Position>, expires: Instant) {
+        self.rumours.insert(node.member, Rumour { node, agent, expires });
+        if self.rumours.len() > MAX_RUMOURS {
+            let farthest = self.rumours.values().max_by_key(|r| me.distance(r.node.position)).map(|r| r.node.member);
+            farthest.map(|member| self.rumours.remove(&member));
+        }
+    }
+
+    /// Those said to live, and through whom they are reached.
+    pub fn rumours(&self) -> impl Iterator<Item = (Node, Option<Position>)> {
+        self.rumours.values().map(|r| (r.node, r.agent))
+    }
+
+    /// Whether the member is not to be tried now.
+    pub fn is_failed(&self, member: &MemberId, now: Instant) -> bool {
+        self.failed.get(member).is_some_and(|f| f.until > now)
+    }
+
+    /// An edge to the member could not be made, or died.
+    pub fn fail(&mut self, member: MemberId, now: Instant) {
+        self.rumours.remove(&member);
+        let pause = self.failed.get(&member).map_or(FIRST_PAUSE, |f| (f.pause * 2).min(LONGEST_PAUSE));
+        self.failed.insert(member, Failure { until: now + pause, pause });
+        if self.failed.len() > MAX_FAILED {
+            let first = self.failed.iter().min_by_key(|(_, f)| f.until).map(|(m, _)| *m);
+            first.map(|m| self.failed.remove(&m));
+        }
+    }
+
+    /// An edge to the member stands.
+    pub fn works(&mut self, member: &MemberId) {
+        self.rumours.remove(member);
+        self.failed.remove(member);
+        self.lost.remove(member);
+    }
+
+    /// A neighbour died; it may be a cut that heals. The newest are kept.
+    pub fn lose(&mut self, member: MemberId, now: Instant) {
+        self.lost.insert(member, Lost { since: now, tried: now });
+        self.lost_at.get_or_insert(now + LOST_EVERY / 2);
+        if self.lost.len() > MAX_LOST {
+            let oldest = self.lost.iter().min_by_key(|(_, l)| l.since).map(|(m, _)| *m);
+            oldest.map(|m| self.lost.remove(&m));
+        }
+    }
+
+    /// Whether the member is one that was lost.
+    pub fn is_lost(&self, member: &MemberId) -> bool {
+        self.lost.contains_key(member)
+    }
+
+    /// The lost neighbour whose turn it is to be tried again, if it is time.
+    pub fn next_lost(&mut self, now: Instant) -> Option<MemberId> {
+        self.lost_at.filter(|at| *at <= now)?;
+        self.lost.retain(|_, l| now.saturating_duration_since(l.since) < LOST_LIFE);
+        self.lost_at = (!self.lost.is_empty()).then(|| now + LOST_EVERY);
+        let (member, lost) = self.lost.iter_mut().min_by_key(|(_, l)| l.tried)?;
+        lost.tried = now;
+        Some(*member)
+    }
+
+    /// When something here is due.
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.lost_at
+    }
+
+    /// Forgets what is too old.
+    pub fn expire(&mut self, now: Instant) {
+        self.rumours.retain(|_, r| r.expires > now);
+        self.failed.retain(|_, f| now < f.until + f.pause);
+    }
+}
+
+/// The `each` nodes nearest to `place` on each of its sides, clockwise side first.
+pub(super) fn around(place: Position, nodes: impl IntoIterator<Item = Node>, each: usize) -> Vec<Node> {
+    let mut sorted: Vec<Node> = nodes.into_iter().filter(|n| n.position != place).collect();
+    sorted.sort_unstable_by_key(|n| place.clockwise(n.position));
+    sorted.dedup();
+    if sorted.len() > 2 * each {
+        sorted.drain(each..sorted.len() - each);
+    }
+    sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(n: u8) -> Node {
+        Node::from(MemberId([n; 32]))
+    }
+
+    #[test]
+    fn memory_for_members_that_one_hears_of_is_bounded_and_keeps_the_nearest() {
+        let (me, now) = (node(0).position, Instant::now());
+        let mut known = Known::default();
+        for n in 1..=255 {
+            known.rumour(me, node(n), None, now + FIRST_PAUSE);
+            known.lose(node(n).member, now + Duration::from_secs(n.into()));
+        }
+        assert_eq!((known.rumours.len(), known.lost.len()), (MAX_RUMOURS, MAX_LOST));
+        let mut all: Vec<Node> = (1..=255).map(node).collect();
+        all.sort_by_key(|n| me.distance(n.position));
+        assert!(all[..MAX_RUMOURS].iter().all(|n| known.rumours.contains_key(&n.member)));
+        assert!(known.is_lost(&node(255).member) && !known.is_lost(&node(1).member));
+        known.expire(now + FIRST_PAUSE);
+        assert!(known.rumours.is_empty());
+    }
+
+    #[test]
+    fn who_fails_again_waits_longer() {
+        let (now, member) = (Instant::now(), node(1).member);
+        let mut known = Known::default();
+        known.fail(member, now);
+        assert!(known.is_failed(&member, now) && !known.is_failed(&member, now + FIRST_PAUSE));
+        known.fail(member, now + FIRST_PAUSE);
+        assert!(known.is_failed(&member, now + FIRST_PAUSE * 2));
+        known.works(&member);
+        assert!(!known.is_failed(&member, now));
+    }
+
+    #[test]
+    fn around_a_place_are_the_nearest_of_both_sides() {
+        let nodes: Vec<Node> = (1..=9).map(|n| Node { position: Position(n * 10), member: MemberId([n as u8; 32]) }).collect();
+        let found = around(Position(45), nodes.clone(), 2);
+        assert_eq!(found.iter().map(|n| n.position.0).collect::<Vec<_>>(), [50, 60, 30, 40]);
+        assert_eq!(around(Position(45), nodes.into_iter().take(3), 2).len(), 3);
+    }
+}

@@ -1,0 +1,202 @@
+//! What the state machines of two members say to each other: a version byte, then postcard, in the body of a control packet.
+//!
+//! Everything fits in one packet, so that nothing is reassembled. Lists are bounded; what is longer than its bound is refused whole.
+
+use super::wire::MAX_BODY_LEN;
+use crate::{coordinates::Coordinate, id::MemberId};
+use serde::{Deserialize, Serialize};
+
+const VERSION: u8 = 1;
+/// Ids in one list of a message. Two of them and the rest of a message fit in [`MAX_BODY_LEN`].
+pub const MAX_IDS: usize = 16;
+
+/// Dead members in one list.
+pub const MAX_GONE: usize = 4;
+
+/// What a member wants an edge for, as bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Roles(pub u8);
+
+impl Roles {
+    /// The other is one of the nearest on its side.
+    pub const NEAR: Self = Self(1);
+    /// Drawn by the distance law.
+    pub const FAR: Self = Self(2);
+    /// Much traffic.
+    pub const SHORTCUT: Self = Self(4);
+    /// The way into the ring of a joiner, or between two rings.
+    pub const SEED: Self = Self(8);
+
+    /// Whether all of `roles` are among these.
+    pub fn has(self, roles: Self) -> bool {
+        self.0 & roles.0 == roles.0
+    }
+
+    /// Adds or takes away `roles`.
+    pub fn set(&mut self, roles: Self, on: bool) {
+        if on {
+            self.0 |= roles.0;
+        } else {
+            self.0 &= !roles.0;
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// What the asker of [`Message::Locate`] looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Purpose {
+    /// The members nearest to its own place.
+    Near,
+    /// A far neighbour.
+    Far,
+}
+
+/// A message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// To a neighbour: I live. The first thing that is said on an edge, and its keepalive.
+    Hello(Hello),
+    /// To a neighbour: whom I know around you and around me.
+    List {
+        /// The digest of the sender's near neighbours that this list was made with.
+        digest: u32,
+        /// Neighbours of the sender, nearest to the receiver first.
+        direct: Vec<MemberId>,
+        /// Members that the sender knows by hearsay.
+        heard: Vec<MemberId>,
+        /// Members whose link to the sender died of late.
+        gone: Vec<MemberId>,
+    },
+    /// To a neighbour: send me your list.
+    AskList,
+    /// Routed to the member closest to a place: who is there?
+    Locate {
+        /// Repeated in the answer.
+        nonce: u32,
+        /// Who asks.
+        origin: MemberId,
+        /// What for.
+        purpose: Purpose,
+    },
+    /// Answers [`Message::Locate`].
+    Found {
+        /// Of the question.
+        nonce: u32,
+        /// The answering member and neighbours of it around the place, and where they are in the coordinate space.
+        members: Vec<(MemberId, Option<Coordinate>)>,
+    },
+    /// To a neighbour: I have too many edges of this role; try this one instead.
+    Decline {
+        /// The role.
+        role: Roles,
+        /// A neighbour of the sender.
+        instead: Option<MemberId>,
+    },
+    /// To a neighbour: I have no use for this edge, or gave it up for dead.
+    Bye,
+}
+
+/// A keepalive, and what a neighbour must know of us at all times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Grows by one with each hello on this edge.
+    pub seq: u32,
+    /// The `seq` of the hello that this answers; `None` asks for an answer.
+    pub answers: Option<u32>,
+    /// Whether the sender is in the ring and carries packets.
+    pub joined: bool,
+    /// What the sender wants this edge for.
+    pub roles: Roles,
+    /// Of the sender's near neighbours.
+    pub digest: u32,
+    /// The sender's estimate of the network's size by its own spacing: eighths of log2.
+    pub size: u8,
+    /// Where the sender is in the coordinate space.
+    pub coordinate: Coordinate,
+}
+
+impl Message {
+    /// The body of a packet with this message.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![VERSION]).unwrap_or_default()
+    }
+
+    /// Reads a message; `None` for another version, nonsense or too much. Never panics.
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        let message: Self = match body.split_first() {
+            Some((&VERSION, rest)) if rest.len() < MAX_BODY_LEN => postcard::from_bytes(rest).ok()?,
+            _ => return None,
+        };
+        let longest = match &message {
+            Self::List { gone, .. } if gone.len() > MAX_GONE => return None,
+            Self::List { direct, heard, .. } => direct.len().max(heard.len()),
+            Self::Found { members, .. } => members.len(),
+            _ => 0,
+        };
+        (longest <= MAX_IDS).then_some(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+
+    fn id() -> impl Strategy<Value = MemberId> {
+        any::<[u8; 32]>().prop_map(MemberId)
+    }
+
+    fn messages() -> impl Strategy<Value = Message> {
+        let ids = || vec(id(), 0..=MAX_IDS);
+        prop_oneof![
+            any::<(u32, Option<u32>, bool, u8, u32, u8)>().prop_map(|(seq, answers, joined, roles, digest, size)| {
+                Message::Hello(Hello { seq, answers, joined, roles: Roles(roles), digest, size, coordinate: Coordinate::default() })
+            }),
+            (any::<u32>(), ids(), ids(), vec(id(), 0..=MAX_GONE)).prop_map(|(digest, direct, heard, gone)| Message::List {
+                digest,
+                direct,
+                heard,
+                gone
+            }),
+            Just(Message::AskList),
+            (any::<u32>(), id(), any::<bool>()).prop_map(|(nonce, origin, near)| Message::Locate {
+                nonce,
+                origin,
+                purpose: if near { Purpose::Near } else { Purpose::Far }
+            }),
+            (any::<u32>(), ids(), any::<bool>()).prop_map(|(nonce, ids, known)| {
+                let members = ids.into_iter().map(|id| (id, known.then(Coordinate::default))).collect();
+                Message::Found { nonce, members }
+            }),
+            (any::<u8>(), proptest::option::of(id())).prop_map(|(role, instead)| Message::Decline { role: Roles(role), instead }),
+            Just(Message::Bye),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_survives_the_wire_and_fits_in_a_packet(message in messages()) {
+            let body = message.encode();
+            prop_assert!(body.len() <= MAX_BODY_LEN);
+            prop_assert_eq!(Message::decode(&body), Some(message));
+        }
+
+        #[test]
+        fn any_bytes_decode_without_panic(bytes in vec(any::<u8>(), 0..200)) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() { *first = VERSION; }
+            let _ = Message::decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_is_refused() {
+        let members = vec![(MemberId([1; 32]), None); MAX_IDS + 1];
+        assert_eq!(Message::decode(&Message::Found { nonce: 1, members }.encode()), None);
+    }
+}

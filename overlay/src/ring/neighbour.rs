@@ -1,0 +1,132 @@
+//! One edge: what each side wants it for, what the other said last, and whether it still lives.
+//!
+//! A hello that asks is answered by a hello, and one such exchange per interval serves both ends: being asked counts as a sign of life, so
+//! the other end puts its own question off. A question is repeated a few times before the edge is given up, so that loss does not
+//! look like death; a one-way cut does, because only answers end a question.
+
+use super::{message::Roles, position::Node};
+use crate::{coordinates::Coordinate, id::MemberId};
+use std::time::{Duration, Instant};
+
+/// A near neighbour is asked this often: with the retries, its death is noticed within 11 s.
+pub(super) const NEAR_INTERVAL: Duration = Duration::from_secs(8);
+/// Others are asked this often; 26 of them at 10 000 members then cost half of the idle budget of 400 B/s.
+pub(super) const FAR_INTERVAL: Duration = Duration::from_secs(16);
+/// An unanswered question is repeated after this, or after twice the edge's round trip.
+pub(super) const RETRY: Duration = Duration::from_millis(750);
+/// Questions before an edge is given up. At 10 % loss each way five in a row fail once in 4 000 times.
+pub(super) const TRIES: u8 = 5;
+/// A sequence number this little behind the newest is an old datagram, one further off is a new beginning.
+const SEQ_WINDOW: u32 = 64;
+
+/// The other end of an edge.
+pub(super) struct Edge {
+    pub node: Node,
+    /// What we want it for.
+    pub mine: Roles,
+    /// What the other wants it for.
+    pub theirs: Roles,
+    /// What our last question told of our wishes and of our having joined.
+    pub told: Option<(Roles, bool)>,
+    /// The other carries packets.
+    pub joined: bool,
+    /// It has spoken: the edge works, and the fields of its hello mean something.
+    pub heard: bool,
+    pub coordinate: Option<Coordinate>,
+    /// Its estimate of the network's size, eighths of log2; 0: none.
+    pub size: u8,
+    pub rtt: Option<Duration>,
+    seq: u32,
+    their_seq: Option<u32>,
+    /// The question that waits for its answer.
+    pub asked: Option<(u32, Instant)>,
+    pub tries: u8,
+    /// When to ask next.
+    pub ask_at: Instant,
+    pub last_heard: Instant,
+    /// The digest in its last hello.
+    pub digest: u32,
+    /// The digest that its last list was made with.
+    pub list_digest: Option<u32>,
+    /// When to look whether its list is still the one that its hello spoke of.
+    pub check_list_at: Option<Instant>,
+    /// When it last had our list on request.
+    pub listed_at: Option<Instant>,
+    /// Its neighbours around us.
+    pub direct: Vec<Node>,
+    /// Members that it knows by hearsay.
+    pub hearsay: Vec<Node>,
+    /// Since when neither side has a use for it.
+    pub idle_since: Option<Instant>,
+    /// When it came to be.
+    pub since: Instant,
+}
+
+impl Edge {
+    pub fn new(node: Node, mine: Roles, rtt: Option<Duration>, first_seq: u32, now: Instant) -> Self {
+        Self {
+            node,
+            mine,
+            theirs: Roles::default(),
+            told: None,
+            joined: false,
+            heard: false,
+            coordinate: None,
+            size: 0,
+            rtt,
+            seq: first_seq,
+            their_seq: None,
+            asked: None,
+            tries: 0,
+            ask_at: now,
+            last_heard: now,
+            digest: 0,
+            list_digest: None,
+            check_list_at: None,
+            listed_at: None,
+            direct: Vec::new(),
+            hearsay: Vec::new(),
+            idle_since: None,
+            since: now,
+        }
+    }
+
+    pub fn member(&self) -> MemberId {
+        self.node.member
+    }
+
+    /// Whether either side counts the other among its nearest.
+    pub fn near(&self) -> bool {
+        self.mine.has(Roles::NEAR) || self.theirs.has(Roles::NEAR)
+    }
+
+    pub fn next_seq(&mut self) -> u32 {
+        self.seq = self.seq.wrapping_add(1);
+        self.seq
+    }
+
+    /// Whether a hello of this number is news and not an older one that was overtaken.
+    pub fn is_news(&mut self, seq: u32) -> bool {
+        let old = self.their_seq.is_some_and(|newest| (1..=SEQ_WINDOW).contains(&newest.wrapping_sub(seq)));
+        if !old {
+            self.their_seq = Some(seq);
+        }
+        !old
+    }
+
+    /// How long until the next question once everything is answered.
+    pub fn interval(&self) -> Duration {
+        if self.near() || !self.joined { NEAR_INTERVAL } else { FAR_INTERVAL }
+    }
+
+    /// How long to wait for an answer.
+    pub fn patience(&self) -> Duration {
+        self.rtt.map_or(RETRY, |rtt| RETRY.max(rtt * 2).min(RETRY * 4))
+    }
+
+    /// A round trip was measured.
+    pub fn measured(&mut self, rtt: Duration) {
+        // As TCP does (RFC 6298): an eighth of the news.
+        self.rtt = Some(self.rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
+    }
+}

@@ -1,0 +1,190 @@
+//! Lookups of one's own place: how a joiner finds it, how a member finds that it has lost it, how two rings find each other.
+//!
+//! A lookup is routed to the member closest to the asker other than the asker itself, beginning with a given neighbour, and the answer comes back
+//! through that neighbour. So it works for one whom nobody can route to yet, and along an edge into another ring it is answered by
+//! that ring. In a ring that is whole it is answered by a near neighbour and shows nothing new; the pause until the next one then doubles.
+
+use super::{
+    Edge, NEAR_EACH_SIDE, Node, Output, Position, Ring,
+    far::Draw,
+    known::around,
+    message::{Message, Purpose, Roles},
+    wire::{Header, Kind, Packet},
+};
+use crate::{coordinates::Coordinate, id::MemberId};
+use rand::{Rng, seq::IteratorRandom};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// A member that a lookup or a dead neighbour named is a candidate for this long.
+pub(super) const RUMOUR_LIFE: Duration = Duration::from_secs(60);
+/// Members of each side in an answer.
+const FOUND_EACH_SIDE: usize = 4;
+/// A joiner whose lookup was lost asks again after this; it doubles,
+const JOIN_RETRY: Duration = Duration::from_secs(1);
+/// up to this.
+const JOIN_RETRY_MAX: Duration = Duration::from_secs(8);
+/// A member whose neighbours changed looks itself up after this; it doubles,
+const CHECK: Duration = Duration::from_secs(4);
+/// up to this: at 10 000 members 8 hops of 170 B each every two minutes are 11 B/s.
+const CHECK_MAX: Duration = Duration::from_secs(128);
+/// An answer takes no longer: 32 hops of 300 ms.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Lookups under way.
+const MAX_ASKED: usize = 64;
+/// An edge that led into the ring, or into another one, has done so by then.
+const SEED_LIFE: Duration = Duration::from_secs(30);
+
+/// What a lookup is for.
+enum Goal {
+    Near,
+    Far(Draw),
+}
+
+struct Asked {
+    goal: Goal,
+    agent: Option<Position>,
+    deadline: Instant,
+}
+
+/// What the seeking part remembers.
+#[derive(Default)]
+pub(super) struct Seek {
+    located: bool,
+    at: Option<Instant>,
+    pause: Option<Duration>,
+    asked: BTreeMap<u32, Asked>,
+}
+
+impl Seek {
+    /// Whether a lookup of our own place has been answered since we were last out of the ring.
+    pub fn located(&self) -> bool {
+        self.located
+    }
+
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.asked.values().map(|a| a.deadline).chain(self.at).min()
+    }
+}
+
+impl Ring {
+    /// Somebody named a member from outside of what we know.
+    pub(super) fn seed(&mut self, now: Instant, member: MemberId) {
+        match self.edges.get(&member).filter(|e| e.heard).map(|e| e.node) {
+            Some(node) => self.locate_self(now, node),
+            None => {
+                self.link(now, member, Roles::SEED, None);
+            }
+        }
+    }
+
+    /// A new neighbour has spoken for the first time.
+    pub(super) fn met(&mut self, now: Instant, member: MemberId, joined: bool) {
+        let Some(edge) = self.edges.get(&member) else { return };
+        // Near edges come from what near neighbours told; any other may lead into a ring that they do not know.
+        if !self.joined || (joined && !edge.near()) {
+            let node = edge.node;
+            self.locate_self(now, node);
+        }
+        if !self.joined {
+            self.seek.pause = Some(JOIN_RETRY);
+            self.seek.at = Some(now + JOIN_RETRY);
+        }
+    }
+
+    /// Look ourselves up before long: something changed.
+    pub(super) fn seek_soon(&mut self, now: Instant) {
+        self.seek.located &= self.joined;
+        let first = if self.joined { CHECK } else { JOIN_RETRY };
+        let spread = 0.5 + self.rng.random::<f64>();
+        self.seek.pause = Some(first);
+        let at = now + first.mul_f64(spread);
+        self.seek.at = Some(self.seek.at.map_or(at, |old| old.min(at)));
+        self.wake_by(at);
+    }
+
+    /// Does the lookups that are due.
+    pub(super) fn keep_seeking(&mut self, now: Instant) {
+        self.seek.asked.retain(|_, a| a.deadline > now);
+        if let Some(member) = self.known.next_lost(now) {
+            self.link(now, member, Roles::SEED, None);
+        }
+        if self.joined {
+            for edge in self.edges.values_mut().filter(|e| e.since + SEED_LIFE <= now) {
+                edge.mine.set(Roles::SEED, false);
+            }
+        }
+        if self.seek.at.is_none_or(|at| at > now) {
+            return;
+        }
+        let (first, most) = if self.joined { (CHECK, CHECK_MAX) } else { (JOIN_RETRY, JOIN_RETRY_MAX) };
+        let pause = self.seek.pause.unwrap_or(first);
+        self.seek.pause = Some((pause * 2).min(most));
+        self.seek.at = Some(now + pause.mul_f64(self.rng.random_range(0.9..1.1)));
+        let speaks = self.edges.values().filter(|e| e.heard);
+        let carrier = speaks.clone().filter(|e| e.joined).map(|e| e.node).choose(&mut self.rng);
+        if let Some(via) = carrier.or_else(|| speaks.map(|e| e.node).choose(&mut self.rng)) {
+            self.locate_self(now, via);
+        } else if !self.joined {
+            self.seek.at = None;
+        }
+    }
+
+    /// Asks for the members nearest to us, beginning with `via`.
+    fn locate_self(&mut self, now: Instant, via: Node) {
+        let header = Header { agent: Some(via.position), ..Header::new(Kind::ControlClosest, self.me.position, self.me.position) };
+        self.locate(now, via.member, header, Goal::Near);
+    }
+
+    /// Asks for members around `target`, through the ring.
+    pub(super) fn locate_far(&mut self, now: Instant, via: MemberId, target: Position, draw: Draw) {
+        let header = Header::new(Kind::ControlClosest, self.me.position, target);
+        self.locate(now, via, header, Goal::Far(draw));
+    }
+
+    fn locate(&mut self, now: Instant, via: MemberId, header: Header, goal: Goal) {
+        if self.seek.asked.len() >= MAX_ASKED {
+            return;
+        }
+        let nonce = self.rng.random();
+        let purpose = if matches!(goal, Goal::Near) { Purpose::Near } else { Purpose::Far };
+        let body = Message::Locate { nonce, origin: self.me.member, purpose }.encode();
+        self.seek.asked.insert(nonce, Asked { goal, agent: header.agent, deadline: now + ANSWER_LIMIT });
+        self.outputs.push_back(Output::Send { to: via, packet: Packet { header, body } });
+        self.wake_by(now + ANSWER_LIMIT);
+    }
+
+    /// We are the closest to a place that somebody asked for.
+    pub(super) fn answer_locate(&mut self, header: &Header, nonce: u32, origin: MemberId, purpose: Purpose) {
+        if Position::of(&origin) != header.from || origin == self.me.member {
+            return;
+        }
+        let told = |e: &&Edge| e.heard && e.member() != origin && (purpose == Purpose::Near || e.joined);
+        let places: BTreeMap<Node, Option<Coordinate>> = self.edges.values().filter(told).map(|e| (e.node, e.coordinate)).collect();
+        let each = if purpose == Purpose::Near { FOUND_EACH_SIDE } else { NEAR_EACH_SIDE };
+        let found = around(header.to, places.keys().copied(), each);
+        let others = found.into_iter().map(|n| (n.member, places.get(&n).copied().flatten().filter(|_| purpose == Purpose::Far)));
+        let members = std::iter::once((self.me.member, Some(self.vivaldi.mine()))).chain(others).collect();
+        self.reply(header, Kind::Control, Message::Found { nonce, members }.encode());
+    }
+
+    /// A lookup was answered.
+    pub(super) fn found(&mut self, now: Instant, nonce: u32, members: Vec<(MemberId, Option<Coordinate>)>) {
+        // Only the first answer to a question counts, and none that was not asked.
+        let Some(asked) = self.seek.asked.remove(&nonce) else { return };
+        match asked.goal {
+            Goal::Far(draw) => self.found_far(now, draw, members),
+            Goal::Near => {
+                self.seek.located = true;
+                for (member, _) in members {
+                    if member != self.me.member && !self.edges.contains_key(&member) {
+                        self.known.rumour(self.me.position, Node::from(member), asked.agent, now + RUMOUR_LIFE);
+                    }
+                }
+                self.changed = true;
+            }
+        }
+    }
+}

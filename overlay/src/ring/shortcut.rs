@@ -1,0 +1,99 @@
+//! Shortcuts: an edge of its own for whom we talk much with (the scores of Brunet's shortcut overlord; VNET/VTTIF's link adaptation).
+//!
+//! Traffic above a threshold for some seconds earns one, and only traffic below a lower threshold for a minute loses it, so that bursts do
+//! not make and unmake edges. The busiest have precedence where the number is limited.
+
+use super::{Ring, message::Roles};
+use crate::id::MemberId;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// Traffic must hold on for this long.
+const HOLD: Duration = Duration::from_secs(5);
+/// An idle shortcut is dropped after this.
+const IDLE: Duration = Duration::from_secs(60);
+/// A shortcut that was refused or failed is not asked for again before this.
+const RETRY: Duration = Duration::from_secs(60);
+/// Members whose traffic is followed.
+const MAX_SCORES: usize = 256;
+
+struct Score {
+    rate: u64,
+    busy_since: Option<Instant>,
+    idle_since: Option<Instant>,
+    not_before: Instant,
+    wanted: bool,
+}
+
+/// What the shortcut part remembers.
+#[derive(Default)]
+pub(super) struct Shortcuts {
+    scores: BTreeMap<MemberId, Score>,
+}
+
+impl Shortcuts {
+    pub fn wake_at(&self) -> Option<Instant> {
+        let earned = |s: &Score| s.busy_since.filter(|_| !s.wanted).map(|t| (t + HOLD).max(s.not_before));
+        let lost = |s: &Score| s.idle_since.map(|t| t + IDLE);
+        self.scores.values().flat_map(|s| [earned(s), lost(s)]).flatten().min()
+    }
+}
+
+impl Ring {
+    /// Takes in what this member sends and receives now.
+    pub(super) fn count_traffic(&mut self, now: Instant, rates: &[(MemberId, u64)]) {
+        let (above, below) = (self.options.shortcut_above, self.options.shortcut_below.min(self.options.shortcut_above));
+        let scores = &mut self.shortcuts.scores;
+        scores.values_mut().for_each(|s| s.rate = 0);
+        for (member, rate) in rates.iter().filter(|(m, _)| *m != self.me.member) {
+            let fresh = Score { rate: 0, busy_since: None, idle_since: None, not_before: now, wanted: false };
+            if *rate > below || scores.contains_key(member) {
+                scores.entry(*member).or_insert(fresh).rate = *rate;
+            }
+        }
+        for score in scores.values_mut() {
+            score.busy_since = (score.rate >= above).then(|| score.busy_since.unwrap_or(now));
+            score.idle_since = (score.rate <= below).then(|| score.idle_since.unwrap_or(now));
+        }
+        while scores.len() > MAX_SCORES {
+            let least = scores.iter().filter(|(_, s)| !s.wanted).min_by_key(|(_, s)| s.rate).map(|(m, _)| *m);
+            let Some(least) = least else { break };
+            scores.remove(&least);
+        }
+        self.wake_by(now);
+    }
+
+    /// Asks for the shortcuts that are earned, drops those that are idle.
+    pub(super) fn keep_shortcuts(&mut self, now: Instant) {
+        let idle = |s: &Score| s.idle_since.is_some_and(|t| t + IDLE <= now);
+        let scores = &mut self.shortcuts.scores;
+        let dropped: Vec<MemberId> = scores.iter().filter(|(_, s)| idle(s)).map(|(m, _)| *m).collect();
+        let earned = |s: &Score| !s.wanted && s.not_before <= now && s.busy_since.is_some_and(|t| t + HOLD <= now);
+        let mut busy: Vec<(u64, MemberId)> = scores.iter().filter(|(_, s)| earned(s)).map(|(m, s)| (s.rate, *m)).collect();
+        for member in dropped {
+            scores.remove(&member);
+            if let Some(edge) = self.edges.get_mut(&member) {
+                edge.mine.set(Roles::SHORTCUT, false);
+            }
+        }
+        let free = self.options.max_shortcuts.saturating_sub(self.shortcuts.scores.values().filter(|s| s.wanted).count());
+        busy.sort_unstable_by(|a, b| b.cmp(a));
+        for (turn, (_, member)) in busy.into_iter().enumerate() {
+            let wanted = turn < free && self.link(now, member, Roles::SHORTCUT, None);
+            if let Some(score) = self.shortcuts.scores.get_mut(&member) {
+                score.wanted = wanted;
+                score.not_before = now + RETRY;
+            }
+        }
+    }
+
+    /// The shortcut was refused, could not be made, or died.
+    pub(super) fn shortcut_failed(&mut self, now: Instant, member: MemberId) {
+        if let Some(score) = self.shortcuts.scores.get_mut(&member) {
+            (score.wanted, score.not_before) = (false, now + RETRY);
+            self.wake_by(now);
+        }
+    }
+}
