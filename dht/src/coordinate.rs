@@ -1,15 +1,24 @@
 //! The deciding halves of a write and a read: they hear the replicas' answers one by one and say when the
-//! outcome is certain. One parallel round, decided by a majority; no clock and no network in them.
+//! outcome is certain. One parallel round; no clock and no network in them.
 //!
 //! Why two creators never both win: a replica holds one owner at a time, and only gives up an unsettled
-//! one when its creator withdraws, who from then on never claims that attempt. So two claims would need
-//! two majorities without a common replica.
+//! one when its creator withdraws, who from then on never claims that attempt. A create takes [`sure`] of the
+//! replicas, four of five: so two claims would have three replicas in common, of which one is honest as long as no more
+//! than two lie. To renew or change what one has, a majority is enough.
 
 use crate::{
     cell::{Cell, prefers},
+    limits::Refusal,
     record::Record,
 };
 use p2pvm_overlay::UnixTime;
+
+/// How many of `asked` replicas must agree that a key was free, or is: a Byzantine quorum for less than a third of liars
+/// (Malkhi and Reiter 1998), which for five replicas is safe against two.
+pub fn sure(asked: usize) -> usize {
+    let liars = asked.saturating_sub(1) / 3;
+    (asked + liars) / 2 + 1
+}
 
 /// How many of the replicas asked said what.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,6 +47,10 @@ pub struct Write {
     held: Vec<(Record, Option<u64>)>,
     graves: Cell,
     stale: Option<u64>,
+    refused: Vec<Refusal>,
+    /// How many must accept, and whether a single replica that knows another owner's settled record stands against it.
+    needed: usize,
+    creates: bool,
 }
 
 /// What came of a write.
@@ -51,6 +64,8 @@ pub enum Written {
     Stale(u64),
     /// Concurrent attempts share the replicas: withdraw, wait and try again. One of the others is enclosed.
     Contended(Record),
+    /// So many replicas refused that too few are left, most of them for this reason.
+    Refused(Refusal),
     /// Too few answered.
     NoQuorum {
         /// How many did.
@@ -61,10 +76,22 @@ pub enum Written {
 }
 
 impl Write {
-    /// A write of `record` to `asked` replicas.
+    /// A write of `record` to `asked` replicas over what its owner has there.
     pub fn new(record: Record, asked: usize) -> Self {
         let count = Count { asked, ..Count::default() };
-        Self { record, count, accepted: 0, held: Vec::new(), graves: Cell::default(), stale: None }
+        let (held, refused) = (Vec::new(), Vec::new());
+        Self { record, count, accepted: 0, held, graves: Cell::default(), stale: None, refused, needed: count.majority(), creates: false }
+    }
+
+    /// A write of `record` to `asked` replicas if nobody has the key.
+    pub fn create(record: Record, asked: usize) -> Self {
+        Self { needed: sure(asked), creates: true, ..Self::new(record, asked) }
+    }
+
+    /// A replica will not hold it.
+    pub fn refused(&mut self, refusal: Refusal) {
+        self.count.answered += 1;
+        self.refused.push(refusal);
     }
 
     /// A replica's answer, or `None` if it will not come.
@@ -89,14 +116,16 @@ impl Write {
             return Some(Written::Stale(version));
         }
         let majority = self.count.majority();
+        let hopeless = self.accepted + self.count.waiting() < self.needed;
+        let alive = || self.held.iter().filter(|(record, _)| !self.graves.buries(record));
         if answered >= majority {
-            let alive = || self.held.iter().filter(|(record, _)| !self.graves.buries(record));
             let is_settled = |(r, s): &&(Record, Option<u64>)| s.is_some_and(|version| !self.graves.buries_version(&r.owner, version));
             let settled = alive().filter(is_settled).map(|(record, _)| record);
-            if let Some(owner) = settled.reduce(|a, b| if prefers(&a.key, &a.owner, &b.owner) { a } else { b }) {
+            let settled = settled.reduce(|a, b| if prefers(&a.key, &a.owner, &b.owner) { a } else { b });
+            if let Some(owner) = settled.filter(|_| self.creates || hopeless) {
                 return Some(Written::Exists(owner.clone()));
             }
-            if self.accepted >= majority {
+            if self.accepted >= self.needed {
                 return Some(Written::Won);
             }
             // Another one's majority may still be withdrawn if its creator did not hear of it; then the key is free later.
@@ -104,13 +133,14 @@ impl Write {
                 return Some(Written::Exists(other.clone()));
             }
         }
-        let hopeless = self.accepted + self.count.waiting() < majority;
         let may_tell_why = answered < majority && answered + self.count.waiting() >= majority;
         if !hopeless || may_tell_why {
             return None;
         }
-        Some(match self.held.first() {
-            Some((other, _)) if answered >= majority => Written::Contended(other.clone()),
+        let most = self.refused.iter().max_by_key(|r| self.refused.iter().filter(|o| o == r).count());
+        Some(match (self.held.first(), most) {
+            (Some((other, _)), _) if answered >= majority => Written::Contended(other.clone()),
+            (_, Some(refusal)) => Written::Refused(*refusal),
             _ => Written::NoQuorum { answered, asked },
         })
     }
@@ -142,43 +172,77 @@ impl Read {
 
     /// What the replicas that answered hold together: settled records win over attempts, graves bury.
     pub fn merged(&self) -> Cell {
-        let mut merged = Cell::default();
         // Graves first: a buried record must not drive out a live one before its grave is heard of.
-        for cell in &self.heard {
-            merged.merge(Cell { graves: cell.graves.clone(), ..Cell::default() });
-        }
+        let mut merged = self.graves();
         for cell in &self.heard {
             merged.merge(cell.clone());
         }
         merged
     }
 
-    /// The outcome, as soon as it is certain: the live record, none, or (answered, asked) without a quorum.
-    pub fn outcome(&self, now: UnixTime) -> Option<Result<Option<Record>, (usize, usize)>> {
+    /// The outcome, as soon as it is certain: the live record or none, or why neither can be said.
+    pub fn outcome(&self, now: UnixTime) -> Option<Result<Option<Record>, Doubt>> {
         let Count { asked, answered, failed } = self.count;
-        let majority = self.count.majority();
-        if answered + self.count.waiting() < majority {
-            return Some(Err((answered, asked)));
+        let (majority, waiting) = (self.count.majority(), self.count.waiting());
+        let too_few = Some(Err(Doubt::NoQuorum { answered, asked }));
+        if answered + waiting < majority {
+            return too_few;
         }
-        if answered < majority {
+        let graves = self.graves();
+        let live = || self.heard.iter().filter_map(|c| c.record.as_ref()).filter(|r| r.expires > now && !graves.buries(r));
+        let holding = |owner: &[u8; 32]| live().filter(|r| r.owner == *owner).count();
+        let newest = |owner: &[u8; 32]| live().filter(|r| r.owner == *owner).max_by_key(|r| r.version).cloned();
+        if let Some(owner) = live().map(|r| r.owner).find(|owner| holding(owner) >= majority) {
+            return Some(Ok(newest(&owner)));
+        }
+        // Nobody has a majority: enough must have been heard that an owner with one cannot have been missed.
+        if answered < sure(asked) {
+            return if answered + waiting < sure(asked) { too_few } else { None };
+        }
+        let Some(first) = live().next() else { return Some(Ok(None)) };
+        let could_win = |owner: &[u8; 32]| holding(owner) + waiting + failed >= majority;
+        let is_settled = |owner: &[u8; 32]| {
+            let said = self.heard.iter().filter(|c| c.record.as_ref().is_some_and(|r| r.owner == *owner)).filter_map(|c| c.settled);
+            said.max().is_some_and(|version| !graves.buries_version(owner, version))
+        };
+        if live().any(|r| r.owner != first.owner && (is_settled(&r.owner) || is_settled(&first.owner))) {
+            return if waiting > 0 { None } else { Some(Err(Doubt::Disagreement)) };
+        }
+        if is_settled(&first.owner) {
+            return Some(Ok(newest(&first.owner)));
+        }
+        // Attempts only: the owner that may have a majority among those that did not answer.
+        if waiting > 0 && live().any(|r| could_win(&r.owner)) {
             return None;
         }
-        let merged = self.merged();
-        let live = |record: &&Record| record.expires > now && !merged.buries(record);
-        if merged.settled.is_some() {
-            return Some(Ok(merged.record.as_ref().filter(live).cloned()));
-        }
-        // Attempts only: the owner that has a majority, or may have one among those that did not answer.
-        let attempts = || self.heard.iter().filter_map(|c| c.record.as_ref()).filter(live);
-        let holding = |owner: &[u8; 32]| attempts().filter(|r| r.owner == *owner).count();
-        let newest = |owner: &[u8; 32]| attempts().filter(|r| r.owner == *owner).max_by_key(|r| r.version).cloned();
-        if let Some(winner) = attempts().find(|r| holding(&r.owner) >= majority) {
-            return Some(Ok(newest(&winner.owner)));
-        }
-        if self.count.waiting() > 0 && attempts().any(|r| holding(&r.owner) + self.count.waiting() + failed >= majority) {
-            return None;
-        }
-        let possible = attempts().filter(|r| holding(&r.owner) + failed >= majority).max_by_key(|r| holding(&r.owner));
+        let possible = live().filter(|r| could_win(&r.owner)).max_by_key(|r| holding(&r.owner));
         Some(Ok(possible.and_then(|r| newest(&r.owner))))
     }
+
+    fn graves(&self) -> Cell {
+        let mut graves = Cell::default();
+        self.heard.iter().for_each(|cell| graves.merge(Cell { graves: cell.graves.clone(), ..Cell::default() }));
+        graves
+    }
+
+    /// Whether all live records heard of are one owner's.
+    pub fn is_of_one_owner(&self) -> bool {
+        let graves = self.graves();
+        let mut owners = self.heard.iter().filter_map(|c| c.record.as_ref()).filter(|r| !graves.buries(r)).map(|r| r.owner);
+        owners.next().is_none_or(|first| owners.all(|owner| owner == first))
+    }
+}
+
+/// Why a read has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// Too few replicas answered.
+    NoQuorum {
+        /// How many did.
+        answered: usize,
+        /// Of how many.
+        asked: usize,
+    },
+    /// They hold different owners' records, none of them a majority's.
+    Disagreement,
 }

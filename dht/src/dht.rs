@@ -4,7 +4,9 @@
 
 use crate::{
     cell::{Cell, prefers},
-    coordinate::{Read, Write, Written},
+    conflict,
+    coordinate::{Doubt, Read, Write, Written},
+    limits::Limits,
     record::{MAX_VALUE_BYTES, Record, RecordError, Records},
     replica::{Replica, ReplicaError},
     republish,
@@ -53,6 +55,8 @@ pub struct DhtOptions {
     pub call_timeout: Duration,
     /// How often all records are compared with the other replicas.
     pub republish_every: Duration,
+    /// What one owner, one member and all may have this node keep.
+    pub limits: Limits,
     /// The wall clock.
     pub clock: Clock,
     /// Seeds the waits and names of attempts, so that a simulation can be repeated; from the system if `None`.
@@ -66,6 +70,7 @@ impl Default for DhtOptions {
             replicas: 5,
             call_timeout: Duration::from_secs(3),
             republish_every: Duration::from_secs(30 * 60),
+            limits: Limits::default(),
             clock: Arc::new(UnixTime::now),
             seed: None,
         }
@@ -77,20 +82,24 @@ pub struct Dht {
     pub(crate) peers: Peers,
     chance: Mutex<StdRng>,
     changed: Arc<Notify>,
-    republisher: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Dht {
     /// Serves this node's replica from now on, and keeps its records on the members closest to them until dropped.
     /// Needs a tokio runtime.
     pub fn start(fabric: Arc<dyn Fabric>, store: Arc<dyn Store>, options: DhtOptions) -> Arc<Self> {
-        let local = Arc::new(Local { blocks: store.blocks(), replica: Mutex::new(Replica::new(store)), clock: options.clock.clone() });
+        let blocks = store.blocks();
+        let replica = Mutex::new(Replica::new(fabric.me(), store, options.limits));
+        let claimed = Arc::new(Notify::new());
+        let (me, clock) = (fabric.me(), options.clock.clone());
+        let local = Arc::new(Local { me, blocks, replica, clock, claimed: claimed.clone() });
         fabric.serve(SERVICE, Arc::new(Service(local.clone())));
         let chance = Mutex::new(options.seed.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64));
         let peers = Peers { fabric, local, options };
         let changed = Arc::new(Notify::new());
-        let republisher = tokio::spawn(republish::run(peers.clone(), changed.clone()));
-        Arc::new(Self { peers, chance, changed, republisher })
+        let tasks = [tokio::spawn(republish::run(peers.clone(), changed.clone())), tokio::spawn(conflict::run(peers.clone(), claimed))];
+        Arc::new(Self { peers, chance, changed, tasks })
     }
 
     /// Tells that members came or went: records move to the members that are closest to them now. Cheap; call it often.
@@ -105,20 +114,20 @@ impl Dht {
         self.chance.lock().unwrap_or_else(PoisonError::into_inner).random()
     }
 
-    async fn write(&self, sign: impl Fn(u64) -> Record, key: RingAddr, mut version: u64, may_raise: bool) -> Result<Record, RecordError> {
+    async fn write(&self, sign: impl Fn(u64) -> Record, key: RingAddr, mut version: u64, how: How) -> Result<Record, RecordError> {
         let mut last = RecordError::NoQuorum { answered: 0, asked: 0 };
         for tried in 0..ATTEMPTS {
             let begun = Instant::now();
             let record = sign(version);
             let attempt = self.draw();
-            match self.peers.write(&record, attempt).await {
+            match self.peers.write(&record, attempt, how == How::Create).await {
                 (Written::Won, replicas) => {
                     if record.value.is_some() {
                         self.peers.tell(replicas, Request::Merge(key, Cell::of(record.clone(), true)));
                     }
                     return Ok(record);
                 }
-                (Written::Stale(newest), _) if may_raise => version = newest.saturating_add(1),
+                (Written::Stale(newest), _) if how != How::Put => version = newest.saturating_add(1),
                 (Written::Stale(newest), replicas) => {
                     self.peers.tell(replicas, Request::Withdraw { key, attempt });
                     return Err(RecordError::Stale(newest));
@@ -126,6 +135,10 @@ impl Dht {
                 (Written::Exists(other), replicas) => {
                     self.peers.tell(replicas, Request::Withdraw { key, attempt });
                     return Err(RecordError::Exists(Box::new(other)));
+                }
+                (Written::Refused(refusal), replicas) => {
+                    self.peers.tell(replicas, Request::Withdraw { key, attempt });
+                    return Err(RecordError::Refused(refusal));
                 }
                 (Written::NoQuorum { answered, asked }, replicas) => {
                     self.peers.tell(replicas, Request::Withdraw { key, attempt });
@@ -163,9 +176,12 @@ impl Dht {
             told.extend(cell.clone().map(|cell| (member, cell)));
             read.heard(cell);
         };
-        let record = outcome.map_err(|(answered, asked)| RecordError::NoQuorum { answered, asked })?;
+        let record = outcome.map_err(|doubt| match doubt {
+            Doubt::NoQuorum { answered, asked } => RecordError::NoQuorum { answered, asked },
+            Doubt::Disagreement => RecordError::Disagreement,
+        })?;
         let merged = read.merged();
-        if merged.settled.is_some() || merged.record.is_none() {
+        if read.is_of_one_owner() && (merged.settled.is_some() || merged.record.is_none()) {
             let behind = told.into_iter().filter(|(_, cell)| cell.digest() != merged.digest()).map(|(member, _)| member).collect();
             self.peers.tell(behind, Request::Merge(key, merged.clone()));
         }
@@ -175,7 +191,7 @@ impl Dht {
 
 impl Drop for Dht {
     fn drop(&mut self) {
-        self.republisher.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -186,14 +202,14 @@ impl Records for Dht {
         let now = self.peers.now();
         let sign = |version| Record::sign(owner, key, version, now.plus(ttl.as_secs()), Some(value.clone()));
         // Seconds as the first version: a renewal is newer without asking, and a VM's `epoch << 32 | seq` is newer still.
-        self.write(sign, key, now.0, true).await
+        self.write(sign, key, now.0, How::Create).await
     }
 
     async fn put(&self, owner: &KeyPair, key: RingAddr, version: u64, value: Vec<u8>, ttl: Duration) -> Result<Record, RecordError> {
         check_size(&value)?;
         let expires = self.peers.now().plus(ttl.as_secs());
         let sign = |version| Record::sign(owner, key, version, expires, Some(value.clone()));
-        self.write(sign, key, version, false).await
+        self.write(sign, key, version, How::Put).await
     }
 
     async fn get(&self, key: RingAddr) -> Result<Option<Record>, RecordError> {
@@ -208,9 +224,17 @@ impl Records for Dht {
             None => return Ok(()),
         };
         let expires = record.expires.max(self.peers.now().plus(GRAVE_SECONDS));
-        self.write(|version| Record::sign(owner, key, version, expires, None), key, record.version.saturating_add(1), true).await?;
+        self.write(|version| Record::sign(owner, key, version, expires, None), key, record.version.saturating_add(1), How::Delete).await?;
         Ok(())
     }
+}
+
+/// What a write is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Create,
+    Put,
+    Delete,
 }
 
 fn check_size(value: &[u8]) -> Result<(), RecordError> {
@@ -250,7 +274,7 @@ impl Peers {
     }
 
     /// One request to all of them at once; the answers as they come. Dropping the receiver does not stop the requests.
-    fn ask(&self, replicas: &[MemberId], request: Request) -> mpsc::Receiver<(MemberId, Option<Reply>)> {
+    pub(crate) fn ask(&self, replicas: &[MemberId], request: Request) -> mpsc::Receiver<(MemberId, Option<Reply>)> {
         let (sender, receiver) = mpsc::channel(replicas.len().max(1));
         for &replica in replicas {
             let (peers, request, sender) = (self.clone(), request.clone(), sender.clone());
@@ -278,17 +302,21 @@ impl Peers {
         }
     }
 
-    async fn write(&self, record: &Record, attempt: u64) -> (Written, Vec<MemberId>) {
+    async fn write(&self, record: &Record, attempt: u64, creates: bool) -> (Written, Vec<MemberId>) {
         let Ok(replicas) = self.replicas(record.key).await else {
             return (Written::NoQuorum { answered: 0, asked: 0 }, Vec::new());
         };
-        let mut write = Write::new(record.clone(), replicas.len());
+        let mut write = if creates { Write::create(record.clone(), replicas.len()) } else { Write::new(record.clone(), replicas.len()) };
         let mut answers = self.ask(&replicas, Request::Write { record: record.clone(), attempt });
         loop {
             if let Some(outcome) = write.outcome() {
                 return (outcome, replicas);
             }
             let answer = match answers.recv().await {
+                Some((_, Some(Reply::Refused(refusal)))) => {
+                    write.refused(refusal);
+                    continue;
+                }
                 Some((_, Some(Reply::Written { accepted, cell }))) if cell.is_authentic(&record.key) => Some((accepted, cell)),
                 _ => None,
             };
@@ -299,14 +327,25 @@ impl Peers {
 
 /// This node's replica behind its lock.
 pub(crate) struct Local {
+    me: MemberId,
+    claimed: Arc<Notify>,
     replica: Mutex<Replica>,
     clock: Clock,
     blocks: bool,
 }
 
 impl Local {
+    /// Answers a request of this node's own.
     pub(crate) async fn handle(self: &Arc<Self>, request: Request) -> Result<Reply, ReplicaError> {
-        self.with(move |replica, now| replica.handle(now, request)).await
+        self.handle_from(self.me, request).await
+    }
+
+    async fn handle_from(self: &Arc<Self>, from: MemberId, request: Request) -> Result<Reply, ReplicaError> {
+        let (reply, claims) = self.with(move |replica, now| (replica.handle(now, from, request), replica.has_claims())).await;
+        if claims {
+            self.claimed.notify_one();
+        }
+        reply
     }
 
     /// Runs `work` on the replica, on a blocking thread if its store may wait for a disk.
@@ -333,9 +372,9 @@ struct Service(Arc<Local>);
 
 #[async_trait]
 impl Serve for Service {
-    async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let request = wire::parse(&body).ok_or("not a record request")?;
-        let reply = self.0.handle(request).await.map_err(|e| e.to_string())?;
+        let reply = self.0.handle_from(from, request).await.map_err(|e| e.to_string())?;
         Ok(wire::emit(&reply))
     }
 }

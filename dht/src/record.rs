@@ -2,6 +2,7 @@
 //! which nobody keeps it. A deleted record leaves a tombstone (a newer version without a value) until
 //! it expires, so that a replica that missed the deletion cannot bring the old value back.
 
+use crate::limits::Refusal;
 use async_trait::async_trait;
 use p2pvm_overlay::{
     RingAddr, UnixTime,
@@ -75,6 +76,12 @@ pub enum RecordError {
         /// How many were asked.
         asked: usize,
     },
+    /// Replicas hold different owners' records, none of them a majority's: after a partition, or because some lie.
+    #[error("the replicas disagree on who owns the key: try again in a minute")]
+    Disagreement,
+    /// The replicas will not hold it.
+    #[error("the record was refused: {0}")]
+    Refused(Refusal),
     /// The value is larger than [`MAX_VALUE_BYTES`].
     #[error("a value of {0} bytes is too large for a record")]
     TooLarge(usize),

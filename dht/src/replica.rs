@@ -2,15 +2,17 @@
 //! network in it: `handle(now, from, request)`.
 //!
 //! The first writer of a free key gets the replica, and keeps it until he withdraws, deletes or lets it
-//! expire; who has a majority of the replicas has the key. Two creators can therefore never both have one.
+//! expire; who has a majority of the replicas has the key. Two creators can therefore never both have one. What is
+//! forged, expired, too large or beyond its owner's or bringer's share ([`crate::limits`]) is refused with the reason.
 
 use crate::{
     cell::Cell,
-    record::Record,
+    limits::{Accounts, Charge, Limits, Refusal},
+    record::{MAX_VALUE_BYTES, Record},
     store::{Store, StoreError},
     wire::{MAX_COMPARED, Reply, Request},
 };
-use p2pvm_overlay::{RingAddr, UnixTime};
+use p2pvm_overlay::{MemberId, RingAddr, UnixTime};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{HashSet, VecDeque},
@@ -23,15 +25,15 @@ const REMEMBERED_WITHDRAWALS: usize = 4096;
 /// Attempts of one owner at one key remembered; a further one makes the record stay until it expires.
 const MAX_ATTEMPTS: usize = 4;
 
+/// Other owners' claims waiting to be looked into; more are dropped, and made again when the records are next compared.
+const MAX_CLAIMS: usize = 256;
+
+/// Cells read at a time when the books are made at the start.
+const PAGE: usize = 1024;
+
 /// Why a replica does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
-    /// A signature, a key or a bound is wrong.
-    #[error("not an authentic record")]
-    NotAuthentic,
-    /// The record's time has passed already.
-    #[error("the record has expired")]
-    Expired,
     /// The request is larger than it may be.
     #[error("too many keys in one request")]
     TooMany,
@@ -48,41 +50,74 @@ struct Kept {
     attempts: Vec<u64>,
     /// Since when this owner holds it.
     since: UnixTime,
+    /// Which member brought it first.
+    by: Option<MemberId>,
 }
+
+/// What a cell was stored as before members were charged for theirs.
+type Uncharged = (Cell, Vec<u64>, UnixTime);
 
 /// A replica over its store.
 pub struct Replica {
+    me: MemberId,
     store: Arc<dyn Store>,
+    accounts: Accounts,
     withdrawn: HashSet<u64>,
     withdrawn_order: VecDeque<u64>,
+    claims: VecDeque<RingAddr>,
 }
 
 impl Replica {
-    /// A replica of what `store` holds.
-    pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, withdrawn: HashSet::new(), withdrawn_order: VecDeque::new() }
+    /// The replica of member `me`, of what `store` holds. What cannot be read is charged to nobody.
+    pub fn new(me: MemberId, store: Arc<dyn Store>, limits: Limits) -> Self {
+        let accounts = Accounts::new(limits);
+        let (withdrawn, withdrawn_order, claims) = (HashSet::new(), VecDeque::new(), VecDeque::new());
+        let mut replica = Self { me, store, accounts, withdrawn, withdrawn_order, claims };
+        let mut after = None;
+        while let Ok(page) = replica.store.scan(after.as_ref(), PAGE) {
+            for (key, bytes) in &page {
+                let kept = decode(&RingAddr(*key), bytes);
+                replica.accounts.set(RingAddr(*key), Some(charge(&kept, me, bytes.len())));
+            }
+            after = page.last().map(|(key, _)| *key);
+            if page.len() < PAGE {
+                break;
+            }
+        }
+        replica
     }
 
-    /// Answers one request. What the answer says is on the disk.
+    /// Answers one request of member `from`. What the answer says is on the disk.
     ///
     /// # Errors
     /// [`ReplicaError`]; nothing has been changed then, unless the disk failed.
-    pub fn handle(&mut self, now: UnixTime, request: Request) -> Result<Reply, ReplicaError> {
+    pub fn handle(&mut self, now: UnixTime, from: MemberId, request: Request) -> Result<Reply, ReplicaError> {
         match request {
-            Request::Write { record, attempt } => self.write(now, record, attempt),
+            Request::Write { record, attempt } => self.write(now, from, record, attempt),
             Request::Withdraw { key, attempt } => self.withdraw(now, key, attempt),
-            Request::Merge(key, other) => self.merge(now, key, other),
+            Request::Merge(key, other) => self.merge(now, from, key, other),
             Request::Read(key) => Ok(Reply::Holds(self.load(now, &key)?.cell)),
             Request::Compare(places) => self.compare(now, &places),
         }
     }
 
-    fn write(&mut self, now: UnixTime, record: Record, attempt: u64) -> Result<Reply, ReplicaError> {
+    /// Whether a record may be held at all: its form, its signature, its time.
+    fn judge(&self, now: UnixTime, record: &Record) -> Result<(), Refusal> {
         if record.expires <= now {
-            return Err(ReplicaError::Expired);
+            return Err(Refusal::Expired);
         }
-        if !record.is_authentic() {
-            return Err(ReplicaError::NotAuthentic);
+        if record.expires > now.plus(self.accounts.limits().ttl_seconds) {
+            return Err(Refusal::TooLong);
+        }
+        if record.value.as_ref().is_some_and(|v| v.len() > MAX_VALUE_BYTES) {
+            return Err(Refusal::TooLarge);
+        }
+        if record.is_authentic() { Ok(()) } else { Err(Refusal::NotAuthentic) }
+    }
+
+    fn write(&mut self, now: UnixTime, from: MemberId, record: Record, attempt: u64) -> Result<Reply, ReplicaError> {
+        if let Err(refusal) = self.judge(now, &record) {
+            return Ok(Reply::Refused(refusal));
         }
         let mut kept = self.load(now, &record.key)?;
         let taken = record.value.is_some() && kept.cell.record.as_ref().is_some_and(|held| held.owner != record.owner);
@@ -100,10 +135,21 @@ impl Replica {
                 }
             }
             kept.cell.merge(Cell::of(record, false));
+            kept.by.get_or_insert(from);
+            if let Err(refusal) = self.admit(now, from, &key, &kept, true) {
+                return Ok(Reply::Refused(refusal));
+            }
             self.save(&key, &kept)?;
             kept.cell.record = None;
         }
         Ok(Reply::Written { accepted, cell: kept.cell })
+    }
+
+    /// Whether the books have room for a cell, and the member that begins it a turn left.
+    fn admit(&mut self, now: UnixTime, from: MemberId, key: &RingAddr, kept: &Kept, paced: bool) -> Result<(), Refusal> {
+        let bytes = postcard::experimental::serialized_size(kept).unwrap_or(usize::MAX);
+        self.accounts.admits(key, &charge(kept, self.me, bytes))?;
+        if paced && !self.accounts.holds(key) { self.accounts.pace(now, from) } else { Ok(()) }
     }
 
     fn withdraw(&mut self, now: UnixTime, key: RingAddr, attempt: u64) -> Result<Reply, ReplicaError> {
@@ -125,14 +171,26 @@ impl Replica {
         Ok(Reply::Done)
     }
 
-    fn merge(&mut self, now: UnixTime, key: RingAddr, mut other: Cell) -> Result<Reply, ReplicaError> {
+    fn merge(&mut self, now: UnixTime, from: MemberId, key: RingAddr, mut other: Cell) -> Result<Reply, ReplicaError> {
         if !other.is_authentic(&key) {
-            return Err(ReplicaError::NotAuthentic);
+            return Ok(Reply::Refused(Refusal::NotAuthentic));
         }
         other.expire(now);
+        let last = now.plus(self.accounts.limits().ttl_seconds);
+        if other.record.iter().chain(&other.graves).any(|r| r.expires > last) {
+            return Ok(Reply::Refused(Refusal::TooLong));
+        }
         let before = self.load(now, &key)?;
         let mut kept = before.clone();
+        let (claim, settled) = (other.record.take(), other.settled.take());
         kept.cell.merge(other);
+        let contested = kept.cell.record.as_ref().zip(claim.as_ref()).is_some_and(|(held, claim)| held.owner != claim.owner);
+        if !contested {
+            kept.cell.merge(Cell { record: claim, settled, graves: Vec::new() });
+        } else if settled.is_some() {
+            // Somebody else's word is not enough: the other replicas are asked.
+            self.claim(key);
+        }
         let owner = |cell: &Cell| cell.record.as_ref().map(|r| r.owner);
         if owner(&kept.cell) != owner(&before.cell) {
             (kept.since, kept.attempts) = (now, Vec::new());
@@ -141,9 +199,45 @@ impl Replica {
             kept.attempts.clear();
         }
         if kept != before {
+            kept.by.get_or_insert(from);
+            if let Err(refusal) = self.admit(now, from, &key, &kept, false) {
+                return Ok(Reply::Refused(refusal));
+            }
             self.save(&key, &kept)?;
         }
         Ok(Reply::Holds(kept.cell))
+    }
+
+    fn claim(&mut self, key: RingAddr) {
+        if self.claims.len() < MAX_CLAIMS && !self.claims.contains(&key) {
+            self.claims.push_back(key);
+        }
+    }
+
+    /// Whether there are claims to look into.
+    pub fn has_claims(&self) -> bool {
+        !self.claims.is_empty()
+    }
+
+    /// A key held here that another member says is another owner's.
+    pub fn next_claim(&mut self) -> Option<RingAddr> {
+        self.claims.pop_front()
+    }
+
+    /// Takes over what most replicas hold, in place of another owner's record.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn adopt(&mut self, now: UnixTime, key: RingAddr, cell: Cell) -> Result<(), StoreError> {
+        let mut kept = self.load(now, &key)?;
+        let owner = |cell: &Cell| cell.record.as_ref().map(|r| r.owner);
+        if !cell.is_authentic(&key) || owner(&cell) == owner(&kept.cell) || cell.record.is_none() {
+            return Ok(());
+        }
+        (kept.cell.record, kept.cell.settled) = (None, None);
+        kept.cell.merge(cell);
+        (kept.since, kept.attempts) = (now, Vec::new());
+        self.save(&key, &kept)
     }
 
     fn compare(&self, now: UnixTime, places: &[(RingAddr, u64)]) -> Result<Reply, ReplicaError> {
@@ -165,13 +259,20 @@ impl Replica {
         Ok(kept)
     }
 
-    fn save(&self, key: &RingAddr, kept: &Kept) -> Result<(), StoreError> {
+    fn save(&mut self, key: &RingAddr, kept: &Kept) -> Result<(), StoreError> {
         if kept.cell.is_empty() {
-            self.store.remove(&key.0)?;
+            self.drop_cell(key)?;
         } else {
-            self.store.put(&key.0, postcard::to_allocvec(kept).expect("plain fields always serialize"))?;
+            let bytes = postcard::to_allocvec(kept).expect("plain fields always serialize");
+            self.accounts.set(*key, Some(charge(kept, self.me, bytes.len())));
+            self.store.put(&key.0, bytes)?;
         }
         self.store.flush()
+    }
+
+    fn drop_cell(&mut self, key: &RingAddr) -> Result<(), StoreError> {
+        self.accounts.set(*key, None);
+        self.store.remove(&key.0)
     }
 
     /// Up to `limit` cells after `after` that other replicas should hold as well, dropping those that have expired:
@@ -179,7 +280,7 @@ impl Replica {
     ///
     /// # Errors
     /// The disk's.
-    pub fn page(&self, now: UnixTime, after: Option<RingAddr>, limit: usize, attempt_seconds: u64) -> Result<Page, StoreError> {
+    pub fn page(&mut self, now: UnixTime, after: Option<RingAddr>, limit: usize, attempt_seconds: u64) -> Result<Page, StoreError> {
         let entries = self.store.scan(after.map(|a| a.0).as_ref(), limit)?;
         let last = if entries.len() < limit { None } else { entries.last().map(|(key, _)| RingAddr(*key)) };
         let mut cells = Vec::new();
@@ -188,7 +289,7 @@ impl Replica {
             let mut kept = decode(&key, &bytes);
             kept.cell.expire(now);
             if kept.cell.is_empty() {
-                self.store.remove(&key.0)?;
+                self.drop_cell(&key)?;
             } else if kept.cell.settled.is_some() || kept.cell.record.is_none() || kept.since.plus(attempt_seconds) <= now {
                 cells.push((key, kept.cell));
             }
@@ -202,7 +303,7 @@ impl Replica {
     /// The disk's.
     pub fn hand_over(&mut self, now: UnixTime, key: &RingAddr, cell: &Cell) -> Result<(), StoreError> {
         if self.load(now, key)?.cell == *cell {
-            self.store.remove(&key.0)?;
+            self.drop_cell(key)?;
         }
         Ok(())
     }
@@ -216,10 +317,18 @@ pub struct Page {
     pub last: Option<RingAddr>,
 }
 
-/// A stored cell; what cannot be read (an older layout, a damaged store) counts as absent: the peers hold it.
+/// A stored cell; what cannot be read (a damaged store) counts as absent: the peers hold it.
 fn decode(key: &RingAddr, bytes: &[u8]) -> Kept {
-    postcard::from_bytes(bytes).unwrap_or_else(|e| {
-        tracing::warn!(key = %key.short(), error = %e, "an unreadable record is dropped");
-        Kept::default()
+    postcard::from_bytes(bytes).unwrap_or_else(|e| match postcard::from_bytes::<Uncharged>(bytes) {
+        Ok((cell, attempts, since)) => Kept { cell, attempts, since, by: None },
+        Err(_) => {
+            tracing::warn!(key = %key.short(), error = %e, "an unreadable record is dropped");
+            Kept::default()
+        }
     })
+}
+
+/// To whom a cell is charged: what nobody is known to have brought, to this member.
+fn charge(kept: &Kept, me: MemberId, bytes: usize) -> Charge {
+    Charge { owner: kept.cell.record.as_ref().map(|r| r.owner), by: kept.by.unwrap_or(me), bytes }
 }

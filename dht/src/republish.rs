@@ -65,7 +65,13 @@ async fn pass(peers: &Peers, places: &mut Places, full: bool) {
         let mut plan: BTreeMap<MemberId, Vec<(RingAddr, Cell)>> = BTreeMap::new();
         let mut leaving = Vec::new();
         for (key, cell) in page.cells {
-            let Ok(now_at) = peers.replicas(key).await else { continue };
+            // When somebody comes or goes the members that this node is connected to will do; a lookup for each record is
+            // for the rare full comparison.
+            let now_at = match full {
+                true => peers.replicas(key).await.ok(),
+                false => Some(peers.fabric.nearby(key, peers.options.replicas)),
+            };
+            let Some(now_at) = now_at else { continue };
             let old = places.insert(key, now_at.clone()).unwrap_or_default();
             seen.insert(key);
             for member in audience(peers.fabric.me(), &old, &now_at, full) {

@@ -1,11 +1,11 @@
 //! What a coordinator and a replica say to each other: one version byte, then postcard. Parsing never
 //! panics, takes no more than [`MAX_BYTES`] and leaves nothing unread; signatures are the replica's to check.
 
-use crate::{cell::Cell, record::Record};
+use crate::{cell::Cell, limits::Refusal, record::Record};
 use p2pvm_overlay::RingAddr;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// A cell with the largest value and all its graves, or a full comparison, fits.
 pub const MAX_BYTES: usize = 256 << 10;
@@ -54,6 +54,8 @@ pub enum Reply {
     Done,
     /// To a comparison: indices.
     Differs(Vec<u16>),
+    /// To a write or merge: not held, and why.
+    Refused(Refusal),
 }
 
 /// The bytes on the wire.

@@ -9,6 +9,7 @@ pub mod fabric;
 pub mod id;
 pub mod identity;
 pub mod link;
+pub mod lookup;
 pub mod membership;
 pub mod plane;
 pub mod portmap;
