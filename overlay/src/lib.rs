@@ -9,6 +9,7 @@ pub mod id;
 pub mod identity;
 pub mod link;
 pub mod membership;
+pub mod notices;
 pub mod plane;
 pub mod portmap;
 pub mod stun;

@@ -124,6 +124,9 @@ pub struct InviteRequest {
     pub expires_seconds: u64,
     /// Whether those who join with it may invite others.
     pub delegate: bool,
+    /// The groups that those who join with it are in.
+    #[serde(default)]
+    pub groups: Vec<String>,
 }
 
 /// What `p2pvm invite` gets.

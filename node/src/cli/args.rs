@@ -43,7 +43,7 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm down")]
     Down,
     /// Print an invite: whoever holds it can join until it expires or is used up
-    #[command(after_help = "Example:\n  p2pvm invite --uses 5 --expires 24h")]
+    #[command(after_help = "Examples:\n  p2pvm invite --uses 5 --expires 24h\n  p2pvm invite --group servers --group lab")]
     Invite(Invite),
     /// Join a network and start the daemon
     #[command(
@@ -97,6 +97,9 @@ pub struct Init {
     /// This machine's name in the network; by default its host name
     #[arg(long)]
     pub name: Option<String>,
+    /// Put this machine into a group, by which access rules speak of it; may be repeated
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<String>,
     /// Found the network even though a local route covers the subnet
     #[arg(long)]
     pub force: bool,
@@ -131,6 +134,9 @@ pub struct Invite {
     /// Let those who join with it invite others
     #[arg(long)]
     pub delegate: bool,
+    /// Put those who join with it into a group, by which access rules speak of them; may be repeated
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<String>,
 }
 
 /// Arguments of `join`.

@@ -53,7 +53,7 @@ fn host_name(given: Option<String>) -> Outcome<String> {
 pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
     membership::check_label(&a.network)?;
     let name = host_name(a.name)?;
-    let founded = membership::found(&context.layout, &a.network, a.subnet.as_deref(), &name, a.force)?;
+    let founded = membership::found(&context.layout, (&a.network, a.subnet.as_deref()), (&name, &a.groups), a.force)?;
     if context.json {
         return print::json(
             &json!({ "network": a.network, "network_id": founded.network, "member": founded.member, "subnet": founded.subnet, "name": name }),
@@ -165,7 +165,7 @@ pub(super) async fn down(context: &Context) -> Outcome<()> {
 }
 
 pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
-    let request = InviteRequest { uses: a.uses, expires_seconds: a.expires.as_secs(), delegate: a.delegate };
+    let request = InviteRequest { uses: a.uses, expires_seconds: a.expires.as_secs(), delegate: a.delegate, groups: a.groups };
     let answer: InviteAnswer = context.daemon().await?.post("/invite", &request).await?;
     if context.json {
         return print::json(&answer);
