@@ -4,6 +4,7 @@
 //! thread runs handshakes, probes and timeouts. What they look up (routes, sessions, ports) are snapshots that change rarely
 //! and are read without a lock. The plane knows how to use a path; finding one is [`crate::connect`]'s part.
 
+mod access;
 mod clock;
 mod core;
 mod deliver;
@@ -22,12 +23,14 @@ pub(crate) mod udp;
 mod wake;
 
 pub(crate) use self::core::Inner;
+pub use access::Directory;
 pub use port::{GuestPort, Leaving};
 pub use routes::Route;
 
 use crate::{
     fabric::FabricError,
     id::{Epoch, MemberId, VmId},
+    membership::{Cidr, NetworkPolicy},
 };
 use std::{
     io,
@@ -244,6 +247,26 @@ impl Plane {
     /// All routes, in no order.
     pub fn routes(&self) -> Vec<(IpAddr, Route)> {
         self.inner().routes.load().iter().collect()
+    }
+
+    /// Says which member forwards into each of these subnets; they replace those said before. An address of its own
+    /// goes before a subnet, a longer prefix before a shorter one.
+    pub fn set_subnets(&self, subnets: Vec<(Cidr, MemberId)>) {
+        self.inner().routes.rcu(|routes| {
+            let mut routes = (**routes).clone();
+            routes.set_subnets(&subnets);
+            routes
+        });
+    }
+
+    /// Puts a policy in force for all that arrives here, for this host and its guests; `None` lets everything in.
+    pub fn set_policy(&self, policy: Option<(Arc<NetworkPolicy>, Arc<dyn Directory>)>) {
+        self.inner().access.set(policy);
+    }
+
+    /// Packets that the policy has kept out so far.
+    pub fn denied(&self) -> u64 {
+        self.inner().access.denied()
     }
 
     /// Takes a guest's traffic from and to its interface. A port of the same VM is replaced.

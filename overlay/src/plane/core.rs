@@ -2,6 +2,7 @@
 
 use super::{
     Error, PlaneConfig, PlaneEvent, Pong, Route,
+    access::Access,
     clock::{self, Kick},
     deliver::Ctx,
     peer::{Peer, Peers},
@@ -54,6 +55,7 @@ pub(crate) struct Inner {
     pub tun: SyncDevice,
     pub device: String,
     pub mtu: u16,
+    pub access: Access,
     pub routes: ArcSwap<Routes>,
     pub forwards: ArcSwap<HashMap<IpAddr, Route>>,
     pub hosts: ArcSwap<Vec<(IpAddr, u8)>>,
@@ -99,6 +101,7 @@ impl Inner {
             tun,
             device: config.device,
             mtu: config.mtu,
+            access: Access::default(),
             routes: ArcSwap::default(),
             forwards: ArcSwap::default(),
             hosts: ArcSwap::default(),

@@ -68,8 +68,11 @@ impl Inner {
 
     /// Carries the segments to their destination. `from_epoch`: that of the source address, zero for the host's own.
     pub fn carry(&self, ctx: &mut Ctx, from_epoch: u32, mut segments: Segments<'_>, now: Instant) {
-        let Some((_, dst)) = segments.sizes.first().and_then(|_| packet::addresses(segments.packet(0))) else { return };
+        let Some((src, dst)) = segments.sizes.first().and_then(|_| packet::addresses(segments.packet(0))) else { return };
+        self.access.sent(segments.packet(0), &src, &dst, now);
         match self.next_hop(&dst) {
+            // The segments are of one flow: what holds for the first holds for all.
+            Next::Guest(_) | Next::Host if !self.access.admits(segments.packet(0), &src, &dst, now) => {}
             Next::Guest(port) => (0..segments.sizes.len()).for_each(|i| ctx.give_guest(&port, segments.packet(i))),
             Next::Host => (0..segments.sizes.len()).for_each(|i| ctx.give_host(self, segments.packet(i))),
             Next::Drop => {}
