@@ -77,12 +77,7 @@ pub fn require_member(layout: &Layout) -> Outcome<()> {
 }
 
 /// Founds a network on this machine.
-pub fn found(
-    layout: &Layout,
-    (name, subnet): (&str, Option<&str>),
-    (host, groups): (&str, &[String]),
-    force: bool,
-) -> Outcome<Founded> {
+pub fn found(layout: &Layout, (name, subnet): (&str, Option<&str>), (host, groups): (&str, &[String]), force: bool) -> Outcome<Founded> {
     let groups = Groups::new(groups.iter().map(String::as_str)).map_err(|e| Failure::usage(e.to_string()))?;
     if layout.is_member() {
         let network: Option<NetworkConfig> = decode(&layout.network())?;

@@ -9,6 +9,7 @@ mod clock;
 mod core;
 mod deliver;
 mod holding;
+mod multicast;
 pub mod packet;
 mod packet_socket;
 mod path_use;
@@ -262,6 +263,11 @@ impl Plane {
     /// Puts a policy in force for all that arrives here, for this host and its guests; `None` lets everything in.
     pub fn set_policy(&self, policy: Option<(Arc<NetworkPolicy>, Arc<dyn Directory>)>) {
         self.inner().access.set(policy);
+    }
+
+    /// Carries guests' multicast to and from these members, or not at all.
+    pub fn set_multicast(&self, members: Option<Vec<MemberId>>) {
+        self.inner().multicast.set(members);
     }
 
     /// Packets that the policy has kept out so far.

@@ -148,6 +148,8 @@ pub(super) async fn down(context: &Context) -> Outcome<()> {
             let _: Value = client.post("/shutdown", &()).await?;
         }
         Err(_) if pid.is_none() => {
+            // A daemon that was killed may have left this machine changed.
+            crate::daemon::changes::undo(&context.layout);
             println!("no daemon was running");
             return Ok(());
         }
@@ -347,6 +349,7 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
         }
         Err(_) => {}
     }
+    crate::daemon::changes::undo(&context.layout);
     membership::forget(&context.layout)?;
     println!("left the network");
     Ok(())

@@ -143,6 +143,9 @@ impl Inner {
         if !passed_on && !self.source_stands(peer, &src, &frame, packet, now) {
             return;
         }
+        if dst.is_multicast() && !passed_on {
+            return self.multicast_in(ctx, packet, &src, now);
+        }
         if !self.access.admits(packet, &src, &dst, now) {
             return;
         }

@@ -75,6 +75,10 @@ impl Inner {
             Next::Guest(_) | Next::Host if !self.access.admits(segments.packet(0), &src, &dst, now) => {}
             Next::Guest(port) => (0..segments.sizes.len()).for_each(|i| ctx.give_guest(&port, segments.packet(i))),
             Next::Host => (0..segments.sizes.len()).for_each(|i| ctx.give_host(self, segments.packet(i))),
+            // A guest is held under an epoch, the host's own address is not.
+            Next::Drop if from_epoch > 0 => {
+                (0..segments.sizes.len()).for_each(|i| self.multicast_out(ctx, from_epoch, segments.packet(i), &src, &dst, now));
+            }
             Next::Drop => {}
             Next::Unknown => {
                 let mut ask = false;
