@@ -1,6 +1,13 @@
 //! The network's names over DNS: `<host>.<network>.p2p` and `<vm>.vm.<network>.p2p`, forward and reverse.
-//! Authoritative for these and nothing else: what lies outside is refused, so that a stub resolver with
-//! another server goes on to that one. Answers fit into 512 bytes; there is no TCP.
+//! Authoritative for these: what lies outside is refused, so that a stub resolver with another server goes on to
+//! that one, or passed on to the servers that the host had before ([`Upstream`]) if the host itself asks. Answers fit
+//! into 512 bytes; there is no TCP.
+
+mod cached;
+mod forward;
+
+pub use cached::CachedNames;
+pub use forward::Upstream;
 
 use crate::{
     claim::Addresses,
@@ -67,6 +74,7 @@ pub struct Resolver {
     domain: Name,
     subnet: Subnet,
     v6_prefix: Option<(Ipv6Addr, u8)>,
+    upstream: Upstream,
 }
 
 /// The domain that was given is none.
@@ -99,13 +107,32 @@ impl Resolver {
             return Err(NotADomain(domain.to_owned()));
         }
         name.set_fqdn(true);
-        Ok(Self { domain: name, subnet, v6_prefix: None })
+        Ok(Self { domain: name, subnet, v6_prefix: None, upstream: Upstream::default() })
     }
 
     /// Answers reverse lookups within this IPv6 prefix too.
     pub fn with_v6(mut self, prefix: Ipv6Addr, bits: u8) -> Self {
         self.v6_prefix = Some((prefix, bits.min(128)));
         self
+    }
+
+    /// The servers that the host's own questions about other names go to; none at first.
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// The answer to a question of the host's own programs: about other names it is the upstream servers'.
+    async fn answer_host(&self, query: &[u8], names: &dyn Names) -> Vec<u8> {
+        let servers = self.upstream.get();
+        if !servers.is_empty()
+            && let Ok(message) = Message::from_vec(query)
+            && let [question] = message.queries.as_slice()
+            && matches!(self.classify(question.name()), Asked::Elsewhere)
+        {
+            let failed = || Message::error_msg(message.metadata.id, OpCode::Query, ResponseCode::ServFail).to_vec().unwrap_or_default();
+            return forward::ask(&servers, query).await.unwrap_or_else(failed);
+        }
+        self.answer(query, names).await
     }
 
     /// The answer to a DNS message; empty for what deserves none (a response, or too short to answer).
@@ -232,6 +259,7 @@ fn address_records(name: &Name, kind: RecordType, named: &Named) -> Vec<Record> 
 /// # Errors
 /// What receiving says.
 pub async fn serve(socket: UdpSocket, resolver: Resolver, names: Arc<dyn Names>) -> io::Result<()> {
+    let own = socket.local_addr()?.ip();
     let (socket, resolver) = (Arc::new(socket), Arc::new(resolver));
     let slots = Arc::new(Semaphore::new(MAX_CONCURRENT));
     let mut tasks = tokio::task::JoinSet::new();
@@ -247,7 +275,10 @@ pub async fn serve(socket: UdpSocket, resolver: Resolver, names: Arc<dyn Names>)
         let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
         let (socket, resolver, names, query) = (socket.clone(), resolver.clone(), names.clone(), buffer[..length].to_vec());
         tasks.spawn(async move {
-            let answer = resolver.answer(&query, names.as_ref()).await;
+            let answer = match from.ip() == own {
+                true => resolver.answer_host(&query, names.as_ref()).await,
+                false => resolver.answer(&query, names.as_ref()).await,
+            };
             if !answer.is_empty()
                 && let Err(error) = socket.send_to(&answer, from).await
             {

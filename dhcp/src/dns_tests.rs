@@ -129,6 +129,56 @@ async fn the_served_socket_answers_many_clients() {
     task.abort();
 }
 
+/// A name server that answers 198.18.0.1 to everything, first with a wrong id and a wrong question.
+async fn elsewhere() -> std::net::SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            let query = Message::from_vec(&buffer[..length]).unwrap();
+            let mut reply = Message::response(query.metadata.id, OpCode::Query);
+            let question = query.queries[0].clone();
+            reply.add_answers([Record::from_rdata(question.name().clone(), 9, RData::A(A(Ipv4Addr::new(198, 18, 0, 1))))]);
+            reply.add_queries([question]);
+            let mut forged = reply.clone();
+            forged.metadata.id ^= 1;
+            let mut other = Message::response(query.metadata.id, OpCode::Query);
+            other.add_query(Query::query(Name::from_ascii("evil.org.").unwrap(), RecordType::A));
+            for message in [forged, other, reply] {
+                socket.send_to(&message.to_vec().unwrap(), from).await.unwrap();
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn the_hosts_questions_about_other_names_go_to_the_servers_it_had_and_nobody_elses_do() {
+    let (dead, alive) = (UdpSocket::bind("127.0.0.1:0").await.unwrap(), elsewhere().await);
+    let resolver = resolver();
+    // The first server is gone: the kernel says so at once.
+    let gone = dead.local_addr().unwrap();
+    drop(dead);
+    resolver.upstream().set(vec![gone, alive]);
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let server = socket.local_addr().unwrap();
+    let task = tokio::spawn(serve(socket, resolver, Arc::new(Table)));
+    let ask = async |from: &str, name: &str| {
+        let client = UdpSocket::bind(from).await.unwrap();
+        let mut query = Message::query();
+        query.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+        client.send_to(&query.to_vec().unwrap(), server).await.unwrap();
+        let mut buffer = [0; 512];
+        let length = client.recv(&mut buffer).await.unwrap();
+        Message::from_vec(&buffer[..length]).unwrap()
+    };
+    assert_eq!(data(&ask("127.0.0.1:0", "debian.org.").await), [RData::A(A(Ipv4Addr::new(198, 18, 0, 1)))]);
+    assert_eq!(data(&ask("127.0.0.1:0", "alpha.lab.p2p.").await), [RData::A(A(HOST))]);
+    assert_eq!(ask("127.0.0.2:0", "debian.org.").await.metadata.response_code, ResponseCode::Refused, "another host");
+    task.abort();
+}
+
 proptest! {
     #[test]
     fn no_query_makes_the_resolver_panic(bytes: Vec<u8>, id: u16) {

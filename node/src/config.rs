@@ -33,6 +33,11 @@ pub struct Config {
     pub accel: String,
     /// A Linux kernel to probe KVM with; empty for the host's own in /boot.
     pub probe_kernel: String,
+    /// Let this host's programs find the network's names, by systemd-resolved or /etc/resolv.conf: "auto" or "off".
+    /// Left out it is "auto", but "off" on a testbed, whose hosts share their files.
+    pub resolver: Option<String>,
+    /// Carry multicast (such as mDNS) between guests here and those of other members that do too.
+    pub multicast: bool,
     /// Processors that count as this host's capacity; 0 for all of the machine's.
     pub cpus: u32,
     /// Move VMs when this host is overloaded.
@@ -53,6 +58,8 @@ impl Default for Config {
             traffic: true,
             accel: "auto".to_owned(),
             probe_kernel: String::new(),
+            resolver: None,
+            multicast: false,
             cpus: 0,
             autonomic: true,
             policy: Policy::default(),
@@ -70,6 +77,9 @@ impl Config {
         if !["auto", "kvm", "tcg"].contains(&config.accel.as_str()) {
             return Err(Failure::usage(format!("{}: accel must be auto, kvm or tcg, not '{}'", path.display(), config.accel)));
         }
+        if let Some(resolver) = config.resolver.as_deref().filter(|r| !["auto", "off"].contains(r)) {
+            return Err(Failure::usage(format!("{}: resolver must be auto or off, not '{resolver}'", path.display())));
+        }
         config.policy.check().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
         Ok(config)
     }
@@ -77,6 +87,14 @@ impl Config {
     /// What this node passes on for others.
     pub fn relay(&self) -> RelayOffer {
         RelayOffer { willing: self.relay, bits_per_second: u64::from(self.relay_mbit) * 1_000_000 }
+    }
+
+    /// Whether this host is told about the network's names.
+    pub fn uses_resolver(&self) -> bool {
+        match self.resolver.as_deref() {
+            Some(said) => said == "auto",
+            None => std::env::var_os("P2PVM_HOST").is_none(),
+        }
     }
 
     /// The accelerator that the user insists on.

@@ -63,6 +63,21 @@ impl Layout {
         self.0.join("revocations")
     }
 
+    /// The network's policy and what members offer.
+    pub fn notices(&self) -> PathBuf {
+        self.0.join("notices")
+    }
+
+    /// The subnets that this node offers, and whether it uses others'.
+    pub fn routes(&self) -> PathBuf {
+        self.0.join("routes.json")
+    }
+
+    /// What a daemon changed on this machine that has to be put back.
+    pub fn undo(&self) -> PathBuf {
+        self.0.join("undo.json")
+    }
+
     /// Settings a user may edit.
     pub fn config(&self) -> PathBuf {
         self.0.join("node.toml")

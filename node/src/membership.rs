@@ -9,7 +9,7 @@ use p2pvm_overlay::{
     NetworkId, UnixTime,
     control::{self, JoinError},
     identity::{Identity, KeyPair},
-    membership::{Certificate, Invite, Ipv4Subnet, Issuer, NetworkConfig, Refusal, Rights, Trust, valid_name},
+    membership::{Certificate, Groups, Invite, Ipv4Subnet, Issuer, NetworkConfig, Refusal, Rights, Trust, valid_name},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fs, path::Path};
@@ -77,7 +77,8 @@ pub fn require_member(layout: &Layout) -> Outcome<()> {
 }
 
 /// Founds a network on this machine.
-pub fn found(layout: &Layout, name: &str, subnet: Option<&str>, host: &str, force: bool) -> Outcome<Founded> {
+pub fn found(layout: &Layout, (name, subnet): (&str, Option<&str>), (host, groups): (&str, &[String]), force: bool) -> Outcome<Founded> {
+    let groups = Groups::new(groups.iter().map(String::as_str)).map_err(|e| Failure::usage(e.to_string()))?;
     if layout.is_member() {
         let network: Option<NetworkConfig> = decode(&layout.network())?;
         let known = network.map_or_else(String::new, |n| n.name);
@@ -100,11 +101,11 @@ pub fn found(layout: &Layout, name: &str, subnet: Option<&str>, host: &str, forc
     let now = UnixTime::now();
     let network = NetworkConfig::found(&root, name, subnet, now).map_err(refused)?;
     let certificate = Issuer::root(&root)
-        .certify(
+        .certify_in(
             &network,
             (identity.member_id(), identity.link_key()),
             host,
-            Rights { admit: true },
+            (Rights { admit: true }, groups),
             (now, now.plus(FOUNDER_CERTIFICATE_SECONDS)),
         )
         .map_err(refused)?;
@@ -209,6 +210,8 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.admissions(),
         layout.dir().join("peers.json"),
         layout.revocations(),
+        layout.notices(),
+        layout.routes(),
     ] {
         match fs::remove_file(&file) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).doing(format_args!("removing {}", file.display())),

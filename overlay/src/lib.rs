@@ -11,6 +11,7 @@ pub mod identity;
 pub mod link;
 pub mod lookup;
 pub mod membership;
+pub mod notices;
 pub mod plane;
 pub mod portmap;
 pub mod ring;

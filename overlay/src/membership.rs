@@ -11,17 +11,25 @@
 //! [`Admission`]'s task, because it takes the agreement of the other members.
 
 mod certificate;
+mod cidr;
+mod groups;
 mod invite;
 mod network;
+mod notice;
+pub mod policy;
 mod revocation;
 mod trust;
 
 pub use certificate::{Certificate, Issuer, Rights, valid_name};
+pub use cidr::{Cidr, ParseCidrError};
+pub use groups::Groups;
 pub use invite::{Invite, InviteId, InviteTerms};
 pub use network::{Ipv4Subnet, NetworkConfig, vm_mac};
+pub(crate) use notice::NoticeKey;
+pub use notice::{Notice, Offer, SignedPolicy};
+pub use policy::NetworkPolicy;
 pub use revocation::{Revocation, Target};
 pub use trust::Trust;
-#[cfg(feature = "control")]
 pub(crate) use trust::write_atomically;
 
 use crate::id::MemberId;
@@ -70,6 +78,12 @@ pub enum Refusal {
     /// The admission could not be decided now, for this reason.
     #[error("the admission could not be decided: {0}")]
     Undecided(String),
+    /// A group's name cannot be one, or there are too many.
+    #[error("groups are up to 16 names of lower-case letters, digits and inner hyphens")]
+    BadGroup,
+    /// A document for the network says what it cannot, for this reason.
+    #[error("{0}")]
+    BadDocument(String),
 }
 
 /// Decides whether a valid invite may be used (once more) by `joiner`. The signature, the expiry and

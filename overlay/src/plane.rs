@@ -4,11 +4,13 @@
 //! thread runs handshakes, probes and timeouts. What they look up (routes, sessions, ports) are snapshots that change rarely
 //! and are read without a lock. The plane knows how to use a path; finding one is [`crate::connect`]'s part.
 
+mod access;
 mod clock;
 mod core;
 mod deliver;
 mod holding;
 mod large;
+mod multicast;
 pub mod packet;
 mod packet_socket;
 mod path_use;
@@ -33,6 +35,7 @@ pub(crate) use self::{
     core::{Inner, lock},
     ring::first_hop,
 };
+pub use access::Directory;
 pub use port::{GuestPort, Leaving};
 pub use relaying::RelayOffer;
 pub use routes::Route;
@@ -41,6 +44,7 @@ pub use traffic::{Flow, NOISE as TRAFFIC_NOISE, TrafficMatrix};
 use crate::{
     fabric::FabricError,
     id::{Epoch, MemberId, VmId},
+    membership::{Cidr, NetworkPolicy},
 };
 use std::{
     io,
@@ -265,6 +269,31 @@ impl Plane {
     /// All routes, in no order.
     pub fn routes(&self) -> Vec<(IpAddr, Route)> {
         self.inner().routes.load().iter().collect()
+    }
+
+    /// Says which member forwards into each of these subnets; they replace those said before. An address of its own
+    /// goes before a subnet, a longer prefix before a shorter one.
+    pub fn set_subnets(&self, subnets: Vec<(Cidr, MemberId)>) {
+        self.inner().routes.rcu(|routes| {
+            let mut routes = (**routes).clone();
+            routes.set_subnets(&subnets);
+            routes
+        });
+    }
+
+    /// Puts a policy in force for all that arrives here, for this host and its guests; `None` lets everything in.
+    pub fn set_policy(&self, policy: Option<(Arc<NetworkPolicy>, Arc<dyn Directory>)>) {
+        self.inner().access.set(policy);
+    }
+
+    /// Carries guests' multicast to and from these members, or not at all.
+    pub fn set_multicast(&self, members: Option<Vec<MemberId>>) {
+        self.inner().multicast.set(members);
+    }
+
+    /// Packets that the policy has kept out so far.
+    pub fn denied(&self) -> u64 {
+        self.inner().access.denied()
     }
 
     /// Takes a guest's traffic from and to its interface. A port of the same VM is replaced.

@@ -4,5 +4,6 @@
 
 pub mod client;
 pub mod forward;
+pub mod policy;
 pub mod server;
 pub mod types;

@@ -56,6 +56,7 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
         .route("/shutdown", post(shutdown))
         .route("/drain", post(drain))
         .with_state(daemon.clone())
+        .merge(super::policy::routes(daemon.clone()))
         .merge(vms(daemon))
 }
 

@@ -152,6 +152,9 @@ pub struct InviteRequest {
     pub expires_seconds: u64,
     /// Whether those who join with it may invite others.
     pub delegate: bool,
+    /// The groups that those who join with it are in.
+    #[serde(default)]
+    pub groups: Vec<String>,
 }
 
 /// What `p2pvm invite` gets.
@@ -264,4 +267,68 @@ pub struct Explained {
     pub text: String,
     /// The figures behind it.
     pub details: serde_json::Value,
+}
+
+/// `p2pvm acl show`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AclShow {
+    /// The version of the policy that stands; none in a network without one.
+    pub version: Option<u64>,
+    /// What its author wrote.
+    pub text: Option<String>,
+    /// "root", or the delegate who signed it.
+    pub signed_by: Option<String>,
+    /// When it was signed (RFC 3339).
+    pub signed_at: Option<String>,
+    /// Packets that it has kept out of this host and its guests since the daemon started.
+    pub denied_here: u64,
+}
+
+/// What `p2pvm acl check` asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AclCheck {
+    /// Who would begin: a member, a VM or an address.
+    pub from: String,
+    /// To whom.
+    pub to: String,
+    /// With what, such as tcp/22.
+    pub traffic: String,
+}
+
+/// What `p2pvm acl check` gets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AclVerdict {
+    /// Who would begin, in words.
+    pub from: String,
+    /// To whom, in words.
+    pub to: String,
+    /// With what.
+    pub traffic: String,
+    /// Whether it is let through.
+    pub allowed: bool,
+    /// The rule that decides, from 1; none if it is the default, or there is no policy.
+    pub rule: Option<usize>,
+    /// The line of the policy that the rule begins on.
+    pub line: Option<usize>,
+    /// The policy's version.
+    pub version: Option<u64>,
+    /// What decides, in words.
+    pub why: String,
+    /// What the receiver does, in words.
+    pub effect: String,
+}
+
+/// One row of `p2pvm route list`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RouteView {
+    /// The subnet.
+    pub subnet: String,
+    /// The name of the member that offers it.
+    pub by: String,
+    /// Its id.
+    pub member: String,
+    /// Whether packets for it go there from here.
+    pub used: bool,
+    /// Why, or why not.
+    pub note: String,
 }

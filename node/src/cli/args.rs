@@ -43,7 +43,7 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm down")]
     Down,
     /// Print an invite: whoever holds it can join until it expires or is used up
-    #[command(after_help = "Example:\n  p2pvm invite --uses 5 --expires 24h")]
+    #[command(after_help = "Examples:\n  p2pvm invite --uses 5 --expires 24h\n  p2pvm invite --group servers --group lab")]
     Invite(Invite),
     /// Join a network and start the daemon
     #[command(
@@ -68,6 +68,12 @@ pub enum Command {
     /// Leave the network: give the address back and forget the membership
     #[command(after_help = "Example:\n  p2pvm leave")]
     Leave(Leave),
+    /// Access rules: who may talk to whom
+    #[command(subcommand, after_help = "Examples:\n  p2pvm acl set policy.toml\n  p2pvm acl check lab2 vm:web tcp/22")]
+    Acl(Acl),
+    /// Subnets of members' LANs, reached through the network
+    #[command(subcommand, after_help = "Examples:\n  p2pvm route offer 192.168.7.0/24\n  p2pvm route list")]
+    Route(Routes),
     /// Virtual machines
     #[command(subcommand, after_help = "Example:\n  p2pvm vm create web --image base.qcow2 --cpus 1 --memory 128M --start")]
     Vm(Vm),
@@ -100,6 +106,9 @@ pub struct Init {
     /// This machine's name in the network; by default its host name
     #[arg(long)]
     pub name: Option<String>,
+    /// Put this machine into a group, by which access rules speak of it; may be repeated
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<String>,
     /// Found the network even though a local route covers the subnet
     #[arg(long)]
     pub force: bool,
@@ -142,6 +151,9 @@ pub struct Invite {
     /// Let those who join with it invite others
     #[arg(long)]
     pub delegate: bool,
+    /// Put those who join with it into a group, by which access rules speak of them; may be repeated
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<String>,
 }
 
 /// Arguments of `join`.
@@ -200,6 +212,88 @@ pub struct Leave {
     /// Leave even though VMs live here: they are stopped and lost with this host's state
     #[arg(long)]
     pub force: bool,
+}
+
+const POLICY_HELP: &str = "A policy says what holds where no rule fits, then rules of which the first that fits decides:
+
+  default = \"deny\"                  # or \"allow\"
+
+  [[rule]]
+  action = \"allow\"
+  from = [\"admins\", \"vm:backup\"]   # groups, member:NAME, vm:NAME, addresses, or \"*\"
+  to = \"servers\"
+  ports = [\"tcp/22\", \"icmp\"]       # tcp/N, udp/N-M, icmp; all where it is left out
+
+  [[route]]                         # who may offer which subnet
+  subnet = \"192.168.7.0/24\"
+  by = \"member:gateway\"
+
+Answers to what was allowed need no rule. Groups are given with 'p2pvm invite --group NAME'. The policy
+is signed here (by the founder's machine or a delegate), spreads by itself and replaces the one before.
+
+Examples:
+  p2pvm acl set policy.toml
+  p2pvm acl set - < policy.toml";
+
+/// `p2pvm acl ...`
+#[derive(Subcommand)]
+pub enum Acl {
+    /// Sign a policy and put it in force everywhere
+    #[command(after_help = POLICY_HELP)]
+    Set {
+        /// The policy (TOML), or - for standard input
+        file: String,
+    },
+    /// Show the policy in force
+    #[command(after_help = "Example:\n  p2pvm acl show > policy.toml")]
+    Show,
+    /// Say whether a conversation is allowed, which rule decides, and what the receiver does
+    #[command(
+        after_help = "Examples:\n  p2pvm acl check lab2 lab3 tcp/22\n  p2pvm acl check vm:web member:lab3 udp/53\n  p2pvm acl check lab2 192.168.7.9 icmp"
+    )]
+    Check(Check),
+}
+
+/// Arguments of `acl check`.
+#[derive(Args)]
+pub struct Check {
+    /// Who would begin: a member, a VM (vm:NAME where a member has the name too) or an address
+    pub from: String,
+    /// To whom
+    pub to: String,
+    /// With what: tcp/PORT, udp/PORT or icmp
+    pub traffic: String,
+}
+
+/// `p2pvm route ...`
+#[derive(Subcommand)]
+pub enum Routes {
+    /// Let other members reach a subnet of this machine's LAN through it
+    #[command(
+        after_help = "This machine forwards, with its own address there (masquerade). The policy must allow the offer ([[route]]); in a network\nwithout a policy it is used by members that said 'p2pvm route accept'.\n\nExample:\n  p2pvm route offer 192.168.7.0/24"
+    )]
+    Offer {
+        /// The subnet
+        #[arg(value_name = "ADDR/PREFIX")]
+        subnet: String,
+    },
+    /// Take an offer back
+    #[command(after_help = "Example:\n  p2pvm route withdraw 192.168.7.0/24")]
+    Withdraw {
+        /// The subnet
+        #[arg(value_name = "ADDR/PREFIX")]
+        subnet: String,
+    },
+    /// List the subnets that members offer, and what is done with each here
+    #[command(after_help = "Example:\n  p2pvm route list")]
+    List,
+    /// Use the subnets that others offer: needed where the network has no policy
+    #[command(after_help = "Examples:\n  p2pvm route accept\n  p2pvm route accept --off")]
+    Accept {
+        /// Use none, whatever the policy allows
+        #[arg(long)]
+        off: bool,
+    },
 }
 
 /// A VM by name.

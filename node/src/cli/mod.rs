@@ -3,6 +3,7 @@
 
 mod args;
 mod network;
+mod policy;
 mod print;
 mod progress;
 mod traffic;
@@ -91,6 +92,8 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Traffic(a) => traffic::show(&context, a.all).await,
         Command::Ping(a) => network::ping(&context, a).await,
         Command::Leave(a) => network::leave(&context, a.force).await,
+        Command::Acl(a) => policy::acl(&context, a).await,
+        Command::Route(a) => policy::route(&context, a).await,
         Command::Vm(a) => vm::run(&context, a).await,
         Command::Drain => vm::drain(&context).await,
         Command::Explain(a) => vm::explain(&context, &a.name).await,

@@ -53,7 +53,7 @@ fn host_name(given: Option<String>) -> Outcome<String> {
 pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
     membership::check_label(&a.network)?;
     let name = host_name(a.name)?;
-    let founded = membership::found(&context.layout, &a.network, a.subnet.as_deref(), &name, a.force)?;
+    let founded = membership::found(&context.layout, (&a.network, a.subnet.as_deref()), (&name, &a.groups), a.force)?;
     if context.json {
         return print::json(
             &json!({ "network": a.network, "network_id": founded.network, "member": founded.member, "subnet": founded.subnet, "name": name }),
@@ -148,6 +148,8 @@ pub(super) async fn down(context: &Context) -> Outcome<()> {
             let _: Value = client.post("/shutdown", &()).await?;
         }
         Err(_) if pid.is_none() => {
+            // A daemon that was killed may have left this machine changed.
+            crate::daemon::changes::undo(&context.layout);
             println!("no daemon was running");
             return Ok(());
         }
@@ -165,7 +167,7 @@ pub(super) async fn down(context: &Context) -> Outcome<()> {
 }
 
 pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
-    let request = InviteRequest { uses: a.uses, expires_seconds: a.expires.as_secs(), delegate: a.delegate };
+    let request = InviteRequest { uses: a.uses, expires_seconds: a.expires.as_secs(), delegate: a.delegate, groups: a.groups };
     let answer: InviteAnswer = context.daemon().await?.post("/invite", &request).await?;
     if context.json {
         return print::json(&answer);
@@ -347,6 +349,7 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
         }
         Err(_) => {}
     }
+    crate::daemon::changes::undo(&context.layout);
     membership::forget(&context.layout)?;
     println!("left the network");
     Ok(())

@@ -2,12 +2,17 @@
 //! is the part's own matter; here is only who knows whom.
 
 mod admission;
+mod book;
+pub mod changes;
 mod load;
 pub mod lock;
 mod manager;
+mod policy;
 mod ports;
 mod reach;
+mod resolver;
 mod status;
+mod subnets;
 mod vms;
 
 use crate::{
@@ -19,8 +24,9 @@ use crate::{
     membership::{self, Membership},
 };
 use admission::SlotAdmission;
+use book::Book;
 use manager::Manager;
-use p2pvm_dhcp::{Addresses, Resolver, Subject};
+use p2pvm_dhcp::{Addresses, Names, Resolver, Subject, dns::CachedNames};
 use p2pvm_dht::{
     Dht, DhtOptions, Records,
     store::SledStore,
@@ -32,6 +38,7 @@ use p2pvm_overlay::{
     control::{Control, ControlConfig, ControlEvent, FULL_MESH},
     identity::Identity,
     membership::{Certificate, NetworkConfig, Trust},
+    notices::{Notices, Spread},
     plane::{Plane, PlaneConfig, PlaneEvent},
 };
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
@@ -40,8 +47,10 @@ use p2pvm_vm_manager::{
     qemu::Qemu,
     vault::ChunkVault,
 };
+use policy::Policies;
 use ports::Ports;
 use reach::Reach;
+use resolver::Integration;
 use std::{
     future::IntoFuture,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -49,6 +58,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
+use subnets::Subnets;
 use tokio::{
     net::UnixListener,
     sync::{broadcast, mpsc, watch},
@@ -76,6 +86,12 @@ pub struct Parts {
     records: Arc<Dht>,
     addresses: Arc<Addresses>,
     connector: Arc<Connector>,
+    /// Whose each address is.
+    book: Arc<Book>,
+    /// The same names as `addresses`, remembered for a while.
+    names: Arc<dyn Names>,
+    notices: Arc<Notices>,
+    spread: Arc<Spread>,
     /// Whether this node was told of others when it joined.
     has_bootstrap: bool,
 }
@@ -105,6 +121,9 @@ pub struct Daemon {
     reach: Arc<Reach>,
     host: Arc<Host>,
     manager: Arc<Manager>,
+    policies: Arc<Policies>,
+    subnets: Arc<Subnets>,
+    integration: Arc<Integration>,
     began: Instant,
     times: Arc<Mutex<api::types::StartTimes>>,
     stop: watch::Sender<bool>,
@@ -161,6 +180,9 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     tracing::info!("stopping; guests run on");
     drop(tasks);
     daemon.host.halt();
+    daemon.subnets.close().await;
+    daemon.integration.end().await;
+    changes::undo(layout);
     daemon.parts.plane.shutdown();
     daemon.parts.control.shutdown().await;
     // The socket goes with the daemon, so that the next command says that none runs.
@@ -181,6 +203,8 @@ fn listen(layout: &Layout) -> Outcome<UnixListener> {
 }
 
 async fn open(layout: &Layout, config: Config, membership: Membership, began: Instant) -> Outcome<(Arc<Daemon>, JoinSet<()>)> {
+    // What a killed daemon left is put back before anything is changed again.
+    changes::undo(layout);
     let Membership { network, certificate, identity, root, bootstrap } = membership;
     let identity = Arc::new(identity);
     let times = Arc::new(Mutex::new(api::types::StartTimes::default()));
@@ -205,7 +229,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         identity: identity.clone(),
         certificate: certificate.clone(),
         network: network.clone(),
-        trust,
+        trust: trust.clone(),
         listen_port: config.port,
         state_dir: layout.dir().to_owned(),
         bootstrap,
@@ -233,11 +257,33 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let addresses = Arc::new(addresses);
     control.set_admission(Arc::new(SlotAdmission::open(records.clone(), addresses.clone(), &layout.admissions())?));
 
+    let notices = Arc::new(Notices::load(trust, &layout.notices()).doing("reading the network's notices")?);
+    let spread = Spread::start(fabric.clone(), notices.clone());
+    let book = Book::new(control.clone());
+    let names: Arc<dyn Names> = Arc::new(CachedNames::new(addresses.clone()));
+
     let connector =
         Connector::start(plane.clone(), fabric.clone(), ConnectOptions { stun: true, upnp: config.upnp, relay: config.relay() });
-    let parts = Arc::new(Parts { control, identity, certificate, network, plane, records, addresses, connector, has_bootstrap });
+    let parts = Arc::new(Parts {
+        control,
+        identity,
+        certificate,
+        network,
+        plane,
+        records,
+        addresses,
+        connector,
+        book,
+        names,
+        notices,
+        spread,
+        has_bootstrap,
+    });
+    let policies = Policies::start(parts.clone());
+    let subnets = Subnets::open(parts.clone(), policies.clone(), layout, &config.device, config.multicast)?;
     let resolver =
         Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);
+    let integration = Arc::new(Integration::new(layout, &config, &parts.network, resolver.upstream().clone()));
     let reach = Reach::start(parts.clone());
     let ports = Ports::new(parts.clone(), reach.clone(), resolver.clone());
 
@@ -271,6 +317,9 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         reach,
         host,
         manager,
+        policies,
+        subnets,
+        integration,
         began,
         times,
         stop: watch::channel(false).0,
@@ -315,7 +364,12 @@ impl Daemon {
         let reach = self.reach.clone();
         tasks.spawn(async move { reach.keep_address().await });
         let reach = self.reach.clone();
-        tasks.spawn(async move { reach.serve_names(resolver).await });
+        let integration = self.integration.clone();
+        tasks.spawn(async move { reach.serve_names(resolver, integration).await });
+        let policies = self.policies.clone();
+        tasks.spawn(async move { policies.run().await });
+        let subnets = self.subnets.clone();
+        tasks.spawn(async move { subnets.run().await });
         let ticking = ports.clone();
         tasks.spawn(async move { ticking.tick().await });
         let daemon = self.clone();
@@ -360,13 +414,19 @@ impl Daemon {
                 Ok(ControlEvent::Connected(member)) => {
                     self.note(|times, ms| times.connected = times.connected.or(Some(ms)));
                     self.parts.records.membership_changed();
-                    let reach = self.reach.clone();
+                    let (reach, spread) = (self.reach.clone(), self.parts.spread.clone());
                     tokio::spawn(async move { reach.meet(member).await });
+                    tokio::spawn(async move {
+                        if let Err(error) = spread.meet(member).await {
+                            tracing::debug!(?member, %error, "notices not exchanged");
+                        }
+                    });
                 }
                 Ok(ControlEvent::Disconnected(_)) => self.parts.records.membership_changed(),
                 Ok(ControlEvent::Revoked(member)) => {
                     tracing::warn!(member = %self.name_of(member), "revoked");
                     self.parts.plane.remove_peer(member);
+                    self.parts.notices.touch();
                 }
                 Ok(ControlEvent::ThisNodeRevoked) => {
                     let expelled =

@@ -3,7 +3,7 @@
 
 use super::{Parts, reach::Reach};
 use async_trait::async_trait;
-use p2pvm_dhcp::{DnsQuestion, PortConfig, Resolver, Responder, responder::GATEWAY_MAC};
+use p2pvm_dhcp::{DnsQuestion, PortConfig, Resolver, Responder, Subject, responder::GATEWAY_MAC};
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
     identity::KeyPair,
@@ -71,7 +71,7 @@ impl Ports {
     }
 
     async fn name(&self, vm: VmId, question: DnsQuestion) {
-        let answer = self.resolver.answer(&question.query, self.parts.addresses.as_ref()).await;
+        let answer = self.resolver.answer(&question.query, self.parts.names.as_ref()).await;
         let frame = self.lock().get(&vm).filter(|_| !answer.is_empty()).map(|responder| responder.dns_answer(&question, &answer));
         if let Some(frame) = frame {
             self.parts.plane.send_to_guest(vm, frame);
@@ -136,6 +136,9 @@ impl Port for Ports {
             PortConfig::new(address.mac, address.v4, subnet, &spec.name, &parts.domain(), address.mtu).with_v6(parts.network.vm_prefix());
         self.lock().insert(spec.vm, Responder::new(config));
         self.forward_both(address, None);
+        for ip in both(address) {
+            parts.book.note(ip, Subject::Vm(spec.vm));
+        }
         let port = GuestPort {
             vm: spec.vm,
             ifname: spec.tap.clone(),
@@ -184,6 +187,9 @@ impl Port for Ports {
     }
 
     async fn announce(&self, keys: &KeyPair, vm: &Definition, holder: MemberId, epoch: Epoch) -> Result<(), Error> {
+        for ip in both(&vm.address) {
+            self.parts.book.note(ip, Subject::Vm(vm.vm));
+        }
         self.route(&vm.address, holder, epoch);
         let records = self.parts.addresses.records_of(keys, &both(&vm.address), holder, epoch, &vm.name);
         self.reach.tell_here(records);

@@ -4,7 +4,7 @@
 //! What members tell each other are the signed address records themselves, the same that the DHT keeps: a
 //! record proves that its owner says so, and the epoch in it says which of two is newer.
 
-use super::Parts;
+use super::{Parts, resolver::Integration};
 use crate::failure::{Doing, Failure, Outcome};
 use async_trait::async_trait;
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -198,6 +198,7 @@ impl Reach {
         // The whole /48 lies behind the interface: members have one /64 of it, guests another.
         self.plane().set_host_addresses(Some((lease.v4, lease.prefix)), Some((v6, 48))).doing("setting the address")?;
         for ip in [IpAddr::V4(lease.v4), IpAddr::V6(v6)] {
+            self.parts.book.learn(ip, &lease.holder);
             self.plane().set_route(ip, Route { member: parts.me(), epoch: Epoch(0) });
         }
         let took = began.elapsed();
@@ -309,6 +310,7 @@ impl Reach {
                 continue;
             }
             if let Some(holder) = self.addresses().believe(ip, &record) {
+                self.parts.book.learn(ip, &holder);
                 self.nobody.lock().unwrap_or_else(PoisonError::into_inner).remove(&ip);
                 self.plane().set_route(ip, Route { member: holder.member, epoch: holder.epoch });
             }
@@ -318,7 +320,10 @@ impl Reach {
     /// Finds out who holds an address that a packet wants.
     async fn resolve(&self, ip: IpAddr) {
         match self.addresses().resolve(ip).await {
-            Ok(Some(holder)) => self.plane().set_route(ip, Route { member: holder.member, epoch: holder.epoch }),
+            Ok(Some(holder)) => {
+                self.parts.book.learn(ip, &holder);
+                self.plane().set_route(ip, Route { member: holder.member, epoch: holder.epoch });
+            }
             Ok(None) => {
                 let mut nobody = self.nobody.lock().unwrap_or_else(PoisonError::into_inner);
                 nobody.retain(|_, asked| asked.elapsed() < NEGATIVE_FOR);
@@ -347,7 +352,7 @@ impl Reach {
     }
 
     /// Serves names on this host's own address while it has one.
-    pub async fn serve_names(&self, resolver: Resolver) {
+    pub async fn serve_names(&self, resolver: Resolver, integration: Arc<Integration>) {
         let mut lease = self.lease();
         loop {
             let Some(v4) = lease.borrow_and_update().as_ref().map(|l| l.v4) else {
@@ -358,8 +363,9 @@ impl Reach {
             };
             match tokio::net::UdpSocket::bind(SocketAddr::from((v4, 53))).await {
                 Ok(socket) => {
-                    let names: Arc<dyn p2pvm_dhcp::Names> = self.parts.addresses.clone();
+                    let names = self.parts.names.clone();
                     tokio::select! {
+                        () = integration.hold(v4) => {}
                         ended = p2pvm_dhcp::dns::serve(socket, resolver.clone(), names) => {
                             if let Err(error) = ended { tracing::warn!(%error, "the resolver ended; starting it again"); }
                         }

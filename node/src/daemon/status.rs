@@ -10,7 +10,7 @@ use crate::{
 };
 use p2pvm_overlay::{
     Fabric, MemberId, UnixTime,
-    membership::{Invite, InviteTerms, Issuer, Target},
+    membership::{Groups, Invite, InviteTerms, Issuer, Target},
     plane::{Flow, Path, TRAFFIC_NOISE},
 };
 use p2pvm_vm_manager::host::VmState;
@@ -42,7 +42,7 @@ impl Daemon {
         }
     }
 
-    fn address_of(&self, member: MemberId) -> Option<String> {
+    pub(super) fn address_of(&self, member: MemberId) -> Option<String> {
         let subnet = self.parts.addresses.subnet();
         let routes = self.parts.plane.routes();
         let hosts = routes.iter().filter(|(_, route)| route.member == member && route.epoch.0 == 0);
@@ -179,7 +179,7 @@ impl Daemon {
         Ok(json!({ "sent": count, "received": received }))
     }
 
-    fn issuer(&self) -> Outcome<Issuer<'_>> {
+    pub(super) fn issuer(&self) -> Outcome<Issuer<'_>> {
         self.parts.control.issuer().ok_or_else(|| {
             Failure::refused(
                 "this member may not invite or revoke: do it on the founder's machine or on a delegate (joined with 'p2pvm invite --delegate')",
@@ -207,7 +207,8 @@ impl Daemon {
         if r.uses == 0 || r.expires_seconds == 0 || r.expires_seconds > MAX_INVITE_SECONDS {
             return Err(Failure::usage("an invite needs at least one use, and expires within a second to a year"));
         }
-        let terms = InviteTerms { uses: r.uses, expires: UnixTime::now().plus(r.expires_seconds), delegate: r.delegate };
+        let groups = Groups::new(r.groups.iter().map(String::as_str)).map_err(|e| Failure::usage(e.to_string()))?;
+        let terms = InviteTerms { uses: r.uses, expires: UnixTime::now().plus(r.expires_seconds), delegate: r.delegate, groups };
         let addresses = self.contact_addresses().await?;
         let invite = Invite::issue(&self.issuer()?, &self.parts.network, &addresses, terms)
             .map_err(|_| Failure::refused("only the founder's machine can invite delegates"))?;

@@ -274,8 +274,9 @@ impl Door {
         };
         let now = UnixTime::now();
         let lasts = (now, now.plus(CERTIFICATE_SECONDS));
-        let rights = Rights { admit: request.invite.terms().delegate };
-        let certificate = issuer.certify(&self.network, (joiner, request.link_key), &request.name, rights, lasts)?;
+        let terms = request.invite.terms();
+        let granted = (Rights { admit: terms.delegate }, terms.groups.clone());
+        let certificate = issuer.certify_in(&self.network, (joiner, request.link_key), &request.name, granted, lasts)?;
         // A revoked member does not come back with a new invite and its old key.
         self.trust.verify(&certificate)?;
         let admission = self.admission.load_full();

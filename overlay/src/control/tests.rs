@@ -58,7 +58,8 @@ impl World {
     }
 
     fn invite(&self, at: &Control, uses: u32, seconds: u64) -> Invite {
-        let terms = InviteTerms { uses, expires: UnixTime::now().plus(seconds), delegate: false };
+        let terms =
+            InviteTerms { uses, expires: UnixTime::now().plus(seconds), delegate: false, groups: crate::membership::Groups::default() };
         Invite::issue(&Issuer::root(&self.root), &self.network, &at.listen_addrs(), terms).unwrap()
     }
 }

@@ -1,7 +1,7 @@
 //! A member's certificate: the root's or a delegate's word that a key is a member, under which name,
 //! with which link key and which rights.
 
-use super::{NetworkConfig, Refusal};
+use super::{Groups, NetworkConfig, Refusal, groups::Grant};
 use crate::{
     id::{MemberId, NetworkId, UnixTime},
     identity::{KeyPair, LinkKey, Signature, verify},
@@ -36,7 +36,7 @@ struct Body {
     member: MemberId,
     name: String,
     link_key: LinkKey,
-    rights: Rights,
+    rights: Grant,
     issued: UnixTime,
     expires: UnixTime,
     issuer: [u8; 32],
@@ -76,17 +76,32 @@ impl<'a> Issuer<'a> {
         self.certificate
     }
 
-    /// Certifies a member of `network`.
+    /// Certifies a member of `network` that is in no group: [`Issuer::certify_in`].
+    ///
+    /// # Errors
+    /// As [`Issuer::certify_in`].
+    pub fn certify(
+        &self,
+        network: &NetworkConfig,
+        who: (MemberId, LinkKey),
+        name: &str,
+        rights: Rights,
+        lasts: (UnixTime, UnixTime),
+    ) -> Result<Certificate, Refusal> {
+        self.certify_in(network, who, name, (rights, Groups::default()), lasts)
+    }
+
+    /// Certifies a member of `network` with its rights and groups, from and until the times given.
     ///
     /// # Errors
     /// [`Refusal::BadName`]; [`Refusal::UnknownIssuer`] if these keys have no right to, as when a
     /// delegate would make another delegate.
-    pub fn certify(
+    pub fn certify_in(
         &self,
         network: &NetworkConfig,
         (member, link_key): (MemberId, LinkKey),
         name: &str,
-        rights: Rights,
+        (rights, groups): (Rights, Groups),
         (issued, expires): (UnixTime, UnixTime),
     ) -> Result<Certificate, Refusal> {
         if !valid_name(name) {
@@ -97,6 +112,7 @@ impl<'a> Issuer<'a> {
             Some(own) if own.delegate.is_none() && !rights.admit => Some(Box::new((own.body.clone(), own.signature))),
             Some(_) => return Err(Refusal::UnknownIssuer),
         };
+        let rights = Grant { admit: rights.admit, groups };
         let body =
             Body { network: network.id, member, name: name.to_owned(), link_key, rights, issued, expires, issuer: self.keys.public() };
         let signature = self.keys.sign(DOMAIN, &bytes(&body));
@@ -129,7 +145,12 @@ impl Certificate {
 
     /// Its rights.
     pub fn rights(&self) -> Rights {
-        self.body.rights
+        Rights { admit: self.body.rights.admit }
+    }
+
+    /// Its groups.
+    pub fn groups(&self) -> &Groups {
+        &self.body.rights.groups
     }
 
     /// When it was signed.
@@ -177,6 +198,12 @@ impl Certificate {
         } else {
             Ok(())
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_groups(mut self, groups: Groups) -> Self {
+        self.body.rights.groups = groups;
+        self
     }
 
     #[cfg(test)]

@@ -4,7 +4,7 @@
 //! `p2pvm1` and base32 of a version byte's worth of postcard: letters and digits only, so that a
 //! double click selects it whole and no shell or chat alters it. Case does not matter.
 
-use super::{Certificate, Issuer, NetworkConfig, Refusal, certificate::bytes};
+use super::{Certificate, Groups, Issuer, NetworkConfig, Refusal, certificate::bytes, groups::Grant};
 use crate::{
     id::{MemberId, UnixTime},
     identity::{Signature, verify},
@@ -38,6 +38,7 @@ impl std::str::FromStr for InviteId {
 
 /// What an issuer promises.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Terms", from = "Terms")]
 pub struct InviteTerms {
     /// How many members it may admit.
     pub uses: u32,
@@ -45,6 +46,28 @@ pub struct InviteTerms {
     pub expires: UnixTime,
     /// Whether those who join become delegates. Only the root can promise this.
     pub delegate: bool,
+    /// The groups that those who join are in.
+    pub groups: Groups,
+}
+
+/// The terms as they are written: those of invites from before there were groups read the same.
+#[derive(Serialize, Deserialize)]
+struct Terms {
+    uses: u32,
+    expires: UnixTime,
+    grant: Grant,
+}
+
+impl From<InviteTerms> for Terms {
+    fn from(terms: InviteTerms) -> Self {
+        Self { uses: terms.uses, expires: terms.expires, grant: Grant { admit: terms.delegate, groups: terms.groups } }
+    }
+}
+
+impl From<Terms> for InviteTerms {
+    fn from(terms: Terms) -> Self {
+        Self { uses: terms.uses, expires: terms.expires, delegate: terms.grant.admit, groups: terms.grant.groups }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

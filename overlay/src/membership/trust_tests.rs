@@ -36,7 +36,7 @@ impl World {
     }
 
     fn invite(&self, issuer: &Issuer<'_>) -> Invite {
-        let terms = InviteTerms { uses: 2, expires: NOW.plus(60), delegate: false };
+        let terms = InviteTerms { uses: 2, expires: NOW.plus(60), delegate: false, groups: Groups::default() };
         Invite::issue(issuer, &self.network, &["/ip4/10.0.0.1/udp/1/quic-v1".into()], terms).unwrap()
     }
 
@@ -73,7 +73,7 @@ fn a_delegate_makes_no_delegate_and_no_longer_chain() {
     let below = world.certify(&issuer, &second, "b", false, NOW.0 + 9).unwrap();
     let third = world.certify(&Issuer::delegate(second.keys(), &below), &delegate, "c", false, NOW.0 + 9);
     assert_eq!(third, Err(Refusal::UnknownIssuer));
-    let terms = InviteTerms { uses: 1, expires: NOW.plus(1), delegate: true };
+    let terms = InviteTerms { uses: 1, expires: NOW.plus(1), delegate: true, groups: Groups::default() };
     assert_eq!(Invite::issue(&issuer, &world.network, &[], terms), Err(Refusal::UnknownIssuer));
 }
 
@@ -93,6 +93,36 @@ fn an_altered_certificate_and_one_of_another_network_are_told_apart() {
     let (here, there, member) = (world(1), world(2), Identity::generate());
     assert_eq!(here.trust.verify_at(&here.member(&member).with_name("omega"), NOW), Err(Refusal::Tampered));
     assert_eq!(here.trust.verify_at(&there.member(&member), NOW), Err(Refusal::OtherNetwork));
+}
+
+#[test]
+fn groups_are_signed_into_the_certificate_and_cannot_be_added() {
+    let (world, member) = (world(1), Identity::generate());
+    let groups = Groups::new(["servers", "lab"]).unwrap();
+    let certify = |groups| {
+        let who = (member.member_id(), member.link_key());
+        let lasts = (UnixTime(1), NOW.plus(9));
+        Issuer::root(&world.root).certify_in(&world.network, who, "alpha", (Rights::default(), groups), lasts).unwrap()
+    };
+    let grouped = certify(groups.clone());
+    assert_eq!(world.trust.verify_at(&grouped, NOW), Ok(()));
+    assert!(grouped.groups().contains("servers"));
+    let raw = postcard::to_stdvec(&grouped).unwrap();
+    assert_eq!(postcard::from_bytes::<Certificate>(&raw).unwrap(), grouped);
+    assert_eq!(world.trust.verify_at(&certify(Groups::default()).with_groups(groups), NOW), Err(Refusal::Tampered));
+}
+
+#[test]
+fn a_certificate_and_an_invite_from_before_there_were_groups_are_read_and_verify() {
+    // Made by the version before groups: root seed 1, network "lab" 10.9.0.0/16 of time 1, member of seed 7.
+    let world = world(1);
+    let certificate = include_str!("old_certificate.hex").trim();
+    let certificate: Certificate = postcard::from_bytes(&data_encoding::HEXLOWER.decode(certificate.as_bytes()).unwrap()).unwrap();
+    assert_eq!((certificate.name(), certificate.rights().admit, certificate.groups().is_empty()), ("alpha", true, true));
+    assert_eq!(world.trust.verify_at(&certificate, NOW), Ok(()));
+    let invite = Invite::parse(include_str!("old_invite.txt")).unwrap();
+    assert_eq!((invite.uses(), invite.terms().delegate, invite.terms().groups.is_empty()), (2, false, true));
+    assert_eq!(world.trust.check_invite(&invite, NOW), Ok(()));
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use super::{
     Error, PlaneConfig, PlaneEvent, Pong, Route,
+    access::Access,
     clock::{self, Kick},
     deliver::Ctx,
+    multicast::Multicast,
     peer::{Peer, Peers},
     port::{Port, Ports},
     receive::{self, By},
@@ -58,6 +60,8 @@ pub(crate) struct Inner {
     pub tun: SyncDevice,
     pub device: String,
     pub mtu: u16,
+    pub access: Access,
+    pub multicast: Multicast,
     pub routes: ArcSwap<Routes>,
     pub forwards: ArcSwap<HashMap<IpAddr, Route>>,
     pub hosts: ArcSwap<Vec<(IpAddr, u8)>>,
@@ -109,6 +113,8 @@ impl Inner {
             tun,
             device: config.device,
             mtu: config.mtu,
+            access: Access::default(),
+            multicast: Multicast::default(),
             routes: ArcSwap::default(),
             forwards: ArcSwap::default(),
             hosts: ArcSwap::default(),

@@ -7,6 +7,7 @@ use super::{
     core::lock,
     deliver::Ctx,
     holding::Holding,
+    multicast::group_mac,
     packet::{self, ETHERNET_LEN, Guest},
     packet_socket::PacketSocket,
     segments::{HEAD, Segments},
@@ -130,8 +131,9 @@ impl Port {
             if header.encode(&mut packet[..VIRTIO_NET_HDR_LEN]).is_err() {
                 continue;
             }
+            let to = group_mac(&packet[Self::HEAD_LEN..]).unwrap_or(self.config.mac);
             let ethernet = &mut packet[VIRTIO_NET_HDR_LEN..Self::HEAD_LEN];
-            ethernet[..6].copy_from_slice(&self.config.mac);
+            ethernet[..6].copy_from_slice(&to);
             ethernet[6..12].copy_from_slice(&self.config.gateway_mac);
             ethernet[12..].copy_from_slice(&kind);
             if let Err(error) = self.socket.send(packet) {

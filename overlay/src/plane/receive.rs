@@ -178,6 +178,12 @@ impl Inner {
         if !passed_on && !self.source_stands(peer, &src, &frame, packet, now) {
             return;
         }
+        if dst.is_multicast() && !passed_on {
+            return self.multicast_in(ctx, packet, &src, now);
+        }
+        if !self.access.admits(packet, &src, &dst, now) {
+            return;
+        }
         ctx.tally.note(&self.traffic, (dst, src), peer.member, (0, packet.len()));
         if let Some(port) = self.port_of(&dst) {
             // Passed on by the former host: believed only shortly after the guest came here, and never under a newer epoch
@@ -186,6 +192,9 @@ impl Inner {
                 ctx.give_guest(&port, packet);
             }
         } else if self.is_host(&dst) && !passed_on {
+            ctx.give_host(self, packet);
+        } else if !passed_on && self.routes.load().is_offered_by(&dst, &self.me) {
+            // For the LAN that this host offers: its kernel forwards.
             ctx.give_host(self, packet);
         } else if let Some(route) = self.forwards.load().get(&dst).copied()
             && !passed_on

@@ -1,7 +1,10 @@
 //! Where addresses are: which member holds one and since which epoch, and the packets that wait for an answer. A smaller
 //! epoch never replaces a larger one: that is the fence against a host that lost a VM and does not know it.
 
-use crate::id::{Epoch, MemberId};
+use crate::{
+    id::{Epoch, MemberId},
+    membership::Cidr,
+};
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
@@ -19,12 +22,24 @@ pub struct Route {
 
 /// The table that packet threads read as a snapshot.
 #[derive(Clone, Debug, Default)]
-pub struct Routes(HashMap<IpAddr, Route>);
+pub struct Routes(HashMap<IpAddr, Route>, Vec<(Cidr, Route)>);
 
 impl Routes {
-    /// The route of an address.
+    /// The route of an address: its own, else that of the smallest offered subnet that it lies in.
     pub fn get(&self, addr: &IpAddr) -> Option<&Route> {
-        self.0.get(addr)
+        self.0.get(addr).or_else(|| self.1.iter().find(|(subnet, _)| subnet.contains(addr)).map(|(_, route)| route))
+    }
+
+    /// Replaces the offered subnets. Of two offers of one subnet the first counts.
+    pub fn set_subnets(&mut self, subnets: &[(Cidr, MemberId)]) {
+        self.1 = subnets.iter().map(|(subnet, member)| (*subnet, Route { member: *member, epoch: Epoch(0) })).collect();
+        // The longest prefix first; the sort keeps the order of equals.
+        self.1.sort_by_key(|(subnet, _)| std::cmp::Reverse(subnet.prefix()));
+    }
+
+    /// Whether `addr` is of a subnet that `member` offers, and nobody's own.
+    pub fn is_offered_by(&self, addr: &IpAddr, member: &MemberId) -> bool {
+        !self.1.is_empty() && !self.0.contains_key(addr) && self.get(addr).is_some_and(|route| route.member == *member)
     }
 
     /// Sets a route unless a larger epoch is known; whether it now stands.
@@ -123,6 +138,21 @@ mod tests {
         assert!(!routes.set(addr, route(2, 4)));
         assert_eq!(routes.get(&addr), Some(&route(1, 5)));
         assert!(routes.set(addr, route(2, 6)));
+    }
+
+    #[test]
+    fn an_address_of_its_own_goes_before_a_subnet_and_a_small_subnet_before_a_large_one() {
+        let (mut routes, addr) = (Routes::default(), |text: &str| text.parse::<IpAddr>().unwrap());
+        let subnet = |text: &str, m| (text.parse().unwrap(), MemberId([m; 32]));
+        routes.set_subnets(&[subnet("192.168.0.0/16", 1), subnet("192.168.7.0/24", 2), subnet("192.168.7.0/24", 3)]);
+        routes.set(addr("192.168.7.9"), Route { member: MemberId([4; 32]), epoch: Epoch(0) });
+        let member = |text: &str| routes.get(&addr(text)).map(|r| r.member.0[0]);
+        assert_eq!(
+            [member("192.168.7.9"), member("192.168.7.8"), member("192.168.8.8"), member("10.0.0.1")],
+            [Some(4), Some(2), Some(1), None]
+        );
+        assert!(routes.is_offered_by(&addr("192.168.7.8"), &MemberId([2; 32])));
+        assert!(!routes.is_offered_by(&addr("192.168.7.9"), &MemberId([4; 32])));
     }
 
     #[test]

@@ -69,12 +69,19 @@ impl Inner {
     /// Carries the segments to their destination. `from_epoch`: that of the source address, zero for the host's own.
     pub fn carry(&self, ctx: &mut Ctx, from_epoch: u32, mut segments: Segments<'_>, now: Instant) {
         let Some((src, dst)) = segments.sizes.first().and_then(|_| packet::addresses(segments.packet(0))) else { return };
+        self.access.sent(segments.packet(0), &src, &dst, now);
         match self.next_hop(&dst) {
+            // The segments are of one flow: what holds for the first holds for all.
+            Next::Guest(_) | Next::Host if !self.access.admits(segments.packet(0), &src, &dst, now) => {}
             Next::Guest(port) => {
                 ctx.tally.note(&self.traffic, (src, dst), self.me, (segments.total(), 0));
                 (0..segments.sizes.len()).for_each(|i| ctx.give_guest(&port, segments.packet(i)));
             }
             Next::Host => (0..segments.sizes.len()).for_each(|i| ctx.give_host(self, segments.packet(i))),
+            // A guest is held under an epoch, the host's own address is not.
+            Next::Drop if from_epoch > 0 => {
+                (0..segments.sizes.len()).for_each(|i| self.multicast_out(ctx, from_epoch, segments.packet(i), &src, &dst, now));
+            }
             Next::Drop => {}
             Next::Unknown => {
                 let mut ask = false;

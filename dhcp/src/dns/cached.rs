@@ -1,0 +1,133 @@
+//! Remembers answers of a [`Names`] for as long as others may remember ours: a program that asks for the same name
+//! (or an `ssh` that asks for the same address's name) again and again asks the DHT once a minute. That something does
+//! not exist is remembered for seconds only, that it could not be looked up not at all.
+
+use super::{NEGATIVE_TTL_SECONDS, Names, TTL_SECONDS, Unavailable};
+use crate::entry::{NameKind, Named};
+use async_trait::async_trait;
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Answers of each kind kept: a scan of a subnet's names must not eat memory.
+const MAX_KEPT: usize = 4096;
+
+struct Kept<K, V>(Mutex<HashMap<K, (Instant, Option<V>)>>);
+
+impl<K: Eq + Hash + Clone, V: Clone> Kept<K, V> {
+    fn get(&self, key: &K) -> Option<Option<V>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(key).filter(|(ends, _)| *ends > Instant::now()).map(|(_, value)| value.clone())
+    }
+
+    fn set(&self, key: K, value: Option<V>) {
+        let seconds = if value.is_some() { TTL_SECONDS } else { NEGATIVE_TTL_SECONDS };
+        let now = Instant::now();
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MAX_KEPT {
+            kept.retain(|_, (ends, _)| *ends > now);
+            if kept.len() >= MAX_KEPT {
+                kept.clear();
+            }
+        }
+        kept.insert(key, (now + Duration::from_secs(u64::from(seconds)), value));
+    }
+}
+
+impl<K, V> Default for Kept<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+/// [`Names`] that remember.
+pub struct CachedNames {
+    inner: Arc<dyn Names>,
+    forward: Kept<(NameKind, String), Named>,
+    reverse: Kept<IpAddr, (NameKind, String)>,
+}
+
+impl CachedNames {
+    /// Remembers what `inner` answers.
+    pub fn new(inner: Arc<dyn Names>) -> Self {
+        Self { inner, forward: Kept::default(), reverse: Kept::default() }
+    }
+}
+
+#[async_trait]
+impl Names for CachedNames {
+    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
+        let key = (kind, label.to_owned());
+        if let Some(known) = self.forward.get(&key) {
+            return Ok(known);
+        }
+        let found = self.inner.forward(kind, label).await?;
+        self.forward.set(key, found.clone());
+        Ok(found)
+    }
+
+    async fn reverse(&self, ip: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
+        if let Some(known) = self.reverse.get(&ip) {
+            return Ok(known);
+        }
+        let found = self.inner.reverse(ip).await?;
+        self.reverse.set(ip, found.clone());
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Knows that 10.0.0.1 is "a", cannot say anything of 10.0.0.9, and counts how often it is asked.
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    #[async_trait]
+    impl Names for Counting {
+        async fn forward(&self, _: NameKind, _: &str) -> Result<Option<Named>, Unavailable> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(None)
+        }
+
+        async fn reverse(&self, ip: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            match ip.to_string().as_str() {
+                "10.0.0.1" => Ok(Some((NameKind::Host, "a".into()))),
+                "10.0.0.9" => Err(Unavailable("no quorum".into())),
+                _ => Ok(None),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_asked_for_once_a_minute_its_absence_more_often_and_a_failure_always() {
+        let counting = Arc::new(Counting::default());
+        let names = CachedNames::new(counting.clone());
+        let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let asked = || counting.0.swap(0, Ordering::Relaxed);
+        for _ in 0..3 {
+            assert_eq!(names.reverse(ip(1)).await.unwrap(), Some((NameKind::Host, "a".to_owned())));
+            assert_eq!(names.reverse(ip(2)).await.unwrap(), None);
+            assert_eq!(names.forward(NameKind::Vm, "x").await.unwrap(), None);
+        }
+        assert_eq!(asked(), 3);
+        tokio::time::advance(Duration::from_secs(6)).await;
+        let _ = (names.reverse(ip(1)).await, names.reverse(ip(2)).await);
+        assert_eq!(asked(), 1, "the absence was asked for again, the name was not");
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let _ = names.reverse(ip(1)).await;
+        assert_eq!(asked(), 1);
+        for _ in 0..2 {
+            assert!(names.reverse(ip(9)).await.is_err());
+        }
+        assert_eq!(asked(), 2);
+    }
+}

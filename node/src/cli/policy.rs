@@ -1,0 +1,111 @@
+//! `p2pvm acl` and `p2pvm route`.
+
+use super::{
+    Context,
+    args::{Acl, Routes},
+    print,
+};
+use crate::{
+    api::types::{AclCheck, AclShow, AclVerdict, RouteView},
+    failure::{Doing, Outcome},
+};
+use serde_json::{Value, json};
+use std::{fs, io::Read};
+
+/// A policy is a few kilobytes; the daemon says how many it may have.
+const MAX_READ_BYTES: u64 = 200 << 10;
+
+pub(super) async fn acl(context: &Context, acl: Acl) -> Outcome<()> {
+    match acl {
+        Acl::Set { file } => set(context, &file).await,
+        Acl::Show => show(context).await,
+        Acl::Check(a) => check(context, AclCheck { from: a.from, to: a.to, traffic: a.traffic }).await,
+    }
+}
+
+async fn set(context: &Context, file: &str) -> Outcome<()> {
+    let mut text = String::new();
+    if file == "-" {
+        std::io::stdin().take(MAX_READ_BYTES).read_to_string(&mut text).doing("reading the policy from standard input")?;
+    } else {
+        let opened = fs::File::open(file).doing(format_args!("cannot read {file}"))?;
+        opened.take(MAX_READ_BYTES).read_to_string(&mut text).doing(format_args!("reading {file}"))?;
+    }
+    let answer: Value = context.daemon().await?.post("/acl", &json!({ "text": text })).await?;
+    if context.json {
+        return print::json(&answer);
+    }
+    println!(
+        "policy version {}: {} rule(s), default {}; {} connected member(s) are told",
+        answer["version"],
+        answer["rules"],
+        answer["default"].as_str().unwrap_or_default(),
+        answer["told"]
+    );
+    for warning in answer["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        eprintln!("note: {warning}");
+    }
+    Ok(())
+}
+
+async fn show(context: &Context) -> Outcome<()> {
+    let show: AclShow = context.daemon().await?.get("/acl").await?;
+    if context.json {
+        return print::json(&show);
+    }
+    match (&show.version, &show.text) {
+        (Some(version), Some(text)) => {
+            println!(
+                "# version {version}, signed by {} at {}; {} packet(s) kept out here",
+                print::or_dash(show.signed_by.as_ref()),
+                print::or_dash(show.signed_at.as_ref()),
+                show.denied_here
+            );
+            print!("{text}{}", if text.ends_with('\n') { "" } else { "\n" });
+        }
+        _ => println!("# the network has no policy: everything is allowed between its members and guests"),
+    }
+    Ok(())
+}
+
+async fn check(context: &Context, question: AclCheck) -> Outcome<()> {
+    let verdict: AclVerdict = context.daemon().await?.post("/acl/check", &question).await?;
+    if context.json {
+        return print::json(&verdict);
+    }
+    println!("{}: {} to {}, {}", if verdict.allowed { "allowed" } else { "denied" }, verdict.from, verdict.to, verdict.traffic);
+    println!("  {}", verdict.why);
+    println!("  {}", verdict.effect);
+    Ok(())
+}
+
+pub(super) async fn route(context: &Context, routes: Routes) -> Outcome<()> {
+    let mut daemon = context.daemon().await?;
+    let answer: Value = match &routes {
+        Routes::List => return list(context).await,
+        Routes::Offer { subnet } => daemon.post("/routes/offer", &json!({ "subnet": subnet })).await?,
+        Routes::Withdraw { subnet } => daemon.post("/routes/withdraw", &json!({ "subnet": subnet })).await?,
+        Routes::Accept { off } => daemon.post("/routes/accept", &json!({ "on": !off })).await?,
+    };
+    if context.json {
+        return print::json(&answer);
+    }
+    match routes {
+        Routes::Offer { subnet } => println!("{subnet}: {}", answer["note"].as_str().unwrap_or("offered")),
+        Routes::Withdraw { subnet } => println!("{subnet} is not offered any more"),
+        Routes::Accept { off: false } => println!("others' subnets are used; {} of them now", answer["used"]),
+        Routes::Accept { off: true } => println!("others' subnets are not used"),
+        Routes::List => {}
+    }
+    Ok(())
+}
+
+async fn list(context: &Context) -> Outcome<()> {
+    let routes: Vec<RouteView> = context.daemon().await?.get("/routes").await?;
+    if context.json {
+        return print::json(&routes);
+    }
+    let rows: Vec<_> = routes.into_iter().map(|r| [r.subnet, r.by, if r.used { "yes" } else { "no" }.to_owned(), r.note]).collect();
+    print::table(["SUBNET", "BY", "USED", "NOTE"], &rows);
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Reads a policy's text. Whatever it does not understand it refuses, with the line and what would be right: a rule
+//! that is silently not enforced is worse than none.
+
+use super::{Action, NetworkPolicy, Ports, RouteRule, Rule, Selector};
+use crate::membership::{Cidr, valid_name};
+use serde::Deserialize;
+use std::{ops::Range, str::FromStr};
+use toml::Spanned;
+
+/// The longest text: some hundreds of rules with comments. It travels to every member.
+pub const MAX_POLICY_BYTES: usize = 32 << 10;
+/// More rules than that are no longer read by anybody, and each new conversation is compared with all.
+const MAX_RULES: usize = 512;
+const MAX_ROUTES: usize = 256;
+
+/// Why a text is no policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct PolicyError {
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong with it, and what would be right.
+    pub reason: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    default: Spanned<String>,
+    #[serde(default)]
+    multicast: bool,
+    #[serde(default)]
+    rule: Vec<Spanned<RuleText>>,
+    #[serde(default)]
+    route: Vec<Spanned<RouteText>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleText {
+    action: Spanned<String>,
+    from: Spanned<Words>,
+    to: Spanned<Words>,
+    ports: Option<Spanned<Words>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RouteText {
+    subnet: Spanned<String>,
+    by: Spanned<Words>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
+enum Words {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Words {
+    fn all<T: FromStr<Err = String>>(&self) -> Result<Vec<T>, String> {
+        let words = match self {
+            Self::One(word) => std::slice::from_ref(word),
+            Self::Many(words) => words,
+        };
+        if words.is_empty() {
+            return Err("an empty list fits nothing: leave the rule out, or name somebody".to_owned());
+        }
+        words.iter().map(|word| word.trim().parse()).collect()
+    }
+}
+
+impl FromStr for Action {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "allow" => Ok(Self::Allow),
+            "deny" => Ok(Self::Deny),
+            _ => Err(format!("'{text}' is no action: write \"allow\" or \"deny\"")),
+        }
+    }
+}
+
+impl FromStr for Selector {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "*" {
+            return Ok(Self::Any);
+        }
+        let label = |name: &str| valid_name(name).then(|| name.to_owned());
+        let known = match text.split_once(':') {
+            Some(("group", name)) => label(name).map(Self::Group),
+            Some(("member", name)) => name.parse().map(Self::MemberId).ok().or_else(|| label(name).map(Self::Member)),
+            Some(("vm", name)) => name.parse().map(Self::VmId).ok().or_else(|| label(name).map(Self::Vm)),
+            _ => text.parse().map(Self::Block).ok().or_else(|| label(text).map(Self::Group)),
+        };
+        known.ok_or_else(|| {
+            let block = text.contains('/').then(|| text.parse::<Cidr>().err()).flatten();
+            block.map_or_else(
+                || format!("'{text}' names nobody: write a group's name, member:NAME, vm:NAME, an address, a subnet, or \"*\""),
+                |e| e.to_string(),
+            )
+        })
+    }
+}
+
+impl FromStr for Ports {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is no port: write tcp/22, udp/5000-6000, icmp or \"*\"");
+        let (protocol, ports) = match text.split_once('/') {
+            None if text == "*" => return Ok(Self::Any),
+            None if text == "icmp" => return Ok(Self::Icmp),
+            None if text == "tcp" => return Ok(Self::Tcp(0..=u16::MAX)),
+            None if text == "udp" => return Ok(Self::Udp(0..=u16::MAX)),
+            None => return Err(wrong()),
+            Some(both) => both,
+        };
+        let port = |text: &str| text.parse::<u16>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        let (first, last) = match ports.split_once('-') {
+            Some((first, last)) => (port(first).ok_or_else(wrong)?, port(last).ok_or_else(wrong)?),
+            None => (port(ports).ok_or_else(wrong)?, port(ports).ok_or_else(wrong)?),
+        };
+        if first > last {
+            return Err(format!("'{text}' ends before it begins"));
+        }
+        match protocol {
+            "tcp" => Ok(Self::Tcp(first..=last)),
+            "udp" => Ok(Self::Udp(first..=last)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl NetworkPolicy {
+    /// Reads a policy.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it, and where.
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        if text.len() > MAX_POLICY_BYTES {
+            let reason = format!("the policy has {} bytes and may have {MAX_POLICY_BYTES}", text.len());
+            return Err(PolicyError { line: 1, reason });
+        }
+        let line = |at: usize| text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1;
+        let at = |span: Range<usize>| move |reason: String| PolicyError { line: line(span.start), reason };
+        let read: Text = toml::from_str(text).map_err(|e| {
+            let reason = e.message().to_owned();
+            PolicyError { line: e.span().map_or(1, |span| line(span.start)), reason }
+        })?;
+        for (what, count, most) in [("rules", read.rule.len(), MAX_RULES), ("routes", read.route.len(), MAX_ROUTES)] {
+            if count > most {
+                return Err(PolicyError { line: 1, reason: format!("{count} {what} are more than {most}") });
+            }
+        }
+        let selectors = |words: &Spanned<Words>| words.get_ref().all::<Selector>().map_err(at(words.span()));
+        let rule = |rule: &Spanned<RuleText>| {
+            let written = rule.get_ref();
+            Ok(Rule {
+                action: written.action.get_ref().parse().map_err(at(written.action.span()))?,
+                from: selectors(&written.from)?,
+                to: selectors(&written.to)?,
+                ports: match &written.ports {
+                    None => vec![Ports::Any],
+                    Some(ports) => ports.get_ref().all().map_err(at(ports.span()))?,
+                },
+                line: line(rule.span().start),
+            })
+        };
+        let route = |route: &Spanned<RouteText>| {
+            let written = route.get_ref();
+            let by = selectors(&written.by)?;
+            if by.iter().any(|s| matches!(s, Selector::Vm(_) | Selector::VmId(_) | Selector::Block(_))) {
+                return Err(at(written.by.span())("only members offer subnets: name a group, member:NAME or \"*\"".to_owned()));
+            }
+            let subnet: Cidr = written.subnet.get_ref().parse().map_err(|e| at(written.subnet.span())(format!("{e}")))?;
+            Ok(RouteRule { subnet, by, line: line(route.span().start) })
+        };
+        Ok(Self {
+            default: read.default.get_ref().parse().map_err(at(read.default.span()))?,
+            rules: read.rule.iter().map(rule).collect::<Result<_, PolicyError>>()?,
+            routes: read.route.iter().map(route).collect::<Result<_, PolicyError>>()?,
+            multicast: read.multicast,
+        })
+    }
+}

@@ -1,0 +1,264 @@
+//! Keeps the notices of the network ([`Notice`]) and spreads them as revocations are spread: two members that
+//! connect compare a digest and exchange what differs, and each tells what is new to it to all it is connected to.
+//!
+//! The board is a set in which each issuer has one place per kind and the newer notice wins, so members that have
+//! exchanged theirs agree, in whatever order they learned them. It is bounded, and kept on disk so that a policy
+//! holds from the first packet after a restart.
+
+use crate::{
+    fabric::{Fabric, FabricError, Serve},
+    id::{MemberId, UnixTime},
+    membership::{Notice, NoticeKey, Offer, Refusal, SignedPolicy, Trust, write_atomically},
+};
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+use tokio::sync::watch;
+
+const SERVICE: &str = "notice";
+/// Issuers of policies kept: the root and a few delegates. With the longest texts they fit one message.
+const MAX_POLICIES: usize = 16;
+/// Members that offer something: a message with all of them stays below [`crate::fabric::MAX_BODY_BYTES`].
+const MAX_OFFERS: usize = 1024;
+/// A notice is a few kilobytes; who does not take it by then asks again when it connects.
+const TELL_TIMEOUT: Duration = Duration::from_secs(10);
+/// An offer that says it ends later than that is not believed to.
+const MAX_OFFER_SECONDS: u64 = 86_400;
+
+/// The notices that this node knows.
+pub struct Notices {
+    trust: Arc<Trust>,
+    file: Option<PathBuf>,
+    known: RwLock<BTreeMap<NoticeKey, Notice>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Notices {
+    /// Knows none and keeps them in memory only.
+    pub fn new(trust: Arc<Trust>) -> Self {
+        Self { trust, file: None, known: RwLock::default(), changed: watch::channel(0).0 }
+    }
+
+    /// Reads those kept in `file`, which may be missing, and keeps new ones there.
+    ///
+    /// # Errors
+    /// What the file system says, or `InvalidData` for a file that is no list of notices.
+    pub fn load(trust: Arc<Trust>, file: &Path) -> io::Result<Self> {
+        let kept: Vec<Notice> = match fs::read(file) {
+            Ok(raw) => postcard::from_bytes(&raw)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{} holds no notices: {e}", file.display())))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(e),
+        };
+        let now = UnixTime::now();
+        let kept = kept.into_iter().filter(|n| !n.expired(now) && n.verify(&trust).is_ok()).map(|n| (n.key(), n));
+        Ok(Self { known: RwLock::new(kept.collect()), file: Some(file.to_owned()), ..Self::new(trust) })
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<NoticeKey, Notice>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a notice, on disk before it returns. `Ok(false)` if a newer or the same one of its issuer is known.
+    ///
+    /// # Errors
+    /// Why it is not valid. A full disk does not hinder its effect, only its keeping, and is logged.
+    pub fn add(&self, notice: Notice) -> Result<bool, Refusal> {
+        let now = UnixTime::now();
+        {
+            let known = self.read();
+            if known.get(&notice.key()).is_some_and(|old| old.order() >= notice.order()) {
+                return Ok(false);
+            }
+        }
+        notice.verify(&self.trust)?;
+        if let Notice::Offer(offer) = &notice
+            && (offer.expires() <= now || offer.expires() > now.plus(MAX_OFFER_SECONDS))
+        {
+            return Err(Refusal::Expired);
+        }
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, kept| !kept.expired(now));
+        let key = notice.key();
+        match known.get(&key) {
+            Some(old) if old.order() >= notice.order() => return Ok(false),
+            Some(_) => {}
+            None => {
+                let most = if key.0 == 0 { MAX_POLICIES } else { MAX_OFFERS };
+                if known.keys().filter(|(kind, _)| *kind == key.0).count() >= most {
+                    return Ok(false);
+                }
+            }
+        }
+        known.insert(key, notice);
+        if let Some(file) = &self.file
+            && let Err(e) = write_atomically(file, &postcard::to_stdvec(&known.values().collect::<Vec<_>>()).unwrap_or_default())
+        {
+            tracing::error!("notices cannot be kept in {}: {e}", file.display());
+        }
+        drop(known);
+        self.touch();
+        Ok(true)
+    }
+
+    /// Says that what stands may be another now, as after a revocation.
+    pub fn touch(&self) {
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Told whenever the notices have changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The policy that stands, if the network has one.
+    pub fn policy(&self) -> Option<SignedPolicy> {
+        let known = self.read();
+        let policies = known.values().filter_map(|n| if let Notice::Policy(policy) = n { Some(policy) } else { None });
+        let standing = policies.filter(|p| Notice::Policy((*p).clone()).verify(&self.trust).is_ok());
+        standing.max_by_key(|p| p.rank()).map(|p| (**p).clone())
+    }
+
+    /// The offers that stand, in the order of their members.
+    pub fn offers(&self) -> Vec<Offer> {
+        let now = UnixTime::now();
+        let known = self.read();
+        let offers = known.values().filter_map(|n| if let Notice::Offer(offer) = n { Some(offer) } else { None });
+        offers.filter(|o| o.expires() > now && self.trust.verify(o.certificate()).is_ok()).map(|o| (**o).clone()).collect()
+    }
+
+    /// All notices known that are not over.
+    pub fn all(&self) -> Vec<Notice> {
+        let now = UnixTime::now();
+        self.read().values().filter(|n| !n.expired(now)).cloned().collect()
+    }
+
+    /// A hash of what [`Notices::all`] gives: members with the same digest need not exchange it.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("p2pvm 2026 digest of the known notices");
+        for notice in self.all() {
+            hasher.update(&postcard::to_stdvec(&(notice.key(), notice.order())).unwrap_or_default());
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+enum Say {
+    /// This is the digest of what I know: answer with what you know if yours is another.
+    Digest([u8; 32]),
+    /// These I know.
+    Have(Vec<Notice>),
+}
+
+/// Spreads the notices between members.
+pub struct Spread {
+    fabric: Arc<dyn Fabric>,
+    notices: Arc<Notices>,
+}
+
+impl Spread {
+    /// Begins to answer members. [`Spread::meet`] is to be called for each that connects.
+    pub fn start(fabric: Arc<dyn Fabric>, notices: Arc<Notices>) -> Arc<Self> {
+        let spread = Arc::new(Self { fabric, notices });
+        let answers = Answers(Arc::downgrade(&spread));
+        spread.fabric.serve(SERVICE, Arc::new(answers));
+        spread
+    }
+
+    /// Takes a notice of this node's own and tells all connected members; how many there were.
+    ///
+    /// # Errors
+    /// As [`Notices::add`].
+    pub fn publish(&self, notice: Notice) -> Result<usize, Refusal> {
+        self.notices.add(notice.clone())?;
+        Ok(self.tell_all(None, vec![notice]))
+    }
+
+    /// The same, and waits until those who are connected have it: for what is said last before this node ends.
+    ///
+    /// # Errors
+    /// As [`Notices::add`].
+    pub async fn publish_now(&self, notice: Notice, limit: Duration) -> Result<(), Refusal> {
+        self.notices.add(notice.clone())?;
+        let Ok(body) = postcard::to_stdvec(&Say::Have(vec![notice])) else { return Ok(()) };
+        let told = self.fabric.connected().into_iter().map(|m| self.fabric.call(m, SERVICE, body.clone(), limit));
+        // Who cannot be told in time forgets the offer when it runs out.
+        let _ = futures::future::join_all(told).await;
+        Ok(())
+    }
+
+    /// Exchanges notices with a member that has just connected.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn meet(&self, member: MemberId) -> Result<(), FabricError> {
+        let Ok(body) = postcard::to_stdvec(&Say::Digest(self.notices.digest())) else { return Ok(()) };
+        let answer = self.fabric.call(member, SERVICE, body, TELL_TIMEOUT).await?;
+        let Ok(Say::Have(theirs)) = postcard::from_bytes(&answer) else { return Ok(()) };
+        let known: BTreeMap<_, _> = theirs.iter().map(|n| (n.key(), n.order())).collect();
+        self.learn(member, theirs);
+        let mine: Vec<_> = self.notices.all().into_iter().filter(|n| known.get(&n.key()).is_none_or(|order| *order < n.order())).collect();
+        if !mine.is_empty()
+            && let Ok(body) = postcard::to_stdvec(&Say::Have(mine))
+        {
+            self.fabric.call(member, SERVICE, body, TELL_TIMEOUT).await?;
+        }
+        Ok(())
+    }
+
+    fn learn(&self, from: MemberId, notices: Vec<Notice>) {
+        let mut news = Vec::new();
+        for notice in notices.into_iter().take(MAX_POLICIES + MAX_OFFERS) {
+            match self.notices.add(notice.clone()) {
+                Ok(true) => news.push(notice),
+                Ok(false) => {}
+                Err(refusal) => tracing::debug!(%from, %refusal, "a notice that is not believed"),
+            }
+        }
+        if !news.is_empty() {
+            self.tell_all(Some(from), news);
+        }
+    }
+
+    fn tell_all(&self, except: Option<MemberId>, notices: Vec<Notice>) -> usize {
+        let Ok(body) = postcard::to_stdvec(&Say::Have(notices)) else { return 0 };
+        let members: Vec<_> = self.fabric.connected().into_iter().filter(|m| Some(*m) != except).collect();
+        for member in &members {
+            let (fabric, body, member) = (self.fabric.clone(), body.clone(), *member);
+            tokio::spawn(async move {
+                if let Err(error) = fabric.call(member, SERVICE, body, TELL_TIMEOUT).await {
+                    tracing::debug!(%member, %error, "a notice was not delivered; it is exchanged when the member connects");
+                }
+            });
+        }
+        members.len()
+    }
+}
+
+struct Answers(std::sync::Weak<Spread>);
+
+#[async_trait]
+impl Serve for Answers {
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        let spread = self.0.upgrade().ok_or("the node is shutting down")?;
+        let answer = match postcard::from_bytes(&body).map_err(|e| e.to_string())? {
+            Say::Digest(theirs) if theirs == spread.notices.digest() => Vec::new(),
+            Say::Digest(_) => spread.notices.all(),
+            Say::Have(notices) => {
+                spread.learn(from, notices);
+                Vec::new()
+            }
+        };
+        postcard::to_stdvec(&Say::Have(answer)).map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests;
