@@ -1,7 +1,7 @@
 //! `p2pvm testbed …`: the command line over [`Testbed`].
 
 use crate::{
-    guest_client,
+    compare, guest_client,
     keeper::{self, Life},
     sites::{Properties, Sites},
     testbed::{self, Testbed},
@@ -126,6 +126,9 @@ pub enum TestbedCommand {
         #[command(flatten)]
         named: Named,
     },
+    /// Measure p2pvm beside EasyTier, nebula, tinc and n2n on the same emulated hosts, where they are installed
+    #[command(after_help = "Example: p2pvm testbed compare --rounds 3 --out docs/peers.md")]
+    Compare(compare::Options),
     /// Talk to a guest's counter and report lost and doubled replies
     #[command(hide = true)]
     Client(guest_client::Options),
@@ -182,6 +185,10 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             }
         }
         TestbedCommand::Down { named } => testbed::down(&named.name)?,
+        TestbedCommand::Compare(options) => {
+            let program = std::env::current_exe().context("cannot find this program's own file")?;
+            return compare::run(&program, arguments, &options);
+        }
         TestbedCommand::Client(options) => return guest_client::main(&options),
         TestbedCommand::Keep { name, tied } => return Ok(keeper::keep(&name, tied)),
     }

@@ -5,6 +5,7 @@
 //! it means in addresses and names, [`testbed`] what one does with it, [`keeper`] the process that a testbed lives as long as.
 
 pub mod cli;
+pub mod compare;
 pub mod forwarder;
 pub mod guest_client;
 pub mod keeper;
