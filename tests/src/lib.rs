@@ -16,6 +16,7 @@ pub mod plan;
 mod raise;
 mod realtime;
 pub mod sites;
+pub mod soak;
 pub mod testbed;
 
 pub use sites::{Nat, Shape, Sites};
