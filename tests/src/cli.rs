@@ -142,6 +142,9 @@ pub enum TestbedCommand {
         /// What is sent follows from this
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// The p2pvm executable whose daemon is attacked; by default this program
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
     },
     /// Talk to a guest's counter and report lost and doubled replies
     #[command(hide = true)]
@@ -155,6 +158,11 @@ pub enum TestbedCommand {
         #[arg(long)]
         tied: bool,
     },
+}
+
+/// The executable that was named, or this one.
+pub(crate) fn program_or_this(program: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    program.map_or_else(|| std::env::current_exe().context("cannot find this program's own file"), Ok)
 }
 
 /// Runs a command. `program` is the way to this very command line from outside (`p2pvm testbed` is this executable and `["testbed"]`).
@@ -200,11 +208,10 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
         }
         TestbedCommand::Down { named } => testbed::down(&named.name)?,
         TestbedCommand::Compare(options) => {
-            let program = std::env::current_exe().context("cannot find this program's own file")?;
-            return compare::run(&program, arguments, &options);
+            return compare::run(&options);
         }
-        TestbedCommand::Soak { seconds, pace, seed } => {
-            let program = std::env::current_exe().context("cannot find this program's own file")?;
+        TestbedCommand::Soak { seconds, pace, seed, program } => {
+            let program = program_or_this(program)?;
             let report = soak::soak(&program, "soak", pace, std::time::Duration::from_secs(seconds), seed)?;
             println!("{}", serde_json::to_string_pretty(&report)?);
             let stood = report.same_daemon && report.panics.is_empty() && report.outcome.worst_amplification <= 3.0;

@@ -75,8 +75,11 @@ pub struct Options {
     #[arg(long = "as-json")]
     json: bool,
     /// Where easytier-core is, if it is not on the path (cargo install easytier)
-    #[arg(long, default_value = "easytier-core", value_name = "PROGRAM")]
+    #[arg(long, default_value = "easytier-core", value_name = "FILE")]
     easytier: PathBuf,
+    /// The p2pvm executable; by default this program
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
 }
 
 /// One overlay, as this comparison drives it on the hosts of one testbed.
@@ -117,8 +120,9 @@ struct Measured {
     failed: Option<String>,
 }
 
-/// Runs the comparison. `program` and `arguments` lead to this command line's `testbed`.
-pub fn run(program: &Path, arguments: &[&OsStr], options: &Options) -> anyhow::Result<ExitCode> {
+/// Runs the comparison.
+pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let program = &crate::cli::program_or_this(options.program.clone())?;
     if !nix::unistd::geteuid().is_root() {
         bail!("the comparison makes network namespaces: run it as root");
     }
@@ -137,7 +141,7 @@ pub fn run(program: &Path, arguments: &[&OsStr], options: &Options) -> anyhow::R
             let measured = overlay.and_then(|mut overlay| {
                 result.version = overlay.version();
                 eprintln!("{name}, round {round} of {}", options.rounds);
-                one_round(program, arguments, overlay.as_mut())
+                one_round(program, overlay.as_mut())
             });
             match measured {
                 Ok(round) => {
@@ -165,8 +169,8 @@ pub fn run(program: &Path, arguments: &[&OsStr], options: &Options) -> anyhow::R
     Ok(ExitCode::SUCCESS)
 }
 
-fn one_round(program: &Path, arguments: &[&OsStr], overlay: &mut dyn Overlay) -> anyhow::Result<Round> {
-    let bed = Testbed::up_by(program, arguments, &Sites::parse(SITES)?, "compare", crate::keeper::Life::Tied)?;
+fn one_round(program: &Path, overlay: &mut dyn Overlay) -> anyhow::Result<Round> {
+    let bed = Testbed::up_by(program, &[OsStr::new("testbed")], &Sites::parse(SITES)?, "compare", crate::keeper::Life::Tied)?;
     overlay.prepare(&bed)?;
     for host in &HOSTS[..4] {
         overlay.start(&bed, host)?;
