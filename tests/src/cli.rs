@@ -1,9 +1,10 @@
 //! `p2pvm testbed …`: the command line over [`Testbed`].
 
 use crate::{
-    guest_client,
+    compare, guest_client,
     keeper::{self, Life},
     sites::{Properties, Sites},
+    soak,
     testbed::{self, Testbed},
 };
 use anyhow::Context;
@@ -171,6 +172,25 @@ pub enum TestbedCommand {
         #[command(flatten)]
         named: Named,
     },
+    /// Measure p2pvm beside EasyTier, nebula, tinc and n2n on the same emulated hosts, where they are installed
+    #[command(after_help = "Example: p2pvm testbed compare --rounds 3 --out docs/peers.md")]
+    Compare(compare::Options),
+    /// Send malformed, replayed and forged datagrams at a running daemon and report what became of it
+    #[command(after_help = "Example: p2pvm testbed soak --seconds 600")]
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        seconds: u64,
+        /// Datagrams a second
+        #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        pace: u32,
+        /// What is sent follows from this
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// The p2pvm executable whose daemon is attacked; by default this program
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+    },
     /// Talk to a guest's counter and report lost and doubled replies
     #[command(hide = true)]
     Client(guest_client::Options),
@@ -183,6 +203,11 @@ pub enum TestbedCommand {
         #[arg(long)]
         tied: bool,
     },
+}
+
+/// The executable that was named, or this one.
+pub(crate) fn program_or_this(program: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    program.map_or_else(|| std::env::current_exe().context("cannot find this program's own file"), Ok)
 }
 
 /// Runs a command. `program` is the way to this very command line from outside (`p2pvm testbed` is this executable and `["testbed"]`).
@@ -241,6 +266,16 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             }
         }
         TestbedCommand::Down { named } => testbed::down(&named.name)?,
+        TestbedCommand::Compare(options) => {
+            return compare::run(&options);
+        }
+        TestbedCommand::Soak { seconds, pace, seed, program } => {
+            let program = program_or_this(program)?;
+            let report = soak::soak(&program, "soak", pace, std::time::Duration::from_secs(seconds), seed)?;
+            println!("{}", serde_json::to_string_pretty(&report)?);
+            let stood = report.same_daemon && report.panics.is_empty() && report.outcome.worst_amplification <= 3.0;
+            return Ok(if stood { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         TestbedCommand::Client(options) => return guest_client::main(&options),
         TestbedCommand::Keep { name, tied } => return Ok(keeper::keep(&name, tied)),
     }

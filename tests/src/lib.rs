@@ -6,6 +6,7 @@
 
 pub mod cli;
 mod conntrack;
+pub mod compare;
 pub mod forwarder;
 pub mod guest_client;
 pub mod keeper;
@@ -16,6 +17,7 @@ pub mod plan;
 mod raise;
 mod realtime;
 pub mod sites;
+pub mod soak;
 pub mod testbed;
 mod upnp;
 

@@ -1,0 +1,326 @@
+//! p2pvm beside other overlays on the same emulated sites: how soon a host that starts reaches another, what an
+//! idle host costs, and what is left when the host that all were told of dies.
+//!
+//! Every program gets the same five hosts: a public one that all are told of (the bootstrap, lighthouse, supernode), a second
+//! public one, and three behind port-restricted NATs. Keys and configuration are made beforehand; only starting is timed.
+//! The probe is the system's `ping` to the overlay address, begun every 25 ms until one is answered. What is not installed is
+//! named in the table and left out.
+
+mod others;
+mod p2pvm;
+
+use crate::{
+    sites::Sites,
+    testbed::{self, Testbed},
+};
+use anyhow::{Context, bail};
+use clap::Args;
+use serde::Serialize;
+use std::{
+    ffi::OsStr,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The five hosts; the first is the one that all are told of.
+const SITES: &str = r#"
+seed = 11
+[default]
+rtt_ms = 40
+mbit = 500
+[[site]]
+name = "boot"
+[[site]]
+name = "pub2"
+[[site]]
+name = "a"
+nat = "port-restricted"
+[[site]]
+name = "b"
+nat = "port-restricted"
+[[site]]
+name = "c"
+nat = "port-restricted"
+"#;
+
+/// The hosts in the order in which they start; `a` comes last and is timed.
+const HOSTS: [&str; 5] = ["boot", "pub2", "b", "c", "a"];
+/// A ping that has not been answered by then never will.
+const NEVER: Duration = Duration::from_secs(30);
+/// Between two probes.
+const PROBE_EVERY: Duration = Duration::from_millis(25);
+/// After its start a network is left alone for so long before its idle traffic is counted.
+const SETTLE: Duration = Duration::from_secs(20);
+/// So long the idle traffic is counted.
+const IDLE: Duration = Duration::from_secs(30);
+/// After the bootstrap's death the traffic between two that talk is watched for so long.
+const WATCH: Duration = Duration::from_secs(25);
+
+/// Arguments of `testbed compare`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Which programs; all by default
+    #[arg(value_parser = ["p2pvm", "easytier", "nebula", "nebula-direct", "tinc", "n2n"])]
+    programs: Vec<String>,
+    /// How often each is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
+    /// Write the table to this file as well
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long = "as-json")]
+    json: bool,
+    /// Where easytier-core is, if it is not on the path (cargo install easytier)
+    #[arg(long, default_value = "easytier-core", value_name = "FILE")]
+    easytier: PathBuf,
+    /// The p2pvm executable; by default this program
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+}
+
+/// One overlay, as this comparison drives it on the hosts of one testbed.
+trait Overlay {
+    /// Its name and version.
+    fn version(&self) -> String;
+    /// Makes keys and configuration for all hosts.
+    fn prepare(&mut self, bed: &Testbed) -> anyhow::Result<()>;
+    /// Starts it on a host.
+    fn start(&mut self, bed: &Testbed, host: &str) -> anyhow::Result<()>;
+    /// Ends it on a host.
+    fn stop(&mut self, bed: &Testbed, host: &str) -> anyhow::Result<()>;
+    /// The host's address on the overlay; it may be known only once it has started.
+    fn address(&self, bed: &Testbed, host: &str) -> anyhow::Result<String>;
+}
+
+/// What one round showed. Seconds; `None` is never (within [`NEVER`]).
+#[derive(Debug, Default, Serialize)]
+struct Round {
+    /// Starting `a` until `b` answers it, both behind NATs.
+    first_ping: Option<f64>,
+    /// Bytes per second on the wire of `a`, both ways, with nothing to do.
+    idle_bytes: f64,
+    /// The longest silence between `a` and `b`, who were talking, after the bootstrap died.
+    silence: Option<f64>,
+    /// Then `a` talks to `c`, whom it has never talked to.
+    new_pair: Option<f64>,
+    /// Then `a` starts again and talks to `b`.
+    restart: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Measured {
+    program: String,
+    version: String,
+    rounds: Vec<Round>,
+    /// Why there are none.
+    failed: Option<String>,
+}
+
+/// Runs the comparison.
+pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let program = &crate::cli::program_or_this(options.program.clone())?;
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the comparison makes network namespaces: run it as root");
+    }
+    let wanted = |name: &str| options.programs.is_empty() || options.programs.iter().any(|p| p == name);
+    let mut results = Vec::new();
+    for name in ["p2pvm", "easytier", "nebula", "nebula-direct", "tinc", "n2n"].into_iter().filter(|name| wanted(name)) {
+        let mut result = Measured { program: name.into(), version: String::new(), rounds: Vec::new(), failed: None };
+        for round in 1..=options.rounds {
+            let overlay: anyhow::Result<Box<dyn Overlay>> = match name {
+                "p2pvm" => Ok(Box::new(p2pvm::P2pvm::new(program))),
+                "easytier" => others::EasyTier::new(&options.easytier).map(|o| Box::new(o) as Box<dyn Overlay>),
+                "nebula" | "nebula-direct" => others::Nebula::new(name == "nebula").map(|o| Box::new(o) as Box<dyn Overlay>),
+                "tinc" => others::Tinc::new().map(|o| Box::new(o) as Box<dyn Overlay>),
+                _ => others::N2n::new().map(|o| Box::new(o) as Box<dyn Overlay>),
+            };
+            let measured = overlay.and_then(|mut overlay| {
+                result.version = overlay.version();
+                eprintln!("{name}, round {round} of {}", options.rounds);
+                one_round(program, overlay.as_mut())
+            });
+            match measured {
+                Ok(round) => {
+                    eprintln!("  {round:?}");
+                    result.rounds.push(round);
+                }
+                Err(error) => {
+                    eprintln!("  {name}: {error:#}");
+                    result.failed = Some(format!("{error:#}"));
+                    break;
+                }
+            }
+        }
+        results.push(result);
+    }
+    let table = table(&results, options.rounds);
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        println!("{table}");
+    }
+    if let Some(out) = &options.out {
+        std::fs::write(out, page(&table)).with_context(|| format!("writing {}", out.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn one_round(program: &Path, overlay: &mut dyn Overlay) -> anyhow::Result<Round> {
+    let bed = Testbed::up_by(program, &[OsStr::new("testbed")], &Sites::parse(SITES)?, "compare", crate::keeper::Life::Tied)?;
+    overlay.prepare(&bed)?;
+    for host in &HOSTS[..4] {
+        overlay.start(&bed, host)?;
+    }
+    let address = |overlay: &dyn Overlay, host: &str| overlay.address(&bed, host);
+    for host in &HOSTS[1..4] {
+        let boot = address(overlay, "boot")?;
+        first_answer(&bed, host, &boot)?.with_context(|| format!("{host} never reached the bootstrap"))?;
+    }
+    let b = address(overlay, "b")?;
+    let began = Instant::now();
+    overlay.start(&bed, "a")?;
+    let first_ping = first_answer(&bed, "a", &b)?.map(|_| began.elapsed().as_secs_f64());
+    thread::sleep(SETTLE);
+    let before = wire_bytes(&bed, "a")?;
+    let counted = Instant::now();
+    thread::sleep(IDLE);
+    let idle_bytes = (wire_bytes(&bed, "a")? - before) as f64 / counted.elapsed().as_secs_f64();
+
+    // They talk again before the bootstrap dies.
+    first_answer(&bed, "a", &b)?;
+    let talk = Talk::start(&bed, "a", &b)?;
+    thread::sleep(Duration::from_secs(3));
+    bed.kill("boot")?;
+    thread::sleep(WATCH);
+    let silence = talk.longest_silence()?;
+    let c = address(overlay, "c")?;
+    let began = Instant::now();
+    let new_pair = first_answer(&bed, "a", &c)?.map(|_| began.elapsed().as_secs_f64());
+    overlay.stop(&bed, "a")?;
+    thread::sleep(Duration::from_secs(1));
+    let began = Instant::now();
+    overlay.start(&bed, "a")?;
+    let restart = first_answer(&bed, "a", &b)?.map(|_| began.elapsed().as_secs_f64());
+    for host in &HOSTS[1..] {
+        overlay.stop(&bed, host)?;
+    }
+    bed.down()?;
+    Ok(Round { first_ping, idle_bytes, silence, new_pair, restart })
+}
+
+/// Pings until one is answered; `None` if none is within [`NEVER`].
+fn first_answer(bed: &Testbed, from: &str, to: &str) -> anyhow::Result<Option<Duration>> {
+    let began = Instant::now();
+    let mut probes: Vec<Child> = Vec::new();
+    let mut answered = false;
+    while !answered && began.elapsed() < NEVER {
+        let mut ping = Command::new("ping");
+        ping.args(["-n", "-c", "1", "-W", "1", to]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        probes.push(bed.spawn(from, &mut ping)?);
+        thread::sleep(PROBE_EVERY);
+        let mut running = Vec::new();
+        for mut probe in probes {
+            match probe.try_wait()? {
+                None => running.push(probe),
+                Some(status) => answered |= status.success(),
+            }
+        }
+        probes = running;
+    }
+    let took = began.elapsed();
+    for mut probe in probes {
+        // It ends by itself within a second; what it still says does not matter.
+        let _ = probe.kill();
+        probe.wait()?;
+    }
+    Ok(answered.then_some(took))
+}
+
+/// Bytes on the links from and to a site so far.
+fn wire_bytes(bed: &Testbed, site: &str) -> anyhow::Result<u64> {
+    let index = bed.plan().sites.iter().position(|s| s.name == site).context("no such site")?;
+    let counters = bed.counters()?;
+    let sent: u64 = counters[index].iter().map(|c| c.bytes).sum();
+    let received: u64 = counters.iter().map(|row| row[index].bytes).sum();
+    Ok(sent + received)
+}
+
+/// A ping ten times a second.
+struct Talk(Child);
+
+impl Talk {
+    fn start(bed: &Testbed, from: &str, to: &str) -> Result<Self, testbed::Error> {
+        let mut ping = Command::new("ping");
+        ping.args(["-n", "-D", "-i", "0.1", "-W", "1", to]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        bed.spawn(from, &mut ping).map(Self)
+    }
+
+    /// Ends it; the longest time between two answers, up to now. `None`: it has not been answered for the last five seconds.
+    fn longest_silence(mut self) -> anyhow::Result<Option<f64>> {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), nix::sys::signal::Signal::SIGINT)?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
+        let mut text = String::new();
+        std::io::Read::read_to_string(self.0.stdout.as_mut().context("no output")?, &mut text)?;
+        self.0.wait()?;
+        // [1700000000.123456] 64 bytes from ...
+        let answers =
+            text.lines().filter(|l| l.contains(" bytes from ")).filter_map(|l| l.strip_prefix('[')?.split_once(']')?.0.parse().ok());
+        let mut times: Vec<f64> = answers.collect();
+        times.push(now);
+        let last = times.len().checked_sub(2).map(|i| times[i]);
+        let longest = times.windows(2).map(|w| w[1] - w[0]).fold(0.0, f64::max);
+        Ok(last.is_some_and(|last| now - last < 5.0).then_some(longest))
+    }
+}
+
+fn median(values: impl Iterator<Item = Option<f64>>) -> (Option<f64>, Vec<Option<f64>>) {
+    let mut all: Vec<Option<f64>> = values.collect();
+    all.sort_by(|a, b| a.unwrap_or(f64::INFINITY).total_cmp(&b.unwrap_or(f64::INFINITY)));
+    (all.get(all.len() / 2).copied().flatten(), all)
+}
+
+fn cell(values: impl Iterator<Item = Option<f64>>, digits: usize) -> String {
+    let (middle, all) = median(values);
+    let show = |v: &Option<f64>| v.map_or("never".into(), |v| format!("{v:.digits$}"));
+    let (Some(first), Some(last)) = (all.first(), all.last()) else { return "–".into() };
+    if all.len() == 1 { show(&middle) } else { format!("{} ({}–{})", show(&middle), show(first), show(last)) }
+}
+
+fn table(results: &[Measured], rounds: u32) -> String {
+    let mut text = String::from(
+        "| program | start to first ping, s | idle, bytes/s | bootstrap dies: longest silence of a pair that talks, s | … first ping of a new pair, s | … restart to first ping, s |\n|---|---|---|---|---|---|\n",
+    );
+    for r in results {
+        let name = if r.version.is_empty() { &r.program } else { &r.version };
+        if r.rounds.is_empty() {
+            let _ = writeln!(text, "| {name} | not measured: {} | | | | |", r.failed.as_deref().unwrap_or("no rounds").replace('|', "/"));
+            continue;
+        }
+        let _ = writeln!(
+            text,
+            "| {name} | {} | {} | {} | {} | {} |",
+            cell(r.rounds.iter().map(|x| x.first_ping), 2),
+            cell(r.rounds.iter().map(|x| Some(x.idle_bytes)), 0),
+            cell(r.rounds.iter().map(|x| x.silence), 2),
+            cell(r.rounds.iter().map(|x| x.new_pair), 2),
+            cell(r.rounds.iter().map(|x| x.restart), 2),
+        );
+    }
+    let _ = write!(text, "\nMedian of {rounds} rounds (smallest–largest). Never: not within {} s.", NEVER.as_secs());
+    text
+}
+
+fn page(table: &str) -> String {
+    format!(
+        "# Beside other overlays\n\nMade by `p2pvm testbed compare --out docs/peers.md`; every figure comes from that run.\n\n\
+        Five emulated hosts, 40 ms apart (round trip): a public bootstrap that all are told of, a second public host, and three behind\n\
+        port-restricted NATs. Keys and configuration are in place beforehand; the timed host `a` starts last and pings `b`; both are behind\n\
+        NATs. Each program runs as its packages install it, with one bootstrap, encryption on, and NAT traversal and relaying on where it has\n\
+        them. The silence is that of a ping ten times a second between `a` and `b` when the bootstrap's plug is pulled; the new pair is `a`\n\
+        and `c`, which have not talked before.\n\n{table}\n"
+    )
+}
