@@ -3,6 +3,7 @@
 use crate::{
     guest_client,
     keeper::{self, Life},
+    matrix,
     sites::{Properties, Sites},
     testbed::{self, Testbed},
 };
@@ -171,6 +172,12 @@ pub enum TestbedCommand {
         #[command(flatten)]
         named: Named,
     },
+    /// Try every kind of NAT against every kind with real daemons and write the table
+    #[command(
+        name = "nat-matrix",
+        after_help = "Examples:\n  p2pvm testbed nat-matrix --rounds 3 --out docs/nat.md\n  p2pvm testbed nat-matrix --kinds none,symmetric"
+    )]
+    NatMatrix(matrix::Options),
     /// Talk to a guest's counter and report lost and doubled replies
     #[command(hide = true)]
     Client(guest_client::Options),
@@ -241,6 +248,9 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             }
         }
         TestbedCommand::Down { named } => testbed::down(&named.name)?,
+        TestbedCommand::NatMatrix(options) => {
+            matrix::run(&options, &std::env::current_exe().context("cannot find this program's own file")?)?;
+        }
         TestbedCommand::Client(options) => return guest_client::main(&options),
         TestbedCommand::Keep { name, tied } => return Ok(keeper::keep(&name, tied)),
     }

@@ -2,7 +2,7 @@
 
 use super::{
     forward,
-    types::{CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, Peer, RestoreVm, Status, Step},
+    types::{CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm, Status, Step},
 };
 use crate::{
     daemon::Daemon,
@@ -48,6 +48,7 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/peers", get(peers))
+        .route("/netcheck", get(netcheck))
         .route("/ping", post(ping))
         .route("/invite", post(invite))
         .route("/revoke", post(revoke))
@@ -135,6 +136,10 @@ async fn status(State(daemon): Shared) -> Answer<Status> {
 
 async fn peers(State(daemon): Shared) -> Answer<Vec<Peer>> {
     Ok(Json(daemon.peers()))
+}
+
+async fn netcheck(State(daemon): Shared) -> Answer<NetCheckView> {
+    Ok(Json(daemon.netcheck().await))
 }
 
 #[derive(Deserialize)]

@@ -2,6 +2,7 @@
 //! `demo`, `bench`) is called from here too. Results go to standard output, everything else to standard error.
 
 mod args;
+pub mod netcheck;
 mod network;
 mod print;
 mod progress;
@@ -88,6 +89,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Status => network::status(&context).await,
         Command::Peers => network::peers(&context).await,
         Command::Ping(a) => network::ping(&context, a).await,
+        Command::Netcheck => netcheck::run(&context).await,
         Command::Leave(a) => network::leave(&context, a.force).await,
         Command::Vm(a) => vm::run(&context, a).await,
         Command::Drain => vm::drain(&context).await,

@@ -5,6 +5,7 @@ mod admission;
 mod load;
 pub mod lock;
 mod manager;
+mod netcheck;
 mod ports;
 mod reach;
 mod status;
@@ -160,6 +161,7 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     }
     tracing::info!("stopping; guests run on");
     drop(tasks);
+    daemon.parts.connector.close().await;
     daemon.host.halt();
     daemon.parts.plane.shutdown();
     daemon.parts.control.shutdown().await;
