@@ -3,6 +3,7 @@
 use crate::{
     compare, guest_client,
     keeper::{self, Life},
+    matrix,
     sites::{Properties, Sites},
     soak,
     testbed::{self, Testbed},
@@ -191,6 +192,12 @@ pub enum TestbedCommand {
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
     },
+    /// Try every kind of NAT against every kind with real daemons and write the table
+    #[command(
+        name = "nat-matrix",
+        after_help = "Examples:\n  p2pvm testbed nat-matrix --rounds 3 --out docs/nat.md\n  p2pvm testbed nat-matrix --kinds none,symmetric"
+    )]
+    NatMatrix(matrix::Options),
     /// Talk to a guest's counter and report lost and doubled replies
     #[command(hide = true)]
     Client(guest_client::Options),
@@ -266,6 +273,7 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             }
         }
         TestbedCommand::Down { named } => testbed::down(&named.name)?,
+<<<<<<< HEAD
         TestbedCommand::Compare(options) => {
             return compare::run(&options);
         }
@@ -275,6 +283,10 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             println!("{}", serde_json::to_string_pretty(&report)?);
             let stood = report.same_daemon && report.panics.is_empty() && report.outcome.worst_amplification <= 3.0;
             return Ok(if stood { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        TestbedCommand::NatMatrix(options) => {
+            matrix::run(&options, &std::env::current_exe().context("cannot find this program's own file")?)?;
+>>>>>>> nat
         }
         TestbedCommand::Client(options) => return guest_client::main(&options),
         TestbedCommand::Keep { name, tied } => return Ok(keeper::keep(&name, tied)),

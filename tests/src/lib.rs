@@ -11,6 +11,7 @@ pub mod forwarder;
 pub mod guest_client;
 pub mod keeper;
 pub mod lab;
+pub mod matrix;
 mod namespace;
 mod nat;
 pub mod plan;

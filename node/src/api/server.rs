@@ -2,7 +2,7 @@
 
 use super::{
     forward,
-    types::{CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, Peer, RestoreVm, Status, Step, Traffic},
+    types::{CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm, Status, Step, Traffic},
 };
 use crate::{
     daemon::Daemon,
@@ -49,6 +49,7 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
         .route("/status", get(status))
         .route("/peers", get(peers))
         .route("/traffic", get(traffic))
+        .route("/netcheck", get(netcheck))
         .route("/ping", post(ping))
         .route("/invite", post(invite))
         .route("/revoke", post(revoke))
@@ -147,6 +148,10 @@ async fn traffic(State(daemon): Shared, Query(query): Query<TrafficQuery>) -> Js
 
 async fn peers(State(daemon): Shared) -> Answer<Vec<Peer>> {
     Ok(Json(daemon.peers()))
+}
+
+async fn netcheck(State(daemon): Shared) -> Answer<NetCheckView> {
+    Ok(Json(daemon.netcheck().await))
 }
 
 #[derive(Deserialize)]

@@ -54,6 +54,12 @@ pub struct Status {
     pub reflexive: Option<String>,
     /// What kind of NAT it sits behind.
     pub nat: String,
+    /// The port that the router maps to this node, if it does.
+    #[serde(default)]
+    pub mapped: Option<String>,
+    /// What became of tries to reach members directly.
+    #[serde(default)]
+    pub punches: PunchesView,
     /// Members with a live control connection.
     pub connected: usize,
     /// Virtual machines running here.
@@ -70,6 +76,92 @@ pub struct Status {
     pub resident_bytes: u64,
     /// The program's version.
     pub version: String,
+}
+
+/// What became of tries to reach members directly where at least one side has a NAT or a firewall.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PunchesView {
+    /// Begun where the NATs allow it.
+    pub tried: u64,
+    /// Of these, came through.
+    pub direct: u64,
+    /// Of these, came through at the first try.
+    pub first_try: u64,
+    /// Begun although the NATs, as far as they are known, do not allow it.
+    pub hopeless: u64,
+    /// Median time to a direct path of those listed, milliseconds.
+    pub median_ms: Option<f64>,
+    /// The newest.
+    pub list: Vec<PunchView>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PunchView {
+    /// The other member's id.
+    pub member: String,
+    /// How often addresses were exchanged and tried.
+    pub tries: u32,
+    /// From the first try to the direct path, milliseconds; none: not yet.
+    pub direct_ms: Option<f64>,
+    /// Whether the two NATs, as far as they are known, allow a direct path.
+    pub allowed: bool,
+}
+
+/// `p2pvm netcheck`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NetCheckView {
+    /// Whether the daemon runs; without it only what this machine itself shows is here.
+    pub daemon: bool,
+    /// What kind of NAT this machine sits behind.
+    pub nat: Option<String>,
+    /// How public ports are given out (RFC 4787).
+    pub mapping: Option<String>,
+    /// What is let in (RFC 4787).
+    pub filtering: Option<String>,
+    /// How others see the packet port.
+    pub reflexive: Option<String>,
+    /// The UDP port of the packet plane.
+    pub udp_port: Option<u16>,
+    /// The port that the router maps to this node, and how it was asked.
+    pub mapped: Option<String>,
+    /// The router of the default route.
+    pub router: Option<String>,
+    /// Whether the router speaks PCP.
+    pub pcp: bool,
+    /// Whether it speaks NAT-PMP.
+    pub nat_pmp: bool,
+    /// Whether it speaks UPnP.
+    pub upnp: bool,
+    /// The outside address that the router claims.
+    pub router_outside: Option<String>,
+    /// This machine's addresses.
+    pub addresses: Vec<String>,
+    /// Whether it has a public IPv6 address.
+    pub ipv6: bool,
+    /// What stands before that.
+    pub ipv6_nat: Option<String>,
+    /// Members this node is connected with.
+    pub members: Vec<ReachableView>,
+    /// Members that pass on packets of ours now.
+    pub relays: Vec<String>,
+    /// What became of tries to reach members directly.
+    pub punches: PunchesView,
+}
+
+/// A member, as `netcheck` sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReachableView {
+    /// Its name.
+    pub name: String,
+    /// What stands before it, if it said so.
+    pub nat: Option<String>,
+    /// Whether a direct path is possible by what is known of both NATs.
+    pub may_be_direct: Option<bool>,
+    /// The packet path, if there is a link.
+    pub path: Option<String>,
+    /// Round trip of the link or the control connection, milliseconds.
+    pub rtt_ms: Option<f64>,
 }
 
 /// When, after the daemon began, each step of joining was done (milliseconds).

@@ -65,6 +65,9 @@ pub enum Command {
     /// Measure the round trip to a member and show the path
     #[command(after_help = "Example:\n  p2pvm ping lab2 --count 3")]
     Ping(Ping),
+    /// Show what this machine's way to the others is like: NAT, IPv6, port mapping, members, relays
+    #[command(after_help = "Example:\n  p2pvm netcheck --json")]
+    Netcheck,
     /// Leave the network: give the address back and forget the membership
     #[command(after_help = "Example:\n  p2pvm leave")]
     Leave(Leave),

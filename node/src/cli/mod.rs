@@ -2,6 +2,7 @@
 //! `demo`, `bench`) is called from here too. Results go to standard output, everything else to standard error.
 
 mod args;
+pub mod netcheck;
 mod network;
 mod policy;
 mod print;
@@ -91,6 +92,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Peers => network::peers(&context).await,
         Command::Traffic(a) => traffic::show(&context, a.all).await,
         Command::Ping(a) => network::ping(&context, a).await,
+        Command::Netcheck => netcheck::run(&context).await,
         Command::Leave(a) => network::leave(&context, a.force).await,
         Command::Acl(a) => policy::acl(&context, a).await,
         Command::Route(a) => policy::route(&context, a).await,

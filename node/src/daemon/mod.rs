@@ -8,6 +8,7 @@ mod load;
 pub mod lock;
 mod manager;
 mod policy;
+mod netcheck;
 mod ports;
 mod reach;
 mod resolver;
@@ -179,6 +180,7 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     }
     tracing::info!("stopping; guests run on");
     drop(tasks);
+    daemon.parts.connector.close().await;
     daemon.host.halt();
     daemon.subnets.close().await;
     daemon.integration.end().await;

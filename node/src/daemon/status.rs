@@ -1,6 +1,6 @@
 //! What the control API says of this node and its members, and what it asks of the network as a whole.
 
-use super::{Daemon, load};
+use super::{Daemon, load, netcheck};
 use crate::{
     api::{
         server::Reporter,
@@ -10,6 +10,7 @@ use crate::{
 };
 use p2pvm_overlay::{
     Fabric, MemberId, UnixTime,
+    connect::CandidateKind,
     membership::{Groups, Invite, InviteTerms, Issuer, Target},
     plane::{Flow, Path, TRAFFIC_NOISE},
 };
@@ -85,6 +86,8 @@ impl Daemon {
             address_v6: parts.network.member_v6(self.me()).to_string(),
             reflexive: self.parts.connector.reflexive().map(|a| a.to_string()),
             nat: self.parts.connector.nat_kind().to_string(),
+            mapped: self.parts.connector.candidates().iter().find(|c| c.kind == CandidateKind::Mapped).map(|c| c.addr.to_string()),
+            punches: netcheck::punches(&self.parts.connector.punches()),
             connected: parts.control.connected().len(),
             running_vms: self.host.list().iter().filter(|vm| vm.state == VmState::Running).count(),
             cpu: self.manager.cpu(),

@@ -1,0 +1,120 @@
+//! `p2pvm netcheck`: one page on this machine's way to the others. With a daemon it says what members have seen of this machine;
+//! without one, what the machine and its router show by themselves.
+
+use super::{
+    Context,
+    print::{self, ms, or_dash},
+};
+use crate::{
+    api::types::{NetCheckView, Status},
+    failure::Outcome,
+};
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+use p2pvm_overlay::portmap::{self, Offers};
+use std::net::IpAddr;
+
+/// The part of the page that needs no daemon.
+pub fn of_machine(local: &[IpAddr], router: &Offers) -> NetCheckView {
+    NetCheckView {
+        router: router.router.map(|ip| ip.to_string()),
+        pcp: router.pcp,
+        nat_pmp: router.nat_pmp,
+        upnp: router.upnp,
+        router_outside: router.outside.map(|ip| ip.to_string()),
+        addresses: local.iter().map(ToString::to_string).collect(),
+        ipv6: local.iter().any(|ip| matches!(ip, IpAddr::V6(v6) if v6.segments()[0] & 0xe000 == 0x2000)),
+        ..NetCheckView::default()
+    }
+}
+
+/// Addresses of interfaces that are up, but for loopback and link-local ones.
+fn local_addresses() -> Vec<IpAddr> {
+    let up = |flags: InterfaceFlags| flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK);
+    let interfaces = getifaddrs().into_iter().flatten().filter(|i| up(i.flags));
+    let addresses = interfaces.filter_map(|i| {
+        let address = i.address?;
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+    });
+    addresses
+        .filter(|ip| match ip {
+            IpAddr::V4(v4) => !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        })
+        .collect()
+}
+
+pub(super) async fn run(context: &Context) -> Outcome<()> {
+    let page: NetCheckView = match context.daemon().await {
+        Ok(mut client) => {
+            // Asked first so that a daemon that does not answer at all is told from one that takes its time.
+            let _: Status = client.get("/status").await?;
+            client.get("/netcheck").await?
+        }
+        Err(_) => {
+            let local = local_addresses();
+            let router = portmap::offers(&local).await;
+            of_machine(&local, &router)
+        }
+    };
+    if context.json {
+        return print::json(&page);
+    }
+    show(&page);
+    Ok(())
+}
+
+fn yes(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+fn show(page: &NetCheckView) {
+    let line = |label: &str, value: String| println!("{label:12}{value}");
+    line("addresses", if page.addresses.is_empty() { "none: this machine is not connected".to_owned() } else { page.addresses.join(", ") });
+    if page.daemon {
+        line("NAT", or_dash(page.nat.as_ref()));
+        line("mapping", or_dash(page.mapping.as_ref()));
+        line("filtering", or_dash(page.filtering.as_ref()));
+        line("seen as", page.reflexive.clone().unwrap_or_else(|| "its own address, or not known yet".to_owned()));
+        line("port map", page.mapped.clone().unwrap_or_else(|| "none".to_owned()));
+    }
+    let v6 = match (&page.ipv6_nat, page.ipv6) {
+        (Some(nat), _) => format!("public address, before it: {nat}"),
+        (None, true) => "public address".to_owned(),
+        (None, false) => "no public address".to_owned(),
+    };
+    line("IPv6", v6);
+    let outside = page.router_outside.as_ref().map_or(String::new(), |ip| format!(", says it is {ip}"));
+    line(
+        "router",
+        format!(
+            "{}{outside}; UPnP {}, PCP {}, NAT-PMP {}",
+            or_dash(page.router.as_ref()),
+            yes(page.upnp),
+            yes(page.pcp),
+            yes(page.nat_pmp)
+        ),
+    );
+    if !page.daemon {
+        println!("\nNo daemon runs here, so no member can say how it sees this machine: start it with 'p2pvm up --detach'.");
+        return;
+    }
+    let p = &page.punches;
+    let time = p.median_ms.map_or(String::new(), |median| format!(", median {}", ms(median)));
+    line("punches", format!("{} tried, {} direct, {} at the first try{time}", p.tried, p.direct, p.first_try));
+    line("relays", if page.relays.is_empty() { "none in use".to_owned() } else { page.relays.join(", ") });
+    if page.members.is_empty() {
+        println!("\nNo other member is connected, so nobody can say how it sees this machine: invite one with 'p2pvm invite'.");
+        return;
+    }
+    let rows: Vec<_> = page
+        .members
+        .iter()
+        .map(|m| {
+            let may = m.may_be_direct.map(yes);
+            [m.name.clone(), or_dash(m.nat.as_ref()), or_dash(may), or_dash(m.path.as_ref()), m.rtt_ms.map_or("-".to_owned(), ms)]
+        })
+        .collect();
+    println!();
+    print::table(["MEMBER", "ITS NAT", "DIRECT POSSIBLE", "PATH", "RTT"], &rows);
+}

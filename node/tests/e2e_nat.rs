@@ -1,0 +1,98 @@
+//! What a daemon finds out about its NAT and does about it, on the emulated wide area with real NATs and a real miniupnpd.
+
+mod common;
+
+use common::{lab, refused};
+use p2pvm_tests::lab::Lab;
+use serde_json::Value;
+use std::time::Duration;
+
+/// Three public hosts, which help each other's neighbours to find out, and the sites of the test.
+fn world(test: &str, sites: &str) -> Lab {
+    lab(
+        test,
+        &format!(
+            "seed=4\n[default]\nrtt_ms=20\nmbit=1000\n[[site]]\nname='p1'\nipv6='dual'\n[[site]]\nname='p2'\n[[site]]\nname='p3'\n{sites}"
+        ),
+    )
+}
+
+fn join_all(lab: &Lab, hosts: &[&str]) {
+    lab.found("p1", "lab").unwrap();
+    let invite = lab.invite("p1", 20).unwrap();
+    for host in ["p2", "p3"].iter().chain(hosts) {
+        lab.join(host, &invite).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+    }
+}
+
+fn wait_for(lab: &Lab, host: &str, field: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    lab.wait(&format!("{field} of {host}"), Duration::from_secs(60), Duration::from_millis(500), || {
+        let status = lab.json(host, &["status"])?;
+        Ok(wanted(&status[field]).then(|| status[field].clone()))
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}\n{}", lab.json(host, &["netcheck"]).unwrap_or_default(), lab.log_tail(host, 40)))
+}
+
+#[test]
+fn a_daemon_tells_each_kind_of_nat_from_the_others() {
+    let kinds = [
+        ("full", "nat='full-cone'", "full cone"),
+        ("address", "nat='restricted'", "cone, address-restricted"),
+        ("port", "nat='port-restricted'", "cone, port-restricted"),
+        ("counting", "nat='symmetric-sequential'", "symmetric, ports count up"),
+        ("random", "nat='symmetric'", "symmetric"),
+        ("walled", "firewall=true", "none, but a firewall"),
+        ("six", "ipv6='only'\nfirewall=true", "none, but a firewall"),
+        ("blocked", "udp=false", "UDP blocked"),
+    ];
+    let sites: String = kinds.iter().map(|(name, settings, _)| format!("[[site]]\nname='{name}'\n{settings}\n")).collect();
+    let lab = world("natkinds", &sites);
+    let names: Vec<&str> = kinds.iter().map(|(name, ..)| *name).collect();
+    join_all(&lab, &names);
+    for (name, _, wanted) in kinds {
+        wait_for(&lab, name, "nat", |nat| nat == wanted);
+    }
+    assert_eq!(lab.json("p2", &["status"]).unwrap()["nat"], "none");
+    let page = lab.json("full", &["netcheck"]).unwrap();
+    assert_eq!((&page["mapping"], &page["filtering"]), (&"endpoint-independent".into(), &"endpoint-independent".into()), "{page}");
+    assert!(page["members"].as_array().unwrap().len() >= 3 && page["upnp"] == false, "{page}");
+    lab.down().unwrap();
+}
+
+#[test]
+fn a_port_is_mapped_by_the_router_used_by_others_and_given_back_at_the_end() {
+    let lab = world("portmap", "[[site]]\nname='home'\nnat='symmetric'\nupnp=true\n[[site]]\nname='strict'\nnat='symmetric'\n");
+    lab.configure("home", "cpus = 1\nupnp = true\nautonomic = false\n").unwrap();
+    join_all(&lab, &["home", "strict"]);
+    let mapped = wait_for(&lab, "home", "mapped", Value::is_string);
+    let public = lab.testbed().plan().public_address(lab.testbed().host("home").unwrap());
+    assert_eq!(mapped.as_str().unwrap(), format!("{public}:4002"));
+    let page = lab.json("home", &["netcheck"]).unwrap();
+    assert!(page["mapped"].as_str().unwrap().ends_with("by PCP"), "{page}");
+    assert!(page["pcp"] == true && page["nat_pmp"] == true && page["upnp"] == true, "{page}");
+    lab.wait("a direct path between two symmetric NATs", Duration::from_secs(20), Duration::from_millis(300), || {
+        Ok(lab.ping("strict", "home", 3, "200ms")?.path.starts_with("direct").then_some(()))
+    })
+    .unwrap();
+    let rules = || {
+        let listed = lab.testbed().inside_router("home", || std::process::Command::new("nft").args(["list", "ruleset"]).output());
+        String::from_utf8_lossy(&listed.unwrap().unwrap().stdout).matches("4002").count()
+    };
+    assert!(rules() > 0);
+    lab.p2pvm("home", &["down"]).unwrap();
+    assert_eq!(rules(), 0, "the mapping is taken back");
+    lab.down().unwrap();
+}
+
+#[test]
+fn netcheck_says_what_it_can_without_a_daemon_and_without_members() {
+    let lab = world("netcheck", "");
+    let page = lab.json("p1", &["netcheck"]).unwrap();
+    assert!(page["daemon"] == false && page["ipv6"] == true && page["addresses"].as_array().unwrap().len() == 2, "{page}");
+    assert!(lab.p2pvm("p1", &["netcheck"]).unwrap().contains("p2pvm up"));
+    lab.found("p1", "lab").unwrap();
+    assert!(lab.p2pvm("p1", &["netcheck"]).unwrap().contains("p2pvm invite"));
+    assert_eq!(lab.json("p1", &["netcheck"]).unwrap()["daemon"], true);
+    refused(&lab, "p1", &["netcheck", "nonsense"], 2);
+    lab.down().unwrap();
+}
