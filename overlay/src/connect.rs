@@ -7,18 +7,25 @@
 //! tried again directly, ever less often.
 
 mod dial;
+mod examine;
+mod mapping;
 pub mod message;
 mod mobility;
 mod nat;
+mod netcheck;
+mod punches;
 mod relays;
 mod stream;
 
 pub use message::{Candidate, CandidateKind, NatKind};
+pub use netcheck::{NetCheck, Reachable};
+pub use punches::{Punch, Punches};
 
 use crate::{
     fabric::{Fabric, Serve},
     id::MemberId,
     plane::{Error, Path, Plane, RelayOffer},
+    portmap,
 };
 use async_trait::async_trait;
 use message::{Answer, MAX_CANDIDATES, MAX_NEIGHBOURS, Request, Whereabouts};
@@ -34,6 +41,12 @@ use tokio::task::JoinSet;
 pub const SERVICE: &str = "link";
 /// The fabric service whose streams carry datagrams where UDP does not.
 pub const STREAM_SERVICE: &str = "link-stream";
+/// A router that has not taken a mapping back by then keeps it until it runs out.
+const CLOSE_LIMIT: Duration = Duration::from_millis(1500);
+/// A punch to a member without a link is over after this; the next one counts anew.
+const PUNCH_LIFE: Duration = Duration::from_secs(60);
+/// A NAT that counts has given its ports to others after this.
+const COUNTER_LIFE: Duration = Duration::from_secs(5);
 /// Links made at once.
 const MAX_DIALS: usize = 32;
 
@@ -42,7 +55,7 @@ const MAX_DIALS: usize = 32;
 pub struct ConnectOptions {
     /// Ask members by STUN for our address.
     pub stun: bool,
-    /// Ask the router for a port mapping by UPnP.
+    /// Ask the router for a port mapping by PCP, NAT-PMP or UPnP.
     pub upnp: bool,
     /// What this node passes on for others.
     pub relay: RelayOffer,
@@ -59,6 +72,18 @@ struct State {
     nat: NatKind,
     reflexive: Option<SocketAddr>,
     mapped: Option<SocketAddr>,
+    mapped_by: Option<portmap::Protocol>,
+    /// What stands before our IPv6 addresses.
+    nat6: NatKind,
+    /// What a closer look at the NAT showed, at which outside address, and when; the same for IPv6.
+    finding: examine::Finding,
+    found: Option<(SocketAddr, Instant)>,
+    finding6: examine::Finding,
+    found6: Option<(SocketAddr, Instant)>,
+    /// Who helped with it.
+    helper: Option<(MemberId, SocketAddr)>,
+    written: examine::Written,
+    punches: punches::Log,
     /// What members said of themselves, and when.
     known: HashMap<MemberId, (Instant, Whereabouts)>,
     /// One dial at a time to a member.
@@ -77,6 +102,11 @@ pub(crate) struct Shared {
     learned: tokio::sync::Notify,
     /// This host has moved: what others see of it is another.
     learn_again: tokio::sync::Notify,
+    /// Rings when the node is to let go of its port mapping, and when it has.
+    closing: tokio::sync::Notify,
+    closed: tokio::sync::Notify,
+    /// Ports that are open for other members' STUN requests.
+    ports: Arc<tokio::sync::Semaphore>,
 }
 
 /// Makes and keeps links; dropping it stops that (links that stand live on).
@@ -107,6 +137,9 @@ impl Connector {
             state: Mutex::default(),
             learned: tokio::sync::Notify::new(),
             learn_again: tokio::sync::Notify::new(),
+            closing: tokio::sync::Notify::new(),
+            closed: tokio::sync::Notify::new(),
+            ports: Arc::new(tokio::sync::Semaphore::new(examine::MAX_PORTS)),
         });
         shared.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(&shared))));
         let mut tasks = JoinSet::new();
@@ -116,10 +149,11 @@ impl Connector {
         tasks.spawn(mobility::follow(shared.clone()));
         tasks.spawn(stream::accept(shared.clone()));
         if options.stun {
+            tasks.spawn(mobility::watch_mapping(shared.clone()));
             tasks.spawn(nat::learn(shared.clone()));
         }
         if options.upnp {
-            tasks.spawn(nat::map_port(shared.clone()));
+            tasks.spawn(mapping::keep(shared.clone()));
         }
         Arc::new(Self { shared, _tasks: tasks })
     }
@@ -142,6 +176,20 @@ impl Connector {
         self.shared.state().nat
     }
 
+    /// What became of tries to reach members directly.
+    pub fn punches(&self) -> Punches {
+        self.shared.note_punches();
+        self.shared.state().punches.summary()
+    }
+
+    /// Takes the port mapping back from the router, which otherwise keeps it until it runs out. To be called at the end.
+    pub async fn close(&self) {
+        if self.shared.options.upnp {
+            self.shared.closing.notify_one();
+            let _ = tokio::time::timeout(CLOSE_LIMIT, self.shared.closed.notified()).await;
+        }
+    }
+
     /// The addresses at which this node's plane may be reached.
     pub fn candidates(&self) -> Vec<Candidate> {
         self.shared.candidates()
@@ -160,7 +208,10 @@ impl Shared {
         let state = self.state();
         let reflexive = state.reflexive.map(|addr| Candidate { kind: CandidateKind::Reflexive, addr });
         let mapped = state.mapped.map(|addr| Candidate { kind: CandidateKind::Mapped, addr });
-        mapped.into_iter().chain(reflexive).chain(local).take(MAX_CANDIDATES).collect()
+        let newest = state.finding.newest.filter(|(_, at)| state.nat == NatKind::Counting && at.elapsed() < COUNTER_LIFE);
+        let guesses = newest.into_iter().flat_map(|(newest, _)| examine::guesses(newest));
+        let guesses = guesses.map(|addr| Candidate { kind: CandidateKind::Predicted, addr });
+        mapped.into_iter().chain(reflexive).chain(guesses).chain(local).take(MAX_CANDIDATES).collect()
     }
 
     /// What we tell others of ourselves.
@@ -192,23 +243,75 @@ impl Shared {
         self.fabric.me() < member && [state.nat, theirs].iter().any(|nat| *nat != NatKind::Open)
     }
 
+    /// Whether a direct path to the member is possible, as far as both sides' NATs are known.
+    fn may_reach(&self, theirs: &Whereabouts) -> bool {
+        let ours = self.candidates();
+        let state = self.state();
+        // A mapped port lets in everybody, whatever the NAT does otherwise.
+        let kind = |nat: NatKind, of: &[Candidate]| {
+            let mapped = nat != NatKind::Blocked && of.iter().any(|c| c.kind == CandidateKind::Mapped);
+            if mapped { NatKind::FullCone } else { nat }
+        };
+        let (our_kind, their_kind) = (kind(state.nat, &ours), kind(theirs.nat, &theirs.candidates));
+        if [our_kind, their_kind].contains(&NatKind::Blocked) {
+            return false;
+        }
+        // No NAT translates IPv6, so both know beforehand where the other is.
+        let six = |of: &[Candidate]| of.iter().any(|c| c.addr.is_ipv6() && !nat::is_private(&c.addr.ip()));
+        let four = |of: &[Candidate]| of.iter().any(|c| c.addr.is_ipv4());
+        let outside = |of: &[Candidate]| of.iter().find(|c| c.kind == CandidateKind::Reflexive).map(|c| c.addr.ip());
+        let neighbours = outside(&ours).is_some() && outside(&ours) == outside(&theirs.candidates);
+        (six(&ours) && six(&theirs.candidates))
+            || (four(&ours) && four(&theirs.candidates) && (neighbours || our_kind.may_punch(their_kind)))
+    }
+
     /// Tries the member's addresses directly.
     fn punch(&self, member: MemberId, whereabouts: &Whereabouts) {
         let inner = self.plane.inner();
         self.remember(member, whereabouts);
         let usable = |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip()) && !inner.is_host(&addr.ip());
-        let paths: Vec<Path> =
-            whereabouts.candidates.iter().take(MAX_CANDIDATES).map(|c| c.addr).filter(usable).map(Path::Direct).collect();
-        if self.state().nat != NatKind::Blocked && whereabouts.nat != NatKind::Blocked {
-            inner.try_paths(member, paths);
+        let candidates = whereabouts.candidates.iter().take(MAX_CANDIDATES).filter(|c| usable(&c.addr));
+        let (guessed, told): (Vec<&Candidate>, Vec<&Candidate>) = candidates.partition(|c| c.kind == CandidateKind::Predicted);
+        let (allowed, now) = (self.may_reach(whereabouts), Instant::now());
+        {
+            let mut state = self.state();
+            if state.nat == NatKind::Blocked || whereabouts.nat == NatKind::Blocked {
+                return;
+            }
+            guessed.iter().chain(&told).for_each(|c| state.written.note(c.addr.ip(), now));
+            let between = [state.nat, whereabouts.nat].iter().any(|nat| *nat != NatKind::Open);
+            let is_direct = self.plane.path(member).is_some_and(|info| matches!(info.path, Path::Direct(_)));
+            if between && !is_direct && !(told.is_empty() && guessed.is_empty()) {
+                state.punches.begin(member, allowed, now);
+            }
         }
+        // Guesses first and one by one: where our own NAT counts, each takes its next port, in this order.
+        for addr in examine::order(guessed.iter().map(|c| c.addr).collect(), self.fabric.me() < member) {
+            inner.try_paths(member, [Path::Direct(addr)]);
+        }
+        inner.try_paths(member, told.iter().map(|c| Path::Direct(c.addr)));
+    }
+
+    /// Counts the punches that have come through since, and forgets those that nobody waits for.
+    fn note_punches(&self) {
+        let (links, now) = (self.plane.peers(), Instant::now());
+        let mut state = self.state();
+        for (member, info) in &links {
+            if matches!(info.path, Path::Direct(_)) {
+                state.punches.direct(*member, info.since);
+            }
+        }
+        state.punches.forget(|member, age| age < PUNCH_LIFE || links.iter().any(|(linked, _)| linked == member), now);
     }
 
     async fn answer(self: &Arc<Self>, from: MemberId, request: Request) -> Result<Answer, String> {
         match request {
             Request::Where => Ok(Answer::Here(self.whereabouts())),
+            Request::Knock(to, id) => examine::knock(self, to, id),
+            Request::KnockElsewhere(to, id) => examine::knock_elsewhere(&self.ports, to, id).await,
             Request::Link(whereabouts, handshake) => {
                 nat::settle(self, Duration::from_millis(300)).await;
+                examine::look_at_the_counter(self).await;
                 let key = self.fabric.link_key(from).ok_or("your link key is not known here")?;
                 let answer = self.plane.inner().accept_link(from, key, &handshake).map_err(|e| e.to_string())?;
                 self.punch(from, &whereabouts);

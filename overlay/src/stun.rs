@@ -60,6 +60,22 @@ pub fn answer(request: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
     encode(&answer)
 }
 
+/// A transaction that nobody else has.
+pub fn new_transaction() -> TransactionId {
+    rand::random()
+}
+
+/// An answer to a request that was never sent: what a member sends on behalf of another, so that `to` learns whom its NAT lets in
+/// (RFC 5780's CHANGE-REQUEST, with members for a server's two addresses).
+pub fn unasked(id: TransactionId, to: SocketAddr) -> Option<Vec<u8>> {
+    let answer = StunMessageBuilder::new(BINDING, MessageClass::SuccessResponse)
+        .with_transaction_id(id.into())
+        .with_attribute(XorMappedAddress::from(to))
+        .with_attribute(Fingerprint::default())
+        .build();
+    encode(&answer)
+}
+
 /// What an answer says: which request it belongs to, and our address as its sender saw it.
 pub fn mapped(answer: &[u8]) -> Option<(TransactionId, SocketAddr)> {
     let message = decode(answer)?;
@@ -90,6 +106,13 @@ mod tests {
         let (_, request) = request().unwrap();
         let reply = answer(&request, ([192, 0, 2, 1], 1).into()).unwrap();
         assert!(answer(&reply, ([192, 0, 2, 1], 1).into()).is_none() && mapped(&request).is_none());
+    }
+
+    #[test]
+    fn an_answer_nobody_asked_for_names_the_transaction_it_was_given() {
+        let to = ([192, 0, 2, 1], 7).into();
+        let id = new_transaction();
+        assert_eq!(mapped(&unasked(id, to).unwrap()), Some((id, to)));
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! Making one link: handshake over the control plane, direct probes, then a relay, then a stream.
 
 use super::{
-    MAX_DIALS, SERVICE, Shared,
+    MAX_DIALS, SERVICE, Shared, examine,
     message::{self, Answer, NatKind, Request, Whereabouts},
     nat, relays, stream,
 };
@@ -102,6 +102,7 @@ pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId) -> Result<(Wher
             shared.fabric.link_key(member).ok_or_else(missing)?
         }
     };
+    examine::look_at_the_counter(shared).await;
     let handshake = shared.plane.inner().open_link(member, key)?;
     let asked = Instant::now();
     let answer = ask(shared, member, Request::Link(shared.whereabouts(), handshake), CALL_LIMIT).await?;
@@ -126,14 +127,15 @@ async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach) -> Result<Pa
     let (whereabouts, took) = meet(shared, member).await?;
     let ours = shared.state().nat;
     let blocked = [ours, whereabouts.nat].contains(&NatKind::Blocked);
-    let patience = if ours.may_punch(whereabouts.nat) { (took * 3).clamp(PATIENCE.0, PATIENCE.1) } else { Duration::ZERO };
+    let patience = if shared.may_reach(&whereabouts) { (took * 3).clamp(PATIENCE.0, PATIENCE.1) } else { Duration::ZERO };
     if let Some(path) = selected(shared, member, reach, patience).await {
         return Ok(path);
     }
-    if reach == Reach::Any && !blocked {
-        if let Some(path) = relays::find(shared, member, &whereabouts).await {
-            return Ok(path);
-        }
+    if reach == Reach::Any
+        && !blocked
+        && let Some(path) = relays::find(shared, member, &whereabouts).await
+    {
+        return Ok(path);
     }
     // A stream is the last resort: unless UDP is known not to get through, the last direct probes are waited for.
     let last = if blocked { Duration::ZERO } else { BEFORE_STREAM };
@@ -149,6 +151,7 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let now = Instant::now();
+        shared.note_punches();
         let peers = shared.plane.peers();
         shared.state().retries.retain(|member, _| peers.iter().any(|(m, info)| m == member && !matches!(info.path, Path::Direct(_))));
         for (member, info) in peers {

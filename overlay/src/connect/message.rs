@@ -1,6 +1,6 @@
 //! What two connectors say to each other over the control plane's service "link": a version byte, then postcard.
 
-use crate::id::MemberId;
+use crate::{id::MemberId, stun::TransactionId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
 
@@ -19,8 +19,10 @@ pub enum CandidateKind {
     Local,
     /// Another member saw it (STUN).
     Reflexive,
-    /// The router was asked to map it (UPnP).
+    /// The router was asked to map it (UPnP, PCP, NAT-PMP).
     Mapped,
+    /// A NAT that counts is expected to give it to one of the next mappings.
+    Predicted,
 }
 
 /// An address at which a member's plane may be reached.
@@ -40,12 +42,21 @@ pub enum NatKind {
     Unknown,
     /// Nothing: its own address is what others see.
     Open,
-    /// A NAT that gives one mapping for all destinations (RFC 4787: endpoint-independent): can be punched.
+    /// A NAT that gives one mapping for all destinations (RFC 4787: endpoint-independent) and, as far as known, lets in only
+    /// the very addresses and ports that were written to.
     Cone,
-    /// A NAT that gives each destination another mapping: reaches open members only.
+    /// A NAT that gives each destination another mapping.
     Symmetric,
     /// UDP does not get through.
     Blocked,
+    /// Like a cone, but lets in everybody once a mapping is there.
+    FullCone,
+    /// Like a cone, but lets in every port of an address that was written to.
+    AddressCone,
+    /// No NAT, but a firewall that lets in only the very addresses and ports that were written to.
+    Firewalled,
+    /// A NAT that gives each destination another mapping, whose ports count up: the next can be guessed.
+    Counting,
 }
 
 impl std::fmt::Display for NatKind {
@@ -53,21 +64,42 @@ impl std::fmt::Display for NatKind {
         f.write_str(match self {
             Self::Unknown => "not known yet",
             Self::Open => "none",
-            Self::Cone => "cone",
+            Self::Cone => "cone, port-restricted",
             Self::Symmetric => "symmetric",
             Self::Blocked => "UDP blocked",
+            Self::FullCone => "full cone",
+            Self::AddressCone => "cone, address-restricted",
+            Self::Firewalled => "none, but a firewall",
+            Self::Counting => "symmetric, ports count up",
         })
     }
 }
 
 impl NatKind {
-    /// Whether two members behind these may reach each other directly. Unknown: worth a try.
+    /// Whether all destinations see it at one address, which can be told to others beforehand.
+    pub fn keeps_its_address(self) -> bool {
+        !matches!(self, Self::Symmetric | Self::Counting | Self::Blocked)
+    }
+
+    /// Whether it hears every port of a host that it has written to, or everybody.
+    pub fn hears_every_port(self) -> bool {
+        matches!(self, Self::Unknown | Self::Open | Self::FullCone | Self::AddressCone)
+    }
+
+    /// Whether two members behind these may reach each other directly when both write at once (RFC 5128 §3.3, RFC 4787).
+    /// Unknown: worth a try.
+    ///
+    /// Both at an address known beforehand: always. One of them elsewhere than expected: the other must hear it from any
+    /// port, or the port must have been guessed. Neither: only if both are guessed.
     pub fn may_punch(self, other: Self) -> bool {
-        match (self, other) {
-            (Self::Blocked, _) | (_, Self::Blocked) => false,
-            // The cone side may filter by address alone (RFC 4787 §5): worth probes, not worth waiting for.
-            (Self::Symmetric, Self::Symmetric | Self::Cone) | (Self::Cone, Self::Symmetric) => false,
-            _ => true,
+        if [self, other].contains(&Self::Blocked) {
+            return false;
+        }
+        match (self.keeps_its_address(), other.keeps_its_address()) {
+            (true, true) => true,
+            (true, false) => self.hears_every_port() || other == Self::Counting,
+            (false, true) => other.hears_every_port() || self == Self::Counting,
+            (false, false) => self == Self::Counting && other == Self::Counting,
         }
     }
 }
@@ -92,6 +124,10 @@ pub enum Request {
     Where,
     /// Let us link: my whereabouts, and the first message of a handshake.
     Link(Whereabouts, Vec<u8>),
+    /// Send this STUN answer, which I did not ask for, to me at this address, from your usual port: does my NAT let it in?
+    Knock(SocketAddr, TransactionId),
+    /// The same from a port of its own, at which STUN requests are then answered for a while.
+    KnockElsewhere(SocketAddr, TransactionId),
     /// Have a link to this member, I want to send through you.
     Relay(MemberId),
 }
@@ -103,6 +139,10 @@ pub enum Answer {
     Here(Whereabouts),
     /// My whereabouts, and the second message of the handshake.
     Linked(Whereabouts, Vec<u8>),
+    /// It is sent.
+    Knocked,
+    /// It is sent, from this port.
+    KnockedFrom(u16),
     /// The link is there; its round trip in milliseconds.
     Relaying(u32),
 }
@@ -138,6 +178,27 @@ mod tests {
         assert_eq!(decode(&bytes), Some(request));
         bytes[0] += 1;
         assert_eq!(decode::<Request>(&bytes), None);
+    }
+
+    #[test]
+    fn two_reach_each_other_exactly_where_the_rules_of_mapping_and_filtering_let_them() {
+        use NatKind::*;
+        let kept = [Open, FullCone, AddressCone, Cone, Firewalled];
+        for a in kept {
+            for b in kept {
+                assert!(a.may_punch(b), "{a} and {b}");
+            }
+        }
+        for (other, reached) in
+            [(Open, true), (FullCone, true), (AddressCone, true), (Cone, false), (Firewalled, false), (Symmetric, false)]
+        {
+            assert_eq!((Symmetric.may_punch(other), other.may_punch(Symmetric)), (reached, reached), "{other}");
+        }
+        for other in [Open, FullCone, AddressCone, Cone, Firewalled, Counting] {
+            assert!(Counting.may_punch(other) && other.may_punch(Counting), "{other}");
+        }
+        assert!(!Counting.may_punch(Symmetric) && !Symmetric.may_punch(Counting));
+        assert!(!Blocked.may_punch(Open) && !Open.may_punch(Blocked) && Unknown.may_punch(Symmetric));
     }
 
     proptest! {

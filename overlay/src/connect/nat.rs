@@ -1,11 +1,15 @@
-//! Finding out what stands between this node and the others: STUN against members, port mapping by UPnP.
+//! Finding out what stands between this node and the others: STUN against members, then a closer look with their help.
+//!
+//! IPv4 and IPv6 are asked for apart. What is told to others is the IPv4 side where there is one: IPv6 has no NATs, and a
+//! firewall there is passed whenever both write at once.
 
 use super::{
     Shared,
     dial::ask,
-    message::{Answer, NatKind, Request},
+    examine::{self, Filtering, Finding},
+    message::{Answer, Candidate, CandidateKind, NatKind, Request, Whereabouts},
 };
-use crate::{id::MemberId, portmap};
+use crate::id::MemberId;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -13,8 +17,11 @@ use std::{
 };
 use tokio::task::JoinSet;
 
-/// Members asked in one round: two different ones tell a cone from a symmetric NAT, a third makes up for one that is NATted.
+/// Members whose whereabouts are asked for in one round.
 const SERVERS: usize = 3;
+/// Members asked by STUN in one round: two different ones tell a cone from a symmetric NAT, a third makes up for one that is
+/// NATted, unless it is known to be open: then it is better kept as one to whom nothing was ever written.
+const ASKED: usize = 2;
 /// What a member said of itself is believed this long here.
 const FRESH: Duration = Duration::from_secs(600);
 /// One STUN exchange.
@@ -29,6 +36,8 @@ const WHEN_BLOCKED: Duration = Duration::from_secs(60);
 const HASTY_ROUNDS: u32 = 5;
 /// Rounds with members to ask and no answer after which UDP counts as blocked.
 const SILENT_ROUNDS: u32 = 2;
+/// A finding is believed this long, and one that lacked a second member's help less long.
+const FINDING_LIFE: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(15));
 
 /// What the answers of one round mean. `seen`: the server asked and our address as it saw it.
 pub(crate) fn judge(seen: &[(SocketAddr, SocketAddr)], local: &[IpAddr], port: u16) -> (NatKind, Option<SocketAddr>) {
@@ -42,8 +51,35 @@ pub(crate) fn judge(seen: &[(SocketAddr, SocketAddr)], local: &[IpAddr], port: u
     (if differs { NatKind::Symmetric } else { NatKind::Cone }, Some(*mapped))
 }
 
+/// A member that answered by STUN: the address that answered, and ours as it saw it.
+#[derive(Clone, Copy)]
+struct Seen {
+    member: MemberId,
+    /// It answered at a public address of its own, so it hears whoever writes to it.
+    open: bool,
+    server: SocketAddr,
+    mapped: SocketAddr,
+}
+
+/// One member's addresses worth asking.
+struct Server {
+    member: MemberId,
+    candidates: Vec<Candidate>,
+    /// It should answer if UDP gets through at all.
+    open: bool,
+}
+
+fn is_public_own(candidate: &Candidate) -> bool {
+    candidate.kind == CandidateKind::Local && !is_private(&candidate.addr.ip())
+}
+
+/// Whether a member may be expected to hear whoever writes to it.
+pub(crate) fn seems_open(whereabouts: &Whereabouts) -> bool {
+    matches!(whereabouts.nat, NatKind::Open | NatKind::Unknown) && whereabouts.candidates.iter().any(is_public_own)
+}
+
 /// Members' addresses worth asking, a few per member, members known to stand open first.
-async fn servers(shared: &Arc<Shared>) -> Vec<Vec<SocketAddr>> {
+async fn servers(shared: &Arc<Shared>) -> Vec<Server> {
     let connected = shared.fabric.connected();
     let now = Instant::now();
     let unknown: Vec<MemberId> = {
@@ -64,35 +100,54 @@ async fn servers(shared: &Arc<Shared>) -> Vec<Vec<SocketAddr>> {
     }
     while asking.join_next().await.is_some() {}
     let state = shared.state();
-    let mut known: Vec<_> = connected.iter().filter_map(|m| state.known.get(m)).map(|(_, w)| w).collect();
-    known.sort_by_key(|w| match w.nat {
-        NatKind::Open => 0,
-        NatKind::Unknown => 1,
-        _ => 2,
-    });
-    known.iter().take(SERVERS).map(|w| w.candidates.iter().map(|c| c.addr).filter(|a| a.is_ipv4()).take(3).collect()).collect()
+    let mut known: Vec<_> = connected.iter().filter_map(|m| Some((*m, &state.known.get(m)?.1))).collect();
+    known.retain(|(_, w)| w.nat != NatKind::Blocked);
+    // Those that were asked before first: the fewer are written to, the more may knock.
+    let asked = |w: &Whereabouts| w.candidates.iter().any(|c| state.written.contains(c.addr.ip(), now));
+    known.sort_by_key(|(member, w)| (!seems_open(w), !asked(w), *member));
+    let mut servers: Vec<Server> = Vec::new();
+    for (member, whereabouts) in known.into_iter().take(SERVERS) {
+        let open = seems_open(whereabouts);
+        if servers.len() < ASKED || servers.iter().any(|s| !s.open) {
+            servers.push(Server { member, candidates: whereabouts.candidates.clone(), open });
+        }
+    }
+    servers
 }
 
-/// One round: how many members were asked, and what they saw.
-async fn round(shared: &Arc<Shared>) -> (usize, Vec<(SocketAddr, SocketAddr)>) {
+/// One round: whether members were asked that should have answered, and what they saw.
+async fn round(shared: &Arc<Shared>) -> (bool, Vec<Seen>) {
+    let local = shared.plane.inner().local_addresses.load_full();
     let servers = servers(shared).await;
-    let asked = servers.len();
-    let mut asking = JoinSet::new();
-    for addresses in servers {
-        let shared = shared.clone();
-        asking.spawn(async move {
-            let mut tries = JoinSet::new();
-            for server in addresses {
-                let shared = shared.clone();
-                tries.spawn(async move { shared.plane.inner().stun(server, STUN_LIMIT).await.map(|mapped| (server, mapped)) });
+    let (mut asking, mut asked) = (JoinSet::new(), false);
+    for v4 in [true, false] {
+        // Without an address of our own that leads out there is nothing to ask.
+        if !local.iter().any(|ip| ip.is_ipv4() == v4 && (v4 || !is_private(ip))) {
+            continue;
+        }
+        for server in &servers {
+            let candidates: Vec<_> = server.candidates.iter().filter(|c| c.addr.is_ipv4() == v4).take(3).copied().collect();
+            if candidates.is_empty() {
+                continue;
             }
-            while let Some(answer) = tries.join_next().await {
-                if let Ok(Some(seen)) = answer {
-                    return Some(seen);
+            asked |= server.open;
+            let now = Instant::now();
+            candidates.iter().for_each(|c| shared.state().written.note(c.addr.ip(), now));
+            let (shared, member) = (shared.clone(), server.member);
+            asking.spawn(async move {
+                let mut tries = JoinSet::new();
+                for candidate in candidates {
+                    let shared = shared.clone();
+                    tries.spawn(async move { (candidate, shared.plane.inner().stun(candidate.addr, STUN_LIMIT).await) });
                 }
-            }
-            None
-        });
+                while let Some(answer) = tries.join_next().await {
+                    if let Ok((candidate, Some(mapped))) = answer {
+                        return Some(Seen { member, open: is_public_own(&candidate), server: candidate.addr, mapped });
+                    }
+                }
+                None
+            });
+        }
     }
     let mut seen = Vec::new();
     while let Some(answer) = asking.join_next().await {
@@ -101,40 +156,78 @@ async fn round(shared: &Arc<Shared>) -> (usize, Vec<(SocketAddr, SocketAddr)>) {
     (asked, seen)
 }
 
+/// Whether what was found out about the NAT at `mapped` still holds.
+fn holds(finding: &Finding, found: Option<(SocketAddr, Instant)>, mapped: SocketAddr, now: Instant) -> bool {
+    found.is_some_and(|(of, at)| {
+        let life = if finding.complete { FINDING_LIFE.0 } else { FINDING_LIFE.1 };
+        of.ip() == mapped.ip() && now.saturating_duration_since(at) < life
+    })
+}
+
+/// Looks closer at one family's NAT or firewall, unless that was done lately.
+async fn look_closer(shared: &Arc<Shared>, seen: &[Seen], v4: bool, kind: NatKind) -> NatKind {
+    let Some(helper) = seen.iter().find(|s| s.open && s.server.is_ipv4() == v4) else { return kind };
+    let (finding, found) = {
+        let state = shared.state();
+        if v4 { (state.finding, state.found) } else { (state.finding6, state.found6) }
+    };
+    if holds(&finding, found, helper.mapped, Instant::now()) {
+        return examine::refine(kind, &finding);
+    }
+    let new = examine::examine(shared, helper.member, helper.server, helper.mapped).await;
+    let mut state = shared.state();
+    let stamp = Some((helper.mapped, Instant::now()));
+    // A helper that did not help must not make us forget what another showed.
+    let kept =
+        if new.filtering == Filtering::Unknown && found.is_some_and(|(of, _)| of.ip() == helper.mapped.ip()) { finding } else { new };
+    if v4 {
+        (state.finding, state.found, state.helper) = (kept, stamp, Some((helper.member, helper.server)));
+    } else {
+        (state.finding6, state.found6) = (kept, stamp);
+    }
+    examine::refine(kind, &kept)
+}
+
 /// Keeps the reflexive address and the kind of NAT known.
 pub(crate) async fn learn(shared: Arc<Shared>) {
     let (mut silent, mut rounds) = (0, 0u32);
     loop {
         let (asked, seen) = round(&shared).await;
-        rounds = rounds.saturating_add(u32::from(asked > 0));
-        silent = if asked > 0 && seen.is_empty() { silent + 1 } else { 0 };
-        let inner = shared.plane.inner();
-        let (mut kind, reflexive) = judge(&seen, &inner.local_addresses.load(), inner.udp.port());
+        rounds = rounds.saturating_add(u32::from(asked));
+        silent = if asked && seen.is_empty() { silent + 1 } else { 0 };
+        let (local, port) = (shared.plane.inner().local_addresses.load_full(), shared.plane.inner().udp.port());
+        let of = |v4: bool| -> Vec<_> { seen.iter().filter(|s| s.server.is_ipv4() == v4).map(|s| (s.server, s.mapped)).collect() };
+        let (four, six) = (of(true), of(false));
+        let (mut kind, reflexive) = judge(&four, &local, port);
+        let (mut kind6, _) = judge(&six, &local, port);
         if silent >= SILENT_ROUNDS {
-            kind = NatKind::Blocked;
+            (kind, kind6) = (NatKind::Blocked, NatKind::Blocked);
+        } else if kind == NatKind::Unknown {
+            // No IPv4, or nobody to ask there.
+            kind = kind6;
         }
-        let pause = {
-            let mut state = shared.state();
-            // One member alone cannot tell a symmetric NAT from a cone: what two have shown stands.
-            if kind == NatKind::Cone && seen.len() < 2 && state.nat == NatKind::Symmetric {
-                kind = NatKind::Symmetric;
-            }
-            if kind != NatKind::Unknown {
-                if state.nat != kind || state.reflexive != reflexive {
-                    tracing::info!(?kind, ?reflexive, "what others see of us");
-                }
-                (state.nat, state.reflexive) = (kind, reflexive);
-            }
-            match kind {
-                NatKind::Open => WHEN_OPEN,
-                NatKind::Blocked => WHEN_BLOCKED,
-                // Alone, it costs nothing to look; with one member only, a second that could tell more may never come.
-                _ if asked == 0 => Duration::from_millis(200),
-                _ if seen.len() < 2 && rounds < HASTY_ROUNDS => Duration::from_secs(2),
-                _ => WHEN_NATTED,
-            }
-        };
+        // What is known so far is worth telling at once: a closer look takes another round trip or two.
+        note(&shared, kind, kind6, reflexive, four.len());
         shared.learned.notify_waiters();
+        if !four.is_empty() {
+            kind = look_closer(&shared, &seen, true, kind).await;
+        }
+        if !six.is_empty() {
+            kind6 = look_closer(&shared, &seen, false, kind6).await;
+            if four.is_empty() {
+                kind = kind6;
+            }
+        }
+        kind = note(&shared, kind, kind6, reflexive, four.len());
+        shared.learned.notify_waiters();
+        let pause = match kind {
+            NatKind::Open => WHEN_OPEN,
+            NatKind::Blocked => WHEN_BLOCKED,
+            // Alone, it costs nothing to look; with one member only, a second that could tell more may never come.
+            _ if !asked => Duration::from_millis(200),
+            _ if seen.len() < 2 && rounds < HASTY_ROUNDS => Duration::from_secs(2),
+            _ => WHEN_NATTED,
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = shared.learn_again.notified() => (silent, rounds) = (0, 0),
@@ -142,8 +235,33 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
     }
 }
 
+/// Keeps what a round showed; the kind that stands now.
+fn note(shared: &Shared, mut kind: NatKind, kind6: NatKind, reflexive: Option<SocketAddr>, answers: usize) -> NatKind {
+    let local = shared.plane.inner().local_addresses.load_full();
+    let mut state = shared.state();
+    let before = state.nat;
+    // One member alone cannot tell a symmetric NAT from a cone: what two have shown stands.
+    if kind == NatKind::Cone && answers < 2 && matches!(before, NatKind::Symmetric | NatKind::Counting) {
+        kind = before;
+    }
+    let same = |of: SocketAddr| reflexive.map_or(local.contains(&of.ip()), |r| r.ip() == of.ip());
+    if state.found.is_some_and(|(of, _)| same(of)) {
+        kind = examine::refine(kind, &state.finding);
+    }
+    if kind6 != NatKind::Unknown {
+        state.nat6 = kind6;
+    }
+    if kind != NatKind::Unknown {
+        if before != kind || state.reflexive != reflexive {
+            tracing::info!(?kind, ?reflexive, "what others see of us");
+        }
+        (state.nat, state.reflexive) = (kind, reflexive);
+    }
+    kind
+}
+
 /// Whether an address is of the kind that NATs hide (RFC 1918, RFC 6598, RFC 4193).
-fn is_private(ip: &IpAddr) -> bool {
+pub(crate) fn is_private(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => v4.is_private() || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64),
         IpAddr::V6(v6) => v6.is_unique_local(),
@@ -157,23 +275,6 @@ pub(crate) async fn settle(shared: &Shared, limit: Duration) {
     let hidden = shared.plane.inner().local_addresses.load().iter().all(is_private);
     if hidden && shared.options.stun && shared.state().nat == NatKind::Unknown {
         let _ = tokio::time::timeout(limit, told).await;
-    }
-}
-
-/// Keeps a port mapping on the router, if it gives one and we stand behind it.
-pub(crate) async fn map_port(shared: Arc<Shared>) {
-    loop {
-        let wanted = !matches!(shared.state().nat, NatKind::Open | NatKind::Unknown);
-        if wanted {
-            let inner = shared.plane.inner();
-            let local: Vec<IpAddr> = inner.local_addresses.load().to_vec();
-            let mapped = portmap::map(&local, inner.udp.port()).await;
-            shared.state().mapped = mapped;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(if wanted { portmap::LEASE / 2 } else { Duration::from_secs(5) }) => {}
-            () = shared.learn_again.notified() => {}
-        }
     }
 }
 

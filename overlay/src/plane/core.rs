@@ -368,6 +368,15 @@ impl Inner {
         got
     }
 
+    /// Waits for a STUN answer that a member was asked to send; what it says our address is.
+    pub async fn hear_stun(&self, id: stun::TransactionId, timeout: Duration) -> Option<SocketAddr> {
+        let (answer, answered) = oneshot::channel();
+        lock(&self.stuns).insert(id, answer);
+        let got = tokio::time::timeout(timeout, answered).await.ok().and_then(Result::ok);
+        lock(&self.stuns).remove(&id);
+        got
+    }
+
     /// A STUN message came: answer it, or hand its answer on.
     pub fn on_stun(&self, bytes: &[u8], from: SocketAddr) {
         if let Some(answer) = stun::answer(bytes, from) {

@@ -1,0 +1,79 @@
+//! Keeps a port mapping on the router as long as this node stands behind one, and takes it back at the end.
+
+use super::{Shared, message::NatKind, nat::is_private};
+use crate::portmap::{self, Mapping};
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+/// Where there was no router to ask, or it would not, it is asked again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(300);
+/// While it is not known whether there is a NAT.
+const UNKNOWN: Duration = Duration::from_secs(5);
+
+/// Whether others can use a mapping: its outside address is public and, where others have seen ours, the same. A home router
+/// behind a carrier's NAT maps ports of an address that nobody reaches.
+fn is_of_use(mapping: &Mapping, reflexive: Option<IpAddr>) -> bool {
+    let outside = mapping.external().ip();
+    !is_private(&outside) && reflexive.is_none_or(|seen| seen == outside)
+}
+
+/// Keeps a mapping while there is a NAT.
+pub(crate) async fn keep(shared: Arc<Shared>) {
+    let mut held: Option<Mapping> = None;
+    loop {
+        let (nat, reflexive) = {
+            let state = shared.state();
+            (state.nat, state.reflexive.map(|r| r.ip()))
+        };
+        let wanted = !matches!(nat, NatKind::Open | NatKind::Unknown);
+        if wanted {
+            let inner = shared.plane.inner();
+            let local: Vec<IpAddr> = inner.local_addresses.load().to_vec();
+            // Nothing that was mapped for an address which we no longer have is renewed.
+            let renewed = match held.take() {
+                Some(mapping) if is_of_use(&mapping, reflexive) => mapping.renew().await,
+                _ => None,
+            };
+            held = match renewed {
+                Some(mapping) => Some(mapping),
+                None => portmap::map(&local, inner.udp.port()).await,
+            };
+        }
+        let usable = held.as_ref().filter(|mapping| wanted && is_of_use(mapping, reflexive));
+        {
+            let mut state = shared.state();
+            let mapped = usable.map(Mapping::external);
+            if state.mapped != mapped {
+                tracing::info!(?mapped, protocol = ?usable.map(Mapping::protocol), "port mapping");
+            }
+            (state.mapped, state.mapped_by) = (mapped, usable.map(Mapping::protocol));
+        }
+        let pause = match (wanted, &held) {
+            (false, _) => UNKNOWN,
+            (true, Some(_)) => portmap::LEASE / 2,
+            (true, None) => ASK_AGAIN,
+        };
+        let changed = async {
+            // Another outside address needs another mapping; learning tells of every round, so the address itself is looked at.
+            loop {
+                shared.learned.notified().await;
+                let state = shared.state();
+                let now_wanted = !matches!(state.nat, NatKind::Open | NatKind::Unknown);
+                if now_wanted != wanted || state.reflexive.map(|r| r.ip()) != reflexive {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = changed => {}
+            () = shared.closing.notified() => {
+                shared.state().mapped = None;
+                if let Some(mapping) = held.take() {
+                    mapping.release().await;
+                }
+                shared.closed.notify_one();
+                return;
+            }
+        }
+    }
+}
