@@ -205,6 +205,7 @@ impl Connector {
         tasks.spawn(mobility::follow(shared.clone()));
         tasks.spawn(stream::accept(shared.clone()));
         if options.stun {
+            tasks.spawn(mobility::watch_mapping(shared.clone()));
             tasks.spawn(nat::learn(shared.clone()));
         }
         if options.upnp {

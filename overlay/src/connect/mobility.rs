@@ -6,10 +6,12 @@
 use super::{
     Shared,
     dial::{self, Reach},
-    message::NatKind,
+    message::{CandidateKind, NatKind},
+    nat::seems_open,
 };
 use crate::id::MemberId;
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,16 +20,51 @@ use tokio::{sync::Semaphore, task::JoinSet};
 /// Known ways have answered within this, or another has to be made.
 const PATIENCE: Duration = Duration::from_millis(600);
 /// Between two tries with one member, while the control plane finds back as well.
-const RETRY: Duration = Duration::from_millis(700);
+const RETRY: Duration = Duration::from_millis(400);
 /// A link that did not come back within this is made again when somebody wants it.
 const LIMIT: Duration = Duration::from_secs(20);
 /// One exchange with a member; the next try may find a new connection.
-const MEET_LIMIT: Duration = Duration::from_millis(2500);
+const MEET_LIMIT: Duration = Duration::from_millis(2000);
 /// Links that carried something within this are brought back, the others when they are wanted.
 const IN_USE: Duration = Duration::from_secs(150);
 /// Links brought back at most, the most recently used first, and how many at a time.
 const MAX_LINKS: usize = 64;
 const AT_ONCE: usize = 8;
+/// A NAT's outside address is looked at this often: some 45 bytes a second both ways together.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// One such look.
+const LOOK_LIMIT: Duration = Duration::from_millis(1200);
+
+/// Behind a NAT the address that others see can change without this host hearing of it: a provider renumbers, a router
+/// starts anew. An open member is asked by STUN, always the same one, so that also a NAT that maps each destination apart
+/// shows when it has forgotten us; its mapping towards that member stays open by the way.
+pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
+    let mut known: Option<(SocketAddr, SocketAddr)> = None;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if matches!(shared.state().nat, NatKind::Open | NatKind::Unknown | NatKind::Blocked) {
+            known = None;
+            continue;
+        }
+        let Some(server) = known.map(|(server, _)| server).or_else(|| open_member(&shared)) else { continue };
+        let seen = shared.plane.inner().stun(server, LOOK_LIMIT).await;
+        if let (Some(mapped), Some((_, before))) = (seen, known)
+            && mapped != before
+        {
+            tracing::info!(was = %before, is = %mapped, "others see this host at another address");
+            shared.plane.inner().roamed("mapping");
+        }
+        known = seen.map(|mapped| (server, mapped));
+    }
+}
+
+/// An IPv4 address at which a connected open member listens.
+fn open_member(shared: &Shared) -> Option<SocketAddr> {
+    let connected = shared.fabric.connected();
+    let state = shared.state();
+    let open = connected.iter().filter_map(|m| state.known.get(m)).map(|(_, w)| w).filter(|w| seems_open(w));
+    open.flat_map(|w| &w.candidates).find(|c| c.kind == CandidateKind::Local && c.addr.is_ipv4()).map(|c| c.addr)
+}
 
 /// Acts on every change until the connector ends.
 pub(crate) async fn follow(shared: Arc<Shared>) {

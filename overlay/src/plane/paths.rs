@@ -350,17 +350,16 @@ impl Paths {
                 self.try_remembered(now);
             }
             self.probe(path, now);
-        } else if matches!(path, Path::Relayed(_))
+            return;
+        }
+        let keep = activity.keep_alive
+            && since(activity.sent).is_none_or(|age| age >= KEEPALIVE)
+            && since(self.since).is_some_and(|a| a >= KEEPALIVE);
+        let measure = matches!(path, Path::Relayed(_))
             && since(activity.sent).is_some_and(|age| age < MEASURE_EVERY)
             && since(self.known.get(&path).and_then(|k| k.answered)).is_some_and(|age| age >= MEASURE_EVERY)
-            && under_way.is_none()
-        {
-            self.suspect_probes = 1;
-            self.probe(path, now);
-        } else if activity.keep_alive
-            && since(activity.sent).is_none_or(|age| age >= KEEPALIVE)
-            && since(self.since).is_some_and(|a| a >= KEEPALIVE)
-        {
+            && under_way.is_none();
+        if keep || measure {
             self.suspect_probes = 1;
             self.probe(path, now);
         }

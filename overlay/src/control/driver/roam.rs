@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// A connection that gives no sign of life within this after a move is dead.
-const SIGN_OF_LIFE: Duration = Duration::from_millis(1500);
+const SIGN_OF_LIFE: Duration = Duration::from_millis(1200);
 /// For so long after a move those who are lost are dialled at once.
 const HASTE: Duration = Duration::from_secs(10);
 
