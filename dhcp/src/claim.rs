@@ -14,11 +14,12 @@ use crate::{
 };
 use p2pvm_dht::record::{Record, RecordError, Records};
 use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
+use rand::{SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -73,12 +74,14 @@ pub struct Addresses {
     cache: Arc<LeaseCache>,
     derive_v6: Option<DeriveV6>,
     ttl: Duration,
+    chance: Mutex<StdRng>,
 }
 
 impl Addresses {
     /// The addresses of `subnet`; what was claimed last is remembered in the file `cache`.
     pub fn new(records: Arc<dyn Records>, subnet: Subnet, cache: PathBuf) -> Self {
-        Self { records, subnet, cache: Arc::new(LeaseCache::open(cache)), derive_v6: None, ttl: LEASE_TTL }
+        let chance = Mutex::new(StdRng::from_os_rng());
+        Self { records, subnet, cache: Arc::new(LeaseCache::open(cache)), derive_v6: None, ttl: LEASE_TTL, chance }
     }
 
     /// Publishes and believes IPv6 addresses too: those that `derive` gives, and no others.
@@ -91,6 +94,11 @@ impl Addresses {
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
+    }
+
+    /// Draws that can be repeated, for simulations.
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { chance: Mutex::new(StdRng::seed_from_u64(seed)), ..self }
     }
 
     /// The subnet that addresses are drawn from.
@@ -199,7 +207,10 @@ impl Addresses {
                 other => return other,
             }
         }
-        let order: Vec<_> = self.subnet.draw(&mut rand::rng()).take(MAX_DRAWS).collect();
+        let order: Vec<_> = {
+            let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+            self.subnet.draw(&mut *chance).take(MAX_DRAWS).collect()
+        };
         for v4 in &order {
             match self.take(keys, *v4, &holder).await {
                 Err(Error::Lost { .. }) => tracing::debug!(%v4, "drawn address is taken"),

@@ -31,7 +31,8 @@ const SPEAKERS: usize = 2;
 type Places = HashMap<RingAddr, Vec<MemberId>>;
 
 pub(crate) async fn run(peers: Peers, changed: Arc<Notify>) {
-    let mut places = Places::new();
+    // What the last full comparison found is compared with lookups only, what the last change did with its own kind.
+    let (mut places, mut looked_up) = (Places::new(), Places::new());
     // The first comes early by a part that differs from member to member, so that they do not all compare at once.
     let part = f64::from(peers.fabric.me().0[0]) / 512.0;
     let mut full_at = Instant::now() + peers.options.republish_every.mul_f64(1.0 - part);
@@ -46,7 +47,7 @@ pub(crate) async fn run(peers: Peers, changed: Arc<Notify>) {
         if full {
             full_at = Instant::now() + peers.options.republish_every;
         }
-        pass(&peers, &mut places, full).await;
+        pass(&peers, if full { &mut looked_up } else { &mut places }, full).await;
     }
 }
 

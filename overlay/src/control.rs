@@ -4,12 +4,13 @@
 //! [`join`] makes a machine a member, [`Control::start`] runs its host, and the crates above see it as
 //! a [`Fabric`]. Its parts: `door` proves membership, `gate` keeps everything else shut until then,
 //! `streams` opens raw streams, `shared` makes requests of them, `driver` keeps the connections,
-//! `book` remembers who can be found where.
+//! `book` remembers who can be found where, `find` asks others for whom it does not.
 
 mod address;
 mod book;
 mod door;
 mod driver;
+mod find;
 mod gate;
 mod host;
 mod join;
@@ -31,16 +32,15 @@ use book::Book;
 use door::Door;
 use driver::Driver;
 use libp2p::Multiaddr;
-use shared::{Command, NEAREST, Shared};
+use shared::{Command, Shared};
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::{Arc, PoisonError},
     time::Duration,
 };
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
-use wire::{Contact, MAX_CONTACTS, NEAREST_SERVICE};
+use wire::Contact;
 
 /// Streams served at the same time; more wait, in a queue of [`INCOMING`].
 const SERVED_AT_ONCE: usize = 512;
@@ -172,7 +172,7 @@ impl Control {
             return Err(ControlError::NotAMember(Refusal::NotYours));
         }
         let key = host::keypair(&config.identity).map_err(|e| ControlError::Host(e.to_string()))?;
-        let book = Book::load(&config.state_dir.join(PEER_CACHE), &config.trust);
+        let book = Book::load(&config.state_dir.join(PEER_CACHE), &config.trust, me, config.full_mesh);
         let contact = Contact::sign(&config.identity, config.certificate.clone(), Vec::new(), false, 0);
         let root = config.issuer_key.as_ref().map(|k| KeyPair::from_seed(&k.seed()));
         let door = Door::of_member(config.identity.clone(), config.network, config.trust, contact, config.issuer_key, config.admission);
@@ -208,7 +208,13 @@ impl Control {
         addresses.filter_map(|a| Some(format!("{a}/p2p/{}", peer?))).collect()
     }
 
-    /// All members known, by id.
+    /// How many members the network has, as the last lookups let guess; `None` in a small one, where all are known.
+    pub fn size_estimate(&self) -> Option<f64> {
+        let density = self.shared.density.lock().unwrap_or_else(PoisonError::into_inner);
+        density.members().filter(|_| self.shared.is_large())
+    }
+
+    /// The members known, by id: all of a small network, some of a large one.
     pub fn peers(&self) -> Vec<PeerStatus> {
         self.shared.peers()
     }
@@ -320,15 +326,7 @@ impl Fabric for Control {
     }
 
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
-        let mut live = self.connected();
-        live.push(self.shared.me);
-        if self.shared.book.read().unwrap_or_else(PoisonError::into_inner).len() >= self.shared.full_mesh {
-            live.extend(self.lookup(place, n).await);
-        }
-        live.sort_by_cached_key(|m| m.ring_addr().distance(&place));
-        live.dedup();
-        live.truncate(n);
-        Ok(live)
+        if self.shared.is_large() { self.shared.closest_by_lookup(place, n).await } else { Ok(self.nearby(place, n)) }
     }
 
     async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
@@ -345,41 +343,6 @@ impl Fabric for Control {
 
     fn accept_streams(&self, service: &'static str) -> mpsc::Receiver<(MemberId, BoxStream)> {
         self.shared.set_acceptor(service)
-    }
-}
-
-impl Control {
-    /// Kademlia's iterative lookup (Maymounkov and Mazières 2002, §2.3) over the ring's own metric: asks
-    /// the nearest known for nearer ones until none comes up. Returns those of the nearest that answered.
-    async fn lookup(&self, place: RingAddr, n: usize) -> Vec<MemberId> {
-        const AT_ONCE: usize = 3;
-        const ASK_TIMEOUT: Duration = Duration::from_secs(3);
-        let Ok(body) = postcard::to_stdvec(&place) else { return Vec::new() };
-        let distance = |m: MemberId| m.ring_addr().distance(&place);
-        // None: not asked yet; Some(answered).
-        let known = self.shared.nearest_known(place, NEAREST.max(n));
-        let mut shortlist: BTreeMap<[u8; 32], (MemberId, Option<bool>)> =
-            known.iter().map(Contact::member).filter(|m| *m != self.shared.me).map(|m| (distance(m), (m, None))).collect();
-        loop {
-            let alive = shortlist.values().filter(|(_, answered)| *answered != Some(false)).take(n.max(1));
-            let ask: Vec<MemberId> = alive.filter(|(_, asked)| asked.is_none()).map(|(m, _)| *m).take(AT_ONCE).collect();
-            if ask.is_empty() {
-                break;
-            }
-            let calls = ask.iter().map(|m| self.shared.call(*m, NEAREST_SERVICE, body.clone(), ASK_TIMEOUT));
-            for (member, answer) in ask.iter().zip(futures::future::join_all(calls).await) {
-                shortlist.insert(distance(*member), (*member, Some(answer.is_ok())));
-                let contacts: Vec<Contact> = answer.ok().and_then(|a| wire::decode(&a).ok()).unwrap_or_default();
-                let mut book = self.shared.book.write().unwrap_or_else(PoisonError::into_inner);
-                for contact in contacts.into_iter().take(MAX_CONTACTS).filter(|c| c.member() != self.shared.me) {
-                    let nearer = contact.member();
-                    if book.get(nearer).is_some() || book.insert(contact, &self.shared.door.trust) {
-                        shortlist.entry(distance(nearer)).or_insert((nearer, None));
-                    }
-                }
-            }
-        }
-        shortlist.into_values().filter(|(_, answered)| *answered == Some(true)).map(|(m, _)| m).take(n).collect()
     }
 }
 

@@ -36,6 +36,9 @@ pub enum FabricError {
     /// The service has no handler or acceptor there.
     #[error("{0:?} does not offer '{1}'")]
     NoSuchService(MemberId, String),
+    /// Who is closest to a place could not be told for sure.
+    #[error("the members closest to a place cannot be told: {0}")]
+    NotFound(crate::lookup::LookupError),
     /// The body is larger than [`MAX_BODY_BYTES`].
     #[error("a body of {0} bytes is too large for one request")]
     TooLarge(usize),
@@ -80,6 +83,16 @@ pub trait Fabric: Send + Sync + 'static {
 
     /// Up to `n` live members closest to `place`, nearest first, this node among them where it belongs.
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError>;
+
+    /// The up to `n` members closest to `place` among this node and those it is connected to: what [`Fabric::closest`]
+    /// finds, but for members just met or far from here, without a word to anybody.
+    fn nearby(&self, place: RingAddr, n: usize) -> Vec<MemberId> {
+        let mut members = self.connected();
+        members.push(self.me());
+        members.sort_by_cached_key(|m| m.ring_addr().distance(&place));
+        members.truncate(n);
+        members
+    }
 
     /// Sends a request and waits for its answer, dialling if need be. A call to this node itself is answered locally.
     async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError>;

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod faults;
+mod liars;
 mod net;
 mod records;
 mod votes;

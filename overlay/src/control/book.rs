@@ -1,21 +1,42 @@
-//! The address book: the newest contact of every member heard of, kept in a file so that a node finds
-//! back into its network when the member it first joined through is gone.
+//! The address book: the newest contact of the members that this node has a use for, kept in a file so that it
+//! finds back into its network when the member it first joined through is gone.
+//!
+//! In a small network that is everyone. In a large one nobody keeps a list of all: the book holds at most
+//! [`MAX_BOOK`] members and drops what is beyond the nearest, a few of each doubling of the distance (Kademlia's
+//! buckets), those used last and a random sample. Who is wanted and not in it is found by a lookup.
 
 use super::wire::{Contact, MAX_CONTACTS};
 use crate::{
-    id::MemberId,
+    id::{MemberId, RingAddr},
     membership::{Trust, write_atomically},
 };
 use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
 
-/// Bounds what gossip can make us keep: about 3 MB.
-const MAX_BOOK: usize = 4096;
+/// The most members kept, but for those with a connection: some 100 kB. Beyond it the book shrinks to the classes below,
+/// about 150 members in a network of 10 000.
+pub const MAX_BOOK: usize = 192;
+/// The nearest: whom a lookup of a place near this node's should hear of.
+const NEAR_KEPT: usize = 24;
+/// Of each doubling of the distance: one dead of four leaves the way open.
+const BUCKET_KEPT: usize = 4;
+/// Those talked to or found last.
+const USED_KEPT: usize = 48;
+/// Others, at random: a way back when everyone near is gone.
+const SAMPLE_KEPT: usize = 16;
+/// Of those that could not be reached.
+const FAILING_KEPT: usize = 16;
+/// After so many dials in vain a member is not named to others any more.
+const FAILING: u32 = 2;
+/// Members out of reach that are tried in each round.
+const LOST_TRIED: usize = 3;
+/// Contacts near its place that a member that knows few is told.
+const TOLD_NEAR: usize = 16;
 
 /// One entry of the file. What a person wants to read is in plain text beside the signed contact.
 #[derive(Serialize, Deserialize)]
@@ -26,18 +47,32 @@ struct Kept {
     contact: String,
 }
 
+struct Entry {
+    contact: Contact,
+    /// Dials in a row that came to nothing.
+    failures: u32,
+    /// When it was last talked to or found, as a count of such events.
+    used: u64,
+}
+
 /// See the module.
 pub struct Book {
-    contacts: BTreeMap<MemberId, Contact>,
+    me: MemberId,
+    bound: usize,
+    contacts: BTreeMap<MemberId, Entry>,
+    /// Whom to keep whatever comes: the connected and the ring's neighbours.
+    pinned: BTreeSet<MemberId>,
+    clock: u64,
     file: PathBuf,
     dirty: bool,
 }
 
 impl Book {
     /// Reads the file. It is a cache: what is missing, damaged or no longer trusted is left out.
-    pub fn load(file: &Path, trust: &Trust) -> Self {
+    pub fn load(file: &Path, trust: &Trust, me: MemberId, full_mesh: usize) -> Self {
         let kept: Vec<Kept> = fs::read(file).ok().and_then(|raw| serde_json::from_slice(&raw).ok()).unwrap_or_default();
-        let mut book = Self { contacts: BTreeMap::new(), file: file.to_owned(), dirty: false };
+        let (contacts, pinned, bound) = (BTreeMap::new(), BTreeSet::new(), MAX_BOOK.max(full_mesh));
+        let mut book = Self { me, bound, contacts, pinned, clock: 0, file: file.to_owned(), dirty: false };
         for entry in kept {
             let raw = BASE32_NOPAD.decode(entry.contact.as_bytes()).unwrap_or_default();
             if let Ok(contact) = super::wire::decode(&raw) {
@@ -59,6 +94,7 @@ impl Book {
         let kept: Vec<Kept> = self
             .contacts
             .values()
+            .map(|entry| &entry.contact)
             .map(|c| Kept {
                 member: c.member().to_string(),
                 name: c.certificate.name().to_owned(),
@@ -71,36 +107,105 @@ impl Book {
         Ok(())
     }
 
-    /// Takes a contact if it is valid and newer than what is known.
+    /// Takes a contact if it is valid and newer than what is known. What the book has no room for any more is dropped.
     pub fn insert(&mut self, contact: Contact, trust: &Trust) -> bool {
+        let used = self.contacts.get(&contact.member()).map_or(0, |known| known.used);
+        self.take(contact, trust, used)
+    }
+
+    /// Takes a contact that a lookup found and is about to use: it counts as just used.
+    pub fn insert_found(&mut self, contact: Contact, trust: &Trust) -> bool {
+        self.clock += 1;
+        self.take(contact, trust, self.clock)
+    }
+
+    fn take(&mut self, contact: Contact, trust: &Trust, used: u64) -> bool {
         let member = contact.member();
         let known = self.contacts.get(&member);
-        if known.is_some_and(|k| k.seq >= contact.seq) || (known.is_none() && self.contacts.len() >= MAX_BOOK) {
+        if known.is_some_and(|k| k.contact.seq >= contact.seq) || contact.verify(trust).is_err() {
             return false;
         }
-        if contact.verify(trust).is_err() {
-            return false;
-        }
-        self.contacts.insert(member, contact);
+        self.contacts.insert(member, Entry { contact, failures: 0, used });
         self.dirty = true;
-        true
+        if self.contacts.len() > self.bound {
+            self.trim();
+        }
+        self.contacts.contains_key(&member)
+    }
+
+    /// Keeps, of the members that can be reached, the nearest, some of each doubling of the distance, those used last
+    /// and a random sample; of those that cannot, a few to find back to after a partition.
+    fn trim(&mut self) {
+        let place = self.me.ring_addr();
+        let (alive, failing): (Vec<_>, Vec<_>) = self.contacts.iter().partition(|(_, e)| e.failures < FAILING);
+        let mut near: Vec<([u8; 32], MemberId)> = alive.iter().map(|(m, _)| (m.ring_addr().distance(&place), **m)).collect();
+        near.sort_unstable();
+        let mut keep: BTreeSet<MemberId> = near.iter().take(NEAR_KEPT).map(|(_, m)| *m).collect();
+        let mut buckets: BTreeMap<u32, usize> = BTreeMap::new();
+        for (distance, member) in &near {
+            let there = buckets.entry(doubling(distance)).or_default();
+            *there += 1;
+            if *there <= BUCKET_KEPT {
+                keep.insert(*member);
+            }
+        }
+        let mut used: Vec<(u64, MemberId)> = alive.iter().filter(|(_, e)| e.used > 0).map(|(m, e)| (e.used, **m)).collect();
+        used.sort_unstable_by_key(|(used, _)| std::cmp::Reverse(*used));
+        keep.extend(used.iter().take(USED_KEPT).map(|(_, m)| *m));
+        keep.extend(self.sample(alive.iter().map(|(m, _)| **m), SAMPLE_KEPT));
+        keep.extend(self.sample(failing.iter().map(|(m, _)| **m), FAILING_KEPT));
+        keep.insert(self.me);
+        self.contacts.retain(|member, _| keep.contains(member) || self.pinned.contains(member));
+    }
+
+    /// A random sample that is another for each node and stays the same while nobody comes or goes: the smallest hashes.
+    fn sample(&self, of: impl Iterator<Item = MemberId>, n: usize) -> Vec<MemberId> {
+        let mut hashed: Vec<([u8; 32], MemberId)> =
+            of.map(|m| (blake3::derive_key("p2pvm 2026 sample of the known members", &[self.me.0, m.0].concat()), m)).collect();
+        hashed.sort_unstable();
+        hashed.into_iter().take(n).map(|(_, m)| m).collect()
+    }
+
+    /// Says whom to keep whatever comes. The caller bounds their number.
+    pub fn pin(&mut self, members: BTreeSet<MemberId>) {
+        self.pinned = members;
+    }
+
+    /// A member has been talked to: it is there.
+    pub fn alive(&mut self, member: MemberId) {
+        self.clock += 1;
+        if let Some(entry) = self.contacts.get_mut(&member) {
+            (entry.failures, entry.used) = (0, self.clock);
+        }
+    }
+
+    /// A member could not be reached where it says it is.
+    pub fn failed(&mut self, member: MemberId) {
+        if let Some(entry) = self.contacts.get_mut(&member) {
+            entry.failures = entry.failures.saturating_add(1);
+        }
+    }
+
+    #[cfg(test)]
+    pub fn forget(&mut self, member: MemberId) {
+        self.contacts.remove(&member);
     }
 
     /// Forgets whom the network no longer trusts.
     pub fn retain_trusted(&mut self, trust: &Trust) {
         let before = self.contacts.len();
-        self.contacts.retain(|_, c| trust.verify(&c.certificate).is_ok());
+        self.contacts.retain(|_, e| trust.verify(&e.contact.certificate).is_ok());
         self.dirty |= self.contacts.len() != before;
     }
 
     /// A member's contact.
     pub fn get(&self, member: MemberId) -> Option<&Contact> {
-        self.contacts.get(&member)
+        self.contacts.get(&member).map(|e| &e.contact)
     }
 
     /// All contacts.
     pub fn iter(&self) -> impl Iterator<Item = &Contact> {
-        self.contacts.values()
+        self.contacts.values().map(|e| &e.contact)
     }
 
     /// How many members are known.
@@ -108,23 +213,60 @@ impl Book {
         self.contacts.len()
     }
 
-    /// Contacts to tell a member that knows others: all, or the newest of a large network.
-    pub fn to_tell(&self) -> Vec<Contact> {
-        let mut contacts: Vec<_> = self.contacts.values().collect();
-        if contacts.len() > MAX_CONTACTS {
-            contacts.sort_by_key(|c| std::cmp::Reverse(c.seq));
-            contacts.truncate(MAX_CONTACTS);
+    /// The members nearest to `place` that are not known to be out of reach.
+    pub fn nearest(&self, place: &RingAddr, n: usize) -> Vec<&Contact> {
+        let alive = self.contacts.iter().filter(|(_, e)| e.failures < FAILING);
+        let mut near: Vec<([u8; 32], &Contact)> = alive.map(|(m, e)| (m.ring_addr().distance(place), &e.contact)).collect();
+        near.sort_unstable_by_key(|(distance, _)| *distance);
+        near.into_iter().take(n).map(|(_, contact)| contact).collect()
+    }
+
+    /// Whom a node of a large network keeps connections to: the `near` nearest, `far` others, one in each doubling of
+    /// the distance; and some of those that could not be reached, others in each `round`, lest a partition lasts.
+    pub fn worth_connecting(&self, near: usize, far: usize, round: u64) -> Vec<MemberId> {
+        let place = self.me.ring_addr();
+        let (alive, failing): (Vec<_>, Vec<_>) =
+            self.contacts.iter().filter(|(m, _)| **m != self.me).partition(|(_, e)| e.failures < FAILING);
+        let mut by_distance: Vec<([u8; 32], MemberId)> = alive.iter().map(|(m, _)| (m.ring_addr().distance(&place), **m)).collect();
+        by_distance.sort_unstable();
+        let rest = by_distance.split_off(near.min(by_distance.len()));
+        let mut wanted: Vec<MemberId> = by_distance.into_iter().map(|(_, m)| m).collect();
+        let mut doublings: BTreeMap<u32, MemberId> = BTreeMap::new();
+        for (distance, member) in rest {
+            // The one this node has kept in its sample is as good as any, and stays.
+            doublings.entry(doubling(&distance)).or_insert(member);
         }
-        contacts.into_iter().cloned().collect()
+        wanted.extend(doublings.into_values().take(far));
+        let turn = |m: &MemberId| blake3::derive_key("p2pvm 2026 turn of a lost member", &[&m.0[..], &round.to_be_bytes()].concat());
+        let mut lost: Vec<([u8; 32], MemberId)> = failing.iter().map(|(m, _)| (turn(m), **m)).collect();
+        lost.sort_unstable();
+        wanted.extend(lost.into_iter().take(LOST_TRIED).map(|(_, m)| m));
+        wanted
+    }
+
+    /// Contacts to tell a member that knows few: those near its place and a sample of the others.
+    pub fn to_tell(&self, place: &RingAddr) -> Vec<Contact> {
+        let mut members: BTreeSet<MemberId> = self.nearest(place, TOLD_NEAR).into_iter().map(Contact::member).collect();
+        members.extend(self.sample(self.contacts.keys().copied(), MAX_CONTACTS - TOLD_NEAR));
+        members.into_iter().filter_map(|m| self.get(m).cloned()).collect()
     }
 
     /// A hash of who is known how recently.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("p2pvm 2026 digest of the known contacts");
-        for (member, contact) in &self.contacts {
+        for (member, entry) in &self.contacts {
             hasher.update(&member.0);
-            hasher.update(&contact.seq.to_be_bytes());
+            hasher.update(&entry.contact.seq.to_be_bytes());
         }
         *hasher.finalize().as_bytes()
     }
 }
+
+/// How many leading bits two places share, by their distance: the number of the doubling that they are apart.
+fn doubling(distance: &[u8; 32]) -> u32 {
+    u64::from_be_bytes(distance[..8].try_into().unwrap_or_default()).leading_zeros()
+}
+
+#[cfg(test)]
+#[path = "book_tests.rs"]
+mod tests;

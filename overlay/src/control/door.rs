@@ -55,6 +55,8 @@ pub struct Proved {
     pub revocations: [u8; 32],
     /// The digest of the contacts that the other knows.
     pub contacts: [u8; 32],
+    /// How many they are.
+    pub known: u32,
     /// The round-trip time as the exchange saw it.
     pub rtt: Option<Duration>,
     /// What a joiner was given.
@@ -72,10 +74,10 @@ pub struct Admitted {
 /// What the door asks of the control host behind it.
 #[async_trait]
 pub trait Household: Send + Sync + 'static {
-    /// The contacts known, and their digest.
-    fn contacts(&self) -> Vec<Contact>;
-    /// A hash of the contacts known.
-    fn contacts_digest(&self) -> [u8; 32];
+    /// The contacts that a newcomer should know.
+    fn contacts(&self, newcomer: MemberId) -> Vec<Contact>;
+    /// A hash of the contacts known, and how many they are.
+    fn contacts_digest(&self) -> ([u8; 32], u32);
     /// Passes a request on to a member that may admit.
     async fn pass_on(&self, joiner: MemberId, request: &AdmitRequest) -> Result<Certificate, Refusal>;
 }
@@ -156,8 +158,8 @@ impl Door {
 
     fn presentation(&self) -> Option<Box<Presentation>> {
         let contact = self.contact.load_full()?;
-        let contacts = self.household.get().map_or([0; 32], |h| h.contacts_digest());
-        Some(Box::new(Presentation { contact: (*contact).clone(), revocations: self.trust.digest(), contacts }))
+        let (contacts, known) = self.household.get().map_or(([0; 32], 0), |h| h.contacts_digest());
+        Some(Box::new(Presentation { contact: (*contact).clone(), revocations: self.trust.digest(), contacts, known }))
     }
 
     fn judge(&self, peer: MemberId, shown: Presentation, rtt: Option<Duration>) -> Result<Proved, Refusal> {
@@ -165,8 +167,8 @@ impl Door {
             return Err(Refusal::NotYours);
         }
         shown.contact.verify(&self.trust)?;
-        let Presentation { contact, revocations, contacts } = shown;
-        Ok(Proved { contact, revocations, contacts, rtt, admitted: None })
+        let Presentation { contact, revocations, contacts, known } = shown;
+        Ok(Proved { contact, revocations, contacts, known, rtt, admitted: None })
     }
 
     /// The dialler's part.
@@ -238,10 +240,10 @@ impl Door {
         let presentation = self.presentation().ok_or(Refusal::CannotAdmit)?;
         let decided = tokio::time::timeout(ADMISSION_TIMEOUT, self.certify_or_pass_on(joiner, &request)).await;
         let certificate = decided.map_err(|_| Refusal::Undecided("the other members did not answer in time".into()))??;
-        let contacts = self.household.get().map(|h| h.contacts()).unwrap_or_default();
+        let contacts = self.household.get().map(|h| h.contacts(joiner)).unwrap_or_default();
         // Its addresses follow by gossip, signed with the certificate that it has only now.
         let contact = Contact::unsigned(certificate.clone());
-        let proved = Proved { contact, revocations: self.trust.digest(), contacts: [0; 32], rtt: None, admitted: None };
+        let proved = Proved { contact, revocations: self.trust.digest(), contacts: [0; 32], known: 0, rtt: None, admitted: None };
         let revocations = self.trust.revocations();
         Ok((proved, Reply::Admitted { certificate: Box::new(certificate), presentation, revocations, contacts }))
     }

@@ -5,18 +5,19 @@
 //! to its neighbours on the ring, near and far, and to whom it talks to.
 
 mod gossip;
+mod mesh;
 mod reach;
 mod roam;
 
 use super::{
     ControlEvent,
-    address::{dials, ip_of, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of, split_peer},
+    address::{ip_of, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of},
     door::{DoorError, Proved},
     gate::GateEvent,
     host::{Host, InsideEvent},
     shared::{Command, Online, Shared},
     streams::{NoStream, Waiter},
-    wire::{Contact, Gossip, PROBE_SERVICE},
+    wire::{Gossip, PROBE_SERVICE},
 };
 use crate::{
     id::MemberId,
@@ -27,7 +28,6 @@ use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     core::{ConnectedPoint, Endpoint, transport::ListenerId},
-    kad,
     multiaddr::Protocol,
     relay,
     swarm::{
@@ -36,7 +36,7 @@ use libp2p::{
     },
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -47,22 +47,16 @@ use tokio::{
 
 /// Up to here every member keeps a connection to every other, unless configured otherwise.
 pub const FULL_MESH: usize = 24;
-/// Beyond, so many ring neighbours and so many far members.
-const NEAR: usize = 8;
-const FAR: usize = 6;
 const TICK: Duration = Duration::from_millis(500);
+/// Members looked up at the same time for those who want to talk to them; more are told that they cannot be reached.
+const MAX_SEARCHES: usize = 64;
 /// News about this node's own addresses is gathered this long before it is told.
 const PUBLISH_DELAY: Duration = Duration::from_millis(400);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LAST_BACKOFF: Duration = Duration::from_secs(60);
-/// A relayed member is dialled directly this often, and more rarely if nobody has found it reachable.
-const DIRECT_RETRY: Duration = Duration::from_secs(30);
-const DIRECT_RETRY_HIDDEN: Duration = Duration::from_secs(600);
 /// Connections that do not notice a dead peer by themselves (TCP, circuits) are probed.
 const PROBE_EVERY: Duration = Duration::from_secs(6);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(6);
-/// A second connection to the same member is closed when it is this old and unused.
-const SUPERFLUOUS_AFTER: Duration = Duration::from_secs(10);
 
 struct Link {
     id: ConnectionId,
@@ -72,6 +66,12 @@ struct Link {
     since: Instant,
     /// The member has connected anew from elsewhere: this one is likely dead.
     doubted: bool,
+    /// When this node last opened a stream on it, or found one in use.
+    used: Instant,
+    /// This node made it: it is the one to close it for want of use.
+    dialled: bool,
+    /// Until then the other end may close it: nothing more is opened on it.
+    parting: Option<Instant>,
 }
 
 impl Link {
@@ -101,7 +101,9 @@ pub struct Driver {
     links: HashMap<PeerId, Vec<Link>>,
     attempts: HashMap<MemberId, Attempt>,
     waiting: HashMap<MemberId, Vec<Waiter>>,
-    lookups: HashMap<kad::QueryId, MemberId>,
+    /// Whose contact is being looked up, and who waits for that.
+    searching: HashSet<MemberId>,
+    may_search: HashSet<MemberId>,
     reservations: BTreeMap<PeerId, ListenerId>,
     /// Who relays for this node, or it for them: circuits ride on their direct connections, unseen by `Streams`.
     relaying: BTreeSet<PeerId>,
@@ -114,6 +116,7 @@ pub struct Driver {
     checked_at: Instant,
     /// This host has moved: until then those who are lost are dialled without delay.
     hasty_until: Instant,
+    refresh: mesh::Refresh,
 }
 
 impl Driver {
@@ -137,7 +140,9 @@ impl Driver {
             links: HashMap::new(),
             attempts: HashMap::new(),
             waiting: HashMap::new(),
-            lookups: HashMap::new(),
+            searching: HashSet::new(),
+            may_search: HashSet::new(),
+            refresh: mesh::Refresh::new(now),
             reservations: BTreeMap::new(),
             relaying: BTreeSet::new(),
             publish_at: Some(now + PUBLISH_DELAY),
@@ -178,9 +183,12 @@ impl Driver {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Open(member, waiter) => self.open(member, waiter),
+            Command::Open { member, waiter, search } => self.open(member, waiter, search),
+            Command::Searched(member, news) => self.searched(member, news),
             Command::Gossip(from, gossip) => self.on_gossip(Some(from), gossip),
             Command::Revoke(revocation) => self.on_gossip(None, Gossip { contacts: Vec::new(), revocations: vec![*revocation] }),
+            Command::Part(member, answer) => drop(answer.send(self.agrees_to_part(member))),
+            Command::Parted(member) => self.parted(member),
             Command::Dead(member) => {
                 if let Some(peer) = peer_of(member) {
                     let _ = self.swarm.disconnect_peer_id(peer);
@@ -195,20 +203,50 @@ impl Driver {
     // --- Streams and dialling
 
     fn best_link(&self, peer: &PeerId) -> Option<&Link> {
-        self.links.get(peer)?.iter().filter(|l| l.proved.is_some()).min_by_key(|l| l.rank())
+        self.links.get(peer)?.iter().filter(|l| l.proved.is_some() && l.parting.is_none()).min_by_key(|l| l.rank())
     }
 
-    fn open(&mut self, member: MemberId, waiter: Waiter) {
+    fn open(&mut self, member: MemberId, waiter: Waiter, search: bool) {
         let Some(peer) = peer_of(member) else { return };
         if let Some(connection) = self.best_link(&peer).map(|l| l.id) {
             self.swarm.behaviour_mut().inner.streams.open(peer, connection, waiter);
+            let now = Instant::now();
+            self.links.entry(peer).or_default().iter_mut().filter(|l| l.id == connection).for_each(|l| l.used = now);
             return;
         }
         self.waiting.entry(member).or_default().push(waiter);
+        if search {
+            self.may_search.insert(member);
+        }
         let unproved = self.links.contains_key(&peer);
         if !unproved && self.attempts.get(&member).is_none_or(|a| a.dialling.is_empty()) && !self.dial(member) {
-            let query = self.swarm.behaviour_mut().inner.kad.get_closest_peers(peer);
-            self.lookups.insert(query, member);
+            self.search_or_give_up(member);
+        }
+    }
+
+    /// Where nobody can be reached any more as this node knows it, another member may know better.
+    fn search_or_give_up(&mut self, member: MemberId) {
+        if self.searching.contains(&member) {
+            return;
+        }
+        if !self.may_search.remove(&member) || self.searching.len() >= MAX_SEARCHES {
+            self.give_up(member);
+            return;
+        }
+        self.searching.insert(member);
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let news = shared.search(member).await;
+            let _ = shared.commands.send(Command::Searched(member, news)).await;
+        });
+    }
+
+    fn searched(&mut self, member: MemberId, news: bool) {
+        self.searching.remove(&member);
+        let connected = peer_of(member).is_some_and(|peer| self.links.contains_key(&peer));
+        let dialling = self.attempts.get(&member).is_some_and(|a| !a.dialling.is_empty());
+        if !connected && !dialling && !(news && self.waiting.contains_key(&member) && self.dial(member)) {
+            self.give_up(member);
         }
     }
 
@@ -230,20 +268,6 @@ impl Driver {
             .collect()
     }
 
-    /// Hole punching tries what NATs hide. A member that can simply be dialled, but was first met through
-    /// a relay, is dialled here: libp2p's DCUtR does not offer an address that is confirmed already.
-    fn dial_past_relay(&mut self, member: MemberId, peer: PeerId, now: Instant) {
-        let attempt = self.attempts.entry(member).or_default();
-        if attempt.not_before.is_some_and(|at| at > now) {
-            return;
-        }
-        let public = self.shared.book.read().unwrap_or_else(PoisonError::into_inner).get(member).is_some_and(|c| c.public);
-        attempt.not_before = Some(now + if public { DIRECT_RETRY } else { DIRECT_RETRY_HIDDEN });
-        let direct = self.addresses_of(member).into_iter().filter(|a| !is_relayed(a)).map(|a| a.with(Protocol::P2p(peer)));
-        let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(direct.collect()).build();
-        let _ = self.swarm.dial(options);
-    }
-
     fn dial_at(&mut self, member: MemberId, addresses: Vec<Multiaddr>) -> bool {
         let Some(peer) = peer_of(member).filter(|_| !addresses.is_empty()) else { return false };
         let addresses = addresses.into_iter().map(|a| a.with(Protocol::P2p(peer))).collect();
@@ -257,6 +281,7 @@ impl Driver {
     }
 
     fn give_up(&mut self, member: MemberId) {
+        self.may_search.remove(&member);
         for waiter in self.waiting.remove(&member).unwrap_or_default() {
             let _ = waiter.send(Err(NoStream::Unreachable));
         }
@@ -270,7 +295,8 @@ impl Driver {
             attempt.failures += 1;
             attempt.not_before = Some(Instant::now() + backoff.mul_f64(rand::random_range(0.75..1.25)));
             if !self.links.contains_key(&peer.expect("named above")) {
-                self.give_up(member);
+                self.shared.book.write().unwrap_or_else(PoisonError::into_inner).failed(member);
+                self.search_or_give_up(member);
             }
         }
     }
@@ -290,7 +316,9 @@ impl Driver {
                 };
                 let dialled = matches!(endpoint, ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. });
                 let by_smaller = dialled == member_of(&peer_id).is_some_and(|member| self.shared.me < member);
-                let link = Link { id: connection_id, address, by_smaller, proved: None, since: Instant::now(), doubted: false };
+                let now = Instant::now();
+                let link =
+                    Link { id: connection_id, address, by_smaller, proved: None, since: now, doubted: false, used: now, dialled, parting: None };
                 self.links.entry(peer_id).or_default().push(link);
                 if let Some(attempt) = member_of(&peer_id).and_then(|m| self.attempts.get_mut(&m)) {
                     attempt.dialling.remove(&connection_id);
@@ -327,22 +355,6 @@ impl Driver {
 
     fn on_inside(&mut self, event: InsideEvent) {
         match event {
-            InsideEvent::Kad(kad::Event::OutboundQueryProgressed {
-                id, result: kad::QueryResult::GetClosestPeers(result), step, ..
-            }) => {
-                let peers = match result {
-                    Ok(found) => found.peers,
-                    Err(kad::GetClosestPeersError::Timeout { peers, .. }) => peers,
-                };
-                if let Some(member) = step.last.then(|| self.lookups.remove(&id)).flatten() {
-                    let peer = peer_of(member);
-                    let addresses: Vec<Multiaddr> = peers.into_iter().filter(|p| Some(p.peer_id) == peer).flat_map(|p| p.addrs).collect();
-                    let addresses = addresses.into_iter().map(|a| split_peer(a).0).filter(|a| is_usable(a, &self.shared.door.network));
-                    if !self.dial_at(member, addresses.collect()) {
-                        self.give_up(member);
-                    }
-                }
-            }
             InsideEvent::Relay(relay::Event::ReservationReqAccepted { src_peer_id, .. }) => drop(self.relaying.insert(src_peer_id)),
             InsideEvent::Relay(relay::Event::CircuitReqAccepted { src_peer_id, dst_peer_id }) => {
                 self.relaying.extend([src_peer_id, dst_peer_id]);
@@ -367,16 +379,17 @@ impl Driver {
         attempt.not_before = None;
         let certificate = proved.contact.certificate.clone();
         self.shared.certificates.write().unwrap_or_else(PoisonError::into_inner).insert(member, certificate);
-        for address in proved.contact.addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok()) {
-            self.swarm.behaviour_mut().inner.kad.add_address(&peer, address);
-        }
         let first = self.refresh_online(peer, member, proved.rtt);
         for waiter in self.waiting.remove(&member).unwrap_or_default() {
-            self.open(member, waiter);
+            self.open(member, waiter, false);
         }
-        // Digests first, because the contact just shown is about to change this node's.
-        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
-        let contacts = if proved.contacts == book.digest() { Vec::new() } else { book.to_tell() };
+        let mut book = self.shared.book.write().unwrap_or_else(PoisonError::into_inner);
+        book.alive(member);
+        // Digests first, because the contact just shown is about to change this node's. Members of a large network
+        // never know the same others: one that knows a mesh full of them has what it needs.
+        let full_mesh = self.shared.full_mesh;
+        let needs = proved.contacts != book.digest() && (book.len() < full_mesh || (proved.known as usize) < full_mesh);
+        let contacts = if needs { book.to_tell(&member.ring_addr()) } else { Vec::new() };
         drop(book);
         let trust = &self.shared.door.trust;
         let revocations = if proved.revocations == trust.digest() { Vec::new() } else { trust.revocations() };
@@ -385,6 +398,7 @@ impl Driver {
         }
         self.on_gossip(Some(member), Gossip { contacts: vec![proved.contact], revocations: Vec::new() });
         if first {
+            self.shared.found.came(member);
             tracing::info!(%member, "connected");
             let _ = self.shared.events.send(ControlEvent::Connected(member));
         }
@@ -428,7 +442,12 @@ impl Driver {
             let wait = if Instant::now() < self.hasty_until { Duration::ZERO } else { wait };
             self.attempts.entry(member).or_default().not_before = Some(Instant::now() + wait);
             tracing::info!(%member, "disconnected");
+            self.shared.found.left(member);
             let _ = self.shared.events.send(ControlEvent::Disconnected(member));
+        }
+        // Who waited while the two ends parted is served by a new connection.
+        if !self.links.contains_key(&peer) && self.waiting.contains_key(&member) && !self.dial(member) {
+            self.search_or_give_up(member);
         }
     }
 
@@ -462,6 +481,7 @@ impl Driver {
         self.reserve(now);
         self.dial_wanted(now);
         self.close_superfluous(now);
+        self.tend_large(now);
         if self.probe_at <= now {
             self.probe_at = now + PROBE_EVERY;
             self.probe();
@@ -471,68 +491,6 @@ impl Driver {
         if now.duration_since(self.checked_at) > Duration::from_secs(60) {
             self.checked_at = now;
             self.cut_untrusted(); // Certificates also end by time.
-        }
-    }
-
-    fn wanted(&self) -> Vec<MemberId> {
-        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
-        let mut members: Vec<MemberId> = book.iter().map(Contact::member).filter(|m| *m != self.shared.me).collect();
-        if members.len() < self.shared.full_mesh {
-            return members;
-        }
-        let place = self.shared.me.ring_addr();
-        members.sort_by_cached_key(|m| m.ring_addr().distance(&place));
-        let far = members.split_off(NEAR.min(members.len()));
-        let ring = self.shared.ring_neighbours.read().unwrap_or_else(PoisonError::into_inner);
-        if ring.is_empty() {
-            // Every 1/FAR-th of the rest by distance: about one in each doubling of the ring.
-            members.extend(far.iter().step_by((far.len() / FAR).max(1)).take(FAR));
-        } else {
-            members.extend(ring.iter().copied());
-        }
-        members
-    }
-
-    fn dial_wanted(&mut self, now: Instant) {
-        if self.links.is_empty() && self.bootstrap_at <= now {
-            self.bootstrap_at = now + Duration::from_secs(10);
-            for options in dials(&self.bootstrap) {
-                let _ = self.swarm.dial(options);
-            }
-        }
-        for member in self.wanted() {
-            if let Some(peer) = peer_of(member).filter(|p| self.best_link(p).is_some_and(|l| is_relayed(&l.address))) {
-                self.dial_past_relay(member, peer, now);
-                continue;
-            }
-            let attempt = self.attempts.entry(member).or_default();
-            let due = attempt.dialling.is_empty() && attempt.not_before.is_none_or(|at| at <= now);
-            if due && peer_of(member).is_some_and(|peer| !self.links.contains_key(&peer)) {
-                self.dial(member);
-            }
-        }
-    }
-
-    /// Of several connections to a member, the smaller id closes all but the best once they are unused.
-    fn close_superfluous(&mut self, now: Instant) {
-        let mut close = Vec::new();
-        for (peer, links) in self.links.iter().filter(|(_, links)| links.len() > 1) {
-            if member_of(peer).is_none_or(|member| self.shared.me > member) {
-                continue;
-            }
-            let Some(best) = self.best_link(peer) else { continue };
-            // The other end must have had time to prefer the best one too.
-            if best.proved.is_none_or(|at| now.duration_since(at) < SUPERFLUOUS_AFTER) {
-                continue;
-            }
-            let best = best.id;
-            let streams = &self.swarm.behaviour().inner.streams;
-            let carries = |l: &Link| !is_relayed(&l.address) && self.relaying.contains(peer);
-            let old = |l: &&Link| l.id != best && !carries(l) && now.duration_since(l.since) > SUPERFLUOUS_AFTER;
-            close.extend(links.iter().filter(old).map(|l| l.id).filter(|id| streams.in_use(*id) == 0));
-        }
-        for id in close {
-            self.swarm.close_connection(id);
         }
     }
 

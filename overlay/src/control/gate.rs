@@ -11,7 +11,7 @@ use super::{
 };
 use futures::{FutureExt, future::BoxFuture};
 use libp2p::{
-    Multiaddr, PeerId, StreamProtocol,
+    Multiaddr, PeerId,
     core::{
         Endpoint,
         transport::PortUse,
@@ -389,9 +389,4 @@ impl<U: OutboundUpgradeSend> OutboundUpgrade<Stream> for GateOutbound<U> {
             _ => ready(Ok(Passed::Member(stream))).left_future(),
         }
     }
-}
-
-/// The stream protocol's name as libp2p wants it.
-pub const fn protocol(name: &'static str) -> StreamProtocol {
-    StreamProtocol::new(name)
 }

@@ -3,23 +3,25 @@
 
 use super::{
     door::Door,
-    gate::{Gated, protocol},
+    gate::Gated,
     streams::{Carried, Streams},
 };
 use crate::identity::Identity;
 use libp2p::{
     PeerId, Swarm, SwarmBuilder, autonat,
     core::upgrade::Version,
-    dcutr, identify, identity, kad, noise, relay,
+    dcutr, identify, identity, noise, relay,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
     tcp, yamux,
 };
 use std::{num::NonZeroU8, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
-/// A silent QUIC connection is probed this often: two packets of about 70 bytes for both ends together.
-const QUIC_KEEPALIVE: Duration = Duration::from_secs(4);
-/// A QUIC peer that is silent this long is dead: two probes and a half may be lost.
+/// A silent QUIC connection is probed this often. Each node has its own interval between these: what one end hears puts
+/// its own probe off, so that with unlike intervals one end asks and the other answers, two packets of about 70 bytes; with equal
+/// ones both ask at the same moment, four packets each time. A NAT keeps a mapping for 30 s and more (RFC 4787 §4.3).
+const QUIC_KEEPALIVE_MS: std::ops::Range<u64> = 3500..5000;
+/// A QUIC peer that is silent this long is dead: two probes at least may be lost.
 const QUIC_DEAD_AFTER_MS: u32 = 11_000;
 /// Identify is asked once at the beginning; afterwards changes are pushed.
 const IDENTIFY_INTERVAL: Duration = Duration::from_secs(6 * 3600);
@@ -30,7 +32,6 @@ const CIRCUIT_LASTS: Duration = Duration::from_secs(24 * 3600);
 #[derive(NetworkBehaviour)]
 pub struct Inside {
     pub streams: Streams,
-    pub kad: kad::Behaviour<kad::store::MemoryStore>,
     pub identify: identify::Behaviour,
     pub relay: relay::Behaviour,
     pub relay_client: relay::client::Behaviour,
@@ -62,20 +63,6 @@ fn relay_config() -> relay::Config {
     }
 }
 
-fn kad(me: PeerId) -> kad::Behaviour<kad::store::MemoryStore> {
-    let mut config = kad::Config::new(protocol("/p2pvm/kad/1"));
-    config
-        .set_periodic_bootstrap_interval(None)
-        .set_replication_interval(None)
-        .set_publication_interval(None)
-        .set_provider_publication_interval(None)
-        .set_record_filtering(kad::StoreInserts::FilterBoth)
-        .set_query_timeout(Duration::from_secs(10));
-    let mut kad = kad::Behaviour::with_config(me, kad::store::MemoryStore::new(me), config);
-    kad.set_mode(Some(kad::Mode::Server));
-    kad
-}
-
 fn inside(key: &identity::Keypair, relay_client: relay::client::Behaviour, incoming: mpsc::Sender<(PeerId, Carried)>) -> Inside {
     let me = key.public().to_peer_id();
     let identify = identify::Config::new("/p2pvm/1".into(), key.public())
@@ -88,7 +75,6 @@ fn inside(key: &identity::Keypair, relay_client: relay::client::Behaviour, incom
     relay.set_status(Some(relay::Status::Enable));
     Inside {
         streams: Streams::new(incoming),
-        kad: kad(me),
         identify: identify::Behaviour::new(identify),
         relay,
         relay_client,
@@ -98,17 +84,26 @@ fn inside(key: &identity::Keypair, relay_client: relay::client::Behaviour, incom
     }
 }
 
+/// This node's own interval between probes, the same at each start.
+fn keepalive(me: PeerId) -> Duration {
+    let hash = blake3::derive_key("p2pvm 2026 interval between probes", &me.to_bytes());
+    let spread = QUIC_KEEPALIVE_MS.end - QUIC_KEEPALIVE_MS.start;
+    let part = u64::from(u16::from_be_bytes([hash[0], hash[1]]));
+    Duration::from_millis(QUIC_KEEPALIVE_MS.start + spread * part / u64::from(u16::MAX))
+}
+
 /// Builds the swarm of a node behind `door`. Streams that others open go to `incoming`.
 ///
 /// # Errors
 /// What the transports say, as text.
 pub fn build(key: identity::Keypair, door: Arc<Door>, incoming: mpsc::Sender<(PeerId, Carried)>) -> Result<Swarm<Host>, String> {
+    let interval = keepalive(key.public().to_peer_id());
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
         .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
         .map_err(|e| e.to_string())?
-        .with_quic_config(|mut quic| {
-            quic.keep_alive_interval = QUIC_KEEPALIVE;
+        .with_quic_config(move |mut quic| {
+            quic.keep_alive_interval = interval;
             quic.max_idle_timeout = QUIC_DEAD_AFTER_MS;
             quic
         })

@@ -5,16 +5,18 @@ use super::{
     ControlEvent, PeerStatus,
     book::Book,
     door::{Door, Household},
+    find::Found,
     streams::{Carried, NoStream, Waiter},
     wire::{
-        ADMIT_SERVICE, AdmitRequest, Contact, GOSSIP_SERVICE, Gossip, MAX_REPLY_BYTES, NEAREST_SERVICE, PROBE_SERVICE, Status, decode,
-        invalid, read_bytes, write_bytes,
+        ADMIT_SERVICE, AdmitRequest, CONTACTS_SERVICE, Contact, GOSSIP_SERVICE, Gossip, MAX_REPLY_BYTES, NEAREST_SERVICE, PART_SERVICE,
+        PROBE_SERVICE, Status, decode, invalid, read_bytes, write_bytes,
     },
 };
 use crate::{
     fabric::{BoxStream, FabricError, MAX_BODY_BYTES, Serve},
     id::{MemberId, RingAddr},
     identity::LinkKey,
+    lookup::{Density, NAMED},
     membership::{Certificate, Refusal, Revocation},
 };
 use async_trait::async_trait;
@@ -40,17 +42,24 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const KIND_CALL: u8 = 0;
 const KIND_STREAM: u8 = 1;
-/// How many members [`NEAREST_SERVICE`] names.
-pub const NEAREST: usize = 16;
 
 /// What the driver is asked to do.
 pub enum Command {
-    /// Open a raw stream, dialling if need be.
-    Open(MemberId, Waiter),
+    /// Open a raw stream, dialling if need be, and looking the member up if so said.
+    Open {
+        member: MemberId,
+        waiter: Waiter,
+        search: bool,
+    },
+    /// A search for a member's contact is over; whether it brought news.
+    Searched(MemberId, bool),
     /// Take what a member said.
     Gossip(MemberId, Gossip),
     /// Take a revocation that this node signed.
     Revoke(Box<Revocation>),
+    /// A member asks whether its connection may end, or has agreed that one made here does.
+    Part(MemberId, oneshot::Sender<bool>),
+    Parted(MemberId),
     /// A probe found a member dead: close its connections.
     Dead(MemberId),
     /// A probe found this connection to a member dead.
@@ -83,6 +92,10 @@ pub struct Shared {
     pub full_mesh: usize,
     /// Whom the ring wants connected, in a larger network.
     pub ring_neighbours: RwLock<Vec<MemberId>>,
+    /// How far apart members lie, as lookups learn it.
+    pub density: Mutex<Density>,
+    /// What lookups have just found.
+    pub found: Found,
     handlers: RwLock<HashMap<&'static str, Arc<dyn Serve>>>,
     acceptors: Mutex<HashMap<&'static str, mpsc::Sender<(MemberId, BoxStream)>>>,
 }
@@ -100,6 +113,8 @@ impl Shared {
             commands,
             full_mesh,
             ring_neighbours: RwLock::default(),
+            density: Mutex::default(),
+            found: Found::default(),
             handlers: RwLock::default(),
             acceptors: Mutex::default(),
         }
@@ -167,30 +182,38 @@ impl Shared {
         online.get(&member).filter(|o| public && o.relayed.is_none())?.rtt
     }
 
-    /// The members known that are nearest to `place`.
-    pub fn nearest_known(&self, place: RingAddr, n: usize) -> Vec<Contact> {
-        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-        let mut contacts: Vec<_> = book.iter().collect();
-        contacts.sort_by_cached_key(|c| c.member().ring_addr().distance(&place));
-        contacts.into_iter().take(n).cloned().collect()
+    /// Whether the network has more members than keep a full mesh.
+    pub fn is_large(&self) -> bool {
+        self.book.read().unwrap_or_else(PoisonError::into_inner).len() >= self.full_mesh
     }
 
-    async fn open_once(&self, to: MemberId) -> Result<Result<Carried, NoStream>, FabricError> {
+    /// The members known that are nearest to `place`, with the `seq` of their contacts.
+    fn nearest_known(&self, place: RingAddr) -> Vec<(MemberId, u64)> {
+        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        book.nearest(&place, NAMED).into_iter().map(|c| (c.member(), c.seq)).collect()
+    }
+
+    fn contacts_of(&self, members: &[MemberId]) -> Vec<Contact> {
+        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        members.iter().take(NAMED).filter_map(|m| book.get(*m).cloned()).collect()
+    }
+
+    async fn open_once(&self, member: MemberId, search: bool) -> Result<Result<Carried, NoStream>, FabricError> {
         let (waiter, answer) = oneshot::channel();
-        self.commands.send(Command::Open(to, waiter)).await.map_err(|_| FabricError::Closed)?;
+        self.commands.send(Command::Open { member, waiter, search }).await.map_err(|_| FabricError::Closed)?;
         match tokio::time::timeout(OPEN_TIMEOUT, answer).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) if self.commands.is_closed() => Err(FabricError::Closed),
             // The connection ended between the asking and the opening.
             Ok(Err(_)) => Ok(Err(NoStream::Broken)),
-            Err(_) => Err(FabricError::Unreachable(to)),
+            Err(_) => Err(FabricError::Unreachable(member)),
         }
     }
 
-    async fn open(&self, to: MemberId) -> Result<Carried, FabricError> {
+    async fn open(&self, to: MemberId, search: bool) -> Result<Carried, FabricError> {
         // A connection found broken at the first use is replaced once; nothing has been sent on it.
         for _ in 0..2 {
-            match self.open_once(to).await? {
+            match self.open_once(to, search).await? {
                 Ok(carried) => return Ok(carried),
                 Err(NoStream::Unreachable) => break,
                 Err(NoStream::Broken | NoStream::Unsupported) => {}
@@ -201,6 +224,15 @@ impl Shared {
 
     /// Sends a request and waits for the answer.
     pub async fn call(&self, to: MemberId, service: &str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+        self.exchange(to, service, body, timeout, true).await
+    }
+
+    /// The same with a member whose contact is known: what a lookup asks must not begin another lookup.
+    pub async fn call_known(&self, to: MemberId, service: &str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+        self.exchange(to, service, body, timeout, false).await
+    }
+
+    async fn exchange(&self, to: MemberId, service: &str, body: Vec<u8>, timeout: Duration, search: bool) -> Result<Vec<u8>, FabricError> {
         if body.len() > MAX_BODY_BYTES {
             return Err(FabricError::TooLarge(body.len()));
         }
@@ -211,7 +243,7 @@ impl Shared {
                     None => Err(FabricError::NoSuchService(to, service.to_owned())),
                 };
             }
-            let mut carried = self.open(to).await?;
+            let mut carried = self.open(to, search).await?;
             let (status, answer) = request(&mut carried, service, &body).await.map_err(|e| {
                 tracing::debug!(peer = ?to, service, "a request broke off: {e}");
                 FabricError::Unreachable(to)
@@ -235,7 +267,7 @@ impl Shared {
             };
         }
         let opening = async {
-            let Carried { mut stream, token } = self.open(to).await?;
+            let Carried { mut stream, token } = self.open(to, true).await?;
             let broken = |_: io::Error| FabricError::Unreachable(to);
             stream.write_all(&header(KIND_STREAM, service)).await.map_err(broken)?;
             stream.flush().await.map_err(broken)?;
@@ -310,9 +342,21 @@ impl Shared {
                 Err(e) => Err(unreadable(e)),
             }),
             NEAREST_SERVICE => Some(match decode::<RingAddr>(&body) {
-                Ok(place) => postcard::to_stdvec(&self.nearest_known(place, NEAREST)).map_err(|e| e.to_string()),
+                Ok(place) => postcard::to_stdvec(&self.nearest_known(place)).map_err(|e| e.to_string()),
                 Err(e) => Err(unreadable(e)),
             }),
+            CONTACTS_SERVICE => Some(match decode::<Vec<MemberId>>(&body) {
+                Ok(members) => postcard::to_stdvec(&self.contacts_of(&members)).map_err(|e| e.to_string()),
+                Err(e) => Err(unreadable(e)),
+            }),
+            PART_SERVICE => {
+                let (sender, agreed) = oneshot::channel();
+                let asked = self.commands.send(Command::Part(from, sender)).await;
+                Some(match (asked, agreed.await) {
+                    (Ok(()), Ok(true)) => Ok(Vec::new()),
+                    _ => Err("the connection is still needed".into()),
+                })
+            }
             PROBE_SERVICE => Some(Ok(Vec::new())),
             _ => Some(self.handler(service)?.serve(from, body).await),
         }
@@ -321,19 +365,27 @@ impl Shared {
 
 #[async_trait]
 impl Household for Shared {
-    fn contacts(&self) -> Vec<Contact> {
-        self.book.read().unwrap_or_else(PoisonError::into_inner).to_tell()
+    fn contacts(&self, newcomer: MemberId) -> Vec<Contact> {
+        self.book.read().unwrap_or_else(PoisonError::into_inner).to_tell(&newcomer.ring_addr())
     }
 
-    fn contacts_digest(&self) -> [u8; 32] {
-        self.book.read().unwrap_or_else(PoisonError::into_inner).digest()
+    fn contacts_digest(&self) -> ([u8; 32], u32) {
+        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        (book.digest(), book.len() as u32)
     }
 
     async fn pass_on(&self, joiner: MemberId, request: &AdmitRequest) -> Result<Certificate, Refusal> {
         let body = postcard::to_stdvec(&(joiner, request)).map_err(|e| Refusal::Undecided(e.to_string()))?;
         let may_admit = |m: &MemberId| self.certificate(*m).is_some_and(|c| c.rights().admit);
         let mut verdict = Refusal::CannotAdmit;
-        for issuer in self.connected().into_iter().filter(may_admit) {
+        let mut issuers = self.connected();
+        if self.is_large() {
+            // There an issuer may be known and not connected.
+            let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+            let others: Vec<MemberId> = book.iter().map(Contact::member).filter(|m| *m != self.me && !issuers.contains(m)).collect();
+            issuers.extend(others);
+        }
+        for issuer in issuers.into_iter().filter(may_admit) {
             match self.call(issuer, ADMIT_SERVICE, body.clone(), Duration::from_secs(6)).await {
                 Ok(answer) => match decode::<Result<Certificate, Refusal>>(&answer) {
                     Ok(Err(Refusal::CannotAdmit)) | Err(_) => {}

@@ -184,7 +184,11 @@ async fn a_connection_that_proved_nothing_is_served_nothing_else() {
         .with_behaviour(|key| {
             let me = key.public().to_peer_id();
             Ok(Raw {
-                kad: kad::Behaviour::with_config(me, kad::store::MemoryStore::new(me), kad::Config::new(gate::protocol("/p2pvm/kad/1"))),
+                kad: kad::Behaviour::with_config(
+                    me,
+                    kad::store::MemoryStore::new(me),
+                    kad::Config::new(libp2p::StreamProtocol::new("/p2pvm/kad/1")),
+                ),
                 identify: identify::Behaviour::new(identify::Config::new("/p2pvm/1".into(), key.public())),
                 streams: streams::Streams::new(incoming),
             })
@@ -431,4 +435,5 @@ async fn members_that_cannot_be_dialled_reach_each_other_through_a_relay() {
     stream_50_mb(one, two).await;
 }
 
+mod large;
 mod nat;

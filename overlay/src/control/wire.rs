@@ -18,8 +18,13 @@ pub const STREAM_PROTOCOL: &str = "/p2pvm/stream/1";
 pub const GOSSIP_SERVICE: &str = "~gossip";
 /// The service by which a member that cannot admit passes a request on to one that can.
 pub const ADMIT_SERVICE: &str = "~admit";
-/// The service that names the members nearest to a place that a member knows of.
+/// The service that names the members nearest to a place that a member knows of, with the `seq` of their contacts:
+/// a tenth of the contacts themselves, most of which the asker has.
 pub const NEAREST_SERVICE: &str = "~nearest";
+/// The service that gives the contacts of up to [`crate::lookup::NAMED`] members.
+pub const CONTACTS_SERVICE: &str = "~contacts";
+/// The service that asks whether the other has no use for the connection either: who agrees opens nothing more on it.
+pub const PART_SERVICE: &str = "~part";
 /// The service that answers with nothing: a probe of connections that have no keepalive of their own.
 pub const PROBE_SERVICE: &str = "~probe";
 
@@ -30,8 +35,8 @@ pub const MAX_REPLY_BYTES: usize = 1 << 20;
 /// Addresses kept of one member.
 pub const MAX_ADDRESSES: usize = 24;
 const MAX_ADDRESS_BYTES: usize = 256;
-/// Contacts in one message.
-pub const MAX_CONTACTS: usize = 256;
+/// Contacts in one message: more than a full mesh has members, so that a newcomer learns that the network is larger.
+pub const MAX_CONTACTS: usize = 64;
 
 const CONTACT_DOMAIN: &str = "p2pvm contact 1";
 
@@ -102,6 +107,8 @@ pub struct Presentation {
     pub revocations: [u8; 32],
     /// The same of the contacts known.
     pub contacts: [u8; 32],
+    /// How many contacts are known: who knows few is told more.
+    pub known: u32,
 }
 
 /// The dialler's first word.

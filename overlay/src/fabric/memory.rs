@@ -8,7 +8,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,20 +18,23 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
     sync::mpsc,
+    time::Instant,
 };
 
 #[derive(Default)]
 struct Shared {
     nodes: BTreeMap<MemberId, Node>,
-    cuts: BTreeSet<(MemberId, MemberId)>,
+    /// Since when pairs are cut.
+    cuts: BTreeMap<(MemberId, MemberId), Instant>,
     one_way: Duration,
+    notice: Duration,
 }
 
 #[derive(Default)]
 struct Node {
     handlers: HashMap<&'static str, Arc<dyn Serve>>,
     acceptors: HashMap<&'static str, mpsc::Sender<(MemberId, BoxStream)>>,
-    dead: bool,
+    dead: Option<Instant>,
 }
 
 /// The network that the members of a test share.
@@ -51,6 +54,11 @@ impl MemoryNet {
         Self(Arc::new(Mutex::new(Shared { one_way, ..Shared::default() })))
     }
 
+    /// How long a death or a cut goes unnoticed: until then the member counts as connected, and does not answer.
+    pub fn set_notice(&self, notice: Duration) {
+        self.lock().notice = notice;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,7 +72,7 @@ impl MemoryNet {
     /// Kills a member: it is neither found nor answers.
     pub fn kill(&self, member: MemberId) {
         if let Some(node) = self.lock().nodes.get_mut(&member) {
-            node.dead = true;
+            node.dead.get_or_insert_with(Instant::now);
         }
     }
 
@@ -73,7 +81,7 @@ impl MemoryNet {
         let pair = (a.min(b), a.max(b));
         let mut shared = self.lock();
         if cut {
-            shared.cuts.insert(pair);
+            shared.cuts.entry(pair).or_insert_with(Instant::now);
         } else {
             shared.cuts.remove(&pair);
         }
@@ -82,8 +90,15 @@ impl MemoryNet {
 
 impl Shared {
     fn reaches(&self, a: MemberId, b: MemberId) -> bool {
-        let alive = |m| self.nodes.get(&m).is_some_and(|n| !n.dead);
-        alive(a) && alive(b) && !self.cuts.contains(&(a.min(b), a.max(b)))
+        let alive = |m| self.nodes.get(&m).is_some_and(|n| n.dead.is_none());
+        alive(a) && alive(b) && !self.cuts.contains_key(&(a.min(b), a.max(b)))
+    }
+
+    /// Whether `a` believes to be connected to `b`.
+    fn sees(&self, a: MemberId, b: MemberId) -> bool {
+        let late = |since: Option<&Instant>| since.is_some_and(|at| at.elapsed() >= self.notice);
+        let gone = |m| self.nodes.get(&m).is_none_or(|n| late(n.dead.as_ref()));
+        !gone(a) && !gone(b) && !late(self.cuts.get(&(a.min(b), a.max(b))))
     }
 }
 
@@ -131,7 +146,7 @@ impl Fabric for MemoryFabric {
 
     fn connected(&self) -> Vec<MemberId> {
         let shared = self.net.lock();
-        shared.nodes.keys().copied().filter(|m| *m != self.me && shared.reaches(self.me, *m)).collect()
+        shared.nodes.keys().copied().filter(|m| *m != self.me && shared.sees(self.me, *m)).collect()
     }
 
     fn link_key(&self, _member: MemberId) -> Option<LinkKey> {
@@ -139,11 +154,7 @@ impl Fabric for MemoryFabric {
     }
 
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
-        let mut found = self.connected();
-        found.push(self.me);
-        found.sort_by_key(|m| m.ring_addr().distance(&place));
-        found.truncate(n);
-        Ok(found)
+        Ok(self.nearby(place, n))
     }
 
     async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {

@@ -1,5 +1,6 @@
 //! What spreads from member to member: contacts, which say who is where, and revocations. Each member
-//! tells what is new to it to all it is connected to, except to whom it has it from.
+//! tells what is new to it to all it is connected to, except to whom it has it from. Beyond the full mesh
+//! contacts do not spread: a member tells its own to whom it is connected to, which are those whom lookups ask for it.
 
 use super::{Driver, FIRST_BACKOFF};
 use crate::{
@@ -55,7 +56,10 @@ impl Driver {
                     attempt.dialling.clear();
                     attempt.failures = 0;
                     attempt.not_before = Some(Instant::now() + wait);
-                    news.contacts.push(contact);
+                    // In a large network a contact goes to those it concerns and is looked up by others.
+                    if book.len() < self.shared.full_mesh {
+                        news.contacts.push(contact);
+                    }
                 }
             }
             if !news.revocations.is_empty() {

@@ -1,0 +1,313 @@
+//! A hundred members in virtual time of whom a third is replaced in ten minutes, with addresses, names and records
+//! kept by the code that the daemon runs. Figures are printed; `CHURN_REPORT=<file>` also writes
+//! them into sections of that file (run with `--test-threads 1`: docs/dht.md).
+#![allow(missing_docs)]
+
+use p2pvm_dhcp::{Addresses, Error, Lease, Subnet};
+use p2pvm_dht::{Dht, DhtOptions, MemoryStore, Record, Records};
+use p2pvm_overlay::{MemberId, RingAddr, UnixTime, fabric::memory::MemoryNet, identity::KeyPair};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{task::JoinHandle, time::Instant};
+
+const MEMBERS: usize = 100;
+const REPLACED: usize = 30;
+const CHURN: Duration = Duration::from_secs(600);
+/// As in the daemon, a lease is renewed at half its time; shortened from an hour so that ten minutes have five renewals.
+const TTL: Duration = Duration::from_secs(240);
+const RENEW: Duration = Duration::from_secs(120);
+/// A dead member is noticed when QUIC gives it up.
+const NOTICE: Duration = Duration::from_secs(11);
+const RECORDS: u16 = 300;
+
+/// What a member believes to hold, and since when.
+type Beliefs = Arc<Mutex<BTreeMap<MemberId, (Ipv4Addr, Instant)>>>;
+
+struct Member {
+    id: MemberId,
+    dht: Arc<Dht>,
+    tenant: JoinHandle<()>,
+}
+
+struct World {
+    net: MemoryNet,
+    members: Vec<Member>,
+    beliefs: Beliefs,
+    dir: tempfile::TempDir,
+    rng: StdRng,
+    began: Instant,
+    made: u32,
+    failed_claims: Arc<Mutex<u32>>,
+}
+
+/// Claims an address and a name and renews them, as the daemon does; claims anew when told that it has lost it.
+async fn tenant(addresses: Addresses, keys: KeyPair, id: MemberId, name: String, beliefs: Beliefs, failed: Arc<Mutex<u32>>) {
+    let mut lease: Option<Lease> = None;
+    loop {
+        let outcome = match &lease {
+            Some(held) => addresses.renew(&keys, held).await,
+            None => addresses.claim_host(&keys, id, &name).await,
+        };
+        let wait = match outcome {
+            Ok(new) => {
+                let mut beliefs = beliefs.lock().unwrap();
+                let since = beliefs.get(&id).filter(|(v4, _)| *v4 == new.v4).map_or_else(Instant::now, |(_, since)| *since);
+                beliefs.insert(id, (new.v4, since));
+                lease = Some(new);
+                RENEW
+            }
+            Err(Error::Lost { .. }) => {
+                beliefs.lock().unwrap().remove(&id);
+                lease = None;
+                Duration::ZERO
+            }
+            Err(_) => {
+                *failed.lock().unwrap() += 1;
+                Duration::from_secs(5)
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let net = MemoryNet::new(Duration::from_millis(25));
+        net.set_notice(NOTICE);
+        Self {
+            net,
+            members: Vec::new(),
+            beliefs: Beliefs::default(),
+            dir: tempfile::tempdir().unwrap(),
+            rng: StdRng::seed_from_u64(seed),
+            began: Instant::now(),
+            made: 0,
+            failed_claims: Arc::default(),
+        }
+    }
+
+    fn join(&mut self) -> MemberId {
+        self.made += 1;
+        let n = self.made;
+        let keys = KeyPair::from_seed(&self.rng.random());
+        let id = MemberId(keys.public());
+        let began = self.began;
+        let options = DhtOptions {
+            clock: Arc::new(move || UnixTime(1_800_000_000 + began.elapsed().as_secs())),
+            seed: Some(self.rng.random()),
+            republish_every: Duration::from_secs(300),
+            ..DhtOptions::default()
+        };
+        let dht = Dht::start(self.net.add(id), Arc::new(MemoryStore::default()), options);
+        // 253 addresses for 100 members: draws meet.
+        let subnet = Subnet::new(Ipv4Addr::new(10, 66, 0, 0), 24);
+        let cache = self.dir.path().join(format!("leases{n}"));
+        let addresses = Addresses::new(dht.clone(), subnet, cache).with_ttl(TTL).with_seed(self.rng.random());
+        let tenant = tokio::spawn(tenant(addresses, keys, id, format!("m{n}"), self.beliefs.clone(), self.failed_claims.clone()));
+        self.members.push(Member { id, dht, tenant });
+        id
+    }
+
+    fn kill(&mut self, index: usize) {
+        let dead = self.members.swap_remove(index);
+        dead.tenant.abort();
+        self.net.kill(dead.id);
+        self.beliefs.lock().unwrap().remove(&dead.id);
+    }
+
+    fn churned(&self) {
+        self.members.iter().for_each(|m| m.dht.membership_changed());
+    }
+
+    /// Addresses believed by two live members at once.
+    fn shared_addresses(&self) -> usize {
+        let beliefs = self.beliefs.lock().unwrap();
+        let mut holders: BTreeMap<Ipv4Addr, usize> = BTreeMap::new();
+        beliefs.values().for_each(|(v4, _)| *holders.entry(*v4).or_default() += 1);
+        holders.values().filter(|n| **n > 1).count()
+    }
+}
+
+fn key(n: u16) -> RingAddr {
+    RingAddr::of("a record of the churn test", &n.to_be_bytes())
+}
+
+#[derive(Debug, Default)]
+struct Figures {
+    lookups: u32,
+    failed: u32,
+    wrong: u32,
+    lost: u32,
+    shared_seconds: u32,
+    longest_shared: u32,
+    holding: usize,
+    failed_claims: u32,
+    slowest_ms: u128,
+    healed_after: Option<u32>,
+}
+
+/// One run; `cut` is when the network falls into two halves and when it is whole again.
+async fn live(seed: u64, cut: Option<(u32, u32)>) -> Figures {
+    let mut world = World::new(seed);
+    let mut figures = Figures::default();
+    for _ in 0..MEMBERS {
+        world.join();
+    }
+    world.churned();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let owner = KeyPair::from_seed(&[1; 32]);
+    let mut records: Vec<Record> = Vec::new();
+    for n in 0..RECORDS {
+        // Records have many owners, as addresses do: one owner may only have 256.
+        let owner = if n % 2 == 0 { &owner } else { &KeyPair::from_seed(&[2; 32]) };
+        let by = world.rng.random_range(0..MEMBERS);
+        records.push(world.members[by].dht.create(owner, key(n), n.to_be_bytes().to_vec(), CHURN * 10).await.unwrap());
+    }
+    let seconds = CHURN.as_secs() as u32;
+    let mut joins: Vec<u32> = (0..REPLACED).map(|_| world.rng.random_range(0..seconds)).collect();
+    let mut deaths: Vec<u32> = (0..REPLACED).map(|_| world.rng.random_range(0..seconds)).collect();
+    (joins.sort_unstable_by(|a, b| b.cmp(a)), deaths.sort_unstable_by(|a, b| b.cmp(a)));
+    let mut sharing = 0;
+    let mut halves: BTreeMap<MemberId, bool> = BTreeMap::new();
+    let mut tell_at: Vec<u32> = Vec::new();
+    for second in 0..seconds + 2 * RENEW.as_secs() as u32 {
+        if let Some((from, to)) = cut
+            && (second == from || second == to)
+        {
+            let ids: Vec<MemberId> = world.members.iter().map(|m| m.id).collect();
+            if second == from {
+                halves = ids.iter().map(|id| (*id, world.rng.random())).collect();
+            }
+            let side = |id: &MemberId| halves.get(id).copied().unwrap_or(false);
+            for a in &ids {
+                ids.iter().filter(|b| *b < a && side(b) != side(a)).for_each(|b| world.net.set_cut(*a, *b, second == from));
+            }
+            tell_at.push(second + 1);
+            tell_at.push(second + NOTICE.as_secs() as u32 + 1);
+        }
+        while joins.last().is_some_and(|at| *at <= second) {
+            joins.pop();
+            let new = world.join();
+            if let Some((from, to)) = cut.filter(|(from, to)| (*from..*to).contains(&second)) {
+                let _ = (from, to);
+                let side: bool = world.rng.random();
+                halves.insert(new, side);
+                let others: Vec<MemberId> = world.members.iter().map(|m| m.id).filter(|id| halves.get(id) != Some(&side)).collect();
+                others.iter().for_each(|other| world.net.set_cut(new, *other, true));
+            }
+            tell_at.push(second);
+        }
+        while deaths.last().is_some_and(|at| *at <= second) {
+            deaths.pop();
+            let who = world.rng.random_range(0..world.members.len());
+            world.kill(who);
+            tell_at.push(second + NOTICE.as_secs() as u32 + 1);
+        }
+        if tell_at.contains(&second) {
+            tell_at.retain(|at| *at > second);
+            world.churned();
+        }
+        // Five lookups a second, each by anyone of anything.
+        for _ in 0..5 {
+            let (by, n) = (world.rng.random_range(0..world.members.len()), world.rng.random_range(0..RECORDS));
+            let asked = Instant::now();
+            let found = world.members[by].dht.get(key(n)).await;
+            figures.slowest_ms = figures.slowest_ms.max(asked.elapsed().as_millis());
+            figures.lookups += 1;
+            match found {
+                Ok(Some(record)) if record == records[usize::from(n)] => {}
+                Ok(Some(_)) => figures.wrong += 1,
+                Ok(None) | Err(_) => figures.failed += 1,
+            }
+        }
+        let next = world.began + Duration::from_secs(u64::from(second) + 120);
+        tokio::time::sleep_until(next).await;
+        let shared = world.shared_addresses() > 0;
+        sharing = if shared { sharing + 1 } else { 0 };
+        figures.shared_seconds += u32::from(shared);
+        figures.longest_shared = figures.longest_shared.max(sharing);
+        if let Some((_, to)) = cut.filter(|(_, to)| second >= *to) {
+            if shared {
+                figures.healed_after = None;
+            } else {
+                figures.healed_after.get_or_insert(second - to);
+            }
+        }
+    }
+    for record in &records {
+        let found = world.members[0].dht.get(record.key).await;
+        figures.lost += u32::from(found.as_ref() != Ok(&Some(record.clone())));
+    }
+    figures.holding = world.beliefs.lock().unwrap().len();
+    figures.failed_claims = *world.failed_claims.lock().unwrap();
+    assert_eq!(world.members.len(), MEMBERS);
+    world.members.iter().for_each(|m| m.tenant.abort());
+    figures
+}
+
+fn run(seed: u64, cut: Option<(u32, u32)>) -> Figures {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(live(seed, cut))
+}
+
+fn seeds(default: std::ops::Range<u64>) -> Vec<u64> {
+    let only = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+    only.map_or_else(|| default.collect(), |seed| vec![seed])
+}
+
+/// Prints a table, and writes it behind what the report file has.
+fn report(title: &str, rows: &[(u64, Figures)]) {
+    let mut page = format!("## {title}\n\n");
+    page += "| seed | lookups | succeeded | wrong | slowest ms | records lost | address with two holders, longest s | after heal, s | claims repeated | members with an address |\n";
+    page += "|---|---|---|---|---|---|---|---|---|---|\n";
+    for (seed, f) in rows {
+        let success = 100.0 * f64::from(f.lookups - f.failed - f.wrong) / f64::from(f.lookups);
+        let healed = f.healed_after.map_or("-".into(), |s| s.to_string());
+        let (lookups, wrong, slowest, lost, longest) = (f.lookups, f.wrong, f.slowest_ms, f.lost, f.longest_shared);
+        let (claims, holding) = (f.failed_claims, f.holding);
+        let _ = writeln!(
+            page,
+            "| {seed} | {lookups} | {success:.2} % | {wrong} | {slowest} | {lost} of {RECORDS} | {longest} | {healed} | {claims} | {holding} of {MEMBERS} |"
+        );
+    }
+    println!("{page}");
+    if let Ok(file) = std::env::var("CHURN_REPORT") {
+        let before = std::fs::read_to_string(&file).unwrap_or_default();
+        std::fs::write(&file, with_section(&before, title, &page)).unwrap();
+    }
+}
+
+/// The page with its section of this title replaced or added.
+fn with_section(page: &str, title: &str, section: &str) -> String {
+    let heading = format!("## {title}\n");
+    let (before, old) = page.split_at(page.find(&heading).unwrap_or(page.len()));
+    let after = old.get(2..).and_then(|old| old.find("\n## ").map(|at| &old[at + 1..])).unwrap_or_default();
+    format!("{}\n\n{}\n{after}", before.trim_end(), section.trim_end())
+}
+
+#[test]
+fn with_thirty_of_a_hundred_members_replaced_in_ten_minutes_records_are_found_and_addresses_stay_unique() {
+    let rows: Vec<(u64, Figures)> = seeds(0..5).into_iter().map(|seed| (seed, run(seed, None))).collect();
+    report("30 of 100 members replaced in 10 minutes", &rows);
+    for (seed, f) in &rows {
+        assert!(u64::from(f.failed + f.wrong) * 100 <= u64::from(f.lookups), "SEED={seed}: lookups {f:?}");
+        assert_eq!((f.wrong, f.lost, f.holding), (0, 0, MEMBERS), "SEED={seed}: {f:?}");
+        assert!(f.longest_shared <= RENEW.as_secs() as u32, "SEED={seed}: an address had two holders: {f:?}");
+    }
+}
+
+#[test]
+fn after_a_partition_of_halves_each_address_has_one_holder_within_a_renewal_and_no_record_is_lost() {
+    let rows: Vec<(u64, Figures)> = seeds(10..13).into_iter().map(|seed| (seed, run(seed, Some((120, 420))))).collect();
+    report("The same, in two halves from minute 2 to minute 7", &rows);
+    for (seed, f) in &rows {
+        assert_eq!((f.wrong, f.lost, f.holding), (0, 0, MEMBERS), "SEED={seed}: {f:?}");
+        assert!(f.healed_after.is_some_and(|s| s <= RENEW.as_secs() as u32 + 10), "SEED={seed}: {f:?}");
+    }
+}

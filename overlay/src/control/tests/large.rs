@@ -1,0 +1,114 @@
+//! Networks beyond the full mesh: some forty hosts on loopback that keep few connections each.
+
+use super::*;
+use crate::lookup::NAMED;
+use std::collections::BTreeSet;
+
+const MEMBERS: usize = 40;
+const FULL_MESH: usize = 8;
+
+async fn large(world: &World) -> Vec<Arc<Control>> {
+    let mut all: Vec<Arc<Control>> = Vec::new();
+    for n in 0..MEMBERS {
+        let identity = Identity::generate();
+        let certificate = world.certify(&identity, &format!("m{n}"), false);
+        // Three bootstraps, as in life: the first members.
+        let bootstrap = all.iter().take(3).flat_map(|c| c.listen_addrs()).collect();
+        let config = world.config(identity, certificate, bootstrap);
+        let control = Control::start(ControlConfig { full_mesh: FULL_MESH, ..config }).await.unwrap();
+        control.serve("reverse", Arc::new(Reverse));
+        listening(&control).await;
+        all.push(control);
+    }
+    all
+}
+
+fn truth(all: &[Arc<Control>], place: &RingAddr, n: usize) -> Vec<MemberId> {
+    let mut members: Vec<MemberId> = all.iter().map(|c| c.me()).collect();
+    members.sort_by_cached_key(|m| m.ring_addr().distance(place));
+    members.truncate(n);
+    members
+}
+
+/// Waits until lookups of these places from everyone find the nearest members there are.
+async fn all_find(all: &[Arc<Control>], places: &[RingAddr]) {
+    let deadline = Instant::now() + LONG * 2;
+    for (i, control) in all.iter().enumerate() {
+        let place = places[i % places.len()];
+        loop {
+            let found = control.closest(place, 5).await;
+            if found.as_ref() == Ok(&truth(all, &place, 5)) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "member {i}: {found:?}");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
+    let world = World::new(1);
+    let began = Instant::now();
+    let mut all = large(&world).await;
+    let places: Vec<RingAddr> = (0..8u8).map(|n| RingAddr::of("a place", &[n])).collect();
+    all_find(&all, &places).await;
+    println!("{MEMBERS} members joined and find all after {:?}", began.elapsed());
+
+    // The ring says who is wanted: connections follow, and those for which there is no use end.
+    for (i, control) in all.iter().enumerate() {
+        control.set_ring_neighbours(vec![all[(i + 13) % MEMBERS].me(), all[(i + MEMBERS - 13) % MEMBERS].me()]);
+    }
+    eventually("the ring's neighbours are connected", || (0..MEMBERS).all(|i| all[i].connected().contains(&all[(i + 13) % MEMBERS].me())))
+        .await;
+    let mean = || all.iter().map(|c| c.connected().len()).sum::<usize>() as f64 / MEMBERS as f64;
+    println!("{:.1} connections each before the unused are closed", mean());
+    let closing = Instant::now() + LONG * 2;
+    while mean() > 20.0 {
+        assert!(Instant::now() < closing, "few connections are kept, not {:.1}", mean());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!("{:.1} connections each, {:?}", mean(), all.iter().map(|c| c.connected().len()).max());
+    // Who is not known is looked up.
+    let mut unknown = 0;
+    for i in 0..MEMBERS {
+        let (from, to) = (&all[i], &all[(i * 7 + 11) % MEMBERS]);
+        if !from.connected().contains(&to.me()) {
+            from.shared.book.write().unwrap().forget(to.me());
+            unknown += 1;
+        }
+        assert_eq!(from.call(to.me(), "reverse", vec![1, 2], LONG).await, Ok(vec![2, 1]), "{i}");
+    }
+    println!("{unknown} of {MEMBERS} calls were to members unknown before");
+    assert!(unknown > 5);
+
+    let size = all[0].size_estimate();
+    println!("estimated {size:?} members");
+
+    // Five die at once: soon nobody finds them.
+    let dead: Vec<Arc<Control>> = all.split_off(MEMBERS - 5);
+    let gone: BTreeSet<MemberId> = dead.iter().map(|c| c.me()).collect();
+    drop(dead);
+    let died = Instant::now();
+    all_find(&all, &places).await;
+    println!("after the death of {} all find the others after {:?}; {:?} in all", gone.len(), died.elapsed(), began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_names_only_signed_contacts_and_no_more_than_agreed() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let second = world.member("second", &[&first]).await;
+    meshed(&[&first, &second]).await;
+    let place = postcard::to_stdvec(&RingAddr([7; 32])).unwrap();
+    let nearest = async || second.call(first.me(), wire::NEAREST_SERVICE, place.clone(), LONG).await.unwrap();
+    let mut named: Vec<(MemberId, u64)> = Vec::new();
+    while named.len() < 2 {
+        named = wire::decode(&nearest().await).unwrap();
+    }
+    let ids: Vec<MemberId> = named.iter().map(|(m, _)| *m).cycle().take(4 * NAMED).collect();
+    let asked = postcard::to_stdvec(&ids).unwrap();
+    let contacts: Vec<Contact> = wire::decode(&second.call(first.me(), wire::CONTACTS_SERVICE, asked, LONG).await.unwrap()).unwrap();
+    assert_eq!(contacts.len(), NAMED);
+    assert!(contacts.iter().all(|c| c.verify(&second.shared.door.trust).is_ok()));
+}
