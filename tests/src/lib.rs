@@ -14,6 +14,7 @@ mod nat;
 pub mod plan;
 mod raise;
 mod realtime;
+pub mod sim;
 pub mod sites;
 pub mod testbed;
 
