@@ -17,6 +17,7 @@ mod nat;
 pub mod plan;
 mod raise;
 mod realtime;
+pub mod sim;
 pub mod sites;
 pub mod soak;
 pub mod testbed;

@@ -89,6 +89,8 @@ pub enum Command {
     /// Emulated wide area for tests and demos
     #[command(subcommand, after_help = "Example:\n  p2pvm testbed up tests/sites/planetlab.toml")]
     Testbed(p2pvm_tests::cli::TestbedCommand),
+    /// The ring at scale and under faults, simulated in virtual time
+    Simulate(p2pvm_tests::sim::cli::Simulate),
     /// The main job on the emulated wide area, with measured figures
     #[command(after_help = "Example:\n  p2pvm demo --image target/guest-image/guest.qcow2")]
     Demo(Demo),

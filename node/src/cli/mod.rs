@@ -55,6 +55,7 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
     let other = match cli.command {
         // The testbed enters namespaces, the daemon sizes its own runtime: neither is called inside one.
         Command::Testbed(command) => return Ok(p2pvm_tests::cli::run(command)?),
+        Command::Simulate(a) => return Ok(p2pvm_tests::sim::cli::run(&a, context.json)?),
         Command::Demo(a) => {
             crate::demo::run(&a, context.json)?;
             return Ok(ExitCode::SUCCESS);
@@ -99,6 +100,6 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Vm(a) => vm::run(&context, a).await,
         Command::Drain => vm::drain(&context).await,
         Command::Explain(a) => vm::explain(&context, &a.name).await,
-        Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) => unreachable!("dispatched before the runtime began"),
+        Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => unreachable!("dispatched before the runtime began"),
     }
 }

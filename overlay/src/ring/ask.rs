@@ -2,7 +2,7 @@
 //!
 //! Who asks divides the ring among its neighbours ([`Table::split`]); each answers for its part in the same way, so that no member keeps a list of
 //! all, everyone is asked once, and the depth is that of greedy paths. Answers come back merged, within a bound. If a neighbour does not
-//! answer in its share of the time, it is named with its part, and the part is given to the neighbour beside it.
+//! answer in its share of the time, it is named with its part, and the part is given to the neighbour beside it, twice at most.
 //!
 //! A member answers a question once, however often it arrives: what a branch that was too slow had gathered is missing then, and the
 //! branch is named; nothing is counted twice.
@@ -40,8 +40,8 @@ const MAX_DEAD: usize = 256;
 const MAX_DEPTH: u8 = 32;
 /// Members that a question is to leave out at most.
 const MAX_AVOIDED: usize = 16;
-/// The part of the time left that a neighbour is given; the rest is for asking another in its place.
-const FIRST_SHARE: f64 = 0.7;
+/// The part of the time left that a neighbour is given, then the one asked in its place, then one more.
+const SHARES: [f64; 3] = [0.6, 0.5, 1.0];
 /// The part of the time it is given that a neighbour may use; the rest is for the way back.
 const THEIR_SHARE: f64 = 0.9;
 /// Questions of others that are worked on at once.
@@ -186,7 +186,12 @@ impl Shared {
             answers.items.extend(self.responder.answer(&request.question).map(|own| (self.fabric.me(), own)));
         }
         if let Some(depth_left) = request.depth_left.checked_sub(1) {
-            let parts = self.table.load().split_without(request.range, &request.avoid);
+            let table = self.table.load_full();
+            let mut parts = table.split_without(request.range, &request.avoid);
+            // Asked in a dead member's place and knowing nobody in its part: pass the part on towards it. Any live member inside will do.
+            if let Some(dead) = request.avoid.last().filter(|_| !inside && parts.is_empty()) {
+                parts.extend(table.nearer(Position::of(dead), &request.avoid).map(|member| (member, request.range)));
+            }
             let branches = join_all(parts.iter().map(|(member, range)| self.branch(&request, depth_left, *member, *range, end))).await;
             for branch in branches {
                 self.merge(&request.question, &mut answers, branch);
@@ -209,23 +214,21 @@ impl Shared {
 
     /// What the neighbour, or one beside it in its place, answers for the range.
     async fn branch(&self, request: &Request, depth_left: u8, member: MemberId, range: Range, end: Instant) -> Answers {
-        let left = end.saturating_duration_since(Instant::now());
-        if let Some(answers) = self.call(request, depth_left, member, range, &request.avoid, left.mul_f64(FIRST_SHARE)).await {
-            return answers;
+        let (mut avoid, mut candidate) = (request.avoid.clone(), Some(member));
+        let mut dead = Vec::new();
+        for share in SHARES {
+            let Some(asked) = candidate else { break };
+            let left = end.saturating_duration_since(Instant::now()).mul_f64(share);
+            if let Some(mut answers) = self.call(request, depth_left, asked, range, &avoid, left).await {
+                dead.iter_mut().for_each(|d: &mut Dead| d.covered = true);
+                answers.dead.splice(0..0, dead);
+                return answers;
+            }
+            dead.push(Dead { member: asked, range, covered: false });
+            avoid.push(asked);
+            candidate = self.beside(member, &avoid).filter(|_| avoid.len() <= MAX_AVOIDED);
         }
-        let mut avoid = request.avoid.clone();
-        avoid.push(member);
-        let left = end.saturating_duration_since(Instant::now());
-        let instead = if avoid.len() > MAX_AVOIDED { None } else { self.beside(member, &avoid) };
-        let answers = match instead {
-            Some(other) => self.call(request, depth_left, other, range, &avoid, left).await,
-            None => None,
-        };
-        let dead = Dead { member, range, covered: answers.is_some() };
-        let mut answers = answers.unwrap_or_default();
-        answers.dead.insert(0, dead);
-        answers.dead.truncate(MAX_DEAD);
-        answers
+        Answers { dead, ..Answers::default() }
     }
 
     async fn call(

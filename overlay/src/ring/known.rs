@@ -114,6 +114,8 @@ impl Known {
         self.lost_at = (!self.lost.is_empty()).then(|| now + LOST_EVERY);
         let (member, lost) = self.lost.iter_mut().min_by_key(|(_, l)| l.tried)?;
         lost.tried = now;
+        // That it failed before does not count here: the cut may have healed since.
+        self.failed.remove(member);
         Some(*member)
     }
 

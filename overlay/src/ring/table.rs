@@ -111,6 +111,13 @@ impl Table {
         }
     }
 
+    /// The neighbour closest to `to` if that is closer than we are, as if `dead` were no neighbours.
+    pub fn nearer(&self, to: Position, dead: &[MemberId]) -> Option<MemberId> {
+        let alive = self.members.iter().filter(|n| !dead.contains(&n.member));
+        let best = alive.min_by_key(|n| to.closeness(n.position))?;
+        (to.closeness(best.position) < to.closeness(self.me.position)).then_some(best.member)
+    }
+
     fn split_side(&self, range: Range, dead: &[MemberId]) -> Vec<(MemberId, Range)> {
         let asked = |n: &&Node| range.contains(n.position) && !dead.contains(&n.member);
         let mut inside: Vec<Node> = self.members.iter().filter(asked).copied().collect();

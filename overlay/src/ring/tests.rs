@@ -87,7 +87,7 @@ fn the_halves_of_a_divided_network_are_rings_and_become_one_again() {
         world.settle(3 * MINUTE);
         world.run(3 * MINUTE);
         world.parts.clear();
-        let took = world.settle(2 * MINUTE);
+        let took = world.settle(MINUTE);
         println!("seed {seed}: one ring {took:?} after the cut was healed");
     }
 }

@@ -1,0 +1,208 @@
+//! `p2pvm simulate`: measures the ring at scale, or searches for faults in it.
+
+use super::{
+    faults::{self, Outcome},
+    queue::SECOND,
+    report,
+    scale::{self, Report},
+};
+use anyhow::{Context, bail};
+use clap::Args;
+use std::{
+    ops::Range,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+/// Sizes of the report unless others are asked for.
+const SIZES: &str = "10,100,1000,10000";
+/// Sizes of the networks of the fault search.
+const FAULTY_SIZES: Range<usize> = 8..48;
+
+/// The ring in virtual time: thousands of members in one process, everything drawn from a seed.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  p2pvm simulate --members 10,100,1000,10000 --seed 1 --out docs/plots --page docs/scale.md
+  p2pvm simulate --members 1000 --json
+  p2pvm simulate --faults --seeds 0..1000
+  p2pvm simulate --faults --seeds 417..418 --json")]
+pub struct Simulate {
+    /// Numbers of members, by commas; with --faults a range like 8..48 of which each seed draws
+    #[arg(long, value_name = "N,N|N..N")]
+    members: Option<String>,
+    /// Everything random comes from it
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seconds that the network is watched idle
+    #[arg(long, default_value_t = 600, value_name = "S")]
+    idle: u64,
+    /// Write the plots (SVG) to this directory
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Write the report as a page to this file
+    #[arg(long, value_name = "FILE", requires = "out")]
+    page: Option<PathBuf>,
+    /// Search for schedules of faults that break the ring, instead of measuring
+    #[arg(long, conflicts_with_all = ["out", "page"])]
+    faults: bool,
+    /// Seeds to search
+    #[arg(long, default_value = "0..100", value_name = "A..B")]
+    seeds: String,
+    /// Threads
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    threads: usize,
+}
+
+/// Runs it. `json`: print the results so.
+///
+/// # Errors
+/// What is wrong with the arguments, or which file could not be written.
+pub fn run(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
+    if args.faults { search(args, json) } else { measure(args, json) }
+}
+
+fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
+    let text = args.members.as_deref().unwrap_or(SIZES);
+    let mut sizes = text
+        .split(',')
+        .map(|n| n.trim().parse().ok().filter(|n| (2..=1_000_000).contains(n)))
+        .collect::<Option<Vec<usize>>>()
+        .with_context(|| format!("--members '{text}': give numbers from 2 to 1000000, with commas between"))?;
+    sizes.sort_unstable();
+    sizes.dedup();
+    if let Some(out) = &args.out {
+        std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    }
+    // The largest takes the longest and goes first.
+    let order: Vec<usize> = sizes.iter().rev().copied().collect();
+    let quiet = args.idle.max(10) * SECOND;
+    let mut reports: Vec<Report> = in_parallel(args.threads, &order, |n| {
+        let note = |what: &str| eprintln!("{n}: {what}");
+        scale::run(*n, args.seed, quiet, &note)
+    });
+    reports.sort_by_key(|r| r.members);
+    if let Some(out) = &args.out {
+        for (file, svg) in report::plots(&reports) {
+            let path = out.join(file);
+            std::fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if let Some(page) = &args.page {
+            let plots = page.parent().and_then(|dir| out.strip_prefix(dir).ok()).unwrap_or(out);
+            let command = format!("p2pvm simulate --members {text} --seed {} --out {} --page {}", args.seed, out.display(), page.display());
+            let text = report::page(&reports, &plots.display().to_string(), &command);
+            std::fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
+        }
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&reports)?);
+    } else {
+        print!("{}", report::markdown(&reports));
+    }
+    for report in reports.iter().filter(|r| !r.broken.is_empty()) {
+        eprintln!("broken with {} members: {}", report.members, report.broken.join("\n  "));
+    }
+    Ok(if reports.iter().all(|r| r.broken.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
+    let seeds = range(&args.seeds).with_context(|| format!("--seeds '{}': give a range like 0..1000", args.seeds))?;
+    let members = match args.members.as_deref() {
+        None => FAULTY_SIZES,
+        Some(text) => {
+            let range = range(text).with_context(|| format!("--members '{text}': give a range like 8..48"))?;
+            range.start as usize..range.end as usize
+        }
+    };
+    if members.start < 2 || members.end > 100_000 {
+        bail!("--members {}..{}: a network has from 2 to 100000 members here", members.start, members.end);
+    }
+    let began = Instant::now();
+    let list: Vec<u64> = seeds.clone().collect();
+    let outcomes: Vec<Outcome> = in_parallel(args.threads, &list, |seed| {
+        let outcome = faults::run(*seed, members.clone());
+        if !outcome.broken.is_empty() {
+            eprintln!("{}", said(&outcome, &members));
+        }
+        outcome
+    });
+    let failed = outcomes.iter().filter(|o| !o.broken.is_empty()).count();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&outcomes)?);
+    } else {
+        let healed: Vec<f64> = outcomes.iter().filter_map(|o| o.healed_after).collect();
+        let healed = scale::Spread::of(healed);
+        println!(
+            "{} seeds, {failed} failed; near links right after the last fault: median {:.0} s, p99 {:.0} s, max {:.0} s; {:.1} million events in {:.0} s",
+            outcomes.len(),
+            healed.median,
+            healed.p99,
+            healed.max,
+            outcomes.iter().map(|o| o.events).sum::<u64>() as f64 / 1e6,
+            began.elapsed().as_secs_f64()
+        );
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What broke with a seed, and how to see it again.
+pub fn said(outcome: &Outcome, members: &Range<usize>) -> String {
+    format!(
+        "seed {} broke the ring ({} members):\n  {}\n  reproduce: p2pvm simulate --faults --seeds {}..{} --members {}..{}",
+        outcome.seed,
+        outcome.members,
+        outcome.broken.join("\n  "),
+        outcome.seed,
+        outcome.seed + 1,
+        members.start,
+        members.end
+    )
+}
+
+fn range(text: &str) -> Option<Range<u64>> {
+    let (from, to) = text.split_once("..")?;
+    let range = from.trim().parse().ok()?..to.trim().parse().ok()?;
+    (!range.is_empty()).then_some(range)
+}
+
+/// `work` on each of `items`, on some threads; results in the order of the items.
+fn in_parallel<T: Sync, R: Send>(threads: usize, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, 64) {
+            scope.spawn(|| {
+                while let Some((i, item)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, items.get(i)?))) {
+                    let result = work(item);
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push((i, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|r| r.0);
+    results.into_iter().map(|r| r.1).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_the_items() {
+        let items: Vec<u64> = (0..50).collect();
+        assert_eq!(in_parallel(3, &items, |i| i * 2), items.iter().map(|i| i * 2).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_range_that_is_none_is_refused() {
+        assert_eq!(range("3..7"), Some(3..7));
+        for bad in ["7..3", "3", "a..b", "..", "3..3", "-1..2"] {
+            assert_eq!(range(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! The engine: members, what is under way between them, and the loop that lets it happen in virtual time.
+//!
+//! Members are the ring's own state machines. What the daemon does around them is done here in the least way that keeps its timing and its
+//! failures: packets are forwarded by the table snapshots as the packet threads do, links are made by [`super::dial`]. There is no oracle: a
+//! member learns of another's death by silence alone.
+
+use super::{
+    conditions::Conditions,
+    dial::{Dial, Handshake},
+    member::{Clock, Member, Sent, Tally},
+    queue::{Micros, Queue, SECOND},
+    world::{Home, World},
+};
+use p2pvm_overlay::{
+    MemberId,
+    ring::{Input, Kind, Next, Output, Packet, Position, Ring, RingOptions, message::Message},
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+/// Bytes below a ring packet: IPv6, UDP, and the header and tag of a sealed datagram.
+pub const LOWER_HEADERS: usize = 72;
+/// How often a member tries one in its book that it has no link to, as the daemon does, to find a ring that it does not know of: while it
+/// is in no ring,
+const REMEMBER_ALONE: Micros = 15 * SECOND;
+/// and while it is in one. All members do it, so that two rings of a hundred find each other in a few seconds.
+const REMEMBER_JOINED: Micros = 120 * SECOND;
+/// Outputs of one state machine for one input: more is a loop in it.
+const BUSY: usize = 10_000;
+/// Timers of one state machine without any time between them: more is a loop in it.
+const RESTLESS: u32 = 1_000;
+/// Broken promises that are kept word for word; more are only counted.
+const REMARKS: usize = 20;
+
+/// What happens at a time.
+pub(super) enum Event {
+    /// A member starts.
+    Start { member: u32 },
+    /// A timer of a state machine.
+    Wake { member: u32, life: u32 },
+    /// A datagram arrives: the number of a flight.
+    Arrive(u32),
+    /// An attempt to make a link is taken for lost.
+    DialTimeout { member: u32, life: u32, dial: u64 },
+    /// A member tries somebody in its book.
+    Remember { member: u32, life: u32 },
+}
+
+/// A datagram under way.
+#[derive(Clone)]
+pub(super) struct Flight {
+    pub from: u32,
+    pub to: u32,
+    pub cargo: Cargo,
+}
+
+/// What is in a datagram.
+#[derive(Clone)]
+pub(super) enum Cargo {
+    /// A packet of the ring, the session it is sealed with, and the members that it was at before.
+    Packet { packet: Packet, session: u64, trail: Vec<u32> },
+    /// A step of a handshake, over that relay.
+    Handshake(Handshake, Option<u32>),
+}
+
+/// What a datagram is counted as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    Upkeep,
+    Routed,
+    Linking,
+}
+
+/// A network of simulated members.
+pub struct Sim {
+    /// Where they live.
+    pub world: World,
+    /// What the network between them does.
+    pub conditions: Conditions,
+    /// The members, dead ones too.
+    pub members: Vec<Member>,
+    /// Promises that were broken, the first ones word for word.
+    pub broken: Vec<String>,
+    /// How many promises were broken.
+    pub broken_count: u64,
+    /// Packets that no member could take on, or that ended at one who knew nobody closer.
+    pub undeliverable: u64,
+    /// Round trips of those who joined, from their start to then: microseconds, and their undisturbed round trip to the first bootstrap.
+    pub joins: Vec<(Micros, Micros)>,
+    /// Links made, and of those the ones over a relay.
+    pub linked: (u64, u64),
+    pub(super) queue: Queue<Event>,
+    pub(super) rng: ChaCha8Rng,
+    pub(super) dials: Vec<Vec<Dial>>,
+    /// Sessions that the responder of a handshake waits to see confirmed.
+    pub(super) half_open: Vec<Vec<(u32, u64, Option<u32>)>>,
+    pub(super) next_number: u64,
+    options: RingOptions,
+    index: HashMap<MemberId, u32>,
+    places: HashMap<Position, u32>,
+    flights: Vec<Option<Flight>>,
+    free: Vec<u32>,
+    base: Instant,
+    events: u64,
+}
+
+impl Sim {
+    /// A world without members.
+    pub fn new(seed: u64, options: RingOptions) -> Self {
+        Self {
+            world: World::new(seed),
+            conditions: Conditions::default(),
+            members: Vec::new(),
+            broken: Vec::new(),
+            broken_count: 0,
+            undeliverable: 0,
+            joins: Vec::new(),
+            linked: (0, 0),
+            queue: Queue::default(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            dials: Vec::new(),
+            half_open: Vec::new(),
+            next_number: 1,
+            options,
+            index: HashMap::new(),
+            places: HashMap::new(),
+            flights: Vec::new(),
+            free: Vec::new(),
+            base: Instant::now(),
+            events: 0,
+        }
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> Micros {
+        self.queue.now()
+    }
+
+    /// Events so far.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// The dice, for scenarios.
+    pub fn rng(&mut self) -> &mut ChaCha8Rng {
+        &mut self.rng
+    }
+
+    /// A home for a new member; `public` as bootstraps need it.
+    pub fn home(&mut self, public: bool) -> Home {
+        if public { self.world.settle_publicly(&mut self.rng) } else { self.world.settle(&mut self.rng) }
+    }
+
+    /// A member that will start at `at` with the addresses of `bootstraps`. Its clock runs at `rate`.
+    pub fn add(&mut self, home: Home, rate: f64, bootstraps: &[u32], at: Micros) -> u32 {
+        let id = MemberId(self.rng.random());
+        let number = self.members.len() as u32;
+        let mut member = Member::new(id, home, Clock::new(self.base, rate));
+        member.known = bootstraps.to_vec();
+        member.bootstraps = bootstraps.len();
+        self.index.insert(id, number);
+        self.places.insert(member.node.position, number);
+        self.members.push(member);
+        self.dials.push(Vec::new());
+        self.half_open.push(Vec::new());
+        self.queue.put(at, Event::Start { member: number });
+        number
+    }
+
+    /// Pulls the plug of a member.
+    pub fn crash(&mut self, member: u32) {
+        self.members[member as usize].crash();
+        self.dials[member as usize].clear();
+        self.half_open[member as usize].clear();
+    }
+
+    /// Starts a dead member at `at`, with what it has on disk.
+    pub fn restart(&mut self, member: u32, at: Micros) {
+        self.queue.put(at, Event::Start { member });
+    }
+
+    /// Lets things happen for `span`.
+    pub fn run(&mut self, span: Micros) {
+        let until = self.now() + span;
+        while let Some(event) = self.queue.take(until) {
+            self.events += 1;
+            self.happen(event);
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Start { member } => self.start(member),
+            Event::Wake { member, life } => {
+                let m = &mut self.members[member as usize];
+                // A timer that was put for a later time than one that came since is void.
+                if m.life != life || !m.alive() || m.wake != self.queue.now() {
+                    return;
+                }
+                m.wake = Micros::MAX;
+                if m.asleep_until > self.queue.now() {
+                    m.wake = m.asleep_until;
+                    self.queue.put(m.asleep_until, Event::Wake { member, life });
+                    return;
+                }
+                self.tell(member, Input::Tick);
+            }
+            Event::Arrive(number) => {
+                let flight = self.flights.get_mut(number as usize).and_then(Option::take);
+                self.free.push(number);
+                if let Some(flight) = flight {
+                    self.arrive(flight);
+                }
+            }
+            Event::DialTimeout { member, life, dial } => {
+                if self.members[member as usize].life == life {
+                    self.dial_timeout(member, dial);
+                }
+            }
+            Event::Remember { member, life } => {
+                if self.members[member as usize].life == life && self.members[member as usize].alive() {
+                    self.remember(member);
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, number: u32) {
+        let seed = self.rng.random();
+        let now = self.now();
+        let m = &mut self.members[number as usize];
+        if m.alive() {
+            return;
+        }
+        m.life += 1;
+        m.started = now;
+        m.joined = None;
+        m.ring = Some(Box::new(Ring::new(m.node.member, self.options.clone(), seed)));
+        let seeds: Vec<MemberId> =
+            m.known.clone().into_iter().filter(|k| *k != number).map(|k| self.members[k as usize].node.member).collect();
+        self.tell(number, Input::Tick);
+        for seed in seeds {
+            self.tell(number, Input::Seed(seed));
+        }
+        self.remember_later(number);
+    }
+
+    fn remember(&mut self, number: u32) {
+        let (dice, now) = (self.rng.random::<u32>() as usize, self.now());
+        let m = &self.members[number as usize];
+        // One that is in no ring tries all bootstraps besides.
+        let bootstraps = if m.table.joined() { &[] } else { &m.known[..m.bootstraps] };
+        let one = m.known.get(dice.checked_rem(m.known.len()).unwrap_or(0));
+        let unlinked = |k: &u32| *k != number && !m.link(*k).is_some_and(|l| l.stands(now));
+        let seeds: Vec<u32> = bootstraps.iter().chain(one).copied().filter(unlinked).collect();
+        for seed in seeds {
+            let seed = self.members[seed as usize].node.member;
+            self.tell(number, Input::Seed(seed));
+        }
+        self.remember_later(number);
+    }
+
+    fn remember_later(&mut self, number: u32) {
+        let m = &self.members[number as usize];
+        let (pause, life) = (if m.table.joined() { REMEMBER_JOINED } else { REMEMBER_ALONE }, m.life);
+        let wait = self.rng.random_range(pause / 2..pause * 3 / 2);
+        self.queue.put(self.now() + wait, Event::Remember { member: number, life });
+    }
+
+    /// Gives an input to a member's state machine and does what it asks for.
+    pub(super) fn tell(&mut self, number: u32, input: Input<'_>) {
+        let now = self.now();
+        let mut inputs = vec![input];
+        let mut outputs = 0;
+        while let Some(input) = inputs.pop() {
+            let m = &mut self.members[number as usize];
+            let Some(ring) = m.ring.as_mut() else { return };
+            ring.handle(m.clock.read(now), input);
+            while let Some(output) = self.members[number as usize].ring.as_mut().and_then(|r| r.poll()) {
+                outputs += 1;
+                if outputs > BUSY {
+                    self.breach(format!("member {number} asks for more than {BUSY} things at once"));
+                    return;
+                }
+                self.output(number, output, &mut inputs);
+            }
+        }
+        let m = &mut self.members[number as usize];
+        let wake = m.ring.as_ref().and_then(|r| r.wake_at()).map_or(Micros::MAX, |at| m.clock.when(at).max(now + 1));
+        m.restless = if wake <= now + 2 { m.restless + 1 } else { 0 };
+        let restless = m.restless == RESTLESS;
+        if wake < m.wake {
+            m.wake = wake;
+            let life = m.life;
+            self.queue.put(wake, Event::Wake { member: number, life });
+        }
+        if restless {
+            self.breach(format!("member {number} wants to be woken at once {RESTLESS} times on end"));
+        }
+    }
+
+    fn output(&mut self, number: u32, output: Output, inputs: &mut Vec<Input<'_>>) {
+        match output {
+            Output::Send { to, packet } => {
+                if let Some(to) = self.number(&to) {
+                    self.want_again(number, to, &packet);
+                    let class = if packet.header.to == self.members[to as usize].node.position { Class::Upkeep } else { Class::Routed };
+                    self.send_packet(number, to, packet, class, Vec::new());
+                }
+            }
+            Output::Link { member, agent } => {
+                if let Some(to) = self.number(&member) {
+                    inputs.extend(self.dial(number, to, agent));
+                }
+            }
+            Output::Unlink { member } => {
+                if let Some(to) = self.number(&member) {
+                    if let Some(link) = self.members[number as usize].link_mut(to) {
+                        link.wanted = false;
+                    }
+                    self.dials[number as usize].retain(|d| d.to != to);
+                }
+            }
+            Output::TableChanged(table) => {
+                let now = self.now();
+                let m = &mut self.members[number as usize];
+                if table.joined() && m.joined.is_none() {
+                    m.joined = Some(now);
+                    let bootstrap = m.known.iter().take(m.bootstraps).find(|b| **b != number).copied();
+                    if let Some(bootstrap) = bootstrap.filter(|_| m.life == 1) {
+                        let started = m.started;
+                        let rtt = self.world.rtt_us(&self.members[number as usize].home, &self.members[bootstrap as usize].home);
+                        self.joins.push((now - started, rtt));
+                    }
+                }
+                self.members[number as usize].table = table;
+            }
+            Output::Deliver { packet, .. } => {
+                if matches!(packet.header.kind, Kind::Call | Kind::Answer) {
+                    self.dial_message(number, &packet);
+                }
+            }
+            Output::Event(_) => {}
+        }
+    }
+
+    /// Who has that id.
+    pub fn number(&self, id: &MemberId) -> Option<u32> {
+        self.index.get(id).copied()
+    }
+
+    /// Who stands at that place.
+    pub(super) fn at(&self, place: Position) -> Option<u32> {
+        self.places.get(&place).copied()
+    }
+
+    /// A ring that has let go of a link and says more over it than goodbye has taken it up again, as the other asked it to.
+    fn want_again(&mut self, me: u32, to: u32, packet: &Packet) {
+        if let Some(link) = self.members[me as usize].link_mut(to).filter(|l| !l.wanted) {
+            link.wanted = Message::decode(&packet.body).is_some_and(|m| m != Message::Bye);
+        }
+    }
+
+    /// Hands a packet to a neighbour. Without a link to it the packet is lost, as a frame of the daemon would be.
+    pub(super) fn send_packet(&mut self, from: u32, to: u32, packet: Packet, class: Class, trail: Vec<u32>) -> bool {
+        let now = self.now();
+        let Some(link) = self.members[from as usize].link(to).copied().filter(|l| l.stands(now)) else { return false };
+        let size = packet.encoded_len();
+        self.send(Flight { from, to, cargo: Cargo::Packet { packet, session: link.session, trail } }, size, link.relay, class);
+        true
+    }
+
+    pub(super) fn send(&mut self, flight: Flight, size: usize, relay: Option<u32>, class: Class) {
+        let (from, to) = (flight.from, flight.to);
+        let size = size + LOWER_HEADERS;
+        let sent = &mut self.members[from as usize].sent;
+        match class {
+            Class::Upkeep => sent.upkeep.add(size),
+            Class::Routed => sent.routed.add(size),
+            Class::Linking => sent.linking.add(size),
+        }
+        let rtt = |sim: &Self, a: u32, b: u32| sim.world.rtt_us(&sim.members[a as usize].home, &sim.members[b as usize].home);
+        let one_way = match relay {
+            None if self.conditions.open(from, to) => rtt(self, from, to) / 2,
+            Some(relay) if self.conditions.open(from, relay) && self.conditions.open(relay, to) && self.awake(relay) => {
+                self.members[relay as usize].sent.relayed.add(size);
+                (rtt(self, from, relay) + rtt(self, relay, to)) / 2
+            }
+            _ => return,
+        };
+        let fate = self.conditions.fate(&mut self.rng, one_way);
+        if let [Some(first), again] = fate {
+            if let Some(again) = again {
+                self.fly(flight.clone(), again);
+            }
+            self.fly(flight, first);
+        }
+    }
+
+    fn fly(&mut self, flight: Flight, delay: Micros) {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.flights.push(None);
+            self.flights.len() as u32 - 1
+        });
+        self.flights[number as usize] = Some(flight);
+        self.queue.put(self.now() + delay, Event::Arrive(number));
+    }
+
+    /// Whether a member runs and is not asleep.
+    pub fn awake(&self, member: u32) -> bool {
+        let m = &self.members[member as usize];
+        m.alive() && m.asleep_until <= self.now()
+    }
+
+    fn arrive(&mut self, flight: Flight) {
+        let Flight { from, to, cargo } = flight;
+        if !self.awake(to) {
+            return;
+        }
+        match cargo {
+            Cargo::Handshake(step, relay) => self.handshake(to, from, step, relay),
+            Cargo::Packet { packet, session, trail } => {
+                self.confirm(to, from, session);
+                let now = self.now();
+                if let Some(link) = self.members[to as usize].link_mut(from).filter(|l| l.stands(now) && l.opens(session)) {
+                    link.heard = now;
+                    self.packet(to, from, packet, trail);
+                }
+            }
+        }
+    }
+
+    /// What the packet threads and the driver do with a packet of the ring that came over a link.
+    fn packet(&mut self, me: u32, from: u32, mut packet: Packet, mut trail: Vec<u32>) {
+        if packet.header.from == self.members[me as usize].node.position {
+            // Over an agent that knows no better way than back to us.
+            return;
+        }
+        match self.members[me as usize].table.route(&packet.header) {
+            Next::Via(member) => {
+                let Some(next) = self.number(&member).filter(|next| *next != from) else { return };
+                if trail.contains(&me) {
+                    self.breach(format!("a {:?} packet came to member {me} twice: {trail:?}", packet.header.kind));
+                    return;
+                }
+                trail.push(me);
+                packet.header.hops_left -= 1;
+                let class = if matches!(packet.header.kind, Kind::Call | Kind::Answer) { Class::Linking } else { Class::Routed };
+                self.send_packet(me, next, packet, class, trail);
+            }
+            Next::Here => {
+                let from = self.members[from as usize].node.member;
+                self.tell(me, Input::Received { from, packet });
+            }
+            Next::Nowhere => {
+                self.undeliverable += 1;
+                if packet.header.hops_left == 0 {
+                    self.breach(format!("a {:?} packet used up its hops at member {me}: {trail:?}", packet.header.kind));
+                }
+            }
+        }
+    }
+
+    pub(super) fn breach(&mut self, what: String) {
+        self.broken_count += 1;
+        if self.broken.len() < REMARKS {
+            let second = self.now() as f64 / SECOND as f64;
+            self.broken.push(format!("at {second:.3} s: {what}"));
+        }
+    }
+
+    /// Where a member stands on the ring.
+    pub fn position(&self, member: u32) -> Position {
+        self.members[member as usize].node.position
+    }
+
+    /// What all members sent, of each kind.
+    pub fn sent(&self) -> Vec<Sent> {
+        self.members.iter().map(|m| m.sent).collect()
+    }
+
+    /// The sum of what all members sent.
+    pub fn total_sent(&self) -> Tally {
+        self.members
+            .iter()
+            .map(|m| m.sent.total())
+            .fold(Tally::default(), |s, t| Tally { messages: s.messages + t.messages, bytes: s.bytes + t.bytes })
+    }
+
+    /// Tells a member's ring the round trip of a link as the daemon measures it.
+    pub(super) fn linked(&mut self, me: u32, other: u32, rtt: Option<Duration>) {
+        let member = self.members[other as usize].node.member;
+        let dice = self.rng.random::<u32>() as usize;
+        self.members[me as usize].learn(other, dice);
+        self.tell(me, Input::Linked { member, rtt });
+    }
+}

@@ -1,0 +1,186 @@
+//! Writes what was measured: a page with tables, and its plots.
+
+use super::{
+    plot::{Axis, Chart, Look, Series},
+    scale::{Curve, Report},
+};
+use std::fmt::Write;
+
+/// The aim for hops: this many times log2 of the number of members, with as many far links as that.
+const HOPS_AIM: f64 = 0.6;
+/// The aim for idle traffic at 10 000 members, in bytes a second.
+const IDLE_AIM: f64 = 1000.0;
+
+/// The plots, each with its file name.
+pub fn plots(reports: &[Report]) -> Vec<(&'static str, String)> {
+    let chart = |title: &str, x: Axis, y: Axis, series: Vec<Series>| Chart { title: title.to_owned(), x, y, series }.svg();
+    let line = |name: &str, look: Look, values: Curve| Series { name: name.to_owned(), look, values };
+    let by_size = |of: &dyn Fn(&Report) -> f64| -> Curve { reports.iter().map(|r| (r.members as f64, of(r))).collect() };
+    let each = |of: &dyn Fn(&Report) -> Curve| -> Vec<Series> {
+        reports.iter().map(|r| line(&format!("{} members", r.members), Look::Line, of(r))).collect()
+    };
+    let members = || Axis::log("members (logarithmic)");
+    let share = |label: &str| Axis::linear(label).over(0.0, 1.0);
+    let aim = by_size(&|r| HOPS_AIM * (r.members as f64).log2());
+    let mut files = vec![
+        (
+            "hops.svg",
+            chart(
+                "Hops between two random members",
+                members(),
+                Axis::linear("hops"),
+                vec![
+                    line("average", Look::Marked, by_size(&|r| r.hops.mean)),
+                    line("99th percentile", Look::Marked, by_size(&|r| r.hops.p99)),
+                    line("aim for the average: 0.6 · log2 n", Look::Dashed, aim),
+                ],
+            ),
+        ),
+        (
+            "stretch.svg",
+            chart(
+                "Round trip over the ring compared with the direct path",
+                Axis::log("round trip over the ring ÷ direct round trip (logarithmic)").over(1.0, 100.0),
+                share("share of pairs"),
+                each(&|r| r.stretch_curve.clone()),
+            ),
+        ),
+        (
+            "idle.svg",
+            chart(
+                "What a member sends when nothing happens",
+                members(),
+                Axis::linear("bytes a second, with all headers"),
+                vec![
+                    line("average", Look::Marked, by_size(&|r| r.idle.bytes.mean)),
+                    line("99th percentile", Look::Marked, by_size(&|r| r.idle.bytes.p99)),
+                    line("aim at 10 000 members", Look::Dashed, by_size(&|_| IDLE_AIM)),
+                ],
+            ),
+        ),
+        (
+            "idle-messages.svg",
+            chart(
+                "Messages of a member when nothing happens",
+                members(),
+                Axis::linear("messages a second"),
+                vec![
+                    line("average", Look::Marked, by_size(&|r| r.idle.messages.mean)),
+                    line("99th percentile", Look::Marked, by_size(&|r| r.idle.messages.p99)),
+                ],
+            ),
+        ),
+        (
+            "join.svg",
+            chart(
+                "From start to a place in the ring",
+                Axis::log("round trips between joiner and bootstrap (logarithmic)").over(1.0, 1000.0),
+                share("share of joiners"),
+                each(&|r| r.join_curve.clone()),
+            ),
+        ),
+    ];
+    if let Some(greatest) = reports.iter().max_by_key(|r| r.members) {
+        let deaths = |of: &dyn Fn(&super::scale::Disaster) -> &Curve| {
+            let series = greatest.disasters.iter();
+            series
+                .map(|d| line(&format!("{} % died", d.share * 100.0), Look::Line, of(d).iter().copied().filter(|v| v.0 <= 120.0).collect()))
+                .collect()
+        };
+        let title = |what: &str| format!("{what} after a part of {} members died at once", greatest.members);
+        let seconds = || Axis::linear("seconds since they died").over(0.0, 120.0);
+        let y = || share("share");
+        files.push(("repair-near.svg", chart(&title("Correct near links"), seconds(), y(), deaths(&|d| &d.near))));
+        files.push(("repair-lookups.svg", chart(&title("Lookups that arrive"), seconds(), y(), deaths(&|d| &d.lookups))));
+    }
+    files
+}
+
+/// The tables.
+pub fn markdown(reports: &[Report]) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = tables(&mut out, reports);
+    out
+}
+
+fn tables(out: &mut String, reports: &[Report]) -> std::fmt::Result {
+    let seconds = |s: Option<f64>| s.map_or_else(|| "never".to_owned(), |s| format!("{s:.0} s"));
+    let heads: String = reports.iter().map(|r| format!(" {} |", r.members)).collect();
+    writeln!(out, "| members |{heads}\n|---|{}", "---|".repeat(reports.len()))?;
+    let mut row = |name: &str, of: &dyn Fn(&Report) -> String| {
+        let cells: String = reports.iter().map(|r| format!(" {} |", of(r))).collect();
+        writeln!(out, "| {name} |{cells}")
+    };
+    row("hops: average", &|r| format!("{:.2}", r.hops.mean))?;
+    row("hops: aim, 0.6 · log2 n", &|r| format!("{:.2}", HOPS_AIM * (r.members as f64).log2()))?;
+    row("hops: p99, max", &|r| format!("{:.0}, {:.0}", r.hops.p99, r.hops.max))?;
+    row("paths that arrive", &|r| format!("{:.2} %", r.arrived * 100.0))?;
+    row("stretch before shortcuts: median, p99", &|r| format!("{:.2}, {:.1}", r.stretch.median, r.stretch.p99))?;
+    row("links of a member: mean, p99, max", &|r| format!("{:.1}, {:.0}, {:.0}", r.links.mean, r.links.p99, r.links.max))?;
+    row("links over a relay", &|r| format!("{:.1} %", r.relayed_links * 100.0))?;
+    row("join: median, p99", &|r| format!("{:.0} ms, {:.0} ms", r.join_ms.median, r.join_ms.p99))?;
+    row("join in round trips to the bootstrap: median, p99", &|r| {
+        format!("{:.1}, {:.0}", r.join_round_trips.median, r.join_round_trips.p99)
+    })?;
+    row("all near links right after the last arrival", &|r| seconds(r.settled_s))?;
+    row("idle: messages/s sent by a member: mean, p99, max", &|r| {
+        let m = &r.idle.messages;
+        format!("{:.2}, {:.2}, {:.2}", m.mean, m.p99, m.max)
+    })?;
+    row("idle: bytes/s sent by a member: mean, p99, max", &|r| {
+        let b = &r.idle.bytes;
+        format!("{:.0}, {:.0}, {:.0}", b.mean, b.p99, b.max)
+    })?;
+    row("of the mean: upkeep, routed, linking, relayed", &|r| {
+        let i = &r.idle;
+        format!("{:.0}, {:.0}, {:.0}, {:.0}", i.upkeep_bytes, i.routed_bytes, i.linking_bytes, i.relayed_bytes)
+    })?;
+    row("idle: least share of right near links", &|r| format!("{:.3} %", r.idle_near * 100.0))?;
+    row("idle: least share of lookups that arrive", &|r| format!("{:.2} %", r.idle_lookups * 100.0))?;
+    for (i, died) in
+        reports.first().map(|r| r.disasters.iter().map(|d| d.share * 100.0).collect::<Vec<_>>()).unwrap_or_default().into_iter().enumerate()
+    {
+        row(&format!("{died} % die: near links right, 99.9 % of lookups arrive"), &|r| {
+            r.disasters.get(i).map_or_else(String::new, |d| format!("{}, {}", seconds(d.repaired_s), seconds(d.lookups_s)))
+        })?;
+        row(&format!("{died} % die: bytes/s of a survivor during repair"), &|r| {
+            r.disasters.get(i).map_or_else(String::new, |d| format!("{:.0}", d.repair_bytes_per_s))
+        })?;
+    }
+    row("coordinates: relative error, median", &|r| format!("{:.1} %", r.coordinates.median * 100.0))?;
+    row("believed log2 n ÷ true log2 n: mean", &|r| format!("{:.2}", r.size_estimate.mean))?;
+    row("loops, packets out of hops, runaways", &|r| r.broken.len().to_string())?;
+    row("simulated, in", &|r| format!("{:.0} s, {:.0} s", r.virtual_s, r.real_s))?;
+    row("events", &|r| format!("{:.1} million", r.events as f64 / 1e6))
+}
+
+/// The whole page. `plots` is the way from the page to the plots, `command` what made it.
+pub fn page(reports: &[Report], plots: &str, command: &str) -> String {
+    let image = |file: &str, what: &str| format!("![{what}]({plots}/{file})\n");
+    format!(
+        "# The ring at scale\n\n\
+        Made by `{command}`; do not edit. The members are the state machines of `overlay/src/ring/`, the network between them is simulated\n\
+        in virtual time (`tests/src/sim/`): {cities} cities with intercontinental round trips, a last mile for each member, one datagram in\n\
+        2 000 lost, delays that reorder, NATs (one pair in six has no direct path and uses a relay), links that take a call over the\n\
+        ring and a handshake to make. A dead member is noticed by its silence only. Bytes are those of the ring's packets and 72 for the\n\
+        headers below each. Same command, same figures, but for the real time.\n\n\
+        ## Figures\n\n{tables}\n\
+        A lookup is a path from a random living member to another, followed in the tables as they stand at that moment. A near link is right\n\
+        if both ends have it in their table and can open what the other seals; a member must have two on each side.\n\n\
+        ## Paths\n\n{hops}\n{stretch}\n\
+        The stretch is that of the first packets: traffic moves to a direct path as soon as there is one.\n\n\
+        ## Idle\n\n{idle}\n{messages}\n\
+        ## Joining\n\n{join}\n\
+        ## Repair\n\n{near}\n{lookups}",
+        cities = super::world::cities(),
+        tables = markdown(reports),
+        hops = image("hops.svg", "average and p99 of hops against the number of members"),
+        stretch = image("stretch.svg", "distribution of the stretch"),
+        idle = image("idle.svg", "bytes a member sends in a second"),
+        messages = image("idle-messages.svg", "messages a member sends in a second"),
+        join = image("join.svg", "distribution of the time to join"),
+        near = image("repair-near.svg", "share of correct near links over time"),
+        lookups = image("repair-lookups.svg", "share of lookups that arrive over time"),
+    )
+}
