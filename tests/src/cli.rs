@@ -273,7 +273,6 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             }
         }
         TestbedCommand::Down { named } => testbed::down(&named.name)?,
-<<<<<<< HEAD
         TestbedCommand::Compare(options) => {
             return compare::run(&options);
         }
@@ -286,7 +285,6 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
         }
         TestbedCommand::NatMatrix(options) => {
             matrix::run(&options, &std::env::current_exe().context("cannot find this program's own file")?)?;
->>>>>>> nat
         }
         TestbedCommand::Client(options) => return guest_client::main(&options),
         TestbedCommand::Keep { name, tied } => return Ok(keeper::keep(&name, tied)),

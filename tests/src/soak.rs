@@ -142,7 +142,9 @@ pub fn soak(program: &Path, name: &str, pace: u32, lasting: Duration, seed: u64)
 pub fn attack(bed: &Testbed, plan: &Plan) -> Result<Outcome, testbed::Error> {
     let host = bed.host(&plan.victim)?;
     let site = bed.plan().sites[host.site].name.clone();
-    let address = host.address;
+    let std::net::IpAddr::V4(address) = host.address else {
+        return Err(testbed::Error::Sites(format!("{}: the attack knows IPv4 alone", host.name)));
+    };
     bed.inside_router(&site, || {
         Attack::open(plan, address).and_then(Attack::run).map_err(|e| testbed::Error::Io("send hostile datagrams".into(), e))
     })?
