@@ -5,10 +5,7 @@ use super::{
     Context,
     print::{self, ms, or_dash},
 };
-use crate::{
-    api::types::{NetCheckView, Status},
-    failure::Outcome,
-};
+use crate::{api::types::NetCheckView, failure::Outcome};
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use p2pvm_overlay::portmap::{self, Offers};
 use std::net::IpAddr;
@@ -46,11 +43,7 @@ fn local_addresses() -> Vec<IpAddr> {
 
 pub(super) async fn run(context: &Context) -> Outcome<()> {
     let page: NetCheckView = match context.daemon().await {
-        Ok(mut client) => {
-            // Asked first so that a daemon that does not answer at all is told from one that takes its time.
-            let _: Status = client.get("/status").await?;
-            client.get("/netcheck").await?
-        }
+        Ok(mut client) => client.get("/netcheck").await?,
         Err(_) => {
             let local = local_addresses();
             let router = portmap::offers(&local).await;

@@ -72,7 +72,9 @@ pub(crate) fn refine(kind: NatKind, finding: &Finding) -> NatKind {
         (NatKind::Cone, _) if finding.by_port => refine(NatKind::Symmetric, finding),
         (NatKind::Symmetric, _) if finding.newest.is_some() => NatKind::Counting,
         (NatKind::Open, Filtering::Port) => NatKind::Firewalled,
-        (NatKind::Open | NatKind::Cone, Filtering::Address) => NatKind::AddressCone,
+        (NatKind::Cone, Filtering::Address) => NatKind::AddressCone,
+        // Without a stranger's knock it is not known to filter at all, and few firewalls look at addresses alone.
+        (NatKind::Open, Filtering::Address) if finding.complete => NatKind::AddressCone,
         (NatKind::Cone, Filtering::Independent) => NatKind::FullCone,
         (kind, _) => kind,
     }
@@ -262,6 +264,9 @@ mod tests {
         ] {
             assert_eq!(refine(kind, &finding(filtering)), refined, "{kind} {filtering:?}");
         }
+        let refused = Finding { complete: true, ..finding(Filtering::Address) };
+        assert_eq!(refine(NatKind::Open, &finding(Filtering::Address)), NatKind::Open, "nobody else has knocked");
+        assert_eq!(refine(NatKind::Open, &refused), NatKind::AddressCone);
         let by_port = Finding { by_port: true, ..Finding::default() };
         assert_eq!(refine(NatKind::Cone, &by_port), NatKind::Symmetric);
         let counting = Finding { newest: Some((([198, 18, 0, 1], 7).into(), Instant::now())), ..by_port };

@@ -37,7 +37,12 @@ const HASTY_ROUNDS: u32 = 5;
 /// Rounds with members to ask and no answer after which UDP counts as blocked.
 const SILENT_ROUNDS: u32 = 2;
 /// A finding is believed this long, and one that lacked a second member's help less long.
-const FINDING_LIFE: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(15));
+const FINDING_LIFE: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(4));
+/// As long as that help is lacking, so many members are asked in a round where they are, and rounds follow sooner.
+const SEEKING: usize = 8;
+const WHEN_SEEKING: Duration = Duration::from_secs(5);
+/// Rounds that follow sooner for it: in a network of few public members there may never be one.
+const SEEKING_ROUNDS: u32 = 8;
 
 /// What the answers of one round mean. `seen`: the server asked and our address as it saw it.
 pub(crate) fn judge(seen: &[(SocketAddr, SocketAddr)], local: &[IpAddr], port: u16) -> (NatKind, Option<SocketAddr>) {
@@ -87,7 +92,8 @@ async fn servers(shared: &Arc<Shared>) -> Vec<Server> {
         let fresh = |m: &MemberId| {
             state.known.get(m).is_some_and(|(at, w)| now.saturating_duration_since(*at) < FRESH && w.nat != NatKind::Unknown)
         };
-        connected.iter().copied().filter(|m| !fresh(m)).take(SERVERS).collect()
+        let seeking = state.found.is_some() && !state.finding.complete;
+        connected.iter().copied().filter(|m| !fresh(m)).take(if seeking { SEEKING } else { SERVERS }).collect()
     };
     let mut asking = JoinSet::new();
     for member in unknown {
@@ -226,6 +232,7 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
             // Alone, it costs nothing to look; with one member only, a second that could tell more may never come.
             _ if !asked => Duration::from_millis(200),
             _ if seen.len() < 2 && rounds < HASTY_ROUNDS => Duration::from_secs(2),
+            _ if rounds < SEEKING_ROUNDS && shared.state().found.is_some() && !shared.state().finding.complete => WHEN_SEEKING,
             _ => WHEN_NATTED,
         };
         tokio::select! {
