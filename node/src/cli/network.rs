@@ -26,6 +26,8 @@ use std::{
 
 /// A daemon that has not opened its socket by then is not going to.
 const DAEMON_START_LIMIT: Duration = Duration::from_secs(20);
+/// A daemon that was killed holds its lock until the kernel has taken it apart.
+const DYING_LIMIT: Duration = Duration::from_secs(2);
 /// An address is claimed within this, or something is wrong with the network.
 const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
 
@@ -143,17 +145,23 @@ fn last_line(layout: &Layout) -> String {
 
 pub(super) async fn down(context: &Context) -> Outcome<()> {
     let pid = crate::daemon::lock::holder(&context.layout);
-    match context.daemon().await {
-        Ok(mut client) => {
-            let _: Value = client.post("/shutdown", &()).await?;
+    let asked: Outcome<Value> = match context.daemon().await {
+        Ok(mut client) => client.post("/shutdown", &()).await,
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = asked {
+        // One that is just being killed does not answer, and is gone in a moment.
+        let began = Instant::now();
+        while crate::daemon::lock::holder(&context.layout).is_some() {
+            if began.elapsed() > DYING_LIMIT {
+                return Err(failure);
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
         }
-        Err(_) if pid.is_none() => {
-            // A daemon that was killed may have left this machine changed.
-            crate::daemon::changes::undo(&context.layout);
-            println!("no daemon was running");
-            return Ok(());
-        }
-        Err(failure) => return Err(failure),
+        // It may have left this machine changed.
+        crate::daemon::changes::undo(&context.layout);
+        println!("no daemon was running");
+        return Ok(());
     }
     let began = Instant::now();
     while crate::daemon::lock::holder(&context.layout).is_some() {

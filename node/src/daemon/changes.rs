@@ -12,10 +12,13 @@ use std::{
     fmt::Write as _,
     fs,
     io::Write as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 
+/// What is written down is read, changed and written by one at a time.
+static BUSY: Mutex<()> = Mutex::new(());
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// What has to be put back.
@@ -68,6 +71,7 @@ impl Changes {
 
 /// Puts everything back that is written down. What cannot be put back is logged and stays written down.
 pub fn undo(layout: &Layout) {
+    let _alone = BUSY.lock().unwrap_or_else(PoisonError::into_inner);
     let mut changes = Changes::load(layout);
     if changes == Changes::default() {
         return;
@@ -131,8 +135,17 @@ fn rules(table: &str, device: &str, overlay: &str, subnets: &[Cidr], guard: bool
     text
 }
 
+/// Writes down that a list of name servers is about to name ours.
+pub fn note_resolv_conf(layout: &Layout, path: &Path) -> Outcome<()> {
+    let _alone = BUSY.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut changes = Changes::load(layout);
+    changes.resolv_conf = Some(path.to_owned());
+    changes.save(layout)
+}
+
 /// Forwards from `device` into `subnets`, replacing what was forwarded before; none ends it.
 pub fn forward(layout: &Layout, device: &str, overlay: &str, subnets: &[Cidr]) -> Outcome<()> {
+    let _alone = BUSY.lock().unwrap_or_else(PoisonError::into_inner);
     let mut changes = Changes::load(layout);
     if subnets.is_empty() {
         if let Some(forwarding) = changes.forwarding.take() {

@@ -4,7 +4,7 @@
 //! daemon be killed, by everybody. Both are undone when the daemon ends; after a kill by the next one, or by
 //! `p2pvm down` ([`super::changes`]).
 
-use super::changes::Changes;
+use super::changes;
 use crate::{
     config::Config,
     failure::{Doing, Failure, Kind, Outcome},
@@ -83,9 +83,7 @@ impl Integration {
         if wanted == text {
             return Ok(());
         }
-        let mut changes = Changes::load(&self.layout);
-        changes.resolv_conf = Some(path.clone());
-        changes.save(&self.layout)?;
+        changes::note_resolv_conf(&self.layout, &path)?;
         replace(&path, &wanted)
     }
 

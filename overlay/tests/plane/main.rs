@@ -1,6 +1,7 @@
 //! The packet plane and its connector in real network namespaces, with real NATs (nftables). Needs root.
 
 mod adapt;
+mod policy;
 mod world;
 
 use p2pvm_overlay::{
