@@ -169,7 +169,8 @@ impl Ring {
     fn settle(&mut self, now: Instant) {
         self.keep_alive(now);
         self.expire(now);
-        if std::mem::take(&mut self.changed) {
+        let replanned = std::mem::take(&mut self.changed);
+        if replanned {
             self.plan_near(now);
         }
         self.estimate_size();
@@ -178,7 +179,9 @@ impl Ring {
         self.keep_shortcuts(now);
         self.drop_unwanted(now);
         self.tell(now);
-        self.renew_table();
+        if replanned || self.changed {
+            self.renew_table();
+        }
         // Something above may have lost or gained a neighbour: plan again at once rather than at the next input.
         self.wake = if self.changed { Some(now) } else { self.next_wake() };
     }

@@ -123,7 +123,16 @@ impl Ring {
 
     /// Members that may be nearer than our near neighbours: those that somebody has an edge with, and those known by hearsay only.
     fn candidates(&self, now: Instant) -> (Vec<Candidate>, Vec<Candidate>) {
-        let usable = |n: &Node| *n != self.me && !self.edges.contains_key(&n.member) && !self.known.is_failed(&n.member, now);
+        let me = self.me.position;
+        // Who is farther than enough neighbours of its side is no candidate: most of what lists name, so this is asked first.
+        let limit = |way: fn(Position, Position) -> u64| {
+            let mut ways: Vec<u64> = self.edges.values().filter(|e| e.heard).map(|e| way(me, e.node.position)).collect();
+            ways.sort_unstable();
+            ways.get(NEAR_EACH_SIDE - 1).copied().unwrap_or(u64::MAX)
+        };
+        let (ahead, behind) = (limit(|me, to| me.clockwise(to)), limit(|me, to| to.clockwise(me)));
+        let near = |n: &Node| me.clockwise(n.position) <= ahead || n.position.clockwise(me) <= behind;
+        let usable = |n: &Node| near(n) && *n != self.me && !self.edges.contains_key(&n.member) && !self.known.is_failed(&n.member, now);
         let mut first = BTreeMap::new();
         let mut second = BTreeMap::new();
         for edge in self.edges.values().filter(|e| e.heard) {

@@ -152,9 +152,12 @@ impl Sim {
             *r != a && *r != b && self.awake(*r) && self.members[*r as usize].home.access == Access::Public && open(a, *r) && open(b, *r)
         };
         let rtt = |x: u32, y: u32| self.world.rtt_us(&self.members[x as usize].home, &self.members[y as usize].home);
-        // The bootstraps are public and known to all, so that there is always somebody to ask.
-        let bootstraps = self.members[a as usize].known.iter().take(self.members[a as usize].bootstraps).copied();
-        drawn.into_iter().chain(bootstraps).filter(usable).take(RELAYS).min_by_key(|r| rtt(a, *r) + rtt(*r, b))
+        let way = |r: &u32| rtt(a, *r) + rtt(*r, b);
+        let chosen = drawn.into_iter().filter(usable).take(RELAYS).min_by_key(way);
+        // The bootstraps are public and known to all: the last resort of a small network.
+        chosen.or_else(|| {
+            self.members[a as usize].known.iter().take(self.members[a as usize].bootstraps).copied().filter(usable).min_by_key(way)
+        })
     }
 
     /// A step of a handshake came to `me`.

@@ -89,8 +89,8 @@ pub struct Sim {
     pub broken_count: u64,
     /// Packets that no member could take on, or that ended at one who knew nobody closer.
     pub undeliverable: u64,
-    /// Round trips of those who joined, from their start to then: microseconds, and their undisturbed round trip to the first bootstrap.
-    pub joins: Vec<(Micros, Micros)>,
+    /// Those who came into the ring in their first life, and how long that took from their start; without the bootstraps.
+    pub joins: Vec<(u32, Micros)>,
     /// Links made, and of those the ones over a relay.
     pub linked: (u64, u64),
     pub(super) queue: Queue<Event>,
@@ -330,11 +330,9 @@ impl Sim {
                 let m = &mut self.members[number as usize];
                 if table.joined() && m.joined.is_none() {
                     m.joined = Some(now);
-                    let bootstrap = m.known.iter().take(m.bootstraps).find(|b| **b != number).copied();
-                    if let Some(bootstrap) = bootstrap.filter(|_| m.life == 1) {
-                        let started = m.started;
-                        let rtt = self.world.rtt_us(&self.members[number as usize].home, &self.members[bootstrap as usize].home);
-                        self.joins.push((now - started, rtt));
+                    if m.life == 1 && number as usize >= m.bootstraps {
+                        let took = now - m.started;
+                        self.joins.push((number, took));
                     }
                 }
                 self.members[number as usize].table = table;

@@ -74,7 +74,7 @@ pub fn plots(reports: &[Report]) -> Vec<(&'static str, String)> {
             "join.svg",
             chart(
                 "From start to a place in the ring",
-                Axis::log("round trips between joiner and bootstrap (logarithmic)").over(1.0, 1000.0),
+                Axis::log("round trips, of the joiner's average length (logarithmic)").over(1.0, 100.0),
                 share("share of joiners"),
                 each(&|r| r.join_curve.clone()),
             ),
@@ -120,7 +120,7 @@ fn tables(out: &mut String, reports: &[Report]) -> std::fmt::Result {
     row("links of a member: mean, p99, max", &|r| format!("{:.1}, {:.0}, {:.0}", r.links.mean, r.links.p99, r.links.max))?;
     row("links over a relay", &|r| format!("{:.1} %", r.relayed_links * 100.0))?;
     row("join: median, p99", &|r| format!("{:.0} ms, {:.0} ms", r.join_ms.median, r.join_ms.p99))?;
-    row("join in round trips to the bootstrap: median, p99", &|r| {
+    row("join in round trips of the joiner's average length: median, p99", &|r| {
         format!("{:.1}, {:.0}", r.join_round_trips.median, r.join_round_trips.p99)
     })?;
     row("all near links right after the last arrival", &|r| seconds(r.settled_s))?;

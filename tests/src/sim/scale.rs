@@ -1,7 +1,7 @@
 //! One network of a given size, from its first member to the death of half of it, and what was measured on the way.
 //!
-//! Members arrive at a steady rate through three bootstraps. When every near link is right the paths are measured, then nothing happens for
-//! ten minutes but upkeep, then 1 %, 10 % and 50 % of the living die, each time at once, and the ring repairs itself.
+//! Members arrive at a steady rate through three bootstraps. When every near link is right the paths are measured, then nothing happens
+//! for ten minutes but upkeep, then 1 %, 10 % and 50 % of the living die, each time at once, and the ring repairs itself.
 
 use super::{
     engine::Sim,
@@ -11,7 +11,7 @@ use super::{
     survey::{Survey, walk},
 };
 use p2pvm_overlay::ring::{Mode, RingOptions};
-use rand::seq::SliceRandom;
+use rand::{Rng, seq::SliceRandom};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -26,6 +26,8 @@ const LIMIT: Micros = 600 * SECOND;
 const FAR_LINKS: Micros = 120 * SECOND;
 /// Paths measured.
 const PATHS: usize = 20_000;
+/// Members over which a member's average round trip is taken.
+const OTHERS: usize = 50;
 /// Time between two looks while idle.
 const LOOK: Micros = 10 * SECOND;
 /// Lookups of one look.
@@ -107,7 +109,7 @@ pub struct Report {
     pub seed: u64,
     /// From start to having a place in the ring, in milliseconds.
     pub join_ms: Spread,
-    /// The same in round trips between the joiner and its bootstrap.
+    /// The same in round trips of the joiner: of its average to the others.
     pub join_round_trips: Spread,
     /// Distribution of that.
     pub join_curve: Curve,
@@ -125,9 +127,9 @@ pub struct Report {
     pub links: Spread,
     /// Share of links over a relay.
     pub relayed_links: f64,
-    /// Ten quiet minutes.
+    /// Quiet minutes.
     pub idle: Idle,
-    /// The least share of near links that were right in those ten minutes, looked at every ten seconds.
+    /// The least share of near links that were right in those minutes, looked at every ten seconds.
     pub idle_near: f64,
     /// The least share of lookups that arrived meanwhile.
     pub idle_lookups: f64,
@@ -168,11 +170,11 @@ pub fn run(members: usize, seed: u64, quiet: Micros, note: &dyn Fn(&str)) -> Rep
     let disasters = DISASTERS.iter().map(|share| disaster(&mut sim, *share)).collect();
     note(&format!("disasters over, {:.0} s", began.elapsed().as_secs_f64()));
 
-    let round_trips: Vec<f64> = sim.joins.iter().map(|(took, rtt)| *took as f64 / *rtt as f64).collect();
+    let round_trips = round_trips(&mut sim);
     Report {
         members,
         seed,
-        join_ms: Spread::of(sim.joins.iter().map(|j| j.0 as f64 / 1e3).collect()),
+        join_ms: Spread::of(sim.joins.iter().map(|j| j.1 as f64 / 1e3).collect()),
         join_curve: distribution(&round_trips),
         join_round_trips: Spread::of(round_trips),
         settled_s: settled.map(|s| s as f64 / SECOND as f64),
@@ -224,6 +226,19 @@ fn paths(sim: &mut Sim) -> (Vec<f64>, Vec<f64>, f64) {
     }
     let arrived = hops.len() as f64 / PATHS as f64;
     (hops, stretch, arrived)
+}
+
+/// How long the joiners took, each in round trips of its own average length.
+fn round_trips(sim: &mut Sim) -> Vec<f64> {
+    let joins = sim.joins.clone();
+    let count = sim.members.len();
+    let of = |(member, took): (u32, Micros)| {
+        let home = sim.members[member as usize].home;
+        let others: Vec<usize> = (0..OTHERS).map(|_| sim.rng().random_range(0..count)).collect();
+        let sum: Micros = others.into_iter().map(|o| sim.world.rtt_us(&home, &sim.members[o].home)).sum();
+        took as f64 * OTHERS as f64 / sum as f64
+    };
+    joins.into_iter().map(of).collect()
 }
 
 /// How far off the coordinates of random pairs are.
