@@ -13,6 +13,7 @@ pub mod membership;
 pub mod plane;
 pub mod portmap;
 pub mod ring;
+pub mod ring_driver;
 pub mod ring_net;
 pub mod stun;
 

@@ -482,7 +482,7 @@ impl Driver {
         }
         let place = self.shared.me.ring_addr();
         members.sort_by_cached_key(|m| m.ring_addr().distance(&place));
-        let far = members.split_off(NEAR.min(members.len()));
+        let far = members.split_off(NEAR.min(self.shared.full_mesh).min(members.len()));
         let ring = self.shared.ring_neighbours.read().unwrap_or_else(PoisonError::into_inner);
         if ring.is_empty() {
             // Every 1/FAR-th of the rest by distance: about one in each doubling of the ring.

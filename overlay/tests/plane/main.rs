@@ -1,5 +1,6 @@
 //! The packet plane and its connector in real network namespaces, with real NATs (nftables). Needs root.
 
+mod ring;
 mod world;
 
 use p2pvm_overlay::{
