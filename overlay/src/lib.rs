@@ -20,6 +20,7 @@ pub mod notices;
 pub mod plane;
 pub mod portmap;
 pub mod ring;
+pub mod ring_driver;
 pub mod ring_net;
 pub mod stun;
 

@@ -6,9 +6,12 @@
 
 use crate::{
     plane::{Inner, Plane},
-    ring::{Header, Kind, Node, Packet, Position, RingStatus},
+    ring::{
+        Header, Kind, Node, Packet, Position, RingStatus, Table,
+        trace::{self, Report},
+    },
 };
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
@@ -75,6 +78,11 @@ impl RingNet {
         self.me
     }
 
+    /// The routing table, always the newest: what questions to all members are divided by.
+    pub fn table(&self) -> Arc<ArcSwap<Table>> {
+        self.inner().ring.table.clone()
+    }
+
     /// How the ring stood a moment ago; `None` until it runs.
     pub fn status(&self) -> Option<Arc<RingStatus>> {
         self.status.load_full()
@@ -102,8 +110,7 @@ impl RingNet {
     /// Gives a packet of our own to the neighbour that takes it on. `via`: to this one in any case, which also takes the answer.
     pub(crate) fn originate(&self, mut header: Header, body: Vec<u8>, via: Option<Position>) -> bool {
         let table = self.inner().ring.table.load();
-        let Some(table) = table.as_ref() else { return false };
-        let Some((first, agent)) = crate::plane::first_hop(table, &header, via) else { return false };
+        let Some((first, agent)) = crate::plane::first_hop(&table, &header, via) else { return false };
         header.agent = agent;
         self.inner().ring_send(&first, &Packet { header, body })
     }
@@ -111,6 +118,12 @@ impl RingNet {
     /// Asks the member at `to` and waits for its answer at most `limit`. `via`: through this neighbour, as its leaf.
     pub async fn call(&self, to: Position, via: Option<Position>, body: Vec<u8>, limit: Duration) -> Option<Vec<u8>> {
         self.exchange(Kind::Call, to, via, body, limit).await
+    }
+
+    /// Follows the ring to `to`; what the members on the way said, also where the path ends before.
+    pub async fn trace(&self, to: Position, limit: Duration) -> Option<Report> {
+        let answer = self.exchange(Kind::Trace, to, None, Vec::new(), limit).await?;
+        trace::parse_report(&[&[0; 8][..], &answer].concat())
     }
 
     /// Sends a packet that begins with an id, again while nothing comes back, and waits for what comes back under this id.

@@ -17,6 +17,8 @@ const CALM_TICK: Duration = Duration::from_millis(250);
 const IDLE_TICK: Duration = Duration::from_secs(2);
 /// A link that carried no data for this long is dropped.
 pub(crate) const IDLE_LINK: Duration = Duration::from_secs(300);
+/// A link that only the ring ever used is dropped so long after the ring has let it go.
+const SPARE_LINK: Duration = Duration::from_secs(30);
 /// A member without any link is forgotten after this.
 const FORGET: Duration = Duration::from_secs(30);
 /// The host's own addresses are looked up this often.
@@ -74,9 +76,10 @@ fn tick(inner: &Inner, now: Instant) -> Duration {
     let (mut forgotten, mut pause) = (Vec::new(), IDLE_TICK);
     for peer in inner.peers.load().iter() {
         let idle = peer.idle(now);
+        let limit = if peer.is_spare() { SPARE_LINK } else { IDLE_LINK };
         let index = inner.new_index();
         if let Some(link) = peer.link().as_mut() {
-            if idle >= IDLE_LINK {
+            if idle >= limit {
                 link.close();
             }
             link.tick(now, idle < Session::ACTIVE, index);
@@ -84,7 +87,7 @@ fn tick(inner: &Inner, now: Instant) -> Duration {
         inner.run_link(peer, now);
         let probing = {
             let mut paths = peer.paths();
-            if idle >= IDLE_LINK {
+            if idle >= limit {
                 paths.remove_all(now);
             }
             paths.tick(now, inner.activity(peer));

@@ -133,7 +133,7 @@ impl Inner {
             side: Mutex::default(),
             path_changed: Notify::new(),
             local_addresses: ArcSwap::default(),
-            ring: RingPort::default(),
+            ring: RingPort::new(config.me),
             last_roamed: Mutex::default(),
             has_roamed: Notify::new(),
             relaying: Relaying::new(now),

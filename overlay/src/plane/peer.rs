@@ -49,6 +49,8 @@ pub(crate) struct Peer {
     pub keep_alive: AtomicBool,
     /// The ring wants this link: it stays though it carries no data.
     edge: AtomicBool,
+    /// The ring wanted it, no longer does, and nothing else ever used it.
+    spare: AtomicBool,
     /// To be reached by stream rather than over the ring.
     by_stream: AtomicBool,
     /// The member through which this one is reached while it has no place on the ring of its own; zero: none.
@@ -95,6 +97,7 @@ impl Peer {
             waiting: Mutex::default(),
             keep_alive: AtomicBool::new(false),
             edge: AtomicBool::new(false),
+            spare: AtomicBool::new(false),
             by_stream: AtomicBool::new(false),
             agent: AtomicU64::new(0),
             ring_via: AtomicU64::new(0),
@@ -205,7 +208,13 @@ impl Peer {
 
     /// Says whether the ring wants this link.
     pub fn set_edge(&self, wanted: bool) {
-        self.edge.store(wanted, Ordering::Relaxed);
+        let unused = self.tx_bytes.load(Ordering::Relaxed) + self.rx_bytes.load(Ordering::Relaxed) == 0;
+        self.spare.store(self.edge.swap(wanted, Ordering::Relaxed) && !wanted && unused, Ordering::Relaxed);
+    }
+
+    /// Whether the link was the ring's alone, and the ring has let it go.
+    pub fn is_spare(&self) -> bool {
+        self.spare.load(Ordering::Relaxed)
     }
 
     /// From now on a stream is better than the ring: UDP does not get through.

@@ -1,6 +1,7 @@
 //! The ring's share of the packet plane: packets that go from neighbour to neighbour. A datagram of another pair's link is
 //! handed on by the thread that received it, from a snapshot of the routing table: opened, one hop taken off, sealed for the
-//! next; what is inside stays sealed between its ends. Everything else goes up to the ring's driver through a bounded queue.
+//! next; what is inside stays sealed between its ends. Calls and answers go on in the same way; what ends here, and what the
+//! ring's state machine must see, goes up to its driver through a bounded queue.
 //!
 //! A neighbour is reached directly, through a relay or by stream, never over the ring itself.
 
@@ -20,10 +21,10 @@ use crate::{
         wire::{MAX_HEADER_LEN, take_hop},
     },
 };
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use std::{
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -44,18 +45,19 @@ pub(crate) struct OverRing {
 
 /// What the plane keeps of the ring.
 pub(crate) struct RingPort {
-    /// The neighbours; `None` until a driver runs.
-    pub table: ArcSwapOption<Table>,
+    /// The neighbours; none until a driver runs.
+    pub table: Arc<ArcSwap<Table>>,
     up: mpsc::Sender<(MemberId, Packet)>,
     up_by: Mutex<Option<mpsc::Receiver<(MemberId, Packet)>>>,
     /// Packets of other pairs handed on.
     pub carried: AtomicU64,
 }
 
-impl Default for RingPort {
-    fn default() -> Self {
+impl RingPort {
+    pub fn new(me: MemberId) -> Self {
         let (up, up_by) = mpsc::channel(MAX_UPWARD);
-        Self { table: ArcSwapOption::empty(), up, up_by: Mutex::new(Some(up_by)), carried: AtomicU64::new(0) }
+        let table = Table::new(me, false, [], []);
+        Self { table: Arc::new(ArcSwap::from_pointee(table)), up, up_by: Mutex::new(Some(up_by)), carried: AtomicU64::new(0) }
     }
 }
 
@@ -67,7 +69,7 @@ impl Inner {
 
     /// Whether packets can be sent over the ring at all.
     pub fn ring_stands(&self) -> bool {
-        self.ring.table.load().as_ref().is_some_and(|table| !table.members().is_empty())
+        !self.ring.table.load().members().is_empty()
     }
 
     /// A packet that a neighbour handed over.
@@ -76,13 +78,13 @@ impl Inner {
             return;
         }
         let Ok((header, body)) = Header::parse(packet) else { return };
-        if header.kind != Kind::Datagram {
-            // A full queue loses it as a full router would: whoever asked asks again.
-            let _ = self.ring.up.try_send((neighbour.member, Packet { header, body: body.to_vec() }));
-            return;
+        // A full queue loses it as a full router would: whoever asked asks again.
+        let up = |body: &[u8]| drop(self.ring.up.try_send((neighbour.member, Packet { header, body: body.to_vec() })));
+        if !matches!(header.kind, Kind::Datagram | Kind::Call | Kind::Answer) {
+            return up(body);
         }
-        let table = self.ring.table.load();
-        match table.as_ref().map_or(Next::Nowhere, |table| table.route(&header)) {
+        match self.ring.table.load().route(&header) {
+            Next::Here if header.kind != Kind::Datagram => up(body),
             Next::Here => {
                 let over = OverRing { agent: header.agent, hops: HOP_LIMIT - header.hops_left };
                 self.datagram(ctx, &mut packet[header.encoded_len()..], By::Ring(over), now);
@@ -114,11 +116,10 @@ impl Inner {
     /// Sends a sealed datagram to a member over the ring.
     pub fn send_over_ring(&self, out: &mut Batch, peer: &Peer, datagram: &[u8], now: Instant) -> bool {
         let table = self.ring.table.load();
-        let Some(table) = table.as_ref() else { return false };
         let agent = peer.agent();
         let mut header = Header::new(Kind::Datagram, table.me().position, agent.unwrap_or(peer.position));
         header.leaf = agent.map(|_| peer.position);
-        let Some((first, ours)) = first_hop(table, &header, peer.ring_via()) else { return false };
+        let Some((first, ours)) = first_hop(&table, &header, peer.ring_via()) else { return false };
         header.agent = ours;
         let mut packet = vec![0; MAX_HEADER_LEN + datagram.len()];
         let Some(room) = packet.first_chunk_mut::<MAX_HEADER_LEN>() else { return false };

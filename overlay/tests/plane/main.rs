@@ -2,6 +2,7 @@
 
 mod adapt;
 mod policy;
+mod ring;
 mod world;
 
 use p2pvm_overlay::{

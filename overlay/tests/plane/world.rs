@@ -3,11 +3,15 @@
 
 use async_trait::async_trait;
 use p2pvm_overlay::{
-    BoxStream, Fabric, FabricError, MemberId, RingAddr, Serve,
-    connect::{ConnectOptions, Connector},
+    BoxStream, Fabric, FabricError, MemberId, RingAddr, Serve, UnixTime,
+    connect::{ConnectOptions, Connector, Papers},
     fabric::memory::{MemoryFabric, MemoryNet},
-    identity::LinkKey,
+    identity::{KeyPair, LinkKey},
+    membership::{Ipv4Subnet, Issuer, NetworkConfig, Rights, Trust},
     plane::{GuestPort, Plane, PlaneConfig, PlaneEvent, Route},
+    ring::RingOptions,
+    ring_driver::RingDriver,
+    ring_net::RingNet,
 };
 use std::{
     collections::HashMap,
@@ -56,8 +60,10 @@ impl Fabric for KeyedFabric {
     fn connected(&self) -> Vec<MemberId> {
         self.inner.connected()
     }
+    /// Known of members that it has a connection with, as on the real control plane.
     fn link_key(&self, member: MemberId) -> Option<LinkKey> {
-        self.keys.lock().unwrap().get(&member).copied()
+        let met = self.inner.connected().contains(&member);
+        met.then(|| self.keys.lock().unwrap().get(&member).copied()).flatten()
     }
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
         self.inner.closest(place, n).await
@@ -86,6 +92,7 @@ pub struct World {
     hosts: u8,
     /// Whether planes count traffic.
     pub traffic: bool,
+    root: Option<(KeyPair, NetworkConfig)>,
 }
 
 /// One host: a plane in a namespace of its own, and its connector.
@@ -95,6 +102,8 @@ pub struct Host {
     pub namespace: String,
     pub plane: Plane,
     pub connector: Arc<Connector>,
+    /// Its place on the ring, in a world with one.
+    pub ring: Option<(Arc<RingNet>, RingDriver)>,
     pub events: mpsc::Receiver<PlaneEvent>,
 }
 
@@ -135,12 +144,40 @@ pub fn within<T: Send>(namespace: &str, body: impl FnOnce() -> T + Send) -> T {
 
 impl World {
     pub fn new(one_way: Duration) -> Self {
+        Self::bare(one_way)
+    }
+
+    fn bare(one_way: Duration) -> Self {
         let prefix = format!("pl{}w{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
-        let mut world =
-            Self { prefix, namespaces: Vec::new(), net: MemoryNet::new(one_way), keys: Arc::default(), hosts: 0, traffic: true };
+        let (net, keys) = (MemoryNet::new(one_way), Arc::default());
+        let mut world = Self { prefix, namespaces: Vec::new(), net, keys, hosts: 0, traffic: true, root: None };
         let core = world.namespace("core");
         must(&format!("ip -n {core} link add name wire0 type bridge && ip -n {core} link set wire0 up"));
         world
+    }
+
+    /// A world whose members meet on a ring.
+    pub fn with_ring(one_way: Duration) -> Self {
+        let root = KeyPair::generate();
+        let subnet = Ipv4Subnet::new([10, 77, 0, 0].into(), 16).expect("a subnet");
+        let network = NetworkConfig::found(&root, "lab", subnet, UnixTime::now()).expect("a network");
+        let mut world = Self::bare(one_way);
+        world.root = Some((root, network));
+        world
+    }
+
+    /// Cuts or heals what two members have of the control plane.
+    pub fn set_cut(&self, a: MemberId, b: MemberId, cut: bool) {
+        self.net.set_cut(a, b, cut);
+    }
+
+    /// Cuts or heals the wire between the two hosts, both ways.
+    pub fn set_wire_cut(&self, a: &Host, b: &Host, cut: bool) {
+        for (from, to) in [(a, b), (b, a)] {
+            let verb = if cut { "replace" } else { "del" };
+            let rule = format!("ip -n {} route {verb} blackhole 198.18.0.{}/32", from.namespace, to.number);
+            must(&rule);
+        }
     }
 
     fn namespace(&mut self, name: &str) -> String {
@@ -203,8 +240,23 @@ impl World {
             plane
         });
         let fabric = Arc::new(KeyedFabric { inner: self.net.add(member), keys: self.keys.clone() });
-        let connector = Connector::start(plane.clone(), fabric, ConnectOptions { stun: true, upnp: false, ..ConnectOptions::default() });
-        Host { member, number, namespace, plane, connector, events }
+        let options = ConnectOptions { stun: true, upnp: false, ..ConnectOptions::default() };
+        let (connector, ring) = match &self.root {
+            None => (Connector::start(plane.clone(), fabric, options), None),
+            Some((root, network)) => {
+                let (from, to) = (UnixTime::now(), UnixTime::now().plus(3600));
+                let (key, name) = (LinkKey(public), format!("host{number}"));
+                let certificate =
+                    Issuer::root(root).certify(network, (member, key), &name, Rights::default(), (from, to)).expect("a certificate");
+                let net = RingNet::new(plane.clone());
+                let papers = Papers { certificate, trust: Arc::new(Trust::new(network.id)) };
+                let connector = Connector::start_with_ring(plane.clone(), fabric.clone(), options, net.clone(), papers);
+                let driver =
+                    RingDriver::start(net.clone(), connector.clone(), fabric, RingOptions { far: Some(0), ..RingOptions::default() });
+                (connector, Some((net, driver)))
+            }
+        };
+        Host { member, number, namespace, plane, connector, ring, events }
     }
 
     /// A guest of `host`: a namespace with one interface, whose other end is the host's port `tapN`.

@@ -64,7 +64,7 @@ impl Driver {
         }
         let ring = self.shared.ring_neighbours.read().unwrap_or_else(PoisonError::into_inner);
         let round = self.started.elapsed().as_secs() / ROUND.as_secs();
-        let mut wanted = book.worth_connecting(NEAR, if ring.is_empty() { FAR } else { 0 }, round);
+        let mut wanted = book.worth_connecting(NEAR.min(self.shared.full_mesh), if ring.is_empty() { FAR } else { 0 }, round);
         wanted.extend(ring.iter());
         wanted
     }

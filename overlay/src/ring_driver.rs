@@ -1,0 +1,313 @@
+//! Runs the ring: owns its state machine, tells it which links stand, what neighbours handed over and what time it is, and does
+//! what it asks. Its edges are links of the packet plane; its packets travel in their sealed frames (`plane/ring.rs`).
+//!
+//! Who may be met from outside of the ring (a seed) is what the control plane is connected with: one of them when this member
+//! is alone, and one that does not answer over the ring when it should, which is how two rings find each other after a
+//! partition has healed.
+
+use crate::{
+    connect::Connector,
+    fabric::Fabric,
+    id::MemberId,
+    ring::{Event, Input, Kind, Output, Packet, Position, Ring, RingOptions},
+    ring_net::RingNet,
+};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{sync::mpsc, task::JoinSet};
+
+/// Links that appeared or went are noticed at the latest after this; a change of path is noticed at once.
+const SYNC_EVERY: Duration = Duration::from_millis(500);
+/// What others see of the ring, and how much traffic there is, is brought up to date this often.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+/// Traffic is averaged over this.
+const TRAFFIC_EVERY: Duration = Duration::from_secs(4);
+/// A member that is alone tries another seed after this.
+const SEED_EVERY: Duration = Duration::from_secs(2);
+/// A random member of the control plane is asked over the ring this often, in case that there are two rings.
+const PROVE_EVERY: Duration = Duration::from_secs(60);
+/// A member that has just connected has this long to take its place before it is asked over the ring.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Newly connected members that wait to be asked.
+const MAX_UNPROVED: usize = 64;
+
+/// A running ring; dropping it ends it, and this member leaves its place.
+pub struct RingDriver {
+    _tasks: JoinSet<()>,
+}
+
+impl RingDriver {
+    /// Takes this member's place on the ring and keeps it. Must be called within a tokio runtime.
+    pub fn start(net: Arc<RingNet>, connector: Arc<Connector>, fabric: Arc<dyn Fabric>, options: RingOptions) -> Self {
+        let mut tasks = JoinSet::new();
+        let Some(packets) = net.inner().take_ring_packets() else { return Self { _tasks: tasks } };
+        let (outcomes, outcome) = mpsc::channel(64);
+        let ring = Ring::new(net.me().member, options, rand::random());
+        net.inner().ring.table.store(ring.table());
+        let now = Instant::now();
+        let driver = Driver {
+            ring,
+            net,
+            connector,
+            fabric,
+            edges: HashSet::new(),
+            links: BTreeSet::new(),
+            asked: HashSet::new(),
+            connected: HashSet::new(),
+            unproved: VecDeque::new(),
+            traffic: HashMap::new(),
+            traffic_at: now,
+            seed_at: now,
+            prove_at: now + PROVE_EVERY,
+            outcomes,
+        };
+        tasks.spawn(driver.run(packets, outcome));
+        Self { _tasks: tasks }
+    }
+}
+
+enum Outcome {
+    /// No link to this member could be made.
+    NoLink(MemberId),
+    /// A link was made, or the attempt was given up because there is one.
+    Link(MemberId),
+    /// The control plane reaches this member and the ring does not.
+    Elsewhere(MemberId),
+}
+
+struct Driver {
+    ring: Ring,
+    net: Arc<RingNet>,
+    connector: Arc<Connector>,
+    fabric: Arc<dyn Fabric>,
+    /// Links that the ring knows of and has not let go.
+    edges: HashSet<MemberId>,
+    /// Links that there were at the last look.
+    links: BTreeSet<MemberId>,
+    /// Links that are being made.
+    asked: HashSet<MemberId>,
+    connected: HashSet<MemberId>,
+    /// Members that have connected and are to be asked over the ring, and from when on.
+    unproved: VecDeque<(Instant, MemberId)>,
+    /// Bytes counted at the last look.
+    traffic: HashMap<MemberId, u64>,
+    traffic_at: Instant,
+    seed_at: Instant,
+    prove_at: Instant,
+    outcomes: mpsc::Sender<Outcome>,
+}
+
+impl Driver {
+    async fn run(mut self, mut packets: mpsc::Receiver<(MemberId, Packet)>, mut outcome: mpsc::Receiver<Outcome>) {
+        let plane = self.net.inner().clone();
+        let mut sync = tokio::time::interval(SYNC_EVERY);
+        let mut show = tokio::time::interval(SHOW_EVERY);
+        sync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        show.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let wake = self.ring.wake_at().map(tokio::time::Instant::from_std);
+            tokio::select! {
+                packet = packets.recv() => match packet {
+                    Some((from, packet)) => self.on_packet(from, packet),
+                    None => return,
+                },
+                Some(outcome) = outcome.recv() => self.on_outcome(outcome),
+                () = plane.path_changed.notified() => self.look_at_links(),
+                () = tokio::time::sleep_until(wake.unwrap_or_else(tokio::time::Instant::now)), if wake.is_some() => {
+                    self.ring.handle(Instant::now(), Input::Tick);
+                }
+                _ = sync.tick() => self.look_at_links(),
+                _ = show.tick() => self.every_second(Instant::now()),
+            }
+            self.run_outputs();
+            if plane.stop.raised() {
+                return;
+            }
+        }
+    }
+
+    fn on_packet(&mut self, from: MemberId, packet: Packet) {
+        match packet.header.kind {
+            Kind::Call | Kind::Answer => self.net.take(&packet),
+            _ => self.ring.handle(Instant::now(), Input::Received { from, packet }),
+        }
+    }
+
+    fn on_outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Link(member) => {
+                self.asked.remove(&member);
+                self.look_at_links();
+                // It was there already, or is gone again.
+                self.report(member);
+            }
+            Outcome::NoLink(member) => {
+                self.asked.remove(&member);
+                self.ring.handle(Instant::now(), Input::LinkFailed { member });
+            }
+            Outcome::Elsewhere(member) => {
+                tracing::info!(?member, "not in our ring: the rings are to merge");
+                self.ring.handle(Instant::now(), Input::Seed(member));
+            }
+        }
+    }
+
+    /// Tells the ring of a link that stands, or that it does not.
+    fn report(&mut self, member: MemberId) {
+        let now = Instant::now();
+        let peer = self.net.inner().peers.load().get(&member).cloned();
+        if peer.as_ref().is_some_and(|peer| peer.is_edge_path() && peer.ready()) {
+            if self.edges.insert(member) {
+                let rtt = peer.as_ref().and_then(|peer| peer.info()).and_then(|info| info.rtt);
+                peer.inspect(|peer| peer.set_edge(true));
+                self.ring.handle(now, Input::Linked { member, rtt });
+            }
+        } else if !self.edges.contains(&member) {
+            self.ring.handle(now, Input::LinkFailed { member });
+        }
+    }
+
+    /// Links that came and went since the last look.
+    fn look_at_links(&mut self) {
+        let plane = self.net.inner().clone();
+        let links: BTreeSet<MemberId> =
+            plane.peers.load().iter().filter(|peer| peer.is_edge_path() && peer.ready()).map(|peer| peer.member).collect();
+        let (came, went): (Vec<_>, Vec<_>) =
+            (links.difference(&self.links).copied().collect(), self.links.difference(&links).copied().collect());
+        self.links = links;
+        for member in went {
+            if self.edges.remove(&member) {
+                self.ring.handle(Instant::now(), Input::Unlinked { member });
+            }
+            if let Some(peer) = plane.peers.load().get(&member) {
+                peer.set_edge(false);
+            }
+        }
+        for member in came {
+            self.report(member);
+        }
+    }
+
+    fn run_outputs(&mut self) {
+        while let Some(output) = self.ring.poll() {
+            match output {
+                Output::Send { to, packet } => drop(self.net.inner().ring_send(&to, &packet)),
+                Output::Link { member, agent } => self.link(member, agent),
+                Output::Unlink { member } => {
+                    self.edges.remove(&member);
+                    if let Some(peer) = self.net.inner().peers.load().get(&member) {
+                        peer.set_edge(false);
+                    }
+                }
+                Output::TableChanged(table) => self.net.inner().ring.table.store(table),
+                Output::Deliver { packet, .. } => {
+                    if matches!(packet.header.kind, Kind::Call | Kind::Answer) {
+                        self.net.take(&packet);
+                    }
+                }
+                Output::Event(event) => match event {
+                    Event::Joined => tracing::info!(position = %self.net.me().position, "in the ring"),
+                    Event::Alone => tracing::info!("alone: no neighbour on the ring"),
+                    Event::Died(member) => tracing::info!(?member, "a neighbour on the ring died"),
+                    Event::Found(member) => tracing::debug!(?member, "a neighbour on the ring that was not known"),
+                },
+            }
+        }
+    }
+
+    fn link(&mut self, member: MemberId, agent: Option<Position>) {
+        if self.links.contains(&member) {
+            return self.report(member);
+        }
+        if !self.asked.insert(member) {
+            return;
+        }
+        let (connector, outcomes) = (self.connector.clone(), self.outcomes.clone());
+        tokio::spawn(async move {
+            let outcome = match connector.ensure_edge(member, agent).await {
+                Ok(_) => Outcome::Link(member),
+                Err(error) => {
+                    tracing::debug!(?member, %error, "no edge");
+                    Outcome::NoLink(member)
+                }
+            };
+            // A driver that has ended asks nobody any more.
+            let _ = outcomes.send(outcome).await;
+        });
+    }
+
+    fn every_second(&mut self, now: Instant) {
+        let status = self.ring.status();
+        self.seek(now, status.joined);
+        self.net.status.store(Some(Arc::new(status)));
+        if now.saturating_duration_since(self.traffic_at) >= TRAFFIC_EVERY {
+            self.measure(now);
+        }
+    }
+
+    /// What goes to and comes from each member by way of guests and hosts, for shortcuts.
+    fn measure(&mut self, now: Instant) {
+        let seconds = now.saturating_duration_since(self.traffic_at).as_secs_f64();
+        let counted: HashMap<MemberId, u64> =
+            self.net.plane().peers().into_iter().map(|(member, info)| (member, info.tx_bytes + info.rx_bytes)).collect();
+        let rate = |(member, bytes): (&MemberId, &u64)| {
+            let before = self.traffic.get(member).copied().unwrap_or(*bytes);
+            let rate = (bytes.saturating_sub(before) as f64 / seconds) as u64;
+            (rate > 0).then_some((*member, rate))
+        };
+        let rates: Vec<(MemberId, u64)> = counted.iter().filter_map(rate).collect();
+        (self.traffic, self.traffic_at) = (counted, now);
+        self.ring.handle(now, Input::Traffic(&rates));
+    }
+
+    /// Members to meet from outside of the ring.
+    fn seek(&mut self, now: Instant, joined: bool) {
+        let connected: HashSet<MemberId> = self.fabric.connected().into_iter().collect();
+        if !joined {
+            if self.seed_at <= now
+                && let Some(member) = any_of(&connected)
+            {
+                self.seed_at = now + SEED_EVERY;
+                self.ring.handle(now, Input::Seed(member));
+            }
+        } else {
+            let new = connected.iter().filter(|m| !self.connected.contains(m));
+            for member in new.take(MAX_UNPROVED.saturating_sub(self.unproved.len())) {
+                // Not all at the same time: a bootstrap that comes back meets everyone at once.
+                self.unproved.push_back((now + SETTLE.mul_f64(rand::random_range(1.0..2.0)), *member));
+            }
+            if self.prove_at <= now
+                && let Some(member) = any_of(&connected)
+            {
+                self.prove_at = now + PROVE_EVERY.mul_f64(rand::random_range(0.75..1.25));
+                self.unproved.push_back((now, member));
+            }
+            let due = self.unproved.iter().position(|(at, _)| *at <= now);
+            if let Some((_, member)) = due.and_then(|i| self.unproved.remove(i))
+                && !self.edges.contains(&member)
+                && connected.contains(&member)
+            {
+                self.prove(member);
+            }
+        }
+        self.connected = connected;
+    }
+
+    /// Asks a member over the ring whether it is there.
+    fn prove(&self, member: MemberId) {
+        let (connector, outcomes) = (self.connector.clone(), self.outcomes.clone());
+        tokio::spawn(async move {
+            if !connector.alive_over_ring(member).await {
+                let _ = outcomes.send(Outcome::Elsewhere(member)).await;
+            }
+        });
+    }
+}
+
+fn any_of(members: &HashSet<MemberId>) -> Option<MemberId> {
+    let at = rand::random_range(0..members.len().max(1));
+    members.iter().nth(at).copied()
+}
