@@ -396,8 +396,8 @@ fn pair(lab: &Lab, kinds: (Kind, Kind), from: &str, to: &str, ids: &BTreeMap<Str
     }
     // The daemon counts once a second.
     let status = lab.json(from, &["status"])?;
-    let listed = status["punches"]["list"].as_array().into_iter().flatten();
-    let punch = listed.filter(|p| p["member"].as_str() == ids.get(to).map(String::as_str)).next_back();
+    let mut listed = status["punches"]["list"].as_array().into_iter().flatten();
+    let punch = listed.rfind(|p| p["member"].as_str() == ids.get(to).map(String::as_str));
     let punch = punch.map(|p: &Value| (p["tries"].as_u64().unwrap_or(0), p["direct_ms"].as_f64()));
     let rtt_ms = last.rtts_ms.last().copied().unwrap_or(f64::NAN);
     Ok(Outcome { kinds, from: from.into(), to: to.into(), path: last.path, rtt_ms, first_answer_ms, punch })

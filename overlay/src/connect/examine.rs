@@ -9,7 +9,7 @@ use super::{
     Shared,
     dial::ask,
     message::{Answer, NatKind, Request},
-    nat::seems_open,
+    nat::is_public_own,
 };
 use crate::{id::MemberId, stun, stun::TransactionId};
 use std::{
@@ -162,7 +162,9 @@ fn stranger(shared: &Shared, v4: bool) -> Option<MemberId> {
     shared.fabric.connected().into_iter().find(|member| {
         let Some((_, whereabouts)) = state.known.get(member) else { return false };
         let mut addresses = whereabouts.candidates.iter().map(|c| c.addr).filter(|addr| addr.is_ipv4() == v4).peekable();
-        seems_open(whereabouts)
+        // One whose own UDP is blocked would knock in vain: it must have shown that it gets through.
+        matches!(whereabouts.nat, NatKind::Open | NatKind::Firewalled)
+            && whereabouts.candidates.iter().any(is_public_own)
             && peers.get(member).is_none()
             && addresses.peek().is_some()
             && addresses.all(|addr| !state.written.contains(addr.ip(), now))

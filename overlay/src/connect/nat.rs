@@ -74,12 +74,13 @@ struct Server {
     open: bool,
 }
 
-fn is_public_own(candidate: &Candidate) -> bool {
+/// Whether a member has it on an interface of its own and others can reach it.
+pub(crate) fn is_public_own(candidate: &Candidate) -> bool {
     candidate.kind == CandidateKind::Local && !is_private(&candidate.addr.ip())
 }
 
 /// Whether a member may be expected to hear whoever writes to it.
-pub(crate) fn seems_open(whereabouts: &Whereabouts) -> bool {
+fn seems_open(whereabouts: &Whereabouts) -> bool {
     matches!(whereabouts.nat, NatKind::Open | NatKind::Unknown) && whereabouts.candidates.iter().any(is_public_own)
 }
 
