@@ -21,7 +21,7 @@ use std::{
 /// Members that a lookup begins with, the nearest known: eight for each path.
 const SEEDS: usize = 24;
 /// How long what a lookup found is used again: an address or a VM is often asked for several times in a row.
-const FOUND_LASTS: Duration = Duration::from_secs(20);
+const FOUND_LASTS: Duration = Duration::from_secs(5);
 /// Places whose members are remembered.
 const MAX_FOUND: usize = 256;
 
