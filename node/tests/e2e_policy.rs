@@ -362,7 +362,7 @@ fn a_guest_is_reached_over_ipv6_has_a_name_and_is_guarded_by_it() {
         Ok(pings(&lab, "a", &v6).then_some(()))
     })
     .unwrap();
-    assert!(pings(&lab, "c", &lab.json("a", &["status"]).unwrap()["address_v6"].as_str().unwrap().to_owned()));
+    assert!(pings(&lab, "c", lab.json("a", &["status"]).unwrap()["address_v6"].as_str().unwrap()));
     for ip in [&v4, &v6] {
         assert_eq!(reverse(&lab, "a", ip).as_deref(), Some("web.vm.lab.p2p"), "{ip}");
     }

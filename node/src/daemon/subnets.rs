@@ -176,8 +176,8 @@ impl Subnets {
     /// The routes that this host has besides those into the overlay.
     fn local_routes(&self) -> Outcome<Vec<Cidr>> {
         let text = std::fs::read_to_string("/proc/net/route").doing("reading this machine's routes")?;
-        let ours = |line: &&str| !line.split_whitespace().next().is_some_and(|interface| interface == self.device);
-        let others = text.lines().filter(ours).collect::<Vec<_>>().join("\n");
+        let others = |line: &&str| line.split_whitespace().next().is_none_or(|interface| interface != self.device);
+        let others = text.lines().filter(others).collect::<Vec<_>>().join("\n");
         Ok(parse_routes(&others).into_iter().filter_map(|r| Cidr::new(IpAddr::V4(r.addr), r.prefix)).collect())
     }
 

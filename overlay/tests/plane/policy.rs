@@ -80,7 +80,9 @@ async fn multicast_of_a_guest_reaches_guests_of_members_that_take_part_and_is_li
     });
     let sender = within(&near, || UdpSocket::bind((near_port.v4, 5353)).unwrap());
     let arrives = |count: usize| {
-        (0..count).for_each(|_| drop(sender.send_to(b"who is there", (GROUP, 5353)).unwrap()));
+        for _ in 0..count {
+            sender.send_to(b"who is there", (GROUP, 5353)).unwrap();
+        }
         std::iter::from_fn(|| receiver.recv_from(&mut [0; 64]).ok())
             .inspect(|(_, from)| assert_eq!(from.ip(), IpAddr::V4(near_port.v4)))
             .count()
