@@ -93,7 +93,8 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
         }
         if let Some(page) = &args.page {
             let plots = page.parent().and_then(|dir| out.strip_prefix(dir).ok()).unwrap_or(out);
-            let command = format!("p2pvm simulate --members {text} --seed {} --out {} --page {}", args.seed, out.display(), page.display());
+            let files = format!("--out {} --page {}", out.display(), page.display());
+            let command = format!("p2pvm simulate --members {text} --seed {} --idle {} {files}", args.seed, args.idle);
             let text = report::page(&reports, &plots.display().to_string(), &command);
             std::fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
         }

@@ -11,6 +11,7 @@ const LEFT: f64 = 76.0;
 const RIGHT: f64 = 24.0;
 const TOP: f64 = 52.0;
 const BOTTOM: f64 = 60.0;
+const INK: &str = "#222222";
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444"];
 
 /// How values become places on an axis.
@@ -181,8 +182,7 @@ impl Chart {
     fn frame(&self, out: &mut String, x: &Ruler, y: &Ruler) -> std::fmt::Result {
         writeln!(
             out,
-            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="13" fill="{ink}">"#,
-            ink = "#222222"
+            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="13" fill="{INK}">"#
         )?;
         writeln!(out, r##"<rect width="100%" height="100%" fill="#ffffff"/>"##)?;
         writeln!(out, r#"<text x="{LEFT}" y="26" font-size="16" font-weight="bold">{}</text>"#, escape(&self.title))?;
