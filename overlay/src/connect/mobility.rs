@@ -32,6 +32,8 @@ const MAX_LINKS: usize = 64;
 const AT_ONCE: usize = 8;
 /// A NAT's outside address is looked at this often: some 45 bytes a second both ways together.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// Looks without an answer after which another member is asked.
+const MISSES: u32 = 3;
 /// One such look.
 const LOOK_LIMIT: Duration = Duration::from_millis(1200);
 
@@ -40,6 +42,7 @@ const LOOK_LIMIT: Duration = Duration::from_millis(1200);
 /// shows when it has forgotten us; its mapping towards that member stays open by the way.
 pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
     let mut known: Option<(SocketAddr, SocketAddr)> = None;
+    let mut misses = 0;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if matches!(shared.state().nat, NatKind::Open | NatKind::Unknown | NatKind::Blocked) {
@@ -54,7 +57,12 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
             tracing::info!(was = %before, is = %mapped, "others see this host at another address");
             shared.plane.inner().roamed("mapping");
         }
-        known = seen.map(|mapped| (server, mapped));
+        // An answer lost forgets nothing: just then the address may be changing. A member that is gone is replaced.
+        misses = if seen.is_some() { 0 } else { misses + 1 };
+        known = match seen {
+            Some(mapped) => Some((server, mapped)),
+            None => known.filter(|_| misses < MISSES),
+        };
     }
 }
 

@@ -260,10 +260,16 @@ fn note(shared: &Shared, mut kind: NatKind, kind6: NatKind, reflexive: Option<So
         state.nat6 = kind6;
     }
     if kind != NatKind::Unknown {
+        // Another outside address: links and connections of before are dead, whoever is told first.
+        let moved = state.reflexive.zip(reflexive).is_some_and(|(was, is)| was.ip() != is.ip());
         if before != kind || state.reflexive != reflexive {
             tracing::info!(?kind, ?reflexive, "what others see of us");
         }
         (state.nat, state.reflexive) = (kind, reflexive);
+        drop(state);
+        if moved {
+            shared.plane.inner().roamed("mapping");
+        }
     }
     kind
 }

@@ -237,6 +237,28 @@ async fn a_host_that_changes_its_address_is_back_in_seconds_and_tcp_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nat_that_gets_another_address_is_noticed_behind_it_and_links_come_back() {
+    let mut world = World::new(Duration::from_millis(10));
+    let (r, s) = (world.host(Nat::None), world.host(Nat::None));
+    let (a, b) = (world.host(Nat::PortRestricted), world.host(Nat::PortRestricted));
+    introduce(&[&r, &s, &a, &b]);
+    until("both know their NAT", || [&a, &b].iter().all(|h| h.connector.nat_kind() == NatKind::Cone)).await;
+    assert!(matches!(a.plane.ping(b.member, LIMIT).await.expect("answers").path, Path::Direct(_)));
+    // Looked at once before the change.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let talking = talk(&b, &a, 64, Duration::from_secs(14));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (n, router) = (a.number, router_of(&a));
+    let moved = sh(&format!("ip -n {router} addr del 198.18.0.{n}/24 dev wan && ip -n {router} addr add 198.18.0.{}/24 dev wan", n + 100));
+    assert!(moved.status.success());
+    let (rounds, longest) = talking.end();
+    eprintln!("{rounds} rounds, longest silence {longest:?}");
+    assert!(longest < Duration::from_secs(10), "silent for {longest:?}");
+    assert_eq!(a.connector.reflexive().map(|at| at.ip().to_string()), Some(format!("198.18.0.{}", n + 100)));
+    assert!(matches!(b.plane.path(a.member).map(|i| i.path), Some(Path::Direct(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_families_are_tried_and_the_other_takes_over_when_one_fails() {
     let mut world = World::new(Duration::from_millis(5));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
