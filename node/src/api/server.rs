@@ -2,7 +2,7 @@
 
 use super::{
     forward,
-    types::{CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, Peer, RestoreVm, Status, Step},
+    types::{Cluster, ClusterVms, CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, Peer, RestoreVm, Status, Step, Traced},
 };
 use crate::{
     daemon::Daemon,
@@ -48,7 +48,10 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/peers", get(peers))
+        .route("/cluster", get(cluster))
+        .route("/cluster/vms", get(cluster_vms))
         .route("/ping", post(ping))
+        .route("/trace/{member}", get(trace))
         .route("/invite", post(invite))
         .route("/revoke", post(revoke))
         .route("/leave", post(leave))
@@ -135,6 +138,18 @@ async fn status(State(daemon): Shared) -> Answer<Status> {
 
 async fn peers(State(daemon): Shared) -> Answer<Vec<Peer>> {
     Ok(Json(daemon.peers()))
+}
+
+async fn cluster(State(daemon): Shared) -> Answer<Cluster> {
+    daemon.cluster().await.map(Json)
+}
+
+async fn cluster_vms(State(daemon): Shared) -> Answer<ClusterVms> {
+    daemon.cluster_vms().await.map(Json)
+}
+
+async fn trace(State(daemon): Shared, Path(member): Path<String>) -> Answer<Traced> {
+    daemon.trace(&member).await.map(Json)
 }
 
 #[derive(Deserialize)]

@@ -57,11 +57,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm status --json")]
     Status,
     /// Show the other members and the path to each
-    #[command(after_help = "Example:\n  p2pvm peers")]
-    Peers,
+    #[command(after_help = "Examples:\n  p2pvm peers\n  p2pvm peers --all")]
+    Peers(Peers),
     /// Measure the round trip to a member and show the path
     #[command(after_help = "Example:\n  p2pvm ping lab2 --count 3")]
     Ping(Ping),
+    /// Show the members that hand a packet on over the ring, from here to a member
+    #[command(after_help = "Example:\n  p2pvm trace lab2")]
+    Trace(Trace),
     /// Leave the network: give the address back and forget the membership
     #[command(after_help = "Example:\n  p2pvm leave")]
     Leave(Leave),
@@ -181,6 +184,21 @@ pub struct Ping {
     /// Time between probes
     #[arg(long, short, default_value = "1s", value_parser = humantime::parse_duration)]
     pub interval: std::time::Duration,
+}
+
+/// Arguments of `peers`.
+#[derive(Args)]
+pub struct Peers {
+    /// Ask every member of the network over the ring, also those that this one has never met
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Arguments of `trace`.
+#[derive(Args)]
+pub struct Trace {
+    /// A member's name, id or address
+    pub member: String,
 }
 
 /// Arguments of `leave`.

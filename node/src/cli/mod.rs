@@ -5,6 +5,7 @@ mod args;
 mod network;
 mod print;
 mod progress;
+mod ring;
 mod vm;
 
 pub use args::{Bench as BenchArgs, Cli, Command, Demo as DemoArgs, Up as UpArgs};
@@ -86,8 +87,10 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Join(a) => network::join(&context, a).await,
         Command::Revoke(a) => network::revoke(&context, &a.what).await,
         Command::Status => network::status(&context).await,
-        Command::Peers => network::peers(&context).await,
+        Command::Peers(a) if a.all => ring::cluster(&context).await,
+        Command::Peers(_) => network::peers(&context).await,
         Command::Ping(a) => network::ping(&context, a).await,
+        Command::Trace(a) => ring::trace(&context, &a.member).await,
         Command::Leave(a) => network::leave(&context, a.force).await,
         Command::Vm(a) => vm::run(&context, a).await,
         Command::Drain => vm::drain(&context).await,

@@ -2,11 +2,13 @@
 //! is the part's own matter; here is only who knows whom.
 
 mod admission;
+mod ask;
 mod load;
 pub mod lock;
 mod manager;
 mod ports;
 mod reach;
+mod ring;
 mod status;
 mod vms;
 
@@ -28,11 +30,14 @@ use p2pvm_dht::{
 };
 use p2pvm_overlay::{
     Fabric, MemberId,
-    connect::{ConnectOptions, Connector},
-    control::{Control, ControlConfig, ControlEvent, FULL_MESH},
+    connect::{ConnectOptions, Connector, Papers},
+    control::{Control, ControlConfig, ControlEvent},
     identity::Identity,
     membership::{Certificate, NetworkConfig, Trust},
     plane::{Plane, PlaneConfig, PlaneEvent},
+    ring::ask::AskAll,
+    ring_driver::RingDriver,
+    ring_net::RingNet,
 };
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
@@ -46,7 +51,7 @@ use std::{
     future::IntoFuture,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::PermissionsExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -76,6 +81,7 @@ pub struct Parts {
     records: Arc<Dht>,
     addresses: Arc<Addresses>,
     connector: Arc<Connector>,
+    ring: Arc<RingNet>,
     /// Whether this node was told of others when it joined.
     has_bootstrap: bool,
 }
@@ -111,6 +117,8 @@ pub struct Daemon {
     /// Why the daemon cannot go on, if it cannot.
     expelled: Mutex<Option<Failure>>,
     layout: Layout,
+    _ring: RingDriver,
+    ask: OnceLock<AskAll>,
 }
 
 /// Runs the daemon in the foreground until it is told to stop.
@@ -194,6 +202,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
             udp_port: config.link_port,
             device: config.device.clone(),
             mtu: MTU,
+            traffic: true,
         },
         plane_events,
     )
@@ -204,7 +213,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         identity: identity.clone(),
         certificate: certificate.clone(),
         network: network.clone(),
-        trust,
+        trust: trust.clone(),
         listen_port: config.port,
         state_dir: layout.dir().to_owned(),
         bootstrap,
@@ -212,7 +221,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         admission: Arc::new(admission::NotYet),
         listen_on: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
         public_addresses: Vec::new(),
-        full_mesh: FULL_MESH,
+        full_mesh: config.full_mesh,
     })
     .await
     .doing("starting the control plane")?;
@@ -232,8 +241,12 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let addresses = Arc::new(addresses);
     control.set_admission(Arc::new(SlotAdmission::open(records.clone(), addresses.clone(), &layout.admissions())?));
 
-    let connector = Connector::start(plane.clone(), fabric.clone(), ConnectOptions { stun: true, upnp: config.upnp });
-    let parts = Arc::new(Parts { control, identity, certificate, network, plane, records, addresses, connector, has_bootstrap });
+    let connect_options = ConnectOptions { stun: true, upnp: config.upnp, ..ConnectOptions::default() };
+    let ring = RingNet::new(plane.clone());
+    let papers = Papers { certificate: certificate.clone(), trust };
+    let connector = Connector::start_with_ring(plane.clone(), fabric.clone(), connect_options, ring.clone(), papers);
+    let ring_driver = RingDriver::start(ring.clone(), connector.clone(), fabric.clone(), config.ring.options());
+    let parts = Arc::new(Parts { control, identity, certificate, network, plane, records, addresses, connector, ring, has_bootstrap });
     let resolver =
         Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);
     let reach = Reach::start(parts.clone());
@@ -274,7 +287,10 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         stop: watch::channel(false).0,
         expelled: Mutex::default(),
         layout: layout.clone(),
+        _ring: ring_driver,
+        ask: OnceLock::new(),
     });
+    daemon.answer_questions();
     let mut tasks = daemon.spawn(ports, resolver, control_events, from_plane, config.autonomic);
     tasks.spawn(collect(chunks));
     Ok((daemon, tasks))
@@ -322,6 +338,8 @@ impl Daemon {
         tasks.spawn(async move { daemon.follow_control(control).await });
         let daemon = self.clone();
         tasks.spawn(async move { daemon.time_address().await });
+        let daemon = self.clone();
+        tasks.spawn(async move { daemon.follow_ring().await });
         let manager = self.manager.clone();
         if autonomic {
             tasks.spawn(async move { manager.run().await });

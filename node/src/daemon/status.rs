@@ -30,7 +30,8 @@ impl Daemon {
         if member == self.me() {
             return self.parts.certificate.name().to_owned();
         }
-        self.parts.control.certificate(member).map_or_else(|| member.short(), |c| c.name().to_owned())
+        let certificate = self.parts.control.certificate(member).or_else(|| self.parts.connector.certificate(member));
+        certificate.map_or_else(|| member.short(), |c| c.name().to_owned())
     }
 
     /// A path in words.
@@ -38,7 +39,17 @@ impl Daemon {
         match path {
             Path::Direct(address) => format!("direct {address}"),
             Path::Relayed(via) => format!("relayed via {}", self.name_of(*via)),
+            Path::Ring => "over the ring".to_owned(),
             Path::Stream => "stream".to_owned(),
+        }
+    }
+
+    /// The path of a probe's answer in words.
+    fn pong_path(&self, pong: &p2pvm_overlay::plane::Pong) -> String {
+        match pong.hops {
+            Some(1) => "over the ring, 1 hop".to_owned(),
+            Some(hops) => format!("over the ring, {hops} hops"),
+            None => self.path_text(&pong.path),
         }
     }
 
@@ -71,6 +82,10 @@ impl Daemon {
         }
     }
 
+    pub(super) fn running_vms(&self) -> usize {
+        self.host.list().iter().filter(|vm| vm.state == VmState::Running).count()
+    }
+
     /// This node.
     pub async fn status(&self) -> Status {
         let lease = self.reach.lease().borrow().clone();
@@ -86,7 +101,8 @@ impl Daemon {
             reflexive: self.parts.connector.reflexive().map(|a| a.to_string()),
             nat: self.parts.connector.nat_kind().to_string(),
             connected: parts.control.connected().len(),
-            running_vms: self.host.list().iter().filter(|vm| vm.state == VmState::Running).count(),
+            ring: self.ring_view(),
+            running_vms: self.running_vms(),
             cpu: self.manager.cpu(),
             listen: parts.control.listen_addrs(),
             up_seconds: self.began.elapsed().as_secs(),
@@ -98,6 +114,7 @@ impl Daemon {
 
     /// The other members this node knows of.
     pub fn peers(&self) -> Vec<Peer> {
+        let ring = self.ring_neighbours();
         let mut peers: Vec<_> = self
             .parts
             .control
@@ -115,6 +132,7 @@ impl Daemon {
                     rtt_ms: link.as_ref().and_then(|l| l.rtt).map(|rtt| rtt.as_secs_f64() * 1e3),
                     sent_bytes: link.as_ref().map_or(0, |l| l.tx_bytes),
                     received_bytes: link.as_ref().map_or(0, |l| l.rx_bytes),
+                    ring: ring.get(&p.member).cloned(),
                 }
             })
             .collect();
@@ -147,7 +165,7 @@ impl Daemon {
         for seq in 1..=count {
             let pong = self.parts.plane.ping(member, PING_TIMEOUT).await;
             let item = match &pong {
-                Ok(pong) => Pong { seq, rtt_ms: Some(pong.rtt.as_secs_f64() * 1e3), path: self.path_text(&pong.path) },
+                Ok(pong) => Pong { seq, rtt_ms: Some(pong.rtt.as_secs_f64() * 1e3), path: self.pong_path(pong) },
                 Err(_) => Pong { seq, rtt_ms: None, path: String::new() },
             };
             received += u32::from(pong.is_ok());
