@@ -6,7 +6,7 @@ use crate::{
     layout::{Layout, read_if_there},
 };
 use p2pvm_autonomic::Policy;
-use p2pvm_overlay::plane::RelayOffer;
+use p2pvm_overlay::{control::FULL_MESH, plane::RelayOffer, ring::RingOptions};
 use p2pvm_vm_manager::{hypervisor::Accel, qemu::Probe};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -40,10 +40,52 @@ pub struct Config {
     pub multicast: bool,
     /// Processors that count as this host's capacity; 0 for all of the machine's.
     pub cpus: u32,
+    /// The ring that members route over.
+    pub ring: Ring,
+    /// Up to so many members everyone keeps a control connection to everyone.
+    pub full_mesh: usize,
     /// Move VMs when this host is overloaded.
     pub autonomic: bool,
     /// When and how eagerly.
     pub policy: Policy,
+}
+
+/// `[ring]`: how many connections this member keeps beside those to its nearest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ring {
+    /// Far connections; 0 for log2 of the network's estimated size.
+    pub far: usize,
+    /// Shortcuts at most.
+    pub shortcuts: usize,
+    /// Traffic with one member that is worth a shortcut, kB/s.
+    pub shortcut_above_kbytes: u64,
+    /// Traffic below which a shortcut is given up, kB/s.
+    pub shortcut_below_kbytes: u64,
+}
+
+impl Default for Ring {
+    fn default() -> Self {
+        let RingOptions { max_shortcuts, shortcut_above, shortcut_below, .. } = RingOptions::default();
+        Self {
+            far: 0,
+            shortcuts: max_shortcuts,
+            shortcut_above_kbytes: shortcut_above / 1000,
+            shortcut_below_kbytes: shortcut_below / 1000,
+        }
+    }
+}
+
+impl Ring {
+    /// As the overlay wants them.
+    pub fn options(&self) -> RingOptions {
+        RingOptions {
+            far: (self.far > 0).then_some(self.far),
+            max_shortcuts: self.shortcuts,
+            shortcut_above: self.shortcut_above_kbytes.saturating_mul(1000),
+            shortcut_below: self.shortcut_below_kbytes.saturating_mul(1000),
+        }
+    }
 }
 
 impl Default for Config {
@@ -61,6 +103,8 @@ impl Default for Config {
             resolver: None,
             multicast: false,
             cpus: 0,
+            ring: Ring::default(),
+            full_mesh: FULL_MESH,
             autonomic: true,
             policy: Policy::default(),
         }

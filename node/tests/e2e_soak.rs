@@ -14,5 +14,8 @@ fn a_daemon_stands_malformed_replayed_and_forged_datagrams_and_amplifies_none() 
     assert!(grown < 8 << 20, "seed {seed}: {grown} bytes more resident memory after {:?}", report.outcome.sent);
     // Some probes may be lost while two processors carry the attack as well; the link is not.
     assert!(report.pings.0 * 2 > report.pings.1, "seed {seed}: {report:?}");
-    assert!(report.outcome.seen > 100 && report.outcome.sent.values().all(|n| *n > 0) && report.outcome.sent.len() >= 8, "seed {seed}: {report:?}");
+    assert!(
+        report.outcome.seen > 100 && report.outcome.sent.values().all(|n| *n > 0) && report.outcome.sent.len() >= 8,
+        "seed {seed}: {report:?}"
+    );
 }

@@ -16,15 +16,15 @@ pub mod message;
 mod mobility;
 mod nat;
 mod netcheck;
-mod punches;
 mod over_ring;
+mod punches;
 mod relays;
 mod stream;
 
 pub use message::{Candidate, CandidateKind, NatKind};
 pub use netcheck::{NetCheck, Reachable};
-pub use punches::{Punch, Punches};
 pub use over_ring::Papers;
+pub use punches::{Punch, Punches};
 
 use crate::{
     fabric::{Fabric, Serve},

@@ -4,12 +4,12 @@
 pub mod connect;
 #[cfg(feature = "control")]
 pub mod control;
-pub mod coordinates;
 /// The control plane's messages without libp2p, for the fuzzer, which would otherwise build all of it.
 #[cfg(fuzzing)]
 #[path = "control/wire.rs"]
 #[allow(missing_docs, dead_code)]
 pub mod control_wire;
+pub mod coordinates;
 pub mod fabric;
 pub mod id;
 pub mod identity;

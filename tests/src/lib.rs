@@ -5,8 +5,8 @@
 //! it means in addresses and names, [`testbed`] what one does with it, [`keeper`] the process that a testbed lives as long as.
 
 pub mod cli;
-mod conntrack;
 pub mod compare;
+mod conntrack;
 pub mod forwarder;
 pub mod guest_client;
 pub mod keeper;

@@ -2,7 +2,10 @@
 
 use super::{
     forward,
-    types::{CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm, Status, Step, Traffic},
+    types::{
+        Cluster, ClusterVms, CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm, Status, Step, Traced,
+        Traffic,
+    },
 };
 use crate::{
     daemon::Daemon,
@@ -50,7 +53,10 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
         .route("/peers", get(peers))
         .route("/traffic", get(traffic))
         .route("/netcheck", get(netcheck))
+        .route("/cluster", get(cluster))
+        .route("/cluster/vms", get(cluster_vms))
         .route("/ping", post(ping))
+        .route("/trace/{member}", get(trace))
         .route("/invite", post(invite))
         .route("/revoke", post(revoke))
         .route("/leave", post(leave))
@@ -152,6 +158,18 @@ async fn peers(State(daemon): Shared) -> Answer<Vec<Peer>> {
 
 async fn netcheck(State(daemon): Shared) -> Answer<NetCheckView> {
     Ok(Json(daemon.netcheck().await))
+}
+
+async fn cluster(State(daemon): Shared) -> Answer<Cluster> {
+    daemon.cluster().await.map(Json)
+}
+
+async fn cluster_vms(State(daemon): Shared) -> Answer<ClusterVms> {
+    daemon.cluster_vms().await.map(Json)
+}
+
+async fn trace(State(daemon): Shared, Path(member): Path<String>) -> Answer<Traced> {
+    daemon.trace(&member).await.map(Json)
 }
 
 #[derive(Deserialize)]

@@ -62,6 +62,9 @@ pub struct Status {
     pub punches: PunchesView,
     /// Members with a live control connection.
     pub connected: usize,
+    /// How this member stands on the ring.
+    #[serde(default)]
+    pub ring: RingView,
     /// Virtual machines running here.
     pub running_vms: usize,
     /// Load of this host's processors, 0 to 1.
@@ -197,6 +200,9 @@ pub struct Peer {
     /// The largest IP packet that the path carries whole.
     #[serde(default)]
     pub packet_bytes: Option<usize>,
+    /// What it is to this node on the ring, if it is a neighbour there.
+    #[serde(default)]
+    pub ring: Option<RingNeighbour>,
 }
 
 /// One row of `p2pvm traffic`: a pair of addresses, one of them at this node.
@@ -231,8 +237,139 @@ pub struct Pong {
     pub seq: u32,
     /// Round trip, milliseconds; none if lost.
     pub rtt_ms: Option<f64>,
-    /// "direct 198.18.3.1:4242", "relayed via name" or "stream".
+    /// How the answer came: "direct 198.18.3.1:4242", "relayed via name", "over the ring, 2 hops" or "stream".
     pub path: String,
+}
+
+/// The ring as `p2pvm status` shows it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RingView {
+    /// Whether this member has its place and carries packets of others.
+    pub joined: bool,
+    /// Its place, 16 hexadecimal digits.
+    pub position: String,
+    /// Members in the network, estimated from their spacing.
+    pub size_estimate: f64,
+    /// Nearest neighbours.
+    pub near: usize,
+    /// Neighbours drawn by the distance law.
+    pub far: usize,
+    /// Neighbours for much traffic.
+    pub shortcuts: usize,
+    /// Neighbours that have not joined yet.
+    pub leaves: usize,
+    /// Near neighbours replaced or found since the start.
+    pub repairs: u64,
+    /// Packets of other pairs handed on.
+    pub carried: u64,
+    /// Expected relative error of this member's network coordinate: 0.1 means 10 % off.
+    pub coordinate_error: f32,
+}
+
+/// A neighbour on the ring.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RingNeighbour {
+    /// "near", "far", "shortcut", "leaf", or several joined by "+"; "link" if it only happens to be linked.
+    pub role: String,
+    /// The round trip that the ring measured, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// The round trip that both members' coordinates predict, milliseconds.
+    pub distance_ms: Option<f64>,
+    /// The expected relative error of its coordinate.
+    pub error: Option<f32>,
+}
+
+/// One hop of `p2pvm trace`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TraceHop {
+    /// The member's name, or the beginning of its id where that is not known.
+    pub name: String,
+    /// The first digits of its place on the ring; empty where the member is not known.
+    pub position: String,
+    /// The round trip between it and the hop before, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// What the hop is to this node on the ring: as [`RingNeighbour::role`]; empty for those further on.
+    pub edge: String,
+}
+
+/// `p2pvm trace`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Traced {
+    /// Whether the last hop is the member asked for.
+    pub reached: bool,
+    /// The members on the way, the first one after this node.
+    pub hops: Vec<TraceHop>,
+    /// From the sending of the question to the answer, milliseconds.
+    pub round_trip_ms: f64,
+    /// The predicted round trip of the direct way, milliseconds, if it is known.
+    pub direct_ms: Option<f64>,
+}
+
+/// One row of `p2pvm peers --all`: a member as it describes itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClusterMember {
+    /// Its id.
+    pub member: String,
+    /// Its host name.
+    pub name: String,
+    /// Its address, once claimed.
+    pub address: Option<String>,
+    /// What kind of NAT it sits behind.
+    pub nat: String,
+    /// Its place on the ring.
+    pub position: String,
+    /// Its neighbours there.
+    pub neighbours: usize,
+    /// Load of its processors, 0 to 1.
+    pub cpu: f64,
+    /// Virtual machines running there.
+    pub running_vms: usize,
+}
+
+/// The load of several members together.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct ClusterLoad {
+    /// How many.
+    pub members: u64,
+    /// The sum of the loads of their processors, each 0 to 1.
+    pub cpu_sum: f64,
+    /// Virtual machines running there.
+    pub running_vms: usize,
+}
+
+impl ClusterLoad {
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            members: self.members + other.members,
+            cpu_sum: self.cpu_sum + other.cpu_sum,
+            running_vms: self.running_vms + other.running_vms,
+        }
+    }
+}
+
+/// `p2pvm peers --all`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Those that answered, this one among them.
+    pub members: Vec<ClusterMember>,
+    /// Their load, added up on the way back.
+    pub load: ClusterLoad,
+    /// Members that were asked and answered.
+    pub asked: u64,
+    /// Levels that the question went down.
+    pub depth: u8,
+    /// Who did not answer.
+    pub silent: Vec<String>,
+}
+
+/// All VMs of the network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClusterVms {
+    /// By name.
+    pub vms: Vec<VmView>,
+    /// Members that did not say which they have.
+    pub silent: Vec<String>,
 }
 
 /// What `p2pvm invite` asks for.

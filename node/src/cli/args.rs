@@ -57,8 +57,8 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm status --json")]
     Status,
     /// Show the other members and the path to each
-    #[command(after_help = "Example:\n  p2pvm peers")]
-    Peers,
+    #[command(after_help = "Examples:\n  p2pvm peers\n  p2pvm peers --all")]
+    Peers(Peers),
     /// Show who talks with whom through this node, hosts and guests, and how much
     #[command(after_help = "Examples:\n  p2pvm traffic\n  p2pvm traffic --all --json")]
     Traffic(Traffic),
@@ -68,6 +68,9 @@ pub enum Command {
     /// Show what this machine's way to the others is like: NAT, IPv6, port mapping, members, relays
     #[command(after_help = "Example:\n  p2pvm netcheck --json")]
     Netcheck,
+    /// Show the members that hand a packet on over the ring, from here to a member
+    #[command(after_help = "Example:\n  p2pvm trace lab2")]
+    Trace(Trace),
     /// Leave the network: give the address back and forget the membership
     #[command(after_help = "Example:\n  p2pvm leave")]
     Leave(Leave),
@@ -209,6 +212,21 @@ pub struct Ping {
     /// Time between probes
     #[arg(long, short, default_value = "1s", value_parser = humantime::parse_duration)]
     pub interval: std::time::Duration,
+}
+
+/// Arguments of `peers`.
+#[derive(Args)]
+pub struct Peers {
+    /// Ask every member of the network over the ring, also those that this one has never met
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Arguments of `trace`.
+#[derive(Args)]
+pub struct Trace {
+    /// A member's name, id or address
+    pub member: String,
 }
 
 /// Arguments of `leave`.

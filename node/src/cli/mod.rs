@@ -7,6 +7,7 @@ mod network;
 mod policy;
 mod print;
 mod progress;
+mod ring;
 mod traffic;
 mod vm;
 
@@ -90,16 +91,20 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Join(a) => network::join(&context, a).await,
         Command::Revoke(a) => network::revoke(&context, &a.what).await,
         Command::Status => network::status(&context).await,
-        Command::Peers => network::peers(&context).await,
+        Command::Peers(a) if a.all => ring::cluster(&context).await,
+        Command::Peers(_) => network::peers(&context).await,
         Command::Traffic(a) => traffic::show(&context, a.all).await,
         Command::Ping(a) => network::ping(&context, a).await,
         Command::Netcheck => netcheck::run(&context).await,
+        Command::Trace(a) => ring::trace(&context, &a.member).await,
         Command::Leave(a) => network::leave(&context, a.force).await,
         Command::Acl(a) => policy::acl(&context, a).await,
         Command::Route(a) => policy::route(&context, a).await,
         Command::Vm(a) => vm::run(&context, a).await,
         Command::Drain => vm::drain(&context).await,
         Command::Explain(a) => vm::explain(&context, &a.name).await,
-        Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => unreachable!("dispatched before the runtime began"),
+        Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => {
+            unreachable!("dispatched before the runtime began")
+        }
     }
 }

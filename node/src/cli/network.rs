@@ -9,7 +9,7 @@ use super::{
 use crate::{
     api::{
         client::{Client, Event},
-        types::{InviteAnswer, InviteRequest, Peer, Pong, Status, Step},
+        types::{InviteAnswer, InviteRequest, Peer, Pong, RingNeighbour, RingView, Status, Step},
     },
     failure::{Doing, Failure, Kind, Outcome},
     layout::Layout,
@@ -272,6 +272,7 @@ pub(super) async fn status(context: &Context) -> Outcome<()> {
         ("ipv6", s.address_v6),
         ("seen as", format!("{}, NAT: {}", s.reflexive.as_deref().unwrap_or("not known yet"), s.nat)),
         ("members", format!("{} connected", s.connected)),
+        ("ring", ring_line(&s.ring)),
         ("vms", format!("{} running here", s.running_vms)),
         ("cpu", format!("{:.0} %", s.cpu * 100.0)),
         ("listens on", s.listen.join("\n            ")),
@@ -290,6 +291,21 @@ pub(super) async fn status(context: &Context) -> Outcome<()> {
     Ok(())
 }
 
+fn ring_line(ring: &RingView) -> String {
+    if !ring.joined {
+        return format!("not joined; place {}", ring.position);
+    }
+    format!(
+        "place {}, about {:.0} members; neighbours: {} near, {} far, {} shortcuts; {} packets carried for others",
+        ring.position, ring.size_estimate, ring.near, ring.far, ring.shortcuts, ring.carried
+    )
+}
+
+/// "12.3 ms (10 %)": what a coordinate predicts, and how far off it may be.
+fn distance(ring: &RingNeighbour) -> Option<String> {
+    Some(format!("{} ({:.0} %)", ms(ring.distance_ms?), ring.error? * 100.0))
+}
+
 pub(super) async fn peers(context: &Context) -> Outcome<()> {
     let peers: Vec<Peer> = context.daemon().await?.get("/peers").await?;
     if context.json {
@@ -304,13 +320,15 @@ pub(super) async fn peers(context: &Context) -> Outcome<()> {
                 if p.connected { "yes" } else { "no" }.to_owned(),
                 or_dash(p.path.as_ref()),
                 p.rtt_ms.map_or("-".to_owned(), ms),
+                or_dash(p.ring.as_ref().map(|r| r.role.as_str())),
+                or_dash(p.ring.as_ref().and_then(distance)),
                 indicatif::HumanBytes(p.sent_bytes).to_string(),
                 indicatif::HumanBytes(p.received_bytes).to_string(),
                 p.member.chars().take(10).collect(),
             ]
         })
         .collect();
-    print::table(["NAME", "ADDRESS", "CONNECTED", "PATH", "RTT", "SENT", "RECEIVED", "ID"], &rows);
+    print::table(["NAME", "ADDRESS", "CONNECTED", "PATH", "RTT", "RING", "DISTANCE", "SENT", "RECEIVED", "ID"], &rows);
     Ok(())
 }
 

@@ -2,16 +2,18 @@
 //! is the part's own matter; here is only who knows whom.
 
 mod admission;
+mod ask;
 mod book;
 pub mod changes;
 mod load;
 pub mod lock;
 mod manager;
-mod policy;
 mod netcheck;
+mod policy;
 mod ports;
 mod reach;
 mod resolver;
+mod ring;
 mod status;
 mod subnets;
 mod vms;
@@ -35,12 +37,15 @@ use p2pvm_dht::{
 };
 use p2pvm_overlay::{
     Fabric, MemberId,
-    connect::{ConnectOptions, Connector},
-    control::{Control, ControlConfig, ControlEvent, FULL_MESH},
+    connect::{ConnectOptions, Connector, Papers},
+    control::{Control, ControlConfig, ControlEvent},
     identity::Identity,
     membership::{Certificate, NetworkConfig, Trust},
     notices::{Notices, Spread},
     plane::{Plane, PlaneConfig, PlaneEvent},
+    ring::ask::AskAll,
+    ring_driver::RingDriver,
+    ring_net::RingNet,
 };
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
@@ -56,7 +61,7 @@ use std::{
     future::IntoFuture,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::PermissionsExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 use subnets::Subnets;
@@ -93,6 +98,7 @@ pub struct Parts {
     names: Arc<dyn Names>,
     notices: Arc<Notices>,
     spread: Arc<Spread>,
+    ring: Arc<RingNet>,
     /// Whether this node was told of others when it joined.
     has_bootstrap: bool,
 }
@@ -131,6 +137,8 @@ pub struct Daemon {
     /// Why the daemon cannot go on, if it cannot.
     expelled: Mutex<Option<Failure>>,
     layout: Layout,
+    _ring: RingDriver,
+    ask: OnceLock<AskAll>,
 }
 
 /// Runs the daemon in the foreground until it is told to stop.
@@ -239,7 +247,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         admission: Arc::new(admission::NotYet),
         listen_on: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
         public_addresses: Vec::new(),
-        full_mesh: FULL_MESH,
+        full_mesh: config.full_mesh,
     })
     .await
     .doing("starting the control plane")?;
@@ -259,13 +267,16 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let addresses = Arc::new(addresses);
     control.set_admission(Arc::new(SlotAdmission::open(records.clone(), addresses.clone(), &layout.admissions())?));
 
-    let notices = Arc::new(Notices::load(trust, &layout.notices()).doing("reading the network's notices")?);
+    let notices = Arc::new(Notices::load(trust.clone(), &layout.notices()).doing("reading the network's notices")?);
     let spread = Spread::start(fabric.clone(), notices.clone());
     let book = Book::new(control.clone());
     let names: Arc<dyn Names> = Arc::new(CachedNames::new(addresses.clone()));
 
-    let connector =
-        Connector::start(plane.clone(), fabric.clone(), ConnectOptions { stun: true, upnp: config.upnp, relay: config.relay() });
+    let connect_options = ConnectOptions { stun: true, upnp: config.upnp, relay: config.relay() };
+    let ring = RingNet::new(plane.clone());
+    let papers = Papers { certificate: certificate.clone(), trust };
+    let connector = Connector::start_with_ring(plane.clone(), fabric.clone(), connect_options, ring.clone(), papers);
+    let ring_driver = RingDriver::start(ring.clone(), connector.clone(), fabric.clone(), config.ring.options());
     let parts = Arc::new(Parts {
         control,
         identity,
@@ -275,6 +286,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         records,
         addresses,
         connector,
+        ring,
         book,
         names,
         notices,
@@ -327,7 +339,10 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         stop: watch::channel(false).0,
         expelled: Mutex::default(),
         layout: layout.clone(),
+        _ring: ring_driver,
+        ask: OnceLock::new(),
     });
+    daemon.answer_questions();
     let mut tasks = daemon.spawn(ports, resolver, control_events, from_plane, config.autonomic);
     tasks.spawn(collect(chunks));
     Ok((daemon, tasks))
@@ -380,6 +395,8 @@ impl Daemon {
         tasks.spawn(async move { daemon.follow_control(control).await });
         let daemon = self.clone();
         tasks.spawn(async move { daemon.time_address().await });
+        let daemon = self.clone();
+        tasks.spawn(async move { daemon.follow_ring().await });
         let manager = self.manager.clone();
         if autonomic {
             tasks.spawn(async move { manager.run().await });

@@ -31,7 +31,8 @@ impl Daemon {
         if member == self.me() {
             return self.parts.certificate.name().to_owned();
         }
-        self.parts.control.certificate(member).map_or_else(|| member.short(), |c| c.name().to_owned())
+        let certificate = self.parts.control.certificate(member).or_else(|| self.parts.connector.certificate(member));
+        certificate.map_or_else(|| member.short(), |c| c.name().to_owned())
     }
 
     /// A path in words.
@@ -39,7 +40,17 @@ impl Daemon {
         match path {
             Path::Direct(address) => format!("direct {address}"),
             Path::Relayed(via) => format!("relayed via {}", self.name_of(*via)),
+            Path::Ring => "over the ring".to_owned(),
             Path::Stream => "stream".to_owned(),
+        }
+    }
+
+    /// The path of a probe's answer in words.
+    fn pong_path(&self, pong: &p2pvm_overlay::plane::Pong) -> String {
+        match pong.hops {
+            Some(1) => "over the ring, 1 hop".to_owned(),
+            Some(hops) => format!("over the ring, {hops} hops"),
+            None => self.path_text(&pong.path),
         }
     }
 
@@ -72,6 +83,10 @@ impl Daemon {
         }
     }
 
+    pub(super) fn running_vms(&self) -> usize {
+        self.host.list().iter().filter(|vm| vm.state == VmState::Running).count()
+    }
+
     /// This node.
     pub async fn status(&self) -> Status {
         let lease = self.reach.lease().borrow().clone();
@@ -89,7 +104,8 @@ impl Daemon {
             mapped: self.parts.connector.candidates().iter().find(|c| c.kind == CandidateKind::Mapped).map(|c| c.addr.to_string()),
             punches: netcheck::punches(&self.parts.connector.punches()),
             connected: parts.control.connected().len(),
-            running_vms: self.host.list().iter().filter(|vm| vm.state == VmState::Running).count(),
+            ring: self.ring_view(),
+            running_vms: self.running_vms(),
             cpu: self.manager.cpu(),
             listen: parts.control.listen_addrs(),
             up_seconds: self.began.elapsed().as_secs(),
@@ -101,6 +117,7 @@ impl Daemon {
 
     /// The other members this node knows of.
     pub fn peers(&self) -> Vec<Peer> {
+        let ring = self.ring_neighbours();
         let mut peers: Vec<_> = self
             .parts
             .control
@@ -119,6 +136,7 @@ impl Daemon {
                     sent_bytes: link.as_ref().map_or(0, |l| l.tx_bytes),
                     received_bytes: link.as_ref().map_or(0, |l| l.rx_bytes),
                     packet_bytes: link.as_ref().map(|l| l.packet_bytes),
+                    ring: ring.get(&p.member).cloned(),
                 }
             })
             .collect();
@@ -170,7 +188,7 @@ impl Daemon {
         for seq in 1..=count {
             let pong = self.parts.plane.ping(member, PING_TIMEOUT).await;
             let item = match &pong {
-                Ok(pong) => Pong { seq, rtt_ms: Some(pong.rtt.as_secs_f64() * 1e3), path: self.path_text(&pong.path) },
+                Ok(pong) => Pong { seq, rtt_ms: Some(pong.rtt.as_secs_f64() * 1e3), path: self.pong_path(pong) },
                 Err(_) => Pong { seq, rtt_ms: None, path: String::new() },
             };
             received += u32::from(pong.is_ok());

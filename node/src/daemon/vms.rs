@@ -74,7 +74,12 @@ fn durability_text(durability: &Durability) -> String {
 }
 
 impl Daemon {
-    fn view(&self, vm: &VmStatus) -> VmView {
+    /// The VMs on this host.
+    pub(super) fn vms_here(&self) -> Vec<VmView> {
+        self.host.list().iter().map(|vm| self.view(vm)).collect()
+    }
+
+    pub(super) fn view(&self, vm: &VmStatus) -> VmView {
         let state = serde_json::to_value(vm.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
         let definition = &vm.definition;
         VmView {

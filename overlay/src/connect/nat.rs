@@ -80,7 +80,7 @@ pub(crate) fn is_public_own(candidate: &Candidate) -> bool {
 }
 
 /// Whether a member may be expected to hear whoever writes to it.
-fn seems_open(whereabouts: &Whereabouts) -> bool {
+pub(super) fn seems_open(whereabouts: &Whereabouts) -> bool {
     matches!(whereabouts.nat, NatKind::Open | NatKind::Unknown) && whereabouts.candidates.iter().any(is_public_own)
 }
 

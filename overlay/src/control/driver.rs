@@ -317,8 +317,17 @@ impl Driver {
                 let dialled = matches!(endpoint, ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. });
                 let by_smaller = dialled == member_of(&peer_id).is_some_and(|member| self.shared.me < member);
                 let now = Instant::now();
-                let link =
-                    Link { id: connection_id, address, by_smaller, proved: None, since: now, doubted: false, used: now, dialled, parting: None };
+                let link = Link {
+                    id: connection_id,
+                    address,
+                    by_smaller,
+                    proved: None,
+                    since: now,
+                    doubted: false,
+                    used: now,
+                    dialled,
+                    parting: None,
+                };
                 self.links.entry(peer_id).or_default().push(link);
                 if let Some(attempt) = member_of(&peer_id).and_then(|m| self.attempts.get_mut(&m)) {
                     attempt.dialling.remove(&connection_id);

@@ -1,0 +1,137 @@
+//! Questions to the whole cluster, asked over the ring: every member once, answers gathered on the way back, branches that did
+//! not answer named. No member needs a list of all. What a member answers is its own view of itself.
+
+use super::Daemon;
+use crate::{
+    api::types::{Cluster, ClusterLoad, ClusterMember, ClusterVms, VmView},
+    failure::{Failure, Kind, Outcome},
+};
+use p2pvm_overlay::{
+    MemberId,
+    ring::ask::{Answers, AskAll, Dead, Respond},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+/// All answers are there by then, or their branch counts as dead.
+const ASK_LIMIT: Duration = Duration::from_secs(4);
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum Question {
+    /// Who are you?
+    Members,
+    /// Which VMs have you?
+    Vms,
+    /// How busy are you? Answers are added up on the way.
+    Load,
+}
+
+struct Responder(Weak<Daemon>);
+
+fn question(bytes: &[u8]) -> Option<Question> {
+    serde_json::from_slice(bytes).ok()
+}
+
+impl Respond for Responder {
+    fn answer(&self, asked: &[u8]) -> Option<Vec<u8>> {
+        let daemon = self.0.upgrade()?;
+        let answer = match question(asked)? {
+            Question::Members => serde_json::to_vec(&daemon.as_member()),
+            Question::Vms => serde_json::to_vec(&daemon.vms_here()),
+            Question::Load => serde_json::to_vec(&daemon.load_here()),
+        };
+        answer.ok()
+    }
+
+    fn combine(&self, asked: &[u8], one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
+        if !matches!(question(asked), Some(Question::Load)) {
+            return None;
+        }
+        let (one, other): (ClusterLoad, ClusterLoad) = (serde_json::from_slice(one).ok()?, serde_json::from_slice(other).ok()?);
+        serde_json::to_vec(&one.plus(&other)).ok()
+    }
+}
+
+impl Daemon {
+    /// Begins to answer other members' questions.
+    pub(super) fn answer_questions(self: &Arc<Self>) {
+        let responder = Arc::new(Responder(Arc::downgrade(self)));
+        // Set once, at the start.
+        let _ = self.ask.set(AskAll::start(self.fabric(), self.parts.ring.table(), responder));
+    }
+
+    async fn ask_all(&self, question: Question) -> Outcome<Answers> {
+        let failed = |text: String| Failure::new(Kind::Failed, text);
+        let ask = self.ask.get().ok_or_else(|| failed("the daemon is still starting".into()))?;
+        let body = serde_json::to_vec(&question).map_err(|e| failed(e.to_string()))?;
+        ask.ask(body, ASK_LIMIT).await.map_err(|e| failed(e.to_string()))
+    }
+
+    fn as_member(&self) -> ClusterMember {
+        let ring = self.ring_view();
+        let lease = self.reach.lease().borrow().clone();
+        ClusterMember {
+            member: self.me().to_string(),
+            name: self.parts.certificate.name().to_owned(),
+            address: lease.map(|lease| lease.v4.to_string()),
+            nat: self.parts.connector.nat_kind().to_string(),
+            position: ring.position,
+            neighbours: ring.near + ring.far + ring.shortcuts,
+            cpu: self.manager.cpu(),
+            running_vms: self.running_vms(),
+        }
+    }
+
+    fn load_here(&self) -> ClusterLoad {
+        ClusterLoad { members: 1, cpu_sum: self.manager.cpu(), running_vms: self.running_vms() }
+    }
+
+    fn silent(&self, dead: &[Dead]) -> Vec<String> {
+        let text = |d: &Dead| {
+            let rest = if d.covered { "others answered for those behind it" } else { "nor those behind it" };
+            format!("{} ({rest})", self.name_of(d.member))
+        };
+        dead.iter().map(text).collect()
+    }
+
+    /// All members, each as it describes itself.
+    pub async fn cluster(&self) -> Outcome<Cluster> {
+        let (members, load) = tokio::join!(self.ask_all(Question::Members), self.ask_all(Question::Load));
+        let (found, load) = (members?, load?);
+        let mut members: Vec<ClusterMember> = read_all(&found);
+        members.sort_by(|a, b| (&a.name, &a.member).cmp(&(&b.name, &b.member)));
+        let load = read_all::<ClusterLoad>(&load).iter().fold(ClusterLoad::default(), |sum, one| sum.plus(one));
+        Ok(Cluster { members, load, asked: found.asked, depth: found.depth, silent: self.silent(&found.dead) })
+    }
+
+    /// All VMs of the network, and who did not say which it has. Connected members that the ring does not reach yet are asked
+    /// directly.
+    pub async fn cluster_vms(&self) -> Outcome<ClusterVms> {
+        let connected = self.fabric().connected().len() as u64;
+        let answers = self.ask_all(Question::Vms).await?;
+        let mut silent = self.silent(&answers.dead);
+        let mut vms: Vec<VmView> = read_all::<Vec<VmView>>(&answers).into_iter().flatten().collect();
+        if answers.asked <= connected {
+            let (more, unheard) = self.host.list_all().await;
+            vms.extend(more.iter().map(|vm| self.view(vm)));
+            silent = unheard.into_iter().map(|member: MemberId| self.name_of(member)).collect();
+        }
+        // While a VM moves two hosts may name it: the newer epoch is right.
+        let mut newest: BTreeMap<(String, String), VmView> = BTreeMap::new();
+        for vm in vms {
+            let known = newest.entry((vm.name.clone(), vm.id.clone())).or_insert_with(|| vm.clone());
+            if vm.epoch > known.epoch {
+                *known = vm;
+            }
+        }
+        Ok(ClusterVms { vms: newest.into_values().collect(), silent })
+    }
+}
+
+fn read_all<T: DeserializeOwned>(answers: &Answers) -> Vec<T> {
+    answers.items.iter().filter_map(|(_, bytes)| serde_json::from_slice(bytes).ok()).collect()
+}
