@@ -173,7 +173,7 @@ impl Ring {
         if replanned {
             self.plan_near(now);
         }
-        self.estimate_size();
+        self.estimate_size(now);
         self.keep_seeking(now);
         self.keep_far(now);
         self.keep_shortcuts(now);

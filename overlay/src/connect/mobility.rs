@@ -83,7 +83,8 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
         tracing::info!(why, "finding all links again");
         {
             let mut state = shared.state();
-            (state.nat, state.reflexive, state.mapped) = (NatKind::Unknown, None, None);
+            (state.nat, state.reflexive, state.mapped, state.mapped_by) = (NatKind::Unknown, None, None, None);
+            (state.nat6, state.found, state.found6, state.helper) = (NatKind::Unknown, None, None, None);
             state.retries.clear();
             state.refused.clear();
         }

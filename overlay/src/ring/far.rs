@@ -23,6 +23,8 @@ use std::{
 
 /// Below this many members all are near neighbours.
 const SMALL: f64 = (2 * NEAR_EACH_SIDE + 2) as f64;
+/// The size of a network changes slowly; each estimate takes in all that the neighbours told.
+const ESTIMATE_EVERY: Duration = Duration::from_millis(250);
 /// Far neighbours at most, whatever the estimate says: enough for 2^24 members.
 const MAX_FAR: usize = 24;
 /// Members of each side that count for the estimate: our near ones and those that the outermost of them told us of.
@@ -77,6 +79,7 @@ pub(super) struct Far {
     wanted: usize,
     slots: Vec<Slot>,
     redraw_at: Option<Instant>,
+    estimated: Option<Instant>,
 }
 
 impl Far {
@@ -117,8 +120,12 @@ fn harmonic(size: f64, u: f64) -> u64 {
 }
 
 impl Ring {
-    /// Estimates the size of the network anew.
-    pub(super) fn estimate_size(&mut self) {
+    /// Estimates the size of the network anew, if it has not just been estimated.
+    pub(super) fn estimate_size(&mut self, now: Instant) {
+        if self.far.estimated.is_some_and(|at| now < at + ESTIMATE_EVERY) {
+            return;
+        }
+        self.far.estimated = Some(now);
         let near = self.edges.values().filter(|e| e.heard && e.joined);
         let places = near.clone().flat_map(|e| e.direct.iter().chain([&e.node])).filter(|n| **n != self.me);
         let own = size_by_spacing(self.me.position, &places.map(|n| n.position).collect()).log2();
