@@ -117,10 +117,10 @@ fn lease() -> u32 {
 /// Maps a UDP port of this host, outside at the same port if that is free; `None` where no router offers it.
 pub async fn map(local: &[IpAddr], port: u16) -> Option<Mapping> {
     let port = NonZeroU16::new(port)?;
-    if let Some(router) = default_router() {
-        if let Some(mapping) = by_control(router, closest(local, router)?, port).await {
-            return Some(mapping);
-        }
+    if let Some(router) = default_router()
+        && let Some(mapping) = by_control(router, closest(local, router)?, port).await
+    {
+        return Some(mapping);
     }
     by_upnp(local, port.get()).await
 }
