@@ -32,6 +32,8 @@ const MAX_PATHS: usize = 24;
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// Direct ways that once answered, tried again when all is silent.
 const MAX_REMEMBERED: usize = 8;
+/// Another relay must save this much besides.
+const WORTH_CHANGING: Duration = Duration::from_millis(1);
 /// After a change of address the first way that the peer is heard by is followed; others do not compete for this long.
 const FOLLOW: Duration = Duration::from_secs(5);
 /// For so long after a change of this host's addresses its probes ask the peer to follow.
@@ -186,7 +188,9 @@ impl Paths {
             // A fifth better before a path of the same class replaces the one in use: no flapping.
             Some(old) => (class(&path, self.ring_last), Some(rtt)) < (class(&old, self.ring_last), self.rtt().map(|r| r * 4 / 5)),
         };
-        if better {
+        // Among relays a fraction of a millisecond is noise.
+        let alike = matches!((path, self.selected), (Path::Relayed(_), Some(Path::Relayed(_)))) && self.suspect_probes < SILENT_PROBES;
+        if better && !(alike && self.rtt().is_some_and(|old| rtt + WORTH_CHANGING > old)) {
             self.select(Some(path), now);
         }
     }
