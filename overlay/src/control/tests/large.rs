@@ -64,7 +64,8 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
     let mean = || all.iter().map(|c| c.connected().len()).sum::<usize>() as f64 / MEMBERS as f64;
     println!("{:.1} connections each before the unused are closed", mean());
     let closing = Instant::now() + LONG * 2;
-    while mean() > 20.0 {
+    // Of 39: ten near ones, of which not all are mutual, the ring's two, and those just asked by a lookup.
+    while mean() > 25.0 {
         assert!(Instant::now() < closing, "few connections are kept, not {:.1}", mean());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
