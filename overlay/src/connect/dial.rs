@@ -125,6 +125,7 @@ pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId, via: Option<Pos
             Err(_) => tracing::debug!(?member, "the control connection is slow: over the ring as well"),
         }
     }
+    examine::look_at_the_counter(shared).await;
     let asked = Instant::now();
     match over_ring::meet(shared, ring, member, via).await {
         Ok(whereabouts) => {
