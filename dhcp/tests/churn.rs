@@ -172,7 +172,8 @@ async fn live(seed: u64, cut: Option<(u32, u32)>) -> Figures {
     let seconds = CHURN.as_secs() as u32;
     let mut joins: Vec<u32> = (0..REPLACED).map(|_| world.rng.random_range(0..seconds)).collect();
     let mut deaths: Vec<u32> = (0..REPLACED).map(|_| world.rng.random_range(0..seconds)).collect();
-    (joins.sort_unstable_by(|a, b| b.cmp(a)), deaths.sort_unstable_by(|a, b| b.cmp(a)));
+    joins.sort_unstable_by(|a, b| b.cmp(a));
+    deaths.sort_unstable_by(|a, b| b.cmp(a));
     let mut sharing = 0;
     let mut halves: BTreeMap<MemberId, bool> = BTreeMap::new();
     let mut tell_at: Vec<u32> = Vec::new();
