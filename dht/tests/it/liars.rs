@@ -209,7 +209,7 @@ async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not()
     let results = futures::future::join_all(flood).await;
     let made = results.iter().filter(|r| r.is_ok()).count() as u32;
     assert!(made <= limits.burst + 2 * limits.per_second, "{made} made");
-    assert!(results.iter().any(|r| *r == Err(RecordError::Refused(Refusal::TooFast))));
+    assert!(results.contains(&Err(RecordError::Refused(Refusal::TooFast))));
     assert!(world.dht(2).create(&owner(3), key(1), vec![1], HOUR).await.is_ok(), "the others go on");
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(from.create(&owner(4), key(2), vec![1], HOUR).await.is_ok(), "and so may he, slowly");

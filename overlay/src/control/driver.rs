@@ -245,7 +245,11 @@ impl Driver {
         self.searching.remove(&member);
         let connected = peer_of(member).is_some_and(|peer| self.links.contains_key(&peer));
         let dialling = self.attempts.get(&member).is_some_and(|a| !a.dialling.is_empty());
-        if !connected && !dialling && !(news && self.waiting.contains_key(&member) && self.dial(member)) {
+        if connected || dialling {
+            return;
+        }
+        let redial = news && self.waiting.contains_key(&member);
+        if !redial || !self.dial(member) {
             self.give_up(member);
         }
     }

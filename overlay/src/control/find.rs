@@ -25,9 +25,12 @@ const FOUND_LASTS: Duration = Duration::from_secs(5);
 /// Places whose members are remembered.
 const MAX_FOUND: usize = 256;
 
+/// A place, and how many were wanted there; when they were found, and who.
+type Findings = HashMap<(RingAddr, usize), (Instant, Vec<MemberId>)>;
+
 /// What recent lookups found.
 #[derive(Default)]
-pub struct Found(Mutex<HashMap<(RingAddr, usize), (Instant, Vec<MemberId>)>>);
+pub struct Found(Mutex<Findings>);
 
 impl Found {
     fn get(&self, place: RingAddr, n: usize) -> Option<Vec<MemberId>> {
@@ -87,6 +90,11 @@ impl Shared {
         let before = seq();
         let _ = self.look_up(member.ring_addr(), LookupOptions::default(), || seq() > before).await;
         seq() > before
+    }
+
+    /// Looks a place up for the book's and the density's sake, whatever was found there just now.
+    pub async fn refresh(&self, place: RingAddr) -> Result<(), LookupError> {
+        self.look_up(place, LookupOptions::default(), || false).await.map(drop)
     }
 
     /// Runs a lookup until its outcome is certain or `enough` says so of the book, which is then up to date.

@@ -149,7 +149,7 @@ impl Driver {
             let place = if own { self.shared.me.ring_addr() } else { RingAddr(rand::random()) };
             let shared = self.shared.clone();
             tokio::spawn(async move {
-                if let Err(e) = shared.closest_by_lookup(place, 5).await {
+                if let Err(e) = shared.refresh(place).await {
                     tracing::debug!("a lookup to keep the address book fresh failed: {e}");
                 }
             });

@@ -30,10 +30,10 @@ fn truth(all: &[Arc<Control>], place: &RingAddr, n: usize) -> Vec<MemberId> {
     members
 }
 
-/// Waits until lookups of these places from everyone find the nearest members there are.
+/// Waits until lookups of these places from everyone, all at the same time, find the nearest members there are.
 async fn all_find(all: &[Arc<Control>], places: &[RingAddr]) {
     let deadline = Instant::now() + LONG * 2;
-    for (i, control) in all.iter().enumerate() {
+    let each = all.iter().enumerate().map(async |(i, control)| {
         let place = places[i % places.len()];
         loop {
             let found = control.closest(place, 5).await;
@@ -43,7 +43,8 @@ async fn all_find(all: &[Arc<Control>], places: &[RingAddr]) {
             assert!(Instant::now() < deadline, "member {i}: {found:?}");
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
-    }
+    });
+    futures::future::join_all(each).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,6 +86,7 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
 
     let size = all[0].size_estimate();
     println!("estimated {size:?} members");
+    assert!(size.is_some_and(|n| n > MEMBERS as f64 / 2.0 && n < MEMBERS as f64 * 2.0), "the density is known by now");
 
     // Five die at once: soon nobody finds them.
     let dead: Vec<Arc<Control>> = all.split_off(MEMBERS - 5);
