@@ -39,12 +39,15 @@ pub(crate) trait Answers: Send + Sync {
     fn answer(&self, asked: &Header, body: &[u8]) -> Option<Vec<u8>>;
 }
 
+/// Who asked under which id, and what was answered.
+type Answered = ((Position, u64), Vec<u8>);
+
 /// The ring as others in the daemon see it.
 pub struct RingNet {
     plane: Plane,
     me: Node,
     calls: Mutex<HashMap<u64, oneshot::Sender<Vec<u8>>>>,
-    answered: Mutex<VecDeque<((Position, u64), Vec<u8>)>>,
+    answered: Mutex<VecDeque<Answered>>,
     answers: OnceLock<Arc<dyn Answers>>,
     pub(crate) status: ArcSwapOption<RingStatus>,
     lost_calls: AtomicU64,

@@ -201,10 +201,11 @@ async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: 
     if let Some(path) = selected(shared, member, reach, patience).await {
         return Ok(path);
     }
-    if reach != Reach::WithoutRelay && !blocked {
-        if let Some(path) = relays::find(shared, member, whereabouts).await {
-            return Ok(path);
-        }
+    if reach != Reach::WithoutRelay
+        && !blocked
+        && let Some(path) = relays::find(shared, member, whereabouts).await
+    {
+        return Ok(path);
     }
     // A stream is the last resort: unless UDP is known not to get through, the last direct probes are waited for.
     let last = if blocked { Duration::ZERO } else { BEFORE_STREAM };
