@@ -53,9 +53,10 @@ fn an_older_policy_never_replaces_a_newer_one_and_it_is_kept_on_disk() {
     let (file, root) = (dir.path().join("notices"), Issuer::root(&network.root));
     let trust = Arc::new(Trust::new(network.config.id));
     let board = Notices::load(trust.clone(), &file).unwrap();
-    assert_eq!(board.add(network.policy(&root, 2, "deny")), Ok(true));
+    let second = network.policy(&root, 2, "deny");
+    assert_eq!(board.add(second.clone()), Ok(true));
     assert_eq!(board.add(network.policy(&root, 1, "allow")), Ok(false));
-    assert_eq!(board.add(network.policy(&root, 2, "deny")), Ok(false));
+    assert_eq!(board.add(second), Ok(false));
     let again = Notices::load(trust, &file).unwrap();
     assert_eq!((standing(&again).as_deref(), again.digest()), (Some("default = \"deny\""), board.digest()));
     fs::write(&file, b"\xff\xff\xff").unwrap();
