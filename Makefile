@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench build image setup lint clean-image
+.PHONY: demo test bench simulate fuzz build image setup lint clean-image
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -28,6 +28,15 @@ image: setup
 
 lint:
 	scripts/lint.sh
+
+# How the ring does at scale and under random faults, in virtual time (docs/scale.md).
+simulate:
+	cargo run --locked -p p2pvm-tests --bin p2pvm-simulate -- --members 10,100,1000,10000 --seed 1 --out docs/plots --page docs/scale.md
+	cargo run --locked -p p2pvm-tests --bin p2pvm-simulate -- --faults --seeds 0..1000
+
+# Every wire decoder under the fuzzer for a minute each (needs cargo-fuzz).
+fuzz:
+	tests/fuzz/run.sh 60
 
 install: build
 	install -D -m 0755 $(BIN) $(DESTDIR)/usr/bin/p2pvm

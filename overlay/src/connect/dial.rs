@@ -247,12 +247,17 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
                 let shared = shared.clone();
                 tokio::spawn(async move {
                     let met = meet(&shared, member, None).await;
-                    // A stream is a last resort: a relay that has appeared since is better.
-                    if let (Ok((whereabouts, _)), Path::Ring | Path::Stream) = (met, info.path)
-                        && shared.state().nat != NatKind::Blocked
-                        && whereabouts.nat != NatKind::Blocked
-                    {
-                        let _ = relays::find(&shared, member, &whereabouts).await;
+                    let Ok((whereabouts, _)) = met else { return };
+                    let blocked = [shared.state().nat, whereabouts.nat].contains(&NatKind::Blocked);
+                    match info.path {
+                        // A stream is a last resort: a relay that has appeared since is better.
+                        Path::Ring | Path::Stream if !blocked => drop(relays::find(&shared, member, &whereabouts).await),
+                        // Where UDP turned out not to get through, a relay's last leg is a stream too: one of our own is shorter.
+                        Path::Ring | Path::Relayed(_) if blocked => {
+                            shared.plane.inner().peer(member).prefer_stream();
+                            let _ = stream::open(&shared, member).await;
+                        }
+                        _ => {}
                     }
                 });
             }

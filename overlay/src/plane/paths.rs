@@ -65,7 +65,8 @@ pub struct Paths {
     since: Option<Instant>,
     suspect_probes: u32,
     ring: bool,
-    ring_last: bool,
+    /// The ring comes last; a stream comes before relays.
+    order: (bool, bool),
     remembered: VecDeque<Path>,
     /// The peer has moved and was heard by this way.
     follow: Option<(Path, Instant)>,
@@ -89,15 +90,17 @@ pub struct Activity {
     pub ring: bool,
     /// Even a stream is better than the ring.
     pub ring_last: bool,
+    /// UDP does not get through: a stream is better than relays, whose last leg would be one too.
+    pub stream_first: bool,
 }
 
 /// How good a path is by its kind alone. To a neighbour on the ring anything is better than the ring itself, which rests on
 /// such links.
-fn class(path: &Path, ring_last: bool) -> u8 {
+fn class(path: &Path, (ring_last, stream_first): (bool, bool)) -> u8 {
     match path {
         Path::Direct(_) => 0,
-        Path::Relayed(_) => 1,
-        Path::Ring => 2 + 2 * u8::from(ring_last),
+        Path::Relayed(_) => 1 + 3 * u8::from(stream_first),
+        Path::Ring => 2 + 3 * u8::from(ring_last),
         Path::Stream => 3,
     }
 }
@@ -184,9 +187,9 @@ impl Paths {
         let better = match self.selected {
             None => true,
             Some(old) if self.suspect_probes >= SILENT_PROBES => path != Path::Stream || old == Path::Stream,
-            Some(old) if follows && class(&path, self.ring_last) <= class(&old, self.ring_last) => true,
+            Some(old) if follows && class(&path, self.order) <= class(&old, self.order) => true,
             // A fifth better before a path of the same class replaces the one in use: no flapping.
-            Some(old) => (class(&path, self.ring_last), Some(rtt)) < (class(&old, self.ring_last), self.rtt().map(|r| r * 4 / 5)),
+            Some(old) => (class(&path, self.order), Some(rtt)) < (class(&old, self.order), self.rtt().map(|r| r * 4 / 5)),
         };
         // Among relays a fraction of a millisecond is noise.
         let alike = matches!((path, self.selected), (Path::Relayed(_), Some(Path::Relayed(_)))) && self.suspect_probes < SILENT_PROBES;
@@ -200,7 +203,7 @@ impl Paths {
         let known = self.known.remove(&path).is_some();
         if self.selected == Some(path) {
             let living = self.known.iter().filter(|(_, k)| k.answered.is_some());
-            match living.min_by_key(|(p, k)| (class(p, self.ring_last), k.rtt)).map(|(p, _)| *p) {
+            match living.min_by_key(|(p, k)| (class(p, self.order), k.rtt)).map(|(p, _)| *p) {
                 None if self.ring && path != Path::Ring => {
                     self.select(None, now);
                     self.assume(Path::Ring, now);
@@ -283,7 +286,7 @@ impl Paths {
 
     /// What is due at `now`.
     pub fn tick(&mut self, now: Instant, activity: Activity) {
-        (self.ring, self.ring_last) = (activity.ring, activity.ring_last);
+        (self.ring, self.order) = (activity.ring, (activity.ring_last, activity.stream_first));
         self.measure_spares(now, activity);
         let due: Vec<Path> = self
             .known

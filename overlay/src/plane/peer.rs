@@ -193,6 +193,7 @@ impl Peer {
             keep_alive: self.keep_alive.load(Ordering::Relaxed),
             ring: false,
             ring_last: self.is_edge() || self.by_stream.load(Ordering::Relaxed),
+            stream_first: self.by_stream.load(Ordering::Relaxed),
         }
     }
 
@@ -217,7 +218,7 @@ impl Peer {
         self.spare.load(Ordering::Relaxed)
     }
 
-    /// From now on a stream is better than the ring: UDP does not get through.
+    /// From now on a stream is better than relays and the ring: UDP does not get through.
     pub fn prefer_stream(&self) {
         self.by_stream.store(true, Ordering::Relaxed);
     }
