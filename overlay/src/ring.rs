@@ -169,7 +169,7 @@ impl Ring {
     fn settle(&mut self, now: Instant) {
         self.keep_alive(now);
         self.expire(now);
-        let replanned = std::mem::take(&mut self.changed);
+        let replanned = std::mem::take(&mut self.changed) || self.near.plan_is_due(now);
         if replanned {
             self.plan_near(now);
         }

@@ -4,12 +4,12 @@
 //! notices first. What a dead neighbour knew is tried at once in its place.
 
 use super::{
-    Edge, Event, Node, Output, Position, Ring,
+    Edge, Event, Mode, Next, Node, Output, Position, Ring,
     message::{Message, Roles},
     seek,
 };
 use crate::id::MemberId;
-use rand::Rng;
+use rand::{Rng, seq::IteratorRandom};
 use std::time::{Duration, Instant};
 
 /// Edges of all kinds, whatever others ask for; most are leaves of a bootstrap while many join.
@@ -47,10 +47,27 @@ impl Ring {
         if self.pending.len() >= MAX_PENDING || self.known.is_failed(&member, now) {
             return false;
         }
+        let agent = self.through(member, agent);
         self.pending.insert(member, Pending { since: now, roles });
         self.outputs.push_back(Output::Link { member, agent });
         self.wake_by(now + LINK_LIMIT);
         true
+    }
+
+    /// Through whom a member is called: any of those that say that they have an edge with it, else the neighbour over which it was found, else
+    /// any that has heard of it, else, where we ourselves know no way, any neighbour. Drawn for each attempt, as one of them may be wrong.
+    fn through(&mut self, member: MemberId, found_over: Option<Position>) -> Option<Position> {
+        let (node, rng) = (Node::from(member), &mut self.rng);
+        let speaks = || self.edges.values().filter(|e| e.heard);
+        let place = |e: &Edge| e.node.position;
+        let found_over = found_over.filter(|agent| speaks().any(|e| place(e) == *agent));
+        (speaks().filter(|e| e.direct.contains(&node)).map(place).choose(rng))
+            .or(found_over)
+            .or_else(|| speaks().filter(|e| e.hearsay.contains(&node)).map(place).choose(rng))
+            .or_else(|| {
+                let lost = self.joined && self.table.next(node.position, Mode::Exact) == Next::Nowhere;
+                speaks().filter(|e| lost && e.joined).map(place).choose(rng)
+            })
     }
 
     pub(super) fn linked(&mut self, now: Instant, member: MemberId, rtt: Option<Duration>) {

@@ -55,6 +55,16 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// Whether an edge to the member died or could not be made of late.
+    pub fn was_tried(&self, member: &MemberId) -> bool {
+        self.failed.contains_key(member) || self.lost.contains_key(member)
+    }
+
+    /// When the next of those that failed may be tried again.
+    pub fn retry_at(&self, now: Instant) -> Option<Instant> {
+        self.failed.values().map(|f| f.until).filter(|until| *until > now).min()
+    }
+
     /// Notes that `node` is said to live, reachable through `agent`.
     pub fn rumour(&mut self, me: Position, node: Node, agent: Option<Position>, expires: Instant) {
         self.rumours.insert(node.member, Rumour { node, agent, expires });

@@ -6,7 +6,7 @@
 //! side are gone. So a rumour of a dead member ends where its edges end, and two neighbours cannot keep it alive between them.
 
 use super::{
-    Edge, Event, NEAR_EACH_SIDE, Node, Output, Position, Ring,
+    Edge, Event, NEAR_EACH_SIDE, Node, Output, Pending, Position, Ring,
     known::around,
     message::{MAX_GONE, MAX_IDS, Message, Roles},
 };
@@ -37,6 +37,8 @@ pub(super) struct Near {
     digest: u32,
     members: BTreeSet<MemberId>,
     lists_at: Option<Instant>,
+    /// When time alone makes another plan: a candidate may be tried again, or has been waited for long enough.
+    plan_at: Option<Instant>,
     gone: Vec<(Instant, Node)>,
 }
 
@@ -46,7 +48,12 @@ impl Near {
     }
 
     pub fn wake_at(&self) -> Option<Instant> {
-        self.lists_at
+        self.lists_at.into_iter().chain(self.plan_at).min()
+    }
+
+    /// Whether to plan although nothing happened.
+    pub fn plan_is_due(&self, now: Instant) -> bool {
+        self.plan_at.is_some_and(|at| at <= now)
     }
 
     /// Remembers who died, to tell the neighbours that it had.
@@ -72,7 +79,7 @@ impl Near {
     }
 }
 
-/// A candidate for a near edge and through whom it is reached.
+/// A candidate for a near edge, and through whom a lookup found it.
 type Candidate = (Node, Option<Position>);
 
 impl Ring {
@@ -108,6 +115,9 @@ impl Ring {
         }
         for edge in self.edges.values_mut().filter(|e| e.heard) {
             edge.mine.set(Roles::NEAR, near.contains_key(&edge.node.member));
+            if !edge.near() {
+                edge.forget_list();
+            }
         }
         for (node, agent) in wanted {
             let fresh = !self.pending.contains_key(&node.member);
@@ -119,6 +129,14 @@ impl Ring {
         let places: Vec<Position> = near.values().copied().collect();
         self.near.renew(now, near.into_keys().collect(), places.into_iter());
         self.check_joined(now);
+        self.plan_again(now);
+    }
+
+    /// Notes when the plan of now is overtaken by time: nothing else may happen in a ring that is quiet but for one edge it lacks.
+    fn plan_again(&mut self, now: Instant) {
+        let near = self.pending.values().filter(|p| p.roles.has(Roles::NEAR));
+        let waited = near.flat_map(|p| [SLOW_LINK, JOIN_WITHOUT].map(|limit| p.since + limit)).filter(|at| *at > now);
+        self.near.plan_at = waited.chain(self.known.retry_at(now)).min();
     }
 
     /// Members that may be nearer than our near neighbours: those that somebody has an edge with, and those known by hearsay only.
@@ -136,12 +154,11 @@ impl Ring {
         let mut first = BTreeMap::new();
         let mut second = BTreeMap::new();
         for edge in self.edges.values().filter(|e| e.heard) {
-            let through = Some(edge.node.position);
-            first.extend(edge.direct.iter().filter(|n| usable(n)).map(|n| (*n, through)));
-            second.extend(edge.hearsay.iter().filter(|n| usable(n)).map(|n| (*n, through)));
+            first.extend(edge.direct.iter().filter(|n| usable(n)).map(|n| (*n, None)));
+            second.extend(edge.hearsay.iter().filter(|n| usable(n)).map(|n| (*n, None)));
         }
         for (node, agent) in self.known.rumours().filter(|(n, _)| usable(n)) {
-            first.entry(node).or_insert(agent.filter(|a| self.edges.values().any(|e| e.node.position == *a)));
+            first.insert(node, agent);
         }
         second.retain(|node, _| !first.contains_key(node));
         (first.into_iter().collect(), second.into_iter().collect())
@@ -159,7 +176,9 @@ impl Ring {
             }
             return;
         }
-        let open = self.pending.values().any(|p| p.roles.has(Roles::NEAR) && now < p.since + JOIN_WITHOUT);
+        // One that could not be reached before was waited for then: else a few dead ones that take turns keep us out for ever.
+        let awaited = |m: &MemberId, p: &Pending| p.roles.has(Roles::NEAR) && now < p.since + JOIN_WITHOUT && !self.known.was_tried(m);
+        let open = self.pending.iter().any(|(m, p)| awaited(m, p));
         let me = self.me.position;
         let nearest = |way: fn(Position, Position) -> u64| self.edges.values().filter(|e| e.heard).min_by_key(|e| way(me, e.node.position));
         let sides = [nearest(|me, to| me.clockwise(to)), nearest(|me, to| to.clockwise(me))];

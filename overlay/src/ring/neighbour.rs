@@ -100,6 +100,13 @@ impl Edge {
         self.mine.has(Roles::NEAR) || self.theirs.has(Roles::NEAR)
     }
 
+    /// Only near neighbours tell each other when their lists change. That of another names the dead for ever, and edges that are gone.
+    pub fn forget_list(&mut self) {
+        (self.list_digest, self.check_list_at) = (None, None);
+        self.direct.clear();
+        self.hearsay.clear();
+    }
+
     pub fn next_seq(&mut self) -> u32 {
         self.seq = self.seq.wrapping_add(1);
         self.seq

@@ -83,7 +83,9 @@ impl Table {
         let via = match header.kind.mode() {
             // One that has not joined carries nothing on, but answers what its neighbours ask, so that joiners find each other.
             _ if !self.joined => None,
-            Mode::Exact => self.leaf(header.to).or_else(|| self.towards(header.to, None, false)),
+            // Never back to its source: one that came by its source's agent has none closer than the source where an edge of the source
+            // is missing, and goes around the gap, on the way that the source's lookup went.
+            Mode::Exact => self.leaf(header.to).or_else(|| self.towards(header.to, Some(header.from), false)),
             Mode::Closest => self.towards(header.to, Some(header.from), false),
         };
         match (via, header.hops_left) {
@@ -216,6 +218,17 @@ mod tests {
         let header = Header { leaf: Some(at(1)), ..Header::new(Kind::Datagram, at(9), at(0)) };
         assert_eq!(table.route(&header), Next::Via(MemberId([1; 32])));
         assert_eq!(table.route(&Header { leaf: Some(at(2)), ..header }), Next::Nowhere);
+    }
+
+    #[test]
+    fn what_an_agent_carries_goes_around_a_missing_edge_of_its_source() {
+        let node = |n: u64| Node { position: Position(n << 32), member: MemberId([n as u8; 32]) };
+        // We are at 50, the source is at 20; it and the destination at 10 have no edge with each other.
+        let table = Table { me: node(50), joined: true, members: [node(9), node(20)].into(), leaves: [].into() };
+        let header = Header::new(Kind::Call, node(20).position, node(10).position);
+        assert_eq!(table.route(&header), Next::Via(node(9).member));
+        let table = Table { members: [node(20), node(90)].into(), ..table };
+        assert_eq!(table.route(&header), Next::Nowhere, "never back and never away");
     }
 
     #[test]

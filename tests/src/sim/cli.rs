@@ -23,6 +23,8 @@ use std::{
 const SIZES: &str = "10,100,1000,10000";
 /// Sizes of the networks of the fault search.
 const FAULTY_SIZES: Range<usize> = 8..48;
+/// A line says how far the fault search is after so many seeds.
+const PROGRESS: usize = 100;
 
 /// The ring in virtual time: thousands of members in one process, everything drawn from a seed.
 #[derive(Args, Debug, Clone)]
@@ -124,10 +126,17 @@ fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     }
     let began = Instant::now();
     let list: Vec<u64> = seeds.clone().collect();
+    let (done, broken) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let outcomes: Vec<Outcome> = in_parallel(args.threads, &list, |seed| {
         let outcome = faults::run(*seed, members.clone());
         if !outcome.broken.is_empty() {
+            broken.fetch_add(1, Ordering::Relaxed);
             eprintln!("{}", said(&outcome, &members));
+        }
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(PROGRESS) {
+            let (failed, took) = (broken.load(Ordering::Relaxed), began.elapsed().as_secs());
+            eprintln!("{done} of {} seeds in {took} s, {failed} failed", list.len());
         }
         outcome
     });

@@ -60,6 +60,10 @@ pub struct World {
     pub jitter: Duration,
     /// Which part of a divided network a member is in.
     pub parts: BTreeMap<MemberId, u8>,
+    /// Two members that do not reach each other.
+    pub cut: Option<[MemberId; 2]>,
+    /// An edge is made only if a call over the ring finds the member, by the agent that the ring named.
+    pub routed_calls: bool,
     pub rng: StdRng,
     events: BinaryHeap<Reverse<Event>>,
     number: u64,
@@ -79,6 +83,8 @@ impl World {
             duplication: 0.0,
             jitter: Duration::ZERO,
             parts: BTreeMap::new(),
+            cut: None,
+            routed_calls: false,
             rng: StdRng::seed_from_u64(seed),
             events: BinaryHeap::new(),
             number: 0,
@@ -136,7 +142,31 @@ impl World {
 
     fn reaches(&self, a: MemberId, b: MemberId) -> bool {
         let part = |m| self.parts.get(&m).copied().unwrap_or(0);
-        self.hosts.contains_key(&a) && self.hosts.contains_key(&b) && part(a) == part(b)
+        let cut = self.cut.is_some_and(|cut| cut == [a, b] || cut == [b, a]);
+        self.hosts.contains_key(&a) && self.hosts.contains_key(&b) && part(a) == part(b) && !cut
+    }
+
+    /// Whether a call over the ring comes to `to`.
+    fn call_arrives(&self, me: MemberId, to: MemberId, agent: Option<Position>) -> bool {
+        let table = self.hosts[&me].ring.table();
+        let mut header = Header { agent, ..Header::new(Kind::Call, Position::of(&me), Position::of(&to)) };
+        let (mut at, mut next) = match agent {
+            Some(agent) => (me, table.members().iter().find(|n| n.position == agent).map(|n| n.member)),
+            None => (me, self.via(table.next(header.to, Mode::Exact))),
+        };
+        while let Some(member) = next.filter(|next| self.reaches(at, *next)) {
+            if member == to {
+                return true;
+            }
+            header.hops_left -= 1;
+            next = self.via(self.hosts[&member].ring.table().route(&header)).filter(|next| *next != at);
+            at = member;
+        }
+        false
+    }
+
+    fn via(&self, next: Next) -> Option<MemberId> {
+        if let Next::Via(member) = next { Some(member) } else { None }
     }
 
     /// 10 to 80 ms each way, the same for a pair at all times.
@@ -180,9 +210,9 @@ impl World {
                     }
                 }
             }
-            Output::Link { member, .. } => {
+            Output::Link { member, agent } => {
                 let way = Self::one_way(me, member);
-                if self.reaches(me, member) {
+                if self.reaches(me, member) && (!self.routed_calls || self.call_arrives(me, member, agent)) {
                     self.push(self.now + way * 3, member, What::Linked { member: me });
                     self.push(self.now + way * 4, me, What::Linked { member });
                 } else {
