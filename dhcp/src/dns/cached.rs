@@ -14,6 +14,8 @@ use std::{
 };
 use tokio::time::Instant;
 
+/// Before a failure is told: within the five seconds for which programs wait (resolv.conf(5), `timeout`).
+const PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis(500), Duration::from_millis(1000)];
 /// Answers of each kind kept: a scan of a subnet's names must not eat memory.
 const MAX_KEPT: usize = 4096;
 
@@ -59,6 +61,18 @@ impl CachedNames {
     }
 }
 
+/// Asks again where the records cannot be read just now, as in the moment in which members connect: a program that is told so asks a
+/// name server that knows nothing of this network instead.
+async fn persist<T, F: Future<Output = Result<T, Unavailable>>>(ask: impl Fn() -> F) -> Result<T, Unavailable> {
+    for pause in PAUSES {
+        if let Ok(found) = ask().await {
+            return Ok(found);
+        }
+        tokio::time::sleep(pause).await;
+    }
+    ask().await
+}
+
 #[async_trait]
 impl Names for CachedNames {
     async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
@@ -66,7 +80,7 @@ impl Names for CachedNames {
         if let Some(known) = self.forward.get(&key) {
             return Ok(known);
         }
-        let found = self.inner.forward(kind, label).await?;
+        let found = persist(|| self.inner.forward(kind, label)).await?;
         self.forward.set(key, found.clone());
         Ok(found)
     }
@@ -75,7 +89,7 @@ impl Names for CachedNames {
         if let Some(known) = self.reverse.get(&ip) {
             return Ok(known);
         }
-        let found = self.inner.reverse(ip).await?;
+        let found = persist(|| self.inner.reverse(ip)).await?;
         self.reverse.set(ip, found.clone());
         Ok(found)
     }
@@ -128,6 +142,6 @@ mod tests {
         for _ in 0..2 {
             assert!(names.reverse(ip(9)).await.is_err());
         }
-        assert_eq!(asked(), 2);
+        assert_eq!(asked(), 2 * (PAUSES.len() + 1));
     }
 }
