@@ -9,7 +9,7 @@ use super::{
     dial::{Dial, Handshake},
     member::{Clock, Member, Sent, Tally},
     queue::{Micros, Queue, SECOND},
-    world::{Home, World},
+    world::{Access, Home, World},
 };
 use p2pvm_overlay::{
     MemberId,
@@ -254,7 +254,11 @@ impl Sim {
         let m = &self.members[number as usize];
         // One that is in no ring tries all bootstraps besides.
         let bootstraps = if m.table.joined() { &[] } else { &m.known[..m.bootstraps] };
-        let one = m.known.get(dice.checked_rem(m.known.len()).unwrap_or(0));
+        // One that is in a ring asks whom its control plane is connected with, as the daemon does: no dead one, and none behind a NAT that only
+        // the ring could call. Else a ring of two without UDP draws them most of the time and stays alone for many minutes.
+        let meets = |k: &u32| self.members[*k as usize].home.access == Access::Public && self.awake(*k) && self.conditions.open(number, *k);
+        let met: Vec<u32> = m.known.iter().copied().filter(|k| *k != number && (!m.table.joined() || meets(k))).collect();
+        let one = met.get(dice.checked_rem(met.len()).unwrap_or(0));
         let unlinked = |k: &u32| *k != number && !m.link(*k).is_some_and(|l| l.stands(now));
         let seeds: Vec<u32> = bootstraps.iter().chain(one).copied().filter(unlinked).collect();
         for seed in seeds {
