@@ -317,7 +317,8 @@ fn a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterw
     };
     let status = lab.json("a", &["status"]).unwrap();
     let (v4, v6) = (status["address"].as_str().unwrap(), status["address_v6"].as_str().unwrap());
-    assert_eq!(getent("ahostsv4", "a.lab.p2p").first().map(String::as_str), Some(v4));
+    let found = getent("ahostsv4", "a.lab.p2p");
+    assert_eq!(found.first().map(String::as_str), Some(v4), "{}\n{}", current(), lab.log_tail("b", 60));
     assert_eq!(getent("ahostsv6", "a.lab.p2p").first().map(String::as_str), Some(v6));
     // Asked again as programs do: a lookup can fail in the moment in which members connect.
     lab.wait("the address to have a name", Duration::from_secs(10), Duration::from_millis(200), || {
