@@ -197,7 +197,7 @@ async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: 
     let (whereabouts, took) = met;
     let ours = shared.state().nat;
     let blocked = [ours, whereabouts.nat].contains(&NatKind::Blocked);
-    let patience = if shared.may_reach(&whereabouts) { (took * 3).clamp(PATIENCE.0, PATIENCE.1) } else { Duration::ZERO };
+    let patience = if shared.may_reach(whereabouts) { (took * 3).clamp(PATIENCE.0, PATIENCE.1) } else { Duration::ZERO };
     if let Some(path) = selected(shared, member, reach, patience).await {
         return Ok(path);
     }
