@@ -98,6 +98,11 @@ fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
         Ok((names == HOSTS && cluster["load"]["members"] == HOSTS.len()).then_some(()))
     })
     .unwrap_or_else(|e| panic!("{e}\n{:?}", lab.json(&to, &["peers", "--all"])));
+    let page = lab.p2pvm(&to, &["metrics", "--all"]).unwrap();
+    for host in &HOSTS {
+        let line = format!("p2pvm_ring_joined{{member=\"{host}\"}} 1");
+        assert!(page.lines().any(|l| l == line), "{host} is missing: {page}");
+    }
     let text = lab.p2pvm(&from, &["trace", &to]).unwrap();
     assert!(text.lines().any(|line| line.contains(&to)), "{text}");
     lab.down().unwrap();

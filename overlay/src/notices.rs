@@ -16,7 +16,10 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::watch;
@@ -36,13 +39,14 @@ pub struct Notices {
     trust: Arc<Trust>,
     file: Option<PathBuf>,
     known: RwLock<BTreeMap<NoticeKey, Notice>>,
+    heard: AtomicBool,
     changed: watch::Sender<u64>,
 }
 
 impl Notices {
     /// Knows none and keeps them in memory only.
     pub fn new(trust: Arc<Trust>) -> Self {
-        Self { trust, file: None, known: RwLock::default(), changed: watch::channel(0).0 }
+        Self { trust, file: None, known: RwLock::default(), heard: AtomicBool::new(false), changed: watch::channel(0).0 }
     }
 
     /// Reads those kept in `file`, which may be missing, and keeps new ones there.
@@ -50,15 +54,18 @@ impl Notices {
     /// # Errors
     /// What the file system says, or `InvalidData` for a file that is no list of notices.
     pub fn load(trust: Arc<Trust>, file: &Path) -> io::Result<Self> {
-        let kept: Vec<Notice> = match fs::read(file) {
-            Ok(raw) => postcard::from_bytes(&raw)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{} holds no notices: {e}", file.display())))?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        let (kept, heard): (Vec<Notice>, bool) = match fs::read(file) {
+            Ok(raw) => {
+                let kept = postcard::from_bytes(&raw)
+                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{} holds no notices: {e}", file.display())))?;
+                (kept, true)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (Vec::new(), false),
             Err(e) => return Err(e),
         };
         let now = UnixTime::now();
         let kept = kept.into_iter().filter(|n| !n.expired(now) && n.verify(&trust).is_ok()).map(|n| (n.key(), n));
-        Ok(Self { known: RwLock::new(kept.collect()), file: Some(file.to_owned()), ..Self::new(trust) })
+        Ok(Self { known: RwLock::new(kept.collect()), heard: heard.into(), file: Some(file.to_owned()), ..Self::new(trust) })
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<NoticeKey, Notice>> {
@@ -97,14 +104,31 @@ impl Notices {
             }
         }
         known.insert(key, notice);
+        self.keep(&known);
+        drop(known);
+        self.touch();
+        Ok(true)
+    }
+
+    fn keep(&self, known: &BTreeMap<NoticeKey, Notice>) {
         if let Some(file) = &self.file
             && let Err(e) = write_atomically(file, &postcard::to_stdvec(&known.values().collect::<Vec<_>>()).unwrap_or_default())
         {
             tracing::error!("notices cannot be kept in {}: {e}", file.display());
         }
-        drop(known);
-        self.touch();
-        Ok(true)
+    }
+
+    /// Whether this node has ever compared its notices with those of another member: before that an absent policy means nothing.
+    pub fn heard(&self) -> bool {
+        self.heard.load(Ordering::Acquire)
+    }
+
+    /// Notes that a member's notices have been heard; kept on disk.
+    fn hear(&self) {
+        if !self.heard.swap(true, Ordering::AcqRel) {
+            self.keep(&self.read());
+            self.touch();
+        }
     }
 
     /// Says that what stands may be another now, as after a revocation.
@@ -204,6 +228,7 @@ impl Spread {
         let Ok(Say::Have(theirs)) = postcard::from_bytes(&answer) else { return Ok(()) };
         let known: BTreeMap<_, _> = theirs.iter().map(|n| (n.key(), n.order())).collect();
         self.learn(member, theirs);
+        self.notices.hear();
         let mine: Vec<_> = self.notices.all().into_iter().filter(|n| known.get(&n.key()).is_none_or(|order| *order < n.order())).collect();
         if !mine.is_empty()
             && let Ok(body) = postcard::to_stdvec(&Say::Have(mine))
@@ -249,7 +274,10 @@ impl Serve for Answers {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let spread = self.0.upgrade().ok_or("the node is shutting down")?;
         let answer = match postcard::from_bytes(&body).map_err(|e| e.to_string())? {
-            Say::Digest(theirs) if theirs == spread.notices.digest() => Vec::new(),
+            Say::Digest(theirs) if theirs == spread.notices.digest() => {
+                spread.notices.hear();
+                Vec::new()
+            }
             Say::Digest(_) => spread.notices.all(),
             Say::Have(notices) => {
                 spread.learn(from, notices);

@@ -286,6 +286,11 @@ impl Plane {
         self.inner().access.set(policy);
     }
 
+    /// Lets no packet in until [`Plane::set_policy`] is called: for a member that does not know yet whether there is a policy.
+    pub fn await_policy(&self) {
+        self.inner().access.close();
+    }
+
     /// Carries guests' multicast to and from these members, or not at all.
     pub fn set_multicast(&self, members: Option<Vec<MemberId>>) {
         self.inner().multicast.set(members);

@@ -53,6 +53,7 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
         .route("/peers", get(peers))
         .route("/traffic", get(traffic))
         .route("/netcheck", get(netcheck))
+        .route("/metrics", get(metrics))
         .route("/cluster", get(cluster))
         .route("/cluster/vms", get(cluster_vms))
         .route("/ping", post(ping))
@@ -139,7 +140,7 @@ where
 }
 
 async fn status(State(daemon): Shared) -> Answer<Status> {
-    Ok(Json(daemon.status().await))
+    Ok(Json(daemon.status()))
 }
 
 #[derive(Deserialize)]
@@ -158,6 +159,25 @@ async fn peers(State(daemon): Shared) -> Answer<Vec<Peer>> {
 
 async fn netcheck(State(daemon): Shared) -> Answer<NetCheckView> {
     Ok(Json(daemon.netcheck().await))
+}
+
+#[derive(Deserialize)]
+struct MetricsQuery {
+    scope: Option<String>,
+    #[serde(default)]
+    json: bool,
+}
+
+async fn metrics(State(daemon): Shared, Query(query): Query<MetricsQuery>) -> Outcome<Response> {
+    let metrics = match query.scope.as_deref() {
+        None | Some("node") => daemon.metrics(),
+        Some("cluster") => daemon.cluster_metrics().await?,
+        Some(other) => return Err(Failure::usage(format!("scope is node or cluster, not '{other}'"))),
+    };
+    if query.json {
+        return Ok(Json(metrics).into_response());
+    }
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.page()).into_response())
 }
 
 async fn cluster(State(daemon): Shared) -> Answer<Cluster> {

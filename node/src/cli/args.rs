@@ -59,6 +59,9 @@ pub enum Command {
     /// Show the other members and the path to each
     #[command(after_help = "Examples:\n  p2pvm peers\n  p2pvm peers --all")]
     Peers(Peers),
+    /// Print figures for Prometheus, of this node or of every member
+    #[command(after_help = "Examples:\n  p2pvm metrics > /var/lib/prometheus/node-exporter/p2pvm.prom\n  p2pvm metrics --all")]
+    Metrics(All),
     /// Show who talks with whom through this node, hosts and guests, and how much
     #[command(after_help = "Examples:\n  p2pvm traffic\n  p2pvm traffic --all --json")]
     Traffic(Traffic),
@@ -120,6 +123,14 @@ pub struct Init {
     /// Found the network even though a local route covers the subnet
     #[arg(long)]
     pub force: bool,
+}
+
+/// Arguments of `metrics`.
+#[derive(Args)]
+pub struct All {
+    /// Ask every member
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Arguments of `traffic`.

@@ -93,6 +93,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Status => network::status(&context).await,
         Command::Peers(a) if a.all => ring::cluster(&context).await,
         Command::Peers(_) => network::peers(&context).await,
+        Command::Metrics(a) => ring::metrics(&context, a.all).await,
         Command::Traffic(a) => traffic::show(&context, a.all).await,
         Command::Ping(a) => network::ping(&context, a).await,
         Command::Netcheck => netcheck::run(&context).await,

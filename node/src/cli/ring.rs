@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     api::types::{Cluster, Traced},
+    daemon::metrics::Metrics,
     failure::{Failure, Kind, Outcome},
 };
 
@@ -41,6 +42,17 @@ pub(super) async fn trace(context: &Context, member: &str) -> Outcome<()> {
         return Ok(());
     }
     Err(Failure::new(Kind::NotFound, format!("the path ends before {member}: it is not on the ring, or the ring is being repaired")))
+}
+
+/// Figures for Prometheus, of this member or of all.
+pub(super) async fn metrics(context: &Context, all: bool) -> Outcome<()> {
+    let scope = if all { "cluster" } else { "node" };
+    let metrics: Metrics = context.daemon().await?.get(&format!("/metrics?json=true&scope={scope}")).await?;
+    if context.json {
+        return print::json(&metrics);
+    }
+    print!("{}", metrics.page());
+    Ok(())
 }
 
 /// Every member of the network.

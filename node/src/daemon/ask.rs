@@ -1,7 +1,10 @@
 //! Questions to the whole cluster, asked over the ring: every member once, answers gathered on the way back, branches that did
 //! not answer named. No member needs a list of all. What a member answers is its own view of itself.
 
-use super::Daemon;
+use super::{
+    Daemon,
+    metrics::{Metrics, Sample},
+};
 use crate::{
     api::types::{Cluster, ClusterLoad, ClusterMember, ClusterVms, VmView},
     failure::{Failure, Kind, Outcome},
@@ -28,6 +31,8 @@ enum Question {
     Vms,
     /// How busy are you? Answers are added up on the way.
     Load,
+    /// What are your figures for Prometheus?
+    Metrics,
 }
 
 struct Responder(Weak<Daemon>);
@@ -43,6 +48,7 @@ impl Respond for Responder {
             Question::Members => serde_json::to_vec(&daemon.as_member()),
             Question::Vms => serde_json::to_vec(&daemon.vms_here()),
             Question::Load => serde_json::to_vec(&daemon.load_here()),
+            Question::Metrics => serde_json::to_vec(&daemon.samples()),
         };
         answer.ok()
     }
@@ -106,6 +112,18 @@ impl Daemon {
         members.sort_by(|a, b| (&a.name, &a.member).cmp(&(&b.name, &b.member)));
         let load = read_all::<ClusterLoad>(&load).iter().fold(ClusterLoad::default(), |sum, one| sum.plus(one));
         Ok(Cluster { members, load, asked: found.asked, depth: found.depth, silent: self.silent(&found.dead) })
+    }
+
+    /// Everybody's figures, and who did not answer.
+    pub async fn cluster_metrics(&self) -> Outcome<Metrics> {
+        let answers = self.ask_all(Question::Metrics).await?;
+        let mut remarks: Vec<String> = self.silent(&answers.dead).iter().map(|who| format!("no answer from {who}")).collect();
+        if answers.truncated > 0 {
+            remarks.push(format!("the figures of {} members did not fit", answers.truncated));
+        }
+        let read =
+            |(member, bytes): &(MemberId, Vec<u8>)| Some((self.name_of(*member), serde_json::from_slice::<Vec<Sample>>(bytes).ok()?));
+        Ok(Metrics { members: answers.items.iter().filter_map(read).collect(), remarks })
     }
 
     /// All VMs of the network, and who did not say which it has. Connected members that the ring does not reach yet are asked

@@ -8,6 +8,7 @@ pub mod changes;
 mod load;
 pub mod lock;
 mod manager;
+pub mod metrics;
 mod netcheck;
 mod policy;
 mod ports;
@@ -81,6 +82,8 @@ const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 const COLLECT_GRACE: Duration = Duration::from_secs(3600);
 /// Where it is remembered, until the host boots again, whether its KVM works.
 const HOST_FACTS: &str = "/run/p2pvm";
+/// How often notices are asked of a member that has connected; who is gone meanwhile is met again.
+const MEETINGS: u32 = 3;
 
 /// What the daemon's modules share.
 pub struct Parts {
@@ -216,6 +219,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     // What a killed daemon left is put back before anything is changed again.
     changes::undo(layout);
     let Membership { network, certificate, identity, root, bootstrap } = membership;
+    let founder = root.is_some();
     let identity = Arc::new(identity);
     let times = Arc::new(Mutex::new(api::types::StartTimes::default()));
 
@@ -293,7 +297,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         spread,
         has_bootstrap,
     });
-    let policies = Policies::start(parts.clone());
+    let policies = Policies::start(parts.clone(), founder);
     let subnets = Subnets::open(parts.clone(), policies.clone(), layout, &config.device, config.multicast)?;
     let resolver =
         Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);
@@ -436,7 +440,8 @@ impl Daemon {
                     let (reach, spread) = (self.reach.clone(), self.parts.spread.clone());
                     tokio::spawn(async move { reach.meet(member).await });
                     tokio::spawn(async move {
-                        if let Err(error) = spread.meet(member).await {
+                        for _ in 0..MEETINGS {
+                            let Err(error) = spread.meet(member).await else { return };
                             tracing::debug!(?member, %error, "notices not exchanged");
                         }
                     });

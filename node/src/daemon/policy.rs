@@ -19,7 +19,10 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,12 +33,19 @@ const NAMES_EVERY: Duration = Duration::from_secs(60);
 pub struct Policies {
     parts: Arc<Parts>,
     standing: Mutex<Option<(SignedPolicy, Arc<NetworkPolicy>)>>,
+    /// Whether nothing is let in, since nobody has said yet whether there is a policy.
+    closed: AtomicBool,
 }
 
 impl Policies {
-    /// Puts the policy that was known when the daemon last ran in force, before anything arrives.
-    pub fn start(parts: Arc<Parts>) -> Arc<Self> {
-        let policies = Arc::new(Self { parts, standing: Mutex::default() });
+    /// Puts the policy that was known when the daemon last ran in force, before anything arrives. A member that has not heard of
+    /// any lets nothing in until it has met another; a founder, which would know, does not wait.
+    pub fn start(parts: Arc<Parts>, founder: bool) -> Arc<Self> {
+        let closed = !founder && !parts.notices.heard();
+        if closed {
+            parts.plane.await_policy();
+        }
+        let policies = Arc::new(Self { parts, standing: Mutex::default(), closed: closed.into() });
         policies.apply();
         policies
     }
@@ -49,7 +59,8 @@ impl Policies {
     pub(super) fn apply(&self) -> bool {
         let signed = self.parts.notices.policy();
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        if standing.as_ref().map(|(signed, _)| signed) == signed.as_ref() {
+        let opens = (signed.is_some() || self.parts.notices.heard()) && self.closed.swap(false, Ordering::AcqRel);
+        if !opens && standing.as_ref().map(|(signed, _)| signed) == signed.as_ref() {
             return false;
         }
         *standing = signed.and_then(|signed| {

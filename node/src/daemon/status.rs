@@ -88,7 +88,7 @@ impl Daemon {
     }
 
     /// This node.
-    pub async fn status(&self) -> Status {
+    pub fn status(&self) -> Status {
         let lease = self.reach.lease().borrow().clone();
         let parts = &self.parts;
         Status {

@@ -43,6 +43,20 @@ impl Network {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_board_has_heard_once_its_member_has_met_another_and_remembers_it() {
+    let (network, dir, net) = (network(), tempfile::tempdir().unwrap(), MemoryNet::new(Duration::from_millis(20)));
+    let (file, trust) = (dir.path().join("notices"), Arc::new(Trust::new(network.config.id)));
+    let board = Arc::new(Notices::load(trust.clone(), &file).unwrap());
+    let other = node(&network, &net, 2);
+    let fabric: Arc<MemoryFabric> = net.add(MemberId([1; 32]));
+    let mine = Spread::start(fabric, board.clone());
+    assert!(!board.heard());
+    mine.meet(other.0).await.unwrap();
+    assert!(board.heard() && board.policy().is_none());
+    assert!(Notices::load(trust, &file).unwrap().heard());
+}
+
 fn standing(board: &Notices) -> Option<String> {
     board.policy().map(|p| p.text().to_owned())
 }

@@ -8,6 +8,7 @@
 //! pass when they are about a conversation that may take place.
 //!
 //! Decisions are kept in the same table for seconds, so that a bulk transfer costs one look at one cache line a packet.
+//! Before a new member has heard whether the network has a policy, nothing comes in ([`Access::close`]).
 //! With no policy the cost is one relaxed load. A refusal is silent, as with any firewall; the sender's side can be
 //! asked for the reason (`p2pvm acl check`).
 
@@ -56,15 +57,23 @@ struct InForce {
 pub(crate) struct Access {
     active: AtomicBool,
     in_force: ArcSwapOption<InForce>,
+    closed: AtomicBool,
     denied: AtomicU64,
 }
 
 impl Access {
+    /// Lets nothing in until [`Access::set`] says what the rules are, or that there are none.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.active.store(true, Ordering::Release);
+    }
+
     /// Puts a policy in force, or takes it out of force. Conversations that are under way are judged anew.
     pub fn set(&self, policy: Option<(Arc<NetworkPolicy>, Arc<dyn Directory>)>) {
         let active = policy.is_some();
         let in_force = policy.map(|(policy, directory)| Arc::new(InForce { policy, directory, flows: Flows::new(Instant::now()) }));
         self.in_force.store(in_force);
+        self.closed.store(false, Ordering::Release);
         self.active.store(active, Ordering::Release);
     }
 
@@ -90,8 +99,10 @@ impl Access {
             return true;
         }
         let in_force = self.in_force.load();
-        let Some(in_force) = &*in_force else { return true };
-        let admitted = in_force.admits(packet, src, dst, now);
+        let admitted = match &*in_force {
+            Some(in_force) => in_force.admits(packet, src, dst, now),
+            None => !self.closed.load(Ordering::Acquire),
+        };
         if !admitted {
             self.denied.fetch_add(1, Ordering::Relaxed);
         }

@@ -31,6 +31,20 @@ fn set(access: &Access, policy: &str) {
     access.set(Some((Arc::new(NetworkPolicy::parse(policy).unwrap()), Arc::new(Book))));
 }
 
+#[test]
+fn nothing_comes_in_before_the_rules_are_known_or_known_to_be_none() {
+    let (now, ping) = (Instant::now(), echo(A, B, 1, false));
+    let access = Access::default();
+    access.close();
+    assert!(!access.admits(&ping, &A, &B, now));
+    assert_eq!(access.denied(), 1);
+    access.set(None);
+    assert!(access.admits(&ping, &A, &B, now));
+    access.close();
+    set(&access, OPS_TO_DB);
+    assert!(access.admits(&ping, &A, &B, now) && !access.admits(&ping, &B, &A, now));
+}
+
 const OPS_TO_DB: &str = "default = 'deny'\n[[rule]]\naction = 'allow'\nfrom = 'ops'\nto = 'vm:db'\nports = ['tcp/22', 'udp/53', 'icmp']";
 
 fn octets(addr: IpAddr) -> [u8; 4] {
