@@ -113,11 +113,11 @@ fn two_rings_that_never_met_become_one_through_one_member() {
     }
 }
 
-/// No greedy path leads over the gap where both have their next neighbours farther off than each other: they must call each other through a
-/// neighbour that knows both.
+/// No greedy path leads over the gap where both have their next neighbours farther off than each other, and nobody else has a reason to say
+/// anything: they try again by themselves, through a neighbour, soon. The search for lost neighbours alone takes up to half a minute.
 #[test]
-fn two_members_beside_each_other_that_were_cut_off_long_find_each_other_over_the_gap() {
-    for seed in 1..=4 {
+fn two_members_beside_each_other_that_were_cut_off_long_find_each_other_soon_in_a_quiet_ring() {
+    for seed in 1..=10 {
         let mut world = World::settled(seed, 32);
         let mut nodes: Vec<Node> = world.ids().into_iter().map(Node::from).collect();
         nodes.sort_unstable();
@@ -129,7 +129,7 @@ fn two_members_beside_each_other_that_were_cut_off_long_find_each_other_over_the
         assert!(world.check().is_err(), "seed {seed}: the cut was not noticed");
         world.cut = None;
         let took = world.settle(MINUTE);
-        assert!(took < Duration::from_secs(30), "seed {seed}: {took:?}");
+        assert!(took < Duration::from_secs(10), "seed {seed}: {took:?}");
     }
 }
 

@@ -30,7 +30,8 @@ const PROGRESS: usize = 100;
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   p2pvm simulate --members 10,100,1000,10000 --seed 1 --out docs/plots --page docs/scale.md
-  p2pvm simulate --members 1000 --json
+  p2pvm simulate --members 1000 --json >1000.json
+  p2pvm simulate --members 10,100 --with 1000.json --out plots --page scale.md
   p2pvm simulate --faults --seeds 0..1000 --page docs/scale.md
   p2pvm simulate --faults --seeds 417..418 --json")]
 pub struct Simulate {
@@ -43,6 +44,9 @@ pub struct Simulate {
     /// Seconds that the network is watched idle
     #[arg(long, default_value_t = 600, value_name = "S")]
     idle: u64,
+    /// Show what runs with --json wrote to these files beside what is measured now; a large network takes its time
+    #[arg(long, value_name = "FILE", value_delimiter = ',', conflicts_with = "faults")]
+    with: Vec<PathBuf>,
     /// Write the plots (SVG) to this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -83,13 +87,18 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     }
+    let mut reports = earlier(&args.with)?;
+    if let Some(other) = reports.iter().find(|r| r.seed != args.seed) {
+        bail!("the report of {} members in --with is of seed {}: give --seed {} for all", other.members, other.seed, other.seed);
+    }
+    sizes.retain(|n| reports.iter().all(|r| r.members != *n));
     // The largest takes the longest and goes first.
     let order: Vec<usize> = sizes.iter().rev().copied().collect();
     let quiet = args.idle.max(10) * SECOND;
-    let mut reports: Vec<Report> = in_parallel(args.threads, &order, |n| {
+    reports.extend(in_parallel(args.threads, &order, |n| {
         let note = |what: &str| eprintln!("{n}: {what}");
         scale::run(*n, args.seed, quiet, &note)
-    });
+    }));
     reports.sort_by_key(|r| r.members);
     if let Some(out) = &args.out {
         for (file, svg) in report::plots(&reports) {
@@ -99,7 +108,8 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
         if let Some(page) = &args.page {
             let plots = page.parent().and_then(|dir| out.strip_prefix(dir).ok()).unwrap_or(out);
             let files = format!("--out {} --page {}", out.display(), page.display());
-            let command = format!("p2pvm simulate --members {text} --seed {} --idle {} {files}", args.seed, args.idle);
+            let all: Vec<String> = reports.iter().map(|r| r.members.to_string()).collect();
+            let command = format!("p2pvm simulate --members {} --seed {} --idle {} {files}", all.join(","), args.seed, args.idle);
             let text = report::page(&reports, &plots.display().to_string(), &command);
             // What the fault search wrote there stays.
             let old = std::fs::read_to_string(page).unwrap_or_default();
@@ -116,6 +126,18 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
         eprintln!("broken with {} members: {}", report.members, report.broken.join("\n  "));
     }
     Ok(if reports.iter().all(|r| r.broken.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What was measured before.
+fn earlier(files: &[PathBuf]) -> anyhow::Result<Vec<Report>> {
+    let mut reports = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let more: Vec<Report> = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not what `p2pvm simulate --json` of this version prints", file.display()))?;
+        reports.extend(more);
+    }
+    Ok(reports)
 }
 
 fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {

@@ -170,7 +170,7 @@ pub fn page(reports: &[Report], plots: &str, command: &str) -> String {
         in virtual time (`tests/src/sim/`): {cities} cities with intercontinental round trips, a last mile for each member, one datagram in\n\
         2 000 lost, delays that reorder, NATs (one pair in six has no direct path and uses a relay), links that take a call over the\n\
         ring and a handshake to make. A dead member is noticed by its silence only. Bytes are those of the ring's packets and 72 for the\n\
-        headers below each. Same command, same figures, but for the time and memory it took; sizes run side by side on two threads.\n\n\
+        headers below each. Same command, same figures, but for time and memory, which are those of the machine, busy or not, that ran it.\n\n\
         ## The invariant\n\n\
         Once nobody has come, gone or been cut off for long enough, every living member has working links with its true neighbours on\n\
         the ring and has them in its table, a packet to a member arrives there, and a lookup of a place ends at the living member closest\n\

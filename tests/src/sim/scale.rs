@@ -12,7 +12,7 @@ use super::{
 };
 use p2pvm_overlay::ring::{Mode, RingOptions};
 use rand::{Rng, seq::SliceRandom};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// Members known to all joiners.
@@ -38,7 +38,7 @@ const WATCH: Micros = 120 * SECOND;
 const DISASTERS: [f64; 3] = [0.01, 0.1, 0.5];
 
 /// Average and spread of a measured quantity.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Spread {
     /// Average.
     pub mean: f64,
@@ -65,7 +65,7 @@ impl Spread {
 pub type Curve = Vec<(f64, f64)>;
 
 /// What the living did after a part of them died.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Disaster {
     /// Share that died.
     pub share: f64,
@@ -84,7 +84,7 @@ pub struct Disaster {
 }
 
 /// Messages and bytes sent by a member in a second, by purpose.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Idle {
     /// Messages by member.
     pub messages: Spread,
@@ -103,7 +103,7 @@ pub struct Idle {
 }
 
 /// What was measured of one network.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Members that joined.
     pub members: usize,
