@@ -71,6 +71,8 @@ pub struct Ring {
     repairs: u64,
     /// Neighbours, their roles or what they know changed since the last plan.
     changed: bool,
+    /// What we want of an edge changed: the other end is to be told although no time for anything has come.
+    hurry: bool,
     /// When something is due.
     wake: Option<Instant>,
     table: Arc<Table>,
@@ -96,6 +98,7 @@ impl Ring {
             shortcuts: shortcut::Shortcuts::default(),
             repairs: 0,
             changed: false,
+            hurry: false,
             wake: None,
             table: Arc::new(Table::new(me, false, [], [])),
             outputs: VecDeque::new(),
@@ -113,8 +116,14 @@ impl Ring {
             Input::Seed(member) => self.seed(now, member),
             Input::Tick => {}
         }
-        if self.changed || self.wake.is_some_and(|at| at <= now) {
+        if self.changed || self.hurry {
             self.settle(now);
+        } else if self.wake.is_some_and(|at| at <= now) {
+            // Most times that were waited for have been put off since: a neighbour that asked us need not be asked.
+            self.wake = self.next_wake();
+            if self.wake.is_some_and(|at| at <= now) {
+                self.settle(now);
+            }
         }
     }
 
@@ -172,6 +181,7 @@ impl Ring {
         let replanned = std::mem::take(&mut self.changed) || self.near.plan_is_due(now);
         if replanned {
             self.plan_near(now);
+            self.far.neighbours_changed();
         }
         self.estimate_size(now);
         self.keep_seeking(now);
@@ -182,6 +192,7 @@ impl Ring {
         if replanned || self.changed {
             self.renew_table();
         }
+        self.hurry = false;
         // Something above may have lost or gained a neighbour: plan again at once rather than at the next input.
         self.wake = if self.changed { Some(now) } else { self.next_wake() };
     }
@@ -205,18 +216,25 @@ impl Ring {
     }
 
     fn renew_table(&mut self) {
-        let nodes = |joined| self.edges.values().filter(move |e| e.heard && e.joined == joined).map(|e| e.node);
-        let table = Table::new(self.me.member, self.joined, nodes(true), nodes(false));
+        let (mut members, mut leaves) = (Vec::with_capacity(self.edges.len()), Vec::new());
+        for edge in self.edges.values().filter(|e| e.heard) {
+            if edge.joined { members.push(edge.node) } else { leaves.push(edge.node) }
+        }
+        let table = Table::of(self.me, self.joined, members, leaves);
         if *self.table != table {
             self.table = Arc::new(table);
             self.outputs.push_back(Output::TableChanged(self.table.clone()));
         }
     }
 
+    /// Where a member stands, without hashing its id again if it is a neighbour.
+    fn place_of(&self, member: &MemberId) -> Position {
+        self.edges.get(member).map_or_else(|| Position::of(member), |e| e.node.position)
+    }
+
     /// Says something to a neighbour over the edge between us.
     fn send(&mut self, member: MemberId, message: &Message) {
-        let to = self.edges.get(&member).map_or_else(|| Position::of(&member), |e| e.node.position);
-        let header = Header::new(Kind::Control, self.me.position, to);
+        let header = Header::new(Kind::Control, self.me.position, self.place_of(&member));
         self.outputs.push_back(Output::Send { to: member, packet: Packet { header, body: message.encode() } });
     }
 
@@ -256,7 +274,7 @@ impl Ring {
             _ => {}
         }
         // The rest is between neighbours: said by the one who handed it over, whom the link has proved.
-        if header.from != Position::of(&from) {
+        if header.from != self.place_of(&from) {
             return;
         }
         match message {

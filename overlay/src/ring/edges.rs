@@ -37,7 +37,7 @@ impl Ring {
         }
         if let Some(edge) = self.edges.get_mut(&member) {
             edge.mine.set(roles, true);
-            self.wake_by(now);
+            self.hurry = true;
             return true;
         }
         if let Some(pending) = self.pending.get_mut(&member) {

@@ -16,15 +16,14 @@ use super::{
 };
 use crate::{coordinates::Coordinate, id::MemberId};
 use rand::{Rng, seq::IteratorRandom};
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 /// Below this many members all are near neighbours.
 const SMALL: f64 = (2 * NEAR_EACH_SIDE + 2) as f64;
 /// The size of a network changes slowly; each estimate takes in all that the neighbours told.
 const ESTIMATE_EVERY: Duration = Duration::from_millis(250);
+/// An estimate that differs so little from what the neighbours say, in powers of two, is left as it is until something changes.
+const AT_REST: f64 = 0.01;
 /// Far neighbours at most, whatever the estimate says: enough for 2^24 members.
 const MAX_FAR: usize = 24;
 /// Members of each side that count for the estimate: our near ones and those that the outermost of them told us of.
@@ -80,6 +79,8 @@ pub(super) struct Far {
     slots: Vec<Slot>,
     redraw_at: Option<Instant>,
     estimated: Option<Instant>,
+    /// Something that the estimate is made of changed since, or it has not come to rest.
+    outdated: bool,
 }
 
 impl Far {
@@ -89,6 +90,11 @@ impl Far {
 
     pub fn own_estimate(&self) -> u8 {
         self.own
+    }
+
+    /// Neighbours, their lists or their estimates are others than before.
+    pub fn neighbours_changed(&mut self) {
+        self.outdated = true;
     }
 
     pub fn wanted(&self) -> usize {
@@ -101,14 +107,14 @@ impl Far {
     }
 }
 
-/// The size of a network of which `places` are known around `me`.
-fn size_by_spacing(me: Position, places: &BTreeSet<Position>) -> f64 {
-    let each = SPACING.min(places.len() / 2);
-    if each < NEAR_EACH_SIDE {
-        return places.len() as f64 + 1.0;
-    }
-    let mut sorted: Vec<u64> = places.iter().map(|p| me.clockwise(*p)).collect();
+/// The size of a network of which members are known at these distances from us, going clockwise.
+fn size_by_spacing(mut sorted: Vec<u64>) -> f64 {
     sorted.sort_unstable();
+    sorted.dedup();
+    let each = SPACING.min(sorted.len() / 2);
+    if each < NEAR_EACH_SIDE {
+        return sorted.len() as f64 + 1.0;
+    }
     let span = sorted[each - 1] as f64 + sorted[sorted.len() - each].wrapping_neg() as f64;
     2.0 * each as f64 / (span / 2f64.powi(64))
 }
@@ -122,18 +128,23 @@ fn harmonic(size: f64, u: f64) -> u64 {
 impl Ring {
     /// Estimates the size of the network anew, if it has not just been estimated.
     pub(super) fn estimate_size(&mut self, now: Instant) {
-        if self.far.estimated.is_some_and(|at| now < at + ESTIMATE_EVERY) {
+        if !self.far.outdated || self.far.estimated.is_some_and(|at| now < at + ESTIMATE_EVERY) {
             return;
         }
         self.far.estimated = Some(now);
         let near = self.edges.values().filter(|e| e.heard && e.joined);
-        let places = near.clone().flat_map(|e| e.direct.iter().chain([&e.node])).filter(|n| **n != self.me);
-        let own = size_by_spacing(self.me.position, &places.map(|n| n.position).collect()).log2();
+        let mut ways = Vec::with_capacity(4 * self.edges.len());
+        for edge in near.clone() {
+            let places = edge.direct.iter().chain([&edge.node]).map(|n| n.position).filter(|place| *place != self.me.position);
+            ways.extend(places.map(|place| self.me.position.clockwise(place)));
+        }
+        let own = size_by_spacing(ways).log2();
         self.far.own = (own * 8.0).round().clamp(0.0, 255.0) as u8;
         let mut all: Vec<f64> = near.filter(|e| e.size > 0).map(|e| f64::from(e.size) / 8.0).chain([own]).collect();
         all.sort_unstable_by(f64::total_cmp);
         let median = (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2.0;
         self.far.log2 += (median - self.far.log2) / if self.far.log2 == 0.0 { 1.0 } else { 2.0 };
+        self.far.outdated = (median - self.far.log2).abs() > AT_REST;
         let aim = if self.far.size() < SMALL { 0.0 } else { self.far.log2 };
         if (aim - self.far.wanted as f64).abs() > FLUTTER {
             self.far.wanted = (aim.round() as usize).min(MAX_FAR);
@@ -245,14 +256,16 @@ impl Ring {
         let limits = [(Roles::FAR, (2 * self.far.wanted).max(MIN_INCOMING)), (Roles::SHORTCUT, 2 * self.options.max_shortcuts)];
         for (role, limit) in limits {
             let comes = |e: &Edge| e.theirs.has(role) && !e.mine.has(role);
-            let count = self.edges.values().filter(|e| comes(e)).count();
+            let it_does = self.edges.get(&from).is_some_and(comes);
+            if !it_does || self.edges.values().filter(|e| comes(e)).count() <= limit {
+                continue;
+            }
             let near = self.edges.values().filter(|e| e.joined && e.mine.has(Roles::NEAR) && e.member() != from);
             let instead = near.map(Edge::member).choose(&mut self.rng).filter(|_| role == Roles::FAR);
-            let Some(edge) = self.edges.get_mut(&from) else { return };
-            if comes(edge) && count > limit {
+            if let Some(edge) = self.edges.get_mut(&from) {
                 edge.theirs.set(role, false);
-                self.send(from, &Message::Decline { role, instead });
             }
+            self.send(from, &Message::Decline { role, instead });
         }
     }
 
@@ -269,7 +282,7 @@ impl Ring {
         }
         edge.mine.set(role, false);
         let agent = Some(edge.node.position);
-        self.wake_by(now);
+        self.hurry = true;
         let state = &mut self.far.slots[slot];
         state.state = State::Empty;
         state.at = now + state.pause;
@@ -291,9 +304,8 @@ mod tests {
         for size in [4usize, 8, 100, 1000, 10_000] {
             let mut logs = Vec::new();
             for _ in 0..200 {
-                let all: BTreeSet<Position> = (1..size).map(|_| Position(rng.random())).collect();
-                let me = Position(rng.random());
-                logs.push(size_by_spacing(me, &all).log2());
+                let all: Vec<u64> = (1..size).map(|_| rng.random()).collect();
+                logs.push(size_by_spacing(all).log2());
             }
             let mean = logs.iter().sum::<f64>() / logs.len() as f64;
             assert!((mean - (size as f64).log2()).abs() < 0.25, "{size}: 2^{mean}");

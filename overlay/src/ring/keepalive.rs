@@ -97,7 +97,9 @@ impl Ring {
         if edge.is_news(hello.seq) {
             let news = (edge.joined, edge.theirs) != (hello.joined, hello.roles) || first;
             edge.coordinate = Some(hello.coordinate);
-            edge.size = hello.size;
+            if std::mem::replace(&mut edge.size, hello.size) != hello.size {
+                self.far.neighbours_changed();
+            }
             edge.digest = hello.digest;
             edge.joined = hello.joined;
             edge.theirs = hello.roles;

@@ -123,7 +123,11 @@ pub struct Hello {
 impl Message {
     /// The body of a packet with this message.
     pub fn encode(&self) -> Vec<u8> {
-        postcard::to_extend(self, vec![VERSION]).unwrap_or_default()
+        // Room for all of it at once: a keepalive, or ids and coordinates.
+        let room = if matches!(self, Self::List { .. } | Self::Found { .. }) { MAX_BODY_LEN } else { 128 };
+        let mut body = Vec::with_capacity(room);
+        body.push(VERSION);
+        postcard::to_extend(self, body).unwrap_or_default()
     }
 
     /// Reads a message; `None` for another version, nonsense or too much. Never panics.

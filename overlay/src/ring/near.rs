@@ -6,15 +6,12 @@
 //! side are gone. So a rumour of a dead member ends where its edges end, and two neighbours cannot keep it alive between them.
 
 use super::{
-    Edge, Event, NEAR_EACH_SIDE, Node, Output, Pending, Position, Ring,
+    Event, NEAR_EACH_SIDE, Node, Output, Pending, Position, Ring,
     known::around,
     message::{MAX_GONE, MAX_IDS, Message, Roles},
 };
 use crate::id::MemberId;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 /// Changes within this time are told in one list.
 const LIST_DELAY: Duration = Duration::from_millis(50);
@@ -35,7 +32,6 @@ const JOIN_WITHOUT: Duration = Duration::from_secs(6);
 #[derive(Default)]
 pub(super) struct Near {
     digest: u32,
-    members: BTreeSet<MemberId>,
     lists_at: Option<Instant>,
     /// When time alone makes another plan: a candidate may be tried again, or has been waited for long enough.
     plan_at: Option<Instant>,
@@ -67,54 +63,70 @@ impl Near {
         }
     }
 
-    fn renew(&mut self, now: Instant, members: BTreeSet<MemberId>, nodes: impl Iterator<Item = Position>) {
+    fn renew(&mut self, now: Instant, near: &[Node]) {
         // The same for any order; a finalizer of splitmix64 spreads each place over all bits.
-        let digest = nodes.fold(0u64, |sum, at| sum.wrapping_add((at.0 ^ (at.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9)));
+        let digest = near
+            .iter()
+            .map(|n| n.position)
+            .fold(0u64, |sum, at| sum.wrapping_add((at.0 ^ (at.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9)));
         let digest = (digest >> 32) as u32;
         if digest != self.digest {
             self.lists_at.get_or_insert(now + LIST_DELAY);
         }
         self.digest = digest;
-        self.members = members;
     }
 }
 
-/// A candidate for a near edge, and through whom a lookup found it.
-type Candidate = (Node, Option<Position>);
+/// A candidate for a near edge: how far it is going clockwise, who, and through whom a lookup found it.
+type Candidate = (u64, Node, Option<Position>);
+/// A neighbour that has spoken: how far it is going clockwise, who, and whether it has joined.
+type Linked = (u64, Node, bool);
 
 impl Ring {
     /// Works out who our near neighbours are and should be, and asks for the edges that are missing.
     pub(super) fn plan_near(&mut self, now: Instant) {
-        let (first, second) = self.candidates(now);
-        let mut near = BTreeMap::new();
-        let mut wanted: Vec<Candidate> = Vec::new();
+        let me = self.me.position;
+        let mut linked: Vec<Linked> = Vec::with_capacity(self.edges.len());
+        linked.extend(self.edges.values().filter(|e| e.heard).map(|e| (me.clockwise(e.node.position), e.node, e.joined)));
+        linked.sort_unstable_by_key(|l| l.0);
+        let candidates = self.candidates(now, &linked);
+        let mut near: Vec<Node> = Vec::with_capacity(4 * NEAR_EACH_SIDE);
+        let mut wanted: Vec<(Node, Option<Position>)> = Vec::new();
         for clockwise in [true, false] {
-            let me = self.me.position;
-            let way = |to: Position| if clockwise { me.clockwise(to) } else { to.clockwise(me) };
-            let mut linked: Vec<(u64, &Edge)> = self.edges.values().filter(|e| e.heard).map(|e| (way(e.node.position), e)).collect();
-            linked.sort_unstable_by_key(|(far, _)| *far);
+            // Who is nearest on the one side is farthest on the other: one order serves both.
+            let way = |far: u64| if clockwise { far } else { far.wrapping_neg() };
+            let nth = |i: usize| linked.get(if clockwise { i } else { linked.len().wrapping_sub(i + 1) });
             // The nearest of all, and the nearest of those that have joined: joiners replace nobody until they carry packets.
-            let joined = linked.iter().filter(|(_, e)| e.joined).take(NEAR_EACH_SIDE);
-            near.extend(linked.iter().take(NEAR_EACH_SIDE).chain(joined).map(|(_, e)| (e.member(), e.node.position)));
+            let mut carriers = 0;
+            for (rank, (_, node, joined)) in (0..).map_while(|i| Some((i, nth(i)?))) {
+                if rank >= NEAR_EACH_SIDE && carriers == NEAR_EACH_SIDE {
+                    break;
+                }
+                if rank < NEAR_EACH_SIDE || *joined {
+                    carriers += usize::from(*joined);
+                    near.push(*node);
+                }
+            }
 
             let (mut taken, mut tried) = (0, 0);
-            for candidates in [&first, &second] {
-                let mut sorted: Vec<(u64, &Candidate)> = candidates.iter().map(|c| (way(c.0.position), c)).collect();
-                sorted.sort_unstable_by_key(|(far, _)| *far);
-                for (far, candidate) in sorted {
-                    let before = linked.partition_point(|(other, _)| *other < far);
+            for candidates in &candidates {
+                let count = candidates.len();
+                for (far, node, agent) in (0..count).map(|i| candidates[if clockwise { i } else { count - 1 - i }]) {
+                    let before = (0..NEAR_EACH_SIDE).take_while(|i| nth(*i).is_some_and(|l| way(l.0) < way(far))).count();
                     if before + taken >= NEAR_EACH_SIDE || tried == TRIED_EACH_SIDE {
                         break;
                     }
-                    wanted.push(*candidate);
+                    wanted.push((node, agent));
                     tried += 1;
-                    let slow = self.pending.get(&candidate.0.member).is_some_and(|p| p.since + SLOW_LINK <= now);
+                    let slow = self.pending.get(&node.member).is_some_and(|p| p.since + SLOW_LINK <= now);
                     taken += usize::from(!slow);
                 }
             }
         }
+        near.sort_unstable();
+        near.dedup();
         for edge in self.edges.values_mut().filter(|e| e.heard) {
-            edge.mine.set(Roles::NEAR, near.contains_key(&edge.node.member));
+            edge.mine.set(Roles::NEAR, near.binary_search(&edge.node).is_ok());
             if !edge.near() {
                 edge.forget_list();
             }
@@ -126,8 +138,7 @@ impl Ring {
                 self.seek_soon(now);
             }
         }
-        let places: Vec<Position> = near.values().copied().collect();
-        self.near.renew(now, near.into_keys().collect(), places.into_iter());
+        self.near.renew(now, &near);
         self.check_joined(now);
         self.plan_again(now);
     }
@@ -139,29 +150,33 @@ impl Ring {
         self.near.plan_at = waited.chain(self.known.retry_at(now)).min();
     }
 
-    /// Members that may be nearer than our near neighbours: those that somebody has an edge with, and those known by hearsay only.
-    fn candidates(&self, now: Instant) -> (Vec<Candidate>, Vec<Candidate>) {
+    /// Members that may be nearer than our near neighbours, going clockwise: those that somebody has an edge with, and those known by hearsay
+    /// only. `linked` is in that order too.
+    fn candidates(&self, now: Instant, linked: &[Linked]) -> [Vec<Candidate>; 2] {
         let me = self.me.position;
         // Who is farther than enough neighbours of its side is no candidate: most of what lists name, so this is asked first.
-        let limit = |way: fn(Position, Position) -> u64| {
-            let mut ways: Vec<u64> = self.edges.values().filter(|e| e.heard).map(|e| way(me, e.node.position)).collect();
-            ways.sort_unstable();
-            ways.get(NEAR_EACH_SIDE - 1).copied().unwrap_or(u64::MAX)
+        let ahead = linked.get(NEAR_EACH_SIDE - 1).map_or(u64::MAX, |l| l.0);
+        let behind = linked.len().checked_sub(NEAR_EACH_SIDE).map_or(0, |i| linked[i].0);
+        let usable = |n: &Node, far: u64| {
+            (far <= ahead || far >= behind) && *n != self.me && !self.edges.contains_key(&n.member) && !self.known.is_failed(&n.member, now)
         };
-        let (ahead, behind) = (limit(|me, to| me.clockwise(to)), limit(|me, to| to.clockwise(me)));
-        let near = |n: &Node| me.clockwise(n.position) <= ahead || n.position.clockwise(me) <= behind;
-        let usable = |n: &Node| near(n) && *n != self.me && !self.edges.contains_key(&n.member) && !self.known.is_failed(&n.member, now);
-        let mut first = BTreeMap::new();
-        let mut second = BTreeMap::new();
+        let with = |(n, agent): (Node, Option<Position>)| {
+            let far = me.clockwise(n.position);
+            usable(&n, far).then_some((far, n, agent))
+        };
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        // Of two who name the same member a lookup comes first: it says through whom.
+        first.extend(self.known.rumours().filter_map(with));
         for edge in self.edges.values().filter(|e| e.heard) {
-            first.extend(edge.direct.iter().filter(|n| usable(n)).map(|n| (*n, None)));
-            second.extend(edge.hearsay.iter().filter(|n| usable(n)).map(|n| (*n, None)));
+            first.extend(edge.direct.iter().filter_map(|n| with((*n, None))));
+            second.extend(edge.hearsay.iter().filter_map(|n| with((*n, None))));
         }
-        for (node, agent) in self.known.rumours().filter(|(n, _)| usable(n)) {
-            first.insert(node, agent);
+        for candidates in [&mut first, &mut second] {
+            candidates.sort_by_key(|c| c.0);
+            candidates.dedup_by_key(|c| c.1);
         }
-        second.retain(|node, _| !first.contains_key(node));
-        (first.into_iter().collect(), second.into_iter().collect())
+        second.retain(|c| first.binary_search_by_key(&c.0, |f| f.0).is_err());
+        [first, second]
     }
 
     /// Joins when our place is found: a lookup has been answered, every nearer member known has an edge with us, and the nearest on both
@@ -245,12 +260,13 @@ impl Ring {
         let nodes = |ids: Vec<MemberId>| ids.into_iter().filter(|m| *m != me && *m != from).map(Node::from).collect::<Vec<_>>();
         let Some(edge) = self.edges.get_mut(&from) else { return };
         edge.last_heard = now;
+        let (direct, hearsay) = (nodes(direct), nodes(heard));
+        // A list often says what the one before said: something changed, but not around us.
+        self.changed |= edge.list_digest.is_none() || edge.direct != direct || edge.hearsay != hearsay;
         edge.list_digest = Some(digest);
-        edge.direct = nodes(direct);
-        edge.hearsay = nodes(heard);
+        (edge.direct, edge.hearsay) = (direct, hearsay);
         for node in nodes(gone) {
             self.suspect(now, node);
         }
-        self.changed = true;
     }
 }

@@ -177,13 +177,14 @@ impl Ring {
         match asked.goal {
             Goal::Far(draw) => self.found_far(now, draw, members),
             Goal::Near => {
-                self.seek.located = true;
+                // In a ring that is whole the answer names neighbours only, and changes nothing.
+                self.changed |= !std::mem::replace(&mut self.seek.located, true);
                 for (member, _) in members {
                     if member != self.me.member && !self.edges.contains_key(&member) {
                         self.known.rumour(self.me.position, Node::from(member), asked.agent, now + RUMOUR_LIFE);
+                        self.changed = true;
                     }
                 }
-                self.changed = true;
             }
         }
     }

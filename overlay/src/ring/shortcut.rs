@@ -62,7 +62,7 @@ impl Ring {
             let Some(least) = least else { break };
             scores.remove(&least);
         }
-        self.wake_by(now);
+        self.hurry = true;
     }
 
     /// Asks for the shortcuts that are earned, drops those that are idle.
@@ -93,7 +93,7 @@ impl Ring {
     pub(super) fn shortcut_failed(&mut self, now: Instant, member: MemberId) {
         if let Some(score) = self.shortcuts.scores.get_mut(&member) {
             (score.wanted, score.not_before) = (false, now + RETRY);
-            self.wake_by(now);
+            self.hurry = true;
         }
     }
 }

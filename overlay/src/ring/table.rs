@@ -33,14 +33,18 @@ pub struct Table {
 impl Table {
     /// The table of `me`. `joined`: whether we carry packets of others. `members`: neighbours that do, `leaves`: those that do not.
     pub fn new(me: MemberId, joined: bool, members: impl IntoIterator<Item = Node>, leaves: impl IntoIterator<Item = Node>) -> Self {
-        let me = Node::from(me);
+        Self::of(Node::from(me), joined, members.into_iter().collect(), leaves.into_iter().collect())
+    }
+
+    /// The same, of nodes that have been gathered.
+    pub(super) fn of(me: Node, joined: bool, members: Vec<Node>, leaves: Vec<Node>) -> Self {
         let sorted = |mut nodes: Vec<Node>| {
             nodes.retain(|n| n.position != me.position);
             nodes.sort_unstable();
             nodes.dedup_by_key(|n| n.position);
             nodes.into_boxed_slice()
         };
-        Self { me, joined, members: sorted(members.into_iter().collect()), leaves: sorted(leaves.into_iter().collect()) }
+        Self { me, joined, members: sorted(members), leaves: sorted(leaves) }
     }
 
     /// Whose it is.

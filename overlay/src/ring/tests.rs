@@ -1,5 +1,6 @@
 //! What the ring promises, over whole rings in virtual time.
 
+mod retry;
 mod world;
 
 use super::*;
@@ -112,41 +113,23 @@ fn two_rings_that_never_met_become_one_through_one_member() {
     }
 }
 
-/// Nobody else has a reason to say anything then, and no greedy path leads over the gap: the two must try again by themselves, and call each
-/// other through a neighbour.
+/// No greedy path leads over the gap where both have their next neighbours farther off than each other, and nobody else has a reason to say
+/// anything: they try again by themselves, through a neighbour, soon. The search for lost neighbours alone takes up to half a minute.
 #[test]
-fn two_members_beside_each_other_that_were_cut_off_long_find_each_other_in_a_quiet_ring() {
-    for seed in 1..=6 {
+fn two_members_beside_each_other_that_were_cut_off_long_find_each_other_soon_in_a_quiet_ring() {
+    for seed in 1..=10 {
         let mut world = World::settled(seed, 32);
         let mut nodes: Vec<Node> = world.ids().into_iter().map(Node::from).collect();
         nodes.sort_unstable();
-        let pair = [nodes[3].member, nodes[4].member];
+        let gap = |i: usize| nodes[i].position.clockwise(nodes[i + 1].position);
+        let alone = (1..nodes.len() - 2).find(|i| gap(*i) < gap(i - 1) && gap(*i) < gap(i + 1)).expect("a pair closer than its neighbours");
+        let pair = [nodes[alone].member, nodes[alone + 1].member];
         (world.routed_calls, world.cut) = (true, Some(pair));
         world.run(MINUTE * 5);
         assert!(world.check().is_err(), "seed {seed}: the cut was not noticed");
         world.cut = None;
         let took = world.settle(MINUTE);
-        assert!(took < Duration::from_secs(30), "seed {seed}: {took:?}");
-    }
-}
-
-/// A member that restarts after many others have died hears of them from their neighbours, one after the other.
-#[test]
-fn dead_members_that_are_named_again_and_again_keep_nobody_from_joining() {
-    for seed in 1..=4 {
-        let mut world = World::settled(seed, 24);
-        let ids = world.ids();
-        let joiner = world.add();
-        for member in &ids {
-            world.input(joiner, Input::Seed(*member));
-        }
-        // Half of all die while it looks for its place.
-        world.run(Duration::from_millis(150));
-        for member in &ids[..12] {
-            world.hosts.remove(member);
-        }
-        let took = world.settle(MINUTE * 2);
-        assert!(took < MINUTE, "seed {seed}: {took:?}");
+        assert!(took < Duration::from_secs(10), "seed {seed}: {took:?}");
     }
 }
 

@@ -30,8 +30,9 @@ const PROGRESS: usize = 100;
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   p2pvm simulate --members 10,100,1000,10000 --seed 1 --out docs/plots --page docs/scale.md
-  p2pvm simulate --members 1000 --json
-  p2pvm simulate --faults --seeds 0..1000
+  p2pvm simulate --members 1000 --json >1000.json
+  p2pvm simulate --members 10,100 --with 1000.json --out plots --page scale.md
+  p2pvm simulate --faults --seeds 0..1000 --page docs/scale.md
   p2pvm simulate --faults --seeds 417..418 --json")]
 pub struct Simulate {
     /// Numbers of members, by commas; with --faults a range like 8..48 of which each seed draws
@@ -43,14 +44,17 @@ pub struct Simulate {
     /// Seconds that the network is watched idle
     #[arg(long, default_value_t = 600, value_name = "S")]
     idle: u64,
+    /// Show what runs with --json wrote to these files beside what is measured now; a large network takes its time
+    #[arg(long, value_name = "FILE", value_delimiter = ',', conflicts_with = "faults")]
+    with: Vec<PathBuf>,
     /// Write the plots (SVG) to this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Write the report as a page to this file
-    #[arg(long, value_name = "FILE", requires = "out")]
+    /// Write the report as a page to this file; with --faults: its section on random faults, at the end
+    #[arg(long, value_name = "FILE")]
     page: Option<PathBuf>,
     /// Search for schedules of faults that break the ring, instead of measuring
-    #[arg(long, conflicts_with_all = ["out", "page"])]
+    #[arg(long, conflicts_with = "out")]
     faults: bool,
     /// Seeds to search
     #[arg(long, default_value = "0..100", value_name = "A..B")]
@@ -77,16 +81,24 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("--members '{text}': give numbers from 2 to 1000000, with commas between"))?;
     sizes.sort_unstable();
     sizes.dedup();
+    if args.page.is_some() && args.out.is_none() {
+        bail!("--page shows plots: say with --out DIR where they are to be");
+    }
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     }
+    let mut reports = earlier(&args.with)?;
+    if let Some(other) = reports.iter().find(|r| r.seed != args.seed) {
+        bail!("the report of {} members in --with is of seed {}: give --seed {} for all", other.members, other.seed, other.seed);
+    }
+    sizes.retain(|n| reports.iter().all(|r| r.members != *n));
     // The largest takes the longest and goes first.
     let order: Vec<usize> = sizes.iter().rev().copied().collect();
     let quiet = args.idle.max(10) * SECOND;
-    let mut reports: Vec<Report> = in_parallel(args.threads, &order, |n| {
+    reports.extend(in_parallel(args.threads, &order, |n| {
         let note = |what: &str| eprintln!("{n}: {what}");
         scale::run(*n, args.seed, quiet, &note)
-    });
+    }));
     reports.sort_by_key(|r| r.members);
     if let Some(out) = &args.out {
         for (file, svg) in report::plots(&reports) {
@@ -96,9 +108,13 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
         if let Some(page) = &args.page {
             let plots = page.parent().and_then(|dir| out.strip_prefix(dir).ok()).unwrap_or(out);
             let files = format!("--out {} --page {}", out.display(), page.display());
-            let command = format!("p2pvm simulate --members {text} --seed {} --idle {} {files}", args.seed, args.idle);
+            let all: Vec<String> = reports.iter().map(|r| r.members.to_string()).collect();
+            let command = format!("p2pvm simulate --members {} --seed {} --idle {} {files}", all.join(","), args.seed, args.idle);
             let text = report::page(&reports, &plots.display().to_string(), &command);
-            std::fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
+            // What the fault search wrote there stays.
+            let old = std::fs::read_to_string(page).unwrap_or_default();
+            let faults = old.find(report::FAULTS).map_or("", |at| &old[at..]);
+            std::fs::write(page, text + faults).with_context(|| format!("cannot write {}", page.display()))?;
         }
     }
     if json {
@@ -110,6 +126,18 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
         eprintln!("broken with {} members: {}", report.members, report.broken.join("\n  "));
     }
     Ok(if reports.iter().all(|r| r.broken.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What was measured before.
+fn earlier(files: &[PathBuf]) -> anyhow::Result<Vec<Report>> {
+    let mut reports = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let more: Vec<Report> = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not what `p2pvm simulate --json` of this version prints", file.display()))?;
+        reports.extend(more);
+    }
+    Ok(reports)
 }
 
 fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
@@ -141,20 +169,28 @@ fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
         outcome
     });
     let failed = outcomes.iter().filter(|o| !o.broken.is_empty()).count();
+    let healed = scale::Spread::of(outcomes.iter().filter_map(|o| o.healed_after).collect());
+    let result = format!(
+        "{} seeds, {failed} failed; near links right after the last fault: median {:.0} s, p99 {:.0} s, max {:.0} s; {:.1} million events in {:.0} s",
+        outcomes.len(),
+        healed.median,
+        healed.p99,
+        healed.max,
+        outcomes.iter().map(|o| o.events).sum::<u64>() as f64 / 1e6,
+        began.elapsed().as_secs_f64()
+    );
     if json {
         println!("{}", serde_json::to_string_pretty(&outcomes)?);
     } else {
-        let healed: Vec<f64> = outcomes.iter().filter_map(|o| o.healed_after).collect();
-        let healed = scale::Spread::of(healed);
-        println!(
-            "{} seeds, {failed} failed; near links right after the last fault: median {:.0} s, p99 {:.0} s, max {:.0} s; {:.1} million events in {:.0} s",
-            outcomes.len(),
-            healed.median,
-            healed.p99,
-            healed.max,
-            outcomes.iter().map(|o| o.events).sum::<u64>() as f64 / 1e6,
-            began.elapsed().as_secs_f64()
-        );
+        println!("{result}");
+    }
+    if let Some(page) = &args.page {
+        let old = std::fs::read_to_string(page).unwrap_or_default();
+        let rest = old.find(report::FAULTS).map_or(old.as_str(), |at| &old[..at]);
+        let command = format!("p2pvm simulate --faults --seeds {} --members {}..{}", args.seeds, members.start, members.end);
+        let failures: Vec<String> = outcomes.iter().filter(|o| !o.broken.is_empty()).map(|o| said(o, &members)).collect();
+        let text = rest.to_owned() + &report::faults(&command, &result, &failures);
+        std::fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

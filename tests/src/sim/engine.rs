@@ -278,9 +278,10 @@ impl Sim {
     /// Gives an input to a member's state machine and does what it asks for.
     pub(super) fn tell(&mut self, number: u32, input: Input<'_>) {
         let now = self.now();
-        let mut inputs = vec![input];
+        // What comes of an input at once is rare.
+        let (mut next, mut inputs) = (Some(input), Vec::new());
         let mut outputs = 0;
-        while let Some(input) = inputs.pop() {
+        while let Some(input) = next.take().or_else(|| inputs.pop()) {
             let m = &mut self.members[number as usize];
             let Some(ring) = m.ring.as_mut() else { return };
             ring.handle(m.clock.read(now), input);

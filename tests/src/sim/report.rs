@@ -132,12 +132,17 @@ fn tables(out: &mut String, reports: &[Report]) -> std::fmt::Result {
         let b = &r.idle.bytes;
         format!("{:.0}, {:.0}, {:.0}", b.mean, b.p99, b.max)
     })?;
+    row("idle: the same without what it relays for two others", &|r| {
+        let b = &r.idle.own_bytes;
+        format!("{:.0}, {:.0}, {:.0}", b.mean, b.p99, b.max)
+    })?;
     row("of the mean: upkeep, routed, linking, relayed", &|r| {
         let i = &r.idle;
         format!("{:.0}, {:.0}, {:.0}, {:.0}", i.upkeep_bytes, i.routed_bytes, i.linking_bytes, i.relayed_bytes)
     })?;
     row("idle: least share of right near links", &|r| format!("{:.3} %", r.idle_near * 100.0))?;
-    row("idle: least share of lookups that arrive", &|r| format!("{:.2} %", r.idle_lookups * 100.0))?;
+    row("idle: least share of paths that arrive", &|r| format!("{:.2} %", r.idle_lookups * 100.0))?;
+    row("idle: least share of lookups that end at the closest member", &|r| format!("{:.2} %", r.idle_consistent * 100.0))?;
     for (i, died) in
         reports.first().map(|r| r.disasters.iter().map(|d| d.share * 100.0).collect::<Vec<_>>()).unwrap_or_default().into_iter().enumerate()
     {
@@ -150,8 +155,9 @@ fn tables(out: &mut String, reports: &[Report]) -> std::fmt::Result {
     }
     row("coordinates: relative error, median", &|r| format!("{:.1} %", r.coordinates.median * 100.0))?;
     row("believed log2 n ÷ true log2 n: mean", &|r| format!("{:.2}", r.size_estimate.mean))?;
-    row("loops, packets out of hops, runaways", &|r| r.broken.len().to_string())?;
-    row("simulated, in", &|r| format!("{:.0} s, {:.0} s", r.virtual_s, r.real_s))?;
+    row("broken promises: the invariant at rest, loops, packets out of hops, runaways", &|r| r.broken.len().to_string())?;
+    row("virtual time, real time, processor time", &|r| format!("{:.0} s, {:.0} s, {:.0} s", r.virtual_s, r.real_s, r.cpu_s))?;
+    row("memory of the process until then", &|r| format!("{} MiB", r.memory_mib))?;
     row("events", &|r| format!("{:.1} million", r.events as f64 / 1e6))
 }
 
@@ -164,7 +170,13 @@ pub fn page(reports: &[Report], plots: &str, command: &str) -> String {
         in virtual time (`tests/src/sim/`): {cities} cities with intercontinental round trips, a last mile for each member, one datagram in\n\
         2 000 lost, delays that reorder, NATs (one pair in six has no direct path and uses a relay), links that take a call over the\n\
         ring and a handshake to make. A dead member is noticed by its silence only. Bytes are those of the ring's packets and 72 for the\n\
-        headers below each. Same command, same figures, but for the real time.\n\n\
+        headers below each. Same command, same figures, but for time and memory, which are those of the machine, busy or not, that ran it.\n\n\
+        ## The invariant\n\n\
+        Once nobody has come, gone or been cut off for long enough, every living member has working links with its true neighbours on\n\
+        the ring and has them in its table, a packet to a member arrives there, and a lookup of a place ends at the living member closest\n\
+        to it, from wherever it starts: this is consistent routing. At no time does a packet visit a member twice or run out of hops.\n\
+        While the network is idle all of it is looked at every ten seconds (all near links, 1000 paths, 1000 lookups of random places),\n\
+        after deaths every second; a run in which it does not hold fails.\n\n\
         ## Figures\n\n{tables}\n\
         A lookup is a path from a random living member to another, followed in the tables as they stand at that moment. A near link is right\n\
         if both ends have it in their table and can open what the other seals; a member must have two on each side.\n\n\
@@ -182,5 +194,22 @@ pub fn page(reports: &[Report], plots: &str, command: &str) -> String {
         join = image("join.svg", "distribution of the time to join"),
         near = image("repair-near.svg", "share of correct near links over time"),
         lookups = image("repair-lookups.svg", "share of lookups that arrive over time"),
+    )
+}
+
+/// The heading of the section on random faults.
+pub const FAULTS: &str = "\n## Random faults\n";
+
+/// That section. `command` is what was run, `result` a line on all seeds, `failures` what broke.
+pub fn faults(command: &str, result: &str, failures: &[String]) -> String {
+    let failures: String = failures.iter().map(|f| format!("\n```text\n{f}\n```\n")).collect();
+    format!(
+        "{FAULTS}\n\
+        `{command}`: {result}.\n\n\
+        Each seed draws a network of that many members and some of these faults, which overlap: loss, duplication, reordering, one-way\n\
+        cuts, partitions, crashes with and without return, machines that sleep, arrivals, clocks that run wrong. Two minutes after the\n\
+        last one the invariant must hold, and go on holding for another minute (six looks: all near links, 100 paths, 100 lookups);\n\
+        and every member must be in the ring, with an orderly table and a bounded number of links, and route over none that does not\n\
+        hear it. A seed that fails is printed with the command that runs it again.\n{failures}"
     )
 }

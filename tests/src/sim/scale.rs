@@ -1,7 +1,7 @@
 //! One network of a given size, from its first member to the death of half of it, and what was measured on the way.
 //!
 //! Members arrive at a steady rate through three bootstraps. When every near link is right the paths are measured, then nothing happens
-//! for ten minutes but upkeep, then 1 %, 10 % and 50 % of the living die, each time at once, and the ring repairs itself.
+//! for some minutes but upkeep, then 1 %, 10 % and 50 % of the living die, each time at once, and the ring repairs itself.
 
 use super::{
     engine::Sim,
@@ -12,8 +12,8 @@ use super::{
 };
 use p2pvm_overlay::ring::{Mode, RingOptions};
 use rand::{Rng, seq::SliceRandom};
-use serde::Serialize;
-use std::time::Instant;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
 
 /// Members known to all joiners.
 const BOOTSTRAPS: usize = 3;
@@ -38,7 +38,7 @@ const WATCH: Micros = 120 * SECOND;
 const DISASTERS: [f64; 3] = [0.01, 0.1, 0.5];
 
 /// Average and spread of a measured quantity.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Spread {
     /// Average.
     pub mean: f64,
@@ -65,7 +65,7 @@ impl Spread {
 pub type Curve = Vec<(f64, f64)>;
 
 /// What the living did after a part of them died.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Disaster {
     /// Share that died.
     pub share: f64,
@@ -84,12 +84,14 @@ pub struct Disaster {
 }
 
 /// Messages and bytes sent by a member in a second, by purpose.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Idle {
     /// Messages by member.
     pub messages: Spread,
     /// Bytes by member.
     pub bytes: Spread,
+    /// Bytes by member without those that it passed on as a relay.
+    pub own_bytes: Spread,
     /// Of the average: keepalives and lists between neighbours.
     pub upkeep_bytes: f64,
     /// Packets routed over others.
@@ -101,7 +103,7 @@ pub struct Idle {
 }
 
 /// What was measured of one network.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Members that joined.
     pub members: usize,
@@ -133,25 +135,31 @@ pub struct Report {
     pub idle_near: f64,
     /// The least share of lookups that arrived meanwhile.
     pub idle_lookups: f64,
+    /// The least share of lookups of a random place that ended at the member closest to it.
+    pub idle_consistent: f64,
     /// Relative error of the round trip that coordinates predict, over random pairs.
     pub coordinates: Spread,
     /// log2 of the size that members believe the network to have, over log2 of the true size.
     pub size_estimate: Spread,
     /// Deaths.
     pub disasters: Vec<Disaster>,
-    /// Loops, packets without hops left, runaway state machines: there must be none.
+    /// Loops, packets without hops left, runaway state machines, a ring at rest that was wrong for a moment: there must be none.
     pub broken: Vec<String>,
     /// Virtual seconds simulated.
     pub virtual_s: f64,
     /// Real seconds that it took.
     pub real_s: f64,
+    /// Seconds of one processor that it took.
+    pub cpu_s: f64,
+    /// The most memory that the whole process had until then, in MiB.
+    pub memory_mib: u64,
     /// Events simulated.
     pub events: u64,
 }
 
 /// Lives a network of `members` through; `quiet` is how long it is watched idle. `note` is told what goes on.
 pub fn run(members: usize, seed: u64, quiet: Micros, note: &dyn Fn(&str)) -> Report {
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), cpu_s());
     let mut sim = Sim::new(seed, RingOptions::default());
     arrive(&mut sim, members);
     note(&format!("{members} members started, {} joined, {:.0} s", sim.joins.len(), began.elapsed().as_secs_f64()));
@@ -164,7 +172,7 @@ pub fn run(members: usize, seed: u64, quiet: Micros, note: &dyn Fn(&str)) -> Rep
     let size_estimate = sim.members.iter().filter_map(|m| Some(m.ring.as_ref()?.status().size.log2() / (members as f64).log2()));
     let size_estimate = Spread::of(size_estimate.collect());
     let coordinates = coordinates(&mut sim);
-    let (idle, idle_near, idle_lookups) = idle(&mut sim, quiet);
+    let (idle, [idle_near, idle_lookups, idle_consistent]) = idle(&mut sim, quiet);
     note(&format!("idle watched, {:.0} s", began.elapsed().as_secs_f64()));
     let relayed_links = sim.linked.1 as f64 / sim.linked.0.max(1) as f64;
     let disasters = DISASTERS.iter().map(|share| disaster(&mut sim, *share)).collect();
@@ -187,12 +195,15 @@ pub fn run(members: usize, seed: u64, quiet: Micros, note: &dyn Fn(&str)) -> Rep
         idle,
         idle_near,
         idle_lookups,
+        idle_consistent,
         coordinates,
         size_estimate,
         disasters,
         broken: sim.broken.clone(),
         virtual_s: sim.now() as f64 / SECOND as f64,
         real_s: began.elapsed().as_secs_f64(),
+        cpu_s: cpu_s() - cpu,
+        memory_mib: memory_mib(),
         events: sim.events(),
     }
 }
@@ -254,16 +265,34 @@ fn coordinates(sim: &mut Sim) -> Spread {
     Spread::of(errors.collect())
 }
 
-/// Lets nothing happen, and counts what is sent.
-fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, f64, f64) {
+/// Seconds of a processor that this thread has used.
+fn cpu_s() -> f64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.map_or(0.0, |t| Duration::from(t).as_secs_f64())
+}
+
+/// The most memory that this process has had, as the kernel counts it; 0 where it does not say.
+fn memory_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).and_then(|l| l.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    peak.unwrap_or(0) / 1024
+}
+
+/// Lets nothing happen, counts what is sent, and looks at the invariant: the least share of near links, of paths and of lookups that are right.
+fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
     let before = sim.sent();
-    let (mut near, mut lookups) = (1.0f64, 1.0f64);
+    let mut least = [1.0f64; 3];
     let end = sim.now() + quiet;
     while sim.now() < end {
         sim.run(LOOK);
         let survey = Survey::of(sim);
-        near = near.min(share(survey.near_links(sim)));
-        lookups = lookups.min(survey.reachable(sim, LOOKUPS));
+        let now = [share(survey.near_links(sim)), survey.reachable(sim, LOOKUPS), survey.consistent(sim, LOOKUPS)];
+        if now != [1.0; 3] {
+            sim.breach(format!("of near links, paths and lookups these shares are right: {now:?}; wrong: {}", survey.wrong_links(sim)));
+        }
+        for (least, now) in least.iter_mut().zip(now) {
+            *least = least.min(now);
+        }
     }
     let seconds = quiet as f64 / SECOND as f64;
     let after = sim.sent();
@@ -272,12 +301,13 @@ fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, f64, f64) {
     let idle = Idle {
         messages: Spread::of(each(|s| s.total().messages)),
         bytes: Spread::of(each(|s| s.total().bytes)),
+        own_bytes: Spread::of(each(|s| s.total().bytes - s.relayed.bytes)),
         upkeep_bytes: mean(|s| s.upkeep.bytes),
         routed_bytes: mean(|s| s.routed.bytes),
         linking_bytes: mean(|s| s.linking.bytes),
         relayed_bytes: mean(|s| s.relayed.bytes),
     };
-    (idle, near, lookups)
+    (idle, least)
 }
 
 /// Kills a share of the living at once and watches the rest.

@@ -99,6 +99,18 @@ impl Survey {
         arrived.count() as f64 / walks as f64
     }
 
+    /// Of `walks` lookups of random places by random members, the share that end at the member closest to the place.
+    pub fn consistent(&self, sim: &mut Sim, walks: usize) -> f64 {
+        if self.living.is_empty() {
+            return 1.0;
+        }
+        let right = (0..walks).filter(|_| {
+            let (from, place) = (self.living[sim.rng().random_range(0..self.living.len())].1, Position(sim.rng().random()));
+            walk(sim, from, place, Mode::Closest).end == self.closest(place)
+        });
+        right.count() as f64 / walks as f64
+    }
+
     /// Two different members that live.
     pub fn pair(&self, sim: &mut Sim) -> (u32, u32) {
         let n = self.living.len();
