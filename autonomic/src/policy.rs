@@ -64,7 +64,7 @@ impl Default for Policy {
             enabled: true,
             tick_ms: 1000,
             gossip_period_ms: 2000,
-            calm_gossip_period_ms: 10_000,
+            calm_gossip_period_ms: 20_000,
             fanout: 2,
             view: 8,
             shuffle: 4,

@@ -118,6 +118,11 @@ impl Layout {
         self.0.join("leases")
     }
 
+    /// This host's own lease as it stood last.
+    pub fn lease(&self) -> PathBuf {
+        self.0.join("lease")
+    }
+
     /// Chunks of images, disks and checkpoints.
     pub fn chunks(&self) -> PathBuf {
         self.0.join("chunks")

@@ -70,6 +70,26 @@ fn pongs(lab: &Lab, from: &str, to: &str, count: u32) -> Vec<(String, Option<f64
     lines.filter(|v| v["seq"].is_u64()).map(|v| (v["path"].as_str().unwrap_or_default().to_owned(), v["rtt_ms"].as_f64())).collect()
 }
 
+/// Whom a member has not met it finds by the network's records: by address, and by a name that it has not heard.
+fn found_by_the_records(lab: &Lab, from: &str, to: &str) {
+    let status = lab.json(to, &["status"]).unwrap();
+    let address = status["address"].as_str().unwrap();
+    let traced = lab.json(from, &["trace", address]).unwrap();
+    assert!(traced["reached"] == true && traced["hops"].as_array().unwrap().last().unwrap()["name"] == to, "{traced}");
+    let unheard = HOSTS.iter().find_map(|host| {
+        let peers = lab.json(host, &["peers"]).unwrap();
+        let names: Vec<&str> = peers.as_array().into_iter().flatten().filter_map(|p| p["name"].as_str()).collect();
+        HOSTS.iter().find(|other| *other != host && !names.contains(other)).map(|other| (*host, *other))
+    });
+    eprintln!("a name that a member has not heard: {unheard:?}");
+    if let Some((from, to)) = unheard {
+        let traced = lab.json(from, &["trace", to]).unwrap();
+        assert!(traced["reached"] == true, "{traced}");
+    }
+    let (code, said, failure) = lab.try_p2pvm(from, &["--json", "trace", "nobody"]).unwrap();
+    assert!(code == 3, "a name that nobody has: {code} {said} {failure}");
+}
+
 #[test]
 fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
     let lab = ring("ring-first");
@@ -79,6 +99,7 @@ fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
     eprintln!("trace from {from} to {to}: {traced}");
     assert!(traced["reached"] == true && hops.len() >= 2 && hops.last().unwrap()["name"] == to.as_str(), "{traced}");
     assert!(hops.iter().all(|hop| hop["rtt_ms"].as_f64().is_some_and(|ms| ms > 10.0)), "{traced}");
+    found_by_the_records(&lab, &from, &to);
     let began = Instant::now();
     let pongs = pongs(&lab, &from, &to, 15);
     eprintln!("{:?} for the command; {pongs:?}", began.elapsed());

@@ -135,6 +135,8 @@ pub(crate) struct Shared {
     ports: Arc<tokio::sync::Semaphore>,
     /// This host has moved: what others see of it is another.
     learn_again: tokio::sync::Notify,
+    /// A member whose link stood makes it anew: something between the two has changed.
+    doubted: tokio::sync::Notify,
 }
 
 /// Makes and keeps links; dropping it stops that (links that stand live on).
@@ -193,6 +195,7 @@ impl Connector {
             closed: tokio::sync::Notify::new(),
             ports: Arc::new(tokio::sync::Semaphore::new(examine::MAX_PORTS)),
             learn_again: tokio::sync::Notify::new(),
+            doubted: tokio::sync::Notify::new(),
         });
         shared.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(&shared))));
         if let Some(ring) = &shared.ring {
@@ -394,6 +397,9 @@ impl Shared {
             Request::Knock(to, id) => examine::knock(self, to, id),
             Request::KnockElsewhere(to, id) => examine::knock_elsewhere(&self.ports, to, id).await,
             Request::Link(whereabouts, handshake) => {
+                if self.plane.path(from).is_some_and(|info| matches!(info.path, Path::Direct(_))) {
+                    self.doubted.notify_one();
+                }
                 nat::settle(self, Duration::from_millis(300)).await;
                 examine::look_at_the_counter(self).await;
                 let key = self.fabric.link_key(from).ok_or("your link key is not known here")?;

@@ -224,6 +224,14 @@ impl Control {
         if member == self.shared.me { Some(self.certificate.clone()) } else { self.shared.certificate(member) }
     }
 
+    /// A member's certificate, asked of others if it has not been seen.
+    pub async fn find_certificate(&self, member: MemberId) -> Option<Certificate> {
+        if self.certificate(member).is_none() {
+            self.shared.search(member).await;
+        }
+        self.certificate(member)
+    }
+
     /// Who signs invites and revocations here, if this node may.
     pub fn issuer(&self) -> Option<Issuer<'_>> {
         match &self.root {

@@ -25,6 +25,8 @@ const SYNC_EVERY: Duration = Duration::from_millis(500);
 const SHOW_EVERY: Duration = Duration::from_secs(1);
 /// Traffic is averaged over this.
 const TRAFFIC_EVERY: Duration = Duration::from_secs(4);
+/// A member that has just started looks this often for somebody to meet.
+const FIRST_SEED_EVERY: Duration = Duration::from_millis(20);
 /// A member that is alone tries another seed after this.
 const SEED_EVERY: Duration = Duration::from_secs(2);
 /// A random member of the control plane is asked over the ring this often, in case that there are two rings.
@@ -61,6 +63,7 @@ impl RingDriver {
             traffic: HashMap::new(),
             traffic_at: now,
             seed_at: now,
+            seeded: false,
             prove_at: now + PROVE_EVERY,
             outcomes,
         };
@@ -96,6 +99,8 @@ struct Driver {
     traffic: HashMap<MemberId, u64>,
     traffic_at: Instant,
     seed_at: Instant,
+    /// Somebody has been tried since the start.
+    seeded: bool,
     prove_at: Instant,
     outcomes: mpsc::Sender<Outcome>,
 }
@@ -105,6 +110,8 @@ impl Driver {
         let plane = self.net.inner().clone();
         let mut sync = tokio::time::interval(SYNC_EVERY);
         let mut show = tokio::time::interval(SHOW_EVERY);
+        let mut first = tokio::time::interval(FIRST_SEED_EVERY);
+        first.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         sync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         show.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -121,6 +128,10 @@ impl Driver {
                 }
                 _ = sync.tick() => self.look_at_links(),
                 _ = show.tick() => self.every_second(Instant::now()),
+                _ = first.tick(), if !self.seeded => {
+                    let connected = self.fabric.connected().into_iter().collect();
+                    self.seed(Instant::now(), &connected);
+                }
             }
             self.run_outputs();
             if plane.stop.raised() {
@@ -267,11 +278,8 @@ impl Driver {
     fn seek(&mut self, now: Instant, joined: bool) {
         let connected: HashSet<MemberId> = self.fabric.connected().into_iter().collect();
         if !joined {
-            if self.seed_at <= now
-                && let Some(member) = any_of(&connected)
-            {
-                self.seed_at = now + SEED_EVERY;
-                self.ring.handle(now, Input::Seed(member));
+            if self.seed_at <= now {
+                self.seed(now, &connected);
             }
         } else {
             let new = connected.iter().filter(|m| !self.connected.contains(m));
@@ -294,6 +302,16 @@ impl Driver {
             }
         }
         self.connected = connected;
+    }
+
+    /// Meets one of the members that are connected, if there are any: rather one that everybody can reach, to which a link needs
+    /// no knowledge of our own NAT.
+    fn seed(&mut self, now: Instant, connected: &HashSet<MemberId>) {
+        let open: HashSet<MemberId> = connected.iter().filter(|m| self.fabric.rtt_of_open(**m).is_some()).copied().collect();
+        if let Some(member) = any_of(&open).or_else(|| any_of(connected)) {
+            (self.seed_at, self.seeded) = (now + SEED_EVERY, true);
+            self.ring.handle(now, Input::Seed(member));
+        }
     }
 
     /// Asks a member over the ring whether it is there.

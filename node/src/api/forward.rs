@@ -47,7 +47,7 @@ pub async fn to_chosen(State(daemon): State<Arc<Daemon>>, request: Request, next
         let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES).await.doing("reading the request")?;
         let wanted: RestoreVm = serde_json::from_slice(&bytes).map_err(|e| Failure::usage(format!("the request is no restore: {e}")))?;
         let on = match wanted.on.filter(|_| !forwarded) {
-            Some(text) => daemon.resolve_member(&text)?,
+            Some(text) => daemon.resolve_member(&text).await?,
             None => daemon.me(),
         };
         Ok::<_, Failure>((on, bytes))

@@ -5,6 +5,7 @@ mod admission;
 mod ask;
 mod book;
 pub mod changes;
+mod kept;
 mod load;
 pub mod lock;
 mod manager;
@@ -29,6 +30,7 @@ use crate::{
 };
 use admission::SlotAdmission;
 use book::Book;
+use kept::Kept;
 use manager::Manager;
 use p2pvm_dhcp::{Addresses, Names, Resolver, Subject, dns::CachedNames};
 use p2pvm_dht::{
@@ -302,7 +304,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let resolver =
         Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);
     let integration = Arc::new(Integration::new(layout, &config, &parts.network, resolver.upstream().clone()));
-    let reach = Reach::start(parts.clone());
+    let reach = Reach::start(parts.clone(), Kept::new(layout.lease()));
     let ports = Ports::new(parts.clone(), reach.clone(), resolver.clone());
 
     // Everything that answers members is in place before VMs are taken up, so that none waits for another.
@@ -467,12 +469,19 @@ impl Daemon {
 
     async fn time_address(self: Arc<Self>) {
         let mut lease = self.reach.lease();
-        if lease.wait_for(Option::is_some).await.is_ok() {
+        // An address of before is there at once, its claim later.
+        loop {
+            if lease.wait_for(Option::is_some).await.is_err() {
+                return;
+            }
             let claim = self.reach.claim_time();
             self.note(|times, ms| {
-                times.address = Some(ms);
+                times.address = times.address.or(Some(ms));
                 times.claim = claim.map(|d| d.as_millis() as u64);
             });
+            if claim.is_some() || lease.changed().await.is_err() {
+                return;
+            }
         }
     }
 

@@ -189,7 +189,10 @@ impl Daemon {
             Some(("vm", name)) => (None, Some(name)),
             _ => (Some(text), Some(text)),
         };
-        let member = member.and_then(|name| self.resolve_member(name).ok());
+        let member = match member {
+            Some(name) => self.resolve_member(name).await.ok(),
+            None => None,
+        };
         let named = match vm {
             Some(name) if p2pvm_overlay::membership::valid_name(name) => {
                 addresses.resolve_name(name, NameKind::Vm).await.map_err(unavailable)?

@@ -4,7 +4,7 @@
 //! What members tell each other are the signed address records themselves, the same that the DHT keeps: a
 //! record proves that its owner says so, and the epoch in it says which of two is newer.
 
-use super::{Parts, resolver::Integration};
+use super::{Parts, kept::Kept, resolver::Integration};
 use crate::failure::{Doing, Failure, Outcome};
 use async_trait::async_trait;
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::{Notify, watch};
@@ -43,6 +46,8 @@ const REPLICAS: usize = 5;
 const GATHER_QUIET: Duration = Duration::from_millis(700);
 /// A node that reaches nobody claims what it had after this: it may be the last one.
 const GATHER_LIMIT: Duration = Duration::from_secs(15);
+/// Right after the start an address that nobody known holds is asked for again after this.
+const RESOLVE_RETRY: Duration = Duration::from_millis(50);
 /// Between two attempts to claim an address.
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
 /// How long after a member has connected a held address is checked.
@@ -77,11 +82,14 @@ pub struct Reach {
     on_stale: OnceLock<OnStale>,
     /// A member has connected.
     met: Notify,
+    kept: Kept,
+    /// Enough members have been connected since the start that what they do not know is not there.
+    gathered: AtomicBool,
 }
 
 impl Reach {
     /// Begins to answer members. [`Reach::run`] does the rest.
-    pub fn start(parts: Arc<Parts>) -> Arc<Self> {
+    pub fn start(parts: Arc<Parts>, kept: Kept) -> Arc<Self> {
         let reach = Arc::new(Self {
             parts,
             here: Mutex::default(),
@@ -91,6 +99,8 @@ impl Reach {
             told_stale: Mutex::default(),
             on_stale: OnceLock::new(),
             met: Notify::new(),
+            kept,
+            gathered: AtomicBool::new(false),
         });
         reach.parts.fabric().serve(SERVICE, Arc::new(Answers(reach.clone())));
         reach
@@ -170,9 +180,16 @@ impl Reach {
         }
     }
 
-    /// Claims this host's address and keeps it until the daemon ends.
+    /// Claims this host's address and keeps it until the daemon ends. What it held before serves until the claim is through.
     pub async fn keep_address(&self) {
+        if let Some(lease) = self.kept.read().filter(|l| l.holder.member == self.parts.me() && self.addresses().subnet().contains(l.v4)) {
+            match self.take_up(&lease) {
+                Ok(()) => tracing::info!(address = %lease.v4, "the address of before"),
+                Err(failure) => tracing::warn!(%failure, "the address of before is not taken up"),
+            }
+        }
         self.gather().await;
+        self.gathered.store(true, Ordering::Relaxed);
         loop {
             let claimed = self.claim().await;
             let lease = match claimed {
@@ -185,7 +202,7 @@ impl Reach {
             };
             self.hold(lease).await;
             tracing::warn!("another member holds this host's address by rule: claiming another");
-            self.lease.send_replace(None);
+            self.let_go();
         }
     }
 
@@ -194,19 +211,42 @@ impl Reach {
         let began = Instant::now();
         let lease =
             self.addresses().claim_host(parts.identity.keys(), parts.me(), parts.certificate.name()).await.doing("claiming an address")?;
-        let v6 = parts.network.member_v6(parts.me());
-        // The whole /48 lies behind the interface: members have one /64 of it, guests another.
-        self.plane().set_host_addresses(Some((lease.v4, lease.prefix)), Some((v6, 48))).doing("setting the address")?;
-        for ip in [IpAddr::V4(lease.v4), IpAddr::V6(v6)] {
-            self.parts.book.learn(ip, &lease.holder);
-            self.plane().set_route(ip, Route { member: parts.me(), epoch: Epoch(0) });
-        }
         let took = began.elapsed();
         *self.claim_time.lock().unwrap_or_else(PoisonError::into_inner) = Some(took);
+        if self.lease.borrow().as_ref().is_some_and(|before| before.v4 != lease.v4) {
+            tracing::warn!(address = %lease.v4, "the address of before is another's by now");
+            self.let_go();
+        }
+        self.take_up(&lease)?;
+        self.kept.set(&lease).await;
         tracing::info!(address = %lease.v4, ms = took.as_millis() as u64, "address claimed");
-        self.lease.send_replace(Some(lease.clone()));
-        self.publish(&[IpAddr::V4(lease.v4), IpAddr::V6(v6)]).await;
+        self.publish(&[IpAddr::V4(lease.v4), IpAddr::V6(parts.network.member_v6(parts.me()))]).await;
         Ok(lease)
+    }
+
+    /// Gives this host the address of a lease.
+    fn take_up(&self, lease: &Lease) -> Outcome<()> {
+        let parts = &self.parts;
+        let v6 = parts.network.member_v6(parts.me());
+        if self.lease.borrow().as_ref().is_none_or(|before| before.v4 != lease.v4) {
+            // The whole /48 lies behind the interface: members have one /64 of it, guests another.
+            self.plane().set_host_addresses(Some((lease.v4, lease.prefix)), Some((v6, 48))).doing("setting the address")?;
+        }
+        for ip in [IpAddr::V4(lease.v4), IpAddr::V6(v6)] {
+            parts.book.learn(ip, &lease.holder);
+            self.plane().set_route(ip, Route { member: parts.me(), epoch: Epoch(0) });
+        }
+        self.lease.send_replace(Some(lease.clone()));
+        Ok(())
+    }
+
+    /// This host's address is another's.
+    fn let_go(&self) {
+        self.kept.forget();
+        if let Some(lease) = self.lease.send_replace(None) {
+            self.forget_here(lease.v4.into());
+            self.plane().remove_route(lease.v4.into());
+        }
     }
 
     /// Renews the lease for as long as it is ours.
@@ -222,6 +262,7 @@ impl Reach {
                 match self.addresses().renew(self.parts.identity.keys(), &lease).await {
                     Ok(new) => {
                         lease = new;
+                        self.kept.set(&lease).await;
                         renewed = Instant::now();
                     }
                     Err(p2pvm_dhcp::Error::Lost { .. }) => return,
@@ -319,7 +360,15 @@ impl Reach {
 
     /// Finds out who holds an address that a packet wants.
     async fn resolve(&self, ip: IpAddr) {
-        match self.addresses().resolve(ip).await {
+        let found = loop {
+            let found = self.addresses().resolve(ip).await;
+            // Right after the start those who know may not be connected yet.
+            if matches!(found, Ok(Some(_))) || self.gathered.load(Ordering::Relaxed) {
+                break found;
+            }
+            tokio::time::sleep(RESOLVE_RETRY).await;
+        };
+        match found {
             Ok(Some(holder)) => {
                 self.parts.book.learn(ip, &holder);
                 self.plane().set_route(ip, Route { member: holder.member, epoch: holder.epoch });
@@ -382,6 +431,7 @@ impl Reach {
     pub async fn release(&self) -> Outcome<()> {
         let lease = self.lease.borrow().clone();
         let Some(lease) = lease else { return Ok(()) };
+        self.kept.forget();
         self.addresses()
             .release(self.parts.identity.keys(), &lease)
             .await

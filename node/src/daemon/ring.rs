@@ -75,7 +75,7 @@ impl Daemon {
 
     /// Follows the ring to a member.
     pub async fn trace(&self, text: &str) -> Outcome<Traced> {
-        let member = self.resolve_member(text)?;
+        let member = self.resolve_member(text).await?;
         if member == self.me() {
             return Err(Failure::usage(format!("{text} is this member")));
         }

@@ -6,12 +6,13 @@ use crate::{
         server::Reporter,
         types::{InviteAnswer, InviteRequest, Peer, Pong, Status, Traffic},
     },
-    failure::{Doing, Failure, Outcome},
+    failure::{Doing, Failure, Kind, Outcome},
 };
+use p2pvm_dhcp::{NameKind, Subject};
 use p2pvm_overlay::{
     Fabric, MemberId, UnixTime,
     connect::CandidateKind,
-    membership::{Groups, Invite, InviteTerms, Issuer, Target},
+    membership::{Groups, Invite, InviteTerms, Issuer, Target, valid_name},
     plane::{Flow, Path, TRAFFIC_NOISE},
 };
 use p2pvm_vm_manager::host::VmState;
@@ -61,8 +62,36 @@ impl Daemon {
         hosts.map(|(ip, _)| ip).find(|ip| matches!(ip, IpAddr::V4(v4) if subnet.contains(*v4))).map(ToString::to_string)
     }
 
-    /// Finds a member by name, id, the beginning of its id, or address.
-    pub fn resolve_member(&self, text: &str) -> Outcome<MemberId> {
+    /// Finds a member by name, id, the beginning of its id, or address; one that this node has not met by the network's records.
+    pub async fn resolve_member(&self, text: &str) -> Outcome<MemberId> {
+        let unknown = match self.known_member(text) {
+            Err(failure) if failure.kind == Kind::NotFound => failure,
+            known => return known,
+        };
+        let unavailable = |e: p2pvm_dhcp::Error| Failure::timed_out(format!("'{text}' cannot be looked up now: {e}"));
+        let addresses = &self.parts.addresses;
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            let holder = addresses.resolve(ip).await.map_err(unavailable)?;
+            return holder.map(|holder| holder.member).ok_or(unknown);
+        }
+        let lower = text.to_ascii_lowercase();
+        if !valid_name(&lower) {
+            return Err(unknown);
+        }
+        let Some(Subject::Member(member)) = addresses.resolve_name(&lower, NameKind::Host).await.map_err(unavailable)?.map(|n| n.subject)
+        else {
+            return Err(unknown);
+        };
+        // Anybody may write a name into a record of its own: the certificate says whose it is.
+        match self.parts.control.find_certificate(member).await.or_else(|| self.parts.connector.certificate(member)) {
+            Some(certificate) if certificate.name() == lower => Ok(member),
+            Some(_) => Err(unknown),
+            None => Err(Failure::timed_out(format!("'{text}' is {}, which nobody here can vouch for now: try again", member.short()))),
+        }
+    }
+
+    /// Finds a member among those that this node has met.
+    pub fn known_member(&self, text: &str) -> Outcome<MemberId> {
         if let Ok(id) = text.parse::<MemberId>() {
             return Ok(id);
         }
@@ -179,7 +208,7 @@ impl Daemon {
 
     /// Probes a member's packet path.
     pub async fn ping(&self, text: &str, count: u32, interval: Duration, reporter: &Reporter) -> Outcome<Value> {
-        let member = self.resolve_member(text)?;
+        let member = self.resolve_member(text).await?;
         if member == self.me() {
             return Err(Failure::usage(format!("{text} is this member")));
         }
@@ -240,7 +269,7 @@ impl Daemon {
     pub async fn revoke(&self, what: &str) -> Outcome<Value> {
         let target = match what.parse() {
             Ok(invite) => Target::Invite(invite),
-            Err(_) => Target::Member(self.resolve_member(what)?),
+            Err(_) => Target::Member(self.resolve_member(what).await?),
         };
         if matches!(target, Target::Member(member) if member == self.me()) {
             return Err(Failure::refused("this member cannot revoke itself: 'p2pvm leave' instead"));

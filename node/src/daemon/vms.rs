@@ -197,7 +197,7 @@ impl Daemon {
     /// Moves a VM from here.
     pub async fn migrate_vm(&self, name: &str, r: &MigrateVm, reporter: &Reporter) -> Outcome<Value> {
         let to = match &r.to {
-            Some(text) => self.resolve_member(text)?,
+            Some(text) => self.resolve_member(text).await?,
             None => self.least_loaded().ok_or_else(|| Failure::not_found("no other member with room is known yet; name one with --to"))?,
         };
         let options = MigrateOptions { post_copy: r.post_copy, ..MigrateOptions::default() };

@@ -6,6 +6,7 @@ use super::{
     nat, over_ring, relays, stream,
 };
 use crate::{
+    fabric::FabricError,
     id::MemberId,
     plane::{Error, Path},
     ring::Position,
@@ -27,6 +28,10 @@ pub(crate) const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), D
 const BEFORE_STREAM: Duration = Duration::from_millis(1000);
 /// First and last pause between tries of a better path.
 pub(crate) const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+/// While there is no ring yet it is looked for this often.
+const RING_GLANCE: Duration = Duration::from_millis(20);
+/// A member that has just started may not serve this yet: the pauses between questions then.
+const STARTING_MS: [u64; 3] = [100, 200, 400];
 /// A better path is sought only for links that carry data.
 const WORTH_IMPROVING: Duration = Duration::from_secs(60);
 
@@ -117,7 +122,15 @@ pub(crate) async fn selected(shared: &Shared, member: MemberId, reach: Reach, li
 /// control connection if there is one, else over the ring, where the control plane would have to dial first; each makes up for
 /// the other.
 pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId, via: Option<Position>) -> Result<(Whereabouts, Duration), Error> {
-    let Some(ring) = shared.ring.as_ref().filter(|ring| ring.net.stands()) else { return meet_by_control(shared, member).await };
+    let Some(ring) = shared.ring.as_ref() else { return meet_by_control(shared, member).await };
+    if !ring.net.stands() {
+        let connected = shared.fabric.connected().contains(&member);
+        tokio::select! {
+            met = meet_by_control(shared, member) => return met,
+            // Right after the start an edge of the ring is there before a dial through relays is over.
+            () = stands(ring), if !connected => {}
+        }
+    }
     if shared.fabric.connected().contains(&member) {
         match tokio::time::timeout(HEDGE, meet_by_control(shared, member)).await {
             Ok(Ok(met)) => return Ok(met),
@@ -136,6 +149,12 @@ pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId, via: Option<Pos
             tracing::debug!(?member, %error, "not over the ring");
             meet_by_control(shared, member).await
         }
+    }
+}
+
+async fn stands(ring: &over_ring::OverRing) {
+    while !ring.net.stands() {
+        tokio::time::sleep(RING_GLANCE).await;
     }
 }
 
@@ -165,12 +184,22 @@ async fn meet_by_control(shared: &Arc<Shared>, member: MemberId) -> Result<(Wher
 }
 
 pub(crate) async fn ask(shared: &Shared, member: MemberId, request: Request, limit: Duration) -> Result<Answer, Error> {
-    let answer = shared.fabric.call(member, SERVICE, message::encode(&request), limit).await?;
+    let body = message::encode(&request);
+    let mut pauses = STARTING_MS.into_iter();
+    let answer = loop {
+        match (shared.fabric.call(member, SERVICE, body.clone(), limit).await, pauses.next()) {
+            (Err(FabricError::NoSuchService(..)), Some(pause)) => tokio::time::sleep(Duration::from_millis(pause)).await,
+            (answered, _) => break answered?,
+        }
+    };
     message::decode(&answer).ok_or_else(|| Error::Handshake(member, "unreadable answer".into()))
 }
 
 async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach, via: Option<Position>) -> Result<Path, Error> {
-    nat::settle(shared, Duration::from_millis(600)).await;
+    // Whoever stands open is reached whatever our own NAT is.
+    if shared.fabric.rtt_of_open(member).is_none() {
+        nat::settle(shared, Duration::from_millis(600)).await;
+    }
     // What once worked may work again, also while the control plane is away.
     shared.plane.inner().try_remembered(member);
     shared.state().hold_off(member, Instant::now());

@@ -9,7 +9,10 @@ use super::{
     message::{CandidateKind, NatKind},
     nat::seems_open,
 };
-use crate::id::MemberId;
+use crate::{
+    id::MemberId,
+    plane::{Path, paths::SUSPECT_AFTER},
+};
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -30,8 +33,13 @@ const IN_USE: Duration = Duration::from_secs(150);
 /// Links brought back at most, the most recently used first, and how many at a time.
 const MAX_LINKS: usize = 64;
 const AT_ONCE: usize = 8;
-/// A NAT's outside address is looked at this often: some 45 bytes a second both ways together.
-const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// A NAT's outside address is looked at this often, some 15 bytes a second both ways together: its mapping stays open, and a
+/// change is known before ten seconds have passed.
+const LOOK_EVERY: Duration = Duration::from_secs(8);
+/// Where something on a direct link is not answered, or a member makes its link anew, a look is due if the last is so long ago.
+const LOOK_IN_DOUBT: Duration = Duration::from_secs(2);
+/// Links are looked through for such a doubt this often.
+const GLANCE_EVERY: Duration = Duration::from_millis(500);
 /// Looks without an answer after which another member is asked.
 const MISSES: u32 = 3;
 /// One such look.
@@ -44,7 +52,14 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
     let mut known: Option<(SocketAddr, SocketAddr)> = None;
     let mut misses = 0;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        let looked = Instant::now();
+        while looked.elapsed() < LOOK_EVERY {
+            let doubt = tokio::time::timeout(GLANCE_EVERY, shared.doubted.notified()).await.is_ok() || silent(&shared);
+            if doubt && known.is_some() {
+                tokio::time::sleep(LOOK_IN_DOUBT.saturating_sub(looked.elapsed())).await;
+                break;
+            }
+        }
         if matches!(shared.state().nat, NatKind::Open | NatKind::Unknown | NatKind::Blocked) {
             known = None;
             continue;
@@ -66,8 +81,15 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
     }
 }
 
+/// Whether something sent on a direct link has not been answered for as long as makes its path suspect.
+fn silent(shared: &Shared) -> bool {
+    let peers = shared.plane.inner().peers.load();
+    let direct = peers.iter().filter(|peer| matches!(peer.path(), Some(Path::Direct(_))));
+    direct.filter_map(|peer| peer.activity().unanswered).any(|since| since.elapsed() >= SUSPECT_AFTER)
+}
+
 /// An IPv4 address at which a connected open member listens.
-fn open_member(shared: &Shared) -> Option<SocketAddr> {
+pub(super) fn open_member(shared: &Shared) -> Option<SocketAddr> {
     let connected = shared.fabric.connected();
     let state = shared.state();
     let open = connected.iter().filter_map(|m| state.known.get(m)).map(|(_, w)| w).filter(|w| seems_open(w));

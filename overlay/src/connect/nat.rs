@@ -8,6 +8,7 @@ use super::{
     dial::ask,
     examine::{self, Filtering, Finding},
     message::{Answer, Candidate, CandidateKind, NatKind, Request, Whereabouts},
+    mobility,
 };
 use crate::id::MemberId;
 use std::{
@@ -28,8 +29,10 @@ const FRESH: Duration = Duration::from_secs(600);
 const STUN_LIMIT: Duration = Duration::from_millis(1200);
 /// With an address of our own that others see, things change rarely.
 const WHEN_OPEN: Duration = Duration::from_secs(300);
-/// Behind a NAT the mapping must be kept alive (many drop one after 30 s).
+/// Behind a NAT the mapping must be kept alive (many drop one after 30 s), unless that is done by the looks of `mobility`.
 const WHEN_NATTED: Duration = Duration::from_secs(20);
+/// Otherwise only the kind of NAT is looked at anew: a router may have been exchanged.
+const WHEN_LOOKED_AFTER: Duration = Duration::from_secs(120);
 /// UDP that did not get through may do so later: a laptop moves.
 const WHEN_BLOCKED: Duration = Duration::from_secs(60);
 /// Rounds that follow each other quickly until two members have answered.
@@ -231,9 +234,10 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
             NatKind::Open => WHEN_OPEN,
             NatKind::Blocked => WHEN_BLOCKED,
             // Alone, it costs nothing to look; with one member only, a second that could tell more may never come.
-            _ if !asked => Duration::from_millis(200),
+            _ if !asked => Duration::from_millis(50),
             _ if seen.len() < 2 && rounds < HASTY_ROUNDS => Duration::from_secs(2),
             _ if rounds < SEEKING_ROUNDS && shared.state().found.is_some() && !shared.state().finding.complete => WHEN_SEEKING,
+            _ if mobility::open_member(&shared).is_some() => WHEN_LOOKED_AFTER,
             _ => WHEN_NATTED,
         };
         tokio::select! {

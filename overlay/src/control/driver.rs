@@ -11,7 +11,7 @@ mod roam;
 
 use super::{
     ControlEvent,
-    address::{ip_of, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of},
+    address::{ip_of, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of, split_peer},
     door::{DoorError, Proved},
     gate::GateEvent,
     host::{Host, InsideEvent},
@@ -54,8 +54,11 @@ const MAX_SEARCHES: usize = 64;
 const PUBLISH_DELAY: Duration = Duration::from_millis(400);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LAST_BACKOFF: Duration = Duration::from_secs(60);
-/// Connections that do not notice a dead peer by themselves (TCP, circuits) are probed.
+/// Connections over TCP do not notice a dead peer by themselves: they are probed.
 const PROBE_EVERY: Duration = Duration::from_secs(6);
+/// The legs of a circuit are direct connections, each watched by its two ends, and a relay that loses one leg ends the circuit on
+/// the other: a question of its own, which costs a kilobyte on the wire, is only for a relay that has forgotten the circuit.
+const PROBE_CIRCUIT_EVERY: Duration = Duration::from_secs(120);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(6);
 
 struct Link {
@@ -68,6 +71,8 @@ struct Link {
     doubted: bool,
     /// When this node last opened a stream on it, or found one in use.
     used: Instant,
+    /// When this node last asked whether it lives.
+    probed: Option<Instant>,
     /// This node made it: it is the one to close it for want of use.
     dialled: bool,
     /// Until then the other end may close it: nothing more is opened on it.
@@ -264,12 +269,16 @@ impl Driver {
         let network = &self.shared.door.network;
         let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
         let me = *self.swarm.local_peer_id();
-        book.get(member)
-            .into_iter()
-            .flat_map(|c| &c.addresses)
-            .filter_map(|a| a.parse::<Multiaddr>().ok())
-            .filter(|a| is_usable(a, network) && relay_of(a) != Some(me))
-            .collect()
+        let told = book.get(member).into_iter().flat_map(|c| &c.addresses).filter_map(|a| a.parse::<Multiaddr>().ok());
+        // One dial for what it tells and what this node was told of it when it joined: two dials made two connections.
+        let given = self.bootstrap.iter().cloned().map(split_peer).filter(|(_, peer)| peer_of(member) == *peer).map(|(a, _)| a);
+        let mut addresses: Vec<Multiaddr> = Vec::new();
+        for address in told.chain(given).filter(|a| is_usable(a, network) && relay_of(a) != Some(me)) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        addresses
     }
 
     fn dial_at(&mut self, member: MemberId, addresses: Vec<Multiaddr>) -> bool {
@@ -313,6 +322,8 @@ impl Driver {
             SwarmEvent::Behaviour(GateEvent::Failed { peer, error }) => self.on_failed(peer, error),
             SwarmEvent::Behaviour(GateEvent::Inner(event)) => self.on_inside(event),
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                #[cfg(test)]
+                self.shared.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 let address = match &endpoint {
                     ConnectedPoint::Dialer { address, .. } => address.clone(),
                     ConnectedPoint::Listener { local_addr, .. } if is_relayed(local_addr) => local_addr.clone(),
@@ -329,6 +340,7 @@ impl Driver {
                     since: now,
                     doubted: false,
                     used: now,
+                    probed: None,
                     dialled,
                     parting: None,
                 };
@@ -497,7 +509,7 @@ impl Driver {
         self.tend_large(now);
         if self.probe_at <= now {
             self.probe_at = now + PROBE_EVERY;
-            self.probe();
+            self.probe(now);
         }
         // Only if it changed: a node that is killed a second after it joined finds its way back.
         self.save_book();
@@ -507,13 +519,17 @@ impl Driver {
         }
     }
 
-    /// QUIC notices a dead peer by itself; TCP and circuits do not.
-    fn probe(&mut self) {
-        for peer in self.links.keys() {
-            let (Some(member), Some(link)) = (member_of(peer), self.best_link(peer)) else { continue };
-            if is_quic(&link.address) {
+    /// QUIC notices a dead peer by itself; TCP does not.
+    fn probe(&mut self, now: Instant) {
+        for peer in self.links.keys().copied().collect::<Vec<_>>() {
+            let (Some(member), Some(best)) = (member_of(&peer), self.best_link(&peer).map(|l| l.id)) else { continue };
+            let Some(link) = self.links.get_mut(&peer).and_then(|links| links.iter_mut().find(|l| l.id == best)) else { continue };
+            // The first question also measures the round trip.
+            let pause = if is_relayed(&link.address) { PROBE_CIRCUIT_EVERY } else { PROBE_EVERY / 2 };
+            if is_quic(&link.address) || link.probed.is_some_and(|at| now.duration_since(at) < pause) {
                 continue;
             }
+            link.probed = Some(now);
             let shared = self.shared.clone();
             tokio::spawn(async move {
                 let started = Instant::now();

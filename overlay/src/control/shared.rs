@@ -96,6 +96,9 @@ pub struct Shared {
     pub density: Mutex<Density>,
     /// What lookups have just found.
     pub found: Found,
+    /// Connections that have been established since the start.
+    #[cfg(test)]
+    pub made: std::sync::atomic::AtomicU64,
     handlers: RwLock<HashMap<&'static str, Arc<dyn Serve>>>,
     acceptors: Mutex<HashMap<&'static str, mpsc::Sender<(MemberId, BoxStream)>>>,
 }
@@ -115,6 +118,8 @@ impl Shared {
             ring_neighbours: RwLock::default(),
             density: Mutex::default(),
             found: Found::default(),
+            #[cfg(test)]
+            made: std::sync::atomic::AtomicU64::new(0),
             handlers: RwLock::default(),
             acceptors: Mutex::default(),
         }

@@ -433,6 +433,30 @@ async fn members_that_cannot_be_dialled_reach_each_other_through_a_relay() {
     let body = vec![1; 1 << 20];
     assert_eq!(one.call(two.me(), "reverse", body.clone(), LONG).await, Ok(body));
     stream_50_mb(one, two).await;
+    // Nobody asks over the circuit whether the other end lives: the relay, which loses its leg, ends it.
+    let gone = two.me();
+    drop(hidden.pop());
+    eventually("the end of the circuit is noticed", || !hidden[0].connected().contains(&gone)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_told_of_another_and_knows_it_too_makes_one_connection_to_it() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let file = world.dir.path().join("identity");
+    let identity = || Identity::load_or_create(&file).unwrap();
+    let certificate = world.certify(&identity(), "second", false);
+    let start = async || Control::start(world.config(identity(), certificate.clone(), first.listen_addrs())).await.unwrap();
+    let second = start().await;
+    meshed(&[&first, &second]).await;
+    eventually("it knows the other", || second.peers().iter().any(|p| !p.addresses.is_empty())).await;
+    second.shutdown().await;
+    drop(second);
+    let second = start().await;
+    meshed(&[&first, &second]).await;
+    // Both dials, if there were two, have ended by now.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(second.shared.made.load(std::sync::atomic::Ordering::Relaxed), 1);
 }
 
 mod large;

@@ -91,6 +91,7 @@ impl Inner {
             }
             Next::Via(member) if take_hop(packet) => {
                 if self.ring_out(&mut ctx.out, &member, packet, now) {
+                    self.expect_from(&member, now);
                     self.ring.carried.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -105,12 +106,22 @@ impl Inner {
         next.is_edge_path() && self.send_frame(out, &next, frame, &packet[FRAME_HEADER_LEN..], now)
     }
 
-    /// As [`Inner::ring_out`], at once.
+    /// As [`Inner::ring_out`], at once. What asks for something makes a sign of life due; after an answer nothing comes, and to
+    /// wait for it would be one more probe of the path for every keepalive.
     pub fn ring_send(&self, neighbour: &MemberId, packet: &Packet) -> bool {
-        let mut out = Batch::default();
-        let sent = self.ring_out(&mut out, neighbour, &packet.to_bytes(), Instant::now());
+        let (mut out, now) = (Batch::default(), Instant::now());
+        let sent = self.ring_out(&mut out, neighbour, &packet.to_bytes(), now);
         out.flush(&self.udp);
+        if sent && !packet.is_answer() {
+            self.expect_from(neighbour, now);
+        }
         sent
+    }
+
+    fn expect_from(&self, neighbour: &MemberId, now: Instant) {
+        if let Some(peer) = self.peers.load().get(neighbour) {
+            peer.note_expecting(now);
+        }
     }
 
     /// Sends a sealed datagram to a member over the ring.
@@ -126,7 +137,11 @@ impl Inner {
         let len = header.write(room);
         packet[len..len + datagram.len()].copy_from_slice(datagram);
         packet.truncate(len + datagram.len());
-        self.ring_out(out, &first, &packet, now)
+        let sent = self.ring_out(out, &first, &packet, now);
+        if sent {
+            self.expect_from(&first, now);
+        }
+        sent
     }
 }
 

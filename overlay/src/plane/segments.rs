@@ -163,9 +163,6 @@ impl Inner {
                 return self.send_pieces(out, peer, frame, payload, now);
             }
             peer.note_sent(now, data);
-            if let Frame::Ring { .. } = frame {
-                peer.note_expecting(now);
-            }
             return self.seal_and_send(out, peer, session, &via, frame, payload, now);
         }
         if let Frame::Ip { .. } = frame {

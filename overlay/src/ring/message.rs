@@ -2,7 +2,7 @@
 //!
 //! Everything fits in one packet, so that nothing is reassembled. Lists are bounded; what is longer than its bound is refused whole.
 
-use super::wire::MAX_BODY_LEN;
+use super::wire::{Kind, MAX_BODY_LEN, Packet};
 use crate::{coordinates::Coordinate, id::MemberId};
 use serde::{Deserialize, Serialize};
 
@@ -146,8 +146,16 @@ impl Message {
     }
 }
 
+impl Packet {
+    /// Whether it only answers a neighbour's hello, so that nothing comes back for it.
+    pub fn is_answer(&self) -> bool {
+        self.header.kind == Kind::Control && matches!(Message::decode(&self.body), Some(Message::Hello(hello)) if hello.answers.is_some())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::{position::Position, wire::Header};
     use super::*;
     use proptest::{collection::vec, prelude::*};
 
@@ -180,6 +188,17 @@ mod tests {
             (any::<u8>(), proptest::option::of(id())).prop_map(|(role, instead)| Message::Decline { role: Roles(role), instead }),
             Just(Message::Bye),
         ]
+    }
+
+    #[test]
+    fn after_the_answer_to_a_hello_nothing_is_expected() {
+        let hello = |answers| {
+            let hello = Hello { seq: 1, answers, joined: true, roles: Roles::NEAR, digest: 0, size: 0, coordinate: Coordinate::default() };
+            Packet { header: Header::new(Kind::Control, Position(1), Position(2)), body: Message::Hello(hello).encode() }
+        };
+        assert!(hello(Some(7)).is_answer() && !hello(None).is_answer());
+        let forwarded = Packet { header: Header::new(Kind::Datagram, Position(1), Position(2)), ..hello(Some(7)) };
+        assert!(!forwarded.is_answer(), "what others carry in a datagram is not looked into");
     }
 
     proptest! {

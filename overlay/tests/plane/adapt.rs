@@ -128,20 +128,29 @@ async fn an_unwilling_member_relays_nothing_and_where_none_will_a_stream_does() 
 async fn a_relay_passes_on_no_more_than_it_offers() {
     let mut world = World::new(Duration::from_millis(10));
     let (relays, a, b) = needing_a_relay(&mut world, 2).await;
-    for relay in &relays {
-        relay.plane.set_relay(RelayOffer { willing: true, bits_per_second: 8_000_000 });
+    // How fast it goes is the machine's business: a relay's own count never exceeds what it offers in the time that has passed,
+    // and one full bucket (a tenth of a second's worth, and the packet that overflows it).
+    for (bits_per_second, how) in [(8_000_000, "-u -b 40M -l 1200"), (100_000_000, "")] {
+        let began = Instant::now();
+        let before: Vec<(u64, u64)> = relays.iter().map(|relay| relay.plane.relayed()).collect();
+        for relay in &relays {
+            relay.plane.set_relay(RelayOffer { willing: true, bits_per_second });
+        }
+        let pong = a.plane.ping(b.member, LIMIT).await.expect("answers");
+        assert!(relay_of(pong.path).is_some(), "{pong:?}");
+        let mbit = bulk(&a.namespace, &b, 5, how);
+        let counted: Vec<(u64, u64)> = relays
+            .iter()
+            .zip(before)
+            .map(|(relay, (passed, dropped))| (relay.plane.relayed().0 - passed, relay.plane.relayed().1 - dropped))
+            .collect();
+        let most = (began.elapsed().as_secs_f64() + 0.1) * bits_per_second as f64 / 8.0 + 2000.0;
+        eprintln!("{mbit} Mbit/s through relays that offer {bits_per_second} bit/s; passed on and dropped: {counted:?}; at most {most}");
+        assert!(counted.iter().all(|(passed, _)| *passed as f64 <= most), "{counted:?} is more than {most}");
+        assert!(mbit > 0.0 && counted.iter().any(|(passed, _)| *passed > 0), "something is passed on: {mbit} Mbit/s, {counted:?}");
+        // Forty offered to who gives eight: the limit is what held it, not the load.
+        assert!(how.is_empty() || counted.iter().any(|(_, dropped)| *dropped > 0), "what is too much is dropped: {counted:?}");
     }
-    let pong = a.plane.ping(b.member, LIMIT).await.expect("answers");
-    assert!(relay_of(pong.path).is_some(), "{pong:?}");
-    let mbit = bulk(&a.namespace, &b, 5, "-u -b 40M -l 1200");
-    eprintln!("{mbit} Mbit/s of 40 through a relay that offers 8");
-    assert!((7.0..=8.5).contains(&mbit), "{mbit} Mbit/s");
-    for relay in &relays {
-        relay.plane.set_relay(RelayOffer { willing: true, bits_per_second: 100_000_000 });
-    }
-    let mbit = bulk(&a.namespace, &b, 4, "");
-    eprintln!("{mbit} Mbit/s of TCP through a relay that offers 100");
-    assert!((25.0..=105.0).contains(&mbit), "{mbit} Mbit/s");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,7 @@
 //! The ring over real links in namespaces: members that never met, with no control connection between them.
 
 use crate::{
-    LIMIT, ping, until,
+    LIMIT, PATIENCE, ping, until,
     world::{Host, Nat, World, introduce},
 };
 use p2pvm_overlay::{
@@ -48,7 +48,7 @@ async fn star(count: u8) -> (World, Vec<Host>) {
     let began = Instant::now();
     while !whole(&all) {
         let state = || all.iter().map(|h| (h.number, status(h).map(|s| (s.joined, s.neighbours.len(), s.pending)))).collect::<Vec<_>>();
-        assert!(began.elapsed() < LIMIT * 3, "the ring is not whole: {:?}", state());
+        assert!(began.elapsed() < PATIENCE * 2, "the ring is not whole: {:?}", state());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     eprintln!("whole after {:?}", began.elapsed());

@@ -70,12 +70,6 @@ impl Driver {
     }
 
     pub(super) fn dial_wanted(&mut self, now: Instant) {
-        if self.links.is_empty() && self.bootstrap_at <= now {
-            self.bootstrap_at = now + Duration::from_secs(10);
-            for options in dials(&self.bootstrap) {
-                let _ = self.swarm.dial(options);
-            }
-        }
         let mut dialling = self.attempts.values().filter(|a| !a.dialling.is_empty()).count();
         for member in self.wanted() {
             if let Some(peer) = peer_of(member).filter(|p| self.best_link(p).is_some_and(|l| is_relayed(&l.address))) {
@@ -86,6 +80,13 @@ impl Driver {
             let due = attempt.dialling.is_empty() && attempt.not_before.is_none_or(|at| at <= now);
             if due && dialling < MAX_WANTED_DIALS && peer_of(member).is_some_and(|peer| !self.links.contains_key(&peer)) {
                 dialling += usize::from(self.dial(member));
+            }
+        }
+        // After the members known: whom of them the bootstrap names is being dialled now, and is not dialled twice.
+        if self.links.is_empty() && self.bootstrap_at <= now {
+            self.bootstrap_at = now + Duration::from_secs(10);
+            for options in dials(&self.bootstrap) {
+                let _ = self.swarm.dial(options);
             }
         }
     }

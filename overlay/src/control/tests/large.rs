@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 
 const MEMBERS: usize = 40;
 const FULL_MESH: usize = 8;
+/// Forty hosts share two cores with whatever else runs: what is waited for is a state, and this only ends a wait in vain.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 async fn large(world: &World) -> Vec<Arc<Control>> {
     let mut all: Vec<Arc<Control>> = Vec::new();
@@ -17,7 +19,7 @@ async fn large(world: &World) -> Vec<Arc<Control>> {
         let config = world.config(identity, certificate, bootstrap);
         let control = Control::start(ControlConfig { full_mesh: FULL_MESH, ..config }).await.unwrap();
         control.serve("reverse", Arc::new(Reverse));
-        listening(&control).await;
+        in_the_end("it listens on QUIC and TCP", || control.listen_addrs().len() >= 2).await;
         all.push(control);
     }
     all
@@ -30,9 +32,17 @@ fn truth(all: &[Arc<Control>], place: &RingAddr, n: usize) -> Vec<MemberId> {
     members
 }
 
+async fn in_the_end(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Waits until lookups of these places from everyone, all at the same time, find the nearest members there are.
 async fn all_find(all: &[Arc<Control>], places: &[RingAddr]) {
-    let deadline = Instant::now() + LONG * 2;
+    let deadline = Instant::now() + PATIENCE;
     let each = all.iter().enumerate().map(async |(i, control)| {
         let place = places[i % places.len()];
         loop {
@@ -60,16 +70,12 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
     for (i, control) in all.iter().enumerate() {
         control.set_ring_neighbours(vec![all[(i + 13) % MEMBERS].me(), all[(i + MEMBERS - 13) % MEMBERS].me()]);
     }
-    eventually("the ring's neighbours are connected", || (0..MEMBERS).all(|i| all[i].connected().contains(&all[(i + 13) % MEMBERS].me())))
+    in_the_end("the ring's neighbours are connected", || (0..MEMBERS).all(|i| all[i].connected().contains(&all[(i + 13) % MEMBERS].me())))
         .await;
     let mean = || all.iter().map(|c| c.connected().len()).sum::<usize>() as f64 / MEMBERS as f64;
     println!("{:.1} connections each before the unused are closed", mean());
-    let closing = Instant::now() + LONG * 2;
     // Of 39: ten near ones, of which not all are mutual, the ring's two, and those just asked by a lookup.
-    while mean() > 25.0 {
-        assert!(Instant::now() < closing, "few connections are kept, not {:.1}", mean());
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    in_the_end("few connections are kept", || mean() <= 25.0).await;
     println!("{:.1} connections each, {:?}", mean(), all.iter().map(|c| c.connected().len()).max());
     // Who is not known is looked up.
     let mut unknown = 0;
@@ -79,7 +85,14 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
             from.shared.book.write().unwrap().forget(to.me());
             unknown += 1;
         }
-        assert_eq!(from.call(to.me(), "reverse", vec![1, 2], LONG).await, Ok(vec![2, 1]), "{i}");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match from.call(to.me(), "reverse", vec![1, 2], LONG).await {
+                Ok(answer) => break assert_eq!(answer, [2, 1], "{i}"),
+                // A handshake that a busy machine let time out is no verdict on the member.
+                Err(error) => assert!(Instant::now() < deadline, "{i}: {error}"),
+            }
+        }
     }
     println!("{unknown} of {MEMBERS} calls were to members unknown before");
     assert!(unknown > 5);
