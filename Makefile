@@ -34,8 +34,8 @@ simulate:
 	cargo run --locked -p p2pvm-tests --bin p2pvm-simulate -- --members 10,100,1000,10000 --seed 1 --idle 120 --out docs/plots --page docs/scale.md
 	cargo run --locked -p p2pvm-tests --bin p2pvm-simulate -- --faults --seeds 0..1000 --page docs/scale.md
 
-# Every wire decoder under the fuzzer for a minute each (needs cargo-fuzz).
-fuzz:
+# Every wire decoder under the fuzzer for a minute each; cargo installs cargo-fuzz where it is missing (docs/hostile.md).
+fuzz: setup
 	tests/fuzz/run.sh 60
 
 install: build

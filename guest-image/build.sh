@@ -31,7 +31,7 @@ if command -v flock >/dev/null 2>&1; then flock 9; fi
 # --- which packages, in which version -------------------------------------------------------------
 version() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: //p'; }
 kernel=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\).*/\1/p' | head -n 1)
-recipe=$(cat "$here/build.sh" $(find "$here/root" -type f | sort) | sha256sum | cut -c1-16)
+recipe=$(cat "$here/build.sh" $(find "$here/files" -type f | sort) | sha256sum | cut -c1-16)
 if [ -z "$kernel" ]; then
     # No package lists: an image of this very recipe is as good as it was.
     case $(cat "$out.stamp" 2>/dev/null) in "$recipe "*) [ -s "$out" ] && { echo "$out"; exit 0; } ;; esac
@@ -72,7 +72,7 @@ export MTOOLS_SKIP_CHECK=1
 # --- the guest's files, all in the initramfs --------------------------------------------------------
 root=$work/root
 mkdir -p "$root/bin" "$root/dev" "$root/proc" "$root/sys" "$root/run" "$root/tmp" "$root/data" "$root/lib/modules"
-cp -R "$here/root/." "$root/"
+cp -R "$here/files/." "$root/"
 chmod 755 "$root/init" "$root"/bin/* "$root"/etc/rc "$root"/etc/dhcp "$root"/etc/acpi/*/* "$root"/www/cgi-bin/*
 cp "$busybox" "$root/bin/busybox"
 modules=$(find "$tree" -type d -path '*/lib/modules/*/kernel' | head -n 1)

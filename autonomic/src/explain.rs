@@ -11,6 +11,9 @@ use std::{
 /// How many VMs are remembered; the one whose last entry is oldest goes first.
 const MAX_VMS: usize = 512;
 
+/// Less than this share is not worth a word.
+const WORTH_SAYING: f64 = 0.01;
+
 /// What was decided about a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -56,6 +59,9 @@ pub struct Explanation {
     pub vm_cpu: f64,
     /// `source_load - target_load`.
     pub gain: Option<f64>,
+    /// How much nearer the VM comes there to whom it talks with, from 1 (all of its traffic stays on that host) to -1.
+    #[serde(default)]
+    pub affinity: Option<f64>,
     /// The gain that is asked for at least.
     pub min_gain: f64,
     /// How often in a row the same was decided about the same peer.
@@ -86,6 +92,11 @@ impl fmt::Display for Explanation {
                 percent(gain),
                 percent(self.min_gain)
             )?;
+        }
+        match self.affinity {
+            Some(nearer) if nearer >= WORTH_SAYING => write!(f, "; its traffic comes {} nearer", percent(nearer))?,
+            Some(farther) if farther <= -WORTH_SAYING => write!(f, "; its traffic goes {} farther", percent(-farther))?,
+            _ => {}
         }
         write!(f, "; the VM uses {:.2} CPUs)", self.vm_cpu)?;
         if self.times > 1 { write!(f, ", {} times", self.times) } else { Ok(()) }
@@ -167,6 +178,7 @@ mod tests {
             target_load,
             vm_cpu: 0.25,
             gain,
+            affinity: Some(0.5),
             min_gain: 0.15,
             times: 1,
         }
@@ -194,6 +206,12 @@ mod tests {
         assert!(json.contains(&explanation.vm.to_string()), "{json}");
         assert_eq!(serde_json::from_str::<Explanation>(&json).unwrap(), explanation);
         let sentence = explanation.to_string();
-        assert!(sentence.contains("its memory would not suffice") && sentence.contains("gain 70 %, at least 15 % wanted"), "{sentence}");
+        assert!(
+            sentence.contains("its memory would not suffice")
+                && sentence.contains("gain 70 %, at least 15 % wanted; its traffic comes 50 % nearer"),
+            "{sentence}"
+        );
+        let away = Explanation { affinity: Some(-0.25), ..entry(5, 1, Decision::Kept) }.to_string();
+        assert!(away.contains("its traffic goes 25 % farther"), "{away}");
     }
 }

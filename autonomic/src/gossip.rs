@@ -107,7 +107,8 @@ mod tests {
     const ME: MemberId = MemberId([0; 32]);
 
     fn heard(n: u8, seq: u64, cpu: f32, age_ms: u32) -> Heard {
-        let load = LoadVector { member: MemberId([n; 32]), seq, cpu, cpus: 1, memory_used_mib: 0, memory_total_mib: 0, vms: 0 };
+        let load =
+            LoadVector { member: MemberId([n; 32]), seq, cpu, cpus: 1, memory_used_mib: 0, memory_total_mib: 0, vms: 0, place: None };
         Heard { load, age_ms }
     }
 

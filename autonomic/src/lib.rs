@@ -2,6 +2,7 @@
 //! nodes, hysteresis. Does no IO and knows no clock: [`Manager::handle`] takes what happened, [`Manager::poll`]
 //! gives what to do. No node sees all, and none decides for others.
 
+mod affinity;
 mod explain;
 mod gossip;
 mod load;
@@ -12,7 +13,7 @@ mod score;
 mod wire;
 
 pub use explain::{Decision, Explanation};
-pub use load::{LoadVector, LocalLoad, Millis, VmLoad};
+pub use load::{LoadVector, LocalLoad, Millis, Talk, VmLoad};
 pub use manager::{Input, Manager, Output, Status};
 pub use policy::{Policy, UnusablePolicy};
 pub use score::Place;

@@ -1,7 +1,7 @@
 //! What a node measures of itself, smooths, and tells others.
 
-use crate::policy::Policy;
-use p2pvm_overlay::{MemberId, VmId};
+use crate::{affinity::MAX_TALKS, policy::Policy};
+use p2pvm_overlay::{MemberId, VmId, coordinates::Coordinate};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -22,6 +22,17 @@ impl Millis {
     }
 }
 
+/// Traffic of a VM with what a member holds: its guests, or itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Talk {
+    /// The member; the VM's own host for two guests of the same host.
+    pub member: MemberId,
+    /// Bytes a second, both ways together, as the packet plane has counted over the last seconds.
+    pub rate: f64,
+    /// Where the member stands by round trips.
+    pub place: Option<Coordinate>,
+}
+
 /// One VM as its host measures it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VmLoad {
@@ -33,6 +44,8 @@ pub struct VmLoad {
     pub memory_mib: u64,
     /// Whether it may be moved now: running, and no snapshot or migration of it under way.
     pub movable: bool,
+    /// Whom it talks with, without noise; the most are what counts.
+    pub talks: Vec<Talk>,
 }
 
 /// A node's own measurement.
@@ -48,6 +61,8 @@ pub struct LocalLoad {
     pub memory_total_mib: u64,
     /// The VMs that it holds.
     pub vms: Vec<VmLoad>,
+    /// Where it stands by round trips, once it knows.
+    pub place: Option<Coordinate>,
 }
 
 /// A node's load as it is gossiped.
@@ -67,6 +82,8 @@ pub struct LoadVector {
     pub memory_total_mib: u64,
     /// How many VMs it holds.
     pub vms: u32,
+    /// Where it stands by round trips, once it knows.
+    pub place: Option<Coordinate>,
 }
 
 impl LoadVector {
@@ -83,6 +100,7 @@ pub(crate) struct Demand {
     pub(crate) cpu: f64,
     pub(crate) memory_mib: u64,
     pub(crate) movable: bool,
+    pub(crate) talks: Vec<Talk>,
     smoothed: f64,
 }
 
@@ -115,7 +133,11 @@ impl Meter {
             if !first && !before.contains_key(&vm.vm) {
                 arrived.push(vm.vm);
             }
-            self.vms.insert(vm.vm, Demand { cpu: smoothed.max(peak), memory_mib: vm.memory_mib, movable: vm.movable, smoothed });
+            let mut talks = vm.talks.clone();
+            talks.sort_by(|a, b| b.rate.total_cmp(&a.rate));
+            talks.truncate(MAX_TALKS);
+            let cpu = smoothed.max(peak);
+            self.vms.insert(vm.vm, Demand { cpu, memory_mib: vm.memory_mib, movable: vm.movable, talks, smoothed });
         }
         self.measured = Some(now);
         self.raw = load;
@@ -145,8 +167,8 @@ mod tests {
     use super::*;
 
     fn load(cpu: f64, vm_cpu: f64) -> LocalLoad {
-        let vms = vec![VmLoad { vm: VmId([1; 32]), cpu: vm_cpu, memory_mib: 128, movable: true }];
-        LocalLoad { cpu, cpus: 2, memory_used_mib: 1, memory_total_mib: 2, vms }
+        let vms = vec![VmLoad { vm: VmId([1; 32]), cpu: vm_cpu, memory_mib: 128, movable: true, talks: Vec::new() }];
+        LocalLoad { cpu, cpus: 2, memory_used_mib: 1, memory_total_mib: 2, vms, place: None }
     }
 
     #[test]

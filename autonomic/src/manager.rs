@@ -6,12 +6,13 @@
 //! accepted VM is reckoned with before it arrives; a VM that moved and a node that gave one away rest for a while.
 
 use crate::{
+    affinity::Standing,
     explain::{Decision, Explanation, Histories},
     gossip::View,
     load::{LoadVector, LocalLoad, Meter, Millis},
     negotiation::{Outgoing, Reservations, Stage},
     policy::Policy,
-    score::{self, Place},
+    score::{self, Place, Source},
     wire::{Heard, Message, Offer, Refusal},
 };
 use p2pvm_overlay::{MemberId, VmId};
@@ -163,7 +164,7 @@ impl Manager {
     /// The known peers with room for a VM of this node, best first, whether or not a move is worth making: for a drain.
     pub fn places_for(&self, vm: VmId) -> Vec<Place> {
         let demand = self.meter.vms.get(&vm);
-        demand.map_or_else(Vec::new, |demand| score::places(self.view.entries(), self.meter.cpu, demand, &self.policy))
+        demand.map_or_else(Vec::new, |demand| score::places(self.view.entries(), self.source(), demand, &self.policy))
     }
 
     /// What it sees and does now.
@@ -189,7 +190,12 @@ impl Manager {
             memory_used_mib: raw.memory_used_mib.saturating_add(self.arriving.memory_mib()),
             memory_total_mib: raw.memory_total_mib,
             vms: raw.vms.len().try_into().unwrap_or(u32::MAX),
+            place: raw.place,
         }
+    }
+
+    fn source(&self) -> Source {
+        Source { load: self.meter.cpu, standing: Standing { member: self.me, place: self.meter.raw.place } }
     }
 
     fn promised_cpu(&self) -> f64 {
@@ -267,8 +273,8 @@ impl Manager {
             Message::Reject { id, why, load } => self.rejected(now, from, id, why, load),
             Message::Release { id } => {
                 if let Some(gone) = self.arriving.release(from, id) {
-                    let here = self.promised_cpu();
-                    self.explain_about(now, gone.vm, Decision::CalledOff, gone.source_cpu, Some(from), Some(here), gone.cpu);
+                    let figures = Figures::new(gone.source_cpu, gone.cpu).against(from, self.promised_cpu());
+                    self.explain_about(now, gone.vm, Decision::CalledOff, figures);
                 }
             }
         }
@@ -302,7 +308,7 @@ impl Manager {
             None => {
                 self.arriving.promise(now, from, &offer, predicted);
                 self.send(from, Message::Accept { id: offer.id, predicted: predicted as f32 });
-                self.explain_about(now, offer.vm, Decision::TakenIn, source, Some(from), Some(predicted), cpu);
+                self.explain_about(now, offer.vm, Decision::TakenIn, Figures::new(source, cpu).against(from, predicted));
             }
         }
     }
@@ -314,8 +320,8 @@ impl Manager {
             Some(outgoing) if movable && !self.draining => {
                 (outgoing.stage, outgoing.since) = (Stage::Moving, now);
                 outgoing.place.predicted = predicted;
-                let (vm, cpu) = (outgoing.offer.vm, f64::from(outgoing.offer.cpu));
-                let reason = self.explain_about(now, vm, Decision::Migrating, self.meter.cpu, Some(from), Some(predicted), cpu);
+                let (vm, figures) = (outgoing.offer.vm, Figures::new(self.meter.cpu, f64::from(outgoing.offer.cpu)).at(&outgoing.place));
+                let reason = self.explain_about(now, vm, Decision::Migrating, figures);
                 self.outputs.push_back(Output::Migrate { vm, to: from, reason });
             }
             // Too late, or the VM is gone or busy by now.
@@ -349,15 +355,8 @@ impl Manager {
     fn next_offer(&mut self, now: Millis, decision: Decision) {
         let Some(failed) = self.outgoing.take() else { return };
         let place = failed.place;
-        self.explain_about(
-            now,
-            failed.offer.vm,
-            decision,
-            self.meter.cpu,
-            Some(place.member),
-            Some(place.predicted),
-            f64::from(failed.offer.cpu),
-        );
+        let figures = Figures::new(self.meter.cpu, f64::from(failed.offer.cpu)).at(&place);
+        self.explain_about(now, failed.offer.vm, decision, figures);
         let mut asked = failed.asked;
         asked.push(place.member);
         if asked.len() >= self.policy.offers_per_round || !self.offer_best(now, asked) {
@@ -376,7 +375,7 @@ impl Manager {
             self.send(to, Message::Release { id: done.offer.id });
             self.rest_until = now.plus(self.policy.retry_ms);
         }
-        self.explain_about(now, vm, decision, self.meter.cpu, Some(to), Some(done.place.predicted), f64::from(done.offer.cpu));
+        self.explain_about(now, vm, decision, Figures::new(self.meter.cpu, f64::from(done.offer.cpu)).at(&done.place));
     }
 
     fn decide(&mut self, now: Millis) {
@@ -394,31 +393,32 @@ impl Manager {
         let mut best: Option<(f64, VmId, Place)> = None;
         let mut kept = Vec::new();
         for (vm, demand) in self.meter.vms.iter().filter(|(vm, demand)| demand.movable && !self.resting.contains_key(*vm)) {
-            let mut places = score::places(self.view.entries(), here, demand, &self.policy);
+            let mut places = score::places(self.view.entries(), self.source(), demand, &self.policy);
             places.retain(|place| !asked.contains(&place.member));
             kept.push((*vm, places.first().copied(), demand.cpu));
             places.retain(|place| score::is_worthwhile(place, &self.policy));
             if let Some(place) = places.first() {
-                let worth = score::worth(place.gain, demand);
+                let worth = score::worth(place, demand, &self.policy);
                 if best.is_none_or(|(most, ..)| worth > most) {
-                    let drawn = score::equally_good(&places).choose(&mut self.rng).unwrap_or(place);
+                    let drawn = score::equally_good(&places, &self.policy).choose(&mut self.rng).unwrap_or(place);
                     best = Some((worth, *vm, *drawn));
                 }
             }
         }
         let Some((_, vm, place)) = best else {
             for (vm, place, cpu) in kept.into_iter().filter(|_| asked.is_empty()) {
-                self.explain_about(now, vm, Decision::Kept, here, place.map(|p| p.member), place.map(|p| p.predicted), cpu);
+                let figures = Figures::new(here, cpu);
+                self.explain_about(now, vm, Decision::Kept, place.map_or(figures, |place| figures.at(&place)));
             }
             return false;
         };
         let demand = &self.meter.vms[&vm];
         let offer =
             Offer { id: self.rng.random(), vm, cpu: demand.cpu as f32, memory_mib: demand.memory_mib, source_cpu: here.min(1.0) as f32 };
-        let cpu = demand.cpu;
+        let figures = Figures::new(here, demand.cpu).at(&place);
         self.send(place.member, Message::Offer(offer.clone()));
         self.outgoing = Some(Outgoing { offer, place, asked, stage: Stage::Offered, since: now });
-        self.explain_about(now, vm, Decision::Offered, here, Some(place.member), Some(place.predicted), cpu);
+        self.explain_about(now, vm, Decision::Offered, figures);
         true
     }
 
@@ -431,22 +431,39 @@ impl Manager {
         self.outputs.push_back(Output::Send(to, message));
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the figures of one explanation, in the order of its fields")]
-    fn explain_about(
-        &mut self,
-        at: Millis,
-        vm: VmId,
-        decision: Decision,
-        source_load: f64,
-        peer: Option<MemberId>,
-        target_load: Option<f64>,
-        vm_cpu: f64,
-    ) -> Explanation {
+    fn explain_about(&mut self, at: Millis, vm: VmId, decision: Decision, figures: Figures) -> Explanation {
+        let Figures { source_load, vm_cpu, peer, target_load, affinity } = figures;
         let (gain, min_gain) = (target_load.map(|target| source_load - target), self.policy.min_gain);
-        let explanation = Explanation { at, vm, decision, source_load, peer, target_load, vm_cpu, gain, min_gain, times: 1 };
+        let explanation = Explanation { at, vm, decision, source_load, peer, target_load, vm_cpu, gain, affinity, min_gain, times: 1 };
         if self.histories.add(explanation.clone(), self.policy.explanations_per_vm) {
             self.outputs.push_back(Output::Explain(explanation.clone()));
         }
         explanation
+    }
+}
+
+/// The figures of one explanation.
+#[derive(Clone, Copy)]
+struct Figures {
+    source_load: f64,
+    vm_cpu: f64,
+    peer: Option<MemberId>,
+    target_load: Option<f64>,
+    affinity: Option<f64>,
+}
+
+impl Figures {
+    fn new(source_load: f64, vm_cpu: f64) -> Self {
+        Self { source_load, vm_cpu, peer: None, target_load: None, affinity: None }
+    }
+
+    /// Of a place that came into question.
+    fn at(self, place: &Place) -> Self {
+        Self { affinity: Some(place.affinity), ..self.against(place.member, place.predicted) }
+    }
+
+    /// Of the other side of a move.
+    fn against(self, peer: MemberId, target_load: f64) -> Self {
+        Self { peer: Some(peer), target_load: Some(target_load), ..self }
     }
 }

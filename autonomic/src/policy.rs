@@ -36,6 +36,11 @@ pub struct Policy {
     pub sustained_ms: u64,
     /// How much lower the load that a VM meets must be after the move than before.
     pub min_gain: f64,
+    /// How many points of load a place is worth more whose move would take all of a VM's traffic off the network (and less, the other way
+    /// round). It chooses among places; whether a move is worth making is decided by load alone.
+    pub affinity_weight: f64,
+    /// Bytes a second of a VM's traffic below which it does not matter where it goes.
+    pub affinity_above: u64,
     /// How long a VM that has moved stays where it is.
     pub vm_cooldown_ms: u64,
     /// How long a node that has given a VM away waits for its effect before giving another.
@@ -75,6 +80,9 @@ impl Default for Policy {
             low_watermark: 0.65,
             sustained_ms: 4000,
             min_gain: 0.15,
+            affinity_weight: 0.10,
+            // What earns a shortcut: a copy or a call, not a shell.
+            affinity_above: 8000,
             vm_cooldown_ms: 120_000,
             node_cooldown_ms: 15_000,
             offer_timeout_ms: 4000,
@@ -100,14 +108,15 @@ impl Policy {
     /// # Errors
     /// [`UnusablePolicy`] says which rule is broken.
     pub fn check(&self) -> Result<(), UnusablePolicy> {
-        let shares = [self.high_watermark, self.low_watermark, self.min_gain, self.memory_limit];
+        let shares = [self.high_watermark, self.low_watermark, self.min_gain, self.memory_limit, self.affinity_weight];
         let rules = [
             (
                 shares.iter().all(|s| s.is_finite() && (0.0..=1.0).contains(s)),
-                "watermarks, min_gain and memory_limit are shares from 0 to 1",
+                "watermarks, min_gain, affinity_weight and memory_limit are shares from 0 to 1",
             ),
             (self.low_watermark < self.high_watermark, "low_watermark must be below high_watermark"),
             (self.min_gain > 0.0, "min_gain must be above 0, or VMs would wander between equals"),
+            (self.affinity_weight <= self.min_gain, "affinity_weight must not be above min_gain, or traffic would outweigh load"),
             (self.tick_ms > 0 && self.gossip_period_ms > 0, "tick_ms and gossip_period_ms must be above 0"),
             (self.calm_gossip_period_ms >= self.gossip_period_ms, "calm_gossip_period_ms must not be below gossip_period_ms"),
             (self.entry_max_age_ms >= 2 * self.calm_gossip_period_ms, "entry_max_age_ms must be at least two calm gossip periods"),
@@ -139,6 +148,8 @@ mod tests {
     fn figures_that_cannot_work_are_named() {
         let swapped = Policy { low_watermark: 0.9, ..Policy::default() };
         assert!(swapped.check().unwrap_err().to_string().contains("low_watermark"));
+        let pulled = Policy { affinity_weight: 0.2, ..Policy::default() };
+        assert!(pulled.check().unwrap_err().to_string().contains("affinity_weight"));
         assert!(Policy { min_gain: f64::NAN, ..Policy::default() }.check().is_err());
     }
 }

@@ -1,17 +1,18 @@
 //! What a move would be worth. A VM gains the difference between the load it meets here and the load it would
 //! meet there, itself included. A move is worth making if that beats a threshold: then each move lowers the sum of squared
 //! loads, so that selfish moves come to an end (Even-Dar, Kesselman and Mansour 2003), and the threshold
-//! keeps noise from starting new ones.
+//! keeps noise from starting new ones. Among the places that are worth it, traffic has a say ([`crate::affinity`]).
 
 use crate::{
+    affinity::{Standing, affinity},
     gossip::Entry,
     load::{Demand, LoadVector},
     policy::Policy,
 };
-use p2pvm_overlay::MemberId;
+use p2pvm_overlay::{MemberId, coordinates::Coordinate};
 use serde::{Deserialize, Serialize};
 
-/// Peers whose gain differs by less are equally good; one is drawn, so that many nodes with the same news do not
+/// Peers whose score differs by less are equally good; one is drawn, so that many nodes with the same news do not
 /// all ask the same peer.
 const SAME_GAIN: f64 = 0.05;
 
@@ -31,6 +32,22 @@ pub struct Place {
     pub predicted: f64,
     /// How much lower that is than the load here.
     pub gain: f64,
+    /// How much nearer the VM would be to whom it talks with: from 1 (all of its traffic would stay on the host) to -1 (all does now).
+    pub affinity: f64,
+}
+
+impl Place {
+    /// What places are compared by: the gain, and a bounded say for the traffic.
+    fn score(&self, policy: &Policy) -> f64 {
+        self.gain + self.affinity * policy.affinity_weight
+    }
+}
+
+/// The node that a VM is on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source {
+    pub(crate) load: f64,
+    pub(crate) standing: Standing,
 }
 
 /// A node's load once a VM has come.
@@ -43,16 +60,18 @@ pub(crate) fn memory_fits(used_mib: u64, total_mib: u64, vm_mib: u64, policy: &P
     used_mib.saturating_add(vm_mib) as f64 <= total_mib as f64 * policy.memory_limit
 }
 
-fn place(load: &LoadVector, here: f64, demand: &Demand) -> Place {
+fn place(load: &LoadVector, here: Source, demand: &Demand, policy: &Policy) -> Place {
     let predicted = predict(f64::from(load.cpu), load.cpus, demand.cpu);
-    Place { member: load.member, predicted, gain: here - predicted }
+    let there = Standing { member: load.member, place: load.place.filter(Coordinate::is_known) };
+    let affinity = affinity(&demand.talks, here.standing, there, policy.affinity_above as f64);
+    Place { member: load.member, predicted, gain: here.load - predicted, affinity }
 }
 
 /// The known peers with room in memory for a VM, best first.
-pub(crate) fn places<'a>(entries: impl Iterator<Item = &'a Entry>, here: f64, demand: &Demand, policy: &Policy) -> Vec<Place> {
+pub(crate) fn places<'a>(entries: impl Iterator<Item = &'a Entry>, here: Source, demand: &Demand, policy: &Policy) -> Vec<Place> {
     let fits = |load: &&LoadVector| memory_fits(load.memory_used_mib, load.memory_total_mib, demand.memory_mib, policy);
-    let mut places: Vec<Place> = entries.map(|e| &e.load).filter(fits).map(|load| place(load, here, demand)).collect();
-    places.sort_by(|a, b| b.gain.total_cmp(&a.gain).then(a.member.cmp(&b.member)));
+    let mut places: Vec<Place> = entries.map(|e| &e.load).filter(fits).map(|load| place(load, here, demand, policy)).collect();
+    places.sort_by(|a, b| b.score(policy).total_cmp(&a.score(policy)).then(a.member.cmp(&b.member)));
     places
 }
 
@@ -62,12 +81,12 @@ pub(crate) fn is_worthwhile(place: &Place, policy: &Policy) -> bool {
 }
 
 /// The places nearly as good as the first of `places`.
-pub(crate) fn equally_good(places: &[Place]) -> &[Place] {
-    let count = places.iter().take_while(|p| places[0].gain - p.gain < SAME_GAIN).count();
+pub(crate) fn equally_good<'a>(places: &'a [Place], policy: &Policy) -> &'a [Place] {
+    let count = places.iter().take_while(|p| places[0].score(policy) - p.score(policy) < SAME_GAIN).count();
     &places[..count]
 }
 
 /// How much good a move does: the gain, weighed by how much of a load it takes along, less what it costs.
-pub(crate) fn worth(gain: f64, demand: &Demand) -> f64 {
-    gain * (demand.cpu + LEAST_CPU) - demand.memory_mib as f64 / 1024.0 * COST_OF_A_GIB
+pub(crate) fn worth(place: &Place, demand: &Demand, policy: &Policy) -> f64 {
+    place.score(policy) * (demand.cpu + LEAST_CPU) - demand.memory_mib as f64 / 1024.0 * COST_OF_A_GIB
 }

@@ -11,7 +11,7 @@ pub const MAX_ENTRIES: usize = 16;
 /// The longest message: [`MAX_ENTRIES`] entries fit.
 pub const MAX_MESSAGE_BYTES: usize = 2048;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Ages above this make no difference.
 const MAX_AGE_MS: u32 = 3_600_000;
@@ -155,12 +155,17 @@ impl std::fmt::Display for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2pvm_overlay::MemberId;
+    use p2pvm_overlay::{MemberId, coordinates::Coordinate};
     use proptest::prelude::*;
 
+    /// The longest coordinate there is on the wire.
+    fn farthest() -> Coordinate {
+        postcard::from_bytes(&postcard::to_allocvec(&([-3_000_000i32; 3], 3_000_000u32, 1500u16)).unwrap()).unwrap()
+    }
+
     fn loads() -> impl Strategy<Value = LoadVector> {
-        (any::<[u8; 32]>(), any::<u64>(), 0.0f32..=1.0, 1u32..=256, any::<u64>(), any::<u64>(), any::<u32>()).prop_map(
-            |(member, seq, cpu, cpus, used, total, vms)| LoadVector {
+        (any::<[u8; 32]>(), any::<u64>(), 0.0f32..=1.0, 1u32..=256, any::<u64>(), any::<u64>(), any::<u32>(), any::<bool>()).prop_map(
+            |(member, seq, cpu, cpus, used, total, vms, placed)| LoadVector {
                 member: MemberId(member),
                 seq,
                 cpu,
@@ -168,6 +173,7 @@ mod tests {
                 memory_used_mib: used,
                 memory_total_mib: total,
                 vms,
+                place: placed.then(farthest),
             },
         )
     }
@@ -211,14 +217,22 @@ mod tests {
 
     #[test]
     fn impossible_figures_and_other_versions_are_refused() {
-        let load =
-            LoadVector { member: MemberId([1; 32]), seq: 1, cpu: f32::NAN, cpus: 1, memory_used_mib: 0, memory_total_mib: 0, vms: 0 };
+        let load = LoadVector {
+            member: MemberId([1; 32]),
+            seq: 1,
+            cpu: f32::NAN,
+            cpus: 1,
+            memory_used_mib: 0,
+            memory_total_mib: 0,
+            vms: 0,
+            place: None,
+        };
         let heard = vec![Heard { load: load.clone(), age_ms: 0 }];
         assert_eq!(Message::decode(&Message::Shuffle(heard).encode()), Err(WireError::Malformed));
         let many = vec![Heard { load: LoadVector { cpu: 0.5, ..load }, age_ms: 0 }; MAX_ENTRIES + 1];
         assert!(Message::decode(&Message::Shuffle(many).encode()).is_err());
-        assert_eq!(Message::decode(&[2, 5, 0]), Err(WireError::Version(2)));
+        assert_eq!(Message::decode(&[1, 5, 0]), Err(WireError::Version(1)));
         assert_eq!(Message::decode(&[]), Err(WireError::Malformed));
-        assert_eq!(Message::decode(&[1, 5, 0, 0]), Err(WireError::Malformed));
+        assert_eq!(Message::decode(&[VERSION, 5, 0, 0]), Err(WireError::Malformed));
     }
 }

@@ -9,12 +9,12 @@ const OTHER: MemberId = MemberId([3; 32]);
 const VM: VmId = VmId([9; 32]);
 
 fn local(cpu: f64, vms: &[VmId]) -> LocalLoad {
-    let vms = vms.iter().map(|vm| VmLoad { vm: *vm, cpu: 0.4, memory_mib: 512, movable: true }).collect();
-    LocalLoad { cpu, cpus: 4, memory_used_mib: 2048, memory_total_mib: 8192, vms }
+    let vms = vms.iter().map(|vm| VmLoad { vm: *vm, cpu: 0.4, memory_mib: 512, movable: true, talks: Vec::new() }).collect();
+    LocalLoad { cpu, cpus: 4, memory_used_mib: 2048, memory_total_mib: 8192, vms, place: None }
 }
 
 fn vector(member: MemberId, seq: u64, cpu: f32) -> LoadVector {
-    LoadVector { member, seq, cpu, cpus: 4, memory_used_mib: 2048, memory_total_mib: 8192, vms: 0 }
+    LoadVector { member, seq, cpu, cpus: 4, memory_used_mib: 2048, memory_total_mib: 8192, vms: 0, place: None }
 }
 
 fn outputs(manager: &mut Manager) -> Vec<Output> {

@@ -115,10 +115,17 @@ impl World {
         let mut noisy = |x: f64| (x + self.rng.random_range(-self.noise..=self.noise)).max(0.0);
         let cpu = noisy((wanted / f64::from(CPUS)).min(1.0));
         let here = self.held[node].iter().map(|vm| &self.vms[*vm]);
-        let vms: Vec<VmLoad> =
-            here.map(|vm| VmLoad { vm: vm.id, cpu: noisy(vm.demand * share), memory_mib: VM_MEMORY_MIB, movable: !vm.moving }).collect();
+        let vms: Vec<VmLoad> = here
+            .map(|vm| VmLoad {
+                vm: vm.id,
+                cpu: noisy(vm.demand * share),
+                memory_mib: VM_MEMORY_MIB,
+                movable: !vm.moving,
+                talks: Vec::new(),
+            })
+            .collect();
         let memory_used_mib = 1024 + vms.len() as u64 * VM_MEMORY_MIB;
-        LocalLoad { cpu, cpus: CPUS, memory_used_mib, memory_total_mib: NODE_MEMORY_MIB, vms }
+        LocalLoad { cpu, cpus: CPUS, memory_used_mib, memory_total_mib: NODE_MEMORY_MIB, vms, place: None }
     }
 
     fn run_until(&mut self, end_ms: u64) {

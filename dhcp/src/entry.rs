@@ -111,6 +111,17 @@ impl Named {
     }
 }
 
+/// Reads what the DHT's records say of addresses and names, for the fuzzer. True if they say something.
+#[cfg(fuzzing)]
+pub fn parse(bytes: &[u8]) -> bool {
+    let holder = Holder::decode(bytes);
+    let named = Named::decode(bytes);
+    if let Some(holder) = &holder {
+        assert_eq!(Holder::decode(&holder.encode()).as_ref(), Some(holder));
+    }
+    holder.is_some() || named.is_some()
+}
+
 fn encode(entry: &Entry) -> Vec<u8> {
     postcard::to_allocvec(entry).expect("plain fields always serialize")
 }

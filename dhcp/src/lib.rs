@@ -9,7 +9,10 @@ mod claim;
 #[cfg(test)]
 mod claim_tests;
 pub mod dns;
+#[cfg(not(fuzzing))]
 mod entry;
+#[cfg(fuzzing)]
+pub mod entry;
 mod error;
 #[cfg(test)]
 mod memory;

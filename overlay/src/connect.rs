@@ -27,6 +27,7 @@ pub use over_ring::Papers;
 pub use punches::{Punch, Punches};
 
 use crate::{
+    coordinates::Coordinate,
     fabric::{Fabric, Serve},
     id::MemberId,
     membership::Certificate,
@@ -269,6 +270,11 @@ impl Connector {
         self.shared.state().punches.summary()
     }
 
+    /// Where a member, or this node, stands by round trips: as the ring's neighbour says, or as it said when it was last met.
+    pub fn coordinate(&self, member: MemberId) -> Option<Coordinate> {
+        if member == self.shared.fabric.me() { self.shared.here() } else { self.shared.places(&[member])[0] }
+    }
+
     /// Takes the port mapping back from the router, which otherwise keeps it until it runs out. To be called at the end.
     pub async fn close(&self) {
         if self.shared.options.upnp {
@@ -307,7 +313,23 @@ impl Shared {
         let mut neighbours: Vec<_> = self.fabric.connected().into_iter().map(|m| (m, direct.get(&m).copied())).collect();
         neighbours.sort_by_key(|(_, rtt)| rtt.unwrap_or(u32::MAX));
         neighbours.truncate(MAX_NEIGHBOURS);
-        Whereabouts { candidates: self.candidates(), nat: self.state().nat, neighbours, relay: self.plane.inner().relaying.offer().willing }
+        let (nat, relay) = (self.state().nat, self.plane.inner().relaying.offer().willing);
+        Whereabouts { candidates: self.candidates(), nat, neighbours, relay, coordinate: self.here() }
+    }
+
+    /// Where we stand by round trips, as soon as that says anything.
+    fn here(&self) -> Option<Coordinate> {
+        let status = self.ring.as_ref()?.net.status()?;
+        Some(status.coordinate).filter(Coordinate::is_known)
+    }
+
+    /// Where these members stand.
+    fn places(&self, members: &[MemberId]) -> Vec<Option<Coordinate>> {
+        let status = self.ring.as_ref().and_then(|ring| ring.net.status());
+        let neighbour = |m: &MemberId| status.as_ref()?.neighbours.iter().find(|n| n.node.member == *m)?.coordinate;
+        let state = self.state();
+        let said = |m: &MemberId| state.known.get(m)?.1.coordinate;
+        members.iter().map(|m| neighbour(m).or_else(|| said(m)).filter(Coordinate::is_known)).collect()
     }
 
     /// Members with a direct link, or with a direct control connection to a public address, where a link would be direct too.

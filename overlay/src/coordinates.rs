@@ -32,6 +32,8 @@ const STEP: f64 = 0.25;
 const ERROR_STEP: f64 = 0.25;
 /// Greatest error: a member that knows nothing.
 const MAX_ERROR: f64 = 1.5;
+/// Estimates that are expected to be off by as much as they say are no estimates.
+const UNKNOWN_ERROR: f32 = 1.0;
 /// Least error that is believed of another member: who claims to be perfect does not get the whole say.
 const MIN_ERROR: f64 = 0.02;
 /// A sample pulls at most this many times as strongly as samples usually do.
@@ -104,6 +106,11 @@ impl Coordinate {
     /// Expected relative error of its estimates: 0.1 means 10 % off.
     pub fn error(&self) -> f32 {
         f32::from(self.error) / 1e3
+    }
+
+    /// Whether its estimates say anything: a member that has just come knows nothing yet.
+    pub fn is_known(&self) -> bool {
+        self.error() < UNKNOWN_ERROR
     }
 }
 

@@ -181,6 +181,12 @@ enum Say {
     Have(Vec<Notice>),
 }
 
+/// Reads what a member says of notices, for the fuzzer. True if it is that.
+#[cfg(fuzzing)]
+pub fn parse(body: &[u8]) -> bool {
+    postcard::from_bytes::<Say>(body).is_ok()
+}
+
 /// Spreads the notices between members.
 pub struct Spread {
     fabric: Arc<dyn Fabric>,

@@ -113,6 +113,7 @@ impl Ring {
             Input::LinkFailed { member } => self.link_failed(now, member),
             Input::Received { from, packet } => self.received(now, from, packet),
             Input::Traffic(rates) => self.count_traffic(now, rates),
+            Input::Places(places) => self.place(places),
             Input::Seed(member) => self.seed(now, member),
             Input::Tick => {}
         }

@@ -13,7 +13,7 @@ use crate::{
     ring_net::RingNet,
 };
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 const SYNC_EVERY: Duration = Duration::from_millis(500);
 /// What others see of the ring, and how much traffic there is, is brought up to date this often.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
-/// Traffic is averaged over this.
+/// Traffic is looked at this often: the matrix averages over as long.
 const TRAFFIC_EVERY: Duration = Duration::from_secs(4);
 /// A member that has just started looks this often for somebody to meet.
 const FIRST_SEED_EVERY: Duration = Duration::from_millis(20);
@@ -60,7 +60,6 @@ impl RingDriver {
             asked: HashSet::new(),
             connected: HashSet::new(),
             unproved: VecDeque::new(),
-            traffic: HashMap::new(),
             traffic_at: now,
             seed_at: now,
             seeded: false,
@@ -95,8 +94,7 @@ struct Driver {
     connected: HashSet<MemberId>,
     /// Members that have connected and are to be asked over the ring, and from when on.
     unproved: VecDeque<(Instant, MemberId)>,
-    /// Bytes counted at the last look.
-    traffic: HashMap<MemberId, u64>,
+    /// When traffic was last looked at.
     traffic_at: Instant,
     seed_at: Instant,
     /// Somebody has been tried since the start.
@@ -259,19 +257,13 @@ impl Driver {
         }
     }
 
-    /// What goes to and comes from each member by way of guests and hosts, for shortcuts.
+    /// Who talks with whom, and where they are: what shortcuts are made by.
     fn measure(&mut self, now: Instant) {
-        let seconds = now.saturating_duration_since(self.traffic_at).as_secs_f64();
-        let counted: HashMap<MemberId, u64> =
-            self.net.plane().peers().into_iter().map(|(member, info)| (member, info.tx_bytes + info.rx_bytes)).collect();
-        let rate = |(member, bytes): (&MemberId, &u64)| {
-            let before = self.traffic.get(member).copied().unwrap_or(*bytes);
-            let rate = (bytes.saturating_sub(before) as f64 / seconds) as u64;
-            (rate > 0).then_some((*member, rate))
-        };
-        let rates: Vec<(MemberId, u64)> = counted.iter().filter_map(rate).collect();
-        (self.traffic, self.traffic_at) = (counted, now);
+        let rates = self.net.plane().traffic().by_member();
+        let places: Vec<_> = rates.iter().filter_map(|(member, _)| Some((*member, self.connector.coordinate(*member)?))).collect();
+        self.traffic_at = now;
         self.ring.handle(now, Input::Traffic(&rates));
+        self.ring.handle(now, Input::Places(&places));
     }
 
     /// Members to meet from outside of the ring.

@@ -89,6 +89,12 @@ impl Encoder {
     }
 }
 
+/// Reads a stored form as a member sends it, for the fuzzer.
+#[cfg(fuzzing)]
+pub fn parse(stored: &[u8]) {
+    let _ = decode(ChunkId([0; 32]), stored);
+}
+
 /// The content of a stored form, if it is indeed that of `id`. Never more than [`MAX_CHUNK_BYTES`] are inflated.
 pub(crate) fn decode(id: ChunkId, stored: &[u8]) -> Result<Vec<u8>, Error> {
     let corrupt = |detail: String| Error::Corrupt { id, detail };

@@ -225,6 +225,14 @@ pub(crate) fn children(role: Role, content: &[u8]) -> Result<Vec<(Role, ChunkId)
     }
 }
 
+/// Reads a chunk of a manifest's tree as each of the parts that a member may claim it to be, for the fuzzer.
+#[cfg(fuzzing)]
+pub fn parse(content: &[u8]) {
+    for role in [Role::Root, Role::File, Role::Page { blocks: PAGE_BLOCKS, block_bytes: MIN_BLOCK_BYTES }] {
+        let _ = children(role, content);
+    }
+}
+
 fn page_role(root: &FileRoot, number: u32) -> Role {
     let blocks = root.size.div_ceil(u64::from(root.chunk_bytes));
     let left = blocks.saturating_sub(u64::from(number) * PAGE_BLOCKS).min(PAGE_BLOCKS);

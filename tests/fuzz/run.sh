@@ -1,19 +1,35 @@
 #!/usr/bin/env bash
-# Runs every fuzz target for some seconds each (default 60). Needs cargo-fuzz (cargo install cargo-fuzz).
+# Runs every fuzz target for some seconds each (default 60) and prints a row of docs/hostile.md for each. Other arguments: only these
+# targets. Needs Rust and a C++ compiler (apt-get install build-essential); installs cargo-fuzz with cargo if it is not there. What a
+# target finds is kept below tests/fuzz/artifacts, its corpus below tests/fuzz/corpus.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seconds=${1:-60}
-# The instrumentation is an unstable flag of a stable compiler.
+[ $# -eq 0 ] || shift
+command -v c++ >/dev/null || { echo "fuzz: a C++ compiler is needed: apt-get install build-essential" >&2; exit 1; }
+if ! cargo fuzz --version >/dev/null 2>&1; then
+  echo "fuzz: installing cargo-fuzz" >&2
+  cargo install --locked cargo-fuzz
+fi
+# The instrumentation is an unstable flag of a stable compiler. No address sanitizer: it needs a nightly compiler, and none of these
+# decoders has unsafe code.
 export RUSTC_BOOTSTRAP=1
+options=(--fuzz-dir tests/fuzz --sanitizer none --target-dir "${CARGO_TARGET_DIR:-target}/fuzz")
+cargo fuzz build "${options[@]}"
 failed=0
-for target in $(cargo fuzz list --fuzz-dir tests/fuzz); do
+echo "| target | executions | a second | edges reached | findings |"
+echo "|---|---|---|---|---|"
+mapfile -t targets < <(if [ $# -gt 0 ]; then printf '%s\n' "$@"; else cargo fuzz list --fuzz-dir tests/fuzz; fi)
+for target in "${targets[@]}"; do
   log=$(mktemp)
-  if cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none "$target" -- -max_total_time="$seconds" -max_len=4096 -rss_limit_mb=1024 >"$log" 2>&1; then
-    echo "$target: $(grep -oE 'stat::number_of_executed_units: *[0-9]+|DONE .*|Done [0-9]+ runs.*' "$log" | tail -1)"
-  else
+  found=0
+  cargo fuzz run "${options[@]}" "$target" -- -max_total_time="$seconds" -max_len=4096 -rss_limit_mb=1024 -timeout=10 -print_final_stats=1 >"$log" 2>&1 || found=1
+  stat() { sed -n "s/^stat::$1: *//p" "$log" | tail -1; }
+  edges=$(grep -oE 'cov: [0-9]+' "$log" | tail -1 | cut -d' ' -f2 || true)
+  echo "| \`$target\` | $(stat number_of_executed_units) | $(stat average_exec_per_sec) | ${edges:-?} | $found |"
+  if [ "$found" = 1 ]; then
     failed=1
-    echo "$target: FAILED"
-    tail -30 "$log"
+    tail -40 "$log" >&2
   fi
   rm -f "$log"
 done

@@ -66,20 +66,6 @@ enum Kind {
     Ipv6,
 }
 
-/// Those that are tried unless others are named: with two of each the network is small enough for a full mesh.
-const USUAL: [Kind; 11] = [
-    Kind::None,
-    Kind::FullCone,
-    Kind::Restricted,
-    Kind::PortRestricted,
-    Kind::Preserving,
-    Kind::Sequential,
-    Kind::Symmetric,
-    Kind::Carrier,
-    Kind::Mapped,
-    Kind::Blocked,
-    Kind::Ipv6,
-];
 const ALL: [Kind; 12] = [
     Kind::None,
     Kind::Firewall,
@@ -94,6 +80,11 @@ const ALL: [Kind; 12] = [
     Kind::Blocked,
     Kind::Ipv6,
 ];
+
+/// Those that are tried unless others are named: with two of each the network is small enough for a full mesh.
+fn usual() -> Vec<Kind> {
+    ALL.into_iter().filter(|kind| *kind != Kind::Firewall).collect()
+}
 
 /// Whom a site's border lets in.
 #[derive(Clone, Copy, PartialEq)]
@@ -232,7 +223,7 @@ impl Outcome {
 
 /// Runs the command.
 pub fn run(options: &Options, program: &Path) -> anyhow::Result<()> {
-    let kinds = if options.kinds.is_empty() { USUAL.to_vec() } else { options.kinds.clone() };
+    let kinds = if options.kinds.is_empty() { usual() } else { options.kinds.clone() };
     let mut outcomes = Vec::new();
     let mut seen = BTreeMap::new();
     for round in 0..options.rounds {

@@ -2,7 +2,7 @@
 //! holds it, and one per name. Records find, they do not decide: a record may be stale, and the voters named
 //! in it say who may run the VM.
 
-use crate::{Definition, Error, vault::Durability};
+use crate::{Definition, Error, framed, vault::Durability};
 use p2pvm_dht::{Record, RecordError, Records};
 use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
@@ -60,23 +60,15 @@ pub struct VmRecord {
     pub snapshots: Vec<Snapshot>,
 }
 
-/// The format's first byte; a reader refuses what it does not know.
-const FORMAT: u8 = 1;
-
 impl VmRecord {
     /// The record's value.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![FORMAT];
-        bytes.extend(postcard::to_allocvec(self).expect("plain fields always serialize"));
-        bytes
+        framed::to_bytes(self)
     }
 
     /// Reads a record's value; `None` for anything that is none.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        match bytes.split_first()? {
-            (&FORMAT, rest) => postcard::from_bytes(rest).ok(),
-            _ => None,
-        }
+        framed::from_bytes(bytes)
     }
 }
 

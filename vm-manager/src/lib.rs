@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod definition;
 pub mod directory;
 pub mod error;
+mod framed;
 pub mod host;
 pub mod hypervisor;
 mod jail;

@@ -4,7 +4,7 @@
 use super::{Parts, load::Meter};
 use crate::{api::types::Explained, config::Config};
 use async_trait::async_trait;
-use p2pvm_autonomic::{Explanation, Input, LocalLoad, Manager as Machine, Message, Millis, Output, VmLoad};
+use p2pvm_autonomic::{Explanation, Input, LocalLoad, Manager as Machine, Message, Millis, Output, Talk, VmLoad};
 use p2pvm_overlay::{Fabric, MemberId, Serve, VmId};
 use p2pvm_vm_manager::{
     host::{Host, VmState},
@@ -13,6 +13,7 @@ use p2pvm_vm_manager::{
 };
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -111,7 +112,8 @@ impl Manager {
         let busy: HashMap<VmId, bool> =
             self.host.list().iter().map(|vm| (vm.definition.vm, vm.state != VmState::Running || vm.activity.is_some())).collect();
         let used: Vec<_> = self.host.stats().await.vms.into_iter().map(|vm| (vm.vm, vm.machine.cpu_time, vm.memory_mib)).collect();
-        let vms = guests.sample(&used, &busy);
+        let mut vms = guests.sample(&used, &busy);
+        self.note_traffic(&mut vms);
         let load = meter.sample(vms.iter().map(|vm| vm.cpu).sum());
         self.cpu.store(load.cpu.to_bits(), Ordering::Relaxed);
         LocalLoad {
@@ -120,6 +122,27 @@ impl Manager {
             memory_used_mib: load.memory_used_mib,
             memory_total_mib: load.memory_total_mib,
             vms,
+            place: self.parts.connector.coordinate(self.parts.me()),
+        }
+    }
+
+    /// Whom the guests talk with, by the packet plane's matrix, and where that is.
+    fn note_traffic(&self, vms: &mut [VmLoad]) {
+        let traffic = self.parts.plane.traffic();
+        let guests: HashMap<VmId, [IpAddr; 2]> = self
+            .host
+            .list()
+            .iter()
+            .map(|vm| (vm.definition.vm, [vm.definition.address.v4.into(), vm.definition.address.v6.into()]))
+            .collect();
+        for vm in vms {
+            let mut rates: HashMap<MemberId, f64> = HashMap::new();
+            let addresses = guests.get(&vm.vm).into_iter().flatten();
+            for (member, _, rate) in addresses.flat_map(|address| traffic.peers_of(*address)) {
+                *rates.entry(member).or_default() += rate;
+            }
+            let talk = |(member, rate)| Talk { member, rate, place: self.parts.connector.coordinate(member) };
+            vm.talks = rates.into_iter().map(talk).collect();
         }
     }
 
@@ -221,7 +244,13 @@ impl Guests {
                 _ => 0.0,
             };
             fresh.insert(*vm, (now, *cpu_time));
-            loads.push(VmLoad { vm: *vm, cpu, memory_mib: *memory_mib, movable: !busy.get(vm).copied().unwrap_or(true) });
+            loads.push(VmLoad {
+                vm: *vm,
+                cpu,
+                memory_mib: *memory_mib,
+                movable: !busy.get(vm).copied().unwrap_or(true),
+                talks: Vec::new(),
+            });
         }
         self.0 = fresh;
         loads

@@ -2,11 +2,11 @@
 //! then postcard. Over the ring nothing proves who speaks, and everything fits into one datagram: whereabouts travel sealed in
 //! the handshake itself, with the sender's certificate, and neighbours are left out as far as need be.
 
-use crate::{id::MemberId, membership::Certificate, stun::TransactionId};
+use crate::{coordinates::Coordinate, id::MemberId, membership::Certificate, stun::TransactionId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Addresses that a member may offer; the rest is not looked at.
 pub const MAX_CANDIDATES: usize = 16;
 /// Neighbours that a member may name.
@@ -117,6 +117,8 @@ pub struct Whereabouts {
     pub neighbours: Vec<(MemberId, Option<u32>)>,
     /// Whether it passes on datagrams of others.
     pub relay: bool,
+    /// Where it stands by round trips, once it knows.
+    pub coordinate: Option<Coordinate>,
 }
 
 /// A request.
@@ -218,6 +220,7 @@ mod tests {
             nat: NatKind::Cone,
             neighbours: vec![(MemberId([3; 32]), Some(20)), (MemberId([4; 32]), None)],
             relay: true,
+            coordinate: Some(Coordinate::default()),
         };
         let request = Request::Link(here, vec![1, 2, 3]);
         let mut bytes = encode(&request);
@@ -255,6 +258,7 @@ mod tests {
             nat: NatKind::Open,
             neighbours: (0..64).map(|n| (MemberId([n; 32]), Some(u32::from(n)))).collect(),
             relay: true,
+            coordinate: None,
         };
         let bytes = encode_within(700, here.clone(), |w| w);
         let cut: Whereabouts = decode(&bytes).unwrap();

@@ -9,7 +9,7 @@ use super::{
     streams::{Carried, NoStream, Waiter},
     wire::{
         ADMIT_SERVICE, AdmitRequest, CONTACTS_SERVICE, Contact, GOSSIP_SERVICE, Gossip, MAX_REPLY_BYTES, NEAREST_SERVICE, PART_SERVICE,
-        PROBE_SERVICE, Status, decode, invalid, read_bytes, write_bytes,
+        PROBE_SERVICE, Status, decode, invalid, read_bytes, read_header, write_bytes,
     },
 };
 use crate::{
@@ -407,14 +407,6 @@ fn header(kind: u8, service: &str) -> Vec<u8> {
     // Names of services are short constants of ours.
     let name = &service.as_bytes()[..service.len().min(255)];
     [&[kind, name.len() as u8], name].concat()
-}
-
-async fn read_header(stream: &mut (impl futures::AsyncRead + Unpin)) -> io::Result<(u8, String)> {
-    let mut start = [0; 2];
-    stream.read_exact(&mut start).await?;
-    let mut name = vec![0; usize::from(start[1])];
-    stream.read_exact(&mut name).await?;
-    String::from_utf8(name).map(|name| (start[0], name)).map_err(|_| invalid("a service's name is no text"))
 }
 
 async fn request(carried: &mut Carried, service: &str, body: &[u8]) -> io::Result<(Status, Vec<u8>)> {

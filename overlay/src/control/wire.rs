@@ -162,6 +162,15 @@ pub fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// Reads how a stream begins: what it is for, and the name of a service.
+pub async fn read_header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(u8, String)> {
+    let mut start = [0; 2];
+    stream.read_exact(&mut start).await?;
+    let mut name = vec![0; usize::from(start[1])];
+    stream.read_exact(&mut name).await?;
+    String::from_utf8(name).map(|name| (start[0], name)).map_err(|_| invalid("a service's name is no text"))
+}
+
 /// Writes `body` behind its length and flushes.
 pub async fn write_bytes(stream: &mut (impl AsyncWrite + Unpin), body: &[u8]) -> io::Result<()> {
     let length = u32::try_from(body.len()).map_err(|_| invalid("too long for a frame"))?;

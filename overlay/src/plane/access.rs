@@ -21,6 +21,14 @@ use crate::membership::{
 };
 use arc_swap::ArcSwapOption;
 use fields::Seen;
+
+/// Whether the packet's fields can be read, and those of one that an ICMP error quotes; for the fuzzer.
+#[cfg(fuzzing)]
+pub(super) fn look_at(packet: &[u8]) -> bool {
+    let quoted = |seen: &Seen<'_>| if let Seen::Error(about) = seen { Seen::of_quoted(about) != Seen::Broken } else { true };
+    let seen = Seen::of(packet);
+    quoted(&seen) && quoted(&Seen::of_quoted(packet)) && seen != Seen::Broken
+}
 use flows::{Flows, Key, Kind, State};
 use std::{
     net::IpAddr,

@@ -57,6 +57,8 @@ pub enum Input<'a> {
     },
     /// What this member sends to and receives from others now, in bytes per second. A member that is not named has no traffic.
     Traffic(&'a [(MemberId, u64)]),
+    /// Where members with whom we have traffic are in the coordinate space, as they said elsewhere than on the ring.
+    Places(&'a [(MemberId, Coordinate)]),
     /// A member that may be reached from outside of the ring: a bootstrap, a cached peer, a member of another part of a network that was
     /// divided. Makes a member that has not joined join there, and two rings merge.
     Seed(MemberId),

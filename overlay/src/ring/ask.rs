@@ -117,9 +117,14 @@ impl Request {
     }
 }
 
-/// Reads what a member sends to the service; for fuzzing. True if it is a question. Never panics.
+/// Reads what a member sends to the service and answers; for fuzzing. True if it is a question. Never panics.
 pub fn parse(body: &[u8]) -> bool {
+    let _ = decode_answers(body);
     Request::decode(body).is_some()
+}
+
+fn decode_answers(body: &[u8]) -> Option<Answers> {
+    postcard::from_bytes(body.strip_prefix(&[VERSION])?).ok()
 }
 
 struct Shared {
@@ -244,7 +249,7 @@ impl Shared {
         let request = Request { id: request.id, range, depth_left, millis, avoid: avoid.to_vec(), question: request.question.clone() };
         let body = self.fabric.call(member, SERVICE, request.encode(), limit).await;
         let body = body.inspect_err(|error| tracing::debug!(?member, %error, "a branch of a question is dead")).ok()?;
-        let mut answers: Answers = postcard::from_bytes(body.strip_prefix(&[VERSION])?).ok()?;
+        let mut answers = decode_answers(&body)?;
         answers.dead.truncate(MAX_DEAD);
         answers.depth = answers.depth.saturating_add(1);
         Some(answers)

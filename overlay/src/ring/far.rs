@@ -313,6 +313,24 @@ mod tests {
     }
 
     #[test]
+    fn of_the_members_around_the_place_drawn_the_nearest_by_coordinates_is_taken() {
+        let place = |ms: i32| postcard::from_bytes(&postcard::to_stdvec(&([ms * 1000, 0, 0], 1000u32, 100u16)).unwrap()).unwrap();
+        let me = MemberId([9; 32]);
+        // Two that the law holds for equal: about as far from us on the ring as drawn.
+        let distance = 1u64 << 62;
+        let away = |n: u8| Position::of(&me).distance(Position::of(&MemberId([n; 32])));
+        let equals: Vec<MemberId> = (0..200).filter(|n| (distance / 2..=distance).contains(&away(*n))).map(|n| MemberId([n; 32])).collect();
+        let (one, other) = (equals[0], equals[1]);
+        for (ms, wanted) in [([10, 90], one), ([90, 10], other)] {
+            let mut ring = Ring::new(me, super::super::RingOptions::default(), 7);
+            let now = Instant::now();
+            ring.far.slots.push(Slot { state: State::Asking, drawn_for: 10.0, at: now, pause: FIRST_PAUSE, declined: 0 });
+            ring.found_far(now, Draw { slot: 0, distance }, vec![(one, Some(place(ms[0]))), (other, Some(place(ms[1])))]);
+            assert_eq!(ring.far.slots[0].state, State::Taken(wanted));
+        }
+    }
+
+    #[test]
     fn distances_are_harmonic_and_within_half_a_ring() {
         let size = 1024.0;
         let log = |u: f64| (harmonic(size, u) as f64 / 2f64.powi(64)).log2();

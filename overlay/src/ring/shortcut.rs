@@ -1,11 +1,13 @@
 //! Shortcuts: an edge of its own for whom we talk much with (the scores of Brunet's shortcut overlord; VNET/VTTIF's link adaptation).
 //!
 //! Traffic above a threshold for some seconds earns one, and only traffic below a lower threshold for a minute loses it, so that bursts do
-//! not make and unmake edges. The busiest have precedence where the number is limited.
+//! not make and unmake edges. Where the number is limited the busiest have precedence, and among those with about the same traffic the
+//! nearest by network coordinates: the way over the ring is as long for all, so that the shortest edge gains most.
 
 use super::{Ring, message::Roles};
-use crate::id::MemberId;
+use crate::{coordinates::Coordinate, id::MemberId};
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     time::{Duration, Instant},
 };
@@ -21,6 +23,7 @@ const MAX_SCORES: usize = 256;
 
 struct Score {
     rate: u64,
+    place: Option<Coordinate>,
     busy_since: Option<Instant>,
     idle_since: Option<Instant>,
     not_before: Instant,
@@ -48,7 +51,7 @@ impl Ring {
         let scores = &mut self.shortcuts.scores;
         scores.values_mut().for_each(|s| s.rate = 0);
         for (member, rate) in rates.iter().filter(|(m, _)| *m != self.me.member) {
-            let fresh = Score { rate: 0, busy_since: None, idle_since: None, not_before: now, wanted: false };
+            let fresh = Score { rate: 0, place: None, busy_since: None, idle_since: None, not_before: now, wanted: false };
             if *rate > below || scores.contains_key(member) {
                 scores.entry(*member).or_insert(fresh).rate = *rate;
             }
@@ -65,13 +68,26 @@ impl Ring {
         self.hurry = true;
     }
 
+    /// Takes in where members are that have traffic with us.
+    pub(super) fn place(&mut self, places: &[(MemberId, Coordinate)]) {
+        for (member, place) in places {
+            if let Some(score) = self.shortcuts.scores.get_mut(member) {
+                score.place = Some(*place);
+            }
+        }
+    }
+
     /// Asks for the shortcuts that are earned, drops those that are idle.
     pub(super) fn keep_shortcuts(&mut self, now: Instant) {
         let idle = |s: &Score| s.idle_since.is_some_and(|t| t + IDLE <= now);
         let scores = &mut self.shortcuts.scores;
         let dropped: Vec<MemberId> = scores.iter().filter(|(_, s)| idle(s)).map(|(m, _)| *m).collect();
         let earned = |s: &Score| !s.wanted && s.not_before <= now && s.busy_since.is_some_and(|t| t + HOLD <= now);
-        let mut busy: Vec<(u64, MemberId)> = scores.iter().filter(|(_, s)| earned(s)).map(|(m, s)| (s.rate, *m)).collect();
+        let here = self.vivaldi.mine();
+        let away = |s: &Score| s.place.map_or(Duration::MAX, |there| here.estimate(&there));
+        // Rates within the same power of two are about the same.
+        let order = |s: &Score| (Reverse(s.rate.checked_ilog2()), away(s), Reverse(s.rate));
+        let mut busy: Vec<_> = scores.iter().filter(|(_, s)| earned(s)).map(|(m, s)| (order(s), *m)).collect();
         for member in dropped {
             scores.remove(&member);
             if let Some(edge) = self.edges.get_mut(&member) {
@@ -79,7 +95,7 @@ impl Ring {
             }
         }
         let free = self.options.max_shortcuts.saturating_sub(self.shortcuts.scores.values().filter(|s| s.wanted).count());
-        busy.sort_unstable_by(|a, b| b.cmp(a));
+        busy.sort_unstable();
         for (turn, (_, member)) in busy.into_iter().enumerate() {
             let wanted = turn < free && self.link(now, member, Roles::SHORTCUT, None);
             if let Some(score) = self.shortcuts.scores.get_mut(&member) {
@@ -95,5 +111,30 @@ impl Ring {
             (score.wanted, score.not_before) = (false, now + RETRY);
             self.hurry = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Input, Output, RingOptions};
+    use super::*;
+
+    #[test]
+    fn of_members_with_about_the_same_traffic_the_nearest_gets_the_last_shortcut() {
+        let place = |ms: i32| postcard::from_bytes(&postcard::to_stdvec(&([ms * 1000, 0, 0], 1000u32, 100u16)).unwrap()).unwrap();
+        let (near, far, busy) = (MemberId([1; 32]), MemberId([2; 32]), MemberId([3; 32]));
+        let first = |rates: &[(MemberId, u64)], near_ms, far_ms| {
+            let mut ring = Ring::new(MemberId([9; 32]), RingOptions { max_shortcuts: 1, ..RingOptions::default() }, 7);
+            let now = Instant::now();
+            ring.handle(now, Input::Traffic(rates));
+            ring.handle(now, Input::Places(&[(near, place(near_ms)), (far, place(far_ms))]));
+            ring.handle(now + HOLD, Input::Tick);
+            let links =
+                std::iter::from_fn(|| ring.poll()).filter_map(|o| if let Output::Link { member, .. } = o { Some(member) } else { None });
+            links.collect::<Vec<_>>()
+        };
+        assert_eq!(first(&[(near, 40_000), (far, 60_000)], 10, 200), [near]);
+        assert_eq!(first(&[(near, 40_000), (far, 60_000)], 200, 10), [far]);
+        assert_eq!(first(&[(near, 40_000), (busy, 400_000)], 10, 200), [busy], "ten times the traffic decides, wherever it is");
     }
 }

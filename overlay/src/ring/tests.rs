@@ -239,6 +239,17 @@ fn much_traffic_earns_a_shortcut_and_idleness_loses_it() {
 }
 
 #[test]
+fn members_know_where_they_stand_after_some_minutes() {
+    let mut world = World::settled(1, 60);
+    world.run(Duration::from_secs(120));
+    for host in world.hosts.values() {
+        let status = host.ring.status();
+        assert!(status.coordinate.is_known(), "seed {}: off by {}", world.seed, status.coordinate_error);
+        assert!(status.neighbours.iter().all(|n| n.coordinate.is_some_and(|there| there.is_known())));
+    }
+}
+
+#[test]
 fn a_trace_names_every_hop() {
     let mut world = World::settled(1, 60);
     let nodes: Vec<Node> = world.ids().into_iter().map(Node::from).collect();

@@ -1,7 +1,7 @@
-//! What two connectors say to each other.
+//! What two connectors say to each other, over the control plane and over the ring.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
-use p2pvm_overlay::connect::message::{Answer, Request, decode, encode};
+use p2pvm_overlay::connect::message::{Answer, Introduction, Request, RingAnswer, RingRequest, decode, encode};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(request) = decode::<Request>(bytes) {
@@ -10,4 +10,9 @@ fuzz_target!(|bytes: &[u8]| {
     if let Some(answer) = decode::<Answer>(bytes) {
         assert_eq!(decode(&encode(&answer)), Some(answer));
     }
+    if let Some(request) = decode::<RingRequest>(bytes) {
+        assert_eq!(decode(&encode(&request)), Some(request));
+    }
+    let _ = decode::<RingAnswer>(bytes);
+    let _ = decode::<Introduction>(bytes);
 });

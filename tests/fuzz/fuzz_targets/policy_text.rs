@@ -8,4 +8,5 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = NetworkPolicy::parse(text);
     }
     let _ = postcard::from_bytes::<Notice>(bytes);
+    let _ = p2pvm_overlay::notices::parse(bytes);
 });

@@ -4,7 +4,7 @@
 //! key of the VM ([`Kept`]). Whoever has it and what it names can run the VM again, once the VM's voters have
 //! granted a new epoch. It travels between proved members only, and is in no record.
 
-use crate::{Definition, definition::VmSecret};
+use crate::{Definition, definition::VmSecret, framed};
 use serde::{Deserialize, Serialize};
 
 mod restore;
@@ -22,22 +22,14 @@ pub struct Kept {
     pub secret: VmSecret,
 }
 
-/// The format's first byte; a reader refuses what it does not know.
-const FORMAT: u8 = 1;
-
 impl Kept {
     /// As bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![FORMAT];
-        bytes.extend(postcard::to_allocvec(self).expect("plain fields always serialize"));
-        bytes
+        framed::to_bytes(self)
     }
 
     /// Reads them; `None` for anything else, or a key that is not the VM's.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        match bytes.split_first()? {
-            (&FORMAT, rest) => postcard::from_bytes(rest).ok().filter(|k: &Self| k.secret.keys().vm_id() == k.definition.vm),
-            _ => None,
-        }
+        framed::from_bytes(bytes).filter(|k: &Self| k.secret.keys().vm_id() == k.definition.vm)
     }
 }
