@@ -189,7 +189,6 @@ impl Reach {
             }
         }
         self.gather().await;
-        self.gathered.store(true, Ordering::Relaxed);
         loop {
             let claimed = self.claim().await;
             let lease = match claimed {
@@ -200,6 +199,8 @@ impl Reach {
                     continue;
                 }
             };
+            // Enough members agreed on it: what they do not know is not there.
+            self.gathered.store(true, Ordering::Relaxed);
             self.hold(lease).await;
             tracing::warn!("another member holds this host's address by rule: claiming another");
             self.let_go();
@@ -360,10 +361,11 @@ impl Reach {
 
     /// Finds out who holds an address that a packet wants.
     async fn resolve(&self, ip: IpAddr) {
+        let began = Instant::now();
         let found = loop {
             let found = self.addresses().resolve(ip).await;
             // Right after the start those who know may not be connected yet.
-            if matches!(found, Ok(Some(_))) || self.gathered.load(Ordering::Relaxed) {
+            if matches!(found, Ok(Some(_))) || self.gathered.load(Ordering::Relaxed) || began.elapsed() > GATHER_LIMIT {
                 break found;
             }
             tokio::time::sleep(RESOLVE_RETRY).await;

@@ -36,6 +36,8 @@ const AT_ONCE: usize = 8;
 /// A NAT's outside address is looked at this often, some 15 bytes a second both ways together: its mapping stays open, and a
 /// change is known before ten seconds have passed.
 const LOOK_EVERY: Duration = Duration::from_secs(8);
+/// The first look, and one after a look that was not answered, come so soon.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
 /// Where something on a direct link is not answered, or a member makes its link anew, a look is due if the last is so long ago.
 const LOOK_IN_DOUBT: Duration = Duration::from_secs(2);
 /// Links are looked through for such a doubt this often.
@@ -53,7 +55,9 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
     let mut misses = 0;
     loop {
         let looked = Instant::now();
-        while looked.elapsed() < LOOK_EVERY {
+        // Without a first look there is nothing to compare with, and where one was not answered something may be changing.
+        let pause = if known.is_some() && misses == 0 { LOOK_EVERY } else { FIRST_LOOK };
+        while looked.elapsed() < pause {
             let doubt = tokio::time::timeout(GLANCE_EVERY, shared.doubted.notified()).await.is_ok() || silent(&shared);
             if doubt && known.is_some() {
                 tokio::time::sleep(LOOK_IN_DOUBT.saturating_sub(looked.elapsed())).await;

@@ -97,9 +97,18 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
     println!("{unknown} of {MEMBERS} calls were to members unknown before");
     assert!(unknown > 5);
 
-    let size = all[0].size_estimate();
-    println!("estimated {size:?} members");
-    assert!(size.is_some_and(|n| n > MEMBERS as f64 / 2.0 && n < MEMBERS as f64 * 2.0), "the density is known by now");
+    // Where joining took long, the first lookups saw a small network; those of the whole one take their place.
+    let known = || all[0].size_estimate().is_some_and(|n| n > MEMBERS as f64 / 2.0 && n < MEMBERS as f64 * 2.0);
+    let deadline = Instant::now() + PATIENCE;
+    for n in 0u32.. {
+        if known() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "estimated {:?} members", all[0].size_estimate());
+        // One that fails teaches nothing, or little: the next is another.
+        let _ = all[0].shared.refresh(RingAddr::of("another place", &n.to_be_bytes())).await;
+    }
+    println!("estimated {:?} members", all[0].size_estimate());
 
     // Five die at once: soon nobody finds them.
     let dead: Vec<Arc<Control>> = all.split_off(MEMBERS - 5);
