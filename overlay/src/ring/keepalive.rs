@@ -51,8 +51,12 @@ impl Ring {
         let Some(edge) = self.edges.get_mut(&member) else { return };
         let seq = edge.next_seq();
         edge.tries += 1;
-        edge.asked = Some((seq, now));
-        edge.told = Some((edge.mine, joined));
+        let told = edge.told.replace((edge.mine, joined));
+        // Who answers an earlier question has not heard yet what this one tells.
+        if told != edge.told || edge.asked.len() >= usize::from(TRIES) {
+            edge.asked.clear();
+        }
+        edge.asked.push((seq, now));
         edge.ask_at = now + edge.patience();
         let hello = Hello { seq, roles: edge.mine, ..hello };
         self.send(member, &Message::Hello(hello));
@@ -81,16 +85,16 @@ impl Ring {
         let answer = self.hello();
         let jitter = 1.0 + self.rng.random_range(-JITTER..JITTER);
         let Some(edge) = self.edges.get_mut(&from) else { return };
-        let answered = edge.asked.filter(|(seq, _)| hello.answers == Some(*seq));
+        let answered = edge.asked.iter().find(|(seq, _)| hello.answers == Some(*seq)).copied();
         edge.last_heard = now;
         if let Some((_, sent)) = answered {
-            edge.asked = None;
+            edge.asked.clear();
             edge.tries = 0;
             let rtt = now.saturating_duration_since(sent);
             edge.measured(rtt);
             self.vivaldi.observe(rtt, &hello.coordinate);
         }
-        if edge.asked.is_none() && edge.told.is_some() {
+        if edge.asked.is_empty() && edge.told.is_some() {
             edge.ask_at = now + edge.interval().mul_f64(jitter);
         }
         let first = !std::mem::replace(&mut edge.heard, true);
@@ -124,7 +128,7 @@ impl Ring {
     /// Asks a neighbour at once that another gave up, unless it spoke just now.
     pub(super) fn suspect(&mut self, now: Instant, node: Node) {
         if let Some(edge) = self.edges.get_mut(&node.member)
-            && edge.asked.is_none()
+            && edge.asked.is_empty()
             && now.saturating_duration_since(edge.last_heard) > edge.patience()
         {
             edge.ask_at = now;

@@ -38,8 +38,8 @@ pub(super) struct Edge {
     pub rtt: Option<Duration>,
     seq: u32,
     their_seq: Option<u32>,
-    /// The question that waits for its answer.
-    pub asked: Option<(u32, Instant)>,
+    /// The question that waits for its answer, each time that it was asked: on a long way the answer to the first comes after the second.
+    pub asked: Vec<(u32, Instant)>,
     pub tries: u8,
     /// When to ask next.
     pub ask_at: Instant,
@@ -76,7 +76,7 @@ impl Edge {
             rtt,
             seq: first_seq,
             their_seq: None,
-            asked: None,
+            asked: Vec::new(),
             tries: 0,
             ask_at: now,
             last_heard: now,

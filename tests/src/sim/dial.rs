@@ -22,8 +22,10 @@ const ATTEMPT: Micros = 2 * SECOND;
 const FRESH: Micros = 10 * SECOND;
 /// Share of punches that fail at first although both NATs allow them.
 const PUNCH_FAILS: f64 = 0.03;
-/// Candidates of one side in a call or an answer: three IPv4, two IPv6 addresses and a key.
-const CANDIDATES: usize = 140;
+/// Bytes of a call or an answer: an id, and the candidates of one side, three IPv4, two IPv6 addresses and a key;
+const CALL: usize = 148;
+/// or the question whether one is there.
+const PROOF: usize = 10;
 /// Bytes of the handshake's messages (WireGuard's).
 const INITIATION: usize = 148;
 const RESPONSE: usize = 92;
@@ -33,10 +35,12 @@ const RELAYS: usize = 6;
 /// Handshakes that a member has half-way at once.
 const HALF_OPEN: usize = 64;
 
-/// A link in the making, at the end that asked for it.
+/// A link in the making, at the end that asked for it; or the question over the ring whether a member is there.
 pub(super) struct Dial {
     /// With whom.
     pub to: u32,
+    /// Only whether it answers is asked.
+    pub proof: bool,
     id: u64,
     agent: Option<Position>,
     attempt: u8,
@@ -65,35 +69,44 @@ impl Sim {
             link.wanted = true;
             return Some(Input::Linked { member, rtt: None });
         }
-        if let Some(dial) = self.dials[me as usize].iter_mut().find(|d| d.to == to) {
+        if let Some(dial) = self.dials[me as usize].iter_mut().find(|d| d.to == to && !d.proof) {
             dial.agent = agent.or(dial.agent);
             return None;
         }
-        let id = self.next_number;
-        self.next_number += 1;
-        self.dials[me as usize].push(Dial { to, id, agent, attempt: 0, initiated: 0 });
-        self.attempt(me, id);
+        self.begin(me, Dial { to, proof: false, id: self.next_number, agent, attempt: 0, initiated: 0 });
         None
+    }
+
+    /// Asks over the ring whether a member is there that can be reached without it. If it does not answer it is in another ring.
+    pub(super) fn prove(&mut self, me: u32, to: u32) {
+        self.begin(me, Dial { to, proof: true, id: self.next_number, agent: None, attempt: 0, initiated: 0 });
+    }
+
+    fn begin(&mut self, me: u32, dial: Dial) {
+        self.next_number += 1;
+        let id = dial.id;
+        self.dials[me as usize].push(dial);
+        self.attempt(me, id);
     }
 
     fn attempt(&mut self, me: u32, id: u64) {
         let Some(dial) = self.dials[me as usize].iter_mut().find(|d| d.id == id) else { return };
         dial.attempt += 1;
-        let (to, agent) = (dial.to, dial.agent);
+        let (to, agent, proof) = (dial.to, dial.agent, dial.proof);
         let life = self.members[me as usize].life;
         self.queue.put(self.now() + ATTEMPT, Event::DialTimeout { member: me, life, dial: id });
         let reachable = self.members[to as usize].home.access == Access::Public && self.members[me as usize].known.contains(&to);
-        if reachable {
+        if reachable && !proof {
             return self.initiate(me, id);
         }
         let (here, there) = (self.members[me as usize].node.position, self.members[to as usize].node.position);
         let header = Header { agent, ..Header::new(Kind::Call, here, there) };
-        self.call(me, header, id);
+        self.call(me, header, id, if proof { PROOF } else { CALL });
     }
 
     /// Sends a call or an answer on its way: to the agent that it names, else by the table. One that nobody takes is lost, and the attempt
     /// with it.
-    fn call(&mut self, me: u32, header: Header, id: u64) {
+    fn call(&mut self, me: u32, header: Header, id: u64, len: usize) {
         let via = match (header.agent, self.members[me as usize].table.next(header.to, Mode::Exact), header.leaf) {
             (Some(agent), ..) => self.at(agent),
             (None, Next::Via(via), _) => self.number(&via),
@@ -102,7 +115,7 @@ impl Sim {
             _ => None,
         };
         let Some(via) = via else { return };
-        let mut body = vec![0; 8 + CANDIDATES];
+        let mut body = vec![0; len.max(8)];
         body[..8].copy_from_slice(&id.to_be_bytes());
         self.send_packet(me, via, Packet { header, body }, Class::Linking, vec![me]);
     }
@@ -114,9 +127,12 @@ impl Sim {
         match packet.header.kind {
             Kind::Call => {
                 let header = packet.header.reply(Kind::Answer, self.members[me as usize].node.position);
-                self.call(me, header, id);
+                self.call(me, header, id, packet.body.len());
             }
-            _ => self.initiate(me, id),
+            _ => match self.dials[me as usize].iter().position(|d| d.id == id && d.proof) {
+                Some(i) => drop(self.dials[me as usize].swap_remove(i)),
+                None => self.initiate(me, id),
+            },
         }
     }
 
@@ -208,6 +224,6 @@ impl Sim {
         }
         let dial = self.dials[me as usize].swap_remove(i);
         let member = self.members[dial.to as usize].node.member;
-        self.tell(me, Input::LinkFailed { member });
+        self.tell(me, if dial.proof { Input::Seed(member) } else { Input::LinkFailed { member } });
     }
 }

@@ -24,11 +24,11 @@ use std::{
 
 /// Bytes below a ring packet: IPv6, UDP, and the header and tag of a sealed datagram.
 pub const LOWER_HEADERS: usize = 72;
-/// How often a member tries one in its book that it has no link to, as the daemon does, to find a ring that it does not know of: while it
-/// is in no ring,
+/// How often a member that is in no ring tries one in its book that it has no link to.
 const REMEMBER_ALONE: Micros = 15 * SECOND;
-/// and while it is in one. All members do it, so that two rings of a hundred find each other in a few seconds.
-const REMEMBER_JOINED: Micros = 120 * SECOND;
+/// How often one that is in a ring asks over it whether one in its book is there, as the daemon does: who does not answer is in another
+/// ring. All members do it, so that two rings of a hundred find each other in a few seconds.
+const REMEMBER_JOINED: Micros = 60 * SECOND;
 /// Outputs of one state machine for one input: more is a loop in it.
 const BUSY: usize = 10_000;
 /// Timers of one state machine without any time between them: more is a loop in it.
@@ -253,13 +253,19 @@ impl Sim {
         let (dice, now) = (self.rng.random::<u32>() as usize, self.now());
         let m = &self.members[number as usize];
         // One that is in no ring tries all bootstraps besides.
-        let bootstraps = if m.table.joined() { &[] } else { &m.known[..m.bootstraps] };
+        let bootstraps = &m.known[..m.bootstraps];
         // One that is in a ring asks whom its control plane is connected with, as the daemon does: no dead one, and none behind a NAT that only
         // the ring could call. Else a ring of two without UDP draws them most of the time and stays alone for many minutes.
         let meets = |k: &u32| self.members[*k as usize].home.access == Access::Public && self.awake(*k) && self.conditions.open(number, *k);
         let met: Vec<u32> = m.known.iter().copied().filter(|k| *k != number && (!m.table.joined() || meets(k))).collect();
         let one = met.get(dice.checked_rem(met.len()).unwrap_or(0));
         let unlinked = |k: &u32| *k != number && !m.link(*k).is_some_and(|l| l.stands(now));
+        if m.table.joined() {
+            if let Some(one) = one.copied().filter(unlinked) {
+                self.prove(number, one);
+            }
+            return self.remember_later(number);
+        }
         let seeds: Vec<u32> = bootstraps.iter().chain(one).copied().filter(unlinked).collect();
         for seed in seeds {
             let seed = self.members[seed as usize].node.member;
@@ -327,7 +333,7 @@ impl Sim {
                     if let Some(link) = self.members[number as usize].link_mut(to) {
                         link.wanted = false;
                     }
-                    self.dials[number as usize].retain(|d| d.to != to);
+                    self.dials[number as usize].retain(|d| d.to != to || d.proof);
                 }
             }
             Output::TableChanged(table) => {

@@ -17,6 +17,9 @@ struct Played {
     /// An edge with anyone else fails after this.
     fails_after: Duration,
     failing: Vec<(Instant, MemberId)>,
+    /// Answers of the living take this long, and are under way meanwhile.
+    round_trip: Duration,
+    under_way: Vec<(Instant, MemberId, Packet)>,
     /// Edges asked for: when, with whom, through whom.
     links: Vec<(Duration, MemberId, Option<Position>)>,
 }
@@ -27,7 +30,8 @@ impl Played {
         nodes.sort_unstable();
         let ring = Ring::new(nodes[ME].member, RingOptions::default(), 1);
         let (start, alive) = (Instant::now(), BTreeSet::new());
-        Self { nodes, ring, start, now: start, alive, fails_after, failing: Vec::new(), links: Vec::new() }
+        let (failing, links) = (Vec::new(), Vec::new());
+        Self { nodes, ring, start, now: start, alive, fails_after, failing, round_trip: Duration::ZERO, under_way: Vec::new(), links }
     }
 
     /// A member of the ring that wants an edge for `roles` says hello.
@@ -53,7 +57,8 @@ impl Played {
     fn obey(&mut self) {
         while let Some(output) = self.ring.poll() {
             match output {
-                Output::Send { to, packet } if self.alive.contains(&to) => self.answer(to, &packet),
+                Output::Send { to, packet } if self.alive.contains(&to) && self.round_trip.is_zero() => self.answer(to, &packet),
+                Output::Send { to, packet } if self.alive.contains(&to) => self.under_way.push((self.now + self.round_trip, to, packet)),
                 Output::Link { member, agent } => {
                     self.links.push((self.now - self.start, member, agent));
                     self.failing.push((self.now + self.fails_after, member));
@@ -78,9 +83,15 @@ impl Played {
     fn run(&mut self, until: Duration) {
         loop {
             let failure = self.failing.iter().map(|f| f.0).min();
-            let next = self.ring.wake_at().into_iter().chain(failure).min().filter(|at| *at <= self.start + until);
+            let arrival = self.under_way.iter().map(|u| u.0).min();
+            let next = self.ring.wake_at().into_iter().chain(failure).chain(arrival).min().filter(|at| *at <= self.start + until);
             let Some(at) = next else { break };
             self.now = self.now.max(at);
+            if let Some(i) = self.under_way.iter().position(|u| u.0 <= self.now) {
+                let (_, to, packet) = self.under_way.remove(i);
+                self.answer(to, &packet);
+                continue;
+            }
             match self.failing.iter().position(|f| f.0 <= self.now) {
                 Some(i) => {
                     let member = self.failing.swap_remove(i).1;
@@ -148,4 +159,20 @@ fn what_a_neighbour_told_is_forgotten_when_it_is_near_no_more() {
     assert_eq!(told(&played), 1, "the other still counts us as near");
     played.greet(24, 100, None, Roles::FAR);
     assert_eq!(told(&played), 0);
+}
+
+/// A question is repeated before its answer can be there, as nobody knows yet how long the way is: the first answer counts all the same.
+#[test]
+fn a_neighbour_at_the_end_of_a_long_way_is_not_taken_for_dead() {
+    for millis in [100, 800, 1500, 3000] {
+        let mut played = Played::new(Duration::from_millis(10));
+        played.round_trip = Duration::from_millis(millis);
+        let far_off = played.nodes[ME + 1].member;
+        played.greet(ME + 1, 1, None, Roles::NEAR);
+        played.run(Duration::from_secs(100));
+        let status = played.ring.status();
+        let neighbour = status.neighbours.iter().find(|n| n.node.member == far_off);
+        assert_eq!(neighbour.and_then(|n| n.rtt), Some(played.round_trip), "an edge with a round trip of {millis} ms: {:?}", played.links);
+        assert!(played.links.is_empty(), "{millis} ms: the edge was lost and asked for again: {:?}", played.links);
+    }
 }
