@@ -1,81 +1,179 @@
-//! What counting traffic costs: the same TCP stream through two pairs of planes in one run, one pair that counts and one
-//! that does not, in turn, many times. Needs root and iperf3. `cargo bench -p p2pvm-overlay --bench traffic [-- ROUNDS]`.
-//! Prints each round, then medians and quartiles of throughput and of the planes' processor time per gigabyte.
+//! What counting traffic costs the packet plane, and what keeping access rules costs it: one TCP stream between two planes, cut
+//! into short slices that have it on and off in turn, ABBA, so that whatever else the machine does meets both alike. Compared is
+//! the processor time per gigabyte of this process, which is both planes and nothing else: unlike throughput it does not say how
+//! busy the machine is. Pairs of slices that differ in nothing run beside the others and show what the measurement can tell.
+//!
+//! Needs root and iperf3. `cargo bench -p p2pvm-overlay --no-default-features --bench traffic [-- PAIRS]`. Prints the median of the
+//! pairs' ratios on/off, its 95 % confidence interval by order statistics (no distribution assumed), and the quartiles.
 
 #![allow(dead_code, reason = "the tests' world has more than this needs")]
 
 #[path = "../tests/plane/world.rs"]
 mod world;
 
+use p2pvm_overlay::{
+    MemberId,
+    membership::{Groups, NetworkPolicy, policy::Who},
+    plane::Directory,
+};
 use std::{
-    process::{Command, Stdio},
+    fmt::Write as _,
+    net::IpAddr,
+    process::{Child, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
-use world::{Host, Nat, World, introduce, sh};
+use world::{Host, Nat, World, introduce};
 
-/// One stream lasts so long, seconds.
-const STREAM: u32 = 2;
+/// One slice. Long beside the millisecond for which packets are under way, short beside what changes on a machine.
+const SLICE: Duration = Duration::from_millis(40);
+/// A slice that carried less says nothing: the stream stood still.
+const LEAST_BYTES: u64 = 256 << 10;
+/// Rules that are looked through before the one that lets the stream in.
+const RULES: usize = 20;
 
-/// Processor time of this process, which runs both planes and nothing else meanwhile.
-fn cpu() -> f64 {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).expect("the kernel counts");
-    let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
-    seconds(usage.user_time()) + seconds(usage.system_time())
+/// What a pair of slices differs in.
+#[derive(Clone, Copy, PartialEq)]
+enum Toggled {
+    Nothing,
+    Matrix,
+    Rules,
 }
 
-/// Gbit/s, and processor seconds per gigabyte.
-fn stream(from: &Host, to: &Host) -> (f64, f64) {
-    let mut server = Command::new("ip")
-        .args(["netns", "exec", &to.namespace, "iperf3", "-s", "-1"])
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("iperf3 starts");
-    std::thread::sleep(Duration::from_millis(400));
-    let before = cpu();
-    let out = sh(&format!("ip netns exec {} iperf3 -c {} -t {STREAM} -f m", from.namespace, to.overlay()));
-    let used = cpu() - before;
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(out.status.success(), "{text}");
-    let _ = server.wait();
-    let words: Vec<&str> = text.lines().find(|l| l.contains("receiver")).expect("a summary").split_whitespace().collect();
-    let mbit: f64 = words[words.iter().position(|w| *w == "Mbits/sec").expect("a rate") - 1].parse().expect("a number");
-    (mbit / 1000.0, used / (mbit * f64::from(STREAM) / 8000.0))
+/// The host `10.77.0.N` is the member of number N.
+struct Numbered;
+
+impl Directory for Numbered {
+    fn who(&self, addr: &IpAddr) -> Who {
+        let n = match addr {
+            IpAddr::V4(v4) => v4.octets()[3],
+            IpAddr::V6(v6) => v6.octets()[15],
+        };
+        Who::Member { id: MemberId([n; 32]), name: format!("m{n}"), groups: Groups::new([format!("g{n}")]).expect("a name") }
+    }
 }
 
-/// Lower quartile, median, upper quartile.
-fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
-    values.sort_by(f64::total_cmp);
-    [1, 2, 3].map(|q| values[(values.len() - 1) * q / 4])
+fn policy() -> Arc<NetworkPolicy> {
+    let mut text = "default = 'deny'\n".to_owned();
+    for n in 0..RULES {
+        let _ = writeln!(text, "[[rule]]\naction = 'allow'\nfrom = 'other{n}'\nto = '*'\nports = 'tcp/{}'", 100 + n);
+    }
+    text.push_str("[[rule]]\naction = 'allow'\nfrom = 'g1'\nto = 'g2'\nports = 'tcp/5201'\n");
+    Arc::new(NetworkPolicy::parse(&text).expect("a policy"))
+}
+
+/// A stream that runs until it is dropped.
+struct Stream([Child; 2]);
+
+impl Stream {
+    fn start(from: &Host, to: &Host) -> Self {
+        let run = |namespace: &str, arguments: &[&str]| {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", namespace, "iperf3"]).args(arguments).stdout(Stdio::null()).spawn().expect("iperf3 starts")
+        };
+        let server = run(&to.namespace, &["-s", "-1"]);
+        std::thread::sleep(Duration::from_millis(500));
+        let client = run(&from.namespace, &["-c", &to.overlay(), "-t", "86400"]);
+        std::thread::sleep(Duration::from_secs(2));
+        Self([client, server])
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Processor time of this process in nanoseconds.
+fn cpu() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("every Linux has it");
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
+/// Bytes that `a` has sent to `b` so far.
+fn sent(a: &Host, b: &Host) -> u64 {
+    a.plane.path(b.member).map_or(0, |info| info.tx_bytes)
+}
+
+struct Bench {
+    a: Host,
+    b: Host,
+    policy: Arc<NetworkPolicy>,
+}
+
+impl Bench {
+    fn set(&self, what: Toggled, on: bool) {
+        for plane in [&self.a.plane, &self.b.plane] {
+            match what {
+                Toggled::Nothing => {}
+                Toggled::Matrix => plane.count_traffic(on),
+                Toggled::Rules => plane.set_policy(on.then(|| (self.policy.clone(), Arc::new(Numbered) as Arc<dyn Directory>))),
+            }
+        }
+    }
+
+    /// Nanoseconds per byte of one slice.
+    fn slice(&self, what: Toggled, on: bool) -> Option<f64> {
+        self.set(what, on);
+        // What was begun before ends.
+        std::thread::sleep(Duration::from_millis(3));
+        let (bytes, time) = (sent(&self.a, &self.b), cpu());
+        std::thread::sleep(SLICE);
+        let (bytes, time) = (sent(&self.a, &self.b) - bytes, cpu() - time);
+        (bytes >= LEAST_BYTES).then(|| time as f64 / bytes as f64)
+    }
+
+    /// On/off of two slices in each order, so that a drift cancels out; and seconds per gigabyte with it off.
+    fn pair(&self, what: Toggled) -> Option<(f64, f64)> {
+        let taken = [true, false, false, true].map(|on| self.slice(what, on));
+        // As a node has it by default: counting, and no rules.
+        self.set(what, what != Toggled::Rules);
+        let [on, off, off2, on2] = taken;
+        let (on, off) = (on? + on2?, off? + off2?);
+        Some((on / off, off / 2.0))
+    }
 }
 
 fn main() {
-    let rounds: usize = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(15);
+    let pairs: usize = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(300);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let _inside = runtime.enter();
-    let mut worlds = Vec::new();
-    for counts in [true, false] {
-        let mut world = World::new(Duration::from_millis(1));
-        world.traffic = counts;
-        let (a, b) = (world.host(Nat::None), world.host(Nat::None));
-        introduce(&[&a, &b]);
-        runtime.block_on(a.plane.ping(b.member, Duration::from_secs(10))).expect("a link");
-        stream(&a, &b);
-        worlds.push((world, a, b));
-    }
-    let mut seen: [Vec<(f64, f64)>; 2] = Default::default();
-    for round in 0..rounds {
-        // Who begins changes from round to round.
-        for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
-            let (_, a, b) = &worlds[which];
-            seen[which].push(stream(a, b));
+    let mut world = World::new(Duration::from_millis(1));
+    let (a, b) = (world.host(Nat::None), world.host(Nat::None));
+    introduce(&[&a, &b]);
+    runtime.block_on(a.plane.ping(b.member, Duration::from_secs(10))).expect("a link");
+    let bench = Bench { a, b, policy: policy() };
+    let _stream = Stream::start(&bench.a, &bench.b);
+    let kinds = [(Toggled::Nothing, "nothing"), (Toggled::Matrix, "traffic matrix"), (Toggled::Rules, "access rules")];
+    let mut seen: [Vec<(f64, f64)>; 3] = Default::default();
+    for _ in 0..pairs {
+        for (seen, (what, _)) in seen.iter_mut().zip(kinds) {
+            seen.extend(bench.pair(what));
         }
-        let [on, off] = [seen[0][round], seen[1][round]];
-        println!("round {:2}: counting {:.2} Gbit/s {:.2} s/GB, not {:.2} Gbit/s {:.2} s/GB", round + 1, on.0, on.1, off.0, off.1);
     }
-    assert!(!worlds[0].1.plane.traffic().flows.is_empty() && worlds[1].1.plane.traffic().flows.is_empty());
-    for (what, pick) in [("Gbit/s", 0), ("CPU s/GB", 1)] {
-        let of = |which: usize| seen[which].iter().map(|s: &(f64, f64)| if pick == 0 { s.0 } else { s.1 }).collect::<Vec<_>>();
-        let ratio: Vec<f64> = of(0).iter().zip(of(1)).map(|(on, off)| on / off).collect();
-        println!("{what}: quartiles counting {:.3?}, not {:.3?}, ratio {:.3?}", quartiles(of(0)), quartiles(of(1)), quartiles(ratio));
+    assert!(!bench.a.plane.traffic().flows.is_empty(), "the stream was counted");
+    for (seen, (_, name)) in seen.iter().zip(kinds) {
+        let mut ratios: Vec<f64> = seen.iter().map(|(ratio, _)| *ratio).collect();
+        let mut costs: Vec<f64> = seen.iter().map(|(_, cost)| *cost).collect();
+        ratios.sort_by(f64::total_cmp);
+        costs.sort_by(f64::total_cmp);
+        let n = ratios.len();
+        assert!(n >= 20, "{name}: the stream stood still in {} of {pairs} pairs", pairs - n);
+        // The median lies between these ranks in 95 of 100 samples (binomial, by its normal approximation).
+        let off = (0.98 * (n as f64).sqrt()).ceil() as usize;
+        let at = |rank: usize| (ratios[rank.min(n - 1)] - 1.0) * 100.0;
+        println!(
+            "{name}: {:+.2} % processor time per byte, 95 % interval {:+.2} to {:+.2} %, quartiles {:+.1} and {:+.1} %; {n} pairs, {:.2} s/GB without",
+            at(n / 2),
+            at((n / 2).saturating_sub(off)),
+            at(n / 2 + off),
+            at(n / 4),
+            at(n * 3 / 4),
+            costs[n / 2],
+        );
     }
 }

@@ -300,6 +300,11 @@ impl Plane {
         });
     }
 
+    /// Counts who talks with whom from now on, or not.
+    pub fn count_traffic(&self, on: bool) {
+        self.inner().traffic.set(on);
+    }
+
     /// Puts a policy in force for all that arrives here, for this host and its guests; `None` lets everything in.
     pub fn set_policy(&self, policy: Option<(Arc<NetworkPolicy>, Arc<dyn Directory>)>) {
         self.inner().access.set(policy);

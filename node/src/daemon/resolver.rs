@@ -251,3 +251,7 @@ mod tests {
         assert_eq!((several.len(), several[1].as_str(), several[64].as_str()), (66, "64.9.10.in-addr.arpa", "127.9.10.in-addr.arpa"));
     }
 }
+
+#[cfg(test)]
+#[path = "resolved_tests.rs"]
+mod resolved_tests;

@@ -142,6 +142,11 @@ impl Traffic {
         Self { on: AtomicBool::new(on), base: now, round: AtomicU64::new(0), rows: Mutex::default() }
     }
 
+    /// Counts from now on, or not: what a thread has begun to count it still hands over.
+    pub fn set(&self, on: bool) {
+        self.on.store(on, Ordering::Relaxed);
+    }
+
     fn second(&self, now: Instant) -> u64 {
         // So that the windows of the first seconds do not reach before the beginning.
         now.saturating_duration_since(self.base).as_secs() + BUCKETS as u64
