@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench simulate fuzz build image setup lint clean-image
+.PHONY: demo test bench bench-net simulate fuzz build image setup lint clean-image
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -28,6 +28,13 @@ image: setup
 
 lint:
 	scripts/lint.sh
+
+# How fast packets go, beside other overlays and the cable itself (docs/speed.md). ROUNDS=n and ONLY=raw,p2pvm,... change the run.
+ROUNDS ?= 3
+bench-net: setup
+	scripts/bench-peers.sh
+	cargo build --locked --release -p p2pvm
+	$(SUDO) target/release/p2pvm testbed bench-net --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) --out docs/speed.md
 
 # How the ring does at scale and under random faults, in virtual time (docs/scale.md).
 simulate:

@@ -12,6 +12,7 @@ pub mod handshake;
 pub mod replay;
 pub mod session;
 pub mod state;
+mod wipe;
 pub mod wire;
 
 pub use handshake::{Keys, Opened};

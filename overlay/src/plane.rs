@@ -5,10 +5,14 @@
 //! and are read without a lock. The plane knows how to use a path; finding one is [`crate::connect`]'s part.
 
 mod access;
+mod checksum;
 mod clock;
 mod core;
+mod cut;
 mod deliver;
+mod device;
 mod holding;
+mod join;
 mod large;
 mod multicast;
 pub mod packet;

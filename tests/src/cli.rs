@@ -3,7 +3,7 @@
 use crate::{
     compare, guest_client,
     keeper::{self, Life},
-    matrix,
+    matrix, netbench,
     sites::{Properties, Sites},
     soak,
     testbed::{self, Testbed},
@@ -176,6 +176,13 @@ pub enum TestbedCommand {
     /// Measure p2pvm beside EasyTier, nebula, tinc and n2n on the same emulated hosts, where they are installed
     #[command(after_help = "Example: p2pvm testbed compare --rounds 3 --out docs/peers.md")]
     Compare(compare::Options),
+    /// Measure how fast packets go, beside other overlays and the cable itself
+    #[command(after_help = "Example: p2pvm testbed bench-net --rounds 3 --out docs/speed.md\n\
+        Example: p2pvm testbed bench-net --only raw,plain,p2pvm --measure tcp --before /tmp/p2pvm-old")]
+    BenchNet(netbench::Options),
+    /// The forwarder without encryption that bench-net measures beside the others
+    #[command(hide = true)]
+    PlainTunnel(netbench::tunnel::TunnelOptions),
     /// Send malformed, replayed and forged datagrams at a running daemon and report what became of it
     #[command(after_help = "Example: p2pvm testbed soak --seconds 600")]
     Soak {
@@ -276,6 +283,8 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
         TestbedCommand::Compare(options) => {
             return compare::run(&options);
         }
+        TestbedCommand::BenchNet(options) => return netbench::run(&options, arguments),
+        TestbedCommand::PlainTunnel(options) => netbench::tunnel::run(&options)?,
         TestbedCommand::Soak { seconds, pace, seed, program } => {
             let program = program_or_this(program)?;
             let report = soak::soak(&program, "soak", pace, std::time::Duration::from_secs(seconds), seed)?;

@@ -14,6 +14,7 @@ pub mod lab;
 pub mod matrix;
 mod namespace;
 mod nat;
+pub mod netbench;
 pub mod plan;
 mod raise;
 mod realtime;

@@ -1,10 +1,16 @@
 //! The keys of one finished handshake: seals and opens data datagrams in place. Shared by the packet threads without a
 //! lock on the sending side; the counter is an atomic, the replay window a mutex that only receivers of this session touch.
+//!
+//! No nonce is ever used twice with a key, whichever threads seal: the nonce is the counter alone, each seal takes its own
+//! by one `fetch_add` (an atomic read-modify-write gives every caller another value, in any memory order), the counter ends at
+//! 2^60 where sealing refuses, and the two directions have keys of their own. A session is never rebuilt from stored keys, so no
+//! counter starts again. When it is dropped, the expanded keys are overwritten ([`super::wipe`]).
 
 use super::{
     Refused,
     frame::FRAME_HEADER_LEN,
     replay::ReplayWindow,
+    wipe::Wiped,
     wire::{HEADER_LEN, TAG_LEN, write_data_header},
 };
 use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -60,8 +66,8 @@ pub struct Session {
     cipher: Cipher,
     initiator: bool,
     created: Instant,
-    sealing: LessSafeKey,
-    opening: LessSafeKey,
+    sealing: Wiped,
+    opening: Wiped,
     counter: AtomicU64,
     confirmed: AtomicBool,
     window: Mutex<ReplayWindow>,
@@ -100,8 +106,8 @@ impl Session {
             cipher: parts.cipher,
             initiator: parts.initiator,
             created: now,
-            sealing: parts.cipher.key(parts.sealing),
-            opening: parts.cipher.key(parts.opening),
+            sealing: Wiped::new(parts.cipher.key(parts.sealing)),
+            opening: Wiped::new(parts.cipher.key(parts.opening)),
             counter: AtomicU64::new(0),
             confirmed: AtomicBool::new(parts.initiator),
             window: Mutex::default(),
@@ -164,5 +170,38 @@ impl Session {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, ReplayWindow> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn threads_that_seal_together_never_share_a_nonce() {
+        let key = [7; 32];
+        let parts = |initiator| Parts { local: 1, remote: 1, cipher: Cipher::preferred(), initiator, sealing: &key, opening: &key };
+        let (session, far) = (Session::new(parts(true), Instant::now()), Session::new(parts(false), Instant::now()));
+        let seal = || -> Vec<(u64, Vec<u8>)> {
+            let one = || {
+                let mut buf = vec![0; HEADER_LEN + 20 + TAG_LEN];
+                let len = session.seal(&mut buf, 20).expect("it has just begun");
+                let Ok(super::super::wire::Datagram::Data { counter, .. }) = super::super::wire::parse(&buf[..len]) else {
+                    panic!("no data")
+                };
+                (counter, buf)
+            };
+            (0..5000).map(|_| one()).collect()
+        };
+        let mut sealed: Vec<(u64, Vec<u8>)> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(seal)).collect();
+            threads.into_iter().flat_map(|t| t.join().expect("no panic")).collect()
+        });
+        let counters: HashSet<u64> = sealed.iter().map(|(counter, _)| *counter).collect();
+        assert_eq!(counters.len(), 20_000);
+        sealed.sort_by_key(|(counter, _)| *counter);
+        assert!(sealed.iter_mut().all(|(counter, datagram)| far.open(datagram, *counter).is_ok()), "each opens under its counter");
+        assert!(sealed.iter_mut().all(|(counter, datagram)| far.open(datagram, *counter).is_err()), "and once only");
     }
 }

@@ -5,6 +5,7 @@ use super::{
     access::Access,
     clock::{self, Kick},
     deliver::Ctx,
+    device,
     multicast::Multicast,
     peer::{Peer, Peers},
     port::{Port, Ports},
@@ -15,7 +16,7 @@ use super::{
     routes::{Routes, Waitlist},
     traffic::Traffic,
     tun,
-    udp::{Batch, Udp},
+    udp::{Batch, MAX_BATCH_BYTES, Udp},
     wake::Stop,
 };
 use crate::{
@@ -24,12 +25,14 @@ use crate::{
         Keys, Session,
         cookie::Doorman,
         frame::{Frame, wire_epoch},
+        session::OVERHEAD,
     },
     stun,
 };
 use arc_swap::ArcSwap;
 use std::{
     collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -51,7 +54,27 @@ pub(crate) struct Held {
     pub packet: Vec<u8>,
 }
 
-pub(crate) type Sessions = HashMap<u32, (Arc<Session>, Arc<Peer>)>;
+/// By local index, which is a random number of ours: it needs no hashing against chosen keys.
+pub(crate) type Sessions = HashMap<u32, (Arc<Session>, Arc<Peer>), BuildHasherDefault<ByIndex>>;
+
+/// Passes a session's index on as its hash.
+#[derive(Default)]
+pub(crate) struct ByIndex(u64);
+
+impl Hasher for ByIndex {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.0 = self.0 << 8 | u64::from(*b));
+    }
+
+    fn write_u32(&mut self, index: u32) {
+        // The table takes the upper seven bits as well as the lower ones.
+        self.0 = u64::from(index) << 32 | u64::from(index);
+    }
+}
 
 pub(crate) struct Inner {
     pub me: MemberId,
@@ -60,6 +83,8 @@ pub(crate) struct Inner {
     pub tun: SyncDevice,
     pub device: String,
     pub mtu: u16,
+    /// The TUN takes UDP datagrams that are joined (USO, Linux 6.2).
+    pub joins_datagrams: bool,
     pub access: Access,
     pub multicast: Multicast,
     pub routes: ArcSwap<Routes>,
@@ -105,11 +130,16 @@ impl Inner {
         let failed = |cause| Error::Tun { device: config.device.clone(), cause };
         let tun = DeviceBuilder::new().name(&config.device).mtu(config.mtu).offload(true).build_sync().map_err(failed)?;
         tun.set_nonblocking(true).map_err(failed)?;
+        let largest = device::largest_packet(usize::from(config.mtu), OVERHEAD, MAX_BATCH_BYTES);
+        if let Err(error) = tun.if_index().and_then(|index| device::limit_packets(index, largest)) {
+            tracing::debug!(%error, "TSO packets are not limited to one send");
+        }
         let (wanted, wanted_by) = mpsc::channel(MAX_WANTED);
         let inner = Arc::new(Self {
             me: config.me,
             keys: Arc::new(Keys::new(config.link_secret)),
             udp,
+            joins_datagrams: tun.udp_gso(),
             tun,
             device: config.device,
             mtu: config.mtu,

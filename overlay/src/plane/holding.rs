@@ -52,7 +52,12 @@ impl Holding {
         self.mode.store(HOLDING, Ordering::Release);
     }
 
-    /// Whether a packet that is about to be given to the guest is held instead. Costs one load while no move is under way.
+    /// Whether a move is under way, so that [`Holding::keeps`] is to be asked.
+    pub fn active(&self) -> bool {
+        self.mode.load(Ordering::Acquire) != OFF
+    }
+
+    /// Whether a packet that is about to be given to the guest is held instead.
     pub fn keeps(&self, now: Instant, packet: &[u8]) -> bool {
         let mode = self.mode.load(Ordering::Acquire);
         if mode == OFF {

@@ -1,5 +1,6 @@
 //! The few fields of an IP packet or an Ethernet frame that the plane looks at. Checked accessors, no copies.
 
+use super::checksum;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Source and destination of an IP packet; `None` if it is too short or of no known version.
@@ -76,17 +77,12 @@ pub fn complete_checksum(packet: &mut [u8], start: usize, offset: usize) -> bool
     if start + offset + 2 > packet.len() {
         return false;
     }
-    let mut sum = 0u32;
-    for pair in packet[start..].chunks(2) {
-        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let sum = match !(sum as u16) {
+    let sum = match checksum::finish(checksum::add(&packet[start..], 0)) {
         // A computed zero is sent as all ones: in UDP zero says "no checksum" (RFC 768).
-        0 => 0xffff,
-        n => n,
+        [0, 0] => [0xff, 0xff],
+        sum => sum,
     };
-    packet[start + offset..start + offset + 2].copy_from_slice(&sum.to_be_bytes());
+    packet[start + offset..start + offset + 2].copy_from_slice(&sum);
     true
 }
 

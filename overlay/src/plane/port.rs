@@ -5,8 +5,10 @@
 use super::{
     Error, Inner, PlaneEvent,
     core::lock,
+    cut::{Into, NEEDS_CHECKSUM, cut},
     deliver::Ctx,
     holding::Holding,
+    join::FRONT,
     multicast::group_mac,
     packet::{self, ETHERNET_LEN, Guest},
     packet_socket::PacketSocket,
@@ -28,7 +30,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use tun_rs::{GROTable, VIRTIO_NET_HDR_LEN, VirtioNetHdr, gso_split};
+use tun_rs::{VIRTIO_NET_HDR_LEN, VirtioNetHdr};
 
 /// The gateway's link-local address on every guest port.
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -36,8 +38,6 @@ const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const MAX_SEGMENTS: usize = 128;
 /// For so long after a guest came, packets that its former host passes on are let in.
 const NEW_FOR: Duration = Duration::from_secs(60);
-/// virtio_net_hdr: the rest of the packet needs its checksum completed.
-const NEEDS_CHECKSUM: u8 = 1;
 
 /// How far a guest's departure has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,9 +90,6 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// Room before a packet for the virtio-net and Ethernet headers.
-    pub const HEAD_LEN: usize = VIRTIO_NET_HDR_LEN + ETHERNET_LEN;
-
     pub fn is_new(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.since) < NEW_FOR
     }
@@ -101,44 +98,28 @@ impl Port {
         !self.frozen.load(Ordering::Relaxed)
     }
 
-    /// Gives the guest IP packets, each behind [`Port::HEAD_LEN`] bytes of 0xff.
-    pub fn deliver(&self, gro: &mut GROTable, packets: &mut [Vec<u8>]) {
+    /// Whether a packet is held for the guest, which is being moved, instead of given to it.
+    pub fn keeps(&self, packet: &[u8]) -> bool {
+        self.open() && self.holding.active() && self.holding.keeps(Instant::now(), packet)
+    }
+
+    /// Gives the guest an IP packet, which may be a joined one, behind [`FRONT`] bytes of room.
+    pub fn deliver(&self, mut header: VirtioNetHdr, buffer: &mut [u8]) {
         if !self.open() {
             return;
         }
-        let now = Instant::now();
-        let mut held = false;
-        for packet in packets.iter() {
-            held |= packet.get(Self::HEAD_LEN..).is_some_and(|ip| self.holding.keeps(now, ip));
+        if header.flags & NEEDS_CHECKSUM != 0 {
+            header.csum_start += ETHERNET_LEN as u16;
+            header.hdr_len += ETHERNET_LEN as u16;
         }
-        if held || gro.apply_gro(packets, Self::HEAD_LEN, false).is_err() {
-            return;
-        }
-        for packet in packets {
-            // GRO wrote a header before each packet that goes out; one that was joined to another still has the filling.
-            let header = match packet.get(ETHERNET_LEN..Self::HEAD_LEN) {
-                Some(bytes) if bytes.iter().any(|b| *b != 0xff) => VirtioNetHdr::decode(bytes),
-                _ => continue,
-            };
-            let Ok(mut header) = header else { continue };
-            if header.flags & NEEDS_CHECKSUM != 0 {
-                header.csum_start += ETHERNET_LEN as u16;
-            }
-            if header.hdr_len > 0 {
-                header.hdr_len += ETHERNET_LEN as u16;
-            }
-            let kind: [u8; 2] = if packet[Self::HEAD_LEN] >> 4 == 6 { [0x86, 0xdd] } else { [0x08, 0x00] };
-            if header.encode(&mut packet[..VIRTIO_NET_HDR_LEN]).is_err() {
-                continue;
-            }
-            let to = group_mac(&packet[Self::HEAD_LEN..]).unwrap_or(self.config.mac);
-            let ethernet = &mut packet[VIRTIO_NET_HDR_LEN..Self::HEAD_LEN];
-            ethernet[..6].copy_from_slice(&to);
-            ethernet[6..12].copy_from_slice(&self.config.gateway_mac);
-            ethernet[12..].copy_from_slice(&kind);
-            if let Err(error) = self.socket.send(packet) {
-                tracing::trace!(%error, "frame not taken by the guest");
-            }
+        let (front, packet) = buffer.split_at_mut(FRONT);
+        let kind: [u8; 2] = if packet.first().is_some_and(|b| b >> 4 == 6) { [0x86, 0xdd] } else { [0x08, 0x00] };
+        let ethernet = &mut front[VIRTIO_NET_HDR_LEN..];
+        ethernet[..6].copy_from_slice(&group_mac(packet).unwrap_or(self.config.mac));
+        ethernet[6..12].copy_from_slice(&self.config.gateway_mac);
+        ethernet[12..].copy_from_slice(&kind);
+        if let Err(error) = header.encode(front).and_then(|()| self.socket.send(buffer)) {
+            tracing::trace!(%error, "frame not taken by the guest");
         }
     }
 
@@ -319,8 +300,7 @@ fn take(inner: &Inner, port: &Port, raw: &mut [u8], buf: &mut [u8], sizes: &mut 
     if sort == Guest::Drop {
         return None;
     }
-    let cut = header.gso_type != 0;
-    if header.flags & NEEDS_CHECKSUM != 0 && !cut {
+    if header.flags & NEEDS_CHECKSUM != 0 && sort == Guest::ForDaemon {
         packet::complete_checksum(frame, usize::from(header.csum_start), usize::from(header.csum_offset)).then_some(())?;
     }
     if sort == Guest::ForDaemon {
@@ -337,26 +317,9 @@ fn take(inner: &Inner, port: &Port, raw: &mut [u8], buf: &mut [u8], sizes: &mut 
     if !port.config.owns(&src) {
         return None;
     }
-    if !cut {
-        let piece = buf.get_mut(HEAD..stride - TAG_LEN)?.get_mut(..packet.len())?;
-        piece.copy_from_slice(packet);
-        sizes[0] = packet.len();
-        return Some(1);
+    if header.flags & NEEDS_CHECKSUM != 0 {
+        header.csum_start = header.csum_start.checked_sub(ETHERNET_LEN as u16)?;
     }
-    header.csum_start = header.csum_start.checked_sub(ETHERNET_LEN as u16)?;
-    let start = usize::from(header.csum_start);
-    // The length of the headers is worked out again: what the guest said about it is not to be trusted.
-    let transport = match header.gso_type & 0x7f {
-        5 => 8,
-        _ => usize::from(*packet.get(start + 12)? >> 4) * 4,
-    };
-    header.hdr_len = u16::try_from(start + transport).ok()?;
-    let piece = usize::from(header.hdr_len) + usize::from(header.gso_size);
-    let sound = header.gso_size > 0 && (8..=60).contains(&transport) && start >= 20 && piece <= usize::from(inner.mtu);
-    if !sound || packet.len() < usize::from(header.hdr_len) || start + usize::from(header.csum_offset) + 2 > packet.len() {
-        return None;
-    }
-    let v6 = packet[0] >> 4 == 6;
-    let mut pieces: Vec<&mut [u8]> = buf.chunks_mut(stride).map(|c| &mut c[..stride - TAG_LEN]).collect();
-    gso_split(packet, header, &mut pieces, sizes, HEAD, v6).ok()
+    let into = Into { buf, head: HEAD, stride, room: usize::from(inner.mtu) };
+    cut(packet, &header, into, sizes)
 }

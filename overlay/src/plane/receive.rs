@@ -51,10 +51,14 @@ impl By {
     }
 }
 
+/// Datagrams after which what was gathered is written at the latest: half a full GRO read.
+const FLUSH_AFTER: usize = 32;
+
 /// The UDP thread.
 pub(crate) fn run(inner: &Inner) {
     let mut buf = vec![0; READ_BYTES];
     let mut ctx = Ctx::default();
+    let mut datagrams = 0;
     while !inner.stop.raised() {
         match inner.udp.receive(&mut buf) {
             Ok((from, len, stride)) => {
@@ -66,9 +70,18 @@ pub(crate) fn run(inner: &Inner) {
                         inner.datagram(&mut ctx, datagram, By::Udp(from), now);
                     }
                 }
-                ctx.flush(inner);
+                // Datagrams that came singly are gathered; a full read is not held up for more.
+                datagrams += len.div_ceil(stride);
+                if datagrams >= FLUSH_AFTER {
+                    ctx.flush(inner);
+                    datagrams = 0;
+                }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if datagrams > 0 {
+                    ctx.flush(inner);
+                    datagrams = 0;
+                }
                 ctx.rest(inner);
                 if !inner.stop.wait_readable(inner.udp.fd()) {
                     break;
@@ -111,8 +124,7 @@ impl Inner {
         if let By::Ring(over) = by {
             peer.set_agent(over.agent);
         }
-        let peer = peer.clone();
-        self.frame(ctx, &peer, plain, by, now);
+        self.frame(ctx, peer, plain, by, now);
     }
 
     fn frame(&self, ctx: &mut Ctx, peer: &Arc<Peer>, plain: &mut [u8], by: By, now: Instant) {

@@ -98,7 +98,7 @@ impl Inner {
                 let (session, via) = (peer.sending.load(), peer.via.load());
                 if !self.fits(&peer, &segments) {
                     self.carry_large(ctx, &peer, frame, &segments, now);
-                } else if let (Some(session), Via::Direct(to)) = (&*session, &**via) {
+                } else if let (Some(session), Via::Direct(to), true) = (&*session, &**via, segments.sizes.len() > 1) {
                     self.send_in_place(&mut ctx.out, session, *to, frame, &mut segments);
                     peer.note_sent(now, segments.total());
                 } else {
@@ -214,6 +214,18 @@ impl Inner {
         };
         if let Via::Direct(to) = via {
             out.push(&self.udp, *to, room, seal);
+            return true;
+        }
+        if let Via::Relayed(relay) = via
+            && let (Some(outer), Via::Direct(to)) = (&*relay.sending.load(), &**relay.via.load())
+        {
+            // Sealed for the member, and around that for the relay, both where it leaves from.
+            relay.note_sent(now, room);
+            out.push(&self.udp, *to, OVERHEAD + room, |buf| {
+                let inner = seal(buf.get_mut(HEAD..HEAD + room)?)?;
+                Frame::ForwardTo(peer.short).write_header(&mut buf[HEADER_LEN..]);
+                outer.seal(buf, FRAME_HEADER_LEN + inner)
+            });
             return true;
         }
         let mut datagram = vec![0; room];

@@ -1,35 +1,48 @@
-//! The TUN thread: reads what the host sends into the overlay, a TSO packet at a time.
+//! The TUN thread: reads what the host sends into the overlay, a TSO packet at a time, and goes on reading as long as there is
+//! more, so that single packets leave in batches too.
 
 use super::{
     Inner,
+    cut::{Into, cut},
     deliver::Ctx,
     segments::{HEAD, Segments},
 };
 use crate::link::wire::TAG_LEN;
 use std::{io, os::fd::AsFd, time::Instant};
-use tun_rs::VIRTIO_NET_HDR_LEN;
+use tun_rs::{VIRTIO_NET_HDR_LEN, VirtioNetHdr};
 
 /// Segments that one TSO packet can have at the smallest usual MSS.
 const MAX_SEGMENTS: usize = 128;
+/// Reads before what was gathered leaves at the latest: the first packet waits as long as these take, some 30 us.
+const MAX_READS: usize = 64;
 
 pub(crate) fn run(inner: &Inner) {
-    let stride = HEAD + usize::from(inner.mtu) + TAG_LEN;
+    let room = usize::from(inner.mtu);
+    let stride = HEAD + room + TAG_LEN;
     let mut raw = vec![0; VIRTIO_NET_HDR_LEN + 65_535];
     let mut buf = vec![0; stride * MAX_SEGMENTS];
     let mut sizes = vec![0; MAX_SEGMENTS];
     let mut ctx = Ctx::default();
+    let mut reads = 0;
     while !inner.stop.raised() {
-        let read = {
-            // The last bytes of each piece stay free for the tag.
-            let mut pieces: Vec<&mut [u8]> = buf.chunks_mut(stride).map(|c| &mut c[..stride - TAG_LEN]).collect();
-            inner.tun.recv_multiple(&mut raw, &mut pieces, &mut sizes, HEAD)
-        };
-        match read {
-            Ok(count) => {
-                inner.carry(&mut ctx, 0, Segments { buf: &mut buf, stride, sizes: &sizes[..count] }, Instant::now());
-                ctx.flush(inner);
+        match inner.tun.recv(&mut raw) {
+            Ok(len) => {
+                let Ok(header) = VirtioNetHdr::decode(&raw[..len]) else { continue };
+                let into = Into { buf: &mut buf, head: HEAD, stride, room };
+                if let Some(count) = cut(&raw[VIRTIO_NET_HDR_LEN..len], &header, into, &mut sizes) {
+                    inner.carry(&mut ctx, 0, Segments { buf: &mut buf, stride, sizes: &sizes[..count] }, Instant::now());
+                }
+                reads += 1;
+                if reads == MAX_READS {
+                    ctx.flush(inner);
+                    reads = 0;
+                }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if reads > 0 {
+                    ctx.flush(inner);
+                    reads = 0;
+                }
                 ctx.rest(inner);
                 if !inner.stop.wait_readable(inner.tun.as_fd()) {
                     break;

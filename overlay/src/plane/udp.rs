@@ -11,8 +11,8 @@ use std::{
 
 /// Kernel buffers: a burst of one bandwidth-delay product at 1 Gbit/s and 50 ms fits.
 const SOCKET_BUFFER_BYTES: usize = 7 << 20;
-/// A GSO send must stay under 64 KiB with headers.
-const MAX_BATCH_BYTES: usize = 65_000;
+/// A GSO send must stay under 64 KiB with the headers of IP and UDP, IPv6's with an extension or two.
+pub const MAX_BATCH_BYTES: usize = 65_400;
 /// Linux takes at most 64 segments a send (UDP_MAX_SEGMENTS).
 const MAX_BATCH_SEGMENTS: usize = 64;
 /// One GRO read.
@@ -125,19 +125,17 @@ impl Udp {
     }
 }
 
-/// Collects datagrams for one destination and sends them with one system call.
+/// Collects datagrams for one destination and sends them with one system call. Its memory is made with the first datagram
+/// and used again for all that follow.
+#[derive(Default)]
 pub struct Batch {
     bytes: Vec<u8>,
+    /// How much of it is used.
+    len: usize,
     to: Option<SocketAddr>,
     segment: usize,
     count: usize,
     closed: bool,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self { bytes: Vec::with_capacity(MAX_BATCH_BYTES), to: None, segment: 0, count: 0, closed: false }
-    }
 }
 
 impl Batch {
@@ -149,38 +147,38 @@ impl Batch {
     /// Adds a datagram of at most `room` bytes that `write` makes in place and whose length it returns (`None`: nothing);
     /// sends first what cannot go with it.
     pub fn push(&mut self, udp: &Udp, to: SocketAddr, room: usize, write: impl FnOnce(&mut [u8]) -> Option<usize>) {
-        let full = self.closed || !Self::fits(self.bytes.len() + room, self.count);
+        let full = self.closed || !Self::fits(self.len + room, self.count);
         if self.to != Some(to) || full {
             self.flush(udp);
             self.to = Some(to);
         }
-        let start = self.bytes.len();
-        self.bytes.resize(start + room, 0);
-        let written = write(&mut self.bytes[start..]).unwrap_or(0);
-        self.bytes.truncate(start + written);
+        let start = self.len;
+        if self.bytes.len() < start + room {
+            self.bytes.resize((start + room).max(MAX_BATCH_BYTES), 0);
+        }
+        let written = write(&mut self.bytes[start..start + room]).unwrap_or(0);
         match written {
             0 => return,
             n if self.count == 0 => self.segment = n,
             n if n < self.segment => self.closed = true,
             n if n > self.segment => {
                 // Larger than those before it: they go first, it starts the next batch.
-                let last = self.bytes.split_off(start);
                 self.flush(udp);
-                self.bytes.extend_from_slice(&last);
+                self.bytes.copy_within(start..start + n, 0);
                 (self.to, self.segment) = (Some(to), n);
             }
             _ => {}
         }
+        self.len += written;
         self.count += 1;
     }
 
     /// Sends what is there.
     pub fn flush(&mut self, udp: &Udp) {
         if let (Some(to), true) = (self.to, self.count > 0) {
-            udp.transmit(to, &self.bytes, (self.count > 1).then_some(self.segment));
+            udp.transmit(to, &self.bytes[..self.len], (self.count > 1).then_some(self.segment));
         }
-        self.bytes.clear();
-        (self.to, self.count, self.segment, self.closed) = (None, 0, 0, false);
+        (self.len, self.to, self.count, self.segment, self.closed) = (0, None, 0, 0, false);
     }
 }
 

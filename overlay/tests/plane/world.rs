@@ -226,6 +226,13 @@ impl World {
         self.start(n, namespace)
     }
 
+    /// A host in a namespace that somebody else made and takes down.
+    #[allow(dead_code, reason = "a bench's")]
+    pub fn place(&mut self, namespace: String) -> Host {
+        self.hosts += 1;
+        self.start(self.hosts, namespace)
+    }
+
     fn start(&mut self, number: u8, namespace: String) -> Host {
         let member = MemberId([number; 32]);
         let secret = Zeroizing::new([number + 100; 32]);

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Installs the programs that `make bench-net` measures p2pvm beside. Idempotent. What cannot be had is named and
+# left out: the bench says so in its table. Needs root for Debian's packages only.
+#   BENCH_PEERS=DIR     where those from crates.io go (default target/bench-peers)
+#   BENCH_EASYTIER=no   do not build EasyTier, which takes long
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$HOME/.cargo/bin:$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
+root=${BENCH_PEERS:-target/bench-peers}
+
+as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
+has() { command -v "$1" >/dev/null || [ -x "$root/bin/$1" ]; }
+
+updated=
+apt_install() {
+  [ -n "$updated" ] || { as_root apt-get update -qq; updated=1; }
+  as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+for pair in wg:wireguard-tools nebula:nebula tincd:tinc edge:n2n; do
+  has "${pair%%:*}" || apt_install "${pair##*:}" || echo "bench-peers: no ${pair##*:} here" >&2
+done
+# The package of bookworm-backports has TSO and UDP GSO, bookworm's own has not.
+if ! has wireguard-go; then
+  apt_install -t bookworm-backports wireguard-go 2>/dev/null || apt_install wireguard-go || echo "bench-peers: no wireguard-go here" >&2
+fi
+
+# Executable and crate.
+crates="gotatun:gotatun-cli boringtun-cli:boringtun-cli"
+[ "${BENCH_EASYTIER:-yes}" = no ] || crates="$crates easytier-core:easytier"
+for pair in $crates; do
+  has "${pair%%:*}" || cargo install --quiet --locked --root "$root" --target-dir "$root/build" "${pair##*:}" \
+    || echo "bench-peers: ${pair##*:} could not be built" >&2
+done
+exit 0
