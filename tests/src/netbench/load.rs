@@ -5,8 +5,10 @@
 
 use super::stage::Stage;
 use anyhow::{Context, bail};
+use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
 use serde::Serialize;
 use std::{
+    ffi::OsString,
     io::{ErrorKind, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
@@ -66,6 +68,13 @@ impl Bulk {
             }));
         }
         Ok(bulk)
+    }
+
+    /// Uses CUBIC from now on: what most hosts use, and what gives way to loss. With another default of this machine (BBR) the raw
+    /// path would fill it.
+    pub fn use_cubic(&self) -> anyhow::Result<()> {
+        let cubic = OsString::from("cubic");
+        self.sockets.iter().try_for_each(|s| setsockopt(s, TcpCongestion, &cubic)).context("this kernel has no CUBIC")
     }
 
     /// Bytes that the receivers have read so far.

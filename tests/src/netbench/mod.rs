@@ -293,6 +293,7 @@ fn all_lossy(contenders: &[Contender], own: &Own) -> Vec<anyhow::Result<Vec<f64>
         let mut rates = Vec::new();
         for percent in LOSSES {
             let bulk = [Bulk::start(&stage, 0, 1, b, LOSSY_STREAMS)?];
+            bulk[0].use_cubic()?;
             stage.lose(FAR_MS, percent)?;
             rates.push(rate(&bulk, Duration::from_secs(1), LOSSY, || {}) * 1000.0);
             stage.lose(FAR_MS, 0.0)?;

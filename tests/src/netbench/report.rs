@@ -116,7 +116,7 @@ pub(super) fn page(results: &[Measured], rounds: u32, took: Duration) -> String 
     text.push_str(&curves(results));
     let _ = write!(
         text,
-        "\n## TCP where packets are lost\n\n{LOSSY_STREAMS} streams together over {FAR_MS} ms of round trip, that share of packets lost each way.\n\n{}",
+        "\n## TCP where packets are lost\n\n{LOSSY_STREAMS} streams (CUBIC) together over {FAR_MS} ms of round trip, that share of packets lost each way.\n\n{}",
         loss.text
     );
     text.push_str(&failures(results));
