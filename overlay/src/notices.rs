@@ -31,6 +31,8 @@ const MAX_POLICIES: usize = 16;
 const MAX_OFFERS: usize = 1024;
 /// A notice is a few kilobytes; who does not take it by then asks again when it connects.
 const TELL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a notice is told to one member.
+const TELLINGS: u32 = 3;
 /// An offer that says it ends later than that is not believed to.
 const MAX_OFFER_SECONDS: u64 = 86_400;
 
@@ -264,7 +266,9 @@ impl Spread {
         for member in &members {
             let (fabric, body, member) = (self.fabric.clone(), body.clone(), *member);
             tokio::spawn(async move {
-                if let Err(error) = fabric.call(member, SERVICE, body, TELL_TIMEOUT).await {
+                // A member that has just started anew may be told over the connection of before.
+                for _ in 0..TELLINGS {
+                    let Err(error) = fabric.call(member, SERVICE, body.clone(), TELL_TIMEOUT).await else { return };
                     tracing::debug!(%member, %error, "a notice was not delivered; it is exchanged when the member connects");
                 }
             });

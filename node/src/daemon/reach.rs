@@ -18,10 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::{Notify, watch};
@@ -84,7 +81,7 @@ pub struct Reach {
     met: Notify,
     kept: Kept,
     /// Enough members have been connected since the start that what they do not know is not there.
-    gathered: AtomicBool,
+    gathered: watch::Sender<bool>,
 }
 
 impl Reach {
@@ -100,7 +97,7 @@ impl Reach {
             on_stale: OnceLock::new(),
             met: Notify::new(),
             kept,
-            gathered: AtomicBool::new(false),
+            gathered: watch::channel(false).0,
         });
         reach.parts.fabric().serve(SERVICE, Arc::new(Answers(reach.clone())));
         reach
@@ -200,7 +197,7 @@ impl Reach {
                 }
             };
             // Enough members agreed on it: what they do not know is not there.
-            self.gathered.store(true, Ordering::Relaxed);
+            self.gathered.send_replace(true);
             self.hold(lease).await;
             tracing::warn!("another member holds this host's address by rule: claiming another");
             self.let_go();
@@ -365,7 +362,7 @@ impl Reach {
         let found = loop {
             let found = self.addresses().resolve(ip).await;
             // Right after the start those who know may not be connected yet.
-            if matches!(found, Ok(Some(_))) || self.gathered.load(Ordering::Relaxed) || began.elapsed() > GATHER_LIMIT {
+            if matches!(found, Ok(Some(_))) || *self.gathered.borrow() || began.elapsed() > GATHER_LIMIT {
                 break found;
             }
             tokio::time::sleep(RESOLVE_RETRY).await;
@@ -402,9 +399,9 @@ impl Reach {
         }
     }
 
-    /// Serves names on this host's own address while it has one.
+    /// Serves names on this host's own address while it has one. This host's programs are sent here once there are answers.
     pub async fn serve_names(&self, resolver: Resolver, integration: Arc<Integration>) {
-        let mut lease = self.lease();
+        let (mut lease, gathered) = (self.lease(), self.gathered.subscribe());
         loop {
             let Some(v4) = lease.borrow_and_update().as_ref().map(|l| l.v4) else {
                 if lease.changed().await.is_err() {
@@ -414,13 +411,21 @@ impl Reach {
             };
             match tokio::net::UdpSocket::bind(SocketAddr::from((v4, 53))).await {
                 Ok(socket) => {
-                    let names = self.parts.names.clone();
+                    let (names, mut gathered) = (self.parts.names.clone(), gathered.clone());
+                    let use_it = async {
+                        if gathered.wait_for(|enough| *enough).await.is_ok() {
+                            integration.hold(v4).await;
+                        }
+                    };
                     tokio::select! {
-                        () = integration.hold(v4) => {}
+                        () = use_it => {}
                         ended = p2pvm_dhcp::dns::serve(socket, resolver.clone(), names) => {
                             if let Err(error) = ended { tracing::warn!(%error, "the resolver ended; starting it again"); }
                         }
-                        changed = lease.changed() => if changed.is_err() { return },
+                        changed = lease.wait_for(|l| l.as_ref().is_none_or(|l| l.v4 != v4)) => match changed {
+                            Ok(_) => continue,
+                            Err(_) => return,
+                        },
                     }
                 }
                 Err(error) => tracing::warn!(%error, "names are not served on this host"),

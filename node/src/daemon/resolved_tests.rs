@@ -173,17 +173,17 @@ async fn meet_resolved(place: &Path) {
         let holding = ours.hold(OURS);
         tokio::pin!(holding);
         let told = async {
-            while !dns_of_the_link().contains("-DefaultRoute") {
+            // Three commands, one after the other.
+            let wanted = ["-DefaultRoute", "DNS Servers: 10.9.0.1", "DNS Domain: ~lab.p2p ~9.10.in-addr.arpa"];
+            while !wanted.iter().all(|line| dns_of_the_link().contains(line)) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            let said = dns_of_the_link();
-            assert!(said.contains("DNS Servers: 10.9.0.1") && said.contains("DNS Domain: ~lab.p2p ~9.10.in-addr.arpa"), "{said}");
             assert!(found("web.vm.lab.p2p").await.contains(&WEB.to_string()), "a program finds the VM");
             assert!(found("other.vm.lab.p2p").await.is_empty());
         };
         tokio::select! {
             () = &mut holding => unreachable!("it holds until it is dropped"),
-            told = tokio::time::timeout(LIMIT, told) => told.expect("in time"),
+            told = tokio::time::timeout(LIMIT, told) => told.unwrap_or_else(|_| panic!("{}", dns_of_the_link())),
         }
     }
     ours.end().await;

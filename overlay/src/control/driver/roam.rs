@@ -15,6 +15,8 @@ use tokio::time::Instant;
 
 /// A connection that gives no sign of life within this after a move is dead.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(1200);
+/// Two connections made within this may be those that both ends began at the same time.
+const AT_ONCE: Duration = Duration::from_secs(2);
 /// For so long after a move those who are lost are dialled at once.
 const HASTE: Duration = Duration::from_secs(10);
 
@@ -40,12 +42,14 @@ impl Driver {
         }
     }
 
-    /// A member has a new connection: one from another place that it had is likely dead, and not preferred any more.
+    /// A member has a new connection: one from another place that it had is likely dead, and so is one from before it started
+    /// anew. Neither is preferred any more. Two that both ends began at once are not told apart by this.
     pub(super) fn doubt_older(&mut self, peer: &PeerId, new: ConnectionId) {
         let Some(links) = self.links.get_mut(peer) else { return };
-        let Some(ip) = links.iter().find(|l| l.id == new && !is_relayed(&l.address)).map(|l| ip_of(&l.address)) else { return };
-        for link in links.iter_mut().filter(|l| l.id != new && !is_relayed(&l.address) && ip_of(&l.address) != ip) {
-            link.doubted = true;
+        let Some(link) = links.iter().find(|l| l.id == new && !is_relayed(&l.address)) else { return };
+        let (ip, since) = (ip_of(&link.address), link.since);
+        for link in links.iter_mut().filter(|l| l.id != new && !is_relayed(&l.address)) {
+            link.doubted |= ip_of(&link.address) != ip || since.saturating_duration_since(link.since) > AT_ONCE;
         }
     }
 }
