@@ -1,4 +1,7 @@
 //! Counts what becomes of tries to reach a member directly: how many come through, at the first try, and how soon.
+//!
+//! Both ends may begin at the same time, and one that asks in two ways exchanges addresses twice: exchanges within
+//! [`ONE_TRY`] of the first are one try, which is not decided before.
 
 use crate::id::MemberId;
 use std::{
@@ -8,6 +11,8 @@ use std::{
 
 /// Punches that are listed one by one.
 const LISTED: usize = 128;
+/// So long a try has before the next exchange of addresses is another one: what a dial waits for direct probes at least.
+const ONE_TRY: Duration = super::dial::PATIENCE.0;
 /// Members to which a punch may be under way; more are not counted.
 const MAX_OPEN: usize = 1024;
 
@@ -16,7 +21,7 @@ const MAX_OPEN: usize = 1024;
 pub struct Punch {
     /// To whom.
     pub member: MemberId,
-    /// How often addresses were exchanged and tried.
+    /// How often addresses were exchanged and tried; exchanges within half a second of each other are one try.
     pub tries: u32,
     /// From the first try to the direct path, milliseconds; none: not yet.
     pub direct_ms: Option<f64>,
@@ -43,6 +48,8 @@ pub struct Punches {
 
 struct Open {
     began: Instant,
+    /// When the last try began.
+    tried: Instant,
     punch: Punch,
 }
 
@@ -58,7 +65,9 @@ impl Log {
     /// A member's addresses are tried now.
     pub fn begin(&mut self, member: MemberId, allowed: bool, now: Instant) {
         if let Some(open) = self.open.get_mut(&member) {
-            open.punch.tries += 1;
+            if now.saturating_duration_since(open.tried) >= ONE_TRY {
+                (open.tried, open.punch.tries) = (now, open.punch.tries + 1);
+            }
             return;
         }
         if self.open.len() < MAX_OPEN {
@@ -67,7 +76,7 @@ impl Log {
             } else {
                 self.counts.hopeless += 1;
             }
-            self.open.insert(member, Open { began: now, punch: Punch { member, tries: 1, direct_ms: None, allowed } });
+            self.open.insert(member, Open { began: now, tried: now, punch: Punch { member, tries: 1, direct_ms: None, allowed } });
         }
     }
 
@@ -112,6 +121,8 @@ mod tests {
         log.begin(a, true, start);
         log.begin(b, true, start);
         log.begin(c, false, start);
+        // The other end began at the same time.
+        log.begin(a, true, start + Duration::from_millis(40));
         log.begin(b, true, start + Duration::from_secs(5));
         log.direct(a, start + Duration::from_millis(80));
         log.direct(b, start + Duration::from_secs(6));

@@ -11,7 +11,7 @@ pub(super) fn markdown(kinds: &[Kind], rounds: u32, outcomes: &[Outcome], seen: 
         text,
         "Made by `p2pvm testbed nat-matrix --kinds {} --rounds {rounds} --out docs/nat.md`: real daemons on the emulated wide area, real\n\
          NATs (nftables), two sites of each kind and one public bootstrap, {RTT_MS:.0} ms between any two sites. Pairs are pinged from both\n\
-         sides. Time to direct is from the first exchange of addresses to the selected direct path, by the daemon's own count.\n\n",
+         sides. Time to direct is from the first exchange of addresses to the selected direct path, by the daemon's own count.\nBoth ends may begin at once: exchanges within half a second of each other are one try.\n\n",
         names.join(",")
     );
     figures(&mut text, outcomes);
