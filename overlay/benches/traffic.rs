@@ -11,19 +11,14 @@
 #[path = "../tests/plane/world.rs"]
 mod world;
 
-use p2pvm_overlay::{
-    MemberId,
-    membership::{Groups, NetworkPolicy, policy::Who},
-    plane::Directory,
-};
+use p2pvm_overlay::{membership::NetworkPolicy, plane::Directory};
 use std::{
     fmt::Write as _,
-    net::IpAddr,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
 };
-use world::{Host, Nat, World, introduce};
+use world::{Host, Nat, Numbered, World, introduce};
 
 /// One slice. Long beside the millisecond for which packets are under way, short beside what changes on a machine.
 const SLICE: Duration = Duration::from_millis(40);
@@ -38,19 +33,6 @@ enum Toggled {
     Nothing,
     Matrix,
     Rules,
-}
-
-/// The host `10.77.0.N` is the member of number N.
-struct Numbered;
-
-impl Directory for Numbered {
-    fn who(&self, addr: &IpAddr) -> Who {
-        let n = match addr {
-            IpAddr::V4(v4) => v4.octets()[3],
-            IpAddr::V6(v6) => v6.octets()[15],
-        };
-        Who::Member { id: MemberId([n; 32]), name: format!("m{n}"), groups: Groups::new([format!("g{n}")]).expect("a name") }
-    }
 }
 
 fn policy() -> Arc<NetworkPolicy> {

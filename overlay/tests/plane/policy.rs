@@ -2,31 +2,18 @@
 
 use super::{
     LIMIT, ping, until,
-    world::{self, Nat, World, introduce, within},
+    world::{self, Nat, Numbered, World, introduce, within},
 };
 use p2pvm_overlay::{
-    Epoch, MemberId,
-    membership::{Groups, NetworkPolicy, policy::Who},
-    plane::{Directory, Plane, Route},
+    Epoch,
+    membership::NetworkPolicy,
+    plane::{Plane, Route},
 };
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
-
-/// The host `10.77.0.N` is the member of number N, in the group "gN".
-struct Numbered;
-
-impl Directory for Numbered {
-    fn who(&self, addr: &IpAddr) -> Who {
-        let n = match addr {
-            IpAddr::V4(v4) => v4.octets()[3],
-            IpAddr::V6(v6) => v6.octets()[15],
-        };
-        Who::Member { id: MemberId([n; 32]), name: format!("m{n}"), groups: Groups::new([format!("g{n}")]).unwrap() }
-    }
-}
 
 fn set(plane: &Plane, policy: &str) {
     plane.set_policy(Some((Arc::new(NetworkPolicy::parse(policy).unwrap()), Arc::new(Numbered))));

@@ -7,8 +7,8 @@ use p2pvm_overlay::{
     connect::{ConnectOptions, Connector, Papers},
     fabric::memory::{MemoryFabric, MemoryNet},
     identity::{KeyPair, LinkKey},
-    membership::{Ipv4Subnet, Issuer, NetworkConfig, Rights, Trust},
-    plane::{GuestPort, Plane, PlaneConfig, PlaneEvent, Route},
+    membership::{Groups, Ipv4Subnet, Issuer, NetworkConfig, Rights, Trust, policy::Who},
+    plane::{Directory, GuestPort, Plane, PlaneConfig, PlaneEvent, Route},
     ring::RingOptions,
     ring_driver::RingDriver,
     ring_net::RingNet,
@@ -16,6 +16,7 @@ use p2pvm_overlay::{
 use std::{
     collections::HashMap,
     fs::File,
+    net::IpAddr,
     process::{Command, Output},
     sync::{
         Arc, Mutex,
@@ -26,6 +27,19 @@ use std::{
 };
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
+
+/// The host `10.77.0.N` is the member of number N, in the group "gN".
+pub struct Numbered;
+
+impl Directory for Numbered {
+    fn who(&self, addr: &IpAddr) -> Who {
+        let n = match addr {
+            IpAddr::V4(v4) => v4.octets()[3],
+            IpAddr::V6(v6) => v6.octets()[15],
+        };
+        Who::Member { id: MemberId([n; 32]), name: format!("m{n}"), groups: Groups::new([format!("g{n}")]).expect("a name") }
+    }
+}
 
 /// What a host's router does.
 #[derive(Clone, Copy, PartialEq)]
