@@ -290,8 +290,7 @@ fn wireguard(running: &mut Running, which: Which, program: &Path, stage: &Stage)
         let mut command = Command::new(program);
         match which {
             Which::WireguardGo => command.args(["-f", DEVICE]),
-            // Otherwise it gives up root, which some of its sandboxes do not allow.
-            Which::Boringtun => command.args(["--foreground", "--disable-drop-privileges", DEVICE]),
+            // Otherwise they give up root, which some of their sandboxes do not allow.
             _ => command.args(["--foreground", "--disable-drop-privileges", DEVICE]),
         };
         // Its control socket's directory is shared by all namespaces: each has its own.

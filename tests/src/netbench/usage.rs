@@ -4,8 +4,7 @@ use std::fs;
 
 /// Seconds of processor time that these processes have used so far, user and system together.
 pub(super) fn cpu_seconds(pids: &[u32]) -> f64 {
-    // SAFETY: sysconf reads a constant of the system.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as f64;
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100).max(1) as f64;
     let of = |pid: &u32| {
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name, in parentheses, may hold blanks; utime and stime are the 14th and 15th field (proc_pid_stat(5)).
