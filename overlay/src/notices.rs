@@ -31,8 +31,8 @@ const MAX_POLICIES: usize = 16;
 const MAX_OFFERS: usize = 1024;
 /// A notice is a few kilobytes; who does not take it by then asks again when it connects.
 const TELL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a notice is told to one member.
-const TELLINGS: u32 = 3;
+/// How often a member is asked or told at most: one that has just started anew may be called over the connection of before.
+const CALLS: u32 = 3;
 /// An offer that says it ends later than that is not believed to.
 const MAX_OFFER_SECONDS: u64 = 86_400;
 
@@ -232,7 +232,7 @@ impl Spread {
     /// If it does not answer.
     pub async fn meet(&self, member: MemberId) -> Result<(), FabricError> {
         let Ok(body) = postcard::to_stdvec(&Say::Digest(self.notices.digest())) else { return Ok(()) };
-        let answer = self.fabric.call(member, SERVICE, body, TELL_TIMEOUT).await?;
+        let answer = call(&*self.fabric, member, body).await?;
         let Ok(Say::Have(theirs)) = postcard::from_bytes(&answer) else { return Ok(()) };
         let known: BTreeMap<_, _> = theirs.iter().map(|n| (n.key(), n.order())).collect();
         self.learn(member, theirs);
@@ -241,7 +241,7 @@ impl Spread {
         if !mine.is_empty()
             && let Ok(body) = postcard::to_stdvec(&Say::Have(mine))
         {
-            self.fabric.call(member, SERVICE, body, TELL_TIMEOUT).await?;
+            call(&*self.fabric, member, body).await?;
         }
         Ok(())
     }
@@ -266,15 +266,24 @@ impl Spread {
         for member in &members {
             let (fabric, body, member) = (self.fabric.clone(), body.clone(), *member);
             tokio::spawn(async move {
-                // A member that has just started anew may be told over the connection of before.
-                for _ in 0..TELLINGS {
-                    let Err(error) = fabric.call(member, SERVICE, body.clone(), TELL_TIMEOUT).await else { return };
+                if let Err(error) = call(&*fabric, member, body).await {
                     tracing::debug!(%member, %error, "a notice was not delivered; it is exchanged when the member connects");
                 }
             });
         }
         members.len()
     }
+}
+
+/// Calls a member, again if it does not answer.
+async fn call(fabric: &dyn Fabric, member: MemberId, body: Vec<u8>) -> Result<Vec<u8>, FabricError> {
+    for _ in 1..CALLS {
+        match fabric.call(member, SERVICE, body.clone(), TELL_TIMEOUT).await {
+            Err(error) => tracing::debug!(%member, %error, "notices: called again"),
+            answered => return answered,
+        }
+    }
+    fabric.call(member, SERVICE, body, TELL_TIMEOUT).await
 }
 
 struct Answers(std::sync::Weak<Spread>);

@@ -84,8 +84,6 @@ const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 const COLLECT_GRACE: Duration = Duration::from_secs(3600);
 /// Where it is remembered, until the host boots again, whether its KVM works.
 const HOST_FACTS: &str = "/run/p2pvm";
-/// How often notices are asked of a member that has connected; who is gone meanwhile is met again.
-const MEETINGS: u32 = 3;
 
 /// What the daemon's modules share.
 pub struct Parts {
@@ -442,8 +440,7 @@ impl Daemon {
                     let (reach, spread) = (self.reach.clone(), self.parts.spread.clone());
                     tokio::spawn(async move { reach.meet(member).await });
                     tokio::spawn(async move {
-                        for _ in 0..MEETINGS {
-                            let Err(error) = spread.meet(member).await else { return };
+                        if let Err(error) = spread.meet(member).await {
                             tracing::debug!(?member, %error, "notices not exchanged");
                         }
                     });
@@ -468,20 +465,13 @@ impl Daemon {
     }
 
     async fn time_address(self: Arc<Self>) {
-        let mut lease = self.reach.lease();
         // An address of before is there at once, its claim later.
-        loop {
-            if lease.wait_for(Option::is_some).await.is_err() {
-                return;
-            }
-            let claim = self.reach.claim_time();
-            self.note(|times, ms| {
-                times.address = times.address.or(Some(ms));
-                times.claim = claim.map(|d| d.as_millis() as u64);
-            });
-            if claim.is_some() || lease.changed().await.is_err() {
-                return;
-            }
+        if self.reach.lease().wait_for(Option::is_some).await.is_ok() {
+            self.note(|times, ms| times.address = Some(ms));
+        }
+        if let Ok(took) = self.reach.claimed().wait_for(Option::is_some).await {
+            let took = *took;
+            self.note(|times, _| times.claim = took.map(|d| d.as_millis() as u64));
         }
     }
 

@@ -73,15 +73,15 @@ pub struct Reach {
     /// Addresses that nobody held when last asked.
     nobody: Mutex<HashMap<IpAddr, Instant>>,
     lease: watch::Sender<Option<Lease>>,
-    claim_time: Mutex<Option<Duration>>,
+    /// How long the claim of the address took, once it is through: enough members have agreed since the start, so that what they do
+    /// not know is not there.
+    claimed: watch::Sender<Option<Duration>>,
     /// When each address was last told to be stale.
     told_stale: Mutex<HashMap<IpAddr, Instant>>,
     on_stale: OnceLock<OnStale>,
     /// A member has connected.
     met: Notify,
     kept: Kept,
-    /// Enough members have been connected since the start that what they do not know is not there.
-    gathered: watch::Sender<bool>,
 }
 
 impl Reach {
@@ -92,12 +92,11 @@ impl Reach {
             here: Mutex::default(),
             nobody: Mutex::default(),
             lease: watch::channel(None).0,
-            claim_time: Mutex::default(),
+            claimed: watch::channel(None).0,
             told_stale: Mutex::default(),
             on_stale: OnceLock::new(),
             met: Notify::new(),
             kept,
-            gathered: watch::channel(false).0,
         });
         reach.parts.fabric().serve(SERVICE, Arc::new(Answers(reach.clone())));
         reach
@@ -109,8 +108,8 @@ impl Reach {
     }
 
     /// How long the claim of the address took.
-    pub fn claim_time(&self) -> Option<Duration> {
-        *self.claim_time.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn claimed(&self) -> watch::Receiver<Option<Duration>> {
+        self.claimed.subscribe()
     }
 
     /// Sets who is told when others drop packets of an address here. Later calls change nothing.
@@ -196,8 +195,6 @@ impl Reach {
                     continue;
                 }
             };
-            // Enough members agreed on it: what they do not know is not there.
-            self.gathered.send_replace(true);
             self.hold(lease).await;
             tracing::warn!("another member holds this host's address by rule: claiming another");
             self.let_go();
@@ -210,7 +207,6 @@ impl Reach {
         let lease =
             self.addresses().claim_host(parts.identity.keys(), parts.me(), parts.certificate.name()).await.doing("claiming an address")?;
         let took = began.elapsed();
-        *self.claim_time.lock().unwrap_or_else(PoisonError::into_inner) = Some(took);
         if self.lease.borrow().as_ref().is_some_and(|before| before.v4 != lease.v4) {
             tracing::warn!(address = %lease.v4, "the address of before is another's by now");
             self.let_go();
@@ -219,6 +215,7 @@ impl Reach {
         self.kept.set(&lease).await;
         tracing::info!(address = %lease.v4, ms = took.as_millis() as u64, "address claimed");
         self.publish(&[IpAddr::V4(lease.v4), IpAddr::V6(parts.network.member_v6(parts.me()))]).await;
+        self.claimed.send_replace(Some(took));
         Ok(lease)
     }
 
@@ -362,7 +359,7 @@ impl Reach {
         let found = loop {
             let found = self.addresses().resolve(ip).await;
             // Right after the start those who know may not be connected yet.
-            if matches!(found, Ok(Some(_))) || *self.gathered.borrow() || began.elapsed() > GATHER_LIMIT {
+            if matches!(found, Ok(Some(_))) || self.claimed.borrow().is_some() || began.elapsed() > GATHER_LIMIT {
                 break found;
             }
             tokio::time::sleep(RESOLVE_RETRY).await;
@@ -401,7 +398,7 @@ impl Reach {
 
     /// Serves names on this host's own address while it has one. This host's programs are sent here once there are answers.
     pub async fn serve_names(&self, resolver: Resolver, integration: Arc<Integration>) {
-        let (mut lease, gathered) = (self.lease(), self.gathered.subscribe());
+        let mut lease = self.lease();
         loop {
             let Some(v4) = lease.borrow_and_update().as_ref().map(|l| l.v4) else {
                 if lease.changed().await.is_err() {
@@ -411,9 +408,9 @@ impl Reach {
             };
             match tokio::net::UdpSocket::bind(SocketAddr::from((v4, 53))).await {
                 Ok(socket) => {
-                    let (names, mut gathered) = (self.parts.names.clone(), gathered.clone());
+                    let (names, mut claimed) = (self.parts.names.clone(), self.claimed());
                     let use_it = async {
-                        if gathered.wait_for(|enough| *enough).await.is_ok() {
+                        if claimed.wait_for(Option::is_some).await.is_ok() {
                             integration.hold(v4).await;
                         }
                     };
