@@ -3,7 +3,10 @@
 //! Every figure carries the member's name, so that those of all can stand in one page.
 
 use super::Daemon;
-use crate::api::types::Peer;
+use p2pvm_overlay::{
+    MemberId,
+    plane::{Path, PathInfo},
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -104,7 +107,7 @@ impl Daemon {
             *states.entry(vm.state).or_default() += 1;
         }
         samples.extend(states.iter().map(|(state, n)| sample("p2pvm_vms", &[("state", state)], f64::from(*n))));
-        samples.extend(links(&self.peers()));
+        samples.extend(links(&self.parts.plane.peers(), |member| self.name_of(member)));
         samples
     }
 
@@ -114,22 +117,22 @@ impl Daemon {
     }
 }
 
-fn links(peers: &[Peer]) -> Vec<Sample> {
+fn links(peers: &[(MemberId, PathInfo)], name: impl Fn(MemberId) -> String) -> Vec<Sample> {
     let mut kinds: BTreeMap<&str, u32> = ["direct", "relayed", "ring", "stream"].map(|kind| (kind, 0)).into();
     let mut samples = Vec::new();
-    for peer in peers {
-        let Some(path) = peer.path.as_deref() else { continue };
-        let kind = match path.split(' ').next() {
-            Some("direct") => "direct",
-            Some("relayed") => "relayed",
-            Some("over") => "ring",
-            _ => "stream",
+    for (member, link) in peers {
+        let kind = match link.path {
+            Path::Direct(_) => "direct",
+            Path::Relayed(_) => "relayed",
+            Path::Ring => "ring",
+            Path::Stream => "stream",
         };
         *kinds.entry(kind).or_default() += 1;
-        let to = [("to", peer.name.as_str())];
-        samples.extend(peer.rtt_ms.map(|ms| sample("p2pvm_link_rtt_seconds", &to, ms / 1e3)));
-        samples.push(sample("p2pvm_link_sent_bytes", &to, peer.sent_bytes as f64));
-        samples.push(sample("p2pvm_link_received_bytes", &to, peer.received_bytes as f64));
+        let name = name(*member);
+        let to = [("to", name.as_str())];
+        samples.extend(link.rtt.map(|rtt| sample("p2pvm_link_rtt_seconds", &to, rtt.as_secs_f64())));
+        samples.push(sample("p2pvm_link_sent_bytes", &to, link.tx_bytes as f64));
+        samples.push(sample("p2pvm_link_received_bytes", &to, link.rx_bytes as f64));
     }
     samples.extend(kinds.iter().map(|(kind, n)| sample("p2pvm_links", &[("path", kind)], f64::from(*n))));
     samples
