@@ -37,6 +37,7 @@ use crate::{
     ring_net::{Answers, RingNet},
 };
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use message::{Answer, MAX_CANDIDATES, MAX_NEIGHBOURS, Request, Whereabouts};
 use over_ring::OverRing;
 use std::{
@@ -90,6 +91,8 @@ struct State {
     found: Option<(SocketAddr, Instant)>,
     finding6: examine::Finding,
     found6: Option<(SocketAddr, Instant)>,
+    /// Whether it is known if the NAT gives each destination another mapping.
+    mapping_known: bool,
     /// Who helped with it.
     helper: Option<(MemberId, SocketAddr)>,
     written: examine::Written,
@@ -160,9 +163,12 @@ impl Serve for Handler {
 struct RingCalls(Weak<Shared>);
 
 impl Answers for RingCalls {
-    fn answer(&self, asked: &Header, body: &[u8]) -> Option<Vec<u8>> {
-        let shared = self.0.upgrade()?;
-        over_ring::answer(&shared, shared.ring.as_ref()?, asked, body)
+    fn answer(&self, asked: &Header, body: &[u8]) -> BoxFuture<'static, Option<Vec<u8>>> {
+        let (shared, asked, body) = (self.0.upgrade(), *asked, body.to_vec());
+        Box::pin(async move {
+            let shared = shared?;
+            over_ring::answer(&shared, shared.ring.as_ref()?, &asked, &body).await
+        })
     }
 }
 
@@ -375,9 +381,49 @@ impl Shared {
     }
 
     /// Tries the member's addresses directly.
-    fn punch(&self, member: MemberId, whereabouts: &Whereabouts) {
-        let inner = self.plane.inner();
+    ///
+    /// Right after the start it is not known yet whether our own NAT gives each destination another mapping. Where the far end
+    /// hears only the very port that it was told, a packet sent then would take a mapping that nobody can guess later, for as
+    /// long as the NAT remembers it. So such a punch waits until that is known, and is agreed on anew if ports have to be guessed.
+    fn punch(self: &Arc<Self>, member: MemberId, whereabouts: &Whereabouts) {
         self.remember(member, whereabouts);
+        if self.knows_enough_to_punch(whereabouts.nat) {
+            return self.punch_now(member, whereabouts);
+        }
+        let (shared, whereabouts) = (self.clone(), whereabouts.clone());
+        tokio::spawn(async move {
+            // Who never finds out waits once.
+            let until = tokio::time::Instant::now() + dial::MAPPING_LIMIT;
+            loop {
+                let learned = shared.learned.notified();
+                if shared.state().mapping_known || tokio::time::timeout_at(until, learned).await.is_err() {
+                    break;
+                }
+            }
+            let known = std::mem::replace(&mut shared.state().mapping_known, true);
+            if known && shared.state().nat == NatKind::Counting {
+                dial::meet_again(shared, member).await;
+            } else {
+                shared.punch_now(member, &whereabouts);
+            }
+        });
+    }
+
+    /// Whether nothing is lost by writing at once to a member behind such a NAT.
+    fn knows_enough_to_punch(&self, theirs: NatKind) -> bool {
+        let state = self.state();
+        let hidden = state.reflexive.is_some() || (state.nat == NatKind::Unknown && self.local_is_private());
+        let hears = matches!(theirs, NatKind::Open | NatKind::FullCone | NatKind::AddressCone);
+        !self.options.stun || !hidden || hears || state.mapping_known
+    }
+
+    /// Whether all of this host's own addresses are of the kind that NATs hide.
+    fn local_is_private(&self) -> bool {
+        self.plane.inner().local_addresses.load().iter().all(nat::is_private)
+    }
+
+    fn punch_now(&self, member: MemberId, whereabouts: &Whereabouts) {
+        let inner = self.plane.inner();
         let usable = |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip()) && !inner.is_host(&addr.ip());
         let candidates = whereabouts.candidates.iter().take(MAX_CANDIDATES).filter(|c| usable(&c.addr));
         let (guessed, told): (Vec<&Candidate>, Vec<&Candidate>) = candidates.partition(|c| c.kind == CandidateKind::Predicted);

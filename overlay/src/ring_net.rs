@@ -1,8 +1,8 @@
 //! The ring as the rest of the daemon holds it: calls to members that only the ring leads to, traces, and how the ring stands.
 //!
 //! A call is one packet there and one back, each small enough for one datagram, sent again while nothing comes back; the far
-//! end keeps its last answers, so that a repetition has no second effect. Nothing in a packet proves who sent it: what is asked
-//! and answered proves itself (`connect/over_ring.rs`).
+//! end keeps its last answers, and knows which it is still working on, so that a repetition has no second effect. Nothing in a
+//! packet proves who sent it: what is asked and answered proves itself (`connect/over_ring.rs`).
 
 use crate::{
     plane::{Inner, Plane},
@@ -12,6 +12,7 @@ use crate::{
     },
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
+use futures::{FutureExt, future::BoxFuture};
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
@@ -28,6 +29,8 @@ const REPEAT_MS: [u64; 3] = [350, 600, 900];
 const MAX_CALLS: usize = 1024;
 /// Answers kept in case that their call comes again, so that a repetition has no second effect.
 const KEPT_ANSWERS: usize = 128;
+/// Calls that are worked on at once; more are not answered, and come again.
+const MAX_PENDING: usize = 32;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -36,18 +39,60 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Answers calls that come over the ring.
 pub(crate) trait Answers: Send + Sync {
     /// What to answer to a call, if anything. Nothing proves who asks.
-    fn answer(&self, asked: &Header, body: &[u8]) -> Option<Vec<u8>>;
+    fn answer(&self, asked: &Header, body: &[u8]) -> BoxFuture<'static, Option<Vec<u8>>>;
 }
 
-/// Who asked under which id, and what was answered.
-type Answered = ((Position, u64), Vec<u8>);
+/// Who asked, and under which id.
+type Asked = (Position, u64);
+
+/// The last calls and their answers.
+#[derive(Default)]
+struct Answered {
+    /// Nothing is answered yet while a call is worked on.
+    calls: VecDeque<(Asked, Option<Vec<u8>>)>,
+}
+
+/// What to do with a call.
+#[derive(Debug, PartialEq)]
+enum Todo {
+    /// It is new.
+    Work,
+    /// It was answered before: the same again.
+    Repeat(Vec<u8>),
+    /// It is worked on already, or too many others are.
+    Nothing,
+}
+
+impl Answered {
+    fn asked(&mut self, asked: Asked) -> Todo {
+        if let Some((_, answer)) = self.calls.iter().find(|(of, _)| *of == asked) {
+            return answer.clone().map_or(Todo::Nothing, Todo::Repeat);
+        }
+        if self.calls.iter().filter(|(_, answer)| answer.is_none()).count() >= MAX_PENDING {
+            return Todo::Nothing;
+        }
+        if self.calls.len() >= KEPT_ANSWERS {
+            self.calls.pop_front();
+        }
+        self.calls.push_back((asked, None));
+        Todo::Work
+    }
+
+    /// A call to which there is no answer may come again.
+    fn answered(&mut self, asked: Asked, answer: Option<&[u8]>) {
+        match answer {
+            Some(bytes) => self.calls.iter_mut().filter(|(of, _)| *of == asked).for_each(|(_, kept)| *kept = Some(bytes.to_vec())),
+            None => self.calls.retain(|(of, _)| *of != asked),
+        }
+    }
+}
 
 /// The ring as others in the daemon see it.
 pub struct RingNet {
     plane: Plane,
     me: Node,
     calls: Mutex<HashMap<u64, oneshot::Sender<Vec<u8>>>>,
-    answered: Mutex<VecDeque<Answered>>,
+    answered: Mutex<Answered>,
     answers: OnceLock<Arc<dyn Answers>>,
     pub(crate) status: ArcSwapOption<RingStatus>,
     lost_calls: AtomicU64,
@@ -162,7 +207,7 @@ impl RingNet {
     }
 
     /// A call or an answer that ends here.
-    pub(crate) fn take(&self, packet: &Packet) {
+    pub(crate) fn take(self: &Arc<Self>, packet: &Packet) {
         let Some((id, body)) = packet.body.split_first_chunk::<8>() else { return };
         let number = u64::from_be_bytes(*id);
         if packet.header.kind == Kind::Answer {
@@ -171,20 +216,72 @@ impl RingNet {
             return;
         }
         let asked = (packet.header.from, number);
-        let known = lock(&self.answered).iter().find(|(of, _)| *of == asked).map(|(_, answer)| answer.clone());
-        let answer = match known {
-            Some(answer) => answer,
-            None => {
-                let Some(answer) = self.answers.get().and_then(|a| a.answer(&packet.header, body)) else { return };
-                let mut answered = lock(&self.answered);
-                if answered.len() >= KEPT_ANSWERS {
-                    answered.pop_front();
-                }
-                answered.push_back((asked, answer.clone()));
-                answer
-            }
-        };
         let reply = packet.header.reply(Kind::Answer, self.me.position);
-        self.originate(reply, [&id[..], &answer].concat(), None);
+        let Some(answers) = self.answers.get() else { return };
+        match lock(&self.answered).asked(asked) {
+            Todo::Work => {}
+            Todo::Repeat(answer) => return self.reply(reply, asked, &answer),
+            Todo::Nothing => return,
+        }
+        let mut answer = answers.answer(&packet.header, body);
+        match (&mut answer).now_or_never() {
+            Some(answer) => self.answered(reply, asked, answer),
+            None => {
+                let net = self.clone();
+                tokio::spawn(async move {
+                    let answer = answer.await;
+                    net.answered(reply, asked, answer);
+                });
+            }
+        }
+    }
+
+    fn answered(&self, reply: Header, asked: Asked, answer: Option<Vec<u8>>) {
+        lock(&self.answered).answered(asked, answer.as_deref());
+        answer.map(|answer| self.reply(reply, asked, &answer));
+    }
+
+    fn reply(&self, header: Header, asked: Asked, answer: &[u8]) {
+        self.originate(header, [&asked.1.to_be_bytes()[..], answer].concat(), None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::MemberId;
+
+    fn asked(member: u8, id: u64) -> Asked {
+        (Position::of(&MemberId([member; 32])), id)
+    }
+
+    #[test]
+    fn a_call_that_comes_again_is_worked_on_once_and_answered_with_the_same_words() {
+        let mut calls = Answered::default();
+        assert_eq!(calls.asked(asked(1, 7)), Todo::Work);
+        assert_eq!(calls.asked(asked(1, 7)), Todo::Nothing, "it is still worked on");
+        calls.answered(asked(1, 7), Some(b"here"));
+        assert_eq!(calls.asked(asked(1, 7)), Todo::Repeat(b"here".to_vec()));
+        assert_eq!(calls.asked(asked(2, 7)), Todo::Work, "another's id is another call");
+        calls.answered(asked(2, 7), None);
+        assert_eq!(calls.asked(asked(2, 7)), Todo::Work, "what was not answered may come again");
+    }
+
+    #[test]
+    fn calls_that_are_worked_on_and_answers_that_are_kept_are_bounded() {
+        let mut calls = Answered::default();
+        for id in 0..MAX_PENDING as u64 {
+            assert_eq!(calls.asked(asked(1, id)), Todo::Work);
+        }
+        assert_eq!(calls.asked(asked(1, 1000)), Todo::Nothing);
+        for id in 0..MAX_PENDING as u64 {
+            calls.answered(asked(1, id), Some(b"done"));
+        }
+        for id in 1000..1000 + 2 * KEPT_ANSWERS as u64 {
+            assert_eq!(calls.asked(asked(1, id)), Todo::Work);
+            calls.answered(asked(1, id), Some(b"done"));
+        }
+        assert_eq!(calls.calls.len(), KEPT_ANSWERS);
+        assert_eq!(calls.asked(asked(1, 0)), Todo::Work, "long forgotten");
     }
 }

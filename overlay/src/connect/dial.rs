@@ -32,6 +32,8 @@ pub(crate) const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration
 const RING_GLANCE: Duration = Duration::from_millis(20);
 /// A member that has just started may not serve this yet: the pauses between questions then.
 const STARTING_MS: [u64; 3] = [100, 200, 400];
+/// Punches wait so long at most for what the NAT does: nobody may be there who can tell.
+pub(crate) const MAPPING_LIMIT: Duration = Duration::from_millis(1000);
 /// A better path is sought only for links that carry data.
 const WORTH_IMPROVING: Duration = Duration::from_secs(60);
 
@@ -150,6 +152,15 @@ pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId, via: Option<Pos
             meet_by_control(shared, member).await
         }
     }
+}
+
+/// [`meet`] for a punch whose ports have to be guessed anew.
+pub(crate) fn meet_again(shared: Arc<Shared>, member: MemberId) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        if let Err(error) = meet(&shared, member, None).await {
+            tracing::debug!(?member, %error, "guessed ports were not agreed on");
+        }
+    })
 }
 
 async fn stands(ring: &over_ring::OverRing) {

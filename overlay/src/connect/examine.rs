@@ -66,6 +66,16 @@ pub(crate) struct Finding {
     pub complete: bool,
 }
 
+impl Finding {
+    /// Another port of the member that saw us at `mapped` saw us at `second`.
+    pub fn note_second(&mut self, mapped: SocketAddr, second: SocketAddr) {
+        if second != mapped {
+            self.by_port = true;
+            self.newest = counts(mapped, second).then(|| (second, Instant::now()));
+        }
+    }
+}
+
 /// The kind of NAT that follows from how it maps (`kind`) and the finding.
 pub(crate) fn refine(kind: NatKind, finding: &Finding) -> NatKind {
     match (kind, finding.filtering) {
@@ -106,9 +116,8 @@ pub(crate) async fn examine(shared: &Arc<Shared>, helper: MemberId, server: Sock
         (false, Some(_)) => Filtering::Port,
         (false, None) => Filtering::Unknown,
     };
-    if let Some(second) = second.filter(|second| *second != mapped) {
-        finding.by_port = true;
-        finding.newest = counts(mapped, second).then(|| (second, Instant::now()));
+    if let Some(second) = second {
+        finding.note_second(mapped, second);
     }
     finding.complete = finding.filtering == Filtering::Port;
     if finding.filtering == Filtering::Address
@@ -178,14 +187,18 @@ pub(crate) async fn look_at_the_counter(shared: &Arc<Shared>) {
         (state.nat, state.helper)
     };
     let (NatKind::Counting, Some((helper, server))) = (kind, helper) else { return };
-    // Only a destination that is new to the NAT shows its counter: the helper opens a port for it.
-    let nowhere = SocketAddr::new(server.ip(), 0);
-    let Ok(Answer::KnockedFrom(port)) = ask(shared, helper, Request::KnockElsewhere(nowhere, stun::new_transaction()), ASK_LIMIT).await
-    else {
-        return;
-    };
-    if let Some(newest) = shared.plane.inner().stun(SocketAddr::new(server.ip(), port), STUN_LIMIT).await {
+    if let Some(newest) = mapped_anew(shared, helper, server).await {
         shared.state().finding.newest = Some((newest, Instant::now()));
+    }
+}
+
+/// At which address a port of `helper` sees us to which nothing was ever sent: only a destination that is new to a NAT shows
+/// whether it maps by destination, and where its counter stands.
+pub(crate) async fn mapped_anew(shared: &Arc<Shared>, helper: MemberId, server: SocketAddr) -> Option<SocketAddr> {
+    let nowhere = SocketAddr::new(server.ip(), 0);
+    match ask(shared, helper, Request::KnockElsewhere(nowhere, stun::new_transaction()), ASK_LIMIT).await {
+        Ok(Answer::KnockedFrom(port)) => shared.plane.inner().stun(SocketAddr::new(server.ip(), port), STUN_LIMIT).await,
+        _ => None,
     }
 }
 

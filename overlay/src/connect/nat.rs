@@ -176,7 +176,11 @@ fn holds(finding: &Finding, found: Option<(SocketAddr, Instant)>, mapped: Socket
 
 /// Looks closer at one family's NAT or firewall, unless that was done lately.
 async fn look_closer(shared: &Arc<Shared>, seen: &[Seen], v4: bool, kind: NatKind) -> NatKind {
-    let Some(helper) = seen.iter().find(|s| s.open && s.server.is_ipv4() == v4) else { return kind };
+    let Some(helper) = seen.iter().find(|s| s.open && s.server.is_ipv4() == v4) else {
+        // Nobody here can tell.
+        shared.state().mapping_known |= v4;
+        return kind;
+    };
     let (finding, found) = {
         let state = shared.state();
         if v4 { (state.finding, state.found) } else { (state.finding6, state.found6) }
@@ -184,7 +188,11 @@ async fn look_closer(shared: &Arc<Shared>, seen: &[Seen], v4: bool, kind: NatKin
     if holds(&finding, found, helper.mapped, Instant::now()) {
         return examine::refine(kind, &finding);
     }
-    let new = examine::examine(shared, helper.member, helper.server, helper.mapped).await;
+    let mapping = async { if v4 { look_at_the_mapping(shared, helper, kind).await } else { None } };
+    let (mut new, second) = tokio::join!(examine::examine(shared, helper.member, helper.server, helper.mapped), mapping);
+    if let Some(second) = second.filter(|_| !new.by_port) {
+        new.note_second(helper.mapped, second);
+    }
     let mut state = shared.state();
     let stamp = Some((helper.mapped, Instant::now()));
     // A helper that did not help must not make us forget what another showed.
@@ -196,6 +204,26 @@ async fn look_closer(shared: &Arc<Shared>, seen: &[Seen], v4: bool, kind: NatKin
         (state.finding6, state.found6) = (kept, stamp);
     }
     examine::refine(kind, &kept)
+}
+
+/// Whether the NAT gives other destinations other mappings. First punches wait for this ([`Shared::punch`]), so it is told at
+/// once, while the slow knocks are still under way.
+async fn look_at_the_mapping(shared: &Arc<Shared>, helper: &Seen, kind: NatKind) -> Option<SocketAddr> {
+    let second = examine::mapped_anew(shared, helper.member, helper.server).await;
+    {
+        let mut state = shared.state();
+        if let Some(second) = second {
+            let mut finding = state.finding;
+            finding.note_second(helper.mapped, second);
+            if finding.by_port {
+                (state.finding, state.helper) = (finding, Some((helper.member, helper.server)));
+                state.nat = examine::refine(kind, &finding);
+            }
+        }
+        state.mapping_known = true;
+    }
+    shared.learned.notify_waiters();
+    second
 }
 
 /// Keeps the reflexive address and the kind of NAT known.
@@ -290,8 +318,7 @@ pub(crate) fn is_private(ip: &IpAddr) -> bool {
 /// try. A node with a public address of its own does not wait.
 pub(crate) async fn settle(shared: &Shared, limit: Duration) {
     let told = shared.learned.notified();
-    let hidden = shared.plane.inner().local_addresses.load().iter().all(is_private);
-    if hidden && shared.options.stun && shared.state().nat == NatKind::Unknown {
+    if shared.local_is_private() && shared.options.stun && shared.state().nat == NatKind::Unknown {
         let _ = tokio::time::timeout(limit, told).await;
     }
 }

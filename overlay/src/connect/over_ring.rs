@@ -6,7 +6,7 @@
 //! of its certificate, which is asked for first where it is not known. Forwarders see who speaks with whom and nothing else.
 
 use super::{
-    Shared,
+    Shared, examine,
     message::{self, Introduction, RingAnswer, RingRequest, Whereabouts},
 };
 use crate::{
@@ -117,16 +117,16 @@ pub(crate) async fn meet(shared: &Shared, ring: &OverRing, member: MemberId, via
 }
 
 /// Answers a call that came over the ring. `None`: with nothing, as to any nonsense.
-pub(crate) fn answer(shared: &Shared, ring: &OverRing, asked: &Header, body: &[u8]) -> Option<Vec<u8>> {
+pub(crate) async fn answer(shared: &Arc<Shared>, ring: &OverRing, asked: &Header, body: &[u8]) -> Option<Vec<u8>> {
     let answer = match message::decode(body)? {
         RingRequest::Alive => RingAnswer::Alive,
         RingRequest::Who => RingAnswer::Me(Box::new(ring.papers.certificate.clone())),
-        RingRequest::Link(handshake) => accept(shared, ring, asked, &handshake)?,
+        RingRequest::Link(handshake) => accept(shared, ring, asked, &handshake).await?,
     };
     Some(message::encode(&answer))
 }
 
-fn accept(shared: &Shared, ring: &OverRing, asked: &Header, handshake: &[u8]) -> Option<RingAnswer> {
+async fn accept(shared: &Arc<Shared>, ring: &OverRing, asked: &Header, handshake: &[u8]) -> Option<RingAnswer> {
     let inner = shared.plane.inner();
     let opened = inner.read_link(handshake).ok()?;
     let Introduction { certificate, whereabouts } = message::decode(&opened.extra)?;
@@ -140,6 +140,7 @@ fn accept(shared: &Shared, ring: &OverRing, asked: &Header, handshake: &[u8]) ->
     }
     ring.remember(certificate);
     shared.state().hold_off(member, Instant::now());
+    examine::look_at_the_counter(shared).await;
     let ours = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), |w| w);
     match inner.accept_over_ring(member, opened, asked.agent, &ours) {
         Ok(answer) => {
