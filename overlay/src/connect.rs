@@ -392,16 +392,8 @@ impl Shared {
         }
         let (shared, whereabouts) = (self.clone(), whereabouts.clone());
         tokio::spawn(async move {
-            // Who never finds out waits once.
-            let until = tokio::time::Instant::now() + dial::MAPPING_LIMIT;
-            loop {
-                let learned = shared.learned.notified();
-                if shared.state().mapping_known || tokio::time::timeout_at(until, learned).await.is_err() {
-                    break;
-                }
-            }
-            let known = std::mem::replace(&mut shared.state().mapping_known, true);
-            if known && shared.state().nat == NatKind::Counting {
+            shared.mapping_known().await;
+            if shared.state().nat == NatKind::Counting {
                 dial::meet_again(shared, member).await;
             } else {
                 shared.punch_now(member, &whereabouts);
@@ -415,6 +407,18 @@ impl Shared {
         let hidden = state.reflexive.is_some() || (state.nat == NatKind::Unknown && self.local_is_private());
         let hears = matches!(theirs, NatKind::Open | NatKind::FullCone | NatKind::AddressCone);
         !self.options.stun || !hidden || hears || state.mapping_known
+    }
+
+    /// Waits until it is known whether the NAT gives each destination another mapping. Who never finds out waits once.
+    async fn mapping_known(&self) {
+        let until = tokio::time::Instant::now() + dial::MAPPING_LIMIT;
+        loop {
+            let learned = self.learned.notified();
+            if self.state().mapping_known || tokio::time::timeout_at(until, learned).await.is_err() {
+                break;
+            }
+        }
+        self.state().mapping_known = true;
     }
 
     /// Whether all of this host's own addresses are of the kind that NATs hide.

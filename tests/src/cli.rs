@@ -176,6 +176,9 @@ pub enum TestbedCommand {
     /// Measure p2pvm beside EasyTier, nebula, tinc and n2n on the same emulated hosts, where they are installed
     #[command(after_help = "Example: p2pvm testbed compare --rounds 3 --out docs/peers.md")]
     Compare(compare::Options),
+    /// Measure how long a member's start takes until it is reached, by the round trip between sites
+    #[command(after_help = "Example: p2pvm testbed joins --rtt 1,40,100 --rounds 5 --out docs/joins.md")]
+    Joins(compare::joins::Options),
     /// Measure how fast packets go, beside other overlays and the cable itself
     #[command(after_help = "Example: p2pvm testbed bench-net --rounds 3 --out docs/speed.md\n\
         Example: p2pvm testbed bench-net --only raw,plain,p2pvm --measure tcp --before /tmp/p2pvm-old")]
@@ -283,6 +286,7 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
         TestbedCommand::Compare(options) => {
             return compare::run(&options);
         }
+        TestbedCommand::Joins(options) => return compare::joins::run(&options),
         TestbedCommand::BenchNet(options) => return netbench::run(&options, arguments),
         TestbedCommand::PlainTunnel(options) => netbench::tunnel::run(&options)?,
         TestbedCommand::Soak { seconds, pace, seed, program } => {

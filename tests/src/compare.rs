@@ -6,6 +6,7 @@
 //! The probe is the system's `ping` to the overlay address, begun every 25 ms until one is answered. What is not installed is
 //! named in the table and left out.
 
+pub mod joins;
 mod others;
 mod p2pvm;
 

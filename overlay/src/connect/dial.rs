@@ -235,6 +235,10 @@ fn settle_behind(shared: Arc<Shared>, member: MemberId, whereabouts: Whereabouts
 /// Waits for the direct probes, then tries relays, then a stream. `met`: what the member said, and how long it took.
 async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: (&Whereabouts, Duration)) -> Result<Path, Error> {
     let (whereabouts, took) = met;
+    if !shared.knows_enough_to_punch(whereabouts.nat) {
+        // The direct probes begin only then.
+        shared.mapping_known().await;
+    }
     let ours = shared.state().nat;
     let blocked = [ours, whereabouts.nat].contains(&NatKind::Blocked);
     let patience = if shared.may_reach(whereabouts) { (took * 3).clamp(PATIENCE.0, PATIENCE.1) } else { Duration::ZERO };

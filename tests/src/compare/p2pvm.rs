@@ -16,7 +16,7 @@ impl P2pvm {
         Self { program: program.to_owned() }
     }
 
-    fn call(&self, bed: &Testbed, host: &str, words: &[&str]) -> anyhow::Result<Value> {
+    pub(super) fn call(&self, bed: &Testbed, host: &str, words: &[&str]) -> anyhow::Result<Value> {
         let program = self.program.to_string_lossy();
         let argv: Vec<&str> = std::iter::once(&*program).chain(words.iter().copied()).chain(["--json"]).collect();
         let output = bed.exec(host, &argv)?;
