@@ -183,6 +183,9 @@ async fn show(context: &Context) -> Outcome<()> {
         status.address.as_deref().unwrap_or("not claimed yet")
     );
     println!("{}", prepare::state());
+    if let Some((used, total)) = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(memory) {
+        println!("{used} of {total} MiB of memory are used");
+    }
     if context.layout.root_key().exists() {
         let kept = Path::new("/run/p2pvm/invite");
         let invite = match fs::read_to_string(kept) {
@@ -197,6 +200,13 @@ async fn show(context: &Context) -> Outcome<()> {
         println!("Others join with this invite ({SHOWN_USES} machines, 7 days):\n\n{invite}\n");
     }
     Ok(())
+}
+
+/// Memory in use and in all, MiB, out of /proc/meminfo.
+fn memory(text: &str) -> Option<(u64, u64)> {
+    let kib = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse::<u64>().ok());
+    let total = kib("MemTotal:")?;
+    Some((total.checked_sub(kib("MemAvailable:")?)? >> 10, total >> 10))
 }
 
 fn ask() -> Outcome<()> {
@@ -214,5 +224,16 @@ fn ask() -> Outcome<()> {
             continue;
         }
         return prepare::retry_with(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::memory;
+
+    #[test]
+    fn memory_in_use_is_what_is_not_available() {
+        assert_eq!(memory("MemTotal:  768000 kB\nMemFree: 1 kB\nMemAvailable:   512000 kB\n"), Some((250, 750)));
+        assert_eq!(memory("MemTotal: x kB"), None);
     }
 }
