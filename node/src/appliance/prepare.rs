@@ -79,18 +79,20 @@ fn places() -> Outcome<Places> {
 /// Makes this machine a member, or says why it cannot be one.
 pub async fn prepare(layout: &Layout) -> Outcome<()> {
     fs::create_dir_all(RUN).doing("making /run/p2pvm")?;
+    let tried = attempt(layout).await;
+    if let Err(failure) = &tried {
+        write_atomically(&refusal(), failure.message.as_bytes(), 0o644)?;
+    }
+    tried
+}
+
+async fn attempt(layout: &Layout) -> Outcome<()> {
     let cmdline = fs::read_to_string("/proc/cmdline").doing("reading the kernel command line")?;
     if let Some(disk) = sources::word(&cmdline, INSTALL) {
         unattended(Path::new(&disk))?;
     }
     mount_state(layout)?;
-    match become_member(layout).await {
-        Err(failure) if failure.kind != Kind::TimedOut => {
-            write_atomically(&refusal(), failure.message.as_bytes(), 0o644)?;
-            Err(failure)
-        }
-        other => other,
-    }
+    become_member(layout).await
 }
 
 /// `p2pvm.install=DISK`. On a disk that carries the appliance already there is nothing to do: the machine boots again and
