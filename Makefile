@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz build image setup lint clean-image
+.PHONY: demo test bench bench-net simulate fuzz build image setup lint clean-image iso iso-tools test-iso
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -28,6 +28,20 @@ image: setup
 
 lint:
 	scripts/lint.sh
+
+# The bootable appliance (docs/appliance.md): about 5 minutes beside the release build. ISO_BINARY=... puts another p2pvm in.
+ISO := target/appliance-image/p2pvm.iso
+ISO_BINARY ?= target/release/p2pvm
+iso: image iso-tools
+	$(if $(filter target/release/p2pvm,$(ISO_BINARY)),cargo build --locked --release -p p2pvm)
+	$(SUDO) appliance-image/build.sh --binary $(ISO_BINARY) --guest $(IMAGE) -o $(ISO)
+
+iso-tools:
+	scripts/setup.sh iso
+
+# The ISO in QEMU: BIOS and UEFI, CD and USB stick, joining, installing. 20 to 30 minutes where there is no KVM.
+test-iso: build iso
+	$(SUDO) env PATH="$$PATH" P2PVM_TEST_ISO="$$PWD/$(ISO)" cargo nextest run --locked --profile iso -p p2pvm
 
 # How fast packets go, beside other overlays and the cable itself (docs/speed.md). ROUNDS=n and ONLY=raw,p2pvm,... change the run.
 ROUNDS ?= 3

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, testing and the demo need and this Debian machine lacks. Idempotent: says
 # nothing and touches nothing where all is there. Needs root for the installing only.
+# `setup.sh iso` sees to what the appliance's ISO and its boot tests need as well.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
@@ -8,10 +9,21 @@ declare -A package=(
   [cc]=build-essential [ip]=iproute2 [nft]=nftables [ping]=iputils-ping [iperf3]=iperf3
   [busybox]=busybox-static [dpkg-deb]=dpkg [flock]=util-linux [miniupnpd]=miniupnpd-nftables
 )
+if [ "${1:-}" = iso ]; then
+  package+=(
+    [mmdebstrap]=mmdebstrap [mksquashfs]=squashfs-tools [xorriso]=xorriso [grub-mkimage]=grub-common [mkfs.vfat]=dosfstools
+    [mcopy]=mtools [zstd]=zstd [cpio]=cpio [depmod]=kmod [xz]=xz-utils
+  )
+fi
 missing=()
 for command in "${!package[@]}"; do
   command -v "$command" >/dev/null || missing+=("${package[$command]}")
 done
+if [ "${1:-}" = iso ]; then
+  [ -d /usr/lib/grub/i386-pc ] || missing+=(grub-pc-bin)
+  [ -d /usr/lib/grub/x86_64-efi ] || missing+=(grub-efi-amd64-bin)
+  [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || missing+=(ovmf)
+fi
 
 qemu_major() { qemu-system-x86_64 --version 2>/dev/null | sed -n 's/.*version \([0-9]*\)\..*/\1/p'; }
 need_qemu=

@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 mod api;
+mod appliance;
 mod bench;
 mod cli;
 mod config;

@@ -92,6 +92,15 @@ pub enum Command {
     /// Say why a VM was moved, or was not
     #[command(after_help = "Example:\n  p2pvm explain web")]
     Explain(VmName),
+    /// The bootable appliance's ISO
+    #[command(subcommand, after_help = "Example:\n  p2pvm image customize p2pvm.iso --join invite.txt -o lab.iso")]
+    Image(super::appliance::Image),
+    /// Put the appliance on a disk, so that it boots by itself and keeps identity and VMs
+    #[command(after_help = "Examples:\n  p2pvm install /dev/sda\n  p2pvm install /dev/sdb --from p2pvm.iso --yes")]
+    Install(super::appliance::Install),
+    /// What the appliance's own units and console call
+    #[command(subcommand, hide = true)]
+    Appliance(super::appliance::Appliance),
     /// Emulated wide area for tests and demos
     #[command(subcommand, after_help = "Example:\n  p2pvm testbed up tests/sites/planetlab.toml")]
     Testbed(p2pvm_tests::cli::TestbedCommand),

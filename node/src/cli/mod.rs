@@ -1,6 +1,7 @@
 //! The command line: parse, ask the daemon, print. What needs no daemon (`init`, `join`, `testbed`,
 //! `demo`, `bench`) is called from here too. Results go to standard output, everything else to standard error.
 
+mod appliance;
 mod args;
 pub mod netcheck;
 mod network;
@@ -103,6 +104,9 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Route(a) => policy::route(&context, a).await,
         Command::Vm(a) => vm::run(&context, a).await,
         Command::Drain => vm::drain(&context).await,
+        Command::Image(a) => appliance::image(&context, a),
+        Command::Install(a) => appliance::install(&context, &a),
+        Command::Appliance(a) => appliance::run(&context, a).await,
         Command::Explain(a) => vm::explain(&context, &a.name).await,
         Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => {
             unreachable!("dispatched before the runtime began")

@@ -186,7 +186,7 @@ pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
 }
 
 /// An invite given as itself, as a file, or as `-` for standard input.
-fn read_invite(text: &str) -> Outcome<String> {
+pub(super) fn read_invite(text: &str) -> Outcome<String> {
     if text == "-" {
         let mut read = String::new();
         std::io::stdin().take(1 << 20).read_to_string(&mut read).doing("reading the invite from standard input")?;

@@ -1,0 +1,185 @@
+//! What an appliance does before its daemon starts: state, network, membership. Run once a boot by p2pvm-prepare.service.
+//!
+//! State is on the partition labelled P2PVM-STATE where there is one, else in memory, and the console says which. A machine
+//! that is a member already asks no place for an invite: it stays what it is. What a person has to know is printed; the
+//! unit shows it on the console.
+
+use super::{
+    install,
+    sources::{self, Places},
+    volumes,
+};
+use crate::{
+    failure::{Doing, Failure, Kind, Outcome},
+    layout::{Layout, write_atomically},
+    membership,
+};
+use nix::mount::{MsFlags, mount};
+use p2pvm_overlay::UnixTime;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The label of the partition for state.
+pub const STATE_LABEL: &str = "P2PVM-STATE";
+/// Labels of volumes that may hold an invite, in order.
+const INVITE_LABELS: [&str; 2] = ["P2PVM", "CIDATA"];
+/// On the kernel's command line, before a disk to install on.
+const INSTALL: &str = "p2pvm.install=";
+/// What is only true until the next boot.
+const RUN: &str = "/run/p2pvm";
+/// The name of a network that founds itself.
+const OWN_NETWORK: &str = "p2pvm";
+/// Between two attempts to join over a network that is not there yet.
+const RETRY: Duration = Duration::from_secs(5);
+/// How much of the memory state may take when there is no disk for it. It is not taken before it is used.
+const STATE_IN_MEMORY: &str = "mode=711,size=75%";
+
+/// Where a typed invite is put for the next attempt.
+pub fn typed() -> PathBuf {
+    Path::new(RUN).join("typed-invite")
+}
+
+/// Why the last attempt was refused.
+pub fn refusal() -> PathBuf {
+    Path::new(RUN).join("refused")
+}
+
+/// Where the state lives, in words.
+fn state_note() -> PathBuf {
+    Path::new(RUN).join("state")
+}
+
+/// The places of this machine, its volumes mounted.
+fn places() -> Outcome<Places> {
+    let known = volumes::all()?;
+    let mut mounted = Vec::new();
+    for label in INVITE_LABELS {
+        for volume in volumes::labelled(&known, label) {
+            let at = Path::new(RUN).join("volumes").join(volume.device.trim_start_matches("/dev/"));
+            if fs::read_dir(&at).is_ok_and(|mut entries| entries.next().is_some()) {
+                mounted.push((label.to_owned(), at));
+                continue;
+            }
+            volume.mount(&at, false)?;
+            mounted.push((label.to_owned(), at));
+        }
+    }
+    Ok(Places {
+        typed: typed(),
+        cmdline: "/proc/cmdline".into(),
+        volumes: mounted,
+        room: Path::new(RUN).join("medium/p2pvm/invite"),
+        serial: "/sys/class/dmi/id/product_serial".into(),
+    })
+}
+
+/// Makes this machine a member, or says why it cannot be one.
+pub async fn prepare(layout: &Layout) -> Outcome<()> {
+    fs::create_dir_all(RUN).doing("making /run/p2pvm")?;
+    let tried = attempt(layout).await;
+    if let Err(failure) = &tried {
+        write_atomically(&refusal(), failure.message.as_bytes(), 0o644)?;
+    }
+    tried
+}
+
+async fn attempt(layout: &Layout) -> Outcome<()> {
+    let cmdline = fs::read_to_string("/proc/cmdline").doing("reading the kernel command line")?;
+    if let Some(disk) = sources::word(&cmdline, INSTALL) {
+        unattended(Path::new(&disk))?;
+    }
+    mount_state(layout)?;
+    become_member(layout).await
+}
+
+/// `p2pvm.install=DISK`. On a disk that carries the appliance already there is nothing to do: the machine boots again and
+/// again with the same command line.
+fn unattended(disk: &Path) -> Outcome<()> {
+    if install::is_installed(disk)? {
+        say(format_args!("{} carries the appliance already", disk.display()));
+        return Ok(());
+    }
+    say(format_args!("installing on {}", disk.display()));
+    install::install(disk, None, false)?;
+    say(format_args!("{} boots by itself from now on", disk.display()));
+    Ok(())
+}
+
+fn mount_state(layout: &Layout) -> Outcome<()> {
+    let dir = layout.dir();
+    let mounts = fs::read_to_string("/proc/mounts").doing("reading /proc/mounts")?;
+    if mounts.lines().any(|line| line.split_whitespace().nth(1) == dir.to_str()) {
+        return Ok(());
+    }
+    let known = volumes::all()?;
+    let mut found = volumes::labelled(&known, STATE_LABEL);
+    let note = match (found.next(), found.next()) {
+        (Some(volume), None) => {
+            volume.mount(dir, true)?;
+            format!("identity and VMs are on {}", volume.device)
+        }
+        (None, _) => {
+            fs::create_dir_all(dir).doing(format_args!("making {}", dir.display()))?;
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            mount(Some("p2pvm-state"), dir, Some("tmpfs"), flags, Some(STATE_IN_MEMORY)).doing("mounting memory for the state")?;
+            format!(
+                "identity and VMs are in MEMORY and gone at power off: no partition is labelled {STATE_LABEL} ('p2pvm install DISK' makes one)"
+            )
+        }
+        (Some(a), Some(b)) => {
+            return Err(Failure::refused(format!(
+                "{} and {} are both labelled {STATE_LABEL}: remove one of the disks, so that it is clear who this machine is",
+                a.device, b.device
+            )));
+        }
+    };
+    say(&note);
+    write_atomically(&state_note(), note.as_bytes(), 0o644)
+}
+
+async fn become_member(layout: &Layout) -> Outcome<()> {
+    if layout.is_member() {
+        say("this machine is a member already");
+        return Ok(());
+    }
+    let found = sources::find(&places()?, UnixTime::now()).map_err(|bad| Failure::refused(bad.to_string()))?;
+    // Random, because every appliance is the same: it stays with the identity.
+    let name = found.name.unwrap_or_else(|| format!("node-{:04x}", rand::random::<u16>()));
+    let Some((source, invite)) = found.invite else {
+        let founded = membership::found(layout, (OWN_NETWORK, None), (&name, &[]), false)?;
+        say(format_args!("no invite anywhere: this machine, {name}, founded a network of its own, subnet {}", founded.subnet));
+        return Ok(());
+    };
+    say(format_args!("joining by {source}"));
+    loop {
+        match membership::join(layout, &invite, None, &name).await {
+            Err(failure) if failure.kind == Kind::TimedOut => say(format_args!("{failure}; trying again")),
+            Err(failure) => return Err(Failure::new(failure.kind, format!("{source}: {failure}"))),
+            Ok(()) => {
+                say(format_args!("admitted as {name}"));
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Forgets the last refusal and puts a typed invite, if there is one, where the next attempt finds it first.
+pub fn retry_with(invite: &str) -> Outcome<()> {
+    if !invite.is_empty() {
+        write_atomically(&typed(), invite.as_bytes(), 0o600)?;
+    }
+    fs::remove_file(refusal()).doing("forgetting the last refusal")
+}
+
+/// Where the state lives, for the console.
+pub fn state() -> String {
+    fs::read_to_string(state_note()).unwrap_or_default()
+}
+
+fn say(what: impl std::fmt::Display) {
+    println!("p2pvm: {what}");
+}
