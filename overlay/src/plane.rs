@@ -11,6 +11,7 @@ mod core;
 mod cut;
 mod deliver;
 mod device;
+mod envelopes;
 mod holding;
 mod join;
 mod large;
