@@ -13,6 +13,8 @@ mod deliver;
 mod device;
 mod envelopes;
 mod holding;
+#[cfg(test)]
+mod idle_tests;
 mod join;
 mod large;
 mod multicast;
