@@ -26,6 +26,7 @@ mod peer;
 mod pieces;
 mod pmtu;
 mod port;
+mod priority;
 mod receive;
 mod relaying;
 mod ring;

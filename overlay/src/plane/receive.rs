@@ -6,6 +6,7 @@ use super::{
     deliver::Ctx,
     packet,
     peer::{Peer, Via},
+    priority,
     ring::OverRing,
     udp::READ_BYTES,
 };
@@ -55,6 +56,7 @@ const FLUSH_AFTER: usize = 32;
 
 /// The UDP thread.
 pub(crate) fn run(inner: &Inner) {
+    priority::raise();
     let mut buf = vec![0; READ_BYTES];
     let mut ctx = Ctx::default();
     let mut datagrams = 0;
