@@ -11,7 +11,10 @@ mod core;
 mod cut;
 mod deliver;
 mod device;
+mod envelopes;
 mod holding;
+#[cfg(test)]
+mod idle_tests;
 mod join;
 mod large;
 mod multicast;
@@ -23,6 +26,7 @@ mod peer;
 mod pieces;
 mod pmtu;
 mod port;
+mod priority;
 mod receive;
 mod relaying;
 mod ring;

@@ -11,9 +11,9 @@ use super::{
     frame::FRAME_HEADER_LEN,
     replay::ReplayWindow,
     wipe::Wiped,
-    wire::{HEADER_LEN, TAG_LEN, write_data_header},
+    wire::{ENVELOPE, ENVELOPE_SEALED_LEN, HEADER_LEN, TAG_LEN, write_data_header, write_envelope_header},
 };
-use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, Tag, UnboundKey};
 use std::{
     sync::{
         Mutex, PoisonError,
@@ -144,15 +144,45 @@ impl Session {
     ///
     /// `buf` must have room for `HEADER_LEN + plain + TAG_LEN` bytes.
     pub fn seal(&self, buf: &mut [u8], plain: usize) -> Option<usize> {
-        let counter = self.counter.fetch_add(1, Ordering::Relaxed);
-        if counter >= LAST_COUNTER {
-            return None;
-        }
+        let counter = self.next_counter()?;
         write_data_header(buf, self.remote, counter);
         let end = HEADER_LEN + plain;
         let tag = self.sealing.seal_in_place_separate_tag(nonce(counter), Aad::empty(), &mut buf[HEADER_LEN..end]).ok()?;
         buf[end..end + TAG_LEN].copy_from_slice(tag.as_ref());
         Some(end + TAG_LEN)
+    }
+
+    /// Like [`Session::seal`], for a forward frame around a datagram that is sealed for its own end: sealed again is only what the
+    /// relay reads, and that datagram's header. What it seals, nobody need seal or open once more on the way.
+    pub fn seal_envelope(&self, buf: &mut [u8], plain: usize) -> Option<usize> {
+        let counter = self.next_counter()?;
+        write_envelope_header(buf, self.remote, counter);
+        let end = HEADER_LEN + plain;
+        let part = buf.get_mut(HEADER_LEN..HEADER_LEN + ENVELOPE_SEALED_LEN)?;
+        let tag = self.sealing.seal_in_place_separate_tag(nonce(counter), Aad::from([ENVELOPE]), part).ok()?;
+        buf.get_mut(end..end + TAG_LEN)?.copy_from_slice(tag.as_ref());
+        Some(end + TAG_LEN)
+    }
+
+    fn next_counter(&self) -> Option<u64> {
+        let counter = self.counter.fetch_add(1, Ordering::Relaxed);
+        (counter < LAST_COUNTER).then_some(counter)
+    }
+
+    /// Opens an envelope in place and returns its forward frame, the datagram inside included.
+    ///
+    /// # Errors
+    /// As [`Session::open`]. That the rest of the datagram inside is what was sent shows only where that is opened.
+    pub fn open_envelope<'a>(&self, datagram: &'a mut [u8], counter: u64) -> Result<&'a mut [u8], Refused> {
+        if !self.lock().may_come(counter) {
+            return Err(Refused::Replayed);
+        }
+        let body = datagram.get_mut(HEADER_LEN..).ok_or(Refused::Malformed)?;
+        let (plain, tag) = body.split_last_chunk_mut::<TAG_LEN>().ok_or(Refused::Malformed)?;
+        let part = plain.get_mut(..ENVELOPE_SEALED_LEN).ok_or(Refused::Malformed)?;
+        let opened = self.opening.open_in_place_separate_tag(nonce(counter), Aad::from([ENVELOPE]), Tag::from(*tag), part, 0..);
+        opened.map_err(|_| Refused::Forged)?;
+        if self.lock().accept(counter) { Ok(plain) } else { Err(Refused::Replayed) }
     }
 
     /// Opens a data datagram in place and returns its frame.
@@ -177,6 +207,43 @@ impl Session {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    #[test]
+    fn an_envelope_opens_once_and_neither_its_address_nor_its_kind_can_be_changed() {
+        let key = [7; 32];
+        let parts = |initiator| Parts { local: 1, remote: 1, cipher: Cipher::preferred(), initiator, sealing: &key, opening: &key };
+        let (session, far) = (Session::new(parts(true), Instant::now()), Session::new(parts(false), Instant::now()));
+        let plain: Vec<u8> = (0..200).collect();
+        let seal = || {
+            let mut buf = vec![0; HEADER_LEN + plain.len() + TAG_LEN];
+            buf[HEADER_LEN..HEADER_LEN + plain.len()].copy_from_slice(&plain);
+            let len = session.seal_envelope(&mut buf, plain.len()).expect("it has just begun");
+            assert_eq!(len, buf.len());
+            buf
+        };
+        let mut first = seal();
+        assert_ne!(first[HEADER_LEN..][..ENVELOPE_SEALED_LEN], plain[..ENVELOPE_SEALED_LEN], "whom it is for is hidden");
+        assert_eq!(first[HEADER_LEN + ENVELOPE_SEALED_LEN..][..10], plain[ENVELOPE_SEALED_LEN..][..10], "what is sealed already stays");
+        let mut again = first.clone();
+        assert_eq!(far.open_envelope(&mut first, 0).expect("genuine"), plain);
+        assert_eq!(far.open_envelope(&mut again, 0).map(|_| ()), Err(Refused::Replayed));
+        for at in 0..HEADER_LEN + ENVELOPE_SEALED_LEN {
+            let mut changed = seal();
+            let counter = changed[15].into();
+            changed[at] ^= 1;
+            // Index and counter of the header are not data: the one finds the session, the other is the nonce.
+            let at_nonce = (8..16).contains(&at);
+            let opened = far.open_envelope(&mut changed, if at_nonce { counter ^ 1 << ((15 - at) * 8) } else { counter });
+            assert_eq!(opened.is_err(), at >= 8, "byte {at}");
+        }
+        let mut as_data = seal();
+        let counter = as_data[15].into();
+        assert_eq!(far.open(&mut as_data, counter).map(|_| ()), Err(Refused::Forged));
+        let mut data = vec![0; HEADER_LEN + ENVELOPE_SEALED_LEN + TAG_LEN];
+        assert!(session.seal(&mut data, ENVELOPE_SEALED_LEN).is_some());
+        let counter = data[15].into();
+        assert_eq!(far.open_envelope(&mut data, counter).map(|_| ()), Err(Refused::Forged));
+    }
 
     #[test]
     fn threads_that_seal_together_never_share_a_nonce() {

@@ -1,4 +1,4 @@
-//! The four datagrams of a link, outermost bytes first. All numbers are big-endian.
+//! The five datagrams of a link, outermost bytes first. All numbers are big-endian.
 //!
 //! | kind | layout |
 //! |---|---|
@@ -6,10 +6,11 @@
 //! | response | kind, 3 zero, sender index, receiver index, Noise message 2, mac1, mac2 |
 //! | cookie | kind, 3 zero, receiver index, salt, sealed cookie |
 //! | data | kind, 3 zero, receiver index, counter, sealed frame |
+//! | envelope | kind, 3 zero, receiver index, counter, sealed forward frame's header and first 16 bytes of the datagram inside, rest of that datagram, tag |
 //!
 //! The first byte has its top bit set, which no STUN message has (RFC 8489 §5), so both share a port.
 
-use super::Refused;
+use super::{Refused, frame::FRAME_HEADER_LEN};
 
 /// Bytes before the sealed frame of a data datagram.
 pub const HEADER_LEN: usize = 16;
@@ -41,6 +42,11 @@ const INITIATION: u8 = 0x81;
 const RESPONSE: u8 = 0x82;
 const COOKIE: u8 = 0x83;
 const DATA: u8 = 0x84;
+pub(super) const ENVELOPE: u8 = 0x85;
+/// Bytes of an envelope that are sealed: whom the datagram inside is for, and its header, which would name its session.
+pub(super) const ENVELOPE_SEALED_LEN: usize = FRAME_HEADER_LEN + HEADER_LEN;
+/// An envelope holds a data datagram, of which more than the sealed part is left.
+const ENVELOPE_LEAST_LEN: usize = HEADER_LEN + ENVELOPE_SEALED_LEN + 2 * TAG_LEN;
 
 /// A datagram taken apart; nothing in it is verified yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,23 +83,33 @@ pub enum Datagram<'a> {
         /// The nonce.
         counter: u64,
     },
+    /// A datagram that is sealed already, on its way through a relay.
+    Envelope {
+        /// The receiver's index of the session.
+        receiver: u32,
+        /// The nonce.
+        counter: u64,
+    },
 }
 
 fn number(bytes: &[u8], at: usize) -> u32 {
     bytes[at..at + 4].iter().fold(0, |n, b| n << 8 | u32::from(*b))
 }
 
+fn long(bytes: &[u8], at: usize) -> u64 {
+    u64::from(number(bytes, at)) << 32 | u64::from(number(bytes, at + 4))
+}
+
 /// Whether `bytes` may be a link's datagram at all.
 pub fn is_ours(bytes: &[u8]) -> bool {
-    bytes.first().is_some_and(|kind| (INITIATION..=DATA).contains(kind))
+    bytes.first().is_some_and(|kind| (INITIATION..=ENVELOPE).contains(kind))
 }
 
 /// Takes a datagram apart. Never panics; checks lengths only.
 pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Refused> {
     match (bytes.first(), bytes.len()) {
-        (Some(&DATA), n) if n >= HEADER_LEN + TAG_LEN => {
-            Ok(Datagram::Data { receiver: number(bytes, 4), counter: u64::from(number(bytes, 8)) << 32 | u64::from(number(bytes, 12)) })
-        }
+        (Some(&DATA), n) if n >= HEADER_LEN + TAG_LEN => Ok(Datagram::Data { receiver: number(bytes, 4), counter: long(bytes, 8) }),
+        (Some(&ENVELOPE), n) if n >= ENVELOPE_LEAST_LEN => Ok(Datagram::Envelope { receiver: number(bytes, 4), counter: long(bytes, 8) }),
         (Some(&INITIATION), n) if (INITIATION_LEN..=INITIATION_LEN + MAX_EXTRA_LEN).contains(&n) => {
             Ok(Datagram::Initiation { sender: number(bytes, 4), noise: &bytes[8..n - 2 * MAC_LEN] })
         }
@@ -137,7 +153,16 @@ pub fn cookie(receiver: u32, salt: &[u8; SALT_LEN], sealed: &[u8]) -> Vec<u8> {
 
 /// Writes the header of a data datagram into the first [`HEADER_LEN`] bytes.
 pub fn write_data_header(out: &mut [u8], receiver: u32, counter: u64) {
-    out[..4].copy_from_slice(&[DATA, 0, 0, 0]);
+    write_header(out, DATA, receiver, counter);
+}
+
+/// Writes the header of an envelope into the first [`HEADER_LEN`] bytes.
+pub(super) fn write_envelope_header(out: &mut [u8], receiver: u32, counter: u64) {
+    write_header(out, ENVELOPE, receiver, counter);
+}
+
+fn write_header(out: &mut [u8], kind: u8, receiver: u32, counter: u64) {
+    out[..4].copy_from_slice(&[kind, 0, 0, 0]);
     out[4..8].copy_from_slice(&receiver.to_be_bytes());
     out[8..16].copy_from_slice(&counter.to_be_bytes());
 }
@@ -149,7 +174,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0x80u8..0x86) {
+        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0x80u8..0x87) {
             let _ = parse(&bytes);
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = kind; }
@@ -167,6 +192,10 @@ mod tests {
             let mut data = [0; HEADER_LEN + TAG_LEN];
             write_data_header(&mut data, receiver, counter);
             prop_assert_eq!(parse(&data), Ok(Datagram::Data { receiver, counter }));
+            let mut envelope = [0; ENVELOPE_LEAST_LEN];
+            write_envelope_header(&mut envelope, receiver, counter);
+            prop_assert_eq!(parse(&envelope), Ok(Datagram::Envelope { receiver, counter }));
+            prop_assert!(parse(&envelope[1..]).is_err() && parse(&envelope[..ENVELOPE_LEAST_LEN - 1]).is_err());
         }
     }
 }

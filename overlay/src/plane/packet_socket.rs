@@ -1,5 +1,5 @@
 //! A raw packet socket on one interface, with a virtio-net header before each frame, so that a guest's TSO packets pass in
-//! one piece both ways (packet(7), PACKET_VNET_HDR). The only unsafe code of the plane.
+//! one piece both ways (packet(7), PACKET_VNET_HDR).
 
 use socket2::{Domain, Socket, Type};
 use std::{

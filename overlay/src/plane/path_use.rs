@@ -128,7 +128,7 @@ impl Inner {
     }
 
     /// The peer, with a link to its key; a link to another key of it ends.
-    fn linked(&self, member: MemberId, key: LinkKey) -> Arc<Peer> {
+    pub(super) fn linked(&self, member: MemberId, key: LinkKey) -> Arc<Peer> {
         let peer = self.peer(member);
         {
             let mut link = peer.link();

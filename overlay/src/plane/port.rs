@@ -12,6 +12,7 @@ use super::{
     multicast::group_mac,
     packet::{self, ETHERNET_LEN, Guest},
     packet_socket::PacketSocket,
+    priority,
     segments::{HEAD, Segments},
     wake::Stop,
 };
@@ -264,6 +265,7 @@ impl Inner {
 
 /// One guest's thread.
 fn run(inner: &Inner, port: &Port) {
+    priority::raise();
     let stride = HEAD + usize::from(inner.mtu) + TAG_LEN;
     let mut raw = vec![0; VIRTIO_NET_HDR_LEN + ETHERNET_LEN + 65_535];
     let mut buf = vec![0; stride * MAX_SEGMENTS];

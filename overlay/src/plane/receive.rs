@@ -6,18 +6,18 @@ use super::{
     deliver::Ctx,
     packet,
     peer::{Peer, Via},
+    priority,
     ring::OverRing,
     udp::READ_BYTES,
 };
 use crate::{
     id::{Epoch, MemberId},
     link::{
-        Opened,
+        Opened, Session,
         cookie::mac1_verifies,
         frame::{FRAME_HEADER_LEN, Frame, ROAMED, wire_epoch},
         wire::{self, Datagram},
     },
-    stun,
 };
 use std::{
     io,
@@ -56,20 +56,14 @@ const FLUSH_AFTER: usize = 32;
 
 /// The UDP thread.
 pub(crate) fn run(inner: &Inner) {
+    priority::raise();
     let mut buf = vec![0; READ_BYTES];
     let mut ctx = Ctx::default();
     let mut datagrams = 0;
     while !inner.stop.raised() {
         match inner.udp.receive(&mut buf) {
             Ok((from, len, stride)) => {
-                let now = Instant::now();
-                for datagram in buf[..len].chunks_mut(stride) {
-                    if stun::is_stun(datagram) {
-                        inner.on_stun(datagram, from);
-                    } else {
-                        inner.datagram(&mut ctx, datagram, By::Udp(from), now);
-                    }
-                }
+                inner.datagrams(&mut ctx, &mut buf[..len], stride, from, Instant::now());
                 // Datagrams that came singly are gathered; a full read is not held up for more.
                 datagrams += len.div_ceil(stride);
                 if datagrams >= FLUSH_AFTER {
@@ -101,9 +95,20 @@ impl Inner {
         let Some((session, peer)) = sessions.get(&receiver) else { return };
         let Ok(plain) = session.open(bytes, counter) else { return };
         let data = if Frame::is_data(plain.first()) { plain.len().saturating_sub(FRAME_HEADER_LEN) } else { 0 };
+        // A ping shows that the peer's datagrams reach us; whether ours reach the peer shows by what answers them.
+        let answers = !matches!(Frame::parse(plain), Some(Frame::Ping(_)));
+        self.verified(session, peer, by, (data, answers), now);
+        if let By::Ring(over) = by {
+            peer.set_agent(over.agent);
+        }
+        self.frame(ctx, peer, plain, by, now);
+    }
+
+    /// What it says about a link that a datagram of its session came: how much data it brought, and whether it may be an answer.
+    pub fn verified(&self, session: &Session, peer: &Arc<Peer>, by: By, (data, answers): (usize, bool), now: Instant) {
         if session.confirm() {
             if let Some(link) = peer.link().as_mut() {
-                link.confirmed(receiver);
+                link.confirmed(session.local_index());
             }
             self.run_link(peer, now);
         }
@@ -113,18 +118,12 @@ impl Inner {
             (By::Ring(_), Via::Ring) | (By::Stream, Via::Stream(_)) => true,
             _ => false,
         };
-        // A ping shows that the peer's datagrams reach us; whether ours reach the peer shows by what answers them.
-        let answers = in_use && !matches!(Frame::parse(plain), Some(Frame::Ping(_)));
-        peer.note_received(now, data, answers);
+        peer.note_received(now, data, in_use && answers);
         if !in_use && peer.may_look(now) {
             // From a place we did not know, such as a NAT's new mapping: probe it.
             peer.paths().heard(by.path(), now, peer.activity().received);
             self.kick.kick();
         }
-        if let By::Ring(over) = by {
-            peer.set_agent(over.agent);
-        }
-        self.frame(ctx, peer, plain, by, now);
     }
 
     fn frame(&self, ctx: &mut Ctx, peer: &Arc<Peer>, plain: &mut [u8], by: By, now: Instant) {

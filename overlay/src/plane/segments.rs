@@ -219,12 +219,12 @@ impl Inner {
         if let Via::Relayed(relay) = via
             && let (Some(outer), Via::Direct(to)) = (&*relay.sending.load(), &**relay.via.load())
         {
-            // Sealed for the member, and around that for the relay, both where it leaves from.
+            // Sealed for the member, and its address for the relay, both where it leaves from.
             relay.note_sent(now, room);
             out.push(&self.udp, *to, OVERHEAD + room, |buf| {
                 let inner = seal(buf.get_mut(HEAD..HEAD + room)?)?;
                 Frame::ForwardTo(peer.short).write_header(&mut buf[HEADER_LEN..]);
-                outer.seal(buf, FRAME_HEADER_LEN + inner)
+                outer.seal_envelope(buf, FRAME_HEADER_LEN + inner)
             });
             return true;
         }

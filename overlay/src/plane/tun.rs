@@ -5,6 +5,7 @@ use super::{
     Inner,
     cut::{Into, cut},
     deliver::Ctx,
+    priority,
     segments::{HEAD, Segments},
 };
 use crate::link::wire::TAG_LEN;
@@ -17,6 +18,7 @@ const MAX_SEGMENTS: usize = 128;
 const MAX_READS: usize = 64;
 
 pub(crate) fn run(inner: &Inner) {
+    priority::raise();
     let room = usize::from(inner.mtu);
     let stride = HEAD + room + TAG_LEN;
     let mut raw = vec![0; VIRTIO_NET_HDR_LEN + 65_535];

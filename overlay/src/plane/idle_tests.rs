@@ -1,0 +1,168 @@
+//! What links cost that carry nothing: a plane with a thousand of them, each with a session, a path that was probed and a NAT's
+//! mapping to keep alive. The far ends are link state machines on one socket in a process of their own, so that this
+//! process is the plane alone. Prints the growth of resident memory and the share of a processor.
+
+use super::{Inner, PlaneConfig};
+use crate::{
+    id::MemberId,
+    link::{
+        Keys, Link, Output, Session,
+        frame::{FRAME_HEADER_LEN, Frame},
+        wire::{self, Datagram, HEADER_LEN, TAG_LEN},
+    },
+};
+use nix::{
+    sched::{CloneFlags, unshare},
+    time::{ClockId, clock_gettime},
+};
+use std::{
+    env,
+    io::Read,
+    net::UdpSocket,
+    process::{self, Command, Stdio},
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+use zeroize::Zeroizing;
+
+const LINKS: u32 = 1000;
+/// Names the plane's port to the process of the far ends.
+const FAR: &str = "P2PVM_IDLE_LINKS_PORT";
+/// Says that nothing else runs in this process, whose memory and time are measured.
+const ALONE: &str = "P2PVM_IDLE_LINKS_ALONE";
+/// What such a process is asked to run.
+const NAME: &str = "plane::idle_tests::a_thousand_idle_links_cost_ten_megabytes_and_a_hundredth_of_a_processor";
+/// Fewer than a doorman asks cookies for.
+const HANDSHAKES_PER_SECOND: u32 = 150;
+/// The plane is watched for so long; a few members' keepalives fall due meanwhile.
+const WATCHED: Duration = Duration::from_secs(10);
+
+fn secret(number: u32) -> Zeroizing<[u8; 32]> {
+    let mut secret = [9; 32];
+    secret[..4].copy_from_slice(&number.to_be_bytes());
+    Zeroizing::new(secret)
+}
+
+fn member(number: u32) -> MemberId {
+    let mut id = [1; 32];
+    id[..4].copy_from_slice(&number.to_be_bytes());
+    MemberId(id)
+}
+
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+fn processor_seconds() -> f64 {
+    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap();
+    time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9
+}
+
+struct FarEnd {
+    link: Link,
+    session: Option<Arc<Session>>,
+}
+
+impl FarEnd {
+    fn send(&self, socket: &UdpSocket, frame: Frame, padding: usize) {
+        let Some(session) = &self.session else { return };
+        let mut buf = vec![0; HEADER_LEN + FRAME_HEADER_LEN + padding + TAG_LEN];
+        frame.write_header(&mut buf[HEADER_LEN..]);
+        let len = session.seal(&mut buf, FRAME_HEADER_LEN + padding).unwrap();
+        let _ = socket.send(&buf[..len]);
+    }
+}
+
+/// The members: they open the handshakes and answer pings, until standard input ends.
+fn far_ends(port: u16) {
+    thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        process::exit(0);
+    });
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(("127.0.0.1", port)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+    let hub = Keys::new(secret(0)).public();
+    let far = |number| FarEnd { link: Link::new(Arc::new(Keys::new(secret(number))), hub), session: None };
+    let mut ends: Vec<FarEnd> = (1..=LINKS).map(far).collect();
+    let (began, mut opened, mut buf) = (Instant::now(), 0, vec![0; 2048]);
+    loop {
+        let now = Instant::now();
+        let due = (began.elapsed().as_secs_f64() * f64::from(HANDSHAKES_PER_SECOND)) as u32;
+        while opened < due.min(LINKS) {
+            let message = ends[opened as usize].link.open(now, opened).unwrap();
+            socket.send(&message).unwrap();
+            opened += 1;
+        }
+        let Ok(len) = socket.recv(&mut buf) else { continue };
+        let parsed = wire::parse(&buf[..len]);
+        let (Ok(Datagram::Response { receiver, .. }) | Ok(Datagram::Data { receiver, .. })) = parsed else { continue };
+        let end = &mut ends[receiver as usize];
+        match parsed {
+            Ok(Datagram::Response { .. }) if end.link.answered(now, &buf[..len]).is_ok() => {
+                while let Some(output) = end.link.poll() {
+                    if let Output::SendWith(session) = output {
+                        end.session = session;
+                    }
+                }
+                end.send(&socket, Frame::Keepalive, 0);
+            }
+            Ok(Datagram::Data { counter, .. }) => {
+                let Some(session) = end.session.clone() else { continue };
+                if let Ok(plain) = session.open(&mut buf[..len], counter)
+                    && let Some(Frame::Ping(token)) = Frame::parse(plain)
+                {
+                    end.send(&socket, Frame::Pong(token), 0);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_thousand_idle_links_cost_ten_megabytes_and_a_hundredth_of_a_processor() {
+    if let Ok(port) = env::var(FAR) {
+        return far_ends(port.parse().unwrap());
+    }
+    if env::var_os(ALONE).is_none() {
+        let mut alone = Command::new(env::current_exe().unwrap());
+        assert!(alone.args(["--exact", NAME, "--nocapture"]).env(ALONE, "1").status().unwrap().success());
+        return;
+    }
+    if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+        println!("NOT RUN: makes a network namespace, which needs root");
+        return;
+    }
+    assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+    let (events, _heard) = tokio::sync::mpsc::channel(1);
+    let config = PlaneConfig { me: member(0), link_secret: secret(0), udp_port: 0, device: "p2pvm0".into(), mtu: 1340, traffic: true };
+    let inner = Inner::start(config, events).unwrap();
+    thread::sleep(Duration::from_secs(1));
+    let before = resident_bytes();
+    for number in 1..=LINKS {
+        inner.linked(member(number), Keys::new(secret(number)).public()).keep_alive.store(true, Ordering::Relaxed);
+    }
+    let mut far = Command::new(env::current_exe().unwrap());
+    far.args(env::args().skip(1)).env(FAR, inner.udp.port().to_string()).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut far = far.spawn().unwrap();
+    let ready = || inner.peers.load().iter().filter(|peer| peer.ready() && !peer.pmtu().busy() && !peer.paths().probing()).count();
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while ready() < LINKS as usize && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(100));
+    }
+    let linked = ready();
+    thread::sleep(Duration::from_secs(2));
+    let (memory, busy) = (resident_bytes().saturating_sub(before), processor_seconds());
+    thread::sleep(WATCHED);
+    let share = (processor_seconds() - busy) / WATCHED.as_secs_f64();
+    println!("{linked} idle links: {:.1} MB resident, {:.2} % of a processor", memory as f64 / 1e6, share * 100.0);
+    inner.stop();
+    drop(far.stdin.take());
+    let _ = far.wait();
+    assert_eq!(linked, LINKS as usize);
+    // Twice the memory aimed at, and five times the time: other tests run beside this one.
+    assert!(memory <= 20_000_000 && share <= 0.05);
+}
