@@ -127,8 +127,12 @@ impl Model {
             }
             Key::Char('i') => {
                 self.screen = Screen::Invite { page: 0 };
-                // One that is on the screen already is the one to be shown.
-                (!matches!(self.invitation, Some(Ok(_)))).then_some(Action::Invite)
+                // A console renews the one that it shows; anywhere else an old one may have run out.
+                if self.options.console && self.is_alone() && matches!(self.invitation, Some(Ok(_))) {
+                    return None;
+                }
+                self.invitation = None;
+                Some(Action::Invite)
             }
             Key::Char('j') => {
                 self.screen = Screen::Join { input: String::new(), answer: None, phase: JoinPhase::Typing };

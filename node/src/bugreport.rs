@@ -53,12 +53,17 @@ pub async fn run(context: &Context, out: Option<PathBuf>) -> Outcome<()> {
     let files = gather(context).await;
     let archive = pack(&name, &files).doing("packing the report")?;
     // Only its owner reads it; what is there already is not overwritten.
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&out).doing(format_args!("cannot write {}", out.display()))?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&out).doing(format_args!("cannot write {}", out.display()))?;
     file.write_all(&archive).doing(format_args!("cannot write {}", out.display()))?;
     if context.json {
         return crate::cli::print::json(&serde_json::json!({ "file": out, "bytes": archive.len() }));
     }
-    println!("{} ({}): no keys and no invites are in it, but names and addresses are", out.display(), indicatif::HumanBytes(archive.len() as u64));
+    println!(
+        "{} ({}): no keys and no invites are in it, but names and addresses are",
+        out.display(),
+        indicatif::HumanBytes(archive.len() as u64)
+    );
     Ok(())
 }
 

@@ -180,7 +180,8 @@ mod tests {
     fn the_packaged_settings_name_every_setting_with_its_default() {
         let packaged = include_str!("../../packaging/node.toml");
         assert_eq!(toml::from_str::<toml::Table>(packaged).unwrap(), toml::Table::new(), "as it is installed it changes nothing");
-        let uncommented: String = packaged.lines().filter_map(|line| line.strip_prefix('#')).filter(|l| !l.starts_with(' ')).map(|l| format!("{l}\n")).collect();
+        let uncommented: String =
+            packaged.lines().filter_map(|line| line.strip_prefix('#')).filter(|l| !l.starts_with(' ')).map(|l| format!("{l}\n")).collect();
         let read: Config = toml::from_str(&uncommented).unwrap();
         let as_table = |config: &Config| toml::Table::try_from(config).unwrap();
         assert_eq!(as_table(&read), as_table(&Config::default()));

@@ -3,8 +3,8 @@
 use super::{
     forward,
     types::{
-        Cluster, ClusterVms, CreateVm, Decided, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm, Status, Step, Traced,
-        Traffic,
+        Cluster, ClusterVms, CreateVm, Decided, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm, Status, Step,
+        Traced, Traffic,
     },
 };
 use crate::{

@@ -43,7 +43,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm down")]
     Down,
     /// Print an invite: whoever holds it can join until it expires or is used up
-    #[command(after_help = "Examples:\n  p2pvm invite --uses 5 --expires 24h\n  p2pvm invite --group servers --group lab\n  p2pvm invite --qr")]
+    #[command(
+        after_help = "Examples:\n  p2pvm invite --uses 5 --expires 24h\n  p2pvm invite --group servers --group lab\n  p2pvm invite --qr"
+    )]
     Invite(Invite),
     /// Join a network and start the daemon
     #[command(
@@ -75,7 +77,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm trace lab2")]
     Trace(Trace),
     /// Show this node on a screen that keeps itself up to date: members, VMs, moves, decisions
-    #[command(after_help = "Examples:\n  p2pvm top\n  p2pvm top --once\n  p2pvm top --console --allow-shell     # as on the appliance's tty1")]
+    #[command(
+        after_help = "Examples:\n  p2pvm top\n  p2pvm top --once\n  p2pvm top --console --allow-shell     # as on the appliance's tty1"
+    )]
     Top(Top),
     /// Check whether this machine has what p2pvm needs, and say what to do where it does not
     #[command(after_help = "Examples:\n  p2pvm doctor\n  p2pvm doctor --json\n\nExit code 1 if something needed is missing.")]

@@ -34,7 +34,9 @@ pub(super) fn root(is_root: bool) -> Check {
 pub(super) fn settings(error: Option<&Failure>) -> Check {
     match error {
         None => check("settings", Fine, "the settings are readable", ""),
-        Some(failure) => check("settings", Failed, failure.message.clone(), "correct or remove that line; the daemon does not start with it"),
+        Some(failure) => {
+            check("settings", Failed, failure.message.clone(), "correct or remove that line; the daemon does not start with it")
+        }
     }
 }
 
@@ -67,7 +69,8 @@ pub(super) fn tun(opened: Result<(), String>) -> Check {
 }
 
 pub(super) fn qemu(found: &Programs) -> Check {
-    const INSTALL: &str = "apt-get install qemu-system-x86 qemu-utils (on Debian 12: -t bookworm-backports); without it this node cannot run VMs";
+    const INSTALL: &str =
+        "apt-get install qemu-system-x86 qemu-utils (on Debian 12: -t bookworm-backports); without it this node cannot run VMs";
     match (&found.version, found.missing.is_empty()) {
         (None, _) => check("qemu", Failed, "qemu-system-x86_64 is not there or does not run", INSTALL),
         (Some(version), _) if version.0 < QEMU_MAJOR => {
@@ -93,9 +96,12 @@ pub(super) fn disk(found: &Result<Disk, String>) -> Check {
     match found {
         Err(why) => check("disk", Failed, why.clone(), "make the directory, or name another one with --dir"),
         Ok(d) if d.free_bytes < DISK_NEEDED => check("disk", Failed, free(d), "make room: chunks, images and disks of VMs are kept there"),
-        Ok(d) if d.in_ram => {
-            check("disk", Warning, format!("{}, in RAM", free(d)), "identity and VMs are lost at power-off: put the state directory on a disk")
-        }
+        Ok(d) if d.in_ram => check(
+            "disk",
+            Warning,
+            format!("{}, in RAM", free(d)),
+            "identity and VMs are lost at power-off: put the state directory on a disk",
+        ),
         Ok(d) if d.free_bytes < DISK_WANTED => check("disk", Warning, free(d), "little for images and snapshots: make room, or use --dir"),
         Ok(d) => check("disk", Fine, free(d), ""),
     }
@@ -114,7 +120,12 @@ pub(super) fn udp(found: &Udp, net: Option<&NetCheckView>) -> Check {
         return check("udp", Failed, "this machine has no address on a network", "connect it: cable, Wi-Fi, DHCP");
     }
     if let Some((port, why)) = &found.busy {
-        return check("udp", Failed, format!("UDP port {port} cannot be had: {why}"), "end what uses it, or set port and link_port in node.toml");
+        return check(
+            "udp",
+            Failed,
+            format!("UDP port {port} cannot be had: {why}"),
+            "end what uses it, or set port and link_port in node.toml",
+        );
     }
     let Some(net) = net else {
         let found = format!("the ports are free, {} addresses", found.addresses);
@@ -137,7 +148,9 @@ pub(super) fn membership(layout: &Layout, status: Option<&Status>) -> Check {
             let level = if s.address.is_some() { Fine } else { Warning };
             check("daemon", level, format!("{} in {}, {address}, version {}", s.name, s.network, s.version), "")
         }
-        None if layout.is_member() => check("daemon", Warning, "no daemon answers here", "start it: 'p2pvm up --detach' or 'systemctl start p2pvm'"),
+        None if layout.is_member() => {
+            check("daemon", Warning, "no daemon answers here", "start it: 'p2pvm up --detach' or 'systemctl start p2pvm'")
+        }
         None => check("daemon", Warning, "this machine is in no network", "'p2pvm init --network NAME' or 'p2pvm join INVITE'"),
     }
 }

@@ -108,7 +108,8 @@ pub struct Clock {
 pub(super) async fn clock(layout: &Layout) -> Clock {
     let founded = membership::network(layout).ok().flatten().map(|network| network.created);
     let before = founded.map_or(0, |founded| founded.0.saturating_sub(UnixTime::now().0));
-    let asked = Command::new("timedatectl").args(["show", "-p", "NTPSynchronized", "--value"]).stdin(Stdio::null()).kill_on_drop(true).output();
+    let asked =
+        Command::new("timedatectl").args(["show", "-p", "NTPSynchronized", "--value"]).stdin(Stdio::null()).kill_on_drop(true).output();
     let synchronized = match tokio::time::timeout(PROGRAM_LIMIT, asked).await {
         Ok(Ok(output)) if output.status.success() => match String::from_utf8_lossy(&output.stdout).trim() {
             "yes" => Some(true),
@@ -133,7 +134,8 @@ pub struct Disk {
 }
 
 pub(super) fn disk(layout: &Layout) -> Result<Disk, String> {
-    let path = layout.dir().ancestors().find(|dir| dir.is_dir()).ok_or_else(|| format!("no part of {} is there", layout.dir().display()))?;
+    let path =
+        layout.dir().ancestors().find(|dir| dir.is_dir()).ok_or_else(|| format!("no part of {} is there", layout.dir().display()))?;
     let room = statvfs(path).map_err(|e| format!("{}: {e}", path.display()))?;
     Ok(Disk { path: path.to_owned(), free_bytes: room.blocks_available() * room.fragment_size(), in_ram: in_ram(path) })
 }

@@ -7,11 +7,7 @@ use super::{News, feed};
 use crate::{failure::Outcome, layout::Layout, membership, service};
 use p2pvm_console::{Action, Power};
 use std::{process::Stdio, sync::Arc};
-use tokio::{
-    io::AsyncWriteExt,
-    process::Command,
-    sync::mpsc,
-};
+use tokio::{io::AsyncWriteExt, process::Command, sync::mpsc};
 
 /// Lines of the log that the screen holds.
 const LOG_LINES: usize = 500;

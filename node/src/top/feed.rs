@@ -68,7 +68,7 @@ impl Seen {
 
 /// Looks until nobody listens any more. On the machine's own console a network of one shows its invite unasked.
 pub async fn run(layout: Layout, tell: mpsc::Sender<News>, console: bool) {
-    let (mut asked_vms, mut invited) = (None::<Instant>, false);
+    let (mut asked_vms, mut invited) = (None::<Instant>, None::<Instant>);
     loop {
         let vms = asked_vms.is_none_or(|at| at.elapsed() >= VMS_EVERY);
         let mut seen = look(&layout, vms).await;
@@ -76,12 +76,14 @@ pub async fn run(layout: Layout, tell: mpsc::Sender<News>, console: bool) {
             asked_vms = Some(Instant::now());
         }
         let alone = matches!(&seen.reach, Reach::Up(node) if !node.joined_another && node.address.is_some()) && seen.members.is_empty();
-        if console && alone && !invited {
+        if console && alone && invited.is_none_or(|at| at.elapsed() >= INVITE_VALID / 2) {
             let invite = invite(&layout).await;
-            invited = invite.is_ok();
+            invited = invite.is_ok().then(Instant::now);
             seen.invitation = Some(invite);
         }
-        invited &= matches!(seen.reach, Reach::Up(_));
+        if !matches!(seen.reach, Reach::Up(_)) {
+            invited = None;
+        }
         if tell.send(News::Seen(Box::new(seen))).await.is_err() {
             return;
         }
@@ -164,13 +166,8 @@ fn decision(d: &Decided, names: &HashMap<&str, &str>) -> Decision {
 
 /// An invite for the screen: short, so that its QR code is small.
 pub async fn invite(layout: &Layout) -> Result<Invitation, String> {
-    let request = InviteRequest {
-        uses: INVITE_USES,
-        expires_seconds: INVITE_VALID.as_secs(),
-        delegate: false,
-        groups: Vec::new(),
-        short: true,
-    };
+    let request =
+        InviteRequest { uses: INVITE_USES, expires_seconds: INVITE_VALID.as_secs(), delegate: false, groups: Vec::new(), short: true };
     let asked = async { Client::connect(&layout.socket()).await?.post::<InviteAnswer>("/invite", &request).await };
     let answer = asked.await.map_err(|failure| failure.message)?;
     let terms = format!("for {INVITE_USES} machines, valid {}", humantime::format_duration(INVITE_VALID));

@@ -66,7 +66,9 @@ impl Screen {
     /// Takes the terminal.
     pub fn open() -> Outcome<Self> {
         if !std::io::stdin().is_terminal() || !stdout().is_terminal() {
-            return Err(Failure::usage("'p2pvm top' needs a terminal; --once prints one screen as text, 'p2pvm status --json' is for programs"));
+            return Err(Failure::usage(
+                "'p2pvm top' needs a terminal; --once prints one screen as text, 'p2pvm status --json' is for programs",
+            ));
         }
         enter()?;
         let before = std::panic::take_hook();
