@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz build image setup lint clean-image iso iso-tools test-iso
+.PHONY: demo test bench bench-net simulate fuzz build image setup lint clean-image iso iso-tools test-iso deb screenshots
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -59,6 +59,17 @@ simulate:
 fuzz: setup
 	tests/fuzz/run.sh 60
 
+# A Debian package in target/debian. cargo-deb is a tool of the build: installed where it is missing.
+deb: setup
+	cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb
+	scripts/deb.sh
+
+# The status screen on a real small network, as docs/screenshots/ has it.
+screenshots: build image
+	$(SUDO) scripts/screenshots.sh
+
 install: build
 	install -D -m 0755 $(BIN) $(DESTDIR)/usr/bin/p2pvm
 	install -D -m 0644 packaging/p2pvm.service $(DESTDIR)/lib/systemd/system/p2pvm.service
+	install -D -m 0644 packaging/tmpfiles.conf $(DESTDIR)/lib/tmpfiles.d/p2pvm.conf
+	install -D -m 0644 packaging/node.toml $(DESTDIR)/etc/p2pvm/node.toml

@@ -7,7 +7,7 @@ export PATH="$PATH:/usr/sbin:/sbin"
 
 declare -A package=(
   [cc]=build-essential [ip]=iproute2 [nft]=nftables [ping]=iputils-ping [iperf3]=iperf3
-  [busybox]=busybox-static [dpkg-deb]=dpkg [flock]=util-linux [miniupnpd]=miniupnpd-nftables
+  [busybox]=busybox-static [dpkg-deb]=dpkg [flock]=util-linux [miniupnpd]=miniupnpd-nftables [tmux]=tmux
 )
 if [ "${1:-}" = iso ]; then
   package+=(

@@ -130,6 +130,11 @@ impl Histories {
     pub(crate) fn of(&self, vm: VmId) -> Vec<Explanation> {
         self.0.get(&vm).map(|h| h.iter().cloned().collect()).unwrap_or_default()
     }
+
+    /// All entries, by VM, the oldest of each first.
+    pub(crate) fn all(&self) -> Vec<Explanation> {
+        self.0.values().flatten().cloned().collect()
+    }
 }
 
 /// Ids as their text form, which is what a reader of JSON wants.

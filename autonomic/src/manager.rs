@@ -161,6 +161,11 @@ impl Manager {
         self.histories.of(vm)
     }
 
+    /// What was decided here, of all VMs.
+    pub fn explanations(&self) -> Vec<Explanation> {
+        self.histories.all()
+    }
+
     /// The known peers with room for a VM of this node, best first, whether or not a move is worth making: for a drain.
     pub fn places_for(&self, vm: VmId) -> Vec<Place> {
         let demand = self.meter.vms.get(&vm);

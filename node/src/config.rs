@@ -4,12 +4,16 @@
 use crate::{
     failure::{Failure, Outcome},
     layout::{Layout, read_if_there},
+    service,
 };
 use p2pvm_autonomic::Policy;
 use p2pvm_overlay::{control::FULL_MESH, plane::RelayOffer, ring::RingOptions};
 use p2pvm_vm_manager::{hypervisor::Accel, qemu::Probe};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// The settings that the package installs, for the administrator to edit.
+const PACKAGED: &str = "/etc/p2pvm/node.toml";
 
 /// The settings of one node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -112,10 +116,15 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads `node.toml`, or the defaults where there is none.
+    /// Reads `node.toml` of the state directory, else the package's for the state directory of the service, else the defaults.
     pub fn load(layout: &Layout) -> Outcome<Self> {
-        let path = layout.config();
-        let Some(bytes) = read_if_there(&path)? else { return Ok(Self::default()) };
+        let mut path = layout.config();
+        let mut bytes = read_if_there(&path)?;
+        if bytes.is_none() && layout.dir() == Path::new(service::STATE_DIR) {
+            path = PathBuf::from(PACKAGED);
+            bytes = read_if_there(&path)?;
+        }
+        let Some(bytes) = bytes else { return Ok(Self::default()) };
         let text = String::from_utf8(bytes).map_err(|_| Failure::usage(format!("{} is not UTF-8", path.display())))?;
         let config: Self = toml::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
         if !["auto", "kvm", "tcg"].contains(&config.accel.as_str()) {
@@ -159,5 +168,26 @@ impl Config {
             PathBuf::from(&self.probe_kernel)
         };
         kernel.exists().then_some(Probe::Kernel(kernel))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The packaged file: each setting stands in it with its default, as a comment that only wants its `#` removed.
+    #[test]
+    fn the_packaged_settings_name_every_setting_with_its_default() {
+        let packaged = include_str!("../../packaging/node.toml");
+        assert_eq!(toml::from_str::<toml::Table>(packaged).unwrap(), toml::Table::new(), "as it is installed it changes nothing");
+        let uncommented: String =
+            packaged.lines().filter_map(|line| line.strip_prefix('#')).filter(|l| !l.starts_with(' ')).map(|l| format!("{l}\n")).collect();
+        let read: Config = toml::from_str(&uncommented).unwrap();
+        let as_table = |config: &Config| toml::Table::try_from(config).unwrap();
+        assert_eq!(as_table(&read), as_table(&Config::default()));
+        let named: toml::Table = toml::from_str(&uncommented).unwrap();
+        for key in as_table(&Config::default()).keys() {
+            assert!(named.contains_key(key), "{key} is not in packaging/node.toml");
+        }
     }
 }

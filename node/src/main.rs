@@ -5,14 +5,18 @@
 mod api;
 mod appliance;
 mod bench;
+mod bugreport;
 mod cli;
 mod config;
 mod daemon;
 mod demo;
+mod doctor;
 mod failure;
 mod layout;
 mod membership;
+mod service;
 mod sigpipe;
+mod top;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -80,8 +80,7 @@ pub fn require_member(layout: &Layout) -> Outcome<()> {
 pub fn found(layout: &Layout, (name, subnet): (&str, Option<&str>), (host, groups): (&str, &[String]), force: bool) -> Outcome<Founded> {
     let groups = Groups::new(groups.iter().map(String::as_str)).map_err(|e| Failure::usage(e.to_string()))?;
     if layout.is_member() {
-        let network: Option<NetworkConfig> = decode(&layout.network())?;
-        let known = network.map_or_else(String::new, |n| n.name);
+        let known = network(layout)?.map_or_else(String::new, |n| n.name);
         return Err(Failure::refused(format!("this machine is a member of {known} already; 'p2pvm leave' first, or use another --dir")));
     }
     let subnet = choose_subnet(subnet, force)?;
@@ -147,12 +146,18 @@ pub fn refused(refusal: Refusal) -> Failure {
     })
 }
 
+/// The name of the network that an invite leads into, if it is one, whole and still valid.
+pub fn checked_invite(text: &str) -> Outcome<String> {
+    let invite = Invite::parse(text).map_err(refused)?;
+    invite.check(UnixTime::now()).map_err(refused)?;
+    Ok(invite.network().name.clone())
+}
+
 /// Joins the network that an invite leads into. Joining again with the membership already there is no error.
 pub async fn join(layout: &Layout, text: &str, address: Option<String>, name: &str) -> Outcome<()> {
     let invite = Invite::parse(text).map_err(refused)?;
     if layout.is_member() {
-        let network: Option<NetworkConfig> = decode(&layout.network())?;
-        return match network {
+        return match network(layout)? {
             Some(network) if network.id == invite.network().id => Ok(()),
             Some(network) => Err(Failure::refused(format!(
                 "this machine is a member of {} already and the invite is for {}; 'p2pvm leave' first, or use another --dir",
@@ -182,11 +187,16 @@ pub async fn join(layout: &Layout, text: &str, address: Option<String>, name: &s
     write_atomically(&layout.certificate(), &encode(&joined.certificate)?, 0o644)
 }
 
+/// The network that this machine is in, if it is in one.
+pub fn network(layout: &Layout) -> Outcome<Option<NetworkConfig>> {
+    decode(&layout.network())
+}
+
 /// Reads this machine's membership.
 pub fn load(layout: &Layout) -> Outcome<Membership> {
     require_member(layout)?;
     let missing = || Failure::not_found("this machine's membership is incomplete; leave with 'p2pvm leave --force' and join again");
-    let network: NetworkConfig = decode(&layout.network())?.ok_or_else(missing)?;
+    let network = network(layout)?.ok_or_else(missing)?;
     let certificate: Certificate = decode(&layout.certificate())?.ok_or_else(missing)?;
     let identity = Identity::load_or_create(&layout.identity()).doing("reading this node's identity")?;
     if certificate.member() != identity.member_id() {

@@ -3,8 +3,8 @@
 use super::{
     forward,
     types::{
-        Cluster, ClusterVms, CreateVm, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm, Status, Step, Traced,
-        Traffic,
+        Cluster, ClusterVms, CreateVm, Decided, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm, Status, Step,
+        Traced, Traffic,
     },
 };
 use crate::{
@@ -63,6 +63,7 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
         .route("/leave", post(leave))
         .route("/shutdown", post(shutdown))
         .route("/drain", post(drain))
+        .route("/decisions", get(decisions))
         .with_state(daemon.clone())
         .merge(super::policy::routes(daemon.clone()))
         .merge(vms(daemon))
@@ -229,6 +230,10 @@ async fn leave(State(daemon): Shared, Json(r): Json<Force>) -> Answer<Value> {
 async fn shutdown(State(daemon): Shared) -> Answer<Value> {
     daemon.stop();
     Ok(Json(Value::Null))
+}
+
+async fn decisions(State(daemon): Shared) -> Json<Vec<Decided>> {
+    Json(daemon.decisions())
 }
 
 async fn drain(State(daemon): Shared) -> Response {

@@ -62,6 +62,9 @@ pub struct Status {
     pub punches: PunchesView,
     /// Members with a live control connection.
     pub connected: usize,
+    /// Whether this member was told of others when it joined; the founder was not.
+    #[serde(default)]
+    pub joined_another: bool,
     /// How this member stands on the ring.
     #[serde(default)]
     pub ring: RingView,
@@ -384,6 +387,9 @@ pub struct InviteRequest {
     /// The groups that those who join with it are in.
     #[serde(default)]
     pub groups: Vec<String>,
+    /// Name this member's QUIC address at each of its hosts only, so that the text is short enough for a QR code.
+    #[serde(default)]
+    pub short: bool,
 }
 
 /// What `p2pvm invite` gets.
@@ -468,8 +474,23 @@ pub struct VmView {
     pub activity: Option<String>,
     /// Why it is in a state nobody asked for.
     pub note: Option<String>,
+    /// Processors it keeps busy, as its host measured last.
+    #[serde(default)]
+    pub cpu: Option<f64>,
+    /// How far its move to another member is, if it is being moved.
+    #[serde(default)]
+    pub moving: Option<Moving>,
     /// Its snapshots.
     pub snapshots: Vec<SnapshotView>,
+}
+
+/// A move that is under way.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Moving {
+    /// The name of the member it goes to.
+    pub to: String,
+    /// How far it is.
+    pub step: Step,
 }
 
 /// A snapshot as `vm show` gives it.
@@ -496,6 +517,16 @@ pub struct Explained {
     pub text: String,
     /// The figures behind it.
     pub details: serde_json::Value,
+}
+
+/// A decision of the autonomic manager here, of any VM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Decided {
+    /// The VM's id: it may live elsewhere by now.
+    pub vm: String,
+    /// What was decided and why.
+    #[serde(flatten)]
+    pub explained: Explained,
 }
 
 /// `p2pvm acl show`.

@@ -43,7 +43,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm down")]
     Down,
     /// Print an invite: whoever holds it can join until it expires or is used up
-    #[command(after_help = "Examples:\n  p2pvm invite --uses 5 --expires 24h\n  p2pvm invite --group servers --group lab")]
+    #[command(
+        after_help = "Examples:\n  p2pvm invite --uses 5 --expires 24h\n  p2pvm invite --group servers --group lab\n  p2pvm invite --qr"
+    )]
     Invite(Invite),
     /// Join a network and start the daemon
     #[command(
@@ -74,6 +76,17 @@ pub enum Command {
     /// Show the members that hand a packet on over the ring, from here to a member
     #[command(after_help = "Example:\n  p2pvm trace lab2")]
     Trace(Trace),
+    /// Show this node on a screen that keeps itself up to date: members, VMs, moves, decisions
+    #[command(
+        after_help = "Examples:\n  p2pvm top\n  p2pvm top --once\n  p2pvm top --console --allow-shell     # as on the appliance's tty1"
+    )]
+    Top(Top),
+    /// Check whether this machine has what p2pvm needs, and say what to do where it does not
+    #[command(after_help = "Examples:\n  p2pvm doctor\n  p2pvm doctor --json\n\nExit code 1 if something needed is missing.")]
+    Doctor,
+    /// Write what a developer needs to see into one file, without keys and invites
+    #[command(after_help = "Examples:\n  p2pvm bugreport\n  p2pvm bugreport --out /tmp/report.tar.gz")]
+    Bugreport(Bugreport),
     /// Leave the network: give the address back and forget the membership
     #[command(after_help = "Example:\n  p2pvm leave")]
     Leave(Leave),
@@ -150,6 +163,28 @@ pub struct Traffic {
     pub all: bool,
 }
 
+/// Arguments of `top`.
+#[derive(Args)]
+pub struct Top {
+    /// Print one screen as text and end; COLUMNS and LINES say how large
+    #[arg(long)]
+    pub once: bool,
+    /// This is the machine's own console: the screen does not end, may reboot or power off the machine, and shows a new network's invite
+    #[arg(long, conflicts_with = "once")]
+    pub console: bool,
+    /// Let the key s open a shell
+    #[arg(long)]
+    pub allow_shell: bool,
+}
+
+/// Arguments of `bugreport`.
+#[derive(Args)]
+pub struct Bugreport {
+    /// The file to write; by default p2pvm-report-TIME.tar.gz here
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
 /// Arguments of `up`.
 #[derive(Args, Clone, Default)]
 pub struct Up {
@@ -182,6 +217,9 @@ pub struct Invite {
     /// Put those who join with it into a group, by which access rules speak of them; may be repeated
     #[arg(long = "group", value_name = "GROUP")]
     pub groups: Vec<String>,
+    /// Also show it as QR codes; fewer of this machine's addresses are named in it, so that they are small
+    #[arg(long)]
+    pub qr: bool,
 }
 
 /// Arguments of `join`.

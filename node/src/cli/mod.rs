@@ -6,13 +6,13 @@ mod args;
 pub mod netcheck;
 mod network;
 mod policy;
-mod print;
+pub mod print;
 mod progress;
 mod ring;
 mod traffic;
 mod vm;
 
-pub use args::{Bench as BenchArgs, Cli, Command, Demo as DemoArgs, Up as UpArgs};
+pub use args::{Bench as BenchArgs, Cli, Command, Demo as DemoArgs, Top as TopArgs, Up as UpArgs};
 pub use progress::Progress;
 
 use crate::{
@@ -47,7 +47,8 @@ pub struct Context {
 }
 
 impl Context {
-    async fn daemon(&self) -> Outcome<Client> {
+    /// A connection to this node's daemon.
+    pub async fn daemon(&self) -> Outcome<Client> {
         Client::connect(&self.layout.socket()).await
     }
 }
@@ -77,6 +78,9 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Kind::Failed, format!("cannot start: {e}")))?;
+    if let Command::Doctor = other {
+        return runtime.block_on(crate::doctor::run(&context));
+    }
     let outcome = runtime.block_on(command(context, other));
     // Standard input may be held by a blocked read (console, `join -`): do not wait for it.
     runtime.shutdown_background();
@@ -92,6 +96,8 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Join(a) => network::join(&context, a).await,
         Command::Revoke(a) => network::revoke(&context, &a.what).await,
         Command::Status => network::status(&context).await,
+        Command::Top(a) => crate::top::run(&context, &a).await,
+        Command::Bugreport(a) => crate::bugreport::run(&context, a.out).await,
         Command::Peers(a) if a.all => ring::cluster(&context).await,
         Command::Peers(_) => network::peers(&context).await,
         Command::Metrics(a) => ring::metrics(&context, a.all).await,
@@ -108,7 +114,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Install(a) => appliance::install(&context, &a),
         Command::Appliance(a) => appliance::run(&context, a).await,
         Command::Explain(a) => vm::explain(&context, &a.name).await,
-        Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => {
+        Command::Doctor | Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => {
             unreachable!("dispatched before the runtime began")
         }
     }

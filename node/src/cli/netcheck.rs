@@ -25,7 +25,7 @@ pub fn of_machine(local: &[IpAddr], router: &Offers) -> NetCheckView {
 }
 
 /// Addresses of interfaces that are up, but for loopback and link-local ones.
-fn local_addresses() -> Vec<IpAddr> {
+pub fn local_addresses() -> Vec<IpAddr> {
     let up = |flags: InterfaceFlags| flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK);
     let interfaces = getifaddrs().into_iter().flatten().filter(|i| up(i.flags));
     let addresses = interfaces.filter_map(|i| {

@@ -13,7 +13,7 @@ use crate::{
     },
     failure::{Doing, Failure, Kind, Outcome},
     layout::Layout,
-    membership,
+    membership, service,
 };
 use serde_json::{Value, json};
 use std::{
@@ -88,9 +88,13 @@ fn show_up(context: &Context, status: &Status, how: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// Starts the daemon in a session of its own and waits until it has an address.
+/// Starts the daemon, as a service or in a session of its own, and waits until it has an address.
 async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
     let layout = &context.layout;
+    if service::manages(layout) && up.port.is_none() && up.link_port.is_none() && up.accel.is_none() {
+        service::start().await?;
+        return until_up(layout, || Ok(())).await;
+    }
     let log = fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -109,12 +113,19 @@ async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
     }
     command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
     let mut child = command.spawn().doing("starting the daemon")?;
+    until_up(layout, || match child.try_wait().doing("watching the daemon")? {
+        Some(status) => Err(Failure::new(Kind::Failed, format!("the daemon ended at once ({status}): {}", last_line(layout)))),
+        None => Ok(()),
+    })
+    .await
+}
+
+/// Waits until the daemon has an address; `alive` says whether that can still be.
+async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Outcome<Status> {
     let mut progress = Progress::new("starting");
     let began = Instant::now();
     loop {
-        if let Some(status) = child.try_wait().doing("watching the daemon")? {
-            return Err(Failure::new(Kind::Failed, format!("the daemon ended at once ({status}): {}", last_line(layout))));
-        }
+        alive()?;
         let status = match Client::connect(&layout.socket()).await {
             Ok(mut client) => client.get::<Status>("/status").await.ok(),
             Err(_) => None,
@@ -175,12 +186,15 @@ pub(super) async fn down(context: &Context) -> Outcome<()> {
 }
 
 pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
-    let request = InviteRequest { uses: a.uses, expires_seconds: a.expires.as_secs(), delegate: a.delegate, groups: a.groups };
+    let request = InviteRequest { uses: a.uses, expires_seconds: a.expires.as_secs(), delegate: a.delegate, groups: a.groups, short: a.qr };
     let answer: InviteAnswer = context.daemon().await?.post("/invite", &request).await?;
     if context.json {
         return print::json(&answer);
     }
     println!("{}", answer.invite);
+    if a.qr {
+        print::codes(&answer.invite)?;
+    }
     eprintln!("valid {} for {} machine(s); cancel it with: p2pvm revoke {}", humantime::format_duration(a.expires), a.uses, answer.id);
     Ok(())
 }
@@ -192,7 +206,8 @@ pub(super) fn read_invite(text: &str) -> Outcome<String> {
         std::io::stdin().take(1 << 20).read_to_string(&mut read).doing("reading the invite from standard input")?;
         return Ok(read.trim().to_owned());
     }
-    if text.trim_start().starts_with(membership::INVITE_PREFIX) {
+    // QR codes hold it in capitals.
+    if text.trim_start().to_ascii_lowercase().starts_with(membership::INVITE_PREFIX) {
         return Ok(text.trim().to_owned());
     }
     match fs::read_to_string(text) {

@@ -1,6 +1,6 @@
 //! Tables and values on standard output.
 
-use crate::failure::{Doing, Outcome};
+use crate::failure::{Doing, Failure, Outcome};
 use serde::Serialize;
 
 /// Prints a value as indented JSON.
@@ -35,4 +35,24 @@ pub fn ms(value: f64) -> String {
 /// "-" for what is not there.
 pub fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |v| v.to_string())
+}
+
+/// Shows a text as QR codes: one where the terminal has room for it, or where there is none to measure.
+pub fn codes(text: &str) -> Outcome<()> {
+    use std::io::IsTerminal;
+    let whole = (usize::from(u16::MAX), usize::from(u16::MAX));
+    let (columns, rows) = match ratatui::crossterm::terminal::size() {
+        // Two lines remain for the prompt and for which part it is.
+        Ok((columns, rows)) if std::io::stdout().is_terminal() && rows > 2 => (usize::from(columns), usize::from(rows) - 2),
+        _ => whole,
+    };
+    let codes = p2pvm_console::qr::codes(text, columns, rows)
+        .ok_or_else(|| Failure::refused(format!("the terminal ({columns}x{rows}) is too small for a QR code: enlarge it")))?;
+    for (n, code) in codes.iter().enumerate() {
+        if codes.len() > 1 {
+            println!("part {} of {}: put the texts of all parts one after the other", n + 1, codes.len());
+        }
+        println!("{}", code.lines.join("\n"));
+    }
+    Ok(())
 }

@@ -1,8 +1,11 @@
 //! Feeds the autonomic manager: measures this host and its guests, carries its gossip and offers, and
 //! starts the migrations that it and the chosen peer have agreed on. Decides nothing itself.
 
-use super::{Parts, load::Meter};
-use crate::{api::types::Explained, config::Config};
+use super::{Parts, load::Meter, moves::Moves};
+use crate::{
+    api::types::{Decided, Explained},
+    config::Config,
+};
 use async_trait::async_trait;
 use p2pvm_autonomic::{Explanation, Input, LocalLoad, Manager as Machine, Message, Millis, Output, Talk, VmLoad};
 use p2pvm_overlay::{Fabric, MemberId, Serve, VmId};
@@ -40,6 +43,10 @@ pub struct Manager {
     cpus: u32,
     /// The last measured load, as the bits of an f64.
     cpu: AtomicU64,
+    /// Processors that each guest here keeps busy, as measured last.
+    guests: Mutex<HashMap<VmId, f64>>,
+    /// Moves from here that are under way.
+    pub moves: Moves,
 }
 
 fn now() -> Millis {
@@ -63,6 +70,8 @@ impl Manager {
             tick,
             cpus: config.cpus,
             cpu: AtomicU64::default(),
+            guests: Mutex::default(),
+            moves: Moves::default(),
         });
         manager.parts.fabric().serve(SERVICE, Arc::new(Ear(manager.clone())));
         manager.parts.fabric().serve(EXPLAIN, Arc::new(Witness(manager.clone())));
@@ -114,6 +123,7 @@ impl Manager {
         let used: Vec<_> = self.host.stats().await.vms.into_iter().map(|vm| (vm.vm, vm.machine.cpu_time, vm.memory_mib)).collect();
         let mut vms = guests.sample(&used, &busy);
         self.note_traffic(&mut vms);
+        *self.guests.lock().unwrap_or_else(PoisonError::into_inner) = vms.iter().map(|vm| (vm.vm, vm.cpu)).collect();
         let load = meter.sample(vms.iter().map(|vm| vm.cpu).sum());
         self.cpu.store(load.cpu.to_bits(), Ordering::Relaxed);
         LocalLoad {
@@ -167,7 +177,10 @@ impl Manager {
             return false;
         };
         tracing::info!(vm = %name, to = %to.short(), "moving: {reason}");
-        match self.host.migrate(&name, to, MigrateOptions::default(), watch::Sender::default()).await {
+        let progress = watch::Sender::default();
+        let certificate = self.parts.control.certificate(to);
+        self.moves.follow(&name, certificate.map_or_else(|| to.short(), |c| c.name().to_owned()), &progress);
+        match self.host.migrate(&name, to, MigrateOptions::default(), progress).await {
             Ok(outcome) => outcome.runs_on == RunsOn::Target,
             Err(error) => {
                 tracing::warn!(vm = %name, %error, "not moved");
@@ -179,6 +192,11 @@ impl Manager {
     /// The last measured processor load, 0 to 1.
     pub fn cpu(&self) -> f64 {
         f64::from_bits(self.cpu.load(Ordering::Relaxed))
+    }
+
+    /// Processors that a guest here keeps busy, as measured last.
+    pub fn cpu_of(&self, vm: VmId) -> Option<f64> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner).get(&vm).copied()
     }
 
     /// The member with the least load among those this one knows of.
@@ -199,14 +217,23 @@ impl Manager {
     /// What was decided here about a VM.
     pub fn explain(&self, vm: VmId) -> Vec<Explained> {
         let told = self.lock().explain(vm);
-        told.iter()
-            .map(|e| Explained {
-                at: humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_millis(e.at.0)).to_string(),
-                host: String::new(),
-                text: self.named(e),
-                details: serde_json::to_value(e).unwrap_or_default(),
-            })
-            .collect()
+        told.iter().map(|e| self.explained(e)).collect()
+    }
+
+    /// What was decided here lately, of all VMs, the newest first.
+    pub fn decisions(&self, most: usize) -> Vec<Decided> {
+        let mut told = self.lock().explanations();
+        told.sort_by_key(|e| std::cmp::Reverse(e.at));
+        told.iter().take(most).map(|e| Decided { vm: e.vm.to_string(), explained: self.explained(e) }).collect()
+    }
+
+    fn explained(&self, e: &Explanation) -> Explained {
+        Explained {
+            at: humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_millis(e.at.0)).to_string(),
+            host: String::new(),
+            text: self.named(e),
+            details: serde_json::to_value(e).unwrap_or_default(),
+        }
     }
 
     /// The explanation with the peer's name instead of its id.

@@ -192,6 +192,27 @@ mod tests {
         assert_eq!(text, expected);
     }
 
+    /// Every name in the dashboard's queries is exported, with rates taken of what grows only.
+    #[test]
+    fn the_dashboard_shows_only_figures_that_there_are() {
+        let dashboard: serde_json::Value = serde_json::from_str(include_str!("../../../packaging/grafana/p2pvm.json")).unwrap();
+        let panels = dashboard["panels"].as_array().unwrap();
+        let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+        let queries: Vec<&str> = targets.map(|target| target["expr"].as_str().unwrap()).collect();
+        assert!(queries.len() > 20);
+        let mut shown = std::collections::BTreeSet::new();
+        for query in queries {
+            let names = query.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).filter(|word| word.starts_with("p2pvm_"));
+            for name in names {
+                let family = FAMILIES.iter().find(|f| f.name == name).unwrap_or_else(|| panic!("{query}: {name} is not exported"));
+                let rated = query.contains(&format!("rate({name}")) || query.contains(&format!("increase({name}"));
+                assert!(!family.counter || rated, "{query}: {name} is a counter");
+                shown.insert(family.name);
+            }
+        }
+        assert_eq!(shown.len(), FAMILIES.len(), "the dashboard has a place for every figure");
+    }
+
     #[test]
     fn what_another_member_says_cannot_forge_a_line() {
         let evil = "x\"} 1\np2pvm_up_seconds{member=\"victim\"";

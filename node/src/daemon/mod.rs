@@ -10,7 +10,9 @@ mod load;
 pub mod lock;
 mod manager;
 pub mod metrics;
+mod moves;
 mod netcheck;
+mod notify;
 mod policy;
 mod ports;
 mod reach;
@@ -83,7 +85,7 @@ const CLOSING: Duration = Duration::from_millis(500);
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 const COLLECT_GRACE: Duration = Duration::from_secs(3600);
 /// Where it is remembered, until the host boots again, whether its KVM works.
-const HOST_FACTS: &str = "/run/p2pvm";
+pub const HOST_FACTS: &str = "/run/p2pvm";
 
 /// What the daemon's modules share.
 pub struct Parts {
@@ -169,6 +171,8 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     let listener = listen(layout)?;
     let served = api::server::local(daemon.clone());
     tracing::info!(member = %daemon.me(), network = %daemon.parts.network.name, "up");
+    let told = notify::Notifier::from_env();
+    let _telling = notify::keep_telling(told.clone(), layout.socket());
     // One signal ends the serving of new requests, and what is being answered a moment later.
     let signals = daemon.clone();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).doing("listening for signals")?;
@@ -190,6 +194,7 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
         () = closing => {}
     }
     tracing::info!("stopping; guests run on");
+    told.say("STOPPING=1");
     drop(tasks);
     daemon.parts.connector.close().await;
     daemon.host.halt();

@@ -26,6 +26,17 @@ const ADDRESSES_LIMIT: Duration = Duration::from_secs(5);
 /// An invite that outlives its issuer's attention is a hole.
 const MAX_INVITE_SECONDS: u64 = 366 * 24 * 3600;
 
+/// One address for each host this member can be knocked at: QUIC where there is it; at most two hosts, IPv4 first.
+fn shortest(addresses: Vec<String>) -> Vec<String> {
+    let quic: Vec<String> = addresses.iter().filter(|a| a.contains("/quic-v1")).cloned().collect();
+    let mut chosen = if quic.is_empty() { addresses } else { quic };
+    chosen.sort_by_key(|a| !a.starts_with("/ip4/"));
+    let host = |a: &String| a.split('/').nth(2).map(str::to_owned);
+    chosen.dedup_by_key(|a| host(a));
+    chosen.truncate(2);
+    chosen
+}
+
 impl Daemon {
     /// A member's name, or its short id where it is not known.
     pub fn name_of(&self, member: MemberId) -> String {
@@ -133,6 +144,7 @@ impl Daemon {
             mapped: self.parts.connector.candidates().iter().find(|c| c.kind == CandidateKind::Mapped).map(|c| c.addr.to_string()),
             punches: netcheck::punches(&self.parts.connector.punches()),
             connected: parts.control.connected().len(),
+            joined_another: parts.has_bootstrap,
             ring: self.ring_view(),
             running_vms: self.running_vms(),
             cpu: self.manager.cpu(),
@@ -259,7 +271,10 @@ impl Daemon {
         }
         let groups = Groups::new(r.groups.iter().map(String::as_str)).map_err(|e| Failure::usage(e.to_string()))?;
         let terms = InviteTerms { uses: r.uses, expires: UnixTime::now().plus(r.expires_seconds), delegate: r.delegate, groups };
-        let addresses = self.contact_addresses().await?;
+        let mut addresses = self.contact_addresses().await?;
+        if r.short {
+            addresses = shortest(addresses);
+        }
         let invite = Invite::issue(&self.issuer()?, &self.parts.network, &addresses, terms)
             .map_err(|_| Failure::refused("only the founder's machine can invite delegates"))?;
         Ok(InviteAnswer { invite: invite.to_text(), id: invite.id().to_string() })
@@ -300,5 +315,18 @@ impl Daemon {
         tracing::info!(dir = %self.layout.dir().display(), "leaving");
         self.stop();
         Ok(Value::Null)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortest;
+
+    #[test]
+    fn a_short_invite_names_each_host_once_and_ipv4_first() {
+        let all = ["/ip6/fd00::1/udp/1/quic-v1/p2p/x", "/ip4/10.0.0.1/tcp/1/p2p/x", "/ip4/10.0.0.1/udp/1/quic-v1/p2p/x"];
+        let short = shortest(all.map(str::to_owned).to_vec());
+        assert_eq!(short, ["/ip4/10.0.0.1/udp/1/quic-v1/p2p/x", "/ip6/fd00::1/udp/1/quic-v1/p2p/x"]);
+        assert_eq!(shortest(vec!["/ip4/10.0.0.1/tcp/1/p2p/x".to_owned()]).len(), 1);
     }
 }

@@ -4,7 +4,7 @@ use super::Daemon;
 use crate::{
     api::{
         server::Reporter,
-        types::{CreateVm, MigrateVm, RestoreVm, SnapshotView, Step, VmView},
+        types::{CreateVm, Decided, MigrateVm, RestoreVm, SnapshotView, Step, VmView},
     },
     failure::{Failure, Kind, Outcome},
 };
@@ -24,6 +24,9 @@ use tokio::sync::watch;
 
 /// A snapshot that is not durable by then is reported as it is; copying goes on.
 const DURABLE_LIMIT: Duration = Duration::from_secs(300);
+
+/// Decisions of all VMs that are shown at most.
+const DECISIONS: usize = 32;
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -54,7 +57,7 @@ async fn watched<T>(reporter: &Reporter, work: impl AsyncFnOnce(watch::Sender<Pr
     }
 }
 
-fn step_of(progress: &Progress) -> Step {
+pub(super) fn step_of(progress: &Progress) -> Step {
     let mut note = String::new();
     if progress.dirty_rate > 0 {
         note = format!("dirty {}/s", indicatif::HumanBytes(progress.dirty_rate));
@@ -98,6 +101,8 @@ impl Daemon {
             voters: definition.voters.iter().map(|m| self.name_of(*m)).collect(),
             activity: vm.activity.clone(),
             note: vm.note.clone(),
+            cpu: self.manager.cpu_of(definition.vm),
+            moving: self.manager.moves.of(&vm.name),
             snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
         }
     }
@@ -201,7 +206,11 @@ impl Daemon {
             None => self.least_loaded().ok_or_else(|| Failure::not_found("no other member with room is known yet; name one with --to"))?,
         };
         let options = MigrateOptions { post_copy: r.post_copy, ..MigrateOptions::default() };
-        let outcome = watched(reporter, async |progress| self.host.migrate(name, to, options, progress).await).await?;
+        let outcome = watched(reporter, async |progress| {
+            self.manager.moves.follow(name, self.name_of(to), &progress);
+            self.host.migrate(name, to, options, progress).await
+        })
+        .await?;
         self.moved(&outcome)
     }
 
@@ -301,11 +310,19 @@ impl Daemon {
         for vm in running {
             let to = self.least_loaded().ok_or_else(|| Failure::not_found("no other member with room is known: the remaining VMs stay"))?;
             reporter.phase(&format!("{} to {}", vm.name, self.name_of(to)));
-            let outcome =
-                watched(reporter, async |progress| self.host.migrate(&vm.name, to, MigrateOptions::default(), progress).await).await?;
+            let outcome = watched(reporter, async |progress| {
+                self.manager.moves.follow(&vm.name, self.name_of(to), &progress);
+                self.host.migrate(&vm.name, to, MigrateOptions::default(), progress).await
+            })
+            .await?;
             moved.push(self.moved(&outcome)?);
         }
         Ok(json!({ "moved": moved }))
+    }
+
+    /// What the autonomic manager decided here lately.
+    pub fn decisions(&self) -> Vec<Decided> {
+        self.manager.decisions(DECISIONS)
     }
 
     /// Why a VM was moved, or was not.

@@ -1,0 +1,283 @@
+//! What the screen shows and what the person in front of it is doing.
+
+use crate::{Power, Theme};
+
+/// What is known of the daemon.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reach {
+    /// The machine belongs to no network.
+    NoMembership,
+    /// No daemon answers, and why as far as it is known.
+    Away(String),
+    /// A daemon holds the lock and does not answer yet.
+    Starting,
+    /// It answers.
+    Up(Box<Node>),
+}
+
+/// This node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// The network's name.
+    pub network: String,
+    /// Its address, once claimed.
+    pub address: Option<String>,
+    /// Its IPv6 address.
+    pub address_v6: String,
+    /// How others see it.
+    pub seen_as: Option<String>,
+    /// What kind of NAT it sits behind.
+    pub nat: String,
+    /// Load of the host's processors, 0 to 1.
+    pub cpu: f64,
+    /// Resident memory of the daemon, bytes.
+    pub resident_bytes: u64,
+    /// Seconds since the daemon started.
+    pub up_seconds: u64,
+    /// Whether it has its place on the ring.
+    pub on_ring: bool,
+    /// Whether it came into the network by an invite, so that others must be there.
+    pub joined_another: bool,
+    /// The program's version.
+    pub version: String,
+}
+
+/// Another member.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Its address, if known.
+    pub address: Option<String>,
+    /// Whether a control connection is up.
+    pub connected: bool,
+    /// The packet path in words, if there is a link.
+    pub path: Option<String>,
+    /// Round trip, milliseconds.
+    pub rtt_ms: Option<f64>,
+}
+
+/// A virtual machine.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Vm {
+    /// Its name.
+    pub name: String,
+    /// What it is doing, in a word.
+    pub state: String,
+    /// The member that has it.
+    pub host: String,
+    /// Its address.
+    pub address: String,
+    /// Processors it keeps busy, if its host said so.
+    pub cpu: Option<f64>,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// What is being done with it.
+    pub doing: Option<Doing>,
+    /// Why it is in a state nobody asked for.
+    pub note: Option<String>,
+}
+
+impl Vm {
+    pub(crate) fn troubled(&self) -> bool {
+        self.note.is_some() || !matches!(self.state.as_str(), "running" | "stopped")
+    }
+}
+
+/// Something that takes long.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Doing {
+    /// What, in a few words.
+    pub what: String,
+    /// How far, 0 to 1, if that is known.
+    pub share: Option<f64>,
+}
+
+/// Something that was decided without being asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Decision {
+    /// When, as short as it can be said.
+    pub at: String,
+    /// The VM.
+    pub vm: String,
+    /// What and why.
+    pub text: String,
+}
+
+/// An invite to be shown.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Invitation {
+    /// Its text.
+    pub text: String,
+    /// For how long and how many machines, in words.
+    pub terms: String,
+}
+
+/// What the person may do here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// This is the machine's own console: it does not end, and may reboot the machine or power it off.
+    pub console: bool,
+    /// A shell may be opened.
+    pub shell: bool,
+}
+
+/// How far the joining of a network is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum JoinPhase {
+    /// The invite is being typed.
+    #[default]
+    Typing,
+    /// It is being checked, or used.
+    Working,
+    /// It is good, but the machine would have to leave its own network first.
+    AskLeave,
+}
+
+/// What is in front.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Screen {
+    /// The overview.
+    #[default]
+    Main,
+    /// The daemon's last lines, seen from `back` lines above the end.
+    Logs {
+        /// Lines scrolled back.
+        back: usize,
+    },
+    /// The invite; page 0 is its text, others are QR codes.
+    Invite {
+        /// Which page.
+        page: usize,
+    },
+    /// An invite is asked for.
+    Join {
+        /// What has been typed.
+        input: String,
+        /// What became of the last try.
+        answer: Option<String>,
+        /// How far it is.
+        phase: JoinPhase,
+    },
+    /// The machine is to be stopped.
+    Confirm {
+        /// How.
+        power: Power,
+        /// Whether it was said once already.
+        again: bool,
+    },
+    /// The keys.
+    Help,
+}
+
+/// Everything that is drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// The daemon and this node.
+    pub reach: Reach,
+    /// Whether the machine has an address on a network.
+    pub online: bool,
+    /// The other members.
+    pub members: Vec<Member>,
+    /// The network's VMs.
+    pub vms: Vec<Vm>,
+    /// Members that did not answer.
+    pub silent: Vec<String>,
+    /// What was decided lately, the newest first.
+    pub decisions: Vec<Decision>,
+    /// The invite, once there is one.
+    pub invitation: Option<Result<Invitation, String>>,
+    /// The daemon's last lines.
+    pub logs: Vec<String>,
+    /// Something to be said once.
+    pub notice: Option<String>,
+    /// The time of day.
+    pub clock: String,
+    /// Where this node keeps its state is lost at power-off, if it is; said on the screen.
+    pub warning: Option<String>,
+    /// What is in front.
+    pub screen: Screen,
+    /// The first member shown.
+    pub scroll: usize,
+    /// What may be done here.
+    pub options: Options,
+    /// What the terminal shows.
+    pub theme: Theme,
+    /// The terminal's size, columns and rows.
+    pub size: (u16, u16),
+}
+
+impl Model {
+    /// A model that knows nothing yet.
+    pub fn new(theme: Theme, options: Options) -> Self {
+        Self {
+            reach: Reach::Starting,
+            online: true,
+            members: Vec::new(),
+            vms: Vec::new(),
+            silent: Vec::new(),
+            decisions: Vec::new(),
+            invitation: None,
+            logs: Vec::new(),
+            notice: None,
+            clock: String::new(),
+            warning: None,
+            screen: Screen::Main,
+            scroll: 0,
+            options,
+            theme,
+            size: (80, 24),
+        }
+    }
+
+    /// This node, if its daemon answers.
+    pub fn node(&self) -> Option<&Node> {
+        match &self.reach {
+            Reach::Up(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// Takes what is known of the daemon; without one, what it said before is not shown as if it still held.
+    pub fn set_reach(&mut self, reach: Reach) {
+        if !matches!(reach, Reach::Up(_)) {
+            self.members.clear();
+            self.vms.clear();
+            self.silent.clear();
+            self.decisions.clear();
+            self.invitation = None;
+        }
+        self.reach = reach;
+    }
+
+    /// Whether this node is the only member of a network that it founded, and holds nothing that leaving would lose.
+    pub fn is_alone(&self) -> bool {
+        self.node().is_some_and(|node| !node.joined_another) && self.members.is_empty() && self.vms.is_empty()
+    }
+
+    /// The checked invite would let this machine into a network; it must leave its own first.
+    pub fn ask_to_leave(&mut self, network: &str) {
+        let own = self.node().map_or_else(String::new, |node| node.network.clone());
+        if let Screen::Join { answer, phase, .. } = &mut self.screen {
+            *answer = Some(format!("This machine is alone in its own network '{own}'. Leave it and join '{network}'? (y/n)"));
+            *phase = JoinPhase::AskLeave;
+        }
+    }
+
+    /// The joining ended; `Ok` closes the dialog.
+    pub fn join_ended(&mut self, outcome: Result<String, String>) {
+        match (outcome, &mut self.screen) {
+            (Ok(said), _) => {
+                self.screen = Screen::Main;
+                self.notice = Some(said);
+            }
+            (Err(reason), Screen::Join { answer, phase, .. }) => {
+                *answer = Some(reason);
+                *phase = JoinPhase::Typing;
+            }
+            (Err(reason), _) => self.notice = Some(reason),
+        }
+    }
+}

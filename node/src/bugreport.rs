@@ -1,0 +1,163 @@
+//! `p2pvm bugreport`: what a developer asks for first, in one file: versions, settings, the doctor's page, the log's end, and what a
+//! running daemon says of itself.
+//!
+//! Keys are never read for it. Invites, which are keys as well, are cut out of everything (a log or a settings file may hold one).
+//! Names and addresses stay in, since most questions are about them; the first file in the archive says so.
+
+use crate::{
+    api::client::Client,
+    cli::Context,
+    doctor,
+    failure::{Doing, Outcome},
+    layout::Layout,
+    membership::INVITE_PREFIX,
+    service,
+};
+use flate2::{Compression, write::GzEncoder};
+use serde_json::Value;
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+/// Lines of the log that go in.
+const LOG_LINES: usize = 5000;
+/// What is asked of the daemon, and the file it becomes.
+const ASKED: [(&str, &str); 7] = [
+    ("/status", "status.json"),
+    ("/peers", "peers.json"),
+    ("/cluster/vms", "vms.json"),
+    ("/decisions", "decisions.json"),
+    ("/netcheck", "netcheck.json"),
+    ("/traffic", "traffic.json"),
+    ("/metrics?json=true", "metrics.json"),
+];
+/// An answer that has not come by then is left out, and that is said.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Letters behind an invite's beginning that make it one; shorter is a mention of it in a sentence.
+const INVITE_AT_LEAST: usize = 16;
+/// What stands in the place of an invite.
+const CUT: &str = "<invite cut out>";
+
+const README: &str = "Made by 'p2pvm bugreport'. It holds no key and no invite. It does hold names of members and VMs, their addresses,\n\
+    and the end of this node's log: read it before you give it to somebody who should not know them.\n";
+
+/// Writes the report and says where.
+pub async fn run(context: &Context, out: Option<PathBuf>) -> Outcome<()> {
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace([':', '-'], "");
+    let name = format!("p2pvm-report-{time}");
+    let out = out.unwrap_or_else(|| PathBuf::from(format!("{name}.tar.gz")));
+    let files = gather(context).await;
+    let archive = pack(&name, &files).doing("packing the report")?;
+    // Only its owner reads it; what is there already is not overwritten.
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&out).doing(format_args!("cannot write {}", out.display()))?;
+    file.write_all(&archive).doing(format_args!("cannot write {}", out.display()))?;
+    if context.json {
+        return crate::cli::print::json(&serde_json::json!({ "file": out, "bytes": archive.len() }));
+    }
+    println!(
+        "{} ({}): no keys and no invites are in it, but names and addresses are",
+        out.display(),
+        indicatif::HumanBytes(archive.len() as u64)
+    );
+    Ok(())
+}
+
+/// The report's files, without secrets.
+async fn gather(context: &Context) -> Vec<(String, String)> {
+    let layout = &context.layout;
+    let mut files = vec![("README".to_owned(), README.to_owned()), ("versions.txt".to_owned(), versions())];
+    let page = doctor::examine(context).await;
+    files.push(("doctor.json".to_owned(), serde_json::to_string_pretty(&page).unwrap_or_default()));
+    files.push(("node.toml".to_owned(), fs::read_to_string(layout.config()).unwrap_or_else(|e| format!("# not read: {e}\n"))));
+    files.push(("state.txt".to_owned(), listing(layout)));
+    files.push(("daemon.log".to_owned(), service::log_tail(layout, LOG_LINES).await.join("\n")));
+    for (path, name) in ASKED {
+        let asked = async {
+            let mut client: Client = context.daemon().await?;
+            client.get::<Value>(path).await
+        };
+        let text = match tokio::time::timeout(ANSWER_LIMIT, asked).await {
+            Ok(Ok(answer)) => serde_json::to_string_pretty(&answer).unwrap_or_default(),
+            Ok(Err(failure)) => serde_json::json!({ "missing": failure.message }).to_string(),
+            Err(_) => serde_json::json!({ "missing": "no answer in time" }).to_string(),
+        };
+        files.push((name.to_owned(), text));
+    }
+    files.into_iter().map(|(name, text)| (name, without_invites(&text))).collect()
+}
+
+fn versions() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    format!("p2pvm {}\n{}{}", env!("CARGO_PKG_VERSION"), read("/proc/version"), read("/etc/os-release"))
+}
+
+/// Names and sizes in the state directory, one level deep; no content.
+fn listing(layout: &Layout) -> String {
+    let entries = fs::read_dir(layout.dir()).into_iter().flatten().flatten();
+    let mut lines: Vec<String> = entries
+        .filter_map(|e| {
+            let meta = e.metadata().ok()?;
+            let kind = if meta.is_dir() { "directory" } else { "file" };
+            Some(format!("{:12} {kind:10} {}\n", meta.len(), e.file_name().to_string_lossy()))
+        })
+        .collect();
+    lines.sort();
+    lines.concat()
+}
+
+/// The text with every invite cut out, in small letters or capitals as QR codes have them.
+fn without_invites(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    let is_letter = |c: char| c.is_ascii_alphanumeric();
+    // Same length as `rest`, byte by byte: only ASCII letters change.
+    let mut lower = rest.to_ascii_lowercase();
+    while let Some(at) = lower.find(INVITE_PREFIX) {
+        let body = at + INVITE_PREFIX.len();
+        let length = rest[body..].chars().take_while(|c| is_letter(*c)).count();
+        clean.push_str(&rest[..at]);
+        clean.push_str(if length >= INVITE_AT_LEAST { CUT } else { &rest[at..body + length] });
+        rest = &rest[body + length..];
+        lower = rest.to_ascii_lowercase();
+    }
+    clean + rest
+}
+
+fn pack(name: &str, files: &[(String, String)]) -> std::io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::default()));
+    for (file, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o600);
+        header.set_mtime(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()));
+        archive.append_data(&mut header, format!("{name}/{file}"), text.as_bytes())?;
+    }
+    archive.into_inner()?.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invite_is_cut_out_wherever_it_stands_and_the_rest_stays() {
+        let invite = format!("p2pvm1{}", "abc234".repeat(40));
+        let text = format!("begin {invite} middle '{}'\nend: one begins with p2pvm1..., p2pvm1abc", invite.to_ascii_uppercase());
+        assert_eq!(without_invites(&text), format!("begin {CUT} middle '{CUT}'\nend: one begins with p2pvm1..., p2pvm1abc"));
+        assert_eq!(without_invites("Grüße p2pvm1"), "Grüße p2pvm1");
+    }
+
+    #[test]
+    fn the_archive_is_one_that_tar_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.tar.gz");
+        fs::write(&path, pack("r", &[("a".to_owned(), "text".to_owned())]).unwrap()).unwrap();
+        let output = std::process::Command::new("tar").args(["xzOf", path.to_str().unwrap(), "r/a"]).output().unwrap();
+        assert_eq!(output.stdout, b"text");
+    }
+}

@@ -1,0 +1,208 @@
+//! The doctor's rules: what was found becomes a level, and a sentence that says what to do.
+
+use super::{
+    Check,
+    Level::{self, Failed, Ok as Fine, Warning},
+    probes::{Clock, Disk, Kvm, Programs, Udp},
+};
+use crate::{
+    api::types::{NetCheckView, Status},
+    failure::Failure,
+    layout::Layout,
+};
+
+/// The first QEMU whose migration p2pvm can steer.
+const QEMU_MAJOR: u32 = 10;
+/// A node without VMs needs little; below this even its tables may not fit, bytes.
+const DISK_NEEDED: u64 = 512 << 20;
+/// An image, a disk over it and the chunks of a snapshot want at least this, bytes.
+const DISK_WANTED: u64 = 8 << 30;
+/// What the daemon and one small guest take, MiB.
+const MEMORY_WANTED_MIB: u64 = 512;
+
+fn check(check: &'static str, level: Level, found: impl Into<String>, advice: impl Into<String>) -> Check {
+    Check { check, level, found: found.into(), advice: advice.into() }
+}
+
+pub(super) fn root(is_root: bool) -> Check {
+    if is_root {
+        return check("root", Fine, "this is root", "");
+    }
+    check("root", Warning, "this is not root", "run 'sudo p2pvm doctor': the daemon runs as root, and not all can be seen without")
+}
+
+pub(super) fn settings(error: Option<&Failure>) -> Check {
+    match error {
+        None => check("settings", Fine, "the settings are readable", ""),
+        Some(failure) => {
+            check("settings", Failed, failure.message.clone(), "correct or remove that line; the daemon does not start with it")
+        }
+    }
+}
+
+pub(super) fn kvm(found: &Kvm) -> Check {
+    const ENABLE: &str = "enable VT-x or AMD-V in the firmware's setup, then 'modprobe kvm_intel' or 'modprobe kvm_amd'";
+    match found {
+        Kvm::Works => check("kvm", Fine, "a probe guest ran on KVM", ""),
+        Kvm::Missing => check("kvm", Warning, "there is no /dev/kvm: guests run translated, ten to thirty times slower", ENABLE),
+        Kvm::Broken => check(
+            "kvm",
+            Warning,
+            "/dev/kvm is there, but a probe guest does not run on it, or there was nothing to probe with: guests run translated",
+            "in a VM: give it nested virtualization with EPT or NPT; else name a kernel to probe with (probe_kernel in node.toml)",
+        ),
+        Kvm::Forced(accel) => check("kvm", Fine, format!("node.toml insists on {accel}: nothing was probed"), ""),
+        Kvm::Unknown(why) => check("kvm", Warning, format!("not probed: {why}"), "guests cannot be started until this is settled"),
+    }
+}
+
+pub(super) fn tun(opened: Result<(), String>) -> Check {
+    match opened {
+        Ok(()) => check("tun", Fine, "/dev/net/tun opens", ""),
+        Err(why) => check(
+            "tun",
+            Failed,
+            format!("/dev/net/tun does not open: {why}"),
+            "'modprobe tun' as root; in a container pass the device in and allow CAP_NET_ADMIN",
+        ),
+    }
+}
+
+pub(super) fn qemu(found: &Programs) -> Check {
+    const INSTALL: &str =
+        "apt-get install qemu-system-x86 qemu-utils (on Debian 12: -t bookworm-backports); without it this node cannot run VMs";
+    match (&found.version, found.missing.is_empty()) {
+        (None, _) => check("qemu", Failed, "qemu-system-x86_64 is not there or does not run", INSTALL),
+        (Some(version), _) if version.0 < QEMU_MAJOR => {
+            check("qemu", Failed, format!("QEMU {}.{} is older than {QEMU_MAJOR}", version.0, version.1), INSTALL)
+        }
+        (Some(_), false) => check("qemu", Failed, format!("not there: {}", found.missing.join(", ")), INSTALL),
+        (Some(version), true) => check("qemu", Fine, format!("QEMU {}.{} with its tools", version.0, version.1), ""),
+    }
+}
+
+pub(super) fn clock(found: &Clock) -> Check {
+    const SET: &str = "'timedatectl set-ntp true', or set the clock; certificates and invites have a beginning and an end";
+    match (found.before_network, found.synchronized) {
+        (Some(seconds), _) => check("clock", Failed, format!("the clock is {seconds} s before the founding of this node's network"), SET),
+        (None, Some(true)) => check("clock", Fine, format!("synchronized, {}", found.now), ""),
+        (None, Some(false)) => check("clock", Warning, format!("not synchronized, {}", found.now), SET),
+        (None, None) => check("clock", Warning, format!("{}; nothing here says whether it is synchronized", found.now), SET),
+    }
+}
+
+pub(super) fn disk(found: &Result<Disk, String>) -> Check {
+    let free = |d: &Disk| format!("{} free at {}", indicatif::HumanBytes(d.free_bytes), d.path.display());
+    match found {
+        Err(why) => check("disk", Failed, why.clone(), "make the directory, or name another one with --dir"),
+        Ok(d) if d.free_bytes < DISK_NEEDED => check("disk", Failed, free(d), "make room: chunks, images and disks of VMs are kept there"),
+        Ok(d) if d.in_ram => check(
+            "disk",
+            Warning,
+            format!("{}, in RAM", free(d)),
+            "identity and VMs are lost at power-off: put the state directory on a disk",
+        ),
+        Ok(d) if d.free_bytes < DISK_WANTED => check("disk", Warning, free(d), "little for images and snapshots: make room, or use --dir"),
+        Ok(d) => check("disk", Fine, free(d), ""),
+    }
+}
+
+pub(super) fn memory(available_mib: u64) -> Check {
+    let found = format!("{available_mib} MiB available");
+    if available_mib < MEMORY_WANTED_MIB {
+        return check("memory", Warning, found, "enough for the overlay, hardly for a guest");
+    }
+    check("memory", Fine, found, "")
+}
+
+pub(super) fn udp(found: &Udp, net: Option<&NetCheckView>) -> Check {
+    if found.addresses == 0 {
+        return check("udp", Failed, "this machine has no address on a network", "connect it: cable, Wi-Fi, DHCP");
+    }
+    if let Some((port, why)) = &found.busy {
+        return check(
+            "udp",
+            Failed,
+            format!("UDP port {port} cannot be had: {why}"),
+            "end what uses it, or set port and link_port in node.toml",
+        );
+    }
+    let Some(net) = net else {
+        let found = format!("the ports are free, {} addresses", found.addresses);
+        return check("udp", Fine, found, "start the daemon to see whether UDP reaches other members: 'p2pvm up --detach'");
+    };
+    let nat = net.nat.as_deref().unwrap_or("unknown");
+    let linked: Vec<_> = net.members.iter().filter_map(|m| m.path.as_deref()).collect();
+    let direct = linked.iter().filter(|path| path.starts_with("direct")).count();
+    let said = format!("NAT: {nat}; {} members connected, {} linked, {direct} directly", net.members.len(), linked.len());
+    if !linked.is_empty() && linked.iter().all(|path| path.starts_with("stream")) {
+        return check("udp", Warning, said, "packets go over TCP: a firewall here or there drops UDP; allow it outwards");
+    }
+    check("udp", Fine, said, "")
+}
+
+pub(super) fn membership(layout: &Layout, status: Option<&Status>) -> Check {
+    match status {
+        Some(s) => {
+            let address = s.address.as_deref().unwrap_or("no address yet");
+            let level = if s.address.is_some() { Fine } else { Warning };
+            check("daemon", level, format!("{} in {}, {address}, version {}", s.name, s.network, s.version), "")
+        }
+        None if layout.is_member() => {
+            check("daemon", Warning, "no daemon answers here", "start it: 'p2pvm up --detach' or 'systemctl start p2pvm'")
+        }
+        None => check("daemon", Warning, "this machine is in no network", "'p2pvm init --network NAME' or 'p2pvm join INVITE'"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::ReachableView;
+    use std::path::PathBuf;
+
+    #[test]
+    fn what_makes_something_impossible_fails_and_says_what_to_do() {
+        let programs = |version, missing: &[&'static str]| Programs { version, missing: missing.to_vec() };
+        let disk_of = |free_bytes, in_ram| Ok(Disk { path: PathBuf::from("/x"), free_bytes, in_ram });
+        let failed = [
+            tun(Err("No such device".into())),
+            qemu(&programs(None, &[])),
+            qemu(&programs(Some((7, 2)), &[])),
+            qemu(&programs(Some((10, 0)), &["qemu-img"])),
+            clock(&Clock { before_network: Some(9), synchronized: Some(true), now: String::new() }),
+            disk(&disk_of(1 << 20, false)),
+            disk(&Err("no /x".into())),
+            udp(&Udp { addresses: 0, busy: None }, None),
+            udp(&Udp { addresses: 1, busy: Some((4002, "in use".into())) }, None),
+            settings(Some(&Failure::usage("node.toml: unknown key"))),
+        ];
+        for check in failed {
+            assert!(check.level == Failed && !check.advice.is_empty() && !check.found.is_empty(), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn what_only_works_less_well_is_a_warning() {
+        let net = NetCheckView {
+            members: vec![ReachableView { name: "b".into(), nat: None, may_be_direct: None, path: Some("stream".into()), rtt_ms: None }],
+            ..NetCheckView::default()
+        };
+        let warned = [
+            root(false),
+            kvm(&Kvm::Missing),
+            kvm(&Kvm::Broken),
+            kvm(&Kvm::Unknown("no QEMU".into())),
+            clock(&Clock { before_network: None, synchronized: Some(false), now: String::new() }),
+            disk(&Ok(Disk { path: "/x".into(), free_bytes: 1 << 40, in_ram: true })),
+            memory(100),
+            udp(&Udp { addresses: 1, busy: None }, Some(&net)),
+        ];
+        for check in warned {
+            assert!(check.level == Warning && !check.advice.is_empty(), "{check:?}");
+        }
+        assert_eq!(kvm(&Kvm::Works).level, Fine);
+        assert_eq!(qemu(&Programs { version: Some((10, 0)), missing: vec![] }).level, Fine);
+        assert_eq!(disk(&Ok(Disk { path: "/x".into(), free_bytes: 1 << 40, in_ram: false })).level, Fine);
+    }
+}

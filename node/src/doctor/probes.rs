@@ -1,0 +1,194 @@
+//! What the doctor asks of the machine. Nothing here changes it, but for the KVM probe's verdict, which the daemon would leave as well.
+
+use crate::{cli::netcheck, config::Config, daemon, layout::Layout, membership};
+use nix::sys::{
+    statfs::{TMPFS_MAGIC, statfs},
+    statvfs::statvfs,
+};
+use p2pvm_overlay::UnixTime;
+use p2pvm_vm_manager::{
+    hypervisor::{Accel, Hypervisor},
+    qemu::Qemu,
+};
+use std::{
+    fs::OpenOptions,
+    net::{Ipv4Addr, UdpSocket},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, SystemTime},
+};
+use tokio::process::Command;
+
+/// A program that only prints its version is done by then.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(5);
+/// The magic number of ramfs (linux/magic.h), which nix does not name.
+const RAMFS_MAGIC: i64 = 0x8584_58f6;
+/// Programs of QEMU that p2pvm runs beside it.
+const TOOLS: [&str; 2] = ["qemu-img", "qemu-storage-daemon"];
+
+/// How KVM is.
+#[derive(Debug)]
+pub enum Kvm {
+    /// A guest ran on it.
+    Works,
+    /// There is no device.
+    Missing,
+    /// There is, but no guest is known to run on it.
+    Broken,
+    /// The settings name an accelerator.
+    Forced(String),
+    /// It could not be found out.
+    Unknown(String),
+}
+
+pub(super) async fn kvm(config: Option<&Config>) -> Kvm {
+    let Some(config) = config else { return Kvm::Unknown("the settings cannot be read".to_owned()) };
+    if config.accel().is_some() {
+        return Kvm::Forced(config.accel.clone());
+    }
+    if !Path::new("/dev/kvm").exists() {
+        return Kvm::Missing;
+    }
+    match Qemu::new(daemon::HOST_FACTS, None, config.probe()).accel().await {
+        Ok(Accel::Kvm) => Kvm::Works,
+        Ok(Accel::Tcg) => Kvm::Broken,
+        Err(error) => Kvm::Unknown(error.to_string()),
+    }
+}
+
+pub(super) fn tun() -> Result<(), String> {
+    // The open alone makes the kernel load its driver, and makes no interface.
+    OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop).map_err(|e| e.to_string())
+}
+
+/// QEMU and its tools.
+#[derive(Debug)]
+pub struct Programs {
+    /// QEMU's version, major and minor.
+    pub version: Option<(u32, u32)>,
+    /// Which tools are not there.
+    pub missing: Vec<&'static str>,
+}
+
+/// What `PROGRAM --version` prints first, if it is there.
+async fn version_of(program: &str) -> Option<String> {
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(PROGRAM_LIMIT, output).await.ok()?.ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
+}
+
+/// "QEMU emulator version 10.0.2 (Debian ...)" as (10, 0).
+fn version_in(line: &str) -> Option<(u32, u32)> {
+    let mut numbers = line.split_once("version ")?.1.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+pub(super) async fn qemu() -> Programs {
+    let version = version_of("qemu-system-x86_64").await.and_then(|line| version_in(&line));
+    let mut missing = Vec::new();
+    for tool in TOOLS {
+        if version_of(tool).await.is_none() {
+            missing.push(tool);
+        }
+    }
+    Programs { version, missing }
+}
+
+/// The time of day here.
+#[derive(Debug)]
+pub struct Clock {
+    /// Seconds that it is before the network was founded, if it is.
+    pub before_network: Option<u64>,
+    /// Whether something keeps it right; none: nobody says.
+    pub synchronized: Option<bool>,
+    /// What it shows.
+    pub now: String,
+}
+
+pub(super) async fn clock(layout: &Layout) -> Clock {
+    let founded = membership::network(layout).ok().flatten().map(|network| network.created);
+    let before = founded.map_or(0, |founded| founded.0.saturating_sub(UnixTime::now().0));
+    let asked =
+        Command::new("timedatectl").args(["show", "-p", "NTPSynchronized", "--value"]).stdin(Stdio::null()).kill_on_drop(true).output();
+    let synchronized = match tokio::time::timeout(PROGRAM_LIMIT, asked).await {
+        Ok(Ok(output)) if output.status.success() => match String::from_utf8_lossy(&output.stdout).trim() {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
+        },
+        _ => None,
+    };
+    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    Clock { before_network: (before > 0).then_some(before), synchronized, now }
+}
+
+/// Where the state is kept.
+#[derive(Debug)]
+pub struct Disk {
+    /// The directory, or the nearest one above it that is there.
+    pub path: PathBuf,
+    /// Room for root.
+    pub free_bytes: u64,
+    /// Whether it is lost at power-off.
+    pub in_ram: bool,
+}
+
+pub(super) fn disk(layout: &Layout) -> Result<Disk, String> {
+    let path =
+        layout.dir().ancestors().find(|dir| dir.is_dir()).ok_or_else(|| format!("no part of {} is there", layout.dir().display()))?;
+    let room = statvfs(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(Disk { path: path.to_owned(), free_bytes: room.blocks_available() * room.fragment_size(), in_ram: in_ram(path) })
+}
+
+/// Whether a directory is on a file system that is in memory only.
+pub fn in_ram(path: &Path) -> bool {
+    statfs(path).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC || i64::from(fs.filesystem_type().0) == RAMFS_MAGIC)
+}
+
+pub(super) fn memory_mib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
+    line.split_ascii_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) >> 10
+}
+
+/// What UDP needs here.
+#[derive(Debug)]
+pub struct Udp {
+    /// Addresses on networks.
+    pub addresses: usize,
+    /// A port that somebody else has, and what the kernel says.
+    pub busy: Option<(u16, String)>,
+}
+
+/// `running`: the daemon has the ports, as it should be.
+pub(super) fn udp((port, link_port): (u16, u16), running: bool) -> Udp {
+    let taken = |port: u16| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).err().map(|e| (port, e.to_string()));
+    let busy = if running { None } else { [port, link_port].into_iter().filter(|port| *port != 0).find_map(taken) };
+    Udp { addresses: netcheck::local_addresses().len(), busy }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemu_says_its_version_in_its_first_line() {
+        assert_eq!(version_in("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2~bpo12+1)"), Some((10, 0)));
+        assert_eq!(version_in("QEMU emulator version 7.2"), Some((7, 2)));
+        assert_eq!(version_in("something else"), None);
+    }
+
+    #[test]
+    fn a_port_that_somebody_has_is_named() {
+        let held = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let port = held.local_addr().unwrap().port();
+        assert_eq!(udp((port, 0), false).busy.unwrap().0, port);
+        assert!(udp((port, 0), true).busy.is_none());
+    }
+
+    #[test]
+    fn a_directory_in_ram_is_told_from_one_on_a_disk() {
+        assert!(in_ram(Path::new("/dev/shm")) || !Path::new("/dev/shm").is_dir());
+        assert!(!in_ram(Path::new("/proc")));
+    }
+}

@@ -1,0 +1,89 @@
+//! The daemon as a service of systemd, where the package installed it as one: then the commands start it through systemd, so
+//! that the unit's limits hold and the next boot finds it the same way; and its log is the journal.
+
+use crate::{
+    failure::{Doing, Failure, Kind, Outcome},
+    layout::Layout,
+};
+use std::{io::SeekFrom, path::Path, process::Stdio};
+use tokio::{
+    io::{AsyncReadExt, AsyncSeekExt},
+    process::Command,
+};
+
+/// The unit.
+const UNIT: &str = "p2pvm.service";
+/// Where a package puts it.
+const UNIT_FILES: [&str; 2] = ["/usr/lib/systemd/system/p2pvm.service", "/lib/systemd/system/p2pvm.service"];
+/// The state directory that the unit is for.
+pub const STATE_DIR: &str = "/var/lib/p2pvm";
+/// What of a log file is read at most, bytes.
+const LOG_BYTES: u64 = 256 << 10;
+
+/// Whether the daemon of this state directory is systemd's to start: it runs here, and knows the unit. An emulated host shares
+/// its files with others and is never the machine's own.
+pub fn manages(layout: &Layout) -> bool {
+    layout.dir() == Path::new(STATE_DIR)
+        && std::env::var_os("P2PVM_HOST").is_none()
+        && Path::new("/run/systemd/system").is_dir()
+        && UNIT_FILES.iter().any(|file| Path::new(file).exists())
+}
+
+/// Starts the unit, and lets it start at boot.
+pub async fn start() -> Outcome<()> {
+    systemctl(&["enable", "--quiet", UNIT]).await?;
+    systemctl(&["restart", UNIT]).await
+}
+
+/// Runs systemctl.
+pub async fn systemctl(words: &[&str]) -> Outcome<()> {
+    let output = Command::new("systemctl").args(words).stdin(Stdio::null()).output().await;
+    let output = output.doing("cannot run systemctl")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Failure::new(Kind::Failed, format!("systemctl {}: {said}", words.join(" "))))
+}
+
+/// The daemon's last lines: from the journal where it is a service, else from its log file.
+pub async fn log_tail(layout: &Layout, lines: usize) -> Vec<String> {
+    let text = if manages(layout) { journal(lines).await } else { file_tail(&layout.log()).await };
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+async fn journal(lines: usize) -> String {
+    let count = lines.to_string();
+    let words = ["--unit", UNIT, "--no-pager", "--quiet", "--output", "short-iso", "--lines", &count];
+    let output = Command::new("journalctl").args(words).stdin(Stdio::null()).output().await;
+    output.map_or_else(|e| format!("cannot run journalctl: {e}"), |o| String::from_utf8_lossy(&o.stdout).into_owned())
+}
+
+async fn file_tail(path: &Path) -> String {
+    let read = async {
+        let mut file = tokio::fs::File::open(path).await?;
+        let length = file.metadata().await?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES))).await?;
+        let mut bytes = Vec::new();
+        file.take(LOG_BYTES).read_to_end(&mut bytes).await?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    // No log is no lines.
+    read.await.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_log_is_read_whatever_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path());
+        assert!(!manages(&layout));
+        assert!(log_tail(&layout, 3).await.is_empty());
+        std::fs::write(layout.log(), b"one\ntwo\nth\xffree\nfour\n").unwrap();
+        assert_eq!(log_tail(&layout, 2).await, ["th\u{fffd}ree", "four"]);
+    }
+}
