@@ -46,7 +46,11 @@ pub(super) fn cut(packet: &[u8], header: &VirtioNetHdr, mut into: Into<'_>, size
         *sizes.first_mut()? = packet.len();
         return Some(1);
     }
-    let v6 = packet.first()? >> 4 == 6;
+    let v6 = match packet.first()? >> 4 {
+        4 => false,
+        6 => true,
+        _ => return None,
+    };
     let protocol = match (header.gso_type & !ECN, v6) {
         (TSO4, false) | (TSO6, true) => TCP,
         (USO, _) => UDP,
