@@ -186,7 +186,7 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
             result.rounds.push(measured);
         }
     }
-    let page = report::page(&results, options.rounds, began.elapsed());
+    let page = report::page(&results, options, began.elapsed());
     if options.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {

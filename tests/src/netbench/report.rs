@@ -1,6 +1,7 @@
 //! The page: a table of medians with their spread, the loss curves, and what could not be measured.
 
-use super::{FAR_MS, LOSSES, LOSSY_STREAMS, Measured, Round};
+use super::{FAR_MS, LOSSES, LOSSY_STREAMS, Measure, Measured, Options, Round, programs::Which};
+use clap::ValueEnum;
 use std::{fmt::Write as _, fs, time::Duration};
 
 /// A value of each round, `None` where it was not measured.
@@ -59,8 +60,28 @@ impl Table {
     }
 }
 
+/// How to have this page made again.
+fn made_by(only: &[Which], measure: &[Measure], rounds: u32) -> String {
+    let only = (!only.is_empty()).then(|| names(only));
+    let make = only.as_ref().map(|only| format!(" ONLY={only}")).unwrap_or_default();
+    let only = only.map(|only| format!(" --only {only}")).unwrap_or_default();
+    let command = format!("p2pvm testbed bench-net --rounds {rounds}{only}");
+    if measure.is_empty() {
+        format!("`make bench-net ROUNDS={rounds}{make}` (`{command} --out docs/speed.md`)")
+    } else {
+        // What is missing here, `make` would measure.
+        format!("`{command} --measure {}`", names(measure))
+    }
+}
+
+fn names<T: ValueEnum>(values: &[T]) -> String {
+    let names: Vec<String> = values.iter().filter_map(|v| Some(v.to_possible_value()?.get_name().to_owned())).collect();
+    names.join(",")
+}
+
 /// The whole page.
-pub(super) fn page(results: &[Measured], rounds: u32, took: Duration) -> String {
+pub(super) fn page(results: &[Measured], options: &Options, took: Duration) -> String {
+    let rounds = options.rounds;
     let raw = results.iter().find(|row| row.name == "raw veth");
     let mut tcp = Table::new(&[
         "program",
@@ -100,9 +121,10 @@ pub(super) fn page(results: &[Measured], rounds: u32, took: Duration) -> String 
         udp.row(&[name, cell(row, &|r| best(r, 1200), 0), cell(row, &|r| best(r, 64), 0)]);
     }
     let mut text = format!(
-        "# How fast packets go\n\nMade by `make bench-net` (`p2pvm testbed bench-net --out docs/speed.md`); every figure comes from that run, which took {:.0} min. {}\n\n\
+        "# How fast packets go\n\nMade by {}; every figure comes from that run, which took {:.0} min. {}\n\n\
         Two hosts in network namespaces on one veth cable. Senders, receivers, both daemons and both kernels share the machine's processors.\n\
         Medians of {rounds} rounds (smallest–largest); each round goes over all programs.\n\n## TCP\n\n{}\n",
+        made_by(&options.only, &options.measure, rounds),
         took.as_secs_f64() / 60.0,
         machine(),
         tcp.text,
@@ -179,6 +201,25 @@ fn machine() -> String {
 #[cfg(test)]
 mod tests {
     use super::{super::Point, *};
+    use clap::{Args, Command, FromArgMatches};
+
+    fn options(arguments: &[&str]) -> Options {
+        let command = Options::augment_args(Command::new("bench-net").no_binary_name(true));
+        Options::from_arg_matches(&command.get_matches_from(arguments)).unwrap()
+    }
+
+    #[test]
+    fn the_page_names_the_command_that_makes_it() {
+        let all = page(&[], &options(&[]), Duration::from_secs(60));
+        assert!(all.contains("Made by `make bench-net ROUNDS=3` (`p2pvm testbed bench-net --rounds 3 --out docs/speed.md`);"), "{all}");
+        let some = page(&[], &options(&["--only", "raw,wireguard-go", "--rounds", "5"]), Duration::from_secs(60));
+        assert!(
+            some.contains("`make bench-net ROUNDS=5 ONLY=raw,wireguard-go` (`p2pvm testbed bench-net --rounds 5 --only raw,wireguard-go"),
+            "{some}"
+        );
+        let part = page(&[], &options(&["--only", "raw", "--measure", "tcp,ping"]), Duration::from_secs(60));
+        assert!(part.contains("`p2pvm testbed bench-net --rounds 3 --only raw --measure tcp,ping`"), "{part}");
+    }
 
     fn row(name: &str, rounds: Vec<Round>) -> Measured {
         Measured { name: name.into(), version: "1.0".into(), rounds }
@@ -189,7 +230,7 @@ mod tests {
         let fast = |gbit| Round { tcp_1: Some(gbit), ping_idle: Some((100.0, 200.0)), ..Round::default() };
         let raw = row("raw veth", vec![Round { ping_idle: Some((40.0, 60.0)), ..Round::default() }]);
         let absent = row("tinc", vec![Round { failed: vec!["tincd is not installed".into()], ..Round::default() }]);
-        let page = page(&[raw, row("p2pvm", vec![fast(3.0), fast(1.0), fast(2.0)]), absent], 3, Duration::from_secs(60));
+        let page = page(&[raw, row("p2pvm", vec![fast(3.0), fast(1.0), fast(2.0)]), absent], &options(&[]), Duration::from_secs(60));
         assert!(page.contains("| p2pvm 1.0 | 2.00 (1.00–3.00) |"), "{page}");
         assert!(page.contains("(+60)"), "over raw: {page}");
         assert!(page.contains("- tinc 1.0, 1 of 1 rounds: tincd is not installed"), "{page}");
@@ -200,7 +241,7 @@ mod tests {
     fn the_loss_curve_shows_what_arrived_of_what_the_sender_brought_in() {
         let points = vec![Point { wanted: 50e3, offered: 40e3, received: 30e3 }, Point { wanted: 100e3, offered: 80e3, received: 20e3 }];
         let round = Round { udp: vec![(1200, points)], ..Round::default() };
-        let page = page(&[row("p2pvm", vec![round])], 1, Duration::from_secs(1));
+        let page = page(&[row("p2pvm", vec![round])], &options(&[]), Duration::from_secs(1));
         assert!(page.contains("| p2pvm 1.0 | 30 (25 %) | 20 (75 %) |"), "{page}");
         assert!(page.contains("| p2pvm 1.0 | 30 | – |"), "the most that arrived: {page}");
     }
