@@ -1,6 +1,9 @@
 //! Writes the manual pages and shell completions of p2pvm below a directory, from the command line's own grammar: run by
 //! `scripts/deb.sh`. An example, so that what makes them is no part of the program.
 
+#[path = "../src/cli/appliance_args.rs"]
+#[allow(dead_code, reason = "as above")]
+mod appliance_args;
 #[path = "../src/cli/args.rs"]
 #[allow(dead_code, unused_imports, reason = "the grammar serves the program; here it is only described")]
 mod args;

@@ -238,7 +238,9 @@ impl RingNet {
 
     fn answered(&self, reply: Header, asked: Asked, answer: Option<Vec<u8>>) {
         lock(&self.answered).answered(asked, answer.as_deref());
-        answer.map(|answer| self.reply(reply, asked, &answer));
+        if let Some(answer) = answer {
+            self.reply(reply, asked, &answer);
+        }
     }
 
     fn reply(&self, header: Header, asked: Asked, answer: &[u8]) {

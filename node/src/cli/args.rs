@@ -107,13 +107,13 @@ pub enum Command {
     Explain(VmName),
     /// The bootable appliance's ISO
     #[command(subcommand, after_help = "Example:\n  p2pvm image customize p2pvm.iso --join invite.txt -o lab.iso")]
-    Image(super::appliance::Image),
+    Image(super::appliance_args::Image),
     /// Put the appliance on a disk, so that it boots by itself and keeps identity and VMs
     #[command(after_help = "Examples:\n  p2pvm install /dev/sda\n  p2pvm install /dev/sdb --from p2pvm.iso --yes")]
-    Install(super::appliance::Install),
+    Install(super::appliance_args::Install),
     /// What the appliance's own units and console call
     #[command(subcommand, hide = true)]
-    Appliance(super::appliance::Appliance),
+    Appliance(super::appliance_args::Appliance),
     /// Emulated wide area for tests and demos
     #[command(subcommand, after_help = "Example:\n  p2pvm testbed up tests/sites/planetlab.toml")]
     Testbed(p2pvm_tests::cli::TestbedCommand),

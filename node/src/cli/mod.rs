@@ -2,6 +2,7 @@
 //! `demo`, `bench`) is called from here too. Results go to standard output, everything else to standard error.
 
 mod appliance;
+mod appliance_args;
 mod args;
 pub mod netcheck;
 mod network;

@@ -142,7 +142,7 @@ pub(super) fn disk(layout: &Layout) -> Result<Disk, String> {
 
 /// Whether a directory is on a file system that is in memory only.
 pub fn in_ram(path: &Path) -> bool {
-    statfs(path).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC || i64::from(fs.filesystem_type().0) == RAMFS_MAGIC)
+    statfs(path).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC || fs.filesystem_type().0 == RAMFS_MAGIC)
 }
 
 pub(super) fn memory_mib() -> u64 {

@@ -1,0 +1,83 @@
+//! The grammar of the appliance's commands: `p2pvm image`, `p2pvm install` and the hidden `p2pvm appliance`.
+
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+/// `p2pvm image ...`
+#[derive(Subcommand)]
+pub enum Image {
+    /// Write an invite into an appliance ISO, so that whatever boots from it joins that network
+    #[command(
+        after_help = "The ISO is copied and changed in one place; nothing is rebuilt and no root is needed.\n\nExamples:\n  p2pvm invite --uses 5 > invite.txt\n  p2pvm image customize p2pvm.iso --join invite.txt -o lab.iso\n  p2pvm image customize lab.iso --clear -o plain.iso"
+    )]
+    Customize(Customize),
+}
+
+/// Arguments of `image customize`.
+#[derive(Args)]
+pub struct Customize {
+    /// An ISO of the appliance
+    pub input: PathBuf,
+    /// The invite, a file holding one, or - for standard input
+    #[arg(long, value_name = "INVITE", required_unless_present = "clear")]
+    pub join: Option<String>,
+    /// Take the invite out again
+    #[arg(long, conflicts_with = "join")]
+    pub clear: bool,
+    /// Where the customized ISO goes; replaced as a whole
+    #[arg(long, short, value_name = "ISO")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `install`.
+#[derive(Args)]
+pub struct Install {
+    /// The disk, such as /dev/sda
+    pub disk: PathBuf,
+    /// The ISO to install from; by default what this machine was booted from
+    #[arg(long, value_name = "ISO")]
+    pub from: Option<PathBuf>,
+    /// Install even though the disk holds something, which is lost
+    #[arg(long)]
+    pub force: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// `p2pvm appliance ...`
+#[derive(Subcommand)]
+pub enum Appliance {
+    /// Mount the state and become a member: what the first-boot unit runs
+    Prepare,
+    /// Say which network the places lead into
+    FindNetwork(FindNetwork),
+    /// Show who this machine is, where its state lives, and its invite if it founded its network
+    Show,
+    /// After a refusal: say why, take another invite from the terminal and try again
+    Ask,
+    /// Write the free room for an invite, which the ISO's builder puts into it
+    Reserve,
+}
+
+/// Arguments of `appliance find-network`.
+#[derive(Args)]
+pub struct FindNetwork {
+    /// The kernel's command line
+    #[arg(long, default_value = "/proc/cmdline")]
+    pub cmdline: PathBuf,
+    /// A mounted volume: its label and its root; may be repeated, in order
+    #[arg(long = "volume", value_name = "LABEL=DIR", value_parser = parse_volume)]
+    pub volumes: Vec<(String, PathBuf)>,
+    /// The room for an invite in the medium
+    #[arg(long, default_value = "/run/p2pvm/medium/p2pvm/invite")]
+    pub room: PathBuf,
+    /// The SMBIOS serial
+    #[arg(long, default_value = "/sys/class/dmi/id/product_serial")]
+    pub serial: PathBuf,
+}
+
+fn parse_volume(text: &str) -> Result<(String, PathBuf), String> {
+    let (label, dir) = text.split_once('=').ok_or("write it as LABEL=DIR")?;
+    Ok((label.to_owned(), dir.into()))
+}
