@@ -442,7 +442,7 @@ pub struct RestoreVm {
 }
 
 /// A VM as `vm list` and `vm show` give it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct VmView {
     /// Its name.
     pub name: String,

@@ -138,18 +138,44 @@ impl Daemon {
             vms.extend(more.iter().map(|vm| self.view(vm)));
             silent = unheard.into_iter().map(|member: MemberId| self.name_of(member)).collect();
         }
-        // While a VM moves two hosts may name it: the newer epoch is right.
-        let mut newest: BTreeMap<(String, String), VmView> = BTreeMap::new();
-        for vm in vms {
-            let known = newest.entry((vm.name.clone(), vm.id.clone())).or_insert_with(|| vm.clone());
-            if vm.epoch > known.epoch {
-                *known = vm;
-            }
-        }
-        Ok(ClusterVms { vms: newest.into_values().collect(), silent })
+        Ok(ClusterVms { vms: newest(vms), silent })
     }
+}
+
+/// Each VM once. While it moves two hosts may name it: the newer epoch is right, and before that the one that knows of the move.
+fn newest(vms: Vec<VmView>) -> Vec<VmView> {
+    let mut newest: BTreeMap<(String, String), VmView> = BTreeMap::new();
+    for vm in vms {
+        let known = newest.entry((vm.name.clone(), vm.id.clone())).or_insert_with(|| vm.clone());
+        if (vm.epoch, vm.moving.is_some()) > (known.epoch, known.moving.is_some()) {
+            *known = vm;
+        }
+    }
+    newest.into_values().collect()
 }
 
 fn read_all<T: DeserializeOwned>(answers: &Answers) -> Vec<T> {
     answers.items.iter().filter_map(|(_, bytes)| serde_json::from_slice(bytes).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::Moving;
+
+    #[test]
+    fn a_vm_that_two_hosts_name_is_shown_by_the_newer_epoch_and_then_by_who_moves_it() {
+        let named = |host: &str, epoch, moving: Option<Moving>| VmView {
+            name: "web".into(),
+            host: host.into(),
+            epoch,
+            moving,
+            ..VmView::default()
+        };
+        let of = |vms| newest(vms).into_iter().map(|vm| vm.host).collect::<Vec<_>>();
+        let (source, target) = (named("source", 3, Some(Moving::default())), named("target", 3, None));
+        assert_eq!(of(vec![target.clone(), source.clone()]), ["source"]);
+        assert_eq!(of(vec![source.clone(), target]), ["source"]);
+        assert_eq!(of(vec![source, named("target", 4, None)]), ["target"]);
+    }
 }
