@@ -23,6 +23,8 @@ use tokio::sync::mpsc;
 
 /// How often the screen is drawn anew where nothing happens: the clock on it has seconds.
 const REDRAW: Duration = Duration::from_secs(1);
+/// How often the machine's own screen is painted as a whole: over what the kernel wrote, and for who connects to a serial line later.
+const REPAINT: Duration = Duration::from_secs(60);
 /// `--once` gives the daemon this long.
 const ONCE_LIMIT: Duration = Duration::from_secs(8);
 /// The size of `--once` where the environment names none.
@@ -75,14 +77,22 @@ pub async fn run(context: &Context, a: &TopArgs) -> Outcome<()> {
     screen.read_keys(tell.clone());
     let feed = tokio::spawn(feed::run(context.layout.clone(), tell.clone(), a.console));
     let errand = Arc::new(Errand { layout: context.layout.clone(), tell });
-    let mut every = tokio::time::interval(REDRAW);
+    let (mut every, mut repaint) = (tokio::time::interval(REDRAW), tokio::time::interval(REPAINT));
     loop {
         model.clock = clock();
         screen.show(&mut model)?;
         let news = tokio::select! {
             _ = every.tick() => continue,
+            _ = repaint.tick(), if a.console => {
+                screen.repaint()?;
+                continue;
+            }
             Some(news) = told.recv() => news,
         };
+        // What one types at a serial line that shows nothing.
+        if matches!(news, News::Key(Key::Enter)) {
+            screen.repaint()?;
+        }
         match take(&mut model, news) {
             Some(Action::Quit) => break,
             Some(Action::Shell) => screen.shell(&mut model)?,

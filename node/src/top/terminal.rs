@@ -1,6 +1,7 @@
 //! The terminal: raw keys, drawing, and giving it back as it was, also after a panic.
 //!
-//! A serial line does not know its size (the kernel says 0x0): then it is 80x24.
+//! A serial line does not know its size (the kernel says 0x0): then it is 80x24. Nor may anybody be at its other end, so the
+//! terminal is never asked anything: ratatui's own `clear` and `resize` wait for an answer of where the cursor is.
 
 use super::News;
 use crate::failure::{Doing, Failure, Outcome};
@@ -12,7 +13,7 @@ use ratatui::{
         cursor::Show,
         event::{self, DisableBracketedPaste, EnableBracketedPaste, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
         execute,
-        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size},
+        terminal::{Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size},
     },
     layout::Rect,
 };
@@ -55,11 +56,11 @@ fn leave() {
     let _ = disable_raw_mode();
 }
 
+/// Empties the terminal; what is drawn next is drawn as a whole.
 fn open(area: Rect) -> Outcome<Terminal<CrosstermBackend<Stdout>>> {
-    let mut terminal = Terminal::with_options(CrosstermBackend::new(stdout()), TerminalOptions { viewport: Viewport::Fixed(area) })
-        .doing("drawing on the terminal")?;
-    terminal.clear().doing("drawing on the terminal")?;
-    Ok(terminal)
+    execute!(stdout(), Clear(ClearType::All)).doing("drawing on the terminal")?;
+    Terminal::with_options(CrosstermBackend::new(stdout()), TerminalOptions { viewport: Viewport::Fixed(area) })
+        .doing("drawing on the terminal")
 }
 
 impl Screen {
@@ -85,10 +86,16 @@ impl Screen {
         let now = area();
         if now != self.area {
             self.area = now;
-            self.terminal.resize(now).doing("drawing on the terminal")?;
+            self.repaint()?;
         }
         model.size = (now.width, now.height);
         self.terminal.draw(|frame| draw(model, frame.buffer_mut())).doing("drawing on the terminal")?;
+        Ok(())
+    }
+
+    /// Has the next [`show`](Self::show) paint all of it.
+    pub fn repaint(&mut self) -> Outcome<()> {
+        self.terminal = open(self.area)?;
         Ok(())
     }
 
