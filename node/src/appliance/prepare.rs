@@ -14,7 +14,10 @@ use crate::{
     layout::{Layout, write_atomically},
     membership,
 };
-use nix::mount::{MsFlags, mount};
+use nix::{
+    mount::{MsFlags, mount},
+    unistd::sethostname,
+};
 use p2pvm_overlay::UnixTime;
 use std::{
     fs,
@@ -45,11 +48,6 @@ pub fn typed() -> PathBuf {
 /// Why the last attempt was refused.
 pub fn refusal() -> PathBuf {
     Path::new(RUN).join("refused")
-}
-
-/// Where the state lives, in words.
-fn state_note() -> PathBuf {
-    Path::new(RUN).join("state")
 }
 
 /// The places of this machine, its volumes mounted.
@@ -92,7 +90,10 @@ async fn attempt(layout: &Layout) -> Outcome<()> {
         unattended(Path::new(&disk))?;
     }
     mount_state(layout)?;
-    become_member(layout).await
+    become_member(layout).await?;
+    // Every appliance is called the same until it is somebody: what asks for the host's name later finds the member's.
+    let name = membership::load(layout)?.certificate.name().to_owned();
+    sethostname(&name).doing(format_args!("calling this machine {name}"))
 }
 
 /// `p2pvm.install=DISK`. On a disk that carries the appliance already there is nothing to do: the machine boots again and
@@ -137,7 +138,7 @@ fn mount_state(layout: &Layout) -> Outcome<()> {
         }
     };
     say(&note);
-    write_atomically(&state_note(), note.as_bytes(), 0o644)
+    Ok(())
 }
 
 async fn become_member(layout: &Layout) -> Outcome<()> {
@@ -173,11 +174,6 @@ pub fn retry_with(invite: &str) -> Outcome<()> {
         write_atomically(&typed(), invite.as_bytes(), 0o600)?;
     }
     fs::remove_file(refusal()).doing("forgetting the last refusal")
-}
-
-/// Where the state lives, for the console.
-pub fn state() -> String {
-    fs::read_to_string(state_note()).unwrap_or_default()
 }
 
 fn say(what: impl std::fmt::Display) {

@@ -6,23 +6,23 @@ use super::{
     network, print,
 };
 use crate::{
-    api::types::{InviteAnswer, InviteRequest, Status},
     appliance::{customize, install as disk, prepare, reserved, sources},
     failure::{Doing, Failure, Kind, Outcome},
-    layout::write_atomically,
     membership,
 };
+use nix::sys::termios::{FlushArg, tcflush};
 use p2pvm_overlay::{UnixTime, membership::Invite};
 use serde_json::json;
 use std::{
     fs,
     io::{BufRead, IsTerminal, Write},
     path::Path,
+    sync::mpsc,
+    time::Duration,
 };
 
-/// The invite that a machine shows which founded its network: for all the machines of a small cluster, for a week.
-const SHOWN_USES: u32 = 100;
-const SHOWN_SECONDS: u64 = 7 * 24 * 3600;
+/// How often a console that asks looks whether another one was answered.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) fn image(context: &Context, image: Image) -> Outcome<()> {
     let Image::Customize(a) = image;
@@ -74,7 +74,6 @@ pub(super) async fn run(context: &Context, what: Appliance) -> Outcome<()> {
     match what {
         Appliance::Prepare => prepare::prepare(&context.layout).await,
         Appliance::FindNetwork(a) => find_network(context, a),
-        Appliance::Show => show(context).await,
         Appliance::Ask => ask(),
         Appliance::Reserve => {
             let room = reserved::filled("").map_err(|problem| Failure::new(Kind::Failed, problem.to_string()))?;
@@ -97,50 +96,13 @@ fn find_network(context: &Context, a: FindNetwork) -> Outcome<()> {
     Ok(())
 }
 
-async fn show(context: &Context) -> Outcome<()> {
-    let mut daemon = context.daemon().await?;
-    let status: Status = daemon.get("/status").await?;
-    println!(
-        "\nThis is {} of the network {}, address {}",
-        status.name,
-        status.network,
-        status.address.as_deref().unwrap_or("not claimed yet")
-    );
-    println!("{}", prepare::state());
-    if let Some((used, total)) = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(memory) {
-        println!("{used} of {total} MiB of memory are used");
-    }
-    if context.layout.root_key().exists() {
-        let kept = Path::new("/run/p2pvm/invite");
-        let invite = match fs::read_to_string(kept) {
-            Ok(invite) => invite,
-            Err(_) => {
-                let request =
-                    InviteRequest { uses: SHOWN_USES, expires_seconds: SHOWN_SECONDS, delegate: false, groups: Vec::new(), short: true };
-                let answer: InviteAnswer = daemon.post("/invite", &request).await?;
-                write_atomically(kept, answer.invite.as_bytes(), 0o600)?;
-                answer.invite
-            }
-        };
-        println!("Others join with this invite ({SHOWN_USES} machines, 7 days):\n\n{invite}\n");
-    }
-    Ok(())
-}
-
-/// Memory in use and in all, MiB, out of /proc/meminfo.
-fn memory(text: &str) -> Option<(u64, u64)> {
-    let kib = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse::<u64>().ok());
-    let total = kib("MemTotal:")?;
-    Some((total.checked_sub(kib("MemAvailable:")?)? >> 10, total >> 10))
-}
-
 fn ask() -> Outcome<()> {
     let why = fs::read_to_string(prepare::refusal()).doing("nothing was refused")?;
     println!("\nThis machine joined no network. Refused: {why}");
     loop {
         print!("Type or paste another invite, or just Enter to try the same again: ");
         std::io::stdout().flush().doing("asking")?;
-        let text = line()?;
+        let text = line_unless_answered_elsewhere()?;
         let text = text.trim();
         if !text.is_empty()
             && let Err(refusal) = Invite::parse(text).and_then(|invite| invite.check(UnixTime::now()))
@@ -152,13 +114,20 @@ fn ask() -> Outcome<()> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::memory;
-
-    #[test]
-    fn memory_in_use_is_what_is_not_available() {
-        assert_eq!(memory("MemTotal:  768000 kB\nMemFree: 1 kB\nMemAvailable:   512000 kB\n"), Some((250, 750)));
-        assert_eq!(memory("MemTotal: x kB"), None);
+/// The screen and the serial port ask at once: where one is answered, the other must not wait for ever.
+fn line_unless_answered_elsewhere() -> Outcome<String> {
+    let (tell, told) = mpsc::channel();
+    // It ends with the process where nobody types.
+    std::thread::spawn(move || tell.send(line()));
+    loop {
+        match told.recv_timeout(LOOK_AGAIN) {
+            Ok(line) => return line,
+            Err(_) if prepare::refusal().exists() => {}
+            Err(_) => {
+                // Half an invite is no keys for what is shown next.
+                let _ = tcflush(std::io::stdin(), FlushArg::TCIFLUSH);
+                return Err(Failure::refused("another console was answered"));
+            }
+        }
     }
 }

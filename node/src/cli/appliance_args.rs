@@ -52,8 +52,6 @@ pub enum Appliance {
     Prepare,
     /// Say which network the places lead into
     FindNetwork(FindNetwork),
-    /// Show who this machine is, where its state lives, and its invite if it founded its network
-    Show,
     /// After a refusal: say why, take another invite from the terminal and try again
     Ask,
     /// Write the free room for an invite, which the ISO's builder puts into it
