@@ -31,8 +31,8 @@ const KNOCKS: u32 = 2;
 /// A port opened for another member answers so long, and so often.
 const PORT_LIFE: Duration = Duration::from_secs(4);
 const PORT_ANSWERS: u32 = 8;
-/// Ports open for others at a time: each is a socket.
-pub(crate) const MAX_PORTS: usize = 16;
+/// Ports open for others at a time: each is a socket for some seconds, and a member that starts asks for two.
+pub(crate) const MAX_PORTS: usize = 64;
 /// A NAT forgets whom it wrote to within this (RFC 4787 REQ-5 asks for 2 minutes at least; some keep 5).
 const REMEMBERED: Duration = Duration::from_secs(310);
 /// Ports that a NAT which counts may have given to others between two of ours.

@@ -188,7 +188,8 @@ async fn look_closer(shared: &Arc<Shared>, seen: &[Seen], v4: bool, kind: NatKin
     if holds(&finding, found, helper.mapped, Instant::now()) {
         return examine::refine(kind, &finding);
     }
-    let mapping = async { if v4 { look_at_the_mapping(shared, helper, kind).await } else { None } };
+    // Who has no NAT has no mapping.
+    let mapping = async { if v4 && kind != NatKind::Open { look_at_the_mapping(shared, helper, kind).await } else { None } };
     let (mut new, second) = tokio::join!(examine::examine(shared, helper.member, helper.server, helper.mapped), mapping);
     if let Some(second) = second.filter(|_| !new.by_port) {
         new.note_second(helper.mapped, second);
