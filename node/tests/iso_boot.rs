@@ -1,13 +1,16 @@
-//! The appliance's ISO in real machines (QEMU): firmware, medium, network, disk. What each machine says on its serial port is
-//! what a person would see. `make test-iso` runs it; without an ISO (`P2PVM_TEST_ISO`) every test says that it was not run.
+//! The appliance's ISO in real machines (QEMU): firmware, medium, network, disk. What each machine shows on its serial port is
+//! what a person would see, and the keys go in there. `make test-iso` runs it; without an ISO (`P2PVM_TEST_ISO`) every test says that it was not run.
 
 mod common;
+mod iso_serial;
 
 use common::{lab, network, public_sites};
+use iso_serial::Serial;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use p2pvm_overlay::{UnixTime, membership::Invite};
 use p2pvm_tests::lab::Lab;
 use std::{
     fs,
@@ -22,8 +25,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(600);
 const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
 /// The aim for a machine without guests, MiB.
 const MEMORY: &str = "768";
-/// What the console says when the machine is a member with an address.
-const MEMBER: &str = ", address 10.";
+/// What the status screen shows when the machine is a member with an address.
+const MEMBER: &str = " address  10.";
 
 fn iso() -> Option<PathBuf> {
     let given = std::env::var_os("P2PVM_TEST_ISO").map(PathBuf::from).filter(|path| path.exists());
@@ -41,17 +44,18 @@ enum Firmware {
 /// A machine that is switched off when dropped.
 struct Machine {
     qemu: Child,
-    serial: PathBuf,
+    serial: Serial,
     began: Instant,
 }
 
 impl Machine {
     /// Switches a machine on with `arguments` beside the usual; on a lab's host if one is given.
     fn on(dir: &Path, name: &str, firmware: Firmware, arguments: &[&str], at: Option<(&Lab, &str)>) -> Self {
-        let serial = dir.join(format!("{name}.serial"));
+        let port = dir.join(format!("{name}.serial"));
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "Westmere", "-m", MEMORY, "-smp", "1"]);
-        command.args(["-nodefaults", "-vga", "std", "-display", "none", "-serial", &format!("file:{}", serial.display())]);
+        command.args(["-nodefaults", "-vga", "std", "-display", "none"]);
+        command.args(["-chardev", &format!("socket,id=port,path={},server=on,wait=on", port.display()), "-serial", "chardev:port"]);
         command.args(["-netdev", "user,id=lan", "-device", "virtio-net-pci,netdev=lan"]);
         if let Firmware::Uefi = firmware {
             let variables = dir.join(format!("{name}.vars"));
@@ -64,25 +68,33 @@ impl Machine {
             Some((lab, host)) => lab.testbed().spawn(host, &mut command).expect("starting QEMU on a host"),
             None => command.spawn().expect("starting QEMU: apt-get install qemu-system-x86"),
         };
-        Self { qemu, serial, began: Instant::now() }
+        Self { qemu, serial: Serial::connect(&port), began: Instant::now() }
     }
 
-    fn said(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.serial).unwrap_or_default()).replace('\r', "")
-    }
-
-    /// Waits until the serial port said `what`; gives the line and how long the machine has been on.
+    /// Waits until the serial port showed `what`; gives the line and how long the machine has been on.
     fn wait(&mut self, what: &str) -> (String, Duration) {
+        self.wait_line(what, |line| line.contains(what))
+    }
+
+    fn wait_line(&mut self, what: &str, is_it: impl Fn(&str) -> bool) -> (String, Duration) {
         while self.began.elapsed() < BOOT_LIMIT {
-            if let Some(line) = self.said().lines().find(|line| line.contains(what)) {
-                return (line.to_owned(), self.began.elapsed());
+            if let Some(line) = self.serial.find(&is_it) {
+                return (line, self.began.elapsed());
             }
             if let Some(status) = self.qemu.try_wait().expect("watching QEMU") {
-                panic!("QEMU ended ({status}) before '{what}': {}", self.said());
+                panic!("QEMU ended ({status}) before '{what}': {}", self.serial.all());
             }
             std::thread::sleep(Duration::from_millis(250));
         }
-        panic!("'{what}' was not said within {} s: {}", BOOT_LIMIT.as_secs(), self.said());
+        panic!("'{what}' was not shown within {} s: {}", BOOT_LIMIT.as_secs(), self.serial.all());
+    }
+
+    /// The invite that the screen shows, which takes several of its rows.
+    fn invite(&mut self) -> String {
+        self.wait(" p2pvm1");
+        let screen = self.serial.screen();
+        let rows = screen.lines().map(str::trim).skip_while(|row| !row.starts_with("p2pvm1"));
+        rows.take_while(|row| !row.is_empty() && row.chars().all(|c| c.is_ascii_alphanumeric())).collect()
     }
 
     fn off(mut self) {
@@ -110,7 +122,10 @@ fn boots(name: &str, firmware: Firmware, medium: &[String]) {
     let (line, after) = machine.wait(MEMBER);
     println!("{name}: member {} s after power on: {line}", after.as_secs());
     machine.wait("in MEMORY");
-    machine.wait("p2pvm1");
+    machine.wait("forgotten at power-off");
+    machine.wait("health   alone");
+    let invite = machine.invite();
+    Invite::parse(&invite).and_then(|invite| invite.check(UnixTime::now())).unwrap_or_else(|e| panic!("{e:?}: {invite}"));
 }
 
 fn cd(iso: &Path) -> Vec<String> {
@@ -160,7 +175,7 @@ fn is_pinged(lab: &Lab, machine: &mut Machine, name: &str) {
         .wait("the appliance to answer over the overlay", Duration::from_secs(60), Duration::from_secs(1), || {
             Ok(lab.ping("a", name, 3, "1s").ok())
         })
-        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", lab.log_tail("a", 30), machine.said()));
+        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", lab.log_tail("a", 30), machine.serial.all()));
     println!("{name}: pinged, best {:.1} ms, {}", pinged.best_ms(), pinged.path);
 }
 
@@ -230,16 +245,25 @@ fn a_machine_installs_unattended_by_command_line_joins_and_then_boots_from_its_d
 }
 
 #[test]
-fn a_bad_invite_is_refused_on_the_console_with_the_reason_and_another_is_asked_for() {
+fn a_bad_invite_is_refused_on_the_console_with_the_reason_and_a_typed_one_leads_into_the_network() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
+    let lab = plain_host("iso-refused");
     let [vmlinuz, initrd] = kernel(&iso, dir.path());
     let medium = cd(&iso);
     let mut arguments: Vec<&str> = medium.iter().map(String::as_str).collect();
-    let line = "console=ttyS0,115200 quiet p2pvm.join=p2pvm1nonsense";
+    let line = "console=ttyS0,115200 quiet p2pvm.name=attic p2pvm.join=p2pvm1nonsense";
     arguments.extend(["-kernel", &vmlinuz, "-initrd", &initrd, "-append", line]);
-    let mut machine = Machine::on(dir.path(), "refused", Firmware::Bios, &arguments, None);
+    let mut machine = Machine::on(dir.path(), "refused", Firmware::Bios, &arguments, Some((&lab, "b")));
     machine.wait("Refused: p2pvm.join= on the kernel command line: this is no invite");
     machine.wait("paste another invite");
-    assert!(!machine.said().contains(MEMBER), "it must not found a network instead");
+    assert!(!machine.serial.all().contains("founded a network"), "it must not found a network instead");
+    machine.serial.type_keys("p2pvm1worse\r");
+    machine.wait_line("the reason on a line of its own", |line| line.starts_with("this is no invite"));
+    let invite = lab.invite("a", 1).unwrap();
+    machine.serial.type_keys(&format!("{invite}\r"));
+    machine.wait("admitted as attic");
+    is_pinged(&lab, &mut machine, "attic");
+    drop(machine);
+    lab.down().unwrap();
 }
