@@ -266,6 +266,7 @@ fn a_bad_invite_is_refused_on_the_console_with_the_reason_and_a_typed_one_leads_
     is_pinged(&lab, &mut machine, "attic");
     drop(machine);
     lab.down().unwrap();
+<<<<<<< HEAD
 }
 
 #[test]
@@ -292,4 +293,6 @@ fn a_machine_that_founded_its_own_network_joins_another_by_an_invite_typed_on_it
     is_pinged(&lab, &mut machine, &name);
     drop(machine);
     lab.down().unwrap();
+=======
+>>>>>>> iso2
 }

@@ -471,12 +471,14 @@ impl Daemon {
 
     async fn time_address(self: Arc<Self>) {
         // An address of before is there at once, its claim later.
+        let mut claimed = self.reach.claimed();
+        let millis = |took: Option<Duration>| took.map(|d| d.as_millis() as u64);
         if self.reach.lease().wait_for(Option::is_some).await.is_ok() {
-            self.note(|times, ms| times.address = Some(ms));
+            let claim = millis(*claimed.borrow());
+            self.note(|times, ms| (times.address, times.claim) = (Some(ms), claim));
         }
-        if let Ok(took) = self.reach.claimed().wait_for(Option::is_some).await {
-            let took = *took;
-            self.note(|times, _| times.claim = took.map(|d| d.as_millis() as u64));
+        if let Ok(took) = claimed.wait_for(Option::is_some).await.map(|took| *took) {
+            self.note(|times, _| times.claim = millis(took));
         }
     }
 

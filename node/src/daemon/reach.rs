@@ -207,6 +207,7 @@ impl Reach {
         let lease =
             self.addresses().claim_host(parts.identity.keys(), parts.me(), parts.certificate.name()).await.doing("claiming an address")?;
         let took = began.elapsed();
+        self.claimed.send_replace(Some(took));
         if self.lease.borrow().as_ref().is_some_and(|before| before.v4 != lease.v4) {
             tracing::warn!(address = %lease.v4, "the address of before is another's by now");
             self.let_go();
@@ -215,7 +216,6 @@ impl Reach {
         self.kept.set(&lease).await;
         tracing::info!(address = %lease.v4, ms = took.as_millis() as u64, "address claimed");
         self.publish(&[IpAddr::V4(lease.v4), IpAddr::V6(parts.network.member_v6(parts.me()))]).await;
-        self.claimed.send_replace(Some(took));
         Ok(lease)
     }
 
