@@ -266,33 +266,4 @@ fn a_bad_invite_is_refused_on_the_console_with_the_reason_and_a_typed_one_leads_
     is_pinged(&lab, &mut machine, "attic");
     drop(machine);
     lab.down().unwrap();
-<<<<<<< HEAD
-}
-
-#[test]
-fn a_machine_that_founded_its_own_network_joins_another_by_an_invite_typed_on_its_screen() {
-    let Some(iso) = iso() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let lab = plain_host("iso-typed");
-    let medium = cd(&iso);
-    let arguments: Vec<&str> = medium.iter().map(String::as_str).collect();
-    let mut machine = Machine::on(dir.path(), "typed", Firmware::Bios, &arguments, Some((&lab, "b")));
-    let (line, _) = machine.wait(" founded a network of its own");
-    let name = line.split(", ").nth(1).unwrap().to_owned();
-    machine.wait("health   alone");
-    machine.serial.type_keys("j");
-    machine.wait("Join a network");
-    machine.serial.type_keys("p2pvm1nonsense\r");
-    machine.wait("this is no invite");
-    // Control and U empties the line.
-    let invite = lab.invite("a", 1).unwrap();
-    machine.serial.type_keys(&format!("\x15{invite}\r"));
-    machine.wait("Leave it and join 'lab'?");
-    machine.serial.type_keys("y");
-    machine.wait(&format!("{name} in lab"));
-    is_pinged(&lab, &mut machine, &name);
-    drop(machine);
-    lab.down().unwrap();
-=======
->>>>>>> iso2
 }
