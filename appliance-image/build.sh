@@ -58,7 +58,8 @@ packages=$packages,e2fsprogs,qemu-system-x86,qemu-utils,seabios,busybox-static
 [ -n "$base" ] || base=$work/base.tar
 if [ ! -s "$base" ]; then
     # The mirror that this machine uses serves the newer suite as well.
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -m 1 '/debian/$' || echo http://deb.debian.org/debian)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -m 1 '/debian/$') ||
+        fail "apt knows no mirror of Debian here: run apt-get update, or give a Debian tree with --base"
     echo "appliance-image: Debian $suite from $mirror" >&2
     mmdebstrap --quiet --mode=root --variant=essential --skip=check/empty --include="$packages" \
         --aptopt='APT::Install-Recommends "false"' \
