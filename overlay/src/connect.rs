@@ -20,6 +20,7 @@ mod over_ring;
 mod punches;
 mod relays;
 mod stream;
+mod turns;
 
 pub use message::{Candidate, CandidateKind, NatKind};
 pub use netcheck::{NetCheck, Reachable};
@@ -100,7 +101,6 @@ struct State {
     /// What members said of themselves, and when.
     known: HashMap<MemberId, (Instant, Whereabouts)>,
     /// One dial at a time to a member.
-    dials: HashMap<MemberId, Arc<tokio::sync::Mutex<()>>>,
     /// When to try a better path next, and after which pause.
     retries: HashMap<MemberId, (Instant, Duration)>,
     /// Members that would not relay, and when they said so.
@@ -130,6 +130,7 @@ pub(crate) struct Shared {
     fabric: Arc<dyn Fabric>,
     options: ConnectOptions,
     state: Mutex<State>,
+    turns: turns::Turns,
     ring: Option<OverRing>,
     learned: tokio::sync::Notify,
     /// Rings when the node is to let go of its port mapping, and when it has.
@@ -196,6 +197,7 @@ impl Connector {
             fabric,
             options,
             state: Mutex::default(),
+            turns: turns::Turns::default(),
             ring,
             learned: tokio::sync::Notify::new(),
             closing: tokio::sync::Notify::new(),

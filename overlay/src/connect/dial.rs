@@ -91,14 +91,11 @@ pub(crate) async fn ensure_by(shared: &Arc<Shared>, member: MemberId, reach: Rea
     if member == shared.fabric.me() {
         return Err(Error::NoPath(member));
     }
-    let turn = shared.state().dials.entry(member).or_default().clone();
-    let _turn = turn.lock().await;
-    if let Some(path) = current(shared, member, reach) {
-        return Ok(path);
+    let _turn = shared.turns.of(member).await;
+    match current(shared, member, reach) {
+        Some(path) => Ok(path),
+        None => Box::pin(dial(shared, member, reach, via)).await,
     }
-    let made = Box::pin(dial(shared, member, reach, via)).await;
-    shared.state().dials.retain(|_, turn| Arc::strong_count(turn) > 2);
-    made
 }
 
 pub(crate) fn current(shared: &Shared, member: MemberId, reach: Reach) -> Option<Path> {

@@ -31,6 +31,8 @@ pub const REKEY_ATTEMPT: Duration = Duration::from_secs(20);
 /// Sessions kept for receiving. When both sides rekey at once each has two new and two old ones, all with datagrams under
 /// way; the rest is room for handshakes that the control plane carried meanwhile. Age ends them long before.
 const KEPT_SESSIONS: usize = 8;
+/// Handshakes under way that others carry: over the ring and over the control plane at once, and each asked for anew.
+const MAX_CARRIED: usize = 4;
 
 /// What the driver has to do.
 #[derive(Debug)]
@@ -49,10 +51,14 @@ pub enum Output {
 
 struct Opening {
     pending: Pending,
-    /// Carried by somebody else, who knows when to try again.
-    carried: bool,
     mac1: [u8; wire::MAC_LEN],
     sent: Instant,
+}
+
+impl Opening {
+    fn waits_for(&self, index: u32) -> bool {
+        self.pending.index == index
+    }
 }
 
 /// The state of the link to one member.
@@ -60,6 +66,9 @@ pub struct Link {
     keys: Arc<Keys>,
     peer: LinkKey,
     opening: Option<Opening>,
+    /// Those that somebody else carries, who knows when to try again; oldest first. None of them ends another: whichever is answered
+    /// makes a session.
+    carried: VecDeque<Opening>,
     /// When the first unanswered handshake of this attempt was sent.
     attempt: Option<Instant>,
     cookie: Option<(Instant, Cookie)>,
@@ -79,6 +88,7 @@ impl Link {
             keys,
             peer,
             opening: None,
+            carried: VecDeque::new(),
             attempt: None,
             cookie: None,
             newest_timestamp: 0,
@@ -95,12 +105,13 @@ impl Link {
     }
 
     /// Opens a handshake under `index` (the driver's choice, unique among its sessions) and returns the message; an
-    /// earlier one that was not answered is forgotten.
+    /// earlier one that was sent here and not answered is forgotten.
     ///
     /// # Errors
     /// [`Refused::Malformed`] if the far end's key is no curve point.
     pub fn open(&mut self, now: Instant, index: u32) -> Result<Vec<u8>, Refused> {
-        let message = self.begin(now, index, false, &[])?;
+        let (opening, message) = self.begin(now, index, &[])?;
+        self.opening = Some(opening);
         self.attempt.get_or_insert(now);
         Ok(message)
     }
@@ -111,22 +122,26 @@ impl Link {
     /// # Errors
     /// As [`Link::open`], and for more than [`wire::MAX_EXTRA_LEN`] bytes.
     pub fn open_carried(&mut self, now: Instant, index: u32, extra: &[u8]) -> Result<Vec<u8>, Refused> {
-        self.begin(now, index, true, extra)
+        let (opening, message) = self.begin(now, index, extra)?;
+        if self.carried.len() == MAX_CARRIED {
+            self.carried.pop_front();
+        }
+        self.carried.push_back(opening);
+        Ok(message)
     }
 
-    fn begin(&mut self, now: Instant, index: u32, carried: bool, extra: &[u8]) -> Result<Vec<u8>, Refused> {
+    fn begin(&mut self, now: Instant, index: u32, extra: &[u8]) -> Result<(Opening, Vec<u8>), Refused> {
         let (pending, noise) = handshake::open(&self.keys, &self.peer, index, extra)?;
         let mut message = wire::initiation(index, &noise);
         self.cookie = self.cookie.filter(|(since, _)| now.saturating_duration_since(*since) < cookie::COOKIE_LIFE);
         cookie::stamp(&mut message, &self.peer.0, self.cookie.as_ref().map(|(_, c)| c));
         let mac1 = cookie::mac1_of(&message).unwrap_or_default();
-        self.opening = Some(Opening { pending, carried, mac1, sent: now });
-        Ok(message)
+        Ok((Opening { pending, mac1, sent: now }, message))
     }
 
     /// Whether a handshake of ours waits for its response under `index`.
     pub fn waits_for(&self, index: u32) -> bool {
-        self.opening.as_ref().is_some_and(|o| o.pending.index == index)
+        self.opening.iter().chain(&self.carried).any(|o| o.waits_for(index))
     }
 
     /// Takes the response to [`Link::open`]'s message; the new session seals from now on, and the driver sends something
@@ -139,10 +154,11 @@ impl Link {
         if !cookie::mac1_verifies(message, &self.keys.public().0) {
             return Err(Refused::Forged);
         }
-        let opening = self.opening.take_if(|o| o.pending.index == receiver).ok_or(Refused::Unasked)?;
+        let carried = self.carried.iter().position(|o| o.waits_for(receiver)).and_then(|at| self.carried.remove(at));
+        let opening = carried.or_else(|| self.opening.take_if(|o| o.waits_for(receiver))).ok_or(Refused::Unasked)?;
         let (session, extra) = opening.pending.finish(now, sender, noise)?;
         let session = Arc::new(session);
-        self.attempt = None;
+        (self.opening, self.attempt) = (None, None);
         self.install(session.clone());
         self.send_with(session);
         Ok(extra)
@@ -154,7 +170,7 @@ impl Link {
     /// Why it was refused.
     pub fn cookie(&mut self, now: Instant, message: &[u8]) -> Result<(), Refused> {
         let wire::Datagram::Cookie { receiver, salt, sealed } = wire::parse(message)? else { return Err(Refused::Malformed) };
-        let opening = self.opening.as_mut().filter(|o| o.pending.index == receiver).ok_or(Refused::Unasked)?;
+        let opening = self.opening.iter_mut().chain(&mut self.carried).find(|o| o.waits_for(receiver)).ok_or(Refused::Unasked)?;
         let cookie = cookie::open(salt, sealed, &self.peer.0, &opening.mac1)?;
         self.cookie = Some((now, cookie));
         opening.sent = now.checked_sub(REKEY_TIMEOUT).unwrap_or(now);
@@ -219,11 +235,10 @@ impl Link {
             self.outputs.push_back(Output::GaveUp);
             return;
         }
-        let waited = |o: &mut Opening| o.carried && now.saturating_duration_since(o.sent) >= CARRIED_LIMIT;
-        self.opening.take_if(waited);
+        self.carried.retain(|o| now.saturating_duration_since(o.sent) < CARRIED_LIMIT);
         let retry = match &self.opening {
-            Some(opening) if opening.carried => false,
             Some(opening) => now.saturating_duration_since(opening.sent) >= REKEY_TIMEOUT,
+            None if !self.carried.is_empty() => false,
             None => active && self.sending().is_some_and(|s| age(s) >= if s.initiator() { REKEY_AFTER } else { RESPONDER_REKEY_AFTER }),
         };
         if retry && let Ok(message) = self.open(now, index) {
@@ -234,6 +249,7 @@ impl Link {
     /// Ends everything: no session seals or opens any more.
     pub fn close(&mut self) {
         (self.opening, self.attempt) = (None, None);
+        self.carried.clear();
         for index in self.sessions.iter().map(|s| s.local_index()).collect::<Vec<_>>() {
             self.retire(index);
         }

@@ -224,3 +224,42 @@ fn what_a_carried_handshake_says_besides_arrives_sealed_both_ways() {
     assert_eq!(a.link.answered(now, &answer).expect("the answer"), b"here I am");
     assert!(a.link.open_carried(now, 51, &vec![0; wire::MAX_EXTRA_LEN + 1]).is_err());
 }
+
+#[test]
+fn handshakes_that_are_carried_two_ways_at_once_do_not_end_each_other() {
+    for order in [[0, 1], [1, 0]] {
+        let (mut a, mut b) = End::pair();
+        let now = Instant::now();
+        let messages = [50, 51].map(|index| a.link.open_carried(now, index, &[]).expect("a valid key"));
+        // The far end may take only the newer one, if that comes first (the older looks like a replay), but what it answers counts.
+        let mut made = 0;
+        for which in order {
+            let Ok(Datagram::Initiation { sender, noise }) = wire::parse(&messages[which]) else { panic!("no initiation") };
+            let index = b.index();
+            let opened = Opened::read(&b.keys, sender, noise).expect("genuine");
+            let Ok(answer) = b.link.accept(now, opened, index, false, &[]) else { continue };
+            b.run();
+            a.link.answered(now, &answer).expect("asked for");
+            a.run();
+            let greeting = a.data(7).expect("it seals");
+            assert_eq!(b.receive(now, &greeting).1, Some(7));
+            made += 1;
+        }
+        assert!(made >= 1);
+        assert!(order == [1, 0] || made == 2, "in order both are answered");
+        let back = b.data(8).expect("it seals");
+        assert_eq!(a.receive(now, &back).1, Some(8));
+    }
+}
+
+#[test]
+fn of_handshakes_that_are_carried_only_the_newest_are_kept() {
+    let (mut a, _) = End::pair();
+    let now = Instant::now();
+    for index in 0..100 {
+        a.link.open_carried(now, index, &[]).expect("a valid key");
+    }
+    assert_eq!((0..100).filter(|i| a.link.waits_for(*i)).collect::<Vec<_>>(), [96, 97, 98, 99]);
+    a.link.tick(now + CARRIED_LIMIT, true, 200);
+    assert!(!(0..100).any(|i| a.link.waits_for(i)), "in the end none is");
+}
