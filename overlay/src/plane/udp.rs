@@ -3,10 +3,15 @@
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
+    collections::HashMap,
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 /// Kernel buffers: a burst of one bandwidth-delay product at 1 Gbit/s and 50 ms fits.
@@ -15,6 +20,10 @@ const SOCKET_BUFFER_BYTES: usize = 7 << 20;
 pub const MAX_BATCH_BYTES: usize = 65_400;
 /// Linux takes at most 64 segments a send (UDP_MAX_SEGMENTS).
 const MAX_BATCH_SEGMENTS: usize = 64;
+/// A way that took no GSO batch is tried with one again after this time: the route may lead through another device by then.
+const SINGLY_FOR: Duration = Duration::from_secs(600);
+/// Ways without GSO that are kept in mind.
+const MAX_SINGLY: usize = 256;
 /// One GRO read.
 pub const READ_BYTES: usize = 65_536;
 
@@ -26,6 +35,9 @@ pub struct Udp {
     port: u16,
     /// The kernel found a datagram too large for its interface.
     refused: AtomicBool,
+    /// Addresses to which the kernel makes no GSO send, and since when; the flag spares the others the look.
+    singly: Mutex<HashMap<IpAddr, Instant>>,
+    some_singly: AtomicBool,
 }
 
 impl Udp {
@@ -56,7 +68,7 @@ impl Udp {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         socket.set_nonblocking(true)?;
         let port = socket.local_addr()?.port();
-        Ok(Self { socket, state, v6, port, refused: AtomicBool::new(false) })
+        Ok(Self { socket, state, v6, port, refused: AtomicBool::new(false), singly: Mutex::default(), some_singly: AtomicBool::new(false) })
     }
 
     /// The bound port.
@@ -84,29 +96,66 @@ impl Udp {
 
     /// Sends one datagram; lost like any other if the kernel has no room or no route.
     pub fn send(&self, to: SocketAddr, datagram: &[u8]) {
-        self.transmit(to, datagram, None);
+        let _ = self.transmit(to, datagram, None);
     }
 
     /// Sends datagrams of `size` bytes each (the last may be shorter), together where the kernel can.
     pub fn send_many(&self, to: SocketAddr, datagrams: &[u8], size: usize) {
-        self.transmit(to, datagrams, (datagrams.len() > size).then_some(size));
+        let _ = self.transmit(to, datagrams, (datagrams.len() > size).then_some(size));
     }
 
-    fn transmit(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) {
-        let Some(destination) = self.outward(to) else { return };
+    /// Whether the kernel took it.
+    fn transmit(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> bool {
+        let Some(destination) = self.outward(to) else { return false };
+        if let Some(size) = segment_size
+            && self.goes_singly(&to.ip())
+        {
+            return self.each(to, contents, size);
+        }
         let transmit = Transmit { destination, ecn: None, contents, segment_size, src_ip: None };
-        let Err(error) = self.state.try_send(UdpSockRef::from(&self.socket), &transmit) else { return };
+        let Err(error) = self.state.try_send(UdpSockRef::from(&self.socket), &transmit) else { return true };
         match (error.kind(), segment_size) {
             (io::ErrorKind::WouldBlock, _) => {
                 // The device queue is full: wait for it, as a blocking socket would, but not for ever.
                 let mut fds = [nix::poll::PollFd::new(self.socket.as_fd(), nix::poll::PollFlags::POLLOUT)];
                 let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(20u8));
-                let _ = self.state.try_send(UdpSockRef::from(&self.socket), &transmit);
+                return self.state.try_send(UdpSockRef::from(&self.socket), &transmit).is_ok();
             }
-            // GSO can fail at run time (a device without checksum offload: EIO): the batch goes singly.
-            (_, Some(size)) => contents.chunks(size).for_each(|datagram| self.transmit(to, datagram, None)),
+            // GSO can fail at run time, such as for a device without checksum offload or below IPsec.
+            (_, Some(size)) => {
+                let sent = self.each(to, contents, size);
+                if sent && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) {
+                    self.note_singly(to.ip(), &error);
+                }
+                return sent;
+            }
             _ if error.raw_os_error() == Some(libc::EMSGSIZE) => self.refused.store(true, Ordering::Relaxed),
             _ => tracing::trace!(%to, %error, "datagram not sent"),
+        }
+        false
+    }
+
+    fn each(&self, to: SocketAddr, contents: &[u8], size: usize) -> bool {
+        // All are tried, whatever became of one.
+        contents.chunks(size).filter(|datagram| !self.transmit(to, datagram, None)).count() == 0
+    }
+
+    fn goes_singly(&self, to: &IpAddr) -> bool {
+        self.some_singly.load(Ordering::Relaxed) && {
+            let ways = self.singly.lock().unwrap_or_else(PoisonError::into_inner);
+            ways.get(to).is_some_and(|since| since.elapsed() < SINGLY_FOR)
+        }
+    }
+
+    /// Keeps in mind that datagrams to this address do not leave together, and says so the first time.
+    fn note_singly(&self, to: IpAddr, error: &io::Error) {
+        let mut ways = self.singly.lock().unwrap_or_else(PoisonError::into_inner);
+        if ways.len() >= MAX_SINGLY && !ways.contains_key(&to) {
+            return;
+        }
+        self.some_singly.store(true, Ordering::Relaxed);
+        if ways.insert(to, Instant::now()).is_none() {
+            tracing::info!(%to, %error, "the way there takes no batches (UDP GSO): datagrams go singly, which is slower");
         }
     }
 
@@ -176,7 +225,7 @@ impl Batch {
     /// Sends what is there.
     pub fn flush(&mut self, udp: &Udp) {
         if let (Some(to), true) = (self.to, self.count > 0) {
-            udp.transmit(to, &self.bytes[..self.len], (self.count > 1).then_some(self.segment));
+            let _ = udp.transmit(to, &self.bytes[..self.len], (self.count > 1).then_some(self.segment));
         }
         (self.len, self.to, self.count, self.segment, self.closed) = (0, None, 0, 0, false);
     }
@@ -185,6 +234,39 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// All that arrives at `at` until `count` datagrams did or two seconds are over: first byte and length of each.
+    fn arriving(at: &Udp, count: usize) -> Vec<(usize, usize)> {
+        let (mut buf, mut got) = (vec![0; READ_BYTES], Vec::new());
+        let until = Instant::now() + Duration::from_secs(2);
+        while got.len() < count && Instant::now() < until {
+            if let Ok((_, len, stride)) = at.receive(&mut buf) {
+                got.extend(buf[..len].chunks(stride).map(|d| (d[0] as usize, d.len())));
+            }
+        }
+        got
+    }
+
+    #[test]
+    fn where_the_kernel_makes_no_batches_datagrams_go_singly_from_then_on() {
+        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let to = SocketAddr::from(([127, 0, 0, 1], b.port()));
+        // A socket that sends no checksums may not use GSO (udp(7), UDP_SEGMENT): EINVAL, as from a kernel that cannot.
+        let on: libc::c_int = 1;
+        // SAFETY: the option's value is a c_int that outlives the call.
+        let set = unsafe {
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&a.socket);
+            libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, (&raw const on).cast(), size_of_val(&on) as libc::socklen_t)
+        };
+        assert_eq!(set, 0);
+        for round in 0..2 {
+            let datagrams: Vec<u8> = (0..5u8).flat_map(|i| [i; 100]).collect();
+            assert_eq!(a.goes_singly(&to.ip()), round == 1);
+            a.send_many(to, &datagrams, 100);
+            assert_eq!(arriving(&b, 5), (0..5).map(|i| (i, 100)).collect::<Vec<_>>());
+        }
+        assert!(!a.goes_singly(&[127, 0, 0, 2].into()), "others are not held to it");
+    }
 
     #[test]
     fn a_batch_of_unequal_datagrams_arrives_whole_and_in_order() {
@@ -200,14 +282,7 @@ mod tests {
         }
         batch.push(&a, to, 400, |_| None);
         batch.flush(&a);
-        let (mut buf, mut got) = (vec![0; READ_BYTES], Vec::new());
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(2);
-        while got.len() < sizes.len() && std::time::Instant::now() < until {
-            if let Ok((from, len, stride)) = b.receive(&mut buf) {
-                assert_eq!(from.port(), a.port());
-                got.extend(buf[..len].chunks(stride).map(|d| (d[0] as usize, d.len())));
-            }
-        }
+        let got = arriving(&b, sizes.len());
         assert_eq!(got, sizes.iter().copied().enumerate().collect::<Vec<_>>());
     }
 }
