@@ -2,6 +2,9 @@
 
 use crate::model::{Model, Reach};
 
+/// Seconds after the start in which a node may still look for its place on the ring.
+const SETTLING_S: u64 = 30;
+
 /// How the node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -13,7 +16,7 @@ pub enum Health {
     Starting,
     /// The machine belongs to no network.
     Outside,
-    /// A member, on its way to an address or to the first other member.
+    /// A member, on its way to an address, to the first other member or to its place on the ring.
     Joining,
     /// The machine has no address on any network.
     Offline,
@@ -70,6 +73,9 @@ impl Model {
         let troubled: Vec<&str> = self.vms.iter().filter(|vm| vm.troubled()).map(|vm| vm.name.as_str()).collect();
         if !troubled.is_empty() {
             return (Health::Degraded, format!("look at VM {}", troubled.join(", ")));
+        }
+        if !node.on_ring && node.up_seconds < SETTLING_S {
+            return (Health::Joining, "looking for its place on the ring".to_owned());
         }
         if !node.on_ring {
             return (Health::Degraded, "this node has no place on the ring yet".to_owned());

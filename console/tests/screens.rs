@@ -168,6 +168,9 @@ fn health_is_one_word_with_its_reason() {
     assert_eq!(health(&|m| m.members.clear()).0, Health::Joining);
     assert_eq!(health(&|m| m.reach = Reach::Up(Box::new(Node { address: None, ..node() }))).0, Health::Joining);
     assert_eq!(health(&|m| m.members.iter_mut().for_each(|m| m.connected = false)).0, Health::Degraded);
+    let off_ring = |up_seconds| move |m: &mut Model| m.reach = Reach::Up(Box::new(Node { on_ring: false, up_seconds, ..node() }));
+    assert_eq!(health(&off_ring(5)).0, Health::Joining, "it has just started");
+    assert_eq!(health(&off_ring(500)).0, Health::Degraded);
     let (word, why) = health(&|m| m.vms[1].note = Some("its voters cannot be reached".into()));
     assert_eq!((word, why.as_str()), (Health::Degraded, "look at VM db"));
     let (word, why) = health(&|m| m.silent = vec!["member07".into()]);

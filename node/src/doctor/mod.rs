@@ -61,17 +61,17 @@ pub struct Page {
     pub checks: Vec<Check>,
 }
 
-/// What the running daemon says, if one runs.
-async fn daemon(context: &Context) -> Option<(Status, NetCheckView)> {
+/// What the running daemon says, if one runs. One that cannot say what its NAT does is there all the same.
+async fn daemon(context: &Context) -> Option<(Status, Option<NetCheckView>)> {
     let mut client = context.daemon().await.ok()?;
-    Some((client.get("/status").await.ok()?, client.get("/netcheck").await.ok()?))
+    Some((client.get("/status").await.ok()?, client.get("/netcheck").await.ok()))
 }
 
 /// Looks at everything.
 pub async fn examine(context: &Context) -> Page {
     let layout = &context.layout;
     let running = daemon(context).await;
-    let (status, net) = running.as_ref().map_or((None, None), |(status, net)| (Some(status), Some(net)));
+    let (status, net) = running.as_ref().map_or((None, None), |(status, net)| (Some(status), net.as_ref()));
     let config = crate::config::Config::load(layout);
     let ports = config.as_ref().map_or((4001, 4002), |c| (c.port, c.link_port));
     let checks = vec![
