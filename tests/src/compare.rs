@@ -69,18 +69,48 @@ pub struct Options {
     /// How often each is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
+    /// Where easytier-core is, if it is not on the path (cargo install easytier)
+    #[arg(long, default_value = "easytier-core", value_name = "FILE")]
+    easytier: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What the measurements on these hosts have in common: the program that is measured, and where the result goes.
+#[derive(Args, Debug)]
+struct Common {
     /// Write the table to this file as well
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Print JSON
     #[arg(long = "as-json")]
     json: bool,
-    /// Where easytier-core is, if it is not on the path (cargo install easytier)
-    #[arg(long, default_value = "easytier-core", value_name = "FILE")]
-    easytier: PathBuf,
     /// The p2pvm executable; by default this program
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+}
+
+impl Common {
+    /// The p2pvm to measure; an error where that cannot be done.
+    fn program(&self) -> anyhow::Result<PathBuf> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("this makes network namespaces: run it as root");
+        }
+        crate::cli::program_or_this(self.program.clone())
+    }
+
+    /// Prints the results as asked for, and writes the page that holds the table.
+    fn report<T: Serialize>(&self, results: &[T], table: &str, page: impl FnOnce(&str) -> String) -> anyhow::Result<ExitCode> {
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(results)?);
+        } else {
+            println!("{table}");
+        }
+        if let Some(out) = &self.out {
+            std::fs::write(out, page(table)).with_context(|| format!("writing {}", out.display()))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 /// One overlay, as this comparison drives it on the hosts of one testbed.
@@ -123,10 +153,7 @@ struct Measured {
 
 /// Runs the comparison.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let program = &crate::cli::program_or_this(options.program.clone())?;
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the comparison makes network namespaces: run it as root");
-    }
+    let program = &options.common.program()?;
     let wanted = |name: &str| options.programs.is_empty() || options.programs.iter().any(|p| p == name);
     let mut results = Vec::new();
     for name in ["p2pvm", "easytier", "nebula", "nebula-direct", "tinc", "n2n"].into_iter().filter(|name| wanted(name)) {
@@ -158,16 +185,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
         results.push(result);
     }
-    let table = table(&results, options.rounds);
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
-    } else {
-        println!("{table}");
-    }
-    if let Some(out) = &options.out {
-        std::fs::write(out, page(&table)).with_context(|| format!("writing {}", out.display()))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    options.common.report(&results, &table(&results, options.rounds), page)
 }
 
 fn one_round(program: &Path, overlay: &mut dyn Overlay) -> anyhow::Result<Round> {

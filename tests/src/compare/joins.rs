@@ -4,15 +4,14 @@
 //! The hosts are those of the comparison: the member that starts and the one that it pings are behind port-restricted NATs. The
 //! path is asked for with `p2pvm peers`, every [`LOOK_EVERY`], so what is said of it is late by as much and by the time of that command.
 
-use super::{HOSTS, NEVER, Overlay, SITES, cell, first_answer, p2pvm::P2pvm};
+use super::{Common, HOSTS, NEVER, Overlay, SITES, cell, first_answer, p2pvm::P2pvm};
 use crate::{keeper::Life, sites::Sites, testbed::Testbed};
-use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 use std::{
     ffi::OsStr,
     fmt::Write as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -32,15 +31,8 @@ pub struct Options {
     /// How often each is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
-    /// Write the table to this file as well
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long = "as-json")]
-    json: bool,
-    /// The p2pvm executable; by default this program
-    #[arg(long, value_name = "FILE")]
-    program: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
 }
 
 /// Seconds since the start of the command that starts the member; `None` is never (within [`NEVER`]).
@@ -53,24 +45,12 @@ struct Join {
 
 /// Measures the joins.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let program = &crate::cli::program_or_this(options.program.clone())?;
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the measurement makes network namespaces: run it as root");
-    }
+    let program = &options.common.program()?;
     let mut joins = Vec::new();
     for rtt_ms in &options.rtt {
         joins.extend(at(program, *rtt_ms, options.rounds)?);
     }
-    let table = table(&joins, options);
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&joins)?);
-    } else {
-        println!("{table}");
-    }
-    if let Some(out) = &options.out {
-        std::fs::write(out, page(&table)).with_context(|| format!("writing {}", out.display()))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    options.common.report(&joins, &table(&joins, options), page)
 }
 
 fn at(program: &Path, rtt_ms: u32, rounds: u32) -> anyhow::Result<Vec<Join>> {
