@@ -29,8 +29,9 @@ const CHECK_TRIES: u32 = 3;
 const WAIT: (Duration, Duration) = (Duration::from_millis(150), Duration::from_millis(700));
 /// A size that large packets use is asked for again this often.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
-/// A path found small is asked for more after this (RFC 8899, PMTU_RAISE_TIMER).
-const RAISE_AFTER: Duration = Duration::from_secs(600);
+/// A path found small is asked for more after the first of these, twice as late each time, and at last as RFC 8899 has it
+/// (PMTU_RAISE_TIMER): what made it look small may have been loss, such as a relay at its limit.
+const RAISE_AFTER: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -64,6 +65,7 @@ pub struct Pmtu {
     next: Option<Instant>,
     /// When the search ended, or the check began.
     since: Instant,
+    raise_after: Duration,
     /// A small question was answered during the check.
     alive: bool,
     questions: VecDeque<Question>,
@@ -80,6 +82,7 @@ impl Pmtu {
             asked: Vec::new(),
             next: None,
             since: now,
+            raise_after: RAISE_AFTER.0,
             alive: false,
             questions: VecDeque::new(),
         }
@@ -111,6 +114,7 @@ impl Pmtu {
     pub fn restart(&mut self, now: Instant) {
         self.asked.clear();
         self.best = self.base();
+        self.raise_after = RAISE_AFTER.0;
         (self.phase, self.next) = match self.path {
             None => (Phase::Idle, None),
             Some(Path::Stream) => {
@@ -166,7 +170,8 @@ impl Pmtu {
     pub fn tick(&mut self, now: Instant, rtt: Option<Duration>, large: bool) {
         if self.phase == Phase::Settled && self.path != Some(Path::Stream) {
             let age = now.saturating_duration_since(self.since);
-            if self.best < self.full && age >= RAISE_AFTER {
+            if self.best < self.full && age >= self.raise_after {
+                self.raise_after = (self.raise_after * 2).min(RAISE_AFTER.1);
                 (self.phase, self.next) = (Phase::Full(0), Some(now));
             } else if large && self.best > self.base() && age >= CHECK_EVERY {
                 (self.phase, self.next, self.since) = (Phase::Check(0), Some(now), now);
@@ -194,7 +199,7 @@ impl Pmtu {
             // Silence all round is a dead path, which is not our matter; only large ones lost is a black hole.
             Phase::Check(_) if !self.alive => return self.settle(now),
             Phase::Check(_) => {
-                self.best = self.base();
+                (self.best, self.raise_after) = (self.base(), RAISE_AFTER.0);
                 return self.climb(0, now, wait);
             }
             Phase::Idle | Phase::Settled => {}
@@ -274,6 +279,32 @@ mod tests {
         pmtu.selected(direct(), now);
         run(&mut pmtu, now, 7500, true, |at| if at < 500 { 1472 } else { 1252 });
         assert_eq!(pmtu.limit(), (1252, true));
+    }
+
+    #[test]
+    fn a_path_that_looked_small_for_loss_is_used_fully_again_within_a_quarter_of_a_minute() {
+        let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
+        pmtu.selected(Some(Path::Relayed(crate::id::MemberId([1; 32]))), now);
+        run(&mut pmtu, now, 5000, true, |at| if at < 2000 { 0 } else { 1472 });
+        assert_eq!(pmtu.limit(), (BASE_OTHER, true));
+        run(&mut pmtu, now + Duration::from_secs(5), 10_000, true, |_| 1472);
+        assert_eq!(pmtu.limit(), (FULL, true));
+    }
+
+    #[test]
+    fn a_path_that_is_small_is_asked_ever_less_often() {
+        let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
+        pmtu.selected(direct(), now);
+        run(&mut pmtu, now, 1000, false, |_| 1232);
+        let mut from = now + Duration::from_secs(1);
+        let in_ten_minutes: Vec<u32> = (0..3)
+            .map(|_| {
+                from += Duration::from_secs(600);
+                run(&mut pmtu, from, 600_000, false, |_| 1232)
+            })
+            .collect();
+        assert!(in_ten_minutes[0] > in_ten_minutes[2] && in_ten_minutes[2] <= 40, "{in_ten_minutes:?} questions");
+        assert_eq!(pmtu.limit(), (1232, true));
     }
 
     #[test]
