@@ -43,12 +43,14 @@ iso-tools:
 test-iso: build iso
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_ISO="$$PWD/$(ISO)" cargo nextest run --locked --profile iso -p p2pvm
 
-# How fast packets go, beside other overlays and the cable itself (docs/speed.md). ROUNDS=n and ONLY=raw,p2pvm,... change the run.
+# How fast packets go, beside other overlays and the cable itself (docs/speed.md), then guest to guest beside host to host
+# (docs/decisions/0020). ROUNDS=n and ONLY=raw,p2pvm,... change the run; with ONLY there are no guests.
 ROUNDS ?= 3
 bench-net: setup
 	scripts/bench-peers.sh
 	cargo build --locked --release -p p2pvm
 	$(SUDO) target/release/p2pvm testbed bench-net --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) --out docs/speed.md
+	$(if $(ONLY),,$(SUDO) env PATH="$$PATH" cargo bench --locked -p p2pvm-overlay --no-default-features --bench guests -- $(ROUNDS))
 
 # How the ring does at scale and under random faults, in virtual time (docs/scale.md).
 simulate:

@@ -17,7 +17,8 @@ apt_install() {
   as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-for pair in wg:wireguard-tools nebula:nebula tincd:tinc edge:n2n; do
+# iperf3 is for the guests.
+for pair in wg:wireguard-tools nebula:nebula tincd:tinc edge:n2n iperf3:iperf3; do
   has "${pair%%:*}" || apt_install "${pair##*:}" || echo "bench-peers: no ${pair##*:} here" >&2
 done
 # The package of bookworm-backports has TSO and UDP GSO, bookworm's own has not.
