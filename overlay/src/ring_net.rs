@@ -218,7 +218,9 @@ impl RingNet {
         let asked = (packet.header.from, number);
         let reply = packet.header.reply(Kind::Answer, self.me.position);
         let Some(answers) = self.answers.get() else { return };
-        match lock(&self.answered).asked(asked) {
+        // The lock goes before anything is sent.
+        let todo = lock(&self.answered).asked(asked);
+        match todo {
             Todo::Work => {}
             Todo::Repeat(answer) => return self.reply(reply, asked, &answer),
             Todo::Nothing => return,
