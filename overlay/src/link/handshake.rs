@@ -72,8 +72,8 @@ pub(crate) fn open(keys: &Keys, peer: &LinkKey, index: u32, extra: &[u8]) -> Res
 }
 
 impl Pending {
-    /// Reads Noise message 2: the session, and what came sealed with it.
-    pub(crate) fn finish(mut self, now: Instant, sender: u32, message: &[u8]) -> Result<(Session, Vec<u8>), Refused> {
+    /// Reads Noise message 2: the session, and what came sealed with it. One that is refused changes nothing: another may come.
+    pub(crate) fn finish(&mut self, now: Instant, sender: u32, message: &[u8]) -> Result<(Session, Vec<u8>), Refused> {
         let mut payload = vec![0; message.len()];
         let len = self.noise.read_message(message, &mut payload).map_err(|_| Refused::Forged)?;
         let cipher = match payload[..len].first() {
@@ -82,7 +82,7 @@ impl Pending {
             _ => return Err(Refused::Malformed),
         };
         let extra = payload[..len].get(RESPONSE_PAYLOAD_LEN..).unwrap_or_default().to_vec();
-        Ok((session(self.noise, Ends { local: self.index, remote: sender, cipher, initiator: true }, now), extra))
+        Ok((session(&mut self.noise, Ends { local: self.index, remote: sender, cipher, initiator: true }, now), extra))
     }
 }
 
@@ -93,7 +93,7 @@ struct Ends {
     initiator: bool,
 }
 
-fn session(mut noise: HandshakeState, ends: Ends, now: Instant) -> Session {
+fn session(noise: &mut HandshakeState, ends: Ends, now: Instant) -> Session {
     let (forward, back) = noise.dangerously_get_raw_split();
     let (forward, back) = (Zeroizing::new(forward), Zeroizing::new(back));
     let (sealing, opening) = if ends.initiator { (&forward, &back) } else { (&back, &forward) };
@@ -144,6 +144,6 @@ impl Opened {
         let len = self.noise.write_message(&payload, &mut message).map_err(|_| Refused::Malformed)?;
         message.truncate(len);
         let ends = Ends { local: index, remote: self.sender, cipher: self.cipher, initiator: false };
-        Ok((session(self.noise, ends, now), message, self.sender))
+        Ok((session(&mut self.noise, ends, now), message, self.sender))
     }
 }

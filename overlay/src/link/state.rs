@@ -154,9 +154,10 @@ impl Link {
         if !cookie::mac1_verifies(message, &self.keys.public().0) {
             return Err(Refused::Forged);
         }
-        let carried = self.carried.iter().position(|o| o.waits_for(receiver)).and_then(|at| self.carried.remove(at));
-        let opening = carried.or_else(|| self.opening.take_if(|o| o.waits_for(receiver))).ok_or(Refused::Unasked)?;
+        let mut waiting = self.opening.iter_mut().chain(&mut self.carried);
+        let opening = waiting.find(|o| o.waits_for(receiver)).ok_or(Refused::Unasked)?;
         let (session, extra) = opening.pending.finish(now, sender, noise)?;
+        self.carried.retain(|o| !o.waits_for(receiver));
         let session = Arc::new(session);
         (self.opening, self.attempt) = (None, None);
         self.install(session.clone());

@@ -263,3 +263,28 @@ fn of_handshakes_that_are_carried_only_the_newest_are_kept() {
     a.link.tick(now + CARRIED_LIMIT, true, 200);
     assert!(!(0..100).any(|i| a.link.waits_for(i)), "in the end none is");
 }
+
+#[test]
+fn a_forged_answer_does_not_end_the_handshake() {
+    let (mut a, mut b) = End::pair();
+    let now = Instant::now();
+    let message = a.link.open_carried(now, 50, &[]).expect("a valid key");
+    let Ok(Datagram::Initiation { sender, noise }) = wire::parse(&message) else { panic!("no initiation") };
+    let opened = Opened::read(&b.keys, sender, noise).expect("genuine");
+    let index = b.index();
+    let answer = b.link.accept(now, opened, index, false, &[]).expect("new");
+    let Ok(Datagram::Response { sender, receiver, noise }) = wire::parse(&answer) else { panic!("no response") };
+    // Whoever sees the initiation knows its index, and every member knows the key that the stamp is made with.
+    for changed in [0, noise.len() - 1] {
+        let mut noise = noise.to_vec();
+        noise[changed] ^= 1;
+        let mut forged = wire::response(sender, receiver, &noise);
+        cookie::stamp(&mut forged, &a.keys.public().0, None);
+        assert_eq!(a.link.answered(now, &forged).map(|_| ()), Err(Refused::Forged));
+    }
+    a.link.answered(now, &answer).expect("the genuine one still counts");
+    a.run();
+    b.run();
+    let greeting = a.data(7).expect("it seals");
+    assert_eq!(b.receive(now, &greeting).1, Some(7));
+}
