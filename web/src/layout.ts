@@ -73,23 +73,55 @@ export function majorize(d: number[][], before: (Point | undefined)[] = []): Poi
 export function boxOf(members: number, width: number, vms: boolean): { w: number; h: number; small: boolean } {
   if (members > 24) return { w: 86, h: 32, small: true };
   if (members > 12 || width < 460) return { w: width < 460 ? 92 : 96, h: 40, small: true };
-  return { w: 148, h: vms ? 84 : 58, small: false };
+  return { w: 156, h: vms ? 84 : 56, small: false };
+}
+
+/** Coordinates as shares of the room, 0 to 1. Half by their values and half by their order: one that is far out does not press the
+ * others together. */
+function spread(values: number[]): number[] {
+  const low = Math.min(...values);
+  const size = Math.max(...values) - low;
+  if (values.length < 2 || size < 1e-6) return values.map(() => 0.5);
+  const order = [...values].sort((a, b) => a - b);
+  return values.map((v) => {
+    // Equal ones share the middle of their places.
+    const rank = (order.indexOf(v) + order.lastIndexOf(v)) / 2 / (values.length - 1);
+    return ((v - low) / size + rank) / 2;
+  });
+}
+
+/** Where the labels of links go: on the part of the link that can be seen, clear of boxes and of each other where that is possible. */
+export function labels(links: { a: Point; b: Point; w: number }[], boxes: Point[], box: { w: number; h: number }, height: number): Point[] {
+  const set: { x: number; y: number; w: number }[] = [];
+  const overlap = (p: Point, w: number, q: Point, qw: number, qh: number) =>
+    Math.max(0, (w + qw) / 2 - Math.abs(p.x - q.x)) * Math.max(0, (height + qh) / 2 - Math.abs(p.y - q.y));
+  return links.map(({ a, b, w }) => {
+    const [dx, dy] = [b.x - a.x, b.y - a.y];
+    const far = Math.max(Math.hypot(dx, dy), 1);
+    const place = (t: number, aside: number) => ({ x: a.x + dx * t - (dy / far) * aside, y: a.y + dy * t + (dx / far) * aside });
+    const shares = [0.5, 0.42, 0.58, 0.34, 0.66, 0.27, 0.73];
+    // Where the whole link is covered, beside it.
+    const places = [0, height * 1.2, -height * 1.2].flatMap((aside) => shares.map((t) => place(t, aside)));
+    const cost = (p: Point) =>
+      boxes.reduce((sum, q) => sum + overlap(p, w, q, box.w + 6, box.h + 6), 0) + set.reduce((sum, q) => sum + overlap(p, w + 4, q, q.w, height), 0);
+    // The first of the best, so the middle where it is free.
+    const best = places.reduce((known, p) => (cost(p) < cost(known) - 1 ? p : known));
+    set.push({ ...best, w });
+    return best;
+  });
 }
 
 /** Fits places into a page of `width` x `height` pixels, where each stands for a box of `box`; no two boxes overlap if there is room. */
 export function fit(places: Point[], box: { w: number; h: number }, width: number, height: number): Point[] {
-  const gap = 10;
-  const [w, h] = [Math.max(width - box.w - gap, 1), Math.max(height - box.h - gap, 1)];
-  const span = (values: number[]) => ({ low: Math.min(...values), size: Math.max(...values) - Math.min(...values) });
-  const [sx, sy] = [span(places.map((p) => p.x)), span(places.map((p) => p.y))];
-  // A row of members would be torn over the whole height: what is flat stays flatter.
-  const even = Math.max(sx.size, sy.size, 1e-6);
-  const scale = (v: number, s: { low: number; size: number }, room: number) =>
-    ((v - s.low - s.size / 2) / Math.max(s.size, even / 4)) * room + room / 2;
-  let at = places.map((p) => ({ x: scale(p.x, sx, w) + (box.w + gap) / 2, y: scale(p.y, sy, h) + (box.h + gap) / 2 }));
+  // Large boxes leave room for a label between two.
+  const gap = box.w > 120 ? 40 : 10;
+  const edge = 6;
+  const [w, h] = [Math.max(width - box.w - 2 * edge, 1), Math.max(height - box.h - 2 * edge, 1)];
+  const [xs, ys] = [spread(places.map((p) => p.x)), spread(places.map((p) => p.y))];
+  let at = places.map((_, i) => ({ x: xs[i]! * w + box.w / 2 + edge, y: ys[i]! * h + box.h / 2 + edge }));
   const inside = (p: Point): Point => ({
-    x: Math.min(Math.max(p.x, (box.w + gap) / 2), width - (box.w + gap) / 2),
-    y: Math.min(Math.max(p.y, (box.h + gap) / 2), height - (box.h + gap) / 2),
+    x: Math.min(Math.max(p.x, box.w / 2 + edge), width - box.w / 2 - edge),
+    y: Math.min(Math.max(p.y, box.h / 2 + edge), height - box.h / 2 - edge),
   });
   for (let push = 0; push < PUSHES; push++) {
     let moved = false;

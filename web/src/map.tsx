@@ -3,11 +3,14 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Drag } from "./drag";
 import { ms, percent } from "./format";
-import { boxOf, distances, fit, majorize, type Known, type Point } from "./layout";
+import { boxOf, distances, fit, labels, majorize, type Known, type Point } from "./layout";
 import { troubled, type Edge, type Member, type Network, type Way } from "./model";
 
 /** Up to so many links, each has its round trip beside it; with more, those of the member in view. */
 const LABELLED = 15;
+/** A label's height, pixels. */
+const LABEL = 20;
+
 const WAYS: [Way, string][] = [
   ["direct", "direct"],
   ["relayed", "relayed"],
@@ -66,7 +69,17 @@ export function NetworkMap({ net, drag, take, selected, select }: Props) {
   const at = useMemo(() => (width > 0 ? fit(places, box, width, height) : []), [places, box.w, box.h, width, height]);
   const index = new Map(net.members.map((m, i) => [m.id, i]));
   const inView = hovered ?? selected;
-  const labelled = (e: Edge) => (inView ? e.a === inView || e.b === inView : net.edges.length <= LABELLED);
+  const crowded = net.edges.length > LABELLED;
+  const touches = (e: Edge) => inView != null && (e.a === inView || e.b === inView);
+  const ends = (e: Edge) => {
+    const [a, b] = [at[index.get(e.a)!], at[index.get(e.b)!]];
+    return a && b ? [{ edge: e, a, b }] : [];
+  };
+  const lines = net.edges.flatMap(ends);
+  const named = lines
+    .filter(({ edge: e }) => e.rttMs != null && (inView ? touches(e) : !crowded))
+    .map((line) => ({ ...line, text: ms(line.edge.rttMs), w: ms(line.edge.rttMs).length * 7.2 + 12 }));
+  const spots = labels(named, at, box, LABEL);
 
   return (
     <section class="panel map" aria-label="Map of members and links">
@@ -74,24 +87,16 @@ export function NetworkMap({ net, drag, take, selected, select }: Props) {
         {at.length === net.members.length && (
           <>
             <svg width={width} height={height} aria-hidden="true">
-              {net.edges.map((e) => {
-                const [a, b] = [at[index.get(e.a)!], at[index.get(e.b)!]];
-                if (!a || !b) return null;
-                const dim = inView && e.a !== inView && e.b !== inView;
-                return <line key={`${e.a} ${e.b}`} class={`link ${e.way}${dim ? " dim" : ""}`} x1={a.x} y1={a.y} x2={b.x} y2={b.y} />;
+              {lines.map(({ edge: e, a, b }) => {
+                const weight = inView ? (touches(e) ? "" : " dim") : crowded ? " faint" : "";
+                return <line key={`${e.a} ${e.b}`} class={`link ${e.way}${weight}`} x1={a.x} y1={a.y} x2={b.x} y2={b.y} />;
               })}
-              {net.edges.filter((e) => labelled(e) && e.rttMs != null).map((e) => {
-                const [a, b] = [at[index.get(e.a)!], at[index.get(e.b)!]];
-                if (!a || !b) return null;
-                const text = ms(e.rttMs);
-                const [x, y] = [(a.x + b.x) / 2, (a.y + b.y) / 2];
-                return (
-                  <g key={`${e.a} ${e.b}`} class={`rtt ${e.way}`} transform={`translate(${x} ${y})`}>
-                    <rect x={-text.length * 3.6 - 6} y={-10} width={text.length * 7.2 + 12} height={20} rx={10} />
-                    <text dy="0.35em">{text}</text>
-                  </g>
-                );
-              })}
+              {named.map(({ edge: e, text, w }, i) => (
+                <g key={`${e.a} ${e.b}`} class={`rtt ${e.way}`} transform={`translate(${spots[i]!.x} ${spots[i]!.y})`}>
+                  <rect x={-w / 2} y={-LABEL / 2} width={w} height={LABEL} rx={LABEL / 2} />
+                  <text dy="0.35em">{text}</text>
+                </g>
+              ))}
             </svg>
             {net.members.map((m, i) => (
               <Node

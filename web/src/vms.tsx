@@ -69,16 +69,16 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
       {vm.note && <p class="note troubled">{vm.note}</p>}
       {now && (
         <div class="under-way" role="status">
-          <div class="what">{now.what}</div>
-          <progress {...(now.share == null ? {} : { value: now.share, max: 1 })} aria-label={now.what} />
           <div class="row">
-            <span class="note">{[now.share == null ? "" : percent(now.share), now.note].filter(Boolean).join(" · ")}</span>
+            <span class="what">{now.what}</span>
             {(vm.moving || operation?.kind === "migrate") && (
               <button type="button" class="plain cancel" onClick={() => doing.cancel(vm.name)}>
                 Cancel
               </button>
             )}
           </div>
+          <progress {...(now.share == null ? {} : { value: now.share, max: 1 })} aria-label={now.what} />
+          <span class="note">{[now.share == null ? "" : percent(now.share), now.note].filter(Boolean).join(" · ")}</span>
         </div>
       )}
       {operation?.ended && (
@@ -109,7 +109,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
           Snapshots{vm.snapshots.length > 0 && ` (${vm.snapshots.length})`}
         </button>
         <button type="button" onClick={() => ask("why", vm.name)}>
-          Why here?
+          Why?
         </button>
         {running && (
           <button type="button" class="danger" disabled={now != null} onClick={() => confirm(`Stop ${vm.name}? Its guest is asked to power down.`) && doing.begin(vm.name, "stop", `stopping ${vm.name}`)}>

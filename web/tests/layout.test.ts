@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { boxOf, distances, fit, majorize, type Known } from "../src/layout";
+import { boxOf, distances, fit, labels, majorize, type Known } from "../src/layout";
 
 const far = (a: { x: number; y: number }, b: { x: number; y: number }) => Math.hypot(a.x - b.x, a.y - b.y);
 
@@ -41,4 +41,19 @@ it.each([[1, 800, 450], [2, 800, 450], [3, 360, 320], [12, 800, 450], [50, 860, 
     });
   });
   expect(overlapping).toBe(0);
+});
+
+it("one member far out does not press the others together", () => {
+  const at = fit([{ x: 0, y: 0 }, { x: 1, y: 1 }, { x: 2, y: 0 }, { x: 100, y: 100 }], { w: 10, h: 10 }, 1000, 1000);
+  expect(at[2]!.x - at[0]!.x).toBeGreaterThan(200);
+});
+
+it("a link's label stands in its middle, unless a member or another label is there", () => {
+  const box = { w: 100, h: 60 };
+  const link = { a: { x: 0, y: 0 }, b: { x: 600, y: 0 }, w: 60 };
+  const [free] = labels([link], [link.a, link.b], box, 20);
+  expect(free).toEqual({ x: 300, y: 0 });
+  const [aside, other] = labels([link, link], [link.a, link.b, { x: 300, y: 10 }], box, 20);
+  expect(Math.abs(aside!.x - 300)).toBeGreaterThan(80);
+  expect(Math.abs(aside!.x - other!.x)).toBeGreaterThan(60);
 });
