@@ -81,8 +81,8 @@ export default function Console({ name, api, close }: { name: string; api: Api; 
   }, [name]);
 
   return (
-    <Dialog title={`Console of ${name}`} close={close} wide>
-      <div class="terminal" ref={place} />
+    <Dialog title={`Console of ${name}`} close={close} wide stays>
+      <div class="screen" ref={place} />
       <p class="hint">
         <span role="status" class={`console-state ${state === "connected" ? "ok" : "troubled"}`}>
           {state}

@@ -8,12 +8,31 @@ import { rttBetween, targets, type Network } from "./model";
 import type { Doing } from "./operations";
 import type { Explained, Vm } from "./types";
 
+interface DialogProps {
+  title: string;
+  close: () => void;
+  wide?: boolean;
+  /** Escape and a press beside it do not close it: they belong to what is inside. */
+  stays?: boolean;
+  children: ComponentChildren;
+}
+
 /** A dialog of the browser: it keeps the focus, and Escape closes it. */
-export function Dialog({ title, close, wide, children }: { title: string; close: () => void; wide?: boolean; children: ComponentChildren }) {
+export function Dialog({ title, close, wide, stays, children }: DialogProps) {
   const element = useRef<HTMLDialogElement>(null);
-  useEffect(() => element.current?.showModal(), []);
+  useEffect(() => {
+    element.current?.showModal();
+    element.current?.querySelector<HTMLElement>("[data-first]")?.focus();
+  }, []);
   return (
-    <dialog ref={element} class={wide ? "wide" : ""} aria-labelledby="dialog-title" onClose={close} onClick={(e) => e.target === element.current && close()}>
+    <dialog
+      ref={element}
+      class={wide ? "wide" : ""}
+      aria-labelledby="dialog-title"
+      onClose={close}
+      onCancel={(e) => stays && e.preventDefault()}
+      onClick={(e) => !stays && e.target === element.current && close()}
+    >
       <header>
         <h2 id="dialog-title">{title}</h2>
         <button type="button" class="plain" aria-label="Close" onClick={close}>
@@ -44,7 +63,7 @@ export function Move({ vm, net, to, doing, close }: { vm: Vm; net: Network; to: 
           <div class="choices" role="radiogroup" aria-label="To which member">
             {places.map((m) => (
               <label key={m.id} class={chosen === m.id ? "chosen" : ""}>
-                <input type="radio" name="to" value={m.id} checked={chosen === m.id} onChange={() => choose(m.id)} autofocus={chosen === m.id} />
+                <input type="radio" name="to" value={m.id} checked={chosen === m.id} onChange={() => choose(m.id)} data-first={chosen === m.id || undefined} />
                 <b>{m.name}</b>
                 <span>{m.cpu == null ? "" : `load ${percent(m.cpu)}`}</span>
                 <span>{ms(rttBetween(net, vm.host_id, m.id))}</span>
