@@ -66,7 +66,17 @@ export function majorize(d: number[][], before: (Point | undefined)[] = []): Poi
       return weights > 0 ? { x: x / weights, y: y / weights } : p;
     });
   }
-  return at;
+  return warm ? at : lain(at);
+}
+
+/** Turned so that it is widest from left to right, as a page is. */
+function lain(at: Point[]): Point[] {
+  const mean = (of: (p: Point) => number) => at.reduce((sum, p) => sum + of(p), 0) / at.length;
+  const [mx, my] = [mean((p) => p.x), mean((p) => p.y)];
+  const [xx, yy, xy] = [mean((p) => (p.x - mx) ** 2), mean((p) => (p.y - my) ** 2), mean((p) => (p.x - mx) * (p.y - my))];
+  const angle = -Math.atan2(2 * xy, xx - yy) / 2;
+  const [cos, sin] = [Math.cos(angle), Math.sin(angle)];
+  return at.map((p) => ({ x: (p.x - mx) * cos - (p.y - my) * sin, y: (p.x - mx) * sin + (p.y - my) * cos }));
 }
 
 /** The box that stands for a member: with room it shows the member's VMs, in a crowd its name only. */

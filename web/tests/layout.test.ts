@@ -57,3 +57,8 @@ it("a link's label stands in its middle, unless a member or another label is the
   expect(Math.abs(aside!.x - 300)).toBeGreaterThan(80);
   expect(Math.abs(aside!.x - other!.x)).toBeGreaterThan(60);
 });
+
+it("two members stand side by side", () => {
+  const [a, b] = majorize(distances(2, [{ a: 0, b: 1, rttMs: 20 }]));
+  expect(Math.abs(a!.x - b!.x)).toBeGreaterThan(10 * Math.abs(a!.y - b!.y));
+});
