@@ -165,7 +165,7 @@ export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doi
       <form onSubmit={take} class="inline">
         <label>
           New snapshot{" "}
-          <input value={name} onInput={(e) => setName(e.currentTarget.value)} placeholder="name, or left out" maxLength={63} pattern="[A-Za-z0-9][A-Za-z0-9._-]*" />
+          <input value={name} onInput={(e) => setName(e.currentTarget.value)} placeholder="name, or left out" maxLength={63} pattern={"[A-Za-z0-9][A-Za-z0-9._\\-]*"} />
         </label>
         <button type="submit" class="primary" disabled={vm.state !== "running"} title={vm.state === "running" ? "" : "only of a running VM"}>
           Take it

@@ -100,15 +100,49 @@ function spread(values: number[]): number[] {
   });
 }
 
+/** A link's line: from one end to the other, by way of `bend` (the control point of a quadratic curve). */
+export interface Line {
+  a: Point;
+  b: Point;
+  bend: Point;
+}
+
+/** The line between two members: straight, or bent around a third that stands in the way. */
+export function lineOf(a: Point, b: Point, others: Point[], box: { w: number; h: number }): Line {
+  const [dx, dy] = [b.x - a.x, b.y - a.y];
+  const far = Math.max(Math.hypot(dx, dy), 1);
+  const middle = { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 };
+  // A box is as wide as its shadow on the line across.
+  const reach = (box.w * Math.abs(dy) + box.h * Math.abs(dx)) / far / 2;
+  for (const p of others) {
+    const along = ((p.x - a.x) * dx + (p.y - a.y) * dy) / (far * far);
+    const aside = ((p.x - a.x) * -dy + (p.y - a.y) * dx) / far;
+    if (along < 0.1 || along > 0.9 || Math.abs(aside) > reach) continue;
+    // To the side where it is shorter to get past; a quadratic curve comes half-way to its control point.
+    const past = aside > 0 ? aside - reach - 16 : aside + reach + 16;
+    return { a, b, bend: { x: middle.x + (-dy / far) * past * 2, y: middle.y + (dx / far) * past * 2 } };
+  }
+  return { a, b, bend: middle };
+}
+
+/** A place on a line, by its share of the way. */
+export function pointOn({ a, b, bend }: Line, t: number): Point {
+  const at = (of: (p: Point) => number) => (1 - t) * (1 - t) * of(a) + 2 * t * (1 - t) * of(bend) + t * t * of(b);
+  return { x: at((p) => p.x), y: at((p) => p.y) };
+}
+
 /** Where the labels of links go: on the part of the link that can be seen, clear of boxes and of each other where that is possible. */
-export function labels(links: { a: Point; b: Point; w: number }[], boxes: Point[], box: { w: number; h: number }, height: number): Point[] {
+export function labels(links: (Line & { w: number })[], boxes: Point[], box: { w: number; h: number }, height: number): Point[] {
   const set: { x: number; y: number; w: number }[] = [];
   const overlap = (p: Point, w: number, q: Point, qw: number, qh: number) =>
     Math.max(0, (w + qw) / 2 - Math.abs(p.x - q.x)) * Math.max(0, (height + qh) / 2 - Math.abs(p.y - q.y));
-  return links.map(({ a, b, w }) => {
-    const [dx, dy] = [b.x - a.x, b.y - a.y];
+  return links.map(({ w, ...line }) => {
+    const [dx, dy] = [line.b.x - line.a.x, line.b.y - line.a.y];
     const far = Math.max(Math.hypot(dx, dy), 1);
-    const place = (t: number, aside: number) => ({ x: a.x + dx * t - (dy / far) * aside, y: a.y + dy * t + (dx / far) * aside });
+    const place = (t: number, aside: number) => {
+      const on = pointOn(line, t);
+      return { x: on.x - (dy / far) * aside, y: on.y + (dx / far) * aside };
+    };
     const shares = [0.5, 0.42, 0.58, 0.34, 0.66, 0.27, 0.73];
     // Where the whole link is covered, beside it.
     const places = [0, height * 1.2, -height * 1.2].flatMap((aside) => shares.map((t) => place(t, aside)));

@@ -3,7 +3,7 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Drag } from "./drag";
 import { ms, percent } from "./format";
-import { boxOf, distances, fit, labels, majorize, type Known, type Point } from "./layout";
+import { boxOf, distances, fit, labels, lineOf, majorize, type Known, type Point } from "./layout";
 import { troubled, type Edge, type Member, type Network, type Way } from "./model";
 
 /** Up to so many links, each has its round trip beside it; with more, those of the member in view. */
@@ -73,7 +73,10 @@ export function NetworkMap({ net, drag, take, selected, select }: Props) {
   const touches = (e: Edge) => inView != null && (e.a === inView || e.b === inView);
   const ends = (e: Edge) => {
     const [a, b] = [at[index.get(e.a)!], at[index.get(e.b)!]];
-    return a && b ? [{ edge: e, a, b }] : [];
+    if (!a || !b) return [];
+    // In a crowd every line would be bent.
+    const others = box.small ? [] : at.filter((p) => p !== a && p !== b);
+    return [{ edge: e, ...lineOf(a, b, others, box) }];
   };
   const lines = net.edges.flatMap(ends);
   const named = lines
@@ -87,9 +90,9 @@ export function NetworkMap({ net, drag, take, selected, select }: Props) {
         {at.length === net.members.length && (
           <>
             <svg width={width} height={height} aria-hidden="true">
-              {lines.map(({ edge: e, a, b }) => {
+              {lines.map(({ edge: e, a, b, bend }) => {
                 const weight = inView ? (touches(e) ? "" : " dim") : crowded ? " faint" : "";
-                return <line key={`${e.a} ${e.b}`} class={`link ${e.way}${weight}`} x1={a.x} y1={a.y} x2={b.x} y2={b.y} />;
+                return <path key={`${e.a} ${e.b}`} class={`link ${e.way}${weight}`} d={`M${a.x} ${a.y}Q${bend.x} ${bend.y} ${b.x} ${b.y}`} />;
               })}
               {named.map(({ edge: e, text, w }, i) => (
                 <g key={`${e.a} ${e.b}`} class={`rtt ${e.way}`} transform={`translate(${spots[i]!.x} ${spots[i]!.y})`}>

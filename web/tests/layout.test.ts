@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { boxOf, distances, fit, labels, majorize, type Known } from "../src/layout";
+import { boxOf, distances, fit, labels, lineOf, majorize, pointOn, type Known } from "../src/layout";
 
 const far = (a: { x: number; y: number }, b: { x: number; y: number }) => Math.hypot(a.x - b.x, a.y - b.y);
 
@@ -50,7 +50,7 @@ it("one member far out does not press the others together", () => {
 
 it("a link's label stands in its middle, unless a member or another label is there", () => {
   const box = { w: 100, h: 60 };
-  const link = { a: { x: 0, y: 0 }, b: { x: 600, y: 0 }, w: 60 };
+  const link = { ...lineOf({ x: 0, y: 0 }, { x: 600, y: 0 }, [], box), w: 60 };
   const [free] = labels([link], [link.a, link.b], box, 20);
   expect(free).toEqual({ x: 300, y: 0 });
   const [aside, other] = labels([link, link], [link.a, link.b, { x: 300, y: 10 }], box, 20);
@@ -61,4 +61,11 @@ it("a link's label stands in its middle, unless a member or another label is the
 it("two members stand side by side", () => {
   const [a, b] = majorize(distances(2, [{ a: 0, b: 1, rttMs: 20 }]));
   expect(Math.abs(a!.x - b!.x)).toBeGreaterThan(10 * Math.abs(a!.y - b!.y));
+});
+
+it("a link goes around a member that stands in its way, and straight where none does", () => {
+  const [a, b, box] = [{ x: 0, y: 0 }, { x: 600, y: 0 }, { w: 150, h: 80 }];
+  expect(pointOn(lineOf(a, b, [{ x: 300, y: 200 }], box), 0.5)).toEqual({ x: 300, y: 0 });
+  expect(pointOn(lineOf(a, b, [{ x: 300, y: 10 }], box), 0.5).y).toBeLessThan(-40);
+  expect(pointOn(lineOf(a, b, [{ x: 300, y: -10 }], box), 0.5).y).toBeGreaterThan(40);
 });
