@@ -129,5 +129,10 @@ export function rttBetween(net: Network, a: string, b: string): number | null {
 
 /** Whether a VM is in a state that somebody should look at. */
 export function troubled(vm: Vm): boolean {
-  return vm.note != null || !["running", "stopped"].includes(vm.state);
+  return vm.note != null || !["running", "stopped", "leaving", "arriving"].includes(vm.state);
+}
+
+/** Whether its guest runs: also while it is being moved away. */
+export function runs(vm: Vm): boolean {
+  return vm.state === "running" || vm.state === "leaving";
 }

@@ -1,7 +1,7 @@
 // A card for each VM: where it is, how busy, what is being done with it, and what can be.
 
 import { percent } from "./format";
-import { troubled } from "./model";
+import { runs, troubled } from "./model";
 import { underWay, type Doing, type Operation } from "./operations";
 import type { Vm } from "./types";
 
@@ -16,7 +16,7 @@ interface Props {
 }
 
 export function Vms({ vms, doing, ask, take }: Props) {
-  const running = vms.filter((vm) => vm.state === "running").length;
+  const running = vms.filter(runs).length;
   return (
     <section class="panel" aria-labelledby="vms-title">
       <h2 id="vms-title">
@@ -38,7 +38,7 @@ export function Vms({ vms, doing, ask, take }: Props) {
 
 function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operation | undefined } & Omit<Props, "vms">) {
   const now = underWay(vm, operation);
-  const running = vm.state === "running";
+  const running = runs(vm);
   const load = vm.cpu == null ? null : vm.cpu / Math.max(vm.cpus, 1);
   return (
     <li class="card" data-vm={vm.name}>
@@ -71,7 +71,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
         <div class="under-way" role="status">
           <div class="row">
             <span class="what">{now.what}</span>
-            {(vm.moving || operation?.kind === "migrate") && (
+            {(vm.moving || (operation?.kind === "migrate" && !operation.ended)) && (
               <button type="button" class="plain cancel" onClick={() => doing.cancel(vm.name)}>
                 Cancel
               </button>

@@ -81,5 +81,5 @@ describe("what is under way", () => {
 });
 
 it("calls a VM troubled that nobody wanted in its state", () => {
-  expect([vm(), vm({ state: "stopped" }), vm({ state: "branch" }), vm({ note: "no majority" })].map(troubled)).toEqual([false, false, true, true]);
+  expect([vm(), vm({ state: "stopped" }), vm({ state: "arriving" }), vm({ state: "branch" }), vm({ note: "no majority" })].map(troubled)).toEqual([false, false, false, true, true]);
 });
