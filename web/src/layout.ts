@@ -79,11 +79,11 @@ function lain(at: Point[]): Point[] {
   return at.map((p) => ({ x: (p.x - mx) * cos - (p.y - my) * sin, y: (p.x - mx) * sin + (p.y - my) * cos }));
 }
 
-/** The box that stands for a member: with room it shows the member's VMs, in a crowd its name only. */
-export function boxOf(members: number, width: number, vms: boolean): { w: number; h: number; small: boolean } {
+/** The box that stands for a member: with room it shows up to `vms` VMs, in a crowd its name only. */
+export function boxOf(members: number, width: number, vms: number): { w: number; h: number; small: boolean } {
   if (members > 24) return { w: 86, h: 32, small: true };
   if (members > 12 || width < 460) return { w: width < 460 ? 92 : 96, h: 40, small: true };
-  return { w: 156, h: vms ? 84 : 56, small: false };
+  return { w: 156, h: vms > 2 && members <= 7 ? 108 : vms > 0 ? 84 : 56, small: false };
 }
 
 /** Coordinates as shares of the room, 0 to 1. Half by their values and half by their order: one that is far out does not press the

@@ -8,6 +8,9 @@ import { troubled, type Edge, type Member, type Network, type Way } from "./mode
 
 /** Up to so many links, each has its round trip beside it; with more, those of the member in view. */
 const LABELLED = 15;
+/** VMs that a member shows by name in a row, and the height above which there are two rows. */
+const CHIPS = 2;
+const TALL = 100;
 /** A label's height, pixels. */
 const LABEL = 20;
 
@@ -65,7 +68,7 @@ export function NetworkMap({ net, drag, take, selected, select }: Props) {
   const [element, { width, height }] = useSize();
   const places = usePlaces(net);
   const [hovered, setHovered] = useState<string | null>(null);
-  const box = boxOf(net.members.length, width, net.members.some((m) => m.vms.length > 0));
+  const box = boxOf(net.members.length, width, Math.max(0, ...net.members.map((m) => m.vms.length)));
   const at = useMemo(() => (width > 0 ? fit(places, box, width, height) : []), [places, box.w, box.h, width, height]);
   const index = new Map(net.members.map((m, i) => [m.id, i]));
   const inView = hovered ?? selected;
@@ -148,7 +151,8 @@ interface NodeProps {
 function Node({ member: m, at, box, small, over, selected, take, hover, select }: NodeProps) {
   const words = [m.name, m.here ? "this node" : "", m.heard ? "" : "not heard", m.cpu == null ? "" : `load ${percent(m.cpu)}`];
   const path = m.path ? `${m.path}, ${ms(m.rttMs)}` : "";
-  const shown = small ? [] : m.vms.slice(0, m.vms.length > 2 ? 1 : 2);
+  const chips = box.h > TALL ? 2 * CHIPS : CHIPS;
+  const shown = small ? [] : m.vms.slice(0, m.vms.length > chips ? chips - 1 : chips);
   return (
     <div
       class={`node${m.here ? " here" : ""}${m.heard ? "" : " silent"}${over ? " over" : ""}${selected ? " selected" : ""}${small ? " small" : ""}`}

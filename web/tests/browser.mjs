@@ -150,12 +150,12 @@ try {
   await step("keys alone are enough to move it", async () => {
     await page.locator(`.node[data-name="${from}"] .chip`, { hasText: "web" }).waitFor();
     await page.getByLabel("Theme").focus();
-    for (let n = 0; n < 80 && !(await page.evaluate(() => document.activeElement?.matches(".migrate"))); n++) await page.keyboard.press("Tab");
+    for (let n = 0; n < 80 && !(await page.evaluate(() => document.activeElement?.matches("[data-vm=web] .migrate"))); n++) await page.keyboard.press("Tab");
     await page.keyboard.press("Enter");
     await page.locator("dialog[open]").waitFor();
     await page.keyboard.press("Escape");
     await page.locator("dialog").waitFor({ state: "detached" });
-    await page.locator(".migrate").focus();
+    await card.locator(".migrate").focus();
     await page.keyboard.press("Enter");
     // The member that is chosen has the focus; the arrows go round.
     for (let n = 0; n < 5 && !(await page.getByRole("button", { name: `Move to ${to}` }).isVisible()); n++) await page.keyboard.press("ArrowDown");

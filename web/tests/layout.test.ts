@@ -28,7 +28,7 @@ it("the same network gives the same picture, and a small change a small move", (
 it.each([[1, 800, 450], [2, 800, 450], [3, 360, 320], [12, 800, 450], [50, 860, 450], [50, 1200, 600]])("%i members on %i x %i pixels are inside and apart", (count, width, height) => {
   const known: Known[] = [];
   for (let i = 0; i < count; i++) for (let j = i + 1; j < count; j += 1 + (i % 3)) known.push({ a: i, b: j, rttMs: 5 + ((i * 31 + j * 17) % 150) });
-  const box = boxOf(count, width, true);
+  const box = boxOf(count, width, 3);
   const at = fit(majorize(distances(count, known)), box, width, height);
   let overlapping = 0;
   at.forEach((p, i) => {
