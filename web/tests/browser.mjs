@@ -40,7 +40,7 @@ async function step(what, work) {
 }
 
 const { context, page } = await open({ name: "desk", viewport: { width: 1280, height: 800 }, colorScheme: "dark" });
-const shot = (name) => page.screenshot({ path: join(pictures, `${name}.png`), animations: "disabled" });
+const shot = (name) => page.screenshot({ path: join(pictures, `dashboard-${name}.png`), animations: "disabled" });
 const card = page.locator('[data-vm="web"]');
 const host = async () => (await card.locator(".host").textContent()) ?? "";
 
@@ -69,9 +69,9 @@ try {
     assert.ok(ways.some((w) => w.includes("direct")) && ways.some((w) => w.includes("relayed")), ways.join(", "));
     await page.locator(".health.ok").waitFor({ timeout: 60_000 });
     await page.waitForTimeout(1500);
-    await shot("dashboard-dark");
+    await shot("dark");
     await page.getByLabel("Theme").selectOption("light");
-    await shot("dashboard-light");
+    await shot("light");
     await page.getByLabel("Theme").selectOption("auto");
   });
 
@@ -191,10 +191,10 @@ try {
       await phone.page.waitForTimeout(1500);
       const [wide, room] = await phone.page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
       assert.ok(wide <= room, `${wide} > ${room}`);
-      await phone.page.screenshot({ path: join(pictures, "phone.png"), fullPage: true, animations: "disabled" });
+      await phone.page.screenshot({ path: join(pictures, "dashboard-phone.png"), fullPage: true, animations: "disabled" });
       await phone.page.locator('[data-vm="web"]').getByRole("button", { name: "Console" }).tap();
       await phone.page.locator(".console-state.ok").waitFor();
-      await phone.page.screenshot({ path: join(pictures, "phone-console.png"), animations: "disabled" });
+      await phone.page.screenshot({ path: join(pictures, "dashboard-phone-console.png"), animations: "disabled" });
     } finally {
       await phone.context.close();
     }
