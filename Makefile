@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz build image setup lint clean-image iso iso-tools test-iso deb screenshots
+.PHONY: demo test bench bench-net simulate fuzz web test-web build image setup lint clean-image iso iso-tools test-iso deb screenshots
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -61,8 +61,16 @@ simulate:
 fuzz: setup
 	tests/fuzz/run.sh 60
 
-# A Debian package in target/debian. cargo-deb is a tool of the build: installed where it is missing.
+# The web dashboard's page, which the next build puts into the program (docs/dashboard.md). Needs Node; nothing else does.
+web:
+	cd web && npm ci --no-audit --no-fund && npm run build
+
+test-web: web
+	cd web && npm test
+
+# A Debian package in target/debian, with the dashboard's page where there is npm. cargo-deb is a tool of the build: installed where it is missing.
 deb: setup
+	if command -v npm >/dev/null; then $(MAKE) web; else echo "deb: npm is not installed: the package has no web dashboard"; fi
 	cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb
 	scripts/deb.sh
 

@@ -82,7 +82,7 @@ pub struct Vm {
 
 impl Vm {
     pub(crate) fn troubled(&self) -> bool {
-        self.note.is_some() || !matches!(self.state.as_str(), "running" | "stopped")
+        self.note.is_some() || !matches!(self.state.as_str(), "running" | "stopped" | "leaving" | "arriving")
     }
 }
 
@@ -279,5 +279,17 @@ impl Model {
             }
             (Err(reason), _) => self.notice = Some(reason),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_is_being_moved_is_no_trouble() {
+        let vm = |state: &str| Vm { state: state.to_owned(), ..Vm::default() };
+        assert!(["running", "stopped", "leaving", "arriving"].iter().all(|state| !vm(state).troubled()));
+        assert!(["paused", "doubtful", "branch"].iter().all(|state| vm(state).troubled()));
     }
 }

@@ -50,6 +50,10 @@ pub struct Config {
     pub full_mesh: usize,
     /// Move VMs when this host is overloaded.
     pub autonomic: bool,
+    /// Serve the web dashboard on this host's address in the network, where nobody has said otherwise with `p2pvm dashboard`.
+    pub dashboard: bool,
+    /// Its TCP port there.
+    pub dashboard_port: u16,
     /// When and how eagerly.
     pub policy: Policy,
 }
@@ -110,6 +114,8 @@ impl Default for Config {
             ring: Ring::default(),
             full_mesh: FULL_MESH,
             autonomic: true,
+            dashboard: false,
+            dashboard_port: 4080,
             policy: Policy::default(),
         }
     }
@@ -132,6 +138,12 @@ impl Config {
         }
         if let Some(resolver) = config.resolver.as_deref().filter(|r| !["auto", "off"].contains(r)) {
             return Err(Failure::usage(format!("{}: resolver must be auto or off, not '{resolver}'", path.display())));
+        }
+        if config.dashboard_port == 0 {
+            return Err(Failure::usage(format!(
+                "{}: dashboard_port must be 1 to 65535: a link to it has to stay the same",
+                path.display()
+            )));
         }
         config.policy.check().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
         Ok(config)

@@ -88,6 +88,21 @@ impl Layout {
         self.0.join("api.sock")
     }
 
+    /// The web dashboard's unix socket.
+    pub fn dashboard_socket(&self) -> PathBuf {
+        self.0.join("dashboard.sock")
+    }
+
+    /// The web dashboard's token.
+    pub fn dashboard_token(&self) -> PathBuf {
+        self.0.join("dashboard.token")
+    }
+
+    /// Whether the web dashboard is on, as it was said last.
+    pub fn dashboard_switch(&self) -> PathBuf {
+        self.0.join("dashboard.switch")
+    }
+
     /// Held locked while a daemon runs; holds its process id.
     pub fn lock(&self) -> PathBuf {
         self.0.join("daemon.pid")

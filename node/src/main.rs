@@ -17,6 +17,7 @@ mod membership;
 mod service;
 mod sigpipe;
 mod top;
+mod web;
 
 use clap::Parser;
 use std::process::ExitCode;

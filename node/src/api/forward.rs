@@ -1,7 +1,7 @@
 //! Passes a request about a VM on to the member that can answer it: its holder, or for a restore the
 //! member the user chose. A request travels one hop only; the far end answers from its own state.
 
-use super::types::RestoreVm;
+use super::{client::Client, types::RestoreVm};
 use crate::{
     daemon::Daemon,
     failure::{Doing, Failure, Outcome},
@@ -15,7 +15,7 @@ use axum::{
 };
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use p2pvm_overlay::{FabricError, MemberId};
+use p2pvm_overlay::{BoxStream, FabricError, MemberId};
 use std::sync::Arc;
 
 /// The stream service that carries the VM part of the control API between members.
@@ -65,14 +65,41 @@ pub async fn to_chosen(State(daemon): State<Arc<Daemon>>, request: Request, next
     }
 }
 
-async fn pass_on(daemon: &Daemon, to: MemberId, mut request: Request) -> Outcome<Response> {
-    let stream = daemon.fabric().open_stream(to, SERVICE).await.map_err(|e| match e {
+/// The console of a VM, wherever it runs.
+pub async fn console(daemon: &Daemon, name: &str) -> Outcome<BoxStream> {
+    if daemon.has_vm(name) {
+        return daemon.console(name).await;
+    }
+    let holder = daemon.holder_of(name).await?;
+    if holder == daemon.me() {
+        return daemon.console(name).await;
+    }
+    let client = Client::over(reach(daemon, holder).await?).await?;
+    Ok(Box::new(client.upgrade(&path_of(name, "console")?).await?))
+}
+
+/// The API path of a VM; refuses what could not be one before it is put into a URL.
+pub fn path_of(name: &str, operation: &str) -> Outcome<String> {
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        return Err(Failure::usage(format!("'{name}' cannot be a VM's name: use letters, digits and '-'")));
+    }
+    let slash = if operation.is_empty() { "" } else { "/" };
+    Ok(format!("/vms/{name}{slash}{operation}"))
+}
+
+/// Opens a stream to another member's API.
+async fn reach(daemon: &Daemon, to: MemberId) -> Outcome<BoxStream> {
+    daemon.fabric().open_stream(to, SERVICE).await.map_err(|e| match e {
         FabricError::Unreachable(_) | FabricError::TimedOut(..) => Failure::timed_out(format!(
             "its host {} cannot be reached; if that host is dead, 'p2pvm vm restore NAME --force' brings the VM back from its newest snapshot",
             daemon.name_of(to)
         )),
         other => other.into(),
-    })?;
+    })
+}
+
+async fn pass_on(daemon: &Daemon, to: MemberId, mut request: Request) -> Outcome<Response> {
+    let stream = reach(daemon, to).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.doing("speaking to the VM's host")?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {

@@ -3,6 +3,7 @@
 //! stream of the overlay, so that a VM can be asked for from any member wherever it runs.
 
 pub mod client;
+pub mod dashboard;
 pub mod forward;
 pub mod policy;
 pub mod server;

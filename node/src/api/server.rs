@@ -256,36 +256,37 @@ async fn delete(State(daemon): Shared, Path(name): Path<String>, Query(r): Query
     daemon.delete_vm(&name, r.force).await.map(Json)
 }
 
-async fn start(State(daemon): Shared, Path(name): Path<String>) -> Response {
+pub(crate) async fn start(State(daemon): Shared, Path(name): Path<String>) -> Response {
     streamed(move |reporter| async move { daemon.start_vm(&name, &reporter).await })
 }
 
-async fn stop(State(daemon): Shared, Path(name): Path<String>) -> Response {
+pub(crate) async fn stop(State(daemon): Shared, Path(name): Path<String>) -> Response {
     streamed(move |reporter| async move { daemon.stop_vm(&name, &reporter).await })
 }
 
-async fn migrate(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<MigrateVm>) -> Response {
+pub(crate) async fn migrate(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<MigrateVm>) -> Response {
     streamed(move |reporter| async move { daemon.migrate_vm(&name, &r, &reporter).await })
 }
 
-async fn cancel_migration(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {
+pub(crate) async fn cancel_migration(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {
     daemon.cancel_migration(&name).await.map(Json)
 }
 
+/// What `p2pvm vm snapshot` asks for.
 #[derive(Deserialize)]
-struct SnapshotRequest {
+pub(crate) struct SnapshotRequest {
     name: Option<String>,
 }
 
-async fn snapshot(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<SnapshotRequest>) -> Response {
+pub(crate) async fn snapshot(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<SnapshotRequest>) -> Response {
     streamed(move |reporter| async move { daemon.snapshot_vm(&name, r.name, &reporter).await })
 }
 
-async fn restore(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<RestoreVm>) -> Response {
+pub(crate) async fn restore(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<RestoreVm>) -> Response {
     streamed(move |reporter| async move { daemon.restore_vm(&name, &r, &reporter).await })
 }
 
-async fn explain(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {
+pub(crate) async fn explain(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {
     daemon.explain_vm(&name).await.map(Json)
 }
 

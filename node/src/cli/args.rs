@@ -81,6 +81,11 @@ pub enum Command {
         after_help = "Examples:\n  p2pvm top\n  p2pvm top --once\n  p2pvm top --console --allow-shell     # as on the appliance's tty1"
     )]
     Top(Top),
+    /// Show how to open the web dashboard, or switch it on or off for the network
+    #[command(
+        after_help = "Examples:\n  p2pvm dashboard --enable\n  p2pvm dashboard\n  p2pvm dashboard --listen 127.0.0.1:4080     # for this machine alone, until Ctrl-C"
+    )]
+    Dashboard(Dashboard),
     /// Check whether this machine has what p2pvm needs, and say what to do where it does not
     #[command(after_help = "Examples:\n  p2pvm doctor\n  p2pvm doctor --json\n\nExit code 1 if something needed is missing.")]
     Doctor,
@@ -175,6 +180,23 @@ pub struct Top {
     /// Let the key s open a shell
     #[arg(long)]
     pub allow_shell: bool,
+}
+
+/// Arguments of `dashboard`.
+#[derive(Args)]
+pub struct Dashboard {
+    /// Serve it on this host's address in the network, now and after a restart
+    #[arg(long)]
+    pub enable: bool,
+    /// Do not serve it there
+    #[arg(long, conflicts_with = "enable")]
+    pub disable: bool,
+    /// Make a new token; whoever has the old one is shut out
+    #[arg(long)]
+    pub new_token: bool,
+    /// Serve it on a port of this machine alone for as long as this command runs
+    #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["enable", "disable"])]
+    pub listen: Option<std::net::SocketAddr>,
 }
 
 /// Arguments of `bugreport`.

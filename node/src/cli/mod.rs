@@ -4,6 +4,7 @@
 mod appliance;
 mod appliance_args;
 mod args;
+mod dashboard;
 pub mod netcheck;
 mod network;
 mod policy;
@@ -98,6 +99,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Revoke(a) => network::revoke(&context, &a.what).await,
         Command::Status => network::status(&context).await,
         Command::Top(a) => crate::top::run(&context, &a).await,
+        Command::Dashboard(a) => dashboard::run(&context, &a).await,
         Command::Bugreport(a) => crate::bugreport::run(&context, a.out).await,
         Command::Peers(a) if a.all => ring::cluster(&context).await,
         Command::Peers(_) => network::peers(&context).await,

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     api::{
         client::Event,
+        forward::path_of,
         types::{CreateVm, MigrateVm, RestoreVm},
     },
     failure::{Doing, Failure, Outcome},
@@ -39,15 +40,6 @@ pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Snapshot(a) => snapshot(context, a).await,
         Vm::Restore(a) => restore(context, a).await,
     }
-}
-
-/// The API path of a VM; refuses what could not be one before it is put into a URL.
-fn path_of(name: &str, operation: &str) -> Outcome<String> {
-    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-        return Err(Failure::usage(format!("'{name}' cannot be a VM's name: use letters, digits and '-'")));
-    }
-    let slash = if operation.is_empty() { "" } else { "/" };
-    Ok(format!("/vms/{name}{slash}{operation}"))
 }
 
 fn report(context: &Context, value: &Value, human: impl FnOnce()) -> Outcome<()> {

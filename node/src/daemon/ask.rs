@@ -8,6 +8,7 @@ use super::{
 use crate::{
     api::types::{Cluster, ClusterLoad, ClusterMember, ClusterVms, VmView},
     failure::{Failure, Kind, Outcome},
+    web::view::Sight,
 };
 use p2pvm_overlay::{
     MemberId,
@@ -33,6 +34,8 @@ enum Question {
     Load,
     /// What are your figures for Prometheus?
     Metrics,
+    /// Who are you, what are your links, and what did you decide?
+    Sight,
 }
 
 struct Responder(Weak<Daemon>);
@@ -49,6 +52,7 @@ impl Respond for Responder {
             Question::Vms => serde_json::to_vec(&daemon.vms_here()),
             Question::Load => serde_json::to_vec(&daemon.load_here()),
             Question::Metrics => serde_json::to_vec(&daemon.samples()),
+            Question::Sight => serde_json::to_vec(&daemon.sight()),
         };
         answer.ok()
     }
@@ -77,7 +81,7 @@ impl Daemon {
         ask.ask(body, ASK_LIMIT).await.map_err(|e| failed(e.to_string()))
     }
 
-    fn as_member(&self) -> ClusterMember {
+    pub(super) fn as_member(&self) -> ClusterMember {
         let ring = self.ring_view();
         let lease = self.reach.lease().borrow().clone();
         ClusterMember {
@@ -112,6 +116,13 @@ impl Daemon {
         members.sort_by(|a, b| (&a.name, &a.member).cmp(&(&b.name, &b.member)));
         let load = read_all::<ClusterLoad>(&load).iter().fold(ClusterLoad::default(), |sum, one| sum.plus(one));
         Ok(Cluster { members, load, asked: found.asked, depth: found.depth, silent: self.silent(&found.dead) })
+    }
+
+    /// All members with their links and decisions, each as it tells them.
+    pub async fn sights(&self) -> Outcome<Vec<Sight>> {
+        let answers = self.ask_all(Question::Sight).await?;
+        let read = |(member, bytes): &(MemberId, Vec<u8>)| Some(serde_json::from_slice::<Sight>(bytes).ok()?.of(member.to_string()));
+        Ok(answers.items.iter().filter_map(read).collect())
     }
 
     /// Everybody's figures, and who did not answer.

@@ -5,6 +5,7 @@ mod admission;
 mod ask;
 mod book;
 pub mod changes;
+mod dashboard;
 mod kept;
 mod load;
 pub mod lock;
@@ -29,6 +30,7 @@ use crate::{
     failure::{Doing, Failure, Outcome},
     layout::Layout,
     membership::{self, Membership},
+    web::Dashboard,
 };
 use admission::SlotAdmission;
 use book::Book;
@@ -167,9 +169,12 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
 }
 
 async fn serve(layout: &Layout, config: Config, membership: Membership, began: Instant) -> Outcome<()> {
-    let (daemon, tasks) = open(layout, config, membership, began).await?;
+    let settings = config.clone();
+    let (daemon, mut tasks) = open(layout, config, membership, began).await?;
     let listener = listen(layout)?;
-    let served = api::server::local(daemon.clone());
+    let dashboard = Dashboard::open(daemon.clone(), layout, &settings)?;
+    let served = api::server::local(daemon.clone()).merge(api::dashboard::routes(dashboard.clone()));
+    tasks.spawn(dashboard.serve());
     tracing::info!(member = %daemon.me(), network = %daemon.parts.network.name, "up");
     let told = notify::Notifier::from_env();
     let _telling = notify::keep_telling(told.clone(), layout.socket());
@@ -205,6 +210,7 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     daemon.parts.control.shutdown().await;
     // The socket goes with the daemon, so that the next command says that none runs.
     let _ = std::fs::remove_file(layout.socket());
+    let _ = std::fs::remove_file(layout.dashboard_socket());
     match daemon.expelled.lock().unwrap_or_else(PoisonError::into_inner).take() {
         Some(failure) => Err(failure),
         None => Ok(()),

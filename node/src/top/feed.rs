@@ -67,7 +67,7 @@ impl Seen {
 }
 
 /// Looks until nobody listens any more. On the machine's own console a network of one shows its invite unasked.
-pub async fn run(layout: Layout, tell: mpsc::Sender<News>, console: bool) {
+pub(super) async fn run(layout: Layout, tell: mpsc::Sender<News>, console: bool) {
     let (mut asked_vms, mut invited) = (None::<Instant>, None::<Instant>);
     loop {
         let vms = asked_vms.is_none_or(|at| at.elapsed() >= VMS_EVERY);
@@ -114,14 +114,17 @@ async fn ask(layout: &Layout, vms: bool) -> Outcome<Seen> {
     } else {
         (None, Vec::new())
     };
-    let members = peers
-        .into_iter()
-        .map(|p| Member { name: p.name, address: p.address, connected: p.connected, path: p.path, rtt_ms: p.rtt_ms })
-        .collect();
+    let members = peers.into_iter().map(member).collect();
     Ok(Seen { members, vms, decisions, ..Seen::without(Reach::Up(Box::new(node(status)))) })
 }
 
-fn node(s: Status) -> Node {
+/// Another member, as the screen has it.
+pub fn member(p: Peer) -> Member {
+    Member { name: p.name, address: p.address, connected: p.connected, path: p.path, rtt_ms: p.rtt_ms }
+}
+
+/// This node, as the screen has it.
+pub fn node(s: Status) -> Node {
     Node {
         name: s.name,
         network: s.network,
@@ -138,7 +141,8 @@ fn node(s: Status) -> Node {
     }
 }
 
-fn vm(v: &VmView) -> Vm {
+/// A VM, as the screen has it.
+pub fn vm(v: &VmView) -> Vm {
     let moving = v.moving.as_ref().map(|m| Doing {
         what: format!("moving to {}: {}", m.to, m.step.phase),
         share: (m.step.total_bytes > 0).then(|| m.step.done_bytes as f64 / m.step.total_bytes as f64),

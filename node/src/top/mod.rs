@@ -3,7 +3,7 @@
 //! longer, such as joining (`errand`). The loop alone changes the model and draws it.
 
 mod errand;
-mod feed;
+pub mod feed;
 mod terminal;
 
 use crate::{

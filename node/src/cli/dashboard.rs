@@ -1,0 +1,81 @@
+//! `p2pvm dashboard`: its link, its switch, and a port of this machine that leads to it.
+
+use super::{Context, args::Dashboard, print};
+use crate::{
+    api::dashboard::{DashboardChange, DashboardView},
+    failure::{Doing, Failure, Outcome},
+};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+/// After a failure to accept it is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
+pub(super) async fn run(context: &Context, a: &Dashboard) -> Outcome<()> {
+    let mut daemon = context.daemon().await?;
+    let change = DashboardChange { on: (a.enable || a.disable).then_some(a.enable), new_token: a.new_token };
+    let view: DashboardView =
+        if change.on.is_some() || change.new_token { daemon.post("/dashboard", &change).await? } else { daemon.get("/dashboard").await? };
+    drop(daemon);
+    if !view.has_page {
+        eprintln!("this p2pvm was built without the page: 'make web' and build again, or install the Debian package");
+    }
+    match a.listen {
+        Some(here) => listen(context, &view, here).await,
+        None if context.json => print::json(&view),
+        None => {
+            show(&view);
+            Ok(())
+        }
+    }
+}
+
+fn show(view: &DashboardView) {
+    match (&view.url, &view.trouble) {
+        (Some(_), Some(trouble)) => eprintln!("it is on, and not there: {trouble}"),
+        (Some(url), None) => {
+            println!("{url}");
+            eprintln!("for a browser on any member; who has this link can start, stop and move VMs and use their consoles");
+        }
+        (None, _) if view.on => eprintln!("it is on; this node has no address yet"),
+        (None, _) => {
+            println!("off");
+            eprintln!("'p2pvm dashboard --enable' serves it to members on port {} of this host's address;", view.port);
+            eprintln!("'p2pvm dashboard --listen 127.0.0.1:{}' to this machine alone", view.port);
+        }
+    }
+}
+
+/// Leads connections to a port of this machine to the daemon's socket, until it is interrupted.
+async fn listen(context: &Context, view: &DashboardView, here: SocketAddr) -> Outcome<()> {
+    if !here.ip().is_loopback() {
+        return Err(Failure::usage(format!(
+            "{here} is no address of this machine alone: use 127.0.0.1:{}, or --enable for the network",
+            here.port()
+        )));
+    }
+    let listener = TcpListener::bind(here).await.doing(format_args!("cannot listen on {here}"))?;
+    let here = listener.local_addr().doing("asking for the port")?;
+    let url = format!("http://{here}/#token={}", view.token);
+    if context.json {
+        println!("{}", serde_json::json!({ "url": url }));
+    } else {
+        println!("{url}");
+        eprintln!("for this machine alone; Ctrl-C ends it");
+    }
+    let socket = PathBuf::from(&view.socket);
+    loop {
+        match listener.accept().await {
+            Ok((browser, _)) => drop(tokio::spawn(carry(browser, socket.clone()))),
+            Err(_) => tokio::time::sleep(RETRY).await,
+        }
+    }
+}
+
+async fn carry(mut browser: TcpStream, socket: PathBuf) {
+    match UnixStream::connect(&socket).await {
+        // Either end hanging up ends both.
+        Ok(mut daemon) => drop(tokio::io::copy_bidirectional(&mut browser, &mut daemon).await),
+        Err(error) => eprintln!("the daemon's dashboard cannot be reached at {}: {error}", socket.display()),
+    }
+}

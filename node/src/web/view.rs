@@ -1,0 +1,105 @@
+//! What the page shows, as one answer: this node and its health in the word that `p2pvm top` has, every member with its links and
+//! decisions as it tells them itself, and the VMs.
+
+use crate::{
+    api::types::{ClusterMember, Decided, Peer, Status, VmView},
+    cli::netcheck,
+    top::feed,
+};
+use p2pvm_console::{Health, Model, Options, Reach, Theme};
+use serde::{Deserialize, Serialize};
+
+/// Links that a member tells of itself; the page draws no more of one member.
+pub const MAX_LINKS: usize = 32;
+/// Decisions that a member tells of itself, the newest.
+pub const MAX_DECISIONS: usize = 6;
+
+/// A link as the member at its one end sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    /// The beginning of the other member's id.
+    pub to: String,
+    /// The path in words, without the address: "direct", "relayed via name", "over the ring", "stream".
+    pub path: String,
+    /// The last measured round trip, milliseconds.
+    pub rtt_ms: Option<f64>,
+}
+
+/// A member as it describes itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sight {
+    /// Who it is and how busy.
+    #[serde(flatten)]
+    pub member: ClusterMember,
+    /// Its links.
+    pub links: Vec<Link>,
+    /// What it decided about VMs lately.
+    pub decisions: Vec<Decided>,
+}
+
+impl Sight {
+    /// As `member`, which told it, may tell it: about itself, and not at any length.
+    pub fn of(mut self, member: String) -> Self {
+        self.member.member = member;
+        self.links.truncate(MAX_LINKS);
+        self.decisions.truncate(MAX_DECISIONS);
+        self
+    }
+}
+
+/// The health in one word, and why.
+#[derive(Clone, Debug, Serialize)]
+pub struct HealthView {
+    /// The word.
+    pub word: &'static str,
+    /// Why.
+    pub why: String,
+}
+
+/// Everything.
+#[derive(Clone, Debug, Serialize)]
+pub struct View {
+    /// This node.
+    pub status: Status,
+    /// How it is.
+    pub health: HealthView,
+    /// The other members that this node knows.
+    pub peers: Vec<Peer>,
+    /// Every member that answered.
+    pub members: Vec<Sight>,
+    /// The network's VMs.
+    pub vms: Vec<VmView>,
+    /// Members that did not say which VMs they have.
+    pub silent: Vec<String>,
+}
+
+/// The status screen's word for the same figures.
+pub fn health(status: &Status, peers: &[Peer], vms: &[VmView], silent: &[String]) -> HealthView {
+    let mut model = Model::new(Theme::PLAIN, Options::default());
+    model.set_reach(Reach::Up(Box::new(feed::node(status.clone()))));
+    model.online = !netcheck::local_addresses().is_empty();
+    model.members = peers.iter().cloned().map(feed::member).collect();
+    model.vms = vms.iter().map(feed::vm).collect();
+    model.silent = silent.to_vec();
+    let (health, why) = model.health();
+    // The screen names a key of its own.
+    let why = if health == Health::Alone { "no other member yet: 'p2pvm invite' makes an invite".to_owned() } else { why };
+    HealthView { word: health.word(), why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_speaks_for_itself_only_and_not_at_any_length() {
+        let link = Link { to: "00".into(), path: "direct".into(), rtt_ms: None };
+        let text = serde_json::json!({
+            "member": "somebody else", "name": "b", "address": null, "nat": "none", "position": "", "neighbours": 1, "cpu": 0.1,
+            "running_vms": 0, "links": vec![link; 500], "decisions": [],
+        });
+        let told: Sight = serde_json::from_value(text).unwrap();
+        let told = told.of("b's id".into());
+        assert_eq!((told.member.member.as_str(), told.links.len()), ("b's id", MAX_LINKS));
+    }
+}

@@ -1,0 +1,94 @@
+// The daemon's API as this page may use it. The token goes with every request in a header, never in an address or a cookie: a cookie
+// would go to every port of the host, and an address into logs.
+
+import { follow, Refused } from "./lines";
+import type { Explained, Failure, Step, View } from "./types";
+
+/** Where the token is kept: in this tab, until it is closed. */
+const KEY = "p2pvm-token";
+/** A look that takes longer has failed. */
+const PATIENCE_MS = 10_000;
+
+/** Takes the token out of the address (`#token=...`), so that it stands in no history, or gives the one of before. */
+export function takeToken(): string | null {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given) {
+    keepToken(given);
+    history.replaceState(null, "", location.pathname + location.search);
+  }
+  return sessionStorage.getItem(KEY);
+}
+
+export function keepToken(token: string | null): void {
+  if (token) sessionStorage.setItem(KEY, token.trim());
+  else sessionStorage.removeItem(KEY);
+}
+
+export class Api {
+  constructor(private readonly token: string) {}
+
+  private async send(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+    const headers: Record<string, string> = { authorization: `Bearer ${this.token}` };
+    if (body !== undefined) headers["content-type"] = "application/json";
+    let answer: Response;
+    try {
+      answer = await fetch(`api${path}`, {
+        method,
+        headers,
+        body: body === undefined ? undefined : JSON.stringify(body),
+        signal,
+        cache: "no-store",
+        credentials: "omit",
+      });
+    } catch {
+      throw new Refused({ kind: "failed", message: "the daemon does not answer: is it running, and this machine in the network?" });
+    }
+    if (answer.ok) return answer;
+    const text = await answer.text();
+    let failure: Failure = { kind: "failed", message: text || `${answer.status} ${answer.statusText}` };
+    try {
+      const parsed = JSON.parse(text) as Partial<Failure>;
+      if (typeof parsed.message === "string") failure = { kind: parsed.kind ?? "failed", message: parsed.message };
+    } catch {
+      // It was no JSON: the text is the message.
+    }
+    throw new Refused(failure, answer.status);
+  }
+
+  async view(): Promise<View> {
+    return (await (await this.send("GET", "/view", undefined, AbortSignal.timeout(PATIENCE_MS))).json()) as View;
+  }
+
+  async explain(vm: string): Promise<Explained[]> {
+    return (await (await this.send("GET", `/vms/${encodeURIComponent(vm)}/explain`)).json()) as Explained[];
+  }
+
+  /** Something that takes long; `onStep` sees how far it is. It goes on when this page is closed. */
+  async run(vm: string, operation: string, body: unknown, onStep: (step: Step) => void): Promise<unknown> {
+    const answer = await this.send("POST", `/vms/${encodeURIComponent(vm)}/${operation}`, body);
+    if (!answer.body) return null;
+    return follow(chunksOf(answer.body), onStep);
+  }
+
+  async cancel(vm: string): Promise<void> {
+    await this.send("DELETE", `/vms/${encodeURIComponent(vm)}/migrate`);
+  }
+
+  /** A VM's console. The token travels as a second protocol name, because a browser sends no other header of ours. */
+  console(vm: string): WebSocket {
+    const at = new URL(`api/vms/${encodeURIComponent(vm)}/console`, location.href);
+    at.protocol = at.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(at, ["p2pvm-console", `bearer.${this.token}`]);
+    socket.binaryType = "arraybuffer";
+    return socket;
+  }
+}
+
+async function* chunksOf(body: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const reader = body.getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    yield value;
+  }
+}

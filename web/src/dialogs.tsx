@@ -1,0 +1,202 @@
+// What is asked before something is done, and what is told at length: moving, snapshots, the reasons of decisions.
+
+import type { ComponentChildren } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import type { Api } from "./api";
+import { ms, percent, when } from "./format";
+import { rttBetween, targets, type Network } from "./model";
+import type { Doing } from "./operations";
+import type { Explained, Vm } from "./types";
+
+interface DialogProps {
+  title: string;
+  close: () => void;
+  wide?: boolean;
+  /** Escape and a press beside it do not close it: they belong to what is inside. */
+  stays?: boolean;
+  children: ComponentChildren;
+}
+
+/** A dialog of the browser: it keeps the focus, and Escape closes it. */
+export function Dialog({ title, close, wide, stays, children }: DialogProps) {
+  const element = useRef<HTMLDialogElement>(null);
+  useEffect(() => {
+    element.current?.showModal();
+    element.current?.querySelector<HTMLElement>("[data-first]")?.focus();
+  }, []);
+  return (
+    <dialog
+      ref={element}
+      class={wide ? "wide" : ""}
+      aria-labelledby="dialog-title"
+      onClose={close}
+      onCancel={(e) => stays && e.preventDefault()}
+      onClick={(e) => !stays && e.target === element.current && close()}
+    >
+      <header>
+        <h2 id="dialog-title">{title}</h2>
+        <button type="button" class="plain" aria-label="Close" onClick={close}>
+          ✕
+        </button>
+      </header>
+      {children}
+    </dialog>
+  );
+}
+
+export function Move({ vm, net, to, doing, close }: { vm: Vm; net: Network; to: string | null; doing: Doing; close: () => void }) {
+  const places = targets(net, vm);
+  const [chosen, choose] = useState(to ?? places[0]?.id ?? "");
+  const name = places.find((m) => m.id === chosen)?.name ?? "";
+  const begin = (e: Event) => {
+    e.preventDefault();
+    doing.begin(vm.name, "migrate", `moving to ${name}`, { to: chosen });
+    close();
+  };
+  return (
+    <Dialog title={`Move ${vm.name} away from ${vm.host}`} close={close}>
+      {places.length === 0 ? (
+        <p>No other member is heard now. A VM can be moved as soon as one is.</p>
+      ) : (
+        <form onSubmit={begin}>
+          <p>It runs on while its disk and memory are copied, and pauses for a moment at the end. Its address and its connections stay.</p>
+          <div class="choices" role="radiogroup" aria-label="To which member">
+            {places.map((m) => (
+              <label key={m.id} class={chosen === m.id ? "chosen" : ""}>
+                <input type="radio" name="to" value={m.id} checked={chosen === m.id} onChange={() => choose(m.id)} data-first={chosen === m.id || undefined} />
+                <b>{m.name}</b>
+                <span>{m.cpu == null ? "" : `load ${percent(m.cpu)}`}</span>
+                <span>{ms(rttBetween(net, vm.host_id, m.id))}</span>
+              </label>
+            ))}
+          </div>
+          <footer>
+            <button type="button" onClick={close}>
+              Not now
+            </button>
+            <button type="submit" class="primary" disabled={!name}>
+              Move to {name}
+            </button>
+          </footer>
+        </form>
+      )}
+    </Dialog>
+  );
+}
+
+export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doing: Doing; close: () => void }) {
+  const [name, setName] = useState("");
+  const [restoring, setRestoring] = useState<string | null>(null);
+  const [on, setOn] = useState(vm.host_id);
+  const [force, setForce] = useState(false);
+  const take = (e: Event) => {
+    e.preventDefault();
+    doing.begin(vm.name, "snapshot", "taking a snapshot", { name: name.trim() || null });
+    close();
+  };
+  const restore = () => {
+    doing.begin(vm.name, "restore", `restoring ${restoring}`, { snapshot: restoring, on, force });
+    close();
+  };
+  return (
+    <Dialog title={`Snapshots of ${vm.name}`} close={close} wide>
+      {vm.snapshots.length === 0 ? (
+        <p class="empty">None yet. A snapshot holds disk and memory, and is copied to other members.</p>
+      ) : (
+        <div class="scroll">
+          <table>
+            <thead>
+              <tr>
+                <th>Name</th>
+                <th>Taken</th>
+                <th>State</th>
+                <th>Held by</th>
+                <th />
+              </tr>
+            </thead>
+            <tbody>
+              {[...vm.snapshots].reverse().map((s) => (
+                <tr key={s.name}>
+                  <td>{s.name}</td>
+                  <td>{when(s.taken)}</td>
+                  <td>{s.state}</td>
+                  <td>{s.holders.join(", ")}</td>
+                  <td>
+                    <button type="button" aria-expanded={restoring === s.name} onClick={() => setRestoring(restoring === s.name ? null : s.name)}>
+                      Restore…
+                    </button>
+                  </td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </div>
+      )}
+      {restoring && (
+        <fieldset>
+          <legend>Restore {restoring}</legend>
+          <p>
+            {vm.state === "running"
+              ? `${vm.name} runs: stop it first. What it did since the snapshot is lost.`
+              : `${vm.name} goes on from the moment of the snapshot; what it did since is lost.`}
+          </p>
+          <label>
+            On member{" "}
+            <select value={on} onChange={(e) => setOn(e.currentTarget.value)}>
+              {net.members
+                .filter((m) => m.heard)
+                .map((m) => (
+                  <option key={m.id} value={m.id}>
+                    {m.name}
+                  </option>
+                ))}
+            </select>
+          </label>
+          <label class="check">
+            <input type="checkbox" checked={force} onChange={(e) => setForce(e.currentTarget.checked)} /> Its host {vm.host} is dead and cannot be asked: take the VM over
+          </label>
+          <footer>
+            <button type="button" class="danger" onClick={restore}>
+              Restore {restoring}
+            </button>
+          </footer>
+        </fieldset>
+      )}
+      <form onSubmit={take} class="inline">
+        <label>
+          New snapshot{" "}
+          <input value={name} onInput={(e) => setName(e.currentTarget.value)} placeholder="name, or left out" maxLength={63} pattern={"[A-Za-z0-9][A-Za-z0-9._\\-]*"} />
+        </label>
+        <button type="submit" class="primary" disabled={vm.state !== "running"} title={vm.state === "running" ? "" : "only of a running VM"}>
+          Take it
+        </button>
+      </form>
+    </Dialog>
+  );
+}
+
+export function Why({ vm, api, close }: { vm: Vm; api: Api; close: () => void }) {
+  const [told, setTold] = useState<Explained[] | string | null>(null);
+  useEffect(() => {
+    api.explain(vm.name).then(
+      (lines) => setTold([...lines].reverse()),
+      (error: Error) => setTold(error.message),
+    );
+  }, []);
+  return (
+    <Dialog title={`Why ${vm.name} is on ${vm.host}`} close={close} wide>
+      {told == null && <p>Asking the members…</p>}
+      {typeof told === "string" && <p role="alert">{told}</p>}
+      {Array.isArray(told) && told.length === 0 && <p class="empty">No decision about {vm.name} is remembered: a person put it there.</p>}
+      {Array.isArray(told) && told.length > 0 && (
+        <ol class="decisions">
+          {told.map((e) => (
+            <li key={e.at + e.host}>
+              <time dateTime={e.at}>{when(e.at)}</time> <b>{e.host}</b> <span>{e.text}</span>
+            </li>
+          ))}
+        </ol>
+      )}
+    </Dialog>
+  );
+}

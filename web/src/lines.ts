@@ -1,0 +1,37 @@
+// Streamed answers: one JSON value a line. What is left of a line waits for its end.
+
+import type { Failure, Line, Step } from "./types";
+
+/** A failure that the daemon put into a sentence, or this page where the daemon could not. */
+export class Refused extends Error {
+  constructor(
+    readonly failure: Failure,
+    readonly status = 0,
+  ) {
+    super(failure.message);
+  }
+}
+
+/** Cuts what has come so far into whole lines and the rest. */
+export function cut(text: string): { lines: string[]; rest: string } {
+  const parts = text.split("\n");
+  const rest = parts.pop() ?? "";
+  return { lines: parts.filter((line) => line.trim() !== ""), rest };
+}
+
+/** Reads lines until the answer's end; gives the result or throws what went wrong. */
+export async function follow(chunks: AsyncIterable<Uint8Array>, onStep: (step: Step) => void): Promise<unknown> {
+  const decoder = new TextDecoder();
+  let waiting = "";
+  for await (const chunk of chunks) {
+    const { lines, rest } = cut(waiting + decoder.decode(chunk, { stream: true }));
+    waiting = rest;
+    for (const text of lines) {
+      const line = JSON.parse(text) as Line;
+      if ("progress" in line) onStep(line.progress);
+      else if ("done" in line) return line.done;
+      else if ("error" in line) throw new Refused(line.error);
+    }
+  }
+  throw new Refused({ kind: "failed", message: "the daemon ended before it answered; what it began may go on: look at the VM's state" });
+}

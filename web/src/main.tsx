@@ -1,0 +1,6 @@
+import { render } from "preact";
+import { App } from "./app";
+import { apply } from "./theme";
+
+apply();
+render(<App />, document.getElementById("app")!);

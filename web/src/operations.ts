@@ -1,0 +1,99 @@
+// What was started from this page and how far it is, by the VM's name.
+
+import { useCallback, useRef, useState } from "preact/hooks";
+import type { Api } from "./api";
+import { bytes } from "./format";
+import { share } from "./model";
+import type { Step, Vm } from "./types";
+
+export interface Operation {
+  /** "migrate", "start", "stop", "snapshot" or "restore". */
+  kind: string;
+  /** What is being done, for people. */
+  what: string;
+  step: Step | null;
+  /** How it ended, if it did. */
+  ended: { ok: boolean; text: string } | null;
+}
+
+export type Operations = Record<string, Operation>;
+
+export interface Doing {
+  operations: Operations;
+  /** Begins something; at most one thing a VM. */
+  begin(vm: string, kind: string, what: string, body?: unknown): void;
+  cancel(vm: string): void;
+  dismiss(vm: string): void;
+}
+
+/** What is said when something is done. */
+export function outcome(kind: string, vm: string, done: unknown): string {
+  const d = (done ?? {}) as Record<string, unknown>;
+  const seconds = (ms: unknown) => `${(Number(ms) / 1000).toFixed(1)} s`;
+  switch (kind) {
+    case "migrate":
+      return `${vm} runs on ${d.host}: moved in ${seconds(d.total_ms)}, paused for ${d.downtime_ms} ms, ${bytes(Number(d.ram_bytes ?? 0))} of RAM`;
+    case "snapshot":
+      return `snapshot ${d.name} is ${d.state}; the guest was paused for ${Number(d.pause_ms).toFixed(0)} ms`;
+    case "restore":
+      return `${vm} is ${d.state} on ${d.host}`;
+    default:
+      return `${vm} is ${d.state}`;
+  }
+}
+
+/** What a card shows of something under way, whoever started it; null: nothing is. */
+export function underWay(vm: Vm, operation: Operation | undefined): { what: string; share: number | null; note: string } | null {
+  const say = (what: string, step: Step | null) => {
+    const amount = step && step.total_bytes > 0 ? `${bytes(step.done_bytes)} of ${bytes(step.total_bytes)}` : "";
+    return { what: step?.phase ? `${what}: ${step.phase}` : what, share: share(step), note: [amount, step?.note].filter(Boolean).join(", ") };
+  };
+  if (operation && !operation.ended) return say(operation.what, operation.step ?? vm.moving?.step ?? null);
+  if (vm.moving) return say(`moving to ${vm.moving.to}`, vm.moving.step);
+  if (vm.activity) return { what: vm.activity, share: null, note: "" };
+  return null;
+}
+
+export function useOperations(api: Api | null, refresh: () => void): Doing {
+  const [operations, set] = useState<Operations>({});
+  const busy = useRef(new Set<string>());
+  const change = (vm: string, to: Operation | undefined) =>
+    set((all) => {
+      const { [vm]: _, ...rest } = all;
+      return to ? { ...rest, [vm]: to } : rest;
+    });
+
+  const begin = useCallback(
+    (vm: string, kind: string, what: string, body: unknown = null) => {
+      if (!api || busy.current.has(vm)) return;
+      busy.current.add(vm);
+      let last: Operation = { kind, what, step: null, ended: null };
+      change(vm, last);
+      api
+        .run(vm, kind, body, (step) => change(vm, (last = { ...last, step })))
+        .then(
+          (done) => ({ ok: true, text: outcome(kind, vm, done) }),
+          (error: Error) => ({ ok: false, text: error.message }),
+        )
+        .then((ended) => {
+          busy.current.delete(vm);
+          change(vm, { ...last, ended });
+          refresh();
+        });
+    },
+    [api, refresh],
+  );
+  const cancel = useCallback(
+    (vm: string) => {
+      api?.cancel(vm).catch((error: Error) =>
+        set((all) => {
+          const known = all[vm] ?? { kind: "migrate", what: "", step: null, ended: null };
+          return { ...all, [vm]: { ...known, ended: known.ended ?? { ok: false, text: error.message } } };
+        }),
+      );
+    },
+    [api],
+  );
+  const dismiss = useCallback((vm: string) => change(vm, undefined), []);
+  return { operations, begin, cancel, dismiss };
+}

@@ -1,0 +1,122 @@
+// A card for each VM: where it is, how busy, what is being done with it, and what can be.
+
+import { percent } from "./format";
+import { runs, troubled } from "./model";
+import { underWay, type Doing, type Operation } from "./operations";
+import type { Vm } from "./types";
+
+/** Which dialog a button opens. */
+export type Ask = "migrate" | "console" | "snapshots" | "why";
+
+interface Props {
+  vms: Vm[];
+  doing: Doing;
+  ask: (what: Ask, vm: string) => void;
+  take: (vm: string, event: PointerEvent) => void;
+}
+
+export function Vms({ vms, doing, ask, take }: Props) {
+  const running = vms.filter(runs).length;
+  return (
+    <section class="panel" aria-labelledby="vms-title">
+      <h2 id="vms-title">
+        VMs <small>{vms.length > 0 && `${running} of ${vms.length} running`}</small>
+      </h2>
+      {vms.length === 0 && (
+        <p class="empty">
+          No VM yet. On a member: <code>p2pvm vm create web --image IMAGE --start</code>
+        </p>
+      )}
+      <ul class="cards">
+        {vms.map((vm) => (
+          <Card key={vm.id} vm={vm} operation={doing.operations[vm.name]} doing={doing} ask={ask} take={take} />
+        ))}
+      </ul>
+    </section>
+  );
+}
+
+function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operation | undefined } & Omit<Props, "vms">) {
+  const now = underWay(vm, operation);
+  const running = runs(vm);
+  const load = vm.cpu == null ? null : vm.cpu / Math.max(vm.cpus, 1);
+  return (
+    <li class="card" data-vm={vm.name}>
+      <div class="head">
+        <span class="grip" onPointerDown={(e) => take(vm.name, e)} title="Drag onto a member to move it" aria-hidden="true">
+          ⠿
+        </span>
+        <strong class="name">{vm.name}</strong>
+        <span class={`state ${troubled(vm) ? "troubled" : vm.state}`}>{vm.state}</span>
+        <span class="on">
+          on <b class="host">{vm.host}</b>
+        </span>
+      </div>
+      <div class="facts">
+        <span>{vm.address}</span>
+        <span>
+          {vm.cpus} CPU{vm.cpus > 1 ? "s" : ""}, {vm.memory_mib} MiB
+        </span>
+        {running && (
+          <span class="busy">
+            <span class="gauge" aria-hidden="true">
+              <span class="fill" style={{ width: percent(load ?? 0).replace(" ", "") }} />
+            </span>
+            load {load == null ? "-" : percent(load)}
+          </span>
+        )}
+      </div>
+      {vm.note && <p class="note troubled">{vm.note}</p>}
+      {now && (
+        <div class="under-way" role="status">
+          <div class="row">
+            <span class="what">{now.what}</span>
+            {(vm.moving || (operation?.kind === "migrate" && !operation.ended)) && (
+              <button type="button" class="plain cancel" onClick={() => doing.cancel(vm.name)}>
+                Cancel
+              </button>
+            )}
+          </div>
+          <progress {...(now.share == null ? {} : { value: now.share, max: 1 })} aria-label={now.what} />
+          <span class="note">{[now.share == null ? "" : percent(now.share), now.note].filter(Boolean).join(" · ")}</span>
+        </div>
+      )}
+      {operation?.ended && (
+        <div class={`ended ${operation.ended.ok ? "ok" : "failed"}`} role={operation.ended.ok ? "status" : "alert"}>
+          <span>{operation.ended.text}</span>
+          <button type="button" class="plain" aria-label="Dismiss" onClick={() => doing.dismiss(vm.name)}>
+            ✕
+          </button>
+        </div>
+      )}
+      <div class="buttons">
+        {running && (
+          <>
+            <button type="button" class="migrate" disabled={now != null} onClick={() => ask("migrate", vm.name)}>
+              Move…
+            </button>
+            <button type="button" class="console" onClick={() => ask("console", vm.name)}>
+              Console
+            </button>
+          </>
+        )}
+        {vm.state === "stopped" && (
+          <button type="button" disabled={now != null} onClick={() => doing.begin(vm.name, "start", `starting ${vm.name}`)}>
+            Start
+          </button>
+        )}
+        <button type="button" onClick={() => ask("snapshots", vm.name)}>
+          Snapshots{vm.snapshots.length > 0 && ` (${vm.snapshots.length})`}
+        </button>
+        <button type="button" onClick={() => ask("why", vm.name)}>
+          Why?
+        </button>
+        {running && (
+          <button type="button" class="danger" disabled={now != null} onClick={() => confirm(`Stop ${vm.name}? Its guest is asked to power down.`) && doing.begin(vm.name, "stop", `stopping ${vm.name}`)}>
+            Stop
+          </button>
+        )}
+      </div>
+    </li>
+  );
+}

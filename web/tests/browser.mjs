@@ -1,0 +1,211 @@
+// A person with a browser: opens the dashboard, looks, moves a VM by dragging it, types into its console, takes a snapshot, and takes
+// pictures of it all. Run by node/tests/e2e_dashboard.rs on a network of emulated hosts.
+//   node browser.mjs URL TOKEN PICTURES PROFILE
+
+import assert from "node:assert/strict";
+import { existsSync, mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { chromium } from "playwright-core";
+
+const [url, token, pictures, profile] = process.argv.slice(2);
+const program = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
+/** Generous: a move of 128 MiB over 200 Mbit/s takes seconds, on a busy machine many. */
+const SLOW = 120_000;
+const QUICK = 20_000;
+
+mkdirSync(pictures, { recursive: true });
+const complaints = [];
+const strangers = new Set();
+
+async function open(options) {
+  // A new and empty profile, and nothing that calls home.
+  const context = await chromium.launchPersistentContext(join(profile, options.name), {
+    executablePath: program,
+    headless: true,
+    args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"],
+    ...options,
+  });
+  const page = context.pages()[0] ?? (await context.newPage());
+  page.setDefaultTimeout(QUICK);
+  page.on("console", (m) => m.type() === "error" && complaints.push(m.text()));
+  page.on("pageerror", (e) => complaints.push(String(e)));
+  page.on("request", (r) => !r.url().startsWith(url) && !r.url().startsWith(url.replace("http", "ws")) && strangers.add(r.url()));
+  return { context, page };
+}
+
+async function step(what, work) {
+  const began = Date.now();
+  await work();
+  console.log(`${what}: ${((Date.now() - began) / 1000).toFixed(1)} s`);
+}
+
+const { context, page } = await open({ name: "desk", viewport: { width: 1280, height: 800 }, colorScheme: "dark" });
+const shot = (name) => page.screenshot({ path: join(pictures, `dashboard-${name}.png`), animations: "disabled" });
+const card = page.locator('[data-vm="web"]');
+const host = async () => (await card.locator(".host").textContent()) ?? "";
+
+try {
+  await step("without a token a login is shown, and a wrong one is refused", async () => {
+    await page.goto(url);
+    await page.getByLabel("Token").fill("wrong");
+    await page.getByRole("button", { name: "Open" }).click();
+    await page.getByRole("alert").filter({ hasText: "p2pvm dashboard" }).waitFor();
+    // The browser itself notes the refusal: that one is wanted.
+    assert.ok(complaints.every((c) => c.includes("401")), complaints.join("\n"));
+    complaints.length = 0;
+  });
+
+  await step("the link opens the page and leaves no token in the address", async () => {
+    await page.goto(`${url}#token=${token}`);
+    await card.waitFor();
+    assert.equal(await page.evaluate(() => location.hash), "");
+    assert.equal(await page.evaluate(() => document.cookie), "");
+  });
+
+  await step("every member and every link with its round trip is on the map, and the decision with its reason is told", async () => {
+    await page.waitForFunction(() => document.querySelectorAll(".node:not(.silent)").length === 4 && document.querySelectorAll(".rtt").length >= 6, null, { timeout: 60_000 });
+    await page.locator(".panel .decisions li").filter({ hasText: "load" }).first().waitFor();
+    const ways = await page.evaluate(() => [...document.querySelectorAll(".canvas path.link")].map((l) => l.getAttribute("class")));
+    assert.ok(ways.some((w) => w.includes("direct")) && ways.some((w) => w.includes("relayed")), ways.join(", "));
+    await page.locator(".health.ok").waitFor({ timeout: 60_000 });
+    await page.waitForTimeout(1500);
+    await shot("dark");
+    await page.getByLabel("Theme").selectOption("light");
+    await shot("light");
+    await page.getByLabel("Theme").selectOption("auto");
+  });
+
+  await step("the console shows the guest and takes what is typed", async () => {
+    await card.getByRole("button", { name: "Console" }).click();
+    await page.locator(".console-state.ok").waitFor();
+    const screen = page.locator(".xterm-accessibility");
+    await page.keyboard.press("Enter");
+    for (let tries = 0; ; tries++) {
+      await page.keyboard.type("echo answer-$((40+2))\n", { delay: 15 });
+      try {
+        await screen.filter({ hasText: "answer-42" }).waitFor({ timeout: 3000 });
+        break;
+      } catch (error) {
+        if (tries > 6) throw error;
+      }
+    }
+    await shot("console");
+    await page.keyboard.press("Control+]");
+    await page.locator("dialog").waitFor({ state: "detached" });
+  });
+
+  const from = await host();
+  const to = from === "london" ? "paris" : "london";
+  await step(`dragged from ${from} to ${to}, the VM moves with progress`, async () => {
+    const chip = page.locator(`.node[data-name="${from}"] .chip`, { hasText: "web" });
+    await chip.hover();
+    await page.mouse.down();
+    const target = await page.locator(`.node[data-name="${to}"]`).boundingBox();
+    await page.mouse.move(target.x + 30, target.y + 20, { steps: 12 });
+    await page.locator(`.node.over[data-name="${to}"]`).waitFor();
+    await shot("drag");
+    await page.mouse.up();
+    const go = page.getByRole("button", { name: `Move to ${to}` });
+    await go.waitFor();
+    await shot("move");
+    await go.click();
+    await card.locator("progress").waitFor();
+    await page.waitForFunction(() => (document.querySelector("[data-vm=web] progress")?.value ?? 0) > 0, null, { timeout: SLOW });
+    await shot("moving");
+    await card.locator(".ended").waitFor({ timeout: SLOW });
+    const said = await card.locator(".ended").textContent();
+    assert.match(said, new RegExp(`web runs on ${to}: moved in`), said);
+    await page.locator(`.node[data-name="${to}"] .chip`, { hasText: "web" }).waitFor();
+    assert.equal(await host(), to);
+    await shot("moved");
+    await card.getByRole("button", { name: "Dismiss" }).click();
+  });
+
+  await step("the console goes on when somebody else moves the VM", async () => {
+    await card.getByRole("button", { name: "Console" }).click();
+    await page.locator(".console-state.ok").waitFor();
+    const moved = page.evaluate(
+      async ([to]) => {
+        const headers = { authorization: `Bearer ${sessionStorage.getItem("p2pvm-token")}`, "content-type": "application/json" };
+        return (await fetch("api/vms/web/migrate", { method: "POST", headers, body: JSON.stringify({ to }) })).text();
+      },
+      [from],
+    );
+    await page.locator(".console-state.troubled").waitFor({ timeout: SLOW });
+    assert.match(await moved, /"done"/);
+    await page.locator(".console-state.ok").waitFor({ timeout: SLOW });
+    for (let tries = 0; ; tries++) {
+      await page.keyboard.type("echo again-$((40+2))\n", { delay: 15 });
+      try {
+        await page.locator(".xterm-accessibility").filter({ hasText: "again-42" }).waitFor({ timeout: 3000 });
+        break;
+      } catch (error) {
+        if (tries > 6) throw error;
+      }
+    }
+    await page.keyboard.press("Control+]");
+    await page.locator("dialog").waitFor({ state: "detached" });
+  });
+
+  await step("keys alone are enough to move it", async () => {
+    await page.locator(`.node[data-name="${from}"] .chip`, { hasText: "web" }).waitFor();
+    await page.getByLabel("Theme").focus();
+    for (let n = 0; n < 80 && !(await page.evaluate(() => document.activeElement?.matches("[data-vm=web] .migrate"))); n++) await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter");
+    await page.locator("dialog[open]").waitFor();
+    await page.keyboard.press("Escape");
+    await page.locator("dialog").waitFor({ state: "detached" });
+    await card.locator(".migrate").focus();
+    await page.keyboard.press("Enter");
+    // The member that is chosen has the focus; the arrows go round.
+    for (let n = 0; n < 5 && !(await page.getByRole("button", { name: `Move to ${to}` }).isVisible()); n++) await page.keyboard.press("ArrowDown");
+    await page.keyboard.press("Enter");
+    await card.locator(".ended.ok").waitFor({ timeout: SLOW });
+    await page.locator(`.node[data-name="${to}"] .chip`, { hasText: "web" }).waitFor();
+    await card.getByRole("button", { name: "Dismiss" }).click();
+  });
+
+  await step("a snapshot is taken and listed, and the reasons are told", async () => {
+    await card.getByRole("button", { name: /Snapshots/ }).click();
+    await page.getByLabel("New snapshot").fill("before-upgrade");
+    await page.getByRole("button", { name: "Take it" }).click();
+    await card.locator(".ended").waitFor({ timeout: SLOW });
+    assert.match(await card.locator(".ended").textContent(), /snapshot before-upgrade is (durable|replicating|local)/);
+    await card.getByRole("button", { name: "Dismiss" }).click();
+    await card.getByRole("button", { name: "Snapshots (1)" }).click();
+    await page.getByRole("button", { name: "Restore…" }).click();
+    await shot("snapshots");
+    await page.keyboard.press("Escape");
+    await card.getByRole("button", { name: "Why?" }).click();
+    await page.locator("dialog .decisions li").first().waitFor();
+    await shot("why");
+    await page.keyboard.press("Escape");
+  });
+
+  await step("on a phone everything fits, and a finger's width is enough", async () => {
+    const phone = await open({ name: "phone", viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, deviceScaleFactor: 1, colorScheme: "light" });
+    try {
+      await phone.page.goto(`${url}#token=${token}`);
+      await phone.page.locator('[data-vm="web"]').waitFor();
+      await phone.page.locator(".node").nth(3).waitFor();
+      await phone.page.waitForTimeout(1500);
+      const [wide, room] = await phone.page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+      assert.ok(wide <= room, `${wide} > ${room}`);
+      await phone.page.screenshot({ path: join(pictures, "dashboard-phone.png"), fullPage: true, animations: "disabled" });
+      await phone.page.locator('[data-vm="web"]').getByRole("button", { name: "Console" }).tap();
+      await phone.page.locator(".console-state.ok").waitFor();
+      await phone.page.screenshot({ path: join(pictures, "dashboard-phone-console.png"), animations: "disabled" });
+    } finally {
+      await phone.context.close();
+    }
+  });
+
+  assert.deepEqual([...strangers], [], "no request goes anywhere else");
+  assert.deepEqual(complaints, [], "the browser has nothing to complain of");
+} catch (error) {
+  await shot("failed").catch(() => {});
+  console.error(error, complaints);
+  process.exitCode = 1;
+} finally {
+  await context.close();
+}

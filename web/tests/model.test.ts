@@ -1,0 +1,85 @@
+import { describe, expect, it } from "vitest";
+import { decisions, network, rttBetween, share, targets, troubled, wayOf } from "../src/model";
+import { underWay, outcome } from "../src/operations";
+import type { Sight, View, Vm } from "../src/types";
+
+const id = (letter: string) => letter.repeat(64);
+const sight = (letter: string, more: Partial<Sight> = {}): Sight => ({
+  member: id(letter), name: letter, address: `10.1.0.${letter.charCodeAt(0)}`, nat: "none", cpu: 0.2, running_vms: 0, links: [], decisions: [], ...more,
+});
+const vm = (more: Partial<Vm> = {}): Vm => ({
+  name: "web", id: id("9"), state: "running", host: "b", host_id: id("b"), address: "10.1.0.9", cpus: 1, memory_mib: 128, epoch: 1,
+  activity: null, note: null, cpu: 0.1, moving: null, snapshots: [], ...more,
+});
+const view = (more: Partial<View> = {}): View => ({
+  status: { member: id("a"), name: "a", network: "lab", address: "10.1.0.1", nat: "none", cpu: 0.5, up_seconds: 1, resident_bytes: 1, version: "0" },
+  health: { word: "ok", why: "" },
+  peers: [
+    { member: id("b"), name: "b", address: "10.1.0.2", connected: true, path: "direct 198.18.0.2:4002", rtt_ms: 20 },
+    { member: id("c"), name: "c", address: null, connected: false, path: null, rtt_ms: null },
+  ],
+  members: [], vms: [], silent: [], ...more,
+});
+
+describe("the network of a view", () => {
+  it("has this node, its peers and those that others told of, each once", () => {
+    const net = network(view({ members: [sight("a"), sight("b"), sight("d")] }));
+    expect(net.members.map((m) => [m.name, m.here, m.heard])).toEqual([["a", true, true], ["b", false, true], ["c", false, false], ["d", false, true]]);
+    expect(net.members[1]!.path).toBe("direct 198.18.0.2:4002");
+  });
+
+  it("draws a link that both ends tell of once, with the round trip that is known", () => {
+    const told = [
+      sight("b", { links: [{ to: id("a").slice(0, 8), path: "direct", rtt_ms: 21 }, { to: id("d").slice(0, 8), path: "relayed via a", rtt_ms: null }] }),
+      sight("d", { links: [{ to: id("b").slice(0, 8), path: "relayed via a", rtt_ms: 44 }, { to: "ffff", path: "direct", rtt_ms: 1 }] }),
+    ];
+    const net = network(view({ members: told }));
+    expect(net.edges.map((e) => [e.a[0], e.b[0], e.way, e.rttMs])).toEqual([["a", "b", "direct", 20], ["d", "b", "relayed", 44]]);
+    expect(rttBetween(net, id("b"), id("d"))).toBe(44);
+    expect(rttBetween(net, id("a"), id("d"))).toBeNull();
+  });
+
+  it("puts each VM on the member that has it", () => {
+    const net = network(view({ vms: [vm()] }));
+    expect(net.members.map((m) => m.vms.length)).toEqual([0, 1, 0]);
+  });
+
+  it("offers every member that is heard but the VM's own, the least busy first", () => {
+    const net = network(view({ members: [sight("d", { cpu: 0.9 }), sight("e", { cpu: 0.1 })] }));
+    expect(targets(net, vm()).map((m) => m.name)).toEqual(["e", "a", "d"]);
+  });
+});
+
+it("knows a path by the word it begins with", () => {
+  const ways = ["direct 1.2.3.4:5", "relayed via b", "over the ring, 2 hops", "stream", "pigeon", null].map(wayOf);
+  expect(ways).toEqual(["direct", "relayed", "ring", "stream", "none", "none"]);
+});
+
+it("lists decisions of all members, the newest first, with the VM's name and who decided", () => {
+  const d = (at: string, of: string) => ({ vm: of, at, host: "", text: `at ${at}` });
+  const told = [sight("b", { decisions: [d("2026-01-01T00:00:01Z", id("9"))] }), sight("d", { decisions: [d("2026-01-01T00:00:02Z", id("8"))] })];
+  expect(decisions(view({ members: told, vms: [vm()] })).map((x) => [x.vm, x.host])).toEqual([["88888888", "d"], ["web", "b"]]);
+});
+
+describe("what is under way", () => {
+  const step = { phase: "ram", done_bytes: 1 << 20, total_bytes: 4 << 20, note: "dirty 1 MB/s" };
+  it("is what this page began, then what the VM's host says, then nothing", () => {
+    const operation = { kind: "migrate", what: "moving to c", step, ended: null };
+    expect(underWay(vm(), operation)).toEqual({ what: "moving to c: ram", share: 0.25, note: "1.0 MiB of 4.0 MiB, dirty 1 MB/s" });
+    expect(underWay(vm({ moving: { to: "d", step } }), undefined)?.what).toBe("moving to d: ram");
+    expect(underWay(vm({ activity: "stopping" }), undefined)).toEqual({ what: "stopping", share: null, note: "" });
+    expect(underWay(vm(), { ...operation, ended: { ok: true, text: "" } })).toBeNull();
+  });
+  it("has no share where the total is not known, and never more than all of it", () => {
+    expect(share({ ...step, total_bytes: 0 })).toBeNull();
+    expect(share({ ...step, done_bytes: 9 << 20 })).toBe(1);
+  });
+  it("ends in a sentence", () => {
+    const done = { host: "c", total_ms: 5230, downtime_ms: 131, ram_bytes: 90 << 20 };
+    expect(outcome("migrate", "web", done)).toBe("web runs on c: moved in 5.2 s, paused for 131 ms, 90.0 MiB of RAM");
+  });
+});
+
+it("calls a VM troubled that nobody wanted in its state", () => {
+  expect([vm(), vm({ state: "stopped" }), vm({ state: "arriving" }), vm({ state: "branch" }), vm({ note: "no majority" })].map(troubled)).toEqual([false, false, false, true, true]);
+});
