@@ -39,7 +39,8 @@ iso: image iso-tools
 iso-tools:
 	scripts/setup.sh iso
 
-# The ISO in QEMU: BIOS and UEFI, CD and USB stick, joining, installing. 20 to 30 minutes where there is no KVM.
+# The ISO in QEMU: BIOS and UEFI, CD and USB stick, joining, installing, guests moving in and out (8 minutes alone).
+# 30 to 40 minutes where there is no KVM.
 test-iso: build iso
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_ISO="$$PWD/$(ISO)" cargo nextest run --locked --profile iso -p p2pvm
 

@@ -73,6 +73,16 @@ impl Layout {
         self.0.join("routes.json")
     }
 
+    /// That this machine is to become a member of its own, its state being a copy of another's.
+    pub fn succession(&self) -> PathBuf {
+        self.0.join("succession.json")
+    }
+
+    /// Where the new membership grows meanwhile.
+    pub fn successor(&self) -> PathBuf {
+        self.0.join("successor")
+    }
+
     /// What a daemon changed on this machine that has to be put back.
     pub fn undo(&self) -> PathBuf {
         self.0.join("undo.json")

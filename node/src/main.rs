@@ -16,6 +16,7 @@ mod layout;
 mod membership;
 mod service;
 mod sigpipe;
+mod succession;
 mod top;
 mod web;
 

@@ -222,6 +222,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.revocations(),
         layout.notices(),
         layout.routes(),
+        layout.succession(),
     ] {
         match fs::remove_file(&file) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).doing(format_args!("removing {}", file.display())),
@@ -229,7 +230,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         }
     }
     // A voter's promises stay: forgetting one could let a VM run twice.
-    for dir in [layout.tables(), layout.vms()] {
+    for dir in [layout.tables(), layout.vms(), layout.successor()] {
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).doing(format_args!("removing {}", dir.display())),
             _ => {}

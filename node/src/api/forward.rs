@@ -1,7 +1,7 @@
-//! Passes a request about a VM on to the member that can answer it: its holder, or for a restore the
+//! Passes a request about a VM on to the member that can answer it: its holder, or for a new VM and a restore the
 //! member the user chose. A request travels one hop only; the far end answers from its own state.
 
-use super::{client::Client, types::RestoreVm};
+use super::client::Client;
 use crate::{
     daemon::Daemon,
     failure::{Doing, Failure, Outcome},
@@ -16,6 +16,7 @@ use axum::{
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use p2pvm_overlay::{BoxStream, FabricError, MemberId};
+use serde::Deserialize;
 use std::sync::Arc;
 
 /// The stream service that carries the VM part of the control API between members.
@@ -39,13 +40,20 @@ pub async fn to_holder(State(daemon): State<Arc<Daemon>>, Path(name): Path<Strin
     }
 }
 
-/// Sends a restore to the member named in it.
+/// What of a request says where it goes: a name, id or address, or none for the member that was asked.
+#[derive(Deserialize)]
+struct Chosen {
+    #[serde(default)]
+    on: Option<String>,
+}
+
+/// Sends a request for a new VM or a restore to the member named in it.
 pub async fn to_chosen(State(daemon): State<Arc<Daemon>>, request: Request, next: Next) -> Response {
     let forwarded = request.headers().contains_key(FORWARDED);
     let (parts, body) = request.into_parts();
     let chosen = async {
         let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES).await.doing("reading the request")?;
-        let wanted: RestoreVm = serde_json::from_slice(&bytes).map_err(|e| Failure::usage(format!("the request is no restore: {e}")))?;
+        let wanted: Chosen = serde_json::from_slice(&bytes).map_err(|e| Failure::usage(format!("the request cannot be read: {e}")))?;
         let on = match wanted.on.filter(|_| !forwarded) {
             Some(text) => daemon.resolve_member(&text).await?,
             None => daemon.me(),

@@ -80,14 +80,11 @@ pub fn vms(daemon: Arc<Daemon>) -> Router {
         .route("/vms/{name}/snapshot", post(snapshot))
         .route("/vms/{name}/explain", get(explain))
         .layer(middleware::from_fn_with_state(daemon.clone(), forward::to_holder));
-    let restore =
-        Router::new().route("/vms/{name}/restore", post(restore)).layer(middleware::from_fn_with_state(daemon.clone(), forward::to_chosen));
-    Router::new()
-        .route("/vms", get(list).post(create))
-        .merge(one)
-        .merge(restore)
-        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .with_state(daemon)
+    let chosen = Router::new()
+        .route("/vms", post(create))
+        .route("/vms/{name}/restore", post(restore))
+        .layer(middleware::from_fn_with_state(daemon.clone(), forward::to_chosen));
+    Router::new().route("/vms", get(list)).merge(one).merge(chosen).layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES)).with_state(daemon)
 }
 
 /// Where a long operation reports its steps.

@@ -406,7 +406,7 @@ pub struct InviteAnswer {
 pub struct CreateVm {
     /// The VM's name.
     pub name: String,
-    /// A file on this host or an image id.
+    /// A file on the host that is to have the VM, or an image id.
     pub image: String,
     /// Virtual processors.
     pub cpus: u32,
@@ -416,6 +416,9 @@ pub struct CreateVm {
     pub disk_bytes: Option<u64>,
     /// Whether to start it at once.
     pub start: bool,
+    /// The member to define it on: a name, id or address. None is the member that was asked.
+    #[serde(default)]
+    pub on: Option<String>,
 }
 
 /// What `p2pvm vm migrate` asks for.

@@ -409,8 +409,10 @@ pub struct VmName {
 /// `p2pvm vm ...`
 #[derive(Subcommand)]
 pub enum Vm {
-    /// Define a VM on this host
-    #[command(after_help = "Example:\n  p2pvm vm create web --image base.qcow2 --cpus 1 --memory 128M")]
+    /// Define a VM on this host or on another member
+    #[command(
+        after_help = "Examples:\n  p2pvm vm create web --image base.qcow2 --cpus 1 --memory 128M\n  p2pvm vm create web --on attic --image /usr/lib/p2pvm/guest.qcow2 --start   # attic is an appliance"
+    )]
     Create(Create),
     /// Start a VM
     #[command(after_help = "Example:\n  p2pvm vm start web")]
@@ -446,9 +448,12 @@ pub enum Vm {
 pub struct Create {
     /// The VM's name: a DNS label, unique in the network
     pub name: String,
-    /// A qcow2 or raw image file, or the id of an image in the network
+    /// A qcow2 or raw image file, or the id of an image in the network; with --on a file of that member
     #[arg(long)]
     pub image: String,
+    /// The member to define it on; by default this one
+    #[arg(long, value_name = "MEMBER")]
+    pub on: Option<String>,
     /// Virtual processors
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub cpus: u32,

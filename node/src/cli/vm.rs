@@ -78,8 +78,9 @@ fn text(value: &Value, field: &str) -> String {
 }
 
 async fn create(context: &Context, a: Create) -> Outcome<()> {
-    // A file is named relative to where the user stands, not to the daemon.
+    // A file is named relative to where the user stands, not to the daemon; on another member only its whole path says which.
     let image = match std::fs::canonicalize(&a.image) {
+        _ if a.on.is_some() => a.image,
         Ok(path) => path.to_str().ok_or_else(|| Failure::usage("the image's path is not UTF-8"))?.to_owned(),
         Err(_) if a.image.contains(['/', '.']) => return Err(Failure::not_found(format!("there is no image file {}", a.image))),
         Err(_) => a.image,
@@ -88,7 +89,8 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
         return Err(Failure::usage("--memory must be at least 32M"));
     }
     path_of(&a.name, "")?;
-    let request = CreateVm { name: a.name.clone(), image, cpus: a.cpus, memory_mib: a.memory >> 20, disk_bytes: a.disk, start: a.start };
+    let request =
+        CreateVm { name: a.name.clone(), image, cpus: a.cpus, memory_mib: a.memory >> 20, disk_bytes: a.disk, start: a.start, on: a.on };
     let done = follow(context, "/vms", format!("creating {}", a.name), &request).await?;
     report(context, &done, || println!("{} is {}, address {}", a.name, text(&done, "state"), text(&done, "address")))
 }

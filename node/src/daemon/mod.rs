@@ -21,6 +21,7 @@ mod resolver;
 mod ring;
 mod status;
 mod subnets;
+mod twins;
 mod vms;
 
 use crate::{
@@ -30,12 +31,14 @@ use crate::{
     failure::{Doing, Failure, Outcome},
     layout::Layout,
     membership::{self, Membership},
+    succession,
     web::Dashboard,
 };
 use admission::SlotAdmission;
 use book::Book;
 use kept::Kept;
 use manager::Manager;
+pub use notify::Notifier;
 use p2pvm_dhcp::{Addresses, Names, Resolver, Subject, dns::CachedNames};
 use p2pvm_dht::{
     Dht, DhtOptions, Records,
@@ -67,8 +70,11 @@ use resolver::Integration;
 use std::{
     future::IntoFuture,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::fs::PermissionsExt,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use subnets::Subnets;
@@ -141,6 +147,8 @@ pub struct Daemon {
     began: Instant,
     times: Arc<Mutex<api::types::StartTimes>>,
     stop: watch::Sender<bool>,
+    /// Whether the program is to start again when it has ended.
+    again: AtomicBool,
     /// Why the daemon cannot go on, if it cannot.
     expelled: Mutex<Option<Failure>>,
     layout: Layout,
@@ -154,21 +162,31 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
         return Err(Failure::refused("the daemon needs root for its network interface and its guests: run it as root"));
     }
     let began = Instant::now();
-    let membership = membership::load(layout)?;
+    membership::require_member(layout)?;
     let mut config = Config::load(layout)?;
     config.port = up.port.unwrap_or(config.port);
     config.link_port = up.link_port.unwrap_or(config.link_port);
     config.accel = up.accel.clone().unwrap_or(config.accel);
-    let _lock = lock::DaemonLock::take(layout)?;
+    let lock = lock::DaemonLock::take(layout)?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG").unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().doing("cannot start")?;
-    let outcome = runtime.block_on(serve(layout, config, membership, began));
+    let outcome = runtime.block_on(async {
+        succession::complete(layout, &Notifier::from_env()).await?;
+        serve(layout, config, membership::load(layout)?, began).await
+    });
     runtime.shutdown_timeout(Duration::from_secs(2));
-    outcome
+    if !outcome? {
+        return Ok(());
+    }
+    // The same process, so that a service manager sees one service; every descriptor but the log's closes with the program.
+    drop(lock);
+    let cause = std::process::Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+    Err(cause).doing("cannot start again")
 }
 
-async fn serve(layout: &Layout, config: Config, membership: Membership, began: Instant) -> Outcome<()> {
+/// Serves until told to stop; true if the program is to start again.
+async fn serve(layout: &Layout, config: Config, membership: Membership, began: Instant) -> Outcome<bool> {
     let settings = config.clone();
     let (daemon, mut tasks) = open(layout, config, membership, began).await?;
     let listener = listen(layout)?;
@@ -213,7 +231,7 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     let _ = std::fs::remove_file(layout.dashboard_socket());
     match daemon.expelled.lock().unwrap_or_else(PoisonError::into_inner).take() {
         Some(failure) => Err(failure),
-        None => Ok(()),
+        None => Ok(daemon.again.load(Ordering::Acquire)),
     }
 }
 
@@ -352,6 +370,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         began,
         times,
         stop: watch::channel(false).0,
+        again: AtomicBool::new(false),
         expelled: Mutex::default(),
         layout: layout.clone(),
         _ring: ring_driver,
@@ -418,6 +437,7 @@ impl Daemon {
         }
         let daemon = self.clone();
         tasks.spawn(async move { daemon.serve_members().await });
+        tasks.spawn(twins::run(self.clone()));
         tasks
     }
 
@@ -518,6 +538,12 @@ impl Daemon {
     /// The control plane.
     pub fn fabric(&self) -> Arc<dyn Fabric> {
         self.parts.fabric()
+    }
+
+    /// Tells the daemon to end, and the program to start again after that.
+    fn start_again(&self) {
+        self.again.store(true, Ordering::Release);
+        self.stop();
     }
 
     /// Tells the daemon to end.

@@ -24,6 +24,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// the target's copy is the newer one.
 const DEFER: Duration = Duration::from_secs(30);
 
+/// An operation on a VM that is given up may take this long to end.
+const GIVE_UP_LIMIT: Duration = Duration::from_secs(10);
+
 /// Gives a migration up, if one is under way, and sees to it that the guest runs here, also if it was held still meanwhile.
 pub(crate) async fn run_here(machine: &dyn Machine) -> Result<(), Error> {
     let cancelled = machine.cancel_migration().await;
@@ -187,6 +190,19 @@ impl Host {
                 self.emit(HostEvent::Fenced { branch: entry.listed_name(), holder, epoch: newer });
             }
             Err(e) => tracing::error!(error = %e, "a fenced VM could not be written down; it stays frozen"),
+        }
+    }
+
+    /// Another machine has this member's identity and with it the VMs: the guests here are copies. All stand still at once; then
+    /// each is written down as a branch, which nothing starts again.
+    pub async fn give_up_all(&self) {
+        for slot in self.slots() {
+            self.hold_still(&slot).await;
+        }
+        for slot in self.slots().into_iter().filter(|slot| !slot.entry().is_branch()) {
+            // What is going on with it may never end now, its port being shut.
+            let _busy = tokio::time::timeout(GIVE_UP_LIMIT, slot.begin_next("giving it up")).await;
+            self.fence(&slot, self.me, slot.entry().epoch).await;
         }
     }
 
