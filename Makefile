@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz build image setup lint clean-image iso iso-tools test-iso deb screenshots
+.PHONY: demo test bench bench-net simulate fuzz build image setup lint clean-image iso iso-tools test-iso deb deb-tools test-deb screenshots
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -60,9 +60,17 @@ fuzz: setup
 	tests/fuzz/run.sh 60
 
 # A Debian package in target/debian. cargo-deb is a tool of the build: installed where it is missing.
-deb: setup
-	cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb
+deb: setup deb-tools
 	scripts/deb.sh
+
+deb-tools:
+	cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb
+
+# The package on a clean Debian that is booted in a container, with an upgrade beneath a running VM. About a minute, and some more the
+# first time, when the Debian tree is made (target/debian/tree-trixie.tar).
+test-deb: build image deb-tools
+	scripts/setup.sh deb
+	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" cargo nextest run --locked --profile deb -p p2pvm
 
 # The status screen on a real small network, as docs/screenshots/ has it.
 screenshots: build image
