@@ -81,6 +81,7 @@ struct Machine {
 }
 
 impl Machine {
+    #[allow(clippy::zombie_processes, reason = "dropping the machine waits for it")]
     fn boot(tree: &Path) -> Self {
         let mut command = Command::new("systemd-nspawn");
         command.args(["--quiet", "--boot", "--register=no", "--keep-unit", "--private-network", "--console=pipe", "--capability=all"]);
@@ -98,7 +99,7 @@ impl Machine {
                 return Self { tree: tree.to_owned(), container, init };
             }
             if began.elapsed() > LIMIT {
-                let _ = container.kill();
+                let _ = container.kill().and_then(|()| container.wait());
                 panic!("the container does not come up");
             }
             sleep(Duration::from_millis(300));
