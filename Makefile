@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz web test-web build image setup lint clean-image iso iso-tools test-iso deb screenshots
+.PHONY: demo test bench bench-net simulate fuzz web test-web build image setup lint clean-image iso iso-tools test-iso deb deb-tools test-deb screenshots
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -70,10 +70,18 @@ test-web: web
 	cd web && npm test
 
 # A Debian package in target/debian, with the dashboard's page where there is npm. cargo-deb is a tool of the build: installed where it is missing.
-deb: setup
+deb: setup deb-tools
 	if command -v npm >/dev/null; then $(MAKE) web; else echo "deb: npm is not installed: the package has no web dashboard"; fi
-	cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb
 	scripts/deb.sh
+
+deb-tools:
+	cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb
+
+# The package on a clean Debian that is booted in a container, with an upgrade beneath a running VM. About a minute, and some more the
+# first time, when the Debian tree is made (target/debian/tree-trixie.tar).
+test-deb: build image deb-tools
+	scripts/setup.sh deb
+	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" cargo nextest run --locked --profile deb -p p2pvm
 
 # The status screen on a real small network, as docs/screenshots/ has it.
 screenshots: build image

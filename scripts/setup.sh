@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
 # Installs what building, testing and the demo need and this Debian machine lacks. Idempotent: says
 # nothing and touches nothing where all is there. Needs root for the installing only.
-# `setup.sh iso` sees to what the appliance's ISO and its boot tests need as well.
+# `setup.sh iso` sees to what the appliance's ISO and its boot tests need as well, `setup.sh deb` to what the package's test needs.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
 declare -A package=(
   [cc]=build-essential [ip]=iproute2 [nft]=nftables [ping]=iputils-ping [iperf3]=iperf3
   [busybox]=busybox-static [dpkg-deb]=dpkg [flock]=util-linux [miniupnpd]=miniupnpd-nftables [tmux]=tmux
+  [dig]=bind9-dnsutils [curl]=curl
 )
 if [ "${1:-}" = iso ]; then
   package+=(
     [mmdebstrap]=mmdebstrap [mksquashfs]=squashfs-tools [xorriso]=xorriso [grub-mkimage]=grub-common [mkfs.vfat]=dosfstools
     [mcopy]=mtools [zstd]=zstd [cpio]=cpio [depmod]=kmod [xz]=xz-utils
   )
+fi
+if [ "${1:-}" = deb ]; then
+  package+=([mmdebstrap]=mmdebstrap [systemd-nspawn]=systemd-container)
 fi
 missing=()
 for command in "${!package[@]}"; do

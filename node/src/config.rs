@@ -10,7 +10,10 @@ use p2pvm_autonomic::Policy;
 use p2pvm_overlay::{control::FULL_MESH, plane::RelayOffer, ring::RingOptions};
 use p2pvm_vm_manager::{hypervisor::Accel, qemu::Probe};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 /// The settings that the package installs, for the administrator to edit.
 const PACKAGED: &str = "/etc/p2pvm/node.toml";
@@ -25,8 +28,10 @@ pub struct Config {
     pub link_port: u16,
     /// The TUN interface.
     pub device: String,
-    /// Ask the local router for a port mapping (UPnP).
+    /// Ask the local router for port mappings (UPnP, PCP, NAT-PMP).
     pub upnp: bool,
+    /// Where others reach this machine from outside, if a person made the router forward both ports to it: addresses or DNS names.
+    pub reachable_at: Vec<String>,
     /// Pass on datagrams between members that cannot reach each other directly.
     pub relay: bool,
     /// How much of that at most, Mbit/s; 0: as much as comes.
@@ -103,6 +108,7 @@ impl Default for Config {
             link_port: 4002,
             device: "p2pvm0".to_owned(),
             upnp: true,
+            reachable_at: Vec::new(),
             relay: true,
             relay_mbit: 100,
             traffic: true,
@@ -145,8 +151,33 @@ impl Config {
                 path.display()
             )));
         }
+        if let Some(place) = config.reachable_at.iter().find(|place| !is_place(place)) {
+            return Err(Failure::usage(format!(
+                "{}: reachable_at holds '{place}', which is neither an address nor a DNS name",
+                path.display()
+            )));
+        }
         config.policy.check().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
         Ok(config)
+    }
+
+    /// The control plane's addresses that follow from `reachable_at`.
+    pub fn public_addresses(&self) -> Vec<String> {
+        let of = |place: &String| {
+            let host = match place.parse::<IpAddr>() {
+                Ok(IpAddr::V4(ip)) => format!("/ip4/{ip}"),
+                Ok(IpAddr::V6(ip)) => format!("/ip6/{ip}"),
+                Err(_) => format!("/dns/{place}"),
+            };
+            [format!("{host}/udp/{}/quic-v1", self.port), format!("{host}/tcp/{}", self.port)]
+        };
+        self.reachable_at.iter().flat_map(of).collect()
+    }
+
+    /// The same for the packet plane, which knows no DNS.
+    pub fn outside(&self) -> Option<SocketAddr> {
+        let ip = self.reachable_at.iter().find_map(|place| place.parse::<IpAddr>().ok())?;
+        Some(SocketAddr::new(ip, self.link_port))
     }
 
     /// What this node passes on for others.
@@ -183,9 +214,26 @@ impl Config {
     }
 }
 
+/// Whether it is an IP address or can be a DNS name.
+fn is_place(text: &str) -> bool {
+    let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    text.parse::<IpAddr>().is_ok() || (text.len() <= 253 && text.contains('.') && text.split('.').all(label))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_in_the_settings_becomes_the_addresses_that_others_dial() {
+        let config = Config { reachable_at: vec!["home.example.org".into(), "203.0.113.9".into()], ..Config::default() };
+        let addresses = config.public_addresses();
+        assert_eq!(addresses[..2], ["/dns/home.example.org/udp/4001/quic-v1", "/dns/home.example.org/tcp/4001"]);
+        assert_eq!(addresses[2..], ["/ip4/203.0.113.9/udp/4001/quic-v1", "/ip4/203.0.113.9/tcp/4001"]);
+        assert_eq!(config.outside(), Some("203.0.113.9:4002".parse().unwrap()));
+        assert!(["203.0.113.9", "2001:db8::1", "home.example.org"].iter().all(|place| is_place(place)));
+        assert!(!["", "home", "203.0.113.9:4001", "http://x.org", "a..b", "x y.org"].iter().any(|place| is_place(place)));
+    }
 
     /// The packaged file: each setting stands in it with its default, as a comment that only wants its `#` removed.
     #[test]

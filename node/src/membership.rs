@@ -172,6 +172,10 @@ pub async fn join(layout: &Layout, text: &str, address: Option<String>, name: &s
     let identity = Identity::load_or_create(&layout.identity()).doing("making this node's identity")?;
     let extra: Vec<String> = address.into_iter().collect();
     let joined = control::join(&identity, &invite, name, &extra).await.map_err(|e| match e {
+        JoinError::Refused(Refusal::Revoked) => Failure::refused(format!(
+            "the invite has been revoked, or this machine has been expelled: ask for a new invite; if that is refused too, remove {}, so that it joins as a new member",
+            layout.identity().display()
+        )),
         JoinError::Refused(refusal) => refused(refusal),
         other => Failure::new(Kind::TimedOut, format!("{other}; is the inviting machine up and reachable? (another member's address works too: p2pvm join MULTIADDR --invite FILE)")),
     })?;

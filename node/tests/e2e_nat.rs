@@ -87,6 +87,40 @@ fn a_port_is_mapped_by_the_router_used_by_others_and_given_back_at_the_end() {
 }
 
 #[test]
+fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_forwards_them() {
+    let homes = "[[site]]\nname='asked'\nnat='port-restricted'\nupnp=true\n[[site]]\nname='told'\nnat='port-restricted'\n\
+                 [[site]]\nname='one'\nnat='port-restricted'\n[[site]]\nname='two'\nnat='symmetric'\n";
+    // Nobody in these networks has a public address.
+    let lab = world("homes", homes);
+    lab.configure("asked", "cpus = 1\nupnp = true\nautonomic = false\n").unwrap();
+    let outside = lab.testbed().plan().public_address(lab.testbed().host("told").unwrap());
+    lab.found("told", "lone").unwrap();
+    assert!(lab.json("told", &["invite"]).unwrap()["note"].as_str().unwrap().contains("reachable_at"));
+    common::forward_ports(&lab, "told");
+    lab.configure("told", &format!("cpus = 1\nupnp = false\nreachable_at = ['{outside}']\n")).unwrap();
+    lab.p2pvm("told", &["down"]).unwrap();
+    lab.p2pvm("told", &["up", "--detach"]).unwrap();
+    lab.found("asked", "other").unwrap();
+    for (founder, guest) in [("told", "one"), ("asked", "two")] {
+        let invite = lab.json(founder, &["invite"]).unwrap();
+        assert!(invite["note"].is_null(), "{founder} knows that it can be reached: {invite}");
+        lab.join(guest, invite["invite"].as_str().unwrap()).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(founder, 40)));
+        lab.wait("a direct path between two homes", Duration::from_secs(30), Duration::from_millis(300), || {
+            Ok(lab.ping(guest, founder, 2, "200ms")?.path.starts_with("direct").then_some(()))
+        })
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(founder, 40)));
+    }
+    let rules = || {
+        let listed = lab.testbed().inside_router("asked", || std::process::Command::new("nft").args(["list", "ruleset"]).output());
+        String::from_utf8_lossy(&listed.unwrap().unwrap().stdout).matches("4001").count()
+    };
+    assert!(rules() > 0);
+    lab.p2pvm("asked", &["down"]).unwrap();
+    assert_eq!(rules(), 0, "the mapping is taken back");
+    lab.down().unwrap();
+}
+
+#[test]
 fn netcheck_says_what_it_can_without_a_daemon_and_without_members() {
     let lab = world("netcheck", "");
     let page = lab.json("p1", &["netcheck"]).unwrap();

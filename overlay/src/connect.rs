@@ -69,13 +69,15 @@ pub struct ConnectOptions {
     pub stun: bool,
     /// Ask the router for a port mapping by PCP, NAT-PMP or UPnP.
     pub upnp: bool,
+    /// Where others reach this node's plane, as a person who made the router forward its port says.
+    pub outside: Option<SocketAddr>,
     /// What this node passes on for others.
     pub relay: RelayOffer,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { stun: true, upnp: true, relay: RelayOffer::default() }
+        Self { stun: true, upnp: true, outside: None, relay: RelayOffer::default() }
     }
 }
 
@@ -308,7 +310,7 @@ impl Shared {
         let local = local.iter().map(|ip| Candidate { kind: CandidateKind::Local, addr: SocketAddr::new(*ip, inner.udp.port()) });
         let state = self.state();
         let reflexive = state.reflexive.map(|addr| Candidate { kind: CandidateKind::Reflexive, addr });
-        let mapped = state.mapped.map(|addr| Candidate { kind: CandidateKind::Mapped, addr });
+        let mapped = state.mapped.or(self.options.outside).map(|addr| Candidate { kind: CandidateKind::Mapped, addr });
         let newest = state.finding.newest.filter(|(_, at)| state.nat == NatKind::Counting && at.elapsed() < COUNTER_LIFE);
         let guesses = newest.into_iter().flat_map(|(newest, _)| examine::guesses(newest));
         let guesses = guesses.map(|addr| Candidate { kind: CandidateKind::Predicted, addr });

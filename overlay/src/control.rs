@@ -14,6 +14,7 @@ mod find;
 mod gate;
 mod host;
 mod join;
+mod mapped;
 mod shared;
 mod streams;
 mod wire;
@@ -65,6 +66,8 @@ pub struct ControlConfig {
     pub listen_on: Vec<IpAddr>,
     /// Multiaddresses, without `/p2p/`, at which others are known to reach this node: a forwarded port.
     pub public_addresses: Vec<String>,
+    /// Ask the router to let others in at the port, where this node has no public IPv4 address.
+    pub map_port: bool,
     /// Where the peer cache is kept (`peers.json`).
     pub state_dir: PathBuf,
     /// Multiaddresses of members to begin with; the peer cache is used as well.
@@ -95,6 +98,7 @@ impl ControlConfig {
             listen_port: 0,
             listen_on: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
             public_addresses: Vec::new(),
+            map_port: false,
             state_dir,
             bootstrap: Vec::new(),
             issuer_key: None,
@@ -157,6 +161,7 @@ pub struct Control {
     identity: Arc<Identity>,
     certificate: Certificate,
     root: Option<KeyPair>,
+    way_in: Option<Arc<mapped::WayIn>>,
     tasks: Vec<tokio::task::AbortHandle>,
 }
 
@@ -186,8 +191,10 @@ impl Control {
         let parse = |addresses: &[String]| addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok()).collect::<Vec<_>>();
         let known = (parse(&config.bootstrap), parse(&config.public_addresses));
         let driver = Driver::new(swarm, shared.clone(), config.identity.clone(), config.certificate.clone(), requests, known);
-        let tasks = vec![tokio::spawn(driver.run()).abort_handle(), tokio::spawn(serve(shared.clone(), streams)).abort_handle()];
-        Ok(Arc::new(Self { shared, identity: config.identity, certificate: config.certificate, root, tasks }))
+        let mut tasks = vec![tokio::spawn(driver.run()).abort_handle(), tokio::spawn(serve(shared.clone(), streams)).abort_handle()];
+        let way_in = config.map_port.then(mapped::WayIn::new);
+        tasks.extend(way_in.clone().map(|way_in| tokio::spawn(way_in.keep(shared.clone())).abort_handle()));
+        Ok(Arc::new(Self { shared, identity: config.identity, certificate: config.certificate, root, way_in, tasks }))
     }
 
     /// What happens from now on. A slow reader misses the oldest.
@@ -206,6 +213,19 @@ impl Control {
         let contact = self.shared.door.contact();
         let addresses = contact.iter().flat_map(|c| &c.addresses).filter(|a| !a.contains("/p2p-circuit"));
         addresses.filter_map(|a| Some(format!("{a}/p2p/{}", peer?))).collect()
+    }
+
+    /// Waits until the router has been asked to let others in, where it is to be asked: [`Control::contact_addrs`] then has the
+    /// address that it gave. A router that does not answer takes a few seconds.
+    pub async fn asked_router(&self) {
+        if let Some(way_in) = &self.way_in {
+            way_in.settled().await;
+        }
+    }
+
+    /// Whether another site can be expected to reach this node at one of the addresses that it tells.
+    pub fn is_reachable(&self) -> bool {
+        self.shared.door.contact().is_some_and(|contact| contact.public)
     }
 
     /// How many members the network has, as the last lookups let guess; `None` in a small one, where all are known.
@@ -265,6 +285,9 @@ impl Control {
 
     /// Ends the host after writing the peer cache.
     pub async fn shutdown(&self) {
+        if let Some(way_in) = &self.way_in {
+            way_in.close().await;
+        }
         let (done, ended) = oneshot::channel();
         if self.shared.commands.send(Command::Shutdown(done)).await.is_ok() {
             let _ = ended.await;

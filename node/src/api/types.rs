@@ -399,6 +399,9 @@ pub struct InviteAnswer {
     pub invite: String,
     /// Its id, by which it can be revoked.
     pub id: String,
+    /// What the one who hands it over should know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// What `p2pvm vm create` asks for.

@@ -195,6 +195,9 @@ pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
     if a.qr {
         print::codes(&answer.invite)?;
     }
+    if let Some(note) = &answer.note {
+        eprintln!("note: {note}");
+    }
     eprintln!("valid {} for {} machine(s); cancel it with: p2pvm revoke {}", humantime::format_duration(a.expires), a.uses, answer.id);
     Ok(())
 }

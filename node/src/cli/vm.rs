@@ -122,15 +122,11 @@ async fn show(context: &Context, name: &str) -> Outcome<()> {
             };
             println!("{:12}{value}", field.replace('_', " "));
         }
-        let snapshots: Vec<_> = vm["snapshots"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|s| ["name", "taken", "state", "bytes"].map(|field| text(s, field)))
-            .collect();
+        let snapshots: Vec<_> =
+            vm["snapshots"].as_array().into_iter().flatten().map(|s| ["name", "taken", "state"].map(|field| text(s, field))).collect();
         if !snapshots.is_empty() {
             println!();
-            print::table(["SNAPSHOT", "TAKEN", "STATE", "BYTES"], &snapshots);
+            print::table(["SNAPSHOT", "TAKEN", "STATE"], &snapshots);
         }
     })
 }
@@ -163,14 +159,20 @@ async fn snapshot(context: &Context, a: Snapshot) -> Outcome<()> {
     let done = follow(context, &path_of(&a.name, "snapshot")?, format!("snapshot of {}", a.name), &request).await?;
     report(context, &done, || {
         println!(
-            "{}@{}: {}, guest paused {} ms, {} stored",
+            "{}@{}: {}{}, guest paused {:.0} ms",
             a.name,
             text(&done, "name"),
             text(&done, "state"),
-            text(&done, "pause_ms"),
-            indicatif::HumanBytes(done["bytes"].as_u64().unwrap_or(0))
+            holders(&done).map_or_else(String::new, |holders| format!(" on {holders}")),
+            done["pause_ms"].as_f64().unwrap_or_default()
         );
     })
+}
+
+/// The members that have a copy, in words.
+fn holders(done: &Value) -> Option<String> {
+    let names: Vec<_> = done["holders"].as_array()?.iter().filter_map(Value::as_str).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 async fn restore(context: &Context, a: Restore) -> Outcome<()> {

@@ -28,7 +28,7 @@ use crate::{
     api,
     cli::UpArgs,
     config::Config,
-    failure::{Doing, Failure, Outcome},
+    failure::{Doing, Failure, Kind, Outcome},
     layout::Layout,
     membership::{self, Membership},
     succession,
@@ -48,7 +48,7 @@ use p2pvm_dht::{
 use p2pvm_overlay::{
     Fabric, MemberId,
     connect::{ConnectOptions, Connector, Papers},
-    control::{Control, ControlConfig, ControlEvent},
+    control::{Control, ControlConfig, ControlError, ControlEvent},
     identity::Identity,
     membership::{Certificate, NetworkConfig, Trust},
     notices::{Notices, Spread},
@@ -279,11 +279,18 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         issuer_key: root,
         admission: Arc::new(admission::NotYet),
         listen_on: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
-        public_addresses: Vec::new(),
+        public_addresses: config.public_addresses(),
+        map_port: config.upnp && config.reachable_at.is_empty(),
         full_mesh: config.full_mesh,
     })
     .await
-    .doing("starting the control plane")?;
+    .map_err(|e| match e {
+        // Starting again changes nothing: the exit code says so to the service manager.
+        ControlError::NotAMember(why) => {
+            Failure::refused(format!("this node's membership is not valid: {why}; 'p2pvm leave --force' forgets it"))
+        }
+        other => Failure::new(Kind::Failed, format!("starting the control plane: {other}")),
+    })?;
     let fabric: Arc<dyn Fabric> = control.clone();
     let control_events = control.events();
 
@@ -305,7 +312,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let book = Book::new(control.clone());
     let names: Arc<dyn Names> = Arc::new(CachedNames::new(addresses.clone()));
 
-    let connect_options = ConnectOptions { stun: true, upnp: config.upnp, relay: config.relay() };
+    let connect_options = ConnectOptions { stun: true, upnp: config.upnp, outside: config.outside(), relay: config.relay() };
     let ring = RingNet::new(plane.clone());
     let papers = Papers { certificate: certificate.clone(), trust };
     let connector = Connector::start_with_ring(plane.clone(), fabric.clone(), connect_options, ring.clone(), papers);

@@ -23,6 +23,9 @@ use std::{net::IpAddr, sync::PoisonError, time::Duration};
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Own addresses are known within this, or there are none.
 const ADDRESSES_LIMIT: Duration = Duration::from_secs(5);
+/// What comes with an invite that nobody from elsewhere may be able to use.
+const UNREACHABLE: &str = "this machine knows no address at which machines at other places reach it; for machines of this place the invite is \
+    good. See 'p2pvm netcheck', or forward the ports on the router and set reachable_at in node.toml";
 /// An invite that outlives its issuer's attention is a hole.
 const MAX_INVITE_SECONDS: u64 = 366 * 24 * 3600;
 
@@ -252,6 +255,8 @@ impl Daemon {
     /// Where others can knock; right after the start it takes a moment until that is known.
     async fn contact_addresses(&self) -> Outcome<Vec<String>> {
         let began = std::time::Instant::now();
+        // A router that is slow to answer does not hold an invite up for long: it may be for the next room.
+        let _ = tokio::time::timeout(ADDRESSES_LIMIT, self.parts.control.asked_router()).await;
         loop {
             let addresses = self.parts.control.contact_addrs();
             if !addresses.is_empty() {
@@ -277,7 +282,8 @@ impl Daemon {
         }
         let invite = Invite::issue(&self.issuer()?, &self.parts.network, &addresses, terms)
             .map_err(|_| Failure::refused("only the founder's machine can invite delegates"))?;
-        Ok(InviteAnswer { invite: invite.to_text(), id: invite.id().to_string() })
+        let note = (!self.parts.control.is_reachable()).then(|| UNREACHABLE.to_owned());
+        Ok(InviteAnswer { invite: invite.to_text(), id: invite.id().to_string(), note })
     }
 
     /// Expels a member or cancels an invite.

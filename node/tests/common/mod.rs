@@ -49,6 +49,21 @@ pub fn network(lab: &Lab, hosts: &[&str]) {
     }
 }
 
+/// Lets a host's router forward p2pvm's ports to it, as a person does on the router's own page.
+pub fn forward_ports(lab: &Lab, host: &str) {
+    let plan = lab.testbed().host(host).unwrap();
+    let (inside, site) = (plan.address, lab.testbed().plan().sites[plan.site].name.clone());
+    let rules = format!(
+        "table ip by_hand {{ chain forwarded {{ type nat hook prerouting priority dstnat - 10; policy accept;
+            iifname wan udp dport {{ 4001, 4002 }} dnat to {inside};
+            iifname wan tcp dport 4001 dnat to {inside};
+        }}
+        }}"
+    );
+    let done = lab.testbed().inside_router(&site, || Command::new("nft").arg(&rules).output()).unwrap().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
 /// The guest image; built if the test command has not yet.
 pub fn image() -> &'static str {
     static IMAGE: OnceLock<String> = OnceLock::new();

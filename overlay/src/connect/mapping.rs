@@ -16,6 +16,16 @@ fn is_of_use(mapping: &Mapping, reflexive: Option<IpAddr>) -> bool {
     !is_private(&outside) && reflexive.is_none_or(|seen| seen == outside)
 }
 
+/// Whether there is a NAT, or likely one: as long as no member has said what it sees, a machine with private addresses only asks too.
+/// Otherwise two members behind routers, with nobody in between, would never see each other's packets and so never learn.
+fn wants(shared: &Shared, nat: NatKind) -> bool {
+    match nat {
+        NatKind::Open => false,
+        NatKind::Unknown => shared.local_is_private(),
+        _ => true,
+    }
+}
+
 /// Keeps a mapping while there is a NAT.
 pub(crate) async fn keep(shared: Arc<Shared>) {
     let mut held: Option<Mapping> = None;
@@ -24,7 +34,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             let state = shared.state();
             (state.nat, state.reflexive.map(|r| r.ip()))
         };
-        let wanted = !matches!(nat, NatKind::Open | NatKind::Unknown);
+        let wanted = wants(&shared, nat);
         if wanted {
             let inner = shared.plane.inner();
             let local: Vec<IpAddr> = inner.local_addresses.load().to_vec();
@@ -57,8 +67,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             loop {
                 shared.learned.notified().await;
                 let state = shared.state();
-                let now_wanted = !matches!(state.nat, NatKind::Open | NatKind::Unknown);
-                if now_wanted != wanted || state.reflexive.map(|r| r.ip()) != reflexive {
+                if wants(&shared, state.nat) != wanted || state.reflexive.map(|r| r.ip()) != reflexive {
                     return;
                 }
             }

@@ -201,6 +201,11 @@ impl Driver {
             }
             Command::DeadLink(id) => drop(self.swarm.close_connection(id)),
             Command::Roamed => self.on_roamed(Instant::now()),
+            Command::Mapped { old, new, done } => {
+                self.on_mapped(old, new);
+                // Who asked may have been ended.
+                let _ = done.send(());
+            }
             Command::Shutdown(_) => {}
         }
     }

@@ -25,6 +25,7 @@ use libp2p::swarm::ConnectionId;
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     task::{Context, Poll},
@@ -66,6 +67,13 @@ pub enum Command {
     DeadLink(ConnectionId),
     /// This host has moved: look which connections still live and dial anew at once.
     Roamed,
+    /// The router lets others in at `new`, and not at `old` any more.
+    Mapped {
+        old: Option<SocketAddr>,
+        new: Option<SocketAddr>,
+        /// Answered when members can be told.
+        done: oneshot::Sender<()>,
+    },
     /// Say goodbye and end.
     Shutdown(oneshot::Sender<()>),
 }

@@ -5,12 +5,13 @@ use super::{Driver, PUBLISH_DELAY};
 use crate::{
     control::{
         address::{ip_of, is_loopback, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, split_peer},
+        mapped,
         wire::{Contact, Gossip, MAX_ADDRESSES},
     },
     id::UnixTime,
 };
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
-use std::{sync::PoisonError, time::Duration};
+use std::{net::SocketAddr, sync::PoisonError, time::Duration};
 use tokio::time::Instant;
 
 /// A node that nobody has been found to reach by then reserves circuits.
@@ -22,6 +23,17 @@ impl Driver {
         let listeners = self.swarm.listeners().map(|a| a.clone().with(Protocol::P2p(*self.swarm.local_peer_id())).to_string()).collect();
         *self.shared.listening.write().unwrap_or_else(PoisonError::into_inner) = listeners;
         self.publish_at.get_or_insert(Instant::now() + PUBLISH_DELAY);
+    }
+
+    /// The router's mapping of this node's port has changed.
+    pub(super) fn on_mapped(&mut self, old: Option<SocketAddr>, new: Option<SocketAddr>) {
+        if let Some(old) = old {
+            self.swarm.remove_external_address(&mapped::multiaddr(old));
+        }
+        if let Some(new) = new {
+            self.swarm.add_external_address(mapped::multiaddr(new));
+        }
+        self.publish();
     }
 
     pub(super) fn is_reachable(&self) -> bool {
