@@ -6,13 +6,18 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz web test-web build image setup lint clean-image iso iso-tools test-iso deb deb-tools test-deb screenshots
+.PHONY: demo test bench bench-net simulate fuzz web test-web page build image setup lint clean-image iso iso-tools test-iso deb deb-tools test-deb screenshots
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
 
-test: setup image lint
+test: setup image page lint
 	scripts/test.sh
+
+# The dashboard's page and its tests, where there is Node; before the Rust build, which puts the page into the program.
+page: setup
+	@if command -v npm >/dev/null; then scripts/setup.sh web && $(MAKE) test-web; \
+	else echo "test: npm is not installed: the dashboard's page and its tests are NOT RUN"; fi
 
 bench: build image
 	$(SUDO) $(BIN) bench --image $(IMAGE)

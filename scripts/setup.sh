@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what building, testing and the demo need and this Debian machine lacks. Idempotent: says
 # nothing and touches nothing where all is there. Needs root for the installing only.
-# `setup.sh iso` sees to what the appliance's ISO and its boot tests need as well, `setup.sh deb` to what the package's test needs.
+# `setup.sh iso` sees to what the appliance's ISO and its boot tests need as well, `setup.sh deb` to what the package's test needs,
+# `setup.sh web` to a browser for the dashboard's.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
@@ -15,6 +16,9 @@ if [ "${1:-}" = iso ]; then
     [mmdebstrap]=mmdebstrap [mksquashfs]=squashfs-tools [xorriso]=xorriso [grub-mkimage]=grub-common [mkfs.vfat]=dosfstools
     [mcopy]=mtools [zstd]=zstd [cpio]=cpio [depmod]=kmod [xz]=xz-utils
   )
+fi
+if [ "${1:-}" = web ]; then
+  package+=([chromium]=chromium)
 fi
 if [ "${1:-}" = deb ]; then
   package+=([mmdebstrap]=mmdebstrap [systemd-nspawn]=systemd-container)
