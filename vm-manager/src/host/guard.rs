@@ -402,9 +402,8 @@ impl Host {
         if entry.role != Role::Held {
             return;
         }
-        if slot.run_state() == RunState::Running
-            && let Err(e) = self.check(slot).await
-        {
+        // One that does not run may have been restored elsewhere meanwhile: it is a branch then, and not in the way of the VM's return.
+        if let Err(e) = self.check(slot).await {
             tracing::info!(vm = %entry.definition.name, error = %e, "the VM goes on unchecked");
         }
         if renew && let Err(e) = self.parts.port.renew(&entry.secret.keys(), &entry.definition, entry.epoch).await {
