@@ -26,13 +26,18 @@ impl Daemon {
     /// Looks at this machine's network.
     pub async fn netcheck(&self) -> NetCheckView {
         let found = self.parts.connector.netcheck().await;
-        let members = found.members.iter().map(|m| ReachableView {
-            name: self.name_of(m.member),
-            nat: m.nat.map(|nat| nat.to_string()),
-            may_be_direct: m.may_be_direct,
-            path: m.path.as_ref().map(|path| self.path_text(path)),
-            rtt_ms: m.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
-        });
+        let mut members: Vec<ReachableView> = found
+            .members
+            .iter()
+            .map(|m| ReachableView {
+                name: self.name_of(m.member),
+                nat: m.nat.map(|nat| nat.to_string()),
+                may_be_direct: m.may_be_direct,
+                path: m.path.as_ref().map(|path| self.path_text(path)),
+                rtt_ms: m.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+            })
+            .collect();
+        members.sort_by(|a, b| a.name.cmp(&b.name));
         NetCheckView {
             daemon: true,
             nat: Some(found.nat.to_string()),
@@ -43,7 +48,7 @@ impl Daemon {
             mapped: found.mapped.map(|(addr, protocol)| format!("{addr} by {protocol}")),
             ipv6: found.nat6.is_some(),
             ipv6_nat: found.nat6.map(|nat| nat.to_string()),
-            members: members.collect(),
+            members,
             relays: found.relays.iter().map(|m| self.name_of(*m)).collect(),
             punches: punches(&found.punches),
             ..crate::cli::netcheck::of_machine(&found.local, &found.router)

@@ -65,7 +65,12 @@ pub async fn join(identity: &Identity, invite: &Invite, name: &str, knock_at: &[
         return Err(JoinError::Refused(Refusal::BadName));
     }
     let addresses: Vec<Multiaddr> = invite.knock_at(knock_at).filter_map(|a| a.parse().ok()).collect();
-    let tried = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let tried = || {
+        let mut tried: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        // QUIC first, and the same list in the same words each time.
+        tried.sort_by_cached_key(|address| (!address.contains("/quic-v1"), address.clone()));
+        tried.join(", ")
+    };
     if addresses.is_empty() {
         return Err(JoinError::Unreachable("any address: the invite names none".into()));
     }

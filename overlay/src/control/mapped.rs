@@ -23,7 +23,7 @@ use tokio::sync::{Notify, oneshot, watch};
 const ASK_AGAIN: Duration = Duration::from_secs(300);
 /// How often it is looked whether this node's own addresses have changed.
 const LOOK: Duration = Duration::from_secs(2);
-/// The same right after the start, until the sockets are open.
+/// The first of these looks: right after the start the sockets are not open yet. Twice as late each time, up to the above.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
 /// A router that does not answer at the end keeps the mapping until it runs out.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -93,9 +93,11 @@ impl WayIn {
                 told = usable;
             }
             self.settled.send_replace(own.is_known());
+            let mut pause = if own.is_known() { LOOK } else { LOOK_FIRST };
             let until = Instant::now() + if held.is_some() { portmap::LEASE / 2 } else { ASK_AGAIN };
             while Instant::now() < until {
-                tokio::time::sleep(if own.is_known() { LOOK } else { LOOK_FIRST }).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOOK);
                 if own_addresses(shared) != own {
                     break;
                 }
