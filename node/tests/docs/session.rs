@@ -6,7 +6,7 @@ use super::{
     page::{Block, Page, Part, Step},
 };
 use crate::common;
-use p2pvm_tests::{Sites, lab::Lab, sites::Properties};
+use p2pvm_tests::{Sites, lab::Lab};
 use std::{
     fs,
     io::{Read, Write},
@@ -99,25 +99,12 @@ impl Session<'_> {
         panic!("{}:{}: {why}\n{}", self.page.name, block.place.start, logs.join("\n"))
     }
 
-    /// Something happens to a machine or to a line between two.
+    /// Something happens to a machine.
     fn happens(&mut self, remark: &str) {
         let words: Vec<&str> = remark.split(' ').collect();
-        let testbed = self.lab.testbed();
         match words.as_slice() {
-            ["kill", host] => drop(testbed.kill(host).unwrap()),
-            ["crash", host] => drop(self.lab.kill_daemon(host).unwrap()),
-            ["unplug", host] => testbed.isolate(host).unwrap(),
-            ["plug", host] => testbed.rejoin(host).unwrap(),
-            ["slow", a, b, mbit] => {
-                let slow = Properties { rtt_ms: Some(30.0), mbit: Some(mbit.parse().unwrap()), ..Properties::default() };
-                testbed.reshape(a, b, slow).unwrap();
-            }
-            ["revive", host] => testbed.revive(host).unwrap(),
+            ["kill", host] => drop(self.lab.testbed().kill(host).unwrap()),
             ["settings", host, text @ ..] => self.lab.configure(host, &format!("{SETTINGS}{}\n", text.join(" "))).unwrap(),
-            ["run", host, command @ ..] => {
-                let (status, output) = self.typed(host, &command.join(" "));
-                assert!(status, "{}: {remark}: {output:?}", self.page.name);
-            }
             ["carry", host, file, to] => {
                 fs::copy(self.home(host).join(file), self.home(to).join(file)).unwrap();
             }
