@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz web test-web page build image setup lint clean-image iso iso-tools test-iso deb deb-tools test-deb screenshots
+.PHONY: demo test bench bench-net simulate fuzz web web-if-npm test-web page build image setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb screenshots
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -37,9 +37,11 @@ lint:
 # The bootable appliance (docs/appliance.md): about 5 minutes beside the release build. ISO_BINARY=... puts another p2pvm in.
 ISO := target/appliance-image/p2pvm.iso
 ISO_BINARY ?= target/release/p2pvm
-iso: image iso-tools
-	$(if $(filter target/release/p2pvm,$(ISO_BINARY)),cargo build --locked --release -p p2pvm)
+iso: image iso-tools $(if $(filter target/release/p2pvm,$(ISO_BINARY)),iso-program)
 	$(SUDO) appliance-image/build.sh --binary $(ISO_BINARY) --guest $(IMAGE) -o $(ISO)
+
+iso-program: setup web-if-npm
+	cargo build --locked --release -p p2pvm
 
 iso-tools:
 	scripts/setup.sh iso
@@ -71,12 +73,15 @@ fuzz: setup
 web:
 	cd web && npm ci --no-audit --no-fund && npm run build
 
+# For what is handed out: it does without the dashboard rather than without being built.
+web-if-npm:
+	@if command -v npm >/dev/null; then $(MAKE) web; else echo "web: npm is not installed: there will be no web dashboard in it"; fi
+
 test-web: web
 	cd web && npm test
 
 # A Debian package in target/debian, with the dashboard's page where there is npm. cargo-deb is a tool of the build: installed where it is missing.
-deb: setup deb-tools
-	if command -v npm >/dev/null; then $(MAKE) web; else echo "deb: npm is not installed: the package has no web dashboard"; fi
+deb: setup deb-tools web-if-npm
 	scripts/deb.sh
 
 deb-tools:

@@ -122,7 +122,7 @@ fn a_bad_invite_is_refused_on_the_console_with_the_reason_and_a_typed_one_leads_
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
     let lab = plain_host("iso-refused");
-    let medium = with_command_line(&iso, dir.path(), "p2pvm.name=attic p2pvm.join=p2pvm1nonsense");
+    let medium = with_command_line(&iso, dir.path(), "p2pvm.shell p2pvm.name=attic p2pvm.join=p2pvm1nonsense");
     let mut machine = Machine::on(dir.path(), "refused", Firmware::Bios, &medium, Some((&lab, "b")));
     machine.wait("Refused: p2pvm.join= on the kernel command line: this is no invite");
     machine.wait("paste another invite");
@@ -133,6 +133,14 @@ fn a_bad_invite_is_refused_on_the_console_with_the_reason_and_a_typed_one_leads_
     machine.serial.type_keys(&format!("{invite}\r"));
     machine.wait("admitted as attic");
     is_pinged(&lab, &mut machine, "attic");
+
+    // The command line also says that whoever stands there may have a shell.
+    machine.serial.type_keys("s");
+    machine.wait("'exit' leads back to the status screen.");
+    machine.serial.type_keys("echo $((6 * 7)) of $(hostname)\r");
+    machine.wait("42 of attic");
+    machine.serial.type_keys("exit\r");
+    machine.wait("r reboot");
     drop(machine);
     lab.down().unwrap();
 }

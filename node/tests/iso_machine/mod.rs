@@ -156,13 +156,17 @@ pub fn plain_host(test: &str) -> Lab {
     lab
 }
 
+/// Waits until the machine is a member, answers over the overlay, and does so over a path of its own.
 pub fn is_pinged(lab: &Lab, machine: &mut Machine, name: &str) {
     let (_, after) = machine.wait(MEMBER);
     println!("{name}: member {} s after power on", after.as_secs());
+    let (began, mut first) = (Instant::now(), None);
     let pinged = lab
-        .wait("the appliance to answer over the overlay", Duration::from_secs(60), Duration::from_secs(1), || {
-            Ok(lab.ping("a", name, 3, "1s").ok())
+        .wait("the appliance to answer over a direct path", Duration::from_secs(120), Duration::from_secs(1), || {
+            let Ok(pinged) = lab.ping("a", name, 3, "1s") else { return Ok(None) };
+            first.get_or_insert_with(|| (began.elapsed(), pinged.path.clone()));
+            Ok(Some(pinged).filter(|pinged| pinged.path.starts_with("direct")))
         })
-        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", lab.log_tail("a", 30), machine.serial.all()));
-    println!("{name}: pinged, best {:.1} ms, {}", pinged.best_ms(), pinged.path);
+        .unwrap_or_else(|e| panic!("{e}; first {first:?}\n{}\n{}", lab.log_tail("a", 60), machine.serial.all()));
+    println!("{name}: best {:.1} ms, {} after {} s; first {first:?}", pinged.best_ms(), pinged.path, began.elapsed().as_secs());
 }
