@@ -130,7 +130,17 @@ fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_i
     assert_eq!(forged.status, 403, "{forged:?}");
     let ours = door.ask(&lab, "b", "GET /api/view", &format!("{bearer}Origin: http://{}\r\n", door.at), "");
     assert_eq!(ours.status, 200, "{ours:?}");
-    assert!(!answers_outsiders(&lab, &door), "a connection from an address outside the network is not taken");
+    let v6: IpAddr = lab.json("a", &["status"]).unwrap()["address_v6"].as_str().unwrap().parse().unwrap();
+    let by_v6 = Door { at: (v6, PORT).into(), token: door.token.clone() };
+    lab.wait("the dashboard on IPv6", LIMIT, Duration::from_millis(100), || Ok(by_v6.knock(&lab, "b").then_some(()))).unwrap();
+    assert_eq!(by_v6.view(&lab, "b")["status"]["name"], "a");
+    let ours = by_v6.ask(&lab, "b", "GET /api/view", &format!("{bearer}Origin: http://{}\r\n", by_v6.at), "");
+    assert_eq!(ours.status, 200, "{ours:?}");
+    let crossed = by_v6.ask(&lab, "b", "GET /api/view", &format!("{bearer}Origin: http://{}\r\n", door.at), "");
+    assert_eq!(crossed.status, 403, "{crossed:?}");
+    for door in [&door, &by_v6] {
+        assert!(!answers_outsiders(&lab, door), "{}: a connection from an address outside the network is not taken", door.at);
+    }
 
     // What is not on the list is not there, whoever asks.
     for what in [
@@ -185,7 +195,9 @@ fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_i
     })
     .unwrap();
     lab.p2pvm("a", &["dashboard", "--disable"]).unwrap();
-    lab.wait("the door to close", LIMIT, Duration::from_millis(100), || Ok((!door.knock(&lab, "b")).then_some(()))).unwrap();
+    for door in [&door, &by_v6] {
+        lab.wait("the door to close", LIMIT, Duration::from_millis(100), || Ok((!door.knock(&lab, "b")).then_some(()))).unwrap();
+    }
     lab.down().unwrap();
 }
 
@@ -196,8 +208,12 @@ fn answers_outsiders(lab: &Lab, door: &Door) -> bool {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             use tokio::io::{AsyncReadExt, AsyncWriteExt};
-            let socket = tokio::net::TcpSocket::new_v4().unwrap();
-            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let (socket, beside) = match door.at {
+                SocketAddr::V4(_) => (tokio::net::TcpSocket::new_v4(), "127.0.0.1:0"),
+                SocketAddr::V6(_) => (tokio::net::TcpSocket::new_v6(), "[::1]:0"),
+            };
+            let socket = socket.unwrap();
+            socket.bind(beside.parse().unwrap()).unwrap();
             let mut stream = socket.connect(door.at).await.expect("the kernel takes it");
             // It may be gone before anything is said.
             let _ = stream.write_all(request.as_bytes()).await;
