@@ -409,15 +409,38 @@ fn a_person_with_a_browser_sees_the_network_moves_a_vm_by_dragging_it_and_types_
     hog.wait().unwrap();
     shed.unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("lyon", 60)));
 
+    let pictures = browse(&lab, &door, "madrid", "browser.mjs");
+    assert!(pictures >= 6, "{pictures}");
+    lab.down().unwrap();
+}
+
+/// Runs one of the scripts in `web/tests` in a browser on `from`; gives how many pictures there are.
+fn browse(lab: &Lab, door: &Door, from: &str, script: &str) -> usize {
     let profile = tempfile::tempdir().unwrap();
     let pictures = std::env::var_os("P2PVM_SCREENSHOTS").map_or_else(|| profile.path().join("pictures"), PathBuf::from);
     let mut browser = Command::new("node");
-    browser.arg(web_dir().join("tests/browser.mjs")).arg(format!("http://{}/", door.at)).arg(&door.token).arg(&pictures);
+    browser.arg(web_dir().join("tests").join(script)).arg(format!("http://{}/", door.at)).arg(&door.token).arg(&pictures);
     browser.arg(profile.path().join("profile")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let ended = lab.testbed().spawn("madrid", &mut browser).unwrap().wait_with_output().unwrap();
+    let ended = lab.testbed().spawn(from, &mut browser).unwrap().wait_with_output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
     println!("{said}");
-    assert!(ended.status.success(), "{said}\n{}", lab.log_tail("paris", 60));
-    assert!(fs::read_dir(&pictures).unwrap().count() >= 6);
+    assert!(ended.status.success(), "{said}\n{}", lab.log_tail(from, 60));
+    fs::read_dir(&pictures).unwrap().count()
+}
+
+#[test]
+fn a_person_with_a_browser_gives_up_a_move_and_takes_a_vm_back_to_a_snapshot_on_another_member() {
+    // A move takes so long on these links that it can be given up.
+    let lab = lab("rescue", &public_sites(&["paris", "london", "lyon"], 12.0).replace("mbit = 1000", "mbit = 25"));
+    network(&lab, &["paris", "london", "lyon"]);
+    let door = Door::open(&lab, "paris");
+    if let Some(why) = lacking(&door.ask(&lab, "paris", "GET /", "", "").body) {
+        println!("NOT RUN: {why}");
+        return;
+    }
+    create(&lab, "paris", "paris");
+    browse(&lab, &door, "paris", "rescue.mjs");
+    let restored = lab.json("london", &["vm", "show", "web"]).unwrap();
+    assert_eq!((restored["host"].as_str(), restored["state"].as_str()), (Some("london"), Some("running")), "{restored}");
     lab.down().unwrap();
 }
