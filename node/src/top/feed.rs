@@ -136,6 +136,7 @@ pub fn node(s: Status) -> Node {
         resident_bytes: s.resident_bytes,
         up_seconds: s.up_seconds,
         on_ring: s.ring.joined,
+        was_on_ring: s.ring.was_joined,
         joined_another: s.joined_another,
         version: s.version,
     }
