@@ -1,4 +1,5 @@
-//! The node's health in one word, and why. The word is the same on every terminal, so that it can be looked for in a log.
+//! The node's health in one word, and why. The word is the same on every terminal, so that it can be looked for in a log, and the
+//! same on the dashboard: both fill in [`Vitals`].
 
 use crate::model::{Model, Reach};
 
@@ -42,8 +43,76 @@ impl Health {
     }
 }
 
+/// What the health of a node whose daemon answers follows from. Whoever shows it fills this in: the status screen, the dashboard.
+#[derive(Clone, Debug, Default)]
+pub struct Vitals<'a> {
+    /// Whether the machine has an address on a network.
+    pub online: bool,
+    /// Whether it came into the network by an invite, so that others must be there.
+    pub joined_another: bool,
+    /// Whether its address in the network is claimed.
+    pub has_address: bool,
+    /// Whether it has its place on the ring.
+    pub on_ring: bool,
+    /// Whether it has had it since the daemon started.
+    pub was_on_ring: bool,
+    /// Seconds since the daemon started.
+    pub up_seconds: u64,
+    /// Other members that it knows.
+    pub known: usize,
+    /// Those of them that it is connected with.
+    pub connected: usize,
+    /// The names of VMs that somebody should look at ([`troubled`]).
+    pub troubled: Vec<&'a str>,
+    /// Members that did not answer.
+    pub silent: &'a [String],
+}
+
+impl Vitals<'_> {
+    /// The health and the reason, the gravest first. What to do about it is for the caller to add: a screen has keys, a page has not.
+    pub fn health(&self) -> (Health, String) {
+        let Self { known, connected, .. } = *self;
+        if !self.online {
+            return (Health::Offline, "this machine has no address on any network: look at its cable or Wi-Fi".to_owned());
+        }
+        if known == 0 && self.joined_another {
+            return (Health::Joining, "looking for the members that the invite names".to_owned());
+        }
+        if !self.has_address {
+            return (Health::Joining, "no address is claimed yet".to_owned());
+        }
+        if known == 0 {
+            return (Health::Alone, "no other member yet".to_owned());
+        }
+        if connected == 0 {
+            return (Health::Degraded, format!("none of the {known} known members can be reached"));
+        }
+        if !self.troubled.is_empty() {
+            return (Health::Degraded, format!("look at VM {}", self.troubled.join(", ")));
+        }
+        if !self.on_ring && self.was_on_ring {
+            return (Health::Degraded, "its neighbours on the ring are gone: looking for others".to_owned());
+        }
+        if !self.on_ring && self.up_seconds < SETTLING_S {
+            return (Health::Joining, "looking for its place on the ring".to_owned());
+        }
+        if !self.on_ring {
+            return (Health::Degraded, "this node has no place on the ring yet".to_owned());
+        }
+        if !self.silent.is_empty() {
+            return (Health::Degraded, format!("no answer from {}", self.silent.join(", ")));
+        }
+        (Health::Ok, format!("{connected} of {known} known members connected"))
+    }
+}
+
+/// Whether a VM in this state, with or without a note of what happened to it, is one that somebody should look at.
+pub fn troubled(state: &str, noted: bool) -> bool {
+    noted || !matches!(state, "running" | "stopped" | "leaving" | "arriving")
+}
+
 impl Model {
-    /// The health and the reason, the gravest first.
+    /// The health and the reason, with the key that helps where there is one.
     pub fn health(&self) -> (Health, String) {
         let node = match &self.reach {
             Reach::NoMembership => {
@@ -53,36 +122,32 @@ impl Model {
             Reach::Starting => return (Health::Starting, "the daemon is starting".to_owned()),
             Reach::Up(node) => node,
         };
-        if !self.online {
-            return (Health::Offline, "this machine has no address on any network: look at its cable or Wi-Fi".to_owned());
+        let vitals = Vitals {
+            online: self.online,
+            joined_another: node.joined_another,
+            has_address: node.address.is_some(),
+            on_ring: node.on_ring,
+            was_on_ring: node.was_on_ring,
+            up_seconds: node.up_seconds,
+            known: self.members.len(),
+            connected: self.members.iter().filter(|m| m.connected).count(),
+            troubled: self.vms.iter().filter(|vm| vm.troubled()).map(|vm| vm.name.as_str()).collect(),
+            silent: &self.silent,
+        };
+        match vitals.health() {
+            (Health::Alone, why) => (Health::Alone, format!("{why}: i makes an invite")),
+            other => other,
         }
-        let connected = self.members.iter().filter(|m| m.connected).count();
-        let known = self.members.len();
-        if known == 0 && node.joined_another {
-            return (Health::Joining, "looking for the members that the invite names".to_owned());
-        }
-        if node.address.is_none() {
-            return (Health::Joining, "no address is claimed yet".to_owned());
-        }
-        if known == 0 {
-            return (Health::Alone, "no other member yet: i makes an invite".to_owned());
-        }
-        if connected == 0 {
-            return (Health::Degraded, format!("none of the {known} known members can be reached"));
-        }
-        let troubled: Vec<&str> = self.vms.iter().filter(|vm| vm.troubled()).map(|vm| vm.name.as_str()).collect();
-        if !troubled.is_empty() {
-            return (Health::Degraded, format!("look at VM {}", troubled.join(", ")));
-        }
-        if !node.on_ring && node.up_seconds < SETTLING_S {
-            return (Health::Joining, "looking for its place on the ring".to_owned());
-        }
-        if !node.on_ring {
-            return (Health::Degraded, "this node has no place on the ring yet".to_owned());
-        }
-        if !self.silent.is_empty() {
-            return (Health::Degraded, format!("no answer from {}", self.silent.join(", ")));
-        }
-        (Health::Ok, format!("{connected} of {known} known members connected"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_is_being_moved_is_no_trouble() {
+        assert!(["running", "stopped", "leaving", "arriving"].iter().all(|state| !troubled(state, false) && troubled(state, true)));
+        assert!(["paused", "doubtful", "branch"].iter().all(|state| troubled(state, false)));
     }
 }

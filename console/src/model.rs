@@ -1,6 +1,6 @@
 //! What the screen shows and what the person in front of it is doing.
 
-use crate::{Power, Theme};
+use crate::{Power, Theme, health::troubled};
 
 /// What is known of the daemon.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +38,8 @@ pub struct Node {
     pub up_seconds: u64,
     /// Whether it has its place on the ring.
     pub on_ring: bool,
+    /// Whether it has had it since the daemon started.
+    pub was_on_ring: bool,
     /// Whether it came into the network by an invite, so that others must be there.
     pub joined_another: bool,
     /// The program's version.
@@ -82,7 +84,7 @@ pub struct Vm {
 
 impl Vm {
     pub(crate) fn troubled(&self) -> bool {
-        self.note.is_some() || !matches!(self.state.as_str(), "running" | "stopped" | "leaving" | "arriving")
+        troubled(&self.state, self.note.is_some())
     }
 }
 
@@ -279,17 +281,5 @@ impl Model {
             }
             (Err(reason), _) => self.notice = Some(reason),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_vm_that_is_being_moved_is_no_trouble() {
-        let vm = |state: &str| Vm { state: state.to_owned(), ..Vm::default() };
-        assert!(["running", "stopped", "leaving", "arriving"].iter().all(|state| !vm(state).troubled()));
-        assert!(["paused", "doubtful", "branch"].iter().all(|state| vm(state).troubled()));
     }
 }

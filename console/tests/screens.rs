@@ -19,6 +19,7 @@ fn node() -> Node {
         resident_bytes: 42 << 20,
         up_seconds: 7500,
         on_ring: true,
+        was_on_ring: true,
         joined_another: true,
         version: "0.1.0".into(),
     }
@@ -168,9 +169,14 @@ fn health_is_one_word_with_its_reason() {
     assert_eq!(health(&|m| m.members.clear()).0, Health::Joining);
     assert_eq!(health(&|m| m.reach = Reach::Up(Box::new(Node { address: None, ..node() }))).0, Health::Joining);
     assert_eq!(health(&|m| m.members.iter_mut().for_each(|m| m.connected = false)).0, Health::Degraded);
-    let off_ring = |up_seconds| move |m: &mut Model| m.reach = Reach::Up(Box::new(Node { on_ring: false, up_seconds, ..node() }));
+    let never = |up_seconds| Node { on_ring: false, was_on_ring: false, up_seconds, ..node() };
+    let off_ring = |up_seconds| move |m: &mut Model| m.reach = Reach::Up(Box::new(never(up_seconds)));
     assert_eq!(health(&off_ring(5)).0, Health::Joining, "it has just started");
     assert_eq!(health(&off_ring(500)).0, Health::Degraded);
+    // Its only neighbour has died, and the connection is not given up yet: that is no start.
+    let bereft = Node { on_ring: false, up_seconds: 12, ..node() };
+    let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(bereft.clone())));
+    assert_eq!((word, why.as_str()), (Health::Degraded, "its neighbours on the ring are gone: looking for others"));
     let (word, why) = health(&|m| m.vms[1].note = Some("its voters cannot be reached".into()));
     assert_eq!((word, why.as_str()), (Health::Degraded, "look at VM db"));
     let (word, why) = health(&|m| m.silent = vec!["member07".into()]);

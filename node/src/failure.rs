@@ -18,6 +18,8 @@ pub enum Kind {
     TimedOut = 4,
     /// It would have worked, and was refused because it endangers something.
     Refused = 5,
+    /// It was neither done nor refused for good: who could decide it cannot be asked now. The same may work later.
+    NotNow = 6,
 }
 
 /// A failure with its kind and the sentence that the user reads.

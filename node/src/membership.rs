@@ -135,7 +135,12 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
 
 /// Says a refusal in a sentence that says what to do.
 pub fn refused(refusal: Refusal) -> Failure {
-    Failure::refused(match refusal {
+    let kind = match refusal {
+        // The one is waiting for others to answer, the other reaches none: not a word about this machine.
+        Refusal::Undecided(_) | Refusal::CannotAdmit => Kind::NotNow,
+        _ => Kind::Refused,
+    };
+    let message = match refusal {
         Refusal::Expired => "the invite has expired: ask for a new one ('p2pvm invite')".to_owned(),
         Refusal::UsedUp => "the invite is used up: ask for a new one ('p2pvm invite --uses N')".to_owned(),
         Refusal::Tampered => "the invite was changed on the way (its signature does not fit): ask for it again".to_owned(),
@@ -143,7 +148,8 @@ pub fn refused(refusal: Refusal) -> Failure {
             format!("this is no invite: one begins with {INVITE_PREFIX} and is a single line; it may have been cut off when it was copied")
         }
         other => other.to_string(),
-    })
+    };
+    Failure::new(kind, message)
 }
 
 /// The name of the network that an invite leads into, if it is one, whole and still valid.
@@ -241,4 +247,21 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_decided_otherwise_later_is_told_from_what_is_refused_for_good_whatever_it_says() {
+        // The words of the one in the mouth of the other change nothing.
+        let twisted = Refusal::BadDocument("the admission could not be decided".to_owned());
+        for refusal in [Refusal::Revoked, Refusal::UsedUp, Refusal::Expired, Refusal::NameTaken, Refusal::Tampered, twisted] {
+            assert_eq!(refused(refusal.clone()).kind, Kind::Refused, "{refusal}");
+        }
+        for refusal in [Refusal::Undecided("others did not answer".to_owned()), Refusal::CannotAdmit] {
+            assert_eq!(refused(refusal.clone()).kind, Kind::NotNow, "{refusal}");
+        }
+    }
 }

@@ -64,7 +64,7 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
         }
         match membership::join(&own, &plan.invite, None, &plan.name).await {
             Ok(()) => {}
-            Err(failure) if failure.kind == Kind::Refused && !failure.message.contains("could not be decided") => {
+            Err(failure) if failure.kind == Kind::Refused => {
                 return Err(Failure::refused(format!(
                     "the state of this machine is a copy of another member's, and the network does not take it as a member of its own \
                      ({failure}): 'p2pvm leave --force' here, then join with a new invite"

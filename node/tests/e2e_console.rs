@@ -75,6 +75,20 @@ fn the_screen_shows_members_says_when_the_daemon_is_away_and_comes_back_by_itsel
         Ok(wanted.iter().all(|part| once.contains(part)).then_some(()))
     })
     .unwrap();
+    // While a member that died is waited for, this node is shown as it is.
+    lab.kill_daemon("b").unwrap();
+    lab.wait("b's death to be noticed", LIMIT, Duration::ZERO, || {
+        let once = lab.p2pvm("a", &["top", "--once"])?;
+        assert!(once.contains("a in lab") && once.contains("Members:"), "{once}");
+        assert!(["starting", "joining", "down"].iter().all(|word| !once.contains(&format!("health   {word}"))), "{once}");
+        Ok(once.contains("none of the 1 known members can be reached").then_some(()))
+    })
+    .unwrap();
+    lab.json("b", &["up", "--detach"]).unwrap();
+    lab.wait("b to be back", LIMIT, Duration::from_millis(300), || {
+        Ok(lab.p2pvm("a", &["top", "--once"])?.contains("Members: 1 of 1 connected").then_some(()))
+    })
+    .unwrap();
     let Some(screen) = Screen::open(&lab, "a", "top") else { return };
     let shown = screen.wait_for(&["a in lab", "health   ok: 1 of 1 known members connected", "direct ", "q quit"]);
     assert!(!shown.contains("r reboot"), "only a console stops the machine:\n{shown}");

@@ -90,6 +90,19 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
     assert!(states(&at_c).contains(&"\"web-branch-e1\" \"branch\"".to_owned()), "{at_c}");
     lab.wait_for_guest("a", &guest, Duration::from_secs(60)).unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
     assert_eq!(lab.json("a", &["vm", "show", "web"]).unwrap()["host"], "b");
+
+    // With the member falls who grew out of a copy of its state.
+    let name = lab.json("c", &["status"]).unwrap()["name"].as_str().unwrap().to_owned();
+    let said = lab.json("a", &["revoke", &before]).unwrap();
+    assert_eq!(said["with"], serde_json::json!([name]), "{said}");
+    lab.wait("both to be out", Duration::from_secs(60), Duration::from_secs(1), || {
+        let peers = lab.json("a", &["peers"])?;
+        let seen = peers.as_array().into_iter().flatten().any(|p| [&*before, &*new].contains(&p["member"].as_str().unwrap_or_default()));
+        let ended = ["b", "c"].iter().all(|host| lab.json(host, &["status"]).is_err());
+        Ok((!seen && ended).then_some(()))
+    })
+    .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
+    assert!(lab.log_tail("c", 20).contains("has been revoked"), "{}", logs(&lab));
     lab.down().unwrap();
 }
 

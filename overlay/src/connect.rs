@@ -87,6 +87,8 @@ struct State {
     reflexive: Option<SocketAddr>,
     mapped: Option<SocketAddr>,
     mapped_by: Option<portmap::Protocol>,
+    /// The newest mapping, also where it is held no more: what came through it goes on through it.
+    mapped_last: Option<SocketAddr>,
     /// What stands before our IPv6 addresses.
     nat6: NatKind,
     /// What a closer look at the NAT showed, at which outside address, and when; the same for IPv6.
@@ -110,6 +112,12 @@ struct State {
 }
 
 impl State {
+    /// Whether `addr` is a port that the router lets everybody through to us, asked by us or told by a person. Who sees us there
+    /// wrote to us there, or the router says so to all: it shows nothing of how the NAT maps and filters otherwise.
+    fn is_let_through(&self, options: &ConnectOptions, addr: SocketAddr) -> bool {
+        [self.mapped_last, options.outside].contains(&Some(addr))
+    }
+
     /// Something is being tried for this member now: nothing else is for a while.
     fn hold_off(&mut self, member: MemberId, now: Instant) {
         self.retries.entry(member).or_insert((now + dial::RETRY.0, dial::RETRY.0));
@@ -423,6 +431,10 @@ impl Shared {
             }
         }
         self.state().mapping_known = true;
+    }
+
+    fn is_let_through(&self, addr: SocketAddr) -> bool {
+        self.state().is_let_through(&self.options, addr)
     }
 
     /// Whether all of this host's own addresses are of the kind that NATs hide.

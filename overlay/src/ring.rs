@@ -61,6 +61,7 @@ pub struct Ring {
     rng: StdRng,
     vivaldi: Vivaldi,
     joined: bool,
+    was_joined: bool,
     edges: BTreeMap<MemberId, Edge>,
     pending: BTreeMap<MemberId, Pending>,
     known: Known,
@@ -89,6 +90,7 @@ impl Ring {
             vivaldi: Vivaldi::new(rng.random()),
             rng,
             joined: false,
+            was_joined: false,
             edges: BTreeMap::new(),
             pending: BTreeMap::new(),
             known: Known::default(),
@@ -165,6 +167,7 @@ impl Ring {
         neighbours.sort_unstable_by_key(|n| n.node);
         RingStatus {
             joined: self.joined,
+            was_joined: self.was_joined,
             neighbours,
             pending: self.pending.len(),
             size: self.far.size(),

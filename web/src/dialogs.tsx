@@ -4,7 +4,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { Api } from "./api";
 import { ms, percent, when } from "./format";
-import { rttBetween, targets, type Network } from "./model";
+import { rttBetween, runs, targets, type Network } from "./model";
 import type { Doing } from "./operations";
 import type { Explained, Vm } from "./types";
 
@@ -136,7 +136,7 @@ export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doi
         <fieldset>
           <legend>Restore {restoring}</legend>
           <p>
-            {vm.state === "running"
+            {runs(vm)
               ? `${vm.name} runs: stop it first. What it did since the snapshot is lost.`
               : `${vm.name} goes on from the moment of the snapshot; what it did since is lost.`}
           </p>
@@ -156,7 +156,7 @@ export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doi
             <input type="checkbox" checked={force} onChange={(e) => setForce(e.currentTarget.checked)} /> Its host {vm.host} is dead and cannot be asked: take the VM over
           </label>
           <footer>
-            <button type="button" class="danger" onClick={restore}>
+            <button type="button" class="danger" disabled={runs(vm) && !force} onClick={restore}>
               Restore {restoring}
             </button>
           </footer>

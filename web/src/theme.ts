@@ -18,9 +18,3 @@ export function setTheme(to: Theme): void {
 export function apply(): void {
   document.documentElement.dataset.theme = theme();
 }
-
-/** What is shown now. */
-export function isDark(): boolean {
-  const chosen = theme();
-  return chosen === "auto" ? matchMedia("(prefers-color-scheme: dark)").matches : chosen === "dark";
-}

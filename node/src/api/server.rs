@@ -38,6 +38,7 @@ impl IntoResponse for Failure {
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Kind::Refused => StatusCode::CONFLICT,
+            Kind::NotNow => StatusCode::SERVICE_UNAVAILABLE,
         };
         (status, Json(self)).into_response()
     }

@@ -34,7 +34,7 @@ pub struct Step {
 }
 
 /// `p2pvm status`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     /// This member's id.
     pub member: String,
@@ -249,6 +249,9 @@ pub struct Pong {
 pub struct RingView {
     /// Whether this member has its place and carries packets of others.
     pub joined: bool,
+    /// Whether it has had its place since the daemon started.
+    #[serde(default)]
+    pub was_joined: bool,
     /// Its place, 16 hexadecimal digits.
     pub position: String,
     /// Members in the network, estimated from their spacing.

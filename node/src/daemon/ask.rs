@@ -23,6 +23,8 @@ use std::{
 
 /// All answers are there by then, or their branch counts as dead.
 const ASK_LIMIT: Duration = Duration::from_secs(4);
+/// A VM that waits for its guest (`VmState::Arriving` as it is written).
+const ARRIVING: &str = "arriving";
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
 enum Question {
@@ -153,12 +155,14 @@ impl Daemon {
     }
 }
 
-/// Each VM once. While it moves two hosts may name it: the newer epoch is right, and before that the one that knows of the move.
+/// Each VM once. While it moves two hosts name it: it is where it leaves from until it runs at the other, which has the next epoch as
+/// soon as it waits for the guest. Otherwise the newer epoch is right, and before that the one that knows of the move.
 fn newest(vms: Vec<VmView>) -> Vec<VmView> {
+    let rank = |vm: &VmView| (vm.state != ARRIVING, vm.epoch, vm.moving.is_some());
     let mut newest: BTreeMap<(String, String), VmView> = BTreeMap::new();
     for vm in vms {
         let known = newest.entry((vm.name.clone(), vm.id.clone())).or_insert_with(|| vm.clone());
-        if (vm.epoch, vm.moving.is_some()) > (known.epoch, known.moving.is_some()) {
+        if rank(&vm) > rank(known) {
             *known = vm;
         }
     }
@@ -187,6 +191,10 @@ mod tests {
         let (source, target) = (named("source", 3, Some(Moving::default())), named("target", 3, None));
         assert_eq!(of(vec![target.clone(), source.clone()]), ["source"]);
         assert_eq!(of(vec![source.clone(), target]), ["source"]);
-        assert_eq!(of(vec![source, named("target", 4, None)]), ["target"]);
+        assert_eq!(of(vec![source.clone(), named("target", 4, None)]), ["target"]);
+        let waits = VmView { state: ARRIVING.to_owned(), ..named("target", 4, None) };
+        assert_eq!(of(vec![waits.clone(), source.clone()]), ["source"], "the guest is not there yet");
+        assert_eq!(of(vec![source, waits.clone()]), ["source"]);
+        assert_eq!(of(vec![waits]), ["target"], "nobody else says anything");
     }
 }

@@ -4,7 +4,7 @@ use super::Daemon;
 use crate::web::view::{Link, MAX_DECISIONS, MAX_LINKS, Sight};
 use p2pvm_dhcp::Lease;
 use p2pvm_overlay::plane::Path;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tokio::sync::watch;
 
 impl Daemon {
@@ -18,6 +18,11 @@ impl Daemon {
         self.reach.lease().borrow().as_ref().map(|lease| lease.v4)
     }
 
+    /// This host's IPv6 address in the network: it follows from its key.
+    pub fn overlay_address_v6(&self) -> Ipv6Addr {
+        self.parts.network.member_v6(self.me())
+    }
+
     /// The names that this host goes by in the network.
     pub fn host_names(&self) -> Vec<String> {
         let name = self.parts.certificate.name();
@@ -26,8 +31,10 @@ impl Daemon {
 
     /// Whether an address is one of the network's own.
     pub fn in_network(&self, ip: IpAddr) -> bool {
-        let subnet = self.parts.addresses.subnet();
-        matches!(ip, IpAddr::V4(v4) if subnet.contains(v4))
+        match ip {
+            IpAddr::V4(v4) => self.parts.addresses.subnet().contains(v4),
+            IpAddr::V6(v6) => v6.octets()[..6] == self.parts.network.ula_prefix().octets()[..6],
+        }
     }
 
     /// This member as it tells of itself: the links that carry something, the nearest first, and its newest decisions.

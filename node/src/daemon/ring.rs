@@ -38,6 +38,7 @@ impl Daemon {
         let count = |is: fn(&Neighbour) -> bool| status.neighbours.iter().filter(|n| is(n)).count();
         RingView {
             joined: status.joined,
+            was_joined: status.was_joined,
             position,
             size_estimate: status.size,
             near: count(|n| n.near),

@@ -286,7 +286,7 @@ impl Daemon {
         Ok(InviteAnswer { invite: invite.to_text(), id: invite.id().to_string(), note })
     }
 
-    /// Expels a member or cancels an invite.
+    /// Expels a member, with all who hang on it, or cancels an invite.
     pub async fn revoke(&self, what: &str) -> Outcome<Value> {
         let target = match what.parse() {
             Ok(invite) => Target::Invite(invite),
@@ -296,8 +296,22 @@ impl Daemon {
             return Err(Failure::refused("this member cannot revoke itself: 'p2pvm leave' instead"));
         }
         self.issuer()?;
+        let fall_with = match target {
+            Target::Member(member) => self.fall_with(member),
+            Target::Invite(_) => Vec::new(),
+        };
         self.parts.control.revoke(target).await.doing("revoking")?;
-        Ok(json!({ "revoked": what, "told": self.parts.control.connected().len() }))
+        Ok(json!({ "revoked": what, "with": fall_with, "told": self.parts.control.connected().len() }))
+    }
+
+    /// The names of the other members that fall when `member` is revoked, as far as they are known here.
+    fn fall_with(&self, member: MemberId) -> Vec<String> {
+        let control = &self.parts.control;
+        let others = control.peers().into_iter().filter(|peer| peer.member != member);
+        let mut names: Vec<String> =
+            others.filter(|peer| control.certificate(peer.member).is_some_and(|c| c.hangs_on(member))).map(|peer| peer.name).collect();
+        names.sort();
+        names
     }
 
     /// Leaves the network: what is left to do on disk is the caller's.

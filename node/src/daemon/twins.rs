@@ -168,15 +168,18 @@ impl Daemon {
         Err(why)
     }
 
-    /// An invite for the member that a copy of `member` becomes: one use, in the same groups, without the right to admit.
+    /// An invite for the member that a copy of `member` becomes: one use, in the same groups, without the right to admit. Its
+    /// certificate will say whose copy it is, so that it falls if that one is revoked.
     async fn invite_successor(&self, member: MemberId) -> Result<String, String> {
         let issuer = self.parts.control.issuer().ok_or("this member may not admit anyone")?;
         let certificate = self.parts.control.certificate(member).ok_or("a member without a certificate")?;
+        let no_room = "this member is in too many groups for a note of whose copy it is: invite the machine as a new one";
+        let groups = certificate.groups().of_copy(member).map_err(|_| no_room.to_owned())?;
         self.take_turn(member).await?;
         let known = self.parts.control.peers().into_iter().filter(|peer| peer.connected).flat_map(|peer| peer.addresses);
         let addresses: Vec<String> = if member == self.me() { known.collect() } else { self.parts.control.contact_addrs() };
         let expires = UnixTime::now().plus(INVITE_SECONDS);
-        let terms = InviteTerms { uses: 1, expires, delegate: false, groups: certificate.groups().clone() };
+        let terms = InviteTerms { uses: 1, expires, delegate: false, groups };
         let invite = Invite::issue(&issuer, &self.parts.network, &addresses, terms).map_err(|e| e.to_string())?;
         tracing::warn!(member = %self.name_of(member), id = %member, invite = %invite.id(), "a copy of this member's state is invited as a member of its own");
         Ok(invite.to_text())

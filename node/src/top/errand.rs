@@ -61,9 +61,8 @@ impl Errand {
 
     /// Only a network that this machine founded and that has nobody else in it is left by a key.
     async fn may_leave(&self) -> Result<(), String> {
-        let seen = feed::look(&self.layout, true).await;
         let mut model = p2pvm_console::Model::new(p2pvm_console::Theme::PLAIN, p2pvm_console::Options::default());
-        seen.put_into(&mut model);
+        feed::look_at_all(&self.layout, &mut model).await;
         if model.is_alone() {
             return Ok(());
         }

@@ -17,32 +17,31 @@ use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// How often the daemon is asked.
 const EVERY: Duration = Duration::from_secs(1);
 /// A daemon that is there and does not answer within this is named as such.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The VMs of all members are a question over the ring: asked less often, and waited for only so long.
+/// The VMs of all members are a question over the ring: asked less often.
 const VMS_EVERY: Duration = Duration::from_secs(2);
+/// And answered later: just after a member died it is waited for, on the ring (4 s) and then directly (3 s).
+const VMS_PATIENCE: Duration = Duration::from_secs(10);
 /// The terms of the invite that the screen makes: machines, and for how long.
 const INVITE_USES: u32 = 5;
 const INVITE_VALID: Duration = Duration::from_secs(24 * 3600);
 
-/// What was seen at one look.
+/// What the daemon itself knows: this node and its members.
 pub struct Seen {
     reach: Reach,
     online: bool,
     members: Vec<Member>,
-    /// None: not asked this time.
-    vms: Option<ClusterVms>,
-    decisions: Vec<Decided>,
     invitation: Option<Result<Invitation, String>>,
 }
 
 impl Seen {
     fn without(reach: Reach) -> Self {
-        Self { reach, online: !netcheck::local_addresses().is_empty(), members: vec![], vms: None, decisions: vec![], invitation: None }
+        Self { reach, online: !netcheck::local_addresses().is_empty(), members: vec![], invitation: None }
     }
 
     /// Puts it into the model.
@@ -53,50 +52,101 @@ impl Seen {
             return;
         }
         model.members = self.members;
-        if let Some(found) = self.vms {
-            // Names for the ids of decisions: of VMs that moved away the newest list has them too.
-            let names: HashMap<&str, &str> = found.vms.iter().map(|vm| (vm.id.as_str(), vm.name.as_str())).collect();
-            model.decisions = self.decisions.iter().map(|d| decision(d, &names)).collect();
-            model.silent = found.silent;
-            model.vms = found.vms.iter().map(vm).collect();
-        }
         if let Some(invitation) = self.invitation {
             model.invitation = Some(invitation);
         }
     }
 }
 
-/// Looks until nobody listens any more. On the machine's own console a network of one shows its invite unasked.
-pub(super) async fn run(layout: Layout, tell: mpsc::Sender<News>, console: bool) {
-    let (mut asked_vms, mut invited) = (None::<Instant>, None::<Instant>);
-    loop {
-        let vms = asked_vms.is_none_or(|at| at.elapsed() >= VMS_EVERY);
-        let mut seen = look(&layout, vms).await;
-        if vms {
-            asked_vms = Some(Instant::now());
+/// What the members said of their VMs.
+pub struct Told {
+    vms: ClusterVms,
+    decisions: Vec<Decided>,
+}
+
+impl Told {
+    /// Puts it into the model, if the daemon is still there.
+    pub fn put_into(self, model: &mut Model) {
+        if model.node().is_none() {
+            return;
         }
+        // Names for the ids of decisions: of VMs that moved away the newest list has them too.
+        let names: HashMap<&str, &str> = self.vms.vms.iter().map(|vm| (vm.id.as_str(), vm.name.as_str())).collect();
+        model.decisions = self.decisions.iter().map(|d| decision(d, &names)).collect();
+        model.vms = self.vms.vms.iter().map(vm).collect();
+        model.silent = self.vms.silent;
+    }
+}
+
+/// Looks until nobody listens any more. On the machine's own console a network of one shows its invite unasked. The VMs are asked
+/// for beside it: while a member that died is waited for, the rest of the screen lives.
+pub(super) async fn run(layout: Layout, tell: mpsc::Sender<News>, console: bool) {
+    let (up, is_up) = watch::channel(false);
+    tokio::select! {
+        () = run_node(&layout, &tell, &up, console) => {}
+        () = run_vms(&layout, &tell, is_up) => {}
+    }
+}
+
+async fn run_node(layout: &Layout, tell: &mpsc::Sender<News>, up: &watch::Sender<bool>, console: bool) {
+    let mut invited = None::<Instant>;
+    loop {
+        let mut seen = look(layout).await;
         let alone = matches!(&seen.reach, Reach::Up(node) if !node.joined_another && node.address.is_some()) && seen.members.is_empty();
         if console && alone && invited.is_none_or(|at| at.elapsed() >= INVITE_VALID / 2) {
-            let invite = invite(&layout).await;
+            let invite = invite(layout).await;
             invited = invite.is_ok().then(Instant::now);
             seen.invitation = Some(invite);
         }
-        if !matches!(seen.reach, Reach::Up(_)) {
+        let answers = matches!(seen.reach, Reach::Up(_));
+        if !answers {
             invited = None;
         }
         if tell.send(News::Seen(Box::new(seen))).await.is_err() {
             return;
         }
+        up.send_replace(answers);
         tokio::time::sleep(EVERY).await;
     }
 }
 
-/// One look; `vms` says whether the network's VMs are asked for.
-pub async fn look(layout: &Layout, vms: bool) -> Seen {
+async fn run_vms(layout: &Layout, tell: &mpsc::Sender<News>, mut up: watch::Receiver<bool>) {
+    while up.wait_for(|up| *up).await.is_ok() && !tell.is_closed() {
+        if let Some(told) = look_for_vms(layout, VMS_PATIENCE).await
+            && tell.send(News::Told(Box::new(told))).await.is_err()
+        {
+            return;
+        }
+        tokio::time::sleep(VMS_EVERY).await;
+    }
+}
+
+/// One look at everything.
+pub async fn look_at_all(layout: &Layout, model: &mut Model) {
+    look_within(layout, VMS_PATIENCE, model).await;
+}
+
+async fn look_within(layout: &Layout, for_vms: Duration, model: &mut Model) {
+    let (seen, told) = tokio::join!(look(layout), look_for_vms(layout, for_vms));
+    seen.put_into(model);
+    if let Some(told) = told {
+        told.put_into(model);
+    }
+}
+
+/// One look at this node and its members.
+async fn look(layout: &Layout) -> Seen {
     if !layout.is_member() {
         return Seen::without(Reach::NoMembership);
     }
-    match tokio::time::timeout(PATIENCE, ask(layout, vms)).await {
+    let ask = async {
+        let mut client = Client::connect(&layout.socket()).await?;
+        let status: Status = client.get("/status").await?;
+        let peers: Vec<Peer> = client.get("/peers").await?;
+        let members = peers.into_iter().map(member).collect();
+        Outcome::Ok(Seen { members, ..Seen::without(Reach::Up(Box::new(node(status)))) })
+    };
+    match tokio::time::timeout(PATIENCE, ask).await {
         Ok(Ok(seen)) => seen,
         Ok(Err(_)) if lock::holder(layout).is_some() => Seen::without(Reach::Starting),
         Ok(Err(failure)) => Seen::without(Reach::Away(failure.message)),
@@ -104,27 +154,23 @@ pub async fn look(layout: &Layout, vms: bool) -> Seen {
     }
 }
 
-async fn ask(layout: &Layout, vms: bool) -> Outcome<Seen> {
-    let mut client = Client::connect(&layout.socket()).await?;
-    let status: Status = client.get("/status").await?;
-    let peers: Vec<Peer> = client.get("/peers").await?;
-    // The VMs may be late, or the ring not there yet: the rest is shown all the same.
-    let (vms, decisions) = if vms {
-        (client.get::<ClusterVms>("/cluster/vms").await.ok(), client.get("/decisions").await.unwrap_or_default())
-    } else {
-        (None, Vec::new())
+/// One look at the network's VMs and what was decided about them; none where nobody answers, as while the ring is not there yet.
+async fn look_for_vms(layout: &Layout, limit: Duration) -> Option<Told> {
+    let ask = async {
+        let mut client = Client::connect(&layout.socket()).await.ok()?;
+        let vms = client.get::<ClusterVms>("/cluster/vms").await.ok()?;
+        Some(Told { vms, decisions: client.get("/decisions").await.unwrap_or_default() })
     };
-    let members = peers.into_iter().map(member).collect();
-    Ok(Seen { members, vms, decisions, ..Seen::without(Reach::Up(Box::new(node(status)))) })
+    tokio::time::timeout(limit, ask).await.ok()?
 }
 
 /// Another member, as the screen has it.
-pub fn member(p: Peer) -> Member {
+fn member(p: Peer) -> Member {
     Member { name: p.name, address: p.address, connected: p.connected, path: p.path, rtt_ms: p.rtt_ms }
 }
 
 /// This node, as the screen has it.
-pub fn node(s: Status) -> Node {
+fn node(s: Status) -> Node {
     Node {
         name: s.name,
         network: s.network,
@@ -136,13 +182,14 @@ pub fn node(s: Status) -> Node {
         resident_bytes: s.resident_bytes,
         up_seconds: s.up_seconds,
         on_ring: s.ring.joined,
+        was_on_ring: s.ring.was_joined,
         joined_another: s.joined_another,
         version: s.version,
     }
 }
 
 /// A VM, as the screen has it.
-pub fn vm(v: &VmView) -> Vm {
+fn vm(v: &VmView) -> Vm {
     let moving = v.moving.as_ref().map(|m| Doing {
         what: format!("moving to {}: {}", m.to, m.step.phase),
         share: (m.step.total_bytes > 0).then(|| m.step.done_bytes as f64 / m.step.total_bytes as f64),
@@ -176,4 +223,33 @@ pub async fn invite(layout: &Layout) -> Result<Invitation, String> {
     let answer = asked.await.map_err(|failure| failure.message)?;
     let terms = format!("for {INVITE_USES} machines, valid {}", humantime::format_duration(INVITE_VALID));
     Ok(Invitation { text: answer.invite, terms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{Json, Router, routing::get};
+    use p2pvm_console::{Health, Options, Theme};
+
+    #[tokio::test]
+    async fn a_daemon_that_waits_for_another_members_vms_is_shown_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path());
+        crate::membership::found(&layout, ("lab", Some("10.99.0.0/16")), ("attic", &[]), true).unwrap();
+        let peer = serde_json::json!([{ "member": "00", "name": "cellar", "address": "10.99.0.2", "connected": true, "path": null,
+            "rtt_ms": null, "sent_bytes": 0, "received_bytes": 0 }]);
+        let status = Status { name: "attic".into(), address: Some("10.99.0.1".into()), ..Status::default() };
+        let daemon = Router::new()
+            .route("/status", get(move || async move { Json(status) }))
+            .route("/peers", get(move || async move { Json(peer) }))
+            .route("/cluster/vms", get(std::future::pending::<()>));
+        let listener = tokio::net::UnixListener::bind(layout.socket()).unwrap();
+        let served = tokio::spawn(axum::serve(listener, daemon).into_future());
+        let mut model = Model::new(Theme::PLAIN, Options::default());
+        look_within(&layout, Duration::from_millis(200), &mut model).await;
+        assert_eq!(model.node().map(|node| node.name.as_str()), Some("attic"), "{:?}", model.reach);
+        assert_eq!(model.members.len(), 1);
+        assert!(!matches!(model.health().0, Health::Starting | Health::Down), "{:?}", model.health());
+        served.abort();
+    }
 }

@@ -25,8 +25,6 @@ use tokio::sync::mpsc;
 const REDRAW: Duration = Duration::from_secs(1);
 /// How often the machine's own screen is painted as a whole: over what the kernel wrote, and for who connects to a serial line later.
 const REPAINT: Duration = Duration::from_secs(60);
-/// `--once` gives the daemon this long.
-const ONCE_LIMIT: Duration = Duration::from_secs(8);
 /// The size of `--once` where the environment names none.
 const SMALLEST: (u16, u16) = (80, 24);
 
@@ -36,6 +34,8 @@ enum News {
     Key(Key),
     /// What the daemon says, to be put into the model.
     Seen(Box<feed::Seen>),
+    /// What the members said of their VMs.
+    Told(Box<feed::Told>),
     /// The daemon's last lines.
     Logs(Vec<String>),
     /// An invite, or why there is none.
@@ -109,6 +109,7 @@ fn take(model: &mut Model, news: News) -> Option<Action> {
     match news {
         News::Key(key) => return model.press(key),
         News::Seen(seen) => seen.put_into(model),
+        News::Told(told) => told.put_into(model),
         News::Logs(lines) => model.logs = lines,
         News::Invite(invite) => model.invitation = Some(invite),
         News::AskLeave(network) => model.ask_to_leave(&network),
@@ -120,10 +121,7 @@ fn take(model: &mut Model, news: News) -> Option<Action> {
 }
 
 async fn once(context: &Context, mut model: Model) -> Outcome<()> {
-    let seen = tokio::time::timeout(ONCE_LIMIT, feed::look(&context.layout, true)).await;
-    if let Ok(seen) = seen {
-        seen.put_into(&mut model);
-    }
+    feed::look_at_all(&context.layout, &mut model).await;
     let size = |name: &str, otherwise: u16| environment(name).parse().ok().filter(|n| (20..=1000).contains(n)).unwrap_or(otherwise);
     model.size = (size("COLUMNS", SMALLEST.0), size("LINES", SMALLEST.1));
     model.clock = clock();

@@ -18,7 +18,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// The protocol of a console's WebSocket.
 pub const PROTOCOL: &str = "p2pvm-console";
@@ -36,22 +36,42 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'u
 pub enum Hosts {
     /// This machine: what a tunnel to the unix socket is called at its other end.
     Local,
-    /// These, and this port.
-    Named(Vec<String>, u16),
+    /// A host of the network.
+    Named {
+        /// What it is called.
+        names: Vec<String>,
+        /// Where it is.
+        addresses: Vec<IpAddr>,
+        /// Its port.
+        port: u16,
+    },
+}
+
+/// The address that a host's part of an authority is, if it is one: an IPv6 address stands in brackets there, however it is written.
+fn address_of(host: &str) -> Option<IpAddr> {
+    match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?.parse().ok().map(IpAddr::V6),
+        None => host.parse().ok().map(IpAddr::V4),
+    }
 }
 
 impl Hosts {
     /// Whether a request for `host` (name and port) is meant for this listener.
     pub fn are(&self, host: &str) -> bool {
         let Ok(authority) = host.parse::<Authority>() else { return false };
-        if authority.as_str().contains('@') {
+        // A name and a port and nothing else: no user before it, nothing between a bracket and the port.
+        let port = authority.port().map(|port| format!(":{port}")).unwrap_or_default();
+        if authority.as_str() != format!("{}{port}", authority.host()) {
             return false;
         }
         match self {
             Self::Local => ["localhost", "127.0.0.1", "[::1]"].contains(&authority.host()),
-            Self::Named(names, port) => {
+            Self::Named { names, addresses, port } => {
+                let host = authority.host();
+                let ours = address_of(host)
+                    .map_or_else(|| names.iter().any(|name| name.eq_ignore_ascii_case(host)), |address| addresses.contains(&address));
                 // A browser leaves the port out where it is HTTP's own.
-                authority.port_u16().unwrap_or(80) == *port && names.iter().any(|name| name.eq_ignore_ascii_case(authority.host()))
+                ours && authority.port_u16().unwrap_or(80) == *port
             }
         }
     }
@@ -138,22 +158,49 @@ mod tests {
 
     #[test]
     fn a_request_for_another_name_or_from_another_page_is_refused() {
-        let overlay = Hosts::Named(vec!["10.83.0.7".into(), "lyon.lab.p2p".into()], 4080);
+        let addresses = vec!["10.83.0.7".parse().unwrap(), "fd3b:1::7".parse().unwrap()];
+        let overlay = Hosts::Named { names: vec!["lyon.lab.p2p".into()], addresses, port: 4080 };
         assert_eq!(status(&overlay, &[("host", "10.83.0.7:4080")]), 200);
         assert_eq!(status(&overlay, &[("host", "Lyon.lab.p2p:4080"), ("origin", "http://Lyon.lab.p2p:4080")]), 200);
-        for host in
-            ["evil.example:4080", "10.83.0.7", "10.83.0.7:4081", "localhost:4080", "x@10.83.0.7:4080", "", "10.83.0.7:4080.evil.example"]
-        {
+        for host in ["[fd3b:1::7]:4080", "[FD3B:0001:0:0::7]:4080"] {
+            assert_eq!(status(&overlay, &[("host", host), ("origin", &format!("http://{host}"))]), 200, "{host}");
+        }
+        for host in [
+            "evil.example:4080",
+            "10.83.0.7",
+            "10.83.0.7:4081",
+            "localhost:4080",
+            "x@10.83.0.7:4080",
+            "",
+            "10.83.0.7:4080.evil.example",
+            "[fd3b:1::7]",
+            "[fd3b:1::7]:4081",
+            "[fd3b:1::8]:4080",
+            "fd3b:1::7:4080",
+            "[fd3b:1::7].evil.example:4080",
+            "[fd3b:1::7%25eth0]:4080",
+            "[10.83.0.7]:4080",
+            "[::ffff:10.83.0.7]:4080",
+        ] {
             assert_eq!(status(&overlay, &[("host", host)]), 421, "{host}");
         }
         assert_eq!(status(&overlay, &[]), 421);
-        for origin in ["http://evil.example", "null", "https://10.83.0.7:4080", "http://10.83.0.7:4081", "http://lyon.lab.p2p:4080"] {
+        for origin in [
+            "http://evil.example",
+            "null",
+            "https://10.83.0.7:4080",
+            "http://10.83.0.7:4081",
+            "http://lyon.lab.p2p:4080",
+            "http://[fd3b:1::7]:4080",
+        ] {
             assert_eq!(status(&overlay, &[("host", "10.83.0.7:4080"), ("origin", origin)]), 403, "{origin}");
         }
         let mut twice = headers(&[("host", "10.83.0.7:4080")]);
         twice.append(header::HOST, HeaderValue::from_static("evil.example"));
         assert!(is_ours(&overlay, &twice).is_err());
-        for (host, wanted) in [("localhost:8080", 200), ("127.0.0.1:9", 200), ("[::1]:9", 200), ("evil.example:8080", 421)] {
+        for (host, wanted) in
+            [("localhost:8080", 200), ("127.0.0.1:9", 200), ("[::1]:9", 200), ("evil.example:8080", 421), ("[::1].evil.example:9", 421)]
+        {
             assert_eq!(status(&Hosts::Local, &[("host", host)]), wanted, "{host}");
         }
     }

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     api::{forward, server},
+    cli::netcheck,
     failure::Failure,
 };
 use axum::{
@@ -62,6 +63,6 @@ async fn view(State(dashboard): State<Arc<Dashboard>>) -> Json<View> {
     let daemon = &dashboard.daemon;
     let (status, peers) = (daemon.status(), daemon.peers());
     let (vms, silent) = vms.map(|found| (found.vms.clone(), found.silent.clone())).unwrap_or_default();
-    let health = health(&status, &peers, &vms, &silent);
+    let health = health(!netcheck::local_addresses().is_empty(), &status, &peers, &vms, &silent);
     Json(View { status, health, peers, members: members.map(|m| m.as_ref().clone()).unwrap_or_default(), vms, silent })
 }

@@ -1,4 +1,4 @@
-//! Where the dashboard listens: a unix socket for root, always; this host's address in the network while it is switched on.
+//! Where the dashboard listens: a unix socket for root, always; this host's addresses in the network while it is switched on.
 //!
 //! On the network a connection is taken only from an address of the network: Linux answers on any interface for an address of any
 //! other, so that a neighbour on the LAN could knock without being a member. Connections are counted, in all and by source, so that
@@ -95,15 +95,18 @@ impl Dashboard {
         }
     }
 
-    async fn serve_on(self: &Arc<Self>, address: Ipv4Addr) {
+    /// On both of this host's addresses. The two are one door: the same names lead in, the same places are counted.
+    async fn serve_on(self: &Arc<Self>, v4: Ipv4Addr) {
+        let v6 = self.daemon.overlay_address_v6();
+        let names = Hosts::Named { names: self.daemon.host_names(), addresses: vec![v4.into(), v6.into()], port: self.port };
+        let (router, seats) = (routes::router(self, names), Seats::default());
+        tokio::join!(self.serve_at(v4.into(), &router, &seats), self.serve_at(v6.into(), &router, &seats));
+    }
+
+    async fn serve_at(&self, address: IpAddr, router: &Router, seats: &Seats) {
         let here = SocketAddr::from((address, self.port));
-        let Some(listener) = self.bind(here).await else { return };
-        self.note_trouble(None);
+        let listener = self.bind(here).await;
         tracing::info!(%here, "the dashboard is served on the network");
-        let mut names = self.daemon.host_names();
-        names.push(address.to_string());
-        let router = routes::router(self, Hosts::Named(names, self.port));
-        let seats = Seats::default();
         let mut running = JoinSet::new();
         loop {
             while running.try_join_next().is_some() {}
@@ -125,22 +128,29 @@ impl Dashboard {
         }
     }
 
-    /// Listens; none when it cannot be done now, after a while.
-    async fn bind(&self, here: SocketAddr) -> Option<TcpListener> {
-        match TcpListener::bind(here).await {
-            Ok(listener) => Some(listener),
-            Err(error) => {
-                let known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-                let advice = match error.kind() {
-                    std::io::ErrorKind::AddrInUse => "; another program has that port: set dashboard_port in node.toml",
-                    _ => "",
-                };
-                if !known {
-                    self.note_trouble(Some(format!("cannot listen on {here}: {error}{advice}")));
+    /// Listens, as soon as that can be done. Trouble is told of IPv4, which the printed link has; IPv6 may be switched off on a host.
+    async fn bind(&self, here: SocketAddr) -> TcpListener {
+        let mut told = false;
+        loop {
+            let error = match TcpListener::bind(here).await {
+                Ok(listener) => {
+                    if here.is_ipv4() {
+                        self.note_trouble(None);
+                    }
+                    return listener;
                 }
-                tokio::time::sleep(RETRY).await;
-                None
+                Err(error) => error,
+            };
+            let advice = match error.kind() {
+                std::io::ErrorKind::AddrInUse => "; another program has that port: set dashboard_port in node.toml",
+                _ => "",
+            };
+            match (std::mem::replace(&mut told, true), here.is_ipv4()) {
+                (false, true) => self.note_trouble(Some(format!("cannot listen on {here}: {error}{advice}"))),
+                (false, false) => tracing::warn!(%here, %error, "the dashboard is not served over IPv6{advice}"),
+                (true, _) => {}
             }
+            tokio::time::sleep(RETRY).await;
         }
     }
 }

@@ -1,12 +1,8 @@
 //! What the page shows, as one answer: this node and its health in the word that `p2pvm top` has, every member with its links and
 //! decisions as it tells them itself, and the VMs.
 
-use crate::{
-    api::types::{ClusterMember, Decided, Peer, Status, VmView},
-    cli::netcheck,
-    top::feed,
-};
-use p2pvm_console::{Health, Model, Options, Reach, Theme};
+use crate::api::types::{ClusterMember, Decided, Peer, Status, VmView};
+use p2pvm_console::{Health, Vitals, troubled};
 use serde::{Deserialize, Serialize};
 
 /// Links that a member tells of itself; the page draws no more of one member.
@@ -73,17 +69,23 @@ pub struct View {
     pub silent: Vec<String>,
 }
 
-/// The status screen's word for the same figures.
-pub fn health(status: &Status, peers: &[Peer], vms: &[VmView], silent: &[String]) -> HealthView {
-    let mut model = Model::new(Theme::PLAIN, Options::default());
-    model.set_reach(Reach::Up(Box::new(feed::node(status.clone()))));
-    model.online = !netcheck::local_addresses().is_empty();
-    model.members = peers.iter().cloned().map(feed::member).collect();
-    model.vms = vms.iter().map(feed::vm).collect();
-    model.silent = silent.to_vec();
-    let (health, why) = model.health();
-    // The screen names a key of its own.
-    let why = if health == Health::Alone { "no other member yet: 'p2pvm invite' makes an invite".to_owned() } else { why };
+/// The health, by the same rules as on the status screen.
+pub fn health(online: bool, status: &Status, peers: &[Peer], vms: &[VmView], silent: &[String]) -> HealthView {
+    let troubled = vms.iter().filter(|vm| troubled(&vm.state, vm.note.is_some())).map(|vm| vm.name.as_str());
+    let vitals = Vitals {
+        online,
+        joined_another: status.joined_another,
+        has_address: status.address.is_some(),
+        on_ring: status.ring.joined,
+        was_on_ring: status.ring.was_joined,
+        up_seconds: status.up_seconds,
+        known: peers.len(),
+        connected: peers.iter().filter(|peer| peer.connected).count(),
+        troubled: troubled.collect(),
+        silent,
+    };
+    let (health, why) = vitals.health();
+    let why = if health == Health::Alone { format!("{why}: 'p2pvm invite' makes an invite") } else { why };
     HealthView { word: health.word(), why }
 }
 

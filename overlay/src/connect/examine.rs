@@ -116,7 +116,7 @@ pub(crate) async fn examine(shared: &Arc<Shared>, helper: MemberId, server: Sock
         (false, Some(_)) => Filtering::Port,
         (false, None) => Filtering::Unknown,
     };
-    if let Some(second) = second {
+    if let Some(second) = second.filter(|second| !shared.is_let_through(*second)) {
         finding.note_second(mapped, second);
     }
     finding.complete = finding.filtering == Filtering::Port;

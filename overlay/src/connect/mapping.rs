@@ -56,6 +56,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
                 tracing::info!(?mapped, protocol = ?usable.map(Mapping::protocol), "port mapping");
             }
             (state.mapped, state.mapped_by) = (mapped, usable.map(Mapping::protocol));
+            state.mapped_last = mapped.or(state.mapped_last);
         }
         let pause = match (wanted, &held) {
             (false, _) => UNKNOWN,

@@ -72,6 +72,7 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
         let seen = shared.plane.inner().stun(server, LOOK_LIMIT).await;
         if let (Some(mapped), Some((_, before))) = (seen, known)
             && mapped != before
+            && !same_router(&shared, before, mapped)
         {
             tracing::info!(was = %before, is = %mapped, "others see this host at another address");
             shared.plane.inner().roamed("mapping");
@@ -83,6 +84,12 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
             None => known.filter(|_| misses < MISSES),
         };
     }
+}
+
+/// Whether both are one router's: the one the port that it lets through to us, the other what it gives us without that.
+fn same_router(shared: &Shared, one: SocketAddr, other: SocketAddr) -> bool {
+    let state = shared.state();
+    one.ip() == other.ip() && [one, other].iter().any(|addr| state.is_let_through(&shared.options, *addr))
 }
 
 /// Whether something sent on a direct link has not been answered for as long as makes its path suspect.

@@ -47,16 +47,35 @@ const WHEN_SEEKING: Duration = Duration::from_secs(5);
 /// Rounds that follow sooner for it: in a network of few public members there may never be one.
 const SEEKING_ROUNDS: u32 = 8;
 
-/// What the answers of one round mean. `seen`: the server asked and our address as it saw it.
-pub(crate) fn judge(seen: &[(SocketAddr, SocketAddr)], local: &[IpAddr], port: u16) -> (NatKind, Option<SocketAddr>) {
+/// What the answers of one round mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub kind: NatKind,
+    /// Our address outside, if others see another than ours.
+    pub reflexive: Option<SocketAddr>,
+    /// Answers that tell how the NAT maps.
+    pub telling: usize,
+}
+
+/// Judges the answers of one round. `seen`: the server asked and our address as it saw it. `let_through` knows the ports that the
+/// router lets everybody through to us: a member that wrote to us there sees us there, others see what the NAT gives us, so the one
+/// says nothing about the other.
+pub(crate) fn judge(
+    seen: &[(SocketAddr, SocketAddr)],
+    (local, port): (&[IpAddr], u16),
+    let_through: impl Fn(SocketAddr) -> bool,
+) -> Verdict {
     let is_ours = |mapped: &SocketAddr| mapped.port() == port && local.contains(&mapped.ip());
     // Someone in our own network sees our own address whatever stands at its border: the others decide.
     let outside: Vec<_> = seen.iter().filter(|(_, mapped)| !is_ours(mapped)).collect();
-    let Some((server, mapped)) = outside.first() else {
-        return (if seen.is_empty() { NatKind::Unknown } else { NatKind::Open }, None);
+    let telling: Vec<_> = outside.iter().filter(|(_, mapped)| !let_through(*mapped)).collect();
+    let Some((server, mapped)) = telling.first().copied().or(outside.first()) else {
+        let kind = if seen.is_empty() { NatKind::Unknown } else { NatKind::Open };
+        return Verdict { kind, reflexive: None, telling: seen.len() };
     };
-    let differs = outside.iter().any(|(other, m)| other.ip() != server.ip() && m.ip() == mapped.ip() && m.port() != mapped.port());
-    (if differs { NatKind::Symmetric } else { NatKind::Cone }, Some(*mapped))
+    let differs = telling.iter().any(|(other, m)| other.ip() != server.ip() && m.ip() == mapped.ip() && m.port() != mapped.port());
+    let kind = if differs { NatKind::Symmetric } else { NatKind::Cone };
+    Verdict { kind, reflexive: Some(*mapped), telling: telling.len() }
 }
 
 /// A member that answered by STUN: the address that answered, and ours as it saw it.
@@ -176,7 +195,9 @@ fn holds(finding: &Finding, found: Option<(SocketAddr, Instant)>, mapped: Socket
 
 /// Looks closer at one family's NAT or firewall, unless that was done lately.
 async fn look_closer(shared: &Arc<Shared>, seen: &[Seen], v4: bool, kind: NatKind) -> NatKind {
-    let Some(helper) = seen.iter().find(|s| s.open && s.server.is_ipv4() == v4) else {
+    // A knock at a port that the router lets through shows nothing of the NAT.
+    let telling = |s: &&Seen| s.open && s.server.is_ipv4() == v4 && !shared.is_let_through(s.mapped);
+    let Some(helper) = seen.iter().find(telling) else {
         // Nobody here can tell.
         shared.state().mapping_known |= v4;
         return kind;
@@ -191,7 +212,7 @@ async fn look_closer(shared: &Arc<Shared>, seen: &[Seen], v4: bool, kind: NatKin
     // Who has no NAT has no mapping.
     let mapping = async { if v4 && kind != NatKind::Open { look_at_the_mapping(shared, helper, kind).await } else { None } };
     let (mut new, second) = tokio::join!(examine::examine(shared, helper.member, helper.server, helper.mapped), mapping);
-    if let Some(second) = second.filter(|_| !new.by_port) {
+    if let Some(second) = second.filter(|second| !new.by_port && !shared.is_let_through(*second)) {
         new.note_second(helper.mapped, second);
     }
     let mut state = shared.state();
@@ -213,7 +234,7 @@ async fn look_at_the_mapping(shared: &Arc<Shared>, helper: &Seen, kind: NatKind)
     let second = examine::mapped_anew(shared, helper.member, helper.server).await;
     {
         let mut state = shared.state();
-        if let Some(second) = second {
+        if let Some(second) = second.filter(|second| !state.is_let_through(&shared.options, *second)) {
             let mut finding = state.finding;
             finding.note_second(helper.mapped, second);
             if finding.by_port {
@@ -237,8 +258,9 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
         let (local, port) = (shared.plane.inner().local_addresses.load_full(), shared.plane.inner().udp.port());
         let of = |v4: bool| -> Vec<_> { seen.iter().filter(|s| s.server.is_ipv4() == v4).map(|s| (s.server, s.mapped)).collect() };
         let (four, six) = (of(true), of(false));
-        let (mut kind, reflexive) = judge(&four, &local, port);
-        let (mut kind6, _) = judge(&six, &local, port);
+        let let_through = |addr| shared.is_let_through(addr);
+        let Verdict { mut kind, reflexive, telling } = judge(&four, (&local, port), let_through);
+        let mut kind6 = judge(&six, (&local, port), let_through).kind;
         if silent >= SILENT_ROUNDS {
             (kind, kind6) = (NatKind::Blocked, NatKind::Blocked);
         } else if kind == NatKind::Unknown {
@@ -246,7 +268,7 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
             kind = kind6;
         }
         // What is known so far is worth telling at once: a closer look takes another round trip or two.
-        note(&shared, kind, kind6, reflexive, four.len());
+        note(&shared, kind, kind6, reflexive, telling);
         shared.learned.notify_waiters();
         if !four.is_empty() {
             kind = look_closer(&shared, &seen, true, kind).await;
@@ -257,7 +279,7 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
                 kind = kind6;
             }
         }
-        kind = note(&shared, kind, kind6, reflexive, four.len());
+        kind = note(&shared, kind, kind6, reflexive, telling);
         shared.learned.notify_waiters();
         let pause = match kind {
             NatKind::Open => WHEN_OPEN,
@@ -277,12 +299,12 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
 }
 
 /// Keeps what a round showed; the kind that stands now.
-fn note(shared: &Shared, mut kind: NatKind, kind6: NatKind, reflexive: Option<SocketAddr>, answers: usize) -> NatKind {
+fn note(shared: &Shared, mut kind: NatKind, kind6: NatKind, reflexive: Option<SocketAddr>, telling: usize) -> NatKind {
     let local = shared.plane.inner().local_addresses.load_full();
     let mut state = shared.state();
     let before = state.nat;
     // One member alone cannot tell a symmetric NAT from a cone: what two have shown stands.
-    if kind == NatKind::Cone && answers < 2 && matches!(before, NatKind::Symmetric | NatKind::Counting) {
+    if kind == NatKind::Cone && telling < 2 && matches!(before, NatKind::Symmetric | NatKind::Counting) {
         kind = before;
     }
     let same = |of: SocketAddr| reflexive.map_or(local.contains(&of.ip()), |r| r.ip() == of.ip());
@@ -337,11 +359,30 @@ mod tests {
         let local = ["192.168.1.5".parse().unwrap()];
         let (s1, s2) = (at("198.18.0.1:7"), at("198.18.0.2:7"));
         let (m1, m2) = (at("198.18.9.9:4000"), at("198.18.9.9:4001"));
-        assert_eq!(judge(&[], &local, 7).0, NatKind::Unknown);
-        assert_eq!(judge(&[(s1, at("192.168.1.5:7"))], &local, 7), (NatKind::Open, None));
-        assert_eq!(judge(&[(s1, m1), (s2, m1)], &local, 7), (NatKind::Cone, Some(m1)));
-        assert_eq!(judge(&[(s1, m1), (s2, m2)], &local, 7), (NatKind::Symmetric, Some(m1)));
+        let judged = |seen: &[_]| {
+            let verdict = judge(seen, (&local, 7), |_| false);
+            (verdict.kind, verdict.reflexive)
+        };
+        assert_eq!(judged(&[]).0, NatKind::Unknown);
+        assert_eq!(judged(&[(s1, at("192.168.1.5:7"))]), (NatKind::Open, None));
+        assert_eq!(judged(&[(s1, m1), (s2, m1)]), (NatKind::Cone, Some(m1)));
+        assert_eq!(judged(&[(s1, m1), (s2, m2)]), (NatKind::Symmetric, Some(m1)));
         let neighbour = at("192.168.1.6:7");
-        assert_eq!(judge(&[(neighbour, at("192.168.1.5:7")), (s2, m1)], &local, 7), (NatKind::Cone, Some(m1)));
+        assert_eq!(judged(&[(neighbour, at("192.168.1.5:7")), (s2, m1)]), (NatKind::Cone, Some(m1)));
+    }
+
+    #[test]
+    fn who_sees_us_at_a_port_that_the_router_lets_through_does_not_make_a_cone_symmetric_nor_a_symmetric_nat_a_cone() {
+        let local = ["192.168.1.5".parse().unwrap()];
+        let (s1, s2, s3) = (at("198.18.0.1:7"), at("198.18.0.2:7"), at("198.18.0.3:7"));
+        let (m1, m2, mapped) = (at("198.18.9.9:4000"), at("198.18.9.9:4001"), at("198.18.9.9:7"));
+        let judged = |seen: &[_]| judge(seen, (&local, 7), |addr| addr == mapped);
+        let cone = |telling| Verdict { kind: NatKind::Cone, reflexive: Some(m1), telling };
+        // In whatever order they answer, and whoever of them has written to us there.
+        assert_eq!(judged(&[(s1, mapped), (s2, m1)]), cone(1));
+        assert_eq!(judged(&[(s1, m1), (s2, mapped), (s3, m1)]), cone(2));
+        assert_eq!(judged(&[(s1, mapped), (s2, m1), (s3, m2)]), Verdict { kind: NatKind::Symmetric, ..cone(2) });
+        // Where nobody tells, `note` lets stand what is known.
+        assert_eq!(judged(&[(s1, mapped), (s2, mapped)]), Verdict { reflexive: Some(mapped), ..cone(0) });
     }
 }

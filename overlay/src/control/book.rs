@@ -8,7 +8,7 @@
 use super::wire::{Contact, MAX_CONTACTS};
 use crate::{
     id::{MemberId, RingAddr},
-    membership::{Trust, write_atomically},
+    membership::{Refusal, Trust, write_atomically},
 };
 use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
@@ -191,11 +191,16 @@ impl Book {
         self.contacts.remove(&member);
     }
 
-    /// Forgets whom the network no longer trusts.
-    pub fn retain_trusted(&mut self, trust: &Trust) {
-        let before = self.contacts.len();
-        self.contacts.retain(|_, e| trust.verify(&e.contact.certificate).is_ok());
+    /// Forgets whom the network no longer trusts; gives those that have been revoked, or fell with another.
+    pub fn retain_trusted(&mut self, trust: &Trust) -> Vec<MemberId> {
+        let (before, mut fallen) = (self.contacts.len(), Vec::new());
+        self.contacts.retain(|member, e| {
+            let verdict = trust.verify(&e.contact.certificate);
+            fallen.extend((verdict == Err(Refusal::Revoked)).then_some(*member));
+            verdict.is_ok()
+        });
         self.dirty |= self.contacts.len() != before;
+        fallen
     }
 
     /// A member's contact.

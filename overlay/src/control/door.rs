@@ -206,6 +206,15 @@ impl Door {
     /// The listener's part.
     pub async fn answer(&self, peer: MemberId, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<Proved, DoorError> {
         let hello = read_value(stream, MAX_HELLO_BYTES).await?;
+        // Whose revocation says why this one is turned down: its own, or that of one it hangs on.
+        let mut concerned = vec![peer];
+        match &hello {
+            Hello::Prove(shown) => {
+                let certificate = &shown.contact.certificate;
+                concerned.extend(certificate.delegate().into_iter().chain(certificate.groups().copied_from()));
+            }
+            Hello::Admit(request) => concerned.extend(request.invite.terms().groups.copied_from()),
+        }
         let verdict = match hello {
             Hello::Prove(shown) => match self.presentation() {
                 Some(own) => self.judge(peer, *shown, None).map(|proved| (proved, Reply::Welcome(own))),
@@ -222,7 +231,7 @@ impl Door {
                 Ok(proved)
             }
             Err(refusal) => {
-                let about_peer = |r: &Revocation| r.target() == Target::Member(peer);
+                let about_peer = |r: &Revocation| matches!(r.target(), Target::Member(member) if concerned.contains(&member));
                 let proof = match refusal {
                     Refusal::Revoked => self.trust.revocations().into_iter().filter(about_peer).collect(),
                     _ => Vec::new(),

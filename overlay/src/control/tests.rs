@@ -268,6 +268,33 @@ async fn a_revoked_member_is_cut_off_by_all_though_it_is_known_to_one_through_an
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_grew_out_of_a_copy_of_a_revoked_members_state_is_cut_off_with_it_and_is_told() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let middle = world.member("middle", &[&first]).await;
+    let outcast = Identity::generate();
+    let identity = Identity::generate();
+    let lasts = (UnixTime::now(), UnixTime::now().plus(3600));
+    let groups = crate::membership::Groups::default().of_copy(outcast.member_id()).unwrap();
+    let certificate = Issuer::root(&world.root)
+        .certify_in(&world.network, (identity.member_id(), identity.link_key()), "copy", (Rights::default(), groups), lasts)
+        .unwrap();
+    let copy = Control::start(world.config(identity, certificate, middle.listen_addrs())).await.unwrap();
+    meshed(&[&first, &middle, &copy]).await;
+    let (mut told, mut seen) = (copy.events(), first.events());
+    let revocation = Revocation::issue(&Issuer::root(&world.root), world.network.id, Target::Member(outcast.member_id()), UnixTime::now());
+    middle.shared.commands.send(Command::Revoke(Box::new(revocation))).await.unwrap();
+    eventually("nobody is connected to the copy", || {
+        let gone = |c: &Control| !c.connected().contains(&copy.me());
+        gone(&first) && gone(&middle) && copy.connected().is_empty()
+    })
+    .await;
+    eventually("the copy knows", || matches!(told.try_recv(), Ok(ControlEvent::ThisNodeRevoked))).await;
+    eventually("the others say so", || matches!(seen.try_recv(), Ok(ControlEvent::Revoked(member)) if member == copy.me())).await;
+    assert!(middle.connected().contains(&first.me()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_restarts_into_the_network_when_its_bootstrap_is_gone() {
     let world = World::new(1);
     let first = world.first().await;

@@ -168,6 +168,11 @@ impl Certificate {
         self.delegate.as_ref().map(|d| d.0.member)
     }
 
+    /// Whether it falls when `member` is revoked: it is that one's, signed by it, or of one that grew out of its copied state.
+    pub fn hangs_on(&self, member: MemberId) -> bool {
+        self.member() == member || self.delegate() == Some(member) || self.groups().copied_from().any(|origin| origin == member)
+    }
+
     /// Whether the signatures lead to the root of `network` and hold at `now`. Revocations are
     /// [`Trust`](super::Trust)'s to know.
     ///

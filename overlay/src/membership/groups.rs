@@ -3,8 +3,14 @@
 //!
 //! Certificates and invites that were signed before there were groups stay what they were, byte for byte: the
 //! byte that said whether a member may admit others (0 or 1) has a second bit which says that groups follow.
+//!
+//! One name is no group but a mark: `copy-of-` and an id. The certificate of a member that grew out of the copied state of another
+//! names that one, and those that it grew out of in turn, so that all fall when one of them is revoked
+//! (docs/decisions/0022-cloned-state.md). Members that do not know the mark take it for a group that no rule speaks of.
 
 use super::{Refusal, valid_name};
+use crate::id::MemberId;
+use data_encoding::BASE32_NOPAD;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{Error, SeqAccess, Visitor},
@@ -14,6 +20,8 @@ use std::fmt;
 
 /// Groups of one member: more than a person would give, few enough for a certificate.
 const MAX_GROUPS: usize = 16;
+/// Before the id of a member, 52 letters and digits, it makes a label of 60.
+const COPY_OF: &str = "copy-of-";
 const ADMIT: u8 = 1;
 const HAS_GROUPS: u8 = 2;
 
@@ -45,6 +53,21 @@ impl Groups {
     /// Whether `name` is among them.
     pub fn contains(&self, name: &str) -> bool {
         self.0.binary_search_by(|own| own.as_str().cmp(name)).is_ok()
+    }
+
+    /// The same with the mark of who grows out of `member`'s copied state.
+    ///
+    /// # Errors
+    /// [`Refusal::BadGroup`] if there is no room for it.
+    pub fn of_copy(&self, member: MemberId) -> Result<Self, Refusal> {
+        let mark = format!("{COPY_OF}{}", BASE32_NOPAD.encode(&member.0).to_ascii_lowercase());
+        Self::new(self.0.iter().cloned().chain([mark]))
+    }
+
+    /// The members out of whose copied states this one grew.
+    pub fn copied_from(&self) -> impl Iterator<Item = MemberId> {
+        let marks = self.iter().filter_map(|name| name.strip_prefix(COPY_OF));
+        marks.filter_map(|id| Some(MemberId(BASE32_NOPAD.decode(id.to_ascii_uppercase().as_bytes()).ok()?.try_into().ok()?)))
     }
 
     /// Their names in order.
@@ -149,6 +172,20 @@ mod tests {
         assert!(groups.contains("lab") && !groups.contains("la"));
         assert_eq!(Groups::new(["Lab"]), Err(Refusal::BadGroup));
         assert_eq!(Groups::new((0..17).map(|n| format!("g{n}"))), Err(Refusal::BadGroup));
+    }
+
+    #[test]
+    fn a_copy_of_a_copy_names_both_and_stays_in_its_groups() {
+        let (one, two) = (MemberId([1; 32]), MemberId([0xfe; 32]));
+        let groups = Groups::new(["lab", "copy-of-nobody", "copy-of-"]).unwrap();
+        assert_eq!(groups.copied_from().count(), 0, "a group that begins like a mark is a group");
+        let copy = groups.of_copy(two).unwrap().of_copy(one).unwrap();
+        let mut from: Vec<MemberId> = copy.copied_from().collect();
+        from.sort_unstable();
+        assert_eq!(from, [one, two]);
+        assert!(copy.contains("lab"));
+        assert_eq!(copy.of_copy(one), Ok(copy), "once is enough");
+        assert_eq!(Groups::new((0..16).map(|n| format!("g{n}"))).unwrap().of_copy(one), Err(Refusal::BadGroup));
     }
 
     #[test]

@@ -107,14 +107,15 @@ impl Trust {
         certificate.verify_signatures(self.network, now)?;
         let known = self.read();
         let by_root = |member| known.contains_key(&(Target::Member(member), None));
+        let by_delegate = |member| {
+            let of_member = known.range((Target::Member(member), None)..).take_while(|((target, _), _)| *target == Target::Member(member));
+            of_member.into_iter().any(|((_, by), _)| by.is_some_and(|delegate| !by_root(delegate)))
+        };
         let fallen = certificate.delegate().is_some_and(by_root);
-        let revoked = by_root(certificate.member())
-            || (!certificate.rights().admit
-                && known
-                    .range((Target::Member(certificate.member()), None)..)
-                    .take_while(|((target, _), _)| *target == Target::Member(certificate.member()))
-                    .any(|((_, by), _)| by.is_some_and(|delegate| !by_root(delegate))));
-        if fallen || revoked { Err(Refusal::Revoked) } else { Ok(()) }
+        let revoked = by_root(certificate.member()) || (!certificate.rights().admit && by_delegate(certificate.member()));
+        // Who grew out of a copy of another's state falls with that one.
+        let origin_revoked = certificate.groups().copied_from().any(|member| by_root(member) || by_delegate(member));
+        if fallen || revoked || origin_revoked { Err(Refusal::Revoked) } else { Ok(()) }
     }
 
     /// Whether an invite may still admit somebody into this network, its uses aside.

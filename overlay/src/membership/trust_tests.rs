@@ -149,6 +149,49 @@ fn a_revoked_member_is_none_and_a_revoked_delegate_takes_its_members_along() {
 }
 
 #[test]
+fn with_a_revoked_member_fall_those_that_grew_out_of_copies_of_its_state_whoever_admitted_them() {
+    let ids: Vec<Identity> = (0..4).map(|_| Identity::generate()).collect();
+    let [member, copy, copy_of_copy, delegate] = &ids[..] else { unreachable!() };
+    let certified = |world: &World, issuer: &Issuer<'_>, who: &Identity, groups: Groups| {
+        let lasts = (UnixTime(1), NOW.plus(100));
+        let granted = (Rights::default(), groups);
+        issuer.certify_in(&world.network, (who.member_id(), who.link_key()), "alpha", granted, lasts).unwrap()
+    };
+    // The same at every member: whom of the four a revocation by the root, and by a delegate, leaves in the network.
+    for (revoked, stay) in
+        [(member, [false, false, false, true]), (copy, [true, false, false, true]), (copy_of_copy, [true, true, false, true])]
+    {
+        for by_root in [true, false] {
+            let world = world(1);
+            let (root, own) = (Issuer::root(&world.root), world.delegate(delegate));
+            let by_delegate = Issuer::delegate(delegate.keys(), &own);
+            let once = Groups::new(["lab"]).unwrap().of_copy(member.member_id()).unwrap();
+            let twice = once.of_copy(copy.member_id()).unwrap();
+            let certificates = [
+                world.member(member),
+                certified(&world, &by_delegate, copy, once),
+                certified(&world, &root, copy_of_copy, twice.clone()),
+                own.clone(),
+            ];
+            assert!(certificates.iter().all(|c| world.trust.verify_at(c, NOW).is_ok()));
+            let terms = InviteTerms { uses: 1, expires: NOW.plus(60), delegate: false, groups: twice };
+            let invite = Invite::issue(&root, &world.network, &["/ip4/10.0.0.1/udp/1/quic-v1".into()], terms).unwrap();
+            world.revoke(if by_root { &root } else { &by_delegate }, Target::Member(revoked.member_id()));
+            assert_eq!(certificates.each_ref().map(|c| world.trust.verify_at(c, NOW).is_ok()), stay);
+            assert_eq!(certificates.each_ref().map(|c| !c.hangs_on(revoked.member_id())), stay);
+            // Nor does a fallen one come back with the invite that it was given before.
+            let again = certified(&world, &root, &Identity::generate(), invite.terms().groups.clone());
+            assert_eq!(world.trust.verify_at(&again, NOW).is_ok(), revoked.member_id() == copy_of_copy.member_id());
+            if !by_root {
+                // The delegate's word falls with it, and what it certified does too.
+                world.revoke(&root, Target::Member(delegate.member_id()));
+                assert_eq!(certificates.each_ref().map(|c| world.trust.verify_at(c, NOW).is_ok()), [true, false, true, false]);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_delegate_revokes_members_but_no_delegate_and_its_word_falls_with_it() {
     let world = world(1);
     let (one, two, member) = (Identity::generate(), Identity::generate(), Identity::generate());

@@ -138,6 +138,8 @@ pub struct Neighbour {
 pub struct RingStatus {
     /// Whether this member has its place in a ring of two or more.
     pub joined: bool,
+    /// Whether it has had one since its start: without neighbours now, it has lost them.
+    pub was_joined: bool,
     /// All neighbours that answer, by position.
     pub neighbours: Vec<Neighbour>,
     /// Edges asked for and not made yet.

@@ -199,7 +199,7 @@ impl Ring {
         let sides = [nearest(|me, to| me.clockwise(to)), nearest(|me, to| to.clockwise(me))];
         let told = sides.iter().all(|side| side.is_some_and(|e| e.list_digest.is_some()));
         if self.seek.located() && told && !open {
-            self.joined = true;
+            (self.joined, self.was_joined) = (true, true);
             for edge in self.edges.values_mut() {
                 edge.mine.set(Roles::SEED, false);
             }

@@ -10,9 +10,9 @@ use crate::{
         wire::{GOSSIP_SERVICE, Gossip},
     },
     id::MemberId,
-    membership::{Revocation, Target},
+    membership::{Refusal, Revocation, Target},
 };
-use std::{sync::PoisonError, time::Duration};
+use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
 use tokio::time::Instant;
 
 /// Both ends learn of each other at the same time: the greater id waits for the smaller to dial.
@@ -40,6 +40,9 @@ impl Driver {
         let trust = self.shared.door.trust.clone();
         let new: Vec<Revocation> = gossip.revocations.into_iter().filter(|r| trust.add_revocation(r.clone()) == Ok(true)).collect();
         let mut news = Gossip { revocations: new, contacts: Vec::new() };
+        // Those whom a revocation names, known or not, and those who fall with them.
+        let named = |r: &Revocation| if let Target::Member(member) = r.target() { Some(member) } else { None };
+        let mut out: BTreeSet<MemberId> = news.revocations.iter().filter_map(named).collect();
         {
             let mut book = self.shared.book.write().unwrap_or_else(PoisonError::into_inner);
             for contact in gossip.contacts.into_iter().filter(|c| c.member() != self.shared.me) {
@@ -63,18 +66,20 @@ impl Driver {
                 }
             }
             if !news.revocations.is_empty() {
-                book.retain_trusted(&trust);
+                out.extend(book.retain_trusted(&trust));
             }
         }
         if !news.contacts.is_empty() || !news.revocations.is_empty() {
             self.tell_all(from, &news);
         }
-        for revocation in &news.revocations {
-            if let Target::Member(member) = revocation.target() {
-                tracing::warn!(%member, "revoked");
-                let event = if member == self.shared.me { ControlEvent::ThisNodeRevoked } else { ControlEvent::Revoked(member) };
-                let _ = self.shared.events.send(event);
-            }
+        let own = self.shared.door.contact();
+        if !news.revocations.is_empty() && own.is_some_and(|own| trust.verify(&own.certificate) == Err(Refusal::Revoked)) {
+            out.insert(self.shared.me);
+        }
+        for member in out {
+            tracing::warn!(%member, "revoked");
+            let event = if member == self.shared.me { ControlEvent::ThisNodeRevoked } else { ControlEvent::Revoked(member) };
+            let _ = self.shared.events.send(event);
         }
         if !news.revocations.is_empty() {
             self.cut_untrusted();
