@@ -157,7 +157,8 @@ async fn become_member(layout: &Layout) -> Outcome<()> {
     say(format_args!("joining by {source}"));
     loop {
         match membership::join(layout, &invite, None, &name).await {
-            Err(failure) if failure.kind == Kind::TimedOut => say(format_args!("{failure}; trying again")),
+            // Nobody answers yet, or those who decide cannot be asked now: neither is a word about the invite.
+            Err(failure) if matches!(failure.kind, Kind::TimedOut | Kind::NotNow) => say(format_args!("{failure}; trying again")),
             Err(failure) => return Err(Failure::new(failure.kind, format!("{source}: {failure}"))),
             Ok(()) => {
                 say(format_args!("admitted as {name}"));
