@@ -73,7 +73,10 @@ async fn gather(context: &Context) -> Vec<(String, String)> {
     let mut files = vec![("README".to_owned(), README.to_owned()), ("versions.txt".to_owned(), versions())];
     let page = doctor::examine(context).await;
     files.push(("doctor.json".to_owned(), serde_json::to_string_pretty(&page).unwrap_or_default()));
-    files.push(("node.toml".to_owned(), fs::read_to_string(layout.config()).unwrap_or_else(|e| format!("# not read: {e}\n"))));
+    files.push((
+        "node.toml".to_owned(),
+        fs::read_to_string(layout.config()).map_or_else(|e| format!("# not read: {e}\n"), |text| without_headers(&text)),
+    ));
     files.push(("state.txt".to_owned(), listing(layout)));
     files.push(("daemon.log".to_owned(), service::log_tail(layout, LOG_LINES).await.join("\n")));
     for (path, name) in ASKED {
@@ -94,6 +97,23 @@ async fn gather(context: &Context) -> Vec<(String, String)> {
 fn versions() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     format!("p2pvm {}\n{}{}", env!("CARGO_PKG_VERSION"), read("/proc/version"), read("/etc/os-release"))
+}
+
+/// Settings without what `[traces] headers` sends to the collector: it is there to be secret. Settings that cannot be read are
+/// left out, since nobody can say where it stands in them.
+fn without_headers(settings: &str) -> String {
+    let table = match settings.parse::<toml::Table>() {
+        Ok(table) => table,
+        Err(e) => return format!("# left out, for it may hold secrets; it cannot be read: {}\n", e.message()),
+    };
+    let headers = table.get("traces").and_then(|traces| traces.get("headers")).and_then(toml::Value::as_table);
+    let Some(headers) = headers.filter(|headers| !headers.is_empty()) else { return settings.to_owned() };
+    let names: Vec<_> = headers.keys().map(String::as_str).collect();
+    let mut rest = table.clone();
+    if let Some(traces) = rest.get_mut("traces").and_then(toml::Value::as_table_mut) {
+        traces.remove("headers");
+    }
+    format!("# without comments and without [traces] headers, which names {}\n{rest}", names.join(", "))
 }
 
 /// Names and sizes in the state directory, one level deep; no content.
@@ -143,6 +163,17 @@ fn pack(name: &str, files: &[(String, String)]) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_sent_to_a_collector_stays_out() {
+        assert_eq!(without_headers("# mine\nport = 1\n"), "# mine\nport = 1\n");
+        for secret in ["[traces]\nheaders = { authorization = \"hush\" }\n", "[traces.headers]\nauthorization = 'hush'\n"] {
+            let clean = without_headers(&format!("port = 1\n{secret}"));
+            assert!(clean.contains("port = 1") && clean.contains("authorization") && !clean.contains("hush"), "{clean}");
+        }
+        let broken = without_headers("port = \n[traces]\nheaders = { authorization = \"hush\" }");
+        assert!(broken.contains("left out") && !broken.contains("hush"), "{broken}");
+    }
 
     #[test]
     fn an_invite_is_cut_out_wherever_it_stands_and_the_rest_stays() {

@@ -4,7 +4,7 @@
 use crate::{
     failure::{Failure, Outcome},
     layout::{Layout, read_if_there},
-    service,
+    service, traces,
 };
 use p2pvm_autonomic::Policy;
 use p2pvm_overlay::{control::FULL_MESH, plane::RelayOffer, ring::RingOptions};
@@ -61,6 +61,8 @@ pub struct Config {
     pub dashboard_port: u16,
     /// When and how eagerly.
     pub policy: Policy,
+    /// Where OpenTelemetry traces of migrations go.
+    pub traces: traces::Settings,
 }
 
 /// `[ring]`: how many connections this member keeps beside those to its nearest.
@@ -123,6 +125,7 @@ impl Default for Config {
             dashboard: false,
             dashboard_port: 4080,
             policy: Policy::default(),
+            traces: traces::Settings::default(),
         }
     }
 }
@@ -158,6 +161,7 @@ impl Config {
             )));
         }
         config.policy.check().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+        config.traces.check().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
         Ok(config)
     }
 

@@ -18,6 +18,7 @@ mod service;
 mod sigpipe;
 mod succession;
 mod top;
+mod traces;
 mod web;
 
 use clap::Parser;

@@ -121,6 +121,12 @@ pub struct Progress {
     pub dirty_rate: u64,
     /// The stop that QEMU expects, milliseconds.
     pub expected_downtime_ms: u64,
+    /// Passes over the guest's memory so far. Not told to other members.
+    #[serde(skip)]
+    pub rounds: u64,
+    /// The rest of its memory follows after the switch-over. Not told to other members.
+    #[serde(skip)]
+    pub post_copy: bool,
 }
 
 /// What QEMU says of a finished migration.
@@ -132,6 +138,8 @@ pub struct MigrationReport {
     pub downtime_ms: u64,
     /// RAM bytes transferred.
     pub ram_bytes: u64,
+    /// Passes over RAM.
+    pub rounds: u64,
 }
 
 /// A checkpoint as [`Machine::checkpoint`] leaves it: plain files, complete and flushed.

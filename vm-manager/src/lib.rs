@@ -16,6 +16,7 @@ mod jail;
 pub mod migrate;
 pub mod port;
 pub mod qemu;
+pub mod trace;
 pub mod vault;
 
 pub use ballot::Ballot;
@@ -23,4 +24,5 @@ pub use definition::{Definition, GuestAddress, ImageSource, NewVm, VmSecret};
 pub use error::Error;
 pub use host::{Host, HostOptions, Parts};
 pub use port::Port;
+pub use trace::Traces;
 pub use vault::Vault;

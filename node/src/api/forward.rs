@@ -1,7 +1,7 @@
 //! Passes a request about a VM on to the member that can answer it: its holder, or for a new VM and a restore the
 //! member the user chose. A request travels one hop only; the far end answers from its own state.
 
-use super::client::Client;
+use super::{client::Client, traced};
 use crate::{
     daemon::Daemon,
     failure::{Doing, Failure, Outcome},
@@ -29,13 +29,25 @@ const FORWARDED: &str = "p2pvm-forwarded";
 const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// Sends the request to the VM's holder where that is another member.
-pub async fn to_holder(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>, request: Request, next: Next) -> Response {
+pub async fn to_holder(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>, mut request: Request, next: Next) -> Response {
     if request.headers().contains_key(FORWARDED) || daemon.has_vm(&name) {
         return next.run(request).await;
     }
     match daemon.holder_of(&name).await {
         Ok(holder) if holder == daemon.me() => next.run(request).await,
-        Ok(holder) => pass_on(&daemon, holder, request).await.unwrap_or_else(IntoResponse::into_response),
+        Ok(holder) => {
+            let asking = traced::begin(daemon.traces(), &name, &mut request);
+            match (pass_on(&daemon, holder, request).await, asking) {
+                (Ok(answer), Some(asking)) => traced::follow(asking, answer),
+                (Ok(answer), None) => answer,
+                (Err(failure), asking) => {
+                    if let Some(asking) = asking {
+                        asking.failed(&failure);
+                    }
+                    failure.into_response()
+                }
+            }
+        }
         Err(failure) => failure.into_response(),
     }
 }

@@ -7,4 +7,5 @@ pub mod dashboard;
 pub mod forward;
 pub mod policy;
 pub mod server;
+pub mod traced;
 pub mod types;

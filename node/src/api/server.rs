@@ -1,7 +1,7 @@
 //! Routes and their handlers. A handler says what the daemon is asked, nothing more.
 
 use super::{
-    forward,
+    forward, traced,
     types::{
         Cluster, ClusterVms, CreateVm, Decided, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm, Status, Step,
         Traced, Traffic,
@@ -15,7 +15,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{DefaultBodyLimit, Path, Query, Request, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -262,8 +262,9 @@ pub(crate) async fn stop(State(daemon): Shared, Path(name): Path<String>) -> Res
     streamed(move |reporter| async move { daemon.stop_vm(&name, &reporter).await })
 }
 
-pub(crate) async fn migrate(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<MigrateVm>) -> Response {
-    streamed(move |reporter| async move { daemon.migrate_vm(&name, &r, &reporter).await })
+pub(crate) async fn migrate(State(daemon): Shared, Path(name): Path<String>, headers: HeaderMap, Json(r): Json<MigrateVm>) -> Response {
+    let within = traced::within(&headers);
+    streamed(move |reporter| async move { daemon.migrate_vm(&name, &r, within, &reporter).await })
 }
 
 pub(crate) async fn cancel_migration(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {

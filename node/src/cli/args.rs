@@ -435,7 +435,7 @@ pub enum Vm {
     #[command(after_help = "Example:\n  p2pvm vm delete web")]
     Delete(Delete),
     /// Move a running VM to another member while it runs
-    #[command(after_help = "Example:\n  p2pvm vm migrate web --to lab2")]
+    #[command(after_help = "Example:\n  p2pvm vm migrate web --to lab2\n\nWith [traces] in node.toml it names its trace.")]
     Migrate(Migrate),
     /// Take a snapshot of memory and disk while the VM runs, and copy it to two other members
     #[command(after_help = "Example:\n  p2pvm vm snapshot web --name before-upgrade")]

@@ -151,6 +151,9 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
             text(&done, "downtime_ms"),
             indicatif::HumanBytes(done["ram_bytes"].as_u64().unwrap_or(0)),
         );
+        if let Some(trace) = done["trace"].as_str() {
+            println!("trace {trace}");
+        }
     })
 }
 

@@ -12,7 +12,7 @@ use p2pvm_overlay::{Fabric, MemberId, Serve, VmId};
 use p2pvm_vm_manager::{
     host::{Host, VmState},
     hypervisor::MigrateOptions,
-    migrate::RunsOn,
+    migrate::{Occasion, RunsOn},
 };
 use std::{
     collections::HashMap,
@@ -180,7 +180,8 @@ impl Manager {
         let progress = watch::Sender::default();
         let certificate = self.parts.control.certificate(to);
         self.moves.follow(&name, certificate.map_or_else(|| to.short(), |c| c.name().to_owned()), &progress);
-        match self.host.migrate(&name, to, MigrateOptions::default(), progress).await {
+        let why = Occasion { cause: "autonomic", reason: Some(self.named(reason)), ..Occasion::default() };
+        match self.host.migrate_because(why, &name, to, MigrateOptions::default(), progress).await {
             Ok(outcome) => outcome.runs_on == RunsOn::Target,
             Err(error) => {
                 tracing::warn!(vm = %name, %error, "not moved");

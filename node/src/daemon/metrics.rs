@@ -28,7 +28,7 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
     Family { name, counter: true, help }
 }
 
-const FAMILIES: [Family; 22] = [
+const FAMILIES: [Family; 25] = [
     gauge("p2pvm_info", "1, with the version of the program."),
     gauge("p2pvm_up_seconds", "Time since the daemon started."),
     gauge("p2pvm_resident_bytes", "Resident memory of the daemon."),
@@ -51,6 +51,9 @@ const FAMILIES: [Family; 22] = [
     counter("p2pvm_punches_direct_total", "Of these, those that came through."),
     counter("p2pvm_punches_first_try_total", "Of these, those that came through at the first try."),
     counter("p2pvm_denied_packets_total", "Packets that the network's access rules kept out."),
+    counter("p2pvm_trace_spans_sent_total", "Spans of traces that the collector took."),
+    counter("p2pvm_trace_spans_dropped_total", "Spans of traces lost: too many waited, or the collector refused them."),
+    gauge("p2pvm_trace_spans_waiting", "Spans of traces that wait for the collector."),
 ];
 
 /// One figure.
@@ -107,6 +110,12 @@ impl Daemon {
             *states.entry(vm.state).or_default() += 1;
         }
         samples.extend(states.iter().map(|(state, n)| sample("p2pvm_vms", &[("state", state)], f64::from(*n))));
+        if let Some(exporter) = &self.exporter {
+            let counts = exporter.counts();
+            samples.push(plain("p2pvm_trace_spans_sent_total", counts.sent as f64));
+            samples.push(plain("p2pvm_trace_spans_dropped_total", counts.dropped as f64));
+            samples.push(plain("p2pvm_trace_spans_waiting", counts.waiting as f64));
+        }
         samples.extend(links(&self.parts.plane.peers(), |member| self.name_of(member)));
         samples
     }

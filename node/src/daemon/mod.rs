@@ -31,7 +31,7 @@ use crate::{
     failure::{Doing, Failure, Kind, Outcome},
     layout::Layout,
     membership::{self, Membership},
-    succession,
+    succession, traces,
     web::Dashboard,
 };
 use admission::SlotAdmission;
@@ -59,6 +59,7 @@ use p2pvm_overlay::{
 };
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
+    Traces,
     host::{Host, HostOptions},
     qemu::Qemu,
     vault::ChunkVault,
@@ -152,6 +153,9 @@ pub struct Daemon {
     /// Why the daemon cannot go on, if it cannot.
     expelled: Mutex<Option<Failure>>,
     layout: Layout,
+    traces: Traces,
+    /// Where spans go, if anybody wants them.
+    exporter: Option<traces::Exporter>,
     _ring: RingDriver,
     ask: OnceLock<AskAll>,
 }
@@ -223,6 +227,9 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     daemon.host.halt();
     daemon.subnets.close().await;
     daemon.integration.end().await;
+    if let Some(exporter) = &daemon.exporter {
+        exporter.close().await;
+    }
     changes::undo(layout);
     daemon.parts.plane.shutdown();
     daemon.parts.control.shutdown().await;
@@ -345,6 +352,8 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let chunks = ChunkStore::open(layout.chunks()).doing("opening the chunk store")?;
     let exchange = Exchange::start(fabric.clone(), chunks.clone(), ExchangeOptions::default());
     let images = Images::open(exchange.clone(), layout.images()).doing("opening the images")?;
+    let exporter = traces::Exporter::start(&config.traces, parts.me(), parts.certificate.name())?;
+    let traces = exporter.as_ref().map_or_else(Traces::default, |exporter| exporter.traces(naming(&parts)));
     let hypervisor = Arc::new(Qemu::new(HOST_FACTS, config.accel(), config.probe()));
     let host_parts = p2pvm_vm_manager::host::Parts {
         fabric: fabric.clone(),
@@ -353,6 +362,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         vault: ChunkVault::new(exchange, Arc::new(images)),
         hypervisor,
         port: ports.clone(),
+        traces: traces.clone(),
     };
     let host = Host::open(host_parts, HostOptions::default(), layout.dir()).await.doing("taking up the VMs")?;
     let fenced = Arc::downgrade(&host);
@@ -380,6 +390,8 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         again: AtomicBool::new(false),
         expelled: Mutex::default(),
         layout: layout.clone(),
+        traces,
+        exporter,
         _ring: ring_driver,
         ask: OnceLock::new(),
     });
@@ -387,6 +399,18 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let mut tasks = daemon.spawn(ports, resolver, control_events, from_plane, config.autonomic);
     tasks.spawn(collect(chunks));
     Ok((daemon, tasks))
+}
+
+/// What members are called, as far as this one knows.
+fn naming(parts: &Arc<Parts>) -> impl Fn(MemberId) -> Option<String> + Send + Sync + 'static {
+    let parts = Arc::downgrade(parts);
+    move |member| {
+        let parts = parts.upgrade()?;
+        if member == parts.me() {
+            return Some(parts.certificate.name().to_owned());
+        }
+        Some(parts.control.certificate(member)?.name().to_owned())
+    }
 }
 
 /// Removes chunks that nothing refers to any more, now and then.
@@ -540,6 +564,11 @@ impl Daemon {
     /// This member.
     pub fn me(&self) -> MemberId {
         self.parts.me()
+    }
+
+    /// What makes spans.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// The control plane.

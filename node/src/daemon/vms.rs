@@ -8,6 +8,7 @@ use crate::{
     },
     failure::{Failure, Kind, Outcome},
 };
+use opentelemetry::trace::SpanContext;
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error, ImageSource, NewVm,
@@ -15,7 +16,7 @@ use p2pvm_vm_manager::{
     directory::Snapshot,
     host::{VmState, VmStatus},
     hypervisor::{MigrateOptions, Progress},
-    migrate::{MigrationOutcome, RunsOn},
+    migrate::{MigrationOutcome, Occasion, RunsOn},
     vault::Durability,
 };
 use serde_json::{Value, json};
@@ -199,8 +200,8 @@ impl Daemon {
         Ok(self.host.console(name).await?)
     }
 
-    /// Moves a VM from here.
-    pub async fn migrate_vm(&self, name: &str, r: &MigrateVm, reporter: &Reporter) -> Outcome<Value> {
+    /// Moves a VM from here; `within` is the span of whoever asked.
+    pub async fn migrate_vm(&self, name: &str, r: &MigrateVm, within: SpanContext, reporter: &Reporter) -> Outcome<Value> {
         let to = match &r.to {
             Some(text) => self.resolve_member(text).await?,
             None => self.least_loaded().ok_or_else(|| Failure::not_found("no other member with room is known yet; name one with --to"))?,
@@ -208,7 +209,7 @@ impl Daemon {
         let options = MigrateOptions { post_copy: r.post_copy, ..MigrateOptions::default() };
         let outcome = watched(reporter, async |progress| {
             self.manager.moves.follow(name, self.name_of(to), &progress);
-            self.host.migrate(name, to, options, progress).await
+            self.host.migrate_because(Occasion { within, ..Occasion::default() }, name, to, options, progress).await
         })
         .await?;
         self.moved(&outcome)
@@ -216,22 +217,29 @@ impl Daemon {
 
     fn moved(&self, outcome: &MigrationOutcome) -> Outcome<Value> {
         let report = outcome.report.unwrap_or_default();
+        let traced = outcome.trace.as_ref().map_or_else(String::new, |trace| format!(" (trace {trace})"));
         match outcome.runs_on {
-            RunsOn::Target => Ok(json!({
-                "name": outcome.name,
-                "migration": outcome.id,
-                "host": self.name_of(outcome.to),
-                "from": self.name_of(outcome.from),
-                "epoch": outcome.epoch.0,
-                "total_ms": outcome.total_ms,
-                "pause_ms": outcome.pause_ms,
-                "downtime_ms": report.downtime_ms,
-                "ram_bytes": report.ram_bytes,
-            })),
+            RunsOn::Target => {
+                let mut moved = json!({
+                    "name": outcome.name,
+                    "migration": outcome.id,
+                    "host": self.name_of(outcome.to),
+                    "from": self.name_of(outcome.from),
+                    "epoch": outcome.epoch.0,
+                    "total_ms": outcome.total_ms,
+                    "pause_ms": outcome.pause_ms,
+                    "downtime_ms": report.downtime_ms,
+                    "ram_bytes": report.ram_bytes,
+                });
+                if let Some(trace) = &outcome.trace {
+                    moved["trace"] = json!(trace);
+                }
+                Ok(moved)
+            }
             RunsOn::Source => Err(Failure::new(
                 Kind::Failed,
                 format!(
-                    "{} did not move and still runs on {}: {}",
+                    "{} did not move and still runs on {}: {}{traced}",
                     outcome.name,
                     self.name_of(outcome.from),
                     outcome.failure.as_deref().unwrap_or("unknown cause")
@@ -240,7 +248,7 @@ impl Daemon {
             RunsOn::Undecided => Err(Failure::new(
                 Kind::Failed,
                 format!(
-                    "{} is held on both hosts until a majority of its voters answers, then goes on by itself on one: {}",
+                    "{} is held on both hosts until a majority of its voters answers, then goes on by itself on one: {}{traced}",
                     outcome.name,
                     outcome.failure.as_deref().unwrap_or("unknown cause")
                 ),
@@ -312,7 +320,8 @@ impl Daemon {
             reporter.phase(&format!("{} to {}", vm.name, self.name_of(to)));
             let outcome = watched(reporter, async |progress| {
                 self.manager.moves.follow(&vm.name, self.name_of(to), &progress);
-                self.host.migrate(&vm.name, to, MigrateOptions::default(), progress).await
+                let why = Occasion { cause: "drain", ..Occasion::default() };
+                self.host.migrate_because(why, &vm.name, to, MigrateOptions::default(), progress).await
             })
             .await?;
             moved.push(self.moved(&outcome)?);

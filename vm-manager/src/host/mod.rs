@@ -12,6 +12,7 @@ use crate::{
     hypervisor::{Hypervisor, Machine, RunState},
     migrate::target::Arrivals,
     port::Port,
+    trace::Traces,
     vault::Vault,
 };
 use p2pvm_dht::Records;
@@ -62,6 +63,8 @@ pub struct Parts {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The network's side.
     pub port: Arc<dyn Port>,
+    /// What makes the spans of its moves.
+    pub traces: Traces,
 }
 
 /// A host's own choices.

@@ -8,6 +8,7 @@
 //! within its window and its confirmation reached a majority of the voters, else the source under a new epoch
 //! once the window has passed. If neither can reach a majority, neither runs, and both keep their copy.
 
+use opentelemetry::trace::SpanContext;
 use p2pvm_overlay::{Epoch, MemberId, VmId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -18,6 +19,7 @@ pub mod handover;
 pub mod pace;
 mod source;
 pub mod target;
+mod traced;
 pub mod tunnel;
 pub mod wire;
 
@@ -42,11 +44,30 @@ pub enum RunsOn {
     Undecided,
 }
 
+/// Why a VM is moved, as its trace says.
+#[derive(Clone, Debug)]
+pub struct Occasion {
+    /// In a word: "request", "drain", "autonomic".
+    pub cause: &'static str,
+    /// In a sentence, if there is more to say.
+    pub reason: Option<String>,
+    /// The span of whoever asked, or [`SpanContext::NONE`].
+    pub within: SpanContext,
+}
+
+impl Default for Occasion {
+    fn default() -> Self {
+        Self { cause: "request", reason: None, within: SpanContext::NONE }
+    }
+}
+
 /// How a migration ended. Exactly one side runs the guest, and this says which.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationOutcome {
     /// The migration's id, as in the logs of both hosts (hexadecimal).
     pub id: String,
+    /// The id of its trace, if it is traced.
+    pub trace: Option<String>,
     /// The VM.
     pub vm: VmId,
     /// Its name.

@@ -1,8 +1,9 @@
 //! The source's side of a migration: leads it from the offer to the end, and takes the guest back when it fails.
 
 use super::{
-    CONFIRM_GRACE, MigrationOutcome, REARM_EVERY, RunsOn, WINDOW,
+    CONFIRM_GRACE, MigrationOutcome, Occasion, REARM_EVERY, RunsOn, WINDOW,
     handover::{SourceClaim, longest_run},
+    traced::{note_outcome, noting_rounds},
     tunnel::{Channel, Tunnel},
     wire::{self, Answer, Ask, LONG, Offer, SHORT, peer},
 };
@@ -10,6 +11,7 @@ use crate::{
     Error,
     host::{Busy, Host, HostEvent, Role, Side, Slot, VmState, VmStatus, run_here},
     hypervisor::{Machine, MigrateOptions, MigrationReport, Progress, RunState},
+    trace::{Step, Trail},
 };
 use p2pvm_overlay::{Epoch, MemberId};
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
@@ -33,6 +35,10 @@ struct Move {
     started: Duration,
     paused: Option<Duration>,
     report: Option<MigrationReport>,
+    post_copy: bool,
+    trail: Trail,
+    /// Since the guest's pause.
+    switching: Option<Step>,
 }
 
 impl Host {
@@ -48,6 +54,21 @@ impl Host {
         options: MigrateOptions,
         progress: watch::Sender<Progress>,
     ) -> Result<MigrationOutcome, Error> {
+        self.migrate_because(Occasion::default(), name, to, options, progress).await
+    }
+
+    /// The same, and says why.
+    ///
+    /// # Errors
+    /// As [`Host::migrate`].
+    pub async fn migrate_because(
+        &self,
+        why: Occasion,
+        name: &str,
+        to: MemberId,
+        options: MigrateOptions,
+        progress: watch::Sender<Progress>,
+    ) -> Result<MigrationOutcome, Error> {
         let slot = self.named(name)?;
         if to == self.me {
             return Err(Error::Refused(format!("'{name}' is on this host already")));
@@ -58,10 +79,12 @@ impl Host {
         let machine = machine.ok_or_else(|| Error::Refused(format!("'{name}' does not run: only a running VM moves; start it first")))?;
         let host = self.strong().ok_or_else(|| Error::Refused("this host is shutting down".into()))?;
         let id: u64 = rand::random();
-        let span = tracing::info_span!("migrate", id = %format_args!("{id:016x}"), vm = name, to = %to.short());
+        let root = self.begin_trace(&why, &slot, id, to, options);
+        let trace = root.trace_id().map(tracing::field::display);
+        let span = tracing::info_span!("migrate", id = %format_args!("{id:016x}"), vm = name, to = %to.short(), trace);
         let (done, outcome) = oneshot::channel();
         let work = async move {
-            let outcome = host.lead(slot, busy, machine, id, to, options, &progress).await;
+            let outcome = host.lead(slot, busy, machine, id, to, options, &progress, root).await;
             host.emit(HostEvent::Migrated(outcome.clone()));
             // A caller who went away does not want to know.
             let _ = done.send(outcome);
@@ -106,11 +129,23 @@ impl Host {
         to: MemberId,
         options: MigrateOptions,
         progress: &watch::Sender<Progress>,
+        mut root: Step,
     ) -> MigrationOutcome {
         let entry = slot.entry();
         let epoch = entry.epoch.next();
-        let mut this =
-            Move { id, to, epoch, claim: SourceClaim::default(), promised: false, started: self.now(), paused: None, report: None };
+        let mut this = Move {
+            id,
+            to,
+            epoch,
+            claim: SourceClaim::default(),
+            promised: false,
+            started: self.now(),
+            paused: None,
+            report: None,
+            post_copy: false,
+            trail: root.trail(),
+            switching: None,
+        };
         tracing::info!(%epoch, "the move begins");
         let prepared = tokio::select! {
             prepared = self.until_paused(&slot, &*machine, &mut this, options, progress) => prepared,
@@ -124,7 +159,12 @@ impl Host {
             }
             Err(e) => {
                 tracing::info!(error = %e, "the move failed before the hand-over: the VM stays here");
+                if let Some(switching) = this.switching.take() {
+                    switching.failed(&e);
+                }
+                let back = this.trail.step("take back");
                 let failure = self.stay(&slot, &*machine, &this, &e).await;
+                back.done();
                 drop(busy);
                 if this.promised {
                     self.newer_epoch_in_background(&slot);
@@ -134,6 +174,7 @@ impl Host {
         };
         let outcome = MigrationOutcome {
             id: format!("{id:016x}"),
+            trace: root.trace_id(),
             vm: entry.definition.vm,
             name: entry.definition.name.clone(),
             from: self.me,
@@ -146,6 +187,11 @@ impl Host {
             report: this.report,
         };
         tracing::info!(runs_on = ?outcome.runs_on, failure = outcome.failure, total_ms = outcome.total_ms, "the move is over");
+        note_outcome(&mut root, &outcome, this.post_copy);
+        match &outcome.failure {
+            None => root.done(),
+            Some(failure) => root.failed(failure),
+        }
         outcome
     }
 
@@ -167,22 +213,39 @@ impl Host {
             epoch: this.epoch,
             snapshots: entry.snapshots.clone(),
         };
-        self.ask(this.to, &Ask::Prepare(Box::new(offer)), LONG).await.map_err(peer("offering the VM to the target"))?;
-        let export = self.await_ready(this, progress).await?;
+        let (trail, ask) = (this.trail.clone(), Ask::Prepare(Box::new(offer)));
+        let offered = wire::ask_within(&*self.parts.fabric, this.to, &ask, trail.within(), LONG);
+        trail.through("offer", offered).await.map_err(peer("offering the VM to the target"))?;
+        let export = trail.through("wait for the target", self.await_ready(this, progress)).await?;
         let run_dir = &machine.spec().run_dir;
         let tunnel = |channel| Tunnel::open(run_dir, channel, this.id, self.parts.fabric.clone(), this.to);
         let (ram, disk) = (tunnel(Channel::Ram)?, tunnel(Channel::Disk)?);
 
         progress.send_modify(|p| *p = Progress { phase: "disk".into(), ..Progress::default() });
         self.parts.port.leaving(entry.definition.vm, this.to).await;
-        self.while_target_lives(this, machine.mirror(disk.path(), &export, progress)).await?;
+        let mut copying = trail.step("copy disk");
+        let copied = self.while_target_lives(this, machine.mirror(disk.path(), &export, progress)).await;
+        copying.note_count("p2pvm.bytes", progress.borrow().done_bytes);
+        copying.ended(&copied);
+        copied?;
 
         this.promised = true;
-        self.arm(this, LONG).await?;
+        trail.through("grant epoch", self.arm(this, LONG)).await?;
         self.update(slot, |e| e.role = Role::Leaving { id: this.id, to: this.to, epoch: this.epoch })?;
         progress.send_modify(|p| *p = Progress { phase: "ram".into(), ..Progress::default() });
-        self.while_armed(this, machine.migrate_until_paused(ram.path(), options, progress)).await?;
+        let mut copying = trail.step("copy memory");
+        let sending = machine.migrate_until_paused(ram.path(), options, progress);
+        let sent = self.while_armed(this, noting_rounds(&mut copying, progress, sending)).await;
+        {
+            let last = progress.borrow();
+            copying.note_count("p2pvm.bytes", last.done_bytes);
+            copying.note_count("p2pvm.rounds", last.rounds);
+            this.post_copy = last.post_copy;
+        }
+        copying.ended(&sent);
+        sent?;
         this.paused = Some(self.now());
+        this.switching = Some(trail.step("switch over"));
         self.parts.port.held(entry.definition.vm, true).await;
         if !this.claim.may_hand_over(self.now()) {
             self.arm(this, SHORT).await?;
@@ -314,6 +377,7 @@ impl Host {
                 }
                 progress.send_modify(|p| p.phase = "confirm".into());
                 let mut running = false;
+                let mut confirming = None;
                 loop {
                     let ask = Ask::Settle { id: this.id, vm: entry.definition.vm, running };
                     match self.ask(this.to, &ask, SHORT).await {
@@ -321,10 +385,20 @@ impl Host {
                         Ok(Answer::Running) => {
                             this.paused.get_or_insert(self.now() - paused_at);
                             running = true;
+                            if let Some(switching) = this.switching.take() {
+                                switching.done();
+                                confirming = Some(this.trail.step("confirm"));
+                            }
                         }
                         Ok(Answer::Confirmed { epoch }) => {
                             this.paused.get_or_insert(self.now() - paused_at);
+                            // Confirmed at once where nobody heard before that it runs.
+                            for step in [this.switching.take(), confirming.take()].into_iter().flatten() {
+                                step.done();
+                            }
+                            let cleaning = this.trail.step("clean up");
                             self.gone_to(&slot, this.to, epoch).await;
+                            cleaning.done();
                             return (RunsOn::Target, None);
                         }
                         Ok(other) => {
@@ -349,6 +423,10 @@ impl Host {
         };
         // From here on the other side's word or the voters decide; the same way as after a restart of this daemon.
         tracing::warn!(failure, "the hand-over is in doubt");
+        if let Some(switching) = this.switching.take() {
+            switching.failed(&failure);
+        }
+        let settling = this.trail.step("settle the doubt");
         let role = Role::Doubtful { id: this.id, side: Side::Source, other: this.to };
         if let Err(e) = self.update(&slot, |e| e.role = role) {
             tracing::error!(error = %e, "the doubt could not be written down; the next start finds it out");
@@ -357,6 +435,10 @@ impl Host {
         drop(busy);
         self.settle_in_background(&slot, wait);
         let runs_on = self.verdict(&slot).await;
+        match runs_on {
+            RunsOn::Undecided => settling.failed(&"no majority of the VM's voters has answered yet"),
+            _ => settling.done(),
+        }
         (runs_on, (runs_on != RunsOn::Target).then_some(failure))
     }
 

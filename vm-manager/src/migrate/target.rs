@@ -4,19 +4,22 @@
 use super::{
     handover::{TargetInput, TargetOutput, TargetState, TargetWindow},
     tunnel::{self, Channel},
-    wire::{Answer, Ask, Offer, SERVICE},
+    wire::{self, Answer, Ask, Offer, SERVICE},
 };
 use crate::{
     Error,
     ballot::{BallotError, Ground, Voted},
     directory::Wanted,
-    host::{Entry, Host, Role, Side, Slot, lock},
+    host::{Busy, Entry, Host, Role, Side, Slot, lock},
     hypervisor::{IncomingSockets, Machine, Progress, Start},
+    trace::{Step, Trail},
 };
 use async_trait::async_trait;
+use opentelemetry::trace::SpanContext;
 use p2pvm_overlay::{BoxStream, MemberId, Serve, VmId};
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Arc, Mutex, OnceLock, Weak},
     time::Duration,
 };
@@ -61,6 +64,11 @@ struct Arrival {
     sockets: OnceLock<IncomingSockets>,
     progress: watch::Sender<Progress>,
     news: Notify,
+    trail: Trail,
+    /// The span of the whole arrival, until it is over.
+    root: Mutex<Option<Step>>,
+    /// The memory's and the disk's coming in, since the first stream of each.
+    coming: Mutex<[Option<Step>; 2]>,
 }
 
 impl Arrival {
@@ -80,6 +88,29 @@ impl Arrival {
         }
     }
 
+    /// A stream of it began.
+    fn stream_began(&self, channel: Channel) {
+        let mut coming = lock(&self.coming);
+        let (at, name) = if channel == Channel::Ram { (0, "receive memory") } else { (1, "receive disk") };
+        if coming[at].is_none() && !matches!(*lock(&self.stage), Stage::Gone { .. }) {
+            coming[at] = Some(self.trail.step(name));
+        }
+    }
+
+    /// All has come in, or will not any more.
+    fn streams_ended<T>(&self, outcome: &Result<T, Error>) {
+        for step in std::mem::take(&mut *lock(&self.coming)).into_iter().flatten() {
+            step.ended(outcome);
+        }
+    }
+
+    /// It is over, for its trace.
+    fn over(&self, outcome: Result<(), &str>) {
+        if let Some(root) = lock(&self.root).take() {
+            root.ended(&outcome);
+        }
+    }
+
     fn give_up(&self, now: Duration, reason: &str) {
         let output = lock(&self.window).handle(now, TargetInput::Abandon);
         if output == Some(TargetOutput::GiveUp) {
@@ -96,8 +127,8 @@ pub(crate) struct Doorman(pub(crate) Weak<Host>);
 impl Serve for Doorman {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let host = self.0.upgrade().ok_or("this host is shutting down")?;
-        let ask: Ask = postcard::from_bytes(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
-        let answer = host.answer(from, ask).await.map_err(|e| e.to_string())?;
+        let (ask, within) = wire::decode(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
+        let answer = host.answer(from, ask, &within).await.map_err(|e| e.to_string())?;
         Ok(postcard::to_allocvec(&answer).expect("plain fields always serialize"))
     }
 }
@@ -120,13 +151,13 @@ impl Host {
         });
     }
 
-    async fn answer(self: &Arc<Self>, from: MemberId, ask: Ask) -> Result<Answer, Error> {
+    async fn answer(self: &Arc<Self>, from: MemberId, ask: Ask, within: &SpanContext) -> Result<Answer, Error> {
         let known = |id: &u64| lock(&self.arrivals.0).get(id).filter(|a| a.from == from).cloned();
         let heard = |arrival: &Arrival| *lock(&arrival.heard) = self.now();
         match ask {
             Ask::Prepare(offer) => match known(&offer.id) {
                 Some(arrival) => Ok(arrival.answer()),
-                None => self.begin_arrival(from, *offer),
+                None => self.begin_arrival(from, *offer, within),
             },
             Ask::Progress { id } => {
                 let Some(arrival) = known(&id) else { return Ok(Answer::Unknown) };
@@ -177,7 +208,8 @@ impl Host {
         }
     }
 
-    fn begin_arrival(self: &Arc<Self>, from: MemberId, offer: Offer) -> Result<Answer, Error> {
+    /// Whether the VM may come here; if so it has its place.
+    fn admit(&self, from: MemberId, offer: &Offer) -> Result<(Arc<Slot>, Busy), Error> {
         let name = &offer.definition.name;
         if offer.secret.keys().vm_id() != offer.definition.vm {
             return Err(Error::Refused(format!("the offer of '{name}' has another VM's key")));
@@ -198,6 +230,30 @@ impl Host {
             note: None,
         })?;
         let busy = slot.begin("arriving")?;
+        Ok((slot, busy))
+    }
+
+    fn begin_arrival(self: &Arc<Self>, from: MemberId, offer: Offer, within: &SpanContext) -> Result<Answer, Error> {
+        let root = self.receive_trace(within, &offer, from);
+        let trail = root.trail();
+        let admission = trail.step("admit");
+        let admitted = self.admit(from, &offer);
+        admission.ended(&admitted);
+        let (slot, busy) = match admitted {
+            Ok(place) => place,
+            Err(e) => {
+                root.failed(&e);
+                return Err(e);
+            }
+        };
+        let trace = root.trace_id().map(tracing::field::display);
+        let span = tracing::info_span!(
+            "migrate",
+            id = %format_args!("{:016x}", offer.id),
+            vm = %offer.definition.name,
+            from = %from.short(),
+            trace,
+        );
         let arrival = Arc::new(Arrival {
             offer,
             from,
@@ -210,6 +266,9 @@ impl Host {
             sockets: OnceLock::new(),
             progress: watch::Sender::default(),
             news: Notify::new(),
+            trail,
+            root: Mutex::new(Some(root)),
+            coming: Mutex::default(),
         });
         {
             let mut arrivals = lock(&self.arrivals.0);
@@ -218,9 +277,7 @@ impl Host {
             }
             arrivals.insert(arrival.id(), arrival.clone());
         }
-        let (host, id) = (self.clone(), arrival.id());
-        let span =
-            tracing::info_span!("migrate", id = %format_args!("{id:016x}"), vm = %arrival.offer.definition.name, from = %from.short());
+        let host = self.clone();
         let work = async move {
             let _busy = busy;
             host.arrive(&slot, &arrival).await;
@@ -237,8 +294,12 @@ impl Host {
         if !*granted {
             let (keys, definition) = (arrival.offer.secret.keys(), &arrival.offer.definition);
             let vm = Voted { keys: &keys, voters: &definition.voters };
-            let grant = self.parts.ballot.grant(vm, arrival.offer.epoch, self.me, Ground::Mandate).await;
-            grant.map_err(|e| Error::Agreement { step: "asking the VM's voters for the target's epoch", detail: e.to_string() })?;
+            let grant = self.parts.ballot.grant(vm, arrival.offer.epoch, self.me, Ground::Mandate);
+            arrival
+                .trail
+                .through("ask the voters", grant)
+                .await
+                .map_err(|e| Error::Agreement { step: "asking the VM's voters for the target's epoch", detail: e.to_string() })?;
             *granted = true;
         }
         drop(granted);
@@ -261,6 +322,7 @@ impl Host {
             whole = machine.finish_incoming() => whole,
             reason = self.given_up(arrival) => Err(Error::Refused(reason)),
         };
+        arrival.streams_ended(&whole);
         if let Err(e) = whole {
             return self.leave_nothing(slot, arrival, &e.to_string()).await;
         }
@@ -278,14 +340,21 @@ impl Host {
     }
 
     async fn prepare(&self, slot: &Arc<Slot>, arrival: &Arrival) -> Result<Arc<dyn Machine>, Error> {
-        let (definition, hypervisor) = (&arrival.offer.definition, &self.parts.hypervisor);
+        let definition = &arrival.offer.definition;
         arrival.progress.send_modify(|p| p.phase = "image".into());
         let mut providers = self.parts.fabric.connected();
         providers.retain(|m| *m != arrival.from);
         providers.insert(0, arrival.from);
-        let image = self.parts.vault.ensure_image(definition.image, &providers, &arrival.progress).await?;
+        let fetching = self.parts.vault.ensure_image(definition.image, &providers, &arrival.progress);
+        let image = arrival.trail.through("fetch image", fetching).await?;
+        let waiting = self.start_waiting(slot, arrival, &image);
+        arrival.trail.through("start the waiting guest", waiting).await
+    }
+
+    async fn start_waiting(&self, slot: &Arc<Slot>, arrival: &Arrival, image: &Path) -> Result<Arc<dyn Machine>, Error> {
+        let (definition, hypervisor) = (&arrival.offer.definition, &self.parts.hypervisor);
         let spec = self.registry.spec(&slot.entry());
-        hypervisor.create_disk(&image, &spec.disk, Some(definition.disk_bytes)).await?;
+        hypervisor.create_disk(image, &spec.disk, Some(definition.disk_bytes)).await?;
         let machine = hypervisor.launch(&spec, Start::Incoming).await?;
         self.install(slot, machine.clone());
         let sockets = machine.incoming().await?;
@@ -298,10 +367,14 @@ impl Host {
 
     async fn run_arrived(&self, slot: &Slot, arrival: &Arrival, machine: &dyn Machine) -> Result<(), Error> {
         let (spec, address) = (self.registry.spec(&slot.entry()), &arrival.offer.definition.address);
-        self.parts.port.attach(&spec, address, arrival.offer.epoch).await?;
-        machine.resume().await?;
+        let resuming = async {
+            self.parts.port.attach(&spec, address, arrival.offer.epoch).await?;
+            machine.resume().await
+        };
+        arrival.trail.through("resume", resuming).await?;
         let (keys, definition) = (arrival.offer.secret.keys(), &arrival.offer.definition);
-        if let Err(e) = self.parts.port.announce(&keys, definition, self.me, arrival.offer.epoch).await {
+        let announcing = self.parts.port.announce(&keys, definition, self.me, arrival.offer.epoch);
+        if let Err(e) = arrival.trail.through("announce", announcing).await {
             tracing::warn!(error = %e, "the new place could not be announced; the old host forwards");
         }
         Ok(())
@@ -311,6 +384,7 @@ impl Host {
     async fn confirm_arrived(&self, slot: &Arc<Slot>, arrival: &Arc<Arrival>) {
         let (keys, offer) = (arrival.offer.secret.keys(), &arrival.offer);
         let vm = Voted { keys: &keys, voters: &offer.definition.voters };
+        let confirming = arrival.trail.step("confirm with the voters");
         let output = loop {
             let due = lock(&arrival.window).next_tick().unwrap_or_default();
             let left = due.saturating_sub(self.now());
@@ -329,8 +403,10 @@ impl Host {
             }
         };
         if output == TargetOutput::Settle {
+            confirming.done();
             match self.update(slot, |e| e.role = Role::Held) {
                 Ok(_) => {
+                    arrival.over(Ok(()));
                     *lock(&arrival.settled) = true;
                     arrival.news.notify_waiters();
                     tracing::info!(epoch = %offer.epoch, "confirmed");
@@ -340,6 +416,7 @@ impl Host {
             }
         }
         self.hold_still(slot).await;
+        arrival.over(Err("the guest stands still here until the VM's voters decide"));
         tracing::warn!("no majority confirmed in time: the guest stands still until the voters decide");
         let role = Role::Doubtful { id: offer.id, side: Side::Target, other: arrival.from };
         if let Err(e) = self.update(slot, |e| e.role = role) {
@@ -383,6 +460,7 @@ impl Host {
     /// The VM does not come: its guest, disk and entry here go before anyone is told.
     async fn leave_nothing(&self, slot: &Arc<Slot>, arrival: &Arrival, reason: &str) {
         tracing::info!(reason, "the VM does not come here");
+        arrival.streams_ended::<()>(&Err(Error::Refused(reason.to_owned())));
         lock(&arrival.window).handle(self.now(), TargetInput::Abandon);
         let removed = async {
             self.kill_guest(slot).await?;
@@ -393,6 +471,7 @@ impl Host {
             Ok(()) => *lock(&arrival.stage) = Stage::Gone { reason: reason.to_owned() },
             Err(e) => tracing::error!(error = %e, "what was prepared could not be removed; the source waits its time out"),
         }
+        arrival.over(Err(reason));
         arrival.news.notify_waiters();
     }
 }
@@ -402,6 +481,9 @@ async fn deliver(host: Weak<Host>, from: MemberId, mut stream: BoxStream) -> std
     let sockets = {
         let Some(host) = host.upgrade() else { return Ok(()) };
         let arrival = lock(&host.arrivals.0).get(&id).filter(|a| a.from == from).cloned();
+        if let Some(arrival) = &arrival {
+            arrival.stream_began(channel);
+        }
         arrival.and_then(|a| a.sockets.get().cloned()).ok_or_else(|| std::io::Error::other("no such migration is ready here"))?
     };
     let path = if channel == Channel::Ram { &sockets.ram } else { &sockets.disk };

@@ -210,10 +210,10 @@ impl QemuMachine {
             moving.ram = true;
             events
         };
-        let mut post_copy = options.post_copy;
+        let mut post_copy = false;
         loop {
             let status = self.qmp.run("query-migrate", json!({})).await?;
-            progress.send_replace(ram_progress(&status));
+            progress.send_replace(Progress { post_copy, ..ram_progress(&status) });
             match status["status"].as_str() {
                 Some("pre-switchover") => return Ok(()),
                 Some("failed" | "cancelled" | "cancelling" | "completed") => {
@@ -221,9 +221,9 @@ impl QemuMachine {
                 }
                 _ => {}
             }
-            if post_copy && status["ram"]["dirty-sync-count"].as_u64().is_some_and(|passes| passes > PASSES) {
+            if options.post_copy && !post_copy && progress.borrow().rounds > PASSES {
                 self.qmp.run("migrate-start-postcopy", json!({})).await?;
-                post_copy = false;
+                post_copy = true;
             }
             let _ = wait_for(&mut events, LOOK, |e| (e.name == "MIGRATION").then_some(())).await;
         }
@@ -262,6 +262,7 @@ impl QemuMachine {
             total_ms: number(&status["total-time"]),
             downtime_ms: number(&status["downtime"]),
             ram_bytes: number(&status["ram"]["transferred"]),
+            rounds: number(&status["ram"]["dirty-sync-count"]),
         })
     }
 
@@ -333,6 +334,8 @@ pub(super) fn ram_progress(status: &Value) -> Progress {
         total_bytes: done + number(&ram["remaining"]),
         dirty_rate: number(&ram["dirty-pages-rate"]) * number(&ram["page-size"]),
         expected_downtime_ms: number(&status["expected-downtime"]),
+        rounds: number(&ram["dirty-sync-count"]),
+        post_copy: false,
     }
 }
 

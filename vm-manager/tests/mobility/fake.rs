@@ -260,7 +260,7 @@ impl Machine for FakeMachine {
         stream.write_all(&self.memory.load(Ordering::SeqCst).to_be_bytes()).await.map_err(broken)?;
         stream.flush().await.map_err(broken)?;
         self.world.at(Step::HandedOver, self.host).await?;
-        Ok(MigrationReport { total_ms: 20_000, downtime_ms: 5, ram_bytes: 16 })
+        Ok(MigrationReport { total_ms: 20_000, downtime_ms: 5, ram_bytes: 16, rounds: 1 })
     }
     async fn cancel_migration(&self) -> Result<(), Error> {
         *self.outgoing.lock().await = None;

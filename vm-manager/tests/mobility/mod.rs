@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs, reason = "shared by several test programs, each of which uses a part")]
 
 pub mod fake;
+pub mod spans;
 
 use async_trait::async_trait;
 use fake::{FakeHypervisor, Step, Strike, World};
@@ -14,11 +15,12 @@ use p2pvm_overlay::{
 };
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
-    Definition, Error, GuestAddress, Host, HostOptions, ImageSource, NewVm, Parts, Port,
+    Definition, Error, GuestAddress, Host, HostOptions, ImageSource, NewVm, Parts, Port, Traces,
     hypervisor::{Accel, Hypervisor, MachineSpec},
     qemu::Qemu,
     vault::ChunkVault,
 };
+use spans::Spans;
 use std::{
     collections::BTreeMap,
     net::Ipv6Addr,
@@ -107,6 +109,9 @@ pub struct Lab {
     pub world: Arc<World>,
     pub peers: Arc<Peers>,
     pub sites: Vec<Site>,
+    pub spans: Spans,
+    /// What makes each member's spans, from its next start on.
+    pub traces: Vec<Traces>,
     pub image: PathBuf,
     real_guests: bool,
     _dir: tempfile::TempDir,
@@ -136,7 +141,9 @@ impl Lab {
             daemon: None,
         });
         let sites: Vec<_> = sites.collect();
-        let mut lab = Self { net, world, peers, sites, image, real_guests, _dir: dir };
+        let spans = Spans::default();
+        let traces = (0..n).map(|i| spans.of(i)).collect();
+        let mut lab = Self { net, world, peers, sites, spans, traces, image, real_guests, _dir: dir };
         let ids: Vec<_> = lab.sites.iter().map(Site::me).collect();
         for id in ids {
             lab.net.add(id);
@@ -176,6 +183,7 @@ impl Lab {
             vault: ChunkVault::new(exchange, images),
             hypervisor,
             port: site.port.clone(),
+            traces: self.traces[i].clone(),
         };
         let host = Host::open(parts, HostOptions::default(), &site.dir).await.unwrap();
         site.daemon = Some((host, dht, voter));
