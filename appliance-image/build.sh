@@ -61,7 +61,7 @@ if [ ! -s "$base" ]; then
     mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -m 1 '/debian/$') ||
         fail "apt knows no mirror of Debian here: run apt-get update, or give a Debian tree with --base"
     echo "appliance-image: Debian $suite from $mirror" >&2
-    mmdebstrap --quiet --mode=root --variant=essential --skip=check/empty --include="$packages" \
+    mmdebstrap --quiet --mode=root --format=tar --variant=essential --skip=check/empty --include="$packages" \
         --aptopt='APT::Install-Recommends "false"' \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
