@@ -34,7 +34,7 @@ image: setup
 lint:
 	scripts/lint.sh
 
-# The bootable appliance (docs/appliance.md): about 5 minutes beside the release build. ISO_BINARY=... puts another p2pvm in.
+# The bootable appliance (docs/appliance.md): 2 to 3 minutes beside the release build. ISO_BINARY=... puts another p2pvm in.
 ISO := target/appliance-image/p2pvm.iso
 ISO_BINARY ?= target/release/p2pvm
 iso: image iso-tools $(if $(filter target/release/p2pvm,$(ISO_BINARY)),iso-program)
@@ -46,8 +46,8 @@ iso-program: setup web-if-npm
 iso-tools:
 	scripts/setup.sh iso
 
-# The ISO in QEMU: BIOS and UEFI, CD and USB stick, joining, installing, guests moving in and out (8 minutes alone).
-# 30 to 40 minutes where there is no KVM.
+# The ISO in QEMU: BIOS and UEFI, CD and USB stick, an invite in every place, installing, cloning, guests that boot in it and move.
+# About 20 minutes where there is no KVM and nothing else runs.
 test-iso: build iso
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_ISO="$$PWD/$(ISO)" cargo nextest run --locked --profile iso -p p2pvm
 
@@ -87,7 +87,7 @@ deb: setup deb-tools web-if-npm
 deb-tools:
 	cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb
 
-# The package on a clean Debian that is booted in a container, with an upgrade beneath a running VM. About a minute, and some more the
+# The package on a clean Debian that is booted in a container, with an upgrade beneath a running VM. Two minutes, and some more the
 # first time, when the Debian tree is made (target/debian/tree-trixie.tar).
 test-deb: build image deb-tools
 	scripts/setup.sh deb

@@ -110,17 +110,25 @@ fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out
     is_pinged(&lab, &mut cellar, "cellar");
     assert_ne!(attic.wait(MEMBER).0, cellar.wait(MEMBER).0, "each has an address of its own");
 
+    // A VM's voters are three of the members that its first host is connected with, for its whole life.
+    lab.wait("attic to be connected with both others", Duration::from_secs(120), Duration::from_secs(1), || {
+        let figures = lab.p2pvm("a", &["metrics", "--all"])?;
+        Ok(figures.lines().any(|line| line == "p2pvm_control_connections{member=\"attic\"} 2").then_some(()))
+    })
+    .unwrap_or_else(|e| panic!("{e}\n{:?}\n{}", lab.p2pvm("a", &["metrics", "--all"]), attic.serial.all()));
+
     // Made and started there from outside, out of what the appliance has.
     let began = Instant::now();
     let words = ["vm", "create", "web", "--on", "attic", "--image", GUEST_IMAGE, "--memory", GUEST_MEMORY, "--start"];
     let made = lab.json("a", &words).unwrap_or_else(|e| panic!("{e}\n{}", attic.serial.all()));
     assert_eq!((made["host"].as_str(), made["state"].as_str()), (Some("attic"), Some("running")), "{made}");
+    assert_eq!(made["voters"].as_array().map(Vec::len), Some(3), "{made}");
     let address = made["address"].as_str().unwrap().to_owned();
     lab.wait_for_guest("a", &address, GUEST_LIMIT).unwrap_or_else(|e| panic!("{e}\n{}", attic.serial.all()));
     println!("web: answers {} s after 'vm create' in an appliance", began.elapsed().as_secs());
 
     let client = lab.client("a", &address, 100).unwrap();
-    for to in ["a", "attic", "a"] {
+    for to in ["a", "attic", "cellar"] {
         std::thread::sleep(Duration::from_secs(5));
         moved(&lab, to);
     }
