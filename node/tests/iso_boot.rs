@@ -5,6 +5,7 @@ mod iso_machine;
 
 use iso_machine::{Firmware, MEMBER, Machine, cd, is_pinged, iso, plain_host, stick, with_command_line};
 use p2pvm_overlay::{UnixTime, membership::Invite};
+use p2pvm_tests::lab::Lab;
 use std::{path::Path, process::Command};
 
 /// Waits until a machine that was told nothing is a member of its own network and shows an invite for others.
@@ -39,6 +40,15 @@ fn a_bios_machine_boots_from_cd_into_a_member_with_no_question_asked_and_the_key
     machine.wait("Leave it and join 'lab'?");
     machine.serial.type_keys("y");
     machine.wait(&format!("{name} in lab"));
+    is_pinged(&lab, &mut machine, &name);
+    drop(machine);
+    lab.down().unwrap();
+}
+
+/// Waits until a machine that was given no name is a member and answers.
+fn joins_under_a_name_of_its_own(lab: Lab, mut machine: Machine) {
+    let (line, _) = machine.wait("admitted as ");
+    let name = line.split("admitted as ").nth(1).unwrap().trim().to_owned();
     is_pinged(&lab, &mut machine, &name);
     drop(machine);
     lab.down().unwrap();
@@ -83,11 +93,7 @@ fn a_uefi_machine_boots_from_cd_and_joins_by_its_smbios_serial() {
     let medium = [cd(&iso), vec!["-smbios".into(), serial]].concat();
     let mut machine = Machine::on(dir.path(), "uefi-cd", Firmware::Uefi, &medium, Some((&lab, "b")));
     machine.wait("joining by the SMBIOS serial");
-    let (line, _) = machine.wait("admitted as ");
-    let name = line.split("admitted as ").nth(1).unwrap().trim().to_owned();
-    is_pinged(&lab, &mut machine, &name);
-    drop(machine);
-    lab.down().unwrap();
+    joins_under_a_name_of_its_own(lab, machine);
 }
 
 #[test]
@@ -109,12 +115,8 @@ fn a_customized_iso_joins_a_plain_host_over_the_wide_area_and_is_pinged() {
     lab.p2pvm("a", &["image", "customize", &iso, "--join", &invite, "-o", &made_text]).unwrap();
     // An ordinary serial is no invite.
     let medium = [cd(&made), vec!["-smbios".into(), "type=1,serial=4711".into()]].concat();
-    let mut machine = Machine::on(dir.path(), "customized", Firmware::Bios, &medium, Some((&lab, "b")));
-    let (line, _) = machine.wait("admitted as ");
-    let name = line.split("admitted as ").nth(1).unwrap().trim().to_owned();
-    is_pinged(&lab, &mut machine, &name);
-    drop(machine);
-    lab.down().unwrap();
+    let machine = Machine::on(dir.path(), "customized", Firmware::Bios, &medium, Some((&lab, "b")));
+    joins_under_a_name_of_its_own(lab, machine);
 }
 
 #[test]
