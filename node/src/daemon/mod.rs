@@ -52,7 +52,7 @@ use p2pvm_overlay::{
     identity::Identity,
     membership::{Certificate, NetworkConfig, Trust},
     notices::{Notices, Spread},
-    plane::{Plane, PlaneConfig, PlaneEvent},
+    plane::{self, Plane, PlaneConfig, PlaneEvent},
     ring::ask::AskAll,
     ring_driver::RingDriver,
     ring_net::RingNet,
@@ -90,6 +90,8 @@ pub const MTU: u16 = 1340;
 
 /// Requests under way when the daemon is told to stop have this long.
 const CLOSING: Duration = Duration::from_millis(500);
+/// A daemon that has just ended or was killed gives its lock back before its port: the kernel takes it apart in an order of its own.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
 /// Chunks that nothing refers to are looked for this often, and removed when they are this old.
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 const COLLECT_GRACE: Duration = Duration::from_secs(3600);
@@ -251,6 +253,26 @@ fn listen(layout: &Layout) -> Outcome<UnixListener> {
     Ok(listener)
 }
 
+async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
+    let began = Instant::now();
+    loop {
+        let settings = PlaneConfig {
+            me: identity.member_id(),
+            link_secret: identity.link_secret(),
+            udp_port: config.link_port,
+            device: config.device.clone(),
+            mtu: MTU,
+            traffic: config.traffic,
+        };
+        match Plane::start(settings, events.clone()) {
+            Err(plane::Error::Bind { cause, .. }) if cause.kind() == std::io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE => {
+                tokio::time::sleep(PORT_PATIENCE / 50).await;
+            }
+            started => return started.doing("starting the packet plane"),
+        }
+    }
+}
+
 async fn open(layout: &Layout, config: Config, membership: Membership, began: Instant) -> Outcome<(Arc<Daemon>, JoinSet<()>)> {
     // What a killed daemon left is put back before anything is changed again.
     changes::undo(layout);
@@ -261,18 +283,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
 
     let has_bootstrap = !bootstrap.is_empty();
     let (plane_events, from_plane) = mpsc::channel(1024);
-    let plane = Plane::start(
-        PlaneConfig {
-            me: identity.member_id(),
-            link_secret: identity.link_secret(),
-            udp_port: config.link_port,
-            device: config.device.clone(),
-            mtu: MTU,
-            traffic: config.traffic,
-        },
-        plane_events,
-    )
-    .doing("starting the packet plane")?;
+    let plane = start_plane(&identity, &config, plane_events).await?;
 
     let trust = Arc::new(Trust::load(network.id, &layout.revocations()).doing("reading revocations")?);
     let control = Control::start(ControlConfig {

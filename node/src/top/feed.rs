@@ -139,8 +139,13 @@ async fn look(layout: &Layout) -> Seen {
     if !layout.is_member() {
         return Seen::without(Reach::NoMembership);
     }
+    // A daemon that is there and takes nobody in yet; what it answers later is its own word, also if that is an error.
+    let mut client = match Client::connect(&layout.socket()).await {
+        Ok(client) => client,
+        Err(_) if lock::holder(layout).is_some() => return Seen::without(Reach::Starting),
+        Err(failure) => return Seen::without(Reach::Away(failure.message)),
+    };
     let ask = async {
-        let mut client = Client::connect(&layout.socket()).await?;
         let status: Status = client.get("/status").await?;
         let peers: Vec<Peer> = client.get("/peers").await?;
         let members = peers.into_iter().map(member).collect();
@@ -148,7 +153,6 @@ async fn look(layout: &Layout) -> Seen {
     };
     match tokio::time::timeout(PATIENCE, ask).await {
         Ok(Ok(seen)) => seen,
-        Ok(Err(_)) if lock::holder(layout).is_some() => Seen::without(Reach::Starting),
         Ok(Err(failure)) => Seen::without(Reach::Away(failure.message)),
         Err(_) => Seen::without(Reach::Away(format!("the daemon has not answered for {} s", PATIENCE.as_secs()))),
     }
