@@ -278,7 +278,7 @@ impl Driver {
         // One dial for what it tells and what this node was told of it when it joined: two dials made two connections.
         let given = self.bootstrap.iter().cloned().map(split_peer).filter(|(_, peer)| peer_of(member) == *peer).map(|(a, _)| a);
         let mut addresses: Vec<Multiaddr> = Vec::new();
-        // Another home numbers its machines alike: an address that is this node's own leads here, answers first, and ends the whole dial.
+        // Another home numbers its machines alike: an address that is this node's own leads nowhere else.
         let is_own = |address: &Multiaddr| self.swarm.listeners().any(|own| own == address);
         for address in told.chain(given).filter(|a| is_usable(a, network) && relay_of(a) != Some(me) && !is_own(a)) {
             if !addresses.contains(&address) {

@@ -8,13 +8,15 @@ use super::{
 };
 use crate::identity::Identity;
 use libp2p::{
-    PeerId, Swarm, SwarmBuilder, autonat,
-    core::upgrade::Version,
-    dcutr, identify, identity, noise, relay,
+    PeerId, Swarm, SwarmBuilder, Transport, autonat,
+    core::{ConnectedPoint, muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
+    dcutr, identify, identity,
+    multiaddr::Protocol,
+    noise, quic, relay,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
     tcp, yamux,
 };
-use std::{num::NonZeroU8, sync::Arc, time::Duration};
+use std::{io, num::NonZeroU8, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
 /// A silent QUIC connection is probed this often. Each node has its own interval between these: what one end hears puts
@@ -92,21 +94,48 @@ fn keepalive(me: PeerId) -> Duration {
     Duration::from_millis(QUIC_KEEPALIVE_MS.start + spread * part / u64::from(u16::MAX))
 }
 
+/// A connection of its own to each remote peer.
+type Connection = (PeerId, StreamMuxerBox);
+
+/// Lets no dial succeed that reached another peer than the address names. The swarm checks that too, but of the one connection
+/// only that was made first: then a stranger that answers at one address, as where two homes number their machines alike, ends
+/// the whole dial, with the address that would have led there.
+fn only_whom_it_names(connection: Connection, end: ConnectedPoint) -> std::future::Ready<io::Result<Connection>> {
+    let wrong = match &end {
+        ConnectedPoint::Dialer { address, .. } => matches!(address.iter().last(), Some(Protocol::P2p(named)) if named != connection.0),
+        ConnectedPoint::Listener { .. } => false,
+    };
+    std::future::ready(if wrong { Err(io::Error::other(format!("{} answered", connection.0))) } else { Ok(connection) })
+}
+
+fn over_tcp(key: &identity::Keypair) -> Result<Boxed<Connection>, noise::Error> {
+    let transport = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise::Config::new(key)?)
+        .multiplex(yamux::Config::default());
+    Ok(transport.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).and_then(only_whom_it_names).boxed())
+}
+
+fn over_quic(key: &identity::Keypair) -> Boxed<Connection> {
+    let mut config = quic::Config::new(key);
+    config.keep_alive_interval = keepalive(key.public().to_peer_id());
+    config.max_idle_timeout = QUIC_DEAD_AFTER_MS;
+    let transport = quic::tokio::Transport::new(config);
+    transport.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).and_then(only_whom_it_names).boxed()
+}
+
 /// Builds the swarm of a node behind `door`. Streams that others open go to `incoming`.
 ///
 /// # Errors
 /// What the transports say, as text.
 pub fn build(key: identity::Keypair, door: Arc<Door>, incoming: mpsc::Sender<(PeerId, Carried)>) -> Result<Swarm<Host>, String> {
-    let interval = keepalive(key.public().to_peer_id());
+    let (tcp, quic) = (over_tcp(&key).map_err(|e| e.to_string())?, over_quic(&key));
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
+        .with_other_transport(|_| tcp)
         .map_err(|e| e.to_string())?
-        .with_quic_config(move |mut quic| {
-            quic.keep_alive_interval = interval;
-            quic.max_idle_timeout = QUIC_DEAD_AFTER_MS;
-            quic
-        })
+        .with_other_transport(|_| quic)
+        .map_err(|e| e.to_string())?
         .with_dns()
         .map_err(|e| e.to_string())?
         .with_relay_client(noise::Config::new, yamux::Config::default)

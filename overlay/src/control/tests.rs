@@ -434,6 +434,23 @@ async fn tcp_carries_what_quic_cannot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_reached_though_a_stranger_answers_first_at_an_address_it_tells() {
+    let (world, other) = (World::new(1), World::new(2));
+    let (first, stranger) = (world.first().await, other.first().await);
+    let over = |control: &Control, transport: &str| {
+        control.listen_addrs().into_iter().find(|a| a.contains(transport)).unwrap().parse::<Multiaddr>().unwrap()
+    };
+    // QUIC is dialled before TCP and has fewer round trips.
+    let named = address::peer_of(first.me()).unwrap();
+    let wrong = address::split_peer(over(&stranger, "/quic-v1")).0.with(libp2p::multiaddr::Protocol::P2p(named));
+    let identity = Identity::generate();
+    let certificate = world.certify(&identity, "second", false);
+    let bootstrap = vec![wrong.to_string(), over(&first, "/tcp/").to_string()];
+    let second = Control::start(world.config(identity, certificate, bootstrap)).await.unwrap();
+    meshed(&[&first, &second]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_that_cannot_be_dialled_reach_each_other_through_a_relay() {
     let world = World::new(1);
     let first = world.first().await;
