@@ -94,6 +94,15 @@ struct Attempt {
     dialling: BTreeSet<ConnectionId>,
 }
 
+impl Attempt {
+    /// Nothing came of it: the next is due later each time.
+    fn failed(&mut self, now: Instant) {
+        let backoff = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(6)).min(LAST_BACKOFF);
+        self.failures += 1;
+        self.not_before = Some(now + backoff.mul_f64(rand::random_range(0.75..1.25)));
+    }
+}
+
 /// See the module.
 pub struct Driver {
     swarm: Swarm<Host>,
@@ -258,6 +267,10 @@ impl Driver {
         if connected || dialling {
             return;
         }
+        if news {
+            // Nobody may wait for it, but the ring.
+            self.attempts.entry(member).or_default().not_before = None;
+        }
         let redial = news && self.waiting.contains_key(&member);
         if !redial || !self.dial(member) {
             self.give_up(member);
@@ -311,9 +324,7 @@ impl Driver {
         let Some(member) = peer.and_then(|p| member_of(&p)) else { return };
         let Some(attempt) = self.attempts.get_mut(&member) else { return };
         if attempt.dialling.remove(&connection) && attempt.dialling.is_empty() {
-            let backoff = FIRST_BACKOFF.saturating_mul(1 << attempt.failures.min(6)).min(LAST_BACKOFF);
-            attempt.failures += 1;
-            attempt.not_before = Some(Instant::now() + backoff.mul_f64(rand::random_range(0.75..1.25)));
+            attempt.failed(Instant::now());
             if !self.links.contains_key(&peer.expect("named above")) {
                 self.shared.book.write().unwrap_or_else(PoisonError::into_inner).failed(member);
                 self.search_or_give_up(member);

@@ -79,7 +79,11 @@ impl Driver {
             let attempt = self.attempts.entry(member).or_default();
             let due = attempt.dialling.is_empty() && attempt.not_before.is_none_or(|at| at <= now);
             if due && dialling < MAX_WANTED_DIALS && peer_of(member).is_some_and(|peer| !self.links.contains_key(&peer)) {
-                dialling += usize::from(self.dial(member));
+                if self.dial(member) {
+                    dialling += 1;
+                } else {
+                    self.look_for(member, now);
+                }
             }
         }
         // After the members known: whom of them the bootstrap names is being dialled now, and is not dialled twice.
@@ -89,6 +93,13 @@ impl Driver {
                 let _ = self.swarm.dial(options);
             }
         }
+    }
+
+    /// The ring names a neighbour of which the book has nothing, or nothing that can be dialled: others are asked.
+    fn look_for(&mut self, member: MemberId, now: Instant) {
+        self.attempts.entry(member).or_default().failed(now);
+        self.may_search.insert(member);
+        self.search_or_give_up(member);
     }
 
     /// Hole punching tries what NATs hide. A member that can simply be dialled, but was first met through
@@ -140,7 +151,7 @@ impl Driver {
         self.close_unused(&wanted, now);
         // Attempts of members that the book has dropped are of no use any more.
         let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
-        self.attempts.retain(|member, attempt| book.get(*member).is_some() || !attempt.dialling.is_empty());
+        self.attempts.retain(|member, attempt| book.get(*member).is_some() || wanted.contains(member) || !attempt.dialling.is_empty());
         drop(book);
         if self.refresh.at <= now && !self.links.is_empty() {
             self.refresh.done += 1;

@@ -66,8 +66,13 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
     all_find(&all, &places).await;
     println!("{MEMBERS} members joined and find all after {:?}", began.elapsed());
 
-    // The ring says who is wanted: connections follow, and those for which there is no use end.
+    // The ring says who is wanted, known or not: connections follow, and those for which there is no use end.
     for (i, control) in all.iter().enumerate() {
+        for neighbour in [(i + 13) % MEMBERS, (i + MEMBERS - 13) % MEMBERS].map(|n| all[n].me()) {
+            if !control.connected().contains(&neighbour) {
+                control.shared.book.write().unwrap().forget(neighbour);
+            }
+        }
         control.set_ring_neighbours(vec![all[(i + 13) % MEMBERS].me(), all[(i + MEMBERS - 13) % MEMBERS].me()]);
     }
     in_the_end("the ring's neighbours are connected", || (0..MEMBERS).all(|i| all[i].connected().contains(&all[(i + 13) % MEMBERS].me())))
