@@ -11,6 +11,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use p2pvm_overlay::membership::Invite;
 use p2pvm_tests::lab::Lab;
 use serial::Serial;
 use std::{
@@ -90,12 +91,19 @@ impl Machine {
         panic!("'{what}' was not shown within {} s: {}", BOOT_LIMIT.as_secs(), self.serial.all());
     }
 
-    /// The invite that the screen shows, which takes several of its rows.
-    pub fn invite(&mut self) -> String {
+    /// The invite that the screen shows, which takes several of its rows, once it is there whole.
+    pub fn invite(&mut self) -> Invite {
         self.wait(" p2pvm1");
-        let screen = self.serial.screen();
-        let rows = screen.lines().map(str::trim).skip_while(|row| !row.starts_with("p2pvm1"));
-        rows.take_while(|row| !row.is_empty() && row.chars().all(|c| c.is_ascii_alphanumeric())).collect()
+        loop {
+            let screen = self.serial.screen();
+            let rows = screen.lines().map(str::trim).skip_while(|row| !row.starts_with("p2pvm1"));
+            let shown: String = rows.take_while(|row| !row.is_empty() && row.chars().all(|c| c.is_ascii_alphanumeric())).collect();
+            match Invite::parse(&shown) {
+                Ok(invite) => return invite,
+                Err(e) => assert!(self.began.elapsed() < BOOT_LIMIT, "{e:?}: {shown}"),
+            }
+            std::thread::sleep(Duration::from_millis(250));
+        }
     }
 
     pub fn off(mut self) {

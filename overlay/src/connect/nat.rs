@@ -10,8 +10,12 @@ use super::{
     message::{Answer, Candidate, CandidateKind, NatKind, Request, Whereabouts},
     mobility,
 };
-use crate::id::MemberId;
+use crate::{
+    id::MemberId,
+    plane::{Path, packet::is_site_local},
+};
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
@@ -33,8 +37,10 @@ const WHEN_OPEN: Duration = Duration::from_secs(300);
 const WHEN_NATTED: Duration = Duration::from_secs(20);
 /// Otherwise only the kind of NAT is looked at anew: a router may have been exchanged.
 const WHEN_LOOKED_AFTER: Duration = Duration::from_secs(120);
-/// UDP that did not get through may do so later: a laptop moves.
-const WHEN_BLOCKED: Duration = Duration::from_secs(60);
+/// UDP that did not get through may do so later: a laptop moves, and who did not answer may have been the one without UDP.
+const WHEN_BLOCKED: Duration = Duration::from_secs(20);
+/// Who lives answers over the control plane within this.
+const ALIVE_LIMIT: Duration = Duration::from_secs(3);
 /// Rounds that follow each other quickly until two members have answered.
 const HASTY_ROUNDS: u32 = 5;
 /// Rounds with members to ask and no answer after which UDP counts as blocked.
@@ -144,11 +150,11 @@ async fn servers(shared: &Arc<Shared>) -> Vec<Server> {
     servers
 }
 
-/// One round: whether members were asked that should have answered, and what they saw.
-async fn round(shared: &Arc<Shared>) -> (bool, Vec<Seen>) {
+/// One round: the members asked that should have answered, and what those who did saw.
+async fn round(shared: &Arc<Shared>) -> (BTreeSet<MemberId>, Vec<Seen>) {
     let local = shared.plane.inner().local_addresses.load_full();
     let servers = servers(shared).await;
-    let (mut asking, mut asked) = (JoinSet::new(), false);
+    let (mut asking, mut asked) = (JoinSet::new(), BTreeSet::new());
     for v4 in [true, false] {
         // Without an address of our own that leads out there is nothing to ask.
         if !local.iter().any(|ip| ip.is_ipv4() == v4 && (v4 || !is_private(ip))) {
@@ -159,7 +165,7 @@ async fn round(shared: &Arc<Shared>) -> (bool, Vec<Seen>) {
             if candidates.is_empty() {
                 continue;
             }
-            asked |= server.open;
+            asked.extend(server.open.then_some(server.member));
             let now = Instant::now();
             candidates.iter().for_each(|c| shared.state().written.note(c.addr.ip(), now));
             let (shared, member) = (shared.clone(), server.member);
@@ -183,6 +189,42 @@ async fn round(shared: &Arc<Shared>) -> (bool, Vec<Seen>) {
         seen.extend(answer.ok().flatten());
     }
     (asked, seen)
+}
+
+/// Whether a link shows that UDP gets out of this site and back.
+fn gets_through(shared: &Shared) -> bool {
+    shared.plane.peers().iter().any(|(_, info)| matches!(info.path, Path::Direct(at) if !is_private(&at.ip())))
+}
+
+/// Whether it is for UDP that these, who should have answered, did not. Who is gone answers nothing, and the control plane takes
+/// a while to notice that it is.
+async fn is_blocked(shared: &Arc<Shared>, silent: BTreeSet<MemberId>) -> bool {
+    if gets_through(shared) {
+        return false;
+    }
+    let mut asking = JoinSet::new();
+    for member in silent {
+        let shared = shared.clone();
+        asking.spawn(async move { ask(&shared, member, Request::Where, ALIVE_LIMIT).await.is_ok() });
+    }
+    while let Some(answer) = asking.join_next().await {
+        if answer.is_ok_and(|lives| lives) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Takes back that UDP is blocked when a link shows that it is not, or when all are gone who could have shown it.
+fn unblock(shared: &Shared) {
+    if !gets_through(shared) && !shared.fabric.connected().is_empty() {
+        return;
+    }
+    let mut state = shared.state();
+    if state.nat == NatKind::Blocked {
+        tracing::info!("UDP may get through after all");
+        (state.nat, state.nat6) = (NatKind::Unknown, NatKind::Unknown);
+    }
 }
 
 /// Whether what was found out about the NAT at `mapped` still holds.
@@ -252,9 +294,10 @@ async fn look_at_the_mapping(shared: &Arc<Shared>, helper: &Seen, kind: NatKind)
 pub(crate) async fn learn(shared: Arc<Shared>) {
     let (mut silent, mut rounds) = (0, 0u32);
     loop {
-        let (asked, seen) = round(&shared).await;
+        let (should_answer, seen) = round(&shared).await;
+        let asked = !should_answer.is_empty();
         rounds = rounds.saturating_add(u32::from(asked));
-        silent = if asked && seen.is_empty() { silent + 1 } else { 0 };
+        silent = if asked && seen.is_empty() && is_blocked(&shared, should_answer).await { silent + 1 } else { 0 };
         let (local, port) = (shared.plane.inner().local_addresses.load_full(), shared.plane.inner().udp.port());
         let of = |v4: bool| -> Vec<_> { seen.iter().filter(|s| s.server.is_ipv4() == v4).map(|s| (s.server, s.mapped)).collect() };
         let (four, six) = (of(true), of(false));
@@ -266,6 +309,9 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
         } else if kind == NatKind::Unknown {
             // No IPv4, or nobody to ask there.
             kind = kind6;
+        }
+        if kind == NatKind::Unknown {
+            unblock(&shared);
         }
         // What is known so far is worth telling at once: a closer look takes another round trip or two.
         note(&shared, kind, kind6, reflexive, telling);
@@ -329,11 +375,11 @@ fn note(shared: &Shared, mut kind: NatKind, kind6: NatKind, reflexive: Option<So
     kind
 }
 
-/// Whether an address is of the kind that NATs hide (RFC 1918, RFC 6598, RFC 4193).
+/// Whether an address is of the kind that NATs hide (RFC 1918, RFC 6598, RFC 4193), or that means another machine at each site.
 pub(crate) fn is_private(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => v4.is_private() || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64),
-        IpAddr::V6(v6) => v6.is_unique_local(),
+        IpAddr::V6(v6) => v6.is_unique_local() || is_site_local(ip),
     }
 }
 
@@ -369,6 +415,22 @@ mod tests {
         assert_eq!(judged(&[(s1, m1), (s2, m2)]), (NatKind::Symmetric, Some(m1)));
         let neighbour = at("192.168.1.6:7");
         assert_eq!(judged(&[(neighbour, at("192.168.1.5:7")), (s2, m1)]), (NatKind::Cone, Some(m1)));
+    }
+
+    #[test]
+    fn who_has_no_more_than_what_is_given_to_machines_at_every_site_is_not_expected_to_hear_everybody() {
+        let local = |ip: &str| Candidate { kind: CandidateKind::Local, addr: SocketAddr::new(ip.parse().unwrap(), 7) };
+        let member = |ips: &[&str]| Whereabouts {
+            candidates: ips.iter().copied().map(local).collect(),
+            nat: NatKind::Unknown,
+            neighbours: Vec::new(),
+            relay: false,
+            coordinate: None,
+        };
+        // What QEMU's own NAT gives to each machine behind it.
+        assert!(!seems_open(&member(&["10.0.2.15", "fec0::5054:ff:fe12:3456"])));
+        assert!(!seems_open(&member(&["fd00::1"])));
+        assert!(seems_open(&member(&["10.0.2.15", "2001:db8::7"])));
     }
 
     #[test]

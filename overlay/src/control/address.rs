@@ -1,6 +1,6 @@
 //! Multiaddresses and peer ids, and which of them are worth telling others.
 
-use crate::{id::MemberId, membership::NetworkConfig};
+use crate::{id::MemberId, membership::NetworkConfig, plane::packet::is_site_local};
 use libp2p::{Multiaddr, PeerId, identity, multiaddr::Protocol, swarm::dial_opts::DialOpts};
 use std::{
     collections::BTreeMap,
@@ -96,7 +96,7 @@ pub fn is_usable(address: &Multiaddr, network: &NetworkConfig) -> bool {
         Some(IpAddr::V4(ip)) => !network.subnet.contains(ip) && !ip.is_unspecified() && !ip.is_multicast(),
         Some(IpAddr::V6(ip)) => {
             let ours = ip.octets()[..6] == network.ula_prefix().octets()[..6];
-            !(ours || ip.is_unspecified() || ip.is_multicast() || ip.segments()[0] & 0xffc0 == 0xfe80)
+            !(ours || ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local() || is_site_local(&ip.into()))
         }
         None => matches!(address.iter().next(), Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_))),
     }

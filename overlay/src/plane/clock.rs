@@ -1,6 +1,11 @@
 //! The clock thread: handshakes that are due, probes, liveness, links that nobody uses.
 
-use super::{Inner, core::lock, roam::SleepWatch};
+use super::{
+    Inner,
+    core::lock,
+    packet::{is_site_local, is_unicast},
+    roam::SleepWatch,
+};
 use crate::link::Session;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use std::{
@@ -110,7 +115,7 @@ fn tick(inner: &Inner, now: Instant) -> Duration {
     pause
 }
 
-/// Reads the host's addresses that a peer might reach: of interfaces that are up, without loopback, link-local and overlay.
+/// Reads the host's addresses that a peer might reach: of interfaces that are up, without loopback, link-local, site-local and overlay.
 pub(crate) fn refresh_local_addresses(inner: &Inner) {
     let Ok(interfaces) = getifaddrs() else { return };
     let mut found: Vec<IpAddr> = interfaces
@@ -122,7 +127,7 @@ pub(crate) fn refresh_local_addresses(inner: &Inner) {
             let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
         })
-        .filter(super::packet::is_unicast)
+        .filter(|ip| is_unicast(ip) && !is_site_local(ip))
         .collect();
     found.sort();
     found.dedup();

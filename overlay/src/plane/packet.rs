@@ -28,6 +28,11 @@ pub fn is_unicast(addr: &IpAddr) -> bool {
     }
 }
 
+/// Whether it is one of IPv6's site-local addresses: deprecated (RFC 3879), but QEMU's own NAT still gives the same to every machine behind it.
+pub fn is_site_local(addr: &IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(a) if a.segments()[0] & 0xffc0 == 0xfec0)
+}
+
 /// Bytes of an Ethernet header without tag.
 pub const ETHERNET_LEN: usize = 14;
 

@@ -115,6 +115,21 @@ async fn where_udp_is_blocked_the_same_frames_go_by_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn udp_is_not_blocked_any_more_when_all_are_gone_who_did_not_answer_by_it() {
+    let mut world = World::new(Duration::from_millis(5));
+    let (r, b, a) = (world.host(Nat::None), world.host(Nat::None), world.host(Nat::NoUdp));
+    introduce(&[&r, &b, &a]);
+    until("nobody answers by UDP", || a.connector.nat_kind() == NatKind::Blocked).await;
+    let of_control = |cut| [&r, &b].iter().for_each(|other| world.set_cut(a.member, other.member, cut));
+    of_control(true);
+    until("nobody is left who could answer", || a.connector.nat_kind() == NatKind::Unknown).await;
+    assert!(a.exec("nft delete table ip t").status.success());
+    of_control(false);
+    let pong = a.plane.ping(b.member, LIMIT).await.expect("answers");
+    assert!(matches!(pong.path, Path::Direct(_)), "{pong:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_path_is_noticed_and_another_takes_over() {
     let mut world = World::new(Duration::from_millis(5));
     let (r, a, b) = (world.host(Nat::None), world.host(Nat::None), world.host(Nat::None));
