@@ -114,7 +114,7 @@ impl Trust {
             of_member.into_iter().any(|((_, by), _)| by.is_some_and(|delegate| !by_root(delegate)))
         };
         let fallen = certificate.delegate().is_some_and(by_root);
-        let revoked = by_root(certificate.member()) || (!certificate.rights().admit && by_delegate(certificate.member()));
+        let revoked = by_root(certificate.member()) || (certificate.falls_to_delegates() && by_delegate(certificate.member()));
         // Who grew out of a copy of another's state falls with that one.
         let origin_revoked = certificate.groups().copied_from().any(|member| by_root(member) || by_delegate(member));
         if fallen || revoked || origin_revoked { Err(Refusal::Revoked) } else { Ok(()) }
