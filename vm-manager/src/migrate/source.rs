@@ -155,8 +155,9 @@ impl Host {
         tracing::info!(%epoch, "the move begins");
         let prepared = tokio::select! {
             prepared = self.until_paused(&slot, &*machine, &mut this, options, progress) => prepared,
-            () = slot.give_up.notified() => Err(Error::Refused("given up on request".into())),
+            () = slot.give_up.notified() => Err(Error::Cancelled),
         };
+        let cancelled = matches!(prepared, Err(Error::Cancelled));
         let (runs_on, failure) = match prepared {
             Ok(_tunnels) => {
                 progress.send_modify(|p| p.phase = "switch-over".into());
@@ -164,7 +165,7 @@ impl Host {
                 self.after_hand_over(slot.clone(), busy, &mut this, handed, progress).await
             }
             Err(e) => {
-                tracing::info!(error = %e, "the move failed before the hand-over: the VM stays here");
+                tracing::info!(error = %e, "the move ended before the hand-over: the VM stays here");
                 if let Some(switching) = this.switching.take() {
                     switching.failed(&e);
                 }
@@ -188,6 +189,7 @@ impl Host {
             runs_on,
             epoch: if runs_on == RunsOn::Target { epoch } else { slot.entry().epoch },
             failure,
+            cancelled,
             total_ms: (self.now() - this.started).as_millis() as u64,
             pause_ms: this.pause.map(|p| p.as_millis() as u64),
             report: this.report,
