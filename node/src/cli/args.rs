@@ -533,8 +533,8 @@ pub struct Demo {
 /// Arguments of `bench`.
 #[derive(Args)]
 pub struct Bench {
-    /// Which figures; all by default
-    #[arg(value_parser = ["join", "ping", "migration", "snapshot", "idle"])]
+    /// Which figures; all but "traces" by default
+    #[arg(value_parser = ["join", "ping", "migration", "snapshot", "idle", "traces"])]
     pub figures: Vec<String>,
     /// How often each is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
