@@ -32,6 +32,8 @@ pub enum Decision {
     Moved,
     /// The migration failed; the VM stays.
     Failed,
+    /// Somebody cancelled the migration; the VM stays.
+    Cancelled,
     /// This node agreed to take it in.
     TakenIn,
     /// It did not come after all.
@@ -80,6 +82,7 @@ impl fmt::Display for Explanation {
             Decision::Migrating => write!(f, "migrating to {peer}, which agreed")?,
             Decision::Moved => write!(f, "moved to {peer}")?,
             Decision::Failed => write!(f, "migration to {peer} failed: it stays here")?,
+            Decision::Cancelled => write!(f, "migration to {peer} cancelled on request: it stays here")?,
             Decision::TakenIn => write!(f, "taken in from {peer}")?,
             Decision::CalledOff => write!(f, "called off by {peer}: it does not come")?,
         }

@@ -14,7 +14,7 @@ mod wire;
 
 pub use explain::{Decision, Explanation};
 pub use load::{LoadVector, LocalLoad, Millis, Talk, VmLoad};
-pub use manager::{Input, Manager, Output, Status};
+pub use manager::{Input, Manager, MigrationEnd, Output, Status};
 pub use policy::{Policy, UnusablePolicy};
 pub use score::Place;
 pub use wire::{Heard, MAX_ENTRIES, MAX_MESSAGE_BYTES, Message, Offer, Refusal, WireError};

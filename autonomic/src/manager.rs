@@ -27,6 +27,17 @@ const NEWSWORTHY: f64 = 0.1;
 /// After so many failed migrations in a row a VM's rest grows no more.
 const MAX_BACKOFF: u32 = 6;
 
+/// How a migration ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MigrationEnd {
+    /// The VM is on the target now.
+    Moved,
+    /// It is still here, as it could not be moved.
+    Failed,
+    /// It is still here, as somebody wanted.
+    Cancelled,
+}
+
 /// What a manager is told.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Input {
@@ -40,8 +51,8 @@ pub enum Input {
     MigrationDone {
         /// The VM.
         vm: VmId,
-        /// Whether it is on the target now; else it is still here.
-        ok: bool,
+        /// How.
+        end: MigrationEnd,
     },
     /// Whether this node is being drained: it takes no VMs, and leaves giving them away to whoever drains it.
     Draining(bool),
@@ -145,7 +156,7 @@ impl Manager {
             Input::LocalLoad(load) => self.measured(now, load),
             Input::Neighbours(members) => self.view.seed(self.me, members, &mut self.rng),
             Input::Received(from, message) => self.received(now, from, message),
-            Input::MigrationDone { vm, ok } => self.migrated(now, vm, ok),
+            Input::MigrationDone { vm, end } => self.migrated(now, vm, end),
             Input::Draining(draining) => self.draining = draining,
             Input::Tick => self.tick(now),
         }
@@ -369,11 +380,17 @@ impl Manager {
         }
     }
 
-    fn migrated(&mut self, now: Millis, vm: VmId, ok: bool) {
+    fn migrated(&mut self, now: Millis, vm: VmId, end: MigrationEnd) {
+        let ok = end == MigrationEnd::Moved;
         let failures = if ok { 0 } else { self.resting.get(&vm).map_or(0, |(_, failures)| *failures) + 1 };
         self.rest(now, vm, failures);
         let Some(done) = self.outgoing.take_if(|o| o.offer.vm == vm && o.stage == Stage::Moving) else { return };
-        let (to, decision) = (done.place.member, if ok { Decision::Moved } else { Decision::Failed });
+        let to = done.place.member;
+        let decision = match end {
+            MigrationEnd::Moved => Decision::Moved,
+            MigrationEnd::Failed => Decision::Failed,
+            MigrationEnd::Cancelled => Decision::Cancelled,
+        };
         if ok {
             self.rest_until = now.plus(self.policy.node_cooldown_ms);
         } else {

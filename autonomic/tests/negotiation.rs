@@ -1,6 +1,8 @@
 //! Two managers face to face, message by message: who may move what when answers are lost, late or negative.
 
-use p2pvm_autonomic::{Decision, Heard, Input, LoadVector, LocalLoad, Manager, Message, Millis, Offer, Output, Policy, Refusal, VmLoad};
+use p2pvm_autonomic::{
+    Decision, Heard, Input, LoadVector, LocalLoad, Manager, Message, MigrationEnd, Millis, Offer, Output, Policy, Refusal, VmLoad,
+};
 use p2pvm_overlay::{MemberId, VmId};
 
 const ME: MemberId = MemberId([1; 32]);
@@ -110,17 +112,20 @@ fn a_vm_that_became_unmovable_meanwhile_stays() {
 }
 
 #[test]
-fn a_failed_migration_frees_the_target_and_the_vm_rests_longer_each_time() {
-    let (mut manager, _, offer) = offering(&[(PEER, 0.1)]);
-    tell(&mut manager, 6, PEER, accept(&offer));
-    manager.handle(Millis(8000), Input::MigrationDone { vm: VM, ok: false });
-    assert_eq!(releases(&outputs(&mut manager)), 1);
-    let fresh = |seq| Message::ShuffleReply(vec![Heard { load: vector(PEER, seq, 0.1), age_ms: 0 }]);
-    let rested = Policy::default().vm_cooldown_ms / 1000;
-    tell(&mut manager, 9, PEER, fresh(2));
-    assert_eq!(offers(&run(&mut manager, 9, 8 + rested - 1, 1.0, &[VM])), []);
-    tell(&mut manager, 8 + rested, PEER, fresh(3));
-    assert_eq!(offers(&run(&mut manager, 8 + rested, 14 + rested, 1.0, &[VM])).len(), 1);
+fn a_migration_that_failed_or_was_cancelled_frees_the_target_and_the_vm_rests_longer_each_time() {
+    for (end, decision) in [(MigrationEnd::Failed, Decision::Failed), (MigrationEnd::Cancelled, Decision::Cancelled)] {
+        let (mut manager, _, offer) = offering(&[(PEER, 0.1)]);
+        tell(&mut manager, 6, PEER, accept(&offer));
+        manager.handle(Millis(8000), Input::MigrationDone { vm: VM, end });
+        assert_eq!(releases(&outputs(&mut manager)), 1);
+        assert_eq!(manager.explain(VM).last().map(|e| e.decision), Some(decision));
+        let fresh = |seq| Message::ShuffleReply(vec![Heard { load: vector(PEER, seq, 0.1), age_ms: 0 }]);
+        let rested = Policy::default().vm_cooldown_ms / 1000;
+        tell(&mut manager, 9, PEER, fresh(2));
+        assert_eq!(offers(&run(&mut manager, 9, 8 + rested - 1, 1.0, &[VM])), []);
+        tell(&mut manager, 8 + rested, PEER, fresh(3));
+        assert_eq!(offers(&run(&mut manager, 8 + rested, 14 + rested, 1.0, &[VM])).len(), 1);
+    }
 }
 
 fn target(cpu: f64) -> Manager {

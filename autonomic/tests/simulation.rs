@@ -2,7 +2,7 @@
 //! Messages take 5 to 200 ms, one in twenty is lost; migrations take 3 to 20 s and one in twenty fails.
 //! The seed is in each assertion.
 
-use p2pvm_autonomic::{Decision, Input, LocalLoad, Manager, Message, Millis, Output, Policy, VmLoad};
+use p2pvm_autonomic::{Decision, Input, LocalLoad, Manager, Message, MigrationEnd, Millis, Output, Policy, VmLoad};
 use p2pvm_overlay::{MemberId, VmId};
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -155,7 +155,7 @@ impl World {
                         assert!(used <= NODE_MEMORY_MIB, "seed {}: memory of node {to} overbooked", self.seed);
                     }
                     let vm = self.vms[vm].id;
-                    self.tell(from, Input::MigrationDone { vm, ok });
+                    self.tell(from, Input::MigrationDone { vm, end: if ok { MigrationEnd::Moved } else { MigrationEnd::Failed } });
                 }
             }
         }

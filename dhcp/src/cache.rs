@@ -1,12 +1,11 @@
 //! The lease cache: which address this node (and each VM it holds) had last, so that a restart asks for the
 //! same one again. It can be lost without harm; a file that is damaged counts as empty.
 
-use p2pvm_overlay::UnixTime;
+use p2pvm_overlay::{UnixTime, durable::write_atomically};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs, io,
-    io::Write,
     net::Ipv4Addr,
     path::PathBuf,
     sync::{Mutex, PoisonError},
@@ -77,12 +76,7 @@ impl LeaseCache {
 
     fn try_save(&self, entries: &Entries) -> io::Result<()> {
         let body = postcard::to_allocvec(entries).map_err(io::Error::other)?;
-        let temporary = self.path.with_extension("new");
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(blake3::hash(&body).as_bytes())?;
-        file.write_all(&body)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)
+        write_atomically(&self.path, &[&blake3::hash(&body).as_bytes()[..], &body].concat(), 0o644)
     }
 }
 

@@ -1,6 +1,8 @@
 //! `p2pvm bench`: the figures of docs/SPECIFICATION.md, measured on the emulated wide area by the same
 //! commands a user runs. Prints every round's value, so that the spread is seen; asserts nothing.
 
+mod traces;
+
 use crate::{
     cli::{BenchArgs, Progress},
     failure::{Doing, Failure, Outcome},
@@ -17,6 +19,8 @@ use std::{
 const JOIN_RTT_MS: f64 = 50.0;
 /// The round trips at which migration is measured.
 const MIGRATION_RTTS_MS: [f64; 3] = [0.1, 50.0, 200.0];
+/// What every host is set to: one processor, and no moves that the bench did not ask for.
+const SETTINGS: &str = "cpus = 1\nupnp = false\nautonomic = false\n";
 /// How long an idle network is watched.
 const IDLE_SECONDS: u64 = 60;
 /// After a change the network settles this long before it counts as idle.
@@ -46,7 +50,8 @@ pub fn run(args: &BenchArgs, json: bool) -> Outcome<()> {
     let program = std::env::current_exe().doing("finding this program")?;
     let mut bench = Bench { rounds: args.rounds, image: args.image.clone(), program, figures: Vec::new(), json };
     let wanted = |name: &str| args.figures.is_empty() || args.figures.iter().any(|f| f == name);
-    if wanted("migration") || wanted("snapshot") {
+    let traces = args.figures.iter().any(|figure| figure == "traces");
+    if wanted("migration") || wanted("snapshot") || traces {
         bench.image = std::fs::canonicalize(&args.image).map_err(|e| {
             Failure::not_found(format!("there is no guest image at {}: {e}; make one with guest-image/build.sh", args.image.display()))
         })?;
@@ -59,6 +64,9 @@ pub fn run(args: &BenchArgs, json: bool) -> Outcome<()> {
     }
     if wanted("snapshot") {
         bench.snapshot()?;
+    }
+    if traces {
+        bench.traces()?;
     }
     if json {
         println!("{}", serde_json::to_string_pretty(&bench.figures).doing("encoding the figures")?);
@@ -96,7 +104,7 @@ impl Bench {
         let _progress = Progress::new(format!("building {hosts} hosts {rtt_ms} ms apart"));
         let lab = Lab::up(&sites(hosts, rtt_ms)?, "p2pvm-bench", &self.program).doing("building the testbed")?;
         for i in 1..=hosts {
-            lab.configure(&format!("h{i}"), "cpus = 1\nupnp = false\nautonomic = false\n").doing("configuring")?;
+            lab.configure(&format!("h{i}"), SETTINGS).doing("configuring")?;
         }
         lab.found("h1", "bench").doing("founding")?;
         Ok(lab)

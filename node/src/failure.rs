@@ -29,12 +29,20 @@ pub struct Failure {
     pub kind: Kind,
     /// What happened and what to do.
     pub message: String,
+    /// It ended so because somebody asked for that: nothing is wrong. Left out where it is not so; members of before do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
 }
 
 impl Failure {
     /// A failure of `kind`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), cancelled: false }
+    }
+
+    /// Something that was not done because somebody cancelled it.
+    pub fn cancelled(message: impl Into<String>) -> Self {
+        Self { cancelled: true, ..Self::new(Kind::Failed, message) }
     }
 
     /// Something that does not exist.

@@ -2,10 +2,10 @@
 //! `--dir` says otherwise. Files that are written whole are replaced atomically.
 
 use crate::failure::{Doing, Failure, Outcome};
+use p2pvm_overlay::durable;
 use std::{
     fs,
-    io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -171,15 +171,7 @@ impl Layout {
 
 /// Writes `bytes` to `path` so that after a crash either the old or the new content is there. `mode` is the file's.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Outcome<()> {
-    let temporary = path.with_extension("new");
-    let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    write().doing(format_args!("cannot write {}", path.display()))
+    durable::write_atomically(path, bytes, mode).doing(format_args!("cannot write {}", path.display()))
 }
 
 /// Reads a whole file, or none where it does not exist.

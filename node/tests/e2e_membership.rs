@@ -96,6 +96,13 @@ fn a_delegate_admits_and_an_invite_can_be_cancelled() {
     lab.join("c", text).unwrap();
     let said = refused(&lab, "b", &["invite", "--delegate"], 5);
     assert!(said.contains("founder"), "{said}");
+    let said = refused(&lab, "b", &["revoke", "a"], 5);
+    assert!(said.contains("only the founder's word"), "{said}");
+    let (code, out, _) = lab.try_p2pvm("b", &["--json", "revoke", "a"]).unwrap();
+    let error = &serde_json::from_str::<serde_json::Value>(&out).unwrap()["error"];
+    assert_eq!((code, error["kind"].as_str()), (5, Some("refused")), "{out}");
+    let unmet = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    assert!(lab.json("b", &["revoke", unmet]).unwrap()["note"].as_str().unwrap().contains("no effect"));
     lab.p2pvm("b", &["revoke", by_b["id"].as_str().unwrap()]).unwrap();
     let said = refused(&lab, "d", &["join", text], 5);
     assert!(said.contains("revoked"), "{said}");

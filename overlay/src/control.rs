@@ -123,6 +123,9 @@ pub enum ControlError {
     /// This node has no right to do that.
     #[error("this node may neither invite nor revoke: only the network's root and its delegates may")]
     NoRight,
+    /// The network's root alone has the right to do that.
+    #[error("{} may admit members: only the network's root may revoke it", .0.short())]
+    NoRightOverDelegates(MemberId),
 }
 
 /// What happens on the control plane.
@@ -260,12 +263,19 @@ impl Control {
         }
     }
 
-    /// Revokes a member or an invite, here and, by gossip, everywhere.
+    /// Revokes a member or an invite, here and, by gossip, everywhere. Where nobody can show the member's certificate, the
+    /// others judge when they see it.
     ///
     /// # Errors
-    /// [`ControlError::NoRight`].
+    /// [`ControlError::NoRight`] or [`ControlError::NoRightOverDelegates`]: the others would not heed it.
     pub async fn revoke(&self, target: Target) -> Result<(), ControlError> {
         let issuer = self.issuer().ok_or(ControlError::NoRight)?;
+        if let Target::Member(member) = target
+            && !issuer.is_root()
+            && self.find_certificate(member).await.is_some_and(|certificate| !issuer.may_expel(&certificate))
+        {
+            return Err(ControlError::NoRightOverDelegates(member));
+        }
         let revocation = Revocation::issue(&issuer, self.shared.door.network.id, target, UnixTime::now());
         self.shared.commands.send(Command::Revoke(Box::new(revocation))).await.map_err(|_| ControlError::Host("it has shut down".into()))
     }

@@ -5,10 +5,13 @@
 //! Every signature covers a domain string first, so that what is signed for one purpose can never be
 //! replayed for another.
 
-use crate::id::{MemberId, VmId};
+use crate::{
+    durable::write_atomically,
+    id::{MemberId, VmId},
+};
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
-use std::{fs, io, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{fs, io, path::Path};
 use zeroize::Zeroizing;
 
 /// An ed25519 signature (RFC 8032).
@@ -112,12 +115,8 @@ impl Identity {
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let new = Self::generate();
-                let temporary = path.with_extension("new");
-                let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-                file.write_all(&new.signing.seed()[..])?;
-                file.write_all(new.link.as_bytes())?;
-                file.sync_all()?;
-                fs::rename(&temporary, path)?;
+                let both = Zeroizing::new([&new.signing.seed()[..], new.link.as_bytes()].concat());
+                write_atomically(path, &both, 0o600)?;
                 Ok(new)
             }
             Err(e) => Err(e),

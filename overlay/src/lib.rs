@@ -10,6 +10,7 @@ pub mod control;
 #[allow(missing_docs, dead_code)]
 pub mod control_wire;
 pub mod coordinates;
+pub mod durable;
 pub mod fabric;
 pub mod id;
 pub mod identity;

@@ -30,7 +30,6 @@ pub use notice::{Notice, Offer, SignedPolicy};
 pub use policy::NetworkPolicy;
 pub use revocation::{Revocation, Target};
 pub use trust::Trust;
-pub(crate) use trust::write_atomically;
 
 use crate::id::MemberId;
 use async_trait::async_trait;

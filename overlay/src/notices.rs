@@ -6,9 +6,10 @@
 //! holds from the first packet after a restart.
 
 use crate::{
+    durable::write_atomically,
     fabric::{Fabric, FabricError, Serve},
     id::{MemberId, UnixTime},
-    membership::{Notice, NoticeKey, Offer, Refusal, SignedPolicy, Trust, write_atomically},
+    membership::{Notice, NoticeKey, Offer, Refusal, SignedPolicy, Trust},
 };
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -114,7 +115,7 @@ impl Notices {
 
     fn keep(&self, known: &BTreeMap<NoticeKey, Notice>) {
         if let Some(file) = &self.file
-            && let Err(e) = write_atomically(file, &postcard::to_stdvec(&known.values().collect::<Vec<_>>()).unwrap_or_default())
+            && let Err(e) = write_atomically(file, &postcard::to_stdvec(&known.values().collect::<Vec<_>>()).unwrap_or_default(), 0o644)
         {
             tracing::error!("notices cannot be kept in {}: {e}", file.display());
         }

@@ -45,6 +45,9 @@ pub enum Error {
     /// The request contradicts the VM's state, with what to do instead.
     #[error("{0}")]
     Refused(String),
+    /// Somebody asked for it to be cancelled.
+    #[error("cancelled on request")]
+    Cancelled,
     /// Another member could not be reached or refused.
     #[error("{step}: {source}")]
     Peer {

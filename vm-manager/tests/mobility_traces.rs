@@ -108,7 +108,7 @@ async fn a_move_that_fails_or_is_given_up_ends_its_spans_with_the_reason() {
             }
             strike.2.send(!cancel).unwrap();
             let outcome = moving.await.unwrap().unwrap();
-            assert_eq!(outcome.runs_on, RunsOn::Source, "{step:?}: {outcome:?}");
+            assert_eq!((outcome.runs_on, outcome.cancelled), (RunsOn::Source, cancel), "{step:?}: {outcome:?}");
             lab.settles_on(vm, &[0], &format!("{step:?}")).await;
             tokio::time::sleep(Duration::from_secs(60)).await;
             assert_whole(&lab);

@@ -8,10 +8,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use opentelemetry::trace::Status;
 use p2pvm_vm_manager::{
     Error, ImageSource, NewVm, checkpoint::RestoreOptions, host::VmState, hypervisor::MigrateOptions, migrate::RunsOn, vault::Durability,
 };
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -152,4 +154,57 @@ async fn a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later() {
     println!("moved {:?} after the last kill", begun.elapsed());
     let mut guest = console(&lab, 1).await;
     assert_eq!(guest.run("cat /run/mark").await, "remembered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_began_and_how_long_memory_followed() {
+    let Some(image) = image("a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_began_and_how_long_memory_followed") else {
+        return;
+    };
+    let lab = Lab::with_qemu(3, image).await;
+    let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
+    let new = NewVm { name: "web".into(), image: ImageSource::File(lab.image.clone()), cpus: 1, memory_mib: 128, disk_bytes: None };
+    lab.host(0).create(new, &watch::Sender::default()).await.unwrap();
+    lab.host(0).start("web").await.unwrap();
+    let mut guest = console(&lab, 0).await;
+    guest.until(READY).await;
+    // So much is dirty at the switch that it takes longer to send than to hear that the guest runs.
+    guest.run("dd if=/dev/urandom of=/run/bulk bs=1M count=8; md5sum /run/bulk > /run/sum; dirty 48 600").await;
+    drop(guest);
+
+    // A stop too short to be planned for keeps pre-copy from ending.
+    let options = MigrateOptions { post_copy: true, max_downtime: Duration::from_millis(1), bandwidth: 64 << 20 };
+    let moved = lab.host(0).migrate("web", lab.me(1), options, watch::Sender::default()).await.unwrap();
+    assert_eq!((moved.runs_on, moved.failure.as_deref()), (RunsOn::Target, None));
+    let mut guest = console(&lab, 1).await;
+    assert_eq!(guest.run("md5sum -c /run/sum").await, "/run/bulk: OK");
+
+    let all = lab.spans.ended();
+    let traces: BTreeSet<String> = all.iter().map(|(_, span)| span.span_context.trace_id().to_string()).collect();
+    assert_eq!(traces, BTreeSet::from([moved.trace.clone().expect("it is traced")]));
+    let named = |name: &str| lab.spans.named(name);
+    let (root, copying, switching, rest) =
+        (named("migrate web"), named("copy memory"), named("switch over"), named("send the rest of memory"));
+    for (site, span) in &all {
+        let ms = |from, to: std::time::SystemTime| to.duration_since(from).unwrap_or_default().as_millis();
+        println!("{site} {:26} {:6} {:6}", span.name, ms(root.start_time, span.start_time), ms(span.start_time, span.end_time));
+        assert_eq!(span.status, Status::Ok, "{}", span.name);
+    }
+    println!("paused {:?} ms, {:?}", moved.pause_ms, moved.report);
+    let noted = |key: &str| root.attributes.iter().find(|kv| kv.key.as_str() == key).map(|kv| kv.value.to_string());
+    for (key, value) in
+        [("p2pvm.migration.post_copy_allowed", "true"), ("p2pvm.migration.mode", "post-copy"), ("p2pvm.migration.outcome", "moved")]
+    {
+        assert_eq!(noted(key).as_deref(), Some(value), "{key}: {:?}", root.attributes);
+    }
+    let begins: Vec<_> = copying.events.iter().filter(|event| event.name == "post-copy begins").collect();
+    assert_eq!(begins.len(), 1, "{:?}", copying.events);
+    assert!(copying.start_time <= begins[0].timestamp && begins[0].timestamp <= copying.end_time, "{:?}", copying.events);
+    // One machine, one clock: the guest runs on the target before its source calls the switch done; the rest of memory comes after.
+    let resumed = named("resume").end_time;
+    assert!(switching.start_time <= resumed && resumed <= switching.end_time, "{switching:?}");
+    assert!(switching.end_time <= rest.start_time && rest.end_time <= named("confirm").start_time, "{rest:?}");
+    for step in [&copying, &switching, &rest] {
+        assert_eq!(step.parent_span_id, root.span_context.span_id(), "{}", step.name);
+    }
 }

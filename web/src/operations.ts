@@ -3,8 +3,15 @@
 import { useCallback, useRef, useState } from "preact/hooks";
 import type { Api } from "./api";
 import { bytes } from "./format";
+import { Refused } from "./lines";
 import { share } from "./model";
 import type { Step, Vm } from "./types";
+
+/** How something ended, for people. */
+export interface Ended {
+  how: "ok" | "failed" | "cancelled";
+  text: string;
+}
 
 export interface Operation {
   /** "migrate", "start", "stop", "snapshot" or "restore". */
@@ -13,7 +20,7 @@ export interface Operation {
   what: string;
   step: Step | null;
   /** How it ended, if it did. */
-  ended: { ok: boolean; text: string } | null;
+  ended: Ended | null;
 }
 
 export type Operations = Record<string, Operation>;
@@ -40,6 +47,12 @@ export function outcome(kind: string, vm: string, done: unknown): string {
     default:
       return `${vm} is ${d.state}`;
   }
+}
+
+/** What is said when it was not done. */
+export function undone(error: Error): Ended {
+  const cancelled = error instanceof Refused && error.failure.cancelled === true;
+  return { how: cancelled ? "cancelled" : "failed", text: error.message };
 }
 
 /** What a card shows of something under way, whoever started it; null: nothing is. */
@@ -72,8 +85,8 @@ export function useOperations(api: Api | null, refresh: () => void): Doing {
       api
         .run(vm, kind, body, (step) => change(vm, (last = { ...last, step })))
         .then(
-          (done) => ({ ok: true, text: outcome(kind, vm, done) }),
-          (error: Error) => ({ ok: false, text: error.message }),
+          (done): Ended => ({ how: "ok", text: outcome(kind, vm, done) }),
+          undone,
         )
         .then((ended) => {
           busy.current.delete(vm);
@@ -88,7 +101,7 @@ export function useOperations(api: Api | null, refresh: () => void): Doing {
       api?.cancel(vm).catch((error: Error) =>
         set((all) => {
           const known = all[vm] ?? { kind: "migrate", what: "", step: null, ended: null };
-          return { ...all, [vm]: { ...known, ended: known.ended ?? { ok: false, text: error.message } } };
+          return { ...all, [vm]: { ...known, ended: known.ended ?? undone(error) } };
         }),
       );
     },

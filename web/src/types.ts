@@ -12,6 +12,8 @@ export interface Step {
 export interface Failure {
   kind: string;
   message: string;
+  /** Somebody asked for it to end so: nothing is wrong. */
+  cancelled?: boolean;
 }
 
 /** One line of a streamed answer. */

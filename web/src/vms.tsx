@@ -82,7 +82,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
         </div>
       )}
       {operation?.ended && (
-        <div class={`ended ${operation.ended.ok ? "ok" : "failed"}`} role={operation.ended.ok ? "status" : "alert"}>
+        <div class={`ended ${operation.ended.how}`} role={operation.ended.how === "failed" ? "alert" : "status"}>
           <span>{operation.ended.text}</span>
           <button type="button" class="plain" aria-label="Dismiss" onClick={() => doing.dismiss(vm.name)}>
             ✕

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
+import { Refused } from "../src/lines";
 import { decisions, network, rttBetween, share, targets, troubled, wayOf } from "../src/model";
-import { underWay, outcome } from "../src/operations";
+import { outcome, underWay, undone } from "../src/operations";
 import type { Sight, View, Vm } from "../src/types";
 
 const id = (letter: string) => letter.repeat(64);
@@ -68,7 +69,7 @@ describe("what is under way", () => {
     expect(underWay(vm(), operation)).toEqual({ what: "moving to c: ram", share: 0.25, note: "1.0 MiB of 4.0 MiB, dirty 1 MB/s" });
     expect(underWay(vm({ moving: { to: "d", step } }), undefined)?.what).toBe("moving to d: ram");
     expect(underWay(vm({ activity: "stopping" }), undefined)).toEqual({ what: "stopping", share: null, note: "" });
-    expect(underWay(vm(), { ...operation, ended: { ok: true, text: "" } })).toBeNull();
+    expect(underWay(vm(), { ...operation, ended: { how: "ok", text: "" } })).toBeNull();
   });
   it("has no share where the total is not known, and never more than all of it", () => {
     expect(share({ ...step, total_bytes: 0 })).toBeNull();
@@ -77,6 +78,11 @@ describe("what is under way", () => {
   it("ends in a sentence", () => {
     const done = { host: "c", total_ms: 5230, downtime_ms: 131, ram_bytes: 90 << 20 };
     expect(outcome("migrate", "web", done)).toBe("web runs on c: moved in 5.2 s, paused for 131 ms, 90.0 MiB of RAM");
+  });
+  it("is no failure where somebody cancelled it", () => {
+    const said = (cancelled?: boolean) => undone(new Refused({ kind: "failed", message: "web still runs on b", cancelled })).how;
+    expect([said(true), said(false), said()]).toEqual(["cancelled", "failed", "failed"]);
+    expect(undone(new Error("no daemon"))).toEqual({ how: "failed", text: "no daemon" });
   });
 });
 

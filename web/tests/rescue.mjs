@@ -53,7 +53,8 @@ async function dismiss() {
 /** Nothing is under way any more, on either page, and the guest is where it was. */
 async function stayed(at) {
   const said = await card.locator(".ended").textContent();
-  assert.match(said, new RegExp(`web did not move and still runs on ${at}: .*given up on request`), said);
+  assert.match(said, new RegExp(`^cancelled: web did not move and still runs on ${at}`), said);
+  assert.equal(await page.locator('[role="alert"]').count(), 0, "nothing is wrong");
   for (const seen of [page, phone.page]) {
     await on(seen).locator(".under-way").waitFor({ state: "detached" });
     await on(seen).locator(".state.running").waitFor();
@@ -88,7 +89,7 @@ await run(phone.context, phone.page, () =>
       await on(phone.page).scrollIntoViewIfNeeded();
       await shots("giving-up", true);
       await card.getByRole("button", { name: "Cancel" }).click();
-      await card.locator(".ended.failed").waitFor({ timeout: SLOW });
+      await card.locator(".ended.cancelled").waitFor({ timeout: SLOW });
       await stayed(from);
       await shots("given-up", true);
       await dismiss();
@@ -98,7 +99,7 @@ await run(phone.context, phone.page, () =>
     await step("a move is given up on another page than the one where it was begun", async () => {
       await beginMove(to);
       await on(phone.page).getByRole("button", { name: "Cancel" }).tap();
-      await card.locator(".ended.failed").waitFor({ timeout: SLOW });
+      await card.locator(".ended.cancelled").waitFor({ timeout: SLOW });
       await stayed(from);
       await dismiss();
     });

@@ -54,7 +54,7 @@ pub enum Command {
     Join(Join),
     /// Expel a member, or cancel an invite, by id
     #[command(
-        after_help = "Example:\n  p2pvm revoke lab3\n\nWith a member fall those that it admitted as a delegate, and those that became members because their state was a copy\nof its state (called like it with four digits behind). They are named. A machine that is to stay joins again with a new\ninvite: 'p2pvm leave --force', then 'p2pvm join'."
+        after_help = "Example:\n  p2pvm revoke lab3\n\nThe founder's machine expels anyone; a delegate members, but neither another delegate nor the founder's machine.\n\nWith a member fall those that it admitted as a delegate, and those that became members because their state was a copy\nof its state (called like it with four digits behind). They are named. A machine that is to stay joins again with a new\ninvite: 'p2pvm leave --force', then 'p2pvm join'."
     )]
     Revoke(Revoke),
     /// Show this node: addresses, NAT, load
@@ -533,8 +533,8 @@ pub struct Demo {
 /// Arguments of `bench`.
 #[derive(Args)]
 pub struct Bench {
-    /// Which figures; all by default
-    #[arg(value_parser = ["join", "ping", "migration", "snapshot", "idle"])]
+    /// Which figures; all but "traces" by default
+    #[arg(value_parser = ["join", "ping", "migration", "snapshot", "idle", "traces"])]
     pub figures: Vec<String>,
     /// How often each is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]

@@ -274,6 +274,9 @@ pub(super) async fn revoke(context: &Context, what: &str) -> Outcome<()> {
         return print::json(&answer);
     }
     println!("{what} is revoked; {} connected members were told", answer["told"]);
+    if let Some(note) = answer["note"].as_str() {
+        eprintln!("note: {note}");
+    }
     let with: Vec<&str> = answer["with"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if !with.is_empty() {
         println!("with it fall {}: admitted by it, or grown out of a copy of its state", with.join(", "));

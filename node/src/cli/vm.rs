@@ -139,7 +139,7 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
         done = followed => done?,
         _ = tokio::signal::ctrl_c() => {
             let _: Value = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
-            return Err(Failure::new(crate::failure::Kind::Failed, format!("given up; {} stays where it was (see 'p2pvm vm show {0}')", a.name)));
+            return Err(Failure::cancelled(format!("cancelled: {} stays where it was (see 'p2pvm vm show {0}')", a.name)));
         }
     };
     report(context, &done, || {

@@ -7,7 +7,7 @@ use crate::{
     config::Config,
 };
 use async_trait::async_trait;
-use p2pvm_autonomic::{Explanation, Input, LocalLoad, Manager as Machine, Message, Millis, Output, Talk, VmLoad};
+use p2pvm_autonomic::{Explanation, Input, LocalLoad, Manager as Machine, Message, MigrationEnd, Millis, Output, Talk, VmLoad};
 use p2pvm_overlay::{Fabric, MemberId, Serve, VmId};
 use p2pvm_vm_manager::{
     host::{Host, VmState},
@@ -165,16 +165,16 @@ impl Manager {
                 }
             })),
             Output::Migrate { vm, to, reason } => drop(tokio::spawn(async move {
-                let ok = this.migrate(vm, to, &reason).await;
-                this.tell([Input::MigrationDone { vm, ok }]);
+                let end = this.migrate(vm, to, &reason).await;
+                this.tell([Input::MigrationDone { vm, end }]);
             })),
             Output::Explain(explanation) => tracing::info!(vm = %explanation.vm.short(), "{explanation}"),
         }
     }
 
-    async fn migrate(&self, vm: VmId, to: MemberId, reason: &Explanation) -> bool {
+    async fn migrate(&self, vm: VmId, to: MemberId, reason: &Explanation) -> MigrationEnd {
         let Some(name) = self.host.list().into_iter().find(|status| status.definition.vm == vm).map(|status| status.name) else {
-            return false;
+            return MigrationEnd::Failed;
         };
         tracing::info!(vm = %name, to = %to.short(), "moving: {reason}");
         let progress = watch::Sender::default();
@@ -182,10 +182,12 @@ impl Manager {
         self.moves.follow(&name, certificate.map_or_else(|| to.short(), |c| c.name().to_owned()), &progress);
         let why = Occasion { cause: "autonomic", reason: Some(self.named(reason)), ..Occasion::default() };
         match self.host.migrate_because(why, &name, to, MigrateOptions::default(), progress).await {
-            Ok(outcome) => outcome.runs_on == RunsOn::Target,
+            Ok(outcome) if outcome.runs_on == RunsOn::Target => MigrationEnd::Moved,
+            Ok(outcome) if outcome.cancelled => MigrationEnd::Cancelled,
+            Ok(_) => MigrationEnd::Failed,
             Err(error) => {
                 tracing::warn!(vm = %name, %error, "not moved");
-                false
+                MigrationEnd::Failed
             }
         }
     }

@@ -12,6 +12,7 @@ use p2pvm_dhcp::{NameKind, Subject};
 use p2pvm_overlay::{
     Fabric, MemberId, UnixTime,
     connect::CandidateKind,
+    control::ControlError,
     membership::{Groups, Invite, InviteTerms, Issuer, Target, valid_name},
     plane::{Flow, Path, TRAFFIC_NOISE},
 };
@@ -26,6 +27,9 @@ const ADDRESSES_LIMIT: Duration = Duration::from_secs(5);
 /// What comes with an invite that nobody from elsewhere may be able to use.
 const UNREACHABLE: &str = "this machine knows no address at which machines at other places reach it; for machines of this place the invite is \
     good. See 'p2pvm netcheck', or forward the ports on the router and set reachable_at in node.toml";
+/// What comes with a delegate's revocation of somebody whom no member met here can vouch for.
+const UNMET_REVOKED: &str =
+    "no member asked knows whose id that is; if it is a delegate's, this has no effect: only the founder's machine revokes those";
 /// An invite that outlives its issuer's attention is a hole.
 const MAX_INVITE_SECONDS: u64 = 366 * 24 * 3600;
 
@@ -295,13 +299,28 @@ impl Daemon {
         if matches!(target, Target::Member(member) if member == self.me()) {
             return Err(Failure::refused("this member cannot revoke itself: 'p2pvm leave' instead"));
         }
-        self.issuer()?;
+        let by_root = self.issuer()?.is_root();
         let fall_with = match target {
             Target::Member(member) => self.fall_with(member),
             Target::Invite(_) => Vec::new(),
         };
-        self.parts.control.revoke(target).await.doing("revoking")?;
-        Ok(json!({ "revoked": what, "with": fall_with, "told": self.parts.control.connected().len() }))
+        let control = &self.parts.control;
+        match control.revoke(target).await {
+            Err(ControlError::NoRightOverDelegates(_)) => {
+                return Err(Failure::refused(format!(
+                    "{what} is a delegate or the founder's machine, and the others heed only the founder's word against it: revoke it on the machine that has root.key"
+                )));
+            }
+            done => done.doing("revoking")?,
+        }
+        // Whom nobody here has met may be a delegate, against whom this counts nowhere.
+        let unknown = matches!(target, Target::Member(member) if !by_root && control.certificate(member).is_none());
+        let note = unknown.then_some(UNMET_REVOKED);
+        let mut answer = json!({ "revoked": what, "with": fall_with, "told": control.connected().len() });
+        if let Some(note) = note {
+            answer["note"] = note.into();
+        }
+        Ok(answer)
     }
 
     /// The names of the other members that fall when `member` is revoked, as far as they are known here.

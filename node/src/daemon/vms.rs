@@ -236,6 +236,11 @@ impl Daemon {
                 }
                 Ok(moved)
             }
+            RunsOn::Source if outcome.cancelled => Err(Failure::cancelled(format!(
+                "cancelled: {} did not move and still runs on {}{traced}",
+                outcome.name,
+                self.name_of(outcome.from)
+            ))),
             RunsOn::Source => Err(Failure::new(
                 Kind::Failed,
                 format!(

@@ -7,8 +7,9 @@
 
 use super::wire::{Contact, MAX_CONTACTS};
 use crate::{
+    durable::write_atomically,
     id::{MemberId, RingAddr},
-    membership::{Refusal, Trust, write_atomically},
+    membership::{Refusal, Trust},
 };
 use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
@@ -102,7 +103,7 @@ impl Book {
                 contact: BASE32_NOPAD.encode(&postcard::to_stdvec(c).unwrap_or_default()),
             })
             .collect();
-        write_atomically(&self.file, &serde_json::to_vec_pretty(&kept).map_err(io::Error::other)?)?;
+        write_atomically(&self.file, &serde_json::to_vec_pretty(&kept).map_err(io::Error::other)?, 0o644)?;
         self.dirty = false;
         Ok(())
     }

@@ -72,6 +72,16 @@ impl<'a> Issuer<'a> {
         self.keys
     }
 
+    /// Whether it is the root.
+    pub fn is_root(&self) -> bool {
+        self.certificate.is_none()
+    }
+
+    /// Whether its word that the bearer of `certificate` is no member any more counts with the others.
+    pub fn may_expel(&self, certificate: &Certificate) -> bool {
+        self.is_root() || certificate.falls_to_delegates()
+    }
+
     pub(super) fn certificate(&self) -> Option<&Certificate> {
         self.certificate
     }
@@ -171,6 +181,11 @@ impl Certificate {
     /// Whether it falls when `member` is revoked: it is that one's, signed by it, or of one that grew out of its copied state.
     pub fn hangs_on(&self, member: MemberId) -> bool {
         self.member() == member || self.delegate() == Some(member) || self.groups().copied_from().any(|origin| origin == member)
+    }
+
+    /// Whether a delegate's word expels its bearer: against another delegate only the root's counts.
+    pub fn falls_to_delegates(&self) -> bool {
+        !self.rights().admit
     }
 
     /// Whether the signatures lead to the root of `network` and hold at `now`. Revocations are

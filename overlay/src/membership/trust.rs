@@ -4,11 +4,13 @@
 //! it was learned, so members that have exchanged their sets agree.
 
 use super::{Certificate, Invite, Refusal, Revocation, Target};
-use crate::id::{MemberId, NetworkId, UnixTime};
+use crate::{
+    durable::write_atomically,
+    id::{MemberId, NetworkId, UnixTime},
+};
 use std::{
     collections::BTreeMap,
     fs, io,
-    io::Write,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock, RwLockReadGuard},
 };
@@ -70,7 +72,7 @@ impl Trust {
         }
         known.insert(key, revocation);
         if let Some(file) = &self.file
-            && let Err(e) = write_atomically(file, &postcard::to_stdvec(&known.values().collect::<Vec<_>>()).unwrap_or_default())
+            && let Err(e) = write_atomically(file, &postcard::to_stdvec(&known.values().collect::<Vec<_>>()).unwrap_or_default(), 0o644)
         {
             tracing::error!("revocations cannot be kept in {}: {e}", file.display());
         }
@@ -112,7 +114,7 @@ impl Trust {
             of_member.into_iter().any(|((_, by), _)| by.is_some_and(|delegate| !by_root(delegate)))
         };
         let fallen = certificate.delegate().is_some_and(by_root);
-        let revoked = by_root(certificate.member()) || (!certificate.rights().admit && by_delegate(certificate.member()));
+        let revoked = by_root(certificate.member()) || (certificate.falls_to_delegates() && by_delegate(certificate.member()));
         // Who grew out of a copy of another's state falls with that one.
         let origin_revoked = certificate.groups().copied_from().any(|member| by_root(member) || by_delegate(member));
         if fallen || revoked || origin_revoked { Err(Refusal::Revoked) } else { Ok(()) }
@@ -136,19 +138,6 @@ impl Trust {
             .any(|((_, by), _)| by.is_some_and(|delegate| !by_root(Target::Member(delegate))));
         let issuer_fallen = invite.delegate().is_some_and(|delegate| by_root(Target::Member(delegate)));
         if by_root(target) || by_delegate || issuer_fallen { Err(Refusal::Revoked) } else { Ok(()) }
-    }
-}
-
-/// Replaces `path` by `content` so that a crash leaves the old or the new, on disk when it returns.
-pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(dir) => fs::File::open(if dir.as_os_str().is_empty() { Path::new(".") } else { dir })?.sync_all(),
-        None => Ok(()),
     }
 }
 

@@ -206,6 +206,24 @@ fn a_delegate_revokes_members_but_no_delegate_and_its_word_falls_with_it() {
 }
 
 #[test]
+fn whom_an_issuer_may_expel_is_who_falls_by_its_word() {
+    let ids: Vec<Identity> = (0..4).map(|_| Identity::generate()).collect();
+    let [founder, one, two, member] = &ids[..] else { unreachable!() };
+    for by_root in [true, false] {
+        for target in &ids {
+            let world = world(1);
+            let own = world.delegate(one);
+            let issuer = if by_root { Issuer::root(&world.root) } else { Issuer::delegate(one.keys(), &own) };
+            let certificate = if target.member_id() == member.member_id() { world.member(target) } else { world.delegate(target) };
+            let may = issuer.may_expel(&certificate);
+            world.revoke(&issuer, Target::Member(target.member_id()));
+            assert_eq!(may, world.trust.verify_at(&certificate, NOW) == Err(Refusal::Revoked));
+            assert_eq!(may, by_root || ![founder, one, two].iter().any(|admits| admits.member_id() == target.member_id()));
+        }
+    }
+}
+
+#[test]
 fn a_revocation_is_refused_from_strangers_plain_members_and_other_networks() {
     let (here, there) = (world(1), world(2));
     let (stranger, member) = (Identity::generate(), Identity::generate());

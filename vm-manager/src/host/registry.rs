@@ -13,12 +13,11 @@ use crate::{
     hypervisor::MachineSpec,
 };
 use data_encoding::BASE32_NOPAD;
-use p2pvm_overlay::{Epoch, MemberId, VmId};
+use p2pvm_overlay::{Epoch, MemberId, VmId, durable::write_atomically};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
-    io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -180,14 +179,9 @@ impl Registry {
     pub fn save(&self, entry: &Entry) -> Result<(), Error> {
         let dir = self.path(entry);
         fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir).map_err(io_at("making the VM's directory", &dir))?;
-        let (path, temporary) = (dir.join(FILE), dir.join("vm.json.new"));
+        let path = dir.join(FILE);
         let bytes = serde_json::to_vec_pretty(entry).expect("plain fields always serialize");
-        let step = "writing the VM's definition";
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).map_err(io_at(step, &temporary))?;
-        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_at(step, &temporary))?;
-        fs::rename(&temporary, &path).map_err(io_at(step, &path))?;
-        sync_dir(&dir)?;
+        write_atomically(&path, &bytes, 0o600).map_err(io_at("writing the VM's definition", &path))?;
         sync_dir(&self.dir)
     }
 
@@ -277,7 +271,7 @@ pub(crate) mod tests {
         let mut first = entry("web");
         registry.save(&first).unwrap();
         // A kill while the next version was being written leaves a torn temporary file beside the old truth.
-        fs::write(registry.path(&first).join("vm.json.new"), b"{\"definition\":").unwrap();
+        fs::write(registry.path(&first).join("vm.new"), b"{\"definition\":").unwrap();
         let (entries, broken) = registry.load().unwrap();
         assert_eq!((entries.as_slice(), broken.len()), (&[first.clone()][..], 0));
         first.wanted = Wanted::Stopped;

@@ -82,6 +82,8 @@ pub struct MigrationOutcome {
     pub epoch: Epoch,
     /// Why it did not move, naming the step that failed.
     pub failure: Option<String>,
+    /// It did not move because somebody asked for that.
+    pub cancelled: bool,
     /// From the request to the end, milliseconds.
     pub total_ms: u64,
     /// From the guest's pause here to the target's word that it runs there, milliseconds: an upper bound of the stop.

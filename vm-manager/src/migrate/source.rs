@@ -21,6 +21,8 @@ use tokio::sync::{oneshot, watch};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often the preparation is asked for.
 const POLL: Duration = Duration::from_millis(250);
+/// How soon a target that had no news of the guest's running, or could not be heard, is asked again while the guest stands still.
+const POLL_PAUSED: Duration = Duration::from_millis(20);
 /// How long a caller waits for a doubtful hand-over to settle before it is told so.
 const VERDICT: Duration = Duration::from_secs(90);
 
@@ -33,7 +35,10 @@ struct Move {
     /// The voters may have promised the target its epoch.
     promised: bool,
     started: Duration,
-    paused: Option<Duration>,
+    /// When the guest was paused here.
+    paused_at: Option<Duration>,
+    /// From then to the target's word that it runs there.
+    pause: Option<Duration>,
     report: Option<MigrationReport>,
     post_copy: bool,
     trail: Trail,
@@ -140,7 +145,8 @@ impl Host {
             claim: SourceClaim::default(),
             promised: false,
             started: self.now(),
-            paused: None,
+            paused_at: None,
+            pause: None,
             report: None,
             post_copy: false,
             trail: root.trail(),
@@ -149,16 +155,17 @@ impl Host {
         tracing::info!(%epoch, "the move begins");
         let prepared = tokio::select! {
             prepared = self.until_paused(&slot, &*machine, &mut this, options, progress) => prepared,
-            () = slot.give_up.notified() => Err(Error::Refused("given up on request".into())),
+            () = slot.give_up.notified() => Err(Error::Cancelled),
         };
+        let cancelled = matches!(prepared, Err(Error::Cancelled));
         let (runs_on, failure) = match prepared {
             Ok(_tunnels) => {
                 progress.send_modify(|p| p.phase = "switch-over".into());
-                let handed = machine.switch_over().await;
+                let handed = self.hand_over(&slot, &*machine, &mut this).await;
                 self.after_hand_over(slot.clone(), busy, &mut this, handed, progress).await
             }
             Err(e) => {
-                tracing::info!(error = %e, "the move failed before the hand-over: the VM stays here");
+                tracing::info!(error = %e, "the move ended before the hand-over: the VM stays here");
                 if let Some(switching) = this.switching.take() {
                     switching.failed(&e);
                 }
@@ -182,8 +189,9 @@ impl Host {
             runs_on,
             epoch: if runs_on == RunsOn::Target { epoch } else { slot.entry().epoch },
             failure,
+            cancelled,
             total_ms: (self.now() - this.started).as_millis() as u64,
-            pause_ms: this.paused.map(|p| p.as_millis() as u64),
+            pause_ms: this.pause.map(|p| p.as_millis() as u64),
             report: this.report,
         };
         tracing::info!(runs_on = ?outcome.runs_on, failure = outcome.failure, total_ms = outcome.total_ms, "the move is over");
@@ -244,7 +252,7 @@ impl Host {
         }
         copying.ended(&sent);
         sent?;
-        this.paused = Some(self.now());
+        this.paused_at = Some(self.now());
         this.switching = Some(trail.step("switch over"));
         self.parts.port.held(entry.definition.vm, true).await;
         if !this.claim.may_hand_over(self.now()) {
@@ -357,6 +365,30 @@ impl Host {
         });
     }
 
+    /// Hands the guest over. By post-copy it runs there while most of its memory is still here: since when, the target says
+    /// meanwhile.
+    async fn hand_over(&self, slot: &Slot, machine: &dyn Machine, this: &mut Move) -> Result<MigrationReport, Error> {
+        let mut handing = pin!(machine.switch_over());
+        if !this.post_copy {
+            return handing.await;
+        }
+        let ask = Ask::Settle { id: this.id, vm: slot.entry().definition.vm, running: false };
+        let running = async {
+            while !matches!(self.ask(this.to, &ask, SHORT).await, Ok(Answer::Running | Answer::Confirmed { .. })) {
+                tokio::time::sleep(POLL_PAUSED).await;
+            }
+        };
+        tokio::select! {
+            handed = &mut handing => return handed,
+            () = running => {}
+        }
+        this.pause = this.paused_at.map(|at| self.now() - at);
+        if let Some(switching) = this.switching.take() {
+            switching.done();
+        }
+        this.trail.through("send the rest of memory", handing).await
+    }
+
     /// The guest is paused here and may be whole there.
     async fn after_hand_over(
         self: &Arc<Self>,
@@ -366,8 +398,7 @@ impl Host {
         handed: Result<MigrationReport, Error>,
         progress: &watch::Sender<Progress>,
     ) -> (RunsOn, Option<String>) {
-        let paused_at = this.paused.unwrap_or(self.now());
-        this.paused = None;
+        let paused_at = this.paused_at.unwrap_or(self.now());
         let entry = slot.entry();
         let failure = match handed {
             Ok(report) => {
@@ -376,14 +407,14 @@ impl Host {
                     tracing::warn!(error = %e, "packets that still arrive are not passed on");
                 }
                 progress.send_modify(|p| p.phase = "confirm".into());
-                let mut running = false;
-                let mut confirming = None;
+                let mut running = this.pause.is_some();
+                let mut confirming = running.then(|| this.trail.step("confirm"));
                 loop {
                     let ask = Ask::Settle { id: this.id, vm: entry.definition.vm, running };
                     match self.ask(this.to, &ask, SHORT).await {
                         Ok(Answer::Waiting) if self.now() - paused_at <= WINDOW + CONFIRM_GRACE => {}
                         Ok(Answer::Running) => {
-                            this.paused.get_or_insert(self.now() - paused_at);
+                            this.pause.get_or_insert(self.now() - paused_at);
                             running = true;
                             if let Some(switching) = this.switching.take() {
                                 switching.done();
@@ -391,7 +422,7 @@ impl Host {
                             }
                         }
                         Ok(Answer::Confirmed { epoch }) => {
-                            this.paused.get_or_insert(self.now() - paused_at);
+                            this.pause.get_or_insert(self.now() - paused_at);
                             // Confirmed at once where nobody heard before that it runs.
                             for step in [this.switching.take(), confirming.take()].into_iter().flatten() {
                                 step.done();

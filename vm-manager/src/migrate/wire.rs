@@ -170,7 +170,7 @@ mod tests {
     const CONTEXT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     fn request() -> Ask {
-        Ask::Abort { id: 7, vm: VmId([3; 32]), reason: "given up on request".into() }
+        Ask::Abort { id: 7, vm: VmId([3; 32]), reason: "cancelled on request".into() }
     }
 
     #[test]

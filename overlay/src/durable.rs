@@ -1,0 +1,65 @@
+//! Small files that a crash does not spoil: written beside the old one, flushed, put in its place. After a power cut the old or
+//! the new content is there, whole. Every crate's files that are rewritten as a whole are written by this; logs are not.
+
+use std::{
+    fs, io,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+/// Replaces `path` by `content`; `mode` is a new file's. When it returns, the content is on disk. Two writers of one file at
+/// a time are the caller's to prevent.
+///
+/// # Errors
+/// What the file system says; the old content is there still.
+pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    fs::File::open(directory_of(path))?.sync_all()
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if dir.as_os_str().is_empty() => ".".into(),
+        Some(dir) => dir.into(),
+        None => "/".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_with_its_mode_and_nothing_is_left_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kept.json");
+        for content in ["a long first content", "short"] {
+            write_atomically(&path, content.as_bytes(), 0o600).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_the_old_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kept.json");
+        write_atomically(&path, b"old", 0o644).unwrap();
+        fs::create_dir(path.with_extension("new")).unwrap();
+        write_atomically(&path, b"new", 0o644).unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_name_without_a_directory_is_in_the_current_one() {
+        assert_eq!(directory_of(Path::new("kept.json")), Path::new("."));
+        assert_eq!(directory_of(Path::new("/var/kept.json")), Path::new("/var"));
+    }
+}
