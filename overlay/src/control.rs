@@ -4,7 +4,7 @@
 //! [`join`] makes a machine a member, [`Control::start`] runs its host, and the crates above see it as
 //! a [`Fabric`]. Its parts: `door` proves membership, `gate` keeps everything else shut until then,
 //! `streams` opens raw streams, `shared` makes requests of them, `driver` keeps the connections,
-//! `book` remembers who can be found where, `find` asks others for whom it does not.
+//! `book` remembers who can be found where, `find` asks others for whom it does not. [`names`] looks hosts up by their names.
 
 mod address;
 mod book;
@@ -15,6 +15,7 @@ mod gate;
 mod host;
 mod join;
 mod mapped;
+pub mod names;
 mod shared;
 mod streams;
 mod wire;

@@ -15,8 +15,9 @@ use opentelemetry_proto::{
     transform::{common::tonic::ResourceAttributesWithSchema, trace::tonic::group_spans_by_resource_and_scope},
 };
 use opentelemetry_sdk::{Resource, trace::SpanData};
+use p2pvm_overlay::control::names;
 use prost::Message;
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, sync::watch};
 
 /// Spans in one request: far below the 4 MiB that a collector takes by default.
@@ -144,7 +145,9 @@ impl Sender {
 
     /// One request; the error is why there was no answer.
     async fn exchange(&self, body: Vec<u8>) -> Result<Fate, String> {
-        let stream = TcpStream::connect((self.endpoint.host.as_str(), self.endpoint.port)).await.map_err(|e| e.to_string())?;
+        let found = names::addresses(&self.endpoint.host).await?;
+        let addresses: Vec<_> = found.into_iter().map(|address| SocketAddr::new(address, self.endpoint.port)).collect();
+        let stream = TcpStream::connect(addresses.as_slice()).await.map_err(|e| e.to_string())?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
         // It ends with `sender`, which is gone when this is.
         tokio::spawn(async move {

@@ -8,7 +8,8 @@ use collector::Collector;
 use opentelemetry::trace::{SpanContext, SpanKind};
 use p2pvm_overlay::MemberId;
 use std::{
-    net::{SocketAddr, TcpListener},
+    fmt::Display,
+    net::TcpListener,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,7 @@ fn listener(at: &str) -> TcpListener {
     TcpListener::bind(at).unwrap()
 }
 
-fn exporter(to: SocketAddr) -> Exporter {
+fn exporter(to: impl Display) -> Exporter {
     let settings: Settings = toml::from_str(&format!("endpoint = \"http://{to}\"\nheaders = {{ x-scope = \"lab\" }}")).unwrap();
     Exporter::start(&settings, MemberId([7; 32]), "lyon").unwrap().expect("it names a collector")
 }
@@ -61,6 +62,14 @@ async fn spans_reach_the_collector_with_who_sent_them() {
     assert_eq!(within.span.parent_span_id, root.span.span_id);
     assert_eq!(root.span.trace_id.iter().map(|b| format!("{b:02x}")).collect::<String>(), trace);
     assert_eq!((collector.header("x-scope").as_deref(), collector.requests()), (Some("lab"), 1));
+}
+
+#[tokio::test]
+async fn a_collector_may_be_called_by_a_name() {
+    let collector = Collector::at(listener("127.0.0.1:0"));
+    let exporter = exporter(format_args!("localhost:{}", collector.address().port()));
+    end_spans(&exporter, 1);
+    settles(&exporter, 1, 0, 0).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,109 @@
+//! Which addresses a host's name has: by `/etc/hosts` and the name servers of `/etc/resolv.conf`, and by nothing else.
+//!
+//! The C library is not asked. Its `getaddrinfo` loads what the host's `/etc/nsswitch.conf` names at run time, and a program that is
+//! linked statically does not survive that where the host has another C library (`docs/decisions/0027-static-program.md`). So
+//! names that only such modules know (mDNS) are not found, in any of our programs alike.
+
+use hickory_resolver::{
+    TokioResolver,
+    config::{NameServerConfig, ResolverConfig, ResolverOpts},
+    net::{NetError, runtime::TokioRuntimeProvider},
+    system_conf::read_system_conf,
+};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+/// A server that has not answered by then is asked again, or another is: a datagram may be lost.
+const TRY: Duration = Duration::from_secs(2);
+/// So long programs wait for a name (resolv.conf(5), `timeout`).
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The host's name servers. Without any the one on this host is asked (resolv.conf(5)): that there is none is no reason
+/// to do without the members, whose addresses are known.
+pub(super) fn servers() -> (ResolverConfig, ResolverOpts) {
+    read_system_conf().unwrap_or_else(|error| {
+        tracing::debug!(%error, "/etc/resolv.conf names no name server");
+        let here = NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into());
+        (ResolverConfig::from_parts(None, Vec::new(), vec![here]), ResolverOpts::default())
+    })
+}
+
+/// The addresses of `host`, which is a name or an address. The host's files are read each time: they change where a machine moves.
+///
+/// # Errors
+/// Why none was found, as text.
+pub async fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
+    if let Ok(address) = host.parse() {
+        return Ok(vec![address]);
+    }
+    let (config, mut options) = servers();
+    options.timeout = options.timeout.min(TRY);
+    let asked = async {
+        let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()?;
+        Ok::<_, NetError>(resolver.lookup_ip(host).await?.iter().collect())
+    };
+    match tokio::time::timeout(LIMIT, asked).await {
+        Ok(found) => found.map_err(|e| format!("looking up '{host}': {e}")),
+        Err(_) => Err(format!("looking up '{host}': no name server answers within {} s", LIMIT.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
+    use std::{fs, thread};
+
+    /// Runs `test` where `/etc` holds these files only; false if that needs root.
+    fn with_etc(files: &[(&str, &str)], test: impl FnOnce() + Send) -> bool {
+        let etc = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(etc.path().join(name), text).unwrap();
+        }
+        let own = || {
+            // The thread's alone, and gone with it.
+            if unshare(CloneFlags::CLONE_NEWNS).is_err() {
+                println!("NOT RUN: a mount namespace needs root");
+                return false;
+            }
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some(etc.path()), "/etc", none, MsFlags::MS_BIND, none).unwrap();
+            test();
+            true
+        };
+        thread::scope(|scope| scope.spawn(own).join().unwrap())
+    }
+
+    fn look_up(host: &str) -> Result<Vec<IpAddr>, String> {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(addresses(host))
+    }
+
+    #[test]
+    fn a_name_is_found_without_the_modules_of_the_c_library() {
+        // The C library, if it were asked, would look nowhere.
+        let files = [("nsswitch.conf", "hosts: nowhere\n"), ("hosts", "192.0.2.7 collector.example\n2001:db8::7 collector.example\n")];
+        with_etc(&files, || {
+            let mut found = look_up("collector.example").unwrap();
+            found.sort();
+            assert_eq!(found, ["192.0.2.7".parse::<IpAddr>().unwrap(), "2001:db8::7".parse().unwrap()]);
+            assert_eq!(look_up("192.0.2.9").unwrap(), ["192.0.2.9".parse::<IpAddr>().unwrap()]);
+            assert!(look_up("no..name").unwrap_err().contains("'no..name'"));
+        });
+    }
+
+    #[test]
+    fn a_host_without_a_name_server_asks_its_own() {
+        for files in [&[][..], &[("resolv.conf", "search lan\n")]] {
+            with_etc(files, || {
+                let (config, _) = servers();
+                assert_eq!(config.name_servers().iter().map(|server| server.ip).collect::<Vec<_>>(), [IpAddr::from(Ipv4Addr::LOCALHOST)]);
+            });
+        }
+    }
+}
