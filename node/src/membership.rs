@@ -4,7 +4,7 @@ use crate::{
     failure::{Doing, Failure, Kind, Outcome},
     layout::{Layout, read_if_there, write_atomically},
 };
-use p2pvm_dhcp::Subnet;
+use p2pvm_dhcp::{NameKind, Subnet, is_name};
 use p2pvm_overlay::{
     NetworkId, UnixTime,
     control::{self, JoinError},
@@ -52,6 +52,15 @@ pub fn check_label(name: &str) -> Outcome<()> {
     Err(Failure::usage(format!(
         "'{name}' cannot be a name: use up to 63 lower-case letters, digits and inner hyphens (for this machine: --name)"
     )))
+}
+
+/// Refuses what cannot be a machine's name: VMs are called NAME.vm, so that none can be called `vm`.
+pub fn check_host(name: &str) -> Outcome<()> {
+    check_label(name)?;
+    if is_name(NameKind::Host, name) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("'{name}' cannot be this machine's name, as the names of VMs end in it: give it another with --name")))
 }
 
 fn encode(value: &impl Serialize) -> Outcome<Vec<u8>> {
@@ -252,6 +261,14 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_that_is_called_as_the_zone_of_vms_is_told_to_take_another_name() {
+        assert!(check_host("attic").is_ok() && check_label("vm").is_ok());
+        let failure = check_host("vm").unwrap_err();
+        assert!(failure.kind == Kind::Usage && failure.message.contains("--name"), "{failure:?}");
+        assert!(check_host("At tic").is_err());
+    }
 
     #[test]
     fn what_may_be_decided_otherwise_later_is_told_from_what_is_refused_for_good_whatever_it_says() {

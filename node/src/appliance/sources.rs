@@ -10,10 +10,8 @@
 
 use super::reserved;
 use crate::membership::{self, INVITE_PREFIX};
-use p2pvm_overlay::{
-    UnixTime,
-    membership::{Invite, valid_name},
-};
+use p2pvm_dhcp::{NameKind, is_name};
+use p2pvm_overlay::{UnixTime, membership::Invite};
 use std::{
     fmt, fs,
     io::{self, Read},
@@ -125,7 +123,7 @@ pub fn find(places: &Places, now: UnixTime) -> Result<Found, Bad> {
         }
     }
     // A name that cannot be one must not keep a machine out of its network.
-    let name = name.filter(|name| valid_name(name));
+    let name = name.filter(|name| is_name(NameKind::Host, name));
     let Some((source, text)) = offers.into_iter().next() else { return Ok(Found { invite: None, name }) };
     let text = text.trim().to_owned();
     match Invite::parse(&text).and_then(|invite| invite.check(now)) {

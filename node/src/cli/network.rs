@@ -48,7 +48,7 @@ fn host_name(given: Option<String>) -> Outcome<String> {
             label.trim_matches('-').to_owned()
         }
     };
-    membership::check_label(&name)?;
+    membership::check_host(&name)?;
     Ok(name)
 }
 
