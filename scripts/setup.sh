@@ -6,6 +6,13 @@
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
+# A disk that fills up ends a build in many places, none of which says so.
+needed=14
+free=$(df --output=avail -BG "$(dirname "$0")/.." | tail -1 | tr -dc 0-9)
+if [ $# -eq 0 ] && [ ! -d "${CARGO_TARGET_DIR:-target}/debug/deps" ] && [ "$free" -lt "$needed" ]; then
+  echo "setup: only $free GiB are free here; building all and testing it takes about $needed" >&2
+fi
+
 declare -A package=(
   [cc]=build-essential [ip]=iproute2 [nft]=nftables [ping]=iputils-ping [iperf3]=iperf3
   [busybox]=busybox-static [dpkg-deb]=dpkg [flock]=util-linux [miniupnpd]=miniupnpd-nftables [tmux]=tmux

