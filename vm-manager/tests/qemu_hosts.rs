@@ -47,6 +47,16 @@ async fn console(lab: &Lab, host: usize) -> Console {
     Console::of(lab.host(host).console("web").await.unwrap())
 }
 
+/// Makes and starts the VM on the first host; its console, once somebody can type there.
+async fn started(lab: &Lab) -> Console {
+    let new = NewVm { name: "web".into(), image: ImageSource::File(lab.image.clone()), cpus: 1, memory_mib: 128, disk_bytes: None };
+    lab.host(0).create(new, &watch::Sender::default()).await.unwrap();
+    lab.host(0).start("web").await.unwrap();
+    let mut guest = console(lab, 0).await;
+    guest.until(READY).await;
+    guest
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
     let Some(image) = image("a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory") else { return };
@@ -54,11 +64,7 @@ async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
     let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
     let progress = watch::Sender::default();
     let begun = Instant::now();
-    let new = NewVm { name: "web".into(), image: ImageSource::File(lab.image.clone()), cpus: 1, memory_mib: 128, disk_bytes: None };
-    lab.host(0).create(new, &progress).await.unwrap();
-    lab.host(0).start("web").await.unwrap();
-    let mut guest = console(&lab, 0).await;
-    guest.until(READY).await;
+    let mut guest = started(&lab).await;
     guest.run("echo remembered > /run/mark; echo written > /data/mark; sync").await;
     let boot = guest.run("cat /proc/sys/kernel/random/boot_id").await;
     assert_eq!(boot.len(), 36, "{boot}");
@@ -108,11 +114,7 @@ async fn a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later() {
     let Some(image) = image("a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later") else { return };
     let mut lab = Lab::with_qemu(3, image).await;
     let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
-    let new = NewVm { name: "web".into(), image: ImageSource::File(lab.image.clone()), cpus: 1, memory_mib: 128, disk_bytes: None };
-    lab.host(0).create(new, &watch::Sender::default()).await.unwrap();
-    lab.host(0).start("web").await.unwrap();
-    let mut guest = console(&lab, 0).await;
-    guest.until(READY).await;
+    let mut guest = started(&lab).await;
     guest.run("echo remembered > /run/mark; dd if=/dev/urandom of=/data/bulk bs=1M count=12; sync").await;
     drop(guest);
     for phase in ["disk", "ram"] {
@@ -163,11 +165,7 @@ async fn a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_bega
     };
     let lab = Lab::with_qemu(3, image).await;
     let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
-    let new = NewVm { name: "web".into(), image: ImageSource::File(lab.image.clone()), cpus: 1, memory_mib: 128, disk_bytes: None };
-    lab.host(0).create(new, &watch::Sender::default()).await.unwrap();
-    lab.host(0).start("web").await.unwrap();
-    let mut guest = console(&lab, 0).await;
-    guest.until(READY).await;
+    let mut guest = started(&lab).await;
     // Much is dirty at the switch: mostly it takes longer to send than to hear that the guest runs.
     guest.run("dd if=/dev/urandom of=/run/bulk bs=1M count=8; md5sum /run/bulk > /run/sum; dirty 48 600").await;
     drop(guest);
