@@ -45,6 +45,7 @@ use p2pvm_dht::{
     store::SledStore,
     votes::{Voter, VoterLog, Votes},
 };
+use p2pvm_host::Board;
 use p2pvm_overlay::{
     Fabric, MemberId,
     connect::{ConnectOptions, Connector, Papers},
@@ -115,6 +116,8 @@ pub struct Parts {
     notices: Arc<Notices>,
     spread: Arc<Spread>,
     ring: Arc<RingNet>,
+    /// What is found wrong with this machine.
+    board: Board,
     /// Whether this node was told of others when it joined.
     has_bootstrap: bool,
 }
@@ -349,6 +352,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         names,
         notices,
         spread,
+        board: Board::default(),
         has_bootstrap,
     });
     let policies = Policies::start(parts.clone(), founder);

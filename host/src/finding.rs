@@ -1,0 +1,94 @@
+//! What is found wrong with this machine, and what to do about it.
+//!
+//! Each part of the daemon that watches something of the host owns one area of the [`Board`] and replaces its findings
+//! whenever they change. `p2pvm doctor`, the health word, the status screen and the page all read the same board.
+
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// How grave a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// It works, but not as well as it could.
+    Warning,
+    /// Something does not work until this is settled.
+    Failed,
+}
+
+/// One thing that was found, with its remedy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How grave it is.
+    pub level: Level,
+    /// What was found, with its cause: a sentence without a full stop.
+    pub found: String,
+    /// What to do about it: a command where there is one; empty if nothing is to be done.
+    pub advice: String,
+}
+
+impl Finding {
+    /// Something that works less well than it could.
+    pub fn warning(found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { level: Level::Warning, found: found.into(), advice: advice.into() }
+    }
+
+    /// Something that does not work.
+    pub fn failed(found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { level: Level::Failed, found: found.into(), advice: advice.into() }
+    }
+}
+
+/// What is wrong now, by area ("names", "routes", "firewall", ...). Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<Mutex<BTreeMap<&'static str, Vec<Finding>>>>);
+
+impl Board {
+    /// Replaces what is wrong in an area; nothing: all is well there. Logs each finding once when it comes and once when it
+    /// goes, whatever the number of calls.
+    pub fn set(&self, area: &'static str, findings: Vec<Finding>) {
+        let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = board.remove(area).unwrap_or_default();
+        for new in findings.iter().filter(|new| !before.contains(new)) {
+            tracing::warn!(area, advice = %new.advice, "{}", new.found);
+        }
+        for gone in before.iter().filter(|gone| !findings.contains(gone)) {
+            tracing::info!(area, "settled: {}", gone.found);
+        }
+        if !findings.is_empty() {
+            board.insert(area, findings);
+        }
+    }
+
+    /// What is wrong, by area.
+    pub fn all(&self) -> Vec<(&'static str, Finding)> {
+        let board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        board.iter().flat_map(|(area, findings)| findings.iter().map(|finding| (*area, finding.clone()))).collect()
+    }
+
+    /// The gravest level on the board.
+    pub fn worst(&self) -> Level {
+        self.all().iter().map(|(_, finding)| finding.level).max().unwrap_or(Level::Ok)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_area_is_replaced_as_a_whole_and_the_worst_finding_counts() {
+        let board = Board::default();
+        assert_eq!(board.worst(), Level::Ok);
+        board.set("names", vec![Finding::warning("a", "do b"), Finding::failed("c", "do d")]);
+        board.set("routes", vec![Finding::warning("e", "")]);
+        assert_eq!((board.all().len(), board.worst()), (3, Level::Failed));
+        board.set("names", Vec::new());
+        assert_eq!(board.all(), [("routes", Finding::warning("e", ""))]);
+    }
+}
