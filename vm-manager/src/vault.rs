@@ -69,6 +69,12 @@ pub trait Vault: Send + Sync + 'static {
     /// A read-only file with the image's bytes, fetched from `providers` as far as it is missing here. The path stays valid.
     async fn ensure_image(&self, image: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<PathBuf, Error>;
 
+    /// Whether the image's file is here, so that [`Vault::ensure_image`] fetches nothing.
+    async fn has_image(&self, image: ManifestId) -> bool;
+
+    /// Lets an image go that no VM here uses.
+    async fn drop_image(&self, image: ManifestId) -> Result<(), Error>;
+
     /// Stores a checkpoint; when it returns, it is flushed and kept until [`Vault::forget`].
     async fn store(&self, instant: &Instant, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error>;
 

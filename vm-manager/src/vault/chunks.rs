@@ -77,6 +77,14 @@ impl Vault for ChunkVault {
         followed(progress, async |p| self.images.ensure_local(image, providers, p).await).await.map_err(failed("having the image here"))
     }
 
+    async fn has_image(&self, image: ManifestId) -> bool {
+        self.images.path(image).exists()
+    }
+
+    async fn drop_image(&self, image: ManifestId) -> Result<(), Error> {
+        self.images.remove(image).await.map_err(failed("letting the image go"))
+    }
+
     async fn store(&self, instant: &Instant, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error> {
         let step = "storing the snapshot";
         let chunks = self.chunks();
