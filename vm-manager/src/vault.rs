@@ -81,8 +81,8 @@ pub trait Vault: Send + Sync + 'static {
     /// A checkpoint with all that it names, fetched from `providers` as far as it is missing here, and kept from now on.
     async fn fetch(&self, id: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<Checkpoint, Error>;
 
-    /// Writes a stored file's content to `to`, atomically.
-    async fn export(&self, file: ManifestId, to: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error>;
+    /// Writes a stored file's content to `to`, atomically. What is damaged here is fetched anew from `providers`.
+    async fn export(&self, file: ManifestId, providers: &[MemberId], to: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error>;
 
     /// Copies a checkpoint to `wanted` members of `candidates`, until it is durable or the receiver is dropped.
     async fn replicate(&self, id: ManifestId, wanted: usize, candidates: Vec<MemberId>) -> Result<watch::Receiver<Copies>, Error>;
