@@ -27,6 +27,7 @@ mod pieces;
 mod pmtu;
 mod port;
 mod priority;
+mod proof;
 mod receive;
 mod relaying;
 mod ring;
@@ -45,6 +46,7 @@ pub(crate) use self::{
 };
 pub use access::Directory;
 pub use port::{GuestPort, Leaving};
+pub use proof::{Answered, Proof, Unproved};
 pub use relaying::RelayOffer;
 pub use routes::Route;
 pub use traffic::{Flow, NOISE as TRAFFIC_NOISE, TrafficMatrix};
