@@ -5,6 +5,7 @@
 //! and are read without a lock. The plane knows how to use a path; finding one is [`crate::connect`]'s part.
 
 mod access;
+mod aside;
 mod checksum;
 mod clock;
 mod core;
@@ -183,6 +184,9 @@ pub enum Path {
     Stream,
 }
 
+/// Whoever says that a path is direct must have heard something by it within this.
+const SILENT: Duration = Duration::from_secs(10);
+
 /// The state of the link to a member.
 #[derive(Clone, Copy, Debug)]
 pub struct PathInfo {
@@ -200,6 +204,16 @@ pub struct PathInfo {
     pub last_handshake: Option<Instant>,
     /// The largest IP packet that goes whole this way, bytes.
     pub packet_bytes: usize,
+    /// When something last answered by this path; `None`: nothing yet.
+    pub heard: Option<Instant>,
+}
+
+impl PathInfo {
+    /// For how long nothing has answered by this path, if that is so long that it may be dead.
+    pub fn silent(&self, now: Instant) -> Option<Duration> {
+        let since = self.heard.map_or(self.since, |heard| heard.max(self.since));
+        Some(now.saturating_duration_since(since)).filter(|silence| *silence >= SILENT)
+    }
 }
 
 /// A member's answer to [`Plane::ping`].
@@ -428,6 +442,12 @@ impl Plane {
     /// All members with a link.
     pub fn peers(&self) -> Vec<(MemberId, PathInfo)> {
         self.inner().peers.load().iter().filter_map(|peer| Some((peer.member, peer.info()?))).collect()
+    }
+
+    /// Asks, on every path by which nothing came lately, whether it lives, and waits for the answers: what [`Plane::peers`] says
+    /// then holds now. Takes up to `limit` where one does not answer.
+    pub async fn look_at_silent(&self, limit: Duration) {
+        self.inner().look_at_silent(limit).await;
     }
 
     /// Who talks with whom, and how much.

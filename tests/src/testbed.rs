@@ -9,7 +9,7 @@ use crate::{
     namespace,
     plan::{HostPlan, Plan},
     raise,
-    sites::{Properties, Shape, Sites},
+    sites::{Nat, Properties, Shape, Sites},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -323,6 +323,14 @@ impl Testbed {
         self.plan.renumber(index);
         raise::save_plan(&self.plan)?;
         raise::renumber(&self.plan, index)
+    }
+
+    /// Puts another router before a site: same addresses, another kind of NAT, nothing remembered.
+    pub fn renat(&mut self, site: &str, nat: Nat) -> Result<(), Error> {
+        let index = self.plan.sites.iter().position(|s| s.name == site).ok_or_else(|| Error::NoSuch(site.into()))?;
+        self.plan.sites[index].nat = nat;
+        raise::save_plan(&self.plan)?;
+        raise::address_router(&self.plan, index)
     }
 
     /// Moves a host: to another address at its site, or to another site, where it gets a new interface. What runs on it runs on.

@@ -153,7 +153,7 @@ async fn traffic(State(daemon): Shared, Query(query): Query<TrafficQuery>) -> Js
 }
 
 async fn peers(State(daemon): Shared) -> Answer<Vec<Peer>> {
-    Ok(Json(daemon.peers()))
+    Ok(Json(daemon.living_peers().await))
 }
 
 async fn netcheck(State(daemon): Shared) -> Answer<NetCheckView> {

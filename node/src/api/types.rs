@@ -129,6 +129,9 @@ pub struct NetCheckView {
     pub reflexive: Option<String>,
     /// The UDP port of the packet plane.
     pub udp_port: Option<u16>,
+    /// A second port, while members are written to from it because nothing comes back to the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_port: Option<u16>,
     /// The port that the router maps to this node, and how it was asked.
     pub mapped: Option<String>,
     /// The router of the default route.

@@ -14,14 +14,20 @@ use p2pvm_overlay::{
     connect::CandidateKind,
     control::ControlError,
     membership::{Groups, Invite, InviteTerms, Issuer, Target, valid_name},
-    plane::{Flow, Path, TRAFFIC_NOISE},
+    plane::{Flow, Path, PathInfo, TRAFFIC_NOISE},
 };
 use p2pvm_vm_manager::host::VmState;
 use serde_json::{Value, json};
-use std::{net::IpAddr, sync::PoisonError, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 /// A probe that is not answered within this is lost.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// A member that is asked whether it lives has answered within this, or is shown as silent.
+const LOOK_LIMIT: Duration = Duration::from_millis(700);
 /// Own addresses are known within this, or there are none.
 const ADDRESSES_LIMIT: Duration = Duration::from_secs(5);
 /// What comes with an invite that nobody from elsewhere may be able to use.
@@ -62,6 +68,19 @@ impl Daemon {
             Path::Ring => "over the ring".to_owned(),
             Path::Stream => "stream".to_owned(),
         }
+    }
+
+    /// The path of a link in words: what does not answer is called silent, not by the path that it was.
+    pub fn link_text(&self, link: &PathInfo) -> String {
+        let path = self.path_text(&link.path);
+        let silence = link.silent(Instant::now());
+        silence.map_or_else(|| path.clone(), |silence| format!("silent for {} s ({path})", silence.as_secs()))
+    }
+
+    /// [`Daemon::peers`] after what lately said nothing was asked whether it lives.
+    pub async fn living_peers(&self) -> Vec<Peer> {
+        self.parts.plane.look_at_silent(LOOK_LIMIT).await;
+        self.peers()
     }
 
     /// The path of a probe's answer in words.
@@ -179,7 +198,7 @@ impl Daemon {
                     name: p.name,
                     address: self.address_of(p.member),
                     connected: p.connected,
-                    path: link.as_ref().map(|l| self.path_text(&l.path)),
+                    path: link.as_ref().map(|l| self.link_text(l)),
                     rtt_ms: link.as_ref().and_then(|l| l.rtt).map(|rtt| rtt.as_secs_f64() * 1e3),
                     sent_bytes: link.as_ref().map_or(0, |l| l.tx_bytes),
                     received_bytes: link.as_ref().map_or(0, |l| l.rx_bytes),

@@ -111,6 +111,21 @@ impl Paths {
         self.selected
     }
 
+    /// Whether `path` is a way to the peer, tried or in use.
+    pub fn knows(&self, path: Path) -> bool {
+        self.known.contains_key(&path)
+    }
+
+    /// Asks at once whether the path in use lives, unless that is being asked.
+    pub fn doubt(&mut self, now: Instant) {
+        if let Some(path) = self.selected
+            && self.suspect_probes == 0
+        {
+            self.suspect_probes = 1;
+            self.probe(path, now);
+        }
+    }
+
     /// Since when it goes that way.
     pub fn since(&self) -> Option<Instant> {
         self.since
