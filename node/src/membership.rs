@@ -10,6 +10,7 @@ use p2pvm_overlay::{
     control::{self, JoinError},
     identity::{Identity, KeyPair},
     membership::{Certificate, Groups, Invite, Ipv4Subnet, Issuer, NetworkConfig, Refusal, Rights, Trust, valid_name},
+    network_time::Skew,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fs, path::Path};
@@ -150,7 +151,10 @@ pub fn refused(refusal: Refusal) -> Failure {
         _ => Kind::Refused,
     };
     let message = match refusal {
-        Refusal::Expired => "the invite has expired: ask for a new one ('p2pvm invite')".to_owned(),
+        Refusal::Expired => {
+            let clock = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(UnixTime::wall().0));
+            format!("the invite has expired: ask for a new one ('p2pvm invite'); this machine's clock says {clock}")
+        }
         Refusal::UsedUp => "the invite is used up: ask for a new one ('p2pvm invite --uses N')".to_owned(),
         Refusal::Tampered => "the invite was changed on the way (its signature does not fit): ask for it again".to_owned(),
         Refusal::NotAnInvite => {
@@ -161,11 +165,28 @@ pub fn refused(refusal: Refusal) -> Failure {
     Failure::new(kind, message)
 }
 
-/// The name of the network that an invite leads into, if it is one, whole and still valid.
+/// The name of the network that an invite leads into, if it is one and whole. Whether it has ended is for the members to say:
+/// this machine's clock may be wrong.
+pub fn read_invite(text: &str) -> Outcome<String> {
+    Ok(Invite::parse(text).map_err(refused)?.network().name.clone())
+}
+
+/// The same, if the invite is still valid by this machine's clock.
 pub fn checked_invite(text: &str) -> Outcome<String> {
     let invite = Invite::parse(text).map_err(refused)?;
     invite.check(UnixTime::now()).map_err(refused)?;
     Ok(invite.network().name.clone())
+}
+
+/// So far may this machine's clock be from that of the member that certified it without a word.
+const SKEW_SECONDS: u64 = 120;
+
+/// What is to be said of this machine's clock where the certificate just made, `issued` by a member's, shows another time.
+fn clock_note(issued: UnixTime, wall: UnixTime) -> Option<String> {
+    let (ahead, behind) = (wall.0.saturating_sub(issued.0), issued.0.saturating_sub(wall.0));
+    let skew = Skew { ahead_ms: (ahead as i64 - behind as i64).saturating_mul(1000), members: 1 };
+    (ahead.max(behind) > SKEW_SECONDS)
+        .then(|| format!("this machine's clock is {skew}: set it right, such as by NTP ('timedatectl set-ntp true')"))
 }
 
 /// Joins the network that an invite leads into. Joining again with the membership already there is no error.
@@ -182,7 +203,6 @@ pub async fn join(layout: &Layout, text: &str, address: Option<String>, name: &s
             None => Err(Failure::refused("this machine's membership is damaged; 'p2pvm leave --force' forgets it")),
         };
     }
-    invite.check(UnixTime::now()).map_err(refused)?;
     layout.create()?;
     let identity = Identity::load_or_create(&layout.identity()).doing("making this node's identity")?;
     let extra: Vec<String> = address.into_iter().collect();
@@ -190,6 +210,11 @@ pub async fn join(layout: &Layout, text: &str, address: Option<String>, name: &s
         JoinError::Refused(Refusal::Revoked) => Failure::refused(format!(
             "the invite has been revoked, or this machine has been expelled: ask for a new invite; if that is refused too, remove {}, so that it joins as a new member",
             layout.identity().display()
+        )),
+        // The members' clocks say so. Where this machine's does not, the one or the other is wrong.
+        JoinError::Refused(Refusal::Expired) if invite.check(UnixTime::wall()).is_ok() => Failure::refused(format!(
+            "the members say that the invite has expired, and by this machine's clock it has not: {}",
+            refused(Refusal::Expired).message
         )),
         JoinError::Refused(refusal) => refused(refusal),
         other => Failure::new(Kind::TimedOut, format!("{other}; is the inviting machine up and reachable? (another member's address works too: p2pvm join MULTIADDR --invite FILE)")),
@@ -203,6 +228,9 @@ pub async fn join(layout: &Layout, text: &str, address: Option<String>, name: &s
     }
     write_atomically(&layout.network(), &encode(&joined.network)?, 0o644)?;
     write_atomically(&layout.bootstrap(), joined.peers.join("\n").as_bytes(), 0o644)?;
+    if let Some(note) = clock_note(joined.certificate.issued(), UnixTime::wall()) {
+        eprintln!("note: {note}");
+    }
     write_atomically(&layout.certificate(), &encode(&joined.certificate)?, 0o644)
 }
 
@@ -261,6 +289,15 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_joins_with_a_wrong_clock_is_told_by_how_much() {
+        let issued = UnixTime(1_800_000_000);
+        assert_eq!(clock_note(issued, issued.plus(30)), None);
+        let ahead = clock_note(issued, issued.plus(82_800)).unwrap();
+        assert!(ahead.contains("23 h ahead of the members' clocks"), "{ahead}");
+        assert!(clock_note(issued, UnixTime(0)).unwrap().contains("20833 days behind"));
+    }
 
     #[test]
     fn a_machine_that_is_called_as_the_zone_of_vms_is_told_to_take_another_name() {

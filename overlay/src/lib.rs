@@ -17,6 +17,7 @@ pub mod identity;
 pub mod link;
 pub mod lookup;
 pub mod membership;
+pub mod network_time;
 pub mod notices;
 pub mod plane;
 pub mod portmap;

@@ -52,6 +52,7 @@ use p2pvm_overlay::{
     control::{Control, ControlConfig, ControlError, ControlEvent},
     identity::Identity,
     membership::{Certificate, NetworkConfig, Trust},
+    network_time::{Exchange as ClockExchange, NetworkTime},
     notices::{Notices, Spread},
     plane::{self, Plane, PlaneConfig, PlaneEvent},
     ring::ask::AskAll,
@@ -162,6 +163,7 @@ pub struct Daemon {
     /// Where spans go, if anybody wants them.
     exporter: Option<traces::Exporter>,
     _ring: RingDriver,
+    _clocks: ClockExchange,
     ask: OnceLock<AskAll>,
 }
 
@@ -314,6 +316,10 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     })?;
     let fabric: Arc<dyn Fabric> = control.clone();
     let control_events = control.events();
+    // Before anything is signed with a time in it: members are asked as soon as one is connected.
+    let time = NetworkTime::of_process();
+    time.note_signed(network.created.max(certificate.issued()));
+    let clocks = ClockExchange::start(fabric.clone(), time);
 
     let store = Arc::new(SledStore::open(&layout.tables()).doing("opening the node's tables")?);
     let records = Dht::start(fabric.clone(), store, DhtOptions::default());
@@ -408,6 +414,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         traces,
         exporter,
         _ring: ring_driver,
+        _clocks: clocks,
         ask: OnceLock::new(),
     });
     daemon.answer_questions();

@@ -12,6 +12,7 @@ use p2pvm_dhcp::{Addresses, Lease, Resolver, address_key};
 use p2pvm_dht::Record;
 use p2pvm_overlay::{
     Epoch, MemberId, Serve,
+    network_time::NetworkTime,
     plane::{Plane, Route},
 };
 use serde::{Deserialize, Serialize};
@@ -45,8 +46,8 @@ const GATHER_QUIET: Duration = Duration::from_millis(700);
 const GATHER_LIMIT: Duration = Duration::from_secs(15);
 /// Right after the start an address that nobody known holds is asked for again after this.
 const RESOLVE_RETRY: Duration = Duration::from_millis(50);
-/// Between two attempts to claim an address.
-const CLAIM_RETRY: Duration = Duration::from_millis(500);
+/// Between two attempts to claim an address, at first and later.
+const CLAIM_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// How long after a member has connected a held address is checked.
 const CHECK_AFTER_MEETING: Duration = Duration::from_secs(5);
 /// How often a held address is checked and, when due, renewed.
@@ -185,16 +186,24 @@ impl Reach {
             }
         }
         self.gather().await;
+        let (mut said, mut pause) = (String::new(), CLAIM_RETRY.0);
         loop {
             let claimed = self.claim().await;
             let lease = match claimed {
                 Ok(lease) => lease,
                 Err(failure) => {
-                    tracing::warn!(%failure, "no address yet");
-                    tokio::time::sleep(CLAIM_RETRY).await;
+                    // Once for each reason, not for each try.
+                    let why = failure.to_string();
+                    if why != said {
+                        tracing::warn!(%failure, "no address yet");
+                        said = why;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(CLAIM_RETRY.1);
                     continue;
                 }
             };
+            (said, pause) = (String::new(), CLAIM_RETRY.0);
             self.hold(lease).await;
             tracing::warn!("another member holds this host's address by rule: claiming another");
             self.let_go();
@@ -247,18 +256,22 @@ impl Reach {
     /// Renews the lease for as long as it is ours.
     async fn hold(&self, mut lease: Lease) {
         let mut renewed = Instant::now();
+        let (mut steps, mut anew) = (NetworkTime::of_process().steps(), false);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(CHECK_EVERY) => {}
+                // The lease ends by the time of before.
+                changed = steps.changed() => anew = changed.is_ok(),
                 // After a partition has healed another member may hold the address too; by then the replicas agree whose it is.
                 () = self.met.notified() => tokio::time::sleep(CHECK_AFTER_MEETING).await,
             }
-            if renewed.elapsed() >= p2pvm_dhcp::RENEW_AFTER {
+            if anew || renewed.elapsed() >= p2pvm_dhcp::RENEW_AFTER {
                 match self.addresses().renew(self.parts.identity.keys(), &lease).await {
                     Ok(new) => {
                         lease = new;
                         self.kept.set(&lease).await;
-                        renewed = Instant::now();
+                        (renewed, anew) = (Instant::now(), false);
+                        self.publish(&[IpAddr::V4(lease.v4), IpAddr::V6(self.parts.network.member_v6(self.parts.me()))]).await;
                     }
                     Err(p2pvm_dhcp::Error::Lost { .. }) => return,
                     Err(error) => tracing::warn!(%error, "the address is not renewed yet"),

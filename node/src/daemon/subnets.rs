@@ -19,6 +19,7 @@ use p2pvm_overlay::{
         Cidr, NetworkPolicy, Notice, Offer,
         policy::{Party, Who},
     },
+    network_time::{NetworkTime, next_number},
 };
 use route_manager::{Route, RouteManager};
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 /// An offer that is not renewed is forgotten after this: its host is gone.
@@ -141,6 +142,8 @@ pub struct Subnets {
     installed: Mutex<BTreeSet<Cidr>>,
     forwarded: Mutex<Vec<Cidr>>,
     published: Mutex<Option<(Instant, Vec<Cidr>, bool)>>,
+    /// The number of the newest offer made here, and how often the network's time had been set by then.
+    told: Mutex<(Option<u64>, u64)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -165,6 +168,7 @@ impl Subnets {
             installed: Mutex::default(),
             forwarded: Mutex::default(),
             published: Mutex::default(),
+            told: Mutex::default(),
         }))
     }
 
@@ -250,7 +254,12 @@ impl Subnets {
     fn publish(&self, kept: &Kept, multicast: bool) -> Outcome<()> {
         let mut published = lock(&self.published);
         let due = match &*published {
-            Some((at, subnets, cast)) => *subnets != kept.offers || *cast != multicast || at.elapsed() >= RENEW_EVERY,
+            Some((at, subnets, cast)) => {
+                // Others may hold an offer of ours that is newer by its number: a clock that was ahead made it.
+                let (told, time) = *lock(&self.told);
+                let overtaken = self.parts.notices.offer_number(self.parts.me()) > told || time != NetworkTime::of_process().times_set();
+                *subnets != kept.offers || *cast != multicast || at.elapsed() >= RENEW_EVERY || overtaken
+            }
             // A former run may have been killed before it could take its offer back.
             None => multicast || !kept.offers.is_empty() || self.parts.notices.offers().iter().any(|o| o.member() == self.parts.me()),
         };
@@ -264,8 +273,8 @@ impl Subnets {
 
     fn offer(&self, subnets: Vec<Cidr>, multicast: bool, since: u64) -> Notice {
         let parts = &self.parts;
-        // The clock in milliseconds grows over restarts.
-        let seq = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let seq = next_number(parts.notices.offer_number(parts.me()));
+        *lock(&self.told) = (Some(seq), NetworkTime::of_process().times_set());
         let ends = UnixTime::now().plus(OFFER_SECONDS);
         let offer = Offer::sign(parts.identity.keys(), parts.certificate.clone(), (subnets, multicast), UnixTime(since), (seq, ends));
         Notice::Offer(Box::new(offer))

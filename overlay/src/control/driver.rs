@@ -123,6 +123,8 @@ pub struct Driver {
     relaying: BTreeSet<PeerId>,
     publish_at: Option<Instant>,
     published: (Vec<String>, bool),
+    /// A contact of ours that came back is newer than the last one told: a clock of ours was ahead once. The next is newer still.
+    overtaken: Option<u64>,
     bootstrap_at: Instant,
     started: Instant,
     cuts: Vec<(Instant, PeerId)>,
@@ -161,6 +163,7 @@ impl Driver {
             relaying: BTreeSet::new(),
             publish_at: Some(now + PUBLISH_DELAY),
             published: (Vec::new(), false),
+            overtaken: None,
             bootstrap_at: now,
             started: now,
             cuts: Vec::new(),
