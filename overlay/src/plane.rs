@@ -134,16 +134,16 @@ pub enum Error {
         cause: io::Error,
     },
     /// No path to the member could be made.
-    #[error("no path to {0:?} could be found: neither direct, nor through another member, nor by stream")]
+    #[error("no path to {} could be found: neither direct, nor through another member, nor by stream", .0.short())]
     NoPath(MemberId),
     /// The member did not answer in time.
-    #[error("{0:?} did not answer within {1:?}")]
+    #[error("{} did not answer within {:?}", .0.short(), .1)]
     TimedOut(MemberId, Duration),
     /// The control plane could not help.
     #[error(transparent)]
     Fabric(#[from] FabricError),
     /// The handshake failed.
-    #[error("handshake with {0:?} failed: {1}")]
+    #[error("handshake with {} failed: {}", .0.short(), .1)]
     Handshake(MemberId, String),
     /// The plane was shut down.
     #[error("the packet plane is shut down")]

@@ -5,7 +5,9 @@ mod admission;
 mod ask;
 mod book;
 pub mod changes;
+mod clocks;
 mod dashboard;
+mod health;
 mod kept;
 mod load;
 pub mod lock;
@@ -16,6 +18,7 @@ mod netcheck;
 mod notify;
 mod policy;
 mod ports;
+mod proof;
 mod reach;
 mod resolver;
 mod ring;
@@ -45,7 +48,7 @@ use p2pvm_dht::{
     store::SledStore,
     votes::{Voter, VoterLog, Votes},
 };
-use p2pvm_host::Board;
+use p2pvm_host::{Board, SocketPath, tun::try_tun};
 use p2pvm_overlay::{
     Fabric, MemberId,
     connect::{ConnectOptions, Connector, Papers},
@@ -74,6 +77,7 @@ use std::{
     future::IntoFuture,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -165,6 +169,8 @@ pub struct Daemon {
     _ring: RingDriver,
     _clocks: ClockExchange,
     ask: OnceLock<AskAll>,
+    /// One round of proofs at a time.
+    proving: tokio::sync::Mutex<()>,
 }
 
 /// Runs the daemon in the foreground until it is told to stop.
@@ -249,11 +255,16 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     }
 }
 
+/// A way to a socket whose path may be longer than an address holds.
+fn within(path: &Path) -> Outcome<SocketPath> {
+    SocketPath::to(path).doing(format_args!("opening the directory of {}", path.display()))
+}
+
 fn listen(layout: &Layout) -> Outcome<UnixListener> {
     let path = layout.socket();
     // Ours alone by the lock: a socket that is there is a dead daemon's.
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).doing(format_args!("opening {}", path.display()))?;
+    let listener = UnixListener::bind(within(&path)?).doing(format_args!("opening {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).doing("restricting the socket")?;
     Ok(listener)
 }
@@ -272,6 +283,12 @@ async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<
         match Plane::start(settings, events.clone()) {
             Err(plane::Error::Bind { cause, .. }) if cause.kind() == std::io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE => {
                 tokio::time::sleep(PORT_PATIENCE / 50).await;
+            }
+            Err(error @ plane::Error::Tun { .. }) => {
+                let help = try_tun().err().map_or_else(String::new, |trouble| format!("; {trouble}: {}", trouble.remedy()));
+                return Err(error)
+                    .doing("starting the packet plane")
+                    .map_err(|failure| Failure::new(failure.kind, failure.message + &help));
             }
             started => return started.doing("starting the packet plane"),
         }
@@ -416,6 +433,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         _ring: ring_driver,
         _clocks: clocks,
         ask: OnceLock::new(),
+        proving: tokio::sync::Mutex::default(),
     });
     daemon.answer_questions();
     let mut tasks = daemon.spawn(ports, resolver, control_events, from_plane, config.autonomic);
@@ -490,6 +508,8 @@ impl Daemon {
         }
         let daemon = self.clone();
         tasks.spawn(async move { daemon.serve_members().await });
+        tasks.spawn(self.clone().keep_proving());
+        tasks.spawn(clocks::watch(self.parts.clone()));
         tasks.spawn(twins::run(self.clone()));
         tasks
     }

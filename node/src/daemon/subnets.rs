@@ -361,6 +361,7 @@ impl Daemon {
         if !subnets.local_routes()?.iter().any(reaches) {
             return Err(Failure::refused(format!("this machine has no route to {subnet}: connect it to that network first")));
         }
+        tokio::task::block_in_place(crate::preflight::for_offer)?;
         subnets.change(|kept| {
             if !kept.offers.contains(&subnet) {
                 kept.offers.push(subnet);

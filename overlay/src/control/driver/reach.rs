@@ -40,7 +40,18 @@ impl Driver {
         self.swarm.external_addresses().any(|a| !is_relayed(a))
     }
 
+    /// Signs this member's last contact, after which it publishes no other.
+    pub(super) fn farewell(&mut self) -> Contact {
+        self.has_left = true;
+        let told = self.shared.door.contact().map(|c| c.seq);
+        let seq = next_number(told.max(self.overtaken));
+        Contact::sign(&self.identity, self.certificate.clone(), Vec::new(), false, seq)
+    }
+
     pub(super) fn publish(&mut self) {
+        if self.has_left {
+            return;
+        }
         let me = *self.swarm.local_peer_id();
         let network = &self.shared.door.network;
         let all: Vec<Multiaddr> = self
