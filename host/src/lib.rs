@@ -2,9 +2,36 @@
 //!
 //! The lowest crate: it knows no member and no network protocol of ours. [`netlink`] asks the kernel, [`links`] tells which
 //! interfaces are p2pvm's own, [`finding`] holds what is wrong in words that a person can act on.
+//!
+//! What p2pvm changes in the kernel besides its interface has one owner, the [`keeper`]: a network says what it wants
+//! ([`wanted`]), the keeper looks (module `look`), a pure function says what is to be done ([`mod@plan`]), the [`journal`] says
+//! beforehand what will have to be undone, and [`mod@undo`] undoes it, from whatever process.
 
+pub mod device;
+pub mod durable;
+pub mod error;
 pub mod finding;
+pub mod firewall;
+pub mod journal;
+pub mod keeper;
+mod kernel;
 pub mod links;
+mod look;
+pub mod net;
 pub mod netlink;
+pub mod opening;
+pub mod overlap;
+pub mod passage;
+pub mod plan;
+pub mod routes;
+pub mod rules;
+pub mod ruleset;
+pub mod run;
+pub mod undo;
+pub mod wanted;
 
 pub use finding::{Board, Finding, Level};
+pub use keeper::Keeper;
+pub use net::Net;
+pub use overlap::{Conflict, ConflictKind, overlap, overlap_except};
+pub use wanted::Wanted;
