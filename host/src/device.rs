@@ -82,9 +82,20 @@ mod tests {
         for good in ["p2pvm0", "a", "eth0.5", "wg-home_1", "123456789012345"] {
             assert_eq!(bad_name(good), None, "{good}");
         }
-        for (bad, why) in [("", "empty"), ("p2pvm%d", "'%'"), ("%d", "'%'"), ("a/b", "'/'"), ("a b", "' '"), ("all", "kernel"),
-            ("default", "kernel"), ("lo", "kernel"), ("1234567890123456", "15"), (".", "directory"), ("tun\n", "\\n"), ("ä", "u{e4}")]
-        {
+        for (bad, why) in [
+            ("", "empty"),
+            ("p2pvm%d", "'%'"),
+            ("%d", "'%'"),
+            ("a/b", "'/'"),
+            ("a b", "' '"),
+            ("all", "kernel"),
+            ("default", "kernel"),
+            ("lo", "kernel"),
+            ("1234567890123456", "15"),
+            (".", "directory"),
+            ("tun\n", "\\n"),
+            ("ä", "u{e4}"),
+        ] {
             let said = bad_name(bad).unwrap_or_else(|| panic!("{bad} is allowed"));
             assert!(said.contains(why), "{bad}: {said}");
         }

@@ -229,9 +229,7 @@ fn equals(left: &Value, right: &Value, packet: &Packet, named: &dyn Fn(&str) -> 
         (Some("nfproto"), _) => Truth::from((right == "ipv6") == packet.v6),
         (_, Some("saddr")) => address_is(packet.source, right),
         (_, Some("daddr")) => address_is(packet.destination, right),
-        _ if left["ct"]["key"] == "state" => {
-            Truth::from(right == if packet.established { "established" } else { "new" })
-        }
+        _ if left["ct"]["key"] == "state" => Truth::from(right == if packet.established { "established" } else { "new" }),
         // Nothing of ours is translated on its way in.
         _ if left["ct"]["key"] == "status" && right == "dnat" => Truth::No,
         _ => Truth::Unknown,

@@ -38,7 +38,12 @@ fn dockers_chain_drops_what_is_forwarded_from_an_interface_that_it_does_not_know
         base("ip", "filter", "FORWARD", "forward", "drop"),
         chain("ip", "filter", "DOCKER-USER"),
         rule("ip", "filter", "FORWARD", jump("DOCKER-USER")),
-        rule("ip", "filter", "FORWARD", json!([name_is("oifname", "docker0"), { "xt": { "type": "match", "name": "conntrack" } }, { "accept": null }])),
+        rule(
+            "ip",
+            "filter",
+            "FORWARD",
+            json!([name_is("oifname", "docker0"), { "xt": { "type": "match", "name": "conntrack" } }, { "accept": null }]),
+        ),
         rule("ip", "filter", "FORWARD", json!([name_is("iifname", "docker0"), { "accept": null }])),
     ]);
     let found = blocks(&rules, "forward", &packet("p2pvm0", Some("lan0")));
@@ -84,9 +89,7 @@ fn firewallds_closing_reject_is_met_by_an_interface_in_no_zone() {
 #[test]
 fn a_rule_that_cannot_be_decided_counts_neither_way() {
     let port = json!({ "match": { "op": "==", "left": { "payload": { "protocol": "tcp", "field": "dport" } }, "right": 22 } });
-    let of = |policy: &str, expressions: Value| {
-        ruleset(&[base("inet", "f", "in", "input", policy), rule("inet", "f", "in", expressions)])
-    };
+    let of = |policy: &str, expressions: Value| ruleset(&[base("inet", "f", "in", "input", policy), rule("inet", "f", "in", expressions)]);
     let dropped = |rules: &Ruleset| !blocks(rules, "input", &packet("p2pvm0", None)).is_empty();
     assert!(dropped(&of("drop", json!([port, { "accept": null }]))));
     assert!(!dropped(&of("accept", json!([port, { "drop": null }]))));
@@ -109,7 +112,8 @@ fn sets_maps_wildcards_and_addresses_are_understood() {
         blocks(&of(expressions), "input", &packet).is_empty()
     };
     let not = |key: &str, name: &str| json!({ "match": { "op": "!=", "left": { "meta": { "key": key } }, "right": name } });
-    let source = |right: Value| json!({ "match": { "op": "==", "left": { "payload": { "protocol": "ip", "field": "saddr" } }, "right": right } });
+    let source =
+        |right: Value| json!({ "match": { "op": "==", "left": { "payload": { "protocol": "ip", "field": "saddr" } }, "right": right } });
     assert!(lets_in(json!([name_is("iifname", "@mine"), { "accept": null }])));
     assert!(lets_in(json!([name_is("iifname", "p2p*"), { "accept": null }])));
     assert!(lets_in(json!([not("iifname", "eth0"), { "accept": null }])));

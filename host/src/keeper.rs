@@ -12,7 +12,7 @@ pub use report::Report;
 
 use crate::{
     error::Error,
-    finding::Board,
+    finding::{Board, Finding},
     journal::{Change, Entries, Journal},
     kernel,
     links::{links, set_alias},
@@ -56,6 +56,7 @@ pub struct Keeper {
     orders: mpsc::Sender<Order>,
     waker: UnixStream,
     report: Arc<Mutex<Report>>,
+    added: Arc<Mutex<Vec<Finding>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -69,19 +70,21 @@ impl Keeper {
         let (waker, woken) = UnixStream::pair()?;
         waker.set_nonblocking(true)?;
         let report = Arc::new(Mutex::new(Report::default()));
+        let added = Arc::new(Mutex::new(Vec::new()));
         let watch = Watch::open(woken)?;
         let mut thread = Thread {
             wanted,
             journal,
             board,
             report: report.clone(),
+            added: added.clone(),
             rules: Rules::default(),
             settled: false,
             failing: BTreeMap::new(),
             told: BTreeMap::new(),
         };
         let thread = std::thread::Builder::new().name("p2pvm-host".into()).spawn(move || thread.run(&ordered, watch))?;
-        Ok(Self { orders, waker, report, thread: Mutex::new(Some(thread)) })
+        Ok(Self { orders, waker, report, added, thread: Mutex::new(Some(thread)) })
     }
 
     fn order(&self, order: Order) {
@@ -107,12 +110,22 @@ impl Keeper {
         self.order(Order::Look);
     }
 
+    /// Adds what else is found wrong with routes to the board's area "routes", in place of what was added before.
+    pub fn add_findings(&self, findings: Vec<Finding>) {
+        let mut added = self.added.lock().unwrap_or_else(PoisonError::into_inner);
+        if *added != findings {
+            *added = findings;
+            drop(added);
+            self.look();
+        }
+    }
+
     /// What came of the last look.
     pub fn report(&self) -> Report {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends the thread, which undoes everything first.
+    /// Ends the thread, which undoes everything first; a second time does nothing.
     pub fn close(&self) {
         self.order(Order::End);
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -122,11 +135,18 @@ impl Keeper {
     }
 }
 
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 struct Thread {
     wanted: Wanted,
     journal: Journal,
     board: Board,
     report: Arc<Mutex<Report>>,
+    added: Arc<Mutex<Vec<Finding>>>,
     rules: Rules,
     /// Whether everything that is wanted has been made: what is to be done then was undone by somebody.
     settled: bool,
@@ -181,7 +201,7 @@ impl Thread {
             Ok(seen) => seen,
             Err(error) => {
                 let report = Report::unseen(error.sentence());
-                report.show(&self.board);
+                self.show(&report);
                 return report;
             }
         };
@@ -197,8 +217,13 @@ impl Thread {
         self.settled = self.failing.is_empty();
         let failing = self.failing.iter().map(|(what, (_, _, why))| (what.clone(), why.clone()));
         let report = Report::of(&self.wanted, &seen, failing);
-        report.show(&self.board);
+        self.show(&report);
         report
+    }
+
+    fn show(&self, report: &Report) {
+        let added = self.added.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        report.show(&self.board, added);
     }
 
     /// The interface's mark, should it be missing.

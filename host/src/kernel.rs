@@ -3,8 +3,8 @@
 use crate::{
     error::Error,
     links::Mark,
-    run::{RunError, run},
     ruleset::Ruleset,
+    run::{RunError, run},
     wanted::nft_table,
 };
 use std::{

@@ -122,9 +122,7 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         passages: survey.passages.clone(),
         passages_there: survey.there.clone(),
     };
-    let conflict = wanted.overlay.filter(|_| own.is_some()).and_then(|net| {
-        overlap::find(net, Some(&wanted.device), &links, &main, &[])
-    });
+    let conflict = wanted.overlay.filter(|_| own.is_some()).and_then(|net| overlap::find(net, Some(&wanted.device), &links, &main, &[]));
     Ok(Seen { observed, survey, conflict, nowhere })
 }
 

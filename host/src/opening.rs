@@ -44,14 +44,7 @@ fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
     let overlay = wanted.overlay.map(|net| net.addr());
     let input = |v6: bool| Probe {
         hook: "input",
-        packet: Packet {
-            iif: device.clone(),
-            oif: None,
-            source: overlay.filter(|_| !v6),
-            destination: None,
-            established: false,
-            v6,
-        },
+        packet: Packet { iif: device.clone(), oif: None, source: overlay.filter(|_| !v6), destination: None, established: false, v6 },
         way: Way::In,
     };
     let mut probes = vec![input(false), input(true)];
@@ -69,13 +62,7 @@ fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
 }
 
 /// Looks at all other firewalls. `legacy` is what `iptables-legacy -S` prints where its tables are in use, `noted` what was opened.
-pub fn survey(
-    wanted: &Wanted,
-    lans: &BTreeSet<String>,
-    ruleset: &Ruleset,
-    legacy: Option<&str>,
-    noted: &[Passage],
-) -> Survey {
+pub fn survey(wanted: &Wanted, lans: &BTreeSet<String>, ruleset: &Ruleset, legacy: Option<&str>, noted: &[Passage]) -> Survey {
     let mut survey = Survey::default();
     let others = ruleset.without_ours();
     let mut useless = BTreeSet::new();
@@ -214,9 +201,7 @@ pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), Error> {
         By::Firewalld if !firewalld_runs() => {
             Err(refused(RunError::Refused { program: "firewall-cmd", said: "firewalld does not run".into() }))
         }
-        By::Firewalld => {
-            run("firewall-cmd", &["--zone=trusted", &format!("--add-interface={device}")], "").map(drop).map_err(refused)
-        }
+        By::Firewalld => run("firewall-cmd", &["--zone=trusted", &format!("--add-interface={device}")], "").map(drop).map_err(refused),
     }
 }
 
@@ -243,17 +228,15 @@ pub(crate) fn close(passage: &Passage, device: &str) -> Result<(), Error> {
             let Some(chain) = ruleset.chain(&passage.family, "filter", &passage.chain) else { return Ok(()) };
             let comment = passage.comment(device);
             let ours = chain.rules.iter().filter(|rule| rule.comment.as_deref() == Some(comment.as_str()));
-            let text: String = ours
-                .map(|rule| format!("delete rule {} filter {} handle {}\n", passage.family, passage.chain, rule.handle))
-                .collect();
+            let text: String =
+                ours.map(|rule| format!("delete rule {} filter {} handle {}\n", passage.family, passage.chain, rule.handle)).collect();
             if text.is_empty() { Ok(()) } else { kernel::nft(&doing(), &text) }
         }
         By::Legacy => {
             let Some(rules) = legacy() else { return Ok(()) };
             let comment = passage.comment(device);
             for _ in rules.lines().filter(|line| legacy_comment(line) == Some(comment.as_str())) {
-                run("iptables-legacy", &words("-D", passage, device).iter().map(String::as_str).collect::<Vec<_>>(), "")
-                    .map_err(failed)?;
+                run("iptables-legacy", &words("-D", passage, device).iter().map(String::as_str).collect::<Vec<_>>(), "").map_err(failed)?;
             }
             Ok(())
         }
@@ -272,7 +255,9 @@ pub(crate) fn close(passage: &Passage, device: &str) -> Result<(), Error> {
 pub fn remedy(block: &Block, way: &Way, device: &str) -> String {
     let passage = Passage { by: By::Nft, family: String::new(), chain: String::new(), way: way.clone() };
     match block.family.as_str() {
-        "iptables-legacy" => format!("iptables-legacy {}", words("-I", &Passage { chain: block.chain.clone(), ..passage }, device).join(" ")),
+        "iptables-legacy" => {
+            format!("iptables-legacy {}", words("-I", &Passage { chain: block.chain.clone(), ..passage }, device).join(" "))
+        }
         family => format!("nft insert rule {family} {} {} {} accept", block.table, block.chain, passage.matches(device)),
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     net::Net,
     netlink::Netlink,
     routes::{self, MAIN, Route},
+    rules::DEFAULT_LIKE,
 };
 use std::{
     fmt, fs, io,
@@ -65,13 +66,7 @@ fn name_servers(text: &str) -> Vec<Ipv4Addr> {
 }
 
 /// The search itself.
-pub(crate) fn find(
-    subnet: Net,
-    device: Option<&str>,
-    links: &[Link],
-    routes: &[Route],
-    servers: &[Ipv4Addr],
-) -> Option<Conflict> {
+pub(crate) fn find(subnet: Net, device: Option<&str>, links: &[Link], routes: &[Route], servers: &[Ipv4Addr]) -> Option<Conflict> {
     let conflict = |what, detail| Some(Conflict { what, detail });
     let own = device.and_then(|device| links.iter().find(|link| link.name == device));
     let others = || links.iter().filter(|link| own.is_none_or(|own| own.index != link.index));
@@ -106,7 +101,7 @@ pub(crate) fn find(
 
 /// Whether a route is part of a default route in pieces, such as a VPN's 0.0.0.0/1 and 128.0.0.0/1.
 fn is_half(route: &Route) -> bool {
-    route.net.prefix() < 8
+    u32::from(route.net.prefix()) <= DEFAULT_LIKE
 }
 
 /// Whether the network's own interface has the address: then it is the network's own name server.
@@ -138,12 +133,15 @@ mod tests {
     #[test]
     fn a_subnet_in_the_way_is_named_with_what_it_is_in_the_way_of() {
         let links = [link(1, "lo", "127.0.0.1", 8), link(2, "eth0", "10.0.2.15", 24), link(3, "p2pvm0", "10.9.0.1", 16)];
-        let routes =
-            [route("0.0.0.0/0", 2, Some("192.168.9.1")), route("172.16.0.0/12", 2, None), route("0.0.0.0/1", 2, None), route("10.9.0.0/16", 3, None)];
+        let routes = [
+            route("0.0.0.0/0", 2, Some("192.168.9.1")),
+            route("172.16.0.0/12", 2, None),
+            route("0.0.0.0/1", 2, None),
+            route("10.9.0.0/16", 3, None),
+        ];
         let servers = ["192.0.2.53".parse().unwrap(), "10.9.0.1".parse().unwrap()];
-        let found = |subnet: &str, device| {
-            find(subnet.parse().unwrap(), device, &links, &routes, &servers).map(|c| (c.what, c.to_string()))
-        };
+        let found =
+            |subnet: &str, device| find(subnet.parse().unwrap(), device, &links, &routes, &servers).map(|c| (c.what, c.to_string()));
         let (what, said) = found("10.0.0.0/16", None).unwrap();
         assert_eq!((what, said.as_str()), (ConflictKind::Interface, "10.0.0.0/16 overlaps the network of eth0 (10.0.2.15/24)"));
         assert_eq!(found("192.168.0.0/16", None).unwrap().0, ConflictKind::Gateway);

@@ -98,11 +98,8 @@ fn message(net: Net, table: u32, device: u32) -> RouteMessage {
     header.protocol = RouteProtocol::Other(PROTOCOL);
     header.scope = RouteScope::Link;
     header.kind = RouteType::Unicast;
-    message.attributes = vec![
-        RouteAttribute::Table(table),
-        RouteAttribute::Destination(RouteAddress::Inet(net.addr())),
-        RouteAttribute::Oif(device),
-    ];
+    message.attributes =
+        vec![RouteAttribute::Table(table), RouteAttribute::Destination(RouteAddress::Inet(net.addr())), RouteAttribute::Oif(device)];
     message
 }
 

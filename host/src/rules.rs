@@ -4,7 +4,7 @@
 //! | preference | rule | for |
 //! |---|---|---|
 //! | 5300 | `ipproto udp\|tcp sport PORT goto 5390`, `fwmark MARK goto 5390` | own sockets, of every network here |
-//! | 5320 | `lookup main suppress_prefixlength 0` | whatever this machine reaches other than by a default route |
+//! | 5320 | `lookup main suppress_prefixlength 7` | whatever this machine reaches other than by a default route, in whatever pieces |
 //! | 5330 | `lookup TABLE` | the accepted routes of one network |
 //! | 5390 | `nop` | where own sockets go on: main, or whatever others (a VPN) put behind 5400 |
 //!
@@ -30,6 +30,8 @@ const AROUND: u32 = 5300;
 const LOCAL: u32 = 5320;
 const TABLE: u32 = 5330;
 const END: u32 = 5390;
+/// Routes up to this length count as a default route: a VPN may have replaced it by 0.0.0.0/1 and 128.0.0.0/1. No LAN is as large.
+pub const DEFAULT_LIKE: u32 = 7;
 
 /// A rule of p2pvm's, in the order in which they have to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +73,7 @@ impl Rule {
                 add(RuleAttribute::FwMark(SOCKET_MARK));
                 add(RuleAttribute::FwMask(u32::MAX));
             }
-            Self::Local => add(RuleAttribute::SuppressPrefixLen(0)),
+            Self::Local => add(RuleAttribute::SuppressPrefixLen(DEFAULT_LIKE)),
             Self::Table(_) | Self::End => {}
         }
         if action == RuleAction::Goto {
@@ -104,9 +106,7 @@ impl Rule {
                 None => Self::Marked,
             }),
             (LOCAL, RuleAction::ToTable) => Some(Self::Local),
-            (TABLE, RuleAction::ToTable) => {
-                find(&|a| if let RuleAttribute::Table(t) = a { Some(*t) } else { None }).map(Self::Table)
-            }
+            (TABLE, RuleAction::ToTable) => find(&|a| if let RuleAttribute::Table(t) = a { Some(*t) } else { None }).map(Self::Table),
             _ => None,
         }
     }

@@ -71,8 +71,9 @@ impl Report {
         report
     }
 
-    pub(super) fn show(&self, board: &Board) {
-        board.set("routes", self.routes.clone());
+    /// Puts it on the board; `more` is what the network itself found wrong with routes.
+    pub(super) fn show(&self, board: &Board, more: Vec<Finding>) {
+        board.set("routes", self.routes.iter().cloned().chain(more).collect());
         board.set("forwarding", self.forwarding_findings.clone());
         board.set("firewall", self.firewall.clone());
     }
