@@ -13,6 +13,7 @@ mod daemon;
 mod demo;
 mod doctor;
 mod failure;
+mod guardian;
 mod layout;
 mod membership;
 mod naming;

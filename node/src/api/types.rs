@@ -635,4 +635,7 @@ pub struct RouteView {
     pub used: bool,
     /// Why, or why not.
     pub note: String,
+    /// Whether it is used if no better offer of the same subnet is there.
+    #[serde(default)]
+    pub may_be_used: bool,
 }

@@ -33,6 +33,14 @@ impl Cli {
     }
 }
 
+/// `p2pvm guardian`.
+#[derive(Args)]
+pub struct Guardian {
+    /// Wait until this daemon, at the other end of standard input, dies; without it undo at once what is left
+    #[arg(long)]
+    pub of: Option<u32>,
+}
+
 /// The commands.
 #[derive(Subcommand)]
 pub enum Command {
@@ -126,6 +134,9 @@ pub enum Command {
     /// What the appliance's own units and console call
     #[command(subcommand, hide = true)]
     Appliance(super::appliance_args::Appliance),
+    /// Undoes what a killed daemon left changed on this machine
+    #[command(hide = true)]
+    Guardian(Guardian),
     /// Emulated wide area for tests and demos
     #[command(subcommand, after_help = "Example:\n  p2pvm testbed up tests/sites/planetlab.toml")]
     Testbed(p2pvm_tests::cli::TestbedCommand),

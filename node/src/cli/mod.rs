@@ -80,6 +80,10 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
             daemon::run(&context.layout, &up)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Command::Guardian(a) => {
+            crate::guardian::run(&context.layout, a.of)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         other => other,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -124,7 +128,12 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Install(a) => appliance::install(&context, &a),
         Command::Appliance(a) => appliance::run(&context, a).await,
         Command::Explain(a) => vm::explain(&context, &a.name).await,
-        Command::Doctor(_) | Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => {
+        Command::Doctor(_)
+        | Command::Guardian(_)
+        | Command::Demo(_)
+        | Command::Bench(_)
+        | Command::Testbed(_)
+        | Command::Simulate(_) => {
             unreachable!("dispatched before the runtime began")
         }
     }

@@ -32,6 +32,7 @@ use crate::{
     cli::UpArgs,
     config::Config,
     failure::{Doing, Failure, Kind, Outcome},
+    guardian::Guardian,
     layout::Layout,
     membership::{self, Membership},
     succession, traces,
@@ -48,7 +49,7 @@ use p2pvm_dht::{
     store::SledStore,
     votes::{Voter, VoterLog, Votes},
 };
-use p2pvm_host::{Board, SocketPath, tun::try_tun};
+use p2pvm_host::{Board, Keeper, SocketPath, Wanted, owner, tun::try_tun};
 use p2pvm_overlay::{
     Fabric, MemberId,
     connect::{ConnectOptions, Connector, Papers},
@@ -154,6 +155,7 @@ pub struct Daemon {
     manager: Arc<Manager>,
     policies: Arc<Policies>,
     subnets: Arc<Subnets>,
+    keeper: Arc<Keeper>,
     integration: Arc<Integration>,
     began: Instant,
     times: Arc<Mutex<api::types::StartTimes>>,
@@ -185,6 +187,8 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
     config.link_port = up.link_port.unwrap_or(config.link_port);
     config.accel = up.accel.clone().unwrap_or(config.accel);
     let lock = lock::DaemonLock::take(layout)?;
+    // Before anything is changed or opened: it is to have none of it.
+    let guardian = Guardian::start(layout)?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG").unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().doing("cannot start")?;
@@ -193,7 +197,10 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
         serve(layout, config, membership::load(layout)?, began).await
     });
     runtime.shutdown_timeout(Duration::from_secs(2));
-    if !outcome? {
+    // After a failure the guardian undoes what may be left, when the last thread of this process has gone.
+    let again = outcome?;
+    guardian.goodbye();
+    if !again {
         return Ok(());
     }
     // The same process, so that a service manager sees one service; every descriptor but the log's closes with the program.
@@ -243,6 +250,9 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     if let Some(exporter) = &daemon.exporter {
         exporter.close().await;
     }
+    let keeper = daemon.keeper.clone();
+    // It waits for other programs (nft), which end soon or are ended.
+    let _ = tokio::task::spawn_blocking(move || keeper.close()).await;
     changes::undo(layout);
     daemon.parts.plane.shutdown();
     daemon.parts.control.shutdown().await;
@@ -269,7 +279,44 @@ fn listen(layout: &Layout) -> Outcome<UnixListener> {
     Ok(listener)
 }
 
-async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
+/// What is wanted of this machine's kernel for the network, before any subnet is offered or accepted.
+fn wanted(parts: &Parts, config: &Config) -> Wanted {
+    let port = |address: &String| address.split_once("/udp/")?.1.split('/').next()?.parse().ok();
+    let control_port = match config.port {
+        0 => parts.control.listen_addrs().iter().find_map(port).unwrap_or(0),
+        port => port,
+    };
+    let subnet = parts.network.subnet;
+    Wanted {
+        device: config.device.clone(),
+        network: parts.network.id.to_string(),
+        link_port: parts.plane.udp_port(),
+        control_port,
+        overlay: Some(p2pvm_host::Net::new(subnet.addr, subnet.prefix)),
+        open_firewalls: config.firewall == "auto",
+        ..Wanted::default()
+    }
+}
+
+/// Waits until the interface of a daemon that is just ending is gone; anybody else's is a reason not to start.
+async fn free_device(name: &str, network: &NetworkConfig) -> Outcome<()> {
+    let began = Instant::now();
+    loop {
+        let whose = match owner::owner(name).doing("looking at this machine's interfaces")? {
+            owner::Owner::Nobody | owner::Owner::Waiting => return Ok(()),
+            owner::Owner::Network(mark) if mark.network == network.id.to_string() => "another daemon of this network".to_owned(),
+            owner::Owner::Network(mark) => format!("the p2pvm network {}", mark.network),
+            owner::Owner::Other(kind) => format!("another program ({kind})"),
+        };
+        if began.elapsed() > PORT_PATIENCE {
+            let name_another = "choose another name with device = \"...\" in node.toml";
+            return Err(Failure::refused(format!("the interface {name} is there already and belongs to {whose}: {name_another}")));
+        }
+        tokio::time::sleep(PORT_PATIENCE / 50).await;
+    }
+}
+
+async fn start_plane(identity: &Identity, config: &Config, network: &NetworkConfig, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
     let began = Instant::now();
     loop {
         let settings = PlaneConfig {
@@ -279,6 +326,8 @@ async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<
             device: config.device.clone(),
             mtu: MTU,
             traffic: config.traffic,
+            network: network.id.to_string(),
+            control_port: config.port,
         };
         match Plane::start(settings, events.clone()) {
             Err(plane::Error::Bind { cause, .. }) if cause.kind() == std::io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE => {
@@ -304,8 +353,9 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let times = Arc::new(Mutex::new(api::types::StartTimes::default()));
 
     let has_bootstrap = !bootstrap.is_empty();
+    free_device(&config.device, &network).await?;
     let (plane_events, from_plane) = mpsc::channel(1024);
-    let plane = start_plane(&identity, &config, plane_events).await?;
+    let plane = start_plane(&identity, &config, &network, plane_events).await?;
 
     let trust = Arc::new(Trust::load(network.id, &layout.revocations()).doing("reading revocations")?);
     let control = Control::start(ControlConfig {
@@ -379,7 +429,10 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         has_bootstrap,
     });
     let policies = Policies::start(parts.clone(), founder);
-    let subnets = Subnets::open(parts.clone(), policies.clone(), layout, &config.device, config.multicast)?;
+    let bare = wanted(&parts, &config);
+    let keeper = Keeper::start(bare.clone(), changes::journal(layout), parts.board.clone()).doing("watching this machine's network")?;
+    let keeper = Arc::new(keeper);
+    let subnets = Subnets::open(parts.clone(), policies.clone(), layout, (keeper.clone(), bare), config.multicast)?;
     let resolver =
         Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);
     let integration = Arc::new(Integration::new(layout, &config, &parts.network, resolver.upstream().clone()));
@@ -421,6 +474,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         manager,
         policies,
         subnets,
+        keeper,
         integration,
         began,
         times,

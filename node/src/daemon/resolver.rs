@@ -12,6 +12,7 @@ use crate::{
 };
 use p2pvm_dhcp::dns::Upstream;
 use p2pvm_overlay::membership::NetworkConfig;
+use serde::{Deserialize, Serialize};
 use std::{
     fmt::Write as _,
     fs,
@@ -30,6 +31,24 @@ const MARK: &str = "# The next line is p2pvm's; it goes when its daemon ends, or
 /// Other programs rewrite the file when the machine changes networks.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 const DNS_PORT: u16 = 53;
+
+/// What is to be undone of this machine's name servers, as the journal keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NamesChanged {
+    /// This file names our resolver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolv_conf: Option<PathBuf>,
+}
+
+/// Undoes it, from whatever process; what remains could not be undone.
+pub fn undo(names: &mut NamesChanged) -> Outcome<()> {
+    if let Some(path) = &names.resolv_conf {
+        restore(path)?;
+        names.resolv_conf = None;
+    }
+    Ok(())
+}
 
 /// How this host is told about the network's names.
 pub struct Integration {
