@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn clocks_are_told_apart_by_how_much_and_which_way() {
-        let at = |seconds| UnixTime(1_800_000_000 + seconds);
+        let at = |seconds: u64| UnixTime(1_800_000_000 + seconds);
         assert_eq!(apart(at(0), at(59)), None);
         assert_eq!(apart(at(82_800), at(0)).unwrap(), "23 h ahead of");
         assert_eq!(apart(at(0), at(120)).unwrap(), "2 min behind");
