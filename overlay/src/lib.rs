@@ -25,6 +25,7 @@ pub mod ring;
 pub mod ring_driver;
 pub mod ring_net;
 pub mod stun;
+pub mod underlay;
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};
 pub use id::{Epoch, MemberId, NetworkId, RingAddr, UnixTime, VmId};

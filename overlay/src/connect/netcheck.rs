@@ -80,7 +80,7 @@ impl Connector {
     /// Looks at everything. Takes up to three seconds where the router answers nothing.
     pub async fn netcheck(&self) -> NetCheck {
         let shared = &self.shared;
-        let local = shared.plane.inner().local_addresses.load().to_vec();
+        let local = shared.plane.inner().underlay.view().local.clone();
         let router = portmap::offers(&local).await;
         let (links, connected) = (shared.plane.peers(), shared.fabric.connected());
         let mut relays: Vec<MemberId> =
