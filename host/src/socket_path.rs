@@ -33,14 +33,14 @@ impl SocketPath {
         Ok(Self { path: through, _dir: Some(dir) })
     }
 
+    /// The path to bind or connect to. It is lent and not given away: what took the whole value would drop the directory before
+    /// the call that needs it, as tokio's does.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn plain(path: &Path) -> Self {
         Self { path: path.to_owned(), _dir: None }
-    }
-}
-
-impl AsRef<Path> for SocketPath {
-    fn as_ref(&self) -> &Path {
-        &self.path
     }
 }
 
@@ -56,9 +56,9 @@ mod tests {
         std::fs::create_dir_all(&long).unwrap();
         let path = long.join("api.sock");
         assert!(UnixListener::bind(&path).is_err(), "as it is, the kernel refuses it");
-        let _listener = UnixListener::bind(SocketPath::to(&path).unwrap()).unwrap();
+        let _listener = UnixListener::bind(SocketPath::to(&path).unwrap().path()).unwrap();
         assert!(path.exists());
-        UnixStream::connect(SocketPath::to(&path).unwrap()).unwrap();
+        UnixStream::connect(SocketPath::to(&path).unwrap().path()).unwrap();
         assert!(SocketPath::to(Path::new("/no/such").join("x".repeat(120)).as_path()).is_err());
     }
 }

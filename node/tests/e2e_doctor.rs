@@ -70,7 +70,7 @@ fn what_joining_needs_is_checked_before_the_invite_is_used_and_names_come_out_us
     let subnet = founded["subnet"].as_str().unwrap();
     let inside = subnet.replace(".0.0/16", ".7.1/24");
     lab.testbed()
-        .run("b", &["sh", "-c", &format!("ip link add lan7 type dummy && ip addr add {inside} dev lan7 && ip link set lan7 up")])
+        .run("b", &["sh", "-c", &format!("ip link add lan7 type veth peer name lan7b && ip link set lan7b up && ip addr add {inside} dev lan7 && ip link set lan7 up")])
         .unwrap();
     spends_nothing(&lab, "b", &join, &["overlaps", "--subnet"]);
     lab.testbed().run("b", &["ip", "link", "del", "lan7"]).unwrap();
@@ -83,12 +83,16 @@ fn what_joining_needs_is_checked_before_the_invite_is_used_and_names_come_out_us
     lab.json("b", &["join", &invite, "--name", "b"]).unwrap();
 
     let many = lab.invite("a", 5).unwrap();
-    let (code, said) = shell(&lab, "c", &format!("hostname 'ÄÖÜ'; p2pvm join {many}"));
+    let (code, said) = shell(&lab, "c", &format!("printf ÄÖÜ > /proc/sys/kernel/hostname; p2pvm join {many}"));
     assert!(code == 0 && said.contains("aou is a member of lab"), "{said}");
     assert!(said.contains("note: this machine is called aou in the network, as its host name is 'ÄÖÜ'"), "{said}");
-    let (code, said) = shell(&lab, "d", &format!("hostname 'äöü'; p2pvm join {many}"));
+    let (code, said) = shell(&lab, "d", &format!("printf äöü > /proc/sys/kernel/hostname; p2pvm join {many}"));
     assert!(code == 0 && said.contains("the name aou is taken") && said.contains("aou-"), "{said}");
-    let (code, said) = shell(&lab, "d", &format!("hostname '🎉'; p2pvm --dir $P2PVM_DIR/2 join {many} --name aou --port 0 --link-port 0"));
+    let (code, said) = shell(
+        &lab,
+        "d",
+        &format!("printf 🎉 > /proc/sys/kernel/hostname; p2pvm --dir $P2PVM_DIR/2 join {many} --name aou --port 0 --link-port 0"),
+    );
     assert!(code == 5 && said.contains("taken"), "a name that was given is not changed: {said}");
     let said = refused(&lab, "a", &["--dir", "/tmp/never-made", "init", "--network", "a b"], 2);
     assert!(said.contains("'a b' cannot be a network's name") && said.contains("--network"), "{said}");

@@ -28,7 +28,7 @@ pub enum Event {
 impl Client {
     /// Connects to the daemon whose socket this is.
     pub async fn connect(socket: &Path) -> Outcome<Self> {
-        let connected = async { UnixStream::connect(SocketPath::to(socket)?).await }.await;
+        let connected = async { UnixStream::connect(SocketPath::to(socket)?.path()).await }.await;
         let stream = connected.map_err(|e| match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 Failure::new(Kind::Failed, "no p2pvm daemon is running here; start one with 'p2pvm up --detach' (or 'p2pvm join' first)")

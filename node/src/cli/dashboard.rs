@@ -74,7 +74,7 @@ async fn listen(context: &Context, view: &DashboardView, here: SocketAddr) -> Ou
 }
 
 async fn carry(mut browser: TcpStream, socket: PathBuf) {
-    match async { UnixStream::connect(SocketPath::to(&socket)?).await }.await {
+    match async { UnixStream::connect(SocketPath::to(&socket)?.path()).await }.await {
         // Either end hanging up ends both.
         Ok(mut daemon) => drop(tokio::io::copy_bidirectional(&mut browser, &mut daemon).await),
         Err(error) => eprintln!("the daemon's dashboard cannot be reached at {}: {error}", socket.display()),

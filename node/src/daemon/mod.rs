@@ -274,7 +274,7 @@ fn listen(layout: &Layout) -> Outcome<UnixListener> {
     let path = layout.socket();
     // Ours alone by the lock: a socket that is there is a dead daemon's.
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(within(&path)?).doing(format_args!("opening {}", path.display()))?;
+    let listener = UnixListener::bind(within(&path)?.path()).doing(format_args!("opening {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).doing("restricting the socket")?;
     Ok(listener)
 }

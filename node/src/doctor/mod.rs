@@ -55,9 +55,10 @@ struct Running {
 async fn daemon(context: &Context) -> Option<Running> {
     let mut client = context.daemon().await.ok()?;
     let status: Status = client.get("/status").await.ok()?;
-    // A daemon of before knows no proof; what it has found is in its status.
+    let net = client.get("/netcheck").await.ok();
+    // Last, as the server may close the connection with it. A daemon of before knows no proof, and its status no findings.
     let findings = client.post("/findings", &()).await.unwrap_or_else(|_| status.findings.clone());
-    Some(Running { net: client.get("/netcheck").await.ok(), findings, status })
+    Some(Running { status, net, findings })
 }
 
 /// Looks at everything.
