@@ -75,7 +75,9 @@ impl Stage {
                 return None;
             }
         };
-        let mut lab = lab(&format!("host-{test}"), &public_sites(&["a", "b", "c"], 4.0));
+        // Not the test's name: what doctor says of a program must not be the name of a directory.
+        let number = hosts::PROGRAMS.iter().position(|program| program.name == test).map_or(test.to_owned(), |n| n.to_string());
+        let mut lab = lab(&format!("host{number}"), &public_sites(&["a", "b", "c"], 4.0));
         let server = lab.testbed().host("c").unwrap().address.to_string();
         hosts::settle(&mut lab, &["b"], &tree, &[], &server).unwrap();
         Some(Self::meet(lab, settings))
@@ -88,6 +90,8 @@ impl Stage {
         let mut lab = lab(&format!("slow-{test}"), &public_sites(&["a", "b", "c"], 4.0));
         let (server, host) = (lab.testbed().host("c").unwrap().address.to_string(), lab.testbed().host("b").unwrap().clone());
         let gateway = lab.testbed().plan().sites[host.site].gateway.to_string();
+        // The system on it sees to its uplink from now on.
+        lab.testbed().run("b", &["ip", "addr", "flush", "dev", "eth0"]).unwrap();
         let prepare = prepare(&host.address.to_string(), &gateway, &server);
         let booted = match Booted::start(&mut lab, "b", &tree, &prepare) {
             Err(NotBooted::NoProgram) => {

@@ -106,9 +106,9 @@ while IFS=: read -r file value; do [ ! -e $file ] || echo $value >$file; done </
     ),
     lasting(
         "address changed",
-        "ip addr add $OTHER/24 dev eth0; ip addr del $ADDR/24 dev eth0; ip route replace default via $GW dev eth0",
+        "ip addr del $ADDR/24 dev eth0; ip addr add $OTHER/24 dev eth0; ip route replace default via $GW dev eth0",
         8,
-        "ip addr add $ADDR/24 dev eth0; ip addr del $OTHER/24 dev eth0; ip route replace default via $GW dev eth0",
+        "ip addr del $OTHER/24 dev eth0; ip addr add $ADDR/24 dev eth0; ip route replace default via $GW dev eth0",
     ),
     once("connections forgotten by the host", "conntrack -q -F 2>/dev/null"),
     Event { name: "connections forgotten by the router", cause: Cause::RouterForgets },

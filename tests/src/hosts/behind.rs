@@ -46,7 +46,8 @@ impl Behind {
         namespace::create(&namespace)?;
         let pair = ["link", "add", "name", cable, "netns", &own, "type", "veth", "peer", "name", "eth0", "netns", &namespace];
         namespace::run("ip", &pair, "")?;
-        namespace::run("ip", &["-n", &own, "link", "set", cable, "up"], "")?;
+        // An address that the kernel makes up would be there some time later.
+        namespace::run("ip", &["-n", &own, "link", "set", cable, "addrgenmode", "none", "up"], "")?;
         Ok(Self { namespace, cable: cable.into(), host: own, address })
     }
 

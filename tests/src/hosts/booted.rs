@@ -55,6 +55,7 @@ impl Booted {
         namespace::run("chroot", &[&copy.to_string_lossy(), "sh", "-euc", prepare], "")?;
         let mut command = Command::new("systemd-nspawn");
         command.args(["--quiet", "--boot", "--register=no", "--keep-unit", "--console=pipe", "--capability=all"]);
+        command.args(["--resolv-conf=off", "--timezone=off"]).env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network");
         command.arg(format!("--machine=p2pvm-{host}-{}", std::process::id())).arg(format!("--hostname={host}"));
         command.arg(format!("--network-namespace-path=/run/netns/{}", planned.namespace)).arg("--directory").arg(&copy);
         for path in [Path::new("/dev/net/tun"), &planned.dir, &program] {

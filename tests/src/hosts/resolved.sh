@@ -2,9 +2,10 @@
 case $1 in
 start)
     [ -S /run/dbus/system_bus_socket ] || dbus-daemon --system --fork
-    cp -P /etc/resolv.conf /var/lib/resolv.conf.before
+    # Of its first start: later p2pvm's own lines may be in it.
+    [ -e /var/lib/resolv.conf.before ] || cp -P /etc/resolv.conf /var/lib/resolv.conf.before
     mkdir -p /etc/systemd/resolved.conf.d
-    awk '$1 == "nameserver" { print "[Resolve]\nDNS=" $2 "\nDNSSEC=no" }' /etc/resolv.conf >/etc/systemd/resolved.conf.d/test.conf
+    awk '$1 == "nameserver" { print "[Resolve]\nDNS=" $2 "\nDNSSEC=no" }' /var/lib/resolv.conf.before >/etc/systemd/resolved.conf.d/test.conf
     mkdir -p /run/systemd/resolve
     chown systemd-resolve: /run/systemd/resolve
     setsid /usr/lib/systemd/systemd-resolved </dev/null >/var/log/resolved.log 2>&1 &
