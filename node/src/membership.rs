@@ -192,6 +192,7 @@ pub async fn join(layout: &Layout, text: &str, address: Option<String>, name: &s
             layout.identity().display()
         )),
         JoinError::Refused(refusal) => refused(refusal),
+        inside @ JoinError::Inside(_) => Failure::refused(inside.to_string()),
         other => Failure::new(Kind::TimedOut, format!("{other}; is the inviting machine up and reachable? (another member's address works too: p2pvm join MULTIADDR --invite FILE)")),
     })?;
     let trust = Trust::load(joined.network.id, &layout.revocations()).doing("reading revocations")?;

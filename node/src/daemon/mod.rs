@@ -256,7 +256,7 @@ fn listen(layout: &Layout) -> Outcome<UnixListener> {
     Ok(listener)
 }
 
-async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
+async fn start_plane(identity: &Identity, config: &Config, network: &NetworkConfig, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
     let began = Instant::now();
     loop {
         let settings = PlaneConfig {
@@ -266,6 +266,8 @@ async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<
             device: config.device.clone(),
             mtu: MTU,
             traffic: config.traffic,
+            network: network.id.to_string(),
+            control_port: config.port,
         };
         match Plane::start(settings, events.clone()) {
             Err(plane::Error::Bind { cause, .. }) if cause.kind() == std::io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE => {
@@ -273,6 +275,16 @@ async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<
             }
             started => return started.doing("starting the packet plane"),
         }
+    }
+}
+
+/// Any port was asked for: the interface's mark names the one that it came to be.
+async fn tell_control_port(control: Arc<Control>, plane: Plane) {
+    for _ in 0..100 {
+        if let Some(port) = control.listen_port() {
+            return plane.set_control_port(port);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -286,7 +298,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
 
     let has_bootstrap = !bootstrap.is_empty();
     let (plane_events, from_plane) = mpsc::channel(1024);
-    let plane = start_plane(&identity, &config, plane_events).await?;
+    let plane = start_plane(&identity, &config, &network, plane_events).await?;
 
     let trust = Arc::new(Trust::load(network.id, &layout.revocations()).doing("reading revocations")?);
     let control = Control::start(ControlConfig {
@@ -303,6 +315,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         public_addresses: config.public_addresses(),
         map_port: config.upnp && config.reachable_at.is_empty(),
         full_mesh: config.full_mesh,
+        underlay: plane.underlay(),
     })
     .await
     .map_err(|e| match e {
@@ -314,6 +327,9 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     })?;
     let fabric: Arc<dyn Fabric> = control.clone();
     let control_events = control.events();
+    if config.port == 0 {
+        tokio::spawn(tell_control_port(control.clone(), plane.clone()));
+    }
 
     let store = Arc::new(SledStore::open(&layout.tables()).doing("opening the node's tables")?);
     let records = Dht::start(fabric.clone(), store, DhtOptions::default());
