@@ -279,6 +279,7 @@ pub async fn join(layout: &Layout, text: &str, address: Option<String>, called: 
         JoinError::Refused(Refusal::Expired) => expired(&invite, wall, None),
         JoinError::Expired(theirs) => expired(&invite, wall, Some(theirs)),
         JoinError::Refused(refusal) => refused(refusal),
+        inside @ JoinError::Inside(_) => Failure::refused(inside.to_string()),
         other => {
             let doubt = clock::doubt(&invite, wall).map_or_else(String::new, |doubt| format!("; besides, {doubt}"));
             Failure::timed_out(format!("{other}; is the inviting machine up and reachable? (another member's address works too: p2pvm join MULTIADDR --invite FILE){doubt}"))

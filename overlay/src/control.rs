@@ -16,6 +16,7 @@ mod host;
 mod join;
 mod mapped;
 pub mod names;
+mod outside;
 mod shared;
 mod streams;
 mod wire;
@@ -28,12 +29,13 @@ use crate::{
     id::{MemberId, RingAddr, UnixTime},
     identity::{Identity, KeyPair, LinkKey},
     membership::{Admission, Certificate, Issuer, NetworkConfig, Refusal, Revocation, Target, Trust},
+    underlay::Underlay,
 };
 use async_trait::async_trait;
 use book::Book;
 use door::Door;
 use driver::Driver;
-use libp2p::Multiaddr;
+use libp2p::{Multiaddr, multiaddr::Protocol};
 use shared::{Command, Shared};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -81,6 +83,9 @@ pub struct ControlConfig {
     pub admission: Arc<dyn Admission>,
     /// Up to so many members keep a connection each to each; beyond, everyone keeps a few ([`FULL_MESH`]).
     pub full_mesh: usize,
+    /// Which addresses lie behind tunnels of this machine: they are not told, dialled or answered
+    /// ([`crate::plane::Plane::underlay`]).
+    pub underlay: Underlay,
 }
 
 impl ControlConfig {
@@ -107,6 +112,7 @@ impl ControlConfig {
             issuer_key: None,
             admission,
             full_mesh: FULL_MESH,
+            underlay: Underlay::default(),
         }
     }
 }
@@ -190,9 +196,9 @@ impl Control {
         let door = Arc::new(door);
         let (incoming, streams) = mpsc::channel(INCOMING);
         let (commands, requests) = mpsc::channel(INCOMING);
-        let mut swarm = host::build(key, door.clone(), incoming).map_err(ControlError::Host)?;
+        let mut swarm = host::build(key, door.clone(), incoming, &config.underlay).map_err(ControlError::Host)?;
         listen(&mut swarm, &config.listen_on, config.listen_port)?;
-        let shared = Arc::new(Shared::new(me, door.clone(), book, commands, config.full_mesh));
+        let shared = Arc::new(Shared::new(me, door.clone(), book, commands, config.full_mesh, config.underlay));
         door.set_household(shared.clone());
         let parse = |addresses: &[String]| addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok()).collect::<Vec<_>>();
         let known = (parse(&config.bootstrap), parse(&config.public_addresses));
@@ -211,6 +217,14 @@ impl Control {
     /// The multiaddresses, with `/p2p/`, that this node listens on.
     pub fn listen_addrs(&self) -> Vec<String> {
         self.shared.listening.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The port that this node listens at, once it does.
+    pub fn listen_port(&self) -> Option<u16> {
+        let port = |address: Multiaddr| {
+            address.iter().find_map(|part| if let Protocol::Udp(port) | Protocol::Tcp(port) = part { Some(port) } else { None })
+        };
+        self.listen_addrs().iter().filter_map(|a| a.parse().ok()).find_map(port)
     }
 
     /// The multiaddresses, with `/p2p/`, that this node tells others: what an invite should name.

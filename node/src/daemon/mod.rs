@@ -344,6 +344,16 @@ async fn start_plane(identity: &Identity, config: &Config, network: &NetworkConf
     }
 }
 
+/// Any port was asked for: the interface's mark names the one that it came to be.
+async fn tell_control_port(control: Arc<Control>, plane: Plane) {
+    for _ in 0..100 {
+        if let Some(port) = control.listen_port() {
+            return plane.set_control_port(port);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 async fn open(layout: &Layout, config: Config, membership: Membership, began: Instant) -> Outcome<(Arc<Daemon>, JoinSet<()>)> {
     // What a killed daemon left is put back before anything is changed again.
     changes::undo(layout);
@@ -372,6 +382,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         public_addresses: config.public_addresses(),
         map_port: config.upnp && config.reachable_at.is_empty(),
         full_mesh: config.full_mesh,
+        underlay: plane.underlay(),
     })
     .await
     .map_err(|e| match e {
@@ -387,6 +398,9 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let time = NetworkTime::of_process();
     time.note_signed(network.created.max(certificate.issued()));
     let clocks = ClockExchange::start(fabric.clone(), time);
+    if config.port == 0 {
+        tokio::spawn(tell_control_port(control.clone(), plane.clone()));
+    }
 
     let store = Arc::new(SledStore::open(&layout.tables()).doing("opening the node's tables")?);
     let records = Dht::start(fabric.clone(), store, DhtOptions::default());

@@ -11,7 +11,7 @@ mod roam;
 
 use super::{
     ControlEvent,
-    address::{ip_of, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of, split_peer},
+    address::{ip_of, is_public, is_quic, is_relayed, member_of, peer_of, relay_of, split_peer},
     door::{DoorError, Proved},
     gate::GateEvent,
     host::{Host, InsideEvent},
@@ -294,7 +294,6 @@ impl Driver {
     }
 
     fn addresses_of(&self, member: MemberId) -> Vec<Multiaddr> {
-        let network = &self.shared.door.network;
         let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
         let me = *self.swarm.local_peer_id();
         let told = book.get(member).into_iter().flat_map(|c| &c.addresses).filter_map(|a| a.parse::<Multiaddr>().ok());
@@ -303,7 +302,7 @@ impl Driver {
         let mut addresses: Vec<Multiaddr> = Vec::new();
         // Another home numbers its machines alike: an address that is this node's own leads nowhere else.
         let is_own = |address: &Multiaddr| self.swarm.listeners().any(|own| own == address);
-        for address in told.chain(given).filter(|a| is_usable(a, network) && relay_of(a) != Some(me) && !is_own(a)) {
+        for address in told.chain(given).filter(|a| self.shared.is_usable(a) && relay_of(a) != Some(me) && !is_own(a)) {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }

@@ -5,9 +5,10 @@ use super::{
     door::Door,
     gate::Gated,
     names,
+    outside::Outside,
     streams::{Carried, Streams},
 };
-use crate::identity::Identity;
+use crate::{identity::Identity, underlay::Underlay};
 use libp2p::{
     PeerId, Swarm, SwarmBuilder, Transport, autonat,
     core::{ConnectedPoint, muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
@@ -125,12 +126,19 @@ fn over_quic(key: &identity::Keypair) -> Boxed<Connection> {
     transport.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).and_then(only_whom_it_names).boxed()
 }
 
-/// Builds the swarm of a node behind `door`. Streams that others open go to `incoming`.
+/// Builds the swarm of a node behind `door`, which stays out of the tunnels that `underlay` knows. Streams that others open go to
+/// `incoming`.
 ///
 /// # Errors
 /// What the transports say, as text.
-pub fn build(key: identity::Keypair, door: Arc<Door>, incoming: mpsc::Sender<(PeerId, Carried)>) -> Result<Swarm<Host>, String> {
-    let (tcp, quic) = (over_tcp(&key).map_err(|e| p2pvm_host::chain(&e))?, over_quic(&key));
+pub fn build(
+    key: identity::Keypair,
+    door: Arc<Door>,
+    incoming: mpsc::Sender<(PeerId, Carried)>,
+    underlay: &Underlay,
+) -> Result<Swarm<Host>, String> {
+    let tcp = Outside::new(over_tcp(&key).map_err(|e| p2pvm_host::chain(&e))?, underlay.clone());
+    let quic = Outside::new(over_quic(&key), underlay.clone());
     let (name_servers, lookups) = names::servers();
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()

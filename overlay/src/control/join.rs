@@ -5,7 +5,7 @@
 //! in order to count the invite's use.
 
 use super::{
-    address::{dials, member_of},
+    address::{dials, ip_of, member_of},
     door::{ADMISSION_TIMEOUT, Admitted, Door, DoorError},
     gate::GateEvent,
     host,
@@ -15,6 +15,7 @@ use crate::{
     id::{MemberId, UnixTime},
     identity::Identity,
     membership::{Certificate, Invite, NetworkConfig, Refusal, Revocation, Trust},
+    underlay::Underlay,
 };
 use futures::StreamExt;
 use libp2p::{
@@ -53,6 +54,11 @@ pub enum JoinError {
     /// None of the addresses leads to a member.
     #[error("no member answered at {0}: is one of them running, and can it be reached from here?")]
     Unreachable(String),
+    /// All addresses lie behind another network of this machine: a network through a network would carry itself.
+    #[error(
+        "{0}: each lies inside another p2pvm network of this machine, through which no network is built: name another address of a member"
+    )]
+    Inside(String),
     /// Neither a certificate nor a refusal came.
     #[error("the network did not decide within {0:?}: try again")]
     TimedOut(Duration),
@@ -70,15 +76,21 @@ pub async fn join(identity: &Identity, invite: &Invite, name: &str, knock_at: &[
     if !crate::membership::valid_name(name) {
         return Err(JoinError::Refused(Refusal::BadName));
     }
-    let addresses = addresses(invite, knock_at)?;
-    let (admitted, host) = knock(identity, invite, name, &addresses).await?;
+    let underlay = Underlay::look();
+    let addresses = addresses(invite, knock_at, &underlay)?;
+    let (admitted, host) = knock(identity, invite, name, &addresses, &underlay).await?;
     let Admitted { certificate, revocations, contacts } = admitted;
     Ok(Joined { certificate, network: invite.network().clone(), revocations, peers: peers(&host, &contacts, &addresses) })
 }
 
-fn addresses(invite: &Invite, knock_at: &[String]) -> Result<Vec<Multiaddr>, JoinError> {
+fn addresses(invite: &Invite, knock_at: &[String], underlay: &Underlay) -> Result<Vec<Multiaddr>, JoinError> {
     invite.verify().map_err(JoinError::Refused)?;
-    let addresses: Vec<Multiaddr> = invite.knock_at(knock_at).filter_map(|a| a.parse().ok()).collect();
+    let named: Vec<Multiaddr> = invite.knock_at(knock_at).filter_map(|a| a.parse().ok()).collect();
+    let is_inside = |address: &Multiaddr| ip_of(address).is_some_and(|ip| underlay.is_inside(&ip));
+    let addresses: Vec<Multiaddr> = named.iter().filter(|address| !is_inside(address)).cloned().collect();
+    if addresses.is_empty() && !named.is_empty() {
+        return Err(JoinError::Inside(named.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
+    }
     if addresses.is_empty() {
         return Err(JoinError::Unreachable("any address: the invite names none".into()));
     }
@@ -92,13 +104,19 @@ fn tried(addresses: &[Multiaddr]) -> String {
     tried.join(", ")
 }
 
-async fn knock(identity: &Identity, invite: &Invite, name: &str, addresses: &[Multiaddr]) -> Result<(Admitted, Contact), JoinError> {
+async fn knock(
+    identity: &Identity,
+    invite: &Invite,
+    name: &str,
+    addresses: &[Multiaddr],
+    underlay: &Underlay,
+) -> Result<(Admitted, Contact), JoinError> {
     let trust = Arc::new(Trust::new(invite.network().id));
     let request = AdmitRequest { invite: invite.clone(), name: name.to_owned(), link_key: identity.link_key() };
     let door = Arc::new(Door::of_joiner(identity.member_id(), invite.network().clone(), trust, request));
     let key = host::keypair(identity).map_err(|e| JoinError::Host(p2pvm_host::chain(&e)))?;
     let (incoming, _none) = mpsc::channel(1);
-    let mut swarm = host::build(key, door, incoming).map_err(JoinError::Host)?;
+    let mut swarm = host::build(key, door, incoming, underlay).map_err(JoinError::Host)?;
     let mut dialling = HashSet::new();
     for options in dials(addresses) {
         let id = options.connection_id();

@@ -3,6 +3,7 @@
 
 use super::{
     ControlEvent, PeerStatus,
+    address::is_usable,
     book::Book,
     door::{Door, Household},
     find::Found,
@@ -18,10 +19,11 @@ use crate::{
     identity::LinkKey,
     lookup::{Density, NAMED},
     membership::{Certificate, Refusal, Revocation},
+    underlay::Underlay,
 };
 use async_trait::async_trait;
 use futures::{AsyncReadExt, AsyncWriteExt};
-use libp2p::swarm::ConnectionId;
+use libp2p::{Multiaddr, swarm::ConnectionId};
 use std::{
     collections::{BTreeMap, HashMap},
     io,
@@ -100,6 +102,8 @@ pub struct Shared {
     pub commands: mpsc::Sender<Command>,
     /// Up to so many members everyone stays connected to everyone.
     pub full_mesh: usize,
+    /// Which addresses lie behind tunnels of this machine.
+    pub underlay: Underlay,
     /// Whom the ring wants connected, in a larger network.
     pub ring_neighbours: RwLock<Vec<MemberId>>,
     /// How far apart members lie, as lookups learn it.
@@ -114,7 +118,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(me: MemberId, door: Arc<Door>, book: Book, commands: mpsc::Sender<Command>, full_mesh: usize) -> Self {
+    pub fn new(me: MemberId, door: Arc<Door>, book: Book, commands: mpsc::Sender<Command>, full_mesh: usize, underlay: Underlay) -> Self {
         Self {
             me,
             door,
@@ -125,6 +129,7 @@ impl Shared {
             events: broadcast::channel(256).0,
             commands,
             full_mesh,
+            underlay,
             ring_neighbours: RwLock::default(),
             density: Mutex::default(),
             found: Found::default(),
@@ -133,6 +138,11 @@ impl Shared {
             handlers: RwLock::default(),
             acceptors: Mutex::default(),
         }
+    }
+
+    /// Whether an address may be told and dialled.
+    pub fn is_usable(&self, address: &Multiaddr) -> bool {
+        is_usable(address, &self.door.network, &self.underlay.view())
     }
 
     pub fn set_handler(&self, service: &'static str, handler: Arc<dyn Serve>) {

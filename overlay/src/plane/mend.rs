@@ -282,3 +282,38 @@ pub(super) fn way(ip: &IpAddr) -> String {
         Err(error) => format!("no interface: {error}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_address_stands_for_the_network_and_a_network_of_one_has_none() {
+        for (address, prefix, other) in [
+            ("10.77.0.3", 16, Some("10.77.0.1")),
+            ("10.77.0.1", 16, Some("10.77.0.2")),
+            ("10.77.0.2", 31, None),
+            ("10.77.0.2", 32, None),
+            ("fd77::9", 48, Some("fd77::1")),
+            ("fd77::9", 127, None),
+        ] {
+            let other: Option<IpAddr> = other.map(|text| text.parse().unwrap());
+            assert_eq!(other_of(&address.parse().unwrap(), prefix), other, "{address}/{prefix}");
+        }
+    }
+
+    #[test]
+    fn the_first_repairs_are_made_at_once_and_many_more_slowly() {
+        let mark = Mark { network: "n".into(), link_port: 1, control_port: 2 };
+        let (mut wanted, start) = (Wanted::new("p2pvm0".into(), 1340, 65_000, mark), Instant::now());
+        for n in 0..AT_ONCE {
+            let now = start + Duration::from_millis(100 * n as u64);
+            assert!(!wanted.is_slowed(now));
+            wanted.tell(&["it was down".into()], Vec::new(), now);
+        }
+        let last = start + Duration::from_millis(100 * (AT_ONCE as u64 - 1));
+        assert!(wanted.is_slowed(last + Duration::from_millis(100)) && !wanted.is_slowed(last + SLOWLY));
+        assert!(!wanted.is_slowed(last + OFTEN + Duration::from_secs(1)));
+        assert!(wanted.mended.is_empty());
+    }
+}
