@@ -9,8 +9,8 @@
 //! Which addresses those are is [`crate::connect`]'s to say. A member that answers to the second port from an address not
 //! known yet (its NAT's mapping for that port) is answered from there too.
 
-use super::{Inner, Path, deliver::Ctx, udp::READ_BYTES, udp::Udp};
-use crate::stun;
+use super::{Inner, Path, deliver::Ctx, peer::Peer, udp::READ_BYTES, udp::Udp};
+use crate::{connect::is_private, stun};
 use arc_swap::ArcSwapOption;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::{
@@ -115,6 +115,22 @@ impl Inner {
         }
         aside.add(ways.iter().copied(), Instant::now());
         Ok(())
+    }
+
+    /// Writes to all members from the second port from now on, where their addresses are public, and tries every way anew.
+    pub fn all_aside(self: &Arc<Self>) {
+        let now = Instant::now();
+        let peers: Vec<Arc<Peer>> = self.peers.load().iter().filter(|p| p.sending.load().is_some()).cloned().collect();
+        let ways: Vec<SocketAddr> = peers.iter().flat_map(|p| p.paths().direct_ways()).filter(|to| !is_private(&to.ip())).collect();
+        if let Err(error) = self.go_aside(&ways) {
+            tracing::debug!(%error, "no other port");
+            return;
+        }
+        for peer in &peers {
+            peer.paths().rouse(now);
+            self.run_paths(peer, now);
+        }
+        self.kick.kick();
     }
 
     /// Writes to these addresses from the first port again.
