@@ -107,10 +107,10 @@ impl Inner {
         if self.is_aside() { self.udp.aside().udp.load().as_ref().map(|udp| udp.port()) } else { None }
     }
 
-    /// Writes to these addresses from the second port from now on; from a new one if no link uses it.
+    /// Writes to these addresses from the second port from now on.
     pub fn go_aside(self: &Arc<Self>, ways: &[SocketAddr]) -> io::Result<()> {
         let aside = self.udp.aside();
-        if aside.udp.load().is_none() || !self.lives_aside() {
+        if aside.udp.load().is_none() {
             self.open_aside()?;
         }
         aside.add(ways.iter().copied(), Instant::now());
@@ -154,10 +154,11 @@ impl Inner {
         thread::Builder::new().name("p2pvm-aside".into()).spawn(move || inner.read_aside(&udp)).map(drop)
     }
 
-    /// Asks `server` for the address that our second port wears there.
+    /// Asks `server` for the address that our second port wears there; a new port where no link goes by it.
     pub async fn stun_aside(self: &Arc<Self>, server: SocketAddr, timeout: Duration) -> Option<SocketAddr> {
         let (id, request) = stun::request()?;
-        if self.udp.aside().udp.load().is_none() {
+        // One by which nothing goes may have become a black hole too, where it was opened before the cause had ended.
+        if self.udp.aside().udp.load().is_none() || !self.lives_aside() {
             self.open_aside().ok()?;
         }
         let ask = async {
