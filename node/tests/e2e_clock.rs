@@ -71,7 +71,11 @@ fn assert_whole(lab: &Lab, what: &str, own: &str, other: &str) {
     let logs = || format!("{what}\n-- wrong\n{}\n-- a\n{}", lab.log_tail("wrong", 30), lab.log_tail("a", 20));
     assert_eq!(address(lab, "wrong").as_deref(), Some(own), "{}", logs());
     for (from, to) in [("a", own), ("wrong", other)] {
-        lab.testbed().run(from, &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "3", to]).unwrap_or_else(|e| panic!("{e}\n{}", logs()));
+        // After a start anew the other side notices within some seconds that its link is dead.
+        lab.wait(&format!("an answer of {to} to {from}"), Duration::from_secs(15), Duration::from_millis(200), || {
+            Ok(lab.testbed().exec(from, &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "2", to])?.status.success().then_some(()))
+        })
+        .unwrap_or_else(|e| panic!("{e}\n{}", logs()));
     }
     let found = |from: &str, server: &str, name: &str, wanted: &str| {
         lab.wait(&format!("{name} to be found from {from}"), Duration::from_secs(20), Duration::from_millis(500), || {

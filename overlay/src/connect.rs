@@ -25,6 +25,7 @@ mod stream;
 mod turns;
 
 pub use message::{Candidate, CandidateKind, NatKind};
+pub(crate) use nat::is_private;
 pub use netcheck::{NetCheck, Reachable};
 pub use over_ring::Papers;
 pub use punches::{Punch, Punches};

@@ -42,10 +42,16 @@ pub fn forget(lab: &Lab, site: &str) {
 /// while. Flows of before are black holes from then on as long as packets keep them alive.
 pub fn stale(lab: &Lab, site: &str) {
     let rules = router(lab, site, &["nft", "list", "ruleset"]);
-    router(lab, site, &["nft", "flush", "ruleset"]);
+    // Tracked, with no translation: a chain that looks at connections, and one of NAT that does nothing.
+    let empty = "flush ruleset; table ip untranslated {
+        chain tracked { type filter hook forward priority 0; policy accept; ct state new accept; }
+        chain nothing { type nat hook postrouting priority srcnat + 10; policy accept; }
+    }";
+    nft(lab, site, empty);
     forget(lab, site);
     std::thread::sleep(Duration::from_secs(4));
     nft(lab, site, &rules);
+    nft(lab, site, "delete table ip untranslated");
 }
 
 /// A TCP connection over the overlay that says something every 50 ms and hears it back.

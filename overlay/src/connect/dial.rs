@@ -21,6 +21,8 @@ use tokio::sync::Semaphore;
 
 /// A request over the control plane takes no longer, dialling included.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
+/// All of one dial: meeting, relays and a stream.
+const DIAL_LIMIT: Duration = Duration::from_secs(30);
 /// A control connection that has not answered by then may be dead: the ring is tried as well.
 const HEDGE: Duration = Duration::from_millis(1200);
 /// Direct probes are waited for at least and at most this long before a relay is tried beside them.
@@ -92,10 +94,18 @@ pub(crate) async fn ensure_by(shared: &Arc<Shared>, member: MemberId, reach: Rea
     if member == shared.fabric.me() {
         return Err(Error::NoPath(member));
     }
-    let _turn = shared.turns.of(member).await;
+    let _turn = tokio::select! {
+        biased;
+        turn = shared.turns.of(member) => turn,
+        // Somebody else's dial may hang on a connection that is dead while the link has come up otherwise.
+        path = selected(shared, member, reach, DIAL_LIMIT) => return path.ok_or(Error::NoPath(member)),
+    };
     match current(shared, member, reach) {
         Some(path) => Ok(path),
-        None => Box::pin(dial(shared, member, reach, via)).await,
+        None => {
+            let dialled = tokio::time::timeout(DIAL_LIMIT, Box::pin(dial(shared, member, reach, via))).await;
+            dialled.unwrap_or(Err(Error::TimedOut(member, DIAL_LIMIT)))
+        }
     }
 }
 

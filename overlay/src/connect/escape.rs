@@ -81,6 +81,7 @@ pub(crate) async fn from_silence(shared: &Arc<Shared>) -> bool {
     };
     if anew {
         let port = shared.plane.udp_port();
+        shared.plane.inner().all_aside();
         tracing::warn!(port, "nothing comes back to this port, such as where a router holds on to a dead flow: another is used");
     }
     true

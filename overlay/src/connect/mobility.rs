@@ -6,6 +6,7 @@
 use super::{
     Shared,
     dial::{self, Reach},
+    escape,
     message::{CandidateKind, NatKind},
     nat::seems_open,
 };
@@ -74,6 +75,10 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
         }
         let Some(server) = known.map(|(server, _)| server).or_else(|| open_member(&shared)) else { continue };
         let seen = look(&shared, server, aside).await;
+        // Where data on a direct link is not answered either, the port itself may be what a router has turned into a black hole.
+        if seen.is_none() && !aside && (misses > 0 || silent(&shared)) && escape::from_silence(&shared).await {
+            continue;
+        }
         if let (Some(mapped), Some((_, before))) = (seen, known)
             && mapped != before
             && !same_router(&shared, before, mapped)

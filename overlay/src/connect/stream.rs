@@ -1,7 +1,7 @@
 //! Datagrams over a stream of the control plane, for sites that let no UDP through: each behind its length in two bytes.
 //! The datagrams are sealed end to end as everywhere; a full stream drops them, as a full queue of a router would.
 
-use super::{STREAM_SERVICE, Shared};
+use super::{STREAM_SERVICE, Shared, dial::CALL_LIMIT};
 use crate::{fabric::BoxStream, id::MemberId, plane::Error};
 use std::{io, sync::Arc};
 use tokio::{
@@ -24,7 +24,9 @@ pub(crate) async fn accept(shared: Arc<Shared>) {
 
 /// Opens a stream and carries datagrams over it from now on.
 pub(crate) async fn open(shared: &Arc<Shared>, member: MemberId) -> Result<(), Error> {
-    let stream = shared.fabric.open_stream(member, STREAM_SERVICE).await?;
+    // A control connection that is dead and not known to be takes what is opened on it and says nothing.
+    let opened = tokio::time::timeout(CALL_LIMIT, shared.fabric.open_stream(member, STREAM_SERVICE)).await;
+    let stream = opened.map_err(|_| Error::TimedOut(member, CALL_LIMIT))??;
     tokio::spawn(carry(shared.clone(), member, stream));
     Ok(())
 }

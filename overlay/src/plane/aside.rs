@@ -9,8 +9,8 @@
 //! Which addresses those are is [`crate::connect`]'s to say. A member that answers to the second port from an address not
 //! known yet (its NAT's mapping for that port) is answered from there too.
 
-use super::{Inner, Path, deliver::Ctx, udp::READ_BYTES, udp::Udp};
-use crate::stun;
+use super::{Inner, Path, deliver::Ctx, peer::Peer, udp::READ_BYTES, udp::Udp};
+use crate::{connect::is_private, stun};
 use arc_swap::ArcSwapOption;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::{
@@ -107,14 +107,30 @@ impl Inner {
         if self.is_aside() { self.udp.aside().udp.load().as_ref().map(|udp| udp.port()) } else { None }
     }
 
-    /// Writes to these addresses from the second port from now on; from a new one if no link uses it.
+    /// Writes to these addresses from the second port from now on.
     pub fn go_aside(self: &Arc<Self>, ways: &[SocketAddr]) -> io::Result<()> {
         let aside = self.udp.aside();
-        if aside.udp.load().is_none() || !self.lives_aside() {
+        if aside.udp.load().is_none() {
             self.open_aside()?;
         }
         aside.add(ways.iter().copied(), Instant::now());
         Ok(())
+    }
+
+    /// Writes to all members from the second port from now on, where their addresses are public, and tries every way anew.
+    pub fn all_aside(self: &Arc<Self>) {
+        let now = Instant::now();
+        let peers: Vec<Arc<Peer>> = self.peers.load().iter().filter(|p| p.sending.load().is_some()).cloned().collect();
+        let ways: Vec<SocketAddr> = peers.iter().flat_map(|p| p.paths().direct_ways()).filter(|to| !is_private(&to.ip())).collect();
+        if let Err(error) = self.go_aside(&ways) {
+            tracing::debug!(%error, "no other port");
+            return;
+        }
+        for peer in &peers {
+            peer.paths().rouse(now);
+            self.run_paths(peer, now);
+        }
+        self.kick.kick();
     }
 
     /// Writes to these addresses from the first port again.
@@ -138,10 +154,11 @@ impl Inner {
         thread::Builder::new().name("p2pvm-aside".into()).spawn(move || inner.read_aside(&udp)).map(drop)
     }
 
-    /// Asks `server` for the address that our second port wears there.
+    /// Asks `server` for the address that our second port wears there; a new port where no link goes by it.
     pub async fn stun_aside(self: &Arc<Self>, server: SocketAddr, timeout: Duration) -> Option<SocketAddr> {
         let (id, request) = stun::request()?;
-        if self.udp.aside().udp.load().is_none() {
+        // One by which nothing goes may have become a black hole too, where it was opened before the cause had ended.
+        if self.udp.aside().udp.load().is_none() || !self.lives_aside() {
             self.open_aside().ok()?;
         }
         let ask = async {

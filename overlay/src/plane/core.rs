@@ -409,7 +409,7 @@ impl Inner {
         lock(&self.stuns).insert(id, answer);
         let ask = async {
             for pause in [150u64, 300, 600] {
-                self.udp.send(server, &request);
+                self.udp.send_first(server, &request);
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }
             std::future::pending::<()>().await;
@@ -434,7 +434,7 @@ impl Inner {
     /// A STUN message came: answer it, or hand its answer on.
     pub fn on_stun(&self, bytes: &[u8], from: SocketAddr) {
         if let Some(answer) = stun::answer(bytes, from) {
-            self.udp.send(from, &answer);
+            self.udp.send_first(from, &answer);
         } else if let Some((id, mapped)) = stun::mapped(bytes)
             // Who sees us behind a tunnel of ours has been asked through one.
             && !self.underlay.is_inside(&mapped.ip())

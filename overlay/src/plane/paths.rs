@@ -6,6 +6,7 @@ use super::Path;
 use crate::{id::MemberId, link::frame::ROAMED};
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -114,6 +115,12 @@ impl Paths {
     /// Whether `path` is a way to the peer, tried or in use.
     pub fn knows(&self, path: Path) -> bool {
         self.known.contains_key(&path)
+    }
+
+    /// The addresses of all direct ways, known or of before.
+    pub fn direct_ways(&self) -> Vec<SocketAddr> {
+        let ways = self.known.keys().chain(&self.remembered);
+        ways.filter_map(|path| if let Path::Direct(to) = path { Some(*to) } else { None }).collect()
     }
 
     /// Asks at once whether the path in use lives, unless that is being asked.

@@ -111,6 +111,11 @@ impl Udp {
         let _ = self.transmit(to, datagram, None);
     }
 
+    /// The same, from the first port whatever else is sent from the second: for what asks how the first is seen.
+    pub fn send_first(&self, to: SocketAddr, datagram: &[u8]) {
+        let _ = self.transmit_here(to, datagram, None);
+    }
+
     /// Sends datagrams of `size` bytes each (the last may be shorter), together where the kernel can.
     pub fn send_many(&self, to: SocketAddr, datagrams: &[u8], size: usize) {
         let _ = self.transmit(to, datagrams, (datagrams.len() > size).then_some(size));
@@ -124,8 +129,12 @@ impl Udp {
     /// Whether the kernel took it.
     fn transmit(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> bool {
         if let Some(other) = self.aside.of(&to) {
-            return other.transmit(to, contents, segment_size);
+            return other.transmit_here(to, contents, segment_size);
         }
+        self.transmit_here(to, contents, segment_size)
+    }
+
+    fn transmit_here(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> bool {
         let Some(destination) = self.outward(to) else { return false };
         if let Some(size) = segment_size
             && self.goes_singly(&to.ip())
