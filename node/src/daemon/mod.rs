@@ -8,6 +8,7 @@ pub mod changes;
 mod clocks;
 mod dashboard;
 mod health;
+mod interface;
 mod kept;
 mod load;
 pub mod lock;
@@ -269,7 +270,7 @@ fn listen(layout: &Layout) -> Outcome<UnixListener> {
     Ok(listener)
 }
 
-async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
+async fn start_plane(identity: &Identity, config: &Config, network: &NetworkConfig, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
     let began = Instant::now();
     loop {
         let settings = PlaneConfig {
@@ -279,6 +280,8 @@ async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<
             device: config.device.clone(),
             mtu: MTU,
             traffic: config.traffic,
+            network: network.id.to_string(),
+            control_port: config.port,
         };
         match Plane::start(settings, events.clone()) {
             Err(plane::Error::Bind { cause, .. }) if cause.kind() == std::io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE => {
@@ -305,7 +308,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
 
     let has_bootstrap = !bootstrap.is_empty();
     let (plane_events, from_plane) = mpsc::channel(1024);
-    let plane = start_plane(&identity, &config, plane_events).await?;
+    let plane = start_plane(&identity, &config, &network, plane_events).await?;
 
     let trust = Arc::new(Trust::load(network.id, &layout.revocations()).doing("reading revocations")?);
     let control = Control::start(ControlConfig {
@@ -510,6 +513,7 @@ impl Daemon {
         tasks.spawn(async move { daemon.serve_members().await });
         tasks.spawn(self.clone().keep_proving());
         tasks.spawn(clocks::watch(self.parts.clone()));
+        tasks.spawn(interface::watch(self.parts.clone()));
         tasks.spawn(twins::run(self.clone()));
         tasks
     }

@@ -142,6 +142,27 @@ fn nft_takes(rules: &str) -> Result<(), String> {
     Err(said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it failed without a word").trim().to_owned())
 }
 
+/// The programs without which no guest starts.
+const GUEST_PROGRAMS: [&str; 3] = ["qemu-system-x86_64", "qemu-img", "qemu-storage-daemon"];
+
+/// What starting a guest needs, looked at before an image is copied for it.
+///
+/// # Errors
+/// What is missing and how to get it.
+pub fn for_guests() -> Outcome<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |program: &&str| std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    let missing: Vec<&str> = GUEST_PROGRAMS.into_iter().filter(|program| !is_there(program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "a guest needs {}, which this host lacks: apt-get install qemu-system-x86 qemu-utils (on Debian 12: -t bookworm-backports); nothing \
+         has been made",
+        missing.join(", ")
+    )))
+}
+
 /// Refuses a network whose subnet this machine needs for something else.
 pub fn subnet(subnet: Ipv4Subnet, advice: &str) -> Outcome<()> {
     match overlap::overlap((subnet.addr, subnet.prefix).into()).doing("reading this machine's routes and name servers")? {
