@@ -22,6 +22,7 @@ fn node() -> Node {
         was_on_ring: true,
         joined_another: true,
         version: "0.1.0".into(),
+        ..Node::default()
     }
 }
 

@@ -186,6 +186,9 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
     config.link_port = up.link_port.unwrap_or(config.link_port);
     config.accel = up.accel.clone().unwrap_or(config.accel);
     let lock = lock::DaemonLock::take(layout)?;
+    // The control plane goes on without a port that it does not get, and would be reached by nobody. Not a refusal: tried again later
+    // it may be free.
+    crate::preflight::free_ports(config.port, config.link_port).map_err(|failure| Failure::new(Kind::Failed, failure.message))?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG").unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().doing("cannot start")?;

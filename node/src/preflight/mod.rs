@@ -37,7 +37,14 @@ pub fn for_daemon(layout: &Layout, what: &str, (port, link_port): (Option<u16>, 
     let config = Config::load(layout)?;
     directory(layout.dir())?;
     tun(what)?;
-    let (port, link_port) = (port.unwrap_or(config.port), link_port.unwrap_or(config.link_port));
+    free_ports(port.unwrap_or(config.port), link_port.unwrap_or(config.link_port))
+}
+
+/// Waits a moment for ports that somebody has.
+///
+/// # Errors
+/// Who has them still.
+pub fn free_ports(port: u16, link_port: u16) -> Outcome<()> {
     let began = Instant::now();
     loop {
         match ports(port, link_port) {
