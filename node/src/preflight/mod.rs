@@ -33,10 +33,8 @@ const ROOM_NEEDED: u64 = 1 << 20;
 /// # Errors
 /// The first that is missing, with its cause and its remedy; `what` is what cannot be done for it ("joining").
 pub fn for_daemon(layout: &Layout, what: &str, (port, link_port): (Option<u16>, Option<u16>)) -> Outcome<()> {
-    root(what)?;
+    for_machine(layout, what)?;
     let config = Config::load(layout)?;
-    directory(layout.dir())?;
-    tun(what)?;
     free_ports(port.unwrap_or(config.port), link_port.unwrap_or(config.link_port))
 }
 
@@ -53,6 +51,16 @@ pub fn free_ports(port: u16, link_port: u16) -> Outcome<()> {
             checked => return checked,
         }
     }
+}
+
+/// The same without the ports, of which the daemon may be given others later.
+///
+/// # Errors
+/// As [`for_daemon`].
+pub fn for_machine(layout: &Layout, what: &str) -> Outcome<()> {
+    root(what)?;
+    directory(layout.dir())?;
+    tun(what)
 }
 
 /// Refuses who is not root.
