@@ -62,6 +62,8 @@ pub struct Vitals<'a> {
     pub known: usize,
     /// Those of them that it is connected with.
     pub connected: usize,
+    /// Why there is no address yet, where that is known.
+    pub wanting: Option<&'a str>,
     /// What does not work on this machine, each a sentence with its cause.
     pub failing: Vec<&'a str>,
     /// How many things work less well than they could.
@@ -87,7 +89,8 @@ impl Vitals<'_> {
             return (Health::Joining, "looking for the members that the invite names".to_owned());
         }
         if !self.has_address {
-            return (Health::Joining, "no address is claimed yet".to_owned());
+            let why = self.wanting.map_or_else(String::new, |why| format!(": {why}"));
+            return (Health::Joining, format!("no address is claimed yet{why}"));
         }
         if known == 0 {
             return (Health::Alone, "no other member yet".to_owned());
@@ -144,6 +147,7 @@ impl Model {
             up_seconds: node.up_seconds,
             known: self.members.len(),
             connected: self.members.iter().filter(|m| m.connected).count(),
+            wanting: node.wanting.as_deref(),
             failing: node.failing.iter().map(String::as_str).collect(),
             warnings: node.warnings,
             troubled: self.vms.iter().filter(|vm| vm.troubled()).map(|vm| vm.name.as_str()).collect(),

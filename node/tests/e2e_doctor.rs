@@ -48,7 +48,7 @@ fn is_shown(lab: &Lab, by: &str, name: &str) -> bool {
 
 #[test]
 fn what_joining_needs_is_checked_before_the_invite_is_used_and_names_come_out_usable() {
-    let lab = lab("needs", &public_sites(&["a", "b", "c", "d"], 5.0));
+    let lab = lab("needs", &public_sites(&["a", "b", "c", "d", "e"], 5.0));
     let founded = lab.found("a", "lab").unwrap();
     let invite = lab.invite("a", 1).unwrap();
     let join = format!("p2pvm join {invite}");
@@ -88,12 +88,11 @@ fn what_joining_needs_is_checked_before_the_invite_is_used_and_names_come_out_us
     assert!(said.contains("note: this machine is called aou in the network, as its host name is 'ÄÖÜ'"), "{said}");
     let (code, said) = shell(&lab, "d", &format!("printf äöü > /proc/sys/kernel/hostname; p2pvm join {many}"));
     assert!(code == 0 && said.contains("the name aou is taken") && said.contains("aou-"), "{said}");
-    let (code, said) = shell(
-        &lab,
-        "d",
-        &format!("printf 🎉 > /proc/sys/kernel/hostname; p2pvm --dir $P2PVM_DIR/2 join {many} --name aou --port 0 --link-port 0"),
-    );
+    let festive = "printf 🎉 > /proc/sys/kernel/hostname; p2pvm join";
+    let (code, said) = shell(&lab, "e", &format!("{festive} {many} --name aou"));
     assert!(code == 5 && said.contains("taken"), "a name that was given is not changed: {said}");
+    let (code, said) = shell(&lab, "e", &format!("{festive} {many}"));
+    assert!(code == 0 && said.contains("note: this machine is called host-") && said.contains("its host name is '🎉'"), "{said}");
     let said = refused(&lab, "a", &["--dir", "/tmp/never-made", "init", "--network", "a b"], 2);
     assert!(said.contains("'a b' cannot be a network's name") && said.contains("--network"), "{said}");
     assert!(!Path::new("/tmp/never-made").exists());

@@ -46,9 +46,8 @@ fn called(layout: &Layout, given: Option<String>) -> Outcome<Called> {
 pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
     membership::check_network(&a.network)?;
     membership::refuse_member(&context.layout)?;
-    preflight::root("founding a network")?;
+    preflight::for_machine(&context.layout, "founding a network")?;
     preflight::clock()?;
-    preflight::for_daemon(&context.layout, "founding a network", (None, None))?;
     let called = called(&context.layout, a.name)?;
     let founded = membership::found(&context.layout, (&a.network, a.subnet.as_deref()), (&called.label, &a.groups), a.force)?;
     if context.json {

@@ -6,6 +6,7 @@ use crate::{
     cli::netcheck,
     web::view,
 };
+use p2pvm_host::Level;
 
 impl Daemon {
     /// What is found wrong with this machine now, by area.
@@ -18,11 +19,14 @@ impl Daemon {
     /// Asks all parts to put their own things in order, proves the ways anew and says what is settled by that.
     pub async fn mend(&self) -> Vec<FindingView> {
         let before = self.findings();
+        let put_back = self.parts.plane.mend().await.into_iter();
         self.parts.plane.rouse();
         self.parts.notices.touch();
         self.prove(0).await;
         let after = self.findings();
-        before.into_iter().filter(|finding| !after.contains(finding)).collect()
+        let put_back =
+            put_back.map(|found| FindingView { area: "interface".to_owned(), level: Level::Failed, found, advice: String::new() });
+        put_back.chain(before.into_iter().filter(|finding| !after.contains(finding))).collect()
     }
 
     /// The health by the rules of the status screen, as far as this node knows without asking others: of VMs those that are here.

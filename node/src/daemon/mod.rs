@@ -8,6 +8,7 @@ pub mod changes;
 mod clocks;
 mod dashboard;
 mod health;
+mod interface;
 mod kept;
 mod load;
 pub mod lock;
@@ -187,6 +188,9 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
     config.link_port = up.link_port.unwrap_or(config.link_port);
     config.accel = up.accel.clone().unwrap_or(config.accel);
     let lock = lock::DaemonLock::take(layout)?;
+    // The control plane goes on without a port that it does not get, and would be reached by nobody. Not a refusal: tried again later
+    // it may be free.
+    crate::preflight::free_ports(config.port, config.link_port).map_err(|failure| Failure::new(Kind::Failed, failure.message))?;
     // Before anything is changed or opened: it is to have none of it.
     let guardian = Guardian::start(layout)?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG").unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
@@ -578,6 +582,7 @@ impl Daemon {
         tasks.spawn(async move { daemon.serve_members().await });
         tasks.spawn(self.clone().keep_proving());
         tasks.spawn(clocks::watch(self.parts.clone()));
+        tasks.spawn(interface::watch(self.parts.clone()));
         tasks.spawn(twins::run(self.clone()));
         tasks
     }

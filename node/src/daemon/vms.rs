@@ -152,6 +152,9 @@ impl Daemon {
 
     /// Defines a VM here.
     pub async fn create_vm(&self, r: CreateVm, reporter: &Reporter) -> Outcome<Value> {
+        if r.start {
+            crate::preflight::for_guests()?;
+        }
         let image = if r.image.starts_with('/') {
             ImageSource::File(PathBuf::from(&r.image))
         } else {

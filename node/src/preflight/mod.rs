@@ -33,11 +33,16 @@ const ROOM_NEEDED: u64 = 1 << 20;
 /// # Errors
 /// The first that is missing, with its cause and its remedy; `what` is what cannot be done for it ("joining").
 pub fn for_daemon(layout: &Layout, what: &str, (port, link_port): (Option<u16>, Option<u16>)) -> Outcome<()> {
-    root(what)?;
+    for_machine(layout, what)?;
     let config = Config::load(layout)?;
-    directory(layout.dir())?;
-    tun(what)?;
-    let (port, link_port) = (port.unwrap_or(config.port), link_port.unwrap_or(config.link_port));
+    free_ports(port.unwrap_or(config.port), link_port.unwrap_or(config.link_port))
+}
+
+/// Waits a moment for ports that somebody has.
+///
+/// # Errors
+/// Who has them still.
+pub fn free_ports(port: u16, link_port: u16) -> Outcome<()> {
     let began = Instant::now();
     loop {
         match ports(port, link_port) {
@@ -46,6 +51,16 @@ pub fn for_daemon(layout: &Layout, what: &str, (port, link_port): (Option<u16>, 
             checked => return checked,
         }
     }
+}
+
+/// The same without the ports, of which the daemon may be given others later.
+///
+/// # Errors
+/// As [`for_daemon`].
+pub fn for_machine(layout: &Layout, what: &str) -> Outcome<()> {
+    root(what)?;
+    directory(layout.dir())?;
+    tun(what)
 }
 
 /// Refuses who is not root.
@@ -140,6 +155,27 @@ fn nft_takes(rules: &str) -> Result<(), String> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it failed without a word").trim().to_owned())
+}
+
+/// The programs without which no guest starts.
+const GUEST_PROGRAMS: [&str; 3] = ["qemu-system-x86_64", "qemu-img", "qemu-storage-daemon"];
+
+/// What starting a guest needs, looked at before an image is copied for it.
+///
+/// # Errors
+/// What is missing and how to get it.
+pub fn for_guests() -> Outcome<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |program: &&str| std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    let missing: Vec<&str> = GUEST_PROGRAMS.into_iter().filter(|program| !is_there(program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "a guest needs {}, which this host lacks: apt-get install qemu-system-x86 qemu-utils (on Debian 12: -t bookworm-backports); nothing \
+         has been made",
+        missing.join(", ")
+    )))
 }
 
 /// Refuses a network whose subnet this machine needs for something else.

@@ -11,12 +11,14 @@ pub fn overlap(subnet: Subnet) -> io::Result<Option<String>> {
 }
 
 fn conflict(subnet: Subnet, routes: &str, servers: &str) -> Option<String> {
-    if let Some((gateway, interface)) = gateways(routes).find(|(gateway, _)| subnet.contains(*gateway)) {
-        return Some(format!("holds this machine's gateway {gateway} (by {interface})"));
-    }
+    let gateway =
+        gateways(routes).find(|(gateway, _)| subnet.contains(*gateway)).map(|(gateway, by)| format!("gateway {gateway} (by {by})"));
     let local = p2pvm_dhcp::subnet::parse_routes(routes);
-    if let Some(route) = subnet.overlapped_route(&local) {
-        return Some(format!("overlaps this machine's route to {route}"));
+    match (subnet.overlapped_route(&local), gateway) {
+        (Some(route), Some(gateway)) => return Some(format!("overlaps this machine's route to {route} and holds its {gateway}")),
+        (Some(route), None) => return Some(format!("overlaps this machine's route to {route}")),
+        (None, Some(gateway)) => return Some(format!("holds this machine's {gateway}")),
+        (None, None) => {}
     }
     let named = servers.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse::<Ipv4Addr>().ok());
     named.into_iter().find(|server| subnet.contains(*server)).map(|server| format!("holds this machine's name server {server}"))

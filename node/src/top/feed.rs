@@ -189,6 +189,7 @@ fn node(s: Status) -> Node {
         on_ring: s.ring.joined,
         was_on_ring: s.ring.was_joined,
         joined_another: s.joined_another,
+        wanting: s.address_wanting,
         failing: s.findings.iter().filter(|f| f.level == Level::Failed).map(|f| f.found.clone()).collect(),
         warnings: s.findings.iter().filter(|f| f.level == Level::Warning).count(),
         version: s.version,

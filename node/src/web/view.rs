@@ -74,6 +74,7 @@ pub fn health(online: bool, status: &Status, peers: &[Peer], vms: &[VmView], sil
         known: peers.len(),
         connected: peers.iter().filter(|peer| peer.connected).count(),
         troubled: troubled.collect(),
+        wanting: status.address_wanting.as_deref(),
         failing: status.findings.iter().filter(|f| f.level == Level::Failed).map(|f| f.found.as_str()).collect(),
         warnings: status.findings.iter().filter(|f| f.level == Level::Warning).count(),
         silent,
