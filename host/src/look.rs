@@ -144,7 +144,7 @@ fn lans(wanted: &Wanted, links: &[Link], main: &[Route]) -> (BTreeSet<String>, V
     let others: Vec<(&Route, &Link)> = main
         .iter()
         .filter_map(|route| links.iter().find(|link| Some(link.index) == route.device).map(|link| (route, link)))
-        .filter(|(_, link)| !is_ours(link))
+        .filter(|(route, link)| !is_ours(link) && u32::from(route.net.prefix()) > DEFAULT_LIKE)
         .collect();
     for net in &wanted.offered {
         let longest = others.iter().filter(|(route, _)| route.net.covers(net)).map(|(route, _)| route.net.prefix()).max();
