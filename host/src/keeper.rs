@@ -45,6 +45,9 @@ const QUIET: Duration = Duration::from_secs(60);
 /// Longer than a look and its steps take, other programs' time limits included.
 const ANSWER: Duration = Duration::from_secs(30);
 
+/// What a step for the network's own nftables table is called.
+const FORWARDING_RULES: &str = "forwarding rules";
+
 enum Order {
     Want(Box<Wanted>, Option<mpsc::Sender<Report>>),
     Look,
@@ -248,10 +251,10 @@ impl Thread {
             }
             return Vec::new();
         }
-        let (mut made, mut table_failed) = (Vec::new(), false);
+        let mut made = Vec::new();
         for step in steps {
             // Without the guard that the table holds, nothing is switched on.
-            if table_failed && matches!(step, Step::Switch { .. }) {
+            if matches!(step, Step::Switch { .. }) && self.failing.contains_key(FORWARDING_RULES) {
                 continue;
             }
             match self.step(&step, seen) {
@@ -265,10 +268,7 @@ impl Thread {
                     }
                     made.push(step);
                 }
-                Err(error) => {
-                    table_failed |= matches!(step, Step::Table(_));
-                    self.failed(&step, error);
-                }
+                Err(error) => self.failed(&step, error),
             }
         }
         if let Err(error) = self.forget(&made) {
@@ -290,7 +290,7 @@ impl Thread {
     fn note(&self, steps: &[Step]) -> io::Result<()> {
         let wanted = &self.wanted;
         let changes = |step: &Step| match step {
-            Step::Route(_) | Step::Rule(_) => Some(Change::Routes { table: wanted.routing_table() }),
+            Step::Route(_) | Step::Throw(_) | Step::Rule(_) => Some(Change::Routes { table: wanted.routing_table() }),
             Step::Table(_) => Some(Change::Table { name: wanted.nft_table() }),
             Step::Switch { interface, note, .. } => Some(Change::Forwarding { interface: interface.clone(), global: note.global }),
             Step::Open(passage) => Some(Change::Passage { device: wanted.device.clone(), passage: passage.clone() }),
@@ -317,7 +317,7 @@ impl Thread {
         let forget = |entries: &mut Entries| {
             entries.kernel.retain(|change| !gone(change) && (routed || !matches!(change, Change::Routes { .. })));
         };
-        let may_forget = |step: &Step| !matches!(step, Step::Route(_) | Step::Rule(_) | Step::Open(_) | Step::Switch { .. });
+        let may_forget = |step: &Step| matches!(step, Step::Unrule(_) | Step::Close(_) | Step::Restore { .. } | Step::DropTable);
         if made.iter().any(may_forget) { self.journal.alter(forget) } else { Ok(()) }
     }
 
@@ -335,12 +335,16 @@ impl Thread {
                 opening::open(passage, &device)
             }
             Step::Route(net) => {
-                let index = seen.observed.device.unwrap_or_default();
+                let index = seen.observed.device;
                 routes::make(&mut netlink()?, *net, table, index).map_err(kernel(format!("route {net} into {device}")))
             }
             Step::Unroute(net) => {
-                let index = seen.observed.device.unwrap_or_default();
+                let index = seen.observed.device;
                 routes::remove(&mut netlink()?, *net, table, index).map_err(kernel(format!("remove the route to {net}")))
+            }
+            Step::Throw(net) => routes::make(&mut netlink()?, *net, table, None).map_err(kernel(format!("except {net} from the routes"))),
+            Step::Unthrow(net) => {
+                routes::remove(&mut netlink()?, *net, table, None).map_err(kernel(format!("remove the exception of {net}")))
             }
             Step::Rule(rule) => rule.make(&mut netlink()?).map_err(kernel("make a routing rule".into())),
             Step::Unrule(rule) => rule.remove(&mut netlink()?).map_err(kernel("remove a routing rule".into())),
@@ -398,9 +402,9 @@ fn is_made(step: &Step) -> bool {
 /// What a step does, for the log and for counting its failures.
 fn what_of(step: &Step) -> String {
     match step {
-        Step::Route(net) | Step::Unroute(net) => format!("route {net}"),
+        Step::Route(net) | Step::Unroute(net) | Step::Throw(net) | Step::Unthrow(net) => format!("route {net}"),
         Step::Rule(_) | Step::Unrule(_) => "routing rules".to_owned(),
-        Step::Table(_) | Step::DropTable => "forwarding rules".to_owned(),
+        Step::Table(_) | Step::DropTable => FORWARDING_RULES.to_owned(),
         Step::Switch { interface, .. } | Step::Restore { interface, .. } => format!("forwarding of {interface}"),
         Step::Open(passage) | Step::Close(passage) => format!("{passage} ({:?})", passage.way),
     }

@@ -10,7 +10,7 @@ use crate::{
     opening::{self, Survey},
     overlap::{self, Conflict},
     routes::{self, MAIN, Route},
-    rules::rules,
+    rules::{DEFAULT_LIKE, rules},
     ruleset::Ruleset,
     run::RunError,
     wanted::{Observed, TableState, Wanted},
@@ -21,7 +21,7 @@ use std::{collections::BTreeSet, io};
 #[derive(Default)]
 pub(crate) struct Rules {
     listed: Option<Ruleset>,
-    legacy: Option<String>,
+    programs: opening::Others,
     /// The network's own table: the text from which it was made, and how nft listed it then.
     made: Option<(String, Ruleset)>,
     /// Why they could not be listed.
@@ -36,6 +36,8 @@ impl Rules {
 
     /// Lists them if that is due.
     pub fn list(&mut self) {
+        // Nothing tells when these change.
+        self.programs.legacy = opening::legacy();
         if self.listed.is_some() {
             return;
         }
@@ -49,8 +51,8 @@ impl Rules {
                 Ruleset::default()
             }
         };
+        self.programs.firewalld = listed.tables.keys().any(|(_, name)| name == "firewalld") && opening::firewalld_runs();
         self.listed = Some(listed);
-        self.legacy = opening::legacy();
     }
 
     fn own(&self, table: &str) -> Ruleset {
@@ -99,19 +101,23 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
     let own = links.iter().find(|link| link.name == wanted.device);
     let index = own.filter(|link| link.up).map(|link| link.index);
     let table = routes::routes(&mut netlink, wanted.routing_table()).map_err(failed)?;
+    let placed = rules(&mut netlink).map_err(failed)?;
     let (lans, nowhere) = lans(wanted, &links, &main);
     rules_listed.list();
     let ruleset = rules_listed.listed.clone().unwrap_or_default();
     let noted: Vec<_> =
         entries.kernel.iter().filter_map(|c| if let Change::Passage { passage, .. } = c { Some(passage.clone()) } else { None }).collect();
-    let survey = opening::survey(wanted, &lans, &ruleset, rules_listed.legacy.as_deref(), &noted);
+    let survey = opening::survey(wanted, &lans, &ruleset, &rules_listed.programs, &noted);
     let marks = links.iter().filter_map(|link| link.mark().map(|mark| (link.name.clone(), mark))).collect();
     let switched: std::collections::BTreeMap<_, _> = entries.switched().map(|(interface, note)| (interface.clone(), note)).collect();
     let matter: BTreeSet<String> = lans.iter().chain(switched.keys()).chain([&wanted.device]).cloned().collect();
     let observed = Observed {
         device: index,
-        rules: rules(&mut netlink).map_err(failed)?,
+        rules: placed.ours,
+        rules_base: placed.base,
         routes: table.iter().filter(|route| index.is_some() && route.device == index).map(|route| route.net).collect(),
+        throws: table.iter().filter(|route| route.throw).map(|route| route.net).collect(),
+        local: main.iter().filter(|route| is_local(route, own)).map(|route| route.net).collect(),
         ip_forward: kernel::ip_forward(),
         forwarding: matter.into_iter().filter_map(|i| kernel::forwarding(&i).map(|on| (i, on))).collect(),
         switched_by_others: kernel::switched_by_others(&ruleset, &marks, &wanted.nft_table()),
@@ -126,6 +132,11 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
     Ok(Seen { observed, survey, conflict, nowhere })
 }
 
+/// Whether this machine reaches something by a route of its own, other than by a default route.
+fn is_local(route: &Route, own: Option<&Link>) -> bool {
+    u32::from(route.net.prefix()) > DEFAULT_LIKE && !route.throw && own.is_none_or(|own| Some(own.index) != route.device)
+}
+
 /// The interfaces behind which the offered subnets lie, and the subnets that lie behind none.
 fn lans(wanted: &Wanted, links: &[Link], main: &[Route]) -> (BTreeSet<String>, Vec<Net>) {
     let (mut lans, mut nowhere) = (BTreeSet::new(), Vec::new());
@@ -133,7 +144,7 @@ fn lans(wanted: &Wanted, links: &[Link], main: &[Route]) -> (BTreeSet<String>, V
     let others: Vec<(&Route, &Link)> = main
         .iter()
         .filter_map(|route| links.iter().find(|link| Some(link.index) == route.device).map(|link| (route, link)))
-        .filter(|(_, link)| !is_ours(link))
+        .filter(|(route, link)| !is_ours(link) && u32::from(route.net.prefix()) > DEFAULT_LIKE)
         .collect();
     for net in &wanted.offered {
         let longest = others.iter().filter(|(route, _)| route.net.covers(net)).map(|(route, _)| route.net.prefix()).max();

@@ -16,7 +16,7 @@ use crate::{
 use std::{collections::BTreeSet, fs};
 
 /// The kernel's list of iptables-legacy tables in use.
-const LEGACY_TABLES: &str = "/proc/net/ip_tables_names";
+const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
 const DOCKER: &str = "DOCKER-USER";
 
 /// What other firewalls do with packets of our interface.
@@ -61,15 +61,25 @@ fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
     probes
 }
 
-/// Looks at all other firewalls. `legacy` is what `iptables-legacy -S` prints where its tables are in use, `noted` what was opened.
-pub fn survey(wanted: &Wanted, lans: &BTreeSet<String>, ruleset: &Ruleset, legacy: Option<&str>, noted: &[Passage]) -> Survey {
+/// What programs other than nft say of firewalls.
+#[derive(Clone, Debug, Default)]
+pub struct Others {
+    /// What `iptables-legacy -S` prints, where its tables are in use.
+    pub legacy: Option<String>,
+    /// Whether firewalld runs.
+    pub firewalld: bool,
+}
+
+/// Looks at all other firewalls. `noted` is what the journal says was opened.
+pub fn survey(wanted: &Wanted, lans: &BTreeSet<String>, ruleset: &Ruleset, programs: &Others, noted: &[Passage]) -> Survey {
     let mut survey = Survey::default();
+    let legacy = programs.legacy.as_deref();
     let others = ruleset.without_ours();
     let mut useless = BTreeSet::new();
     for probe in probes(wanted, lans) {
         let now = blocks(ruleset, probe.hook, &probe.packet);
         for block in blocks(&others, probe.hook, &probe.packet) {
-            let Some(passage) = passage(&block, &probe, ruleset) else { continue };
+            let Some(passage) = passage(&block, &probe, ruleset, programs.firewalld) else { continue };
             if now.contains(&block) {
                 useless.insert(passage.clone());
             }
@@ -102,7 +112,7 @@ pub fn survey(wanted: &Wanted, lans: &BTreeSet<String>, ruleset: &Ruleset, legac
     survey
 }
 
-fn passage(block: &Block, probe: &Probe, ruleset: &Ruleset) -> Option<Passage> {
+fn passage(block: &Block, probe: &Probe, ruleset: &Ruleset, firewalld: bool) -> Option<Passage> {
     let of = |by, family: &str, chain: &str, way| Some(Passage { by, family: family.into(), chain: chain.into(), way });
     match (block.table.as_str(), block.chain.as_str()) {
         ("filter", "INPUT") => of(By::Nft, &block.family, "INPUT", probe.way.clone()),
@@ -112,7 +122,7 @@ fn passage(block: &Block, probe: &Probe, ruleset: &Ruleset) -> Option<Passage> {
             let docker = ruleset.chain(&block.family, "filter", "FORWARD").is_some_and(|chain| chain.rules.iter().any(jumps));
             of(By::Nft, &block.family, if docker { DOCKER } else { "FORWARD" }, probe.way.clone())
         }
-        ("firewalld", _) => of(By::Firewalld, "inet", "", Way::In),
+        ("firewalld", _) if firewalld => of(By::Firewalld, "inet", "", Way::In),
         _ => None,
     }
     .filter(|passage| passage.by != By::Nft || matches!(block.family.as_str(), "ip" | "ip6"))
@@ -179,7 +189,7 @@ pub(crate) fn legacy() -> Option<String> {
 }
 
 /// Whether firewalld answers: its rules alone may be left by one that ended.
-fn firewalld_runs() -> bool {
+pub(crate) fn firewalld_runs() -> bool {
     run("firewall-cmd", &["--state"], "").is_ok()
 }
 
@@ -235,7 +245,8 @@ pub(crate) fn close(passage: &Passage, device: &str) -> Result<(), Error> {
         By::Legacy => {
             let Some(rules) = legacy() else { return Ok(()) };
             let comment = passage.comment(device);
-            for _ in rules.lines().filter(|line| legacy_comment(line) == Some(comment.as_str())) {
+            let chain = format!("-A {} ", passage.chain);
+            for _ in rules.lines().filter(|line| line.starts_with(&chain) && legacy_comment(line) == Some(comment.as_str())) {
                 run("iptables-legacy", &words("-D", passage, device).iter().map(String::as_str).collect::<Vec<_>>(), "").map_err(failed)?;
             }
             Ok(())

@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn route(net: &str, device: u32, gateway: Option<&str>) -> Route {
-        Route { net: net.parse().unwrap(), device: Some(device), gateway: gateway.map(|g| g.parse().unwrap()), protocol: 4 }
+        Route { net: net.parse().unwrap(), device: Some(device), gateway: gateway.map(|g| g.parse().unwrap()), protocol: 4, throw: false }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
     links::Mark,
     net::Net,
     passage::Passage,
-    rules::Rule,
+    rules::{Placed, Rule},
     wanted::{Observed, Switched, TableState, Wanted, routing_table},
 };
 use std::{
@@ -25,10 +25,14 @@ pub enum Step {
     Route(Net),
     /// Remove one.
     Unroute(Net),
+    /// Except a block from the routes: this machine reaches it by itself.
+    Throw(Net),
+    /// Remove such an exception.
+    Unthrow(Net),
     /// Make a policy rule.
-    Rule(Rule),
+    Rule(Placed),
     /// Remove one.
-    Unrule(Rule),
+    Unrule(Placed),
     /// Make the network's nftables table of this text.
     Table(String),
     /// Switch an interface's forwarding on, and note how it was; `change` is false where another network has done it.
@@ -65,23 +69,29 @@ pub fn plan(wanted: &Wanted, seen: &Observed) -> Vec<Step> {
 }
 
 fn routes(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
+    // What this machine reaches by itself goes before what others offer, as a whole or in part.
+    let accepted: BTreeSet<Net> = wanted.accepted.iter().filter(|net| !seen.local.iter().any(|own| own.covers(net))).copied().collect();
+    let inside = |own: &&Net| accepted.iter().any(|net| net.covers(own));
+    let throws: BTreeSet<Net> = seen.local.iter().filter(inside).copied().collect();
+    steps.extend(throws.difference(&seen.throws).copied().map(Step::Throw));
     if seen.device.is_some() {
-        steps.extend(seen.routes.difference(&wanted.accepted).copied().map(Step::Unroute));
-        steps.extend(wanted.accepted.difference(&seen.routes).copied().map(Step::Route));
+        steps.extend(seen.routes.difference(&accepted).copied().map(Step::Unroute));
+        steps.extend(accepted.difference(&seen.routes).copied().map(Step::Route));
     }
+    steps.extend(seen.throws.difference(&throws).copied().map(Step::Unthrow));
     let others = seen.marks.iter().filter(|(device, _)| **device != wanted.device).map(|(_, mark)| mark);
     let rules = rules_for(Some((wanted, !wanted.accepted.is_empty())), others, &seen.rules);
-    change_rules(&seen.rules, &rules, steps);
+    change_rules(&seen.rules, &rules, seen.rules_base, steps);
 }
 
 /// The rules that have to be there, given those that are: `own` network (and whether it has accepted routes) beside others, each
 /// known by its mark. Others' tables count as long as their interfaces are there.
-fn rules_for<'a>(own: Option<(&Wanted, bool)>, others: impl Iterator<Item = &'a Mark>, present: &[Rule]) -> BTreeSet<Rule> {
+fn rules_for<'a>(own: Option<(&Wanted, bool)>, others: impl Iterator<Item = &'a Mark>, present: &[Placed]) -> BTreeSet<Rule> {
     let mut marks: Vec<Mark> = others.cloned().collect();
     let living: BTreeSet<u32> = marks.iter().map(routing_table).collect();
     let mut tables: BTreeSet<u32> = present
         .iter()
-        .filter_map(|rule| if let Rule::Table(table) = rule { Some(*table) } else { None })
+        .filter_map(|placed| if let Rule::Table(table) = placed.rule { Some(table) } else { None })
         .filter(|table| living.contains(table))
         .collect();
     if let Some((wanted, has_routes)) = own {
@@ -93,7 +103,7 @@ fn rules_for<'a>(own: Option<(&Wanted, bool)>, others: impl Iterator<Item = &'a 
     if tables.is_empty() {
         return BTreeSet::new();
     }
-    let mut rules = BTreeSet::from([Rule::End, Rule::Marked, Rule::Local]);
+    let mut rules = BTreeSet::from([Rule::End, Rule::Marked]);
     for mark in marks {
         rules.extend([mark.link_port, mark.control_port].into_iter().filter(|port| *port != 0).map(Rule::Udp));
         rules.extend(Some(mark.control_port).filter(|port| *port != 0).map(Rule::Tcp));
@@ -103,20 +113,23 @@ fn rules_for<'a>(own: Option<(&Wanted, bool)>, others: impl Iterator<Item = &'a 
 }
 
 /// What rules stay when the network whose routing table this is has gone.
-pub fn rules_without(table: u32, marks: &BTreeMap<String, Mark>, present: &[Rule]) -> Vec<Step> {
+pub fn rules_without(table: u32, marks: &BTreeMap<String, Mark>, present: &[Placed]) -> Vec<Step> {
     let others = marks.values().filter(|mark| routing_table(mark) != table);
     let mut steps = Vec::new();
-    change_rules(present, &rules_for(None, others, present), &mut steps);
+    // Where others have theirs; if they move, their own keeper moves them.
+    let others_base = present.iter().filter(|placed| placed.rule != Rule::Table(table)).map(|placed| placed.base).min();
+    change_rules(present, &rules_for(None, others, present), others_base.unwrap_or_default(), &mut steps);
     steps
 }
 
 /// Around first and the tables last, so that no own socket ever meets a table; the other way round at the end.
-fn change_rules(present: &[Rule], rules: &BTreeSet<Rule>, steps: &mut Vec<Step>) {
+fn change_rules(present: &[Placed], rules: &BTreeSet<Rule>, base: u32, steps: &mut Vec<Step>) {
+    let wanted: BTreeSet<Placed> = rules.iter().map(|rule| Placed { base, rule: *rule }).collect();
     let mut kept = BTreeSet::new();
-    let mut gone: Vec<Rule> = present.iter().filter(|rule| !rules.contains(rule) || !kept.insert(**rule)).copied().collect();
-    gone.sort_unstable_by(|a, b| b.cmp(a));
+    let mut gone: Vec<Placed> = present.iter().filter(|placed| !wanted.contains(placed) || !kept.insert(**placed)).copied().collect();
+    steps.extend(wanted.difference(&kept).copied().map(Step::Rule));
+    gone.sort_unstable_by(|a, b| b.rule.cmp(&a.rule));
     steps.extend(gone.into_iter().map(Step::Unrule));
-    steps.extend(rules.difference(&kept).copied().map(Step::Rule));
 }
 
 fn forwarding(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 /// The machine: what the kernel holds, and what each network's journal says.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct World {
-    rules: Vec<Rule>,
+    rules: Vec<Placed>,
+    base: u32,
+    local: BTreeSet<Net>,
     ip_forward: bool,
     forwarding: BTreeMap<String, bool>,
     networks: BTreeMap<String, Own>,
@@ -17,6 +19,7 @@ struct World {
 struct Own {
     wanted: Wanted,
     routes: BTreeSet<Net>,
+    throws: BTreeSet<Net>,
     table: TableState,
     switched: BTreeMap<String, Switched>,
     passages: BTreeSet<Passage>,
@@ -52,7 +55,10 @@ impl World {
             device: Some(7),
             marks: self.networks.iter().map(|(name, own)| (name.clone(), own.wanted.mark())).collect(),
             rules: self.rules.clone(),
+            rules_base: self.base,
             routes: own.routes.clone(),
+            throws: own.throws.clone(),
+            local: self.local.clone(),
             ip_forward: self.ip_forward,
             forwarding: self.forwarding.clone(),
             lans,
@@ -74,6 +80,8 @@ impl World {
                 Step::Open(passage) => drop(own.passages.insert(passage)),
                 Step::Route(net) => drop(own.routes.insert(net)),
                 Step::Unroute(net) => drop(own.routes.remove(&net)),
+                Step::Throw(net) => drop(own.throws.insert(net)),
+                Step::Unthrow(net) => drop(own.throws.remove(&net)),
                 Step::Rule(rule) => self.rules.push(rule),
                 Step::Unrule(rule) => {
                     let at = self.rules.iter().position(|r| *r == rule).expect("only what is there is removed");
@@ -129,7 +137,13 @@ impl World {
             }
         }
         let gone = self.networks.remove(device).unwrap();
-        assert!(gone.switched.is_empty() && gone.table == TableState::Absent && gone.passages.is_empty() && gone.routes.is_empty());
+        assert!(
+            gone.switched.is_empty()
+                && gone.table == TableState::Absent
+                && gone.passages.is_empty()
+                && gone.routes.is_empty()
+                && gone.throws.is_empty()
+        );
         self.forwarding.remove(device);
     }
 
@@ -152,6 +166,9 @@ enum Event {
     FlushTables,
     Forward(usize, bool),
     DoubleRule(usize),
+    /// wg-quick comes or goes.
+    Base(u32),
+    Local(BTreeSet<u8>),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -166,6 +183,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::FlushTables),
         1 => (0usize..2, any::<bool>()).prop_map(|(lan, on)| Event::Forward(lan, on)),
         1 => (0usize..8).prop_map(Event::DoubleRule),
+        1 => prop_oneof![Just(5300u32), Just(5289)].prop_map(Event::Base),
+        1 => prop::collection::btree_set(0u8..6, 0..2).prop_map(Event::Local),
     ]
 }
 
@@ -176,7 +195,7 @@ fn nets(thirds: &BTreeSet<u8>) -> BTreeSet<Net> {
 proptest! {
     #[test]
     fn networks_on_one_machine_get_what_they_want_and_leave_what_they_found(events in prop::collection::vec(event(), 0..24)) {
-        let mut world = World { forwarding: LANS.map(|lan| (lan.to_owned(), false)).into(), ..World::default() };
+        let mut world = World { base: 5300, forwarding: LANS.map(|lan| (lan.to_owned(), false)).into(), ..World::default() };
         (0..2).for_each(|n| world.join(n));
         // Whether a person switched this interface on: then it is no longer as it was found.
         let mut touched = false;
@@ -194,6 +213,12 @@ proptest! {
                 }
                 Event::Global(on) => world.set_ip_forward(on),
                 Event::FlushRules => world.rules.clear(),
+                Event::Base(base) => world.base = base,
+                Event::Local(thirds) => {
+                    // A whole block of the others', and a part of one.
+                    world.local = nets(&thirds);
+                    world.local.extend(thirds.iter().map(|third| Net::new([192, 168, third ^ 1, 128].into(), 25)));
+                }
                 Event::FlushTables => world.networks.values_mut().for_each(|own| {
                     own.table = TableState::Absent;
                     own.passages.clear();
@@ -211,10 +236,14 @@ proptest! {
             let active = world.networks.values().any(|own| !own.wanted.accepted.is_empty());
             prop_assert_eq!(world.rules.is_empty(), !active);
             for own in world.networks.values() {
-                prop_assert_eq!(&own.routes, &own.wanted.accepted);
+                let reached: BTreeSet<Net> = own.wanted.accepted.iter().filter(|net| !world.local.contains(net)).copied().collect();
+                prop_assert_eq!(&own.routes, &reached);
+                let excepted = |part: &Net| own.throws.contains(part) == reached.iter().any(|net| net.covers(part));
+                let all_excepted = world.local.iter().all(excepted);
+                prop_assert!(all_excepted);
                 if active {
-                    prop_assert!(world.rules.contains(&Rule::Udp(own.wanted.link_port)));
-                    prop_assert!(world.rules.contains(&Rule::Tcp(own.wanted.control_port)));
+                    let there = |rule| world.rules.contains(&Placed { base: world.base, rule });
+                    prop_assert!(there(Rule::Udp(own.wanted.link_port)) && there(Rule::Tcp(own.wanted.control_port)));
                 }
                 if !own.wanted.offered.is_empty() {
                     let lans = world.observe(&own.wanted.device).lans;
@@ -279,9 +308,9 @@ fn only_a_lan_that_did_not_forward_is_guarded_and_only_while_nobody_else_forward
 #[test]
 fn rules_of_a_network_whose_interface_went_are_removed() {
     let wanted = Wanted { device: "p2pvm0".into(), network: "n".into(), ..Wanted::default() };
-    let stale = [Rule::End, Rule::Udp(9), Rule::Marked, Rule::Local, Rule::Table(0x7000_0009)];
-    let seen = Observed { device: Some(1), rules: stale.to_vec(), ..Observed::default() };
+    let stale = [Rule::End, Rule::Udp(9), Rule::Marked, Rule::Table(0x7000_0009)].map(|rule| Placed { base: 5300, rule });
+    let seen = Observed { device: Some(1), rules: stale.to_vec(), rules_base: 5300, ..Observed::default() };
     let steps = plan(&wanted, &seen);
-    assert_eq!(steps.first(), Some(&Step::Unrule(Rule::Table(0x7000_0009))), "tables go before what leads around them");
+    assert_eq!(steps.first(), Some(&Step::Unrule(stale[3])), "tables go before what leads around them");
     assert_eq!(steps.len(), stale.len());
 }

@@ -16,12 +16,14 @@ pub const MAIN: u32 = 254;
 pub struct Route {
     /// Where it leads.
     pub net: Net,
-    /// The interface's index; none: blackholes and the like. A route with several next hops is here once for each.
+    /// The interface's index; none where it leads nowhere. A route with several next hops is here once for each.
     pub device: Option<u32>,
     /// The router.
     pub gateway: Option<Ipv4Addr>,
     /// RTPROT_*.
     pub protocol: u8,
+    /// Whether it says that the table has nothing there (`throw`): the next rule decides.
+    pub throw: bool,
 }
 
 fn table_of(message: &RouteMessage) -> u32 {
@@ -39,6 +41,7 @@ fn read(message: &RouteMessage) -> Vec<Route> {
         device: None,
         gateway: None,
         protocol: message.header.protocol.into(),
+        throw: message.header.kind == RouteType::Throw,
     };
     let mut hops = Vec::new();
     for attribute in &message.attributes {
@@ -65,7 +68,7 @@ fn read(message: &RouteMessage) -> Vec<Route> {
     hops.into_iter().map(|(device, gateway)| Route { device: Some(device), gateway, ..route.clone() }).collect()
 }
 
-/// The unicast routes of a table.
+/// The routes of a table, `throw` ones among them; not blackholes and the like.
 ///
 /// # Errors
 /// What the kernel says.
@@ -82,7 +85,7 @@ pub fn routes(netlink: &mut Netlink, table: u32) -> io::Result<Vec<Route>> {
     for answer in answers {
         if let RouteNetlinkMessage::NewRoute(message) = answer
             && table_of(&message) == table
-            && message.header.kind == RouteType::Unicast
+            && matches!(message.header.kind, RouteType::Unicast | RouteType::Throw)
         {
             found.extend(read(&message));
         }
@@ -90,32 +93,35 @@ pub fn routes(netlink: &mut Netlink, table: u32) -> io::Result<Vec<Route>> {
     Ok(found)
 }
 
-fn message(net: Net, table: u32, device: u32) -> RouteMessage {
+/// Into an interface, or nowhere.
+fn message(net: Net, table: u32, device: Option<u32>) -> RouteMessage {
     let mut message = RouteMessage::default();
     let header = &mut message.header;
     header.address_family = AddressFamily::Inet;
     header.destination_prefix_length = net.prefix();
     header.protocol = RouteProtocol::Other(PROTOCOL);
-    header.scope = RouteScope::Link;
-    header.kind = RouteType::Unicast;
-    message.attributes =
-        vec![RouteAttribute::Table(table), RouteAttribute::Destination(RouteAddress::Inet(net.addr())), RouteAttribute::Oif(device)];
+    (header.kind, header.scope) = match device {
+        Some(_) => (RouteType::Unicast, RouteScope::Link),
+        None => (RouteType::Throw, RouteScope::Universe),
+    };
+    message.attributes = vec![RouteAttribute::Table(table), RouteAttribute::Destination(RouteAddress::Inet(net.addr()))];
+    message.attributes.extend(device.map(RouteAttribute::Oif));
     message
 }
 
-/// Makes a route into an interface.
+/// Makes a route into an interface, or a `throw` route without one.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn make(netlink: &mut Netlink, net: Net, table: u32, device: u32) -> io::Result<()> {
+pub fn make(netlink: &mut Netlink, net: Net, table: u32, device: Option<u32>) -> io::Result<()> {
     netlink.change(RouteNetlinkMessage::NewRoute(message(net, table, device)), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Removes a route into an interface; one that is not there is no failure.
+/// Removes such a route; one that is not there is no failure.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn remove(netlink: &mut Netlink, net: Net, table: u32, device: u32) -> io::Result<()> {
+pub fn remove(netlink: &mut Netlink, net: Net, table: u32, device: Option<u32>) -> io::Result<()> {
     match netlink.change(RouteNetlinkMessage::DelRoute(message(net, table, device)), 0) {
         // ESRCH, as rtnetlink says it.
         Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Ok(()),

@@ -53,7 +53,7 @@ fn undo_change(change: &Change, tables: &[String]) -> Result<(), Error> {
 
 fn undo_routes(table: u32) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
-    for step in rules_without(table, &marks()?, &rules(&mut netlink)?) {
+    for step in rules_without(table, &marks()?, &rules(&mut netlink)?.ours) {
         match step {
             Step::Unrule(rule) => rule.remove(&mut netlink)?,
             Step::Rule(rule) => rule.make(&mut netlink)?,
@@ -61,9 +61,7 @@ fn undo_routes(table: u32) -> io::Result<()> {
         }
     }
     for route in routes::routes(&mut netlink, table)?.into_iter().filter(|route| route.protocol == PROTOCOL) {
-        if let Some(device) = route.device {
-            routes::remove(&mut netlink, route.net, table, device)?;
-        }
+        routes::remove(&mut netlink, route.net, table, route.device)?;
     }
     Ok(())
 }

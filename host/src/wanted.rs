@@ -1,6 +1,6 @@
 //! What one network wants of the machine's kernel, and what p2pvm found when it looked: plain data for [`crate::plan`].
 
-use crate::{links::Mark, net::Net, passage::Passage, rules::Rule};
+use crate::{links::Mark, net::Net, passage::Passage, rules::Placed};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a network wants, besides its own interface.
@@ -94,9 +94,15 @@ pub struct Observed {
     /// What the aliases of all p2pvm interfaces say, this network's included, by interface.
     pub marks: BTreeMap<String, Mark>,
     /// p2pvm's policy rules; a rule that is there twice is here twice.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<Placed>,
+    /// Where they belong.
+    pub rules_base: u32,
     /// Routes in the network's own routing table that lead into its interface.
     pub routes: BTreeSet<Net>,
+    /// Exceptions from them there.
+    pub throws: BTreeSet<Net>,
+    /// What this machine reaches by itself, other than by a default route.
+    pub local: BTreeSet<Net>,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: bool,
     /// `net.ipv4.conf.IF.forwarding` of the interfaces that matter.
