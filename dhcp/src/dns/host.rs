@@ -67,6 +67,16 @@ async fn bind_one(at: SocketAddrV4) -> Bound {
     }
 }
 
+/// One that systemd-resolved can be led to, whatever its port.
+async fn bind_in_network(v4: Ipv4Addr) -> Bound {
+    match bind_one(SocketAddrV4::new(v4, PORT)).await {
+        Err((error, holders)) if error.kind() == io::ErrorKind::AddrInUse => {
+            Sockets::bind((v4, 0).into()).await.map_err(|_| (error, holders))
+        }
+        bound => bound,
+    }
+}
+
 async fn bind_loopback(network: &str) -> Bound {
     let mut why = (io::ErrorKind::AddrNotAvailable.into(), Vec::new());
     for ip in loopback::choices(network) {
@@ -108,24 +118,23 @@ impl HostResolver {
         };
         let on_loopback = async {
             match self.keeper {
-                Some(_) => self.keep_serving(&loopback, async || bind_loopback(&self.network).await).await,
+                Some(_) => self.keep_serving(&loopback, None).await,
                 None => std::future::pending().await,
             }
         };
-        let on_overlay = self.keep_serving(&overlay, async || match bind_one(SocketAddrV4::new(v4, PORT)).await {
-            // systemd-resolved can be led to any port.
-            Err((error, holders)) if error.kind() == io::ErrorKind::AddrInUse => {
-                Sockets::bind((v4, 0).into()).await.map_err(|_| (error, holders))
-            }
-            bound => bound,
-        });
+        let on_overlay = self.keep_serving(&overlay, Some(v4));
         tokio::join!(lead, on_loopback, on_overlay);
     }
 
-    async fn keep_serving(&self, place: &Place, bind: impl AsyncFn() -> Bound) {
+    /// Serves on the address in the network, or on a loopback address.
+    async fn keep_serving(&self, place: &Place, v4: Option<Ipv4Addr>) {
         let mut pause = RETRY[0];
         loop {
-            match bind().await {
+            let bound = match v4 {
+                Some(v4) => bind_in_network(v4).await,
+                None => bind_loopback(&self.network).await,
+            };
+            match bound {
                 Ok(sockets) => {
                     pause = RETRY[0];
                     place.send_replace(sockets.address().ok().map(Ok));
