@@ -28,7 +28,7 @@ use std::{
 };
 use tokio::{runtime::Runtime, task::JoinHandle};
 
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(30);
 /// What a program may wait for a name on a host that is well; the test machine is busy.
 pub const QUICK: Duration = Duration::from_millis(1500);
 /// The host's name server before us: it knows one name.

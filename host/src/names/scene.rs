@@ -104,7 +104,7 @@ pub fn resolved(socket_at: &Path) -> Resolved {
 /// What the socket says, or systemd-resolved as text.
 pub fn by_resolved(socket_at: &Path, name: &str) -> io::Result<Vec<Ipv4Addr>> {
     let parameters = json!({ "name": name, "family": 2, "flags": 0 });
-    let said = varlink(socket_at, "io.systemd.Resolve.ResolveHostname", &parameters, ANSWER * 2)?;
+    let said = varlink(socket_at, "io.systemd.Resolve.ResolveHostname", &parameters, ANSWER)?;
     if let Some(error) = said["error"].as_str() {
         return Err(io::Error::other(error.rsplit('.').next().unwrap_or(error).to_owned()));
     }

@@ -201,6 +201,20 @@ pub fn name_servers(text: &[u8]) -> Vec<NameServer> {
     text.split(|byte| *byte == b'\n').filter_map(name_server).collect()
 }
 
+/// The domains that names without a dot are looked for in: the last line that says so counts.
+pub fn search(text: &[u8]) -> Vec<String> {
+    let lines = text.split(|byte| *byte == b'\n');
+    let domains = |line| {
+        let words: Vec<&[u8]> = match (words(line, "search"), words(line, "domain")) {
+            (Some(all), _) => all.collect(),
+            (None, Some(one)) => one.take(1).collect(),
+            (None, None) => return None,
+        };
+        Some(words.into_iter().filter_map(|word| str::from_utf8(word).ok()).map(str::to_owned).collect())
+    };
+    lines.filter_map(domains).next_back().unwrap_or_default()
+}
+
 /// Whether a text asks its name servers by turns.
 pub fn rotates(text: &[u8]) -> bool {
     text.split(|byte| *byte == b'\n').any(|line| without_rotate(line).is_some())

@@ -91,6 +91,13 @@ fn name_servers_are_read_as_the_c_libraries_read_them() {
     assert_eq!(NameServer { ip: "fe80::1".parse().unwrap(), scope: Some("no-such".into()) }.address(), None);
 }
 
+#[test]
+fn the_last_line_that_names_domains_counts() {
+    assert_eq!(search(b"search a.org b.org\ndomain c.org d.org\n"), ["c.org"]);
+    assert_eq!(search(b"domain c.org\nsearch a.org\tb.org\r\n"), ["a.org", "b.org"]);
+    assert!(search(b"nameserver 192.0.2.1\n").is_empty());
+}
+
 fn line() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         Just(b"nameserver 192.0.2.1".to_vec()),

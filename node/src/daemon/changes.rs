@@ -2,6 +2,7 @@
 //! no systemd-resolved, `/etc/resolv.conf`. Each change is written down before it is made, so that whoever comes next
 //! (this daemon at its end, the next one after a kill, or `p2pvm down`) can put things back.
 
+use super::resolver::{self, NamesChanged};
 use crate::{
     failure::{Doing, Failure, Kind, Outcome},
     layout::{Layout, read_if_there, write_atomically},
@@ -12,7 +13,7 @@ use std::{
     fmt::Write as _,
     fs,
     io::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
 };
@@ -27,9 +28,12 @@ pub struct Changes {
     /// Forwarding was set up.
     #[serde(default)]
     pub forwarding: Option<Forwarding>,
-    /// This file names our resolver.
+    /// This file names our resolver, as the previous release wrote it.
     #[serde(default)]
     pub resolv_conf: Option<PathBuf>,
+    /// What was changed of this machine's name servers.
+    #[serde(default)]
+    pub names: NamesChanged,
 }
 
 /// How forwarding was set up.
@@ -82,11 +86,9 @@ pub fn undo(layout: &Layout) {
             Err(failure) => tracing::warn!(%failure, "forwarding is still set up"),
         }
     }
-    if let Some(path) = &changes.resolv_conf {
-        match super::resolver::restore(path) {
-            Ok(()) => changes.resolv_conf = None,
-            Err(failure) => tracing::warn!(%failure, "the list of name servers still names ours"),
-        }
+    changes.names.resolv_conf = changes.names.resolv_conf.take().or(changes.resolv_conf.take());
+    if let Err(failure) = resolver::undo(&mut changes.names) {
+        tracing::warn!(%failure, "the list of name servers still names ours");
     }
     if let Err(failure) = changes.save(layout) {
         tracing::warn!(%failure, "not noted that the changes are undone");
@@ -135,11 +137,11 @@ fn rules(table: &str, device: &str, overlay: &str, subnets: &[Cidr], guard: bool
     text
 }
 
-/// Writes down that a list of name servers is about to name ours.
-pub fn note_resolv_conf(layout: &Layout, path: &Path) -> Outcome<()> {
+/// Writes down what is about to be changed of this machine's name servers.
+pub fn note_names(layout: &Layout, change: impl FnOnce(&mut NamesChanged)) -> Outcome<()> {
     let _alone = BUSY.lock().unwrap_or_else(PoisonError::into_inner);
     let mut changes = Changes::load(layout);
-    changes.resolv_conf = Some(path.to_owned());
+    change(&mut changes.names);
     changes.save(layout)
 }
 
@@ -187,7 +189,7 @@ mod tests {
     fn what_was_changed_is_remembered_until_it_is_undone_and_damage_is_no_change() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
-        let changes = Changes { forwarding: None, resolv_conf: Some("/etc/resolv.conf".into()) };
+        let changes = Changes { resolv_conf: Some("/etc/resolv.conf".into()), ..Changes::default() };
         changes.save(&layout).unwrap();
         assert_eq!(Changes::load(&layout), changes);
         assert!(layout.undo().exists());

@@ -4,7 +4,7 @@
 use super::{
     door::Door,
     gate::Gated,
-    names,
+    lookup::Lookup,
     streams::{Carried, Streams},
 };
 use crate::identity::Identity;
@@ -96,7 +96,7 @@ fn keepalive(me: PeerId) -> Duration {
 }
 
 /// A connection of its own to each remote peer.
-type Connection = (PeerId, StreamMuxerBox);
+pub type Connection = (PeerId, StreamMuxerBox);
 
 /// Lets no dial succeed that reached another peer than the address names. The swarm checks that too, but of the one connection
 /// only that was made first: then a stranger that answers at one address, as where two homes number their machines alike, ends
@@ -131,14 +131,10 @@ fn over_quic(key: &identity::Keypair) -> Boxed<Connection> {
 /// What the transports say, as text.
 pub fn build(key: identity::Keypair, door: Arc<Door>, incoming: mpsc::Sender<(PeerId, Carried)>) -> Result<Swarm<Host>, String> {
     let (tcp, quic) = (over_tcp(&key).map_err(|e| e.to_string())?, over_quic(&key));
-    let (name_servers, lookups) = names::servers();
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_other_transport(|_| tcp)
+        .with_other_transport(|_| Lookup::before(tcp, quic))
         .map_err(|e| e.to_string())?
-        .with_other_transport(|_| quic)
-        .map_err(|e| e.to_string())?
-        .with_dns_config(name_servers, lookups)
         .with_relay_client(noise::Config::new, yamux::Config::default)
         .map_err(|e| e.to_string())?
         .with_behaviour(|key, relay_client| Gated::new(inside(key, relay_client, incoming), door))
