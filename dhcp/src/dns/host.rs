@@ -84,6 +84,10 @@ async fn bind_loopback(network: &str) -> Bound {
             Ok(sockets) => return Ok(sockets),
             Err(error) => why = error,
         }
+        // Whoever has it on all addresses has it on the next one too.
+        if why.1.iter().any(|holder| holder.address.is_unspecified()) {
+            break;
+        }
     }
     Err(why)
 }

@@ -36,7 +36,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How long what was found wrong must last before it is said: programs ask twice too.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// systemd-resolved is told again after this if it does not do as told.
-const TELL_AGAIN: Duration = Duration::from_secs(20);
+const TELL_AGAIN: Duration = Duration::from_secs(6);
 /// So often a minute somebody may rewrite the list of name servers before it is put right with growing delay.
 const REWRITES: usize = 12;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -192,12 +192,14 @@ struct Keeping {
 impl Keeping {
     fn run(mut self, orders: &Mutex<Told>, rung: &UnixStream) {
         loop {
+            // In this order nothing is missed: what comes later wakes, or rings again.
+            let mut bells = [0; 64];
+            while io::Read::read(&mut &*rung, &mut bells).is_ok_and(|length| length == bells.len()) {}
             let (wanted, end) = {
                 let told = orders.lock().unwrap_or_else(PoisonError::into_inner);
                 (told.wanted.clone(), told.end)
             };
-            let mut bells = [0; 64];
-            while io::Read::read(&mut &*rung, &mut bells).is_ok_and(|length| length == bells.len()) {}
+            self.watch_everything();
             let next = match wanted.filter(|_| !end) {
                 Some(wanted) => self.turn(&wanted),
                 None => {
