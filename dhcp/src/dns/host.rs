@@ -92,6 +92,17 @@ async fn bind_loopback(network: &str) -> Bound {
     Err(why)
 }
 
+/// Waits until port 53 of an address can be had; for ever without one.
+async fn is_free(v4: Option<Ipv4Addr>) {
+    let Some(v4) = v4 else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(RETRY[1]).await;
+        if bind_one(SocketAddrV4::new(v4, PORT)).await.is_ok() {
+            return;
+        }
+    }
+}
+
 fn trouble((error, holders): &(io::Error, Vec<Holder>)) -> Finding {
     let found = "this machine's programs do not find the network's names: p2pvm's resolver has no port 53";
     match holders.first() {
@@ -133,17 +144,36 @@ impl HostResolver {
     /// Serves on the address in the network, or on a loopback address.
     async fn keep_serving(&self, place: &Place, v4: Option<Ipv4Addr>) {
         let mut pause = RETRY[0];
+        let mut said = String::new();
         loop {
             let bound = match v4 {
                 Some(v4) => bind_in_network(v4).await,
                 None => bind_loopback(&self.network).await,
             };
+            let why = match &bound {
+                Ok(sockets) => match sockets.address() {
+                    Ok(at) if at.port() != PORT => format!("names are served on {at} as port {PORT} is taken: others cannot ask there"),
+                    _ => String::new(),
+                },
+                Err(why) => trouble(why).found,
+            };
+            // With a keeper the board says it, where it matters.
+            if why != said && self.keeper.is_none() && !why.is_empty() {
+                tracing::warn!("{why}");
+            }
+            said = why;
             match bound {
                 Ok(sockets) => {
                     pause = RETRY[0];
-                    place.send_replace(sockets.address().ok().map(Ok));
-                    let ended = serve(sockets, self.resolver.clone(), self.names.clone()).await;
-                    tracing::debug!(?ended, "serving names ended; starting it again");
+                    let at = sockets.address().ok();
+                    place.send_replace(at.map(Ok));
+                    let is_elsewhere = at.is_some_and(|at| at.port() != PORT);
+                    tokio::select! {
+                        ended = serve(sockets, self.resolver.clone(), self.names.clone()) => {
+                            tracing::debug!(?ended, "serving names ended; starting it again");
+                        }
+                        () = is_free(v4.filter(|_| is_elsewhere)) => continue,
+                    }
                 }
                 Err(why) => drop(place.send_replace(Some(Err(trouble(&why))))),
             }

@@ -96,6 +96,23 @@ fn a_list_mounted_into_a_container_is_changed_and_one_that_cannot_be_is_said() {
     });
 }
 
+#[test]
+fn an_immutable_list_is_said_with_the_command_that_helps() {
+    on(&[NSSWITCH, ("resolv.conf", LIST)], false, |machine| {
+        if let Err(why) = run("chattr", &["+i", "/etc/resolv.conf"]) {
+            return not_run(&why);
+        }
+        let network = machine.network("lab", 9);
+        network.says(&["/etc/resolv.conf is immutable", "chattr -i /etc/resolv.conf"]);
+        assert_eq!((machine.resolv_conf().as_str(), glibc(OTHER.0).0), (LIST, vec![OTHER.1.to_owned()]));
+        run("chattr", &["-i", "/etc/resolv.conf"]).unwrap();
+        until("the VM", || network.is_found());
+        until("nothing to say", || network.findings().is_empty());
+        network.end();
+        assert_eq!(machine.resolv_conf(), LIST);
+    });
+}
+
 /// openresolv's program with its paths below `/run` (it is a script), in a directory of its own.
 fn openresolv(dir: &Path) -> Result<(), String> {
     let script = "cd \"$0\" && apt-get -qq -o APT::Sandbox::User=root -o Acquire::Retries=0 -o Acquire::http::Timeout=20 \

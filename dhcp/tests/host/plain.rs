@@ -1,7 +1,12 @@
 //! Hosts with a list of name servers and nothing that manages it.
 
 use crate::machine::{Machine, Network, OTHER, QUICK, SILENT, glibc, musl, musl_program, on, run, until};
-use std::{fs, net::UdpSocket, os::unix::fs::symlink};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt::ReuseAddr};
+use std::{
+    fs,
+    net::UdpSocket,
+    os::{fd::AsRawFd, unix::fs::symlink},
+};
 
 const NSSWITCH: (&str, &str) = ("nsswitch.conf", "hosts: files dns\n");
 /// Lists as people and programs write them; all lead to the one server that knows anything, first or after one that is silent.
@@ -162,6 +167,22 @@ fn a_port_that_another_program_has_is_said_with_its_name_and_taken_when_it_is_fr
         drop(taken);
         until("the VM", || network.is_found());
         until("nothing about our own names", || network.findings().iter().all(|f| f.found.contains("outside")));
+        network.end();
+    });
+}
+
+#[test]
+fn a_program_that_has_the_port_on_all_addresses_and_shares_it_leaves_us_ours() {
+    on(&[NSSWITCH, ("resolv.conf", "nameserver 192.0.2.53\n")], false, |machine| {
+        // As dnsmasq and unbound open theirs.
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let shared = socket(AddressFamily::Inet, SockType::Datagram, flags, SockProtocol::Udp).unwrap();
+        setsockopt(&shared, ReuseAddr, &true).unwrap();
+        machine.free_port_53();
+        bind(shared.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 53)).unwrap();
+        let network = machine.network("lab", 9);
+        until("the VM", || network.is_found());
+        assert!(network.findings().iter().all(|finding| finding.found.contains("outside")), "{:?}", network.findings());
         network.end();
     });
 }
