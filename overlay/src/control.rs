@@ -14,6 +14,7 @@ mod find;
 mod gate;
 mod host;
 mod join;
+mod lookup;
 mod mapped;
 pub mod names;
 mod outside;

@@ -44,7 +44,10 @@ use book::Book;
 use kept::Kept;
 use manager::Manager;
 pub use notify::Notifier;
-use p2pvm_dhcp::{Addresses, Names, Resolver, Subject, dns::CachedNames};
+use p2pvm_dhcp::{
+    Addresses, Names, Resolver, Subject,
+    dns::{CachedNames, HostResolver},
+};
 use p2pvm_dht::{
     Dht, DhtOptions, Records,
     store::SledStore,
@@ -157,7 +160,7 @@ pub struct Daemon {
     policies: Arc<Policies>,
     subnets: Arc<Subnets>,
     keeper: Arc<Keeper>,
-    integration: Arc<Integration>,
+    integration: Integration,
     began: Instant,
     times: Arc<Mutex<api::types::StartTimes>>,
     stop: watch::Sender<bool>,
@@ -246,11 +249,12 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     }
     tracing::info!("stopping; guests run on");
     told.say("STOPPING=1");
+    // While it still answers: nobody is led to a resolver that is not there.
+    daemon.integration.end().await;
     drop(tasks);
     daemon.parts.connector.close().await;
     daemon.host.halt();
     daemon.subnets.close().await;
-    daemon.integration.end().await;
     if let Some(exporter) = &daemon.exporter {
         exporter.close().await;
     }
@@ -453,7 +457,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let subnets = Subnets::open(parts.clone(), policies.clone(), layout, (keeper.clone(), bare), config.multicast)?;
     let resolver =
         Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);
-    let integration = Arc::new(Integration::new(layout, &config, &parts.network, resolver.upstream().clone()));
+    let integration = Integration::start(layout, &config, &parts.network, resolver.upstream(), parts.board.clone())?;
     let reach = Reach::start(parts.clone(), Kept::new(layout.lease()));
     let ports = Ports::new(parts.clone(), reach.clone(), resolver.clone());
 
@@ -557,9 +561,15 @@ impl Daemon {
         tasks.spawn(async move { reach.resolve_all(wanted).await });
         let reach = self.reach.clone();
         tasks.spawn(async move { reach.keep_address().await });
-        let reach = self.reach.clone();
-        let integration = self.integration.clone();
-        tasks.spawn(async move { reach.serve_names(resolver, integration).await });
+        let (reach, parts) = (self.reach.clone(), &self.parts);
+        let host = HostResolver {
+            resolver,
+            names: parts.names.clone(),
+            network: parts.network.id.to_string(),
+            own_name: format!("{}.{}", parts.certificate.name().to_ascii_lowercase(), parts.domain()),
+            keeper: self.integration.keeper(),
+        };
+        tasks.spawn(async move { reach.serve_names(host).await });
         let policies = self.policies.clone();
         tasks.spawn(async move { policies.run().await });
         let subnets = self.subnets.clone();

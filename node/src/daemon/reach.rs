@@ -4,11 +4,11 @@
 //! What members tell each other are the signed address records themselves, the same that the DHT keeps: a
 //! record proves that its owner says so, and the epoch in it says which of two is newer.
 
-use super::{Parts, kept::Kept, resolver::Integration};
+use super::{Parts, kept::Kept};
 use crate::failure::{Doing, Outcome};
 use async_trait::async_trait;
 use futures::{StreamExt, stream::FuturesUnordered};
-use p2pvm_dhcp::{Addresses, Lease, Resolver, address_key};
+use p2pvm_dhcp::{Addresses, Lease, address_key, dns::HostResolver};
 use p2pvm_dht::Record;
 use p2pvm_host::Repeated;
 use p2pvm_overlay::{
@@ -19,7 +19,7 @@ use p2pvm_overlay::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -431,8 +431,8 @@ impl Reach {
         }
     }
 
-    /// Serves names on this host's own address while it has one. This host's programs are sent here once there are answers.
-    pub async fn serve_names(&self, resolver: Resolver, integration: Arc<Integration>) {
+    /// Serves names on this host while it has an address. Its programs are led here once there are answers.
+    pub async fn serve_names(&self, host: HostResolver) {
         let mut lease = self.lease();
         loop {
             let Some(v4) = lease.borrow_and_update().as_ref().map(|l| l.v4) else {
@@ -441,28 +441,15 @@ impl Reach {
                 }
                 continue;
             };
-            match tokio::net::UdpSocket::bind(SocketAddr::from((v4, 53))).await {
-                Ok(socket) => {
-                    let (names, mut claimed) = (self.parts.names.clone(), self.claimed());
-                    let use_it = async {
-                        if claimed.wait_for(Option::is_some).await.is_ok() {
-                            integration.hold(v4).await;
-                        }
-                    };
-                    tokio::select! {
-                        () = use_it => {}
-                        ended = p2pvm_dhcp::dns::serve(socket, resolver.clone(), names) => {
-                            if let Err(error) = ended { tracing::warn!(%error, "the resolver ended; starting it again"); }
-                        }
-                        changed = lease.wait_for(|l| l.as_ref().is_none_or(|l| l.v4 != v4)) => match changed {
-                            Ok(_) => continue,
-                            Err(_) => return,
-                        },
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "names are not served on this host"),
+            let mut claimed = self.claimed();
+            let ready = async move { drop(claimed.wait_for(Option::is_some).await) };
+            tokio::select! {
+                () = host.run(v4, ready) => {}
+                changed = lease.wait_for(|l| l.as_ref().is_none_or(|l| l.v4 != v4)) => if changed.is_err() { return },
             }
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            if let Some(keeper) = &host.keeper {
+                keeper.want(None);
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 use super::{
     door::Door,
     gate::Gated,
-    names,
+    lookup::Lookup,
     outside::Outside,
     streams::{Carried, Streams},
 };
@@ -97,7 +97,7 @@ fn keepalive(me: PeerId) -> Duration {
 }
 
 /// A connection of its own to each remote peer.
-type Connection = (PeerId, StreamMuxerBox);
+pub type Connection = (PeerId, StreamMuxerBox);
 
 /// Lets no dial succeed that reached another peer than the address names. The swarm checks that too, but of the one connection
 /// only that was made first: then a stranger that answers at one address, as where two homes number their machines alike, ends
@@ -139,14 +139,10 @@ pub fn build(
 ) -> Result<Swarm<Host>, String> {
     let tcp = Outside::new(over_tcp(&key).map_err(|e| p2pvm_host::chain(&e))?, underlay.clone());
     let quic = Outside::new(over_quic(&key), underlay.clone());
-    let (name_servers, lookups) = names::servers();
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_other_transport(|_| tcp)
+        .with_other_transport(|_| Lookup::before(tcp.boxed(), quic.boxed()))
         .map_err(|e| p2pvm_host::chain(&e))?
-        .with_other_transport(|_| quic)
-        .map_err(|e| p2pvm_host::chain(&e))?
-        .with_dns_config(name_servers, lookups)
         .with_relay_client(noise::Config::new, yamux::Config::default)
         .map_err(|e| p2pvm_host::chain(&e))?
         .with_behaviour(|key, relay_client| Gated::new(inside(key, relay_client, incoming), door))
