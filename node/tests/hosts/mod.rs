@@ -135,7 +135,18 @@ impl Stage {
 
     /// Offers the LAN behind `b`.
     pub fn offer(&self) {
-        self.lab.p2pvm("b", &["route", "offer", &format!("{LAN}.0/24")]).unwrap();
+        self.try_offer().unwrap_or_else(|said| panic!("{said}\n{}", self.report()));
+    }
+
+    /// The same on a machine that may not forward; an error is what was said.
+    pub fn try_offer(&self) -> Result<(), String> {
+        let (code, _, said) = self.lab.try_p2pvm("b", &["route", "offer", &format!("{LAN}.0/24")]).unwrap();
+        if code == 0 { Ok(()) } else { Err(said) }
+    }
+
+    /// Whether `a` has heard of an offer of that LAN.
+    pub fn is_offered(&self) -> bool {
+        self.lab.p2pvm("a", &["route", "list"]).unwrap().contains(LAN)
     }
 
     /// No longer offers it.
