@@ -16,8 +16,10 @@ use std::{
 };
 
 /// Keys of `ip -j` that count, tick or are given out anew.
-const VOLATILE: [&str; 9] =
-    ["ifindex", "link_index", "link_netnsid", "stats64", "valid_life_time", "preferred_life_time", "expires", "age", "cache"];
+const VOLATILE: [&str; 10] =
+    ["ifindex", "link_index", "link_netnsid", "stats64", "valid_life_time", "preferred_life_time", "expires", "age", "cache", "operstate"];
+/// Flags that say whether the other end of a cable is there, some time after it is.
+const OF_THE_OTHER_END: [&str; 4] = ["LOWER_UP", "NO-CARRIER", "linkdown", "dead"];
 /// Switches that count.
 const COUNTING: [&str; 1] = ["nf_conntrack_count"];
 /// Where the kernel's switches of a network are.
@@ -113,7 +115,7 @@ fn network() -> io::Result<BTreeMap<&'static str, Vec<String>>> {
     for (section, words) in [("routes", &["route", "show", "table", "all"][..]), ("rules", &["rule"])] {
         for family in ["-4", "-6"] {
             let said = ask("ip", &[&["-d", "-j", family], words].concat())?;
-            let lines = objects(&said).into_iter().map(|mut o| {
+            let lines = objects(&said).into_iter().filter(|o| !is_made_up(o["dst"].as_str().unwrap_or_default())).map(|mut o| {
                 strip(&mut o);
                 format!("{family} {o}")
             });
@@ -147,10 +149,18 @@ fn strip(value: &mut Value) {
         Value::Object(map) => {
             map.retain(|key, _| !VOLATILE.contains(&key.as_str()) && !key.ends_with("_timer"));
             map.values_mut().for_each(strip);
+            if let Some(Value::Array(flags)) = map.get_mut("flags") {
+                flags.retain(|flag| !OF_THE_OTHER_END.iter().any(|other| flag == other));
+            }
         }
         Value::Array(all) => all.iter_mut().for_each(strip),
         _ => {}
     }
+}
+
+/// Whether the kernel makes it up for each interface that is up, some time later: a link-local address and its route.
+fn is_made_up(address: &str) -> bool {
+    address.starts_with("fe80:")
 }
 
 /// A line for each interface, and one for each address.
@@ -163,7 +173,8 @@ fn interfaces(json: &str) -> (Vec<String>, Vec<String>) {
         let of = |address: &Value| {
             format!("{name} {}/{} {}", address["local"].as_str().unwrap_or_default(), address["prefixlen"], address["scope"])
         };
-        addresses.extend(found.iter().filter_map(Value::as_array).flatten().map(of));
+        let found = found.iter().filter_map(Value::as_array).flatten();
+        addresses.extend(found.filter(|a| !is_made_up(a["local"].as_str().unwrap_or_default())).map(of));
         links.push(link.to_string());
     }
     (links, addresses)
@@ -291,14 +302,14 @@ mod tests {
 
     #[test]
     fn a_link_that_was_made_again_is_the_same_and_one_that_is_down_is_not() {
-        let link = |index: u32, state: &str| {
+        let link = |index: u32, flag: &str| {
             format!(
-                "[{{\"ifindex\":{index},\"ifname\":\"eth0\",\"operstate\":\"{state}\",\"addr_info\":[{{\"local\":\"10.0.0.1\",\
+                "[{{\"ifindex\":{index},\"ifname\":\"eth0\",\"flags\":[\"{flag}\"],\"addr_info\":[{{\"local\":\"10.0.0.1\",\
                  \"prefixlen\":24,\"scope\":\"global\",\"valid_life_time\":{index}}}]}}]"
             )
         };
         assert_eq!(interfaces(&link(1, "UP")), interfaces(&link(2, "UP")));
-        assert_ne!(interfaces(&link(1, "UP")).0, interfaces(&link(1, "DOWN")).0);
+        assert_ne!(interfaces(&link(1, "UP")).0, interfaces(&link(1, "BROADCAST")).0);
         assert_eq!(interfaces(&link(1, "UP")).1, ["eth0 10.0.0.1/24 \"global\""]);
     }
 }

@@ -10,7 +10,7 @@ use p2pvm_tests::{
 };
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -28,6 +28,8 @@ pub struct Stage {
     /// The addresses of `a` and `b` in the network.
     pub a: String,
     pub b: String,
+    /// A program on `b` that looks names up by musl's C library, where there is one.
+    musl: Option<PathBuf>,
     /// The hosts; what is on them ends before.
     pub lab: Lab,
 }
@@ -79,8 +81,10 @@ impl Stage {
         let number = hosts::PROGRAMS.iter().position(|program| program.name == test).map_or(test.to_owned(), |n| n.to_string());
         let mut lab = lab(&format!("host{number}"), &public_sites(&["a", "b", "c"], 4.0));
         let server = lab.testbed().host("c").unwrap().address.to_string();
-        hosts::settle(&mut lab, &["b"], &tree, &[], &server).unwrap();
-        Some(Self::meet(lab, settings))
+        let musl = tree::musl_lookup().inspect_err(|why| println!("NOT RUN: musl's look-ups: {why}")).ok();
+        let binds: Vec<&Path> = musl.iter().map(PathBuf::as_path).collect();
+        hosts::settle(&mut lab, &["b"], &tree, &binds, &server).unwrap();
+        Some(Self::meet(lab, settings, musl))
     }
 
     /// The same with a Debian that is booted on `b`, after what `prepare` says for `b`'s address, its gateway and its name server.
@@ -100,11 +104,11 @@ impl Stage {
             }
             booted => booted.unwrap(),
         };
-        Some((Self::meet(lab, ""), booted))
+        Some((Self::meet(lab, "", None), booted))
     }
 
     /// Founds the network and ends p2pvm on `b`.
-    fn meet(lab: Lab, settings: &str) -> Self {
+    fn meet(lab: Lab, settings: &str, musl: Option<PathBuf>) -> Self {
         let server = lab.testbed().host("c").unwrap().address.to_string();
         lab.configure("b", &format!("{SETTINGS}resolver = \"auto\"\n{settings}")).unwrap();
         let from = |host: &str| probe::From::host(&lab, host).unwrap();
@@ -118,7 +122,7 @@ impl Stage {
         let address = |host: &str| lab.json(host, &["status"]).unwrap()["address"].as_str().unwrap().to_owned();
         let (a, b) = (address("a"), address("b"));
         let outside = lab.testbed().host("a").unwrap().address.to_string();
-        let stage = Self { lan, outside, a, b, lab };
+        let stage = Self { lan, outside, a, b, musl, lab };
         stage.down();
         stage
     }
@@ -135,7 +139,18 @@ impl Stage {
 
     /// Offers the LAN behind `b`.
     pub fn offer(&self) {
-        self.lab.p2pvm("b", &["route", "offer", &format!("{LAN}.0/24")]).unwrap();
+        self.try_offer().unwrap_or_else(|said| panic!("{said}\n{}", self.report()));
+    }
+
+    /// The same on a machine that may not forward; an error is what was said.
+    pub fn try_offer(&self) -> Result<(), String> {
+        let (code, _, said) = self.lab.try_p2pvm("b", &["route", "offer", &format!("{LAN}.0/24")]).unwrap();
+        if code == 0 { Ok(()) } else { Err(said) }
+    }
+
+    /// Whether `a` has heard of an offer of that LAN.
+    pub fn is_offered(&self) -> bool {
+        self.lab.p2pvm("a", &["route", "list"]).unwrap().contains(LAN)
     }
 
     /// No longer offers it.
@@ -163,8 +178,14 @@ impl Stage {
         let from = |host: &str| probe::From::host(&self.lab, host).unwrap();
         let (a, b) = (from("a"), from("b"));
         let finds = |name: &str, address: &str| probe::look_up(&self.lab, "b", name).first().is_some_and(|found| found == address);
+        let by_musl = |name: &str, address: &str| {
+            self.musl.as_ref().is_none_or(|program| {
+                let found = probe::look_up_by(&self.lab, "b", &[&program.to_string_lossy()], name);
+                found.first().is_some_and(|found| found == address)
+            })
+        };
         let lan = &self.lan.address;
-        let checks: [(&str, &dyn Fn() -> bool); 8] = [
+        let checks: [(&str, &dyn Fn() -> bool); 10] = [
             ("ping from b to a", &|| b.pings(&self.a)),
             ("ping from a to b", &|| a.pings(&self.b)),
             ("TCP from b to a", &|| b.connects(&self.a, PORT)),
@@ -173,6 +194,8 @@ impl Stage {
             ("TCP from a to the LAN behind b", &|| a.connects(lan, PORT)),
             ("the network's names on b", &|| finds("a.lab.p2p", &self.a)),
             ("other names on b", &|| finds("elsewhere.example.net", "192.0.2.77")),
+            ("the network's names on b by musl", &|| by_musl("a.lab.p2p", &self.a)),
+            ("other names on b by musl", &|| by_musl("elsewhere.example.net", "192.0.2.77")),
         ];
         // One limit for all: they come back together or not at all.
         let began = Instant::now();

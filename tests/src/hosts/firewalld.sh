@@ -5,7 +5,12 @@ start)
     setsid firewalld --nofork --nopid </dev/null >/var/log/firewalld.log 2>&1 &
     echo $! >/run/firewalld.test.pid
     for _ in $(seq 100); do
-        firewall-cmd --state >/dev/null 2>&1 && exit 0
+        if firewall-cmd --state >/dev/null 2>&1; then
+            # firewalld keeps the empty chains of a zone that was used once: they are not what p2pvm leaves.
+            firewall-cmd -q --zone trusted --add-interface none0
+            firewall-cmd -q --zone trusted --remove-interface none0
+            exit 0
+        fi
         sleep 0.1
     done
     tail -5 /var/log/firewalld.log >&2

@@ -113,7 +113,12 @@ pub fn within(limit: Duration, mut done: impl FnMut() -> bool) -> Option<Duratio
 
 /// The addresses of a name on a host, as its C library finds them.
 pub fn look_up(lab: &Lab, host: &str, name: &str) -> Vec<String> {
-    let said = lab.testbed().exec(host, &["timeout", "8", "getent", "ahostsv4", name]);
+    look_up_by(lab, host, &["getent", "ahostsv4"], name)
+}
+
+/// The same as another program finds them that prints an address a line.
+pub fn look_up_by(lab: &Lab, host: &str, program: &[&str], name: &str) -> Vec<String> {
+    let said = lab.testbed().exec(host, &[&["timeout", "8"], program, &[name]].concat());
     let text = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let mut found: Vec<String> = text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
     found.dedup();

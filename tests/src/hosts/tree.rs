@@ -35,6 +35,27 @@ pub fn get() -> Result<PathBuf, String> {
     Ok(tree)
 }
 
+/// A program beside the tree that looks a name up by musl's `getaddrinfo`; made where it is not there yet.
+///
+/// # Errors
+/// Why none can be made here.
+pub fn musl_lookup() -> Result<PathBuf, String> {
+    let tree = get()?;
+    let kept = tree.parent().unwrap_or(&tree);
+    let (source, program) = (kept.join("lookup.c"), kept.join("lookup-musl"));
+    let lock = File::create(kept.join("lookup.lock")).map_err(|e| e.to_string())?;
+    lock.lock().map_err(|e| e.to_string())?;
+    if !program.exists() {
+        fs::write(&source, include_str!("lookup.c")).map_err(|e| e.to_string())?;
+        let made = Command::new("musl-gcc").args(["-static", "-o"]).args([&program, &source]).output();
+        let made = made.map_err(|e| format!("musl-gcc: {e}"))?;
+        if !made.status.success() {
+            return Err(String::from_utf8_lossy(&made.stderr).trim().to_owned());
+        }
+    }
+    Ok(program)
+}
+
 fn make(tree: &Path) -> Result<(), String> {
     let targets = Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]).output().map_err(|e| e.to_string())?;
     let targets = String::from_utf8_lossy(&targets.stdout).into_owned();
