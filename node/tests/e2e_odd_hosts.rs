@@ -159,10 +159,16 @@ fn a_stream_goes_on_while_two_hundred_interfaces_come_and_go_and_the_uplink_is_r
     shell("for n in $(seq 200); do echo link set v$n up; echo link set w$n up; done | ip -batch -");
     shell("for n in $(seq 200); do echo link del v$n; done | ip -batch -");
     let back = stream.back_after(Instant::now(), Duration::from_secs(5)).unwrap_or_else(|why| panic!("{why}\n{}", stage.report()));
-    println!("200 interfaces came and went in {:.1} s; the stream's next byte took {:.2} s", began.elapsed().as_secs_f64(), back.as_secs_f64());
+    println!(
+        "200 interfaces came and went in {:.1} s; the stream's next byte took {:.2} s",
+        began.elapsed().as_secs_f64(),
+        back.as_secs_f64()
+    );
     let gateway = stage.lab.testbed().plan().sites[1].gateway;
     let rename = |from: &str, to: &str| {
-        shell(&format!("ip link set {from} down; ip link set {from} name {to}; ip link set {to} up; ip route replace default via {gateway} dev {to}"));
+        shell(&format!(
+            "ip link set {from} down; ip link set {from} name {to}; ip link set {to} up; ip route replace default via {gateway} dev {to}"
+        ));
         let back = stream.back_after(Instant::now(), BACK).unwrap_or_else(|why| panic!("{from} is {to} now: {why}\n{}", stage.report()));
         println!("{from} is {to} now: back after {:.1} s", back.as_secs_f64());
     };

@@ -18,7 +18,8 @@ const QUIET: &str = "systemctl -q mask systemd-networkd-wait-online docker.servi
 
 /// What each word of a manager's administrator does to p2pvm: all is back soon, and after `down` all is as it was.
 fn beside(test: &str, prepare: impl Fn(&str, &str, &str) -> String, disturbances: &[&str]) {
-    let Some((stage, _machine)) = Stage::boot(test, |address, gateway, server| format!("{QUIET}{}", prepare(address, gateway, server))) else {
+    let Some((stage, _machine)) = Stage::boot(test, |address, gateway, server| format!("{QUIET}{}", prepare(address, gateway, server)))
+    else {
         return;
     };
     let names = || within(BACK, || stage.finds_other_names());
@@ -54,7 +55,12 @@ fn networkmanager_may_restart_reconnect_and_rewrite_names_beside_p2pvm() {
              chmod 600 /etc/NetworkManager/system-connections/eth0.nmconnection"
         )
     };
-    let words = ["nmcli connection up eth0", "systemctl restart NetworkManager", "nmcli general reload dns-full", "nmcli networking off; sleep 2; nmcli networking on"];
+    let words = [
+        "nmcli connection up eth0",
+        "systemctl restart NetworkManager",
+        "nmcli general reload dns-full",
+        "nmcli networking off; sleep 2; nmcli networking on",
+    ];
     beside("nm", prepare, &words);
 }
 

@@ -141,7 +141,11 @@ fn ask(program: &str, words: &[&str]) -> io::Result<String> {
 }
 
 fn objects(json: &str) -> Vec<Value> {
-    serde_json::from_str::<Vec<Value>>(json).unwrap_or_default().into_iter().filter(|o| o.as_object().is_some_and(|o| !o.is_empty())).collect()
+    serde_json::from_str::<Vec<Value>>(json)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|o| o.as_object().is_some_and(|o| !o.is_empty()))
+        .collect()
 }
 
 fn strip(value: &mut Value) {

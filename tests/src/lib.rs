@@ -4,10 +4,10 @@
 //! two sites goes through ([`forwarder`]): it delays, jitters, loses and limits them. [`sites`] is the file a person writes, [`plan`] what
 //! it means in addresses and names, [`testbed`] what one does with it, [`keeper`] the process that a testbed lives as long as.
 
+pub mod chaos;
 pub mod cli;
 pub mod compare;
 mod conntrack;
-pub mod chaos;
 pub mod forwarder;
 pub mod guest_client;
 pub mod host_state;

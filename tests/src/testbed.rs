@@ -234,8 +234,7 @@ impl Testbed {
     pub fn spawn(&self, host: &str, command: &mut Command) -> Result<Child, Error> {
         let host = self.host(host)?;
         let line = line(command);
-        on_machine(host, || on_host(command, host).spawn())?
-            .map_err(|e| Error::Io(format!("run {line} on host {}", host.name), e))
+        on_machine(host, || on_host(command, host).spawn())?.map_err(|e| Error::Io(format!("run {line} on host {}", host.name), e))
     }
 
     /// Replaces this process by a command running on a host; returns only if that fails.

@@ -128,12 +128,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Install(a) => appliance::install(&context, &a),
         Command::Appliance(a) => appliance::run(&context, a).await,
         Command::Explain(a) => vm::explain(&context, &a.name).await,
-        Command::Doctor(_)
-        | Command::Guardian(_)
-        | Command::Demo(_)
-        | Command::Bench(_)
-        | Command::Testbed(_)
-        | Command::Simulate(_) => {
+        Command::Doctor(_) | Command::Guardian(_) | Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => {
             unreachable!("dispatched before the runtime began")
         }
     }

@@ -64,10 +64,7 @@ pub const EVENTS: &[Event] = &[
     once("device's addresses flushed", "ip addr flush dev $DEV"),
     once("device's routes flushed", "ip route flush dev $DEV"),
     once("device's MTU set", "ip link set $DEV mtu 700"),
-    once(
-        "accepted route deleted",
-        "ip route show table all $LAN_THERE | while read -r route; do ip route del $route; done",
-    ),
+    once("accepted route deleted", "ip route show table all $LAN_THERE | while read -r route; do ip route del $route; done"),
     once(
         "policy rules deleted",
         "ip rule | awk -F: '$1 >= 5300 && $1 < 5400 { print $1 }' | while read -r n; do ip rule del pref $n; done",
@@ -117,10 +114,7 @@ while IFS=: read -r file value; do [ ! -e $file ] || echo $value >$file; done </
     lasting("daemon killed", "kill -9 $(cat $P2PVM_DIR/daemon.pid)", 2, "$P2PVM up --detach"),
     lasting("forwarding on and off by somebody else", "sysctl -q net.ipv4.ip_forward=1", 3, "sysctl -q net.ipv4.ip_forward=0"),
     lasting("a second network comes and goes", "$P2PVM --dir $NETWORK_B up --detach", 6, "$P2PVM --dir $NETWORK_B down"),
-    once(
-        "guest's tap down",
-        "for tap in $(ip -br link | awk '$1 ~ /^pv/ { print $1 }'); do ip link set $tap down; done",
-    ),
+    once("guest's tap down", "for tap in $(ip -br link | awk '$1 ~ /^pv/ { print $1 }'); do ip link set $tap down; done"),
     lasting(
         "UDP dropped on the way out",
         "nft 'add table ip by_hand; add chain ip by_hand out { type filter hook output priority 0; }; \
@@ -134,12 +128,7 @@ while IFS=: read -r file value; do [ ! -e $file ] || echo $value >$file; done </
         "for n in $(seq 100); do echo link add v$n type veth peer name w$n; done | ip -batch -
 for n in $(seq 100); do echo link del v$n; done | ip -batch -",
     ),
-    lasting(
-        "strict reverse path filter",
-        "sysctl -q net.ipv4.conf.all.rp_filter=1",
-        5,
-        "sysctl -q net.ipv4.conf.all.rp_filter=0",
-    ),
+    lasting("strict reverse path filter", "sysctl -q net.ipv4.conf.all.rp_filter=1", 5, "sysctl -q net.ipv4.conf.all.rp_filter=0"),
     Event { name: "link to another member cut", cause: Cause::Cut(6) },
 ];
 

@@ -141,7 +141,8 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         let (a, b) = (probe::From::host(&self.lab, "a")?, probe::From::host(&self.lab, "b")?);
         let (address_a, address_b) = (address("a")?, address("b")?);
         let reached = |from: &probe::From, to: &str| {
-            probe::within(SETTLE, || from.pings(to)).ok_or_else(|| LabError::TimedOut { what: format!("an answer of {to}"), seconds: SETTLE.as_secs() })
+            probe::within(SETTLE, || from.pings(to))
+                .ok_or_else(|| LabError::TimedOut { what: format!("an answer of {to}"), seconds: SETTLE.as_secs() })
         };
         reached(&a, &address_b)?;
         reached(&a, &self.here.address)?;
@@ -245,7 +246,15 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
     /// What is good to know after a step that failed.
     pub(super) fn report(&self) -> String {
         let mut text = String::new();
-        for line in ["ip -br addr", "ip rule", "ip route show table all | grep -vE '^(broadcast|multicast|local|fe80)'", "nft list ruleset", "cat /etc/resolv.conf", "$P2PVM doctor", "$P2PVM peers"] {
+        for line in [
+            "ip -br addr",
+            "ip rule",
+            "ip route show table all | grep -vE '^(broadcast|multicast|local|fe80)'",
+            "nft list ruleset",
+            "cat /etc/resolv.conf",
+            "$P2PVM doctor",
+            "$P2PVM peers",
+        ] {
             let line = line.replace("$P2PVM", &self.environment.iter().find(|(key, _)| key == "P2PVM").map_or("", |(_, value)| value));
             let said = self.lab.testbed().exec("b", &["timeout", "20", "sh", "-c", &line]);
             let said = said.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned());
