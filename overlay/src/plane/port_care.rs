@@ -15,6 +15,9 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 /// Who holds the interface is looked up, or what the guest's driver has made of it is read, this often.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 
+/// A guest that ends takes its interface with it: only one that is missing for longer is a fault.
+const GRACE: Duration = Duration::from_secs(3);
+
 /// What one port's interface is to be, and what became of keeping it so.
 #[derive(Default)]
 pub(crate) struct Care {
@@ -24,6 +27,7 @@ pub(crate) struct Care {
     /// Who holds its descriptor, and when that was last looked at.
     holder: Option<Holder>,
     looked: Option<Instant>,
+    missing: Option<Instant>,
     fault: Option<String>,
 }
 
@@ -71,8 +75,12 @@ impl Inner {
             if done.is_ok() && mended.is_empty() {
                 care.look(ifname, now);
             }
+            // It goes with its guest, a moment before the owner detaches the port.
+            care.missing = if done.is_ok() { None } else { care.missing.or(Some(now)) };
+            let is_new = care.missing.is_some_and(|since| now.saturating_duration_since(since) < GRACE);
+            let done = if is_new { Ok(()) } else { done };
             let fault = done.err().map(|what| format!("a guest's interface {ifname} cannot be put back: {what}"));
-            if fault.is_none() && !mended.is_empty() && care.said.is_none_or(|at| now.saturating_duration_since(at) >= SAY_EVERY) {
+            if care.missing.is_none() && !mended.is_empty() && care.said.is_none_or(|at| now.saturating_duration_since(at) >= SAY_EVERY) {
                 care.said = Some(now);
                 tracing::warn!("a guest's interface {ifname} is put back, something changed it: {}", mended.join(", "));
             }
