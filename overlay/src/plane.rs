@@ -39,6 +39,7 @@ mod ring;
 mod roam;
 mod routes;
 mod segments;
+mod tap_holder;
 mod too_big;
 mod traffic;
 mod tun;

@@ -153,11 +153,17 @@ impl View {
     }
 }
 
+/// The interface of the daemon that asks, and the addresses that it is to have.
+#[derive(Debug, Default)]
+struct Own {
+    device: Option<String>,
+    addresses: Vec<(IpAddr, u8)>,
+}
+
 #[derive(Debug, Default)]
 struct Known {
     view: ArcSwap<View>,
-    /// The interface of the daemon that asks, and the addresses that it is to have.
-    device: Mutex<(Option<String>, Vec<(IpAddr, u8)>)>,
+    own: Mutex<Own>,
 }
 
 /// The newest snapshot; clones share it.
@@ -174,7 +180,8 @@ impl Underlay {
 
     /// Says which interface is the caller's own, and which addresses it is to have.
     pub(crate) fn set_device(&self, device: &str, addresses: &[(IpAddr, u8)]) {
-        *self.0.device.lock().unwrap_or_else(PoisonError::into_inner) = (Some(device.to_owned()), addresses.to_vec());
+        let own = Own { device: Some(device.to_owned()), addresses: addresses.to_vec() };
+        *self.0.own.lock().unwrap_or_else(PoisonError::into_inner) = own;
         self.renew();
     }
 
@@ -192,8 +199,8 @@ impl Underlay {
     /// As [`Underlay::renew`], from what has just been read.
     pub(crate) fn renew_from(&self, links: &[Link]) -> bool {
         let view = {
-            let device = self.0.device.lock().unwrap_or_else(PoisonError::into_inner);
-            View::of(links, device.0.as_deref(), &device.1)
+            let own = self.0.own.lock().unwrap_or_else(PoisonError::into_inner);
+            View::of(links, own.device.as_deref(), &own.addresses)
         };
         let changed = **self.0.view.load() != view;
         if changed {

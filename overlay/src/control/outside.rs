@@ -73,10 +73,8 @@ impl Transport for Outside {
                         continue;
                     }
                 }
-                TransportEvent::AddressExpired { listener_id, listen_addr } => {
-                    if self.hidden.remove(&(*listener_id, listen_addr.clone())) {
-                        continue;
-                    }
+                TransportEvent::AddressExpired { listener_id, listen_addr } if self.hidden.remove(&(*listener_id, listen_addr.clone())) => {
+                    continue;
                 }
                 // Dropped: it ends there.
                 TransportEvent::Incoming { send_back_addr, .. } if self.is_inside(send_back_addr) => continue,

@@ -206,6 +206,8 @@ impl Inner {
             forwards
         });
         self.give_early(&arrived);
+        // It learns who holds the interface while that is there.
+        self.ask_host(None);
         Ok(())
     }
 

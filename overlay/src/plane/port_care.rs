@@ -1,7 +1,8 @@
 //! Keeps guests' interfaces as they were when their ports were attached: one that is set down is set up again, one that was deleted
-//! and made anew under the same name is opened anew. One that is gone is said once: only its maker can make it again.
+//! is made anew on the descriptor that its guest holds ([`super::tap_holder`]), and one that was made anew under the same name is
+//! opened anew. One that is gone for good is said once.
 
-use super::{Inner, core::lock, port::mute_host_stack};
+use super::{Inner, core::lock, port::mute_host_stack, tap_holder::Holder};
 use p2pvm_host::{
     device,
     links::{Link, links},
@@ -11,12 +12,22 @@ use std::time::{Duration, Instant};
 /// A program that changes an interface again and again is named at most this often.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
+/// Who holds the interface is looked up, or what the guest's driver has made of it is read, this often.
+const LOOK_EVERY: Duration = Duration::from_secs(20);
+
+/// A guest that ends takes its interface with it: only one that is missing for longer is a fault.
+const GRACE: Duration = Duration::from_secs(3);
+
 /// What one port's interface is to be, and what became of keeping it so.
 #[derive(Default)]
 pub(crate) struct Care {
     index: u32,
     mtu: u32,
     said: Option<Instant>,
+    /// Who holds its descriptor, and when that was last looked at.
+    holder: Option<Holder>,
+    looked: Option<Instant>,
+    missing: Option<Instant>,
     fault: Option<String>,
 }
 
@@ -28,6 +39,20 @@ impl Care {
     }
 }
 
+impl Care {
+    /// Keeps in mind who holds the interface's descriptor, and what it is like.
+    fn look(&mut self, ifname: &str, now: Instant) {
+        if self.looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY) {
+            return;
+        }
+        self.looked = Some(now);
+        match &mut self.holder {
+            Some(holder) => holder.look(),
+            None => self.holder = Holder::find(ifname),
+        }
+    }
+}
+
 impl Inner {
     /// Puts back what differs of guests' interfaces. Must be called in the plane's network namespace.
     pub fn mend_ports(&self, links: &[Link], now: Instant) {
@@ -36,11 +61,26 @@ impl Inner {
             let mut care = lock(&port.care);
             let mut mended = Vec::new();
             let done = match links.iter().find(|link| link.name == ifname) {
-                None => Err("it is gone".to_owned()),
+                None => match care.holder.as_ref().map(|holder| holder.attach(ifname)) {
+                    // The kernel tells of the new one: the rest is done then.
+                    Some(Ok(())) => {
+                        mended.push("it was deleted".into());
+                        Ok(())
+                    }
+                    Some(Err(error)) => Err(format!("it was deleted, and {error}")),
+                    None => Err("it is gone".to_owned()),
+                },
                 Some(link) => mend(port, &mut care, link, &mut mended).map_err(|error| format!("{}, and {error}", mended.join(", "))),
             };
+            if done.is_ok() && mended.is_empty() {
+                care.look(ifname, now);
+            }
+            // It goes with its guest, a moment before the owner detaches the port.
+            care.missing = if done.is_ok() { None } else { care.missing.or(Some(now)) };
+            let is_new = care.missing.is_some_and(|since| now.saturating_duration_since(since) < GRACE);
+            let done = if is_new { Ok(()) } else { done };
             let fault = done.err().map(|what| format!("a guest's interface {ifname} cannot be put back: {what}"));
-            if fault.is_none() && !mended.is_empty() && care.said.is_none_or(|at| now.saturating_duration_since(at) >= SAY_EVERY) {
+            if care.missing.is_none() && !mended.is_empty() && care.said.is_none_or(|at| now.saturating_duration_since(at) >= SAY_EVERY) {
                 care.said = Some(now);
                 tracing::warn!("a guest's interface {ifname} is put back, something changed it: {}", mended.join(", "));
             }

@@ -116,12 +116,15 @@ pub(crate) struct Question {
     answer: oneshot::Sender<Result<Proof, Unproved>>,
 }
 
+/// An answer, and when it came.
+type Heard = (probe::Answer, Instant);
+
 /// What the TUN thread looks out for while something is proved.
 #[derive(Default)]
 pub(crate) struct Proofs {
     /// Spares the TUN thread the rest.
     on: AtomicBool,
-    waiting: Mutex<Option<(probe::Probe, mpsc::Sender<(probe::Answer, Instant)>)>>,
+    waiting: Mutex<Option<(probe::Probe, mpsc::Sender<Heard>)>>,
     /// One at a time.
     turn: Mutex<()>,
 }
@@ -189,12 +192,7 @@ impl Inner {
     }
 
     /// Asks by an echo request, then by all that a host may answer.
-    fn ask_own_stack(
-        &self,
-        probe: &probe::Probe,
-        answers: &mpsc::Receiver<(probe::Answer, Instant)>,
-        limit: Duration,
-    ) -> io::Result<Asked> {
+    fn ask_own_stack(&self, probe: &probe::Probe, answers: &mpsc::Receiver<Heard>, limit: Duration) -> io::Result<Asked> {
         let until = Instant::now() + limit;
         let (mut refused, mut by_all) = (false, false);
         while Instant::now() < until && !self.stop.raised() {

@@ -1,8 +1,12 @@
 //! What others do to the TUN and to guests' interfaces is put back, and traffic goes on.
 
-use crate::world::{Host, Nat, World, introduce, sh};
+use crate::world::{Host, Nat, World, introduce, sh, within};
+use p2pvm_overlay::{Epoch, VmId, plane::GuestPort};
 use std::{
+    fs::File,
+    io::Read,
     net::IpAddr,
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     process::Output,
     time::{Duration, Instant},
 };
@@ -82,11 +86,14 @@ async fn what_cannot_be_put_back_is_said_and_put_back_once_it_can_be() {
     introduce(&[&a, &b]);
     tokio::task::block_in_place(|| {
         back(&a.namespace, &b.overlay());
-        // Another interface has the name at the same moment.
-        run(
-            &a,
-            "sh -c 'ip link add name other type veth peer name peer; printf \"link del p2pvm0\\nlink set other name p2pvm0\\n\" | ip -b -'",
-        );
+        // Another interface takes the name before the plane has its own again.
+        run(&a, "ip link add name other type veth peer name peer");
+        let began = Instant::now();
+        let taken = "sh -c 'printf \"link del p2pvm0\\nlink set other name p2pvm0\\n\" | ip -b -'";
+        while !a.exec(taken).status.success() {
+            assert!(began.elapsed() < BACK, "the plane is too fast");
+            std::thread::sleep(Duration::from_millis(200));
+        }
         let began = Instant::now();
         while a.plane.device_faults().is_empty() {
             assert!(began.elapsed() < BACK);
@@ -160,5 +167,66 @@ async fn a_guests_interface_that_was_set_down_or_made_anew_carries_again() {
         world.wire_guest(&a, &guest, &port);
         back(&guest, &b.overlay());
         assert!(a.plane.device_faults().is_empty(), "{:?}", a.plane.device_faults());
+    });
+}
+
+/// Opens a TAP as a hypervisor does, in the calling thread's network namespace.
+fn open_tap(name: &str) -> File {
+    let tap = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun").expect("root opens it");
+    // SAFETY: all zeros is a value of the plain C structure, which lives across the call.
+    let made = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from as libc::c_char);
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request)
+    };
+    assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+    tap
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_tap_is_made_anew_on_the_descriptor_that_its_guest_holds() {
+    let mut world = World::new(Duration::from_millis(2));
+    let a = world.host(Nat::None);
+    tokio::task::block_in_place(|| {
+        let tap = within(&a.namespace, || open_tap("tap7"));
+        run(&a, "ip link set tap7 mtu 1340 up");
+        // Another process holds it too, as QEMU does alone.
+        let mut holder = std::process::Command::new("sleep").arg("60").stdin(tap.try_clone().expect("a copy")).spawn().expect("it runs");
+        let port = GuestPort {
+            vm: VmId([7; 32]),
+            ifname: "tap7".into(),
+            mac: [2, 0, 0, 0, 1, 7],
+            gateway_mac: [2, 0, 0, 0, 0, 1],
+            gateway: [10, 255, 255, 254].into(),
+            v4: [10, 77, 1, 7].into(),
+            v6: Vec::new(),
+            epoch: Epoch(1),
+        };
+        within(&a.namespace, || a.plane.attach_port(port.clone())).expect("the port opens");
+        let began = Instant::now();
+        let given = |what: &str| {
+            let frame = [&port.mac[..], &port.gateway_mac[..], &[0x88, 0xb5], what.as_bytes(), &[0; 60]].concat();
+            let mut read = [0; 2048];
+            loop {
+                a.plane.send_to_guest(port.vm, frame.clone());
+                std::thread::sleep(Duration::from_millis(50));
+                while let Ok(len) = (&tap).read(&mut read) {
+                    if read[..len].windows(what.len()).any(|window| window == what.as_bytes()) {
+                        return;
+                    }
+                }
+                assert!(began.elapsed() < 2 * BACK, "{what}: {:?}", a.plane.device_faults());
+            }
+        };
+        given("before");
+        // The plane has to have seen who holds it.
+        std::thread::sleep(Duration::from_secs(1));
+        run(&a, "ip link del tap7");
+        given("after");
+        let link = String::from_utf8_lossy(&run(&a, "ip link show tap7").stdout).into_owned();
+        assert!(link.contains("mtu 1340") && link.contains(",UP"), "{link}");
+        assert!(a.plane.device_faults().is_empty(), "{:?}", a.plane.device_faults());
+        holder.kill().and_then(|()| holder.wait()).expect("it ends");
     });
 }
