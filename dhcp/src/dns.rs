@@ -1,13 +1,21 @@
 //! The network's names over DNS: `<host>.<network>.p2p` and `<vm>.vm.<network>.p2p`, forward and reverse.
 //! Authoritative for these: what lies outside is refused, so that a stub resolver with another server goes on to
-//! that one, or passed on to the servers that the host had before ([`Upstream`]) if the host itself asks. Answers fit
-//! into 512 bytes; there is no TCP.
+//! that one, or passed on to the servers that the host had before ([`Upstream`]) if the host itself asks. By UDP and
+//! TCP ([`serve`]), as some stub resolvers use nothing but TCP (resolv.conf(5), `use-vc`).
 
 mod cached;
 mod forward;
+mod host;
+mod serve;
+mod wire;
 
 pub use cached::CachedNames;
 pub use forward::Upstream;
+pub use host::HostResolver;
+pub use serve::{Sockets, serve};
+pub use wire::Carrier;
+
+use wire::HEADER_BYTES;
 
 use crate::{
     claim::Addresses,
@@ -16,18 +24,13 @@ use crate::{
 };
 use async_trait::async_trait;
 use hickory_proto::{
-    op::{Edns, Message, OpCode, Query, ResponseCode},
+    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
         rdata::{A, AAAA, PTR, SOA},
     },
 };
-use std::{
-    io,
-    net::{IpAddr, Ipv6Addr},
-    sync::Arc,
-};
-use tokio::{net::UdpSocket, sync::Semaphore};
+use std::net::{IpAddr, Ipv6Addr};
 
 /// How long others may remember an answer: addresses belong to their names and seldom change.
 const TTL_SECONDS: u32 = 60;
@@ -35,10 +38,6 @@ const TTL_SECONDS: u32 = 60;
 /// How long others may remember that a name is unknown: somebody may be about to create it.
 const NEGATIVE_TTL_SECONDS: u32 = 5;
 
-/// Queries answered at a time by [`serve`]; more are dropped, and their senders ask again.
-const MAX_CONCURRENT: usize = 128;
-
-const HEADER_BYTES: usize = 12;
 const MAX_QUERY_BYTES: usize = 1232;
 
 /// The names could not be looked up just now.
@@ -121,18 +120,32 @@ impl Resolver {
         &self.upstream
     }
 
-    /// The answer to a question of the host's own programs: about other names it is the upstream servers'.
-    async fn answer_host(&self, query: &[u8], names: &dyn Names) -> Vec<u8> {
-        let servers = self.upstream.get();
-        if !servers.is_empty()
-            && let Ok(message) = Message::from_vec(query)
-            && let [question] = message.queries.as_slice()
-            && matches!(self.classify(question.name()), Asked::Elsewhere)
-        {
-            let failed = || Message::error_msg(message.metadata.id, OpCode::Query, ResponseCode::ServFail).to_vec().unwrap_or_default();
-            return forward::ask(&servers, query).await.unwrap_or_else(failed);
+    /// The name in a question that is not about this network.
+    fn elsewhere(&self, query: &[u8]) -> Option<Name> {
+        let message = Message::from_vec(query).ok()?;
+        let asked = &message.metadata;
+        let [question] = message.queries.as_slice() else { return None };
+        let is_query = asked.message_type == MessageType::Query && asked.op_code == OpCode::Query;
+        (is_query && matches!(self.classify(question.name()), Asked::Elsewhere)).then(|| question.name().clone())
+    }
+
+    /// The answer of others to a question of the host's own programs about the name `name`, which is elsewhere.
+    async fn pass_on(&self, name: &Name, query: &[u8], carrier: Carrier) -> Vec<u8> {
+        match self.upstream.ask(name, query, carrier).await {
+            Some(answer) => wire::fitted(answer, query, carrier),
+            None => self.failed(query),
         }
-        self.answer(query, names).await
+    }
+
+    /// Says that nobody could be asked, with the question: a stub resolver believes no answer without it.
+    fn failed(&self, query: &[u8]) -> Vec<u8> {
+        let Ok(message) = Message::from_vec(query) else { return Vec::new() };
+        let mut reply = Message::response(message.metadata.id, OpCode::Query);
+        reply.metadata.recursion_desired = message.metadata.recursion_desired;
+        reply.metadata.recursion_available = true;
+        reply.metadata.response_code = ResponseCode::ServFail;
+        reply.add_queries(message.queries);
+        reply.to_vec().unwrap_or_default()
     }
 
     /// The answer to a DNS message; empty for what deserves none (a response, or too short to answer).
@@ -149,6 +162,8 @@ impl Resolver {
             Some(query) => self.reply(query, names).await,
         };
         reply.metadata.truncation = false;
+        // The host's own programs are told everything here, and some stub resolvers mind where that is not said.
+        reply.metadata.recursion_available = !self.upstream.get().is_empty();
         reply.to_vec().unwrap_or_default()
     }
 
@@ -196,8 +211,13 @@ impl Resolver {
 
     fn classify(&self, name: &Name) -> Asked {
         if !self.domain.zone_of(name) {
-            let reverse = name.parse_arpa_name().ok().filter(|net| net.prefix_len() == net.max_prefix_len()).map(|net| net.addr());
-            return reverse.filter(|ip| self.is_ours(*ip)).map_or(Asked::Elsewhere, Asked::Address);
+            let Ok(net) = name.parse_arpa_name() else { return Asked::Elsewhere };
+            return match net.addr() {
+                ip if net.prefix_len() == net.max_prefix_len() && self.is_ours(ip) => Asked::Address(ip),
+                // Part of the way to an address of ours: it exists and has no records (RFC 8020).
+                ip if self.covers(ip, net.prefix_len()) => Asked::Zone,
+                _ => Asked::Elsewhere,
+            };
         }
         let below = usize::from(name.num_labels().saturating_sub(self.domain.num_labels()));
         let labels: Option<Vec<String>> =
@@ -208,6 +228,15 @@ impl Resolver {
             Some([host]) if is_name(NameKind::Host, host) => Asked::Name(NameKind::Host, host.clone()),
             Some([vm, zone]) if zone == "vm" && is_name(NameKind::Vm, vm) => Asked::Name(NameKind::Vm, vm.clone()),
             _ => Asked::Nothing,
+        }
+    }
+
+    /// Whether all addresses that begin with these bits are within the network.
+    fn covers(&self, ip: IpAddr, bits: u8) -> bool {
+        match (ip, self.v6_prefix) {
+            (IpAddr::V4(v4), _) => bits >= self.subnet.prefix && self.subnet.contains(v4),
+            (IpAddr::V6(_), Some((_, least))) => bits >= least && self.is_ours(ip),
+            (IpAddr::V6(_), None) => false,
         }
     }
 
@@ -252,41 +281,6 @@ fn address_records(name: &Name, kind: RecordType, named: &Named) -> Vec<Record> 
         records.push(Record::from_rdata(name.clone(), TTL_SECONDS, RData::AAAA(AAAA(v6))));
     }
     records
-}
-
-/// Answers on `socket` until it fails or the future is dropped.
-///
-/// # Errors
-/// What receiving says.
-pub async fn serve(socket: UdpSocket, resolver: Resolver, names: Arc<dyn Names>) -> io::Result<()> {
-    let own = socket.local_addr()?.ip();
-    let (socket, resolver) = (Arc::new(socket), Arc::new(resolver));
-    let slots = Arc::new(Semaphore::new(MAX_CONCURRENT));
-    let mut tasks = tokio::task::JoinSet::new();
-    let mut buffer = vec![0; MAX_QUERY_BYTES + 1];
-    loop {
-        let (length, from) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            // An ICMP error for an answer sent earlier: that client is gone, the others are not.
-            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) => continue,
-            Err(e) => return Err(e),
-        };
-        while tasks.try_join_next().is_some() {}
-        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
-        let (socket, resolver, names, query) = (socket.clone(), resolver.clone(), names.clone(), buffer[..length].to_vec());
-        tasks.spawn(async move {
-            let answer = match from.ip() == own {
-                true => resolver.answer_host(&query, names.as_ref()).await,
-                false => resolver.answer(&query, names.as_ref()).await,
-            };
-            if !answer.is_empty()
-                && let Err(error) = socket.send_to(&answer, from).await
-            {
-                tracing::debug!(%from, %error, "a DNS answer was not sent");
-            }
-            drop(slot);
-        });
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,11 @@ use super::*;
 use crate::entry::Subject;
 use p2pvm_overlay::{MemberId, VmId};
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UdpSocket,
+};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 5);
 const WEB: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
@@ -114,9 +118,9 @@ async fn edns_is_answered_in_kind() {
 
 #[tokio::test]
 async fn the_served_socket_answers_many_clients() {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let server = socket.local_addr().unwrap();
-    let task = tokio::spawn(serve(socket, resolver(), Arc::new(Table)));
+    let sockets = Sockets::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let server = sockets.address().unwrap();
+    let task = tokio::spawn(serve(sockets, resolver(), Arc::new(Table)));
     for _ in 0..20 {
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let mut query = Message::query();
@@ -129,54 +133,45 @@ async fn the_served_socket_answers_many_clients() {
     task.abort();
 }
 
-/// A name server that answers 198.18.0.1 to everything, first with a wrong id and a wrong question.
-async fn elsewhere() -> std::net::SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let address = socket.local_addr().unwrap();
-    tokio::spawn(async move {
-        let mut buffer = [0; 512];
-        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            let query = Message::from_vec(&buffer[..length]).unwrap();
-            let mut reply = Message::response(query.metadata.id, OpCode::Query);
-            let question = query.queries[0].clone();
-            reply.add_answers([Record::from_rdata(question.name().clone(), 9, RData::A(A(Ipv4Addr::new(198, 18, 0, 1))))]);
-            reply.add_queries([question]);
-            let mut forged = reply.clone();
-            forged.metadata.id ^= 1;
-            let mut other = Message::response(query.metadata.id, OpCode::Query);
-            other.add_query(Query::query(Name::from_ascii("evil.org.").unwrap(), RecordType::A));
-            for message in [forged, other, reply] {
-                socket.send_to(&message.to_vec().unwrap(), from).await.unwrap();
-            }
-        }
-    });
-    address
+#[tokio::test]
+async fn a_program_that_uses_nothing_but_tcp_is_answered_on_one_connection() {
+    let sockets = Sockets::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let server = sockets.address().unwrap();
+    let task = tokio::spawn(serve(sockets, resolver(), Arc::new(Table)));
+    let mut stream = tokio::net::TcpStream::connect(server).await.unwrap();
+    let mut both = Vec::new();
+    for kind in [RecordType::A, RecordType::AAAA] {
+        let mut query = Message::query();
+        query.add_query(Query::query(Name::from_ascii("web.vm.lab.p2p.").unwrap(), kind));
+        let query = query.to_vec().unwrap();
+        both.extend([&(query.len() as u16).to_be_bytes()[..], &query].concat());
+    }
+    // Both at once, as glibc does.
+    stream.write_all(&both).await.unwrap();
+    for expected in [RData::A(A(WEB)), RData::AAAA(AAAA(WEB_V6))] {
+        let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(data(&Message::from_vec(&answer).unwrap()), [expected]);
+    }
+    task.abort();
 }
 
 #[tokio::test]
-async fn the_hosts_questions_about_other_names_go_to_the_servers_it_had_and_nobody_elses_do() {
-    let (dead, alive) = (UdpSocket::bind("127.0.0.1:0").await.unwrap(), elsewhere().await);
-    let resolver = resolver();
-    // The first server is gone: the kernel says so at once.
-    let gone = dead.local_addr().unwrap();
-    drop(dead);
-    resolver.upstream().set(vec![gone, alive]);
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let server = socket.local_addr().unwrap();
-    let task = tokio::spawn(serve(socket, resolver, Arc::new(Table)));
-    let ask = async |from: &str, name: &str| {
-        let client = UdpSocket::bind(from).await.unwrap();
-        let mut query = Message::query();
-        query.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
-        client.send_to(&query.to_vec().unwrap(), server).await.unwrap();
-        let mut buffer = [0; 512];
-        let length = client.recv(&mut buffer).await.unwrap();
-        Message::from_vec(&buffer[..length]).unwrap()
-    };
-    assert_eq!(data(&ask("127.0.0.1:0", "debian.org.").await), [RData::A(A(Ipv4Addr::new(198, 18, 0, 1)))]);
-    assert_eq!(data(&ask("127.0.0.1:0", "alpha.lab.p2p.").await), [RData::A(A(HOST))]);
-    assert_eq!(ask("127.0.0.2:0", "debian.org.").await.metadata.response_code, ResponseCode::Refused, "another host");
-    task.abort();
+async fn the_letters_of_a_question_come_back_as_they_were() {
+    let mut query = Message::query();
+    query.add_query(Query::query(Name::from_ascii("aLpHa.lAB.p2P.").unwrap(), RecordType::A));
+    let bytes = query.to_vec().unwrap();
+    let reply = resolver().answer(&bytes, &Table).await;
+    assert_eq!(reply[12..bytes.len()], bytes[12..]);
+}
+
+#[tokio::test]
+async fn parts_of_the_way_to_our_addresses_exist_and_have_no_records() {
+    for name in ["77.10.in-addr.arpa.", "0.77.10.in-addr.arpa.", "7.7.d.f.ip6.arpa."] {
+        let reply = ask(name, RecordType::NS).await;
+        let expected = if name.contains("ip6") { ResponseCode::Refused } else { ResponseCode::NoError };
+        assert_eq!((reply.metadata.response_code, reply.answers.len()), (expected, 0), "{name}");
+    }
 }
 
 proptest! {

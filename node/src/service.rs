@@ -17,6 +17,8 @@ const UNIT: &str = "p2pvm.service";
 const UNIT_FILES: [&str; 2] = ["/usr/lib/systemd/system/p2pvm.service", "/lib/systemd/system/p2pvm.service"];
 /// The state directory that the unit is for.
 pub const STATE_DIR: &str = "/var/lib/p2pvm";
+/// The daemon's last sentence is among these lines of its log.
+const LAST_LINES: usize = 20;
 /// What of a log file is read at most, bytes.
 const LOG_BYTES: u64 = 256 << 10;
 
@@ -32,7 +34,22 @@ pub fn manages(layout: &Layout) -> bool {
 /// Starts the unit, and lets it start at boot.
 pub async fn start() -> Outcome<()> {
     systemctl(&["enable", "--quiet", UNIT]).await?;
-    systemctl(&["restart", UNIT]).await
+    let Err(failure) = systemctl(&["restart", UNIT]).await else { return Ok(()) };
+    Err(own_words().await.unwrap_or(failure))
+}
+
+/// Why the daemon ended, in its own words and with its own exit code: systemctl says only that it did.
+async fn own_words() -> Option<Failure> {
+    let words = ["show", "--property", "ExecMainStatus", "--value", UNIT];
+    let output = Command::new("systemctl").args(words).stdin(Stdio::null()).output().await.ok()?;
+    let kind = Kind::of_exit_code(String::from_utf8_lossy(&output.stdout).trim().parse().ok()?)?;
+    let sentence = last_sentence(&journal(LAST_LINES).await)?;
+    Some(Failure::new(kind, format!("the daemon did not start: {sentence}")))
+}
+
+/// What the program said last before it ended, in the journal's lines.
+fn last_sentence(journal: &str) -> Option<String> {
+    journal.lines().rev().find_map(|line| Some(line.split_once("]: p2pvm: ")?.1.to_owned()))
 }
 
 /// Runs systemctl.
@@ -76,6 +93,14 @@ async fn file_tail(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_daemons_last_sentence_is_found_in_the_journal() {
+        let journal = "2026-01-01T00:00:00+0000 attic p2pvm[7]: p2pvm: first\n2026-01-01T00:00:01+0000 attic p2pvm[9]: p2pvm: no TUN: why\n\
+            2026-01-01T00:00:01+0000 attic systemd[1]: p2pvm.service: Main process exited";
+        assert_eq!(last_sentence(journal).as_deref(), Some("no TUN: why"));
+        assert_eq!(last_sentence("2026-01-01T00:00:01+0000 attic systemd[1]: Starting p2pvm"), None);
+    }
 
     #[tokio::test]
     async fn the_end_of_a_log_is_read_whatever_is_in_it() {

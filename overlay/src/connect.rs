@@ -306,8 +306,8 @@ impl Shared {
 
     fn candidates(&self) -> Vec<Candidate> {
         let inner = self.plane.inner();
-        let local = inner.local_addresses.load();
-        let local = local.iter().map(|ip| Candidate { kind: CandidateKind::Local, addr: SocketAddr::new(*ip, inner.udp.port()) });
+        let view = inner.underlay.view();
+        let local = view.local.iter().map(|ip| Candidate { kind: CandidateKind::Local, addr: SocketAddr::new(*ip, inner.udp.port()) });
         let state = self.state();
         let aside = state.reflexive_aside.filter(|(_, at)| inner.is_aside() && at.elapsed() < escape::LOOK_LIFE);
         let reflexive = state.reflexive.into_iter().chain(aside.map(|(addr, _)| addr));
@@ -354,12 +354,19 @@ impl Shared {
     }
 
     fn remember(&self, member: MemberId, whereabouts: &Whereabouts) {
-        let now = Instant::now();
+        let (now, outside) = (Instant::now(), self.outside(whereabouts));
         let mut state = self.state();
-        let before = state.known.insert(member, (now, whereabouts.clone()));
-        if before.is_some_and(|(_, before)| before.differs(whereabouts)) {
+        let before = state.known.insert(member, (now, outside.clone()));
+        if before.is_some_and(|(_, before)| before.differs(&outside)) {
             state.retries.begin_anew(member, now + dial::RETRY);
         }
+    }
+
+    /// What a member says of itself without the addresses that lead through tunnels of this machine: another network of both.
+    fn outside(&self, whereabouts: &Whereabouts) -> Whereabouts {
+        let (view, mut whereabouts) = (self.plane.inner().underlay.view(), whereabouts.clone());
+        whereabouts.candidates.retain(|candidate| !view.is_inside(&candidate.addr.ip()));
+        whereabouts
     }
 
     /// Whether this side keeps the NAT mappings of a direct link alive: one of the two is enough, as the other answers.
@@ -400,9 +407,9 @@ impl Shared {
         self.remember(member, whereabouts);
         self.choose_port(member, whereabouts);
         if self.knows_enough_to_punch(whereabouts.nat) {
-            return self.punch_now(member, whereabouts);
+            return self.punch_now(member, &self.outside(whereabouts));
         }
-        let (shared, whereabouts) = (self.clone(), whereabouts.clone());
+        let (shared, whereabouts) = (self.clone(), self.outside(whereabouts));
         tokio::spawn(async move {
             shared.mapping_known().await;
             if shared.state().nat == NatKind::Counting {
@@ -439,12 +446,12 @@ impl Shared {
 
     /// Whether all of this host's own addresses are of the kind that NATs hide.
     fn local_is_private(&self) -> bool {
-        self.plane.inner().local_addresses.load().iter().all(nat::is_private)
+        self.plane.inner().underlay.view().local.iter().all(nat::is_private)
     }
 
     fn punch_now(&self, member: MemberId, whereabouts: &Whereabouts) {
         let inner = self.plane.inner();
-        let usable = |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip()) && !inner.is_host(&addr.ip());
+        let usable = |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip());
         let candidates = whereabouts.candidates.iter().take(MAX_CANDIDATES).filter(|c| usable(&c.addr));
         let (guessed, told): (Vec<&Candidate>, Vec<&Candidate>) = candidates.partition(|c| c.kind == CandidateKind::Predicted);
         let (allowed, now) = (self.may_reach(whereabouts), Instant::now());
@@ -483,7 +490,7 @@ impl Shared {
         match request {
             Request::Where => Ok(Answer::Here(self.whereabouts())),
             Request::Knock(to, id) => examine::knock(self, to, id),
-            Request::KnockElsewhere(to, id) => examine::knock_elsewhere(&self.ports, to, id).await,
+            Request::KnockElsewhere(to, id) => examine::knock_elsewhere(self, to, id).await,
             Request::Link(whereabouts, handshake) => {
                 if self.plane.path(from).is_some_and(|info| matches!(info.path, Path::Direct(_))) {
                     self.doubted.notify_one();

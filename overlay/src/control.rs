@@ -14,8 +14,10 @@ mod find;
 mod gate;
 mod host;
 mod join;
+mod lookup;
 mod mapped;
 pub mod names;
+mod outside;
 mod shared;
 mod streams;
 mod wire;
@@ -28,12 +30,13 @@ use crate::{
     id::{MemberId, RingAddr, UnixTime},
     identity::{Identity, KeyPair, LinkKey},
     membership::{Admission, Certificate, Issuer, NetworkConfig, Refusal, Revocation, Target, Trust},
+    underlay::Underlay,
 };
 use async_trait::async_trait;
 use book::Book;
 use door::Door;
 use driver::Driver;
-use libp2p::Multiaddr;
+use libp2p::{Multiaddr, multiaddr::Protocol};
 use shared::{Command, Shared};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -42,11 +45,13 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
-use wire::Contact;
+use wire::{Contact, GOSSIP_SERVICE, Gossip};
 
 /// Streams served at the same time; more wait, in a queue of [`INCOMING`].
 const SERVED_AT_ONCE: usize = 512;
 const INCOMING: usize = 256;
+/// A member that leaves waits so long for the others to hear of it.
+const FAREWELL: Duration = Duration::from_secs(1);
 const PEER_CACHE: &str = "peers.json";
 /// The ring has about 2·2 near and log2 n far neighbours and some shortcuts: 64 is beyond any network of ours.
 pub const MAX_RING_NEIGHBOURS: usize = 64;
@@ -79,6 +84,9 @@ pub struct ControlConfig {
     pub admission: Arc<dyn Admission>,
     /// Up to so many members keep a connection each to each; beyond, everyone keeps a few ([`FULL_MESH`]).
     pub full_mesh: usize,
+    /// Which addresses lie behind tunnels of this machine: they are not told, dialled or answered
+    /// ([`crate::plane::Plane::underlay`]).
+    pub underlay: Underlay,
 }
 
 impl ControlConfig {
@@ -105,6 +113,7 @@ impl ControlConfig {
             issuer_key: None,
             admission,
             full_mesh: FULL_MESH,
+            underlay: Underlay::default(),
         }
     }
 }
@@ -180,7 +189,7 @@ impl Control {
         if config.certificate.member() != me {
             return Err(ControlError::NotAMember(Refusal::NotYours));
         }
-        let key = host::keypair(&config.identity).map_err(|e| ControlError::Host(e.to_string()))?;
+        let key = host::keypair(&config.identity).map_err(|e| ControlError::Host(p2pvm_host::chain(&e)))?;
         let book = Book::load(&config.state_dir.join(PEER_CACHE), &config.trust, me, config.full_mesh);
         let contact = Contact::sign(&config.identity, config.certificate.clone(), Vec::new(), false, 0);
         let root = config.issuer_key.as_ref().map(|k| KeyPair::from_seed(&k.seed()));
@@ -188,9 +197,9 @@ impl Control {
         let door = Arc::new(door);
         let (incoming, streams) = mpsc::channel(INCOMING);
         let (commands, requests) = mpsc::channel(INCOMING);
-        let mut swarm = host::build(key, door.clone(), incoming).map_err(ControlError::Host)?;
+        let mut swarm = host::build(key, door.clone(), incoming, &config.underlay).map_err(ControlError::Host)?;
         listen(&mut swarm, &config.listen_on, config.listen_port)?;
-        let shared = Arc::new(Shared::new(me, door.clone(), book, commands, config.full_mesh));
+        let shared = Arc::new(Shared::new(me, door.clone(), book, commands, config.full_mesh, config.underlay));
         door.set_household(shared.clone());
         let parse = |addresses: &[String]| addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok()).collect::<Vec<_>>();
         let known = (parse(&config.bootstrap), parse(&config.public_addresses));
@@ -209,6 +218,14 @@ impl Control {
     /// The multiaddresses, with `/p2p/`, that this node listens on.
     pub fn listen_addrs(&self) -> Vec<String> {
         self.shared.listening.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The port that this node listens at, once it does.
+    pub fn listen_port(&self) -> Option<u16> {
+        let port = |address: Multiaddr| {
+            address.iter().find_map(|part| if let Protocol::Udp(port) | Protocol::Tcp(port) = part { Some(port) } else { None })
+        };
+        self.listen_addrs().iter().filter_map(|a| a.parse().ok()).find_map(port)
     }
 
     /// The multiaddresses, with `/p2p/`, that this node tells others: what an invite should name.
@@ -292,6 +309,19 @@ impl Control {
         neighbours.retain(|m| *m != self.shared.me);
         neighbours.truncate(MAX_RING_NEIGHBOURS);
         *self.shared.ring_neighbours.write().unwrap_or_else(PoisonError::into_inner) = neighbours;
+    }
+
+    /// Tells all connected members that this one leaves the network: they show it no more.
+    pub async fn farewell(&self) {
+        let (told, contact) = oneshot::channel();
+        if self.shared.commands.send(Command::Farewell(told)).await.is_err() {
+            return;
+        }
+        let Ok(contact) = contact.await else { return };
+        let Ok(body) = postcard::to_stdvec(&Gossip { contacts: vec![contact], revocations: Vec::new() }) else { return };
+        let telling = self.shared.connected().into_iter().map(|member| self.shared.call(member, GOSSIP_SERVICE, body.clone(), FAREWELL));
+        // Who does not hear it hears it from the others.
+        futures::future::join_all(telling).await;
     }
 
     /// Ends the host after writing the peer cache.

@@ -19,12 +19,21 @@ const PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis
 /// Answers of each kind kept: a scan of a subnet's names must not eat memory.
 const MAX_KEPT: usize = 4096;
 
+/// How long after it has run out an answer serves on where the records cannot be read.
+const STALE: Duration = Duration::from_secs(24 * 3600);
+
 struct Kept<K, V>(Mutex<HashMap<K, (Instant, Option<V>)>>);
 
 impl<K: Eq + Hash + Clone, V: Clone> Kept<K, V> {
     fn get(&self, key: &K) -> Option<Option<V>> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.get(key).filter(|(ends, _)| *ends > Instant::now()).map(|(_, value)| value.clone())
+    }
+
+    /// What was known last, if it was anything.
+    fn stale(&self, key: &K) -> Option<V> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(key).filter(|(ends, _)| ends.elapsed() < STALE).and_then(|(_, value)| value.clone())
     }
 
     fn set(&self, key: K, value: Option<V>) {
@@ -80,18 +89,26 @@ impl Names for CachedNames {
         if let Some(known) = self.forward.get(&key) {
             return Ok(known);
         }
-        let found = persist(|| self.inner.forward(kind, label)).await?;
-        self.forward.set(key, found.clone());
-        Ok(found)
+        match persist(|| self.inner.forward(kind, label)).await {
+            Ok(found) => {
+                self.forward.set(key, found.clone());
+                Ok(found)
+            }
+            Err(why) => self.forward.stale(&key).map(Some).ok_or(why),
+        }
     }
 
     async fn reverse(&self, ip: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
         if let Some(known) = self.reverse.get(&ip) {
             return Ok(known);
         }
-        let found = persist(|| self.inner.reverse(ip)).await?;
-        self.reverse.set(ip, found.clone());
-        Ok(found)
+        match persist(|| self.inner.reverse(ip)).await {
+            Ok(found) => {
+                self.reverse.set(ip, found.clone());
+                Ok(found)
+            }
+            Err(why) => self.reverse.stale(&ip).map(Some).ok_or(why),
+        }
     }
 }
 
@@ -143,5 +160,33 @@ mod tests {
             assert!(names.reverse(ip(9)).await.is_err());
         }
         assert_eq!(asked(), 2 * (PAUSES.len() + 1));
+    }
+
+    /// Knows everybody until it is cut off.
+    #[derive(Default)]
+    struct CutOff(std::sync::atomic::AtomicBool);
+
+    #[async_trait]
+    impl Names for CutOff {
+        async fn forward(&self, _: NameKind, _: &str) -> Result<Option<Named>, Unavailable> {
+            Err(Unavailable("no quorum".into()))
+        }
+
+        async fn reverse(&self, _: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
+            if self.0.load(Ordering::Relaxed) { Err(Unavailable("no quorum".into())) } else { Ok(Some((NameKind::Host, "a".into()))) }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_known_serves_on_where_nothing_can_be_looked_up() {
+        let inner = Arc::new(CutOff::default());
+        let names = CachedNames::new(inner.clone());
+        let ip = IpAddr::from([10, 0, 0, 1]);
+        let known = names.reverse(ip).await.unwrap();
+        inner.0.store(true, Ordering::Relaxed);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(names.reverse(ip).await.unwrap(), known);
+        tokio::time::advance(STALE).await;
+        assert!(names.reverse(ip).await.is_err());
     }
 }

@@ -1,78 +1,312 @@
-//! Passes a question that is not about the network on to the name servers that the host had before ours, and gives their
-//! answer back as it came. For the host's own programs only: no open resolver for the other members.
+//! Passes a question that is not about the network on: about another network of this machine to that one's resolver, about
+//! anything else to the name servers that the host had before ours. Their answer is given back as it came. For the host's own
+//! programs only: no open resolver for the other members.
 //!
-//! Each question leaves from a port of its own (RFC 5452 §10), and an answer counts only from the server asked, with the
-//! question's id and text.
+//! The servers are asked in the host's order, the next one when one refuses, fails or takes long. That one does not answer at all
+//! is remembered for a while, so that not every question waits for it: it is then asked along with the others until it answers.
+//! Servers of one host may know different names (the first a company's own), so what a later one does not know counts only when
+//! the earlier ones have had their time.
+//!
+//! Each question leaves from a port of its own (RFC 5452 §10), and an answer counts only from the server asked, with the question's
+//! id and text. Questions alike are asked once at a time: a program that asks us and is our server too gets no circle going.
 
+use super::wire::{self, Carrier};
+use hickory_proto::rr::Name;
+use p2pvm_host::names::{Forwarder, Neighbour};
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, PoisonError, RwLock},
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
-use tokio::net::UdpSocket;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UdpSocket},
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 
-/// A stub resolver asks again, or another server, after five seconds: two servers fit.
-const TIMEOUT: Duration = Duration::from_millis(2200);
-const MAX_ANSWER_BYTES: usize = 4096;
-const HEADER_BYTES: usize = 12;
+/// How long programs wait (resolv.conf(5), `timeout`), less a moment to tell them.
+const LIMIT: Duration = Duration::from_millis(4500);
+/// A server that has not answered by then has company: the next one is asked too.
+const STEP: Duration = Duration::from_millis(400);
+/// A server that has not answered by then is taken for dead.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a dead server is not waited for.
+const REST: Duration = Duration::from_secs(30);
+/// A datagram may be lost: it is sent again after each of these.
+const AGAIN: [Duration; 3] = [Duration::from_millis(900), Duration::from_millis(1600), Duration::from_secs(2)];
 
-/// The servers that other questions go to; clones share them.
+type Answer = Option<Arc<Vec<u8>>>;
+
+/// Whom other questions go to, and what is known of them; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Upstream(Arc<RwLock<Vec<SocketAddr>>>);
+pub struct Upstream(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    servers: RwLock<Vec<SocketAddr>>,
+    neighbours: RwLock<Vec<Neighbour>>,
+    /// Servers that did not answer, and when.
+    dead: Mutex<HashMap<SocketAddr, Instant>>,
+    /// Questions that are being asked.
+    running: Mutex<HashMap<(Vec<u8>, Carrier), watch::Receiver<Option<Answer>>>>,
+    stuck: AtomicBool,
+}
+
+impl Forwarder for Upstream {
+    fn lead(&self, servers: Vec<SocketAddr>, neighbours: Vec<Neighbour>) {
+        *self.0.neighbours.write().unwrap_or_else(PoisonError::into_inner) = neighbours;
+        self.set(servers);
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.0.stuck.load(Ordering::Relaxed)
+    }
+}
+
+/// What one server said.
+enum Said {
+    /// An answer that counts.
+    Knows(Vec<u8>),
+    /// There is nothing of that name or type.
+    Nothing(Vec<u8>),
+    /// It cannot or does not want to tell.
+    Fails(Vec<u8>),
+    /// It is not there, or does not answer.
+    Gone,
+}
 
 impl Upstream {
     /// Replaces the servers.
     pub fn set(&self, servers: Vec<SocketAddr>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = servers;
+        let mut current = self.0.servers.write().unwrap_or_else(PoisonError::into_inner);
+        if *current != servers {
+            // Another network: what was dead there may live here.
+            self.dead().clear();
+            *current = servers;
+        }
     }
 
     /// The servers.
     pub fn get(&self) -> Vec<SocketAddr> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.servers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn dead(&self) -> MutexGuard<'_, HashMap<SocketAddr, Instant>> {
+        self.0.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The resolver of another network of this machine, if the name is that one's.
+    fn neighbour(&self, name: &Name) -> Option<SocketAddr> {
+        let address = name.parse_arpa_name().ok().map(|net| (net.addr(), net.prefix_len()));
+        let neighbours = self.0.neighbours.read().unwrap_or_else(PoisonError::into_inner);
+        let knows = |neighbour: &&Neighbour| {
+            let zone = Name::from_ascii(&neighbour.domain).map(|mut zone| {
+                zone.set_fqdn(true);
+                zone
+            });
+            zone.is_ok_and(|zone| zone.zone_of(name))
+                || address.is_some_and(|(ip, length)| {
+                    neighbour.subnets.iter().any(|(first, bits)| length >= *bits && starts_alike(*first, ip, *bits))
+                })
+        };
+        neighbours.iter().find(knows).map(|neighbour| neighbour.server)
+    }
+
+    /// The answer to a question about `name`, by whoever knows; none if nobody answers.
+    pub(super) async fn ask(&self, name: &Name, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
+        let key = (wire::question_key(query)?, carrier);
+        let (sender, receiver) = watch::channel(None);
+        let earlier = {
+            let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let earlier = running.get(&key).cloned();
+            if earlier.is_none() {
+                running.insert(key.clone(), receiver);
+            }
+            earlier
+        };
+        let answer = match earlier {
+            // Its asker may have gone, then there is none.
+            Some(mut earlier) => timeout(LIMIT, earlier.wait_for(Option::is_some)).await.ok()?.ok()?.clone().flatten(),
+            None => {
+                let _asking = Asking { shared: &self.0, key };
+                let answer = self.ask_servers(name, query, carrier).await.map(Arc::new);
+                sender.send_replace(Some(answer.clone()));
+                answer
+            }
+        };
+        wire::as_asked(answer?.as_ref().clone(), query)
+    }
+
+    async fn ask_servers(&self, name: &Name, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
+        if let Some(server) = self.neighbour(name) {
+            return match ask_one(server, query, carrier).await {
+                Said::Knows(answer) | Said::Nothing(answer) | Said::Fails(answer) => Some(answer),
+                Said::Gone => None,
+            };
+        }
+        let answer = self.ask_in_order(query, carrier).await;
+        self.0.stuck.store(answer.is_none(), Ordering::Relaxed);
+        answer
+    }
+
+    /// Servers in order; then those that rest; and which of the latter are due to be tried again.
+    fn order(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>, Vec<SocketAddr>) {
+        let servers = self.get();
+        let dead = self.dead();
+        let (resting, alive): (Vec<_>, Vec<_>) = servers.into_iter().partition(|server| dead.contains_key(server));
+        let due = resting.iter().filter(|server| dead.get(server).is_some_and(|since| since.elapsed() >= REST)).copied().collect();
+        (alive, resting, due)
+    }
+
+    async fn ask_in_order(&self, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
+        let (alive, resting, due) = self.order();
+        let began = Instant::now();
+        let mut running = JoinSet::new();
+        let ask = |running: &mut JoinSet<(usize, Said)>, place: usize, server: SocketAddr| {
+            let (upstream, query) = (self.clone(), query.to_vec());
+            running.spawn(async move { (place, upstream.ask_and_remember(server, &query, carrier).await) });
+        };
+        // They are not waited for: what they say makes them count again.
+        let mut aside = JoinSet::new();
+        for server in due {
+            ask(&mut aside, usize::MAX, server);
+            self.dead().insert(server, Instant::now());
+        }
+        aside.detach_all();
+        let mut next = alive.iter().chain(&resting).copied().enumerate();
+        let mut pending: Vec<usize> = Vec::new();
+        let (mut nothing, mut failed): (Option<(usize, Vec<u8>)>, Option<Vec<u8>>) = (None, None);
+        let mut more = next.next();
+        let mut step = began;
+        let found = loop {
+            if let Some((place, server)) = more.filter(|_| Instant::now() >= step || pending.is_empty()) {
+                ask(&mut running, place, server);
+                pending.push(place);
+                more = next.next();
+                step = Instant::now() + STEP;
+            }
+            if pending.is_empty() && more.is_none() {
+                break None;
+            }
+            // What a later server does not know counts once the earlier ones had their time.
+            let until = if nothing.is_some() { began + PATIENCE } else { began + LIMIT };
+            let wake = if more.is_some() { until.min(step) } else { until };
+            match tokio::time::timeout_at(wake, running.join_next()).await {
+                Ok(Some(Ok((place, said)))) => {
+                    pending.retain(|asked| *asked != place);
+                    match said {
+                        Said::Knows(answer) => break Some(answer),
+                        Said::Nothing(answer) if nothing.as_ref().is_none_or(|(earlier, _)| place < *earlier) => {
+                            nothing = Some((place, answer));
+                        }
+                        Said::Fails(answer) => failed = Some(answer),
+                        Said::Nothing(_) | Said::Gone => {}
+                    }
+                    step = Instant::now();
+                }
+                Ok(_) => {}
+                Err(_) if Instant::now() >= until => break None,
+                Err(_) => {}
+            }
+            if let Some((place, _)) = &nothing
+                && !pending.iter().any(|earlier| earlier < place && *earlier < alive.len())
+            {
+                break None;
+            }
+        };
+        // They go on until it is known whether they answer at all.
+        running.detach_all();
+        found.or(nothing.map(|(_, answer)| answer)).or(failed)
+    }
+
+    /// Asks one server and keeps in mind whether it answers at all.
+    async fn ask_and_remember(&self, server: SocketAddr, query: &[u8], carrier: Carrier) -> Said {
+        let asked = ask_one(server, query, carrier);
+        tokio::pin!(asked);
+        let said = match timeout(PATIENCE, &mut asked).await {
+            Ok(said) => said,
+            Err(_) => {
+                self.dead().insert(server, Instant::now());
+                timeout(LIMIT.saturating_sub(PATIENCE), asked).await.unwrap_or(Said::Gone)
+            }
+        };
+        if !matches!(said, Said::Gone) {
+            self.dead().remove(&server);
+        }
+        said
     }
 }
 
-/// The answer of the first server that gives one.
-pub(super) async fn ask(servers: &[SocketAddr], query: &[u8]) -> Option<Vec<u8>> {
-    for server in servers {
-        if let Ok(Some(answer)) = tokio::time::timeout(TIMEOUT, ask_one(*server, query)).await {
-            return Some(answer);
+/// Takes a question off the list of those that are being asked, however its asking ends.
+struct Asking<'a> {
+    shared: &'a Shared,
+    key: (Vec<u8>, Carrier),
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+fn starts_alike(a: IpAddr, b: IpAddr, bits: u8) -> bool {
+    match (a, b) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= u32::from(bits),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= u32::from(bits),
+        _ => false,
+    }
+}
+
+async fn ask_one(server: SocketAddr, query: &[u8], carrier: Carrier) -> Said {
+    let asked = match carrier {
+        Carrier::Udp => by_datagram(server, query).await,
+        Carrier::Tcp => timeout(LIMIT, by_stream(server, query)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+    };
+    match asked {
+        Ok(answer) => match wire::code(&answer) {
+            0 if wire::has_answers(&answer) || wire::is_cut(&answer) => Said::Knows(answer),
+            0 | 3 => Said::Nothing(answer),
+            _ => Said::Fails(answer),
+        },
+        Err(_) => Said::Gone,
+    }
+}
+
+async fn by_datagram(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
+    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    for pause in AGAIN {
+        socket.send(query).await?;
+        let end = Instant::now() + pause;
+        while let Ok(received) = tokio::time::timeout_at(end, socket.recv(&mut buffer)).await {
+            let length = received?;
+            if wire::answers(&buffer[..length], query) {
+                buffer.truncate(length);
+                return Ok(buffer);
+            }
         }
     }
-    None
+    Err(io::ErrorKind::TimedOut.into())
 }
 
-async fn ask_one(server: SocketAddr, query: &[u8]) -> Option<Vec<u8>> {
-    let any = if server.is_ipv4() { SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)) } else { SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)) };
-    let socket = UdpSocket::bind(any).await.ok()?;
-    socket.connect(server).await.ok()?;
-    socket.send(query).await.ok()?;
-    let mut buffer = vec![0; MAX_ANSWER_BYTES];
-    loop {
-        let length = socket.recv(&mut buffer).await.ok()?;
-        if answers(&buffer[..length], query) {
-            buffer.truncate(length);
-            return Some(buffer);
-        }
-    }
+async fn by_stream(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    let length = u16::try_from(query.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    stream.write_all(&[&length.to_be_bytes()[..], query].concat()).await?;
+    let mut answer = vec![0; usize::from(stream.read_u16().await?)];
+    stream.read_exact(&mut answer).await?;
+    if wire::answers(&answer, query) { Ok(answer) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
-/// Where the only question of a message ends.
-fn question_end(message: &[u8]) -> Option<usize> {
-    let mut at = HEADER_BYTES;
-    loop {
-        match usize::from(*message.get(at)?) {
-            0 => return Some(at + 5).filter(|end| *end <= message.len()),
-            length @ 1..=63 => at += 1 + length,
-            // A question's name is not compressed: there is nothing before it.
-            _ => return None,
-        }
-    }
-}
-
-fn answers(answer: &[u8], query: &[u8]) -> bool {
-    let Some(end) = question_end(query) else { return false };
-    let is_response = answer.get(2).is_some_and(|flags| flags & 0x80 != 0);
-    let same_question = answer.get(HEADER_BYTES..end).is_some_and(|q| q.eq_ignore_ascii_case(&query[HEADER_BYTES..end]));
-    is_response && answer[..2] == query[..2] && same_question
-}
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;

@@ -6,8 +6,8 @@ use super::{
     print::{self, ms, or_dash},
 };
 use crate::{api::types::NetCheckView, failure::Outcome};
-use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use p2pvm_overlay::portmap::{self, Offers};
+pub use p2pvm_overlay::underlay::local_addresses;
 use std::net::IpAddr;
 
 /// The part of the page that needs no daemon.
@@ -22,23 +22,6 @@ pub fn of_machine(local: &[IpAddr], router: &Offers) -> NetCheckView {
         ipv6: local.iter().any(|ip| matches!(ip, IpAddr::V6(v6) if v6.segments()[0] & 0xe000 == 0x2000)),
         ..NetCheckView::default()
     }
-}
-
-/// Addresses of interfaces that are up, but for loopback and link-local ones.
-pub fn local_addresses() -> Vec<IpAddr> {
-    let up = |flags: InterfaceFlags| flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK);
-    let interfaces = getifaddrs().into_iter().flatten().filter(|i| up(i.flags));
-    let addresses = interfaces.filter_map(|i| {
-        let address = i.address?;
-        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-    });
-    addresses
-        .filter(|ip| match ip {
-            IpAddr::V4(v4) => !v4.is_link_local(),
-            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
-        })
-        .collect()
 }
 
 pub(super) async fn run(context: &Context) -> Outcome<()> {

@@ -5,7 +5,10 @@ mod admission;
 mod ask;
 mod book;
 pub mod changes;
+mod clocks;
 mod dashboard;
+mod health;
+mod interface;
 mod kept;
 mod load;
 pub mod lock;
@@ -16,6 +19,7 @@ mod netcheck;
 mod notify;
 mod policy;
 mod ports;
+mod proof;
 mod reach;
 mod resolver;
 mod ring;
@@ -29,6 +33,7 @@ use crate::{
     cli::UpArgs,
     config::Config,
     failure::{Doing, Failure, Kind, Outcome},
+    guardian::Guardian,
     layout::Layout,
     membership::{self, Membership},
     succession, traces,
@@ -39,13 +44,16 @@ use book::Book;
 use kept::Kept;
 use manager::Manager;
 pub use notify::Notifier;
-use p2pvm_dhcp::{Addresses, Names, Resolver, Subject, dns::CachedNames};
+use p2pvm_dhcp::{
+    Addresses, Names, Resolver, Subject,
+    dns::{CachedNames, HostResolver},
+};
 use p2pvm_dht::{
     Dht, DhtOptions, Records,
     store::SledStore,
     votes::{Voter, VoterLog, Votes},
 };
-use p2pvm_host::Board;
+use p2pvm_host::{Board, Keeper, SocketPath, Wanted, owner, tun::try_tun};
 use p2pvm_overlay::{
     Fabric, MemberId,
     connect::{ConnectOptions, Connector, Papers},
@@ -74,6 +82,7 @@ use std::{
     future::IntoFuture,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -150,7 +159,8 @@ pub struct Daemon {
     manager: Arc<Manager>,
     policies: Arc<Policies>,
     subnets: Arc<Subnets>,
-    integration: Arc<Integration>,
+    keeper: Arc<Keeper>,
+    integration: Integration,
     began: Instant,
     times: Arc<Mutex<api::types::StartTimes>>,
     stop: watch::Sender<bool>,
@@ -165,6 +175,8 @@ pub struct Daemon {
     _ring: RingDriver,
     _clocks: ClockExchange,
     ask: OnceLock<AskAll>,
+    /// One round of proofs at a time.
+    proving: tokio::sync::Mutex<()>,
 }
 
 /// Runs the daemon in the foreground until it is told to stop.
@@ -179,6 +191,11 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
     config.link_port = up.link_port.unwrap_or(config.link_port);
     config.accel = up.accel.clone().unwrap_or(config.accel);
     let lock = lock::DaemonLock::take(layout)?;
+    // The control plane goes on without a port that it does not get, and would be reached by nobody. Not a refusal: tried again later
+    // it may be free.
+    crate::preflight::free_ports(config.port, config.link_port).map_err(|failure| Failure::new(Kind::Failed, failure.message))?;
+    // Before anything is changed or opened: it is to have none of it.
+    let guardian = Guardian::start(layout)?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG").unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().doing("cannot start")?;
@@ -187,7 +204,10 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
         serve(layout, config, membership::load(layout)?, began).await
     });
     runtime.shutdown_timeout(Duration::from_secs(2));
-    if !outcome? {
+    // After a failure the guardian undoes what may be left, when the last thread of this process has gone.
+    let again = outcome?;
+    guardian.goodbye();
+    if !again {
         return Ok(());
     }
     // The same process, so that a service manager sees one service; every descriptor but the log's closes with the program.
@@ -229,14 +249,18 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     }
     tracing::info!("stopping; guests run on");
     told.say("STOPPING=1");
+    // While it still answers: nobody is led to a resolver that is not there.
+    daemon.integration.end().await;
     drop(tasks);
     daemon.parts.connector.close().await;
     daemon.host.halt();
     daemon.subnets.close().await;
-    daemon.integration.end().await;
     if let Some(exporter) = &daemon.exporter {
         exporter.close().await;
     }
+    let keeper = daemon.keeper.clone();
+    // It waits for other programs (nft), which end soon or are ended.
+    let _ = tokio::task::spawn_blocking(move || keeper.close()).await;
     changes::undo(layout);
     daemon.parts.plane.shutdown();
     daemon.parts.control.shutdown().await;
@@ -249,16 +273,58 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     }
 }
 
+/// A way to a socket whose path may be longer than an address holds.
+fn within(path: &Path) -> Outcome<SocketPath> {
+    SocketPath::to(path).doing(format_args!("opening the directory of {}", path.display()))
+}
+
 fn listen(layout: &Layout) -> Outcome<UnixListener> {
     let path = layout.socket();
     // Ours alone by the lock: a socket that is there is a dead daemon's.
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).doing(format_args!("opening {}", path.display()))?;
+    let listener = UnixListener::bind(within(&path)?.path()).doing(format_args!("opening {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).doing("restricting the socket")?;
     Ok(listener)
 }
 
-async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
+/// What is wanted of this machine's kernel for the network, before any subnet is offered or accepted.
+fn wanted(parts: &Parts, config: &Config) -> Wanted {
+    let port = |address: &String| address.split_once("/udp/")?.1.split('/').next()?.parse().ok();
+    let control_port = match config.port {
+        0 => parts.control.listen_addrs().iter().find_map(port).unwrap_or(0),
+        port => port,
+    };
+    let subnet = parts.network.subnet;
+    Wanted {
+        device: config.device.clone(),
+        network: parts.network.id.to_string(),
+        link_port: parts.plane.udp_port(),
+        control_port,
+        overlay: Some(p2pvm_host::Net::new(subnet.addr, subnet.prefix)),
+        open_firewalls: config.firewall == "auto",
+        ..Wanted::default()
+    }
+}
+
+/// Waits until the interface of a daemon that is just ending is gone; anybody else's is a reason not to start.
+async fn free_device(name: &str, network: &NetworkConfig) -> Outcome<()> {
+    let began = Instant::now();
+    loop {
+        let whose = match owner::owner(name).doing("looking at this machine's interfaces")? {
+            owner::Owner::Nobody | owner::Owner::Waiting => return Ok(()),
+            owner::Owner::Network(mark) if mark.network == network.id.to_string() => "another daemon of this network".to_owned(),
+            owner::Owner::Network(mark) => format!("the p2pvm network {}", mark.network),
+            owner::Owner::Other(kind) => format!("another program ({kind})"),
+        };
+        if began.elapsed() > PORT_PATIENCE {
+            let name_another = "choose another name with device = \"...\" in node.toml";
+            return Err(Failure::refused(format!("the interface {name} is there already and belongs to {whose}: {name_another}")));
+        }
+        tokio::time::sleep(PORT_PATIENCE / 50).await;
+    }
+}
+
+async fn start_plane(identity: &Identity, config: &Config, network: &NetworkConfig, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
     let began = Instant::now();
     loop {
         let settings = PlaneConfig {
@@ -268,13 +334,31 @@ async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<
             device: config.device.clone(),
             mtu: MTU,
             traffic: config.traffic,
+            network: network.id.to_string(),
+            control_port: config.port,
         };
         match Plane::start(settings, events.clone()) {
             Err(plane::Error::Bind { cause, .. }) if cause.kind() == std::io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE => {
                 tokio::time::sleep(PORT_PATIENCE / 50).await;
             }
+            Err(error @ plane::Error::Tun { .. }) => {
+                let help = try_tun().err().map_or_else(String::new, |trouble| format!("; {trouble}: {}", trouble.remedy()));
+                return Err(error)
+                    .doing("starting the packet plane")
+                    .map_err(|failure| Failure::new(failure.kind, failure.message + &help));
+            }
             started => return started.doing("starting the packet plane"),
         }
+    }
+}
+
+/// Any port was asked for: the interface's mark names the one that it came to be.
+async fn tell_control_port(control: Arc<Control>, plane: Plane) {
+    for _ in 0..100 {
+        if let Some(port) = control.listen_port() {
+            return plane.set_control_port(port);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -287,8 +371,9 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let times = Arc::new(Mutex::new(api::types::StartTimes::default()));
 
     let has_bootstrap = !bootstrap.is_empty();
+    free_device(&config.device, &network).await?;
     let (plane_events, from_plane) = mpsc::channel(1024);
-    let plane = start_plane(&identity, &config, plane_events).await?;
+    let plane = start_plane(&identity, &config, &network, plane_events).await?;
 
     let trust = Arc::new(Trust::load(network.id, &layout.revocations()).doing("reading revocations")?);
     let control = Control::start(ControlConfig {
@@ -305,6 +390,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         public_addresses: config.public_addresses(),
         map_port: config.upnp && config.reachable_at.is_empty(),
         full_mesh: config.full_mesh,
+        underlay: plane.underlay(),
     })
     .await
     .map_err(|e| match e {
@@ -320,6 +406,9 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let time = NetworkTime::of_process();
     time.note_signed(network.created.max(certificate.issued()));
     let clocks = ClockExchange::start(fabric.clone(), time);
+    if config.port == 0 {
+        tokio::spawn(tell_control_port(control.clone(), plane.clone()));
+    }
 
     let store = Arc::new(SledStore::open(&layout.tables()).doing("opening the node's tables")?);
     let records = Dht::start(fabric.clone(), store, DhtOptions::default());
@@ -362,10 +451,13 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         has_bootstrap,
     });
     let policies = Policies::start(parts.clone(), founder);
-    let subnets = Subnets::open(parts.clone(), policies.clone(), layout, &config.device, config.multicast)?;
+    let bare = wanted(&parts, &config);
+    let keeper = Keeper::start(bare.clone(), changes::journal(layout), parts.board.clone()).doing("watching this machine's network")?;
+    let keeper = Arc::new(keeper);
+    let subnets = Subnets::open(parts.clone(), policies.clone(), layout, (keeper.clone(), bare), config.multicast)?;
     let resolver =
         Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);
-    let integration = Arc::new(Integration::new(layout, &config, &parts.network, resolver.upstream().clone()));
+    let integration = Integration::start(layout, &config, &parts.network, resolver.upstream(), parts.board.clone())?;
     let reach = Reach::start(parts.clone(), Kept::new(layout.lease()));
     let ports = Ports::new(parts.clone(), reach.clone(), resolver.clone());
 
@@ -404,6 +496,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         manager,
         policies,
         subnets,
+        keeper,
         integration,
         began,
         times,
@@ -416,6 +509,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         _ring: ring_driver,
         _clocks: clocks,
         ask: OnceLock::new(),
+        proving: tokio::sync::Mutex::default(),
     });
     daemon.answer_questions();
     let mut tasks = daemon.spawn(ports, resolver, control_events, from_plane, config.autonomic);
@@ -467,9 +561,15 @@ impl Daemon {
         tasks.spawn(async move { reach.resolve_all(wanted).await });
         let reach = self.reach.clone();
         tasks.spawn(async move { reach.keep_address().await });
-        let reach = self.reach.clone();
-        let integration = self.integration.clone();
-        tasks.spawn(async move { reach.serve_names(resolver, integration).await });
+        let (reach, parts) = (self.reach.clone(), &self.parts);
+        let host = HostResolver {
+            resolver,
+            names: parts.names.clone(),
+            network: parts.network.id.to_string(),
+            own_name: format!("{}.{}", parts.certificate.name().to_ascii_lowercase(), parts.domain()),
+            keeper: self.integration.keeper(),
+        };
+        tasks.spawn(async move { reach.serve_names(host).await });
         let policies = self.policies.clone();
         tasks.spawn(async move { policies.run().await });
         let subnets = self.subnets.clone();
@@ -490,6 +590,9 @@ impl Daemon {
         }
         let daemon = self.clone();
         tasks.spawn(async move { daemon.serve_members().await });
+        tasks.spawn(self.clone().keep_proving());
+        tasks.spawn(clocks::watch(self.parts.clone()));
+        tasks.spawn(interface::watch(self.parts.clone()));
         tasks.spawn(twins::run(self.clone()));
         tasks
     }

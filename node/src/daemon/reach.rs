@@ -4,12 +4,13 @@
 //! What members tell each other are the signed address records themselves, the same that the DHT keeps: a
 //! record proves that its owner says so, and the epoch in it says which of two is newer.
 
-use super::{Parts, kept::Kept, resolver::Integration};
-use crate::failure::{Doing, Failure, Outcome};
+use super::{Parts, kept::Kept};
+use crate::failure::{Doing, Outcome};
 use async_trait::async_trait;
 use futures::{StreamExt, stream::FuturesUnordered};
-use p2pvm_dhcp::{Addresses, Lease, Resolver, address_key};
+use p2pvm_dhcp::{Addresses, Lease, address_key, dns::HostResolver};
 use p2pvm_dht::Record;
+use p2pvm_host::Repeated;
 use p2pvm_overlay::{
     Epoch, MemberId, Serve,
     network_time::NetworkTime,
@@ -18,7 +19,7 @@ use p2pvm_overlay::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -80,6 +81,8 @@ pub struct Reach {
     /// When each address was last told to be stale.
     told_stale: Mutex<HashMap<IpAddr, Instant>>,
     on_stale: OnceLock<OnStale>,
+    /// Why there is no address yet.
+    wanting: Mutex<Option<String>>,
     /// A member has connected.
     met: Notify,
     kept: Kept,
@@ -96,6 +99,7 @@ impl Reach {
             claimed: watch::channel(None).0,
             told_stale: Mutex::default(),
             on_stale: OnceLock::new(),
+            wanting: Mutex::default(),
             met: Notify::new(),
             kept,
         });
@@ -106,6 +110,17 @@ impl Reach {
     /// This host's lease, once claimed.
     pub fn lease(&self) -> watch::Receiver<Option<Lease>> {
         self.lease.subscribe()
+    }
+
+    /// Why there is no address yet, if there is none and that is known.
+    pub fn wanting(&self) -> Option<String> {
+        let said = self.wanting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let alone = self.parts.has_bootstrap && self.parts.fabric().connected().is_empty();
+        said.or_else(|| alone.then(|| "it reaches no other member of the network".to_owned()))
+    }
+
+    fn want(&self, why: Option<String>) {
+        *self.wanting.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// How long the claim of the address took.
@@ -186,24 +201,24 @@ impl Reach {
             }
         }
         self.gather().await;
-        let (mut said, mut pause) = (String::new(), CLAIM_RETRY.0);
+        let (mut trouble, mut pause) = (Repeated::new(), CLAIM_RETRY.0);
         loop {
             let claimed = self.claim().await;
             let lease = match claimed {
                 Ok(lease) => lease,
                 Err(failure) => {
-                    // Once for each reason, not for each try.
-                    let why = failure.to_string();
-                    if why != said {
-                        tracing::warn!(%failure, "no address yet");
-                        said = why;
+                    if let Some(times) = trouble.again(&failure.message) {
+                        tracing::warn!(%failure, times, "no address yet");
                     }
+                    self.want(Some(failure.message));
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(CLAIM_RETRY.1);
                     continue;
                 }
             };
-            (said, pause) = (String::new(), CLAIM_RETRY.0);
+            trouble.over();
+            pause = CLAIM_RETRY.0;
+            self.want(None);
             self.hold(lease).await;
             tracing::warn!("another member holds this host's address by rule: claiming another");
             self.let_go();
@@ -255,6 +270,7 @@ impl Reach {
 
     /// Renews the lease for as long as it is ours.
     async fn hold(&self, mut lease: Lease) {
+        let mut trouble = Repeated::new();
         let mut renewed = Instant::now();
         let (mut steps, mut anew) = (NetworkTime::of_process().steps(), false);
         loop {
@@ -272,9 +288,15 @@ impl Reach {
                         self.kept.set(&lease).await;
                         (renewed, anew) = (Instant::now(), false);
                         self.publish(&[IpAddr::V4(lease.v4), IpAddr::V6(self.parts.network.member_v6(self.parts.me()))]).await;
+                        trouble.over();
                     }
                     Err(p2pvm_dhcp::Error::Lost { .. }) => return,
-                    Err(error) => tracing::warn!(%error, "the address is not renewed yet"),
+                    Err(error) => {
+                        let why = p2pvm_host::chain(&error);
+                        if let Some(times) = trouble.again(&why) {
+                            tracing::warn!(why, times, "the address is not renewed yet");
+                        }
+                    }
                 }
             } else if let Ok(false) = self.addresses().check(&lease).await {
                 return;
@@ -409,8 +431,8 @@ impl Reach {
         }
     }
 
-    /// Serves names on this host's own address while it has one. This host's programs are sent here once there are answers.
-    pub async fn serve_names(&self, resolver: Resolver, integration: Arc<Integration>) {
+    /// Serves names on this host while it has an address. Its programs are led here once there are answers.
+    pub async fn serve_names(&self, host: HostResolver) {
         let mut lease = self.lease();
         loop {
             let Some(v4) = lease.borrow_and_update().as_ref().map(|l| l.v4) else {
@@ -419,28 +441,15 @@ impl Reach {
                 }
                 continue;
             };
-            match tokio::net::UdpSocket::bind(SocketAddr::from((v4, 53))).await {
-                Ok(socket) => {
-                    let (names, mut claimed) = (self.parts.names.clone(), self.claimed());
-                    let use_it = async {
-                        if claimed.wait_for(Option::is_some).await.is_ok() {
-                            integration.hold(v4).await;
-                        }
-                    };
-                    tokio::select! {
-                        () = use_it => {}
-                        ended = p2pvm_dhcp::dns::serve(socket, resolver.clone(), names) => {
-                            if let Err(error) = ended { tracing::warn!(%error, "the resolver ended; starting it again"); }
-                        }
-                        changed = lease.wait_for(|l| l.as_ref().is_none_or(|l| l.v4 != v4)) => match changed {
-                            Ok(_) => continue,
-                            Err(_) => return,
-                        },
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "names are not served on this host"),
+            let mut claimed = self.claimed();
+            let ready = async move { drop(claimed.wait_for(Option::is_some).await) };
+            tokio::select! {
+                () = host.run(v4, ready) => {}
+                changed = lease.wait_for(|l| l.as_ref().is_none_or(|l| l.v4 != v4)) => if changed.is_err() { return },
             }
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            if let Some(keeper) = &host.keeper {
+                keeper.want(None);
+            }
         }
     }
 
@@ -449,10 +458,7 @@ impl Reach {
         let lease = self.lease.borrow().clone();
         let Some(lease) = lease else { return Ok(()) };
         self.kept.forget();
-        self.addresses()
-            .release(self.parts.identity.keys(), &lease)
-            .await
-            .map_err(|e| Failure::new(crate::failure::Kind::Failed, e.to_string()))
+        self.addresses().release(self.parts.identity.keys(), &lease).await.doing("giving the address back")
     }
 }
 

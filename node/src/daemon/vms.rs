@@ -38,7 +38,7 @@ impl From<Error> for Failure {
             Error::Peer { source: p2pvm_overlay::FabricError::TimedOut(..), .. } => Kind::TimedOut,
             _ => Kind::Failed,
         };
-        Failure::new(kind, error.to_string())
+        Failure::new(kind, p2pvm_host::chain(&error))
     }
 }
 
@@ -152,6 +152,9 @@ impl Daemon {
 
     /// Defines a VM here.
     pub async fn create_vm(&self, r: CreateVm, reporter: &Reporter) -> Outcome<Value> {
+        if r.start {
+            crate::preflight::for_guests()?;
+        }
         let image = if r.image.starts_with('/') {
             ImageSource::File(PathBuf::from(&r.image))
         } else {

@@ -97,7 +97,7 @@ fn sources() -> String {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut text = String::new();
-    for part in ["overlay", "dht", "dhcp", "snapshot-sync", "vm-manager", "autonomic", "console", "node"] {
+    for part in ["host", "overlay", "dht", "dhcp", "snapshot-sync", "vm-manager", "autonomic", "console", "node"] {
         add(&root.join(part).join("src"), &mut text);
     }
     let breaks = regex::Regex::new(r"\\\n\s*").expect("the pattern is sound");

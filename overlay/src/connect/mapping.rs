@@ -14,9 +14,9 @@ const UNKNOWN: Duration = Duration::from_secs(5);
 
 /// Whether others can use a mapping: its outside address is public and, where others have seen ours, the same. A home router
 /// behind a carrier's NAT maps ports of an address that nobody reaches.
-fn is_of_use(mapping: &Mapping, reflexive: Option<IpAddr>) -> bool {
+fn is_of_use(shared: &Shared, mapping: &Mapping, reflexive: Option<IpAddr>) -> bool {
     let outside = mapping.external().ip();
-    !is_private(&outside) && reflexive.is_none_or(|seen| seen == outside)
+    !is_private(&outside) && !shared.plane.inner().underlay.is_inside(&outside) && reflexive.is_none_or(|seen| seen == outside)
 }
 
 /// Whether there is a NAT, or likely one: as long as no member has said what it sees, a machine with private addresses only asks too.
@@ -40,10 +40,10 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         let wanted = wants(&shared, nat);
         if wanted {
             let inner = shared.plane.inner();
-            let local: Vec<IpAddr> = inner.local_addresses.load().to_vec();
+            let local: Vec<IpAddr> = inner.underlay.view().local.clone();
             // Nothing that was mapped for an address which we no longer have is renewed.
             let renewed = match held.take() {
-                Some(mapping) if is_of_use(&mapping, reflexive) => mapping.renew().await,
+                Some(mapping) if is_of_use(&shared, &mapping, reflexive) => mapping.renew().await,
                 _ => None,
             };
             held = match renewed {
@@ -51,7 +51,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
                 None => portmap::map(&local, inner.udp.port()).await,
             };
         }
-        let usable = held.as_ref().filter(|mapping| wanted && is_of_use(mapping, reflexive));
+        let usable = held.as_ref().filter(|mapping| wanted && is_of_use(&shared, mapping, reflexive));
         {
             let mut state = shared.state();
             let mapped = usable.map(Mapping::external);

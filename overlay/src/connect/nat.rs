@@ -160,7 +160,7 @@ async fn servers(shared: &Arc<Shared>) -> Vec<Server> {
 
 /// One round: the members asked that should have answered, and what those who did saw.
 async fn round(shared: &Arc<Shared>) -> (BTreeSet<MemberId>, Vec<Seen>) {
-    let local = shared.plane.inner().local_addresses.load_full();
+    let local = shared.plane.inner().underlay.view().local.clone();
     let servers = servers(shared).await;
     let (mut asking, mut asked) = (JoinSet::new(), BTreeSet::new());
     for v4 in [true, false] {
@@ -310,7 +310,7 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
         let asked = !should_answer.is_empty();
         rounds = rounds.saturating_add(u32::from(asked));
         silent = if asked && seen.is_empty() && is_blocked(&shared, should_answer).await { silent + 1 } else { 0 };
-        let (local, port) = (shared.plane.inner().local_addresses.load_full(), shared.plane.inner().udp.port());
+        let (local, port) = (shared.plane.inner().underlay.view().local.clone(), shared.plane.inner().udp.port());
         let of = |v4: bool| -> Vec<_> { seen.iter().filter(|s| s.server.is_ipv4() == v4).map(|s| (s.server, s.mapped)).collect() };
         let (four, six) = (of(true), of(false));
         let let_through = |addr| shared.is_let_through(addr);
@@ -364,7 +364,7 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
 
 /// Keeps what a round showed; the kind that stands now.
 fn note(shared: &Shared, mut kind: NatKind, kind6: NatKind, reflexive: Option<SocketAddr>, telling: usize) -> NatKind {
-    let local = shared.plane.inner().local_addresses.load_full();
+    let local = shared.plane.inner().underlay.view().local.clone();
     let mut state = shared.state();
     let before = state.nat;
     // One member alone cannot tell a symmetric NAT from a cone: what two have shown stands.

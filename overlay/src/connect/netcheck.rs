@@ -85,7 +85,7 @@ impl Connector {
     /// Looks at everything. Takes up to three seconds where the router answers nothing.
     pub async fn netcheck(&self) -> NetCheck {
         let shared = &self.shared;
-        let local = shared.plane.inner().local_addresses.load().to_vec();
+        let local = shared.plane.inner().underlay.view().local.clone();
         // Whoever has said nothing lately is asked whether it lives, so that the page is true when it is read.
         let (router, ()) = tokio::join!(portmap::offers(&local), shared.plane.look_at_silent(LOOK_LIMIT));
         let (links, connected) = (shared.plane.peers(), shared.fabric.connected());

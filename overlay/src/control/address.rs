@@ -1,6 +1,6 @@
 //! Multiaddresses and peer ids, and which of them are worth telling others.
 
-use crate::{id::MemberId, membership::NetworkConfig, plane::packet::is_site_local};
+use crate::{id::MemberId, membership::NetworkConfig, plane::packet::is_site_local, underlay::View};
 use libp2p::{Multiaddr, PeerId, identity, multiaddr::Protocol, swarm::dial_opts::DialOpts};
 use std::{
     collections::BTreeMap,
@@ -89,9 +89,12 @@ pub fn is_public(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether it may be told and dialled: no address inside the overlay itself, which would carry the
-/// overlay's own connections in circles, and none that means another machine on each machine.
-pub fn is_usable(address: &Multiaddr, network: &NetworkConfig) -> bool {
+/// Whether it may be told and dialled: no address inside the overlay itself or another network of this machine, which would
+/// carry the overlay's own connections in circles, and none that means another machine on each machine.
+pub fn is_usable(address: &Multiaddr, network: &NetworkConfig, view: &View) -> bool {
+    if ip_of(address).is_some_and(|ip| view.is_inside(&ip)) {
+        return false;
+    }
     match ip_of(address) {
         Some(IpAddr::V4(ip)) => !network.subnet.contains(ip) && !ip.is_unspecified() && !ip.is_multicast(),
         Some(IpAddr::V6(ip)) => {

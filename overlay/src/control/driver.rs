@@ -11,7 +11,7 @@ mod roam;
 
 use super::{
     ControlEvent,
-    address::{ip_of, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, relay_of, split_peer},
+    address::{ip_of, is_public, is_quic, is_relayed, member_of, peer_of, relay_of, split_peer},
     door::{DoorError, Proved},
     gate::GateEvent,
     host::{Host, InsideEvent},
@@ -123,6 +123,10 @@ pub struct Driver {
     relaying: BTreeSet<PeerId>,
     publish_at: Option<Instant>,
     published: (Vec<String>, bool),
+    /// This member has said farewell.
+    has_left: bool,
+    /// The peer cache that cannot be written.
+    unsaved: p2pvm_host::Repeated,
     /// A contact of ours that came back is newer than the last one told: a clock of ours was ahead once. The next is newer still.
     overtaken: Option<u64>,
     bootstrap_at: Instant,
@@ -163,6 +167,8 @@ impl Driver {
             relaying: BTreeSet::new(),
             publish_at: Some(now + PUBLISH_DELAY),
             published: (Vec::new(), false),
+            has_left: false,
+            unsaved: p2pvm_host::Repeated::new(),
             overtaken: None,
             bootstrap_at: now,
             started: now,
@@ -218,6 +224,7 @@ impl Driver {
                 // Who asked may have been ended.
                 let _ = done.send(());
             }
+            Command::Farewell(told) => drop(told.send(self.farewell())),
             Command::Shutdown(_) => {}
         }
     }
@@ -287,7 +294,6 @@ impl Driver {
     }
 
     fn addresses_of(&self, member: MemberId) -> Vec<Multiaddr> {
-        let network = &self.shared.door.network;
         let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
         let me = *self.swarm.local_peer_id();
         let told = book.get(member).into_iter().flat_map(|c| &c.addresses).filter_map(|a| a.parse::<Multiaddr>().ok());
@@ -296,7 +302,7 @@ impl Driver {
         let mut addresses: Vec<Multiaddr> = Vec::new();
         // Another home numbers its machines alike: an address that is this node's own leads nowhere else.
         let is_own = |address: &Multiaddr| self.swarm.listeners().any(|own| own == address);
-        for address in told.chain(given).filter(|a| is_usable(a, network) && relay_of(a) != Some(me) && !is_own(a)) {
+        for address in told.chain(given).filter(|a| self.shared.is_usable(a) && relay_of(a) != Some(me) && !is_own(a)) {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -459,7 +465,7 @@ impl Driver {
         let attempt = self.attempts.entry(member).or_default();
         attempt.failures = attempt.failures.max(5);
         attempt.not_before = Some(Instant::now() + LAST_BACKOFF);
-        if let DoorError::TurnedDown(Refusal::Revoked, revocations) = error {
+        if let DoorError::TurnedDown(Refusal::Revoked, revocations, _) = error {
             self.on_gossip(None, Gossip { contacts: Vec::new(), revocations });
         }
         self.give_up(member);
@@ -568,8 +574,13 @@ impl Driver {
 
     fn save_book(&mut self) {
         let saved = self.shared.book.write().unwrap_or_else(PoisonError::into_inner).save();
-        if let Err(e) = saved {
-            tracing::warn!("the peer cache cannot be written: {e}");
+        match saved {
+            Ok(()) => drop(self.unsaved.over()),
+            Err(e) => {
+                if let Some(times) = self.unsaved.again(&e.to_string()) {
+                    tracing::warn!(times, "the peer cache cannot be written: {e}");
+                }
+            }
         }
     }
 }

@@ -4,10 +4,11 @@
 use super::{
     door::Door,
     gate::Gated,
-    names,
+    lookup::Lookup,
+    outside::Outside,
     streams::{Carried, Streams},
 };
-use crate::identity::Identity;
+use crate::{identity::Identity, underlay::Underlay};
 use libp2p::{
     PeerId, Swarm, SwarmBuilder, Transport, autonat,
     core::{ConnectedPoint, muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
@@ -96,7 +97,7 @@ fn keepalive(me: PeerId) -> Duration {
 }
 
 /// A connection of its own to each remote peer.
-type Connection = (PeerId, StreamMuxerBox);
+pub type Connection = (PeerId, StreamMuxerBox);
 
 /// Lets no dial succeed that reached another peer than the address names. The swarm checks that too, but of the one connection
 /// only that was made first: then a stranger that answers at one address, as where two homes number their machines alike, ends
@@ -125,24 +126,27 @@ fn over_quic(key: &identity::Keypair) -> Boxed<Connection> {
     transport.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).and_then(only_whom_it_names).boxed()
 }
 
-/// Builds the swarm of a node behind `door`. Streams that others open go to `incoming`.
+/// Builds the swarm of a node behind `door`, which stays out of the tunnels that `underlay` knows. Streams that others open go to
+/// `incoming`.
 ///
 /// # Errors
 /// What the transports say, as text.
-pub fn build(key: identity::Keypair, door: Arc<Door>, incoming: mpsc::Sender<(PeerId, Carried)>) -> Result<Swarm<Host>, String> {
-    let (tcp, quic) = (over_tcp(&key).map_err(|e| e.to_string())?, over_quic(&key));
-    let (name_servers, lookups) = names::servers();
+pub fn build(
+    key: identity::Keypair,
+    door: Arc<Door>,
+    incoming: mpsc::Sender<(PeerId, Carried)>,
+    underlay: &Underlay,
+) -> Result<Swarm<Host>, String> {
+    let tcp = Outside::new(over_tcp(&key).map_err(|e| p2pvm_host::chain(&e))?, underlay.clone());
+    let quic = Outside::new(over_quic(&key), underlay.clone());
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_other_transport(|_| tcp)
-        .map_err(|e| e.to_string())?
-        .with_other_transport(|_| quic)
-        .map_err(|e| e.to_string())?
-        .with_dns_config(name_servers, lookups)
+        .with_other_transport(|_| Lookup::before(tcp.boxed(), quic.boxed()))
+        .map_err(|e| p2pvm_host::chain(&e))?
         .with_relay_client(noise::Config::new, yamux::Config::default)
-        .map_err(|e| e.to_string())?
+        .map_err(|e| p2pvm_host::chain(&e))?
         .with_behaviour(|key, relay_client| Gated::new(inside(key, relay_client, incoming), door))
-        .map_err(|e| e.to_string())?;
+        .map_err(|e| p2pvm_host::chain(&e))?;
     let swarm = builder.with_swarm_config(|config| {
         config
             // The driver closes what is superfluous.

@@ -7,7 +7,7 @@
 //! carrier's NAT, leads nowhere and is not told.
 
 use super::{
-    address::{ip_of, is_loopback, is_public, is_quic, is_usable},
+    address::{ip_of, is_loopback, is_public, is_quic},
     shared::{Command, Shared},
 };
 use crate::portmap::{self, Mapping};
@@ -82,7 +82,8 @@ impl WayIn {
                 }
                 (false, None) => None,
             };
-            let usable = held.as_ref().map(Mapping::external).filter(|outside| is_public(outside.ip()));
+            let usable =
+                held.as_ref().map(Mapping::external).filter(|outside| is_public(outside.ip()) && shared.is_usable(&multiaddr(*outside)));
             if usable != told {
                 tracing::info!(outside = ?usable, protocol = ?held.as_ref().map(Mapping::protocol), "the router lets others in");
                 let (done, published) = oneshot::channel();
@@ -129,7 +130,7 @@ fn own_addresses(shared: &Shared) -> Own {
     for address in listening.iter().filter_map(|a| a.parse::<Multiaddr>().ok()) {
         let port = address.iter().find_map(|part| if let Protocol::Udp(port) = part { Some(port) } else { None });
         let Some((ip @ IpAddr::V4(_), port)) = ip_of(&address).zip(port) else { continue };
-        if is_quic(&address) && !is_loopback(&address) && is_usable(&address, &shared.door.network) {
+        if is_quic(&address) && !is_loopback(&address) && shared.is_usable(&address) {
             own.ips.push(ip);
             own.port = port;
         }

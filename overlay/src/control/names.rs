@@ -8,26 +8,36 @@ use hickory_resolver::{
     TokioResolver,
     config::{NameServerConfig, ResolverConfig, ResolverOpts},
     net::{NetError, runtime::TokioRuntimeProvider},
-    system_conf::read_system_conf,
+    proto::rr::Name,
 };
+use p2pvm_host::names::text;
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// A server that has not answered by then is asked again, or another is: a datagram may be lost.
 const TRY: Duration = Duration::from_secs(2);
 /// So long programs wait for a name (resolv.conf(5), `timeout`).
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The host's name servers. Without any the one on this host is asked (resolv.conf(5)): that there is none is no reason
-/// to do without the members, whose addresses are known.
-pub(super) fn servers() -> (ResolverConfig, ResolverOpts) {
-    read_system_conf().unwrap_or_else(|error| {
-        tracing::debug!(%error, "/etc/resolv.conf names no name server");
-        let here = NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into());
-        (ResolverConfig::from_parts(None, Vec::new(), vec![here]), ResolverOpts::default())
-    })
+/// The host's name servers but for p2pvm's own resolvers, which would only ask the others. Without any the one on this host is asked
+/// (resolv.conf(5)): that there is none is no reason to do without the members, whose addresses are known.
+fn servers() -> (ResolverConfig, ResolverOpts) {
+    let text = fs::read(RESOLV_CONF).unwrap_or_else(|error| {
+        tracing::debug!(%error, "no list of name servers");
+        Vec::new()
+    });
+    let original = text::parse(&text).original;
+    let named = text::name_servers(&original).into_iter().filter(|server| server.scope.is_none());
+    let mut servers: Vec<NameServerConfig> = named.map(|server| NameServerConfig::udp_and_tcp(server.ip)).collect();
+    if servers.is_empty() {
+        servers.push(NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into()));
+    }
+    let search = text::search(&original).iter().filter_map(|domain| Name::from_utf8(domain).ok()).collect();
+    (ResolverConfig::from_parts(None, search, servers), ResolverOpts::default())
 }
 
 /// The addresses of `host`, which is a name or an address. The host's files are read each time: they change where a machine moves.
@@ -57,7 +67,7 @@ mod tests {
         mount::{MsFlags, mount},
         sched::{CloneFlags, unshare},
     };
-    use std::{fs, thread};
+    use std::thread;
 
     /// Runs `test` where `/etc` holds these files only; false if that needs root.
     fn with_etc(files: &[(&str, &str)], test: impl FnOnce() + Send) -> bool {
@@ -100,10 +110,32 @@ mod tests {
     #[test]
     fn a_host_without_a_name_server_asks_its_own() {
         for files in [&[][..], &[("resolv.conf", "search lan\n")]] {
-            with_etc(files, || {
-                let (config, _) = servers();
-                assert_eq!(config.name_servers().iter().map(|server| server.ip).collect::<Vec<_>>(), [IpAddr::from(Ipv4Addr::LOCALHOST)]);
-            });
+            with_etc(files, || assert_eq!(asked(), [IpAddr::from(Ipv4Addr::LOCALHOST)]));
         }
+    }
+
+    fn asked() -> Vec<IpAddr> {
+        servers().0.name_servers().iter().map(|server| server.ip).collect()
+    }
+
+    #[test]
+    fn our_own_resolver_is_not_asked_and_a_change_of_servers_counts_at_once() {
+        let block = text::Block {
+            id: "x/p2pvm0".into(),
+            server: Ipv4Addr::new(127, 77, 0, 1),
+            domain: "lab.p2p".into(),
+            subnets: vec![],
+            made: None,
+        };
+        let with_ours = |original: &str, alone| {
+            let parsed = text::Parsed { original: original.into(), blocks: vec![block.clone()] };
+            String::from_utf8(text::render(&parsed, alone)).unwrap()
+        };
+        let listed = with_ours("nameserver 192.0.2.1\nsearch lan\n", true);
+        with_etc(&[("resolv.conf", &listed)], || {
+            assert_eq!(asked(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+            fs::write(RESOLV_CONF, with_ours("nameserver 192.0.2.2\nbut what is this\n", false)).unwrap();
+            assert_eq!(asked(), ["192.0.2.2".parse::<IpAddr>().unwrap()]);
+        });
     }
 }

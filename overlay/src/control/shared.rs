@@ -3,6 +3,7 @@
 
 use super::{
     ControlEvent, PeerStatus,
+    address::is_usable,
     book::Book,
     door::{Door, Household},
     find::Found,
@@ -18,10 +19,11 @@ use crate::{
     identity::LinkKey,
     lookup::{Density, NAMED},
     membership::{Certificate, Refusal, Revocation},
+    underlay::Underlay,
 };
 use async_trait::async_trait;
 use futures::{AsyncReadExt, AsyncWriteExt};
-use libp2p::swarm::ConnectionId;
+use libp2p::{Multiaddr, swarm::ConnectionId};
 use std::{
     collections::{BTreeMap, HashMap},
     io,
@@ -74,6 +76,8 @@ pub enum Command {
         /// Answered when members can be told.
         done: oneshot::Sender<()>,
     },
+    /// This member leaves the network: its last contact, which says that it is to be found nowhere.
+    Farewell(oneshot::Sender<Contact>),
     /// Say goodbye and end.
     Shutdown(oneshot::Sender<()>),
 }
@@ -98,6 +102,8 @@ pub struct Shared {
     pub commands: mpsc::Sender<Command>,
     /// Up to so many members everyone stays connected to everyone.
     pub full_mesh: usize,
+    /// Which addresses lie behind tunnels of this machine.
+    pub underlay: Underlay,
     /// Whom the ring wants connected, in a larger network.
     pub ring_neighbours: RwLock<Vec<MemberId>>,
     /// How far apart members lie, as lookups learn it.
@@ -112,7 +118,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(me: MemberId, door: Arc<Door>, book: Book, commands: mpsc::Sender<Command>, full_mesh: usize) -> Self {
+    pub fn new(me: MemberId, door: Arc<Door>, book: Book, commands: mpsc::Sender<Command>, full_mesh: usize, underlay: Underlay) -> Self {
         Self {
             me,
             door,
@@ -123,6 +129,7 @@ impl Shared {
             events: broadcast::channel(256).0,
             commands,
             full_mesh,
+            underlay,
             ring_neighbours: RwLock::default(),
             density: Mutex::default(),
             found: Found::default(),
@@ -131,6 +138,11 @@ impl Shared {
             handlers: RwLock::default(),
             acceptors: Mutex::default(),
         }
+    }
+
+    /// Whether an address may be told and dialled.
+    pub fn is_usable(&self, address: &Multiaddr) -> bool {
+        is_usable(address, &self.door.network, &self.underlay.view())
     }
 
     pub fn set_handler(&self, service: &'static str, handler: Arc<dyn Serve>) {
@@ -167,7 +179,9 @@ impl Shared {
     pub fn peers(&self) -> Vec<PeerStatus> {
         let online = self.online.read().unwrap_or_else(PoisonError::into_inner).clone();
         let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-        let mut members: Vec<MemberId> = book.iter().map(Contact::member).chain(online.keys().copied()).filter(|m| *m != self.me).collect();
+        // Who has left says so in its last contact; it stays in the book so that no older one takes its place.
+        let there = book.iter().filter(|contact| !contact.is_farewell()).map(Contact::member);
+        let mut members: Vec<MemberId> = there.chain(online.keys().copied()).filter(|m| *m != self.me).collect();
         members.sort_unstable();
         members.dedup();
         let status = |member: MemberId| PeerStatus {

@@ -229,8 +229,10 @@ impl Inner {
     pub fn try_paths(&self, member: MemberId, paths: impl IntoIterator<Item = Path>) {
         let (peer, now) = (self.peer(member), Instant::now());
         {
-            let mut known = peer.paths();
-            paths.into_iter().for_each(|path| known.add(path, now));
+            let (mut known, view) = (peer.paths(), self.underlay.view());
+            // Never a tunnel through a tunnel.
+            let is_outside = |path: &Path| !matches!(path, Path::Direct(to) if view.is_inside(&to.ip()));
+            paths.into_iter().filter(is_outside).for_each(|path| known.add(path, now));
             known.tick(now, self.activity(&peer));
         }
         self.run_paths(&peer, now);

@@ -66,6 +66,7 @@ impl Udp {
         // Larger than net.core.[rw]mem_max is cut to it; a small buffer costs speed, never truth.
         let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
         let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+        crate::underlay::mark(&socket);
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         socket.set_nonblocking(true)?;

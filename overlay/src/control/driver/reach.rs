@@ -4,7 +4,7 @@
 use super::{Driver, PUBLISH_DELAY};
 use crate::{
     control::{
-        address::{ip_of, is_loopback, is_public, is_quic, is_relayed, is_usable, member_of, peer_of, split_peer},
+        address::{ip_of, is_loopback, is_public, is_quic, is_relayed, member_of, peer_of, split_peer},
         mapped,
         wire::{Contact, Gossip, MAX_ADDRESSES},
     },
@@ -37,12 +37,22 @@ impl Driver {
     }
 
     pub(super) fn is_reachable(&self) -> bool {
-        self.swarm.external_addresses().any(|a| !is_relayed(a))
+        self.swarm.external_addresses().any(|a| !is_relayed(a) && self.shared.is_usable(a))
+    }
+
+    /// Signs this member's last contact, after which it publishes no other.
+    pub(super) fn farewell(&mut self) -> Contact {
+        self.has_left = true;
+        let told = self.shared.door.contact().map(|c| c.seq);
+        let seq = next_number(told.max(self.overtaken));
+        Contact::sign(&self.identity, self.certificate.clone(), Vec::new(), false, seq)
     }
 
     pub(super) fn publish(&mut self) {
+        if self.has_left {
+            return;
+        }
         let me = *self.swarm.local_peer_id();
-        let network = &self.shared.door.network;
         let all: Vec<Multiaddr> = self
             .swarm
             .external_addresses()
@@ -52,7 +62,7 @@ impl Driver {
                 (short, Some(peer)) if peer == me => short,
                 _ => a,
             })
-            .filter(|a| is_usable(a, network))
+            .filter(|a| self.shared.is_usable(a))
             .collect();
         let only_loopback = all.iter().all(is_loopback);
         let mut addresses: Vec<String> = Vec::new();
@@ -111,7 +121,7 @@ impl Driver {
     pub(super) fn relay_address(&self, relay: PeerId) -> Option<Multiaddr> {
         let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
         let told = book.get(member_of(&relay)?)?.addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok());
-        let public = told.filter(|a| !is_relayed(a) && ip_of(a).is_some_and(is_public)).max_by_key(is_quic);
+        let public = told.filter(|a| !is_relayed(a) && self.shared.is_usable(a) && ip_of(a).is_some_and(is_public)).max_by_key(is_quic);
         public.or_else(|| self.best_link(&relay).map(|l| split_peer(l.address.clone()).0))
     }
 }

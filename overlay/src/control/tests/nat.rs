@@ -179,3 +179,43 @@ fn six_idle_members_send_and_receive_less_than_a_kilobyte_per_second_each() {
     println!("idle: {per_node} B/s sent and received by each of {NODES} members; {kib} KiB resident each");
     assert!(per_node < 1000, "{per_node} B/s");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_address_behind_a_tunnel_of_this_machine_is_told_dialled_or_answered() {
+    let mut namespaces = Namespaces::new();
+    namespaces.add("u1");
+    namespaces.add("u2");
+    namespaces.link(("u1", "198.18.1.1/24"), ("u2", "198.18.1.2/24"));
+    // What another network's tunnel looks like on both machines.
+    let (one, two) = (Namespaces::name("u1"), Namespaces::name("u2"));
+    sh(&format!("ip link add p2pvm1 netns {one} type veth peer name p2pvm1 netns {two}"));
+    for (name, n) in [("u1", 1), ("u2", 2)] {
+        let alias = "ip link set p2pvm1 alias \"p2pvm/1 network=other link=5002 control=5001\"";
+        inside(name, &format!("{alias}; ip addr add 10.88.0.{n}/16 dev p2pvm1; ip link set p2pvm1 up"));
+    }
+    let world = World::new(1);
+    let anywhere: Vec<IpAddr> = vec![Ipv4Addr::UNSPECIFIED.into()];
+    let start = async |name: &'static str, namespace: &'static str, port: u16, bootstrap: Vec<String>| {
+        let identity = Identity::generate();
+        let certificate = world.certify(&identity, name, false);
+        let config = world.config(identity, certificate, bootstrap);
+        start_in(namespace, ControlConfig { listen_on: anywhere.clone(), listen_port: port, ..config }).await
+    };
+    let first = start("first", "u1", 7001, Vec::new()).await;
+    eventually("it knows its addresses", || first.contact_addrs().len() >= 2).await;
+    let told = [first.contact_addrs(), first.listen_addrs()].concat();
+    assert!(told.iter().all(|address| !address.contains("10.88.")), "{told:?}");
+    let outer = first.contact_addrs();
+    let inner: Vec<String> = outer.iter().map(|address| address.replace("198.18.1.1", "10.88.0.1")).collect();
+
+    let dialler = start("dialler", "u2", 7002, inner.clone()).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(dialler.connected().is_empty(), "it has dialled through the tunnel");
+    // A machine that does not know its own tunnel for one: it is not let in.
+    inside("u2", "ip link set p2pvm1 alias \"\"");
+    let caller = start("caller", "u2", 7003, inner).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(caller.connected().is_empty() && first.connected().is_empty(), "it was let in through the tunnel");
+    let other = start("other", "u2", 7004, outer).await;
+    meshed(&[&first, &other]).await;
+}

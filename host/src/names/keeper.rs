@@ -1,0 +1,428 @@
+//! Keeps this machine's programs finding the network's names, whatever manages its name servers and however that changes.
+//!
+//! One thread looks at the whole scene whenever something in it changes, and every few seconds: is systemd-resolved alive, and
+//! told of us; does the list of name servers lead to it, and if not, does it begin with ours. Then it asks as programs do
+//! ([`super::proof`]) and writes on the board what does not work. Nothing is remembered that could be looked at instead, so
+//! that it does not matter who changed what, when, or how often.
+
+use super::{
+    file,
+    proof::{self, Outside},
+    scene::{self, Places, Resolved, Scene},
+    text::{self, Block, NameServer},
+    watch::Watch,
+};
+use crate::{Board, Finding, links};
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::{
+        fd::AsFd,
+        unix::{fs::MetadataExt, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// The area of the board that is the keeper's.
+pub const AREA: &str = "names";
+/// How often everything is looked at though nothing seems to have changed: not every file system tells of changes.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// The same while something does not work.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How long what was found wrong must last before it is said: programs ask twice too.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// systemd-resolved is told again after this if it does not do as told.
+const TELL_AGAIN: Duration = Duration::from_secs(6);
+/// So often a minute somebody may rewrite the list of name servers before it is put right with growing delay.
+const REWRITES: usize = 12;
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Answers this machine's programs: about the network's names itself, about others by asking further.
+pub trait Forwarder: Send + Sync + 'static {
+    /// Where it asks about other names: the servers that the machine had before, and the resolvers of its other networks.
+    fn lead(&self, servers: Vec<SocketAddr>, neighbours: Vec<Neighbour>);
+
+    /// Whether the last question about another name found no answer.
+    fn is_stuck(&self) -> bool;
+}
+
+/// The resolver of another network of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Where it listens.
+    pub server: SocketAddr,
+    /// The domain of its names.
+    pub domain: String,
+    /// Its addresses.
+    pub subnets: Vec<(IpAddr, u8)>,
+}
+
+/// What stays the same as long as the daemon runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where everything is.
+    pub places: Places,
+    /// A word that no other daemon of this machine has.
+    pub id: String,
+    /// The network's interface.
+    pub device: String,
+    /// The domain of its names.
+    pub domain: String,
+    /// The zones of the reverse names of its addresses.
+    pub reverse: Vec<String>,
+    /// Its addresses.
+    pub subnets: Vec<(IpAddr, u8)>,
+}
+
+/// What is to be so now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The resolver's address on port 53 for the list of name servers, if it has one.
+    pub server: Option<Ipv4Addr>,
+    /// Where systemd-resolved is led to.
+    pub link: Option<SocketAddr>,
+    /// A name that this resolver must know, and its address.
+    pub probe: (String, Ipv4Addr),
+    /// Why something of this could not be had.
+    pub trouble: Vec<Finding>,
+}
+
+/// Called with a file before it is changed for the first time.
+pub type Before = Box<dyn Fn(&Path) -> io::Result<()> + Send>;
+
+#[derive(Default)]
+struct Told {
+    wanted: Option<Wanted>,
+    end: bool,
+}
+
+/// The running keeper. Dropping it takes out what is ours.
+pub struct Keeper {
+    told: Arc<Mutex<Told>>,
+    bell: UnixStream,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Keeper {
+    /// Starts it, in the network and mount namespace of the calling thread.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn start(settings: Settings, forwarder: Arc<dyn Forwarder>, board: Board, before: Before) -> io::Result<Self> {
+        let (bell, rung) = UnixStream::pair()?;
+        rung.set_nonblocking(true)?;
+        let told = Arc::new(Mutex::new(Told::default()));
+        let keeping = Keeping {
+            settings,
+            forwarder,
+            board,
+            before,
+            watch: Watch::new()?,
+            edited: None,
+            said: None,
+            rewrites: VecDeque::new(),
+            unproved: None,
+            outside: Outside::new(bell.try_clone()?),
+            way: String::new(),
+        };
+        let orders = told.clone();
+        let thread = std::thread::Builder::new().name("names".into()).spawn(move || keeping.run(&orders, &rung))?;
+        Ok(Self { told, bell, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Sets what is to be so; none: nothing of ours is to be anywhere.
+    pub fn want(&self, wanted: Option<Wanted>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.wanted != wanted {
+            told.wanted = wanted;
+            let _ = (&self.bell).write_all(&[0]);
+        }
+    }
+
+    /// Takes out what is ours and waits until that is done.
+    pub fn end(&self) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).end = true;
+        let _ = (&self.bell).write_all(&[0]);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The list of name servers as it stands.
+struct List {
+    /// As it is.
+    text: Vec<u8>,
+    /// The servers that others put there.
+    others: Vec<NameServer>,
+    /// The machine's networks.
+    blocks: Vec<Block>,
+}
+
+struct Keeping {
+    settings: Settings,
+    forwarder: Arc<dyn Forwarder>,
+    board: Board,
+    before: Before,
+    watch: Watch,
+    /// The file that our lines are in, and whether they are alone.
+    edited: Option<(PathBuf, bool)>,
+    /// What systemd-resolved was told, which one it was, and when.
+    said: Option<(SocketAddr, u64, Instant)>,
+    /// When somebody else took our lines out.
+    rewrites: VecDeque<Instant>,
+    /// Since when something has not worked.
+    unproved: Option<Instant>,
+    outside: Outside,
+    /// How programs find names, for the log.
+    way: String,
+}
+
+impl Keeping {
+    fn run(mut self, orders: &Mutex<Told>, rung: &UnixStream) {
+        loop {
+            // In this order nothing is missed: what comes later wakes, or rings again.
+            let mut bells = [0; 64];
+            while io::Read::read(&mut &*rung, &mut bells).is_ok_and(|length| length == bells.len()) {}
+            let (wanted, end) = {
+                let told = orders.lock().unwrap_or_else(PoisonError::into_inner);
+                (told.wanted.clone(), told.end)
+            };
+            self.watch_everything();
+            let next = match wanted.filter(|_| !end) {
+                Some(wanted) => self.turn(&wanted),
+                None => {
+                    self.leave();
+                    LOOK_EVERY
+                }
+            };
+            if end {
+                return;
+            }
+            self.watch_everything();
+            self.watch.wait(rung.as_fd(), next);
+        }
+    }
+
+    fn watch_everything(&mut self) {
+        let places = &self.settings.places;
+        let mut files = file::links_of(&places.resolv_conf).unwrap_or_else(|_| vec![places.resolv_conf.clone()]);
+        files.extend([places.nsswitch.clone(), places.resolved.clone()]);
+        self.watch.over(files);
+    }
+
+    /// Looks at everything and puts right what is wrong; gives how long nothing needs to be done if nothing changes.
+    fn turn(&mut self, wanted: &Wanted) -> Duration {
+        let mut next = LOOK_EVERY;
+        let mut cannot = None;
+        // First of all what needs no answer of anybody.
+        if let (Some((_, alone)), Some(server)) = (self.edited.clone(), wanted.server) {
+            self.put(server, alone, &mut next, &mut cannot);
+        }
+        let scene = Scene::look(&self.settings.places);
+        let told = self.tell(wanted, &scene);
+        let leads_there = self.list().is_ok_and(|list| scene::is_stub(&list.others));
+        let by_resolved = told.is_ok() && scene.resolved == Resolved::Alive && self.resolved_knows(wanted);
+        if leads_there && by_resolved {
+            self.take_out();
+        } else if let Some(server) = wanted.server {
+            self.put(server, scene.alone(), &mut next, &mut cannot);
+        }
+        match self.list() {
+            Ok(list) => {
+                let leads = self.lead(&list);
+                self.say_way(&list, &scene, by_resolved && leads_there);
+                let mut found = self.prove(wanted, &scene, &list, told.err(), cannot);
+                found.extend(self.outside.look(Self::first(&list), &leads, self.forwarder.is_stuck()));
+                self.say(found, &mut next);
+            }
+            Err(error) => {
+                let path = self.settings.places.resolv_conf.display();
+                self.say(vec![proof::unreadable(&path.to_string(), &error)], &mut next);
+            }
+        }
+        next
+    }
+
+    /// The server that programs ask first.
+    fn first(list: &List) -> Option<SocketAddr> {
+        scene::asked(&list.text).first().and_then(NameServer::address)
+    }
+
+    fn list(&self) -> io::Result<List> {
+        let text = file::read(&file::behind_links(&self.settings.places.resolv_conf)?)?.unwrap_or_default();
+        let parsed = text::parse(&text);
+        Ok(List { others: text::name_servers(&parsed.original), blocks: parsed.blocks, text })
+    }
+
+    fn block(&self, server: Ipv4Addr) -> Block {
+        let Settings { id, domain, subnets, .. } = &self.settings;
+        Block { id: id.clone(), server, domain: domain.clone(), subnets: subnets.clone(), made: None }
+    }
+
+    /// Sees to it that our lines are in the list, unless that has been done too often of late.
+    fn put(&mut self, server: Ipv4Addr, alone: bool, next: &mut Duration, cannot: &mut Option<proof::Unwritten>) {
+        let path = self.settings.places.resolv_conf.clone();
+        let now = Instant::now();
+        self.rewrites.retain(|at| now.duration_since(*at) < MINUTE);
+        if let Some(last) = self.rewrites.back() {
+            let pause = match self.rewrites.len() {
+                0..REWRITES => Duration::ZERO,
+                many if many < 3 * REWRITES => Duration::from_secs(1),
+                _ => Duration::from_secs(5),
+            };
+            let left = pause.saturating_sub(now.duration_since(*last));
+            if !left.is_zero() {
+                *next = left.min(*next);
+                return;
+            }
+        }
+        match file::put(&path, &self.block(server), alone, |path| (self.before)(path)) {
+            Ok(edited) => {
+                *cannot = None;
+                let before = self.edited.replace((edited.path.clone(), alone));
+                match before {
+                    Some((old, _)) if old != edited.path => {
+                        if let Err(error) = file::take_out(&old, &self.settings.id) {
+                            tracing::warn!(%error, file = %old.display(), "lines of ours stay where the list of name servers was");
+                        }
+                    }
+                    Some((_, was)) if edited.written && was == alone => self.rewrites.push_back(now),
+                    _ => {}
+                }
+            }
+            Err(error) => {
+                let at = file::behind_links(&path).unwrap_or(path);
+                *cannot = Some(proof::Unwritten { immutable: file::is_immutable(&at), path: at, error, server });
+            }
+        }
+    }
+
+    fn take_out(&mut self) {
+        if let Some((path, _)) = &self.edited {
+            match file::take_out(path, &self.settings.id) {
+                Ok(()) => self.edited = None,
+                Err(error) => tracing::debug!(%error, file = %path.display(), "lines of ours stay in the list of name servers"),
+            }
+        }
+    }
+
+    /// Tells systemd-resolved, if it is alive and has not been told.
+    fn tell(&mut self, wanted: &Wanted, scene: &Scene) -> io::Result<()> {
+        let Some(link) = wanted.link.filter(|_| scene.resolved == Resolved::Alive) else {
+            self.said = None;
+            return Ok(());
+        };
+        // Another one, or one that was started anew, has another socket.
+        let which = std::fs::metadata(&self.settings.places.resolved).map_or(0, |about| about.ino());
+        if let Some((known, same, at)) = self.said
+            && (known, same) == (link, which)
+            && (at.elapsed() < TELL_AGAIN || self.resolved_knows(wanted))
+        {
+            return Ok(());
+        }
+        let server = if link.port() == 53 { link.ip().to_string() } else { link.to_string() };
+        let domains: Vec<String> = std::iter::once(&self.settings.domain).chain(&self.settings.reverse).cloned().collect();
+        self.said = None;
+        scene::tell_resolved(&self.settings.device, &server, &domains)?;
+        self.said = Some((link, which, Instant::now()));
+        Ok(())
+    }
+
+    fn resolved_knows(&self, wanted: &Wanted) -> bool {
+        let (name, address) = &wanted.probe;
+        scene::by_resolved(&self.settings.places.resolved, name).is_ok_and(|found| found.contains(address))
+    }
+
+    /// Tells the forwarder whom to ask about other names; gives them.
+    fn lead(&self, list: &List) -> Vec<SocketAddr> {
+        let links = links::links().unwrap_or_default();
+        let is_ours = |ip: &IpAddr| list.blocks.iter().any(|block| IpAddr::V4(block.server) == *ip) || links::is_inside(&links, ip);
+        let mut servers: Vec<SocketAddr> =
+            list.others.iter().filter(|server| !is_ours(&server.ip)).filter_map(NameServer::address).collect();
+        if list.others.is_empty() {
+            servers.push((Ipv4Addr::LOCALHOST, 53).into());
+        }
+        let others = list.blocks.iter().filter(|block| block.id != self.settings.id);
+        let neighbours = others.map(|block| Neighbour {
+            server: (block.server, 53).into(),
+            domain: block.domain.clone(),
+            subnets: block.subnets.clone(),
+        });
+        self.forwarder.lead(servers.clone(), neighbours.collect());
+        servers
+    }
+
+    fn say_way(&mut self, list: &List, scene: &Scene, by_resolved: bool) {
+        let path = self.settings.places.resolv_conf.display();
+        let ours = list.blocks.iter().any(|block| block.id == self.settings.id);
+        let way = match (by_resolved, self.said.is_some(), ours) {
+            (true, ..) => "systemd-resolved".to_owned(),
+            (false, true, true) => format!("systemd-resolved and {path}"),
+            (false, _, true) => path.to_string(),
+            _ => "nothing".to_owned(),
+        };
+        if way != self.way {
+            tracing::info!(by = %way, resolved = ?scene.resolved, "programs of this machine find the network's names");
+            self.way = way;
+        }
+    }
+
+    fn prove(
+        &self,
+        wanted: &Wanted,
+        scene: &Scene,
+        list: &List,
+        untold: Option<io::Error>,
+        unwritten: Option<proof::Unwritten>,
+    ) -> Vec<Finding> {
+        let question = proof::Question {
+            settings: &self.settings,
+            wanted,
+            scene,
+            text: &list.text,
+            untold,
+            unwritten,
+            rewritten: self.rewrites.len() >= REWRITES / 2,
+        };
+        proof::own_names(&question)
+    }
+
+    /// Writes on the board what lasts; what has just come may be gone in a moment.
+    fn say(&mut self, found: Vec<Finding>, next: &mut Duration) {
+        if found.is_empty() {
+            self.unproved = None;
+            self.board.set(AREA, found);
+            return;
+        }
+        let since = *self.unproved.get_or_insert_with(Instant::now);
+        *next = (*next).min(if since.elapsed() < MINUTE { LOOK_AGAIN } else { LOOK_EVERY });
+        if since.elapsed() >= PATIENCE {
+            self.board.set(AREA, found);
+        }
+    }
+
+    /// Takes out everything that is ours.
+    fn leave(&mut self) {
+        self.take_out();
+        if self.said.take().is_some()
+            && let Err(error) = scene::run("resolvectl", &["revert", &self.settings.device])
+        {
+            // It forgets an interface that goes, but not at once.
+            tracing::debug!(%error, "systemd-resolved was not told");
+        }
+        self.unproved = None;
+        self.board.set(AREA, Vec::new());
+    }
+}

@@ -1,0 +1,230 @@
+//! Whether names resolve on this machine, by asking as its programs ask, and what to say if they do not.
+//!
+//! The network's own names cost a question to a server on this machine and are asked for at every look. Other names cost somebody
+//! else's time: one question about the root of the tree of names when the servers have changed, once a minute while there is no
+//! answer, and otherwise only after a program's own question has failed.
+
+use super::{
+    keeper::{Settings, Wanted},
+    scene::{self, ANSWER, Resolved, Scene},
+    text::{self, NameServer},
+    wire::{self, Kind},
+};
+use crate::Finding;
+use std::{
+    io::{self, Write},
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Other people's servers are asked no more often than this on our own account.
+const ASK_EVERY: Duration = Duration::from_secs(60);
+/// The same where the servers have changed.
+const ASK_SOON: Duration = Duration::from_secs(5);
+
+/// Our lines could not be put into the list of name servers.
+pub(super) struct Unwritten {
+    pub path: PathBuf,
+    pub error: io::Error,
+    pub immutable: bool,
+    pub server: Ipv4Addr,
+}
+
+/// What is to be proved.
+pub(super) struct Question<'a> {
+    pub settings: &'a Settings,
+    pub wanted: &'a Wanted,
+    pub scene: &'a Scene,
+    /// The list of name servers as it stands.
+    pub text: &'a [u8],
+    /// systemd-resolved could not be told.
+    pub untold: Option<io::Error>,
+    pub unwritten: Option<Unwritten>,
+    /// Whether somebody rewrites the list again and again.
+    pub rewritten: bool,
+}
+
+/// The list of name servers cannot be read.
+pub(super) fn unreadable(path: &str, error: &io::Error) -> Finding {
+    Finding::failed(
+        format!("this machine's programs do not find the network's names: {path} cannot be read: {error}"),
+        format!("make {path} a file with 'nameserver' lines"),
+    )
+}
+
+/// What is wrong with the way of programs to the network's names.
+pub(super) fn own_names(question: &Question<'_>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let Question { scene, settings, .. } = question;
+    let places = &settings.places;
+    if scene.ways.resolve && scene.resolved == Resolved::Hangs {
+        found.push(Finding::failed(
+            "names resolve slowly or not at all: systemd-resolved takes questions and does not answer",
+            "systemctl restart systemd-resolved",
+        ));
+    } else if scene.ways.resolve && scene.resolved == Resolved::Alive {
+        found.extend(by_resolved(question));
+    }
+    if scene.ways.dns || scene.musl {
+        found.extend(by_list(question));
+    } else if !scene.ways.resolve {
+        found.push(Finding::failed(
+            format!("programs find no names but those of /etc/hosts: {} names neither dns nor resolve", places.nsswitch.display()),
+            format!("add 'dns' to the line 'hosts:' of {}", places.nsswitch.display()),
+        ));
+    }
+    if question.rewritten {
+        found.push(Finding::warning(
+            format!("{} is rewritten by another program again and again, {}", places.resolv_conf.display(), "several times a minute"),
+            "find out which ('fatrace' or 'auditctl -w' show it); until p2pvm has put its line back, names of the network fail",
+        ));
+    }
+    found
+}
+
+/// The way through systemd-resolved.
+fn by_resolved(question: &Question<'_>) -> Option<Finding> {
+    let (name, address) = &question.wanted.probe;
+    let why = match scene::by_resolved(&question.settings.places.resolved, name) {
+        Ok(found) if found.contains(address) => return None,
+        Ok(_) => "it has another address for it".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let (cause, advice) = match &question.untold {
+        Some(error) if error.kind() == io::ErrorKind::NotFound => {
+            ("resolvectl, by which it is told, is not there".to_owned(), "install resolvectl, which belongs to systemd-resolved".to_owned())
+        }
+        Some(error) => (format!("it could not be told: {error}"), "'resolvectl status' shows whether it can be reached".to_owned()),
+        None => {
+            (format!("it was told, and says: {why}"), format!("'resolvectl status {}' shows what it was told", question.settings.device))
+        }
+    };
+    Some(Finding::failed(format!("systemd-resolved does not find {name}: {cause}"), advice))
+}
+
+/// What a server says about our own name, in words; none: what it should.
+fn wrong(server: &NameServer, name: &str, address: Ipv4Addr) -> Option<String> {
+    let Some(at) = server.address() else { return Some("its interface is not there".into()) };
+    match wire::ask(at, name, Kind::A, ANSWER) {
+        Ok(answer) if answer.addresses.contains(&address) => None,
+        Ok(answer) => Some(match answer.code {
+            0 => "it has another address for it".into(),
+            2 => "it cannot tell just now".into(),
+            3 => "it says that there is no such name".into(),
+            5 => "it refuses to tell".into(),
+            code => format!("it answers with code {code}"),
+        }),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Some("nobody listens there".into()),
+        Err(e) if e.kind() == io::ErrorKind::TimedOut => Some("it does not answer".into()),
+        Err(e) => Some(e.to_string()),
+    }
+}
+
+/// The way through the list of name servers.
+fn by_list(question: &Question<'_>) -> Vec<Finding> {
+    let Question { settings, wanted, scene, text, .. } = question;
+    let (name, address) = &wanted.probe;
+    let path = settings.places.resolv_conf.display();
+    let servers = scene::asked(text);
+    let all = text::rotates(text) || (scene.musl && !scene.copied);
+    let asked = if all { &servers[..] } else { &servers[..1] };
+    let Some((server, why)) = asked.iter().find_map(|server| Some((server, wrong(server, name, *address)?))) else {
+        return Vec::new();
+    };
+    if wanted.server.is_none() && !wanted.trouble.is_empty() {
+        // Why there is no server of ours says it all.
+        return wanted.trouble.clone();
+    }
+    let is_ours = wanted.server.is_some_and(|ours| server.ip == std::net::IpAddr::V4(ours));
+    let cause = format!("{path} leads to {}, and {why}", server.ip);
+    let (cause, advice) = match &question.unwritten {
+        _ if is_ours => {
+            (format!("p2pvm's own resolver at {}: {why}", server.ip), "see 'p2pvm peers': names are kept by the members".into())
+        }
+        Some(unwritten) => {
+            let Unwritten { path, error, immutable, server } = unwritten;
+            let path = path.display();
+            let by_hand = format!("make 'nameserver {server}' the first name server in it by hand");
+            if *immutable {
+                (format!("{path} is immutable, so that p2pvm cannot add its name server"), format!("chattr -i {path}; or {by_hand}"))
+            } else {
+                (format!("p2pvm cannot add its name server to {path}: {error}"), format!("make it writable, or {by_hand}"))
+            }
+        }
+        None if scene::is_stub(std::slice::from_ref(server)) && scene.resolved != Resolved::Alive => {
+            (format!("{path} leads to systemd-resolved, which does not run"), "systemctl start systemd-resolved".into())
+        }
+        None => (cause, format!("see who writes {path}; p2pvm puts its name server first as soon as it can")),
+    };
+    vec![Finding::failed(format!("this machine's programs do not find {name}: {cause}"), advice)]
+}
+
+/// Whether other names resolve: asked for by a thread of its own, as nobody may have to wait for it.
+pub(super) struct Outside {
+    bell: Arc<UnixStream>,
+    /// For whom it was asked, and when.
+    asked: Option<(Option<SocketAddr>, Vec<SocketAddr>, Instant)>,
+    said: Arc<Mutex<Vec<Finding>>>,
+}
+
+impl Outside {
+    pub fn new(bell: UnixStream) -> Self {
+        Self { bell: Arc::new(bell), asked: None, said: Arc::default() }
+    }
+
+    /// What is known to be wrong with other names; asks anew where that is due. `first` is the server that programs ask,
+    /// `servers` are those that ours asks, `stuck` says that a program's own question failed.
+    pub fn look(&mut self, first: Option<SocketAddr>, servers: &[SocketAddr], stuck: bool) -> Vec<Finding> {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = Instant::now();
+        let due = match &self.asked {
+            None => true,
+            Some((_, _, at)) if now.duration_since(*at) < ASK_SOON => false,
+            Some((known, of, _)) if (*known, of.as_slice()) != (first, servers) => true,
+            Some((_, _, at)) => now.duration_since(*at) >= ASK_EVERY && (stuck || !said.is_empty()),
+        };
+        if let Some(first) = first.filter(|_| due) {
+            self.asked = Some((Some(first), servers.to_vec(), now));
+            let (result, bell, servers) = (self.said.clone(), self.bell.clone(), servers.to_vec());
+            let asking = std::thread::Builder::new().name("names-outside".into()).spawn(move || {
+                let found: Vec<Finding> = other_names(first, &servers).into_iter().collect();
+                let mut result = result.lock().unwrap_or_else(PoisonError::into_inner);
+                if *result != found {
+                    *result = found;
+                    let _ = (&*bell).write_all(&[0]);
+                }
+            });
+            if let Err(error) = asking {
+                tracing::debug!(%error, "not asked whether other names resolve");
+            }
+        }
+        said
+    }
+}
+
+/// A server answers, whatever it says of the question, unless it says that it cannot.
+fn serves(server: SocketAddr) -> bool {
+    wire::ask(server, "", Kind::Ns, ANSWER * 2).is_ok_and(|answer| !matches!(answer.code, 2 | 5))
+}
+
+fn other_names(first: SocketAddr, servers: &[SocketAddr]) -> Option<Finding> {
+    if serves(first) {
+        return None;
+    }
+    let list: Vec<String> = servers.iter().map(|server| server.ip().to_string()).collect();
+    let none_named = servers.iter().all(|server| server.ip() == Ipv4Addr::LOCALHOST) && !servers.iter().any(|server| serves(*server));
+    Some(if servers.is_empty() || none_named {
+        Finding::warning(
+            "names outside the network do not resolve: this machine has no name server for them that answers",
+            "name one in /etc/resolv.conf, or by what manages this machine's network",
+        )
+    } else {
+        Finding::warning(
+            format!("names outside the network do not resolve: of this machine's name servers ({}) none answers", list.join(", ")),
+            "see whether this machine reaches them, or name others by what manages its network",
+        )
+    })
+}

@@ -1,0 +1,247 @@
+//! Policy routing rules: accepted routes in tables of their own, and own sockets around them.
+//!
+//! | preference | rule | for |
+//! |---|---|---|
+//! | base | `ipproto udp\|tcp sport PORT goto base+2`, `fwmark MARK goto base+2` | own sockets, of every network here |
+//! | base + 1 | `lookup TABLE` | the accepted routes of one network |
+//! | base + 2 | `nop` | where own sockets go on: main, or whatever others (a VPN) put behind |
+//!
+//! The base is [`BASE`], or less where somebody else's rule before it takes everything: wg-quick, started later, puts its rule
+//! before all that are there. The tables hold nothing but accepted routes, so nobody else's packets are affected wherever the
+//! rules stand. They carry a protocol number of ours ([`PROTOCOL`]), so that nobody else's rule is taken for ours.
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    AddressFamily, IpProtocol, RouteNetlinkMessage,
+    route::RouteProtocol,
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange},
+};
+
+use crate::{
+    netlink::Netlink,
+    routes::{Route, routes},
+};
+use std::io;
+
+/// The mark of p2pvm's own sockets (SO_MARK): "p2pv".
+pub const SOCKET_MARK: u32 = 0x7032_7076;
+/// The protocol number of p2pvm's rules and routes (RTPROT_*, of which 112 is nobody's): "p".
+pub const PROTOCOL: u8 = 112;
+/// Where the rules stand if nobody is in the way: behind Tailscale's (5210 to 5270), before main (32766).
+pub const BASE: u32 = 5300;
+/// How far before a rule that takes everything they stand.
+const BEFORE: u32 = 10;
+/// Routes up to this length count as a default route: a VPN may have replaced it by 0.0.0.0/1 and 128.0.0.0/1. No LAN is as large.
+pub const DEFAULT_LIKE: u32 = 7;
+/// The kernel's own table of local addresses; its rule is always first.
+const LOCAL_TABLE: u32 = 255;
+
+/// A rule of p2pvm's, in the order in which they have to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rule {
+    /// Where own sockets go on.
+    End,
+    /// UDP from this local port goes around.
+    Udp(u16),
+    /// TCP from this local port goes around.
+    Tcp(u16),
+    /// What carries the mark goes around.
+    Marked,
+    /// The accepted routes of a network.
+    Table(u32),
+}
+
+/// A rule and the base at which it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Placed {
+    /// The preference of the first of p2pvm's rules.
+    pub base: u32,
+    /// The rule.
+    pub rule: Rule,
+}
+
+impl Placed {
+    fn message(self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let mut add = |attribute| message.attributes.push(attribute);
+        add(RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));
+        let (offset, action) = match self.rule {
+            Rule::Udp(_) | Rule::Tcp(_) | Rule::Marked => (0, RuleAction::Goto),
+            Rule::Table(_) => (1, RuleAction::ToTable),
+            Rule::End => (2, RuleAction::Nop),
+        };
+        add(RuleAttribute::Priority(self.base + offset));
+        match self.rule {
+            Rule::Udp(port) | Rule::Tcp(port) => {
+                let udp = matches!(self.rule, Rule::Udp(_));
+                add(RuleAttribute::IpProtocol(if udp { IpProtocol::Udp } else { IpProtocol::Tcp }));
+                add(RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }));
+            }
+            Rule::Marked => {
+                add(RuleAttribute::FwMark(SOCKET_MARK));
+                add(RuleAttribute::FwMask(u32::MAX));
+            }
+            Rule::Table(table) => add(RuleAttribute::Table(table)),
+            Rule::End => {}
+        }
+        if action == RuleAction::Goto {
+            add(RuleAttribute::Goto(self.base + 2));
+        }
+        message.header.action = action;
+        message
+    }
+
+    fn read(message: &RuleMessage) -> Option<Self> {
+        let find = |pick: &dyn Fn(&RuleAttribute) -> Option<u32>| message.attributes.iter().find_map(pick);
+        if message.header.family != AddressFamily::Inet || !is_ours(message) {
+            return None;
+        }
+        let preference = find(&|a| if let RuleAttribute::Priority(p) = a { Some(*p) } else { None })?;
+        let port = find(&|a| if let RuleAttribute::SourcePortRange(r) = a { Some(u32::from(r.start)) } else { None });
+        let udp = message.attributes.contains(&RuleAttribute::IpProtocol(IpProtocol::Udp));
+        let (offset, rule) = match message.header.action {
+            RuleAction::Nop => (2, Rule::End),
+            RuleAction::Goto => match port.and_then(|port| u16::try_from(port).ok()) {
+                Some(port) if udp => (0, Rule::Udp(port)),
+                Some(port) => (0, Rule::Tcp(port)),
+                None => (0, Rule::Marked),
+            },
+            RuleAction::ToTable => (1, Rule::Table(table_of(message)?)),
+            _ => return None,
+        };
+        Some(Self { base: preference.checked_sub(offset)?, rule })
+    }
+
+    /// Makes the rule; one that is there already is no failure.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn make(self, netlink: &mut Netlink) -> io::Result<()> {
+        let message = RouteNetlinkMessage::NewRule(self.message());
+        match netlink.change(message, NLM_F_CREATE | NLM_F_EXCL) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Removes the rule; one that is not there is no failure.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn remove(self, netlink: &mut Netlink) -> io::Result<()> {
+        match netlink.change(RouteNetlinkMessage::DelRule(self.message()), 0) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+}
+
+fn is_ours(message: &RuleMessage) -> bool {
+    message.attributes.iter().any(|a| matches!(a, RuleAttribute::Protocol(p) if u8::from(*p) == PROTOCOL))
+}
+
+fn table_of(message: &RuleMessage) -> Option<u32> {
+    let wide = message.attributes.iter().find_map(|a| if let RuleAttribute::Table(t) = a { Some(*t) } else { None });
+    wide.or((message.header.table != 0).then(|| message.header.table.into()))
+}
+
+/// The table of somebody else's rule that every packet comes by, but for those that carry that program's own mark, and the
+/// rule's preference.
+fn takes_all(message: &RuleMessage) -> Option<(u32, u32)> {
+    let table = table_of(message).filter(|_| message.header.action == RuleAction::ToTable)?;
+    let header = &message.header;
+    let invert = header.flags.contains(RuleFlags::Invert);
+    let narrow = |a: &RuleAttribute| match a {
+        RuleAttribute::FwMark(mark) => *mark != 0 && !invert,
+        RuleAttribute::SuppressPrefixLen(length) => *length != u32::MAX,
+        RuleAttribute::Source(_)
+        | RuleAttribute::Destination(_)
+        | RuleAttribute::Iifname(_)
+        | RuleAttribute::Oifname(_)
+        | RuleAttribute::UidRange(_)
+        | RuleAttribute::IpProtocol(_)
+        | RuleAttribute::SourcePortRange(_)
+        | RuleAttribute::DestinationPortRange(_)
+        | RuleAttribute::TunId(_) => true,
+        _ => false,
+    };
+    if header.family != AddressFamily::Inet || is_ours(message) || table == LOCAL_TABLE || header.tos != 0 {
+        return None;
+    }
+    if message.attributes.iter().any(narrow) {
+        return None;
+    }
+    let preference = message.attributes.iter().find_map(|a| if let RuleAttribute::Priority(p) = a { Some(*p) } else { None });
+    Some((table, preference.unwrap_or(0)))
+}
+
+/// The rules of the machine, as far as they matter.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// p2pvm's, of all networks here.
+    pub ours: Vec<Placed>,
+    /// Where they belong.
+    pub base: u32,
+}
+
+/// Looks at the machine's rules.
+///
+/// # Errors
+/// What the kernel says.
+pub fn rules(netlink: &mut Netlink) -> io::Result<Rules> {
+    let mut ask = RuleMessage::default();
+    ask.header.family = AddressFamily::Inet;
+    let (mut found, mut all) = (Rules { ours: Vec::new(), base: BASE }, Vec::new());
+    for answer in netlink.dump(RouteNetlinkMessage::GetRule(ask))? {
+        let RouteNetlinkMessage::NewRule(message) = answer else { continue };
+        found.ours.extend(Placed::read(&message));
+        all.extend(takes_all(&message).filter(|(_, preference)| *preference < BASE + 3));
+    }
+    all.sort_by_key(|(_, preference)| *preference);
+    for (table, preference) in all {
+        let has_default = |route: &Route| u32::from(route.net.prefix()) <= DEFAULT_LIKE;
+        if routes(netlink, table)?.iter().any(has_default) {
+            found.base = preference.saturating_sub(BEFORE).max(1);
+            break;
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_is_read_back_as_it_was_made_and_others_rules_are_not_ours() {
+        for rule in [Rule::End, Rule::Udp(4002), Rule::Tcp(4001), Rule::Marked, Rule::Table(0x7000_0001)] {
+            for base in [1, BASE] {
+                let placed = Placed { base, rule };
+                assert_eq!(Placed::read(&placed.message()), Some(placed));
+                let mut others = placed.message();
+                others.attributes.retain(|a| !matches!(a, RuleAttribute::Protocol(_)));
+                assert_eq!(Placed::read(&others), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_that_only_some_packets_come_by_does_not_take_all() {
+        let rule = |attributes: &[RuleAttribute], flags| {
+            let mut message = RuleMessage::default();
+            message.header.family = AddressFamily::Inet;
+            (message.header.action, message.header.flags) = (RuleAction::ToTable, flags);
+            message.attributes = [RuleAttribute::Table(51820), RuleAttribute::Priority(99)].to_vec();
+            message.attributes.extend_from_slice(attributes);
+            takes_all(&message)
+        };
+        let none = RuleFlags::empty();
+        assert_eq!(rule(&[], none), Some((51820, 99)));
+        assert_eq!(rule(&[RuleAttribute::FwMark(51820)], RuleFlags::Invert), Some((51820, 99)), "wg-quick's");
+        assert_eq!(rule(&[RuleAttribute::FwMark(51820)], none), None);
+        assert_eq!(rule(&[RuleAttribute::SuppressPrefixLen(0)], none), None);
+        assert_eq!(rule(&[RuleAttribute::Iifname("eth1".into())], none), None);
+        assert_eq!(rule(&[RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL))], none), None);
+    }
+}

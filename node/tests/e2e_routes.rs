@@ -1,0 +1,296 @@
+//! What p2pvm changes in a host's kernel: routes that never lead its own packets astray, forwarding beside other forwarders and
+//! firewalls, put back when somebody removes it, and gone without a trace afterwards.
+
+mod common;
+
+use common::{SETTINGS, lab, network, public_sites, refused};
+use p2pvm_tests::lab::Lab;
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// What somebody removed, or another member offers, is there within this.
+const SOON: Duration = Duration::from_secs(20);
+
+fn run(lab: &Lab, host: &str, script: &str) -> String {
+    lab.testbed().run(host, &["sh", "-c", script]).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn until(lab: &Lab, what: &str, limit: Duration, done: &dyn Fn() -> bool) {
+    let hosts: Vec<String> = lab.testbed().plan().hosts.iter().map(|host| host.name.clone()).collect();
+    lab.wait(what, limit, Duration::from_millis(100), || Ok(done().then_some(()))).unwrap_or_else(|e| {
+        let logs: String = hosts.iter().map(|host| format!("--- {host}\n{}\n", lab.log_tail(host, 12))).collect();
+        panic!("{e}\n{logs}")
+    });
+}
+
+fn pings(lab: &Lab, from: &str, to: &str) -> bool {
+    lab.testbed().exec(from, &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", to]).unwrap().status.success()
+}
+
+/// What a host makes of the offer of `subnet` by `by`.
+fn route(lab: &Lab, host: &str, subnet: &str, by: &str) -> Option<(bool, String)> {
+    let listed = lab.json(host, &["route", "list"]).unwrap();
+    let found = listed.as_array().unwrap().iter().find(|r| r["subnet"] == subnet && r["by"] == by)?.clone();
+    Some((found["used"].as_bool().unwrap(), found["note"].as_str().unwrap().to_owned()))
+}
+
+/// All that could be left behind on a host.
+fn snapshot(lab: &Lab, host: &str) -> String {
+    run(
+        lab,
+        host,
+        "ip -d addr | grep -v valid_lft; ip route show table all | grep -v '^[a-f0-9:]*::'; ip rule; \
+         nft list ruleset | sed 's/ counter packets [0-9]* bytes [0-9]*//'; \
+         for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter; \
+         do echo $f $(cat $f); done",
+    )
+}
+
+/// A machine on a host's LAN, 192.168.77.9: a namespace of its own behind a second interface of the host.
+struct Lan(String);
+
+impl Lan {
+    fn new(lab: &Lab, host: &str) -> Self {
+        let namespace = format!("lan-{host}-{}", std::process::id());
+        let host = &lab.testbed().host(host).unwrap().namespace;
+        let lan = Self(namespace.clone());
+        let script = format!(
+            "ip netns add {namespace} && ip -n {namespace} link set lo up && \
+             ip link add name lan0 netns {host} type veth peer name eth0 netns {namespace} && \
+             ip -n {host} addr add 192.168.77.1/24 dev lan0 && ip -n {host} link set lan0 up && \
+             ip -n {namespace} addr add 192.168.77.9/24 dev eth0 && ip -n {namespace} link set eth0 up"
+        );
+        let made = Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        lan
+    }
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+/// Packets that the host has sent into its interface so far.
+fn packets(lab: &Lab, host: &str) -> u64 {
+    run(lab, host, "cat /sys/class/net/p2pvm0/statistics/tx_packets").trim().parse().unwrap()
+}
+
+#[test]
+fn a_member_may_offer_the_network_in_which_it_stands_and_stays_reachable() {
+    for hosts in [&["a", "b"][..], &["a", "b", "c", "d"]] {
+        let lab = lab(&format!("inside{}", hosts.len()), &public_sites(hosts, 10.0));
+        network(&lab, hosts);
+        let std::net::IpAddr::V4(address) = lab.testbed().host("b").unwrap().address else { panic!("an IPv4 testbed") };
+        let [a, b, c, _] = address.octets();
+        let subnet = format!("{a}.{b}.{c}.0/24");
+        lab.p2pvm("b", &["route", "offer", &subnet]).unwrap();
+        for host in hosts.iter().filter(|host| **host != "b") {
+            lab.p2pvm(host, &["route", "accept"]).unwrap();
+            until(&lab, "the offer to be used", SOON, &|| route(&lab, host, &subnet, "b").is_some_and(|(used, _)| used));
+            let way = run(&lab, host, &format!("ip route get {address}"));
+            assert!(way.contains("p2pvm0"), "others' packets go into the network: {way}");
+        }
+        // Links that are there already go on; new ones come about.
+        std::thread::sleep(Duration::from_secs(3));
+        let before = packets(&lab, "a");
+        let began = Instant::now();
+        let pinged = lab.ping("a", "b", 5, "1s").unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("a", 30)));
+        assert!(pinged.rtts_ms.len() >= 4, "{pinged:?}");
+        assert!(pinged.path.starts_with("direct"), "{pinged:?}");
+        let stormed = packets(&lab, "a") - before;
+        assert!(stormed < 1000, "{stormed} packets in {:?} on p2pvm0", began.elapsed());
+        lab.p2pvm("a", &["down"]).unwrap();
+        lab.json("a", &["up", "--detach"]).unwrap();
+        until(&lab, "a new daemon to reach it", SOON, &|| lab.ping("a", "b", 1, "1s").is_ok_and(|p| p.path.starts_with("direct")));
+        lab.p2pvm("b", &["route", "withdraw", &subnet]).unwrap();
+        for host in hosts.iter().filter(|host| **host != "b") {
+            until(&lab, "the withdrawal to be heard", SOON, &|| route(&lab, host, &subnet, "b").is_none());
+            assert!(!run(&lab, host, &format!("ip route get {address}")).contains("p2pvm0"));
+        }
+        lab.down().unwrap();
+    }
+}
+
+#[test]
+fn a_host_is_after_down_and_after_a_kill_as_it_was_before() {
+    let lab = lab("trace", &public_sites(&["a", "b"], 10.0));
+    let _lan = Lan::new(&lab, "b");
+    run(&lab, "b", "iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-USER");
+    network(&lab, &["a", "b"]);
+    lab.p2pvm("b", &["down"]).unwrap();
+    let before = snapshot(&lab, "b");
+    lab.json("b", &["up", "--detach"]).unwrap();
+    lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"]).unwrap();
+    lab.p2pvm("b", &["route", "accept"]).unwrap();
+    run(
+        &lab,
+        "a",
+        "ip link add lan9 type veth peer name lan9x && ip addr add 192.168.99.1/24 dev lan9 && ip link set lan9 up && ip link set lan9x up",
+    );
+    lab.p2pvm("a", &["route", "offer", "192.168.99.0/24"]).unwrap();
+    lab.p2pvm("a", &["route", "accept"]).unwrap();
+    until(&lab, "both to use the other's LAN", SOON, &|| {
+        pings(&lab, "a", "192.168.77.9") && route(&lab, "b", "192.168.99.0/24", "a").is_some_and(|(used, _)| used)
+    });
+    let changed = |what: &str| snapshot(&lab, "b").contains(what);
+    assert!(changed("p2pvm p2pvm0 in") && changed("proto 112") && changed("p2pvm_p2pvm0"), "{}", snapshot(&lab, "b"));
+
+    // What somebody removes is put back, one line in the log for each event.
+    for removal in [
+        "nft flush ruleset; iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-USER",
+        "ip rule del pref 5301",
+        "ip route flush table $(ip rule | sed -n 's/^5301:.*lookup //p')",
+        "sysctl -qw net.ipv4.conf.lan0.forwarding=0",
+    ] {
+        run(&lab, "b", removal);
+        let way = || run(&lab, "b", "ip route get 192.168.99.7").contains("p2pvm0");
+        until(&lab, removal, Duration::from_secs(10), &|| way() && pings(&lab, "a", "192.168.77.9"));
+    }
+    let log = lab.log_tail("b", 200);
+    assert!(log.matches("put back what was removed").count() <= 6 && log.contains("put back what was removed"), "{log}");
+
+    lab.p2pvm("b", &["down"]).unwrap();
+    assert_eq!(snapshot(&lab, "b"), before, "after an orderly end");
+    lab.json("b", &["up", "--detach"]).unwrap();
+    until(&lab, "the LAN to be reached again", SOON, &|| pings(&lab, "a", "192.168.77.9"));
+    let pid = lab.kill_daemon("b").unwrap();
+    let began = Instant::now();
+    while snapshot(&lab, "b") != before {
+        assert!(began.elapsed() < Duration::from_secs(2), "{}\n!=\n{before}\n{}", snapshot(&lab, "b"), lab.log_tail("b", 5));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!lab.dir("b").unwrap().join("undo.json").exists());
+    let guardian = || run(&lab, "b", &format!("pgrep -f 'guardian --of {pid}' || true"));
+    until(&lab, "the guardian to end", Duration::from_secs(5), &|| {
+        guardian().lines().all(|line| fs::read_to_string(format!("/proc/{}/comm", line.trim())).is_ok_and(|comm| comm.trim() != "p2pvm"))
+    });
+    lab.down().unwrap();
+}
+
+#[test]
+fn the_guardian_holds_nothing_of_the_daemons_and_survives_a_signal_to_its_terminal() {
+    let lab = lab("guardian", &public_sites(&["a"], 10.0));
+    lab.found("a", "lab").unwrap();
+    let pid: i32 = fs::read_to_string(lab.dir("a").unwrap().join("daemon.pid")).unwrap().trim().parse().unwrap();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let is_guardian = |child: &&str| fs::read_to_string(format!("/proc/{child}/cmdline")).is_ok_and(|line| line.contains("guardian"));
+    let all: Vec<String> = fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|text| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    let guardian: i32 = all.iter().map(String::as_str).find(is_guardian).unwrap_or_else(|| panic!("{children} {all:?}")).parse().unwrap();
+    let held: Vec<String> = fs::read_dir(format!("/proc/{guardian}/fd"))
+        .unwrap()
+        .flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok())
+        .map(|target| target.display().to_string())
+        .collect();
+    let allowed = |target: &String| target == "/dev/null" || target.starts_with("pipe:");
+    assert!(held.iter().all(allowed), "{held:?}");
+    // A Ctrl-C goes to the daemon's process group, and the guardian is not in it.
+    assert_ne!(nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(guardian))).unwrap().as_raw(), pid);
+    lab.p2pvm("a", &["down"]).unwrap();
+    assert!(!fs::exists(format!("/proc/{guardian}/fd/0")).unwrap_or(false), "it ends with the daemon");
+    lab.down().unwrap();
+}
+
+#[test]
+fn a_lan_behind_other_firewalls_is_reached_or_the_chain_is_named() {
+    let lab = lab("walls", &public_sites(&["a", "b"], 10.0));
+    network(&lab, &["a", "b"]);
+    let _lan = Lan::new(&lab, "b");
+    run(
+        &lab,
+        "b",
+        "iptables-nft -P FORWARD DROP; iptables-nft -A FORWARD -i docker0 -j ACCEPT; iptables-nft -P INPUT DROP; \
+                    iptables-nft -A INPUT -i lo -j ACCEPT; iptables-nft -A INPUT -i eth0 -j ACCEPT",
+    );
+    let address = lab.json("b", &["status"]).unwrap()["address"].as_str().unwrap().to_owned();
+    until(&lab, "b itself to be reached", SOON, &|| pings(&lab, "a", &address));
+    lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"]).unwrap();
+    lab.p2pvm("a", &["route", "accept"]).unwrap();
+    until(&lab, "the LAN to be reached through Docker's chain", SOON, &|| pings(&lab, "a", "192.168.77.9"));
+    // Somebody else's own table is left alone and named.
+    run(&lab, "b", "nft add table inet mine; nft add chain inet mine through '{ type filter hook forward priority 0; policy drop; }'");
+    let note = || route(&lab, "b", "192.168.77.0/24", "b").unwrap().1;
+    until(&lab, "the chain to be named", SOON, &|| note().contains("chain through of table inet mine"));
+    assert!(!pings(&lab, "a", "192.168.77.9"));
+    let note = note();
+    run(&lab, "b", note.split_once("subnets: ").expect("the command stands behind").1);
+    until(&lab, "the command to help", SOON, &|| pings(&lab, "a", "192.168.77.9"));
+    lab.p2pvm("b", &["down"]).unwrap();
+    assert!(!run(&lab, "b", "iptables-nft -S").contains("p2pvm"), "what was opened is closed");
+    lab.down().unwrap();
+}
+
+#[test]
+fn of_two_members_that_offer_a_lan_the_other_is_used_when_the_first_dies() {
+    let lab = lab("failover", &public_sites(&["a", "b", "c"], 10.0));
+    network(&lab, &["a", "b", "c"]);
+    let _lans = ["b", "c"].map(|host| Lan::new(&lab, host));
+    lab.p2pvm("a", &["route", "accept"]).unwrap();
+    lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"]).unwrap();
+    std::thread::sleep(Duration::from_millis(1100));
+    lab.p2pvm("c", &["route", "offer", "192.168.77.0/24"]).unwrap();
+    let used = |by: &str| route(&lab, "a", "192.168.77.0/24", by).is_some_and(|(used, _)| used);
+    until(&lab, "the elder to be used", SOON, &|| used("b") && !used("c") && pings(&lab, "a", "192.168.77.9"));
+    lab.kill_daemon("b").unwrap();
+    until(&lab, "the other to be used", SOON, &|| used("c") && pings(&lab, "a", "192.168.77.9"));
+    lab.json("b", &["up", "--detach"]).unwrap();
+    until(&lab, "the elder to be used again", Duration::from_secs(40), &|| used("b") && pings(&lab, "a", "192.168.77.9"));
+
+    // A part of the LAN that comes up at home goes its own way; the rest stays.
+    run(
+        &lab,
+        "a",
+        "ip link add d0 type veth peer name d1 && ip addr add 192.168.77.200/25 dev d0 && ip link set d0 up && ip link set d1 up",
+    );
+    let note = || route(&lab, "a", "192.168.77.0/24", "b").unwrap();
+    until(&lab, "the exception to be said", SOON, &|| note().0 && note().1.contains("except for 192.168.77.128/25"));
+    assert!(run(&lab, "a", "ip route get 192.168.77.9").contains("p2pvm0") && run(&lab, "a", "ip route get 192.168.77.201").contains("d0"));
+    assert!(pings(&lab, "a", "192.168.77.9"));
+    lab.down().unwrap();
+}
+
+#[test]
+fn a_machine_that_cannot_forward_says_why_and_publishes_nothing() {
+    let lab = lab("cannot", &public_sites(&["a", "b"], 10.0));
+    network(&lab, &["a", "b"]);
+    let _lan = Lan::new(&lab, "b");
+    let program = env!("CARGO_BIN_EXE_p2pvm");
+    for (hidden, cause) in [
+        ("mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys", "Read-only file system"),
+        ("for d in /usr/sbin /sbin /usr/bin; do test -e $d/nft && mount --bind /dev/null $d/nft; done; true", "nft"),
+    ] {
+        lab.p2pvm("b", &["down"]).unwrap();
+        run(&lab, "b", &format!("{hidden} && {program} up --detach"));
+        let said = refused(&lab, "b", &["route", "offer", "192.168.77.0/24"], 1);
+        assert!(said.contains(cause) && said.contains("is not offered"), "{said}");
+        assert!(route(&lab, "b", "192.168.77.0/24", "b").is_none(), "nothing half-done stays");
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(route(&lab, "a", "192.168.77.0/24", "b").is_none(), "nobody else was told");
+    }
+    lab.down().unwrap();
+}
+
+#[test]
+fn an_interface_of_somebody_elses_is_not_taken_and_a_bad_name_is_refused() {
+    let lab = lab("device", &public_sites(&["a"], 10.0));
+    lab.p2pvm("a", &["init", "--network", "lab"]).unwrap();
+    run(&lab, "a", "ip link add p2pvm0 type veth peer name other");
+    let said = refused(&lab, "a", &["up"], 5);
+    assert!(said.contains("p2pvm0") && said.contains("another program (veth)") && said.contains("node.toml"), "{said}");
+    run(&lab, "a", "ip link del p2pvm0");
+    lab.configure("a", &format!("{SETTINGS}device = \"%d\"\n")).unwrap();
+    assert!(refused(&lab, "a", &["up"], 2).contains("device '%d' cannot be an interface's name: it holds '%'"));
+    lab.configure("a", SETTINGS).unwrap();
+    lab.json("a", &["up", "--detach"]).unwrap();
+    lab.down().unwrap();
+}

@@ -1,0 +1,88 @@
+//! A transport that keeps the control plane out of the tunnels of this machine: it dials no address behind one, lets nobody in who
+//! comes from there, and does not say that it listens there. Names are resolved above it, so that this holds for all addresses
+//! whoever gave them: invites, contacts, hole punching.
+
+use super::address::ip_of;
+use crate::underlay::Underlay;
+use libp2p::{
+    Multiaddr, PeerId,
+    core::{
+        muxing::StreamMuxerBox,
+        transport::{Boxed, DialOpts, ListenerId, Transport, TransportError, TransportEvent},
+    },
+};
+use std::{
+    collections::HashSet,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+type Connection = (PeerId, StreamMuxerBox);
+
+/// See the module.
+pub struct Outside {
+    inner: Boxed<Connection>,
+    underlay: Underlay,
+    /// Addresses that were not told.
+    hidden: HashSet<(ListenerId, Multiaddr)>,
+}
+
+impl Outside {
+    /// Keeps `inner` out of the tunnels that `underlay` knows.
+    pub fn new(inner: Boxed<Connection>, underlay: Underlay) -> Self {
+        Self { inner, underlay, hidden: HashSet::new() }
+    }
+
+    fn is_inside(&self, address: &Multiaddr) -> bool {
+        ip_of(address).is_some_and(|ip| self.underlay.is_inside(&ip))
+    }
+}
+
+impl Transport for Outside {
+    type Output = Connection;
+    type Error = io::Error;
+    type ListenerUpgrade = <Boxed<Connection> as Transport>::ListenerUpgrade;
+    type Dial = <Boxed<Connection> as Transport>::Dial;
+
+    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<io::Error>> {
+        self.inner.listen_on(id, address)
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.hidden.retain(|(listener, _)| *listener != id);
+        self.inner.remove_listener(id)
+    }
+
+    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
+        if self.is_inside(&address) {
+            return Err(TransportError::Other(io::Error::other("it lies behind a p2pvm network of this machine")));
+        }
+        self.inner.dial(address, options)
+    }
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+        loop {
+            let Poll::Ready(event) = Pin::new(&mut self.inner).poll(context) else { return Poll::Pending };
+            match &event {
+                TransportEvent::NewAddress { listener_id, listen_addr } => {
+                    // It may be on an interface that has only just been made.
+                    self.underlay.renew();
+                    if self.is_inside(listen_addr) {
+                        self.hidden.insert((*listener_id, listen_addr.clone()));
+                        continue;
+                    }
+                }
+                TransportEvent::AddressExpired { listener_id, listen_addr } => {
+                    if self.hidden.remove(&(*listener_id, listen_addr.clone())) {
+                        continue;
+                    }
+                }
+                // Dropped: it ends there.
+                TransportEvent::Incoming { send_back_addr, .. } if self.is_inside(send_back_addr) => continue,
+                _ => {}
+            }
+            return Poll::Ready(event);
+        }
+    }
+}
