@@ -110,7 +110,7 @@ fn a_flow_that_a_router_holds_on_to_as_a_black_hole_is_left_for_another() {
 fn udp_that_was_blocked_for_three_minutes_is_used_again_within_one() {
     let mut lab = world("blocked", "nat = 'port-restricted'");
     let talk = stream(&lab, PAIR.0, PAIR.1);
-    let block = "table inet blocked { chain everything { type filter hook forward priority -10; policy accept; meta l4proto udp drop; } }";
+    let block = "table inet blocked { chain everything { type filter hook forward priority -10; policy accept; meta l4proto udp drop; }; }";
     let cause = |lab: &mut Lab| nft(lab, "home", block);
     let end = |lab: &mut Lab| nft(lab, "home", "delete table inet blocked");
     let lasts = Duration::from_secs(180);
@@ -127,7 +127,7 @@ fn a_pair_that_was_cut_or_heard_in_one_direction_only_is_direct_again_within_a_m
     let office = lab.testbed().plan().public_address(lab.testbed().host("office").unwrap());
     let deaf = format!(
         "table inet deaf {{ chain everything {{ type filter hook forward priority -10; policy accept; \
-         iifname wan ip saddr {office} meta l4proto udp drop; }} }}"
+         iifname wan ip saddr {office} meta l4proto udp drop; }}; }}"
     );
     let cause = |lab: &mut Lab| nft(lab, "home", &deaf);
     let end = |lab: &mut Lab| nft(lab, "home", "delete table inet deaf");
