@@ -4,7 +4,8 @@
 //! session stands and sealed probes go to all addresses at once from both sides (simultaneous open; ICE's idea, RFC 8445,
 //! with the handshake folded in). Where no direct path answers in time, a member that both can reach passes the sealed
 //! datagrams on; where UDP does not get through at all, they go over a stream of the control plane. What is not direct is
-//! tried again directly, ever less often.
+//! tried again directly: less often after a while, but within half a minute for as long as the link is used, and at once when
+//! there is news.
 //!
 //! To a member with no control connection the same exchange goes over the ring (`over_ring`), which is then the first path: the
 //! first packet leaves after one round trip over the ring, while everything else is still being tried.

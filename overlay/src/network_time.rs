@@ -208,7 +208,8 @@ impl NetworkTime {
             (wanted - before, due)
         };
         if set {
-            tracing::info!(by_seconds = now as f64 / 1e3, wall_clock = %Skew { ahead_ms: own - (self.offset_ms.load(Ordering::Relaxed)), members: 0 }, "the network's time was set");
+            let wall_clock = Skew { ahead_ms: own - self.offset_ms.load(Ordering::Relaxed), members: 0 };
+            tracing::info!(by_seconds = now as f64 / 1e3, %wall_clock, "the network's time was set");
             self.steps.send_modify(|n| *n = n.wrapping_add(1));
         }
     }
