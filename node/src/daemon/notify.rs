@@ -96,8 +96,9 @@ async fn ask(api: &std::path::Path) -> Option<Status> {
 fn line(status: &Status) -> String {
     let address = status.address.as_deref().unwrap_or("no address yet");
     let health = match status.health.word.as_str() {
-        "" | "ok" => String::new(),
-        word => format!("{word}: {}; ", status.health.why),
+        // Alone and joining say themselves in what follows.
+        word @ ("degraded" | "offline") => format!("{word}: {}; ", status.health.why),
+        _ => String::new(),
     };
     format!("{health}{} in {}: {address}, {} members connected, {} VMs", status.name, status.network, status.connected, status.running_vms)
 }
