@@ -42,7 +42,7 @@ fn snapshot(lab: &Lab, host: &str) -> String {
     run(
         lab,
         host,
-        "ip -d addr | grep -v valid_lft; ip route show table all | grep -v '^[a-f0-9:]*::'; ip rule; \
+        "ip -d addr | grep -v valid_lft | sed 's/ tentative//'; ip route show table all | grep -v '^[a-f0-9:]*::'; ip rule; \
          nft list ruleset | sed 's/ counter packets [0-9]* bytes [0-9]*//'; \
          for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter; \
          do echo $f $(cat $f); done",
@@ -127,7 +127,11 @@ fn a_host_is_after_down_and_after_a_kill_as_it_was_before() {
     lab.json("b", &["up", "--detach"]).unwrap();
     lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"]).unwrap();
     lab.p2pvm("b", &["route", "accept"]).unwrap();
-    run(&lab, "a", "ip link add lan9 type veth peer name lan9x && ip addr add 192.168.99.1/24 dev lan9 && ip link set lan9 up && ip link set lan9x up");
+    run(
+        &lab,
+        "a",
+        "ip link add lan9 type veth peer name lan9x && ip addr add 192.168.99.1/24 dev lan9 && ip link set lan9 up && ip link set lan9x up",
+    );
     lab.p2pvm("a", &["route", "offer", "192.168.99.0/24"]).unwrap();
     lab.p2pvm("a", &["route", "accept"]).unwrap();
     until(&lab, "both to use the other's LAN", SOON, &|| {
@@ -202,8 +206,12 @@ fn a_lan_behind_other_firewalls_is_reached_or_the_chain_is_named() {
     let lab = lab("walls", &public_sites(&["a", "b"], 10.0));
     network(&lab, &["a", "b"]);
     let _lan = Lan::new(&lab, "b");
-    run(&lab, "b", "iptables-nft -P FORWARD DROP; iptables-nft -A FORWARD -i docker0 -j ACCEPT; iptables-nft -P INPUT DROP; \
-                    iptables-nft -A INPUT -i lo -j ACCEPT; iptables-nft -A INPUT -i eth0 -j ACCEPT");
+    run(
+        &lab,
+        "b",
+        "iptables-nft -P FORWARD DROP; iptables-nft -A FORWARD -i docker0 -j ACCEPT; iptables-nft -P INPUT DROP; \
+                    iptables-nft -A INPUT -i lo -j ACCEPT; iptables-nft -A INPUT -i eth0 -j ACCEPT",
+    );
     let address = lab.json("b", &["status"]).unwrap()["address"].as_str().unwrap().to_owned();
     until(&lab, "b itself to be reached", SOON, &|| pings(&lab, "a", &address));
     lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"]).unwrap();
@@ -239,7 +247,11 @@ fn of_two_members_that_offer_a_lan_the_other_is_used_when_the_first_dies() {
     until(&lab, "the elder to be used again", Duration::from_secs(40), &|| used("b") && pings(&lab, "a", "192.168.77.9"));
 
     // A part of the LAN that comes up at home goes its own way; the rest stays.
-    run(&lab, "a", "ip link add d0 type veth peer name d1 && ip addr add 192.168.77.200/25 dev d0 && ip link set d0 up && ip link set d1 up");
+    run(
+        &lab,
+        "a",
+        "ip link add d0 type veth peer name d1 && ip addr add 192.168.77.200/25 dev d0 && ip link set d0 up && ip link set d1 up",
+    );
     let note = || route(&lab, "a", "192.168.77.0/24", "b").unwrap();
     until(&lab, "the exception to be said", SOON, &|| note().0 && note().1.contains("except for 192.168.77.128/25"));
     assert!(run(&lab, "a", "ip route get 192.168.77.9").contains("p2pvm0") && run(&lab, "a", "ip route get 192.168.77.201").contains("d0"));

@@ -36,8 +36,9 @@ use std::{
 
 /// An offer that is not renewed is forgotten after this: its host is gone.
 const OFFER_SECONDS: u64 = 1800;
-/// Three chances to be heard within that.
-const RENEW_EVERY: Duration = Duration::from_secs(600);
+/// What is news is said again after these: a member that was just connecting may have missed it. Then three chances to be heard within
+/// the time above.
+const RENEW_AFTER: [Duration; 3] = [Duration::from_secs(4), Duration::from_secs(30), Duration::from_secs(600)];
 /// This host's own routes change without anybody telling.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
 /// Members whose offers are used here are asked this often whether they are there, and answer within this.
@@ -60,6 +61,15 @@ struct Kept {
     accept: Option<bool>,
 }
 
+/// What was told the others last.
+struct Published {
+    at: Instant,
+    subnets: Vec<Cidr>,
+    multicast: bool,
+    /// How often it has been said again.
+    times: usize,
+}
+
 /// The subnets of this node.
 pub struct Subnets {
     parts: Arc<Parts>,
@@ -75,7 +85,7 @@ pub struct Subnets {
     answers: Mutex<Answers>,
     /// What the kernel was told last; held while it is told.
     wanted: Mutex<Wanted>,
-    published: Mutex<Option<(Instant, Vec<Cidr>, bool)>>,
+    published: Mutex<Option<Published>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -245,15 +255,17 @@ impl Subnets {
     /// Tells the others what is offered here, if that is news or due.
     fn publish(&self, subnets: Vec<Cidr>, multicast: bool, since: u64) -> Outcome<()> {
         let mut published = lock(&self.published);
+        let news = published.as_ref().is_none_or(|last| last.subnets != subnets || last.multicast != multicast);
         let due = match &*published {
-            Some((at, before, cast)) => *before != subnets || *cast != multicast || at.elapsed() >= RENEW_EVERY,
+            Some(last) => news || last.at.elapsed() >= RENEW_AFTER[last.times.min(RENEW_AFTER.len() - 1)],
             // A former run may have been killed before it could take its offer back.
             None => multicast || !subnets.is_empty() || self.parts.notices.offers().iter().any(|o| o.member() == self.parts.me()),
         };
         if due {
             let offer = self.offer(subnets.clone(), multicast, since);
             self.parts.spread.publish(offer).doing("telling what this member offers")?;
-            *published = Some((Instant::now(), subnets, multicast));
+            let times = published.as_ref().filter(|_| !news).map_or(0, |last| last.times + 1);
+            *published = Some(Published { at: Instant::now(), subnets, multicast, times });
         }
         Ok(())
     }
@@ -276,7 +288,7 @@ impl Subnets {
 
     /// Takes the offers back: the daemon ends.
     pub async fn close(&self) {
-        let offers = lock(&self.published).take().is_some_and(|(_, subnets, multicast)| !subnets.is_empty() || multicast);
+        let offers = lock(&self.published).take().is_some_and(|last| !last.subnets.is_empty() || last.multicast);
         if offers && let Err(refusal) = self.parts.spread.publish_now(self.offer(Vec::new(), false, 0), FAREWELL).await {
             tracing::warn!(%refusal, "what this member offers is not taken back; it runs out by itself");
         }
