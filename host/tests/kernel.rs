@@ -87,7 +87,7 @@ impl Drop for Elsewhere {
 /// All that could be left behind; counters and handles change by themselves.
 fn snapshot() -> String {
     sh(
-        "ip -d addr | grep -v valid_lft; ip route show table all; ip rule; nft list ruleset | sed 's/ counter packets [0-9]* bytes [0-9]*//'; \
+        "ip -d addr | grep -Ev 'valid_lft|fe80' | sed 's/ tentative//'; ip route show table all | grep -v fe80; ip rule; nft list ruleset | sed 's/counter packets [0-9]* bytes [0-9]*//' | grep -v fe80; \
         iptables-legacy-save 2>/dev/null | grep -v '^[#:]'; \
         for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter; do echo $f $(cat $f); done",
     )

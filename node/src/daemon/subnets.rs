@@ -37,8 +37,9 @@ use std::{
 
 /// An offer that is not renewed is forgotten after this: its host is gone.
 const OFFER_SECONDS: u64 = 1800;
-/// Three chances to be heard within that.
-const RENEW_EVERY: Duration = Duration::from_secs(600);
+/// What is news is said again after these: a member that was just connecting may have missed it. Then three chances to be heard within
+/// the time above.
+const RENEW_AFTER: [Duration; 3] = [Duration::from_secs(4), Duration::from_secs(30), Duration::from_secs(600)];
 /// This host's own routes change without anybody telling.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
 /// Members whose offers are used here are asked this often whether they are there, and answer within this.
@@ -61,6 +62,15 @@ struct Kept {
     accept: Option<bool>,
 }
 
+/// What was told the others last.
+struct Published {
+    at: Instant,
+    subnets: Vec<Cidr>,
+    multicast: bool,
+    /// How often it has been said again.
+    times: usize,
+}
+
 /// The subnets of this node.
 pub struct Subnets {
     parts: Arc<Parts>,
@@ -76,7 +86,7 @@ pub struct Subnets {
     answers: Mutex<Answers>,
     /// What the kernel was told last; held while it is told.
     wanted: Mutex<Wanted>,
-    published: Mutex<Option<(Instant, Vec<Cidr>, bool)>>,
+    published: Mutex<Option<Published>>,
     /// The number of the newest offer made here, and how often the network's time had been set by then.
     told: Mutex<(Option<u64>, u64)>,
 }
@@ -249,12 +259,13 @@ impl Subnets {
     /// Tells the others what is offered here, if that is news or due.
     fn publish(&self, subnets: Vec<Cidr>, multicast: bool, since: u64) -> Outcome<()> {
         let mut published = lock(&self.published);
+        let news = published.as_ref().is_none_or(|last| last.subnets != subnets || last.multicast != multicast);
         let due = match &*published {
-            Some((at, before, cast)) => {
+            Some(last) => {
                 // Others may hold an offer of ours that is newer by its number: a clock that was ahead made it.
                 let (told, time) = *lock(&self.told);
                 let overtaken = self.parts.notices.offer_number(self.parts.me()) > told || time != NetworkTime::of_process().times_set();
-                *before != subnets || *cast != multicast || at.elapsed() >= RENEW_EVERY || overtaken
+                news || overtaken || last.at.elapsed() >= RENEW_AFTER[last.times.min(RENEW_AFTER.len() - 1)]
             }
             // A former run may have been killed before it could take its offer back.
             None => multicast || !subnets.is_empty() || self.parts.notices.offers().iter().any(|o| o.member() == self.parts.me()),
@@ -262,7 +273,8 @@ impl Subnets {
         if due {
             let offer = self.offer(subnets.clone(), multicast, since);
             self.parts.spread.publish(offer).doing("telling what this member offers")?;
-            *published = Some((Instant::now(), subnets, multicast));
+            let times = published.as_ref().filter(|_| !news).map_or(0, |last| last.times + 1);
+            *published = Some(Published { at: Instant::now(), subnets, multicast, times });
         }
         Ok(())
     }
@@ -285,7 +297,7 @@ impl Subnets {
 
     /// Takes the offers back: the daemon ends.
     pub async fn close(&self) {
-        let offers = lock(&self.published).take().is_some_and(|(_, subnets, multicast)| !subnets.is_empty() || multicast);
+        let offers = lock(&self.published).take().is_some_and(|last| !last.subnets.is_empty() || last.multicast);
         if offers && let Err(refusal) = self.parts.spread.publish_now(self.offer(Vec::new(), false, 0), FAREWELL).await {
             tracing::warn!(%refusal, "what this member offers is not taken back; it runs out by itself");
         }
