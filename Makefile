@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz web web-if-npm test-web page build image setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb static screenshots
+.PHONY: demo test bench bench-net simulate fuzz web web-if-npm test-web page build image setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-slow static screenshots
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -92,6 +92,13 @@ deb-tools:
 test-deb: build image deb-tools
 	scripts/setup.sh deb
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" cargo nextest run --locked --profile deb -p p2pvm
+
+# What takes long beside other programs (docs/hosts.md): booted Debians with NetworkManager, networkd and resolved, and a quarter of an
+# hour of random events on a host. About half an hour; SEED=n is another sequence.
+SEED ?= 1
+test-slow: build image
+	scripts/setup.sh slow
+	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" P2PVM_CHAOS_SEED=$(SEED) cargo nextest run --locked --profile slow -p p2pvm
 
 # One file for any Linux of this processor, whatever its C library (docs/operating.md), started in an empty root before it counts as made.
 # 10 to 15 minutes on two processors, as the release build.

@@ -2,7 +2,7 @@
 # Installs what building, testing and the demo need and this Debian machine lacks. Idempotent: says
 # nothing and touches nothing where all is there. Needs root for the installing only.
 # `setup.sh iso` sees to what the appliance's ISO and its boot tests need as well, `setup.sh deb` to what the package's test needs,
-# `setup.sh web` to a browser for the dashboard's.
+# `setup.sh web` to a browser for the dashboard's, `setup.sh slow` to what boots machines with other programs.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
@@ -16,19 +16,19 @@ fi
 declare -A package=(
   [cc]=build-essential [ip]=iproute2 [nft]=nftables [ping]=iputils-ping [iperf3]=iperf3
   [busybox]=busybox-static [dpkg-deb]=dpkg [flock]=util-linux [miniupnpd]=miniupnpd-nftables [tmux]=tmux
-  [dig]=bind9-dnsutils [curl]=curl
+  [dig]=bind9-dnsutils [curl]=curl [mmdebstrap]=mmdebstrap [musl-gcc]=musl-tools [iptables-legacy-save]=iptables
 )
 if [ "${1:-}" = iso ]; then
   package+=(
-    [mmdebstrap]=mmdebstrap [mksquashfs]=squashfs-tools [xorriso]=xorriso [grub-mkimage]=grub-common [mkfs.vfat]=dosfstools
+    [mksquashfs]=squashfs-tools [xorriso]=xorriso [grub-mkimage]=grub-common [mkfs.vfat]=dosfstools
     [mcopy]=mtools [zstd]=zstd [cpio]=cpio [depmod]=kmod [xz]=xz-utils
   )
 fi
 if [ "${1:-}" = web ]; then
   package+=([chromium]=chromium)
 fi
-if [ "${1:-}" = deb ]; then
-  package+=([mmdebstrap]=mmdebstrap [systemd-nspawn]=systemd-container)
+if [ "${1:-}" = deb ] || [ "${1:-}" = slow ]; then
+  package+=([systemd-nspawn]=systemd-container)
 fi
 missing=()
 for command in "${!package[@]}"; do

@@ -62,6 +62,10 @@ pub struct Vitals<'a> {
     pub known: usize,
     /// Those of them that it is connected with.
     pub connected: usize,
+    /// What does not work on this machine, each a sentence with its cause.
+    pub failing: Vec<&'a str>,
+    /// How many things work less well than they could.
+    pub warnings: usize,
     /// The names of VMs that somebody should look at ([`troubled`]).
     pub troubled: Vec<&'a str>,
     /// Members that did not answer.
@@ -74,6 +78,10 @@ impl Vitals<'_> {
         let Self { known, connected, .. } = *self;
         if !self.online {
             return (Health::Offline, "this machine has no address on any network: look at its cable or Wi-Fi".to_owned());
+        }
+        if let Some(first) = self.failing.first() {
+            let more = if self.failing.len() > 1 { format!(" (and {} more)", self.failing.len() - 1) } else { String::new() };
+            return (Health::Degraded, format!("{first}{more}: see 'p2pvm doctor'"));
         }
         if known == 0 && self.joined_another {
             return (Health::Joining, "looking for the members that the invite names".to_owned());
@@ -102,7 +110,12 @@ impl Vitals<'_> {
         if !self.silent.is_empty() {
             return (Health::Degraded, format!("no answer from {}", self.silent.join(", ")));
         }
-        (Health::Ok, format!("{connected} of {known} known members connected"))
+        let look = match self.warnings {
+            0 => "",
+            1 => "; 1 warning: see 'p2pvm doctor'",
+            _ => "; some warnings: see 'p2pvm doctor'",
+        };
+        (Health::Ok, format!("{connected} of {known} known members connected{look}"))
     }
 }
 
@@ -131,6 +144,8 @@ impl Model {
             up_seconds: node.up_seconds,
             known: self.members.len(),
             connected: self.members.iter().filter(|m| m.connected).count(),
+            failing: node.failing.iter().map(String::as_str).collect(),
+            warnings: node.warnings,
             troubled: self.vms.iter().filter(|vm| vm.troubled()).map(|vm| vm.name.as_str()).collect(),
             silent: &self.silent,
         };

@@ -42,6 +42,10 @@ pub struct Node {
     pub was_on_ring: bool,
     /// Whether it came into the network by an invite, so that others must be there.
     pub joined_another: bool,
+    /// What does not work on this machine, each a sentence with its cause.
+    pub failing: Vec<String>,
+    /// How many things work less well than they could.
+    pub warnings: usize,
     /// The program's version.
     pub version: String,
 }

@@ -182,6 +182,12 @@ fn health_is_one_word_with_its_reason() {
     let (word, why) = health(&|m| m.silent = vec!["member07".into()]);
     assert_eq!((word, why.as_str()), (Health::Degraded, "no answer from member07"));
     assert_eq!(alone().health().0, Health::Alone);
+    let unreachable = Node { failing: vec!["p2pvm0 is down".into(), "no nft".into()], ..node() };
+    let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(unreachable.clone())));
+    assert_eq!((word, why.as_str()), (Health::Degraded, "p2pvm0 is down (and 1 more): see 'p2pvm doctor'"));
+    let warned = Node { warnings: 2, ..node() };
+    let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(warned.clone())));
+    assert!(word == Health::Ok && why.ends_with("see 'p2pvm doctor'"), "{why}");
 }
 
 #[test]

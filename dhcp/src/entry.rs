@@ -31,6 +31,15 @@ pub enum Subject {
     Vm(VmId),
 }
 
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Member(member) => write!(f, "member {}", member.short()),
+            Self::Vm(vm) => write!(f, "VM {}", vm.short()),
+        }
+    }
+}
+
 /// The two kinds of names: `<label>.<network>.p2p` and `<label>.vm.<network>.p2p`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum NameKind {

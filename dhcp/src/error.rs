@@ -15,7 +15,7 @@ pub enum Error {
     #[error("'{0}' cannot be a name: use 1 to 63 lower-case letters, digits and inner hyphens ('vm' is reserved among hosts)")]
     InvalidName(String),
     /// Somebody else has the name.
-    #[error("the name '{name}' is taken by {by:?}: choose another")]
+    #[error("the name '{name}' is taken by {by}: choose another")]
     NameTaken {
         /// The name.
         name: String,

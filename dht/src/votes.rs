@@ -131,7 +131,7 @@ pub struct Newest {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum VoteError {
     /// A voter promised this or a newer epoch to another holder; too many did for a majority to remain.
-    #[error("the voters promised epoch {newest} to {holder:?}")]
+    #[error("the voters promised epoch {newest} to {}", .holder.short())]
     Refused {
         /// The newest epoch a refusing voter promised.
         newest: Epoch,

@@ -21,6 +21,17 @@ pub enum Level {
     Failed,
 }
 
+impl Level {
+    /// The level in a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// One thing that was found, with its remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {

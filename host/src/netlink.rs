@@ -64,6 +64,14 @@ impl Netlink {
         self.request(message, NLM_F_REQUEST | NLM_F_DUMP)
     }
 
+    /// Asks for one thing, such as the route that a packet would take.
+    ///
+    /// # Errors
+    /// What the kernel says, such as ENETUNREACH for no route.
+    pub fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+        self.request(message, NLM_F_REQUEST | NLM_F_ACK).map(|answers| answers.into_iter().next())
+    }
+
     fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         let mut header = NetlinkHeader::default();

@@ -45,6 +45,9 @@ pub struct Config {
     /// Let this host's programs find the network's names, by systemd-resolved or /etc/resolv.conf: "auto" or "off".
     /// Left out it is "auto", but "off" on a testbed, whose hosts share their files.
     pub resolver: Option<String>,
+    /// Let other firewalls on this machine (Docker's, ufw's, firewalld's) pass what comes in by the network's own interface, where
+    /// they drop what they do not know: "auto" or "off". Who may send what there is the network's policy's to say.
+    pub firewall: String,
     /// Carry multicast (such as mDNS) between guests here and those of other members that do too.
     pub multicast: bool,
     /// Processors that count as this host's capacity; 0 for all of the machine's.
@@ -117,6 +120,7 @@ impl Default for Config {
             accel: "auto".to_owned(),
             probe_kernel: String::new(),
             resolver: None,
+            firewall: "auto".to_owned(),
             multicast: false,
             cpus: 0,
             ring: Ring::default(),
@@ -147,6 +151,16 @@ impl Config {
         }
         if let Some(resolver) = config.resolver.as_deref().filter(|r| !["auto", "off"].contains(r)) {
             return Err(Failure::usage(format!("{}: resolver must be auto or off, not '{resolver}'", path.display())));
+        }
+        if !["auto", "off"].contains(&config.firewall.as_str()) {
+            return Err(Failure::usage(format!("{}: firewall must be auto or off, not '{}'", path.display(), config.firewall)));
+        }
+        if let Some(why) = p2pvm_host::owner::bad_name(&config.device) {
+            return Err(Failure::usage(format!(
+                "{}: device '{}' cannot be an interface's name: {why}; p2pvm0 is the usual one",
+                path.display(),
+                config.device
+            )));
         }
         if config.dashboard_port == 0 {
             return Err(Failure::usage(format!(
@@ -227,6 +241,20 @@ fn is_place(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_name_that_the_kernel_would_read_otherwise_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path());
+        for (name, why) in [("%d", "'%'"), ("all", "kernel"), ("a/b", "'/'"), ("", "empty"), ("a name", "' '"), ("0123456789abcdef", "15")]
+        {
+            std::fs::write(layout.config(), format!("device = \"{name}\"\n")).unwrap();
+            let said = Config::load(&layout).unwrap_err().to_string();
+            assert!(said.contains(why) && said.contains("node.toml"), "{name}: {said}");
+        }
+        std::fs::write(layout.config(), "firewall = \"on\"\n").unwrap();
+        assert!(Config::load(&layout).unwrap_err().to_string().contains("firewall must be auto or off"));
+    }
 
     #[test]
     fn a_place_in_the_settings_becomes_the_addresses_that_others_dial() {

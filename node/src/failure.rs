@@ -1,6 +1,7 @@
 //! The one error of the program's surface: a sentence that says what to do, and the kind that decides
 //! the exit code of the command line and the status code of the control API.
 
+use p2pvm_host::chain;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -20,6 +21,14 @@ pub enum Kind {
     Refused = 5,
     /// It was neither done nor refused for good: who could decide it cannot be asked now. The same may work later.
     NotNow = 6,
+}
+
+impl Kind {
+    /// The kind that a command of ours ended with.
+    pub fn of_exit_code(code: i32) -> Option<Self> {
+        let all = [Self::Failed, Self::Usage, Self::NotFound, Self::TimedOut, Self::Refused, Self::NotNow];
+        all.into_iter().find(|kind| *kind as i32 == code)
+    }
 }
 
 /// A failure with its kind and the sentence that the user reads.
@@ -79,7 +88,7 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast::<Failure>() {
             Ok(failure) => failure,
-            Err(other) => Self::new(Kind::Failed, format!("{other:#}")),
+            Err(other) => Self::new(Kind::Failed, chain(other.as_ref())),
         }
     }
 }
@@ -89,12 +98,28 @@ pub type Outcome<T> = Result<T, Failure>;
 
 /// Puts what was being done before a cause: `read(path).doing("reading the certificate")?`.
 pub trait Doing<T> {
-    /// Turns the error into a [`Failure`] of kind [`Kind::Failed`] that begins with `what`.
+    /// Turns the error into a [`Failure`] of kind [`Kind::Failed`] that begins with `what` and names every cause.
     fn doing(self, what: impl fmt::Display) -> Outcome<T>;
 }
 
-impl<T, E: fmt::Display> Doing<T> for Result<T, E> {
+impl<T, E: std::error::Error + 'static> Doing<T> for Result<T, E> {
     fn doing(self, what: impl fmt::Display) -> Outcome<T> {
-        self.map_err(|cause| Failure::new(Kind::Failed, format!("{what}: {cause}")))
+        self.map_err(|cause| Failure::new(Kind::Failed, format!("{what}: {}", chain(&cause))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn what_the_system_said_is_in_the_sentence() {
+        let cause = io::Error::from_raw_os_error(98);
+        let busy = p2pvm_overlay::plane::Error::Bind { port: 4002, cause };
+        let failure = Err::<(), _>(busy).doing("starting the packet plane").unwrap_err();
+        assert_eq!(failure.message, "starting the packet plane: cannot bind UDP port 4002: Address already in use (os error 98)");
+        let wrapped = anyhow::Error::from(io::Error::from_raw_os_error(13)).context("reading x");
+        assert_eq!(Failure::from(wrapped).message, "reading x: Permission denied (os error 13)");
     }
 }

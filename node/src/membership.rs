@@ -1,8 +1,11 @@
 //! What a machine knows of its own membership, on disk: founding a network, joining one, forgetting it.
 
 use crate::{
+    clock,
     failure::{Doing, Failure, Kind, Outcome},
     layout::{Layout, read_if_there, write_atomically},
+    naming::Called,
+    preflight,
 };
 use p2pvm_dhcp::{NameKind, Subnet, is_name};
 use p2pvm_overlay::{
@@ -44,23 +47,29 @@ pub struct Founded {
     pub subnet: Ipv4Subnet,
 }
 
-/// Refuses a name that cannot be a DNS label.
-pub fn check_label(name: &str) -> Outcome<()> {
+/// What a name may be made of.
+const LABEL: &str = "up to 63 lower-case letters, digits and inner hyphens";
+
+/// Refuses a network's name that cannot be a DNS label.
+pub fn check_network(name: &str) -> Outcome<()> {
     if valid_name(name) {
         return Ok(());
     }
-    Err(Failure::usage(format!(
-        "'{name}' cannot be a name: use up to 63 lower-case letters, digits and inner hyphens (for this machine: --name)"
-    )))
+    Err(Failure::usage(format!("'{name}' cannot be a network's name: give it another with --network, of {LABEL}, such as 'home'")))
+}
+
+/// Whether a machine may be called so.
+pub fn is_host(name: &str) -> bool {
+    valid_name(name) && is_name(NameKind::Host, name)
 }
 
 /// Refuses what cannot be a machine's name: VMs are called NAME.vm, so that none can be called `vm`.
 pub fn check_host(name: &str) -> Outcome<()> {
-    check_label(name)?;
-    if is_name(NameKind::Host, name) {
+    if is_host(name) {
         return Ok(());
     }
-    Err(Failure::usage(format!("'{name}' cannot be this machine's name, as the names of VMs end in it: give it another with --name")))
+    let why = if valid_name(name) { "the names of VMs end in it".to_owned() } else { format!("a name is {LABEL}") };
+    Err(Failure::usage(format!("'{name}' cannot be this machine's name, as {why}: give it another with --name")))
 }
 
 fn encode(value: &impl Serialize) -> Outcome<Vec<u8>> {
@@ -85,12 +94,21 @@ pub fn require_member(layout: &Layout) -> Outcome<()> {
     )))
 }
 
+/// Refuses a machine that is in a network already.
+pub fn refuse_member(layout: &Layout) -> Outcome<()> {
+    if !layout.is_member() {
+        return Ok(());
+    }
+    let known = network(layout)?.map_or_else(String::new, |n| n.name);
+    Err(Failure::refused(format!("this machine is a member of {known} already; 'p2pvm leave' first, or use another --dir")))
+}
+
 /// Founds a network on this machine.
 pub fn found(layout: &Layout, (name, subnet): (&str, Option<&str>), (host, groups): (&str, &[String]), force: bool) -> Outcome<Founded> {
     let groups = Groups::new(groups.iter().map(String::as_str)).map_err(|e| Failure::usage(e.to_string()))?;
-    if layout.is_member() {
-        let known = network(layout)?.map_or_else(String::new, |n| n.name);
-        return Err(Failure::refused(format!("this machine is a member of {known} already; 'p2pvm leave' first, or use another --dir")));
+    refuse_member(layout)?;
+    if let Some(impossible) = clock::impossible(UnixTime::wall()) {
+        return Err(Failure::refused(format!("{impossible}; what is signed now would be void for members whose clocks are right")));
     }
     let subnet = choose_subnet(subnet, force)?;
     layout.create()?;
@@ -134,10 +152,8 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
     let parsed = text.split_once('/').and_then(|(addr, prefix)| Ipv4Subnet::new(addr.parse().ok()?, prefix.parse().ok()?));
     let subnet =
         parsed.ok_or_else(|| Failure::usage(format!("'{text}' is no subnet: write it as 10.83.0.0/16, with a prefix of 8 to 28")))?;
-    if !force && let Some(route) = Subnet::new(subnet.addr, subnet.prefix).overlapped_route(&routes) {
-        return Err(Failure::refused(format!(
-            "{subnet} overlaps this machine's route to {route}: choose another --subnet (or insist with --force)"
-        )));
+    if !force {
+        preflight::subnet(subnet, "choose another --subnet (or insist with --force)")?;
     }
     Ok(subnet)
 }
@@ -161,19 +177,29 @@ pub fn refused(refusal: Refusal) -> Failure {
     Failure::new(kind, message)
 }
 
-/// The name of the network that an invite leads into, if it is one, whole and still valid.
-pub fn checked_invite(text: &str) -> Outcome<String> {
-    let invite = Invite::parse(text).map_err(refused)?;
-    invite.check(UnixTime::now()).map_err(refused)?;
-    Ok(invite.network().name.clone())
+/// The name of the network that an invite leads into, if it is one and whole. Whether its time is over is for a member to say:
+/// this machine's clock may be wrong.
+pub fn network_of_invite(text: &str) -> Outcome<String> {
+    Ok(Invite::parse(text).map_err(refused)?.network().name.clone())
 }
 
-/// Joins the network that an invite leads into. Joining again with the membership already there is no error.
-pub async fn join(layout: &Layout, text: &str, address: Option<String>, name: &str) -> Outcome<()> {
+/// Whether an invite is whole and, by this machine's clock, still valid.
+pub fn checked_invite(text: &str) -> Outcome<()> {
     let invite = Invite::parse(text).map_err(refused)?;
+    invite.check(UnixTime::now()).map_err(refused)
+}
+
+/// Whether this machine is a member of the network that an invite leads into.
+///
+/// # Errors
+/// If it is one of another network, or is called otherwise than `given`.
+pub fn already(layout: &Layout, invite: &Invite, given: Option<&str>) -> Outcome<bool> {
     if layout.is_member() {
         return match network(layout)? {
-            Some(network) if network.id == invite.network().id => Ok(()),
+            Some(network) if network.id == invite.network().id => match given {
+                Some(given) => keeps_name(layout, given).map(|()| true),
+                None => Ok(true),
+            },
             Some(network) => Err(Failure::refused(format!(
                 "this machine is a member of {} already and the invite is for {}; 'p2pvm leave' first, or use another --dir",
                 network.name,
@@ -182,17 +208,81 @@ pub async fn join(layout: &Layout, text: &str, address: Option<String>, name: &s
             None => Err(Failure::refused("this machine's membership is damaged; 'p2pvm leave --force' forgets it")),
         };
     }
-    invite.check(UnixTime::now()).map_err(refused)?;
+    Ok(false)
+}
+
+/// A name is in the certificate: it stays as long as the membership.
+fn keeps_name(layout: &Layout, given: &str) -> Outcome<()> {
+    let certificate: Option<Certificate> = decode(&layout.certificate())?;
+    match certificate {
+        Some(certificate) if certificate.name() != given => Err(Failure::refused(format!(
+            "this machine is a member already, called {}, and keeps that name: to be called {given} it has to 'p2pvm leave' and join with a new invite",
+            certificate.name()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What is to be said of this machine's clock beside that of a member, if they differ.
+fn clock_note(wall: UnixTime, theirs: UnixTime) -> Option<String> {
+    let apart = clock::apart(wall, theirs)?;
+    Some(format!(
+        "this machine's clock ({}) is {apart} that of the member asked ({}): {}",
+        clock::shown(wall),
+        clock::shown(theirs),
+        clock::SET
+    ))
+}
+
+/// A refusal for time's sake: by whose clock, and whether this machine's is another.
+fn expired(invite: &Invite, wall: UnixTime, theirs: Option<UnixTime>) -> Failure {
+    let Failure { kind, message, .. } = refused(Refusal::Expired);
+    let note = theirs.and_then(|theirs| clock_note(wall, theirs));
+    let here = match (invite.check(wall).is_ok(), &note) {
+        (true, None) => format!("; by this machine's clock ({}) it has not, so one of the two clocks is wrong", clock::shown(wall)),
+        _ => String::new(),
+    };
+    let note = note.map_or_else(String::new, |note| format!("; besides, {note}"));
+    Failure::new(kind, format!("{message}{here}{note}"))
+}
+
+/// What becomes of one who asked to join.
+pub struct Welcome {
+    /// The name under which it is in.
+    pub called: Called,
+    /// What it should know.
+    pub notes: Vec<String>,
+}
+
+/// Joins the network that an invite leads into. Joining again with the membership already there is no error. Whether the invite
+/// is over is for the members to say: this machine's clock may be wrong.
+pub async fn join(layout: &Layout, text: &str, address: Option<String>, called: &Called) -> Outcome<Welcome> {
+    let invite = Invite::parse(text).map_err(refused)?;
+    if already(layout, &invite, None)? {
+        return Ok(Welcome { called: called.clone(), notes: Vec::new() });
+    }
+    let wall = UnixTime::wall();
     layout.create()?;
     let identity = Identity::load_or_create(&layout.identity()).doing("making this node's identity")?;
     let extra: Vec<String> = address.into_iter().collect();
-    let joined = control::join(&identity, &invite, name, &extra).await.map_err(|e| match e {
+    let mut called = called.clone();
+    let mut asked = control::join(&identity, &invite, &called.label, &extra).await;
+    if called.derived && matches!(asked, Err(JoinError::Refused(Refusal::NameTaken))) {
+        called = called.another(identity.member_id());
+        asked = control::join(&identity, &invite, &called.label, &extra).await;
+    }
+    let joined = asked.map_err(|e| match e {
         JoinError::Refused(Refusal::Revoked) => Failure::refused(format!(
             "the invite has been revoked, or this machine has been expelled: ask for a new invite; if that is refused too, remove {}, so that it joins as a new member",
             layout.identity().display()
         )),
+        JoinError::Refused(Refusal::Expired) => expired(&invite, wall, None),
+        JoinError::Expired(theirs) => expired(&invite, wall, Some(theirs)),
         JoinError::Refused(refusal) => refused(refusal),
-        other => Failure::new(Kind::TimedOut, format!("{other}; is the inviting machine up and reachable? (another member's address works too: p2pvm join MULTIADDR --invite FILE)")),
+        other => {
+            let doubt = clock::doubt(&invite, wall).map_or_else(String::new, |doubt| format!("; besides, {doubt}"));
+            Failure::timed_out(format!("{other}; is the inviting machine up and reachable? (another member's address works too: p2pvm join MULTIADDR --invite FILE){doubt}"))
+        }
     })?;
     let trust = Trust::load(joined.network.id, &layout.revocations()).doing("reading revocations")?;
     for revocation in joined.revocations {
@@ -203,7 +293,9 @@ pub async fn join(layout: &Layout, text: &str, address: Option<String>, name: &s
     }
     write_atomically(&layout.network(), &encode(&joined.network)?, 0o644)?;
     write_atomically(&layout.bootstrap(), joined.peers.join("\n").as_bytes(), 0o644)?;
-    write_atomically(&layout.certificate(), &encode(&joined.certificate)?, 0o644)
+    write_atomically(&layout.certificate(), &encode(&joined.certificate)?, 0o644)?;
+    let notes = called.note.clone().into_iter().chain(clock_note(UnixTime::wall(), joined.certificate.issued())).collect();
+    Ok(Welcome { called, notes })
 }
 
 /// The network that this machine is in, if it is in one.
@@ -263,11 +355,49 @@ mod tests {
     use super::*;
 
     #[test]
+    fn who_joins_with_a_wrong_clock_is_told_by_how_much() {
+        let issued = UnixTime(1_800_000_000);
+        assert_eq!(clock_note(issued.plus(30), issued), None);
+        let ahead = clock_note(issued.plus(82_800), issued).unwrap();
+        assert!(ahead.contains("is 23 h ahead of that of the member asked"), "{ahead}");
+        assert!(clock_note(UnixTime(0), issued).unwrap().contains("20833 d behind that"));
+    }
+
+    #[test]
+    fn an_invite_that_has_expired_by_one_clock_only_says_which_clocks_differ_by_how_much() {
+        let (root, now) = (KeyPair::generate(), UnixTime(1_800_000_000));
+        let subnet = Ipv4Subnet::new([10, 83, 0, 0].into(), 16).unwrap();
+        let network = NetworkConfig::found(&root, "lab", subnet, now).unwrap();
+        let terms = p2pvm_overlay::membership::InviteTerms { uses: 1, expires: now.plus(3600), delegate: false, groups: Groups::default() };
+        let invite = Invite::issue(&Issuer::root(&root), &network, &[], terms).unwrap();
+        let behind = expired(&invite, now, Some(now.plus(86_400)));
+        assert!(behind.kind == Kind::Refused && behind.message.contains("this machine's clock"), "{behind}");
+        assert!(behind.message.contains("1 d behind that of the member asked"), "{behind}");
+        let unsaid = expired(&invite, now, None);
+        assert!(unsaid.message.contains("one of the two clocks is wrong"), "{unsaid}");
+        let truly = expired(&invite, now.plus(7200), Some(now.plus(7201)));
+        assert_eq!(truly.message, refused(Refusal::Expired).message);
+        assert!(clock::doubt(&invite, UnixTime(0)).unwrap().contains("before the network was founded"));
+        assert!(clock::doubt(&invite, now.plus(86_400)).unwrap().contains("by this machine's clock"));
+        assert_eq!(clock::doubt(&invite, now), None);
+    }
+
+    #[test]
     fn a_machine_that_is_called_as_the_zone_of_vms_is_told_to_take_another_name() {
-        assert!(check_host("attic").is_ok() && check_label("vm").is_ok());
+        assert!(check_host("attic").is_ok() && check_network("vm").is_ok());
         let failure = check_host("vm").unwrap_err();
         assert!(failure.kind == Kind::Usage && failure.message.contains("--name"), "{failure:?}");
         assert!(check_host("At tic").is_err());
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_one_is_shown_as_it_was_typed_with_its_own_option() {
+        for name in ["a b", "ÄÖ", "Lab", "-x", ""] {
+            let failure = check_network(name).unwrap_err();
+            assert!(failure.kind == Kind::Usage && failure.message.contains(&format!("'{name}'")), "{failure}");
+            assert!(failure.message.contains("--network") && !failure.message.contains("--name "), "{failure}");
+            assert!(check_host(name).unwrap_err().message.contains("--name"));
+        }
     }
 
     #[test]

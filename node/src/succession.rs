@@ -12,6 +12,7 @@ use crate::{
     failure::{Doing, Failure, Kind, Outcome},
     layout::{Layout, read_if_there, write_atomically},
     membership,
+    naming::Called,
 };
 use p2pvm_overlay::identity::Identity;
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,7 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
     let Some(bytes) = read_if_there(&layout.succession())? else { return Ok(()) };
     let plan: Plan = serde_json::from_slice(&bytes).doing(format_args!("{} is damaged: remove it", layout.succession().display()))?;
     let own = successor(layout);
+    let mut trouble = p2pvm_host::Repeated::new();
     while !own.is_member() {
         told.say(PATIENCE);
         if let Err(expired) = membership::checked_invite(&plan.invite) {
@@ -62,8 +64,8 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
             tracing::warn!(%expired, "the invite for an identity of its own is of no use any more");
             return remove(&layout.succession());
         }
-        match membership::join(&own, &plan.invite, None, &plan.name).await {
-            Ok(()) => {}
+        match membership::join(&own, &plan.invite, None, &Called::given(&plan.name)).await {
+            Ok(_) => {}
             Err(failure) if failure.kind == Kind::Refused => {
                 return Err(Failure::refused(format!(
                     "the state of this machine is a copy of another member's, and the network does not take it as a member of its own \
@@ -71,7 +73,9 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
                 )));
             }
             Err(failure) => {
-                tracing::warn!(%failure, "not yet a member of its own; trying again");
+                if let Some(times) = trouble.again(&failure.message) {
+                    tracing::warn!(%failure, times, "not yet a member of its own; trying again");
+                }
                 tokio::time::sleep(RETRY).await;
             }
         }

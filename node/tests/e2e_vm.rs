@@ -189,3 +189,72 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
     assert_eq!(show(&lab, "a")["host"], "c");
     lab.down().unwrap();
 }
+
+/// A host's state directory on a file system of its own, of so many MiB.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn at(dir: std::path::PathBuf, mib: u32) -> Self {
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}M,mode=711"), "p2pvm"]).arg(&dir).output();
+        let mounted = mounted.unwrap();
+        assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+        Self(dir)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn what_cannot_be_a_vms_disk_is_refused_with_the_reason_and_leaves_nothing() {
+    let lab = lab("images", &public_sites(&["a", "b"], 5.0));
+    let _small = Small::at(lab.dir("b").unwrap(), 96);
+    lab.configure("b", common::SETTINGS).unwrap();
+    network(&lab, &["a", "b"]);
+    let dir = lab.dir("a").unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let path = dir.join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let half = std::fs::read(image()).unwrap();
+    let pipe = dir.join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let images = || std::fs::read_dir(dir.join("images")).unwrap().count();
+    for (path, said) in [
+        (file("page.qcow2", b"<!DOCTYPE html><title>404</title>"), "web page"),
+        (file("packed.qcow2", b"\xfd7zXZ\0xxxxxxxxxxx"), "unxz"),
+        (file("half.qcow2", &half[..half.len() / 2]), "not whole"),
+        (file("empty.raw", b""), "empty"),
+        (pipe.to_str().unwrap().to_owned(), "pipe"),
+        ("/dev/zero".to_owned(), "device"),
+        ("/nowhere.qcow2".to_owned(), "no image file"),
+    ] {
+        let (code, out, words) = lab.try_p2pvm("a", &["vm", "create", "bad", "--image", &path]).unwrap();
+        assert!(code != 0 && words.contains(said), "{path}: {code} {out} {words}");
+        assert_eq!(images(), 0, "{path} left an image");
+    }
+    let said = refused(&lab, "a", &["vm", "create", "bad", "--image", image(), "--disk", "10M"], 5);
+    assert!(said.contains("--disk 49M"), "{said}");
+    assert_eq!((images(), lab.json("a", &["vm", "list"]).unwrap().as_array().unwrap().len()), (0, 0));
+    let _ = create(&lab, "a");
+    // The name is taken now; what came for the VM that is not made is still the other's.
+    refused(&lab, "a", &["vm", "create", "web", "--image", image()], 5);
+    assert_eq!(images(), 1);
+
+    // A member whose disk is nearly full says so before anything is sent, with the figures.
+    let began = Instant::now();
+    let (code, _, said) = lab.try_p2pvm("a", &["vm", "migrate", "web", "--to", "b"]).unwrap();
+    assert!(code != 0 && said.contains("MiB are needed") && said.contains("MiB are free"), "{code}: {said}");
+    assert!(began.elapsed() < Duration::from_secs(10), "refused late: {:?}", began.elapsed());
+    assert_eq!(show(&lab, "b")["host"], "a");
+    lab.p2pvm("a", &["vm", "delete", "web", "--force"]).unwrap();
+    for host in ["a", "b"] {
+        lab.p2pvm(host, &["down"]).unwrap();
+    }
+    drop(_small);
+    lab.down().unwrap();
+}

@@ -10,6 +10,7 @@
 //! first packet leaves after one round trip over the ring, while everything else is still being tried.
 
 mod dial;
+mod escape;
 mod examine;
 mod mapping;
 pub mod message;
@@ -19,6 +20,7 @@ mod netcheck;
 mod over_ring;
 mod punches;
 mod relays;
+mod retries;
 mod stream;
 mod turns;
 
@@ -42,7 +44,7 @@ use futures::future::BoxFuture;
 use message::{Answer, MAX_CANDIDATES, MAX_NEIGHBOURS, Request, Whereabouts};
 use over_ring::OverRing;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
@@ -104,9 +106,14 @@ struct State {
     punches: punches::Log,
     /// What members said of themselves, and when.
     known: HashMap<MemberId, (Instant, Whereabouts)>,
-    /// One dial at a time to a member.
-    /// When to try a better path next, and after which pause.
-    retries: HashMap<MemberId, (Instant, Duration)>,
+    /// When to try a better path next.
+    retries: retries::Retries,
+    /// Members that are written to from the second port, where their addresses are public.
+    aside: HashSet<MemberId>,
+    /// The second port as others see it, and when that was looked at.
+    reflexive_aside: Option<(SocketAddr, Instant)>,
+    /// What leaves the first port is lost, whoever it is for, and what leaves the second is not.
+    first_port_dead: bool,
     /// Members that would not relay, and when they said so.
     refused: HashMap<MemberId, Instant>,
 }
@@ -116,22 +123,6 @@ impl State {
     /// wrote to us there, or the router says so to all: it shows nothing of how the NAT maps and filters otherwise.
     fn is_let_through(&self, options: &ConnectOptions, addr: SocketAddr) -> bool {
         [self.mapped_last, options.outside].contains(&Some(addr))
-    }
-
-    /// Something is being tried for this member now: nothing else is for a while.
-    fn hold_off(&mut self, member: MemberId, now: Instant) {
-        self.retries.entry(member).or_insert((now + dial::RETRY.0, dial::RETRY.0));
-    }
-
-    /// Whether a better path to the member is to be tried now: at once, and then ever less often.
-    fn may_improve(&mut self, member: MemberId, now: Instant) -> bool {
-        let (next, pause) = self.retries.entry(member).or_insert((now, dial::RETRY.0 / 2));
-        let due = *next <= now;
-        if due {
-            *pause = (*pause * 2).min(dial::RETRY.1);
-            *next = now + *pause;
-        }
-        due
     }
 }
 
@@ -314,10 +305,12 @@ impl Shared {
 
     fn candidates(&self) -> Vec<Candidate> {
         let inner = self.plane.inner();
-        let local = inner.local_addresses.load();
-        let local = local.iter().map(|ip| Candidate { kind: CandidateKind::Local, addr: SocketAddr::new(*ip, inner.udp.port()) });
+        let view = inner.underlay.view();
+        let local = view.local.iter().map(|ip| Candidate { kind: CandidateKind::Local, addr: SocketAddr::new(*ip, inner.udp.port()) });
         let state = self.state();
-        let reflexive = state.reflexive.map(|addr| Candidate { kind: CandidateKind::Reflexive, addr });
+        let aside = state.reflexive_aside.filter(|(_, at)| inner.is_aside() && at.elapsed() < escape::LOOK_LIFE);
+        let reflexive = state.reflexive.into_iter().chain(aside.map(|(addr, _)| addr));
+        let reflexive = reflexive.map(|addr| Candidate { kind: CandidateKind::Reflexive, addr });
         let mapped = state.mapped.or(self.options.outside).map(|addr| Candidate { kind: CandidateKind::Mapped, addr });
         let newest = state.finding.newest.filter(|(_, at)| state.nat == NatKind::Counting && at.elapsed() < COUNTER_LIFE);
         let guesses = newest.into_iter().flat_map(|(newest, _)| examine::guesses(newest));
@@ -360,7 +353,19 @@ impl Shared {
     }
 
     fn remember(&self, member: MemberId, whereabouts: &Whereabouts) {
-        self.state().known.insert(member, (Instant::now(), whereabouts.clone()));
+        let (now, outside) = (Instant::now(), self.outside(whereabouts));
+        let mut state = self.state();
+        let before = state.known.insert(member, (now, outside.clone()));
+        if before.is_some_and(|(_, before)| before.differs(&outside)) {
+            state.retries.begin_anew(member, now + dial::RETRY);
+        }
+    }
+
+    /// What a member says of itself without the addresses that lead through tunnels of this machine: another network of both.
+    fn outside(&self, whereabouts: &Whereabouts) -> Whereabouts {
+        let (view, mut whereabouts) = (self.plane.inner().underlay.view(), whereabouts.clone());
+        whereabouts.candidates.retain(|candidate| !view.is_inside(&candidate.addr.ip()));
+        whereabouts
     }
 
     /// Whether this side keeps the NAT mappings of a direct link alive: one of the two is enough, as the other answers.
@@ -399,10 +404,11 @@ impl Shared {
     /// long as the NAT remembers it. So such a punch waits until that is known, and is agreed on anew if ports have to be guessed.
     fn punch(self: &Arc<Self>, member: MemberId, whereabouts: &Whereabouts) {
         self.remember(member, whereabouts);
+        self.choose_port(member, whereabouts);
         if self.knows_enough_to_punch(whereabouts.nat) {
-            return self.punch_now(member, whereabouts);
+            return self.punch_now(member, &self.outside(whereabouts));
         }
-        let (shared, whereabouts) = (self.clone(), whereabouts.clone());
+        let (shared, whereabouts) = (self.clone(), self.outside(whereabouts));
         tokio::spawn(async move {
             shared.mapping_known().await;
             if shared.state().nat == NatKind::Counting {
@@ -439,12 +445,12 @@ impl Shared {
 
     /// Whether all of this host's own addresses are of the kind that NATs hide.
     fn local_is_private(&self) -> bool {
-        self.plane.inner().local_addresses.load().iter().all(nat::is_private)
+        self.plane.inner().underlay.view().local.iter().all(nat::is_private)
     }
 
     fn punch_now(&self, member: MemberId, whereabouts: &Whereabouts) {
         let inner = self.plane.inner();
-        let usable = |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip()) && !inner.is_host(&addr.ip());
+        let usable = |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip());
         let candidates = whereabouts.candidates.iter().take(MAX_CANDIDATES).filter(|c| usable(&c.addr));
         let (guessed, told): (Vec<&Candidate>, Vec<&Candidate>) = candidates.partition(|c| c.kind == CandidateKind::Predicted);
         let (allowed, now) = (self.may_reach(whereabouts), Instant::now());
@@ -483,7 +489,7 @@ impl Shared {
         match request {
             Request::Where => Ok(Answer::Here(self.whereabouts())),
             Request::Knock(to, id) => examine::knock(self, to, id),
-            Request::KnockElsewhere(to, id) => examine::knock_elsewhere(&self.ports, to, id).await,
+            Request::KnockElsewhere(to, id) => examine::knock_elsewhere(self, to, id).await,
             Request::Link(whereabouts, handshake) => {
                 if self.plane.path(from).is_some_and(|info| matches!(info.path, Path::Direct(_))) {
                     self.doubted.notify_one();

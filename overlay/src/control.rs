@@ -43,11 +43,13 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
-use wire::Contact;
+use wire::{Contact, GOSSIP_SERVICE, Gossip};
 
 /// Streams served at the same time; more wait, in a queue of [`INCOMING`].
 const SERVED_AT_ONCE: usize = 512;
 const INCOMING: usize = 256;
+/// A member that leaves waits so long for the others to hear of it.
+const FAREWELL: Duration = Duration::from_secs(1);
 const PEER_CACHE: &str = "peers.json";
 /// The ring has about 2·2 near and log2 n far neighbours and some shortcuts: 64 is beyond any network of ours.
 pub const MAX_RING_NEIGHBOURS: usize = 64;
@@ -181,7 +183,7 @@ impl Control {
         if config.certificate.member() != me {
             return Err(ControlError::NotAMember(Refusal::NotYours));
         }
-        let key = host::keypair(&config.identity).map_err(|e| ControlError::Host(e.to_string()))?;
+        let key = host::keypair(&config.identity).map_err(|e| ControlError::Host(p2pvm_host::chain(&e)))?;
         let book = Book::load(&config.state_dir.join(PEER_CACHE), &config.trust, me, config.full_mesh);
         let contact = Contact::sign(&config.identity, config.certificate.clone(), Vec::new(), false, 0);
         let root = config.issuer_key.as_ref().map(|k| KeyPair::from_seed(&k.seed()));
@@ -293,6 +295,19 @@ impl Control {
         neighbours.retain(|m| *m != self.shared.me);
         neighbours.truncate(MAX_RING_NEIGHBOURS);
         *self.shared.ring_neighbours.write().unwrap_or_else(PoisonError::into_inner) = neighbours;
+    }
+
+    /// Tells all connected members that this one leaves the network: they show it no more.
+    pub async fn farewell(&self) {
+        let (told, contact) = oneshot::channel();
+        if self.shared.commands.send(Command::Farewell(told)).await.is_err() {
+            return;
+        }
+        let Ok(contact) = contact.await else { return };
+        let Ok(body) = postcard::to_stdvec(&Gossip { contacts: vec![contact], revocations: Vec::new() }) else { return };
+        let telling = self.shared.connected().into_iter().map(|member| self.shared.call(member, GOSSIP_SERVICE, body.clone(), FAREWELL));
+        // Who does not hear it hears it from the others.
+        futures::future::join_all(telling).await;
     }
 
     /// Ends the host after writing the peer cache.

@@ -25,16 +25,16 @@ pub const MAX_BODY_BYTES: usize = 2 << 20;
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FabricError {
     /// No connection to the member could be made, directly or through a relay.
-    #[error("{0:?} cannot be reached")]
+    #[error("{} cannot be reached", .0.short())]
     Unreachable(MemberId),
     /// The member was asked and did not answer in time.
-    #[error("{0:?} did not answer within {1:?}")]
+    #[error("{} did not answer within {:?}", .0.short(), .1)]
     TimedOut(MemberId, Duration),
     /// The member answered that it will not or cannot, with its reason.
-    #[error("{0:?} refused: {1}")]
+    #[error("{} refused: {}", .0.short(), .1)]
     Refused(MemberId, String),
     /// The service has no handler or acceptor there.
-    #[error("{0:?} does not offer '{1}'")]
+    #[error("{} does not offer '{}'", .0.short(), .1)]
     NoSuchService(MemberId, String),
     /// Who is closest to a place could not be told for sure.
     #[error("the members closest to a place cannot be told: {0}")]

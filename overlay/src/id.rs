@@ -119,8 +119,14 @@ impl fmt::Display for Epoch {
 pub struct UnixTime(pub u64);
 
 impl UnixTime {
-    /// The wall clock of this machine.
+    /// The network's time ([`NetworkTime`](crate::network_time::NetworkTime)): the wall clock at the start of the process until
+    /// members have said theirs. It does not jump with the wall clock.
     pub fn now() -> Self {
+        crate::network_time::NetworkTime::now()
+    }
+
+    /// The wall clock of this machine, however wrong: for people and file names, and where two clocks must agree.
+    pub fn wall() -> Self {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self(since.map_or(0, |d| d.as_secs()))
     }

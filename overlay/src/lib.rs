@@ -10,13 +10,13 @@ pub mod control;
 #[allow(missing_docs, dead_code)]
 pub mod control_wire;
 pub mod coordinates;
-pub mod durable;
 pub mod fabric;
 pub mod id;
 pub mod identity;
 pub mod link;
 pub mod lookup;
 pub mod membership;
+pub mod network_time;
 pub mod notices;
 pub mod plane;
 pub mod portmap;
@@ -24,6 +24,9 @@ pub mod ring;
 pub mod ring_driver;
 pub mod ring_net;
 pub mod stun;
+pub mod underlay;
+
+pub use p2pvm_host::durable;
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};
 pub use id::{Epoch, MemberId, NetworkId, RingAddr, UnixTime, VmId};

@@ -160,6 +160,11 @@ impl Notices {
         offers.filter(|o| o.expires() > now && self.trust.verify(o.certificate()).is_ok()).map(|o| (**o).clone()).collect()
     }
 
+    /// The number of a member's newest offer known, also if it is over.
+    pub fn offer_number(&self, member: MemberId) -> Option<u64> {
+        self.read().get(&(1, Some(member))).map(|notice| notice.order().0)
+    }
+
     /// All notices known that are not over.
     pub fn all(&self) -> Vec<Notice> {
         let now = UnixTime::now();

@@ -5,6 +5,7 @@
 //! and are read without a lock. The plane knows how to use a path; finding one is [`crate::connect`]'s part.
 
 mod access;
+mod aside;
 mod checksum;
 mod clock;
 mod core;
@@ -17,6 +18,8 @@ mod holding;
 mod idle_tests;
 mod join;
 mod large;
+mod loops;
+mod mend;
 mod multicast;
 pub mod packet;
 mod packet_socket;
@@ -26,7 +29,10 @@ mod peer;
 mod pieces;
 mod pmtu;
 mod port;
+mod port_care;
 mod priority;
+mod probe;
+mod proof;
 mod receive;
 mod relaying;
 mod ring;
@@ -45,6 +51,7 @@ pub(crate) use self::{
 };
 pub use access::Directory;
 pub use port::{GuestPort, Leaving};
+pub use proof::{Answered, Proof, Unproved};
 pub use relaying::RelayOffer;
 pub use routes::Route;
 pub use traffic::{Flow, NOISE as TRAFFIC_NOISE, TrafficMatrix};
@@ -53,6 +60,7 @@ use crate::{
     fabric::FabricError,
     id::{Epoch, MemberId, VmId},
     membership::{Cidr, NetworkPolicy},
+    underlay::Underlay,
 };
 use std::{
     io,
@@ -126,16 +134,16 @@ pub enum Error {
         cause: io::Error,
     },
     /// No path to the member could be made.
-    #[error("no path to {0:?} could be found: neither direct, nor through another member, nor by stream")]
+    #[error("no path to {} could be found: neither direct, nor through another member, nor by stream", .0.short())]
     NoPath(MemberId),
     /// The member did not answer in time.
-    #[error("{0:?} did not answer within {1:?}")]
+    #[error("{} did not answer within {:?}", .0.short(), .1)]
     TimedOut(MemberId, Duration),
     /// The control plane could not help.
     #[error(transparent)]
     Fabric(#[from] FabricError),
     /// The handshake failed.
-    #[error("handshake with {0:?} failed: {1}")]
+    #[error("handshake with {} failed: {}", .0.short(), .1)]
     Handshake(MemberId, String),
     /// The plane was shut down.
     #[error("the packet plane is shut down")]
@@ -156,6 +164,11 @@ pub struct PlaneConfig {
     pub mtu: u16,
     /// Count what each pair of addresses says to each other ([`Plane::traffic`]).
     pub traffic: bool,
+    /// The network's id, as it is written: marks the interface, so that every daemon of this machine knows it
+    /// ([`p2pvm_host::links::Mark`]).
+    pub network: String,
+    /// The port of the control plane, for the same mark; 0: not known yet ([`Plane::set_control_port`]).
+    pub control_port: u16,
 }
 
 /// How datagrams reach a member.
@@ -170,6 +183,9 @@ pub enum Path {
     /// Over a stream of the control plane: UDP does not get through.
     Stream,
 }
+
+/// Whoever says that a path is direct must have heard something by it within this.
+const SILENT: Duration = Duration::from_secs(10);
 
 /// The state of the link to a member.
 #[derive(Clone, Copy, Debug)]
@@ -188,6 +204,16 @@ pub struct PathInfo {
     pub last_handshake: Option<Instant>,
     /// The largest IP packet that goes whole this way, bytes.
     pub packet_bytes: usize,
+    /// When something last answered by this path; `None`: nothing yet.
+    pub heard: Option<Instant>,
+}
+
+impl PathInfo {
+    /// For how long nothing has answered by this path, if that is so long that it may be dead.
+    pub fn silent(&self, now: Instant) -> Option<Duration> {
+        let since = self.heard.map_or(self.since, |heard| heard.max(self.since));
+        Some(now.saturating_duration_since(since)).filter(|silence| *silence >= SILENT)
+    }
 }
 
 /// A member's answer to [`Plane::ping`].
@@ -271,12 +297,40 @@ impl Plane {
     }
 
     /// Puts the host's overlay addresses (with prefix lengths) onto the TUN and routes their subnets into it; those set
-    /// before are taken off. Call it in the network namespace in which the plane was started.
+    /// before are taken off. Where IPv6 is switched off its address is left out, and put on when that changes. From then on the
+    /// plane keeps them there. Call it in the network namespace in which the plane was started.
     ///
     /// # Errors
     /// [`Error::Address`] with what the kernel said.
     pub fn set_host_addresses(&self, v4: Option<(Ipv4Addr, u8)>, v6: Option<(Ipv6Addr, u8)>) -> Result<(), Error> {
         self.inner().set_host_addresses(v4, v6)
+    }
+
+    /// Says at which port the control plane listens: it belongs to the interface's mark.
+    pub fn set_control_port(&self, port: u16) {
+        self.inner().set_control_port(port);
+    }
+
+    /// The networks of this machine as far as they carry datagrams, and those that are tunnels; the plane keeps it new.
+    pub fn underlay(&self) -> Underlay {
+        self.inner().underlay.clone()
+    }
+
+    /// Compares the TUN with what it is to be, puts back what differs, and says what that was, in words. The plane does so by
+    /// itself whenever the kernel says that something changed, and every few seconds.
+    pub async fn mend(&self) -> Vec<String> {
+        self.inner().mend().await
+    }
+
+    /// What is wrong with the TUN, or with a guest's interface, and cannot be put back, in words; nothing: all is well.
+    pub fn device_faults(&self) -> Vec<String> {
+        self.inner().device_faults()
+    }
+
+    /// Datagrams and segments of a tunnel of this machine that came into the TUN: they are dropped, as a tunnel through a tunnel
+    /// only carries itself. Each is one too many: something leads them there.
+    pub fn loops(&self) -> (u64, Option<(Instant, SocketAddr)>) {
+        self.inner().loops.seen()
     }
 
     /// Says where an address is. A smaller epoch never replaces a larger one; packets that waited go on.
@@ -388,6 +442,12 @@ impl Plane {
     /// All members with a link.
     pub fn peers(&self) -> Vec<(MemberId, PathInfo)> {
         self.inner().peers.load().iter().filter_map(|peer| Some((peer.member, peer.info()?))).collect()
+    }
+
+    /// Asks, on every path by which nothing came lately, whether it lives, and waits for the answers: what [`Plane::peers`] says
+    /// then holds now. Takes up to `limit` where one does not answer.
+    pub async fn look_at_silent(&self, limit: Duration) {
+        self.inner().look_at_silent(limit).await;
     }
 
     /// Who talks with whom, and how much.

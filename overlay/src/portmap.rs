@@ -241,6 +241,7 @@ fn is_pcp_answer(bytes: &[u8]) -> bool {
 async fn speaks_pcp(router: Ipv4Addr, ours: Ipv4Addr) -> bool {
     let ask = async {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
+        crate::underlay::mark(&socket);
         socket.connect((router, crab_nat::GATEWAY_PORT)).await.ok()?;
         let mut answer = [0; 1100];
         for pause in [200, 400, 800] {

@@ -18,10 +18,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The chunk is not in this store.
-    #[error("{0:?} is not here")]
+    #[error("chunk {} is not here", .0.short())]
     NotFound(ChunkId),
     /// What is stored or was sent under this name has other content. A stored one has been removed, so that it is fetched anew.
-    #[error("{id:?} is damaged: {detail}")]
+    #[error("chunk {} is damaged: {detail}", .id.short())]
     Corrupt {
         /// The chunk.
         id: ChunkId,
@@ -37,7 +37,7 @@ pub enum Error {
         detail: String,
     },
     /// A manifest names chunks that are not in this store.
-    #[error("{manifest:?} lacks {missing} chunks here")]
+    #[error("manifest {} lacks {missing} chunks here", .manifest.short())]
     Incomplete {
         /// The manifest.
         manifest: ManifestId,
@@ -61,7 +61,7 @@ pub enum Error {
         source: FabricError,
     },
     /// No provider could give the rest of a manifest.
-    #[error("{manifest:?}: {missing} chunks could not be fetched from {providers:?}: {detail}")]
+    #[error("manifest {}: {missing} chunks could not be fetched from {}: {detail}", .manifest.short(), shorts(.providers))]
     NoProvider {
         /// The manifest.
         manifest: ManifestId,
@@ -78,6 +78,13 @@ pub enum Error {
         /// What was being done.
         step: &'static str,
     },
+}
+
+fn shorts(members: &[MemberId]) -> String {
+    if members.is_empty() {
+        return "any member".to_owned();
+    }
+    members.iter().map(MemberId::short).collect::<Vec<_>>().join(", ")
 }
 
 /// Wraps an I/O error with its step and path.

@@ -13,17 +13,20 @@ pub mod wire;
 pub use fetch::FetchReport;
 pub use replicate::{Replication, ReplicationState};
 
-use crate::{ChunkId, ChunkStore, Error, ManifestId};
+use crate::{ChunkId, ChunkStore, Error, ManifestId, Progress, error::blocking, manifest};
 use p2pvm_overlay::{Fabric, FabricError, MemberId};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 /// The name of this crate's service.
 pub const SERVICE: &str = "chunk";
+
+/// How often a file is looked through for damage before it is given up: root, pages, content, and once more.
+const MEND_ROUNDS: usize = 4;
 
 /// What an exchange may use, and how long it waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +91,33 @@ impl Exchange {
     /// This node.
     pub fn me(&self) -> MemberId {
         self.core.fabric.me()
+    }
+
+    /// Replaces what is damaged on this disk, or gone from it, of the file that `manifest` names, by what `providers` have of it.
+    ///
+    /// # Errors
+    /// As of [`Exchange::fetch`].
+    pub async fn mend(&self, manifest: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<(), Error> {
+        let mut fetched = 0;
+        // A damaged node of the manifest hides what hangs below it: then it is looked at once more.
+        for _ in 0..MEND_ROUNDS {
+            let store = self.store().clone();
+            let looked = blocking("looking for damaged chunks", move || manifest::weed(&store, manifest)).await;
+            match looked {
+                Ok(0) => break,
+                Ok(_) | Err(Error::NotFound(_) | Error::Corrupt { .. }) => {}
+                Err(other) => return Err(other),
+            }
+            fetched += self.fetch(manifest, providers, progress).await?.fetched_chunks;
+        }
+        if fetched > 0 {
+            tracing::warn!(
+                file = %manifest.short(),
+                chunks = fetched,
+                "a stored file was damaged on this disk and has been repaired from other members: look at the disk"
+            );
+        }
+        Ok(())
     }
 
     /// Which of `ids` the member has, in their order.

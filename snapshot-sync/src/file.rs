@@ -238,7 +238,7 @@ fn write_partial(
         check(stopped, "exporting")?;
         let content = store.get(extent.chunk)?;
         if content.len() != manifest.extent_bytes(extent.block) as usize {
-            let detail = format!("{:?} has {} bytes, not those of block {}", extent.chunk, content.len(), extent.block);
+            let detail = format!("chunk {} has {} bytes, not those of block {}", extent.chunk.short(), content.len(), extent.block);
             return Err(Error::Malformed { what: "manifest", detail });
         }
         file.write_all_at(&content, extent.block * u64::from(manifest.chunk_bytes)).map_err(io_at("writing", partial))?;

@@ -77,7 +77,13 @@ impl Images {
         }
         let store = self.store().clone();
         let manifest = blocking("reading a manifest", move || Manifest::load(&store, image)).await?;
-        file::export_read_only(self.store(), &manifest, &path, progress).await?;
+        match file::export_read_only(self.store(), &manifest, &path, progress).await {
+            Err(Error::NotFound(_) | Error::Corrupt { .. }) => {
+                self.exchange.mend(image, providers, progress).await?;
+                file::export_read_only(self.store(), &manifest, &path, progress).await?;
+            }
+            done => done?,
+        }
         Ok(path)
     }
 

@@ -34,6 +34,8 @@ pub struct ChunkStore(Arc<Inner>);
 struct Inner {
     dir: PathBuf,
     next_temporary: AtomicU64,
+    /// Damaged chunks found since the start.
+    damaged: AtomicU64,
     holds: Mutex<holds::Table>,
     /// Held by a collection: one at a time.
     collecting: Mutex<()>,
@@ -73,6 +75,7 @@ impl ChunkStore {
         Ok(Self(Arc::new(Inner {
             dir,
             next_temporary: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
             holds: Mutex::default(),
             collecting: Mutex::default(),
             #[cfg(test)]
@@ -126,8 +129,12 @@ impl ChunkStore {
         match chunk::decode(id, &stored) {
             Ok(content) => Ok((stored, content)),
             Err(e) => {
-                tracing::warn!(chunk = %id, "a stored chunk is damaged and removed: {e}");
                 let _ = fs::remove_file(&path);
+                let damaged = self.0.damaged.fetch_add(1, Ordering::Relaxed) + 1;
+                // A bad disk damages many: told with each doubling.
+                if damaged.is_power_of_two() {
+                    tracing::warn!(chunk = %id, damaged, "stored chunks are damaged and removed: look at the disk: {e}");
+                }
                 Err(e)
             }
         }

@@ -1,7 +1,7 @@
 //! `p2pvm testbed …`: the command line over [`Testbed`].
 
 use crate::{
-    compare, guest_client,
+    chaos, compare, guest_client,
     keeper::{self, Life},
     matrix, netbench,
     sites::{Properties, Sites},
@@ -202,6 +202,10 @@ pub enum TestbedCommand {
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
     },
+    /// Let random but reproducible things happen to a host while streams, pings and look-ups go on
+    #[command(after_help = "Examples:\n  p2pvm testbed chaos --seed 7 --minutes 15 --image target/guest-image/guest.qcow2\n  \
+        p2pvm testbed chaos --seed 7 --only 12\n  p2pvm testbed chaos --events 'nft flushed,device deleted'")]
+    Chaos(chaos::Options),
     /// Try every kind of NAT against every kind with real daemons and write the table
     #[command(
         name = "nat-matrix",
@@ -295,6 +299,10 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             println!("{}", serde_json::to_string_pretty(&report)?);
             let stood = report.same_daemon && report.panics.is_empty() && report.outcome.worst_amplification <= 3.0;
             return Ok(if stood { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        TestbedCommand::Chaos(options) => {
+            let program = program_or_this(options.program.clone())?;
+            return chaos::main(&options, &program);
         }
         TestbedCommand::NatMatrix(options) => {
             matrix::run(&options, &std::env::current_exe().context("cannot find this program's own file")?)?;

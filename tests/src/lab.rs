@@ -98,6 +98,18 @@ impl Lab {
         self.testbed.as_mut().expect("it is taken by down and drop alone, which own the lab")
     }
 
+    /// Gives a host a root file system of its own ([`Testbed::give_root`]) in which this program and `binds` are.
+    pub fn give_root(&mut self, host: &str, tree: &Path, binds: &[&Path]) -> Result<(), testbed::Error> {
+        let program = self.program.clone();
+        let binds: Vec<&Path> = std::iter::once(program.as_path()).chain(binds.iter().copied()).collect();
+        self.testbed_mut().give_root(host, tree, &binds)
+    }
+
+    /// The p2pvm executable.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// A host's state directory.
     pub fn dir(&self, host: &str) -> Result<PathBuf, LabError> {
         Ok(self.testbed().host(host)?.dir.clone())
@@ -228,8 +240,12 @@ impl Lab {
         Ok(Client { child, reader: Some(reader) })
     }
 
-    /// Kills a host's p2pvm daemon with SIGKILL, leaving its guests; gives the process id.
+    /// Kills a host's p2pvm daemon with SIGKILL, leaving its guests; gives the process id, as the host counts them.
     pub fn kill_daemon(&self, host: &str) -> Result<u32, LabError> {
+        if self.testbed().host(host)?.root.is_some() {
+            let said = self.testbed().run(host, &["sh", "-euc", "read -r pid <$P2PVM_DIR/daemon.pid; kill -9 $pid; echo $pid"])?;
+            return Ok(said.trim().parse().unwrap_or_default());
+        }
         let path = self.dir(host)?.join("daemon.pid");
         let text = fs::read_to_string(&path).map_err(|e| LabError::Io(path.display().to_string(), e))?;
         let pid: i32 = text.trim().parse().map_err(|e| LabError::Io(path.display().to_string(), std::io::Error::other(e)))?;

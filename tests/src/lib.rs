@@ -4,11 +4,14 @@
 //! two sites goes through ([`forwarder`]): it delays, jitters, loses and limits them. [`sites`] is the file a person writes, [`plan`] what
 //! it means in addresses and names, [`testbed`] what one does with it, [`keeper`] the process that a testbed lives as long as.
 
+pub mod chaos;
 pub mod cli;
 pub mod compare;
 mod conntrack;
 pub mod forwarder;
 pub mod guest_client;
+pub mod host_state;
+pub mod hosts;
 pub mod keeper;
 pub mod lab;
 pub mod matrix;
@@ -18,6 +21,7 @@ pub mod netbench;
 pub mod plan;
 mod raise;
 mod realtime;
+mod root;
 pub mod sim;
 pub mod sites;
 pub mod soak;

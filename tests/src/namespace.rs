@@ -28,7 +28,7 @@ const NAMES_DIR: &str = "/run/netns";
 /// How long killed processes may take to leave.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);
 
-fn path(name: &str) -> PathBuf {
+pub(crate) fn path(name: &str) -> PathBuf {
     PathBuf::from(NAMES_DIR).join(name)
 }
 

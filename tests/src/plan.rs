@@ -5,7 +5,10 @@
 //! .1 and the hosts are in 192.168.`i+1`.0/24; behind a carrier's NAT the router has 100.64.`i+1`.2 and the carrier the public address.
 //! A site whose router maps ports is in 198.20 and 198.21 instead: miniupnpd maps none on an address that it knows to be reserved.
 
-use crate::sites::{Ipv6, Nat, Shape, Sites};
+use crate::{
+    root::RootPlan,
+    sites::{Ipv6, Nat, Shape, Sites},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -38,6 +41,9 @@ pub struct HostPlan {
     pub namespace: String,
     /// Its state directory, `P2PVM_DIR` of what runs on it.
     pub dir: PathBuf,
+    /// Its own root file system, if it has one.
+    #[serde(default)]
+    pub root: Option<RootPlan>,
 }
 
 /// A site: one router namespace and its hosts.
@@ -164,6 +170,7 @@ impl Plan {
                     namespace: format!("{prefix}h.{host}"),
                     dir: PathBuf::from(HOSTS_DIR).join(name).join(&host),
                     name: host,
+                    root: None,
                 });
             }
             plan.sites.push(planned);

@@ -95,7 +95,7 @@ fn make_router(namespace: &str, ipv6: bool) -> Result<(), Error> {
 }
 
 /// Gives a site's routers the addresses and rules that the plan says, instead of what they had, and forgets all mappings.
-fn address_router(plan: &Plan, index: usize) -> Result<(), Error> {
+pub(crate) fn address_router(plan: &Plan, index: usize) -> Result<(), Error> {
     let site = &plan.sites[index];
     let mut router = String::from("addr flush dev lan scope global\n");
     if site.has_v4() {

@@ -7,9 +7,10 @@ use crate::{
     forwarder::Counters,
     keeper::{self, Keeper, Life},
     namespace,
-    plan::{HostPlan, Plan},
+    plan::{HOSTS_DIR, HostPlan, Plan},
     raise,
-    sites::{Properties, Shape, Sites},
+    root::{self, RootPlan},
+    sites::{Nat, Properties, Shape, Sites},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -21,7 +22,7 @@ use std::{
     io,
     net::{IpAddr, Ipv6Addr},
     os::unix::process::CommandExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
 
@@ -214,12 +215,26 @@ impl Testbed {
         namespace::inside(&site.namespace, action)
     }
 
+    /// Gives a host a root file system of its own for what is run on it from now on: `tree`, to which it writes without
+    /// changing it, with `binds` of this machine in it under the same names.
+    pub fn give_root(&mut self, host: &str, tree: &Path, binds: &[&Path]) -> Result<(), Error> {
+        let index = self.plan.hosts.iter().position(|h| h.name == host).ok_or_else(|| Error::NoSuch(host.into()))?;
+        let keep = Path::new(HOSTS_DIR).join(&self.plan.name).join(format!(".{host}"));
+        let binds = binds.iter().map(|path| path.to_path_buf()).collect();
+        self.plan.hosts[index].root = Some(RootPlan { tree: tree.to_owned(), binds, keep });
+        raise::save_plan(&self.plan)
+    }
+
+    /// The way to a host's files from outside: what it calls `/etc` is `etc` below this.
+    pub fn files(&self, host: &str) -> Result<PathBuf, Error> {
+        root::view(self.host(host)?)
+    }
+
     /// Starts a command on a host, with `P2PVM_DIR` naming the host's state directory and the host's name as host name.
     pub fn spawn(&self, host: &str, command: &mut Command) -> Result<Child, Error> {
         let host = self.host(host)?;
         let line = line(command);
-        namespace::as_machine(&host.namespace, &host.name, || on_host(command, host).spawn())?
-            .map_err(|e| Error::Io(format!("run {line} on host {}", host.name), e))
+        on_machine(host, || on_host(command, host).spawn())?.map_err(|e| Error::Io(format!("run {line} on host {}", host.name), e))
     }
 
     /// Replaces this process by a command running on a host; returns only if that fails.
@@ -229,7 +244,7 @@ impl Testbed {
             Err(error) => return error,
         };
         let line = line(command);
-        match namespace::as_machine(&host.namespace, &host.name, || on_host(command, host).exec()) {
+        match on_machine(host, || on_host(command, host).exec()) {
             Ok(error) => Error::Io(format!("run {line} on host {}", host.name), error),
             Err(error) => error,
         }
@@ -325,6 +340,14 @@ impl Testbed {
         raise::renumber(&self.plan, index)
     }
 
+    /// Puts another router before a site: same addresses, another kind of NAT, nothing remembered.
+    pub fn renat(&mut self, site: &str, nat: Nat) -> Result<(), Error> {
+        let index = self.plan.sites.iter().position(|s| s.name == site).ok_or_else(|| Error::NoSuch(site.into()))?;
+        self.plan.sites[index].nat = nat;
+        raise::save_plan(&self.plan)?;
+        raise::address_router(&self.plan, index)
+    }
+
     /// Moves a host: to another address at its site, or to another site, where it gets a new interface. What runs on it runs on.
     pub fn rehost(&mut self, host: &str, to_site: Option<&str>) -> Result<(), Error> {
         let no = |name: &str| Error::NoSuch(name.into());
@@ -404,6 +427,14 @@ impl Testbed {
 /// Takes down testbed `name`, whoever keeps it, and also what a killed keeper left of it.
 pub fn down(name: &str) -> Result<(), Error> {
     keeper::end(name)
+}
+
+/// Runs `action` in a thread that sees what a machine of its own would.
+fn on_machine<T: Send>(host: &HostPlan, action: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    match &host.root {
+        Some(own) => root::inside(host, own, action),
+        None => namespace::as_machine(&host.namespace, &host.name, action),
+    }
 }
 
 fn on_host<'a>(command: &'a mut Command, host: &HostPlan) -> &'a mut Command {

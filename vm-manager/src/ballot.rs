@@ -30,7 +30,7 @@ pub struct Newest {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BallotError {
     /// A voter has promised as new an epoch, or confirmed one, to another.
-    #[error("the voters have given epoch {newest} to {holder:?}")]
+    #[error("the voters have given epoch {newest} to {}", .holder.short())]
     Refused {
         /// The newest epoch promised.
         newest: Epoch,

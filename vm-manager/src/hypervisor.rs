@@ -165,6 +165,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Points the disk's backing file at `image` (its path on this host) without reading its data.
     async fn rebase_disk(&self, disk: &Path, image: &Path) -> Result<(), Error>;
 
+    /// Refuses a file that a new VM cannot start from, whatever it is called; gives its virtual size, bytes.
+    async fn check_image(&self, image: &Path) -> Result<u64, Error>;
+
     /// The virtual size of an image or disk, bytes.
     async fn virtual_size(&self, image: &Path) -> Result<u64, Error>;
 

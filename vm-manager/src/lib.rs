@@ -12,6 +12,7 @@ pub mod error;
 mod framed;
 pub mod host;
 pub mod hypervisor;
+mod image_file;
 mod jail;
 pub mod migrate;
 pub mod port;

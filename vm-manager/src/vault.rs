@@ -69,14 +69,20 @@ pub trait Vault: Send + Sync + 'static {
     /// A read-only file with the image's bytes, fetched from `providers` as far as it is missing here. The path stays valid.
     async fn ensure_image(&self, image: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<PathBuf, Error>;
 
+    /// Whether the image's file is here, so that [`Vault::ensure_image`] fetches nothing.
+    async fn has_image(&self, image: ManifestId) -> bool;
+
+    /// Lets an image go that no VM here uses.
+    async fn drop_image(&self, image: ManifestId) -> Result<(), Error>;
+
     /// Stores a checkpoint; when it returns, it is flushed and kept until [`Vault::forget`].
     async fn store(&self, instant: &Instant, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error>;
 
     /// A checkpoint with all that it names, fetched from `providers` as far as it is missing here, and kept from now on.
     async fn fetch(&self, id: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<Checkpoint, Error>;
 
-    /// Writes a stored file's content to `to`, atomically.
-    async fn export(&self, file: ManifestId, to: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error>;
+    /// Writes a stored file's content to `to`, atomically. What is damaged here is fetched anew from `providers`.
+    async fn export(&self, file: ManifestId, providers: &[MemberId], to: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error>;
 
     /// Copies a checkpoint to `wanted` members of `candidates`, until it is durable or the receiver is dropped.
     async fn replicate(&self, id: ManifestId, wanted: usize, candidates: Vec<MemberId>) -> Result<watch::Receiver<Copies>, Error>;

@@ -35,7 +35,7 @@ fn names_resolve_nearly_always_while_somebody_rewrites_the_list_every_few_second
                     thread::sleep(Duration::from_secs(2));
                 }
             });
-            while began.elapsed() < Duration::from_secs(20) {
+            while began.elapsed() < Duration::from_secs(15) {
                 all += 1;
                 right += usize::from(network.is_found());
                 assert_eq!(glibc(OTHER.0).0, [OTHER.1]);
@@ -56,14 +56,14 @@ fn a_program_that_insists_on_its_list_is_not_fought_with() {
         let network = machine.network("lab", 9);
         until("the VM", || network.is_found());
         let (mut taken_out, began) = (0, Instant::now());
-        while began.elapsed() < Duration::from_secs(15) {
+        while began.elapsed() < Duration::from_secs(8) {
             if machine.resolv_conf() != LIST {
                 machine.rewrite(LIST);
                 taken_out += 1;
             }
             thread::sleep(Duration::from_millis(5));
         }
-        assert!(taken_out < 40, "it was put back {taken_out} times");
+        assert!(taken_out < 30, "it was put back {taken_out} times");
         network.end();
         assert_eq!(machine.resolv_conf(), LIST);
     });

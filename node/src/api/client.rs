@@ -5,6 +5,7 @@ use crate::failure::{Doing, Failure, Kind, Outcome};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Bytes, body::Incoming, client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
+use p2pvm_host::SocketPath;
 use p2pvm_overlay::BoxStream;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -27,7 +28,8 @@ pub enum Event {
 impl Client {
     /// Connects to the daemon whose socket this is.
     pub async fn connect(socket: &Path) -> Outcome<Self> {
-        let stream = UnixStream::connect(socket).await.map_err(|e| match e.kind() {
+        let connected = async { UnixStream::connect(SocketPath::to(socket)?.path()).await }.await;
+        let stream = connected.map_err(|e| match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 Failure::new(Kind::Failed, "no p2pvm daemon is running here; start one with 'p2pvm up --detach' (or 'p2pvm join' first)")
             }
@@ -94,6 +96,7 @@ impl Client {
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.doing("reading the daemon's answer")?.into_data() else { continue };
             pending.extend_from_slice(&data);
+            crate::cli::limit::progressed();
             while let Some(end) = pending.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = pending.drain(..=end).collect();
                 match serde_json::from_slice(&line).doing("understanding the daemon's answer")? {

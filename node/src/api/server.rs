@@ -3,8 +3,8 @@
 use super::{
     forward, traced,
     types::{
-        Cluster, ClusterVms, CreateVm, Decided, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm, Status, Step,
-        Traced, Traffic,
+        Cluster, ClusterVms, CreateVm, Decided, FindingView, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm,
+        Status, Step, Traced, Traffic,
     },
 };
 use crate::{
@@ -27,6 +27,8 @@ use serde_json::Value;
 use std::{future::Future, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
+/// Every answer has begun by then: a guest that is deleted by force shuts down before.
+const ANSWER_LIMIT: Duration = Duration::from_secs(140);
 /// Requests are small; an invite is the largest thing in one.
 const MAX_REQUEST_BYTES: usize = 256 << 10;
 
@@ -51,6 +53,8 @@ type Answer<T> = Outcome<Json<T>>;
 pub fn local(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/status", get(status))
+        .route("/findings", get(findings).post(examine))
+        .route("/mend", post(mend))
         .route("/peers", get(peers))
         .route("/traffic", get(traffic))
         .route("/netcheck", get(netcheck))
@@ -68,6 +72,18 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
         .with_state(daemon.clone())
         .merge(super::policy::routes(daemon.clone()))
         .merge(vms(daemon))
+        .layer(middleware::from_fn(in_time))
+}
+
+/// Ends a request that nothing answers. A streamed answer has begun by then and says itself how it goes; who leaves a network waits
+/// for its guests.
+async fn in_time(request: Request, next: middleware::Next) -> Response {
+    if request.uri().path() == "/leave" {
+        return next.run(request).await;
+    }
+    let what = request.uri().path().to_owned();
+    let late = || Failure::timed_out(format!("the daemon has not done {what} within {} s", ANSWER_LIMIT.as_secs())).into_response();
+    tokio::time::timeout(ANSWER_LIMIT, next.run(request)).await.unwrap_or_else(|_| late())
 }
 
 /// What other members may ask as well: virtual machines.
@@ -142,6 +158,21 @@ async fn status(State(daemon): Shared) -> Answer<Status> {
     Ok(Json(daemon.status()))
 }
 
+async fn findings(State(daemon): Shared) -> Json<Vec<FindingView>> {
+    Json(daemon.findings())
+}
+
+/// The same after everything has been looked at anew.
+async fn examine(State(daemon): Shared) -> Json<Vec<FindingView>> {
+    daemon.prove(0).await;
+    Json(daemon.findings())
+}
+
+/// Puts in order what is the daemon's own; what that settled.
+async fn mend(State(daemon): Shared) -> Json<Vec<FindingView>> {
+    Json(daemon.mend().await)
+}
+
 #[derive(Deserialize)]
 struct TrafficQuery {
     #[serde(default)]
@@ -153,7 +184,7 @@ async fn traffic(State(daemon): Shared, Query(query): Query<TrafficQuery>) -> Js
 }
 
 async fn peers(State(daemon): Shared) -> Answer<Vec<Peer>> {
-    Ok(Json(daemon.peers()))
+    Ok(Json(daemon.living_peers().await))
 }
 
 async fn netcheck(State(daemon): Shared) -> Answer<NetCheckView> {

@@ -1,6 +1,7 @@
 //! What the control API says, as types: the same for the command line, a terminal UI and the web.
 
 use crate::failure::Failure;
+use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
 
 /// One line of a streamed answer (newline-delimited JSON).
@@ -82,6 +83,37 @@ pub struct Status {
     pub resident_bytes: u64,
     /// The program's version.
     pub version: String,
+    /// How this node is, in one word, and why.
+    #[serde(default)]
+    pub health: HealthView,
+    /// What is found wrong with this machine.
+    #[serde(default)]
+    pub findings: Vec<FindingView>,
+    /// Why there is no address yet, as far as the daemon knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_wanting: Option<String>,
+}
+
+/// The health in one word, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthView {
+    /// The word, as `p2pvm top` has it.
+    pub word: String,
+    /// Why.
+    pub why: String,
+}
+
+/// One thing that is found wrong with this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindingView {
+    /// What part of the machine it concerns: "routes", "names", "path", ...
+    pub area: String,
+    /// How grave it is.
+    pub level: Level,
+    /// What was found, with its cause.
+    pub found: String,
+    /// What to do about it; empty if nothing is to be done.
+    pub advice: String,
 }
 
 /// What became of tries to reach members directly where at least one side has a NAT or a firewall.
@@ -129,6 +161,9 @@ pub struct NetCheckView {
     pub reflexive: Option<String>,
     /// The UDP port of the packet plane.
     pub udp_port: Option<u16>,
+    /// A second port, while members are written to from it because nothing comes back to the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_port: Option<u16>,
     /// The port that the router maps to this node, and how it was asked.
     pub mapped: Option<String>,
     /// The router of the default route.
@@ -600,4 +635,7 @@ pub struct RouteView {
     pub used: bool,
     /// Why, or why not.
     pub note: String,
+    /// Whether it is used if no better offer of the same subnet is there.
+    #[serde(default)]
+    pub may_be_used: bool,
 }

@@ -13,6 +13,7 @@ use crate::{
     failure::{Doing, Failure, Kind, Outcome},
     layout::{Layout, write_atomically},
     membership,
+    naming::Called,
 };
 use nix::{
     mount::{MsFlags, mount},
@@ -148,7 +149,9 @@ async fn become_member(layout: &Layout) -> Outcome<()> {
     }
     let found = sources::find(&places()?, UnixTime::now()).map_err(|bad| Failure::refused(bad.to_string()))?;
     // Random, because every appliance is the same: it stays with the identity.
+    let derived = found.name.is_none();
     let name = found.name.unwrap_or_else(|| format!("node-{:04x}", rand::random::<u16>()));
+    let called = Called { derived, ..Called::given(&name) };
     let Some((source, invite)) = found.invite else {
         let founded = membership::found(layout, (OWN_NETWORK, None), (&name, &[]), false)?;
         say(format_args!("no invite anywhere: this machine, {name}, founded a network of its own, subnet {}", founded.subnet));
@@ -156,12 +159,12 @@ async fn become_member(layout: &Layout) -> Outcome<()> {
     };
     say(format_args!("joining by {source}"));
     loop {
-        match membership::join(layout, &invite, None, &name).await {
+        match membership::join(layout, &invite, None, &called).await {
             // Nobody answers yet, or those who decide cannot be asked now: neither is a word about the invite.
             Err(failure) if matches!(failure.kind, Kind::TimedOut | Kind::NotNow) => say(format_args!("{failure}; trying again")),
             Err(failure) => return Err(Failure::new(failure.kind, format!("{source}: {failure}"))),
-            Ok(()) => {
-                say(format_args!("admitted as {name}"));
+            Ok(welcome) => {
+                say(format_args!("admitted as {}", welcome.called.label));
                 return Ok(());
             }
         }

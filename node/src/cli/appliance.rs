@@ -105,7 +105,7 @@ fn ask() -> Outcome<()> {
         let text = line_unless_answered_elsewhere()?;
         let text = text.trim();
         if !text.is_empty()
-            && let Err(refusal) = Invite::parse(text).and_then(|invite| invite.check(UnixTime::now()))
+            && let Err(refusal) = Invite::parse(text)
         {
             println!("{}", membership::refused(refusal));
             continue;

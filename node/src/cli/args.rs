@@ -14,6 +14,9 @@ pub struct Cli {
     /// Print results as JSON
     #[arg(long, global = true)]
     pub json: bool,
+    /// Give up after this long, such as 5s or 10m (exit code 4); without it each command has its own limit
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
+    pub timeout: Option<std::time::Duration>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -28,6 +31,14 @@ impl Cli {
             _ => false,
         }
     }
+}
+
+/// `p2pvm guardian`.
+#[derive(Args)]
+pub struct Guardian {
+    /// Wait until this daemon, at the other end of standard input, dies; without it undo at once what is left
+    #[arg(long)]
+    pub of: Option<u32>,
 }
 
 /// The commands.
@@ -89,8 +100,10 @@ pub enum Command {
     )]
     Dashboard(Dashboard),
     /// Check whether this machine has what p2pvm needs, and say what to do where it does not
-    #[command(after_help = "Examples:\n  p2pvm doctor\n  p2pvm doctor --json\n\nExit code 1 if something needed is missing.")]
-    Doctor,
+    #[command(
+        after_help = "Examples:\n  p2pvm doctor\n  sudo p2pvm doctor --fix\n  p2pvm doctor --json\n\nExit code 1 if something needed is missing."
+    )]
+    Doctor(Doctor),
     /// Write what a developer needs to see into one file, without keys and invites
     #[command(after_help = "Examples:\n  p2pvm bugreport\n  p2pvm bugreport --out /tmp/report.tar.gz")]
     Bugreport(Bugreport),
@@ -121,6 +134,9 @@ pub enum Command {
     /// What the appliance's own units and console call
     #[command(subcommand, hide = true)]
     Appliance(super::appliance_args::Appliance),
+    /// Undoes what a killed daemon left changed on this machine
+    #[command(hide = true)]
+    Guardian(Guardian),
     /// Emulated wide area for tests and demos
     #[command(subcommand, after_help = "Example:\n  p2pvm testbed up tests/sites/planetlab.toml")]
     Testbed(p2pvm_tests::cli::TestbedCommand),
@@ -199,6 +215,14 @@ pub struct Dashboard {
     /// Serve it on a port of this machine alone for as long as this command runs
     #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["enable", "disable"])]
     pub listen: Option<std::net::SocketAddr>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Args)]
+pub struct Doctor {
+    /// First repair what is p2pvm's own: leftovers of a killed daemon, the TUN module, the state directory and its permissions
+    #[arg(long)]
+    pub fix: bool,
 }
 
 /// Arguments of `bugreport`.
@@ -544,6 +568,14 @@ pub struct Bench {
     pub image: PathBuf,
 }
 
+/// Reads a time limit; a plain number counts seconds.
+pub fn parse_timeout(text: &str) -> Result<std::time::Duration, String> {
+    let seconds = text.parse::<u32>().ok().map(|seconds| std::time::Duration::from_secs(seconds.into()));
+    let read = seconds
+        .map_or_else(|| humantime::parse_duration(text).map_err(|_| format!("'{text}' is no duration: write it as 5s, 2m or 1h")), Ok)?;
+    if read.is_zero() { Err("a time limit of nothing lets nothing be done".to_owned()) } else { Ok(read) }
+}
+
 /// Reads "128M", "2G", "1.5GiB" or plain bytes.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
@@ -578,6 +610,15 @@ mod tests {
             }
         }
         check(&Cli::command(), "");
+    }
+
+    #[test]
+    fn time_limits_are_read_with_their_units_and_plain_numbers_count_seconds() {
+        let seconds = std::time::Duration::from_secs;
+        assert_eq!((parse_timeout("5"), parse_timeout("5s"), parse_timeout("2m")), (Ok(seconds(5)), Ok(seconds(5)), Ok(seconds(120))));
+        for bad in ["", "0", "0s", "-1", "soon"] {
+            assert!(parse_timeout(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

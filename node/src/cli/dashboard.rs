@@ -5,6 +5,7 @@ use crate::{
     api::dashboard::{DashboardChange, DashboardView},
     failure::{Doing, Failure, Outcome},
 };
+use p2pvm_host::SocketPath;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
@@ -73,7 +74,7 @@ async fn listen(context: &Context, view: &DashboardView, here: SocketAddr) -> Ou
 }
 
 async fn carry(mut browser: TcpStream, socket: PathBuf) {
-    match UnixStream::connect(&socket).await {
+    match async { UnixStream::connect(SocketPath::to(&socket)?.path()).await }.await {
         // Either end hanging up ends both.
         Ok(mut daemon) => drop(tokio::io::copy_bidirectional(&mut browser, &mut daemon).await),
         Err(error) => eprintln!("the daemon's dashboard cannot be reached at {}: {error}", socket.display()),

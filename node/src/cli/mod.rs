@@ -5,6 +5,7 @@ mod appliance;
 mod appliance_args;
 mod args;
 mod dashboard;
+pub mod limit;
 pub mod netcheck;
 mod network;
 mod policy;
@@ -28,16 +29,22 @@ use std::process::ExitCode;
 /// Runs one command to its exit code.
 pub fn run(cli: Cli) -> ExitCode {
     let json = cli.json;
+    limit::watch(limit::of(&cli), json);
     match dispatch(cli) {
         Ok(code) => code,
         Err(failure) => {
-            if json {
-                println!("{}", serde_json::json!({ "error": failure }));
-            }
-            eprintln!("p2pvm: {failure}");
+            say(&failure, json);
             ExitCode::from(failure.kind as u8)
         }
     }
+}
+
+/// Prints why a command did not do what it was asked.
+fn say(failure: &Failure, json: bool) {
+    if json {
+        println!("{}", serde_json::json!({ "error": failure }));
+    }
+    eprintln!("p2pvm: {failure}");
 }
 
 /// What a command needs besides its arguments.
@@ -73,6 +80,10 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
             daemon::run(&context.layout, &up)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Command::Guardian(a) => {
+            crate::guardian::run(&context.layout, a.of)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         other => other,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -80,8 +91,8 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Kind::Failed, format!("cannot start: {e}")))?;
-    if let Command::Doctor = other {
-        return runtime.block_on(crate::doctor::run(&context));
+    if let Command::Doctor(a) = &other {
+        return runtime.block_on(crate::doctor::run(&context, a.fix));
     }
     let outcome = runtime.block_on(command(context, other));
     // Standard input may be held by a blocked read (console, `join -`): do not wait for it.
@@ -117,7 +128,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Install(a) => appliance::install(&context, &a),
         Command::Appliance(a) => appliance::run(&context, a).await,
         Command::Explain(a) => vm::explain(&context, &a.name).await,
-        Command::Doctor | Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => {
+        Command::Doctor(_) | Command::Guardian(_) | Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => {
             unreachable!("dispatched before the runtime began")
         }
     }

@@ -69,6 +69,9 @@ fn show(page: &NetCheckView) {
         line("mapping", or_dash(page.mapping.as_ref()));
         line("filtering", or_dash(page.filtering.as_ref()));
         line("seen as", page.reflexive.clone().unwrap_or_else(|| "its own address, or not known yet".to_owned()));
+        if let Some(port) = page.second_port {
+            line("2nd port", format!("{port}, for members of whom nothing comes back to the first"));
+        }
         line("port map", page.mapped.clone().unwrap_or_else(|| "none".to_owned()));
     }
     let v6 = match (&page.ipv6_nat, page.ipv6) {

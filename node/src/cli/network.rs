@@ -13,14 +13,18 @@ use crate::{
     },
     failure::{Doing, Failure, Kind, Outcome},
     layout::Layout,
-    membership, service,
+    membership,
+    naming::{self, Called},
+    preflight, service,
 };
+use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
 use serde_json::{Value, json};
 use std::{
     fs,
     io::Read,
     os::unix::process::CommandExt,
-    process::{Command, Stdio},
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -31,38 +35,33 @@ const DYING_LIMIT: Duration = Duration::from_secs(2);
 /// An address is claimed within this, or something is wrong with the network.
 const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
 
-/// This machine's host name as a DNS label.
-fn host_name(given: Option<String>) -> Outcome<String> {
-    let name = match given {
-        Some(name) => name,
-        None => {
-            let full = nix::unistd::gethostname().doing("asking for the host name")?.to_string_lossy().into_owned();
-            let label: String = full
-                .split('.')
-                .next()
-                .unwrap_or_default()
-                .to_ascii_lowercase()
-                .chars()
-                .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-                .collect();
-            label.trim_matches('-').to_owned()
-        }
-    };
-    membership::check_host(&name)?;
-    Ok(name)
+/// What this machine is called; its identity is made only where the name is to come from it.
+fn called(layout: &Layout, given: Option<String>) -> Outcome<Called> {
+    naming::choose(given, || {
+        layout.create()?;
+        Ok(Identity::load_or_create(&layout.identity()).doing("making this node's identity")?.member_id())
+    })
 }
 
 pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
-    membership::check_label(&a.network)?;
-    let name = host_name(a.name)?;
-    let founded = membership::found(&context.layout, (&a.network, a.subnet.as_deref()), (&name, &a.groups), a.force)?;
+    membership::check_network(&a.network)?;
+    membership::refuse_member(&context.layout)?;
+    preflight::root("founding a network")?;
+    preflight::clock()?;
+    preflight::for_daemon(&context.layout, "founding a network", (None, None))?;
+    let called = called(&context.layout, a.name)?;
+    let founded = membership::found(&context.layout, (&a.network, a.subnet.as_deref()), (&called.label, &a.groups), a.force)?;
     if context.json {
-        return print::json(
-            &json!({ "network": a.network, "network_id": founded.network, "member": founded.member, "subnet": founded.subnet, "name": name }),
-        );
+        return print::json(&json!({
+            "network": a.network, "network_id": founded.network, "member": founded.member, "subnet": founded.subnet,
+            "name": called.label, "note": called.note,
+        }));
+    }
+    if let Some(note) = &called.note {
+        eprintln!("note: {note}");
     }
     println!("network {} ({}), subnet {}", a.network, founded.network, founded.subnet);
-    println!("this machine is its member {name} ({})", founded.member);
+    println!("this machine is its member {} ({})", called.label, founded.member);
     println!("keep {} safe: it is the network's root key", context.layout.root_key().display());
     println!("next: p2pvm up --detach, then p2pvm invite");
     Ok(())
@@ -76,6 +75,7 @@ pub(super) async fn up_detached(context: &Context, up: &Up) -> Outcome<()> {
     {
         return show_up(context, &status, "already running");
     }
+    preflight::for_daemon(&context.layout, "the daemon", (up.port, up.link_port))?;
     let status = start_daemon(context, up).await?;
     show_up(context, &status, "up")
 }
@@ -100,6 +100,7 @@ async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
         .append(true)
         .open(layout.log())
         .doing(format_args!("cannot open {}", layout.log().display()))?;
+    let written = log.metadata().map_or(0, |about| about.len());
     let errors = log.try_clone().doing("cannot share the log file")?;
     let mut command = Command::new(std::env::current_exe().doing("finding this program")?);
     command.arg("--dir").arg(layout.dir()).arg("up");
@@ -114,10 +115,29 @@ async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
     command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
     let mut child = command.spawn().doing("starting the daemon")?;
     until_up(layout, || match child.try_wait().doing("watching the daemon")? {
-        Some(status) => Err(Failure::new(Kind::Failed, format!("the daemon ended at once ({status}): {}", last_line(layout)))),
+        Some(status) => Err(ended(status, &said_since(&layout.log(), written))),
         None => Ok(()),
     })
     .await
+}
+
+/// A daemon that ended at once: its own sentence and exit code.
+fn ended(status: ExitStatus, said: &str) -> Failure {
+    let kind = status.code().and_then(Kind::of_exit_code).unwrap_or(Kind::Failed);
+    let last = said.lines().rev().find(|line| !line.trim().is_empty());
+    Failure::new(
+        kind,
+        match last.and_then(|line| line.strip_prefix("p2pvm: ")) {
+            Some(sentence) => format!("the daemon did not start: {sentence}"),
+            None => format!("the daemon ended at once ({status}): {}", last.unwrap_or("its log is empty")),
+        },
+    )
+}
+
+/// What was added to a log after its first `written` bytes.
+fn said_since(log: &Path, written: u64) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    String::from_utf8_lossy(bytes.get(usize::try_from(written).unwrap_or(usize::MAX)..).unwrap_or_default()).into_owned()
 }
 
 /// Waits until the daemon has an address; `alive` says whether that can still be.
@@ -132,13 +152,7 @@ async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Ou
         };
         match status {
             Some(status) if status.address.is_some() => return Ok(status),
-            Some(_) if began.elapsed() > ADDRESS_LIMIT => {
-                return Err(Failure::timed_out(format!(
-                    "the daemon runs but has no address after {} s: it reaches no other member. See {} and 'p2pvm status'",
-                    ADDRESS_LIMIT.as_secs(),
-                    layout.log().display()
-                )));
-            }
+            Some(status) if began.elapsed() > ADDRESS_LIMIT => return Err(no_address(&status)),
             None if began.elapsed() > DAEMON_START_LIMIT => {
                 return Err(Failure::timed_out(format!("the daemon does not answer: see {}", layout.log().display())));
             }
@@ -149,9 +163,13 @@ async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Ou
     }
 }
 
-fn last_line(layout: &Layout) -> String {
-    let text = fs::read_to_string(layout.log()).unwrap_or_default();
-    text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("its log is empty").to_owned()
+/// A daemon that has no address yet: why, by its own word.
+fn no_address(status: &Status) -> Failure {
+    let why = status.address_wanting.as_deref().unwrap_or("the members that it asked have not agreed yet");
+    Failure::timed_out(format!(
+        "the daemon runs but has no address after {} s: {why}. It goes on trying; see 'p2pvm status' and 'p2pvm doctor'",
+        ADDRESS_LIMIT.as_secs()
+    ))
 }
 
 pub(super) async fn down(context: &Context) -> Outcome<()> {
@@ -234,13 +252,28 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
         (false, Some(_)) => return Err(Failure::usage(format!("--invite goes with a multiaddr; '{}' is none", shortened(&a.bootstrap)))),
         (false, None) => (read_invite(&a.bootstrap)?, None),
     };
-    let name = host_name(a.name)?;
+    let invite = InviteText::parse(&text).map_err(membership::refused)?;
+    let ports = (a.up.port, a.up.link_port);
+    if !membership::already(&context.layout, &invite, a.name.as_deref())? {
+        preflight::for_daemon(&context.layout, "joining", ports)?;
+        preflight::subnet(
+            invite.network().subnet,
+            "this machine would lose what it reaches there. Change that network here, or found the other one anew with a free --subnet; \
+             the invite is not used up",
+        )?;
+    } else if context.daemon().await.is_err() {
+        preflight::for_daemon(&context.layout, "joining", ports)?;
+    }
+    let called = called(&context.layout, a.name)?;
     let up = Up { detach: true, port: a.up.port, link_port: a.up.link_port, accel: None };
     let began = Instant::now();
-    {
+    let welcome = {
         let mut progress = Progress::new("joining");
         progress.step(&Step { phase: "asking to be admitted".to_owned(), ..Step::default() });
-        membership::join(&context.layout, &text, address, &name).await?;
+        membership::join(&context.layout, &text, address, &called).await?
+    };
+    for note in welcome.notes.iter().filter(|_| !context.json) {
+        eprintln!("note: {note}");
     }
     let admitted = began.elapsed();
     if a.foreground {
@@ -255,6 +288,7 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
     if context.json {
         let mut value = serde_json::to_value(&status).doing("encoding the result")?;
         value["admitted_ms"] = json!(admitted.as_millis() as u64);
+        value["notes"] = json!(welcome.notes);
         value["joined_ms"] = json!(began.elapsed().as_millis() as u64);
         return print::json(&value);
     }
@@ -290,10 +324,16 @@ pub(super) async fn status(context: &Context) -> Outcome<()> {
     if context.json {
         return print::json(&s);
     }
+    let health = if s.health.why.is_empty() { s.health.word.clone() } else { format!("{}: {}", s.health.word, s.health.why) };
+    let address = match &s.address_wanting {
+        Some(why) => format!("not claimed yet: {why}"),
+        None => "not claimed yet".to_owned(),
+    };
     for (label, value) in [
+        ("health", health),
         ("member", format!("{} ({})", s.name, s.member)),
         ("network", format!("{} ({})", s.network, s.network_id)),
-        ("address", format!("{} in {}", s.address.as_deref().unwrap_or("not claimed yet"), s.subnet)),
+        ("address", format!("{} in {}", s.address.as_deref().unwrap_or(&address), s.subnet)),
         ("ipv6", s.address_v6),
         ("seen as", format!("{}, NAT: {}", s.reflexive.as_deref().unwrap_or("not known yet"), s.nat)),
         ("members", format!("{} connected", s.connected)),
@@ -312,6 +352,13 @@ pub(super) async fn status(context: &Context) -> Outcome<()> {
         ),
     ] {
         println!("{label:12}{value}");
+    }
+    for finding in &s.findings {
+        let (area, level) = (&finding.area, finding.level.word());
+        println!("{:12}{area}: {}", level, finding.found);
+        if !finding.advice.is_empty() {
+            println!("{:12}{}", "", finding.advice);
+        }
     }
     Ok(())
 }
@@ -404,4 +451,27 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
     membership::forget(&context.layout)?;
     println!("left the network");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_daemon_that_ends_at_once_is_heard_with_its_code_and_its_sentence() {
+        let said = "2026-01-01T00:00:00Z  INFO starting\np2pvm: starting the packet plane: cannot bind UDP port 4002: Address in use\n";
+        let failure = ended(ExitStatus::from_raw(5 << 8), said);
+        assert_eq!(failure.kind, Kind::Refused);
+        assert!(failure.message.ends_with("cannot bind UDP port 4002: Address in use"), "{failure}");
+        let killed = ended(ExitStatus::from_raw(9), "");
+        assert!(killed.kind == Kind::Failed && killed.message.contains("signal: 9"), "{killed}");
+    }
+
+    #[test]
+    fn a_missing_address_is_explained_by_the_daemons_own_reason() {
+        let wanting = Status { address_wanting: Some("cannot put fd00::1 on p2pvm0: Permission denied".into()), ..Status::default() };
+        let failure = no_address(&wanting);
+        assert!(failure.message.contains("Permission denied") && !failure.message.contains("no other member"), "{failure}");
+    }
 }

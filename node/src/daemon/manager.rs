@@ -49,8 +49,9 @@ pub struct Manager {
     pub moves: Moves,
 }
 
+/// Ages of loads and rests are measured by it, so it must not jump with the wall clock.
 fn now() -> Millis {
-    Millis(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64))
+    Millis(p2pvm_overlay::network_time::steady_millis())
 }
 
 impl Manager {

@@ -5,7 +5,9 @@ mod admission;
 mod ask;
 mod book;
 pub mod changes;
+mod clocks;
 mod dashboard;
+mod health;
 mod kept;
 mod load;
 pub mod lock;
@@ -16,6 +18,7 @@ mod netcheck;
 mod notify;
 mod policy;
 mod ports;
+mod proof;
 mod reach;
 mod resolver;
 mod ring;
@@ -29,6 +32,7 @@ use crate::{
     cli::UpArgs,
     config::Config,
     failure::{Doing, Failure, Kind, Outcome},
+    guardian::Guardian,
     layout::Layout,
     membership::{self, Membership},
     succession, traces,
@@ -48,13 +52,14 @@ use p2pvm_dht::{
     store::SledStore,
     votes::{Voter, VoterLog, Votes},
 };
-use p2pvm_host::Board;
+use p2pvm_host::{Board, Keeper, SocketPath, Wanted, owner, tun::try_tun};
 use p2pvm_overlay::{
     Fabric, MemberId,
     connect::{ConnectOptions, Connector, Papers},
     control::{Control, ControlConfig, ControlError, ControlEvent},
     identity::Identity,
     membership::{Certificate, NetworkConfig, Trust},
+    network_time::{Exchange as ClockExchange, NetworkTime},
     notices::{Notices, Spread},
     plane::{self, Plane, PlaneConfig, PlaneEvent},
     ring::ask::AskAll,
@@ -76,6 +81,7 @@ use std::{
     future::IntoFuture,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -152,6 +158,7 @@ pub struct Daemon {
     manager: Arc<Manager>,
     policies: Arc<Policies>,
     subnets: Arc<Subnets>,
+    keeper: Arc<Keeper>,
     integration: Integration,
     began: Instant,
     times: Arc<Mutex<api::types::StartTimes>>,
@@ -165,7 +172,10 @@ pub struct Daemon {
     /// Where spans go, if anybody wants them.
     exporter: Option<traces::Exporter>,
     _ring: RingDriver,
+    _clocks: ClockExchange,
     ask: OnceLock<AskAll>,
+    /// One round of proofs at a time.
+    proving: tokio::sync::Mutex<()>,
 }
 
 /// Runs the daemon in the foreground until it is told to stop.
@@ -180,6 +190,8 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
     config.link_port = up.link_port.unwrap_or(config.link_port);
     config.accel = up.accel.clone().unwrap_or(config.accel);
     let lock = lock::DaemonLock::take(layout)?;
+    // Before anything is changed or opened: it is to have none of it.
+    let guardian = Guardian::start(layout)?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG").unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().doing("cannot start")?;
@@ -188,7 +200,10 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
         serve(layout, config, membership::load(layout)?, began).await
     });
     runtime.shutdown_timeout(Duration::from_secs(2));
-    if !outcome? {
+    // After a failure the guardian undoes what may be left, when the last thread of this process has gone.
+    let again = outcome?;
+    guardian.goodbye();
+    if !again {
         return Ok(());
     }
     // The same process, so that a service manager sees one service; every descriptor but the log's closes with the program.
@@ -239,6 +254,9 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     if let Some(exporter) = &daemon.exporter {
         exporter.close().await;
     }
+    let keeper = daemon.keeper.clone();
+    // It waits for other programs (nft), which end soon or are ended.
+    let _ = tokio::task::spawn_blocking(move || keeper.close()).await;
     changes::undo(layout);
     daemon.parts.plane.shutdown();
     daemon.parts.control.shutdown().await;
@@ -251,16 +269,58 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     }
 }
 
+/// A way to a socket whose path may be longer than an address holds.
+fn within(path: &Path) -> Outcome<SocketPath> {
+    SocketPath::to(path).doing(format_args!("opening the directory of {}", path.display()))
+}
+
 fn listen(layout: &Layout) -> Outcome<UnixListener> {
     let path = layout.socket();
     // Ours alone by the lock: a socket that is there is a dead daemon's.
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).doing(format_args!("opening {}", path.display()))?;
+    let listener = UnixListener::bind(within(&path)?.path()).doing(format_args!("opening {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).doing("restricting the socket")?;
     Ok(listener)
 }
 
-async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
+/// What is wanted of this machine's kernel for the network, before any subnet is offered or accepted.
+fn wanted(parts: &Parts, config: &Config) -> Wanted {
+    let port = |address: &String| address.split_once("/udp/")?.1.split('/').next()?.parse().ok();
+    let control_port = match config.port {
+        0 => parts.control.listen_addrs().iter().find_map(port).unwrap_or(0),
+        port => port,
+    };
+    let subnet = parts.network.subnet;
+    Wanted {
+        device: config.device.clone(),
+        network: parts.network.id.to_string(),
+        link_port: parts.plane.udp_port(),
+        control_port,
+        overlay: Some(p2pvm_host::Net::new(subnet.addr, subnet.prefix)),
+        open_firewalls: config.firewall == "auto",
+        ..Wanted::default()
+    }
+}
+
+/// Waits until the interface of a daemon that is just ending is gone; anybody else's is a reason not to start.
+async fn free_device(name: &str, network: &NetworkConfig) -> Outcome<()> {
+    let began = Instant::now();
+    loop {
+        let whose = match owner::owner(name).doing("looking at this machine's interfaces")? {
+            owner::Owner::Nobody | owner::Owner::Waiting => return Ok(()),
+            owner::Owner::Network(mark) if mark.network == network.id.to_string() => "another daemon of this network".to_owned(),
+            owner::Owner::Network(mark) => format!("the p2pvm network {}", mark.network),
+            owner::Owner::Other(kind) => format!("another program ({kind})"),
+        };
+        if began.elapsed() > PORT_PATIENCE {
+            let name_another = "choose another name with device = \"...\" in node.toml";
+            return Err(Failure::refused(format!("the interface {name} is there already and belongs to {whose}: {name_another}")));
+        }
+        tokio::time::sleep(PORT_PATIENCE / 50).await;
+    }
+}
+
+async fn start_plane(identity: &Identity, config: &Config, network: &NetworkConfig, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
     let began = Instant::now();
     loop {
         let settings = PlaneConfig {
@@ -270,10 +330,18 @@ async fn start_plane(identity: &Identity, config: &Config, events: mpsc::Sender<
             device: config.device.clone(),
             mtu: MTU,
             traffic: config.traffic,
+            network: network.id.to_string(),
+            control_port: config.port,
         };
         match Plane::start(settings, events.clone()) {
             Err(plane::Error::Bind { cause, .. }) if cause.kind() == std::io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE => {
                 tokio::time::sleep(PORT_PATIENCE / 50).await;
+            }
+            Err(error @ plane::Error::Tun { .. }) => {
+                let help = try_tun().err().map_or_else(String::new, |trouble| format!("; {trouble}: {}", trouble.remedy()));
+                return Err(error)
+                    .doing("starting the packet plane")
+                    .map_err(|failure| Failure::new(failure.kind, failure.message + &help));
             }
             started => return started.doing("starting the packet plane"),
         }
@@ -289,8 +357,9 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     let times = Arc::new(Mutex::new(api::types::StartTimes::default()));
 
     let has_bootstrap = !bootstrap.is_empty();
+    free_device(&config.device, &network).await?;
     let (plane_events, from_plane) = mpsc::channel(1024);
-    let plane = start_plane(&identity, &config, plane_events).await?;
+    let plane = start_plane(&identity, &config, &network, plane_events).await?;
 
     let trust = Arc::new(Trust::load(network.id, &layout.revocations()).doing("reading revocations")?);
     let control = Control::start(ControlConfig {
@@ -318,6 +387,10 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     })?;
     let fabric: Arc<dyn Fabric> = control.clone();
     let control_events = control.events();
+    // Before anything is signed with a time in it: members are asked as soon as one is connected.
+    let time = NetworkTime::of_process();
+    time.note_signed(network.created.max(certificate.issued()));
+    let clocks = ClockExchange::start(fabric.clone(), time);
 
     let store = Arc::new(SledStore::open(&layout.tables()).doing("opening the node's tables")?);
     let records = Dht::start(fabric.clone(), store, DhtOptions::default());
@@ -360,7 +433,10 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         has_bootstrap,
     });
     let policies = Policies::start(parts.clone(), founder);
-    let subnets = Subnets::open(parts.clone(), policies.clone(), layout, &config.device, config.multicast)?;
+    let bare = wanted(&parts, &config);
+    let keeper = Keeper::start(bare.clone(), changes::journal(layout), parts.board.clone()).doing("watching this machine's network")?;
+    let keeper = Arc::new(keeper);
+    let subnets = Subnets::open(parts.clone(), policies.clone(), layout, (keeper.clone(), bare), config.multicast)?;
     let resolver =
         Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);
     let integration = Integration::start(layout, &config, &parts.network, resolver.upstream(), parts.board.clone())?;
@@ -402,6 +478,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         manager,
         policies,
         subnets,
+        keeper,
         integration,
         began,
         times,
@@ -412,7 +489,9 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         traces,
         exporter,
         _ring: ring_driver,
+        _clocks: clocks,
         ask: OnceLock::new(),
+        proving: tokio::sync::Mutex::default(),
     });
     daemon.answer_questions();
     let mut tasks = daemon.spawn(ports, resolver, control_events, from_plane, config.autonomic);
@@ -493,6 +572,8 @@ impl Daemon {
         }
         let daemon = self.clone();
         tasks.spawn(async move { daemon.serve_members().await });
+        tasks.spawn(self.clone().keep_proving());
+        tasks.spawn(clocks::watch(self.parts.clone()));
         tasks.spawn(twins::run(self.clone()));
         tasks
     }

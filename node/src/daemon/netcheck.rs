@@ -33,7 +33,7 @@ impl Daemon {
                 name: self.name_of(m.member),
                 nat: m.nat.map(|nat| nat.to_string()),
                 may_be_direct: m.may_be_direct,
-                path: m.path.as_ref().map(|path| self.path_text(path)),
+                path: m.link.as_ref().map(|link| self.link_text(link)),
                 rtt_ms: m.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             })
             .collect();
@@ -45,6 +45,7 @@ impl Daemon {
             filtering: Some(found.filtering.to_owned()),
             reflexive: found.reflexive.map(|a| a.to_string()),
             udp_port: Some(found.udp_port),
+            second_port: found.second_port,
             mapped: found.mapped.map(|(addr, protocol)| format!("{addr} by {protocol}")),
             ipv6: found.nat6.is_some(),
             ipv6_nat: found.nat6.map(|nat| nat.to_string()),

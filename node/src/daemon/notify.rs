@@ -66,6 +66,7 @@ pub fn keep_telling(told: Notifier, api: PathBuf) -> Telling {
             // Twice as often as asked, as sd_watchdog_enabled(3) recommends.
             let every = told.watchdog.map_or(STATUS_EVERY, |limit| limit / 2);
             let mut ready = false;
+            let mut silent = p2pvm_host::Repeated::new();
             loop {
                 match tokio::time::timeout(every, ask(&api)).await {
                     Ok(Some(status)) => {
@@ -73,8 +74,13 @@ pub fn keep_telling(told: Notifier, api: PathBuf) -> Telling {
                         let alive = if told.watchdog.is_some() { "WATCHDOG=1\n" } else { "" };
                         told.say(&format!("{first}{alive}STATUS={}", line(&status)));
                         ready = true;
+                        silent.over();
                     }
-                    _ => tracing::warn!("the daemon's own API did not answer in time"),
+                    _ => {
+                        if let Some(times) = silent.again("silent") {
+                            tracing::warn!(times, "the daemon's own API did not answer in time");
+                        }
+                    }
                 }
                 tokio::time::sleep(every).await;
             }
@@ -89,7 +95,11 @@ async fn ask(api: &std::path::Path) -> Option<Status> {
 
 fn line(status: &Status) -> String {
     let address = status.address.as_deref().unwrap_or("no address yet");
-    format!("{} in {}: {address}, {} members connected, {} VMs", status.name, status.network, status.connected, status.running_vms)
+    let health = match status.health.word.as_str() {
+        "" | "ok" => String::new(),
+        word => format!("{word}: {}; ", status.health.why),
+    };
+    format!("{health}{} in {}: {address}, {} members connected, {} VMs", status.name, status.network, status.connected, status.running_vms)
 }
 
 /// Ends the telling when it is dropped.
@@ -106,6 +116,15 @@ impl Drop for Telling {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_line_of_the_service_manager_says_what_is_wrong() {
+        let mut status = Status { name: "attic".into(), network: "lab".into(), ..Status::default() };
+        status.health = crate::api::types::HealthView { word: "ok".into(), why: "all".into() };
+        assert!(line(&status).starts_with("attic in lab"), "{}", line(&status));
+        status.health = crate::api::types::HealthView { word: "degraded".into(), why: "p2pvm0 is down".into() };
+        assert!(line(&status).starts_with("degraded: p2pvm0 is down; attic"), "{}", line(&status));
+    }
 
     #[test]
     fn what_is_said_arrives_at_a_path_and_at_an_abstract_name() {

@@ -55,6 +55,12 @@ impl Policies {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether the policy lets an echo request through, as far as it is known here.
+    pub fn lets_probe(&self, from: &Party, to: &Party) -> bool {
+        let Ok(echo) = "icmp".parse::<Traffic>() else { return true };
+        self.standing().is_none_or(|(_, policy)| policy.decide(from, to, echo).action == Action::Allow)
+    }
+
     /// Puts the policy that stands in force; whether it is another than before.
     pub(super) fn apply(&self) -> bool {
         let signed = self.parts.notices.policy();

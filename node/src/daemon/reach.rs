@@ -5,13 +5,15 @@
 //! record proves that its owner says so, and the epoch in it says which of two is newer.
 
 use super::{Parts, kept::Kept};
-use crate::failure::{Doing, Failure, Outcome};
+use crate::failure::{Doing, Outcome};
 use async_trait::async_trait;
 use futures::{StreamExt, stream::FuturesUnordered};
 use p2pvm_dhcp::{Addresses, Lease, address_key, dns::HostResolver};
 use p2pvm_dht::Record;
+use p2pvm_host::Repeated;
 use p2pvm_overlay::{
     Epoch, MemberId, Serve,
+    network_time::NetworkTime,
     plane::{Plane, Route},
 };
 use serde::{Deserialize, Serialize};
@@ -45,8 +47,8 @@ const GATHER_QUIET: Duration = Duration::from_millis(700);
 const GATHER_LIMIT: Duration = Duration::from_secs(15);
 /// Right after the start an address that nobody known holds is asked for again after this.
 const RESOLVE_RETRY: Duration = Duration::from_millis(50);
-/// Between two attempts to claim an address.
-const CLAIM_RETRY: Duration = Duration::from_millis(500);
+/// Between two attempts to claim an address, at first and later.
+const CLAIM_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// How long after a member has connected a held address is checked.
 const CHECK_AFTER_MEETING: Duration = Duration::from_secs(5);
 /// How often a held address is checked and, when due, renewed.
@@ -79,6 +81,8 @@ pub struct Reach {
     /// When each address was last told to be stale.
     told_stale: Mutex<HashMap<IpAddr, Instant>>,
     on_stale: OnceLock<OnStale>,
+    /// Why there is no address yet.
+    wanting: Mutex<Option<String>>,
     /// A member has connected.
     met: Notify,
     kept: Kept,
@@ -95,6 +99,7 @@ impl Reach {
             claimed: watch::channel(None).0,
             told_stale: Mutex::default(),
             on_stale: OnceLock::new(),
+            wanting: Mutex::default(),
             met: Notify::new(),
             kept,
         });
@@ -105,6 +110,17 @@ impl Reach {
     /// This host's lease, once claimed.
     pub fn lease(&self) -> watch::Receiver<Option<Lease>> {
         self.lease.subscribe()
+    }
+
+    /// Why there is no address yet, if there is none and that is known.
+    pub fn wanting(&self) -> Option<String> {
+        let said = self.wanting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let alone = self.parts.has_bootstrap && self.parts.fabric().connected().is_empty();
+        said.or_else(|| alone.then(|| "it reaches no other member of the network".to_owned()))
+    }
+
+    fn want(&self, why: Option<String>) {
+        *self.wanting.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// How long the claim of the address took.
@@ -185,16 +201,24 @@ impl Reach {
             }
         }
         self.gather().await;
+        let (mut trouble, mut pause) = (Repeated::new(), CLAIM_RETRY.0);
         loop {
             let claimed = self.claim().await;
             let lease = match claimed {
                 Ok(lease) => lease,
                 Err(failure) => {
-                    tracing::warn!(%failure, "no address yet");
-                    tokio::time::sleep(CLAIM_RETRY).await;
+                    if let Some(times) = trouble.again(&failure.message) {
+                        tracing::warn!(%failure, times, "no address yet");
+                    }
+                    self.want(Some(failure.message));
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(CLAIM_RETRY.1);
                     continue;
                 }
             };
+            trouble.over();
+            pause = CLAIM_RETRY.0;
+            self.want(None);
             self.hold(lease).await;
             tracing::warn!("another member holds this host's address by rule: claiming another");
             self.let_go();
@@ -246,22 +270,33 @@ impl Reach {
 
     /// Renews the lease for as long as it is ours.
     async fn hold(&self, mut lease: Lease) {
+        let mut trouble = Repeated::new();
         let mut renewed = Instant::now();
+        let (mut steps, mut anew) = (NetworkTime::of_process().steps(), false);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(CHECK_EVERY) => {}
+                // The lease ends by the time of before.
+                changed = steps.changed() => anew = changed.is_ok(),
                 // After a partition has healed another member may hold the address too; by then the replicas agree whose it is.
                 () = self.met.notified() => tokio::time::sleep(CHECK_AFTER_MEETING).await,
             }
-            if renewed.elapsed() >= p2pvm_dhcp::RENEW_AFTER {
+            if anew || renewed.elapsed() >= p2pvm_dhcp::RENEW_AFTER {
                 match self.addresses().renew(self.parts.identity.keys(), &lease).await {
                     Ok(new) => {
                         lease = new;
                         self.kept.set(&lease).await;
-                        renewed = Instant::now();
+                        (renewed, anew) = (Instant::now(), false);
+                        self.publish(&[IpAddr::V4(lease.v4), IpAddr::V6(self.parts.network.member_v6(self.parts.me()))]).await;
+                        trouble.over();
                     }
                     Err(p2pvm_dhcp::Error::Lost { .. }) => return,
-                    Err(error) => tracing::warn!(%error, "the address is not renewed yet"),
+                    Err(error) => {
+                        let why = p2pvm_host::chain(&error);
+                        if let Some(times) = trouble.again(&why) {
+                            tracing::warn!(why, times, "the address is not renewed yet");
+                        }
+                    }
                 }
             } else if let Ok(false) = self.addresses().check(&lease).await {
                 return;
@@ -423,10 +458,7 @@ impl Reach {
         let lease = self.lease.borrow().clone();
         let Some(lease) = lease else { return Ok(()) };
         self.kept.forget();
-        self.addresses()
-            .release(self.parts.identity.keys(), &lease)
-            .await
-            .map_err(|e| Failure::new(crate::failure::Kind::Failed, e.to_string()))
+        self.addresses().release(self.parts.identity.keys(), &lease).await.doing("giving the address back")
     }
 }
 

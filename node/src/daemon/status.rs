@@ -4,7 +4,7 @@ use super::{Daemon, load, netcheck};
 use crate::{
     api::{
         server::Reporter,
-        types::{InviteAnswer, InviteRequest, Peer, Pong, Status, Traffic},
+        types::{HealthView, InviteAnswer, InviteRequest, Peer, Pong, Status, Traffic},
     },
     failure::{Doing, Failure, Kind, Outcome},
 };
@@ -14,14 +14,22 @@ use p2pvm_overlay::{
     connect::CandidateKind,
     control::ControlError,
     membership::{Groups, Invite, InviteTerms, Issuer, Target, valid_name},
-    plane::{Flow, Path, TRAFFIC_NOISE},
+    plane::{Flow, Path, PathInfo, TRAFFIC_NOISE},
 };
 use p2pvm_vm_manager::host::VmState;
 use serde_json::{Value, json};
-use std::{net::IpAddr, sync::PoisonError, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 /// A probe that is not answered within this is lost.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// A member that is asked whether it lives has answered within this, or is shown as silent.
+const LOOK_LIMIT: Duration = Duration::from_millis(700);
+/// Who a name or an address belongs to is known within this, or cannot be found out now.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 /// Own addresses are known within this, or there are none.
 const ADDRESSES_LIMIT: Duration = Duration::from_secs(5);
 /// What comes with an invite that nobody from elsewhere may be able to use.
@@ -64,6 +72,19 @@ impl Daemon {
         }
     }
 
+    /// The path of a link in words: what does not answer is called silent, not by the path that it was.
+    pub fn link_text(&self, link: &PathInfo) -> String {
+        let path = self.path_text(&link.path);
+        let silence = link.silent(Instant::now());
+        silence.map_or_else(|| path.clone(), |silence| format!("silent for {} s ({path})", silence.as_secs()))
+    }
+
+    /// [`Daemon::peers`] after what lately said nothing was asked whether it lives.
+    pub async fn living_peers(&self) -> Vec<Peer> {
+        self.parts.plane.look_at_silent(LOOK_LIMIT).await;
+        self.peers()
+    }
+
     /// The path of a probe's answer in words.
     fn pong_path(&self, pong: &p2pvm_overlay::plane::Pong) -> String {
         match pong.hops {
@@ -80,8 +101,21 @@ impl Daemon {
         hosts.map(|(ip, _)| ip).find(|ip| matches!(ip, IpAddr::V4(v4) if subnet.contains(*v4))).map(ToString::to_string)
     }
 
-    /// Finds a member by name, id, the beginning of its id, or address; one that this node has not met by the network's records.
+    /// A name as people write it (`lab3`, `Lab3.lab.p2p.`) without the network's domain.
+    fn plain_name(&self, text: &str) -> String {
+        let text = text.trim().trim_end_matches('.').to_ascii_lowercase();
+        let domain = format!(".{}", self.parts.domain());
+        text.strip_suffix(&domain).map_or_else(|| text.clone(), str::to_owned)
+    }
+
+    /// Finds a member by name, with or without the network's domain, id, the beginning of its id, or address; one that this node
+    /// has not met by the network's records.
     pub async fn resolve_member(&self, text: &str) -> Outcome<MemberId> {
+        let looked_up = tokio::time::timeout(LOOKUP_LIMIT, self.look_member_up(text)).await;
+        looked_up.unwrap_or_else(|_| Err(Failure::timed_out(format!("'{text}' cannot be looked up now: the members asked do not answer"))))
+    }
+
+    async fn look_member_up(&self, text: &str) -> Outcome<MemberId> {
         let unknown = match self.known_member(text) {
             Err(failure) if failure.kind == Kind::NotFound => failure,
             known => return known,
@@ -92,7 +126,7 @@ impl Daemon {
             let holder = addresses.resolve(ip).await.map_err(unavailable)?;
             return holder.map(|holder| holder.member).ok_or(unknown);
         }
-        let lower = text.to_ascii_lowercase();
+        let lower = self.plain_name(text);
         if !valid_name(&lower) {
             return Err(unknown);
         }
@@ -116,9 +150,12 @@ impl Daemon {
         if let Ok(ip) = text.parse::<IpAddr>() {
             let routes = self.parts.plane.routes();
             let found = routes.iter().find(|(known, _)| *known == ip).map(|(_, route)| route.member);
+            // A member's IPv6 address follows from its key, also where no packet has gone there yet.
+            let members = || self.parts.control.peers().into_iter().map(|peer| peer.member);
+            let found = found.or_else(|| members().find(|member| IpAddr::V6(self.parts.network.member_v6(*member)) == ip));
             return found.ok_or_else(|| Failure::not_found(format!("no member is known to have the address {text}")));
         }
-        let lower = text.to_ascii_lowercase();
+        let lower = self.plain_name(text);
         let mut known: Vec<_> = self.parts.control.peers().into_iter().map(|p| (p.member, p.name)).collect();
         known.push((self.me(), self.parts.certificate.name().to_owned()));
         let found: Vec<_> =
@@ -138,7 +175,10 @@ impl Daemon {
     pub fn status(&self) -> Status {
         let lease = self.reach.lease().borrow().clone();
         let parts = &self.parts;
-        Status {
+        let mut status = Status {
+            health: HealthView::default(),
+            findings: self.findings(),
+            address_wanting: if lease.is_none() { self.reach.wanting() } else { None },
             member: self.me().to_string(),
             name: parts.certificate.name().to_owned(),
             network: parts.network.name.clone(),
@@ -160,7 +200,9 @@ impl Daemon {
             start_ms: *self.times.lock().unwrap_or_else(PoisonError::into_inner),
             resident_bytes: load::resident_bytes(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-        }
+        };
+        status.health = self.health(&status);
+        status
     }
 
     /// The other members this node knows of.
@@ -179,7 +221,7 @@ impl Daemon {
                     name: p.name,
                     address: self.address_of(p.member),
                     connected: p.connected,
-                    path: link.as_ref().map(|l| self.path_text(&l.path)),
+                    path: link.as_ref().map(|l| self.link_text(l)),
                     rtt_ms: link.as_ref().and_then(|l| l.rtt).map(|rtt| rtt.as_secs_f64() * 1e3),
                     sent_bytes: link.as_ref().map_or(0, |l| l.tx_bytes),
                     received_bytes: link.as_ref().map_or(0, |l| l.rx_bytes),
@@ -213,30 +255,63 @@ impl Daemon {
 
     /// Makes a link, trying again for a while: a member that has just joined is known before it can be reached.
     async fn link(&self, member: MemberId) -> Outcome<()> {
-        let began = std::time::Instant::now();
-        loop {
-            match self.parts.connector.ensure(member).await {
-                Ok(_) => return Ok(()),
-                Err(e) if began.elapsed() > PING_TIMEOUT => {
-                    return Err(Failure::timed_out(format!("no path to {}: {e}", self.name_of(member))));
+        let mut last = None;
+        let tries = async {
+            loop {
+                match self.parts.connector.ensure(member).await {
+                    Ok(_) => return,
+                    Err(e) => last = Some(p2pvm_host::chain(&e)),
                 }
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
+        };
+        // One try alone may take longer than anybody waits for a ping.
+        if tokio::time::timeout(PING_TIMEOUT, tries).await.is_ok() {
+            return Ok(());
         }
+        let name = self.name_of(member);
+        let why = last.unwrap_or_else(|| format!("it has not answered for {} s", PING_TIMEOUT.as_secs()));
+        Err(Failure::timed_out(format!("no path to {name}: {}", why.replace(&member.short(), &name))))
     }
 
-    /// Probes a member's packet path.
-    pub async fn ping(&self, text: &str, count: u32, interval: Duration, reporter: &Reporter) -> Outcome<Value> {
-        let member = self.resolve_member(text).await?;
-        if member == self.me() {
-            return Err(Failure::usage(format!("{text} is this member")));
+    /// The member that a ping to `text` goes to, and what `text` is there if it is a VM and not the member itself.
+    async fn ping_target(&self, text: &str) -> Outcome<(MemberId, Option<String>)> {
+        let failure = match self.resolve_member(text).await {
+            Err(failure) if failure.kind == Kind::NotFound => failure,
+            found => return found.map(|member| (member, None)),
+        };
+        let name = self.plain_name(text);
+        let name = name.strip_suffix(".vm").unwrap_or(&name);
+        if !valid_name(name) {
+            return Err(failure);
         }
+        let addresses = &self.parts.addresses;
+        let found = tokio::time::timeout(LOOKUP_LIMIT, addresses.resolve_name(name, NameKind::Vm)).await;
+        let Ok(Ok(Some(named))) = found else { return Err(failure) };
+        let held = tokio::time::timeout(LOOKUP_LIMIT, addresses.resolve(IpAddr::V4(named.v4))).await;
+        let Ok(Ok(Some(holder))) = held else { return Err(failure) };
+        if !matches!(named.subject, Subject::Vm(_)) {
+            return Err(failure);
+        }
+        Ok((holder.member, Some(name.to_owned())))
+    }
+
+    /// Probes the packet path to a member, or to the member that has a VM.
+    pub async fn ping(&self, text: &str, count: u32, interval: Duration, reporter: &Reporter) -> Outcome<Value> {
+        let (member, vm) = self.ping_target(text).await?;
+        if member == self.me() {
+            return Err(Failure::usage(match vm {
+                Some(vm) => format!("VM {vm} is on this host: ping its address from here, {text} is no other member's"),
+                None => format!("{text} is this member"),
+            }));
+        }
+        let host = vm.map_or_else(String::new, |_| format!("its host {}, ", self.name_of(member)));
         self.link(member).await?;
         let mut received = 0u32;
         for seq in 1..=count {
             let pong = self.parts.plane.ping(member, PING_TIMEOUT).await;
             let item = match &pong {
-                Ok(pong) => Pong { seq, rtt_ms: Some(pong.rtt.as_secs_f64() * 1e3), path: self.pong_path(pong) },
+                Ok(pong) => Pong { seq, rtt_ms: Some(pong.rtt.as_secs_f64() * 1e3), path: format!("{host}{}", self.pong_path(pong)) },
                 Err(_) => Pong { seq, rtt_ms: None, path: String::new() },
             };
             received += u32::from(pong.is_ok());
@@ -352,6 +427,7 @@ impl Daemon {
             tracing::warn!(%failure, "the address is not given back; it runs out by itself");
         }
         tracing::info!(dir = %self.layout.dir().display(), "leaving");
+        self.parts.control.farewell().await;
         self.stop();
         Ok(Value::Null)
     }

@@ -138,10 +138,15 @@ impl Daemon {
              and this machine becomes a member of its own"
         );
         self.host.give_up_all().await;
+        let mut trouble = p2pvm_host::Repeated::new();
         let invite = loop {
             match self.ask_for_successor().await {
                 Ok(invite) => break invite,
-                Err(why) => tracing::warn!(why, "no invite for an identity of its own yet"),
+                Err(why) => {
+                    if let Some(times) = trouble.again(&why) {
+                        tracing::warn!(why, times, "no invite for an identity of its own yet");
+                    }
+                }
             }
             tokio::time::sleep(ASK_TIMEOUT).await;
         };

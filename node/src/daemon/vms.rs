@@ -38,7 +38,7 @@ impl From<Error> for Failure {
             Error::Peer { source: p2pvm_overlay::FabricError::TimedOut(..), .. } => Kind::TimedOut,
             _ => Kind::Failed,
         };
-        Failure::new(kind, error.to_string())
+        Failure::new(kind, p2pvm_host::chain(&error))
     }
 }
 

@@ -2,15 +2,23 @@
 
 use super::{
     Check,
-    Level::{self, Failed, Ok as Fine, Warning},
-    probes::{Clock, Disk, Kvm, Programs, Udp},
+    probes::{Cgroups, Clock, Disk, Kvm, Programs, Udp},
 };
 use crate::{
-    api::types::{NetCheckView, Status},
+    api::types::{FindingView, NetCheckView, Status},
     failure::Failure,
     layout::Layout,
 };
 
+use p2pvm_host::{
+    Level::{self, Failed, Ok as Fine, Warning},
+    tun::TunTrouble,
+};
+
+/// QUIC's packets of 1200 bytes with their headers (RFC 9000 §14) want the smallest MTU that IPv6 knows, bytes.
+const MTU_NEEDED: u32 = 1280;
+/// Fewer free inodes do not last for a start.
+const FILES_NEEDED: u64 = 1000;
 /// The first QEMU whose migration p2pvm can steer.
 const QEMU_MAJOR: u32 = 10;
 /// A node without VMs needs little; below this even its tables may not fit, bytes.
@@ -20,8 +28,8 @@ const DISK_WANTED: u64 = 8 << 30;
 /// What the daemon and one small guest take, MiB.
 const MEMORY_WANTED_MIB: u64 = 512;
 
-fn check(check: &'static str, level: Level, found: impl Into<String>, advice: impl Into<String>) -> Check {
-    Check { check, level, found: found.into(), advice: advice.into() }
+fn check(check: &str, level: Level, found: impl Into<String>, advice: impl Into<String>) -> Check {
+    Check { check: check.to_owned(), level, found: found.into(), advice: advice.into() }
 }
 
 pub(super) fn root(is_root: bool) -> Check {
@@ -56,16 +64,87 @@ pub(super) fn kvm(found: &Kvm) -> Check {
     }
 }
 
-pub(super) fn tun(opened: Result<(), String>) -> Check {
-    match opened {
-        Ok(()) => check("tun", Fine, "/dev/net/tun opens", ""),
+pub(super) fn tun(tried: Result<(), TunTrouble>) -> Check {
+    match tried {
+        Ok(()) => check("tun", Fine, "this process can make a TUN interface", ""),
+        Err(trouble) => check("tun", Failed, trouble.to_string(), trouble.remedy()),
+    }
+}
+
+pub(super) fn nft(found: &Result<(), String>) -> Check {
+    const FOR: &str = "'p2pvm route offer' needs it; the rest works without";
+    match found {
+        Ok(()) => check("nft", Fine, "nft is there and may be used", ""),
+        Err(why) if why.contains("not installed") => check("nft", Warning, why.clone(), format!("apt-get install nftables: {FOR}")),
+        Err(why) => check("nft", Warning, format!("nft cannot be used: {why}"), format!("run as root with CAP_NET_ADMIN: {FOR}")),
+    }
+}
+
+pub(super) fn sysctl(found: &Result<(), String>) -> Check {
+    match found {
+        Ok(()) => check("sysctl", Fine, "/proc/sys can be written", ""),
         Err(why) => check(
-            "tun",
-            Failed,
-            format!("/dev/net/tun does not open: {why}"),
-            "'modprobe tun' as root; in a container pass the device in and allow CAP_NET_ADMIN",
+            "sysctl",
+            Warning,
+            format!("the kernel's network settings cannot be written: {why}"),
+            "a LAN cannot be offered with 'p2pvm route offer' from here; in a container mount /proc/sys writable, or switch forwarding \
+             on outside: 'sysctl net.ipv4.ip_forward=1'",
         ),
     }
+}
+
+pub(super) fn cgroups(found: &Cgroups) -> Check {
+    match found {
+        Cgroups::Unified => check("cgroups", Fine, "version 2, writable", ""),
+        Cgroups::Legacy => check("cgroups", Fine, "version 1, writable", ""),
+        Cgroups::Closed(why) => check(
+            "cgroups",
+            Warning,
+            format!("not writable: {why}"),
+            "guests run without limits on memory and processor time; under systemd 'Delegate=yes', in a container a writable /sys/fs/cgroup",
+        ),
+        Cgroups::None => {
+            check("cgroups", Warning, "no control groups are mounted", "guests run without limits on memory and processor time")
+        }
+    }
+}
+
+pub(super) fn ipv6(has: bool) -> Check {
+    let found = if has { "on" } else { "off on this machine: p2pvm works with IPv4 alone" };
+    check("ipv6", Fine, found, "")
+}
+
+pub(super) fn mtu(uplinks: &[(String, u32)]) -> Check {
+    let said = uplinks.iter().map(|(name, mtu)| format!("{name} {mtu}")).collect::<Vec<_>>().join(", ");
+    match uplinks.iter().map(|(_, mtu)| *mtu).min() {
+        None => check(
+            "mtu",
+            Warning,
+            "there is no default route",
+            "connect this machine to a network with a router; members of one LAN reach each other without",
+        ),
+        Some(least) if least < MTU_NEEDED => check(
+            "mtu",
+            Failed,
+            format!("{said} bytes: less than the {MTU_NEEDED} that QUIC needs"),
+            "raise it: 'ip link set dev NAME mtu 1500', or, for a VPN's interface, in that VPN's settings",
+        ),
+        Some(_) => check("mtu", Fine, format!("{said} bytes"), ""),
+    }
+}
+
+pub(super) fn name_servers(found: &Result<Vec<String>, String>) -> Check {
+    const ADD: &str = "name one in /etc/resolv.conf ('nameserver 9.9.9.9'), or let the network's manager do it";
+    match found {
+        Ok(servers) if servers.is_empty() => check("names", Warning, "/etc/resolv.conf names no name server", ADD),
+        Ok(servers) => check("names", Fine, format!("asked of {}", servers.join(", ")), ""),
+        Err(why) => check("names", Warning, why.clone(), ADD),
+    }
+}
+
+/// What the running daemon found.
+pub(super) fn finding(found: &FindingView) -> Check {
+    check(&found.area, found.level, found.found.clone(), found.advice.clone())
 }
 
 pub(super) fn qemu(found: &Programs) -> Check {
@@ -95,6 +174,18 @@ pub(super) fn disk(found: &Result<Disk, String>) -> Check {
     let free = |d: &Disk| format!("{} free at {}", indicatif::HumanBytes(d.free_bytes), d.path.display());
     match found {
         Err(why) => check("disk", Failed, why.clone(), "make the directory, or name another one with --dir"),
+        Ok(d) if d.read_only => check(
+            "disk",
+            Failed,
+            format!("{} is mounted read-only", d.path.display()),
+            "mount it writable ('mount -o remount,rw'; 'dmesg' says whether the file system has errors), or use --dir",
+        ),
+        Ok(d) if d.free_files.is_some_and(|free| free < FILES_NEEDED) => check(
+            "disk",
+            Failed,
+            format!("{} has room for {} more files only (inodes)", d.path.display(), d.free_files.unwrap_or(0)),
+            "remove small files there ('df -i' shows them), or use --dir on another file system",
+        ),
         Ok(d) if d.free_bytes < DISK_NEEDED => check("disk", Failed, free(d), "make room: chunks, images and disks of VMs are kept there"),
         Ok(d) if d.in_ram => check(
             "disk",
@@ -119,13 +210,8 @@ pub(super) fn udp(found: &Udp, net: Option<&NetCheckView>) -> Check {
     if found.addresses == 0 {
         return check("udp", Failed, "this machine has no address on a network", "connect it: cable, Wi-Fi, DHCP");
     }
-    if let Some((port, why)) = &found.busy {
-        return check(
-            "udp",
-            Failed,
-            format!("UDP port {port} cannot be had: {why}"),
-            "end what uses it, or set port and link_port in node.toml",
-        );
+    if let Some(why) = &found.busy {
+        return check("udp", Failed, why.clone(), "a port of 0 in node.toml takes any that is free");
     }
     let Some(net) = net else {
         let found = format!("the ports are free, {} addresses", found.addresses);
@@ -144,7 +230,8 @@ pub(super) fn udp(found: &Udp, net: Option<&NetCheckView>) -> Check {
 pub(super) fn membership(layout: &Layout, status: Option<&Status>) -> Check {
     match status {
         Some(s) => {
-            let address = s.address.as_deref().unwrap_or("no address yet");
+            let wanting = s.address_wanting.as_ref().map_or_else(|| "no address yet".to_owned(), |why| format!("no address yet: {why}"));
+            let address = s.address.as_deref().unwrap_or(&wanting);
             let level = if s.address.is_some() { Fine } else { Warning };
             check("daemon", level, format!("{} in {}, {address}, version {}", s.name, s.network, s.version), "")
         }
@@ -159,22 +246,25 @@ pub(super) fn membership(layout: &Layout, status: Option<&Status>) -> Check {
 mod tests {
     use super::*;
     use crate::api::types::ReachableView;
-    use std::path::PathBuf;
 
     #[test]
     fn what_makes_something_impossible_fails_and_says_what_to_do() {
         let programs = |version, missing: &[&'static str]| Programs { version, missing: missing.to_vec() };
-        let disk_of = |free_bytes, in_ram| Ok(Disk { path: PathBuf::from("/x"), free_bytes, in_ram });
+        let room = || Disk { path: "/x".into(), free_bytes: 1 << 40, in_ram: false, read_only: false, free_files: None };
+        let no_tun = TunTrouble { step: p2pvm_host::tun::Step::Missing, errno: None };
         let failed = [
-            tun(Err("No such device".into())),
+            tun(Err(no_tun)),
             qemu(&programs(None, &[])),
             qemu(&programs(Some((7, 2)), &[])),
             qemu(&programs(Some((10, 0)), &["qemu-img"])),
             clock(&Clock { before_network: Some(9), synchronized: Some(true), now: String::new() }),
-            disk(&disk_of(1 << 20, false)),
+            disk(&Ok(Disk { free_bytes: 1 << 20, ..room() })),
+            disk(&Ok(Disk { read_only: true, ..room() })),
+            disk(&Ok(Disk { free_files: Some(3), ..room() })),
+            mtu(&[("eth0".into(), 1500), ("wg0".into(), 1200)]),
             disk(&Err("no /x".into())),
             udp(&Udp { addresses: 0, busy: None }, None),
-            udp(&Udp { addresses: 1, busy: Some((4002, "in use".into())) }, None),
+            udp(&Udp { addresses: 1, busy: Some("UDP port 4002 cannot be had".into()) }, None),
             settings(Some(&Failure::usage("node.toml: unknown key"))),
         ];
         for check in failed {
@@ -188,14 +278,23 @@ mod tests {
             members: vec![ReachableView { name: "b".into(), nat: None, may_be_direct: None, path: Some("stream".into()), rtt_ms: None }],
             ..NetCheckView::default()
         };
+        let room = || Disk { path: "/x".into(), free_bytes: 1 << 40, in_ram: false, read_only: false, free_files: Some(1 << 20) };
         let warned = [
             root(false),
             kvm(&Kvm::Missing),
             kvm(&Kvm::Broken),
             kvm(&Kvm::Unknown("no QEMU".into())),
             clock(&Clock { before_network: None, synchronized: Some(false), now: String::new() }),
-            disk(&Ok(Disk { path: "/x".into(), free_bytes: 1 << 40, in_ram: true })),
+            disk(&Ok(Disk { in_ram: true, ..room() })),
             memory(100),
+            nft(&Err("nft is not installed".into())),
+            nft(&Err("Operation not permitted (you must be root)".into())),
+            sysctl(&Err("/proc/sys/net/ipv4/ip_forward: Read-only file system (os error 30)".into())),
+            cgroups(&Cgroups::None),
+            cgroups(&Cgroups::Closed("/sys/fs/cgroup: Read-only file system".into())),
+            mtu(&[]),
+            name_servers(&Ok(vec![])),
+            name_servers(&Err("/etc/resolv.conf: No such file".into())),
             udp(&Udp { addresses: 1, busy: None }, Some(&net)),
         ];
         for check in warned {
@@ -203,6 +302,17 @@ mod tests {
         }
         assert_eq!(kvm(&Kvm::Works).level, Fine);
         assert_eq!(qemu(&Programs { version: Some((10, 0)), missing: vec![] }).level, Fine);
-        assert_eq!(disk(&Ok(Disk { path: "/x".into(), free_bytes: 1 << 40, in_ram: false })).level, Fine);
+        assert_eq!(disk(&Ok(room())).level, Fine);
+        for fine in [ipv6(false), ipv6(true), mtu(&[("eth0".into(), 1280)]), cgroups(&Cgroups::Unified), nft(&Ok(())), sysctl(&Ok(()))] {
+            assert!(fine.level == Fine && fine.advice.is_empty(), "{fine:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_daemon_found_is_a_check_with_its_cause_and_remedy() {
+        let found = FindingView { area: "path".into(), level: Failed, found: "p2pvm0 is down".into(), advice: "up with it".into() };
+        let check = finding(&found);
+        assert_eq!((check.check.as_str(), check.level), ("path", Failed));
+        assert_eq!((check.found, check.advice), (found.found, found.advice));
     }
 }

@@ -1,49 +1,30 @@
 //! `p2pvm doctor`: looks whether this machine has what p2pvm needs. Each check says what was found and, where that is not good,
-//! what to do. With a daemon it also says how the network looks from there; everything else works without one.
+//! what to do. With a daemon it also has everything proved anew and says what that finds; the rest works without one.
 //!
 //! Three levels: what is fine, what works less well than it could, and what makes something impossible. Only the last one makes
 //! the command fail. `probes` asks the machine, [`judge`] holds the rules: the rules are tested without a machine of each kind.
+//! `fix` repairs what is p2pvm's own, and nothing else.
 
+mod fix;
 mod judge;
 mod probes;
 
 pub use probes::in_ram;
 
 use crate::{
-    api::types::{NetCheckView, Status},
+    api::types::{FindingView, NetCheckView, Status},
     cli::{Context, print},
     failure::Outcome,
 };
+use p2pvm_host::Level;
 use serde::Serialize;
 use std::process::ExitCode;
-
-/// How a check ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// As it should be.
-    Ok,
-    /// It works, but not as well as it could.
-    Warning,
-    /// Something is impossible like this.
-    Failed,
-}
-
-impl Level {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warning => "warning",
-            Self::Failed => "failed",
-        }
-    }
-}
 
 /// One line of the page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// What was looked at, in a word.
-    pub check: &'static str,
+    pub check: String,
     /// How it is.
     pub level: Level,
     /// What was found.
@@ -57,44 +38,72 @@ pub struct Check {
 pub struct Page {
     /// Whether nothing that is needed is missing.
     pub ok: bool,
+    /// What was repaired before; empty without `--fix`, or where there was nothing to repair.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fixed: Vec<String>,
     /// The checks.
     pub checks: Vec<Check>,
 }
 
 /// What the running daemon says, if one runs. One that cannot say what its NAT does is there all the same.
-async fn daemon(context: &Context) -> Option<(Status, Option<NetCheckView>)> {
+struct Running {
+    status: Status,
+    net: Option<NetCheckView>,
+    findings: Vec<FindingView>,
+}
+
+async fn daemon(context: &Context) -> Option<Running> {
     let mut client = context.daemon().await.ok()?;
-    Some((client.get("/status").await.ok()?, client.get("/netcheck").await.ok()))
+    let status: Status = client.get("/status").await.ok()?;
+    let net = client.get("/netcheck").await.ok();
+    // Last, as the server may close the connection with it. A daemon of before knows no proof, and its status no findings.
+    let findings = client.post("/findings", &()).await.unwrap_or_else(|_| status.findings.clone());
+    Some(Running { status, net, findings })
 }
 
 /// Looks at everything.
 pub async fn examine(context: &Context) -> Page {
     let layout = &context.layout;
     let running = daemon(context).await;
-    let (status, net) = running.as_ref().map_or((None, None), |(status, net)| (Some(status), net.as_ref()));
+    let status = running.as_ref().map(|running| &running.status);
     let config = crate::config::Config::load(layout);
     let ports = config.as_ref().map_or((4001, 4002), |c| (c.port, c.link_port));
-    let checks = vec![
+    let mut checks = vec![
         judge::root(nix::unistd::geteuid().is_root()),
         judge::settings(config.as_ref().err()),
         judge::kvm(&probes::kvm(config.as_ref().ok()).await),
-        judge::tun(probes::tun()),
+        judge::tun(p2pvm_host::tun::try_tun()),
         judge::qemu(&probes::qemu().await),
+        judge::nft(&probes::nft().await),
+        judge::sysctl(&probes::sysctl()),
+        judge::cgroups(&probes::cgroups()),
         judge::clock(&probes::clock(layout).await),
         judge::disk(&probes::disk(layout)),
         judge::memory(probes::memory_mib()),
-        judge::udp(&probes::udp(ports, status.is_some()), net),
+        judge::udp(&probes::udp(ports, status.is_some()), running.as_ref().and_then(|running| running.net.as_ref())),
+        judge::ipv6(probes::has_ipv6()),
+        judge::mtu(&probes::uplinks()),
+        judge::name_servers(&probes::name_servers()),
         judge::membership(layout, status),
     ];
-    Page { ok: checks.iter().all(|c| c.level != Level::Failed), checks }
+    let findings = running.as_ref().map_or(&[][..], |running| &running.findings);
+    checks.extend(findings.iter().map(judge::finding));
+    Page { ok: checks.iter().all(|c| c.level != Level::Failed), fixed: Vec::new(), checks }
 }
 
-/// Looks, prints, and fails if something needed is missing.
-pub async fn run(context: &Context) -> Outcome<ExitCode> {
-    let page = examine(context).await;
+/// Looks, prints, and fails if something needed is missing; with `fix` repairs what is p2pvm's own before.
+pub async fn run(context: &Context, fix: bool) -> Outcome<ExitCode> {
+    let fixed = if fix { fix::all(context).await? } else { Vec::new() };
+    let page = Page { fixed, ..examine(context).await };
     if context.json {
         print::json(&page)?;
     } else {
+        if fix && page.fixed.is_empty() {
+            println!("{:10}  nothing of p2pvm's own needs repair", "fixed");
+        }
+        for done in &page.fixed {
+            println!("{:10}  {done}", "fixed");
+        }
         for check in &page.checks {
             println!("{:10}  {:7}  {}", check.check, check.level.word(), check.found);
             if !check.advice.is_empty() {

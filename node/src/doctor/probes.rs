@@ -1,9 +1,12 @@
 //! What the doctor asks of the machine. Nothing here changes it, but for the KVM probe's verdict, which the daemon would leave as well.
 
-use crate::{cli::netcheck, config::Config, daemon, layout::Layout, membership};
-use nix::sys::{
-    statfs::{TMPFS_MAGIC, statfs},
-    statvfs::statvfs,
+use crate::{cli::netcheck, config::Config, daemon, layout::Layout, membership, preflight};
+use nix::{
+    sys::{
+        statfs::{TMPFS_MAGIC, statfs},
+        statvfs::{FsFlags, statvfs},
+    },
+    unistd::AccessFlags,
 };
 use p2pvm_overlay::UnixTime;
 use p2pvm_vm_manager::{
@@ -12,7 +15,6 @@ use p2pvm_vm_manager::{
 };
 use std::{
     fs::OpenOptions,
-    net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, SystemTime},
@@ -54,11 +56,6 @@ pub(super) async fn kvm(config: Option<&Config>) -> Kvm {
         Ok(Accel::Tcg) => Kvm::Broken,
         Err(error) => Kvm::Unknown(error.to_string()),
     }
-}
-
-pub(super) fn tun() -> Result<(), String> {
-    // The open alone makes the kernel load its driver, and makes no interface.
-    OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop).map_err(|e| e.to_string())
 }
 
 /// QEMU and its tools.
@@ -107,7 +104,7 @@ pub struct Clock {
 
 pub(super) async fn clock(layout: &Layout) -> Clock {
     let founded = membership::network(layout).ok().flatten().map(|network| network.created);
-    let before = founded.map_or(0, |founded| founded.0.saturating_sub(UnixTime::now().0));
+    let before = founded.map_or(0, |founded| founded.0.saturating_sub(UnixTime::wall().0));
     let asked =
         Command::new("timedatectl").args(["show", "-p", "NTPSynchronized", "--value"]).stdin(Stdio::null()).kill_on_drop(true).output();
     let synchronized = match tokio::time::timeout(PROGRAM_LIMIT, asked).await {
@@ -131,13 +128,23 @@ pub struct Disk {
     pub free_bytes: u64,
     /// Whether it is lost at power-off.
     pub in_ram: bool,
+    /// Whether nothing can be written.
+    pub read_only: bool,
+    /// Files that can still be made; none: the file system does not count them.
+    pub free_files: Option<u64>,
 }
 
 pub(super) fn disk(layout: &Layout) -> Result<Disk, String> {
     let path =
         layout.dir().ancestors().find(|dir| dir.is_dir()).ok_or_else(|| format!("no part of {} is there", layout.dir().display()))?;
     let room = statvfs(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    Ok(Disk { path: path.to_owned(), free_bytes: room.blocks_available() * room.fragment_size(), in_ram: in_ram(path) })
+    Ok(Disk {
+        path: path.to_owned(),
+        free_bytes: room.blocks_available() * room.fragment_size(),
+        in_ram: in_ram(path),
+        read_only: room.flags().contains(FsFlags::ST_RDONLY),
+        free_files: (room.files() > 0).then(|| room.files_available()),
+    })
 }
 
 /// Whether a directory is on a file system that is in memory only.
@@ -156,20 +163,100 @@ pub(super) fn memory_mib() -> u64 {
 pub struct Udp {
     /// Addresses on networks.
     pub addresses: usize,
-    /// A port that somebody else has, and what the kernel says.
-    pub busy: Option<(u16, String)>,
+    /// Why the ports cannot be had: which, by whom, what the kernel says.
+    pub busy: Option<String>,
 }
 
 /// `running`: the daemon has the ports, as it should be.
 pub(super) fn udp((port, link_port): (u16, u16), running: bool) -> Udp {
-    let taken = |port: u16| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).err().map(|e| (port, e.to_string()));
-    let busy = if running { None } else { [port, link_port].into_iter().filter(|port| *port != 0).find_map(taken) };
+    let busy = if running { None } else { preflight::ports(port, link_port).err().map(|failure| failure.message) };
     Udp { addresses: netcheck::local_addresses().len(), busy }
+}
+
+/// Whether nft is there and the kernel lets this process use it; else what either says.
+pub(super) async fn nft() -> Result<(), String> {
+    let asked = Command::new("nft").args(["list", "tables"]).stdin(Stdio::null()).kill_on_drop(true).output();
+    match tokio::time::timeout(PROGRAM_LIMIT, asked).await {
+        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it failed without a word").trim().to_owned())
+        }
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Err("nft is not installed".to_owned()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("nft has not answered for {} s", PROGRAM_LIMIT.as_secs())),
+    }
+}
+
+/// Whether the kernel's network settings can be written; opening one for writing changes nothing.
+pub(super) fn sysctl() -> Result<(), String> {
+    let path = "/proc/sys/net/ipv4/ip_forward";
+    OpenOptions::new().write(true).open(path).map(drop).map_err(|e| format!("{path}: {e}"))
+}
+
+/// How guests can be limited here.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Cgroups {
+    /// One hierarchy, writable.
+    Unified,
+    /// Version 1 beside or instead, writable.
+    Legacy,
+    /// Mounted, and why it cannot be written.
+    Closed(String),
+    /// There is none.
+    None,
+}
+
+pub(super) fn cgroups() -> Cgroups {
+    let root = Path::new("/sys/fs/cgroup");
+    let writable = |dir: &Path| nix::unistd::access(dir, AccessFlags::W_OK).map_err(std::io::Error::from);
+    let (found, dir) = if root.join("cgroup.controllers").exists() {
+        (Cgroups::Unified, root.to_owned())
+    } else if root.join("memory").is_dir() {
+        (Cgroups::Legacy, root.join("memory"))
+    } else {
+        return Cgroups::None;
+    };
+    match writable(&dir) {
+        Ok(()) => found,
+        Err(error) => Cgroups::Closed(format!("{}: {error}", dir.display())),
+    }
+}
+
+/// Whether this machine speaks IPv6 at all.
+pub(super) fn has_ipv6() -> bool {
+    let off = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|text| text.trim() == "1");
+    !off && std::fs::read_to_string("/proc/net/if_inet6").is_ok_and(|text| text.lines().any(|line| !line.ends_with(" lo")))
+}
+
+/// The interfaces of the default routes, with their MTUs.
+pub(super) fn uplinks() -> Vec<(String, u32)> {
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let mut names: Vec<String> = routes
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            let is_default = columns.get(1) == Some(&"00000000") && columns.get(7) == Some(&"00000000");
+            is_default.then(|| columns[0].to_owned())
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    let mtu = |name: &str| std::fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok()?.trim().parse().ok();
+    names.into_iter().filter_map(|name| Some((name.clone(), mtu(&name)?))).collect()
+}
+
+/// The name servers of this machine; why they are not known, where they are not.
+pub(super) fn name_servers() -> Result<Vec<String>, String> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").map_err(|e| format!("/etc/resolv.conf: {e}"))?;
+    Ok(text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).map(|server| server.trim().to_owned()).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::{Ipv4Addr, UdpSocket};
 
     #[test]
     fn qemu_says_its_version_in_its_first_line() {
@@ -182,7 +269,7 @@ mod tests {
     fn a_port_that_somebody_has_is_named() {
         let held = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let port = held.local_addr().unwrap().port();
-        assert_eq!(udp((port, 0), false).busy.unwrap().0, port);
+        assert!(udp((port, 0), false).busy.unwrap().contains(&port.to_string()));
         assert!(udp((port, 0), true).busy.is_none());
     }
 

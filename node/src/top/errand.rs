@@ -41,7 +41,7 @@ impl Errand {
     }
 
     async fn join(&self, invite: &str, leave: bool) -> News {
-        let network = match membership::checked_invite(invite) {
+        let network = match membership::network_of_invite(invite) {
             Ok(network) => network,
             Err(refused) => return News::Joined(Err(refused.message)),
         };

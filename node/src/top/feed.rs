@@ -13,6 +13,7 @@ use crate::{
     layout::Layout,
 };
 use p2pvm_console::{Decision, Doing, Invitation, Member, Model, Node, Reach, Vm};
+use p2pvm_host::Level;
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
@@ -188,6 +189,8 @@ fn node(s: Status) -> Node {
         on_ring: s.ring.joined,
         was_on_ring: s.ring.was_joined,
         joined_another: s.joined_another,
+        failing: s.findings.iter().filter(|f| f.level == Level::Failed).map(|f| f.found.clone()).collect(),
+        warnings: s.findings.iter().filter(|f| f.level == Level::Warning).count(),
         version: s.version,
     }
 }

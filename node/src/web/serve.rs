@@ -11,6 +11,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use p2pvm_host::SocketPath;
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -67,7 +68,8 @@ impl Dashboard {
     fn bind_local(&self) -> Outcome<UnixListener> {
         // Ours alone by the daemon's lock: a socket that is there is a dead daemon's.
         let _ = std::fs::remove_file(&self.socket);
-        let listener = UnixListener::bind(&self.socket).doing(format_args!("opening {}", self.socket.display()))?;
+        let listener = UnixListener::bind(SocketPath::to(&self.socket).doing("opening the state directory")?.path())
+            .doing(format_args!("opening {}", self.socket.display()))?;
         std::fs::set_permissions(&self.socket, std::fs::Permissions::from_mode(0o600)).doing("restricting the dashboard's socket")?;
         Ok(listener)
     }

@@ -1,8 +1,9 @@
 //! What the page shows, as one answer: this node and its health in the word that `p2pvm top` has, every member with its links and
 //! decisions as it tells them itself, and the VMs.
 
-use crate::api::types::{ClusterMember, Decided, Peer, Status, VmView};
+use crate::api::types::{ClusterMember, Decided, HealthView, Peer, Status, VmView};
 use p2pvm_console::{Health, Vitals, troubled};
+use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
 
 /// Links that a member tells of itself; the page draws no more of one member.
@@ -43,15 +44,6 @@ impl Sight {
     }
 }
 
-/// The health in one word, and why.
-#[derive(Clone, Debug, Serialize)]
-pub struct HealthView {
-    /// The word.
-    pub word: &'static str,
-    /// Why.
-    pub why: String,
-}
-
 /// Everything.
 #[derive(Clone, Debug, Serialize)]
 pub struct View {
@@ -82,11 +74,13 @@ pub fn health(online: bool, status: &Status, peers: &[Peer], vms: &[VmView], sil
         known: peers.len(),
         connected: peers.iter().filter(|peer| peer.connected).count(),
         troubled: troubled.collect(),
+        failing: status.findings.iter().filter(|f| f.level == Level::Failed).map(|f| f.found.as_str()).collect(),
+        warnings: status.findings.iter().filter(|f| f.level == Level::Warning).count(),
         silent,
     };
     let (health, why) = vitals.health();
     let why = if health == Health::Alone { format!("{why}: 'p2pvm invite' makes an invite") } else { why };
-    HealthView { word: health.word(), why }
+    HealthView { word: health.word().to_owned(), why }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod trouble;
+
 use p2pvm_tests::{Sites, lab::Lab};
 use std::{
     path::{Path, PathBuf},
@@ -16,8 +18,9 @@ pub const SETTINGS: &str = "cpus = 1\nupnp = false\nautonomic = false\n";
 /// A testbed of `sites`, named after the test.
 pub fn lab(test: &str, sites: &str) -> Lab {
     let sites = Sites::parse(sites).expect("the test's sites");
-    let lab = Lab::up(&sites, &format!("e2e-{test}-{}", std::process::id()), Path::new(env!("CARGO_BIN_EXE_p2pvm")))
-        .expect("building the testbed");
+    // Another build, such as the release before, to see what it makes of the same test.
+    let program = std::env::var("P2PVM_TEST_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_p2pvm").to_owned());
+    let lab = Lab::up(&sites, &format!("e2e-{test}-{}", std::process::id()), Path::new(&program)).expect("building the testbed");
     for host in &lab.testbed().plan().hosts {
         lab.configure(&host.name, SETTINGS).unwrap();
     }

@@ -1,7 +1,7 @@
 //! Making one link: handshake over the control plane, direct probes, then a relay, then a stream.
 
 use super::{
-    MAX_DIALS, SERVICE, Shared, examine,
+    MAX_DIALS, SERVICE, Shared, escape, examine,
     message::{self, Answer, NatKind, Request, Whereabouts},
     nat, over_ring, relays, stream,
 };
@@ -13,6 +13,7 @@ use crate::{
 };
 use futures::future::BoxFuture;
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,8 +27,8 @@ const HEDGE: Duration = Duration::from_millis(1200);
 pub(crate) const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1500));
 /// Waited for slow direct probes before a stream is opened.
 const BEFORE_STREAM: Duration = Duration::from_millis(1000);
-/// First and last pause between tries of a better path.
-pub(crate) const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+/// First pause between tries of a better path.
+pub(crate) const RETRY: Duration = super::retries::FIRST;
 /// While there is no ring yet it is looked for this often.
 const RING_GLANCE: Duration = Duration::from_millis(20);
 /// A member that has just started may not serve this yet: the pauses between questions then.
@@ -68,7 +69,7 @@ pub(crate) async fn wishes(shared: Arc<Shared>) {
             // The ring carries already: what is wanted is something better.
             let over_ring = current(&shared, member, Reach::Any) == Some(Path::Ring);
             let reach = if over_ring { Reach::Edge } else { Reach::Any };
-            if over_ring && !shared.state().may_improve(member, Instant::now()) {
+            if over_ring && shared.state().retries.due(member, Instant::now(), false).is_none() {
                 return;
             }
             if let Err(error) = ensure(&shared, member, reach).await {
@@ -210,7 +211,7 @@ async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach, via: Option<
     }
     // What once worked may work again, also while the control plane is away.
     shared.plane.inner().try_remembered(member);
-    shared.state().hold_off(member, Instant::now());
+    shared.state().retries.hold_off(member, Instant::now());
     let (whereabouts, took) = meet(shared, member, via).await?;
     if reach == Reach::Any && current(shared, member, reach) == Some(Path::Ring) {
         // The first packet goes at once; the rest is found behind it.
@@ -265,43 +266,65 @@ async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: 
     selected(shared, member, reach, CALL_LIMIT).await.ok_or(Error::NoPath(member))
 }
 
-/// Tries again to get links off relays and streams, ever less often.
+/// Tries again to get links off relays and streams: soon, then less often, and at once when there is news.
 pub(crate) async fn improve(shared: Arc<Shared>) {
+    let mut connected: HashSet<MemberId> = HashSet::new();
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let now = Instant::now();
         shared.note_punches();
+        let before = std::mem::replace(&mut connected, shared.fabric.connected().into_iter().collect());
         let peers = shared.plane.peers();
-        shared.state().retries.retain(|member, _| peers.iter().any(|(m, info)| m == member && !matches!(info.path, Path::Direct(_))));
+        {
+            let mut state = shared.state();
+            let is_off = |member: &MemberId| peers.iter().any(|(m, info)| m == member && !matches!(info.path, Path::Direct(_)));
+            state.retries.retain(is_off);
+            state.aside.retain(|member| peers.iter().any(|(m, _)| m == member));
+            // With whom addresses could not be exchanged so well before.
+            connected.difference(&before).for_each(|member| state.retries.begin_anew(*member, now));
+        }
         for (member, info) in peers {
             let keep_alive = shared.keeps_alive(member);
             shared.plane.inner().peer(member).keep_alive.store(keep_alive, std::sync::atomic::Ordering::Relaxed);
             if matches!(info.path, Path::Direct(_)) || shared.plane.inner().peer(member).idle(now) > WORTH_IMPROVING {
                 continue;
             }
+            let theirs = shared.state().known.get(&member).map(|(_, whereabouts)| whereabouts.clone());
+            let hopeless = theirs.is_some_and(|theirs| !shared.may_reach(&theirs));
             let due = {
                 let mut state = shared.state();
-                state.hold_off(member, now);
-                state.may_improve(member, now)
+                state.retries.hold_off(member, now);
+                state.retries.due(member, now, hopeless)
             };
-            if due {
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    let met = meet(&shared, member, None).await;
-                    let Ok((whereabouts, _)) = met else { return };
-                    let blocked = [shared.state().nat, whereabouts.nat].contains(&NatKind::Blocked);
-                    match info.path {
-                        // A stream is a last resort: a relay that has appeared since is better.
-                        Path::Ring | Path::Stream if !blocked => drop(relays::find(&shared, member, &whereabouts).await),
-                        // Where UDP turned out not to get through, a relay's last leg is a stream too: one of our own is shorter.
-                        Path::Ring | Path::Relayed(_) if blocked => {
-                            shared.plane.inner().peer(member).prefer_stream();
-                            let _ = stream::open(&shared, member).await;
-                        }
-                        _ => {}
-                    }
-                });
+            if let Some(number) = due {
+                tokio::spawn(try_better(shared.clone(), member, info.path, number, hopeless));
             }
         }
     }
+}
+
+/// Whether some link in use is not direct.
+pub(crate) fn wants_better(shared: &Shared) -> bool {
+    let now = Instant::now();
+    let peers = shared.plane.inner().peers.load();
+    peers.iter().any(|peer| peer.idle(now) <= WORTH_IMPROVING && !matches!(peer.path(), None | Some(Path::Direct(_))))
+}
+
+/// One try to get a link off `path`.
+fn try_better(shared: Arc<Shared>, member: MemberId, path: Path, number: u32, hopeless: bool) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        escape::prepare(&shared, member, number, hopeless).await;
+        let Ok((whereabouts, _)) = meet(&shared, member, None).await else { return };
+        let blocked = [shared.state().nat, whereabouts.nat].contains(&NatKind::Blocked);
+        match path {
+            // A stream is a last resort: a relay that has appeared since is better.
+            Path::Ring | Path::Stream if !blocked => drop(relays::find(&shared, member, &whereabouts).await),
+            // Where UDP turned out not to get through, a relay's last leg is a stream too: one of our own is shorter.
+            Path::Ring | Path::Relayed(_) if blocked => {
+                shared.plane.inner().peer(member).prefer_stream();
+                let _ = stream::open(&shared, member).await;
+            }
+            _ => {}
+        }
+    })
 }

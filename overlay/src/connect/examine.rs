@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{net::UdpSocket, sync::Semaphore};
+use tokio::net::UdpSocket;
 
 /// A request to a member over the control plane.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
@@ -220,27 +220,28 @@ pub(crate) fn order(mut guessed: Vec<SocketAddr>, opened_by_us: bool) -> Vec<Soc
 
 /// Knocks on behalf of a member.
 pub(crate) fn knock(shared: &Shared, to: SocketAddr, id: TransactionId) -> Result<Answer, String> {
-    let datagram = knock_datagram(to, id)?;
+    let datagram = knock_datagram(shared, to, id)?;
     for _ in 0..KNOCKS {
         shared.plane.inner().udp.send(to, &datagram);
     }
     Ok(Answer::Knocked)
 }
 
-fn knock_datagram(to: SocketAddr, id: TransactionId) -> Result<Vec<u8>, String> {
-    if !crate::plane::packet::is_unicast(&to.ip()) {
+fn knock_datagram(shared: &Shared, to: SocketAddr, id: TransactionId) -> Result<Vec<u8>, String> {
+    if !crate::plane::packet::is_unicast(&to.ip()) || shared.plane.inner().underlay.is_inside(&to.ip()) {
         return Err("that is no address of a host".into());
     }
     stun::unasked(id, to).ok_or_else(|| "cannot be encoded".into())
 }
 
 /// Opens a port for a member: knocks from it (unless `to` has no port), then answers STUN requests there for a while.
-pub(crate) async fn knock_elsewhere(ports: &Arc<Semaphore>, to: SocketAddr, id: TransactionId) -> Result<Answer, String> {
-    let permit = ports.clone().try_acquire_owned().map_err(|_| "too many ports are open for others".to_owned())?;
+pub(crate) async fn knock_elsewhere(shared: &Shared, to: SocketAddr, id: TransactionId) -> Result<Answer, String> {
+    let permit = shared.ports.clone().try_acquire_owned().map_err(|_| "too many ports are open for others".to_owned())?;
     let any: IpAddr = if to.is_ipv4() { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await.map_err(|e| e.to_string())?;
+    crate::underlay::mark(&socket);
     if to.port() != 0 {
-        let datagram = knock_datagram(to, id)?;
+        let datagram = knock_datagram(shared, to, id)?;
         for _ in 0..KNOCKS {
             socket.send_to(&datagram, to).await.map_err(|e| e.to_string())?;
         }

@@ -6,14 +6,17 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// Where there was no router to ask, or it would not, it is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
+/// A mapping that is held is asked for again this often, long before it ends. Reason: a router that starts anew has forgotten it and
+/// tells nobody (RFC 6886 §3.7, RFC 6887 §8.5); the question costs some packets in the LAN.
+const REASSURE: Duration = Duration::from_secs(40);
 /// While it is not known whether there is a NAT.
 const UNKNOWN: Duration = Duration::from_secs(5);
 
 /// Whether others can use a mapping: its outside address is public and, where others have seen ours, the same. A home router
 /// behind a carrier's NAT maps ports of an address that nobody reaches.
-fn is_of_use(mapping: &Mapping, reflexive: Option<IpAddr>) -> bool {
+fn is_of_use(shared: &Shared, mapping: &Mapping, reflexive: Option<IpAddr>) -> bool {
     let outside = mapping.external().ip();
-    !is_private(&outside) && reflexive.is_none_or(|seen| seen == outside)
+    !is_private(&outside) && !shared.plane.inner().underlay.is_inside(&outside) && reflexive.is_none_or(|seen| seen == outside)
 }
 
 /// Whether there is a NAT, or likely one: as long as no member has said what it sees, a machine with private addresses only asks too.
@@ -37,10 +40,10 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         let wanted = wants(&shared, nat);
         if wanted {
             let inner = shared.plane.inner();
-            let local: Vec<IpAddr> = inner.local_addresses.load().to_vec();
+            let local: Vec<IpAddr> = inner.underlay.view().local.clone();
             // Nothing that was mapped for an address which we no longer have is renewed.
             let renewed = match held.take() {
-                Some(mapping) if is_of_use(&mapping, reflexive) => mapping.renew().await,
+                Some(mapping) if is_of_use(&shared, &mapping, reflexive) => mapping.renew().await,
                 _ => None,
             };
             held = match renewed {
@@ -48,7 +51,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
                 None => portmap::map(&local, inner.udp.port()).await,
             };
         }
-        let usable = held.as_ref().filter(|mapping| wanted && is_of_use(mapping, reflexive));
+        let usable = held.as_ref().filter(|mapping| wanted && is_of_use(&shared, mapping, reflexive));
         {
             let mut state = shared.state();
             let mapped = usable.map(Mapping::external);
@@ -60,7 +63,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         }
         let pause = match (wanted, &held) {
             (false, _) => UNKNOWN,
-            (true, Some(_)) => portmap::LEASE / 2,
+            (true, Some(_)) => REASSURE,
             (true, None) => ASK_AGAIN,
         };
         let changed = async {

@@ -4,7 +4,7 @@
 
 use crate::{coordinates::Coordinate, id::MemberId, membership::Certificate, stun::TransactionId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 const VERSION: u8 = 3;
 /// Addresses that a member may offer; the rest is not looked at.
@@ -119,6 +119,16 @@ pub struct Whereabouts {
     pub relay: bool,
     /// Where it stands by round trips, once it knows.
     pub coordinate: Option<Coordinate>,
+}
+
+impl Whereabouts {
+    /// Whether the member is reached otherwise than it was, guesses aside.
+    pub fn differs(&self, later: &Self) -> bool {
+        let told = |of: &Self| -> BTreeSet<SocketAddr> {
+            of.candidates.iter().filter(|c| c.kind != CandidateKind::Predicted).map(|c| c.addr).collect()
+        };
+        self.nat != later.nat || told(self) != told(later)
+    }
 }
 
 /// A request.

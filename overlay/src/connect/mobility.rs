@@ -52,7 +52,7 @@ const LOOK_LIMIT: Duration = Duration::from_millis(1200);
 /// shows when it has forgotten us; its mapping towards that member stays open by the way.
 pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
     let mut known: Option<(SocketAddr, SocketAddr)> = None;
-    let mut misses = 0;
+    let (mut misses, mut aside) = (0, false);
     loop {
         let looked = Instant::now();
         // Without a first look there is nothing to compare with, and where one was not answered something may be changing.
@@ -64,12 +64,16 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
                 break;
             }
         }
-        if matches!(shared.state().nat, NatKind::Open | NatKind::Unknown | NatKind::Blocked) {
+        let dead = shared.state().first_port_dead;
+        if !dead && matches!(shared.state().nat, NatKind::Open | NatKind::Unknown | NatKind::Blocked) {
             known = None;
             continue;
         }
+        if std::mem::replace(&mut aside, shared.state().first_port_dead) != aside {
+            known = None;
+        }
         let Some(server) = known.map(|(server, _)| server).or_else(|| open_member(&shared)) else { continue };
-        let seen = shared.plane.inner().stun(server, LOOK_LIMIT).await;
+        let seen = look(&shared, server, aside).await;
         if let (Some(mapped), Some((_, before))) = (seen, known)
             && mapped != before
             && !same_router(&shared, before, mapped)
@@ -79,11 +83,28 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
         }
         // An answer lost forgets nothing: just then the address may be changing. A member that is gone is replaced.
         misses = if seen.is_some() { 0 } else { misses + 1 };
+        if misses == MISSES {
+            // Nothing that was found out is sure any more: it is found out anew, and said to be unknown meanwhile.
+            let mut state = shared.state();
+            (state.nat, state.reflexive, state.found, state.found6) = (NatKind::Unknown, None, None, None);
+            drop(state);
+            shared.learn_again.notify_waiters();
+        }
         known = match seen {
             Some(mapped) => Some((server, mapped)),
             None => known.filter(|_| misses < MISSES),
         };
     }
+}
+
+/// How the member at `server` sees the port that is written from.
+async fn look(shared: &Arc<Shared>, server: SocketAddr, aside: bool) -> Option<SocketAddr> {
+    if !aside {
+        return shared.plane.inner().stun(server, LOOK_LIMIT).await;
+    }
+    let seen = shared.plane.inner().stun_aside(server, LOOK_LIMIT).await;
+    shared.state().reflexive_aside = seen.map(|mapped| (mapped, Instant::now()));
+    seen
 }
 
 /// Whether both are one router's: the one the port that it lets through to us, the other what it gives us without that.
@@ -121,6 +142,7 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
             state.retries.clear();
             state.refused.clear();
         }
+        shared.come_back_all();
         shared.learn_again.notify_waiters();
         shared.fabric.roamed();
         // A change that follows at once begins this anew; the tasks of the first find it done.

@@ -5,7 +5,8 @@
 
 use super::{
     Shared,
-    dial::ask,
+    dial::{self, ask},
+    escape,
     examine::{self, Filtering, Finding},
     message::{Answer, Candidate, CandidateKind, NatKind, Request, Whereabouts},
     mobility,
@@ -47,6 +48,10 @@ const HASTY_ROUNDS: u32 = 5;
 const SILENT_ROUNDS: u32 = 2;
 /// A finding is believed this long, and one that lacked a second member's help less long.
 const FINDING_LIFE: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(4));
+/// While a link in use is not direct, which another NAT than the one found may be the reason of, so long.
+const FINDING_LIFE_WANTED: Duration = Duration::from_secs(40);
+/// And that is looked at so often.
+const WHEN_WANTED: Duration = Duration::from_secs(30);
 /// As long as that help is lacking, so many members are asked in a round where they are, and rounds follow sooner.
 const SEEKING: usize = 8;
 const WHEN_SEEKING: Duration = Duration::from_secs(5);
@@ -136,7 +141,10 @@ async fn servers(shared: &Arc<Shared>) -> Vec<Server> {
     while asking.join_next().await.is_some() {}
     let state = shared.state();
     let mut known: Vec<_> = connected.iter().filter_map(|m| Some((*m, &state.known.get(m)?.1))).collect();
-    known.retain(|(_, w)| w.nat != NatKind::Blocked);
+    // Two that know of nobody else and took each other's silence for their own would never ask again.
+    if known.iter().any(|(_, w)| w.nat != NatKind::Blocked) {
+        known.retain(|(_, w)| w.nat != NatKind::Blocked);
+    }
     // Those that were asked before first: the fewer are written to, the more may knock.
     let asked = |w: &Whereabouts| w.candidates.iter().any(|c| state.written.contains(c.addr.ip(), now));
     known.sort_by_key(|(member, w)| (!seems_open(w), !asked(w), *member));
@@ -152,7 +160,7 @@ async fn servers(shared: &Arc<Shared>) -> Vec<Server> {
 
 /// One round: the members asked that should have answered, and what those who did saw.
 async fn round(shared: &Arc<Shared>) -> (BTreeSet<MemberId>, Vec<Seen>) {
-    let local = shared.plane.inner().local_addresses.load_full();
+    let local = shared.plane.inner().underlay.view().local.clone();
     let servers = servers(shared).await;
     let (mut asking, mut asked) = (JoinSet::new(), BTreeSet::new());
     for v4 in [true, false] {
@@ -209,7 +217,7 @@ async fn is_blocked(shared: &Arc<Shared>, silent: BTreeSet<MemberId>) -> bool {
     }
     while let Some(answer) = asking.join_next().await {
         if answer.is_ok_and(|lives| lives) {
-            return true;
+            return !escape::from_silence(shared).await;
         }
     }
     false
@@ -228,9 +236,13 @@ fn unblock(shared: &Shared) {
 }
 
 /// Whether what was found out about the NAT at `mapped` still holds.
-fn holds(finding: &Finding, found: Option<(SocketAddr, Instant)>, mapped: SocketAddr, now: Instant) -> bool {
+fn holds(finding: &Finding, found: Option<(SocketAddr, Instant)>, mapped: SocketAddr, (now, wanted): (Instant, bool)) -> bool {
     found.is_some_and(|(of, at)| {
-        let life = if finding.complete { FINDING_LIFE.0 } else { FINDING_LIFE.1 };
+        let life = match (finding.complete, wanted) {
+            (false, _) => FINDING_LIFE.1,
+            (true, true) => FINDING_LIFE_WANTED,
+            (true, false) => FINDING_LIFE.0,
+        };
         of.ip() == mapped.ip() && now.saturating_duration_since(at) < life
     })
 }
@@ -248,7 +260,7 @@ async fn look_closer(shared: &Arc<Shared>, seen: &[Seen], v4: bool, kind: NatKin
         let state = shared.state();
         if v4 { (state.finding, state.found) } else { (state.finding6, state.found6) }
     };
-    if holds(&finding, found, helper.mapped, Instant::now()) {
+    if holds(&finding, found, helper.mapped, (Instant::now(), dial::wants_better(shared))) {
         return examine::refine(kind, &finding);
     }
     // Who has no NAT has no mapping.
@@ -298,7 +310,7 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
         let asked = !should_answer.is_empty();
         rounds = rounds.saturating_add(u32::from(asked));
         silent = if asked && seen.is_empty() && is_blocked(&shared, should_answer).await { silent + 1 } else { 0 };
-        let (local, port) = (shared.plane.inner().local_addresses.load_full(), shared.plane.inner().udp.port());
+        let (local, port) = (shared.plane.inner().underlay.view().local.clone(), shared.plane.inner().udp.port());
         let of = |v4: bool| -> Vec<_> { seen.iter().filter(|s| s.server.is_ipv4() == v4).map(|s| (s.server, s.mapped)).collect() };
         let (four, six) = (of(true), of(false));
         let let_through = |addr| shared.is_let_through(addr);
@@ -312,6 +324,10 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
         }
         if kind == NatKind::Unknown {
             unblock(&shared);
+        }
+        if !seen.is_empty() && shared.state().first_port_dead {
+            tracing::info!("the first port gets through again");
+            shared.come_back_all();
         }
         // What is known so far is worth telling at once: a closer look takes another round trip or two.
         note(&shared, kind, kind6, reflexive, telling);
@@ -328,12 +344,14 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
         kind = note(&shared, kind, kind6, reflexive, telling);
         shared.learned.notify_waiters();
         let pause = match kind {
+            _ if shared.state().first_port_dead => escape::SILENCE,
             NatKind::Open => WHEN_OPEN,
             NatKind::Blocked => WHEN_BLOCKED,
             // Alone, it costs nothing to look; with one member only, a second that could tell more may never come.
             _ if !asked => Duration::from_millis(50),
             _ if seen.len() < 2 && rounds < HASTY_ROUNDS => Duration::from_secs(2),
             _ if rounds < SEEKING_ROUNDS && shared.state().found.is_some() && !shared.state().finding.complete => WHEN_SEEKING,
+            _ if dial::wants_better(&shared) => WHEN_WANTED,
             _ if mobility::open_member(&shared).is_some() => WHEN_LOOKED_AFTER,
             _ => WHEN_NATTED,
         };
@@ -346,7 +364,7 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
 
 /// Keeps what a round showed; the kind that stands now.
 fn note(shared: &Shared, mut kind: NatKind, kind6: NatKind, reflexive: Option<SocketAddr>, telling: usize) -> NatKind {
-    let local = shared.plane.inner().local_addresses.load_full();
+    let local = shared.plane.inner().underlay.view().local.clone();
     let mut state = shared.state();
     let before = state.nat;
     // One member alone cannot tell a symmetric NAT from a cone: what two have shown stands.
@@ -365,6 +383,8 @@ fn note(shared: &Shared, mut kind: NatKind, kind6: NatKind, reflexive: Option<So
         let moved = state.reflexive.zip(reflexive).is_some_and(|(was, is)| was.ip() != is.ip());
         if before != kind || state.reflexive != reflexive {
             tracing::info!(?kind, ?reflexive, "what others see of us");
+            // What did not lead to a member before may do now.
+            state.retries.all_anew(Instant::now());
         }
         (state.nat, state.reflexive) = (kind, reflexive);
         drop(state);

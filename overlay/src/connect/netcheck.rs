@@ -3,13 +3,16 @@
 use super::{Connector, NatKind, Punches, examine::Filtering};
 use crate::{
     id::MemberId,
-    plane::Path,
+    plane::{Path, PathInfo},
     portmap::{self, Offers, Protocol},
 };
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
+
+/// A member that is asked whether it lives answers within this.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
 /// The page.
 #[derive(Clone, Debug)]
@@ -32,6 +35,8 @@ pub struct NetCheck {
     pub local: Vec<IpAddr>,
     /// The UDP port of the packet plane.
     pub udp_port: u16,
+    /// The second port, while it is used.
+    pub second_port: Option<u16>,
     /// The members this node is connected with.
     pub members: Vec<Reachable>,
     /// Members that pass on packets of ours now.
@@ -49,8 +54,8 @@ pub struct Reachable {
     pub nat: Option<NatKind>,
     /// Whether a direct path is possible by what is known of both; none: nothing is known of it yet.
     pub may_be_direct: Option<bool>,
-    /// The path of the link, if there is one.
-    pub path: Option<Path>,
+    /// The link, if there is one.
+    pub link: Option<PathInfo>,
     /// Its round trip, by the link or by the control connection.
     pub rtt: Option<Duration>,
 }
@@ -80,8 +85,9 @@ impl Connector {
     /// Looks at everything. Takes up to three seconds where the router answers nothing.
     pub async fn netcheck(&self) -> NetCheck {
         let shared = &self.shared;
-        let local = shared.plane.inner().local_addresses.load().to_vec();
-        let router = portmap::offers(&local).await;
+        let local = shared.plane.inner().underlay.view().local.clone();
+        // Whoever has said nothing lately is asked whether it lives, so that the page is true when it is read.
+        let (router, ()) = tokio::join!(portmap::offers(&local), shared.plane.look_at_silent(LOOK_LIMIT));
         let (links, connected) = (shared.plane.peers(), shared.fabric.connected());
         let mut relays: Vec<MemberId> =
             links.iter().filter_map(|(_, info)| if let Path::Relayed(relay) = info.path { Some(relay) } else { None }).collect();
@@ -99,12 +105,13 @@ impl Connector {
                     member,
                     nat: known.as_ref().map(|w| w.nat).filter(|nat| *nat != NatKind::Unknown),
                     may_be_direct: known.as_ref().map(|w| shared.may_reach(w)),
-                    path: link.map(|l| l.path),
+                    link: link.copied(),
                     rtt: link.and_then(|l| l.rtt).or_else(|| shared.fabric.rtt_of_open(member)),
                 }
             })
             .collect();
         let udp_port = shared.plane.udp_port();
+        let second_port = shared.plane.inner().port_aside();
         let punches = self.punches();
         let state = shared.state();
         let has_public6 = local.iter().any(|ip| ip.is_ipv6() && !super::nat::is_private(ip));
@@ -118,6 +125,7 @@ impl Connector {
             router,
             local,
             udp_port,
+            second_port,
             members,
             relays,
             punches,

@@ -139,7 +139,7 @@ async fn accept(shared: &Arc<Shared>, ring: &OverRing, asked: &Header, handshake
         return Some(RingAnswer::Refused);
     }
     ring.remember(certificate);
-    shared.state().hold_off(member, Instant::now());
+    shared.state().retries.hold_off(member, Instant::now());
     examine::look_at_the_counter(shared).await;
     let ours = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), |w| w);
     match inner.accept_over_ring(member, opened, asked.agent, &ours) {

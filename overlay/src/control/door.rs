@@ -6,7 +6,10 @@
 //! neither ever uses it while the other still refuses. A new member is admitted on its first
 //! connection and uses that one from then on.
 
-use super::wire::{AdmitRequest, Contact, Hello, MAX_HELLO_BYTES, MAX_REPLY_BYTES, Presentation, Reply, read_value, write_value};
+use super::wire::{
+    AdmitRequest, ByClock, Contact, Hello, MAX_BY_CLOCK_BYTES, MAX_HELLO_BYTES, MAX_REPLY_BYTES, Presentation, Reply, read_bytes,
+    read_value, write_value,
+};
 use crate::{
     id::{MemberId, UnixTime},
     identity::{Identity, KeyPair},
@@ -29,21 +32,34 @@ const ADMISSIONS_AT_ONCE: usize = 16;
 /// An admission asks the DHT and may be passed on: several round trips.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// The time of a member that refused comes right behind the refusal; members of before send none.
+const BY_CLOCK_WAIT: Duration = Duration::from_millis(300);
+
 /// Why a connection was not let through.
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
     /// This node turned the other down.
     #[error("turned the other down: {0}")]
     Refused(Refusal),
-    /// The other turned this node down, with the revocations that say so.
-    #[error("was turned down: {0}")]
-    TurnedDown(Refusal, Vec<Revocation>),
+    /// The other turned this node down, with the revocations that say so and the time by its clock, if it said that.
+    #[error("was turned down: {}{}", .0, by_clock(.0, .2.as_ref()))]
+    TurnedDown(Refusal, Vec<Revocation>, Option<UnixTime>),
     /// The connection broke, or the other speaks something else.
     #[error("the proof of membership broke off: {0}")]
     Io(#[from] io::Error),
     /// Nothing came in time.
     #[error("no proof of membership came in time")]
     TimedOut,
+}
+
+/// A refusal for time's sake, with both clocks.
+fn by_clock(refusal: &Refusal, theirs: Option<&UnixTime>) -> String {
+    match theirs {
+        Some(theirs) if *refusal == Refusal::Expired => {
+            format!(" (its clock is at {} s since 1970, this machine's at {} s)", theirs.0, UnixTime::now().0)
+        }
+        _ => String::new(),
+    }
 }
 
 /// What the exchange has brought to light.
@@ -183,7 +199,11 @@ impl Door {
         let reply = read_value(stream, MAX_REPLY_BYTES).await?;
         let rtt = started.elapsed();
         let (shown, admitted) = match reply {
-            Reply::Refused { refusal, proof } => return Err(DoorError::TurnedDown(refusal, proof)),
+            Reply::Refused { refusal, proof } => {
+                let told = tokio::time::timeout(BY_CLOCK_WAIT, read_bytes(stream, MAX_BY_CLOCK_BYTES)).await;
+                let by_clock = told.ok().and_then(Result::ok).and_then(|body| ByClock::read(&body));
+                return Err(DoorError::TurnedDown(refusal, proof, by_clock));
+            }
             Reply::Welcome(shown) => (shown, None),
             Reply::Admitted { certificate, presentation, revocations, contacts } => {
                 (presentation, Some(Box::new(Admitted { certificate: *certificate, revocations, contacts })))
@@ -237,6 +257,8 @@ impl Door {
                     _ => Vec::new(),
                 };
                 write_value(stream, &Reply::Refused { refusal: refusal.clone(), proof }).await?;
+                // Members of before do not read it: what they leave unread hurts nobody.
+                let _ = write_value(stream, &ByClock::now()).await;
                 // Waits for the other to hang up, so that the reason arrives before the connection ends.
                 let _ = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut [0])).await;
                 Err(DoorError::Refused(refusal))

@@ -123,6 +123,12 @@ pub struct Driver {
     relaying: BTreeSet<PeerId>,
     publish_at: Option<Instant>,
     published: (Vec<String>, bool),
+    /// This member has said farewell.
+    has_left: bool,
+    /// The peer cache that cannot be written.
+    unsaved: p2pvm_host::Repeated,
+    /// A contact of ours that came back is newer than the last one told: a clock of ours was ahead once. The next is newer still.
+    overtaken: Option<u64>,
     bootstrap_at: Instant,
     started: Instant,
     cuts: Vec<(Instant, PeerId)>,
@@ -161,6 +167,9 @@ impl Driver {
             relaying: BTreeSet::new(),
             publish_at: Some(now + PUBLISH_DELAY),
             published: (Vec::new(), false),
+            has_left: false,
+            unsaved: p2pvm_host::Repeated::new(),
+            overtaken: None,
             bootstrap_at: now,
             started: now,
             cuts: Vec::new(),
@@ -215,6 +224,7 @@ impl Driver {
                 // Who asked may have been ended.
                 let _ = done.send(());
             }
+            Command::Farewell(told) => drop(told.send(self.farewell())),
             Command::Shutdown(_) => {}
         }
     }
@@ -456,7 +466,7 @@ impl Driver {
         let attempt = self.attempts.entry(member).or_default();
         attempt.failures = attempt.failures.max(5);
         attempt.not_before = Some(Instant::now() + LAST_BACKOFF);
-        if let DoorError::TurnedDown(Refusal::Revoked, revocations) = error {
+        if let DoorError::TurnedDown(Refusal::Revoked, revocations, _) = error {
             self.on_gossip(None, Gossip { contacts: Vec::new(), revocations });
         }
         self.give_up(member);
@@ -565,8 +575,13 @@ impl Driver {
 
     fn save_book(&mut self) {
         let saved = self.shared.book.write().unwrap_or_else(PoisonError::into_inner).save();
-        if let Err(e) = saved {
-            tracing::warn!("the peer cache cannot be written: {e}");
+        match saved {
+            Ok(()) => drop(self.unsaved.over()),
+            Err(e) => {
+                if let Some(times) = self.unsaved.again(&e.to_string()) {
+                    tracing::warn!(times, "the peer cache cannot be written: {e}");
+                }
+            }
         }
     }
 }

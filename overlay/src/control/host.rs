@@ -130,15 +130,15 @@ fn over_quic(key: &identity::Keypair) -> Boxed<Connection> {
 /// # Errors
 /// What the transports say, as text.
 pub fn build(key: identity::Keypair, door: Arc<Door>, incoming: mpsc::Sender<(PeerId, Carried)>) -> Result<Swarm<Host>, String> {
-    let (tcp, quic) = (over_tcp(&key).map_err(|e| e.to_string())?, over_quic(&key));
+    let (tcp, quic) = (over_tcp(&key).map_err(|e| p2pvm_host::chain(&e))?, over_quic(&key));
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
         .with_other_transport(|_| Lookup::before(tcp, quic))
-        .map_err(|e| e.to_string())?
+        .map_err(|e| p2pvm_host::chain(&e))?
         .with_relay_client(noise::Config::new, yamux::Config::default)
-        .map_err(|e| e.to_string())?
+        .map_err(|e| p2pvm_host::chain(&e))?
         .with_behaviour(|key, relay_client| Gated::new(inside(key, relay_client, incoming), door))
-        .map_err(|e| e.to_string())?;
+        .map_err(|e| p2pvm_host::chain(&e))?;
     let swarm = builder.with_swarm_config(|config| {
         config
             // The driver closes what is superfluous.

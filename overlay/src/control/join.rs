@@ -12,12 +12,16 @@ use super::{
     wire::{AdmitRequest, Contact},
 };
 use crate::{
-    id::MemberId,
+    id::{MemberId, UnixTime},
     identity::Identity,
     membership::{Certificate, Invite, NetworkConfig, Refusal, Revocation, Trust},
 };
 use futures::StreamExt;
-use libp2p::{Multiaddr, multiaddr::Protocol, swarm::SwarmEvent};
+use libp2p::{
+    Multiaddr, Swarm,
+    multiaddr::Protocol,
+    swarm::{ConnectionId, SwarmEvent},
+};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -43,6 +47,9 @@ pub enum JoinError {
     /// The invite or this node was refused.
     #[error("the invite was refused: {0}")]
     Refused(Refusal),
+    /// By a member's clock, which is at this, the invite is over.
+    #[error("the invite was refused: {}", Refusal::Expired)]
+    Expired(UnixTime),
     /// None of the addresses leads to a member.
     #[error("no member answered at {0}: is one of them running, and can it be reached from here?")]
     Unreachable(String),
@@ -60,68 +67,85 @@ pub enum JoinError {
 /// # Errors
 /// The refusal with its reason, or that nobody was reached.
 pub async fn join(identity: &Identity, invite: &Invite, name: &str, knock_at: &[String]) -> Result<Joined, JoinError> {
-    invite.verify().map_err(JoinError::Refused)?;
     if !crate::membership::valid_name(name) {
         return Err(JoinError::Refused(Refusal::BadName));
     }
+    let addresses = addresses(invite, knock_at)?;
+    let (admitted, host) = knock(identity, invite, name, &addresses).await?;
+    let Admitted { certificate, revocations, contacts } = admitted;
+    Ok(Joined { certificate, network: invite.network().clone(), revocations, peers: peers(&host, &contacts, &addresses) })
+}
+
+fn addresses(invite: &Invite, knock_at: &[String]) -> Result<Vec<Multiaddr>, JoinError> {
+    invite.verify().map_err(JoinError::Refused)?;
     let addresses: Vec<Multiaddr> = invite.knock_at(knock_at).filter_map(|a| a.parse().ok()).collect();
-    let tried = || {
-        let mut tried: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        // QUIC first, and the same list in the same words each time.
-        tried.sort_by_cached_key(|address| (!address.contains("/quic-v1"), address.clone()));
-        tried.join(", ")
-    };
     if addresses.is_empty() {
         return Err(JoinError::Unreachable("any address: the invite names none".into()));
     }
+    Ok(addresses)
+}
+
+fn tried(addresses: &[Multiaddr]) -> String {
+    let mut tried: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    // QUIC first, and the same list in the same words each time.
+    tried.sort_by_cached_key(|address| (!address.contains("/quic-v1"), address.clone()));
+    tried.join(", ")
+}
+
+async fn knock(identity: &Identity, invite: &Invite, name: &str, addresses: &[Multiaddr]) -> Result<(Admitted, Contact), JoinError> {
     let trust = Arc::new(Trust::new(invite.network().id));
     let request = AdmitRequest { invite: invite.clone(), name: name.to_owned(), link_key: identity.link_key() };
     let door = Arc::new(Door::of_joiner(identity.member_id(), invite.network().clone(), trust, request));
-    let key = host::keypair(identity).map_err(|e| JoinError::Host(e.to_string()))?;
+    let key = host::keypair(identity).map_err(|e| JoinError::Host(p2pvm_host::chain(&e)))?;
     let (incoming, _none) = mpsc::channel(1);
     let mut swarm = host::build(key, door, incoming).map_err(JoinError::Host)?;
     let mut dialling = HashSet::new();
-    for options in dials(&addresses) {
+    for options in dials(addresses) {
         let id = options.connection_id();
         if swarm.dial(options).is_ok() {
             dialling.insert(id);
         }
     }
+    tokio::time::timeout(JOIN_TIMEOUT, decide(&mut swarm, dialling, addresses)).await.map_err(|_| JoinError::TimedOut(JOIN_TIMEOUT))?
+}
+
+/// Follows the dials until one member has decided, or all are in vain.
+async fn decide(
+    swarm: &mut Swarm<host::Host>,
+    mut dialling: HashSet<ConnectionId>,
+    addresses: &[Multiaddr],
+) -> Result<(Admitted, Contact), JoinError> {
     let mut refusal = None;
-    let knocking = async {
-        let mut open = HashSet::new();
-        while !(dialling.is_empty() && open.is_empty()) {
-            match swarm.select_next_some().await {
-                SwarmEvent::Behaviour(GateEvent::Proved { proved, .. }) => {
-                    if let Some(admitted) = proved.admitted {
-                        return Ok((*admitted, proved.contact));
-                    }
+    let mut open = HashSet::new();
+    while !(dialling.is_empty() && open.is_empty()) {
+        match swarm.select_next_some().await {
+            SwarmEvent::Behaviour(GateEvent::Proved { proved, .. }) => {
+                if let Some(admitted) = proved.admitted {
+                    return Ok((*admitted, proved.contact));
                 }
-                SwarmEvent::Behaviour(GateEvent::Failed { peer, error }) => {
-                    tracing::debug!(member = ?member_of(&peer), "knocking failed: {error}");
-                    match error {
-                        // This one cannot, cannot now, or is of another network; another may.
-                        DoorError::TurnedDown(why @ (Refusal::CannotAdmit | Refusal::Undecided(_) | Refusal::OtherNetwork), _) => {
-                            refusal = Some(why);
-                        }
-                        DoorError::TurnedDown(why, _) | DoorError::Refused(why) => return Err(JoinError::Refused(why)),
-                        DoorError::Io(_) | DoorError::TimedOut => {}
-                    }
-                }
-                SwarmEvent::ConnectionEstablished { connection_id, .. } => {
-                    dialling.remove(&connection_id);
-                    open.insert(connection_id);
-                }
-                SwarmEvent::ConnectionClosed { connection_id, .. } => drop(open.remove(&connection_id)),
-                SwarmEvent::OutgoingConnectionError { connection_id, .. } => drop(dialling.remove(&connection_id)),
-                _ => {}
             }
+            SwarmEvent::Behaviour(GateEvent::Failed { peer, error }) => {
+                tracing::debug!(member = ?member_of(&peer), "knocking failed: {error}");
+                match error {
+                    // This one cannot, cannot now, or is of another network; another may.
+                    DoorError::TurnedDown(why @ (Refusal::CannotAdmit | Refusal::Undecided(_) | Refusal::OtherNetwork), _, _) => {
+                        refusal = Some(why);
+                    }
+                    DoorError::TurnedDown(Refusal::Expired, _, Some(clock)) => return Err(JoinError::Expired(clock)),
+                    DoorError::TurnedDown(why, _, _) | DoorError::Refused(why) => return Err(JoinError::Refused(why)),
+                    DoorError::Io(_) | DoorError::TimedOut => {}
+                }
+            }
+            SwarmEvent::ConnectionEstablished { connection_id, .. } => {
+                dialling.remove(&connection_id);
+                open.insert(connection_id);
+            }
+            SwarmEvent::ConnectionClosed { connection_id, .. } => drop(open.remove(&connection_id)),
+            SwarmEvent::OutgoingConnectionError { connection_id, .. } => drop(dialling.remove(&connection_id)),
+            _ => {}
         }
-        Err(refusal.take().map_or_else(|| JoinError::Unreachable(tried()), JoinError::Refused))
-    };
-    let (admitted, host) = tokio::time::timeout(JOIN_TIMEOUT, knocking).await.map_err(|_| JoinError::TimedOut(JOIN_TIMEOUT))??;
-    let Admitted { certificate, revocations, contacts } = admitted;
-    Ok(Joined { certificate, network: invite.network().clone(), revocations, peers: peers(&host, &contacts, &addresses) })
+    }
+    Err(refusal.map_or_else(|| JoinError::Unreachable(tried(addresses)), JoinError::Refused))
 }
 
 fn peers(host: &Contact, contacts: &[Contact], knocked_at: &[Multiaddr]) -> Vec<String> {

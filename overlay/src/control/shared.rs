@@ -74,6 +74,8 @@ pub enum Command {
         /// Answered when members can be told.
         done: oneshot::Sender<()>,
     },
+    /// This member leaves the network: its last contact, which says that it is to be found nowhere.
+    Farewell(oneshot::Sender<Contact>),
     /// Say goodbye and end.
     Shutdown(oneshot::Sender<()>),
 }
@@ -167,7 +169,9 @@ impl Shared {
     pub fn peers(&self) -> Vec<PeerStatus> {
         let online = self.online.read().unwrap_or_else(PoisonError::into_inner).clone();
         let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-        let mut members: Vec<MemberId> = book.iter().map(Contact::member).chain(online.keys().copied()).filter(|m| *m != self.me).collect();
+        // Who has left says so in its last contact; it stays in the book so that no older one takes its place.
+        let there = book.iter().filter(|contact| !contact.is_farewell()).map(Contact::member);
+        let mut members: Vec<MemberId> = there.chain(online.keys().copied()).filter(|m| *m != self.me).collect();
         members.sort_unstable();
         members.dedup();
         let status = |member: MemberId| PeerStatus {

@@ -95,8 +95,37 @@ impl Serve for Reverse {
 fn refusal(result: Result<Joined, JoinError>) -> Refusal {
     match result {
         Err(JoinError::Refused(refusal)) => refusal,
+        Err(JoinError::Expired(_)) => Refusal::Expired,
         other => panic!("not refused: {other:?}"),
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_for_times_sake_is_told_the_time() {
+    let world = World::new(41);
+    let first = world.first().await;
+    let invite = world.invite(&first, 1, 0);
+    match join(&Identity::generate(), &invite, "late", &[]).await {
+        Err(JoinError::Expired(theirs)) => assert!(theirs.0.abs_diff(UnixTime::wall().0) < 60, "{theirs:?}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_left_is_shown_no_more_also_by_those_that_hear_it_from_others() {
+    let world = World::new(42);
+    let first = world.first().await;
+    let second = world.member("second", &[&first]).await;
+    let third = world.member("third", &[&first]).await;
+    meshed(&[&first, &second, &third]).await;
+    let gone = third.me();
+    third.farewell().await;
+    third.shutdown().await;
+    eventually("both show the leaver no more", || [&first, &second].iter().all(|c| c.peers().iter().all(|p| p.member != gone))).await;
+    // Who joins later does not hear of it as of one who is there.
+    let fourth = world.member("fourth", &[&first]).await;
+    meshed(&[&first, &second, &fourth]).await;
+    assert!(fourth.peers().iter().all(|p| p.member != gone));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

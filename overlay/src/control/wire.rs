@@ -2,7 +2,7 @@
 //! four bytes, big endian, then postcard. Every read is bounded before it allocates.
 
 use crate::{
-    id::MemberId,
+    id::{MemberId, UnixTime},
     identity::{Identity, KeyPair, LinkKey, Signature, verify},
     membership::{Certificate, Invite, Refusal, Revocation, Trust},
 };
@@ -72,6 +72,12 @@ impl Contact {
         postcard::to_stdvec(&(addresses, public, seq)).unwrap_or_default()
     }
 
+    /// Whether it is a member's last word, that it has left: signed, and with no address at all. Members of before read it as one
+    /// who cannot be dialled.
+    pub fn is_farewell(&self) -> bool {
+        self.seq > 0 && self.addresses.is_empty()
+    }
+
     /// Whose contact it is.
     pub fn member(&self) -> MemberId {
         self.certificate.member()
@@ -129,6 +135,29 @@ pub enum Reply {
     Admitted { certificate: Box<Certificate>, presentation: Box<Presentation>, revocations: Vec<Revocation>, contacts: Vec<Contact> },
     /// "No", and the revocations that say so, if that is why.
     Refused { refusal: Refusal, proof: Vec<Revocation> },
+}
+
+/// What the refusing side says behind a [`Reply::Refused`], in a frame of its own: members of before send none and read none.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ByClock {
+    /// Its time, milliseconds since 1970: a refusal for time's sake may be for want of a right clock.
+    pub unix_ms: u64,
+}
+
+/// A [`ByClock`] of this and later versions, which may append to it.
+pub const MAX_BY_CLOCK_BYTES: usize = 256;
+
+impl ByClock {
+    /// This machine's.
+    pub fn now() -> Self {
+        Self { unix_ms: UnixTime::wall().0.saturating_mul(1000) }
+    }
+
+    /// Reads one; what a later version appended is passed over.
+    pub fn read(body: &[u8]) -> Option<UnixTime> {
+        let (told, _later): (Self, _) = postcard::take_from_bytes(body).ok()?;
+        Some(UnixTime(told.unix_ms / 1000))
+    }
 }
 
 /// What spreads from member to member.
@@ -233,6 +262,14 @@ mod tests {
                 let _ = decode::<Gossip>(&body);
             });
         }
+    }
+
+    #[test]
+    fn the_time_behind_a_refusal_is_read_also_when_more_follows_it() {
+        let mut body = postcard::to_stdvec(&ByClock { unix_ms: 1_800_000_000_500 }).unwrap();
+        body.extend([7; 9]);
+        assert_eq!(ByClock::read(&body), Some(UnixTime(1_800_000_000)));
+        assert_eq!(ByClock::read(&[]), None);
     }
 
     #[test]

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::identity::LinkKey;
 use snow::{Builder, HandshakeState, params::NoiseParams};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
 use zeroize::Zeroizing;
 
 const PATTERN: &str = "Noise_IK_25519_ChaChaPoly_BLAKE2s";
@@ -42,9 +45,14 @@ impl Keys {
     }
 }
 
-/// Nanoseconds of wall clock since 1970, as in an initiation.
+/// Nanoseconds since 1970 by the clock of this process's start and the time since, as in an initiation. Each is larger than the
+/// one before: a wall clock that is set back must not make the far end take our initiations for replays.
 pub fn timestamp() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos())
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = crate::network_time::steady_millis().saturating_mul(1_000_000);
+    let next = |last: u64| Some(now.max(last.saturating_add(1)));
+    let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
+    u128::from(now.max(last.saturating_add(1)))
 }
 
 /// A handshake that this node opened and that waits for its response.

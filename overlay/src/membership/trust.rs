@@ -98,7 +98,9 @@ impl Trust {
     /// # Errors
     /// As [`Certificate::verify_signatures`], or [`Refusal::Revoked`].
     pub fn verify(&self, certificate: &Certificate) -> Result<(), Refusal> {
-        self.verify_at(certificate, UnixTime::now())
+        // A certificate lasts for years. It has ended only if the wall clock and the network's time agree on that: neither a wall
+        // clock that is ahead nor members that lie about theirs turn members away.
+        self.verify_at(certificate, UnixTime::now().min(UnixTime::wall()))
     }
 
     /// The same at a time given.

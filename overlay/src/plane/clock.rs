@@ -1,16 +1,9 @@
 //! The clock thread: handshakes that are due, probes, liveness, links that nobody uses.
 
-use super::{
-    Inner,
-    core::lock,
-    packet::{is_site_local, is_unicast},
-    roam::SleepWatch,
-};
+use super::{Inner, core::lock, roam::SleepWatch};
 use crate::link::Session;
-use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use std::{
-    net::IpAddr,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Condvar, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -26,8 +19,6 @@ pub(crate) const IDLE_LINK: Duration = Duration::from_secs(300);
 const SPARE_LINK: Duration = Duration::from_secs(30);
 /// A member without any link is forgotten after this.
 const FORGET: Duration = Duration::from_secs(30);
-/// The host's own addresses are looked up this often.
-const REFRESH_ADDRESSES: Duration = Duration::from_secs(10);
 
 /// Wakes the clock before its next tick.
 #[derive(Default)]
@@ -50,8 +41,7 @@ impl Kick {
 }
 
 pub(crate) fn run(inner: &Inner) {
-    let mut refreshed = Instant::now();
-    let (mut sleep, mut busy) = (SleepWatch::new(refreshed), Duration::ZERO);
+    let (mut sleep, mut busy) = (SleepWatch::new(Instant::now()), Duration::ZERO);
     while !inner.stop.raised() {
         let now = Instant::now();
         if let Some(slept) = sleep.slept(now, busy) {
@@ -64,15 +54,12 @@ pub(crate) fn run(inner: &Inner) {
         inner.relaying.tick(now);
         inner.traffic.tick(now);
         busy = tick(inner, now);
-        if now.saturating_duration_since(refreshed) >= REFRESH_ADDRESSES {
-            refresh_local_addresses(inner);
-            refreshed = now;
-        }
         lock(&inner.unresolved).expire(now);
         lock(&inner.unknown_sources).expire(now);
         inner.kick.wait(busy);
     }
     // A handle may outlive this; down, the device carries nothing. Done here because this thread is surely in its namespace.
+    lock(&inner.device_wanted).closed = true;
     let _ = inner.tun.enabled(false);
 }
 
@@ -113,25 +100,4 @@ fn tick(inner: &Inner, now: Instant) -> Duration {
         });
     }
     pause
-}
-
-/// Reads the host's addresses that a peer might reach: of interfaces that are up, without loopback, link-local, site-local and overlay.
-pub(crate) fn refresh_local_addresses(inner: &Inner) {
-    let Ok(interfaces) = getifaddrs() else { return };
-    let mut found: Vec<IpAddr> = interfaces
-        .filter(|i| {
-            i.interface_name != inner.device && i.flags.contains(InterfaceFlags::IFF_UP) && !i.flags.contains(InterfaceFlags::IFF_LOOPBACK)
-        })
-        .filter_map(|i| {
-            let address = i.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        })
-        .filter(|ip| is_unicast(ip) && !is_site_local(ip))
-        .collect();
-    found.sort();
-    found.dedup();
-    if **inner.local_addresses.load() != found {
-        inner.local_addresses.store(Arc::new(found));
-    }
 }

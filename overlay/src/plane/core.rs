@@ -6,13 +6,17 @@ use super::{
     clock::{self, Kick},
     deliver::Ctx,
     device,
+    loops::Loops,
+    mend::Wanted,
     multicast::Multicast,
     peer::{Peer, Peers},
     port::{Port, Ports},
+    proof::Proofs,
     receive::{self, By},
     relaying::Relaying,
     ring::RingPort,
-    roam, routes,
+    roam::{self, Desk},
+    routes,
     routes::{Routes, Waitlist},
     traffic::Traffic,
     tun,
@@ -28,12 +32,14 @@ use crate::{
         session::OVERHEAD,
     },
     stun,
+    underlay::Underlay,
 };
 use arc_swap::ArcSwap;
+use p2pvm_host::links::{Mark, set_alias};
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -81,7 +87,8 @@ pub(crate) struct Inner {
     pub keys: Arc<Keys>,
     pub udp: Udp,
     pub tun: SyncDevice,
-    pub device: String,
+    /// What the TUN is to be like.
+    pub device_wanted: Mutex<Wanted>,
     pub mtu: u16,
     /// The TUN takes UDP datagrams that are joined (USO, Linux 6.2).
     pub joins_datagrams: bool,
@@ -108,7 +115,12 @@ pub(crate) struct Inner {
     pub side: Mutex<Ctx>,
     /// Told whenever a path was selected or lost.
     pub path_changed: Notify,
-    pub local_addresses: ArcSwap<Vec<IpAddr>>,
+    /// The machine's networks, and which of them are tunnels.
+    pub underlay: Underlay,
+    /// Own datagrams that came into the TUN.
+    pub loops: Loops,
+    pub proofs: Proofs,
+    pub desk: Desk,
     pub ring: RingPort,
     /// When and why this host last had to find its links again.
     pub last_roamed: Mutex<Option<(Instant, &'static str)>>,
@@ -131,9 +143,18 @@ impl Inner {
         let tun = DeviceBuilder::new().name(&config.device).mtu(config.mtu).offload(true).build_sync().map_err(failed)?;
         tun.set_nonblocking(true).map_err(failed)?;
         let largest = device::largest_packet(usize::from(config.mtu), OVERHEAD, MAX_BATCH_BYTES);
-        if let Err(error) = tun.if_index().and_then(|index| device::limit_packets(index, largest)) {
+        let index = tun.if_index().map_err(failed)?;
+        if let Err(error) = device::limit_packets(index, largest) {
             tracing::debug!(%error, "TSO packets are not limited to one send");
         }
+        // Before it has an address, so that no daemon of this machine takes it for one of its own candidates.
+        let mark = Mark { network: config.network, link_port: udp.port(), control_port: config.control_port };
+        if let Err(error) = set_alias(index, &mark.to_string()) {
+            tracing::warn!(%error, "the interface {} cannot be marked: other networks of this machine may mistake it", config.device);
+        }
+        let name = tun.name().map_err(failed)?;
+        let underlay = Underlay::default();
+        underlay.set_device(&name, &[]);
         let (wanted, wanted_by) = mpsc::channel(MAX_WANTED);
         let inner = Arc::new(Self {
             me: config.me,
@@ -141,7 +162,7 @@ impl Inner {
             udp,
             joins_datagrams: tun.udp_gso(),
             tun,
-            device: config.device,
+            device_wanted: Mutex::new(Wanted::new(name, config.mtu, largest, mark)),
             mtu: config.mtu,
             access: Access::default(),
             multicast: Multicast::default(),
@@ -162,7 +183,10 @@ impl Inner {
             stuns: Mutex::default(),
             side: Mutex::default(),
             path_changed: Notify::new(),
-            local_addresses: ArcSwap::default(),
+            underlay,
+            loops: Loops::new(),
+            proofs: Proofs::default(),
+            desk: Desk::new().map_err(Error::Thread)?,
             ring: RingPort::new(config.me),
             last_roamed: Mutex::default(),
             has_roamed: Notify::new(),
@@ -171,9 +195,13 @@ impl Inner {
             kick: Kick::default(),
             stop: Stop::new().map_err(Error::Thread)?,
         });
-        clock::refresh_local_addresses(&inner);
-        let threads =
-            [("p2pvm-tun", tun::run as fn(&Inner)), ("p2pvm-udp", receive::run), ("p2pvm-clock", clock::run), ("p2pvm-roam", roam::run)];
+        type Body = fn(&Arc<Inner>);
+        let threads: [(&str, Body); 4] = [
+            ("p2pvm-tun", |inner| tun::run(inner)),
+            ("p2pvm-udp", |inner| receive::run(inner)),
+            ("p2pvm-clock", |inner| clock::run(inner)),
+            ("p2pvm-host", roam::run),
+        ];
         for (name, body) in threads {
             let shared = inner.clone();
             let started = thread::Builder::new().name(name.into()).spawn(move || body(&shared));
@@ -194,6 +222,7 @@ impl Inner {
             port.stop.raise();
         }
         lock(&self.pings).clear();
+        self.clear_desk();
         self.peers.store(Arc::default());
         self.sessions.store(Arc::default());
         self.path_changed.notify_waiters();
@@ -204,23 +233,6 @@ impl Inner {
         if self.events.try_send(event).is_err() {
             tracing::debug!("plane event dropped: nobody takes them");
         }
-    }
-
-    pub fn set_host_addresses(&self, v4: Option<(Ipv4Addr, u8)>, v6: Option<(Ipv6Addr, u8)>) -> Result<(), Error> {
-        let new: Vec<(IpAddr, u8)> = v4.map(|(a, p)| (a.into(), p)).into_iter().chain(v6.map(|(a, p)| (a.into(), p))).collect();
-        let old = self.hosts.load_full();
-        for (addr, _) in old.iter().filter(|a| !new.contains(a)) {
-            let _ = self.tun.remove_address(*addr);
-        }
-        for (addr, prefix) in new.iter().filter(|a| !old.contains(a)) {
-            let added = match addr {
-                IpAddr::V4(v4) => self.tun.add_address_v4(*v4, *prefix),
-                IpAddr::V6(v6) => self.tun.add_address_v6(*v6, *prefix),
-            };
-            added.map_err(|cause| Error::Address { device: self.device.clone(), addr: *addr, cause })?;
-        }
-        self.hosts.store(Arc::new(new));
-        Ok(())
     }
 
     pub fn is_host(&self, addr: &IpAddr) -> bool {
@@ -390,6 +402,9 @@ impl Inner {
     /// Asks whoever listens at `server` for the address that our packets wear there.
     pub async fn stun(&self, server: SocketAddr, timeout: Duration) -> Option<SocketAddr> {
         let (id, request) = stun::request()?;
+        if self.underlay.is_inside(&server.ip()) {
+            return None;
+        }
         let (answer, answered) = oneshot::channel();
         lock(&self.stuns).insert(id, answer);
         let ask = async {
@@ -421,6 +436,8 @@ impl Inner {
         if let Some(answer) = stun::answer(bytes, from) {
             self.udp.send(from, &answer);
         } else if let Some((id, mapped)) = stun::mapped(bytes)
+            // Who sees us behind a tunnel of ours has been asked through one.
+            && !self.underlay.is_inside(&mapped.ip())
             && let Some(waiting) = lock(&self.stuns).remove(&id)
         {
             let _ = waiting.send(mapped);

@@ -1,8 +1,17 @@
-//! Limits the TSO packets that the host gives the TUN to what leaves with one GSO send: a packet of 64 KiB would be cut into one
-//! full batch and a rest of a few segments, and the rest costs as much as the batch.
+//! What `tun-rs` does not do to the TUN.
+//!
+//! [`limit_packets`] limits the TSO packets that the host gives it to what leaves with one GSO send: a packet of 64 KiB would be cut
+//! into one full batch and a rest of a few segments, and the rest costs as much as the batch.
+//!
+//! [`attach`] makes a device anew that somebody deleted, on the descriptor that the packet threads hold: once the kernel has detached
+//! it (reads say EBADFD), TUNSETIFF takes it again. So nothing that they use is exchanged.
 
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
-use std::{io, os::fd::AsRawFd};
+use std::{
+    ffi::CString,
+    io, mem,
+    os::fd::{AsFd, AsRawFd, RawFd},
+};
 
 /// From linux/netlink.h and linux/rtnetlink.h.
 const RTM_NEWLINK: u16 = 16;
@@ -46,6 +55,46 @@ pub(super) fn limit_packets(index: u32, bytes: usize) -> io::Result<()> {
         (NLMSG_ERROR, Some(error)) => Err(io::Error::from_raw_os_error(-error)),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
+}
+
+/// Makes the device called `name` on a descriptor whose device is gone, in the network namespace in which it was opened; with the
+/// offloads of before.
+///
+/// # Errors
+/// What the kernel says, such as EEXIST for a descriptor whose device is there, or EBUSY for a name in use.
+pub(super) fn attach(tun: &impl AsFd, name: &str, joins_datagrams: bool) -> io::Result<()> {
+    let fd = tun.as_fd().as_raw_fd();
+    let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: ifreq is a plain C structure for which all zeros is a value.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    let bytes = name.as_bytes_with_nul();
+    if bytes.len() > request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    request.ifr_name.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from as libc::c_char);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: the request lives across the call, which reads and writes no more than it.
+    checked(unsafe { libc::ioctl(fd, libc::TUNSETIFF as _, &raw mut request) })?;
+    let mut offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    if joins_datagrams {
+        offloads |= libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    }
+    // SAFETY: the argument is a number.
+    checked(unsafe { libc::ioctl(fd, libc::TUNSETOFFLOAD as _, libc::c_ulong::from(offloads)) })
+}
+
+/// Gives the device its carrier back.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn set_carrier(tun: &impl AsFd) -> io::Result<()> {
+    let (fd, on): (RawFd, libc::c_int) = (tun.as_fd().as_raw_fd(), 1);
+    // SAFETY: the pointer is to a c_int that lives across the call.
+    checked(unsafe { libc::ioctl(fd, libc::TUNSETCARRIER as _, &raw const on) })
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

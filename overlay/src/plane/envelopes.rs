@@ -53,6 +53,10 @@ impl Run {
 impl Inner {
     /// All the datagrams of one read from `from`, `stride` bytes each but the last.
     pub fn datagrams(&self, ctx: &mut Ctx, buf: &mut [u8], stride: usize, from: SocketAddr, now: Instant) {
+        if self.underlay.is_inside(&from.ip()) {
+            // Through a tunnel of this machine, whoever it is from.
+            return;
+        }
         let mut run: Option<Run> = None;
         let mut at = 0;
         while at < buf.len() {

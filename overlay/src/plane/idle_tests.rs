@@ -138,7 +138,16 @@ fn a_thousand_idle_links_cost_some_megabytes() {
     }
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
     let (events, _heard) = tokio::sync::mpsc::channel(1);
-    let config = PlaneConfig { me: member(0), link_secret: secret(0), udp_port: 0, device: "p2pvm0".into(), mtu: 1340, traffic: true };
+    let config = PlaneConfig {
+        me: member(0),
+        link_secret: secret(0),
+        udp_port: 0,
+        device: "p2pvm0".into(),
+        mtu: 1340,
+        traffic: true,
+        network: String::new(),
+        control_port: 0,
+    };
     let inner = Inner::start(config, events).unwrap();
     thread::sleep(Duration::from_secs(1));
     let before = resident_bytes();

@@ -18,11 +18,17 @@ impl PacketSocket {
     pub fn open(name: &str) -> io::Result<Self> {
         let index = nix::net::if_::if_nametoindex(name)?;
         // Protocol 0: nothing is received before the bind below names interface and protocol together.
-        let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
-        set_option(&socket, libc::PACKET_VNET_HDR)?;
-        set_option(&socket, libc::PACKET_IGNORE_OUTGOING)?;
-        let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
-        let _ = socket.set_send_buffer_size(BUFFER_BYTES);
+        let socket = Self(Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?);
+        set_option(&socket.0, libc::PACKET_VNET_HDR)?;
+        set_option(&socket.0, libc::PACKET_IGNORE_OUTGOING)?;
+        let _ = socket.0.set_recv_buffer_size(BUFFER_BYTES);
+        let _ = socket.0.set_send_buffer_size(BUFFER_BYTES);
+        socket.bind(index)?;
+        Ok(socket)
+    }
+
+    /// Takes the interface with this index from now on: another of the same name, where the one of before was deleted.
+    pub fn bind(&self, index: u32) -> io::Result<()> {
         // SAFETY: sockaddr_ll is a plain C structure for which all zeros is a value.
         let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
@@ -31,12 +37,12 @@ impl PacketSocket {
         // SAFETY: the pointer and the length describe `address`, which lives across the call; the descriptor is open.
         let bound = unsafe {
             libc::bind(
-                socket.as_raw_fd(),
+                self.0.as_raw_fd(),
                 (&raw const address).cast::<libc::sockaddr>(),
                 mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t,
             )
         };
-        if bound == 0 { Ok(Self(socket)) } else { Err(io::Error::last_os_error()) }
+        if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// One frame behind its virtio-net header.

@@ -15,9 +15,12 @@ use crate::{
 };
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
+
+/// Whether silent paths have answered is looked at this often.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 impl Inner {
     /// Does what the peer's link asks for.
@@ -226,8 +229,10 @@ impl Inner {
     pub fn try_paths(&self, member: MemberId, paths: impl IntoIterator<Item = Path>) {
         let (peer, now) = (self.peer(member), Instant::now());
         {
-            let mut known = peer.paths();
-            paths.into_iter().for_each(|path| known.add(path, now));
+            let (mut known, view) = (peer.paths(), self.underlay.view());
+            // Never a tunnel through a tunnel.
+            let is_outside = |path: &Path| !matches!(path, Path::Direct(to) if view.is_inside(&to.ip()));
+            paths.into_iter().filter(is_outside).for_each(|path| known.add(path, now));
             known.tick(now, self.activity(&peer));
         }
         self.run_paths(&peer, now);
@@ -240,6 +245,28 @@ impl Inner {
         if let Some(peer) = peers.get(&member).filter(|p| p.sending.load().is_some()) {
             peer.paths().try_remembered(now);
             self.kick.kick();
+        }
+    }
+
+    /// See [`super::Plane::look_at_silent`].
+    pub async fn look_at_silent(&self, limit: Duration) {
+        let began = Instant::now();
+        let mut first = true;
+        loop {
+            let now = Instant::now();
+            let silent: Vec<Arc<Peer>> =
+                self.peers.load().iter().filter(|p| p.info().is_some_and(|i| i.silent(now).is_some())).cloned().collect();
+            if silent.is_empty() || now.saturating_duration_since(began) >= limit {
+                return;
+            }
+            if std::mem::take(&mut first) {
+                for peer in &silent {
+                    peer.paths().doubt(now);
+                    self.run_paths(peer, now);
+                }
+                self.kick.kick();
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
         }
     }
 

@@ -111,6 +111,21 @@ impl Paths {
         self.selected
     }
 
+    /// Whether `path` is a way to the peer, tried or in use.
+    pub fn knows(&self, path: Path) -> bool {
+        self.known.contains_key(&path)
+    }
+
+    /// Asks at once whether the path in use lives, unless that is being asked.
+    pub fn doubt(&mut self, now: Instant) {
+        if let Some(path) = self.selected
+            && self.suspect_probes == 0
+        {
+            self.suspect_probes = 1;
+            self.probe(path, now);
+        }
+    }
+
     /// Since when it goes that way.
     pub fn since(&self) -> Option<Instant> {
         self.since
@@ -218,6 +233,17 @@ impl Paths {
             }
         }
         known
+    }
+
+    /// Gives up every way that `is_bad`, for good.
+    pub fn forget(&mut self, is_bad: impl Fn(&Path) -> bool, now: Instant) {
+        self.remembered.retain(|path| !is_bad(path));
+        let bad: Vec<Path> = self.known.keys().filter(|path| is_bad(path)).copied().collect();
+        // The one in use last: its successor must not be another of them.
+        let (last, first): (Vec<Path>, Vec<Path>) = bad.into_iter().partition(|path| self.selected == Some(*path));
+        for path in first.into_iter().chain(last) {
+            self.remove(path, now);
+        }
     }
 
     /// Forgets every way.
@@ -405,6 +431,24 @@ mod tests {
         paths.pong(direct(1), token(direct(1)), now + Duration::from_millis(90));
         assert_eq!(paths.poll(), Some(Step::Select(Some(direct(1)))));
         assert_eq!(paths.rtt(), Some(Duration::from_millis(90)));
+    }
+
+    #[test]
+    fn ways_that_turn_out_bad_are_given_up_for_good_and_none_of_them_follows() {
+        let (mut paths, now) = (Paths::default(), Instant::now());
+        for path in [direct(1), direct(2), RELAY] {
+            paths.add(path, now);
+        }
+        paths.tick(now, Activity::default());
+        for (path, token) in probes(&mut paths) {
+            paths.pong(path, token, now);
+        }
+        assert_eq!(paths.selected(), Some(direct(1)));
+        paths.forget(|path| matches!(path, Path::Direct(_)), now);
+        assert_eq!(paths.selected(), Some(RELAY));
+        paths.rouse(now);
+        paths.tick(now, Activity::default());
+        assert!(probes(&mut paths).iter().all(|(path, _)| *path == RELAY));
     }
 
     #[test]

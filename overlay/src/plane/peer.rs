@@ -313,6 +313,7 @@ impl Peer {
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
             last_handshake,
             packet_bytes: self.limit().0,
+            heard: self.instant(self.received.load(Ordering::Relaxed)),
         })
     }
 

@@ -12,6 +12,7 @@ use super::{
     multicast::group_mac,
     packet::{self, ETHERNET_LEN, Guest},
     packet_socket::PacketSocket,
+    port_care::Care,
     priority,
     segments::{HEAD, Segments},
     wake::Stop,
@@ -25,7 +26,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -83,7 +84,8 @@ impl GuestPort {
 
 pub(crate) struct Port {
     pub config: GuestPort,
-    socket: PacketSocket,
+    pub socket: PacketSocket,
+    pub care: Mutex<Care>,
     frozen: AtomicBool,
     pub holding: Holding,
     since: Instant,
@@ -167,7 +169,7 @@ impl Ports {
 }
 
 /// The host's own stack must not answer the guest: it would reply to ARP for any address of the host (ip-sysctl, arp_ignore).
-fn mute_host_stack(ifname: &str) {
+pub(super) fn mute_host_stack(ifname: &str) {
     for (file, value) in
         [(format!("/proc/sys/net/ipv4/conf/{ifname}/arp_ignore"), "8"), (format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6"), "1")]
     {
@@ -189,6 +191,7 @@ impl Inner {
         let port = Arc::new(Port {
             config: config.clone(),
             socket,
+            care: Mutex::new(Care::of(&config.ifname)),
             frozen: AtomicBool::new(false),
             holding: Holding::default(),
             since: Instant::now(),

@@ -1,51 +1,75 @@
-//! Notices that this host has moved: an address or default route came or went (the kernel says so over netlink), or the
-//! machine slept (the clock that counts sleep ran ahead of the one that does not; or, for a process that stood still, a tick
-//! came far too late). Then every link is tried at once in every way that is known, with pings that ask the far end to
-//! follow, and the connector is told, which exchanges addresses anew over the control plane.
+//! The thread that watches this host: the kernel says over netlink when an interface, an address or a route came or went.
+//!
+//! It notices that the host has moved: an address or default route is another (or the machine slept: the clock that counts sleep
+//! ran ahead of the one that does not; or, for a process that stood still, a tick came far too late). Then every link is tried at
+//! once in every way that is known, with pings that ask the far end to follow, and the connector is told, which exchanges
+//! addresses anew over the control plane.
+//!
+//! It keeps the snapshot of the machine's networks new ([`crate::underlay`]), puts back what others changed of the TUN and of
+//! guests' ports ([`super::mend`]), and does for other threads what has to be done in the plane's network namespace.
 
-use super::{Inner, clock::refresh_local_addresses, core::lock};
+use super::{Inner, core::lock, proof::Question, wake::Bell};
 use nix::{
     errno::Errno,
-    ifaddrs::getifaddrs,
-    net::if_::InterfaceFlags,
     sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket},
     time::{ClockId, clock_gettime},
 };
+use p2pvm_host::links::{Link, links};
 use std::{
-    fs,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    fs, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
+use tokio::sync::oneshot;
 
 /// A change comes as several messages: they are waited for this long.
 const GATHER: Duration = Duration::from_millis(50);
-/// Where the kernel tells nothing, the addresses are looked at this often.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Everything is looked at this often, whatever the kernel tells: of some changes it tells nothing.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// As above where it tells nothing at all.
+const LOOK_UNTOLD: Duration = Duration::from_secs(2);
 /// A sleep, or standstill, shorter than this changes nothing that probes would not find.
 const SLEPT: Duration = Duration::from_secs(3);
 /// Groups of rtnetlink(7): links, and both families' addresses and routes.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 
-/// What the host's place in its networks is made of, as text that changes when it does. The overlay's own device and
-/// interfaces without an address of their own (guests') do not count.
-fn place(device: &str) -> Vec<String> {
+/// What others ask of the thread.
+pub(crate) enum Task {
+    /// Put back what differs of the device now, and say what that was.
+    Mend(oneshot::Sender<Vec<String>>),
+    /// Prove that packets pass.
+    Prove(Question),
+}
+
+/// What others asked, and how the thread hears of it.
+pub(crate) struct Desk {
+    tasks: Mutex<Vec<Task>>,
+    bell: Bell,
+}
+
+impl Desk {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { tasks: Mutex::default(), bell: Bell::new()? })
+    }
+}
+
+/// What the host's place in its networks is made of, as text that changes when it does. p2pvm's own interfaces, of whichever
+/// network, and those without an address of their own (guests') do not count.
+fn place(links: &[Link], is_ours: impl Fn(&str) -> bool) -> Vec<String> {
     let mut place = Vec::new();
-    for interface in getifaddrs().into_iter().flatten() {
-        let up = interface.flags.contains(InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING);
-        if !up || interface.interface_name == device || interface.flags.contains(InterfaceFlags::IFF_LOOPBACK) {
-            continue;
-        }
-        let Some(address) = interface.address else { continue };
-        let v4 = address.as_sockaddr_in().map(|a| std::net::IpAddr::V4(a.ip()));
-        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|a| std::net::IpAddr::V6(a.ip())));
-        place.extend(ip.filter(super::packet::is_unicast).map(|ip| format!("{} {ip}", interface.interface_name)));
+    for link in links.iter().filter(|link| link.carrier && !link.loopback && !is_ours(&link.name)) {
+        let addresses = link.addresses.iter().map(|(ip, _)| ip).filter(|ip| super::packet::is_unicast(ip));
+        place.extend(addresses.map(|ip| format!("{} {ip}", link.name)));
     }
     // This thread's own files: it may stand in another network namespace than the process.
     let routes = |file: &str| fs::read_to_string(file).unwrap_or_default();
     for line in routes("/proc/thread-self/net/route").lines() {
         let mut fields = line.split_ascii_whitespace();
-        if let (Some(name), Some("00000000"), Some(gateway)) = (fields.next(), fields.next(), fields.next()) {
+        if let (Some(name), Some("00000000"), Some(gateway)) = (fields.next(), fields.next(), fields.next())
+            && !is_ours(name)
+        {
             place.push(format!("default {name} {gateway}"));
         }
     }
@@ -53,11 +77,11 @@ fn place(device: &str) -> Vec<String> {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         if let (Some(&"00"), Some(gateway), Some(&name)) = (fields.get(1), fields.get(4), fields.last())
             && name != "lo"
+            && !is_ours(name)
         {
             place.push(format!("default {name} {gateway}"));
         }
     }
-    place.retain(|line| !line.starts_with(&format!("default {device} ")));
     place.sort();
     place.dedup();
     place
@@ -83,26 +107,35 @@ fn drain(socket: &OwnedFd) {
     }
 }
 
-/// The thread that watches the host's addresses and routes.
-pub(crate) fn run(inner: &Inner) {
+/// The thread.
+pub(crate) fn run(inner: &Arc<Inner>) {
     let socket = listen().inspect_err(|error| tracing::debug!(%error, "no news of addresses from the kernel")).ok();
-    let mut known = place(&inner.device);
+    let pause = if socket.is_some() { LOOK_EVERY } else { LOOK_UNTOLD };
+    let mut known = inner.look_around();
     while !inner.stop.raised() {
-        match &socket {
-            Some(socket) => {
-                if !inner.stop.wait_readable(socket.as_fd()) {
-                    return;
-                }
-                thread::sleep(GATHER);
-                drain(socket);
-            }
-            None => thread::sleep(LOOK_EVERY),
+        let fds: Vec<BorrowedFd> = socket.iter().map(AsFd::as_fd).chain([inner.desk.bell.fd()]).collect();
+        if !inner.stop.wait_any(&fds, pause) {
+            return;
         }
-        let now = place(&inner.device);
-        if now != known {
-            tracing::info!(was = known.join(", "), is = now.join(", "), "this host's addresses have changed");
-            known = now;
+        if !inner.desk.bell.heard() {
+            thread::sleep(GATHER);
+        }
+        if let Some(socket) = &socket {
+            drain(socket);
+        }
+        if let Some(now) = inner.look_around()
+            && Some(&now) != known.as_ref()
+            && let Some(before) = known.replace(now.clone())
+        {
+            tracing::info!(was = before.join(", "), is = now.join(", "), "this host's addresses have changed");
             inner.roamed("address");
+        }
+        let mended = inner.mend_device(Instant::now());
+        for task in std::mem::take(&mut *lock(&inner.desk.tasks)) {
+            match task {
+                Task::Mend(done) => drop(done.send(mended.clone())),
+                Task::Prove(question) => inner.prove(question),
+            }
         }
     }
 }
@@ -136,9 +169,51 @@ fn ahead() -> Option<Duration> {
 }
 
 impl Inner {
+    /// Hands the thread something to do, or has it look around now.
+    pub fn ask_host(&self, task: Option<Task>) {
+        lock(&self.desk.tasks).extend(task);
+        self.desk.bell.ring();
+        if self.stop.raised() {
+            self.clear_desk();
+        }
+    }
+
+    /// Lets those go who wait for the thread, which has ended.
+    pub fn clear_desk(&self) {
+        lock(&self.desk.tasks).clear();
+    }
+
+    /// Has the thread put back what differs of the device; what that was.
+    pub async fn mend(&self) -> Vec<String> {
+        let (done, mended) = oneshot::channel();
+        self.ask_host(Some(Task::Mend(done)));
+        // Nothing comes if the plane ends meanwhile.
+        mended.await.unwrap_or_default()
+    }
+
+    /// Renews the snapshot of the machine's networks and puts guests' interfaces back; where the host stands now, if the kernel
+    /// tells.
+    fn look_around(&self) -> Option<Vec<String>> {
+        let links = links().inspect_err(|error| tracing::debug!(%error, "the interfaces cannot be listed")).ok()?;
+        if self.underlay.renew_from(&links) {
+            self.leave_tunnels();
+        }
+        self.mend_ports(&links, Instant::now());
+        let view = self.underlay.view();
+        Some(place(&links, |name| view.is_ours(name)))
+    }
+
+    /// Gives up what paths lead through tunnels of this machine, as it has just turned out.
+    fn leave_tunnels(&self) {
+        let (view, now) = (self.underlay.view(), Instant::now());
+        for peer in self.peers.load().iter() {
+            peer.paths().forget(|path| matches!(path, super::Path::Direct(to) if view.is_inside(&to.ip())), now);
+            self.run_paths(peer, now);
+        }
+    }
+
     /// Tries every link again in every way, and tells the connector.
     pub fn roamed(&self, why: &'static str) {
-        refresh_local_addresses(self);
         let now = Instant::now();
         for peer in self.peers.load().iter().filter(|p| p.sending.load().is_some()) {
             peer.paths().rouse(now);
@@ -167,6 +242,7 @@ mod tests {
 
     #[test]
     fn the_place_is_the_same_when_nothing_changes() {
-        assert_eq!(place("none0"), place("none0"));
+        let place = || place(&links().unwrap(), |_| false);
+        assert_eq!(place(), place());
     }
 }

@@ -31,8 +31,12 @@ pub(crate) fn run(inner: &Inner) {
             Ok(len) => {
                 let Ok(header) = VirtioNetHdr::decode(&raw[..len]) else { continue };
                 let into = Into { buf: &mut buf, head: HEAD, stride, room };
-                if let Some(count) = cut(&raw[VIRTIO_NET_HDR_LEN..len], &header, into, &mut sizes) {
-                    inner.carry(&mut ctx, 0, Segments { buf: &mut buf, stride, sizes: &sizes[..count] }, Instant::now());
+                let packet = &raw[VIRTIO_NET_HDR_LEN..len];
+                if let Some(count) = cut(packet, &header, into, &mut sizes) {
+                    let now = Instant::now();
+                    if !inner.proofs.takes(packet, now) && !inner.comes_round(packet, count, now) {
+                        inner.carry(&mut ctx, 0, Segments { buf: &mut buf, stride, sizes: &sizes[..count] }, now);
+                    }
                 }
                 reads += 1;
                 if reads == MAX_READS {

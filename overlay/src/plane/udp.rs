@@ -1,5 +1,6 @@
 //! The UDP socket of the plane: one port for IPv4 and IPv6, sent to in GSO batches and read with GRO (quinn-udp).
 
+use super::aside::Aside;
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
@@ -38,6 +39,7 @@ pub struct Udp {
     /// Addresses to which the kernel makes no GSO send, and since when; the flag spares the others the look.
     singly: Mutex<HashMap<IpAddr, Instant>>,
     some_singly: AtomicBool,
+    aside: Aside,
 }
 
 impl Udp {
@@ -64,11 +66,21 @@ impl Udp {
         // Larger than net.core.[rw]mem_max is cut to it; a small buffer costs speed, never truth.
         let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
         let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+        crate::underlay::mark(&socket);
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         socket.set_nonblocking(true)?;
         let port = socket.local_addr()?.port();
-        Ok(Self { socket, state, v6, port, refused: AtomicBool::new(false), singly: Mutex::default(), some_singly: AtomicBool::new(false) })
+        Ok(Self {
+            socket,
+            state,
+            v6,
+            port,
+            refused: AtomicBool::new(false),
+            singly: Mutex::default(),
+            some_singly: AtomicBool::new(false),
+            aside: Aside::default(),
+        })
     }
 
     /// The bound port.
@@ -104,8 +116,16 @@ impl Udp {
         let _ = self.transmit(to, datagrams, (datagrams.len() > size).then_some(size));
     }
 
+    /// The second port.
+    pub fn aside(&self) -> &Aside {
+        &self.aside
+    }
+
     /// Whether the kernel took it.
     fn transmit(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> bool {
+        if let Some(other) = self.aside.of(&to) {
+            return other.transmit(to, contents, segment_size);
+        }
         let Some(destination) = self.outward(to) else { return false };
         if let Some(size) = segment_size
             && self.goes_singly(&to.ip())

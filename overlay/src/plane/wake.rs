@@ -8,6 +8,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 /// Raised once, seen by every waiter.
@@ -34,10 +35,40 @@ impl Stop {
         self.raised.load(Ordering::Relaxed)
     }
 
+    /// Blocks until one of `fds` is readable or `limit` is over; false if the plane ends.
+    pub fn wait_any(&self, fds: &[BorrowedFd<'_>], limit: Duration) -> bool {
+        let mut all: Vec<PollFd> = fds.iter().chain([&self.event.as_fd()]).map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let _ = poll(&mut all, PollTimeout::try_from(limit).unwrap_or(PollTimeout::NONE));
+        !self.raised()
+    }
+
     /// Blocks until `fd` is readable; false if the plane ends.
     pub fn wait_readable(&self, fd: BorrowedFd<'_>) -> bool {
         let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut fds, PollTimeout::NONE);
         !self.raised()
+    }
+}
+
+/// Rung by any thread, heard by one.
+pub(crate) struct Bell(EventFd);
+
+impl Bell {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?))
+    }
+
+    pub fn ring(&self) {
+        // Full only if it was rung 2^64 times unheard.
+        let _ = self.0.write(1);
+    }
+
+    /// Whether it was rung since the last call.
+    pub fn heard(&self) -> bool {
+        self.0.read().is_ok()
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

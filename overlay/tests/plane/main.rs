@@ -1,7 +1,10 @@
 //! The packet plane and its connector in real network namespaces, with real NATs (nftables). Needs root.
 
 mod adapt;
+mod mend;
+mod nested;
 mod policy;
+mod prove;
 mod ring;
 mod world;
 

@@ -106,6 +106,9 @@ pub struct World {
     hosts: u8,
     /// Whether planes count traffic.
     pub traffic: bool,
+    /// The second byte of its network's addresses, and its hosts' interface: others for a second network on the same hosts.
+    pub subnet: u8,
+    pub device: &'static str,
     root: Option<(KeyPair, NetworkConfig)>,
 }
 
@@ -113,6 +116,7 @@ pub struct World {
 pub struct Host {
     pub member: MemberId,
     pub number: u8,
+    pub subnet: u8,
     pub namespace: String,
     pub plane: Plane,
     pub connector: Arc<Connector>,
@@ -123,7 +127,11 @@ pub struct Host {
 
 impl Host {
     pub fn overlay(&self) -> String {
-        format!("10.77.0.{}", self.number)
+        format!("10.{}.0.{}", self.subnet, self.number)
+    }
+
+    pub fn v6(&self) -> std::net::Ipv6Addr {
+        v6_in(self.subnet, self.number)
     }
 
     pub fn exec(&self, command: &str) -> Output {
@@ -164,7 +172,8 @@ impl World {
     fn bare(one_way: Duration) -> Self {
         let prefix = format!("pl{}w{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
         let (net, keys) = (MemoryNet::new(one_way), Arc::default());
-        let mut world = Self { prefix, namespaces: Vec::new(), net, keys, hosts: 0, traffic: true, root: None };
+        let mut world =
+            Self { prefix, namespaces: Vec::new(), net, keys, hosts: 0, traffic: true, subnet: 77, device: "p2pvm0", root: None };
         let core = world.namespace("core");
         must(&format!("ip -n {core} link add name wire0 type bridge && ip -n {core} link set wire0 up"));
         world
@@ -203,6 +212,11 @@ impl World {
 
     /// A host with the public or private address that its router's kind gives it.
     pub fn host(&mut self, nat: Nat) -> Host {
+        self.host_after(nat, "true")
+    }
+
+    /// The same, after a command has been run there.
+    pub fn host_after(&mut self, nat: Nat, command: &str) -> Host {
         self.hosts += 1;
         let n = self.hosts;
         let core = self.namespaces[0].clone();
@@ -237,11 +251,11 @@ impl World {
                  chain i {{ type filter hook input priority 0; iifname wan meta l4proto udp drop; }}; }}'"
             ));
         }
+        must(&format!("ip netns exec {namespace} {command}"));
         self.start(n, namespace)
     }
 
     /// A host in a namespace that somebody else made and takes down.
-    #[allow(dead_code, reason = "a bench's")]
     pub fn place(&mut self, namespace: String) -> Host {
         self.hosts += 1;
         self.start(self.hosts, namespace)
@@ -253,11 +267,21 @@ impl World {
         let public = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*secret)).to_bytes();
         self.keys.lock().unwrap().insert(member, LinkKey(public));
         let (sender, events) = mpsc::channel(1024);
-        let counted = self.traffic;
+        let (counted, subnet, device) = (self.traffic, self.subnet, self.device);
         let plane = within(&namespace, || {
-            let config = PlaneConfig { me: member, link_secret: secret, udp_port: 0, device: "p2pvm0".into(), mtu: 1340, traffic: counted };
+            let config = PlaneConfig {
+                me: member,
+                link_secret: secret,
+                udp_port: 0,
+                device: device.into(),
+                mtu: 1340,
+                traffic: counted,
+                network: format!("network{subnet}"),
+                control_port: 4001,
+            };
             let plane = Plane::start(config, sender).expect("the plane starts");
-            plane.set_host_addresses(Some(([10, 77, 0, number].into(), 16)), Some((v6(number), 64))).expect("the address is set");
+            let addresses = (([10, subnet, 0, number].into(), 16), (v6_in(subnet, number), 64));
+            plane.set_host_addresses(Some(addresses.0), Some(addresses.1)).expect("the address is set");
             plane
         });
         let fabric = Arc::new(KeyedFabric { inner: self.net.add(member), keys: self.keys.clone() });
@@ -277,7 +301,7 @@ impl World {
                 (connector, Some((net, driver)))
             }
         };
-        Host { member, number, namespace, plane, connector, ring, events }
+        Host { member, number, subnet, namespace, plane, connector, ring, events }
     }
 
     /// A guest of `host`: a namespace with one interface, whose other end is the host's port `tapN`.
@@ -290,17 +314,6 @@ impl World {
         }
         let (tap, address) = (format!("tap{vm}"), format!("10.77.1.{vm}"));
         let (mac, gateway) = ([2, 0, 0, 0, 1, vm], [2, 0, 0, 0, 0, 1]);
-        let text = |m: [u8; 6]| m.map(|b| format!("{b:02x}")).join(":");
-        must(&format!(
-            "ip link add name {tap} netns {} type veth peer name eth0 address {} netns {guest} && ip -n {} link set {tap} up && \
-             ip -n {guest} link set eth0 mtu 1340 && ip -n {guest} addr add {address}/16 dev eth0 && ip -n {guest} link set eth0 arp off up",
-            host.namespace,
-            text(mac),
-            host.namespace
-        ));
-        for n in 1..=self.hosts {
-            must(&format!("ip -n {guest} neigh replace 10.77.0.{n} lladdr {} dev eth0", text(gateway)));
-        }
         let port = GuestPort {
             vm: p2pvm_overlay::VmId([vm; 32]),
             ifname: tap,
@@ -311,14 +324,36 @@ impl World {
             v6: Vec::new(),
             epoch: p2pvm_overlay::Epoch(epoch),
         };
+        self.wire_guest(host, &guest, &port);
         within(&host.namespace, || host.plane.attach_port(port.clone())).expect("the port opens");
         (guest, port)
+    }
+
+    /// Makes a guest's interface and its port.
+    pub fn wire_guest(&self, host: &Host, guest: &str, port: &GuestPort) {
+        let text = |m: [u8; 6]| m.map(|b| format!("{b:02x}")).join(":");
+        let (tap, address) = (&port.ifname, port.v4);
+        must(&format!(
+            "ip link add name {tap} netns {} type veth peer name eth0 address {} netns {guest} && ip -n {} link set {tap} up && \
+             ip -n {guest} link set eth0 mtu 1340 && ip -n {guest} addr add {address}/16 dev eth0 && ip -n {guest} link set eth0 arp off up",
+            host.namespace,
+            text(port.mac),
+            host.namespace
+        ));
+        for n in 1..=self.hosts {
+            must(&format!("ip -n {guest} neigh replace 10.77.0.{n} lladdr {} dev eth0", text(port.gateway_mac)));
+        }
     }
 }
 
 /// A host's IPv6 address in the overlay.
 pub fn v6(number: u8) -> std::net::Ipv6Addr {
-    [0xfd77, 0, 0, 0, 0, 0, 0, u16::from(number)].into()
+    v6_in(77, number)
+}
+
+fn v6_in(subnet: u8, number: u8) -> std::net::Ipv6Addr {
+    let digits = u16::from(subnet / 10 * 16 + subnet % 10);
+    [0xfd00 | digits, 0, 0, 0, 0, 0, 0, u16::from(number)].into()
 }
 
 /// Tells every host where every other is.
@@ -326,7 +361,7 @@ pub fn introduce(hosts: &[&Host]) {
     for a in hosts {
         for b in hosts {
             a.plane.set_route(b.overlay().parse().expect("an address"), b.route());
-            a.plane.set_route(v6(b.number).into(), b.route());
+            a.plane.set_route(b.v6().into(), b.route());
         }
     }
 }

@@ -333,7 +333,7 @@ impl Fetch<'_> {
         }
         for (member, id, detail) in done.bad {
             tracing::warn!(%member, chunk = %id, "a provider sent a damaged chunk and is not asked again: {detail}");
-            self.trouble = format!("{member:?} sent a damaged chunk");
+            self.trouble = format!("{} sent a damaged chunk", member.short());
             self.plan.refused(id);
             self.plan.ban(member);
             self.hang_up(member);
@@ -364,7 +364,7 @@ impl Fetch<'_> {
                 None => self.report.duplicate_chunks += 1,
             },
             Event::Missing(member, id) => {
-                self.trouble = format!("{member:?} lacks {id:?}");
+                self.trouble = format!("{} lacks chunk {}", member.short(), id.short());
                 self.plan.lacks(now, member, id);
             }
             Event::Down(member, reason) => self.lose(member, reason),
@@ -414,7 +414,7 @@ impl Fetch<'_> {
     fn look_for_stalls(&mut self) {
         while let Some(member) = self.plan.stalled(self.now(), self.core.options.stall) {
             self.hang_up(member);
-            self.lose(member, format!("{member:?} sent nothing for {:?}", self.core.options.stall));
+            self.lose(member, format!("{} sent nothing for {:?}", member.short(), self.core.options.stall));
         }
     }
 }
@@ -424,7 +424,7 @@ async fn provider(fabric: &Arc<dyn Fabric>, member: MemberId, patience: Duration
     let stream = match tokio::time::timeout(patience, fabric.open_stream(member, SERVICE)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(e)) => return e.to_string(),
-        Err(_) => return format!("{member:?} did not answer within {patience:?}"),
+        Err(_) => return format!("{} did not answer within {patience:?}", member.short()),
     };
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (ask, mut asked) = mpsc::channel::<Vec<ChunkId>>(4);
@@ -457,7 +457,7 @@ async fn provider(fabric: &Arc<dyn Fabric>, member: MemberId, patience: Duration
         ended = read => ended,
     };
     match ended {
-        Ok(()) => format!("{member:?} closed the stream"),
-        Err(e) => format!("{member:?}: {e}"),
+        Ok(()) => format!("{} closed the stream", member.short()),
+        Err(e) => format!("{}: {e}", member.short()),
     }
 }

@@ -303,3 +303,33 @@ async fn too_few_candidates_never_look_durable() {
     assert_eq!(none.borrow().state, ReplicationState::Replicating { n: 0, k: 2 });
     assert_eq!(one.borrow().state, ReplicationState::Replicating { n: 1, k: 2 });
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_damaged_on_this_disk_is_fetched_anew_from_those_who_have_it() {
+    let net = MemoryNet::new(NEAR);
+    let (a, b) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR));
+    let (file, _hold) = a.file(0..100);
+    let _held = b.fetch(file, &[1]).await.unwrap();
+    let manifest = Manifest::load(b.store(), file).unwrap();
+    // Emptied, altered, gone: of the content, and every node of the manifest.
+    let of = |at: usize| manifest.chunks[at].chunk;
+    let chunk = |name: ChunkId| b.dir.path().join("chunks").join(format!("{:02x}", name.0[0])).join(name.to_string());
+    assert!(chunk(of(3)).exists(), "the layout of the store on disk");
+    std::fs::write(chunk(of(3)), b"").unwrap();
+    std::fs::write(chunk(of(50)), b"other").unwrap();
+    std::fs::remove_file(chunk(of(99))).unwrap();
+    let content: std::collections::BTreeSet<_> = manifest.chunks.iter().map(|e| e.chunk).collect();
+    for node in b.store().list().unwrap().into_iter().filter(|name| !content.contains(name)) {
+        std::fs::write(chunk(node), b"").unwrap();
+    }
+    assert!(Manifest::load(b.store(), file).is_err());
+    b.exchange.mend(file, &[id(1)], &quiet()).await.unwrap();
+    let mended = Manifest::load(b.store(), file).unwrap();
+    for (at, extent) in mended.chunks.iter().enumerate() {
+        assert_eq!(b.store().get(extent.chunk).unwrap(), random(at as u64));
+    }
+    net.kill(id(1));
+    b.exchange.mend(file, &[id(1)], &quiet()).await.expect("what is whole needs nobody");
+    std::fs::write(chunk(of(7)), b"").unwrap();
+    assert!(b.exchange.mend(file, &[id(1)], &quiet()).await.is_err(), "nobody has it");
+}

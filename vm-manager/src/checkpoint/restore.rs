@@ -145,11 +145,11 @@ impl Host {
         let (entry, vault, hypervisor) = (slot.entry(), &self.parts.vault, &self.parts.hypervisor);
         let spec = self.registry.spec(&entry);
         let image = vault.ensure_image(entry.definition.image, &snapshot.providers, progress).await?;
-        vault.export(checkpoint.disk, &spec.disk, progress).await?;
+        vault.export(checkpoint.disk, &snapshot.providers, &spec.disk, progress).await?;
         hypervisor.rebase_disk(&spec.disk, &image).await?;
         let ram_file = self.registry.path(&entry).join("restore.ram");
         if let Some(ram) = checkpoint.ram {
-            vault.export(ram, &ram_file, progress).await?;
+            vault.export(ram, &snapshot.providers, &ram_file, progress).await?;
         }
         progress.send_modify(|p| p.phase = "voters".into());
         let keys = entry.secret.keys();

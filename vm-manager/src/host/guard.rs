@@ -11,7 +11,7 @@ use crate::{
         wire::{self, Answer, Ask},
     },
 };
-use p2pvm_overlay::{Epoch, MemberId, VmId};
+use p2pvm_overlay::{Epoch, MemberId, VmId, network_time::NetworkTime};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -383,10 +383,13 @@ impl Host {
         let (this, every, renew_every) = (self.this.clone(), self.options.guard_every, self.options.renew_every);
         self.spawn(async move {
             let mut renewed = tokio::time::Instant::now();
+            let mut times_set = NetworkTime::of_process().times_set();
             loop {
                 tokio::time::sleep(every).await;
                 let Some(host) = this.upgrade() else { return };
-                let renew = renewed.elapsed() >= renew_every;
+                // What was signed before the network's time was set anew ends by the time of before.
+                let set = NetworkTime::of_process().times_set();
+                let renew = renewed.elapsed() >= renew_every || std::mem::replace(&mut times_set, set) != set;
                 if renew {
                     renewed = tokio::time::Instant::now();
                 }

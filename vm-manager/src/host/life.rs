@@ -6,9 +6,11 @@ use crate::{
     ballot::{BallotError, Ground, Voted},
     definition::VmSecret,
     directory::{Wanted, vm_key},
+    error::io_at,
     hypervisor::{Progress, RunState, Start},
 };
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, identity::KeyPair};
+use p2pvm_snapshot_sync::ManifestId;
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
@@ -18,6 +20,21 @@ use tokio::sync::watch;
 
 pub(crate) fn undecided(step: &'static str) -> impl FnOnce(BallotError) -> Error {
     move |error| Error::Agreement { step, detail: error.to_string() }
+}
+
+/// How many bytes of the disk stay free when images and disks come in. Reason: records and voters' promises are written too.
+const DISK_RESERVE: u64 = 64 << 20;
+
+/// The size of a disk over an image: as large as the image, or as wanted if that is not less.
+fn disk_size(image: u64, wanted: Option<u64>) -> Result<u64, Error> {
+    match wanted {
+        Some(wanted) if wanted < image => {
+            let mib = image.div_ceil(1 << 20);
+            Err(Error::Refused(format!("the disk cannot be smaller than its image, {mib} MiB: --disk {mib}M or more, or no --disk")))
+        }
+        Some(wanted) => Ok(wanted),
+        None => Ok(image),
+    }
 }
 
 impl Host {
@@ -33,11 +50,35 @@ impl Host {
         self.room_for(new.memory_mib)?;
         progress.send_modify(|p| p.phase = "image".into());
         let image = match &new.image {
-            ImageSource::File(path) => self.parts.vault.import_image(path, progress).await?,
+            ImageSource::File(path) => {
+                // Before anything is stored: what is no image, or does not fit, leaves nothing behind.
+                let size = self.parts.hypervisor.check_image(path).await?;
+                disk_size(size, new.disk_bytes)?;
+                self.room_on_disk(std::fs::metadata(path).map_or(0, |found| found.len()))?;
+                self.parts.vault.import_image(path, progress).await?
+            }
             ImageSource::Stored(id) => *id,
         };
+        let made = self.create_from(&new, image, progress).await;
+        if made.is_err() && matches!(new.image, ImageSource::File(_)) {
+            self.drop_unused(image).await;
+        }
+        made
+    }
+
+    /// Lets go of an image that came for a VM which was not made in the end.
+    async fn drop_unused(&self, image: ManifestId) {
+        if self.slots().iter().any(|slot| slot.entry().definition.image == image) {
+            return;
+        }
+        if let Err(error) = self.parts.vault.drop_image(image).await {
+            tracing::info!(%error, "the image of a VM that was not made stays");
+        }
+    }
+
+    async fn create_from(&self, new: &NewVm, image: ManifestId, progress: &watch::Sender<Progress>) -> Result<VmStatus, Error> {
         let path = self.parts.vault.ensure_image(image, &self.parts.fabric.connected(), progress).await?;
-        let size = self.parts.hypervisor.virtual_size(&path).await?.max(new.disk_bytes.unwrap_or(0));
+        let size = disk_size(self.parts.hypervisor.virtual_size(&path).await?, new.disk_bytes)?;
         let keys = KeyPair::generate();
         let unclaimed = GuestAddress { v4: Ipv4Addr::UNSPECIFIED, prefix: 0, v6: Ipv6Addr::UNSPECIFIED, mac: [0; 6], mtu: 0 };
         let slot = self.insert(Entry {
@@ -232,6 +273,25 @@ impl Host {
         Ok(())
     }
 
+    /// Refuses what would fill this host's disk, with the figures.
+    pub(crate) fn room_on_disk(&self, bytes: u64) -> Result<(), Error> {
+        let dir = self.registry.dir();
+        let found = nix::sys::statvfs::statvfs(dir).map_err(|e| io_at("look for room", dir)(e.into()))?;
+        let free = found.blocks_available() * found.fragment_size();
+        let needed = bytes + DISK_RESERVE;
+        if needed <= free {
+            return Ok(());
+        }
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        Err(Error::Refused(format!(
+            "{} MiB are needed at {}, {} of them kept free for records, and {} MiB are free: make room there",
+            mib(needed),
+            dir.display(),
+            mib(DISK_RESERVE),
+            mib(free)
+        )))
+    }
+
     /// This member and the connected ones closest to the VM on the ring: an odd number, since an even one tolerates no more failures.
     fn choose_voters(&self, vm: VmId) -> Vec<MemberId> {
         let mut others = self.parts.fabric.connected();
@@ -246,5 +306,17 @@ impl Host {
     /// How long a guest here may take to power down.
     pub fn stop_patience(&self) -> Duration {
         self.options.stop_patience
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_smaller_than_its_image_is_refused_with_the_size_that_would_do() {
+        assert_eq!((disk_size(5, None).unwrap(), disk_size(5, Some(9)).unwrap()), (5, 9));
+        let refused = disk_size((49 << 20) - 1, Some(10 << 20)).unwrap_err().to_string();
+        assert!(refused.contains("--disk 49M"), "{refused}");
     }
 }

@@ -146,6 +146,11 @@ impl Registry {
         Ok(Self { dir: dir.to_owned() })
     }
 
+    /// Where the VMs are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Every entry, and the directories that hold none that can be read with the reason.
     ///
     /// # Errors

@@ -5,16 +5,16 @@ use super::{
     handover::{SourceClaim, longest_run},
     traced::{note_outcome, noting_rounds},
     tunnel::{Channel, Tunnel},
-    wire::{self, Answer, Ask, LONG, Offer, SHORT, peer},
+    wire::{self, Answer, Ask, Beside, Burden, LONG, Offer, SHORT, peer},
 };
 use crate::{
     Error,
-    host::{Busy, Host, HostEvent, Role, Side, Slot, VmState, VmStatus, run_here},
+    host::{Busy, Entry, Host, HostEvent, Role, Side, Slot, VmState, VmStatus, run_here},
     hypervisor::{Machine, MigrateOptions, MigrationReport, Progress, RunState},
     trace::{Step, Trail},
 };
 use p2pvm_overlay::{Epoch, MemberId};
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, os::unix::fs::MetadataExt, path::Path, pin::pin, sync::Arc, time::Duration};
 use tokio::sync::{oneshot, watch};
 
 /// A target that did not answer for so long before the hand-over is given up.
@@ -204,6 +204,13 @@ impl Host {
     }
 
     /// Everything that may fail without harm: the guest runs here all the time, or has just been paused at the end.
+    /// What the VM's move takes of the target's disk, as far as this host can tell.
+    async fn burden(&self, entry: &Entry) -> Option<Burden> {
+        let written = |path: &Path| std::fs::metadata(path).ok().map(|found| found.blocks() * 512);
+        let image = self.local_image(entry).await.ok()?;
+        Some(Burden { disk: written(&self.registry.spec(entry).disk)?, image: written(&image)? })
+    }
+
     async fn until_paused(
         &self,
         slot: &Arc<Slot>,
@@ -222,7 +229,8 @@ impl Host {
             snapshots: entry.snapshots.clone(),
         };
         let (trail, ask) = (this.trail.clone(), Ask::Prepare(Box::new(offer)));
-        let offered = wire::ask_within(&*self.parts.fabric, this.to, &ask, trail.within(), LONG);
+        let beside = Beside { within: trail.within().clone(), burden: self.burden(&entry).await };
+        let offered = wire::ask_beside(&*self.parts.fabric, this.to, &ask, &beside, LONG);
         trail.through("offer", offered).await.map_err(peer("offering the VM to the target"))?;
         let export = trail.through("wait for the target", self.await_ready(this, progress)).await?;
         let run_dir = &machine.spec().run_dir;

@@ -4,7 +4,7 @@
 use super::{
     handover::{TargetInput, TargetOutput, TargetState, TargetWindow},
     tunnel::{self, Channel},
-    wire::{self, Answer, Ask, Offer, SERVICE},
+    wire::{self, Answer, Ask, Beside, Burden, Offer, SERVICE},
 };
 use crate::{
     Error,
@@ -15,7 +15,6 @@ use crate::{
     trace::{Step, Trail},
 };
 use async_trait::async_trait;
-use opentelemetry::trace::SpanContext;
 use p2pvm_overlay::{BoxStream, MemberId, Serve, VmId};
 use std::{
     collections::BTreeMap,
@@ -127,8 +126,8 @@ pub(crate) struct Doorman(pub(crate) Weak<Host>);
 impl Serve for Doorman {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let host = self.0.upgrade().ok_or("this host is shutting down")?;
-        let (ask, within) = wire::decode(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
-        let answer = host.answer(from, ask, &within).await.map_err(|e| e.to_string())?;
+        let (ask, beside) = wire::decode(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
+        let answer = host.answer(from, ask, &beside).await.map_err(|e| e.to_string())?;
         Ok(postcard::to_allocvec(&answer).expect("plain fields always serialize"))
     }
 }
@@ -151,13 +150,13 @@ impl Host {
         });
     }
 
-    async fn answer(self: &Arc<Self>, from: MemberId, ask: Ask, within: &SpanContext) -> Result<Answer, Error> {
+    async fn answer(self: &Arc<Self>, from: MemberId, ask: Ask, beside: &Beside) -> Result<Answer, Error> {
         let known = |id: &u64| lock(&self.arrivals.0).get(id).filter(|a| a.from == from).cloned();
         let heard = |arrival: &Arrival| *lock(&arrival.heard) = self.now();
         match ask {
             Ask::Prepare(offer) => match known(&offer.id) {
                 Some(arrival) => Ok(arrival.answer()),
-                None => self.begin_arrival(from, *offer, within),
+                None => self.begin_arrival(from, *offer, beside).await,
             },
             Ask::Progress { id } => {
                 let Some(arrival) = known(&id) else { return Ok(Answer::Unknown) };
@@ -208,6 +207,14 @@ impl Host {
         }
     }
 
+    /// Whether this host's disk has room for what comes. A source of a former version does not say how much that is.
+    async fn fits(&self, offer: &Offer, burden: Option<Burden>) -> Result<(), Error> {
+        let Some(Burden { disk, image }) = burden else { return Ok(()) };
+        let image = if self.parts.vault.has_image(offer.definition.image).await { 0 } else { image };
+        // An image arrives as chunks, of which its file is then made.
+        self.room_on_disk(disk.saturating_add(image.saturating_mul(2)))
+    }
+
     /// Whether the VM may come here; if so it has its place.
     fn admit(&self, from: MemberId, offer: &Offer) -> Result<(Arc<Slot>, Busy), Error> {
         let name = &offer.definition.name;
@@ -233,11 +240,11 @@ impl Host {
         Ok((slot, busy))
     }
 
-    fn begin_arrival(self: &Arc<Self>, from: MemberId, offer: Offer, within: &SpanContext) -> Result<Answer, Error> {
-        let root = self.receive_trace(within, &offer, from);
+    async fn begin_arrival(self: &Arc<Self>, from: MemberId, offer: Offer, beside: &Beside) -> Result<Answer, Error> {
+        let root = self.receive_trace(&beside.within, &offer, from);
         let trail = root.trail();
         let admission = trail.step("admit");
-        let admitted = self.admit(from, &offer);
+        let admitted = self.fits(&offer, beside.burden).await.and_then(|()| self.admit(from, &offer));
         admission.ended(&admitted);
         let (slot, busy) = match admitted {
             Ok(place) => place,

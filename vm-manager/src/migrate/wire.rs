@@ -2,7 +2,8 @@
 //! long at the target is asked for again. Losing a request or an answer loses nothing: each may be repeated.
 //!
 //! Behind a request may stand fields that a member need not know: a byte that says which, a byte for the length, the bytes.
-//! Who knows none reads the request all the same, and who misses one goes on without. One is in use: what the move's trace is within.
+//! Who knows none reads the request all the same, and who misses one goes on without. Two are in use: what the move's trace is
+//! within, and how many bytes come.
 
 use crate::{
     Definition, Error,
@@ -110,49 +111,81 @@ pub enum Answer {
 
 /// The optional field that holds a `traceparent`.
 const TRACEPARENT: u8 = 1;
+/// The optional field that holds a [`Burden`]: two little-endian numbers of 64 bits.
+const BURDEN: u8 = 2;
 
-/// A request as it is sent, with the span that the move is part of.
-fn encode(ask: &Ask, within: &SpanContext) -> Vec<u8> {
+/// How many bytes of the target's disk a move takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Burden {
+    /// Of the VM's own disk, as far as it is written.
+    pub disk: u64,
+    /// Of its image, which the target may have already.
+    pub image: u64,
+}
+
+/// What goes with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// The span that the move is part of, or [`SpanContext::NONE`].
+    pub within: SpanContext,
+    /// With an offer: what comes.
+    pub burden: Option<Burden>,
+}
+
+impl Beside {
+    /// Nothing.
+    pub const NOTHING: Self = Self { within: SpanContext::NONE, burden: None };
+}
+
+/// A request as it is sent, with what goes with it.
+fn encode(ask: &Ask, beside: &Beside) -> Vec<u8> {
     let mut body = postcard::to_allocvec(ask).expect("plain fields always serialize");
-    if let Some(context) = traceparent(within) {
+    if let Some(context) = traceparent(&beside.within) {
         body.extend([TRACEPARENT, context.len() as u8]);
         body.extend(context.as_bytes());
+    }
+    if let Some(Burden { disk, image }) = beside.burden {
+        body.extend([BURDEN, 16]);
+        body.extend(disk.to_le_bytes());
+        body.extend(image.to_le_bytes());
     }
     body
 }
 
-/// A request as it came, with the span that the move is part of, or [`SpanContext::NONE`].
+/// A request as it came, with what went with it.
 ///
 /// # Errors
 /// What makes the request unreadable; a bad optional field does not.
-pub fn decode(body: &[u8]) -> Result<(Ask, SpanContext), postcard::Error> {
+pub fn decode(body: &[u8]) -> Result<(Ask, Beside), postcard::Error> {
     let (ask, mut fields) = postcard::take_from_bytes::<Ask>(body)?;
+    let mut beside = Beside::NOTHING;
     while let [field, length, rest @ ..] = fields {
         let Some((bytes, behind)) = rest.split_at_checked(usize::from(*length)) else { break };
-        if *field == TRACEPARENT
-            && let Some(context) = std::str::from_utf8(bytes).ok().and_then(from_traceparent)
-        {
-            return Ok((ask, context));
+        match *field {
+            TRACEPARENT => {
+                let context = std::str::from_utf8(bytes).ok().and_then(from_traceparent);
+                beside.within = context.unwrap_or(beside.within);
+            }
+            BURDEN => {
+                let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+                let burden = number(0).zip(number(8)).map(|(disk, image)| Burden { disk, image });
+                beside.burden = burden.or(beside.burden);
+            }
+            _ => {}
         }
         fields = behind;
     }
-    Ok((ask, SpanContext::NONE))
+    Ok((ask, beside))
 }
 
 /// Asks `to`.
 pub async fn ask(fabric: &dyn Fabric, to: MemberId, ask: &Ask, timeout: Duration) -> Result<Answer, FabricError> {
-    ask_within(fabric, to, ask, &SpanContext::NONE, timeout).await
+    ask_beside(fabric, to, ask, &Beside::NOTHING, timeout).await
 }
 
-/// Asks `to`, and says which span that is part of.
-pub async fn ask_within(
-    fabric: &dyn Fabric,
-    to: MemberId,
-    ask: &Ask,
-    within: &SpanContext,
-    timeout: Duration,
-) -> Result<Answer, FabricError> {
-    let body = encode(ask, within);
+/// Asks `to`, and says what goes with it.
+pub async fn ask_beside(fabric: &dyn Fabric, to: MemberId, ask: &Ask, beside: &Beside, timeout: Duration) -> Result<Answer, FabricError> {
+    let body = encode(ask, beside);
     let answer = fabric.call(to, SERVICE, body, timeout).await?;
     postcard::from_bytes(&answer).map_err(|e| FabricError::Refused(to, format!("its answer cannot be read: {e}")))
 }
@@ -176,20 +209,21 @@ mod tests {
     #[test]
     fn a_trace_goes_with_a_request_and_a_member_that_knows_none_reads_it_all_the_same() {
         let within = from_traceparent(CONTEXT).unwrap();
-        let with = encode(&request(), &within);
-        assert_eq!(decode(&with).unwrap(), (request(), within));
+        let beside = Beside { within, burden: Some(Burden { disk: 7 << 30, image: 9 }) };
+        let with = encode(&request(), &beside);
+        assert_eq!(decode(&with).unwrap(), (request(), beside));
         assert_eq!(postcard::from_bytes::<Ask>(&with).unwrap(), request(), "as it was read before there were such fields");
         let without = postcard::to_allocvec(&request()).unwrap();
-        assert_eq!(encode(&request(), &SpanContext::NONE), without);
-        assert_eq!(decode(&without).unwrap(), (request(), SpanContext::NONE));
+        assert_eq!(encode(&request(), &Beside::NOTHING), without);
+        assert_eq!(decode(&without).unwrap(), (request(), Beside::NOTHING));
     }
 
     #[test]
     fn a_field_of_a_later_version_is_passed_over() {
         let mut body = postcard::to_allocvec(&request()).unwrap();
-        body.extend([200, 3, 1, 2, 3, TRACEPARENT, 55]);
+        body.extend([200, 3, 1, 2, 3, BURDEN, 3, 1, 2, 3, TRACEPARENT, 55]);
         body.extend(CONTEXT.as_bytes());
-        assert_eq!(decode(&body).unwrap().1, from_traceparent(CONTEXT).unwrap());
+        assert_eq!(decode(&body).unwrap().1, Beside { within: from_traceparent(CONTEXT).unwrap(), burden: None });
     }
 
     proptest! {

@@ -61,6 +61,18 @@ pub(crate) async fn standalone(path: &Path) -> Result<Info, Error> {
     }
 }
 
+/// Refuses a qcow2 whose own tables point behind its end, as those of a download that broke off do.
+pub(crate) async fn check_whole(path: &Path, info: &Info) -> Result<(), Error> {
+    if info.format != "qcow2" {
+        return Ok(());
+    }
+    match run("check the disk image", &["check", "-q", "-U", "-f", "qcow2", "--"], &[path]).await {
+        Ok(_) => Ok(()),
+        Err(missing @ Error::Missing { .. }) => Err(missing),
+        Err(damaged) => Err(Error::Refused(format!("{} is damaged or not whole; copy or download it again ({damaged})", path.display()))),
+    }
+}
+
 /// Creates an empty qcow2 over `image`, `size` bytes or as large as it, whichever is more.
 pub(crate) async fn create_over(image: &Path, disk: &Path, size: Option<u64>) -> Result<(), Error> {
     let image = fs::canonicalize(image).map_err(io_at("open the disk image", image))?;

@@ -26,6 +26,7 @@ use crate::{
     cgroup::Limits,
     error::io_at,
     hypervisor::{Accel, Hypervisor, Machine, MachineSpec, Start},
+    image_file,
     jail::Jail,
 };
 use async_trait::async_trait;
@@ -151,6 +152,15 @@ impl Hypervisor for Qemu {
 
     async fn rebase_disk(&self, disk: &Path, image: &Path) -> Result<(), Error> {
         image::rebase(disk, image).await
+    }
+
+    async fn check_image(&self, image: &Path) -> Result<u64, Error> {
+        let path = image.to_owned();
+        let recognized = tokio::task::spawn_blocking(move || image_file::recognize(&path)).await;
+        recognized.map_err(|e| Error::Hypervisor { step: "read the disk image", detail: e.to_string() })??;
+        let info = image::standalone(image).await?;
+        image::check_whole(image, &info).await?;
+        Ok(info.virtual_size)
     }
 
     async fn virtual_size(&self, image: &Path) -> Result<u64, Error> {

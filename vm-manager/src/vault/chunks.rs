@@ -77,6 +77,14 @@ impl Vault for ChunkVault {
         followed(progress, async |p| self.images.ensure_local(image, providers, p).await).await.map_err(failed("having the image here"))
     }
 
+    async fn has_image(&self, image: ManifestId) -> bool {
+        self.images.path(image).exists()
+    }
+
+    async fn drop_image(&self, image: ManifestId) -> Result<(), Error> {
+        self.images.remove(image).await.map_err(failed("letting the image go"))
+    }
+
     async fn store(&self, instant: &Instant, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error> {
         let step = "storing the snapshot";
         let chunks = self.chunks();
@@ -119,11 +127,23 @@ impl Vault for ChunkVault {
         checkpoint
     }
 
-    async fn export(&self, file: ManifestId, to: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+    async fn export(&self, file: ManifestId, providers: &[MemberId], to: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error> {
         let (step, chunks) = ("writing a file of the snapshot", self.chunks());
         let reading = chunks.clone();
-        let manifest = blocking(step, move || Manifest::load(&reading, file)).await?;
-        followed(progress, async |p| sync::export_file(&chunks, &manifest, to, p).await).await.map_err(failed(step))
+        let attempt = async |p: &watch::Sender<sync::Progress>| {
+            let reading = reading.clone();
+            let loaded = tokio::task::spawn_blocking(move || Manifest::load(&reading, file)).await;
+            let manifest = loaded.map_err(|_| sync::Error::Closed { step })??;
+            sync::export_file(&chunks, &manifest, to, p).await
+        };
+        let done = followed(progress, async |p| match attempt(p).await {
+            Err(sync::Error::NotFound(_) | sync::Error::Corrupt { .. }) => {
+                self.exchange.mend(file, providers, p).await?;
+                attempt(p).await
+            }
+            done => done,
+        });
+        done.await.map_err(failed(step))
     }
 
     async fn replicate(&self, id: ManifestId, wanted: usize, candidates: Vec<MemberId>) -> Result<watch::Receiver<Copies>, Error> {

@@ -139,6 +139,9 @@ impl Hypervisor for FakeHypervisor {
         assert!(image.exists() && disk.exists());
         Ok(())
     }
+    async fn check_image(&self, image: &Path) -> Result<u64, Error> {
+        self.virtual_size(image).await
+    }
     async fn virtual_size(&self, image: &Path) -> Result<u64, Error> {
         Ok(fs::metadata(image).unwrap().len())
     }

@@ -7,7 +7,7 @@ use crate::{
     control::{
         ControlEvent,
         address::peer_of,
-        wire::{GOSSIP_SERVICE, Gossip},
+        wire::{Contact, GOSSIP_SERVICE, Gossip},
     },
     id::MemberId,
     membership::{Refusal, Revocation, Target},
@@ -43,6 +43,8 @@ impl Driver {
         // Those whom a revocation names, known or not, and those who fall with them.
         let named = |r: &Revocation| if let Target::Member(member) = r.target() { Some(member) } else { None };
         let mut out: BTreeSet<MemberId> = news.revocations.iter().filter_map(named).collect();
+        let me = self.shared.me;
+        gossip.contacts.iter().filter(|c| c.member() == me).for_each(|c| self.on_own_contact(c));
         {
             let mut book = self.shared.book.write().unwrap_or_else(PoisonError::into_inner);
             for contact in gossip.contacts.into_iter().filter(|c| c.member() != self.shared.me) {
@@ -83,6 +85,16 @@ impl Driver {
         }
         if !news.revocations.is_empty() {
             self.cut_untrusted();
+        }
+    }
+
+    /// Others hold a contact of ours that no later one of this run replaces: its number was made by a clock that was ahead.
+    fn on_own_contact(&mut self, contact: &Contact) {
+        let told = self.shared.door.contact().map_or(0, |own| own.seq);
+        if contact.seq > told && Some(contact.seq) > self.overtaken && contact.verify(&self.shared.door.trust).is_ok() {
+            tracing::debug!(seq = contact.seq, told, "an own contact is newer than the last one told");
+            self.overtaken = Some(contact.seq);
+            self.publish_at = Some(Instant::now());
         }
     }
 

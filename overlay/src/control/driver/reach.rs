@@ -8,7 +8,7 @@ use crate::{
         mapped,
         wire::{Contact, Gossip, MAX_ADDRESSES},
     },
-    id::UnixTime,
+    network_time::next_number,
 };
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use std::{net::SocketAddr, sync::PoisonError, time::Duration};
@@ -40,7 +40,18 @@ impl Driver {
         self.swarm.external_addresses().any(|a| !is_relayed(a))
     }
 
+    /// Signs this member's last contact, after which it publishes no other.
+    pub(super) fn farewell(&mut self) -> Contact {
+        self.has_left = true;
+        let told = self.shared.door.contact().map(|c| c.seq);
+        let seq = next_number(told.max(self.overtaken));
+        Contact::sign(&self.identity, self.certificate.clone(), Vec::new(), false, seq)
+    }
+
     pub(super) fn publish(&mut self) {
+        if self.has_left {
+            return;
+        }
         let me = *self.swarm.local_peer_id();
         let network = &self.shared.door.network;
         let all: Vec<Multiaddr> = self
@@ -62,11 +73,15 @@ impl Driver {
             }
         }
         let now = (addresses, self.is_reachable());
-        if now == self.published && self.shared.door.contact().is_some_and(|c| c.seq > 0) {
+        let told = self.shared.door.contact().map(|c| c.seq);
+        if now == self.published && told > Some(0) && told > self.overtaken {
             return;
         }
         self.published = now.clone();
-        let contact = Contact::sign(&self.identity, self.certificate.clone(), now.0, now.1, next_seq());
+        // The newest that anybody may have: this run's last, that of the run before, or one that came back to us.
+        let newest = self.shared.book.read().unwrap_or_else(PoisonError::into_inner).get(self.shared.me).map(|c| c.seq);
+        let seq = next_number(newest.max(told).max(self.overtaken));
+        let contact = Contact::sign(&self.identity, self.certificate.clone(), now.0, now.1, seq);
         self.shared.door.set_contact(contact.clone());
         self.shared.book.write().unwrap_or_else(PoisonError::into_inner).insert(contact.clone(), &self.shared.door.trust);
         self.tell_all(None, &Gossip { contacts: vec![contact], revocations: Vec::new() });
@@ -110,10 +125,4 @@ impl Driver {
         let public = told.filter(|a| !is_relayed(a) && ip_of(a).is_some_and(is_public)).max_by_key(is_quic);
         public.or_else(|| self.best_link(&relay).map(|l| split_peer(l.address.clone()).0))
     }
-}
-
-/// Milliseconds of the wall clock, so that a restarted node's contact is newer than its last.
-fn next_seq() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(UnixTime::now().0 * 1000, |d| d.as_millis() as u64)
 }

@@ -1,0 +1,268 @@
+//! Whether other firewalls on this machine let packets of our interface through, by walking their chains with a packet in mind.
+//!
+//! Each base chain of a hook has to let a packet pass by itself: an accept ends one chain only. A rule whose conditions cannot all
+//! be decided (rates, ports, foreign sets) counts neither for nor against: what is then left is a chain's policy or its closing
+//! reject, which is what other firewalls drop unknown interfaces with.
+
+use crate::{
+    net::Net,
+    ruleset::{Chain, ChainId, Rule, Ruleset},
+};
+use serde_json::Value;
+use std::{fmt, net::Ipv4Addr};
+
+/// Chains that jump deeper than this are not followed (the kernel's limit is 16).
+const DEPTH: usize = 16;
+
+/// The packet in mind.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    /// The interface by which it came in.
+    pub iif: String,
+    /// The interface by which it leaves; none: it is for this machine.
+    pub oif: Option<String>,
+    /// Its source.
+    pub source: Option<Ipv4Addr>,
+    /// Its destination.
+    pub destination: Option<Ipv4Addr>,
+    /// Whether it is of a connection that is known; else it begins one.
+    pub established: bool,
+    /// Whether it is IPv6.
+    pub v6: bool,
+}
+
+/// A base chain that does not let a packet through.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Block {
+    /// The table's family.
+    pub family: String,
+    /// The table.
+    pub table: String,
+    /// The base chain.
+    pub chain: String,
+    /// What drops it there.
+    pub by: String,
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "chain {} of table {} {} ({})", self.chain, self.family, self.table, self.by)
+    }
+}
+
+/// What became of the packet.
+enum Fate {
+    Passed,
+    Dropped(String),
+    /// No rule decided.
+    Open,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Truth {
+    Yes,
+    No,
+    Unknown,
+}
+
+impl From<bool> for Truth {
+    fn from(is: bool) -> Self {
+        if is { Self::Yes } else { Self::No }
+    }
+}
+
+/// The base chains of `hook` (`input` or `forward`) that do not let the packet through.
+pub fn blocks(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Block> {
+    let mut found = Vec::new();
+    for (id, chain) in ruleset.base_chains(hook) {
+        let (family, table, name) = id;
+        let judged = match family.as_str() {
+            "inet" => true,
+            "ip" => !packet.v6,
+            "ip6" => packet.v6,
+            _ => false,
+        };
+        // Our own tables judge our own packets.
+        if !judged || table.starts_with("p2pvm_") {
+            continue;
+        }
+        let by = match walk(ruleset, id, chain, packet, 0) {
+            Fate::Passed => continue,
+            Fate::Open if !chain.drops => continue,
+            Fate::Open => "policy drop".to_owned(),
+            Fate::Dropped(by) => by,
+        };
+        found.push(Block { family: family.clone(), table: table.clone(), chain: name.clone(), by });
+    }
+    found
+}
+
+fn walk(ruleset: &Ruleset, id: &ChainId, chain: &Chain, packet: &Packet, depth: usize) -> Fate {
+    for rule in &chain.rules {
+        match apply(ruleset, id, rule, packet, depth) {
+            Step::Next => {}
+            Step::Return => return Fate::Open,
+            Step::Done(fate) => return fate,
+        }
+    }
+    Fate::Open
+}
+
+enum Step {
+    Next,
+    Return,
+    Done(Fate),
+}
+
+fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, depth: usize) -> Step {
+    let mut certain = true;
+    for expression in &rule.expressions {
+        let Some((kind, body)) = expression.as_object().and_then(|o| o.iter().next()) else { continue };
+        match kind.as_str() {
+            "match" => match holds(ruleset, id, body, packet) {
+                Truth::Yes => {}
+                Truth::No => return Step::Next,
+                Truth::Unknown => certain = false,
+            },
+            "counter" | "log" | "comment" | "mangle" | "notrack" => {}
+            "vmap" => {
+                if let Some(verdict) = looked_up(ruleset, id, body, packet).filter(|_| certain)
+                    && let Some((kind, body)) = verdict.as_object().and_then(|o| o.iter().next())
+                    && let Some(step) = decide(ruleset, id, (kind, body), packet, depth)
+                {
+                    return step;
+                }
+            }
+            "xt" if body["type"] == "target" => {
+                let name = body["name"].as_str().unwrap_or_default();
+                if certain && matches!(name, "REJECT" | "DROP") {
+                    return Step::Done(Fate::Dropped(format!("its rule '{}' in chain {}", name.to_lowercase(), id.2)));
+                }
+            }
+            other => match decide(ruleset, id, (other, body), packet, depth) {
+                Some(step) if certain => return step,
+                Some(_) => return Step::Next,
+                // A limit, a quota, a match of iptables' own.
+                None => certain = false,
+            },
+        }
+    }
+    Step::Next
+}
+
+/// What a verdict does; none: it is not a verdict.
+fn decide(ruleset: &Ruleset, id: &ChainId, verdict: (&str, &Value), packet: &Packet, depth: usize) -> Option<Step> {
+    let (kind, body) = verdict;
+    Some(match kind {
+        "accept" | "queue" => Step::Done(Fate::Passed),
+        "drop" | "reject" => Step::Done(Fate::Dropped(format!("its rule '{kind}' in chain {}", id.2))),
+        "return" => Step::Return,
+        "continue" => Step::Next,
+        "jump" | "goto" => {
+            let target = (id.0.clone(), id.1.clone(), body["target"].as_str().unwrap_or_default().to_owned());
+            let fate = match ruleset.chains.get(&target) {
+                Some(chain) if depth < DEPTH => walk(ruleset, &target, chain, packet, depth + 1),
+                _ => Fate::Open,
+            };
+            match fate {
+                Fate::Open if kind == "jump" => Step::Next,
+                Fate::Open => Step::Return,
+                fate => Step::Done(fate),
+            }
+        }
+        _ => return None,
+    })
+}
+
+/// The verdict of a verdict map for the packet, if one of its keys holds for certain.
+fn looked_up<'a>(ruleset: &'a Ruleset, id: &ChainId, body: &'a Value, packet: &Packet) -> Option<&'a Value> {
+    let pairs = match &body["data"] {
+        Value::String(name) => ruleset.sets.get(&(id.0.clone(), id.1.clone(), name.trim_start_matches('@').to_owned()))?,
+        set => set["set"].as_array()?,
+    };
+    let pair = pairs.iter().find(|pair| equals(&body["key"], &pair[0], packet, &|_| None) == Truth::Yes)?;
+    pair.get(1)
+}
+
+fn holds(ruleset: &Ruleset, id: &ChainId, body: &Value, packet: &Packet) -> Truth {
+    let named = |name: &str| ruleset.sets.get(&(id.0.clone(), id.1.clone(), name.to_owned())).cloned();
+    let truth = equals(&body["left"], &body["right"], packet, &named);
+    match body["op"].as_str() {
+        Some("==" | "in") => truth,
+        Some("!=") => match truth {
+            Truth::Yes => Truth::No,
+            Truth::No => Truth::Yes,
+            Truth::Unknown => Truth::Unknown,
+        },
+        _ => Truth::Unknown,
+    }
+}
+
+/// Whether the packet's property `left` is, or is among, `right`.
+fn equals(left: &Value, right: &Value, packet: &Packet, named: &dyn Fn(&str) -> Option<Vec<Value>>) -> Truth {
+    let elements = match right {
+        Value::Array(several) => Some(several.clone()),
+        Value::Object(object) if object.contains_key("set") => right["set"].as_array().cloned(),
+        Value::String(name) if name.starts_with('@') => match named(&name[1..]) {
+            Some(elements) => Some(elements),
+            None => return Truth::Unknown,
+        },
+        _ => None,
+    };
+    if let Some(elements) = elements {
+        let each = elements.iter().map(|element| {
+            let plain = element.get("elem").map_or(element, |elem| elem.get("val").unwrap_or(elem));
+            equals(left, plain, packet, named)
+        });
+        let truths: Vec<Truth> = each.collect();
+        return match () {
+            () if truths.contains(&Truth::Yes) => Truth::Yes,
+            () if truths.contains(&Truth::Unknown) => Truth::Unknown,
+            () => Truth::No,
+        };
+    }
+    let meta = left["meta"]["key"].as_str();
+    let field = left["payload"]["field"].as_str().filter(|_| left["payload"]["protocol"] == "ip");
+    match (meta, field) {
+        (Some("iifname" | "iif"), _) => name_is(&packet.iif, right),
+        (Some("oifname" | "oif"), _) => name_is(packet.oif.as_deref().unwrap_or_default(), right),
+        (Some("nfproto"), _) => Truth::from((right == "ipv6") == packet.v6),
+        (_, Some("saddr")) => address_is(packet.source, right),
+        (_, Some("daddr")) => address_is(packet.destination, right),
+        _ if left["ct"]["key"] == "state" => Truth::from(right == if packet.established { "established" } else { "new" }),
+        // Nothing of ours is translated on its way in.
+        _ if left["ct"]["key"] == "status" && right == "dnat" => Truth::No,
+        _ => Truth::Unknown,
+    }
+}
+
+fn name_is(name: &str, right: &Value) -> Truth {
+    match right.as_str() {
+        Some(wild) if wild.ends_with('*') => Truth::from(name.starts_with(wild.trim_end_matches('*'))),
+        Some(exact) => Truth::from(name == exact),
+        None => Truth::Unknown,
+    }
+}
+
+fn address_is(address: Option<Ipv4Addr>, right: &Value) -> Truth {
+    let Some(address) = address else { return Truth::Unknown };
+    if let Some(exact) = right.as_str() {
+        return exact.parse::<Net>().map_or(Truth::Unknown, |net| Truth::from(net.contains(&address)));
+    }
+    let parse = |value: &Value| value.as_str().and_then(|text| text.parse::<Ipv4Addr>().ok());
+    if let Some(prefix) = right.get("prefix")
+        && let (Some(first), Some(length)) = (parse(&prefix["addr"]), prefix["len"].as_u64())
+    {
+        return Truth::from(Net::new(first, u8::try_from(length).unwrap_or(32)).contains(&address));
+    }
+    if let Some(range) = right.get("range")
+        && let (Some(first), Some(last)) = (parse(&range[0]), parse(&range[1]))
+    {
+        return Truth::from((first..=last).contains(&address));
+    }
+    Truth::Unknown
+}
+
+#[cfg(test)]
+#[path = "firewall_tests.rs"]
+mod tests;

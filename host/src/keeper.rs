@@ -1,0 +1,407 @@
+//! The owner of what a network changes in the machine's kernel: a thread that makes what is wanted, watches, and puts back what
+//! somebody removed.
+//!
+//! It wakes when the kernel tells of a change (rtnetlink's links, addresses, routes, rules, settings of interfaces; any change of
+//! nftables), when it is asked, and every [`LOOK_EVERY`] in case a message was lost. A look ends in the steps of
+//! [`crate::plan::plan`], each of which is noted in the journal before it is made. What fails is tried again, more and more seldom.
+
+mod report;
+mod watch;
+
+pub use report::Report;
+
+use crate::{
+    error::Error,
+    finding::{Board, Finding},
+    journal::{Change, Entries, Journal},
+    kernel,
+    links::{links, set_alias},
+    look::{Rules, Seen, look},
+    netlink::Netlink,
+    opening,
+    plan::{Step, plan},
+    routes, undo,
+    wanted::Wanted,
+};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    os::unix::net::UnixStream,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use watch::Watch;
+
+/// A change that nobody told of is seen after this.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Changes come in bursts: so long is waited for the rest of one.
+const SETTLE: Duration = Duration::from_millis(150);
+/// A step that fails is tried again after this, then twice as long, up to the limit.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_LIMIT: Duration = Duration::from_secs(60);
+/// Somebody who removes the same thing again and again is answered in the log once in this time.
+const QUIET: Duration = Duration::from_secs(60);
+/// Longer than a look and its steps take, other programs' time limits included.
+const ANSWER: Duration = Duration::from_secs(30);
+
+enum Order {
+    Want(Box<Wanted>, Option<mpsc::Sender<Report>>),
+    Look,
+    End,
+}
+
+/// The handle of the thread.
+pub struct Keeper {
+    orders: mpsc::Sender<Order>,
+    waker: UnixStream,
+    report: Arc<Mutex<Report>>,
+    added: Arc<Mutex<Vec<Finding>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Keeper {
+    /// Starts the thread, in the network namespace of the calling thread, with nothing wanted yet.
+    ///
+    /// # Errors
+    /// The kernel gives no socket or no thread.
+    pub fn start(wanted: Wanted, journal: Journal, board: Board) -> io::Result<Self> {
+        let (orders, ordered) = mpsc::channel();
+        let (waker, woken) = UnixStream::pair()?;
+        waker.set_nonblocking(true)?;
+        let report = Arc::new(Mutex::new(Report::default()));
+        let added = Arc::new(Mutex::new(Vec::new()));
+        let watch = Watch::open(woken)?;
+        let mut thread = Thread {
+            wanted,
+            journal,
+            board,
+            report: report.clone(),
+            added: added.clone(),
+            rules: Rules::default(),
+            settled: false,
+            failing: BTreeMap::new(),
+            told: BTreeMap::new(),
+        };
+        let thread = std::thread::Builder::new().name("p2pvm-host".into()).spawn(move || thread.run(&ordered, watch))?;
+        Ok(Self { orders, waker, report, added, thread: Mutex::new(Some(thread)) })
+    }
+
+    fn order(&self, order: Order) {
+        // A thread that has ended wants nothing; a full pipe wakes it anyway.
+        let _ = self.orders.send(order);
+        let _ = (&self.waker).write(&[1]);
+    }
+
+    /// Says what is wanted from now on.
+    pub fn want(&self, wanted: Wanted) {
+        self.order(Order::Want(Box::new(wanted), None));
+    }
+
+    /// Says what is wanted from now on and waits until that was tried once.
+    pub fn settle(&self, wanted: Wanted) -> Report {
+        let (tell, told) = mpsc::channel();
+        self.order(Order::Want(Box::new(wanted), Some(tell)));
+        told.recv_timeout(ANSWER).unwrap_or_else(|_| self.report())
+    }
+
+    /// Lets it look now.
+    pub fn look(&self) {
+        self.order(Order::Look);
+    }
+
+    /// Adds what else is found wrong with routes to the board's area "routes", in place of what was added before.
+    pub fn add_findings(&self, findings: Vec<Finding>) {
+        let mut added = self.added.lock().unwrap_or_else(PoisonError::into_inner);
+        if *added != findings {
+            *added = findings;
+            drop(added);
+            self.look();
+        }
+    }
+
+    /// What came of the last look.
+    pub fn report(&self) -> Report {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the thread, which undoes everything first; a second time does nothing.
+    pub fn close(&self) {
+        self.order(Order::End);
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A panic there has been reported, and whoever comes next undoes what is noted.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+struct Thread {
+    wanted: Wanted,
+    journal: Journal,
+    board: Board,
+    report: Arc<Mutex<Report>>,
+    added: Arc<Mutex<Vec<Finding>>>,
+    rules: Rules,
+    /// Whether everything that is wanted has been made: what is to be done then was undone by somebody.
+    settled: bool,
+    /// Steps that failed, by what they do, with the time of the next try and the wait after it.
+    failing: BTreeMap<String, (Instant, Duration, String)>,
+    /// What was put back, and when it was said.
+    told: BTreeMap<String, Instant>,
+}
+
+impl Thread {
+    fn run(&mut self, orders: &mpsc::Receiver<Order>, mut watch: Watch) {
+        loop {
+            let mut asked = Vec::new();
+            while let Ok(order) = orders.try_recv() {
+                match order {
+                    Order::Want(wanted, tell) => {
+                        if *wanted != self.wanted {
+                            (self.wanted, self.settled) = (*wanted, false);
+                            self.failing.clear();
+                        }
+                        asked.extend(tell);
+                    }
+                    Order::Look => {}
+                    Order::End => return self.end(),
+                }
+            }
+            let began = Instant::now();
+            let report = self.look();
+            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report.clone();
+            for tell in asked {
+                let _ = tell.send(report.clone());
+            }
+            // A machine with a million routes is not to be kept busy by looking at them.
+            let rest = (began.elapsed() * 4).min(LOOK_EVERY);
+            let heard = watch.wait(rest, self.next_look());
+            if heard.rules {
+                self.rules.forget();
+            }
+        }
+    }
+
+    fn next_look(&self) -> Duration {
+        let now = Instant::now();
+        let due = self.failing.values().map(|(at, ..)| at.saturating_duration_since(now)).min();
+        due.unwrap_or(LOOK_EVERY).clamp(SETTLE, LOOK_EVERY)
+    }
+
+    /// Looks, does what is to be done, and says what came of it.
+    fn look(&mut self) -> Report {
+        let entries = self.journal.load();
+        let seen = match look(&self.wanted, &entries, &mut self.rules) {
+            Ok(seen) => seen,
+            Err(error) => {
+                let report = Report::unseen(error.sentence());
+                self.show(&report);
+                return report;
+            }
+        };
+        self.keep_alias();
+        let steps = plan(&self.wanted, &seen.observed);
+        let done = if steps.is_empty() { Vec::new() } else { self.make(steps, &seen) };
+        self.say(&done);
+        let seen = match done.is_empty() {
+            true => seen,
+            false => look(&self.wanted, &self.journal.load(), &mut self.rules).unwrap_or(seen),
+        };
+        self.failing.retain(|what, _| plan(&self.wanted, &seen.observed).iter().any(|step| what_of(step) == *what));
+        self.settled = self.failing.is_empty();
+        let failing = self.failing.iter().map(|(what, (_, _, why))| (what.clone(), why.clone()));
+        let report = Report::of(&self.wanted, &seen, failing);
+        self.show(&report);
+        report
+    }
+
+    fn show(&self, report: &Report) {
+        let added = self.added.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        report.show(&self.board, added);
+    }
+
+    /// The interface's mark, should it be missing.
+    fn keep_alias(&self) {
+        let Ok(links) = links() else { return };
+        if let Some(link) = links.iter().find(|link| link.name == self.wanted.device)
+            && link.alias.is_none()
+            && let Err(error) = set_alias(link.index, &self.wanted.mark().to_string())
+        {
+            tracing::debug!(%error, "the interface has no mark");
+        }
+    }
+
+    /// Makes the steps that are due; gives those that were made.
+    fn make(&mut self, steps: Vec<Step>, seen: &Seen) -> Vec<Step> {
+        let now = Instant::now();
+        let due = |step: &Step| self.failing.get(&what_of(step)).is_none_or(|(at, ..)| *at <= now);
+        let steps: Vec<Step> = steps.into_iter().filter(due).collect();
+        if let Err(cause) = self.note(&steps) {
+            for step in &steps {
+                self.failed(step, Error::Journal(io::Error::new(cause.kind(), cause.to_string())));
+            }
+            return Vec::new();
+        }
+        let (mut made, mut table_failed) = (Vec::new(), false);
+        for step in steps {
+            // Without the guard that the table holds, nothing is switched on.
+            if table_failed && matches!(step, Step::Switch { .. }) {
+                continue;
+            }
+            match self.step(&step, seen) {
+                Ok(()) => {
+                    // A passage that has to be given again and again is given more and more seldom.
+                    let again = matches!(step, Step::Open(_)) && self.settled;
+                    if again {
+                        self.postpone(&step, "somebody removes it again and again".into());
+                    } else {
+                        self.failing.remove(&what_of(&step));
+                    }
+                    made.push(step);
+                }
+                Err(error) => {
+                    table_failed |= matches!(step, Step::Table(_));
+                    self.failed(&step, error);
+                }
+            }
+        }
+        if let Err(error) = self.forget(&made) {
+            tracing::debug!(%error, "the journal still has what is undone");
+        }
+        made
+    }
+
+    fn failed(&mut self, step: &Step, error: Error) {
+        self.postpone(step, error.sentence());
+    }
+
+    fn postpone(&mut self, step: &Step, why: String) {
+        let wait = self.failing.get(&what_of(step)).map_or(RETRY, |(_, wait, _)| (*wait * 2).min(RETRY_LIMIT));
+        self.failing.insert(what_of(step), (Instant::now() + wait, wait, why));
+    }
+
+    /// Writes down what will have to be undone.
+    fn note(&self, steps: &[Step]) -> io::Result<()> {
+        let wanted = &self.wanted;
+        let changes = |step: &Step| match step {
+            Step::Route(_) | Step::Rule(_) => Some(Change::Routes { table: wanted.routing_table() }),
+            Step::Table(_) => Some(Change::Table { name: wanted.nft_table() }),
+            Step::Switch { interface, note, .. } => Some(Change::Forwarding { interface: interface.clone(), global: note.global }),
+            Step::Open(passage) => Some(Change::Passage { device: wanted.device.clone(), passage: passage.clone() }),
+            _ => None,
+        };
+        let changes: Vec<Change> = steps.iter().filter_map(changes).collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.journal.alter(|entries| changes.into_iter().for_each(|change| entries.note(change)))
+    }
+
+    /// Forgets what is undone.
+    fn forget(&self, made: &[Step]) -> io::Result<()> {
+        let gone = |change: &Change| {
+            made.iter().any(|step| match (step, change) {
+                (Step::Close(a), Change::Passage { passage: b, .. }) => a == b,
+                (Step::Restore { interface: a, .. }, Change::Forwarding { interface: b, .. }) => a == b,
+                (Step::DropTable, Change::Table { name }) => *name == self.wanted.nft_table(),
+                _ => false,
+            })
+        };
+        let routed = !self.wanted.accepted.is_empty();
+        let forget = |entries: &mut Entries| {
+            entries.kernel.retain(|change| !gone(change) && (routed || !matches!(change, Change::Routes { .. })));
+        };
+        let may_forget = |step: &Step| !matches!(step, Step::Route(_) | Step::Rule(_) | Step::Open(_) | Step::Switch { .. });
+        if made.iter().any(may_forget) { self.journal.alter(forget) } else { Ok(()) }
+    }
+
+    fn step(&mut self, step: &Step, seen: &Seen) -> Result<(), Error> {
+        let kernel = |doing: String| move |cause| Error::Kernel(doing, cause);
+        let (device, table) = (self.wanted.device.clone(), self.wanted.routing_table());
+        let netlink = || Netlink::open().map_err(kernel("ask the kernel".into()));
+        match step {
+            Step::Close(passage) => {
+                self.rules.forget();
+                opening::close(passage, &device)
+            }
+            Step::Open(passage) => {
+                self.rules.forget();
+                opening::open(passage, &device)
+            }
+            Step::Route(net) => {
+                let index = seen.observed.device.unwrap_or_default();
+                routes::make(&mut netlink()?, *net, table, index).map_err(kernel(format!("route {net} into {device}")))
+            }
+            Step::Unroute(net) => {
+                let index = seen.observed.device.unwrap_or_default();
+                routes::remove(&mut netlink()?, *net, table, index).map_err(kernel(format!("remove the route to {net}")))
+            }
+            Step::Rule(rule) => rule.make(&mut netlink()?).map_err(kernel("make a routing rule".into())),
+            Step::Unrule(rule) => rule.remove(&mut netlink()?).map_err(kernel("remove a routing rule".into())),
+            Step::Table(text) => {
+                kernel::nft("set up forwarding", text)?;
+                self.rules.made(&self.wanted.nft_table(), text.clone());
+                Ok(())
+            }
+            Step::DropTable => {
+                self.rules.forget();
+                kernel::drop_table(&self.wanted.nft_table())
+            }
+            Step::Switch { interface, change: true, .. } => kernel::set_forwarding(interface, true),
+            Step::Restore { interface, change: true } => kernel::set_forwarding(interface, false),
+            Step::Switch { .. } | Step::Restore { .. } => Ok(()),
+        }
+    }
+
+    /// One line for what was put back or opened.
+    fn say(&mut self, made: &[Step]) {
+        let opened: Vec<String> = made.iter().filter_map(|s| if let Step::Open(p) = s { Some(p.to_string()) } else { None }).collect();
+        if !opened.is_empty() && !self.settled {
+            tracing::info!(device = %self.wanted.device, "opened {} for the network's own interface", opened.join(", "));
+        }
+        let mut back: Vec<String> = if self.settled { made.iter().filter(|s| is_made(s)).map(what_of).collect() } else { Vec::new() };
+        back.dedup();
+        let now = Instant::now();
+        self.told.retain(|_, at| now.duration_since(*at) < QUIET);
+        let news: Vec<String> = back.into_iter().filter(|what| self.told.insert(what.clone(), now).is_none()).collect();
+        if !news.is_empty() {
+            tracing::info!(device = %self.wanted.device, "put back what was removed: {}", news.join(", "));
+        }
+    }
+
+    fn end(&mut self) {
+        match self.journal.hold() {
+            Ok(mut held) => {
+                for error in undo::undo(&mut held.entries) {
+                    tracing::warn!("{}", error.sentence());
+                }
+                if let Err(error) = held.save() {
+                    tracing::warn!(%error, "not noted that the changes are undone");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "what was changed on this machine is not undone"),
+        }
+    }
+}
+
+/// Whether the step makes something, rather than takes away.
+fn is_made(step: &Step) -> bool {
+    matches!(step, Step::Route(_) | Step::Rule(_) | Step::Table(_) | Step::Switch { change: true, .. } | Step::Open(_))
+}
+
+/// What a step does, for the log and for counting its failures.
+fn what_of(step: &Step) -> String {
+    match step {
+        Step::Route(net) | Step::Unroute(net) => format!("route {net}"),
+        Step::Rule(_) | Step::Unrule(_) => "routing rules".to_owned(),
+        Step::Table(_) | Step::DropTable => "forwarding rules".to_owned(),
+        Step::Switch { interface, .. } | Step::Restore { interface, .. } => format!("forwarding of {interface}"),
+        Step::Open(passage) | Step::Close(passage) => format!("{passage} ({:?})", passage.way),
+    }
+}

@@ -1,0 +1,80 @@
+//! What came of a look, for the commands that ask and for the board.
+
+use crate::{
+    finding::{Board, Finding},
+    look::Seen,
+    net::Net,
+    opening::remedy,
+    passage::Way,
+    wanted::Wanted,
+};
+
+/// What came of a look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Why packets are not forwarded into offered subnets, if they are not.
+    pub forwarding: Option<String>,
+    /// What drops packets into offered subnets or back: a sentence, and the command that helps.
+    pub blocked: Vec<(String, String)>,
+    /// Offered subnets that no interface of this machine reaches.
+    pub nowhere: Vec<Net>,
+    routes: Vec<Finding>,
+    forwarding_findings: Vec<Finding>,
+    firewall: Vec<Finding>,
+}
+
+impl Report {
+    /// The machine could not be looked at.
+    pub(super) fn unseen(why: String) -> Self {
+        let routes = vec![Finding::failed(why.clone(), "")];
+        Self { forwarding: Some(why), routes, ..Self::default() }
+    }
+
+    /// After a look and its steps, some of which fail.
+    pub(super) fn of(wanted: &Wanted, seen: &Seen, failing: impl Iterator<Item = (String, String)>) -> Self {
+        let mut report = Self { nowhere: seen.nowhere.clone(), ..Self::default() };
+        let device = &wanted.device;
+        for (what, why) in failing {
+            if what.starts_with("forwarding") {
+                report.forwarding_findings.push(Finding::failed(
+                    format!("packets from {device} are not forwarded into the offered subnets: {why}"),
+                    "settle what the message says; p2pvm tries again by itself",
+                ));
+                report.forwarding.get_or_insert(why);
+            } else if what.starts_with("rout") {
+                report.routes.push(Finding::failed(format!("{what} cannot be set up: {why}"), "p2pvm tries again by itself"));
+            } else {
+                report.firewall.push(Finding::warning(format!("{what} cannot be opened: {why}"), "p2pvm tries again by itself"));
+            }
+        }
+        for net in &report.nowhere {
+            let found = format!("this machine offers {net}, but no interface of it leads there");
+            report.routes.push(Finding::failed(found, format!("connect the interface, or: p2pvm route withdraw {net}")));
+        }
+        if let Some(conflict) = &seen.conflict {
+            report.routes.push(Finding::failed(
+                format!("the network's own subnet {conflict}"),
+                "renumber that network, or leave this one and join one with another subnet (p2pvm init --subnet)",
+            ));
+        }
+        for block in &seen.survey.input {
+            let found = format!("{block} lets nothing in from {device}");
+            report.firewall.push(Finding::warning(found, remedy(block, &Way::In, device)));
+        }
+        for block in &seen.survey.forward {
+            let found = format!("{block} drops what {device} forwards into the offered subnets");
+            let back = seen.observed.lans.iter().map(|lan| remedy(block, &Way::From(lan.clone()), device));
+            let advice = [remedy(block, &Way::In, device)].into_iter().chain(back).collect::<Vec<_>>().join(" && ");
+            report.blocked.push((found.clone(), advice.clone()));
+            report.firewall.push(Finding::failed(found, advice));
+        }
+        report
+    }
+
+    /// Puts it on the board; `more` is what the network itself found wrong with routes.
+    pub(super) fn show(&self, board: &Board, more: Vec<Finding>) {
+        board.set("routes", self.routes.iter().cloned().chain(more).collect());
+        board.set("forwarding", self.forwarding_findings.clone());
+        board.set("firewall", self.firewall.clone());
+    }
+}

@@ -1,0 +1,212 @@
+//! From what is wanted and what is there to the steps between. Pure: the same function puts back what somebody removed, changes what
+//! is wanted now, and takes everything away at the end; with nothing left to do it gives no step.
+//!
+//! Several networks share the machine: rules around the accepted routes stay until the last network has none, an interface's
+//! forwarding stays on until the last network that offers through it is gone.
+
+use crate::{
+    links::Mark,
+    net::Net,
+    passage::Passage,
+    rules::Rule,
+    wanted::{Observed, Switched, TableState, Wanted, routing_table},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+/// One change of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Take a passage through another firewall away.
+    Close(Passage),
+    /// Make a route in the network's own routing table.
+    Route(Net),
+    /// Remove one.
+    Unroute(Net),
+    /// Make a policy rule.
+    Rule(Rule),
+    /// Remove one.
+    Unrule(Rule),
+    /// Make the network's nftables table of this text.
+    Table(String),
+    /// Switch an interface's forwarding on, and note how it was; `change` is false where another network has done it.
+    Switch {
+        /// The interface.
+        interface: String,
+        /// What to note.
+        note: Switched,
+        /// Whether something is to be written to the kernel.
+        change: bool,
+    },
+    /// An interface's forwarding is no longer needed here; `change` is false where others need it.
+    Restore {
+        /// The interface.
+        interface: String,
+        /// Whether it is to be switched off.
+        change: bool,
+    },
+    /// Remove the network's nftables table.
+    DropTable,
+    /// Give a passage through another firewall.
+    Open(Passage),
+}
+
+/// The steps from what is there to what is wanted, in order.
+pub fn plan(wanted: &Wanted, seen: &Observed) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    let passages = if wanted.open_firewalls { seen.passages.clone() } else { BTreeSet::new() };
+    steps.extend(seen.passages_there.difference(&passages).cloned().map(Step::Close));
+    routes(wanted, seen, &mut steps);
+    forwarding(wanted, seen, &mut steps);
+    steps.extend(passages.difference(&seen.passages_there).cloned().map(Step::Open));
+    steps
+}
+
+fn routes(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
+    if seen.device.is_some() {
+        steps.extend(seen.routes.difference(&wanted.accepted).copied().map(Step::Unroute));
+        steps.extend(wanted.accepted.difference(&seen.routes).copied().map(Step::Route));
+    }
+    let others = seen.marks.iter().filter(|(device, _)| **device != wanted.device).map(|(_, mark)| mark);
+    let rules = rules_for(Some((wanted, !wanted.accepted.is_empty())), others, &seen.rules);
+    change_rules(&seen.rules, &rules, steps);
+}
+
+/// The rules that have to be there, given those that are: `own` network (and whether it has accepted routes) beside others, each
+/// known by its mark. Others' tables count as long as their interfaces are there.
+fn rules_for<'a>(own: Option<(&Wanted, bool)>, others: impl Iterator<Item = &'a Mark>, present: &[Rule]) -> BTreeSet<Rule> {
+    let mut marks: Vec<Mark> = others.cloned().collect();
+    let living: BTreeSet<u32> = marks.iter().map(routing_table).collect();
+    let mut tables: BTreeSet<u32> = present
+        .iter()
+        .filter_map(|rule| if let Rule::Table(table) = rule { Some(*table) } else { None })
+        .filter(|table| living.contains(table))
+        .collect();
+    if let Some((wanted, has_routes)) = own {
+        marks.push(wanted.mark());
+        if has_routes {
+            tables.insert(wanted.routing_table());
+        }
+    }
+    if tables.is_empty() {
+        return BTreeSet::new();
+    }
+    let mut rules = BTreeSet::from([Rule::End, Rule::Marked, Rule::Local]);
+    for mark in marks {
+        rules.extend([mark.link_port, mark.control_port].into_iter().filter(|port| *port != 0).map(Rule::Udp));
+        rules.extend(Some(mark.control_port).filter(|port| *port != 0).map(Rule::Tcp));
+    }
+    rules.extend(tables.into_iter().map(Rule::Table));
+    rules
+}
+
+/// What rules stay when the network whose routing table this is has gone.
+pub fn rules_without(table: u32, marks: &BTreeMap<String, Mark>, present: &[Rule]) -> Vec<Step> {
+    let others = marks.values().filter(|mark| routing_table(mark) != table);
+    let mut steps = Vec::new();
+    change_rules(present, &rules_for(None, others, present), &mut steps);
+    steps
+}
+
+/// Around first and the tables last, so that no own socket ever meets a table; the other way round at the end.
+fn change_rules(present: &[Rule], rules: &BTreeSet<Rule>, steps: &mut Vec<Step>) {
+    let mut kept = BTreeSet::new();
+    let mut gone: Vec<Rule> = present.iter().filter(|rule| !rules.contains(rule) || !kept.insert(**rule)).copied().collect();
+    gone.sort_unstable_by(|a, b| b.cmp(a));
+    steps.extend(gone.into_iter().map(Step::Unrule));
+    steps.extend(rules.difference(&kept).copied().map(Step::Rule));
+}
+
+fn forwarding(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
+    let mut switched = seen.switched.clone();
+    let mut switch = Vec::new();
+    let needed: BTreeSet<&String> = match wanted.offered.is_empty() {
+        true => BTreeSet::new(),
+        false => seen.lans.iter().chain([&wanted.device]).collect(),
+    };
+    for interface in &needed {
+        let change = match seen.forwarding.get(*interface) {
+            Some(false) => true,
+            // Another network switched it on: whichever goes last switches it off.
+            Some(true) if seen.switched_by_others.contains(*interface) && !switched.contains_key(*interface) => false,
+            _ => continue,
+        };
+        let note = *switched.entry((*interface).clone()).or_insert(Switched { global: change && seen.ip_forward });
+        switch.push(Step::Switch { interface: (*interface).clone(), note, change });
+    }
+    if !needed.is_empty() {
+        let text = table(wanted, seen, &switched);
+        if seen.table != TableState::Made(text.clone()) {
+            steps.push(Step::Table(text));
+        }
+    }
+    steps.extend(switch);
+    for (interface, note) in seen.switched.iter().filter(|(interface, _)| !needed.contains(interface)) {
+        steps.push(Step::Restore { interface: interface.clone(), change: is_ours(interface, *note, seen) });
+    }
+    if needed.is_empty() && seen.table != TableState::Absent {
+        steps.push(Step::DropTable);
+    }
+}
+
+/// Whether an interface forwards for p2pvm's sake alone, and for this network's.
+fn is_ours(interface: &str, note: Switched, seen: &Observed) -> bool {
+    seen.forwarding.get(interface) == Some(&true)
+        && !seen.switched_by_others.contains(interface)
+        && !wanted_by_others(note, seen.ip_forward)
+}
+
+/// Whether somebody has switched forwarding on for the whole machine since p2pvm did for one interface.
+pub fn wanted_by_others(note: Switched, ip_forward: bool) -> bool {
+    ip_forward && !note.global
+}
+
+/// The rules of a host that forwards from the network's interface into offered subnets. What comes in by that interface goes into
+/// these subnets and nowhere else; nobody in them begins a connection into the network. Interfaces that forward for p2pvm's
+/// sake alone let nothing else through. All else is nobody's business here.
+fn table(wanted: &Wanted, seen: &Observed, switched: &BTreeMap<String, Switched>) -> String {
+    let (table, device) = (wanted.nft_table(), &wanted.device);
+    let list = |names: &mut dyn Iterator<Item = String>| names.collect::<Vec<_>>().join(", ");
+    let nets = list(&mut wanted.offered.iter().map(ToString::to_string));
+    let quoted = |names: &BTreeSet<&String>| list(&mut names.iter().map(|name| format!("\"{name}\"")));
+    let lans: BTreeSet<&String> = seen.lans.iter().collect();
+    let marked: BTreeSet<&String> = switched.keys().collect();
+    let guarded: BTreeSet<&String> = switched
+        .iter()
+        .filter(|(interface, note)| lans.contains(interface) && !wanted_by_others(**note, seen.ip_forward))
+        .map(|(interface, _)| interface)
+        .collect();
+    let own: BTreeSet<&String> = seen.marks.keys().chain([device]).collect();
+    // Adding before deleting makes deleting no error; the whole text is one transaction.
+    let mut text = format!("add table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n");
+    if !marked.is_empty() {
+        let _ = writeln!(text, "set switched {{ type ifname; elements = {{ {} }}; }}", quoted(&marked));
+    }
+    let source = wanted.overlay.map(|overlay| format!("ip saddr {overlay} ")).unwrap_or_default();
+    let _ = write!(
+        text,
+        "chain outward {{ type nat hook postrouting priority srcnat; policy accept;
+            {source}ip daddr {{ {nets} }} iifname \"{device}\" oifname != \"{device}\" masquerade
+        }}
+        chain through {{ type filter hook forward priority filter; policy accept;
+            iifname \"{device}\" oifname != \"{device}\" ip daddr {{ {nets} }} accept
+            iifname \"{device}\" drop
+            ip saddr {{ {nets} }} oifname \"{device}\" ct state new drop\n"
+    );
+    if !guarded.is_empty() {
+        let (lans, own) = (quoted(&guarded), quoted(&own));
+        let _ = write!(
+            text,
+            "iifname {{ {lans} }} oifname != {{ {own} }} drop
+            iifname {{ {lans} }} ct state new drop\n"
+        );
+    }
+    text.push_str("}\n}\n");
+    text
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

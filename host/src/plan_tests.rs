@@ -1,0 +1,287 @@
+//! Several networks on a modelled machine: whatever happens in between, each gets what it wants, and the last leaves nothing.
+
+use super::*;
+use crate::passage::{By, Way};
+use proptest::prelude::*;
+
+/// The machine: what the kernel holds, and what each network's journal says.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct World {
+    rules: Vec<Rule>,
+    ip_forward: bool,
+    forwarding: BTreeMap<String, bool>,
+    networks: BTreeMap<String, Own>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Own {
+    wanted: Wanted,
+    routes: BTreeSet<Net>,
+    table: TableState,
+    switched: BTreeMap<String, Switched>,
+    passages: BTreeSet<Passage>,
+}
+
+const LANS: [&str; 2] = ["lan0", "lan1"];
+
+fn passages() -> BTreeSet<Passage> {
+    let of = |way| Passage { by: By::Nft, family: "ip".into(), chain: "FORWARD".into(), way };
+    BTreeSet::from([of(Way::In), of(Way::From("lan0".into()))])
+}
+
+impl World {
+    fn join(&mut self, n: u16) {
+        let wanted = Wanted {
+            device: format!("p2pvm{n}"),
+            network: format!("network {n}"),
+            link_port: 4002 + n * 10,
+            control_port: 4001 + n * 10,
+            overlay: Some(format!("10.{}.0.0/16", n + 1).parse().unwrap()),
+            ..Wanted::default()
+        };
+        self.forwarding.insert(wanted.device.clone(), self.ip_forward);
+        self.networks.insert(wanted.device.clone(), Own { wanted, ..Own::default() });
+    }
+
+    fn observe(&self, device: &str) -> Observed {
+        let own = &self.networks[device];
+        let lans: BTreeSet<String> =
+            own.wanted.offered.iter().map(|net| LANS[usize::from(net.addr().octets()[2] % 2)].to_owned()).collect();
+        let others = self.networks.iter().filter(|(name, own)| *name != device && own.table != TableState::Absent);
+        Observed {
+            device: Some(7),
+            marks: self.networks.iter().map(|(name, own)| (name.clone(), own.wanted.mark())).collect(),
+            rules: self.rules.clone(),
+            routes: own.routes.clone(),
+            ip_forward: self.ip_forward,
+            forwarding: self.forwarding.clone(),
+            lans,
+            switched: own.switched.clone(),
+            switched_by_others: others.flat_map(|(_, own)| own.switched.keys().cloned()).collect(),
+            table: own.table.clone(),
+            passages: if own.wanted.offered.is_empty() { BTreeSet::new() } else { passages() },
+            passages_there: own.passages.clone(),
+        }
+    }
+
+    /// One look of one network's keeper.
+    fn look(&mut self, device: &str) -> Vec<Step> {
+        let steps = plan(&self.networks[device].wanted.clone(), &self.observe(device));
+        for step in &steps {
+            let own = self.networks.get_mut(device).unwrap();
+            match step.clone() {
+                Step::Close(passage) => drop(own.passages.remove(&passage)),
+                Step::Open(passage) => drop(own.passages.insert(passage)),
+                Step::Route(net) => drop(own.routes.insert(net)),
+                Step::Unroute(net) => drop(own.routes.remove(&net)),
+                Step::Rule(rule) => self.rules.push(rule),
+                Step::Unrule(rule) => {
+                    let at = self.rules.iter().position(|r| *r == rule).expect("only what is there is removed");
+                    self.rules.remove(at);
+                }
+                Step::Table(text) => own.table = TableState::Made(text),
+                Step::DropTable => own.table = TableState::Absent,
+                Step::Switch { interface, note, change } => {
+                    own.switched.entry(interface.clone()).or_insert(note);
+                    if change {
+                        let guarded = matches!(&own.table, TableState::Made(text) if text.contains(&format!("\"{interface}\"")));
+                        assert!(guarded, "the guard is there before an interface forwards");
+                        self.forwarding.insert(interface, true);
+                    }
+                }
+                Step::Restore { interface, change } => {
+                    own.switched.remove(&interface);
+                    if change {
+                        self.forwarding.insert(interface, false);
+                    }
+                }
+            }
+        }
+        steps
+    }
+
+    fn settle(&mut self) {
+        let names: Vec<String> = self.networks.keys().cloned().collect();
+        for _ in 0..4 {
+            if names.iter().map(|device| self.look(device).len()).sum::<usize>() == 0 {
+                return;
+            }
+        }
+        let left: Vec<_> = names.iter().map(|device| self.look(device)).collect();
+        panic!("the keepers do not come to rest: {left:?}\n{self:?}");
+    }
+
+    /// The network's daemon ends: everything is undone, then the interface goes.
+    fn leave(&mut self, device: &str) {
+        let own = self.networks.get_mut(device).unwrap();
+        own.wanted = own.wanted.nothing();
+        let table = own.wanted.routing_table();
+        self.look(device);
+        let marks = self.observe(device).marks;
+        for step in rules_without(table, &marks, &self.rules.clone()) {
+            match step {
+                Step::Unrule(rule) => {
+                    let at = self.rules.iter().position(|r| *r == rule).unwrap();
+                    self.rules.remove(at);
+                }
+                Step::Rule(rule) => self.rules.push(rule),
+                other => panic!("{other:?}"),
+            }
+        }
+        let gone = self.networks.remove(device).unwrap();
+        assert!(gone.switched.is_empty() && gone.table == TableState::Absent && gone.passages.is_empty() && gone.routes.is_empty());
+        self.forwarding.remove(device);
+    }
+
+    fn set_ip_forward(&mut self, on: bool) {
+        if self.ip_forward != on {
+            self.ip_forward = on;
+            self.forwarding.values_mut().for_each(|f| *f = on);
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Accept(u16, BTreeSet<u8>),
+    Offer(u16, BTreeSet<u8>),
+    Global(bool),
+    Leave(u16),
+    Join(u16),
+    FlushRules,
+    FlushTables,
+    Forward(usize, bool),
+    DoubleRule(usize),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let nets = || prop::collection::btree_set(0u8..6, 0..4);
+    prop_oneof![
+        4 => (0u16..3, nets()).prop_map(|(n, nets)| Event::Accept(n, nets)),
+        4 => (0u16..3, nets()).prop_map(|(n, nets)| Event::Offer(n, nets)),
+        2 => any::<bool>().prop_map(Event::Global),
+        1 => (0u16..3).prop_map(Event::Leave),
+        2 => (0u16..3).prop_map(Event::Join),
+        1 => Just(Event::FlushRules),
+        1 => Just(Event::FlushTables),
+        1 => (0usize..2, any::<bool>()).prop_map(|(lan, on)| Event::Forward(lan, on)),
+        1 => (0usize..8).prop_map(Event::DoubleRule),
+    ]
+}
+
+fn nets(thirds: &BTreeSet<u8>) -> BTreeSet<Net> {
+    thirds.iter().map(|third| format!("192.168.{third}.0/24").parse().unwrap()).collect()
+}
+
+proptest! {
+    #[test]
+    fn networks_on_one_machine_get_what_they_want_and_leave_what_they_found(events in prop::collection::vec(event(), 0..24)) {
+        let mut world = World { forwarding: LANS.map(|lan| (lan.to_owned(), false)).into(), ..World::default() };
+        (0..2).for_each(|n| world.join(n));
+        // Whether a person switched this interface on: then it is no longer as it was found.
+        let mut touched = false;
+        for event in events {
+            let device = |n: &u16| format!("p2pvm{n}");
+            match event {
+                Event::Join(n) if !world.networks.contains_key(&device(&n)) => world.join(n),
+                Event::Leave(n) if world.networks.contains_key(&device(&n)) => world.leave(&device(&n)),
+                Event::Accept(n, thirds) => {
+                    if let Some(own) = world.networks.get_mut(&device(&n)) { own.wanted.accepted = nets(&thirds); }
+                }
+                Event::Offer(n, thirds) => {
+                    if let Some(own) = world.networks.get_mut(&device(&n)) { own.wanted.offered = nets(&thirds); }
+                    if let Some(own) = world.networks.get_mut(&device(&n)) { own.wanted.open_firewalls = true; }
+                }
+                Event::Global(on) => world.set_ip_forward(on),
+                Event::FlushRules => world.rules.clear(),
+                Event::FlushTables => world.networks.values_mut().for_each(|own| {
+                    own.table = TableState::Absent;
+                    own.passages.clear();
+                }),
+                Event::Forward(lan, on) => {
+                    world.forwarding.insert(LANS[lan].to_owned(), on);
+                    touched = true;
+                }
+                Event::DoubleRule(at) => {
+                    if let Some(rule) = world.rules.get(at).copied() { world.rules.push(rule); }
+                }
+                _ => {}
+            }
+            world.settle();
+            let active = world.networks.values().any(|own| !own.wanted.accepted.is_empty());
+            prop_assert_eq!(world.rules.is_empty(), !active);
+            for own in world.networks.values() {
+                prop_assert_eq!(&own.routes, &own.wanted.accepted);
+                if active {
+                    prop_assert!(world.rules.contains(&Rule::Udp(own.wanted.link_port)));
+                    prop_assert!(world.rules.contains(&Rule::Tcp(own.wanted.control_port)));
+                }
+                if !own.wanted.offered.is_empty() {
+                    let lans = world.observe(&own.wanted.device).lans;
+                    prop_assert!(lans.iter().chain([&own.wanted.device]).all(|i| world.forwarding[i]));
+                }
+            }
+        }
+        for device in world.networks.keys().cloned().collect::<Vec<_>>() {
+            world.leave(&device);
+            world.settle();
+        }
+        prop_assert!(world.rules.is_empty());
+        if !touched {
+            prop_assert!(world.forwarding.values().all(|on| *on == world.ip_forward), "{:?}", world.forwarding);
+        }
+    }
+}
+
+fn offering(ip_forward: bool) -> (Wanted, Observed) {
+    let wanted = Wanted {
+        device: "p2pvm0".into(),
+        overlay: Some("10.9.0.0/16".parse().unwrap()),
+        offered: BTreeSet::from(["192.168.7.0/24".parse().unwrap()]),
+        ..Wanted::default()
+    };
+    let seen = Observed {
+        ip_forward,
+        lans: BTreeSet::from(["lan0".to_owned()]),
+        forwarding: BTreeMap::from([("lan0".to_owned(), ip_forward), ("p2pvm0".to_owned(), ip_forward)]),
+        ..Observed::default()
+    };
+    (wanted, seen)
+}
+
+fn text(steps: &[Step]) -> String {
+    steps.iter().find_map(|step| if let Step::Table(text) = step { Some(text.clone()) } else { None }).expect("a table")
+}
+
+#[test]
+fn only_a_lan_that_did_not_forward_is_guarded_and_only_while_nobody_else_forwards() {
+    let guard = "iifname { \"lan0\" } oifname != { \"p2pvm0\" } drop";
+    let (wanted, mut seen) = offering(false);
+    let steps = plan(&wanted, &seen);
+    assert!(text(&steps).contains(guard), "{steps:?}");
+    assert!(matches!(steps[0], Step::Table(_)), "the guard comes first: {steps:?}");
+
+    // Docker comes.
+    seen.switched = ["lan0", "p2pvm0"].map(|i| (i.to_owned(), Switched { global: false })).into();
+    seen.forwarding.values_mut().for_each(|on| *on = true);
+    seen.table = TableState::Made(text(&steps));
+    assert_eq!(plan(&wanted, &seen), []);
+    seen.ip_forward = true;
+    let steps = plan(&wanted, &seen);
+    assert!(!text(&steps).contains(guard), "{steps:?}");
+    let steps = plan(&wanted.nothing(), &seen);
+    assert!(!steps.iter().any(|step| matches!(step, Step::Restore { change: true, .. })), "others need it now: {steps:?}");
+
+    let (wanted, seen) = offering(true);
+    assert!(!text(&plan(&wanted, &seen)).contains(guard));
+}
+
+#[test]
+fn rules_of_a_network_whose_interface_went_are_removed() {
+    let wanted = Wanted { device: "p2pvm0".into(), network: "n".into(), ..Wanted::default() };
+    let stale = [Rule::End, Rule::Udp(9), Rule::Marked, Rule::Local, Rule::Table(0x7000_0009)];
+    let seen = Observed { device: Some(1), rules: stale.to_vec(), ..Observed::default() };
+    let steps = plan(&wanted, &seen);
+    assert_eq!(steps.first(), Some(&Step::Unrule(Rule::Table(0x7000_0009))), "tables go before what leads around them");
+    assert_eq!(steps.len(), stale.len());
+}

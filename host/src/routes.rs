@@ -1,0 +1,124 @@
+//! The kernel's IPv4 routes, table by table.
+
+use crate::{net::Net, netlink::Netlink, rules::PROTOCOL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+};
+use std::{io, net::Ipv4Addr};
+
+/// The table that everybody uses.
+pub const MAIN: u32 = 254;
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads.
+    pub net: Net,
+    /// The interface's index; none: blackholes and the like. A route with several next hops is here once for each.
+    pub device: Option<u32>,
+    /// The router.
+    pub gateway: Option<Ipv4Addr>,
+    /// RTPROT_*.
+    pub protocol: u8,
+}
+
+fn table_of(message: &RouteMessage) -> u32 {
+    let wide = message.attributes.iter().find_map(|a| if let RouteAttribute::Table(t) = a { Some(*t) } else { None });
+    wide.unwrap_or_else(|| message.header.table.into())
+}
+
+fn v4(address: &RouteAddress) -> Option<Ipv4Addr> {
+    if let RouteAddress::Inet(ip) = address { Some(*ip) } else { None }
+}
+
+fn read(message: &RouteMessage) -> Vec<Route> {
+    let mut route = Route {
+        net: Net::new(Ipv4Addr::UNSPECIFIED, message.header.destination_prefix_length),
+        device: None,
+        gateway: None,
+        protocol: message.header.protocol.into(),
+    };
+    let mut hops = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(to) => {
+                if let Some(to) = v4(to) {
+                    route.net = Net::new(to, message.header.destination_prefix_length);
+                }
+            }
+            RouteAttribute::Oif(index) => route.device = Some(*index),
+            RouteAttribute::Gateway(gateway) => route.gateway = v4(gateway),
+            RouteAttribute::MultiPath(several) => {
+                for hop in several {
+                    let by = |a: &RouteAttribute| if let RouteAttribute::Gateway(g) = a { v4(g) } else { None };
+                    hops.push((hop.interface_index, hop.attributes.iter().find_map(by)));
+                }
+            }
+            _ => {}
+        }
+    }
+    if hops.is_empty() {
+        return vec![route];
+    }
+    hops.into_iter().map(|(device, gateway)| Route { device: Some(device), gateway, ..route.clone() }).collect()
+}
+
+/// The unicast routes of a table.
+///
+/// # Errors
+/// What the kernel says.
+pub fn routes(netlink: &mut Netlink, table: u32) -> io::Result<Vec<Route>> {
+    let mut ask = RouteMessage::default();
+    ask.header.address_family = AddressFamily::Inet;
+    ask.attributes.push(RouteAttribute::Table(table));
+    let answers = match netlink.dump(RouteNetlinkMessage::GetRoute(ask)) {
+        // A table that never held a route does not exist.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        answers => answers?,
+    };
+    let mut found = Vec::new();
+    for answer in answers {
+        if let RouteNetlinkMessage::NewRoute(message) = answer
+            && table_of(&message) == table
+            && message.header.kind == RouteType::Unicast
+        {
+            found.extend(read(&message));
+        }
+    }
+    Ok(found)
+}
+
+fn message(net: Net, table: u32, device: u32) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = AddressFamily::Inet;
+    header.destination_prefix_length = net.prefix();
+    header.protocol = RouteProtocol::Other(PROTOCOL);
+    header.scope = RouteScope::Link;
+    header.kind = RouteType::Unicast;
+    message.attributes =
+        vec![RouteAttribute::Table(table), RouteAttribute::Destination(RouteAddress::Inet(net.addr())), RouteAttribute::Oif(device)];
+    message
+}
+
+/// Makes a route into an interface.
+///
+/// # Errors
+/// What the kernel says.
+pub fn make(netlink: &mut Netlink, net: Net, table: u32, device: u32) -> io::Result<()> {
+    netlink.change(RouteNetlinkMessage::NewRoute(message(net, table, device)), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Removes a route into an interface; one that is not there is no failure.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove(netlink: &mut Netlink, net: Net, table: u32, device: u32) -> io::Result<()> {
+    match netlink.change(RouteNetlinkMessage::DelRoute(message(net, table, device)), 0) {
+        // ESRCH, as rtnetlink says it.
+        Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Ok(()),
+        done => done,
+    }
+}

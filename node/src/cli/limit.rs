@@ -1,0 +1,152 @@
+//! Every command ends in time. A thread beside it looks at the clock: what a command waits for, a daemon, a disk or a person who
+//! typed nothing, does not matter then.
+//!
+//! Most commands have a total limit. Those whose work has no natural length (a move, a snapshot, an image copied) end when
+//! nothing has been heard of them for long. Screens, consoles and what serves until it is stopped have no limit of their own.
+
+use super::args::{Cli, Command, Ping, Vm};
+use crate::failure::Failure;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Questions to the own daemon, some of which ask other members.
+const SHORT: Duration = Duration::from_secs(30);
+/// What waits for other machines more than once: joining, an address, a guest's shut-down.
+const LONG: Duration = Duration::from_secs(150);
+/// Guests of a host that leaves are stopped one after the other, each for up to half a minute.
+const LEAVING: Duration = Duration::from_secs(600);
+/// Work without a word for so long is stuck: longer than the daemon waits for a snapshot's copies.
+const SILENCE: Duration = Duration::from_secs(420);
+/// The way to a member and its first answer, and each answer more.
+const PING_FIRST: Duration = Duration::from_secs(17);
+const PING_EACH: Duration = Duration::from_secs(5);
+/// How often it is looked.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// When something was last heard of the work.
+static HEARD: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// How long a command may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// As long as it takes.
+    None,
+    /// This long in all.
+    Total(Duration),
+    /// This long without a sign of progress.
+    Silence(Duration),
+}
+
+/// Notes that the work goes on.
+pub fn progressed() {
+    *HEARD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+}
+
+/// The limit of a command: the one given, or that of its kind.
+pub fn of(cli: &Cli) -> Limit {
+    cli.timeout.map_or_else(|| of_kind(&cli.command), Limit::Total)
+}
+
+fn of_kind(command: &Command) -> Limit {
+    match command {
+        Command::Up(up) if !up.detach => Limit::None,
+        Command::Join(join) if join.foreground => Limit::None,
+        Command::Top(top) if !top.once => Limit::None,
+        Command::Dashboard(dashboard) if dashboard.listen.is_some() => Limit::None,
+        Command::Testbed(_) | Command::Simulate(_) | Command::Demo(_) | Command::Bench(_) => Limit::None,
+        // They read disks, or wait for a person.
+        Command::Image(_) | Command::Install(_) | Command::Appliance(_) => Limit::None,
+        Command::Vm(Vm::Console(_)) => Limit::None,
+        Command::Vm(Vm::List | Vm::Show(_)) => Limit::Total(SHORT),
+        Command::Vm(Vm::Delete(_)) => Limit::Total(LONG),
+        Command::Vm(_) | Command::Drain => Limit::Silence(SILENCE),
+        Command::Leave(_) => Limit::Total(LEAVING),
+        Command::Up(_) | Command::Join(_) | Command::Doctor(_) | Command::Bugreport(_) => Limit::Total(LONG),
+        Command::Ping(ping) => Limit::Total(of_ping(ping)),
+        _ => Limit::Total(SHORT),
+    }
+}
+
+fn of_ping(ping: &Ping) -> Duration {
+    PING_FIRST.saturating_add((ping.interval.max(PING_EACH)).saturating_mul(ping.count))
+}
+
+/// Ends the process when its time is over.
+pub fn watch(limit: Limit, json: bool) {
+    if limit == Limit::None {
+        return;
+    }
+    progressed();
+    let began = Instant::now();
+    // The thread ends with the process.
+    let watching = std::thread::Builder::new().name("time-limit".to_owned()).spawn(move || {
+        loop {
+            std::thread::sleep(LOOK_EVERY);
+            if let Some(failure) = over(limit, began.elapsed(), silent_for()) {
+                super::say(&failure, json);
+                std::process::exit(failure.kind as i32);
+            }
+        }
+    });
+    if let Err(error) = watching {
+        tracing::debug!(%error, "this command has no time limit");
+    }
+}
+
+fn silent_for() -> Duration {
+    HEARD.lock().unwrap_or_else(PoisonError::into_inner).map_or(Duration::ZERO, |at| at.elapsed())
+}
+
+fn over(limit: Limit, total: Duration, silent: Duration) -> Option<Failure> {
+    let (is_over, sentence) = match limit {
+        Limit::None => return None,
+        Limit::Total(limit) => (total >= limit, format!("not done within {}", crate::clock::span(limit))),
+        Limit::Silence(limit) => (silent >= limit, format!("no progress for {}", crate::clock::span(limit))),
+    };
+    is_over.then(|| {
+        Failure::timed_out(format!(
+            "{sentence}: given up. What the daemon was asked for may still be done; 'p2pvm status' shows how it is, --timeout gives it longer"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Kind;
+    use clap::Parser;
+
+    fn limit(words: &str) -> Limit {
+        of(&Cli::try_parse_from(words.split(' ')).unwrap())
+    }
+
+    #[test]
+    fn every_command_that_answers_has_a_limit_and_a_given_one_goes_first() {
+        assert_eq!(limit("p2pvm ping -c 1 lab3"), Limit::Total(PING_FIRST + PING_EACH));
+        assert_eq!(limit("p2pvm ping -c 1 lab3 --timeout 3s"), Limit::Total(Duration::from_secs(3)));
+        assert_eq!(limit("p2pvm --timeout 9 status"), Limit::Total(Duration::from_secs(9)));
+        for bounded in
+            ["status", "peers --all", "netcheck", "join x", "up --detach", "down", "vm list", "doctor", "route list", "top --once"]
+        {
+            assert!(matches!(limit(&format!("p2pvm {bounded}")), Limit::Total(_)), "{bounded}");
+        }
+        for long in ["vm create web --image x", "vm migrate web", "vm snapshot web", "drain"] {
+            assert!(matches!(limit(&format!("p2pvm {long}")), Limit::Silence(_)), "{long}");
+        }
+        for open in ["up", "top", "vm console web"] {
+            assert_eq!(limit(&format!("p2pvm {open}")), Limit::None, "{open}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_is_over_says_so_with_exit_code_4() {
+        let seconds = Duration::from_secs;
+        assert!(over(Limit::Total(seconds(9)), seconds(8), seconds(8)).is_none());
+        let failure = over(Limit::Total(seconds(9)), seconds(9), seconds(0)).unwrap();
+        assert!(failure.kind == Kind::TimedOut && failure.message.starts_with("not done within 9 s"), "{failure}");
+        assert!(over(Limit::Silence(seconds(9)), seconds(900), seconds(3)).is_none(), "work that goes on may take long");
+        assert!(over(Limit::Silence(seconds(9)), seconds(900), seconds(9)).is_some());
+    }
+}

@@ -1,0 +1,64 @@
+//! Whether the members that offer subnets answer, by probes, so that another offer is used when one does not. Slow to change its
+//! mind: packets of one connection should not go now here, now there.
+
+use p2pvm_overlay::MemberId;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Probes in a row without an answer after which a member counts as silent.
+const GONE_AFTER: u32 = 2;
+/// Answers in a row after which a silent one counts again.
+const BACK_AFTER: u32 = 3;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Row {
+    answered: u32,
+    missed: u32,
+    silent: bool,
+}
+
+/// What the probes said.
+#[derive(Debug, Default)]
+pub(super) struct Answers(BTreeMap<MemberId, Row>);
+
+impl Answers {
+    /// Takes the result of one round of probes; members that were not probed are forgotten. True if somebody fell silent or came back.
+    pub fn round(&mut self, results: &[(MemberId, bool)]) -> bool {
+        let before = self.silent();
+        self.0.retain(|member, _| results.iter().any(|(probed, _)| probed == member));
+        for (member, answered) in results {
+            let row = self.0.entry(*member).or_default();
+            if *answered {
+                (row.answered, row.missed) = (row.answered.saturating_add(1), 0);
+                row.silent &= row.answered < BACK_AFTER;
+            } else {
+                (row.answered, row.missed) = (0, row.missed.saturating_add(1));
+                row.silent |= row.missed >= GONE_AFTER;
+            }
+        }
+        self.silent() != before
+    }
+
+    /// Those that do not answer.
+    pub fn silent(&self) -> BTreeSet<MemberId> {
+        self.0.iter().filter(|(_, row)| row.silent).map(|(member, _)| *member).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_probe_changes_nothing_and_a_member_comes_back_only_after_answering_for_a_while() {
+        let member = MemberId([1; 32]);
+        let mut answers = Answers::default();
+        let changed: Vec<bool> = [true, false, true, false, false, true, false, true, true, true, false]
+            .map(|answered| answers.round(&[(member, answered)]))
+            .into();
+        assert_eq!(changed, [false, false, false, false, true, false, false, false, false, true, false]);
+        answers.round(&[(member, false)]);
+        assert_eq!(answers.silent(), BTreeSet::from([member]));
+        assert!(answers.round(&[]), "whose offer is gone is forgotten");
+        assert!(answers.silent().is_empty());
+    }
+}

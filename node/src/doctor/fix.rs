@@ -1,0 +1,159 @@
+//! `p2pvm doctor --fix`: repairs what is p2pvm's own and says what it did. Done twice, it does nothing the second time.
+
+use crate::{
+    api::types::FindingView,
+    cli::Context,
+    daemon::{changes, lock},
+    failure::{Doing, Failure, Outcome},
+    layout::Layout,
+    preflight,
+};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use p2pvm_host::tun::{DEVICE, Step, try_tun};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+use tokio::process::Command;
+
+/// A module is loaded by then.
+const MODPROBE_LIMIT: Duration = Duration::from_secs(10);
+/// The state directory lets guests pass to their own part of it, and shows them nothing.
+const DIRECTORY_MODE: u32 = 0o711;
+/// Keys are their owner's alone.
+const SECRET_MODE: u32 = 0o600;
+
+/// Repairs, in an order in which each step can use what the one before has done.
+///
+/// # Errors
+/// Who is not root cannot repair.
+pub(super) async fn all(context: &Context) -> Outcome<Vec<String>> {
+    preflight::root("repairing")?;
+    let layout = &context.layout;
+    let mut done = Vec::new();
+    done.extend(directory(layout)?);
+    done.extend(permissions(layout)?);
+    done.extend(leftovers(layout));
+    done.extend(tun().await);
+    done.extend(mend(context).await);
+    Ok(done)
+}
+
+fn directory(layout: &Layout) -> Outcome<Option<String>> {
+    if layout.dir().is_dir() {
+        return Ok(None);
+    }
+    layout.create()?;
+    Ok(Some(format!("made the state directory {}", layout.dir().display())))
+}
+
+fn permissions(layout: &Layout) -> Outcome<Vec<String>> {
+    let wanted = [
+        (layout.dir().to_owned(), DIRECTORY_MODE),
+        (layout.identity(), SECRET_MODE),
+        (layout.root_key(), SECRET_MODE),
+        (layout.dashboard_token(), SECRET_MODE),
+    ];
+    let mut done = Vec::new();
+    for (path, mode) in wanted {
+        done.extend(permit(&path, mode).doing(format_args!("setting the permissions of {}", path.display()))?);
+    }
+    Ok(done)
+}
+
+fn permit(path: &PathBuf, mode: u32) -> std::io::Result<Option<String>> {
+    let before = match fs::metadata(path) {
+        Ok(about) => about.permissions().mode() & 0o7777,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    if before == mode {
+        return Ok(None);
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(Some(format!("set the permissions of {} to {mode:o}; they were {before:o}", path.display())))
+}
+
+/// What a daemon that was killed left: only where none runs now.
+fn leftovers(layout: &Layout) -> Vec<String> {
+    if lock::holder(layout).is_some() {
+        return Vec::new();
+    }
+    let mut done = Vec::new();
+    if layout.undo().exists() {
+        changes::undo(layout);
+        if !layout.undo().exists() {
+            done.push("put back what a daemon that was killed had changed on this machine".to_owned());
+        }
+    }
+    for socket in [layout.socket(), layout.dashboard_socket()] {
+        if fs::remove_file(&socket).is_ok() {
+            done.push(format!("removed {}, which no daemon listens on", socket.display()));
+        }
+    }
+    done
+}
+
+/// Loads the driver and makes its device, where that is what is missing.
+async fn tun() -> Vec<String> {
+    let mut done = Vec::new();
+    let Err(trouble) = try_tun() else { return done };
+    if !matches!(trouble.step, Step::Missing | Step::Open) {
+        return done;
+    }
+    let loading =
+        Command::new("modprobe").arg("tun").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).status();
+    let loaded = tokio::time::timeout(MODPROBE_LIMIT, loading).await.is_ok_and(|status| status.is_ok_and(|status| status.success()));
+    if loaded && try_tun().is_ok() {
+        done.push("loaded the kernel's TUN driver (modprobe tun)".to_owned());
+        return done;
+    }
+    if trouble.step == Step::Missing && Path::new("/sys/class/misc/tun").exists() {
+        done.extend(make_device(Path::new(DEVICE)).map(|()| format!("made the device {DEVICE}")).ok());
+    }
+    done
+}
+
+fn make_device(path: &Path) -> std::io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    mknod(path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(10, 200))?;
+    // The mode that mknod is given passes through the umask.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666))
+}
+
+/// Lets the running daemon put its own things in order.
+async fn mend(context: &Context) -> Option<String> {
+    let mut client = context.daemon().await.ok()?;
+    let asked: Result<Vec<FindingView>, Failure> = client.post("/mend", &()).await;
+    let settled = asked.ok()?;
+    let words: Vec<String> = settled.into_iter().map(|finding| format!("{}: {}", finding.area, finding.found)).collect();
+    (!words.is_empty()).then(|| format!("the daemon settled: {}", words.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_are_corrected_once_and_what_is_not_there_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path().join("state"));
+        assert!(directory(&layout).unwrap().unwrap().contains("state"));
+        assert_eq!(directory(&layout).unwrap(), None);
+        fs::write(layout.identity(), b"secret").unwrap();
+        fs::set_permissions(layout.identity(), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(layout.dir(), fs::Permissions::from_mode(0o777)).unwrap();
+        let done = permissions(&layout).unwrap();
+        assert!(done.len() == 2 && done[1].contains("identity") && done[1].contains("644"), "{done:?}");
+        assert_eq!(fs::metadata(layout.identity()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(permissions(&layout).unwrap(), Vec::<String>::new());
+        fs::write(layout.socket(), b"").unwrap();
+        assert_eq!(leftovers(&layout).len(), 1);
+        assert_eq!(leftovers(&layout), Vec::<String>::new());
+    }
+}

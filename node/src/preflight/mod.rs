@@ -1,0 +1,195 @@
+//! What a command needs of this machine, looked at before anything is made, spent or told to others. A refusal names what the
+//! system said and what helps; whatever is refused here, the invite is still good and the directory as it was.
+
+mod overlap;
+
+use crate::{
+    clock,
+    config::Config,
+    failure::{Doing, Failure, Outcome},
+    layout::Layout,
+};
+use p2pvm_host::{
+    holders,
+    tun::{TunTrouble, try_tun},
+};
+use p2pvm_overlay::{UnixTime, membership::Ipv4Subnet};
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// The kernel takes a killed daemon apart within this.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
+/// Free bytes of the state directory's file system below which no start makes sense.
+const ROOM_NEEDED: u64 = 1 << 20;
+
+/// What the daemon needs in order to run here at all: root, the TUN device, its ports, the state directory.
+///
+/// # Errors
+/// The first that is missing, with its cause and its remedy; `what` is what cannot be done for it ("joining").
+pub fn for_daemon(layout: &Layout, what: &str, (port, link_port): (Option<u16>, Option<u16>)) -> Outcome<()> {
+    root(what)?;
+    let config = Config::load(layout)?;
+    directory(layout.dir())?;
+    tun(what)?;
+    let (port, link_port) = (port.unwrap_or(config.port), link_port.unwrap_or(config.link_port));
+    let began = Instant::now();
+    loop {
+        match ports(port, link_port) {
+            // A daemon that was killed gives its ports back a moment after its lock.
+            Err(_) if began.elapsed() < PORT_PATIENCE => std::thread::sleep(PORT_PATIENCE / 50),
+            checked => return checked,
+        }
+    }
+}
+
+/// Refuses who is not root.
+pub fn root(what: &str) -> Outcome<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::refused(format!("{what} needs root, for the network interface and the guests: run it with sudo; nothing has been done")))
+}
+
+fn tun(what: &str) -> Outcome<()> {
+    try_tun().map_err(|trouble| no_tun(what, &trouble))
+}
+
+fn no_tun(what: &str, trouble: &TunTrouble) -> Failure {
+    Failure::refused(format!("{what} needs a TUN interface: {trouble}; {}; nothing has been done", trouble.remedy()))
+}
+
+/// Refuses a directory that is not there and cannot be made, or cannot be written.
+fn directory(dir: &Path) -> Outcome<()> {
+    let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let advice = "choose another state directory with --dir";
+    if !there.is_dir() {
+        return Err(Failure::refused(format!("{} is no directory: {advice}", there.display())));
+    }
+    nix::unistd::access(there, nix::unistd::AccessFlags::W_OK)
+        .map_err(|errno| Failure::refused(format!("{} cannot be written: {}; {advice}", there.display(), io::Error::from(errno))))?;
+    let room = nix::sys::statvfs::statvfs(there).doing(format_args!("looking at {}", there.display()))?;
+    if room.blocks_available() * room.fragment_size() < ROOM_NEEDED {
+        return Err(Failure::refused(format!("the file system of {} is full: make room, or {advice}", there.display())));
+    }
+    Ok(())
+}
+
+/// Refuses ports that somebody has.
+pub fn ports(port: u16, link_port: u16) -> Outcome<()> {
+    let wanted = [("udp", port), ("tcp", port), ("udp", link_port)];
+    let busy =
+        wanted.into_iter().filter(|(_, port)| *port != 0).find_map(|(protocol, port)| Some((protocol, port, taken(protocol, port)?)));
+    let Some((protocol, port, error)) = busy else { return Ok(()) };
+    let by = holders::holder(protocol, port).map_or_else(String::new, |holder| format!(" by {holder}"));
+    Err(Failure::refused(format!(
+        "{} port {port} cannot be had{by}: {error}; end what uses it, or choose others with --port and --link-port (port and link_port in node.toml)",
+        protocol.to_uppercase()
+    )))
+}
+
+/// Why a port cannot be bound, if it cannot. Without IPv6 the IPv4 port alone counts.
+pub fn taken(protocol: &str, port: u16) -> Option<io::Error> {
+    let bind = |at: SocketAddr| match protocol {
+        "tcp" => TcpListener::bind(at).map(drop),
+        _ => UdpSocket::bind(at).map(drop),
+    };
+    bind((Ipv4Addr::UNSPECIFIED, port).into()).err().or_else(|| {
+        // One that is bound to IPv6 and takes IPv4 too was found above.
+        let v6 = bind((Ipv6Addr::UNSPECIFIED, port).into()).err()?;
+        (v6.kind() == io::ErrorKind::AddrInUse && bind((Ipv4Addr::UNSPECIFIED, port).into()).is_err()).then_some(v6)
+    })
+}
+
+/// What offering a subnet needs: rules of the kernel's firewall and its forwarding. Looked at before others are told of the offer.
+///
+/// # Errors
+/// What is missing, with its cause and its remedy.
+pub fn for_offer() -> Outcome<()> {
+    const NOT_OFFERED: &str = "nothing has been offered";
+    let settings = "/proc/sys/net/ipv4/conf/all/forwarding";
+    OpenOptions::new().write(true).open(settings).map_err(|e| {
+        Failure::refused(format!(
+            "offering a subnet needs the kernel to forward, and its settings cannot be written: {settings}: {e}; in a container mount \
+             /proc/sys writable; {NOT_OFFERED}"
+        ))
+    })?;
+    let rules = "add table ip p2pvm_try\nadd chain ip p2pvm_try try { type nat hook postrouting priority srcnat; }\n";
+    nft_takes(rules).map_err(|why| Failure::refused(format!("offering a subnet needs nft: {why}; {NOT_OFFERED}")))
+}
+
+/// Whether nft and the kernel would take these rules; they are checked, not made.
+fn nft_takes(rules: &str) -> Result<(), String> {
+    let checking = Command::new("nft").args(["-c", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut checking = checking.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => "it is not installed (apt-get install nftables)".to_owned(),
+        _ => e.to_string(),
+    })?;
+    if let Some(mut input) = checking.stdin.take() {
+        // A program that fails early closes its input; its exit status says more than our EPIPE.
+        let _ = input.write_all(rules.as_bytes());
+    }
+    let output = checking.wait_with_output().map_err(|e| e.to_string())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it failed without a word").trim().to_owned())
+}
+
+/// Refuses a network whose subnet this machine needs for something else.
+pub fn subnet(subnet: Ipv4Subnet, advice: &str) -> Outcome<()> {
+    match overlap::overlap((subnet.addr, subnet.prefix).into()).doing("reading this machine's routes and name servers")? {
+        Some(conflict) => Err(Failure::refused(format!("the network's subnet {subnet} {conflict}: {advice}"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a clock that cannot be right.
+pub fn clock() -> Outcome<()> {
+    clock::impossible(UnixTime::wall()).map_or(Ok(()), |impossible| Err(Failure::refused(impossible)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Kind;
+    use p2pvm_host::tun::Step;
+
+    #[test]
+    fn a_refusal_names_the_cause_the_remedy_and_that_nothing_was_done() {
+        let failure = no_tun("joining", &TunTrouble { step: Step::Missing, errno: Some(nix::errno::Errno::ENOENT) });
+        assert_eq!(failure.kind, Kind::Refused);
+        for part in ["joining", "/dev/net/tun", "No such file", "modprobe tun", "nothing has been done"] {
+            assert!(failure.message.contains(part), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_somebody_has_is_refused_with_its_holder() {
+        let held = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let port = held.local_addr().unwrap().port();
+        let failure = ports(0, port).unwrap_err();
+        let pid = format!("(process {})", std::process::id());
+        assert!(failure.message.contains(&port.to_string()) && failure.message.contains(&pid), "{failure}");
+        assert!(failure.message.contains("in use") && failure.message.contains("link_port"), "{failure}");
+        drop(held);
+        ports(0, 0).unwrap();
+    }
+
+    #[test]
+    fn a_state_directory_that_cannot_be_is_refused_before_anything_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        assert!(directory(&file.join("state")).unwrap_err().message.contains("--dir"));
+        assert!(directory(Path::new("/proc/nothing/here")).is_err() || nix::unistd::geteuid().is_root());
+        directory(&dir.path().join("a/b/c")).unwrap();
+        assert!(!dir.path().join("a").exists());
+    }
+}

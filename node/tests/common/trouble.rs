@@ -1,0 +1,187 @@
+//! What routers and providers do to a path, played on the testbed's real NATs while two members talk, and what became of it.
+
+use p2pvm_tests::lab::Lab;
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// Direct again within this after the cause has ended.
+pub const DIRECT_AGAIN: Duration = Duration::from_secs(60);
+/// The stream goes on within this after the loss.
+pub const CARRIED_AGAIN: Duration = Duration::from_secs(12);
+
+/// Runs a program in a site's router; what it printed.
+pub fn router(lab: &Lab, site: &str, argv: &[&str]) -> String {
+    let (program, arguments) = argv.split_first().expect("a program");
+    let done = lab.testbed().inside_router(site, || Command::new(program).args(arguments).output()).unwrap().expect("it runs");
+    assert!(done.status.success(), "{argv:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+/// Puts rules of nftables in force in a site's router.
+pub fn nft(lab: &Lab, site: &str, rules: &str) {
+    let mut full = rules.to_owned();
+    full.push('\n');
+    router(lab, site, &["nft", &full]);
+}
+
+/// Forgets a router's connections.
+pub fn forget(lab: &Lab, site: &str) {
+    router(lab, site, &["conntrack", "-F"]);
+}
+
+/// Takes a router's rules away and forgets its connections, so that flows are seen untranslated; puts the rules back after a
+/// while. Flows of before are black holes from then on as long as packets keep them alive.
+pub fn stale(lab: &Lab, site: &str) {
+    let rules = router(lab, site, &["nft", "list", "ruleset"]);
+    router(lab, site, &["nft", "flush", "ruleset"]);
+    forget(lab, site);
+    std::thread::sleep(Duration::from_secs(4));
+    nft(lab, site, &rules);
+}
+
+/// A TCP connection over the overlay that says something every 50 ms and hears it back.
+pub struct Stream {
+    ends: Arc<AtomicBool>,
+    longest: Arc<Mutex<Duration>>,
+    thread: JoinHandle<Result<(), String>>,
+}
+
+/// Opens one between two hosts.
+pub fn stream(lab: &Lab, from: &str, to: &str) -> Stream {
+    let address = lab.json(to, &["status"]).unwrap()["address"].as_str().expect("an address").to_owned();
+    let listener = lab.testbed().inside(to, || TcpListener::bind(format!("{address}:0")).expect("the overlay address is there")).unwrap();
+    let at = listener.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        let Ok((mut stream, _)) = listener.accept() else { return };
+        let mut buf = [0; 64];
+        while stream.read_exact(&mut buf).is_ok() && stream.write_all(&buf).is_ok() {}
+    });
+    let mut stream = lab.testbed().inside(from, || TcpStream::connect_timeout(&at, Duration::from_secs(20)).expect("connects")).unwrap();
+    let (ends, longest) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Duration::ZERO)));
+    let (told, seen) = (ends.clone(), longest.clone());
+    let thread = std::thread::spawn(move || {
+        stream.set_nodelay(true).expect("a socket option");
+        stream.set_read_timeout(Some(Duration::from_secs(100))).expect("a socket option");
+        let (mut last, mut buf) = (Instant::now(), [7; 64]);
+        while !told.load(Ordering::Relaxed) {
+            stream.write_all(&buf).map_err(|e| format!("writing: {e}"))?;
+            stream.read_exact(&mut buf).map_err(|e| format!("reading: {e}"))?;
+            let mut longest = seen.lock().unwrap();
+            *longest = longest.max(last.elapsed());
+            drop(longest);
+            last = Instant::now();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    });
+    Stream { ends, longest, thread }
+}
+
+impl Stream {
+    /// The longest silence since the last call.
+    pub fn silence(&self) -> Duration {
+        std::mem::take(&mut *self.longest.lock().unwrap())
+    }
+
+    /// Ends it.
+    pub fn end(self) -> Result<(), String> {
+        self.ends.store(true, Ordering::Relaxed);
+        self.thread.join().expect("no panic")
+    }
+}
+
+/// What became of one case.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Which one.
+    pub case: String,
+    /// From the end of the cause to the direct path; none: not within [`DIRECT_AGAIN`] and some.
+    pub direct: Option<Duration>,
+    /// The longest silence of the stream, if one ran.
+    pub silence: Option<Duration>,
+    /// The paths that pings took, with the seconds since the cause began.
+    pub paths: Vec<(u64, String)>,
+    /// What `netcheck` said of the NAT and of the path in the middle.
+    pub netcheck: String,
+}
+
+impl Outcome {
+    /// What is wrong with it.
+    pub fn fault(&self) -> Option<String> {
+        let late = self.direct.is_none_or(|took| took > DIRECT_AGAIN);
+        let silent = self.silence.is_some_and(|silence| silence > CARRIED_AGAIN);
+        (late || silent).then(|| format!("{self:?}"))
+    }
+}
+
+/// The path of one ping, without its address.
+fn path(lab: &Lab, from: &str, to: &str) -> String {
+    match lab.ping(from, to, 1, "100ms") {
+        Ok(pinged) => pinged.path.split_whitespace().next().unwrap_or("lost").to_owned(),
+        Err(_) => "lost".to_owned(),
+    }
+}
+
+/// What `netcheck` says of this node's NAT and of its path to `to`.
+pub fn netcheck(lab: &Lab, from: &str, to: &str) -> String {
+    let page = lab.json(from, &["netcheck"]).unwrap_or_default();
+    let member = page["members"].as_array().into_iter().flatten().find(|m| m["name"] == to).cloned().unwrap_or_default();
+    format!("NAT {}, path {}", page["nat"], member["path"])
+}
+
+/// Plays a case: `cause` begins it, `lasts` later `end` ends it; then the pair's direct path is waited for.
+pub fn play(
+    lab: &mut Lab,
+    case: &str,
+    (from, to): (&str, &str),
+    (cause, lasts, end): (impl FnOnce(&mut Lab), Duration, impl FnOnce(&mut Lab)),
+    stream: Option<&Stream>,
+) -> Outcome {
+    if let Some(stream) = stream {
+        stream.silence();
+    }
+    let began = Instant::now();
+    cause(lab);
+    let mut paths: Vec<(u64, String)> = Vec::new();
+    let mut note = |path: String| {
+        if paths.last().is_none_or(|(_, last)| *last != path) {
+            paths.push((began.elapsed().as_secs(), path));
+        }
+    };
+    let mut said = String::new();
+    let caused = Instant::now();
+    while caused.elapsed() < lasts {
+        note(path(lab, from, to));
+        if said.is_empty() && caused.elapsed() > lasts / 2 {
+            said = netcheck(lab, from, to);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    end(lab);
+    let ended = Instant::now();
+    let (mut since, mut direct) = (None, None);
+    while ended.elapsed() < DIRECT_AGAIN + Duration::from_secs(15) {
+        let now = path(lab, from, to);
+        since = if now == "direct" { since.or(Some(ended.elapsed())) } else { None };
+        note(now);
+        // One that stays so: what was direct before its death was noticed does not count.
+        if since.is_some_and(|since| ended.elapsed() - since > Duration::from_secs(8)) {
+            direct = since;
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(400));
+    }
+    let silence = stream.map(Stream::silence);
+    let outcome = Outcome { case: case.to_owned(), direct, silence, paths, netcheck: said };
+    println!("{outcome:?}");
+    outcome
+}

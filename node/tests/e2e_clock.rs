@@ -1,0 +1,134 @@
+//! A wall clock that is wrong, or jumps while the daemon runs: Debian's libfaketime shifts it for one daemon, the monotonic
+//! clocks stay. Packets, names and leases survive, and nothing floods the log.
+
+mod common;
+
+use common::{lab, network, public_sites};
+use p2pvm_tests::lab::Lab;
+use std::{fs, net::UdpSocket, path::Path, path::PathBuf, time::Duration};
+
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+/// Lines that a daemon may say of one change.
+const FEW_WARNINGS: usize = 8;
+
+/// The file that says how the host's clock is wrong.
+fn shift_file(lab: &Lab, host: &str) -> PathBuf {
+    lab.dir(host).unwrap().join("clock-shift")
+}
+
+/// Runs `p2pvm WORDS` on a host whose clock is wrong.
+fn shifted(lab: &Lab, host: &str, words: &[&str]) -> (i32, String) {
+    let program = std::env::var("P2PVM_TEST_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_p2pvm").to_owned());
+    let file = format!("FAKETIME_TIMESTAMP_FILE={}", shift_file(lab, host).display());
+    let preload = format!("LD_PRELOAD={FAKETIME}");
+    let mut argv = vec!["env", &*preload, &*file, "FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_NO_CACHE=1", "NO_FAKE_STAT=1"];
+    argv.extend([&*program, "--json"]);
+    argv.extend(words);
+    let output = lab.testbed().exec(host, &argv).unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.code().unwrap_or(-1), said)
+}
+
+fn set_clock(lab: &Lab, host: &str, shift: &str) {
+    let file = shift_file(lab, host);
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(file, format!("{shift}\n")).unwrap();
+}
+
+/// Asks the resolver at `server` for an A record; the answer's last four bytes.
+fn dig(lab: &Lab, from: &str, server: &str, name: &str) -> Option<String> {
+    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(label.len() as u8);
+        query.extend(label.as_bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    let server = format!("{server}:53");
+    lab.testbed()
+        .inside(from, || {
+            let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+            socket.set_read_timeout(Some(Duration::from_secs(4))).ok()?;
+            socket.send_to(&query, server).ok()?;
+            let mut answer = [0u8; 512];
+            let n = socket.recv(&mut answer).ok()?;
+            let answers = u16::from_be_bytes([answer[6], answer[7]]);
+            (answers > 0).then(|| std::net::Ipv4Addr::new(answer[n - 4], answer[n - 3], answer[n - 2], answer[n - 1]).to_string())
+        })
+        .unwrap()
+}
+
+fn warnings(lab: &Lab, host: &str) -> usize {
+    let log = fs::read_to_string(lab.dir(host).unwrap().join("daemon.log")).unwrap_or_default();
+    log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).count()
+}
+
+fn address(lab: &Lab, host: &str) -> Option<String> {
+    lab.json(host, &["status"]).ok()?["address"].as_str().map(str::to_owned)
+}
+
+/// Packets both ways by address, and names both ways.
+fn assert_whole(lab: &Lab, what: &str, own: &str, other: &str) {
+    let logs = || format!("{what}\n-- wrong\n{}\n-- a\n{}", lab.log_tail("wrong", 30), lab.log_tail("a", 20));
+    assert_eq!(address(lab, "wrong").as_deref(), Some(own), "{}", logs());
+    for (from, to) in [("a", own), ("wrong", other)] {
+        lab.testbed().run(from, &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "3", to]).unwrap_or_else(|e| panic!("{e}\n{}", logs()));
+    }
+    let found = |from: &str, server: &str, name: &str, wanted: &str| {
+        lab.wait(&format!("{name} to be found from {from}"), Duration::from_secs(20), Duration::from_millis(500), || {
+            Ok((dig(lab, from, server, name).as_deref() == Some(wanted)).then_some(()))
+        })
+        .unwrap_or_else(|e| panic!("{e}\n{}", logs()));
+    };
+    found("a", other, "wrong.lab.p2p", own);
+    found("wrong", own, "a.lab.p2p", other);
+}
+
+#[test]
+fn a_member_whose_clock_is_wrong_or_jumps_keeps_its_packets_names_and_address() {
+    if !Path::new(FAKETIME).exists() {
+        panic!("{FAKETIME} is missing: apt-get install libfaketime");
+    }
+    let lab = lab("clock", &public_sites(&["a", "b", "wrong"], 10.0));
+    network(&lab, &["a", "b"]);
+    let invite = lab.invite("a", 1).unwrap();
+    // A day ahead, the fresh invite has expired by the clock of the machine that joins.
+    set_clock(&lab, "wrong", "+1d");
+    let (code, said) = shifted(&lab, "wrong", &["join", &invite]);
+    assert_eq!(code, 0, "{said}\n{}", lab.log_tail("wrong", 40));
+    assert!(said.contains("ahead of the members' clocks"), "{said}");
+    let (own, other) = (address(&lab, "wrong").expect("an address"), address(&lab, "a").unwrap());
+    assert_whole(&lab, "a day ahead", &own, &other);
+    let before = [warnings(&lab, "wrong"), warnings(&lab, "a")];
+    assert!(before[0] <= FEW_WARNINGS, "{}", lab.log_tail("wrong", 60));
+    for shift in ["-1d", "+730d", "-20700d", "+0"] {
+        set_clock(&lab, "wrong", shift);
+        // What others remember of a name for a while has to be asked for anew.
+        std::thread::sleep(Duration::from_secs(10));
+        assert_whole(&lab, shift, &own, &other);
+    }
+    for (host, before) in ["wrong", "a"].iter().zip(before) {
+        let new = warnings(&lab, host) - before;
+        assert!(new <= FEW_WARNINGS, "{new} warnings on {host}\n{}", lab.log_tail(host, 80));
+    }
+    lab.down().unwrap();
+}
+
+#[test]
+fn a_member_that_starts_again_with_its_clock_set_right_is_heard_though_it_was_years_ahead() {
+    let lab = lab("ahead", &public_sites(&["a", "b", "wrong"], 10.0));
+    network(&lab, &["a", "b"]);
+    let invite = lab.invite("a", 1).unwrap();
+    set_clock(&lab, "wrong", "+730d");
+    let (code, said) = shifted(&lab, "wrong", &["join", &invite]);
+    assert_eq!(code, 0, "{said}\n{}", lab.log_tail("wrong", 40));
+    let (own, other) = (address(&lab, "wrong").expect("an address"), address(&lab, "a").unwrap());
+    assert_whole(&lab, "two years ahead", &own, &other);
+    for shift in ["+0", "-20700d", "+730d"] {
+        shifted(&lab, "wrong", &["down"]);
+        set_clock(&lab, "wrong", shift);
+        let (code, said) = shifted(&lab, "wrong", &["up", "--detach"]);
+        assert_eq!(code, 0, "{shift}: {said}\n{}", lab.log_tail("wrong", 40));
+        assert_whole(&lab, shift, &own, &other);
+    }
+    lab.down().unwrap();
+}

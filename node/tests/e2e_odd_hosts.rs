@@ -1,0 +1,171 @@
+//! p2pvm on odd machines: hundreds of addresses, routes and interfaces, other packet sizes, strange environments, read-only roots,
+//! containers, hardened services, one family of addresses alone.
+
+mod common;
+mod hosts;
+
+use hosts::Stage;
+use p2pvm_tests::hosts::{Flow, probe};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+
+/// Until all works after a start.
+const BACK: Duration = Duration::from_secs(20);
+
+/// An odd machine: what is done before p2pvm starts, how it is started, and what is undone when it has gone.
+struct Odd {
+    name: &'static str,
+    before: &'static str,
+    /// The words that `p2pvm up --detach` follows in a shell.
+    start: &'static str,
+    after: &'static str,
+    /// What need not work there, if `doctor` says a word about it.
+    but: Option<(&'static str, &'static str)>,
+}
+
+const fn machine(name: &'static str, before: &'static str, after: &'static str) -> Odd {
+    Odd { name, before, start: "", after, but: None }
+}
+
+const fn start(name: &'static str, start: &'static str) -> Odd {
+    Odd { name, before: "", start, after: "", but: None }
+}
+
+const NAMES: &str = "names on b";
+
+/// What Docker gives a container that is run with `--cap-add NET_ADMIN --device /dev/net/tun`.
+const CONTAINER: &str = "mount --bind -o ro /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec setpriv --bounding-set \
+    -all,+net_admin,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,\
+    +audit_write,+setfcap --inh-caps -all";
+/// The bounding set of packaging/p2pvm.service.
+const HARDENED: &str = "setpriv --no-new-privs --bounding-set -all,+net_admin,+net_raw,+net_bind_service,+sys_admin,+setuid,+setgid,+chown,\
+    +fowner,+dac_override,+mknod,+sys_resource,+sys_ptrace,+kill,+sys_nice";
+
+const MACHINES: &[Odd] = &[
+    machine(
+        "300 addresses on the uplink",
+        "for n in $(seq 300); do echo addr add 100.99.$((n / 250)).$((n % 250 + 1))/32 dev eth0; done | ip -batch -",
+        "for n in $(seq 300); do echo addr del 100.99.$((n / 250)).$((n % 250 + 1))/32 dev eth0; done | ip -batch -",
+    ),
+    machine(
+        "1000 routes",
+        "for n in $(seq 1000); do echo route add unreachable 172.29.$((n / 250)).$((n % 250))/32; done | ip -batch -",
+        "for n in $(seq 1000); do echo route del unreachable 172.29.$((n / 250)).$((n % 250))/32; done | ip -batch -",
+    ),
+    machine("uplink with an MTU of 576", "ip link set eth0 mtu 576", "ip link set eth0 mtu 1500"),
+    machine("uplink with an MTU of 1280", "ip link set eth0 mtu 1280", "ip link set eth0 mtu 1500"),
+    machine("uplink with an MTU of 9000", "ip link set eth0 mtu 9000", "ip link set eth0 mtu 1500"),
+    machine(
+        "no IPv6",
+        "cd /proc/sys/net/ipv6/conf; cat default/disable_ipv6 lo/disable_ipv6 eth0/disable_ipv6 lan0/disable_ipv6 | paste -s >/var/lib/v6; \
+         echo 1 >all/disable_ipv6; echo 1 >default/disable_ipv6",
+        "cd /proc/sys/net/ipv6/conf; echo 0 >all/disable_ipv6; read -r d l e n </var/lib/v6; echo $d >default/disable_ipv6; \
+         echo $l >lo/disable_ipv6; echo $e >eth0/disable_ipv6; echo $n >lan0/disable_ipv6; rm /var/lib/v6",
+    ),
+    start("umask 077", "umask 077;"),
+    start("languages that are not there", "LANG=xx LC_ALL=tr_TR.UTF-8"),
+    start("a time zone far ahead", "TZ=Pacific/Kiritimati"),
+    start("a time zone that is not there", "TZ=:/nowhere"),
+    start("1 MB of /tmp", "unshare -m sh -c 'mount -t tmpfs -o size=1m tmp /tmp && exec \"$@\"' sh"),
+    Odd {
+        name: "a read-only root",
+        before: "",
+        start: "unshare -m sh -c 'mount -o remount,ro,bind / && exec \"$@\"' sh",
+        after: "",
+        but: Some((NAMES, "resolv.conf")),
+    },
+    Odd { name: "a container", before: "", start: "CONTAINER", after: "", but: Some((NAMES, "resolv.conf")) },
+    start("a hardened service", "HARDENED"),
+];
+
+impl Odd {
+    /// The shell's line that starts p2pvm on it.
+    fn line(&self) -> String {
+        let program = env!("CARGO_BIN_EXE_p2pvm");
+        match self.start {
+            "CONTAINER" => format!("unshare -m sh -c '{CONTAINER} \"$@\"' sh {program} up --detach"),
+            "HARDENED" => format!("{HARDENED} {program} up --detach"),
+            start => format!("{start} {program} up --detach"),
+        }
+    }
+}
+
+#[test]
+fn on_odd_machines_all_works_and_they_are_as_they_were_afterwards() {
+    let Some(stage) = Stage::raise("odd") else { return };
+    let shell = |text: &str| stage.lab.testbed().run("b", &["sh", "-euc", text]).map(drop);
+    let only = std::env::var("P2PVM_TEST_ODD").ok();
+    let mut wrong = String::new();
+    for odd in MACHINES.iter().filter(|odd| only.as_ref().is_none_or(|only| odd.name.contains(only.as_str()))) {
+        let began = Instant::now();
+        shell(odd.before).unwrap();
+        let before = stage.state();
+        match shell(&odd.line()) {
+            Err(error) => {
+                let _ = writeln!(wrong, "{}: {error}", odd.name);
+            }
+            Ok(()) => {
+                stage.offer();
+                let mut broken = stage.broken(BACK);
+                if let Some((what, word)) = odd.but
+                    && stage.lab.try_p2pvm("b", &["doctor"]).is_ok_and(|(_, out, said)| format!("{out}{said}").contains(word))
+                {
+                    broken.retain(|broken| !broken.contains(what));
+                }
+                if !broken.is_empty() {
+                    let _ = writeln!(wrong, "{}: {broken:?}\n{}", odd.name, stage.report());
+                }
+                stage.withdraw();
+                stage.down();
+            }
+        }
+        let left = before.difference(&stage.state());
+        if !left.is_empty() {
+            let _ = writeln!(wrong, "{}: p2pvm leaves the host changed:\n{left}", odd.name);
+        }
+        shell(odd.after).unwrap();
+        println!("{}: {:.1} s", odd.name, began.elapsed().as_secs_f64());
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    stage.lab.down().unwrap();
+}
+
+#[test]
+fn a_stream_goes_on_while_two_hundred_interfaces_come_and_go_and_the_uplink_is_renamed() {
+    let Some(stage) = Stage::raise("churn") else { return };
+    let before = stage.state();
+    stage.up();
+    stage.offer();
+    assert_eq!(stage.broken(BACK), Vec::<String>::new(), "{}", stage.report());
+    let from = |host: &str| probe::From::host(&stage.lab, host).unwrap();
+    let stream = Flow::stream("stream", &from("a"), &from("b"), &stage.b, 6000).unwrap();
+    let shell = |text: &str| stage.lab.testbed().run("b", &["sh", "-euc", text]).map(drop).unwrap();
+    let began = Instant::now();
+    shell("for n in $(seq 200); do echo link add v$n type veth peer name w$n; done | ip -batch -");
+    shell("for n in $(seq 200); do echo link set v$n up; echo link set w$n up; done | ip -batch -");
+    shell("for n in $(seq 200); do echo link del v$n; done | ip -batch -");
+    let back = stream.back_after(Instant::now(), Duration::from_secs(5)).unwrap_or_else(|why| panic!("{why}\n{}", stage.report()));
+    println!(
+        "200 interfaces came and went in {:.1} s; the stream's next byte took {:.2} s",
+        began.elapsed().as_secs_f64(),
+        back.as_secs_f64()
+    );
+    let gateway = stage.lab.testbed().plan().sites[1].gateway;
+    let rename = |from: &str, to: &str| {
+        shell(&format!(
+            "ip link set {from} down; ip link set {from} name {to}; ip link set {to} up; ip route replace default via {gateway} dev {to}"
+        ));
+        let back = stream.back_after(Instant::now(), BACK).unwrap_or_else(|why| panic!("{from} is {to} now: {why}\n{}", stage.report()));
+        println!("{from} is {to} now: back after {:.1} s", back.as_secs_f64());
+    };
+    rename("eth0", "enp0s31f6");
+    rename("enp0s31f6", "eth0");
+    drop(stream);
+    stage.withdraw();
+    stage.down();
+    let left = before.difference(&stage.state());
+    assert!(left.is_empty(), "p2pvm leaves the host changed:\n{left}");
+    stage.lab.down().unwrap();
+}

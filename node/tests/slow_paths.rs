@@ -1,0 +1,151 @@
+//! A dead path heals by itself, whatever a router remembers or forgets: each cause is played under a TCP stream between two
+//! members behind NATs; the path must be direct again within a minute of the cause's end, and something else carry meanwhile.
+
+mod common;
+
+use common::{
+    SETTINGS, lab, network,
+    trouble::{Outcome, forget, nft, play, router, stale, stream},
+};
+use p2pvm_tests::{lab::Lab, sites::Nat};
+use std::time::Duration;
+
+const PAIR: (&str, &str) = ("home", "office");
+const NONE: Duration = Duration::ZERO;
+
+/// Two public members and two behind NATs that talk directly.
+fn world(test: &str, homes: &str) -> Lab {
+    let lab = lab(
+        test,
+        &format!(
+            "seed = 11\n[default]\nrtt_ms = 30\nmbit = 500\n[[site]]\nname = 'pub'\n[[site]]\nname = 'open'\n\
+             [[site]]\nname = 'home'\n{homes}\n[[site]]\nname = 'office'\nnat = 'port-restricted'\n"
+        ),
+    );
+    network(&lab, &["pub", "open", "home", "office"]);
+    lab.wait("a direct path", Duration::from_secs(40), Duration::from_millis(500), || {
+        Ok(lab.ping(PAIR.0, PAIR.1, 2, "100ms")?.path.starts_with("direct").then_some(()))
+    })
+    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("home", 40)));
+    lab
+}
+
+fn judge(lab: Lab, outcomes: &[Outcome]) {
+    let faults: Vec<String> = outcomes.iter().filter_map(Outcome::fault).collect();
+    let logs = format!("{}\n-- office\n{}", lab.log_tail("home", 60), lab.log_tail("office", 60));
+    lab.down().unwrap();
+    assert!(faults.is_empty(), "{}\n{logs}", faults.join("\n"));
+}
+
+fn nothing(_: &mut Lab) {}
+
+#[test]
+fn a_path_is_direct_again_whatever_its_routers_forget_or_become() {
+    let mut lab = world("forgets", "nat = 'port-restricted'");
+    let talk = stream(&lab, PAIR.0, PAIR.1);
+    let mut outcomes = Vec::new();
+    let flush = |lab: &mut Lab| forget(lab, "home");
+    outcomes.push(play(&mut lab, "the router forgets its connections", PAIR, (flush, NONE, nothing), Some(&talk)));
+    let reboot = |lab: &mut Lab| lab.testbed_mut().renat("home", Nat::Restricted).unwrap();
+    outcomes.push(play(&mut lab, "another router with another NAT", PAIR, (reboot, NONE, nothing), Some(&talk)));
+    let both = |lab: &mut Lab| {
+        lab.testbed_mut().renumber("home").unwrap();
+        lab.testbed_mut().renumber("office").unwrap();
+    };
+    outcomes.push(play(&mut lab, "both public addresses change", PAIR, (both, NONE, nothing), Some(&talk)));
+    let gateway = |lab: &mut Lab| {
+        let host = lab.testbed().host("home").unwrap().address.to_string();
+        let net = host.rsplit_once('.').unwrap().0.to_owned();
+        router(lab, "home", &["ip", "addr", "add", &format!("{net}.253/24"), "dev", "lan"]);
+        lab.testbed().run("home", &["ip", "route", "replace", "default", "via", &format!("{net}.253")]).unwrap();
+        router(lab, "home", &["conntrack", "-F"]);
+    };
+    outcomes.push(play(&mut lab, "another default gateway", PAIR, (gateway, NONE, nothing), Some(&talk)));
+    let moved = |lab: &mut Lab| {
+        let host = lab.testbed().host("home").unwrap().address.to_string();
+        let net = host.rsplit_once('.').unwrap().0.to_owned();
+        for argv in [
+            vec!["ip", "addr", "add", &format!("{net}.99/24"), "dev", "eth0"],
+            vec!["ip", "addr", "del", &format!("{host}/24"), "dev", "eth0"],
+        ] {
+            lab.testbed().run("home", &argv).unwrap();
+        }
+        let _ = lab.testbed().exec("home", &["ip", "addr", "add", &format!("{net}.99/24"), "dev", "eth0"]);
+        lab.testbed().run("home", &["ip", "route", "replace", "default", "via", &format!("{net}.253")]).unwrap();
+    };
+    let back = |lab: &mut Lab| {
+        let host = lab.testbed().host("home").unwrap().address.to_string();
+        let net = host.rsplit_once('.').unwrap().0.to_owned();
+        lab.testbed().run("home", &["ip", "addr", "add", &format!("{host}/24"), "dev", "eth0"]).unwrap();
+        lab.testbed().run("home", &["ip", "addr", "del", &format!("{net}.99/24"), "dev", "eth0"]).unwrap();
+        let _ = lab.testbed().exec("home", &["ip", "addr", "add", &format!("{host}/24"), "dev", "eth0"]);
+        lab.testbed().run("home", &["ip", "route", "replace", "default", "via", &format!("{net}.253")]).unwrap();
+    };
+    outcomes.push(play(&mut lab, "the address changes and returns", PAIR, (moved, Duration::from_secs(6), back), Some(&talk)));
+    talk.end().unwrap();
+    let idle = |lab: &mut Lab| {
+        lab.testbed_mut().renumber("home").unwrap();
+        std::thread::sleep(Duration::from_secs(30));
+    };
+    outcomes.push(play(&mut lab, "the public address changes while both are idle", PAIR, (idle, NONE, nothing), None));
+    judge(lab, &outcomes);
+}
+
+#[test]
+fn a_flow_that_a_router_holds_on_to_as_a_black_hole_is_left_for_another() {
+    let mut lab = world("stale", "nat = 'port-restricted'");
+    let talk = stream(&lab, PAIR.0, PAIR.1);
+    let hole = |lab: &mut Lab| stale(lab, "home");
+    let all = play(&mut lab, "every flow was seen before it was translated", PAIR, (hole, NONE, nothing), Some(&talk));
+    talk.end().unwrap();
+    judge(lab, &[all]);
+}
+
+#[test]
+fn udp_that_was_blocked_for_three_minutes_is_used_again_within_one() {
+    let mut lab = world("blocked", "nat = 'port-restricted'");
+    let talk = stream(&lab, PAIR.0, PAIR.1);
+    let block = "table inet blocked { chain all { type filter hook forward priority -10; policy accept; meta l4proto udp drop; } }";
+    let cause = |lab: &mut Lab| nft(lab, "home", block);
+    let end = |lab: &mut Lab| nft(lab, "home", "delete table inet blocked");
+    let lasts = Duration::from_secs(180);
+    let whole = play(&mut lab, "UDP blocked", PAIR, (cause, lasts, end), Some(&talk));
+    assert!(whole.netcheck.contains("UDP blocked") && !whole.netcheck.contains("\"direct"), "{}", whole.netcheck);
+    talk.end().unwrap();
+    judge(lab, &[whole]);
+}
+
+#[test]
+fn a_pair_that_was_cut_or_heard_in_one_direction_only_is_direct_again_within_a_minute() {
+    let mut lab = world("cut", "nat = 'port-restricted'");
+    let talk = stream(&lab, PAIR.0, PAIR.1);
+    let office = lab.testbed().plan().public_address(lab.testbed().host("office").unwrap());
+    let deaf = format!(
+        "table inet deaf {{ chain all {{ type filter hook forward priority -10; policy accept; \
+         iifname wan ip saddr {office} meta l4proto udp drop; }} }}"
+    );
+    let cause = |lab: &mut Lab| nft(lab, "home", &deaf);
+    let end = |lab: &mut Lab| nft(lab, "home", "delete table inet deaf");
+    let one = play(&mut lab, "one direction of UDP blocked", PAIR, (cause, Duration::from_secs(45), end), Some(&talk));
+    let cause = |lab: &mut Lab| lab.testbed().cut("home", "office").unwrap();
+    let end = |lab: &mut Lab| lab.testbed().heal("home", "office").unwrap();
+    let cut = play(&mut lab, "cut for two minutes", PAIR, (cause, Duration::from_secs(120), end), Some(&talk));
+    talk.end().unwrap();
+    judge(lab, &[one, cut]);
+}
+
+#[test]
+fn a_port_mapping_that_the_router_has_lost_is_there_again_within_a_minute() {
+    let mut lab = world("unmapped", "nat = 'symmetric'\nupnp = true");
+    lab.configure("home", &SETTINGS.replace("upnp = false", "upnp = true")).unwrap();
+    lab.p2pvm("home", &["down"]).unwrap();
+    lab.json("home", &["up", "--detach"]).unwrap();
+    lab.wait("the mapping", Duration::from_secs(40), Duration::from_millis(500), || {
+        Ok(lab.json("home", &["netcheck"])?["mapped"].is_string().then_some(()))
+    })
+    .unwrap();
+    // The router starts anew: its service knows no mapping any more, and its connections are gone.
+    let reboot = |lab: &mut Lab| lab.testbed_mut().renat("home", Nat::Symmetric).unwrap();
+    let mapped = play(&mut lab, "the mapping is lost", ("office", "home"), (reboot, NONE, nothing), None);
+    judge(lab, &[mapped]);
+}

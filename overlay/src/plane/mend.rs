@@ -1,0 +1,284 @@
+//! Keeps the TUN as it has to be: whoever deletes it, sets it down, renames it, changes its MTU, or takes its addresses or their
+//! routes, finds it put back within some seconds. What is wanted is kept here; what is there is read from the kernel whenever it
+//! says that something changed, and every few seconds ([`super::roam`]).
+//!
+//! One log line says what was put back, one what cannot be; a program that changes the device again and again is answered more
+//! slowly and without a word. IPv6 is optional: where it is switched off its address is left out, and put on when it comes back.
+
+use super::{Error, Inner, core::lock, device};
+use p2pvm_host::{
+    device as host,
+    links::{Link, Mark, links, set_alias},
+};
+use std::{
+    collections::VecDeque,
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+/// So many repairs within [`OFTEN`] are made at once; then one every [`SLOWLY`].
+const AT_ONCE: usize = 5;
+const OFTEN: Duration = Duration::from_secs(60);
+const SLOWLY: Duration = Duration::from_secs(4);
+
+/// What the device is to be, and what became of keeping it so.
+pub(crate) struct Wanted {
+    pub name: String,
+    pub mtu: u16,
+    /// The largest TSO packet, bytes.
+    pub largest: usize,
+    pub mark: Mark,
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// The plane ends: the device is left alone.
+    pub closed: bool,
+    /// What cannot be put back, in words.
+    pub faults: Vec<String>,
+    /// IPv6 is switched off: said once.
+    without_v6: bool,
+    /// When something was last put back.
+    mended: VecDeque<Instant>,
+}
+
+impl Wanted {
+    pub fn new(name: String, mtu: u16, largest: usize, mark: Mark) -> Self {
+        let (addresses, faults, mended) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { name, mtu, largest, mark, addresses, closed: false, faults, without_v6: false, mended }
+    }
+
+    /// Whether repairs have been so many that the next has to wait.
+    fn is_slowed(&mut self, now: Instant) -> bool {
+        while self.mended.front().is_some_and(|at| now.saturating_duration_since(*at) > OFTEN) {
+            self.mended.pop_front();
+        }
+        self.mended.len() >= AT_ONCE && self.mended.back().is_some_and(|at| now.saturating_duration_since(*at) < SLOWLY)
+    }
+
+    /// Says what was put back, and what could not be. A program that changes the device again and again is named as such once.
+    fn tell(&mut self, mended: &[String], faults: Vec<String>, now: Instant) {
+        let device = self.name.as_str();
+        if !mended.is_empty() {
+            self.mended.push_back(now);
+            match self.mended.len() {
+                ..AT_ONCE => tracing::warn!("the interface {device} is put back, something changed it: {}", mended.join(", ")),
+                AT_ONCE => tracing::warn!("something changes the interface {device} again and again: {}", mended.join(", ")),
+                _ => {}
+            }
+        }
+        if faults != self.faults {
+            if faults.is_empty() {
+                tracing::info!("the interface {device} is as it should be again");
+            } else {
+                tracing::warn!("the interface {device} cannot be put back: {}", faults.join("; "));
+            }
+            self.faults = faults;
+        }
+    }
+}
+
+/// What one look found and did.
+#[derive(Default)]
+struct Round {
+    mended: Vec<String>,
+    faults: Vec<String>,
+}
+
+impl Round {
+    /// Notes what became of putting something back.
+    fn note(&mut self, what: impl FnOnce() -> String, done: io::Result<()>) -> bool {
+        match done {
+            Ok(()) => self.mended.push(what()),
+            Err(error) => self.faults.push(format!("{}, and {error}", what())),
+        }
+        self.faults.is_empty()
+    }
+}
+
+/// Whether IPv6 is switched off for an interface, or altogether.
+fn v6_is_off(device: &str) -> bool {
+    // `conf/all` alone does not count: it is written through to each interface.
+    let read = fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"));
+    match read {
+        Ok(text) => text.trim() != "0",
+        Err(_) => !fs::exists("/proc/sys/net/ipv6").unwrap_or(true),
+    }
+}
+
+/// An address of the network of `address` that is not this host's: the gateway's, or the next.
+fn other_of(address: &IpAddr, prefix: u8) -> Option<IpAddr> {
+    let first = host::network(address, prefix);
+    let nth = |n: u8| match first {
+        IpAddr::V4(v4) => IpAddr::from((u32::from(v4) | u32::from(n)).to_be_bytes()),
+        IpAddr::V6(v6) => IpAddr::from((u128::from(v6) | u128::from(n)).to_be_bytes()),
+    };
+    let width = if address.is_ipv4() { 32 } else { 128 };
+    (prefix + 2 <= width).then(|| if nth(1) == *address { nth(2) } else { nth(1) })
+}
+
+/// The address that stands for the network of `address` and that no host holds.
+pub(super) fn gateway(address: &IpAddr, prefix: u8) -> Option<IpAddr> {
+    other_of(address, prefix)
+}
+
+impl Inner {
+    /// Compares the device with what it is to be and puts back what differs; what that was, in words. Must be called in the
+    /// plane's network namespace.
+    pub fn mend_device(&self, now: Instant) -> Vec<String> {
+        let mut wanted = lock(&self.device_wanted);
+        if wanted.closed || wanted.is_slowed(now) {
+            return Vec::new();
+        }
+        let mut round = Round::default();
+        self.look_at(&mut wanted, &mut round);
+        wanted.tell(&round.mended, round.faults, now);
+        round.mended
+    }
+
+    fn look_at(&self, wanted: &mut Wanted, round: &mut Round) {
+        let anew = self.tun.name().is_err();
+        if anew {
+            let attached = device::attach(&self.tun, &wanted.name, self.joins_datagrams);
+            if !round.note(|| "it was deleted".into(), attached) {
+                return;
+            }
+        }
+        let (Ok(name), Ok(all)) = (self.tun.name(), links()) else { return };
+        let Some(link) = all.iter().find(|link| link.name == name) else {
+            round.faults.push("it was moved into another network namespace".into());
+            return;
+        };
+        if anew {
+            self.finish(wanted, link, &mut Round::default(), true);
+            // What is missing of a device that has just been made needs no words.
+            let mut rest = Round::default();
+            self.finish_addresses(wanted, link.index, &[], &mut rest);
+            round.faults.append(&mut rest.faults);
+        } else {
+            self.finish(wanted, link, round, false);
+            self.finish_addresses(wanted, link.index, &link.addresses, round);
+        }
+    }
+
+    /// Name, MTU, mark, carrier, up.
+    fn finish(&self, wanted: &Wanted, link: &Link, round: &mut Round, anew: bool) {
+        let index = link.index;
+        if link.name != wanted.name {
+            round.note(|| format!("it was renamed {}", link.name), host::set_name(index, &wanted.name));
+        }
+        if link.mtu != u32::from(wanted.mtu) {
+            round.note(|| format!("its MTU was {}", link.mtu), host::set_mtu(index, wanted.mtu.into()));
+        }
+        if link.mark().as_ref() != Some(&wanted.mark) {
+            round.note(|| "its mark was gone".into(), set_alias(index, &wanted.mark.to_string()));
+        }
+        if anew {
+            let _ = device::limit_packets(index, wanted.largest);
+        }
+        if !link.up {
+            round.note(|| "it was down".into(), host::set_up(index));
+        } else if !link.carrier {
+            round.note(|| "it had no carrier".into(), device::set_carrier(&self.tun));
+        }
+    }
+
+    /// Addresses, and the routes that come with them.
+    fn finish_addresses(&self, wanted: &mut Wanted, index: u32, there: &[(IpAddr, u8)], round: &mut Round) {
+        for (address, prefix) in wanted.addresses.clone() {
+            if address.is_ipv6() && self.is_without_v6(wanted) {
+                continue;
+            }
+            if !there.contains(&(address, prefix)) {
+                let added = self.add_address(&address, prefix);
+                if !round.note(|| format!("its address {address} was gone"), added) {
+                    continue;
+                }
+            }
+            let Some(other) = other_of(&address, prefix) else { continue };
+            let leads_here = || host::way_to(&other).is_ok_and(|by| by == Some(index));
+            if leads_here() {
+                continue;
+            }
+            let network = host::network(&address, prefix);
+            match host::add_connected_route(index, &address, prefix) {
+                Ok(()) => round.mended.push(format!("its route to {network}/{prefix} was gone")),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => round.faults.push(format!("its route to {network}/{prefix} is gone, and {error}")),
+            }
+            if !leads_here() {
+                round.faults.push(format!("packets to {other} leave by {}", way(&other)));
+            }
+        }
+    }
+
+    fn add_address(&self, address: &IpAddr, prefix: u8) -> io::Result<()> {
+        let added = match address {
+            IpAddr::V4(v4) => self.tun.add_address_v4(*v4, prefix),
+            IpAddr::V6(v6) => self.tun.add_address_v6(*v6, prefix),
+        };
+        added.or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+    }
+
+    /// Whether this machine's IPv6 is switched off; says so when that changes.
+    fn is_without_v6(&self, wanted: &mut Wanted) -> bool {
+        let off = v6_is_off(&wanted.name);
+        if off != wanted.without_v6 {
+            wanted.without_v6 = off;
+            let device = wanted.name.as_str();
+            if off {
+                tracing::info!("IPv6 is switched off on this machine: {device} has its IPv4 address alone");
+            } else {
+                tracing::info!("IPv6 is switched on: {device} gets its IPv6 address");
+            }
+        }
+        off
+    }
+
+    /// Says which addresses the device is to have, and puts them on. Must be called in the plane's network namespace.
+    pub fn set_host_addresses(&self, v4: Option<(Ipv4Addr, u8)>, v6: Option<(Ipv6Addr, u8)>) -> Result<(), Error> {
+        let new: Vec<(IpAddr, u8)> = v4.map(|(a, p)| (a.into(), p)).into_iter().chain(v6.map(|(a, p)| (a.into(), p))).collect();
+        let mut wanted = lock(&self.device_wanted);
+        let old = std::mem::replace(&mut wanted.addresses, new.clone());
+        for (addr, _) in old.iter().filter(|a| !new.contains(a)) {
+            let _ = self.tun.remove_address(*addr);
+        }
+        self.hosts.store(std::sync::Arc::new(new.clone()));
+        self.underlay.set_device(&wanted.name, &new);
+        let mut failed = None;
+        for (addr, prefix) in new.iter().filter(|a| !old.contains(a)) {
+            if addr.is_ipv6() && self.is_without_v6(&mut wanted) {
+                continue;
+            }
+            if let Err(cause) = self.add_address(addr, *prefix) {
+                // IPv4 alone will do; the next look tries again and says what is wrong.
+                if addr.is_ipv4() || v4.is_none() {
+                    failed = Some(Error::Address { device: wanted.name.clone(), addr: *addr, cause });
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// What cannot be put back of the device and of guests' interfaces.
+    pub fn device_faults(&self) -> Vec<String> {
+        let wanted = lock(&self.device_wanted);
+        let device = wanted.faults.iter().map(|fault| format!("the interface {} cannot be put back: {fault}", wanted.name));
+        device.chain(self.port_faults()).collect()
+    }
+
+    /// Writes the control plane's port into the device's mark.
+    pub fn set_control_port(&self, port: u16) {
+        lock(&self.device_wanted).mark.control_port = port;
+        self.ask_host(None);
+    }
+}
+
+/// By which interface a packet to `ip` leaves, in words.
+pub(super) fn way(ip: &IpAddr) -> String {
+    match host::way_to(ip) {
+        Ok(Some(index)) => {
+            nix::net::if_::if_indextoname(index).map_or_else(|_| format!("interface {index}"), |n| n.to_string_lossy().into())
+        }
+        Ok(None) => "no interface".into(),
+        Err(error) => format!("no interface: {error}"),
+    }
+}

@@ -1,0 +1,79 @@
+//! Keeps guests' interfaces as they were when their ports were attached: one that is set down is set up again, one that was deleted
+//! and made anew under the same name is opened anew. One that is gone is said once: only its maker can make it again.
+
+use super::{Inner, core::lock, port::mute_host_stack};
+use p2pvm_host::{
+    device,
+    links::{Link, links},
+};
+use std::time::{Duration, Instant};
+
+/// A program that changes an interface again and again is named at most this often.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// What one port's interface is to be, and what became of keeping it so.
+#[derive(Default)]
+pub(crate) struct Care {
+    index: u32,
+    mtu: u32,
+    said: Option<Instant>,
+    fault: Option<String>,
+}
+
+impl Care {
+    /// What the interface is like now.
+    pub fn of(ifname: &str) -> Self {
+        let link = links().ok().and_then(|links| links.into_iter().find(|link| link.name == ifname));
+        link.map_or_else(Self::default, |link| Self { index: link.index, mtu: link.mtu, ..Self::default() })
+    }
+}
+
+impl Inner {
+    /// Puts back what differs of guests' interfaces. Must be called in the plane's network namespace.
+    pub fn mend_ports(&self, links: &[Link], now: Instant) {
+        for port in self.ports.load().iter() {
+            let ifname = port.config.ifname.as_str();
+            let mut care = lock(&port.care);
+            let mut mended = Vec::new();
+            let done = match links.iter().find(|link| link.name == ifname) {
+                None => Err("it is gone".to_owned()),
+                Some(link) => mend(port, &mut care, link, &mut mended).map_err(|error| format!("{}, and {error}", mended.join(", "))),
+            };
+            let fault = done.err().map(|what| format!("a guest's interface {ifname} cannot be put back: {what}"));
+            if fault.is_none() && !mended.is_empty() && care.said.is_none_or(|at| now.saturating_duration_since(at) >= SAY_EVERY) {
+                care.said = Some(now);
+                tracing::warn!("a guest's interface {ifname} is put back, something changed it: {}", mended.join(", "));
+            }
+            if care.fault != fault {
+                match &fault {
+                    Some(fault) => tracing::warn!("{fault}"),
+                    None => tracing::info!("a guest's interface {ifname} is as it should be again"),
+                }
+                care.fault = fault;
+            }
+        }
+    }
+
+    /// What cannot be put back of guests' interfaces.
+    pub fn port_faults(&self) -> Vec<String> {
+        self.ports.load().iter().filter_map(|port| lock(&port.care).fault.clone()).collect()
+    }
+}
+
+fn mend(port: &super::port::Port, care: &mut Care, link: &Link, mended: &mut Vec<String>) -> std::io::Result<()> {
+    if link.index != care.index {
+        mended.push("it was made anew".into());
+        mute_host_stack(&link.name);
+        port.socket.bind(link.index)?;
+        care.index = link.index;
+    }
+    if care.mtu != 0 && link.mtu != care.mtu {
+        mended.push(format!("its MTU was {}", link.mtu));
+        device::set_mtu(link.index, care.mtu)?;
+    }
+    if !link.up {
+        mended.push("it was down".into());
+        device::set_up(link.index)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,20 @@
+# What DHCP clients without any manager of names do at each renewal: /etc/resolv.conf is written anew, by rename, every 3 seconds.
+case $1 in
+start)
+    # Of its first start: later p2pvm's own lines may be in it.
+    [ -e /var/lib/resolv.conf.before ] || cp -P /etc/resolv.conf /var/lib/resolv.conf.before
+    server=$(awk '$1 == "nameserver" { print $2; exit }' /var/lib/resolv.conf.before)
+    cat >/var/lib/renew <<RENEW
+while :; do
+    printf 'search example.org\nnameserver %s\n' "$server" >/etc/resolv.conf.dhcp
+    mv /etc/resolv.conf.dhcp /etc/resolv.conf
+    sleep 3
+done
+RENEW
+    setsid sh /var/lib/renew </dev/null >/dev/null 2>&1 &
+    echo $! >/run/udhcpc.test.pid ;;
+stop)
+    kill "$(cat /run/udhcpc.test.pid)"
+    rm -f /etc/resolv.conf
+    cp -P /var/lib/resolv.conf.before /etc/resolv.conf ;;
+esac
