@@ -41,6 +41,10 @@ fn with_any_list_both_libraries_find_the_networks_names_and_others() {
                 machine.rewrite(list);
                 until("our line in it", || is_ours_first(machine));
                 until("the VM", || network.is_found());
+                // Several look-ups of one process: it asks by turns where it is told to.
+                let name = network.name("web.vm");
+                let found = run("getent", &["ahostsv4", &name, &name, &name, &name]);
+                assert!(found.is_ok_and(|said| said.matches("STREAM").count() == 4), "{}", machine.resolv_conf());
                 let slow = list.contains("192.0.2.54");
                 // What is known of a silent server is known after the first question.
                 let _ = slow.then(|| (glibc("other.example"), glibc(OTHER.0)));

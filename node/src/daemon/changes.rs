@@ -11,7 +11,6 @@ use p2pvm_host::{
     journal::{Entries, Journal},
     undo as kernel,
 };
-use std::path::Path;
 
 /// The journal of a state directory.
 pub fn journal(layout: &Layout) -> Journal {
@@ -49,11 +48,6 @@ pub fn note_names(layout: &Layout, change: impl FnOnce(&mut NamesChanged)) -> Ou
         })
         .doing(format_args!("writing down in {} what is to be undone", layout.undo().display()))?;
     failed.map_or(Ok(()), Err).doing("writing down what is to be undone")
-}
-
-/// Writes down that a list of name servers is about to name ours.
-pub fn note_resolv_conf(layout: &Layout, path: &Path) -> Outcome<()> {
-    note_names(layout, |names| names.resolv_conf = Some(path.to_owned()))
 }
 
 /// Puts everything back that is written down. What cannot be put back is logged and stays written down. `may` is asked once
@@ -103,8 +97,8 @@ mod tests {
         let layout = Layout::at(dir.path());
         let list = dir.path().join("resolv.conf");
         fs::write(&list, "nameserver 192.0.2.1\n").unwrap();
-        note_resolv_conf(&layout, &list).unwrap();
-        assert_eq!(names(&journal(&layout).load()).resolv_conf, Some(list));
+        note_names(&layout, |names| names.files.push(list.clone())).unwrap();
+        assert_eq!(names(&journal(&layout).load()).files, [list]);
         undo_if(&layout, || false);
         assert!(layout.undo().exists(), "somebody else is to do it");
         undo(&layout);
