@@ -49,7 +49,7 @@ fn networkmanager_may_restart_reconnect_and_rewrite_names_beside_p2pvm() {
         format!(
             "systemctl -q mask systemd-networkd systemd-networkd.socket systemd-resolved; systemctl -q enable NetworkManager
              sed -i 's/resolve \\[!UNAVAIL=return\\] //' /etc/nsswitch.conf; rm -f /etc/resolv.conf; echo >/etc/resolv.conf
-             printf '[main]\\ndns=default\\nrc-manager=file\\n' >/etc/NetworkManager/conf.d/test.conf
+             printf '[main]\\ndns=default\\nrc-manager=file\\n[keyfile]\\nunmanaged-devices=interface-name:lan0\\n' >/etc/NetworkManager/conf.d/test.conf
              printf '[connection]\\nid=eth0\\ntype=ethernet\\ninterface-name=eth0\\n[ipv4]\\nmethod=manual\\naddress1={address}/24,{gateway}\\n\
              dns={server};\\n[ipv6]\\nmethod=disabled\\n' >/etc/NetworkManager/system-connections/eth0.nmconnection
              chmod 600 /etc/NetworkManager/system-connections/eth0.nmconnection"

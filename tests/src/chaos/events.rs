@@ -107,7 +107,7 @@ while IFS=: read -r file value; do [ ! -e $file ] || echo $value >$file; done </
         8,
         "ip addr del $OTHER/24 dev eth0; ip addr add $ADDR/24 dev eth0; ip route replace default via $GW dev eth0",
     ),
-    once("connections forgotten by the host", "conntrack -q -F 2>/dev/null"),
+    once("connections forgotten by the host", "conntrack -F 2>/dev/null"),
     Event { name: "connections forgotten by the router", cause: Cause::RouterForgets },
     lasting("clock a day ahead", "echo +1d >/var/lib/clock", 10, "echo +0 >/var/lib/clock"),
     lasting("clock a day behind", "echo -1d >/var/lib/clock", 10, "echo +0 >/var/lib/clock"),
