@@ -53,6 +53,7 @@ impl Guardian {
 /// The guardian of the daemon `of`, or without one: undoes what is left, unless a daemon runs.
 pub fn run(layout: &Layout, of: Option<u32>) -> Outcome<()> {
     if of.is_some() {
+        let _ = nix::sys::prctl::set_name(c"p2pvm-guardian");
         // Fails only for a leader of a process group, which has left its terminal's already.
         let _ = nix::unistd::setsid();
         for ignored in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGPIPE] {

@@ -167,10 +167,13 @@ fn a_host_is_after_down_and_after_a_kill_as_it_was_before() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(!lab.dir("b").unwrap().join("undo.json").exists());
-    let guardian = || run(&lab, "b", &format!("pgrep -f 'guardian --of {pid}' || true"));
-    until(&lab, "the guardian to end", Duration::from_secs(5), &|| {
-        guardian().lines().all(|line| fs::read_to_string(format!("/proc/{}/comm", line.trim())).is_ok_and(|comm| comm.trim() != "p2pvm"))
-    });
+    let guards = |process: &str| {
+        let comm = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+        let line = fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        comm.trim() == "p2pvm-guardian" && line.contains(&format!("--of\0{pid}\0"))
+    };
+    let any = || fs::read_dir("/proc").unwrap().flatten().any(|entry| guards(&entry.file_name().to_string_lossy()));
+    until(&lab, "the guardian to end", Duration::from_secs(5), &|| !any());
     lab.down().unwrap();
 }
 
