@@ -88,8 +88,7 @@ pub fn ask(server: SocketAddr, name: &str, kind: Kind, limit: Duration) -> io::R
     let mut buffer = [0; 4096];
     for end in [limit / 2, limit] {
         socket.send(&asked)?;
-        loop {
-            let Some(left) = end.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) else { break };
+        while let Some(left) = end.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
             socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             match socket.recv(&mut buffer) {
                 Ok(length) => {
