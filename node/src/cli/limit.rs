@@ -56,6 +56,8 @@ fn of_kind(command: &Command) -> Limit {
         Command::Top(top) if !top.once => Limit::None,
         Command::Dashboard(dashboard) if dashboard.listen.is_some() => Limit::None,
         Command::Testbed(_) | Command::Simulate(_) | Command::Demo(_) | Command::Bench(_) => Limit::None,
+        // It lives as long as its daemon.
+        Command::Guardian(_) => Limit::None,
         // They read disks, or wait for a person.
         Command::Image(_) | Command::Install(_) | Command::Appliance(_) => Limit::None,
         Command::Vm(Vm::Console(_)) => Limit::None,
@@ -135,7 +137,7 @@ mod tests {
         for long in ["vm create web --image x", "vm migrate web", "vm snapshot web", "drain"] {
             assert!(matches!(limit(&format!("p2pvm {long}")), Limit::Silence(_)), "{long}");
         }
-        for open in ["up", "top", "vm console web"] {
+        for open in ["up", "top", "vm console web", "guardian --of 7"] {
             assert_eq!(limit(&format!("p2pvm {open}")), Limit::None, "{open}");
         }
     }

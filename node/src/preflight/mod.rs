@@ -1,7 +1,6 @@
 //! What a command needs of this machine, looked at before anything is made, spent or told to others. A refusal names what the
 //! system said and what helps; whatever is refused here, the invite is still good and the directory as it was.
 
-mod overlap;
 
 use crate::{
     clock,
@@ -180,8 +179,8 @@ pub fn for_guests() -> Outcome<()> {
 
 /// Refuses a network whose subnet this machine needs for something else.
 pub fn subnet(subnet: Ipv4Subnet, advice: &str) -> Outcome<()> {
-    match overlap::overlap((subnet.addr, subnet.prefix).into()).doing("reading this machine's routes and name servers")? {
-        Some(conflict) => Err(Failure::refused(format!("the network's subnet {subnet} {conflict}: {advice}"))),
+    match p2pvm_host::overlap((subnet.addr, subnet.prefix)).doing("reading this machine's routes and name servers")? {
+        Some(conflict) => Err(Failure::refused(format!("the network's subnet {conflict}: {advice}"))),
         None => Ok(()),
     }
 }
