@@ -43,6 +43,11 @@ const REST: Duration = Duration::from_secs(30);
 const AGAIN: [Duration; 3] = [Duration::from_millis(900), Duration::from_millis(1600), Duration::from_secs(2)];
 
 type Answer = Option<Arc<Vec<u8>>>;
+/// What makes a question the same as another.
+type Key = (Vec<u8>, Carrier);
+/// Questions that are being asked, with the answer to come.
+type Running = HashMap<Key, watch::Receiver<Option<Answer>>>;
+type Servers = Vec<SocketAddr>;
 
 /// Whom other questions go to, and what is known of them; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +60,7 @@ struct Shared {
     /// Servers that did not answer, and when.
     dead: Mutex<HashMap<SocketAddr, Instant>>,
     /// Questions that are being asked.
-    running: Mutex<HashMap<(Vec<u8>, Carrier), watch::Receiver<Option<Answer>>>>,
+    running: Mutex<Running>,
     stuck: AtomicBool,
 }
 
@@ -157,7 +162,7 @@ impl Upstream {
     }
 
     /// Servers in order; then those that rest; and which of the latter are due to be tried again.
-    fn order(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>, Vec<SocketAddr>) {
+    fn order(&self) -> (Servers, Servers, Servers) {
         let servers = self.get();
         let dead = self.dead();
         let (resting, alive): (Vec<_>, Vec<_>) = servers.into_iter().partition(|server| dead.contains_key(server));
@@ -182,7 +187,8 @@ impl Upstream {
         aside.detach_all();
         let mut next = alive.iter().chain(&resting).copied().enumerate();
         let mut pending: Vec<usize> = Vec::new();
-        let (mut nothing, mut failed): (Option<(usize, Vec<u8>)>, Option<Vec<u8>>) = (None, None);
+        let mut nothing: Option<(usize, Vec<u8>)> = None;
+        let mut failed: Option<Vec<u8>> = None;
         let mut more = next.next();
         let mut step = began;
         let found = loop {
@@ -247,7 +253,7 @@ impl Upstream {
 /// Takes a question off the list of those that are being asked, however its asking ends.
 struct Asking<'a> {
     shared: &'a Shared,
-    key: (Vec<u8>, Carrier),
+    key: Key,
 }
 
 impl Drop for Asking<'_> {
