@@ -128,7 +128,7 @@ fn change_rules(present: &[Placed], rules: &BTreeSet<Rule>, base: u32, steps: &m
     let mut kept = BTreeSet::new();
     let mut gone: Vec<Placed> = present.iter().filter(|placed| !wanted.contains(placed) || !kept.insert(**placed)).copied().collect();
     steps.extend(wanted.difference(&kept).copied().map(Step::Rule));
-    gone.sort_unstable_by(|a, b| b.rule.cmp(&a.rule));
+    gone.sort_unstable_by_key(|placed| std::cmp::Reverse(placed.rule));
     steps.extend(gone.into_iter().map(Step::Unrule));
 }
 
