@@ -23,6 +23,10 @@ fn beside(test: &str, prepare: impl Fn(&str, &str, &str) -> String, disturbances
         return;
     };
     let names = || within(BACK, || stage.finds_other_names());
+    // What they change by themselves, they have changed by then.
+    for words in disturbances {
+        stage.lab.testbed().run("b", &["sh", "-euc", words]).unwrap();
+    }
     assert!(names().is_some(), "without p2pvm\n{}", stage.report());
     let before = stage.lasting_state();
     stage.up();
