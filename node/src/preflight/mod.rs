@@ -1,7 +1,6 @@
 //! What a command needs of this machine, looked at before anything is made, spent or told to others. A refusal names what the
 //! system said and what helps; whatever is refused here, the invite is still good and the directory as it was.
 
-
 use crate::{
     clock,
     config::Config,

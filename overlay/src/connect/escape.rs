@@ -47,7 +47,7 @@ impl Shared {
 
 /// Decides whether the member's try with this number is made from the second port, and looks how that is seen from outside.
 pub(crate) async fn prepare(shared: &Arc<Shared>, member: MemberId, number: u32, hopeless: bool) {
-    let aside = number % 2 == 0 && !hopeless && shared.state().nat != NatKind::Blocked;
+    let aside = number.is_multiple_of(2) && !hopeless && shared.state().nat != NatKind::Blocked;
     let was = {
         let mut state = shared.state();
         if aside { !state.aside.insert(member) } else { state.aside.remove(&member) }

@@ -37,10 +37,13 @@ impl Lookup {
     }
 }
 
+/// Which addresses are wanted for a name.
+type Wanted = fn(&IpAddr) -> bool;
+
 /// The name in an address, its place, and whether addresses of a family are wanted for it.
-fn name_in(address: &Multiaddr) -> Option<(usize, String, fn(&IpAddr) -> bool)> {
+fn name_in(address: &Multiaddr) -> Option<(usize, String, Wanted)> {
     address.iter().enumerate().find_map(|(place, part)| match part {
-        Protocol::Dns(name) => Some((place, name.into_owned(), (|_| true) as fn(&IpAddr) -> bool)),
+        Protocol::Dns(name) => Some((place, name.into_owned(), (|_| true) as Wanted)),
         Protocol::Dns4(name) => Some((place, name.into_owned(), IpAddr::is_ipv4)),
         Protocol::Dns6(name) => Some((place, name.into_owned(), IpAddr::is_ipv6)),
         _ => None,
