@@ -60,7 +60,7 @@ pub(super) struct Stage {
 impl Stage {
     pub(super) fn raise(program: &Path, name: &str, image: Option<&Path>) -> Result<Self, Failed> {
         let tree = tree::get().map_err(Failed::NoTree)?;
-        let mut lab = Lab::up(&Sites::parse(SITES).map_err(testbed::Error::from)?, name, program)?;
+        let mut lab = Lab::up(&Sites::parse(SITES)?, name, program)?;
         let host = lab.testbed().host("b")?.clone();
         let server = lab.testbed().host("c")?.address.to_string();
         let image = image.map(|image| image.canonicalize()).transpose().map_err(|e| LabError::Io("the guest's image".into(), e))?;
@@ -255,7 +255,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
             "$P2PVM doctor",
             "$P2PVM peers",
         ] {
-            let line = line.replace("$P2PVM", &self.environment.iter().find(|(key, _)| key == "P2PVM").map_or("", |(_, value)| value));
+            let line = line.replace("$P2PVM", self.environment.iter().find(|(key, _)| key == "P2PVM").map_or("", |(_, value)| value));
             let said = self.lab.testbed().exec("b", &["timeout", "20", "sh", "-c", &line]);
             let said = said.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned());
             text.push_str(&format!("--- b: {line}\n{}\n", said.unwrap_or_else(|e| e.to_string())));
