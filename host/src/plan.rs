@@ -176,8 +176,9 @@ pub fn wanted_by_others(note: Switched, ip_forward: bool) -> bool {
     ip_forward && !note.global
 }
 
-/// The rules of a host that forwards from the network's interface into offered subnets. What comes in by that interface goes into
-/// these subnets and nowhere else; nobody in them begins a connection into the network. Interfaces that forward for p2pvm's
+/// The rules of a host that forwards from the network's interface into offered subnets. A connection that comes in by that interface
+/// goes into these subnets, or where the host's owner has pointed it (a container's published port), and nowhere else; answers to what
+/// a container began come back; nobody in them begins a connection into the network. Interfaces that forward for p2pvm's
 /// sake alone let nothing else through. All else is nobody's business here.
 fn table(wanted: &Wanted, seen: &Observed, switched: &BTreeMap<String, Switched>) -> String {
     let (table, device) = (wanted.nft_table(), &wanted.device);
@@ -204,7 +205,9 @@ fn table(wanted: &Wanted, seen: &Observed, switched: &BTreeMap<String, Switched>
             {source}ip daddr {{ {nets} }} iifname \"{device}\" oifname != \"{device}\" masquerade
         }}
         chain through {{ type filter hook forward priority filter; policy accept;
+            iifname \"{device}\" ct state established,related accept
             iifname \"{device}\" oifname != \"{device}\" ip daddr {{ {nets} }} accept
+            iifname \"{device}\" ct status dnat accept
             iifname \"{device}\" drop
             ip saddr {{ {nets} }} oifname \"{device}\" ct state new drop\n"
     );

@@ -354,6 +354,46 @@ fn containers_that_come_later_are_not_cut_off_and_keep_their_forwarding() {
 }
 
 #[test]
+fn containers_reach_members_and_are_reached_at_published_ports_while_a_lan_is_offered() {
+    inside(|| {
+        let _lan = Elsewhere::new("cont", "lan0", "192.168.77.1/24", "192.168.77.9/24");
+        let container = Elsewhere::new("cbox", "br0", "172.30.0.1/24", "172.30.0.2/24");
+        container.sh("ip route add default via 172.30.0.1");
+        sh("sysctl -qw net.ipv4.ip_forward=1; nft -f - <<'E'
+            table ip nat {
+                chain post { type nat hook postrouting priority srcnat; ip saddr 172.30.0.0/24 oifname != \"br0\" masquerade; }
+                chain pre { type nat hook prerouting priority dstnat; tcp dport 8080 fib daddr type local dnat to 172.30.0.2:80; }
+            }
+E");
+        let mut network = Network::start(0);
+        // The far end of the interface is a member.
+        let member = Elsewhere::new("cmem", "unused0", "192.168.99.1/24", "192.168.99.9/24");
+        sh(&format!(
+            "ip link set peer-p2pvm0 netns {0}; ip -n {0} addr add 10.90.0.2/16 dev peer-p2pvm0; ip -n {0} link set peer-p2pvm0 up",
+            member.0
+        ));
+        let listener = container.inside(|| TcpListener::bind("0.0.0.0:80").unwrap());
+        thread::spawn(move || listener.incoming().flatten().for_each(|mut stream| drop(stream.write_all(b"!"))));
+        let published = || {
+            member.inside(|| {
+                let to: SocketAddr = "10.90.0.1:8080".parse().unwrap();
+                let stream = TcpStream::connect_timeout(&to, Duration::from_secs(2));
+                stream.is_ok_and(|mut stream| stream.read_exact(&mut [0]).is_ok())
+            })
+        };
+        let outward = || container.works("ping -n -c 1 -W 2 10.90.0.2");
+        assert!(published() && outward(), "before anything is offered\n{}", snapshot());
+        network.offer(&["192.168.77.0/24"]);
+        assert!(published(), "a published port\n{}", snapshot());
+        assert!(outward(), "answers to a container\n{}", snapshot());
+        // What nobody published stays closed to members.
+        member.sh("ip route add 172.30.0.0/24 via 10.90.0.1");
+        assert!(!member.works("ping -n -c 1 -W 1 172.30.0.2"));
+        network.end();
+    });
+}
+
+#[test]
 fn dockers_and_ufws_chains_are_opened_put_back_and_left_as_they_were() {
     for (chains, forward_chain) in [
         (
