@@ -126,12 +126,15 @@ pub fn taken(protocol: &str, port: u16) -> Option<io::Error> {
 pub fn for_offer() -> Outcome<()> {
     const NOT_OFFERED: &str = "nothing has been offered";
     let settings = "/proc/sys/net/ipv4/conf/all/forwarding";
-    OpenOptions::new().write(true).open(settings).map_err(|e| {
-        Failure::refused(format!(
+    // Where the machine forwards already, as a container started with --sysctl does, nothing is written.
+    let forwards = std::fs::read_to_string(settings).is_ok_and(|text| text.trim() == "1");
+    let writable = OpenOptions::new().write(true).open(settings);
+    if let (false, Err(e)) = (forwards, writable) {
+        return Err(Failure::refused(format!(
             "offering a subnet needs the kernel to forward, and its settings cannot be written: {settings}: {e}; in a container mount \
-             /proc/sys writable; {NOT_OFFERED}"
-        ))
-    })?;
+             /proc/sys writable, or start it with --sysctl net.ipv4.ip_forward=1; {NOT_OFFERED}"
+        )));
+    }
     let rules = "add table ip p2pvm_try\nadd chain ip p2pvm_try try { type nat hook postrouting priority srcnat; }\n";
     nft_takes(rules).map_err(|why| Failure::refused(format!("offering a subnet needs nft: {why}; {NOT_OFFERED}")))
 }
