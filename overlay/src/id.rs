@@ -37,7 +37,8 @@ macro_rules! id32 {
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}({})", stringify!($name), self.short())
+                // A log line and a message show the same short form, never the type's name.
+                f.write_str(&self.short())
             }
         }
 

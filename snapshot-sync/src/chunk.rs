@@ -47,7 +47,7 @@ impl fmt::Display for ChunkId {
 
 impl fmt::Debug for ChunkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ChunkId({})", self.short())
+        f.write_str(&self.short())
     }
 }
 

@@ -40,7 +40,7 @@ impl fmt::Display for ManifestId {
 
 impl fmt::Debug for ManifestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ManifestId({})", self.0.short())
+        f.write_str(&self.0.short())
     }
 }
 
