@@ -65,6 +65,10 @@ fn a_killed_daemon_takes_its_running_guest_up_again() {
     let lab = lab("adopt", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b", "c"]);
     let address = create(&lab, "b");
+    // Somebody deletes the guest's interface just after it has booted: it is made anew on the descriptor that QEMU holds.
+    let taps = lab.testbed().run("b", &["sh", "-c", "ls /sys/class/net | grep ^pv"]).unwrap();
+    lab.testbed().run("b", &["ip", "link", "del", taps.trim()]).unwrap();
+    lab.wait_for_guest("a", &address, Duration::from_secs(15)).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 30)));
     lab.kill_daemon("b").unwrap();
     lab.json("b", &["up", "--detach"]).unwrap();
     lab.wait_for_guest("a", &address, Duration::from_secs(20)).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Who holds the interface is looked up, or what the guest's driver has made of it is read, this often.
-const LOOK_EVERY: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_secs(4);
 
 /// A guest that ends takes its interface with it: only one that is missing for longer is a fault.
 const GRACE: Duration = Duration::from_secs(3);

@@ -7,6 +7,7 @@ use std::{
     fs, io, mem,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     process,
+    time::{Duration, Instant},
 };
 
 /// Where the descriptor is, and what the interface was like.
@@ -14,9 +15,16 @@ pub(crate) struct Holder {
     /// Of the process itself: its number may be another's by then.
     process: OwnedFd,
     fd: RawFd,
-    /// Bytes of the virtio-net header, which the guest's driver chooses.
+    /// Bytes of the virtio-net header, which the guest's driver chooses when it starts.
     header: Option<libc::c_int>,
+    /// Since when the holder is known.
+    since: Instant,
 }
+
+/// The header of virtio 1.0 (VIRTIO 1.1 §5.1.6, with num_buffers): what nearly every guest's driver chooses.
+const HEADER_V1: libc::c_int = 12;
+/// How long a guest may boot before its driver starts. Reason: until then QEMU has the short header of before 1.0.
+const DRIVER_STARTS: Duration = Duration::from_secs(120);
 
 impl Holder {
     /// The process that holds the TAP `ifname`, other than this one. Looks through all processes.
@@ -26,7 +34,7 @@ impl Holder {
             let name = entry.file_name();
             let Some(pid) = name.to_str().filter(|pid| *pid != own).and_then(|pid| pid.parse::<i32>().ok()) else { continue };
             if let Some(fd) = descriptor(pid, ifname) {
-                let mut holder = Self { process: pidfd_open(pid).ok()?, fd, header: None };
+                let mut holder = Self { process: pidfd_open(pid).ok()?, fd, header: None, since: Instant::now() };
                 holder.look();
                 return Some(holder);
             }
@@ -76,11 +84,11 @@ impl Holder {
             return Err(io::Error::last_os_error());
         }
         // Offloads are left off: the guest is given whole packets with their checksums, which every driver takes.
-        if let Some(header) = self.header {
-            // SAFETY: the pointer is to a c_int that lives across the call.
-            if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const header) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
+        let chosen = self.header.filter(|header| *header >= HEADER_V1 || self.since.elapsed() > DRIVER_STARTS);
+        let header = chosen.unwrap_or(HEADER_V1);
+        // SAFETY: the pointer is to a c_int that lives across the call.
+        if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const header) } < 0 {
+            return Err(io::Error::last_os_error());
         }
         Ok(())
     }
