@@ -22,7 +22,7 @@ fn names_resolve_nearly_always_while_somebody_rewrites_the_list_every_few_second
     on(&[NSSWITCH, ("resolv.conf", LIST)], false, |machine| {
         let network = machine.network("lab", 9);
         until("the VM", || network.is_found());
-        let (mut right, mut all, began) = (0, 0, Instant::now());
+        let (mut right, mut other, mut all, began) = (0, 0, 0, Instant::now());
         let (done, rewritten) = (AtomicBool::new(false), AtomicUsize::new(0));
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -38,12 +38,14 @@ fn names_resolve_nearly_always_while_somebody_rewrites_the_list_every_few_second
             while began.elapsed() < Duration::from_secs(15) {
                 all += 1;
                 right += usize::from(network.is_found());
-                assert_eq!(glibc(OTHER.0).0, [OTHER.1]);
+                // In the moment in which a program writes the file in place it is empty, with or without p2pvm.
+                other += usize::from(glibc(OTHER.0).0 == [OTHER.1]);
                 thread::sleep(Duration::from_millis(50));
             }
             done.store(true, Ordering::Relaxed);
         });
         assert!(right * 100 >= all * 80, "{right} of {all} look-ups, rewritten {rewritten:?} times");
+        assert!(other * 100 >= all * 95, "other names: {other} of {all} look-ups, rewritten {rewritten:?} times");
         network.says(&["rewritten by another program again and again"]);
         network.end();
         assert_eq!(machine.resolv_conf(), LIST);
