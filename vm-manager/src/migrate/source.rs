@@ -154,8 +154,10 @@ impl Host {
         };
         tracing::info!(%epoch, "the move begins");
         let prepared = tokio::select! {
-            prepared = self.until_paused(&slot, &*machine, &mut this, options, progress) => prepared,
+            // Who cancels before the hand-over is heeded, also in the moment in which all is ready for it.
+            biased;
             () = slot.give_up.notified() => Err(Error::Cancelled),
+            prepared = self.until_paused(&slot, &*machine, &mut this, options, progress) => prepared,
         };
         let cancelled = matches!(prepared, Err(Error::Cancelled));
         let (runs_on, failure) = match prepared {
