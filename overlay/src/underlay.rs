@@ -15,8 +15,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// SO_MARK of every socket that this crate opens itself: rules lead what has it around accepted routes.
-pub const SOCKET_MARK: u32 = 0x7032_7076;
+pub use p2pvm_host::rules::SOCKET_MARK;
 
 /// Marks a socket with [`SOCKET_MARK`]. Without CAP_NET_ADMIN it stays unmarked: rules that look at its port still find it.
 pub fn mark(socket: &impl AsFd) {
