@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{lab, network, public_sites};
+use common::{dig, lab, network, public_sites};
 use p2pvm_tests::lab::Lab;
-use std::{fs, net::UdpSocket, path::Path, path::PathBuf, time::Duration};
+use std::{fs, path::Path, path::PathBuf, time::Duration};
 
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 /// Lines that a daemon may say of one change.
@@ -35,28 +35,6 @@ fn set_clock(lab: &Lab, host: &str, shift: &str) {
     fs::write(file, format!("{shift}\n")).unwrap();
 }
 
-/// Asks the resolver at `server` for an A record; the answer's last four bytes.
-fn dig(lab: &Lab, from: &str, server: &str, name: &str) -> Option<String> {
-    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        query.push(label.len() as u8);
-        query.extend(label.as_bytes());
-    }
-    query.extend([0, 0, 1, 0, 1]);
-    let server = format!("{server}:53");
-    lab.testbed()
-        .inside(from, || {
-            let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-            socket.set_read_timeout(Some(Duration::from_secs(4))).ok()?;
-            socket.send_to(&query, server).ok()?;
-            let mut answer = [0u8; 512];
-            let n = socket.recv(&mut answer).ok()?;
-            let answers = u16::from_be_bytes([answer[6], answer[7]]);
-            (answers > 0).then(|| std::net::Ipv4Addr::new(answer[n - 4], answer[n - 3], answer[n - 2], answer[n - 1]).to_string())
-        })
-        .unwrap()
-}
-
 fn warnings(lab: &Lab, host: &str) -> usize {
     let log = fs::read_to_string(lab.dir(host).unwrap().join("daemon.log")).unwrap_or_default();
     log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).count()
@@ -79,7 +57,7 @@ fn assert_whole(lab: &Lab, what: &str, own: &str, other: &str) {
     }
     let found = |from: &str, server: &str, name: &str, wanted: &str| {
         lab.wait(&format!("{name} to be found from {from}"), Duration::from_secs(20), Duration::from_millis(500), || {
-            Ok((dig(lab, from, server, name).as_deref() == Some(wanted)).then_some(()))
+            Ok((dig(lab, from, server, name).map(|ip| ip.to_string()).as_deref() == Some(wanted)).then_some(()))
         })
         .unwrap_or_else(|e| panic!("{e}\n{}", logs()));
     };

@@ -2,30 +2,8 @@
 
 mod common;
 
-use common::{lab, network, public_sites};
-use std::{net::UdpSocket, time::Duration};
-
-/// Asks the resolver at `server` for an A record and gives the answer's last four bytes as an address.
-fn dig(lab: &p2pvm_tests::lab::Lab, from: &str, server: &str, name: &str) -> Option<std::net::Ipv4Addr> {
-    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        query.push(label.len() as u8);
-        query.extend(label.as_bytes());
-    }
-    query.extend([0, 0, 1, 0, 1]);
-    let server = format!("{server}:53");
-    lab.testbed()
-        .inside(from, || {
-            let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-            socket.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
-            socket.send_to(&query, server).ok()?;
-            let mut answer = [0u8; 512];
-            let n = socket.recv(&mut answer).ok()?;
-            let answers = u16::from_be_bytes([answer[6], answer[7]]);
-            (answers > 0).then(|| std::net::Ipv4Addr::new(answer[n - 4], answer[n - 3], answer[n - 2], answer[n - 1]))
-        })
-        .unwrap()
-}
+use common::{dig, lab, network, public_sites};
+use std::time::Duration;
 
 #[test]
 fn members_get_addresses_talk_over_them_and_are_found_by_name() {

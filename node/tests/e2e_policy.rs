@@ -2,14 +2,13 @@
 
 mod common;
 
-use common::{SETTINGS, image, lab, network, public_sites, refused};
+use common::{Lan, SETTINGS, image, lab, network, public_sites, refused};
 use p2pvm_tests::lab::Lab;
 use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
-    process::Command,
     time::Duration,
 };
 
@@ -163,32 +162,6 @@ fn rules_hold_where_packets_arrive_and_acl_check_says_what_happens() {
     set_policy(&lab, "a", &hosts, "default = \"allow\"\n");
     assert!(connects(&lab, "a", &ip("b"), 3333));
     lab.down().unwrap();
-}
-
-/// A machine on a host's LAN: a namespace of its own behind a second interface of the host.
-struct Lan(String);
-
-impl Lan {
-    fn new(lab: &Lab, host: &str) -> Self {
-        let namespace = format!("lan{}", std::process::id());
-        let host = &lab.testbed().host(host).unwrap().namespace;
-        let lan = Self(namespace.clone());
-        let script = format!(
-            "ip netns add {namespace} && ip -n {namespace} link set lo up && \
-             ip link add name lan0 netns {host} type veth peer name eth0 netns {namespace} && \
-             ip -n {host} addr add 192.168.77.1/24 dev lan0 && ip -n {host} link set lan0 up && \
-             ip -n {namespace} addr add 192.168.77.9/24 dev eth0 && ip -n {namespace} link set eth0 up"
-        );
-        let made = Command::new("sh").args(["-c", &script]).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        lan
-    }
-}
-
-impl Drop for Lan {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
 }
 
 #[test]

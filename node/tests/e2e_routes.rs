@@ -3,11 +3,10 @@
 
 mod common;
 
-use common::{SETTINGS, lab, network, public_sites, refused};
+use common::{Lan, SETTINGS, lab, network, public_sites, refused};
 use p2pvm_tests::lab::Lab;
 use std::{
     fs,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -47,32 +46,6 @@ fn snapshot(lab: &Lab, host: &str) -> String {
          for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter; \
          do echo $f $(cat $f); done",
     )
-}
-
-/// A machine on a host's LAN, 192.168.77.9: a namespace of its own behind a second interface of the host.
-struct Lan(String);
-
-impl Lan {
-    fn new(lab: &Lab, host: &str) -> Self {
-        let namespace = format!("lan-{host}-{}", std::process::id());
-        let host = &lab.testbed().host(host).unwrap().namespace;
-        let lan = Self(namespace.clone());
-        let script = format!(
-            "ip netns add {namespace} && ip -n {namespace} link set lo up && \
-             ip link add name lan0 netns {host} type veth peer name eth0 netns {namespace} && \
-             ip -n {host} addr add 192.168.77.1/24 dev lan0 && ip -n {host} link set lan0 up && \
-             ip -n {namespace} addr add 192.168.77.9/24 dev eth0 && ip -n {namespace} link set eth0 up"
-        );
-        let made = Command::new("sh").args(["-c", &script]).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        lan
-    }
-}
-
-impl Drop for Lan {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
 }
 
 /// Packets that the host has sent into its interface so far.

@@ -6,6 +6,7 @@ pub mod trouble;
 
 use p2pvm_tests::{Sites, lab::Lab};
 use std::{
+    net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -88,4 +89,53 @@ pub fn refused(lab: &Lab, host: &str, words: &[&str], code: i32) -> String {
     let (got, out, said) = lab.try_p2pvm(host, words).unwrap();
     assert_eq!(got, code, "p2pvm {}: {out} {said}", words.join(" "));
     said
+}
+
+/// A machine on a host's LAN, 192.168.77.9: a namespace of its own behind a second interface of the host.
+pub struct Lan(String);
+
+impl Lan {
+    /// Lays its cable and gives both ends their addresses.
+    pub fn new(lab: &Lab, host: &str) -> Self {
+        let namespace = format!("lan-{host}-{}", std::process::id());
+        let host = &lab.testbed().host(host).unwrap().namespace;
+        let lan = Self(namespace.clone());
+        let script = format!(
+            "ip netns add {namespace} && ip -n {namespace} link set lo up && \
+             ip link add name lan0 netns {host} type veth peer name eth0 netns {namespace} && \
+             ip -n {host} addr add 192.168.77.1/24 dev lan0 && ip -n {host} link set lan0 up && \
+             ip -n {namespace} addr add 192.168.77.9/24 dev eth0 && ip -n {namespace} link set eth0 up"
+        );
+        let made = Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        lan
+    }
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+/// Asks the resolver at `server` for an A record and gives the answer's last four bytes as an address.
+pub fn dig(lab: &Lab, from: &str, server: &str, name: &str) -> Option<Ipv4Addr> {
+    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(label.len() as u8);
+        query.extend(label.as_bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    let server = format!("{server}:53");
+    lab.testbed()
+        .inside(from, || {
+            let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+            socket.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
+            socket.send_to(&query, server).ok()?;
+            let mut answer = [0u8; 512];
+            let n = socket.recv(&mut answer).ok()?;
+            let answers = u16::from_be_bytes([answer[6], answer[7]]);
+            (answers > 0).then(|| Ipv4Addr::new(answer[n - 4], answer[n - 3], answer[n - 2], answer[n - 1]))
+        })
+        .unwrap()
 }
