@@ -168,6 +168,28 @@ fn a_cut_link_carries_nothing_until_it_is_healed_and_others_go_on() {
     assert!(passes(&a, &b, to_b) && passes(&b, &c, to_c));
 }
 
+/// What `cut`, `heal` and `reshape` were told holds for the very next packet, also right after the other direction was told.
+#[test]
+fn a_packet_sent_after_a_change_of_its_link_meets_the_link_as_it_is_then() {
+    let testbed = up("[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\n");
+    let (a, b) = (socket(&testbed, "a", 9), socket(&testbed, "b", 9));
+    let (to_a, to_b) = (at(&testbed, "a", 9), at(&testbed, "b", 9));
+    assert!(passes(&a, &b, to_b) && passes(&b, &a, to_a));
+    for round in 0..200 {
+        let (x, y) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        testbed.cut(x, y).unwrap();
+        a.send_to(b"cut", to_b).unwrap();
+        b.send_to(b"cut", to_a).unwrap();
+        testbed.heal(x, y).unwrap();
+        b.send_to(b"healed", to_a).unwrap();
+        a.send_to(b"healed", to_b).unwrap();
+        for socket in [&a, &b] {
+            let heard = receive(socket).map(|(text, _)| text);
+            assert_eq!(heard.as_deref(), Some("healed"), "round {round}");
+        }
+    }
+}
+
 #[test]
 fn a_link_can_change_its_shape_while_it_runs() {
     let testbed = up("[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\n");

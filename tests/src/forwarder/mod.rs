@@ -41,8 +41,8 @@ const REQUESTS: usize = 16;
 
 /// What can be asked of a running forwarder.
 enum Request {
-    SetCut { from: usize, to: usize, cut: bool },
-    Reshape { from: usize, to: usize, shape: Shape },
+    SetCut { from: usize, to: usize, cut: bool, done: SyncSender<()> },
+    Reshape { from: usize, to: usize, shape: Shape, done: SyncSender<()> },
     Report(SyncSender<Vec<Vec<Counters>>>),
     Stop,
 }
@@ -88,21 +88,26 @@ impl Forwarder {
         Ok(())
     }
 
+    /// Asks for something and waits for the answer, so that a packet sent afterwards meets the link as it is then.
+    fn ask_and_wait<T>(&self, request: impl FnOnce(SyncSender<T>) -> Request) -> Result<T, Error> {
+        let (sender, receiver) = sync_channel(1);
+        self.ask(request(sender))?;
+        receiver.recv().map_err(|_| Error::Gone)
+    }
+
     /// Drops (or no longer drops) everything from site `from` to site `to`, what is on its way included.
     pub fn set_cut(&self, from: usize, to: usize, cut: bool) -> Result<(), Error> {
-        self.ask(Request::SetCut { from, to, cut })
+        self.ask_and_wait(|done| Request::SetCut { from, to, cut, done })
     }
 
     /// Gives a link another shape; packets already on their way keep their time.
     pub fn reshape(&self, from: usize, to: usize, shape: Shape) -> Result<(), Error> {
-        self.ask(Request::Reshape { from, to, shape })
+        self.ask_and_wait(|done| Request::Reshape { from, to, shape, done })
     }
 
     /// What went over each link, `[from][to]`.
     pub fn report(&self) -> Result<Vec<Vec<Counters>>, Error> {
-        let (sender, receiver) = sync_channel(1);
-        self.ask(Request::Report(sender))?;
-        receiver.recv().map_err(|_| Error::Gone)
+        self.ask_and_wait(Request::Report)
     }
 }
 
@@ -206,7 +211,7 @@ impl Core {
     /// False when asked to stop.
     fn serve(&mut self, request: Request) -> bool {
         match request {
-            Request::SetCut { from, to, cut } => {
+            Request::SetCut { from, to, cut, done } => {
                 if let Some(wire) = self.wires.get_mut(from).and_then(|row| row.get_mut(to)) {
                     wire.cut = cut;
                     if cut {
@@ -215,11 +220,13 @@ impl Core {
                         wire.counters.cut += (before - self.flights.len()) as u64;
                     }
                 }
+                let _ = done.send(());
             }
-            Request::Reshape { from, to, shape } => {
+            Request::Reshape { from, to, shape, done } => {
                 if let Some(wire) = self.wires.get_mut(from).and_then(|row| row.get_mut(to)) {
                     wire.shape = shape;
                 }
+                let _ = done.send(());
             }
             Request::Report(reply) => {
                 let _ = reply.send(self.wires.iter().map(|row| row.iter().map(|wire| wire.counters).collect()).collect());
