@@ -18,6 +18,7 @@ pub mod holders;
 pub mod journal;
 pub mod keeper;
 mod kernel;
+mod legacy;
 pub mod links;
 mod look;
 pub mod names;

@@ -3,7 +3,7 @@
 use crate::{
     error::Error,
     journal::{Change, Entries},
-    kernel,
+    kernel, legacy,
     links::{Link, links},
     net::Net,
     netlink::Netlink,
@@ -37,7 +37,7 @@ impl Rules {
     /// Lists them if that is due.
     pub fn list(&mut self) {
         // Nothing tells when these change.
-        self.programs.legacy = opening::legacy();
+        self.programs.legacy = legacy::list();
         if self.listed.is_some() {
             return;
         }

@@ -6,18 +6,18 @@
 use crate::{
     error::Error,
     firewall::{Block, Packet, blocks},
-    kernel,
+    kernel, legacy,
     net::Net,
     passage::{By, Passage, Way},
-    ruleset::Ruleset,
+    ruleset::{Rule, Ruleset},
     run::{RunError, run},
     wanted::Wanted,
 };
-use std::{collections::BTreeSet, fs};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// The kernel's list of iptables-legacy tables in use.
-const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
 const DOCKER: &str = "DOCKER-USER";
+/// How ufw's own chains begin; those of IPv6 with a 6 behind.
+const UFW: &str = "ufw";
 
 /// What other firewalls do with packets of our interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,10 +26,20 @@ pub struct Survey {
     pub passages: BTreeSet<Passage>,
     /// Passages of p2pvm's that are there and work.
     pub there: BTreeSet<Passage>,
-    /// What drops packets as it is now, for this machine.
-    pub input: BTreeSet<Block>,
-    /// What drops packets as it is now, into offered subnets or back.
-    pub forward: BTreeSet<Block>,
+    /// What drops packets as it is now, for this machine, with the commands that help.
+    pub input: BTreeMap<Block, Vec<String>>,
+    /// What drops packets as it is now, into offered subnets or back, with the commands that help.
+    pub forward: BTreeMap<Block, Vec<String>>,
+}
+
+impl Survey {
+    fn add(&mut self, probe: &Probe, block: Block, command: String) {
+        let found = if probe.hook == "input" { &mut self.input } else { &mut self.forward };
+        let commands = found.entry(block).or_default();
+        if !commands.contains(&command) {
+            commands.push(command);
+        }
+    }
 }
 
 /// A packet and the hook that it meets; the way of the passage that would let it through.
@@ -64,8 +74,8 @@ fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
 /// What programs other than nft say of firewalls.
 #[derive(Clone, Debug, Default)]
 pub struct Others {
-    /// What `iptables-legacy -S` prints, where its tables are in use.
-    pub legacy: Option<String>,
+    /// The rules of iptables-legacy and ip6tables-legacy.
+    pub legacy: legacy::Rules,
     /// Whether firewalld runs.
     pub firewalld: bool,
 }
@@ -73,7 +83,6 @@ pub struct Others {
 /// Looks at all other firewalls. `noted` is what the journal says was opened.
 pub fn survey(wanted: &Wanted, lans: &BTreeSet<String>, ruleset: &Ruleset, programs: &Others, noted: &[Passage]) -> Survey {
     let mut survey = Survey::default();
-    let legacy = programs.legacy.as_deref();
     let others = ruleset.without_ours();
     let mut useless = BTreeSet::new();
     for probe in probes(wanted, lans) {
@@ -85,26 +94,25 @@ pub fn survey(wanted: &Wanted, lans: &BTreeSet<String>, ruleset: &Ruleset, progr
             }
             survey.passages.insert(passage);
         }
-        let found = if probe.hook == "input" { &mut survey.input } else { &mut survey.forward };
-        found.extend(now);
-        if let Some(rules) = legacy.filter(|_| !probe.packet.v6) {
-            let chain = probe.hook.to_uppercase();
-            if legacy_drops(rules, &chain, &probe, None) {
-                let passage = Passage { by: By::Legacy, family: "ip".into(), chain: chain.clone(), way: probe.way.clone() };
-                if legacy_drops(rules, &chain, &probe, Some(&wanted.device)) {
-                    useless.insert(passage.clone());
-                    found.insert(Block {
-                        family: "iptables-legacy".into(),
-                        table: "filter".into(),
-                        chain,
-                        by: "drops what it does not know".into(),
-                    });
-                }
-                survey.passages.insert(passage);
+        for block in now {
+            let command = remedy(&block, &probe, ruleset, programs.firewalld, &wanted.device);
+            survey.add(&probe, block, command);
+        }
+        let family = if probe.packet.v6 { "ip6" } else { "ip" };
+        let Some(rules) = programs.legacy.get(family) else { continue };
+        let chain = probe.hook.to_uppercase();
+        if legacy::drops(rules, &chain, &probe.packet, None) {
+            let passage = Passage { by: By::Legacy, family: family.into(), chain: chain.clone(), way: probe.way.clone() };
+            if legacy::drops(rules, &chain, &probe.packet, Some((&wanted.device, &probe.way))) {
+                useless.insert(passage.clone());
+                let command = legacy::command(family, &chain, &probe.way, &wanted.device);
+                let family = legacy::program(family).into();
+                survey.add(&probe, Block { family, table: "filter".into(), chain, by: "drops what it does not know".into() }, command);
             }
+            survey.passages.insert(passage);
         }
     }
-    survey.there = there(wanted, ruleset, legacy, noted);
+    survey.there = there(wanted, ruleset, &programs.legacy, noted);
     // A zone is left by its interface only: what was given stays wanted while firewalld has its table.
     let zoned = survey.there.iter().filter(|passage| passage.by == By::Firewalld).cloned().collect::<Vec<_>>();
     survey.passages.extend(zoned);
@@ -118,8 +126,8 @@ fn passage(block: &Block, probe: &Probe, ruleset: &Ruleset, firewalld: bool) -> 
         ("filter", "INPUT") => of(By::Nft, &block.family, "INPUT", probe.way.clone()),
         ("filter", "FORWARD") => {
             // Docker keeps this one first in the chain and leaves what is in it alone.
-            let jumps = |rule: &crate::ruleset::Rule| rule.expressions.iter().any(|e| e["jump"]["target"] == DOCKER);
-            let docker = ruleset.chain(&block.family, "filter", "FORWARD").is_some_and(|chain| chain.rules.iter().any(jumps));
+            let forward = ruleset.chain(&block.family, "filter", "FORWARD");
+            let docker = forward.is_some_and(|chain| chain.rules.iter().filter_map(Rule::target).any(|to| to == DOCKER));
             of(By::Nft, &block.family, if docker { DOCKER } else { "FORWARD" }, probe.way.clone())
         }
         ("firewalld", _) if firewalld => of(By::Firewalld, "inet", "", Way::In),
@@ -128,7 +136,7 @@ fn passage(block: &Block, probe: &Probe, ruleset: &Ruleset, firewalld: bool) -> 
     .filter(|passage| passage.by != By::Nft || matches!(block.family.as_str(), "ip" | "ip6"))
 }
 
-fn there(wanted: &Wanted, ruleset: &Ruleset, legacy: Option<&str>, noted: &[Passage]) -> BTreeSet<Passage> {
+fn there(wanted: &Wanted, ruleset: &Ruleset, legacy: &legacy::Rules, noted: &[Passage]) -> BTreeSet<Passage> {
     let mut there = BTreeSet::new();
     for ((family, table, chain), rules) in &ruleset.chains {
         if table != "filter" {
@@ -143,49 +151,11 @@ fn there(wanted: &Wanted, ruleset: &Ruleset, legacy: Option<&str>, noted: &[Pass
     if ruleset.tables.keys().any(|(_, name)| name == "firewalld") {
         there.extend(noted.iter().filter(|passage| passage.by == By::Firewalld).cloned());
     }
-    for line in legacy.into_iter().flat_map(str::lines) {
-        if let Some(comment) = legacy_comment(line)
-            && let Some(way) = Passage::way_of(comment, &wanted.device)
-            && let Some(chain) = line.strip_prefix("-A ").and_then(|rest| rest.split(' ').next())
-        {
-            there.insert(Passage { by: By::Legacy, family: "ip".into(), chain: chain.to_owned(), way });
-        }
+    for (family, rules) in legacy {
+        let ours = legacy::there(rules, &wanted.device);
+        there.extend(ours.map(|(chain, way)| Passage { by: By::Legacy, family: family.clone(), chain: chain.to_owned(), way }));
     }
     there
-}
-
-fn legacy_comment(line: &str) -> Option<&str> {
-    line.split_once("--comment \"")?.1.split('"').next()
-}
-
-/// Whether a chain of iptables-legacy drops a packet, by its policy or a closing rule without conditions. With `device` p2pvm's
-/// passages for it count.
-fn legacy_drops(rules: &str, chain: &str, probe: &Probe, device: Option<&str>) -> bool {
-    let mut drops = rules.lines().any(|line| line == format!("-P {chain} DROP"));
-    let lets_in = format!("-A {chain} -i {} -j ACCEPT", probe.packet.iif);
-    for line in rules.lines().filter(|line| line.starts_with(&format!("-A {chain} "))) {
-        if let Some(way) = legacy_comment(line).zip(device).and_then(|(comment, device)| Passage::way_of(comment, device))
-            && way == probe.way
-        {
-            return false;
-        }
-        if line == lets_in {
-            return false;
-        }
-        if line.starts_with(&format!("-A {chain} -j DROP")) || line.starts_with(&format!("-A {chain} -j REJECT")) {
-            drops = true;
-            break;
-        }
-    }
-    drops
-}
-
-/// What `iptables-legacy -S` prints, where its filter table is in use and the program is there.
-pub(crate) fn legacy() -> Option<String> {
-    let tables = fs::read_to_string(LEGACY_TABLES).ok()?;
-    tables.lines().any(|table| table == "filter").then_some(())?;
-    let printed = run("iptables-legacy", &["-w", "5", "-S"], "").ok()?;
-    Some(String::from_utf8_lossy(&printed).into_owned())
 }
 
 /// Whether firewalld answers: its rules alone may be left by one that ended.
@@ -204,25 +174,12 @@ pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), Error> {
             let (matches, comment) = (passage.matches(device), passage.comment(device));
             kernel::nft(&doing(), &format!("insert rule {family} filter {chain} {matches} counter accept comment \"{comment}\"\n"))
         }
-        By::Legacy => {
-            let words = words("-I", passage, device);
-            run("iptables-legacy", &words.iter().map(String::as_str).collect::<Vec<_>>(), "").map(drop).map_err(refused)
-        }
+        By::Legacy => legacy::open(passage, device).map_err(refused),
         By::Firewalld if !firewalld_runs() => {
             Err(refused(RunError::Refused { program: "firewall-cmd", said: "firewalld does not run".into() }))
         }
         By::Firewalld => run("firewall-cmd", &["--zone=trusted", &format!("--add-interface={device}")], "").map(drop).map_err(refused),
     }
-}
-
-fn words(what: &str, passage: &Passage, device: &str) -> Vec<String> {
-    let mut words: Vec<String> = ["-w", "5", what, &passage.chain].map(str::to_owned).into();
-    match &passage.way {
-        Way::In => words.extend(["-i", device].map(str::to_owned)),
-        Way::From(lan) => words.extend(["-i", lan, "-o", device].map(str::to_owned)),
-    }
-    words.extend(["-m", "comment", "--comment", &passage.comment(device), "-j", "ACCEPT"].map(str::to_owned));
-    words
 }
 
 /// Takes a passage away; one that is not there is no failure.
@@ -242,15 +199,7 @@ pub(crate) fn close(passage: &Passage, device: &str) -> Result<(), Error> {
                 ours.map(|rule| format!("delete rule {} filter {} handle {}\n", passage.family, passage.chain, rule.handle)).collect();
             if text.is_empty() { Ok(()) } else { kernel::nft(&doing(), &text) }
         }
-        By::Legacy => {
-            let Some(rules) = legacy() else { return Ok(()) };
-            let comment = passage.comment(device);
-            let chain = format!("-A {} ", passage.chain);
-            for _ in rules.lines().filter(|line| line.starts_with(&chain) && legacy_comment(line) == Some(comment.as_str())) {
-                run("iptables-legacy", &words("-D", passage, device).iter().map(String::as_str).collect::<Vec<_>>(), "").map_err(failed)?;
-            }
-            Ok(())
-        }
+        By::Legacy => legacy::close(passage, device, failed),
         By::Firewalld if !firewalld_runs() => Ok(()),
         By::Firewalld => {
             let zone = run("firewall-cmd", &[&format!("--get-zone-of-interface={device}")], "");
@@ -262,13 +211,27 @@ pub(crate) fn close(passage: &Passage, device: &str) -> Result<(), Error> {
     }
 }
 
-/// The command that helps where p2pvm cannot.
-pub fn remedy(block: &Block, way: &Way, device: &str) -> String {
-    let passage = Passage { by: By::Nft, family: String::new(), chain: String::new(), way: way.clone() };
-    match block.family.as_str() {
-        "iptables-legacy" => {
-            format!("iptables-legacy {}", words("-I", &Passage { chain: block.chain.clone(), ..passage }, device).join(" "))
+/// The command that helps where p2pvm cannot or may not: in the words of the firewall's own program where it has such, as what
+/// others put between its rules it refuses or forgets.
+fn remedy(block: &Block, probe: &Probe, ruleset: &Ruleset, firewalld: bool, device: &str) -> String {
+    let passage = passage(block, probe, ruleset, firewalld);
+    let chain = ruleset.chain(&block.family, &block.table, &block.chain);
+    let jumps_to = |name: &str| chain.is_some_and(|chain| chain.rules.iter().filter_map(Rule::target).any(|to| to.starts_with(name)));
+    match passage {
+        Some(Passage { by: By::Firewalld, .. }) => format!("firewall-cmd --zone=trusted --add-interface={device}"),
+        Some(passage) if passage.chain != DOCKER && jumps_to(UFW) => ufw(&passage.way, passage.chain == "FORWARD", device),
+        Some(passage) => format!("nft insert rule {} filter {} {} accept", passage.family, passage.chain, passage.matches(device)),
+        None => {
+            let passage = Passage { by: By::Nft, family: String::new(), chain: String::new(), way: probe.way.clone() };
+            format!("nft insert rule {} {} {} {} accept", block.family, block.table, block.chain, passage.matches(device))
         }
-        family => format!("nft insert rule {family} {} {} {} accept", block.table, block.chain, passage.matches(device)),
+    }
+}
+
+fn ufw(way: &Way, forwarded: bool, device: &str) -> String {
+    match way {
+        Way::In if forwarded => format!("ufw route allow in on {device}"),
+        Way::In => format!("ufw allow in on {device}"),
+        Way::From(lan) => format!("ufw route allow in on {lan} out on {device}"),
     }
 }

@@ -1,6 +1,7 @@
 //! A passage through somebody else's firewall: one rule that lets packets of our interface through, with a comment by which it is
 //! found again.
 
+use crate::legacy;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -71,7 +72,7 @@ impl fmt::Display for Passage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.by {
             By::Nft => write!(f, "chain {} of table {} filter", self.chain, self.family),
-            By::Legacy => write!(f, "chain {} of iptables-legacy", self.chain),
+            By::Legacy => write!(f, "chain {} of {}", self.chain, legacy::program(&self.family)),
             By::Firewalld => f.write_str("firewalld (zone trusted)"),
         }
     }

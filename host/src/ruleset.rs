@@ -28,6 +28,13 @@ pub struct Rule {
     pub expressions: Vec<Value>,
 }
 
+impl Rule {
+    /// The chain that it jumps to.
+    pub fn target(&self) -> Option<&str> {
+        self.expressions.iter().find_map(|expression| expression["jump"]["target"].as_str())
+    }
+}
+
 /// All rules of a network namespace.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ruleset {

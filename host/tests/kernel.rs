@@ -56,6 +56,8 @@ impl Elsewhere {
             "ip netns add {ns} && ip link add {here} type veth peer name eth0 netns {ns} && ip addr add {address} dev {here} &&
              ip link set {here} up && ip -n {ns} link set lo up && ip -n {ns} addr add {there} dev eth0 && ip -n {ns} link set eth0 up"
         ));
+        // The kernel says some time later that the cable is plugged in.
+        until("the cable to be plugged in", || sh(&format!("ip -o link show {here}")).contains("state UP"));
         elsewhere
     }
 
@@ -88,7 +90,7 @@ impl Drop for Elsewhere {
 fn snapshot() -> String {
     sh(
         "ip -d addr | grep -Ev 'valid_lft|fe80' | sed 's/ tentative//'; ip route show table all | grep -v fe80; ip rule; nft list ruleset | sed 's/counter packets [0-9]* bytes [0-9]*//' | grep -v fe80; \
-        iptables-legacy-save 2>/dev/null | grep -v '^[#:]'; \
+        for t in iptables-legacy-save ip6tables-legacy-save; do $t 2>/dev/null | grep -v '^[#:]'; done; \
         for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter; do echo $f $(cat $f); done",
     )
 }
@@ -446,13 +448,16 @@ fn dockers_and_ufws_chains_are_opened_put_back_and_left_as_they_were() {
 fn iptables_legacy_is_opened_and_left_as_it_was() {
     inside(|| {
         let _lan = Elsewhere::new("legacy", "lan0", "192.168.77.1/24", "192.168.77.9/24");
-        sh("iptables-legacy -P FORWARD DROP; iptables-legacy -A INPUT -j REJECT");
+        sh("iptables-legacy -P FORWARD DROP; iptables-legacy -A INPUT -j REJECT; ip6tables-legacy -P INPUT DROP");
         let before = snapshot();
         let mut network = Network::start(0);
         network.offer(&["192.168.77.0/24"]);
         let open = || {
             let rules = sh("iptables-legacy -S");
-            rules.contains("-A INPUT -i p2pvm0") && rules.contains("-A FORWARD -i p2pvm0") && rules.contains("-A FORWARD -i lan0 -o p2pvm0")
+            let six = sh("ip6tables-legacy -S").contains("-A INPUT -i p2pvm0");
+            six && rules.contains("-A INPUT -i p2pvm0")
+                && rules.contains("-A FORWARD -i p2pvm0")
+                && rules.contains("-A FORWARD -i lan0 -o p2pvm0")
         };
         assert!(open(), "{}", snapshot());
         assert_eq!(network.board.worst(), Level::Ok, "{:?}", network.board.all());
@@ -494,6 +499,46 @@ E");
         sh("nft flush chain inet mine through");
         assert!(before.contains("inet mine") && !sh("nft list ruleset").contains("p2pvm_"));
     });
+}
+
+#[test]
+fn what_may_not_be_opened_is_named_with_commands_that_help_as_they_are_typed() {
+    for (name, chains, programs) in [
+        (
+            "dock",
+            "iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-USER",
+            &["filter DOCKER-USER"][..],
+        ),
+        ("nftv", "iptables-nft -P INPUT DROP; ip6tables-nft -P INPUT DROP", &["rule ip filter INPUT", "rule ip6 filter INPUT"]),
+        (
+            "old",
+            "iptables-legacy -P FORWARD DROP; iptables-legacy -A INPUT -j REJECT; ip6tables-legacy -P INPUT DROP",
+            &["iptables-legacy -I INPUT", "ip6tables-legacy -I INPUT", "iptables-legacy -I FORWARD -i lan0 -o p2pvm0"],
+        ),
+    ] {
+        inside(move || {
+            let _lan = Elsewhere::new(name, "lan0", "192.168.77.1/24", "192.168.77.9/24");
+            sh(chains);
+            let before = snapshot();
+            let mut network = Network::start(0);
+            network.wanted.open_firewalls = false;
+            network.offer(&["192.168.77.0/24"]);
+            let found = || network.board.all().into_iter().filter(|(area, _)| *area == "firewall").map(|(_, f)| f).collect::<Vec<_>>();
+            let advice: Vec<String> = found().into_iter().map(|finding| finding.advice).collect();
+            for program in programs {
+                assert!(advice.iter().any(|command| command.contains(program)), "{program}: {advice:?}");
+            }
+            advice.iter().for_each(|command| drop(sh(command)));
+            until("the commands to have helped", || found().is_empty());
+            // They are the administrator's now: nobody takes them away.
+            network.end();
+            let after = snapshot();
+            let stays = |rule: &&str| rule.contains("p2pvm0") && rule.to_lowercase().contains("accept");
+            let persons = after.lines().filter(stays).count();
+            assert_eq!(persons, advice.iter().map(|command| command.split(" && ").count()).sum::<usize>(), "{after}");
+            assert!(before.lines().all(|line| after.contains(line)), "{before}\n{after}");
+        });
+    }
 }
 
 #[test]

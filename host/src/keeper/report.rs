@@ -4,8 +4,6 @@ use crate::{
     finding::{Board, Finding},
     look::Seen,
     net::Net,
-    opening::remedy,
-    passage::Way,
     wanted::Wanted,
 };
 
@@ -57,14 +55,12 @@ impl Report {
                 "renumber that network, or leave this one and join one with another subnet (p2pvm init --subnet)",
             ));
         }
-        for block in &seen.survey.input {
+        for (block, commands) in &seen.survey.input {
             let found = format!("{block} lets nothing in from {device}");
-            report.firewall.push(Finding::warning(found, remedy(block, &Way::In, device)));
+            report.firewall.push(Finding::warning(found, commands.join(" && ")));
         }
-        for block in &seen.survey.forward {
-            let found = format!("{block} drops what {device} forwards into the offered subnets");
-            let back = seen.observed.lans.iter().map(|lan| remedy(block, &Way::From(lan.clone()), device));
-            let advice = [remedy(block, &Way::In, device)].into_iter().chain(back).collect::<Vec<_>>().join(" && ");
+        for (block, commands) in &seen.survey.forward {
+            let (found, advice) = (format!("{block} drops what {device} forwards into the offered subnets"), commands.join(" && "));
             report.blocked.push((found.clone(), advice.clone()));
             report.firewall.push(Finding::failed(found, advice));
         }
