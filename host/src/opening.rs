@@ -2,18 +2,25 @@
 //!
 //! iptables-nft's chains get a rule by nft: iptables lists it as its own, with its comment. A table of somebody else's nft rules is
 //! left alone, as nothing tells when its owner loads it anew: it becomes a [`Block`] to be shown.
+//!
+//! Who saves a firewall's rules and loads them again (`iptables-save`, netfilter-persistent, `nft list ruleset`) loads ours too:
+//! beside those that are there, or when p2pvm has gone. They are known by their comment, wherever they are ([`copies`]).
+
+pub(crate) mod copies;
 
 use crate::{
     error::Error,
     firewall::{Block, Packet, blocks},
-    kernel,
     net::Net,
     passage::{By, Passage, Way},
-    ruleset::Ruleset,
+    ruleset::{Ruleset, iptables_comment},
     run::{RunError, run},
     wanted::Wanted,
 };
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 /// The kernel's list of iptables-legacy tables in use.
 const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
@@ -24,8 +31,11 @@ const DOCKER: &str = "DOCKER-USER";
 pub struct Survey {
     /// Passages that p2pvm can give and without which packets are dropped.
     pub passages: BTreeSet<Passage>,
-    /// Passages of p2pvm's that are there and work.
+    /// Passages of p2pvm's that are there.
     pub there: BTreeSet<Passage>,
+    /// Those of them that have to be given anew: they do not help where they stand, are there twice, or are as `iptables-restore`
+    /// made them, without the comment that nft saves.
+    pub stale: BTreeSet<Passage>,
     /// What drops packets as it is now, for this machine.
     pub input: BTreeSet<Block>,
     /// What drops packets as it is now, into offered subnets or back.
@@ -104,11 +114,13 @@ pub fn survey(wanted: &Wanted, lans: &BTreeSet<String>, ruleset: &Ruleset, progr
             }
         }
     }
-    survey.there = there(wanted, ruleset, legacy, noted);
+    let there = there(wanted, ruleset, legacy, noted);
+    let loaded = there.iter().filter(|(_, found)| found.copies > 1 || found.untold).map(|(passage, _)| passage.clone());
+    survey.stale = loaded.chain(useless).collect();
+    survey.there = there.into_keys().collect();
     // A zone is left by its interface only: what was given stays wanted while firewalld has its table.
     let zoned = survey.there.iter().filter(|passage| passage.by == By::Firewalld).cloned().collect::<Vec<_>>();
     survey.passages.extend(zoned);
-    survey.there.retain(|passage| !useless.contains(passage));
     survey
 }
 
@@ -128,34 +140,43 @@ fn passage(block: &Block, probe: &Probe, ruleset: &Ruleset, firewalld: bool) -> 
     .filter(|passage| passage.by != By::Nft || matches!(block.family.as_str(), "ip" | "ip6"))
 }
 
-fn there(wanted: &Wanted, ruleset: &Ruleset, legacy: Option<&str>, noted: &[Passage]) -> BTreeSet<Passage> {
-    let mut there = BTreeSet::new();
+/// How a passage was found.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    copies: usize,
+    /// See [`crate::ruleset::Rule::untold`].
+    untold: bool,
+}
+
+/// The network's passages that are there.
+fn there(wanted: &Wanted, ruleset: &Ruleset, legacy: Option<&str>, noted: &[Passage]) -> BTreeMap<Passage, Found> {
+    let mut there: BTreeMap<Passage, Found> = BTreeMap::new();
+    let mut find = |passage: Passage, untold: bool| {
+        let found = there.entry(passage).or_default();
+        *found = Found { copies: found.copies + 1, untold: found.untold || untold };
+    };
     for ((family, table, chain), rules) in &ruleset.chains {
         if table != "filter" {
             continue;
         }
-        for comment in rules.rules.iter().filter_map(|rule| rule.comment.as_deref()) {
-            if let Some(way) = Passage::way_of(comment, &wanted.device) {
-                there.insert(Passage { by: By::Nft, family: family.clone(), chain: chain.clone(), way });
+        for rule in &rules.rules {
+            if let Some(way) = rule.comment.as_deref().and_then(|comment| Passage::way_of(comment, &wanted.device)) {
+                find(Passage { by: By::Nft, family: family.clone(), chain: chain.clone(), way }, rule.untold);
             }
         }
     }
     if ruleset.tables.keys().any(|(_, name)| name == "firewalld") {
-        there.extend(noted.iter().filter(|passage| passage.by == By::Firewalld).cloned());
+        noted.iter().filter(|passage| passage.by == By::Firewalld).for_each(|passage| find(passage.clone(), false));
     }
     for line in legacy.into_iter().flat_map(str::lines) {
-        if let Some(comment) = legacy_comment(line)
+        if let Some(comment) = iptables_comment(line)
             && let Some(way) = Passage::way_of(comment, &wanted.device)
             && let Some(chain) = line.strip_prefix("-A ").and_then(|rest| rest.split(' ').next())
         {
-            there.insert(Passage { by: By::Legacy, family: "ip".into(), chain: chain.to_owned(), way });
+            find(Passage { by: By::Legacy, family: "ip".into(), chain: chain.to_owned(), way }, false);
         }
     }
     there
-}
-
-fn legacy_comment(line: &str) -> Option<&str> {
-    line.split_once("--comment \"")?.1.split('"').next()
 }
 
 /// Whether a chain of iptables-legacy drops a packet, by its policy or a closing rule without conditions. With `device` p2pvm's
@@ -164,7 +185,7 @@ fn legacy_drops(rules: &str, chain: &str, probe: &Probe, device: Option<&str>) -
     let mut drops = rules.lines().any(|line| line == format!("-P {chain} DROP"));
     let lets_in = format!("-A {chain} -i {} -j ACCEPT", probe.packet.iif);
     for line in rules.lines().filter(|line| line.starts_with(&format!("-A {chain} "))) {
-        if let Some(way) = legacy_comment(line).zip(device).and_then(|(comment, device)| Passage::way_of(comment, device))
+        if let Some(way) = iptables_comment(line).zip(device).and_then(|(comment, device)| Passage::way_of(comment, device))
             && way == probe.way
         {
             return false;
@@ -195,23 +216,28 @@ pub(crate) fn firewalld_runs() -> bool {
 
 /// Gives a passage.
 pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), Error> {
-    close(passage, device)?;
     let doing = || format!("open {passage} for {device}");
     let refused = |cause| Error::Program(doing(), cause);
     match passage.by {
         By::Nft => {
             let (family, chain) = (&passage.family, &passage.chain);
             let (matches, comment) = (passage.matches(device), passage.comment(device));
-            kernel::nft(&doing(), &format!("insert rule {family} filter {chain} {matches} counter accept comment \"{comment}\"\n"))
+            let rule = format!("insert rule {family} filter {chain} {matches} counter accept comment \"{comment}\"\n");
+            // One transaction: no packet meets the chain without it.
+            copies::replace(&doing(), &rule, |f, c, found| f == family && c == chain && found == comment)
         }
         By::Legacy => {
+            close(passage, device)?;
             let words = words("-I", passage, device);
             run("iptables-legacy", &words.iter().map(String::as_str).collect::<Vec<_>>(), "").map(drop).map_err(refused)
         }
         By::Firewalld if !firewalld_runs() => {
             Err(refused(RunError::Refused { program: "firewall-cmd", said: "firewalld does not run".into() }))
         }
-        By::Firewalld => run("firewall-cmd", &["--zone=trusted", &format!("--add-interface={device}")], "").map(drop).map_err(refused),
+        By::Firewalld => {
+            close(passage, device)?;
+            run("firewall-cmd", &["--zone=trusted", &format!("--add-interface={device}")], "").map(drop).map_err(refused)
+        }
     }
 }
 
@@ -227,29 +253,12 @@ fn words(what: &str, passage: &Passage, device: &str) -> Vec<String> {
 
 /// Takes a passage away; one that is not there is no failure.
 pub(crate) fn close(passage: &Passage, device: &str) -> Result<(), Error> {
-    let doing = || format!("close {passage} for {device}");
-    let failed = |cause| Error::Program(doing(), cause);
+    let failed = |cause| Error::Program(format!("close {passage} for {device}"), cause);
     match passage.by {
-        By::Nft => {
-            let ruleset = match kernel::ruleset() {
-                Err(RunError::Missing { .. }) => return Ok(()),
-                ruleset => ruleset.map_err(failed)?,
-            };
-            let Some(chain) = ruleset.chain(&passage.family, "filter", &passage.chain) else { return Ok(()) };
-            let comment = passage.comment(device);
-            let ours = chain.rules.iter().filter(|rule| rule.comment.as_deref() == Some(comment.as_str()));
-            let text: String =
-                ours.map(|rule| format!("delete rule {} filter {} handle {}\n", passage.family, passage.chain, rule.handle)).collect();
-            if text.is_empty() { Ok(()) } else { kernel::nft(&doing(), &text) }
-        }
-        By::Legacy => {
-            let Some(rules) = legacy() else { return Ok(()) };
-            let comment = passage.comment(device);
-            let chain = format!("-A {} ", passage.chain);
-            for _ in rules.lines().filter(|line| line.starts_with(&chain) && legacy_comment(line) == Some(comment.as_str())) {
-                run("iptables-legacy", &words("-D", passage, device).iter().map(String::as_str).collect::<Vec<_>>(), "").map_err(failed)?;
-            }
-            Ok(())
+        By::Nft | By::Legacy => {
+            let (doing, comment) = (format!("close {passage} for {device}"), passage.comment(device));
+            let same = |family: &str, chain: &str, found: &str| family == passage.family && chain == passage.chain && found == comment;
+            copies::remove(passage.by, &doing, same).map(drop)
         }
         By::Firewalld if !firewalld_runs() => Ok(()),
         By::Firewalld => {
