@@ -326,6 +326,30 @@ fn forwarding_that_cannot_be_set_up_says_why_and_leaves_nothing_switched_on() {
 }
 
 #[test]
+fn with_read_only_settings_what_forwards_already_is_offered_and_the_rest_says_why() {
+    inside(|| {
+        device("lan0", "192.168.77.1/24");
+        device("lan1", "192.168.78.1/24");
+        sh("sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.ipv4.conf.lan1.forwarding=0");
+        // As a container sees them.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        sh("mount --make-rprivate / && mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys");
+        assert!(!works("sysctl -qw net.ipv4.conf.lan1.forwarding=1"));
+        let mut network = Network::start(0);
+        network.offer(&["192.168.77.0/24"]);
+        let rules = sh("nft list table ip p2pvm_p2pvm0");
+        assert!(rules.contains("masquerade") && !rules.contains("switched"), "there was nothing to switch: {rules}");
+        assert_eq!(network.board.worst(), Level::Ok, "{:?}", network.board.all());
+        let report = network.keeper.settle(Wanted { offered: nets(&["192.168.78.0/24"]), ..network.wanted.clone() });
+        let why = report.forwarding.unwrap();
+        assert!(why.contains("/proc/sys/net/ipv4/conf/lan1/forwarding: Read-only file system"), "{why}");
+        network.offer(&["192.168.77.0/24"]);
+        network.end();
+        assert!(forwards("lan0") && !forwards("lan1"));
+    });
+}
+
+#[test]
 fn a_lan_that_comes_up_in_the_networks_own_subnet_is_said() {
     inside(|| {
         let network = Network::start(0);
