@@ -37,6 +37,16 @@ pub fn set_name(index: u32, name: &str) -> io::Result<()> {
     }
 }
 
+/// Deletes an interface.
+///
+/// # Errors
+/// What the kernel says.
+pub fn delete(index: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    Netlink::open()?.change(RouteNetlinkMessage::DelLink(message), 0)
+}
+
 /// Sets an interface's MTU in bytes.
 ///
 /// # Errors

@@ -125,6 +125,7 @@ fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, depth: u
                 Truth::Unknown => certain = false,
             },
             "counter" | "log" | "comment" | "mangle" | "notrack" => {}
+            "xt" if body["type"] == "match" && body["name"] == "comment" => {}
             "vmap" => {
                 if let Some(verdict) = looked_up(ruleset, id, body, packet).filter(|_| certain)
                     && let Some((kind, body)) = verdict.as_object().and_then(|o| o.iter().next())

@@ -57,6 +57,7 @@ fn dockers_chain_drops_what_is_forwarded_from_an_interface_that_it_does_not_know
         handle: 9,
         comment: Some("p2pvm p2pvm0 in".into()),
         expressions: vec![name_is("iifname", "p2pvm0"), json!({ "accept": null })],
+        ..Rule::default()
     });
     assert_eq!(blocks(&open, "forward", &packet("p2pvm0", Some("lan0"))), []);
     assert_eq!(blocks(&open.without_ours(), "forward", &packet("p2pvm0", Some("lan0"))), found);

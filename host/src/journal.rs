@@ -4,7 +4,7 @@
 //! One file of the state directory. Writers of several processes take turns by a lock on a file beside it; who undoes holds the lock
 //! all the while.
 
-use crate::{durable::write_atomically, passage::Passage, wanted::Switched};
+use crate::{durable::write_atomically, passage::Passage};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -33,12 +33,10 @@ pub enum Change {
         /// The routing table.
         table: u32,
     },
-    /// `net.ipv4.conf.IF.forwarding` was off.
+    /// `net.ipv4.conf.IF.forwarding` was off ([`crate::wanted::Forwards`]).
     Forwarding {
         /// The interface.
         interface: String,
-        /// Whether `net.ipv4.ip_forward` was on then.
-        global: bool,
     },
     /// An nftables table.
     Table {
@@ -82,22 +80,14 @@ impl Entries {
 
     /// Adds a change that is not there yet.
     pub fn note(&mut self, change: Change) {
-        let same = |known: &Change| match (known, &change) {
-            // How an interface was before p2pvm came is what counts.
-            (Change::Forwarding { interface: a, .. }, Change::Forwarding { interface: b, .. }) => a == b,
-            (known, new) => known == new,
-        };
-        if !self.kernel.iter().any(same) {
+        if !self.kernel.contains(&change) {
             self.kernel.push(change);
         }
     }
 
     /// The interfaces whose forwarding p2pvm switched on.
-    pub fn switched(&self) -> impl Iterator<Item = (&String, Switched)> {
-        self.kernel.iter().filter_map(|change| match change {
-            Change::Forwarding { interface, global } => Some((interface, Switched { global: *global })),
-            _ => None,
-        })
+    pub fn switched(&self) -> impl Iterator<Item = &String> {
+        self.kernel.iter().filter_map(|change| if let Change::Forwarding { interface } = change { Some(interface) } else { None })
     }
 }
 
@@ -186,10 +176,10 @@ mod tests {
     fn what_was_changed_is_remembered_until_it_is_undone_and_damage_is_no_change() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::at(dir.path().join("undo.json"));
-        let change = |global| Change::Forwarding { interface: "lan0".into(), global };
-        journal.alter(|entries| entries.note(change(false))).unwrap();
-        journal.alter(|entries| entries.note(change(true))).unwrap();
-        assert_eq!(journal.load().kernel, [change(false)], "how it was first is what is put back");
+        let change = || Change::Forwarding { interface: "lan0".into() };
+        journal.alter(|entries| entries.note(change())).unwrap();
+        journal.alter(|entries| entries.note(change())).unwrap();
+        assert_eq!(journal.load().kernel, [change()], "once");
         journal.alter(|entries| entries.names = serde_json::json!({ "resolv_conf": "/etc/resolv.conf" })).unwrap();
         assert_eq!(journal.load().kernel.len(), 1);
         journal.alter(|entries| *entries = Entries::default()).unwrap();

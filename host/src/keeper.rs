@@ -292,7 +292,7 @@ impl Thread {
         let changes = |step: &Step| match step {
             Step::Route(_) | Step::Throw(_) | Step::Rule(_) => Some(Change::Routes { table: wanted.routing_table() }),
             Step::Table(_) => Some(Change::Table { name: wanted.nft_table() }),
-            Step::Switch { interface, note, .. } => Some(Change::Forwarding { interface: interface.clone(), global: note.global }),
+            Step::Switch { interface, .. } => Some(Change::Forwarding { interface: interface.clone() }),
             Step::Open(passage) => Some(Change::Passage { device: wanted.device.clone(), passage: passage.clone() }),
             _ => None,
         };
@@ -308,7 +308,7 @@ impl Thread {
         let gone = |change: &Change| {
             made.iter().any(|step| match (step, change) {
                 (Step::Close(a), Change::Passage { passage: b, .. }) => a == b,
-                (Step::Restore { interface: a, .. }, Change::Forwarding { interface: b, .. }) => a == b,
+                (Step::Restore { interface: a, .. }, Change::Forwarding { interface: b }) => a == b,
                 (Step::DropTable, Change::Table { name }) => *name == self.wanted.nft_table(),
                 _ => false,
             })

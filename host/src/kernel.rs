@@ -5,7 +5,7 @@ use crate::{
     links::Mark,
     ruleset::Ruleset,
     run::{RunError, run},
-    wanted::nft_table,
+    wanted::{Forwards, nft_table},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,28 +13,41 @@ use std::{
 };
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+const INTERFACES: &str = "/proc/sys/net/ipv4/conf";
+/// What p2pvm writes to switch an interface's forwarding on ([`Forwards`]).
+const OURS: &str = "2";
 /// The set in a network's own table that names the interfaces whose forwarding it switched on.
 const SWITCHED: &str = "switched";
 
 fn path(interface: &str) -> String {
-    format!("/proc/sys/net/ipv4/conf/{interface}/forwarding")
+    format!("{INTERFACES}/{interface}/forwarding")
 }
 
 /// Whether an interface forwards; none: it is not there.
-pub(crate) fn forwarding(interface: &str) -> Option<bool> {
-    fs::read_to_string(path(interface)).ok().map(|text| text.trim() != "0")
+pub(crate) fn forwarding(interface: &str) -> Option<Forwards> {
+    fs::read_to_string(path(interface)).ok().map(|text| match text.trim() {
+        "0" => Forwards::No,
+        OURS => Forwards::ForUs,
+        _ => Forwards::ForOthers,
+    })
 }
 
-/// Whether the machine forwards as a whole.
-pub(crate) fn ip_forward() -> bool {
-    fs::read_to_string(IP_FORWARD).is_ok_and(|text| text.trim() != "0")
+/// The interfaces that forward for p2pvm's sake, whatever they are called now.
+pub(crate) fn forwarding_for_us() -> BTreeSet<String> {
+    let all = fs::read_dir(INTERFACES).into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| forwarding(name) == Some(Forwards::ForUs)).collect()
 }
 
-/// Switches an interface's forwarding.
+/// Switches an interface's forwarding on, or off again; what others have switched meanwhile stays as they have it.
 pub(crate) fn set_forwarding(interface: &str, on: bool) -> Result<(), Error> {
     let path = path(interface);
     let said = |cause| Error::Kernel(format!("switch forwarding {} in {path}", if on { "on" } else { "off" }), cause);
-    fs::write(&path, if on { "1" } else { "0" }).map_err(said)
+    match forwarding(interface) {
+        Some(Forwards::No) if on => fs::write(&path, OURS).map_err(said),
+        Some(Forwards::ForUs) if !on => fs::write(&path, "0").map_err(said),
+        None if on => Err(said(std::io::ErrorKind::NotFound.into())),
+        _ => Ok(()),
+    }
 }
 
 /// Switches the machine's forwarding off, as the previous release had switched it on.
@@ -45,7 +58,17 @@ pub(crate) fn clear_ip_forward() -> Result<(), Error> {
 /// All nftables rules of this network namespace.
 pub(crate) fn ruleset() -> Result<Ruleset, RunError> {
     let printed = run("nft", &["-j", "list", "ruleset"], "")?;
-    Ruleset::parse(&printed).map_err(|e| RunError::Refused { program: "nft", said: format!("it printed no JSON: {e}") })
+    let not_json = |e| RunError::Refused { program: "nft", said: format!("it printed no JSON: {e}") };
+    let mut ruleset = Ruleset::parse(&printed).map_err(not_json)?;
+    let untold: Vec<String> = ruleset.untold().into_iter().map(str::to_owned).collect();
+    for family in untold {
+        let program = if family == "ip6" { "ip6tables-nft-save" } else { "iptables-nft-save" };
+        // Without the program the rule is one that p2pvm knows nothing of.
+        if let Ok(saved) = run(program, &["-t", "filter"], "") {
+            ruleset.tell(&family, &String::from_utf8_lossy(&saved));
+        }
+    }
+    Ok(ruleset)
 }
 
 /// Gives nft a text, which is one transaction.

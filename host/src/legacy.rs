@@ -1,9 +1,9 @@
 //! The firewall of the kernel's older interface: iptables-legacy and ip6tables-legacy, whose rules nft does not show.
 
 use crate::{
-    error::Error,
     firewall::Packet,
     passage::{Passage, Way},
+    ruleset::iptables_comment,
     run::{RunError, run},
 };
 use std::{collections::BTreeMap, fs};
@@ -33,13 +33,9 @@ pub(crate) fn list() -> Rules {
 /// The passages of p2pvm's for this interface that are among a family's rules.
 pub(crate) fn there<'a>(rules: &'a str, device: &'a str) -> impl Iterator<Item = (&'a str, Way)> {
     rules.lines().filter_map(move |line| {
-        let way = Passage::way_of(comment(line)?, device)?;
+        let way = Passage::way_of(iptables_comment(line)?, device)?;
         Some((line.strip_prefix("-A ")?.split(' ').next()?, way))
     })
-}
-
-fn comment(line: &str) -> Option<&str> {
-    line.split_once("--comment \"")?.1.split('"').next()
 }
 
 /// Whether a chain drops a packet, by its policy or a closing rule without conditions. With `own`, p2pvm's passages for that
@@ -52,7 +48,8 @@ pub(crate) fn drops(rules: &str, chain: &str, packet: &Packet, own: Option<(&str
         lets_in.extend([through(&format!("-i {} -o {oif}", packet.iif)), through(&format!("-o {oif}"))]);
     }
     for line in rules.lines().filter(|line| line.starts_with(&format!("-A {chain} "))) {
-        let is_own = own.is_some_and(|(device, way)| comment(line).and_then(|said| Passage::way_of(said, device)).as_ref() == Some(way));
+        let is_own =
+            own.is_some_and(|(device, way)| iptables_comment(line).and_then(|said| Passage::way_of(said, device)).as_ref() == Some(way));
         if is_own || lets_in.iter().any(|rule| rule == line) {
             return false;
         }
@@ -77,31 +74,40 @@ pub(crate) fn command(family: &str, chain: &str, way: &Way, device: &str) -> Str
     format!("{} -I {chain} {} -j ACCEPT", program(family), matches(way, device).join(" "))
 }
 
-fn words(what: &str, passage: &Passage, device: &str) -> Vec<String> {
-    let mut words: Vec<String> = ["-w", "5", what, &passage.chain].map(str::to_owned).into();
-    words.extend(matches(&passage.way, device));
-    words.extend(["-m", "comment", "--comment", &passage.comment(device), "-j", "ACCEPT"].map(str::to_owned));
-    words
-}
-
-fn tell(what: &str, passage: &Passage, device: &str) -> Result<(), RunError> {
-    let words = words(what, passage, device);
-    run(program(&passage.family), &words.iter().map(String::as_str).collect::<Vec<_>>(), "").map(drop)
+fn tell(family: &str, words: &[String]) -> Result<(), RunError> {
+    let words: Vec<&str> = ["-w", "5"].into_iter().chain(words.iter().map(String::as_str)).collect();
+    run(program(family), &words, "").map(drop)
 }
 
 /// Gives a passage.
 pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), RunError> {
-    tell("-I", passage, device)
+    let mut words = ["-I", &passage.chain].map(str::to_owned).to_vec();
+    words.extend(matches(&passage.way, device));
+    words.extend(["-m", "comment", "--comment", &passage.comment(device), "-j", "ACCEPT"].map(str::to_owned));
+    tell(&passage.family, &words)
 }
 
-/// Takes a passage away; one that is not there is no failure.
-pub(crate) fn close(passage: &Passage, device: &str, failed: impl Fn(RunError) -> Error) -> Result<(), Error> {
-    let listed = list();
-    let Some(rules) = listed.get(&passage.family) else { return Ok(()) };
-    for _ in there(rules, device).filter(|(chain, way)| *chain == passage.chain && *way == passage.way) {
-        tell("-D", passage, device).map_err(&failed)?;
+/// Removes the rules of which `which` (family, chain, comment) says so; how many.
+pub(crate) fn remove(which: impl Fn(&str, &str, &str) -> bool) -> Result<usize, RunError> {
+    let mut count = 0;
+    for (family, rules) in &list() {
+        let mut places: Vec<(&str, usize)> = Vec::new();
+        let (mut current, mut number) = ("", 0);
+        for line in rules.lines() {
+            let Some((chain, rest)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) else { continue };
+            number = if chain == current { number + 1 } else { 1 };
+            current = chain;
+            if iptables_comment(rest).is_some_and(|comment| which(family, chain, comment)) {
+                places.push((chain, number));
+            }
+        }
+        // From the end, as the numbers behind a removed rule change.
+        for (chain, number) in places.iter().rev() {
+            tell(family, &["-D", chain, &number.to_string()].map(str::to_owned))?;
+        }
+        count += places.len();
     }
-    Ok(())
+    Ok(count)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::{
     netlink::Netlink,
     opening::{self, Survey},
     overlap::{self, Conflict},
+    plan::rules_in,
     routes::{self, MAIN, Route},
     rules::{DEFAULT_LIKE, rules},
     ruleset::Ruleset,
@@ -69,7 +70,10 @@ impl Rules {
     pub fn made(&mut self, table: &str, text: String) {
         self.forget();
         self.list();
-        self.made = Some((text, self.own(table)));
+        let own = self.own(table);
+        // Somebody may have changed it before it was listed: then it is not what was made.
+        let whole = own.chains.values().map(|chain| chain.rules.len()).sum::<usize>() == rules_in(&text);
+        self.made = whole.then_some((text, own));
     }
 
     fn state(&self, table: &str) -> TableState {
@@ -109,8 +113,11 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         entries.kernel.iter().filter_map(|c| if let Change::Passage { passage, .. } = c { Some(passage.clone()) } else { None }).collect();
     let survey = opening::survey(wanted, &lans, &ruleset, &rules_listed.programs, &noted);
     let marks = links.iter().filter_map(|link| link.mark().map(|mark| (link.name.clone(), mark))).collect();
-    let switched: std::collections::BTreeMap<_, _> = entries.switched().map(|(interface, note)| (interface.clone(), note)).collect();
-    let matter: BTreeSet<String> = lans.iter().chain(switched.keys()).chain([&wanted.device]).cloned().collect();
+    let switched: BTreeSet<String> = entries.switched().cloned().collect();
+    let mut matter: BTreeSet<String> = lans.iter().chain(&switched).chain([&wanted.device]).cloned().collect();
+    if switched.iter().any(|interface| kernel::forwarding(interface).is_none()) {
+        matter.extend(kernel::forwarding_for_us());
+    }
     let observed = Observed {
         device: index,
         rules: placed.ours,
@@ -118,7 +125,6 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         routes: table.iter().filter(|route| index.is_some() && route.device == index).map(|route| route.net).collect(),
         throws: table.iter().filter(|route| route.throw).map(|route| route.net).collect(),
         local: main.iter().filter(|route| is_local(route, own)).map(|route| route.net).collect(),
-        ip_forward: kernel::ip_forward(),
         forwarding: matter.into_iter().filter_map(|i| kernel::forwarding(&i).map(|on| (i, on))).collect(),
         switched_by_others: kernel::switched_by_others(&ruleset, &marks, &wanted.nft_table()),
         marks,
@@ -127,6 +133,7 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         table: rules_listed.state(&wanted.nft_table()),
         passages: survey.passages.clone(),
         passages_there: survey.there.clone(),
+        passages_stale: survey.stale.clone(),
     };
     let conflict = wanted.overlay.filter(|_| own.is_some()).and_then(|net| overlap::find(net, Some(&wanted.device), &links, &main, &[]));
     Ok(Seen { observed, survey, conflict, nowhere })

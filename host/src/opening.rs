@@ -2,11 +2,16 @@
 //!
 //! iptables-nft's chains get a rule by nft: iptables lists it as its own, with its comment. A table of somebody else's nft rules is
 //! left alone, as nothing tells when its owner loads it anew: it becomes a [`Block`] to be shown.
+//!
+//! Who saves a firewall's rules and loads them again (`iptables-save`, netfilter-persistent, `nft list ruleset`) loads ours too:
+//! beside those that are there, or when p2pvm has gone. They are known by their comment, wherever they are ([`copies`]).
+
+pub(crate) mod copies;
 
 use crate::{
     error::Error,
     firewall::{Block, Packet, blocks},
-    kernel, legacy,
+    legacy,
     net::Net,
     passage::{By, Passage, Way},
     ruleset::{Rule, Ruleset},
@@ -24,8 +29,11 @@ const UFW: &str = "ufw";
 pub struct Survey {
     /// Passages that p2pvm can give and without which packets are dropped.
     pub passages: BTreeSet<Passage>,
-    /// Passages of p2pvm's that are there and work.
+    /// Passages of p2pvm's that are there.
     pub there: BTreeSet<Passage>,
+    /// Those of them that have to be given anew: they do not help where they stand, are there twice, or are as `iptables-restore`
+    /// made them, without the comment that nft saves.
+    pub stale: BTreeSet<Passage>,
     /// What drops packets as it is now, for this machine, with the commands that help.
     pub input: BTreeMap<Block, Vec<String>>,
     /// What drops packets as it is now, into offered subnets or back, with the commands that help.
@@ -112,11 +120,13 @@ pub fn survey(wanted: &Wanted, lans: &BTreeSet<String>, ruleset: &Ruleset, progr
             survey.passages.insert(passage);
         }
     }
-    survey.there = there(wanted, ruleset, &programs.legacy, noted);
+    let there = there(wanted, ruleset, &programs.legacy, noted);
+    let loaded = there.iter().filter(|(_, found)| found.copies > 1 || found.untold).map(|(passage, _)| passage.clone());
+    survey.stale = loaded.chain(useless).collect();
+    survey.there = there.into_keys().collect();
     // A zone is left by its interface only: what was given stays wanted while firewalld has its table.
     let zoned = survey.there.iter().filter(|passage| passage.by == By::Firewalld).cloned().collect::<Vec<_>>();
     survey.passages.extend(zoned);
-    survey.there.retain(|passage| !useless.contains(passage));
     survey
 }
 
@@ -136,24 +146,38 @@ fn passage(block: &Block, probe: &Probe, ruleset: &Ruleset, firewalld: bool) -> 
     .filter(|passage| passage.by != By::Nft || matches!(block.family.as_str(), "ip" | "ip6"))
 }
 
-fn there(wanted: &Wanted, ruleset: &Ruleset, legacy: &legacy::Rules, noted: &[Passage]) -> BTreeSet<Passage> {
-    let mut there = BTreeSet::new();
+/// How a passage was found.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    copies: usize,
+    /// See [`crate::ruleset::Rule::untold`].
+    untold: bool,
+}
+
+/// The network's passages that are there.
+fn there(wanted: &Wanted, ruleset: &Ruleset, legacy: &legacy::Rules, noted: &[Passage]) -> BTreeMap<Passage, Found> {
+    let mut there: BTreeMap<Passage, Found> = BTreeMap::new();
+    let mut find = |passage: Passage, untold: bool| {
+        let found = there.entry(passage).or_default();
+        *found = Found { copies: found.copies + 1, untold: found.untold || untold };
+    };
     for ((family, table, chain), rules) in &ruleset.chains {
         if table != "filter" {
             continue;
         }
-        for comment in rules.rules.iter().filter_map(|rule| rule.comment.as_deref()) {
-            if let Some(way) = Passage::way_of(comment, &wanted.device) {
-                there.insert(Passage { by: By::Nft, family: family.clone(), chain: chain.clone(), way });
+        for rule in &rules.rules {
+            if let Some(way) = rule.comment.as_deref().and_then(|comment| Passage::way_of(comment, &wanted.device)) {
+                find(Passage { by: By::Nft, family: family.clone(), chain: chain.clone(), way }, rule.untold);
             }
         }
     }
     if ruleset.tables.keys().any(|(_, name)| name == "firewalld") {
-        there.extend(noted.iter().filter(|passage| passage.by == By::Firewalld).cloned());
+        noted.iter().filter(|passage| passage.by == By::Firewalld).for_each(|passage| find(passage.clone(), false));
     }
     for (family, rules) in legacy {
-        let ours = legacy::there(rules, &wanted.device);
-        there.extend(ours.map(|(chain, way)| Passage { by: By::Legacy, family: family.clone(), chain: chain.to_owned(), way }));
+        for (chain, way) in legacy::there(rules, &wanted.device) {
+            find(Passage { by: By::Legacy, family: family.clone(), chain: chain.to_owned(), way }, false);
+        }
     }
     there
 }
@@ -165,41 +189,39 @@ pub(crate) fn firewalld_runs() -> bool {
 
 /// Gives a passage.
 pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), Error> {
-    close(passage, device)?;
     let doing = || format!("open {passage} for {device}");
     let refused = |cause| Error::Program(doing(), cause);
     match passage.by {
         By::Nft => {
             let (family, chain) = (&passage.family, &passage.chain);
             let (matches, comment) = (passage.matches(device), passage.comment(device));
-            kernel::nft(&doing(), &format!("insert rule {family} filter {chain} {matches} counter accept comment \"{comment}\"\n"))
+            let rule = format!("insert rule {family} filter {chain} {matches} counter accept comment \"{comment}\"\n");
+            // One transaction: no packet meets the chain without it.
+            copies::replace(&doing(), &rule, |f, c, found| f == family && c == chain && found == comment)
         }
-        By::Legacy => legacy::open(passage, device).map_err(refused),
+        By::Legacy => {
+            close(passage, device)?;
+            legacy::open(passage, device).map_err(refused)
+        }
         By::Firewalld if !firewalld_runs() => {
             Err(refused(RunError::Refused { program: "firewall-cmd", said: "firewalld does not run".into() }))
         }
-        By::Firewalld => run("firewall-cmd", &["--zone=trusted", &format!("--add-interface={device}")], "").map(drop).map_err(refused),
+        By::Firewalld => {
+            close(passage, device)?;
+            run("firewall-cmd", &["--zone=trusted", &format!("--add-interface={device}")], "").map(drop).map_err(refused)
+        }
     }
 }
 
 /// Takes a passage away; one that is not there is no failure.
 pub(crate) fn close(passage: &Passage, device: &str) -> Result<(), Error> {
-    let doing = || format!("close {passage} for {device}");
-    let failed = |cause| Error::Program(doing(), cause);
+    let failed = |cause| Error::Program(format!("close {passage} for {device}"), cause);
     match passage.by {
-        By::Nft => {
-            let ruleset = match kernel::ruleset() {
-                Err(RunError::Missing { .. }) => return Ok(()),
-                ruleset => ruleset.map_err(failed)?,
-            };
-            let Some(chain) = ruleset.chain(&passage.family, "filter", &passage.chain) else { return Ok(()) };
-            let comment = passage.comment(device);
-            let ours = chain.rules.iter().filter(|rule| rule.comment.as_deref() == Some(comment.as_str()));
-            let text: String =
-                ours.map(|rule| format!("delete rule {} filter {} handle {}\n", passage.family, passage.chain, rule.handle)).collect();
-            if text.is_empty() { Ok(()) } else { kernel::nft(&doing(), &text) }
+        By::Nft | By::Legacy => {
+            let (doing, comment) = (format!("close {passage} for {device}"), passage.comment(device));
+            let same = |family: &str, chain: &str, found: &str| family == passage.family && chain == passage.chain && found == comment;
+            copies::remove(passage.by, &doing, same).map(drop)
         }
-        By::Legacy => legacy::close(passage, device, failed),
         By::Firewalld if !firewalld_runs() => Ok(()),
         By::Firewalld => {
             let zone = run("firewall-cmd", &[&format!("--get-zone-of-interface={device}")], "");

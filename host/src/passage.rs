@@ -59,6 +59,12 @@ impl Passage {
         }
     }
 
+    /// The interface that a passage with this comment is for.
+    pub fn device_of(comment: &str) -> Option<&str> {
+        let device = comment.strip_prefix("p2pvm ")?.split(' ').next()?;
+        Self::way_of(comment, device).map(|_| device)
+    }
+
     /// What nft is told to match.
     pub fn matches(&self, device: &str) -> String {
         match &self.way {
@@ -88,7 +94,9 @@ mod tests {
             let passage = Passage { by: By::Nft, family: "ip".into(), chain: "FORWARD".into(), way: way.clone() };
             assert_eq!(Passage::way_of(&passage.comment("p2pvm0"), "p2pvm0"), Some(way));
             assert_eq!(Passage::way_of(&passage.comment("p2pvm0"), "p2pvm"), None);
+            assert_eq!(Passage::device_of(&passage.comment("p2pvm0")), Some("p2pvm0"));
         }
         assert_eq!(Passage::way_of("p2pvm p2pvm0 in the cellar", "p2pvm0"), None);
+        assert_eq!(Passage::device_of("p2pvm p2pvm0 in the cellar"), None);
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     net::Net,
     passage::Passage,
     rules::{Placed, Rule},
-    wanted::{Observed, Switched, TableState, Wanted, routing_table},
+    wanted::{Forwards, Observed, TableState, Wanted, routing_table},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,12 +35,10 @@ pub enum Step {
     Unrule(Placed),
     /// Make the network's nftables table of this text.
     Table(String),
-    /// Switch an interface's forwarding on, and note how it was; `change` is false where another network has done it.
+    /// Switch an interface's forwarding on, and note that; `change` is false where another network has done it.
     Switch {
         /// The interface.
         interface: String,
-        /// What to note.
-        note: Switched,
         /// Whether something is to be written to the kernel.
         change: bool,
     },
@@ -64,7 +62,8 @@ pub fn plan(wanted: &Wanted, seen: &Observed) -> Vec<Step> {
     steps.extend(seen.passages_there.difference(&passages).cloned().map(Step::Close));
     routes(wanted, seen, &mut steps);
     forwarding(wanted, seen, &mut steps);
-    steps.extend(passages.difference(&seen.passages_there).cloned().map(Step::Open));
+    let good = |passage: &Passage| seen.passages_there.contains(passage) && !seen.passages_stale.contains(passage);
+    steps.extend(passages.into_iter().filter(|passage| !good(passage)).map(Step::Open));
     steps
 }
 
@@ -141,13 +140,13 @@ fn forwarding(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
     };
     for interface in &needed {
         let change = match seen.forwarding.get(*interface) {
-            Some(false) => true,
+            Some(Forwards::No) => true,
             // Another network switched it on: whichever goes last switches it off.
-            Some(true) if seen.switched_by_others.contains(*interface) && !switched.contains_key(*interface) => false,
+            Some(Forwards::ForUs) if !switched.contains(*interface) => false,
             _ => continue,
         };
-        let note = *switched.entry((*interface).clone()).or_insert(Switched { global: change && seen.ip_forward });
-        switch.push(Step::Switch { interface: (*interface).clone(), note, change });
+        switched.insert((*interface).clone());
+        switch.push(Step::Switch { interface: (*interface).clone(), change });
     }
     if !needed.is_empty() {
         let text = table(wanted, seen, &switched);
@@ -156,43 +155,40 @@ fn forwarding(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
         }
     }
     steps.extend(switch);
-    for (interface, note) in seen.switched.iter().filter(|(interface, _)| !needed.contains(interface)) {
-        steps.push(Step::Restore { interface: interface.clone(), change: is_ours(interface, *note, seen) });
+    let ours =
+        |interface: &String| seen.forwarding.get(interface) == Some(&Forwards::ForUs) && !seen.switched_by_others.contains(interface);
+    // One that was switched on and is gone may have been renamed: then another forwards for p2pvm that nobody knows of.
+    if seen.switched.iter().any(|interface| !seen.forwarding.contains_key(interface)) {
+        let strays = seen.forwarding.keys().filter(|interface| !seen.switched.contains(*interface) && !needed.contains(interface));
+        steps.extend(strays.filter(|interface| ours(interface)).map(|i| Step::Restore { interface: i.clone(), change: true }));
+    }
+    for interface in seen.switched.iter().filter(|interface| !needed.contains(interface)) {
+        steps.push(Step::Restore { interface: interface.clone(), change: ours(interface) });
     }
     if needed.is_empty() && seen.table != TableState::Absent {
         steps.push(Step::DropTable);
     }
 }
 
-/// Whether an interface forwards for p2pvm's sake alone, and for this network's.
-fn is_ours(interface: &str, note: Switched, seen: &Observed) -> bool {
-    seen.forwarding.get(interface) == Some(&true)
-        && !seen.switched_by_others.contains(interface)
-        && !wanted_by_others(note, seen.ip_forward)
-}
-
-/// Whether somebody has switched forwarding on for the whole machine since p2pvm did for one interface.
-pub fn wanted_by_others(note: Switched, ip_forward: bool) -> bool {
-    ip_forward && !note.global
+/// How many rules a text of [`table`] makes.
+pub(crate) fn rules_in(text: &str) -> usize {
+    text.lines().map(str::trim_start).filter(|line| line.starts_with("iifname ") || line.starts_with("ip ")).count()
 }
 
 /// The rules of a host that forwards from the network's interface into offered subnets. A connection that comes in by that interface
 /// goes into these subnets, or where the host's owner has pointed it (a container's published port), and nowhere else; answers to what
 /// a container began come back; nobody in them begins a connection into the network. Interfaces that forward for p2pvm's
 /// sake alone let nothing else through. All else is nobody's business here.
-fn table(wanted: &Wanted, seen: &Observed, switched: &BTreeMap<String, Switched>) -> String {
+fn table(wanted: &Wanted, seen: &Observed, switched: &BTreeSet<String>) -> String {
     let (table, device) = (wanted.nft_table(), &wanted.device);
     let list = |names: &mut dyn Iterator<Item = String>| names.collect::<Vec<_>>().join(", ");
     let nets = list(&mut wanted.offered.iter().map(ToString::to_string));
     let quoted = |names: &BTreeSet<&String>| list(&mut names.iter().map(|name| format!("\"{name}\"")));
-    let lans: BTreeSet<&String> = seen.lans.iter().collect();
-    let marked: BTreeSet<&String> = switched.keys().collect();
-    let guarded: BTreeSet<&String> = switched
-        .iter()
-        .filter(|(interface, note)| lans.contains(interface) && !wanted_by_others(**note, seen.ip_forward))
-        .map(|(interface, _)| interface)
-        .collect();
+    let marked: BTreeSet<&String> = switched.iter().collect();
     let own: BTreeSet<&String> = seen.marks.keys().chain([device]).collect();
+    // Those as well that are about to be switched off.
+    let for_us = |interface: &&String| seen.forwarding.get(*interface).is_some_and(|forwards| *forwards != Forwards::ForOthers);
+    let guarded: BTreeSet<&String> = switched.iter().filter(for_us).filter(|interface| !own.contains(interface)).collect();
     // Adding before deleting makes deleting no error; the whole text is one transaction.
     let mut text = format!("add table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n");
     if !marked.is_empty() {

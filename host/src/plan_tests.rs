@@ -11,8 +11,14 @@ struct World {
     base: u32,
     local: BTreeSet<Net>,
     ip_forward: bool,
-    forwarding: BTreeMap<String, bool>,
+    forwarding: BTreeMap<String, Forwards>,
+    /// As all but p2pvm have left it.
+    others: BTreeMap<String, bool>,
     networks: BTreeMap<String, Own>,
+}
+
+fn by_others(on: bool) -> Forwards {
+    if on { Forwards::ForOthers } else { Forwards::No }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,8 +27,9 @@ struct Own {
     routes: BTreeSet<Net>,
     throws: BTreeSet<Net>,
     table: TableState,
-    switched: BTreeMap<String, Switched>,
+    switched: BTreeSet<String>,
     passages: BTreeSet<Passage>,
+    stale: BTreeSet<Passage>,
 }
 
 const LANS: [&str; 2] = ["lan0", "lan1"];
@@ -42,7 +49,8 @@ impl World {
             overlay: Some(format!("10.{}.0.0/16", n + 1).parse().unwrap()),
             ..Wanted::default()
         };
-        self.forwarding.insert(wanted.device.clone(), self.ip_forward);
+        self.forwarding.insert(wanted.device.clone(), by_others(self.ip_forward));
+        self.others.insert(wanted.device.clone(), self.ip_forward);
         self.networks.insert(wanted.device.clone(), Own { wanted, ..Own::default() });
     }
 
@@ -59,14 +67,14 @@ impl World {
             routes: own.routes.clone(),
             throws: own.throws.clone(),
             local: self.local.clone(),
-            ip_forward: self.ip_forward,
             forwarding: self.forwarding.clone(),
             lans,
             switched: own.switched.clone(),
-            switched_by_others: others.flat_map(|(_, own)| own.switched.keys().cloned()).collect(),
+            switched_by_others: others.flat_map(|(_, own)| own.switched.iter().cloned()).collect(),
             table: own.table.clone(),
             passages: if own.wanted.offered.is_empty() { BTreeSet::new() } else { passages() },
             passages_there: own.passages.clone(),
+            passages_stale: own.stale.clone(),
         }
     }
 
@@ -76,8 +84,8 @@ impl World {
         for step in &steps {
             let own = self.networks.get_mut(device).unwrap();
             match step.clone() {
-                Step::Close(passage) => drop(own.passages.remove(&passage)),
-                Step::Open(passage) => drop(own.passages.insert(passage)),
+                Step::Close(passage) => drop((own.passages.remove(&passage), own.stale.remove(&passage))),
+                Step::Open(passage) => drop((own.stale.remove(&passage), own.passages.insert(passage))),
                 Step::Route(net) => drop(own.routes.insert(net)),
                 Step::Unroute(net) => drop(own.routes.remove(&net)),
                 Step::Throw(net) => drop(own.throws.insert(net)),
@@ -89,18 +97,19 @@ impl World {
                 }
                 Step::Table(text) => own.table = TableState::Made(text),
                 Step::DropTable => own.table = TableState::Absent,
-                Step::Switch { interface, note, change } => {
-                    own.switched.entry(interface.clone()).or_insert(note);
+                Step::Switch { interface, change } => {
+                    own.switched.insert(interface.clone());
                     if change {
-                        let guarded = matches!(&own.table, TableState::Made(text) if text.contains(&format!("\"{interface}\"")));
-                        assert!(guarded, "the guard is there before an interface forwards");
-                        self.forwarding.insert(interface, true);
+                        assert!(own.guards(&interface) || interface == device, "the guard is there before an interface forwards");
+                        self.forwarding.insert(interface, Forwards::ForUs);
                     }
                 }
                 Step::Restore { interface, change } => {
                     own.switched.remove(&interface);
                     if change {
-                        self.forwarding.insert(interface, false);
+                        let guarded = own.guards(&interface) || own.table == TableState::Absent;
+                        assert!(guarded || interface == device, "the guard, if nobody flushed it, stays until it does not");
+                        self.forwarding.insert(interface, Forwards::No);
                     }
                 }
             }
@@ -145,13 +154,30 @@ impl World {
                 && gone.throws.is_empty()
         );
         self.forwarding.remove(device);
+        self.others.remove(device);
     }
 
+    /// As the kernel does it: what is so already is not touched.
     fn set_ip_forward(&mut self, on: bool) {
         if self.ip_forward != on {
             self.ip_forward = on;
-            self.forwarding.values_mut().for_each(|f| *f = on);
+            self.forwarding.values_mut().for_each(|forwards| *forwards = by_others(on));
+            self.others.values_mut().for_each(|others| *others = on);
         }
+    }
+
+    fn set_forwarding(&mut self, lan: &str, on: bool) {
+        self.forwarding.insert(lan.to_owned(), by_others(on));
+        self.others.insert(lan.to_owned(), on);
+    }
+}
+
+impl Own {
+    /// Whether its table lets nothing of others through an interface.
+    fn guards(&self, interface: &str) -> bool {
+        let is_guard =
+            |line: &str| line.trim().starts_with("iifname {") && line.contains(&format!("\"{interface}\"")) && line.ends_with("drop");
+        matches!(&self.table, TableState::Made(text) if text.lines().any(is_guard))
     }
 }
 
@@ -164,6 +190,9 @@ enum Event {
     Join(u16),
     FlushRules,
     FlushTables,
+    /// Somebody's saved rules, beside those that are there; or after they went.
+    LoadAgain,
+    Revive(u16),
     Forward(usize, bool),
     DoubleRule(usize),
     /// wg-quick comes or goes.
@@ -181,7 +210,9 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (0u16..3).prop_map(Event::Join),
         1 => Just(Event::FlushRules),
         1 => Just(Event::FlushTables),
-        1 => (0usize..2, any::<bool>()).prop_map(|(lan, on)| Event::Forward(lan, on)),
+        1 => Just(Event::LoadAgain),
+        1 => (0u16..2).prop_map(Event::Revive),
+        3 => (0usize..2, any::<bool>()).prop_map(|(lan, on)| Event::Forward(lan, on)),
         1 => (0usize..8).prop_map(Event::DoubleRule),
         1 => prop_oneof![Just(5300u32), Just(5289)].prop_map(Event::Base),
         1 => prop::collection::btree_set(0u8..6, 0..2).prop_map(Event::Local),
@@ -194,12 +225,11 @@ fn nets(thirds: &BTreeSet<u8>) -> BTreeSet<Net> {
 
 proptest! {
     #[test]
-    fn networks_on_one_machine_get_what_they_want_and_leave_what_they_found(events in prop::collection::vec(event(), 0..24)) {
-        let mut world = World { base: 5300, forwarding: LANS.map(|lan| (lan.to_owned(), false)).into(), ..World::default() };
+    fn networks_on_one_machine_get_what_they_want_and_leave_what_they_found(events in prop::collection::vec((event(), any::<bool>()), 0..24)) {
+        let mut world = World { base: 5300, ..World::default() };
+        LANS.iter().for_each(|lan| world.set_forwarding(lan, false));
         (0..2).for_each(|n| world.join(n));
-        // Whether a person switched this interface on: then it is no longer as it was found.
-        let mut touched = false;
-        for event in events {
+        for (event, looked) in events {
             let device = |n: &u16| format!("p2pvm{n}");
             match event {
                 Event::Join(n) if !world.networks.contains_key(&device(&n)) => world.join(n),
@@ -222,20 +252,31 @@ proptest! {
                 Event::FlushTables => world.networks.values_mut().for_each(|own| {
                     own.table = TableState::Absent;
                     own.passages.clear();
+                    own.stale.clear();
                 }),
-                Event::Forward(lan, on) => {
-                    world.forwarding.insert(LANS[lan].to_owned(), on);
-                    touched = true;
+                Event::LoadAgain => world.networks.values_mut().for_each(|own| own.stale = own.passages.clone()),
+                Event::Revive(n) => {
+                    if let Some(own) = world.networks.get_mut(&device(&n)) { own.passages = passages(); }
                 }
+                Event::Forward(lan, on) => world.set_forwarding(LANS[lan], on),
                 Event::DoubleRule(at) => {
                     if let Some(rule) = world.rules.get(at).copied() { world.rules.push(rule); }
                 }
                 _ => {}
             }
+            for lan in LANS {
+                prop_assert!(!world.others[lan] || world.forwarding[lan] == Forwards::ForOthers, "{lan} is off where others have it on");
+            }
+            // Much may happen between two looks.
+            if !looked {
+                continue;
+            }
             world.settle();
             let active = world.networks.values().any(|own| !own.wanted.accepted.is_empty());
             prop_assert_eq!(world.rules.is_empty(), !active);
             for own in world.networks.values() {
+                prop_assert!(own.stale.is_empty());
+                prop_assert!(!own.wanted.offered.is_empty() || own.passages.is_empty());
                 let reached: BTreeSet<Net> = own.wanted.accepted.iter().filter(|net| !world.local.contains(net)).copied().collect();
                 prop_assert_eq!(&own.routes, &reached);
                 let excepted = |part: &Net| own.throws.contains(part) == reached.iter().any(|net| net.covers(part));
@@ -247,7 +288,8 @@ proptest! {
                 }
                 if !own.wanted.offered.is_empty() {
                     let lans = world.observe(&own.wanted.device).lans;
-                    prop_assert!(lans.iter().chain([&own.wanted.device]).all(|i| world.forwarding[i]));
+                    prop_assert!(lans.iter().chain([&own.wanted.device]).all(|i| world.forwarding[i] != Forwards::No));
+                    prop_assert!(lans.iter().all(|lan| own.guards(lan) != world.others[lan]), "guarded where it is for us alone");
                 }
             }
         }
@@ -256,8 +298,8 @@ proptest! {
             world.settle();
         }
         prop_assert!(world.rules.is_empty());
-        if !touched {
-            prop_assert!(world.forwarding.values().all(|on| *on == world.ip_forward), "{:?}", world.forwarding);
+        for lan in LANS {
+            prop_assert_eq!(world.forwarding[lan], by_others(world.others[lan]), "{} is as all but p2pvm have left it", lan);
         }
     }
 }
@@ -270,9 +312,8 @@ fn offering(ip_forward: bool) -> (Wanted, Observed) {
         ..Wanted::default()
     };
     let seen = Observed {
-        ip_forward,
         lans: BTreeSet::from(["lan0".to_owned()]),
-        forwarding: BTreeMap::from([("lan0".to_owned(), ip_forward), ("p2pvm0".to_owned(), ip_forward)]),
+        forwarding: ["lan0", "p2pvm0"].map(|i| (i.to_owned(), by_others(ip_forward))).into(),
         ..Observed::default()
     };
     (wanted, seen)
@@ -291,11 +332,11 @@ fn only_a_lan_that_did_not_forward_is_guarded_and_only_while_nobody_else_forward
     assert!(matches!(steps[0], Step::Table(_)), "the guard comes first: {steps:?}");
 
     // Docker comes.
-    seen.switched = ["lan0", "p2pvm0"].map(|i| (i.to_owned(), Switched { global: false })).into();
-    seen.forwarding.values_mut().for_each(|on| *on = true);
+    seen.switched = ["lan0", "p2pvm0"].map(str::to_owned).into();
+    seen.forwarding.values_mut().for_each(|forwards| *forwards = Forwards::ForUs);
     seen.table = TableState::Made(text(&steps));
     assert_eq!(plan(&wanted, &seen), []);
-    seen.ip_forward = true;
+    seen.forwarding.values_mut().for_each(|forwards| *forwards = Forwards::ForOthers);
     let steps = plan(&wanted, &seen);
     assert!(!text(&steps).contains(guard), "{steps:?}");
     let steps = plan(&wanted.nothing(), &seen);

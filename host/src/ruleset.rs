@@ -1,7 +1,7 @@
 //! What `nft -j list ruleset` prints (libnftables-json(5)), as far as it matters here: chains, their rules, named sets.
 
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A chain by family, table and name.
 pub type ChainId = (String, String, String);
@@ -24,6 +24,8 @@ pub struct Rule {
     pub handle: u64,
     /// Its comment.
     pub comment: Option<String>,
+    /// Whether the comment is one of iptables', which nft neither tells nor saves.
+    pub untold: bool,
     /// Matches, statements and verdict.
     pub expressions: Vec<Value>,
 }
@@ -54,6 +56,26 @@ fn id(value: &Value, name: &str) -> ChainId {
     (text(value, "family").to_owned(), text(value, "table").to_owned(), text(value, name).to_owned())
 }
 
+impl Rule {
+    /// Whether it has the shape of a passage and a comment that nft does not tell.
+    fn is_untold(&self) -> bool {
+        let kind = |expression: &Value| match expression.as_object().and_then(|object| object.iter().next()) {
+            Some((kind, body)) if kind == "match" => body["left"]["meta"]["key"].as_str().unwrap_or_default().to_owned(),
+            Some((kind, body)) if kind == "xt" => format!("xt {}", text(body, "name")),
+            Some((kind, _)) => kind.clone(),
+            None => String::new(),
+        };
+        let kinds: Vec<String> = self.expressions.iter().map(kind).filter(|kind| kind != "counter").collect();
+        let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
+        self.comment.is_none() && matches!(kinds[..], ["iifname", "xt comment", "accept"] | ["iifname", "oifname", "xt comment", "accept"])
+    }
+}
+
+/// The comment in a rule as iptables prints it, where it is of several words.
+pub(crate) fn iptables_comment(line: &str) -> Option<&str> {
+    line.split_once("--comment \"")?.1.split('"').next()
+}
+
 impl Ruleset {
     /// Reads what nft printed. What is not understood is left out.
     ///
@@ -74,6 +96,7 @@ impl Ruleset {
                 ruleset.chains.entry(id(rule, "chain")).or_default().rules.push(Rule {
                     handle: rule["handle"].as_u64().unwrap_or_default(),
                     comment: rule["comment"].as_str().map(str::to_owned),
+                    untold: false,
                     expressions: rule["expr"].as_array().cloned().unwrap_or_default(),
                 });
             } else if let Some(set) = object.get("set") {
@@ -93,6 +116,29 @@ impl Ruleset {
         self.chains.get(&(family.to_owned(), table.to_owned(), name.to_owned()))
     }
 
+    /// The families of iptables' rules that could be a passage and whose comment nft does not tell: it is iptables' own, as after
+    /// `iptables-restore`.
+    pub(crate) fn untold(&self) -> BTreeSet<&str> {
+        let of_filter = self.chains.iter().filter(|(id, _)| id.1 == "filter" && matches!(id.0.as_str(), "ip" | "ip6"));
+        of_filter.filter(|(_, chain)| chain.rules.iter().any(Rule::is_untold)).map(|(id, _)| id.0.as_str()).collect()
+    }
+
+    /// Takes comments from what `iptables-nft-save -t filter` printed for a family: it lists a chain's rules in the same order.
+    pub(crate) fn tell(&mut self, family: &str, saved: &str) {
+        let mut by_chain: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (chain, rest) in saved.lines().filter_map(|line| line.strip_prefix("-A ")?.split_once(' ')) {
+            by_chain.entry(chain).or_default().push(rest);
+        }
+        for (chain, lines) in by_chain {
+            let id = (family.to_owned(), "filter".to_owned(), chain.to_owned());
+            // Of other lengths: somebody has changed it in between, and the next listing will do.
+            let Some(known) = self.chains.get_mut(&id).filter(|known| known.rules.len() == lines.len()) else { continue };
+            for (rule, line) in known.rules.iter_mut().zip(lines).filter(|(rule, _)| rule.is_untold()) {
+                (rule.comment, rule.untold) = (iptables_comment(line).map(str::to_owned), true);
+            }
+        }
+    }
+
     /// The same without the rules whose comment is one of p2pvm's.
     pub fn without_ours(&self) -> Self {
         let mut others = self.clone();
@@ -100,5 +146,31 @@ impl Ruleset {
             chain.rules.retain(|rule| !rule.comment.as_deref().is_some_and(|comment| comment.starts_with("p2pvm ")));
         }
         others
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_that_iptables_keeps_to_itself_are_taken_from_its_own_listing() {
+        // As nft 1.0.6 lists what iptables-restore 1.8.9 has loaded, shortened.
+        let iif = r#"{"match":{"op":"==","left":{"meta":{"key":"iifname"}},"right":"p2pvm0"}}"#;
+        let rule = |expr: &str| format!(r#"{{"rule":{{"family":"ip","table":"filter","chain":"INPUT","handle":4,"expr":[{expr}]}}}}"#);
+        let comment = r#"{"xt":{"type":"match","name":"comment"}},{"counter":{"packets":0,"bytes":0}},{"accept":null}"#;
+        let (plain, told) = (rule(r#"{"accept":null}"#), rule(&format!("{iif},{comment}")));
+        let listed = format!(r#"{{"nftables":[{plain},{told}]}}"#);
+        let mut ruleset = Ruleset::parse(listed.as_bytes()).unwrap();
+        assert_eq!(ruleset.untold(), BTreeSet::from(["ip"]));
+        let comments = |ruleset: &Ruleset| -> Vec<_> {
+            ruleset.chain("ip", "filter", "INPUT").unwrap().rules.iter().map(|rule| rule.comment.clone()).collect()
+        };
+        let ours = "-A INPUT -i p2pvm0 -m comment --comment \"p2pvm p2pvm0 in\" -j ACCEPT";
+        ruleset.tell("ip", &format!("*filter\n:INPUT ACCEPT [0:0]\n{ours}\nCOMMIT\n"));
+        assert_eq!(comments(&ruleset), [None, None], "a listing of another moment says nothing");
+        ruleset.tell("ip", &format!("*filter\n-A INPUT -j ACCEPT\n{ours}\nCOMMIT\n"));
+        assert_eq!(comments(&ruleset), [None, Some("p2pvm p2pvm0 in".to_owned())]);
+        assert!(ruleset.untold().is_empty());
     }
 }

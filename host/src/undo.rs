@@ -6,13 +6,18 @@ use crate::{
     kernel,
     links::{Mark, links},
     netlink::Netlink,
-    opening,
-    plan::{Step, rules_without, wanted_by_others},
+    opening::{self, copies},
+    plan::{Step, rules_without},
     routes,
     rules::{PROTOCOL, rules},
-    wanted::Switched,
+    wanted::Forwards,
 };
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+pub use crate::opening::copies::remove_revived;
 
 /// Takes back everything in the kernel; what could not be taken back stays in `entries`, and its failures are given.
 pub fn undo(entries: &mut Entries) -> Vec<Error> {
@@ -25,6 +30,8 @@ pub fn undo(entries: &mut Entries) -> Vec<Error> {
     }
     let tables: Vec<String> =
         entries.kernel.iter().filter_map(|c| if let Change::Table { name } = c { Some(name.clone()) } else { None }).collect();
+    let opened: BTreeSet<String> =
+        entries.kernel.iter().filter_map(|c| if let Change::Passage { device, .. } = c { Some(device.clone()) } else { None }).collect();
     // The guard in the table goes after the forwarding that it guards.
     entries.kernel.sort_by_key(|change| match change {
         Change::Passage { .. } => 0,
@@ -39,6 +46,12 @@ pub fn undo(entries: &mut Entries) -> Vec<Error> {
             true
         }
     });
+    // Copies that somebody has loaded into other chains than p2pvm had opened.
+    if !opened.is_empty()
+        && let Err(error) = copies::sweep(|device| opened.contains(device))
+    {
+        failures.push(error);
+    }
     failures
 }
 
@@ -46,7 +59,7 @@ fn undo_change(change: &Change, tables: &[String]) -> Result<(), Error> {
     match change {
         Change::Passage { device, passage } => opening::close(passage, device),
         Change::Routes { table } => undo_routes(*table).map_err(|cause| Error::Kernel("remove routes and their rules".into(), cause)),
-        Change::Forwarding { interface, global } => undo_forwarding(interface, Switched { global: *global }, tables),
+        Change::Forwarding { interface } => undo_forwarding(interface, tables),
         Change::Table { name } => kernel::drop_table(name),
     }
 }
@@ -71,16 +84,20 @@ pub(crate) fn marks() -> io::Result<BTreeMap<String, Mark>> {
     Ok(links()?.into_iter().filter_map(|link| link.mark().map(|mark| (link.name, mark))).collect())
 }
 
-fn undo_forwarding(interface: &str, note: Switched, tables: &[String]) -> Result<(), Error> {
-    if kernel::forwarding(interface) != Some(true) || wanted_by_others(note, kernel::ip_forward()) {
+fn undo_forwarding(interface: &str, tables: &[String]) -> Result<(), Error> {
+    let ours = match kernel::forwarding(interface) {
+        Some(Forwards::ForUs) => BTreeSet::from([interface.to_owned()]),
+        Some(_) => return Ok(()),
+        // It is gone, or called otherwise now.
+        None => kernel::forwarding_for_us(),
+    };
+    if ours.is_empty() {
         return Ok(());
     }
     let marks = marks().map_err(|cause| Error::Kernel("look at this machine's interfaces".into(), cause))?;
-    let others = kernel::ruleset().is_ok_and(|ruleset| {
-        let own = tables.first().map_or("", String::as_str);
-        kernel::switched_by_others(&ruleset, &marks, own).contains(interface)
-    });
-    if others { Ok(()) } else { kernel::set_forwarding(interface, false) }
+    let own = tables.first().map_or("", String::as_str);
+    let others = kernel::ruleset().map(|ruleset| kernel::switched_by_others(&ruleset, &marks, own)).unwrap_or_default();
+    ours.difference(&others).try_for_each(|interface| kernel::set_forwarding(interface, false))
 }
 
 /// The previous release switched forwarding on for the whole machine.

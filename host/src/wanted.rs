@@ -67,11 +67,16 @@ pub fn nft_table(device: &str) -> String {
     name
 }
 
-/// An interface whose forwarding p2pvm switched on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Switched {
-    /// Whether `net.ipv4.ip_forward` was on at that time.
-    pub global: bool,
+/// Whether an interface forwards, and who had the last word. The kernel takes every number but 0 for yes: p2pvm writes 2, where
+/// everybody else writes 1, `net.ipv4.ip_forward` included. So the switch itself says whose it is, whatever happened to it unseen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwards {
+    /// It does not.
+    No,
+    /// p2pvm switched it on, and nobody has touched it since.
+    ForUs,
+    /// Somebody else switched it on.
+    ForOthers,
 }
 
 /// How the network's own nftables table is.
@@ -103,14 +108,12 @@ pub struct Observed {
     pub throws: BTreeSet<Net>,
     /// What this machine reaches by itself, other than by a default route.
     pub local: BTreeSet<Net>,
-    /// `net.ipv4.ip_forward`.
-    pub ip_forward: bool,
     /// `net.ipv4.conf.IF.forwarding` of the interfaces that matter.
-    pub forwarding: BTreeMap<String, bool>,
+    pub forwarding: BTreeMap<String, Forwards>,
     /// The interfaces behind which each offered subnet lies.
     pub lans: BTreeSet<String>,
     /// What this network switched on, by the journal.
-    pub switched: BTreeMap<String, Switched>,
+    pub switched: BTreeSet<String>,
     /// What other p2pvm networks switched on, by their tables.
     pub switched_by_others: BTreeSet<String>,
     /// The network's own nftables table.
@@ -119,6 +122,8 @@ pub struct Observed {
     pub passages: BTreeSet<Passage>,
     /// Passages of this network's that are there.
     pub passages_there: BTreeSet<Passage>,
+    /// Those of them that have to be given anew: they do not help where they stand, or somebody has saved and loaded them.
+    pub passages_stale: BTreeSet<Passage>,
 }
 
 #[cfg(test)]

@@ -1,162 +1,15 @@
-//! The keeper on real kernels: each test has a network namespace of its own, which goes with its thread, and named ones beside it for
-//! machines elsewhere. Needs root, ip, nft, iptables.
+//! The keeper on real kernels: routes, rules, forwarding. Needs root, ip, nft.
 
-use p2pvm_host::{Board, Keeper, Level, Net, Wanted, journal::Journal, links::set_alias};
+mod stage;
+
+use p2pvm_host::{Level, Wanted};
+use stage::{Elsewhere, Network, device, forwards, inside, nets, sh, snapshot, until, works};
 use std::{
-    collections::BTreeSet,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    process::Command,
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-/// What somebody removed is back within this.
-const BACK: Duration = Duration::from_secs(10);
-
-fn sh(script: &str) -> String {
-    let output = Command::new("sh").args(["-c", script]).output().unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn works(script: &str) -> bool {
-    Command::new("sh").args(["-c", script]).output().unwrap().status.success()
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < BACK, "{what} took longer than {BACK:?}\n{}", snapshot());
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Runs a test in a network namespace of its own.
-fn inside(test: impl FnOnce() + Send + 'static) {
-    let done = thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests need root");
-        sh("ip link set lo up; sysctl -qw net.ipv4.ip_forward=0");
-        test();
-    });
-    if let Err(panic) = done.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// A machine elsewhere, joined to this namespace by a veth pair.
-struct Elsewhere(String);
-
-impl Elsewhere {
-    fn new(name: &str, here: &str, address: &str, there: &str) -> Self {
-        let elsewhere = Self(format!("hn-{}-{name}", std::process::id()));
-        let ns = &elsewhere.0;
-        // `ip netns` mounts what it names: in this process's mount namespace, as every other.
-        sh(&format!(
-            "ip netns add {ns} && ip link add {here} type veth peer name eth0 netns {ns} && ip addr add {address} dev {here} &&
-             ip link set {here} up && ip -n {ns} link set lo up && ip -n {ns} addr add {there} dev eth0 && ip -n {ns} link set eth0 up"
-        ));
-        // The kernel says some time later that the cable is plugged in.
-        until("the cable to be plugged in", || sh(&format!("ip -o link show {here}")).contains("state UP"));
-        elsewhere
-    }
-
-    fn sh(&self, script: &str) -> String {
-        sh(&format!("ip netns exec {} sh -c '{script}'", self.0))
-    }
-
-    fn works(&self, script: &str) -> bool {
-        works(&format!("ip netns exec {} sh -c '{script}'", self.0))
-    }
-
-    fn inside<T: Send + 'static>(&self, action: impl FnOnce() -> T + Send + 'static) -> T {
-        let file = std::fs::File::open(format!("/run/netns/{}", self.0)).unwrap();
-        thread::spawn(move || {
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            action()
-        })
-        .join()
-        .unwrap()
-    }
-}
-
-impl Drop for Elsewhere {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
-}
-
-/// All that could be left behind; counters and handles change by themselves.
-fn snapshot() -> String {
-    sh(
-        "ip -d addr | grep -Ev 'valid_lft|fe80' | sed 's/ tentative//'; ip route show table all | grep -v fe80; ip rule; nft list ruleset | sed 's/counter packets [0-9]* bytes [0-9]*//' | grep -v fe80; \
-        for t in iptables-legacy-save ip6tables-legacy-save; do $t 2>/dev/null | grep -v '^[#:]'; done; \
-        for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter; do echo $f $(cat $f); done",
-    )
-}
-
-/// An interface in the place of a network's TUN.
-fn device(name: &str, address: &str) {
-    sh(&format!(
-        "ip link add {name} type veth peer name peer-{name} && ip addr add {address} dev {name} && ip link set {name} up && ip link set peer-{name} up"
-    ));
-}
-
-fn wanted(n: u16) -> Wanted {
-    Wanted {
-        device: format!("p2pvm{n}"),
-        network: format!("network{n}"),
-        link_port: 4002 + 10 * n,
-        control_port: 4001 + 10 * n,
-        overlay: Some(Net::new(Ipv4Addr::new(10, 90 + n as u8, 0, 0), 16)),
-        open_firewalls: true,
-        ..Wanted::default()
-    }
-}
-
-fn nets(texts: &[&str]) -> BTreeSet<Net> {
-    texts.iter().map(|text| text.parse().unwrap()).collect()
-}
-
-struct Network {
-    keeper: Keeper,
-    board: Board,
-    wanted: Wanted,
-    _dir: tempfile::TempDir,
-}
-
-impl Network {
-    fn start(n: u16) -> Self {
-        let wanted = wanted(n);
-        device(&wanted.device, &format!("10.{}.0.1/16", 90 + n));
-        let index = nix::net::if_::if_nametoindex(wanted.device.as_str()).unwrap();
-        set_alias(index, &wanted.mark().to_string()).unwrap();
-        let (dir, board) = (tempfile::tempdir().unwrap(), Board::default());
-        let keeper = Keeper::start(wanted.clone(), Journal::at(dir.path().join("undo.json")), board.clone()).unwrap();
-        Self { keeper, board, wanted, _dir: dir }
-    }
-
-    fn accept(&mut self, texts: &[&str]) {
-        self.wanted.accepted = nets(texts);
-        self.keeper.settle(self.wanted.clone());
-    }
-
-    fn offer(&mut self, texts: &[&str]) {
-        self.wanted.offered = nets(texts);
-        let report = self.keeper.settle(self.wanted.clone());
-        assert_eq!(report.forwarding, None);
-    }
-
-    fn end(self) {
-        self.keeper.close();
-        assert!(!self._dir.path().join("undo.json").exists(), "nothing is left to undo");
-        sh(&format!("ip link del {}", self.wanted.device));
-    }
-}
-
-fn forwards(interface: &str) -> bool {
-    sh(&format!("cat /proc/sys/net/ipv4/conf/{interface}/forwarding")).trim() == "1"
-}
 
 #[test]
 fn own_sockets_go_around_accepted_routes_and_everything_else_takes_them() {
@@ -330,6 +183,68 @@ fn networks_that_offer_through_one_lan_undo_only_their_own_part() {
 }
 
 #[test]
+fn forwarding_is_left_as_all_others_have_left_it_whatever_the_order() {
+    let one = |on: u8| format!("sysctl -qw net.ipv4.conf.lan0.forwarding={on}");
+    let all = |on: u8| format!("sysctl -qw net.ipv4.ip_forward={on}");
+    // Before the offer, while it lasts (each is answered before the next comes), and what others have in the end.
+    for (n, before, during, left) in [
+        (0, vec![], vec![], "0"),
+        (1, vec![one(1)], vec![], "1"),
+        (2, vec![one(1)], vec![all(1), all(0)], "0"),
+        (3, vec![one(1)], vec![one(0)], "0"),
+        (4, vec![], vec![one(1)], "1"),
+        (5, vec![], vec![all(1)], "1"),
+        (6, vec![], vec![all(1), one(0)], "0"),
+        (7, vec![all(1), one(0)], vec![], "0"),
+        (8, vec![all(1), one(0)], vec![format!("{}; {}", all(0), all(1))], "1"),
+        (9, vec![all(1)], vec![all(0)], "0"),
+        (10, vec![all(1)], vec![all(0), one(1)], "1"),
+    ] {
+        inside(move || {
+            let lan = Elsewhere::new(&format!("seq{n}"), "lan0", "192.168.77.1/24", "192.168.77.9/24");
+            let v6 = || sh("cat /proc/sys/net/ipv6/conf/*/forwarding");
+            before.iter().for_each(|command| drop(sh(command)));
+            let before_v6 = v6();
+            let mut network = Network::start(n);
+            network.offer(&["192.168.77.0/24"]);
+            let guarded = || sh("nft list ruleset").contains("iifname \"lan0\" oifname");
+            let value = || sh("cat /proc/sys/net/ipv4/conf/lan0/forwarding").trim().to_owned();
+            let consistent = || match value().as_str() {
+                "2" => guarded(),
+                "1" => !guarded(),
+                _ => false,
+            };
+            until("it to forward, guarded where it is for p2pvm alone", consistent);
+            for command in &during {
+                sh(command);
+                until(command, consistent);
+            }
+            assert_eq!(value() == "1", left == "1", "{before:?} {during:?}\n{}", snapshot());
+            network.offer(&[]);
+            assert_eq!(value(), left, "withdrawn after {before:?} {during:?}");
+            network.offer(&["192.168.77.0/24"]);
+            network.end();
+            assert_eq!(value(), left, "gone after {before:?} {during:?}");
+            assert_eq!(v6(), before_v6, "IPv6 is never switched");
+            drop(lan);
+        });
+    }
+}
+
+#[test]
+fn forwarding_of_a_lan_that_was_renamed_is_switched_off_at_the_end() {
+    inside(|| {
+        let _lan = Elsewhere::new("ren", "lan0", "192.168.77.1/24", "192.168.77.9/24");
+        let mut network = Network::start(0);
+        network.offer(&["192.168.77.0/24"]);
+        sh("ip link set lan0 down; ip link set lan0 name lan7; ip link set lan7 up; ip addr flush dev lan7");
+        until("the LAN under its new name to be let go", || !forwards("lan7"));
+        network.end();
+        assert!(!forwards("lan7"), "{}", snapshot());
+    });
+}
+
+#[test]
 fn containers_that_come_later_are_not_cut_off_and_keep_their_forwarding() {
     inside(|| {
         let lan = Elsewhere::new("docker", "lan0", "192.168.77.1/24", "192.168.77.9/24");
@@ -396,152 +311,6 @@ E");
 }
 
 #[test]
-fn dockers_and_ufws_chains_are_opened_put_back_and_left_as_they_were() {
-    for (chains, forward_chain) in [
-        (
-            "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A FORWARD -j DOCKER-USER; iptables -A DOCKER-USER -j RETURN",
-            "DOCKER-USER",
-        ),
-        (
-            "iptables -P FORWARD DROP; iptables -P INPUT DROP; iptables -N ufw-before-input; iptables -A INPUT -j ufw-before-input;
-          iptables -A ufw-before-input -i lo -j ACCEPT; iptables -A INPUT -j REJECT",
-            "FORWARD",
-        ),
-    ] {
-        inside(move || {
-            let _lan = Elsewhere::new(&forward_chain.to_lowercase()[..3], "lan0", "192.168.77.1/24", "192.168.77.9/24");
-            sh(&chains.replace("iptables ", "iptables-nft "));
-            let before = snapshot();
-            let mut network = Network::start(0);
-            network.offer(&["192.168.77.0/24"]);
-            let open = || {
-                let rules = sh("iptables-nft -S");
-                rules.contains(&format!("-A {forward_chain} -i p2pvm0 -m comment --comment \"p2pvm p2pvm0 in\" -j ACCEPT"))
-                    && rules.contains(&format!("-A {forward_chain} -i lan0 -o p2pvm0"))
-            };
-            assert!(open(), "{}", snapshot());
-            assert_eq!(sh("iptables-nft -S").contains("-A INPUT -i p2pvm0"), forward_chain == "FORWARD");
-            assert_eq!(network.board.worst(), Level::Ok, "{:?}", network.board.all());
-            // The owner loads its rules anew.
-            let input = if forward_chain == "FORWARD" { "iptables-nft -F INPUT" } else { "" };
-            sh(&format!("iptables-nft -F {forward_chain}; {input}"));
-            until("the passages to be back", open);
-            sh(&format!("iptables-nft -I {forward_chain} -j DROP"));
-            until("the passages to be first again", || {
-                let rules = sh(&format!("iptables-nft -S {forward_chain}"));
-                rules.find("p2pvm0 in").unwrap_or(usize::MAX) < rules.find("-j DROP").unwrap()
-            });
-            network.end();
-            assert!(!sh("nft list ruleset").contains("p2pvm"), "{}", snapshot());
-            sh(&format!("iptables-nft -D {forward_chain} -j DROP"));
-            if forward_chain == "DOCKER-USER" {
-                sh("iptables-nft -A DOCKER-USER -j RETURN");
-            } else {
-                sh("iptables-nft -A INPUT -j ufw-before-input; iptables-nft -A INPUT -j REJECT");
-            }
-            assert_eq!(snapshot(), before);
-        });
-    }
-}
-
-#[test]
-fn iptables_legacy_is_opened_and_left_as_it_was() {
-    inside(|| {
-        let _lan = Elsewhere::new("legacy", "lan0", "192.168.77.1/24", "192.168.77.9/24");
-        sh("iptables-legacy -P FORWARD DROP; iptables-legacy -A INPUT -j REJECT; ip6tables-legacy -P INPUT DROP");
-        let before = snapshot();
-        let mut network = Network::start(0);
-        network.offer(&["192.168.77.0/24"]);
-        let open = || {
-            let rules = sh("iptables-legacy -S");
-            let six = sh("ip6tables-legacy -S").contains("-A INPUT -i p2pvm0");
-            six && rules.contains("-A INPUT -i p2pvm0")
-                && rules.contains("-A FORWARD -i p2pvm0")
-                && rules.contains("-A FORWARD -i lan0 -o p2pvm0")
-        };
-        assert!(open(), "{}", snapshot());
-        assert_eq!(network.board.worst(), Level::Ok, "{:?}", network.board.all());
-        network.end();
-        assert_eq!(snapshot(), before);
-    });
-}
-
-#[test]
-fn a_firewall_that_cannot_be_opened_is_named_with_the_command_that_helps() {
-    inside(|| {
-        let _lan = Elsewhere::new("named", "lan0", "192.168.77.1/24", "192.168.77.9/24");
-        sh("nft -f - <<E
-table inet firewalld {
-  chain filter_INPUT { type filter hook input priority 10; policy accept; ct state established,related accept; iifname lo accept; reject with icmpx admin-prohibited; }
-}
-table inet mine {
-  chain through { type filter hook forward priority 0; policy drop; }
-}
-E");
-        let before = sh("nft list ruleset");
-        let mut network = Network::start(0);
-        network.offer(&["192.168.77.0/24"]);
-        let found = || network.board.all().into_iter().filter(|(area, _)| *area == "firewall").map(|(_, f)| f).collect::<Vec<_>>();
-        let all = found();
-        assert!(all.iter().any(|f| f.found.contains("chain filter_INPUT of table inet firewalld")), "{all:?}");
-        assert!(
-            all.iter().any(|f| f.level == Level::Failed && f.found.contains("chain through of table inet mine (policy drop)")),
-            "{all:?}"
-        );
-        assert_eq!(network.keeper.report().blocked.len(), 1);
-        let ours = sh("nft list ruleset");
-        assert!(ours.contains("chain through {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}"), "left alone: {ours}");
-        for finding in all {
-            sh(&finding.advice);
-        }
-        until("the commands to have helped", || found().is_empty());
-        network.end();
-        sh("nft flush chain inet mine through");
-        assert!(before.contains("inet mine") && !sh("nft list ruleset").contains("p2pvm_"));
-    });
-}
-
-#[test]
-fn what_may_not_be_opened_is_named_with_commands_that_help_as_they_are_typed() {
-    for (name, chains, programs) in [
-        (
-            "dock",
-            "iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-USER",
-            &["filter DOCKER-USER"][..],
-        ),
-        ("nftv", "iptables-nft -P INPUT DROP; ip6tables-nft -P INPUT DROP", &["rule ip filter INPUT", "rule ip6 filter INPUT"]),
-        (
-            "old",
-            "iptables-legacy -P FORWARD DROP; iptables-legacy -A INPUT -j REJECT; ip6tables-legacy -P INPUT DROP",
-            &["iptables-legacy -I INPUT", "ip6tables-legacy -I INPUT", "iptables-legacy -I FORWARD -i lan0 -o p2pvm0"],
-        ),
-    ] {
-        inside(move || {
-            let _lan = Elsewhere::new(name, "lan0", "192.168.77.1/24", "192.168.77.9/24");
-            sh(chains);
-            let before = snapshot();
-            let mut network = Network::start(0);
-            network.wanted.open_firewalls = false;
-            network.offer(&["192.168.77.0/24"]);
-            let found = || network.board.all().into_iter().filter(|(area, _)| *area == "firewall").map(|(_, f)| f).collect::<Vec<_>>();
-            let advice: Vec<String> = found().into_iter().map(|finding| finding.advice).collect();
-            for program in programs {
-                assert!(advice.iter().any(|command| command.contains(program)), "{program}: {advice:?}");
-            }
-            advice.iter().for_each(|command| drop(sh(command)));
-            until("the commands to have helped", || found().is_empty());
-            // They are the administrator's now: nobody takes them away.
-            network.end();
-            let after = snapshot();
-            let stays = |rule: &&str| rule.contains("p2pvm0") && rule.to_lowercase().contains("accept");
-            let persons = after.lines().filter(stays).count();
-            assert_eq!(persons, advice.iter().map(|command| command.split(" && ").count()).sum::<usize>(), "{after}");
-            assert!(before.lines().all(|line| after.contains(line)), "{before}\n{after}");
-        });
-    }
-}
-
-#[test]
 fn forwarding_that_cannot_be_set_up_says_why_and_leaves_nothing_switched_on() {
     inside(|| {
         let _lan = Elsewhere::new("fail", "lan0", "192.168.77.1/24", "192.168.77.9/24");
@@ -553,6 +322,30 @@ fn forwarding_that_cannot_be_set_up_says_why_and_leaves_nothing_switched_on() {
         network.keeper.settle(network.wanted.clone());
         network.end();
         assert!(!forwards("lan0"));
+    });
+}
+
+#[test]
+fn with_read_only_settings_what_forwards_already_is_offered_and_the_rest_says_why() {
+    inside(|| {
+        device("lan0", "192.168.77.1/24");
+        device("lan1", "192.168.78.1/24");
+        sh("sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.ipv4.conf.lan1.forwarding=0");
+        // As a container sees them.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        sh("mount --make-rprivate / && mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys");
+        assert!(!works("sysctl -qw net.ipv4.conf.lan1.forwarding=1"));
+        let mut network = Network::start(0);
+        network.offer(&["192.168.77.0/24"]);
+        let rules = sh("nft list table ip p2pvm_p2pvm0");
+        assert!(rules.contains("masquerade") && !rules.contains("switched"), "there was nothing to switch: {rules}");
+        assert_eq!(network.board.worst(), Level::Ok, "{:?}", network.board.all());
+        let report = network.keeper.settle(Wanted { offered: nets(&["192.168.78.0/24"]), ..network.wanted.clone() });
+        let why = report.forwarding.unwrap();
+        assert!(why.contains("/proc/sys/net/ipv4/conf/lan1/forwarding: Read-only file system"), "{why}");
+        network.offer(&["192.168.77.0/24"]);
+        network.end();
+        assert!(forwards("lan0") && !forwards("lan1"));
     });
 }
 

@@ -259,6 +259,24 @@ fn a_machine_that_cannot_forward_says_why_and_publishes_nothing() {
 }
 
 #[test]
+fn a_machine_that_forwards_already_offers_with_read_only_settings() {
+    let lab = lab("already", &public_sites(&["a", "b"], 10.0));
+    network(&lab, &["a", "b"]);
+    let _lan = Lan::new(&lab, "b");
+    let program = env!("CARGO_BIN_EXE_p2pvm");
+    lab.p2pvm("b", &["down"]).unwrap();
+    run(&lab, "b", "sysctl -qw net.ipv4.ip_forward=1");
+    let read_only = "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys";
+    run(&lab, "b", &format!("{read_only} && {program} up --detach"));
+    lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"]).unwrap();
+    lab.p2pvm("a", &["route", "accept"]).unwrap();
+    until(&lab, "a to reach the LAN", SOON, &|| pings(&lab, "a", "192.168.77.9"));
+    lab.p2pvm("b", &["down"]).unwrap();
+    assert!(!run(&lab, "b", "nft list ruleset").contains("p2pvm"));
+    lab.down().unwrap();
+}
+
+#[test]
 fn an_interface_of_somebody_elses_is_not_taken_and_a_bad_name_is_refused() {
     let lab = lab("device", &public_sites(&["a"], 10.0));
     lab.p2pvm("a", &["init", "--network", "lab"]).unwrap();

@@ -16,6 +16,7 @@ mod host;
 mod join;
 mod lookup;
 mod mapped;
+mod marked;
 pub mod names;
 mod outside;
 mod shared;

@@ -6,6 +6,7 @@
 
 mod access;
 mod aside;
+mod astray;
 mod checksum;
 mod clock;
 mod core;

@@ -81,9 +81,25 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
     }
 }
 
-/// Puts everything back that is written down.
+/// Puts everything back that is written down, and removes what somebody has saved of it and loaded again since it was undone.
 pub fn undo(layout: &Layout) {
     undo_if(layout, || true);
+    remove_revived();
+}
+
+/// Removes firewall rules of networks that are not here: somebody saved them with his own and loaded them again. How many.
+pub fn remove_revived() -> usize {
+    match kernel::remove_revived() {
+        Ok(0) => 0,
+        Ok(count) => {
+            tracing::info!(count, "removed firewall rules of p2pvm's that were loaded again when it had gone");
+            count
+        }
+        Err(error) => {
+            tracing::debug!("{}", error.sentence());
+            0
+        }
+    }
 }
 
 #[cfg(test)]

@@ -89,6 +89,10 @@ fn leftovers(layout: &Layout) -> Vec<String> {
             done.push("put back what a daemon that was killed had changed on this machine".to_owned());
         }
     }
+    let revived = changes::remove_revived();
+    if revived > 0 {
+        done.push(format!("removed {revived} firewall rules or tables of p2pvm's that were loaded again when it had gone"));
+    }
     for socket in [layout.socket(), layout.dashboard_socket()] {
         if fs::remove_file(&socket).is_ok() {
             done.push(format!("removed {}, which no daemon listens on", socket.display()));

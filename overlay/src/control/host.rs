@@ -5,6 +5,7 @@ use super::{
     door::Door,
     gate::Gated,
     lookup::Lookup,
+    marked::Marked,
     outside::Outside,
     streams::{Carried, Streams},
 };
@@ -111,7 +112,7 @@ fn only_whom_it_names(connection: Connection, end: ConnectedPoint) -> std::futur
 }
 
 fn over_tcp(key: &identity::Keypair) -> Result<Boxed<Connection>, noise::Error> {
-    let transport = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+    let transport = Marked::new(tcp::Config::default().nodelay(true))
         .upgrade(Version::V1Lazy)
         .authenticate(noise::Config::new(key)?)
         .multiplex(yamux::Config::default());
@@ -138,7 +139,7 @@ pub fn build(
     underlay: &Underlay,
 ) -> Result<Swarm<Host>, String> {
     let tcp = Outside::new(over_tcp(&key).map_err(|e| p2pvm_host::chain(&e))?, underlay.clone());
-    let quic = Outside::new(over_quic(&key), underlay.clone());
+    let quic = Outside::new(over_quic(&key), underlay.clone()).unmarked();
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
         .with_other_transport(|_| Lookup::before(tcp.boxed(), quic.boxed()))

@@ -1,6 +1,10 @@
 //! A transport that keeps the control plane out of the tunnels of this machine: it dials no address behind one, lets nobody in who
 //! comes from there, and does not say that it listens there. Names are resolved above it, so that this holds for all addresses
 //! whoever gave them: invites, contacts, hole punching.
+//!
+//! A dial by QUIC leaves from the listening port, which the policy rules know, or, to see whether a stranger is let through
+//! somewhere, from another: that one can neither be known nor marked (the QUIC library makes the socket), so that it is not made where
+//! a route leads it into a tunnel.
 
 use super::address::ip_of;
 use crate::underlay::Underlay;
@@ -8,12 +12,15 @@ use libp2p::{
     Multiaddr, PeerId,
     core::{
         muxing::StreamMuxerBox,
-        transport::{Boxed, DialOpts, ListenerId, Transport, TransportError, TransportEvent},
+        transport::{Boxed, DialOpts, ListenerId, PortUse, Transport, TransportError, TransportEvent},
     },
 };
+use nix::net::if_::if_indextoname;
+use p2pvm_host::device;
 use std::{
     collections::HashSet,
     io,
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -26,12 +33,32 @@ pub struct Outside {
     underlay: Underlay,
     /// Addresses that were not told.
     hidden: HashSet<(ListenerId, Multiaddr)>,
+    /// Whether dials from other ports than the listening one carry no mark.
+    unmarked: bool,
+    /// Where it listens.
+    listening: HashSet<(ListenerId, IpAddr)>,
 }
 
 impl Outside {
     /// Keeps `inner` out of the tunnels that `underlay` knows.
     pub fn new(inner: Boxed<Connection>, underlay: Underlay) -> Self {
-        Self { inner, underlay, hidden: HashSet::new() }
+        Self { inner, underlay, hidden: HashSet::new(), unmarked: false, listening: HashSet::new() }
+    }
+
+    /// For a transport whose sockets carry no mark.
+    pub fn unmarked(self) -> Self {
+        Self { unmarked: true, ..self }
+    }
+
+    /// Whether a dial would leave by an accepted route.
+    fn takes_a_route_inside(&self, address: &Multiaddr, options: &DialOpts) -> bool {
+        let Some(ip) = ip_of(address).filter(|_| self.unmarked) else { return false };
+        let listens = options.port_use == PortUse::Reuse && self.listening.iter().any(|(_, own)| own.is_ipv4() == ip.is_ipv4());
+        !listens && device::way_to(&ip).is_ok_and(|way| way.is_some_and(|index| self.is_tunnel(index)))
+    }
+
+    fn is_tunnel(&self, index: u32) -> bool {
+        if_indextoname(index).is_ok_and(|name| self.underlay.view().is_ours(&name.to_string_lossy()))
     }
 
     fn is_inside(&self, address: &Multiaddr) -> bool {
@@ -51,12 +78,16 @@ impl Transport for Outside {
 
     fn remove_listener(&mut self, id: ListenerId) -> bool {
         self.hidden.retain(|(listener, _)| *listener != id);
+        self.listening.retain(|(listener, _)| *listener != id);
         self.inner.remove_listener(id)
     }
 
     fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
         if self.is_inside(&address) {
             return Err(TransportError::Other(io::Error::other("it lies behind a p2pvm network of this machine")));
+        }
+        if self.takes_a_route_inside(&address, &options) {
+            return Err(TransportError::Other(io::Error::other("a route leads there through a p2pvm network of this machine")));
         }
         self.inner.dial(address, options)
     }
@@ -66,6 +97,7 @@ impl Transport for Outside {
             let Poll::Ready(event) = Pin::new(&mut self.inner).poll(context) else { return Poll::Pending };
             match &event {
                 TransportEvent::NewAddress { listener_id, listen_addr } => {
+                    self.listening.extend(ip_of(listen_addr).map(|ip| (*listener_id, ip)));
                     // It may be on an interface that has only just been made.
                     self.underlay.renew();
                     if self.is_inside(listen_addr) {

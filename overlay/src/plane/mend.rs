@@ -5,7 +5,7 @@
 //! One log line says what was put back, one what cannot be; a program that changes the device again and again is answered more
 //! slowly and without a word. IPv6 is optional: where it is switched off its address is left out, and put on when it comes back.
 
-use super::{Error, Inner, core::lock, device};
+use super::{Error, Inner, astray, core::lock, device};
 use p2pvm_host::{
     device as host,
     links::{Link, Mark, links, set_alias},
@@ -135,18 +135,10 @@ impl Inner {
     }
 
     fn look_at(&self, wanted: &mut Wanted, round: &mut Round) {
-        let anew = self.tun.name().is_err();
-        if anew {
-            let attached = device::attach(&self.tun, &wanted.name, self.joins_datagrams);
-            if !round.note(|| "it was deleted".into(), attached) {
-                return;
-            }
-        }
+        let Some(anew) = self.attach_again(wanted, round) else { return };
         let (Ok(name), Ok(all)) = (self.tun.name(), links()) else { return };
-        let Some(link) = all.iter().find(|link| link.name == name) else {
-            round.faults.push("it was moved into another network namespace".into());
-            return;
-        };
+        // It may be renamed at this moment: the next look finds it.
+        let Some(link) = all.iter().find(|link| link.name == name) else { return };
         if anew {
             self.finish(wanted, link, &mut Round::default(), true);
             // What is missing of a device that has just been made needs no words.
@@ -157,6 +149,28 @@ impl Inner {
             self.finish(wanted, link, round, false);
             self.finish_addresses(wanted, link.index, &link.addresses, round);
         }
+    }
+
+    /// Makes the device anew where it was deleted, or moved to where it is of no use; whether that was needed, none: it cannot be.
+    fn attach_again(&self, wanted: &Wanted, round: &mut Round) -> Option<bool> {
+        let here = |name: &String| links().map(|links| links.iter().any(|link| link.name == *name));
+        let what = match self.tun.name().map(|name| here(&name)) {
+            Ok(Ok(true)) => return Some(false),
+            Ok(Err(_)) => return None,
+            Err(_) => "it was deleted",
+            Ok(Ok(false)) => {
+                let what = "it was moved into another network namespace";
+                match astray::delete_elsewhere(&self.tun) {
+                    Ok(true) => what,
+                    Ok(false) => return None,
+                    Err(error) => {
+                        round.note(|| what.into(), Err(error));
+                        return None;
+                    }
+                }
+            }
+        };
+        round.note(|| what.into(), device::attach(&self.tun, &wanted.name, self.joins_datagrams)).then_some(true)
     }
 
     /// Name, MTU, mark, carrier, up.

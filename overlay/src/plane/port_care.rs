@@ -63,11 +63,11 @@ impl Inner {
             let done = match links.iter().find(|link| link.name == ifname) {
                 None => match care.holder.as_ref().map(|holder| holder.attach(ifname)) {
                     // The kernel tells of the new one: the rest is done then.
-                    Some(Ok(())) => {
-                        mended.push("it was deleted".into());
+                    Some(Ok(moved)) => {
+                        mended.push(if moved { "it was moved into another network namespace" } else { "it was deleted" }.into());
                         Ok(())
                     }
-                    Some(Err(error)) => Err(format!("it was deleted, and {error}")),
+                    Some(Err(error)) => Err(format!("it was deleted or moved away, and {error}")),
                     None => Err("it is gone".to_owned()),
                 },
                 Some(link) => mend(port, &mut care, link, &mut mended).map_err(|error| format!("{}, and {error}", mended.join(", "))),

@@ -1,7 +1,8 @@
 //! The process behind a guest's TAP, QEMU: it alone holds the descriptor. Where somebody deletes the interface the kernel detaches
 //! that descriptor but leaves it open, and TUNSETIFF takes it again: the guest, which sees nothing but silence, goes on. The daemon
-//! borrows the descriptor for that (pidfd_getfd(2)), and touches nothing that is not a detached TUN descriptor.
+//! borrows the descriptor for that (pidfd_getfd(2)), and touches nothing but TUN descriptors whose interface is gone or elsewhere.
 
+use super::astray;
 use std::{
     ffi::CString,
     fs, io, mem,
@@ -64,12 +65,13 @@ impl Holder {
         Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
     }
 
-    /// Makes the deleted interface anew on the descriptor.
+    /// Makes the interface anew on the descriptor: it was deleted, or is in another network namespace; whether it was the latter.
     ///
     /// # Errors
     /// What the kernel says, such as ESRCH where the process has ended, or EPERM where it may not be looked into.
-    pub fn attach(&self, ifname: &str) -> io::Result<()> {
+    pub fn attach(&self, ifname: &str) -> io::Result<bool> {
         let tun = self.borrow()?;
+        let moved = astray::delete_elsewhere(&tun)?;
         let name = CString::new(ifname).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: ifreq is a plain C structure for which all zeros is a value.
         let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -90,7 +92,7 @@ impl Holder {
         if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const header) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(())
+        Ok(moved)
     }
 }
 

@@ -46,10 +46,14 @@ async fn a_device_that_was_changed_in_any_way_is_put_back_within_ten_seconds() {
     let mut world = World::new(Duration::from_millis(2));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);
+    let elsewhere = world.namespace("elsewhere");
+    let (moved, renamed) = (format!("ip link set p2pvm0 netns {elsewhere}"), format!("ip link set p2pvm0 netns {elsewhere} name other0"));
     tokio::task::block_in_place(|| {
         back(&a.namespace, &b.overlay());
         let before = device(&a);
         for change in [
+            moved.as_str(),
+            renamed.as_str(),
             "ip route flush dev p2pvm0",
             "ip -6 route flush dev p2pvm0",
             "ip addr flush dev p2pvm0",
@@ -185,9 +189,10 @@ fn open_tap(name: &str) -> File {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deleted_tap_is_made_anew_on_the_descriptor_that_its_guest_holds() {
+async fn a_tap_that_was_deleted_or_moved_away_is_made_anew_on_the_descriptor_that_its_guest_holds() {
     let mut world = World::new(Duration::from_millis(2));
     let a = world.host(Nat::None);
+    let elsewhere = world.namespace("elsewhere");
     tokio::task::block_in_place(|| {
         let tap = within(&a.namespace, || open_tap("tap7"));
         run(&a, "ip link set tap7 mtu 1340 up");
@@ -222,8 +227,13 @@ async fn a_deleted_tap_is_made_anew_on_the_descriptor_that_its_guest_holds() {
         given("before");
         // The plane has to have seen who holds it.
         std::thread::sleep(Duration::from_secs(1));
-        run(&a, "ip link del tap7");
-        given("after");
+        for (n, removal) in ["ip link del tap7".to_owned(), format!("ip link set tap7 netns {elsewhere} name else7")].iter().enumerate() {
+            run(&a, removal);
+            given(&format!("after {n}"));
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let left = String::from_utf8_lossy(&sh(&format!("ip -n {elsewhere} -br link")).stdout).into_owned();
+        assert!(!left.contains("else7"), "{left}");
         let link = String::from_utf8_lossy(&run(&a, "ip link show tap7").stdout).into_owned();
         assert!(link.contains("mtu 1340") && link.contains(",UP"), "{link}");
         assert!(a.plane.device_faults().is_empty(), "{:?}", a.plane.device_faults());

@@ -203,7 +203,8 @@ impl World {
         }
     }
 
-    fn namespace(&mut self, name: &str) -> String {
+    /// An empty namespace.
+    pub fn namespace(&mut self, name: &str) -> String {
         let full = format!("{}{name}", self.prefix);
         must(&format!("ip netns add {full} && ip -n {full} link set lo up"));
         self.namespaces.push(full.clone());

@@ -219,3 +219,44 @@ async fn no_address_behind_a_tunnel_of_this_machine_is_told_dialled_or_answered(
     let other = start("other", "u2", 7004, outer).await;
     meshed(&[&first, &other]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dial_from_any_port_goes_around_accepted_routes_also_by_tcp_alone() {
+    for udp in [true, false] {
+        let mut namespaces = Namespaces::new();
+        namespaces.add("r1");
+        namespaces.add("r2");
+        namespaces.link(("r1", "198.18.1.1/24"), ("r2", "198.18.1.2/24"));
+        // As the keeper makes it: all the world is behind a network that this machine is in, but for its own sockets.
+        let accepted = "ip link add p2pvm0 type veth peer name far; ip addr add 10.88.0.2/16 dev p2pvm0; ip link set p2pvm0 up; \
+            ip link set p2pvm0 alias \"p2pvm/1 network=other link=5002 control=5001\"; ip link set far up; \
+            ip route add 0.0.0.0/1 dev p2pvm0 table 7000; ip route add 128.0.0.0/1 dev p2pvm0 table 7000; \
+            ip rule add pref 5302 nop; ip rule add pref 5300 fwmark 0x70327076 goto 5302; ip rule add pref 5301 lookup 7000";
+        inside("r2", &format!("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1; {accepted}"));
+        if !udp {
+            inside(
+                "r1",
+                "nft add table ip n; nft add chain ip n i \"{ type filter hook input priority 0; }\"; nft add rule ip n i meta l4proto udp drop",
+            );
+        }
+        let world = World::new(1);
+        let identity = Identity::generate();
+        let certificate = world.certify(&identity, "first", false);
+        let config = world.config(identity, certificate, Vec::new());
+        let listens = ControlConfig { listen_on: vec![Ipv4Addr::UNSPECIFIED.into()], listen_port: 7001, ..config };
+        let first = start_in("r1", listens).await;
+        eventually("it knows its addresses", || first.contact_addrs().len() >= 2).await;
+        let identity = Identity::generate();
+        let certificate = world.certify(&identity, "dialler", false);
+        let config = world.config(identity, certificate, first.contact_addrs());
+        // It listens nowhere: each dial leaves from a port that no rule knows.
+        let (underlay, looked) = (Underlay::default(), oneshot::channel());
+        let look = underlay.clone();
+        within("r2", async move { looked.0.send(look.renew()).unwrap() });
+        assert!(looked.1.await.unwrap());
+        let dialler = start_in("r2", ControlConfig { listen_on: Vec::new(), underlay, ..config }).await;
+        meshed(&[&first, &dialler]).await;
+        let sent = "test $(cat /sys/class/net/p2pvm0/statistics/tx_packets) = 0";
+        inside("r2", sent);
+    }
+}
