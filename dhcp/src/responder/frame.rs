@@ -1,7 +1,7 @@
 //! Builds the frames that go to the guest, checksums included.
 
 use super::{GATEWAY_V6, PortConfig};
-use etherparse::{IcmpEchoHeader, PacketBuilder, PacketBuilderStep, UdpHeader};
+use etherparse::{IcmpEchoHeader, PacketBuilder, PacketBuilderStep, TcpSlice, UdpHeader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const TTL: u8 = 64;
@@ -19,6 +19,25 @@ pub(super) fn udp(config: &PortConfig, to_mac: [u8; 6], from: (IpAddr, u16), to:
     let mut frame = Vec::with_capacity(builder.size(payload.len()));
     builder.write(&mut frame, payload).expect("writing to memory, and the payload is far below 64 KiB");
     frame
+}
+
+/// The gateway's answer to a segment of a connection that it does not have (RFC 9293 §3.10.7.1); none to another such answer.
+pub(super) fn reset(config: &PortConfig, from: IpAddr, to: IpAddr, segment: &TcpSlice<'_>) -> Option<Vec<u8>> {
+    if segment.rst() {
+        return None;
+    }
+    let ethernet = PacketBuilder::ethernet2(config.gateway_mac, config.vm_mac);
+    let ip = match (from, to) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => ethernet.ipv4(source.octets(), destination.octets(), TTL),
+        (source, destination) => ethernet.ipv6(v6_octets(source), v6_octets(destination), TTL),
+    };
+    let sequence = if segment.ack() { segment.acknowledgment_number() } else { 0 };
+    let builder = ip.tcp(segment.destination_port(), segment.source_port(), sequence, 0).rst();
+    let length = segment.payload().len() as u32 + u32::from(segment.syn()) + u32::from(segment.fin());
+    let builder = if segment.ack() { builder } else { builder.ack(segment.sequence_number().wrapping_add(length)) };
+    let mut frame = Vec::with_capacity(builder.size(0));
+    builder.write(&mut frame, &[]).expect("writing to memory");
+    Some(frame)
 }
 
 /// The gateway's answer to a ping.

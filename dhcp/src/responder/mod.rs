@@ -5,6 +5,9 @@
 //! The guest is alone on its link, so every other address of the subnet is reached through the gateway: ARP
 //! and neighbour discovery answer for all of them (proxy ARP, RFC 1027; RFC 4861 §7.2.8).
 //!
+//! The gateway has no TCP: a connection is refused at once, as by any host, so that a program which tries DNS over TCP there does
+//! not wait.
+//!
 //! Checksums of what the guest sends are not verified: on a virtio port they may be left for the device to fill in.
 
 mod arp;
@@ -155,9 +158,12 @@ impl Responder {
         let packet = self.sent_by_guest(frame)?;
         let (source, to) = addresses(&packet)?;
         let Some(TransportSlice::Udp(udp)) = &packet.transport else { return None };
-        let ours = to == IpAddr::V4(self.config.subnet.gateway()) || (to == IpAddr::V6(GATEWAY_V6) && self.config.v6.is_some());
         let fits = udp.destination_port() == DNS_PORT && udp.payload().len() <= MAX_DNS_QUERY_BYTES;
-        (ours && fits).then(|| DnsQuestion { query: udp.payload().to_vec(), from: (source, udp.source_port()), to })
+        (self.is_gateway(to) && fits).then(|| DnsQuestion { query: udp.payload().to_vec(), from: (source, udp.source_port()), to })
+    }
+
+    fn is_gateway(&self, ip: IpAddr) -> bool {
+        ip == IpAddr::V4(self.config.subnet.gateway()) || (ip == IpAddr::V6(GATEWAY_V6) && self.config.v6.is_some())
     }
 
     /// The frame that brings `answer` to the guest.
@@ -178,6 +184,10 @@ impl Responder {
             {
                 let Icmpv4Type::EchoRequest(echo) = icmp.icmp_type() else { return None };
                 Some(frame::echo_v4(&self.config, ip.header().source_addr(), echo, icmp.payload()))
+            }
+            (_, Some(TransportSlice::Tcp(segment))) => {
+                let (source, to) = addresses(&packet).filter(|(_, to)| self.is_gateway(*to))?;
+                frame::reset(&self.config, to, source, segment)
             }
             (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Icmpv6(icmp))) => {
                 let v6 = self.config.v6?;

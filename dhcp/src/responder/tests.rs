@@ -271,6 +271,46 @@ fn the_address_of_prefix_and_mac_is_that_of_rfc_4291() {
     assert_eq!(eui64(prefix, [0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde]), "2001:db8::3656:78ff:fe9a:bcde".parse::<Ipv6Addr>().unwrap());
 }
 
+#[test]
+fn a_connection_to_the_gateway_is_refused_at_once_and_no_refusal_is_answered() {
+    let mut port = port();
+    let v6: Ipv6Addr = "fd77:1:2:3::9".parse().unwrap();
+    let ends: [(IpAddr, IpAddr); 2] = [(MINE.into(), GATEWAY.into()), (v6.into(), GATEWAY_V6.into())];
+    for (source, to) in ends {
+        let segment = |to: IpAddr| {
+            let ethernet = PacketBuilder::ethernet2(MAC, GATEWAY_MAC);
+            match (source, to) {
+                (IpAddr::V4(source), IpAddr::V4(to)) => ethernet.ipv4(source.octets(), to.octets(), 64),
+                (IpAddr::V6(source), IpAddr::V6(to)) => ethernet.ipv6(source.octets(), to.octets(), 64),
+                _ => panic!("of one family"),
+            }
+            .tcp(40_000, 53, u32::MAX, 1000)
+        };
+        let written = |builder: etherparse::PacketBuilderStep<etherparse::TcpHeader>, payload: &[u8]| {
+            let mut frame = Vec::new();
+            builder.write(&mut frame, payload).unwrap();
+            frame
+        };
+        // Acknowledges what was sent; or begins where the sender expects it.
+        for (frame, sequence, acknowledged) in [
+            (written(segment(to).syn(), &[]), 0, Some(0)),
+            (written(segment(to), b"late"), 0, Some(3)),
+            (written(segment(to).ack(77), b"late"), 77, None),
+        ] {
+            let answer = one(&mut port, &frame);
+            let packet = SlicedPacket::from_ethernet(&answer).unwrap();
+            assert_eq!(addresses(&packet), Some((to, source)));
+            let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { panic!("no TCP") };
+            assert!(tcp.rst() && !tcp.syn());
+            assert_eq!((tcp.source_port(), tcp.destination_port(), tcp.sequence_number()), (53, 40_000, sequence));
+            assert_eq!(tcp.ack().then(|| tcp.acknowledgment_number()), acknowledged);
+        }
+        assert!(port.handle(Instant::now(), &written(segment(to).rst(), &[])).is_empty());
+        let elsewhere = if source.is_ipv4() { IpAddr::from([10, 77, 3, 3]) } else { "fd77:1:2:3::3".parse().unwrap() };
+        assert!(port.handle(Instant::now(), &written(segment(elsewhere).syn(), &[])).is_empty(), "not the gateway's");
+    }
+}
+
 proptest! {
     #[test]
     fn no_frame_makes_the_port_panic(bytes: Vec<u8>) {
