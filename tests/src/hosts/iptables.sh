@@ -1,6 +1,6 @@
 # A firewall that a person wrote with iptables and ip6tables, of the kind that this script is called by: answers, pings and p2pvm's own
 # ports come in, nothing is forwarded.
-four=$0 six=ip6${0#ip}
+four="$0 -w 5" six="ip6${0#ip} -w 5"
 case $1 in
 start)
     for t in "$four" "$six"; do
