@@ -93,7 +93,7 @@ impl Guest {
             ("the network's names in the guest", &|| finds("a.lab.p2p", &stage.a)),
             ("a lease for the guest", &|| self.does("udhcpc -i eth0 -n -q -t 3 -T 1 -s /bin/true")),
             ("the guest's name on b", &|| {
-                let found = probe::look_up(&stage.lab, "b", "web.lab.p2p");
+                let found = probe::look_up(&stage.lab, "b", "web.vm.lab.p2p");
                 found.first().is_some_and(|found| *found == self.address)
             }),
         ];
