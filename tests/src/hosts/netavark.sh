@@ -15,7 +15,9 @@ mkdir -p /run/netavark
 case $1 in
 start)
     ip netns add box
-    netavark setup ;;
+    netavark setup
+    # Random at each start: no difference that p2pvm makes.
+    ip link set veth0 address 0a:58:0a:58:00:02 ;;
 stop)
     netavark teardown
     ip netns del box ;;
