@@ -2,12 +2,15 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod guest;
+
 use crate::common::{SETTINGS, lab, network, public_sites};
 use p2pvm_tests::{
     host_state::HostState,
-    hosts::{self, Behind, Booted, DOCKER, KUBERNETES, LIBVIRT, NotBooted, Program, probe, tree},
+    hosts::{self, Behind, Booted, DOCKER, KUBERNETES, LIBVIRT, NETAVARK, NotBooted, Program, probe, tree},
     lab::Lab,
 };
+use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -19,6 +22,13 @@ const PORT: u16 = 5555;
 /// The LAN behind `b`.
 const LAN: &str = "192.168.77";
 
+/// What firewalls are wont to break of [`Stage::broken`] and [`guest::Guest::broken`].
+pub const TCP: &str = "TCP from a to b";
+pub const TCP6: &str = "TCP over IPv6 from a to b";
+pub const LAN_PING: &str = "ping from a to the LAN behind b";
+pub const GUEST_TCP: &str = "TCP from the guest to b";
+pub const LAN_TCP: &str = "TCP from a to the LAN behind b";
+
 /// The network of a test.
 pub struct Stage {
     /// The machine on the LAN behind `b`.
@@ -28,6 +38,8 @@ pub struct Stage {
     /// The addresses of `a` and `b` in the network.
     pub a: String,
     pub b: String,
+    /// The IPv6 address of `b` in the network.
+    pub b6: String,
     /// A program on `b` that looks names up by musl's C library, where there is one.
     musl: Option<PathBuf>,
     /// The hosts; what is on them ends before.
@@ -40,6 +52,7 @@ pub fn bridge_of(program: Program) -> Option<(&'static str, &'static str, u8, &'
         DOCKER => Some(("docker0", "172.17.0.2", 16, "172.17.0.1")),
         LIBVIRT => Some(("virbr0", "192.168.122.50", 24, "192.168.122.1")),
         KUBERNETES => Some(("cni0", "10.244.0.7", 24, "10.244.0.1")),
+        NETAVARK => Some(("podman0", "10.88.0.50", 16, "10.88.0.1")),
         _ => None,
     }
 }
@@ -50,16 +63,17 @@ pub fn container_of(program: Program, lab: &Lab) -> Option<Behind> {
     Some(Behind::bridged(lab, "b", bridge, address, bits, gateway).unwrap())
 }
 
-/// What a finding about that program has to name, so that its administrator knows where to look.
-fn words_of(program: Program) -> &'static [&'static str] {
-    match program.name {
-        "docker" => &["DOCKER-USER", "FORWARD"],
-        "firewalld" => &["firewall-cmd"],
-        "ufw" => &["ufw"],
-        "iptables-legacy" => &["iptables-legacy"],
-        "iptables-nft" | "kubernetes" | "libvirt" => &["iptables", "nft"],
-        _ => &["resolv"],
-    }
+/// What does not work, and the findings by which `doctor` has to name the cause.
+#[derive(Clone, Copy, Debug)]
+pub struct Named {
+    /// What does not work, all of it: everything else does.
+    pub broken: &'static [&'static str],
+    /// Every finding about a firewall: the chain that drops, and the whole command that helps.
+    pub findings: &'static [(&'static str, &'static str)],
+}
+
+fn settings_of(more: &str) -> String {
+    format!("{SETTINGS}resolver = \"auto\"\n{more}")
 }
 
 impl Stage {
@@ -70,6 +84,11 @@ impl Stage {
 
     /// The same with further settings of `b`.
     pub fn with(test: &str, settings: &str) -> Option<Self> {
+        Self::with_files(test, settings, &[])
+    }
+
+    /// The same with files of this machine that `b` sees, too.
+    pub fn with_files(test: &str, settings: &str, files: &[&Path]) -> Option<Self> {
         let tree = match tree::get() {
             Ok(tree) => tree,
             Err(why) => {
@@ -82,7 +101,7 @@ impl Stage {
         let mut lab = lab(&format!("host{number}"), &public_sites(&["a", "b", "c"], 4.0));
         let server = lab.testbed().host("c").unwrap().address.to_string();
         let musl = tree::musl_lookup().inspect_err(|why| println!("NOT RUN: musl's look-ups: {why}")).ok();
-        let binds: Vec<&Path> = musl.iter().map(PathBuf::as_path).collect();
+        let binds: Vec<&Path> = musl.iter().map(PathBuf::as_path).chain(files.iter().copied()).collect();
         hosts::settle(&mut lab, &["b"], &tree, &binds, &server).unwrap();
         Some(Self::meet(lab, settings, musl))
     }
@@ -110,7 +129,7 @@ impl Stage {
     /// Founds the network and ends p2pvm on `b`.
     fn meet(lab: Lab, settings: &str, musl: Option<PathBuf>) -> Self {
         let server = lab.testbed().host("c").unwrap().address.to_string();
-        lab.configure("b", &format!("{SETTINGS}resolver = \"auto\"\n{settings}")).unwrap();
+        lab.configure("b", &settings_of(settings)).unwrap();
         let from = |host: &str| probe::From::host(&lab, host).unwrap();
         from("c").serve_names(&server, "p2p").unwrap();
         let lan = Behind::lan(&lab, "b", "lan0", LAN, false).unwrap();
@@ -119,12 +138,17 @@ impl Stage {
         from("a").answer(80).unwrap();
         network(&lab, &["a", "b", "c"]);
         lab.p2pvm("a", &["route", "accept"]).unwrap();
-        let address = |host: &str| lab.json(host, &["status"]).unwrap()["address"].as_str().unwrap().to_owned();
-        let (a, b) = (address("a"), address("b"));
+        let address = |host: &str, kind: &str| lab.json(host, &["status"]).unwrap()[kind].as_str().unwrap().to_owned();
+        let (a, b, b6) = (address("a", "address"), address("b", "address"), address("b", "address_v6"));
         let outside = lab.testbed().host("a").unwrap().address.to_string();
-        let stage = Self { lan, outside, a, b, musl, lab };
+        let stage = Self { lan, outside, a, b, b6, musl, lab };
         stage.down();
         stage
+    }
+
+    /// Other settings of `b` from its next start on.
+    pub fn configure(&self, settings: &str) {
+        self.lab.configure("b", &settings_of(settings)).unwrap();
     }
 
     /// Starts p2pvm on `b`.
@@ -160,7 +184,9 @@ impl Stage {
 
     /// What `b` is like now.
     pub fn state(&self) -> HostState {
-        HostState::of(self.lab.testbed(), "b").unwrap()
+        // nft gives up without a word where the rules change while it lists them.
+        let mut looks = (0..5).map(|_| HostState::of(self.lab.testbed(), "b"));
+        looks.find_map(Result::ok).unwrap_or_else(|| HostState::of(self.lab.testbed(), "b").unwrap())
     }
 
     /// What `b` is like now but for its processes, of which a whole system has some that come and go.
@@ -185,13 +211,16 @@ impl Stage {
             })
         };
         let lan = &self.lan.address;
-        let checks: [(&str, &dyn Fn() -> bool); 10] = [
+        let off = self.lab.testbed().inside("b", || fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6")).unwrap();
+        let has_v6 = off.is_ok_and(|off| off.trim() == "0");
+        let checks: [(&str, &dyn Fn() -> bool); 11] = [
             ("ping from b to a", &|| b.pings(&self.a)),
             ("ping from a to b", &|| a.pings(&self.b)),
             ("TCP from b to a", &|| b.connects(&self.a, PORT)),
-            ("TCP from a to b", &|| a.connects(&self.b, PORT)),
-            ("ping from a to the LAN behind b", &|| a.pings(lan)),
-            ("TCP from a to the LAN behind b", &|| a.connects(lan, PORT)),
+            (TCP, &|| a.connects(&self.b, PORT)),
+            (TCP6, &|| !has_v6 || a.connects(&self.b6, PORT)),
+            (LAN_PING, &|| a.pings(lan)),
+            (LAN_TCP, &|| a.connects(lan, PORT)),
             ("the network's names on b", &|| finds("a.lab.p2p", &self.a)),
             ("other names on b", &|| finds("elsewhere.example.net", "192.0.2.77")),
             ("the network's names on b by musl", &|| by_musl("a.lab.p2p", &self.a)),
@@ -203,18 +232,44 @@ impl Stage {
         checks.into_iter().filter(|(_, works)| probe::within(left(), works).is_none()).map(|(what, _)| what.to_owned()).collect()
     }
 
-    /// What does not work within the limit and is not told by `doctor` either, with words that lead to that program.
-    pub fn silent(&self, program: Program, limit: Duration) -> Vec<String> {
-        let broken = self.broken(limit);
-        if broken.is_empty() {
-            return broken;
+    /// What `doctor` says of other firewalls: what it found, and the command that helps.
+    pub fn firewall_findings(&self) -> Vec<(String, String)> {
+        let (_, out, said) = self.lab.try_p2pvm("b", &["--json", "doctor"]).unwrap();
+        let page: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("doctor: {e}: {out}{said}"));
+        let about = page["checks"].as_array().into_iter().flatten().filter(|check| check["check"] == "firewall");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        about.map(|check| (text(&check["found"]), text(&check["advice"]))).collect()
+    }
+
+    /// Holds the host to what is expected of it: all works and `doctor` blames no firewall, or exactly what is named does not work
+    /// and `doctor` says exactly why and what helps.
+    pub fn hold(&self, named: Option<Named>, limit: Duration) -> Result<(), String> {
+        self.hold_all(named, limit, self.broken(limit))
+    }
+
+    /// The same of what was found broken.
+    pub fn hold_all(&self, named: Option<Named>, limit: Duration, broken: Vec<String>) -> Result<(), String> {
+        let expected = named.unwrap_or(Named { broken: &[], findings: &[] });
+        if broken != expected.broken {
+            return Err(format!("{broken:?} does not work, {:?} was expected not to", expected.broken));
         }
-        let (_, out, said) = self.lab.try_p2pvm("b", &["doctor"]).unwrap();
-        let told = format!("{out}\n{said}");
-        println!("beside {}: {broken:?}; doctor:\n{told}", program.name);
-        // A name that is not found is never some firewall's fault here, and pings pass each of them.
-        let is_told = |what: &String| !what.starts_with("ping from b") && words_of(program).iter().any(|word| told.contains(word));
-        broken.into_iter().filter(|what| !is_told(what)).collect()
+        let is_named = |(found, advice): &(String, String), (chain, command): &(&str, &str)| {
+            found.starts_with(&format!("{chain} (")) && advice == command
+        };
+        let mut said = Vec::new();
+        let agrees = probe::within(limit, || {
+            said = self.firewall_findings();
+            said.len() == expected.findings.len() && said.iter().zip(expected.findings).all(|(said, named)| is_named(said, named))
+        });
+        agrees.map(drop).ok_or_else(|| format!("doctor says {said:#?}, expected was {:#?}", expected.findings))
+    }
+
+    /// Runs on `b` what `doctor` advises about other firewalls.
+    pub fn follow_advice(&self) {
+        for (found, advice) in self.firewall_findings() {
+            println!("{found}: {advice}");
+            self.lab.testbed().run("b", &["sh", "-euc", &advice]).unwrap_or_else(|e| panic!("{found}: {e}"));
+        }
     }
 
     /// What is good to know when something fails.

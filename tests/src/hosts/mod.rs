@@ -26,8 +26,8 @@ pub struct Program {
 }
 
 macro_rules! programs {
-    ($($(#[$doc:meta])* $constant:ident = $name:literal;)*) => {
-        $($(#[$doc])* pub const $constant: Program = Program { name: $name, script: include_str!(concat!($name, ".sh")) };)*
+    ($($(#[$doc:meta])* $constant:ident = $name:literal in $script:literal;)*) => {
+        $($(#[$doc])* pub const $constant: Program = Program { name: $name, script: include_str!($script) };)*
         /// All programs.
         pub const PROGRAMS: &[Program] = &[$($constant),*];
     };
@@ -35,25 +35,29 @@ macro_rules! programs {
 
 programs! {
     /// Docker's daemon: policy drop for forwarding, `DOCKER-USER`, address translation.
-    DOCKER = "docker";
+    DOCKER = "docker" in "docker.sh";
     /// firewalld with its default zone: packets of unknown interfaces are refused, forwarded ones as well.
-    FIREWALLD = "firewalld";
+    FIREWALLD = "firewalld" in "firewalld.sh";
     /// ufw, enabled with its defaults: comes in nothing that was not asked for, and nothing is forwarded.
-    UFW = "ufw";
+    UFW = "ufw" in "ufw.sh";
     /// libvirt's daemon with its default network: a bridge, address translation, dnsmasq.
-    LIBVIRT = "libvirt";
-    /// A firewall of iptables' older kind: drops what comes in and what is forwarded.
-    IPTABLES_LEGACY = "iptables-legacy";
+    LIBVIRT = "libvirt" in "libvirt.sh";
+    /// A firewall of iptables' older kind, IPv4 and IPv6: drops what comes in and what is forwarded.
+    IPTABLES_LEGACY = "iptables-legacy" in "iptables.sh";
     /// The same by iptables-nft.
-    IPTABLES_NFT = "iptables-nft";
+    IPTABLES_NFT = "iptables-nft" in "iptables.sh";
+    /// The same for nft itself, in a table that no other program keeps.
+    NFTABLES = "nftables" in "nftables.sh";
+    /// Podman's netavark with podman's default network: a bridge, address translation, a table of its own.
+    NETAVARK = "netavark" in "netavark.sh";
     /// The chains of kube-proxy and a bridge CNI plug-in, with policy drop for forwarding.
-    KUBERNETES = "kubernetes";
+    KUBERNETES = "kubernetes" in "kubernetes.sh";
     /// systemd-resolved with its stub, as Debian sets it up.
-    RESOLVED = "resolved";
+    RESOLVED = "resolved" in "resolved.sh";
     /// openresolv, whose `resolvconf` writes `/etc/resolv.conf`.
-    OPENRESOLV = "openresolv";
+    OPENRESOLV = "openresolv" in "openresolv.sh";
     /// What a DHCP client does without a manager of names: it writes `/etc/resolv.conf` anew every few seconds.
-    DHCP_REWRITES = "dhcp-rewrites";
+    DHCP_REWRITES = "dhcp-rewrites" in "dhcp-rewrites.sh";
 }
 
 impl Program {

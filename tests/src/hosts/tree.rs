@@ -11,7 +11,7 @@ const SUITE: &str = "trixie";
 /// Every program of the suite, and what p2pvm itself needs to run there.
 const PACKAGES: &str = "systemd-sysv,systemd-resolved,libnss-resolve,dbus,kmod,iproute2,iputils-ping,nftables,iptables,conntrack,\
     procps,docker.io,firewalld,ufw,libvirt-daemon,libvirt-clients,libvirt-daemon-driver-network,libvirt-daemon-config-network,\
-    network-manager,udhcpc,dnsmasq-base,wireguard-go,wireguard-tools,faketime,libcap2-bin,qemu-system-x86,qemu-utils";
+    network-manager,udhcpc,dnsmasq-base,wireguard-go,wireguard-tools,faketime,libcap2-bin,qemu-system-x86,qemu-utils,netavark";
 /// It conflicts with systemd-resolved, so it is unpacked beside, not installed.
 const BESIDE: &str = "cd /tmp && apt-get download openresolv && dpkg -x openresolv_*.deb /opt/openresolv && rm openresolv_*.deb";
 /// Languages, manuals and lists of packages, which no test reads.
@@ -25,7 +25,7 @@ pub fn get() -> Result<PathBuf, String> {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debian");
     fs::create_dir_all(&kept).map_err(|e| format!("{}: {e}", kept.display()))?;
     let kept = kept.canonicalize().map_err(|e| e.to_string())?;
-    let tree = kept.join(format!("hosts-{SUITE}"));
+    let tree = kept.join(format!("hosts-{SUITE}-{:08x}", fingerprint(PACKAGES)));
     // Tests are processes of their own: the first makes it, the others wait.
     let lock = File::create(kept.join("hosts.lock")).map_err(|e| e.to_string())?;
     lock.lock().map_err(|e| e.to_string())?;
@@ -54,6 +54,11 @@ pub fn musl_lookup() -> Result<PathBuf, String> {
         }
     }
     Ok(program)
+}
+
+/// 32 bits of FNV-1a: a tree of other packages has another name, so that one from before a change is not taken for it.
+fn fingerprint(packages: &str) -> u32 {
+    packages.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 fn make(tree: &Path) -> Result<(), String> {
