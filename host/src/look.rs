@@ -98,6 +98,7 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
     let links = links().map_err(failed)?;
     let mut netlink = Netlink::open().map_err(failed)?;
     let main = routes::routes(&mut netlink, MAIN).map_err(failed)?;
+    let reached = routes::of_machine(&mut netlink).map_err(failed)?;
     let own = links.iter().find(|link| link.name == wanted.device);
     let index = own.filter(|link| link.up).map(|link| link.index);
     let table = routes::routes(&mut netlink, wanted.routing_table()).map_err(failed)?;
@@ -117,7 +118,7 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         rules_base: placed.base,
         routes: table.iter().filter(|route| index.is_some() && route.device == index).map(|route| route.net).collect(),
         throws: table.iter().filter(|route| route.throw).map(|route| route.net).collect(),
-        local: main.iter().filter(|route| is_local(route, own)).map(|route| route.net).collect(),
+        local: reached.iter().filter(|route| is_local(route, own)).map(|route| route.net).collect(),
         ip_forward: kernel::ip_forward(),
         forwarding: matter.into_iter().filter_map(|i| kernel::forwarding(&i).map(|on| (i, on))).collect(),
         switched_by_others: kernel::switched_by_others(&ruleset, &marks, &wanted.nft_table()),
@@ -128,7 +129,7 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         passages: survey.passages.clone(),
         passages_there: survey.there.clone(),
     };
-    let conflict = wanted.overlay.filter(|_| own.is_some()).and_then(|net| overlap::find(net, Some(&wanted.device), &links, &main, &[]));
+    let conflict = wanted.overlay.filter(|_| own.is_some()).and_then(|net| overlap::find(net, Some(&wanted.device), &links, &reached, &[]));
     Ok(Seen { observed, survey, conflict, nowhere })
 }
 
