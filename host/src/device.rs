@@ -9,8 +9,9 @@ use netlink_packet_route::{
 };
 use std::{io, net::IpAddr};
 
-/// NLM_F_EXCL and NLM_F_CREATE of netlink(7).
-const EXCLUSIVE_CREATE: u16 = 0x200 | 0x400;
+/// NLM_F_EXCL and NLM_F_CREATE of netlink(7). The second alone puts an IPv4 route before others to the same network.
+const EXCLUSIVE: u16 = 0x200;
+const CREATE: u16 = 0x400;
 /// The metric of the routes that come with IPv6 addresses (IP6_RT_PRIO_ADDRCONF); those of IPv4 have none.
 const METRIC_V6: u32 = 256;
 
@@ -87,6 +88,18 @@ pub fn way_to(ip: &IpAddr) -> io::Result<Option<u32>> {
 /// # Errors
 /// What the kernel says, such as `AlreadyExists`: this or another route to that very network is there.
 pub fn add_connected_route(index: u32, address: &IpAddr, prefix: u8) -> io::Result<()> {
+    Netlink::open()?.change(connected_route(index, address, prefix), EXCLUSIVE | CREATE)
+}
+
+/// Puts that route before one to the very same network, which stays: somebody replaced ours by it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn put_connected_route_first(index: u32, address: &IpAddr, prefix: u8) -> io::Result<()> {
+    Netlink::open()?.change(connected_route(index, address, prefix), CREATE)
+}
+
+fn connected_route(index: u32, address: &IpAddr, prefix: u8) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(address);
     message.header.destination_prefix_length = prefix;
@@ -99,7 +112,7 @@ pub fn add_connected_route(index: u32, address: &IpAddr, prefix: u8) -> io::Resu
         IpAddr::V4(_) => message.attributes.push(RouteAttribute::PrefSource(RouteAddress::from(*address))),
         IpAddr::V6(_) => message.attributes.push(RouteAttribute::Priority(METRIC_V6)),
     }
-    Netlink::open()?.change(RouteNetlinkMessage::NewRoute(message), EXCLUSIVE_CREATE)
+    RouteNetlinkMessage::NewRoute(message)
 }
 
 /// The first address of the network that an address stands in.
@@ -180,6 +193,22 @@ mod tests {
                 let again = add_connected_route(index, &own, prefix);
                 assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
             }
+        });
+    }
+
+    #[test]
+    fn a_replaced_route_is_put_before_the_other_which_stays() {
+        in_a_namespace(|index| {
+            let ip = |args: &str| assert!(Command::new("ip").args(args.split(' ')).status().unwrap().success(), "{args}");
+            set_up(index).unwrap();
+            ip("addr add 10.77.0.3/16 dev d0");
+            ip("route replace 10.77.0.0/16 dev d1");
+            let (own, other): (IpAddr, IpAddr) = ("10.77.0.3".parse().unwrap(), "10.77.0.1".parse().unwrap());
+            assert_ne!(way_to(&other).unwrap(), Some(index));
+            assert_eq!(add_connected_route(index, &own, 16).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            put_connected_route_first(index, &own, 16).unwrap();
+            assert_eq!(way_to(&other).unwrap(), Some(index));
+            ip("route del 10.77.0.0/16 dev d1");
         });
     }
 }

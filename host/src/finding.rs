@@ -5,8 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// How grave a finding is.
@@ -55,31 +56,70 @@ impl Finding {
     }
 }
 
+/// What comes and goes again and again is said once in this time.
+const QUIET: Duration = Duration::from_secs(60);
+
 /// What is wrong now, by area ("names", "routes", "firewall", ...). Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<BTreeMap<&'static str, Vec<Finding>>>>);
+pub struct Board(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    areas: BTreeMap<&'static str, Vec<Finding>>,
+    /// When a finding was last put into the log, of those of the last [`QUIET`].
+    said: BTreeMap<(&'static str, String), Instant>,
+    /// Findings on the board that the log does not have yet, as they came again too soon.
+    unsaid: BTreeSet<(&'static str, String)>,
+}
+
+impl Kept {
+    /// Replaces an area; gives what is to be logged of what came and of what went.
+    fn set(&mut self, area: &'static str, findings: Vec<Finding>, now: Instant) -> (Vec<Finding>, Vec<Finding>) {
+        self.said.retain(|_, at| now.duration_since(*at) < QUIET);
+        let before = self.areas.remove(area).unwrap_or_default();
+        let key = |finding: &Finding| (area, finding.found.clone());
+        let (mut came, mut went) = (Vec::new(), Vec::new());
+        for finding in &findings {
+            if before.contains(finding) && !self.unsaid.contains(&key(finding)) {
+                continue;
+            }
+            if self.said.contains_key(&key(finding)) {
+                self.unsaid.insert(key(finding));
+            } else {
+                self.said.insert(key(finding), now);
+                self.unsaid.remove(&key(finding));
+                came.push(finding.clone());
+            }
+        }
+        for gone in before.into_iter().filter(|gone| !findings.contains(gone)) {
+            if !self.unsaid.remove(&key(&gone)) {
+                went.push(gone);
+            }
+        }
+        if !findings.is_empty() {
+            self.areas.insert(area, findings);
+        }
+        (came, went)
+    }
+}
 
 impl Board {
     /// Replaces what is wrong in an area; nothing: all is well there. Logs each finding once when it comes and once when it
-    /// goes, whatever the number of calls.
+    /// goes, whatever the number of calls; what does so again and again is logged once a minute.
     pub fn set(&self, area: &'static str, findings: Vec<Finding>) {
-        let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = board.remove(area).unwrap_or_default();
-        for new in findings.iter().filter(|new| !before.contains(new)) {
+        let (came, went) = self.0.lock().unwrap_or_else(PoisonError::into_inner).set(area, findings, Instant::now());
+        for new in came {
             tracing::warn!(area, advice = %new.advice, "{}", new.found);
         }
-        for gone in before.iter().filter(|gone| !findings.contains(gone)) {
+        for gone in went {
             tracing::info!(area, "settled: {}", gone.found);
-        }
-        if !findings.is_empty() {
-            board.insert(area, findings);
         }
     }
 
     /// What is wrong, by area.
     pub fn all(&self) -> Vec<(&'static str, Finding)> {
         let board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        board.iter().flat_map(|(area, findings)| findings.iter().map(|finding| (*area, finding.clone()))).collect()
+        board.areas.iter().flat_map(|(area, findings)| findings.iter().map(|finding| (*area, finding.clone()))).collect()
     }
 
     /// The gravest level on the board.
@@ -101,5 +141,23 @@ mod tests {
         assert_eq!((board.all().len(), board.worst()), (3, Level::Failed));
         board.set("names", Vec::new());
         assert_eq!(board.all(), [("routes", Finding::warning("e", ""))]);
+    }
+
+    #[test]
+    fn what_comes_and_goes_each_second_is_said_once_a_minute_and_what_stays_is_said() {
+        let (mut kept, start, bad) = (Kept::default(), Instant::now(), vec![Finding::warning("a", "do b")]);
+        let mut said = 0;
+        let mut at = |second: u64, findings: &[Finding]| {
+            let (came, went) = kept.set("names", findings.to_vec(), start + Duration::from_secs(second));
+            (came.len(), went.len())
+        };
+        for second in 0..122 {
+            let (came, went) = at(second, if second % 2 == 0 { &bad } else { &[] });
+            said += came + went;
+        }
+        assert_eq!(said, 6, "it came and went once in each minute that began");
+        assert_eq!(at(150, &bad), (0, 0), "too soon");
+        assert_eq!(at(185, &bad), (1, 0), "but it has stayed");
+        assert_eq!(at(186, &[]), (0, 1));
     }
 }

@@ -102,6 +102,7 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
     let links = links().map_err(failed)?;
     let mut netlink = Netlink::open().map_err(failed)?;
     let main = routes::routes(&mut netlink, MAIN).map_err(failed)?;
+    let reached = routes::of_machine(&mut netlink).map_err(failed)?;
     let own = links.iter().find(|link| link.name == wanted.device);
     let index = own.filter(|link| link.up).map(|link| link.index);
     let table = routes::routes(&mut netlink, wanted.routing_table()).map_err(failed)?;
@@ -124,7 +125,7 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         rules_base: placed.base,
         routes: table.iter().filter(|route| index.is_some() && route.device == index).map(|route| route.net).collect(),
         throws: table.iter().filter(|route| route.throw).map(|route| route.net).collect(),
-        local: main.iter().filter(|route| is_local(route, own)).map(|route| route.net).collect(),
+        local: reached.iter().filter(|route| is_local(route, own)).map(|route| route.net).collect(),
         forwarding: matter.into_iter().filter_map(|i| kernel::forwarding(&i).map(|on| (i, on))).collect(),
         switched_by_others: kernel::switched_by_others(&ruleset, &marks, &wanted.nft_table()),
         marks,
@@ -135,7 +136,7 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         passages_there: survey.there.clone(),
         passages_stale: survey.stale.clone(),
     };
-    let conflict = wanted.overlay.filter(|_| own.is_some()).and_then(|net| overlap::find(net, Some(&wanted.device), &links, &main, &[]));
+    let conflict = wanted.overlay.filter(|_| own.is_some()).and_then(|net| overlap::find(net, Some(&wanted.device), &links, &reached, &[]));
     Ok(Seen { observed, survey, conflict, nowhere })
 }
 

@@ -2,14 +2,16 @@
 
 use crate::{
     links::{Link, links},
+    names::file,
     net::Net,
     netlink::Netlink,
-    routes::{self, MAIN, Route},
+    routes::{self, Route},
     rules::DEFAULT_LIKE,
 };
 use std::{
-    fmt, fs, io,
+    fmt, io,
     net::{IpAddr, Ipv4Addr},
+    path::Path,
 };
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -55,9 +57,14 @@ pub fn overlap(subnet: (Ipv4Addr, u8)) -> io::Result<Option<Conflict>> {
 /// # Errors
 /// What the kernel says.
 pub fn overlap_except(subnet: (Ipv4Addr, u8), device: Option<&str>) -> io::Result<Option<Conflict>> {
-    let routes = routes::routes(&mut Netlink::open()?, MAIN)?;
-    let servers = name_servers(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+    let routes = routes::of_machine(&mut Netlink::open()?)?;
+    let servers = name_servers(&String::from_utf8_lossy(&resolv_conf()));
     Ok(find(Net::new(subnet.0, subnet.1), device, &links()?, &routes, &servers))
+}
+
+/// What stands there; nothing if it is no file, as reading a pipe would take for ever.
+fn resolv_conf() -> Vec<u8> {
+    file::read(Path::new(RESOLV_CONF)).ok().flatten().unwrap_or_default()
 }
 
 fn name_servers(text: &str) -> Vec<Ipv4Addr> {
@@ -82,17 +89,21 @@ pub(crate) fn find(subnet: Net, device: Option<&str>, links: &[Link], routes: &[
     }
     let name = |index: Option<u32>| {
         let link = links.iter().find(|link| Some(link.index) == index);
-        link.map_or("an interface that went", |link| link.name.as_str()).to_owned()
+        match (link, index) {
+            (Some(link), _) => format!("by {}", link.name),
+            (None, Some(_)) => "by an interface that went".to_owned(),
+            (None, None) => "which leads nowhere".to_owned(),
+        }
     };
     let elsewhere = || routes.iter().filter(|route| own.is_none() || route.device != own.map(|own| own.index));
     for route in elsewhere() {
         if let Some(gateway) = route.gateway.filter(|gateway| subnet.contains(gateway)) {
-            let detail = format!("{subnet} holds this machine's gateway {gateway} (by {})", name(route.device));
+            let detail = format!("{subnet} holds this machine's gateway {gateway} ({})", name(route.device));
             return conflict(ConflictKind::Gateway, detail);
         }
     }
     if let Some(route) = elsewhere().find(|route| route.net.prefix() > 0 && route.net.overlaps(&subnet) && !is_half(route)) {
-        let detail = format!("{subnet} overlaps this machine's route to {} (by {})", route.net, name(route.device));
+        let detail = format!("{subnet} overlaps this machine's route to {} ({})", route.net, name(route.device));
         return conflict(ConflictKind::Route, detail);
     }
     let server = servers.iter().find(|server| subnet.contains(server) && !reached_inside(server, own));

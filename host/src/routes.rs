@@ -1,6 +1,10 @@
 //! The kernel's IPv4 routes, table by table.
 
-use crate::{net::Net, netlink::Netlink, rules::PROTOCOL};
+use crate::{
+    net::Net,
+    netlink::Netlink,
+    rules::{PROTOCOL, tables_of_all},
+};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -73,6 +77,26 @@ fn read(message: &RouteMessage) -> Vec<Route> {
 /// # Errors
 /// What the kernel says.
 pub fn routes(netlink: &mut Netlink, table: u32) -> io::Result<Vec<Route>> {
+    of_kinds(netlink, table, &[RouteType::Unicast, RouteType::Throw])
+}
+
+/// What this machine reaches, or refuses to reach, by itself: the main table and those that other programs, such as VPNs, lead all
+/// packets by. Blackholes and the like are routes without an interface.
+///
+/// # Errors
+/// What the kernel says.
+pub fn of_machine(netlink: &mut Netlink) -> io::Result<Vec<Route>> {
+    let mut tables = tables_of_all(netlink)?;
+    tables.insert(MAIN);
+    let kinds = [RouteType::Unicast, RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit];
+    let mut found = Vec::new();
+    for table in tables {
+        found.extend(of_kinds(netlink, table, &kinds)?);
+    }
+    Ok(found)
+}
+
+fn of_kinds(netlink: &mut Netlink, table: u32, kinds: &[RouteType]) -> io::Result<Vec<Route>> {
     let mut ask = RouteMessage::default();
     ask.header.address_family = AddressFamily::Inet;
     ask.attributes.push(RouteAttribute::Table(table));
@@ -85,7 +109,7 @@ pub fn routes(netlink: &mut Netlink, table: u32) -> io::Result<Vec<Route>> {
     for answer in answers {
         if let RouteNetlinkMessage::NewRoute(message) = answer
             && table_of(&message) == table
-            && matches!(message.header.kind, RouteType::Unicast | RouteType::Throw)
+            && kinds.contains(&message.header.kind)
         {
             found.extend(read(&message));
         }
@@ -100,10 +124,10 @@ fn message(net: Net, table: u32, device: Option<u32>) -> RouteMessage {
     header.address_family = AddressFamily::Inet;
     header.destination_prefix_length = net.prefix();
     header.protocol = RouteProtocol::Other(PROTOCOL);
-    (header.kind, header.scope) = match device {
-        Some(_) => (RouteType::Unicast, RouteScope::Link),
-        None => (RouteType::Throw, RouteScope::Universe),
-    };
+    header.kind = if device.is_some() { RouteType::Unicast } else { RouteType::Throw };
+    // A throw too: the look-up of a next hop passes over routes of a wider scope than this, and would then find
+    // the accepted route around it, so that whatever is added by way of the machine's own gateway led into the tunnel.
+    header.scope = RouteScope::Link;
     message.attributes = vec![RouteAttribute::Table(table), RouteAttribute::Destination(RouteAddress::Inet(net.addr()))];
     message.attributes.extend(device.map(RouteAttribute::Oif));
     message
@@ -122,7 +146,10 @@ pub fn make(netlink: &mut Netlink, net: Net, table: u32, device: Option<u32>) ->
 /// # Errors
 /// What the kernel says.
 pub fn remove(netlink: &mut Netlink, net: Net, table: u32, device: Option<u32>) -> io::Result<()> {
-    match netlink.change(RouteNetlinkMessage::DelRoute(message(net, table, device)), 0) {
+    let mut message = message(net, table, device);
+    // Of whatever scope: a former release made other ones.
+    message.header.scope = RouteScope::NoWhere;
+    match netlink.change(RouteNetlinkMessage::DelRoute(message), 0) {
         // ESRCH, as rtnetlink says it.
         Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Ok(()),
         done => done,

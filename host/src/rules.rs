@@ -21,7 +21,7 @@ use crate::{
     netlink::Netlink,
     routes::{Route, routes},
 };
-use std::io;
+use std::{collections::BTreeSet, io};
 
 /// The mark of p2pvm's own sockets (SO_MARK): "p2pv".
 pub const SOCKET_MARK: u32 = 0x7032_7076;
@@ -207,6 +207,17 @@ pub fn rules(netlink: &mut Netlink) -> io::Result<Rules> {
         }
     }
     Ok(found)
+}
+
+/// The tables that all packets come by, but for the kernel's own and ours.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn tables_of_all(netlink: &mut Netlink) -> io::Result<BTreeSet<u32>> {
+    let mut ask = RuleMessage::default();
+    ask.header.family = AddressFamily::Inet;
+    let answers = netlink.dump(RouteNetlinkMessage::GetRule(ask))?.into_iter();
+    Ok(answers.filter_map(|a| if let RouteNetlinkMessage::NewRule(m) = a { takes_all(&m) } else { None }).map(|(table, _)| table).collect())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
+    os::unix::process::CommandExt,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -58,9 +59,15 @@ fn package(program: &str) -> &'static str {
 /// # Errors
 /// It is missing, refuses, or does not end.
 pub fn run(program: &'static str, words: &[&str], input: &str) -> Result<Vec<u8>, RunError> {
+    run_within(LIMIT, program, words, input)
+}
+
+fn run_within(limit: Duration, program: &'static str, words: &[&str], input: &str) -> Result<Vec<u8>, RunError> {
     let failed = |cause| RunError::Io { program, cause };
     let mut command = Command::new(program);
     command.args(words).env("LC_ALL", "C").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // With what it starts: a wrapper's child would hold the pipes for as long as it likes.
+    command.process_group(0);
     let mut child = command.spawn().map_err(|cause| match cause.kind() {
         io::ErrorKind::NotFound => RunError::Missing { program, package: package(program) },
         _ => RunError::Io { program, cause },
@@ -80,8 +87,9 @@ pub fn run(program: &'static str, words: &[&str], input: &str) -> Result<Vec<u8>
         let status = loop {
             match child.try_wait().map_err(failed)? {
                 Some(status) => break status,
-                None if began.elapsed() > LIMIT => {
-                    let _ = child.kill();
+                None if began.elapsed() > limit => {
+                    let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
+                    let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
                     let _ = child.wait();
                     return Err(RunError::TimedOut { program });
                 }
@@ -95,4 +103,18 @@ pub fn run(program: &'static str, words: &[&str], input: &str) -> Result<Vec<u8>
         }
         Ok(out.join().unwrap_or_default())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrapper_whose_child_hangs_does_not_outlast_the_limit() {
+        let began = Instant::now();
+        let ended = run_within(Duration::from_millis(200), "sh", &["-c", "sleep 30; true"], "");
+        assert!(matches!(ended, Err(RunError::TimedOut { program: "sh" })), "{ended:?}");
+        assert!(began.elapsed() < Duration::from_secs(10));
+        assert_eq!(run_within(LIMIT, "sh", &["-c", "cat"], "heard").unwrap(), b"heard");
+    }
 }

@@ -86,6 +86,66 @@ fn own_sockets_go_around_accepted_routes_and_everything_else_takes_them() {
 }
 
 #[test]
+fn a_route_by_the_own_gateway_stays_out_of_an_accepted_one_around_it() {
+    inside(|| {
+        let _gateway = Elsewhere::new("gateway", "eth0", "198.18.4.10/24", "198.18.4.1/24");
+        sh("ip route add default via 198.18.4.1");
+        let before = snapshot();
+        let mut network = Network::start(0);
+        network.accept(&["198.18.0.0/16"]);
+        assert!(sh("ip route get 198.18.3.10").contains("dev p2pvm0"), "{}", snapshot());
+        // As a DHCP client or a person does it, without an interface.
+        sh("ip route add 198.18.1.0/24 via 198.18.4.1");
+        assert!(sh("ip route show 198.18.1.0/24").contains("via 198.18.4.1 dev eth0"), "{}", snapshot());
+        until("its way", || sh("ip route get 198.18.1.10").contains("dev eth0"));
+        // What a former release made, of another scope, goes too.
+        sh("ip route add throw 198.18.9.0/24 proto 112 table $(ip rule | sed -n 's/.*lookup \\(18[0-9]*\\).*/\\1/p')");
+        until("its end", || !snapshot().contains("throw 198.18.9.0"));
+        sh("ip route del 198.18.1.0/24");
+        network.end();
+        assert_eq!(snapshot(), before);
+    });
+}
+
+#[test]
+fn what_a_vpn_reaches_by_a_table_of_its_own_is_in_the_way_as_what_main_reaches() {
+    inside(|| {
+        let _vpn = Elsewhere::new("vpn", "wg0", "10.0.0.1/24", "10.0.0.2/24");
+        let subnet = (Ipv4Addr::new(10, 50, 0, 0), 16);
+        let found = || p2pvm_host::overlap(subnet).unwrap().map(|conflict| conflict.to_string()).unwrap_or_default();
+        assert_eq!(found(), "");
+        for (come, gone, said) in [
+            (
+                "ip route add 10.50.7.0/24 dev wg0 table 52; ip rule add pref 5270 lookup 52",
+                "ip rule del pref 5270",
+                "10.50.7.0/24 (by wg0)",
+            ),
+            (
+                "ip route add 10.0.0.0/8 dev wg0 table 51820; ip rule add not fwmark 51820 lookup 51820",
+                "ip rule del not fwmark 51820",
+                "10.0.0.0/8 (by wg0)",
+            ),
+            ("ip route add blackhole 10.50.3.0/24", "ip route del blackhole 10.50.3.0/24", "10.50.3.0/24 (which leads nowhere)"),
+            ("ip route add 10.50.9.0/24 dev wg0 table 7; ip rule add from 10.0.0.9 lookup 7", "ip rule del from 10.0.0.9", ""),
+        ] {
+            sh(come);
+            assert!(found().ends_with(said) && found().is_empty() == said.is_empty(), "{come}: {}", found());
+            sh(gone);
+        }
+        // An accepted subnet gives way to it too, wherever its rule stands.
+        let mut network = Network::start(0);
+        sh("ip route add 192.168.77.0/24 dev wg0 table 52; ip rule add pref 6000 lookup 52");
+        network.accept(&["192.168.0.0/16", "192.168.77.0/25"]);
+        assert!(
+            sh("ip route get 192.168.77.2").contains("dev wg0") && sh("ip route get 192.168.78.2").contains("dev p2pvm0"),
+            "{}",
+            snapshot()
+        );
+        network.end();
+    });
+}
+
+#[test]
 fn rules_of_wg_quick_and_tailscale_go_on_working_beside_ours() {
     inside(|| {
         device("wg0", "10.200.0.2/24");

@@ -19,6 +19,7 @@ mod membership;
 mod naming;
 mod preflight;
 mod service;
+mod shown;
 mod sigpipe;
 mod succession;
 mod top;
@@ -29,7 +30,10 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::misused(&error, std::env::args_os().any(|word| word == "--json")),
+    };
     if !cli.is_daemon() {
         sigpipe::restore_default();
     }

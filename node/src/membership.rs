@@ -5,7 +5,7 @@ use crate::{
     failure::{Doing, Failure, Kind, Outcome},
     layout::{Layout, read_if_there, write_atomically},
     naming::Called,
-    preflight,
+    preflight, shown,
 };
 use p2pvm_dhcp::{NameKind, Subnet, is_name};
 use p2pvm_overlay::{
@@ -55,6 +55,7 @@ pub fn check_network(name: &str) -> Outcome<()> {
     if valid_name(name) {
         return Ok(());
     }
+    let name = shown::word(name);
     Err(Failure::usage(format!("'{name}' cannot be a network's name: give it another with --network, of {LABEL}, such as 'home'")))
 }
 
@@ -69,6 +70,7 @@ pub fn check_host(name: &str) -> Outcome<()> {
         return Ok(());
     }
     let why = if valid_name(name) { "the names of VMs end in it".to_owned() } else { format!("a name is {LABEL}") };
+    let name = shown::word(name);
     Err(Failure::usage(format!("'{name}' cannot be this machine's name, as {why}: give it another with --name")))
 }
 
@@ -246,6 +248,15 @@ fn expired(invite: &Invite, wall: UnixTime, theirs: Option<UnixTime>) -> Failure
     Failure::new(kind, format!("{message}{here}{note}"))
 }
 
+/// A member that this machine turned down: certificates last for years, so the clock is doubted first.
+fn member_expired(wall: UnixTime) -> Failure {
+    Failure::refused(format!(
+        "by this machine's clock, which shows {}, the certificate of the member asked has ended: {}; if the clock is right, ask another member for an invite",
+        clock::shown(wall),
+        clock::SET
+    ))
+}
+
 /// What becomes of one who asked to join.
 pub struct Welcome {
     /// The name under which it is in.
@@ -277,6 +288,7 @@ pub async fn join(layout: &Layout, text: &str, address: Option<String>, called: 
             layout.identity().display()
         )),
         JoinError::Refused(Refusal::Expired) => expired(&invite, wall, None),
+        JoinError::MemberExpired => member_expired(wall),
         JoinError::Expired(theirs) => expired(&invite, wall, Some(theirs)),
         JoinError::Refused(refusal) => refused(refusal),
         inside @ JoinError::Inside(_) => Failure::refused(inside.to_string()),
@@ -376,6 +388,8 @@ mod tests {
         assert!(behind.message.contains("1 d behind that of the member asked"), "{behind}");
         let unsaid = expired(&invite, now, None);
         assert!(unsaid.message.contains("one of the two clocks is wrong"), "{unsaid}");
+        let ahead = member_expired(UnixTime(4_000_000_000)).message;
+        assert!(ahead.contains("this machine's clock, which shows 2096-") && ahead.contains(clock::SET), "{ahead}");
         let truly = expired(&invite, now.plus(7200), Some(now.plus(7201)));
         assert_eq!(truly.message, refused(Refusal::Expired).message);
         assert!(clock::doubt(&invite, UnixTime(0)).unwrap().contains("before the network was founded"));

@@ -3,6 +3,7 @@
 use crate::{
     failure::{Doing, Outcome},
     membership::{check_host, is_host},
+    shown,
 };
 use p2pvm_overlay::MemberId;
 
@@ -55,8 +56,9 @@ fn derive(host: &str, me: impl FnOnce() -> Outcome<MemberId>) -> Outcome<Called>
     let label = if is_host(&folded) && !NO_NAMES.contains(&folded.as_str()) { folded } else { suffixed("host", me()?) };
     // "Lab2.example.org" is lab2 for everybody: nothing to say.
     let plain = host.split('.').next().unwrap_or_default().eq_ignore_ascii_case(&label);
-    let note =
-        (!plain).then(|| format!("this machine is called {label} in the network, as its host name is '{host}' (--name chooses another)"));
+    let note = (!plain).then(|| {
+        format!("this machine is called {label} in the network, as its host name is '{}' (--name chooses another)", shown::word(host))
+    });
     Ok(Called { label, derived: true, note })
 }
 
@@ -152,6 +154,11 @@ mod tests {
             let note = called.note.unwrap_or_default();
             assert!(note.contains(label) && note.contains("--name") && note.contains(host), "{note}");
             assert_eq!(note.lines().count(), 1);
+        }
+        for (host, label, shown) in [("a\nb", "a-b", "a\\nb"), ("\x1b[31mred", "31mred", "u{1b}"), ("\u{202e}x", "x", "u{202e}")] {
+            let called = derived(host);
+            let note = called.note.unwrap();
+            assert!(called.label == label && note.contains(shown) && note.lines().count() == 1, "{note:?}");
         }
         for (host, label) in [("lab2", "lab2"), ("A.b.c", "a"), ("Lab2.example.org", "lab2")] {
             assert_eq!(derived(host), Called { label: label.into(), derived: true, note: None });

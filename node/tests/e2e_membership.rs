@@ -43,6 +43,9 @@ fn a_wrong_expired_used_up_tampered_or_foreign_invite_is_refused_with_its_reason
     other_network(&lab, "d");
     let address = lab.json("d", &["status"]).unwrap()["listen"][0].as_str().unwrap().to_owned();
     lab.p2pvm("c", &["leave"]).unwrap();
+    // It is counted already, but its new name is another member's.
+    let said = refused(&lab, "c", &["join", &good, "--name", "a"], 5);
+    assert!(said.contains("the name is taken"), "{said}");
     let fresh = lab.invite("a", 1).unwrap();
     let said = refused(&lab, "d", &["join", &fresh], 5);
     assert!(said.contains("already"), "{said}");

@@ -354,6 +354,11 @@ impl Plane {
         self.inner().routes.load().iter().collect()
     }
 
+    /// The IPv4 address that was last said to be a member's host's.
+    pub fn host_of(&self, member: &MemberId) -> Option<IpAddr> {
+        self.inner().routes.load().host_of(member)
+    }
+
     /// Says which member forwards into each of these subnets; they replace those said before. An address of its own
     /// goes before a subnet, a longer prefix before a shorter one.
     pub fn set_subnets(&self, subnets: Vec<(Cidr, MemberId)>) {

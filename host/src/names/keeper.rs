@@ -128,6 +128,7 @@ impl Keeper {
             unproved: None,
             outside: Outside::new(bell.try_clone()?),
             way: String::new(),
+            ways: VecDeque::new(),
         };
         let orders = told.clone();
         let thread = std::thread::Builder::new().name("names".into()).spawn(move || keeping.run(&orders, &rung))?;
@@ -185,8 +186,9 @@ struct Keeping {
     /// Since when something has not worked.
     unproved: Option<Instant>,
     outside: Outside,
-    /// How programs find names, for the log.
+    /// How programs find names, for the log, and when that was logged.
     way: String,
+    ways: VecDeque<Instant>,
 }
 
 impl Keeping {
@@ -373,7 +375,11 @@ impl Keeping {
             (false, _, true) => path.to_string(),
             _ => "nothing".to_owned(),
         };
-        if way != self.way {
+        let now = Instant::now();
+        self.ways.retain(|at| now.duration_since(*at) < MINUTE);
+        // Not each time where somebody writes the list all the time.
+        if way != self.way && self.ways.len() < REWRITES / 2 {
+            self.ways.push_back(now);
             tracing::info!(by = %way, resolved = ?scene.resolved, "programs of this machine find the network's names");
             self.way = way;
         }

@@ -56,7 +56,10 @@ impl Client {
             request = request.header("connection", "upgrade").header("upgrade", "console");
         }
         let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).doing("making the request")?;
-        self.sender.send_request(request).await.doing("the daemon closed the connection (see its log)")
+        let closed = "the daemon closed the connection (see its log)";
+        // A second request is taken only when the connection's task is through with the first, which is not at once.
+        self.sender.ready().await.doing(closed)?;
+        self.sender.send_request(request).await.doing(closed)
     }
 
     /// One request, one JSON answer.
@@ -131,4 +134,22 @@ fn failure_of(status: StatusCode, body: &[u8]) -> Failure {
         };
         Failure::new(kind, format!("{status}: {}", String::from_utf8_lossy(body)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{Json, Router, routing::get};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn one_connection_takes_question_after_question() {
+        let (here, there) = tokio::io::duplex(4096);
+        let router = Router::new().route("/question", get(|| async { Json(7) }));
+        let service = hyper_util::service::TowerToHyperService::new(router);
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(there), service));
+        let mut client = Client::over(Box::new(here)).await.unwrap();
+        for _ in 0..5000 {
+            assert_eq!(client.get::<u32>("/question").await.unwrap(), 7);
+        }
+    }
 }

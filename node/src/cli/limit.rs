@@ -5,7 +5,7 @@
 //! nothing has been heard of them for long. Screens, consoles and what serves until it is stopped have no limit of their own.
 
 use super::args::{Cli, Command, Ping, Vm};
-use crate::failure::Failure;
+use crate::{daemon::lock, failure::Failure, layout::Layout};
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -76,7 +76,7 @@ fn of_ping(ping: &Ping) -> Duration {
 }
 
 /// Ends the process when its time is over.
-pub fn watch(limit: Limit, json: bool) {
+pub fn watch(limit: Limit, json: bool, layout: Layout) {
     if limit == Limit::None {
         return;
     }
@@ -87,6 +87,7 @@ pub fn watch(limit: Limit, json: bool) {
         loop {
             std::thread::sleep(LOOK_EVERY);
             if let Some(failure) = over(limit, began.elapsed(), silent_for()) {
+                let failure = because(failure, &layout);
                 super::say(&failure, json);
                 std::process::exit(failure.kind as i32);
             }
@@ -94,6 +95,14 @@ pub fn watch(limit: Limit, json: bool) {
     });
     if let Err(error) = watching {
         tracing::debug!(%error, "this command has no time limit");
+    }
+}
+
+/// The same with the cause, where the daemon is held.
+fn because(failure: Failure, layout: &Layout) -> Failure {
+    match lock::silence(layout) {
+        Some((found, advice)) if found.ends_with("is stopped") => Failure::timed_out(format!("{found}, so nothing was done: {advice}")),
+        _ => failure,
     }
 }
 

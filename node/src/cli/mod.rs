@@ -23,13 +23,14 @@ use crate::{
     daemon,
     failure::{Failure, Kind, Outcome},
     layout::Layout,
+    shown,
 };
 use std::process::ExitCode;
 
 /// Runs one command to its exit code.
 pub fn run(cli: Cli) -> ExitCode {
     let json = cli.json;
-    limit::watch(limit::of(&cli), json);
+    limit::watch(limit::of(&cli), json, Layout::at(&cli.dir));
     match dispatch(cli) {
         Ok(code) => code,
         Err(failure) => {
@@ -39,12 +40,29 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
+/// Says what is wrong with a command line that was not understood, or prints the help that was asked for.
+pub fn misused(error: &clap::Error, json: bool) -> ExitCode {
+    if json && error.use_stderr() {
+        println!("{}", serde_json::json!({ "error": misuse(error) }));
+    }
+    // Where nobody reads it there is nobody to tell.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Kind::Usage as u8))
+}
+
+/// The sentence of the parser's page: up to its first empty line.
+fn misuse(error: &clap::Error) -> Failure {
+    let page = error.to_string();
+    let lines: Vec<&str> = page.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    Failure::usage(lines.join(" ").trim_start_matches("error: ").to_owned())
+}
+
 /// Prints why a command did not do what it was asked.
 fn say(failure: &Failure, json: bool) {
     if json {
         println!("{}", serde_json::json!({ "error": failure }));
     }
-    eprintln!("p2pvm: {failure}");
+    eprintln!("p2pvm: {}", shown::text(&failure.message));
 }
 
 /// What a command needs besides its arguments.
@@ -130,6 +148,25 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Explain(a) => vm::explain(&context, &a.name).await,
         Command::Doctor(_) | Command::Guardian(_) | Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => {
             unreachable!("dispatched before the runtime began")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[test]
+    fn a_command_line_that_is_not_understood_is_one_sentence_for_programs() {
+        for (words, said) in [
+            ("p2pvm --json ping", "the following required arguments were not provided: <MEMBER>"),
+            ("p2pvm --json ping lab1 -c 0", "invalid value '0' for '--count <COUNT>': 0 is not in 1..=1000000"),
+            ("p2pvm --json nosuch", "unrecognized subcommand 'nosuch'"),
+        ] {
+            let Err(error) = Cli::try_parse_from(words.split(' ')) else { panic!("{words} is understood") };
+            assert_eq!(misuse(&error), Failure::usage(said), "{words}");
+            assert_eq!(error.exit_code(), Kind::Usage as i32);
         }
     }
 }

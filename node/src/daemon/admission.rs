@@ -104,16 +104,20 @@ impl Admission for SlotAdmission {
     async fn admit(&self, invite: &Invite, joiner: MemberId, name: &str) -> Result<(), Refusal> {
         let counted = |map: &Counted| map.uses.get(&invite.id()).map(|joiners| (joiners.len(), joiners.contains(&joiner)));
         let known = counted(&self.counted.lock().unwrap_or_else(PoisonError::into_inner));
-        match known {
-            Some((_, true)) => return Ok(()),
+        let counted = match known {
             Some((used, false)) if used >= invite.uses() as usize => return Err(Refusal::UsedUp),
-            _ => {}
-        }
-        let (named, slot) = tokio::join!(self.addresses.resolve_name(name, NameKind::Host), self.take_slot(invite, joiner));
+            known => known.is_some_and(|(_, counted)| counted),
+        };
+        // Who asks again may ask for another name: a machine that left and was renamed.
+        let slot = async { if counted { Ok(()) } else { self.take_slot(invite, joiner).await } };
+        let (named, slot) = tokio::join!(self.addresses.resolve_name(name, NameKind::Host), slot);
         if named.map_err(undecided)?.is_some_and(|named| named.subject != Subject::Member(joiner)) {
             return Err(Refusal::NameTaken);
         }
         slot?;
+        if counted {
+            return Ok(());
+        }
         let (log, invite) = (self.counted.clone(), invite.id());
         let written = tokio::task::spawn_blocking(move || log.lock().unwrap_or_else(PoisonError::into_inner).add(invite, joiner));
         written.await.map_err(undecided)?.map_err(undecided)

@@ -61,9 +61,35 @@ pub fn holder(layout: &Layout) -> Option<u32> {
     }
 }
 
+/// What hinders this directory's daemon from answering, with the remedy, if one runs. To be asked when it has not answered.
+pub fn silence(layout: &Layout) -> Option<(String, String)> {
+    let pid = holder(layout)?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    Some(if is_stopped(&stat) {
+        (format!("the daemon (process {pid}) is stopped"), format!("let it go on: 'kill -CONT {pid}'"))
+    } else {
+        (
+            format!("the daemon (process {pid}) does not answer"),
+            format!("end it with 'kill -9 {pid}', then 'p2pvm up --detach'; guests run on"),
+        )
+    })
+}
+
+/// By a process's line in /proc (proc_pid_stat(5)): a signal or a debugger holds it.
+fn is_stopped(stat: &str) -> bool {
+    // The name before may hold anything, brackets too.
+    stat.rsplit_once(')').is_some_and(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('T' | 't')))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stopped_process_is_told_from_one_that_runs() {
+        assert!(is_stopped("7 (p2pvm) T 1 7") && is_stopped("7 (a) S (b) t 1 7"));
+        assert!(!is_stopped("7 (p2pvm T) S 1 7") && !is_stopped(""));
+    }
 
     #[test]
     fn one_daemon_a_directory_and_the_lock_goes_with_it() {

@@ -242,8 +242,7 @@ impl Serve for Answers {
         }
         let _running = self.running.try_acquire().map_err(|_| "busy with other askers".to_owned())?;
         let me = self.parts.me();
-        let own = self.parts.plane.routes().into_iter().find(|(ip, route)| ip.is_ipv4() && route.member == me && route.epoch.0 == 0);
-        let (own, _) = own.ok_or_else(|| "no address here yet".to_owned())?;
+        let own = self.parts.plane.host_of(&me).ok_or_else(|| "no address here yet".to_owned())?;
         if !may(&self.parts, &self.policies, (me, own), (from, question.addr)) {
             return Err("the network's policy does not allow it".to_owned());
         }

@@ -96,9 +96,8 @@ impl Daemon {
 
     pub(super) fn address_of(&self, member: MemberId) -> Option<String> {
         let subnet = self.parts.addresses.subnet();
-        let routes = self.parts.plane.routes();
-        let hosts = routes.iter().filter(|(_, route)| route.member == member && route.epoch.0 == 0);
-        hosts.map(|(ip, _)| ip).find(|ip| matches!(ip, IpAddr::V4(v4) if subnet.contains(*v4))).map(ToString::to_string)
+        let host = self.parts.plane.host_of(&member);
+        host.filter(|ip| matches!(ip, IpAddr::V4(v4) if subnet.contains(*v4))).map(|ip| ip.to_string())
     }
 
     /// A name as people write it (`lab3`, `Lab3.lab.p2p.`) without the network's domain.

@@ -17,7 +17,13 @@ use crate::{
 };
 use answers::Answers;
 use judge::{Judge, Offered, Use};
-use p2pvm_host::{Finding, Keeper, Net, Wanted, keeper::Report, links::links, netlink::Netlink, routes};
+use p2pvm_host::{
+    Finding, Keeper, Net, Wanted,
+    keeper::Report,
+    links::links,
+    netlink::Netlink,
+    routes::{self, Route},
+};
 use p2pvm_overlay::{
     MemberId, UnixTime,
     membership::{
@@ -30,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -129,11 +136,11 @@ impl Subnets {
         Cidr::new(IpAddr::V4(subnet.addr), subnet.prefix).expect("a founded subnet has no host bits")
     }
 
-    /// The routes that this host has besides those into this network.
-    fn local_routes(&self) -> Outcome<Vec<Cidr>> {
+    /// The routes that `read` finds, but for those into this network.
+    fn local_routes(&self, read: impl FnOnce(&mut Netlink) -> io::Result<Vec<Route>>) -> Outcome<Vec<Cidr>> {
         let doing = "reading this machine's routes";
         let device = links().doing(doing)?.into_iter().find(|link| link.name == self.bare.device).map(|link| link.index);
-        let all = routes::routes(&mut Netlink::open().doing(doing)?, routes::MAIN).doing(doing)?;
+        let all = read(&mut Netlink::open().doing(doing)?).doing(doing)?;
         let others = all.into_iter().filter(|route| device.is_none() || route.device != device);
         Ok(others.filter_map(|route| Cidr::new(IpAddr::V4(route.net.addr()), route.net.prefix())).collect())
     }
@@ -180,7 +187,7 @@ impl Subnets {
         self.policies.apply();
         let policy = self.policies.standing();
         let multicast = self.multicast && policy.as_ref().is_none_or(|(_, policy)| policy.multicast);
-        let local = self.local_routes()?;
+        let local = self.local_routes(routes::of_machine)?;
         let silent = lock(&self.answers).silent();
         let me = self.parts.me();
         let judge = Judge {
@@ -357,7 +364,7 @@ impl Daemon {
             return Err(Failure::refused(format!("{subnet} overlaps the network's own subnet {network}")));
         }
         let reaches = |route: &Cidr| route.prefix() > 0 && route.prefix() <= subnet.prefix() && route.contains(&subnet.addr());
-        if !subnets.local_routes()?.iter().any(reaches) {
+        if !subnets.local_routes(|netlink| routes::routes(netlink, routes::MAIN))?.iter().any(reaches) {
             return Err(Failure::refused(format!("this machine has no route to {subnet}: connect it to that network first")));
         }
         tokio::task::block_in_place(crate::preflight::for_offer)?;

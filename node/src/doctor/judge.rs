@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     api::types::{FindingView, NetCheckView, Status},
+    daemon::lock,
     failure::Failure,
     layout::Layout,
 };
@@ -109,7 +110,15 @@ pub(super) fn cgroups(found: &Cgroups) -> Check {
     }
 }
 
-pub(super) fn ipv6(has: bool) -> Check {
+pub(super) fn ipv6(has: bool, off_on: Option<&str>) -> Check {
+    if let Some(device) = off_on {
+        return check(
+            "ipv6",
+            Warning,
+            format!("off on {device} alone: members' IPv6 addresses are not reached from here"),
+            format!("'sysctl -w net.ipv6.conf.default.disable_ipv6=0 net.ipv6.conf.{device}.disable_ipv6=0', or switch it off for all"),
+        );
+    }
     let found = if has { "on" } else { "off on this machine: p2pvm works with IPv4 alone" };
     check("ipv6", Fine, found, "")
 }
@@ -236,6 +245,9 @@ pub(super) fn membership(layout: &Layout, status: Option<&Status>) -> Check {
             check("daemon", level, format!("{} in {}, {address}, version {}", s.name, s.network, s.version), "")
         }
         None if layout.is_member() => {
+            if let Some((found, advice)) = lock::silence(layout) {
+                return check("daemon", Failed, found, advice);
+            }
             check("daemon", Warning, "no daemon answers here", "start it: 'p2pvm up --detach' or 'systemctl start p2pvm'")
         }
         None => check("daemon", Warning, "this machine is in no network", "'p2pvm init --network NAME' or 'p2pvm join INVITE'"),
@@ -303,7 +315,9 @@ mod tests {
         assert_eq!(kvm(&Kvm::Works).level, Fine);
         assert_eq!(qemu(&Programs { version: Some((10, 0)), missing: vec![] }).level, Fine);
         assert_eq!(disk(&Ok(room())).level, Fine);
-        for fine in [ipv6(false), ipv6(true), mtu(&[("eth0".into(), 1280)]), cgroups(&Cgroups::Unified), nft(&Ok(())), sysctl(&Ok(()))] {
+        for fine in
+            [ipv6(false, None), ipv6(true, None), mtu(&[("eth0".into(), 1280)]), cgroups(&Cgroups::Unified), nft(&Ok(())), sysctl(&Ok(()))]
+        {
             assert!(fine.level == Fine && fine.advice.is_empty(), "{fine:?}");
         }
     }

@@ -18,7 +18,8 @@ use crate::{
 };
 use p2pvm_host::Level;
 use serde::Serialize;
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
+use tokio::time::timeout;
 
 /// One line of the page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -52,12 +53,21 @@ struct Running {
     findings: Vec<FindingView>,
 }
 
+/// How long a daemon that works takes to say how it is, and how long to prove everything anew.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
+const PROOF_LIMIT: Duration = Duration::from_secs(30);
+
 async fn daemon(context: &Context) -> Option<Running> {
-    let mut client = context.daemon().await.ok()?;
-    let status: Status = client.get("/status").await.ok()?;
-    let net = client.get("/netcheck").await.ok();
+    let asked = async {
+        let mut client = context.daemon().await.ok()?;
+        let status: Status = client.get("/status").await.ok()?;
+        Some((client, status))
+    };
+    let (mut client, status) = timeout(STATUS_LIMIT, asked).await.ok()??;
+    let net = timeout(PROOF_LIMIT, client.get("/netcheck")).await.ok().and_then(Result::ok);
     // Last, as the server may close the connection with it. A daemon of before knows no proof, and its status no findings.
-    let findings = client.post("/findings", &()).await.unwrap_or_else(|_| status.findings.clone());
+    let proved = timeout(PROOF_LIMIT, client.post("/findings", &())).await.ok().and_then(Result::ok);
+    let findings = proved.unwrap_or_else(|| status.findings.clone());
     Some(Running { status, net, findings })
 }
 
@@ -68,6 +78,7 @@ pub async fn examine(context: &Context) -> Page {
     let status = running.as_ref().map(|running| &running.status);
     let config = crate::config::Config::load(layout);
     let ports = config.as_ref().map_or((4001, 4002), |c| (c.port, c.link_port));
+    let device = config.as_ref().map_or("p2pvm0", |c| c.device.as_str());
     let mut checks = vec![
         judge::root(nix::unistd::geteuid().is_root()),
         judge::settings(config.as_ref().err()),
@@ -81,7 +92,7 @@ pub async fn examine(context: &Context) -> Page {
         judge::disk(&probes::disk(layout)),
         judge::memory(probes::memory_mib()),
         judge::udp(&probes::udp(ports, status.is_some()), running.as_ref().and_then(|running| running.net.as_ref())),
-        judge::ipv6(probes::has_ipv6()),
+        judge::ipv6(probes::has_ipv6(), probes::v6_off_on(device)),
         judge::mtu(&probes::uplinks()),
         judge::name_servers(&probes::name_servers()),
         judge::membership(layout, status),

@@ -229,6 +229,13 @@ pub(super) fn has_ipv6() -> bool {
     !off && std::fs::read_to_string("/proc/net/if_inet6").is_ok_and(|text| text.lines().any(|line| !line.ends_with(" lo")))
 }
 
+/// The network's interface, if IPv6 is switched off on it and not altogether.
+pub(super) fn v6_off_on(device: &str) -> Option<&str> {
+    let is_off =
+        |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6")).is_ok_and(|text| text.trim() == "1");
+    (is_off(device) && !is_off("all")).then_some(device)
+}
+
 /// The interfaces of the default routes, with their MTUs.
 pub(super) fn uplinks() -> Vec<(String, u32)> {
     let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
@@ -249,8 +256,15 @@ pub(super) fn uplinks() -> Vec<(String, u32)> {
 
 /// The name servers of this machine; why they are not known, where they are not.
 pub(super) fn name_servers() -> Result<Vec<String>, String> {
-    let text = std::fs::read_to_string("/etc/resolv.conf").map_err(|e| format!("/etc/resolv.conf: {e}"))?;
-    Ok(text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).map(|server| server.trim().to_owned()).collect())
+    // Not as any file is read: a pipe there would be waited for.
+    let text = p2pvm_host::names::file::read(Path::new("/etc/resolv.conf"))
+        .and_then(|text| text.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
+        .map_err(|e| format!("/etc/resolv.conf: {e}"))?;
+    Ok(String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .map(|server| server.trim().to_owned())
+        .collect())
 }
 
 #[cfg(test)]

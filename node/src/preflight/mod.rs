@@ -8,21 +8,25 @@ use crate::{
     layout::Layout,
 };
 use p2pvm_host::{
-    holders,
+    chain, holders,
+    run::{RunError, run},
     tun::{TunTrouble, try_tun},
 };
 use p2pvm_overlay::{UnixTime, membership::Ipv4Subnet};
 use std::{
     fs::OpenOptions,
-    io::{self, Write},
+    io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     path::Path,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 /// The kernel takes a killed daemon apart within this.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
+/// Files that a start makes in the state directory, with room for what follows.
+const FILES_NEEDED: u64 = 100;
+/// Open files below which a daemon does not start.
+const OPEN_FILES_NEEDED: u64 = 64;
 /// Free bytes of the state directory's file system below which no start makes sense.
 const ROOM_NEEDED: u64 = 1 << 20;
 
@@ -58,7 +62,25 @@ pub fn free_ports(port: u16, link_port: u16) -> Outcome<()> {
 pub fn for_machine(layout: &Layout, what: &str) -> Outcome<()> {
     root(what)?;
     directory(layout.dir())?;
+    open_files(what)?;
     tun(what)
+}
+
+/// Refuses a limit of open files that the daemon would inherit and end by.
+fn open_files(what: &str) -> Outcome<()> {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let (soft, _) = limit.doing("asking for the limit of open files")?;
+    enough_files(what, soft)
+}
+
+fn enough_files(what: &str, limit: u64) -> Outcome<()> {
+    if limit >= OPEN_FILES_NEEDED {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "{what} needs {OPEN_FILES_NEEDED} open files at least, and this process may have {limit}: 'ulimit -n 1024', or LimitNOFILE in a \
+         systemd unit; nothing has been done"
+    )))
 }
 
 /// Refuses who is not root.
@@ -90,7 +112,18 @@ fn directory(dir: &Path) -> Outcome<()> {
     if room.blocks_available() * room.fragment_size() < ROOM_NEEDED {
         return Err(Failure::refused(format!("the file system of {} is full: make room, or {advice}", there.display())));
     }
+    if !has_files(room.files(), room.files_available()) {
+        return Err(Failure::refused(format!(
+            "the file system of {} has no room for more files (inodes): remove small ones ('df -i' shows them), or {advice}",
+            there.display()
+        )));
+    }
     Ok(())
+}
+
+/// Whether a file system takes more files. One that counts none, such as btrfs, says zero of zero.
+fn has_files(all: u64, free: u64) -> bool {
+    all == 0 || free >= FILES_NEEDED
 }
 
 /// Refuses ports that somebody has.
@@ -136,26 +169,12 @@ pub fn for_offer() -> Outcome<()> {
         )));
     }
     let rules = "add table ip p2pvm_try\nadd chain ip p2pvm_try try { type nat hook postrouting priority srcnat; }\n";
-    nft_takes(rules).map_err(|why| Failure::refused(format!("offering a subnet needs nft: {why}; {NOT_OFFERED}")))
+    nft_takes(rules).map_err(|why| Failure::refused(format!("offering a subnet needs nft: {}; {NOT_OFFERED}", chain(&why))))
 }
 
 /// Whether nft and the kernel would take these rules; they are checked, not made.
-fn nft_takes(rules: &str) -> Result<(), String> {
-    let checking = Command::new("nft").args(["-c", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-    let mut checking = checking.map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => "it is not installed (apt-get install nftables)".to_owned(),
-        _ => e.to_string(),
-    })?;
-    if let Some(mut input) = checking.stdin.take() {
-        // A program that fails early closes its input; its exit status says more than our EPIPE.
-        let _ = input.write_all(rules.as_bytes());
-    }
-    let output = checking.wait_with_output().map_err(|e| e.to_string())?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it failed without a word").trim().to_owned())
+fn nft_takes(rules: &str) -> Result<(), RunError> {
+    run("nft", &["-c", "-f", "-"], rules).map(drop)
 }
 
 /// The programs without which no guest starts.
@@ -217,6 +236,14 @@ mod tests {
         assert!(failure.message.contains("in use") && failure.message.contains("link_port"), "{failure}");
         drop(held);
         ports(0, 0).unwrap();
+    }
+
+    #[test]
+    fn too_few_files_open_or_on_disk_are_refused_with_what_helps() {
+        let failure = enough_files("joining", 20).unwrap_err();
+        assert!(failure.kind == Kind::Refused && failure.message.contains("ulimit -n") && failure.message.contains("20"), "{failure}");
+        enough_files("joining", 64).unwrap();
+        assert!(has_files(0, 0) && has_files(1_000_000, 100) && !has_files(3, 0));
     }
 
     #[test]

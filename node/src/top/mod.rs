@@ -8,7 +8,7 @@ mod terminal;
 
 use crate::{
     cli::{Context, TopArgs},
-    failure::Outcome,
+    failure::{Failure, Outcome},
 };
 use errand::Errand;
 use p2pvm_console::{Action, Invitation, Key, Model, Options, Theme, plain_text};
@@ -69,6 +69,9 @@ pub async fn run(context: &Context, a: &TopArgs) -> Outcome<()> {
     let options = Options { console: a.console, shell: a.allow_shell };
     let mut model = Model::new(theme(), options);
     model.warning = volatile(context).then(|| "this node's state is in RAM: it is forgotten at power-off".to_owned());
+    if context.json {
+        return Err(Failure::usage("'p2pvm top' is a screen for people: for programs 'p2pvm --json status', 'peers', 'vm list'"));
+    }
     if a.once {
         return once(context, model).await;
     }

@@ -48,6 +48,9 @@ pub enum JoinError {
     /// The invite or this node was refused.
     #[error("the invite was refused: {0}")]
     Refused(Refusal),
+    /// By this machine's clock the certificate of the member asked has ended: one of the two is at fault.
+    #[error("by this machine's clock the certificate of the member asked has ended")]
+    MemberExpired,
     /// By a member's clock, which is at this, the invite is over.
     #[error("the invite was refused: {}", Refusal::Expired)]
     Expired(UnixTime),
@@ -150,6 +153,7 @@ async fn decide(
                         refusal = Some(why);
                     }
                     DoorError::TurnedDown(Refusal::Expired, _, Some(clock)) => return Err(JoinError::Expired(clock)),
+                    DoorError::Refused(Refusal::Expired) => return Err(JoinError::MemberExpired),
                     DoorError::TurnedDown(why, _, _) | DoorError::Refused(why) => return Err(JoinError::Refused(why)),
                     DoorError::Io(_) | DoorError::TimedOut => {}
                 }

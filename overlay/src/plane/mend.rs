@@ -215,7 +215,13 @@ impl Inner {
             let network = host::network(&address, prefix);
             match host::add_connected_route(index, &address, prefix) {
                 Ok(()) => round.mended.push(format!("its route to {network}/{prefix} was gone")),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    // The same network by another interface, though none stands in it: somebody replaced the route.
+                    if address.is_ipv4() && !leads_here() && !others_stand_in(index, &network, prefix) {
+                        let first = host::put_connected_route_first(index, &address, prefix);
+                        round.note(|| format!("its route to {network}/{prefix} was replaced by another"), first);
+                    }
+                }
                 Err(error) => round.faults.push(format!("its route to {network}/{prefix} is gone, and {error}")),
             }
             if !leads_here() {
@@ -284,6 +290,12 @@ impl Inner {
         lock(&self.device_wanted).mark.control_port = port;
         self.ask_host(None);
     }
+}
+
+/// Whether another interface has an address in this network, so that its route there is its own.
+fn others_stand_in(index: u32, network: &IpAddr, prefix: u8) -> bool {
+    let stands = |link: &Link| link.index != index && link.addresses.iter().any(|(ip, _)| host::network(ip, prefix) == *network);
+    links().is_ok_and(|links| links.iter().any(stands))
 }
 
 /// By which interface a packet to `ip` leaves, in words.

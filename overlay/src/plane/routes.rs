@@ -20,9 +20,15 @@ pub struct Route {
     pub epoch: Epoch,
 }
 
-/// The table that packet threads read as a snapshot.
+/// The table that packet threads read as a snapshot: addresses, offered subnets, and the IPv4 address that was last said to
+/// be each member's host's. A host that joined anew has another, and the former one's route is still here.
 #[derive(Clone, Debug, Default)]
-pub struct Routes(HashMap<IpAddr, Route>, Vec<(Cidr, Route)>);
+pub struct Routes(HashMap<IpAddr, Route>, Vec<(Cidr, Route)>, HashMap<MemberId, IpAddr>);
+
+/// Whether it is the route of a host's own IPv4 address.
+fn is_host(addr: &IpAddr, route: &Route) -> bool {
+    addr.is_ipv4() && route.epoch == Epoch(0)
+}
 
 impl Routes {
     /// The route of an address: its own, else that of the smallest offered subnet that it lies in.
@@ -48,17 +54,30 @@ impl Routes {
             return false;
         }
         self.0.insert(addr, route);
+        if is_host(&addr, &route) {
+            self.2.insert(route.member, addr);
+        }
         true
     }
 
     /// Whether [`Routes::set`] would change anything.
     pub fn would_change(&self, addr: &IpAddr, route: &Route) -> bool {
-        self.0.get(addr).is_none_or(|known| known.epoch <= route.epoch && known != route)
+        let newer = is_host(addr, route) && self.2.get(&route.member) != Some(addr);
+        self.0.get(addr).is_none_or(|known| known.epoch <= route.epoch && (known != route || newer))
     }
 
     /// Forgets an address.
     pub fn remove(&mut self, addr: &IpAddr) {
-        self.0.remove(addr);
+        if let Some(route) = self.0.remove(addr)
+            && self.2.get(&route.member) == Some(addr)
+        {
+            self.2.remove(&route.member);
+        }
+    }
+
+    /// The IPv4 address that was last said to be a member's host's.
+    pub fn host_of(&self, member: &MemberId) -> Option<IpAddr> {
+        self.2.get(member).copied()
     }
 
     /// All routes, in no order.
@@ -138,6 +157,23 @@ mod tests {
         assert!(!routes.set(addr, route(2, 4)));
         assert_eq!(routes.get(&addr), Some(&route(1, 5)));
         assert!(routes.set(addr, route(2, 6)));
+    }
+
+    #[test]
+    fn a_host_that_joined_anew_has_its_last_address() {
+        let (mut routes, addr) = (Routes::default(), |text: &str| text.parse::<IpAddr>().unwrap());
+        let route = |m, e| Route { member: MemberId([m; 32]), epoch: Epoch(e) };
+        for (text, route) in [("10.1.0.9", route(1, 0)), ("10.1.0.2", route(1, 0)), ("10.1.0.3", route(1, 4)), ("fd00::1", route(1, 0))] {
+            assert!(routes.would_change(&addr(text), &route) && routes.set(addr(text), route));
+        }
+        let host = MemberId([1; 32]);
+        assert_eq!(routes.host_of(&host), Some(addr("10.1.0.2")));
+        assert!(!routes.would_change(&addr("10.1.0.2"), &route(1, 0)));
+        // It got its former one back.
+        assert!(routes.would_change(&addr("10.1.0.9"), &route(1, 0)) && routes.set(addr("10.1.0.9"), route(1, 0)));
+        assert_eq!(routes.host_of(&host), Some(addr("10.1.0.9")));
+        routes.remove(&addr("10.1.0.9"));
+        assert_eq!(routes.host_of(&host), None);
     }
 
     #[test]
