@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// How grave a finding is.
@@ -44,6 +44,11 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// Something that is as it should be, and worth knowing.
+    pub fn note(found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { level: Level::Ok, found: found.into(), advice: advice.into() }
+    }
+
     /// Something that works less well than it could.
     pub fn warning(found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { level: Level::Warning, found: found.into(), advice: advice.into() }
@@ -55,30 +60,65 @@ impl Finding {
     }
 }
 
+/// Who is told of news.
+type OnNews = Box<dyn Fn() + Send + Sync>;
+
 /// What is wrong now, by area ("names", "routes", "firewall", ...). Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<BTreeMap<&'static str, Vec<Finding>>>>);
+#[derive(Clone, Default)]
+pub struct Board(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    findings: Mutex<BTreeMap<&'static str, Vec<Finding>>>,
+    on_news: Mutex<Vec<OnNews>>,
+}
 
 impl Board {
+    /// The areas of what is found by proofs, which news make due: their own findings are no news.
+    pub const PROVED: [&'static str; 2] = ["path", "guests"];
+
+    /// Has `tell` called whenever findings outside [`Self::PROVED`] come or go, and when the kernel tells of a change. It must
+    /// not block, nor call this board.
+    pub fn on_news(&self, tell: OnNews) {
+        self.0.on_news.lock().unwrap_or_else(PoisonError::into_inner).push(tell);
+    }
+
+    /// Says that something of this machine has changed, so that what was proved may not be so any more.
+    pub fn stir(&self) {
+        self.0.on_news.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|tell| tell());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Vec<Finding>>> {
+        self.0.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Replaces what is wrong in an area; nothing: all is well there. Logs each finding once when it comes and once when it
     /// goes, whatever the number of calls.
     pub fn set(&self, area: &'static str, findings: Vec<Finding>) {
-        let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut board = self.lock();
         let before = board.remove(area).unwrap_or_default();
         for new in findings.iter().filter(|new| !before.contains(new)) {
-            tracing::warn!(area, advice = %new.advice, "{}", new.found);
+            match new.level {
+                Level::Ok => tracing::info!(area, "{}", new.found),
+                Level::Warning | Level::Failed => tracing::warn!(area, advice = %new.advice, "{}", new.found),
+            }
         }
-        for gone in before.iter().filter(|gone| !findings.contains(gone)) {
+        for gone in before.iter().filter(|gone| gone.level != Level::Ok && !findings.contains(gone)) {
             tracing::info!(area, "settled: {}", gone.found);
         }
+        let is_news = before != findings && !Self::PROVED.contains(&area);
         if !findings.is_empty() {
             board.insert(area, findings);
+        }
+        drop(board);
+        if is_news {
+            self.stir();
         }
     }
 
     /// What is wrong, by area.
     pub fn all(&self) -> Vec<(&'static str, Finding)> {
-        let board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let board = self.lock();
         board.iter().flat_map(|(area, findings)| findings.iter().map(|finding| (*area, finding.clone()))).collect()
     }
 
@@ -91,6 +131,24 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn findings_that_come_or_go_are_news_and_those_of_proofs_are_not() {
+        let (board, told) = (Board::default(), Arc::new(AtomicUsize::new(0)));
+        let counter = told.clone();
+        board.on_news(Box::new(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }));
+        let news = |area, findings| {
+            let before = told.load(Ordering::Relaxed);
+            board.set(area, findings);
+            told.load(Ordering::Relaxed) - before
+        };
+        let one = || vec![Finding::failed("a", "do b")];
+        assert_eq!([news("firewall", one()), news("firewall", one()), news("firewall", Vec::new())], [1, 0, 1]);
+        assert_eq!([news("path", one()), news("guests", one()), news("path", Vec::new())], [0, 0, 0]);
+    }
 
     #[test]
     fn an_area_is_replaced_as_a_whole_and_the_worst_finding_counts() {

@@ -4,7 +4,7 @@
 //! One file of the state directory. Writers of several processes take turns by a lock on a file beside it; who undoes holds the lock
 //! all the while.
 
-use crate::{durable::write_atomically, passage::Passage, wanted::Switched};
+use crate::{durable::write_atomically, links::Link, passage::Passage, wanted::Switched};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -39,12 +39,32 @@ pub enum Change {
         interface: String,
         /// Whether `net.ipv4.ip_forward` was on then.
         global: bool,
+        /// Which device that was, whatever it is called by now; not written by releases of before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<Device>,
     },
     /// An nftables table.
     Table {
         /// Its name, in family ip.
         name: String,
     },
+}
+
+/// A device of one boot of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its index.
+    pub index: u32,
+    /// The boot (random(4), boot_id): indices begin anew with each.
+    pub boot: String,
+}
+
+impl Device {
+    /// The device with this index now.
+    pub fn of(index: u32) -> Self {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self { index, boot: boot.trim().to_owned() }
+    }
 }
 
 /// What the previous release wrote of forwarding.
@@ -92,10 +112,24 @@ impl Entries {
         }
     }
 
+    /// Follows interfaces whose forwarding p2pvm switched on and that are called otherwise by now: their old and new names.
+    pub fn follow_renamed(&mut self, links: &[Link]) -> Vec<(String, String)> {
+        let mut renamed = Vec::new();
+        for change in &mut self.kernel {
+            if let Change::Forwarding { interface, device: Some(device), .. } = change
+                && links.iter().all(|link| link.name != *interface)
+                && let Some(link) = links.iter().find(|link| Device::of(link.index) == *device)
+            {
+                renamed.push((std::mem::replace(interface, link.name.clone()), link.name.clone()));
+            }
+        }
+        renamed
+    }
+
     /// The interfaces whose forwarding p2pvm switched on.
     pub fn switched(&self) -> impl Iterator<Item = (&String, Switched)> {
         self.kernel.iter().filter_map(|change| match change {
-            Change::Forwarding { interface, global } => Some((interface, Switched { global: *global })),
+            Change::Forwarding { interface, global, .. } => Some((interface, Switched { global: *global })),
             _ => None,
         })
     }
@@ -186,7 +220,7 @@ mod tests {
     fn what_was_changed_is_remembered_until_it_is_undone_and_damage_is_no_change() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::at(dir.path().join("undo.json"));
-        let change = |global| Change::Forwarding { interface: "lan0".into(), global };
+        let change = |global| Change::Forwarding { interface: "lan0".into(), global, device: None };
         journal.alter(|entries| entries.note(change(false))).unwrap();
         journal.alter(|entries| entries.note(change(true))).unwrap();
         assert_eq!(journal.load().kernel, [change(false)], "how it was first is what is put back");
@@ -196,6 +230,29 @@ mod tests {
         assert!(!dir.path().join("undo.json").exists());
         fs::write(dir.path().join("undo.json"), b"{").unwrap();
         assert!(journal.load().is_empty());
+    }
+
+    #[test]
+    fn an_interface_that_was_renamed_is_followed_and_another_of_a_later_boot_is_not() {
+        let link = |index, name: &str| Link {
+            index,
+            name: name.into(),
+            up: true,
+            carrier: true,
+            loopback: false,
+            mtu: 1500,
+            alias: None,
+            addresses: Vec::new(),
+        };
+        let noted = |interface: &str, device| Change::Forwarding { interface: interface.into(), global: false, device: Some(device) };
+        let mut entries = Entries::default();
+        entries.note(noted("lan0", Device::of(7)));
+        assert_eq!(entries.follow_renamed(&[link(7, "lan0")]), []);
+        assert_eq!(entries.follow_renamed(&[link(8, "lan1")]), [], "it is gone");
+        assert_eq!(entries.follow_renamed(&[link(7, "lan1")]), [("lan0".to_owned(), "lan1".to_owned())]);
+        assert_eq!(entries.kernel, [noted("lan1", Device::of(7))]);
+        entries.kernel = vec![noted("lan0", Device { index: 7, boot: "another".into() })];
+        assert_eq!(entries.follow_renamed(&[link(7, "lan1")]), []);
     }
 
     #[test]

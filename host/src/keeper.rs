@@ -13,7 +13,7 @@ pub use report::Report;
 use crate::{
     error::Error,
     finding::{Board, Finding},
-    journal::{Change, Entries, Journal},
+    journal::{Change, Device, Entries, Journal},
     kernel,
     links::{links, set_alias},
     look::{Rules, Seen, look},
@@ -188,6 +188,9 @@ impl Thread {
             if heard.rules {
                 self.rules.forget();
             }
+            if heard.any {
+                self.board.stir();
+            }
         }
     }
 
@@ -199,7 +202,7 @@ impl Thread {
 
     /// Looks, does what is to be done, and says what came of it.
     fn look(&mut self) -> Report {
-        let entries = self.journal.load();
+        let entries = self.entries();
         let seen = match look(&self.wanted, &entries, &mut self.rules) {
             Ok(seen) => seen,
             Err(error) => {
@@ -222,6 +225,24 @@ impl Thread {
         let report = Report::of(&self.wanted, &seen, failing);
         self.show(&report);
         report
+    }
+
+    /// What is written down, with the names that interfaces have now.
+    fn entries(&self) -> Entries {
+        let mut entries = self.journal.load();
+        if entries.switched().next().is_none() {
+            return entries;
+        }
+        let Ok(links) = links() else { return entries };
+        let renamed = entries.follow_renamed(&links);
+        if !renamed.is_empty() {
+            let said: Vec<String> = renamed.iter().map(|(old, new)| format!("{old} is called {new} now")).collect();
+            tracing::info!("an interface of this machine was renamed, and its forwarding is p2pvm's as before: {}", said.join(", "));
+            if let Err(error) = self.journal.alter(|entries| drop(entries.follow_renamed(&links))) {
+                tracing::warn!(%error, "the new name is not noted");
+            }
+        }
+        entries
     }
 
     fn show(&self, report: &Report) {
@@ -292,7 +313,10 @@ impl Thread {
         let changes = |step: &Step| match step {
             Step::Route(_) | Step::Throw(_) | Step::Rule(_) => Some(Change::Routes { table: wanted.routing_table() }),
             Step::Table(_) => Some(Change::Table { name: wanted.nft_table() }),
-            Step::Switch { interface, note, .. } => Some(Change::Forwarding { interface: interface.clone(), global: note.global }),
+            Step::Switch { interface, note, .. } => {
+                let device = nix::net::if_::if_nametoindex(interface.as_str()).ok().map(Device::of);
+                Some(Change::Forwarding { interface: interface.clone(), global: note.global, device })
+            }
             Step::Open(passage) => Some(Change::Passage { device: wanted.device.clone(), passage: passage.clone() }),
             _ => None,
         };
@@ -313,8 +337,11 @@ impl Thread {
                 _ => false,
             })
         };
+        // Renamed since the look: the next one finds it by its new name.
+        let links = links().unwrap_or_default();
         let routed = !self.wanted.accepted.is_empty();
         let forget = |entries: &mut Entries| {
+            entries.follow_renamed(&links);
             entries.kernel.retain(|change| !gone(change) && (routed || !matches!(change, Change::Routes { .. })));
         };
         let may_forget = |step: &Step| matches!(step, Step::Unrule(_) | Step::Close(_) | Step::Restore { .. } | Step::DropTable);

@@ -9,7 +9,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
 };
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -30,11 +30,14 @@ pub(crate) fn ip_forward() -> bool {
     fs::read_to_string(IP_FORWARD).is_ok_and(|text| text.trim() != "0")
 }
 
-/// Switches an interface's forwarding.
+/// Switches an interface's forwarding. One that has gone, or is called otherwise since it was looked at, forwards nothing by this name.
 pub(crate) fn set_forwarding(interface: &str, on: bool) -> Result<(), Error> {
     let path = path(interface);
     let said = |cause| Error::Kernel(format!("switch forwarding {} in {path}", if on { "on" } else { "off" }), cause);
-    fs::write(&path, if on { "1" } else { "0" }).map_err(said)
+    match fs::write(&path, if on { "1" } else { "0" }) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !on => Ok(()),
+        done => done.map_err(said),
+    }
 }
 
 /// Switches the machine's forwarding off, as the previous release had switched it on.

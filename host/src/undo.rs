@@ -32,6 +32,9 @@ pub fn undo(entries: &mut Entries) -> Vec<Error> {
         Change::Forwarding { .. } => 2,
         Change::Table { .. } => 3,
     });
+    if let Ok(links) = links() {
+        entries.follow_renamed(&links);
+    }
     entries.kernel.retain(|change| match undo_change(change, &tables) {
         Ok(()) => false,
         Err(error) => {
@@ -46,7 +49,7 @@ fn undo_change(change: &Change, tables: &[String]) -> Result<(), Error> {
     match change {
         Change::Passage { device, passage } => opening::close(passage, device),
         Change::Routes { table } => undo_routes(*table).map_err(|cause| Error::Kernel("remove routes and their rules".into(), cause)),
-        Change::Forwarding { interface, global } => undo_forwarding(interface, Switched { global: *global }, tables),
+        Change::Forwarding { interface, global, .. } => undo_forwarding(interface, Switched { global: *global }, tables),
         Change::Table { name } => kernel::drop_table(name),
     }
 }

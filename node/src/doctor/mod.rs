@@ -54,10 +54,16 @@ struct Running {
 
 async fn daemon(context: &Context) -> Option<Running> {
     let mut client = context.daemon().await.ok()?;
-    let status: Status = client.get("/status").await.ok()?;
+    let mut status: Status = client.get("/status").await.ok()?;
     let net = client.get("/netcheck").await.ok();
     // Last, as the server may close the connection with it. A daemon of before knows no proof, and its status no findings.
     let findings = client.post("/findings", &()).await.unwrap_or_else(|_| status.findings.clone());
+    // What was just proved is newer than what the status had.
+    if let Ok(mut client) = context.daemon().await
+        && let Ok(now) = client.get("/status").await
+    {
+        status = now;
+    }
     Some(Running { status, net, findings })
 }
 
@@ -86,6 +92,7 @@ pub async fn examine(context: &Context) -> Page {
         judge::name_servers(&probes::name_servers()),
         judge::membership(layout, status),
     ];
+    checks.extend(status.and_then(judge::guests));
     let findings = running.as_ref().map_or(&[][..], |running| &running.findings);
     checks.extend(findings.iter().map(judge::finding));
     Page { ok: checks.iter().all(|c| c.level != Level::Failed), fixed: Vec::new(), checks }
