@@ -215,6 +215,12 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
         "ip link del TAP",
     ] {
         run(&lab, "b", &broken.replace("TAP", &tap));
+        // Where it was renamed the packets go on, and the next change needs the name.
+        lab.wait("the interface to be put back", Duration::from_secs(10), STEP, || {
+            let link = run(&lab, "b", &format!("ip -o link show dev {tap} 2>/dev/null || true"));
+            Ok((link.contains("LOWER_UP") && !link.contains("mtu 600 ")).then_some(()))
+        })
+        .unwrap_or_else(|e| panic!("{broken}: {e}\n{}", lab.log_tail("b", 30)));
         let took = lab
             .wait_for_guest("a", &address, Duration::from_secs(12))
             .unwrap_or_else(|e| panic!("{broken}: {e}\n{}", lab.log_tail("b", 30)));
