@@ -62,6 +62,10 @@ pub struct Vitals<'a> {
     pub known: usize,
     /// Those of them that it is connected with.
     pub connected: usize,
+    /// Those of them to whom packets go and from whom they come.
+    pub linked: usize,
+    /// The port by which members connect to this node, UDP and TCP.
+    pub control_port: Option<u16>,
     /// Why there is no address yet, where that is known.
     pub wanting: Option<&'a str>,
     /// What does not work on this machine, each a sentence with its cause.
@@ -96,7 +100,7 @@ impl Vitals<'_> {
             return (Health::Alone, "no other member yet".to_owned());
         }
         if connected == 0 {
-            return (Health::Degraded, format!("none of the {known} known members can be reached"));
+            return (Health::Degraded, self.unconnected());
         }
         if !self.troubled.is_empty() {
             return (Health::Degraded, format!("look at VM {}", self.troubled.join(", ")));
@@ -120,6 +124,25 @@ impl Vitals<'_> {
         };
         (Health::Ok, format!("{connected} of {known} known members connected{look}"))
     }
+}
+
+impl Vitals<'_> {
+    /// What goes and what does not while no member has a control connection.
+    fn unconnected(&self) -> String {
+        let Self { known, linked, .. } = *self;
+        if linked == 0 {
+            return format!("none of the {known} known members can be reached");
+        }
+        let port = self.control_port.map_or_else(|| "the control port".to_owned(), |port| format!("port {port}"));
+        format!(
+            "packets go to {linked} of {known} known members, but none can be asked: UDP and TCP {port} is blocked here or there; names,              moves and joins wait"
+        )
+    }
+}
+
+/// The UDP port of a multiaddr, such as /ip4/192.0.2.1/udp/4001/quic-v1.
+pub fn udp_port(multiaddr: &str) -> Option<u16> {
+    multiaddr.split_once("/udp/")?.1.split('/').next()?.parse().ok()
 }
 
 /// Whether a VM in this state, with or without a note of what happened to it, is one that somebody should look at.
@@ -147,6 +170,8 @@ impl Model {
             up_seconds: node.up_seconds,
             known: self.members.len(),
             connected: self.members.iter().filter(|m| m.connected).count(),
+            linked: self.members.iter().filter(|m| m.linked).count(),
+            control_port: node.control_port,
             wanting: node.wanting.as_deref(),
             failing: node.failing.iter().map(String::as_str).collect(),
             warnings: node.warnings,
@@ -163,6 +188,16 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn members_that_packets_reach_are_not_called_unreachable_when_only_their_control_port_is_blocked() {
+        let vitals = |linked| Vitals { online: true, has_address: true, known: 3, linked, control_port: Some(4001), ..Vitals::default() };
+        let (health, why) = vitals(2).health();
+        assert!(health == Health::Degraded && why.contains("packets go to 2 of 3") && why.contains("UDP and TCP port 4001"), "{why}");
+        assert_eq!(vitals(0).health().1, "none of the 3 known members can be reached");
+        assert_eq!(udp_port("/ip4/192.0.2.1/udp/4001/quic-v1"), Some(4001));
+        assert_eq!(udp_port("/ip4/192.0.2.1/tcp/4001"), None);
+    }
 
     #[test]
     fn a_vm_that_is_being_moved_is_no_trouble() {

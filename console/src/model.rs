@@ -42,6 +42,8 @@ pub struct Node {
     pub was_on_ring: bool,
     /// Whether it came into the network by an invite, so that others must be there.
     pub joined_another: bool,
+    /// The port by which members connect to it, UDP and TCP.
+    pub control_port: Option<u16>,
     /// Why there is no address yet, where that is known.
     pub wanting: Option<String>,
     /// What does not work on this machine, each a sentence with its cause.
@@ -61,6 +63,8 @@ pub struct Member {
     pub address: Option<String>,
     /// Whether a control connection is up.
     pub connected: bool,
+    /// Whether packets go there and come back.
+    pub linked: bool,
     /// The packet path in words, if there is a link.
     pub path: Option<String>,
     /// Round trip, milliseconds.

@@ -1,4 +1,4 @@
-//! Changes to one interface, by its index: name, MTU, up, and the routes that come with its addresses; and by which interface
+//! Changes to one interface, by its index: name, MTU, up, carrier, and the routes that come with its addresses; and by which interface
 //! packets to an address leave.
 
 use crate::netlink::Netlink;
@@ -62,6 +62,14 @@ pub fn set_mtu(index: u32, mtu: u32) -> io::Result<()> {
 /// What the kernel says.
 pub fn set_up(index: u32) -> io::Result<()> {
     change(index, |message| (message.header.flags, message.header.change_mask) = (LinkFlags::Up, LinkFlags::Up))
+}
+
+/// Gives an interface its carrier back; a TUN or TAP has one only while a program holds its other end.
+///
+/// # Errors
+/// What the kernel says, such as EPERM for a TAP that no program holds.
+pub fn set_carrier(index: u32) -> io::Result<()> {
+    change(index, |message| message.attributes.push(LinkAttribute::Carrier(1)))
 }
 
 fn family(ip: &IpAddr) -> AddressFamily {

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -45,6 +45,11 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// Something that is as it should be, and worth knowing.
+    pub fn note(found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { level: Level::Ok, found: found.into(), advice: advice.into() }
+    }
+
     /// Something that works less well than it could.
     pub fn warning(found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { level: Level::Warning, found: found.into(), advice: advice.into() }
@@ -59,9 +64,18 @@ impl Finding {
 /// What comes and goes again and again is said once in this time.
 const QUIET: Duration = Duration::from_secs(60);
 
+/// Who is told of news.
+type OnNews = Box<dyn Fn() + Send + Sync>;
+
 /// What is wrong now, by area ("names", "routes", "firewall", ...). Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<Kept>>);
+#[derive(Clone, Default)]
+pub struct Board(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    findings: Mutex<Kept>,
+    on_news: Mutex<Vec<OnNews>>,
+}
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -104,21 +118,48 @@ impl Kept {
 }
 
 impl Board {
+    /// The areas of what is found by proofs, which news make due: their own findings are no news.
+    pub const PROVED: [&'static str; 2] = ["path", "guests"];
+
+    /// Has `tell` called whenever findings outside [`Self::PROVED`] come or go, and when the kernel tells of a change. It must
+    /// not block, nor call this board.
+    pub fn on_news(&self, tell: OnNews) {
+        self.0.on_news.lock().unwrap_or_else(PoisonError::into_inner).push(tell);
+    }
+
+    /// Says that something of this machine has changed, so that what was proved may not be so any more.
+    pub fn stir(&self) {
+        self.0.on_news.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|tell| tell());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Replaces what is wrong in an area; nothing: all is well there. Logs each finding once when it comes and once when it
     /// goes, whatever the number of calls; what does so again and again is logged once a minute.
     pub fn set(&self, area: &'static str, findings: Vec<Finding>) {
-        let (came, went) = self.0.lock().unwrap_or_else(PoisonError::into_inner).set(area, findings, Instant::now());
+        let mut board = self.lock();
+        let is_news = board.areas.get(area).map_or(&[][..], Vec::as_slice) != findings && !Self::PROVED.contains(&area);
+        let (came, went) = board.set(area, findings, Instant::now());
+        drop(board);
         for new in came {
-            tracing::warn!(area, advice = %new.advice, "{}", new.found);
+            match new.level {
+                Level::Ok => tracing::info!(area, "{}", new.found),
+                Level::Warning | Level::Failed => tracing::warn!(area, advice = %new.advice, "{}", new.found),
+            }
         }
-        for gone in went {
+        for gone in went.iter().filter(|gone| gone.level != Level::Ok) {
             tracing::info!(area, "settled: {}", gone.found);
+        }
+        if is_news {
+            self.stir();
         }
     }
 
     /// What is wrong, by area.
     pub fn all(&self) -> Vec<(&'static str, Finding)> {
-        let board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let board = self.lock();
         board.areas.iter().flat_map(|(area, findings)| findings.iter().map(|finding| (*area, finding.clone()))).collect()
     }
 
@@ -131,6 +172,24 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn findings_that_come_or_go_are_news_and_those_of_proofs_are_not() {
+        let (board, told) = (Board::default(), Arc::new(AtomicUsize::new(0)));
+        let counter = told.clone();
+        board.on_news(Box::new(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }));
+        let news = |area, findings| {
+            let before = told.load(Ordering::Relaxed);
+            board.set(area, findings);
+            told.load(Ordering::Relaxed) - before
+        };
+        let one = || vec![Finding::failed("a", "do b")];
+        assert_eq!([news("firewall", one()), news("firewall", one()), news("firewall", Vec::new())], [1, 0, 1]);
+        assert_eq!([news("path", one()), news("guests", one()), news("path", Vec::new())], [0, 0, 0]);
+    }
 
     #[test]
     fn an_area_is_replaced_as_a_whole_and_the_worst_finding_counts() {

@@ -188,6 +188,9 @@ impl Thread {
             if heard.rules {
                 self.rules.forget();
             }
+            if heard.any {
+                self.board.stir();
+            }
         }
     }
 

@@ -25,6 +25,7 @@ pub mod names;
 pub mod net;
 pub mod netlink;
 pub mod opening;
+pub mod outbound;
 pub mod overlap;
 pub mod owner;
 pub mod passage;

@@ -16,7 +16,7 @@ use std::{fmt, io, net::IpAddr, str::FromStr};
 const ALIAS: &str = "p2pvm/1";
 
 /// What an interface's alias says of the p2pvm network behind it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
     /// The network's id, as it is written.
     pub network: String,
@@ -24,11 +24,14 @@ pub struct Mark {
     pub link_port: u16,
     /// The UDP and TCP port of its control plane; 0: not known yet.
     pub control_port: u16,
+    /// An address of one of its members that it cannot reach, as another p2pvm network of this machine holds it: that one reads it here.
+    pub misses: Option<IpAddr>,
 }
 
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{ALIAS} network={} link={} control={}", self.network, self.link_port, self.control_port)
+        write!(f, "{ALIAS} network={} link={} control={}", self.network, self.link_port, self.control_port)?;
+        self.misses.map_or(Ok(()), |ip| write!(f, " misses={ip}"))
     }
 }
 
@@ -44,12 +47,13 @@ impl FromStr for Mark {
         if words.next() != Some(ALIAS) {
             return Err(NotOurs);
         }
-        let mut mark = Self { network: String::new(), link_port: 0, control_port: 0 };
+        let mut mark = Self::default();
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             match key {
                 "network" => value.clone_into(&mut mark.network),
                 "link" => mark.link_port = value.parse().map_err(|_| NotOurs)?,
                 "control" => mark.control_port = value.parse().map_err(|_| NotOurs)?,
+                "misses" => mark.misses = Some(value.parse().map_err(|_| NotOurs)?),
                 // Later versions may say more.
                 _ => {}
             }
@@ -175,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_mark_is_read_back_and_others_aliases_are_not_ours() {
-        let mark = Mark { network: "abc".into(), link_port: 4002, control_port: 4001 };
+        let mark = Mark { network: "abc".into(), link_port: 4002, control_port: 4001, misses: Some([10, 9, 0, 5].into()) };
         assert_eq!(mark.to_string().parse(), Ok(mark.clone()));
         assert_eq!(format!("{mark} later=thing").parse(), Ok(mark));
         for text in ["", "uplink to the lab", "p2pvm/2 network=x", "p2pvm/1 link=many"] {

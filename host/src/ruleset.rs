@@ -11,6 +11,8 @@ pub type ChainId = (String, String, String);
 pub struct Chain {
     /// The hook of a base chain.
     pub hook: Option<String>,
+    /// The interfaces that it is hooked to, in the family `netdev`.
+    pub devices: Vec<String>,
     /// Whether a packet that no rule decided on is dropped.
     pub drops: bool,
     /// Its rules in order.
@@ -52,6 +54,12 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
+/// A string, or the strings of an array.
+fn strings(value: &Value) -> Vec<String> {
+    let one = value.as_str().into_iter();
+    one.chain(value.as_array().into_iter().flatten().filter_map(Value::as_str)).map(str::to_owned).collect()
+}
+
 fn id(value: &Value, name: &str) -> ChainId {
     (text(value, "family").to_owned(), text(value, "table").to_owned(), text(value, name).to_owned())
 }
@@ -91,6 +99,7 @@ impl Ruleset {
             } else if let Some(chain) = object.get("chain") {
                 let known = ruleset.chains.entry(id(chain, "name")).or_default();
                 known.hook = chain["hook"].as_str().map(str::to_owned);
+                known.devices = strings(&chain["dev"]);
                 known.drops = chain["policy"] == "drop";
             } else if let Some(rule) = object.get("rule") {
                 ruleset.chains.entry(id(rule, "chain")).or_default().rules.push(Rule {

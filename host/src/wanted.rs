@@ -27,7 +27,7 @@ pub struct Wanted {
 impl Wanted {
     /// What the interface's alias says.
     pub fn mark(&self) -> Mark {
-        Mark { network: self.network.clone(), link_port: self.link_port, control_port: self.control_port }
+        Mark { network: self.network.clone(), link_port: self.link_port, control_port: self.control_port, misses: None }
     }
 
     /// The routing table of the accepted routes.
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn networks_on_one_machine_have_tables_of_their_own() {
-        let mark = |network: &str, link_port| Mark { network: network.into(), link_port, control_port: 1 };
+        let mark = |network: &str, link_port| Mark { network: network.into(), link_port, control_port: 1, misses: None };
         let tables = [("a", 4002), ("b", 4002), ("a", 4012)].map(|(network, port)| routing_table(&mark(network, port)));
         assert!(tables[0] != tables[1] && tables[0] != tables[2]);
         assert!(tables.iter().all(|table| table >> 24 == 0x70));

@@ -6,7 +6,7 @@ use p2pvm_host::{Level, Wanted};
 use stage::{Elsewhere, Network, device, forwards, inside, nets, sh, snapshot, until, works};
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };

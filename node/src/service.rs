@@ -38,6 +38,11 @@ pub async fn start() -> Outcome<()> {
     Err(own_words().await.unwrap_or(failure))
 }
 
+/// Why the daemon of this state directory ended, where it is systemd's and has ended.
+pub async fn ended(layout: &Layout) -> Option<Failure> {
+    if manages(layout) { own_words().await } else { None }
+}
+
 /// Why the daemon ended, in its own words and with its own exit code: systemctl says only that it did.
 async fn own_words() -> Option<Failure> {
     let words = ["show", "--property", "ExecMainStatus", "--value", UNIT];

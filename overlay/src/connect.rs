@@ -47,7 +47,7 @@ use message::{Answer, MAX_CANDIDATES, MAX_NEIGHBOURS, Request, Whereabouts};
 use over_ring::OverRing;
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -108,6 +108,8 @@ struct State {
     punches: punches::Log,
     /// What members said of themselves, and when.
     known: HashMap<MemberId, (Instant, Whereabouts)>,
+    /// What of that was left out, as it lies in another network of this machine.
+    hidden: HashMap<MemberId, IpAddr>,
     /// When to try a better path next.
     retries: retries::Retries,
     /// Members that are written to from the second port, where their addresses are public.
@@ -270,6 +272,11 @@ impl Connector {
         self.shared.state().reflexive
     }
 
+    /// Members that have an address in another p2pvm network of this machine, so that they cannot be reached there.
+    pub fn hidden(&self) -> Vec<(MemberId, IpAddr)> {
+        self.shared.state().hidden.iter().map(|(member, ip)| (*member, *ip)).collect()
+    }
+
     /// What stands between us and the others.
     pub fn nat_kind(&self) -> NatKind {
         self.shared.state().nat
@@ -357,6 +364,10 @@ impl Shared {
     fn remember(&self, member: MemberId, whereabouts: &Whereabouts) {
         let (now, outside) = (Instant::now(), self.outside(whereabouts));
         let mut state = self.state();
+        match whereabouts.candidates.iter().find(|candidate| !outside.candidates.contains(candidate)) {
+            Some(hidden) => drop(state.hidden.insert(member, hidden.addr.ip())),
+            None => drop(state.hidden.remove(&member)),
+        }
         let before = state.known.insert(member, (now, outside.clone()));
         if before.is_some_and(|(_, before)| before.differs(&outside)) {
             state.retries.begin_anew(member, now + dial::RETRY);

@@ -218,7 +218,10 @@ impl Control {
 
     /// The multiaddresses, with `/p2p/`, that this node listens on.
     pub fn listen_addrs(&self) -> Vec<String> {
-        self.shared.listening.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let view = self.shared.underlay.view();
+        let all = self.shared.listening.read().unwrap_or_else(PoisonError::into_inner);
+        let by_tunnel = |address: &String| address.parse().ok().and_then(|a| address::ip_of(&a)).is_some_and(|ip| view.is_of_a_tunnel(&ip));
+        all.iter().filter(|address| !by_tunnel(address)).cloned().collect()
     }
 
     /// The port that this node listens at, once it does.

@@ -14,6 +14,7 @@ mod cut;
 mod deliver;
 mod device;
 mod envelopes;
+mod guest_proof;
 mod holding;
 #[cfg(test)]
 mod idle_tests;
@@ -52,6 +53,7 @@ pub(crate) use self::{
     ring::first_hop,
 };
 pub use access::Directory;
+pub use guest_proof::{GuestProof, GuestReach};
 pub use port::{GuestPort, Leaving};
 pub use proof::{Answered, Proof, Unproved};
 pub use relaying::RelayOffer;
@@ -311,6 +313,11 @@ impl Plane {
     /// Says at which port the control plane listens: it belongs to the interface's mark.
     pub fn set_control_port(&self, port: u16) {
         self.inner().set_control_port(port);
+    }
+
+    /// Says which member's address another p2pvm network of this machine holds, for that network's daemon to read in the interface's mark.
+    pub fn set_misses(&self, misses: Option<IpAddr>) {
+        self.inner().set_misses(misses);
     }
 
     /// The networks of this machine as far as they carry datagrams, and those that are tunnels; the plane keeps it new.

@@ -62,6 +62,8 @@ pub struct View {
     pub local: Vec<IpAddr>,
     /// Every address of this machine but loopback ones.
     own: Vec<IpAddr>,
+    /// The addresses of p2pvm's interfaces, link-local ones included.
+    inner: Vec<IpAddr>,
     /// Behind p2pvm's interfaces.
     tunnels: Vec<Network>,
     /// All others.
@@ -88,6 +90,7 @@ impl View {
                 continue;
             }
             view.tunnels.extend(networks);
+            view.inner.extend(link.addresses.iter().map(|(address, _)| *address));
             view.devices.push(link.name.clone());
             if let Some(mark) = mark {
                 view.udp_ports.extend([mark.link_port, mark.control_port]);
@@ -112,6 +115,11 @@ impl View {
         }
         let ip = ip.to_canonical();
         longest(&self.tunnels, &ip).is_some_and(|tunnel| longest(&self.others, &ip).is_none_or(|other| other <= tunnel))
+    }
+
+    /// Whether nobody connects by `ip`: it lies behind an interface of p2pvm's, or is that interface's own, as its link-local one.
+    pub fn is_of_a_tunnel(&self, ip: &IpAddr) -> bool {
+        self.inner.contains(ip) || self.is_inside(ip)
     }
 
     /// Whether an interface is one of p2pvm's.
@@ -271,6 +279,14 @@ mod tests {
             assert!(!view.is_inside(&ip(outside)), "{outside}");
         }
         assert!(view.is_ours("p2pvm0") && view.is_ours("p2pvm1") && !view.is_ours("lan"));
+    }
+
+    #[test]
+    fn the_link_local_address_of_a_tunnel_is_shown_to_nobody_and_that_of_a_cable_is() {
+        let view = view();
+        let shown = |text: &str| !view.is_of_a_tunnel(&ip(text));
+        assert!(shown("fe80::1") && shown("198.18.0.1") && shown("::1"));
+        assert!(!shown("fe80::9") && !shown("10.88.0.3") && !shown("fd77::3"));
     }
 
     #[test]

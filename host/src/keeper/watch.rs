@@ -22,6 +22,8 @@ const NFNLGRP_NFTABLES: u32 = 7;
 pub(super) struct Heard {
     /// Whether nftables changed.
     pub rules: bool,
+    /// Whether the kernel told of anything.
+    pub any: bool,
 }
 
 /// The sockets that tell.
@@ -50,10 +52,10 @@ impl Watch {
 
     /// Waits until something is heard, but not before `rest` unless it is an order, and not longer than `limit`.
     pub fn wait(&mut self, rest: Duration, limit: Duration) -> Heard {
-        let (began, mut heard, mut any) = (Instant::now(), Heard::default(), false);
+        let (began, mut heard) = (Instant::now(), Heard::default());
         loop {
             let elapsed = began.elapsed();
-            let until = if any { rest.max(super::SETTLE).min(limit) } else { limit };
+            let until = if heard.any { rest.max(super::SETTLE).min(limit) } else { limit };
             if elapsed >= until {
                 return heard;
             }
@@ -61,11 +63,11 @@ impl Watch {
             if routes {
                 // What it was is seen by looking; messages that were lost for want of room are no loss then.
                 let _ = self.routes.hear();
-                any = true;
+                heard.any = true;
             }
             if rules {
                 self.drain_rules();
-                (any, heard.rules) = (true, true);
+                (heard.any, heard.rules) = (true, true);
             }
             if ordered {
                 let _ = self.woken.read(&mut [0; 64]);

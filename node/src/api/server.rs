@@ -164,7 +164,7 @@ async fn findings(State(daemon): Shared) -> Json<Vec<FindingView>> {
 
 /// The same after everything has been looked at anew.
 async fn examine(State(daemon): Shared) -> Json<Vec<FindingView>> {
-    daemon.prove(0).await;
+    daemon.prove().await;
     Json(daemon.findings())
 }
 

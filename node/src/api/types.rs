@@ -63,6 +63,9 @@ pub struct Status {
     pub punches: PunchesView,
     /// Members with a live control connection.
     pub connected: usize,
+    /// The other members that it knows.
+    #[serde(default)]
+    pub known: usize,
     /// Whether this member was told of others when it joined; the founder was not.
     #[serde(default)]
     pub joined_another: bool,
@@ -71,6 +74,9 @@ pub struct Status {
     pub ring: RingView,
     /// Virtual machines running here.
     pub running_vms: usize,
+    /// Those of them whose guests answered through their interfaces when they were asked last.
+    #[serde(default)]
+    pub answering_vms: usize,
     /// Load of this host's processors, 0 to 1.
     pub cpu: f64,
     /// Where the daemon listens for members.
@@ -217,7 +223,7 @@ pub struct StartTimes {
 }
 
 /// One row of `p2pvm peers`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Peer {
     /// The member's id.
     pub member: String,
@@ -227,6 +233,9 @@ pub struct Peer {
     pub address: Option<String>,
     /// Whether a control connection is up.
     pub connected: bool,
+    /// Whether packets go over the link and answers come back.
+    #[serde(default)]
+    pub linked: bool,
     /// The packet path, if there is a link.
     pub path: Option<String>,
     /// The link's last measured round trip, milliseconds.
@@ -518,6 +527,9 @@ pub struct VmView {
     pub activity: Option<String>,
     /// Why it is in a state nobody asked for.
     pub note: Option<String>,
+    /// Whether its guest is reached through its interface, as its host found last; nothing where it does not run.
+    #[serde(default)]
+    pub reach: Option<ReachView>,
     /// Processors it keeps busy, as its host measured last.
     #[serde(default)]
     pub cpu: Option<f64>,
@@ -526,6 +538,19 @@ pub struct VmView {
     pub moving: Option<Moving>,
     /// Its snapshots.
     pub snapshots: Vec<SnapshotView>,
+}
+
+/// How a host reaches a guest of its own through the guest's interface.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReachView {
+    /// "answers"; "blocked": its host drops what is for it; "silent": it has answered and does not now; "never": it has not yet.
+    pub state: String,
+    /// For how long it has been so, seconds.
+    pub seconds: u64,
+    /// How long its answer took, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Why it does not answer, as far as its host can tell.
+    pub why: Option<String>,
 }
 
 /// A move that is under way.

@@ -32,6 +32,8 @@ use std::{
 const DAEMON_START_LIMIT: Duration = Duration::from_secs(20);
 /// A daemon that was killed holds its lock until the kernel has taken it apart.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
+/// A member that is there has let this one in, or turned it away, within this.
+const WELCOME_LIMIT: Duration = Duration::from_secs(4);
 /// An address is claimed within this, or something is wrong with the network.
 const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
 
@@ -84,6 +86,9 @@ fn show_up(context: &Context, status: &Status, how: &str) -> Outcome<()> {
         return print::json(status);
     }
     println!("{how}: {} in {}, address {}", status.name, status.network, or_dash(status.address.as_ref()));
+    if status.connected == 0 && status.known > 0 {
+        eprintln!("note: none of the {} known members answers yet; 'p2pvm status' shows when one does", status.known);
+    }
     Ok(())
 }
 
@@ -142,16 +147,27 @@ fn said_since(log: &Path, written: u64) -> String {
 /// Waits until the daemon has an address; `alive` says whether that can still be.
 async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Outcome<Status> {
     let mut progress = Progress::new("starting");
-    let began = Instant::now();
+    let (began, mut seen) = (Instant::now(), None::<Instant>);
     loop {
         alive()?;
         let status = match Client::connect(&layout.socket()).await {
             Ok(mut client) => client.get::<Status>("/status").await.ok(),
             Err(_) => None,
         };
+        if status.is_some() {
+            seen = Some(Instant::now());
+        }
         match status {
-            Some(status) if status.address.is_some() => return Ok(status),
+            Some(status) if status.address.is_some() && is_welcome(&status, began.elapsed()) => return Ok(status),
+            Some(status) if status.address.is_some() => {
+                progress.step(&Step { phase: "waiting for a member".to_owned(), ..Step::default() });
+            }
             Some(status) if began.elapsed() > ADDRESS_LIMIT => return Err(no_address(&status)),
+            // A service's end is seen by its silence.
+            None if seen.is_some_and(|at| at.elapsed() > DYING_LIMIT) => {
+                let ended = || Failure::new(Kind::Failed, format!("the daemon has ended: see {}", layout.log().display()));
+                return Err(service::ended(layout).await.unwrap_or_else(ended));
+            }
             None if began.elapsed() > DAEMON_START_LIMIT => {
                 return Err(Failure::timed_out(format!("the daemon does not answer: see {}", layout.log().display())));
             }
@@ -160,6 +176,11 @@ async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Ou
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
+}
+
+/// Whether a member has let this one in, or none is there to do so: one that was revoked while it was down is turned away only then.
+fn is_welcome(status: &Status, waited: Duration) -> bool {
+    status.connected > 0 || status.known == 0 || waited >= WELCOME_LIMIT
 }
 
 /// A daemon that has no address yet: why, by its own word.
@@ -465,6 +486,14 @@ mod tests {
         assert!(failure.message.ends_with("cannot bind UDP port 4002: Address in use"), "{failure}");
         let killed = ended(ExitStatus::from_raw(9), "");
         assert!(killed.kind == Kind::Failed && killed.message.contains("signal: 9"), "{killed}");
+    }
+
+    #[test]
+    fn nobody_is_called_up_before_a_member_let_it_in_while_one_may_be_there() {
+        let status = |known, connected| Status { known, connected, ..Status::default() };
+        assert!(!is_welcome(&status(2, 0), Duration::ZERO));
+        assert!(is_welcome(&status(2, 1), Duration::ZERO) && is_welcome(&status(0, 0), Duration::ZERO));
+        assert!(is_welcome(&status(2, 0), WELCOME_LIMIT), "all others may be off");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{
     api::{
         client::Event,
         forward::path_of,
-        types::{CreateVm, MigrateVm, RestoreVm},
+        types::{CreateVm, MigrateVm, ReachView, RestoreVm},
     },
     failure::{Doing, Failure, Outcome},
 };
@@ -112,6 +112,16 @@ async fn list(context: &Context) -> Outcome<()> {
     })
 }
 
+/// How a guest is reached, in words.
+fn network(reach: &ReachView) -> String {
+    let why = reach.why.as_deref().unwrap_or_default();
+    match (reach.state.as_str(), reach.rtt_ms) {
+        ("answers", Some(rtt)) => format!("answers its host in {}", print::ms(rtt)),
+        ("never", _) => format!("has not answered its host yet: {why}"),
+        (state, _) => format!("{state} for {} s: {why}", reach.seconds),
+    }
+}
+
 async fn show(context: &Context, name: &str) -> Outcome<()> {
     let vm: Value = context.daemon().await?.get(&path_of(name, "")?).await?;
     report(context, &vm, || {
@@ -121,6 +131,9 @@ async fn show(context: &Context, name: &str) -> Outcome<()> {
                 _ => text(&vm, field),
             };
             println!("{:12}{value}", field.replace('_', " "));
+        }
+        if let Ok(reach) = serde_json::from_value::<ReachView>(vm["reach"].clone()) {
+            println!("{:12}{}", "network", network(&reach));
         }
         let snapshots: Vec<_> =
             vm["snapshots"].as_array().into_iter().flatten().map(|s| ["name", "taken", "state"].map(|field| text(s, field))).collect();

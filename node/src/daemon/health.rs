@@ -2,13 +2,54 @@
 
 use super::Daemon;
 use crate::{
-    api::types::{FindingView, HealthView, Status},
+    api::types::{FindingView, HealthView, Peer, Status},
     cli::netcheck,
     web::view,
 };
-use p2pvm_host::Level;
+use p2pvm_host::{Finding, Level};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How often it is looked whether members can be asked.
+const EVERY: Duration = Duration::from_secs(2);
+/// Connections are made anew within this, for example after a member has started again.
+const ANEW: Duration = Duration::from_secs(8);
+/// The board's area.
+const AREA: &str = "control";
+
+/// Members to whom packets go and none of whom can be asked anything.
+fn unasked(peers: &[Peer], port: Option<u16>) -> Option<Finding> {
+    let linked = peers.iter().filter(|peer| peer.linked).count();
+    if linked == 0 || peers.iter().any(|peer| peer.connected) {
+        return None;
+    }
+    let port = port.map_or_else(|| "of the control plane".to_owned(), |port| port.to_string());
+    let found = format!(
+        "packets go to {linked} of {} known members, but none can be asked: UDP and TCP port {port} is blocked here or there; names, moves and \
+         joins wait",
+        peers.len()
+    );
+    let advice = format!(
+        "let UDP and TCP port {port} in and out, here and there: 'nft list ruleset' and 'iptables -L -v' show the rule that drops it here"
+    );
+    Some(Finding::failed(found, advice))
+}
 
 impl Daemon {
+    /// Looks whether members can be asked until the daemon ends.
+    pub(super) async fn watch_control(self: Arc<Self>) {
+        let mut since = None;
+        loop {
+            let found = unasked(&self.peers(), self.parts.control.listen_port());
+            since = found.as_ref().and(since.or_else(|| Some(Instant::now())));
+            let lasts = since.is_some_and(|since: Instant| since.elapsed() >= ANEW);
+            self.parts.board.set(AREA, found.filter(|_| lasts).into_iter().collect());
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
     /// What is found wrong with this machine now, by area.
     pub fn findings(&self) -> Vec<FindingView> {
         let all = self.parts.board.all().into_iter();
@@ -22,7 +63,7 @@ impl Daemon {
         let put_back = self.parts.plane.mend().await.into_iter();
         self.parts.plane.rouse();
         self.parts.notices.touch();
-        self.prove(0).await;
+        self.prove().await;
         let after = self.findings();
         let put_back =
             put_back.map(|found| FindingView { area: "interface".to_owned(), level: Level::Failed, found, advice: String::new() });
@@ -32,5 +73,20 @@ impl Daemon {
     /// The health by the rules of the status screen, as far as this node knows without asking others: of VMs those that are here.
     pub(super) fn health(&self, status: &Status) -> HealthView {
         view::health(!netcheck::local_addresses().is_empty(), status, &self.peers(), &self.vms_here(), &[])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_that_can_be_reached_and_not_asked_are_a_failure_that_names_the_port() {
+        let peer = |connected, linked| Peer { connected, linked, ..Peer::default() };
+        let found = unasked(&[peer(false, true), peer(false, false)], Some(4001)).unwrap();
+        assert!(found.level == Level::Failed && found.found.contains("packets go to 1 of 2") && found.advice.contains("4001"), "{found:?}");
+        assert_eq!(unasked(&[peer(true, true), peer(false, true)], Some(4001)), None);
+        assert_eq!(unasked(&[peer(false, false)], Some(4001)), None, "nothing goes there");
+        assert_eq!(unasked(&[], Some(4001)), None);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// How often it is looked at: both are read from memory.
-const EVERY: Duration = Duration::from_secs(2);
+const EVERY: Duration = Duration::from_secs(1);
 /// A loop that has not been seen for so long is over.
 const LOOP_LASTS: Duration = Duration::from_secs(60);
 /// The board's area.

@@ -7,6 +7,8 @@ mod book;
 pub mod changes;
 mod clocks;
 mod dashboard;
+mod expelled;
+mod guests;
 mod health;
 mod interface;
 mod kept;
@@ -16,6 +18,7 @@ mod manager;
 pub mod metrics;
 mod moves;
 mod netcheck;
+mod networks;
 mod notify;
 mod policy;
 mod ports;
@@ -59,7 +62,7 @@ use p2pvm_overlay::{
     connect::{ConnectOptions, Connector, Papers},
     control::{Control, ControlConfig, ControlError, ControlEvent},
     identity::Identity,
-    membership::{Certificate, NetworkConfig, Trust},
+    membership::{Certificate, NetworkConfig, Refusal, Trust},
     network_time::{Exchange as ClockExchange, NetworkTime},
     notices::{Notices, Spread},
     plane::{self, Plane, PlaneConfig, PlaneEvent},
@@ -125,6 +128,7 @@ pub struct Parts {
     names: Arc<dyn Names>,
     notices: Arc<Notices>,
     spread: Arc<Spread>,
+    trust: Arc<Trust>,
     ring: Arc<RingNet>,
     /// What is found wrong with this machine.
     board: Board,
@@ -175,8 +179,9 @@ pub struct Daemon {
     _ring: RingDriver,
     _clocks: ClockExchange,
     ask: OnceLock<AskAll>,
+    guests: guests::Guests,
     /// One round of proofs at a time.
-    proving: tokio::sync::Mutex<()>,
+    proving: tokio::sync::Mutex<proof::Last>,
 }
 
 /// Runs the daemon in the foreground until it is told to stop.
@@ -395,9 +400,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     .await
     .map_err(|e| match e {
         // Starting again changes nothing: the exit code says so to the service manager.
-        ControlError::NotAMember(why) => {
-            Failure::refused(format!("this node's membership is not valid: {why}; 'p2pvm leave --force' forgets it"))
-        }
+        ControlError::NotAMember(why) => Failure::refused(expelled::sentence(&trust, &certificate, &why)),
         other => Failure::new(Kind::Failed, format!("starting the control plane: {other}")),
     })?;
     let fabric: Arc<dyn Fabric> = control.clone();
@@ -430,7 +433,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
 
     let connect_options = ConnectOptions { stun: true, upnp: config.upnp, outside: config.outside(), relay: config.relay() };
     let ring = RingNet::new(plane.clone());
-    let papers = Papers { certificate: certificate.clone(), trust };
+    let papers = Papers { certificate: certificate.clone(), trust: trust.clone() };
     let connector = Connector::start_with_ring(plane.clone(), fabric.clone(), connect_options, ring.clone(), papers);
     let ring_driver = RingDriver::start(ring.clone(), connector.clone(), fabric.clone(), config.ring.options());
     let parts = Arc::new(Parts {
@@ -447,6 +450,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         names,
         notices,
         spread,
+        trust,
         board: Board::default(),
         has_bootstrap,
     });
@@ -509,6 +513,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         _ring: ring_driver,
         _clocks: clocks,
         ask: OnceLock::new(),
+        guests: guests::Guests::default(),
         proving: tokio::sync::Mutex::default(),
     });
     daemon.answer_questions();
@@ -591,6 +596,8 @@ impl Daemon {
         let daemon = self.clone();
         tasks.spawn(async move { daemon.serve_members().await });
         tasks.spawn(self.clone().keep_proving());
+        tasks.spawn(self.clone().watch_networks());
+        tasks.spawn(self.clone().watch_control());
         tasks.spawn(clocks::watch(self.parts.clone()));
         tasks.spawn(interface::watch(self.parts.clone()));
         tasks.spawn(twins::run(self.clone()));
@@ -639,8 +646,7 @@ impl Daemon {
                     self.parts.notices.touch();
                 }
                 Ok(ControlEvent::ThisNodeRevoked) => {
-                    let expelled =
-                        "this node's membership has been revoked: 'p2pvm leave --force' forgets it; a new invite lets a new identity in";
+                    let expelled = expelled::sentence(&self.parts.trust, &self.parts.certificate, &Refusal::Revoked);
                     *self.expelled.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::refused(expelled));
                     self.stop();
                     return;

@@ -6,7 +6,7 @@
 
 use super::{Daemon, Parts, policy::Policies};
 use async_trait::async_trait;
-use p2pvm_host::Finding;
+use p2pvm_host::{Board, Finding, Level};
 use p2pvm_overlay::{
     MemberId, Serve,
     membership::policy::Party,
@@ -19,15 +19,24 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 /// How often it is proved.
 const EVERY: Duration = Duration::from_secs(30);
+/// As above while something does not pass, or a guest boots.
+const WHILE_TROUBLED: Duration = Duration::from_secs(5);
 /// Between a proof that failed and the second try that counts.
-const ONCE_MORE: Duration = Duration::from_millis(700);
-/// How long packets may take through this host's own stack, and to another's.
-const HOST_LIMIT: Duration = Duration::from_secs(2);
+const ONCE_MORE: Duration = Duration::from_millis(300);
+/// How long packets may take through this host's own stack, and to another's. Reason for the first: what the kernel tells of a rule
+/// that cuts this host off is to show within about two seconds, two tries included.
+const HOST_LIMIT: Duration = Duration::from_millis(800);
 const MEMBER_LIMIT: Duration = Duration::from_secs(3);
+/// After news of this machine it is proved anew, but not sooner than this after the last time; twice as late each time that changed
+/// nothing, up to the limit. Reason: a host on which containers come and go has news all the time.
+const AFTER_NEWS: Duration = Duration::from_millis(500);
+const AFTER_NEWS_LIMIT: Duration = Duration::from_secs(10);
+/// Members are not asked for the sake of such news more often than this.
+const MEMBERS_AFTER: Duration = Duration::from_secs(5);
 /// Members proved in one round: one while all is well, as a member that does nothing should send little; others come in the next
 /// rounds. More where one does not answer, to tell its trouble from this host's.
 const MEMBERS: (usize, usize) = (1, 3);
@@ -62,6 +71,26 @@ struct Answer {
     its_own: bool,
 }
 
+/// What the last round found.
+#[derive(Default)]
+pub(super) struct Last {
+    others: Others,
+    asked: Option<Instant>,
+    round: usize,
+}
+
+/// How long to wait for the next round.
+struct Pace {
+    gap: Duration,
+}
+
+impl Pace {
+    /// After a round that `news` had caused, or time; and whether what it found is new.
+    fn after(&mut self, news: bool, changed: bool) {
+        self.gap = if news && !changed { (self.gap * 2).min(AFTER_NEWS_LIMIT) } else { AFTER_NEWS };
+    }
+}
+
 /// What one round found of the others.
 #[derive(Default)]
 struct Others {
@@ -87,21 +116,61 @@ impl Daemon {
         if lease.wait_for(Option::is_some).await.is_err() {
             return;
         }
-        for round in 0.. {
-            self.prove(round).await;
-            tokio::time::sleep(EVERY).await;
+        let news = Arc::new(Notify::new());
+        let told = news.clone();
+        self.parts.board.on_news(Box::new(move || told.notify_one()));
+        let (mut pace, mut by_news) = (Pace { gap: AFTER_NEWS }, false);
+        loop {
+            let before = self.unproved();
+            if by_news {
+                self.prove_after_news().await
+            } else {
+                self.prove().await
+            }
+            let after = self.unproved();
+            pace.after(by_news, before != after);
+            let next = if after.is_empty() && !self.guests.is_unsettled() { EVERY } else { WHILE_TROUBLED };
+            by_news = tokio::select! {
+                () = tokio::time::sleep(next) => false,
+                () = heeded(&news, pace.gap) => true,
+            };
         }
     }
 
-    /// Proves the ways now, and puts what does not pass on the board.
-    pub async fn prove(&self, round: usize) {
-        let _alone = self.proving.lock().await;
+    /// What does not pass, as far as the board has it.
+    fn unproved(&self) -> Vec<Finding> {
+        let all = self.parts.board.all().into_iter();
+        all.filter(|(area, finding)| finding.level != Level::Ok && Board::PROVED.contains(area)).map(|(_, finding)| finding).collect()
+    }
+
+    /// Proves all ways now, and puts what does not pass on the board.
+    pub async fn prove(&self) {
+        self.prove_all(true).await;
+    }
+
+    /// As above, but leaves members alone that were asked just now.
+    async fn prove_after_news(&self) {
+        self.prove_all(false).await;
+    }
+
+    async fn prove_all(&self, all: bool) {
+        let mut last = self.proving.lock().await;
+        tokio::join!(self.prove_path(all, &mut last), self.prove_guests());
+    }
+
+    async fn prove_path(&self, all: bool, last: &mut Last) {
         let host = twice(|| self.parts.plane.prove_host(HOST_LIMIT)).await;
-        let others = match &host {
-            Ok(_) => self.prove_others(round).await,
-            Err(_) => Others::default(),
-        };
-        self.parts.board.set(AREA, findings(host.err().as_ref(), &others));
+        if host.is_err() {
+            // Known now: what members say of it adds nothing.
+            (last.others, last.asked) = (Others::default(), None);
+        } else if all || last.asked.is_none_or(|at| at.elapsed() >= MEMBERS_AFTER) {
+            // Shown now: members may take their time.
+            self.parts.board.set(AREA, findings(None, &last.others));
+            last.round = last.round.wrapping_add(1);
+            last.others = self.prove_others(last.round).await;
+            last.asked = Some(Instant::now());
+        }
+        self.parts.board.set(AREA, findings(host.err().as_ref(), &last.others));
     }
 
     async fn prove_others(&self, round: usize) -> Others {
@@ -148,6 +217,12 @@ impl Daemon {
             Some(why) => Some(Err(why.chars().filter(|c| !c.is_control()).take(MAX_WHY).collect())),
         }
     }
+}
+
+/// Waits for news, which may have come before, but not less than `gap`.
+async fn heeded(news: &Notify, gap: Duration) {
+    tokio::time::sleep(gap).await;
+    news.notified().await;
 }
 
 /// A busy machine misses one deadline; what is broken misses two.
@@ -256,7 +331,6 @@ impl Serve for Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2pvm_host::Level;
 
     #[test]
     fn an_address_that_is_not_reached_is_a_failure_with_the_remedy_of_its_cause() {
@@ -277,6 +351,17 @@ mod tests {
             assert!(finding.found.contains("cannot be reached"), "{finding:?}");
         }
         assert_eq!(findings(Some(&Unproved::NoAddress), &Others::default()), []);
+    }
+
+    #[test]
+    fn news_that_change_nothing_are_heeded_more_and_more_seldom() {
+        let mut pace = Pace { gap: AFTER_NEWS };
+        pace.after(true, true);
+        assert_eq!(pace.gap, AFTER_NEWS);
+        (0..10).for_each(|_| pace.after(true, false));
+        assert_eq!(pace.gap, AFTER_NEWS_LIMIT);
+        pace.after(false, false);
+        assert_eq!(pace.gap, AFTER_NEWS, "a quiet time has passed");
     }
 
     #[test]

@@ -41,6 +41,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+use tokio::sync::Notify;
 
 /// An offer that is not renewed is forgotten after this: its host is gone.
 const OFFER_SECONDS: u64 = 1800;
@@ -51,6 +52,10 @@ const RENEW_AFTER: [Duration; 3] = [Duration::from_secs(4), Duration::from_secs(
 const LOOK_EVERY: Duration = Duration::from_secs(4);
 /// Members whose offers are used here are asked this often whether they are there, and answer within this.
 const PROBE_EVERY: Duration = Duration::from_secs(4);
+/// As above while one does not answer: what is shown then should not lag behind.
+const PROBE_SILENT: Duration = Duration::from_millis(1500);
+/// This host's routes and interfaces may change in bursts: so long is waited for the rest of one.
+const AFTER_NEWS: Duration = Duration::from_millis(700);
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// The last word to the others, when the daemon ends.
 const FAREWELL: Duration = Duration::from_millis(700);
@@ -149,6 +154,9 @@ impl Subnets {
     pub async fn run(&self) {
         let mut changes = self.parts.notices.changes();
         let mut probed = Instant::now();
+        let news = Arc::new(Notify::new());
+        let told = news.clone();
+        self.parts.board.on_news(Box::new(move || told.notify_one()));
         loop {
             if let Err(failure) = self.settle() {
                 tracing::warn!(%failure, "subnet routes are not as they should be");
@@ -156,16 +164,21 @@ impl Subnets {
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = self.probe(probed + PROBE_EVERY) => probed = Instant::now(),
+                () = self.probe(probed + self.probe_every()) => probed = Instant::now(),
+                () = news.notified() => tokio::time::sleep(AFTER_NEWS).await,
             }
         }
+    }
+
+    fn probe_every(&self) -> Duration {
+        if lock(&self.answers).silent().is_empty() { PROBE_EVERY } else { PROBE_SILENT }
     }
 
     /// Asks the members whose offers could be used here whether they are there; returns when that changed something, or never.
     async fn probe(&self, mut next: Instant) {
         loop {
             tokio::time::sleep_until(next.into()).await;
-            next = Instant::now() + PROBE_EVERY;
+            next = Instant::now() + self.probe_every();
             let views = lock(&self.views).clone();
             let of_others = views.iter().filter(|view| view.may_be_used && view.member != self.parts.me().to_string());
             let mut members: Vec<MemberId> = of_others.filter_map(|view| view.member.parse().ok()).collect();
@@ -188,7 +201,10 @@ impl Subnets {
         let policy = self.policies.standing();
         let multicast = self.multicast && policy.as_ref().is_none_or(|(_, policy)| policy.multicast);
         let local = self.local_routes(routes::of_machine)?;
-        let silent = lock(&self.answers).silent();
+        let (silent, recovering) = {
+            let answers = lock(&self.answers);
+            (answers.silent(), answers.recovering())
+        };
         let me = self.parts.me();
         let judge = Judge {
             me,
@@ -197,6 +213,7 @@ impl Subnets {
             policy: policy.as_ref().map(|(_, policy)| policy.as_ref()),
             accept: kept.accept,
             silent: &silent,
+            recovering: &recovering,
         };
         let offers = self.parts.notices.offers();
         let mine = kept.offers.iter().map(|subnet| offered(&self.parts.certificate, me, *subnet, UnixTime(kept.since)));
@@ -240,7 +257,7 @@ impl Subnets {
                 member: offer.member.to_string(),
                 used: done.is_used() || (*done == Use::Own && report.forwarding.is_none()),
                 note: note(offer, done),
-                may_be_used: done.is_used() || matches!(done, Use::Elder(_) | Use::Unreachable),
+                may_be_used: done.is_used() || matches!(done, Use::Elder(_) | Use::Unreachable | Use::Recovering),
             })
             .collect();
         let before = std::mem::replace(&mut *lock(&self.views), views.clone());

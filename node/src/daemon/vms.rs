@@ -86,6 +86,9 @@ impl Daemon {
     pub(super) fn view(&self, vm: &VmStatus) -> VmView {
         let state = serde_json::to_value(vm.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
         let definition = &vm.definition;
+        let reach = self.guests.view(definition.vm).filter(|_| vm.holder == self.me());
+        let blocked = reach.as_ref().filter(|reach| reach.state == "blocked").and_then(|reach| reach.why.as_ref());
+        let cut_off = blocked.map(|why| format!("packets do not reach it: {why}"));
         VmView {
             name: vm.name.clone(),
             id: definition.vm.to_string(),
@@ -101,7 +104,8 @@ impl Daemon {
             epoch: vm.epoch.0,
             voters: definition.voters.iter().map(|m| self.name_of(*m)).collect(),
             activity: vm.activity.clone(),
-            note: vm.note.clone(),
+            note: vm.note.clone().or(cut_off),
+            reach,
             cpu: self.manager.cpu_of(definition.vm),
             moving: self.manager.moves.of(&vm.name),
             snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),

@@ -151,6 +151,13 @@ pub(super) fn name_servers(found: &Result<Vec<String>, String>) -> Check {
     }
 }
 
+/// Whether the guests that run here answer, where nothing is found wrong with them.
+pub(super) fn guests(status: &Status) -> Option<Check> {
+    let told = status.findings.iter().any(|found| found.area == "guests");
+    let found = || format!("{} of {} running here answer their host", status.answering_vms, status.running_vms);
+    (status.running_vms > 0 && !told).then(|| check("guests", Fine, found(), ""))
+}
+
 /// What the running daemon found.
 pub(super) fn finding(found: &FindingView) -> Check {
     check(&found.area, found.level, found.found.clone(), found.advice.clone())

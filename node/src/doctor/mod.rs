@@ -63,11 +63,16 @@ async fn daemon(context: &Context) -> Option<Running> {
         let status: Status = client.get("/status").await.ok()?;
         Some((client, status))
     };
-    let (mut client, status) = timeout(STATUS_LIMIT, asked).await.ok()??;
+    let (mut client, mut status) = timeout(STATUS_LIMIT, asked).await.ok()??;
     let net = timeout(PROOF_LIMIT, client.get("/netcheck")).await.ok().and_then(Result::ok);
     // Last, as the server may close the connection with it. A daemon of before knows no proof, and its status no findings.
     let proved = timeout(PROOF_LIMIT, client.post("/findings", &())).await.ok().and_then(Result::ok);
     let findings = proved.unwrap_or_else(|| status.findings.clone());
+    // What was just proved is newer than what the status had.
+    let again = async { context.daemon().await.ok()?.get("/status").await.ok() };
+    if let Ok(Some(now)) = timeout(STATUS_LIMIT, again).await {
+        status = now;
+    }
     Some(Running { status, net, findings })
 }
 
@@ -97,6 +102,7 @@ pub async fn examine(context: &Context) -> Page {
         judge::name_servers(&probes::name_servers()),
         judge::membership(layout, status),
     ];
+    checks.extend(status.and_then(judge::guests));
     let findings = running.as_ref().map_or(&[][..], |running| &running.findings);
     checks.extend(findings.iter().map(judge::finding));
     Page { ok: checks.iter().all(|c| c.level != Level::Failed), fixed: Vec::new(), checks }

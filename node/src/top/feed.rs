@@ -12,7 +12,7 @@ use crate::{
     failure::Outcome,
     layout::Layout,
 };
-use p2pvm_console::{Decision, Doing, Invitation, Member, Model, Node, Reach, Vm};
+use p2pvm_console::{Decision, Doing, Invitation, Member, Model, Node, Reach, Vm, udp_port};
 use p2pvm_host::Level;
 use std::{
     collections::HashMap,
@@ -171,7 +171,7 @@ async fn look_for_vms(layout: &Layout, limit: Duration) -> Option<Told> {
 
 /// Another member, as the screen has it.
 fn member(p: Peer) -> Member {
-    Member { name: p.name, address: p.address, connected: p.connected, path: p.path, rtt_ms: p.rtt_ms }
+    Member { name: p.name, address: p.address, connected: p.connected, linked: p.linked, path: p.path, rtt_ms: p.rtt_ms }
 }
 
 /// This node, as the screen has it.
@@ -189,6 +189,7 @@ fn node(s: Status) -> Node {
         on_ring: s.ring.joined,
         was_on_ring: s.ring.was_joined,
         joined_another: s.joined_another,
+        control_port: s.listen.iter().find_map(|address| udp_port(address)),
         wanting: s.address_wanting,
         failing: s.findings.iter().filter(|f| f.level == Level::Failed).map(|f| f.found.clone()).collect(),
         warnings: s.findings.iter().filter(|f| f.level == Level::Warning).count(),

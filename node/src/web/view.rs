@@ -2,7 +2,7 @@
 //! decisions as it tells them itself, and the VMs.
 
 use crate::api::types::{ClusterMember, Decided, HealthView, Peer, Status, VmView};
-use p2pvm_console::{Health, Vitals, troubled};
+use p2pvm_console::{Health, Vitals, troubled, udp_port};
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +73,8 @@ pub fn health(online: bool, status: &Status, peers: &[Peer], vms: &[VmView], sil
         up_seconds: status.up_seconds,
         known: peers.len(),
         connected: peers.iter().filter(|peer| peer.connected).count(),
+        linked: peers.iter().filter(|peer| peer.linked).count(),
+        control_port: status.listen.iter().find_map(|address| udp_port(address)),
         troubled: troubled.collect(),
         wanting: status.address_wanting.as_deref(),
         failing: status.findings.iter().filter(|f| f.level == Level::Failed).map(|f| f.found.as_str()).collect(),

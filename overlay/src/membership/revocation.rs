@@ -55,6 +55,11 @@ impl Revocation {
         self.delegate.as_ref().map(Certificate::member)
     }
 
+    /// The delegate's name, or `None` if the root signed.
+    pub fn delegate_name(&self) -> Option<&str> {
+        self.delegate.as_ref().map(Certificate::name)
+    }
+
     /// Whether it is signed by somebody who may. A delegate's certificate need only have been valid
     /// when the revocation was signed: revocations outlive their issuers' certificates.
     ///

@@ -148,7 +148,7 @@ impl Inner {
             tracing::debug!(%error, "TSO packets are not limited to one send");
         }
         // Before it has an address, so that no daemon of this machine takes it for one of its own candidates.
-        let mark = Mark { network: config.network, link_port: udp.port(), control_port: config.control_port };
+        let mark = Mark { network: config.network, link_port: udp.port(), control_port: config.control_port, misses: None };
         if let Err(error) = set_alias(index, &mark.to_string()) {
             tracing::warn!(%error, "the interface {} cannot be marked: other networks of this machine may mistake it", config.device);
         }

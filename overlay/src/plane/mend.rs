@@ -2,8 +2,8 @@
 //! routes, finds it put back within some seconds. What is wanted is kept here; what is there is read from the kernel whenever it
 //! says that something changed, and every few seconds ([`super::roam`]).
 //!
-//! One log line says what was put back, one what cannot be; a program that changes the device again and again is answered more
-//! slowly and without a word. IPv6 is optional: where it is switched off its address is left out, and put on when it comes back.
+//! One log line says what was put back, one what cannot be; a program that makes the same change again and again is named as such, and
+//! from then on answered more slowly and without a word. Another change is said all the same. IPv6 is optional: where it is switched off its address is left out, and put on when it comes back.
 
 use super::{Error, Inner, astray, core::lock, device};
 use p2pvm_host::{
@@ -11,7 +11,7 @@ use p2pvm_host::{
     links::{Link, Mark, links, set_alias},
 };
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant},
@@ -38,12 +38,51 @@ pub(crate) struct Wanted {
     without_v6: bool,
     /// When something was last put back.
     mended: VecDeque<Instant>,
+    said: Said,
+}
+
+/// What was said lately of things that are put back, by their kinds. A kind is said the first times within [`OFTEN`], then no more.
+#[derive(Default)]
+pub(super) struct Said(BTreeMap<String, VecDeque<Instant>>);
+
+/// Whether something that was put back is worth a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Worth {
+    Nothing,
+    /// It happened so often that the next ones are not said.
+    Last,
+    Line,
+}
+
+impl Said {
+    /// Notes that these were put back, and whether that is to be said; each kind is said `times` times.
+    pub fn worth(&mut self, mended: &[String], times: usize, now: Instant) -> Worth {
+        self.0.retain(|_, at| {
+            at.retain(|at| now.saturating_duration_since(*at) <= OFTEN);
+            !at.is_empty()
+        });
+        let worth = mended.iter().map(|what| {
+            let at = self.0.entry(kind(what).to_owned()).or_default();
+            if at.len() >= times {
+                return Worth::Nothing;
+            }
+            at.push_back(now);
+            if at.len() == times && times > 1 { Worth::Last } else { Worth::Line }
+        });
+        worth.max().unwrap_or(Worth::Nothing)
+    }
+}
+
+/// What kind of change the words tell of: names and numbers differ from time to time.
+fn kind(what: &str) -> &str {
+    let varies = ["it was renamed", "its MTU was"];
+    varies.into_iter().find(|kind| what.starts_with(kind)).unwrap_or(what)
 }
 
 impl Wanted {
     pub fn new(name: String, mtu: u16, largest: usize, mark: Mark) -> Self {
         let (addresses, faults, mended) = (Vec::new(), Vec::new(), VecDeque::new());
-        Self { name, mtu, largest, mark, addresses, closed: false, faults, without_v6: false, mended }
+        Self { name, mtu, largest, mark, addresses, closed: false, faults, without_v6: false, mended, said: Said::default() }
     }
 
     /// Whether repairs have been so many that the next has to wait.
@@ -59,10 +98,10 @@ impl Wanted {
         let device = self.name.as_str();
         if !mended.is_empty() {
             self.mended.push_back(now);
-            match self.mended.len() {
-                ..AT_ONCE => tracing::warn!("the interface {device} is put back, something changed it: {}", mended.join(", ")),
-                AT_ONCE => tracing::warn!("something changes the interface {device} again and again: {}", mended.join(", ")),
-                _ => {}
+            match self.said.worth(mended, AT_ONCE, now) {
+                Worth::Line => tracing::warn!("the interface {device} is put back, something changed it: {}", mended.join(", ")),
+                Worth::Last => tracing::warn!("something changes the interface {device} again and again: {}", mended.join(", ")),
+                Worth::Nothing => {}
             }
         }
         if faults != self.faults {
@@ -182,7 +221,12 @@ impl Inner {
         if link.mtu != u32::from(wanted.mtu) {
             round.note(|| format!("its MTU was {}", link.mtu), host::set_mtu(index, wanted.mtu.into()));
         }
-        if link.mark().as_ref() != Some(&wanted.mark) {
+        let mark = link.mark();
+        let is_ours = |mark: &Mark| mark.network == wanted.mark.network && mark.link_port == wanted.mark.link_port;
+        if mark.as_ref().is_some_and(|mark| *mark != wanted.mark && is_ours(mark)) {
+            // What the mark is to say has changed, and nobody took it away.
+            let _ = set_alias(index, &wanted.mark.to_string());
+        } else if mark.as_ref() != Some(&wanted.mark) {
             round.note(|| "its mark was gone".into(), set_alias(index, &wanted.mark.to_string()));
         }
         if anew {
@@ -285,6 +329,14 @@ impl Inner {
         device.chain(self.port_faults()).collect()
     }
 
+    /// Writes into the device's mark which member's address another network of this machine holds.
+    pub fn set_misses(&self, misses: Option<IpAddr>) {
+        let before = std::mem::replace(&mut lock(&self.device_wanted).mark.misses, misses);
+        if before != misses {
+            self.ask_host(None);
+        }
+    }
+
     /// Writes the control plane's port into the device's mark.
     pub fn set_control_port(&self, port: u16) {
         lock(&self.device_wanted).mark.control_port = port;
@@ -329,8 +381,21 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_another_kind_is_said_also_after_one_that_is_made_again_and_again() {
+        let (mut said, now) = (Said::default(), Instant::now());
+        let mut worth = |what: &str, after| said.worth(&[what.to_owned()], AT_ONCE, now + Duration::from_secs(after));
+        let down: Vec<Worth> = (0..8).map(|at| worth("it was down", at)).collect();
+        assert_eq!(down[..AT_ONCE - 1], [Worth::Line; AT_ONCE - 1]);
+        assert_eq!(down[AT_ONCE - 1..], [Worth::Last, Worth::Nothing, Worth::Nothing, Worth::Nothing]);
+        assert_eq!([worth("its MTU was 1400", 9), worth("it was renamed x", 9)], [Worth::Line; 2]);
+        let renamed: Vec<Worth> = (0..6).map(|n| worth(&format!("it was renamed x{n}"), 10)).collect();
+        assert_eq!(renamed.last(), Some(&Worth::Nothing), "another name is no other kind");
+        assert_eq!(worth("it was down", 100), Worth::Line);
+    }
+
+    #[test]
     fn the_first_repairs_are_made_at_once_and_many_more_slowly() {
-        let mark = Mark { network: "n".into(), link_port: 1, control_port: 2 };
+        let mark = Mark { network: "n".into(), link_port: 1, control_port: 2, misses: None };
         let (mut wanted, start) = (Wanted::new("p2pvm0".into(), 1340, 65_000, mark), Instant::now());
         for n in 0..AT_ONCE {
             let now = start + Duration::from_millis(100 * n as u64);

@@ -7,6 +7,7 @@ use super::{
     core::lock,
     cut::{Into, NEEDS_CHECKSUM, cut},
     deliver::Ctx,
+    guest_proof::Listening,
     holding::Holding,
     join::FRONT,
     multicast::group_mac,
@@ -35,7 +36,7 @@ use std::{
 use tun_rs::{VIRTIO_NET_HDR_LEN, VirtioNetHdr};
 
 /// The gateway's link-local address on every guest port.
-const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+pub(super) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Segments that one of a guest's TSO packets is cut into at most.
 const MAX_SEGMENTS: usize = 128;
 /// For so long after a guest came, packets that its former host passes on are let in.
@@ -86,6 +87,8 @@ pub(crate) struct Port {
     pub config: GuestPort,
     pub socket: PacketSocket,
     pub care: Mutex<Care>,
+    /// What is looked out for while the guest is asked whether it is there.
+    pub listening: Listening,
     frozen: AtomicBool,
     pub holding: Holding,
     since: Instant,
@@ -99,6 +102,18 @@ impl Port {
 
     fn open(&self) -> bool {
         !self.frozen.load(Ordering::Relaxed)
+    }
+
+    /// Whether the guest runs here and stays, as far as its owner has said.
+    pub fn is_open(&self) -> bool {
+        self.open() && !self.holding.active()
+    }
+
+    /// Gives the guest a frame; what the kernel says.
+    pub fn ask(&self, frame: &[u8]) -> io::Result<()> {
+        let mut out = vec![0; VIRTIO_NET_HDR_LEN];
+        out.extend_from_slice(frame);
+        self.socket.send(&out).map(drop)
     }
 
     /// Whether a packet is held for the guest, which is being moved, instead of given to it.
@@ -128,9 +143,7 @@ impl Port {
 
     fn send_frame(&self, frame: &[u8]) {
         if self.open() {
-            let mut out = vec![0; VIRTIO_NET_HDR_LEN];
-            out.extend_from_slice(frame);
-            let _ = self.socket.send(&out);
+            let _ = self.ask(frame);
         }
     }
 }
@@ -145,6 +158,10 @@ pub(crate) struct Ports {
 impl Ports {
     pub fn by_addr(&self, addr: &IpAddr) -> Option<&Arc<Port>> {
         self.by_addr.get(addr)
+    }
+
+    pub fn get(&self, vm: VmId) -> Option<&Arc<Port>> {
+        self.by_vm.get(&vm)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Port>> {
@@ -192,6 +209,7 @@ impl Inner {
             config: config.clone(),
             socket,
             care: Mutex::new(Care::of(&config.ifname)),
+            listening: Listening::default(),
             frozen: AtomicBool::new(false),
             holding: Holding::default(),
             since: Instant::now(),
@@ -303,6 +321,7 @@ fn take(inner: &Inner, port: &Port, raw: &mut [u8], buf: &mut [u8], sizes: &mut 
     let stride = HEAD + usize::from(inner.mtu) + TAG_LEN;
     let mut header = VirtioNetHdr::decode(raw.get(..VIRTIO_NET_HDR_LEN)?).ok()?;
     let frame = &mut raw[VIRTIO_NET_HDR_LEN..];
+    port.listening.note(port, frame);
     let sort = packet::sort_guest_frame(frame);
     if sort == Guest::Drop {
         return None;

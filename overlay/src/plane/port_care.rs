@@ -1,16 +1,19 @@
-//! Keeps guests' interfaces as they were when their ports were attached: one that is set down is set up again, one that was deleted
-//! is made anew on the descriptor that its guest holds ([`super::tap_holder`]), and one that was made anew under the same name is
-//! opened anew. One that is gone for good is said once.
+//! Keeps guests' interfaces as they were when their ports were attached: one that is set down is set up again, one that was renamed or
+//! has lost its carrier gets it back, one that was deleted is made anew on the descriptor that its guest holds
+//! ([`super::tap_holder`]), and one that was made anew under the same name is opened anew. One that is gone for good is said once.
 
-use super::{Inner, core::lock, port::mute_host_stack, tap_holder::Holder};
+use super::{
+    Inner,
+    core::lock,
+    mend::{Said, Worth},
+    port::mute_host_stack,
+    tap_holder::Holder,
+};
 use p2pvm_host::{
     device,
     links::{Link, links},
 };
 use std::time::{Duration, Instant};
-
-/// A program that changes an interface again and again is named at most this often.
-const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Who holds the interface is looked up, or what the guest's driver has made of it is read, this often.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
@@ -23,7 +26,8 @@ const GRACE: Duration = Duration::from_secs(3);
 pub(crate) struct Care {
     index: u32,
     mtu: u32,
-    said: Option<Instant>,
+    /// A program that makes the same change again and again is named once in a while.
+    said: Said,
     /// Who holds its descriptor, and when that was last looked at.
     holder: Option<Holder>,
     looked: Option<Instant>,
@@ -61,14 +65,12 @@ impl Inner {
             let mut care = lock(&port.care);
             let mut mended = Vec::new();
             let done = match links.iter().find(|link| link.name == ifname) {
-                None => match care.holder.as_ref().map(|holder| holder.attach(ifname)) {
-                    // The kernel tells of the new one: the rest is done then.
-                    Some(Ok(moved)) => {
-                        mended.push(if moved { "it was moved into another network namespace" } else { "it was deleted" }.into());
-                        Ok(())
+                None => match links.iter().find(|link| link.index == care.index) {
+                    Some(link) => {
+                        mended.push(format!("it was renamed {}", link.name));
+                        device::set_name(link.index, ifname).map_err(|error| format!("it was renamed {}, and {error}", link.name))
                     }
-                    Some(Err(error)) => Err(format!("it was deleted or moved away, and {error}")),
-                    None => Err("it is gone".to_owned()),
+                    None => anew(&care, ifname, &mut mended),
                 },
                 Some(link) => mend(port, &mut care, link, &mut mended).map_err(|error| format!("{}, and {error}", mended.join(", "))),
             };
@@ -80,8 +82,7 @@ impl Inner {
             let is_new = care.missing.is_some_and(|since| now.saturating_duration_since(since) < GRACE);
             let done = if is_new { Ok(()) } else { done };
             let fault = done.err().map(|what| format!("a guest's interface {ifname} cannot be put back: {what}"));
-            if care.missing.is_none() && !mended.is_empty() && care.said.is_none_or(|at| now.saturating_duration_since(at) >= SAY_EVERY) {
-                care.said = Some(now);
+            if care.missing.is_none() && care.said.worth(&mended, 1, now) != Worth::Nothing {
                 tracing::warn!("a guest's interface {ifname} is put back, something changed it: {}", mended.join(", "));
             }
             if care.fault != fault {
@@ -100,6 +101,18 @@ impl Inner {
     }
 }
 
+/// Makes an interface that was deleted or moved away anew; the kernel tells of the new one, and the rest is done then.
+fn anew(care: &Care, ifname: &str, mended: &mut Vec<String>) -> Result<(), String> {
+    match care.holder.as_ref().map(|holder| holder.attach(ifname)) {
+        Some(Ok(moved)) => {
+            mended.push(if moved { "it was moved into another network namespace" } else { "it was deleted" }.into());
+            Ok(())
+        }
+        Some(Err(error)) => Err(format!("it was deleted or moved away, and {error}")),
+        None => Err("it is gone".to_owned()),
+    }
+}
+
 fn mend(port: &super::port::Port, care: &mut Care, link: &Link, mended: &mut Vec<String>) -> std::io::Result<()> {
     if link.index != care.index {
         mended.push("it was made anew".into());
@@ -114,6 +127,9 @@ fn mend(port: &super::port::Port, care: &mut Care, link: &Link, mended: &mut Vec
     if !link.up {
         mended.push("it was down".into());
         device::set_up(link.index)?;
+    } else if !link.carrier {
+        mended.push("it had no carrier".into());
+        device::set_carrier(link.index)?;
     }
     Ok(())
 }

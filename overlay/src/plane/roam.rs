@@ -8,7 +8,8 @@
 //! It keeps the snapshot of the machine's networks new ([`crate::underlay`]), puts back what others changed of the TUN and of
 //! guests' ports ([`super::mend`]), and does for other threads what has to be done in the plane's network namespace.
 
-use super::{Inner, core::lock, proof::Question, wake::Bell};
+use super::{Inner, core::lock, guest_proof::GuestProof, proof::Question, wake::Bell};
+use crate::id::VmId;
 use nix::{
     errno::Errno,
     sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket},
@@ -41,6 +42,8 @@ pub(crate) enum Task {
     Mend(oneshot::Sender<Vec<String>>),
     /// Prove that packets pass.
     Prove(Question),
+    /// Ask a guest through its interface.
+    ProveGuest(VmId, Duration, oneshot::Sender<Option<GuestProof>>),
 }
 
 /// What others asked, and how the thread hears of it.
@@ -135,6 +138,7 @@ pub(crate) fn run(inner: &Arc<Inner>) {
             match task {
                 Task::Mend(done) => drop(done.send(mended.clone())),
                 Task::Prove(question) => inner.prove(question),
+                Task::ProveGuest(vm, limit, answer) => inner.prove_guest(vm, limit, answer),
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Whether the members that offer subnets answer, by probes, so that another offer is used when one does not. Slow to change its
-//! mind: packets of one connection should not go now here, now there.
+//! Whether the members that offer subnets answer, by probes, so that another offer is used when one does not. The choice is slow to
+//! change: packets of one connection should not go now here, now there. What is shown follows the last answer.
 
 use p2pvm_overlay::MemberId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,9 +21,10 @@ struct Row {
 pub(super) struct Answers(BTreeMap<MemberId, Row>);
 
 impl Answers {
-    /// Takes the result of one round of probes; members that were not probed are forgotten. True if somebody fell silent or came back.
+    /// Takes the result of one round of probes; members that were not probed are forgotten. True if somebody fell silent, answered
+    /// again or came back.
     pub fn round(&mut self, results: &[(MemberId, bool)]) -> bool {
-        let before = self.silent();
+        let before = (self.silent(), self.recovering());
         self.0.retain(|member, _| results.iter().any(|(probed, _)| probed == member));
         for (member, answered) in results {
             let row = self.0.entry(*member).or_default();
@@ -35,7 +36,12 @@ impl Answers {
                 row.silent |= row.missed >= GONE_AFTER;
             }
         }
-        self.silent() != before
+        (self.silent(), self.recovering()) != before
+    }
+
+    /// Those of the silent that have just answered again.
+    pub fn recovering(&self) -> BTreeSet<MemberId> {
+        self.0.iter().filter(|(_, row)| row.silent && row.answered > 0).map(|(member, _)| *member).collect()
     }
 
     /// Those that do not answer.
@@ -55,9 +61,11 @@ mod tests {
         let changed: Vec<bool> = [true, false, true, false, false, true, false, true, true, true, false]
             .map(|answered| answers.round(&[(member, answered)]))
             .into();
-        assert_eq!(changed, [false, false, false, false, true, false, false, false, false, true, false]);
+        assert_eq!(changed, [false, false, false, false, true, true, true, true, false, true, false]);
         answers.round(&[(member, false)]);
-        assert_eq!(answers.silent(), BTreeSet::from([member]));
+        assert_eq!((answers.silent(), answers.recovering()), (BTreeSet::from([member]), BTreeSet::new()));
+        assert!(answers.round(&[(member, true)]), "what is shown follows the first answer");
+        assert_eq!((answers.silent(), answers.recovering()), (BTreeSet::from([member]), BTreeSet::from([member])));
         assert!(answers.round(&[]), "whose offer is gone is forgotten");
         assert!(answers.silent().is_empty());
     }

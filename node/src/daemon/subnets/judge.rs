@@ -23,6 +23,7 @@ pub(super) enum Use {
     OverlapsRoute(Cidr),
     Elder(MemberId),
     Unreachable,
+    Recovering,
 }
 
 impl Use {
@@ -45,6 +46,7 @@ impl fmt::Display for Use {
             Self::OverlapsNetwork(network) => write!(f, "not used: it overlaps the network's own subnet {network}"),
             Self::OverlapsRoute(route) => write!(f, "not used: this machine has a route of its own to {route}"),
             Self::Elder(_) => f.write_str("not used: another member has offered the same subnet for longer"),
+            Self::Recovering => f.write_str("not used yet: the member answers again since a moment, and another offers the same subnet"),
             Self::Unreachable => f.write_str("not used: the member does not answer, and another offers the same subnet"),
         }
     }
@@ -60,6 +62,8 @@ pub(super) struct Judge<'a> {
     pub accept: Option<bool>,
     /// Members that do not answer.
     pub silent: &'a BTreeSet<MemberId>,
+    /// Those of them that have just answered again.
+    pub recovering: &'a BTreeSet<MemberId>,
 }
 
 /// One offered subnet.
@@ -102,9 +106,10 @@ impl Judge<'_> {
         let rank = |offer: &Offered| (silent(offer), offer.since, offer.member);
         let rivals = all.iter().filter(|other| other.subnet == offer.subnet && other.member != self.me && self.allows(other));
         match rivals.min_by_key(|other| rank(other)).filter(|best| rank(best) < rank(offer)) {
+            Some(_) if silent(offer) && self.recovering.contains(&offer.member) => Use::Recovering,
             Some(_) if silent(offer) => Use::Unreachable,
             Some(best) => Use::Elder(best.member),
-            None if silent(offer) => Use::Silent,
+            None if silent(offer) && !self.recovering.contains(&offer.member) => Use::Silent,
             None => Use::Used(own().next().copied()),
         }
     }
@@ -134,8 +139,15 @@ mod tests {
         let silent = silent.iter().map(|member| MemberId([*member; 32])).collect();
         let policy = policy.map(|text| NetworkPolicy::parse(text).unwrap());
         let local = [block("0.0.0.0/0"), block("0.0.0.0/1"), block("128.0.0.0/1"), block("172.16.0.0/16")];
-        let judge =
-            Judge { me: MemberId([9; 32]), network: block("10.9.0.0/16"), local: &local, policy: policy.as_ref(), accept, silent: &silent };
+        let judge = Judge {
+            me: MemberId([9; 32]),
+            network: block("10.9.0.0/16"),
+            local: &local,
+            policy: policy.as_ref(),
+            accept,
+            silent: &silent,
+            recovering: &BTreeSet::new(),
+        };
         offers.iter().map(|offer| judge.judge(offer, offers)).collect()
     }
 
