@@ -19,7 +19,7 @@ use answers::Answers;
 use judge::{Judge, Offered, Use};
 use p2pvm_host::{Finding, Keeper, Net, Wanted, keeper::Report, links::links, netlink::Netlink, routes};
 use p2pvm_overlay::{
-    MemberId, UnixTime,
+    MemberId, UnixTime, durable,
     membership::{
         Certificate, Cidr, Notice, Offer,
         policy::{Party, Who},
@@ -308,7 +308,8 @@ impl Subnets {
             let mut kept = lock(&self.kept);
             let mut new = kept.clone();
             change(&mut new)?;
-            write_atomically(&self.layout.routes(), &serde_json::to_vec_pretty(&new).doing("encoding")?, 0o600)?;
+            let content = serde_json::to_vec_pretty(&new).doing("encoding")?;
+            durable::apart(|| write_atomically(&self.layout.routes(), &content, 0o600))?;
             *kept = new;
         }
         self.settle()
