@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{lab, refused};
+use common::{
+    lab, network, refused,
+    trouble::{forget, nft, stream},
+};
 use p2pvm_tests::lab::Lab;
 use serde_json::Value;
 use std::time::Duration;
@@ -130,5 +133,49 @@ fn netcheck_says_what_it_can_without_a_daemon_and_without_members() {
     assert!(lab.p2pvm("p1", &["netcheck"]).unwrap().contains("p2pvm invite"));
     assert_eq!(lab.json("p1", &["netcheck"]).unwrap()["daemon"], true);
     refused(&lab, "p1", &["netcheck", "nonsense"], 2);
+    lab.down().unwrap();
+}
+
+#[test]
+fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
+    // How long QUIC takes to notice by itself is more than ten seconds; a dial, a handshake and the stream's own timers come on top.
+    const LIMIT: Duration = Duration::from_secs(15);
+    let lab = lab(
+        "nomoreudp",
+        "seed=9\n[default]\nrtt_ms=30\nmbit=500\n[[site]]\nname='pub'\n[[site]]\nname='open'\n\
+         [[site]]\nname='home'\nnat='port-restricted'\n[[site]]\nname='office'\nnat='port-restricted'\n",
+    );
+    network(&lab, &["pub", "open", "home", "office"]);
+    for (from, to) in [("home", "office"), ("home", "open")] {
+        lab.wait("a direct path", Duration::from_secs(40), Duration::from_millis(500), || {
+            Ok(lab.ping(from, to, 2, "100ms")?.path.starts_with("direct").then_some(()))
+        })
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(from, 40)));
+    }
+    let (natted, open) = (stream(&lab, "home", "office"), stream(&lab, "home", "open"));
+    std::thread::sleep(Duration::from_secs(3));
+    let _ = (natted.silence(), open.silence());
+    nft(
+        &lab,
+        "home",
+        "table inet blocked { chain everything { type filter hook forward priority -10; policy accept; meta l4proto udp drop; }; }",
+    );
+    std::thread::sleep(Duration::from_secs(25));
+    let pauses = (natted.silence(), open.silence());
+    println!(
+        "all UDP of a member dropped: its stream to one behind a NAT paused for {:.1?}, to an open one for {:.1?}",
+        pauses.0, pauses.1
+    );
+    let logs = || format!("{}\n-- office\n{}", lab.log_tail("home", 80), lab.log_tail("office", 60));
+    assert!(pauses.0 < LIMIT && pauses.1 < LIMIT, "{pauses:?}\n{}", logs());
+    wait_for(&lab, "home", "nat", |nat| nat == "UDP blocked");
+    for to in ["office", "open"] {
+        let path = lab.ping("home", to, 2, "100ms").unwrap().path;
+        assert!(path.contains("stream"), "{path}\n{}", logs());
+    }
+    nft(&lab, "home", "delete table inet blocked");
+    forget(&lab, "home");
+    natted.end().unwrap();
+    open.end().unwrap();
     lab.down().unwrap();
 }

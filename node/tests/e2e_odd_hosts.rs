@@ -4,8 +4,12 @@
 mod common;
 mod hosts;
 
+use common::{lab, network, public_sites, refused};
 use hosts::Stage;
-use p2pvm_tests::hosts::{Flow, probe};
+use p2pvm_tests::{
+    hosts::{Behind, Flow, SlowDisk, probe},
+    lab::Lab,
+};
 use std::{
     fmt::Write as _,
     time::{Duration, Instant},
@@ -180,4 +184,128 @@ fn a_stream_goes_on_while_two_hundred_interfaces_come_and_go_and_the_uplink_is_r
     let left = before.difference(&stage.state());
     assert!(left.is_empty(), "p2pvm leaves the host changed:\n{left}");
     stage.lab.down().unwrap();
+}
+
+/// Writes a second on the slow disk: a sync takes some two seconds, a small file put in another's place some four.
+const WRITES: u32 = 2;
+
+/// The round trips of pings from `a` to `c`, while `meanwhile` goes on.
+fn pinged_while<T>(lab: &Lab, seconds: u32, meanwhile: impl FnOnce() -> T) -> (Vec<f64>, T) {
+    std::thread::scope(|scope| {
+        let pings = scope.spawn(|| lab.ping("a", "c", seconds * 20, "50ms").unwrap());
+        let result = meanwhile();
+        (pings.join().expect("no panic").rtts_ms, result)
+    })
+}
+
+#[test]
+fn on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_it() {
+    let lab = lab("slowdisk", &public_sites(&["a", "b", "c"], 4.0));
+    let disk = match SlowDisk::under(&lab.dir("c").unwrap()) {
+        Ok(disk) => disk,
+        Err(why) => return println!("NOT RUN: {why}"),
+    };
+    let _lan = common::Lan::new(&lab, "c");
+    network(&lab, &["a", "b"]);
+    let quick = disk.sync_time().unwrap();
+    disk.limit(WRITES).unwrap();
+    let slow = disk.sync_time().unwrap();
+    println!("a sync takes {:.0} ms, and {:.1} s where the disk is slow", quick.as_secs_f64() * 1e3, slow.as_secs_f64());
+    assert!(slow > Duration::from_millis(700), "the disk is not slow: {slow:?}");
+    let invite = lab.invite("a", 1).unwrap();
+    let began = Instant::now();
+    let (code, _, said) = lab.try_p2pvm("c", &["join", &invite]).unwrap();
+    println!("joined after {:.1} s, saying:\n{said}", began.elapsed().as_secs_f64());
+    assert_eq!(code, 0, "{said}\n{}", lab.log_tail("c", 40));
+    lab.p2pvm("c", &["down"]).unwrap();
+    let began = Instant::now();
+    let (code, _, said) = lab.try_p2pvm("c", &["up", "--detach"]).unwrap();
+    println!("up after {:.1} s, saying:\n{said}", began.elapsed().as_secs_f64());
+    assert_eq!(code, 0, "{said}\n{}", lab.log_tail("c", 40));
+    lab.wait("a direct path", Duration::from_secs(20), Duration::from_millis(200), || {
+        Ok(lab.ping("a", "c", 2, "100ms")?.path.starts_with("direct").then_some(()))
+    })
+    .unwrap();
+    // What writes: offers, their withdrawal, and what is heard of another's.
+    let began = Instant::now();
+    let (rtts, (answers, changes)) = pinged_while(&lab, 30, || {
+        std::thread::scope(|scope| {
+            let changes = scope.spawn(|| {
+                let mut changes = 0;
+                while began.elapsed() < Duration::from_secs(28) {
+                    for word in ["offer", "withdraw"] {
+                        lab.p2pvm("c", &["route", word, "192.168.77.0/24"]).unwrap_or_else(|e| panic!("{e}"));
+                        changes += 1;
+                    }
+                }
+                changes
+            });
+            let mut answers = Vec::new();
+            while began.elapsed() < Duration::from_secs(28) {
+                let asked = Instant::now();
+                lab.json("c", &["status"]).unwrap();
+                // What another member asks c for over the control plane.
+                lab.json("a", &["peers", "--all"]).unwrap();
+                answers.push(asked.elapsed().as_secs_f64());
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            (answers, changes.join().expect("no panic"))
+        })
+    });
+    let worst = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+    println!(
+        "{changes} changes of offers; slowest of {} pings {:.0} ms; slowest of {} answers {:.2} s",
+        rtts.len(),
+        worst(&rtts),
+        answers.len(),
+        worst(&answers)
+    );
+    assert!(changes >= 2 && rtts.len() >= 590, "{changes} {}", rtts.len());
+    assert!(worst(&rtts) < 150.0, "{:.0} ms", worst(&rtts));
+    assert!(worst(&answers) < 2.5, "{:.2} s\n{}", worst(&answers), lab.log_tail("c", 40));
+    disk.limit(0).unwrap();
+    lab.p2pvm("c", &["down"]).unwrap();
+    drop(disk);
+    lab.down().unwrap();
+}
+
+#[test]
+fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do() {
+    let cases = [("six", ["dual", "only", "dual"]), ("sixes", ["only", "only", "only"])];
+    for (name, families) in cases {
+        let sites: String =
+            ["a", "b", "c"].iter().zip(families).map(|(host, ipv6)| format!("[[site]]\nname='{host}'\nipv6='{ipv6}'\n")).collect();
+        let lab = lab(name, &format!("seed=3\n[default]\nrtt_ms=6\nmbit=500\n{sites}"));
+        let fail = |e: &dyn std::fmt::Display, host: &str| -> ! { panic!("{name}: {e}\n{}", lab.log_tail(host, 40)) };
+        network(&lab, &["a", "b", "c"]);
+        let lan = Behind::lan(&lab, "b", "lan0", "192.168.77", false).unwrap();
+        for (from, to) in [("a", "b"), ("b", "a"), ("b", "c")] {
+            lab.wait(&format!("{from} to reach {to} directly"), BACK, Duration::from_millis(300), || {
+                let path = lab.ping(from, to, 2, "100ms")?.path;
+                Ok((path.starts_with("direct [2001:2:") || (families[0] == "dual" && path.starts_with("direct"))).then_some(()))
+            })
+            .unwrap_or_else(|e| fail(&e, from));
+            let status = lab.json(to, &["status"]).unwrap();
+            for key in ["address", "address6"] {
+                if let Some(address) = status[key].as_str() {
+                    lab.testbed().run(from, &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "3", address]).unwrap_or_else(|e| fail(&e, from));
+                }
+            }
+        }
+        lab.p2pvm("a", &["route", "accept"]).unwrap();
+        lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"]).unwrap_or_else(|e| fail(&e, "b"));
+        let a = probe::From::host(&lab, "a").unwrap();
+        assert!(probe::within(BACK, || a.pings(&lan.address)).is_some(), "{name}: the LAN behind b is not reached");
+        let said = refused(&lab, "b", &["route", "offer", "fd77::/64"], 2);
+        assert!(said.contains("only IPv4 subnets"), "{said}");
+        lab.p2pvm("b", &["down"]).unwrap();
+        lab.json("b", &["up", "--detach"]).unwrap_or_else(|e| fail(&e, "b"));
+        lab.wait("b to be back", BACK, Duration::from_millis(300), || Ok(lab.ping("a", "b", 1, "100ms").is_ok().then_some(())))
+            .unwrap_or_else(|e| fail(&e, "b"));
+        for host in ["a", "b", "c"] {
+            let (code, out, said) = lab.try_p2pvm(host, &["doctor"]).unwrap();
+            println!("{name}: doctor of {host} ({code}):\n{out}\n{said}");
+        }
+        lab.down().unwrap();
+    }
 }

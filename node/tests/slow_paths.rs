@@ -114,11 +114,8 @@ fn udp_that_was_blocked_for_three_minutes_is_used_again_within_one() {
     let cause = |lab: &mut Lab| nft(lab, "home", block);
     let end = |lab: &mut Lab| nft(lab, "home", "delete table inet blocked");
     let lasts = Duration::from_secs(180);
-    let mut whole = play(&mut lab, "UDP blocked", PAIR, (cause, lasts, end), Some(&talk));
+    let whole = play(&mut lab, "UDP blocked", PAIR, (cause, lasts, end), Some(&talk));
     assert!(whole.netcheck.contains("UDP blocked") && !whole.netcheck.contains("\"direct"), "{}", whole.netcheck);
-    // A stream over TCP is there only when QUIC's own silence (10 s) has ended the control connections, and TCP inside backs off.
-    let silence = whole.silence.take().unwrap_or_default();
-    assert!(silence < Duration::from_secs(45), "{silence:?}");
     talk.end().unwrap();
     judge(lab, &[whole]);
 }

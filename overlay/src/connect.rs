@@ -22,6 +22,7 @@ mod over_ring;
 mod punches;
 mod relays;
 mod retries;
+mod silence;
 mod stream;
 mod turns;
 
@@ -220,6 +221,7 @@ impl Connector {
         tasks.spawn(dial::improve(shared.clone()));
         tasks.spawn(relays::tend(shared.clone()));
         tasks.spawn(mobility::follow(shared.clone()));
+        tasks.spawn(silence::heed(shared.clone()));
         tasks.spawn(stream::accept(shared.clone()));
         if options.stun {
             tasks.spawn(mobility::watch_mapping(shared.clone()));

@@ -27,7 +27,7 @@ pub use driver::FULL_MESH;
 pub use join::{JoinError, Joined, join};
 
 use crate::{
-    fabric::{BoxStream, Fabric, FabricError, Serve},
+    fabric::{BoxStream, Fabric, FabricError, Life, Serve},
     id::{MemberId, RingAddr, UnixTime},
     identity::{Identity, KeyPair, LinkKey},
     membership::{Admission, Certificate, Issuer, NetworkConfig, Refusal, Revocation, Target, Trust},
@@ -399,6 +399,12 @@ impl Fabric for Control {
 
     fn roamed(&self) {
         let _ = self.shared.commands.try_send(Command::Roamed);
+    }
+
+    async fn sound(&self, member: MemberId) -> Life {
+        let (told, life) = oneshot::channel();
+        let asked = self.shared.commands.send(Command::Sound(member, Some(told))).await;
+        if asked.is_err() { Life::Silent } else { life.await.unwrap_or(Life::Silent) }
     }
 
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {

@@ -47,6 +47,17 @@ pub enum FabricError {
     Closed,
 }
 
+/// Whether a member's control connection lives, as [`Fabric::sound`] finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It answers.
+    Answers,
+    /// It did not answer and another that was made beside it does: it has taken its place.
+    Replaced,
+    /// Nothing answers, or nothing can be told.
+    Silent,
+}
+
 /// A byte stream to another member, encrypted and authenticated by the control plane.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -80,6 +91,12 @@ pub trait Fabric: Send + Sync + 'static {
 
     /// This host has changed its addresses, or slept: connections may be dead without anybody having noticed.
     fn roamed(&self) {}
+
+    /// Packets to a connected member are not answered: asks whether its control connection lives, and where that does not
+    /// answer either makes another beside it, over TCP, without waiting for the first to be given up.
+    async fn sound(&self, _member: MemberId) -> Life {
+        Life::Silent
+    }
 
     /// Up to `n` live members closest to `place`, nearest first, this node among them where it belongs.
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError>;

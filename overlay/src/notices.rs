@@ -6,7 +6,7 @@
 //! holds from the first packet after a restart.
 
 use crate::{
-    durable::write_atomically,
+    durable::Rewritten,
     fabric::{Fabric, FabricError, Serve},
     id::{MemberId, UnixTime},
     membership::{Notice, NoticeKey, Offer, Refusal, SignedPolicy, Trust},
@@ -42,6 +42,7 @@ pub struct Notices {
     trust: Arc<Trust>,
     file: Option<PathBuf>,
     known: RwLock<BTreeMap<NoticeKey, Notice>>,
+    rewritten: Rewritten,
     heard: AtomicBool,
     changed: watch::Sender<u64>,
 }
@@ -49,7 +50,8 @@ pub struct Notices {
 impl Notices {
     /// Knows none and keeps them in memory only.
     pub fn new(trust: Arc<Trust>) -> Self {
-        Self { trust, file: None, known: RwLock::default(), heard: AtomicBool::new(false), changed: watch::channel(0).0 }
+        let (changed, _) = watch::channel(0);
+        Self { trust, file: None, known: RwLock::default(), rewritten: Rewritten::default(), heard: AtomicBool::new(false), changed }
     }
 
     /// Reads those kept in `file`, which may be missing, and keeps new ones there.
@@ -107,15 +109,16 @@ impl Notices {
             }
         }
         known.insert(key, notice);
-        self.keep(&known);
         drop(known);
+        self.keep();
         self.touch();
         Ok(true)
     }
 
-    fn keep(&self, known: &BTreeMap<NoticeKey, Notice>) {
+    fn keep(&self) {
+        let newest = || postcard::to_stdvec(&self.read().values().collect::<Vec<_>>()).unwrap_or_default();
         if let Some(file) = &self.file
-            && let Err(e) = write_atomically(file, &postcard::to_stdvec(&known.values().collect::<Vec<_>>()).unwrap_or_default(), 0o644)
+            && let Err(e) = self.rewritten.write(file, newest, 0o644)
         {
             tracing::error!("notices cannot be kept in {}: {e}", file.display());
         }
@@ -129,7 +132,7 @@ impl Notices {
     /// Notes that a member's notices have been heard; kept on disk.
     fn hear(&self) {
         if !self.heard.swap(true, Ordering::AcqRel) {
-            self.keep(&self.read());
+            self.keep();
             self.touch();
         }
     }

@@ -25,7 +25,7 @@ use p2pvm_host::{
     routes::{self, Route},
 };
 use p2pvm_overlay::{
-    MemberId, UnixTime,
+    MemberId, UnixTime, durable,
     membership::{
         Certificate, Cidr, Notice, Offer,
         policy::{Party, Who},
@@ -332,7 +332,8 @@ impl Subnets {
             let mut kept = lock(&self.kept);
             let mut new = kept.clone();
             change(&mut new)?;
-            write_atomically(&self.layout.routes(), &serde_json::to_vec_pretty(&new).doing("encoding")?, 0o600)?;
+            let content = serde_json::to_vec_pretty(&new).doing("encoding")?;
+            durable::apart(|| write_atomically(&self.layout.routes(), &content, 0o600))?;
             *kept = new;
         }
         self.settle()

@@ -54,48 +54,76 @@ pub fn stale(lab: &Lab, site: &str) {
     nft(lab, site, "delete table ip untranslated");
 }
 
+/// A silence of a stream that is worth remembering.
+const NOTABLE: Duration = Duration::from_millis(500);
+
+/// What a stream has seen.
+struct Seen {
+    last: Instant,
+    /// Silences since they were last asked for, each with its end.
+    silences: Vec<(Instant, Instant)>,
+}
+
 /// A TCP connection over the overlay that says something every 50 ms and hears it back.
 pub struct Stream {
     ends: Arc<AtomicBool>,
-    longest: Arc<Mutex<Duration>>,
+    seen: Arc<Mutex<Seen>>,
     thread: JoinHandle<Result<(), String>>,
 }
 
 /// Opens one between two hosts.
 pub fn stream(lab: &Lab, from: &str, to: &str) -> Stream {
+    stream_of(lab, from, to, 64)
+}
+
+/// The same with messages of so many bytes.
+pub fn stream_of(lab: &Lab, from: &str, to: &str, bytes: usize) -> Stream {
     let address = lab.json(to, &["status"]).unwrap()["address"].as_str().expect("an address").to_owned();
     let listener = lab.testbed().inside(to, || TcpListener::bind(format!("{address}:0")).expect("the overlay address is there")).unwrap();
     let at = listener.local_addr().expect("it is bound");
     std::thread::spawn(move || {
         let Ok((mut stream, _)) = listener.accept() else { return };
-        let mut buf = [0; 64];
+        let mut buf = vec![0; bytes];
         while stream.read_exact(&mut buf).is_ok() && stream.write_all(&buf).is_ok() {}
     });
     let mut stream = lab.testbed().inside(from, || TcpStream::connect_timeout(&at, Duration::from_secs(20)).expect("connects")).unwrap();
-    let (ends, longest) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Duration::ZERO)));
-    let (told, seen) = (ends.clone(), longest.clone());
+    let (ends, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen { last: Instant::now(), silences: Vec::new() })));
+    let (told, sees) = (ends.clone(), seen.clone());
     let thread = std::thread::spawn(move || {
         stream.set_nodelay(true).expect("a socket option");
-        stream.set_read_timeout(Some(Duration::from_secs(100))).expect("a socket option");
-        let (mut last, mut buf) = (Instant::now(), [7; 64]);
+        stream.set_read_timeout(Some(Duration::from_secs(600))).expect("a socket option");
+        let mut buf = vec![7; bytes];
         while !told.load(Ordering::Relaxed) {
             stream.write_all(&buf).map_err(|e| format!("writing: {e}"))?;
             stream.read_exact(&mut buf).map_err(|e| format!("reading: {e}"))?;
-            let mut longest = seen.lock().unwrap();
-            *longest = longest.max(last.elapsed());
-            drop(longest);
-            last = Instant::now();
+            let (mut seen, now) = (sees.lock().unwrap(), Instant::now());
+            if now - seen.last >= NOTABLE {
+                let silence = (seen.last, now);
+                seen.silences.push(silence);
+            }
+            seen.last = now;
+            drop(seen);
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
     });
-    Stream { ends, longest, thread }
+    Stream { ends, seen, thread }
 }
 
 impl Stream {
-    /// The longest silence since the last call.
+    /// The silences since the last call; the one that lasts is one of them.
+    fn silences(&self) -> Vec<(Instant, Instant)> {
+        let (mut seen, now) = (self.seen.lock().unwrap(), Instant::now());
+        let mut silences = std::mem::take(&mut seen.silences);
+        if now - seen.last >= NOTABLE {
+            silences.push((seen.last, now));
+        }
+        silences
+    }
+
+    /// The longest silence since the last call, shorter ones than half a second aside.
     pub fn silence(&self) -> Duration {
-        std::mem::take(&mut *self.longest.lock().unwrap())
+        longest(&self.silences(), None)
     }
 
     /// Ends it.
@@ -105,6 +133,12 @@ impl Stream {
     }
 }
 
+/// The longest of some silences, or of what is left of them after a moment.
+fn longest(silences: &[(Instant, Instant)], after: Option<Instant>) -> Duration {
+    let left = |(began, ended): &(Instant, Instant)| ended.saturating_duration_since(after.map_or(*began, |after| after.max(*began)));
+    silences.iter().map(left).max().unwrap_or_default()
+}
+
 /// What became of one case.
 #[derive(Debug)]
 pub struct Outcome {
@@ -112,7 +146,7 @@ pub struct Outcome {
     pub case: String,
     /// From the end of the cause to the direct path; none: not within [`DIRECT_AGAIN`] and some.
     pub direct: Option<Duration>,
-    /// The longest silence of the stream, if one ran.
+    /// The longest silence of the stream, if one ran; where the cause left no way at all, what of it came after its end.
     pub silence: Option<Duration>,
     /// The paths that pings took, with the seconds since the cause began.
     pub paths: Vec<(u64, String)>,
@@ -148,9 +182,30 @@ pub fn netcheck(lab: &Lab, from: &str, to: &str) -> String {
 pub fn play(
     lab: &mut Lab,
     case: &str,
+    pair: (&str, &str),
+    what: (impl FnOnce(&mut Lab), Duration, impl FnOnce(&mut Lab)),
+    stream: Option<&Stream>,
+) -> Outcome {
+    play_case(lab, case, pair, what, (stream, false))
+}
+
+/// The same where nothing can get through until the end of the cause.
+pub fn play_total(
+    lab: &mut Lab,
+    case: &str,
+    pair: (&str, &str),
+    what: (impl FnOnce(&mut Lab), Duration, impl FnOnce(&mut Lab)),
+    stream: &Stream,
+) -> Outcome {
+    play_case(lab, case, pair, what, (Some(stream), true))
+}
+
+fn play_case(
+    lab: &mut Lab,
+    case: &str,
     (from, to): (&str, &str),
     (cause, lasts, end): (impl FnOnce(&mut Lab), Duration, impl FnOnce(&mut Lab)),
-    stream: Option<&Stream>,
+    (stream, total): (Option<&Stream>, bool),
 ) -> Outcome {
     if let Some(stream) = stream {
         stream.silence();
@@ -165,6 +220,10 @@ pub fn play(
     };
     let mut said = String::new();
     let caused = Instant::now();
+    if total {
+        // A host that sleeps answers nobody.
+        std::thread::sleep(lasts);
+    }
     while caused.elapsed() < lasts {
         note(path(lab, from, to));
         if said.is_empty() && caused.elapsed() > lasts / 2 {
@@ -186,7 +245,7 @@ pub fn play(
         }
         std::thread::sleep(Duration::from_millis(400));
     }
-    let silence = stream.map(Stream::silence);
+    let silence = stream.map(|stream| longest(&stream.silences(), total.then_some(ended)));
     let outcome = Outcome { case: case.to_owned(), direct, silence, paths, netcheck: said };
     println!("{outcome:?}");
     outcome

@@ -5,7 +5,7 @@ use super::{STREAM_SERVICE, Shared, dial::CALL_LIMIT};
 use crate::{fabric::BoxStream, id::MemberId, plane::Error};
 use std::{io, sync::Arc};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter},
     sync::mpsc,
 };
 
@@ -31,28 +31,41 @@ pub(crate) async fn open(shared: &Arc<Shared>, member: MemberId) -> Result<(), E
     Ok(())
 }
 
+/// Carries datagrams both ways. Both ends may open a stream at the same moment, and each writes to the one that it came by last:
+/// one that is not written to any more is read from until the far end has no use for it either.
 async fn carry(shared: Arc<Shared>, member: MemberId, stream: BoxStream) {
     let (reader, writer) = tokio::io::split(stream);
     let (sender, receiver) = mpsc::channel(QUEUE);
     let plane = shared.plane.inner().clone();
     drop(shared);
-    plane.attach_stream(member, sender.clone());
+    let ours = sender.downgrade();
+    plane.attach_stream(member, sender);
     let incoming = async {
         let mut reader = BufReader::with_capacity(64 << 10, reader);
         let mut buf = vec![0; MAX_DATAGRAM];
-        loop {
-            let len = usize::from(reader.read_u16().await?);
+        while let Some(len) = length(&mut reader).await? {
             let datagram = buf.get_mut(..len).ok_or(io::ErrorKind::InvalidData)?;
             reader.read_exact(datagram).await?;
             plane.inject(datagram);
         }
+        Ok(())
     };
-    let ended: io::Result<()> = tokio::select! {
-        ended = incoming => ended,
-        ended = send(writer, receiver) => ended,
-    };
+    let ended: io::Result<((), ())> = tokio::try_join!(incoming, send(writer, receiver));
     tracing::debug!(?member, ?ended, "stream of datagrams ended");
-    plane.detach_stream(member, &sender);
+    // The plane has let go of one that it writes to no more.
+    if let Some(ours) = ours.upgrade() {
+        plane.detach_stream(member, &ours);
+    }
+}
+
+/// The length of the next datagram; none where the far end writes no more.
+async fn length(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<usize>> {
+    let mut length = [0; 2];
+    if reader.read(&mut length[..1]).await? == 0 {
+        return Ok(None);
+    }
+    reader.read_exact(&mut length[1..]).await?;
+    Ok(Some(usize::from(u16::from_be_bytes(length))))
 }
 
 async fn send(writer: impl tokio::io::AsyncWrite + Unpin, mut datagrams: mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
@@ -68,5 +81,5 @@ async fn send(writer: impl tokio::io::AsyncWrite + Unpin, mut datagrams: mpsc::R
         }
         writer.flush().await?;
     }
-    Ok(())
+    writer.shutdown().await
 }

@@ -7,7 +7,6 @@
 
 use super::wire::{Contact, MAX_CONTACTS};
 use crate::{
-    durable::write_atomically,
     id::{MemberId, RingAddr},
     membership::{Refusal, Trust},
 };
@@ -15,7 +14,7 @@ use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -84,13 +83,10 @@ impl Book {
         book
     }
 
-    /// Writes the file if anything changed.
-    ///
-    /// # Errors
-    /// What the file system says; the next call tries again.
-    pub fn save(&mut self) -> io::Result<()> {
-        if !self.dirty {
-            return Ok(());
+    /// The file and what is to be in it, if that is not what was given last.
+    pub fn changed(&mut self) -> Option<(PathBuf, Vec<u8>)> {
+        if !std::mem::take(&mut self.dirty) {
+            return None;
         }
         let kept: Vec<Kept> = self
             .contacts
@@ -103,9 +99,12 @@ impl Book {
                 contact: BASE32_NOPAD.encode(&postcard::to_stdvec(c).unwrap_or_default()),
             })
             .collect();
-        write_atomically(&self.file, &serde_json::to_vec_pretty(&kept).map_err(io::Error::other)?, 0o644)?;
-        self.dirty = false;
-        Ok(())
+        Some((self.file.clone(), serde_json::to_vec_pretty(&kept).unwrap_or_default()))
+    }
+
+    /// What was given last has not reached the disk: it is given again.
+    pub fn unsaved(&mut self) {
+        self.dirty = true;
     }
 
     /// Takes a contact if it is valid and newer than what is known. What the book has no room for any more is dropped.

@@ -4,10 +4,12 @@
 //! In a network of at most `ControlConfig::full_mesh` members everyone stays connected to everyone; in a larger one
 //! to its neighbours on the ring, near and far, and to whom it talks to.
 
+mod beside;
 mod gossip;
 mod mesh;
 mod reach;
 mod roam;
+mod saving;
 
 use super::{
     ControlEvent,
@@ -125,8 +127,7 @@ pub struct Driver {
     published: (Vec<String>, bool),
     /// This member has said farewell.
     has_left: bool,
-    /// The peer cache that cannot be written.
-    unsaved: p2pvm_host::Repeated,
+    saving: saving::Saving,
     /// A contact of ours that came back is newer than the last one told: a clock of ours was ahead once. The next is newer still.
     overtaken: Option<u64>,
     bootstrap_at: Instant,
@@ -137,6 +138,8 @@ pub struct Driver {
     /// This host has moved: until then those who are lost are dialled without delay.
     hasty_until: Instant,
     refresh: mesh::Refresh,
+    /// Connections that are asked whether they live, by member.
+    doubts: HashMap<MemberId, beside::Doubt>,
 }
 
 impl Driver {
@@ -168,7 +171,7 @@ impl Driver {
             publish_at: Some(now + PUBLISH_DELAY),
             published: (Vec::new(), false),
             has_left: false,
-            unsaved: p2pvm_host::Repeated::new(),
+            saving: saving::Saving::default(),
             overtaken: None,
             bootstrap_at: now,
             started: now,
@@ -176,6 +179,7 @@ impl Driver {
             probe_at: now + PROBE_EVERY,
             checked_at: now,
             hasty_until: now,
+            doubts: HashMap::new(),
         }
     }
 
@@ -191,8 +195,9 @@ impl Driver {
                 event = self.swarm.select_next_some() => self.on_swarm(event),
                 command = self.commands.recv() => match command {
                     Some(Command::Shutdown(done)) => {
-                        self.save_book();
+                        let saved = self.save_at_last();
                         drop(self.swarm);
+                        saved.await;
                         let _ = done.send(());
                         return;
                     }
@@ -218,6 +223,8 @@ impl Driver {
                 }
             }
             Command::DeadLink(id) => drop(self.swarm.close_connection(id)),
+            Command::Sound(member, told) => self.sound(member, told, Instant::now()),
+            Command::Sounded(member, id, lives) => self.sounded(member, id, lives, Instant::now()),
             Command::Roamed => self.on_roamed(Instant::now()),
             Command::Mapped { old, new, done } => {
                 self.on_mapped(old, new);
@@ -426,6 +433,7 @@ impl Driver {
         let Some(link) = self.links.get_mut(&peer).and_then(|links| links.iter_mut().find(|l| l.id == connection)) else { return };
         link.proved = Some(Instant::now());
         self.doubt_older(&peer, connection);
+        self.replaced(member, connection);
         let attempt = self.attempts.entry(member).or_default();
         attempt.failures = 0;
         attempt.not_before = None;
@@ -488,6 +496,7 @@ impl Driver {
         }
         self.refresh_online(peer, member, None);
         if self.best_link(&peer).is_none() {
+            self.dial_instead(member, connection);
             self.shared.certificates.write().unwrap_or_else(PoisonError::into_inner).remove(&member);
             // A node that restarts is back at once; one whose path broke may be reachable by another.
             let wait = if self.shared.me < member { FIRST_BACKOFF / 2 } else { FIRST_BACKOFF };
@@ -531,6 +540,7 @@ impl Driver {
             let _ = self.swarm.disconnect_peer_id(peer);
         }
         self.reserve(now);
+        self.end_doubts(now);
         self.dial_wanted(now);
         self.close_superfluous(now);
         self.tend_large(now);
@@ -569,18 +579,6 @@ impl Driver {
                     Err(_) => drop(shared.commands.send(Command::Dead(member)).await),
                 }
             });
-        }
-    }
-
-    fn save_book(&mut self) {
-        let saved = self.shared.book.write().unwrap_or_else(PoisonError::into_inner).save();
-        match saved {
-            Ok(()) => drop(self.unsaved.over()),
-            Err(e) => {
-                if let Some(times) = self.unsaved.again(&e.to_string()) {
-                    tracing::warn!(times, "the peer cache cannot be written: {e}");
-                }
-            }
         }
     }
 }

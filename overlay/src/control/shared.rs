@@ -14,7 +14,7 @@ use super::{
     },
 };
 use crate::{
-    fabric::{BoxStream, FabricError, MAX_BODY_BYTES, Serve},
+    fabric::{BoxStream, FabricError, Life, MAX_BODY_BYTES, Serve},
     id::{MemberId, RingAddr},
     identity::LinkKey,
     lookup::{Density, NAMED},
@@ -67,6 +67,10 @@ pub enum Command {
     Dead(MemberId),
     /// A probe found this connection to a member dead.
     DeadLink(ConnectionId),
+    /// Packets to a member are not answered: look whether its connection lives, and make another beside it if not.
+    Sound(MemberId, Option<oneshot::Sender<Life>>),
+    /// A connection to a member has answered such a question, or has not so far.
+    Sounded(MemberId, ConnectionId, bool),
     /// This host has moved: look which connections still live and dial anew at once.
     Roamed,
     /// The router lets others in at `new`, and not at `old` any more.

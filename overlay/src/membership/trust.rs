@@ -5,7 +5,7 @@
 
 use super::{Certificate, Invite, Refusal, Revocation, Target};
 use crate::{
-    durable::write_atomically,
+    durable::Rewritten,
     id::{MemberId, NetworkId, UnixTime},
 };
 use std::{
@@ -26,12 +26,13 @@ pub struct Trust {
     network: NetworkId,
     file: Option<PathBuf>,
     revocations: RwLock<BTreeMap<Key, Revocation>>,
+    rewritten: Rewritten,
 }
 
 impl Trust {
     /// Knows of no revocation, keeps them in memory only.
     pub fn new(network: NetworkId) -> Self {
-        Self { network, file: None, revocations: RwLock::default() }
+        Self { network, file: None, revocations: RwLock::default(), rewritten: Rewritten::default() }
     }
 
     /// Reads the revocations kept in `file`, which may be missing, and keeps new ones there. Entries
@@ -47,7 +48,7 @@ impl Trust {
             Err(e) => return Err(e),
         };
         let kept = kept.into_iter().filter(|r| r.verify(network).is_ok()).map(|r| ((r.target(), r.delegate()), r));
-        Ok(Self { network, file: Some(file.to_owned()), revocations: RwLock::new(kept.collect()) })
+        Ok(Self { file: Some(file.to_owned()), revocations: RwLock::new(kept.collect()), ..Self::new(network) })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Key, Revocation>> {
@@ -71,8 +72,11 @@ impl Trust {
             return Ok(false);
         }
         known.insert(key, revocation);
+        // It holds from now on; who judges by it does not wait for the disk.
+        drop(known);
+        let newest = || postcard::to_stdvec(&self.read().values().collect::<Vec<_>>()).unwrap_or_default();
         if let Some(file) = &self.file
-            && let Err(e) = write_atomically(file, &postcard::to_stdvec(&known.values().collect::<Vec<_>>()).unwrap_or_default(), 0o644)
+            && let Err(e) = self.rewritten.write(file, newest, 0o644)
         {
             tracing::error!("revocations cannot be kept in {}: {e}", file.display());
         }

@@ -109,6 +109,9 @@ pub(crate) struct Inner {
     pub events: mpsc::Sender<PlaneEvent>,
     pub wanted: mpsc::Sender<MemberId>,
     wanted_by: Mutex<Option<mpsc::Receiver<MemberId>>>,
+    /// Members whose path in use does not answer.
+    pub silent: mpsc::Sender<MemberId>,
+    silent_by: Mutex<Option<mpsc::Receiver<MemberId>>>,
     pub pings: Mutex<HashMap<u64, oneshot::Sender<(Instant, By)>>>,
     stuns: Mutex<HashMap<stun::TransactionId, oneshot::Sender<SocketAddr>>>,
     /// For datagrams that come by stream.
@@ -156,6 +159,7 @@ impl Inner {
         let underlay = Underlay::default();
         underlay.set_device(&name, &[]);
         let (wanted, wanted_by) = mpsc::channel(MAX_WANTED);
+        let (silent, silent_by) = mpsc::channel(MAX_WANTED);
         let inner = Arc::new(Self {
             me: config.me,
             keys: Arc::new(Keys::new(config.link_secret)),
@@ -179,6 +183,8 @@ impl Inner {
             events,
             wanted,
             wanted_by: Mutex::new(Some(wanted_by)),
+            silent,
+            silent_by: Mutex::new(Some(silent_by)),
             pings: Mutex::default(),
             stuns: Mutex::default(),
             side: Mutex::default(),
@@ -344,6 +350,11 @@ impl Inner {
     /// The members for which paths are wanted; the first caller has them.
     pub fn take_wanted(&self) -> Option<mpsc::Receiver<MemberId>> {
         lock(&self.wanted_by).take()
+    }
+
+    /// The members whose path in use falls silent, each time it does; the first caller has them.
+    pub fn take_silent(&self) -> Option<mpsc::Receiver<MemberId>> {
+        lock(&self.silent_by).take()
     }
 
     /// An index that no session has.

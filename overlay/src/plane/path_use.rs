@@ -67,6 +67,7 @@ impl Inner {
         loop {
             let Some(step) = peer.paths().poll() else { break };
             match step {
+                Step::Silent => drop(self.silent.try_send(peer.member)),
                 Step::Probe(path, token) => self.send_frame_by(&mut out, peer, path, Frame::Ping(token), &[], now),
                 Step::Select(path) => {
                     let via = path.and_then(|path| self.via(peer, path)).unwrap_or(Via::Nowhere);
@@ -287,6 +288,15 @@ impl Inner {
             peer.via.store(Arc::new(Via::Stream(stream)));
         }
         self.try_paths(member, [Path::Stream]);
+    }
+
+    /// Whether a stream is there for the member's datagrams; it is tried then.
+    pub fn try_stream(&self, member: MemberId) -> bool {
+        let there = self.peer(member).stream().as_ref().is_some_and(|stream| !stream.is_closed());
+        if there {
+            self.try_paths(member, [Path::Stream]);
+        }
+        there
     }
 
     /// The member's stream ended; another that replaced it meanwhile stays.

@@ -56,6 +56,8 @@ pub enum Step {
     Probe(Path, u64),
     /// Send data this way from now on; `None`: there is no way.
     Select(Option<Path>),
+    /// The way in use does not answer: whoever knows of another may look for it now.
+    Silent,
 }
 
 /// The ways to one peer.
@@ -133,6 +135,11 @@ impl Paths {
         }
     }
 
+    /// Whether the way in use, if there is one, has left something unanswered for long, or is no more than assumed.
+    pub fn is_silent(&self) -> bool {
+        self.suspect_probes >= SILENT_PROBES || self.selected.is_none_or(|path| path == Path::Ring)
+    }
+
     /// Since when it goes that way.
     pub fn since(&self) -> Option<Instant> {
         self.since
@@ -208,7 +215,8 @@ impl Paths {
         let follows = self.follow.is_some_and(|(to, since)| to == path && now.saturating_duration_since(since) < FOLLOW);
         let better = match self.selected {
             None => true,
-            Some(old) if self.suspect_probes >= SILENT_PROBES => path != Path::Stream || old == Path::Stream,
+            // A stream takes over where nothing better has answered that could.
+            Some(old) if self.suspect_probes >= SILENT_PROBES => path != Path::Stream || !self.has_spare(old),
             Some(old) if follows && class(&path, self.order) <= class(&old, self.order) => true,
             // A fifth better before a path of the same class replaces the one in use: no flapping.
             Some(old) => (class(&path, self.order), Some(rtt)) < (class(&old, self.order), self.rtt().map(|r| r * 4 / 5)),
@@ -220,6 +228,11 @@ impl Paths {
         }
     }
 
+    /// Whether another way than `old` and a stream has answered.
+    fn has_spare(&self, old: Path) -> bool {
+        self.known.iter().any(|(path, known)| ![old, Path::Stream].contains(path) && known.answered.is_some())
+    }
+
     /// Gives up `path`; the next best that has answered takes over. False if it was not known.
     pub fn remove(&mut self, path: Path, now: Instant) -> bool {
         let known = self.known.remove(&path).is_some();
@@ -229,6 +242,8 @@ impl Paths {
                 None if self.ring && path != Path::Ring => {
                     self.select(None, now);
                     self.assume(Path::Ring, now);
+                    // What ended the path may have ended the ring's too.
+                    self.suspect_probes = 1;
                 }
                 None => self.select(None, now),
                 Some(next) => {
@@ -388,6 +403,12 @@ impl Paths {
             self.suspect_probes += 1;
             if self.suspect_probes == SILENT_PROBES {
                 self.try_remembered(now);
+                if path != Path::Stream {
+                    self.steps.push_back(Step::Silent);
+                    if self.knows(Path::Stream) {
+                        self.add(Path::Stream, now);
+                    }
+                }
             }
             self.probe(path, now);
             return;
@@ -412,231 +433,5 @@ impl Paths {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn probes(paths: &mut Paths) -> Vec<(Path, u64)> {
-        std::iter::from_fn(|| paths.poll()).filter_map(|s| if let Step::Probe(p, t) = s { Some((p, t)) } else { None }).collect()
-    }
-
-    const RELAY: Path = Path::Relayed(MemberId([7; 32]));
-
-    fn direct(port: u16) -> Path {
-        Path::Direct(([192, 0, 2, 1], port).into())
-    }
-
-    #[test]
-    fn the_first_that_answers_is_used_and_a_direct_path_replaces_a_relay() {
-        let (mut paths, now) = (Paths::default(), Instant::now());
-        paths.add(RELAY, now);
-        paths.add(direct(1), now);
-        paths.tick(now, Activity::default());
-        let sent = probes(&mut paths);
-        let token = |p: Path| sent.iter().find(|(q, _)| *q == p).map(|(_, t)| *t).unwrap();
-        paths.pong(RELAY, token(RELAY), now + Duration::from_millis(5));
-        assert_eq!(paths.poll(), Some(Step::Select(Some(RELAY))));
-        paths.pong(direct(1), token(direct(1)), now + Duration::from_millis(90));
-        assert_eq!(paths.poll(), Some(Step::Select(Some(direct(1)))));
-        assert_eq!(paths.rtt(), Some(Duration::from_millis(90)));
-    }
-
-    #[test]
-    fn ways_that_turn_out_bad_are_given_up_for_good_and_none_of_them_follows() {
-        let (mut paths, now) = (Paths::default(), Instant::now());
-        for path in [direct(1), direct(2), RELAY] {
-            paths.add(path, now);
-        }
-        paths.tick(now, Activity::default());
-        for (path, token) in probes(&mut paths) {
-            paths.pong(path, token, now);
-        }
-        assert_eq!(paths.selected(), Some(direct(1)));
-        paths.forget(|path| matches!(path, Path::Direct(_)), now);
-        assert_eq!(paths.selected(), Some(RELAY));
-        paths.rouse(now);
-        paths.tick(now, Activity::default());
-        assert!(probes(&mut paths).iter().all(|(path, _)| *path == RELAY));
-    }
-
-    #[test]
-    fn a_pong_with_a_foreign_token_selects_nothing() {
-        let (mut paths, now) = (Paths::default(), Instant::now());
-        paths.add(direct(1), now);
-        paths.tick(now, Activity::default());
-        let token = probes(&mut paths)[0].1;
-        paths.pong(direct(1), token ^ 1, now);
-        paths.pong(direct(2), token, now);
-        assert_eq!(paths.selected(), None);
-    }
-
-    #[test]
-    fn a_silent_path_is_given_up_within_five_seconds_and_the_spare_takes_over() {
-        let (mut paths, start) = (Paths::default(), Instant::now());
-        for path in [direct(1), RELAY] {
-            paths.add(path, start);
-            paths.tick(start, Activity::default());
-            for (p, token) in probes(&mut paths) {
-                paths.pong(p, token, start + Duration::from_millis(10));
-            }
-        }
-        assert_eq!(paths.selected(), Some(direct(1)));
-        let unanswered = Activity { unanswered: Some(start), sent: Some(start), ..Activity::default() };
-        let mut now = start;
-        while paths.selected() == Some(direct(1)) && now < start + Duration::from_secs(10) {
-            now += Duration::from_millis(100);
-            paths.tick(now, unanswered);
-        }
-        assert_eq!(paths.selected(), Some(RELAY));
-        assert!(now < start + Duration::from_secs(5), "took {:?}", now - start);
-    }
-
-    #[test]
-    fn a_peer_that_went_over_to_another_path_is_followed_within_a_second() {
-        let (mut paths, start) = (Paths::default(), Instant::now());
-        paths.add(direct(1), start);
-        paths.tick(start, Activity::default());
-        let token = probes(&mut paths)[0].1;
-        paths.pong(direct(1), token, start + Duration::from_millis(10));
-        let turn = start + Duration::from_secs(9);
-        paths.heard(RELAY, turn, Some(start));
-        let mut now = turn;
-        while paths.selected() != Some(RELAY) && now < turn + Duration::from_secs(5) {
-            paths.tick(now, Activity { received: Some(start), ..Activity::default() });
-            for (path, token) in probes(&mut paths) {
-                if path == RELAY {
-                    paths.pong(path, token, now + Duration::from_millis(10));
-                }
-            }
-            now += Duration::from_millis(20);
-        }
-        assert!(now < turn + Duration::from_secs(1), "took {:?}", now - turn);
-    }
-
-    fn living(paths: &mut Paths, path: Path, now: Instant, rtt_ms: u64) {
-        paths.add(path, now);
-        paths.tick(now, Activity::default());
-        for (p, token) in probes(paths) {
-            paths.pong(p, token, now + Duration::from_millis(rtt_ms));
-        }
-    }
-
-    #[test]
-    fn a_peer_that_says_it_moved_is_followed_at_its_first_answer() {
-        let (mut paths, start) = (Paths::default(), Instant::now());
-        living(&mut paths, direct(1), start, 10);
-        let turn = start + Duration::from_secs(3);
-        paths.peer_moved(direct(2), turn);
-        paths.peer_moved(direct(3), turn);
-        paths.tick(turn, Activity { received: Some(turn), ..Activity::default() });
-        let sent = probes(&mut paths);
-        // Slower than what was, but where the peer is now.
-        paths.pong(direct(2), sent.iter().find(|(p, _)| *p == direct(2)).unwrap().1, turn + Duration::from_millis(50));
-        assert_eq!(paths.selected(), Some(direct(2)));
-        assert!(sent.iter().all(|(p, _)| *p != direct(3)), "the first that it is heard by");
-    }
-
-    #[test]
-    fn roused_it_asks_every_way_and_the_peer_to_follow() {
-        let (mut paths, start) = (Paths::default(), Instant::now());
-        living(&mut paths, direct(1), start, 10);
-        living(&mut paths, direct(2), start, 9);
-        let turn = start + Duration::from_secs(100);
-        paths.tick(turn, Activity::default());
-        paths.rouse(turn);
-        paths.tick(turn, Activity::default());
-        let sent = probes(&mut paths);
-        assert!([direct(1), direct(2)].iter().all(|path| sent.iter().any(|(p, _)| p == path)), "{sent:?}");
-        assert!(sent.iter().all(|(_, token)| token & ROAMED != 0 && token >> 63 == 0));
-    }
-
-    #[test]
-    fn the_other_family_takes_over_when_the_one_in_use_falls_silent() {
-        let (mut paths, start) = (Paths::default(), Instant::now());
-        let v6 = Path::Direct("[2001:db8::1]:7".parse().unwrap());
-        living(&mut paths, v6, start, 30);
-        living(&mut paths, direct(1), start, 10);
-        assert_eq!(paths.selected(), Some(direct(1)));
-        // Long after the spare was forgotten.
-        let silent = start + Duration::from_secs(300);
-        let mut now = silent;
-        while paths.selected() == Some(direct(1)) && now < silent + Duration::from_secs(10) {
-            paths.tick(now, Activity { unanswered: Some(silent), sent: Some(now), ..Activity::default() });
-            for (path, token) in probes(&mut paths) {
-                if path == v6 {
-                    paths.pong(path, token, now + Duration::from_millis(30));
-                }
-            }
-            now += Duration::from_millis(20);
-        }
-        assert_eq!(paths.selected(), Some(v6));
-        assert!(now < silent + Duration::from_secs(3), "took {:?}", now - silent);
-    }
-
-    #[test]
-    fn a_spare_relay_stays_warm_and_takes_over_within_three_seconds() {
-        let (mut paths, start) = (Paths::default(), Instant::now());
-        let other = Path::Relayed(MemberId([8; 32]));
-        living(&mut paths, RELAY, start, 10);
-        living(&mut paths, other, start, 12);
-        assert_eq!(paths.relays().len(), 2);
-        let (mut now, died) = (start, start + Duration::from_secs(95));
-        while now < died + Duration::from_secs(5) && paths.selected() != Some(other) {
-            let dead = now >= died;
-            let heard = if dead { died } else { now };
-            paths.tick(now, Activity { received: Some(heard), sent: Some(now), unanswered: dead.then_some(died), ..Activity::default() });
-            for (path, token) in probes(&mut paths) {
-                if path == other || !dead {
-                    paths.pong(path, token, now + Duration::from_millis(10));
-                }
-            }
-            now += Duration::from_millis(20);
-        }
-        assert_eq!(paths.selected(), Some(other));
-        assert!(now < died + Duration::from_secs(3), "took {:?}", now - died);
-    }
-
-    #[test]
-    fn the_ring_carries_at_once_and_anything_better_replaces_it_but_a_stream_does_not() {
-        let (mut paths, now) = (Paths::default(), Instant::now());
-        paths.assume(Path::Ring, now);
-        assert_eq!(paths.selected(), Some(Path::Ring));
-        let answer = |paths: &mut Paths, path: Path| {
-            paths.add(path, now);
-            paths.tick(now, Activity::default());
-            let token = probes(paths).into_iter().rfind(|(p, _)| *p == path).map(|(_, t)| t).unwrap();
-            paths.pong(path, token, now + Duration::from_millis(1));
-        };
-        answer(&mut paths, Path::Stream);
-        assert_eq!(paths.selected(), Some(Path::Ring));
-        answer(&mut paths, RELAY);
-        assert_eq!(paths.selected(), Some(RELAY));
-        paths.assume(Path::Ring, now);
-        assert_eq!(paths.selected(), Some(RELAY), "what works is not given up for an assumption");
-    }
-
-    #[test]
-    fn a_link_whose_only_path_dies_goes_on_over_the_ring_if_there_is_one() {
-        let (mut paths, now) = (Paths::default(), Instant::now());
-        paths.add(direct(1), now);
-        paths.tick(now, Activity { ring: true, ..Activity::default() });
-        let token = probes(&mut paths)[0].1;
-        paths.pong(direct(1), token, now);
-        paths.remove(direct(1), now);
-        assert_eq!(paths.selected(), Some(Path::Ring));
-        paths.remove(Path::Ring, now);
-        assert_eq!(paths.selected(), None, "a dead ring path is not taken again by itself");
-    }
-
-    #[test]
-    fn a_dead_candidate_costs_seven_probes() {
-        let (mut paths, start) = (Paths::default(), Instant::now());
-        paths.add(direct(1), start);
-        let mut sent = 0;
-        for ms in (0..20_000).step_by(20) {
-            paths.tick(start + Duration::from_millis(ms), Activity::default());
-            sent += probes(&mut paths).len();
-        }
-        assert_eq!(sent, PROBE_PAUSES_MS.len());
-        assert!(!paths.probing());
-    }
-}
+#[path = "paths_tests.rs"]
+mod tests;

@@ -8,11 +8,13 @@ pub mod behind;
 pub mod booted;
 pub mod flow;
 pub mod probe;
+pub mod slow_disk;
 pub mod tree;
 
 pub use behind::Behind;
 pub use booted::{Booted, NotBooted};
 pub use flow::Flow;
+pub use slow_disk::SlowDisk;
 
 use crate::{Error, lab::Lab};
 use std::path::Path;

@@ -18,7 +18,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_millis(1200);
 /// Two connections made within this may be those that both ends began at the same time.
 const AT_ONCE: Duration = Duration::from_secs(2);
 /// For so long after a move those who are lost are dialled at once.
-const HASTE: Duration = Duration::from_secs(10);
+pub(super) const HASTE: Duration = Duration::from_secs(10);
 
 impl Driver {
     /// This host has moved.

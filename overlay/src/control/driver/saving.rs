@@ -1,0 +1,76 @@
+//! Writes the address book where it has changed, beside the driver: a disk may take seconds for it, and connections go on
+//! meanwhile.
+
+use super::Driver;
+use crate::{control::shared::Shared, durable::write_atomically};
+use futures::{FutureExt, future::BoxFuture};
+use std::{
+    io,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+use tokio::task::JoinHandle;
+
+/// The end waits so long for the disk. Reason: the book is a cache.
+const LAST_SAVE: Duration = Duration::from_secs(5);
+
+/// The write that is under way, and how the last ones ended.
+#[derive(Default)]
+pub struct Saving {
+    under_way: Option<JoinHandle<io::Result<()>>>,
+    /// The peer cache that cannot be written.
+    failures: p2pvm_host::Repeated,
+}
+
+/// Begins to write what has changed, if anything has.
+fn begin(shared: &Arc<Shared>) -> Option<JoinHandle<io::Result<()>>> {
+    let (file, content) = shared.book.write().unwrap_or_else(PoisonError::into_inner).changed()?;
+    Some(tokio::task::spawn_blocking(move || write_atomically(&file, &content, 0o644)))
+}
+
+impl Driver {
+    /// Writes the book if it has changed, unless that is being done.
+    pub(super) fn save_book(&mut self) {
+        if let Some(writing) = self.saving.under_way.take() {
+            if !writing.is_finished() {
+                self.saving.under_way = Some(writing);
+                return;
+            }
+            self.saved(writing.now_or_never());
+        }
+        self.saving.under_way = begin(&self.shared);
+    }
+
+    fn saved(&mut self, ended: Option<Result<io::Result<()>, tokio::task::JoinError>>) {
+        let failure = match ended {
+            Some(Ok(Ok(()))) | None => {
+                self.saving.failures.over();
+                return;
+            }
+            Some(Ok(Err(error))) => error.to_string(),
+            Some(Err(error)) => error.to_string(),
+        };
+        self.shared.book.write().unwrap_or_else(PoisonError::into_inner).unsaved();
+        if let Some(times) = self.saving.failures.again(&failure) {
+            tracing::warn!(times, "the peer cache cannot be written: {failure}");
+        }
+    }
+
+    /// Writes what is left to write.
+    pub(super) fn save_at_last(&mut self) -> BoxFuture<'static, ()> {
+        let (before, shared) = (self.saving.under_way.take(), self.shared.clone());
+        let all = async move {
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            match begin(&shared).map(|last| async { last.await.map_err(io::Error::other)? }) {
+                Some(last) => last.await.unwrap_or_else(|e| tracing::warn!("the peer cache cannot be written: {e}")),
+                None => {}
+            }
+        };
+        let limited = async {
+            let _ = tokio::time::timeout(LAST_SAVE, all).await;
+        };
+        limited.boxed()
+    }
+}
