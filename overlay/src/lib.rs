@@ -26,7 +26,7 @@ pub mod ring_net;
 pub mod stun;
 pub mod underlay;
 
-pub use p2pvm_host::durable;
+pub use p2pvm_host::{durable, reserve};
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};
 pub use id::{Epoch, MemberId, NetworkId, RingAddr, UnixTime, VmId};
