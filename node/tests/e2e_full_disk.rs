@@ -100,8 +100,10 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
     lab.configure("b", common::SETTINGS).unwrap();
     network(&lab, &["a", "b", "c"]);
     let filler = dir.join("filler");
-    fs::write(&filler, vec![7; 150 << 20]).unwrap();
     let address = create(&lab, "b", "fat");
+    let room = nix::sys::statvfs::statvfs(&dir).unwrap();
+    let free = room.blocks_available() * room.fragment_size();
+    fs::write(&filler, vec![7; usize::try_from(free - (60 << 20)).unwrap()]).unwrap();
     writes(&lab, "b", "fat", 300, 120);
     let shown = until_full(&lab, "b", "fat");
     assert_eq!(shown["state"], "paused");

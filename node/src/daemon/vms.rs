@@ -247,7 +247,7 @@ impl Daemon {
                 Ok(moved)
             }
             RunsOn::Source if outcome.cancelled => Err(Failure::cancelled(format!(
-                "cancelled: {} did not move and still runs on {}{traced}",
+                "cancelled: {} did not move and stays on {}{traced}",
                 outcome.name,
                 self.name_of(outcome.from)
             ))),

@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(250);
 /// How soon a target that had no news of the guest's running, or could not be heard, is asked again while the guest stands still.
 const POLL_PAUSED: Duration = Duration::from_millis(20);
+/// How much later than its monitor's end the end of a guest may be heard of.
+const ENDED: Duration = Duration::from_secs(2);
 /// How long the process of a guest that powered itself off may take to end.
 const ENDING: Duration = Duration::from_secs(5);
 /// How long a caller waits for a doubtful hand-over to settle before it is told so.
@@ -170,7 +172,7 @@ impl Host {
                 }
                 let back = this.trail.step("take back");
                 // The end of its process may be heard of before the guest's.
-                let late = matches!(e, Error::Hypervisor { .. }) && tokio::time::timeout(POLL, self::ended(&*machine)).await.is_ok();
+                let late = matches!(e, Error::Hypervisor { .. }) && tokio::time::timeout(ENDED, self::ended(&*machine)).await.is_ok();
                 ended = late || has_ended(&*machine);
                 let failure = match ended {
                     true => self.end(&slot, &*machine, &this).await,
