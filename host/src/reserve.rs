@@ -21,7 +21,7 @@ pub const RESERVE: u64 = 32 << 20;
 /// At most this share of the file system is kept, so that a small one is not all reserve.
 const SHARE: u64 = 16;
 /// How much is given back for one write.
-const PIECE: u64 = 1 << 20;
+pub const PIECE: u64 = 1 << 20;
 
 static KEPT: OnceLock<Reserve> = OnceLock::new();
 

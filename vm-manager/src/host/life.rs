@@ -184,6 +184,7 @@ impl Host {
         let spec = self.registry.spec(&entry);
         self.parts.hypervisor.rebase_disk(&spec.disk, &image).await?;
         let entry = self.update(slot, |e| e.wanted = Wanted::Running)?;
+        self.ease();
         let machine = self.parts.hypervisor.launch(&spec, Start::Boot).await?;
         self.install(slot, machine);
         self.parts.port.attach(&spec, &entry.definition.address, entry.epoch).await?;

@@ -58,6 +58,15 @@ impl Host {
         )))
     }
 
+    /// Gives programs that are about to be started a little room on a full disk, for their logs and process ids. The guests that
+    /// filled it stand still and do not take it.
+    pub(crate) fn ease(&self) {
+        let dir = self.registry.dir();
+        if reserve::room(dir).is_ok_and(|room| room.free < reserve::PIECE) {
+            reserve::spend(dir);
+        }
+    }
+
     /// Why the VM's guest stands still though nobody asked for it.
     pub(crate) fn standstill(&self, slot: &Slot) -> Option<Standstill> {
         let machine = slot.machine().filter(|_| slot.run_state() == RunState::Paused)?;

@@ -246,6 +246,7 @@ impl Host {
         let (ram, disk) = (tunnel(Channel::Ram)?, tunnel(Channel::Disk)?);
 
         progress.send_modify(|p| *p = Progress { phase: "disk".into(), ..Progress::default() });
+        self.ease();
         self.parts.port.leaving(entry.definition.vm, this.to).await;
         let mut copying = trail.step("copy disk");
         let copied = self.while_target_lives(this, machine.mirror(disk.path(), &export, progress)).await;
