@@ -267,6 +267,7 @@ mod tests {
             let refused = (0..2000).find(|n| store.put(&key(*n), vec![7; 4000]).is_err());
             let refused = refused.expect("a full disk takes no records for ever");
             assert!(store.put(&key(refused), vec![7; 4000]).is_err(), "nor at the second try");
+            drop(filler);
             std::fs::remove_file(at("guest")).unwrap();
             store.put(&key(refused), vec![9]).unwrap();
             store.flush().unwrap();

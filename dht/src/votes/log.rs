@@ -248,6 +248,7 @@ mod tests {
             let (epoch, error) = refused.expect("a full disk takes no entry for ever");
             assert!(matches!(error, LogError::Full(_)), "{error}");
             assert_eq!(log.recall(&VmId([1; 32])), Some(&memory(epoch - 1)), "nothing is recalled that is not on the disk");
+            drop(filler);
             fs::remove_file(at("guest")).unwrap();
             log.remember(VmId([1; 32]), memory(epoch)).unwrap();
             drop(log);
