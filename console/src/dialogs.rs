@@ -123,7 +123,12 @@ fn confirm(model: &Model, power: Power, again: bool, page: &mut Page<'_>) {
         return;
     }
     let own = model.node().map_or("", |node| node.name.as_str());
-    let here: Vec<&str> = model.vms.iter().filter(|vm| vm.state == "running" && vm.host == own).map(|vm| vm.name.as_str()).collect();
+    let here: Vec<&str> = model
+        .vms
+        .iter()
+        .filter(|vm| matches!(vm.state.as_str(), "running" | "paused") && vm.host == own)
+        .map(|vm| vm.name.as_str())
+        .collect();
     let cost = if here.is_empty() {
         "No VM runs here.".to_owned()
     } else {

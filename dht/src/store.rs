@@ -2,11 +2,12 @@
 //! behind it in tests. sled 0.34 is called beta by its authors and has been corrupted by kills; that is
 //! bearable here because what a replica lost, its peers still hold.
 
+use p2pvm_overlay::reserve;
 use std::{
     collections::BTreeMap,
     io, mem,
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,13 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 #[error("the record store failed: {0}")]
 pub struct StoreError(#[from] io::Error);
+
+impl StoreError {
+    /// Whether there was no room on the disk.
+    pub fn is_full(&self) -> bool {
+        reserve::is_full(&self.0)
+    }
+}
 
 impl From<sled::Error> for StoreError {
     fn from(e: sled::Error) -> Self {
@@ -65,8 +73,29 @@ pub trait Store: Send + Sync + 'static {
 /// How long an earlier holder of a store may take to let go of it.
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
-/// A [`Store`] in a sled directory.
-pub struct SledStore(sled::Db);
+/// A [`Store`] in a sled directory. sled gives up for good at its first failed write; so a store that found its disk full is
+/// opened anew, with room from the node's [reserve] if there is any, and the write is tried once more.
+pub struct SledStore {
+    directory: PathBuf,
+    db: RwLock<Option<sled::Db>>,
+}
+
+/// Opens what is in `directory`. A store that needs room for that takes it from the reserve.
+fn open(directory: &Path) -> Result<sled::Db, sled::Error> {
+    // A node holds thousands of small records: the default cache of 1 GiB would let the daemon grow for nothing.
+    let once = || sled::Config::new().path(directory).cache_capacity(8 << 20).flush_every_ms(None).open();
+    // sled lets go of its lock in the background after a store is dropped, and the kernel a moment after a process is killed.
+    let began = Instant::now();
+    loop {
+        match once() {
+            Err(sled::Error::Io(e)) if e.to_string().contains("could not acquire lock") && began.elapsed() < LOCK_LIMIT => {
+                std::thread::sleep(LOCK_LIMIT / 100);
+            }
+            Err(sled::Error::Io(e)) if reserve::is_full(&e) && reserve::spend(directory) => {}
+            opened => return opened,
+        }
+    }
+}
 
 impl SledStore {
     /// Opens or makes the store in `directory`. One that sled calls corrupt is moved aside (`<directory>.corrupt`)
@@ -75,21 +104,7 @@ impl SledStore {
     /// # Errors
     /// What the disk says.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        // A node holds thousands of small records: the default cache of 1 GiB would let the daemon grow for nothing.
-        let once = || sled::Config::new().path(directory).cache_capacity(8 << 20).flush_every_ms(None).open();
-        // sled lets go of its lock in the background after a store is dropped, and the kernel a moment after a process is killed.
-        let open = || {
-            let began = Instant::now();
-            loop {
-                match once() {
-                    Err(sled::Error::Io(e)) if e.to_string().contains("could not acquire lock") && began.elapsed() < LOCK_LIMIT => {
-                        std::thread::sleep(LOCK_LIMIT / 100);
-                    }
-                    opened => return opened,
-                }
-            }
-        };
-        match open() {
+        let opened = match open(directory) {
             Err(sled::Error::Corruption { .. }) => {
                 let aside = directory.with_extension("corrupt");
                 tracing::error!(store = %directory.display(), aside = %aside.display(), "the record store is corrupt: starting an empty one");
@@ -97,44 +112,70 @@ impl SledStore {
                     std::fs::remove_dir_all(&aside)?;
                 }
                 std::fs::rename(directory, &aside)?;
-                Ok(Self(open()?))
+                open(directory)
             }
-            opened => Ok(Self(opened?)),
-        }
+            opened => opened,
+        };
+        Ok(Self { directory: directory.to_owned(), db: RwLock::new(Some(opened?)) })
     }
+
+    fn read<T>(&self, work: impl Fn(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(work(db.as_ref().ok_or_else(closed)?)?)
+    }
+
+    /// Runs `work`; where the disk was full, once more on the store opened anew.
+    fn write<T>(&self, work: impl Fn(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
+        match self.read(&work) {
+            Err(StoreError(e)) if reserve::is_full(&e) || e.kind() == io::ErrorKind::NotConnected => {}
+            done => return done,
+        }
+        reserve::spend(&self.directory);
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        // The old one first: it holds the lock.
+        drop(db.take());
+        let opened = open(&self.directory)?;
+        let done = work(&opened);
+        *db = Some(opened);
+        Ok(done?)
+    }
+}
+
+/// What a store says that could not be opened anew yet.
+fn closed() -> StoreError {
+    StoreError(io::Error::new(io::ErrorKind::NotConnected, "its disk was full: it is opened again at the next write"))
 }
 
 impl Store for SledStore {
     fn get(&self, key: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.0.get(key)?.map(|v| v.to_vec()))
+        self.read(|db| Ok(db.get(key)?.map(|v| v.to_vec())))
     }
 
     fn put(&self, key: &[u8; 32], value: Vec<u8>) -> Result<(), StoreError> {
-        self.0.insert(key, value)?;
-        Ok(())
+        self.write(|db| db.insert(key, value.as_slice()).and_then(|_| db.flush()).map(drop))
     }
 
     fn remove(&self, key: &[u8; 32]) -> Result<(), StoreError> {
-        self.0.remove(key)?;
-        Ok(())
+        self.write(|db| db.remove(key).map(drop))
     }
 
     fn scan(&self, after: Option<&[u8; 32]>, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let entries = match after {
-            Some(key) => self.0.range((std::ops::Bound::Excluded(*key), std::ops::Bound::Unbounded)),
-            None => self.0.iter(),
-        };
-        let mut found = Vec::new();
-        for entry in entries.take(limit) {
-            let (key, value) = entry?;
-            found.extend(key.as_ref().try_into().ok().map(|key| (key, value.to_vec())));
-        }
-        Ok(found)
+        self.read(|db| {
+            let entries = match after {
+                Some(key) => db.range((std::ops::Bound::Excluded(*key), std::ops::Bound::Unbounded)),
+                None => db.iter(),
+            };
+            let mut found = Vec::new();
+            for entry in entries.take(limit) {
+                let (key, value) = entry?;
+                found.extend(key.as_ref().try_into().ok().map(|key| (key, value.to_vec())));
+            }
+            Ok(found)
+        })
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        self.0.flush()?;
-        Ok(())
+        self.write(|db| db.flush().map(drop))
     }
 }
 
@@ -207,6 +248,36 @@ mod tests {
         let path = directory.path().join("records");
         promise(&SledStore::open(&path).unwrap());
         assert_eq!(SledStore::open(&path).unwrap().scan(None, 9).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_store_whose_disk_was_full_keeps_what_it_had_and_goes_on_when_there_is_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=4M", "p2pvm"]).arg(directory.path()).status();
+        if !mount.is_ok_and(|status| status.success()) {
+            return eprintln!("NOT RUN: a file system of its own needs root");
+        }
+        let checked = std::panic::catch_unwind(|| {
+            let store = SledStore::open(&at("records")).unwrap();
+            promise(&store);
+            let mut filler = std::fs::File::create(at("guest")).unwrap();
+            while std::io::Write::write_all(&mut filler, &[7; 4096]).is_ok() {}
+            let key = |n: usize| blake3::hash(&n.to_be_bytes()).into();
+            let refused = (0..2000).find(|n| store.put(&key(*n), vec![7; 4000]).is_err());
+            let refused = refused.expect("a full disk takes no records for ever");
+            assert!(store.put(&key(refused), vec![7; 4000]).is_err(), "nor at the second try");
+            drop(filler);
+            std::fs::remove_file(at("guest")).unwrap();
+            store.put(&key(refused), vec![9]).unwrap();
+            store.flush().unwrap();
+            assert_eq!((store.get(&[1; 32]).unwrap(), store.get(&key(refused)).unwrap()), (Some(vec![1]), Some(vec![9])));
+            drop(store);
+            let store = SledStore::open(&at("records")).unwrap();
+            assert_eq!((store.get(&[3; 32]).unwrap(), store.get(&key(refused)).unwrap()), (Some(vec![3]), Some(vec![9])));
+        });
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(directory.path()).status();
+        checked.unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Small files that a crash does not spoil: written beside the old one, flushed, put in its place. After a power cut the old or
 //! the new content is there, whole. Every crate's files that are rewritten as a whole are written by this; logs are not.
 
+use crate::reserve;
 use std::{
     fs, io,
     io::Write,
@@ -12,17 +13,26 @@ use std::{
 /// a time are the caller's to prevent.
 ///
 /// # Errors
-/// What the file system says; the old content is there still.
+/// What the file system says; the old content is there still. On a full disk the [reserve](crate::reserve) is used up first.
 pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    let written = reserve::retrying(path, || {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    });
+    if let Err(e) = written {
+        if reserve::is_full(&e) {
+            // Nothing half-made stays where there is no room for it.
+            let _ = fs::remove_file(&temporary);
+        }
+        return Err(e);
+    }
     fs::File::open(directory_of(path))?.sync_all()
 }
 
-fn directory_of(path: &Path) -> PathBuf {
+pub(crate) fn directory_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(dir) if dir.as_os_str().is_empty() => ".".into(),
         Some(dir) => dir.into(),

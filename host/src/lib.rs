@@ -31,6 +31,7 @@ pub mod owner;
 pub mod passage;
 pub mod plan;
 pub mod repeated;
+pub mod reserve;
 pub mod routes;
 pub mod rules;
 pub mod ruleset;

@@ -93,6 +93,11 @@ impl Layout {
         self.0.join("node.toml")
     }
 
+    /// Room that is kept for a full disk.
+    pub fn reserve(&self) -> PathBuf {
+        self.0.join("reserve")
+    }
+
     /// The control API's unix socket.
     pub fn socket(&self) -> PathBuf {
         self.0.join("api.sock")

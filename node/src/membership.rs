@@ -341,6 +341,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.network(),
         layout.bootstrap(),
         layout.leases(),
+        layout.reserve(),
         layout.admissions(),
         layout.dir().join("peers.json"),
         layout.revocations(),

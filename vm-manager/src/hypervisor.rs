@@ -71,6 +71,28 @@ pub enum RunState {
     Stopped,
 }
 
+/// What became of a guest that nobody here asked to stand still or to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Halt {
+    /// A write found this host's disk full. It is done again when the guest goes on.
+    DiskFull,
+    /// This host's disk could not be read or written. What failed is done again when the guest goes on.
+    DiskError,
+    /// It shut itself down.
+    PoweredOff,
+}
+
+impl std::fmt::Display for Halt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::DiskFull => "host disk full",
+            Self::DiskError => "host disk error",
+            Self::PoweredOff => "powered off",
+        })
+    }
+}
+
 /// What a guest uses now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MachineStats {
@@ -186,6 +208,9 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Changes of what it does; ends with [`RunState::Stopped`].
     fn watch(&self) -> watch::Receiver<RunState>;
+
+    /// Why it stands still, or ended, though nobody here asked for it. Known before [`Machine::watch`] tells the change.
+    fn halted(&self) -> Option<Halt>;
 
     /// Asks the guest to power down and waits; kills it after `patience`.
     async fn stop(&self, patience: Duration) -> Result<(), Error>;

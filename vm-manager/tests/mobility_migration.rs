@@ -167,8 +167,8 @@ async fn only_one_operation_at_a_time_works_on_a_vm() {
     let (host, to) = (lab.host(0), lab.me(1));
     let moving = tokio::spawn(async move { host.migrate("web", to, MigrateOptions::default(), watch::Sender::default()).await });
     let strike = trap.recv().await.unwrap();
-    let refused = lab.host(0).stop("web").await.unwrap_err().to_string();
-    assert!(refused.contains("migrating"), "{refused}");
+    let refused = lab.host(0).start("web").await.unwrap_err().to_string();
+    assert!(refused.contains("is being moved"), "{refused}");
     strike.2.send(false).unwrap();
     assert_eq!(moving.await.unwrap().unwrap().runs_on, RunsOn::Target);
 }

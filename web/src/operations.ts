@@ -49,6 +49,11 @@ export function outcome(kind: string, vm: string, done: unknown): string {
   }
 }
 
+/** Whether something may be begun while something else of this VM is under way: a stop goes before a move. */
+export function mayBegin(kind: string, underWay: string | undefined): boolean {
+  return underWay === undefined || (kind === "stop" && underWay === "migrate");
+}
+
 /** What is said when it was not done. */
 export function undone(error: Error): Ended {
   const cancelled = error instanceof Refused && error.failure.cancelled === true;
@@ -69,7 +74,7 @@ export function underWay(vm: Vm, operation: Operation | undefined): { what: stri
 
 export function useOperations(api: Api | null, refresh: () => void): Doing {
   const [operations, set] = useState<Operations>({});
-  const busy = useRef(new Set<string>());
+  const busy = useRef(new Map<string, { kind: string }>());
   const change = (vm: string, to: Operation | undefined) =>
     set((all) => {
       const { [vm]: _, ...rest } = all;
@@ -78,19 +83,24 @@ export function useOperations(api: Api | null, refresh: () => void): Doing {
 
   const begin = useCallback(
     (vm: string, kind: string, what: string, body: unknown = null) => {
-      if (!api || busy.current.has(vm)) return;
-      busy.current.add(vm);
+      if (!api || !mayBegin(kind, busy.current.get(vm)?.kind)) return;
+      const mine = { kind };
+      busy.current.set(vm, mine);
+      // What was begun after it shows how it goes.
+      const shown = () => busy.current.get(vm) === mine;
       let last: Operation = { kind, what, step: null, ended: null };
       change(vm, last);
       api
-        .run(vm, kind, body, (step) => change(vm, (last = { ...last, step })))
+        .run(vm, kind, body, (step) => shown() && change(vm, (last = { ...last, step })))
         .then(
           (done): Ended => ({ how: "ok", text: outcome(kind, vm, done) }),
           undone,
         )
         .then((ended) => {
-          busy.current.delete(vm);
-          change(vm, { ...last, ended });
+          if (shown()) {
+            busy.current.delete(vm);
+            change(vm, { ...last, ended });
+          }
           refresh();
         });
     },

@@ -89,6 +89,8 @@ export interface Vm {
   epoch: number;
   activity: string | null;
   note: string | null;
+  /** Why its guest stands still though nobody asked for it. */
+  still?: { why: string; path: string; free_bytes: number; needed_bytes: number } | null;
   cpu: number | null;
   moving: { to: string; step: Step } | null;
   snapshots: Snapshot[];

@@ -39,6 +39,9 @@ export function Vms({ vms, doing, ask, take }: Props) {
 function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operation | undefined } & Omit<Props, "vms">) {
   const now = underWay(vm, operation);
   const running = runs(vm);
+  const held = vm.state === "paused";
+  // A stop goes before a move: the daemon ends the move for it.
+  const moves = vm.moving != null || (operation?.kind === "migrate" && !operation.ended);
   const load = vm.cpu == null ? null : vm.cpu / Math.max(vm.cpus, 1);
   return (
     <li class="card" data-vm={vm.name}>
@@ -47,7 +50,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
           ⠿
         </span>
         <strong class="name">{vm.name}</strong>
-        <span class={`state ${troubled(vm) ? "troubled" : vm.state}`}>{vm.state}</span>
+        <span class={`state ${troubled(vm) ? "troubled" : vm.state}`}>{vm.still ? `${vm.state}: ${vm.still.why}` : vm.state}</span>
         <span class="on">
           on <b class="host">{vm.host}</b>
         </span>
@@ -71,7 +74,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
         <div class="under-way" role="status">
           <div class="row">
             <span class="what">{now.what}</span>
-            {(vm.moving || (operation?.kind === "migrate" && !operation.ended)) && (
+            {moves && (
               <button type="button" class="plain cancel" onClick={() => doing.cancel(vm.name)}>
                 Cancel
               </button>
@@ -90,7 +93,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
         </div>
       )}
       <div class="buttons">
-        {running && (
+        {(running || held) && (
           <>
             <button type="button" class="migrate" disabled={now != null} onClick={() => ask("migrate", vm.name)}>
               Move…
@@ -100,9 +103,9 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
             </button>
           </>
         )}
-        {vm.state === "stopped" && (
+        {(vm.state === "stopped" || held) && (
           <button type="button" disabled={now != null} onClick={() => doing.begin(vm.name, "start", `starting ${vm.name}`)}>
-            Start
+            {held ? "Go on" : "Start"}
           </button>
         )}
         <button type="button" onClick={() => ask("snapshots", vm.name)}>
@@ -111,8 +114,8 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
         <button type="button" onClick={() => ask("why", vm.name)}>
           Why?
         </button>
-        {running && (
-          <button type="button" class="danger" disabled={now != null} onClick={() => confirm(`Stop ${vm.name}? Its guest is asked to power down.`) && doing.begin(vm.name, "stop", `stopping ${vm.name}`)}>
+        {(running || held) && (
+          <button type="button" class="danger" disabled={now != null && !moves} onClick={() => confirm(`Stop ${vm.name}? Its guest is asked to power down.`) && doing.begin(vm.name, "stop", `stopping ${vm.name}`)}>
             Stop
           </button>
         )}

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { Refused } from "../src/lines";
 import { decisions, network, rttBetween, share, targets, troubled, wayOf } from "../src/model";
-import { outcome, underWay, undone } from "../src/operations";
+import { mayBegin, outcome, underWay, undone } from "../src/operations";
 import type { Sight, View, Vm } from "../src/types";
 
 const id = (letter: string) => letter.repeat(64);
@@ -88,4 +88,13 @@ describe("what is under way", () => {
 
 it("calls a VM troubled that nobody wanted in its state", () => {
   expect([vm(), vm({ state: "stopped" }), vm({ state: "arriving" }), vm({ state: "branch" }), vm({ note: "no majority" })].map(troubled)).toEqual([false, false, false, true, true]);
+});
+
+describe("what may be begun while something is under way", () => {
+  it("is a stop, which goes before a move, and nothing else", () => {
+    expect(mayBegin("stop", undefined)).toBe(true);
+    expect(mayBegin("stop", "migrate")).toBe(true);
+    expect(mayBegin("stop", "snapshot")).toBe(false);
+    expect(mayBegin("snapshot", "migrate")).toBe(false);
+  });
 });

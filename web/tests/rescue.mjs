@@ -53,7 +53,7 @@ async function dismiss() {
 /** Nothing is under way any more, on either page, and the guest is where it was. */
 async function stayed(at) {
   const said = await card.locator(".ended").textContent();
-  assert.match(said, new RegExp(`^cancelled: web did not move and still runs on ${at}`), said);
+  assert.match(said, new RegExp(`^cancelled: web did not move and stays on ${at}`), said);
   assert.equal(await page.locator('[role="alert"]').count(), 0, "nothing is wrong");
   for (const seen of [page, phone.page]) {
     await on(seen).locator(".under-way").waitFor({ state: "detached" });

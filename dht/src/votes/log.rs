@@ -7,7 +7,7 @@
 //! because a voter that forgot a promise must not vote.
 
 use super::wire::Promise;
-use p2pvm_overlay::{Epoch, MemberId, VmId};
+use p2pvm_overlay::{Epoch, MemberId, VmId, reserve};
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions, TryLockError},
@@ -34,6 +34,9 @@ pub enum LogError {
     /// Entries in the middle are unreadable: promises are lost, so this node must not vote with it.
     #[error("voter log {path} is damaged in entry {1}: this node cannot vote any more; restore the file, or remove it once no VM names this node as a voter", path = .0.display())]
     Damaged(PathBuf, usize),
+    /// There is no room for an entry. What was promised before is there, and the next one may be written when there is room.
+    #[error("voter log {path}: the disk is full: make room there", path = .0.display())]
+    Full(PathBuf),
     /// An earlier write failed; what is on the disk is unknown until the log is opened again.
     #[error("voter log {path}: an earlier write failed; restart the node", path = .0.display())]
     Broken(PathBuf),
@@ -152,14 +155,22 @@ impl VoterLog {
     /// Appends and flushes; only then is it known to [`Self::recall`].
     ///
     /// # Errors
-    /// [`LogError::Io`] once, then [`LogError::Broken`]: after a failed flush nobody knows what is on the disk.
+    /// [`LogError::Full`]; or [`LogError::Io`] once, then [`LogError::Broken`]: after a failed flush nobody knows what is on the disk.
     pub(crate) fn remember(&mut self, vm: VmId, memory: Memory) -> Result<(), LogError> {
         if self.broken {
             return Err(LogError::Broken(self.path.clone()));
         }
         let entry = encode(self.entries, vm, &memory).repeat(2);
-        let written = self.file.write_all_at(&entry, (self.entries * ENTRY_BYTES) as u64).and_then(|()| self.file.sync_data());
-        if let Err(e) = written {
+        let end = (self.entries * ENTRY_BYTES) as u64;
+        let written = reserve::retrying(&self.path, || self.file.write_all_at(&entry, end));
+        if let Err(e) = &written
+            && reserve::is_full(e)
+            && self.file.set_len(end).is_ok()
+        {
+            // Nothing of it was flushed or answered: the next entry may have the place, when there is room.
+            return Err(LogError::Full(self.path.clone()));
+        }
+        if let Err(e) = written.and_then(|()| self.file.sync_data()) {
             self.broken = true;
             return Err(LogError::Io(self.path.clone(), e));
         }
@@ -217,6 +228,34 @@ mod tests {
         assert!(matches!(VoterLog::open(&path), Err(LogError::InUse(_))));
         drop(first);
         assert!(VoterLog::open(&path).is_ok());
+    }
+
+    #[test]
+    fn a_voter_whose_disk_was_full_votes_again_when_there_is_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "p2pvm"]).arg(directory.path()).status();
+        if !mount.is_ok_and(|status| status.success()) {
+            return eprintln!("NOT RUN: a file system of its own needs root");
+        }
+        let checked = std::panic::catch_unwind(|| {
+            let mut log = VoterLog::open(&at("votes")).unwrap();
+            log.remember(VmId([1; 32]), memory(1)).unwrap();
+            let mut filler = File::create(at("guest")).unwrap();
+            while filler.write_all(&[7; 512]).is_ok() {}
+            // The file's last block takes some entries still.
+            let refused = (2..40).find_map(|epoch| log.remember(VmId([1; 32]), memory(epoch)).err().map(|e| (epoch, e)));
+            let (epoch, error) = refused.expect("a full disk takes no entry for ever");
+            assert!(matches!(error, LogError::Full(_)), "{error}");
+            assert_eq!(log.recall(&VmId([1; 32])), Some(&memory(epoch - 1)), "nothing is recalled that is not on the disk");
+            drop(filler);
+            fs::remove_file(at("guest")).unwrap();
+            log.remember(VmId([1; 32]), memory(epoch)).unwrap();
+            drop(log);
+            assert_eq!(recalled(&at("votes")).unwrap()[0], Some(memory(epoch)));
+        });
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(directory.path()).status();
+        checked.unwrap();
     }
 
     #[test]

@@ -530,6 +530,9 @@ pub struct VmView {
     /// Whether its guest is reached through its interface, as its host found last; nothing where it does not run.
     #[serde(default)]
     pub reach: Option<ReachView>,
+    /// Why its guest stands still though nobody asked for it, if it does.
+    #[serde(default)]
+    pub still: Option<StillView>,
     /// Processors it keeps busy, as its host measured last.
     #[serde(default)]
     pub cpu: Option<f64>,
@@ -551,6 +554,29 @@ pub struct ReachView {
     pub rtt_ms: Option<f64>,
     /// Why it does not answer, as far as its host can tell.
     pub why: Option<String>,
+}
+
+impl VmView {
+    /// Its state in words: a guest that stands still has the reason with it.
+    pub fn state_text(&self) -> String {
+        match &self.still {
+            Some(still) => format!("{}: {}", self.state, still.why),
+            None => self.state.clone(),
+        }
+    }
+}
+
+/// Why a guest stands still, with the room on its host's disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StillView {
+    /// In a few words: "host disk full", "host disk error".
+    pub why: String,
+    /// Where its disk is.
+    pub path: String,
+    /// Bytes that are free there.
+    pub free_bytes: u64,
+    /// Bytes that must be free before it goes on by itself.
+    pub needed_bytes: u64,
 }
 
 /// A move that is under way.

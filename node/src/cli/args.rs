@@ -512,6 +512,9 @@ pub struct Migrate {
     /// The member to move it to; by default the least loaded one its host knows
     #[arg(long, value_name = "MEMBER")]
     pub to: Option<String>,
+    /// End the move that is under way: the guest goes on where it is
+    #[arg(long, conflicts_with_all = ["to", "post_copy"])]
+    pub cancel: bool,
     /// Let the guest run on the target before all its memory is there, if it dirties memory faster than the path carries it. Either host dying then loses the guest
     #[arg(long)]
     pub post_copy: bool,

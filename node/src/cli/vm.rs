@@ -10,7 +10,7 @@ use crate::{
     api::{
         client::Event,
         forward::path_of,
-        types::{CreateVm, MigrateVm, ReachView, RestoreVm},
+        types::{CreateVm, MigrateVm, Moving, ReachView, RestoreVm, VmView},
     },
     failure::{Doing, Failure, Outcome},
 };
@@ -77,6 +77,12 @@ fn text(value: &Value, field: &str) -> String {
     }
 }
 
+/// A field of a VM for people: a guest that stands still has the reason with its state.
+fn shown(vm: &Value, field: &str) -> String {
+    let state = || serde_json::from_value::<VmView>(vm.clone()).ok().map(|vm| vm.state_text());
+    if field == "state" { state().unwrap_or_else(|| text(vm, field)) } else { text(vm, field) }
+}
+
 async fn create(context: &Context, a: Create) -> Outcome<()> {
     // A file is named relative to where the user stands, not to the daemon; on another member only its whole path says which.
     let image = match std::fs::canonicalize(&a.image) {
@@ -106,7 +112,7 @@ async fn list(context: &Context) -> Outcome<()> {
             .as_array()
             .into_iter()
             .flatten()
-            .map(|vm| ["name", "state", "host", "address", "cpus", "memory_mib", "epoch"].map(|field| text(vm, field)))
+            .map(|vm| ["name", "state", "host", "address", "cpus", "memory_mib", "epoch"].map(|field| shown(vm, field)))
             .collect();
         print::table(["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"], &rows);
     })
@@ -128,12 +134,18 @@ async fn show(context: &Context, name: &str) -> Outcome<()> {
         for field in ["name", "id", "state", "host", "address", "address_v6", "mac", "cpus", "memory_mib", "image", "epoch", "voters"] {
             let value = match &vm[field] {
                 Value::Array(items) => items.iter().map(|v| v.as_str().unwrap_or_default()).collect::<Vec<_>>().join(", "),
-                _ => text(&vm, field),
+                _ => shown(&vm, field),
             };
             println!("{:12}{value}", field.replace('_', " "));
         }
         if let Ok(reach) = serde_json::from_value::<ReachView>(vm["reach"].clone()) {
             println!("{:12}{}", "network", network(&reach));
+        }
+        if let Some(note) = vm["note"].as_str() {
+            println!("{:12}{note}", "note");
+        }
+        if let Some(moving) = serde_json::from_value::<Option<Moving>>(vm["moving"].clone()).ok().flatten() {
+            println!("{:12}to {}: {}", "moving", moving.to, moving.step.phase);
         }
         let snapshots: Vec<_> =
             vm["snapshots"].as_array().into_iter().flatten().map(|s| ["name", "taken", "state"].map(|field| text(s, field))).collect();
@@ -147,6 +159,10 @@ async fn show(context: &Context, name: &str) -> Outcome<()> {
 async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
     let request = MigrateVm { to: a.to, post_copy: a.post_copy };
     let path = path_of(&a.name, "migrate")?;
+    if a.cancel {
+        let done: Value = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
+        return report(context, &done, || println!("the move of {} is ended: it stays on {}", a.name, text(&done, "host")));
+    }
     let followed = follow(context, &path, format!("migrating {}", a.name), &request);
     let done = tokio::select! {
         done = followed => done?,

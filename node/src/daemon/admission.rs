@@ -6,6 +6,7 @@ use crate::failure::{Doing, Outcome};
 use async_trait::async_trait;
 use p2pvm_dhcp::{Addresses, NameKind, Subject};
 use p2pvm_dht::{RecordError, Records};
+use p2pvm_host::reserve;
 use p2pvm_overlay::{
     MemberId, RingAddr, UnixTime,
     identity::KeyPair,
@@ -15,7 +16,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{File, OpenOptions},
     io::{Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -25,6 +26,7 @@ const SLOT_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// The uses counted on this host.
 struct Counted {
+    path: PathBuf,
     file: File,
     uses: HashMap<InviteId, HashSet<MemberId>>,
 }
@@ -45,11 +47,13 @@ impl Counted {
                 uses.entry(invite).or_default().insert(joiner);
             }
         }
-        Ok(Self { file, uses })
+        Ok(Self { path: path.to_owned(), file, uses })
     }
 
     fn add(&mut self, invite: InviteId, joiner: MemberId) -> std::io::Result<()> {
-        writeln!(self.file, "{invite} {joiner}")?;
+        let (line, end) = (format!("{invite} {joiner}\n"), self.file.metadata()?.len());
+        let written = reserve::retrying(&self.path, || self.file.write_all(line.as_bytes()).inspect_err(|_| drop(self.file.set_len(end))));
+        written?;
         self.file.sync_data()?;
         self.uses.entry(invite).or_default().insert(joiner);
         Ok(())

@@ -41,9 +41,11 @@ impl DaemonLock {
             }
         };
         let write = |file: &mut File| {
-            file.set_len(0)?;
+            // Over what is there, so that it needs no room on a full disk.
+            let line = format!("{}\n", std::process::id());
             file.rewind()?;
-            writeln!(file, "{}", std::process::id())
+            file.write_all(line.as_bytes())?;
+            file.set_len(line.len() as u64)
         };
         write(&mut lock).doing("writing the process id")?;
         Ok(Self(lock))

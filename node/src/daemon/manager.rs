@@ -180,8 +180,9 @@ impl Manager {
         tracing::info!(vm = %name, to = %to.short(), "moving: {reason}");
         let progress = watch::Sender::default();
         let certificate = self.parts.control.certificate(to);
-        self.moves.follow(&name, certificate.map_or_else(|| to.short(), |c| c.name().to_owned()), &progress);
-        let why = Occasion { cause: "autonomic", reason: Some(self.named(reason)), ..Occasion::default() };
+        let called = certificate.map_or_else(|| to.short(), |c| c.name().to_owned());
+        self.moves.follow(&name, called.clone(), &progress);
+        let why = Occasion { cause: "autonomic", reason: Some(self.named(reason)), called: Some(called), ..Occasion::default() };
         match self.host.migrate_because(why, &name, to, MigrateOptions::default(), progress).await {
             Ok(outcome) if outcome.runs_on == RunsOn::Target => MigrationEnd::Moved,
             Ok(outcome) if outcome.cancelled => MigrationEnd::Cancelled,

@@ -26,6 +26,7 @@ mod proof;
 mod reach;
 mod resolver;
 mod ring;
+mod space;
 mod status;
 mod subnets;
 mod twins;
@@ -52,11 +53,11 @@ use p2pvm_dhcp::{
     dns::{CachedNames, HostResolver},
 };
 use p2pvm_dht::{
-    Dht, DhtOptions, Records,
+    Dht, DhtOptions, MemoryStore, Records, Store,
     store::SledStore,
     votes::{Voter, VoterLog, Votes},
 };
-use p2pvm_host::{Board, Keeper, SocketPath, Wanted, owner, tun::try_tun};
+use p2pvm_host::{Board, Keeper, SocketPath, Wanted, owner, reserve, tun::try_tun};
 use p2pvm_overlay::{
     Fabric, MemberId,
     connect::{ConnectOptions, Connector, Papers},
@@ -201,8 +202,15 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
     crate::preflight::free_ports(config.port, config.link_port).map_err(|failure| Failure::new(Kind::Failed, failure.message))?;
     // Before anything is changed or opened: it is to have none of it.
     let guardian = Guardian::start(layout)?;
+    // What this node has to write for others is written on a full disk too.
+    let reserve = reserve::keep(&layout.reserve());
     let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG").unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    // A log whose disk is full loses lines; it must not end the daemon, as a complaint about that on the same file would.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
+    log.with_writer(std::io::stderr).init();
+    if let Err(error) = reserve {
+        tracing::warn!(%error, "no room can be kept for a full disk");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().doing("cannot start")?;
     let outcome = runtime.block_on(async {
         succession::complete(layout, &Notifier::from_env()).await?;
@@ -413,7 +421,7 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
         tokio::spawn(tell_control_port(control.clone(), plane.clone()));
     }
 
-    let store = Arc::new(SledStore::open(&layout.tables()).doing("opening the node's tables")?);
+    let store = tables(layout)?;
     let records = Dht::start(fabric.clone(), store, DhtOptions::default());
     Voter::start(&fabric, identity.clone(), VoterLog::open(&layout.votes()).doing("opening the voter's log")?);
     let derive = network.clone();
@@ -522,6 +530,18 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     Ok((daemon, tasks))
 }
 
+/// The node's tables; in memory where the disk has no room to open them: the peers hold the records.
+fn tables(layout: &Layout) -> Outcome<Arc<dyn Store>> {
+    match SledStore::open(&layout.tables()) {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(error) if error.is_full() => {
+            tracing::error!(%error, "the node's tables are kept in memory until the daemon is started with room on its disk");
+            Ok(Arc::new(MemoryStore::default()))
+        }
+        Err(error) => Err(error).doing("opening the node's tables"),
+    }
+}
+
 /// What members are called, as far as this one knows.
 fn naming(parts: &Arc<Parts>) -> impl Fn(MemberId) -> Option<String> + Send + Sync + 'static {
     let parts = Arc::downgrade(parts);
@@ -600,6 +620,7 @@ impl Daemon {
         tasks.spawn(self.clone().watch_control());
         tasks.spawn(clocks::watch(self.parts.clone()));
         tasks.spawn(interface::watch(self.parts.clone()));
+        tasks.spawn(space::watch(self.clone()));
         tasks.spawn(twins::run(self.clone()));
         tasks
     }

@@ -18,7 +18,8 @@ impl Moves {
     pub fn follow(&self, vm: &str, to: String, progress: &watch::Sender<Progress>) {
         let mut moves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         moves.retain(|_, (_, step)| step.has_changed().is_ok());
-        moves.insert(vm.to_owned(), (to, progress.subscribe()));
+        // A second move is refused and must not hide the first.
+        moves.entry(vm.to_owned()).or_insert_with(|| (to, progress.subscribe()));
     }
 
     /// How far the VM's move is, if it is being moved.
@@ -42,6 +43,8 @@ mod tests {
         let seen = moves.of("web").unwrap();
         assert_eq!((seen.to.as_str(), seen.step.phase.as_str(), seen.step.done_bytes), ("lyon", "ram", 3));
         assert!(moves.of("db").is_none());
+        moves.follow("web", "riga".to_owned(), &watch::Sender::default());
+        assert_eq!(moves.of("web").unwrap().to, "lyon", "a second move is refused and does not hide the first");
         drop(progress);
         assert!(moves.of("web").is_none());
     }

@@ -4,7 +4,7 @@ use super::Daemon;
 use crate::{
     api::{
         server::Reporter,
-        types::{CreateVm, Decided, MigrateVm, RestoreVm, SnapshotView, Step, VmView},
+        types::{CreateVm, Decided, MigrateVm, RestoreVm, SnapshotView, Step, StillView, VmView},
     },
     failure::{Failure, Kind, Outcome},
 };
@@ -104,7 +104,13 @@ impl Daemon {
             epoch: vm.epoch.0,
             voters: definition.voters.iter().map(|m| self.name_of(*m)).collect(),
             activity: vm.activity.clone(),
-            note: vm.note.clone().or(cut_off),
+            note: vm.still.as_ref().map(ToString::to_string).or_else(|| vm.note.clone()).or(cut_off),
+            still: vm.still.as_ref().map(|still| StillView {
+                why: still.why.to_string(),
+                path: still.path.clone(),
+                free_bytes: still.free_bytes,
+                needed_bytes: still.needed_bytes,
+            }),
             reach,
             cpu: self.manager.cpu_of(definition.vm),
             moving: self.manager.moves.of(&vm.name),
@@ -195,7 +201,7 @@ impl Daemon {
     /// Deletes a VM here.
     pub async fn delete_vm(&self, name: &str, force: bool) -> Outcome<Value> {
         let state = self.host.status(name).await?.state;
-        if force && state == VmState::Running {
+        if force && matches!(state, VmState::Running | VmState::Paused | VmState::Leaving) {
             self.host.stop(name).await?;
         }
         self.host.delete(name).await?;
@@ -216,7 +222,8 @@ impl Daemon {
         let options = MigrateOptions { post_copy: r.post_copy, ..MigrateOptions::default() };
         let outcome = watched(reporter, async |progress| {
             self.manager.moves.follow(name, self.name_of(to), &progress);
-            self.host.migrate_because(Occasion { within, ..Occasion::default() }, name, to, options, progress).await
+            let why = Occasion { called: Some(self.name_of(to)), within, ..Occasion::default() };
+            self.host.migrate_because(why, name, to, options, progress).await
         })
         .await?;
         self.moved(&outcome)
@@ -244,10 +251,19 @@ impl Daemon {
                 Ok(moved)
             }
             RunsOn::Source if outcome.cancelled => Err(Failure::cancelled(format!(
-                "cancelled: {} did not move and still runs on {}{traced}",
+                "cancelled: {} did not move and stays on {}{traced}",
                 outcome.name,
                 self.name_of(outcome.from)
             ))),
+            RunsOn::Source if outcome.ended => Err(Failure::new(
+                Kind::Failed,
+                format!(
+                    "{} did not move: {} during the move, and it is stopped on {}; 'p2pvm vm start {0}' starts it{traced}",
+                    outcome.name,
+                    outcome.failure.as_deref().unwrap_or("its guest ended"),
+                    self.name_of(outcome.from)
+                ),
+            )),
             RunsOn::Source => Err(Failure::new(
                 Kind::Failed,
                 format!(
@@ -271,7 +287,7 @@ impl Daemon {
     /// Gives a move up that has not switched over yet.
     pub async fn cancel_migration(&self, name: &str) -> Outcome<Value> {
         self.host.cancel_migration(name).await?;
-        Ok(json!({ "cancelled": name }))
+        Ok(json!({ "cancelled": name, "host": self.name_of(self.me()) }))
     }
 
     /// Takes a snapshot and waits until it is durable.
@@ -326,13 +342,14 @@ impl Daemon {
     pub async fn drain(&self, reporter: &Reporter) -> Outcome<Value> {
         self.manager.stop_accepting();
         let mut moved = Vec::new();
-        let running: Vec<_> = self.host.list().into_iter().filter(|vm| vm.state == VmState::Running).collect();
+        let moves = |vm: &VmStatus| vm.state == VmState::Running || vm.still.is_some();
+        let running: Vec<_> = self.host.list().into_iter().filter(moves).collect();
         for vm in running {
             let to = self.least_loaded().ok_or_else(|| Failure::not_found("no other member with room is known: the remaining VMs stay"))?;
             reporter.phase(&format!("{} to {}", vm.name, self.name_of(to)));
             let outcome = watched(reporter, async |progress| {
                 self.manager.moves.follow(&vm.name, self.name_of(to), &progress);
-                let why = Occasion { cause: "drain", ..Occasion::default() };
+                let why = Occasion { cause: "drain", called: Some(self.name_of(to)), ..Occasion::default() };
                 self.host.migrate_because(why, &vm.name, to, MigrateOptions::default(), progress).await
             })
             .await?;

@@ -73,7 +73,7 @@ impl Host {
             tracing::warn!(error = %e, "the disk from before the restore stays");
         }
         self.resume_copies(&slot).await;
-        Ok(slot.status(self.me))
+        Ok(self.status_of(&slot))
     }
 
     /// What is known of the VM: its entry here, or its record.

@@ -64,10 +64,15 @@ impl Host {
         progress: &watch::Sender<Progress>,
     ) -> Result<(Snapshot, Duration), Error> {
         let entry = slot.entry();
-        let machine = slot.machine().filter(|_| slot.run_state() == RunState::Running);
+        // Also of one that stands still: its disk is QEMU's as long as there is a guest.
+        let machine = slot.machine().filter(|_| slot.run_state() != RunState::Stopped);
         let taken = UnixTime::now();
         let (ram, disk, pause) = match machine {
             Some(machine) => {
+                // What it takes at most; zeros take nothing, and are not told apart beforehand.
+                let memory = entry.definition.memory_mib << 20;
+                let resident = machine.stats().await.map_or(memory, |used| used.resident_bytes);
+                self.room_on_disk(memory.min(resident))?;
                 std::fs::create_dir_all(dir).map_err(io_at("making room for the checkpoint", dir))?;
                 let files = machine.checkpoint(dir, progress).await?;
                 (Some(files.ram), files.disk, files.pause)

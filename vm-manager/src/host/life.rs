@@ -6,7 +6,6 @@ use crate::{
     ballot::{BallotError, Ground, Voted},
     definition::VmSecret,
     directory::{Wanted, vm_key},
-    error::io_at,
     hypervisor::{Progress, RunState, Start},
 };
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, identity::KeyPair};
@@ -21,9 +20,6 @@ use tokio::sync::watch;
 pub(crate) fn undecided(step: &'static str) -> impl FnOnce(BallotError) -> Error {
     move |error| Error::Agreement { step, detail: error.to_string() }
 }
-
-/// How many bytes of the disk stay free when images and disks come in. Reason: records and voters' promises are written too.
-const DISK_RESERVE: u64 = 64 << 20;
 
 /// The size of a disk over an image: as large as the image, or as wanted if that is not less.
 fn disk_size(image: u64, wanted: Option<u64>) -> Result<u64, Error> {
@@ -109,7 +105,7 @@ impl Host {
             return Err(e);
         }
         self.publish(&slot).await;
-        Ok(slot.status(self.me))
+        Ok(self.status_of(&slot))
     }
 
     async fn make(&self, slot: &Arc<Slot>, keys: &KeyPair, image: &std::path::Path) -> Result<(), Error> {
@@ -152,19 +148,21 @@ impl Host {
         }
     }
 
-    /// Starts a VM that is stopped. One that runs is left alone.
+    /// Starts a VM that is stopped. One that runs is left alone; a guest that only stands still goes on, and is never ended.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Refused`] if it went on elsewhere, [`Error::Agreement`] if its voters cannot be asked,
+    /// [`Error::NotFound`], [`Error::Refused`] if it went on elsewhere, or stands still and cannot go on yet, [`Error::Agreement`] if its voters cannot be asked,
     /// or the hypervisor's.
     pub async fn start(&self, name: &str) -> Result<VmStatus, Error> {
         let slot = self.named(name)?;
         let _busy = slot.begin_soon("starting").await?;
         self.must_be_held(&slot)?;
-        if slot.run_state() != RunState::Running {
-            self.boot(&slot).await?;
+        match (slot.run_state(), slot.machine()) {
+            (RunState::Running, _) => {}
+            (RunState::Paused, Some(machine)) => self.go_on(&slot, &*machine).await?,
+            _ => self.boot(&slot).await?,
         }
-        Ok(slot.status(self.me))
+        Ok(self.status_of(&slot))
     }
 
     /// Boots a held VM from its disk, after its voters said that it is ours.
@@ -186,6 +184,7 @@ impl Host {
         let spec = self.registry.spec(&entry);
         self.parts.hypervisor.rebase_disk(&spec.disk, &image).await?;
         let entry = self.update(slot, |e| e.wanted = Wanted::Running)?;
+        self.ease();
         let machine = self.parts.hypervisor.launch(&spec, Start::Boot).await?;
         self.install(slot, machine);
         self.parts.port.attach(&spec, &entry.definition.address, entry.epoch).await?;
@@ -194,13 +193,13 @@ impl Host {
         Ok(())
     }
 
-    /// Stops a VM: asks its guest to power down, kills it after a while.
+    /// Stops a VM: asks its guest to power down, kills it after a while. A move that is under way is given up for it.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`] if it is busy, or the hypervisor's.
     pub async fn stop(&self, name: &str) -> Result<VmStatus, Error> {
         let slot = self.named(name)?;
-        let _busy = slot.begin_soon("stopping").await?;
+        let _busy = self.begin_before_move(&slot, "stopping").await?;
         self.must_be_held(&slot)?;
         self.update(&slot, |e| e.wanted = Wanted::Stopped)?;
         if let Some(machine) = slot.take_machine() {
@@ -212,7 +211,7 @@ impl Host {
             self.parts.port.detach(slot.entry().definition.vm).await?;
         }
         self.publish(&slot).await;
-        Ok(slot.status(self.me))
+        Ok(self.status_of(&slot))
     }
 
     /// Deletes a VM that is stopped, with its snapshots here, its name and its address; or a branch.
@@ -221,6 +220,9 @@ impl Host {
     /// [`Error::NotFound`], [`Error::Refused`] if it runs, [`Error::Agreement`] if its voters cannot be asked.
     pub async fn delete(&self, name: &str) -> Result<(), Error> {
         let slot = self.named(name)?;
+        if !slot.entry().is_branch() && slot.run_state() != RunState::Stopped {
+            return Err(Error::Refused(format!("'{name}' runs: stop it first")));
+        }
         let _busy = slot.begin_soon("deleting").await?;
         let entry = slot.entry();
         if entry.is_branch() {
@@ -271,25 +273,6 @@ impl Host {
             return Err(Error::Refused(format!("{memory_mib} MiB do not fit: {used} of the {limit} MiB for VMs are in use here")));
         }
         Ok(())
-    }
-
-    /// Refuses what would fill this host's disk, with the figures.
-    pub(crate) fn room_on_disk(&self, bytes: u64) -> Result<(), Error> {
-        let dir = self.registry.dir();
-        let found = nix::sys::statvfs::statvfs(dir).map_err(|e| io_at("look for room", dir)(e.into()))?;
-        let free = found.blocks_available() * found.fragment_size();
-        let needed = bytes + DISK_RESERVE;
-        if needed <= free {
-            return Ok(());
-        }
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        Err(Error::Refused(format!(
-            "{} MiB are needed at {}, {} of them kept free for records, and {} MiB are free: make room there",
-            mib(needed),
-            dir.display(),
-            mib(DISK_RESERVE),
-            mib(free)
-        )))
     }
 
     /// This member and the connected ones closest to the VM on the ring: an odd number, since an even one tolerates no more failures.

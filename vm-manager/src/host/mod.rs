@@ -35,13 +35,16 @@ mod guard;
 mod life;
 pub mod registry;
 pub mod remote;
+mod room;
 pub mod status;
+mod underway;
 
 pub use claim::Claimed;
 pub(crate) use guard::run_here;
 pub(crate) use life::undecided;
 pub use registry::{Entry, Registry, Role, Side};
-pub use status::{HostEvent, HostStats, VmState, VmStats, VmStatus};
+pub use status::{HostEvent, HostStats, Standstill, VmState, VmStats, VmStatus};
+pub(crate) use underway::Underway;
 
 /// The activity of asking a VM's voters whether it is still this host's.
 pub(crate) const CHECKING: &str = "asking its voters";
@@ -104,8 +107,8 @@ pub(crate) struct Slot {
     /// Held by the one operation that changes it.
     pub(crate) op: Arc<tokio::sync::Mutex<()>>,
     activity: Mutex<Option<&'static str>>,
-    /// Wakes the move that is to be given up.
-    pub(crate) give_up: tokio::sync::Notify,
+    /// The move to another member that is under way.
+    underway: Mutex<Option<Underway>>,
     /// The record in the DHT is older than the entry.
     unpublished: AtomicBool,
     /// Snapshots that are being copied to other members.
@@ -121,6 +124,7 @@ pub(crate) struct Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         *lock(&self.slot.activity) = None;
+        *lock(&self.slot.underway) = None;
     }
 }
 
@@ -135,7 +139,7 @@ impl Slot {
             machine: Mutex::new(None),
             op: Arc::default(),
             activity: Mutex::new(None),
-            give_up: tokio::sync::Notify::new(),
+            underway: Mutex::default(),
             unpublished: AtomicBool::new(false),
             copying: Mutex::default(),
         })
@@ -187,7 +191,11 @@ impl Slot {
                 Ok(Busy { slot: self.clone(), _op: op })
             }
             Err(_) => {
-                let (name, doing) = (self.entry().listed_name(), lock(&self.activity).unwrap_or("something else"));
+                let name = self.entry().listed_name();
+                if let Some(moving) = &*lock(&self.underway) {
+                    return Err(Error::Refused(moving.refusal(&name)));
+                }
+                let doing = lock(&self.activity).unwrap_or("something else");
                 Err(Error::Refused(format!("'{name}' is busy ({doing}): wait until that is done")))
             }
         }
@@ -237,6 +245,7 @@ impl Slot {
             definition: entry.definition,
             snapshots: entry.snapshots,
             note: entry.note,
+            still: None,
         }
     }
 }
@@ -280,6 +289,7 @@ impl Host {
         host.adopt_all().await?;
         host.serve_members();
         host.guard();
+        host.watch_room();
         Ok(host)
     }
 
@@ -300,7 +310,7 @@ impl Host {
 
     /// The VMs and branches on this host, by name.
     pub fn list(&self) -> Vec<VmStatus> {
-        let mut all: Vec<_> = self.slots().iter().map(|s| s.status(self.me)).collect();
+        let mut all: Vec<_> = self.slots().iter().map(|s| self.status_of(s)).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -311,7 +321,7 @@ impl Host {
     /// [`Error::NotFound`], or [`Error::Agreement`] if too few members answer.
     pub async fn status(&self, name: &str) -> Result<VmStatus, Error> {
         if let Some(slot) = self.slot_named(name) {
-            return Ok(slot.status(self.me));
+            return Ok(self.status_of(&slot));
         }
         let record = self.record(name).await?;
         Ok(VmStatus {
@@ -324,7 +334,13 @@ impl Host {
             definition: record.definition,
             snapshots: record.snapshots,
             note: None,
+            still: None,
         })
+    }
+
+    /// A VM here, with why its guest stands still.
+    pub(crate) fn status_of(&self, slot: &Slot) -> VmStatus {
+        VmStatus { still: self.standstill(slot), ..slot.status(self.me) }
     }
 
     /// What the network knows of the VM of that name.

@@ -1,7 +1,7 @@
 //! What members ask each other about VMs, service "vm": what each has, and whether a VM's guest runs there. Operations on a
 //! VM that another member holds are no business of this service: the control API forwards them to the holder's own.
 
-use super::{Host, VmState, VmStatus};
+use super::{Host, VmState, VmStatus, status::Standstill};
 use crate::{
     Error,
     migrate::{
@@ -48,9 +48,33 @@ impl Serve for Clerk {
     async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let host = self.0.upgrade().ok_or("this host is shutting down")?;
         let request = postcard::from_bytes(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
-        let answer = host.reply(&request);
-        postcard::to_allocvec(&answer).map_err(|e| format!("the answer cannot be written: {e}"))
+        encode(&host.reply(&request)).map_err(|e| format!("the answer cannot be written: {e}"))
     }
+}
+
+/// An answer as it is sent. Behind a list stands, by place in it, why guests stand still: members of a former version read no
+/// further than the list.
+fn encode(answer: &VmAnswer) -> postcard::Result<Vec<u8>> {
+    let mut body = postcard::to_allocvec(answer)?;
+    if let VmAnswer::Vms(vms) = answer {
+        let still: Vec<(u32, &Standstill)> = (0..).zip(vms).filter_map(|(at, vm)| Some((at, vm.still.as_ref()?))).collect();
+        body.extend(postcard::to_allocvec(&still)?);
+    }
+    Ok(body)
+}
+
+/// An answer as it came.
+fn decode(body: &[u8]) -> postcard::Result<VmAnswer> {
+    let (mut answer, behind) = postcard::take_from_bytes::<VmAnswer>(body)?;
+    if let VmAnswer::Vms(vms) = &mut answer {
+        // A member of a former version says nothing of it.
+        for (at, still) in postcard::from_bytes::<Vec<(u32, Standstill)>>(behind).unwrap_or_default() {
+            if let Some(vm) = usize::try_from(at).ok().and_then(|at| vms.get_mut(at)) {
+                vm.still = Some(still);
+            }
+        }
+    }
+    Ok(answer)
 }
 
 impl Host {
@@ -65,7 +89,7 @@ impl Host {
         match request {
             VmRequest::List => VmAnswer::Vms(self.list()),
             VmRequest::Runs(id) => {
-                VmAnswer::Runs(self.slot_of(*id).map(|slot| !matches!(slot.status(self.me).state, VmState::Stopped | VmState::Branch)))
+                VmAnswer::Runs(self.slot_of(*id).map(|slot| !matches!(self.status_of(&slot).state, VmState::Stopped | VmState::Branch)))
             }
         }
     }
@@ -81,7 +105,7 @@ impl Host {
         let body = postcard::to_allocvec(request).expect("plain fields always serialize");
         let step = "asking a member about its VMs";
         let answer = self.parts.fabric.call(member, SERVICE, body, TIMEOUT).await.map_err(peer(step))?;
-        postcard::from_bytes(&answer).map_err(|e| peer(step)(FabricError::Refused(member, format!("its answer cannot be read: {e}"))))
+        decode(&answer).map_err(|e| peer(step)(FabricError::Refused(member, format!("its answer cannot be read: {e}"))))
     }
 
     /// The VMs of this host and of every connected member, by name; members that do not answer in time are left out and named.
@@ -98,5 +122,39 @@ impl Host {
         }
         vms.sort_by(|a, b| a.name.cmp(&b.name));
         (vms, silent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{directory::Wanted, host::registry::tests::entry, hypervisor::Halt};
+    use p2pvm_overlay::Epoch;
+
+    fn status(name: &str, still: Option<Standstill>) -> VmStatus {
+        VmStatus {
+            name: name.into(),
+            state: VmState::Paused,
+            holder: MemberId([4; 32]),
+            epoch: Epoch(1),
+            wanted: Wanted::Running,
+            activity: None,
+            definition: entry(name).definition,
+            snapshots: vec![],
+            note: None,
+            still,
+        }
+    }
+
+    #[test]
+    fn why_a_guest_stands_still_is_told_and_members_that_know_nothing_of_it_read_the_list() {
+        let still = Standstill { why: Halt::DiskFull, path: "/x".into(), free_bytes: 3 << 20, needed_bytes: 64 << 20 };
+        let vms = vec![status("a", None), status("b", Some(still))];
+        let body = encode(&VmAnswer::Vms(vms.clone())).unwrap();
+        assert_eq!(decode(&body).unwrap(), VmAnswer::Vms(vms.clone()));
+        let plain: Vec<_> = vms.into_iter().map(|vm| VmStatus { still: None, ..vm }).collect();
+        assert_eq!(postcard::from_bytes::<VmAnswer>(&body).unwrap(), VmAnswer::Vms(plain.clone()), "as it was read before");
+        let before = postcard::to_allocvec(&VmAnswer::Vms(plain.clone())).unwrap();
+        assert_eq!(decode(&before).unwrap(), VmAnswer::Vms(plain));
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     Definition,
     directory::{Snapshot, Wanted},
-    hypervisor::{Accel, MachineStats, Progress, RunState},
+    hypervisor::{Accel, Halt, MachineStats, Progress, RunState},
 };
 use p2pvm_overlay::{Epoch, MemberId, VmId};
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,38 @@ pub struct VmStatus {
     pub snapshots: Vec<Snapshot>,
     /// Why it is in a state that its user did not ask for.
     pub note: Option<String>,
+    /// Why its guest stands still though nobody asked for it. Told to other members behind the list, for those that know it.
+    #[serde(skip)]
+    pub still: Option<Standstill>,
+}
+
+/// Why a guest stands still, with the room on its host's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standstill {
+    /// What happened.
+    pub why: Halt,
+    /// Where its disk is.
+    pub path: String,
+    /// Bytes that are free there.
+    pub free_bytes: u64,
+    /// Bytes that must be free before it goes on.
+    pub needed_bytes: u64,
+}
+
+impl std::fmt::Display for Standstill {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { why, path, free_bytes, needed_bytes } = self;
+        match why {
+            Halt::DiskFull => write!(
+                f,
+                "{why}: {} MiB are free at {path}, {} MiB are needed: make room there, and it goes on by itself",
+                free_bytes >> 20,
+                needed_bytes.div_ceil(1 << 20)
+            ),
+            Halt::DiskError => write!(f, "{why}: {path} could not be read or written: 'dmesg' says more; 'vm start' tries again"),
+            Halt::PoweredOff => write!(f, "{why}"),
+        }
+    }
 }
 
 /// What one VM uses here.

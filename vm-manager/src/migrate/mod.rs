@@ -51,13 +51,15 @@ pub struct Occasion {
     pub cause: &'static str,
     /// In a sentence, if there is more to say.
     pub reason: Option<String>,
+    /// What people call the target; none for its id.
+    pub called: Option<String>,
     /// The span of whoever asked, or [`SpanContext::NONE`].
     pub within: SpanContext,
 }
 
 impl Default for Occasion {
     fn default() -> Self {
-        Self { cause: "request", reason: None, within: SpanContext::NONE }
+        Self { cause: "request", reason: None, called: None, within: SpanContext::NONE }
     }
 }
 
@@ -84,6 +86,8 @@ pub struct MigrationOutcome {
     pub failure: Option<String>,
     /// It did not move because somebody asked for that.
     pub cancelled: bool,
+    /// It did not move because its guest ended by itself meanwhile: it is stopped.
+    pub ended: bool,
     /// From the request to the end, milliseconds.
     pub total_ms: u64,
     /// From the guest's pause here to the target's word that it runs there, milliseconds: an upper bound of the stop.

@@ -9,8 +9,9 @@ use super::{
 };
 use crate::{
     Error,
-    host::{Busy, Entry, Host, HostEvent, Role, Side, Slot, VmState, VmStatus, run_here},
-    hypervisor::{Machine, MigrateOptions, MigrationReport, Progress, RunState},
+    directory::Wanted,
+    host::{Busy, Entry, Host, HostEvent, Role, Side, Slot, Underway, VmState, VmStatus, run_here},
+    hypervisor::{Halt, Machine, MigrateOptions, MigrationReport, Progress, RunState},
     trace::{Step, Trail},
 };
 use p2pvm_overlay::{Epoch, MemberId};
@@ -23,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(250);
 /// How soon a target that had no news of the guest's running, or could not be heard, is asked again while the guest stands still.
 const POLL_PAUSED: Duration = Duration::from_millis(20);
+/// How much later than its monitor's end the end of a guest may be heard of.
+const ENDED: Duration = Duration::from_secs(2);
+/// How long the process of a guest that powered itself off may take to end.
+const ENDING: Duration = Duration::from_secs(5);
 /// How long a caller waits for a doubtful hand-over to settle before it is told so.
 const VERDICT: Duration = Duration::from_secs(90);
 
@@ -80,36 +85,27 @@ impl Host {
         }
         let busy = slot.begin_soon("migrating").await?;
         self.must_be_held(&slot)?;
-        let machine = slot.machine().filter(|_| slot.run_state() == RunState::Running);
+        // One whose guest stands still, on a full disk say, moves with its memory as well, and goes on there.
+        let machine = slot.machine().filter(|_| matches!(slot.run_state(), RunState::Running | RunState::Paused));
         let machine = machine.ok_or_else(|| Error::Refused(format!("'{name}' does not run: only a running VM moves; start it first")))?;
         let host = self.strong().ok_or_else(|| Error::Refused("this host is shutting down".into()))?;
+        let give_up = watch::Sender::new(false);
+        let cancel = give_up.subscribe();
+        let called = why.called.clone().unwrap_or_else(|| to.short());
+        slot.moves(Underway { to, called, progress: progress.subscribe(), give_up });
         let id: u64 = rand::random();
         let root = self.begin_trace(&why, &slot, id, to, options);
         let trace = root.trace_id().map(tracing::field::display);
         let span = tracing::info_span!("migrate", id = %format_args!("{id:016x}"), vm = name, to = %to.short(), trace);
         let (done, outcome) = oneshot::channel();
         let work = async move {
-            let outcome = host.lead(slot, busy, machine, id, to, options, &progress, root).await;
+            let outcome = host.lead(slot, busy, machine, id, to, options, &progress, cancel, root).await;
             host.emit(HostEvent::Migrated(outcome.clone()));
             // A caller who went away does not want to know.
             let _ = done.send(outcome);
         };
         self.spawn(tracing::Instrument::instrument(work, span));
         outcome.await.map_err(|_| Error::Refused("this host is shutting down; the move is settled when it is up again".into()))
-    }
-
-    /// Gives up the move of a VM that is under way, as long as its guest still runs here. The move then ends with the
-    /// outcome that the VM stayed.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], or [`Error::Refused`] if it is not being moved.
-    pub async fn cancel_migration(&self, name: &str) -> Result<(), Error> {
-        let slot = self.named(name)?;
-        if slot.activity() != Some("migrating") {
-            return Err(Error::Refused(format!("'{name}' is not being moved")));
-        }
-        slot.give_up.notify_waiters();
-        Ok(())
     }
 
     /// Moves every running VM to where `choose` says; those it says nothing of stay.
@@ -134,6 +130,7 @@ impl Host {
         to: MemberId,
         options: MigrateOptions,
         progress: &watch::Sender<Progress>,
+        mut cancel: watch::Receiver<bool>,
         mut root: Step,
     ) -> MigrationOutcome {
         let entry = slot.entry();
@@ -156,10 +153,12 @@ impl Host {
         let prepared = tokio::select! {
             // Who cancels before the hand-over is heeded, also in the moment in which all is ready for it.
             biased;
-            () = slot.give_up.notified() => Err(Error::Cancelled),
+            Ok(_) = cancel.wait_for(|cancel| *cancel) => Err(Error::Cancelled),
+            ended = ended(&*machine) => Err(Error::Refused(ended.to_owned())),
             prepared = self.until_paused(&slot, &*machine, &mut this, options, progress) => prepared,
         };
         let cancelled = matches!(prepared, Err(Error::Cancelled));
+        let mut ended = false;
         let (runs_on, failure) = match prepared {
             Ok(_tunnels) => {
                 progress.send_modify(|p| p.phase = "switch-over".into());
@@ -172,10 +171,16 @@ impl Host {
                     switching.failed(&e);
                 }
                 let back = this.trail.step("take back");
-                let failure = self.stay(&slot, &*machine, &this, &e).await;
+                // The end of its process may be heard of before the guest's.
+                let late = matches!(e, Error::Hypervisor { .. }) && tokio::time::timeout(ENDED, self::ended(&*machine)).await.is_ok();
+                ended = late || has_ended(&*machine);
+                let failure = match ended {
+                    true => self.end(&slot, &*machine, &this).await,
+                    false => self.stay(&slot, &*machine, &this, &e).await,
+                };
                 back.done();
                 drop(busy);
-                if this.promised {
+                if this.promised && !ended {
                     self.newer_epoch_in_background(&slot);
                 }
                 (RunsOn::Source, Some(failure))
@@ -192,6 +197,7 @@ impl Host {
             epoch: if runs_on == RunsOn::Target { epoch } else { slot.entry().epoch },
             failure,
             cancelled,
+            ended,
             total_ms: (self.now() - this.started).as_millis() as u64,
             pause_ms: this.pause.map(|p| p.as_millis() as u64),
             report: this.report,
@@ -240,6 +246,7 @@ impl Host {
         let (ram, disk) = (tunnel(Channel::Ram)?, tunnel(Channel::Disk)?);
 
         progress.send_modify(|p| *p = Progress { phase: "disk".into(), ..Progress::default() });
+        self.ease();
         self.parts.port.leaving(entry.definition.vm, this.to).await;
         let mut copying = trail.step("copy disk");
         let copied = self.while_target_lives(this, machine.mirror(disk.path(), &export, progress)).await;
@@ -345,6 +352,27 @@ impl Host {
         }
     }
 
+    /// The guest ended by itself while it was being moved: the VM is here and stopped.
+    async fn end(&self, slot: &Arc<Slot>, machine: &dyn Machine, this: &Move) -> String {
+        let why = ended_how(machine);
+        // Its process may still wait for the target's disk: that ends with the move.
+        if let Err(e) = machine.stop(ENDING).await {
+            tracing::warn!(error = %e, "the process of the guest that ended is still there");
+        }
+        slot.take_machine();
+        let entry = slot.entry();
+        if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
+            tracing::warn!(vm = %entry.definition.name, error = %e, "the guest's port could not be taken away");
+        }
+        let note = Some(format!("{why} while it was being moved"));
+        if let Err(e) = self.update(slot, |e| (e.role, e.wanted, e.note) = (Role::Held, Wanted::Stopped, note)) {
+            tracing::error!(vm = %entry.definition.name, error = %e, "the VM's end could not be written down");
+        }
+        self.tell_target(slot, this, why.to_owned());
+        self.publish(slot).await;
+        why.to_owned()
+    }
+
     /// The move failed while the guest was here for certain: it goes on here.
     async fn stay(&self, slot: &Arc<Slot>, machine: &dyn Machine, this: &Move, why: &Error) -> String {
         let mut failure = why.to_string();
@@ -355,15 +383,19 @@ impl Host {
         if let Err(e) = self.update(slot, |e| e.role = Role::Held) {
             tracing::error!(error = %e, "that the VM stays could not be written down; the next start finds out");
         }
-        let abort = Ask::Abort { id: this.id, vm: slot.entry().definition.vm, reason: why.to_string() };
-        if let (Some(host), to) = (self.strong(), this.to) {
-            self.spawn(async move {
-                if let Err(e) = host.ask(to, &abort, SHORT).await {
-                    tracing::info!(error = %e, "the target could not be told; it gives up by itself");
-                }
-            });
-        }
+        self.tell_target(slot, this, why.to_string());
         failure
+    }
+
+    /// Tells the target that the VM does not come.
+    fn tell_target(&self, slot: &Slot, this: &Move, reason: String) {
+        let abort = Ask::Abort { id: this.id, vm: slot.entry().definition.vm, reason };
+        let (Some(host), to) = (self.strong(), this.to) else { return };
+        self.spawn(async move {
+            if let Err(e) = host.ask(to, &abort, SHORT).await {
+                tracing::info!(error = %e, "the target could not be told; it gives up by itself");
+            }
+        });
     }
 
     fn newer_epoch_in_background(&self, slot: &Arc<Slot>) {
@@ -496,6 +528,27 @@ impl Host {
             }
         }
         RunsOn::Undecided
+    }
+}
+
+/// Waits until the guest has ended by itself; gives how.
+async fn ended(machine: &dyn Machine) -> &'static str {
+    while !has_ended(machine) {
+        tokio::time::sleep(POLL).await;
+    }
+    ended_how(machine)
+}
+
+/// Whether the guest has ended by itself; one that powers itself off has before its process is gone, which may wait for the
+/// target's disk.
+fn has_ended(machine: &dyn Machine) -> bool {
+    machine.halted() == Some(Halt::PoweredOff) || *machine.watch().borrow() == RunState::Stopped
+}
+
+fn ended_how(machine: &dyn Machine) -> &'static str {
+    match machine.halted() {
+        Some(Halt::PoweredOff) => "its guest powered itself off",
+        _ => "its guest's process ended",
     }
 }
 

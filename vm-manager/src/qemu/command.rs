@@ -16,6 +16,10 @@ const TCG_CACHE_MIB: u32 = 96;
 /// Rows that a queue pair of the network device holds; the default of 256 drops bursts of a fast sender.
 const QUEUE: u32 = 1024;
 
+/// What a guest's disk does when the host's fails it: the guest stands still, and what failed is done again when it goes on. Else a
+/// guest would be told that its disk is broken, though the host's is only full.
+const ON_ERROR: &str = "werror=stop,rerror=stop";
+
 /// Names within the run directory. QEMU stands in it, so that no path is longer than a socket address may be.
 pub(crate) const QMP_SOCKET: &str = "qmp.sock";
 pub(crate) const CONSOLE_SOCKET: &str = "console.sock";
@@ -84,7 +88,7 @@ pub(crate) fn arguments(spec: &MachineSpec, accel: Accel, start: &Start, fds: In
         });
     }
     arg("blockdev", disk.to_string());
-    arg("device", format!("virtio-blk-pci,drive={DISK_NODE},id=vda,bootindex=1,addr=2"));
+    arg("device", format!("virtio-blk-pci,drive={DISK_NODE},id=vda,bootindex=1,addr=2,{ON_ERROR}"));
     arg("netdev", format!("tap,id=net0,fd={},vhost=off", fds.tap));
     let mtu = spec.mtu;
     arg(

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     Error,
     hypervisor::{
-        CheckpointFiles, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions, MigrationReport, Progress, RunState,
+        CheckpointFiles, Halt, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions, MigrationReport, Progress, RunState,
     },
     jail::Jail,
 };
@@ -33,6 +33,7 @@ pub(crate) struct QemuMachine {
     pub(super) spec: MachineSpec,
     pub(super) qmp: Qmp,
     pub(super) state: watch::Receiver<RunState>,
+    halt: watch::Receiver<Option<Halt>>,
     /// How far a move of this guest has come. Held through a step, so that steps do not overlap.
     pub(super) moving: tokio::sync::Mutex<Moving>,
     /// What holds the target's disk open during a move.
@@ -66,11 +67,13 @@ impl QemuMachine {
             tracing::info!(vm = %spec.vm.short(), ?moving, "an earlier daemon left a move under way");
         }
         let (tx, state) = watch::channel(run_state(&qmp).await?);
-        let follower = tokio::spawn(follow(qmp.clone(), events, tx, process, jail.clone(), spec.clone()));
+        let (halting, halt) = watch::channel(disk_halt(&qmp).await?);
+        let follower = tokio::spawn(follow(qmp.clone(), events, (tx, halting), process, jail.clone(), spec.clone()));
         Ok(Self {
             spec,
             qmp,
             state,
+            halt,
             moving: tokio::sync::Mutex::new(moving),
             relay: tokio::sync::Mutex::new(None),
             jail,
@@ -99,7 +102,16 @@ impl Machine for QemuMachine {
         self.state.clone()
     }
 
+    fn halted(&self) -> Option<Halt> {
+        *self.halt.borrow()
+    }
+
     async fn stop(&self, patience: Duration) -> Result<(), Error> {
+        if *self.state.borrow() == RunState::Stopped || self.halted() == Some(Halt::PoweredOff) {
+            // It has shut itself down. Its process flushes its disk and may wait for the other side of a move, which goes now.
+            self.relay.lock().await.take();
+            return if self.gone(patience).await { Ok(()) } else { self.kill().await };
+        }
         let press = async {
             // A paused guest cannot hear the button.
             if *self.state.borrow() == RunState::Running {
@@ -182,11 +194,21 @@ pub(super) async fn run_state(qmp: &Qmp) -> Result<RunState, Error> {
     }
 }
 
+/// Why a guest that stands still was stopped by QEMU: what its disk says.
+async fn disk_halt(qmp: &Qmp) -> Result<Option<Halt>, Error> {
+    if qmp.run("query-status", json!({})).await?["status"] != "io-error" {
+        return Ok(None);
+    }
+    let devices = qmp.run("query-block", json!({})).await?;
+    let full = devices.as_array().is_some_and(|all| all.iter().any(|device| device["io-status"] == "nospace"));
+    Ok(Some(if full { Halt::DiskFull } else { Halt::DiskError }))
+}
+
 /// Keeps `state` true until the process has ended, then clears up behind it.
 async fn follow(
     qmp: Qmp,
     mut events: broadcast::Receiver<Event>,
-    state: watch::Sender<RunState>,
+    (state, halt): (watch::Sender<RunState>, watch::Sender<Option<Halt>>),
     process: Process,
     jail: Arc<Jail>,
     spec: MachineSpec,
@@ -201,12 +223,23 @@ async fn follow(
                 continue;
             }
             event = events.recv() => match event {
-                Ok(event) => concerns_state(&event, &spec),
+                Ok(event) => {
+                    if event.name == "SHUTDOWN" && event.data["guest"] == true {
+                        halt.send_replace(Some(Halt::PoweredOff));
+                    }
+                    concerns_state(&event, &spec)
+                }
                 Err(broadcast::error::RecvError::Lagged(_)) => true,
                 Err(broadcast::error::RecvError::Closed) => break,
             },
         };
         if changed && let Ok(now) = run_state(&qmp).await {
+            // The reason first: whoever hears of the change asks for it.
+            if now != RunState::Stopped
+                && let Ok(why) = disk_halt(&qmp).await
+            {
+                halt.send_if_modified(|old| std::mem::replace(old, why) != why);
+            }
             state.send_if_modified(|old| std::mem::replace(old, now) != now);
         }
     }

@@ -163,6 +163,9 @@ impl QemuMachine {
         let job = jobs.as_array().and_then(|jobs| jobs.iter().find(|j| j["device"] == MIRROR)).cloned();
         let job = job.ok_or_else(|| refused("mirror the disk", "the mirror has ended"))?;
         match (job["error"].as_str(), job["status"].as_str()) {
+            (Some(error), _) if error.contains("No space left") => {
+                Err(refused("mirror the disk", "the target's disk is full: make room there, or move the VM to another member"))
+            }
             (Some(error), _) => Err(refused("mirror the disk", error)),
             (None, Some("concluded" | "aborting")) => Err(refused("mirror the disk", "the connection to the target was lost")),
             _ => Ok(job),

@@ -6,8 +6,8 @@ use p2pvm_overlay::{BoxStream, MemberId, VmId};
 use p2pvm_vm_manager::{
     Error,
     hypervisor::{
-        Accel, CheckpointFiles, Hypervisor, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions, MigrationReport, Progress,
-        RunState, Start,
+        Accel, CheckpointFiles, Halt, Hypervisor, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions, MigrationReport,
+        Progress, RunState, Start,
     },
 };
 use std::{
@@ -105,6 +105,7 @@ pub struct FakeMachine {
     world: Arc<World>,
     spec: MachineSpec,
     state: watch::Sender<RunState>,
+    halt: Mutex<Option<Halt>>,
     /// The guest's memory.
     pub memory: AtomicU64,
     incoming: tokio::sync::Mutex<Option<(UnixListener, UnixListener)>>,
@@ -112,7 +113,14 @@ pub struct FakeMachine {
 }
 
 impl FakeMachine {
+    /// The guest stands still, or ends, by itself.
+    pub fn halt(&self, why: Halt) {
+        *lock(&self.halt) = Some(why);
+        self.state.send_replace(if why == Halt::PoweredOff { RunState::Stopped } else { RunState::Paused });
+    }
+
     fn run(&self) {
+        *lock(&self.halt) = None;
         self.state.send_replace(RunState::Running);
         let running = self.world.running(self.spec.vm);
         if running.len() > 1 {
@@ -153,6 +161,7 @@ impl Hypervisor for FakeHypervisor {
             world: self.world.clone(),
             spec: spec.clone(),
             state: watch::Sender::new(RunState::Paused),
+            halt: Mutex::default(),
             memory: AtomicU64::new(0),
             incoming: Default::default(),
             outgoing: Default::default(),
@@ -189,6 +198,9 @@ impl Machine for FakeMachine {
     }
     fn watch(&self) -> watch::Receiver<RunState> {
         self.state.subscribe()
+    }
+    fn halted(&self) -> Option<Halt> {
+        *lock(&self.halt)
     }
     async fn stop(&self, _patience: Duration) -> Result<(), Error> {
         self.kill().await
