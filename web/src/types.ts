@@ -89,6 +89,10 @@ export interface Vm {
   epoch: number;
   activity: string | null;
   note: string | null;
+  /** When its host, which does not answer any more, was seen last. */
+  last_seen?: string;
+  /** What a person can do about a VM whose host does not answer. */
+  advice?: string;
   cpu: number | null;
   moving: { to: string; step: Step } | null;
   snapshots: Snapshot[];
