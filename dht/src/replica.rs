@@ -216,7 +216,7 @@ impl Replica {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
             let page = self.store.scan(after.as_ref(), PAGE)?;
-            for (key, bytes) in &page {
+            for (_, bytes) in &page {
                 // What cannot be read is said where the cells are brought to the other replicas.
                 let Ok(Kept { mut cell, .. }) = read(bytes) else { continue };
                 cell.expire(now);

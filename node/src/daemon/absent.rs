@@ -8,7 +8,7 @@ use super::{Daemon, Parts, ask::BRANCH};
 use crate::{api::types::VmView, clock};
 use p2pvm_console::{LEFTOVER, ORPHANED, UNREACHABLE};
 use p2pvm_dht::Record;
-use p2pvm_overlay::{Fabric, MemberId, RingAddr, UnixTime, VmId};
+use p2pvm_overlay::{MemberId, RingAddr, UnixTime, VmId};
 use p2pvm_vm_manager::{
     directory::{Snapshot, VmRecord, vm_key},
     host::{Host, VmState, VmStatus},

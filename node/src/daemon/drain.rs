@@ -4,7 +4,7 @@
 use super::Daemon;
 use crate::{api::server::Reporter, failure::Outcome};
 use futures::{StreamExt, stream};
-use p2pvm_overlay::{Fabric, MemberId};
+use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error,
     host::{VmState, VmStatus},
