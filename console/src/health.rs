@@ -2,9 +2,19 @@
 //! same on the dashboard: both fill in [`Vitals`].
 
 use crate::model::{Model, Reach};
+use std::collections::BTreeMap;
 
 /// Seconds after the start in which a node may still look for its place on the ring.
 const SETTLING_S: u64 = 30;
+
+/// The state of a VM whose host does not answer, dead or cut off.
+pub const UNREACHABLE: &str = "unreachable";
+/// The state of a copy that a stopped VM left behind when it went on elsewhere: nothing ran twice.
+pub const LEFTOVER: &str = "leftover";
+/// The state of a VM whose host left the network or was expelled: no host of that name will answer for it.
+pub const ORPHANED: &str = "orphaned";
+/// VMs of one dead host that the line names.
+const NAMED: usize = 6;
 
 /// How the node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +82,9 @@ pub struct Vitals<'a> {
     pub failing: Vec<&'a str>,
     /// How many things work less well than they could.
     pub warnings: usize,
-    /// The names of VMs that somebody should look at ([`troubled`]).
+    /// The hosts that are gone with their VMs, a sentence each ([`lost`]).
+    pub lost: Vec<String>,
+    /// The names of other VMs that somebody should look at ([`troubled`]).
     pub troubled: Vec<&'a str>,
     /// Members that did not answer.
     pub silent: &'a [String],
@@ -101,6 +113,9 @@ impl Vitals<'_> {
         }
         if connected == 0 {
             return (Health::Degraded, self.unconnected());
+        }
+        if !self.lost.is_empty() {
+            return (Health::Degraded, self.lost.join("; "));
         }
         if !self.troubled.is_empty() {
             return (Health::Degraded, format!("look at VM {}", self.troubled.join(", ")));
@@ -135,7 +150,7 @@ impl Vitals<'_> {
         }
         let port = self.control_port.map_or_else(|| "the control port".to_owned(), |port| format!("port {port}"));
         format!(
-            "packets go to {linked} of {known} known members, but none can be asked: UDP and TCP {port} is blocked here or there; names,              moves and joins wait"
+            "packets go to {linked} of {known} known members, but none can be asked: UDP and TCP {port} is blocked here or there; names, moves and joins wait"
         )
     }
 }
@@ -145,9 +160,25 @@ pub fn udp_port(multiaddr: &str) -> Option<u16> {
     multiaddr.split_once("/udp/")?.1.split('/').next()?.parse().ok()
 }
 
+/// The hosts that are gone, a sentence each, from the names and notes of VMs that are [`UNREACHABLE`]. A note says why; VMs of one
+/// host have the same.
+pub fn lost<'a>(vms: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Vec<String> {
+    let mut hosts: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, note) in vms {
+        hosts.entry(note.unwrap_or("a host does not answer")).or_default().push(name);
+    }
+    let sentence = |(why, names): (&str, Vec<&str>)| {
+        let more = names.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let what = if names.len() == 1 { "VM" } else { "VMs" };
+        format!("{why}, with {what} {}{more}", names[..names.len().min(NAMED)].join(", "))
+    };
+    hosts.into_iter().map(sentence).collect()
+}
+
 /// Whether a VM in this state, with or without a note of what happened to it, is one that somebody should look at.
 pub fn troubled(state: &str, noted: bool) -> bool {
-    noted || !matches!(state, "running" | "stopped" | "leaving" | "arriving")
+    !matches!(state, LEFTOVER | ORPHANED) && (noted || !matches!(state, "running" | "stopped" | "leaving" | "arriving"))
 }
 
 impl Model {
@@ -175,7 +206,8 @@ impl Model {
             wanting: node.wanting.as_deref(),
             failing: node.failing.iter().map(String::as_str).collect(),
             warnings: node.warnings,
-            troubled: self.vms.iter().filter(|vm| vm.troubled()).map(|vm| vm.name.as_str()).collect(),
+            lost: lost(self.vms.iter().filter(|vm| vm.state == UNREACHABLE).map(|vm| (vm.name.as_str(), vm.note.as_deref()))),
+            troubled: self.vms.iter().filter(|vm| vm.state != UNREACHABLE && vm.troubled()).map(|vm| vm.name.as_str()).collect(),
             silent: &self.silent,
         };
         match vitals.health() {
@@ -200,8 +232,21 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_host_is_named_once_with_its_vms_and_no_health_is_ok_meanwhile() {
+        let why = Some("host lab3 is dead");
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        let said = lost(names.iter().map(|name| (*name, why)).chain([("x", Some("host lab4 is dead"))]));
+        assert_eq!(said, ["host lab3 is dead, with VMs a, b, c, d, e, f and 2 more", "host lab4 is dead, with VM x"]);
+        let vitals = Vitals { online: true, has_address: true, on_ring: true, known: 2, connected: 1, ..Vitals::default() };
+        assert_eq!(vitals.health().0, Health::Ok);
+        assert_eq!(Vitals { lost: said, ..vitals }.health().0, Health::Degraded);
+    }
+
+    #[test]
     fn a_vm_that_is_being_moved_is_no_trouble() {
         assert!(["running", "stopped", "leaving", "arriving"].iter().all(|state| !troubled(state, false) && troubled(state, true)));
         assert!(["paused", "doubtful", "branch"].iter().all(|state| troubled(state, false)));
+        assert!(!troubled(LEFTOVER, true), "it says where the VM is, and nothing ran twice");
+        assert!(!troubled(ORPHANED, true), "a person has sent its host away");
     }
 }

@@ -18,7 +18,7 @@ pub mod qr;
 mod theme;
 
 pub use draw::{draw, plain_text};
-pub use health::{Health, Vitals, troubled, udp_port};
+pub use health::{Health, LEFTOVER, ORPHANED, UNREACHABLE, Vitals, lost, troubled, udp_port};
 pub use keys::{Action, Key, Power};
 pub use model::{Decision, Doing, Invitation, JoinPhase, Member, Model, Node, Options, Reach, Screen, Vm};
 pub use theme::Theme;

@@ -35,6 +35,7 @@ fn busy() -> Model {
             name: format!("member{n:02}"),
             address: Some(format!("10.83.9.{n}")),
             connected: n != 3,
+            linked: n != 3,
             path: (n != 3).then(|| if n == 1 { "relayed via member00".into() } else { format!("direct 198.18.{n}.1:4002") }),
             rtt_ms: (n != 3).then_some(12.5 * f64::from(n) + 3.25),
         })

@@ -185,6 +185,14 @@ impl Addresses {
         v4.and(name).and(v6)
     }
 
+    /// Gives a name back that its subject does not use any more. Another's is left alone.
+    ///
+    /// # Errors
+    /// No quorum; then it runs out by itself.
+    pub async fn release_name(&self, keys: &KeyPair, kind: NameKind, name: &str) -> Result<(), Error> {
+        self.delete(keys, name_key(kind, name)).await
+    }
+
     /// Drops a subject from the lease cache, because it is held elsewhere now.
     pub async fn forget(&self, subject: Subject) {
         let cache = self.cache.clone();

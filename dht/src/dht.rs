@@ -10,7 +10,7 @@ use crate::{
     record::{MAX_VALUE_BYTES, Record, RecordError, Records},
     replica::{Replica, ReplicaError},
     republish,
-    store::Store,
+    store::{Store, StoreError},
     wire::{self, Reply, Request},
 };
 use async_trait::async_trait;
@@ -105,6 +105,14 @@ impl Dht {
     /// Tells that members came or went: records move to the members that are closest to them now. Cheap; call it often.
     pub fn membership_changed(&self) {
         self.changed.notify_one();
+    }
+
+    /// The live records that this node's own replica holds and `wanted` picks, without a word to anybody.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn held_here(&self, wanted: impl Fn(&Record) -> bool + Send + 'static) -> Result<Vec<Record>, StoreError> {
+        self.peers.local.with(move |replica, now| replica.live(now, wanted)).await
     }
 
     fn draw<T>(&self) -> T

@@ -208,6 +208,27 @@ impl Replica {
         Ok(Reply::Holds(kept.cell))
     }
 
+    /// The live records held here that `wanted` picks.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn live(&self, now: UnixTime, wanted: impl Fn(&Record) -> bool) -> Result<Vec<Record>, StoreError> {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.store.scan(after.as_ref(), PAGE)?;
+            for (_, bytes) in &page {
+                // What cannot be read is said where the cells are brought to the other replicas.
+                let Ok(Kept { mut cell, .. }) = read(bytes) else { continue };
+                cell.expire(now);
+                found.extend(cell.record.filter(&wanted));
+            }
+            if page.len() < PAGE {
+                return Ok(found);
+            }
+            after = page.last().map(|(key, _)| *key);
+        }
+    }
+
     fn claim(&mut self, key: RingAddr) {
         if self.claims.len() < MAX_CLAIMS && !self.claims.contains(&key) {
             self.claims.push_back(key);
@@ -319,12 +340,16 @@ pub struct Page {
 
 /// A stored cell; what cannot be read (a damaged store) counts as absent: the peers hold it.
 fn decode(key: &RingAddr, bytes: &[u8]) -> Kept {
-    postcard::from_bytes(bytes).unwrap_or_else(|e| match postcard::from_bytes::<Uncharged>(bytes) {
-        Ok((cell, attempts, since)) => Kept { cell, attempts, since, by: None },
-        Err(_) => {
-            tracing::warn!(key = %key.short(), error = %e, "an unreadable record is dropped");
-            Kept::default()
-        }
+    read(bytes).unwrap_or_else(|e| {
+        tracing::warn!(key = %key.short(), error = %e, "an unreadable record is dropped");
+        Kept::default()
+    })
+}
+
+fn read(bytes: &[u8]) -> Result<Kept, postcard::Error> {
+    postcard::from_bytes(bytes).or_else(|e| match postcard::from_bytes::<Uncharged>(bytes) {
+        Ok((cell, attempts, since)) => Ok(Kept { cell, attempts, since, by: None }),
+        Err(_) => Err(e),
     })
 }
 

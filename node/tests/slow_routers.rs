@@ -199,8 +199,12 @@ fn a_host_that_slept_for_two_minutes_and_for_longer_is_direct_again_within_one()
     let talk = stream(&lab, PAIR.0, PAIR.1);
     let mut outcomes = Vec::new();
     for minutes in [2, 6] {
-        let sleep = |lab: &mut Lab| drop(lab.testbed().suspend("home").unwrap());
-        let wake = |lab: &mut Lab| drop(lab.testbed().wake("home").unwrap());
+        let sleep = |lab: &mut Lab| {
+            lab.testbed().suspend("home").unwrap();
+        };
+        let wake = |lab: &mut Lab| {
+            lab.testbed().wake("home").unwrap();
+        };
         let case = format!("{minutes} min of sleep");
         outcomes.push(play_total(&mut lab, &case, PAIR, (sleep, Duration::from_secs(60 * minutes), wake), &talk));
         let public = public_of(&lab, "home");

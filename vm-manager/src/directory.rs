@@ -70,6 +70,14 @@ impl VmRecord {
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         framed::from_bytes(bytes)
     }
+
+    /// What a record says of a VM; `None` if it is none, lies at another VM's place or is not the VM's own. The signature is the
+    /// caller's to check.
+    pub fn of(record: &Record) -> Option<Self> {
+        let found = Self::from_bytes(record.value.as_deref()?)?;
+        let vm = found.definition.vm;
+        (record.owner == vm.0 && record.key == vm_key(vm)).then_some(found)
+    }
 }
 
 /// Where a VM's record lives.
@@ -130,8 +138,7 @@ impl Directory {
     /// [`Error::Agreement`] if too few members answer.
     pub async fn record(&self, vm: VmId) -> Result<Option<VmRecord>, Error> {
         let record = self.0.get(vm_key(vm)).await.map_err(failed("looking the VM up"))?;
-        let parse = |r: Record| (r.owner == vm.0).then(|| VmRecord::from_bytes(r.value.as_deref()?)).flatten();
-        Ok(record.and_then(parse).filter(|found| found.definition.vm == vm))
+        Ok(record.and_then(|r| VmRecord::of(&r)).filter(|found| found.definition.vm == vm))
     }
 
     /// The record of the VM with that name.
@@ -166,6 +173,10 @@ impl Directory {
     /// [`Error::Agreement`] if too few members answer.
     pub async fn remove(&self, keys: &KeyPair, name: &str) -> Result<(), Error> {
         self.0.delete(keys, vm_key(keys.vm_id())).await.map_err(failed("deleting the VM's record"))?;
-        self.0.delete(keys, name_key(name)).await.map_err(failed("giving the VM's name back"))
+        match self.0.delete(keys, name_key(name)).await {
+            // Another VM's by now: nothing of ours is left there.
+            Ok(()) | Err(RecordError::Exists(_)) => Ok(()),
+            Err(e) => Err(failed("giving the VM's name back")(e)),
+        }
     }
 }

@@ -14,6 +14,9 @@ pub trait Port: Send + Sync + 'static {
     /// Keeps the claim of a VM held here alive; called about every twenty minutes, whether the VM runs or not.
     async fn renew(&self, keys: &KeyPair, vm: &Definition, epoch: Epoch) -> Result<(), Error>;
 
+    /// The VM is called as its definition says now, and no longer `old`, which is given back.
+    async fn renamed(&self, keys: &KeyPair, vm: &Definition, epoch: Epoch, old: &str) -> Result<(), Error>;
+
     /// Gives address and name back: the VM was deleted.
     async fn release(&self, keys: &KeyPair, vm: &Definition) -> Result<(), Error>;
 

@@ -4,7 +4,7 @@
 mod mobility;
 
 use mobility::Lab;
-use p2pvm_vm_manager::{Error, checkpoint::RestoreOptions, host::VmState, hypervisor::MigrateOptions, vault::Durability};
+use p2pvm_vm_manager::{Error, checkpoint::RestoreOptions, host::VmState, vault::Durability};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::sync::watch;
 
@@ -71,22 +71,6 @@ async fn a_running_vm_is_not_restored_beside_itself() {
     let back = lab.host(0).restore("web", "one", RestoreOptions::default(), &watch::Sender::default()).await.unwrap();
     assert_eq!((back.state, lab.host(0).list().len()), (VmState::Running, 1));
     assert_eq!(lab.world.machine(vm, lab.me(0)).unwrap().memory.load(Ordering::SeqCst), 42);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stopped_vm_that_was_restored_elsewhere_is_a_branch_at_home_and_may_come_back() {
-    let lab = Lab::new(5).await;
-    let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
-    lab.host(0).stop("web").await.unwrap();
-    let progress = watch::Sender::default();
-    lab.host(4).restore("web", "one", FORCE, &progress).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(90)).await;
-    let listed = lab.host(0).list();
-    assert_eq!((listed[0].name.as_str(), listed[0].state), ("web-branch-e1", VmState::Branch));
-    lab.host(4).migrate("web", lab.me(0), MigrateOptions::default(), watch::Sender::default()).await.unwrap();
-    assert_eq!(lab.world.running(vm), [lab.me(0)]);
-    lab.assert_never_double("restored elsewhere and moved back");
 }
 
 #[tokio::test(start_paused = true)]

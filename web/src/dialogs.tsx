@@ -4,7 +4,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { Api } from "./api";
 import { ms, percent, when } from "./format";
-import { rttBetween, runs, targets, type Network } from "./model";
+import { rttBetween, restoreOn, runs, targets, type Network } from "./model";
 import type { Doing } from "./operations";
 import type { Explained, Vm } from "./types";
 
@@ -87,7 +87,8 @@ export function Move({ vm, net, to, doing, close }: { vm: Vm; net: Network; to: 
 export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doing: Doing; close: () => void }) {
   const [name, setName] = useState("");
   const [restoring, setRestoring] = useState<string | null>(null);
-  const [on, setOn] = useState(vm.host_id);
+  const [chosen, setOn] = useState<string | null>(null);
+  const on = chosen ?? restoreOn(net, vm, vm.snapshots.find((s) => s.name === restoring)?.holders ?? []);
   const [force, setForce] = useState(false);
   const take = (e: Event) => {
     e.preventDefault();

@@ -127,9 +127,16 @@ export function rttBetween(net: Network, a: string, b: string): number | null {
   return net.edges.find((e) => pair(e.a, e.b) === key)?.rttMs ?? null;
 }
 
-/** Whether a VM is in a state that somebody should look at. */
+/** Where a restore goes unless a person says otherwise: to its host if that is heard, else to a member that has the snapshot. */
+export function restoreOn(net: Network, vm: Vm, holders: string[]): string {
+  const heard = net.members.filter((m) => m.heard);
+  const best = heard.find((m) => m.id === vm.host_id) ?? heard.find((m) => holders.includes(m.name)) ?? heard.find((m) => m.here) ?? heard[0];
+  return best?.id ?? vm.host_id;
+}
+
+/** Whether a VM is in a state that somebody should look at; what a stopped VM left behind is not. */
 export function troubled(vm: Vm): boolean {
-  return vm.note != null || !["running", "stopped", "leaving", "arriving"].includes(vm.state);
+  return !["leftover", "orphaned"].includes(vm.state) && (vm.note != null || !["running", "stopped", "leaving", "arriving"].includes(vm.state));
 }
 
 /** Whether its guest runs: also while it is being moved away. */

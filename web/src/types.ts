@@ -91,6 +91,10 @@ export interface Vm {
   note: string | null;
   /** Why its guest stands still though nobody asked for it. */
   still?: { why: string; path: string; free_bytes: number; needed_bytes: number } | null;
+  /** When its host, which does not answer any more, was seen last. */
+  last_seen?: string;
+  /** What a person can do about a VM whose host does not answer. */
+  advice?: string;
   cpu: number | null;
   moving: { to: string; step: Step } | null;
   snapshots: Snapshot[];

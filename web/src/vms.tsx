@@ -70,6 +70,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
         )}
       </div>
       {vm.note && <p class="note troubled">{vm.note}</p>}
+      {vm.advice && <p class="note">{vm.advice}</p>}
       {now && (
         <div class="under-way" role="status">
           <div class="row">

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { Refused } from "../src/lines";
-import { decisions, network, rttBetween, share, targets, troubled, wayOf } from "../src/model";
+import { decisions, network, restoreOn, rttBetween, share, targets, troubled, wayOf } from "../src/model";
 import { mayBegin, outcome, underWay, undone } from "../src/operations";
 import type { Sight, View, Vm } from "../src/types";
 
@@ -97,4 +97,15 @@ describe("what may be begun while something is under way", () => {
     expect(mayBegin("stop", "snapshot")).toBe(false);
     expect(mayBegin("snapshot", "migrate")).toBe(false);
   });
+});
+
+it("calls what a stopped VM left behind no trouble, and a VM of a dead host one", () => {
+  expect([vm({ state: "leftover", note: "epoch 2 went to c" }), vm({ state: "unreachable", note: "host b is dead" })].map(troubled)).toEqual([false, true]);
+});
+
+it("restores a dead host's VM on a member that is there and has the snapshot", () => {
+  const peer = (letter: string, connected: boolean) => ({ member: id(letter), name: letter, address: null, connected, path: null, rtt_ms: null });
+  const net = network(view({ peers: [peer("b", false), peer("c", true), peer("d", true)] as View["peers"], members: [] }));
+  expect(restoreOn(net, vm({ host_id: id("b") }), ["d"])).toBe(id("d"));
+  expect(restoreOn(net, vm({ host_id: id("c") }), ["d"])).toBe(id("c"));
 });

@@ -4,16 +4,17 @@
 use super::{client::Client, traced};
 use crate::{
     daemon::Daemon,
-    failure::{Doing, Failure, Outcome},
+    failure::{Doing, Failure, Kind, Outcome},
 };
 use axum::{
+    Json,
     body::Body,
     extract::{Path, Request, State},
     http::StatusCode,
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use hyper::client::conn::http1;
+use hyper::{Method, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use p2pvm_overlay::{BoxStream, FabricError, MemberId};
 use serde::Deserialize;
@@ -36,10 +37,15 @@ pub async fn to_holder(State(daemon): State<Arc<Daemon>>, Path(name): Path<Strin
     match daemon.holder_of(&name).await {
         Ok(holder) if holder == daemon.me() => next.run(request).await,
         Ok(holder) => {
+            let looks = request.method() == Method::GET && request.uri().path().ends_with(&format!("/vms/{name}"));
+            if looks && daemon.is_gone(holder) {
+                return absent(&daemon, &name).await;
+            }
             let asking = traced::begin(daemon.traces(), &name, &mut request);
             match (pass_on(&daemon, holder, request).await, asking) {
                 (Ok(answer), Some(asking)) => traced::follow(asking, answer),
                 (Ok(answer), None) => answer,
+                (Err(failure), _) if looks && failure.kind == Kind::TimedOut => absent(&daemon, &name).await,
                 (Err(failure), asking) => {
                     if let Some(asking) = asking {
                         asking.failed(&failure);
@@ -50,6 +56,11 @@ pub async fn to_holder(State(daemon): State<Arc<Daemon>>, Path(name): Path<Strin
         }
         Err(failure) => failure.into_response(),
     }
+}
+
+/// A VM whose host does not answer, as the network's records have it.
+async fn absent(daemon: &Daemon, name: &str) -> Response {
+    daemon.show_absent(name).await.map(Json).into_response()
 }
 
 /// What of a request says where it goes: a name, id or address, or none for the member that was asked.
@@ -145,9 +156,9 @@ async fn pass_on(daemon: &Daemon, to: MemberId, mut request: Request) -> Outcome
 impl From<FabricError> for Failure {
     fn from(error: FabricError) -> Self {
         let kind = match error {
-            FabricError::TimedOut(..) => crate::failure::Kind::TimedOut,
-            FabricError::Refused(..) => crate::failure::Kind::Refused,
-            _ => crate::failure::Kind::Failed,
+            FabricError::TimedOut(..) => Kind::TimedOut,
+            FabricError::Refused(..) => Kind::Refused,
+            _ => Kind::Failed,
         };
         Failure::new(kind, error.to_string())
     }

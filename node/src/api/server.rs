@@ -67,7 +67,7 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
         .route("/revoke", post(revoke))
         .route("/leave", post(leave))
         .route("/shutdown", post(shutdown))
-        .route("/drain", post(drain))
+        .route("/drain", post(drain).delete(stop_draining))
         .route("/decisions", get(decisions))
         .with_state(daemon.clone())
         .merge(super::policy::routes(daemon.clone()))
@@ -267,6 +267,10 @@ async fn decisions(State(daemon): Shared) -> Json<Vec<Decided>> {
 
 async fn drain(State(daemon): Shared) -> Response {
     streamed(move |reporter| async move { daemon.drain(&reporter).await })
+}
+
+async fn stop_draining(State(daemon): Shared) -> Json<Value> {
+    Json(daemon.stop_draining())
 }
 
 async fn list(State(daemon): Shared) -> Answer<Value> {

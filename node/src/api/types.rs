@@ -533,6 +533,12 @@ pub struct VmView {
     /// Why its guest stands still though nobody asked for it, if it does.
     #[serde(default)]
     pub still: Option<StillView>,
+    /// When its host, which does not answer any more, was seen last (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<String>,
+    /// What a person can do about a VM whose host does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
     /// Processors it keeps busy, as its host measured last.
     #[serde(default)]
     pub cpu: Option<f64>,

@@ -5,6 +5,7 @@ mod appliance;
 mod appliance_args;
 mod args;
 mod dashboard;
+mod drain;
 pub mod limit;
 pub mod netcheck;
 mod network;
@@ -141,7 +142,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Acl(a) => policy::acl(&context, a).await,
         Command::Route(a) => policy::route(&context, a).await,
         Command::Vm(a) => vm::run(&context, a).await,
-        Command::Drain => vm::drain(&context).await,
+        Command::Drain => drain::run(&context).await,
         Command::Image(a) => appliance::image(&context, a),
         Command::Install(a) => appliance::install(&context, &a),
         Command::Appliance(a) => appliance::run(&context, a).await,

@@ -32,6 +32,14 @@ impl Progress {
         Self { bar, phase: String::new(), last: Instant::now(), what }
     }
 
+    /// Says something that stays.
+    pub fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
     /// Shows one step.
     pub fn step(&mut self, step: &Step) {
         let new_phase = self.phase != step.phase;

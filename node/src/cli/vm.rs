@@ -15,6 +15,7 @@ use crate::{
     failure::{Doing, Failure, Outcome},
 };
 use hyper::Method;
+use p2pvm_console::{ORPHANED, UNREACHABLE};
 use serde::Serialize;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
@@ -42,7 +43,7 @@ pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
     }
 }
 
-fn report(context: &Context, value: &Value, human: impl FnOnce()) -> Outcome<()> {
+pub(super) fn report(context: &Context, value: &Value, human: impl FnOnce()) -> Outcome<()> {
     if context.json {
         return print::json(value);
     }
@@ -69,7 +70,7 @@ async fn operate(context: &Context, name: &str, operation: &str, doing: &str, bo
 }
 
 /// A field of an answer as text.
-fn text(value: &Value, field: &str) -> String {
+pub(super) fn text(value: &Value, field: &str) -> String {
     match &value[field] {
         Value::Null => "-".to_owned(),
         Value::String(s) => s.clone(),
@@ -104,7 +105,7 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
 async fn list(context: &Context) -> Outcome<()> {
     let mut answer: Value = context.daemon().await?.get("/cluster/vms").await?;
     for silent in answer["silent"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        eprintln!("no answer from {silent}: its VMs are missing here");
+        eprintln!("no answer from {silent}: its VMs are shown as other members' records have them");
     }
     let vms = answer["vms"].take();
     report(context, &vms, || {
@@ -115,6 +116,10 @@ async fn list(context: &Context) -> Outcome<()> {
             .map(|vm| ["name", "state", "host", "address", "cpus", "memory_mib", "epoch"].map(|field| shown(vm, field)))
             .collect();
         print::table(["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"], &rows);
+        let remarks = remarks(vms.as_array().into_iter().flatten());
+        if !remarks.is_empty() {
+            println!("\n{}", remarks.join("\n"));
+        }
     })
 }
 
@@ -126,6 +131,21 @@ fn network(reach: &ReachView) -> String {
         ("never", _) => format!("has not answered its host yet: {why}"),
         (state, _) => format!("{state} for {} s: {why}", reach.seconds),
     }
+}
+
+/// What is to be said below the list: a line for each dead host, and one for each VM in a state nobody asked for.
+fn remarks<'a>(vms: impl Iterator<Item = &'a Value>) -> Vec<String> {
+    let (mut hosts, mut others) = (Vec::<String>::new(), Vec::new());
+    for vm in vms.filter(|vm| vm["note"].is_string()) {
+        let (name, note) = (text(vm, "name"), text(vm, "note"));
+        if vm["state"] != UNREACHABLE && vm["state"] != ORPHANED {
+            others.push(format!("{name}: {note}"));
+        } else if !hosts.iter().any(|said| said.starts_with(&note)) {
+            hosts.push(format!("{note}: 'p2pvm vm show {name}' says what can be done"));
+        }
+    }
+    hosts.append(&mut others);
+    hosts
 }
 
 async fn show(context: &Context, name: &str) -> Outcome<()> {
@@ -141,8 +161,8 @@ async fn show(context: &Context, name: &str) -> Outcome<()> {
         if let Ok(reach) = serde_json::from_value::<ReachView>(vm["reach"].clone()) {
             println!("{:12}{}", "network", network(&reach));
         }
-        if let Some(note) = vm["note"].as_str() {
-            println!("{:12}{note}", "note");
+        for field in ["note", "advice"].into_iter().filter(|field| vm[*field].is_string()) {
+            println!("{field:12}{}", text(&vm, field));
         }
         if let Some(moving) = serde_json::from_value::<Option<Moving>>(vm["moving"].clone()).ok().flatten() {
             println!("{:12}to {}: {}", "moving", moving.to, moving.step.phase);
@@ -222,16 +242,6 @@ async fn restore(context: &Context, a: Restore) -> Outcome<()> {
             text(&done, "address"),
             text(&done, "epoch")
         )
-    })
-}
-
-pub(super) async fn drain(context: &Context) -> Outcome<()> {
-    let done = follow(context, "/drain", "draining".to_owned(), &()).await?;
-    report(context, &done, || {
-        for moved in done["moved"].as_array().into_iter().flatten() {
-            println!("{} runs on {}", text(moved, "name"), text(moved, "host"));
-        }
-        println!("no VM runs here any more");
     })
 }
 

@@ -3,6 +3,7 @@
 
 use super::{
     Daemon,
+    absent::{Told, merged},
     metrics::{Metrics, Sample},
 };
 use crate::{
@@ -12,11 +13,11 @@ use crate::{
 };
 use p2pvm_overlay::{
     MemberId,
-    ring::ask::{Answers, AskAll, Dead, Respond},
+    ring::ask::{Answers, AskAll, Dead, MAX_ANSWER_BYTES, Respond},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -25,6 +26,8 @@ use std::{
 const ASK_LIMIT: Duration = Duration::from_secs(4);
 /// A VM that waits for its guest (`VmState::Arriving` as it is written).
 const ARRIVING: &str = "arriving";
+/// A copy that lost its VM (`VmState::Branch` as it is written).
+pub(super) const BRANCH: &str = "branch";
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
 enum Question {
@@ -38,6 +41,8 @@ enum Question {
     Metrics,
     /// Who are you, what are your links, and what did you decide?
     Sight,
+    /// Which VMs' records have you? Members of an older version do not know the question and say nothing.
+    Records,
 }
 
 struct Responder(Weak<Daemon>);
@@ -55,13 +60,21 @@ impl Respond for Responder {
             Question::Load => serde_json::to_vec(&daemon.load_here()),
             Question::Metrics => serde_json::to_vec(&daemon.samples()),
             Question::Sight => serde_json::to_vec(&daemon.sight()),
+            Question::Records => return postcard::to_allocvec(&daemon.absent.told_here()).ok(),
         };
         answer.ok()
     }
 
     fn combine(&self, asked: &[u8], one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
-        if !matches!(question(asked), Some(Question::Load)) {
-            return None;
+        match question(asked)? {
+            Question::Load => {}
+            Question::Records => {
+                let both = [one, other].map(postcard::from_bytes::<Vec<Told>>);
+                let all = both.into_iter().collect::<Result<Vec<_>, _>>().ok()?.into_iter().flatten();
+                // What would be too long for one answer stays two, and is counted if it does not fit.
+                return postcard::to_allocvec(&merged(all)).ok().filter(|all| all.len() < MAX_ANSWER_BYTES / 2);
+            }
+            _ => return None,
         }
         let (one, other): (ClusterLoad, ClusterLoad) = (serde_json::from_slice(one).ok()?, serde_json::from_slice(other).ok()?);
         serde_json::to_vec(&one.plus(&other)).ok()
@@ -140,17 +153,33 @@ impl Daemon {
     }
 
     /// All VMs of the network, and who did not say which it has. Connected members that the ring does not reach yet are asked
-    /// directly.
+    /// directly; VMs of hosts that do not answer are told by the records that others hold.
     pub async fn cluster_vms(&self) -> Outcome<ClusterVms> {
-        let connected = self.fabric().connected().len() as u64;
-        let answers = self.ask_all(Question::Vms).await?;
+        let connected = self.fabric().connected();
+        let (answers, told) = tokio::join!(self.ask_all(Question::Vms), self.ask_all(Question::Records));
+        let answers = answers?;
         let mut silent = self.silent(&answers.dead);
+        let mut heard: BTreeSet<MemberId> = answers.items.iter().map(|(member, _)| *member).collect();
         let mut vms: Vec<VmView> = read_all::<Vec<VmView>>(&answers).into_iter().flatten().collect();
-        if answers.asked <= connected {
+        if answers.asked <= connected.len() as u64 {
             let (more, unheard) = self.host.list_all().await;
             vms.extend(more.iter().map(|vm| self.view(vm)));
+            heard.extend(connected.iter().filter(|member| !unheard.contains(member)));
             silent = unheard.into_iter().map(|member: MemberId| self.name_of(member)).collect();
         }
+        if answers.truncated > 0 {
+            silent.push(format!("{} members whose answers did not fit", answers.truncated));
+        }
+        // Without the others' records there is still what this node holds.
+        let mut told: Vec<Told> = told
+            .iter()
+            .flat_map(|told| &told.items)
+            .filter_map(|(_, bytes)| postcard::from_bytes::<Vec<Told>>(bytes).ok())
+            .flatten()
+            .collect();
+        told.extend(self.absent.told_here());
+        let absent = self.absent_of(told, &heard, &mut vms).await;
+        vms.extend(absent);
         Ok(ClusterVms { vms: newest(vms), silent })
     }
 }

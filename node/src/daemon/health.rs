@@ -70,9 +70,11 @@ impl Daemon {
         put_back.chain(before.into_iter().filter(|finding| !after.contains(finding))).collect()
     }
 
-    /// The health by the rules of the status screen, as far as this node knows without asking others: of VMs those that are here.
+    /// The health by the rules of the status screen, as far as this node knows without asking others: of VMs those that are here,
+    /// and those of dead hosts whose records it holds.
     pub(super) fn health(&self, status: &Status) -> HealthView {
-        view::health(!netcheck::local_addresses().is_empty(), status, &self.peers(), &self.vms_here(), &[])
+        let vms = [self.vms_here(), self.absent_here()].concat();
+        view::health(!netcheck::local_addresses().is_empty(), status, &self.peers(), &vms, &[])
     }
 }
 

@@ -206,17 +206,27 @@ impl Manager {
 
     /// The member with the least load among those this one knows of.
     pub fn least_loaded(&self) -> Option<MemberId> {
+        self.by_load().into_iter().next()
+    }
+
+    /// The members that this one knows of, the least busy first.
+    pub fn by_load(&self) -> Vec<MemberId> {
         let known = self.lock().status(now()).known;
         let connected = self.parts.fabric().connected();
         let mut best: Vec<(MemberId, f32)> = known.into_iter().filter_map(|(member, load, _)| Some((member.parse().ok()?, load))).collect();
         best.retain(|(member, _)| connected.contains(member));
         best.sort_by(|a, b| a.1.total_cmp(&b.1));
-        best.first().map(|(member, _)| *member)
+        best.into_iter().map(|(member, _)| member).collect()
     }
 
-    /// Takes no VM in from now on: this host is being drained.
-    pub fn stop_accepting(&self) {
-        self.tell([Input::Draining(true)]);
+    /// The members with room for a VM, best first.
+    pub fn places_for(&self, vm: VmId) -> Vec<MemberId> {
+        self.lock().places_for(vm).into_iter().map(|place| place.member).collect()
+    }
+
+    /// Whether VMs are taken in from now on: not where this host is being drained.
+    pub fn accept(&self, accept: bool) {
+        self.tell([Input::Draining(!accept)]);
     }
 
     /// What was decided here about a VM.

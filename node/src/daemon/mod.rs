@@ -1,12 +1,14 @@
 //! The daemon: opens the parts, wires each to the ones it needs, and ends them in order. What a part does
 //! is the part's own matter; here is only who knows whom.
 
+mod absent;
 mod admission;
 mod ask;
 mod book;
 pub mod changes;
 mod clocks;
 mod dashboard;
+mod drain;
 mod expelled;
 mod guests;
 mod health;
@@ -43,6 +45,7 @@ use crate::{
     succession, traces,
     web::Dashboard,
 };
+use absent::Absent;
 use admission::SlotAdmission;
 use book::Book;
 use kept::Kept;
@@ -162,6 +165,8 @@ pub struct Daemon {
     reach: Arc<Reach>,
     host: Arc<Host>,
     manager: Arc<Manager>,
+    absent: Arc<Absent>,
+    drains: drain::Drains,
     policies: Arc<Policies>,
     subnets: Arc<Subnets>,
     keeper: Arc<Keeper>,
@@ -501,11 +506,12 @@ async fn open(layout: &Layout, config: Config, membership: Membership, began: In
     }));
     let manager = Manager::start(parts.clone(), host.clone(), &config);
     let daemon = Arc::new(Daemon {
+        absent: Absent::new(parts.clone(), host.clone()),
         parts,
-
         reach,
         host,
         manager,
+        drains: drain::Drains::default(),
         policies,
         subnets,
         keeper,
@@ -618,6 +624,7 @@ impl Daemon {
         tasks.spawn(self.clone().keep_proving());
         tasks.spawn(self.clone().watch_networks());
         tasks.spawn(self.clone().watch_control());
+        tasks.spawn(self.absent.clone().run());
         tasks.spawn(clocks::watch(self.parts.clone()));
         tasks.spawn(interface::watch(self.parts.clone()));
         tasks.spawn(space::watch(self.clone()));

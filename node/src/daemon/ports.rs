@@ -3,7 +3,7 @@
 
 use super::{Parts, reach::Reach};
 use async_trait::async_trait;
-use p2pvm_dhcp::{DnsQuestion, PortConfig, Resolver, Responder, Subject, responder::GATEWAY_MAC};
+use p2pvm_dhcp::{DnsQuestion, NameKind, PortConfig, Resolver, Responder, Subject, responder::GATEWAY_MAC};
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
     identity::KeyPair,
@@ -118,6 +118,11 @@ impl Port for Ports {
     async fn renew(&self, keys: &KeyPair, vm: &Definition, epoch: Epoch) -> Result<(), Error> {
         let moved = self.parts.addresses.claim_vm(keys, self.parts.me(), epoch, &vm.name).await;
         moved.map(|_| ()).map_err(agreed("renewing the VM's address"))
+    }
+
+    async fn renamed(&self, keys: &KeyPair, vm: &Definition, epoch: Epoch, old: &str) -> Result<(), Error> {
+        self.renew(keys, vm, epoch).await?;
+        self.parts.addresses.release_name(keys, NameKind::Vm, old).await.map_err(agreed("giving the VM's old name back"))
     }
 
     async fn release(&self, keys: &KeyPair, vm: &Definition) -> Result<(), Error> {

@@ -9,11 +9,12 @@ use crate::{
     failure::{Failure, Kind, Outcome},
 };
 use opentelemetry::trace::SpanContext;
+use p2pvm_console::LEFTOVER;
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error, ImageSource, NewVm,
     checkpoint::RestoreOptions,
-    directory::Snapshot,
+    directory::{Snapshot, Wanted},
     host::{VmState, VmStatus},
     hypervisor::{MigrateOptions, Progress},
     migrate::{MigrationOutcome, Occasion, RunsOn},
@@ -25,6 +26,9 @@ use tokio::sync::watch;
 
 /// A snapshot that is not durable by then is reported as it is; copying goes on.
 const DURABLE_LIMIT: Duration = Duration::from_secs(300);
+
+/// What the name of a copy that lost its VM has in it (`Entry::listed_name`).
+const BRANCH_MARK: &str = "-branch-e";
 
 /// Decisions of all VMs that are shown at most.
 const DECISIONS: usize = 32;
@@ -84,7 +88,11 @@ impl Daemon {
     }
 
     pub(super) fn view(&self, vm: &VmStatus) -> VmView {
-        let state = serde_json::to_value(vm.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+        let state = match vm.state {
+            // It did not run when its VM went on elsewhere: there is nothing to choose between.
+            VmState::Branch if vm.wanted == Wanted::Stopped => LEFTOVER.to_owned(),
+            state => serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+        };
         let definition = &vm.definition;
         let reach = self.guests.view(definition.vm).filter(|_| vm.holder == self.me());
         let blocked = reach.as_ref().filter(|reach| reach.state == "blocked").and_then(|reach| reach.why.as_ref());
@@ -112,6 +120,8 @@ impl Daemon {
                 needed_bytes: still.needed_bytes,
             }),
             reach,
+            last_seen: None,
+            advice: None,
             cpu: self.manager.cpu_of(definition.vm),
             moving: self.manager.moves.of(&vm.name),
             snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
@@ -139,20 +149,27 @@ impl Daemon {
 
     /// Which member has the VM.
     pub async fn holder_of(&self, name: &str) -> Outcome<MemberId> {
-        self.host.holder(name).await.map_err(|e| match e {
-            Error::NotFound(_) => Failure::not_found(format!("there is no VM '{name}': see 'p2pvm vm list'")),
-            other => other.into(),
-        })
+        match self.host.holder(name).await {
+            Err(Error::NotFound(_)) if name.contains(BRANCH_MARK) => self.has_branch(name).await,
+            Err(Error::NotFound(_)) => Err(Failure::not_found(format!("there is no VM '{name}': see 'p2pvm vm list'"))),
+            other => Ok(other?),
+        }
     }
 
-    /// All VMs of the network that connected members have.
+    /// On which member a branch lies: no record names it, so all are asked.
+    async fn has_branch(&self, name: &str) -> Outcome<MemberId> {
+        let all = self.cluster_vms().await?.vms;
+        let found = all.iter().find(|vm| vm.name == name).and_then(|vm| vm.host_id.parse().ok());
+        found.ok_or_else(|| Failure::not_found(format!("there is no branch '{name}' on a member that answers: see 'p2pvm vm list'")))
+    }
+
+    /// All VMs of the network.
     pub async fn list_vms(&self) -> Outcome<Value> {
-        let (vms, silent) = self.host.list_all().await;
-        if !silent.is_empty() {
-            tracing::info!(members = silent.len(), "members that did not say which VMs they have");
+        let found = self.cluster_vms().await?;
+        if !found.silent.is_empty() {
+            tracing::info!(members = found.silent.len(), "members that did not say which VMs they have");
         }
-        let views: Vec<_> = vms.iter().map(|vm| self.view(vm)).collect();
-        serde_json::to_value(views).map_err(|e| Failure::new(Kind::Failed, e.to_string()))
+        serde_json::to_value(found.vms).map_err(|e| Failure::new(Kind::Failed, e.to_string()))
     }
 
     /// One VM.
@@ -229,7 +246,7 @@ impl Daemon {
         self.moved(&outcome)
     }
 
-    fn moved(&self, outcome: &MigrationOutcome) -> Outcome<Value> {
+    pub(super) fn moved(&self, outcome: &MigrationOutcome) -> Outcome<Value> {
         let report = outcome.report.unwrap_or_default();
         let traced = outcome.trace.as_ref().map_or_else(String::new, |trace| format!(" (trace {trace})"));
         match outcome.runs_on {
@@ -336,26 +353,6 @@ impl Daemon {
         let options = RestoreOptions { force: r.force };
         let vm = watched(reporter, async |progress| self.host.restore(name, &snapshot, options, &progress).await).await?;
         self.value(&vm)
-    }
-
-    /// Moves every VM that runs here elsewhere, one after the other.
-    pub async fn drain(&self, reporter: &Reporter) -> Outcome<Value> {
-        self.manager.stop_accepting();
-        let mut moved = Vec::new();
-        let moves = |vm: &VmStatus| vm.state == VmState::Running || vm.still.is_some();
-        let running: Vec<_> = self.host.list().into_iter().filter(moves).collect();
-        for vm in running {
-            let to = self.least_loaded().ok_or_else(|| Failure::not_found("no other member with room is known: the remaining VMs stay"))?;
-            reporter.phase(&format!("{} to {}", vm.name, self.name_of(to)));
-            let outcome = watched(reporter, async |progress| {
-                self.manager.moves.follow(&vm.name, self.name_of(to), &progress);
-                let why = Occasion { cause: "drain", called: Some(self.name_of(to)), ..Occasion::default() };
-                self.host.migrate_because(why, &vm.name, to, MigrateOptions::default(), progress).await
-            })
-            .await?;
-            moved.push(self.moved(&outcome)?);
-        }
-        Ok(json!({ "moved": moved }))
     }
 
     /// What the autonomic manager decided here lately.

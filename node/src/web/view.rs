@@ -2,7 +2,7 @@
 //! decisions as it tells them itself, and the VMs.
 
 use crate::api::types::{ClusterMember, Decided, HealthView, Peer, Status, VmView};
-use p2pvm_console::{Health, Vitals, troubled, udp_port};
+use p2pvm_console::{Health, UNREACHABLE, Vitals, lost, troubled, udp_port};
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +63,8 @@ pub struct View {
 
 /// The health, by the same rules as on the status screen.
 pub fn health(online: bool, status: &Status, peers: &[Peer], vms: &[VmView], silent: &[String]) -> HealthView {
-    let troubled = vms.iter().filter(|vm| troubled(&vm.state, vm.note.is_some())).map(|vm| vm.name.as_str());
+    let (gone, others): (Vec<_>, Vec<_>) = vms.iter().partition(|vm| vm.state == UNREACHABLE);
+    let troubled = others.into_iter().filter(|vm| troubled(&vm.state, vm.note.is_some())).map(|vm| vm.name.as_str());
     let vitals = Vitals {
         online,
         joined_another: status.joined_another,
@@ -75,6 +76,7 @@ pub fn health(online: bool, status: &Status, peers: &[Peer], vms: &[VmView], sil
         connected: peers.iter().filter(|peer| peer.connected).count(),
         linked: peers.iter().filter(|peer| peer.linked).count(),
         control_port: status.listen.iter().find_map(|address| udp_port(address)),
+        lost: lost(gone.into_iter().map(|vm| (vm.name.as_str(), vm.note.as_deref()))),
         troubled: troubled.collect(),
         wanting: status.address_wanting.as_deref(),
         failing: status.findings.iter().filter(|f| f.level == Level::Failed).map(|f| f.found.as_str()).collect(),

@@ -56,6 +56,7 @@ impl Host {
             return Err(Error::Refused(format!("'{name}' has just changed hands: look at its state and try again")));
         }
         let epoch = newest.map_or(record.epoch, |n| n.epoch.max(record.epoch)).next();
+        self.let_give_way(&record, holder).await?;
         let slot = self.restored_entry(&record, &kept, epoch)?;
         let busy = slot.begin("restoring")?;
         let restored = self.bring_back(&slot, &checkpoint, &found, newest, older.as_ref(), progress).await;
@@ -72,8 +73,28 @@ impl Host {
         {
             tracing::warn!(error = %e, "the disk from before the restore stays");
         }
+        if holder != self.me {
+            // One that does not hear it finds out in its own next round.
+            let _ = self.ask_member(holder, &VmRequest::Took(record.definition.vm)).await;
+        }
         self.resume_copies(&slot).await;
         Ok(self.status_of(&slot))
+    }
+
+    /// A holder that answers lets its stopped copy go: a restore there would put another in its place as well. One that does not
+    /// answer, or does not know the question, keeps its copy as a branch.
+    async fn let_give_way(&self, record: &VmRecord, holder: MemberId) -> Result<(), Error> {
+        let (name, vm) = (&record.definition.name, record.definition.vm);
+        if holder == self.me || !matches!(self.ask_member(holder, &VmRequest::Runs(vm)).await, Ok(VmAnswer::Runs(Some(_)))) {
+            return Ok(());
+        }
+        match self.ask_member(holder, &VmRequest::GiveWay(vm)).await {
+            Ok(VmAnswer::GivesWay(false)) => Err(Error::Refused(format!(
+                "'{name}' was started on {} meanwhile, or something is done with it: stop it first, then restore",
+                holder.short()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// What is known of the VM: its entry here, or its record.
@@ -130,6 +151,7 @@ impl Host {
             wanted: Wanted::Stopped,
             snapshots: record.snapshots.clone(),
             note: None,
+            gives_way: None,
         })
     }
 

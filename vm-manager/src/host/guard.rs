@@ -1,7 +1,7 @@
 //! What a host does unasked: takes its VMs up again when the daemon starts, decides what a kill interrupted,
 //! asks the voters of every running VM now and then whether it is still ours, and fences the one that is not.
 
-use super::{CHECKING, Claimed, Entry, Host, HostEvent, Role, Side, Slot};
+use super::{CHECKING, Claimed, Entry, Host, HostEvent, Role, Side, Slot, names::Looks};
 use crate::{
     Error,
     directory::Wanted,
@@ -64,8 +64,7 @@ impl Host {
         match entry.role {
             Role::Unmade => {
                 self.kill_guest(slot).await?;
-                let slot = slot.clone();
-                self.spawn(async move { host.unmake(&slot).await });
+                self.unmake_in_background(slot);
             }
             Role::Branch { .. } => self.hold_still(slot).await,
             Role::Held => {
@@ -159,10 +158,27 @@ impl Host {
             Claimed::Ours(epoch) if epoch == entry.epoch => Ok(()),
             Claimed::Ours(epoch) => self.take_epoch(slot, epoch).await,
             Claimed::Theirs { holder, epoch } => {
-                self.fence(slot, holder, epoch).await;
+                self.lose(slot, holder, epoch).await;
                 Ok(())
             }
         }
+    }
+
+    /// A held VM is another member's by its voters' word. Where that was agreed on, the copy here goes; else it is fenced and kept.
+    pub(super) async fn lose(&self, slot: &Arc<Slot>, holder: MemberId, newer: Epoch) {
+        let entry = slot.entry();
+        let agreed = entry.gives_way == Some(holder) && slot.machine().is_none();
+        // Only if it came to life there: a restore that failed half-way leaves this copy as what there is.
+        if agreed && self.runs_at(holder, entry.definition.vm).await {
+            match self.remove(slot) {
+                Ok(()) => {
+                    tracing::info!(vm = %entry.definition.name, holder = %holder.short(), %newer, "restored elsewhere: the copy here goes");
+                    return;
+                }
+                Err(e) => tracing::error!(vm = %entry.definition.name, error = %e, "the copy here cannot be removed"),
+            }
+        }
+        self.fence(slot, holder, newer).await;
     }
 
     /// Goes on with a held VM in a newer epoch.
@@ -180,7 +196,7 @@ impl Host {
     pub(crate) async fn fence(&self, slot: &Arc<Slot>, holder: MemberId, newer: Epoch) {
         self.hold_still(slot).await;
         let note = format!("epoch {newer} went to {}", holder.short());
-        let fenced = self.update(slot, |e| (e.role, e.note) = (Role::Branch { holder, newer }, Some(note)));
+        let fenced = self.update(slot, |e| (e.role, e.note, e.gives_way) = (Role::Branch { holder, newer }, Some(note), None));
         match fenced {
             Ok(entry) => {
                 tracing::warn!(branch = %entry.listed_name(), holder = %holder.short(), %newer, "fenced");
@@ -368,14 +384,19 @@ impl Host {
 
     /// A peer refused what a VM here sent, for a newer epoch: asks its voters now.
     pub fn stale_epoch(&self, vm: VmId, known: Epoch) {
-        let Some((host, slot)) = self.strong().zip(self.slot_of(vm)) else { return };
-        if known > slot.entry().epoch {
-            self.spawn(async move {
-                if let Err(e) = host.check(&slot).await {
-                    tracing::info!(error = %e, "a peer knows a newer epoch, and the voters could not be asked");
-                }
-            });
+        if let Some(slot) = self.slot_of(vm).filter(|slot| known > slot.entry().epoch) {
+            self.check_soon(slot);
         }
+    }
+
+    /// Asks a VM's voters in a task: another member knows a newer epoch.
+    pub(super) fn check_soon(&self, slot: Arc<Slot>) {
+        let Some(host) = self.strong() else { return };
+        self.spawn(async move {
+            if let Err(e) = host.check(&slot).await {
+                tracing::info!(error = %e, "a peer knows a newer epoch, and the voters could not be asked");
+            }
+        });
     }
 
     /// The host's rounds.
@@ -384,6 +405,7 @@ impl Host {
         self.spawn(async move {
             let mut renewed = tokio::time::Instant::now();
             let mut times_set = NetworkTime::of_process().times_set();
+            let mut looks = Looks::default();
             loop {
                 tokio::time::sleep(every).await;
                 let Some(host) = this.upgrade() else { return };
@@ -393,21 +415,40 @@ impl Host {
                 if renew {
                     renewed = tokio::time::Instant::now();
                 }
+                let names = looks.due(host.parts.fabric.connected());
                 for slot in host.slots() {
                     host.round(&slot, renew).await;
+                    if (names || renew) && host.lists(&slot) {
+                        host.keep_name(&slot, renew).await;
+                    }
                 }
             }
         });
     }
 
+    /// Removes what is left of a half-made or half-deleted VM, unless it is being made or removed just now.
+    fn unmake_in_background(&self, slot: &Arc<Slot>) {
+        let (Some(host), Ok(busy), slot) = (self.strong(), slot.begin("removing what is left"), slot.clone()) else { return };
+        self.spawn(async move {
+            host.unmake(&slot).await;
+            drop(busy);
+        });
+    }
+
     async fn round(&self, slot: &Arc<Slot>, renew: bool) {
         let entry = slot.entry();
+        if entry.role == Role::Unmade {
+            self.unmake_in_background(slot);
+        }
         if entry.role != Role::Held {
             return;
         }
         // One that does not run may have been restored elsewhere meanwhile: it is a branch then, and not in the way of the VM's return.
         if let Err(e) = self.check(slot).await {
             tracing::info!(vm = %entry.definition.name, error = %e, "the VM goes on unchecked");
+        }
+        if !self.lists(slot) {
+            return;
         }
         if renew && let Err(e) = self.parts.port.renew(&entry.secret.keys(), &entry.definition, entry.epoch).await {
             tracing::warn!(vm = %entry.definition.name, error = %e, "the VM's address could not be renewed");

@@ -98,13 +98,17 @@ impl Host {
             wanted: Wanted::Stopped,
             snapshots: vec![],
             note: None,
+            gives_way: None,
         })?;
+        // The rounds leave alone what is being made.
+        let busy = slot.begin("being made")?;
         let made = self.make(&slot, &keys, &path).await;
         if let Err(e) = made {
             self.unmake(&slot).await;
             return Err(e);
         }
         self.publish(&slot).await;
+        drop(busy);
         Ok(self.status_of(&slot))
     }
 
@@ -127,7 +131,8 @@ impl Host {
         Ok(())
     }
 
-    /// Removes what a half-made or half-deleted VM left: name, address, record, files. What cannot be reached now stays for the next start.
+    /// Removes what a half-made or half-deleted VM left: name, address, record, files. What cannot be reached now stays, unlisted, and
+    /// the next round tries again.
     pub(crate) async fn unmake(&self, slot: &Arc<Slot>) {
         let entry = slot.entry();
         let keys = entry.secret.keys();
@@ -135,16 +140,14 @@ impl Host {
             for snapshot in &entry.snapshots {
                 self.parts.vault.forget(snapshot.checkpoint, &snapshot.providers).await?;
             }
-            if self.directory.resolve(&entry.definition.name).await? == Some(entry.definition.vm) {
-                self.directory.remove(&keys, &entry.definition.name).await?;
-            }
+            self.directory.remove(&keys, &entry.definition.name).await?;
             if entry.definition.address.prefix != 0 {
                 self.parts.port.release(&keys, &entry.definition).await?;
             }
             self.remove(slot)
         };
         if let Err(e) = gone.await {
-            tracing::warn!(vm = %entry.definition.name, error = %e, "a VM is not wholly removed; tried again at the next start");
+            tracing::warn!(vm = %entry.definition.name, error = %e, "a VM is not wholly removed yet: tried again later");
         }
     }
 
@@ -174,9 +177,9 @@ impl Host {
         }
         self.room_for(entry.definition.memory_mib)?;
         let entry = match self.claim(&entry).await.map_err(undecided("asking the VM's voters whether it may start here"))? {
-            Claimed::Ours(epoch) => self.update(slot, |e| (e.epoch, e.note) = (epoch, None))?,
+            Claimed::Ours(epoch) => self.update(slot, |e| (e.epoch, e.note, e.gives_way) = (epoch, None, None))?,
             Claimed::Theirs { holder, epoch } => {
-                self.fence(slot, holder, epoch).await;
+                self.lose(slot, holder, epoch).await;
                 return Err(Self::running_elsewhere(name, holder, epoch));
             }
         };
@@ -237,7 +240,7 @@ impl Host {
         }
         match self.claim(&entry).await.map_err(undecided("asking the VM's voters whether it is still here"))? {
             Claimed::Theirs { holder, epoch } => {
-                self.fence(&slot, holder, epoch).await;
+                self.lose(&slot, holder, epoch).await;
                 Err(Self::running_elsewhere(name, holder, epoch))
             }
             Claimed::Ours(_) => {

@@ -33,6 +33,7 @@ use tokio::{sync::broadcast, task::JoinSet};
 mod claim;
 mod guard;
 mod life;
+mod names;
 pub mod registry;
 pub mod remote;
 mod room;
@@ -201,6 +202,11 @@ impl Slot {
         }
     }
 
+    /// Begins something that takes a moment and is not worth a word to those who look on; one that is under way goes first.
+    pub(crate) fn begin_quietly(self: &Arc<Self>) -> Result<Busy, Error> {
+        self.begin(CHECKING)
+    }
+
     /// Begins an operation, after a check with the voters that may be going on: that is the host's own doing, and soon over.
     pub(crate) async fn begin_soon(self: &Arc<Self>, what: &'static str) -> Result<Busy, Error> {
         let until = tokio::time::Instant::now() + CHECK_LIMIT;
@@ -235,10 +241,8 @@ impl Slot {
         VmStatus {
             name: entry.listed_name(),
             state,
-            holder: match entry.role {
-                Role::Branch { holder, .. } => holder,
-                _ => me,
-            },
+            // A branch too is where it lies; its note says who has the VM.
+            holder: me,
             epoch: entry.epoch,
             wanted: entry.wanted,
             activity: lock(&self.activity).map(str::to_owned),
@@ -308,9 +312,10 @@ impl Host {
         lock(&self.tasks).abort_all();
     }
 
-    /// The VMs and branches on this host, by name.
+    /// The VMs and branches on this host, by name. One that is being made or removed is none yet, or none any more.
     pub fn list(&self) -> Vec<VmStatus> {
-        let mut all: Vec<_> = self.slots().iter().map(|s| self.status_of(s)).collect();
+        let whole = |slot: &Arc<Slot>| !matches!(lock(&slot.entry).role, Role::Unmade);
+        let mut all: Vec<_> = self.slots().iter().filter(|s| whole(s)).map(|s| self.status_of(s)).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -408,6 +413,11 @@ impl Host {
 
     pub(crate) fn slots(&self) -> Vec<Arc<Slot>> {
         lock(&self.slots).values().cloned().collect()
+    }
+
+    /// Whether the incarnation is still there: what is written of one that was removed would bring it back.
+    pub(crate) fn lists(&self, slot: &Arc<Slot>) -> bool {
+        lock(&self.slots).values().any(|listed| Arc::ptr_eq(listed, slot))
     }
 
     /// The incarnation listed under `name`.
@@ -530,6 +540,7 @@ impl Host {
     }
 
     pub(crate) fn running_elsewhere(name: &str, holder: MemberId, epoch: Epoch) -> Error {
-        Error::Refused(format!("'{name}' belongs to {} since epoch {epoch}; the copy here is kept as a branch", holder.short()))
+        let short = holder.short();
+        Error::Refused(format!("'{name}' belongs to {short} since epoch {epoch}; a copy here with other contents is kept as a branch"))
     }
 }

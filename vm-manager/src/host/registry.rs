@@ -99,6 +99,9 @@ pub struct Entry {
     /// Why it is in a state nobody asked for.
     #[serde(default)]
     pub note: Option<String>,
+    /// The member that was allowed to restore it while it is stopped here: then the copy here goes, and is no branch.
+    #[serde(default)]
+    pub gives_way: Option<MemberId>,
 }
 
 impl Entry {
@@ -266,6 +269,7 @@ pub(crate) mod tests {
             wanted: Wanted::Running,
             snapshots: vec![],
             note: None,
+            gives_way: None,
         }
     }
 

@@ -1,9 +1,10 @@
 //! What members ask each other about VMs, service "vm": what each has, and whether a VM's guest runs there. Operations on a
 //! VM that another member holds are no business of this service: the control API forwards them to the holder's own.
 
-use super::{Host, VmState, VmStatus, status::Standstill};
+use super::{Host, Role, VmState, VmStatus, status::Standstill};
 use crate::{
     Error,
+    hypervisor::RunState,
     migrate::{
         target::Doorman,
         wire::{SERVICE as MIGRATE, peer},
@@ -30,6 +31,10 @@ pub enum VmRequest {
     List,
     /// Does the VM's guest run there?
     Runs(VmId),
+    /// May the one that asks restore the VM, which is stopped there? Its copy there goes then. Older members do not know it.
+    GiveWay(VmId),
+    /// The one that asks runs the VM now: ask its voters.
+    Took(VmId),
 }
 
 /// The answer.
@@ -39,16 +44,21 @@ pub enum VmAnswer {
     Vms(Vec<VmStatus>),
     /// Whether the guest runs; `None`: it has no such VM.
     Runs(Option<bool>),
+    /// Whether the VM is stopped there and given away.
+    GivesWay(bool),
+    /// It was heard.
+    Heard,
 }
 
 struct Clerk(Weak<Host>);
 
 #[async_trait]
 impl Serve for Clerk {
-    async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let host = self.0.upgrade().ok_or("this host is shutting down")?;
         let request = postcard::from_bytes(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
-        encode(&host.reply(&request)).map_err(|e| format!("the answer cannot be written: {e}"))
+        let answer = host.reply(from, &request).await;
+        encode(&answer).map_err(|e| format!("the answer cannot be written: {e}"))
     }
 }
 
@@ -85,11 +95,21 @@ impl Host {
         self.accept_migration_streams();
     }
 
-    fn reply(&self, request: &VmRequest) -> VmAnswer {
+    async fn reply(&self, from: MemberId, request: &VmRequest) -> VmAnswer {
         match request {
             VmRequest::List => VmAnswer::Vms(self.list()),
             VmRequest::Runs(id) => {
                 VmAnswer::Runs(self.slot_of(*id).map(|slot| !matches!(self.status_of(&slot).state, VmState::Stopped | VmState::Branch)))
+            }
+            VmRequest::GiveWay(id) => VmAnswer::GivesWay(match self.slot_of(*id) {
+                Some(slot) => self.give_way(&slot, from).await,
+                None => false,
+            }),
+            VmRequest::Took(id) => {
+                if let Some(slot) = self.slot_of(*id) {
+                    self.check_soon(slot);
+                }
+                VmAnswer::Heard
             }
         }
     }
@@ -100,7 +120,7 @@ impl Host {
     /// [`Error::Peer`].
     pub(crate) async fn ask_member(&self, member: MemberId, request: &VmRequest) -> Result<VmAnswer, Error> {
         if member == self.me {
-            return Ok(self.reply(request));
+            return Ok(self.reply(member, request).await);
         }
         let body = postcard::to_allocvec(request).expect("plain fields always serialize");
         let step = "asking a member about its VMs";
@@ -108,16 +128,41 @@ impl Host {
         decode(&answer).map_err(|e| peer(step)(FabricError::Refused(member, format!("its answer cannot be read: {e}"))))
     }
 
+    /// Lets `to` restore a VM that is stopped here. The voters decide whether it does; this says what then becomes of the copy here.
+    async fn give_way(&self, slot: &Arc<super::Slot>, to: MemberId) -> bool {
+        let Ok(_busy) = slot.begin_soon("giving way to a restore elsewhere").await else { return false };
+        if slot.entry().role != Role::Held || slot.run_state() != RunState::Stopped {
+            return false;
+        }
+        let given = self.update(slot, |e| e.gives_way = Some(to));
+        given.inspect_err(|e| tracing::warn!(error = %e, "it cannot be written down that a VM may go elsewhere")).is_ok()
+    }
+
+    /// Whether a member says that the VM's guest runs there.
+    pub(super) async fn runs_at(&self, member: MemberId, vm: VmId) -> bool {
+        matches!(self.ask_member(member, &VmRequest::Runs(vm)).await, Ok(VmAnswer::Runs(Some(true))))
+    }
+
+    /// The VMs that one member says it has.
+    ///
+    /// # Errors
+    /// [`Error::Peer`] if it does not answer.
+    pub async fn list_of(&self, member: MemberId) -> Result<Vec<VmStatus>, Error> {
+        match self.ask_member(member, &VmRequest::List).await? {
+            VmAnswer::Vms(theirs) => Ok(theirs),
+            _ => Err(peer("asking a member about its VMs")(FabricError::Refused(member, "it answers something else".into()))),
+        }
+    }
+
     /// The VMs of this host and of every connected member, by name; members that do not answer in time are left out and named.
     pub async fn list_all(&self) -> (Vec<VmStatus>, Vec<MemberId>) {
         let members = self.parts.fabric.connected();
-        let asked =
-            futures::future::join_all(members.iter().map(|m| async move { (*m, self.ask_member(*m, &VmRequest::List).await) })).await;
+        let asked = futures::future::join_all(members.iter().map(|m| async move { (*m, self.list_of(*m).await) })).await;
         let (mut vms, mut silent) = (self.list(), Vec::new());
         for (member, answer) in asked {
             match answer {
-                Ok(VmAnswer::Vms(theirs)) => vms.extend(theirs),
-                _ => silent.push(member),
+                Ok(theirs) => vms.extend(theirs),
+                Err(_) => silent.push(member),
             }
         }
         vms.sort_by(|a, b| a.name.cmp(&b.name));

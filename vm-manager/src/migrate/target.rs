@@ -235,6 +235,7 @@ impl Host {
             wanted: Wanted::Running,
             snapshots: offer.snapshots.clone(),
             note: None,
+            gives_way: None,
         })?;
         let busy = slot.begin("arriving")?;
         Ok((slot, busy))

@@ -51,6 +51,9 @@ impl Port for FakePort {
     async fn renew(&self, _: &KeyPair, _: &Definition, _: Epoch) -> Result<(), Error> {
         Ok(())
     }
+    async fn renamed(&self, _: &KeyPair, _: &Definition, _: Epoch, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
     async fn release(&self, _: &KeyPair, _: &Definition) -> Result<(), Error> {
         Ok(())
     }
