@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -97,12 +97,15 @@ impl Kept {
             if before.contains(finding) && !self.unsaid.contains(&key(finding)) {
                 continue;
             }
-            if self.said.contains_key(&key(finding)) {
-                self.unsaid.insert(key(finding));
-            } else {
-                self.said.insert(key(finding), now);
-                self.unsaid.remove(&key(finding));
-                came.push(finding.clone());
+            match self.said.entry(key(finding)) {
+                Entry::Occupied(_) => {
+                    self.unsaid.insert(key(finding));
+                }
+                Entry::Vacant(saying) => {
+                    saying.insert(now);
+                    self.unsaid.remove(&key(finding));
+                    came.push(finding.clone());
+                }
             }
         }
         for gone in before.into_iter().filter(|gone| !findings.contains(gone)) {

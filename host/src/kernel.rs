@@ -9,7 +9,8 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, thread,
+    time::Duration,
 };
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -55,9 +56,24 @@ pub(crate) fn clear_ip_forward() -> Result<(), Error> {
     fs::write(IP_FORWARD, "0").map_err(|cause| Error::Kernel(format!("switch off forwarding in {IP_FORWARD}"), cause))
 }
 
+/// How often nft is asked for all rules before its refusal counts. Reason: it gives up, without a word, on rules that change
+/// while it lists them, as they do when a firewall loads its own anew.
+const LISTINGS: u32 = 3;
+const LISTING_PAUSE: Duration = Duration::from_millis(30);
+
+fn listing() -> Result<Vec<u8>, RunError> {
+    for _ in 1..LISTINGS {
+        match run("nft", &["-j", "list", "ruleset"], "") {
+            Err(RunError::Refused { .. }) => thread::sleep(LISTING_PAUSE),
+            answer => return answer,
+        }
+    }
+    run("nft", &["-j", "list", "ruleset"], "")
+}
+
 /// All nftables rules of this network namespace.
 pub(crate) fn ruleset() -> Result<Ruleset, RunError> {
-    let printed = run("nft", &["-j", "list", "ruleset"], "")?;
+    let printed = listing()?;
     let not_json = |e| RunError::Refused { program: "nft", said: format!("it printed no JSON: {e}") };
     let mut ruleset = Ruleset::parse(&printed).map_err(not_json)?;
     let untold: Vec<String> = ruleset.untold().into_iter().map(str::to_owned).collect();

@@ -10,13 +10,38 @@ pub fn rules_on(ifname: &str) -> Vec<(String, String)> {
     let filters = run("tc", &["-j", "filter", "show", "dev", ifname, "egress"], "").unwrap_or_default();
     let queues = run("tc", &["-j", "qdisc", "show", "dev", ifname], "").unwrap_or_default();
     let parse = |printed: Vec<u8>| serde_json::from_slice::<Value>(&printed).unwrap_or_default();
-    found(ifname, &ruleset.unwrap_or_default(), &parse(filters), &parse(queues))
+    let listed = |family: &str, table: &str, chain: &str| {
+        let printed = run("nft", &["list", "chain", family, table, chain], "").unwrap_or_default();
+        String::from_utf8_lossy(&printed).into_owned()
+    };
+    found(ifname, &ruleset.unwrap_or_default(), &parse(filters), &parse(queues), listed)
 }
 
-fn found(ifname: &str, ruleset: &Ruleset, filters: &Value, queues: &Value) -> Vec<(String, String)> {
+/// Whether a chain, as nft lists it for people, is on an interface. Reason: nft before 1.0.7 leaves the interfaces of egress chains
+/// out of its JSON.
+fn is_on(listed: &str, ifname: &str) -> bool {
+    let quoted = format!("\"{ifname}\"");
+    let mut hooks = listed.lines().filter(|line| line.contains(" hook egress "));
+    hooks.any(|line| line.split([' ', ',', '{', '}']).any(|word| word == quoted))
+}
+
+fn found(
+    ifname: &str,
+    ruleset: &Ruleset,
+    filters: &Value,
+    queues: &Value,
+    listed: impl Fn(&str, &str, &str) -> String,
+) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for ((family, table, name), chain) in ruleset.base_chains("egress") {
-        if chain.devices.iter().any(|device| device == ifname) && (chain.drops || !chain.rules.is_empty()) {
+        if !chain.drops && chain.rules.is_empty() {
+            continue;
+        }
+        let is_here = match chain.devices.as_slice() {
+            [] => is_on(&listed(family, table, name), ifname),
+            devices => devices.iter().any(|device| device == ifname),
+        };
+        if is_here {
             found.push((format!("chain {family} {table} {name} of nftables"), format!("nft -a list chain {family} {table} {name}")));
         }
     }
@@ -49,7 +74,8 @@ mod tests {
         ]});
         let ruleset = Ruleset::parse(printed.to_string().as_bytes()).unwrap();
         let queues = json!([{ "kind": "tbf" }, { "kind": "clsact" }]);
-        let named = found("pv1", &ruleset, &json!([{ "protocol": "all" }]), &queues);
+        let unlisted = |_: &str, _: &str, _: &str| String::new();
+        let named = found("pv1", &ruleset, &json!([{ "protocol": "all" }]), &queues, unlisted);
         let commands: Vec<&str> = named.iter().map(|(_, command)| command.as_str()).collect();
         let expected = [
             "nft -a list chain netdev t mine",
@@ -58,6 +84,26 @@ mod tests {
             "tc -s qdisc show dev pv1",
         ];
         assert_eq!(commands, expected, "{named:?}");
-        assert_eq!(found("pv3", &ruleset, &json!([]), &json!([{ "kind": "fq_codel" }])), []);
+        assert_eq!(found("pv3", &ruleset, &json!([]), &json!([{ "kind": "fq_codel" }]), unlisted), []);
+    }
+
+    #[test]
+    fn the_interface_of_a_chain_is_read_where_nft_leaves_it_out_of_its_json() {
+        // As nft 1.0.6 prints both.
+        let printed = json!({ "nftables": [
+            { "chain": { "family": "netdev", "table": "guard", "name": "out", "type": "filter", "hook": "egress", "prio": 0, "policy": "drop" } },
+        ]});
+        let ruleset = Ruleset::parse(printed.to_string().as_bytes()).unwrap();
+        let listed = |devices: &'static str| {
+            move |_: &str, _: &str, _: &str| {
+                format!(
+                    "table netdev guard {{\n\tchain out {{\n\t\ttype filter hook egress {devices} priority filter; policy drop;\n\t}}\n}}\n"
+                )
+            }
+        };
+        let named = |devices| found("pv1", &ruleset, &json!([]), &json!([]), listed(devices)).len();
+        assert_eq!(named("device \"pv1\""), 1);
+        assert_eq!(named("devices = { \"pv0\", \"pv1\" }"), 1);
+        assert_eq!(named("device \"pv10\""), 0);
     }
 }

@@ -60,6 +60,9 @@ pub enum ImageSource {
     Stored(ManifestId),
 }
 
+/// The largest disk that a VM may have. Reason: no file is larger on most file systems, and a slip of the hand shows at once.
+const MAX_DISK_BYTES: u64 = 16 << 40;
+
 /// What a user says of a VM to be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewVm {
@@ -129,6 +132,10 @@ impl NewVm {
         if self.memory_mib < 16 {
             return Err(Error::Refused(format!("{} MiB of memory: no guest starts with less than 16", self.memory_mib)));
         }
+        if let Some(bytes) = self.disk_bytes.filter(|bytes| *bytes > MAX_DISK_BYTES) {
+            let (asked, most) = (bytes >> 40, MAX_DISK_BYTES >> 40);
+            return Err(Error::Refused(format!("a disk of {asked} TiB: choose at most {most} TiB")));
+        }
         Ok(())
     }
 }
@@ -136,6 +143,18 @@ impl NewVm {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_host_can_run_is_refused_with_the_limit() {
+        let image = ImageSource::File("/image".into());
+        let vm = NewVm { name: "web".into(), image, cpus: 1, memory_mib: 64, disk_bytes: None };
+        assert!(vm.check().is_ok());
+        let said = |vm: NewVm| vm.check().unwrap_err().to_string();
+        assert!(said(NewVm { cpus: 9999, ..vm.clone() }).contains("1 to 256"));
+        let disk = said(NewVm { disk_bytes: Some(9_999_999 << 40), ..vm.clone() });
+        assert!(disk.contains("at most 16 TiB"), "{disk}");
+        assert!(NewVm { disk_bytes: Some(MAX_DISK_BYTES), ..vm }.check().is_ok());
+    }
 
     #[test]
     fn a_name_is_a_dns_label() {

@@ -25,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A host without a connection is gone after this. Reason: after a start, and after a change of network, all are for a moment.
 const GRACE: Duration = Duration::from_secs(10);
 /// Members nearest to a record's place that tell of it. Reason: the nearest may have died itself and not be missed yet.
-const TELLERS: usize = 2;
+const TELLERS: usize = 3;
 /// Hosts that are asked one by one, lest one that is only slow is called dead.
 const MAX_ASKED: usize = 32;
 
@@ -137,6 +137,15 @@ impl Absent {
         let state = self.lock();
         let near = state.held.iter().filter(|(record, _)| fabric.nearby(record.key, TELLERS).contains(&me));
         near.map(|(record, vm)| Told { record: record.clone(), seen: state.seen.get(&vm.holder).copied() }).collect()
+    }
+
+    /// All that this node holds, read anew. Reason: who asks may have been told of a record since the last look, and where a host
+    /// has just died its neighbours may not be asked in time.
+    pub(super) async fn told_to_self(&self) -> Vec<Told> {
+        let held = self.parts.records.held_here(|record| record.key == vm_key(VmId(record.owner))).await.unwrap_or_default();
+        let state = self.lock();
+        let seen = |record: &Record| VmRecord::of(record).and_then(|vm| state.seen.get(&vm.holder).copied());
+        held.into_iter().map(|record| Told { seen: seen(&record), record }).collect()
     }
 
     /// The VMs of hosts that are gone, as far as this node knows without asking others.

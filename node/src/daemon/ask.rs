@@ -177,7 +177,7 @@ impl Daemon {
             .filter_map(|(_, bytes)| postcard::from_bytes::<Vec<Told>>(bytes).ok())
             .flatten()
             .collect();
-        told.extend(self.absent.told_here());
+        told.extend(self.absent.told_to_self().await);
         let absent = self.absent_of(told, &heard, &mut vms).await;
         vms.extend(absent);
         Ok(ClusterVms { vms: newest(vms), silent })

@@ -269,7 +269,13 @@ impl Host {
         self.parts.vault.ensure_image(entry.definition.image, &self.parts.fabric.connected(), &watch::Sender::default()).await
     }
 
+    /// Refuses a VM whose memory this host does not have.
     pub(crate) fn room_for(&self, memory_mib: u64) -> Result<(), Error> {
+        let installed = nix::sys::sysinfo::sysinfo().map_or(u64::MAX, |info| info.ram_total() >> 20);
+        if memory_mib > installed {
+            let said = format!("{memory_mib} MiB of memory do not fit: this host has {installed} MiB in all");
+            return Err(Error::Refused(said));
+        }
         let Some(limit) = self.options.memory_mib else { return Ok(()) };
         let used: u64 = self.slots().iter().filter(|s| s.machine().is_some()).map(|s| s.entry().definition.memory_mib).sum();
         if used + memory_mib > limit {

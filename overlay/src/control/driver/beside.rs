@@ -107,7 +107,9 @@ impl Driver {
         }
         let Some(doubt) = self.doubts.get_mut(&member).filter(|doubt| doubt.old == id) else { return };
         if lives {
-            self.doubts.remove(&member).map(|doubt| doubt.tell(Life::Answers));
+            if let Some(doubt) = self.doubts.remove(&member) {
+                doubt.tell(Life::Answers);
+            }
             return;
         }
         if std::mem::replace(&mut doubt.is_silent, true) {

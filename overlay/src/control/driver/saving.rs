@@ -63,9 +63,8 @@ impl Driver {
             if let Some(before) = before {
                 let _ = before.await;
             }
-            match begin(&shared).map(|last| async { last.await.map_err(io::Error::other)? }) {
-                Some(last) => last.await.unwrap_or_else(|e| tracing::warn!("the peer cache cannot be written: {e}")),
-                None => {}
+            if let Some(last) = begin(&shared).map(|last| async { last.await.map_err(io::Error::other)? }) {
+                last.await.unwrap_or_else(|e| tracing::warn!("the peer cache cannot be written: {e}"));
             }
         };
         let limited = async {
