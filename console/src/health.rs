@@ -167,7 +167,8 @@ pub fn lost<'a>(vms: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Vec<St
     for (name, note) in vms {
         hosts.entry(note.unwrap_or("a host does not answer")).or_default().push(name);
     }
-    let sentence = |(why, names): (&str, Vec<&str>)| {
+    let sentence = |(why, mut names): (&str, Vec<&str>)| {
+        names.sort_unstable();
         let more = names.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let what = if names.len() == 1 { "VM" } else { "VMs" };

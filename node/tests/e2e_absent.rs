@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(500);
 
 fn create(lab: &Lab, host: &str, name: &str, more: &[&str]) -> Value {
-    let words = [&["vm", "create", name, "--image", image(), "--memory", "64M"], more].concat();
+    let words = [&["vm", "create", name, "--image", image(), "--memory", "128M"], more].concat();
     lab.json(host, &words).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)))
 }
 

@@ -90,6 +90,8 @@ impl Default for ConnectOptions {
 struct State {
     nat: NatKind,
     reflexive: Option<SocketAddr>,
+    /// What it was before that.
+    reflexive_before: Option<SocketAddr>,
     mapped: Option<SocketAddr>,
     mapped_by: Option<portmap::Protocol>,
     /// The newest mapping, also where it is held no more: what came through it goes on through it.

@@ -1,7 +1,7 @@
 //! `p2pvm drain`: a line for each VM that has moved or stays, a summary, and an exit code that tells whether any stays.
 
 use super::{
-    Context,
+    Context, print,
     progress::Progress,
     vm::{report, text},
 };
@@ -10,9 +10,10 @@ use crate::{
     failure::{Failure, Kind, Outcome},
 };
 use hyper::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::process::ExitCode;
 
-pub(super) async fn run(context: &Context) -> Outcome<()> {
+pub(super) async fn run(context: &Context) -> Outcome<ExitCode> {
     let mut client = context.daemon().await?;
     let done = {
         let mut progress = Progress::new("draining");
@@ -33,8 +34,20 @@ pub(super) async fn run(context: &Context) -> Outcome<()> {
             }
         }
     };
-    report(context, &done, || summary(&done).iter().for_each(|line| println!("{line}")))?;
-    verdict(&done)
+    let Err(failure) = verdict(&done) else {
+        report(context, &done, || summary(&done).iter().for_each(|line| println!("{line}")))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    if !context.json {
+        summary(&done).iter().for_each(|line| println!("{line}"));
+        return Err(failure);
+    }
+    // One document, with what moved and with the error.
+    let mut whole = done;
+    whole["error"] = json!(failure);
+    print::json(&whole)?;
+    eprintln!("p2pvm: {failure}");
+    Ok(ExitCode::from(failure.kind as u8))
 }
 
 /// What became of one VM.
@@ -79,7 +92,6 @@ fn verdict(done: &Value) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_drain_says_what_moved_what_stayed_and_why_and_its_exit_code_tells() {

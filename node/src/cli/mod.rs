@@ -113,6 +113,9 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
     if let Command::Doctor(a) = &other {
         return runtime.block_on(crate::doctor::run(&context, a.fix));
     }
+    if let Command::Drain = &other {
+        return runtime.block_on(drain::run(&context));
+    }
     let outcome = runtime.block_on(command(context, other));
     // Standard input may be held by a blocked read (console, `join -`): do not wait for it.
     runtime.shutdown_background();
@@ -142,12 +145,17 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Acl(a) => policy::acl(&context, a).await,
         Command::Route(a) => policy::route(&context, a).await,
         Command::Vm(a) => vm::run(&context, a).await,
-        Command::Drain => drain::run(&context).await,
         Command::Image(a) => appliance::image(&context, a),
         Command::Install(a) => appliance::install(&context, &a),
         Command::Appliance(a) => appliance::run(&context, a).await,
         Command::Explain(a) => vm::explain(&context, &a.name).await,
-        Command::Doctor(_) | Command::Guardian(_) | Command::Demo(_) | Command::Bench(_) | Command::Testbed(_) | Command::Simulate(_) => {
+        Command::Doctor(_)
+        | Command::Drain
+        | Command::Guardian(_)
+        | Command::Demo(_)
+        | Command::Bench(_)
+        | Command::Testbed(_)
+        | Command::Simulate(_) => {
             unreachable!("dispatched before the runtime began")
         }
     }

@@ -381,7 +381,12 @@ fn note(shared: &Shared, mut kind: NatKind, kind6: NatKind, reflexive: Option<So
     if kind != NatKind::Unknown {
         // Another outside address: links and connections of before are dead, whoever is told first.
         let moved = state.reflexive.zip(reflexive).is_some_and(|(was, is)| was.ip() != is.ip());
-        if before != kind || state.reflexive != reflexive {
+        // A router that keeps a mapping of before beside the new one: each member sees its own, and none is news.
+        let in_turn = reflexive.is_some() && state.reflexive_before == reflexive;
+        if state.reflexive != reflexive {
+            state.reflexive_before = state.reflexive;
+        }
+        if before != kind || moved || (state.reflexive != reflexive && !in_turn) {
             tracing::info!(?kind, ?reflexive, "what others see of us");
             // What did not lead to a member before may do now.
             state.retries.all_anew(Instant::now());
