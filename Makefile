@@ -93,8 +93,9 @@ test-deb: build image deb-tools
 	scripts/setup.sh deb
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" cargo nextest run --locked --profile deb -p p2pvm
 
-# What takes long beside other programs (docs/hosts.md): booted Debians with NetworkManager, networkd and resolved, and a quarter of an
-# hour of random events on a host. About half an hour; SEED=n is another sequence.
+# What takes long beside other programs (docs/hosts.md): every other firewall and manager of names, booted Debians with NetworkManager,
+# networkd and resolved, routers that change and hosts that sleep, and a quarter of an hour of random events on a host. About an hour and
+# a half; SEED=n is another sequence.
 SEED ?= 1
 test-slow: build image
 	scripts/setup.sh slow

@@ -233,7 +233,9 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
         format!(
             "nft 'add table netdev guard; add chain netdev guard out {{ type filter hook egress device {tap} priority 0; policy drop; }}'"
         ),
-        format!("tc qdisc add dev {tap} clsact && tc filter add dev {tap} egress matchall action drop"),
+        format!(
+            "tc qdisc add dev {tap} clsact && tc filter add dev {tap} egress protocol all u32 match u32 0 0 action mirred egress redirect dev lo"
+        ),
     );
     for (broken, undone, cause, remedy) in [
         (nft, "nft delete table netdev guard".to_owned(), "chain netdev guard out", "nft -a list chain netdev guard out"),

@@ -63,7 +63,7 @@ fn a_path_is_direct_again_whatever_its_routers_forget_or_become() {
         let net = host.rsplit_once('.').unwrap().0.to_owned();
         router(lab, "home", &["ip", "addr", "add", &format!("{net}.253/24"), "dev", "lan"]);
         lab.testbed().run("home", &["ip", "route", "replace", "default", "via", &format!("{net}.253")]).unwrap();
-        router(lab, "home", &["conntrack", "-F"]);
+        forget(lab, "home");
     };
     outcomes.push(play(&mut lab, "another default gateway", PAIR, (gateway, NONE, nothing), Some(&talk)));
     let moved = |lab: &mut Lab| {

@@ -180,7 +180,7 @@ fn a_router_that_starts_anew_and_remembers_nothing_is_passed_again_within_a_minu
         // Its ports are dead, as while a router boots; what it knew is gone.
         router(lab, "home", &["ip", "link", "set", &cable, "down"]);
         router(lab, "home", &["nft", "flush", "ruleset"]);
-        router(lab, "home", &["conntrack", "-F"]);
+        forget(lab, "home");
     };
     let on = |lab: &mut Lab| {
         lab.testbed_mut().renat("home", Nat::PortRestricted).unwrap();

@@ -215,6 +215,11 @@ impl Testbed {
         namespace::inside(&site.namespace, action)
     }
 
+    /// Makes a site's router forget all connections, and with them its NAT's mappings.
+    pub fn forget_mappings(&self, site: &str) -> Result<(), Error> {
+        self.inside_router(site, crate::conntrack::flush)?.map_err(|e| Error::Io(format!("flush the connections of {site}'s router"), e))
+    }
+
     /// Gives a host a root file system of its own for what is run on it from now on: `tree`, to which it writes without
     /// changing it, with `binds` of this machine in it under the same names.
     pub fn give_root(&mut self, host: &str, tree: &Path, binds: &[&Path]) -> Result<(), Error> {

@@ -106,7 +106,8 @@ async fn a_move_that_fails_or_is_given_up_ends_its_spans_with_the_reason() {
             if cancel {
                 lab.host(0).cancel_migration("web").await.unwrap();
             }
-            strike.2.send(!cancel).unwrap();
+            // Who gives a move up does not wait for the step that is under way.
+            assert!(strike.2.send(!cancel).is_ok() || cancel, "{step:?}");
             let outcome = moving.await.unwrap().unwrap();
             assert_eq!((outcome.runs_on, outcome.cancelled), (RunsOn::Source, cancel), "{step:?}: {outcome:?}");
             lab.settles_on(vm, &[0], &format!("{step:?}")).await;

@@ -213,7 +213,9 @@ pub(super) async fn down(context: &Context) -> Outcome<()> {
         return Ok(());
     }
     let began = Instant::now();
-    while crate::daemon::lock::holder(&context.layout).is_some() {
+    // It gives the lock back a moment before its ports and interface, or longer before where a disk holds it up.
+    let is_there = || crate::daemon::lock::holder(&context.layout).is_some() || pid.is_some_and(crate::daemon::lock::lives);
+    while is_there() {
         if began.elapsed() > Duration::from_secs(15) {
             return Err(Failure::timed_out(format!("the daemon (process {}) is still stopping", or_dash(pid))));
         }

@@ -63,6 +63,24 @@ pub fn holder(layout: &Layout) -> Option<u32> {
     }
 }
 
+/// Whether a process has not ended, or still holds what it had: its leader may be dead while another thread waits for a disk.
+pub fn lives(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // In a container's directory the number is of another process here.
+    let name = |stat: &str| stat.split_once(" (").and_then(|(_, rest)| rest.rsplit_once(')')).map(|(name, _)| name.to_owned());
+    let own = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    if name(&stat) != name(&own) {
+        return false;
+    }
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    !is_dead(&stat) || threads() > 1
+}
+
+/// Whether proc_pid_stat(5) says that the process waits for its parent only, or not even for it.
+fn is_dead(stat: &str) -> bool {
+    stat.rsplit_once(')').is_none_or(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('Z' | 'X' | 'x') | None))
+}
+
 /// What hinders this directory's daemon from answering, with the remedy, if one runs. To be asked when it has not answered.
 pub fn silence(layout: &Layout) -> Option<(String, String)> {
     let pid = holder(layout)?;
@@ -91,6 +109,15 @@ mod tests {
     fn a_stopped_process_is_told_from_one_that_runs() {
         assert!(is_stopped("7 (p2pvm) T 1 7") && is_stopped("7 (a) S (b) t 1 7"));
         assert!(!is_stopped("7 (p2pvm T) S 1 7") && !is_stopped(""));
+    }
+
+    #[test]
+    fn a_process_that_waits_for_its_parent_is_dead_and_one_that_was_reaped_too() {
+        assert!(is_dead("7 (p2pvm) Z 1 7") && is_dead("") && !is_dead("7 (p2pvm Z) S 1 7"));
+        assert!(lives(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(!lives(child.id()));
     }
 
     #[test]

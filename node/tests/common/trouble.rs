@@ -35,7 +35,7 @@ pub fn nft(lab: &Lab, site: &str, rules: &str) {
 
 /// Forgets a router's connections.
 pub fn forget(lab: &Lab, site: &str) {
-    router(lab, site, &["conntrack", "-F"]);
+    lab.testbed().forget_mappings(site).unwrap();
 }
 
 /// Takes a router's rules away and forgets its connections, so that flows are seen untranslated; puts the rules back after a

@@ -105,6 +105,11 @@ impl Attempt {
     }
 }
 
+/// The end of this node waits so long for its connections to close.
+const FAREWELL: Duration = Duration::from_millis(300);
+/// And so long for the packets that say so to leave: QUIC's endpoint sends them by itself (RFC 9000, 10.2).
+const FLUSH: Duration = Duration::from_millis(30);
+
 /// See the module.
 pub struct Driver {
     swarm: Swarm<Host>,
@@ -196,6 +201,7 @@ impl Driver {
                 command = self.commands.recv() => match command {
                     Some(Command::Shutdown(done)) => {
                         let saved = self.save_at_last();
+                        self.part_with_all().await;
                         drop(self.swarm);
                         saved.await;
                         let _ = done.send(());
@@ -207,6 +213,22 @@ impl Driver {
                 _ = tick.tick() => self.on_tick(Instant::now()),
             }
         }
+    }
+
+    /// Closes every connection and lets the other ends hear of it. Reason: one that is not told takes this node for connected until
+    /// its idle timeout, and does not dial it when it is back.
+    async fn part_with_all(&mut self) {
+        for peer in self.links.keys().copied().collect::<Vec<_>>() {
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let closed = async {
+            while self.swarm.connected_peers().next().is_some() {
+                self.swarm.select_next_some().await;
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, closed).await;
+        // What is closed is still to be sent.
+        tokio::time::sleep(FLUSH).await;
     }
 
     fn on_command(&mut self, command: Command) {

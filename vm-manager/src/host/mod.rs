@@ -212,7 +212,8 @@ impl Slot {
         let until = tokio::time::Instant::now() + CHECK_LIMIT;
         loop {
             match self.begin(what) {
-                Err(_) if self.activity() == Some(CHECKING) && tokio::time::Instant::now() < until => {
+                // Nothing is said yet, or any more, in the moment in which one operation follows another.
+                Err(_) if matches!(self.activity(), None | Some(CHECKING)) && tokio::time::Instant::now() < until => {
                     tokio::time::sleep(CHECK_LIMIT / 200).await;
                 }
                 begun => return begun,
