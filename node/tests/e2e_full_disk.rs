@@ -3,34 +3,16 @@
 
 mod common;
 
-use common::{image, lab, network, public_sites, refused};
+use common::{image, lab, network, public_sites, refused, small::Small};
 use p2pvm_tests::lab::Lab;
 use serde_json::Value;
 use std::{
     fs,
     io::{Read, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
-
-/// A host's state directory on a file system of its own, of so many MiB.
-struct Small(PathBuf);
-
-impl Small {
-    fn at(dir: PathBuf, mib: u32) -> Self {
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}M,mode=711"), "p2pvm"]).arg(&dir).output();
-        let mounted = mounted.unwrap();
-        assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
-        Self(dir)
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
 
 /// Types a line into a guest's console, if any, and waits until it shows `text`.
 fn console(lab: &Lab, host: &str, vm: &str, line: &str, text: &str) {

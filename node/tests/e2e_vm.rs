@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{image, lab, network, public_sites, refused};
+use common::{image, lab, network, public_sites, refused, small::Small};
 use p2pvm_tests::{lab::Lab, sites::Properties};
 use serde_json::Value;
 use std::{
@@ -192,24 +192,6 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
     lab.wait_for_guest("a", &address, Duration::from_secs(5)).unwrap();
     assert_eq!(show(&lab, "a")["host"], "c");
     lab.down().unwrap();
-}
-
-/// A host's state directory on a file system of its own, of so many MiB.
-struct Small(std::path::PathBuf);
-
-impl Small {
-    fn at(dir: std::path::PathBuf, mib: u32) -> Self {
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}M,mode=711"), "p2pvm"]).arg(&dir).output();
-        let mounted = mounted.unwrap();
-        assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
-        Self(dir)
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use common::{
     SETTINGS, lab, network,
-    trouble::{Outcome, forget, nft, play, router, stale, stream},
+    trouble::{forget, judge, nft, nothing, play, router, stale, stream},
 };
 use p2pvm_tests::{lab::Lab, sites::Nat};
 use std::time::Duration;
@@ -34,15 +34,6 @@ fn world_with(test: &str, homes: &str, settings: &str) -> Lab {
     .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("home", 40)));
     lab
 }
-
-fn judge(lab: Lab, outcomes: &[Outcome]) {
-    let faults: Vec<String> = outcomes.iter().filter_map(Outcome::fault).collect();
-    let logs = format!("{}\n-- office\n{}", lab.log_tail("home", 60), lab.log_tail("office", 60));
-    lab.down().unwrap();
-    assert!(faults.is_empty(), "{}\n{logs}", faults.join("\n"));
-}
-
-fn nothing(_: &mut Lab) {}
 
 #[test]
 fn a_path_is_direct_again_whatever_its_routers_forget_or_become() {

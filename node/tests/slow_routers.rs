@@ -6,7 +6,7 @@ mod common;
 
 use common::{
     SETTINGS, lab, network,
-    trouble::{CARRIED_AGAIN, Outcome, forget, nft, play, play_total, router, stream, stream_of},
+    trouble::{CARRIED_AGAIN, forget, judge, nft, nothing, play, play_total, router, stream, stream_of},
 };
 use p2pvm_tests::{
     lab::Lab,
@@ -36,15 +36,6 @@ fn world(test: &str, home: &str, more: &str) -> Lab {
     .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("home", 40)));
     lab
 }
-
-fn judge(lab: Lab, outcomes: &[Outcome]) {
-    let faults: Vec<String> = outcomes.iter().filter_map(Outcome::fault).collect();
-    let logs = format!("{}\n-- office\n{}", lab.log_tail("home", 80), lab.log_tail("office", 60));
-    lab.down().unwrap();
-    assert!(faults.is_empty(), "{}\n{logs}", faults.join("\n"));
-}
-
-fn nothing(_: &mut Lab) {}
 
 /// `netcheck` on `home` shows this address as the one that others see, and the path to `office` as direct.
 fn tells_the_truth(lab: &Lab, case: &str, seen_as: &str) {

@@ -7,7 +7,7 @@
 use super::{Daemon, Parts, ask::BRANCH};
 use crate::{api::types::VmView, clock};
 use p2pvm_console::{LEFTOVER, ORPHANED, UNREACHABLE};
-use p2pvm_dht::Record;
+use p2pvm_dht::{Record, StoreError};
 use p2pvm_overlay::{MemberId, RingAddr, UnixTime, VmId};
 use p2pvm_vm_manager::{
     directory::{Snapshot, VmRecord, vm_key},
@@ -94,11 +94,16 @@ impl Absent {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The records of VMs that this node holds.
+    async fn vm_records(&self) -> Result<Vec<Record>, StoreError> {
+        self.parts.records.held_here(|record| record.key == vm_key(VmId(record.owner))).await
+    }
+
     /// Looks until the daemon ends.
     pub(super) async fn run(self: Arc<Self>) {
         let mut broken = false;
         loop {
-            let held = self.parts.records.held_here(|record| record.key == vm_key(VmId(record.owner))).await;
+            let held = self.vm_records().await;
             // Once, not at each look.
             if let Err(error) = held.as_ref()
                 && !broken
@@ -142,7 +147,7 @@ impl Absent {
     /// All that this node holds, read anew. Reason: who asks may have been told of a record since the last look, and where a host
     /// has just died its neighbours may not be asked in time.
     pub(super) async fn told_to_self(&self) -> Vec<Told> {
-        let held = self.parts.records.held_here(|record| record.key == vm_key(VmId(record.owner))).await.unwrap_or_default();
+        let held = self.vm_records().await.unwrap_or_default();
         let state = self.lock();
         let seen = |record: &Record| VmRecord::of(record).and_then(|vm| state.seen.get(&vm.holder).copied());
         held.into_iter().map(|record| Told { seen: seen(&record), record }).collect()

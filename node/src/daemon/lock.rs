@@ -78,7 +78,7 @@ pub fn lives(pid: u32) -> bool {
 
 /// Whether proc_pid_stat(5) says that the process waits for its parent only, or not even for it.
 fn is_dead(stat: &str) -> bool {
-    stat.rsplit_once(')').is_none_or(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('Z' | 'X' | 'x') | None))
+    matches!(state_of(stat), Some('Z' | 'X' | 'x') | None)
 }
 
 /// What hinders this directory's daemon from answering, with the remedy, if one runs. To be asked when it has not answered.
@@ -97,8 +97,12 @@ pub fn silence(layout: &Layout) -> Option<(String, String)> {
 
 /// By a process's line in /proc (proc_pid_stat(5)): a signal or a debugger holds it.
 fn is_stopped(stat: &str) -> bool {
-    // The name before may hold anything, brackets too.
-    stat.rsplit_once(')').is_some_and(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('T' | 't')))
+    matches!(state_of(stat), Some('T' | 't'))
+}
+
+/// The letter of the process's state; the name before it may hold anything, brackets too.
+fn state_of(stat: &str) -> Option<char> {
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 #[cfg(test)]

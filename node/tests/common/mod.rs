@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod small;
 pub mod trouble;
 
 use p2pvm_tests::{Sites, lab::Lab};

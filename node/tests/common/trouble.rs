@@ -250,3 +250,14 @@ fn play_case(
     println!("{outcome:?}");
     outcome
 }
+
+/// Ends the lab, and fails with all faults and the logs if any outcome has one.
+pub fn judge(lab: Lab, outcomes: &[Outcome]) {
+    let faults: Vec<String> = outcomes.iter().filter_map(Outcome::fault).collect();
+    let logs = format!("{}\n-- office\n{}", lab.log_tail("home", 80), lab.log_tail("office", 60));
+    lab.down().unwrap();
+    assert!(faults.is_empty(), "{}\n{logs}", faults.join("\n"));
+}
+
+/// Changes nothing.
+pub fn nothing(_: &mut Lab) {}
