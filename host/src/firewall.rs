@@ -233,8 +233,20 @@ fn equals(left: &Value, right: &Value, packet: &Packet, named: &dyn Fn(&str) -> 
         _ if left["ct"]["key"] == "state" => Truth::from(right == if packet.established { "established" } else { "new" }),
         // Nothing of ours is translated on its way in.
         _ if left["ct"]["key"] == "status" && right == "dnat" => Truth::No,
+        _ if left["fib"]["result"] == "type" => destination_is(&left["fib"]["flags"], right, packet),
         _ => Truth::Unknown,
     }
+}
+
+/// Whether the routing table has the packet's destination, if it is that which is asked for, as an
+/// address of the type `right`: a packet of ours is for one machine, this or another.
+fn destination_is(flags: &Value, right: &Value, packet: &Packet) -> Truth {
+    let flags: Vec<&Value> = flags.as_array().map_or(vec![flags], |several| several.iter().collect());
+    if !flags.iter().any(|flag| *flag == "daddr") {
+        return Truth::Unknown;
+    }
+    let kind = if packet.oif.is_none() { "local" } else { "unicast" };
+    right.as_str().map_or(Truth::Unknown, |asked| Truth::from(asked == kind))
 }
 
 fn name_is(name: &str, right: &Value) -> Truth {

@@ -134,3 +134,37 @@ fn what_nobody_filters_is_not_blocked_and_nonsense_is_read_without_a_panic() {
         }
     }
 }
+
+#[test]
+fn ufw_drops_what_is_for_nobody_here_and_lets_in_what_is_for_this_machine() {
+    let fib = |flags: Value, kind: &str| {
+        json!({ "match": { "op": "==", "left": { "fib": { "result": "type", "flags": flags } },
+            "right": kind } })
+    };
+    let jump = |to: &str| json!({ "jump": { "target": to } });
+    let from_p2pvm0 = json!([name_is("iifname", "p2pvm0"), { "accept": null }]);
+    let of = |chain: &str, expressions: Value| rule("ip", "filter", chain, expressions);
+    for flags in [json!("daddr"), json!(["daddr", "iif"])] {
+        let returns = |kind: &str| of("ufw-not-local", json!([fib(flags.clone(), kind), { "return": null }]));
+        let rules = ruleset(&[
+            base("ip", "filter", "INPUT", "input", "drop"),
+            chain("ip", "filter", "ufw-not-local"),
+            chain("ip", "filter", "ufw-user-input"),
+            of("INPUT", json!([jump("ufw-not-local")])),
+            of("INPUT", json!([jump("ufw-user-input")])),
+            returns("local"),
+            returns("multicast"),
+            of("ufw-not-local", json!([{ "drop": null }])),
+            of("ufw-user-input", from_p2pvm0.clone()),
+        ]);
+        assert_eq!(blocks(&rules, "input", &packet("p2pvm0", None)), []);
+        let other = blocks(&rules, "input", &packet("eth1", None));
+        assert_eq!(other[0].by, "policy drop", "not the chain for what is for nobody here");
+    }
+    // Docker's own jump, for what is for this machine, is not met by what is forwarded.
+    let forwarded = ruleset(&[
+        base("ip", "filter", "FORWARD", "forward", "accept"),
+        of("FORWARD", json!([fib(json!("daddr"), "local"), { "drop": null }])),
+    ]);
+    assert_eq!(blocks(&forwarded, "forward", &packet("p2pvm0", Some("lan0"))), []);
+}
