@@ -4,14 +4,17 @@ start)
     # Of its first start: later p2pvm's own lines may be in it.
     [ -e /var/lib/resolv.conf.before ] || cp -P /etc/resolv.conf /var/lib/resolv.conf.before
     server=$(awk '$1 == "nameserver" { print $2; exit }' /var/lib/resolv.conf.before)
+    # It waits by itself: a 'sleep' would be there at one look at the processes and not at another.
     cat >/var/lib/renew <<RENEW
+[ -p /run/renew ] || mkfifo /run/renew
+exec 3<>/run/renew
 while :; do
     printf 'search example.org\nnameserver %s\n' "$server" >/etc/resolv.conf.dhcp
     mv /etc/resolv.conf.dhcp /etc/resolv.conf
-    sleep 3
+    read -r -t 3 <&3
 done
 RENEW
-    setsid sh /var/lib/renew </dev/null >/dev/null 2>&1 &
+    setsid bash /var/lib/renew </dev/null >/dev/null 2>&1 &
     echo $! >/run/udhcpc.test.pid ;;
 stop)
     kill "$(cat /run/udhcpc.test.pid)"
