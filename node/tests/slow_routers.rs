@@ -94,7 +94,9 @@ fn second_router(lab: &Lab) -> String {
     net
 }
 
-const DEAD: &str = "table inet dead { chain everything { type filter hook forward priority -10; policy drop; }; }";
+/// A router that passes nothing to the provider and nothing from it; its LAN is a switch, which goes on.
+const DEAD: &str = "table inet dead { chain everything { type filter hook forward priority -10; \
+                    iifname wan drop; oifname wan drop; }; }";
 
 #[test]
 fn another_router_with_another_nat_is_followed_whichever_comes_first() {

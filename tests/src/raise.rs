@@ -87,8 +87,12 @@ fn make_router(namespace: &str, ipv6: bool) -> Result<(), Error> {
             ("net/ipv6/conf/default/disable_ipv6", v6_off),
             ("net/ipv6/conf/default/accept_dad", "0"),
             ("net/ipv6/conf/all/forwarding", "1"),
+            // A router's LAN is a switch: what one of its ports sends another meets no rule of the
+            // router's, also where Docker has loaded what sends such frames through iptables.
+            ("net/bridge/bridge-nf-call-iptables", "0"),
+            ("net/bridge/bridge-nf-call-ip6tables", "0"),
         ] {
-            // A kernel without IPv6 has no such switch.
+            // A kernel without IPv6, or without filters for bridges, has no such switch.
             let _ = fs::write(Path::new("/proc/sys").join(key), value);
         }
     })
