@@ -43,7 +43,9 @@ const CLOCK: [(&str, &str); 4] = [
 const PURGE: &str = "nft list tables | while read -r table; do case $table in *p2pvm*) ;; *) nft delete $table ;; esac; done
 ip link del docker0 2>/dev/null || true
 sysctl -q net.ipv4.ip_forward=0
-rm -rf /etc/docker /etc/firewalld.bak /run/docker";
+rm -rf /etc/docker /etc/firewalld.bak /run/docker
+# A Docker that starts beside firewalld gives its bridges a zone there, for good.
+rm -f /etc/firewalld/zones/docker.xml* /etc/firewalld/policies/docker-*.xml*";
 
 pub(super) struct Stage {
     // Flows end before the lab under them.
