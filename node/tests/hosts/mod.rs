@@ -185,8 +185,14 @@ impl Stage {
     /// What `b` is like now.
     pub fn state(&self) -> HostState {
         // nft gives up without a word where the rules change while it lists them.
-        let mut looks = (0..5).map(|_| HostState::of(self.lab.testbed(), "b"));
-        looks.find_map(Result::ok).unwrap_or_else(|| HostState::of(self.lab.testbed(), "b").unwrap())
+        let look = || HostState::of(self.lab.testbed(), "b");
+        for _ in 0..20 {
+            match look() {
+                Ok(state) => return state,
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+        look().unwrap()
     }
 
     /// What `b` is like now but for its processes, of which a whole system has some that come and go.
