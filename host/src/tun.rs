@@ -6,13 +6,13 @@
 use nix::errno::Errno;
 use std::{
     fmt,
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
     io,
     os::{
         fd::AsRawFd,
         unix::fs::{FileTypeExt, MetadataExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// The device.
@@ -37,6 +37,19 @@ pub enum Step {
     Make,
 }
 
+/// What is known of the device's place, where it does not do as it should.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Whether this process is root.
+    pub is_root: bool,
+    /// Where the file system is mounted that has it, if devices do not work on it (`nodev`).
+    pub nodev: Option<PathBuf>,
+    /// Whether the kernel has the driver, so that only the file is missing.
+    pub has_driver: bool,
+    /// What stands in its place.
+    pub instead: Option<String>,
+}
+
 /// Why no TUN interface can be made here, and what helps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunTrouble {
@@ -44,19 +57,38 @@ pub struct TunTrouble {
     pub step: Step,
     /// What the kernel said, where it was asked.
     pub errno: Option<Errno>,
+    /// Where that was.
+    pub place: Place,
 }
 
 impl fmt::Display for TunTrouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let said = self.errno.map_or_else(String::new, |errno| format!(": {}", io::Error::from(errno)));
-        match self.step {
-            Step::Missing => write!(f, "there is no {DEVICE}{said}"),
-            Step::Kind => write!(f, "{DEVICE} is not the TUN device but something else"),
-            Step::Open => write!(f, "{DEVICE} does not open{said}"),
-            Step::Make if self.errno == Some(Errno::EPERM) => {
+        match (self.step, self.errno) {
+            (Step::Missing, None | Some(Errno::ENOENT)) => write!(f, "there is no {DEVICE}{said}"),
+            (Step::Missing, _) => write!(f, "{DEVICE} cannot be looked at{said}"),
+            (Step::Kind, _) => {
+                let instead = self.place.instead.as_deref().unwrap_or("something else");
+                write!(f, "{DEVICE} is not the TUN device but {instead}")
+            }
+            (Step::Open, Some(Errno::EACCES)) => {
+                write!(f, "{DEVICE} does not open{said}")?;
+                self.place
+                    .nodev
+                    .as_ref()
+                    .map_or(Ok(()), |mount| write!(f, ": no device works on {}, which is mounted with nodev", mount.display()))
+            }
+            (Step::Open, Some(Errno::EPERM)) => {
+                write!(f, "{DEVICE} does not open{said}: the device rules of this process's control group refuse it")
+            }
+            (Step::Open, Some(Errno::ENODEV | Errno::ENXIO)) => {
+                write!(f, "{DEVICE} does not open{said}: the kernel has no TUN driver loaded")
+            }
+            (Step::Open, _) => write!(f, "{DEVICE} does not open{said}"),
+            (Step::Make, Some(Errno::EPERM)) => {
                 write!(f, "this process may not make a network interface, it lacks CAP_NET_ADMIN{said}")
             }
-            Step::Make => write!(f, "{DEVICE} opens, but gives no interface{said}"),
+            (Step::Make, _) => write!(f, "{DEVICE} opens, but gives no interface{said}"),
         }
     }
 }
@@ -70,26 +102,51 @@ const CONTAINER: &str = "in a container start it with '--device /dev/net/tun --c
 impl TunTrouble {
     /// What to do about it.
     pub fn remedy(&self) -> String {
+        let place = &self.place;
         match (self.step, self.errno) {
+            (Step::Missing, Some(Errno::EACCES)) if !place.is_root => "run as root".to_owned(),
+            (Step::Missing, _) if place.has_driver => format!(
+                "the kernel has the driver, and only the file is missing: 'mkdir -p /dev/net && mknod -m 0666 {DEVICE} c 10 200' as \
+                 root, or 'p2pvm doctor --fix'; {CONTAINER}"
+            ),
             (Step::Missing, _) => format!("'modprobe tun' as root; {CONTAINER}"),
             (Step::Kind, _) => {
                 format!("remove it, then 'modprobe tun && mkdir -p /dev/net && mknod -m 0666 {DEVICE} c 10 200'; {CONTAINER}")
             }
             (Step::Open, Some(Errno::ENODEV | Errno::ENXIO)) => {
-                "'modprobe tun' as root: the kernel has no TUN driver loaded (CONFIG_TUN)".to_owned()
+                "'modprobe tun' as root; a kernel without that module has to be built with CONFIG_TUN".to_owned()
             }
-            (Step::Open, Some(Errno::EACCES)) => format!("run as root, or 'chmod 0666 {DEVICE}'; {CONTAINER}"),
-            (Step::Open, _) => format!("let this process use the device: {CONTAINER}; under systemd 'DeviceAllow=/dev/net/tun rw'"),
+            (Step::Open, Some(Errno::EACCES)) => self.access(),
+            (Step::Open, _) => {
+                format!("allow it outside, where the group is made: {CONTAINER}; under systemd 'DeviceAllow=/dev/net/tun rw' in the unit")
+            }
             (Step::Make, Some(Errno::EPERM)) => {
-                "run as root; in a container start it with '--cap-add NET_ADMIN'; under systemd keep CAP_NET_ADMIN in \
-                 CapabilityBoundingSet"
-                    .to_owned()
+                let root = if place.is_root { "" } else { "run as root; " };
+                format!(
+                    "{root}in a container start it with '--cap-add NET_ADMIN'; under systemd keep CAP_NET_ADMIN in \
+                     CapabilityBoundingSet"
+                )
             }
             (Step::Make, Some(Errno::EBUSY)) => {
                 "another program holds an interface of that name: 'ip tuntap' lists them; name another one with device in node.toml"
                     .to_owned()
             }
             (Step::Make, _) => format!("see 'dmesg' for what the TUN driver says; {CONTAINER}"),
+        }
+    }
+
+    /// Where the device is there and may not be opened.
+    fn access(&self) -> String {
+        match (&self.place.nodev, self.place.is_root) {
+            (Some(mount), _) => format!(
+                "'mount -o remount,bind,dev {}' as root, and without 'nodev' where it is mounted at boot (/etc/fstab); {CONTAINER}",
+                mount.display()
+            ),
+            (None, false) => format!("run as root, or 'chmod 0666 {DEVICE}'; {CONTAINER}"),
+            (None, true) => format!(
+                "this is root, so that the file's mode or a security module refuses it: 'ls -lZ {DEVICE}' and 'dmesg' tell; 'chmod \
+                 0666 {DEVICE}', or allow it in SELinux or AppArmor; {CONTAINER}"
+            ),
         }
     }
 }
@@ -100,17 +157,58 @@ impl TunTrouble {
 /// Where it ended.
 pub fn try_tun() -> Result<(), TunTrouble> {
     let file = opened(Path::new(DEVICE))?;
-    make(&file).map_err(|errno| TunTrouble { step: if errno == Errno::ENOTTY { Step::Kind } else { Step::Make }, errno: Some(errno) })
+    make(&file).map_err(|errno| {
+        let step = if errno == Errno::ENOTTY { Step::Kind } else { Step::Make };
+        TunTrouble { step, errno: Some(errno), place: place(Path::new(DEVICE), None) }
+    })
 }
 
 fn opened(path: &Path) -> Result<File, TunTrouble> {
-    let trouble = |step| move |e: io::Error| TunTrouble { step, errno: e.raw_os_error().map(Errno::from_raw) };
+    let trouble = |step| {
+        move |e: io::Error| {
+            let errno = e.raw_os_error().map(Errno::from_raw);
+            TunTrouble { step, errno, place: place(path, None) }
+        }
+    };
     let about = std::fs::metadata(path).map_err(trouble(Step::Missing))?;
     let number = (u64::from(libc::major(about.rdev())), u64::from(libc::minor(about.rdev())));
     if !about.file_type().is_char_device() || number != NUMBER {
-        return Err(TunTrouble { step: Step::Kind, errno: None });
+        return Err(TunTrouble { step: Step::Kind, errno: None, place: place(path, Some(&about)) });
     }
     OpenOptions::new().read(true).write(true).open(path).map_err(trouble(Step::Open))
+}
+
+fn place(path: &Path, instead: Option<&Metadata>) -> Place {
+    let flags = nix::sys::statvfs::statvfs(path).map(|about| about.flags());
+    let nodev = flags.is_ok_and(|flags| flags.contains(nix::sys::statvfs::FsFlags::ST_NODEV));
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    Place {
+        is_root: nix::unistd::geteuid().is_root(),
+        nodev: nodev.then(|| mount_of(path, &mounts)),
+        has_driver: Path::new("/sys/class/misc/tun").exists(),
+        instead: instead.map(kind_of),
+    }
+}
+
+/// Where the file system is mounted that has `path`, by proc_pid_mountinfo(5); of several over each other the last.
+fn mount_of(path: &Path, mountinfo: &str) -> PathBuf {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    let above = points.filter(|point| path.starts_with(point));
+    above.max_by_key(|point| point.components().count()).unwrap_or(Path::new("/")).to_owned()
+}
+
+/// What a file is, in words.
+fn kind_of(about: &Metadata) -> String {
+    let kind = about.file_type();
+    let number = || format!("{}:{}", libc::major(about.rdev()), libc::minor(about.rdev()));
+    match () {
+        () if kind.is_char_device() => format!("the character device {}", number()),
+        () if kind.is_block_device() => format!("the block device {}", number()),
+        () if kind.is_dir() => "a directory".to_owned(),
+        () if kind.is_file() => "a plain file".to_owned(),
+        () => "something else".to_owned(),
+    }
 }
 
 fn make(file: &File) -> Result<(), Errno> {
@@ -134,21 +232,37 @@ mod tests {
 
     #[test]
     fn each_step_that_fails_names_its_cause_and_its_own_remedy() {
-        let trouble = |step, errno: Option<Errno>| TunTrouble { step, errno };
+        let root = || Place { is_root: true, ..Place::default() };
+        let nodev = || Place { nodev: Some("/dev".into()), ..root() };
+        let driver = || Place { has_driver: true, ..root() };
         let cases = [
-            (trouble(Step::Missing, Some(Errno::ENOENT)), "No such file", "modprobe tun"),
-            (trouble(Step::Kind, None), "not the TUN device", "mknod"),
-            (trouble(Step::Open, Some(Errno::ENODEV)), "No such device", "modprobe tun"),
-            (trouble(Step::Open, Some(Errno::EPERM)), "Operation not permitted", "--device /dev/net/tun"),
-            (trouble(Step::Open, Some(Errno::EACCES)), "Permission denied", "run as root"),
-            (trouble(Step::Make, Some(Errno::EPERM)), "CAP_NET_ADMIN", "--cap-add NET_ADMIN"),
-            (trouble(Step::Make, Some(Errno::EBUSY)), "busy", "device in node.toml"),
-            (trouble(Step::Make, Some(Errno::ENOMEM)), "Cannot allocate memory", "dmesg"),
+            (Step::Missing, Some(Errno::ENOENT), root(), "No such file", "modprobe tun"),
+            (Step::Missing, Some(Errno::ENOENT), driver(), "No such file", "mknod -m 0666"),
+            (Step::Missing, Some(Errno::EACCES), Place::default(), "cannot be looked at: Permission", "run as root"),
+            (Step::Kind, None, root(), "not the TUN device", "mknod"),
+            (Step::Open, Some(Errno::ENODEV), root(), "no TUN driver loaded", "modprobe tun"),
+            (Step::Open, Some(Errno::EPERM), root(), "control group refuse it", "DeviceAllow=/dev/net/tun rw"),
+            (Step::Open, Some(Errno::EACCES), nodev(), "/dev, which is mounted with nodev", "remount,bind,dev /dev'"),
+            (Step::Open, Some(Errno::EACCES), root(), "Permission denied", "SELinux or AppArmor"),
+            (Step::Open, Some(Errno::EACCES), Place::default(), "Permission denied", "run as root"),
+            (Step::Make, Some(Errno::EPERM), root(), "CAP_NET_ADMIN", "--cap-add NET_ADMIN"),
+            (Step::Make, Some(Errno::EBUSY), root(), "busy", "device in node.toml"),
+            (Step::Make, Some(Errno::ENOMEM), root(), "Cannot allocate memory", "dmesg"),
         ];
-        for (trouble, cause, remedy) in cases {
+        for (step, errno, place, cause, remedy) in cases {
+            let (is_root, trouble) = (place.is_root, TunTrouble { step, errno, place });
             assert!(trouble.to_string().contains(cause), "{trouble}");
             assert!(trouble.remedy().contains(remedy), "{}", trouble.remedy());
+            assert!(!is_root || !trouble.remedy().contains("run as root"), "said to root: {}", trouble.remedy());
         }
+    }
+
+    #[test]
+    fn the_mount_that_holds_a_path_is_the_nearest_above_it() {
+        let mounts = "22 1 8:1 / / rw - ext4 /dev/sda rw\n23 22 0:5 / /dev rw,nosuid - devtmpfs udev rw\n\
+            24 23 0:6 / /dev/nowhere rw - tmpfs none rw\n";
+        assert_eq!(mount_of(Path::new("/dev/no/such"), mounts), Path::new("/dev"));
+        assert_eq!(mount_of(Path::new("/srv/no/such"), mounts), Path::new("/"));
     }
 
     #[test]
@@ -157,8 +271,10 @@ mod tests {
         let path = dir.path().join("tun");
         assert_eq!(opened(&path).unwrap_err().step, Step::Missing);
         std::fs::write(&path, b"").unwrap();
-        assert_eq!(opened(&path).unwrap_err().step, Step::Kind);
-        assert_eq!(opened(Path::new("/dev/null")).unwrap_err().step, Step::Kind);
+        let trouble = opened(&path).unwrap_err();
+        assert!(trouble.step == Step::Kind && trouble.to_string().contains("a plain file"), "{trouble}");
+        let trouble = opened(Path::new("/dev/null")).unwrap_err();
+        assert!(trouble.step == Step::Kind && trouble.to_string().contains("character device 1:3"), "{trouble}");
         let null = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
         assert_eq!(make(&null), Err(Errno::ENOTTY));
     }

@@ -59,7 +59,9 @@ fn what_joining_needs_is_checked_before_the_invite_is_used_and_names_come_out_us
         &format!("setpriv --reuid 65534 --regid 65534 --clear-groups {P2PVM} join {invite}"),
         &["joining needs root"],
     );
-    spends_nothing(&lab, "b", &format!("mount -t tmpfs none /dev/net && {join}"), &["there is no /dev/net/tun", "modprobe tun"]);
+    spends_nothing(&lab, "b", &format!("mount -t tmpfs none /dev/net && {join}"), &["there is no /dev/net/tun", "mknod"]);
+    let nodev = "mount -t tmpfs -o nodev none /dev/net && mknod /dev/net/tun c 10 200";
+    spends_nothing(&lab, "b", &format!("{nodev} && {join}"), &["/dev/net, which is mounted with nodev", "remount"]);
     spends_nothing(&lab, "b", &format!("mount --bind /dev/null /dev/net/tun && {join}"), &["not the TUN device"]);
     let weak = format!("setpriv --bounding-set=-net_admin --inh-caps=-net_admin {P2PVM} join {invite}");
     spends_nothing(&lab, "b", &weak, &["CAP_NET_ADMIN", "Operation not permitted", "--cap-add NET_ADMIN"]);

@@ -12,6 +12,7 @@ pub mod file;
 pub mod holders;
 pub mod keeper;
 pub mod loopback;
+pub mod nsswitch;
 mod proof;
 pub mod scene;
 pub mod text;
@@ -19,3 +20,9 @@ pub mod watch;
 pub mod wire;
 
 pub use keeper::{Forwarder, Keeper, Neighbour, Settings, Wanted};
+
+/// Why programs of this machine would not find a network's names, whoever runs, as far as `/etc/nsswitch.conf` tells.
+pub fn without_daemon() -> Option<crate::Finding> {
+    let places = scene::Places::default();
+    nsswitch::trouble(&scene::Scene::look(&places), &places.nsswitch)
+}

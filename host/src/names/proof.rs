@@ -6,6 +6,7 @@
 
 use super::{
     keeper::{Settings, Wanted},
+    nsswitch,
     scene::{self, ANSWER, Resolved, Scene},
     text::{self, NameServer},
     wire::{self, Kind},
@@ -60,22 +61,19 @@ pub(super) fn own_names(question: &Question<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     let Question { scene, settings, .. } = question;
     let places = &settings.places;
-    if scene.ways.resolve && scene.resolved == Resolved::Hangs {
+    let asks_resolved = scene.ways.resolve && scene.reads_nsswitch();
+    if asks_resolved && scene.resolved == Resolved::Hangs {
         found.push(Finding::failed(
             "names resolve slowly or not at all: systemd-resolved takes questions and does not answer",
             "systemctl restart systemd-resolved",
         ));
-    } else if scene.ways.resolve && scene.resolved == Resolved::Alive {
+    } else if asks_resolved && scene.resolved == Resolved::Alive {
         found.extend(by_resolved(question));
     }
     if scene.ways.dns || scene.musl {
         found.extend(by_list(question));
-    } else if !scene.ways.resolve {
-        found.push(Finding::failed(
-            format!("programs find no names but those of /etc/hosts: {} names neither dns nor resolve", places.nsswitch.display()),
-            format!("add 'dns' to the line 'hosts:' of {}", places.nsswitch.display()),
-        ));
     }
+    found.extend(nsswitch::trouble(scene, &places.nsswitch));
     if question.rewritten {
         found.push(Finding::warning(
             format!("{} is rewritten by another program again and again, {}", places.resolv_conf.display(), "several times a minute"),
@@ -159,7 +157,13 @@ fn by_list(question: &Question<'_>) -> Vec<Finding> {
         }
         None => (cause, format!("see who writes {path}; p2pvm puts its name server first as soon as it can")),
     };
-    vec![Finding::failed(format!("this machine's programs do not find {name}: {cause}"), advice)]
+    if scene.glibc_asks_list() {
+        return vec![Finding::failed(format!("this machine's programs do not find {name}: {cause}"), advice)];
+    }
+    // Those of glibc have another way, of which is said what is wrong with it.
+    let whose = "programs that read the list of name servers themselves (of the C library musl, static ones)";
+    let found = format!("{whose} do not find {name}: {cause}");
+    vec![if scene.musl { Finding::failed(found, advice) } else { Finding::warning(found, advice) }]
 }
 
 /// Whether other names resolve: asked for by a thread of its own, as nobody may have to wait for it.

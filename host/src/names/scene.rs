@@ -1,6 +1,10 @@
 //! Which ways to look up names this machine has now: who is alive, not what is installed.
 
-use super::text::{self, NameServer};
+use super::{
+    file,
+    nsswitch::{self, Ways},
+    text::{self, NameServer},
+};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde_json::{Value, json};
 use std::{
@@ -163,31 +167,6 @@ pub fn tell_resolved(device: &str, server: &str, domains: &[String]) -> io::Resu
     Ok(())
 }
 
-/// Which ways glibc looks up names of hosts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ways {
-    /// By the name servers of resolv.conf.
-    pub dns: bool,
-    /// By systemd-resolved.
-    pub resolve: bool,
-}
-
-/// Reads nsswitch.conf(5).
-pub fn ways(nsswitch: &str) -> Ways {
-    let line = nsswitch.lines().map(|line| line.split('#').next().unwrap_or_default()).find_map(|line| {
-        let (database, services) = line.split_once(':')?;
-        (database.trim() == "hosts").then_some(services)
-    });
-    match line {
-        // glibc's own default.
-        None => Ways { dns: true, resolve: false },
-        Some(services) => {
-            let has = |wanted: &str| services.split_whitespace().any(|service| service == wanted);
-            Ways { dns: has("dns"), resolve: has("resolve") }
-        }
-    }
-}
-
 /// Which C libraries' loaders are there.
 fn has_loader(places: &Places, begins: &str) -> bool {
     let names = places.loaders.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().filter_map(Result::ok);
@@ -203,6 +182,8 @@ pub struct Scene {
     pub ways: Ways,
     /// Whether programs with the C library musl may be here: they ask all servers at once and believe the first.
     pub musl: bool,
+    /// Whether programs with the C library glibc may be here.
+    pub glibc: bool,
     /// Whether the list of name servers may be copied for containers of another make, which our address does not reach.
     pub copied: bool,
 }
@@ -211,13 +192,27 @@ impl Scene {
     /// Looks.
     pub fn look(places: &Places) -> Self {
         let musl = has_loader(places, "ld-musl-");
-        let glibc = has_loader(places, "ld-linux");
+        let glibc = has_loader(places, "ld-linux") || has_loader(places, "ld64.so");
+        // Not as any file is read: a pipe there would be waited for.
+        let text = file::read(&places.nsswitch).ok().flatten();
         Self {
             resolved: resolved(&places.resolved),
-            ways: fs::read(&places.nsswitch).map_or(Ways { dns: true, resolve: false }, |text| ways(&String::from_utf8_lossy(&text))),
+            ways: text.map_or_else(Ways::default, |text| nsswitch::ways(&String::from_utf8_lossy(&text))),
             musl,
+            glibc,
             copied: glibc && places.containers.iter().any(|socket| socket.exists()),
         }
+    }
+
+    /// Whether programs here read nsswitch.conf. A loader at a place that is not known is glibc's, not musl's.
+    pub fn reads_nsswitch(&self) -> bool {
+        self.glibc || !self.musl
+    }
+
+    /// Whether programs of glibc ask the servers of the list.
+    pub fn glibc_asks_list(&self) -> bool {
+        let is_resolved = self.ways.dns_is_fallback && self.resolved == Resolved::Alive;
+        self.reads_nsswitch() && self.ways.dns && !is_resolved
     }
 
     /// Whether our server has to be the only one in the list. A list that containers get a copy of needs servers that they can
@@ -269,18 +264,6 @@ mod tests {
         assert_eq!(resolved(&at), Resolved::Alive);
         serving.join().unwrap();
         assert_eq!(resolved(&at), Resolved::Dead, "the socket stays behind");
-    }
-
-    #[test]
-    fn nsswitch_is_read_with_its_comments_and_actions() {
-        let found = |text: &str| {
-            let ways = ways(text);
-            (ways.dns, ways.resolve)
-        };
-        assert_eq!(found(""), (true, false));
-        assert_eq!(found("passwd: files\nhosts: files mdns4_minimal [NOTFOUND=return] dns # resolve"), (true, false));
-        assert_eq!(found("hosts:\tmymachines resolve [!UNAVAIL=return] files myhostname dns"), (true, true));
-        assert_eq!(found("hosts: files"), (false, false));
     }
 
     #[test]

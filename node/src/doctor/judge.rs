@@ -12,6 +12,7 @@ use crate::{
 };
 
 use p2pvm_host::{
+    Finding,
     Level::{self, Failed, Ok as Fine, Warning},
     tun::TunTrouble,
 };
@@ -158,6 +159,11 @@ pub(super) fn guests(status: &Status) -> Option<Check> {
     (status.running_vms > 0 && !told).then(|| check("guests", Fine, found(), ""))
 }
 
+/// What keeps programs from the names of a network, where no daemon runs that would say it.
+pub(super) fn of_machine(found: Finding) -> Check {
+    check("names", Warning, found.found, found.advice)
+}
+
 /// What the running daemon found.
 pub(super) fn finding(found: &FindingView) -> Check {
     check(&found.area, found.level, found.found.clone(), found.advice.clone())
@@ -270,7 +276,7 @@ mod tests {
     fn what_makes_something_impossible_fails_and_says_what_to_do() {
         let programs = |version, missing: &[&'static str]| Programs { version, missing: missing.to_vec() };
         let room = || Disk { path: "/x".into(), free_bytes: 1 << 40, in_ram: false, read_only: false, free_files: None };
-        let no_tun = TunTrouble { step: p2pvm_host::tun::Step::Missing, errno: None };
+        let no_tun = TunTrouble { step: p2pvm_host::tun::Step::Missing, errno: None, place: Default::default() };
         let failed = [
             tun(Err(no_tun)),
             qemu(&programs(None, &[])),

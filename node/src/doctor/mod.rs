@@ -103,6 +103,9 @@ pub async fn examine(context: &Context) -> Page {
         judge::membership(layout, status),
     ];
     checks.extend(status.and_then(judge::guests));
+    if running.is_none() {
+        checks.extend(p2pvm_host::names::without_daemon().map(judge::of_machine));
+    }
     let findings = running.as_ref().map_or(&[][..], |running| &running.findings);
     checks.extend(findings.iter().map(judge::finding));
     Page { ok: checks.iter().all(|c| c.level != Level::Failed), fixed: Vec::new(), checks }

@@ -216,11 +216,12 @@ pub fn clock() -> Outcome<()> {
 mod tests {
     use super::*;
     use crate::failure::Kind;
-    use p2pvm_host::tun::Step;
+    use p2pvm_host::tun::{Place, Step};
 
     #[test]
     fn a_refusal_names_the_cause_the_remedy_and_that_nothing_was_done() {
-        let failure = no_tun("joining", &TunTrouble { step: Step::Missing, errno: Some(nix::errno::Errno::ENOENT) });
+        let failure =
+            no_tun("joining", &TunTrouble { step: Step::Missing, errno: Some(nix::errno::Errno::ENOENT), place: Place::default() });
         assert_eq!(failure.kind, Kind::Refused);
         for part in ["joining", "/dev/net/tun", "No such file", "modprobe tun", "nothing has been done"] {
             assert!(failure.message.contains(part), "{failure}");
