@@ -84,6 +84,12 @@ pub(crate) fn ruleset() -> Result<Ruleset, RunError> {
             ruleset.tell(&family, &String::from_utf8_lossy(&saved));
         }
     }
+    for id in ruleset.without_devices() {
+        let (family, table, chain) = (id.0.as_str(), id.1.as_str(), id.2.as_str());
+        if let Ok(listed) = run("nft", &["list", "chain", family, table, chain], "") {
+            ruleset.tell_devices(&id, &String::from_utf8_lossy(&listed));
+        }
+    }
     Ok(ruleset)
 }
 

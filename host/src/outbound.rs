@@ -1,47 +1,65 @@
-//! What may drop the packets that leave by one interface: nftables' chains of the hook `egress`, and traffic control.
+//! What may drop the packets that leave by one interface: nftables' chains of the hook `egress`, and traffic control; and what leads
+//! them elsewhere.
 
-use crate::{ruleset::Ruleset, run::run};
+use crate::{kernel, ruleset::Ruleset, run::run};
 use serde_json::Value;
+
+/// What `tc` prints as JSON; nothing where it is missing or refuses.
+fn tc(arguments: &[&str]) -> Value {
+    let printed = run("tc", arguments, "").unwrap_or_default();
+    serde_json::from_slice(&printed).unwrap_or_default()
+}
 
 /// What stands in the way of packets that leave by `ifname`, each with the command that shows it; found by asking `nft` and `tc`,
 /// which takes some milliseconds.
 pub fn rules_on(ifname: &str) -> Vec<(String, String)> {
-    let ruleset = run("nft", &["-j", "list", "ruleset"], "").ok().and_then(|printed| Ruleset::parse(&printed).ok());
-    let filters = run("tc", &["-j", "filter", "show", "dev", ifname, "egress"], "").unwrap_or_default();
-    let queues = run("tc", &["-j", "qdisc", "show", "dev", ifname], "").unwrap_or_default();
-    let parse = |printed: Vec<u8>| serde_json::from_slice::<Value>(&printed).unwrap_or_default();
-    let listed = |family: &str, table: &str, chain: &str| {
-        let printed = run("nft", &["list", "chain", family, table, chain], "").unwrap_or_default();
-        String::from_utf8_lossy(&printed).into_owned()
-    };
-    found(ifname, &ruleset.unwrap_or_default(), &parse(filters), &parse(queues), listed)
+    let ruleset = kernel::ruleset().unwrap_or_default();
+    let filters = tc(&["-j", "filter", "show", "dev", ifname, "egress"]);
+    let queues = tc(&["-j", "qdisc", "show", "dev", ifname]);
+    found(ifname, &ruleset, &filters, &queues)
 }
 
-/// Whether a chain, as nft lists it for people, is on an interface. Reason: nft before 1.0.7 leaves the interfaces of egress chains
-/// out of its JSON.
-fn is_on(listed: &str, ifname: &str) -> bool {
-    let quoted = format!("\"{ifname}\"");
-    let mut hooks = listed.lines().filter(|line| line.contains(" hook egress "));
-    hooks.any(|line| line.split([' ', ',', '{', '}']).any(|word| word == quoted))
+/// What leads packets of an interface elsewhere, out or in: filters of traffic control that redirect, each with the command that
+/// shows it. The kernel counts such packets as sent.
+pub fn redirects_on(ifname: &str) -> Vec<(String, String)> {
+    let places = [("leave by", &["egress"][..]), ("come in by", &["ingress"]), ("leave by", &[])];
+    let mut all = Vec::new();
+    for (way, place) in places {
+        let shown = [&["filter", "show", "dev", ifname][..], place].concat();
+        let filters = tc(&[&["-j"][..], &shown].concat());
+        let said = redirects(&filters).into_iter();
+        all.extend(said.map(|to| (format!("packets that {way} {ifname} go to {to}"), format!("tc {}", shown.join(" ")))));
+    }
+    all
 }
 
-fn found(
-    ifname: &str,
-    ruleset: &Ruleset,
-    filters: &Value,
-    queues: &Value,
-    listed: impl Fn(&str, &str, &str) -> String,
-) -> Vec<(String, String)> {
+/// Where filters lead packets to.
+fn redirects(filters: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    for filter in filters.as_array().into_iter().flatten() {
+        let kind = filter["kind"].as_str().unwrap_or_default();
+        for action in filter["options"]["actions"].as_array().into_iter().flatten() {
+            if action["kind"] == "mirred" && action["mirred_action"] == "redirect" {
+                let to = action["to_dev"].as_str().unwrap_or("another interface");
+                found.push(format!("{to}, by a filter of traffic control ({kind})"));
+            }
+        }
+        // What such a program does cannot be told from outside.
+        if kind == "bpf" && filter["options"]["direct-action"] == true {
+            let name = filter["options"]["bpf_name"].as_str().unwrap_or("without a name");
+            found.push(format!("where a BPF program of traffic control says ({name})"));
+        }
+    }
+    found
+}
+
+fn found(ifname: &str, ruleset: &Ruleset, filters: &Value, queues: &Value) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for ((family, table, name), chain) in ruleset.base_chains("egress") {
         if !chain.drops && chain.rules.is_empty() {
             continue;
         }
-        let is_here = match chain.devices.as_slice() {
-            [] => is_on(&listed(family, table, name), ifname),
-            devices => devices.iter().any(|device| device == ifname),
-        };
-        if is_here {
+        if chain.devices.iter().any(|device| device == ifname) {
             found.push((format!("chain {family} {table} {name} of nftables"), format!("nft -a list chain {family} {table} {name}")));
         }
     }
@@ -74,8 +92,7 @@ mod tests {
         ]});
         let ruleset = Ruleset::parse(printed.to_string().as_bytes()).unwrap();
         let queues = json!([{ "kind": "tbf" }, { "kind": "clsact" }]);
-        let unlisted = |_: &str, _: &str, _: &str| String::new();
-        let named = found("pv1", &ruleset, &json!([{ "protocol": "all" }]), &queues, unlisted);
+        let named = found("pv1", &ruleset, &json!([{ "protocol": "all" }]), &queues);
         let commands: Vec<&str> = named.iter().map(|(_, command)| command.as_str()).collect();
         let expected = [
             "nft -a list chain netdev t mine",
@@ -84,26 +101,19 @@ mod tests {
             "tc -s qdisc show dev pv1",
         ];
         assert_eq!(commands, expected, "{named:?}");
-        assert_eq!(found("pv3", &ruleset, &json!([]), &json!([{ "kind": "fq_codel" }]), unlisted), []);
+        assert_eq!(found("pv3", &ruleset, &json!([]), &json!([{ "kind": "fq_codel" }])), []);
     }
 
     #[test]
-    fn the_interface_of_a_chain_is_read_where_nft_leaves_it_out_of_its_json() {
-        // As nft 1.0.6 prints both.
-        let printed = json!({ "nftables": [
-            { "chain": { "family": "netdev", "table": "guard", "name": "out", "type": "filter", "hook": "egress", "prio": 0, "policy": "drop" } },
-        ]});
-        let ruleset = Ruleset::parse(printed.to_string().as_bytes()).unwrap();
-        let listed = |devices: &'static str| {
-            move |_: &str, _: &str, _: &str| {
-                format!(
-                    "table netdev guard {{\n\tchain out {{\n\t\ttype filter hook egress {devices} priority filter; policy drop;\n\t}}\n}}\n"
-                )
-            }
-        };
-        let named = |devices| found("pv1", &ruleset, &json!([]), &json!([]), listed(devices)).len();
-        assert_eq!(named("device \"pv1\""), 1);
-        assert_eq!(named("devices = { \"pv0\", \"pv1\" }"), 1);
-        assert_eq!(named("device \"pv10\""), 0);
+    fn filters_that_lead_packets_elsewhere_are_named_with_where_to() {
+        // As tc of iproute2 6.1.0 prints a filter of u32, shortened.
+        let mirred = |action: &str| json!({ "order": 1, "kind": "mirred", "mirred_action": action, "to_dev": "v0" });
+        let filter = |action: Value| json!({ "protocol": "all", "kind": "u32", "options": { "actions": [action] } });
+        let said = redirects(&json!([{ "protocol": "all", "kind": "u32" }, filter(mirred("redirect"))]));
+        assert_eq!(said, ["v0, by a filter of traffic control (u32)"]);
+        assert!(redirects(&json!([filter(mirred("mirror")), filter(json!({ "kind": "gact" }))])).is_empty());
+        let program = json!({ "kind": "bpf", "options": { "bpf_name": "cil.o", "direct-action": true } });
+        assert!(redirects(&json!([program]))[0].contains("(cil.o)"));
+        assert!(redirects(&Value::Null).is_empty());
     }
 }

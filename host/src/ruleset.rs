@@ -84,7 +84,34 @@ pub(crate) fn iptables_comment(line: &str) -> Option<&str> {
     line.split_once("--comment \"")?.1.split('"').next()
 }
 
+/// The interfaces in the line of a chain's hook, as nft lists it for people: `hook egress device "lan0" priority ...`, or
+/// `hook egress devices = { lan0, lan1 } priority ...`.
+fn devices_in(listed: &str) -> Vec<String> {
+    let hook = |line: &str| {
+        let (_, rest) = line.split_once(" hook ")?;
+        let (_, names) = rest.split_once(" device")?;
+        let (names, _) = names.split_once(" priority ")?;
+        let names = names.trim_start_matches('s').trim_matches([' ', '=', '{', '}']);
+        Some(names.split(',').map(|name| name.trim().trim_matches('"').to_owned()).collect())
+    };
+    listed.lines().find_map(hook).unwrap_or_default()
+}
+
 impl Ruleset {
+    /// Chains of interfaces' hooks whose interfaces are not told. Reason: nft before 1.0.7 leaves them out of its JSON.
+    pub(crate) fn without_devices(&self) -> Vec<ChainId> {
+        let of_interfaces = |chain: &Chain| matches!(chain.hook.as_deref(), Some("ingress" | "egress"));
+        let untold = self.chains.iter().filter(|(_, chain)| of_interfaces(chain) && chain.devices.is_empty());
+        untold.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Takes a chain's interfaces from its listing for people.
+    pub(crate) fn tell_devices(&mut self, id: &ChainId, listed: &str) {
+        if let Some(chain) = self.chains.get_mut(id) {
+            chain.devices = devices_in(listed);
+        }
+    }
+
     /// Reads what nft printed. What is not understood is left out.
     ///
     /// # Errors
@@ -161,6 +188,27 @@ impl Ruleset {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_interfaces_of_a_chain_are_read_where_nft_leaves_them_out_of_its_json() {
+        // As nft 1.0.6 prints both.
+        let chain = |hook: &str| {
+            let chain = format!(r#""family":"netdev","table":"guard","name":"c","hook":"{hook}","policy":"drop""#);
+            Ruleset::parse(format!(r#"{{"nftables":[{{"chain":{{{chain}}}}}]}}"#).as_bytes()).unwrap()
+        };
+        let id: ChainId = ("netdev".into(), "guard".into(), "c".into());
+        let named = |hook: &str, devices: &str| {
+            let mut ruleset = chain(hook);
+            assert_eq!(ruleset.without_devices(), [id.clone()]);
+            let line = format!("type filter hook {hook} {devices} priority filter; policy drop;");
+            ruleset.tell_devices(&id, &format!("table netdev guard {{\n\tchain c {{\n\t\t{line}\n\t}}\n}}\n"));
+            ruleset.chains[&id].devices.clone()
+        };
+        assert_eq!(named("egress", "device \"pv1\""), ["pv1"]);
+        assert_eq!(named("ingress", "devices = { pv0, pv1 }"), ["pv0", "pv1"]);
+        assert_eq!(named("egress", "devices = { \"pv0\", \"pv1\" }"), ["pv0", "pv1"]);
+        assert!(chain("input").without_devices().is_empty());
+    }
 
     #[test]
     fn comments_that_iptables_keeps_to_itself_are_taken_from_its_own_listing() {

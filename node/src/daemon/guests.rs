@@ -37,7 +37,7 @@ struct Guest {
     /// Since when it is as it is.
     since: Instant,
     proof: GuestProof,
-    /// What may drop its packets, with the command that shows each.
+    /// What may drop its packets, or leads them elsewhere, with the command that shows each.
     rules: Vec<(String, String)>,
 }
 
@@ -97,6 +97,12 @@ impl Guest {
         let ifname = &self.proof.ifname;
         let again = format!("'p2pvm vm stop {name} && p2pvm vm start {name}' gives it a new one", name = self.name);
         Some(match &self.proof.reach {
+            GuestReach::Quiet { .. } | GuestReach::NotTaken if !self.rules.is_empty() => {
+                let (said, shown): (Vec<_>, Vec<_>) = self.rules.iter().cloned().unzip();
+                let shown = shown.iter().map(|command| format!("'{command}'")).collect::<Vec<_>>().join(" and ");
+                let advice = format!("take that filter away ('tc filter del'): {shown} shows it");
+                (format!("it does not answer, and {}", said.join(" and ")), advice)
+            }
             GuestReach::Answers { .. } | GuestReach::Quiet { .. } | GuestReach::NotTaken => return None,
             GuestReach::Missing => (format!("its interface {ifname} is gone"), again),
             GuestReach::NoCarrier => (format!("nothing holds the other end of its interface {ifname}"), again),
@@ -175,6 +181,10 @@ async fn prove(parts: &Parts, vm: VmId) -> Option<(GuestProof, Vec<(String, Stri
             let ifname = proof.ifname.clone();
             tokio::task::spawn_blocking(move || outbound::rules_on(&ifname)).await.unwrap_or_default()
         }
+        GuestReach::Quiet { .. } | GuestReach::NotTaken => {
+            let ifname = proof.ifname.clone();
+            tokio::task::spawn_blocking(move || outbound::redirects_on(&ifname)).await.unwrap_or_default()
+        }
         _ => Vec::new(),
     };
     Some((proof, rules))
@@ -233,6 +243,21 @@ mod tests {
                 assert_eq!(guests.view(VmId([1; 32])).unwrap().state, "blocked");
             }
         }
+    }
+
+    #[test]
+    fn a_silent_guest_whose_packets_are_led_elsewhere_is_said_with_the_filter() {
+        let (guests, now) = (Guests::default(), Instant::now());
+        let led = || {
+            let mut asked = one(GuestReach::Quiet { talks: false });
+            asked[0].rules = vec![("packets that leave by pv1 go to v0".into(), "tc filter show dev pv1 egress".into())];
+            asked
+        };
+        guests.round(one(answers()), now);
+        let [found] = guests.round(led(), now + RESTARTS).try_into().unwrap();
+        assert!(found.level == Level::Failed && found.found.contains("pv1 go to v0"), "{found:?}");
+        assert!(found.advice.contains("'tc filter show dev pv1 egress'"), "{found:?}");
+        assert_eq!(guests.view(VmId([1; 32])).unwrap().state, "blocked");
     }
 
     #[test]
