@@ -9,15 +9,15 @@ use crate::{
     ruleset::{Chain, ChainId, Rule, Ruleset},
 };
 use serde_json::Value;
-use std::{fmt, net::Ipv4Addr};
+use std::{cell::Cell, fmt, net::Ipv4Addr};
 
 /// Chains that jump deeper than this are not followed (the kernel's limit is 16).
 const DEPTH: usize = 16;
 
 /// The packet in mind.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Packet {
-    /// The interface by which it came in.
+    /// The interface by which it came in; empty: it is this machine's own.
     pub iif: String,
     /// The interface by which it leaves; none: it is for this machine.
     pub oif: Option<String>,
@@ -29,6 +29,25 @@ pub struct Packet {
     pub established: bool,
     /// Whether it is IPv6.
     pub v6: bool,
+    /// Its ports where it is UDP; none: its protocol is not known.
+    pub udp: Option<Ports>,
+}
+
+/// The ports of a packet, as far as they are known.
+#[derive(Clone, Debug, Default)]
+pub struct Ports {
+    /// Its source's.
+    pub source: Option<u16>,
+    /// Its destination's.
+    pub destination: Option<u16>,
+}
+
+/// A base chain that does not let the packet in mind through.
+#[derive(Clone, Debug)]
+pub(crate) struct Judged {
+    pub block: Block,
+    /// Whether a rule may let it through before, of which not all is known.
+    pub is_doubtful: bool,
 }
 
 /// A base chain that does not let a packet through.
@@ -58,10 +77,14 @@ enum Fate {
     Open,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Truth {
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Truth {
+    /// It does.
     Yes,
+    /// It does not.
     No,
+    /// That cannot be told.
     Unknown,
 }
 
@@ -73,33 +96,49 @@ impl From<bool> for Truth {
 
 /// The base chains of `hook` (`input` or `forward`) that do not let the packet through.
 pub fn blocks(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Block> {
+    drops(ruleset, hook, packet).into_iter().map(|judged| judged.block).collect()
+}
+
+/// The same for any hook, those of interfaces (`ingress`, `egress`) among them, with what is not sure.
+pub(crate) fn drops(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Judged> {
     let mut found = Vec::new();
+    let at_interface = match hook {
+        "ingress" => Some(packet.iif.as_str()),
+        "egress" => packet.oif.as_deref(),
+        _ => None,
+    };
     for (id, chain) in ruleset.base_chains(hook) {
         let (family, table, name) = id;
         let judged = match family.as_str() {
             "inet" => true,
             "ip" => !packet.v6,
             "ip6" => packet.v6,
+            "netdev" => at_interface.is_some(),
             _ => false,
-        };
+        } && at_interface.is_none_or(|name| chain.devices.iter().any(|device| device == name));
         // Our own tables judge our own packets.
         if !judged || table.starts_with("p2pvm_") {
             continue;
         }
-        let by = match walk(ruleset, id, chain, packet, 0) {
+        let doubt = Cell::new(false);
+        let by = match walk(ruleset, id, chain, packet, (0, &doubt)) {
             Fate::Passed => continue,
             Fate::Open if !chain.drops => continue,
             Fate::Open => "policy drop".to_owned(),
             Fate::Dropped(by) => by,
         };
-        found.push(Block { family: family.clone(), table: table.clone(), chain: name.clone(), by });
+        let block = Block { family: family.clone(), table: table.clone(), chain: name.clone(), by };
+        found.push(Judged { block, is_doubtful: doubt.get() });
     }
     found
 }
 
-fn walk(ruleset: &Ruleset, id: &ChainId, chain: &Chain, packet: &Packet, depth: usize) -> Fate {
+/// How deep it is in chains that jump, and whether a rule of which not all is known may have let the packet through.
+type Way<'a> = (usize, &'a Cell<bool>);
+
+fn walk(ruleset: &Ruleset, id: &ChainId, chain: &Chain, packet: &Packet, way: Way<'_>) -> Fate {
     for rule in &chain.rules {
-        match apply(ruleset, id, rule, packet, depth) {
+        match apply(ruleset, id, rule, packet, way) {
             Step::Next => {}
             Step::Return => return Fate::Open,
             Step::Done(fate) => return fate,
@@ -114,7 +153,7 @@ enum Step {
     Done(Fate),
 }
 
-fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, depth: usize) -> Step {
+fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, way: Way<'_>) -> Step {
     let mut certain = true;
     for expression in &rule.expressions {
         let Some((kind, body)) = expression.as_object().and_then(|o| o.iter().next()) else { continue };
@@ -129,10 +168,11 @@ fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, depth: u
             "vmap" => {
                 if let Some(verdict) = looked_up(ruleset, id, body, packet).filter(|_| certain)
                     && let Some((kind, body)) = verdict.as_object().and_then(|o| o.iter().next())
-                    && let Some(step) = decide(ruleset, id, (kind, body), packet, depth)
+                    && let Some(step) = decide(ruleset, id, (kind, body), packet, way)
                 {
                     return step;
                 }
+                way.1.set(true);
             }
             "xt" if body["type"] == "target" => {
                 let name = body["name"].as_str().unwrap_or_default();
@@ -140,9 +180,13 @@ fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, depth: u
                     return Step::Done(Fate::Dropped(format!("its rule '{}' in chain {}", name.to_lowercase(), id.2)));
                 }
             }
-            other => match decide(ruleset, id, (other, body), packet, depth) {
-                Some(step) if certain => return step,
-                Some(_) => return Step::Next,
+            other if !certain => {
+                // What may not be taken may also let through.
+                let lets_through = matches!(other, "accept" | "queue" | "jump" | "goto");
+                way.1.set(way.1.get() || lets_through);
+            }
+            other => match decide(ruleset, id, (other, body), packet, way) {
+                Some(step) => return step,
                 // A limit, a quota, a match of iptables' own.
                 None => certain = false,
             },
@@ -152,7 +196,7 @@ fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, depth: u
 }
 
 /// What a verdict does; none: it is not a verdict.
-fn decide(ruleset: &Ruleset, id: &ChainId, verdict: (&str, &Value), packet: &Packet, depth: usize) -> Option<Step> {
+fn decide(ruleset: &Ruleset, id: &ChainId, verdict: (&str, &Value), packet: &Packet, way: Way<'_>) -> Option<Step> {
     let (kind, body) = verdict;
     Some(match kind {
         "accept" | "queue" => Step::Done(Fate::Passed),
@@ -162,7 +206,7 @@ fn decide(ruleset: &Ruleset, id: &ChainId, verdict: (&str, &Value), packet: &Pac
         "jump" | "goto" => {
             let target = (id.0.clone(), id.1.clone(), body["target"].as_str().unwrap_or_default().to_owned());
             let fate = match ruleset.chains.get(&target) {
-                Some(chain) if depth < DEPTH => walk(ruleset, &target, chain, packet, depth + 1),
+                Some(chain) if way.0 < DEPTH => walk(ruleset, &target, chain, packet, (way.0 + 1, way.1)),
                 _ => Fate::Open,
             };
             match fate {
@@ -222,12 +266,18 @@ fn equals(left: &Value, right: &Value, packet: &Packet, named: &dyn Fn(&str) -> 
             () => Truth::No,
         };
     }
+    if let Some(udp) = &packet.udp
+        && let Some(truth) = of_udp(left, right, udp)
+    {
+        return truth;
+    }
     let meta = left["meta"]["key"].as_str();
     let field = left["payload"]["field"].as_str().filter(|_| left["payload"]["protocol"] == "ip");
     match (meta, field) {
         (Some("iifname" | "iif"), _) => name_is(&packet.iif, right),
         (Some("oifname" | "oif"), _) => name_is(packet.oif.as_deref().unwrap_or_default(), right),
         (Some("nfproto"), _) => Truth::from((right == "ipv6") == packet.v6),
+        (Some("protocol"), _) => Truth::from(right == if packet.v6 { "ip6" } else { "ip" }),
         (_, Some("saddr")) => address_is(packet.source, right),
         (_, Some("daddr")) => address_is(packet.destination, right),
         _ if left["ct"]["key"] == "state" => Truth::from(right == if packet.established { "established" } else { "new" }),
@@ -247,6 +297,30 @@ fn destination_is(flags: &Value, right: &Value, packet: &Packet) -> Truth {
     }
     let kind = if packet.oif.is_none() { "local" } else { "unicast" };
     right.as_str().map_or(Truth::Unknown, |asked| Truth::from(asked == kind))
+}
+
+/// A condition about a UDP packet's protocol or ports; none: it is about something else.
+fn of_udp(left: &Value, right: &Value, udp: &Ports) -> Option<Truth> {
+    let (protocol, field) = (left["payload"]["protocol"].as_str(), left["payload"]["field"].as_str());
+    if left["meta"]["key"] == "l4proto" || matches!((protocol, field), (Some("ip"), Some("protocol"))) {
+        return Some(Truth::from(right == "udp" || right == 17));
+    }
+    match (protocol?, field?) {
+        ("udp" | "th", "sport") => Some(port_is(udp.source, right)),
+        ("udp" | "th", "dport") => Some(port_is(udp.destination, right)),
+        ("tcp" | "icmp" | "icmpv6" | "sctp" | "dccp" | "esp" | "ah", _) => Some(Truth::No),
+        _ => None,
+    }
+}
+
+fn port_is(port: Option<u16>, right: &Value) -> Truth {
+    let Some(port) = port.map(u64::from) else { return Truth::Unknown };
+    let range = (right["range"][0].as_u64(), right["range"][1].as_u64());
+    match (right.as_u64(), range) {
+        (Some(exact), _) => Truth::from(port == exact),
+        (None, (Some(first), Some(last))) => Truth::from((first..=last).contains(&port)),
+        _ => Truth::Unknown,
+    }
 }
 
 fn name_is(name: &str, right: &Value) -> Truth {

@@ -20,7 +20,7 @@ fn ruleset(objects: &[Value]) -> Ruleset {
 }
 
 fn packet(iif: &str, oif: Option<&str>) -> Packet {
-    Packet { iif: iif.into(), oif: oif.map(str::to_owned), source: None, destination: None, established: false, v6: false }
+    Packet { iif: iif.into(), oif: oif.map(str::to_owned), ..Packet::default() }
 }
 
 fn name_is(key: &str, name: &str) -> Value {

@@ -20,11 +20,13 @@ use crate::{
     netlink::Netlink,
     opening,
     plan::{Step, plan},
-    routes, undo,
+    routes,
+    sharing::Held,
+    undo,
     wanted::Wanted,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     os::unix::net::UnixStream,
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -83,6 +85,7 @@ impl Keeper {
             added: added.clone(),
             rules: Rules::default(),
             settled: false,
+            held: BTreeSet::new(),
             failing: BTreeMap::new(),
             told: BTreeMap::new(),
         };
@@ -153,6 +156,8 @@ struct Thread {
     rules: Rules,
     /// Whether everything that is wanted has been made: what is to be done then was undone by somebody.
     settled: bool,
+    /// What other networks of this machine held at the last look: what is to be done when that changes was undone by nobody.
+    held: BTreeSet<Held>,
     /// Steps that failed, by what they do, with the time of the next try and the wait after it.
     failing: BTreeMap<String, (Instant, Duration, String)>,
     /// What was put back, and when it was said.
@@ -212,6 +217,9 @@ impl Thread {
             }
         };
         self.keep_alias();
+        if seen.observed.held != self.held {
+            (self.held, self.settled) = (seen.observed.held.clone(), false);
+        }
         let steps = plan(&self.wanted, &seen.observed);
         let done = if steps.is_empty() { Vec::new() } else { self.make(steps, &seen) };
         self.say(&done);
@@ -338,14 +346,16 @@ impl Thread {
                 opening::open(passage, &device)
             }
             Step::Route(net) => {
-                let index = seen.observed.device;
-                routes::make(&mut netlink()?, *net, table, index).map_err(kernel(format!("route {net} into {device}")))
+                let (index, silent) = (seen.observed.device, self.wanted.silent.contains(net));
+                routes::make(&mut netlink()?, *net, table, index, silent).map_err(kernel(format!("route {net} into {device}")))
             }
             Step::Unroute(net) => {
                 let index = seen.observed.device;
                 routes::remove(&mut netlink()?, *net, table, index).map_err(kernel(format!("remove the route to {net}")))
             }
-            Step::Throw(net) => routes::make(&mut netlink()?, *net, table, None).map_err(kernel(format!("except {net} from the routes"))),
+            Step::Throw(net) => {
+                routes::make(&mut netlink()?, *net, table, None, false).map_err(kernel(format!("except {net} from the routes")))
+            }
             Step::Unthrow(net) => {
                 routes::remove(&mut netlink()?, *net, table, None).map_err(kernel(format!("remove the exception of {net}")))
             }

@@ -1,12 +1,13 @@
 //! The firewall of the kernel's older interface: iptables-legacy and ip6tables-legacy, whose rules nft does not show.
 
 use crate::{
-    firewall::Packet,
+    firewall::{Packet, Truth},
+    net::Net,
     passage::{Passage, Way},
     ruleset::iptables_comment,
     run::{RunError, run},
 };
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, net::Ipv4Addr};
 
 /// What `-S` prints, by family (`ip`, `ip6`); a family whose filter table is not in use has no entry.
 pub type Rules = BTreeMap<String, String>;
@@ -30,6 +31,27 @@ pub(crate) fn list() -> Rules {
     families.filter_map(|(family, program, _)| Some((family.to_owned(), printed(program)?))).collect()
 }
 
+/// The rules of tables other than `filter`, by family and table.
+pub type Tables = BTreeMap<(String, String), String>;
+
+/// Tables besides `filter` whose chains can drop packets.
+const OTHER_TABLES: [&str; 3] = ["raw", "mangle", "security"];
+
+/// Lists the rules of the other tables that are in use.
+pub(crate) fn list_others() -> Tables {
+    let mut found = Tables::new();
+    for (family, program, in_use) in FAMILIES {
+        let in_use = fs::read_to_string(in_use).unwrap_or_default();
+        for table in OTHER_TABLES.into_iter().filter(|table| in_use.lines().any(|line| line == *table)) {
+            if let Ok(printed) = run(program, &["-w", "5", "-t", table, "-S"], "") {
+                let rules = String::from_utf8_lossy(&printed).into_owned();
+                found.insert((family.to_owned(), table.to_owned()), rules);
+            }
+        }
+    }
+    found
+}
+
 /// The passages of p2pvm's for this interface that are among a family's rules.
 pub(crate) fn there<'a>(rules: &'a str, device: &'a str) -> impl Iterator<Item = (&'a str, Way)> {
     rules.lines().filter_map(move |line| {
@@ -38,27 +60,126 @@ pub(crate) fn there<'a>(rules: &'a str, device: &'a str) -> impl Iterator<Item =
     })
 }
 
-/// Whether a chain drops a packet, by its policy or a closing rule without conditions. With `own`, p2pvm's passages for that
-/// interface and way count.
+/// What a chain does with a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Judged {
+    /// Whether it drops it.
+    pub drops: bool,
+    /// Whether a rule may let it through before, of which not all is known.
+    pub is_doubtful: bool,
+    /// What drops it.
+    pub by: &'static str,
+}
+
+/// Whether a chain drops a packet, by its policy or by a rule. With `own`, p2pvm's passages for that interface and way count;
+/// others of p2pvm's never do.
 pub(crate) fn drops(rules: &str, chain: &str, packet: &Packet, own: Option<(&str, &Way)>) -> bool {
-    let mut drops = rules.lines().any(|line| line == format!("-P {chain} DROP"));
-    let through = |conditions: &str| format!("-A {chain} {conditions} -j ACCEPT");
-    let mut lets_in = vec![through(&format!("-i {}", packet.iif))];
-    if let Some(oif) = &packet.oif {
-        lets_in.extend([through(&format!("-i {} -o {oif}", packet.iif)), through(&format!("-o {oif}"))]);
-    }
-    for line in rules.lines().filter(|line| line.starts_with(&format!("-A {chain} "))) {
-        let is_own =
-            own.is_some_and(|(device, way)| iptables_comment(line).and_then(|said| Passage::way_of(said, device)).as_ref() == Some(way));
-        if is_own || lets_in.iter().any(|rule| rule == line) {
-            return false;
+    judge(rules, chain, packet, own).drops
+}
+
+/// The same, with what is not sure.
+pub(crate) fn judge(rules: &str, chain: &str, packet: &Packet, own: Option<(&str, &Way)>) -> Judged {
+    let mut judged = Judged { by: "policy drop", ..Judged::default() };
+    for rule in rules.lines().filter_map(|line| line.strip_prefix(&format!("-A {chain} "))) {
+        if let Some(device) = iptables_comment(rule).and_then(Passage::device_of) {
+            let way = iptables_comment(rule).and_then(|said| Passage::way_of(said, device));
+            if own.is_some_and(|(own, wanted)| own == device && way.as_ref() == Some(wanted)) {
+                return Judged::default();
+            }
+            continue;
         }
-        if line.starts_with(&format!("-A {chain} -j DROP")) || line.starts_with(&format!("-A {chain} -j REJECT")) {
-            drops = true;
-            break;
+        let (conditions, target) = rule.rsplit_once("-j ").or(rule.rsplit_once("-g ")).unwrap_or((rule, ""));
+        let target = target.split(' ').next().unwrap_or_default();
+        match (holds(conditions, packet), target) {
+            (Truth::No, _) | (_, "" | "LOG" | "MARK" | "CT" | "TRACE" | "NFLOG" | "CONNMARK" | "TCPMSS") => {}
+            (Truth::Yes, "ACCEPT") => return Judged::default(),
+            (Truth::Yes, "DROP" | "REJECT") => {
+                return Judged { drops: true, by: "a rule of it", ..judged };
+            }
+            (Truth::Yes, "RETURN") => break,
+            (Truth::Unknown, "DROP" | "REJECT") => {}
+            // A chain of somebody's is not followed.
+            _ => judged.is_doubtful = true,
         }
     }
-    drops
+    judged.drops = rules.lines().any(|line| line == format!("-P {chain} DROP"));
+    judged
+}
+
+/// Whether a rule's conditions, as `-S` prints them, hold for a packet.
+fn holds(conditions: &str, packet: &Packet) -> Truth {
+    let mut truth = Truth::Yes;
+    let mut words = conditions.split_whitespace();
+    let mut is_denied = false;
+    while let Some(word) = words.next() {
+        let one = match word {
+            "!" => {
+                is_denied = true;
+                continue;
+            }
+            "--comment" => {
+                let first = words.next().unwrap_or_default();
+                let is_open = first.starts_with('"') && !(first.len() > 1 && first.ends_with('"'));
+                if is_open {
+                    words.find(|word| word.ends_with('"'));
+                }
+                continue;
+            }
+            _ => condition(word, &mut words, packet),
+        };
+        let one = match (one, std::mem::take(&mut is_denied)) {
+            (Truth::Yes, true) => Truth::No,
+            (Truth::No, true) => Truth::Yes,
+            (one, _) => one,
+        };
+        truth = match (truth, one) {
+            (Truth::No, _) | (_, Truth::No) => Truth::No,
+            (Truth::Unknown, _) | (_, Truth::Unknown) => Truth::Unknown,
+            _ => Truth::Yes,
+        };
+    }
+    truth
+}
+
+/// One condition with its value, which is taken from the words that follow.
+fn condition<'a>(word: &str, words: &mut impl Iterator<Item = &'a str>, packet: &Packet) -> Truth {
+    let (oif, udp) = (packet.oif.as_deref().unwrap_or_default(), packet.udp.as_ref());
+    let Some(value) = words.next() else { return Truth::Unknown };
+    match word {
+        "-m" => match value {
+            "udp" | "state" | "conntrack" | "comment" => Truth::Yes,
+            _ => Truth::Unknown,
+        },
+        "-i" => interface(&packet.iif, value),
+        "-o" => interface(oif, value),
+        "-s" => among(packet.source, value),
+        "-d" => among(packet.destination, value),
+        "-p" if udp.is_some() => Truth::from(matches!(value, "udp" | "17")),
+        "--sport" => port(udp.and_then(|udp| udp.source), value),
+        "--dport" => port(udp.and_then(|udp| udp.destination), value),
+        "--state" | "--ctstate" => {
+            let state = if packet.established { "ESTABLISHED" } else { "NEW" };
+            Truth::from(value.split(',').any(|one| one == state))
+        }
+        _ => Truth::Unknown,
+    }
+}
+
+fn interface(name: &str, wanted: &str) -> Truth {
+    Truth::from(wanted.strip_suffix('+').map_or(name == wanted, |begins| name.starts_with(begins)))
+}
+
+fn among(address: Option<Ipv4Addr>, net: &str) -> Truth {
+    address.zip(net.parse::<Net>().ok()).map_or(Truth::Unknown, |(address, net)| Truth::from(net.contains(&address)))
+}
+
+fn port(port: Option<u16>, wanted: &str) -> Truth {
+    let Some(port) = port else { return Truth::Unknown };
+    let (first, last) = wanted.split_once(':').unwrap_or((wanted, wanted));
+    match (first.parse::<u16>(), last.parse::<u16>()) {
+        (Ok(first), Ok(last)) => Truth::from((first..=last).contains(&port)),
+        _ => Truth::Unknown,
+    }
 }
 
 /// What tells the packets of a passage.
@@ -115,7 +236,7 @@ mod tests {
     use super::*;
 
     fn packet(iif: &str, oif: Option<&str>) -> Packet {
-        Packet { iif: iif.into(), oif: oif.map(str::to_owned), source: None, destination: None, established: false, v6: false }
+        Packet { iif: iif.into(), oif: oif.map(str::to_owned), ..Packet::default() }
     }
 
     #[test]
@@ -129,6 +250,23 @@ mod tests {
             assert!(drops(&format!("-A FORWARD -j REJECT\n{advised}\n"), "FORWARD", &packet, None), "behind the reject");
         }
         assert_eq!(command("ip6", "INPUT", &Way::In, "p2pvm0"), "ip6tables-legacy -I INPUT -i p2pvm0 -j ACCEPT");
+    }
+
+    #[test]
+    fn rules_with_conditions_drop_only_packets_that_meet_them() {
+        let base = Packet { source: Some(Ipv4Addr::new(10, 9, 0, 0)), ..packet("p2pvm0", None) };
+        let judged = |rules: &str| {
+            let judged = judge(&format!("-P INPUT ACCEPT\n{rules}"), "INPUT", &base, None);
+            (judged.drops, judged.is_doubtful)
+        };
+        assert_eq!(judged("-A INPUT -i p2pvm0 -j DROP"), (true, false));
+        assert_eq!(judged("-A INPUT ! -i eth0 -m comment --comment \"not -j here\" -j REJECT"), (true, false));
+        assert_eq!(judged("-A INPUT -s 10.9.0.0/16 -m conntrack --ctstate NEW -j DROP"), (true, false));
+        assert_eq!(judged("-A INPUT ! -s 10.9.0.0/16 -j DROP"), (false, false));
+        assert_eq!(judged("-A INPUT -m conntrack --ctstate INVALID -j DROP"), (false, false));
+        assert_eq!(judged("-A INPUT -m limit --limit 3/min -j DROP"), (false, false), "not known");
+        assert_eq!(judged("-A INPUT -j ufw\n-A INPUT -j DROP"), (true, true), "a chain that is not followed");
+        assert_eq!(judged("-A INPUT -i p2pvm+ -j ACCEPT\n-A INPUT -j DROP"), (false, false));
     }
 
     #[test]

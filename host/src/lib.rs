@@ -36,6 +36,7 @@ pub mod routes;
 pub mod rules;
 pub mod ruleset;
 pub mod run;
+pub mod sharing;
 pub mod socket_path;
 pub mod tun;
 pub mod undo;

@@ -11,9 +11,10 @@ use crate::{
     overlap::{self, Conflict},
     plan::rules_in,
     routes::{self, MAIN, Route},
-    rules::{DEFAULT_LIKE, rules},
+    rules::{DEFAULT_LIKE, SILENT, rules},
     ruleset::Ruleset,
     run::RunError,
+    sharing,
     wanted::{Observed, TableState, Wanted},
 };
 use std::{collections::BTreeSet, io};
@@ -39,6 +40,7 @@ impl Rules {
     pub fn list(&mut self) {
         // Nothing tells when these change.
         self.programs.legacy = legacy::list();
+        self.programs.tables = legacy::list_others();
         if self.listed.is_some() {
             return;
         }
@@ -107,12 +109,14 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
     let index = own.filter(|link| link.up).map(|link| link.index);
     let table = routes::routes(&mut netlink, wanted.routing_table()).map_err(failed)?;
     let placed = rules(&mut netlink).map_err(failed)?;
+    let held = sharing::held(&mut netlink, &wanted.device, &links).map_err(failed)?;
+    let leads_in = |route: &&Route| index.is_some() && route.device == index;
     let (lans, nowhere) = lans(wanted, &links, &main);
     rules_listed.list();
     let ruleset = rules_listed.listed.clone().unwrap_or_default();
     let noted: Vec<_> =
         entries.kernel.iter().filter_map(|c| if let Change::Passage { passage, .. } = c { Some(passage.clone()) } else { None }).collect();
-    let survey = opening::survey(wanted, &lans, &ruleset, &rules_listed.programs, &noted);
+    let survey = opening::survey(wanted, (&lans, &uplinks(wanted, &links, &main)), &ruleset, &rules_listed.programs, &noted);
     let marks = links.iter().filter_map(|link| link.mark().map(|mark| (link.name.clone(), mark))).collect();
     let switched: BTreeSet<String> = entries.switched().cloned().collect();
     let mut matter: BTreeSet<String> = lans.iter().chain(&switched).chain([&wanted.device]).cloned().collect();
@@ -123,7 +127,9 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         device: index,
         rules: placed.ours,
         rules_base: placed.base,
-        routes: table.iter().filter(|route| index.is_some() && route.device == index).map(|route| route.net).collect(),
+        routes: table.iter().filter(leads_in).map(|route| route.net).collect(),
+        silent: table.iter().filter(leads_in).filter(|route| route.protocol == SILENT).map(|route| route.net).collect(),
+        held,
         throws: table.iter().filter(|route| route.throw).map(|route| route.net).collect(),
         local: reached.iter().filter(|route| is_local(route, own)).map(|route| route.net).collect(),
         forwarding: matter.into_iter().filter_map(|i| kernel::forwarding(&i).map(|on| (i, on))).collect(),
@@ -143,6 +149,22 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
 /// Whether this machine reaches something by a route of its own, other than by a default route.
 fn is_local(route: &Route, own: Option<&Link>) -> bool {
     u32::from(route.net.prefix()) > DEFAULT_LIKE && !route.throw && own.is_none_or(|own| Some(own.index) != route.device)
+}
+
+/// The interfaces by which members are reached: those of default routes, or where there is none all that are up.
+fn uplinks(wanted: &Wanted, links: &[Link], main: &[Route]) -> BTreeSet<String> {
+    let is_other = |link: &&Link| link.name != wanted.device && link.mark().is_none() && !link.loopback;
+    let leads_out = |link: &&Link| {
+        let by = |route: &Route| route.device == Some(link.index) && u32::from(route.net.prefix()) <= DEFAULT_LIKE;
+        main.iter().any(|route| !route.throw && by(route))
+    };
+    let others = || links.iter().filter(is_other);
+    let found: BTreeSet<String> = others().filter(leads_out).map(|link| link.name.clone()).collect();
+    if !found.is_empty() {
+        return found;
+    }
+    let has_v4 = |link: &&Link| link.up && link.addresses.iter().any(|(ip, _)| ip.is_ipv4());
+    others().filter(has_v4).map(|link| link.name.clone()).collect()
 }
 
 /// The interfaces behind which the offered subnets lie, and the subnets that lie behind none.

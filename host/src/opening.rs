@@ -7,6 +7,7 @@
 //! beside those that are there, or when p2pvm has gone. They are known by their comment, wherever they are ([`copies`]).
 
 pub(crate) mod copies;
+pub mod hooks;
 
 use crate::{
     error::Error,
@@ -38,6 +39,8 @@ pub struct Survey {
     pub input: BTreeMap<Block, Vec<String>>,
     /// What drops packets as it is now, into offered subnets or back, with the commands that help.
     pub forward: BTreeMap<Block, Vec<String>>,
+    /// What drops packets at hooks where p2pvm opens nothing.
+    pub elsewhere: BTreeSet<hooks::Dropped>,
 }
 
 impl Survey {
@@ -62,7 +65,7 @@ fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
     let overlay = wanted.overlay.map(|net| net.addr());
     let input = |v6: bool| Probe {
         hook: "input",
-        packet: Packet { iif: device.clone(), oif: None, source: overlay.filter(|_| !v6), destination: None, established: false, v6 },
+        packet: Packet { iif: device.clone(), source: overlay.filter(|_| !v6), v6, ..Packet::default() },
         way: Way::In,
     };
     let mut probes = vec![input(false), input(true)];
@@ -70,7 +73,7 @@ fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
         let subnet = wanted.offered.first().map(Net::addr);
         let forward = |iif: &str, oif: &str, source, destination, established, way| Probe {
             hook: "forward",
-            packet: Packet { iif: iif.into(), oif: Some(oif.into()), source, destination, established, v6: false },
+            packet: Packet { iif: iif.into(), oif: Some(oif.into()), source, destination, established, ..Packet::default() },
             way,
         };
         probes.push(forward(device, lan, overlay, subnet, false, Way::In));
@@ -84,13 +87,31 @@ fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
 pub struct Others {
     /// The rules of iptables-legacy and ip6tables-legacy.
     pub legacy: legacy::Rules,
+    /// Those of their other tables.
+    pub tables: legacy::Tables,
     /// Whether firewalld runs.
     pub firewalld: bool,
 }
 
-/// Looks at all other firewalls. `noted` is what the journal says was opened.
-pub fn survey(wanted: &Wanted, lans: &BTreeSet<String>, ruleset: &Ruleset, programs: &Others, noted: &[Passage]) -> Survey {
-    let mut survey = Survey::default();
+impl Others {
+    /// The tables of a family of iptables-legacy, by name.
+    fn legacy_tables<'a>(&'a self, family: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let filter = self.legacy.get(family).map(|rules| ("filter", rules.as_str()));
+        let others = self.tables.iter().filter(move |((of, _), _)| of == family);
+        filter.into_iter().chain(others.map(|((_, table), rules)| (table.as_str(), rules.as_str())))
+    }
+}
+
+/// Looks at all other firewalls. `uplinks` are the interfaces by which members are reached. `noted` is what the journal says was opened.
+pub fn survey(
+    wanted: &Wanted,
+    (lans, uplinks): (&BTreeSet<String>, &BTreeSet<String>),
+    ruleset: &Ruleset,
+    programs: &Others,
+    noted: &[Passage],
+) -> Survey {
+    let elsewhere = hooks::survey(wanted, (lans, uplinks), ruleset, programs);
+    let mut survey = Survey { elsewhere, ..Survey::default() };
     let others = ruleset.without_ours();
     let mut useless = BTreeSet::new();
     for probe in probes(wanted, lans) {

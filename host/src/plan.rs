@@ -9,6 +9,7 @@ use crate::{
     net::Net,
     passage::Passage,
     rules::{Placed, Rule},
+    sharing,
     wanted::{Forwards, Observed, TableState, Wanted, routing_table},
 };
 use std::{
@@ -69,13 +70,18 @@ pub fn plan(wanted: &Wanted, seen: &Observed) -> Vec<Step> {
 
 fn routes(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
     // What this machine reaches by itself goes before what others offer, as a whole or in part.
-    let accepted: BTreeSet<Net> = wanted.accepted.iter().filter(|net| !seen.local.iter().any(|own| own.covers(net))).copied().collect();
+    let is_local = |net: &Net| seen.local.iter().any(|own| own.covers(net));
+    let elsewhere = sharing::elsewhere(wanted, seen);
+    let is_ours = |net: &&Net| !is_local(net) && !elsewhere.contains_key(*net);
+    let accepted: BTreeSet<Net> = wanted.accepted.iter().filter(is_ours).copied().collect();
     let inside = |own: &&Net| accepted.iter().any(|net| net.covers(own));
-    let throws: BTreeSet<Net> = seen.local.iter().filter(inside).copied().collect();
+    let left = elsewhere.keys().filter(|net| !is_local(net));
+    let throws: BTreeSet<Net> = seen.local.iter().filter(inside).chain(left).copied().collect();
     steps.extend(throws.difference(&seen.throws).copied().map(Step::Throw));
     if seen.device.is_some() {
         steps.extend(seen.routes.difference(&accepted).copied().map(Step::Unroute));
-        steps.extend(accepted.difference(&seen.routes).copied().map(Step::Route));
+        let is_made = |net: &&Net| seen.routes.contains(*net) && seen.silent.contains(*net) == wanted.silent.contains(*net);
+        steps.extend(accepted.iter().filter(|net| !is_made(net)).copied().map(Step::Route));
     }
     steps.extend(seen.throws.difference(&throws).copied().map(Step::Unthrow));
     let others = seen.marks.iter().filter(|(device, _)| **device != wanted.device).map(|(_, mark)| mark);

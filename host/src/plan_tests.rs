@@ -65,6 +65,8 @@ impl World {
             rules: self.rules.clone(),
             rules_base: self.base,
             routes: own.routes.clone(),
+            silent: BTreeSet::new(),
+            held: BTreeSet::new(),
             throws: own.throws.clone(),
             local: self.local.clone(),
             forwarding: self.forwarding.clone(),

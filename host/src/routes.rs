@@ -3,7 +3,7 @@
 use crate::{
     net::Net,
     netlink::Netlink,
-    rules::{PROTOCOL, tables_of_all},
+    rules::{PROTOCOL, SILENT, tables_of_all},
 };
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
@@ -133,12 +133,16 @@ fn message(net: Net, table: u32, device: Option<u32>) -> RouteMessage {
     message
 }
 
-/// Makes a route into an interface, or a `throw` route without one.
+/// Makes a route into an interface, or a `throw` route without one; with `silent` others can tell that its router does not answer.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn make(netlink: &mut Netlink, net: Net, table: u32, device: Option<u32>) -> io::Result<()> {
-    netlink.change(RouteNetlinkMessage::NewRoute(message(net, table, device)), NLM_F_CREATE | NLM_F_REPLACE)
+pub fn make(netlink: &mut Netlink, net: Net, table: u32, device: Option<u32>, silent: bool) -> io::Result<()> {
+    let mut message = message(net, table, device);
+    if silent {
+        message.header.protocol = RouteProtocol::Other(SILENT);
+    }
+    netlink.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
 /// Removes such a route; one that is not there is no failure.
@@ -149,6 +153,8 @@ pub fn remove(netlink: &mut Netlink, net: Net, table: u32, device: Option<u32>) 
     let mut message = message(net, table, device);
     // Of whatever scope: a former release made other ones.
     message.header.scope = RouteScope::NoWhere;
+    // Of either of p2pvm's protocol numbers.
+    message.header.protocol = RouteProtocol::Unspec;
     match netlink.change(RouteNetlinkMessage::DelRoute(message), 0) {
         // ESRCH, as rtnetlink says it.
         Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Ok(()),

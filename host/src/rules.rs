@@ -27,6 +27,8 @@ use std::{collections::BTreeSet, io};
 pub const SOCKET_MARK: u32 = 0x7032_7076;
 /// The protocol number of p2pvm's rules and routes (RTPROT_*, of which 112 is nobody's): "p".
 pub const PROTOCOL: u8 = 112;
+/// The same for an accepted route whose router does not answer, so that another network of this machine can tell: "q".
+pub const SILENT: u8 = 113;
 /// Where the rules stand if nobody is in the way: behind Tailscale's (5210 to 5270), before main (32766).
 pub const BASE: u32 = 5300;
 /// How far before a rule that takes everything they stand.

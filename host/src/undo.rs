@@ -9,7 +9,7 @@ use crate::{
     opening::{self, copies},
     plan::{Step, rules_without},
     routes,
-    rules::{PROTOCOL, rules},
+    rules::{PROTOCOL, SILENT, rules},
     wanted::Forwards,
 };
 use std::{
@@ -73,7 +73,7 @@ fn undo_routes(table: u32) -> io::Result<()> {
             _ => {}
         }
     }
-    for route in routes::routes(&mut netlink, table)?.into_iter().filter(|route| route.protocol == PROTOCOL) {
+    for route in routes::routes(&mut netlink, table)?.into_iter().filter(|route| [PROTOCOL, SILENT].contains(&route.protocol)) {
         routes::remove(&mut netlink, route.net, table, route.device)?;
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! What one network wants of the machine's kernel, and what p2pvm found when it looked: plain data for [`crate::plan`].
 
-use crate::{links::Mark, net::Net, passage::Passage, rules::Placed};
+use crate::{links::Mark, net::Net, passage::Passage, rules::Placed, sharing::Held};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a network wants, besides its own interface.
@@ -18,6 +18,8 @@ pub struct Wanted {
     pub overlay: Option<Net>,
     /// Subnets of others that packets reach through the interface.
     pub accepted: BTreeSet<Net>,
+    /// Those of them whose router does not answer.
+    pub silent: BTreeSet<Net>,
     /// Subnets that packets from the interface are forwarded into.
     pub offered: BTreeSet<Net>,
     /// Whether other firewalls may be opened for the interface.
@@ -42,7 +44,7 @@ impl Wanted {
 
     /// The same network with nothing wanted any more.
     pub fn nothing(&self) -> Self {
-        Self { accepted: BTreeSet::new(), offered: BTreeSet::new(), open_firewalls: false, ..self.clone() }
+        Self { accepted: BTreeSet::new(), silent: BTreeSet::new(), offered: BTreeSet::new(), open_firewalls: false, ..self.clone() }
     }
 }
 
@@ -104,6 +106,10 @@ pub struct Observed {
     pub rules_base: u32,
     /// Routes in the network's own routing table that lead into its interface.
     pub routes: BTreeSet<Net>,
+    /// Those of them that are marked as led by a router that does not answer.
+    pub silent: BTreeSet<Net>,
+    /// What other p2pvm networks of this machine hold in theirs.
+    pub held: BTreeSet<Held>,
     /// Exceptions from them there.
     pub throws: BTreeSet<Net>,
     /// What this machine reaches by itself, other than by a default route.

@@ -243,6 +243,42 @@ fn networks_that_offer_through_one_lan_undo_only_their_own_part() {
 }
 
 #[test]
+fn of_two_networks_with_a_route_to_one_lan_the_one_whose_router_answers_leads_there() {
+    inside(|| {
+        let lan = "192.168.50.0/24";
+        let before = snapshot();
+        let (mut a, mut b) = (Network::start(0), Network::start(1));
+        a.accept(&[lan]);
+        b.accept(&[lan, "192.168.51.0/24"]);
+        let leads = |device: &str| sh("ip route get 192.168.50.7").contains(&format!("dev {device} "));
+        assert!(leads("p2pvm0"), "who was first: {}", snapshot());
+        until("both to know", || !a.keeper.report().shared.is_empty() && !b.keeper.report().shared.is_empty());
+        assert!(a.keeper.report().shared[0].is_here && !b.keeper.report().shared[0].is_here);
+        a.silence(&[lan]);
+        until("the one that answers to lead there", || leads("p2pvm1"));
+        assert!(sh("ip route get 192.168.51.7").contains("dev p2pvm1"));
+        until("both to know", || b.keeper.report().shared[0].is_here && !a.keeper.report().shared[0].is_here);
+        a.silence(&[]);
+        thread::sleep(Duration::from_millis(500));
+        assert!(leads("p2pvm1"), "no connection is cut when the other comes back: {}", snapshot());
+        b.silence(&[lan]);
+        until("the first to lead there again", || leads("p2pvm0"));
+        b.silence(&[]);
+        a.end();
+        until("the one that is left to lead there", || leads("p2pvm1"));
+        until("nothing to be shared", || b.keeper.report().shared.is_empty());
+        // A larger LAN of another network leaves out what this one accepts by itself.
+        let mut a = Network::start(0);
+        a.accept(&["192.168.0.0/16"]);
+        assert!(leads("p2pvm1") && sh("ip route get 192.168.9.1").contains("dev p2pvm0 "), "{}", snapshot());
+        b.end();
+        until("all of it to lead into the larger one", || leads("p2pvm0"));
+        a.end();
+        assert_eq!(snapshot(), before);
+    });
+}
+
+#[test]
 fn forwarding_is_left_as_all_others_have_left_it_whatever_the_order() {
     let one = |on: u8| format!("sysctl -qw net.ipv4.conf.lan0.forwarding={on}");
     let all = |on: u8| format!("sysctl -qw net.ipv4.ip_forward={on}");

@@ -4,6 +4,8 @@ use crate::{
     finding::{Board, Finding},
     look::Seen,
     net::Net,
+    opening::hooks,
+    sharing::{self, Shared},
     wanted::Wanted,
 };
 
@@ -16,6 +18,8 @@ pub struct Report {
     pub blocked: Vec<(String, String)>,
     /// Offered subnets that no interface of this machine reaches.
     pub nowhere: Vec<Net>,
+    /// Accepted LANs that another p2pvm network of this machine accepts too.
+    pub shared: Vec<Shared>,
     routes: Vec<Finding>,
     forwarding_findings: Vec<Finding>,
     firewall: Vec<Finding>,
@@ -30,7 +34,8 @@ impl Report {
 
     /// After a look and its steps, some of which fail.
     pub(super) fn of(wanted: &Wanted, seen: &Seen, failing: impl Iterator<Item = (String, String)>) -> Self {
-        let mut report = Self { nowhere: seen.nowhere.clone(), ..Self::default() };
+        let shared = sharing::shared(wanted, &seen.observed);
+        let mut report = Self { nowhere: seen.nowhere.clone(), shared, ..Self::default() };
         let device = &wanted.device;
         for (what, why) in failing {
             if what.starts_with("forwarding") {
@@ -63,6 +68,16 @@ impl Report {
             let (found, advice) = (format!("{block} drops what {device} forwards into the offered subnets"), commands.join(" && "));
             report.blocked.push((found.clone(), advice.clone()));
             report.firewall.push(Finding::failed(found, advice));
+        }
+        for dropped in &seen.survey.elsewhere {
+            let hooks::Dropped { block, hook, what, command, offered } = dropped;
+            let found = format!("{block}, at the hook {hook}, drops {what}");
+            if *offered {
+                report.blocked.push((found.clone(), command.clone()));
+                report.firewall.push(Finding::failed(found, command.clone()));
+            } else {
+                report.firewall.push(Finding::warning(found, command.clone()));
+            }
         }
         report
     }

@@ -142,6 +142,12 @@ impl Network {
         self.keeper.settle(self.wanted.clone());
     }
 
+    /// Says of which accepted subnets no router answers.
+    pub fn silence(&mut self, texts: &[&str]) {
+        self.wanted.silent = nets(texts);
+        self.keeper.settle(self.wanted.clone());
+    }
+
     pub fn offer(&mut self, texts: &[&str]) {
         self.wanted.offered = nets(texts);
         let report = self.keeper.settle(self.wanted.clone());

@@ -63,8 +63,10 @@ async fn withdraw(State(daemon): Shared, Json(r): Json<Which>) -> Answer<Value> 
 #[derive(Deserialize)]
 struct Accept {
     on: bool,
+    #[serde(default)]
+    subnet: Option<String>,
 }
 
 async fn accept(State(daemon): Shared, Json(r): Json<Accept>) -> Answer<Value> {
-    daemon.accept_routes(r.on).map(Json)
+    daemon.accept_routes(r.on, r.subnet.as_deref()).map(Json)
 }

@@ -417,8 +417,11 @@ pub enum Routes {
     #[command(after_help = "Example:\n  p2pvm route list")]
     List,
     /// Use the subnets that others offer: needed where the network has no policy
-    #[command(after_help = "Examples:\n  p2pvm route accept\n  p2pvm route accept --off")]
+    #[command(after_help = "Examples:\n  p2pvm route accept\n  p2pvm route accept --off\n  p2pvm route accept --off 192.168.7.0/24")]
     Accept {
+        /// This subnet alone, beside what is said of all
+        #[arg(value_name = "ADDR/PREFIX")]
+        subnet: Option<String>,
         /// Use none, whatever the policy allows
         #[arg(long)]
         off: bool,

@@ -85,7 +85,7 @@ pub(super) async fn route(context: &Context, routes: Routes) -> Outcome<()> {
         Routes::List => return list(context).await,
         Routes::Offer { subnet } => daemon.post("/routes/offer", &json!({ "subnet": subnet })).await?,
         Routes::Withdraw { subnet } => daemon.post("/routes/withdraw", &json!({ "subnet": subnet })).await?,
-        Routes::Accept { off } => daemon.post("/routes/accept", &json!({ "on": !off })).await?,
+        Routes::Accept { subnet, off } => daemon.post("/routes/accept", &json!({ "on": !off, "subnet": subnet })).await?,
     };
     if context.json {
         return print::json(&answer);
@@ -93,8 +93,11 @@ pub(super) async fn route(context: &Context, routes: Routes) -> Outcome<()> {
     match routes {
         Routes::Offer { subnet } => println!("{subnet}: {}", answer["note"].as_str().unwrap_or("offered")),
         Routes::Withdraw { subnet } => println!("{subnet} is not offered any more"),
-        Routes::Accept { off: false } => println!("others' subnets are used; {} of them now", answer["used"]),
-        Routes::Accept { off: true } => println!("others' subnets are not used"),
+        Routes::Accept { off, subnet: Some(subnet) } => {
+            println!("{subnet}, offered by others, is {}used here", if off { "not " } else { "" });
+        }
+        Routes::Accept { off: false, .. } => println!("others' subnets are used; {} of them now", answer["used"]),
+        Routes::Accept { off: true, .. } => println!("others' subnets are not used"),
         Routes::List => {}
     }
     Ok(())

@@ -7,6 +7,7 @@
 //! once this host forwards for it.
 
 mod answers;
+mod beside;
 mod judge;
 
 use super::{Daemon, Parts, policy::Policies};
@@ -72,6 +73,9 @@ struct Kept {
     /// `None`: as the policy says, and no use without one.
     #[serde(default)]
     accept: Option<bool>,
+    /// Subnets that are not used here whatever is accepted.
+    #[serde(default)]
+    refused: Vec<Cidr>,
 }
 
 /// What was told the others last.
@@ -212,6 +216,7 @@ impl Subnets {
             local: &local,
             policy: policy.as_ref().map(|(_, policy)| policy.as_ref()),
             accept: kept.accept,
+            refused: &kept.refused,
             silent: &silent,
             recovering: &recovering,
         };
@@ -231,6 +236,7 @@ impl Subnets {
         self.parts.plane.set_multicast(multicast.then_some(takers));
         let now = Wanted {
             accepted: used.iter().filter_map(|(subnet, _)| net(subnet)).collect(),
+            silent: judged.iter().filter(|(_, done)| *done == Use::Silent).filter_map(|(offer, _)| net(&offer.subnet)).collect(),
             offered: own.iter().filter_map(net).collect(),
             ..self.bare.clone()
         };
@@ -249,15 +255,26 @@ impl Subnets {
             Use::Own => own_note(&offer.subnet, report),
             done => done.to_string(),
         };
+        let beside = |offer: &Offered, done: &Use| {
+            let net = net(&offer.subnet).filter(|_| done.is_used())?;
+            beside::note(&net, &report.shared).map(|(here, said)| match done {
+                Use::Silent if here => (here, format!("{said}, and the member that offers it does not answer")),
+                _ => (here, said),
+            })
+        };
         let views: Vec<RouteView> = judged
             .iter()
-            .map(|(offer, done)| RouteView {
-                subnet: offer.subnet.to_string(),
-                by: self.name(offer),
-                member: offer.member.to_string(),
-                used: done.is_used() || (*done == Use::Own && report.forwarding.is_none()),
-                note: note(offer, done),
-                may_be_used: done.is_used() || matches!(done, Use::Elder(_) | Use::Unreachable | Use::Recovering),
+            .map(|(offer, done)| {
+                let shared = beside(offer, done);
+                let is_here = shared.as_ref().is_none_or(|(here, _)| *here);
+                RouteView {
+                    subnet: offer.subnet.to_string(),
+                    by: self.name(offer),
+                    member: offer.member.to_string(),
+                    used: (done.is_used() && is_here) || (*done == Use::Own && report.forwarding.is_none()),
+                    note: shared.map_or_else(|| note(offer, done), |(_, said)| said),
+                    may_be_used: done.is_used() || matches!(done, Use::Elder(_) | Use::Unreachable | Use::Recovering),
+                }
             })
             .collect();
         let before = std::mem::replace(&mut *lock(&self.views), views.clone());
@@ -266,11 +283,15 @@ impl Subnets {
         for view in views.iter().filter(|view| old.get(&key(view)) != Some(&view.note.as_str())) {
             tracing::info!(subnet = %view.subnet, by = %view.by, "route: {}", view.note);
         }
-        let silent = judged.iter().filter(|(_, done)| *done == Use::Silent).map(|(offer, _)| {
+        // What another network of this machine leads to is reached.
+        let is_here = |offer: &Offered, done: &Use| beside(offer, done).is_none_or(|(here, _)| here);
+        let is_silent = |offer: &Offered, done: &Use| *done == Use::Silent && is_here(offer, done);
+        let silent = judged.iter().filter(|(offer, done)| is_silent(offer, done)).map(|(offer, _)| {
             let by = self.name(offer);
             Finding::warning(format!("{} is not reached: {by}, which offers it, does not answer", offer.subnet), format!("p2pvm ping {by}"))
         });
-        self.keeper.add_findings(silent.collect());
+        let shared = beside::findings(&report.shared, self.layout.dir());
+        self.keeper.add_findings(silent.chain(shared).collect());
     }
 
     fn name(&self, offer: &Offered) -> String {
@@ -423,11 +444,23 @@ impl Daemon {
         Ok(json!({ "withdrawn": subnet.to_string() }))
     }
 
-    /// Whether this host uses what others offer.
-    pub fn accept_routes(&self, on: bool) -> Outcome<Value> {
-        self.subnets.change(|kept| {
-            kept.accept = Some(on);
-            Ok(())
+    /// Whether this host uses what others offer: all of it, or `only` one subnet.
+    pub fn accept_routes(&self, on: bool, only: Option<&str>) -> Outcome<Value> {
+        let only = only.map(subnet).transpose()?;
+        self.subnets.change(|kept| match only {
+            None => {
+                kept.accept = Some(on);
+                kept.refused.clear();
+                Ok(())
+            }
+            Some(_) if on && kept.accept == Some(false) => {
+                Err(Failure::refused("no subnet of others is used here: 'p2pvm route accept' first"))
+            }
+            Some(subnet) => {
+                kept.refused.retain(|refused| *refused != subnet);
+                kept.refused.extend((!on).then_some(subnet));
+                Ok(())
+            }
         })?;
         Ok(json!({ "accept": on, "used": self.routes().iter().filter(|r| r.used && r.member != self.me().to_string()).count() }))
     }

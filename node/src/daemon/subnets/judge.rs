@@ -18,6 +18,7 @@ pub(super) enum Use {
     Own,
     NotAccepted,
     SwitchedOff,
+    Refused(Cidr),
     NotAllowed,
     OverlapsNetwork(Cidr),
     OverlapsRoute(Cidr),
@@ -42,6 +43,7 @@ impl fmt::Display for Use {
             Self::Own => f.write_str("offered by this member"),
             Self::NotAccepted => f.write_str("not used: the network has no policy, and 'p2pvm route accept' was not said here"),
             Self::SwitchedOff => f.write_str("not used: 'p2pvm route accept --off' was said here"),
+            Self::Refused(subnet) => write!(f, "not used: 'p2pvm route accept --off {subnet}' was said here"),
             Self::NotAllowed => f.write_str("not used: the policy does not allow this member to offer it ([[route]])"),
             Self::OverlapsNetwork(network) => write!(f, "not used: it overlaps the network's own subnet {network}"),
             Self::OverlapsRoute(route) => write!(f, "not used: this machine has a route of its own to {route}"),
@@ -60,6 +62,8 @@ pub(super) struct Judge<'a> {
     pub local: &'a [Cidr],
     pub policy: Option<&'a NetworkPolicy>,
     pub accept: Option<bool>,
+    /// Subnets that are not used whatever is accepted.
+    pub refused: &'a [Cidr],
     /// Members that do not answer.
     pub silent: &'a BTreeSet<MemberId>,
     /// Those of them that have just answered again.
@@ -95,6 +99,10 @@ impl Judge<'_> {
             (Some(false), _) => return Use::SwitchedOff,
             (None, None) => return Use::NotAccepted,
             _ => {}
+        }
+        let holds = |refused: &&Cidr| refused.prefix() <= offer.subnet.prefix() && refused.contains(&offer.subnet.addr());
+        if let Some(refused) = self.refused.iter().find(holds) {
+            return Use::Refused(*refused);
         }
         // A default route, also one in pieces, hides nothing.
         let own = || self.local.iter().filter(|route| u32::from(route.prefix()) > DEFAULT_LIKE && route.overlaps(&offer.subnet));
@@ -145,6 +153,7 @@ mod tests {
             local: &local,
             policy: policy.as_ref(),
             accept,
+            refused: &[block("192.168.99.0/24")],
             silent: &silent,
             recovering: &BTreeSet::new(),
         };
@@ -185,6 +194,13 @@ mod tests {
             [Use::NotAllowed, Use::Elder(MemberId([3; 32])), Use::Used(None)],
             "who may not offer does not count"
         );
+    }
+
+    #[test]
+    fn a_subnet_that_was_refused_by_itself_is_not_used_and_others_are() {
+        let offers = [offered(1, "192.168.99.0/25", 5), offered(1, "192.168.0.0/16", 5)];
+        let refused = Use::Refused(block("192.168.99.0/24"));
+        assert_eq!(judged(None, Some(true), &offers), [refused, Use::Used(None)]);
     }
 
     #[test]

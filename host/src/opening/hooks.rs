@@ -1,0 +1,159 @@
+//! What other firewalls drop at hooks where p2pvm opens nothing: `prerouting`, `output`, `postrouting`, the family netdev's
+//! `ingress` and `egress`, and `input` for p2pvm's own UDP. Such a chain is a person's: it is named with its hook and the command
+//! that helps, and stays as it is.
+//!
+//! Packets of the network's interface are judged as those of `input` are. For the UDP between members much is not known here,
+//! such as whose address the other has: a chain is named only if no rule of it may let the packets through.
+
+use super::Others;
+use crate::{
+    firewall::{Block, Packet, Ports, drops},
+    legacy,
+    ruleset::Ruleset,
+    wanted::Wanted,
+};
+use std::collections::BTreeSet;
+
+/// The hooks that a packet meets on its way in, and on its way out.
+const IN: [&str; 2] = ["ingress", "prerouting"];
+const OUT: [&str; 3] = ["output", "postrouting", "egress"];
+
+/// A base chain that drops packets of p2pvm's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Dropped {
+    /// The chain.
+    pub block: Block,
+    /// Where it is hooked in.
+    pub hook: &'static str,
+    /// Which packets, in words.
+    pub what: String,
+    /// The command that helps.
+    pub command: String,
+    /// Whether it is about offered subnets.
+    pub offered: bool,
+}
+
+/// A packet and the hook that it meets.
+struct Probe {
+    hook: &'static str,
+    packet: Packet,
+    what: String,
+    /// What nft is told to match, and iptables.
+    matches: String,
+    legacy: String,
+    /// Whether a chain counts only if no rule may let the packet through.
+    surely: bool,
+    offered: bool,
+}
+
+/// Packets of the network's interface.
+fn of_device(wanted: &Wanted, probes: &mut Vec<Probe>) {
+    let device = &wanted.device;
+    for v6 in [false, true] {
+        let overlay = wanted.overlay.map(|net| net.addr()).filter(|_| !v6);
+        let base = Packet { source: overlay, destination: overlay, v6, ..Packet::default() };
+        let mut add = |hook, packet, way: &str, nft: &str, letter: &str| {
+            let what = format!("what {way} by {device}");
+            let (matches, legacy) = (format!("{nft} \"{device}\""), format!("{letter} {device}"));
+            probes.push(Probe { hook, packet, what, matches, legacy, surely: false, offered: false });
+        };
+        for hook in IN {
+            add(hook, Packet { iif: device.clone(), ..base.clone() }, "comes in", "iifname", "-i");
+        }
+        for hook in OUT {
+            add(hook, Packet { oif: Some(device.clone()), ..base.clone() }, "goes out", "oifname", "-o");
+        }
+    }
+}
+
+/// Packets into offered subnets, and their answers, beside the interface of the LAN.
+fn of_lans(wanted: &Wanted, lans: &BTreeSet<String>, probes: &mut Vec<Probe>) {
+    let device = &wanted.device;
+    let Some(net) = wanted.offered.first() else { return };
+    for lan in lans {
+        for hook in IN {
+            let packet = Packet { iif: lan.clone(), source: Some(net.addr()), established: true, ..Packet::default() };
+            let what = format!("answers from the offered subnets that come in by {lan}");
+            let (matches, legacy) = (format!("iifname \"{lan}\" ip saddr {net}"), format!("-i {lan} -s {net}"));
+            probes.push(Probe { hook, packet, what, matches, legacy, surely: false, offered: true });
+        }
+        for hook in ["postrouting", "egress"] {
+            let packet = Packet { iif: device.clone(), oif: Some(lan.clone()), destination: Some(net.addr()), ..Packet::default() };
+            let what = format!("what {device} forwards into the offered subnets by {lan}");
+            let (matches, legacy) = (format!("oifname \"{lan}\" ip daddr {net}"), format!("-o {lan} -d {net}"));
+            probes.push(Probe { hook, packet, what, matches, legacy, surely: false, offered: true });
+        }
+    }
+}
+
+/// UDP between members, on the interfaces that lead to them.
+fn of_udp(wanted: &Wanted, uplinks: &BTreeSet<String>, probes: &mut Vec<Probe>) {
+    let ports = [wanted.link_port, wanted.control_port].into_iter().filter(|port| *port != 0);
+    for (port, uplink) in ports.flat_map(|port| uplinks.iter().map(move |uplink| (port, uplink))) {
+        let mut add = |hook, packet, way: &str, field: &str| {
+            let what = format!("members' packets {way} UDP port {port} by {uplink}");
+            let (matches, legacy) = (format!("udp {field} {port}"), format!("-p udp --{field} {port}"));
+            probes.push(Probe { hook, packet, what, matches, legacy, surely: true, offered: false });
+        };
+        let inward = Packet {
+            iif: uplink.clone(),
+            // Answers: that what others begin is dropped is usual, and members get around it.
+            established: true,
+            udp: Some(Ports { source: None, destination: Some(port) }),
+            ..Packet::default()
+        };
+        for hook in IN.into_iter().chain(["input"]) {
+            add(hook, inward.clone(), "to", "dport");
+        }
+        let udp = Some(Ports { source: Some(port), destination: None });
+        let outward = Packet { oif: Some(uplink.clone()), udp, ..Packet::default() };
+        for hook in OUT {
+            add(hook, outward.clone(), "from", "sport");
+        }
+    }
+}
+
+/// Looks at all of them. `uplinks` are the interfaces by which members are reached.
+pub(super) fn survey(
+    wanted: &Wanted,
+    (lans, uplinks): (&BTreeSet<String>, &BTreeSet<String>),
+    ruleset: &Ruleset,
+    programs: &Others,
+) -> BTreeSet<Dropped> {
+    let mut probes = Vec::new();
+    of_device(wanted, &mut probes);
+    of_lans(wanted, lans, &mut probes);
+    of_udp(wanted, uplinks, &mut probes);
+    let mut found: BTreeSet<Dropped> = BTreeSet::new();
+    for probe in probes {
+        let mut add = |block: Block, command: String| {
+            let Probe { hook, ref what, offered, .. } = probe;
+            found.insert(Dropped { block, hook, what: what.clone(), command, offered });
+        };
+        for dropped in drops(ruleset, probe.hook, &probe.packet) {
+            if dropped.is_doubtful && probe.surely {
+                continue;
+            }
+            let Block { family, table, chain, .. } = &dropped.block;
+            let command = format!("nft insert rule {family} {table} {chain} {} accept", probe.matches);
+            add(dropped.block, command);
+        }
+        let family = if probe.packet.v6 { "ip6" } else { "ip" };
+        for (table, rules) in programs.legacy_tables(family) {
+            let chain = probe.hook.to_uppercase();
+            let judged = legacy::judge(rules, &chain, &probe.packet, None);
+            if !judged.drops || (judged.is_doubtful && probe.surely) {
+                continue;
+            }
+            let program = legacy::program(family);
+            let command = format!("{program} -t {table} -I {chain} {} -j ACCEPT", probe.legacy);
+            let by = judged.by.to_owned();
+            add(Block { family: program.into(), table: table.into(), chain, by }, command);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+#[path = "hooks_tests.rs"]
+mod tests;
