@@ -189,12 +189,10 @@ impl Thread {
             }
             // A machine with a million routes is not to be kept busy by looking at them.
             let rest = (began.elapsed() * 4).min(LOOK_EVERY);
-            let heard = watch.wait(rest, self.next_look());
+            // Others hear of it at once: a look may take long, and so may the rest after it.
+            let heard = watch.wait(rest, self.next_look(), || self.board.stir());
             if heard.rules {
                 self.rules.forget();
-            }
-            if heard.any {
-                self.board.stir();
             }
         }
     }

@@ -7,6 +7,9 @@ mod appliance_args;
 #[path = "../src/cli/args.rs"]
 #[allow(dead_code, unused_imports, reason = "the grammar serves the program; here it is only described")]
 mod args;
+#[path = "../src/cli/vm_args.rs"]
+#[allow(dead_code, reason = "as above")]
+mod vm_args;
 
 use clap::CommandFactory;
 use clap_complete::{Shell, generate_to};

@@ -5,7 +5,7 @@ use crate::{
     failure::{Doing, Failure, Kind, Outcome},
     layout::Layout,
 };
-use std::{io::SeekFrom, path::Path, process::Stdio};
+use std::{io::SeekFrom, path::Path, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncSeekExt},
     process::Command,
@@ -19,6 +19,8 @@ const UNIT_FILES: [&str; 2] = ["/usr/lib/systemd/system/p2pvm.service", "/lib/sy
 pub const STATE_DIR: &str = "/var/lib/p2pvm";
 /// The daemon's last sentence is among these lines of its log.
 const LAST_LINES: usize = 20;
+/// systemd has taken an order by then.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// What of a log file is read at most, bytes.
 const LOG_BYTES: u64 = 256 << 10;
 
@@ -36,6 +38,14 @@ pub async fn start() -> Outcome<()> {
     systemctl(&["enable", "--quiet", UNIT]).await?;
     let Err(failure) = systemctl(&["restart", UNIT]).await else { return Ok(()) };
     Err(own_words().await.unwrap_or(failure))
+}
+
+/// Lets systemd stop the daemon of this state directory, where it is systemd's, without waiting for that: it is not started anew then.
+pub async fn stop_soon(layout: &Layout) {
+    if manages(layout) {
+        // What systemd does not hear in time is done without it.
+        let _ = tokio::time::timeout(STOP_LIMIT, systemctl(&["stop", "--no-block", UNIT])).await;
+    }
 }
 
 /// Why the daemon of this state directory ended, where it is systemd's and has ended.

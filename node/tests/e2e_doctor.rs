@@ -170,3 +170,67 @@ fn a_daemon_that_ends_at_once_is_heard_and_a_long_state_directory_works() {
     assert!(said.contains("the daemon did not start: ") && said.contains("another identity"), "{said}");
     lab.down().unwrap();
 }
+
+/// What a host's kernel has of p2pvm: interfaces, nft tables, routing rules; and who runs there.
+fn left_on(lab: &Lab, host: &str) -> String {
+    let (_, kernel) =
+        shell(lab, host, "ip -o link 2>/dev/null | grep -E ' (p2pvm|pv)'; nft list tables | grep p2pvm; ip rule | grep p2pvm");
+    let processes = lab.testbed().processes(host).unwrap();
+    let ours = |pid: &&i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| String::from_utf8_lossy(&words).contains("p2pvm"));
+    format!("{kernel}{:?}", processes.iter().filter(ours).collect::<Vec<_>>())
+}
+
+#[test]
+fn beside_a_daemon_that_hangs_every_command_says_so_within_seconds_and_force_ends_it() {
+    let lab = lab("hangs", &public_sites(&["a", "b"], 5.0));
+    common::network(&lab, &["a", "b"]);
+    lab.p2pvm("b", &["vm", "create", "web", "--image", common::image(), "--memory", "64M", "--start"]).unwrap();
+    // A guest that has just begun to boot hears no power button; who insists does not wait for it.
+    for (name, words) in [("stopped", &["vm", "stop", "stopped", "--force"][..]), ("deleted", &["vm", "delete", "deleted", "--force"])] {
+        lab.p2pvm("b", &["vm", "create", name, "--image", common::image(), "--memory", "64M", "--start"]).unwrap();
+        let began = Instant::now();
+        lab.p2pvm("b", words).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(4), "{words:?} took {:?}", began.elapsed());
+    }
+    let daemon = || fs::read_to_string(lab.dir("b").unwrap().join("daemon.pid")).unwrap().trim().to_owned();
+    let pid = daemon();
+    shell(&lab, "b", &format!("kill -STOP {pid}"));
+    let timed = |words: &[&str]| {
+        let began = Instant::now();
+        let (code, out, said) = lab.try_p2pvm("b", words).unwrap();
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(9), "{words:?} took {took:?}: {said}");
+        (code, format!("{out}{said}"))
+    };
+    let process = format!("(process {pid})");
+    for words in [&["status"][..], &["peers", "--timeout", "700ms"], &["vm", "list"], &["down"], &["up", "--detach"], &["leave"]] {
+        let (code, said) = timed(words);
+        assert_eq!(code, 4, "{words:?}: {said}");
+        for part in [process.as_str(), "is stopped", "kill -CONT", "p2pvm down --force"] {
+            assert!(said.contains(part), "{words:?}: {said}");
+        }
+    }
+    let (code, said) = timed(&["up"]);
+    assert!(code == 5 && said.contains("hangs") && said.contains(&process), "{said}");
+    let began = Instant::now();
+    let (code, page, _) = lab.try_p2pvm("b", &["doctor"]).unwrap();
+    assert!(code == 1 && page.contains("is stopped") && !page.contains("a port of 0"), "{page}");
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+
+    // The daemon goes, what it changed on this machine too, and the guest stays.
+    let said = lab.p2pvm("b", &["down", "--force"]).unwrap();
+    assert!(said.contains(&process) && said.contains("undone"), "{said}");
+    assert!(!Path::new(&format!("/proc/{pid}/cwd")).exists());
+    assert!(!left_on(&lab, "b").contains("p2pvm0"), "{}", left_on(&lab, "b"));
+    lab.p2pvm("b", &["up", "--detach"]).unwrap();
+    assert_eq!(lab.json("b", &["vm", "show", "web"]).unwrap()["state"], "running", "it has gone on");
+
+    // Nothing is left of a network that is left, its guests among it.
+    shell(&lab, "b", &format!("kill -STOP {}", daemon()));
+    let (code, said) = timed(&["leave", "--force"]);
+    assert!(code == 0 && said.contains("was not told") && said.contains("ended the VMs web"), "{said}");
+    lab.wait("nothing to be left", Duration::from_secs(5), Duration::from_millis(200), || Ok((left_on(&lab, "b") == "[]").then_some(())))
+        .unwrap_or_else(|e| panic!("{e}: {}", left_on(&lab, "b")));
+    assert!(!lab.dir("b").unwrap().join("certificate").exists() && !lab.dir("b").unwrap().join("vms").exists());
+    lab.down().unwrap();
+}

@@ -57,34 +57,27 @@ impl Images {
         Ok(imported.id)
     }
 
-    /// The image as a read-only file here, made from chunks here or fetched from `providers`.
+    /// The image as a read-only file here, made from chunks here or fetched from `providers`. A caller that goes away meanwhile ends
+    /// the fetching; what has begun to be kept then is kept to the end, and [`Images::remove`] waits for that.
     ///
     /// # Errors
     /// `NoProvider` if chunks can be had from nobody, or what the file system says.
     pub async fn ensure_local(&self, image: ImageId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<PathBuf, Error> {
-        let making = self.making.lock().unwrap_or_else(PoisonError::into_inner).entry(image).or_default().clone();
-        let _making = making.lock().await;
+        let making = self.making(image).lock_owned().await;
         let path = self.path(image);
         if path.exists() && self.is_pinned(image).await? {
             return Ok(path);
         }
         // Beside what is missing, this reads only the manifest.
         let report = self.exchange.fetch(image, providers, progress).await?;
-        self.pin(image).await?;
-        drop(report);
-        if path.exists() {
-            return Ok(path);
-        }
-        let store = self.store().clone();
-        let manifest = blocking("reading a manifest", move || Manifest::load(&store, image)).await?;
-        match file::export_read_only(self.store(), &manifest, &path, progress).await {
-            Err(Error::NotFound(_) | Error::Corrupt { .. }) => {
-                self.exchange.mend(image, providers, progress).await?;
-                file::export_read_only(self.store(), &manifest, &path, progress).await?;
-            }
-            done => done?,
-        }
-        Ok(path)
+        let (exchange, providers, progress) = (self.exchange.clone(), providers.to_vec(), progress.clone());
+        // A task of its own: a pin that a caller has left behind half-way would be set after somebody has removed it.
+        let keeping = tokio::spawn(async move {
+            let kept = keep(&exchange, image, &providers, &path, &progress).await;
+            drop((report, making));
+            kept.map(|()| path)
+        });
+        keeping.await.map_err(|_| Error::Closed { step: "keeping an image" })?
     }
 
     /// The images here.
@@ -102,12 +95,24 @@ impl Images {
     /// # Errors
     /// What the file system says.
     pub async fn remove(&self, image: ImageId) -> Result<(), Error> {
+        self.remove_if(image, || true).await.map(drop)
+    }
+
+    /// As above if `unused` says so, which is asked when nobody is making the image's file; whether it went.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub async fn remove_if(&self, image: ImageId, unused: impl Fn() -> bool) -> Result<bool, Error> {
+        let _making = self.making(image).lock_owned().await;
+        if !unused() {
+            return Ok(false);
+        }
         let (store, path) = (self.store().clone(), self.path(image));
         blocking("removing an image", move || {
             store.unpin(image, PIN)?;
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_at("removing", &path)(e)),
-                _ => Ok(()),
+                _ => Ok(true),
             }
         })
         .await
@@ -122,13 +127,45 @@ impl Images {
         self.exchange.store()
     }
 
+    fn making(&self, image: ImageId) -> Arc<tokio::sync::Mutex<()>> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner).entry(image).or_default().clone()
+    }
+
     async fn is_pinned(&self, image: ImageId) -> Result<bool, Error> {
         Ok(self.list().await?.contains(&image))
     }
 
     async fn pin(&self, image: ImageId) -> Result<(), Error> {
-        let store = self.store().clone();
-        blocking("pinning an image", move || store.pin(image, PIN)).await
+        pin(self.store(), image).await
+    }
+}
+
+async fn pin(store: &ChunkStore, image: ImageId) -> Result<(), Error> {
+    let store = store.clone();
+    blocking("pinning an image", move || store.pin(image, PIN)).await
+}
+
+/// Pins an image whose chunks are here, and makes its file.
+async fn keep(
+    exchange: &Exchange,
+    image: ImageId,
+    providers: &[MemberId],
+    path: &Path,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), Error> {
+    let store = exchange.store();
+    pin(store, image).await?;
+    if path.exists() {
+        return Ok(());
+    }
+    let reading = store.clone();
+    let manifest = blocking("reading a manifest", move || Manifest::load(&reading, image)).await?;
+    match file::export_read_only(store, &manifest, path, progress).await {
+        Err(Error::NotFound(_) | Error::Corrupt { .. }) => {
+            exchange.mend(image, providers, progress).await?;
+            file::export_read_only(store, &manifest, path, progress).await
+        }
+        done => done,
     }
 }
 

@@ -72,11 +72,17 @@ pub trait Vault: Send + Sync + 'static {
     /// Whether the image's file is here, so that [`Vault::ensure_image`] fetches nothing.
     async fn has_image(&self, image: ManifestId) -> bool;
 
-    /// Lets an image go that no VM here uses.
-    async fn drop_image(&self, image: ManifestId) -> Result<(), Error>;
+    /// The images that are kept here.
+    async fn images(&self) -> Result<Vec<ManifestId>, Error>;
+
+    /// Lets an image go if no VM here uses it, which `unused` is asked when nobody is bringing it in; whether it went.
+    async fn drop_image(&self, image: ManifestId, unused: &(dyn Fn() -> bool + Send + Sync)) -> Result<bool, Error>;
 
     /// Stores a checkpoint; when it returns, it is flushed and kept until [`Vault::forget`].
     async fn store(&self, instant: &Instant, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error>;
+
+    /// Whether a checkpoint is kept here until [`Vault::forget`].
+    async fn keeps(&self, id: ManifestId) -> Result<bool, Error>;
 
     /// A checkpoint with all that it names, fetched from `providers` as far as it is missing here, and kept from now on.
     async fn fetch(&self, id: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<Checkpoint, Error>;

@@ -61,9 +61,50 @@ async fn a_move_is_ended_at_any_step_with_its_guest_running_where_it_was() {
         let outcome = moving.await.unwrap().unwrap();
         assert!(outcome.cancelled && outcome.runs_on == RunsOn::Source, "{step:?}: {outcome:?}");
         nothing_half_made(&lab, vm, &format!("{step:?}")).await;
+        lab.keeps_nothing(1, &format!("{step:?}")).await;
+        assert_eq!(lab.kept(0), (1, 1), "the VM here uses it");
         let refused = lab.host(0).cancel_migration("web").await.unwrap_err().to_string();
         assert!(refused.contains("is not being moved"), "{refused}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_no_vm_here_uses_goes_at_the_daemons_start() {
+    let mut lab = Lab::new(4).await;
+    let vm = lab.vm(0, "web").await;
+    // The target's daemon is killed while it prepares; the source gives up.
+    let (moving, _strike, _trap) = moving(&lab, Step::Mirror).await;
+    lab.kill_daemon(1);
+    lab.host(0).cancel_migration("web").await.unwrap();
+    assert!(moving.await.unwrap().unwrap().cancelled);
+    assert_eq!(lab.kept(1), (1, 1));
+    lab.up(1).await;
+    lab.keeps_nothing(1, "an interrupted arrival").await;
+    // One that was deleted leaves its image for a while, in case it is made anew.
+    lab.host(0).stop("web").await.unwrap();
+    lab.host(0).delete("web").await.unwrap();
+    assert!(lab.world.running(vm).is_empty() && lab.kept(0) == (1, 1), "{:?}", lab.kept(0));
+    lab.kill_daemon(0);
+    lab.up(0).await;
+    lab.keeps_nothing(0, "a deleted VM").await;
+    // An image that a VM uses stays, whatever else goes.
+    lab.vm(0, "web").await;
+    lab.kill_daemon(0);
+    lab.up(0).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.kept(0), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_vms_image_goes_after_a_day() {
+    let lab = Lab::new(3).await;
+    lab.vm(0, "web").await;
+    lab.host(0).stop_within("web", Duration::ZERO).await.unwrap();
+    lab.host(0).delete("web").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(20 * 3600)).await;
+    assert_eq!(lab.kept(0), (1, 1));
+    tokio::time::sleep(Duration::from_secs(8 * 3600)).await;
+    lab.keeps_nothing(0, "a day later").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 
 mod mobility;
 
-use mobility::Lab;
+use mobility::{Lab, fake::Step};
 use p2pvm_vm_manager::{Error, checkpoint::RestoreOptions, host::VmState, vault::Durability};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::sync::watch;
@@ -39,6 +39,37 @@ async fn a_vm_whose_host_died_comes_back_elsewhere_with_its_memory_only_by_force
     lab.assert_never_double("restore");
     lab.host(0).delete("web-branch-e1").await.unwrap();
     assert!(lab.host(0).list().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_for_a_restore_that_failed_goes_again() {
+    let mut lab = Lab::new(5).await;
+    lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    let without = (1..5).find(|i| lab.kept(*i) == (0, 0)).expect("two of four hold copies");
+    lab.power_off(0);
+    let mut trap = lab.trap(Step::Launch);
+    let host = lab.host(without);
+    let restoring = tokio::spawn(async move { host.restore("web", "one", FORCE, &watch::Sender::default()).await });
+    let strike = trap.recv().await.unwrap();
+    assert_ne!(lab.kept(without), (0, 0));
+    // It has the epoch by now: what came is what there is of the VM.
+    strike.2.send(true).unwrap();
+    restoring.await.unwrap().unwrap_err();
+    assert_ne!(lab.kept(without), (0, 0));
+
+    // Without its voters a restore fails after all its bytes have come.
+    let lab = Lab::new(5).await;
+    let vm = lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    let voters = lab.host(0).status("web").await.unwrap().definition.voters;
+    let without = (1..5).find(|i| lab.kept(*i) == (0, 0)).expect("two of four hold copies");
+    for voter in (0..5).filter(|i| *i != without && voters.contains(&lab.me(*i))) {
+        lab.net.set_cut(lab.me(voter), lab.me(without), true);
+    }
+    let failed = lab.host(without).restore("web", "one", FORCE, &watch::Sender::default()).await.unwrap_err();
+    assert!(lab.world.machine(vm, lab.me(without)).is_none(), "{failed}");
+    lab.keeps_nothing(without, &failed.to_string()).await;
 }
 
 #[tokio::test(start_paused = true)]

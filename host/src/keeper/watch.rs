@@ -50,8 +50,25 @@ impl Watch {
         Ok(socket)
     }
 
-    /// Waits until something is heard, but not before `rest` unless it is an order, and not longer than `limit`.
-    pub fn wait(&mut self, rest: Duration, limit: Duration) -> Heard {
+    /// Waits until something is heard, but not before `rest` unless it is an order, and not longer than `limit`. `tell` is called at
+    /// once when the kernel tells of something, and at the end for what came after that.
+    pub fn wait(&mut self, rest: Duration, limit: Duration, tell: impl Fn()) -> Heard {
+        let (mut told, mut more) = (false, false);
+        let heard = self.hear(rest, limit, || {
+            if told {
+                more = true;
+            } else {
+                tell();
+            }
+            told = true;
+        });
+        if more {
+            tell();
+        }
+        heard
+    }
+
+    fn hear(&mut self, rest: Duration, limit: Duration, mut each: impl FnMut()) -> Heard {
         let (began, mut heard) = (Instant::now(), Heard::default());
         loop {
             let elapsed = began.elapsed();
@@ -68,6 +85,9 @@ impl Watch {
             if rules {
                 self.drain_rules();
                 (heard.any, heard.rules) = (true, true);
+            }
+            if routes || rules {
+                each();
             }
             if ordered {
                 let _ = self.woken.read(&mut [0; 64]);

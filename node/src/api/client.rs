@@ -28,8 +28,7 @@ pub enum Event {
 impl Client {
     /// Connects to the daemon whose socket this is.
     pub async fn connect(socket: &Path) -> Outcome<Self> {
-        let connected = async { UnixStream::connect(SocketPath::to(socket)?.path()).await }.await;
-        let stream = connected.map_err(|e| match e.kind() {
+        let stream = Self::dial(socket).await.map_err(|e| match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 Failure::new(Kind::Failed, "no p2pvm daemon is running here; start one with 'p2pvm up --detach' (or 'p2pvm join' first)")
             }
@@ -37,6 +36,17 @@ impl Client {
             _ => Failure::new(Kind::Failed, format!("cannot reach the daemon at {}: {e}", socket.display())),
         })?;
         Self::over(Box::new(stream)).await
+    }
+
+    /// Opens the socket. A daemon that takes nobody in any more lets its queue fill: [`io::ErrorKind::WouldBlock`].
+    async fn dial(socket: &Path) -> io::Result<UnixStream> {
+        UnixStream::connect(SocketPath::to(socket)?.path()).await
+    }
+
+    /// Waits for any answer at all.
+    pub async fn hello(&mut self) -> Outcome<()> {
+        let answer = self.send(Method::GET, "/status", None, false).await?;
+        answer.into_body().collect().await.map(drop).doing("reading the daemon's answer")
     }
 
     /// Speaks over a stream that is already open.

@@ -1,5 +1,6 @@
 //! The command line's grammar. Every command's help ends with an example.
 
+use super::vm_args::{Vm, VmName};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -51,8 +52,8 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm up --detach")]
     Up(Up),
     /// Stop the daemon; running VMs go on and are taken up again by the next 'up'
-    #[command(after_help = "Example:\n  p2pvm down")]
-    Down,
+    #[command(after_help = "Examples:\n  p2pvm down\n  p2pvm down --force   # also one that does not answer any more")]
+    Down(Down),
     /// Print an invite: whoever holds it can join until it expires or is used up
     #[command(
         after_help = "Examples:\n  p2pvm invite --uses 5 --expires 24h\n  p2pvm invite --group servers --group lab\n  p2pvm invite --qr"
@@ -335,10 +336,19 @@ pub struct Trace {
     pub member: String,
 }
 
+/// Arguments of `down`.
+#[derive(Args)]
+pub struct Down {
+    /// End a daemon that does not answer, and undo what it changed on this machine; VMs go on all the same
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// Arguments of `leave`.
 #[derive(Args)]
 pub struct Leave {
-    /// Leave even though VMs live here: they are stopped and lost with this host's state
+    /// Leave even though VMs live here: they are ended at once and lost with this host's state. A daemon that does not answer is
+    /// ended too, and the network is not told
     #[arg(long)]
     pub force: bool,
 }
@@ -426,124 +436,6 @@ pub enum Routes {
         #[arg(long)]
         off: bool,
     },
-}
-
-/// A VM by name.
-#[derive(Args)]
-pub struct VmName {
-    /// The VM
-    pub name: String,
-}
-
-/// `p2pvm vm ...`
-#[derive(Subcommand)]
-pub enum Vm {
-    /// Define a VM on this host or on another member
-    #[command(
-        after_help = "Examples:\n  p2pvm vm create web --image base.qcow2 --cpus 1 --memory 128M\n  p2pvm vm create web --on attic --image /usr/lib/p2pvm/guest.qcow2 --start   # attic is an appliance"
-    )]
-    Create(Create),
-    /// Start a VM
-    #[command(after_help = "Example:\n  p2pvm vm start web")]
-    Start(VmName),
-    /// Shut a VM down, by force after 30 s
-    #[command(after_help = "Example:\n  p2pvm vm stop web")]
-    Stop(VmName),
-    /// List the network's VMs
-    #[command(after_help = "Example:\n  p2pvm vm list")]
-    List,
-    /// Show a VM: where it runs, its address, epoch, snapshots
-    #[command(after_help = "Example:\n  p2pvm vm show web --json")]
-    Show(VmName),
-    /// Attach to a VM's serial console; leave with Ctrl-]
-    #[command(after_help = "Example:\n  p2pvm vm console web")]
-    Console(VmName),
-    /// Delete a stopped VM and its disk
-    #[command(after_help = "Example:\n  p2pvm vm delete web")]
-    Delete(Delete),
-    /// Move a running VM to another member while it runs
-    #[command(after_help = "Example:\n  p2pvm vm migrate web --to lab2\n\nWith [traces] in node.toml it names its trace.")]
-    Migrate(Migrate),
-    /// Take a snapshot of memory and disk while the VM runs, and copy it to two other members
-    #[command(after_help = "Example:\n  p2pvm vm snapshot web --name before-upgrade")]
-    Snapshot(Snapshot),
-    /// Bring a VM back from a snapshot
-    #[command(after_help = "Example:\n  p2pvm vm restore web@before-upgrade --on lab2 --force")]
-    Restore(Restore),
-}
-
-/// Arguments of `vm create`.
-#[derive(Args)]
-pub struct Create {
-    /// The VM's name: a DNS label, unique in the network
-    pub name: String,
-    /// A qcow2 or raw image file, or the id of an image in the network; with --on a file of that member
-    #[arg(long)]
-    pub image: String,
-    /// The member to define it on; by default this one
-    #[arg(long, value_name = "MEMBER")]
-    pub on: Option<String>,
-    /// Virtual processors
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub cpus: u32,
-    /// Memory, such as 128M or 2G
-    #[arg(long, default_value = "512M", value_parser = parse_size)]
-    pub memory: u64,
-    /// Disk size if larger than the image, such as 20G
-    #[arg(long, value_parser = parse_size)]
-    pub disk: Option<u64>,
-    /// Start it at once
-    #[arg(long)]
-    pub start: bool,
-}
-
-/// Arguments of `vm delete`.
-#[derive(Args)]
-pub struct Delete {
-    /// The VM
-    pub name: String,
-    /// Stop it first if it runs
-    #[arg(long)]
-    pub force: bool,
-}
-
-/// Arguments of `vm migrate`.
-#[derive(Args)]
-pub struct Migrate {
-    /// The VM
-    pub name: String,
-    /// The member to move it to; by default the least loaded one its host knows
-    #[arg(long, value_name = "MEMBER")]
-    pub to: Option<String>,
-    /// End the move that is under way: the guest goes on where it is
-    #[arg(long, conflicts_with_all = ["to", "post_copy"])]
-    pub cancel: bool,
-    /// Let the guest run on the target before all its memory is there, if it dirties memory faster than the path carries it. Either host dying then loses the guest
-    #[arg(long)]
-    pub post_copy: bool,
-}
-
-/// Arguments of `vm snapshot`.
-#[derive(Args)]
-pub struct Snapshot {
-    /// The VM
-    pub name: String,
-    /// The snapshot's name; by default the time
-    #[arg(long = "name", value_name = "SNAPSHOT")]
-    pub snapshot: Option<String>,
-}
-
-/// Arguments of `vm restore`.
-#[derive(Args)]
-pub struct Restore {
-    /// The VM, or VM@SNAPSHOT; without a snapshot the newest one
-    pub what: String,
-    /// The member to restore it on; by default this one
-    #[arg(long, value_name = "MEMBER")]
-    pub on: Option<String>,
-    /// The VM's host is dead: take the VM over in a new epoch. Should that host come back, its copy is frozen
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// Arguments of `demo`.

@@ -4,7 +4,11 @@
 //! Most commands have a total limit. Those whose work has no natural length (a move, a snapshot, an image copied) end when
 //! nothing has been heard of them for long. Screens, consoles and what serves until it is stopped have no limit of their own.
 
-use super::args::{Cli, Command, Ping, Vm};
+use super::{
+    args::{Cli, Command, Ping},
+    silent,
+    vm_args::Vm,
+};
 use crate::{daemon::lock, failure::Failure, layout::Layout};
 use std::{
     sync::{Mutex, PoisonError},
@@ -15,16 +19,18 @@ use std::{
 const SHORT: Duration = Duration::from_secs(30);
 /// What waits for other machines more than once: joining, an address, a guest's shut-down.
 const LONG: Duration = Duration::from_secs(150);
-/// Guests of a host that leaves are stopped one after the other, each for up to half a minute.
-const LEAVING: Duration = Duration::from_secs(600);
 /// Work without a word for so long is stuck: longer than the daemon waits for a snapshot's copies.
 const SILENCE: Duration = Duration::from_secs(420);
 /// The way to a member and its first answer, and each answer more.
 const PING_FIRST: Duration = Duration::from_secs(17);
 const PING_EACH: Duration = Duration::from_secs(5);
+/// A daemon that has said nothing for so long when the time is over is called silent.
+const SILENT: Duration = Duration::from_secs(1);
 /// How often it is looked.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// Since when the daemon has been asked and has not said anything.
+static UNHEARD: Mutex<Option<Instant>> = Mutex::new(None);
 /// When something was last heard of the work.
 static HEARD: Mutex<Option<Instant>> = Mutex::new(None);
 
@@ -42,6 +48,11 @@ pub enum Limit {
 /// Notes that the work goes on.
 pub fn progressed() {
     *HEARD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+}
+
+/// Notes that the daemon is waited for and has not said anything yet, or has.
+pub fn unheard(is_so: bool) {
+    *UNHEARD.lock().unwrap_or_else(PoisonError::into_inner) = is_so.then(Instant::now);
 }
 
 /// The limit of a command: the one given, or that of its kind.
@@ -64,8 +75,8 @@ fn of_kind(command: &Command) -> Limit {
         Command::Vm(Vm::List | Vm::Show(_)) => Limit::Total(SHORT),
         Command::Vm(Vm::Delete(_)) => Limit::Total(LONG),
         Command::Vm(_) | Command::Drain => Limit::Silence(SILENCE),
-        Command::Leave(_) => Limit::Total(LEAVING),
-        Command::Up(_) | Command::Join(_) | Command::Doctor(_) | Command::Bugreport(_) => Limit::Total(LONG),
+        Command::Down(down) if down.force => Limit::Total(LONG),
+        Command::Leave(_) | Command::Up(_) | Command::Join(_) | Command::Doctor(_) | Command::Bugreport(_) => Limit::Total(LONG),
         Command::Ping(ping) => Limit::Total(of_ping(ping)),
         _ => Limit::Total(SHORT),
     }
@@ -98,12 +109,11 @@ pub fn watch(limit: Limit, json: bool, layout: Layout) {
     }
 }
 
-/// The same with the cause, where the daemon is held.
+/// The same with the cause, where the daemon is held or has not said a word.
 fn because(failure: Failure, layout: &Layout) -> Failure {
-    match lock::silence(layout) {
-        Some((found, advice)) if found.ends_with("is stopped") => Failure::timed_out(format!("{found}, so nothing was done: {advice}")),
-        _ => failure,
-    }
+    let unheard = *UNHEARD.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_silent = unheard.is_some_and(|since| since.elapsed() >= SILENT);
+    if is_silent && lock::holder(layout).is_some() || lock::is_held_still(layout) { silent::failure(layout) } else { failure }
 }
 
 fn silent_for() -> Duration {

@@ -13,8 +13,11 @@ mod policy;
 pub mod print;
 mod progress;
 mod ring;
+mod silent;
+mod stop;
 mod traffic;
 mod vm;
+mod vm_args;
 
 pub use args::{Bench as BenchArgs, Cli, Command, Demo as DemoArgs, Top as TopArgs, Up as UpArgs};
 pub use progress::Progress;
@@ -75,9 +78,18 @@ pub struct Context {
 }
 
 impl Context {
-    /// A connection to this node's daemon.
+    /// A connection to this node's daemon, which has answered on it.
     pub async fn daemon(&self) -> Outcome<Client> {
-        Client::connect(&self.layout.socket()).await
+        Ok(silent::connect(&self.layout).await?)
+    }
+
+    /// As above; none where no daemon runs.
+    pub async fn daemon_if_any(&self) -> Outcome<Option<Client>> {
+        match silent::connect(&self.layout).await {
+            Ok(client) => Ok(Some(client)),
+            Err(silent::Missing::NotRunning(_)) => Ok(None),
+            Err(missing) => Err(missing.into()),
+        }
     }
 }
 
@@ -126,7 +138,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
     match command {
         Command::Init(a) => network::init(&context, a),
         Command::Up(a) => network::up_detached(&context, &a).await,
-        Command::Down => network::down(&context).await,
+        Command::Down(a) => stop::down(&context, a.force).await,
         Command::Invite(a) => network::invite(&context, a).await,
         Command::Join(a) => network::join(&context, a).await,
         Command::Revoke(a) => network::revoke(&context, &a.what).await,
@@ -141,7 +153,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Ping(a) => network::ping(&context, a).await,
         Command::Netcheck => netcheck::run(&context).await,
         Command::Trace(a) => ring::trace(&context, &a.member).await,
-        Command::Leave(a) => network::leave(&context, a.force).await,
+        Command::Leave(a) => stop::leave(&context, a.force).await,
         Command::Acl(a) => policy::acl(&context, a).await,
         Command::Route(a) => policy::route(&context, a).await,
         Command::Vm(a) => vm::run(&context, a).await,

@@ -25,9 +25,12 @@ pub fn of_machine(local: &[IpAddr], router: &Offers) -> NetCheckView {
 }
 
 pub(super) async fn run(context: &Context) -> Outcome<()> {
-    let page: NetCheckView = match context.daemon().await {
-        Ok(mut client) => client.get("/netcheck").await?,
-        Err(_) => {
+    let page: NetCheckView = match context.daemon_if_any().await {
+        Ok(Some(mut client)) => client.get("/netcheck").await?,
+        without => {
+            if let Err(failure) = without {
+                eprintln!("note: {failure}; what follows is without the daemon");
+            }
             let local = local_addresses();
             let router = portmap::offers(&local).await;
             of_machine(&local, &router)

@@ -1,10 +1,11 @@
-//! Founding, joining and leaving a network, and looking at it.
+//! Founding and joining a network, and looking at it.
 
 use super::{
     Context,
     args::{Init, Invite, Join, Ping, Up},
     print::{self, ms, or_dash},
     progress::Progress,
+    silent,
 };
 use crate::{
     api::{
@@ -30,7 +31,7 @@ use std::{
 
 /// A daemon that has not opened its socket by then is not going to.
 const DAEMON_START_LIMIT: Duration = Duration::from_secs(20);
-/// A daemon that was killed holds its lock until the kernel has taken it apart.
+/// A service's daemon that has not answered for so long has ended.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
 /// A member that is there has let this one in, or turned it away, within this.
 const WELCOME_LIMIT: Duration = Duration::from_secs(4);
@@ -70,8 +71,8 @@ pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
 
 pub(super) async fn up_detached(context: &Context, up: &Up) -> Outcome<()> {
     membership::require_member(&context.layout)?;
-    // A daemon that is just being killed may still take the connection, and then not answer.
-    if let Ok(mut client) = context.daemon().await
+    // A daemon that is just being killed may answer once and then no more.
+    if let Some(mut client) = context.daemon_if_any().await?
         && let Ok(status) = client.get::<Status>("/status").await
     {
         return show_up(context, &status, "already running");
@@ -150,10 +151,8 @@ async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Ou
     let (began, mut seen) = (Instant::now(), None::<Instant>);
     loop {
         alive()?;
-        let status = match Client::connect(&layout.socket()).await {
-            Ok(mut client) => client.get::<Status>("/status").await.ok(),
-            Err(_) => None,
-        };
+        let ask = async { Client::connect(&layout.socket()).await.ok()?.get::<Status>("/status").await.ok() };
+        let status = tokio::time::timeout(silent::PATIENCE, ask).await.ok().flatten();
         if status.is_some() {
             seen = Some(Instant::now());
         }
@@ -190,39 +189,6 @@ fn no_address(status: &Status) -> Failure {
         "the daemon runs but has no address after {} s: {why}. It goes on trying; see 'p2pvm status' and 'p2pvm doctor'",
         ADDRESS_LIMIT.as_secs()
     ))
-}
-
-pub(super) async fn down(context: &Context) -> Outcome<()> {
-    let pid = crate::daemon::lock::holder(&context.layout);
-    let asked: Outcome<Value> = match context.daemon().await {
-        Ok(mut client) => client.post("/shutdown", &()).await,
-        Err(failure) => Err(failure),
-    };
-    if let Err(failure) = asked {
-        // One that is just being killed does not answer, and is gone in a moment.
-        let began = Instant::now();
-        while crate::daemon::lock::holder(&context.layout).is_some() {
-            if began.elapsed() > DYING_LIMIT {
-                return Err(failure);
-            }
-            tokio::time::sleep(Duration::from_millis(30)).await;
-        }
-        // It may have left this machine changed.
-        crate::daemon::changes::undo(&context.layout);
-        println!("no daemon was running");
-        return Ok(());
-    }
-    let began = Instant::now();
-    // It gives the lock back a moment before its ports and interface, or longer before where a disk holds it up.
-    let is_there = || crate::daemon::lock::holder(&context.layout).is_some() || pid.is_some_and(crate::daemon::lock::lives);
-    while is_there() {
-        if began.elapsed() > Duration::from_secs(15) {
-            return Err(Failure::timed_out(format!("the daemon (process {}) is still stopping", or_dash(pid))));
-        }
-        tokio::time::sleep(Duration::from_millis(30)).await;
-    }
-    println!("stopped");
-    Ok(())
 }
 
 pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
@@ -283,7 +249,7 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
             "this machine would lose what it reaches there. Change that network here, or found the other one anew with a free --subnet; \
              the invite is not used up",
         )?;
-    } else if context.daemon().await.is_err() {
+    } else if context.daemon_if_any().await?.is_none() {
         preflight::for_daemon(&context.layout, "joining", ports)?;
     }
     let called = called(&context.layout, a.name)?;
@@ -303,9 +269,9 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
             Command::new(std::env::current_exe().doing("finding this program")?).arg("--dir").arg(context.layout.dir()).arg("up").exec();
         return Err(Failure::new(Kind::Failed, format!("cannot become the daemon: {error}")));
     }
-    let status = match context.daemon().await {
-        Ok(mut client) => client.get("/status").await?,
-        Err(_) => start_daemon(context, &up).await?,
+    let status = match context.daemon_if_any().await? {
+        Some(mut client) => client.get("/status").await?,
+        None => start_daemon(context, &up).await?,
     };
     if context.json {
         let mut value = serde_json::to_value(&status).doing("encoding the result")?;
@@ -446,32 +412,6 @@ pub(super) async fn ping(context: &Context, a: Ping) -> Outcome<()> {
     if done["received"] == json!(0) {
         return Err(Failure::timed_out(format!("no answer from {}: see 'p2pvm peers'", a.member)));
     }
-    Ok(())
-}
-
-pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
-    match context.daemon().await {
-        Ok(mut client) => {
-            let _: Value = client.post("/leave", &json!({ "force": force })).await?;
-            let began = Instant::now();
-            while crate::daemon::lock::holder(&context.layout).is_some() && began.elapsed() < Duration::from_secs(15) {
-                tokio::time::sleep(Duration::from_millis(30)).await;
-            }
-        }
-        Err(_) if !context.layout.is_member() => {
-            println!("this machine is no member of a network");
-            return Ok(());
-        }
-        Err(_) if !force => {
-            return Err(Failure::refused(
-                "no daemon is running, so the network cannot be told; start it with 'p2pvm up --detach', or leave without telling with --force",
-            ));
-        }
-        Err(_) => {}
-    }
-    crate::daemon::changes::undo(&context.layout);
-    membership::forget(&context.layout)?;
-    println!("left the network");
     Ok(())
 }
 

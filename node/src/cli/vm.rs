@@ -1,10 +1,9 @@
 //! `p2pvm vm ...`, `drain` and `explain`: each a request to the daemon and a few lines of output.
 
 use super::{
-    Context,
-    args::{Create, Migrate, Restore, Snapshot, Vm},
-    print,
+    Context, print,
     progress::Progress,
+    vm_args::{Create, Migrate, Restore, Snapshot, Vm},
 };
 use crate::{
     api::{
@@ -28,6 +27,7 @@ pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
     match command {
         Vm::Create(a) => create(context, a).await,
         Vm::Start(a) => operate(context, &a.name, "start", "starting", &()).await,
+        Vm::Stop(a) if a.force => operate(context, &a.name, "stop?force=true", "ending", &()).await,
         Vm::Stop(a) => operate(context, &a.name, "stop", "stopping", &()).await,
         Vm::List => list(context).await,
         Vm::Show(a) => show(context, &a.name).await,

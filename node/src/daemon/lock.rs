@@ -6,19 +6,25 @@ use crate::{
     layout::Layout,
 };
 use nix::fcntl::{Flock, FlockArg};
+use p2pvm_host::SocketPath;
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Seek, Write},
+    io::{self, ErrorKind, Read, Seek, Write},
+    os::unix::{fs::MetadataExt, net::UnixStream},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
 /// A daemon that was killed holds its lock until the kernel has taken it apart.
 const DYING: Duration = Duration::from_secs(2);
 
+/// A daemon that works answers within this.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// Held while the daemon runs.
 pub struct DaemonLock(#[allow(dead_code, reason = "held for its Drop")] Flock<File>);
 
-fn open(layout: &Layout) -> std::io::Result<File> {
+fn open(layout: &Layout) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(layout.lock())
 }
 
@@ -32,11 +38,7 @@ impl DaemonLock {
                 Ok(lock) => break lock,
                 Err(_) if began.elapsed() < DYING => std::thread::sleep(DYING / 50),
                 Err(_) => {
-                    let who = holder(layout).map_or("another process".to_owned(), |pid| format!("process {pid}"));
-                    return Err(Failure::refused(format!(
-                        "a daemon already runs for {} ({who}); stop it with 'p2pvm down'",
-                        layout.dir().display()
-                    )));
+                    return Err(taken(layout));
                 }
             }
         };
@@ -50,6 +52,37 @@ impl DaemonLock {
         write(&mut lock).doing("writing the process id")?;
         Ok(Self(lock))
     }
+}
+
+/// What a second daemon is told.
+fn taken(layout: &Layout) -> Failure {
+    let dir = layout.dir().display();
+    if (is_held_still(layout) || !answers(layout))
+        && let Some((found, advice)) = silence(layout)
+    {
+        return Failure::refused(format!("a daemon already runs for {dir} and hangs: {found}: {advice}"));
+    }
+    let who = holder(layout).map_or("another process".to_owned(), |pid| format!("process {pid}"));
+    Failure::refused(format!("a daemon already runs for {dir} ({who}); stop it with 'p2pvm down'"))
+}
+
+/// Whether the daemon says anything on its socket in time, or has not opened it yet.
+fn answers(layout: &Layout) -> bool {
+    let (socket, (tell, told)) = (layout.socket(), mpsc::channel());
+    // A connection to a socket whose queue is full waits without a limit: the thread then ends with the process.
+    std::thread::spawn(move || {
+        let heard = || -> io::Result<bool> {
+            let mut stream = match UnixStream::connect(SocketPath::to(&socket)?.path()) {
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(true),
+                connected => connected?,
+            };
+            stream.set_read_timeout(Some(ANSWER))?;
+            stream.write_all(b"GET /status HTTP/1.1\r\nhost: p2pvm\r\nconnection: close\r\n\r\n")?;
+            Ok(stream.read(&mut [0; 16])? > 0)
+        };
+        let _ = tell.send(heard().unwrap_or(false));
+    });
+    told.recv_timeout(ANSWER).unwrap_or(false)
 }
 
 /// The process id of the daemon that runs for this directory, if one does.
@@ -86,13 +119,30 @@ pub fn silence(layout: &Layout) -> Option<(String, String)> {
     let pid = holder(layout)?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     Some(if is_stopped(&stat) {
-        (format!("the daemon (process {pid}) is stopped"), format!("let it go on: 'kill -CONT {pid}'"))
+        (
+            format!("the daemon (process {pid}) is stopped"),
+            format!("let it go on with 'kill -CONT {pid}', or end it with 'p2pvm down --force'; guests run on"),
+        )
     } else {
         (
             format!("the daemon (process {pid}) does not answer"),
-            format!("end it with 'kill -9 {pid}', then 'p2pvm up --detach'; guests run on"),
+            "end it with 'p2pvm down --force', then 'p2pvm up --detach'; guests run on".to_owned(),
         )
     })
+}
+
+/// Whether a signal or a debugger holds the daemon of this directory.
+pub fn is_held_still(layout: &Layout) -> bool {
+    let stat = holder(layout).map(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default());
+    stat.is_some_and(|stat| is_stopped(&stat))
+}
+
+/// Whether the process of that number here has the directory's lock open: in a container the number is of another one.
+pub fn is_process_here(layout: &Layout, pid: u32) -> bool {
+    let Ok(lock) = std::fs::metadata(layout.lock()) else { return false };
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let same = |about: std::fs::Metadata| (about.dev(), about.ino()) == (lock.dev(), lock.ino());
+    open.filter_map(|entry| std::fs::metadata(entry.path()).ok()).any(same)
 }
 
 /// By a process's line in /proc (proc_pid_stat(5)): a signal or a debugger holds it.
@@ -131,7 +181,13 @@ mod tests {
         assert_eq!(holder(&layout), None);
         let lock = DaemonLock::take(&layout).unwrap();
         assert_eq!(holder(&layout), Some(std::process::id()));
-        assert!(DaemonLock::take(&layout).is_err());
+        let refused = DaemonLock::take(&layout).err().unwrap().message;
+        assert!(refused.contains("already runs") && refused.contains("'p2pvm down'") && !refused.contains("hangs"), "{refused}");
+        // It takes connections and says nothing.
+        let _socket = std::os::unix::net::UnixListener::bind(layout.socket()).unwrap();
+        let refused = DaemonLock::take(&layout).err().unwrap().message;
+        assert!(refused.contains("does not answer") && refused.contains("p2pvm down --force"), "{refused}");
+        assert!(is_process_here(&layout, std::process::id()) && !is_process_here(&layout, 1));
         drop(lock);
         assert_eq!(holder(&layout), None);
         DaemonLock::take(&layout).unwrap();

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::{Notify, Semaphore};
@@ -31,10 +31,12 @@ const ONCE_MORE: Duration = Duration::from_millis(300);
 /// that cuts this host off is to show within about two seconds, two tries included.
 const HOST_LIMIT: Duration = Duration::from_millis(800);
 const MEMBER_LIMIT: Duration = Duration::from_secs(3);
-/// After news of this machine it is proved anew, but not sooner than this after the last time; twice as late each time that changed
-/// nothing, up to the limit. Reason: a host on which containers come and go has news all the time.
-const AFTER_NEWS: Duration = Duration::from_millis(500);
-const AFTER_NEWS_LIMIT: Duration = Duration::from_secs(10);
+/// Proofs that follow each other closely when there is news of this machine, and how closely.
+const BURST: u32 = 4;
+const AFTER_NEWS: Duration = Duration::from_millis(200);
+/// After a burst of news there is another proof each time this has passed. Reason: a host on which containers come and go has news all
+/// the time, and a rule among it that cuts this host off is to show within about two seconds all the same. It costs some packets.
+const EACH: Duration = Duration::from_secs(1);
 /// Members are not asked for the sake of such news more often than this.
 const MEMBERS_AFTER: Duration = Duration::from_secs(5);
 /// Members proved in one round: one while all is well, as a member that does nothing should send little; others come in the next
@@ -71,23 +73,67 @@ struct Answer {
     its_own: bool,
 }
 
-/// What the last round found.
+/// The proofs of this daemon: of this host, its guests and the ways to others each one at a time, so that a guest or member that keeps
+/// silent holds up no proof of this host.
 #[derive(Default)]
-pub(super) struct Last {
-    others: Others,
-    asked: Option<Instant>,
-    round: usize,
+pub(super) struct Proofs {
+    host: tokio::sync::Mutex<()>,
+    guests: tokio::sync::Mutex<()>,
+    /// The number of the round.
+    members: tokio::sync::Mutex<usize>,
+    seen: Mutex<Seen>,
+    /// This host was proved after news: so may the others be.
+    due: Notify,
 }
 
-/// How long to wait for the next round.
+/// What is proved after news of this machine.
+#[derive(Clone, Copy)]
+enum Own {
+    Host,
+    Guests,
+}
+
+/// What was found last.
+#[derive(Default)]
+struct Seen {
+    host: Option<Unproved>,
+    others: Others,
+}
+
+/// When the next proof after news may be made: a bucket of [`BURST`] proofs, filled up by one in [`EACH`]. What was found does not count.
 struct Pace {
-    gap: Duration,
+    tokens: u32,
+    /// Up to when the bucket was filled.
+    filled: Instant,
+    last: Instant,
 }
 
 impl Pace {
-    /// After a round that `news` had caused, or time; and whether what it found is new.
-    fn after(&mut self, news: bool, changed: bool) {
-        self.gap = if news && !changed { (self.gap * 2).min(AFTER_NEWS_LIMIT) } else { AFTER_NEWS };
+    fn new(now: Instant) -> Self {
+        Self { tokens: BURST, filled: now, last: now }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        while self.tokens < BURST && now.saturating_duration_since(self.filled) >= EACH {
+            (self.tokens, self.filled) = (self.tokens + 1, self.filled + EACH);
+        }
+        if self.tokens >= BURST {
+            self.filled = now;
+        }
+    }
+
+    /// How long from now.
+    fn gap(&mut self, now: Instant) -> Duration {
+        self.fill(now);
+        let next = self.last + AFTER_NEWS;
+        let next = if self.tokens > 0 { next } else { next.max(self.filled + EACH) };
+        next.saturating_duration_since(now)
+    }
+
+    /// A proof was made after news.
+    fn spend(&mut self, now: Instant) {
+        self.fill(now);
+        (self.tokens, self.last) = (self.tokens.saturating_sub(1), now);
     }
 }
 
@@ -116,61 +162,94 @@ impl Daemon {
         if lease.wait_for(Option::is_some).await.is_err() {
             return;
         }
-        let news = Arc::new(Notify::new());
-        let told = news.clone();
-        self.parts.board.on_news(Box::new(move || told.notify_one()));
-        let (mut pace, mut by_news) = (Pace { gap: AFTER_NEWS }, false);
+        let [host, guests] = [(), ()].map(|()| Arc::new(Notify::new()));
+        let told = [host.clone(), guests.clone()];
+        self.parts.board.on_news(Box::new(move || told.iter().for_each(|told| told.notify_one())));
+        tokio::join!(self.keep(Own::Host, &host), self.keep(Own::Guests, &guests), self.keep_proving_members());
+    }
+
+    /// Proves what is this host's own now and then, and soon after news.
+    async fn keep(&self, what: Own, news: &Notify) {
+        let mut pace = Pace::new(Instant::now());
         loop {
-            let before = self.unproved();
-            if by_news {
-                self.prove_after_news().await
-            } else {
-                self.prove().await
+            match what {
+                Own::Host => {
+                    self.prove_host().await;
+                    self.proofs.due.notify_one();
+                }
+                Own::Guests => self.prove_guests_alone().await,
             }
-            let after = self.unproved();
-            pace.after(by_news, before != after);
-            let next = if after.is_empty() && !self.guests.is_unsettled() { EVERY } else { WHILE_TROUBLED };
-            by_news = tokio::select! {
-                () = tokio::time::sleep(next) => false,
-                () = heeded(&news, pace.gap) => true,
-            };
+            tokio::select! {
+                () = tokio::time::sleep(self.next_proof()) => {}
+                () = heeded(news, pace.gap(Instant::now())) => pace.spend(Instant::now()),
+            }
         }
     }
 
-    /// What does not pass, as far as the board has it.
-    fn unproved(&self) -> Vec<Finding> {
-        let all = self.parts.board.all().into_iter();
-        all.filter(|(area, finding)| finding.level != Level::Ok && Board::PROVED.contains(area)).map(|(_, finding)| finding).collect()
+    async fn keep_proving_members(&self) {
+        loop {
+            self.prove_members().await;
+            tokio::select! {
+                () = tokio::time::sleep(self.next_proof()) => {}
+                () = heeded(&self.proofs.due, MEMBERS_AFTER) => {}
+            }
+        }
+    }
+
+    /// How long until the next proof without news.
+    fn next_proof(&self) -> Duration {
+        let troubled = |(area, finding): &(&str, Finding)| finding.level != Level::Ok && Board::PROVED.contains(area);
+        let settled = !self.parts.board.all().iter().any(troubled) && !self.guests.is_unsettled();
+        if settled { EVERY } else { WHILE_TROUBLED }
     }
 
     /// Proves all ways now, and puts what does not pass on the board.
     pub async fn prove(&self) {
-        self.prove_all(true).await;
+        tokio::join!(self.prove_host(), self.prove_guests_alone());
+        self.prove_members().await;
     }
 
-    /// As above, but leaves members alone that were asked just now.
-    async fn prove_after_news(&self) {
-        self.prove_all(false).await;
+    async fn prove_host(&self) {
+        let _one = self.proofs.host.lock().await;
+        let unproved = twice(|| self.parts.plane.prove_host(HOST_LIMIT)).await.err();
+        self.found(|seen| {
+            if unproved.is_some() {
+                // Known now: what members say of it adds nothing.
+                seen.others = Others::default();
+            }
+            seen.host = unproved;
+        });
     }
 
-    async fn prove_all(&self, all: bool) {
-        let mut last = self.proving.lock().await;
-        tokio::join!(self.prove_path(all, &mut last), self.prove_guests());
+    async fn prove_guests_alone(&self) {
+        let _one = self.proofs.guests.lock().await;
+        self.prove_guests().await;
     }
 
-    async fn prove_path(&self, all: bool, last: &mut Last) {
-        let host = twice(|| self.parts.plane.prove_host(HOST_LIMIT)).await;
-        if host.is_err() {
-            // Known now: what members say of it adds nothing.
-            (last.others, last.asked) = (Others::default(), None);
-        } else if all || last.asked.is_none_or(|at| at.elapsed() >= MEMBERS_AFTER) {
-            // Shown now: members may take their time.
-            self.parts.board.set(AREA, findings(None, &last.others));
-            last.round = last.round.wrapping_add(1);
-            last.others = self.prove_others(last.round).await;
-            last.asked = Some(Instant::now());
+    async fn prove_members(&self) {
+        let mut round = self.proofs.members.lock().await;
+        if self.seen().host.is_some() {
+            return;
         }
-        self.parts.board.set(AREA, findings(host.err().as_ref(), &last.others));
+        *round = round.wrapping_add(1);
+        let others = self.prove_others(*round).await;
+        self.found(|seen| {
+            if seen.host.is_none() {
+                seen.others = others;
+            }
+        });
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.proofs.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what was found, and puts it on the board.
+    fn found(&self, note: impl FnOnce(&mut Seen)) {
+        // Held to the end, so that an older finding does not come after a newer one.
+        let mut seen = self.seen();
+        note(&mut seen);
+        self.parts.board.set(AREA, findings(seen.host.as_ref(), &seen.others));
     }
 
     async fn prove_others(&self, round: usize) -> Others {
@@ -354,14 +433,23 @@ mod tests {
     }
 
     #[test]
-    fn news_that_change_nothing_are_heeded_more_and_more_seldom() {
-        let mut pace = Pace { gap: AFTER_NEWS };
-        pace.after(true, true);
-        assert_eq!(pace.gap, AFTER_NEWS);
-        (0..10).for_each(|_| pace.after(true, false));
-        assert_eq!(pace.gap, AFTER_NEWS_LIMIT);
-        pace.after(false, false);
-        assert_eq!(pace.gap, AFTER_NEWS, "a quiet time has passed");
+    fn news_are_heeded_soon_whatever_came_before_and_a_flood_of_them_costs_bounded_work() {
+        let start = Instant::now();
+        let (mut pace, mut now, mut proofs, mut longest) = (Pace::new(start), start, 0, Duration::ZERO);
+        while now < start + Duration::from_secs(600) {
+            let gap = pace.gap(now);
+            (now, longest, proofs) = (now + gap, longest.max(gap), proofs + 1);
+            pace.spend(now);
+        }
+        assert!(longest <= EACH, "{longest:?}");
+        assert!((600..=600 + BURST + 1).contains(&proofs), "{proofs} in ten minutes");
+        // A quiet while, and several changes one after the other are heeded at once again.
+        now += EACH * BURST;
+        for _ in 0..BURST {
+            assert!(pace.gap(now) <= AFTER_NEWS);
+            now += AFTER_NEWS;
+            pace.spend(now);
+        }
     }
 
     #[test]

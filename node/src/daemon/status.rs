@@ -420,8 +420,9 @@ impl Daemon {
             )));
         }
         for name in here {
-            // A VM that cannot be stopped now is killed with its state; its record runs out.
-            if let Err(error) = self.host.stop(&name).await {
+            // Its state goes, so there is nothing for a guest to save. One that cannot be stopped now ends with its state; its record
+            // runs out.
+            if let Err(error) = self.host.stop_within(&name, Duration::ZERO).await {
                 tracing::warn!(vm = %name, %error, "not stopped before leaving");
             }
         }

@@ -21,7 +21,11 @@ use p2pvm_vm_manager::{
     vault::Durability,
 };
 use serde_json::{Value, json};
-use std::{future::Future, path::PathBuf, time::Duration};
+use std::{
+    future::Future,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 use tokio::sync::watch;
 
 /// A snapshot that is not durable by then is reported as it is; copying goes on.
@@ -79,6 +83,12 @@ fn durability_text(durability: &Durability) -> String {
         Durability::Replicating { done, wanted } => format!("replicating {done} of {wanted}"),
         Durability::Durable => "durable".to_owned(),
     }
+}
+
+/// What is said while a guest is waited for.
+fn powering_down(left: Duration) -> String {
+    let seconds = left.as_secs_f64().ceil();
+    if seconds < 1.0 { "ending the guest".to_owned() } else { format!("waiting for the guest to power down, for {seconds} s at most") }
 }
 
 impl Daemon {
@@ -209,17 +219,29 @@ impl Daemon {
         self.value(&self.host.start(name).await?)
     }
 
-    /// Stops a VM here.
-    pub async fn stop_vm(&self, name: &str, reporter: &Reporter) -> Outcome<Value> {
-        reporter.phase("asking the guest to power down");
-        self.value(&self.host.stop(name).await?)
+    /// Stops a VM here: its guest is asked to power down, or with `force` ended at once.
+    pub async fn stop_vm(&self, name: &str, force: bool, reporter: &Reporter) -> Outcome<Value> {
+        if force {
+            reporter.phase("ending the guest");
+            return self.value(&self.host.stop_within(name, Duration::ZERO).await?);
+        }
+        let patience = self.host.stop_patience();
+        let stopping = self.host.stop(name);
+        tokio::pin!(stopping);
+        let (began, mut ticks) = (Instant::now(), tokio::time::interval(Duration::from_secs(1)));
+        loop {
+            tokio::select! {
+                stopped = &mut stopping => return self.value(&stopped?),
+                _ = ticks.tick() => reporter.phase(&powering_down(patience.saturating_sub(began.elapsed()))),
+            }
+        }
     }
 
-    /// Deletes a VM here.
+    /// Deletes a VM here; with `force` also one that runs. Its guest is not asked: nothing of it is kept.
     pub async fn delete_vm(&self, name: &str, force: bool) -> Outcome<Value> {
         let state = self.host.status(name).await?.state;
         if force && matches!(state, VmState::Running | VmState::Paused | VmState::Leaving) {
-            self.host.stop(name).await?;
+            self.host.stop_within(name, Duration::ZERO).await?;
         }
         self.host.delete(name).await?;
         Ok(json!({ "deleted": name }))

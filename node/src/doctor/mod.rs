@@ -84,6 +84,8 @@ pub async fn examine(context: &Context) -> Page {
     let config = crate::config::Config::load(layout);
     let ports = config.as_ref().map_or((4001, 4002), |c| (c.port, c.link_port));
     let device = config.as_ref().map_or("p2pvm0", |c| c.device.as_str());
+    // One that does not answer has them too.
+    let has_ports = status.is_some() || crate::daemon::lock::holder(layout).is_some();
     let mut checks = vec![
         judge::root(nix::unistd::geteuid().is_root()),
         judge::settings(config.as_ref().err()),
@@ -96,7 +98,7 @@ pub async fn examine(context: &Context) -> Page {
         judge::clock(&probes::clock(layout).await),
         judge::disk(&probes::disk(layout)),
         judge::memory(probes::memory_mib()),
-        judge::udp(&probes::udp(ports, status.is_some()), running.as_ref().and_then(|running| running.net.as_ref())),
+        judge::udp(&probes::udp(ports, has_ports), running.as_ref().and_then(|running| running.net.as_ref())),
         judge::ipv6(probes::has_ipv6(), probes::v6_off_on(device)),
         judge::mtu(&probes::uplinks()),
         judge::name_servers(&probes::name_servers()),

@@ -155,8 +155,14 @@ async fn look(layout: &Layout) -> Seen {
     match tokio::time::timeout(PATIENCE, ask).await {
         Ok(Ok(seen)) => seen,
         Ok(Err(failure)) => Seen::without(Reach::Away(failure.message)),
-        Err(_) => Seen::without(Reach::Away(format!("the daemon has not answered for {} s", PATIENCE.as_secs()))),
+        Err(_) => Seen::without(Reach::Away(away(layout))),
     }
+}
+
+/// What is said of a daemon that does not answer.
+fn away(layout: &Layout) -> String {
+    let silence = lock::silence(layout).map(|(found, advice)| format!("{found}: {advice}"));
+    silence.unwrap_or_else(|| format!("the daemon has not answered for {} s", PATIENCE.as_secs()))
 }
 
 /// One look at the network's VMs and what was decided about them; none where nobody answers, as while the ring is not there yet.

@@ -6,6 +6,7 @@
 
 mod beside;
 mod gossip;
+mod link;
 mod mesh;
 mod reach;
 mod roam;
@@ -37,6 +38,7 @@ use libp2p::{
         dial_opts::{DialOpts, PeerCondition},
     },
 };
+use link::{Attempt, Link};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, PoisonError},
@@ -62,48 +64,6 @@ const PROBE_EVERY: Duration = Duration::from_secs(6);
 /// the other: a question of its own, which costs a kilobyte on the wire, is only for a relay that has forgotten the circuit.
 const PROBE_CIRCUIT_EVERY: Duration = Duration::from_secs(120);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(6);
-
-struct Link {
-    id: ConnectionId,
-    address: Multiaddr,
-    by_smaller: bool,
-    proved: Option<Instant>,
-    since: Instant,
-    /// The member has connected anew from elsewhere: this one is likely dead.
-    doubted: bool,
-    /// When this node last opened a stream on it, or found one in use.
-    used: Instant,
-    /// When this node last asked whether it lives.
-    probed: Option<Instant>,
-    /// This node made it: it is the one to close it for want of use.
-    dialled: bool,
-    /// Until then the other end may close it: nothing more is opened on it.
-    parting: Option<Instant>,
-}
-
-impl Link {
-    /// Better sorts first: direct before relayed, QUIC before TCP, then what both ends see alike, so that
-    /// they prefer the same one; old before new only among equals.
-    fn rank(&self) -> (bool, bool, bool, Option<PeerId>, bool, Instant) {
-        (self.doubted, is_relayed(&self.address), !is_quic(&self.address), relay_of(&self.address), !self.by_smaller, self.since)
-    }
-}
-
-#[derive(Default)]
-struct Attempt {
-    failures: u32,
-    not_before: Option<Instant>,
-    dialling: BTreeSet<ConnectionId>,
-}
-
-impl Attempt {
-    /// Nothing came of it: the next is due later each time.
-    fn failed(&mut self, now: Instant) {
-        let backoff = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(6)).min(LAST_BACKOFF);
-        self.failures += 1;
-        self.not_before = Some(now + backoff.mul_f64(rand::random_range(0.75..1.25)));
-    }
-}
 
 /// The end of this node waits so long for its connections to close.
 const FAREWELL: Duration = Duration::from_millis(300);

@@ -46,20 +46,44 @@ impl Host {
         let holder = self.may_restore(&record, options).await?;
         self.room_for(record.definition.memory_mib)?;
         progress.send_modify(|p| p.phase = "fetch".into());
-        let (checkpoint, kept) = self.checkpoint_of(&record, &found, progress).await?;
+        let was_kept = self.parts.vault.keeps(found.checkpoint).await?;
+        let restored = self.restore_from(&record, &found, holder, progress).await;
+        if restored.is_err() && !was_kept && self.slot_of(record.definition.vm).is_none() {
+            self.let_go(&record, &found).await;
+        }
+        restored
+    }
+
+    /// What came for a VM that was not restored here goes.
+    async fn let_go(&self, record: &VmRecord, snapshot: &Snapshot) {
+        if let Err(error) = self.parts.vault.forget(snapshot.checkpoint, &[]).await {
+            tracing::info!(%error, "the snapshot of a VM that was not restored stays");
+        }
+        self.drop_unused(record.definition.image).await;
+    }
+
+    async fn restore_from(
+        self: &Arc<Self>,
+        record: &VmRecord,
+        found: &Snapshot,
+        holder: MemberId,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VmStatus, Error> {
+        let name = &record.definition.name;
+        let (checkpoint, kept) = self.checkpoint_of(record, found, progress).await?;
         // An older stay here gives way only once the new one has all its bytes and the epoch.
         let older = self.slot_of(record.definition.vm);
         let _older_busy = older.as_ref().map(|slot| slot.begin("giving way to a restore")).transpose()?;
         let keys = kept.secret.keys();
-        let newest = self.newest(&record, &keys).await?;
+        let newest = self.newest(record, &keys).await?;
         if newest.is_some_and(|n| n.holder != holder && n.holder != self.me && n.confirmed) {
             return Err(Error::Refused(format!("'{name}' has just changed hands: look at its state and try again")));
         }
         let epoch = newest.map_or(record.epoch, |n| n.epoch.max(record.epoch)).next();
-        self.let_give_way(&record, holder).await?;
-        let slot = self.restored_entry(&record, &kept, epoch)?;
+        self.let_give_way(record, holder).await?;
+        let slot = self.restored_entry(record, &kept, epoch)?;
         let busy = slot.begin("restoring")?;
-        let restored = self.bring_back(&slot, &checkpoint, &found, newest, older.as_ref(), progress).await;
+        let restored = self.bring_back(&slot, &checkpoint, found, newest, older.as_ref(), progress).await;
         match restored {
             Ok(()) => {}
             Err(e) => {

@@ -34,9 +34,11 @@ pub(crate) async fn run_here(machine: &dyn Machine) -> Result<(), Error> {
 }
 
 impl Host {
-    /// Takes up every defined VM. What needs other members goes to tasks, so that a host starts without a network.
-    pub(super) async fn adopt_all(&self) -> Result<(), Error> {
+    /// Takes up every defined VM; false if there is one that cannot be read. What needs other members goes to tasks, so that a host
+    /// starts without a network.
+    pub(super) async fn adopt_all(&self) -> Result<bool, Error> {
         let (entries, broken) = self.registry.load()?;
+        let all_known = broken.is_empty();
         for (path, reason) in broken {
             tracing::error!(path = %path.display(), reason, "a VM's directory cannot be read; it is left as it is");
         }
@@ -47,7 +49,7 @@ impl Host {
                 tracing::error!(vm = %entry.listed_name(), error = %e, "the VM could not be taken up again");
             }
         }
-        Ok(())
+        Ok(all_known)
     }
 
     async fn adopt(&self, slot: &Arc<Slot>, entry: Entry) -> Result<(), Error> {
@@ -259,7 +261,7 @@ impl Host {
             };
             match done {
                 Ok(true) => break,
-                Ok(false) => return,
+                Ok(false) => return self.drop_unused(entry.definition.image).await,
                 Err(e) => {
                     tracing::error!(vm = %entry.listed_name(), error = %e, "an interrupted arrival could not be settled");
                     return;

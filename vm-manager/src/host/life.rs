@@ -55,24 +55,17 @@ impl Host {
             }
             ImageSource::Stored(id) => *id,
         };
+        let came = matches!(new.image, ImageSource::File(_)) || !self.parts.vault.has_image(image).await;
         let made = self.create_from(&new, image, progress).await;
-        if made.is_err() && matches!(new.image, ImageSource::File(_)) {
+        if made.is_err() && came {
             self.drop_unused(image).await;
         }
         made
     }
 
-    /// Lets go of an image that came for a VM which was not made in the end.
-    async fn drop_unused(&self, image: ManifestId) {
-        if self.slots().iter().any(|slot| slot.entry().definition.image == image) {
-            return;
-        }
-        if let Err(error) = self.parts.vault.drop_image(image).await {
-            tracing::info!(%error, "the image of a VM that was not made stays");
-        }
-    }
-
     async fn create_from(&self, new: &NewVm, image: ManifestId, progress: &watch::Sender<Progress>) -> Result<VmStatus, Error> {
+        // Until the VM is listed.
+        let _using = self.using(image);
         let path = self.parts.vault.ensure_image(image, &self.parts.fabric.connected(), progress).await?;
         let size = disk_size(self.parts.hypervisor.virtual_size(&path).await?, new.disk_bytes)?;
         let keys = KeyPair::generate();
@@ -201,12 +194,21 @@ impl Host {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`] if it is busy, or the hypervisor's.
     pub async fn stop(&self, name: &str) -> Result<VmStatus, Error> {
+        self.stop_within(name, self.options.stop_patience).await
+    }
+
+    /// As above, but the guest may take no longer than `patience`; without any it is not asked at all.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn stop_within(&self, name: &str, patience: Duration) -> Result<VmStatus, Error> {
         let slot = self.named(name)?;
         let _busy = self.begin_before_move(&slot, "stopping").await?;
         self.must_be_held(&slot)?;
         self.update(&slot, |e| e.wanted = Wanted::Stopped)?;
         if let Some(machine) = slot.take_machine() {
-            if let Err(e) = machine.stop(self.options.stop_patience).await {
+            let stopped = if patience.is_zero() { machine.kill().await } else { machine.stop(patience).await };
+            if let Err(e) = stopped {
                 // It may still run: it stays listed.
                 self.install(&slot, machine);
                 return Err(e);

@@ -32,6 +32,7 @@ use tokio::{sync::broadcast, task::JoinSet};
 
 mod claim;
 mod guard;
+mod images;
 mod life;
 mod names;
 pub mod registry;
@@ -264,6 +265,7 @@ pub struct Host {
     pub(crate) registry: Registry,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     pub(crate) arrivals: Arrivals,
+    in_use: images::InUse,
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
     this: Weak<Host>,
@@ -286,12 +288,16 @@ impl Host {
             registry,
             slots: Mutex::default(),
             arrivals: Arrivals::default(),
+            in_use: images::InUse::default(),
             events: broadcast::channel(256).0,
             tasks: Mutex::default(),
             this: this.clone(),
             origin: tokio::time::Instant::now(),
         });
-        host.adopt_all().await?;
+        let all_known = host.adopt_all().await?;
+        if all_known {
+            host.watch_images();
+        }
         host.serve_members();
         host.guard();
         host.watch_room();

@@ -481,6 +481,7 @@ impl Host {
         }
         arrival.over(Err(reason));
         arrival.news.notify_waiters();
+        self.drop_unused(arrival.offer.definition.image).await;
     }
 }
 

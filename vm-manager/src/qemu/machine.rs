@@ -21,7 +21,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, broadcast, watch};
 
 /// How long a killed process may take to vanish.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the power button is pressed again: a guest that is still booting misses the first press.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// How often the console's log is looked at.

@@ -9,6 +9,7 @@ mod checkpoint;
 mod command;
 mod console;
 mod image;
+mod leftover;
 mod machine;
 mod migration;
 mod moving;
@@ -18,6 +19,7 @@ mod qmp;
 mod relay;
 mod tap;
 
+pub use leftover::end_guests;
 pub use probe::Probe;
 pub use qmp::connect_unix;
 

@@ -81,8 +81,12 @@ impl Vault for ChunkVault {
         self.images.path(image).exists()
     }
 
-    async fn drop_image(&self, image: ManifestId) -> Result<(), Error> {
-        self.images.remove(image).await.map_err(failed("letting the image go"))
+    async fn images(&self) -> Result<Vec<ManifestId>, Error> {
+        self.images.list().await.map_err(failed("listing the images"))
+    }
+
+    async fn drop_image(&self, image: ManifestId, unused: &(dyn Fn() -> bool + Send + Sync)) -> Result<bool, Error> {
+        self.images.remove_if(image, unused).await.map_err(failed("letting the image go"))
     }
 
     async fn store(&self, instant: &Instant, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error> {
@@ -112,6 +116,12 @@ impl Vault for ChunkVault {
         .await?;
         drop(imported);
         Ok(id)
+    }
+
+    async fn keeps(&self, id: ManifestId) -> Result<bool, Error> {
+        let chunks = self.chunks();
+        let pins = blocking("listing the snapshots", move || chunks.pins()).await?;
+        Ok(pins.iter().any(|(pinned, label)| *pinned == id && label == PIN))
     }
 
     async fn fetch(&self, id: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<Checkpoint, Error> {

@@ -225,6 +225,24 @@ impl Lab {
         vm
     }
 
+    /// How many pins and image files member `i` has.
+    pub fn kept(&self, i: usize) -> (usize, usize) {
+        let dir = &self.sites[i].dir;
+        let pins = ChunkStore::open(dir.join("chunks")).unwrap().pins().unwrap().len();
+        (pins, std::fs::read_dir(dir.join("images")).unwrap().count())
+    }
+
+    /// Waits until member `i` has nothing that keeps bytes on its disk.
+    pub async fn keeps_nothing(&self, i: usize, context: &str) {
+        for _ in 0..100 {
+            if self.kept(i) == (0, 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        panic!("{context}: pins and image files {:?}", self.kept(i));
+    }
+
     /// Sets a trap at `step`.
     pub fn trap(&self, step: Step) -> mpsc::Receiver<Strike> {
         let (sender, receiver) = mpsc::channel(4);
