@@ -114,7 +114,12 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
     // The daemon starts on the full disk, and votes.
     lab.kill_daemon("b").unwrap();
     lab.json("b", &["up", "--detach"]).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
-    assert_eq!(lab.json("b", &["vm", "show", "fat"]).unwrap()["still"]["why"], "host disk full");
+    // It asks the guest, which it has taken up again, why it stands still.
+    let still = |shown: &Value| shown["still"]["why"] == "host disk full";
+    lab.wait("the reason again", Duration::from_secs(10), Duration::from_millis(200), || {
+        Ok(lab.json("b", &["vm", "show", "fat"]).map(|shown| still(&shown))?.then_some(()))
+    })
+    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
     let voters = lab.json("a", &["vm", "create", "thin", "--image", image(), "--memory", "64M"]).unwrap();
     assert!(voters["voters"].as_array().unwrap().iter().any(|voter| voter == "b"), "{voters}");
     lab.p2pvm("a", &["vm", "delete", "thin"]).unwrap();
