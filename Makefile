@@ -94,8 +94,8 @@ test-deb: build image deb-tools
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" cargo nextest run --locked --profile deb -p p2pvm
 
 # What takes long beside other programs (docs/hosts.md): every other firewall and manager of names, booted Debians with NetworkManager,
-# networkd and resolved, routers that change and hosts that sleep, and a quarter of an hour of random events on a host. About an hour and
-# a half; SEED=n is another sequence.
+# networkd and resolved, routers that change and hosts that sleep, and a quarter of an hour of random events on a host. Four at a time, as
+# they mostly wait: about 25 minutes; SEED=n is another sequence.
 SEED ?= 1
 test-slow: build image
 	scripts/setup.sh slow

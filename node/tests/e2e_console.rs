@@ -314,9 +314,8 @@ fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon()
     assert!(daemon.wait().unwrap().success());
     let mut daemon = start();
     up();
-    let client = lab.client("a", &address, 20).unwrap();
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(client.finish().unwrap().replies > 0, "the guest answers under the new daemon");
+    let answers = lab.wait_for_guest("a", &address, Duration::from_secs(10));
+    answers.unwrap_or_else(|e| panic!("the guest under the new daemon: {e}\n{}", lab.log_tail("b", 60)));
     let vm = lab.json("b", &["vm", "show", "web"]).unwrap();
     assert_eq!((vm["state"].as_str(), vm["epoch"].as_u64()), (Some("running"), Some(1)), "{vm}");
     assert_eq!(qemu(), before, "the same process runs on");
