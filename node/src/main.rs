@@ -29,7 +29,17 @@ mod web;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// Takes the right to write from all but the owner in what this process will make, whatever umask it was started with: some
+/// containers and init systems start programs with none.
+fn keep_others_from_writing() {
+    use nix::sys::stat::{Mode, umask};
+    let others = Mode::S_IWGRP | Mode::S_IWOTH;
+    let given = umask(others);
+    umask(given | others);
+}
+
 fn main() -> ExitCode {
+    keep_others_from_writing();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return cli::misused(&error, std::env::args_os().any(|word| word == "--json")),
@@ -38,4 +48,23 @@ fn main() -> ExitCode {
         sigpipe::restore_default();
     }
     cli::run(cli)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::{Mode, umask};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn without_a_umask_nobody_else_may_write_and_a_strict_one_stays() {
+        for (given, left) in [(0, 0o022), (0o077, 0o077)] {
+            umask(Mode::from_bits_truncate(given));
+            keep_others_from_writing();
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("file");
+            std::fs::write(&file, "").unwrap();
+            assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o666 & !left);
+        }
+    }
 }

@@ -15,7 +15,7 @@ use p2pvm_overlay::{
     membership::{Certificate, Groups, Invite, Ipv4Subnet, Issuer, NetworkConfig, Refusal, Rights, Trust, valid_name},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use std::{fs, path::Path};
+use std::{fs, net::Ipv4Addr, path::Path};
 
 /// How every invite begins.
 pub const INVITE_PREFIX: &str = "p2pvm1";
@@ -154,10 +154,26 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
     let parsed = text.split_once('/').and_then(|(addr, prefix)| Ipv4Subnet::new(addr.parse().ok()?, prefix.parse().ok()?));
     let subnet =
         parsed.ok_or_else(|| Failure::usage(format!("'{text}' is no subnet: write it as 10.83.0.0/16, with a prefix of 8 to 28")))?;
+    if let Some(use_) = other_use(subnet) {
+        return Err(Failure::usage(format!("'{text}' cannot be a network's subnet, as it holds {use_}: choose another --subnet")));
+    }
     if !force {
         preflight::subnet(subnet, "choose another --subnet (or insist with --force)")?;
     }
     Ok(subnet)
+}
+
+/// What every machine uses some of its addresses for (RFC 6890), so that none is a host's; none: they are free.
+fn other_use(subnet: Ipv4Subnet) -> Option<&'static str> {
+    let (first, last) = (subnet.addr.octets(), u32::from(subnet.addr) | (u32::MAX >> subnet.prefix));
+    let link_local = u32::from(Ipv4Addr::new(169, 254, 0, 0))..=u32::from(Ipv4Addr::new(169, 254, 255, 255));
+    match first[0] {
+        0 => Some("addresses that stand for 'this machine' (0.0.0.0/8)"),
+        127 => Some("loopback addresses (127.0.0.0/8)"),
+        224..=239 => Some("multicast addresses (224.0.0.0/4)"),
+        _ if *link_local.start() <= last && u32::from(subnet.addr) <= *link_local.end() => Some("link-local addresses (169.254.0.0/16)"),
+        _ => None,
+    }
 }
 
 /// Says a refusal in a sentence that says what to do.
@@ -367,6 +383,23 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_subnet_that_every_machine_uses_otherwise_is_refused_with_the_use() {
+        for (text, holds) in [
+            ("127.0.0.0/8", "loopback"),
+            ("0.0.0.0/8", "this machine"),
+            ("224.7.0.0/16", "multicast"),
+            ("169.254.7.0/24", "link-local"),
+            ("169.0.0.0/8", "link-local"),
+        ] {
+            let failure = choose_subnet(Some(text), true).unwrap_err();
+            assert!(failure.kind == Kind::Usage && failure.message.contains(holds), "{text}: {failure}");
+        }
+        for text in ["100.64.0.0/10", "169.253.0.0/16", "10.83.0.0/16"] {
+            assert!(choose_subnet(Some(text), true).is_ok(), "{text}");
+        }
+    }
 
     #[test]
     fn who_joins_with_a_wrong_clock_is_told_by_how_much() {

@@ -336,6 +336,11 @@ impl Plane {
         self.inner().device_faults()
     }
 
+    /// The ways of packets to the network that somebody else's rules or routes lead past the TUN, which is as it should be.
+    pub fn ways_elsewhere(&self) -> Vec<Unproved> {
+        self.inner().ways_elsewhere()
+    }
+
     /// Datagrams and segments of a tunnel of this machine that came into the TUN: they are dropped, as a tunnel through a tunnel
     /// only carries itself. Each is one too many: something leads them there.
     pub fn loops(&self) -> (u64, Option<(Instant, SocketAddr)>) {

@@ -62,6 +62,8 @@ struct Shared {
     /// Questions that are being asked.
     running: Mutex<Running>,
     stuck: AtomicBool,
+    /// When a server last told what it was asked, or that there is no such name.
+    answered: Mutex<Option<std::time::Instant>>,
 }
 
 impl Forwarder for Upstream {
@@ -72,6 +74,10 @@ impl Forwarder for Upstream {
 
     fn is_stuck(&self) -> bool {
         self.0.stuck.load(Ordering::Relaxed)
+    }
+
+    fn answered(&self) -> Option<std::time::Instant> {
+        *self.0.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,6 +164,9 @@ impl Upstream {
         }
         let answer = self.ask_in_order(query, carrier).await;
         self.0.stuck.store(answer.is_none(), Ordering::Relaxed);
+        if answer.as_ref().is_some_and(|answer| matches!(wire::code(answer), 0 | 3)) {
+            *self.0.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::time::Instant::now());
+        }
         answer
     }
 

@@ -181,6 +181,11 @@ async fn where_all_fail_a_program_is_told_so_in_time() {
     let (code, _, took) = ask(at, "debian.org.").await;
     assert!(code == ResponseCode::ServFail && took < QUICK, "{code} {took:?}");
     assert!(upstream.is_stuck());
+    assert_eq!(upstream.answered(), None);
+    let works = Server::new(Does::Answers(7, 0)).await;
+    upstream.set(vec![works.0]);
+    assert_eq!(ask(at, "debian.org.").await.1, Some(7));
+    assert!(!upstream.is_stuck() && upstream.answered().is_some());
     let sleeps = Server::new(Does::Sleeps).await;
     let (at, _) = front(&[sleeps.0]).await;
     assert_eq!(ask(at, "debian.org.").await.0, ResponseCode::ServFail, "before it asks again");

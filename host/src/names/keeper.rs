@@ -48,6 +48,9 @@ pub trait Forwarder: Send + Sync + 'static {
 
     /// Whether the last question about another name found no answer.
     fn is_stuck(&self) -> bool;
+
+    /// When a question about another name was last answered by a server that can tell.
+    fn answered(&self) -> Option<Instant>;
 }
 
 /// The resolver of another network of this machine.
@@ -246,7 +249,7 @@ impl Keeping {
                 let leads = self.lead(&list);
                 self.say_way(&list, &scene, by_resolved && leads_there);
                 let mut found = self.prove(wanted, &scene, &list, told.err(), cannot);
-                found.extend(self.outside.look(Self::first(&list), &leads, self.forwarder.is_stuck()));
+                found.extend(self.outside.look(Self::first(&list), &leads, &*self.forwarder));
                 self.say(found, &mut next);
             }
             Err(error) => {

@@ -1,6 +1,7 @@
 //! Where a network's resolver listens on this machine: addresses within 127.64.0.0/10, other ones for each network.
 
-use std::net::Ipv4Addr;
+use crate::links::{Link, links};
+use std::net::{IpAddr, Ipv4Addr};
 
 /// How many addresses a network may try: another network of this machine may have the first, by chance.
 pub const CHOICES: u8 = 8;
@@ -17,6 +18,23 @@ pub fn choices(network: &str) -> impl Iterator<Item = Ipv4Addr> + '_ {
     })
 }
 
+/// Why nothing on this machine reaches a loopback address, and the command that helps; none: the loopback interface is as it should be.
+pub fn fault() -> Option<(&'static str, &'static str)> {
+    let links = links().ok()?;
+    fault_of(links.iter().find(|link| link.name == "lo"))
+}
+
+fn fault_of(lo: Option<&Link>) -> Option<(&'static str, &'static str)> {
+    let is_whole = |(ip, bits): &(IpAddr, u8)| ip.is_ipv4() && ip.is_loopback() && *bits <= 8;
+    match lo {
+        Some(lo) if !lo.up => Some(("the loopback interface lo is down", "ip link set lo up")),
+        Some(lo) if !lo.addresses.iter().any(is_whole) => {
+            Some(("the loopback interface lo has lost its address 127.0.0.1/8", "ip addr add 127.0.0.1/8 dev lo"))
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,5 +46,23 @@ mod tests {
         assert!(all.iter().all(|ip| ip.is_loopback() && (64..128).contains(&ip.octets()[1])), "{all:?}");
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), usize::from(CHOICES) * 2);
         assert!(choices("cprzzofgnb").eq(choices("cprzzofgnb")));
+    }
+
+    #[test]
+    fn a_loopback_that_is_down_or_has_lost_its_address_is_named_with_the_command() {
+        let lo = |up, address: &str, bits| Link {
+            index: 1,
+            name: "lo".into(),
+            up,
+            carrier: up,
+            loopback: true,
+            mtu: 65536,
+            alias: None,
+            addresses: vec![(address.parse().unwrap(), bits)],
+        };
+        assert_eq!(fault_of(Some(&lo(true, "127.0.0.1", 8))), None);
+        assert_eq!(fault_of(Some(&lo(false, "127.0.0.1", 8))).map(|(_, helps)| helps), Some("ip link set lo up"));
+        assert!(fault_of(Some(&lo(true, "::1", 128))).is_some_and(|(_, helps)| helps.starts_with("ip addr add 127.0.0.1/8")));
+        assert!(fault_of(Some(&lo(true, "127.0.0.1", 32))).is_some(), "the resolver's address is not in it");
     }
 }

@@ -1,12 +1,13 @@
 //! Whether names resolve on this machine, by asking as its programs ask, and what to say if they do not.
 //!
 //! The network's own names cost a question to a server on this machine and are asked for at every look. Other names cost somebody
-//! else's time: one question about the root of the tree of names when the servers have changed, once a minute while there is no
-//! answer, and otherwise only after a program's own question has failed.
+//! else's time: one question about the root of the tree of names when the servers have changed, some a minute while there is no
+//! answer, and otherwise only after a program's own question has failed. A program's question that is answered proves more
+//! than ours.
 
 use super::{
-    keeper::{Settings, Wanted},
-    nsswitch,
+    keeper::{Forwarder, Settings, Wanted},
+    loopback, nsswitch,
     scene::{self, ANSWER, Resolved, Scene},
     text::{self, NameServer},
     wire::{self, Kind},
@@ -23,6 +24,8 @@ use std::{
 
 /// Other people's servers are asked no more often than this on our own account.
 const ASK_EVERY: Duration = Duration::from_secs(60);
+/// The same while names do not resolve: what changes there tells nobody.
+const ASK_AGAIN: Duration = Duration::from_secs(20);
 /// The same where the servers have changed.
 const ASK_SOON: Duration = Duration::from_secs(5);
 
@@ -138,6 +141,9 @@ fn by_list(question: &Question<'_>) -> Vec<Finding> {
     }
     let is_ours = wanted.server.is_some_and(|ours| server.ip == std::net::IpAddr::V4(ours));
     let cause = format!("{path} leads to {}, and {why}", server.ip);
+    if let Some((fault, advice)) = is_ours.then(loopback::fault).flatten() {
+        return vec![Finding::failed(format!("this machine's programs do not find {name}: {fault}"), advice)];
+    }
     let (cause, advice) = match &question.unwritten {
         _ if is_ours => {
             (format!("p2pvm's own resolver at {}: {why}", server.ip), "see 'p2pvm peers': names are kept by the members".into())
@@ -171,7 +177,14 @@ pub(super) struct Outside {
     bell: Arc<UnixStream>,
     /// For whom it was asked, and when.
     asked: Option<(Option<SocketAddr>, Vec<SocketAddr>, Instant)>,
-    said: Arc<Mutex<Vec<Finding>>>,
+    said: Arc<Mutex<Said>>,
+}
+
+/// What is wrong with other names, and since when that is known.
+#[derive(Default)]
+struct Said {
+    found: Vec<Finding>,
+    at: Option<Instant>,
 }
 
 impl Outside {
@@ -180,32 +193,47 @@ impl Outside {
     }
 
     /// What is known to be wrong with other names; asks anew where that is due. `first` is the server that programs ask,
-    /// `servers` are those that ours asks, `stuck` says that a program's own question failed.
-    pub fn look(&mut self, first: Option<SocketAddr>, servers: &[SocketAddr], stuck: bool) -> Vec<Finding> {
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// `servers` are those that ours asks.
+    pub fn look(&mut self, first: Option<SocketAddr>, servers: &[SocketAddr], ours: &dyn Forwarder) -> Vec<Finding> {
+        let said = self.still_said(ours.answered());
         let now = Instant::now();
         let due = match &self.asked {
             None => true,
             Some((_, _, at)) if now.duration_since(*at) < ASK_SOON => false,
             Some((known, of, _)) if (*known, of.as_slice()) != (first, servers) => true,
-            Some((_, _, at)) => now.duration_since(*at) >= ASK_EVERY && (stuck || !said.is_empty()),
+            Some((_, _, at)) if said.is_empty() => ours.is_stuck() && now.duration_since(*at) >= ASK_EVERY,
+            Some((_, _, at)) => now.duration_since(*at) >= ASK_AGAIN,
         };
         if let Some(first) = first.filter(|_| due) {
             self.asked = Some((Some(first), servers.to_vec(), now));
-            let (result, bell, servers) = (self.said.clone(), self.bell.clone(), servers.to_vec());
-            let asking = std::thread::Builder::new().name("names-outside".into()).spawn(move || {
-                let found: Vec<Finding> = other_names(first, &servers).into_iter().collect();
-                let mut result = result.lock().unwrap_or_else(PoisonError::into_inner);
-                if *result != found {
-                    *result = found;
-                    let _ = (&*bell).write_all(&[0]);
-                }
-            });
-            if let Err(error) = asking {
-                tracing::debug!(%error, "not asked whether other names resolve");
-            }
+            self.ask(first, servers.to_vec());
         }
         said
+    }
+
+    /// What was found, unless a program's question has been answered since.
+    fn still_said(&self, answered: Option<Instant>) -> Vec<Finding> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if answered > said.at {
+            said.found.clear();
+        }
+        said.found.clone()
+    }
+
+    fn ask(&self, first: SocketAddr, servers: Vec<SocketAddr>) {
+        let (result, bell) = (self.said.clone(), self.bell.clone());
+        let asking = std::thread::Builder::new().name("names-outside".into()).spawn(move || {
+            let found: Vec<Finding> = other_names(first, &servers).into_iter().collect();
+            let mut result = result.lock().unwrap_or_else(PoisonError::into_inner);
+            result.at = Some(Instant::now());
+            if result.found != found {
+                result.found = found;
+                let _ = (&*bell).write_all(&[0]);
+            }
+        });
+        if let Err(error) = asking {
+            tracing::debug!(%error, "not asked whether other names resolve");
+        }
     }
 }
 
@@ -231,4 +259,41 @@ fn other_names(first: SocketAddr, servers: &[SocketAddr]) -> Option<Finding> {
             "see whether this machine reaches them, or name others by what manages its network",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::keeper::Neighbour;
+    use std::{io::Read, net::UdpSocket};
+
+    /// A resolver of ours that was last asked with success at a time.
+    struct Answered(Option<Instant>);
+
+    impl Forwarder for Answered {
+        fn lead(&self, _: Vec<SocketAddr>, _: Vec<Neighbour>) {}
+
+        fn is_stuck(&self) -> bool {
+            false
+        }
+
+        fn answered(&self) -> Option<Instant> {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_program_s_answered_question_settles_that_names_do_not_resolve() {
+        let (bell, mut rung) = UnixStream::pair().unwrap();
+        // Nobody listens there any more.
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut outside = Outside::new(bell);
+        let before = Answered(Some(Instant::now()));
+        assert_eq!(outside.look(Some(gone), &[gone], &before), []);
+        rung.read_exact(&mut [0]).unwrap();
+        assert_eq!(outside.look(Some(gone), &[gone], &before).len(), 1, "an answer of before proves nothing");
+        assert_eq!(outside.look(Some(gone), &[gone], &Answered(None)).len(), 1);
+        assert_eq!(outside.look(Some(gone), &[gone], &Answered(Some(Instant::now()))), []);
+        assert_eq!(outside.look(Some(gone), &[gone], &before), [], "and it does not come back by itself");
+    }
 }

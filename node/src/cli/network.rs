@@ -134,6 +134,7 @@ fn ended(status: ExitStatus, said: &str) -> Failure {
         kind,
         match last.and_then(|line| line.strip_prefix("p2pvm: ")) {
             Some(sentence) => format!("the daemon did not start: {sentence}"),
+            None if status.success() => "the daemon was stopped while it started, by 'p2pvm down' or by a signal".to_owned(),
             None => format!("the daemon ended at once ({status}): {}", last.unwrap_or("its log is empty")),
         },
     )
@@ -208,18 +209,22 @@ pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
     Ok(())
 }
 
+/// Nothing that is longer is an invite: a device such as /dev/zero never ends.
+const MAX_INVITE: u64 = 1 << 20;
+
 /// An invite given as itself, as a file, or as `-` for standard input.
 pub(super) fn read_invite(text: &str) -> Outcome<String> {
     if text == "-" {
         let mut read = String::new();
-        std::io::stdin().take(1 << 20).read_to_string(&mut read).doing("reading the invite from standard input")?;
+        std::io::stdin().take(MAX_INVITE).read_to_string(&mut read).doing("reading the invite from standard input")?;
         return Ok(read.trim().to_owned());
     }
     // QR codes hold it in capitals.
     if text.trim_start().to_ascii_lowercase().starts_with(membership::INVITE_PREFIX) {
         return Ok(text.trim().to_owned());
     }
-    match fs::read_to_string(text) {
+    let read = fs::File::open(text).and_then(|file| std::io::read_to_string(file.take(MAX_INVITE)));
+    match read {
         Ok(read) => Ok(read.trim().to_owned()),
         Err(e) => Err(Failure::usage(format!(
             "'{}' is neither an invite ({}...) nor a file that can be read: {e}",
@@ -426,6 +431,8 @@ mod tests {
         let failure = ended(ExitStatus::from_raw(5 << 8), said);
         assert_eq!(failure.kind, Kind::Refused);
         assert!(failure.message.ends_with("cannot bind UDP port 4002: Address in use"), "{failure}");
+        let stopped = ended(ExitStatus::from_raw(0), "2026-01-01T00:00:00Z  INFO p2pvm: connected\n");
+        assert!(stopped.message.contains("was stopped while it started") && !stopped.message.contains("INFO"), "{stopped}");
         let killed = ended(ExitStatus::from_raw(9), "");
         assert!(killed.kind == Kind::Failed && killed.message.contains("signal: 9"), "{killed}");
     }

@@ -1,8 +1,9 @@
 //! Puts on the board what is wrong with this host's interface, or with a guest's, and cannot be put back; and that something leads
 //! the tunnel's own packets into the tunnel.
 
-use super::Parts;
+use super::{Parts, proof};
 use p2pvm_host::Finding;
+use p2pvm_overlay::plane::Unproved;
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -20,7 +21,9 @@ const AREA: &str = "interface";
 pub async fn watch(parts: Arc<Parts>) {
     loop {
         let (_, last) = parts.plane.loops();
-        parts.board.set(AREA, findings(parts.plane.device_faults(), last, Instant::now()));
+        let mut found = findings(parts.plane.device_faults(), last, Instant::now());
+        found.extend(past_the_device(&parts.plane.ways_elsewhere()));
+        parts.board.set(AREA, found);
         tokio::time::sleep(EVERY).await;
     }
 }
@@ -40,6 +43,12 @@ fn findings(faults: Vec<String>, last_loop: Option<(Instant, SocketAddr)>, now: 
     found
 }
 
+/// What is led past the device. The way of IPv4 is proved by packets, and said by [`proof`].
+fn past_the_device(ways: &[Unproved]) -> impl Iterator<Item = Finding> {
+    let is_v6 = |way: &&Unproved| matches!(way, Unproved::Elsewhere { addr, .. } if addr.is_ipv6());
+    ways.iter().filter(is_v6).filter_map(proof::own_trouble)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,5 +62,13 @@ mod tests {
         assert_eq!(found.iter().map(|finding| finding.level).collect::<Vec<_>>(), [Level::Failed, Level::Warning]);
         assert!(found[1].found.contains("198.18.3.10") && found.iter().all(|finding| !finding.advice.is_empty()), "{found:?}");
         assert_eq!(findings(vec![], Some((now, to)), now + LOOP_LASTS), []);
+    }
+
+    #[test]
+    fn what_a_rule_leads_past_the_device_is_said_once_with_what_shows_the_rule() {
+        let way = |addr: &str| Unproved::Elsewhere { device: "p2pvm0".into(), addr: addr.parse().unwrap(), through: "eth0".into() };
+        let found: Vec<Finding> = past_the_device(&[way("10.83.0.1"), way("fd77::1")]).collect();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].found.contains("fd77::1 leave by eth0 instead of p2pvm0") && found[0].advice.contains("ip rule"), "{found:?}");
     }
 }

@@ -341,7 +341,7 @@ fn findings(host: Option<&Unproved>, others: &Others) -> Vec<Finding> {
 }
 
 /// This host is not reached through its own interface.
-fn own_trouble(unproved: &Unproved) -> Option<Finding> {
+pub(super) fn own_trouble(unproved: &Unproved) -> Option<Finding> {
     let firewall = |device: &str| {
         format!(
             "let in what comes by {device}: 'nft list ruleset' shows the rule that drops it; firewalld: 'firewall-cmd --permanent \

@@ -55,6 +55,13 @@ struct Entry {
     used: u64,
 }
 
+impl Entry {
+    /// Whether it makes sense to ask it, or to name it to others: it has not left, and was not dialled in vain.
+    fn may_answer(&self) -> bool {
+        self.failures < FAILING && !self.contact.is_farewell()
+    }
+}
+
 /// See the module.
 pub struct Book {
     me: MemberId,
@@ -137,7 +144,7 @@ impl Book {
     /// and a random sample; of those that cannot, a few to find back to after a partition.
     fn trim(&mut self) {
         let place = self.me.ring_addr();
-        let (alive, failing): (Vec<_>, Vec<_>) = self.contacts.iter().partition(|(_, e)| e.failures < FAILING);
+        let (alive, failing): (Vec<_>, Vec<_>) = self.contacts.iter().partition(|(_, e)| e.may_answer());
         let mut near: Vec<([u8; 32], MemberId)> = alive.iter().map(|(m, _)| (m.ring_addr().distance(&place), **m)).collect();
         near.sort_unstable();
         let mut keep: BTreeSet<MemberId> = near.iter().take(NEAR_KEPT).map(|(_, m)| *m).collect();
@@ -218,9 +225,9 @@ impl Book {
         self.contacts.len()
     }
 
-    /// The members nearest to `place` that are not known to be out of reach.
+    /// The members nearest to `place` that have not left and are not known to be out of reach.
     pub fn nearest(&self, place: &RingAddr, n: usize) -> Vec<&Contact> {
-        let alive = self.contacts.iter().filter(|(_, e)| e.failures < FAILING);
+        let alive = self.contacts.iter().filter(|(_, e)| e.may_answer());
         let mut near: Vec<([u8; 32], &Contact)> = alive.map(|(m, e)| (m.ring_addr().distance(place), &e.contact)).collect();
         near.sort_unstable_by_key(|(distance, _)| *distance);
         near.into_iter().take(n).map(|(_, contact)| contact).collect()
@@ -230,8 +237,9 @@ impl Book {
     /// the distance; and some of those that could not be reached, others in each `round`, lest a partition lasts.
     pub fn worth_connecting(&self, near: usize, far: usize, round: u64) -> Vec<MemberId> {
         let place = self.me.ring_addr();
-        let (alive, failing): (Vec<_>, Vec<_>) =
-            self.contacts.iter().filter(|(m, _)| **m != self.me).partition(|(_, e)| e.failures < FAILING);
+        // Who has left is to be found nowhere, and dials by itself when it comes back.
+        let others = self.contacts.iter().filter(|(m, e)| **m != self.me && !e.contact.is_farewell());
+        let (alive, failing): (Vec<_>, Vec<_>) = others.partition(|(_, e)| e.may_answer());
         let mut by_distance: Vec<([u8; 32], MemberId)> = alive.iter().map(|(m, _)| (m.ring_addr().distance(&place), **m)).collect();
         by_distance.sort_unstable();
         let rest = by_distance.split_off(near.min(by_distance.len()));

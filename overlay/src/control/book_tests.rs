@@ -120,3 +120,24 @@ fn only_newer_contacts_signed_by_members_are_taken() {
     assert!(!book.insert(forged.clone(), &world.trust) && !book.insert_found(forged, &world.trust));
     assert_eq!(book.get(contact.member()), Some(&contact));
 }
+
+#[test]
+fn who_has_left_is_neither_named_nor_tried_and_those_who_stay_are() {
+    let world = Members::new();
+    let mut book = world.book();
+    let stays: Vec<MemberId> = (1..4).map(|n| world.contact(n, 1)).map(|c| (book.insert(c.clone(), &world.trust), c.member()).1).collect();
+    // More than one answer names, nearer to some place than the others.
+    for n in 10..60 {
+        let (identity, contact) = (world.identity(n), world.contact(n, 1));
+        assert!(book.insert(contact.clone(), &world.trust));
+        let farewell = Contact::sign(&identity, contact.certificate, Vec::new(), false, 2);
+        assert!(book.insert(farewell, &world.trust));
+    }
+    let left = world.contact(30, 1).member();
+    let named: BTreeSet<MemberId> = book.nearest(&left.ring_addr(), 16).into_iter().map(Contact::member).collect();
+    assert_eq!(named, stays.iter().copied().collect());
+    assert!((0..20).all(|round| book.worth_connecting(10, 8, round).iter().all(|m| stays.contains(m))));
+    assert!(book.get(left).is_some_and(Contact::is_farewell), "others may hear of it here");
+    assert!(book.insert(world.contact(30, 3), &world.trust), "it comes back");
+    assert!(book.nearest(&left.ring_addr(), 16).iter().any(|c| c.member() == left));
+}

@@ -5,7 +5,7 @@
 //! One log line says what was put back, one what cannot be; a program that makes the same change again and again is named as such, and
 //! from then on answered more slowly and without a word. Another change is said all the same. IPv6 is optional: where it is switched off its address is left out, and put on when it comes back.
 
-use super::{Error, Inner, astray, core::lock, device};
+use super::{Error, Inner, Unproved, astray, core::lock, device};
 use p2pvm_host::{
     device as host,
     links::{Link, Mark, links, set_alias},
@@ -34,6 +34,8 @@ pub(crate) struct Wanted {
     pub closed: bool,
     /// What cannot be put back, in words.
     pub faults: Vec<String>,
+    /// Packets that leave elsewhere though all of the device is there: a rule or a longer route comes first.
+    pub elsewhere: Vec<Unproved>,
     /// IPv6 is switched off: said once.
     without_v6: bool,
     /// When something was last put back.
@@ -81,8 +83,19 @@ fn kind(what: &str) -> &str {
 
 impl Wanted {
     pub fn new(name: String, mtu: u16, largest: usize, mark: Mark) -> Self {
-        let (addresses, faults, mended) = (Vec::new(), Vec::new(), VecDeque::new());
-        Self { name, mtu, largest, mark, addresses, closed: false, faults, without_v6: false, mended, said: Said::default() }
+        Self {
+            name,
+            mtu,
+            largest,
+            mark,
+            addresses: Vec::new(),
+            closed: false,
+            faults: Vec::new(),
+            elsewhere: Vec::new(),
+            without_v6: false,
+            mended: VecDeque::new(),
+            said: Said::default(),
+        }
     }
 
     /// Whether repairs have been so many that the next has to wait.
@@ -113,6 +126,16 @@ impl Wanted {
             self.faults = faults;
         }
     }
+
+    fn tell_elsewhere(&mut self, elsewhere: Vec<Unproved>) {
+        for new in elsewhere.iter().filter(|new| !self.elsewhere.contains(new)) {
+            tracing::warn!("{new}, and a rule or a longer route of somebody else leads them there");
+        }
+        if elsewhere.is_empty() && !self.elsewhere.is_empty() {
+            tracing::info!("packets to this network leave by {} again", self.name);
+        }
+        self.elsewhere = elsewhere;
+    }
 }
 
 /// What one look found and did.
@@ -120,6 +143,7 @@ impl Wanted {
 struct Round {
     mended: Vec<String>,
     faults: Vec<String>,
+    elsewhere: Vec<Unproved>,
 }
 
 impl Round {
@@ -170,6 +194,7 @@ impl Inner {
         let mut round = Round::default();
         self.look_at(&mut wanted, &mut round);
         wanted.tell(&round.mended, round.faults, now);
+        wanted.tell_elsewhere(round.elsewhere);
         round.mended
     }
 
@@ -184,6 +209,7 @@ impl Inner {
             let mut rest = Round::default();
             self.finish_addresses(wanted, link.index, &[], &mut rest);
             round.faults.append(&mut rest.faults);
+            round.elsewhere.append(&mut rest.elsewhere);
         } else {
             self.finish(wanted, link, round, false);
             self.finish_addresses(wanted, link.index, &link.addresses, round);
@@ -262,14 +288,20 @@ impl Inner {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     // The same network by another interface, though none stands in it: somebody replaced the route.
                     if address.is_ipv4() && !leads_here() && !others_stand_in(index, &network, prefix) {
-                        let first = host::put_connected_route_first(index, &address, prefix);
-                        round.note(|| format!("its route to {network}/{prefix} was replaced by another"), first);
+                        match host::put_connected_route_first(index, &address, prefix) {
+                            // Ours is there: what comes first stands in a rule or another table.
+                            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                            first => {
+                                round.note(|| format!("its route to {network}/{prefix} was replaced by another"), first);
+                            }
+                        }
                     }
                 }
                 Err(error) => round.faults.push(format!("its route to {network}/{prefix} is gone, and {error}")),
             }
             if !leads_here() {
-                round.faults.push(format!("packets to {other} leave by {}", way(&other)));
+                let (device, through) = (wanted.name.clone(), way(&other));
+                round.elsewhere.push(Unproved::Elsewhere { device, addr: other, through });
             }
         }
     }
@@ -327,6 +359,11 @@ impl Inner {
         let wanted = lock(&self.device_wanted);
         let device = wanted.faults.iter().map(|fault| format!("the interface {} cannot be put back: {fault}", wanted.name));
         device.chain(self.port_faults()).collect()
+    }
+
+    /// The ways of packets to the network that somebody else's rules or routes lead past the device.
+    pub fn ways_elsewhere(&self) -> Vec<Unproved> {
+        lock(&self.device_wanted).elsewhere.clone()
     }
 
     /// Writes into the device's mark which member's address another network of this machine holds.

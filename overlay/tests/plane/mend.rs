@@ -189,6 +189,31 @@ fn open_tap(name: &str) -> File {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_that_leads_packets_past_the_device_is_no_fault_of_the_device() {
+    let mut world = World::new(Duration::from_millis(2));
+    let (a, b) = (world.host(Nat::None), world.host(Nat::None));
+    introduce(&[&a, &b]);
+    tokio::task::block_in_place(|| {
+        back(&a.namespace, &b.overlay());
+        run(&a, "ip rule add pref 50 to 10.0.0.0/8 prohibit");
+        let began = Instant::now();
+        while a.plane.ways_elsewhere().is_empty() {
+            assert!(began.elapsed() < BACK);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let said = a.plane.ways_elsewhere()[0].to_string();
+        assert!(said.contains("instead of p2pvm0"), "{said}");
+        assert!(a.plane.device_faults().is_empty(), "its route was not replaced: {:?}", a.plane.device_faults());
+        run(&a, "ip rule del pref 50");
+        back(&a.namespace, &b.overlay());
+        while !a.plane.ways_elsewhere().is_empty() {
+            assert!(began.elapsed() < 3 * BACK);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tap_that_was_deleted_or_moved_away_is_made_anew_on_the_descriptor_that_its_guest_holds() {
     let mut world = World::new(Duration::from_millis(2));
     let a = world.host(Nat::None);

@@ -60,7 +60,9 @@ impl Driver {
     fn wanted(&self) -> Vec<MemberId> {
         let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
         if book.len() < self.shared.full_mesh {
-            return book.iter().map(Contact::member).filter(|m| *m != self.shared.me).collect();
+            // Who has left is to be found nowhere: a search for it would ask everyone in vain.
+            let there = book.iter().filter(|contact| !contact.is_farewell()).map(Contact::member);
+            return there.filter(|m| *m != self.shared.me).collect();
         }
         let ring = self.shared.ring_neighbours.read().unwrap_or_else(PoisonError::into_inner);
         let round = self.started.elapsed().as_secs() / ROUND.as_secs();
