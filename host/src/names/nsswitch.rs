@@ -71,9 +71,9 @@ fn ends_not_found(actions: &str) -> bool {
 /// Reads nsswitch.conf(5).
 pub fn ways(nsswitch: &str) -> Ways {
     let lines = nsswitch.lines().map(|line| line.split('#').next().unwrap_or_default());
-    let hosts = lines.filter_map(|line| line.split_once(':')).filter(|(database, _)| database.trim() == "hosts");
+    let mut hosts = lines.filter_map(|line| line.split_once(':')).filter(|(database, _)| database.trim() == "hosts");
     // Of several the last counts.
-    let Some((_, line)) = hosts.last() else { return Ways::default() };
+    let Some((_, line)) = hosts.next_back() else { return Ways::default() };
     let mut ways = Ways { dns: false, resolve: false, dns_is_fallback: false, ended_by: None };
     let mut resolved_ends = false;
     for Service { name, ends_not_found } in services(line) {
