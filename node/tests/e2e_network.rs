@@ -3,7 +3,11 @@
 mod common;
 
 use common::{dig, lab, network, public_sites};
-use std::time::Duration;
+use std::{
+    io::Read,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 #[test]
 fn members_get_addresses_talk_over_them_and_are_found_by_name() {
@@ -39,6 +43,32 @@ fn a_killed_daemon_comes_back_with_its_address_though_its_bootstrap_is_gone() {
     assert_eq!(before["address"], after["address"]);
     assert_eq!(before["member"], after["member"]);
     assert!(!lab.ping("c", "b", 3, "200ms").unwrap().rtts_ms.is_empty());
+    lab.down().unwrap();
+}
+
+#[test]
+fn ctrl_c_while_a_member_is_waited_for_leaves_no_daemon_behind() {
+    let lab = lab("calloff", &public_sites(&["a", "b"], 10.0));
+    network(&lab, &["a", "b"]);
+    lab.p2pvm("b", &["down"]).unwrap();
+    lab.testbed().cut("a", "b").unwrap();
+    let mut command = Command::new(lab.program());
+    command.args(["up", "--detach"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut up = lab.testbed().spawn("b", &mut command).unwrap();
+    lab.wait("the daemon", Duration::from_secs(10), Duration::from_millis(20), || {
+        Ok((lab.try_p2pvm("b", &["status"])?.0 == 0).then_some(()))
+    })
+    .unwrap();
+    let pid = nix::unistd::Pid::from_raw(up.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let mut said = String::new();
+    up.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(up.wait().unwrap().code(), Some(1), "{said}");
+    assert!(said.contains("the daemon was ended before it was up"), "{said}");
+    let (code, _, said) = lab.try_p2pvm("b", &["status"]).unwrap();
+    assert!(code != 0 && said.contains("p2pvm up"), "{code} {said}");
+    lab.testbed().heal("a", "b").unwrap();
+    lab.json("b", &["up", "--detach"]).unwrap();
     lab.down().unwrap();
 }
 

@@ -25,7 +25,7 @@ use std::{
     io::Read,
     os::unix::process::CommandExt,
     path::Path,
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -33,6 +33,8 @@ use std::{
 const DAEMON_START_LIMIT: Duration = Duration::from_secs(20);
 /// A service's daemon that has not answered for so long has ended.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
+/// A daemon that was told to end while it starts has ended within this.
+const ENDING_LIMIT: Duration = Duration::from_secs(10);
 /// A member that is there has let this one in, or turned it away, within this.
 const WELCOME_LIMIT: Duration = Duration::from_secs(4);
 /// An address is claimed within this, or something is wrong with the network.
@@ -98,7 +100,12 @@ async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
     let layout = &context.layout;
     if service::manages(layout) && up.port.is_none() && up.link_port.is_none() && up.accel.is_none() {
         service::start().await?;
-        return until_up(layout, || Ok(())).await;
+        return tokio::select! {
+            up = until_up(layout, || Ok(())) => up,
+            _ = tokio::signal::ctrl_c() => {
+                Err(Failure::cancelled("no longer waited for: the service goes on starting; 'p2pvm down' ends it"))
+            }
+        };
     }
     let log = fs::OpenOptions::new()
         .create(true)
@@ -119,11 +126,32 @@ async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
     }
     command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
     let mut child = command.spawn().doing("starting the daemon")?;
-    until_up(layout, || match child.try_wait().doing("watching the daemon")? {
+    let alive = || match child.try_wait().doing("watching the daemon")? {
         Some(status) => Err(ended(status, &said_since(&layout.log(), written))),
         None => Ok(()),
-    })
-    .await
+    };
+    let waited = tokio::select! {
+        up = until_up(layout, alive) => Some(up),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    match waited {
+        Some(up) => up,
+        None => Err(call_off(child).await),
+    }
+}
+
+/// Ends the daemon that somebody does not wait for any longer: Ctrl-C leaves nothing behind.
+async fn call_off(mut daemon: Child) -> Failure {
+    let pid = nix::unistd::Pid::from_raw(daemon.id().cast_signed());
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+    let told = Instant::now();
+    while told.elapsed() < ENDING_LIMIT {
+        if !matches!(daemon.try_wait(), Ok(None)) {
+            return Failure::cancelled("stopped: the daemon was ended before it was up; 'p2pvm up --detach' starts it again");
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    Failure::cancelled("stopped, but the daemon, which was told to end, still runs: 'p2pvm down --force' ends it")
 }
 
 /// A daemon that ended at once: its own sentence and exit code.
@@ -217,21 +245,28 @@ pub(super) fn read_invite(text: &str) -> Outcome<String> {
     if text == "-" {
         let mut read = String::new();
         std::io::stdin().take(MAX_INVITE).read_to_string(&mut read).doing("reading the invite from standard input")?;
-        return Ok(read.trim().to_owned());
+        return Ok(unquoted(&read));
     }
     // QR codes hold it in capitals.
-    if text.trim_start().to_ascii_lowercase().starts_with(membership::INVITE_PREFIX) {
-        return Ok(text.trim().to_owned());
+    let bare = unquoted(text);
+    if bare.to_ascii_lowercase().starts_with(membership::INVITE_PREFIX) {
+        return Ok(bare);
     }
     let read = fs::File::open(text).and_then(|file| std::io::read_to_string(file.take(MAX_INVITE)));
     match read {
-        Ok(read) => Ok(read.trim().to_owned()),
+        Ok(read) => Ok(unquoted(&read)),
         Err(e) => Err(Failure::usage(format!(
             "'{}' is neither an invite ({}...) nor a file that can be read: {e}",
             shortened(text),
             membership::INVITE_PREFIX
         ))),
     }
+}
+
+/// An invite without what mail programs, chats and pages put around it.
+fn unquoted(text: &str) -> String {
+    let marks = ['>', '"', '\'', '`', '\u{ab}', '\u{bb}', '\u{2018}', '\u{2019}', '\u{201c}', '\u{201d}', '\u{201e}'];
+    text.replace(marks, "").trim().to_owned()
 }
 
 fn shortened(text: &str) -> String {
@@ -424,6 +459,15 @@ pub(super) async fn ping(context: &Context, a: Ping) -> Outcome<()> {
 mod tests {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn an_invite_is_taken_out_of_the_marks_of_mails_and_chats() {
+        for text in ["p2pvm1abcd", "\"p2pvm1abcd\"", "\u{201c}p2pvm1abcd\u{201d}\n", "> p2pvm1ab\n> cd", "`p2pvm1abcd`"] {
+            let read: String = read_invite(text).unwrap().split_whitespace().collect();
+            assert_eq!(read, "p2pvm1abcd", "{text}");
+        }
+        assert!(read_invite("'nofile'").unwrap_err().message.contains("neither an invite"));
+    }
 
     #[test]
     fn a_daemon_that_ends_at_once_is_heard_with_its_code_and_its_sentence() {
