@@ -238,6 +238,54 @@ fn of_two_members_that_offer_a_lan_the_other_is_used_when_the_first_dies() {
 }
 
 #[test]
+fn of_two_networks_that_accept_one_lan_the_one_whose_router_answers_leads_there() {
+    const OFFERED: &str = "192.168.77.0/24";
+    let lab = lab("sharing", &public_sites(&["m", "a", "b"], 10.0));
+    network(&lab, &["m", "a"]);
+    let _lans = ["a", "b"].map(|host| Lan::new(&lab, host));
+    let other = lab.dir("m").unwrap().join("other");
+    let other_dir = other.to_str().unwrap();
+    let of_other = |words: &[&str]| lab.p2pvm("m", &[&["--dir", other_dir], words].concat()).unwrap();
+    of_other(&["init", "--network", "two"]);
+    let settings = format!("{SETTINGS}port = 5001\nlink_port = 5002\ndevice = \"two0\"\n");
+    fs::write(other.join("node.toml"), settings).unwrap();
+    of_other(&["up", "--detach"]);
+    lab.join("b", of_other(&["invite"]).trim()).unwrap();
+    for router in ["a", "b"] {
+        lab.p2pvm(router, &["route", "offer", OFFERED]).unwrap();
+    }
+    lab.p2pvm("m", &["route", "accept"]).unwrap();
+    of_other(&["route", "accept"]);
+    let leads = |device: &str| {
+        let way = run(&lab, "m", "ip route get 192.168.77.9");
+        way.contains(&format!("dev {device} ")) && pings(&lab, "m", "192.168.77.9")
+    };
+    let lists = |words: &str| {
+        let listed = [lab.p2pvm("m", &["route", "list"]).unwrap(), of_other(&["route", "list"])];
+        listed.iter().any(|list| list.contains(words))
+    };
+    until(&lab, "the first to lead", SOON, &|| leads("p2pvm0"));
+    until(&lab, "both to say so", SOON, &|| lists("behind two0 accepts it too") && lists("behind p2pvm0 leads there"));
+    let (_, page, _) = lab.try_p2pvm("m", &["doctor"]).unwrap();
+    assert!(page.contains(&format!("route accept --off {OFFERED}")), "{page}");
+
+    lab.kill_daemon("a").unwrap();
+    until(&lab, "the other to lead", SOON, &|| leads("two0"));
+    lab.json("a", &["up", "--detach"]).unwrap();
+    until(&lab, "the first's router to answer", SOON, &|| lists("as it did before"));
+    assert!(leads("two0"), "what is used stays in use");
+    lab.kill_daemon("b").unwrap();
+    until(&lab, "the first to lead again", SOON, &|| leads("p2pvm0"));
+
+    lab.json("b", &["up", "--detach"]).unwrap();
+    lab.p2pvm("m", &["route", "accept", "--off", OFFERED]).unwrap();
+    until(&lab, "the one that does not refuse it to lead", SOON, &|| leads("two0"));
+    assert!(!lists("accepts it too"), "nothing is shared any more");
+    of_other(&["down"]);
+    lab.down().unwrap();
+}
+
+#[test]
 fn a_machine_that_cannot_forward_says_why_and_publishes_nothing() {
     let lab = lab("cannot", &public_sites(&["a", "b"], 10.0));
     network(&lab, &["a", "b"]);
