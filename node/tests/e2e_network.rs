@@ -68,7 +68,14 @@ fn ctrl_c_while_a_member_is_waited_for_leaves_no_daemon_behind() {
     let (code, _, said) = lab.try_p2pvm("b", &["status"]).unwrap();
     assert!(code != 0 && said.contains("p2pvm up"), "{code} {said}");
     lab.testbed().heal("a", "b").unwrap();
-    lab.json("b", &["up", "--detach"]).unwrap();
+
+    // Two at once start one daemon, and both wait until it is up.
+    let starts = std::thread::scope(|scope| {
+        let start = || lab.try_p2pvm("b", &["up", "--detach"]).unwrap();
+        let both = [scope.spawn(start), scope.spawn(start)];
+        both.map(|started| started.join().unwrap())
+    });
+    assert!(starts.iter().all(|(code, out, _)| *code == 0 && out.contains("b in lab")), "{starts:?}");
     lab.down().unwrap();
 }
 

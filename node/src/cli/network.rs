@@ -12,6 +12,7 @@ use crate::{
         client::{Client, Event},
         types::{InviteAnswer, InviteRequest, Peer, Pong, RingNeighbour, RingView, Status, Step},
     },
+    daemon::lock,
     failure::{Doing, Failure, Kind, Outcome},
     layout::Layout,
     membership,
@@ -79,7 +80,22 @@ pub(super) async fn up_detached(context: &Context, up: &Up) -> Outcome<()> {
     {
         return show_up(context, &status, "already running");
     }
-    preflight::for_daemon(&context.layout, "the daemon", (up.port, up.link_port))?;
+    let look = || preflight::for_daemon(&context.layout, "the daemon", (up.port, up.link_port));
+    match look() {
+        // Another 'up' may be under way, or a daemon be on its way out.
+        _ if lock::holder(&context.layout).is_some() => {
+            let starting = || match lock::holder(&context.layout) {
+                Some(_) => Ok(()),
+                None => Err(Failure::new(Kind::Failed, "the daemon that was there has ended")),
+            };
+            match until_up(&context.layout, starting).await {
+                Ok(status) => return show_up(context, &status, "already starting, and up now"),
+                Err(_) if lock::holder(&context.layout).is_none() => look()?,
+                Err(failure) => return Err(failure),
+            }
+        }
+        looked => looked?,
+    }
     let status = start_daemon(context, up).await?;
     show_up(context, &status, "up")
 }
@@ -127,6 +143,8 @@ async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
     command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
     let mut child = command.spawn().doing("starting the daemon")?;
     let alive = || match child.try_wait().doing("watching the daemon")? {
+        // That of another 'up' came first.
+        Some(_) if lock::holder(layout).is_some() => Ok(()),
         Some(status) => Err(ended(status, &said_since(&layout.log(), written))),
         None => Ok(()),
     };
