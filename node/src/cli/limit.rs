@@ -96,7 +96,8 @@ pub fn watch(limit: Limit, json: bool, layout: Layout) {
     // The thread ends with the process.
     let watching = std::thread::Builder::new().name("time-limit".to_owned()).spawn(move || {
         loop {
-            std::thread::sleep(LOOK_EVERY);
+            let left = if let Limit::Total(limit) = limit { limit.saturating_sub(began.elapsed()) } else { LOOK_EVERY };
+            std::thread::sleep(LOOK_EVERY.min(left));
             if let Some(failure) = over(limit, began.elapsed(), silent_for()) {
                 let failure = because(failure, &layout);
                 super::say(&failure, json);

@@ -9,8 +9,9 @@ const KINDS: [(&str, bool, &str); 13] = [
     ("invite", true, r"p2pvm1[a-z2-7]{6,}(…[a-z2-7]+)?"),
     ("key", true, r"\b[a-z2-7]{52}\b"),
     ("peer", true, r"\b12D3KooW[1-9A-HJ-NP-Za-km-z]{44}\b"),
-    ("time", false, r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?|\b\d\d:\d\d:\d\d\b"),
+    // Before times: one of six pairs of digits begins like one.
     ("mac", true, r"\b[0-9a-f]{2}(:[0-9a-f]{2}){5}\b"),
+    ("time", false, r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?|\b\d\d:\d\d:\d\d\b"),
     ("ipv6", true, r"\b[0-9a-f]{1,4}:[0-9a-f:]*:[0-9a-f:]*[0-9a-f]\b"),
     ("ipv4", true, r"\b\d{1,3}(\.\d{1,3}){3}\b"),
     ("port", false, r":\d{2,5}\b"),
@@ -186,6 +187,15 @@ mod tests {
         assert!(said.contains("10.9.8.7 before"), "an address that stays in the page stays in the run: {said}");
         assert!(Bindings::default().same(&lines("2 connected"), &lines("3 connected"), false).is_err());
         assert!(Bindings::default().same(&lines("2 connected"), &lines("3 connected"), true).is_ok());
+    }
+
+    #[test]
+    fn a_mac_address_whose_letters_are_all_digits_is_no_time() {
+        let run = |mac: &str| lines(&format!("mac {mac} since 21:30:42"));
+        let page = run("6a:7f:c7:9c:f1:b8");
+        for mac in ["86:00:72:65:fb:c3", "86:00:72:65:10:23"] {
+            Bindings::default().same(&page, &run(mac), false).unwrap();
+        }
     }
 
     #[test]
