@@ -199,7 +199,7 @@ mod tests {
         let id: ChainId = ("netdev".into(), "guard".into(), "c".into());
         let named = |hook: &str, devices: &str| {
             let mut ruleset = chain(hook);
-            assert_eq!(ruleset.without_devices(), [id.clone()]);
+            assert_eq!(ruleset.without_devices(), std::slice::from_ref(&id));
             let line = format!("type filter hook {hook} {devices} priority filter; policy drop;");
             ruleset.tell_devices(&id, &format!("table netdev guard {{\n\tchain c {{\n\t\t{line}\n\t}}\n}}\n"));
             ruleset.chains[&id].devices.clone()

@@ -235,7 +235,9 @@ fn networks_that_offer_through_one_lan_undo_only_their_own_part() {
             assert!(sh(&format!("ip route get 192.168.10.1 ipproto udp sport {port} 2>&1 || true")).contains("unreachable"));
         }
         a.end();
-        assert!(forwards("lan0") && sh("ip route get 192.168.9.1").contains("p2pvm1"), "{}", snapshot());
+        assert!(forwards("lan0"), "{}", snapshot());
+        // It was left to the first network as long as that led there.
+        until("the other to lead there", || sh("ip route get 192.168.9.1 2>&1 || true").contains("p2pvm1"));
         assert!(sh("nft list ruleset").contains("p2pvm_p2pvm1"));
         b.end();
         assert_eq!(snapshot(), before);
@@ -250,7 +252,7 @@ fn of_two_networks_with_a_route_to_one_lan_the_one_whose_router_answers_leads_th
         let (mut a, mut b) = (Network::start(0), Network::start(1));
         a.accept(&[lan]);
         b.accept(&[lan, "192.168.51.0/24"]);
-        let leads = |device: &str| sh("ip route get 192.168.50.7").contains(&format!("dev {device} "));
+        let leads = |device: &str| sh("ip route get 192.168.50.7 2>&1 || true").contains(&format!("dev {device} "));
         assert!(leads("p2pvm0"), "who was first: {}", snapshot());
         until("both to know", || !a.keeper.report().shared.is_empty() && !b.keeper.report().shared.is_empty());
         assert!(a.keeper.report().shared[0].is_here && !b.keeper.report().shared[0].is_here);

@@ -5,6 +5,9 @@ mod stage;
 use p2pvm_host::Level;
 use stage::{Elsewhere, Network, inside, sh, snapshot, until};
 
+/// What members answer comes in; without connection tracking, which iptables does not read any more when nft has loaded it.
+const ANSWERS: &str = "iptables -A INPUT -p udp -j ACCEPT";
+
 #[test]
 fn dockers_and_ufws_chains_are_opened_put_back_and_left_as_they_were() {
     for (chains, forward_chain) in [
@@ -14,7 +17,8 @@ fn dockers_and_ufws_chains_are_opened_put_back_and_left_as_they_were() {
         ),
         (
             "iptables -P FORWARD DROP; iptables -P INPUT DROP; iptables -N ufw-before-input; iptables -A INPUT -j ufw-before-input;
-          iptables -A ufw-before-input -i lo -j ACCEPT; iptables -A INPUT -j REJECT",
+          iptables -A ufw-before-input -i lo -j ACCEPT;
+          iptables -A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; iptables -A INPUT -j REJECT",
             "FORWARD",
         ),
     ] {
@@ -74,8 +78,10 @@ fn rules_that_somebody_saved_and_loaded_again_are_there_once_and_none_when_p2pvm
             let _lan = Elsewhere::new(&format!("save{n}"), "lan0", "192.168.77.1/24", "192.168.77.9/24");
             let dir = tempfile::tempdir().unwrap();
             let load = load.replace("DIR", dir.path().to_str().unwrap());
+            let answers = ANSWERS.replace("iptables", &format!("iptables-{firewall}"));
             sh(&format!(
-                "iptables-{firewall} -P FORWARD DROP; iptables-{firewall} -P INPUT DROP; iptables-{firewall} -A INPUT -i lo -j ACCEPT"
+                "iptables-{firewall} -P FORWARD DROP; iptables-{firewall} -P INPUT DROP; \
+                 iptables-{firewall} -A INPUT -i lo -j ACCEPT; {answers}"
             ));
             let mut network = Network::start(n);
             network.offer(&["192.168.77.0/24"]);
@@ -133,6 +139,7 @@ fn another_networks_rules_stay_when_those_of_one_that_has_gone_are_removed() {
 fn iptables_legacy_is_opened_and_left_as_it_was() {
     inside(|| {
         let _lan = Elsewhere::new("legacy", "lan0", "192.168.77.1/24", "192.168.77.9/24");
+        sh(&ANSWERS.replace("iptables", "iptables-legacy"));
         sh("iptables-legacy -P FORWARD DROP; iptables-legacy -A INPUT -j REJECT; ip6tables-legacy -P INPUT DROP");
         let before = snapshot();
         let mut network = Network::start(0);
