@@ -12,6 +12,7 @@ use p2pvm_tests::{
 };
 use std::{
     fmt::Write as _,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -308,4 +309,61 @@ fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do(
         }
         lab.down().unwrap();
     }
+}
+
+/// In a rootless container p2pvm is root of a user namespace alone, and opens a TUN device that
+/// anybody may open.
+#[test]
+fn in_a_rootless_container_a_member_joins_and_the_doctor_says_what_is_so() {
+    const CONTAINER: &str = "
+ip link add up0 type veth peer name up1 && ip addr add 10.66.0.1/24 dev up0 && ip link set up0 up
+sysctl -qw net.ipv4.ip_forward=1
+nft 'table ip rootless { chain p { type nat hook postrouting priority 100; oifname eth0 masquerade; }; }'
+mkdir -p $STATE && cp $P2PVM_DIR/node.toml $STATE && chown -R 65534:65534 $STATE
+mknod -m 0666 $STATE.tun c 10 200
+exec unshare -m sh -euc 'mount --bind $STATE.tun /dev/net/tun
+exec setpriv --reuid 65534 --regid 65534 --clear-groups unshare -Urnm sleep 600'";
+    let lab = lab("rootless", &public_sites(&["a", "b"], 5.0));
+    network(&lab, &["a"]);
+    // Below a directory that another user may pass.
+    let state = format!("/var/tmp/p2pvm-rootless-{}", std::process::id());
+    let script = CONTAINER.replace("$STATE", &state);
+    let mut command = Command::new("sh");
+    command.args(["-euc", &script]).env("P2PVM_DIR", lab.dir("b").unwrap()).stdin(Stdio::null());
+    let mut container = lab.testbed().spawn("b", &mut command).unwrap();
+    let pid = container.id();
+    let inside = |words: &[&str]| {
+        let enter = ["nsenter", "-t", &pid.to_string(), "-U", "-m", "-n", "-S", "0", "-G", "0"];
+        let output = Command::new(enter[0]).args(&enter[1..]).args(words).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+    };
+    lab.wait("the container", BACK, Duration::from_millis(100), || {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Ok((comm.trim() == "sleep").then_some(()))
+    })
+    .unwrap();
+    lab.testbed().run("b", &["ip", "link", "set", "up1", "netns", &pid.to_string()]).unwrap();
+    let uplink = "ip addr add 10.66.0.2/24 dev up1; ip link set up1 up; ip link set lo up; \
+                  ip route add default via 10.66.0.1";
+    assert_eq!(inside(&["sh", "-euc", uplink]), (true, String::new()));
+
+    let program = env!("CARGO_BIN_EXE_p2pvm");
+    let p2pvm = |words: &[&str]| inside(&[&[program, "--dir", &state], words].concat());
+    let invite = lab.invite("a", 1).unwrap();
+    let (joined, said) = p2pvm(&["join", &invite, "--name", "rootless"]);
+    assert!(joined, "{said}");
+    let a = lab.json("a", &["status"]).unwrap()["address"].as_str().unwrap().to_owned();
+    lab.wait("a to answer", BACK, Duration::from_millis(200), || Ok(inside(&["ping", "-c", "1", "-W", "1", &a]).0.then_some(()))).unwrap();
+    let (_, page) = p2pvm(&["doctor"]);
+    assert!(page.contains("up1 1500 bytes") && !page.contains("failed "), "{page}");
+    let (ended, said) = p2pvm(&["down"]);
+    assert!(ended, "{said}");
+    let (_, left) = inside(&["sh", "-c", "ip -o link | grep p2pvm0; nft list tables"]);
+    assert_eq!(left, "", "p2pvm leaves this behind");
+    container.kill().unwrap();
+    container.wait().unwrap();
+    lab.down().unwrap();
+    std::fs::remove_dir_all(&state).unwrap();
+    std::fs::remove_file(format!("{state}.tun")).unwrap();
 }

@@ -250,7 +250,9 @@ pub(super) fn uplinks() -> Vec<(String, u32)> {
         .collect();
     names.sort();
     names.dedup();
-    let mtu = |name: &str| std::fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok()?.trim().parse().ok();
+    // Of the kernel, not of /sys: in a container that may show another network namespace.
+    let links = p2pvm_host::links::links().unwrap_or_default();
+    let mtu = |name: &str| links.iter().find(|link| link.name == name).map(|link| link.mtu);
     names.into_iter().filter_map(|name| Some((name.clone(), mtu(&name)?))).collect()
 }
 
