@@ -1,8 +1,40 @@
 //! What may drop the packets that leave by one interface: nftables' chains of the hook `egress`, and traffic control; and what leads
 //! them elsewhere.
 
-use crate::{kernel, ruleset::Ruleset, run::run};
+use crate::{
+    device, kernel,
+    links::links,
+    netlink::Netlink,
+    routes::{self, MAIN},
+    ruleset::Ruleset,
+    run::run,
+};
 use serde_json::Value;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// An address that is nobody's (TEST-NET-1, RFC 5737): a packet to it takes the way of those to the internet.
+const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+/// Packets of this machine leave by another interface than that of its default route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detour {
+    /// The interface by which they leave.
+    pub by: String,
+    /// That of the main table's default route.
+    pub instead_of: String,
+}
+
+/// Where packets to the internet leave, if a rule or a part of a default route, as VPNs make them, leads
+/// them past the default route of the main table; none also where that cannot be told.
+pub fn detour() -> Option<Detour> {
+    let by = device::way_to(&SOMEWHERE).ok().flatten()?;
+    let main = routes::routes(&mut Netlink::open().ok()?, MAIN).ok()?;
+    let defaults: Vec<u32> = main.iter().filter(|route| route.net.prefix() == 0 && !route.throw).filter_map(|route| route.device).collect();
+    let links = links().ok()?;
+    let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
+    let instead_of = name(*defaults.first().filter(|_| !defaults.contains(&by))?)?;
+    Some(Detour { by: name(by)?, instead_of })
+}
 
 /// What `tc` prints as JSON; nothing where it is missing or refuses.
 fn tc(arguments: &[&str]) -> Value {

@@ -105,6 +105,30 @@ fn members_whose_control_port_alone_is_blocked_are_not_called_unreachable() {
     lab.down().unwrap();
 }
 
+/// What wg-quick makes for a VPN of all addresses, before an interface that takes packets and passes none on: as a VPN does whose
+/// server is reached through the very network that it carries.
+const VPN: &str = "ip tuntap add vpn0 mode tun && ip link set vpn0 up && ip route add default dev vpn0 table 51820 && \
+                   ip rule add not fwmark 51820 table 51820 && ip rule add table main suppress_prefixlength 0";
+
+#[test]
+fn a_vpn_that_leads_all_packets_away_is_named_and_the_advised_rules_lead_around_it() {
+    let lab = lab("vpn", &public_sites(&["a", "b"], 5.0));
+    network(&lab, &["a", "b"]);
+    until(&lab, "b", "b to be well", Duration::from_secs(40), |status| word(status) == "ok");
+    run(&lab, "b", VPN);
+    let named = |status: &Value| {
+        let mut found = findings(status, "control");
+        found.any(|finding| finding["found"].as_str().is_some_and(|found| found.contains("leave by vpn0, not by")))
+    };
+    until(&lab, "b", "the VPN to be named", Duration::from_secs(60), named);
+    let status = status(&lab, "b");
+    let advice = findings(&status, "control").find_map(|finding| finding["advice"].as_str()).unwrap();
+    run(&lab, "b", advice.split_once(": ").expect("a command stands there").1);
+    until(&lab, "b", "b to be well beside the VPN", Duration::from_secs(40), |status| word(status) == "ok" && !named(status));
+    assert!(!lab.ping("b", "a", 2, "100ms").unwrap().rtts_ms.is_empty());
+    lab.down().unwrap();
+}
+
 #[test]
 fn a_member_that_was_revoked_while_it_was_down_is_told_so_and_is_not_called_up() {
     let lab = lab("revoked", &public_sites(&["a", "b", "c"], 20.0));

@@ -6,7 +6,11 @@ use crate::{
     cli::netcheck,
     web::view,
 };
-use p2pvm_host::{Finding, Level};
+use p2pvm_host::{
+    Finding, Level,
+    outbound::{Detour, detour},
+    rules::SOCKET_MARK,
+};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -37,12 +41,31 @@ fn unasked(peers: &[Peer], port: Option<u16>) -> Option<Finding> {
     Some(Finding::failed(found, advice))
 }
 
+/// No member is reached while another program, such as a VPN, leads this machine's packets: what it does with them cannot be
+/// seen from here, and if it sends them through this network, each carries the other.
+fn led_away(peers: &[Peer], ports: (Option<u16>, u16), detour: impl FnOnce() -> Option<Detour>) -> Option<Finding> {
+    if peers.is_empty() || peers.iter().any(|peer| peer.linked || peer.connected) {
+        return None;
+    }
+    let Detour { by, instead_of } = detour()?;
+    let found = format!(
+        "no member is reached, and this machine's packets leave by {by}, not by its default route ({instead_of}): the VPN there does \
+         not lead out, or leads p2pvm's own packets into p2pvm's network"
+    );
+    let control = ports.0.into_iter().flat_map(|port| ["udp", "tcp"].map(|protocol| format!("ipproto {protocol} sport {port}")));
+    let own = [format!("fwmark {SOCKET_MARK:#x}"), format!("ipproto udp sport {}", ports.1)].into_iter().chain(control);
+    let rules: Vec<String> = own.map(|own| format!("ip rule add pref 100 {own} lookup main")).collect();
+    Some(Finding::failed(found, format!("lead p2pvm's own packets around it: {}", rules.join(" && "))))
+}
+
 impl Daemon {
     /// Looks whether members can be asked until the daemon ends.
     pub(super) async fn watch_control(self: Arc<Self>) {
         let mut since = None;
         loop {
-            let found = unasked(&self.peers(), self.parts.control.listen_port());
+            let (peers, port) = (self.peers(), self.parts.control.listen_port());
+            let ports = (port, self.parts.plane.udp_port());
+            let found = unasked(&peers, port).or_else(|| led_away(&peers, ports, detour));
             since = found.as_ref().and(since.or_else(|| Some(Instant::now())));
             let lasts = since.is_some_and(|since: Instant| since.elapsed() >= ANEW);
             self.parts.board.set(AREA, found.filter(|_| lasts).into_iter().collect());
@@ -90,5 +113,20 @@ mod tests {
         assert_eq!(unasked(&[peer(true, true), peer(false, true)], Some(4001)), None);
         assert_eq!(unasked(&[peer(false, false)], Some(4001)), None, "nothing goes there");
         assert_eq!(unasked(&[], Some(4001)), None);
+    }
+
+    #[test]
+    fn where_no_member_is_reached_what_leads_packets_away_is_named_with_rules_around_it() {
+        let peer = |linked| Peer { linked, ..Peer::default() };
+        let by = |by: &str| Some(Detour { by: by.into(), instead_of: "eth0".into() });
+        let found = led_away(&[peer(false)], (Some(4001), 4002), || by("wg0")).unwrap();
+        assert!(found.found.contains("leave by wg0, not by its default route (eth0)"), "{found:?}");
+        for own in ["fwmark 0x70327076", "ipproto udp sport 4002", "ipproto tcp sport 4001"] {
+            assert!(found.advice.contains(&format!("ip rule add pref 100 {own} lookup main")), "{found:?}");
+        }
+        assert_eq!(led_away(&[peer(false)], (None, 4002), || None), None);
+        let never = || -> Option<Detour> { panic!("nothing is wrong") };
+        assert_eq!(led_away(&[peer(true)], (None, 4002), never), None);
+        assert_eq!(led_away(&[], (None, 4002), || by("wg0")), None);
     }
 }
