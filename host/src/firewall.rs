@@ -137,10 +137,18 @@ pub(crate) fn drops(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Judge
 type Way<'a> = (usize, &'a Cell<bool>);
 
 fn walk(ruleset: &Ruleset, id: &ChainId, chain: &Chain, packet: &Packet, way: Way<'_>) -> Fate {
+    let mut may_have_returned = false;
     for rule in &chain.rules {
         match apply(ruleset, id, rule, packet, way) {
             Step::Next => {}
+            Step::MayReturn => may_have_returned = true,
             Step::Return => return Fate::Open,
+            // ufw's chain for what is for nobody here: its returns are matches of iptables' own, its drop
+            // has none. What comes behind the jump decides, so that a firewall is not blamed in vain.
+            Step::Done(Fate::Dropped(_)) if may_have_returned && way.0 > 0 => {
+                way.1.set(true);
+                return Fate::Open;
+            }
             Step::Done(fate) => return fate,
         }
     }
@@ -150,6 +158,8 @@ fn walk(ruleset: &Ruleset, id: &ChainId, chain: &Chain, packet: &Packet, way: Wa
 enum Step {
     Next,
     Return,
+    /// A return of which it is not known whether it is taken.
+    MayReturn,
     Done(Fate),
 }
 
@@ -180,6 +190,7 @@ fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, way: Way
                     return Step::Done(Fate::Dropped(format!("its rule '{}' in chain {}", name.to_lowercase(), id.2)));
                 }
             }
+            "return" if !certain => return Step::MayReturn,
             other if !certain => {
                 // What may not be taken may also let through.
                 let lets_through = matches!(other, "accept" | "queue" | "jump" | "goto");

@@ -144,8 +144,13 @@ fn ufw_drops_what_is_for_nobody_here_and_lets_in_what_is_for_this_machine() {
     let jump = |to: &str| json!({ "jump": { "target": to } });
     let from_p2pvm0 = json!([name_is("iifname", "p2pvm0"), { "accept": null }]);
     let of = |chain: &str, expressions: Value| rule("ip", "filter", chain, expressions);
-    for flags in [json!("daddr"), json!(["daddr", "iif"])] {
-        let returns = |kind: &str| of("ufw-not-local", json!([fib(flags.clone(), kind), { "return": null }]));
+    // As nft's own rule, and as iptables-nft's, of which nft does not say more.
+    let by_iptables = json!({ "xt": { "type": "match", "name": "addrtype" } });
+    for addrtype in [Some(json!("daddr")), Some(json!(["daddr", "iif"])), None] {
+        let returns = |kind: &str| {
+            let matched = addrtype.clone().map_or(by_iptables.clone(), |flags| fib(flags, kind));
+            of("ufw-not-local", json!([matched, { "return": null }]))
+        };
         let rules = ruleset(&[
             base("ip", "filter", "INPUT", "input", "drop"),
             chain("ip", "filter", "ufw-not-local"),

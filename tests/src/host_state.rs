@@ -56,7 +56,15 @@ impl HostState {
     /// # Errors
     /// If there is no such host or a tool of this machine (`ip`, `nft`) fails on it.
     pub fn of(testbed: &Testbed, host: &str) -> Result<Self, Error> {
-        let mut sections = testbed.inside(host, network)?.map_err(|e| Error::Io(format!("look at host {host}"), e))?;
+        let looking = |e| Error::Io(format!("look at host {host}"), e);
+        // By the host's own nft: an older one may crash on what a newer one has made.
+        let listed = testbed.exec(host, &["nft", "list", "ruleset"])?;
+        if !listed.status.success() {
+            let said = String::from_utf8_lossy(&listed.stderr);
+            return Err(looking(io::Error::other(format!("nft list ruleset: {}: {said}", listed.status))));
+        }
+        let mut sections = testbed.inside(host, network)?.map_err(looking)?;
+        sections.insert("nft", ruleset(&String::from_utf8_lossy(&listed.stdout)));
         let mut files = Vec::new();
         let root = testbed.files(host)?;
         list(&root, Path::new("etc"), &mut files);
@@ -122,7 +130,6 @@ fn network() -> io::Result<BTreeMap<&'static str, Vec<String>>> {
             sections.entry(section).or_default().extend(lines);
         }
     }
-    sections.insert("nft", ruleset(&ask("nft", &["list", "ruleset"])?));
     sections.insert("legacy", legacy());
     let mut switches = Vec::new();
     SWITCHES.iter().for_each(|directory| read_switches(Path::new(directory), &mut switches));
