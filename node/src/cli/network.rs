@@ -30,8 +30,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A daemon that has not opened its socket by then is not going to.
-const DAEMON_START_LIMIT: Duration = Duration::from_secs(20);
+/// A daemon that has not opened its socket by then is not going to; on a disk that takes seconds a sync it needs 20 s.
+const DAEMON_START_LIMIT: Duration = Duration::from_secs(60);
 /// A service's daemon that has not answered for so long has ended.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
 /// A daemon that was told to end while it starts has ended within this.
