@@ -17,7 +17,7 @@ declare -A package=(
   [cc]=build-essential [ip]=iproute2 [nft]=nftables [ping]=iputils-ping [iperf3]=iperf3
   [busybox]=busybox-static [dpkg-deb]=dpkg [flock]=util-linux [miniupnpd]=miniupnpd-nftables [tmux]=tmux
   [dig]=bind9-dnsutils [curl]=curl [mmdebstrap]=mmdebstrap [musl-gcc]=musl-tools [iptables-legacy-save]=iptables
-  [dbus-daemon]=dbus-daemon [faketime]=faketime
+  [dbus-daemon]=dbus-daemon [faketime]=faketime [wg-quick]=wireguard-tools [wireguard-go]=wireguard-go
 )
 if [ "${1:-}" = iso ]; then
   package+=(

@@ -19,6 +19,7 @@ use crate::{
     look::{Rules, Seen, look},
     netlink::Netlink,
     opening,
+    outbound::Carried,
     plan::{Step, plan},
     routes,
     sharing::Held,
@@ -86,6 +87,7 @@ impl Keeper {
             rules: Rules::default(),
             settled: false,
             held: BTreeSet::new(),
+            carried: None,
             failing: BTreeMap::new(),
             told: BTreeMap::new(),
         };
@@ -158,6 +160,8 @@ struct Thread {
     settled: bool,
     /// What other networks of this machine held at the last look: what is to be done when that changes was undone by nobody.
     held: BTreeSet<Held>,
+    /// The VPN that own packets were led past at the last look.
+    carried: Option<Carried>,
     /// Steps that failed, by what they do, with the time of the next try and the wait after it.
     failing: BTreeMap<String, (Instant, Duration, String)>,
     /// What was put back, and when it was said.
@@ -217,6 +221,16 @@ impl Thread {
         self.keep_alias();
         if seen.observed.held != self.held {
             (self.held, self.settled) = (seen.observed.held.clone(), false);
+        }
+        if seen.observed.carried != self.carried {
+            (self.carried, self.settled) = (seen.observed.carried.clone(), false);
+            match &self.carried {
+                Some(Carried { by, server }) => tracing::info!(
+                    "the VPN {by} takes this machine's packets, and its server {server} is reached through {}: p2pvm's own packets go past it",
+                    self.wanted.device
+                ),
+                None => tracing::info!("no VPN that takes this machine's packets is carried by {} any more", self.wanted.device),
+            }
         }
         let steps = plan(&self.wanted, &seen.observed);
         let done = if steps.is_empty() { Vec::new() } else { self.make(steps, &seen) };
@@ -280,7 +294,7 @@ impl Thread {
                 Err(error) => self.failed(&step, error),
             }
         }
-        if let Err(error) = self.forget(&made) {
+        if let Err(error) = self.forget(&made, seen) {
             tracing::debug!(%error, "the journal still has what is undone");
         }
         made
@@ -313,7 +327,7 @@ impl Thread {
     }
 
     /// Forgets what is undone.
-    fn forget(&self, made: &[Step]) -> io::Result<()> {
+    fn forget(&self, made: &[Step], seen: &Seen) -> io::Result<()> {
         let gone = |change: &Change| {
             made.iter().any(|step| match (step, change) {
                 (Step::Close(a), Change::Passage { passage: b, .. }) => a == b,
@@ -322,7 +336,7 @@ impl Thread {
                 _ => false,
             })
         };
-        let routed = !self.wanted.accepted.is_empty();
+        let routed = !self.wanted.accepted.is_empty() || seen.observed.carried.is_some();
         let forget = |entries: &mut Entries| {
             entries.kernel.retain(|change| !gone(change) && (routed || !matches!(change, Change::Routes { .. })));
         };

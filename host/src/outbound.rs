@@ -3,14 +3,15 @@
 
 use crate::{
     device, kernel,
-    links::links,
+    links::{Link, links},
     netlink::Netlink,
-    routes::{self, MAIN},
+    routes::{self, MAIN, Route},
+    rules::DEFAULT_LIKE,
     ruleset::Ruleset,
     run::run,
 };
 use serde_json::Value;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// An address that is nobody's (TEST-NET-1, RFC 5737): a packet to it takes the way of those to the internet.
 const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -27,13 +28,46 @@ pub struct Detour {
 /// Where packets to the internet leave, if a rule or a part of a default route, as VPNs make them, leads
 /// them past the default route of the main table; none also where that cannot be told.
 pub fn detour() -> Option<Detour> {
-    let by = device::way_to(&SOMEWHERE).ok().flatten()?;
     let main = routes::routes(&mut Netlink::open().ok()?, MAIN).ok()?;
+    detour_past(&main, &links().ok()?)
+}
+
+fn detour_past(main: &[Route], links: &[Link]) -> Option<Detour> {
+    let by = device::way_to(&SOMEWHERE).ok().flatten()?;
     let defaults: Vec<u32> = main.iter().filter(|route| route.net.prefix() == 0 && !route.throw).filter_map(|route| route.device).collect();
-    let links = links().ok()?;
     let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
     let instead_of = name(*defaults.first().filter(|_| !defaults.contains(&by))?)?;
     Some(Detour { by: name(by)?, instead_of })
+}
+
+/// A VPN that takes this machine's packets and is itself carried by a network here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Its interface.
+    pub by: String,
+    /// Its server, as this machine reaches it.
+    pub server: IpAddr,
+}
+
+/// Whether packets to the internet take a VPN whose server is reached through the interface of this index: p2pvm's own packets
+/// must not take it then, as each would carry the other. Only WireGuard can be asked for its server.
+pub(crate) fn carried_by(index: u32, main: &[Route], links: &[Link]) -> Option<Carried> {
+    let Detour { by, .. } = detour_past(main, links)?;
+    let show = |what| run("wg", &["show", &by, what], "").ok().map(|printed| String::from_utf8_lossy(&printed).into_owned());
+    let servers = servers(&show("allowed-ips")?, &show("endpoints")?);
+    let server = servers.into_iter().find(|server| device::way_to(server).is_ok_and(|way| way == Some(index)))?;
+    Some(Carried { by, server })
+}
+
+/// The peers that packets to the internet go to, as `wg show` prints what is allowed to each and where it is.
+fn servers(allowed: &str, endpoints: &str) -> Vec<IpAddr> {
+    let is_wide = |net: &str| net.split_once('/').is_some_and(|(ip, prefix)| ip.contains('.') && prefix.parse().is_ok_and(|n: u32| n <= DEFAULT_LIKE));
+    let takes_all = |key: &str| {
+        let of_peer = allowed.lines().filter_map(|line| line.split_once('\t')).filter(|(peer, _)| *peer == key);
+        of_peer.flat_map(|(_, nets)| nets.split_whitespace()).any(is_wide)
+    };
+    let peers = endpoints.lines().filter_map(|line| line.split_once('\t')).filter(|(peer, _)| takes_all(peer));
+    peers.filter_map(|(_, at)| at.trim().parse::<SocketAddr>().ok()).map(|at| at.ip()).collect()
 }
 
 /// What `tc` prints as JSON; nothing where it is missing or refuses.
@@ -147,5 +181,14 @@ mod tests {
         let program = json!({ "kind": "bpf", "options": { "bpf_name": "cil.o", "direct-action": true } });
         assert!(redirects(&json!([program]))[0].contains("(cil.o)"));
         assert!(redirects(&Value::Null).is_empty());
+    }
+
+    #[test]
+    fn the_servers_of_a_vpn_are_the_peers_that_everything_goes_to() {
+        // As wg of wireguard-tools 1.0.20210914 prints them.
+        let allowed = "AAA=\t0.0.0.0/0 ::/0\nBBB=\t10.1.0.0/16\nCCC=\t(none)\nDDD=\t128.0.0.0/1\nEEE=\t::/0\n";
+        let endpoints = "AAA=\t10.2.0.3:51820\nBBB=\t10.2.0.4:51820\nCCC=\t(none)\nDDD=\t[fd00::1]:51820\nEEE=\t10.2.0.5:1\n";
+        assert_eq!(servers(allowed, endpoints), ["10.2.0.3", "fd00::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        assert!(servers(allowed, "AAA=\t(none)\n\nnonsense").is_empty());
     }
 }

@@ -85,13 +85,23 @@ fn routes(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
     }
     steps.extend(seen.throws.difference(&throws).copied().map(Step::Unthrow));
     let others = seen.marks.iter().filter(|(device, _)| **device != wanted.device).map(|(_, mark)| mark);
-    let rules = rules_for(Some((wanted, !wanted.accepted.is_empty())), others, &seen.rules);
+    let own = Own { wanted, has_routes: !wanted.accepted.is_empty(), goes_past: seen.carried.is_some() };
+    let rules = rules_for(Some(own), others, &seen.rules);
     change_rules(&seen.rules, &rules, seen.rules_base, steps);
 }
 
-/// The rules that have to be there, given those that are: `own` network (and whether it has accepted routes) beside others, each
-/// known by its mark. Others' tables count as long as their interfaces are there.
-fn rules_for<'a>(own: Option<(&Wanted, bool)>, others: impl Iterator<Item = &'a Mark>, present: &[Placed]) -> BTreeSet<Rule> {
+/// What a network has to do with the rules.
+struct Own<'a> {
+    wanted: &'a Wanted,
+    /// It has accepted routes.
+    has_routes: bool,
+    /// Its own packets must not take the VPN that it carries.
+    goes_past: bool,
+}
+
+/// The rules that have to be there, given those that are: `own` network's beside those of others, each known by its mark. What
+/// others have counts as long as their interfaces are there.
+fn rules_for<'a>(own: Option<Own>, others: impl Iterator<Item = &'a Mark>, present: &[Placed]) -> BTreeSet<Rule> {
     let mut marks: Vec<Mark> = others.cloned().collect();
     let living: BTreeSet<u32> = marks.iter().map(routing_table).collect();
     let mut tables: BTreeSet<u32> = present
@@ -99,22 +109,38 @@ fn rules_for<'a>(own: Option<(&Wanted, bool)>, others: impl Iterator<Item = &'a 
         .filter_map(|placed| if let Rule::Table(table) = placed.rule { Some(table) } else { None })
         .filter(|table| living.contains(table))
         .collect();
-    if let Some((wanted, has_routes)) = own {
-        marks.push(wanted.mark());
+    let is_past = |mark: &Mark| past(mark).any(|rule| present.iter().any(|placed| placed.rule == rule));
+    let mut rules: BTreeSet<Rule> = marks.iter().filter(|mark| is_past(mark)).flat_map(past).collect();
+    if let Some(Own { wanted, has_routes, goes_past }) = own {
+        let mark = wanted.mark();
         if has_routes {
             tables.insert(wanted.routing_table());
         }
+        if goes_past {
+            rules.extend(past(&mark));
+        }
+        marks.push(mark);
+    }
+    if !rules.is_empty() {
+        rules.insert(Rule::MarkedPast);
     }
     if tables.is_empty() {
-        return BTreeSet::new();
+        return rules;
     }
-    let mut rules = BTreeSet::from([Rule::End, Rule::Marked]);
+    rules.extend([Rule::End, Rule::Marked]);
     for mark in marks {
         rules.extend([mark.link_port, mark.control_port].into_iter().filter(|port| *port != 0).map(Rule::Udp));
         rules.extend(Some(mark.control_port).filter(|port| *port != 0).map(Rule::Tcp));
     }
     rules.extend(tables.into_iter().map(Rule::Table));
     rules
+}
+
+/// What leads a network's own sockets past a VPN, but for those that only their mark tells.
+fn past(mark: &Mark) -> impl Iterator<Item = Rule> + use<> {
+    let Mark { link_port, control_port, .. } = *mark;
+    let udp = [link_port, control_port].into_iter().filter(|port| *port != 0).map(Rule::UdpPast);
+    udp.chain(Some(control_port).filter(|port| *port != 0).map(Rule::TcpPast))
 }
 
 /// What rules stay when the network whose routing table this is has gone.

@@ -1,7 +1,10 @@
 //! Several networks on a modelled machine: whatever happens in between, each gets what it wants, and the last leaves nothing.
 
 use super::*;
-use crate::passage::{By, Way};
+use crate::{
+    outbound::Carried,
+    passage::{By, Way},
+};
 use proptest::prelude::*;
 
 /// The machine: what the kernel holds, and what each network's journal says.
@@ -15,6 +18,8 @@ struct World {
     /// As all but p2pvm have left it.
     others: BTreeMap<String, bool>,
     networks: BTreeMap<String, Own>,
+    /// The network that carries a VPN which takes all.
+    carrier: Option<String>,
 }
 
 fn by_others(on: bool) -> Forwards {
@@ -33,6 +38,10 @@ struct Own {
 }
 
 const LANS: [&str; 2] = ["lan0", "lan1"];
+
+fn vpn() -> Carried {
+    Carried { by: "wg0".into(), server: [10, 1, 0, 9].into() }
+}
 
 fn passages() -> BTreeSet<Passage> {
     let of = |way| Passage { by: By::Nft, family: "ip".into(), chain: "FORWARD".into(), way };
@@ -64,6 +73,7 @@ impl World {
             marks: self.networks.iter().map(|(name, own)| (name.clone(), own.wanted.mark())).collect(),
             rules: self.rules.clone(),
             rules_base: self.base,
+            carried: self.carrier.as_deref().filter(|name| *name == device).map(|_| vpn()),
             routes: own.routes.clone(),
             silent: BTreeSet::new(),
             held: BTreeSet::new(),
@@ -200,6 +210,8 @@ enum Event {
     /// wg-quick comes or goes.
     Base(u32),
     Local(BTreeSet<u8>),
+    /// A VPN over one of the networks comes or goes.
+    Carry(Option<u16>),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -218,6 +230,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0usize..8).prop_map(Event::DoubleRule),
         1 => prop_oneof![Just(5300u32), Just(5289)].prop_map(Event::Base),
         1 => prop::collection::btree_set(0u8..6, 0..2).prop_map(Event::Local),
+        1 => prop::option::of(0u16..3).prop_map(Event::Carry),
     ]
 }
 
@@ -246,6 +259,7 @@ proptest! {
                 Event::Global(on) => world.set_ip_forward(on),
                 Event::FlushRules => world.rules.clear(),
                 Event::Base(base) => world.base = base,
+                Event::Carry(n) => world.carrier = n.as_ref().map(device),
                 Event::Local(thirds) => {
                     // A whole block of the others', and a part of one.
                     world.local = nets(&thirds);
@@ -275,7 +289,12 @@ proptest! {
             }
             world.settle();
             let active = world.networks.values().any(|own| !own.wanted.accepted.is_empty());
-            prop_assert_eq!(world.rules.is_empty(), !active);
+            let carrier = world.carrier.as_ref().and_then(|name| world.networks.get(name)).map(|own| &own.wanted);
+            prop_assert_eq!(world.rules.is_empty(), !active && carrier.is_none());
+            let past = [Rule::MarkedPast].into_iter().chain(carrier.into_iter().flat_map(|wanted| past(&wanted.mark())));
+            let past: BTreeSet<Rule> = past.filter(|_| carrier.is_some()).collect();
+            let is_past = |rule: &Rule| matches!(rule, Rule::UdpPast(_) | Rule::TcpPast(_) | Rule::MarkedPast);
+            prop_assert_eq!(world.rules.iter().map(|placed| placed.rule).filter(is_past).collect::<BTreeSet<_>>(), past);
             for own in world.networks.values() {
                 prop_assert!(own.stale.is_empty());
                 prop_assert!(!own.wanted.offered.is_empty() || own.passages.is_empty());

@@ -5,6 +5,7 @@
 //! | base | `ipproto udp\|tcp sport PORT goto base+2`, `fwmark MARK goto base+2` | own sockets, of every network here |
 //! | base + 1 | `lookup TABLE` | the accepted routes of one network |
 //! | base + 2 | `nop` | where own sockets go on: main, or whatever others (a VPN) put behind |
+//! | base + 3 | the same matches, `lookup main` | own sockets, past a VPN that is itself carried by the network |
 //!
 //! The base is [`BASE`], or less where somebody else's rule before it takes everything: wg-quick, started later, puts its rule
 //! before all that are there. The tables hold nothing but accepted routes, so nobody else's packets are affected wherever the
@@ -19,7 +20,7 @@ use netlink_packet_route::{
 
 use crate::{
     netlink::Netlink,
-    routes::{Route, routes},
+    routes::{MAIN, Route, routes},
 };
 use std::{collections::BTreeSet, io};
 
@@ -35,6 +36,8 @@ pub const BASE: u32 = 5300;
 const BEFORE: u32 = 10;
 /// Routes up to this length count as a default route: a VPN may have replaced it by 0.0.0.0/1 and 128.0.0.0/1. No LAN is as large.
 pub const DEFAULT_LIKE: u32 = 7;
+/// Where, from the base on, own sockets are led past a VPN.
+const PAST: u32 = 3;
 /// The kernel's own table of local addresses; its rule is always first.
 const LOCAL_TABLE: u32 = 255;
 
@@ -49,6 +52,12 @@ pub enum Rule {
     Tcp(u16),
     /// What carries the mark goes around.
     Marked,
+    /// UDP from this local port takes the main table.
+    UdpPast(u16),
+    /// TCP from this local port does.
+    TcpPast(u16),
+    /// What carries the mark does.
+    MarkedPast,
     /// The accepted routes of a network.
     Table(u32),
 }
@@ -71,21 +80,25 @@ impl Placed {
         let (offset, action) = match self.rule {
             Rule::Udp(_) | Rule::Tcp(_) | Rule::Marked => (0, RuleAction::Goto),
             Rule::Table(_) => (1, RuleAction::ToTable),
+            Rule::UdpPast(_) | Rule::TcpPast(_) | Rule::MarkedPast => (PAST, RuleAction::ToTable),
             Rule::End => (2, RuleAction::Nop),
         };
         add(RuleAttribute::Priority(self.base + offset));
         match self.rule {
-            Rule::Udp(port) | Rule::Tcp(port) => {
-                let udp = matches!(self.rule, Rule::Udp(_));
+            Rule::Udp(port) | Rule::Tcp(port) | Rule::UdpPast(port) | Rule::TcpPast(port) => {
+                let udp = matches!(self.rule, Rule::Udp(_) | Rule::UdpPast(_));
                 add(RuleAttribute::IpProtocol(if udp { IpProtocol::Udp } else { IpProtocol::Tcp }));
                 add(RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }));
             }
-            Rule::Marked => {
+            Rule::Marked | Rule::MarkedPast => {
                 add(RuleAttribute::FwMark(SOCKET_MARK));
                 add(RuleAttribute::FwMask(u32::MAX));
             }
             Rule::Table(table) => add(RuleAttribute::Table(table)),
             Rule::End => {}
+        }
+        if offset == PAST {
+            add(RuleAttribute::Table(MAIN));
         }
         if action == RuleAction::Goto {
             add(RuleAttribute::Goto(self.base + 2));
@@ -101,15 +114,21 @@ impl Placed {
         }
         let preference = find(&|a| if let RuleAttribute::Priority(p) = a { Some(*p) } else { None })?;
         let port = find(&|a| if let RuleAttribute::SourcePortRange(r) = a { Some(u32::from(r.start)) } else { None });
+        let port = port.and_then(|port| u16::try_from(port).ok());
         let udp = message.attributes.contains(&RuleAttribute::IpProtocol(IpProtocol::Udp));
         let (offset, rule) = match message.header.action {
             RuleAction::Nop => (2, Rule::End),
-            RuleAction::Goto => match port.and_then(|port| u16::try_from(port).ok()) {
+            RuleAction::Goto => match port {
                 Some(port) if udp => (0, Rule::Udp(port)),
                 Some(port) => (0, Rule::Tcp(port)),
                 None => (0, Rule::Marked),
             },
-            RuleAction::ToTable => (1, Rule::Table(table_of(message)?)),
+            RuleAction::ToTable => match (table_of(message)?, port) {
+                (MAIN, Some(port)) if udp => (PAST, Rule::UdpPast(port)),
+                (MAIN, Some(port)) => (PAST, Rule::TcpPast(port)),
+                (MAIN, None) => (PAST, Rule::MarkedPast),
+                (table, _) => (1, Rule::Table(table)),
+            },
             _ => return None,
         };
         Some(Self { base: preference.checked_sub(offset)?, rule })
@@ -198,7 +217,7 @@ pub fn rules(netlink: &mut Netlink) -> io::Result<Rules> {
     for answer in netlink.dump(RouteNetlinkMessage::GetRule(ask))? {
         let RouteNetlinkMessage::NewRule(message) = answer else { continue };
         found.ours.extend(Placed::read(&message));
-        all.extend(takes_all(&message).filter(|(_, preference)| *preference < BASE + 3));
+        all.extend(takes_all(&message).filter(|(_, preference)| *preference <= BASE + PAST));
     }
     all.sort_by_key(|(_, preference)| *preference);
     for (table, preference) in all {
@@ -228,7 +247,8 @@ mod tests {
 
     #[test]
     fn every_rule_is_read_back_as_it_was_made_and_others_rules_are_not_ours() {
-        for rule in [Rule::End, Rule::Udp(4002), Rule::Tcp(4001), Rule::Marked, Rule::Table(0x7000_0001)] {
+        let past = [Rule::UdpPast(4002), Rule::TcpPast(4001), Rule::MarkedPast];
+        for rule in past.into_iter().chain([Rule::End, Rule::Udp(4002), Rule::Tcp(4001), Rule::Marked, Rule::Table(0x7000_0001)]) {
             for base in [1, BASE] {
                 let placed = Placed { base, rule };
                 assert_eq!(Placed::read(&placed.message()), Some(placed));

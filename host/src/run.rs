@@ -50,6 +50,7 @@ fn package(program: &str) -> &'static str {
     match program {
         "nft" => "nftables",
         "firewall-cmd" => "firewalld",
+        "wg" => "wireguard-tools",
         _ => "iptables",
     }
 }

@@ -1,6 +1,6 @@
 //! What one network wants of the machine's kernel, and what p2pvm found when it looked: plain data for [`crate::plan`].
 
-use crate::{links::Mark, net::Net, passage::Passage, rules::Placed, sharing::Held};
+use crate::{links::Mark, net::Net, outbound::Carried, passage::Passage, rules::Placed, sharing::Held};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a network wants, besides its own interface.
@@ -104,6 +104,8 @@ pub struct Observed {
     pub rules: Vec<Placed>,
     /// Where they belong.
     pub rules_base: u32,
+    /// The VPN that takes this machine's packets and whose own go through the network.
+    pub carried: Option<Carried>,
     /// Routes in the network's own routing table that lead into its interface.
     pub routes: BTreeSet<Net>,
     /// Those of them that are marked as led by a router that does not answer.

@@ -5,6 +5,7 @@ use crate::{
     look::Seen,
     net::Net,
     opening::hooks,
+    outbound::Carried,
     sharing::{self, Shared},
     wanted::Wanted,
 };
@@ -20,6 +21,8 @@ pub struct Report {
     pub nowhere: Vec<Net>,
     /// Accepted LANs that another p2pvm network of this machine accepts too.
     pub shared: Vec<Shared>,
+    /// The VPN that p2pvm's own packets are led past.
+    pub past: Option<Carried>,
     routes: Vec<Finding>,
     forwarding_findings: Vec<Finding>,
     firewall: Vec<Finding>,
@@ -35,7 +38,8 @@ impl Report {
     /// After a look and its steps, some of which fail.
     pub(super) fn of(wanted: &Wanted, seen: &Seen, failing: impl Iterator<Item = (String, String)>) -> Self {
         let shared = sharing::shared(wanted, &seen.observed);
-        let mut report = Self { nowhere: seen.nowhere.clone(), shared, ..Self::default() };
+        let past = seen.observed.carried.clone();
+        let mut report = Self { nowhere: seen.nowhere.clone(), shared, past, ..Self::default() };
         let device = &wanted.device;
         for (what, why) in failing {
             if what.starts_with("forwarding") {
@@ -84,7 +88,11 @@ impl Report {
 
     /// Puts it on the board; `more` is what the network itself found wrong with routes.
     pub(super) fn show(&self, board: &Board, more: Vec<Finding>) {
-        board.set("routes", self.routes.iter().cloned().chain(more).collect());
+        let past = self.past.iter().map(|Carried { by, server }| {
+            let found = format!("p2pvm's own packets go past the VPN {by}, whose server {server} is reached through this network");
+            Finding::note(found, "")
+        });
+        board.set("routes", self.routes.iter().cloned().chain(more).chain(past).collect());
         board.set("forwarding", self.forwarding_findings.clone());
         board.set("firewall", self.firewall.clone());
     }

@@ -65,6 +65,8 @@ impl Daemon {
         loop {
             let (peers, port) = (self.peers(), self.parts.control.listen_port());
             let ports = (port, self.parts.plane.udp_port());
+            // What goes past a VPN has not been led away by it.
+            let detour = || detour().filter(|_| self.keeper.report().past.is_none());
             let found = unasked(&peers, port).or_else(|| led_away(&peers, ports, detour));
             since = found.as_ref().and(since.or_else(|| Some(Instant::now())));
             let lasts = since.is_some_and(|since: Instant| since.elapsed() >= ANEW);
