@@ -164,8 +164,16 @@ pub(super) fn of_machine(found: Finding) -> Check {
     check("names", Warning, found.found, found.advice)
 }
 
+/// What this program looked at and what the running daemon found, which knows better: "names ok" is not said beside "names failed".
+pub(super) fn together(mut checks: Vec<Check>, findings: &[FindingView]) -> Vec<Check> {
+    let is_troubled = |check: &Check| findings.iter().any(|found| found.area == check.check && found.level > Fine);
+    checks.retain(|check| check.level > Fine || !is_troubled(check));
+    checks.extend(findings.iter().map(finding));
+    checks
+}
+
 /// What the running daemon found.
-pub(super) fn finding(found: &FindingView) -> Check {
+fn finding(found: &FindingView) -> Check {
     check(&found.area, found.level, found.found.clone(), found.advice.clone())
 }
 
@@ -271,6 +279,17 @@ pub(super) fn membership(layout: &Layout, status: Option<&Status>) -> Check {
 mod tests {
     use super::*;
     use crate::api::types::ReachableView;
+
+    #[test]
+    fn what_the_daemon_found_wrong_is_not_said_to_be_well_beside_it() {
+        let looked = || vec![check("names", Fine, "asked of 192.0.2.1", ""), check("mtu", Warning, "small", "do a"), check("tun", Fine, "there", "")];
+        let found = |area: &str, level| FindingView { area: area.into(), level, found: "found".into(), advice: String::new() };
+        let told = |findings: &[FindingView]| together(looked(), findings).into_iter().map(|c| (c.check, c.level)).collect::<Vec<_>>();
+        let all = |names: &[(&str, Level)]| names.iter().map(|(name, level)| ((*name).to_owned(), *level)).collect::<Vec<_>>();
+        let wrong = [found("names", Failed), found("mtu", Failed)];
+        assert_eq!(told(&wrong), all(&[("mtu", Warning), ("tun", Fine), ("names", Failed), ("mtu", Failed)]));
+        assert_eq!(told(&[found("tun", Fine)]).len(), 4, "a note contradicts nothing");
+    }
 
     #[test]
     fn what_makes_something_impossible_fails_and_says_what_to_do() {

@@ -109,7 +109,7 @@ pub async fn examine(context: &Context) -> Page {
         checks.extend(p2pvm_host::names::without_daemon().map(judge::of_machine));
     }
     let findings = running.as_ref().map_or(&[][..], |running| &running.findings);
-    checks.extend(findings.iter().map(judge::finding));
+    let checks = judge::together(checks, findings);
     Page { ok: checks.iter().all(|c| c.level != Level::Failed), fixed: Vec::new(), checks }
 }
 

@@ -7,8 +7,8 @@ use super::{
     Shared,
     dial::{self, Reach},
     escape,
-    message::{CandidateKind, NatKind},
-    nat::seems_open,
+    message::NatKind,
+    nat::{is_public_own, seems_open},
 };
 use crate::{
     id::MemberId,
@@ -125,12 +125,13 @@ fn silent(shared: &Shared) -> bool {
     direct.filter_map(|peer| peer.activity().unanswered).any(|since| since.elapsed() >= SUSPECT_AFTER)
 }
 
-/// An IPv4 address at which a connected open member listens.
+/// A public IPv4 address at which a connected open member listens.
 pub(super) fn open_member(shared: &Shared) -> Option<SocketAddr> {
     let connected = shared.fabric.connected();
     let state = shared.state();
     let open = connected.iter().filter_map(|m| state.known.get(m)).map(|(_, w)| w).filter(|w| seems_open(w));
-    open.flat_map(|w| &w.candidates).find(|c| c.kind == CandidateKind::Local && c.addr.is_ipv4()).map(|c| c.addr)
+    // Its own LAN's, which it tells as well, would be looked for in vain.
+    open.flat_map(|w| &w.candidates).find(|c| is_public_own(c) && c.addr.is_ipv4()).map(|c| c.addr)
 }
 
 /// Acts on every change until the connector ends.

@@ -67,6 +67,8 @@ pub struct Paths {
     selected: Option<Path>,
     since: Option<Instant>,
     suspect_probes: u32,
+    /// Since when nothing has shown that the way in use lives, nor another that has taken over.
+    silence: Option<Instant>,
     ring: bool,
     /// The ring comes last; a stream comes before relays.
     order: (bool, bool),
@@ -209,7 +211,7 @@ impl Paths {
         known.probes.clear();
         self.remember(path);
         if self.selected == Some(path) {
-            self.suspect_probes = 0;
+            (self.suspect_probes, self.silence) = (0, None);
             return;
         }
         let follows = self.follow.is_some_and(|(to, since)| to == path && now.saturating_duration_since(since) < FOLLOW);
@@ -228,17 +230,23 @@ impl Paths {
         }
     }
 
-    /// Whether another way than `old` and a stream has answered.
+    /// Whether another way than `old` and a stream has answered since `old` does not.
     fn has_spare(&self, old: Path) -> bool {
-        self.known.iter().any(|(path, known)| ![old, Path::Stream].contains(path) && known.answered.is_some())
+        self.known.iter().any(|(path, known)| ![old, Path::Stream].contains(path) && self.is_proven(known))
+    }
+
+    /// Whether it has answered, and that since the way in use fell silent: what ended that one may have ended others.
+    fn is_proven(&self, known: &Known) -> bool {
+        known.answered.is_some_and(|at| self.silence.is_none_or(|since| at >= since))
     }
 
     /// Gives up `path`; the next best that has answered takes over. False if it was not known.
     pub fn remove(&mut self, path: Path, now: Instant) -> bool {
         let known = self.known.remove(&path).is_some();
         if self.selected == Some(path) {
-            let living = self.known.iter().filter(|(_, k)| k.answered.is_some());
-            match living.min_by_key(|(p, k)| (class(p, self.order), k.rtt)).map(|(p, _)| *p) {
+            let (silence, living) = (self.silence, self.known.iter().filter(|(_, k)| k.answered.is_some()));
+            let best = living.min_by_key(|(p, k)| (!self.is_proven(k), class(p, self.order), k.rtt));
+            match best.map(|(p, k)| (*p, self.is_proven(k))) {
                 None if self.ring && path != Path::Ring => {
                     self.select(None, now);
                     self.assume(Path::Ring, now);
@@ -246,10 +254,11 @@ impl Paths {
                     self.suspect_probes = 1;
                 }
                 None => self.select(None, now),
-                Some(next) => {
+                Some((next, is_proven)) => {
                     self.select(Some(next), now);
-                    // It answered a while ago: it has to show that it still does.
-                    self.suspect_probes = 1;
+                    // It answered a while ago: it has to show that it still does, and any other that does is taken.
+                    self.suspect_probes = if is_proven { 1 } else { SILENT_PROBES };
+                    self.silence = silence.filter(|_| !is_proven);
                     self.probe(next, now);
                 }
             }
@@ -292,13 +301,18 @@ impl Paths {
         }
     }
 
+    /// Tries again every way that is known.
+    fn try_known(&mut self, now: Instant) {
+        for path in self.known.keys().copied().collect::<Vec<_>>() {
+            self.add(path, now);
+        }
+    }
+
     /// This host's addresses changed, or it slept: everything known is tried at once, and the peer asked to follow.
     pub fn rouse(&mut self, now: Instant) {
         self.roamed = Some(now);
         self.try_remembered(now);
-        for path in self.known.keys().copied().collect::<Vec<_>>() {
-            self.add(path, now);
-        }
+        self.try_known(now);
         if let Some(path) = self.selected {
             self.suspect_probes = 1;
             self.probe(path, now);
@@ -315,7 +329,7 @@ impl Paths {
     }
 
     fn select(&mut self, path: Option<Path>, now: Instant) {
-        (self.selected, self.since, self.suspect_probes) = (path, path.map(|_| now), 0);
+        (self.selected, self.since, self.suspect_probes, self.silence) = (path, path.map(|_| now), 0, None);
         self.steps.push_back(Step::Select(path));
     }
 
@@ -384,7 +398,7 @@ impl Paths {
         let heard_since_probe = under_way.is_some_and(|(_, at)| activity.received.is_some_and(|r| r > at));
         if heard_since_probe {
             // Its pong may be lost or late: it says nothing about what comes after.
-            self.suspect_probes = 0;
+            (self.suspect_probes, self.silence) = (0, None);
             if let Some(known) = self.known.get_mut(&path) {
                 known.probes.clear();
             }
@@ -402,12 +416,12 @@ impl Paths {
             }
             self.suspect_probes += 1;
             if self.suspect_probes == SILENT_PROBES {
+                self.silence.get_or_insert(now);
+                // Whatever still lives shows it now, and need not be waited for behind what does not.
                 self.try_remembered(now);
+                self.try_known(now);
                 if path != Path::Stream {
                     self.steps.push_back(Step::Silent);
-                    if self.knows(Path::Stream) {
-                        self.add(Path::Stream, now);
-                    }
                 }
             }
             self.probe(path, now);

@@ -248,7 +248,7 @@ fn a_silent_path_is_said_once_and_a_stream_that_answers_takes_over_where_nothing
                         paths.add(Path::Stream, now);
                         paths.tick(now, unanswered);
                     }
-                    Step::Probe(Path::Stream, token) => paths.pong(Path::Stream, token, now + Duration::from_millis(10)),
+                    Step::Probe(path @ (Path::Stream | Path::Relayed(_)), token) => paths.pong(path, token, now + Duration::from_millis(10)),
                     _ => {}
                 }
             }
@@ -279,4 +279,26 @@ fn a_stream_that_came_later_takes_over_from_a_ring_that_died_with_the_direct_pat
     }
     assert_eq!(paths.selected(), Some(Path::Stream));
     assert!(now - start < Duration::from_millis(1500), "{:?}", now - start);
+}
+
+#[test]
+fn what_lives_takes_over_at_once_however_many_ways_have_died_together() {
+    for survivor in [Path::Stream, RELAY, direct(99)] {
+        let (mut paths, start) = (Paths::default(), Instant::now());
+        // A NAT's mappings that were in use one after the other within half a minute.
+        (1..=12).for_each(|port| living(&mut paths, direct(port), start, 10));
+        living(&mut paths, survivor, start, 30);
+        let died = start + Duration::from_secs(5);
+        let mut now = died;
+        while paths.selected() != Some(survivor) && now < died + Duration::from_secs(30) {
+            now += Duration::from_millis(20);
+            paths.tick(now, Activity { received: Some(start), unanswered: Some(died), sent: Some(now), ..Activity::default() });
+            for (path, token) in probes(&mut paths) {
+                if path == survivor {
+                    paths.pong(path, token, now + Duration::from_millis(30));
+                }
+            }
+        }
+        assert!(now - died < Duration::from_millis(1500), "{survivor:?} took {:?}", now - died);
+    }
 }

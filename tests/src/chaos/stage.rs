@@ -255,14 +255,17 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
             "nft list ruleset",
             "cat /etc/resolv.conf",
             "$P2PVM doctor",
-            "$P2PVM peers",
         ] {
             let line = line.replace("$P2PVM", self.environment.iter().find(|(key, _)| key == "P2PVM").map_or("", |(_, value)| value));
             let said = self.lab.testbed().exec("b", &["timeout", "20", "sh", "-c", &line]);
             let said = said.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned());
             text.push_str(&format!("--- b: {line}\n{}\n", said.unwrap_or_else(|e| e.to_string())));
         }
-        text + &format!("--- log of b\n{}", self.lab.log_tail("b", 30))
+        for host in ["a", "b", "c"] {
+            let peers = self.lab.p2pvm(host, &["peers"]).unwrap_or_else(|e| e.to_string());
+            text.push_str(&format!("--- {host}: p2pvm peers\n{peers}\n--- log of {host}\n{}\n", self.lab.log_tail(host, 30)));
+        }
+        text
     }
 
     /// Ends everything; gives what p2pvm left.
