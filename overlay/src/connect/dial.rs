@@ -8,7 +8,7 @@ use super::{
 use crate::{
     fabric::FabricError,
     id::MemberId,
-    plane::{Error, Path},
+    plane::{Error, Path, PathInfo},
     ring::Position,
 };
 use futures::future::BoxFuture;
@@ -289,7 +289,12 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
             let mut state = shared.state();
             let is_off = |member: &MemberId| peers.iter().any(|(m, info)| m == member && !matches!(info.path, Path::Direct(_)));
             state.retries.retain(is_off);
-            state.aside.retain(|member| peers.iter().any(|(m, _)| m == member));
+            // Who is reached directly is met by the port that this goes by.
+            let is_aside = |info: &PathInfo| match info.path {
+                Path::Direct(to) => shared.plane.inner().udp.aside().writes_to(&to),
+                _ => true,
+            };
+            state.aside.retain(|member| peers.iter().any(|(m, info)| m == member && is_aside(info)));
             // With whom addresses could not be exchanged so well before.
             connected.difference(&before).for_each(|member| state.retries.begin_anew(*member, now));
         }

@@ -4,7 +4,7 @@
 //! written from there, and the first one is kept silent until the router has forgotten its flows.
 
 use super::{CandidateKind, NatKind, Shared, message::Whereabouts, mobility::open_member, nat::is_private};
-use crate::id::MemberId;
+use crate::{id::MemberId, plane::Path};
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -27,8 +27,13 @@ impl Shared {
             let state = self.state();
             state.first_port_dead || state.aside.contains(&member)
         };
+        // A way that carries is a flow of the port that it leaves from: it stays with it.
+        let peers = inner.peers.load();
+        let carries = |way: &SocketAddr| {
+            peers.get(&member).is_some_and(|peer| peer.path() == Some(Path::Direct(*way)) && !peer.paths().is_silent())
+        };
         let ways = whereabouts.candidates.iter().filter(|c| c.kind != CandidateKind::Local || !is_private(&c.addr.ip()));
-        let ways: Vec<SocketAddr> = ways.map(|c| c.addr).collect();
+        let ways: Vec<SocketAddr> = ways.map(|c| c.addr).filter(|way| !carries(way)).collect();
         if !aside {
             inner.come_back(&ways);
         } else if let Err(error) = inner.go_aside(&ways) {
@@ -40,6 +45,7 @@ impl Shared {
     pub(super) fn come_back_all(&self) {
         let mut state = self.state();
         state.first_port_dead = false;
+        self.plane.inner().udp.aside().silence_first(false);
         state.reflexive_aside = None;
         state.aside.clear();
     }

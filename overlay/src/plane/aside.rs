@@ -9,7 +9,13 @@
 //! Which addresses those are is [`crate::connect`]'s to say. A member that answers to the second port from an address not
 //! known yet (its NAT's mapping for that port) is answered from there too.
 
-use super::{Inner, Path, deliver::Ctx, peer::Peer, udp::READ_BYTES, udp::Udp};
+use super::{
+    Inner, Path,
+    deliver::Ctx,
+    peer::Peer,
+    receive::Origin,
+    udp::{READ_BYTES, Udp},
+};
 use crate::{connect::is_private, stun};
 use arc_swap::ArcSwapOption;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -29,6 +35,8 @@ use std::{
 const WAY_LIFE: Duration = Duration::from_secs(180);
 /// A way in use is noted as such this often.
 const NOTED_EVERY: Duration = Duration::from_secs(5);
+/// A way that was turned to the second port stays there at least for so long: the probes of one try take some 4 s.
+const GIVEN: Duration = Duration::from_secs(5);
 /// Addresses that are written to from there.
 const MAX_WAYS: usize = 256;
 /// Its thread looks at the end of the plane, and of its port, this often.
@@ -38,6 +46,8 @@ const GLANCE_MS: u16 = 500;
 #[derive(Default)]
 pub(crate) struct Aside {
     used: AtomicBool,
+    /// Nothing leaves from the first port, so that the router forgets its flows.
+    first_is_silent: AtomicBool,
     /// When each was last asked for, or heard.
     ways: RwLock<HashMap<SocketAddr, Instant>>,
     udp: ArcSwapOption<Udp>,
@@ -46,10 +56,40 @@ pub(crate) struct Aside {
 impl Aside {
     /// The socket for this address, if it is not the first.
     pub fn of(&self, to: &SocketAddr) -> Option<Arc<Udp>> {
-        if !self.used.load(Ordering::Relaxed) || !self.has(to) {
-            return None;
-        }
+        if self.writes_to(to) { self.udp.load_full() } else { None }
+    }
+
+    /// The second port, if there is one.
+    pub fn port(&self) -> Option<Arc<Udp>> {
         self.udp.load_full()
+    }
+
+    /// Whether what is written to this address leaves from the second port.
+    pub fn writes_to(&self, to: &SocketAddr) -> bool {
+        self.used.load(Ordering::Relaxed) && self.has(to)
+    }
+
+    /// From which port what came from there is answered: from that by which it came, as only then the answer shows that the way goes
+    /// both ways (RFC 8445, 7.3.1.1); but never from one that is to be silent.
+    pub fn answers(&self, from: Origin) -> bool {
+        from.aside || (self.first_is_silent.load(Ordering::Relaxed) && self.writes_to(&from.addr))
+    }
+
+    /// Says whether the first port is to be silent.
+    pub fn silence_first(&self, silent: bool) {
+        self.first_is_silent.store(silent, Ordering::Relaxed);
+    }
+
+    /// Turns a way back to the first port, on which its far end was heard, unless it was lately tried or heard by the second.
+    /// Whether that was done.
+    fn give_up(&self, way: &SocketAddr, now: Instant) -> bool {
+        let mut known = self.ways.write().unwrap_or_else(PoisonError::into_inner);
+        let is_stale = known.get(way).is_some_and(|at| now.saturating_duration_since(*at) >= GIVEN) && !self.first_is_silent.load(Ordering::Relaxed);
+        if is_stale {
+            known.remove(way);
+            self.used.store(!known.is_empty(), Ordering::Relaxed);
+        }
+        is_stale
     }
 
     fn has(&self, addr: &SocketAddr) -> bool {
@@ -97,6 +137,20 @@ impl Aside {
 }
 
 impl Inner {
+    /// Whether what is written to where this came from leaves by the port that it came by.
+    pub fn is_answered_by_its_port(&self, from: Origin) -> bool {
+        self.udp.aside().writes_to(&from.addr) == from.aside
+    }
+
+    /// A member was heard, not by the way in use. Is that way one which it has given up, on the other port, it is written to from
+    /// the port on which it was heard.
+    pub fn turn_to_port(&self, peer: &Peer, from: Origin, now: Instant) {
+        let is_given_up = peer.path() != Some(Path::Direct(from.addr));
+        if is_given_up && !from.aside && self.is_aside() && self.udp.aside().give_up(&from.addr, now) {
+            tracing::debug!(member = ?peer.member, way = %from.addr, "from the first port again, on which it is heard");
+        }
+    }
+
     /// Whether some address is written to from the second port.
     pub fn is_aside(&self) -> bool {
         self.udp.aside().used.load(Ordering::Relaxed)
@@ -126,6 +180,7 @@ impl Inner {
             tracing::debug!(%error, "no other port");
             return;
         }
+        self.udp.aside().silence_first(true);
         for peer in &peers {
             peer.paths().rouse(now);
             self.run_paths(peer, now);
@@ -185,7 +240,7 @@ impl Inner {
             match udp.receive(&mut buf) {
                 Ok((from, len, stride)) => {
                     let now = Instant::now();
-                    self.datagrams(&mut ctx, &mut buf[..len], stride, from, now);
+                    self.datagrams(&mut ctx, &mut buf[..len], stride, Origin { addr: from, aside: true }, now);
                     self.note_aside(from, now);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -231,5 +286,25 @@ mod tests {
         assert!(aside.of(&a).is_none() && aside.of(&b).is_some(), "nothing came by it for long");
         aside.remove(&[b]);
         assert!(aside.of(&b).is_none() && !aside.used.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_way_whose_far_end_is_heard_by_the_first_port_returns_there_when_its_try_is_over() {
+        let (aside, now) = (Aside::default(), Instant::now());
+        let a: SocketAddr = ([192, 0, 2, 1], 7).into();
+        aside.udp.store(Some(Arc::new(Udp::bind(0).unwrap())));
+        aside.add([a], now);
+        assert!(!aside.give_up(&a, now + Duration::from_secs(4)) && aside.writes_to(&a), "its probes are under way");
+        // It is heard there: then it is of use.
+        aside.note(&a, now + GIVEN);
+        assert!(!aside.give_up(&a, now + GIVEN + Duration::from_secs(4)));
+        assert!(aside.give_up(&a, now + GIVEN * 2) && !aside.writes_to(&a) && aside.of(&a).is_none());
+        assert!(!aside.give_up(&a, now + GIVEN * 3), "once");
+        // One that is silent for the router's sake neither answers nor gets ways back.
+        aside.add([a], now);
+        let by_first = Origin { addr: a, aside: false };
+        assert!(!aside.answers(by_first) && aside.answers(Origin { aside: true, ..by_first }));
+        aside.silence_first(true);
+        assert!(aside.answers(by_first) && !aside.give_up(&a, now + GIVEN * 2));
     }
 }

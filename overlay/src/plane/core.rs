@@ -12,7 +12,7 @@ use super::{
     peer::{Peer, Peers},
     port::{Port, Ports},
     proof::Proofs,
-    receive::{self, By},
+    receive::{self, By, Origin},
     relaying::Relaying,
     ring::RingPort,
     roam::{self, Desk},
@@ -443,9 +443,9 @@ impl Inner {
     }
 
     /// A STUN message came: answer it, or hand its answer on.
-    pub fn on_stun(&self, bytes: &[u8], from: SocketAddr) {
-        if let Some(answer) = stun::answer(bytes, from) {
-            self.udp.send_first(from, &answer);
+    pub fn on_stun(&self, bytes: &[u8], from: Origin) {
+        if let Some(answer) = stun::answer(bytes, from.addr) {
+            self.udp.send_by(from.aside, from.addr, &answer);
         } else if let Some((id, mapped)) = stun::mapped(bytes)
             // Who sees us behind a tunnel of ours has been asked through one.
             && !self.underlay.is_inside(&mapped.ip())

@@ -5,7 +5,7 @@
 //!
 //! Datagrams that came singly are gathered like all others that leave, which costs a copy and saves a system call each.
 
-use super::{Inner, deliver::Ctx, peer::Via, receive::By, udp::Batch};
+use super::{Inner, deliver::Ctx, peer::Via, receive::{By, Origin}, udp::Batch};
 use crate::{
     link::{
         frame::{FRAME_HEADER_LEN, Frame},
@@ -52,8 +52,8 @@ impl Run {
 
 impl Inner {
     /// All the datagrams of one read from `from`, `stride` bytes each but the last.
-    pub fn datagrams(&self, ctx: &mut Ctx, buf: &mut [u8], stride: usize, from: SocketAddr, now: Instant) {
-        if self.underlay.is_inside(&from.ip()) {
+    pub fn datagrams(&self, ctx: &mut Ctx, buf: &mut [u8], stride: usize, from: Origin, now: Instant) {
+        if self.underlay.is_inside(&from.addr.ip()) {
             // Through a tunnel of this machine, whoever it is from.
             return;
         }
@@ -96,7 +96,7 @@ impl Inner {
         ctx: &mut Ctx,
         datagram: &mut [u8],
         (receiver, counter): (u32, u64),
-        from: SocketAddr,
+        from: Origin,
         now: Instant,
     ) -> Option<SocketAddr> {
         let sessions = self.sessions.load();

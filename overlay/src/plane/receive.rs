@@ -16,7 +16,8 @@ use crate::{
         Opened, Session,
         cookie::mac1_verifies,
         frame::{FRAME_HEADER_LEN, Frame, ROAMED, wire_epoch},
-        wire::{self, Datagram},
+        session::OVERHEAD,
+        wire::{self, Datagram, HEADER_LEN},
     },
 };
 use std::{
@@ -26,10 +27,19 @@ use std::{
     time::Instant,
 };
 
+/// Where a UDP datagram came from, and by which port of this node. A flow of a NAT or a firewall has both: what comes by one port
+/// says nothing of what leaves by the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin {
+    pub addr: SocketAddr,
+    /// It came by the second port ([`super::aside`]).
+    pub aside: bool,
+}
+
 /// How a datagram came.
 #[derive(Clone, Copy)]
 pub(crate) enum By {
-    Udp(SocketAddr),
+    Udp(Origin),
     Relay(MemberId),
     Ring(OverRing),
     Stream,
@@ -38,7 +48,7 @@ pub(crate) enum By {
 impl By {
     pub fn path(self) -> Path {
         match self {
-            Self::Udp(from) => Path::Direct(from),
+            Self::Udp(from) => Path::Direct(from.addr),
             Self::Relay(relay) => Path::Relayed(relay),
             Self::Ring(_) => Path::Ring,
             Self::Stream => Path::Stream,
@@ -63,7 +73,7 @@ pub(crate) fn run(inner: &Inner) {
     while !inner.stop.raised() {
         match inner.udp.receive(&mut buf) {
             Ok((from, len, stride)) => {
-                inner.datagrams(&mut ctx, &mut buf[..len], stride, from, Instant::now());
+                inner.datagrams(&mut ctx, &mut buf[..len], stride, Origin { addr: from, aside: false }, Instant::now());
                 // Datagrams that came singly are gathered; a full read is not held up for more.
                 datagrams += len.div_ceil(stride);
                 if datagrams >= FLUSH_AFTER {
@@ -113,13 +123,16 @@ impl Inner {
             self.run_link(peer, now);
         }
         let in_use = match (by, &**peer.via.load()) {
-            (By::Udp(from), Via::Direct(to)) => from == *to,
+            (By::Udp(from), Via::Direct(to)) => from.addr == *to && self.is_answered_by_its_port(from),
             (By::Relay(relay), Via::Relayed(used)) => relay == used.member,
             (By::Ring(_), Via::Ring) | (By::Stream, Via::Stream(_)) => true,
             _ => false,
         };
         peer.note_received(now, data, in_use && answers);
         if !in_use && peer.may_look(now) {
+            if let By::Udp(from) = by {
+                self.turn_to_port(peer, from, now);
+            }
             // From a place we did not know, such as a NAT's new mapping: probe it.
             peer.paths().heard(by.path(), now, peer.activity().received);
             self.kick.kick();
@@ -139,7 +152,7 @@ impl Inner {
                     peer.paths().peer_moved(by.path(), now);
                     self.kick.kick();
                 }
-                self.send_frame_by(&mut ctx.out, peer, by.path(), Frame::Pong(token), &[], now);
+                self.reply(ctx, peer, by, Frame::Pong(token), now);
             }
             Frame::Pong(token) => {
                 let asked = lock(&self.pings).remove(&token);
@@ -179,6 +192,22 @@ impl Inner {
                 }
             }
             Frame::Moved { addr, member, epoch } => self.moved(peer, addr, member, epoch),
+        }
+    }
+
+    /// Answers what came, the way that it came.
+    fn reply(&self, ctx: &mut Ctx, peer: &Arc<Peer>, by: By, frame: Frame, now: Instant) {
+        let By::Udp(from) = by else { return self.send_frame_by(&mut ctx.out, peer, by.path(), frame, &[], now) };
+        let aside = self.udp.aside();
+        if aside.answers(from) == aside.writes_to(&from.addr) {
+            return self.send_frame_by(&mut ctx.out, peer, by.path(), frame, &[], now);
+        }
+        let mut bytes = [0; OVERHEAD];
+        frame.write_header(&mut bytes[HEADER_LEN..]);
+        let sealed = peer.sending.load().as_ref().and_then(|session| session.seal(&mut bytes, FRAME_HEADER_LEN));
+        if let Some(len) = sealed {
+            peer.note_sent(now, 0);
+            self.udp.send_by(aside.answers(from), from.addr, &bytes[..len]);
         }
     }
 
@@ -265,9 +294,9 @@ impl Inner {
                 }
                 if let By::Udp(from) = by {
                     let mut doorman = lock(&self.doorman);
-                    if doorman.overloaded(now) && !doorman.proves_address(now, bytes, from) {
-                        if let Some((salt, sealed)) = doorman.reply(now, bytes, from, &self.keys.public().0) {
-                            self.udp.send(from, &wire::cookie(sender, &salt, &sealed));
+                    if doorman.overloaded(now) && !doorman.proves_address(now, bytes, from.addr) {
+                        if let Some((salt, sealed)) = doorman.reply(now, bytes, from.addr, &self.keys.public().0) {
+                            self.udp.send_by(from.aside, from.addr, &wire::cookie(sender, &salt, &sealed));
                         }
                         return;
                     }
@@ -279,8 +308,10 @@ impl Inner {
                 let index = self.new_index();
                 let answer = peer.link().as_mut().and_then(|link| link.accept(now, opened, index, false, &[]).ok());
                 self.run_link(peer, now);
-                if let (Some(answer), Some(via)) = (answer, self.via(peer, by.path())) {
-                    self.pass(&mut ctx.out, peer, &via, answer, now);
+                match (answer, by, self.via(peer, by.path())) {
+                    (Some(answer), By::Udp(from), _) => self.udp.send_by(self.udp.aside().answers(from), from.addr, &answer),
+                    (Some(answer), _, Some(via)) => drop(self.pass(&mut ctx.out, peer, &via, answer, now)),
+                    _ => {}
                 }
             }
             Ok(Datagram::Response { receiver, .. }) => {
@@ -290,7 +321,7 @@ impl Inner {
                 self.run_link(peer, now);
                 if answered {
                     // So that the far end may seal with the new session too.
-                    self.send_frame_by(&mut ctx.out, peer, by.path(), Frame::Keepalive, &[], now);
+                    self.reply(ctx, peer, by, Frame::Keepalive, now);
                 }
             }
             Ok(Datagram::Cookie { receiver, .. }) => {

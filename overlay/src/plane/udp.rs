@@ -116,6 +116,15 @@ impl Udp {
         let _ = self.transmit_here(to, datagram, None);
     }
 
+    /// The same, from the second port or the first, whichever others to this address leave from; lost where there is no second.
+    pub fn send_by(&self, aside: bool, to: SocketAddr, datagram: &[u8]) {
+        match (aside, self.aside.port()) {
+            (false, _) => self.send_first(to, datagram),
+            (true, Some(second)) => drop(second.transmit_here(to, datagram, None)),
+            (true, None) => {}
+        }
+    }
+
     /// Sends datagrams of `size` bytes each (the last may be shorter), together where the kernel can.
     pub fn send_many(&self, to: SocketAddr, datagrams: &[u8], size: usize) {
         let _ = self.transmit(to, datagrams, (datagrams.len() > size).then_some(size));
