@@ -92,7 +92,7 @@ fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 #[test]
 fn a_real_guest_gets_its_address_gateway_names_and_mtu() {
     if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
-        eprintln!("passed over: needs root to make a network namespace");
+        eprintln!("NOT RUN: needs root to make a network namespace");
         return;
     }
     let tap = format!("pg{}", std::process::id());

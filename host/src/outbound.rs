@@ -61,7 +61,9 @@ pub(crate) fn carried_by(index: u32, main: &[Route], links: &[Link]) -> Option<C
 
 /// The peers that packets to the internet go to, as `wg show` prints what is allowed to each and where it is.
 fn servers(allowed: &str, endpoints: &str) -> Vec<IpAddr> {
-    let is_wide = |net: &str| net.split_once('/').is_some_and(|(ip, prefix)| ip.contains('.') && prefix.parse().is_ok_and(|n: u32| n <= DEFAULT_LIKE));
+    let is_wide = |net: &str| {
+        net.split_once('/').is_some_and(|(ip, prefix)| ip.contains('.') && prefix.parse().is_ok_and(|n: u32| n <= DEFAULT_LIKE))
+    };
     let takes_all = |key: &str| {
         let of_peer = allowed.lines().filter_map(|line| line.split_once('\t')).filter(|(peer, _)| *peer == key);
         of_peer.flat_map(|(_, nets)| nets.split_whitespace()).any(is_wide)

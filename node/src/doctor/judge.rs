@@ -282,7 +282,9 @@ mod tests {
 
     #[test]
     fn what_the_daemon_found_wrong_is_not_said_to_be_well_beside_it() {
-        let looked = || vec![check("names", Fine, "asked of 192.0.2.1", ""), check("mtu", Warning, "small", "do a"), check("tun", Fine, "there", "")];
+        let looked = || {
+            vec![check("names", Fine, "asked of 192.0.2.1", ""), check("mtu", Warning, "small", "do a"), check("tun", Fine, "there", "")]
+        };
         let found = |area: &str, level| FindingView { area: area.into(), level, found: "found".into(), advice: String::new() };
         let told = |findings: &[FindingView]| together(looked(), findings).into_iter().map(|c| (c.check, c.level)).collect::<Vec<_>>();
         let all = |names: &[(&str, Level)]| names.iter().map(|(name, level)| ((*name).to_owned(), *level)).collect::<Vec<_>>();

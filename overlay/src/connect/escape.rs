@@ -29,9 +29,8 @@ impl Shared {
         };
         // A way that carries is a flow of the port that it leaves from: it stays with it.
         let peers = inner.peers.load();
-        let carries = |way: &SocketAddr| {
-            peers.get(&member).is_some_and(|peer| peer.path() == Some(Path::Direct(*way)) && !peer.paths().is_silent())
-        };
+        let carries =
+            |way: &SocketAddr| peers.get(&member).is_some_and(|peer| peer.path() == Some(Path::Direct(*way)) && !peer.paths().is_silent());
         let ways = whereabouts.candidates.iter().filter(|c| c.kind != CandidateKind::Local || !is_private(&c.addr.ip()));
         let ways: Vec<SocketAddr> = ways.map(|c| c.addr).filter(|way| !carries(way)).collect();
         if !aside {

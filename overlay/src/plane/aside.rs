@@ -84,7 +84,8 @@ impl Aside {
     /// Whether that was done.
     fn give_up(&self, way: &SocketAddr, now: Instant) -> bool {
         let mut known = self.ways.write().unwrap_or_else(PoisonError::into_inner);
-        let is_stale = known.get(way).is_some_and(|at| now.saturating_duration_since(*at) >= GIVEN) && !self.first_is_silent.load(Ordering::Relaxed);
+        let is_stale =
+            known.get(way).is_some_and(|at| now.saturating_duration_since(*at) >= GIVEN) && !self.first_is_silent.load(Ordering::Relaxed);
         if is_stale {
             known.remove(way);
             self.used.store(!known.is_empty(), Ordering::Relaxed);

@@ -5,7 +5,13 @@
 //!
 //! Datagrams that came singly are gathered like all others that leave, which costs a copy and saves a system call each.
 
-use super::{Inner, deliver::Ctx, peer::Via, receive::{By, Origin}, udp::Batch};
+use super::{
+    Inner,
+    deliver::Ctx,
+    peer::Via,
+    receive::{By, Origin},
+    udp::Batch,
+};
 use crate::{
     link::{
         frame::{FRAME_HEADER_LEN, Frame},

@@ -248,7 +248,9 @@ fn a_silent_path_is_said_once_and_a_stream_that_answers_takes_over_where_nothing
                         paths.add(Path::Stream, now);
                         paths.tick(now, unanswered);
                     }
-                    Step::Probe(path @ (Path::Stream | Path::Relayed(_)), token) => paths.pong(path, token, now + Duration::from_millis(10)),
+                    Step::Probe(path @ (Path::Stream | Path::Relayed(_)), token) => {
+                        paths.pong(path, token, now + Duration::from_millis(10))
+                    }
                     _ => {}
                 }
             }

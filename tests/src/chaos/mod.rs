@@ -113,6 +113,8 @@ impl fmt::Display for Outcome {
 pub struct Report {
     /// The seed that gave the sequence.
     pub seed: u64,
+    /// The guest's image, where there was a guest.
+    pub image: Option<PathBuf>,
     /// Each step.
     pub steps: Vec<Outcome>,
     /// What p2pvm left on the host.
@@ -131,7 +133,8 @@ impl Report {
     pub fn again(&self) -> String {
         let failed: Vec<String> = self.steps.iter().filter(|s| !s.missing.is_empty()).map(|s| s.number.to_string()).collect();
         let only = if failed.is_empty() { String::new() } else { format!(" --only {}", failed.join(",")) };
-        format!("p2pvm testbed chaos --seed {}{only}", self.seed)
+        let image = self.image.as_ref().map_or_else(String::new, |image| format!(" --image {}", image.display()));
+        format!("p2pvm testbed chaos --seed {}{only}{image}", self.seed)
     }
 }
 
@@ -190,7 +193,7 @@ pub fn run(options: &Options, program: &Path, name: &str, mut say: impl FnMut(&s
     }
     let warnings = stage.warnings();
     let left = stage.end()?;
-    Ok(Report { seed: options.seed, steps, left, warnings })
+    Ok(Report { seed: options.seed, image: options.image.clone(), steps, left, warnings })
 }
 
 /// `p2pvm testbed chaos`.
