@@ -143,6 +143,17 @@ impl Inner {
         self.udp.aside().writes_to(&from.addr) == from.aside
     }
 
+    /// A probe was answered there: the port that it had left from carries both ways, though it may have been another's turn since.
+    pub fn keep_port(&self, from: Origin, now: Instant) {
+        let aside = self.udp.aside();
+        match (from.aside, aside.writes_to(&from.addr)) {
+            (false, true) if aside.answers(from) => {}
+            (false, true) => aside.remove(&[from.addr]),
+            (true, false) => aside.add([from.addr], now),
+            _ => {}
+        }
+    }
+
     /// A member was heard, not by the way in use. Is that way one which it has given up, on the other port, it is written to from
     /// the port on which it was heard.
     pub fn turn_to_port(&self, peer: &Peer, from: Origin, now: Instant) {

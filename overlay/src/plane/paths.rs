@@ -201,10 +201,10 @@ impl Paths {
         }
     }
 
-    /// A pong came by `path`.
-    pub fn pong(&mut self, path: Path, token: u64, now: Instant) {
-        let Some(known) = self.known.get_mut(&path) else { return };
-        let Some(at) = known.probes.iter().position(|(t, _)| *t == token) else { return };
+    /// A pong came by `path`. False if nothing was asked there with this token.
+    pub fn pong(&mut self, path: Path, token: u64, now: Instant) -> bool {
+        let Some(known) = self.known.get_mut(&path) else { return false };
+        let Some(at) = known.probes.iter().position(|(t, _)| *t == token) else { return false };
         let (_, left) = known.probes[at];
         let rtt = now.saturating_duration_since(left);
         (known.rtt, known.answered, known.next_probe) = (Some(rtt), Some(now), None);
@@ -212,7 +212,7 @@ impl Paths {
         self.remember(path);
         if self.selected == Some(path) {
             (self.suspect_probes, self.silence) = (0, None);
-            return;
+            return true;
         }
         let follows = self.follow.is_some_and(|(to, since)| to == path && now.saturating_duration_since(since) < FOLLOW);
         let better = match self.selected {
@@ -228,6 +228,7 @@ impl Paths {
         if better && !(alike && self.rtt().is_some_and(|old| rtt + WORTH_CHANGING > old)) {
             self.select(Some(path), now);
         }
+        true
     }
 
     /// Whether another way than `old` and a stream has answered since `old` does not.

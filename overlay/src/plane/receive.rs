@@ -163,7 +163,10 @@ impl Inner {
                         if of_size {
                             peer.show_limit();
                         }
-                        peer.paths().pong(by.path(), token, now);
+                        let asked = peer.paths().pong(by.path(), token, now);
+                        if let (true, By::Udp(from)) = (asked, by) {
+                            self.keep_port(from, now);
+                        }
                         self.run_paths(peer, now);
                     }
                 }
