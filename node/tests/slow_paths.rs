@@ -7,8 +7,12 @@ use common::{
     SETTINGS, lab, network,
     trouble::{forget, judge, nft, nothing, play, router, stale, stream},
 };
-use p2pvm_tests::{lab::Lab, sites::Nat};
-use std::time::Duration;
+use p2pvm_tests::{
+    hosts::{Flow, probe},
+    lab::Lab,
+    sites::Nat,
+};
+use std::time::{Duration, Instant};
 
 const PAIR: (&str, &str) = ("home", "office");
 const NONE: Duration = Duration::ZERO;
@@ -137,4 +141,34 @@ fn a_port_mapping_that_the_router_has_lost_is_there_again_within_a_minute() {
     let reboot = |lab: &mut Lab| lab.testbed_mut().renat("home", Nat::Symmetric).unwrap();
     let mapped = play(&mut lab, "the mapping is lost", ("office", "home"), (reboot, NONE, nothing), None);
     judge(lab, &[mapped]);
+}
+
+/// A flow of a NAT has a local port at either end. A member that tries another port of its own just when the first would do again
+/// must not take what still comes to the first for a sign that the other carries.
+#[test]
+fn a_path_whose_far_end_turned_to_another_port_in_vain_is_left_within_seconds() {
+    const OUT: &str = "add table ip out; add chain ip out o { type filter hook output priority 0; }; \
+                       add rule ip out o oifname eth0 ip protocol udp drop";
+    let lab = world("turned", "nat = 'port-restricted'");
+    let address = |host: &str| lab.json(host, &["status"]).unwrap()["address"].as_str().unwrap().to_owned();
+    let pings = Flow::pings("ping", &probe::From::host(&lab, "pub").unwrap(), &address("home")).unwrap();
+    // The ring's links of the others to it turn too.
+    let second = |host: &str| lab.json(host, &["netcheck"]).unwrap()["second_port"].as_u64();
+    let before = second("pub");
+    lab.testbed().run("home", &["nft", OUT]).unwrap();
+    lab.wait("the other port of pub", Duration::from_secs(60), Duration::from_millis(20), || {
+        Ok(second("pub").filter(|port| Some(*port) != before))
+    })
+    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("pub", 40)));
+    lab.testbed().run("home", &["nft", "delete table ip out"]).unwrap();
+    let (end, mut longest) = (Instant::now(), Duration::ZERO);
+    while end.elapsed() < Duration::from_secs(40) {
+        longest = longest.max(pings.seen().last.elapsed());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    println!("the longest silence was {longest:?}");
+    assert!(longest < Duration::from_secs(6), "{longest:?}\n{}\n{}", lab.log_tail("pub", 40), lab.log_tail("home", 40));
+    let path = lab.ping("pub", "home", 3, "200ms").unwrap().path;
+    assert!(path.starts_with("direct"), "{path}");
+    lab.down().unwrap();
 }

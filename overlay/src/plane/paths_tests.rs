@@ -249,7 +249,7 @@ fn a_silent_path_is_said_once_and_a_stream_that_answers_takes_over_where_nothing
                         paths.tick(now, unanswered);
                     }
                     Step::Probe(path @ (Path::Stream | Path::Relayed(_)), token) => {
-                        paths.pong(path, token, now + Duration::from_millis(10))
+                        assert!(paths.pong(path, token, now + Duration::from_millis(10)));
                     }
                     _ => {}
                 }
