@@ -5,7 +5,7 @@
 
 use crate::{
     load::{LoadVector, Millis},
-    policy::Policy,
+    placement::Placement,
     wire::Heard,
 };
 use p2pvm_overlay::MemberId;
@@ -35,19 +35,19 @@ impl View {
     }
 
     /// Takes in what a peer told; newer measurements replace older ones.
-    pub(crate) fn merge(&mut self, me: MemberId, now: Millis, policy: &Policy, heard: Vec<Heard>, rng: &mut impl Rng) {
+    pub(crate) fn merge(&mut self, me: MemberId, now: Millis, placement: &Placement, heard: Vec<Heard>, rng: &mut impl Rng) {
         for Heard { load, age_ms } in heard {
             let at = Millis(now.0.saturating_sub(u64::from(age_ms)));
             let known = self.entries.get(&load.member).is_some_and(|old| old.load.seq >= load.seq);
-            if load.member != me && !known && now.since(at) <= policy.entry_max_age_ms {
+            if load.member != me && !known && now.since(at) <= placement.entry_max_age_ms {
                 self.entries.insert(load.member, Entry { load, at });
             }
         }
-        self.trim(policy, rng);
+        self.trim(placement, rng);
     }
 
-    pub(crate) fn expire(&mut self, now: Millis, policy: &Policy) {
-        self.entries.retain(|_, entry| now.since(entry.at) <= policy.entry_max_age_ms);
+    pub(crate) fn expire(&mut self, now: Millis, placement: &Placement) {
+        self.entries.retain(|_, entry| now.since(entry.at) <= placement.entry_max_age_ms);
     }
 
     /// A peer that did not answer: it is not asked again until somebody vouches for it.
@@ -83,16 +83,16 @@ impl View {
         self.entries.values()
     }
 
-    fn trim(&mut self, policy: &Policy, rng: &mut impl Rng) {
-        if self.entries.len() <= policy.view {
+    fn trim(&mut self, placement: &Placement, rng: &mut impl Rng) {
+        if self.entries.len() <= placement.view {
             return;
         }
         let mut by_load: Vec<(f32, MemberId)> = self.entries.iter().map(|(member, entry)| (entry.load.cpu, *member)).collect();
         by_load.shuffle(rng);
         by_load.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut rest = by_load.split_off((policy.view / 2).min(by_load.len()));
+        let mut rest = by_load.split_off((placement.view / 2).min(by_load.len()));
         rest.shuffle(rng);
-        for (_, member) in rest.into_iter().skip(policy.view - policy.view / 2) {
+        for (_, member) in rest.into_iter().skip(placement.view - placement.view / 2) {
             self.entries.remove(&member);
         }
     }
@@ -114,31 +114,31 @@ mod tests {
 
     #[test]
     fn a_view_stays_small_and_keeps_the_least_loaded() {
-        let (mut view, policy, mut rng) = (View::default(), Policy::default(), ChaCha8Rng::seed_from_u64(1));
+        let (mut view, placement, mut rng) = (View::default(), Placement::default(), ChaCha8Rng::seed_from_u64(1));
         for n in 1..=200 {
-            view.merge(ME, Millis(1000), &policy, vec![heard(n, 1, f32::from(n) / 255.0, 0)], &mut rng);
+            view.merge(ME, Millis(1000), &placement, vec![heard(n, 1, f32::from(n) / 255.0, 0)], &mut rng);
         }
         let known: Vec<u8> = view.entries().map(|e| e.load.member.0[0]).collect();
-        assert_eq!(known.len(), policy.view);
+        assert_eq!(known.len(), placement.view);
         assert!([1, 2, 3, 4].iter().all(|n| known.contains(n)), "{known:?}");
     }
 
     #[test]
     fn news_replace_what_is_older_and_the_silent_age_out() {
-        let (mut view, policy, mut rng) = (View::default(), Policy::default(), ChaCha8Rng::seed_from_u64(1));
-        view.merge(ME, Millis(100_000), &policy, vec![heard(1, 5, 0.5, 1000), heard(0, 9, 0.1, 0)], &mut rng);
-        view.merge(ME, Millis(100_000), &policy, vec![heard(1, 4, 0.9, 0)], &mut rng);
+        let (mut view, placement, mut rng) = (View::default(), Placement::default(), ChaCha8Rng::seed_from_u64(1));
+        view.merge(ME, Millis(100_000), &placement, vec![heard(1, 5, 0.5, 1000), heard(0, 9, 0.1, 0)], &mut rng);
+        view.merge(ME, Millis(100_000), &placement, vec![heard(1, 4, 0.9, 0)], &mut rng);
         assert_eq!(view.entries().map(|e| e.load.cpu).collect::<Vec<_>>(), [0.5], "neither older news nor oneself");
-        view.expire(Millis(100_000 + policy.entry_max_age_ms), &policy);
+        view.expire(Millis(100_000 + placement.entry_max_age_ms), &placement);
         assert_eq!(view.entries().count(), 0);
-        view.merge(ME, Millis(100_000), &policy, vec![heard(1, 5, 0.5, 3_600_000)], &mut rng);
+        view.merge(ME, Millis(100_000), &placement, vec![heard(1, 5, 0.5, 3_600_000)], &mut rng);
         assert_eq!(view.entries().count(), 0);
     }
 
     #[test]
     fn gossip_goes_to_the_one_unheard_of_for_longest() {
-        let (mut view, policy, mut rng) = (View::default(), Policy::default(), ChaCha8Rng::seed_from_u64(1));
-        view.merge(ME, Millis(50_000), &policy, vec![heard(1, 1, 0.5, 10), heard(2, 1, 0.5, 9000), heard(3, 1, 0.5, 20)], &mut rng);
+        let (mut view, placement, mut rng) = (View::default(), Placement::default(), ChaCha8Rng::seed_from_u64(1));
+        view.merge(ME, Millis(50_000), &placement, vec![heard(1, 1, 0.5, 10), heard(2, 1, 0.5, 9000), heard(3, 1, 0.5, 20)], &mut rng);
         assert_eq!(view.partners(1, &mut rng), [MemberId([2; 32])]);
         view.seed(ME, vec![ME, MemberId([9; 32])], &mut rng);
         let met = (0..50).any(|_| view.partners(1, &mut rng) == [MemberId([9; 32])]);

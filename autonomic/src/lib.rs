@@ -8,13 +8,13 @@ mod gossip;
 mod load;
 mod manager;
 mod negotiation;
-mod policy;
+mod placement;
 mod score;
 mod wire;
 
 pub use explain::{Decision, Explanation};
 pub use load::{LoadVector, LocalLoad, Millis, Talk, VmLoad};
 pub use manager::{Input, Manager, MigrationEnd, Output, Status};
-pub use policy::{Policy, UnusablePolicy};
+pub use placement::{Placement, UnusablePlacement};
 pub use score::Place;
 pub use wire::{Heard, MAX_ENTRIES, MAX_MESSAGE_BYTES, Message, Offer, Refusal, WireError};

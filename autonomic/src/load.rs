@@ -1,6 +1,6 @@
 //! What a node measures of itself, smooths, and tells others.
 
-use crate::{affinity::MAX_TALKS, policy::Policy};
+use crate::{affinity::MAX_TALKS, placement::Placement};
 use p2pvm_overlay::{MemberId, VmId, coordinates::Coordinate};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -115,19 +115,19 @@ pub(crate) struct Meter {
 
 impl Meter {
     /// Takes a measurement. Returns the VMs that were not here before, none at the first.
-    pub(crate) fn measure(&mut self, now: Millis, policy: &Policy, mut load: LocalLoad) -> Vec<VmId> {
+    pub(crate) fn measure(&mut self, now: Millis, placement: &Placement, mut load: LocalLoad) -> Vec<VmId> {
         load.cpu = sane(load.cpu).min(1.0);
         load.cpus = load.cpus.max(1);
         let first = self.measured.is_none();
         let elapsed = self.measured.map_or(u64::MAX, |before| now.since(before));
-        let keep = fade(elapsed, policy.load_half_life_ms);
+        let keep = fade(elapsed, placement.load_half_life_ms);
         self.cpu = blend(self.cpu, load.cpu, keep);
         let mut arrived = Vec::new();
         let before = std::mem::take(&mut self.vms);
         for vm in &load.vms {
             let used = sane(vm.cpu);
             let (smoothed, peak) = match before.get(&vm.vm) {
-                Some(old) => (blend(old.smoothed, used, keep), old.cpu * fade(elapsed, policy.peak_half_life_ms)),
+                Some(old) => (blend(old.smoothed, used, keep), old.cpu * fade(elapsed, placement.peak_half_life_ms)),
                 None => (used, 0.0),
             };
             if !first && !before.contains_key(&vm.vm) {
@@ -173,30 +173,30 @@ mod tests {
 
     #[test]
     fn smoothing_halves_the_distance_each_half_life_however_often_it_measures() {
-        let policy = Policy { load_half_life_ms: 2000, ..Policy::default() };
+        let placement = Placement { load_half_life_ms: 2000, ..Placement::default() };
         let (mut seldom, mut often) = (Meter::default(), Meter::default());
-        seldom.measure(Millis(0), &policy, load(0.0, 0.0));
-        often.measure(Millis(0), &policy, load(0.0, 0.0));
-        seldom.measure(Millis(2000), &policy, load(1.0, 0.0));
+        seldom.measure(Millis(0), &placement, load(0.0, 0.0));
+        often.measure(Millis(0), &placement, load(0.0, 0.0));
+        seldom.measure(Millis(2000), &placement, load(1.0, 0.0));
         for t in 1..=20 {
-            often.measure(Millis(t * 100), &policy, load(1.0, 0.0));
+            often.measure(Millis(t * 100), &placement, load(1.0, 0.0));
         }
         assert!((seldom.cpu - 0.5).abs() < 1e-9 && (often.cpu - 0.5).abs() < 1e-9);
     }
 
     #[test]
     fn a_starved_vm_is_reckoned_with_what_it_used_before() {
-        let policy = Policy::default();
+        let placement = Placement::default();
         let mut meter = Meter::default();
-        meter.measure(Millis(0), &policy, load(0.5, 1.0));
-        meter.measure(Millis(10_000), &policy, load(1.0, 0.1));
+        meter.measure(Millis(0), &placement, load(0.5, 1.0));
+        meter.measure(Millis(10_000), &placement, load(1.0, 0.1));
         assert!(meter.vms[&VmId([1; 32])].cpu > 0.85);
     }
 
     #[test]
     fn nonsense_counts_as_nothing() {
         let mut meter = Meter::default();
-        meter.measure(Millis(0), &Policy::default(), load(f64::NAN, f64::INFINITY));
+        meter.measure(Millis(0), &Placement::default(), load(f64::NAN, f64::INFINITY));
         assert_eq!((meter.cpu, meter.vms[&VmId([1; 32])].cpu), (0.0, 0.0));
     }
 }

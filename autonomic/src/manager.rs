@@ -11,7 +11,7 @@ use crate::{
     gossip::View,
     load::{LoadVector, LocalLoad, Meter, Millis},
     negotiation::{Outgoing, Reservations, Stage},
-    policy::Policy,
+    placement::Placement,
     score::{self, Place, Source},
     wire::{Heard, Message, Offer, Refusal},
 };
@@ -56,7 +56,7 @@ pub enum Input {
     },
     /// Whether this node is being drained: it takes no VMs, and leaves giving them away to whoever drains it.
     Draining(bool),
-    /// Time has passed: due every [`Policy::tick_ms`].
+    /// Time has passed: due every [`Placement::tick_ms`].
     Tick,
 }
 
@@ -98,7 +98,7 @@ pub struct Status {
 /// The state machine.
 pub struct Manager {
     me: MemberId,
-    policy: Policy,
+    placement: Placement,
     rng: ChaCha8Rng,
     meter: Meter,
     view: View,
@@ -118,10 +118,10 @@ pub struct Manager {
 
 impl Manager {
     /// A manager for the node `me`; the same seed and inputs give the same outputs.
-    pub fn new(me: MemberId, policy: Policy, seed: u64) -> Self {
+    pub fn new(me: MemberId, placement: Placement, seed: u64) -> Self {
         Self {
             me,
-            policy,
+            placement,
             rng: ChaCha8Rng::seed_from_u64(seed),
             meter: Meter::default(),
             view: View::default(),
@@ -140,14 +140,14 @@ impl Manager {
         }
     }
 
-    /// The rules it follows.
-    pub fn policy(&self) -> &Policy {
-        &self.policy
+    /// The thresholds it follows.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
-    /// Follows other rules from now on.
-    pub fn set_policy(&mut self, policy: Policy) {
-        self.policy = policy;
+    /// Follows other thresholds from now on.
+    pub fn set_placement(&mut self, placement: Placement) {
+        self.placement = placement;
     }
 
     /// Takes an input; then [`Self::poll`] until it gives nothing more.
@@ -180,7 +180,7 @@ impl Manager {
     /// The known peers with room for a VM of this node, best first, whether or not a move is worth making: for a drain.
     pub fn places_for(&self, vm: VmId) -> Vec<Place> {
         let demand = self.meter.vms.get(&vm);
-        demand.map_or_else(Vec::new, |demand| score::places(self.view.entries(), self.source(), demand, &self.policy))
+        demand.map_or_else(Vec::new, |demand| score::places(self.view.entries(), self.source(), demand, &self.placement))
     }
 
     /// What it sees and does now.
@@ -219,7 +219,7 @@ impl Manager {
     }
 
     fn measured(&mut self, now: Millis, load: LocalLoad) {
-        let arrived = self.meter.measure(now, &self.policy, load);
+        let arrived = self.meter.measure(now, &self.placement, load);
         for vm in arrived {
             // A VM that was started or sent here by its user may move at once.
             if self.arriving.arrived(now, vm) {
@@ -228,21 +228,21 @@ impl Manager {
         }
         // Larger than before a restart too, as long as the clock does not go back by more than the node was down.
         self.seq = self.seq.saturating_add(1).max(now.0);
-        if self.meter.cpu >= self.policy.high_watermark {
+        if self.meter.cpu >= self.placement.high_watermark {
             self.hot_since.get_or_insert(now);
-        } else if self.meter.cpu < self.policy.low_watermark {
+        } else if self.meter.cpu < self.placement.low_watermark {
             self.hot_since = None;
         }
     }
 
     fn tick(&mut self, now: Millis) {
-        self.view.expire(now, &self.policy);
-        self.arriving.expire(now, &self.policy);
+        self.view.expire(now, &self.placement);
+        self.arriving.expire(now, &self.placement);
         self.resting.retain(|_, (until, _)| *until > now);
         match self.outgoing.as_ref().map(|o| (o.stage, o.since)) {
-            Some((Stage::Offered, since)) if now.since(since) >= self.policy.offer_timeout_ms => self.unanswered(now),
+            Some((Stage::Offered, since)) if now.since(since) >= self.placement.offer_timeout_ms => self.unanswered(now),
             // Whoever migrates has not reported for as long as the target would wait: it never will.
-            Some((Stage::Moving, since)) if now.since(since) >= self.policy.reservation_ms => self.outgoing = None,
+            Some((Stage::Moving, since)) if now.since(since) >= self.placement.reservation_ms => self.outgoing = None,
             _ => {}
         }
         if self.meter.has_measured() {
@@ -253,7 +253,7 @@ impl Manager {
 
     fn gossip(&mut self, now: Millis) {
         let busy = self.hot_since.is_some() || (self.promised_cpu() - self.told_cpu).abs() > NEWSWORTHY;
-        let period = if busy { self.policy.gossip_period_ms } else { self.policy.calm_gossip_period_ms };
+        let period = if busy { self.placement.gossip_period_ms } else { self.placement.calm_gossip_period_ms };
         let due = self.last_gossip.is_none_or(|last| now.since(last) >= self.gossip_wait_ms.min(period));
         if !due {
             return;
@@ -262,14 +262,14 @@ impl Manager {
         self.gossip_wait_ms = period - period / 10 + self.rng.random_range(0..=period / 5);
         self.last_gossip = Some(now);
         self.told_cpu = self.promised_cpu();
-        for to in self.view.partners(if busy { self.policy.fanout } else { 1 }, &mut self.rng) {
+        for to in self.view.partners(if busy { self.placement.fanout } else { 1 }, &mut self.rng) {
             let entries = self.entries_for(now, to);
             self.send(to, Message::Shuffle(entries));
         }
     }
 
     fn entries_for(&mut self, now: Millis, to: MemberId) -> Vec<Heard> {
-        let mut entries = self.view.sample(now, self.policy.shuffle.saturating_sub(1), to, &mut self.rng);
+        let mut entries = self.view.sample(now, self.placement.shuffle.saturating_sub(1), to, &mut self.rng);
         if self.meter.has_measured() && !self.draining {
             entries.push(Heard { load: self.load_vector(), age_ms: 0 });
         }
@@ -281,9 +281,9 @@ impl Manager {
             Message::Shuffle(entries) => {
                 let answer = self.entries_for(now, from);
                 self.send(from, Message::ShuffleReply(answer));
-                self.view.merge(self.me, now, &self.policy, entries, &mut self.rng);
+                self.view.merge(self.me, now, &self.placement, entries, &mut self.rng);
             }
-            Message::ShuffleReply(entries) => self.view.merge(self.me, now, &self.policy, entries, &mut self.rng),
+            Message::ShuffleReply(entries) => self.view.merge(self.me, now, &self.placement, entries, &mut self.rng),
             Message::Offer(offer) => self.consider(now, from, offer),
             Message::Accept { id, predicted } => self.accepted(now, from, id, f64::from(predicted)),
             Message::Reject { id, why, load } => self.rejected(now, from, id, why, load),
@@ -308,13 +308,13 @@ impl Manager {
         let used = raw.memory_used_mib.saturating_add(self.arriving.memory_mib());
         let refusal = if self.draining || !self.meter.has_measured() {
             Some(Refusal::Unavailable)
-        } else if self.outgoing.is_some() || self.arriving.expected().count() >= self.policy.max_arrivals {
+        } else if self.outgoing.is_some() || self.arriving.expected().count() >= self.placement.max_arrivals {
             Some(Refusal::Occupied)
-        } else if predicted > self.policy.low_watermark {
+        } else if predicted > self.placement.low_watermark {
             Some(Refusal::Busy)
-        } else if !score::memory_fits(used, raw.memory_total_mib, offer.memory_mib, &self.policy) {
+        } else if !score::memory_fits(used, raw.memory_total_mib, offer.memory_mib, &self.placement) {
             Some(Refusal::Memory)
-        } else if source - predicted < self.policy.min_gain {
+        } else if source - predicted < self.placement.min_gain {
             Some(Refusal::LittleGain)
         } else {
             None
@@ -352,7 +352,7 @@ impl Manager {
 
     fn rejected(&mut self, now: Millis, from: MemberId, id: u64, why: Refusal, load: LoadVector) {
         if load.member == from {
-            self.view.merge(self.me, now, &self.policy, vec![Heard { load, age_ms: 0 }], &mut self.rng);
+            self.view.merge(self.me, now, &self.placement, vec![Heard { load, age_ms: 0 }], &mut self.rng);
         }
         if self.outgoing.as_ref().is_some_and(|o| o.is(from, id) && o.stage == Stage::Offered) {
             self.next_offer(now, Decision::Refused(why));
@@ -375,8 +375,8 @@ impl Manager {
         self.explain_about(now, failed.offer.vm, decision, figures);
         let mut asked = failed.asked;
         asked.push(place.member);
-        if asked.len() >= self.policy.offers_per_round || !self.offer_best(now, asked) {
-            self.rest_until = now.plus(self.policy.retry_ms);
+        if asked.len() >= self.placement.offers_per_round || !self.offer_best(now, asked) {
+            self.rest_until = now.plus(self.placement.retry_ms);
         }
     }
 
@@ -392,20 +392,20 @@ impl Manager {
             MigrationEnd::Cancelled => Decision::Cancelled,
         };
         if ok {
-            self.rest_until = now.plus(self.policy.node_cooldown_ms);
+            self.rest_until = now.plus(self.placement.node_cooldown_ms);
         } else {
             self.send(to, Message::Release { id: done.offer.id });
-            self.rest_until = now.plus(self.policy.retry_ms);
+            self.rest_until = now.plus(self.placement.retry_ms);
         }
         self.explain_about(now, vm, decision, Figures::new(self.meter.cpu, f64::from(done.offer.cpu)).at(&done.place));
     }
 
     fn decide(&mut self, now: Millis) {
-        let sustained = self.hot_since.is_some_and(|since| now.since(since) >= self.policy.sustained_ms);
-        let hot = sustained && self.meter.cpu >= self.policy.high_watermark;
-        let free = self.policy.enabled && !self.draining && self.outgoing.is_none() && self.arriving.expected().next().is_none();
+        let sustained = self.hot_since.is_some_and(|since| now.since(since) >= self.placement.sustained_ms);
+        let hot = sustained && self.meter.cpu >= self.placement.high_watermark;
+        let free = self.placement.enabled && !self.draining && self.outgoing.is_none() && self.arriving.expected().next().is_none();
         if hot && free && now >= self.rest_until && !self.offer_best(now, Vec::new()) {
-            self.rest_until = now.plus(self.policy.retry_ms);
+            self.rest_until = now.plus(self.placement.retry_ms);
         }
     }
 
@@ -415,14 +415,14 @@ impl Manager {
         let mut best: Option<(f64, VmId, Place)> = None;
         let mut kept = Vec::new();
         for (vm, demand) in self.meter.vms.iter().filter(|(vm, demand)| demand.movable && !self.resting.contains_key(*vm)) {
-            let mut places = score::places(self.view.entries(), self.source(), demand, &self.policy);
+            let mut places = score::places(self.view.entries(), self.source(), demand, &self.placement);
             places.retain(|place| !asked.contains(&place.member));
             kept.push((*vm, places.first().copied(), demand.cpu));
-            places.retain(|place| score::is_worthwhile(place, &self.policy));
+            places.retain(|place| score::is_worthwhile(place, &self.placement));
             if let Some(place) = places.first() {
-                let worth = score::worth(place, demand, &self.policy);
+                let worth = score::worth(place, demand, &self.placement);
                 if best.is_none_or(|(most, ..)| worth > most) {
-                    let drawn = score::equally_good(&places, &self.policy).choose(&mut self.rng).unwrap_or(place);
+                    let drawn = score::equally_good(&places, &self.placement).choose(&mut self.rng).unwrap_or(place);
                     best = Some((worth, *vm, *drawn));
                 }
             }
@@ -445,7 +445,7 @@ impl Manager {
     }
 
     fn rest(&mut self, now: Millis, vm: VmId, failures: u32) {
-        let ms = self.policy.vm_cooldown_ms.saturating_mul(1 << failures.saturating_sub(1).min(MAX_BACKOFF));
+        let ms = self.placement.vm_cooldown_ms.saturating_mul(1 << failures.saturating_sub(1).min(MAX_BACKOFF));
         self.resting.insert(vm, (now.plus(ms), failures));
     }
 
@@ -455,9 +455,9 @@ impl Manager {
 
     fn explain_about(&mut self, at: Millis, vm: VmId, decision: Decision, figures: Figures) -> Explanation {
         let Figures { source_load, vm_cpu, peer, target_load, affinity } = figures;
-        let (gain, min_gain) = (target_load.map(|target| source_load - target), self.policy.min_gain);
+        let (gain, min_gain) = (target_load.map(|target| source_load - target), self.placement.min_gain);
         let explanation = Explanation { at, vm, decision, source_load, peer, target_load, vm_cpu, gain, affinity, min_gain, times: 1 };
-        if self.histories.add(explanation.clone(), self.policy.explanations_per_vm) {
+        if self.histories.add(explanation.clone(), self.placement.explanations_per_vm) {
             self.outputs.push_back(Output::Explain(explanation.clone()));
         }
         explanation

@@ -1,6 +1,6 @@
 //! The two ends of a negotiation: the one VM that this node is giving away, and those that it has promised to take in.
 
-use crate::{load::Millis, policy::Policy, score::Place, wire::Offer};
+use crate::{load::Millis, placement::Placement, score::Place, wire::Offer};
 use p2pvm_overlay::{MemberId, VmId};
 
 /// How far giving a VM away has come.
@@ -42,7 +42,7 @@ pub(crate) struct Reservation {
     arrived: Option<Millis>,
 }
 
-/// All that was promised. Bounded by [`Policy::max_arrivals`], which is checked before a promise is made.
+/// All that was promised. Bounded by [`Placement::max_arrivals`], which is checked before a promise is made.
 #[derive(Debug, Default)]
 pub(crate) struct Reservations(Vec<Reservation>);
 
@@ -71,10 +71,10 @@ impl Reservations {
         Some(self.0.swap_remove(at))
     }
 
-    pub(crate) fn expire(&mut self, now: Millis, policy: &Policy) {
+    pub(crate) fn expire(&mut self, now: Millis, placement: &Placement) {
         self.0.retain(|r| match r.arrived {
-            Some(at) => now.since(at) < policy.settle_ms,
-            None => now.since(r.made) < policy.reservation_ms,
+            Some(at) => now.since(at) < placement.settle_ms,
+            None => now.since(r.made) < placement.reservation_ms,
         });
     }
 

@@ -7,7 +7,7 @@ use crate::{
     affinity::{Standing, affinity},
     gossip::Entry,
     load::{Demand, LoadVector},
-    policy::Policy,
+    placement::Placement,
 };
 use p2pvm_overlay::{MemberId, coordinates::Coordinate};
 use serde::{Deserialize, Serialize};
@@ -38,8 +38,8 @@ pub struct Place {
 
 impl Place {
     /// What places are compared by: the gain, and a bounded say for the traffic.
-    fn score(&self, policy: &Policy) -> f64 {
-        self.gain + self.affinity * policy.affinity_weight
+    fn score(&self, placement: &Placement) -> f64 {
+        self.gain + self.affinity * placement.affinity_weight
     }
 }
 
@@ -56,37 +56,37 @@ pub(crate) fn predict(load: f64, cpus: u32, vm_cpu: f64) -> f64 {
 }
 
 /// Whether the memory of a VM fits as well.
-pub(crate) fn memory_fits(used_mib: u64, total_mib: u64, vm_mib: u64, policy: &Policy) -> bool {
-    used_mib.saturating_add(vm_mib) as f64 <= total_mib as f64 * policy.memory_limit
+pub(crate) fn memory_fits(used_mib: u64, total_mib: u64, vm_mib: u64, placement: &Placement) -> bool {
+    used_mib.saturating_add(vm_mib) as f64 <= total_mib as f64 * placement.memory_limit
 }
 
-fn place(load: &LoadVector, here: Source, demand: &Demand, policy: &Policy) -> Place {
+fn place(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement) -> Place {
     let predicted = predict(f64::from(load.cpu), load.cpus, demand.cpu);
     let there = Standing { member: load.member, place: load.place.filter(Coordinate::is_known) };
-    let affinity = affinity(&demand.talks, here.standing, there, policy.affinity_above as f64);
+    let affinity = affinity(&demand.talks, here.standing, there, placement.affinity_above as f64);
     Place { member: load.member, predicted, gain: here.load - predicted, affinity }
 }
 
 /// The known peers with room in memory for a VM, best first.
-pub(crate) fn places<'a>(entries: impl Iterator<Item = &'a Entry>, here: Source, demand: &Demand, policy: &Policy) -> Vec<Place> {
-    let fits = |load: &&LoadVector| memory_fits(load.memory_used_mib, load.memory_total_mib, demand.memory_mib, policy);
-    let mut places: Vec<Place> = entries.map(|e| &e.load).filter(fits).map(|load| place(load, here, demand, policy)).collect();
-    places.sort_by(|a, b| b.score(policy).total_cmp(&a.score(policy)).then(a.member.cmp(&b.member)));
+pub(crate) fn places<'a>(entries: impl Iterator<Item = &'a Entry>, here: Source, demand: &Demand, placement: &Placement) -> Vec<Place> {
+    let fits = |load: &&LoadVector| memory_fits(load.memory_used_mib, load.memory_total_mib, demand.memory_mib, placement);
+    let mut places: Vec<Place> = entries.map(|e| &e.load).filter(fits).map(|load| place(load, here, demand, placement)).collect();
+    places.sort_by(|a, b| b.score(placement).total_cmp(&a.score(placement)).then(a.member.cmp(&b.member)));
     places
 }
 
 /// Whether a move there is worth making and will not be refused.
-pub(crate) fn is_worthwhile(place: &Place, policy: &Policy) -> bool {
-    place.gain >= policy.min_gain && place.predicted <= policy.low_watermark
+pub(crate) fn is_worthwhile(place: &Place, placement: &Placement) -> bool {
+    place.gain >= placement.min_gain && place.predicted <= placement.low_watermark
 }
 
 /// The places nearly as good as the first of `places`.
-pub(crate) fn equally_good<'a>(places: &'a [Place], policy: &Policy) -> &'a [Place] {
-    let count = places.iter().take_while(|p| places[0].score(policy) - p.score(policy) < SAME_GAIN).count();
+pub(crate) fn equally_good<'a>(places: &'a [Place], placement: &Placement) -> &'a [Place] {
+    let count = places.iter().take_while(|p| places[0].score(placement) - p.score(placement) < SAME_GAIN).count();
     &places[..count]
 }
 
 /// How much good a move does: the gain, weighed by how much of a load it takes along, less what it costs.
-pub(crate) fn worth(place: &Place, demand: &Demand, policy: &Policy) -> f64 {
-    place.score(policy) * (demand.cpu + LEAST_CPU) - demand.memory_mib as f64 / 1024.0 * COST_OF_A_GIB
+pub(crate) fn worth(place: &Place, demand: &Demand, placement: &Placement) -> f64 {
+    place.score(placement) * (demand.cpu + LEAST_CPU) - demand.memory_mib as f64 / 1024.0 * COST_OF_A_GIB
 }

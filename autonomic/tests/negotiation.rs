@@ -1,7 +1,7 @@
 //! Two managers face to face, message by message: who may move what when answers are lost, late or negative.
 
 use p2pvm_autonomic::{
-    Decision, Heard, Input, LoadVector, LocalLoad, Manager, Message, MigrationEnd, Millis, Offer, Output, Policy, Refusal, VmLoad,
+    Decision, Heard, Input, LoadVector, LocalLoad, Manager, Message, MigrationEnd, Millis, Offer, Output, Placement, Refusal, VmLoad,
 };
 use p2pvm_overlay::{MemberId, VmId};
 
@@ -61,7 +61,7 @@ fn tell(manager: &mut Manager, second: u64, from: MemberId, message: Message) ->
 
 /// An overloaded node that knows `peers` and has made an offer by second 10.
 fn offering(peers: &[(MemberId, f32)]) -> (Manager, MemberId, Offer) {
-    let mut manager = Manager::new(ME, Policy::default(), 1);
+    let mut manager = Manager::new(ME, Placement::default(), 1);
     let entries = peers.iter().map(|(peer, cpu)| Heard { load: vector(*peer, 1, *cpu), age_ms: 0 }).collect();
     tell(&mut manager, 1, PEER, Message::ShuffleReply(entries));
     let made = offers(&run(&mut manager, 1, 5, 1.0, &[VM]));
@@ -120,7 +120,7 @@ fn a_migration_that_failed_or_was_cancelled_frees_the_target_and_the_vm_rests_lo
         assert_eq!(releases(&outputs(&mut manager)), 1);
         assert_eq!(manager.explain(VM).last().map(|e| e.decision), Some(decision));
         let fresh = |seq| Message::ShuffleReply(vec![Heard { load: vector(PEER, seq, 0.1), age_ms: 0 }]);
-        let rested = Policy::default().vm_cooldown_ms / 1000;
+        let rested = Placement::default().vm_cooldown_ms / 1000;
         tell(&mut manager, 9, PEER, fresh(2));
         assert_eq!(offers(&run(&mut manager, 9, 8 + rested - 1, 1.0, &[VM])), []);
         tell(&mut manager, 8 + rested, PEER, fresh(3));
@@ -129,7 +129,7 @@ fn a_migration_that_failed_or_was_cancelled_frees_the_target_and_the_vm_rests_lo
 }
 
 fn target(cpu: f64) -> Manager {
-    let mut manager = Manager::new(ME, Policy::default(), 1);
+    let mut manager = Manager::new(ME, Placement::default(), 1);
     run(&mut manager, 0, 5, cpu, &[]);
     manager
 }
@@ -153,7 +153,7 @@ fn a_peer_agrees_by_its_own_load_memory_and_promises() {
     assert_eq!(answer(&tell(&mut target(0.1), 6, PEER, offer(1, 1, 1.0, 6000))), Some(Err(Refusal::Memory)));
     let cool = Message::Offer(Offer { id: 1, vm: VM, cpu: 1.0, memory_mib: 512, source_cpu: 0.4 });
     assert_eq!(answer(&tell(&mut target(0.1), 6, PEER, cool)), Some(Err(Refusal::LittleGain)));
-    let mut unmeasured = Manager::new(ME, Policy::default(), 1);
+    let mut unmeasured = Manager::new(ME, Placement::default(), 1);
     assert_eq!(answer(&tell(&mut unmeasured, 6, PEER, offer(1, 1, 1.0, 512))), Some(Err(Refusal::Unavailable)));
     let mut drained = target(0.1);
     drained.handle(Millis(6000), Input::Draining(true));
@@ -173,14 +173,14 @@ fn what_was_promised_counts_until_it_is_called_off_or_runs_out() {
     assert_eq!(manager.status(Millis(7000)).expected.len(), 2, "only who was promised may call off");
     tell(&mut manager, 7, PEER, Message::Release { id: 1 });
     assert_eq!(manager.status(Millis(7000)).expected.len(), 1);
-    run(&mut manager, 8, 8 + Policy::default().reservation_ms / 1000, 0.1, &[]);
+    run(&mut manager, 8, 8 + Placement::default().reservation_ms / 1000, 0.1, &[]);
     assert_eq!(manager.status(Millis(0)).expected.len(), 0);
 }
 
 #[test]
 fn a_disabled_or_drained_node_moves_nothing_by_itself() {
     for (enabled, draining) in [(false, false), (true, true)] {
-        let mut manager = Manager::new(ME, Policy { enabled, ..Policy::default() }, 1);
+        let mut manager = Manager::new(ME, Placement { enabled, ..Placement::default() }, 1);
         manager.handle(Millis(0), Input::Draining(draining));
         tell(&mut manager, 1, PEER, Message::ShuffleReply(vec![Heard { load: vector(PEER, 1, 0.1), age_ms: 0 }]));
         assert_eq!(offers(&run(&mut manager, 1, 20, 1.0, &[VM])), []);

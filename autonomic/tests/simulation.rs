@@ -2,7 +2,7 @@
 //! Messages take 5 to 200 ms, one in twenty is lost; migrations take 3 to 20 s and one in twenty fails.
 //! The seed is in each assertion.
 
-use p2pvm_autonomic::{Decision, Input, LocalLoad, Manager, Message, MigrationEnd, Millis, Output, Policy, VmLoad};
+use p2pvm_autonomic::{Decision, Input, LocalLoad, Manager, Message, MigrationEnd, Millis, Output, Placement, VmLoad};
 use p2pvm_overlay::{MemberId, VmId};
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -56,10 +56,10 @@ fn member(n: usize) -> MemberId {
 
 impl World {
     /// Each node is first connected with a handful of others; `demands` are CPUs of the VMs on each node.
-    fn new(seed: u64, policy: &Policy, demands: Vec<Vec<f64>>) -> Self {
+    fn new(seed: u64, placement: &Placement, demands: Vec<Vec<f64>>) -> Self {
         let count = demands.len();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut managers: Vec<Manager> = (0..count).map(|n| Manager::new(member(n), policy.clone(), seed ^ (n as u64) << 20)).collect();
+        let mut managers: Vec<Manager> = (0..count).map(|n| Manager::new(member(n), placement.clone(), seed ^ (n as u64) << 20)).collect();
         for manager in &mut managers {
             let neighbours = (0..6).map(|_| member(rng.random_range(0..count))).collect();
             manager.handle(Millis(0), Input::Neighbours(neighbours));
@@ -89,7 +89,7 @@ impl World {
             noise: 0.03,
         };
         for n in 0..count {
-            let phase = world.rng.random_range(0..policy.tick_ms);
+            let phase = world.rng.random_range(0..placement.tick_ms);
             world.schedule(phase, Event::Tick(n));
         }
         world
@@ -137,7 +137,7 @@ impl World {
                     let load = self.measure(node);
                     self.tell(node, Input::LocalLoad(load));
                     self.tell(node, Input::Tick);
-                    self.schedule(self.managers[node].policy().tick_ms, Event::Tick(node));
+                    self.schedule(self.managers[node].placement().tick_ms, Event::Tick(node));
                 }
                 Event::Deliver(node, index) => {
                     let (from, message) = self.flying.remove(&index).unwrap();
@@ -196,7 +196,7 @@ impl World {
     }
 
     fn overloaded(&self) -> Vec<(usize, f64)> {
-        let high = self.managers[0].policy().high_watermark;
+        let high = self.managers[0].placement().high_watermark;
         (0..self.managers.len()).map(|n| (n, self.load(n))).filter(|(_, load)| *load > high + 0.05).collect()
     }
 }
@@ -204,13 +204,13 @@ impl World {
 #[test]
 fn hundreds_of_nodes_spread_a_crowd_of_vms_and_come_to_rest() {
     for seed in 0..2 {
-        let policy = Policy::default();
+        let placement = Placement::default();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         // A tenth of the nodes carries nearly all VMs; in all about half of the capacity is wanted.
         let mut demands: Vec<Vec<f64>> =
             (0..200).map(|n| (0..if n < 20 { 25 } else { 1 }).map(|_| rng.random_range(0.1..1.1)).collect()).collect();
         demands.shuffle(&mut rng);
-        let mut world = World::new(seed, &policy, demands);
+        let mut world = World::new(seed, &placement, demands);
         let before = world.overloaded().len();
         world.run_until(45 * 60_000);
         let settled = world.migrations.last().map_or(0, |(at, _)| at / 1000);
@@ -229,7 +229,7 @@ fn hundreds_of_nodes_spread_a_crowd_of_vms_and_come_to_rest() {
 #[test]
 fn a_hog_drives_a_vm_off_its_host_within_fifteen_seconds_and_the_vm_stays_away() {
     for seed in 0..20 {
-        let mut world = World::new(seed, &Policy::default(), vec![vec![0.4], vec![], vec![], vec![], vec![], vec![]]);
+        let mut world = World::new(seed, &Placement::default(), vec![vec![0.4], vec![], vec![], vec![], vec![], vec![]]);
         world.run_until(60_000);
         assert!(world.migrations.is_empty(), "seed {seed}");
         world.hogs[0] = 40.0;
@@ -247,7 +247,7 @@ fn a_hog_drives_a_vm_off_its_host_within_fifteen_seconds_and_the_vm_stays_away()
 #[test]
 fn where_all_are_equally_loaded_nothing_moves() {
     for (seed, each) in [(0, vec![0.9; 4]), (1, vec![1.5, 1.5, 1.5]), (2, vec![0.5])] {
-        let mut world = World::new(seed, &Policy::default(), vec![each; 100]);
+        let mut world = World::new(seed, &Placement::default(), vec![each; 100]);
         world.run_until(10 * 60_000);
         assert_eq!(world.migrations, [], "seed {seed}");
     }
@@ -255,7 +255,7 @@ fn where_all_are_equally_loaded_nothing_moves() {
 
 #[test]
 fn a_load_that_swings_around_the_threshold_moves_a_vm_at_most_now_and_then() {
-    let mut world = World::new(7, &Policy::default(), vec![vec![0.5, 0.5], vec![0.5], vec![0.5], vec![]]);
+    let mut world = World::new(7, &Placement::default(), vec![vec![0.5, 0.5], vec![0.5], vec![0.5], vec![]]);
     for minute in 0..60 {
         world.hogs[0] = if minute % 2 == 0 { 3.2 } else { 0.0 };
         world.run_until((minute + 1) * 60_000);
@@ -267,7 +267,7 @@ fn a_load_that_swings_around_the_threshold_moves_a_vm_at_most_now_and_then() {
 fn one_vm_that_fills_any_host_is_not_passed_around() {
     let mut demands = vec![vec![]; 20];
     demands[0] = vec![4.0];
-    let mut world = World::new(3, &Policy::default(), demands);
+    let mut world = World::new(3, &Placement::default(), demands);
     world.run_until(30 * 60_000);
     assert_eq!(world.migrations, []);
     let why = world.managers[0].explain(world.vms[0].id);
@@ -276,7 +276,7 @@ fn one_vm_that_fills_any_host_is_not_passed_around() {
 
 #[test]
 fn a_calm_network_says_little() {
-    let mut world = World::new(5, &Policy::default(), vec![vec![0.5]; 100]);
+    let mut world = World::new(5, &Placement::default(), vec![vec![0.5]; 100]);
     world.run_until(60_000);
     world.bytes = 0;
     world.run_until(660_000);
@@ -289,7 +289,7 @@ fn the_same_seed_gives_the_same_moves() {
     let run = || {
         let mut demands = vec![vec![]; 50];
         demands[0] = vec![0.5; 20];
-        let mut world = World::new(11, &Policy::default(), demands);
+        let mut world = World::new(11, &Placement::default(), demands);
         world.run_until(10 * 60_000);
         world.migrations
     };

@@ -1,6 +1,6 @@
 //! Where an overloaded node sends a VM that talks: nearer to whom it talks with, as far as the loads allow.
 
-use p2pvm_autonomic::{Heard, Input, LoadVector, LocalLoad, Manager, Message, Millis, Output, Policy, Talk, VmLoad};
+use p2pvm_autonomic::{Heard, Input, LoadVector, LocalLoad, Manager, Message, Millis, Output, Placement, Talk, VmLoad};
 use p2pvm_overlay::{MemberId, VmId, coordinates::Coordinate};
 
 const ME: MemberId = MemberId([1; 32]);
@@ -16,7 +16,7 @@ fn at(ms: i32) -> Option<Coordinate> {
 /// To whom a VM that exchanges `rate` bytes a second with a guest of FRIEND, 100 ms away, is offered, and what is said of it. NEAR stands
 /// beside FRIEND, FAR on the other side.
 fn offered(near: f32, far: f32, rate: f64, load: f64) -> Option<(MemberId, String)> {
-    let mut manager = Manager::new(ME, Policy::default(), 1);
+    let mut manager = Manager::new(ME, Placement::default(), 1);
     let heard = |member, cpu, ms| {
         let load = LoadVector { member, seq: 1, cpu, cpus: 4, memory_used_mib: 1, memory_total_mib: 8192, vms: 0, place: at(ms) };
         Heard { load, age_ms: 0 }

@@ -6,7 +6,7 @@ use crate::{
     layout::{Layout, read_if_there},
     service, traces,
 };
-use p2pvm_autonomic::Policy;
+use p2pvm_autonomic::Placement;
 use p2pvm_overlay::{control::FULL_MESH, plane::RelayOffer, ring::RingOptions};
 use p2pvm_vm_manager::{hypervisor::Accel, qemu::Probe};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
+use toml::{Spanned, de::DeTable};
 
 /// The settings that the package installs, for the administrator to edit.
 const PACKAGED: &str = "/etc/p2pvm/node.toml";
@@ -63,9 +64,12 @@ pub struct Config {
     /// Its TCP port there.
     pub dashboard_port: u16,
     /// When and how eagerly.
-    pub policy: Policy,
+    pub placement: Placement,
     /// Where OpenTelemetry traces of migrations go.
     pub traces: traces::Settings,
+    /// A sentence about a table that the file still calls by its previous name.
+    #[serde(skip)]
+    pub renamed: Option<String>,
 }
 
 /// `[ring]`: how many connections this member keeps beside those to its nearest.
@@ -128,8 +132,9 @@ impl Default for Config {
             autonomic: true,
             dashboard: false,
             dashboard_port: 4080,
-            policy: Policy::default(),
+            placement: Placement::default(),
             traces: traces::Settings::default(),
+            renamed: None,
         }
     }
 }
@@ -145,7 +150,8 @@ impl Config {
         }
         let Some(bytes) = bytes else { return Ok(Self::default()) };
         let text = String::from_utf8(bytes).map_err(|_| Failure::usage(format!("{} is not UTF-8", path.display())))?;
-        let config: Self = toml::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+        let config = Self::parse(&text).map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
+        let config = Self { renamed: config.renamed.map(|what| format!("{}: {what}", path.display())), ..config };
         if !["auto", "kvm", "tcg"].contains(&config.accel.as_str()) {
             return Err(Failure::usage(format!("{}: accel must be auto, kvm or tcg, not '{}'", path.display(), config.accel)));
         }
@@ -174,9 +180,27 @@ impl Config {
                 path.display()
             )));
         }
-        config.policy.check().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+        config.placement.check().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
         config.traces.check().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
         Ok(config)
+    }
+
+    /// The settings of a text, which may call `[placement]` by its previous name. The error is a sentence without the file's name.
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut tables = DeTable::parse(text).map_err(|e| e.to_string())?;
+        let previous = tables.get_mut().remove_entry("policy");
+        let renamed = previous.is_some().then(|| "[policy] is now called [placement]; it is still read by its previous name".to_owned());
+        if let Some((key, table)) = previous {
+            if tables.get_ref().contains_key("placement") {
+                return Err("[policy] is the previous name of [placement], and both are there: move all into [placement]".to_owned());
+            }
+            tables.get_mut().insert(Spanned::new(key.span(), "placement".into()), table);
+        }
+        let config = Self::deserialize(toml::Deserializer::from(tables)).map_err(|mut error| {
+            error.set_input(Some(text));
+            error.to_string()
+        })?;
+        Ok(Self { renamed, ..config })
     }
 
     /// The control plane's addresses that follow from `reachable_at`.
@@ -254,6 +278,37 @@ mod tests {
         }
         std::fs::write(layout.config(), "firewall = \"on\"\n").unwrap();
         assert!(Config::load(&layout).unwrap_err().to_string().contains("firewall must be auto or off"));
+    }
+
+    #[test]
+    fn the_previous_name_of_placement_is_read_and_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path());
+        let load = |text: &str| {
+            std::fs::write(layout.config(), text).unwrap();
+            Config::load(&layout)
+        };
+        for text in ["[policy]\nmin_gain = 0.3\n", "policy.min_gain = 0.3\n", "cpus = 1\npolicy = { min_gain = 0.3 }\n"] {
+            let config = load(text).unwrap();
+            assert_eq!(config.placement, Placement { min_gain: 0.3, ..Placement::default() }, "{text}");
+            let said = config.renamed.unwrap();
+            assert!(said.contains("node.toml: [policy] is now called [placement]"), "{said}");
+        }
+        let config = load("[placement]\nmin_gain = 0.3\n").unwrap();
+        assert_eq!((config.placement.min_gain, config.renamed), (0.3, None));
+    }
+
+    #[test]
+    fn both_names_of_placement_and_unknown_keys_are_refused_with_their_place() {
+        let refused = |text: &str| Config::parse(text).unwrap_err();
+        let both = refused("[placement]\nmin_gain = 0.3\n[policy]\nmin_gain = 0.2\n");
+        assert!(both.contains("[policy]") && both.contains("both") && both.contains("into [placement]"), "{both}");
+        let unknown = refused("cpus = 1\ncolour = 1\n[policy]\nmin_gain = 0.2\n");
+        assert!(unknown.contains("line 2, column 1") && unknown.contains("unknown field `colour`"), "{unknown}");
+        assert!(unknown.contains("`placement`") && !unknown.contains("`policy`"), "{unknown}");
+        let within = refused("[policy]\nmin_gian = 0.2\n");
+        assert!(within.contains("line 2") && within.contains("unknown field `min_gian`"), "{within}");
+        assert!(refused("renamed = \"x\"\n").contains("unknown field `renamed`"));
     }
 
     #[test]

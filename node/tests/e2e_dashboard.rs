@@ -380,8 +380,9 @@ fn a_person_with_a_browser_sees_the_network_moves_a_vm_by_dragging_it_and_types_
     let hosts = ["paris", "london", "lyon", "madrid"];
     for host in hosts {
         // A decision is to be seen too, also where this machine is busy with other things; one is enough.
-        let policy = "[policy]\nhigh_watermark = 0.4\nlow_watermark = 0.35\nsustained_ms = 2000\nmin_gain = 0.1\nvm_cooldown_ms = 900000\n";
-        lab.configure(host, &(SETTINGS.replace("autonomic = false", "autonomic = true") + policy)).unwrap();
+        let placement =
+            "[placement]\nhigh_watermark = 0.4\nlow_watermark = 0.35\nsustained_ms = 2000\nmin_gain = 0.1\nvm_cooldown_ms = 900000\n";
+        lab.configure(host, &(SETTINGS.replace("autonomic = false", "autonomic = true") + placement)).unwrap();
     }
     network(&lab, &hosts);
     let door = Door::open(&lab, "paris");

@@ -58,10 +58,10 @@ impl Manager {
     /// Begins to answer peers. [`Manager::run`] does the rest.
     pub fn start(parts: Arc<Parts>, host: Arc<Host>, config: &Config) -> Arc<Self> {
         let (outputs, waiting) = mpsc::channel(256);
-        let mut policy = config.policy.clone();
-        policy.enabled &= config.autonomic;
-        let tick = Duration::from_millis(policy.tick_ms);
-        let machine = Arc::new(Mutex::new(Machine::new(parts.me(), policy, rand::random())));
+        let mut placement = config.placement.clone();
+        placement.enabled &= config.autonomic;
+        let tick = Duration::from_millis(placement.tick_ms);
+        let machine = Arc::new(Mutex::new(Machine::new(parts.me(), placement, rand::random())));
         let manager = Arc::new(Self {
             parts,
             host,

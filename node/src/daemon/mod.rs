@@ -195,6 +195,9 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
     // A log whose disk is full loses lines; it must not end the daemon, as a complaint about that on the same file would.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
     log.with_writer(std::io::stderr).init();
+    if let Some(renamed) = &config.renamed {
+        tracing::warn!("{renamed}: rename it");
+    }
     if let Err(error) = reserve {
         tracing::warn!(%error, "no room can be kept for a full disk");
     }

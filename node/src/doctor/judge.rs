@@ -41,10 +41,12 @@ pub(super) fn root(is_root: bool) -> Check {
     check("root", Warning, "this is not root", "run 'sudo p2pvm doctor': the daemon runs as root, and not all can be seen without")
 }
 
-pub(super) fn settings(error: Option<&Failure>) -> Check {
-    match error {
-        None => check("settings", Fine, "the settings are readable", ""),
-        Some(failure) => {
+/// `read`: what is called by its previous name, or why the settings cannot be read.
+pub(super) fn settings(read: Result<Option<&str>, &Failure>) -> Check {
+    match read {
+        Ok(None) => check("settings", Fine, "the settings are readable", ""),
+        Ok(Some(renamed)) => check("settings", Warning, renamed, "rename the table; a later version may refuse the previous name"),
+        Err(failure) => {
             check("settings", Failed, failure.message.clone(), "correct or remove that line; the daemon does not start with it")
         }
     }
@@ -311,7 +313,7 @@ mod tests {
             disk(&Err("no /x".into())),
             udp(&Udp { addresses: 0, busy: None }, None),
             udp(&Udp { addresses: 1, busy: Some("UDP port 4002 cannot be had".into()) }, None),
-            settings(Some(&Failure::usage("node.toml: unknown key"))),
+            settings(Err(&Failure::usage("node.toml: unknown key"))),
         ];
         for check in failed {
             assert!(check.level == Failed && !check.advice.is_empty() && !check.found.is_empty(), "{check:?}");
@@ -327,6 +329,7 @@ mod tests {
         let room = || Disk { path: "/x".into(), free_bytes: 1 << 40, in_ram: false, read_only: false, free_files: Some(1 << 20) };
         let warned = [
             root(false),
+            settings(Ok(Some("node.toml: [policy] is now called [placement]"))),
             kvm(&Kvm::Missing),
             kvm(&Kvm::Broken),
             kvm(&Kvm::Unknown("no QEMU".into())),

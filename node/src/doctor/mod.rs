@@ -88,7 +88,7 @@ pub async fn examine(context: &Context) -> Page {
     let has_ports = status.is_some() || crate::daemon::lock::holder(layout).is_some();
     let mut checks = vec![
         judge::root(nix::unistd::geteuid().is_root()),
-        judge::settings(config.as_ref().err()),
+        judge::settings(config.as_ref().map(|c| c.renamed.as_deref())),
         judge::kvm(&probes::kvm(config.as_ref().ok()).await),
         judge::tun(p2pvm_host::tun::try_tun()),
         judge::qemu(&probes::qemu().await),

@@ -4,10 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The rules of one node. Loads are shares of a node's CPU capacity, 0 to 1; times are milliseconds.
+/// The thresholds of one node, `[placement]` in its `node.toml`. Loads are shares of a node's CPU capacity, 0 to 1; times are milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Policy {
+pub struct Placement {
     /// Whether this node moves VMs by itself. It answers others' offers and gossips either way.
     pub enabled: bool,
     /// How often the node measures its load and ticks the manager.
@@ -63,7 +63,7 @@ pub struct Policy {
     pub explanations_per_vm: usize,
 }
 
-impl Default for Policy {
+impl Default for Placement {
     fn default() -> Self {
         Self {
             enabled: true,
@@ -97,17 +97,17 @@ impl Default for Policy {
     }
 }
 
-/// A policy that cannot work.
+/// Figures that cannot work together.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the autonomic policy cannot work: {0}")]
-pub struct UnusablePolicy(&'static str);
+#[error("[placement] cannot work: {0}")]
+pub struct UnusablePlacement(&'static str);
 
-impl Policy {
+impl Placement {
     /// Checks that the figures can work together.
     ///
     /// # Errors
-    /// [`UnusablePolicy`] says which rule is broken.
-    pub fn check(&self) -> Result<(), UnusablePolicy> {
+    /// [`UnusablePlacement`] says which rule is broken.
+    pub fn check(&self) -> Result<(), UnusablePlacement> {
         let shares = [self.high_watermark, self.low_watermark, self.min_gain, self.memory_limit, self.affinity_weight];
         let rules = [
             (
@@ -125,7 +125,7 @@ impl Policy {
             (self.view <= 64 && self.shuffle <= crate::wire::MAX_ENTRIES, "view is at most 64 and shuffle at most 16"),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
-            Some((_, rule)) => Err(UnusablePolicy(rule)),
+            Some((_, rule)) => Err(UnusablePlacement(rule)),
             None => Ok(()),
         }
     }
@@ -137,19 +137,19 @@ mod tests {
 
     #[test]
     fn the_defaults_work_and_survive_a_configuration_file() {
-        let policy = Policy::default();
-        assert_eq!(policy.check(), Ok(()));
-        assert_eq!(toml::from_str::<Policy>(&toml::to_string(&policy).unwrap()).unwrap(), policy);
-        assert_eq!(toml::from_str::<Policy>("min_gain = 0.3").unwrap(), Policy { min_gain: 0.3, ..policy });
-        assert!(toml::from_str::<Policy>("min_gian = 0.3").is_err());
+        let placement = Placement::default();
+        assert_eq!(placement.check(), Ok(()));
+        assert_eq!(toml::from_str::<Placement>(&toml::to_string(&placement).unwrap()).unwrap(), placement);
+        assert_eq!(toml::from_str::<Placement>("min_gain = 0.3").unwrap(), Placement { min_gain: 0.3, ..placement });
+        assert!(toml::from_str::<Placement>("min_gian = 0.3").is_err());
     }
 
     #[test]
     fn figures_that_cannot_work_are_named() {
-        let swapped = Policy { low_watermark: 0.9, ..Policy::default() };
+        let swapped = Placement { low_watermark: 0.9, ..Placement::default() };
         assert!(swapped.check().unwrap_err().to_string().contains("low_watermark"));
-        let pulled = Policy { affinity_weight: 0.2, ..Policy::default() };
+        let pulled = Placement { affinity_weight: 0.2, ..Placement::default() };
         assert!(pulled.check().unwrap_err().to_string().contains("affinity_weight"));
-        assert!(Policy { min_gain: f64::NAN, ..Policy::default() }.check().is_err());
+        assert!(Placement { min_gain: f64::NAN, ..Placement::default() }.check().is_err());
     }
 }
