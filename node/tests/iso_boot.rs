@@ -112,7 +112,7 @@ fn a_customized_iso_joins_a_plain_host_over_the_wide_area_and_is_pinged() {
     let made = dir.path().join("lab.iso");
     let invite = lab.invite("a", 2).unwrap();
     let (iso, made_text) = (iso.to_string_lossy(), made.to_string_lossy());
-    lab.p2pvm("a", &["image", "customize", &iso, "--join", &invite, "-o", &made_text]).unwrap();
+    lab.p2pvm("a", &["iso", "customize", &iso, "--join", &invite, "-o", &made_text]).unwrap();
     // An ordinary serial is no invite.
     let medium = [cd(&made), vec!["-smbios".into(), "type=1,serial=4711".into()]].concat();
     let machine = Machine::on(dir.path(), "customized", Firmware::Bios, &medium, Some((&lab, "b")));

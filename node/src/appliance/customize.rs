@@ -1,4 +1,4 @@
-//! `p2pvm image customize`: an appliance ISO that knows its network, made from one that does not, without rebuilding anything.
+//! `p2pvm iso customize`: an appliance ISO that knows its network, made from one that does not, without rebuilding anything.
 //!
 //! The ISO is copied and the reserved file in it overwritten in place: same size, same layout, so boot records and partition
 //! table stay right. Needs neither root nor tools.
@@ -49,9 +49,9 @@ pub fn customize(input: &Path, invite: &str, output: &Path, now: UnixTime) -> Ou
 }
 
 /// Where the room for an invite begins in an appliance ISO.
-fn place(image: &mut File, path: &Path) -> Outcome<u64> {
+fn place(iso: &mut File, path: &Path) -> Outcome<u64> {
     let no = |why: &str| Failure::usage(format!("{} is no ISO of the p2pvm appliance: {why}", path.display()));
-    let found = iso9660::find(image, &PLACE).doing(format_args!("reading {}", path.display()))?;
+    let found = iso9660::find(iso, &PLACE).doing(format_args!("reading {}", path.display()))?;
     let (volume, extent) = found.ok_or_else(|| no("it holds no /p2pvm/invite"))?;
     if volume != VOLUME {
         return Err(no(&format!("its volume is named '{volume}', not {VOLUME}")));
@@ -60,7 +60,7 @@ fn place(image: &mut File, path: &Path) -> Outcome<u64> {
         return Err(no("its room for an invite has another size; was it made by another version?"));
     }
     let mut room = vec![0; reserved::BYTES];
-    image.seek(SeekFrom::Start(extent.offset)).and_then(|_| image.read_exact(&mut room)).map_err(|_| no("it is cut off"))?;
+    iso.seek(SeekFrom::Start(extent.offset)).and_then(|_| iso.read_exact(&mut room)).map_err(|_| no("it is cut off"))?;
     match reserved::read(&room) {
         Err(reserved::Problem::NotOurs) => Err(no("it has no room for an invite")),
         // What was there before is replaced, damaged or not.
@@ -70,12 +70,12 @@ fn place(image: &mut File, path: &Path) -> Outcome<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{iso9660::tests::image, sources::tests::invite};
+    use super::super::{iso9660::tests::iso_with, sources::tests::invite};
     use super::*;
 
     fn iso(dir: &Path) -> std::path::PathBuf {
         let path = dir.join("in.iso");
-        fs::write(&path, image(VOLUME, PLACE[0], PLACE[1], &reserved::filled("").unwrap())).unwrap();
+        fs::write(&path, iso_with(VOLUME, PLACE[0], PLACE[1], &reserved::filled("").unwrap())).unwrap();
         path
     }
 
@@ -105,10 +105,10 @@ mod tests {
         let room = reserved::filled("").unwrap();
         let cases = [
             (b"too short".to_vec(), "holds no /p2pvm/invite"),
-            (image("Debian 13", PLACE[0], PLACE[1], &room), "named 'Debian 13'"),
-            (image(VOLUME, "BOOT", "GRUB", &room), "holds no /p2pvm/invite"),
-            (image(VOLUME, PLACE[0], PLACE[1], &vec![0; reserved::BYTES]), "no room for an invite"),
-            (image(VOLUME, PLACE[0], PLACE[1], &room[..2048]), "another size"),
+            (iso_with("Debian 13", PLACE[0], PLACE[1], &room), "named 'Debian 13'"),
+            (iso_with(VOLUME, "BOOT", "GRUB", &room), "holds no /p2pvm/invite"),
+            (iso_with(VOLUME, PLACE[0], PLACE[1], &vec![0; reserved::BYTES]), "no room for an invite"),
+            (iso_with(VOLUME, PLACE[0], PLACE[1], &room[..2048]), "another size"),
         ];
         for (bytes, why) in cases {
             let input = dir.path().join("in.iso");

@@ -1,6 +1,6 @@
 //! `p2pvm install DISK`: the appliance on a disk that boots by itself, BIOS and UEFI, with a partition for what must last.
 //!
-//! The ISO is a disk image with boot records for both, so it is copied as it stands, an invite written into it included, and
+//! The ISO is laid out as a disk with boot records for both, so it is copied as it stands, an invite written into it included, and
 //! a third partition, ext4 with the label P2PVM-STATE, takes the rest. No boot loader has to be configured.
 
 use super::{customize::VOLUME, mbr, prepare::STATE_LABEL, volumes};
@@ -46,9 +46,9 @@ pub fn install(disk: &Path, from: Option<&Path>, force: bool) -> Outcome<PathBuf
             disk.display()
         )));
     }
-    let mut image = File::open(&source).doing(format_args!("cannot read {}", source.display()))?;
-    let (length, record) = layout(&mut image, bytes, &source, disk)?;
-    copy(&mut image, &mut target, length, &record).doing(format_args!("writing to {}", disk.display()))?;
+    let mut iso = File::open(&source).doing(format_args!("cannot read {}", source.display()))?;
+    let (length, record) = layout(&mut iso, bytes, &source, disk)?;
+    copy(&mut iso, &mut target, length, &record).doing(format_args!("writing to {}", disk.display()))?;
     drop(target);
     run("blockdev", &["--rereadpt", &disk.to_string_lossy()])?;
     let partition = third(&name)?;
@@ -56,11 +56,11 @@ pub fn install(disk: &Path, from: Option<&Path>, force: bool) -> Outcome<PathBuf
     Ok(partition)
 }
 
-/// How much of the image is copied, and the boot record that the disk gets.
-fn layout(image: &mut File, bytes: u64, source: &Path, disk: &Path) -> Outcome<(u64, [u8; 512])> {
+/// How much of the ISO is copied, and the boot record that the disk gets.
+fn layout(iso: &mut File, bytes: u64, source: &Path, disk: &Path) -> Outcome<(u64, [u8; 512])> {
     let mut record = [0; 512];
-    image.rewind().and_then(|()| image.read_exact(&mut record)).doing(format_args!("reading {}", source.display()))?;
-    let named = super::iso9660::find(image, &["P2PVM", "INVITE"]).doing(format_args!("reading {}", source.display()))?;
+    iso.rewind().and_then(|()| iso.read_exact(&mut record)).doing(format_args!("reading {}", source.display()))?;
+    let named = super::iso9660::find(iso, &["P2PVM", "INVITE"]).doing(format_args!("reading {}", source.display()))?;
     let end = mbr::end(&cleared(&record));
     let (Some((volume, _)), Some(end)) = (named, end) else {
         return Err(Failure::usage(format!("{} is no ISO of the p2pvm appliance", source.display())));
@@ -86,11 +86,11 @@ fn size(bytes: u64) -> impl std::fmt::Display {
 }
 
 /// The boot record goes last: a disk half written does not boot.
-fn copy(image: &mut File, target: &mut File, length: u64, record: &[u8; 512]) -> io::Result<()> {
+fn copy(iso: &mut File, target: &mut File, length: u64, record: &[u8; 512]) -> io::Result<()> {
     target.rewind()?;
     target.write_all(&[0; 512])?;
-    image.seek(SeekFrom::Start(512))?;
-    let copied = io::copy(&mut image.take(length - 512), target)?;
+    iso.seek(SeekFrom::Start(512))?;
+    let copied = io::copy(&mut iso.take(length - 512), target)?;
     if copied != length - 512 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the ISO is cut off"));
     }
@@ -242,9 +242,9 @@ mod tests {
             let failure = install(target, Some(file.path()), true).unwrap_err();
             assert!(failure.message.contains("lsblk"), "{failure}");
         }
-        let mut image = tempfile::tempfile().unwrap();
-        image.write_all(&[0; 64 << 10]).unwrap();
-        let failure = layout(&mut image, 1 << 40, Path::new("x.iso"), Path::new("/dev/x")).unwrap_err();
+        let mut iso = tempfile::tempfile().unwrap();
+        iso.write_all(&[0; 64 << 10]).unwrap();
+        let failure = layout(&mut iso, 1 << 40, Path::new("x.iso"), Path::new("/dev/x")).unwrap_err();
         assert!(failure.message.contains("no ISO of the p2pvm appliance"), "{failure}");
     }
 }

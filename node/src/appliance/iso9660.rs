@@ -1,4 +1,4 @@
-//! Finds one file in an ISO 9660 image (ECMA-119), as much as `customize` needs: volume name, directories by their plain names.
+//! Finds one file in an ISO 9660 file system (ECMA-119), as much as `customize` needs: volume name, directories by their plain names.
 //!
 //! Rock Ridge and Joliet are not read: the names of interest are short and plain in every reading.
 
@@ -13,7 +13,7 @@ const MAX_DIRECTORY: u32 = 1 << 20;
 /// The flag of a directory among a record's flags (§9.1.6).
 const IS_DIRECTORY: u8 = 2;
 
-/// Where a file's bytes lie in the image.
+/// Where a file's bytes lie in the ISO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// First byte.
@@ -22,20 +22,20 @@ pub struct Extent {
     pub bytes: u32,
 }
 
-/// The volume's name, and the extent of the file at `path` (upper-case names from the root on). None if this is no ISO 9660
-/// image or holds no such file.
+/// The volume's name, and the extent of the file at `path` (upper-case names from the root on). None if this is no ISO
+/// 9660 file system or holds no such file.
 ///
 /// # Errors
-/// What reading failed with; an image that ends early is no error but holds no such file.
-pub fn find(image: &mut (impl Read + Seek), path: &[&str]) -> io::Result<Option<(String, Extent)>> {
-    match search(image, path) {
+/// What reading failed with; an ISO that ends early is no error but holds no such file.
+pub fn find(iso: &mut (impl Read + Seek), path: &[&str]) -> io::Result<Option<(String, Extent)>> {
+    match search(iso, path) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         other => other,
     }
 }
 
-fn search(image: &mut (impl Read + Seek), path: &[&str]) -> io::Result<Option<(String, Extent)>> {
-    let descriptor = read(image, PRIMARY * SECTOR, SECTOR as usize)?;
+fn search(iso: &mut (impl Read + Seek), path: &[&str]) -> io::Result<Option<(String, Extent)>> {
+    let descriptor = read(iso, PRIMARY * SECTOR, SECTOR as usize)?;
     if descriptor.get(..7) != Some(b"\x01CD001\x01") {
         return Ok(None);
     }
@@ -45,7 +45,7 @@ fn search(image: &mut (impl Read + Seek), path: &[&str]) -> io::Result<Option<(S
         if here.bytes > MAX_DIRECTORY {
             return Ok(None);
         }
-        let directory = read(image, here.offset, here.bytes as usize)?;
+        let directory = read(iso, here.offset, here.bytes as usize)?;
         let wants_directory = depth + 1 < path.len();
         match entry(&directory, name, wants_directory) {
             Some(found) => here = found,
@@ -55,10 +55,10 @@ fn search(image: &mut (impl Read + Seek), path: &[&str]) -> io::Result<Option<(S
     Ok(Some((volume, here)))
 }
 
-fn read(image: &mut (impl Read + Seek), offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
-    image.seek(SeekFrom::Start(offset))?;
+fn read(iso: &mut (impl Read + Seek), offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+    iso.seek(SeekFrom::Start(offset))?;
     let mut buffer = vec![0; bytes];
-    image.read_exact(&mut buffer)?;
+    iso.read_exact(&mut buffer)?;
     Ok(buffer)
 }
 
@@ -107,28 +107,28 @@ pub mod tests {
         record
     }
 
-    /// The smallest image with one file `DIR/NAME` in it: root in sector 18, the directory in 19, the file from 20 on.
-    pub fn image(volume: &str, dir: &str, name: &str, content: &[u8]) -> Vec<u8> {
-        let mut image = vec![0; 20 * SECTOR as usize];
+    /// The smallest ISO with one file `DIR/NAME` in it: root in sector 18, the directory in 19, the file from 20 on.
+    pub fn iso_with(volume: &str, dir: &str, name: &str, content: &[u8]) -> Vec<u8> {
+        let mut iso = vec![0; 20 * SECTOR as usize];
         let at = |sector: u64| (sector * SECTOR) as usize;
-        image[at(16)..at(16) + 7].copy_from_slice(b"\x01CD001\x01");
-        image[at(16) + 40..at(16) + 72].fill(b' ');
-        image[at(16) + 40..at(16) + 40 + volume.len()].copy_from_slice(volume.as_bytes());
+        iso[at(16)..at(16) + 7].copy_from_slice(b"\x01CD001\x01");
+        iso[at(16) + 40..at(16) + 72].fill(b' ');
+        iso[at(16) + 40..at(16) + 40 + volume.len()].copy_from_slice(volume.as_bytes());
         let root = directory_record(b"\0", 18, SECTOR as u32, IS_DIRECTORY);
-        image[at(16) + 156..at(16) + 156 + root.len()].copy_from_slice(&root);
+        iso[at(16) + 156..at(16) + 156 + root.len()].copy_from_slice(&root);
         let records =
             [root, directory_record(b"\x01", 18, SECTOR as u32, 2), directory_record(dir.as_bytes(), 19, SECTOR as u32, 2)].concat();
-        image[at(18)..at(18) + records.len()].copy_from_slice(&records);
+        iso[at(18)..at(18) + records.len()].copy_from_slice(&records);
         let file = directory_record(format!("{name}.;1").as_bytes(), 20, content.len() as u32, 0);
-        image[at(19)..at(19) + file.len()].copy_from_slice(&file);
-        image.extend_from_slice(content);
-        image
+        iso[at(19)..at(19) + file.len()].copy_from_slice(&file);
+        iso.extend_from_slice(content);
+        iso
     }
 
     #[test]
     fn a_file_is_found_by_its_path_and_only_as_a_file() {
-        let image = image("P2PVM-LIVE", "P2PVM", "INVITE", b"content");
-        let found = |path: &[&str]| find(&mut Cursor::new(&image), path).unwrap();
+        let iso = iso_with("P2PVM-LIVE", "P2PVM", "INVITE", b"content");
+        let found = |path: &[&str]| find(&mut Cursor::new(&iso), path).unwrap();
         let extent = Extent { offset: 20 * SECTOR, bytes: 7 };
         assert_eq!(found(&["P2PVM", "INVITE"]), Some(("P2PVM-LIVE".to_owned(), extent)));
         assert_eq!(found(&["P2PVM"]), None);
@@ -138,13 +138,13 @@ pub mod tests {
 
     #[test]
     fn no_damage_makes_it_panic_or_read_without_end() {
-        let image = image("P2PVM-LIVE", "P2PVM", "INVITE", b"content");
-        for length in (0..image.len()).step_by(97) {
-            let _ = find(&mut Cursor::new(&image[..length]), &["P2PVM", "INVITE"]).unwrap();
+        let iso = iso_with("P2PVM-LIVE", "P2PVM", "INVITE", b"content");
+        for length in (0..iso.len()).step_by(97) {
+            let _ = find(&mut Cursor::new(&iso[..length]), &["P2PVM", "INVITE"]).unwrap();
         }
-        for at in (16 * SECTOR as usize..image.len()).filter(|at| image[*at] != 0 || at % 31 == 0) {
+        for at in (16 * SECTOR as usize..iso.len()).filter(|at| iso[*at] != 0 || at % 31 == 0) {
             for value in [0, 1, 0x7f, 0xff] {
-                let mut bad = image.clone();
+                let mut bad = iso.clone();
                 bad[at] = value;
                 let _ = find(&mut Cursor::new(&bad), &["P2PVM", "INVITE"]).unwrap();
             }

@@ -1,4 +1,4 @@
-//! The room for an invite in every appliance ISO: a file of fixed size that `p2pvm image customize` overwrites in place.
+//! The room for an invite in every appliance ISO: a file of fixed size that `p2pvm iso customize` overwrites in place.
 //!
 //! Layout: a marker (32 bytes), the text's length (4 bytes, little endian), BLAKE3 of the text (32 bytes), the text, zeros.
 //! The hash tells a stick that was pulled too early from an invite, whose own signature is checked later.
@@ -25,7 +25,7 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotOurs => f.write_str("it has no room for an invite"),
-            Self::Damaged => f.write_str("the invite in it is damaged: write it again with 'p2pvm image customize'"),
+            Self::Damaged => f.write_str("the invite in it is damaged: write it again with 'p2pvm iso customize'"),
             Self::TooLong(bytes) => write!(f, "the text has {bytes} bytes and there is room for {}", BYTES - HEAD),
         }
     }

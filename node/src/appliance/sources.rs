@@ -2,7 +2,7 @@
 //!
 //! 1. what a person typed on the console after a refusal;  2. the kernel's command line, `p2pvm.join=INVITE`;
 //! 3. a volume labelled P2PVM, then CIDATA (cloud-init's NoCloud): the file `p2pvm-invite`, or `user-data` with
-//!    `p2pvm:` and below it `join: INVITE`;  4. the room in the medium (`p2pvm image customize`);  5. the SMBIOS serial.
+//!    `p2pvm:` and below it `join: INVITE`;  4. the room in the medium (`p2pvm iso customize`);  5. the SMBIOS serial.
 //!
 //! The first place that holds something decides. If that is no valid invite the machine does *not* go on to the next place
 //! or found a network: whoever put it there meant a certain network, and a machine that ends up in another one is worse
@@ -51,7 +51,7 @@ pub enum Source {
     CommandLine,
     /// A file on a volume: label and file name.
     Volume(String, &'static str),
-    /// Written into the ISO by `p2pvm image customize`.
+    /// Written into the ISO by `p2pvm iso customize`.
     Medium,
     /// The SMBIOS serial.
     Serial,
@@ -63,7 +63,7 @@ impl fmt::Display for Source {
             Self::Typed => f.write_str("what was typed on the console"),
             Self::CommandLine => write!(f, "{JOIN} on the kernel command line"),
             Self::Volume(label, file) => write!(f, "{file} on the volume {label}"),
-            Self::Medium => f.write_str("the invite that 'p2pvm image customize' wrote into the medium"),
+            Self::Medium => f.write_str("the invite that 'p2pvm iso customize' wrote into the medium"),
             Self::Serial => f.write_str("the SMBIOS serial"),
         }
     }

@@ -1,8 +1,8 @@
-//! `p2pvm image`, `p2pvm install`, and the hidden `p2pvm appliance` that the appliance's units and console call.
+//! `p2pvm iso`, `p2pvm install`, and the hidden `p2pvm appliance` that the appliance's units and console call.
 
 use super::{
     Context,
-    appliance_args::{Appliance, FindNetwork, Image, Install},
+    appliance_args::{Appliance, FindNetwork, Install, Iso},
     network, print,
 };
 use crate::{
@@ -24,8 +24,14 @@ use std::{
 /// How often a console that asks looks whether another one was answered.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-pub(super) fn image(context: &Context, image: Image) -> Outcome<()> {
-    let Image::Customize(a) = image;
+/// `p2pvm image`, the previous name of `p2pvm iso`.
+pub(super) fn image(context: &Context, what: Iso) -> Outcome<()> {
+    eprintln!("p2pvm: 'p2pvm image customize' is now 'p2pvm iso customize'");
+    iso(context, what)
+}
+
+pub(super) fn iso(context: &Context, what: Iso) -> Outcome<()> {
+    let Iso::Customize(a) = what;
     let invite = a.join.as_deref().map_or(Ok(String::new()), network::read_invite)?;
     if invite.is_empty() && !a.clear {
         return Err(Failure::usage("the invite is empty: 'p2pvm invite' makes one"));

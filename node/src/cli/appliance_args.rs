@@ -1,19 +1,19 @@
-//! The grammar of the appliance's commands: `p2pvm image`, `p2pvm install` and the hidden `p2pvm appliance`.
+//! The grammar of the appliance's commands: `p2pvm iso`, `p2pvm install` and the hidden `p2pvm appliance`.
 
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
-/// `p2pvm image ...`
+/// `p2pvm iso ...`
 #[derive(Subcommand)]
-pub enum Image {
+pub enum Iso {
     /// Write an invite into an appliance ISO, so that whatever boots from it joins that network
     #[command(
-        after_help = "The ISO is copied and changed in one place; nothing is rebuilt and no root is needed.\n\nExamples:\n  p2pvm invite --uses 5 > invite.txt\n  p2pvm image customize p2pvm.iso --join invite.txt -o lab.iso\n  p2pvm image customize lab.iso --clear -o plain.iso"
+        after_help = "The ISO is copied and changed in one place; nothing is rebuilt and no root is needed.\n\nExamples:\n  p2pvm invite --uses 5 > invite.txt\n  p2pvm iso customize p2pvm.iso --join invite.txt -o lab.iso\n  p2pvm iso customize lab.iso --clear -o plain.iso"
     )]
     Customize(Customize),
 }
 
-/// Arguments of `image customize`.
+/// Arguments of `iso customize`.
 #[derive(Args)]
 pub struct Customize {
     /// An ISO of the appliance

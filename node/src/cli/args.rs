@@ -127,8 +127,11 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm explain web")]
     Explain(VmName),
     /// The bootable appliance's ISO
-    #[command(subcommand, after_help = "Example:\n  p2pvm image customize p2pvm.iso --join invite.txt -o lab.iso")]
-    Image(super::appliance_args::Image),
+    #[command(subcommand, after_help = "Example:\n  p2pvm iso customize p2pvm.iso --join invite.txt -o lab.iso")]
+    Iso(super::appliance_args::Iso),
+    /// The previous name of `iso`
+    #[command(subcommand, hide = true)]
+    Image(super::appliance_args::Iso),
     /// Put the appliance on a disk, so that it boots by itself and keeps identity and VMs
     #[command(after_help = "Examples:\n  p2pvm install /dev/sda\n  p2pvm install /dev/sdb --from p2pvm.iso --yes")]
     Install(super::appliance_args::Install),
@@ -508,6 +511,16 @@ mod tests {
             }
         }
         check(&Cli::command(), "");
+    }
+
+    #[test]
+    fn iso_customize_is_understood_by_its_previous_name_which_help_hides() {
+        let parsed = |words: &str| Cli::try_parse_from(words.split(' ')).map(|cli| cli.command).ok();
+        assert!(matches!(parsed("p2pvm iso customize in.iso --clear -o out.iso"), Some(Command::Iso(_))));
+        assert!(matches!(parsed("p2pvm image customize in.iso --clear -o out.iso"), Some(Command::Image(_))));
+        let grammar = Cli::command();
+        let is_hidden = |name: &str| grammar.find_subcommand(name).is_none_or(clap::Command::is_hide_set);
+        assert!(!is_hidden("iso") && is_hidden("image"));
     }
 
     #[test]

@@ -70,7 +70,7 @@ fn of_kind(command: &Command) -> Limit {
         // It lives as long as its daemon.
         Command::Guardian(_) => Limit::None,
         // They read disks, or wait for a person.
-        Command::Image(_) | Command::Install(_) | Command::Appliance(_) => Limit::None,
+        Command::Iso(_) | Command::Image(_) | Command::Install(_) | Command::Appliance(_) => Limit::None,
         Command::Vm(Vm::Console(_)) => Limit::None,
         Command::Vm(Vm::List | Vm::Show(_)) => Limit::Total(SHORT),
         Command::Vm(Vm::Delete(_)) => Limit::Total(LONG),

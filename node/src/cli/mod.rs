@@ -157,6 +157,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Acl(a) => policy::acl(&context, a).await,
         Command::Route(a) => policy::route(&context, a).await,
         Command::Vm(a) => vm::run(&context, a).await,
+        Command::Iso(a) => appliance::iso(&context, a),
         Command::Image(a) => appliance::image(&context, a),
         Command::Install(a) => appliance::install(&context, &a),
         Command::Appliance(a) => appliance::run(&context, a).await,

@@ -51,7 +51,7 @@ fn alternatives(line: &str) -> Vec<String> {
     let first = parts.next().unwrap_or_default().to_owned();
     let group: Vec<&str> = first.split(' ').take(2).collect();
     let rest = parts.map(|part| match group.as_slice() {
-        ["p2pvm", group @ ("vm" | "acl" | "route" | "image")] => format!("p2pvm {group} {part}"),
+        ["p2pvm", group @ ("vm" | "acl" | "route" | "iso")] => format!("p2pvm {group} {part}"),
         _ => format!("p2pvm {part}"),
     });
     std::iter::once(first.clone()).chain(rest).collect()
