@@ -11,7 +11,7 @@ mod args;
 #[allow(dead_code, reason = "as above")]
 mod vm_args;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate_to};
 use std::{fs, io, path::PathBuf};
 
@@ -20,9 +20,15 @@ fn main() -> io::Result<()> {
     let (man, completions) = (out.join("man"), out.join("completions"));
     fs::create_dir_all(&man)?;
     fs::create_dir_all(&completions)?;
-    let mut command = args::Cli::command();
+    let command = args::Cli::command();
+    // Completions would offer hidden commands, such as previous names; manual pages leave them out.
+    let mut shown = Command::new("p2pvm")
+        .version(env!("CARGO_PKG_VERSION"))
+        .propagate_version(true)
+        .args(command.get_arguments().cloned())
+        .subcommands(command.get_subcommands().filter(|c| !c.is_hide_set()).cloned());
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        generate_to(shell, &mut command, "p2pvm", &completions)?;
+        generate_to(shell, &mut shown, "p2pvm", &completions)?;
     }
     // Not for users, and a page of its own for each of their words.
     let command = command.mut_subcommand("testbed", |c| c.hide(true)).mut_subcommand("simulate", |c| c.hide(true));
