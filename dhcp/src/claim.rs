@@ -13,7 +13,7 @@ use crate::{
     subnet::Subnet,
 };
 use p2pvm_dht::record::{Record, RecordError, Records};
-use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
+use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, chain, identity::KeyPair};
 use rand::{SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -245,7 +245,7 @@ impl Addresses {
             (Ok(record), Ok(v6)) => Ok(self.keep(v4, v6, holder.clone(), record).await),
             (Ok(_), Err(e)) => {
                 if let Err(error) = self.delete(keys, address_key(IpAddr::V4(v4))).await {
-                    tracing::debug!(%v4, %error, "the address drawn in vain is not given back: it runs out by itself");
+                    tracing::debug!(%v4, error = %chain(&error), "the address drawn in vain is not given back: it runs out by itself");
                 }
                 Err(e)
             }
@@ -271,7 +271,7 @@ impl Addresses {
         let v6 = async {
             let v6 = v6?;
             let written = self.write(keys, address_key(IpAddr::V6(v6)), holder.epoch, holder.encode(), how).await;
-            written.inspect_err(|error| tracing::warn!(%v6, %error, "the IPv6 address is not published")).ok().map(|_| v6)
+            written.inspect_err(|error| tracing::warn!(%v6, error = %chain(error), "the IPv6 address is not published")).ok().map(|_| v6)
         };
         let (name, v6) = tokio::join!(name, v6);
         match name {

@@ -30,6 +30,7 @@ use hickory_proto::{
         rdata::{A, AAAA, PTR, SOA},
     },
 };
+use p2pvm_host::chain;
 use std::net::{IpAddr, Ipv6Addr};
 
 /// How long others may remember an answer: addresses belong to their names and seldom change.
@@ -58,11 +59,11 @@ pub trait Names: Send + Sync + 'static {
 #[async_trait]
 impl Names for Addresses {
     async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
-        self.resolve_name(label, kind).await.map_err(|e| Unavailable(e.to_string()))
+        self.resolve_name(label, kind).await.map_err(|e| Unavailable(chain(&e)))
     }
 
     async fn reverse(&self, ip: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
-        let holder = self.resolve(ip).await.map_err(|e| Unavailable(e.to_string()))?;
+        let holder = self.resolve(ip).await.map_err(|e| Unavailable(chain(&e)))?;
         Ok(holder.map(|h| (h.subject().kind(), h.name)))
     }
 }

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// The DHT did not do it.
-    #[error("the address records cannot be reached: {0}")]
+    #[error("the address records cannot be reached")]
     Records(#[from] RecordError),
     /// No DNS label, or a reserved one.
     #[error("'{0}' cannot be a name: use 1 to 63 lower-case letters, digits and inner hyphens ('vm' is reserved among hosts)")]

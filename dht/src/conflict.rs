@@ -9,7 +9,7 @@ use crate::{
     dht::Peers,
     wire::{Reply, Request},
 };
-use p2pvm_overlay::RingAddr;
+use p2pvm_overlay::{RingAddr, chain};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::Notify;
 
@@ -40,7 +40,7 @@ async fn decide(peers: &Peers, key: RingAddr) {
     let Some(winner) = verdict(&key, &cells, replicas.len()) else { return };
     let adopted = peers.local.with(move |replica, now| replica.adopt(now, key, winner)).await;
     if let Err(e) = adopted {
-        tracing::error!(error = %e, "cannot take over what the other replicas hold");
+        tracing::error!(error = %chain(&e), "cannot take over what the other replicas hold");
     }
 }
 

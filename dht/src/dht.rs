@@ -14,7 +14,7 @@ use crate::{
     wire::{self, Reply, Request},
 };
 use async_trait::async_trait;
-use p2pvm_overlay::{Fabric, MemberId, RingAddr, Serve, UnixTime, identity::KeyPair};
+use p2pvm_overlay::{Fabric, MemberId, RingAddr, Serve, UnixTime, chain, identity::KeyPair};
 use rand::{
     Rng, SeedableRng,
     distr::{Distribution, StandardUniform},
@@ -265,7 +265,7 @@ impl Peers {
     pub(crate) async fn replicas(&self, key: RingAddr) -> Result<Vec<MemberId>, RecordError> {
         let found = self.fabric.closest(key, self.options.replicas).await;
         found
-            .inspect_err(|e| tracing::warn!(error = %e, "cannot look up the closest members"))
+            .inspect_err(|e| tracing::warn!(error = %chain(e), "cannot look up the closest members"))
             .ok()
             .filter(|r| !r.is_empty())
             .ok_or(RecordError::NoQuorum { answered: 0, asked: 0 })
@@ -274,7 +274,7 @@ impl Peers {
     /// One request to one replica.
     pub(crate) async fn call(&self, to: MemberId, request: Request) -> Option<Reply> {
         if to == self.fabric.me() {
-            return self.local.handle(request).await.inspect_err(|e| tracing::error!(error = %e, "this node's replica failed")).ok();
+            return self.local.handle(request).await.inspect_err(|e| tracing::error!(error = %chain(e), "this node's replica failed")).ok();
         }
         let answer = self.fabric.call(to, SERVICE, wire::emit(&request), self.options.call_timeout).await;
         let answer = answer.inspect_err(|e| tracing::debug!(replica = %to.short(), error = %e, "a replica did not answer")).ok()?;
@@ -382,7 +382,7 @@ struct Service(Arc<Local>);
 impl Serve for Service {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let request = wire::parse(&body).ok_or("not a record request")?;
-        let reply = self.0.handle_from(from, request).await.map_err(|e| e.to_string())?;
+        let reply = self.0.handle_from(from, request).await.map_err(|e| chain(&e))?;
         Ok(wire::emit(&reply))
     }
 }

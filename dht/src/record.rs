@@ -80,8 +80,8 @@ pub enum RecordError {
     #[error("the replicas disagree on who owns the key: try again in a minute")]
     Disagreement,
     /// The replicas will not hold it.
-    #[error("the record was refused: {0}")]
-    Refused(Refusal),
+    #[error("the record was refused")]
+    Refused(#[source] Refusal),
     /// The value is larger than [`MAX_VALUE_BYTES`].
     #[error("a value of {0} bytes is too large for a record")]
     TooLarge(usize),

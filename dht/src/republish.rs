@@ -7,7 +7,7 @@ use crate::{
     dht::Peers,
     wire::{MAX_COMPARED, Reply, Request},
 };
-use p2pvm_overlay::{MemberId, RingAddr};
+use p2pvm_overlay::{MemberId, RingAddr, chain};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
@@ -59,7 +59,7 @@ async fn pass(peers: &Peers, places: &mut Places, full: bool) {
         let page = match page {
             Ok(page) => page,
             Err(e) => {
-                tracing::error!(error = %e, "cannot republish");
+                tracing::error!(error = %chain(&e), "cannot republish");
                 return;
             }
         };
@@ -88,7 +88,7 @@ async fn pass(peers: &Peers, places: &mut Places, full: bool) {
             if now_at.iter().all(|member| agreed.contains(&(*member, key))) {
                 let dropped = peers.local.with(move |replica, now| replica.hand_over(now, &key, &cell)).await;
                 if let Err(e) = dropped {
-                    tracing::error!(error = %e, "cannot drop a record that others hold");
+                    tracing::error!(error = %chain(&e), "cannot drop a record that others hold");
                 }
             }
         }

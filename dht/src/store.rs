@@ -13,7 +13,7 @@ use std::{
 
 /// The store could not read or write.
 #[derive(Debug, thiserror::Error)]
-#[error("the record store failed: {0}")]
+#[error("the record store failed")]
 pub struct StoreError(#[from] io::Error);
 
 impl StoreError {
@@ -312,7 +312,7 @@ mod tests {
                 *byte ^= 0xff;
             }
             std::fs::write(&file, bytes).unwrap();
-            let store = SledStore::open(&path).unwrap_or_else(|e| panic!("byte {at}: {e}"));
+            let store = SledStore::open(&path).unwrap_or_else(|e| panic!("byte {at}: {e:?}"));
             let _ = store.scan(None, 9);
             drop(store);
             std::fs::remove_dir_all(&path).unwrap();

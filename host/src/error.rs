@@ -1,7 +1,7 @@
 //! Why something on the machine could not be changed.
 
 use crate::run::RunError;
-use std::{error::Error as _, io};
+use std::io;
 
 /// One step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -15,17 +15,4 @@ pub enum Error {
     /// The change could not be written down, so it was not made.
     #[error("cannot write down what is to be undone")]
     Journal(#[source] io::Error),
-}
-
-impl Error {
-    /// The step and all its causes in one sentence.
-    pub fn sentence(&self) -> String {
-        let (mut text, mut cause) = (self.to_string(), self.source());
-        while let Some(next) = cause {
-            text.push_str(": ");
-            text.push_str(&next.to_string());
-            cause = next.source();
-        }
-        text
-    }
 }

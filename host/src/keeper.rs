@@ -11,6 +11,7 @@ mod watch;
 pub use report::Report;
 
 use crate::{
+    causes::chain,
     error::Error,
     finding::{Board, Finding},
     journal::{Change, Entries, Journal},
@@ -213,7 +214,7 @@ impl Thread {
         let seen = match look(&self.wanted, &entries, &mut self.rules) {
             Ok(seen) => seen,
             Err(error) => {
-                let report = Report::unseen(error.sentence());
+                let report = Report::unseen(chain(&error));
                 self.show(&report);
                 return report;
             }
@@ -301,7 +302,7 @@ impl Thread {
     }
 
     fn failed(&mut self, step: &Step, error: Error) {
-        self.postpone(step, error.sentence());
+        self.postpone(step, chain(&error));
     }
 
     fn postpone(&mut self, step: &Step, why: String) {
@@ -408,7 +409,7 @@ impl Thread {
         match self.journal.hold() {
             Ok(mut held) => {
                 for error in undo::undo(&mut held.entries) {
-                    tracing::warn!("{}", error.sentence());
+                    tracing::warn!("{}", chain(&error));
                 }
                 if let Err(error) = held.save() {
                     tracing::warn!(%error, "not noted that the changes are undone");

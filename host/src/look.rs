@@ -1,6 +1,7 @@
 //! Looks at the machine: everything that [`crate::plan`] wants to know, in one go.
 
 use crate::{
+    causes::chain,
     error::Error,
     journal::{Change, Entries},
     kernel, legacy,
@@ -51,7 +52,7 @@ impl Rules {
             // Without nft nobody has rules in nftables that matter here, and what needs nft says so itself.
             Err(RunError::Missing { .. }) => Ruleset::default(),
             Err(error) => {
-                self.failed = Some(error.to_string());
+                self.failed = Some(chain(&error));
                 Ruleset::default()
             }
         };

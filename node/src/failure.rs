@@ -83,7 +83,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Whatever has no kind of its own simply failed; the chain of causes becomes one sentence.
+/// An error without a kind of its own simply failed; the chain of causes becomes one sentence.
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast::<Failure>() {
@@ -121,5 +121,24 @@ mod tests {
         assert_eq!(failure.message, "starting the packet plane: cannot bind UDP port 4002: Address already in use (os error 98)");
         let wrapped = anyhow::Error::from(io::Error::from_raw_os_error(13)).context("reading x");
         assert_eq!(Failure::from(wrapped).message, "reading x: Permission denied (os error 13)");
+    }
+
+    #[test]
+    fn each_part_of_a_chain_of_three_is_in_the_sentence_once() {
+        let refused = p2pvm_host::run::RunError::Io { program: "nft", cause: io::Error::from_raw_os_error(13) };
+        let step = p2pvm_host::error::Error::Program("load the rules".into(), refused);
+        let failure = Err::<(), _>(step).doing("setting up the firewall").unwrap_err();
+        let said = "setting up the firewall: cannot load the rules: cannot run nft: Permission denied (os error 13)";
+        assert_eq!(failure.message, said);
+    }
+
+    #[test]
+    fn a_vms_failure_says_its_cause_once_however_it_comes() {
+        use p2pvm_vm_manager::Error;
+        let error = || Error::Io { step: "start QEMU", path: "qemu".into(), source: io::Error::from_raw_os_error(12) };
+        let said = "start QEMU: qemu: Cannot allocate memory (os error 12)";
+        assert_eq!(Failure::from(error()).message, said);
+        assert_eq!(Failure::from(anyhow::Error::from(error())).message, said);
+        assert_eq!(Err::<(), _>(error()).doing("restoring").unwrap_err().message, format!("restoring: {said}"));
     }
 }

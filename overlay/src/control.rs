@@ -357,7 +357,7 @@ fn listen(swarm: &mut libp2p::Swarm<host::Host>, on: &[IpAddr], port: u16) -> Re
             match swarm.listen_on(address) {
                 Ok(_) => listening = true,
                 // Hosts without IPv6 are common.
-                Err(e) => failure = Some(e.to_string()),
+                Err(e) => failure = Some(p2pvm_host::chain(&e)),
             }
         }
     }

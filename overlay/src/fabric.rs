@@ -37,8 +37,8 @@ pub enum FabricError {
     #[error("{} does not offer '{}'", .0.short(), .1)]
     NoSuchService(MemberId, String),
     /// Who is closest to a place could not be told for sure.
-    #[error("the members closest to a place cannot be told: {0}")]
-    NotFound(crate::lookup::LookupError),
+    #[error("the members closest to a place cannot be told")]
+    NotFound(#[source] crate::lookup::LookupError),
     /// The body is larger than [`MAX_BODY_BYTES`].
     #[error("a body of {0} bytes is too large for one request")]
     TooLarge(usize),

@@ -27,7 +27,7 @@ pub mod stun;
 pub mod underlay;
 
 pub mod durable;
-pub use p2pvm_host::reserve;
+pub use p2pvm_host::{chain, reserve};
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};
 pub use id::{Epoch, MemberId, NetworkId, RingAddr, UnixTime, VmId};

@@ -239,7 +239,7 @@ impl Driver {
             let outcome = match connector.ensure_edge(member, agent).await {
                 Ok(_) => Outcome::Link(member),
                 Err(error) => {
-                    tracing::debug!(?member, %error, "no edge");
+                    tracing::debug!(?member, error = %p2pvm_host::chain(&error), "no edge");
                     Outcome::NoLink(member)
                 }
             };

@@ -8,7 +8,7 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file system said no.
-    #[error("{step}: {path}: {source}")]
+    #[error("{step}: {path}")]
     Io {
         /// What was being done.
         step: &'static str,
@@ -53,7 +53,7 @@ pub enum Error {
         bytes: usize,
     },
     /// Another member could not be reached or refused.
-    #[error("{step}: {source}")]
+    #[error("{step}")]
     Peer {
         /// What was being done.
         step: &'static str,

@@ -17,6 +17,7 @@ pub use holds::Hold;
 pub use pins::MAX_LABEL_BYTES;
 
 use crate::{ChunkId, Error, chunk, error::io_at};
+use p2pvm_overlay::chain;
 use std::{
     fs::{self, File},
     io::{self, Read},
@@ -133,7 +134,7 @@ impl ChunkStore {
                 let damaged = self.0.damaged.fetch_add(1, Ordering::Relaxed) + 1;
                 // A bad disk damages many: told with each doubling.
                 if damaged.is_power_of_two() {
-                    tracing::warn!(chunk = %id, damaged, "stored chunks are damaged and removed: look at the disk: {e}");
+                    tracing::warn!(chunk = %id, damaged, "stored chunks are damaged and removed: look at the disk: {}", chain(&e));
                 }
                 Err(e)
             }

@@ -16,6 +16,7 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use clap::Args;
+use p2pvm_overlay::chain;
 use serde::Serialize;
 use std::{
     ffi::OsStr,
@@ -177,8 +178,9 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
                     result.rounds.push(round);
                 }
                 Err(error) => {
-                    eprintln!("  {name}: {error:#}");
-                    result.failed = Some(format!("{error:#}"));
+                    let why = chain(error.as_ref());
+                    eprintln!("  {name}: {why}");
+                    result.failed = Some(why);
                     break;
                 }
             }

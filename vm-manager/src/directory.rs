@@ -4,7 +4,7 @@
 
 use crate::{Definition, Error, framed, vault::Durability};
 use p2pvm_dht::{Record, RecordError, Records};
-use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
+use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
@@ -100,7 +100,7 @@ pub fn version(epoch: Epoch, seq: u32) -> u64 {
 pub struct Directory(Arc<dyn Records>);
 
 fn failed(step: &'static str) -> impl FnOnce(RecordError) -> Error {
-    move |error| Error::Agreement { step, detail: error.to_string() }
+    move |error| Error::Agreement { step, detail: chain(&error) }
 }
 
 impl Directory {

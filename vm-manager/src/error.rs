@@ -1,4 +1,5 @@
-//! What can go wrong with a VM, each variant naming the step.
+//! What can go wrong with a VM, each variant naming the step. The cause, where there is one, is its source:
+//! [`p2pvm_overlay::chain`] makes the sentence of both.
 
 use std::{io, path::PathBuf};
 
@@ -14,7 +15,7 @@ pub enum Error {
         hint: &'static str,
     },
     /// The file system said no.
-    #[error("{step}: {path}: {source}")]
+    #[error("{step}: {path}")]
     Io {
         /// What was being done.
         step: &'static str,
@@ -49,7 +50,7 @@ pub enum Error {
     #[error("cancelled on request")]
     Cancelled,
     /// Another member could not be reached or refused.
-    #[error("{step}: {source}")]
+    #[error("{step}")]
     Peer {
         /// What was being done.
         step: &'static str,
@@ -77,4 +78,24 @@ pub enum Error {
 /// Wraps an I/O error with its step and path.
 pub(crate) fn io_at(step: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { step, path: path.into(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use p2pvm_overlay::{FabricError, MemberId, chain};
+
+    #[test]
+    fn a_sentence_names_the_step_and_once_what_the_system_said() {
+        let error = io_at("open the disk image", "/vm/disk")(io::Error::from_raw_os_error(13));
+        assert_eq!(error.to_string(), "open the disk image: /vm/disk");
+        assert_eq!(chain(&error), "open the disk image: /vm/disk: Permission denied (os error 13)");
+    }
+
+    #[test]
+    fn a_sentence_names_once_what_another_member_answered() {
+        let to = MemberId([7; 32]);
+        let error = Error::Peer { step: "moving", source: FabricError::Refused(to, "no room".into()) };
+        assert_eq!(chain(&error), format!("moving: {} refused: no room", to.short()));
+    }
 }

@@ -13,8 +13,8 @@ use opentelemetry::{
         noop::NoopTracer,
     },
 };
-use p2pvm_overlay::MemberId;
-use std::{borrow::Cow, fmt::Display, future::Future, sync::Arc};
+use p2pvm_overlay::{MemberId, chain};
+use std::{borrow::Cow, error::Error, fmt::Display, future::Future, sync::Arc};
 
 /// Texts in spans are cut to this many bytes: some are told by another member.
 const MAX_TEXT_BYTES: usize = 1024;
@@ -126,10 +126,10 @@ impl Step {
     }
 
     /// It ended like this.
-    pub fn ended<T, E: Display>(self, outcome: &Result<T, E>) {
+    pub fn ended<T, E: Error>(self, outcome: &Result<T, E>) {
         match outcome {
             Ok(_) => self.done(),
-            Err(e) => self.failed(e),
+            Err(e) => self.failed(&chain(e)),
         }
     }
 
@@ -168,7 +168,7 @@ impl Trail {
     }
 
     /// Does `work` as a step.
-    pub async fn through<T, E: Display>(&self, name: &'static str, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    pub async fn through<T, E: Error>(&self, name: &'static str, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         let step = self.step(name);
         let outcome = work.await;
         step.ended(&outcome);

@@ -87,7 +87,7 @@ async fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again() {
         assert_eq!(*source.machine.watch().borrow(), expected, "{step}");
         let refused = source.machine.checkpoint(hosts[0].dir.path(), &tx).await;
         assert!(matches!(refused, Err(Error::Refused(_))), "{step}: {refused:?}");
-        source.machine.cancel_migration().await.unwrap_or_else(|e| panic!("{step}: {e}"));
+        source.machine.cancel_migration().await.unwrap_or_else(|e| panic!("{step}: {e:?}"));
         println!("after '{step}': taken up in {adopted:?}, given up after {:?}", begun.elapsed());
         source.machine.watch().wait_for(|s| *s == RunState::Running).await.unwrap();
         assert_eq!(source.run(&format!("echo '{step}' > /data/step; sync; cat /data/step /run/mark")).await, format!("{step}\nremembered"));
@@ -96,7 +96,7 @@ async fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again() {
         // What was given up is over for good: one more daemon finds nothing, and gives up nothing.
         source.forget();
         source = hosts[0].adopt(&spec).await;
-        source.machine.cancel_migration().await.unwrap_or_else(|e| panic!("{step}, once more: {e}"));
+        source.machine.cancel_migration().await.unwrap_or_else(|e| panic!("{step}, once more: {e:?}"));
     }
 
     // Held by its user, it is not let go by a daemon that has no move to give up.

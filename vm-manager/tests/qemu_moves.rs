@@ -109,7 +109,7 @@ async fn a_move_given_up_at_any_step_leaves_the_guest_running_here() {
             _ => {}
         }
         let begun = Instant::now();
-        source.machine.cancel_migration().await.unwrap_or_else(|e| panic!("{step}: {e}"));
+        source.machine.cancel_migration().await.unwrap_or_else(|e| panic!("{step}: {e:?}"));
         println!("given up after '{step}': {:?}", begun.elapsed());
         assert_eq!(source.run(&format!("echo '{step}' > /data/step; sync; cat /data/step")).await, step);
         source.machine.watch().wait_for(|s| *s == RunState::Running).await.unwrap();

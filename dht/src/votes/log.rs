@@ -26,7 +26,7 @@ const COMPACT_FROM_ENTRIES: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// What the file system said.
-    #[error("voter log {path}: {cause}", path = .0.display(), cause = .1)]
+    #[error("voter log {path} cannot be read or written", path = .0.display())]
     Io(PathBuf, #[source] io::Error),
     /// Another process votes with it: two voters with one memory would promise twice.
     #[error("voter log {path} is in use: is another daemon running on this state directory?", path = .0.display())]
@@ -266,7 +266,7 @@ mod tests {
         for cut in (3 * ENTRY_BYTES..whole.len()).step_by(5) {
             for rest in [0, whole.len() - cut] {
                 fs::write(&path, [&whole[..cut], &vec![0; rest][..]].concat()).unwrap();
-                let [first, second] = recalled(&path).unwrap_or_else(|e| panic!("cut at {cut}, {rest} zeros: {e}"));
+                let [first, second] = recalled(&path).unwrap_or_else(|e| panic!("cut at {cut}, {rest} zeros: {e:?}"));
                 assert_eq!(first, Some(memory(3)));
                 assert!(second.is_none() || second == Some(memory(7)));
                 let mut log = VoterLog::open(&path).unwrap();

@@ -9,7 +9,7 @@ use super::{
     wire::{self, Ask, Promise, Reply, Request, Step, Wish},
 };
 use async_trait::async_trait;
-use p2pvm_overlay::{Fabric, MemberId, Serve, identity::Identity};
+use p2pvm_overlay::{Fabric, MemberId, Serve, chain, identity::Identity};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a voter does about a wish.
@@ -107,8 +107,9 @@ impl Serve for Service {
         // The flush blocks for milliseconds: not on a thread that others wait for.
         let answered = tokio::task::spawn_blocking(move || voter.answer(&request)).await;
         let reply = answered.map_err(|e| format!("the voter failed: {e}"))?.map_err(|e| {
-            tracing::error!(error = %e, "cannot vote");
-            e.to_string()
+            let why = chain(&e);
+            tracing::error!(error = %why, "cannot vote");
+            why
         })?;
         Ok(wire::emit(&reply))
     }

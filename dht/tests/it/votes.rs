@@ -41,7 +41,7 @@ impl Parliament {
                 Ok(log) => break log,
                 // The one that ended still writes its last promise.
                 Err(LogError::InUse(_)) => tokio::time::sleep(Duration::from_millis(1)).await,
-                Err(e) => panic!("seed {}: {e}", self.seed),
+                Err(e) => panic!("seed {}: {e:?}", self.seed),
             }
         };
         Voter::start(&fabric, identity(n), log);

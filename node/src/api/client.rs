@@ -5,7 +5,7 @@ use crate::failure::{Doing, Failure, Kind, Outcome};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Bytes, body::Incoming, client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
-use p2pvm_host::SocketPath;
+use p2pvm_host::{SocketPath, chain};
 use p2pvm_overlay::BoxStream;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -54,7 +54,7 @@ impl Client {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.doing("speaking to the daemon")?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "control API connection ended");
+                tracing::debug!(error = %chain(&error), "control API connection ended");
             }
         });
         Ok(Self { sender })

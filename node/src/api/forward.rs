@@ -16,6 +16,7 @@ use axum::{
 };
 use hyper::{Method, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use p2pvm_host::chain;
 use p2pvm_overlay::{BoxStream, FabricError, MemberId};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -134,7 +135,7 @@ async fn pass_on(daemon: &Daemon, to: MemberId, mut request: Request) -> Outcome
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.doing("speaking to the VM's host")?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "forwarded request ended");
+            tracing::debug!(error = %chain(&error), "forwarded request ended");
         }
     });
     request.headers_mut().insert(FORWARDED, axum::http::HeaderValue::from_static("1"));
@@ -160,6 +161,6 @@ impl From<FabricError> for Failure {
             FabricError::Refused(..) => Kind::Refused,
             _ => Kind::Failed,
         };
-        Failure::new(kind, error.to_string())
+        Failure::new(kind, chain(&error))
     }
 }

@@ -108,7 +108,7 @@ impl Absent {
             if let Err(error) = held.as_ref()
                 && !broken
             {
-                tracing::warn!(%error, "the VMs of dead hosts cannot be found out here");
+                tracing::warn!(error = %p2pvm_host::chain(error), "the VMs of dead hosts cannot be found out here");
             }
             broken = held.is_err();
             if let Ok(records) = held {

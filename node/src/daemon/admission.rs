@@ -73,8 +73,8 @@ fn slot_key(invite: InviteId, slot: u32) -> RingAddr {
     RingAddr::of("p2pvm 2026 slot of an invite", &bytes)
 }
 
-fn undecided(cause: impl std::fmt::Display) -> Refusal {
-    Refusal::Undecided(cause.to_string())
+fn undecided(cause: impl std::error::Error) -> Refusal {
+    Refusal::Undecided(p2pvm_host::chain(&cause))
 }
 
 impl SlotAdmission {

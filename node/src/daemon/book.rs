@@ -70,7 +70,7 @@ impl Book {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::debug!(vm = %name, %error, "not found out whose name it is");
+                    tracing::debug!(vm = %name, error = %p2pvm_host::chain(&error), "not found out whose name it is");
                     let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
                     found.extend(names.iter().filter(|(_, known)| **known == name).map(|(vm, known)| (*vm, known.clone())));
                 }

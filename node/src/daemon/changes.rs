@@ -8,6 +8,7 @@ use crate::{
     layout::Layout,
 };
 use p2pvm_host::{
+    chain,
     journal::{Entries, Journal},
     undo as kernel,
 };
@@ -65,7 +66,7 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
         return;
     }
     for error in kernel::undo(&mut held.entries) {
-        tracing::warn!("{}", error.sentence());
+        tracing::warn!("{}", chain(&error));
     }
     let mut changed = names(&held.entries);
     if changed != NamesChanged::default() {
@@ -96,7 +97,7 @@ pub fn remove_revived() -> usize {
             count
         }
         Err(error) => {
-            tracing::debug!("{}", error.sentence());
+            tracing::debug!("{}", chain(&error));
             0
         }
     }

@@ -188,7 +188,7 @@ impl Manager {
             Ok(outcome) if outcome.cancelled => MigrationEnd::Cancelled,
             Ok(_) => MigrationEnd::Failed,
             Err(error) => {
-                tracing::warn!(vm = %name, %error, "not moved");
+                tracing::warn!(vm = %name, error = %p2pvm_host::chain(&error), "not moved");
                 MigrationEnd::Failed
             }
         }

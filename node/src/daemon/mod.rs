@@ -52,7 +52,7 @@ use manager::Manager;
 pub use notify::Notifier;
 use p2pvm_dhcp::{Addresses, Names, Resolver, dns::HostResolver};
 use p2pvm_dht::{Dht, Records};
-use p2pvm_host::{Board, Keeper, SocketPath, reserve};
+use p2pvm_host::{Board, Keeper, SocketPath, chain, reserve};
 use p2pvm_overlay::{
     Fabric, MemberId,
     connect::Connector,
@@ -428,7 +428,7 @@ impl Daemon {
             running.spawn(async move {
                 let connection = hyper::server::conn::http1::Builder::new().serve_connection(hyper_util::rt::TokioIo::new(stream), service);
                 if let Err(error) = connection.with_upgrades().await {
-                    tracing::debug!(?member, %error, "a member's request ended");
+                    tracing::debug!(?member, error = %chain(&error), "a member's request ended");
                 }
             });
         }

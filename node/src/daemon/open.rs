@@ -19,7 +19,7 @@ use p2pvm_dht::{
     store::SledStore,
     votes::{Voter, VoterLog, Votes},
 };
-use p2pvm_host::{Board, Keeper, Wanted, owner, tun::try_tun};
+use p2pvm_host::{Board, Keeper, Wanted, chain, owner, tun::try_tun};
 use p2pvm_overlay::{
     Fabric, MemberId,
     connect::{ConnectOptions, Connector, Papers},
@@ -162,7 +162,7 @@ pub(super) async fn open(layout: &Layout, config: Config, membership: Membership
     .map_err(|e| match e {
         // Starting again changes nothing: the exit code says so to the service manager.
         ControlError::NotAMember(why) => Failure::refused(expelled::sentence(&trust, &certificate, &why)),
-        other => Failure::new(Kind::Failed, format!("starting the control plane: {other}")),
+        other => Failure::new(Kind::Failed, format!("starting the control plane: {}", chain(&other))),
     })?;
     let fabric: Arc<dyn Fabric> = control.clone();
     let control_events = control.events();
@@ -289,7 +289,7 @@ fn tables(layout: &Layout) -> Outcome<Arc<dyn Store>> {
     match SledStore::open(&layout.tables()) {
         Ok(store) => Ok(Arc::new(store)),
         Err(error) if error.is_full() => {
-            tracing::error!(%error, "the node's tables are kept in memory until the daemon is started with room on its disk");
+            tracing::error!(error = %chain(&error), "the node's tables are kept in memory until the daemon is started with room on its disk");
             Ok(Arc::new(MemoryStore::default()))
         }
         Err(error) => Err(error).doing("opening the node's tables"),
@@ -318,7 +318,7 @@ async fn collect(chunks: ChunkStore) {
                 tracing::info!(chunks = collected.removed, bytes = collected.freed_bytes, "removed what nothing refers to");
             }
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "unused chunks stay on the disk"),
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "unused chunks stay on the disk"),
             Err(_) => return,
         }
     }

@@ -179,7 +179,7 @@ impl Daemon {
     }
 
     async fn end(&self, text: &str) -> Outcome<End> {
-        let unavailable = |e: p2pvm_dhcp::Error| Failure::timed_out(format!("'{text}' cannot be looked up now: {e}"));
+        let unavailable = |e: p2pvm_dhcp::Error| Failure::timed_out(format!("'{text}' cannot be looked up now: {}", p2pvm_host::chain(&e)));
         let addresses = &self.parts.addresses;
         if let Ok(addr) = text.parse::<IpAddr>() {
             let holder = addresses.resolve(addr).await.map_err(unavailable)?;

@@ -4,6 +4,7 @@
 use super::{Parts, reach::Reach};
 use async_trait::async_trait;
 use p2pvm_dhcp::{DnsQuestion, NameKind, PortConfig, Resolver, Responder, Subject, responder::GATEWAY_MAC};
+use p2pvm_host::chain;
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
     identity::KeyPair,
@@ -30,13 +31,13 @@ pub struct Ports {
 }
 
 fn failed(step: &'static str) -> impl FnOnce(p2pvm_overlay::plane::Error) -> Error {
-    move |error| Error::Agreement { step, detail: error.to_string() }
+    move |error| Error::Agreement { step, detail: chain(&error) }
 }
 
 fn agreed(step: &'static str) -> impl FnOnce(p2pvm_dhcp::Error) -> Error {
     move |error| match error {
         p2pvm_dhcp::Error::NameTaken { name, .. } => Error::Refused(format!("the name '{name}' is taken: choose another")),
-        other => Error::Agreement { step, detail: other.to_string() },
+        other => Error::Agreement { step, detail: chain(&other) },
     }
 }
 
@@ -201,9 +202,24 @@ impl Port for Ports {
         let (parts, keys, v4, name) = (self.parts.clone(), KeyPair::from_seed(&keys.seed()), vm.address.v4, vm.name.clone());
         tokio::spawn(async move {
             if let Err(error) = parts.addresses.move_vm(&keys, v4, holder, epoch, &name).await {
-                tracing::warn!(%error, vm = %name, "the DHT does not know yet where the VM is; it is told again with the next renewal");
+                tracing::warn!(error = %chain(&error), vm = %name, "the DHT does not know yet where the VM is; it is told again with the next renewal");
             }
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use p2pvm_overlay::plane::Error as PlaneError;
+    use std::io;
+
+    #[test]
+    fn what_the_kernel_says_of_a_guests_port_reaches_the_user() {
+        let cause = io::Error::from_raw_os_error(16);
+        let error = failed("attaching the guest's port")(PlaneError::Port { ifname: "pv1".into(), cause });
+        let said = "attaching the guest's port: cannot open the guest port pv1: Device or resource busy (os error 16)";
+        assert_eq!(crate::failure::Failure::from(error).message, said);
     }
 }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream::FuturesUnordered};
 use p2pvm_dhcp::{Addresses, Lease, address_key, dns::HostResolver};
 use p2pvm_dht::Record;
-use p2pvm_host::Repeated;
+use p2pvm_host::{Repeated, chain};
 use p2pvm_overlay::{
     Epoch, MemberId, Serve,
     network_time::NetworkTime,
@@ -292,7 +292,7 @@ impl Reach {
                     }
                     Err(p2pvm_dhcp::Error::Lost { .. }) => return,
                     Err(error) => {
-                        let why = p2pvm_host::chain(&error);
+                        let why = chain(&error);
                         if let Some(times) = trouble.again(&why) {
                             tracing::warn!(why, times, "the address is not renewed yet");
                         }
@@ -358,7 +358,7 @@ impl Reach {
                     let parts = self.parts.clone();
                     tokio::spawn(async move {
                         if let Err(error) = parts.connector.ensure(member).await {
-                            tracing::debug!(?member, %error, "no link ready for a guest that is about to come");
+                            tracing::debug!(?member, error = %chain(&error), "no link ready for a guest that is about to come");
                         }
                     });
                 }
@@ -409,7 +409,7 @@ impl Reach {
                 nobody.retain(|_, asked| asked.elapsed() < NEGATIVE_FOR);
                 nobody.insert(ip, Instant::now());
             }
-            Err(error) => tracing::debug!(%ip, %error, "not resolved"),
+            Err(error) => tracing::debug!(%ip, error = %chain(&error), "not resolved"),
         }
     }
 

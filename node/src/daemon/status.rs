@@ -119,7 +119,7 @@ impl Daemon {
             Err(failure) if failure.kind == Kind::NotFound => failure,
             known => return known,
         };
-        let unavailable = |e: p2pvm_dhcp::Error| Failure::timed_out(format!("'{text}' cannot be looked up now: {e}"));
+        let unavailable = |e: p2pvm_dhcp::Error| Failure::timed_out(format!("'{text}' cannot be looked up now: {}", p2pvm_host::chain(&e)));
         let addresses = &self.parts.addresses;
         if let Ok(ip) = text.parse::<IpAddr>() {
             let holder = addresses.resolve(ip).await.map_err(unavailable)?;
@@ -423,7 +423,7 @@ impl Daemon {
             // Its state goes, so there is nothing for a guest to save. One that cannot be stopped now ends with its state; its record
             // runs out.
             if let Err(error) = self.host.stop_within(&name, Duration::ZERO).await {
-                tracing::warn!(vm = %name, %error, "not stopped before leaving");
+                tracing::warn!(vm = %name, error = %p2pvm_host::chain(&error), "not stopped before leaving");
             }
         }
         if let Err(failure) = self.reach.release().await {

@@ -198,7 +198,7 @@ impl Daemon {
             match self.parts.records().create(&KeyPair::generate(), key, Vec::new(), DAY).await {
                 Ok(_) => return Ok(()),
                 Err(RecordError::Exists(_)) => {}
-                Err(e) => return Err(e.to_string()),
+                Err(e) => return Err(p2pvm_host::chain(&e)),
             }
         }
         Err(format!("{SUCCESSORS_A_DAY} copies of this member have become members within a day: invite further machines one by one"))

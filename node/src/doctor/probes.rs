@@ -54,7 +54,7 @@ pub(super) async fn kvm(config: Option<&Config>) -> Kvm {
     match Qemu::new(daemon::HOST_FACTS, None, config.probe()).accel().await {
         Ok(Accel::Kvm) => Kvm::Works,
         Ok(Accel::Tcg) => Kvm::Broken,
-        Err(error) => Kvm::Unknown(error.to_string()),
+        Err(error) => Kvm::Unknown(p2pvm_host::chain(&error)),
     }
 }
 

@@ -15,6 +15,7 @@ use opentelemetry_proto::{
     transform::{common::tonic::ResourceAttributesWithSchema, trace::tonic::group_spans_by_resource_and_scope},
 };
 use opentelemetry_sdk::{Resource, trace::SpanData};
+use p2pvm_host::chain;
 use p2pvm_overlay::control::names;
 use prost::Message;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -147,12 +148,12 @@ impl Sender {
     async fn exchange(&self, body: Vec<u8>) -> Result<Fate, String> {
         let found = names::addresses(&self.endpoint.host).await?;
         let addresses: Vec<_> = found.into_iter().map(|address| SocketAddr::new(address, self.endpoint.port)).collect();
-        let stream = TcpStream::connect(addresses.as_slice()).await.map_err(|e| e.to_string())?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+        let stream = TcpStream::connect(addresses.as_slice()).await.map_err(|e| chain(&e))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| chain(&e))?;
         // It ends with `sender`, which is gone when this is.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "the connection to the collector of traces ended");
+                tracing::debug!(error = %chain(&error), "the connection to the collector of traces ended");
             }
         });
         let mut request = Request::post(self.endpoint.path.as_str())
@@ -160,9 +161,9 @@ impl Sender {
             .header(CONTENT_TYPE, "application/x-protobuf")
             .header(USER_AGENT, concat!("p2pvm/", env!("CARGO_PKG_VERSION")))
             .body(Full::new(Bytes::from(body)))
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| chain(&e))?;
         request.headers_mut().extend(self.headers.clone());
-        let answer = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let answer = sender.send_request(request).await.map_err(|e| chain(&e))?;
         let status = answer.status();
         // An answer too long to read has a status all the same.
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;

@@ -11,7 +11,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use p2pvm_host::SocketPath;
+use p2pvm_host::{SocketPath, chain};
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -173,7 +173,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S,
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .with_upgrades();
     if let Err(error) = connection.await {
-        tracing::debug!(%error, "a connection to the dashboard ended");
+        tracing::debug!(error = %chain(&error), "a connection to the dashboard ended");
     }
 }
 

@@ -39,13 +39,13 @@ const BY_CLOCK_WAIT: Duration = Duration::from_millis(300);
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
     /// This node turned the other down.
-    #[error("turned the other down: {0}")]
-    Refused(Refusal),
+    #[error("turned the other down")]
+    Refused(#[source] Refusal),
     /// The other turned this node down, with the revocations that say so and the time by its clock, if it said that.
     #[error("was turned down: {}{}", .0, by_clock(.0, .2.as_ref()))]
     TurnedDown(Refusal, Vec<Revocation>, Option<UnixTime>),
     /// The connection broke, or the other speaks something else.
-    #[error("the proof of membership broke off: {0}")]
+    #[error("the proof of membership broke off")]
     Io(#[from] io::Error),
     /// Nothing came in time.
     #[error("no proof of membership came in time")]

@@ -448,7 +448,7 @@ impl Driver {
 
     fn on_failed(&mut self, peer: PeerId, error: DoorError) {
         let Some(member) = member_of(&peer) else { return };
-        tracing::info!(%member, "no membership proved: {error}");
+        tracing::info!(%member, "no membership proved: {}", p2pvm_host::chain(&error));
         if self.best_link(&peer).is_some() {
             return; // Another connection is fine.
         }

@@ -161,7 +161,7 @@ impl<E: fmt::Debug> fmt::Debug for FromHandler<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Proved(proved) => write!(f, "Proved({:?})", proved.contact.member()),
-            Self::Failed(error) => write!(f, "Failed({error})"),
+            Self::Failed(error) => write!(f, "Failed({})", p2pvm_host::chain(error)),
             Self::Inner(event) => event.fmt(f),
         }
     }

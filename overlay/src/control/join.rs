@@ -146,7 +146,7 @@ async fn decide(
                 }
             }
             SwarmEvent::Behaviour(GateEvent::Failed { peer, error }) => {
-                tracing::debug!(member = ?member_of(&peer), "knocking failed: {error}");
+                tracing::debug!(member = ?member_of(&peer), "knocking failed: {}", p2pvm_host::chain(&error));
                 match error {
                     // This one cannot, cannot now, or is of another network; another may.
                     DoorError::TurnedDown(why @ (Refusal::CannotAdmit | Refusal::Undecided(_) | Refusal::OtherNetwork), _, _) => {

@@ -81,7 +81,7 @@ impl Transport for Lookup {
                         Err(error) => why = error,
                     },
                     Err(TransportError::Other(error)) => why = error,
-                    Err(error) => why = io::Error::other(error.to_string()),
+                    Err(error) => why = io::Error::other(p2pvm_host::chain(&error)),
                 }
             }
             Err(why)

@@ -15,7 +15,7 @@ use crate::{
     manifest::{self, Role},
     store::Batch,
 };
-use p2pvm_overlay::{Fabric, MemberId};
+use p2pvm_overlay::{Fabric, MemberId, chain};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -109,7 +109,7 @@ impl Job {
                     done.stored.push((from, id, stored.len(), role_bytes(role)));
                     look_into(role, &content, batch, &mut done)?;
                 }
-                Err(e) => done.bad.push((from, id, e.to_string())),
+                Err(e) => done.bad.push((from, id, chain(&e))),
             }
         }
         for (role, id) in self.open {
@@ -423,7 +423,7 @@ impl Fetch<'_> {
 async fn provider(fabric: &Arc<dyn Fabric>, member: MemberId, patience: Duration, events: &mpsc::Sender<Event>) -> String {
     let stream = match tokio::time::timeout(patience, fabric.open_stream(member, SERVICE)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(e)) => return e.to_string(),
+        Ok(Err(e)) => return chain(&e),
         Err(_) => return format!("{} did not answer within {patience:?}", member.short()),
     };
     let (mut reader, mut writer) = tokio::io::split(stream);

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{Error, ManifestId, Progress, error::blocking};
 use futures::{StreamExt, stream::FuturesUnordered};
-use p2pvm_overlay::MemberId;
+use p2pvm_overlay::{MemberId, chain};
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, fmt, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -140,7 +140,7 @@ impl Core {
         let store = self.store.clone();
         let _hold = match blocking("holding what is replicated", move || store.hold_all(manifest)).await {
             Ok(hold) => hold,
-            Err(e) => return report.send_modify(|r| r.trouble = Some(e.to_string())),
+            Err(e) => return report.send_modify(|r| r.trouble = Some(chain(&e))),
         };
         let mut holders: Vec<MemberId> = Vec::new();
         let mut untried = candidates.clone();
@@ -173,8 +173,8 @@ impl Core {
                 match pushes.next().await {
                     Some((to, Ok(()))) => holders.push(to),
                     Some((to, Err(e))) => {
-                        tracing::warn!(member = %to, manifest = %manifest, "a replica was not kept: {e}");
-                        report.send_modify(|r| r.trouble = Some(e.to_string()));
+                        tracing::warn!(member = %to, manifest = %manifest, "a replica was not kept: {}", chain(&e));
+                        report.send_modify(|r| r.trouble = Some(chain(&e)));
                     }
                     None => break,
                 }

@@ -7,7 +7,7 @@ use super::{
 use crate::{ChunkId, ChunkStore, Error, ManifestId, Progress, error::blocking};
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
-use p2pvm_overlay::{BoxStream, MemberId, Serve};
+use p2pvm_overlay::{BoxStream, MemberId, Serve, chain};
 use std::{
     io,
     sync::{Arc, Weak},
@@ -91,7 +91,7 @@ async fn read_chunks(store: ChunkStore, ids: Vec<ChunkId>) -> Vec<Frame> {
 impl Serve for Handler {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let exchange = self.0.upgrade().ok_or("shutting down")?;
-        let answer = match Request::parse(&body).map_err(|e| e.to_string())? {
+        let answer = match Request::parse(&body).map_err(|e| chain(&e))? {
             Request::Has(ids) => exchange.answer_has(ids).await,
             Request::Keep { manifest, label, mut providers, wait_ms } => {
                 providers.insert(0, from);
@@ -103,7 +103,7 @@ impl Serve for Handler {
                 blocking("removing a pin", move || store.unpin(manifest, &label)).await.map(|_| Answer::Released)
             }
         };
-        answer.map(|answer| answer.to_bytes()).map_err(|e| e.to_string())
+        answer.map(|answer| answer.to_bytes()).map_err(|e| chain(&e))
     }
 }
 
@@ -156,7 +156,7 @@ impl Exchange {
         let task = tokio::spawn(async move {
             let answer = match core.keep_now(manifest, &label, &providers, &sender).await {
                 Ok(()) => Answer::Kept,
-                Err(e) => Answer::Failed(e.to_string()),
+                Err(e) => Answer::Failed(chain(&e)),
             };
             sender.send_replace(answer);
         });

@@ -278,7 +278,7 @@ async fn a_member_without_room_refuses() {
     let _b = Exchange::start(net.add(id(2)), ChunkStore::open(dir.path()).unwrap(), full);
     let (file, _hold) = a.file(0..3);
     let refused = a.exchange.push(file, "x", id(2), &quiet()).await;
-    assert!(refused.unwrap_err().to_string().contains("MiB free"));
+    assert!(p2pvm_overlay::chain(&refused.unwrap_err()).contains("MiB free"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,6 +15,7 @@ mod usage;
 use anyhow::{Context, bail};
 use clap::Args;
 use load::{Bulk, Point, WARM_UP, datagrams, pings, rate};
+use p2pvm_overlay::chain;
 use programs::{Places, Running, Which};
 use serde::Serialize;
 use stage::{Own, Stage, Way};
@@ -177,10 +178,10 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
                     one_round(options, contender, &own, &mut measured);
                     match lossy {
                         Ok(rates) => measured.lossy = rates,
-                        Err(error) => measured.failed.push(format!("with loss: {error:#}")),
+                        Err(error) => measured.failed.push(format!("with loss: {}", chain(error.as_ref()))),
                     }
                 }
-                Err(error) => measured.failed.push(format!("{error:#}")),
+                Err(error) => measured.failed.push(chain(error.as_ref())),
             }
             measured.failed.iter().for_each(|why| eprintln!("  {why}"));
             result.rounds.push(measured);
@@ -213,12 +214,12 @@ impl Options {
 fn one_round(options: &Options, contender: &Contender, own: &Own, round: &mut Round) {
     let direct = [Measure::Tcp, Measure::Udp, Measure::Ping].into_iter().any(|m| options.wants(m));
     if direct && let Err(error) = measure_direct(options, contender, own, round) {
-        round.failed.push(format!("{error:#}"));
+        round.failed.push(chain(error.as_ref()));
     }
     if options.wants(Measure::Relay)
         && let Err(error) = measure_relayed(contender, own, round)
     {
-        round.failed.push(format!("relayed: {error:#}"));
+        round.failed.push(format!("relayed: {}", chain(error.as_ref())));
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     hypervisor::{Progress, RunState, Start},
     migrate::handover::longest_run,
 };
-use p2pvm_overlay::{Epoch, MemberId, identity::KeyPair};
+use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::Checkpoint;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -57,7 +57,7 @@ impl Host {
     /// What came for a VM that was not restored here goes.
     async fn let_go(&self, record: &VmRecord, snapshot: &Snapshot) {
         if let Err(error) = self.parts.vault.forget(snapshot.checkpoint, &[]).await {
-            tracing::info!(%error, "the snapshot of a VM that was not restored stays");
+            tracing::info!(error = %chain(&error), "the snapshot of a VM that was not restored stays");
         }
         self.drop_unused(record.definition.image).await;
     }
@@ -95,7 +95,7 @@ impl Host {
         if let Some(older) = older
             && let Err(e) = self.remove(&older)
         {
-            tracing::warn!(error = %e, "the disk from before the restore stays");
+            tracing::warn!(error = %chain(&e), "the disk from before the restore stays");
         }
         if holder != self.me {
             // One that does not hear it finds out in its own next round.
@@ -235,18 +235,18 @@ impl Host {
     /// A restore that failed: before it had the epoch nothing stays; after it the VM is ours and stopped, to be tried again.
     async fn drop_restored(&self, slot: &Arc<Slot>) {
         if let Err(e) = self.kill_guest(slot).await {
-            tracing::error!(error = %e, "the half-restored guest could not be ended");
+            tracing::error!(error = %chain(&e), "the half-restored guest could not be ended");
             return;
         }
         let entry = slot.entry();
         if entry.role == Role::Held {
             let note = Some("a restore got its epoch and then failed: restore it again".to_owned());
             if let Err(e) = self.update(slot, |e| e.note = note) {
-                tracing::error!(error = %e, "that could not be written down");
+                tracing::error!(error = %chain(&e), "that could not be written down");
             }
             self.publish(slot).await;
         } else if let Err(e) = self.remove(slot) {
-            tracing::error!(error = %e, "the half-restored VM's files stay");
+            tracing::error!(error = %chain(&e), "the half-restored VM's files stay");
         }
     }
 }

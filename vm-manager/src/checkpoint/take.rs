@@ -11,7 +11,7 @@ use crate::{
     hypervisor::{Progress, RunState},
     vault::{Copies, Durability, Instant},
 };
-use p2pvm_overlay::{MemberId, UnixTime};
+use p2pvm_overlay::{MemberId, UnixTime, chain};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -106,7 +106,7 @@ impl Host {
                         }
                     });
                     if let Err(e) = written {
-                        tracing::warn!(error = %e, "the snapshot's state could not be written down");
+                        tracing::warn!(error = %chain(&e), "the snapshot's state could not be written down");
                     }
                     host.publish(&slot).await;
                 }
@@ -127,7 +127,7 @@ impl Host {
                 && !slot.is_copying(snapshot.checkpoint)
                 && let Err(e) = self.replicate(slot, &snapshot).await
             {
-                tracing::warn!(snapshot = snapshot.name, error = %e, "its copies cannot go on");
+                tracing::warn!(snapshot = snapshot.name, error = %chain(&e), "its copies cannot go on");
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::{
         wire::{self, Answer, Ask},
     },
 };
-use p2pvm_overlay::{Epoch, MemberId, VmId, network_time::NetworkTime};
+use p2pvm_overlay::{Epoch, MemberId, VmId, chain, network_time::NetworkTime};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -46,7 +46,7 @@ impl Host {
             let slot = Slot::new(entry.clone());
             super::lock(&self.slots).insert(entry.incarnation(), slot.clone());
             if let Err(e) = self.adopt(&slot, entry.clone()).await {
-                tracing::error!(vm = %entry.listed_name(), error = %e, "the VM could not be taken up again");
+                tracing::error!(vm = %entry.listed_name(), error = %chain(&e), "the VM could not be taken up again");
             }
         }
         Ok(all_known)
@@ -74,7 +74,7 @@ impl Host {
                 if let Some(machine) = slot.machine().filter(|_| state == RunState::Running)
                     && let Err(e) = run_here(&*machine).await
                 {
-                    tracing::warn!(vm = %entry.listed_name(), error = %e, "an interrupted move is in the way of the next one");
+                    tracing::warn!(vm = %entry.listed_name(), error = %chain(&e), "an interrupted move is in the way of the next one");
                 }
                 self.resume_life(slot).await?;
             }
@@ -134,14 +134,14 @@ impl Host {
                 };
                 match settled {
                     Ok(()) | Err(Error::Refused(_)) => break,
-                    Err(e) => tracing::info!(vm = %slot.entry().listed_name(), error = %e, "not settled yet"),
+                    Err(e) => tracing::info!(vm = %slot.entry().listed_name(), error = %chain(&e), "not settled yet"),
                 }
                 tokio::time::sleep(RETRY).await;
             }
             if slot.machine().is_some() {
                 let entry = slot.entry();
                 if let Err(e) = host.parts.port.announce(&entry.secret.keys(), &entry.definition, host.me, entry.epoch).await {
-                    tracing::warn!(vm = %entry.definition.name, error = %e, "the VM's place could not be announced");
+                    tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the VM's place could not be announced");
                 }
             }
             host.publish(&slot).await;
@@ -177,7 +177,7 @@ impl Host {
                     tracing::info!(vm = %entry.definition.name, holder = %holder.short(), %newer, "restored elsewhere: the copy here goes");
                     return;
                 }
-                Err(e) => tracing::error!(vm = %entry.definition.name, error = %e, "the copy here cannot be removed"),
+                Err(e) => tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the copy here cannot be removed"),
             }
         }
         self.fence(slot, holder, newer).await;
@@ -203,11 +203,11 @@ impl Host {
             Ok(entry) => {
                 tracing::warn!(branch = %entry.listed_name(), holder = %holder.short(), %newer, "fenced");
                 if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
-                    tracing::warn!(branch = %entry.listed_name(), error = %e, "the branch's port stays, frozen");
+                    tracing::warn!(branch = %entry.listed_name(), error = %chain(&e), "the branch's port stays, frozen");
                 }
                 self.emit(HostEvent::Fenced { branch: entry.listed_name(), holder, epoch: newer });
             }
-            Err(e) => tracing::error!(error = %e, "a fenced VM could not be written down; it stays frozen"),
+            Err(e) => tracing::error!(error = %chain(&e), "a fenced VM could not be written down; it stays frozen"),
         }
     }
 
@@ -228,13 +228,13 @@ impl Host {
     pub(crate) async fn hold_still(&self, slot: &Slot) {
         let entry = slot.entry();
         if let Err(e) = self.parts.port.frozen(entry.definition.vm, true).await {
-            tracing::warn!(vm = %entry.definition.name, error = %e, "the port could not be frozen");
+            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the port could not be frozen");
         }
         let Some(machine) = slot.machine() else { return };
         if let Err(e) = machine.pause().await {
-            tracing::error!(vm = %entry.definition.name, error = %e, "the guest could not be paused: it is killed");
+            tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the guest could not be paused: it is killed");
             if let Err(e) = machine.kill().await {
-                tracing::error!(vm = %entry.definition.name, error = %e, "nor killed; its epoch is void in the network all the same");
+                tracing::error!(vm = %entry.definition.name, error = %chain(&e), "nor killed; its epoch is void in the network all the same");
             }
         }
     }
@@ -254,7 +254,7 @@ impl Host {
                 Ok(Some(epoch)) => self.update(slot, |e| (e.role, e.epoch) = (Role::Held, epoch)).map(|_| true),
                 Ok(None) => self.remove(slot).map(|()| false),
                 Err(e) => {
-                    tracing::info!(vm = %entry.listed_name(), error = %e, "an interrupted arrival is not settled yet");
+                    tracing::info!(vm = %entry.listed_name(), error = %chain(&e), "an interrupted arrival is not settled yet");
                     tokio::time::sleep(RETRY).await;
                     continue;
                 }
@@ -263,14 +263,14 @@ impl Host {
                 Ok(true) => break,
                 Ok(false) => return self.drop_unused(entry.definition.image).await,
                 Err(e) => {
-                    tracing::error!(vm = %entry.listed_name(), error = %e, "an interrupted arrival could not be settled");
+                    tracing::error!(vm = %entry.listed_name(), error = %chain(&e), "an interrupted arrival could not be settled");
                     return;
                 }
             }
         }
         drop(_busy);
         if let Err(e) = self.resume_life(slot).await {
-            tracing::error!(vm = %slot.entry().listed_name(), error = %e, "the VM could not be taken up again");
+            tracing::error!(vm = %slot.entry().listed_name(), error = %chain(&e), "the VM could not be taken up again");
         }
     }
 
@@ -317,7 +317,7 @@ impl Host {
             match self.claim(&entry).await {
                 Ok(Claimed::Ours(epoch)) => return self.thaw(slot, side, epoch).await,
                 Ok(Claimed::Theirs { holder, epoch }) => return self.fence(slot, holder, epoch).await,
-                Err(e) => tracing::info!(vm = %entry.definition.name, error = %e, "still doubtful"),
+                Err(e) => tracing::info!(vm = %entry.definition.name, error = %chain(&e), "still doubtful"),
             }
             tokio::time::sleep(RETRY + Duration::from_millis(rand::random_range(0..1000))).await;
         }
@@ -334,7 +334,7 @@ impl Host {
                 // The operation that called this one ends first.
                 drop(slot.begin_next("waiting").await);
                 if let Err(e) = host.check(&slot).await {
-                    tracing::info!(error = %e, "a newer epoch will be asked for later");
+                    tracing::info!(error = %chain(&e), "a newer epoch will be asked for later");
                 }
             });
         }
@@ -361,10 +361,10 @@ impl Host {
             self.parts.port.announce(&entry.secret.keys(), &entry.definition, self.me, epoch).await
         };
         if let Err(e) = thawed.await {
-            tracing::error!(vm = %slot.entry().definition.name, error = %e, "the VM is ours, but its guest could not go on");
-            let note = Some(format!("it could not go on after a migration: {e}"));
+            tracing::error!(vm = %slot.entry().definition.name, error = %chain(&e), "the VM is ours, but its guest could not go on");
+            let note = Some(format!("it could not go on after a migration: {}", chain(&e)));
             if let Err(e) = self.update(slot, |e| e.note = note) {
-                tracing::error!(error = %e, "nor could that be written down");
+                tracing::error!(error = %chain(&e), "nor could that be written down");
             }
         }
         self.publish(slot).await;
@@ -380,7 +380,7 @@ impl Host {
             self.remove(slot)
         };
         if let Err(e) = gone.await {
-            tracing::error!(vm = %entry.definition.name, error = %e, "the copy left behind could not be removed");
+            tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the copy left behind could not be removed");
         }
     }
 
@@ -396,7 +396,7 @@ impl Host {
         let Some(host) = self.strong() else { return };
         self.spawn(async move {
             if let Err(e) = host.check(&slot).await {
-                tracing::info!(error = %e, "a peer knows a newer epoch, and the voters could not be asked");
+                tracing::info!(error = %chain(&e), "a peer knows a newer epoch, and the voters could not be asked");
             }
         });
     }
@@ -447,13 +447,13 @@ impl Host {
         }
         // One that does not run may have been restored elsewhere meanwhile: it is a branch then, and not in the way of the VM's return.
         if let Err(e) = self.check(slot).await {
-            tracing::info!(vm = %entry.definition.name, error = %e, "the VM goes on unchecked");
+            tracing::info!(vm = %entry.definition.name, error = %chain(&e), "the VM goes on unchecked");
         }
         if !self.lists(slot) {
             return;
         }
         if renew && let Err(e) = self.parts.port.renew(&entry.secret.keys(), &entry.definition, entry.epoch).await {
-            tracing::warn!(vm = %entry.definition.name, error = %e, "the VM's address could not be renewed");
+            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the VM's address could not be renewed");
         }
         self.resume_copies(slot).await;
         if renew || slot.unpublished.load(Ordering::Relaxed) {

@@ -4,6 +4,7 @@
 //! The disk of every VM here lies over its image, so one that is used must stay; [`Using`] speaks for a VM that is not listed yet.
 
 use super::{Host, lock};
+use p2pvm_overlay::chain;
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
     collections::BTreeMap,
@@ -55,7 +56,7 @@ impl Host {
         match self.parts.vault.drop_image(image, &|| !self.uses(image)).await {
             Ok(true) => tracing::info!(%image, "let the image go: no VM here uses it"),
             Ok(false) => {}
-            Err(error) => tracing::info!(%image, %error, "an image that no VM here uses stays"),
+            Err(error) => tracing::info!(%image, error = %chain(&error), "an image that no VM here uses stays"),
         }
     }
 
@@ -78,7 +79,7 @@ async fn look(host: &Weak<Host>, unused: &mut BTreeMap<ManifestId, Instant>, lon
     let Some(host) = host.upgrade() else { return };
     let images = match host.parts.vault.images().await {
         Ok(images) => images,
-        Err(error) => return tracing::info!(%error, "it is not known which images are here"),
+        Err(error) => return tracing::info!(error = %chain(&error), "it is not known which images are here"),
     };
     unused.retain(|image, _| images.contains(image) && !host.uses(*image));
     for image in images.into_iter().filter(|image| !host.uses(*image)) {

@@ -8,7 +8,7 @@ use crate::{
     directory::{Wanted, vm_key},
     hypervisor::{Progress, RunState, Start},
 };
-use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, identity::KeyPair};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -18,7 +18,7 @@ use std::{
 use tokio::sync::watch;
 
 pub(crate) fn undecided(step: &'static str) -> impl FnOnce(BallotError) -> Error {
-    move |error| Error::Agreement { step, detail: error.to_string() }
+    move |error| Error::Agreement { step, detail: chain(&error) }
 }
 
 /// The size of a disk over an image: as large as the image, or as wanted if that is not less.
@@ -140,7 +140,7 @@ impl Host {
             self.remove(slot)
         };
         if let Err(e) = gone.await {
-            tracing::warn!(vm = %entry.definition.name, error = %e, "a VM is not wholly removed yet: tried again later");
+            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "a VM is not wholly removed yet: tried again later");
         }
     }
 

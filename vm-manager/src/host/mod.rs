@@ -16,7 +16,7 @@ use crate::{
     vault::Vault,
 };
 use p2pvm_dht::Records;
-use p2pvm_overlay::{BoxStream, Epoch, Fabric, MemberId, VmId};
+use p2pvm_overlay::{BoxStream, Epoch, Fabric, MemberId, VmId, chain};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -494,10 +494,10 @@ impl Host {
                     }
                 });
                 if let Err(e) = counted {
-                    tracing::warn!(vm = %entry.definition.name, error = %e, "the record's count could not be kept");
+                    tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the record's count could not be kept");
                 }
             }
-            Err(e) => tracing::info!(vm = %entry.definition.name, error = %e, "the VM's record will be published later"),
+            Err(e) => tracing::info!(vm = %entry.definition.name, error = %chain(&e), "the VM's record will be published later"),
         }
     }
 
@@ -535,12 +535,12 @@ impl Host {
         slot.take_machine();
         let entry = slot.entry();
         if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
-            tracing::warn!(vm = %entry.definition.name, error = %e, "the guest's port could not be taken away");
+            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the guest's port could not be taken away");
         }
         if let Role::Held = entry.role {
             let note = Some("the guest powered itself off, or its process ended".to_owned());
             if let Err(e) = self.update(slot, |e| (e.wanted, e.note) = (Wanted::Stopped, note)) {
-                tracing::error!(vm = %entry.definition.name, error = %e, "the VM's end could not be written down");
+                tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the VM's end could not be written down");
             }
             self.publish(slot).await;
         }

@@ -4,7 +4,7 @@
 
 use super::{Entry, Host, Role, Slot};
 use crate::Error;
-use p2pvm_overlay::{MemberId, VmId};
+use p2pvm_overlay::{MemberId, VmId, chain};
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
@@ -62,7 +62,7 @@ impl Host {
             Err(e) => Err(e),
         };
         if let Err(e) = kept {
-            tracing::info!(vm = %name, error = %e, "the VM's name will be looked at again");
+            tracing::info!(vm = %name, error = %chain(&e), "the VM's name will be looked at again");
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 use async_trait::async_trait;
-use p2pvm_overlay::{FabricError, MemberId, Serve, VmId};
+use p2pvm_overlay::{FabricError, MemberId, Serve, VmId, chain};
 use serde::{Deserialize, Serialize};
 use std::{
     sync::{Arc, Weak},
@@ -135,7 +135,7 @@ impl Host {
             return false;
         }
         let given = self.update(slot, |e| e.gives_way = Some(to));
-        given.inspect_err(|e| tracing::warn!(error = %e, "it cannot be written down that a VM may go elsewhere")).is_ok()
+        given.inspect_err(|e| tracing::warn!(error = %chain(e), "it cannot be written down that a VM may go elsewhere")).is_ok()
     }
 
     /// Whether a member says that the VM's guest runs there.

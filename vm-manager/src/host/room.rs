@@ -12,7 +12,10 @@ use crate::{
     host::Role,
     hypervisor::{Halt, Machine, RunState},
 };
-use p2pvm_overlay::reserve::{self, Room};
+use p2pvm_overlay::{
+    chain,
+    reserve::{self, Room},
+};
 use std::{path::Path, sync::Arc, time::Duration};
 
 /// How many bytes of the disk stay free when images and disks come in, and are free before a guest that found none goes on.
@@ -87,8 +90,9 @@ impl Host {
             )));
         }
         self.parts.port.attach(&self.registry.spec(&entry), &entry.definition.address, entry.epoch).await?;
-        let stop_first =
-            |e: Error| Error::Refused(format!("'{name}' is paused and cannot go on ({e}): 'p2pvm vm stop {name}', then start it"));
+        let stop_first = |e: Error| {
+            Error::Refused(format!("'{name}' is paused and cannot go on ({}): 'p2pvm vm stop {name}', then start it", chain(&e)))
+        };
         machine.resume().await.map_err(stop_first)?;
         self.parts.port.frozen(entry.definition.vm, false).await?;
         tokio::time::sleep(TRIED).await;
@@ -129,7 +133,7 @@ impl Host {
             Ok(()) => {
                 tracing::info!(vm = %entry.definition.name, free_mib = mib(still.free_bytes), "there is room again: the guest goes on")
             }
-            Err(error) => tracing::debug!(vm = %entry.definition.name, %error, "not yet"),
+            Err(error) => tracing::debug!(vm = %entry.definition.name, error = %chain(&error), "not yet"),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     hypervisor::{Halt, Machine, MigrateOptions, MigrationReport, Progress, RunState},
     trace::{Step, Trail},
 };
-use p2pvm_overlay::{Epoch, MemberId};
+use p2pvm_overlay::{Epoch, MemberId, chain};
 use std::{future::Future, os::unix::fs::MetadataExt, path::Path, pin::pin, sync::Arc, time::Duration};
 use tokio::sync::{oneshot, watch};
 
@@ -166,9 +166,9 @@ impl Host {
                 self.after_hand_over(slot.clone(), busy, &mut this, handed, progress).await
             }
             Err(e) => {
-                tracing::info!(error = %e, "the move ended before the hand-over: the VM stays here");
+                tracing::info!(error = %chain(&e), "the move ended before the hand-over: the VM stays here");
                 if let Some(switching) = this.switching.take() {
-                    switching.failed(&e);
+                    switching.failed(&chain(&e));
                 }
                 let back = this.trail.step("take back");
                 // The end of its process may be heard of before the guest's.
@@ -346,7 +346,7 @@ impl Host {
                     Ok(()) => {}
                     Err(e @ Error::Refused(_)) => return Err(e),
                     Err(e) if this.claim.target_is_frozen_from().is_none_or(|t| self.now() > t) => return Err(e),
-                    Err(e) => tracing::info!(error = %e, "the target could not be armed anew yet"),
+                    Err(e) => tracing::info!(error = %chain(&e), "the target could not be armed anew yet"),
                 },
             }
         }
@@ -357,16 +357,16 @@ impl Host {
         let why = ended_how(machine);
         // Its process may still wait for the target's disk: that ends with the move.
         if let Err(e) = machine.stop(ENDING).await {
-            tracing::warn!(error = %e, "the process of the guest that ended is still there");
+            tracing::warn!(error = %chain(&e), "the process of the guest that ended is still there");
         }
         slot.take_machine();
         let entry = slot.entry();
         if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
-            tracing::warn!(vm = %entry.definition.name, error = %e, "the guest's port could not be taken away");
+            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the guest's port could not be taken away");
         }
         let note = Some(format!("{why} while it was being moved"));
         if let Err(e) = self.update(slot, |e| (e.role, e.wanted, e.note) = (Role::Held, Wanted::Stopped, note)) {
-            tracing::error!(vm = %entry.definition.name, error = %e, "the VM's end could not be written down");
+            tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the VM's end could not be written down");
         }
         self.tell_target(slot, this, why.to_owned());
         self.publish(slot).await;
@@ -375,15 +375,16 @@ impl Host {
 
     /// The move failed while the guest was here for certain: it goes on here.
     async fn stay(&self, slot: &Arc<Slot>, machine: &dyn Machine, this: &Move, why: &Error) -> String {
-        let mut failure = why.to_string();
+        let why = chain(why);
+        let mut failure = why.clone();
         if let Err(e) = run_here(machine).await {
-            failure = format!("{failure}; giving the move up: {e}");
-            tracing::warn!(error = %e, "the hypervisor could not give the move up cleanly");
+            failure = format!("{failure}; giving the move up: {}", chain(&e));
+            tracing::warn!(error = %chain(&e), "the hypervisor could not give the move up cleanly");
         }
         if let Err(e) = self.update(slot, |e| e.role = Role::Held) {
-            tracing::error!(error = %e, "that the VM stays could not be written down; the next start finds out");
+            tracing::error!(error = %chain(&e), "that the VM stays could not be written down; the next start finds out");
         }
-        self.tell_target(slot, this, why.to_string());
+        self.tell_target(slot, this, why);
         failure
     }
 
@@ -393,7 +394,7 @@ impl Host {
         let (Some(host), to) = (self.strong(), this.to) else { return };
         self.spawn(async move {
             if let Err(e) = host.ask(to, &abort, SHORT).await {
-                tracing::info!(error = %e, "the target could not be told; it gives up by itself");
+                tracing::info!(error = %chain(&e), "the target could not be told; it gives up by itself");
             }
         });
     }
@@ -402,7 +403,7 @@ impl Host {
         let (Some(host), slot) = (self.strong(), slot.clone()) else { return };
         self.spawn(async move {
             if let Err(e) = host.check(&slot).await {
-                tracing::info!(error = %e, "a newer epoch will be asked for later");
+                tracing::info!(error = %chain(&e), "a newer epoch will be asked for later");
             }
         });
     }
@@ -446,7 +447,7 @@ impl Host {
             Ok(report) => {
                 this.report = Some(report);
                 if let Err(e) = self.parts.port.forward(&entry.definition.address, this.to, this.epoch).await {
-                    tracing::warn!(error = %e, "packets that still arrive are not passed on");
+                    tracing::warn!(error = %chain(&e), "packets that still arrive are not passed on");
                 }
                 progress.send_modify(|p| p.phase = "confirm".into());
                 let mut running = this.pause.is_some();
@@ -475,10 +476,10 @@ impl Host {
                             return (RunsOn::Target, None);
                         }
                         Ok(other) => {
-                            break refused("handing the guest over", &other).to_string();
+                            break chain(&refused("handing the guest over", &other));
                         }
                         Err(e) => {
-                            break peer("hearing from the target after the hand-over")(e).to_string();
+                            break chain(&peer("hearing from the target after the hand-over")(e));
                         }
                     }
                 }
@@ -489,9 +490,9 @@ impl Host {
                 if let Some(machine) = slot.machine()
                     && let Err(error) = machine.pause().await
                 {
-                    tracing::debug!(%error, "the guest was not held");
+                    tracing::debug!(error = %chain(&error), "the guest was not held");
                 }
-                format!("handing the guest over: {e}")
+                format!("handing the guest over: {}", chain(&e))
             }
         };
         // From here on the other side's word or the voters decide; the same way as after a restart of this daemon.
@@ -502,7 +503,7 @@ impl Host {
         let settling = this.trail.step("settle the doubt");
         let role = Role::Doubtful { id: this.id, side: Side::Source, other: this.to };
         if let Err(e) = self.update(&slot, |e| e.role = role) {
-            tracing::error!(error = %e, "the doubt could not be written down; the next start finds it out");
+            tracing::error!(error = %chain(&e), "the doubt could not be written down; the next start finds it out");
         }
         let wait = this.claim.target_is_frozen_from().map_or(longest_run(1), |t| t.saturating_sub(self.now()));
         drop(busy);

@@ -15,7 +15,7 @@ use crate::{
     trace::{Step, Trail},
 };
 use async_trait::async_trait;
-use p2pvm_overlay::{BoxStream, MemberId, Serve, VmId};
+use p2pvm_overlay::{BoxStream, MemberId, Serve, VmId, chain};
 use std::{
     collections::BTreeMap,
     path::Path,
@@ -106,7 +106,10 @@ impl Arrival {
     /// It is over, for its trace.
     fn over(&self, outcome: Result<(), &str>) {
         if let Some(root) = lock(&self.root).take() {
-            root.ended(&outcome);
+            match outcome {
+                Ok(()) => root.done(),
+                Err(why) => root.failed(&why),
+            }
         }
     }
 
@@ -127,7 +130,7 @@ impl Serve for Doorman {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let host = self.0.upgrade().ok_or("this host is shutting down")?;
         let (ask, beside) = wire::decode(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
-        let answer = host.answer(from, ask, &beside).await.map_err(|e| e.to_string())?;
+        let answer = host.answer(from, ask, &beside).await.map_err(|e| chain(&e))?;
         Ok(postcard::to_allocvec(&answer).expect("plain fields always serialize"))
     }
 }
@@ -143,7 +146,7 @@ impl Host {
                 let weak = this.clone();
                 host.spawn(async move {
                     if let Err(error) = deliver(weak, from, stream).await {
-                        tracing::info!(from = %from.short(), %error, "a stream of a migration broke");
+                        tracing::info!(from = %from.short(), error = %chain(&error), "a stream of a migration broke");
                     }
                 });
             }
@@ -250,7 +253,7 @@ impl Host {
         let (slot, busy) = match admitted {
             Ok(place) => place,
             Err(e) => {
-                root.failed(&e);
+                root.failed(&chain(&e));
                 return Err(e);
             }
         };
@@ -307,7 +310,7 @@ impl Host {
                 .trail
                 .through("ask the voters", grant)
                 .await
-                .map_err(|e| Error::Agreement { step: "asking the VM's voters for the target's epoch", detail: e.to_string() })?;
+                .map_err(|e| Error::Agreement { step: "asking the VM's voters for the target's epoch", detail: chain(&e) })?;
             *granted = true;
         }
         drop(granted);
@@ -323,7 +326,7 @@ impl Host {
         };
         let machine = match ready {
             Ok(machine) => machine,
-            Err(e) => return self.leave_nothing(slot, arrival, &e.to_string()).await,
+            Err(e) => return self.leave_nothing(slot, arrival, &chain(&e)).await,
         };
         tracing::info!("ready to receive");
         let whole = tokio::select! {
@@ -332,14 +335,14 @@ impl Host {
         };
         arrival.streams_ended(&whole);
         if let Err(e) = whole {
-            return self.leave_nothing(slot, arrival, &e.to_string()).await;
+            return self.leave_nothing(slot, arrival, &chain(&e)).await;
         }
         let may_run = lock(&arrival.window).handle(self.now(), TargetInput::Whole);
         if may_run != Some(TargetOutput::Resume) {
             return self.leave_nothing(slot, arrival, "it became whole after its window had closed").await;
         }
         if let Err(e) = self.run_arrived(slot, arrival, &*machine).await {
-            return self.leave_nothing(slot, arrival, &e.to_string()).await;
+            return self.leave_nothing(slot, arrival, &chain(&e)).await;
         }
         arrival.news.notify_waiters();
         tracing::info!("the guest runs here");
@@ -383,7 +386,7 @@ impl Host {
         let (keys, definition) = (arrival.offer.secret.keys(), &arrival.offer.definition);
         let announcing = self.parts.port.announce(&keys, definition, self.me, arrival.offer.epoch);
         if let Err(e) = arrival.trail.through("announce", announcing).await {
-            tracing::warn!(error = %e, "the new place could not be announced; the old host forwards");
+            tracing::warn!(error = %chain(&e), "the new place could not be announced; the old host forwards");
         }
         Ok(())
     }
@@ -400,7 +403,7 @@ impl Host {
                 Ok(Ok(())) => TargetInput::Confirmed,
                 Ok(Err(BallotError::Refused { .. })) => TargetInput::Refused,
                 Ok(Err(e)) => {
-                    tracing::info!(error = %e, "not confirmed yet");
+                    tracing::info!(error = %chain(&e), "not confirmed yet");
                     tokio::time::sleep(CONFIRM_PAUSE.min(due.saturating_sub(self.now()))).await;
                     TargetInput::Tick
                 }
@@ -420,7 +423,7 @@ impl Host {
                     tracing::info!(epoch = %offer.epoch, "confirmed");
                     return self.publish(slot).await;
                 }
-                Err(e) => tracing::error!(error = %e, "the VM's arrival could not be written down: it stands still"),
+                Err(e) => tracing::error!(error = %chain(&e), "the VM's arrival could not be written down: it stands still"),
             }
         }
         self.hold_still(slot).await;
@@ -428,7 +431,7 @@ impl Host {
         tracing::warn!("no majority confirmed in time: the guest stands still until the voters decide");
         let role = Role::Doubtful { id: offer.id, side: Side::Target, other: arrival.from };
         if let Err(e) = self.update(slot, |e| e.role = role) {
-            tracing::error!(error = %e, "the doubt could not be written down");
+            tracing::error!(error = %chain(&e), "the doubt could not be written down");
         }
         arrival.news.notify_waiters();
         self.settle(slot, Duration::ZERO).await;
@@ -477,7 +480,7 @@ impl Host {
         };
         match removed.await {
             Ok(()) => *lock(&arrival.stage) = Stage::Gone { reason: reason.to_owned() },
-            Err(e) => tracing::error!(error = %e, "what was prepared could not be removed; the source waits its time out"),
+            Err(e) => tracing::error!(error = %chain(&e), "what was prepared could not be removed; the source waits its time out"),
         }
         arrival.over(Err(reason));
         arrival.news.notify_waiters();

@@ -3,7 +3,7 @@
 
 use super::{pace, wire::SERVICE};
 use crate::{Error, error::io_at};
-use p2pvm_overlay::{BoxStream, Fabric, MemberId};
+use p2pvm_overlay::{BoxStream, Fabric, MemberId, chain};
 use std::{
     io,
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -57,7 +57,7 @@ impl Tunnel {
                             let fabric = fabric.clone();
                             connections.spawn(async move {
                                 if let Err(error) = carry(&*fabric, to, id, channel, local).await {
-                                    tracing::info!(?channel, %error, "a stream of the migration broke");
+                                    tracing::info!(?channel, error = %chain(&error), "a stream of the migration broke");
                                 }
                             });
                         }

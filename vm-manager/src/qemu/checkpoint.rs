@@ -25,6 +25,7 @@ use crate::{
     error::io_at,
     hypervisor::{CheckpointFiles, Progress, RunState},
 };
+use p2pvm_overlay::chain;
 use serde_json::{Value, json};
 use std::{
     fs::{self, File, OpenOptions},
@@ -99,7 +100,7 @@ async fn copy(qmp: &Qmp, ram: u64, disk: u64, progress: &watch::Sender<Progress>
     let begun = match background {
         Ok(_) => begin_in_background(qmp, &uri, ran).await,
         Err(error) => {
-            tracing::info!(%error, "no background snapshots here: the guest stops longer");
+            tracing::info!(error = %chain(&error), "no background snapshots here: the guest stops longer");
             by_precopy(qmp, &uri, ran, progress).await
         }
     };
@@ -240,7 +241,7 @@ pub(super) async fn abandon(qmp: &Qmp) -> Result<(), Error> {
     let ended = dismiss(qmp).await;
     qmp.run("blockdev-del", json!({ "node-name": COPY })).await?;
     if let Err(error) = ended {
-        tracing::debug!(%error, "how the interrupted copy of the disk ended");
+        tracing::debug!(error = %chain(&error), "how the interrupted copy of the disk ended");
     }
     tracing::info!("a checkpoint that was interrupted is cleared away");
     Ok(())

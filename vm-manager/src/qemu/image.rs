@@ -4,6 +4,7 @@
 //! this host's and show it to the guest, so such images are refused.
 
 use crate::{Error, error::io_at};
+use p2pvm_overlay::chain;
 use serde_json::Value;
 use std::{
     fs,
@@ -69,7 +70,9 @@ pub(crate) async fn check_whole(path: &Path, info: &Info) -> Result<(), Error> {
     match run("check the disk image", &["check", "-q", "-U", "-f", "qcow2", "--"], &[path]).await {
         Ok(_) => Ok(()),
         Err(missing @ Error::Missing { .. }) => Err(missing),
-        Err(damaged) => Err(Error::Refused(format!("{} is damaged or not whole; copy or download it again ({damaged})", path.display()))),
+        Err(damaged) => {
+            Err(Error::Refused(format!("{} is damaged or not whole; copy or download it again ({})", path.display(), chain(&damaged))))
+        }
     }
 }
 

@@ -34,6 +34,7 @@ use crate::{
     error::io_at,
     hypervisor::{IncomingSockets, MigrateOptions, MigrationReport, Progress, RunState},
 };
+use p2pvm_overlay::chain;
 use serde_json::{Value, json};
 use std::{os::fd::AsFd, path::Path, time::Duration};
 use tokio::sync::watch;
@@ -75,7 +76,7 @@ impl QemuMachine {
         }
         // Harmless when the source does not use it; refused where the host has no userfaultfd, and then so is post-copy.
         if let Err(error) = self.qmp.run("migrate-set-capabilities", capabilities(&["postcopy-ram"])).await {
-            tracing::debug!(%error, "this host cannot take a guest by post-copy");
+            tracing::debug!(error = %chain(&error), "this host cannot take a guest by post-copy");
             self.qmp.run("migrate-set-capabilities", capabilities(&[])).await?;
         }
         let address = |path| json!({ "type": "unix", "data": { "path": path } });
@@ -311,7 +312,7 @@ impl QemuMachine {
     async fn yank(&self) {
         let instances = json!({ "instances": [{ "type": "block-node", "node-name": REMOTE }] });
         if let Err(error) = self.qmp.run("yank", instances).await {
-            tracing::debug!(%error, "nothing to cut");
+            tracing::debug!(error = %chain(&error), "nothing to cut");
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use machine::QemuMachine;
+use p2pvm_overlay::chain;
 use process::Process;
 use qmp::Qmp;
 use std::{
@@ -159,7 +160,7 @@ impl Hypervisor for Qemu {
     async fn check_image(&self, image: &Path) -> Result<u64, Error> {
         let path = image.to_owned();
         let recognized = tokio::task::spawn_blocking(move || image_file::recognize(&path)).await;
-        recognized.map_err(|e| Error::Hypervisor { step: "read the disk image", detail: e.to_string() })??;
+        recognized.map_err(|e| Error::Hypervisor { step: "read the disk image", detail: chain(&e) })??;
         let info = image::standalone(image).await?;
         image::check_whole(image, &info).await?;
         Ok(info.virtual_size)
@@ -215,7 +216,7 @@ impl Hypervisor for Qemu {
         let qmp = self.monitor(spec, process).await?;
         // A move may be given up or be over; whoever waited for a checkpoint is gone with its files.
         if let Err(error) = checkpoint::abandon(&qmp).await {
-            tracing::warn!(vm = %spec.vm.short(), %error, "a checkpoint that was interrupted could not be cleared away");
+            tracing::warn!(vm = %spec.vm.short(), error = %chain(&error), "a checkpoint that was interrupted could not be cleared away");
         }
         let machine = QemuMachine::new(spec.clone(), qmp, process, jail).await?;
         tracing::info!(vm = %spec.vm.short(), name = spec.name, pid = process.pid(), "guest taken up again");

@@ -11,6 +11,7 @@
 
 use crate::Error;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use p2pvm_overlay::chain;
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
@@ -73,7 +74,7 @@ impl Qmp {
         let shared = Arc::new(Shared { pending: Mutex::default(), events: broadcast::channel(EVENTS).0, closed: watch::channel(false).0 });
         tokio::spawn(read_all(lines, shared.clone()));
         let qmp = Self { writer: Arc::new(tokio::sync::Mutex::new(write)), next: Arc::default(), shared };
-        qmp.run("qmp_capabilities", json!({})).await.map_err(|e| io::Error::other(e.to_string()))?;
+        qmp.run("qmp_capabilities", json!({})).await.map_err(|e| io::Error::other(chain(&e)))?;
         Ok(qmp)
     }
 

@@ -3,7 +3,7 @@
 use super::{Copies, Durability, Instant, Vault};
 use crate::{Error, hypervisor::Progress};
 use async_trait::async_trait;
-use p2pvm_overlay::MemberId;
+use p2pvm_overlay::{MemberId, chain};
 use p2pvm_snapshot_sync::{
     self as sync, Checkpoint, ChunkStore, Exchange, Images, Kind, Manifest, ManifestId, Replication, ReplicationState, file::ImportOptions,
 };
@@ -35,7 +35,7 @@ impl ChunkVault {
 }
 
 fn failed(step: &'static str) -> impl FnOnce(sync::Error) -> Error {
-    move |error| Error::Chunks { step, detail: error.to_string() }
+    move |error| Error::Chunks { step, detail: chain(&error) }
 }
 
 /// Runs work that reads or writes files on the pool for such work.
@@ -193,7 +193,7 @@ impl Vault for ChunkVault {
         blocking("letting the snapshot go", move || chunks.unpin(id, PIN)).await?;
         for provider in providers.iter().filter(|p| **p != self.exchange.me()) {
             if let Err(e) = self.exchange.release(id, PIN, *provider).await {
-                tracing::info!(provider = %provider.short(), error = %e, "a copy of a deleted snapshot stays there");
+                tracing::info!(provider = %provider.short(), error = %chain(&e), "a copy of a deleted snapshot stays there");
             }
         }
         Ok(())
