@@ -1,9 +1,10 @@
 //! `p2pvm drain`: a line for each VM that has moved or stays, a summary, and an exit code that tells whether any stays.
 
 use super::{
-    Context, print,
+    Context,
+    print::{self, report},
     progress::Progress,
-    vm::{report, text},
+    vm::text,
 };
 use crate::{
     api::client::Event,

@@ -1,11 +1,21 @@
 //! Tables and values on standard output.
 
+use super::Context;
 use crate::failure::{Doing, Failure, Outcome};
 use serde::Serialize;
 
 /// Prints a value as indented JSON.
 pub fn json(value: &impl Serialize) -> Outcome<()> {
     println!("{}", serde_json::to_string_pretty(value).doing("encoding the result")?);
+    Ok(())
+}
+
+/// Shows an answer: as JSON where that is asked for, else in words.
+pub fn report(context: &Context, answer: &impl Serialize, in_words: impl FnOnce()) -> Outcome<()> {
+    if context.json {
+        return json(answer);
+    }
+    in_words();
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! `p2pvm vm ...`, `drain` and `explain`: each a request to the daemon and a few lines of output.
 
 use super::{
-    Context, print,
+    Context,
+    print::{self, report},
     progress::Progress,
     vm_args::{Create, Migrate, Restore, Snapshot, Vm},
 };
@@ -41,14 +42,6 @@ pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Snapshot(a) => snapshot(context, a).await,
         Vm::Restore(a) => restore(context, a).await,
     }
-}
-
-pub(super) fn report(context: &Context, value: &Value, human: impl FnOnce()) -> Outcome<()> {
-    if context.json {
-        return print::json(value);
-    }
-    human();
-    Ok(())
 }
 
 /// Runs a long operation and shows its progress.
