@@ -2,17 +2,20 @@
 //!
 //! Members of different versions pass requests on to each other, so a reader ignores fields that it does not know, and fields that
 //! were added later have a default. The files below have the types by resource. Structs there that say so have their fields in
-//! alphabetical order, as their answers are printed with `--json`.
+//! alphabetical order, as their answers are printed with `--json`; [`Sorted`] puts the others into that order.
 
 use crate::failure::Failure;
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
 
+mod members;
+mod moves;
 mod policy;
 mod routes;
+mod sorted;
 mod vms;
 
-pub use {policy::*, routes::*, vms::*};
+pub use {members::*, moves::*, policy::*, routes::*, sorted::*, vms::*};
 
 /// One line of a streamed answer (newline-delimited JSON).
 #[derive(Clone, Debug, Serialize, Deserialize)]

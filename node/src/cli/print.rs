@@ -10,6 +10,11 @@ pub fn json(value: &impl Serialize) -> Outcome<()> {
     Ok(())
 }
 
+/// Prints one of several values as JSON on a line of its own.
+pub fn json_line(value: &impl Serialize) {
+    println!("{}", serde_json::to_string(value).expect("what came as JSON can be written as JSON"));
+}
+
 /// Shows an answer: as JSON where that is asked for, else in words.
 pub fn report(context: &Context, answer: &impl Serialize, in_words: impl FnOnce()) -> Outcome<()> {
     if context.json {
