@@ -8,7 +8,6 @@ use hyper_util::rt::TokioIo;
 use p2pvm_host::{SocketPath, chain};
 use p2pvm_overlay::BoxStream;
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
 use std::{io, path::Path};
 use tokio::net::UnixStream;
 
@@ -17,13 +16,16 @@ pub struct Client {
     sender: http1::SendRequest<Full<Bytes>>,
 }
 
-/// What a streamed answer reports on the way.
-pub enum Event {
+/// What a streamed answer reports on the way, where each of its results is an `I`.
+pub enum Event<I> {
     /// How far it has come.
     Step(Step),
     /// One of several results.
-    Item(Value),
+    Item(I),
 }
+
+/// Said where an answer is not what this version of the program expects.
+const NOT_UNDERSTOOD: &str = "understanding the daemon's answer (is it of the same version?)";
 
 impl Client {
     /// Connects to the daemon whose socket this is.
@@ -78,11 +80,7 @@ impl Client {
         let answer = self.send(method, path, body, false).await?;
         let status = answer.status();
         let bytes = answer.into_body().collect().await.doing("reading the daemon's answer")?.to_bytes();
-        if status.is_success() {
-            serde_json::from_slice(&bytes).doing("understanding the daemon's answer (is it of the same version?)")
-        } else {
-            Err(failure_of(status, &bytes))
-        }
+        if status.is_success() { serde_json::from_slice(&bytes).doing(NOT_UNDERSTOOD) } else { Err(failure_of(status, &bytes)) }
     }
 
     /// A GET.
@@ -96,7 +94,12 @@ impl Client {
     }
 
     /// A request whose answer is a stream of lines; `on_event` sees all but the last.
-    pub async fn follow(&mut self, path: &str, body: &impl Serialize, mut on_event: impl FnMut(Event)) -> Outcome<Value> {
+    pub async fn follow<I: DeserializeOwned, T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: &impl Serialize,
+        mut on_event: impl FnMut(Event<I>),
+    ) -> Outcome<T> {
         let body = serde_json::to_vec(body).doing("encoding the request")?;
         let answer = self.send(Method::POST, path, Some(body), false).await?;
         let status = answer.status();
@@ -114,8 +117,8 @@ impl Client {
                 let line: Vec<u8> = pending.drain(..=end).collect();
                 match serde_json::from_slice(&line).doing("understanding the daemon's answer")? {
                     Line::Progress(step) => on_event(Event::Step(step)),
-                    Line::Item(value) => on_event(Event::Item(value)),
-                    Line::Done(value) => return Ok(value),
+                    Line::Item(item) => on_event(Event::Item(serde_json::from_value(item).doing(NOT_UNDERSTOOD)?)),
+                    Line::Done(answer) => return serde_json::from_value(answer).doing(NOT_UNDERSTOOD),
                     Line::Error(failure) => return Err(failure),
                 }
             }

@@ -1,14 +1,14 @@
 //! The control API's part about the network's policy and subnet routes: for this machine's root only.
 
-use super::types::{AclCheck, AclShow, AclVerdict, RouteView};
+use super::types::{
+    AcceptRoutes, AclAnswer, AclCheck, AclSet, AclShow, AclVerdict, RouteOffered, RouteSubnet, RouteView, RouteWithdrawn, RoutesAccepted,
+};
 use crate::{daemon::Daemon, failure::Outcome};
 use axum::{
     Json, Router,
     extract::State,
     routing::{get, post},
 };
-use serde::Deserialize;
-use serde_json::Value;
 use std::sync::Arc;
 
 type Shared = State<Arc<Daemon>>;
@@ -26,12 +26,7 @@ pub fn routes(daemon: Arc<Daemon>) -> Router {
         .with_state(daemon)
 }
 
-#[derive(Deserialize)]
-struct Text {
-    text: String,
-}
-
-async fn set(State(daemon): Shared, Json(r): Json<Text>) -> Answer<Value> {
+async fn set(State(daemon): Shared, Json(r): Json<AclSet>) -> Answer<AclAnswer> {
     daemon.set_policy(&r.text).await.map(Json)
 }
 
@@ -47,26 +42,14 @@ async fn list(State(daemon): Shared) -> Answer<Vec<RouteView>> {
     Ok(Json(daemon.routes()))
 }
 
-#[derive(Deserialize)]
-struct Which {
-    subnet: String,
-}
-
-async fn offer(State(daemon): Shared, Json(r): Json<Which>) -> Answer<Value> {
+async fn offer(State(daemon): Shared, Json(r): Json<RouteSubnet>) -> Answer<RouteOffered> {
     daemon.offer_route(&r.subnet).map(Json)
 }
 
-async fn withdraw(State(daemon): Shared, Json(r): Json<Which>) -> Answer<Value> {
+async fn withdraw(State(daemon): Shared, Json(r): Json<RouteSubnet>) -> Answer<RouteWithdrawn> {
     daemon.withdraw_route(&r.subnet).map(Json)
 }
 
-#[derive(Deserialize)]
-struct Accept {
-    on: bool,
-    #[serde(default)]
-    subnet: Option<String>,
-}
-
-async fn accept(State(daemon): Shared, Json(r): Json<Accept>) -> Answer<Value> {
+async fn accept(State(daemon): Shared, Json(r): Json<AcceptRoutes>) -> Answer<RoutesAccepted> {
     daemon.accept_routes(r.on, r.subnet.as_deref()).map(Json)
 }

@@ -3,8 +3,9 @@
 use super::{
     forward, traced,
     types::{
-        Cluster, ClusterVms, CreateVm, Decided, FindingView, InviteAnswer, InviteRequest, Line, MigrateVm, NetCheckView, Peer, RestoreVm,
-        Status, Step, Traced, Traffic,
+        Cluster, ClusterVms, CreateVm, Decided, DrainStopping, Explained, FindingView, Force, InviteAnswer, InviteRequest, Line, MigrateVm,
+        MoveCancelled, NetCheckView, Peer, PingRequest, RestoreVm, RevokeAnswer, RevokeRequest, SnapshotVm, Sorted, Status, Step, Traced,
+        Traffic, VmDeleted, VmView,
     },
 };
 use crate::{
@@ -23,7 +24,6 @@ use axum::{
 use futures::{StreamExt, stream};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::{future::Future, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -218,13 +218,6 @@ async fn trace(State(daemon): Shared, Path(member): Path<String>) -> Answer<Trac
     daemon.trace(&member).await.map(Json)
 }
 
-#[derive(Deserialize)]
-struct PingRequest {
-    member: String,
-    count: u32,
-    interval_ms: u64,
-}
-
 async fn ping(State(daemon): Shared, Json(r): Json<PingRequest>) -> Response {
     streamed(move |reporter| async move { daemon.ping(&r.member, r.count, Duration::from_millis(r.interval_ms), &reporter).await })
 }
@@ -233,28 +226,17 @@ async fn invite(State(daemon): Shared, Json(r): Json<InviteRequest>) -> Answer<I
     daemon.invite(&r).await.map(Json)
 }
 
-#[derive(Deserialize)]
-struct RevokeRequest {
-    what: String,
-}
-
-async fn revoke(State(daemon): Shared, Json(r): Json<RevokeRequest>) -> Answer<Value> {
+async fn revoke(State(daemon): Shared, Json(r): Json<RevokeRequest>) -> Answer<RevokeAnswer> {
     daemon.revoke(&r.what).await.map(Json)
 }
 
-#[derive(Deserialize)]
-pub(crate) struct Force {
-    #[serde(default)]
-    force: bool,
-}
-
-async fn leave(State(daemon): Shared, Json(r): Json<Force>) -> Answer<Value> {
+async fn leave(State(daemon): Shared, Json(r): Json<Force>) -> Answer<()> {
     daemon.leave(r.force).await.map(Json)
 }
 
-async fn shutdown(State(daemon): Shared) -> Answer<Value> {
+async fn shutdown(State(daemon): Shared) -> Json<()> {
     daemon.stop();
-    Ok(Json(Value::Null))
+    Json(())
 }
 
 async fn decisions(State(daemon): Shared) -> Json<Vec<Decided>> {
@@ -265,23 +247,23 @@ async fn drain(State(daemon): Shared) -> Response {
     streamed(move |reporter| async move { daemon.drain(&reporter).await })
 }
 
-async fn stop_draining(State(daemon): Shared) -> Json<Value> {
+async fn stop_draining(State(daemon): Shared) -> Json<DrainStopping> {
     Json(daemon.stop_draining())
 }
 
-async fn list(State(daemon): Shared) -> Answer<Value> {
-    daemon.list_vms().await.map(Json)
+async fn list(State(daemon): Shared) -> Answer<Sorted<Vec<VmView>>> {
+    daemon.list_vms().await.map(Sorted).map(Json)
 }
 
 async fn create(State(daemon): Shared, Json(r): Json<CreateVm>) -> Response {
     streamed(move |reporter| async move { daemon.create_vm(r, &reporter).await })
 }
 
-async fn show(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {
-    daemon.show_vm(&name).await.map(Json)
+async fn show(State(daemon): Shared, Path(name): Path<String>) -> Answer<Sorted<VmView>> {
+    daemon.show_vm(&name).await.map(Sorted).map(Json)
 }
 
-async fn delete(State(daemon): Shared, Path(name): Path<String>, Query(r): Query<Force>) -> Answer<Value> {
+async fn delete(State(daemon): Shared, Path(name): Path<String>, Query(r): Query<Force>) -> Answer<VmDeleted> {
     daemon.delete_vm(&name, r.force).await.map(Json)
 }
 
@@ -298,17 +280,11 @@ pub(crate) async fn migrate(State(daemon): Shared, Path(name): Path<String>, hea
     streamed(move |reporter| async move { daemon.migrate_vm(&name, &r, within, &reporter).await })
 }
 
-pub(crate) async fn cancel_migration(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {
+pub(crate) async fn cancel_migration(State(daemon): Shared, Path(name): Path<String>) -> Answer<MoveCancelled> {
     daemon.cancel_migration(&name).await.map(Json)
 }
 
-/// What `p2pvm vm snapshot` asks for.
-#[derive(Deserialize)]
-pub(crate) struct SnapshotRequest {
-    name: Option<String>,
-}
-
-pub(crate) async fn snapshot(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<SnapshotRequest>) -> Response {
+pub(crate) async fn snapshot(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<SnapshotVm>) -> Response {
     streamed(move |reporter| async move { daemon.snapshot_vm(&name, r.name, &reporter).await })
 }
 
@@ -316,8 +292,8 @@ pub(crate) async fn restore(State(daemon): Shared, Path(name): Path<String>, Jso
     streamed(move |reporter| async move { daemon.restore_vm(&name, &r, &reporter).await })
 }
 
-pub(crate) async fn explain(State(daemon): Shared, Path(name): Path<String>) -> Answer<Value> {
-    daemon.explain_vm(&name).await.map(Json)
+pub(crate) async fn explain(State(daemon): Shared, Path(name): Path<String>) -> Answer<Sorted<Vec<Explained>>> {
+    daemon.explain_vm(&name).await.map(Sorted).map(Json)
 }
 
 async fn console(State(daemon): Shared, Path(name): Path<String>, request: Request) -> Outcome<Response> {

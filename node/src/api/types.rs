@@ -1,12 +1,21 @@
 //! What the control API says, as types: the same for the command line, a terminal UI and the web.
+//!
+//! Members of different versions pass requests on to each other, so a reader ignores fields that it does not know, and fields that
+//! were added later have a default. The files below have the types by resource. Structs there that say so have their fields in
+//! alphabetical order, as their answers are printed with `--json`; [`Sorted`] puts the others into that order.
 
 use crate::failure::Failure;
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
 
+mod members;
+mod moves;
+mod policy;
+mod routes;
+mod sorted;
 mod vms;
 
-pub use vms::*;
+pub use {members::*, moves::*, policy::*, routes::*, sorted::*, vms::*};
 
 /// One line of a streamed answer (newline-delimited JSON).
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -455,69 +464,9 @@ pub struct InviteAnswer {
     pub note: Option<String>,
 }
 
-/// `p2pvm acl show`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AclShow {
-    /// The version of the policy that stands; none in a network without one.
-    pub version: Option<u64>,
-    /// What its author wrote.
-    pub text: Option<String>,
-    /// "root", or the delegate who signed it.
-    pub signed_by: Option<String>,
-    /// When it was signed (RFC 3339).
-    pub signed_at: Option<String>,
-    /// Packets that it has kept out of this host and its guests since the daemon started.
-    pub denied_here: u64,
-}
-
-/// What `p2pvm acl check` asks.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AclCheck {
-    /// Who would begin: a member, a VM or an address.
-    pub from: String,
-    /// To whom.
-    pub to: String,
-    /// With what, such as tcp/22.
-    pub traffic: String,
-}
-
-/// What `p2pvm acl check` gets.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AclVerdict {
-    /// Who would begin, in words.
-    pub from: String,
-    /// To whom, in words.
-    pub to: String,
-    /// With what.
-    pub traffic: String,
-    /// Whether it is let through.
-    pub allowed: bool,
-    /// The rule that decides, from 1; none if it is the default, or there is no policy.
-    pub rule: Option<usize>,
-    /// The line of the policy that the rule begins on.
-    pub line: Option<usize>,
-    /// The policy's version.
-    pub version: Option<u64>,
-    /// What decides, in words.
-    pub why: String,
-    /// What the receiver does, in words.
-    pub effect: String,
-}
-
-/// One row of `p2pvm route list`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RouteView {
-    /// The subnet.
-    pub subnet: String,
-    /// The name of the member that offers it.
-    pub by: String,
-    /// Its id.
-    pub member: String,
-    /// Whether packets for it go there from here.
-    pub used: bool,
-    /// Why, or why not.
-    pub note: String,
-    /// Whether it is used if no better offer of the same subnet is there.
-    #[serde(default)]
-    pub may_be_used: bool,
+/// Checks the exact text of an answer: what is said, and that it is understood.
+#[cfg(test)]
+fn assert_text<T: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(value: &T, text: &str) {
+    assert_eq!(serde_json::to_string(value).unwrap(), text);
+    assert_eq!(&serde_json::from_str::<T>(text).unwrap(), value);
 }

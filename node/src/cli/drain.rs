@@ -1,31 +1,34 @@
 //! `p2pvm drain`: a line for each VM that has moved or stays, a summary, and an exit code that tells whether any stays.
 
 use super::{
-    Context, print,
+    Context,
+    print::{self, report},
     progress::Progress,
-    vm::{report, text},
 };
 use crate::{
-    api::client::Event,
+    api::{
+        client::Event,
+        types::{DrainAnswer, DrainItem, DrainStopping, Sorted, VmDrained, VmMoved, VmStayed},
+    },
     failure::{Failure, Kind, Outcome},
 };
 use hyper::Method;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::process::ExitCode;
 
 pub(super) async fn run(context: &Context) -> Outcome<ExitCode> {
     let mut client = context.daemon().await?;
     let done = {
         let mut progress = Progress::new("draining");
-        let drained = client.follow("/drain", &(), move |event| match event {
+        let drained = client.follow::<DrainItem, DrainAnswer>("/drain", &(), move |event| match event {
             Event::Step(step) => progress.step(&step),
-            Event::Item(item) => progress.line(&format!("{} ({} of {})", line(&item["vm"]), item["done"], item["of"])),
+            Event::Item(item) => progress.line(&format!("{} ({} of {})", line(&item.vm), item.done, item.of)),
         });
         tokio::pin!(drained);
         tokio::select! {
             done = &mut drained => done?,
             _ = tokio::signal::ctrl_c() => {
-                let _: Value = context.daemon().await?.ask(Method::DELETE, "/drain", None::<&()>).await?;
+                let _: DrainStopping = context.daemon().await?.ask(Method::DELETE, "/drain", None::<&()>).await?;
                 eprintln!("no more moves begin; those that run are waited for (Ctrl-C again leaves them to the daemon)");
                 tokio::select! {
                     done = &mut drained => done?,
@@ -43,47 +46,55 @@ pub(super) async fn run(context: &Context) -> Outcome<ExitCode> {
         return Err(failure);
     }
     // One document, with what moved and with the error.
-    let mut whole = done;
-    whole["error"] = json!(failure);
-    print::json(&whole)?;
+    print::json(&Sorted(Unfinished { answer: &done, error: &failure }))?;
     eprintln!("p2pvm: {failure}");
     Ok(ExitCode::from(failure.kind as u8))
 }
 
+/// What is printed where VMs stay: what a drain that went well prints, with the error.
+#[derive(Serialize)]
+struct Unfinished<'a> {
+    #[serde(flatten)]
+    answer: &'a DrainAnswer,
+    error: &'a Failure,
+}
+
+fn moved(vm: &VmMoved) -> String {
+    format!("{} runs on {}", vm.name, vm.host)
+}
+
+fn stayed(vm: &VmStayed) -> String {
+    format!("{} stays: {}", vm.name, vm.why)
+}
+
 /// What became of one VM.
-fn line(vm: &Value) -> String {
-    match vm["why"].as_str() {
-        Some(why) => format!("{} stays: {why}", text(vm, "name")),
-        None => format!("{} runs on {}", text(vm, "name"), text(vm, "host")),
+fn line(vm: &VmDrained) -> String {
+    match vm {
+        VmDrained::Moved(vm) => moved(vm),
+        VmDrained::Stayed(vm) => stayed(vm),
     }
 }
 
-fn list<'a>(done: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
-    done[field].as_array().into_iter().flatten()
-}
-
-fn summary(done: &Value) -> Vec<String> {
-    let mut lines: Vec<String> = list(done, "moved").chain(list(done, "stayed")).map(line).collect();
-    let stopped: Vec<&str> = list(done, "stopped").filter_map(Value::as_str).collect();
-    if !stopped.is_empty() {
-        lines.push(format!("stopped, and therefore still here: {}", stopped.join(", ")));
+fn summary(done: &DrainAnswer) -> Vec<String> {
+    let mut lines: Vec<String> = done.moved.iter().map(moved).chain(done.stayed.iter().map(stayed)).collect();
+    if !done.stopped.is_empty() {
+        lines.push(format!("stopped, and therefore still here: {}", done.stopped.join(", ")));
     }
-    let (moved, stayed) = (list(done, "moved").count(), list(done, "stayed").count());
-    lines.push(match stayed {
+    lines.push(match done.stayed.len() {
         0 => "no VM runs here any more".to_owned(),
-        _ => format!("{moved} moved, {stayed} stayed"),
+        stayed => format!("{} moved, {stayed} stayed", done.moved.len()),
     });
     lines
 }
 
-fn verdict(done: &Value) -> Outcome<()> {
-    let stayed: Vec<String> = list(done, "stayed").map(|vm| text(vm, "name")).collect();
-    if stayed.is_empty() {
+fn verdict(done: &DrainAnswer) -> Outcome<()> {
+    if done.stayed.is_empty() {
         return Ok(());
     }
-    let (count, names) = (stayed.len(), stayed.join(", "));
+    let names: Vec<&str> = done.stayed.iter().map(|vm| vm.name.as_str()).collect();
+    let (count, names) = (names.len(), names.join(", "));
     let what = if count == 1 { "VM stays" } else { "VMs stay" };
-    if done["cancelled"] == true {
+    if done.cancelled {
         return Err(Failure::cancelled(format!("stopped: {count} {what} here ({names}); 'p2pvm drain' goes on with them")));
     }
     Err(Failure::new(Kind::Failed, format!("{count} {what} here: {names}; 'p2pvm drain' tries again")))
@@ -95,15 +106,26 @@ mod tests {
 
     #[test]
     fn a_drain_says_what_moved_what_stayed_and_why_and_its_exit_code_tells() {
-        let clean = json!({ "moved": [{ "name": "web", "host": "lab2" }], "stayed": [], "stopped": ["old"], "cancelled": false });
+        let web = VmMoved { name: "web".into(), host: "lab2".into(), ..VmMoved::default() };
+        let clean = DrainAnswer { moved: vec![web], stopped: vec!["old".into()], ..DrainAnswer::default() };
         assert_eq!(summary(&clean), ["web runs on lab2", "stopped, and therefore still here: old", "no VM runs here any more"]);
         assert!(verdict(&clean).is_ok());
-        let mut left = clean.clone();
-        left["stayed"] = json!([{ "name": "db", "why": "no room" }]);
+        let mut left = DrainAnswer { stayed: vec![VmStayed { name: "db".into(), why: "no room".into() }], ..clean };
         assert_eq!(summary(&left)[1..], ["db stays: no room", "stopped, and therefore still here: old", "1 moved, 1 stayed"]);
         let failure = verdict(&left).unwrap_err();
         assert!(failure.kind == Kind::Failed && failure.message.contains("db") && !failure.cancelled, "{failure}");
-        left["cancelled"] = json!(true);
+        left.cancelled = true;
         assert!(verdict(&left).unwrap_err().cancelled);
+    }
+
+    #[test]
+    fn what_moved_and_the_error_are_one_document() {
+        let answer = DrainAnswer { stayed: vec![VmStayed { name: "db".into(), why: "no room".into() }], ..DrainAnswer::default() };
+        let whole = Sorted(Unfinished { answer: &answer, error: &Failure::cancelled("stopped") });
+        let text = concat!(
+            r#"{"cancelled":false,"error":{"cancelled":true,"kind":"failed","message":"stopped"},"#,
+            r#""moved":[],"stayed":[{"name":"db","why":"no room"}],"stopped":[]}"#
+        );
+        assert_eq!(serde_json::to_string(&whole).unwrap(), text);
     }
 }

@@ -10,7 +10,10 @@ use super::{
 use crate::{
     api::{
         client::{Client, Event},
-        types::{InviteAnswer, InviteRequest, Peer, Pong, RingNeighbour, RingView, Status, Step},
+        types::{
+            InviteAnswer, InviteRequest, Peer, PingRequest, PingSummary, Pong, RevokeAnswer, RevokeRequest, RingNeighbour, RingView,
+            Sorted, Status, Step,
+        },
     },
     daemon::lock,
     failure::{Doing, Failure, Kind, Outcome},
@@ -20,7 +23,8 @@ use crate::{
     preflight, service,
 };
 use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use std::{
     fs,
     io::Read,
@@ -291,6 +295,19 @@ fn shortened(text: &str) -> String {
     if text.chars().count() <= 40 { text.to_owned() } else { format!("{}...", text.chars().take(40).collect::<String>()) }
 }
 
+/// What `p2pvm join --json` prints: the status, and how long it took to get there.
+#[derive(Serialize)]
+struct Joined<'a> {
+    #[serde(flatten)]
+    status: &'a Status,
+    /// From the command to the admission, milliseconds.
+    admitted_ms: u64,
+    /// From the command to the address, milliseconds.
+    joined_ms: u64,
+    /// What was found to be known of this machine's name and clock.
+    notes: &'a [String],
+}
+
 pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
     let (text, address) = match (a.bootstrap.starts_with('/') && !fs::exists(&a.bootstrap).unwrap_or(false), &a.invite) {
         (true, Some(invite)) => (read_invite(invite)?, Some(a.bootstrap.clone())),
@@ -327,16 +344,13 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
             Command::new(std::env::current_exe().doing("finding this program")?).arg("--dir").arg(context.layout.dir()).arg("up").exec();
         return Err(Failure::new(Kind::Failed, format!("cannot become the daemon: {error}")));
     }
-    let status = match context.daemon_if_any().await? {
+    let status: Status = match context.daemon_if_any().await? {
         Some(mut client) => client.get("/status").await?,
         None => start_daemon(context, &up).await?,
     };
     if context.json {
-        let mut value = serde_json::to_value(&status).doing("encoding the result")?;
-        value["admitted_ms"] = json!(admitted.as_millis() as u64);
-        value["notes"] = json!(welcome.notes);
-        value["joined_ms"] = json!(began.elapsed().as_millis() as u64);
-        return print::json(&value);
+        let (admitted_ms, joined_ms) = (admitted.as_millis() as u64, began.elapsed().as_millis() as u64);
+        return print::json(&Sorted(Joined { status: &status, admitted_ms, joined_ms, notes: &welcome.notes }));
     }
     println!(
         "{} is a member of {}, address {} ({} ms)",
@@ -349,17 +363,16 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
 }
 
 pub(super) async fn revoke(context: &Context, what: &str) -> Outcome<()> {
-    let answer: Value = context.daemon().await?.post("/revoke", &json!({ "what": what })).await?;
+    let answer: RevokeAnswer = context.daemon().await?.post("/revoke", &RevokeRequest { what: what.to_owned() }).await?;
     if context.json {
         return print::json(&answer);
     }
-    println!("{what} is revoked; {} connected members were told", answer["told"]);
-    if let Some(note) = answer["note"].as_str() {
+    println!("{what} is revoked; {} connected members were told", answer.told);
+    if let Some(note) = &answer.note {
         eprintln!("note: {note}");
     }
-    let with: Vec<&str> = answer["with"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    if !with.is_empty() {
-        println!("with it fall {}: admitted by it, or grown out of a copy of its state", with.join(", "));
+    if !answer.with.is_empty() {
+        println!("with it fall {}: admitted by it, or grown out of a copy of its state", answer.with.join(", "));
     }
     Ok(())
 }
@@ -451,24 +464,22 @@ pub(super) async fn peers(context: &Context) -> Outcome<()> {
 }
 
 pub(super) async fn ping(context: &Context, a: Ping) -> Outcome<()> {
-    let request = json!({ "member": a.member, "count": a.count, "interval_ms": a.interval.as_millis() as u64 });
-    let show = |event| {
-        let Event::Item(item) = event else { return };
-        if context.json {
-            println!("{item}");
-        } else if let Ok(pong) = serde_json::from_value::<Pong>(item) {
-            match pong.rtt_ms {
-                Some(rtt) => println!("{}: seq {} {} {}", a.member, pong.seq, pong.path, ms(rtt)),
-                None => println!("{}: seq {} lost", a.member, pong.seq),
-            }
+    let request = PingRequest { count: a.count, interval_ms: a.interval.as_millis() as u64, member: a.member };
+    let member = &request.member;
+    let show = |event: Event<Pong>| {
+        let Event::Item(pong) = event else { return };
+        match pong.rtt_ms {
+            _ if context.json => print::json_line(&Sorted(&pong)),
+            Some(rtt) => println!("{member}: seq {} {} {}", pong.seq, pong.path, ms(rtt)),
+            None => println!("{member}: seq {} lost", pong.seq),
         }
     };
-    let done = context.daemon().await?.follow("/ping", &request, show).await?;
+    let done = context.daemon().await?.follow::<Pong, PingSummary>("/ping", &request, show).await?;
     if context.json {
-        println!("{done}");
+        print::json_line(&done);
     }
-    if done["received"] == json!(0) {
-        return Err(Failure::timed_out(format!("no answer from {}: see 'p2pvm peers'", a.member)));
+    if done.received == 0 {
+        return Err(Failure::timed_out(format!("no answer from {member}: see 'p2pvm peers'")));
     }
     Ok(())
 }

@@ -3,13 +3,15 @@
 use super::{
     Context,
     args::{Acl, Routes},
-    print,
+    print::{self, report},
 };
 use crate::{
-    api::types::{AclCheck, AclShow, AclVerdict, RouteView},
+    api::types::{
+        AcceptRoutes, AclAnswer, AclCheck, AclSet, AclShow, AclVerdict, RouteOffered, RouteSubnet, RouteView, RouteWithdrawn,
+        RoutesAccepted,
+    },
     failure::{Doing, Outcome},
 };
-use serde_json::{Value, json};
 use std::{fs, io::Read};
 
 /// A policy is a few kilobytes; the daemon says how many it may have.
@@ -31,18 +33,15 @@ async fn set(context: &Context, file: &str) -> Outcome<()> {
         let opened = fs::File::open(file).doing(format_args!("cannot read {file}"))?;
         opened.take(MAX_READ_BYTES).read_to_string(&mut text).doing(format_args!("reading {file}"))?;
     }
-    let answer: Value = context.daemon().await?.post("/acl", &json!({ "text": text })).await?;
+    let answer: AclAnswer = context.daemon().await?.post("/acl", &AclSet { text }).await?;
     if context.json {
         return print::json(&answer);
     }
     println!(
         "policy version {}: {} rule(s), default {}; {} connected member(s) are told",
-        answer["version"],
-        answer["rules"],
-        answer["default"].as_str().unwrap_or_default(),
-        answer["told"]
+        answer.version, answer.rules, answer.default, answer.told
     );
-    for warning in answer["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    for warning in &answer.warnings {
         eprintln!("note: {warning}");
     }
     Ok(())
@@ -80,27 +79,33 @@ async fn check(context: &Context, question: AclCheck) -> Outcome<()> {
 }
 
 pub(super) async fn route(context: &Context, routes: Routes) -> Outcome<()> {
-    let mut daemon = context.daemon().await?;
-    let answer: Value = match &routes {
-        Routes::List => return list(context).await,
-        Routes::Offer { subnet } => daemon.post("/routes/offer", &json!({ "subnet": subnet })).await?,
-        Routes::Withdraw { subnet } => daemon.post("/routes/withdraw", &json!({ "subnet": subnet })).await?,
-        Routes::Accept { subnet, off } => daemon.post("/routes/accept", &json!({ "on": !off, "subnet": subnet })).await?,
-    };
-    if context.json {
-        return print::json(&answer);
-    }
     match routes {
-        Routes::Offer { subnet } => println!("{subnet}: {}", answer["note"].as_str().unwrap_or("offered")),
-        Routes::Withdraw { subnet } => println!("{subnet} is not offered any more"),
-        Routes::Accept { off, subnet: Some(subnet) } => {
-            println!("{subnet}, offered by others, is {}used here", if off { "not " } else { "" });
-        }
-        Routes::Accept { off: false, .. } => println!("others' subnets are used; {} of them now", answer["used"]),
-        Routes::Accept { off: true, .. } => println!("others' subnets are not used"),
-        Routes::List => {}
+        Routes::List => list(context).await,
+        Routes::Offer { subnet } => offer(context, subnet).await,
+        Routes::Withdraw { subnet } => withdraw(context, subnet).await,
+        Routes::Accept { subnet, off } => accept(context, AcceptRoutes { on: !off, subnet }).await,
     }
-    Ok(())
+}
+
+async fn offer(context: &Context, subnet: String) -> Outcome<()> {
+    let wanted = RouteSubnet { subnet };
+    let answer: RouteOffered = context.daemon().await?.post("/routes/offer", &wanted).await?;
+    report(context, &answer, || println!("{}: {}", wanted.subnet, answer.note.as_deref().unwrap_or("offered")))
+}
+
+async fn withdraw(context: &Context, subnet: String) -> Outcome<()> {
+    let wanted = RouteSubnet { subnet };
+    let answer: RouteWithdrawn = context.daemon().await?.post("/routes/withdraw", &wanted).await?;
+    report(context, &answer, || println!("{} is not offered any more", wanted.subnet))
+}
+
+async fn accept(context: &Context, wanted: AcceptRoutes) -> Outcome<()> {
+    let answer: RoutesAccepted = context.daemon().await?.post("/routes/accept", &wanted).await?;
+    report(context, &answer, || match (&wanted.subnet, wanted.on) {
+        (Some(subnet), on) => println!("{subnet}, offered by others, is {}used here", if on { "" } else { "not " }),
+        (None, true) => println!("others' subnets are used; {} of them now", answer.used),
+        (None, false) => println!("others' subnets are not used"),
+    })
 }
 
 async fn list(context: &Context) -> Outcome<()> {

@@ -1,11 +1,26 @@
 //! Tables and values on standard output.
 
+use super::Context;
 use crate::failure::{Doing, Failure, Outcome};
 use serde::Serialize;
 
 /// Prints a value as indented JSON.
 pub fn json(value: &impl Serialize) -> Outcome<()> {
     println!("{}", serde_json::to_string_pretty(value).doing("encoding the result")?);
+    Ok(())
+}
+
+/// Prints one of several values as JSON on a line of its own.
+pub fn json_line(value: &impl Serialize) {
+    println!("{}", serde_json::to_string(value).expect("what came as JSON can be written as JSON"));
+}
+
+/// Shows an answer: as JSON where that is asked for, else in words.
+pub fn report(context: &Context, answer: &impl Serialize, in_words: impl FnOnce()) -> Outcome<()> {
+    if context.json {
+        return json(answer);
+    }
+    in_words();
     Ok(())
 }
 

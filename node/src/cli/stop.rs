@@ -7,14 +7,13 @@ use super::{
     silent::{self, Missing},
 };
 use crate::{
-    api::client::Client,
+    api::{client::Client, types::Force},
     daemon::{changes, lock},
     failure::{Failure, Outcome},
     layout::Layout,
     membership,
 };
 use p2pvm_vm_manager::qemu;
-use serde_json::{Value, json};
 use std::{
     fs,
     time::{Duration, Instant},
@@ -32,7 +31,7 @@ pub(super) async fn down(context: &Context, force: bool) -> Outcome<()> {
     let layout = &context.layout;
     let pid = lock::holder(layout);
     let asked = match silent::connect(layout).await {
-        Ok(mut client) => silent::at_once(layout, client.post::<Value>("/shutdown", &())).await.map(drop),
+        Ok(mut client) => silent::at_once(layout, client.post::<()>("/shutdown", &())).await,
         Err(missing) => Err(missing.into()),
     };
     if let Err(failure) = asked {
@@ -138,9 +137,8 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
 
 /// Lets the daemon tell the network; why that was not told, if it was not and that is good enough.
 async fn farewell(layout: &Layout, client: &mut Client, force: bool) -> Outcome<Option<String>> {
-    let how = json!({ "force": force });
-    match tokio::time::timeout(FAREWELL_LIMIT, client.post::<Value>("/leave", &how)).await {
-        Ok(told) => told.map(|_| None),
+    match tokio::time::timeout(FAREWELL_LIMIT, client.post::<()>("/leave", &Force { force })).await {
+        Ok(told) => told.map(|()| None),
         Err(_) if force => Ok(Some(format!("the daemon had not left within {} s and was ended", FAREWELL_LIMIT.as_secs()))),
         Err(_) => Err(Failure::timed_out(format!(
             "the daemon (process {}) has not left within {} s: 'p2pvm leave --force' ends it and forgets the network",

@@ -1,7 +1,8 @@
 //! `p2pvm vm ...`, `drain` and `explain`: each a request to the daemon and a few lines of output.
 
 use super::{
-    Context, print,
+    Context,
+    print::{self, report},
     progress::Progress,
     vm_args::{Create, Migrate, Restore, Snapshot, Vm},
 };
@@ -9,14 +10,19 @@ use crate::{
     api::{
         client::Event,
         forward::path_of,
-        types::{CreateVm, MigrateVm, Moving, ReachView, RestoreVm, VmView},
+        types::{
+            ClusterVms, CreateVm, Explained, MigrateVm, MoveCancelled, ReachView, RestoreVm, SnapshotTaken, SnapshotVm, Sorted, VmDeleted,
+            VmMoved, VmView,
+        },
     },
     failure::{Doing, Failure, Outcome},
 };
 use hyper::Method;
 use p2pvm_console::{ORPHANED, UNREACHABLE};
-use serde::Serialize;
-use serde_json::Value;
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use std::io::{IsTerminal, Write};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -34,7 +40,7 @@ pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Console(a) => console(context, &a.name).await,
         Vm::Delete(a) => {
             let path = format!("{}?force={}", path_of(&a.name, "")?, a.force);
-            let gone: Value = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
+            let gone: VmDeleted = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
             report(context, &gone, || println!("{} is deleted", a.name))
         }
         Vm::Migrate(a) => migrate(context, a).await,
@@ -43,20 +49,12 @@ pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
     }
 }
 
-pub(super) fn report(context: &Context, value: &Value, human: impl FnOnce()) -> Outcome<()> {
-    if context.json {
-        return print::json(value);
-    }
-    human();
-    Ok(())
-}
-
 /// Runs a long operation and shows its progress.
-async fn follow(context: &Context, path: &str, what: String, body: &impl Serialize) -> Outcome<Value> {
+async fn follow<T: DeserializeOwned>(context: &Context, path: &str, what: String, body: &impl Serialize) -> Outcome<T> {
     let mut progress = Progress::new(what);
     let mut client = context.daemon().await?;
     client
-        .follow(path, body, |event| {
+        .follow::<IgnoredAny, T>(path, body, |event| {
             if let Event::Step(step) = event {
                 progress.step(&step);
             }
@@ -65,23 +63,8 @@ async fn follow(context: &Context, path: &str, what: String, body: &impl Seriali
 }
 
 async fn operate(context: &Context, name: &str, operation: &str, doing: &str, body: &impl Serialize) -> Outcome<()> {
-    let done = follow(context, &path_of(name, operation)?, format!("{doing} {name}"), body).await?;
-    report(context, &done, || println!("{name} is {}", text(&done, "state")))
-}
-
-/// A field of an answer as text.
-pub(super) fn text(value: &Value, field: &str) -> String {
-    match &value[field] {
-        Value::Null => "-".to_owned(),
-        Value::String(s) => s.clone(),
-        other => other.to_string(),
-    }
-}
-
-/// A field of a VM for people: a guest that stands still has the reason with its state.
-fn shown(vm: &Value, field: &str) -> String {
-    let state = || serde_json::from_value::<VmView>(vm.clone()).ok().map(|vm| vm.state_text());
-    if field == "state" { state().unwrap_or_else(|| text(vm, field)) } else { text(vm, field) }
+    let vm: VmView = follow(context, &path_of(name, operation)?, format!("{doing} {name}"), body).await?;
+    report(context, &Sorted(&vm), || println!("{name} is {}", vm.state))
 }
 
 async fn create(context: &Context, a: Create) -> Outcome<()> {
@@ -98,29 +81,28 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
     path_of(&a.name, "")?;
     let request =
         CreateVm { name: a.name.clone(), image, cpus: a.cpus, memory_mib: a.memory >> 20, disk_bytes: a.disk, start: a.start, on: a.on };
-    let done = follow(context, "/vms", format!("creating {}", a.name), &request).await?;
-    report(context, &done, || println!("{} is {}, address {}", a.name, text(&done, "state"), text(&done, "address")))
+    let vm: VmView = follow(context, "/vms", format!("creating {}", a.name), &request).await?;
+    report(context, &Sorted(&vm), || println!("{} is {}, address {}", a.name, vm.state, vm.address))
 }
 
 async fn list(context: &Context) -> Outcome<()> {
-    let mut answer: Value = context.daemon().await?.get("/cluster/vms").await?;
-    for silent in answer["silent"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    let ClusterVms { vms, silent } = context.daemon().await?.get("/cluster/vms").await?;
+    for silent in silent {
         eprintln!("no answer from {silent}: its VMs are shown as other members' records have them");
     }
-    let vms = answer["vms"].take();
-    report(context, &vms, || {
-        let rows: Vec<_> = vms
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|vm| ["name", "state", "host", "address", "cpus", "memory_mib", "epoch"].map(|field| shown(vm, field)))
-            .collect();
-        print::table(["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"], &rows);
-        let remarks = remarks(vms.as_array().into_iter().flatten());
+    report(context, &Sorted(&vms), || {
+        print::table(["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"], &vms.iter().map(row).collect::<Vec<_>>());
+        let remarks = remarks(&vms);
         if !remarks.is_empty() {
             println!("\n{}", remarks.join("\n"));
         }
     })
+}
+
+/// A VM in the list.
+fn row(vm: &VmView) -> [String; 7] {
+    let (cpus, memory, epoch) = (vm.cpus.to_string(), vm.memory_mib.to_string(), vm.epoch.to_string());
+    [vm.name.clone(), vm.state_text(), vm.host.clone(), vm.address.clone(), cpus, memory, epoch]
 }
 
 /// How a guest is reached, in words.
@@ -134,13 +116,13 @@ fn network(reach: &ReachView) -> String {
 }
 
 /// What is to be said below the list: a line for each dead host, and one for each VM in a state nobody asked for.
-fn remarks<'a>(vms: impl Iterator<Item = &'a Value>) -> Vec<String> {
+fn remarks(vms: &[VmView]) -> Vec<String> {
     let (mut hosts, mut others) = (Vec::<String>::new(), Vec::new());
-    for vm in vms.filter(|vm| vm["note"].is_string()) {
-        let (name, note) = (text(vm, "name"), text(vm, "note"));
-        if vm["state"] != UNREACHABLE && vm["state"] != ORPHANED {
+    for (vm, note) in vms.iter().filter_map(|vm| Some((vm, vm.note.as_deref()?))) {
+        let name = &vm.name;
+        if vm.state != UNREACHABLE && vm.state != ORPHANED {
             others.push(format!("{name}: {note}"));
-        } else if !hosts.iter().any(|said| said.starts_with(&note)) {
+        } else if !hosts.iter().any(|said| said.starts_with(note)) {
             hosts.push(format!("{note}: 'p2pvm vm show {name}' says what can be done"));
         }
     }
@@ -149,26 +131,12 @@ fn remarks<'a>(vms: impl Iterator<Item = &'a Value>) -> Vec<String> {
 }
 
 async fn show(context: &Context, name: &str) -> Outcome<()> {
-    let vm: Value = context.daemon().await?.get(&path_of(name, "")?).await?;
-    report(context, &vm, || {
-        for field in ["name", "id", "state", "host", "address", "address_v6", "mac", "cpus", "memory_mib", "image", "epoch", "voters"] {
-            let value = match &vm[field] {
-                Value::Array(items) => items.iter().map(|v| v.as_str().unwrap_or_default()).collect::<Vec<_>>().join(", "),
-                _ => shown(&vm, field),
-            };
-            println!("{:12}{value}", field.replace('_', " "));
+    let vm: VmView = context.daemon().await?.get(&path_of(name, "")?).await?;
+    report(context, &Sorted(&vm), || {
+        for (label, value) in lines(&vm) {
+            println!("{label:12}{value}");
         }
-        if let Ok(reach) = serde_json::from_value::<ReachView>(vm["reach"].clone()) {
-            println!("{:12}{}", "network", network(&reach));
-        }
-        for field in ["note", "advice"].into_iter().filter(|field| vm[*field].is_string()) {
-            println!("{field:12}{}", text(&vm, field));
-        }
-        if let Some(moving) = serde_json::from_value::<Option<Moving>>(vm["moving"].clone()).ok().flatten() {
-            println!("{:12}to {}: {}", "moving", moving.to, moving.step.phase);
-        }
-        let snapshots: Vec<_> =
-            vm["snapshots"].as_array().into_iter().flatten().map(|s| ["name", "taken", "state"].map(|field| text(s, field))).collect();
+        let snapshots: Vec<_> = vm.snapshots.iter().map(|s| [s.name.clone(), s.taken.clone(), s.state.clone()]).collect();
         if !snapshots.is_empty() {
             println!();
             print::table(["SNAPSHOT", "TAKEN", "STATE"], &snapshots);
@@ -176,18 +144,41 @@ async fn show(context: &Context, name: &str) -> Outcome<()> {
     })
 }
 
+/// A VM in full, each line with its label.
+fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
+    let mut lines = vec![
+        ("name", vm.name.clone()),
+        ("id", vm.id.clone()),
+        ("state", vm.state_text()),
+        ("host", vm.host.clone()),
+        ("address", vm.address.clone()),
+        ("address v6", vm.address_v6.clone()),
+        ("mac", vm.mac.clone()),
+        ("cpus", vm.cpus.to_string()),
+        ("memory mib", vm.memory_mib.to_string()),
+        ("image", vm.image.clone()),
+        ("epoch", vm.epoch.to_string()),
+        ("voters", vm.voters.join(", ")),
+    ];
+    lines.extend(vm.reach.as_ref().map(|reach| ("network", network(reach))));
+    lines.extend(vm.note.clone().map(|note| ("note", note)));
+    lines.extend(vm.advice.clone().map(|advice| ("advice", advice)));
+    lines.extend(vm.moving.as_ref().map(|moving| ("moving", format!("to {}: {}", moving.to, moving.step.phase))));
+    lines
+}
+
 async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
     let request = MigrateVm { to: a.to, post_copy: a.post_copy };
     let path = path_of(&a.name, "migrate")?;
     if a.cancel {
-        let done: Value = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
-        return report(context, &done, || println!("the move of {} is ended: it stays on {}", a.name, text(&done, "host")));
+        let done: MoveCancelled = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
+        return report(context, &done, || println!("the move of {} is ended: it stays on {}", a.name, done.host));
     }
-    let followed = follow(context, &path, format!("migrating {}", a.name), &request);
+    let followed = follow::<VmMoved>(context, &path, format!("migrating {}", a.name), &request);
     let done = tokio::select! {
         done = followed => done?,
         _ = tokio::signal::ctrl_c() => {
-            let _: Value = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
+            let _: MoveCancelled = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
             return Err(Failure::cancelled(format!("cancelled: {} stays where it was (see 'p2pvm vm show {0}')", a.name)));
         }
     };
@@ -195,35 +186,35 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
         println!(
             "{} runs on {} (total {} ms, downtime {} ms, {} of RAM)",
             a.name,
-            text(&done, "host"),
-            text(&done, "total_ms"),
-            text(&done, "downtime_ms"),
-            indicatif::HumanBytes(done["ram_bytes"].as_u64().unwrap_or(0)),
+            done.host,
+            done.total_ms,
+            done.downtime_ms,
+            indicatif::HumanBytes(done.ram_bytes),
         );
-        if let Some(trace) = done["trace"].as_str() {
+        if let Some(trace) = &done.trace {
             println!("trace {trace}");
         }
     })
 }
 
 async fn snapshot(context: &Context, a: Snapshot) -> Outcome<()> {
-    let request = serde_json::json!({ "name": a.snapshot });
-    let done = follow(context, &path_of(&a.name, "snapshot")?, format!("snapshot of {}", a.name), &request).await?;
+    let request = SnapshotVm { name: a.snapshot };
+    let done: SnapshotTaken = follow(context, &path_of(&a.name, "snapshot")?, format!("snapshot of {}", a.name), &request).await?;
     report(context, &done, || {
         println!(
             "{}@{}: {}{}, guest paused {:.0} ms",
             a.name,
-            text(&done, "name"),
-            text(&done, "state"),
+            done.name,
+            done.state,
             holders(&done).map_or_else(String::new, |holders| format!(" on {holders}")),
-            done["pause_ms"].as_f64().unwrap_or_default()
+            done.pause_ms
         );
     })
 }
 
 /// The members that have a copy, in words.
-fn holders(done: &Value) -> Option<String> {
-    let names: Vec<_> = done["holders"].as_array()?.iter().filter_map(Value::as_str).collect();
+fn holders(done: &SnapshotTaken) -> Option<String> {
+    let names = done.holders.as_ref()?;
     (!names.is_empty()).then(|| names.join(", "))
 }
 
@@ -233,22 +224,14 @@ async fn restore(context: &Context, a: Restore) -> Outcome<()> {
         None => (a.what.clone(), None),
     };
     let request = RestoreVm { snapshot, force: a.force, on: a.on };
-    let done = follow(context, &path_of(&name, "restore")?, format!("restoring {}", a.what), &request).await?;
-    report(context, &done, || {
-        println!(
-            "{name} is {} on {}, address {}, epoch {}",
-            text(&done, "state"),
-            text(&done, "host"),
-            text(&done, "address"),
-            text(&done, "epoch")
-        )
-    })
+    let vm: VmView = follow(context, &path_of(&name, "restore")?, format!("restoring {}", a.what), &request).await?;
+    report(context, &Sorted(&vm), || println!("{name} is {} on {}, address {}, epoch {}", vm.state, vm.host, vm.address, vm.epoch))
 }
 
 pub(super) async fn explain(context: &Context, name: &str) -> Outcome<()> {
-    let explained: Value = context.daemon().await?.get(&path_of(name, "explain")?).await?;
-    report(context, &explained, || {
-        let rows: Vec<_> = explained.as_array().into_iter().flatten().map(|e| [text(e, "at"), text(e, "host"), text(e, "text")]).collect();
+    let explained: Vec<Explained> = context.daemon().await?.get(&path_of(name, "explain")?).await?;
+    report(context, &Sorted(&explained), || {
+        let rows: Vec<_> = explained.iter().map(|e| [e.at.clone(), e.host.clone(), e.text.clone()]).collect();
         if rows.is_empty() {
             println!("no decision about {name} is remembered on its host");
         } else {

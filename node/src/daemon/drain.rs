@@ -2,7 +2,13 @@
 //! that fails is tried with other members and then left; the other VMs go on. Why so: docs/decisions/0033.
 
 use super::Daemon;
-use crate::{api::server::Reporter, failure::Outcome};
+use crate::{
+    api::{
+        server::Reporter,
+        types::{DrainAnswer, DrainItem, DrainStopping, VmDrained, VmMoved, VmStayed},
+    },
+    failure::Outcome,
+};
 use futures::{StreamExt, stream};
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
@@ -11,7 +17,6 @@ use p2pvm_vm_manager::{
     hypervisor::MigrateOptions,
     migrate::{Occasion, RunsOn},
 };
-use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -62,7 +67,7 @@ impl Places {
 
 /// What became of one VM.
 enum End {
-    Moved(Value),
+    Moved(VmMoved),
     /// Why it stays.
     Stays(String),
     /// It went without this drain.
@@ -78,7 +83,7 @@ fn in_order(mut vms: Vec<VmStatus>) -> Vec<VmStatus> {
 impl Daemon {
     /// Moves every VM that runs here elsewhere; what stays is named with the reason. A second call waits for the first and then
     /// moves what is left.
-    pub async fn drain(&self, reporter: &Reporter) -> Outcome<Value> {
+    pub async fn drain(&self, reporter: &Reporter) -> Outcome<DrainAnswer> {
         let _one = self.drains.one.lock().await;
         self.drains.stopped.store(false, Ordering::Release);
         self.manager.accept(false);
@@ -95,19 +100,20 @@ impl Daemon {
             let moves = stream::iter(in_order(left)).map(|vm| self.move_away(vm, &places, reporter));
             let mut moves = moves.buffer_unordered(LANES);
             while let Some((name, end)) = moves.next().await {
-                let item = match end {
-                    End::Moved(value) => {
-                        moved.push(value.clone());
-                        value
+                let vm = match end {
+                    End::Moved(vm) => {
+                        moved.push(vm.clone());
+                        VmDrained::Moved(vm)
                     }
                     End::Stays(why) => {
-                        stayed.push(json!({ "name": name, "why": why }));
-                        json!({ "name": name, "why": why })
+                        let vm = VmStayed { name, why };
+                        stayed.push(vm.clone());
+                        VmDrained::Stayed(vm)
                     }
                     End::Gone => continue,
                 };
                 // Whoever asked may have gone; the drain goes on.
-                let _ = reporter.item(&json!({ "vm": item, "done": moved.len() + stayed.len(), "of": all })).await;
+                let _ = reporter.item(&DrainItem { done: moved.len() + stayed.len(), of: all, vm }).await;
             }
         }
         let stopped: Vec<String> = self.host.list().into_iter().filter(|vm| vm.state == VmState::Stopped).map(|vm| vm.name).collect();
@@ -115,14 +121,14 @@ impl Daemon {
         if cancelled {
             self.manager.accept(true);
         }
-        Ok(json!({ "moved": moved, "stayed": stayed, "stopped": stopped, "cancelled": cancelled }))
+        Ok(DrainAnswer { cancelled, moved, stayed, stopped })
     }
 
     /// Begins no more moves; those that run end as they do.
-    pub fn stop_draining(&self) -> Value {
-        let drains = self.drains.one.try_lock().is_err();
+    pub fn stop_draining(&self) -> DrainStopping {
+        let stopping = self.drains.one.try_lock().is_err();
         self.drains.stopped.store(true, Ordering::Release);
-        json!({ "stopping": drains })
+        DrainStopping { stopping }
     }
 
     /// The members that a VM may go to, best first.
@@ -158,7 +164,7 @@ impl Daemon {
             match self.host.migrate_because(occasion, &name, to, MigrateOptions::default(), progress).await {
                 Ok(outcome) => {
                     match self.moved(&outcome) {
-                        Ok(value) => return (name, End::Moved(value)),
+                        Ok(vm) => return (name, End::Moved(vm)),
                         Err(failure) => why = failure.message,
                     }
                     if outcome.cancelled || outcome.runs_on == RunsOn::Undecided {

@@ -3,7 +3,7 @@
 
 use super::{Daemon, Parts};
 use crate::{
-    api::types::{AclCheck, AclShow, AclVerdict},
+    api::types::{AclAnswer, AclCheck, AclShow, AclVerdict},
     failure::{Failure, Outcome},
 };
 use p2pvm_dhcp::{NameKind, Subject};
@@ -15,7 +15,6 @@ use p2pvm_overlay::{
     },
     plane::Directory,
 };
-use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     net::IpAddr,
@@ -115,7 +114,7 @@ struct End {
 
 impl Daemon {
     /// Signs a policy and tells everybody.
-    pub async fn set_policy(&self, text: &str) -> Outcome<Value> {
+    pub async fn set_policy(&self, text: &str) -> Outcome<AclAnswer> {
         let issuer = self.issuer()?;
         let policy = NetworkPolicy::parse(text).map_err(|e| Failure::usage(format!("the policy is refused: {e}")))?;
         let version = match self.parts.notices.policy() {
@@ -129,13 +128,8 @@ impl Daemon {
         // In force here when this returns.
         self.policies.apply();
         self.parts.book.find_names(self.policies.mentioned(), &self.parts.addresses).await;
-        Ok(json!({
-            "version": version,
-            "rules": policy.rules.len(),
-            "default": policy.default.to_string(),
-            "told": told,
-            "warnings": self.unknown_names(&policy).await,
-        }))
+        let warnings = self.unknown_names(&policy).await;
+        Ok(AclAnswer { default: policy.default.to_string(), rules: policy.rules.len(), told, version, warnings })
     }
 
     /// What the document names and nobody has: most likely misspelt.

@@ -4,7 +4,7 @@ use super::{Daemon, load, netcheck};
 use crate::{
     api::{
         server::Reporter,
-        types::{HealthView, InviteAnswer, InviteRequest, Peer, Pong, Status, Traffic},
+        types::{HealthView, InviteAnswer, InviteRequest, Peer, PingSummary, Pong, RevokeAnswer, Status, Traffic},
     },
     failure::{Doing, Failure, Kind, Outcome},
 };
@@ -17,7 +17,6 @@ use p2pvm_overlay::{
     plane::{Flow, Path, PathInfo, TRAFFIC_NOISE},
 };
 use p2pvm_vm_manager::host::VmState;
-use serde_json::{Value, json};
 use std::{
     net::IpAddr,
     sync::PoisonError,
@@ -299,7 +298,7 @@ impl Daemon {
     }
 
     /// Probes the packet path to a member, or to the member that has a VM.
-    pub async fn ping(&self, text: &str, count: u32, interval: Duration, reporter: &Reporter) -> Outcome<Value> {
+    pub async fn ping(&self, text: &str, count: u32, interval: Duration, reporter: &Reporter) -> Outcome<PingSummary> {
         let (member, vm) = self.ping_target(text).await?;
         if member == self.me() {
             return Err(Failure::usage(match vm {
@@ -322,7 +321,7 @@ impl Daemon {
                 tokio::time::sleep(interval.saturating_sub(pong.map_or(Duration::ZERO, |p| p.rtt))).await;
             }
         }
-        Ok(json!({ "sent": count, "received": received }))
+        Ok(PingSummary { received, sent: count })
     }
 
     pub(super) fn issuer(&self) -> Outcome<Issuer<'_>> {
@@ -368,7 +367,7 @@ impl Daemon {
     }
 
     /// Expels a member, with all who hang on it, or cancels an invite.
-    pub async fn revoke(&self, what: &str) -> Outcome<Value> {
+    pub async fn revoke(&self, what: &str) -> Outcome<RevokeAnswer> {
         let target = match what.parse() {
             Ok(invite) => Target::Invite(invite),
             Err(_) => Target::Member(self.resolve_member(what).await?),
@@ -392,12 +391,8 @@ impl Daemon {
         }
         // Whom nobody here has met may be a delegate, against whom this counts nowhere.
         let unknown = matches!(target, Target::Member(member) if !by_root && control.certificate(member).is_none());
-        let note = unknown.then_some(UNMET_REVOKED);
-        let mut answer = json!({ "revoked": what, "with": fall_with, "told": control.connected().len() });
-        if let Some(note) = note {
-            answer["note"] = note.into();
-        }
-        Ok(answer)
+        let note = unknown.then(|| UNMET_REVOKED.to_owned());
+        Ok(RevokeAnswer { note, revoked: what.to_owned(), told: control.connected().len(), with: fall_with })
     }
 
     /// The names of the other members that fall when `member` is revoked, as far as they are known here.
@@ -411,7 +406,7 @@ impl Daemon {
     }
 
     /// Leaves the network: what is left to do on disk is the caller's.
-    pub async fn leave(&self, force: bool) -> Outcome<Value> {
+    pub async fn leave(&self, force: bool) -> Outcome<()> {
         let here: Vec<_> = self.host.list().into_iter().map(|vm| vm.name).collect();
         if !here.is_empty() && !force {
             return Err(Failure::refused(format!(
@@ -432,7 +427,7 @@ impl Daemon {
         tracing::info!(dir = %self.layout.dir().display(), "leaving");
         self.parts.control.farewell().await;
         self.stop();
-        Ok(Value::Null)
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ mod judge;
 
 use super::{Daemon, Parts, policy::Policies};
 use crate::{
-    api::types::RouteView,
+    api::types::{RouteOffered, RouteView, RouteWithdrawn, RoutesAccepted},
     failure::{Doing, Failure, Kind, Outcome},
     layout::{Layout, read_if_there, write_atomically},
 };
@@ -34,7 +34,6 @@ use p2pvm_overlay::{
     network_time::{NetworkTime, next_number},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     io,
@@ -396,7 +395,7 @@ fn subnet(text: &str) -> Outcome<Cidr> {
 
 impl Daemon {
     /// Offers a subnet of this host's LAN.
-    pub fn offer_route(&self, text: &str) -> Outcome<Value> {
+    pub fn offer_route(&self, text: &str) -> Outcome<RouteOffered> {
         let (subnet, subnets) = (subnet(text)?, &self.subnets);
         let network = subnets.network();
         if subnet.overlaps(&network) {
@@ -427,11 +426,11 @@ impl Daemon {
             .iter()
             .find(|v| v.subnet == subnet.to_string() && v.member == self.me().to_string())
             .map(|v| v.note.clone());
-        Ok(json!({ "offered": subnet.to_string(), "note": note }))
+        Ok(RouteOffered { note, offered: subnet.to_string() })
     }
 
     /// Takes an offer back.
-    pub fn withdraw_route(&self, text: &str) -> Outcome<Value> {
+    pub fn withdraw_route(&self, text: &str) -> Outcome<RouteWithdrawn> {
         let subnet = subnet(text)?;
         self.subnets.change(|kept| {
             let before = kept.offers.len();
@@ -441,11 +440,11 @@ impl Daemon {
             }
             Ok(())
         })?;
-        Ok(json!({ "withdrawn": subnet.to_string() }))
+        Ok(RouteWithdrawn { withdrawn: subnet.to_string() })
     }
 
     /// Whether this host uses what others offer: all of it, or `only` one subnet.
-    pub fn accept_routes(&self, on: bool, only: Option<&str>) -> Outcome<Value> {
+    pub fn accept_routes(&self, on: bool, only: Option<&str>) -> Outcome<RoutesAccepted> {
         let only = only.map(subnet).transpose()?;
         self.subnets.change(|kept| match only {
             None => {
@@ -462,7 +461,8 @@ impl Daemon {
                 Ok(())
             }
         })?;
-        Ok(json!({ "accept": on, "used": self.routes().iter().filter(|r| r.used && r.member != self.me().to_string()).count() }))
+        let used = self.routes().iter().filter(|r| r.used && r.member != self.me().to_string()).count();
+        Ok(RoutesAccepted { accept: on, used })
     }
 
     /// All offers known, and what is done with each here.

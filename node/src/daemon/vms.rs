@@ -4,7 +4,10 @@ use super::Daemon;
 use crate::{
     api::{
         server::Reporter,
-        types::{CreateVm, Decided, MigrateVm, RestoreVm, SnapshotView, Step, StillView, VmView},
+        types::{
+            CreateVm, Decided, Explained, MigrateVm, MoveCancelled, RestoreVm, SnapshotTaken, SnapshotView, Step, StillView, VmDeleted,
+            VmMoved, VmView,
+        },
     },
     failure::{Failure, Kind, Outcome},
 };
@@ -20,7 +23,6 @@ use p2pvm_vm_manager::{
     migrate::{MigrationOutcome, Occasion, RunsOn},
     vault::Durability,
 };
-use serde_json::{Value, json};
 use std::{
     future::Future,
     path::PathBuf,
@@ -148,10 +150,6 @@ impl Daemon {
         }
     }
 
-    fn value(&self, vm: &VmStatus) -> Outcome<Value> {
-        serde_json::to_value(self.view(vm)).map_err(|e| Failure::new(Kind::Failed, e.to_string()))
-    }
-
     /// Whether a VM of that name is on this host.
     pub fn has_vm(&self, name: &str) -> bool {
         self.host.list().iter().any(|vm| vm.name == name)
@@ -174,21 +172,21 @@ impl Daemon {
     }
 
     /// All VMs of the network.
-    pub async fn list_vms(&self) -> Outcome<Value> {
+    pub async fn list_vms(&self) -> Outcome<Vec<VmView>> {
         let found = self.cluster_vms().await?;
         if !found.silent.is_empty() {
             tracing::info!(members = found.silent.len(), "members that did not say which VMs they have");
         }
-        serde_json::to_value(found.vms).map_err(|e| Failure::new(Kind::Failed, e.to_string()))
+        Ok(found.vms)
     }
 
     /// One VM.
-    pub async fn show_vm(&self, name: &str) -> Outcome<Value> {
-        self.value(&self.host.status(name).await?)
+    pub async fn show_vm(&self, name: &str) -> Outcome<VmView> {
+        Ok(self.view(&self.host.status(name).await?))
     }
 
     /// Defines a VM here.
-    pub async fn create_vm(&self, r: CreateVm, reporter: &Reporter) -> Outcome<Value> {
+    pub async fn create_vm(&self, r: CreateVm, reporter: &Reporter) -> Outcome<VmView> {
         if r.start {
             crate::preflight::for_guests()?;
         }
@@ -210,20 +208,20 @@ impl Daemon {
             reporter.phase("starting");
             vm = self.host.start(&r.name).await?;
         }
-        self.value(&vm)
+        Ok(self.view(&vm))
     }
 
     /// Starts a VM here.
-    pub async fn start_vm(&self, name: &str, reporter: &Reporter) -> Outcome<Value> {
+    pub async fn start_vm(&self, name: &str, reporter: &Reporter) -> Outcome<VmView> {
         reporter.phase("starting");
-        self.value(&self.host.start(name).await?)
+        Ok(self.view(&self.host.start(name).await?))
     }
 
     /// Stops a VM here: its guest is asked to power down, or with `force` ended at once.
-    pub async fn stop_vm(&self, name: &str, force: bool, reporter: &Reporter) -> Outcome<Value> {
+    pub async fn stop_vm(&self, name: &str, force: bool, reporter: &Reporter) -> Outcome<VmView> {
         if force {
             reporter.phase("ending the guest");
-            return self.value(&self.host.stop_within(name, Duration::ZERO).await?);
+            return Ok(self.view(&self.host.stop_within(name, Duration::ZERO).await?));
         }
         let patience = self.host.stop_patience();
         let stopping = self.host.stop(name);
@@ -231,20 +229,20 @@ impl Daemon {
         let (began, mut ticks) = (Instant::now(), tokio::time::interval(Duration::from_secs(1)));
         loop {
             tokio::select! {
-                stopped = &mut stopping => return self.value(&stopped?),
+                stopped = &mut stopping => return Ok(self.view(&stopped?)),
                 _ = ticks.tick() => reporter.phase(&powering_down(patience.saturating_sub(began.elapsed()))),
             }
         }
     }
 
     /// Deletes a VM here; with `force` also one that runs. Its guest is not asked: nothing of it is kept.
-    pub async fn delete_vm(&self, name: &str, force: bool) -> Outcome<Value> {
+    pub async fn delete_vm(&self, name: &str, force: bool) -> Outcome<VmDeleted> {
         let state = self.host.status(name).await?.state;
         if force && matches!(state, VmState::Running | VmState::Paused | VmState::Leaving) {
             self.host.stop_within(name, Duration::ZERO).await?;
         }
         self.host.delete(name).await?;
-        Ok(json!({ "deleted": name }))
+        Ok(VmDeleted { deleted: name.to_owned() })
     }
 
     /// A VM's console.
@@ -253,7 +251,7 @@ impl Daemon {
     }
 
     /// Moves a VM from here; `within` is the span of whoever asked.
-    pub async fn migrate_vm(&self, name: &str, r: &MigrateVm, within: SpanContext, reporter: &Reporter) -> Outcome<Value> {
+    pub async fn migrate_vm(&self, name: &str, r: &MigrateVm, within: SpanContext, reporter: &Reporter) -> Outcome<VmMoved> {
         let to = match &r.to {
             Some(text) => self.resolve_member(text).await?,
             None => self.least_loaded().ok_or_else(|| Failure::not_found("no other member with room is known yet; name one with --to"))?,
@@ -268,27 +266,22 @@ impl Daemon {
         self.moved(&outcome)
     }
 
-    pub(super) fn moved(&self, outcome: &MigrationOutcome) -> Outcome<Value> {
+    pub(super) fn moved(&self, outcome: &MigrationOutcome) -> Outcome<VmMoved> {
         let report = outcome.report.unwrap_or_default();
         let traced = outcome.trace.as_ref().map_or_else(String::new, |trace| format!(" (trace {trace})"));
         match outcome.runs_on {
-            RunsOn::Target => {
-                let mut moved = json!({
-                    "name": outcome.name,
-                    "migration": outcome.id,
-                    "host": self.name_of(outcome.to),
-                    "from": self.name_of(outcome.from),
-                    "epoch": outcome.epoch.0,
-                    "total_ms": outcome.total_ms,
-                    "pause_ms": outcome.pause_ms,
-                    "downtime_ms": report.downtime_ms,
-                    "ram_bytes": report.ram_bytes,
-                });
-                if let Some(trace) = &outcome.trace {
-                    moved["trace"] = json!(trace);
-                }
-                Ok(moved)
-            }
+            RunsOn::Target => Ok(VmMoved {
+                downtime_ms: report.downtime_ms,
+                epoch: outcome.epoch.0,
+                from: self.name_of(outcome.from),
+                host: self.name_of(outcome.to),
+                migration: outcome.id.clone(),
+                name: outcome.name.clone(),
+                pause_ms: outcome.pause_ms,
+                ram_bytes: report.ram_bytes,
+                total_ms: outcome.total_ms,
+                trace: outcome.trace.clone(),
+            }),
             RunsOn::Source if outcome.cancelled => Err(Failure::cancelled(format!(
                 "cancelled: {} did not move and stays on {}{traced}",
                 outcome.name,
@@ -324,13 +317,13 @@ impl Daemon {
     }
 
     /// Gives a move up that has not switched over yet.
-    pub async fn cancel_migration(&self, name: &str) -> Outcome<Value> {
+    pub async fn cancel_migration(&self, name: &str) -> Outcome<MoveCancelled> {
         self.host.cancel_migration(name).await?;
-        Ok(json!({ "cancelled": name, "host": self.name_of(self.me()) }))
+        Ok(MoveCancelled { cancelled: name.to_owned(), host: self.name_of(self.me()) })
     }
 
     /// Takes a snapshot and waits until it is durable.
-    pub async fn snapshot_vm(&self, name: &str, snapshot: Option<String>, reporter: &Reporter) -> Outcome<Value> {
+    pub async fn snapshot_vm(&self, name: &str, snapshot: Option<String>, reporter: &Reporter) -> Outcome<SnapshotTaken> {
         let snapshot = snapshot.unwrap_or_else(|| {
             let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
             now.to_ascii_lowercase().replace([':', 't', 'z'], "-").trim_end_matches('-').to_owned()
@@ -348,14 +341,14 @@ impl Daemon {
         };
         let state = self.in_time(DURABLE_LIMIT, last).await;
         let shown = self.snapshot_view(&taken.snapshot);
-        Ok(json!({
-            "name": snapshot,
-            "taken": shown.taken,
-            "state": state.as_ref().map_or(shown.state, |c| durability_text(&c.durability)),
-            "holders": state.map(|c| c.providers.iter().map(|m| self.name_of(*m)).collect::<Vec<_>>()),
-            "pause_ms": taken.pause.as_secs_f64() * 1e3,
-            "checkpoint": taken.snapshot.checkpoint.to_string(),
-        }))
+        Ok(SnapshotTaken {
+            checkpoint: taken.snapshot.checkpoint.to_string(),
+            holders: state.as_ref().map(|c| c.providers.iter().map(|m| self.name_of(*m)).collect()),
+            name: snapshot,
+            pause_ms: taken.pause.as_secs_f64() * 1e3,
+            state: state.map_or(shown.state, |c| durability_text(&c.durability)),
+            taken: shown.taken,
+        })
     }
 
     async fn in_time<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
@@ -363,7 +356,7 @@ impl Daemon {
     }
 
     /// Brings a VM back here.
-    pub async fn restore_vm(&self, name: &str, r: &RestoreVm, reporter: &Reporter) -> Outcome<Value> {
+    pub async fn restore_vm(&self, name: &str, r: &RestoreVm, reporter: &Reporter) -> Outcome<VmView> {
         let snapshot = match &r.snapshot {
             Some(snapshot) => snapshot.clone(),
             None => {
@@ -374,7 +367,7 @@ impl Daemon {
         };
         let options = RestoreOptions { force: r.force };
         let vm = watched(reporter, async |progress| self.host.restore(name, &snapshot, options, &progress).await).await?;
-        self.value(&vm)
+        Ok(self.view(&vm))
     }
 
     /// What the autonomic manager decided here lately.
@@ -383,7 +376,7 @@ impl Daemon {
     }
 
     /// Why a VM was moved, or was not.
-    pub async fn explain_vm(&self, name: &str) -> Outcome<Value> {
+    pub async fn explain_vm(&self, name: &str) -> Outcome<Vec<Explained>> {
         let vm = self.host.status(name).await?.definition.vm;
         let mut told = self.manager.explain(vm);
         // The decision was taken where the VM was: the members that it may have been on are asked as well.
@@ -397,7 +390,7 @@ impl Daemon {
             explained.host = self.name_of(self.me());
         }
         told.sort_by(|a, b| a.at.cmp(&b.at));
-        serde_json::to_value(told).map_err(|e| Failure::new(Kind::Failed, e.to_string()))
+        Ok(told)
     }
 
     /// The member with the least load that this host knows of, itself excluded.

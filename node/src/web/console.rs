@@ -3,7 +3,7 @@
 
 use super::{Dashboard, access::PROTOCOL};
 use crate::{
-    api::forward,
+    api::{forward, types::NoConsole},
     failure::{Failure, Kind},
 };
 use axum::{
@@ -39,7 +39,7 @@ pub async fn open(State(dashboard): State<Arc<Dashboard>>, Path(name): Path<Stri
             match forward::console(&dashboard.daemon, &name).await {
                 Ok(guest) => bridge(socket, guest, switch).await,
                 Err(failure) => {
-                    let why = serde_json::json!({ "error": failure.message }).to_string();
+                    let why = serde_json::to_string(&NoConsole { error: failure.message }).unwrap_or_default();
                     // A browser that is gone needs no reason.
                     let _ = socket.send(Message::Text(why.into())).await;
                     let _ = socket.send(Message::Close(None)).await;

@@ -1,4 +1,4 @@
-//! Virtual machines: what is asked of them, how they are, and what was decided about them.
+//! Virtual machines: what is asked of them, how they are, and what was decided about them. Where they go is beside it, in `moves`.
 
 use super::Step;
 use serde::{Deserialize, Serialize};
@@ -23,16 +23,6 @@ pub struct CreateVm {
     pub on: Option<String>,
 }
 
-/// What `p2pvm vm migrate` asks for.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct MigrateVm {
-    /// Where to: a name, id or address. None lets this host choose the least loaded peer it knows.
-    pub to: Option<String>,
-    /// Allow post-copy.
-    #[serde(default)]
-    pub post_copy: bool,
-}
-
 /// What `p2pvm vm restore` asks for.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RestoreVm {
@@ -44,6 +34,13 @@ pub struct RestoreVm {
     /// The member to restore it on: a name, id or address. None is the member that was asked.
     #[serde(default)]
     pub on: Option<String>,
+}
+
+/// What `p2pvm vm snapshot` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotVm {
+    /// The snapshot's name; none lets the host name it after the time.
+    pub name: Option<String>,
 }
 
 /// A VM as `vm list` and `vm show` give it.
@@ -159,6 +156,39 @@ pub struct SnapshotView {
     pub holders: Vec<String>,
 }
 
+/// What `p2pvm vm snapshot` gets. The fields are in alphabetical order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SnapshotTaken {
+    /// The id of the checkpoint that it is.
+    pub checkpoint: String,
+    /// The members that hold all of it; none where that was not known in time.
+    pub holders: Option<Vec<String>>,
+    /// Its name.
+    pub name: String,
+    /// How long the guest stood still, milliseconds.
+    pub pause_ms: f64,
+    /// As [`SnapshotView::state`].
+    pub state: String,
+    /// When it was taken (RFC 3339).
+    pub taken: String,
+}
+
+/// What `p2pvm vm delete` gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VmDeleted {
+    /// The VM's name.
+    pub deleted: String,
+}
+
+/// What the dashboard's page gets instead of a console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoConsole {
+    /// Why there is none.
+    pub error: String,
+}
+
 /// One line of `p2pvm explain`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Explained {
@@ -168,7 +198,7 @@ pub struct Explained {
     pub host: String,
     /// What was decided and why.
     pub text: String,
-    /// The figures behind it.
+    /// The figures behind it, as the deciding member's version has them: shown, and read by no program of ours.
     pub details: serde_json::Value,
 }
 
@@ -180,4 +210,71 @@ pub struct Decided {
     /// What was decided and why.
     #[serde(flatten)]
     pub explained: Explained,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::{Sorted, assert_text};
+
+    #[test]
+    fn a_snapshot_a_deletion_and_a_refused_console_keep_their_text() {
+        let taken = SnapshotTaken {
+            checkpoint: "c0ffee".into(),
+            holders: Some(vec!["attic".into(), "cellar".into()]),
+            name: "before".into(),
+            pause_ms: 12.5,
+            state: "durable".into(),
+            taken: "2026-11-30T12:02:00Z".into(),
+        };
+        let text = concat!(
+            r#"{"checkpoint":"c0ffee","holders":["attic","cellar"],"name":"before","pause_ms":12.5,"#,
+            r#""state":"durable","taken":"2026-11-30T12:02:00Z"}"#
+        );
+        assert_text(&taken, text);
+        assert_text(&SnapshotTaken { holders: None, ..taken }, &text.replace(r#"["attic","cellar"]"#, "null"));
+        assert_text(&VmDeleted { deleted: "web".into() }, r#"{"deleted":"web"}"#);
+        assert_text(&NoConsole { error: "it does not run".into() }, r#"{"error":"it does not run"}"#);
+        assert_text(&SnapshotVm { name: None }, r#"{"name":null}"#);
+        assert_text(&SnapshotVm { name: Some("before".into()) }, r#"{"name":"before"}"#);
+    }
+
+    #[test]
+    fn a_vm_and_its_decisions_are_shown_with_the_same_text() {
+        let vm = VmView {
+            name: "web".into(),
+            state: "running".into(),
+            cpus: 2,
+            memory_mib: 128,
+            voters: vec!["attic".into()],
+            cpu: Some(0.5),
+            moving: Some(Moving { to: "cellar".into(), step: Step { phase: "ram".into(), ..Step::default() } }),
+            ..VmView::default()
+        };
+        let text = concat!(
+            r#"{"activity":null,"address":"","address_v6":"","cpu":0.5,"cpus":2,"epoch":0,"host":"","host_id":"","id":"","image":"","#,
+            r#""mac":"","memory_mib":128,"moving":{"step":{"done_bytes":0,"note":"","phase":"ram","total_bytes":0},"to":"cellar"},"#,
+            r#""name":"web","note":null,"reach":null,"snapshots":[],"state":"running","still":null,"voters":["attic"]}"#
+        );
+        assert_eq!(serde_json::to_string(&Sorted(&vm)).unwrap(), text);
+        let explained = Explained {
+            at: "2026-11-30T12:02:00.000Z".into(),
+            host: "attic".into(),
+            text: "moved to cellar".into(),
+            details: serde_json::from_str(r#"{"source_load":0.9,"peer":null}"#).unwrap(),
+        };
+        let text = concat!(
+            r#"[{"at":"2026-11-30T12:02:00.000Z","details":{"peer":null,"source_load":0.9},"#,
+            r#""host":"attic","text":"moved to cellar"}]"#
+        );
+        assert_eq!(serde_json::to_string(&Sorted([explained])).unwrap(), text);
+    }
+
+    #[test]
+    fn answers_about_vms_of_another_version_are_understood() {
+        let taken: SnapshotTaken = serde_json::from_str(r#"{"name":"before","state":"local","size":7}"#).unwrap();
+        assert_eq!(taken, SnapshotTaken { name: "before".into(), state: "local".into(), ..SnapshotTaken::default() });
+        let deleted: VmDeleted = serde_json::from_str(r#"{"deleted":"web","freed_bytes":1}"#).unwrap();
+        assert_eq!(deleted.deleted, "web");
+    }
 }
