@@ -1,6 +1,7 @@
-//! How much nearer a VM would come to whom it talks with: the traffic that its host's packet plane counts, weighed by the round
-//! trips that network coordinates predict (the adaptation of VNET: Sundararaj, Gupta and Dinda 2005, who move VMs by VTTIF's
-//! matrix). It chooses among places that the load allows; that a VM moves at all is the load's decision.
+//! How much nearer a VM would come to whom it talks with: the traffic that its host's packet plane
+//! counts, weighed by the round trips that network coordinates predict (the adaptation of VNET:
+//! Sundararaj, Gupta and Dinda 2005, who move VMs by VTTIF's matrix). It chooses among places that
+//! the load allows; that a VM moves at all is the load's decision.
 
 use crate::load::Talk;
 use p2pvm_overlay::{MemberId, coordinates::Coordinate};
@@ -21,18 +22,26 @@ pub(crate) struct Standing {
 
 /// The round trip between a VM at `at` and whom it talks with.
 fn way(at: Standing, talk: &Talk) -> Option<Duration> {
-    if at.member == talk.member { Some(Duration::ZERO) } else { Some(at.place?.estimate(&talk.place?)) }
+    if at.member == talk.member {
+        Some(Duration::ZERO)
+    } else {
+        Some(at.place?.estimate(&talk.place?))
+    }
 }
 
-/// From 1 (all of the VM's traffic would stay on the host) through 0 (no difference, or not enough traffic or not known) to -1
-/// (the other way round). `least`: bytes a second below which traffic is no reason.
+/// From 1 (all of the VM's traffic would stay on the host) through 0 (no difference, or not enough
+/// traffic or not known) to -1 (the other way round). `least`: bytes a second below which traffic
+/// is no reason.
 pub(crate) fn affinity(talks: &[Talk], here: Standing, there: Standing, least: f64) -> f64 {
     let all: f64 = talks.iter().map(|talk| talk.rate).sum();
     if !all.is_finite() || all < least.max(1.0) {
         return 0.0;
     }
     let nearer = |talk: &Talk| {
-        let (from, to) = (way(here, talk)?.as_secs_f64() * 1e3, way(there, talk)?.as_secs_f64() * 1e3);
+        let (from, to) = (
+            way(here, talk)?.as_secs_f64() * 1e3,
+            way(there, talk)?.as_secs_f64() * 1e3,
+        );
         Some(talk.rate * (from - to) / (from + to + SAME_SITE_MS))
     };
     talks.iter().filter_map(nearer).sum::<f64>() / all
@@ -47,33 +56,73 @@ mod tests {
     const OTHER: MemberId = MemberId([3; 32]);
 
     fn at(ms: i32) -> Option<Coordinate> {
-        Some(postcard::from_bytes(&postcard::to_allocvec(&([ms * 1000, 0, 0], 500u32, 100u16)).unwrap()).unwrap())
+        Some(
+            postcard::from_bytes(
+                &postcard::to_allocvec(&([ms * 1000, 0, 0], 500u32, 100u16)).unwrap(),
+            )
+            .unwrap(),
+        )
     }
 
     fn talk(member: MemberId, rate: f64, ms: i32) -> Talk {
-        Talk { member, rate, place: at(ms) }
+        Talk {
+            member,
+            rate,
+            place: at(ms),
+        }
     }
 
     fn between(talks: &[Talk]) -> f64 {
-        affinity(talks, Standing { member: HERE, place: at(0) }, Standing { member: THERE, place: at(100) }, 1000.0)
+        affinity(
+            talks,
+            Standing {
+                member: HERE,
+                place: at(0),
+            },
+            Standing {
+                member: THERE,
+                place: at(100),
+            },
+            1000.0,
+        )
     }
 
     #[test]
     fn traffic_pulls_to_where_it_goes_and_holds_where_it_is() {
         assert!(between(&[talk(THERE, 1e6, 100)]) > 0.9);
         assert!(between(&[talk(HERE, 1e6, 0)]) < -0.9);
-        assert!(between(&[talk(OTHER, 1e6, 90)]) > 0.7, "a member beside the target pulls too");
-        assert!(between(&[talk(HERE, 1e6, 0), talk(THERE, 1e6, 100)]).abs() < 1e-9, "as much either way");
-        assert!(between(&[talk(HERE, 9e6, 0), talk(THERE, 1e6, 100)]) < -0.7, "the larger part decides");
+        assert!(
+            between(&[talk(OTHER, 1e6, 90)]) > 0.7,
+            "a member beside the target pulls too"
+        );
+        assert!(
+            between(&[talk(HERE, 1e6, 0), talk(THERE, 1e6, 100)]).abs() < 1e-9,
+            "as much either way"
+        );
+        assert!(
+            between(&[talk(HERE, 9e6, 0), talk(THERE, 1e6, 100)]) < -0.7,
+            "the larger part decides"
+        );
     }
 
     #[test]
     fn little_traffic_unknown_places_and_one_site_are_no_reason() {
         assert_eq!(between(&[talk(THERE, 999.0, 100)]), 0.0);
-        assert_eq!(between(&[Talk { place: None, ..talk(OTHER, 1e6, 0) }]), 0.0);
+        assert_eq!(
+            between(&[Talk {
+                place: None,
+                ..talk(OTHER, 1e6, 0)
+            }]),
+            0.0
+        );
         assert_eq!(between(&[talk(THERE, f64::NAN, 100)]), 0.0);
         let site = |member, place| Standing { member, place };
-        let near = affinity(&[talk(THERE, 1e6, 0)], site(HERE, at(0)), site(THERE, at(0)), 1000.0);
+        let near = affinity(
+            &[talk(THERE, 1e6, 0)],
+            site(HERE, at(0)),
+            site(THERE, at(0)),
+            1000.0,
+        );
         assert!((0.0..0.5).contains(&near), "{near}");
     }
 }

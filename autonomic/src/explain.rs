@@ -1,4 +1,5 @@
-//! Why a VM moved or stayed: a bounded history per VM, each entry with the figures that were compared.
+//! Why a VM moved or stayed: a bounded history per VM, each entry with the figures that were
+//! compared.
 
 use crate::{load::Millis, wire::Refusal};
 use p2pvm_overlay::{MemberId, VmId};
@@ -52,7 +53,8 @@ pub struct Explanation {
     pub decision: Decision,
     /// The load of the node that the VM is on.
     pub source_load: f64,
-    /// The peer: the target, or the source where this node took the VM in. `None` if no peer came into question.
+    /// The peer: the target, or the source where this node took the VM in. `None` if no peer came
+    /// into question.
     #[serde(with = "optional_text")]
     pub peer: Option<MemberId>,
     /// The load of the target with the VM.
@@ -61,7 +63,8 @@ pub struct Explanation {
     pub vm_cpu: f64,
     /// `source_load - target_load`.
     pub gain: Option<f64>,
-    /// How much nearer the VM comes there to whom it talks with, from 1 (all of its traffic stays on that host) to -1.
+    /// How much nearer the VM comes there to whom it talks with, from 1 (all of its traffic stays
+    /// on that host) to -1.
     #[serde(default)]
     pub affinity: Option<f64>,
     /// The gain that is asked for at least.
@@ -73,16 +76,23 @@ pub struct Explanation {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |share: f64| format!("{:.0} %", share * 100.0);
-        let peer = self.peer.map_or_else(|| "no peer".to_owned(), |member| member.short());
+        let peer = self
+            .peer
+            .map_or_else(|| "no peer".to_owned(), |member| member.short());
         match self.decision {
-            Decision::Kept => write!(f, "kept here: overloaded, but no known peer is enough better")?,
+            Decision::Kept => write!(
+                f,
+                "kept here: overloaded, but no known peer is enough better"
+            )?,
             Decision::Offered => write!(f, "offered to {peer}")?,
             Decision::Refused(why) => write!(f, "refused by {peer}: {why}")?,
             Decision::Unanswered => write!(f, "offered to {peer}, which did not answer")?,
             Decision::Migrating => write!(f, "migrating to {peer}, which agreed")?,
             Decision::Moved => write!(f, "moved to {peer}")?,
             Decision::Failed => write!(f, "migration to {peer} failed: it stays here")?,
-            Decision::Cancelled => write!(f, "migration to {peer} cancelled on request: it stays here")?,
+            Decision::Cancelled => {
+                write!(f, "migration to {peer} cancelled on request: it stays here")?
+            }
             Decision::TakenIn => write!(f, "taken in from {peer}")?,
             Decision::CalledOff => write!(f, "called off by {peer}: it does not come")?,
         }
@@ -97,12 +107,20 @@ impl fmt::Display for Explanation {
             )?;
         }
         match self.affinity {
-            Some(nearer) if nearer >= WORTH_SAYING => write!(f, "; its traffic comes {} nearer", percent(nearer))?,
-            Some(farther) if farther <= -WORTH_SAYING => write!(f, "; its traffic goes {} farther", percent(-farther))?,
+            Some(nearer) if nearer >= WORTH_SAYING => {
+                write!(f, "; its traffic comes {} nearer", percent(nearer))?
+            }
+            Some(farther) if farther <= -WORTH_SAYING => {
+                write!(f, "; its traffic goes {} farther", percent(-farther))?
+            }
             _ => {}
         }
         write!(f, "; the VM uses {:.2} CPUs)", self.vm_cpu)?;
-        if self.times > 1 { write!(f, ", {} times", self.times) } else { Ok(()) }
+        if self.times > 1 {
+            write!(f, ", {} times", self.times)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -111,10 +129,14 @@ impl fmt::Display for Explanation {
 pub(crate) struct Histories(BTreeMap<VmId, VecDeque<Explanation>>);
 
 impl Histories {
-    /// Adds an entry; the same decision about the same peer as last time only counts up. Returns whether it is new.
+    /// Adds an entry; the same decision about the same peer as last time only counts up. Returns
+    /// whether it is new.
     pub(crate) fn add(&mut self, entry: Explanation, keep: usize) -> bool {
         let history = self.0.entry(entry.vm).or_default();
-        if let Some(last) = history.back_mut().filter(|last| last.decision == entry.decision && last.peer == entry.peer) {
+        if let Some(last) = history
+            .back_mut()
+            .filter(|last| last.decision == entry.decision && last.peer == entry.peer)
+        {
             let times = last.times.saturating_add(1);
             *last = Explanation { times, ..entry };
             return false;
@@ -124,14 +146,21 @@ impl Histories {
             history.pop_front();
         }
         if self.0.len() > MAX_VMS {
-            let oldest = self.0.iter().min_by_key(|(_, h)| h.back().map(|e| e.at)).map(|(vm, _)| *vm);
+            let oldest = self
+                .0
+                .iter()
+                .min_by_key(|(_, h)| h.back().map(|e| e.at))
+                .map(|(vm, _)| *vm);
             oldest.and_then(|vm| self.0.remove(&vm));
         }
         true
     }
 
     pub(crate) fn of(&self, vm: VmId) -> Vec<Explanation> {
-        self.0.get(&vm).map(|h| h.iter().cloned().collect()).unwrap_or_default()
+        self.0
+            .get(&vm)
+            .map(|h| h.iter().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// All entries, by VM, the oldest of each first.
@@ -145,12 +174,19 @@ pub(crate) mod text {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use std::{fmt::Display, str::FromStr};
 
-    pub(crate) fn serialize<T: Display, S: Serializer>(id: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<T: Display, S: Serializer>(
+        id: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_str(id)
     }
 
-    pub(crate) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    pub(crate) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }
 
@@ -159,12 +195,19 @@ pub(crate) mod optional_text {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
     use std::{fmt::Display, str::FromStr};
 
-    pub(crate) fn serialize<T: Display, S: Serializer>(id: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<T: Display, S: Serializer>(
+        id: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         id.as_ref().map(T::to_string).serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-        Option::<String>::deserialize(deserializer)?.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+    pub(crate) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<T>, D::Error> {
+        Option::<String>::deserialize(deserializer)?
+            .map(|text| text.parse().map_err(D::Error::custom))
+            .transpose()
     }
 }
 
@@ -200,7 +243,10 @@ mod tests {
         histories.add(entry(3, 1, Decision::Migrating), 2);
         histories.add(entry(4, 1, Decision::Moved), 2);
         let kept = histories.of(entry(0, 1, Decision::Moved).vm);
-        assert_eq!(kept.iter().map(|e| e.decision).collect::<Vec<_>>(), [Decision::Migrating, Decision::Moved]);
+        assert_eq!(
+            kept.iter().map(|e| e.decision).collect::<Vec<_>>(),
+            [Decision::Migrating, Decision::Moved]
+        );
         for vm in 0..2000 {
             histories.add(entry(u64::from(vm) + 10, vm, Decision::Kept), 2);
         }
@@ -212,14 +258,22 @@ mod tests {
         let explanation = entry(5, 1, Decision::Refused(Refusal::Memory));
         let json = serde_json::to_string(&explanation).unwrap();
         assert!(json.contains(&explanation.vm.to_string()), "{json}");
-        assert_eq!(serde_json::from_str::<Explanation>(&json).unwrap(), explanation);
+        assert_eq!(
+            serde_json::from_str::<Explanation>(&json).unwrap(),
+            explanation
+        );
         let sentence = explanation.to_string();
         assert!(
             sentence.contains("its memory would not suffice")
-                && sentence.contains("gain 70 %, at least 15 % wanted; its traffic comes 50 % nearer"),
+                && sentence
+                    .contains("gain 70 %, at least 15 % wanted; its traffic comes 50 % nearer"),
             "{sentence}"
         );
-        let away = Explanation { affinity: Some(-0.25), ..entry(5, 1, Decision::Kept) }.to_string();
+        let away = Explanation {
+            affinity: Some(-0.25),
+            ..entry(5, 1, Decision::Kept)
+        }
+        .to_string();
         assert!(away.contains("its traffic goes 25 % farther"), "{away}");
     }
 }

@@ -1,7 +1,8 @@
-//! A partial view of the others' loads. After Cyclon (Voulgaris et al. 2005): each period a node shuffles a few
-//! entries with the peer that it has not heard of for longest, so that news spread epidemically and the dead age
-//! out. Different from Cyclon, half of the view is kept for the least loaded nodes known, since these are what
-//! a view is for; the other half is random and keeps the graph connected. Nobody knows all.
+//! A partial view of the others' loads. After Cyclon (Voulgaris et al. 2005): each period a node
+//! shuffles a few entries with the peer that it has not heard of for longest, so that news spread
+//! epidemically and the dead age out. Different from Cyclon, half of the view is kept for the least
+//! loaded nodes known, since these are what a view is for; the other half is random and keeps the
+//! graph connected. Nobody knows all.
 
 use crate::{
     load::{LoadVector, Millis},
@@ -31,14 +32,27 @@ pub(crate) struct View {
 impl View {
     /// Members to start from, or to reconnect with after a partition.
     pub(crate) fn seed(&mut self, me: MemberId, members: Vec<MemberId>, rng: &mut impl Rng) {
-        self.seeds = members.into_iter().filter(|m| *m != me).choose_multiple(rng, MAX_SEEDS);
+        self.seeds = members
+            .into_iter()
+            .filter(|m| *m != me)
+            .choose_multiple(rng, MAX_SEEDS);
     }
 
     /// Takes in what a peer told; newer measurements replace older ones.
-    pub(crate) fn merge(&mut self, me: MemberId, now: Millis, placement: &Placement, heard: Vec<Heard>, rng: &mut impl Rng) {
+    pub(crate) fn merge(
+        &mut self,
+        me: MemberId,
+        now: Millis,
+        placement: &Placement,
+        heard: Vec<Heard>,
+        rng: &mut impl Rng,
+    ) {
         for Heard { load, age_ms } in heard {
             let at = Millis(now.0.saturating_sub(u64::from(age_ms)));
-            let known = self.entries.get(&load.member).is_some_and(|old| old.load.seq >= load.seq);
+            let known = self
+                .entries
+                .get(&load.member)
+                .is_some_and(|old| old.load.seq >= load.seq);
             if load.member != me && !known && now.since(at) <= placement.entry_max_age_ms {
                 self.entries.insert(load.member, Entry { load, at });
             }
@@ -47,7 +61,8 @@ impl View {
     }
 
     pub(crate) fn expire(&mut self, now: Millis, placement: &Placement) {
-        self.entries.retain(|_, entry| now.since(entry.at) <= placement.entry_max_age_ms);
+        self.entries
+            .retain(|_, entry| now.since(entry.at) <= placement.entry_max_age_ms);
     }
 
     /// A peer that did not answer: it is not asked again until somebody vouches for it.
@@ -55,15 +70,32 @@ impl View {
         self.entries.remove(&member);
     }
 
-    /// Whom to gossip with: the peer unheard of for longest, and others at random, entry points among them.
+    /// Whom to gossip with: the peer unheard of for longest, and others at random, entry points
+    /// among them.
     pub(crate) fn partners(&self, count: usize, rng: &mut impl Rng) -> Vec<MemberId> {
-        let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.at).map(|(member, _)| *member);
-        let mut others: Vec<MemberId> = self.entries.keys().chain(&self.seeds).copied().filter(|m| Some(*m) != oldest).collect();
+        let oldest = self
+            .entries
+            .iter()
+            .min_by_key(|(_, entry)| entry.at)
+            .map(|(member, _)| *member);
+        let mut others: Vec<MemberId> = self
+            .entries
+            .keys()
+            .chain(&self.seeds)
+            .copied()
+            .filter(|m| Some(*m) != oldest)
+            .collect();
         others.sort_unstable();
         others.dedup();
         others.shuffle(rng);
-        // One time in four an entry point is preferred, so that two halves of a healed network find each other.
-        let seed = self.seeds.iter().copied().choose(rng).filter(|_| rng.random_ratio(1, 4));
+        // One time in four an entry point is preferred, so that two halves of a healed network find
+        // each other.
+        let seed = self
+            .seeds
+            .iter()
+            .copied()
+            .choose(rng)
+            .filter(|_| rng.random_ratio(1, 4));
         let mut partners = Vec::with_capacity(count.max(1));
         for member in seed.into_iter().chain(oldest).chain(others) {
             if partners.len() < count.max(1) && !partners.contains(&member) {
@@ -74,9 +106,22 @@ impl View {
     }
 
     /// Some entries to tell a peer, who needs none about itself.
-    pub(crate) fn sample(&self, now: Millis, count: usize, except: MemberId, rng: &mut impl Rng) -> Vec<Heard> {
-        let tell = |entry: &Entry| Heard { load: entry.load.clone(), age_ms: now.since(entry.at).min(3_600_000) as u32 };
-        self.entries.values().filter(|e| e.load.member != except).map(tell).choose_multiple(rng, count)
+    pub(crate) fn sample(
+        &self,
+        now: Millis,
+        count: usize,
+        except: MemberId,
+        rng: &mut impl Rng,
+    ) -> Vec<Heard> {
+        let tell = |entry: &Entry| Heard {
+            load: entry.load.clone(),
+            age_ms: now.since(entry.at).min(3_600_000) as u32,
+        };
+        self.entries
+            .values()
+            .filter(|e| e.load.member != except)
+            .map(tell)
+            .choose_multiple(rng, count)
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
@@ -87,7 +132,11 @@ impl View {
         if self.entries.len() <= placement.view {
             return;
         }
-        let mut by_load: Vec<(f32, MemberId)> = self.entries.iter().map(|(member, entry)| (entry.load.cpu, *member)).collect();
+        let mut by_load: Vec<(f32, MemberId)> = self
+            .entries
+            .iter()
+            .map(|(member, entry)| (entry.load.cpu, *member))
+            .collect();
         by_load.shuffle(rng);
         by_load.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut rest = by_load.split_off((placement.view / 2).min(by_load.len()));
@@ -107,16 +156,34 @@ mod tests {
     const ME: MemberId = MemberId([0; 32]);
 
     fn heard(n: u8, seq: u64, cpu: f32, age_ms: u32) -> Heard {
-        let load =
-            LoadVector { member: MemberId([n; 32]), seq, cpu, cpus: 1, memory_used_mib: 0, memory_total_mib: 0, vms: 0, place: None };
+        let load = LoadVector {
+            member: MemberId([n; 32]),
+            seq,
+            cpu,
+            cpus: 1,
+            memory_used_mib: 0,
+            memory_total_mib: 0,
+            vms: 0,
+            place: None,
+        };
         Heard { load, age_ms }
     }
 
     #[test]
     fn a_view_stays_small_and_keeps_the_least_loaded() {
-        let (mut view, placement, mut rng) = (View::default(), Placement::default(), ChaCha8Rng::seed_from_u64(1));
+        let (mut view, placement, mut rng) = (
+            View::default(),
+            Placement::default(),
+            ChaCha8Rng::seed_from_u64(1),
+        );
         for n in 1..=200 {
-            view.merge(ME, Millis(1000), &placement, vec![heard(n, 1, f32::from(n) / 255.0, 0)], &mut rng);
+            view.merge(
+                ME,
+                Millis(1000),
+                &placement,
+                vec![heard(n, 1, f32::from(n) / 255.0, 0)],
+                &mut rng,
+            );
         }
         let known: Vec<u8> = view.entries().map(|e| e.load.member.0[0]).collect();
         assert_eq!(known.len(), placement.view);
@@ -125,20 +192,60 @@ mod tests {
 
     #[test]
     fn news_replace_what_is_older_and_the_silent_age_out() {
-        let (mut view, placement, mut rng) = (View::default(), Placement::default(), ChaCha8Rng::seed_from_u64(1));
-        view.merge(ME, Millis(100_000), &placement, vec![heard(1, 5, 0.5, 1000), heard(0, 9, 0.1, 0)], &mut rng);
-        view.merge(ME, Millis(100_000), &placement, vec![heard(1, 4, 0.9, 0)], &mut rng);
-        assert_eq!(view.entries().map(|e| e.load.cpu).collect::<Vec<_>>(), [0.5], "neither older news nor oneself");
+        let (mut view, placement, mut rng) = (
+            View::default(),
+            Placement::default(),
+            ChaCha8Rng::seed_from_u64(1),
+        );
+        view.merge(
+            ME,
+            Millis(100_000),
+            &placement,
+            vec![heard(1, 5, 0.5, 1000), heard(0, 9, 0.1, 0)],
+            &mut rng,
+        );
+        view.merge(
+            ME,
+            Millis(100_000),
+            &placement,
+            vec![heard(1, 4, 0.9, 0)],
+            &mut rng,
+        );
+        assert_eq!(
+            view.entries().map(|e| e.load.cpu).collect::<Vec<_>>(),
+            [0.5],
+            "neither older news nor oneself"
+        );
         view.expire(Millis(100_000 + placement.entry_max_age_ms), &placement);
         assert_eq!(view.entries().count(), 0);
-        view.merge(ME, Millis(100_000), &placement, vec![heard(1, 5, 0.5, 3_600_000)], &mut rng);
+        view.merge(
+            ME,
+            Millis(100_000),
+            &placement,
+            vec![heard(1, 5, 0.5, 3_600_000)],
+            &mut rng,
+        );
         assert_eq!(view.entries().count(), 0);
     }
 
     #[test]
     fn gossip_goes_to_the_one_unheard_of_for_longest() {
-        let (mut view, placement, mut rng) = (View::default(), Placement::default(), ChaCha8Rng::seed_from_u64(1));
-        view.merge(ME, Millis(50_000), &placement, vec![heard(1, 1, 0.5, 10), heard(2, 1, 0.5, 9000), heard(3, 1, 0.5, 20)], &mut rng);
+        let (mut view, placement, mut rng) = (
+            View::default(),
+            Placement::default(),
+            ChaCha8Rng::seed_from_u64(1),
+        );
+        view.merge(
+            ME,
+            Millis(50_000),
+            &placement,
+            vec![
+                heard(1, 1, 0.5, 10),
+                heard(2, 1, 0.5, 9000),
+                heard(3, 1, 0.5, 20),
+            ],
+            &mut rng,
+        );
         assert_eq!(view.partners(1, &mut rng), [MemberId([2; 32])]);
         view.seed(ME, vec![ME, MemberId([9; 32])], &mut rng);
         let met = (0..50).any(|_| view.partners(1, &mut rng) == [MemberId([9; 32])]);

@@ -1,6 +1,6 @@
-//! Decides where VMs should run: load gossip over a partial view, a placement score, negotiation between two
-//! nodes, hysteresis. Does no IO and knows no clock: [`Manager::handle`] takes what happened, [`Manager::poll`]
-//! gives what to do. No node sees all, and none decides for others.
+//! Decides where VMs should run: load gossip over a partial view, a placement score, negotiation
+//! between two nodes, hysteresis. Does no IO and knows no clock: [`Manager::handle`] takes what
+//! happened, [`Manager::poll`] gives what to do. No node sees all, and none decides for others.
 
 mod affinity;
 mod explain;

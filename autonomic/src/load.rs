@@ -5,9 +5,11 @@ use p2pvm_overlay::{MemberId, VmId, coordinates::Coordinate};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// A moment in milliseconds of the caller's clock (Unix time in the daemon, virtual time in simulations).
-/// Moments of different nodes are never compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// A moment in milliseconds of the caller's clock (Unix time in the daemon, virtual time in
+/// simulations). Moments of different nodes are never compared.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct Millis(pub u64);
 
 impl Millis {
@@ -115,7 +117,12 @@ pub(crate) struct Meter {
 
 impl Meter {
     /// Takes a measurement. Returns the VMs that were not here before, none at the first.
-    pub(crate) fn measure(&mut self, now: Millis, placement: &Placement, mut load: LocalLoad) -> Vec<VmId> {
+    pub(crate) fn measure(
+        &mut self,
+        now: Millis,
+        placement: &Placement,
+        mut load: LocalLoad,
+    ) -> Vec<VmId> {
         load.cpu = sane(load.cpu).min(1.0);
         load.cpus = load.cpus.max(1);
         let first = self.measured.is_none();
@@ -127,7 +134,10 @@ impl Meter {
         for vm in &load.vms {
             let used = sane(vm.cpu);
             let (smoothed, peak) = match before.get(&vm.vm) {
-                Some(old) => (blend(old.smoothed, used, keep), old.cpu * fade(elapsed, placement.peak_half_life_ms)),
+                Some(old) => (
+                    blend(old.smoothed, used, keep),
+                    old.cpu * fade(elapsed, placement.peak_half_life_ms),
+                ),
                 None => (used, 0.0),
             };
             if !first && !before.contains_key(&vm.vm) {
@@ -137,7 +147,16 @@ impl Meter {
             talks.sort_by(|a, b| b.rate.total_cmp(&a.rate));
             talks.truncate(MAX_TALKS);
             let cpu = smoothed.max(peak);
-            self.vms.insert(vm.vm, Demand { cpu, memory_mib: vm.memory_mib, movable: vm.movable, talks, smoothed });
+            self.vms.insert(
+                vm.vm,
+                Demand {
+                    cpu,
+                    memory_mib: vm.memory_mib,
+                    movable: vm.movable,
+                    talks,
+                    smoothed,
+                },
+            );
         }
         self.measured = Some(now);
         self.raw = load;
@@ -150,7 +169,11 @@ impl Meter {
 }
 
 fn sane(value: f64) -> f64 {
-    if value.is_finite() { value.max(0.0) } else { 0.0 }
+    if value.is_finite() {
+        value.max(0.0)
+    } else {
+        0.0
+    }
 }
 
 /// The share of an old value that is left after `elapsed`.
@@ -167,13 +190,29 @@ mod tests {
     use super::*;
 
     fn load(cpu: f64, vm_cpu: f64) -> LocalLoad {
-        let vms = vec![VmLoad { vm: VmId([1; 32]), cpu: vm_cpu, memory_mib: 128, movable: true, talks: Vec::new() }];
-        LocalLoad { cpu, cpus: 2, memory_used_mib: 1, memory_total_mib: 2, vms, place: None }
+        let vms = vec![VmLoad {
+            vm: VmId([1; 32]),
+            cpu: vm_cpu,
+            memory_mib: 128,
+            movable: true,
+            talks: Vec::new(),
+        }];
+        LocalLoad {
+            cpu,
+            cpus: 2,
+            memory_used_mib: 1,
+            memory_total_mib: 2,
+            vms,
+            place: None,
+        }
     }
 
     #[test]
     fn smoothing_halves_the_distance_each_half_life_however_often_it_measures() {
-        let placement = Placement { load_half_life_ms: 2000, ..Placement::default() };
+        let placement = Placement {
+            load_half_life_ms: 2000,
+            ..Placement::default()
+        };
         let (mut seldom, mut often) = (Meter::default(), Meter::default());
         seldom.measure(Millis(0), &placement, load(0.0, 0.0));
         often.measure(Millis(0), &placement, load(0.0, 0.0));
@@ -196,7 +235,11 @@ mod tests {
     #[test]
     fn nonsense_counts_as_nothing() {
         let mut meter = Meter::default();
-        meter.measure(Millis(0), &Placement::default(), load(f64::NAN, f64::INFINITY));
+        meter.measure(
+            Millis(0),
+            &Placement::default(),
+            load(f64::NAN, f64::INFINITY),
+        );
         assert_eq!((meter.cpu, meter.vms[&VmId([1; 32])].cpu), (0.0, 0.0));
     }
 }

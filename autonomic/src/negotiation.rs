@@ -1,4 +1,5 @@
-//! The two ends of a negotiation: the one VM that this node is giving away, and those that it has promised to take in.
+//! The two ends of a negotiation: the one VM that this node is giving away, and those that it has
+//! promised to take in.
 
 use crate::{load::Millis, placement::Placement, score::Place, wire::Offer};
 use p2pvm_overlay::{MemberId, VmId};
@@ -42,7 +43,8 @@ pub(crate) struct Reservation {
     arrived: Option<Millis>,
 }
 
-/// All that was promised. Bounded by [`Placement::max_arrivals`], which is checked before a promise is made.
+/// All that was promised. Bounded by [`Placement::max_arrivals`], which is checked before a promise
+/// is made.
 #[derive(Debug, Default)]
 pub(crate) struct Reservations(Vec<Reservation>);
 
@@ -52,7 +54,17 @@ impl Reservations {
         self.0.retain(|r| r.vm != offer.vm);
         let (cpu, source_cpu) = (f64::from(offer.cpu), f64::from(offer.source_cpu));
         let (vm, id, memory_mib) = (offer.vm, offer.id, offer.memory_mib);
-        self.0.push(Reservation { vm, cpu, source_cpu, predicted, from, id, memory_mib, made: now, arrived: None });
+        self.0.push(Reservation {
+            vm,
+            cpu,
+            source_cpu,
+            predicted,
+            from,
+            id,
+            memory_mib,
+            made: now,
+            arrived: None,
+        });
     }
 
     pub(crate) fn promised(&self, from: MemberId, id: u64) -> Option<&Reservation> {
@@ -67,7 +79,10 @@ impl Reservations {
 
     /// The source calls a VM off that has not come.
     pub(crate) fn release(&mut self, from: MemberId, id: u64) -> Option<Reservation> {
-        let at = self.0.iter().position(|r| r.from == from && r.id == id && r.arrived.is_none())?;
+        let at = self
+            .0
+            .iter()
+            .position(|r| r.from == from && r.id == id && r.arrived.is_none())?;
         Some(self.0.swap_remove(at))
     }
 
@@ -90,6 +105,7 @@ impl Reservations {
 
     /// Memory promised and not yet measured.
     pub(crate) fn memory_mib(&self) -> u64 {
-        self.expected().fold(0, |sum, r| sum.saturating_add(r.memory_mib))
+        self.expected()
+            .fold(0, |sum, r| sum.saturating_add(r.memory_mib))
     }
 }

@@ -1,10 +1,11 @@
 //! When a node acts and how far it trusts what it hears. Every figure is a field, so that a node's
-//! configuration file (or a simulation) can set it; the defaults move a VM off a host that became fully
-//! loaded within ten seconds, and leave a calm network alone.
+//! configuration file (or a simulation) can set it; the defaults move a VM off a host that became
+//! fully loaded within ten seconds, and leave a calm network alone.
 
 use serde::{Deserialize, Serialize};
 
-/// The thresholds of one node, `[placement]` in its `node.toml`. Loads are shares of a node's CPU capacity, 0 to 1; times are milliseconds.
+/// The thresholds of one node, `[placement]` in its `node.toml`. Loads are shares of a node's CPU
+/// capacity, 0 to 1; times are milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Placement {
@@ -26,18 +27,21 @@ pub struct Placement {
     pub entry_max_age_ms: u64,
     /// The half-life of the smoothing of measured loads.
     pub load_half_life_ms: u64,
-    /// The half-life of the memory of a VM's peak, which stands for what it would use if it were not starved.
+    /// The half-life of the memory of a VM's peak, which stands for what it would use if it were
+    /// not starved.
     pub peak_half_life_ms: u64,
     /// Above this load a node wants to give a VM away.
     pub high_watermark: f64,
-    /// Below this load a node stops wanting to; also the highest load at which a node accepts a VM, the VM included.
+    /// Below this load a node stops wanting to; also the highest load at which a node accepts a VM,
+    /// the VM included.
     pub low_watermark: f64,
     /// How long the load must have stayed high.
     pub sustained_ms: u64,
     /// How much lower the load that a VM meets must be after the move than before.
     pub min_gain: f64,
-    /// How many points of load a place is worth more whose move would take all of a VM's traffic off the network (and less, the other way
-    /// round). It chooses among places; whether a move is worth making is decided by load alone.
+    /// How many points of load a place is worth more whose move would take all of a VM's traffic
+    /// off the network (and less, the other way round). It chooses among places; whether a move is
+    /// worth making is decided by load alone.
     pub affinity_weight: f64,
     /// Bytes a second of a VM's traffic below which it does not matter where it goes.
     pub affinity_above: u64,
@@ -53,7 +57,8 @@ pub struct Placement {
     pub offers_per_round: usize,
     /// How long capacity is kept for a VM that was accepted and has not arrived.
     pub reservation_ms: u64,
-    /// How long an arrived VM still counts on top of the measured load, until the smoothing has caught up.
+    /// How long an arrived VM still counts on top of the measured load, until the smoothing has
+    /// caught up.
     pub settle_ms: u64,
     /// How many VMs a node takes in at a time.
     pub max_arrivals: usize,
@@ -108,21 +113,56 @@ impl Placement {
     /// # Errors
     /// [`UnusablePlacement`] says which rule is broken.
     pub fn check(&self) -> Result<(), UnusablePlacement> {
-        let shares = [self.high_watermark, self.low_watermark, self.min_gain, self.memory_limit, self.affinity_weight];
+        let shares = [
+            self.high_watermark,
+            self.low_watermark,
+            self.min_gain,
+            self.memory_limit,
+            self.affinity_weight,
+        ];
         let rules = [
             (
-                shares.iter().all(|s| s.is_finite() && (0.0..=1.0).contains(s)),
+                shares
+                    .iter()
+                    .all(|s| s.is_finite() && (0.0..=1.0).contains(s)),
                 "watermarks, min_gain, affinity_weight and memory_limit are shares from 0 to 1",
             ),
-            (self.low_watermark < self.high_watermark, "low_watermark must be below high_watermark"),
-            (self.min_gain > 0.0, "min_gain must be above 0, or VMs would wander between equals"),
-            (self.affinity_weight <= self.min_gain, "affinity_weight must not be above min_gain, or traffic would outweigh load"),
-            (self.tick_ms > 0 && self.gossip_period_ms > 0, "tick_ms and gossip_period_ms must be above 0"),
-            (self.calm_gossip_period_ms >= self.gossip_period_ms, "calm_gossip_period_ms must not be below gossip_period_ms"),
-            (self.entry_max_age_ms >= 2 * self.calm_gossip_period_ms, "entry_max_age_ms must be at least two calm gossip periods"),
-            (self.load_half_life_ms > 0 && self.peak_half_life_ms > 0, "half-lives must be above 0"),
-            (self.view > 0 && self.fanout > 0 && self.shuffle > 0, "view, fanout and shuffle must be above 0"),
-            (self.view <= 64 && self.shuffle <= crate::wire::MAX_ENTRIES, "view is at most 64 and shuffle at most 16"),
+            (
+                self.low_watermark < self.high_watermark,
+                "low_watermark must be below high_watermark",
+            ),
+            (
+                self.min_gain > 0.0,
+                "min_gain must be above 0, or VMs would wander between equals",
+            ),
+            (
+                self.affinity_weight <= self.min_gain,
+                "affinity_weight must not be above min_gain, or traffic would outweigh load",
+            ),
+            (
+                self.tick_ms > 0 && self.gossip_period_ms > 0,
+                "tick_ms and gossip_period_ms must be above 0",
+            ),
+            (
+                self.calm_gossip_period_ms >= self.gossip_period_ms,
+                "calm_gossip_period_ms must not be below gossip_period_ms",
+            ),
+            (
+                self.entry_max_age_ms >= 2 * self.calm_gossip_period_ms,
+                "entry_max_age_ms must be at least two calm gossip periods",
+            ),
+            (
+                self.load_half_life_ms > 0 && self.peak_half_life_ms > 0,
+                "half-lives must be above 0",
+            ),
+            (
+                self.view > 0 && self.fanout > 0 && self.shuffle > 0,
+                "view, fanout and shuffle must be above 0",
+            ),
+            (
+                self.view <= 64 && self.shuffle <= crate::wire::MAX_ENTRIES,
+                "view is at most 64 and shuffle at most 16",
+            ),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
             Some((_, rule)) => Err(UnusablePlacement(rule)),
@@ -139,17 +179,51 @@ mod tests {
     fn the_defaults_work_and_survive_a_configuration_file() {
         let placement = Placement::default();
         assert_eq!(placement.check(), Ok(()));
-        assert_eq!(toml::from_str::<Placement>(&toml::to_string(&placement).unwrap()).unwrap(), placement);
-        assert_eq!(toml::from_str::<Placement>("min_gain = 0.3").unwrap(), Placement { min_gain: 0.3, ..placement });
+        assert_eq!(
+            toml::from_str::<Placement>(&toml::to_string(&placement).unwrap()).unwrap(),
+            placement
+        );
+        assert_eq!(
+            toml::from_str::<Placement>("min_gain = 0.3").unwrap(),
+            Placement {
+                min_gain: 0.3,
+                ..placement
+            }
+        );
         assert!(toml::from_str::<Placement>("min_gian = 0.3").is_err());
     }
 
     #[test]
     fn figures_that_cannot_work_are_named() {
-        let swapped = Placement { low_watermark: 0.9, ..Placement::default() };
-        assert!(swapped.check().unwrap_err().to_string().contains("low_watermark"));
-        let pulled = Placement { affinity_weight: 0.2, ..Placement::default() };
-        assert!(pulled.check().unwrap_err().to_string().contains("affinity_weight"));
-        assert!(Placement { min_gain: f64::NAN, ..Placement::default() }.check().is_err());
+        let swapped = Placement {
+            low_watermark: 0.9,
+            ..Placement::default()
+        };
+        assert!(
+            swapped
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("low_watermark")
+        );
+        let pulled = Placement {
+            affinity_weight: 0.2,
+            ..Placement::default()
+        };
+        assert!(
+            pulled
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("affinity_weight")
+        );
+        assert!(
+            Placement {
+                min_gain: f64::NAN,
+                ..Placement::default()
+            }
+            .check()
+            .is_err()
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! What a move would be worth. A VM gains the difference between the load it meets here and the load it would
-//! meet there, itself included. A move is worth making if that beats a threshold: then each move lowers the sum of squared
-//! loads, so that selfish moves come to an end (Even-Dar, Kesselman and Mansour 2003), and the threshold
-//! keeps noise from starting new ones. Among the places that are worth it, traffic has a say ([`crate::affinity`]).
+//! What a move would be worth. A VM gains the difference between the load it meets here and the
+//! load it would meet there, itself included. A move is worth making if that beats a threshold:
+//! then each move lowers the sum of squared loads, so that selfish moves come to an end (Even-Dar,
+//! Kesselman and Mansour 2003), and the threshold keeps noise from starting new ones. Among the
+//! places that are worth it, traffic has a say ([`crate::affinity`]).
 
 use crate::{
     affinity::{Standing, affinity},
@@ -12,8 +13,8 @@ use crate::{
 use p2pvm_overlay::{MemberId, coordinates::Coordinate};
 use serde::{Deserialize, Serialize};
 
-/// Peers whose score differs by less are equally good; one is drawn, so that many nodes with the same news do not
-/// all ask the same peer.
+/// Peers whose score differs by less are equally good; one is drawn, so that many nodes with the
+/// same news do not all ask the same peer.
 const SAME_GAIN: f64 = 0.05;
 
 /// What a VM that uses next to nothing counts as: it may still be starved.
@@ -32,7 +33,8 @@ pub struct Place {
     pub predicted: f64,
     /// How much lower that is than the load here.
     pub gain: f64,
-    /// How much nearer the VM would be to whom it talks with: from 1 (all of its traffic would stay on the host) to -1 (all does now).
+    /// How much nearer the VM would be to whom it talks with: from 1 (all of its traffic would stay
+    /// on the host) to -1 (all does now).
     pub affinity: f64,
 }
 
@@ -56,22 +58,60 @@ pub(crate) fn predict(load: f64, cpus: u32, vm_cpu: f64) -> f64 {
 }
 
 /// Whether the memory of a VM fits as well.
-pub(crate) fn memory_fits(used_mib: u64, total_mib: u64, vm_mib: u64, placement: &Placement) -> bool {
+pub(crate) fn memory_fits(
+    used_mib: u64,
+    total_mib: u64,
+    vm_mib: u64,
+    placement: &Placement,
+) -> bool {
     used_mib.saturating_add(vm_mib) as f64 <= total_mib as f64 * placement.memory_limit
 }
 
 fn place(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement) -> Place {
     let predicted = predict(f64::from(load.cpu), load.cpus, demand.cpu);
-    let there = Standing { member: load.member, place: load.place.filter(Coordinate::is_known) };
-    let affinity = affinity(&demand.talks, here.standing, there, placement.affinity_above as f64);
-    Place { member: load.member, predicted, gain: here.load - predicted, affinity }
+    let there = Standing {
+        member: load.member,
+        place: load.place.filter(Coordinate::is_known),
+    };
+    let affinity = affinity(
+        &demand.talks,
+        here.standing,
+        there,
+        placement.affinity_above as f64,
+    );
+    Place {
+        member: load.member,
+        predicted,
+        gain: here.load - predicted,
+        affinity,
+    }
 }
 
 /// The known peers with room in memory for a VM, best first.
-pub(crate) fn places<'a>(entries: impl Iterator<Item = &'a Entry>, here: Source, demand: &Demand, placement: &Placement) -> Vec<Place> {
-    let fits = |load: &&LoadVector| memory_fits(load.memory_used_mib, load.memory_total_mib, demand.memory_mib, placement);
-    let mut places: Vec<Place> = entries.map(|e| &e.load).filter(fits).map(|load| place(load, here, demand, placement)).collect();
-    places.sort_by(|a, b| b.score(placement).total_cmp(&a.score(placement)).then(a.member.cmp(&b.member)));
+pub(crate) fn places<'a>(
+    entries: impl Iterator<Item = &'a Entry>,
+    here: Source,
+    demand: &Demand,
+    placement: &Placement,
+) -> Vec<Place> {
+    let fits = |load: &&LoadVector| {
+        memory_fits(
+            load.memory_used_mib,
+            load.memory_total_mib,
+            demand.memory_mib,
+            placement,
+        )
+    };
+    let mut places: Vec<Place> = entries
+        .map(|e| &e.load)
+        .filter(fits)
+        .map(|load| place(load, here, demand, placement))
+        .collect();
+    places.sort_by(|a, b| {
+        b.score(placement)
+            .total_cmp(&a.score(placement))
+            .then(a.member.cmp(&b.member))
+    });
     places
 }
 
@@ -82,11 +122,16 @@ pub(crate) fn is_worthwhile(place: &Place, placement: &Placement) -> bool {
 
 /// The places nearly as good as the first of `places`.
 pub(crate) fn equally_good<'a>(places: &'a [Place], placement: &Placement) -> &'a [Place] {
-    let count = places.iter().take_while(|p| places[0].score(placement) - p.score(placement) < SAME_GAIN).count();
+    let count = places
+        .iter()
+        .take_while(|p| places[0].score(placement) - p.score(placement) < SAME_GAIN)
+        .count();
     &places[..count]
 }
 
-/// How much good a move does: the gain, weighed by how much of a load it takes along, less what it costs.
+/// How much good a move does: the gain, weighed by how much of a load it takes along, less what it
+/// costs.
 pub(crate) fn worth(place: &Place, demand: &Demand, placement: &Placement) -> f64 {
-    place.score(placement) * (demand.cpu + LEAST_CPU) - demand.memory_mib as f64 / 1024.0 * COST_OF_A_GIB
+    place.score(placement) * (demand.cpu + LEAST_CPU)
+        - demand.memory_mib as f64 / 1024.0 * COST_OF_A_GIB
 }

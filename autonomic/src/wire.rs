@@ -1,5 +1,5 @@
-//! What managers say to each other: one version byte, then postcard. Messages are small and bounded; whatever
-//! does not parse or is unsound is refused as a whole.
+//! What managers say to each other: one version byte, then postcard. Messages are small and
+//! bounded; whatever does not parse or is unsound is refused as a whole.
 
 use crate::load::LoadVector;
 use p2pvm_overlay::VmId;
@@ -16,7 +16,8 @@ const VERSION: u8 = 2;
 /// Ages above this make no difference.
 const MAX_AGE_MS: u32 = 3_600_000;
 
-/// A load and how old it was when the message was sent: clocks of different nodes are never compared.
+/// A load and how old it was when the message was sent: clocks of different nodes are never
+/// compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Heard {
     /// The load.
@@ -118,8 +119,13 @@ impl Message {
         }
         match bytes {
             [VERSION, body @ ..] => {
-                let (message, rest) = postcard::take_from_bytes::<Self>(body).map_err(|_| WireError::Malformed)?;
-                if rest.is_empty() && message.is_sound() { Ok(message) } else { Err(WireError::Malformed) }
+                let (message, rest) =
+                    postcard::take_from_bytes::<Self>(body).map_err(|_| WireError::Malformed)?;
+                if rest.is_empty() && message.is_sound() {
+                    Ok(message)
+                } else {
+                    Err(WireError::Malformed)
+                }
             }
             [version, ..] => Err(WireError::Version(*version)),
             [] => Err(WireError::Malformed),
@@ -130,9 +136,16 @@ impl Message {
         let share = |x: f32| x.is_finite() && (0.0..=1.0).contains(&x);
         match self {
             Self::Shuffle(entries) | Self::ShuffleReply(entries) => {
-                entries.len() <= MAX_ENTRIES && entries.iter().all(|e| e.load.is_sound() && e.age_ms <= MAX_AGE_MS)
+                entries.len() <= MAX_ENTRIES
+                    && entries
+                        .iter()
+                        .all(|e| e.load.is_sound() && e.age_ms <= MAX_AGE_MS)
             }
-            Self::Offer(offer) => share(offer.source_cpu) && offer.cpu.is_finite() && (0.0..=65_536.0).contains(&offer.cpu),
+            Self::Offer(offer) => {
+                share(offer.source_cpu)
+                    && offer.cpu.is_finite()
+                    && (0.0..=65_536.0).contains(&offer.cpu)
+            }
             Self::Accept { predicted, .. } => share(*predicted),
             Self::Reject { load, .. } => load.is_sound(),
             Self::Release { .. } => true,
@@ -160,27 +173,44 @@ mod tests {
 
     /// The longest coordinate there is on the wire.
     fn farthest() -> Coordinate {
-        postcard::from_bytes(&postcard::to_allocvec(&([-3_000_000i32; 3], 3_000_000u32, 1500u16)).unwrap()).unwrap()
+        postcard::from_bytes(
+            &postcard::to_allocvec(&([-3_000_000i32; 3], 3_000_000u32, 1500u16)).unwrap(),
+        )
+        .unwrap()
     }
 
     fn loads() -> impl Strategy<Value = LoadVector> {
-        (any::<[u8; 32]>(), any::<u64>(), 0.0f32..=1.0, 1u32..=256, any::<u64>(), any::<u64>(), any::<u32>(), any::<bool>()).prop_map(
-            |(member, seq, cpu, cpus, used, total, vms, placed)| LoadVector {
-                member: MemberId(member),
-                seq,
-                cpu,
-                cpus,
-                memory_used_mib: used,
-                memory_total_mib: total,
-                vms,
-                place: placed.then(farthest),
-            },
+        (
+            any::<[u8; 32]>(),
+            any::<u64>(),
+            0.0f32..=1.0,
+            1u32..=256,
+            any::<u64>(),
+            any::<u64>(),
+            any::<u32>(),
+            any::<bool>(),
         )
+            .prop_map(
+                |(member, seq, cpu, cpus, used, total, vms, placed)| LoadVector {
+                    member: MemberId(member),
+                    seq,
+                    cpu,
+                    cpus,
+                    memory_used_mib: used,
+                    memory_total_mib: total,
+                    vms,
+                    place: placed.then(farthest),
+                },
+            )
     }
 
     fn messages() -> impl Strategy<Value = Message> {
-        let entries =
-            || prop::collection::vec((loads(), 0..=MAX_AGE_MS).prop_map(|(load, age_ms)| Heard { load, age_ms }), 0..=MAX_ENTRIES);
+        let entries = || {
+            prop::collection::vec(
+                (loads(), 0..=MAX_AGE_MS).prop_map(|(load, age_ms)| Heard { load, age_ms }),
+                0..=MAX_ENTRIES,
+            )
+        };
         let refusals = prop_oneof![
             Just(Refusal::Busy),
             Just(Refusal::Memory),
@@ -191,10 +221,29 @@ mod tests {
         prop_oneof![
             entries().prop_map(Message::Shuffle),
             entries().prop_map(Message::ShuffleReply),
-            (any::<u64>(), any::<[u8; 32]>(), 0.0f32..64.0, any::<u64>(), 0.0f32..=1.0)
-                .prop_map(|(id, vm, cpu, memory_mib, source_cpu)| Message::Offer(Offer { id, vm: VmId(vm), cpu, memory_mib, source_cpu })),
-            (any::<u64>(), 0.0f32..=1.0).prop_map(|(id, predicted)| Message::Accept { id, predicted }),
-            (any::<u64>(), refusals, loads()).prop_map(|(id, why, load)| Message::Reject { id, why, load }),
+            (
+                any::<u64>(),
+                any::<[u8; 32]>(),
+                0.0f32..64.0,
+                any::<u64>(),
+                0.0f32..=1.0
+            )
+                .prop_map(|(id, vm, cpu, memory_mib, source_cpu)| Message::Offer(
+                    Offer {
+                        id,
+                        vm: VmId(vm),
+                        cpu,
+                        memory_mib,
+                        source_cpu
+                    }
+                )),
+            (any::<u64>(), 0.0f32..=1.0)
+                .prop_map(|(id, predicted)| Message::Accept { id, predicted }),
+            (any::<u64>(), refusals, loads()).prop_map(|(id, why, load)| Message::Reject {
+                id,
+                why,
+                load
+            }),
             any::<u64>().prop_map(|id| Message::Release { id }),
         ]
     }
@@ -227,12 +276,27 @@ mod tests {
             vms: 0,
             place: None,
         };
-        let heard = vec![Heard { load: load.clone(), age_ms: 0 }];
-        assert_eq!(Message::decode(&Message::Shuffle(heard).encode()), Err(WireError::Malformed));
-        let many = vec![Heard { load: LoadVector { cpu: 0.5, ..load }, age_ms: 0 }; MAX_ENTRIES + 1];
+        let heard = vec![Heard {
+            load: load.clone(),
+            age_ms: 0,
+        }];
+        assert_eq!(
+            Message::decode(&Message::Shuffle(heard).encode()),
+            Err(WireError::Malformed)
+        );
+        let many = vec![
+            Heard {
+                load: LoadVector { cpu: 0.5, ..load },
+                age_ms: 0
+            };
+            MAX_ENTRIES + 1
+        ];
         assert!(Message::decode(&Message::Shuffle(many).encode()).is_err());
         assert_eq!(Message::decode(&[1, 5, 0]), Err(WireError::Version(1)));
         assert_eq!(Message::decode(&[]), Err(WireError::Malformed));
-        assert_eq!(Message::decode(&[VERSION, 5, 0, 0]), Err(WireError::Malformed));
+        assert_eq!(
+            Message::decode(&[VERSION, 5, 0, 0]),
+            Err(WireError::Malformed)
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! Two managers face to face, message by message: who may move what when answers are lost, late or negative.
+//! Two managers face to face, message by message: who may move what when answers are lost, late or
+//! negative.
 
 use p2pvm_autonomic::{
-    Decision, Heard, Input, LoadVector, LocalLoad, Manager, Message, MigrationEnd, Millis, Offer, Output, Placement, Refusal, VmLoad,
+    Decision, Heard, Input, LoadVector, LocalLoad, Manager, Message, MigrationEnd, Millis, Offer,
+    Output, Placement, Refusal, VmLoad,
 };
 use p2pvm_overlay::{MemberId, VmId};
 
@@ -11,12 +13,37 @@ const OTHER: MemberId = MemberId([3; 32]);
 const VM: VmId = VmId([9; 32]);
 
 fn local(cpu: f64, vms: &[VmId]) -> LocalLoad {
-    let vms = vms.iter().map(|vm| VmLoad { vm: *vm, cpu: 0.4, memory_mib: 512, movable: true, talks: Vec::new() }).collect();
-    LocalLoad { cpu, cpus: 4, memory_used_mib: 2048, memory_total_mib: 8192, vms, place: None }
+    let vms = vms
+        .iter()
+        .map(|vm| VmLoad {
+            vm: *vm,
+            cpu: 0.4,
+            memory_mib: 512,
+            movable: true,
+            talks: Vec::new(),
+        })
+        .collect();
+    LocalLoad {
+        cpu,
+        cpus: 4,
+        memory_used_mib: 2048,
+        memory_total_mib: 8192,
+        vms,
+        place: None,
+    }
 }
 
 fn vector(member: MemberId, seq: u64, cpu: f32) -> LoadVector {
-    LoadVector { member, seq, cpu, cpus: 4, memory_used_mib: 2048, memory_total_mib: 8192, vms: 0, place: None }
+    LoadVector {
+        member,
+        seq,
+        cpu,
+        cpus: 4,
+        memory_used_mib: 2048,
+        memory_total_mib: 8192,
+        vms: 0,
+        place: None,
+    }
 }
 
 fn outputs(manager: &mut Manager) -> Vec<Output> {
@@ -40,7 +67,10 @@ fn migrations(outputs: &[Output]) -> Vec<(VmId, MemberId)> {
 }
 
 fn releases(outputs: &[Output]) -> usize {
-    outputs.iter().filter(|o| matches!(o, Output::Send(_, Message::Release { .. }))).count()
+    outputs
+        .iter()
+        .filter(|o| matches!(o, Output::Send(_, Message::Release { .. })))
+        .count()
 }
 
 /// Measures and ticks each second from `from` up to and including `to` seconds.
@@ -62,25 +92,51 @@ fn tell(manager: &mut Manager, second: u64, from: MemberId, message: Message) ->
 /// An overloaded node that knows `peers` and has made an offer by second 10.
 fn offering(peers: &[(MemberId, f32)]) -> (Manager, MemberId, Offer) {
     let mut manager = Manager::new(ME, Placement::default(), 1);
-    let entries = peers.iter().map(|(peer, cpu)| Heard { load: vector(*peer, 1, *cpu), age_ms: 0 }).collect();
+    let entries = peers
+        .iter()
+        .map(|(peer, cpu)| Heard {
+            load: vector(*peer, 1, *cpu),
+            age_ms: 0,
+        })
+        .collect();
     tell(&mut manager, 1, PEER, Message::ShuffleReply(entries));
     let made = offers(&run(&mut manager, 1, 5, 1.0, &[VM]));
-    let [(to, offer)] = &made[..] else { panic!("one offer, not {made:?}") };
+    let [(to, offer)] = &made[..] else {
+        panic!("one offer, not {made:?}")
+    };
     (manager, *to, offer.clone())
 }
 
 fn accept(offer: &Offer) -> Message {
-    Message::Accept { id: offer.id, predicted: 0.2 }
+    Message::Accept {
+        id: offer.id,
+        predicted: 0.2,
+    }
 }
 
 #[test]
 fn nothing_moves_before_the_peer_has_agreed_and_then_once() {
     let (mut manager, to, offer) = offering(&[(PEER, 0.1)]);
     assert_eq!((to, offer.vm), (PEER, VM));
-    assert_eq!(migrations(&tell(&mut manager, 6, OTHER, accept(&offer))), [], "not from somebody else");
-    assert_eq!(migrations(&tell(&mut manager, 6, PEER, accept(&offer))), [(VM, PEER)]);
-    assert_eq!(migrations(&tell(&mut manager, 6, PEER, accept(&offer))), [], "a doubled answer starts nothing");
-    assert_eq!(offers(&run(&mut manager, 7, 60, 1.0, &[VM])), [], "one at a time");
+    assert_eq!(
+        migrations(&tell(&mut manager, 6, OTHER, accept(&offer))),
+        [],
+        "not from somebody else"
+    );
+    assert_eq!(
+        migrations(&tell(&mut manager, 6, PEER, accept(&offer))),
+        [(VM, PEER)]
+    );
+    assert_eq!(
+        migrations(&tell(&mut manager, 6, PEER, accept(&offer))),
+        [],
+        "a doubled answer starts nothing"
+    );
+    assert_eq!(
+        offers(&run(&mut manager, 7, 60, 1.0, &[VM])),
+        [],
+        "one at a time"
+    );
 }
 
 #[test]
@@ -90,17 +146,31 @@ fn a_late_agreement_is_released() {
     assert_eq!((releases(&silent), migrations(&silent)), (1, vec![]));
     let late = tell(&mut manager, 13, PEER, accept(&offer));
     assert_eq!((releases(&late), migrations(&late)), (1, vec![]));
-    assert!(manager.explain(VM).iter().any(|e| e.decision == Decision::Unanswered));
+    assert!(
+        manager
+            .explain(VM)
+            .iter()
+            .any(|e| e.decision == Decision::Unanswered)
+    );
 }
 
 #[test]
 fn a_refusal_turns_to_the_next_best_and_corrects_what_was_believed() {
     let (mut manager, first, offer) = offering(&[(PEER, 0.1), (OTHER, 0.3)]);
     assert_eq!(first, PEER);
-    let refusal = Message::Reject { id: offer.id, why: Refusal::Busy, load: vector(PEER, 2, 0.9) };
+    let refusal = Message::Reject {
+        id: offer.id,
+        why: Refusal::Busy,
+        load: vector(PEER, 2, 0.9),
+    };
     let next = offers(&tell(&mut manager, 6, PEER, refusal));
     assert!(matches!(&next[..], [(OTHER, again)] if again.vm == VM && again.id != offer.id));
-    assert!(manager.explain(VM).iter().any(|e| e.decision == Decision::Refused(Refusal::Busy)));
+    assert!(
+        manager
+            .explain(VM)
+            .iter()
+            .any(|e| e.decision == Decision::Refused(Refusal::Busy))
+    );
 }
 
 #[test]
@@ -113,18 +183,35 @@ fn a_vm_that_became_unmovable_meanwhile_stays() {
 
 #[test]
 fn a_migration_that_failed_or_was_cancelled_frees_the_target_and_the_vm_rests_longer_each_time() {
-    for (end, decision) in [(MigrationEnd::Failed, Decision::Failed), (MigrationEnd::Cancelled, Decision::Cancelled)] {
+    for (end, decision) in [
+        (MigrationEnd::Failed, Decision::Failed),
+        (MigrationEnd::Cancelled, Decision::Cancelled),
+    ] {
         let (mut manager, _, offer) = offering(&[(PEER, 0.1)]);
         tell(&mut manager, 6, PEER, accept(&offer));
         manager.handle(Millis(8000), Input::MigrationDone { vm: VM, end });
         assert_eq!(releases(&outputs(&mut manager)), 1);
-        assert_eq!(manager.explain(VM).last().map(|e| e.decision), Some(decision));
-        let fresh = |seq| Message::ShuffleReply(vec![Heard { load: vector(PEER, seq, 0.1), age_ms: 0 }]);
+        assert_eq!(
+            manager.explain(VM).last().map(|e| e.decision),
+            Some(decision)
+        );
+        let fresh = |seq| {
+            Message::ShuffleReply(vec![Heard {
+                load: vector(PEER, seq, 0.1),
+                age_ms: 0,
+            }])
+        };
         let rested = Placement::default().vm_cooldown_ms / 1000;
         tell(&mut manager, 9, PEER, fresh(2));
-        assert_eq!(offers(&run(&mut manager, 9, 8 + rested - 1, 1.0, &[VM])), []);
+        assert_eq!(
+            offers(&run(&mut manager, 9, 8 + rested - 1, 1.0, &[VM])),
+            []
+        );
         tell(&mut manager, 8 + rested, PEER, fresh(3));
-        assert_eq!(offers(&run(&mut manager, 8 + rested, 14 + rested, 1.0, &[VM])).len(), 1);
+        assert_eq!(
+            offers(&run(&mut manager, 8 + rested, 14 + rested, 1.0, &[VM])).len(),
+            1
+        );
     }
 }
 
@@ -135,7 +222,13 @@ fn target(cpu: f64) -> Manager {
 }
 
 fn offer(id: u64, vm: u8, cpu: f32, memory_mib: u64) -> Message {
-    Message::Offer(Offer { id, vm: VmId([vm; 32]), cpu, memory_mib, source_cpu: 1.0 })
+    Message::Offer(Offer {
+        id,
+        vm: VmId([vm; 32]),
+        cpu,
+        memory_mib,
+        source_cpu: 1.0,
+    })
 }
 
 fn answer(outputs: &[Output]) -> Option<Result<u64, Refusal>> {
@@ -148,43 +241,113 @@ fn answer(outputs: &[Output]) -> Option<Result<u64, Refusal>> {
 
 #[test]
 fn a_peer_agrees_by_its_own_load_memory_and_promises() {
-    assert_eq!(answer(&tell(&mut target(0.1), 6, PEER, offer(1, 1, 1.0, 512))), Some(Ok(1)));
-    assert_eq!(answer(&tell(&mut target(0.6), 6, PEER, offer(1, 1, 1.0, 512))), Some(Err(Refusal::Busy)));
-    assert_eq!(answer(&tell(&mut target(0.1), 6, PEER, offer(1, 1, 1.0, 6000))), Some(Err(Refusal::Memory)));
-    let cool = Message::Offer(Offer { id: 1, vm: VM, cpu: 1.0, memory_mib: 512, source_cpu: 0.4 });
-    assert_eq!(answer(&tell(&mut target(0.1), 6, PEER, cool)), Some(Err(Refusal::LittleGain)));
+    assert_eq!(
+        answer(&tell(&mut target(0.1), 6, PEER, offer(1, 1, 1.0, 512))),
+        Some(Ok(1))
+    );
+    assert_eq!(
+        answer(&tell(&mut target(0.6), 6, PEER, offer(1, 1, 1.0, 512))),
+        Some(Err(Refusal::Busy))
+    );
+    assert_eq!(
+        answer(&tell(&mut target(0.1), 6, PEER, offer(1, 1, 1.0, 6000))),
+        Some(Err(Refusal::Memory))
+    );
+    let cool = Message::Offer(Offer {
+        id: 1,
+        vm: VM,
+        cpu: 1.0,
+        memory_mib: 512,
+        source_cpu: 0.4,
+    });
+    assert_eq!(
+        answer(&tell(&mut target(0.1), 6, PEER, cool)),
+        Some(Err(Refusal::LittleGain))
+    );
     let mut unmeasured = Manager::new(ME, Placement::default(), 1);
-    assert_eq!(answer(&tell(&mut unmeasured, 6, PEER, offer(1, 1, 1.0, 512))), Some(Err(Refusal::Unavailable)));
+    assert_eq!(
+        answer(&tell(&mut unmeasured, 6, PEER, offer(1, 1, 1.0, 512))),
+        Some(Err(Refusal::Unavailable))
+    );
     let mut drained = target(0.1);
     drained.handle(Millis(6000), Input::Draining(true));
-    assert_eq!(answer(&tell(&mut drained, 6, PEER, offer(1, 1, 1.0, 512))), Some(Err(Refusal::Unavailable)));
+    assert_eq!(
+        answer(&tell(&mut drained, 6, PEER, offer(1, 1, 1.0, 512))),
+        Some(Err(Refusal::Unavailable))
+    );
 }
 
 #[test]
 fn what_was_promised_counts_until_it_is_called_off_or_runs_out() {
     let mut manager = target(0.1);
-    assert_eq!(answer(&tell(&mut manager, 6, PEER, offer(1, 1, 1.0, 512))), Some(Ok(1)));
-    assert_eq!(answer(&tell(&mut manager, 6, PEER, offer(1, 1, 1.0, 512))), Some(Ok(1)), "an offer heard twice is one promise");
-    assert_eq!(answer(&tell(&mut manager, 6, OTHER, offer(2, 2, 1.6, 512))), Some(Err(Refusal::Busy)), "0.1 + 1/4 + 1.6/4 > 0.65");
-    assert_eq!(answer(&tell(&mut manager, 6, OTHER, offer(3, 3, 0.4, 512))), Some(Ok(3)));
-    assert_eq!(answer(&tell(&mut manager, 6, OTHER, offer(4, 4, 0.1, 512))), Some(Err(Refusal::Occupied)));
+    assert_eq!(
+        answer(&tell(&mut manager, 6, PEER, offer(1, 1, 1.0, 512))),
+        Some(Ok(1))
+    );
+    assert_eq!(
+        answer(&tell(&mut manager, 6, PEER, offer(1, 1, 1.0, 512))),
+        Some(Ok(1)),
+        "an offer heard twice is one promise"
+    );
+    assert_eq!(
+        answer(&tell(&mut manager, 6, OTHER, offer(2, 2, 1.6, 512))),
+        Some(Err(Refusal::Busy)),
+        "0.1 + 1/4 + 1.6/4 > 0.65"
+    );
+    assert_eq!(
+        answer(&tell(&mut manager, 6, OTHER, offer(3, 3, 0.4, 512))),
+        Some(Ok(3))
+    );
+    assert_eq!(
+        answer(&tell(&mut manager, 6, OTHER, offer(4, 4, 0.1, 512))),
+        Some(Err(Refusal::Occupied))
+    );
     assert_eq!(manager.load_vector().memory_used_mib, 2048 + 1024);
     tell(&mut manager, 7, OTHER, Message::Release { id: 1 });
-    assert_eq!(manager.status(Millis(7000)).expected.len(), 2, "only who was promised may call off");
+    assert_eq!(
+        manager.status(Millis(7000)).expected.len(),
+        2,
+        "only who was promised may call off"
+    );
     tell(&mut manager, 7, PEER, Message::Release { id: 1 });
     assert_eq!(manager.status(Millis(7000)).expected.len(), 1);
-    run(&mut manager, 8, 8 + Placement::default().reservation_ms / 1000, 0.1, &[]);
+    run(
+        &mut manager,
+        8,
+        8 + Placement::default().reservation_ms / 1000,
+        0.1,
+        &[],
+    );
     assert_eq!(manager.status(Millis(0)).expected.len(), 0);
 }
 
 #[test]
 fn a_disabled_or_drained_node_moves_nothing_by_itself() {
     for (enabled, draining) in [(false, false), (true, true)] {
-        let mut manager = Manager::new(ME, Placement { enabled, ..Placement::default() }, 1);
+        let mut manager = Manager::new(
+            ME,
+            Placement {
+                enabled,
+                ..Placement::default()
+            },
+            1,
+        );
         manager.handle(Millis(0), Input::Draining(draining));
-        tell(&mut manager, 1, PEER, Message::ShuffleReply(vec![Heard { load: vector(PEER, 1, 0.1), age_ms: 0 }]));
+        tell(
+            &mut manager,
+            1,
+            PEER,
+            Message::ShuffleReply(vec![Heard {
+                load: vector(PEER, 1, 0.1),
+                age_ms: 0,
+            }]),
+        );
         assert_eq!(offers(&run(&mut manager, 1, 20, 1.0, &[VM])), []);
-        assert_eq!(manager.places_for(VM).first().map(|p| p.member), Some(PEER), "whoever drains still learns where to");
+        assert_eq!(
+            manager.places_for(VM).first().map(|p| p.member),
+            Some(PEER),
+            "whoever drains still learns where to"
+        );
     }
 }
 
@@ -192,9 +355,21 @@ fn a_disabled_or_drained_node_moves_nothing_by_itself() {
 fn status_and_reasons_are_json() {
     let (mut manager, to, offer) = offering(&[(PEER, 0.1)]);
     let moved = tell(&mut manager, 6, to, accept(&offer));
-    let reason = moved.iter().find_map(|o| if let Output::Migrate { reason, .. } = o { Some(reason) } else { None }).unwrap();
+    let reason = moved
+        .iter()
+        .find_map(|o| {
+            if let Output::Migrate { reason, .. } = o {
+                Some(reason)
+            } else {
+                None
+            }
+        })
+        .unwrap();
     let json = serde_json::to_value(reason).unwrap();
-    assert_eq!((json["decision"].as_str(), json["peer"].as_str()), (Some("migrating"), Some(PEER.to_string().as_str())));
+    assert_eq!(
+        (json["decision"].as_str(), json["peer"].as_str()),
+        (Some("migrating"), Some(PEER.to_string().as_str()))
+    );
     assert!(reason.to_string().contains("which agreed"), "{reason}");
     let status = serde_json::to_value(manager.status(Millis(6000))).unwrap();
     assert_eq!(status["giving"][0], VM.to_string());

@@ -1,8 +1,10 @@
-//! Hundreds of managers in virtual time: each sees its own node and what its peers tell it, nothing else.
-//! Messages take 5 to 200 ms, one in twenty is lost; migrations take 3 to 20 s and one in twenty fails.
-//! The seed is in each assertion.
+//! Hundreds of managers in virtual time: each sees its own node and what its peers tell it, nothing
+//! else. Messages take 5 to 200 ms, one in twenty is lost; migrations take 3 to 20 s and one in
+//! twenty fails. The seed is in each assertion.
 
-use p2pvm_autonomic::{Decision, Input, LocalLoad, Manager, Message, MigrationEnd, Millis, Output, Placement, VmLoad};
+use p2pvm_autonomic::{
+    Decision, Input, LocalLoad, Manager, Message, MigrationEnd, Millis, Output, Placement, VmLoad,
+};
 use p2pvm_overlay::{MemberId, VmId};
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -55,11 +57,14 @@ fn member(n: usize) -> MemberId {
 }
 
 impl World {
-    /// Each node is first connected with a handful of others; `demands` are CPUs of the VMs on each node.
+    /// Each node is first connected with a handful of others; `demands` are CPUs of the VMs on each
+    /// node.
     fn new(seed: u64, placement: &Placement, demands: Vec<Vec<f64>>) -> Self {
         let count = demands.len();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut managers: Vec<Manager> = (0..count).map(|n| Manager::new(member(n), placement.clone(), seed ^ (n as u64) << 20)).collect();
+        let mut managers: Vec<Manager> = (0..count)
+            .map(|n| Manager::new(member(n), placement.clone(), seed ^ (n as u64) << 20))
+            .collect();
         for manager in &mut managers {
             let neighbours = (0..6).map(|_| member(rng.random_range(0..count))).collect();
             manager.handle(Millis(0), Input::Neighbours(neighbours));
@@ -68,7 +73,13 @@ impl World {
         for (at, demands) in demands.into_iter().enumerate() {
             for demand in demands {
                 let id = VmId(member(100_000 + vms.len()).0);
-                vms.push(Vm { id, demand, at, moving: false, moves: 0 });
+                vms.push(Vm {
+                    id,
+                    demand,
+                    at,
+                    moving: false,
+                    moves: 0,
+                });
             }
         }
         let mut world = Self {
@@ -79,7 +90,15 @@ impl World {
             hogs: vec![0.0; count],
             by_id: (0..count).map(|n| (member(n), n)).collect(),
             by_vm: vms.iter().enumerate().map(|(n, vm)| (vm.id, n)).collect(),
-            held: (0..count).map(|n| vms.iter().enumerate().filter(|(_, vm)| vm.at == n).map(|(v, _)| v).collect()).collect(),
+            held: (0..count)
+                .map(|n| {
+                    vms.iter()
+                        .enumerate()
+                        .filter(|(_, vm)| vm.at == n)
+                        .map(|(v, _)| v)
+                        .collect()
+                })
+                .collect(),
             vms,
             events: BinaryHeap::new(),
             flying: BTreeMap::new(),
@@ -97,12 +116,17 @@ impl World {
 
     fn schedule(&mut self, after: u64, event: Event) {
         self.count += 1;
-        self.events.push(std::cmp::Reverse((self.now + after, self.count, event)));
+        self.events
+            .push(std::cmp::Reverse((self.now + after, self.count, event)));
     }
 
     /// CPUs wanted on a node.
     fn wanted(&self, node: usize) -> f64 {
-        self.hogs[node] + self.held[node].iter().map(|vm| self.vms[*vm].demand).sum::<f64>()
+        self.hogs[node]
+            + self.held[node]
+                .iter()
+                .map(|vm| self.vms[*vm].demand)
+                .sum::<f64>()
     }
 
     fn load(&self, node: usize) -> f64 {
@@ -125,7 +149,14 @@ impl World {
             })
             .collect();
         let memory_used_mib = 1024 + vms.len() as u64 * VM_MEMORY_MIB;
-        LocalLoad { cpu, cpus: CPUS, memory_used_mib, memory_total_mib: NODE_MEMORY_MIB, vms, place: None }
+        LocalLoad {
+            cpu,
+            cpus: CPUS,
+            memory_used_mib,
+            memory_total_mib: NODE_MEMORY_MIB,
+            vms,
+            place: None,
+        }
     }
 
     fn run_until(&mut self, end_ms: u64) {
@@ -152,10 +183,24 @@ impl World {
                         self.held[from].retain(|v| *v != vm);
                         self.held[to].push(vm);
                         let used = 1024 + self.held[to].len() as u64 * VM_MEMORY_MIB;
-                        assert!(used <= NODE_MEMORY_MIB, "seed {}: memory of node {to} overbooked", self.seed);
+                        assert!(
+                            used <= NODE_MEMORY_MIB,
+                            "seed {}: memory of node {to} overbooked",
+                            self.seed
+                        );
                     }
                     let vm = self.vms[vm].id;
-                    self.tell(from, Input::MigrationDone { vm, end: if ok { MigrationEnd::Moved } else { MigrationEnd::Failed } });
+                    self.tell(
+                        from,
+                        Input::MigrationDone {
+                            vm,
+                            end: if ok {
+                                MigrationEnd::Moved
+                            } else {
+                                MigrationEnd::Failed
+                            },
+                        },
+                    );
                 }
             }
         }
@@ -168,9 +213,19 @@ impl World {
             match output {
                 Output::Send(to, message) => {
                     let bytes = message.encode();
-                    assert_eq!(Message::decode(&bytes).as_ref(), Ok(&message), "seed {}", self.seed);
+                    assert_eq!(
+                        Message::decode(&bytes).as_ref(),
+                        Ok(&message),
+                        "seed {}",
+                        self.seed
+                    );
                     self.bytes += bytes.len() as u64;
-                    if let Some(to) = self.by_id.get(&to).copied().filter(|_| !self.rng.random_ratio(1, 20)) {
+                    if let Some(to) = self
+                        .by_id
+                        .get(&to)
+                        .copied()
+                        .filter(|_| !self.rng.random_ratio(1, 20))
+                    {
                         let delay = self.rng.random_range(5..=200);
                         self.flying.insert(self.count + 1, (member(node), message));
                         let index = self.count + 1;
@@ -197,7 +252,10 @@ impl World {
 
     fn overloaded(&self) -> Vec<(usize, f64)> {
         let high = self.managers[0].placement().high_watermark;
-        (0..self.managers.len()).map(|n| (n, self.load(n))).filter(|(_, load)| *load > high + 0.05).collect()
+        (0..self.managers.len())
+            .map(|n| (n, self.load(n)))
+            .filter(|(_, load)| *load > high + 0.05)
+            .collect()
     }
 }
 
@@ -207,40 +265,74 @@ fn hundreds_of_nodes_spread_a_crowd_of_vms_and_come_to_rest() {
         let placement = Placement::default();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         // A tenth of the nodes carries nearly all VMs; in all about half of the capacity is wanted.
-        let mut demands: Vec<Vec<f64>> =
-            (0..200).map(|n| (0..if n < 20 { 25 } else { 1 }).map(|_| rng.random_range(0.1..1.1)).collect()).collect();
+        let mut demands: Vec<Vec<f64>> = (0..200)
+            .map(|n| {
+                (0..if n < 20 { 25 } else { 1 })
+                    .map(|_| rng.random_range(0.1..1.1))
+                    .collect()
+            })
+            .collect();
         demands.shuffle(&mut rng);
         let mut world = World::new(seed, &placement, demands);
         let before = world.overloaded().len();
         world.run_until(45 * 60_000);
         let settled = world.migrations.last().map_or(0, |(at, _)| at / 1000);
-        println!("seed {seed}: {before} of 200 nodes overloaded, {} migrations, the last after {settled} s", world.migrations.len());
-        assert!(before >= 18 && world.overloaded().is_empty(), "seed {seed}: {before} before, still {:?}", world.overloaded());
+        println!(
+            "seed {seed}: {before} of 200 nodes overloaded, {} migrations, the last after \
+                {settled} s",
+            world.migrations.len()
+        );
+        assert!(
+            before >= 18 && world.overloaded().is_empty(),
+            "seed {seed}: {before} before, still {:?}",
+            world.overloaded()
+        );
         let at_rest = world.migrations.len();
         world.run_until(55 * 60_000);
         // A node that measurement noise lifts over the watermark may still give a VM away.
-        assert!(world.migrations.len() <= at_rest + 2, "seed {seed}: {at_rest} moves, then {}", world.migrations.len());
+        assert!(
+            world.migrations.len() <= at_rest + 2,
+            "seed {seed}: {at_rest} moves, then {}",
+            world.migrations.len()
+        );
         let most = world.vms.iter().map(|vm| vm.moves).max().unwrap();
         let mean = world.migrations.len() as f64 / world.vms.len() as f64;
-        assert!(most <= 4 && mean < 1.2, "seed {seed}: a VM moved {most} times, {mean:.2} on average");
+        assert!(
+            most <= 4 && mean < 1.2,
+            "seed {seed}: a VM moved {most} times, {mean:.2} on average"
+        );
     }
 }
 
 #[test]
 fn a_hog_drives_a_vm_off_its_host_within_fifteen_seconds_and_the_vm_stays_away() {
     for seed in 0..20 {
-        let mut world = World::new(seed, &Placement::default(), vec![vec![0.4], vec![], vec![], vec![], vec![], vec![]]);
+        let mut world = World::new(
+            seed,
+            &Placement::default(),
+            vec![vec![0.4], vec![], vec![], vec![], vec![], vec![]],
+        );
         world.run_until(60_000);
         assert!(world.migrations.is_empty(), "seed {seed}");
         world.hogs[0] = 40.0;
         world.run_until(75_000);
         assert_eq!(world.migrations.len(), 1, "seed {seed}");
         let why = world.managers[0].explain(world.vms[0].id);
-        assert!(why.iter().any(|e| e.decision == Decision::Migrating && e.gain.is_some_and(|g| g > 0.5)), "seed {seed}: {why:?}");
+        assert!(
+            why.iter()
+                .any(|e| e.decision == Decision::Migrating && e.gain.is_some_and(|g| g > 0.5)),
+            "seed {seed}: {why:?}"
+        );
         world.run_until(20 * 60_000);
-        assert!(world.vms[0].at != 0 && world.vms[0].moves == 1, "seed {seed}");
+        assert!(
+            world.vms[0].at != 0 && world.vms[0].moves == 1,
+            "seed {seed}"
+        );
         let taken = world.managers[world.vms[0].at].explain(world.vms[0].id);
-        assert!(taken.iter().any(|e| e.decision == Decision::TakenIn), "seed {seed}: {taken:?}");
+        assert!(
+            taken.iter().any(|e| e.decision == Decision::TakenIn),
+            "seed {seed}: {taken:?}"
+        );
     }
 }
 
@@ -255,7 +347,11 @@ fn where_all_are_equally_loaded_nothing_moves() {
 
 #[test]
 fn a_load_that_swings_around_the_threshold_moves_a_vm_at_most_now_and_then() {
-    let mut world = World::new(7, &Placement::default(), vec![vec![0.5, 0.5], vec![0.5], vec![0.5], vec![]]);
+    let mut world = World::new(
+        7,
+        &Placement::default(),
+        vec![vec![0.5, 0.5], vec![0.5], vec![0.5], vec![]],
+    );
     for minute in 0..60 {
         world.hogs[0] = if minute % 2 == 0 { 3.2 } else { 0.0 };
         world.run_until((minute + 1) * 60_000);
@@ -271,7 +367,10 @@ fn one_vm_that_fills_any_host_is_not_passed_around() {
     world.run_until(30 * 60_000);
     assert_eq!(world.migrations, []);
     let why = world.managers[0].explain(world.vms[0].id);
-    assert!(matches!(&why[..], [.., last] if last.decision == Decision::Kept), "{why:?}");
+    assert!(
+        matches!(&why[..], [.., last] if last.decision == Decision::Kept),
+        "{why:?}"
+    );
 }
 
 #[test]

@@ -54,10 +54,17 @@ fn logs(model: &Model, back: usize, page: &mut Page<'_>) {
 /// Page 0 is the text; the others are codes, which take the whole screen but for the keys.
 fn invite(model: &Model, invitation: &Invitation, shown: usize, page: &mut Page<'_>) {
     let rows = usize::from(page.area.height).saturating_sub(1);
-    let codes = if model.theme.unicode { qr::codes(&invitation.text, page.width(), rows) } else { None };
+    let codes = if model.theme.unicode {
+        qr::codes(&invitation.text, page.width(), rows)
+    } else {
+        None
+    };
     let pages = 1 + codes.as_ref().map_or(0, Vec::len);
     let shown = shown % pages;
-    if let Some(code) = codes.as_ref().and_then(|codes| codes.get(shown.checked_sub(1)?)) {
+    if let Some(code) = codes
+        .as_ref()
+        .and_then(|codes| codes.get(shown.checked_sub(1)?))
+    {
         page.buffer.reset();
         page.y = page.area.y;
         for line in &code.lines {
@@ -67,34 +74,60 @@ fn invite(model: &Model, invitation: &Invitation, shown: usize, page: &mut Page<
         let parts = pages - 1;
         let said = match parts {
             1 => "Scan this: it is the whole invite.".to_owned(),
-            _ => format!("Part {shown} of {parts}. Scan all parts and put their texts one after the other; right shows the next."),
+            _ => format!(
+                "Part {shown} of {parts}. Scan all parts and put their texts one after the other; \
+                    right shows the next."
+            ),
         };
         let room = page.width().saturating_sub(beside + 2);
         if room >= 16 {
             for (n, line) in wrap(&said, room).iter().enumerate() {
-                page.buffer.set_string(page.area.x + beside as u16 + 1, page.area.y + 1 + n as u16, line, Style::new());
+                page.buffer.set_string(
+                    page.area.x + beside as u16 + 1,
+                    page.area.y + 1 + n as u16,
+                    line,
+                    Style::new(),
+                );
             }
         }
         return;
     }
     page.rule(model.theme, &format!("Invite, {}", invitation.terms));
-    page.wrapped("On another machine: p2pvm join, and this text.", Style::new());
+    page.wrapped(
+        "On another machine: p2pvm join, and this text.",
+        Style::new(),
+    );
     page.gap();
     page.wrapped(&invitation.text, model.theme.title());
     page.gap();
     let codes = match (model.theme.unicode, pages) {
-        (false, _) => "This terminal shows no QR codes: p2pvm invite --qr shows one elsewhere.".to_owned(),
-        (true, 1) => "This screen is too small for its QR code: enlarge it, or use p2pvm invite --qr.".to_owned(),
+        (false, _) => {
+            "This terminal shows no QR codes: p2pvm invite --qr shows one elsewhere.".to_owned()
+        }
+        (true, 1) => {
+            "This screen is too small for its QR code: enlarge it, or use p2pvm invite --qr."
+                .to_owned()
+        }
         (true, 2) => "The right arrow shows it as a QR code.".to_owned(),
-        (true, n) => format!("The right arrow shows it as {} QR codes: one does not fit on this screen.", n - 1),
+        (true, n) => format!(
+            "The right arrow shows it as {} QR codes: one does not fit on this screen.",
+            n - 1
+        ),
     };
     page.wrapped(&codes, Style::new());
-    page.wrapped("Whoever has it can join: hand it to nobody else.", Style::new());
+    page.wrapped(
+        "Whoever has it can join: hand it to nobody else.",
+        Style::new(),
+    );
 }
 
 fn join(model: &Model, input: &str, answer: Option<&str>, page: &mut Page<'_>) {
     page.rule(model.theme, "Join a network");
-    page.wrapped("Type or paste an invite (p2pvm1...), then press Enter. On a member it is made with: p2pvm invite", Style::new());
+    page.wrapped(
+        "Type or paste an invite (p2pvm1...), then press Enter. On a member it is made \
+        with: p2pvm invite",
+        Style::new(),
+    );
     page.gap();
     // The end is what is being typed: the beginning is left out where it does not fit.
     let width = page.width().saturating_sub(4).max(1);
@@ -132,14 +165,20 @@ fn confirm(model: &Model, power: Power, again: bool, page: &mut Page<'_>) {
     let cost = if here.is_empty() {
         "No VM runs here.".to_owned()
     } else {
-        format!("These VMs run here and will be shut off: {}. 'p2pvm drain' moves them away first.", here.join(", "))
+        format!(
+            "These VMs run here and will be shut off: {}. 'p2pvm drain' moves them away first.",
+            here.join(", ")
+        )
     };
     page.wrapped(&cost, model.theme.notable());
     if let Some(warning) = &model.warning {
         page.wrapped(warning, model.theme.notable());
     }
     page.gap();
-    page.wrapped(&format!("Really {verb}? A capital Y does it."), model.theme.title());
+    page.wrapped(
+        &format!("Really {verb}? A capital Y does it."),
+        model.theme.title(),
+    );
 }
 
 fn help(model: &Model, page: &mut Page<'_>) {
@@ -147,17 +186,35 @@ fn help(model: &Model, page: &mut Page<'_>) {
     let all = [
         (true, "up, down  scroll the members"),
         (true, "l         the daemon's last lines"),
-        (true, "i         make an invite and show it as text and QR code"),
+        (
+            true,
+            "i         make an invite and show it as text and QR code",
+        ),
         (true, "j         join a network with an invite"),
-        (model.options.shell, "s         a shell; exit comes back here"),
-        (model.options.console, "r         reboot this machine (asked twice)"),
-        (model.options.console, "p         power this machine off (asked twice)"),
-        (!model.options.console, "q         leave this screen; the daemon goes on"),
+        (
+            model.options.shell,
+            "s         a shell; exit comes back here",
+        ),
+        (
+            model.options.console,
+            "r         reboot this machine (asked twice)",
+        ),
+        (
+            model.options.console,
+            "p         power this machine off (asked twice)",
+        ),
+        (
+            !model.options.console,
+            "q         leave this screen; the daemon goes on",
+        ),
     ];
-    all.iter().filter(|(offered, _)| *offered).for_each(|(_, line)| page.text(&format!("  {line}")));
+    all.iter()
+        .filter(|(offered, _)| *offered)
+        .for_each(|(_, line)| page.text(&format!("  {line}")));
     page.gap();
     page.wrapped(
-        "Health: ok; alone (no other member yet); joining (no address yet); degraded (something is missing, it says what); offline (this machine has \
+        "Health: ok; alone (no other member yet); joining (no address yet); degraded (something \
+            is missing, it says what); offline (this machine has \
          no address); outside (in no network); starting; down (no daemon answers).",
         Style::new(),
     );

@@ -1,5 +1,6 @@
-//! Paints a [`Model`]: the overview, and what [`super::dialogs`] puts in its place. Text that others wrote (names, notes,
-//! decisions) goes through the buffer, which drops control characters: nobody can write to the terminal by naming a machine.
+//! Paints a [`Model`]: the overview, and what [`super::dialogs`] puts in its place. Text that
+//! others wrote (names, notes, decisions) goes through the buffer, which drops control characters:
+//! nobody can write to the terminal by naming a machine.
 
 use crate::{
     Health, Theme, dialogs,
@@ -18,7 +19,8 @@ const GAUGE: usize = 8;
 /// Round trips above this are written without decimals, milliseconds.
 const WHOLE_MS: f64 = 100.0;
 
-/// The lower part's sections, each with a title, a line of column names and as many rows as there is room.
+/// The lower part's sections, each with a title, a line of column names and as many rows as there
+/// is room.
 struct Section {
     title: String,
     columns: Line<'static>,
@@ -33,7 +35,12 @@ pub fn draw(model: &Model, buffer: &mut Buffer) {
     if area.height < 3 || area.width < 20 {
         return;
     }
-    let mut page = Page { buffer, y: area.y, bottom: area.bottom() - 1, area };
+    let mut page = Page {
+        buffer,
+        y: area.y,
+        bottom: area.bottom() - 1,
+        area,
+    };
     header(model, &mut page);
     match &model.screen {
         Screen::Main => overview(model, &mut page),
@@ -74,7 +81,8 @@ impl Page<'_> {
     /// One line; nothing where the page is full.
     pub(crate) fn line(&mut self, line: &Line<'_>) {
         if self.y < self.bottom {
-            self.buffer.set_line(self.area.x, self.y, line, self.area.width);
+            self.buffer
+                .set_line(self.area.x, self.y, line, self.area.width);
             self.y += 1;
         }
     }
@@ -101,7 +109,10 @@ impl Page<'_> {
         let line = vec![
             Span::styled(format!("{rule} "), theme.head()),
             Span::styled(title.to_owned(), theme.title()),
-            Span::styled(format!(" {}", rule.to_string().repeat(rest + 1)), theme.head()),
+            Span::styled(
+                format!(" {}", rule.to_string().repeat(rest + 1)),
+                theme.head(),
+            ),
         ];
         self.line(&Line::from(line));
     }
@@ -138,7 +149,14 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
 /// A cell of exactly `width` characters and a blank behind it; what is too long is cut visibly.
 fn cell(text: &str, width: usize) -> String {
     let long = text.chars().count() > width;
-    let shown: String = if long { text.chars().take(width.saturating_sub(1)).chain(['~']).collect() } else { text.to_owned() };
+    let shown: String = if long {
+        text.chars()
+            .take(width.saturating_sub(1))
+            .chain(['~'])
+            .collect()
+    } else {
+        text.to_owned()
+    };
     format!("{shown:width$} ")
 }
 
@@ -153,13 +171,22 @@ fn health_style(theme: Theme, health: Health) -> Style {
 fn header(model: &Model, page: &mut Page<'_>) {
     let theme = model.theme;
     let (health, why) = model.health();
-    let who = model.node().map_or_else(|| "p2pvm".to_owned(), |node| format!("p2pvm  {} in {}", node.name, node.network));
+    let who = model.node().map_or_else(
+        || "p2pvm".to_owned(),
+        |node| format!("p2pvm  {} in {}", node.name, node.network),
+    );
     let right = format!(" {} ", model.clock);
     let room = page.width().saturating_sub(right.chars().count() + 1);
-    page.line(&Line::styled(format!(" {}{right}", cell(&who, room.saturating_sub(1))), theme.bar()));
+    page.line(&Line::styled(
+        format!(" {}{right}", cell(&who, room.saturating_sub(1))),
+        theme.bar(),
+    ));
     let line = vec![
         Span::raw(" health   "),
-        Span::styled(health.word(), health_style(theme, health).patch(theme.title())),
+        Span::styled(
+            health.word(),
+            health_style(theme, health).patch(theme.title()),
+        ),
         Span::raw(format!(": {why}")),
     ];
     page.line(&Line::from(line));
@@ -167,13 +194,23 @@ fn header(model: &Model, page: &mut Page<'_>) {
         node_lines(node, page);
     }
     if let Some(warning) = &model.warning {
-        page.line(&Line::styled(format!(" note     {warning}"), theme.notable()));
+        page.line(&Line::styled(
+            format!(" note     {warning}"),
+            theme.notable(),
+        ));
     }
 }
 
 fn node_lines(node: &Node, page: &mut Page<'_>) {
-    let seen = node.seen_as.as_ref().map_or(String::new(), |seen| format!(", seen as {seen}"));
-    page.text(&format!(" address  {}  {}", node.address.as_deref().unwrap_or("not claimed yet"), node.address_v6));
+    let seen = node
+        .seen_as
+        .as_ref()
+        .map_or(String::new(), |seen| format!(", seen as {seen}"));
+    page.text(&format!(
+        " address  {}  {}",
+        node.address.as_deref().unwrap_or("not claimed yet"),
+        node.address_v6
+    ));
     page.text(&format!(" NAT      {}{seen}", node.nat));
     page.text(&format!(
         " host     cpu {:.0} %, daemon {} MiB, up {}, p2pvm {}",
@@ -209,9 +246,15 @@ fn overview(model: &Model, page: &mut Page<'_>) {
     if !(model.decisions.is_empty() && model.members.is_empty()) {
         sections.push(decisions(model));
     }
-    let wants: Vec<usize> = sections.iter().map(|s| s.rows.len().saturating_sub(s.skip).max(1)).collect();
+    let wants: Vec<usize> = sections
+        .iter()
+        .map(|s| s.rows.len().saturating_sub(s.skip).max(1))
+        .collect();
     // A title and, where there are rows, the columns' names.
-    let fixed: usize = sections.iter().map(|s| 1 + usize::from(!s.rows.is_empty() && s.columns.width() > 0)).sum();
+    let fixed: usize = sections
+        .iter()
+        .map(|s| 1 + usize::from(!s.rows.is_empty() && s.columns.width() > 0))
+        .sum();
     let rooms = share(page.left().saturating_sub(fixed), &wants);
     for (section, room) in sections.iter().zip(rooms) {
         page.rule(model.theme, &section.title);
@@ -223,7 +266,11 @@ fn overview(model: &Model, page: &mut Page<'_>) {
             page.line(&section.columns);
         }
         let rows = &section.rows[section.skip.min(section.rows.len() - 1)..];
-        let shown = if rows.len() > room { room.saturating_sub(1) } else { rows.len() };
+        let shown = if rows.len() > room {
+            room.saturating_sub(1)
+        } else {
+            rows.len()
+        };
         rows[..shown].iter().for_each(|row| page.line(row));
         if shown < rows.len() && room > 0 {
             page.text(&format!("  ... {} more", rows.len() - shown));
@@ -231,12 +278,18 @@ fn overview(model: &Model, page: &mut Page<'_>) {
     }
 }
 
-/// Divides `rows` among those who want so many: equal shares, and what one does not need goes to the others.
+/// Divides `rows` among those who want so many: equal shares, and what one does not need goes to
+/// the others.
 fn share(rows: usize, wants: &[usize]) -> Vec<usize> {
     let mut given = vec![0; wants.len()];
     let mut left = rows;
     while left > 0 {
-        let Some(poorest) = (0..wants.len()).filter(|i| given[*i] < wants[*i]).min_by_key(|i| given[*i]) else { break };
+        let Some(poorest) = (0..wants.len())
+            .filter(|i| given[*i] < wants[*i])
+            .min_by_key(|i| given[*i])
+        else {
+            break;
+        };
         given[poorest] += 1;
         left -= 1;
     }
@@ -245,31 +298,62 @@ fn share(rows: usize, wants: &[usize]) -> Vec<usize> {
 
 fn away(model: &Model, page: &mut Page<'_>) {
     let advice = match model.health().0 {
-        Health::Outside => "Press j and type or paste an invite, or found a network with: p2pvm init --network NAME",
+        Health::Outside => {
+            "Press j and type or paste an invite, or found a network with: p2pvm init --network \
+                NAME"
+        }
         Health::Starting => "This takes a second or two. l shows what the daemon says.",
-        _ => "This screen connects by itself as soon as the daemon answers. Start it with: p2pvm up --detach. l shows what it said last.",
+        _ => {
+            "This screen connects by itself as soon as the daemon answers. Start it with: p2pvm \
+                up --detach. l shows what it said last."
+        }
     };
     page.gap();
     page.wrapped(advice, Style::new());
 }
 
 fn invitation(model: &Model, page: &mut Page<'_>) {
-    let Some(Ok(invitation)) = &model.invitation else { return };
+    let Some(Ok(invitation)) = &model.invitation else {
+        return;
+    };
     page.rule(model.theme, "Invite");
-    page.wrapped(&format!("Elsewhere: p2pvm join, and this ({}). i: as QR code.", invitation.terms), Style::new());
+    page.wrapped(
+        &format!(
+            "Elsewhere: p2pvm join, and this ({}). i: as QR code.",
+            invitation.terms
+        ),
+        Style::new(),
+    );
     page.wrapped(&invitation.text, model.theme.title());
-    page.wrapped("Or let this machine join a network that is there already: j.", Style::new());
+    page.wrapped(
+        "Or let this machine join a network that is there already: j.",
+        Style::new(),
+    );
 }
 
 fn rtt(ms: f64) -> String {
-    if ms >= WHOLE_MS { format!("{ms:.0} ms") } else { format!("{ms:.1} ms") }
+    if ms >= WHOLE_MS {
+        format!("{ms:.0} ms")
+    } else {
+        format!("{ms:.1} ms")
+    }
 }
 
 fn members(model: &Model) -> Section {
     // What the path may take on this terminal.
-    let path_width = usize::from(model.size.0).saturating_sub(2 + 17 + 16 + 10).max(10);
-    let columns =
-        Line::styled(format!("  {}{}{}{:>9}", cell("NAME", 16), cell("ADDRESS", 15), cell("PATH", path_width), "RTT"), model.theme.head());
+    let path_width = usize::from(model.size.0)
+        .saturating_sub(2 + 17 + 16 + 10)
+        .max(10);
+    let columns = Line::styled(
+        format!(
+            "  {}{}{}{:>9}",
+            cell("NAME", 16),
+            cell("ADDRESS", 15),
+            cell("PATH", path_width),
+            "RTT"
+        ),
+        model.theme.head(),
+    );
     let rows = model.members.iter().map(|m| {
         let path = match (&m.path, m.connected) {
             (Some(path), _) => path.as_str(),
@@ -283,24 +367,49 @@ fn members(model: &Model) -> Section {
             cell(path, path_width),
             m.rtt_ms.map_or("-".to_owned(), rtt)
         );
-        Line::styled(text, if m.connected || m.path.is_some() { Style::new() } else { model.theme.notable() })
+        Line::styled(
+            text,
+            if m.connected || m.path.is_some() {
+                Style::new()
+            } else {
+                model.theme.notable()
+            },
+        )
     });
     let connected = model.members.iter().filter(|m| m.connected).count();
     let title = format!("Members: {connected} of {} connected", model.members.len());
-    Section { title, columns, rows: rows.collect(), skip: model.scroll }
+    Section {
+        title,
+        columns,
+        rows: rows.collect(),
+        skip: model.scroll,
+    }
 }
 
 fn doing(theme: Theme, doing: &Doing) -> String {
     match doing.share {
-        Some(share) => format!("{} {} {:.0} %", doing.what, theme.gauge(share, GAUGE), share * 100.0),
+        Some(share) => format!(
+            "{} {} {:.0} %",
+            doing.what,
+            theme.gauge(share, GAUGE),
+            share * 100.0
+        ),
         None => doing.what.clone(),
     }
 }
 
 fn vms(model: &Model) -> Section {
     let theme = model.theme;
-    let columns =
-        Line::styled(format!("  {}{}{}{}LOAD", cell("NAME", 16), cell("STATE", 12), cell("HOST", 16), cell("ADDRESS", 15)), theme.head());
+    let columns = Line::styled(
+        format!(
+            "  {}{}{}{}LOAD",
+            cell("NAME", 16),
+            cell("STATE", 12),
+            cell("HOST", 16),
+            cell("ADDRESS", 15)
+        ),
+        theme.head(),
+    );
     let load = |vm: &Vm| match vm.cpu {
         Some(cpu) => {
             let share = cpu / f64::from(vm.cpus.max(1));
@@ -310,19 +419,54 @@ fn vms(model: &Model) -> Section {
     };
     let mut rows = Vec::new();
     for vm in &model.vms {
-        let text = format!("  {}{}{}{}{}", cell(&vm.name, 16), cell(&vm.state, 12), cell(&vm.host, 16), cell(&vm.address, 15), load(vm));
-        rows.push(Line::styled(text, if vm.troubled() { theme.bad() } else { Style::new() }));
+        let text = format!(
+            "  {}{}{}{}{}",
+            cell(&vm.name, 16),
+            cell(&vm.state, 12),
+            cell(&vm.host, 16),
+            cell(&vm.address, 15),
+            load(vm)
+        );
+        rows.push(Line::styled(
+            text,
+            if vm.troubled() {
+                theme.bad()
+            } else {
+                Style::new()
+            },
+        ));
         // A line of its own: what happens to a VM matters more than another row.
-        rows.extend(vm.doing.iter().map(|now| Line::styled(format!("    {}", doing(theme, now)), theme.notable())));
-        rows.extend(vm.note.iter().map(|note| Line::styled(format!("    {note}"), theme.notable())));
+        rows.extend(
+            vm.doing
+                .iter()
+                .map(|now| Line::styled(format!("    {}", doing(theme, now)), theme.notable())),
+        );
+        rows.extend(
+            vm.note
+                .iter()
+                .map(|note| Line::styled(format!("    {note}"), theme.notable())),
+        );
     }
     let running = model.vms.iter().filter(|vm| vm.state == "running").count();
-    Section { title: format!("VMs: {running} of {} running", model.vms.len()), columns, rows, skip: 0 }
+    Section {
+        title: format!("VMs: {running} of {} running", model.vms.len()),
+        columns,
+        rows,
+        skip: 0,
+    }
 }
 
 fn decisions(model: &Model) -> Section {
-    let rows = model.decisions.iter().map(|d| Line::raw(format!("  {} {}: {}", d.at, d.vm, d.text)));
-    Section { title: "Decisions".to_owned(), columns: Line::default(), rows: rows.collect(), skip: 0 }
+    let rows = model
+        .decisions
+        .iter()
+        .map(|d| Line::raw(format!("  {} {}: {}", d.at, d.vm, d.text)));
+    Section {
+        title: "Decisions".to_owned(),
+        columns: Line::default(),
+        rows: rows.collect(),
+        skip: 0,
+    }
 }
 
 fn footer(model: &Model, buffer: &mut Buffer) {
@@ -332,7 +476,10 @@ fn footer(model: &Model, buffer: &mut Buffer) {
     buffer.set_line(
         area.x,
         area.bottom() - 1,
-        &Line::styled(format!(" {}", cell(&text, width.saturating_sub(2))), model.theme.bar()),
+        &Line::styled(
+            format!(" {}", cell(&text, width.saturating_sub(2))),
+            model.theme.bar(),
+        ),
         area.width,
     );
 }
@@ -348,8 +495,16 @@ fn keys(model: &Model) -> String {
         Screen::Help => vec!["any key: back"],
     };
     if model.screen == Screen::Main {
-        let more = [(model.options.shell, "s shell"), (model.options.console, "r reboot"), (model.options.console, "p power off")];
-        keys.extend(more.iter().filter(|(offered, _)| *offered).map(|(_, key)| *key));
+        let more = [
+            (model.options.shell, "s shell"),
+            (model.options.console, "r reboot"),
+            (model.options.console, "p power off"),
+        ];
+        keys.extend(
+            more.iter()
+                .filter(|(offered, _)| *offered)
+                .map(|(_, key)| *key),
+        );
         keys.push("? help");
         if !model.options.console {
             keys.push("q quit");

@@ -87,25 +87,39 @@ impl Model {
                     Key::Char('l') => return Some(Action::Logs),
                     _ => return self.close(),
                 };
-                self.screen = Screen::Logs { back: back.min(self.logs.len().saturating_sub(1)) };
+                self.screen = Screen::Logs {
+                    back: back.min(self.logs.len().saturating_sub(1)),
+                };
                 None
             }
             Screen::Invite { page } => {
                 self.screen = match key {
-                    Key::Right | Key::Down | Key::PageDown | Key::Char(' ' | 'n') | Key::Enter => Screen::Invite { page: page + 1 },
-                    Key::Left | Key::Up | Key::PageUp | Key::Char('p') => Screen::Invite { page: page.saturating_sub(1) },
+                    Key::Right | Key::Down | Key::PageDown | Key::Char(' ' | 'n') | Key::Enter => {
+                        Screen::Invite { page: page + 1 }
+                    }
+                    Key::Left | Key::Up | Key::PageUp | Key::Char('p') => Screen::Invite {
+                        page: page.saturating_sub(1),
+                    },
                     _ => Screen::Main,
                 };
                 None
             }
             Screen::Join { input, phase, .. } => self.press_join(key, input, &phase),
-            Screen::Confirm { power, again: false } => {
-                self.screen = if key == Key::Char('y') { Screen::Confirm { power, again: true } } else { Screen::Main };
+            Screen::Confirm {
+                power,
+                again: false,
+            } => {
+                self.screen = if key == Key::Char('y') {
+                    Screen::Confirm { power, again: true }
+                } else {
+                    Screen::Main
+                };
                 None
             }
             Screen::Confirm { power, again: true } => {
                 self.screen = Screen::Main;
-                // Another key than the first time: a finger that rests on the keyboard does not stop a machine.
+                // Another key than the first time: a finger that rests on the keyboard does not
+                // stop a machine.
                 (key == Key::Char('Y')).then_some(Action::Power(power))
             }
         }
@@ -127,15 +141,21 @@ impl Model {
             }
             Key::Char('i') => {
                 self.screen = Screen::Invite { page: 0 };
-                // A console renews the one that it shows; anywhere else an old one may have run out.
-                if self.options.console && self.is_alone() && matches!(self.invitation, Some(Ok(_))) {
+                // A console renews the one that it shows; anywhere else an old one may have run
+                // out.
+                if self.options.console && self.is_alone() && matches!(self.invitation, Some(Ok(_)))
+                {
                     return None;
                 }
                 self.invitation = None;
                 Some(Action::Invite)
             }
             Key::Char('j') => {
-                self.screen = Screen::Join { input: String::new(), answer: None, phase: JoinPhase::Typing };
+                self.screen = Screen::Join {
+                    input: String::new(),
+                    answer: None,
+                    phase: JoinPhase::Typing,
+                };
                 None
             }
             Key::Char('s') if self.options.shell => Some(Action::Shell),
@@ -158,7 +178,10 @@ impl Model {
     }
 
     fn confirm(&mut self, power: Power) -> Option<Action> {
-        self.screen = Screen::Confirm { power, again: false };
+        self.screen = Screen::Confirm {
+            power,
+            again: false,
+        };
         None
     }
 
@@ -168,18 +191,28 @@ impl Model {
             answer: Some("asking the network ...".to_owned()),
             phase: JoinPhase::Working,
         };
-        let typing = |input: String| Screen::Join { input, answer: None, phase: JoinPhase::Typing };
+        let typing = |input: String| Screen::Join {
+            input,
+            answer: None,
+            phase: JoinPhase::Typing,
+        };
         match (phase, key) {
             (_, Key::Esc | Key::Interrupt) => self.screen = Screen::Main,
             (JoinPhase::Working, _) => {}
             (JoinPhase::AskLeave, Key::Char('y')) => {
                 self.screen = working(&input);
-                return Some(Action::Join { invite: input, leave: true });
+                return Some(Action::Join {
+                    invite: input,
+                    leave: true,
+                });
             }
             (JoinPhase::AskLeave, _) => self.screen = typing(input),
             (JoinPhase::Typing, Key::Enter) if !input.is_empty() => {
                 self.screen = working(&input);
-                return Some(Action::Join { invite: input, leave: false });
+                return Some(Action::Join {
+                    invite: input,
+                    leave: false,
+                });
             }
             (JoinPhase::Typing, key) => {
                 match key {
@@ -190,7 +223,11 @@ impl Model {
                     _ => {}
                 }
                 // An invite is letters and digits; mail and scanners add line ends.
-                let input = input.chars().filter(|c| c.is_ascii_alphanumeric()).take(MAX_INPUT_CHARS).collect();
+                let input = input
+                    .chars()
+                    .filter(|c| c.is_ascii_alphanumeric())
+                    .take(MAX_INPUT_CHARS)
+                    .collect();
                 self.screen = typing(input);
             }
         }

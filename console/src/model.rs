@@ -130,7 +130,8 @@ pub struct Invitation {
 /// What the person may do here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// This is the machine's own console: it does not end, and may reboot the machine or power it off.
+    /// This is the machine's own console: it does not end, and may reboot the machine or power it
+    /// off.
     pub console: bool,
     /// A shell may be opened.
     pub shell: bool,
@@ -252,7 +253,8 @@ impl Model {
         }
     }
 
-    /// Takes what is known of the daemon; without one, what it said before is not shown as if it still held.
+    /// Takes what is known of the daemon; without one, what it said before is not shown as if it
+    /// still held.
     pub fn set_reach(&mut self, reach: Reach) {
         if !matches!(reach, Reach::Up(_)) {
             self.members.clear();
@@ -264,16 +266,24 @@ impl Model {
         self.reach = reach;
     }
 
-    /// Whether this node is the only member of a network that it founded, and holds nothing that leaving would lose.
+    /// Whether this node is the only member of a network that it founded, and holds nothing that
+    /// leaving would lose.
     pub fn is_alone(&self) -> bool {
-        self.node().is_some_and(|node| !node.joined_another) && self.members.is_empty() && self.vms.is_empty()
+        self.node().is_some_and(|node| !node.joined_another)
+            && self.members.is_empty()
+            && self.vms.is_empty()
     }
 
     /// The checked invite would let this machine into a network; it must leave its own first.
     pub fn ask_to_leave(&mut self, network: &str) {
-        let own = self.node().map_or_else(String::new, |node| node.network.clone());
+        let own = self
+            .node()
+            .map_or_else(String::new, |node| node.network.clone());
         if let Screen::Join { answer, phase, .. } = &mut self.screen {
-            *answer = Some(format!("This machine is alone in its own network '{own}'. Leave it and join '{network}'? (y/n)"));
+            *answer = Some(format!(
+                "This machine is alone in its own network '{own}'. Leave it and join '{network}'? \
+                    (y/n)"
+            ));
             *phase = JoinPhase::AskLeave;
         }
     }

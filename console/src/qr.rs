@@ -1,9 +1,9 @@
-//! A text as QR codes (ISO/IEC 18004) made of half-block characters, two modules above each other in one cell, which come out
-//! about square on any terminal.
+//! A text as QR codes (ISO/IEC 18004) made of half-block characters, two modules above each other
+//! in one cell, which come out about square on any terminal.
 //!
-//! A text that is too long for the screen becomes several codes, to be scanned one after the other: an invite may hold white
-//! space anywhere, so that the parts can simply be put together. Letters are written as capitals: the code's alphanumeric mode
-//! packs those into 5.5 bits each.
+//! A text that is too long for the screen becomes several codes, to be scanned one after the other:
+//! an invite may hold white space anywhere, so that the parts can simply be put together. Letters
+//! are written as capitals: the code's alphanumeric mode packs those into 5.5 bits each.
 
 use qrcode::{Color, EcLevel, QrCode};
 
@@ -23,7 +23,8 @@ pub struct Code {
     pub text: String,
 }
 
-/// The text as codes of at most `columns` x `rows` cells, as few as possible; none if the screen is too small for it.
+/// The text as codes of at most `columns` x `rows` cells, as few as possible; none if the screen is
+/// too small for it.
 pub fn codes(text: &str, columns: usize, rows: usize) -> Option<Vec<Code>> {
     let text = text.to_ascii_uppercase();
     if text.is_empty() || !text.is_ascii() {
@@ -31,8 +32,13 @@ pub fn codes(text: &str, columns: usize, rows: usize) -> Option<Vec<Code>> {
     }
     (1..=MAX_PARTS).find_map(|parts| {
         let each = text.len().div_ceil(parts);
-        let pieces = text.as_bytes().chunks(each).map(|piece| String::from_utf8_lossy(piece).into_owned());
-        let codes: Vec<Code> = pieces.map_while(|piece| code(&piece, columns, rows)).collect();
+        let pieces = text
+            .as_bytes()
+            .chunks(each)
+            .map(|piece| String::from_utf8_lossy(piece).into_owned());
+        let codes: Vec<Code> = pieces
+            .map_while(|piece| code(&piece, columns, rows))
+            .collect();
         let held: usize = codes.iter().map(|code| code.text.len()).sum();
         (held == text.len()).then_some(codes)
     })
@@ -57,8 +63,14 @@ fn code(text: &str, columns: usize, rows: usize) -> Option<Code> {
         (false, true) => '▄',
         (false, false) => ' ',
     };
-    let lines = (0..side).step_by(2).map(|y| (0..side).map(|x| cell(x, y)).collect()).collect();
-    Some(Code { lines, text: text.to_owned() })
+    let lines = (0..side)
+        .step_by(2)
+        .map(|y| (0..side).map(|x| cell(x, y)).collect())
+        .collect();
+    Some(Code {
+        lines,
+        text: text.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -68,7 +80,10 @@ mod tests {
     /// A typical invite of one address, letters and digits.
     fn invite() -> String {
         let letters = b"abcdefghijklmnopqrstuvwxyz234567";
-        "p2pvm1".chars().chain((0..620usize).map(|i| char::from(letters[i * 7 % 32]))).collect()
+        "p2pvm1"
+            .chars()
+            .chain((0..620usize).map(|i| char::from(letters[i * 7 % 32])))
+            .collect()
     }
 
     #[test]
@@ -86,7 +101,11 @@ mod tests {
     fn a_large_screen_shows_one_code_with_the_whole_quiet_zone() {
         let codes = codes(&invite(), 128, 47).unwrap();
         assert_eq!(codes.len(), 1);
-        assert!(codes[0].lines[..2].iter().all(|line| line.chars().all(|c| c == '█')));
+        assert!(
+            codes[0].lines[..2]
+                .iter()
+                .all(|line| line.chars().all(|c| c == '█'))
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What a terminal can show. A serial line with a vt220 at its end gets neither colours nor line characters; the Linux console has
-//! both, sixteen colours and UTF-8 by default (since 2.6.24).
+//! What a terminal can show. A serial line with a vt220 at its end gets neither colours nor line
+//! characters; the Linux console has both, sixteen colours and UTF-8 by default (since 2.6.24).
 
 use ratatui::style::{Color, Modifier, Style};
 
@@ -14,20 +14,34 @@ pub struct Theme {
 
 impl Theme {
     /// Letters only.
-    pub const PLAIN: Self = Self { colour: false, unicode: false };
+    pub const PLAIN: Self = Self {
+        colour: false,
+        unicode: false,
+    };
 
-    /// What to expect of a terminal by its name (`TERM`), the locale's name (`LC_ALL`, `LC_CTYPE` or `LANG`), and whether the user
-    /// asked for no colours (<https://no-color.org>).
+    /// What to expect of a terminal by its name (`TERM`), the locale's name (`LC_ALL`, `LC_CTYPE`
+    /// or `LANG`), and whether the user asked for no colours (<https://no-color.org>).
     pub fn of(term: &str, locale: &str, no_colour: bool) -> Self {
         let term = term.to_ascii_lowercase();
-        let mono = term.is_empty() || term == "dumb" || term.starts_with("vt") || term.ends_with("-m") || term.ends_with("-mono");
+        let mono = term.is_empty()
+            || term == "dumb"
+            || term.starts_with("vt")
+            || term.ends_with("-m")
+            || term.ends_with("-mono");
         let locale = locale.to_ascii_lowercase();
         let utf8 = locale.contains("utf-8") || locale.contains("utf8");
-        Self { colour: !mono && !no_colour, unicode: utf8 || term == "linux" }
+        Self {
+            colour: !mono && !no_colour,
+            unicode: utf8 || term == "linux",
+        }
     }
 
     fn coloured(self, colour: Color, otherwise: Style) -> Style {
-        if self.colour { Style::new().fg(colour) } else { otherwise }
+        if self.colour {
+            Style::new().fg(colour)
+        } else {
+            otherwise
+        }
     }
 
     pub(crate) fn title(self) -> Style {
@@ -47,16 +61,26 @@ impl Theme {
     }
 
     pub(crate) fn bad(self) -> Style {
-        self.coloured(Color::Red, Style::new()).add_modifier(if self.colour { Modifier::BOLD } else { Modifier::REVERSED })
+        self.coloured(Color::Red, Style::new())
+            .add_modifier(if self.colour {
+                Modifier::BOLD
+            } else {
+                Modifier::REVERSED
+            })
     }
 
     pub(crate) fn bar(self) -> Style {
         Style::new().add_modifier(Modifier::REVERSED)
     }
 
-    /// Dark on light, whatever the terminal's own colours are; where it has none, its own light on dark.
+    /// Dark on light, whatever the terminal's own colours are; where it has none, its own light on
+    /// dark.
     pub(crate) fn paper(self) -> Style {
-        if self.colour { Style::new().fg(Color::White).bg(Color::Black) } else { Style::new() }
+        if self.colour {
+            Style::new().fg(Color::White).bg(Color::Black)
+        } else {
+            Style::new()
+        }
     }
 
     pub(crate) fn rule(self) -> char {
@@ -66,7 +90,11 @@ impl Theme {
     /// A bar of `width` cells, filled to `share` (0 to 1).
     pub(crate) fn gauge(self, share: f64, width: usize) -> String {
         let filled = (share.clamp(0.0, 1.0) * width as f64).round() as usize;
-        let (full, empty) = if self.unicode { ("█", "░") } else { ("#", ".") };
+        let (full, empty) = if self.unicode {
+            ("█", "░")
+        } else {
+            ("#", ".")
+        };
         full.repeat(filled) + &empty.repeat(width - filled)
     }
 }
@@ -77,10 +105,28 @@ mod tests {
 
     #[test]
     fn a_terminal_is_asked_for_no_more_than_it_has() {
-        assert_eq!(Theme::of("linux", "C", false), Theme { colour: true, unicode: true });
+        assert_eq!(
+            Theme::of("linux", "C", false),
+            Theme {
+                colour: true,
+                unicode: true
+            }
+        );
         assert_eq!(Theme::of("vt220", "", false), Theme::PLAIN);
-        assert_eq!(Theme::of("vt220", "en_GB.UTF-8", false), Theme { colour: false, unicode: true });
-        assert_eq!(Theme::of("xterm-256color", "C.UTF-8", true), Theme { colour: false, unicode: true });
+        assert_eq!(
+            Theme::of("vt220", "en_GB.UTF-8", false),
+            Theme {
+                colour: false,
+                unicode: true
+            }
+        );
+        assert_eq!(
+            Theme::of("xterm-256color", "C.UTF-8", true),
+            Theme {
+                colour: false,
+                unicode: true
+            }
+        );
         assert_eq!(Theme::of("", "", false), Theme::PLAIN);
         assert_eq!(Theme::PLAIN.gauge(0.5, 4), "##..");
         assert_eq!(Theme::PLAIN.gauge(f64::NAN, 2), "..");

@@ -1,11 +1,15 @@
 //! Every screen as text, at the size of a serial console and at a larger one.
 
 use p2pvm_console::{
-    Action, Decision, Doing, Health, Invitation, Key, Member, Model, Node, Options, Power, Reach, Screen, Theme, Vm, draw, plain_text,
+    Action, Decision, Doing, Health, Invitation, Key, Member, Model, Node, Options, Power, Reach,
+    Screen, Theme, Vm, draw, plain_text,
 };
 use ratatui::{Terminal, backend::TestBackend, style::Color};
 
-const CONSOLE: Options = Options { console: true, shell: true };
+const CONSOLE: Options = Options {
+    console: true,
+    shell: true,
+};
 
 fn node() -> Node {
     Node {
@@ -36,7 +40,13 @@ fn busy() -> Model {
             address: Some(format!("10.83.9.{n}")),
             connected: n != 3,
             linked: n != 3,
-            path: (n != 3).then(|| if n == 1 { "relayed via member00".into() } else { format!("direct 198.18.{n}.1:4002") }),
+            path: (n != 3).then(|| {
+                if n == 1 {
+                    "relayed via member00".into()
+                } else {
+                    format!("direct 198.18.{n}.1:4002")
+                }
+            }),
             rtt_ms: (n != 3).then_some(12.5 * f64::from(n) + 3.25),
         })
         .collect();
@@ -51,11 +61,24 @@ fn busy() -> Model {
         note: None,
     };
     model.vms = vec![
-        vm("web", Some(Doing { what: "to member02: memory".into(), share: Some(0.45) })),
+        vm(
+            "web",
+            Some(Doing {
+                what: "to member02: memory".into(),
+                share: Some(0.45),
+            }),
+        ),
         vm("db", None),
-        Vm { cpu: None, ..vm("far", None) },
+        Vm {
+            cpu: None,
+            ..vm("far", None)
+        },
     ];
-    model.decisions = vec![Decision { at: "18:19:58".into(), vm: "web".into(), text: "moves to member02: 91 % here, 20 % there".into() }];
+    model.decisions = vec![Decision {
+        at: "18:19:58".into(),
+        vm: "web".into(),
+        text: "moves to member02: 91 % here, 20 % there".into(),
+    }];
     model
 }
 
@@ -64,20 +87,33 @@ fn alone() -> Model {
     model.members.clear();
     model.vms.clear();
     model.decisions.clear();
-    model.reach = Reach::Up(Box::new(Node { joined_another: false, ..node() }));
+    model.reach = Reach::Up(Box::new(Node {
+        joined_another: false,
+        ..node()
+    }));
     let text = "p2pvm1".to_owned() + &"abcdefgh23456".repeat(40);
-    model.invitation = Some(Ok(Invitation { text, terms: "for 5 machines, valid 24h".into() }));
+    model.invitation = Some(Ok(Invitation {
+        text,
+        terms: "for 5 machines, valid 24h".into(),
+    }));
     model
 }
 
 /// What ratatui's own terminal shows.
 fn shown(model: &Model) -> String {
     let mut terminal = Terminal::new(TestBackend::new(model.size.0, model.size.1)).unwrap();
-    terminal.draw(|frame| draw(model, frame.buffer_mut())).unwrap();
+    terminal
+        .draw(|frame| draw(model, frame.buffer_mut()))
+        .unwrap();
     let buffer = terminal.backend().buffer();
-    let text: String =
-        buffer.content().chunks(usize::from(model.size.0)).map(|l| l.iter().map(|c| c.symbol()).collect::<String>() + "\n").collect();
-    text.lines().map(|l| l.trim_end().to_owned() + "\n").collect()
+    let text: String = buffer
+        .content()
+        .chunks(usize::from(model.size.0))
+        .map(|l| l.iter().map(|c| c.symbol()).collect::<String>() + "\n")
+        .collect();
+    text.lines()
+        .map(|l| l.trim_end().to_owned() + "\n")
+        .collect()
 }
 
 fn has(text: &str, wanted: &[&str]) {
@@ -87,7 +123,9 @@ fn has(text: &str, wanted: &[&str]) {
 }
 
 fn press(model: &mut Model, keys: &str) -> Option<Action> {
-    keys.chars().fold(None, |_, c| model.press(if c == '\n' { Key::Enter } else { Key::Char(c) }))
+    keys.chars().fold(None, |_, c| {
+        model.press(if c == '\n' { Key::Enter } else { Key::Char(c) })
+    })
 }
 
 #[test]
@@ -113,8 +151,15 @@ fn eighty_by_twenty_four_shows_node_members_vms_migration_and_decision() {
             "l logs   i invite   j join   ? help   q quit",
         ],
     );
-    assert_eq!(text, plain_text(&busy()), "--once prints what the terminal shows");
-    assert!(text.is_ascii(), "a terminal without line characters gets none");
+    assert_eq!(
+        text,
+        plain_text(&busy()),
+        "--once prints what the terminal shows"
+    );
+    assert!(
+        text.is_ascii(),
+        "a terminal without line characters gets none"
+    );
     assert!(text.lines().all(|line| line.chars().count() <= 80) && text.lines().count() == 24);
 }
 
@@ -133,7 +178,10 @@ fn arrows_scroll_the_members_that_do_not_fit() {
     assert!(!shown(&model).contains("member11"));
     (0..9).for_each(|_| drop(model.press(Key::Down)));
     let text = shown(&model);
-    assert!(text.contains("member11") && !text.contains("member00 "), "{text}");
+    assert!(
+        text.contains("member11") && !text.contains("member00 "),
+        "{text}"
+    );
 }
 
 #[test]
@@ -145,11 +193,35 @@ fn no_size_breaks_the_drawing() {
             Screen::Logs { back: 3 },
             Screen::Invite { page: 0 },
             Screen::Invite { page: 1 },
-            Screen::Confirm { power: Power::Off, again: true },
-            Screen::Join { input: "x".repeat(900), answer: Some("no".into()), phase: p2pvm_console::JoinPhase::Typing },
+            Screen::Confirm {
+                power: Power::Off,
+                again: true,
+            },
+            Screen::Join {
+                input: "x".repeat(900),
+                answer: Some("no".into()),
+                phase: p2pvm_console::JoinPhase::Typing,
+            },
         ] {
-            for size in [(0, 0), (1, 1), (19, 3), (20, 3), (21, 4), (40, 8), (79, 23), (300, 90)] {
-                let model = Model { screen: screen.clone(), size, theme: Theme { colour: true, unicode: true }, ..model.clone() };
+            for size in [
+                (0, 0),
+                (1, 1),
+                (19, 3),
+                (20, 3),
+                (21, 4),
+                (40, 8),
+                (79, 23),
+                (300, 90),
+            ] {
+                let model = Model {
+                    screen: screen.clone(),
+                    size,
+                    theme: Theme {
+                        colour: true,
+                        unicode: true,
+                    },
+                    ..model.clone()
+                };
                 plain_text(&model);
             }
         }
@@ -164,35 +236,102 @@ fn health_is_one_word_with_its_reason() {
         model.health()
     };
     assert_eq!(health(&|_| {}).0, Health::Ok);
-    assert_eq!(health(&|m| m.set_reach(Reach::Starting)).0, Health::Starting);
-    assert_eq!(health(&|m| m.set_reach(Reach::NoMembership)).0, Health::Outside);
-    assert_eq!(health(&|m| m.set_reach(Reach::Away("no daemon".into()))), (Health::Down, "no daemon".into()));
+    assert_eq!(
+        health(&|m| m.set_reach(Reach::Starting)).0,
+        Health::Starting
+    );
+    assert_eq!(
+        health(&|m| m.set_reach(Reach::NoMembership)).0,
+        Health::Outside
+    );
+    assert_eq!(
+        health(&|m| m.set_reach(Reach::Away("no daemon".into()))),
+        (Health::Down, "no daemon".into())
+    );
     assert_eq!(health(&|m| m.online = false).0, Health::Offline);
     assert_eq!(health(&|m| m.members.clear()).0, Health::Joining);
-    assert_eq!(health(&|m| m.reach = Reach::Up(Box::new(Node { address: None, ..node() }))).0, Health::Joining);
-    assert_eq!(health(&|m| m.members.iter_mut().for_each(|m| m.connected = false)).0, Health::Degraded);
-    let never = |up_seconds| Node { on_ring: false, was_on_ring: false, up_seconds, ..node() };
-    let off_ring = |up_seconds| move |m: &mut Model| m.reach = Reach::Up(Box::new(never(up_seconds)));
-    assert_eq!(health(&off_ring(5)).0, Health::Joining, "it has just started");
+    assert_eq!(
+        health(&|m| m.reach = Reach::Up(Box::new(Node {
+            address: None,
+            ..node()
+        })))
+        .0,
+        Health::Joining
+    );
+    assert_eq!(
+        health(&|m| m.members.iter_mut().for_each(|m| m.connected = false)).0,
+        Health::Degraded
+    );
+    let never = |up_seconds| Node {
+        on_ring: false,
+        was_on_ring: false,
+        up_seconds,
+        ..node()
+    };
+    let off_ring =
+        |up_seconds| move |m: &mut Model| m.reach = Reach::Up(Box::new(never(up_seconds)));
+    assert_eq!(
+        health(&off_ring(5)).0,
+        Health::Joining,
+        "it has just started"
+    );
     assert_eq!(health(&off_ring(500)).0, Health::Degraded);
     // Its only neighbour has died, and the connection is not given up yet: that is no start.
-    let bereft = Node { on_ring: false, up_seconds: 12, ..node() };
+    let bereft = Node {
+        on_ring: false,
+        up_seconds: 12,
+        ..node()
+    };
     let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(bereft.clone())));
-    assert_eq!((word, why.as_str()), (Health::Degraded, "its neighbours on the ring are gone: looking for others"));
+    assert_eq!(
+        (word, why.as_str()),
+        (
+            Health::Degraded,
+            "its neighbours on the ring are gone: looking for others"
+        )
+    );
     let (word, why) = health(&|m| m.vms[1].note = Some("its voters cannot be reached".into()));
     assert_eq!((word, why.as_str()), (Health::Degraded, "look at VM db"));
     let (word, why) = health(&|m| m.silent = vec!["member07".into()]);
-    assert_eq!((word, why.as_str()), (Health::Degraded, "no answer from member07"));
+    assert_eq!(
+        (word, why.as_str()),
+        (Health::Degraded, "no answer from member07")
+    );
     assert_eq!(alone().health().0, Health::Alone);
-    let refused = Node { address: None, wanting: Some("permission denied".into()), ..node() };
+    let refused = Node {
+        address: None,
+        wanting: Some("permission denied".into()),
+        ..node()
+    };
     let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(refused.clone())));
-    assert_eq!((word, why.as_str()), (Health::Joining, "no address is claimed yet: permission denied"));
-    let unreachable = Node { failing: vec!["p2pvm0 is down".into(), "no nft".into()], ..node() };
+    assert_eq!(
+        (word, why.as_str()),
+        (
+            Health::Joining,
+            "no address is claimed yet: permission denied"
+        )
+    );
+    let unreachable = Node {
+        failing: vec!["p2pvm0 is down".into(), "no nft".into()],
+        ..node()
+    };
     let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(unreachable.clone())));
-    assert_eq!((word, why.as_str()), (Health::Degraded, "p2pvm0 is down (and 1 more): see 'p2pvm doctor'"));
-    let warned = Node { warnings: 2, ..node() };
+    assert_eq!(
+        (word, why.as_str()),
+        (
+            Health::Degraded,
+            "p2pvm0 is down (and 1 more): see 'p2pvm doctor'"
+        )
+    );
+    let warned = Node {
+        warnings: 2,
+        ..node()
+    };
     let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(warned.clone())));
-    assert!(word == Health::Ok && why.ends_with("see 'p2pvm doctor'"), "{why}");
+    assert!(
+        word == Health::Ok && why.ends_with("see 'p2pvm doctor'"),
+        "{why}"
+    );
 }
 
 #[test]
@@ -200,14 +339,32 @@ fn what_a_daemon_said_does_not_stay_on_the_screen_when_it_is_gone() {
     let mut model = busy();
     model.set_reach(Reach::Away("no p2pvm daemon is running here".into()));
     let text = shown(&model);
-    has(&text, &["health   down: no p2pvm daemon is running here", "connects by itself"]);
-    assert!(!text.contains("member00") && !text.contains("web"), "{text}");
+    has(
+        &text,
+        &[
+            "health   down: no p2pvm daemon is running here",
+            "connects by itself",
+        ],
+    );
+    assert!(
+        !text.contains("member00") && !text.contains("web"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_network_of_one_shows_its_invite_and_the_way_to_join_another() {
     let text = shown(&alone());
-    has(&text, &["health   alone", "for 5 machines, valid 24h", "p2pvm1abcdefgh23456", "i: as QR code", "j."]);
+    has(
+        &text,
+        &[
+            "health   alone",
+            "for 5 machines, valid 24h",
+            "p2pvm1abcdefgh23456",
+            "i: as QR code",
+            "j.",
+        ],
+    );
     let joined: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     has(&joined, &[&"abcdefgh23456".repeat(40)]);
 }
@@ -215,19 +372,36 @@ fn a_network_of_one_shows_its_invite_and_the_way_to_join_another() {
 #[test]
 fn the_invite_is_drawn_as_codes_that_fit_and_as_text_where_there_are_no_blocks() {
     let mut model = alone();
-    assert_eq!(press(&mut model, "i"), Some(Action::Invite), "a new one: the old one may have run out");
+    assert_eq!(
+        press(&mut model, "i"),
+        Some(Action::Invite),
+        "a new one: the old one may have run out"
+    );
     model = alone();
     model.options = CONSOLE;
-    model.theme = Theme { colour: true, unicode: true };
-    assert_eq!(press(&mut model, "i"), None, "the invite that a console shows is the one");
+    model.theme = Theme {
+        colour: true,
+        unicode: true,
+    };
+    assert_eq!(
+        press(&mut model, "i"),
+        None,
+        "the invite that a console shows is the one"
+    );
     has(&shown(&model), &["as 3 QR codes"]);
     model.press(Key::Right);
     let text = shown(&model);
     has(&text, &["Part 1 of 3", "█", "▄", "left/right page"]);
     let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
-    terminal.draw(|frame| draw(&model, frame.buffer_mut())).unwrap();
+    terminal
+        .draw(|frame| draw(&model, frame.buffer_mut()))
+        .unwrap();
     let cell = &terminal.backend().buffer()[(0, 0)];
-    assert_eq!((cell.fg, cell.bg), (Color::White, Color::Black), "dark on light whatever the terminal's colours are");
+    assert_eq!(
+        (cell.fg, cell.bg),
+        (Color::White, Color::Black),
+        "dark on light whatever the terminal's colours are"
+    );
     model.theme = Theme::PLAIN;
     let text = shown(&model);
     has(&text, &["shows no QR codes", "p2pvm1abcdefgh"]);
@@ -240,16 +414,38 @@ fn a_refused_invite_stays_on_the_screen_with_its_reason_to_be_typed_again() {
     let mut model = alone();
     press(&mut model, "j");
     model.press(Key::Paste("p2pvm1bad\r\n wrapped".into()));
-    assert_eq!(model.press(Key::Enter), Some(Action::Join { invite: "p2pvm1badwrapped".into(), leave: false }));
+    assert_eq!(
+        model.press(Key::Enter),
+        Some(Action::Join {
+            invite: "p2pvm1badwrapped".into(),
+            leave: false
+        })
+    );
     has(&shown(&model), &["asking the network"]);
     assert_eq!(press(&mut model, "x"), None, "keys wait while it works");
     model.join_ended(Err("the invite has expired: ask for a new one".into()));
-    has(&shown(&model), &["the invite has expired: ask for a new one", "p2pvm1badwrapped_", "16 characters"]);
+    has(
+        &shown(&model),
+        &[
+            "the invite has expired: ask for a new one",
+            "p2pvm1badwrapped_",
+            "16 characters",
+        ],
+    );
     model.press(Key::Clear);
     press(&mut model, "p2pvm1good\n");
     model.ask_to_leave("home");
-    has(&shown(&model), &["alone in its own network 'lab'. Leave it and join 'home'?"]);
-    assert_eq!(press(&mut model, "y"), Some(Action::Join { invite: "p2pvm1good".into(), leave: true }));
+    has(
+        &shown(&model),
+        &["alone in its own network 'lab'. Leave it and join 'home'?"],
+    );
+    assert_eq!(
+        press(&mut model, "y"),
+        Some(Action::Join {
+            invite: "p2pvm1good".into(),
+            leave: true
+        })
+    );
     model.join_ended(Ok("joined home".into()));
     assert_eq!(model.screen, Screen::Main);
     has(&shown(&model), &["joined home"]);
@@ -262,7 +458,11 @@ fn a_machine_is_stopped_only_from_its_console_and_only_when_asked_twice() {
         assert_eq!(press(&mut model, keys), None, "{keys}");
     }
     model.options = CONSOLE;
-    assert_eq!(press(&mut model, "ryy"), None, "a key that is held down does nothing");
+    assert_eq!(
+        press(&mut model, "ryy"),
+        None,
+        "a key that is held down does nothing"
+    );
     assert_eq!(press(&mut model, "rYY"), None);
     press(&mut model, "py");
     has(&shown(&model), &["web, db, far", "capital Y"]);
@@ -284,7 +484,10 @@ fn logs_show_their_end_and_scroll_back() {
     has(&shown(&model), &["line 99"]);
     model.press(Key::PageUp);
     let text = shown(&model);
-    assert!(text.contains("line 89") && !text.contains("line 90"), "{text}");
+    assert!(
+        text.contains("line 89") && !text.contains("line 90"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -296,6 +499,9 @@ fn what_others_wrote_cannot_command_the_terminal() {
     for screen in [Screen::Main, Screen::Logs { back: 0 }] {
         model.screen = screen;
         let text = shown(&model);
-        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert!(
+            !text.chars().any(|c| c.is_control() && c != '\n'),
+            "{text:?}"
+        );
     }
 }

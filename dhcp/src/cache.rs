@@ -1,5 +1,5 @@
-//! The lease cache: which address this node (and each VM it holds) had last, so that a restart asks for the
-//! same one again. It can be lost without harm; a file that is damaged counts as empty.
+//! The lease cache: which address this node (and each VM it holds) had last, so that a restart asks
+//! for the same one again. It can be lost without harm; a file that is damaged counts as empty.
 
 use p2pvm_overlay::{UnixTime, durable::write_atomically};
 use serde::{Deserialize, Serialize};
@@ -33,25 +33,34 @@ impl LeaseCache {
     pub(crate) fn open(path: PathBuf) -> Self {
         let entries = match fs::read(&path) {
             Ok(bytes) => parse(&bytes).unwrap_or_else(|| {
-                tracing::warn!(path = %path.display(), "the lease cache is damaged: starting with an empty one");
+                tracing::warn!(path = %path.display(), "the lease cache is damaged: starting with \
+                    an empty one");
                 Entries::new()
             }),
             Err(e) => {
                 if e.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(path = %path.display(), error = %e, "the lease cache cannot be read: starting with an empty one");
+                    tracing::warn!(path = %path.display(), error = %e, "the lease cache cannot be \
+                        read: starting with an empty one");
                 }
                 Entries::new()
             }
         };
-        Self { path, entries: Mutex::new(entries) }
+        Self {
+            path,
+            entries: Mutex::new(entries),
+        }
     }
 
     pub(crate) fn get(&self, owner: &[u8; 32]) -> Option<Ipv4Addr> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(owner).map(|cached| cached.v4)
+        self.entries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(owner)
+            .map(|cached| cached.v4)
     }
 
-    /// Remembers the address. Writes the file only when the address is another; a failure to write costs a
-    /// fresh draw after a restart and is only logged.
+    /// Remembers the address. Writes the file only when the address is another; a failure to write
+    /// costs a fresh draw after a restart and is only logged.
     pub(crate) fn set(&self, owner: [u8; 32], v4: Ipv4Addr, now: UnixTime) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let before = entries.insert(owner, Cached { v4, used: now });
@@ -70,13 +79,18 @@ impl LeaseCache {
 
     fn save(&self, entries: &Entries) {
         if let Err(e) = self.try_save(entries) {
-            tracing::warn!(path = %self.path.display(), error = %e, "the lease cache cannot be written: addresses may change after a restart");
+            tracing::warn!(path = %self.path.display(), error = %e, "the lease cache cannot be \
+                written: addresses may change after a restart");
         }
     }
 
     fn try_save(&self, entries: &Entries) -> io::Result<()> {
         let body = postcard::to_allocvec(entries).map_err(io::Error::other)?;
-        write_atomically(&self.path, &[&blake3::hash(&body).as_bytes()[..], &body].concat(), 0o644)
+        write_atomically(
+            &self.path,
+            &[&blake3::hash(&body).as_bytes()[..], &body].concat(),
+            0o644,
+        )
     }
 }
 
@@ -109,8 +123,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = LeaseCache::open(dir.path().join("leases"));
         cache.set([1; 32], Ipv4Addr::new(10, 0, 0, 5), UnixTime(0));
-        cache.set([2; 32], Ipv4Addr::new(10, 0, 0, 6), UnixTime(FORGET_AFTER_SECONDS + 1));
-        assert_eq!((cache.get(&[1; 32]), cache.get(&[2; 32]).is_some()), (None, true));
+        cache.set(
+            [2; 32],
+            Ipv4Addr::new(10, 0, 0, 6),
+            UnixTime(FORGET_AFTER_SECONDS + 1),
+        );
+        assert_eq!(
+            (cache.get(&[1; 32]), cache.get(&[2; 32]).is_some()),
+            (None, true)
+        );
         cache.remove(&[2; 32]);
         assert_eq!(cache.get(&[2; 32]), None);
     }

@@ -1,7 +1,8 @@
-//! The network's names over DNS: `<host>.<network>.p2p` and `<vm>.vm.<network>.p2p`, forward and reverse.
-//! Authoritative for these: what lies outside is refused, so that a stub resolver with another server goes on to
-//! that one, or passed on to the servers that the host had before ([`Upstream`]) if the host itself asks. By UDP and
-//! TCP ([`serve`]), as some stub resolvers use nothing but TCP (resolv.conf(5), `use-vc`).
+//! The network's names over DNS: `<host>.<network>.p2p` and `<vm>.vm.<network>.p2p`, forward and
+//! reverse. Authoritative for these: what lies outside is refused, so that a stub resolver with
+//! another server goes on to that one, or passed on to the servers that the host had before
+//! ([`Upstream`]) if the host itself asks. By UDP and TCP ([`serve`]), as some stub resolvers use
+//! nothing but TCP (resolv.conf(5), `use-vc`).
 
 mod cached;
 mod forward;
@@ -59,7 +60,9 @@ pub trait Names: Send + Sync + 'static {
 #[async_trait]
 impl Names for Addresses {
     async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
-        self.resolve_name(label, kind).await.map_err(|e| Unavailable(chain(&e)))
+        self.resolve_name(label, kind)
+            .await
+            .map_err(|e| Unavailable(chain(&e)))
     }
 
     async fn reverse(&self, ip: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
@@ -102,12 +105,18 @@ impl Resolver {
     /// # Errors
     /// [`NotADomain`] if `domain` is no name.
     pub fn new(domain: &str, subnet: Subnet) -> Result<Self, NotADomain> {
-        let mut name = Name::from_ascii(domain.to_ascii_lowercase()).map_err(|_| NotADomain(domain.to_owned()))?;
+        let mut name = Name::from_ascii(domain.to_ascii_lowercase())
+            .map_err(|_| NotADomain(domain.to_owned()))?;
         if name.num_labels() == 0 {
             return Err(NotADomain(domain.to_owned()));
         }
         name.set_fqdn(true);
-        Ok(Self { domain: name, subnet, v6_prefix: None, upstream: Upstream::default() })
+        Ok(Self {
+            domain: name,
+            subnet,
+            v6_prefix: None,
+            upstream: Upstream::default(),
+        })
     }
 
     /// Answers reverse lookups within this IPv6 prefix too.
@@ -125,12 +134,16 @@ impl Resolver {
     fn elsewhere(&self, query: &[u8]) -> Option<Name> {
         let message = Message::from_vec(query).ok()?;
         let asked = &message.metadata;
-        let [question] = message.queries.as_slice() else { return None };
+        let [question] = message.queries.as_slice() else {
+            return None;
+        };
         let is_query = asked.message_type == MessageType::Query && asked.op_code == OpCode::Query;
-        (is_query && matches!(self.classify(question.name()), Asked::Elsewhere)).then(|| question.name().clone())
+        (is_query && matches!(self.classify(question.name()), Asked::Elsewhere))
+            .then(|| question.name().clone())
     }
 
-    /// The answer of others to a question of the host's own programs about the name `name`, which is elsewhere.
+    /// The answer of others to a question of the host's own programs about the name `name`, which
+    /// is elsewhere.
     async fn pass_on(&self, name: &Name, query: &[u8], carrier: Carrier) -> Vec<u8> {
         match self.upstream.ask(name, query, carrier).await {
             Some(answer) => wire::fitted(answer, query, carrier),
@@ -138,9 +151,12 @@ impl Resolver {
         }
     }
 
-    /// Says that nobody could be asked, with the question: a stub resolver believes no answer without it.
+    /// Says that nobody could be asked, with the question: a stub resolver believes no answer
+    /// without it.
     fn failed(&self, query: &[u8]) -> Vec<u8> {
-        let Ok(message) = Message::from_vec(query) else { return Vec::new() };
+        let Ok(message) = Message::from_vec(query) else {
+            return Vec::new();
+        };
         let mut reply = Message::response(message.metadata.id, OpCode::Query);
         reply.metadata.recursion_desired = message.metadata.recursion_desired;
         reply.metadata.recursion_available = true;
@@ -149,21 +165,30 @@ impl Resolver {
         reply.to_vec().unwrap_or_default()
     }
 
-    /// The answer to a DNS message; empty for what deserves none (a response, or too short to answer).
+    /// The answer to a DNS message; empty for what deserves none (a response, or too short to
+    /// answer).
     pub async fn answer(&self, query: &[u8], names: &dyn Names) -> Vec<u8> {
-        let Some((id, is_response)) = query.get(..HEADER_BYTES).map(|h| (u16::from_be_bytes([h[0], h[1]]), h[2] & 0x80 != 0)) else {
+        let Some((id, is_response)) = query
+            .get(..HEADER_BYTES)
+            .map(|h| (u16::from_be_bytes([h[0], h[1]]), h[2] & 0x80 != 0))
+        else {
             return Vec::new();
         };
         if is_response {
             return Vec::new();
         }
-        let parsed = if query.len() > MAX_QUERY_BYTES { None } else { Message::from_vec(query).ok() };
+        let parsed = if query.len() > MAX_QUERY_BYTES {
+            None
+        } else {
+            Message::from_vec(query).ok()
+        };
         let mut reply = match parsed {
             None => Message::error_msg(id, OpCode::Query, ResponseCode::FormErr),
             Some(query) => self.reply(query, names).await,
         };
         reply.metadata.truncation = false;
-        // The host's own programs are told everything here, and some stub resolvers mind where that is not said.
+        // The host's own programs are told everything here, and some stub resolvers mind where that
+        // is not said.
         reply.metadata.recursion_available = !self.upstream.get().is_empty();
         reply.to_vec().unwrap_or_default()
     }
@@ -183,7 +208,9 @@ impl Resolver {
         }
         reply.add_queries(query.queries.iter().cloned());
         reply.metadata.response_code = match (asked.op_code, query.queries.as_slice()) {
-            (OpCode::Query, [question]) if question.query_class() == DNSClass::IN => self.resolve(question, names, &mut reply).await,
+            (OpCode::Query, [question]) if question.query_class() == DNSClass::IN => {
+                self.resolve(question, names, &mut reply).await
+            }
             (OpCode::Query, [_]) => ResponseCode::Refused,
             (OpCode::Query, _) => ResponseCode::FormErr,
             _ => ResponseCode::NotImp,
@@ -191,43 +218,71 @@ impl Resolver {
         reply
     }
 
-    async fn resolve(&self, question: &Query, names: &dyn Names, reply: &mut Message) -> ResponseCode {
+    async fn resolve(
+        &self,
+        question: &Query,
+        names: &dyn Names,
+        reply: &mut Message,
+    ) -> ResponseCode {
         let (name, kind) = (question.name(), question.query_type());
         let found = match self.classify(name) {
             Asked::Elsewhere => return ResponseCode::Refused,
             Asked::Nothing => Ok(None),
             Asked::Zone => Ok(Some(self.zone_records(name, kind))),
-            Asked::Name(of, label) => names.forward(of, &label).await.map(|found| found.map(|named| address_records(name, kind, &named))),
-            Asked::Address(ip) => names.reverse(ip).await.map(|found| found.and_then(|named| self.pointer_records(name, kind, named))),
+            Asked::Name(of, label) => names
+                .forward(of, &label)
+                .await
+                .map(|found| found.map(|named| address_records(name, kind, &named))),
+            Asked::Address(ip) => names
+                .reverse(ip)
+                .await
+                .map(|found| found.and_then(|named| self.pointer_records(name, kind, named))),
         };
-        let Ok(found) = found else { return ResponseCode::ServFail };
+        let Ok(found) = found else {
+            return ResponseCode::ServFail;
+        };
         reply.metadata.authoritative = true;
         let exists = found.is_some();
         reply.add_answers(found.unwrap_or_default());
         if reply.answers.is_empty() {
             reply.add_authority(self.authority());
         }
-        if exists { ResponseCode::NoError } else { ResponseCode::NXDomain }
+        if exists {
+            ResponseCode::NoError
+        } else {
+            ResponseCode::NXDomain
+        }
     }
 
     fn classify(&self, name: &Name) -> Asked {
         if !self.domain.zone_of(name) {
-            let Ok(net) = name.parse_arpa_name() else { return Asked::Elsewhere };
+            let Ok(net) = name.parse_arpa_name() else {
+                return Asked::Elsewhere;
+            };
             return match net.addr() {
-                ip if net.prefix_len() == net.max_prefix_len() && self.is_ours(ip) => Asked::Address(ip),
+                ip if net.prefix_len() == net.max_prefix_len() && self.is_ours(ip) => {
+                    Asked::Address(ip)
+                }
                 // Part of the way to an address of ours: it exists and has no records (RFC 8020).
                 ip if self.covers(ip, net.prefix_len()) => Asked::Zone,
                 _ => Asked::Elsewhere,
             };
         }
         let below = usize::from(name.num_labels().saturating_sub(self.domain.num_labels()));
-        let labels: Option<Vec<String>> =
-            name.iter().take(below).map(|l| std::str::from_utf8(l).ok().map(str::to_ascii_lowercase)).collect();
+        let labels: Option<Vec<String>> = name
+            .iter()
+            .take(below)
+            .map(|l| std::str::from_utf8(l).ok().map(str::to_ascii_lowercase))
+            .collect();
         match labels.as_deref() {
             Some([]) => Asked::Zone,
             Some([zone]) if zone == "vm" => Asked::Zone,
-            Some([host]) if is_name(NameKind::Host, host) => Asked::Name(NameKind::Host, host.clone()),
-            Some([vm, zone]) if zone == "vm" && is_name(NameKind::Vm, vm) => Asked::Name(NameKind::Vm, vm.clone()),
+            Some([host]) if is_name(NameKind::Host, host) => {
+                Asked::Name(NameKind::Host, host.clone())
+            }
+            Some([vm, zone]) if zone == "vm" && is_name(NameKind::Vm, vm) => {
+                Asked::Name(NameKind::Vm, vm.clone())
+            }
             _ => Asked::Nothing,
         }
     }
@@ -244,17 +299,29 @@ impl Resolver {
     fn is_ours(&self, ip: IpAddr) -> bool {
         match (ip, self.v6_prefix) {
             (IpAddr::V4(v4), _) => self.subnet.claimable(v4),
-            (IpAddr::V6(v6), Some((prefix, bits))) => (v6.to_bits() ^ prefix.to_bits()).leading_zeros() >= u32::from(bits),
+            (IpAddr::V6(v6), Some((prefix, bits))) => {
+                (v6.to_bits() ^ prefix.to_bits()).leading_zeros() >= u32::from(bits)
+            }
             (IpAddr::V6(_), None) => false,
         }
     }
 
     fn zone_records(&self, name: &Name, kind: RecordType) -> Vec<Record> {
-        let wanted = name.num_labels() == self.domain.num_labels() && matches!(kind, RecordType::SOA | RecordType::ANY);
-        if wanted { vec![self.authority()] } else { Vec::new() }
+        let wanted = name.num_labels() == self.domain.num_labels()
+            && matches!(kind, RecordType::SOA | RecordType::ANY);
+        if wanted {
+            vec![self.authority()]
+        } else {
+            Vec::new()
+        }
     }
 
-    fn pointer_records(&self, name: &Name, kind: RecordType, (of, label): (NameKind, String)) -> Option<Vec<Record>> {
+    fn pointer_records(
+        &self,
+        name: &Name,
+        kind: RecordType,
+        (of, label): (NameKind, String),
+    ) -> Option<Vec<Record>> {
         if !matches!(kind, RecordType::PTR | RecordType::ANY) {
             return Some(Vec::new());
         }
@@ -262,13 +329,25 @@ impl Resolver {
             NameKind::Host => self.domain.clone(),
             NameKind::Vm => self.domain.prepend_label("vm").ok()?,
         };
-        Some(vec![Record::from_rdata(name.clone(), TTL_SECONDS, RData::PTR(PTR(parent.prepend_label(label).ok()?)))])
+        Some(vec![Record::from_rdata(
+            name.clone(),
+            TTL_SECONDS,
+            RData::PTR(PTR(parent.prepend_label(label).ok()?)),
+        )])
     }
 
     /// The zone's start of authority, which also says how long a negative answer holds (RFC 2308).
     fn authority(&self) -> Record {
         let ttl = NEGATIVE_TTL_SECONDS;
-        let soa = SOA::new(self.domain.clone(), self.domain.clone(), 1, 3600, 600, 86400, ttl);
+        let soa = SOA::new(
+            self.domain.clone(),
+            self.domain.clone(),
+            1,
+            3600,
+            600,
+            86400,
+            ttl,
+        );
         Record::from_rdata(self.domain.clone(), ttl, RData::SOA(soa))
     }
 }
@@ -276,10 +355,21 @@ impl Resolver {
 fn address_records(name: &Name, kind: RecordType, named: &Named) -> Vec<Record> {
     let mut records = Vec::new();
     if matches!(kind, RecordType::A | RecordType::ANY) {
-        records.push(Record::from_rdata(name.clone(), TTL_SECONDS, RData::A(A(named.v4))));
+        records.push(Record::from_rdata(
+            name.clone(),
+            TTL_SECONDS,
+            RData::A(A(named.v4)),
+        ));
     }
-    if let Some(v6) = named.v6.filter(|_| matches!(kind, RecordType::AAAA | RecordType::ANY)) {
-        records.push(Record::from_rdata(name.clone(), TTL_SECONDS, RData::AAAA(AAAA(v6))));
+    if let Some(v6) = named
+        .v6
+        .filter(|_| matches!(kind, RecordType::AAAA | RecordType::ANY))
+    {
+        records.push(Record::from_rdata(
+            name.clone(),
+            TTL_SECONDS,
+            RData::AAAA(AAAA(v6)),
+        ));
     }
     records
 }

@@ -20,8 +20,16 @@ struct Table;
 impl Names for Table {
     async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
         match (kind, label) {
-            (NameKind::Host, "alpha") => Ok(Some(Named { subject: Subject::Member(MemberId([1; 32])), v4: HOST, v6: None })),
-            (NameKind::Vm, "web") => Ok(Some(Named { subject: Subject::Vm(VmId([2; 32])), v4: WEB, v6: Some(WEB_V6) })),
+            (NameKind::Host, "alpha") => Ok(Some(Named {
+                subject: Subject::Member(MemberId([1; 32])),
+                v4: HOST,
+                v6: None,
+            })),
+            (NameKind::Vm, "web") => Ok(Some(Named {
+                subject: Subject::Vm(VmId([2; 32])),
+                v4: WEB,
+                v6: Some(WEB_V6),
+            })),
             (_, "cut") => Err(Unavailable("no quorum".into())),
             _ => Ok(None),
         }
@@ -34,15 +42,21 @@ impl Names for Table {
 }
 
 fn resolver() -> Resolver {
-    Resolver::new("lab.p2p", "10.77.0.0/16".parse().unwrap()).unwrap().with_v6("fd77::".parse().unwrap(), 48)
+    Resolver::new("lab.p2p", "10.77.0.0/16".parse().unwrap())
+        .unwrap()
+        .with_v6("fd77::".parse().unwrap(), 48)
 }
 
 async fn ask(name: &str, kind: RecordType) -> Message {
     let mut query = Message::query();
     query.metadata.recursion_desired = true;
     query.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
-    let reply = Message::from_vec(&resolver().answer(&query.to_vec().unwrap(), &Table).await).unwrap();
-    assert_eq!((reply.metadata.id, &reply.queries), (query.metadata.id, &query.queries));
+    let reply =
+        Message::from_vec(&resolver().answer(&query.to_vec().unwrap(), &Table).await).unwrap();
+    assert_eq!(
+        (reply.metadata.id, &reply.queries),
+        (query.metadata.id, &query.queries)
+    );
     reply
 }
 
@@ -53,10 +67,22 @@ fn data(reply: &Message) -> Vec<RData> {
 #[tokio::test]
 async fn hosts_and_vms_have_addresses_whatever_the_letter_case() {
     let reply = ask("Alpha.LAB.p2p.", RecordType::A).await;
-    assert_eq!((data(&reply), reply.metadata.authoritative), (vec![RData::A(A(HOST))], true));
-    assert_eq!(data(&ask("web.vm.lab.p2p.", RecordType::A).await), [RData::A(A(WEB))]);
-    assert_eq!(data(&ask("web.vm.lab.p2p.", RecordType::AAAA).await), [RData::AAAA(AAAA(WEB_V6))]);
-    assert_eq!(ask("web.vm.lab.p2p.", RecordType::ANY).await.answers.len(), 2);
+    assert_eq!(
+        (data(&reply), reply.metadata.authoritative),
+        (vec![RData::A(A(HOST))], true)
+    );
+    assert_eq!(
+        data(&ask("web.vm.lab.p2p.", RecordType::A).await),
+        [RData::A(A(WEB))]
+    );
+    assert_eq!(
+        data(&ask("web.vm.lab.p2p.", RecordType::AAAA).await),
+        [RData::AAAA(AAAA(WEB_V6))]
+    );
+    assert_eq!(
+        ask("web.vm.lab.p2p.", RecordType::ANY).await.answers.len(),
+        2
+    );
 }
 
 #[tokio::test]
@@ -70,27 +96,67 @@ async fn no_such_type_differs_from_no_such_name_and_both_may_be_remembered_short
         ("a_b.vm.lab.p2p.", RecordType::A, ResponseCode::NXDomain),
     ] {
         let reply = ask(name, kind).await;
-        assert_eq!((reply.metadata.response_code, reply.answers.len()), (code, 0), "{name}");
-        assert!(matches!(&reply.authorities[..], [soa] if soa.ttl == NEGATIVE_TTL_SECONDS && soa.record_type() == RecordType::SOA));
+        assert_eq!(
+            (reply.metadata.response_code, reply.answers.len()),
+            (code, 0),
+            "{name}"
+        );
+        assert!(matches!(
+            &reply.authorities[..],
+            [soa] if soa.ttl == NEGATIVE_TTL_SECONDS && soa.record_type() == RecordType::SOA
+        ));
     }
     assert_eq!(ask("lab.p2p.", RecordType::SOA).await.answers.len(), 1);
 }
 
 #[tokio::test]
 async fn other_domains_are_refused_and_a_lost_quorum_is_a_server_failure() {
-    assert_eq!(ask("debian.org.", RecordType::A).await.metadata.response_code, ResponseCode::Refused);
-    assert_eq!(ask("notlab.p2p.", RecordType::A).await.metadata.response_code, ResponseCode::Refused);
-    assert_eq!(ask("4.4.8.8.in-addr.arpa.", RecordType::PTR).await.metadata.response_code, ResponseCode::Refused);
-    assert_eq!(ask("cut.lab.p2p.", RecordType::A).await.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(
+        ask("debian.org.", RecordType::A)
+            .await
+            .metadata
+            .response_code,
+        ResponseCode::Refused
+    );
+    assert_eq!(
+        ask("notlab.p2p.", RecordType::A)
+            .await
+            .metadata
+            .response_code,
+        ResponseCode::Refused
+    );
+    assert_eq!(
+        ask("4.4.8.8.in-addr.arpa.", RecordType::PTR)
+            .await
+            .metadata
+            .response_code,
+        ResponseCode::Refused
+    );
+    assert_eq!(
+        ask("cut.lab.p2p.", RecordType::A)
+            .await
+            .metadata
+            .response_code,
+        ResponseCode::ServFail
+    );
 }
 
 #[tokio::test]
 async fn addresses_have_names() {
     let expected = RData::PTR(PTR(Name::from_ascii("web.vm.lab.p2p.").unwrap()));
-    assert_eq!(data(&ask("9.0.77.10.in-addr.arpa.", RecordType::PTR).await), std::slice::from_ref(&expected));
+    assert_eq!(
+        data(&ask("9.0.77.10.in-addr.arpa.", RecordType::PTR).await),
+        std::slice::from_ref(&expected)
+    );
     let v6 = Name::from(IpAddr::V6(WEB_V6)).to_ascii();
     assert_eq!(data(&ask(&v6, RecordType::PTR).await), [expected]);
-    assert_eq!(ask("7.0.77.10.in-addr.arpa.", RecordType::PTR).await.metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(
+        ask("7.0.77.10.in-addr.arpa.", RecordType::PTR)
+            .await
+            .metadata
+            .response_code,
+        ResponseCode::NXDomain
+    );
 }
 
 #[tokio::test]
@@ -98,12 +164,21 @@ async fn malformed_and_foreign_messages_are_turned_away() {
     let answer = |bytes: Vec<u8>| async move { resolver().answer(&bytes, &Table).await };
     let mut broken = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 63];
     let reply = Message::from_vec(&answer(broken.clone()).await).unwrap();
-    assert_eq!((reply.metadata.id, reply.metadata.response_code), (0x1234, ResponseCode::FormErr));
+    assert_eq!(
+        (reply.metadata.id, reply.metadata.response_code),
+        (0x1234, ResponseCode::FormErr)
+    );
     broken[2] |= 0x80;
-    assert!(answer(broken).await.is_empty(), "a response is never answered");
+    assert!(
+        answer(broken).await.is_empty(),
+        "a response is never answered"
+    );
     assert!(answer(vec![1, 2, 3]).await.is_empty());
     let mut update = Message::new(5, hickory_proto::op::MessageType::Query, OpCode::Update);
-    update.add_query(Query::query(Name::from_ascii("lab.p2p.").unwrap(), RecordType::SOA));
+    update.add_query(Query::query(
+        Name::from_ascii("lab.p2p.").unwrap(),
+        RecordType::SOA,
+    ));
     let reply = Message::from_vec(&answer(update.to_vec().unwrap()).await).unwrap();
     assert_eq!(reply.metadata.response_code, ResponseCode::NotImp);
 }
@@ -111,8 +186,14 @@ async fn malformed_and_foreign_messages_are_turned_away() {
 #[tokio::test]
 async fn edns_is_answered_in_kind() {
     let mut query = Message::query();
-    query.add_query(Query::query(Name::from_ascii("alpha.lab.p2p.").unwrap(), RecordType::A)).set_edns(Edns::new());
-    let reply = Message::from_vec(&resolver().answer(&query.to_vec().unwrap(), &Table).await).unwrap();
+    query
+        .add_query(Query::query(
+            Name::from_ascii("alpha.lab.p2p.").unwrap(),
+            RecordType::A,
+        ))
+        .set_edns(Edns::new());
+    let reply =
+        Message::from_vec(&resolver().answer(&query.to_vec().unwrap(), &Table).await).unwrap();
     assert!(reply.edns.is_some() && reply.answers.len() == 1);
 }
 
@@ -124,11 +205,20 @@ async fn the_served_socket_answers_many_clients() {
     for _ in 0..20 {
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let mut query = Message::query();
-        query.add_query(Query::query(Name::from_ascii("web.vm.lab.p2p.").unwrap(), RecordType::A));
-        client.send_to(&query.to_vec().unwrap(), server).await.unwrap();
+        query.add_query(Query::query(
+            Name::from_ascii("web.vm.lab.p2p.").unwrap(),
+            RecordType::A,
+        ));
+        client
+            .send_to(&query.to_vec().unwrap(), server)
+            .await
+            .unwrap();
         let mut buffer = [0; 512];
         let length = client.recv(&mut buffer).await.unwrap();
-        assert_eq!(data(&Message::from_vec(&buffer[..length]).unwrap()), [RData::A(A(WEB))]);
+        assert_eq!(
+            data(&Message::from_vec(&buffer[..length]).unwrap()),
+            [RData::A(A(WEB))]
+        );
     }
     task.abort();
 }
@@ -142,7 +232,10 @@ async fn a_program_that_uses_nothing_but_tcp_is_answered_on_one_connection() {
     let mut both = Vec::new();
     for kind in [RecordType::A, RecordType::AAAA] {
         let mut query = Message::query();
-        query.add_query(Query::query(Name::from_ascii("web.vm.lab.p2p.").unwrap(), kind));
+        query.add_query(Query::query(
+            Name::from_ascii("web.vm.lab.p2p.").unwrap(),
+            kind,
+        ));
         let query = query.to_vec().unwrap();
         both.extend([&(query.len() as u16).to_be_bytes()[..], &query].concat());
     }
@@ -159,7 +252,10 @@ async fn a_program_that_uses_nothing_but_tcp_is_answered_on_one_connection() {
 #[tokio::test]
 async fn the_letters_of_a_question_come_back_as_they_were() {
     let mut query = Message::query();
-    query.add_query(Query::query(Name::from_ascii("aLpHa.lAB.p2P.").unwrap(), RecordType::A));
+    query.add_query(Query::query(
+        Name::from_ascii("aLpHa.lAB.p2P.").unwrap(),
+        RecordType::A,
+    ));
     let bytes = query.to_vec().unwrap();
     let reply = resolver().answer(&bytes, &Table).await;
     assert_eq!(reply[12..bytes.len()], bytes[12..]);
@@ -167,10 +263,22 @@ async fn the_letters_of_a_question_come_back_as_they_were() {
 
 #[tokio::test]
 async fn parts_of_the_way_to_our_addresses_exist_and_have_no_records() {
-    for name in ["77.10.in-addr.arpa.", "0.77.10.in-addr.arpa.", "7.7.d.f.ip6.arpa."] {
+    for name in [
+        "77.10.in-addr.arpa.",
+        "0.77.10.in-addr.arpa.",
+        "7.7.d.f.ip6.arpa.",
+    ] {
         let reply = ask(name, RecordType::NS).await;
-        let expected = if name.contains("ip6") { ResponseCode::Refused } else { ResponseCode::NoError };
-        assert_eq!((reply.metadata.response_code, reply.answers.len()), (expected, 0), "{name}");
+        let expected = if name.contains("ip6") {
+            ResponseCode::Refused
+        } else {
+            ResponseCode::NoError
+        };
+        assert_eq!(
+            (reply.metadata.response_code, reply.answers.len()),
+            (expected, 0),
+            "{name}"
+        );
     }
 }
 

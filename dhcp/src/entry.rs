@@ -1,6 +1,7 @@
-//! What this crate writes into the DHT: who holds an address, and what a name stands for. Each entry lives
-//! at a key derived from the address or the name, signed by its owner: a member for itself, a VM's key for a
-//! VM. An entry that its signer has no right to make is not believed ([`Holder::owner`]).
+//! What this crate writes into the DHT: who holds an address, and what a name stands for. Each
+//! entry lives at a key derived from the address or the name, signed by its owner: a member for
+//! itself, a VM's key for a VM. An entry that its signer has no right to make is not believed
+//! ([`Holder::owner`]).
 
 use p2pvm_overlay::{Epoch, MemberId, RingAddr, VmId};
 use serde::{Deserialize, Serialize};
@@ -120,7 +121,8 @@ impl Named {
     }
 }
 
-/// Reads what the DHT's records say of addresses and names, for the fuzzer. True if they say something.
+/// Reads what the DHT's records say of addresses and names, for the fuzzer. True if they say
+/// something.
 #[cfg(fuzzing)]
 pub fn parse(bytes: &[u8]) -> bool {
     let holder = Holder::decode(bytes);
@@ -154,15 +156,20 @@ pub fn address_key(ip: IpAddr) -> RingAddr {
 
 /// The key of a name in the DHT; letter case does not count.
 pub fn name_key(kind: NameKind, label: &str) -> RingAddr {
-    RingAddr::of("p2pvm 2026 meaning of a name", format!("{kind}/{}", label.to_ascii_lowercase()).as_bytes())
+    RingAddr::of(
+        "p2pvm 2026 meaning of a name",
+        format!("{kind}/{}", label.to_ascii_lowercase()).as_bytes(),
+    )
 }
 
-/// Whether `label` can be a name: 1 to 63 lower-case letters, digits and inner hyphens (RFC 1123 §2.1).
+/// Whether `label` can be a name: 1 to 63 lower-case letters, digits and inner hyphens (RFC 1123
+/// §2.1).
 pub fn is_label(label: &str) -> bool {
     p2pvm_overlay::membership::valid_name(label)
 }
 
-/// Whether `label` can name a subject of `kind`: `vm` is no host name, since the VMs' zone is called so.
+/// Whether `label` can name a subject of `kind`: `vm` is no host name, since the VMs' zone is
+/// called so.
 pub fn is_name(kind: NameKind, label: &str) -> bool {
     is_label(label) && !(kind == NameKind::Host && label == "vm")
 }
@@ -183,16 +190,26 @@ mod tests {
 
     #[test]
     fn a_host_and_a_vm_may_share_a_label_and_case_does_not_count() {
-        assert_ne!(name_key(NameKind::Host, "web"), name_key(NameKind::Vm, "web"));
+        assert_ne!(
+            name_key(NameKind::Host, "web"),
+            name_key(NameKind::Vm, "web")
+        );
         assert_eq!(name_key(NameKind::Vm, "WEB"), name_key(NameKind::Vm, "web"));
     }
 
     proptest! {
         #[test]
-        fn entries_survive_the_wire(member: [u8; 32], vm: Option<[u8; 32]>, epoch: u64, v4: u32, v6: Option<u128>) {
-            let holder = Holder { member: MemberId(member), epoch: Epoch(epoch), vm: vm.map(VmId), name: "web".into() };
+        fn entries_survive_the_wire(
+            member: [u8; 32], vm: Option<[u8; 32]>, epoch: u64, v4: u32, v6: Option<u128>
+        ) {
+            let holder = Holder {
+                member: MemberId(member), epoch: Epoch(epoch), vm: vm.map(VmId), name: "web".into()
+            };
             prop_assert_eq!(Holder::decode(&holder.encode()), Some(holder.clone()));
-            let named = Named { subject: holder.subject(), v4: Ipv4Addr::from_bits(v4), v6: v6.map(Ipv6Addr::from_bits) };
+            let named = Named {
+                subject: holder.subject(), v4: Ipv4Addr::from_bits(v4),
+                v6: v6.map(Ipv6Addr::from_bits)
+            };
             prop_assert_eq!(Named::decode(&named.encode()), Some(named.clone()));
             prop_assert_eq!(Named::decode(&holder.encode()), None);
         }

@@ -12,7 +12,10 @@ pub enum Error {
     #[error("the address records cannot be reached")]
     Records(#[from] RecordError),
     /// No DNS label, or a reserved one.
-    #[error("'{0}' cannot be a name: use 1 to 63 lower-case letters, digits and inner hyphens ('vm' is reserved among hosts)")]
+    #[error(
+        "'{0}' cannot be a name: use 1 to 63 lower-case letters, digits and inner hyphens ('vm' \
+            is reserved among hosts)"
+    )]
     InvalidName(String),
     /// Somebody else has the name.
     #[error("the name '{name}' is taken by {by}: choose another")]

@@ -1,5 +1,5 @@
-//! Records in memory with the semantics of the trait, for this crate's tests: create-if-absent, owner and
-//! version checks, expiry by a clock that the test moves.
+//! Records in memory with the semantics of the trait, for this crate's tests: create-if-absent,
+//! owner and version checks, expiry by a clock that the test moves.
 
 use async_trait::async_trait;
 use p2pvm_dht::record::{Record, RecordError, Records};
@@ -30,7 +30,14 @@ impl MemoryRecords {
     /// Yields as a network would, so that concurrent callers interleave.
     async fn pass(&self) -> Result<(), RecordError> {
         tokio::task::yield_now().await;
-        if self.cut.load(Relaxed) { Err(RecordError::NoQuorum { answered: 1, asked: 5 }) } else { Ok(()) }
+        if self.cut.load(Relaxed) {
+            Err(RecordError::NoQuorum {
+                answered: 1,
+                asked: 5,
+            })
+        } else {
+            Ok(())
+        }
     }
 
     fn write(
@@ -60,12 +67,25 @@ impl MemoryRecords {
 
 #[async_trait]
 impl Records for MemoryRecords {
-    async fn create(&self, owner: &KeyPair, key: RingAddr, value: Vec<u8>, ttl: Duration) -> Result<Record, RecordError> {
+    async fn create(
+        &self,
+        owner: &KeyPair,
+        key: RingAddr,
+        value: Vec<u8>,
+        ttl: Duration,
+    ) -> Result<Record, RecordError> {
         self.pass().await?;
         self.write(owner, key, Some(value), ttl, true, None)
     }
 
-    async fn put(&self, owner: &KeyPair, key: RingAddr, version: u64, value: Vec<u8>, ttl: Duration) -> Result<Record, RecordError> {
+    async fn put(
+        &self,
+        owner: &KeyPair,
+        key: RingAddr,
+        version: u64,
+        value: Vec<u8>,
+        ttl: Duration,
+    ) -> Result<Record, RecordError> {
         self.pass().await?;
         self.write(owner, key, Some(value), ttl, false, Some(version))
     }
@@ -73,11 +93,15 @@ impl Records for MemoryRecords {
     async fn get(&self, key: RingAddr) -> Result<Option<Record>, RecordError> {
         self.pass().await?;
         let map = self.map.lock().unwrap();
-        Ok(map.get(&key).filter(|r| r.expires > self.now() && r.value.is_some()).cloned())
+        Ok(map
+            .get(&key)
+            .filter(|r| r.expires > self.now() && r.value.is_some())
+            .cloned())
     }
 
     async fn delete(&self, owner: &KeyPair, key: RingAddr) -> Result<(), RecordError> {
         self.pass().await?;
-        self.write(owner, key, None, Duration::from_secs(60), false, None).map(|_| ())
+        self.write(owner, key, None, Duration::from_secs(60), false, None)
+            .map(|_| ())
     }
 }

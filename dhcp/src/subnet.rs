@@ -1,5 +1,5 @@
-//! The network's IPv4 subnet: which addresses may be drawn, in which order, and whether a subnet would
-//! hide something that this machine already reaches (a route in its main table).
+//! The network's IPv4 subnet: which addresses may be drawn, in which order, and whether a subnet
+//! would hide something that this machine already reaches (a route in its main table).
 
 use rand::{Rng, seq::IndexedRandom};
 use serde::{Deserialize, Serialize};
@@ -16,18 +16,25 @@ pub struct Subnet {
 
 /// A text that is no subnet.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("'{0}' is not a subnet: expected an address and a prefix length of 0 to 32, as in 10.77.0.0/16")]
+#[error(
+    "'{0}' is not a subnet: expected an address and a prefix length of 0 to 32, as in 10.77.0.0/16"
+)]
 pub struct ParseSubnetError(String);
 
-/// Second octets of 10.0.0.0/8 that common software takes by itself: home routers, Docker swarm, k3s, VPNs,
-/// Podman, Kubernetes service and pod networks, cloud defaults.
-const CROWDED: [u8; 20] = [0, 1, 2, 8, 10, 20, 42, 43, 50, 64, 88, 89, 96, 100, 128, 138, 152, 200, 244, 255];
+/// Second octets of 10.0.0.0/8 that common software takes by itself: home routers, Docker swarm,
+/// k3s, VPNs, Podman, Kubernetes service and pod networks, cloud defaults.
+const CROWDED: [u8; 20] = [
+    0, 1, 2, 8, 10, 20, 42, 43, 50, 64, 88, 89, 96, 100, 128, 138, 152, 200, 244, 255,
+];
 
 impl Subnet {
     /// The subnet that `addr` lies in. A prefix above 32 counts as 32.
     pub fn new(addr: Ipv4Addr, prefix: u8) -> Self {
         let prefix = prefix.min(32);
-        Self { addr: Ipv4Addr::from_bits(addr.to_bits() & mask(prefix)), prefix }
+        Self {
+            addr: Ipv4Addr::from_bits(addr.to_bits() & mask(prefix)),
+            prefix,
+        }
     }
 
     /// Whether `ip` lies within.
@@ -45,12 +52,14 @@ impl Subnet {
         Ipv4Addr::from_bits(self.addr.to_bits() | !mask(self.prefix))
     }
 
-    /// The first usable address: every guest's gateway, answered by the daemon at the guest's port and claimed by no one.
+    /// The first usable address: every guest's gateway, answered by the daemon at the guest's port
+    /// and claimed by no one.
     pub fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.addr.to_bits().saturating_add(1))
     }
 
-    /// Whether an address may be claimed: inside, and neither network, gateway nor broadcast address.
+    /// Whether an address may be claimed: inside, and neither network, gateway nor broadcast
+    /// address.
     pub fn claimable(&self, ip: Ipv4Addr) -> bool {
         self.contains(ip) && ip != self.addr && ip != self.gateway() && ip != self.broadcast()
     }
@@ -67,13 +76,17 @@ impl Subnet {
         self.addr.to_bits() & shorter == other.addr.to_bits() & shorter
     }
 
-    /// Every claimable address once, in an order that looks random and differs from draw to draw, so that
-    /// concurrent claimers seldom meet and a nearly full subnet is still exhausted: a walk with a random
-    /// start and a random stride that shares no factor with the count.
+    /// Every claimable address once, in an order that looks random and differs from draw to draw,
+    /// so that concurrent claimers seldom meet and a nearly full subnet is still exhausted: a walk
+    /// with a random start and a random stride that shares no factor with the count.
     pub fn draw<R: Rng>(&self, rng: &mut R) -> impl Iterator<Item = Ipv4Addr> + use<R> {
         let count = self.claimable_count();
         let first = self.addr.to_bits().saturating_add(2);
-        let (mut at, stride) = if count < 2 { (0, 1) } else { (rng.random_range(0..count), coprime_stride(count, rng)) };
+        let (mut at, stride) = if count < 2 {
+            (0, 1)
+        } else {
+            (rng.random_range(0..count), coprime_stride(count, rng))
+        };
         (0..count).map(move |_| {
             let drawn = Ipv4Addr::from_bits(first + at);
             at = ((u64::from(at) + u64::from(stride)) % u64::from(count)) as u32;
@@ -81,7 +94,8 @@ impl Subnet {
         })
     }
 
-    /// A /16 of 10.0.0.0/8 that neither `routes` nor widespread software uses; `None` if every one is taken.
+    /// A /16 of 10.0.0.0/8 that neither `routes` nor widespread software uses; `None` if every one
+    /// is taken.
     pub fn choose(routes: &[Self], rng: &mut impl Rng) -> Option<Self> {
         let free: Vec<Self> = (0..=255u8)
             .filter(|second| !CROWDED.contains(second))
@@ -91,14 +105,20 @@ impl Subnet {
         free.choose(rng).copied()
     }
 
-    /// The route that this subnet would hide or be hidden by. The default route hides nothing and does not count.
+    /// The route that this subnet would hide or be hidden by. The default route hides nothing and
+    /// does not count.
     pub fn overlapped_route(&self, routes: &[Self]) -> Option<Self> {
-        routes.iter().find(|route| route.prefix > 0 && self.overlaps(route)).copied()
+        routes
+            .iter()
+            .find(|route| route.prefix > 0 && self.overlaps(route))
+            .copied()
     }
 }
 
 fn mask(prefix: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0)
+    u32::MAX
+        .checked_shl(32 - u32::from(prefix.min(32)))
+        .unwrap_or(0)
 }
 
 fn coprime_stride(count: u32, rng: &mut impl Rng) -> u32 {
@@ -132,7 +152,10 @@ fn parse_route(line: &str) -> Option<Subnet> {
     let hex = |text: &str| u32::from_str_radix(text, 16).ok().map(u32::swap_bytes);
     let destination = hex(columns.nth(1)?)?;
     let netmask = hex(columns.nth(5)?)?;
-    Some(Subnet::new(Ipv4Addr::from_bits(destination), netmask.leading_ones() as u8))
+    Some(Subnet::new(
+        Ipv4Addr::from_bits(destination),
+        netmask.leading_ones() as u8,
+    ))
 }
 
 impl From<(Ipv4Addr, u8)> for Subnet {
@@ -183,7 +206,10 @@ mod tests {
                     eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\nrubbish\n";
         let routes = parse_routes(text);
         assert_eq!(routes, [subnet("0.0.0.0/0"), subnet("172.17.0.0/16")]);
-        assert_eq!(subnet("172.16.0.0/12").overlapped_route(&routes), Some(subnet("172.17.0.0/16")));
+        assert_eq!(
+            subnet("172.16.0.0/12").overlapped_route(&routes),
+            Some(subnet("172.17.0.0/16"))
+        );
         assert_eq!(subnet("10.9.0.0/16").overlapped_route(&routes), None);
     }
 
@@ -203,10 +229,21 @@ mod tests {
         let s = subnet("10.7.9.200/28");
         assert_eq!(
             (s.addr, s.gateway(), s.broadcast()),
-            ("10.7.9.192".parse().unwrap(), "10.7.9.193".parse().unwrap(), "10.7.9.207".parse().unwrap())
+            (
+                "10.7.9.192".parse().unwrap(),
+                "10.7.9.193".parse().unwrap(),
+                "10.7.9.207".parse().unwrap()
+            )
         );
-        assert_eq!((s.claimable_count(), s.netmask()), (13, "255.255.255.240".parse().unwrap()));
-        assert!("10.0.0.0/33".parse::<Subnet>().is_err() && "10.0.0/8".parse::<Subnet>().is_err() && "10.0.0.0".parse::<Subnet>().is_err());
+        assert_eq!(
+            (s.claimable_count(), s.netmask()),
+            (13, "255.255.255.240".parse().unwrap())
+        );
+        assert!(
+            "10.0.0.0/33".parse::<Subnet>().is_err()
+                && "10.0.0/8".parse::<Subnet>().is_err()
+                && "10.0.0.0".parse::<Subnet>().is_err()
+        );
     }
 
     proptest! {
@@ -221,7 +258,9 @@ mod tests {
 
         #[test]
         fn overlap_is_sharing_an_address(a: u32, b: u32, pa in 0u8..=32, pb in 0u8..=32) {
-            let (x, y) = (Subnet::new(Ipv4Addr::from_bits(a), pa), Subnet::new(Ipv4Addr::from_bits(b), pb));
+            let (x, y) = (
+                Subnet::new(Ipv4Addr::from_bits(a), pa), Subnet::new(Ipv4Addr::from_bits(b), pb)
+            );
             prop_assert_eq!(x.overlaps(&y), x.contains(y.addr) || y.contains(x.addr));
         }
     }

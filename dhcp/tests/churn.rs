@@ -1,6 +1,7 @@
-//! A hundred members in virtual time of whom a third is replaced in ten minutes, with addresses, names and records
-//! kept by the code that the daemon runs. Figures are printed; `CHURN_REPORT=<file>` also writes
-//! them into sections of that file (run with `--test-threads 1`: docs/dht.md).
+//! A hundred members in virtual time of whom a third is replaced in ten minutes, with addresses,
+//! names and records kept by the code that the daemon runs. Figures are printed;
+//! `CHURN_REPORT=<file>` also writes them into sections of that file (run with `--test-threads 1`:
+//! docs/dht.md).
 #![allow(missing_docs)]
 
 use p2pvm_dhcp::{Addresses, Error, Lease, Subnet};
@@ -19,7 +20,8 @@ use tokio::{task::JoinHandle, time::Instant};
 const MEMBERS: usize = 100;
 const REPLACED: usize = 30;
 const CHURN: Duration = Duration::from_secs(600);
-/// As in the daemon, a lease is renewed at half its time; shortened from an hour so that ten minutes have five renewals.
+/// As in the daemon, a lease is renewed at half its time; shortened from an hour so that ten
+/// minutes have five renewals.
 const TTL: Duration = Duration::from_secs(240);
 const RENEW: Duration = Duration::from_secs(120);
 /// A dead member is noticed when QUIC gives it up.
@@ -46,8 +48,16 @@ struct World {
     failed_claims: Arc<Mutex<u32>>,
 }
 
-/// Claims an address and a name and renews them, as the daemon does; claims anew when told that it has lost it.
-async fn tenant(addresses: Addresses, keys: KeyPair, id: MemberId, name: String, beliefs: Beliefs, failed: Arc<Mutex<u32>>) {
+/// Claims an address and a name and renews them, as the daemon does; claims anew when told that it
+/// has lost it.
+async fn tenant(
+    addresses: Addresses,
+    keys: KeyPair,
+    id: MemberId,
+    name: String,
+    beliefs: Beliefs,
+    failed: Arc<Mutex<u32>>,
+) {
     let mut lease: Option<Lease> = None;
     loop {
         let outcome = match &lease {
@@ -57,7 +67,10 @@ async fn tenant(addresses: Addresses, keys: KeyPair, id: MemberId, name: String,
         let wait = match outcome {
             Ok(new) => {
                 let mut beliefs = beliefs.lock().unwrap();
-                let since = beliefs.get(&id).filter(|(v4, _)| *v4 == new.v4).map_or_else(Instant::now, |(_, since)| *since);
+                let since = beliefs
+                    .get(&id)
+                    .filter(|(v4, _)| *v4 == new.v4)
+                    .map_or_else(Instant::now, |(_, since)| *since);
                 beliefs.insert(id, (new.v4, since));
                 lease = Some(new);
                 RENEW
@@ -108,8 +121,17 @@ impl World {
         // 253 addresses for 100 members: draws meet.
         let subnet = Subnet::new(Ipv4Addr::new(10, 66, 0, 0), 24);
         let cache = self.dir.path().join(format!("leases{n}"));
-        let addresses = Addresses::new(dht.clone(), subnet, cache).with_ttl(TTL).with_seed(self.rng.random());
-        let tenant = tokio::spawn(tenant(addresses, keys, id, format!("m{n}"), self.beliefs.clone(), self.failed_claims.clone()));
+        let addresses = Addresses::new(dht.clone(), subnet, cache)
+            .with_ttl(TTL)
+            .with_seed(self.rng.random());
+        let tenant = tokio::spawn(tenant(
+            addresses,
+            keys,
+            id,
+            format!("m{n}"),
+            self.beliefs.clone(),
+            self.failed_claims.clone(),
+        ));
         self.members.push(Member { id, dht, tenant });
         id
     }
@@ -129,7 +151,9 @@ impl World {
     fn shared_addresses(&self) -> usize {
         let beliefs = self.beliefs.lock().unwrap();
         let mut holders: BTreeMap<Ipv4Addr, usize> = BTreeMap::new();
-        beliefs.values().for_each(|(v4, _)| *holders.entry(*v4).or_default() += 1);
+        beliefs
+            .values()
+            .for_each(|(v4, _)| *holders.entry(*v4).or_default() += 1);
         holders.values().filter(|n| **n > 1).count()
     }
 }
@@ -165,13 +189,27 @@ async fn live(seed: u64, cut: Option<(u32, u32)>) -> Figures {
     let mut records: Vec<Record> = Vec::new();
     for n in 0..RECORDS {
         // Records have many owners, as addresses do: one owner may only have 256.
-        let owner = if n % 2 == 0 { &owner } else { &KeyPair::from_seed(&[2; 32]) };
+        let owner = if n % 2 == 0 {
+            &owner
+        } else {
+            &KeyPair::from_seed(&[2; 32])
+        };
         let by = world.rng.random_range(0..MEMBERS);
-        records.push(world.members[by].dht.create(owner, key(n), n.to_be_bytes().to_vec(), CHURN * 10).await.unwrap());
+        records.push(
+            world.members[by]
+                .dht
+                .create(owner, key(n), n.to_be_bytes().to_vec(), CHURN * 10)
+                .await
+                .unwrap(),
+        );
     }
     let seconds = CHURN.as_secs() as u32;
-    let mut joins: Vec<u32> = (0..REPLACED).map(|_| world.rng.random_range(0..seconds)).collect();
-    let mut deaths: Vec<u32> = (0..REPLACED).map(|_| world.rng.random_range(0..seconds)).collect();
+    let mut joins: Vec<u32> = (0..REPLACED)
+        .map(|_| world.rng.random_range(0..seconds))
+        .collect();
+    let mut deaths: Vec<u32> = (0..REPLACED)
+        .map(|_| world.rng.random_range(0..seconds))
+        .collect();
     joins.sort_unstable_by(|a, b| b.cmp(a));
     deaths.sort_unstable_by(|a, b| b.cmp(a));
     let mut sharing = 0;
@@ -187,7 +225,9 @@ async fn live(seed: u64, cut: Option<(u32, u32)>) -> Figures {
             }
             let side = |id: &MemberId| halves.get(id).copied().unwrap_or(false);
             for a in &ids {
-                ids.iter().filter(|b| *b < a && side(b) != side(a)).for_each(|b| world.net.set_cut(*a, *b, second == from));
+                ids.iter()
+                    .filter(|b| *b < a && side(b) != side(a))
+                    .for_each(|b| world.net.set_cut(*a, *b, second == from));
             }
             tell_at.push(second + 1);
             tell_at.push(second + NOTICE.as_secs() as u32 + 1);
@@ -199,8 +239,15 @@ async fn live(seed: u64, cut: Option<(u32, u32)>) -> Figures {
                 let _ = (from, to);
                 let side: bool = world.rng.random();
                 halves.insert(new, side);
-                let others: Vec<MemberId> = world.members.iter().map(|m| m.id).filter(|id| halves.get(id) != Some(&side)).collect();
-                others.iter().for_each(|other| world.net.set_cut(new, *other, true));
+                let others: Vec<MemberId> = world
+                    .members
+                    .iter()
+                    .map(|m| m.id)
+                    .filter(|id| halves.get(id) != Some(&side))
+                    .collect();
+                others
+                    .iter()
+                    .for_each(|other| world.net.set_cut(new, *other, true));
             }
             tell_at.push(second);
         }
@@ -216,7 +263,10 @@ async fn live(seed: u64, cut: Option<(u32, u32)>) -> Figures {
         }
         // Five lookups a second, each by anyone of anything.
         for _ in 0..5 {
-            let (by, n) = (world.rng.random_range(0..world.members.len()), world.rng.random_range(0..RECORDS));
+            let (by, n) = (
+                world.rng.random_range(0..world.members.len()),
+                world.rng.random_range(0..RECORDS),
+            );
             let asked = Instant::now();
             let found = world.members[by].dht.get(key(n)).await;
             figures.slowest_ms = figures.slowest_ms.max(asked.elapsed().as_millis());
@@ -253,7 +303,11 @@ async fn live(seed: u64, cut: Option<(u32, u32)>) -> Figures {
 }
 
 fn run(seed: u64, cut: Option<(u32, u32)>) -> Figures {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
     runtime.block_on(live(seed, cut))
 }
 
@@ -265,16 +319,19 @@ fn seeds(default: std::ops::Range<u64>) -> Vec<u64> {
 /// Prints a table, and writes it behind what the report file has.
 fn report(title: &str, rows: &[(u64, Figures)]) {
     let mut page = format!("## {title}\n\n");
-    page += "| seed | lookups | succeeded | wrong | slowest ms | records lost | address with two holders, longest s | after heal, s | claims repeated | members with an address |\n";
+    page += "| seed | lookups | succeeded | wrong | slowest ms | records lost | address with two \
+        holders, longest s | after heal, s | claims repeated | members with an address |\n";
     page += "|---|---|---|---|---|---|---|---|---|---|\n";
     for (seed, f) in rows {
         let success = 100.0 * f64::from(f.lookups - f.failed - f.wrong) / f64::from(f.lookups);
         let healed = f.healed_after.map_or("-".into(), |s| s.to_string());
-        let (lookups, wrong, slowest, lost, longest) = (f.lookups, f.wrong, f.slowest_ms, f.lost, f.longest_shared);
+        let (lookups, wrong, slowest, lost, longest) =
+            (f.lookups, f.wrong, f.slowest_ms, f.lost, f.longest_shared);
         let (claims, holding) = (f.failed_claims, f.holding);
         let _ = writeln!(
             page,
-            "| {seed} | {lookups} | {success:.2} % | {wrong} | {slowest} | {lost} of {RECORDS} | {longest} | {healed} | {claims} | {holding} of {MEMBERS} |"
+            "| {seed} | {lookups} | {success:.2} % | {wrong} | {slowest} | {lost} of {RECORDS} | \
+                {longest} | {healed} | {claims} | {holding} of {MEMBERS} |"
         );
     }
     println!("{page}");
@@ -288,27 +345,59 @@ fn report(title: &str, rows: &[(u64, Figures)]) {
 fn with_section(page: &str, title: &str, section: &str) -> String {
     let heading = format!("## {title}\n");
     let (before, old) = page.split_at(page.find(&heading).unwrap_or(page.len()));
-    let after = old.get(2..).and_then(|old| old.find("\n## ").map(|at| &old[at + 1..])).unwrap_or_default();
+    let after = old
+        .get(2..)
+        .and_then(|old| old.find("\n## ").map(|at| &old[at + 1..]))
+        .unwrap_or_default();
     format!("{}\n\n{}\n{after}", before.trim_end(), section.trim_end())
 }
 
 #[test]
-fn with_thirty_of_a_hundred_members_replaced_in_ten_minutes_records_are_found_and_addresses_stay_unique() {
-    let rows: Vec<(u64, Figures)> = seeds(0..5).into_iter().map(|seed| (seed, run(seed, None))).collect();
+fn with_thirty_of_a_hundred_members_replaced_in_ten_minutes_records_are_found_and_addresses_stay_unique()
+ {
+    let rows: Vec<(u64, Figures)> = seeds(0..5)
+        .into_iter()
+        .map(|seed| (seed, run(seed, None)))
+        .collect();
     report("30 of 100 members replaced in 10 minutes", &rows);
     for (seed, f) in &rows {
-        assert!(u64::from(f.failed + f.wrong) * 100 <= u64::from(f.lookups), "SEED={seed}: lookups {f:?}");
-        assert_eq!((f.wrong, f.lost, f.holding), (0, 0, MEMBERS), "SEED={seed}: {f:?}");
-        assert!(f.longest_shared <= RENEW.as_secs() as u32, "SEED={seed}: an address had two holders: {f:?}");
+        assert!(
+            u64::from(f.failed + f.wrong) * 100 <= u64::from(f.lookups),
+            "SEED={seed}: lookups {f:?}"
+        );
+        assert_eq!(
+            (f.wrong, f.lost, f.holding),
+            (0, 0, MEMBERS),
+            "SEED={seed}: {f:?}"
+        );
+        assert!(
+            f.longest_shared <= RENEW.as_secs() as u32,
+            "SEED={seed}: an address had two holders: {f:?}"
+        );
     }
 }
 
 #[test]
-fn after_a_partition_of_halves_each_address_has_one_holder_within_a_renewal_and_no_record_is_lost() {
-    let rows: Vec<(u64, Figures)> = seeds(10..13).into_iter().map(|seed| (seed, run(seed, Some((120, 420))))).collect();
-    report("100 members in two halves from minute 2 to minute 7, with the same churn", &rows);
+fn after_a_partition_of_halves_each_address_has_one_holder_within_a_renewal_and_no_record_is_lost()
+{
+    let rows: Vec<(u64, Figures)> = seeds(10..13)
+        .into_iter()
+        .map(|seed| (seed, run(seed, Some((120, 420)))))
+        .collect();
+    report(
+        "100 members in two halves from minute 2 to minute 7, with the same churn",
+        &rows,
+    );
     for (seed, f) in &rows {
-        assert_eq!((f.wrong, f.lost, f.holding), (0, 0, MEMBERS), "SEED={seed}: {f:?}");
-        assert!(f.healed_after.is_some_and(|s| s <= RENEW.as_secs() as u32 + 10), "SEED={seed}: {f:?}");
+        assert_eq!(
+            (f.wrong, f.lost, f.holding),
+            (0, 0, MEMBERS),
+            "SEED={seed}: {f:?}"
+        );
+        assert!(
+            f.healed_after
+                .is_some_and(|s| s <= RENEW.as_secs() as u32 + 10),
+            "SEED={seed}: {f:?}"
+        );
     }
 }

@@ -1,21 +1,22 @@
 //! What one replica holds at one key, and how two views of it merge.
 //!
-//! A cell holds at most one live record. It is *settled* once its creator is known to have a majority;
-//! until then it is an attempt that its creator may withdraw. Deleted records leave graves (tombstones),
-//! which bury older versions of the same owner wherever a replica missed the deletion. Two settled records
-//! of different owners can only come from a partition or a moved replica set: [`prefers`] picks the same
-//! winner everywhere, without a word exchanged. Merging settled cells is commutative and idempotent, so that
-//! two replicas that exchanged cells agree.
+//! A cell holds at most one live record. It is *settled* once its creator is known to have a
+//! majority; until then it is an attempt that its creator may withdraw. Deleted records leave
+//! graves (tombstones), which bury older versions of the same owner wherever a replica missed the
+//! deletion. Two settled records of different owners can only come from a partition or a moved
+//! replica set: [`prefers`] picks the same winner everywhere, without a word exchanged. Merging
+//! settled cells is commutative and idempotent, so that two replicas that exchanged cells agree.
 
 use crate::record::Record;
 use p2pvm_overlay::{RingAddr, UnixTime};
 use serde::{Deserialize, Serialize};
 
-/// A replica goes on refusing other owners for this long after a record expired, so that an owner whose clock is
-/// behind is not robbed of a key that it still renews.
+/// A replica goes on refusing other owners for this long after a record expired, so that an owner
+/// whose clock is behind is not robbed of a key that it still renews.
 pub const CLOCK_GUARD_SECONDS: u64 = 10;
 
-/// Graves kept in a cell: so many different owners would have to delete the same key within its lifetime.
+/// Graves kept in a cell: so many different owners would have to delete the same key within its
+/// lifetime.
 const MAX_GRAVES: usize = 8;
 
 /// A replica's view of a key.
@@ -23,23 +24,33 @@ const MAX_GRAVES: usize = 8;
 pub struct Cell {
     /// The live record or attempt; never a tombstone.
     pub record: Option<Record>,
-    /// The newest version with which its owner is known to have won the key. A deletion that comes to light later and is
-    /// not older voids it: what the owner wrote since is then an attempt of its own.
+    /// The newest version with which its owner is known to have won the key. A deletion that comes
+    /// to light later and is not older voids it: what the owner wrote since is then an attempt of
+    /// its own.
     pub settled: Option<u64>,
     /// Tombstones, at most one an owner.
     pub graves: Vec<Record>,
 }
 
-/// Whether owner `a` keeps `key` against owner `b` when both hold it after a partition healed: a coin that
-/// falls the same way for everyone and differently for each key.
+/// Whether owner `a` keeps `key` against owner `b` when both hold it after a partition healed: a
+/// coin that falls the same way for everyone and differently for each key.
 pub fn prefers(key: &RingAddr, a: &[u8; 32], b: &[u8; 32]) -> bool {
-    let coin = |owner: &[u8; 32]| blake3::derive_key("p2pvm 2026 conflict of owners", &[key.0, *owner].concat());
+    let coin = |owner: &[u8; 32]| {
+        blake3::derive_key("p2pvm 2026 conflict of owners", &[key.0, *owner].concat())
+    };
     coin(a) < coin(b)
 }
 
-/// Whether `a` replaces `b` of the same owner: the newer version, or of two records with one version the same one everywhere.
+/// Whether `a` replaces `b` of the same owner: the newer version, or of two records with one
+/// version the same one everywhere.
 fn is_newer(a: &Record, b: &Record) -> bool {
-    let order = |r: &Record| (r.version, r.expires, blake3::hash(&postcard::to_allocvec(r).expect("plain fields always serialize")).into());
+    let order = |r: &Record| {
+        (
+            r.version,
+            r.expires,
+            blake3::hash(&postcard::to_allocvec(r).expect("plain fields always serialize")).into(),
+        )
+    };
     order(a) > (order(b) as (u64, UnixTime, [u8; 32]))
 }
 
@@ -47,14 +58,23 @@ impl Cell {
     /// The cell that holds just this record (or tombstone).
     pub fn of(record: Record, settled: bool) -> Self {
         let mut cell = Self::default();
-        cell.merge(Self { settled: settled.then_some(record.version), record: Some(record), graves: Vec::new() });
+        cell.merge(Self {
+            settled: settled.then_some(record.version),
+            record: Some(record),
+            graves: Vec::new(),
+        });
         cell
     }
 
     /// Drops what has expired by `now`.
     pub fn expire(&mut self, now: UnixTime) {
-        self.graves.retain(|g| g.expires.plus(CLOCK_GUARD_SECONDS) > now);
-        if self.record.as_ref().is_some_and(|r| r.expires.plus(CLOCK_GUARD_SECONDS) <= now) {
+        self.graves
+            .retain(|g| g.expires.plus(CLOCK_GUARD_SECONDS) > now);
+        if self
+            .record
+            .as_ref()
+            .is_some_and(|r| r.expires.plus(CLOCK_GUARD_SECONDS) <= now)
+        {
             (self.record, self.settled) = (None, None);
         }
     }
@@ -71,12 +91,19 @@ impl Cell {
 
     /// Whether a grave here buries this version of the owner.
     pub fn buries_version(&self, owner: &[u8; 32], version: u64) -> bool {
-        self.graves.iter().any(|g| g.owner == *owner && g.version >= version)
+        self.graves
+            .iter()
+            .any(|g| g.owner == *owner && g.version >= version)
     }
 
     /// The newest version of `owner` here, dead or alive.
     pub fn version_of(&self, owner: &[u8; 32]) -> Option<u64> {
-        self.graves.iter().chain(&self.record).filter(|r| r.owner == *owner).map(|r| r.version).max()
+        self.graves
+            .iter()
+            .chain(&self.record)
+            .filter(|r| r.owner == *owner)
+            .map(|r| r.version)
+            .max()
     }
 
     /// Whether every record in it belongs to `key` and is its owner's.
@@ -84,7 +111,11 @@ impl Cell {
         self.graves.len() <= MAX_GRAVES
             && self.graves.iter().all(|g| g.value.is_none())
             && self.record.as_ref().is_none_or(|r| r.value.is_some())
-            && self.graves.iter().chain(&self.record).all(|r| r.key == *key && r.is_authentic())
+            && self
+                .graves
+                .iter()
+                .chain(&self.record)
+                .all(|r| r.key == *key && r.is_authentic())
     }
 
     /// Takes in what another replica holds.
@@ -107,13 +138,16 @@ impl Cell {
             Some(_) => {}
             None => self.graves.push(grave),
         }
-        self.graves.sort_by_key(|g| (std::cmp::Reverse(g.expires), g.owner));
+        self.graves
+            .sort_by_key(|g| (std::cmp::Reverse(g.expires), g.owner));
         self.graves.truncate(MAX_GRAVES);
         let Some(record) = &self.record else { return };
         if self.buries(record) {
             (self.record, self.settled) = (None, None);
         } else {
-            self.settled = self.settled.filter(|version| !self.buries_version(&record.owner, *version));
+            self.settled = self
+                .settled
+                .filter(|version| !self.buries_version(&record.owner, *version));
         }
     }
 
@@ -128,7 +162,9 @@ impl Cell {
             if is_newer(&record, held) {
                 self.record = Some(record);
             }
-        } else if settled.is_some() && (self.settled.is_none() || prefers(&record.key, &record.owner, &held.owner)) {
+        } else if settled.is_some()
+            && (self.settled.is_none() || prefers(&record.key, &record.owner, &held.owner))
+        {
             (self.record, self.settled) = (Some(record), settled);
         }
     }
@@ -137,7 +173,8 @@ impl Cell {
     pub fn digest(&self) -> u64 {
         let mut graves: Vec<_> = self.graves.iter().map(|g| (g.owner, g.version)).collect();
         graves.sort();
-        let bytes = postcard::to_allocvec(&(&self.record, self.settled, graves)).expect("plain fields always serialize");
+        let bytes = postcard::to_allocvec(&(&self.record, self.settled, graves))
+            .expect("plain fields always serialize");
         let hash = blake3::hash(&bytes);
         u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 bytes of 32"))
     }

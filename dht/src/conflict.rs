@@ -1,8 +1,10 @@
-//! Two owners of one key: what a replica does when another member claims that the key it holds is somebody else's.
+//! Two owners of one key: what a replica does when another member claims that the key it holds is
+//! somebody else's.
 //!
-//! A claim alone displaces nothing, or any member could take any key with one message. The replica asks the members
-//! closest to the key, as its own lookup finds them, and follows their majority; where they are split evenly, the coin of
-//! [`prefers`]. After a partition all replicas so come to the same owner, and fewer liars than half of them change nothing.
+//! A claim alone displaces nothing, or any member could take any key with one message. The replica
+//! asks the members closest to the key, as its own lookup finds them, and follows their majority;
+//! where they are split evenly, the coin of [`prefers`]. After a partition all replicas so come to
+//! the same owner, and fewer liars than half of them change nothing.
 
 use crate::{
     cell::{Cell, prefers},
@@ -13,7 +15,8 @@ use p2pvm_overlay::{RingAddr, chain};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::Notify;
 
-/// Between two questions of who owns a key: bounds what a flood of claims costs to 20 × k requests a second.
+/// Between two questions of who owns a key: bounds what a flood of claims costs to 20 × k requests
+/// a second.
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub(crate) async fn run(peers: Peers, claimed: Arc<Notify>) {
@@ -27,7 +30,9 @@ pub(crate) async fn run(peers: Peers, claimed: Arc<Notify>) {
 }
 
 async fn decide(peers: &Peers, key: RingAddr) {
-    let Ok(replicas) = peers.replicas(key).await else { return };
+    let Ok(replicas) = peers.replicas(key).await else {
+        return;
+    };
     let mut answers = peers.ask(&replicas, Request::Read(key));
     let mut cells: Vec<Cell> = Vec::new();
     while let Some((_, reply)) = answers.recv().await {
@@ -37,30 +42,49 @@ async fn decide(peers: &Peers, key: RingAddr) {
             cells.push(cell);
         }
     }
-    let Some(winner) = verdict(&key, &cells, replicas.len()) else { return };
-    let adopted = peers.local.with(move |replica, now| replica.adopt(now, key, winner)).await;
+    let Some(winner) = verdict(&key, &cells, replicas.len()) else {
+        return;
+    };
+    let adopted = peers
+        .local
+        .with(move |replica, now| replica.adopt(now, key, winner))
+        .await;
     if let Err(e) = adopted {
         tracing::error!(error = %chain(&e), "cannot take over what the other replicas hold");
     }
 }
 
-/// The cell of the owner whom most of the `asked` replicas have, if it is more than half of them or the coin's choice of
-/// two halves.
+/// The cell of the owner whom most of the `asked` replicas have, if it is more than half of them or
+/// the coin's choice of two halves.
 fn verdict(key: &RingAddr, cells: &[Cell], asked: usize) -> Option<Cell> {
     let mut holders: BTreeMap<[u8; 32], (usize, Cell)> = BTreeMap::new();
     let mut graves = Cell::default();
-    cells.iter().for_each(|c| graves.merge(Cell { graves: c.graves.clone(), ..Cell::default() }));
+    cells.iter().for_each(|c| {
+        graves.merge(Cell {
+            graves: c.graves.clone(),
+            ..Cell::default()
+        })
+    });
     for cell in cells {
-        let Some(record) = cell.record.as_ref().filter(|r| !graves.buries(r)) else { continue };
+        let Some(record) = cell.record.as_ref().filter(|r| !graves.buries(r)) else {
+            continue;
+        };
         let (count, merged) = holders.entry(record.owner).or_default();
         *count += 1;
-        merged.merge(Cell { graves: Vec::new(), ..cell.clone() });
+        merged.merge(Cell {
+            graves: Vec::new(),
+            ..cell.clone()
+        });
     }
     let first = holders.iter().max_by_key(|(owner, (count, _))| {
-        let coin = holders.keys().all(|other| other == *owner || prefers(key, owner, other));
+        let coin = holders
+            .keys()
+            .all(|other| other == *owner || prefers(key, owner, other));
         (*count, coin)
     });
-    first.filter(|(_, (count, _))| 2 * count > asked || (2 * count == asked && holders.len() > 1)).map(|(_, (_, cell))| cell.clone())
+    first
+        .filter(|(_, (count, _))| 2 * count > asked || (2 * count == asked && holders.len() > 1))
+        .map(|(_, (_, cell))| cell.clone())
 }
 
 #[cfg(test)]
@@ -70,15 +94,35 @@ mod tests {
     use p2pvm_overlay::{UnixTime, identity::KeyPair};
 
     fn held(owner: u8) -> Cell {
-        Cell::of(Record::sign(&KeyPair::from_seed(&[owner; 32]), RingAddr([0; 32]), 1, UnixTime(100), Some(vec![owner])), true)
+        Cell::of(
+            Record::sign(
+                &KeyPair::from_seed(&[owner; 32]),
+                RingAddr([0; 32]),
+                1,
+                UnixTime(100),
+                Some(vec![owner]),
+            ),
+            true,
+        )
     }
 
     #[test]
     fn the_majority_of_all_asked_decides_and_the_coin_between_halves() {
         let key = RingAddr([0; 32]);
-        assert_eq!(verdict(&key, &[held(1), held(1), held(1), held(2), held(2)], 5), Some(held(1)));
-        assert_eq!(verdict(&key, &[held(1), held(1), held(2), held(2)], 5), None, "one silent: nobody has a majority");
-        assert_eq!(verdict(&key, &[held(2), held(2), Cell::default()], 5), None, "two liars of five decide nothing");
+        assert_eq!(
+            verdict(&key, &[held(1), held(1), held(1), held(2), held(2)], 5),
+            Some(held(1))
+        );
+        assert_eq!(
+            verdict(&key, &[held(1), held(1), held(2), held(2)], 5),
+            None,
+            "one silent: nobody has a majority"
+        );
+        assert_eq!(
+            verdict(&key, &[held(2), held(2), Cell::default()], 5),
+            None,
+            "two liars of five decide nothing"
+        );
         let halves = verdict(&key, &[held(1), held(2)], 2).unwrap();
         assert_eq!(verdict(&key, &[held(2), held(1)], 2), Some(halves));
         assert_eq!(verdict(&key, &[], 0), None);

@@ -1,8 +1,8 @@
-//! What one owner, one member and all together may have a replica keep, and how fast a member may begin new keys:
-//! a flood costs the one who makes it his own share, not the others theirs.
+//! What one owner, one member and all together may have a replica keep, and how fast a member may
+//! begin new keys: a flood costs the one who makes it his own share, not the others theirs.
 //!
-//! Every cell is charged to the owner of its record and to the member that first brought it. Renewals and smaller values are
-//! never refused; what is refused is told with its [`Refusal`].
+//! Every cell is charged to the owner of its record and to the member that first brought it.
+//! Renewals and smaller values are never refused; what is refused is told with its [`Refusal`].
 
 use p2pvm_overlay::{MemberId, RingAddr, UnixTime};
 use serde::{Deserialize, Serialize};
@@ -56,7 +56,8 @@ pub struct Limits {
     pub burst: u32,
     /// New keys a second.
     pub per_second: u32,
-    /// The longest that a record may last, in seconds: the longest invite's slots and VM definitions fit.
+    /// The longest that a record may last, in seconds: the longest invite's slots and VM
+    /// definitions fit.
     pub ttl_seconds: u64,
 }
 
@@ -119,7 +120,10 @@ pub(crate) struct Accounts {
 
 impl Accounts {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, ..Self::default() }
+        Self {
+            limits,
+            ..Self::default()
+        }
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -152,25 +156,46 @@ impl Accounts {
             let usage = usage.copied().unwrap_or_default();
             let before = was.map_or(0, |c| c.bytes);
             let grows = was.is_none() || new.bytes > before;
-            !grows || (usage.records + usize::from(was.is_none()) <= records && usage.bytes + new.bytes <= bytes + before)
+            !grows
+                || (usage.records + usize::from(was.is_none()) <= records
+                    && usage.bytes + new.bytes <= bytes + before)
         };
         let limits = &self.limits;
         if let Some(owner) = &new.owner
-            && !fits(self.owners.get(owner), old.filter(|c| c.owner == new.owner), limits.owner_records, limits.owner_bytes)
+            && !fits(
+                self.owners.get(owner),
+                old.filter(|c| c.owner == new.owner),
+                limits.owner_records,
+                limits.owner_bytes,
+            )
         {
             return Err(Refusal::OwnerLimit);
         }
-        if !fits(self.members.get(&new.by), old.filter(|c| c.by == new.by), limits.member_records, limits.member_bytes) {
+        if !fits(
+            self.members.get(&new.by),
+            old.filter(|c| c.by == new.by),
+            limits.member_records,
+            limits.member_bytes,
+        ) {
             return Err(Refusal::MemberLimit);
         }
-        if fits(Some(&self.all), old, limits.records, limits.bytes) { Ok(()) } else { Err(Refusal::Full) }
+        if fits(Some(&self.all), old, limits.records, limits.bytes) {
+            Ok(())
+        } else {
+            Err(Refusal::Full)
+        }
     }
 
     /// Takes a new key's token from a member (a token bucket in whole seconds).
     pub(crate) fn pace(&mut self, now: UnixTime, by: MemberId) -> Result<(), Refusal> {
-        let Limits { burst, per_second, .. } = self.limits;
+        let Limits {
+            burst, per_second, ..
+        } = self.limits;
         let tokens = |(left, at): (u32, UnixTime)| {
-            let gained = now.0.saturating_sub(at.0).saturating_mul(u64::from(per_second));
+            let gained = now
+                .0
+                .saturating_sub(at.0)
+                .saturating_mul(u64::from(per_second));
             u64::from(left).saturating_add(gained).min(u64::from(burst)) as u32
         };
         if self.paces.len() >= MAX_PACES {
@@ -215,7 +240,11 @@ mod tests {
     };
 
     fn charge(owner: u8, by: u8, bytes: usize) -> Charge {
-        Charge { owner: Some([owner; 32]), by: MemberId([by; 32]), bytes }
+        Charge {
+            owner: Some([owner; 32]),
+            by: MemberId([by; 32]),
+            bytes,
+        }
     }
 
     #[test]
@@ -226,28 +255,52 @@ mod tests {
             assert_eq!(accounts.admits(&key(n), &charge(1, 1, 40)), Ok(()));
             accounts.set(key(n), Some(charge(1, 1, 40)));
         }
-        assert_eq!(accounts.admits(&key(2), &charge(1, 1, 1)), Err(Refusal::OwnerLimit));
-        assert_eq!(accounts.admits(&key(1), &charge(1, 1, 61)), Err(Refusal::OwnerLimit));
+        assert_eq!(
+            accounts.admits(&key(2), &charge(1, 1, 1)),
+            Err(Refusal::OwnerLimit)
+        );
+        assert_eq!(
+            accounts.admits(&key(1), &charge(1, 1, 61)),
+            Err(Refusal::OwnerLimit)
+        );
         assert_eq!(accounts.admits(&key(1), &charge(1, 1, 60)), Ok(()));
-        assert_eq!(accounts.admits(&key(1), &charge(1, 1, 40)), Ok(()), "a renewal");
+        assert_eq!(
+            accounts.admits(&key(1), &charge(1, 1, 40)),
+            Ok(()),
+            "a renewal"
+        );
         accounts.set(key(2), Some(charge(2, 1, 10)));
-        assert_eq!(accounts.admits(&key(3), &charge(3, 1, 10)), Err(Refusal::MemberLimit));
+        assert_eq!(
+            accounts.admits(&key(3), &charge(3, 1, 10)),
+            Err(Refusal::MemberLimit)
+        );
         accounts.set(key(3), Some(charge(3, 2, 10)));
-        assert_eq!(accounts.admits(&key(4), &charge(4, 3, 10)), Err(Refusal::Full));
+        assert_eq!(
+            accounts.admits(&key(4), &charge(4, 3, 10)),
+            Err(Refusal::Full)
+        );
         accounts.set(key(0), None);
         assert_eq!(accounts.admits(&key(4), &charge(1, 3, 10)), Ok(()));
         (0..5).for_each(|n| accounts.set(key(n), None));
-        assert!(accounts.owners.is_empty() && accounts.members.is_empty() && accounts.all.bytes == 0);
+        assert!(
+            accounts.owners.is_empty() && accounts.members.is_empty() && accounts.all.bytes == 0
+        );
     }
 
     #[test]
     fn a_member_that_floods_waits_and_the_others_do_not() {
         let mut accounts = Accounts::new(LIMITS);
         let (flood, other) = (MemberId([1; 32]), MemberId([2; 32]));
-        assert_eq!([(); 3].map(|()| accounts.pace(UnixTime(100), flood)), [Ok(()), Ok(()), Err(Refusal::TooFast)]);
+        assert_eq!(
+            [(); 3].map(|()| accounts.pace(UnixTime(100), flood)),
+            [Ok(()), Ok(()), Err(Refusal::TooFast)]
+        );
         assert_eq!(accounts.pace(UnixTime(100), other), Ok(()));
         assert_eq!(accounts.pace(UnixTime(101), flood), Ok(()));
         assert_eq!(accounts.pace(UnixTime(101), flood), Err(Refusal::TooFast));
-        assert_eq!([(); 3].map(|()| accounts.pace(UnixTime(900), flood)), [Ok(()), Ok(()), Err(Refusal::TooFast)]);
+        assert_eq!(
+            [(); 3].map(|()| accounts.pace(UnixTime(900), flood)),
+            [Ok(()), Ok(()), Err(Refusal::TooFast)]
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! A record: a value at a key, signed by its owner, with a version that only grows and a time after
-//! which nobody keeps it. A deleted record leaves a tombstone (a newer version without a value) until
-//! it expires, so that a replica that missed the deletion cannot bring the old value back.
+//! which nobody keeps it. A deleted record leaves a tombstone (a newer version without a value)
+//! until it expires, so that a replica that missed the deletion cannot bring the old value back.
 
 use crate::limits::Refusal;
 use async_trait::async_trait;
@@ -41,19 +41,43 @@ fn message(fields: Signed<'_>) -> Vec<u8> {
 
 impl Record {
     /// A record signed by `owner`.
-    pub fn sign(owner: &KeyPair, key: RingAddr, version: u64, expires: UnixTime, value: Option<Vec<u8>>) -> Self {
+    pub fn sign(
+        owner: &KeyPair,
+        key: RingAddr,
+        version: u64,
+        expires: UnixTime,
+        value: Option<Vec<u8>>,
+    ) -> Self {
         let public = owner.public();
-        let signature = owner.sign(DOMAIN, &message((&key, &public, version, expires, value.as_deref())));
-        Self { key, owner: public, version, expires, value, signature }
+        let signature = owner.sign(
+            DOMAIN,
+            &message((&key, &public, version, expires, value.as_deref())),
+        );
+        Self {
+            key,
+            owner: public,
+            version,
+            expires,
+            value,
+            signature,
+        }
     }
 
     /// Whether the signature is the owner's and the value within bounds.
     pub fn is_authentic(&self) -> bool {
-        self.value.as_ref().is_none_or(|v| v.len() <= MAX_VALUE_BYTES)
+        self.value
+            .as_ref()
+            .is_none_or(|v| v.len() <= MAX_VALUE_BYTES)
             && identity::verify(
                 &self.owner,
                 DOMAIN,
-                &message((&self.key, &self.owner, self.version, self.expires, self.value.as_deref())),
+                &message((
+                    &self.key,
+                    &self.owner,
+                    self.version,
+                    self.expires,
+                    self.value.as_deref(),
+                )),
                 &self.signature,
             )
     }
@@ -69,14 +93,18 @@ pub enum RecordError {
     #[error("a newer version ({0}) exists")]
     Stale(u64),
     /// Fewer replicas than a majority answered.
-    #[error("only {answered} of {asked} replicas answered: a majority is needed; check that this node reaches its peers")]
+    #[error(
+        "only {answered} of {asked} replicas answered: a majority is needed; check that this node \
+            reaches its peers"
+    )]
     NoQuorum {
         /// How many answered.
         answered: usize,
         /// How many were asked.
         asked: usize,
     },
-    /// Replicas hold different owners' records, none of them a majority's: after a partition, or because some lie.
+    /// Replicas hold different owners' records, none of them a majority's: after a partition, or
+    /// because some lie.
     #[error("the replicas disagree on who owns the key: try again in a minute")]
     Disagreement,
     /// The replicas will not hold it.
@@ -92,10 +120,24 @@ pub enum RecordError {
 pub trait Records: Send + Sync + 'static {
     /// Creates the record at `key` if no live one exists. Of many concurrent callers one succeeds.
     /// The same owner creating its own live record again succeeds (idempotent) and renews it.
-    async fn create(&self, owner: &KeyPair, key: RingAddr, value: Vec<u8>, ttl: Duration) -> Result<Record, RecordError>;
+    async fn create(
+        &self,
+        owner: &KeyPair,
+        key: RingAddr,
+        value: Vec<u8>,
+        ttl: Duration,
+    ) -> Result<Record, RecordError>;
 
-    /// Replaces (or first writes) the owner's record with `version`, which must be newer than any a replica holds.
-    async fn put(&self, owner: &KeyPair, key: RingAddr, version: u64, value: Vec<u8>, ttl: Duration) -> Result<Record, RecordError>;
+    /// Replaces (or first writes) the owner's record with `version`, which must be newer than any a
+    /// replica holds.
+    async fn put(
+        &self,
+        owner: &KeyPair,
+        key: RingAddr,
+        version: u64,
+        value: Vec<u8>,
+        ttl: Duration,
+    ) -> Result<Record, RecordError>;
 
     /// The live record that a quorum agrees is the newest.
     async fn get(&self, key: RingAddr) -> Result<Option<Record>, RecordError>;

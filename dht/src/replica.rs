@@ -1,9 +1,10 @@
-//! One member's share of the records: decides what it holds, durably, before it answers. No clock and no
-//! network in it: `handle(now, from, request)`.
+//! One member's share of the records: decides what it holds, durably, before it answers. No clock
+//! and no network in it: `handle(now, from, request)`.
 //!
-//! The first writer of a free key gets the replica, and keeps it until he withdraws, deletes or lets it
-//! expire; who has a majority of the replicas has the key. Two creators can therefore never both have one. What is
-//! forged, expired, too large or beyond its owner's or bringer's share ([`crate::limits`]) is refused with the reason.
+//! The first writer of a free key gets the replica, and keeps it until he withdraws, deletes or
+//! lets it expire; who has a majority of the replicas has the key. Two creators can therefore never
+//! both have one. What is forged, expired, too large or beyond its owner's or bringer's share
+//! ([`crate::limits`]) is refused with the reason.
 
 use crate::{
     cell::Cell,
@@ -19,13 +20,16 @@ use std::{
     sync::Arc,
 };
 
-/// Withdrawn attempts remembered, so that a write that arrives after its own withdrawal is not held.
+/// Withdrawn attempts remembered, so that a write that arrives after its own withdrawal is not
+/// held.
 const REMEMBERED_WITHDRAWALS: usize = 4096;
 
-/// Attempts of one owner at one key remembered; a further one makes the record stay until it expires.
+/// Attempts of one owner at one key remembered; a further one makes the record stay until it
+/// expires.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Other owners' claims waiting to be looked into; more are dropped, and made again when the records are next compared.
+/// Other owners' claims waiting to be looked into; more are dropped, and made again when the
+/// records are next compared.
 const MAX_CLAIMS: usize = 256;
 
 /// Cells read at a time when the books are made at the start.
@@ -71,13 +75,23 @@ impl Replica {
     /// The replica of member `me`, of what `store` holds. What cannot be read is charged to nobody.
     pub fn new(me: MemberId, store: Arc<dyn Store>, limits: Limits) -> Self {
         let accounts = Accounts::new(limits);
-        let (withdrawn, withdrawn_order, claims) = (HashSet::new(), VecDeque::new(), VecDeque::new());
-        let mut replica = Self { me, store, accounts, withdrawn, withdrawn_order, claims };
+        let (withdrawn, withdrawn_order, claims) =
+            (HashSet::new(), VecDeque::new(), VecDeque::new());
+        let mut replica = Self {
+            me,
+            store,
+            accounts,
+            withdrawn,
+            withdrawn_order,
+            claims,
+        };
         let mut after = None;
         while let Ok(page) = replica.store.scan(after.as_ref(), PAGE) {
             for (key, bytes) in &page {
                 let kept = decode(&RingAddr(*key), bytes);
-                replica.accounts.set(RingAddr(*key), Some(charge(&kept, me, bytes.len())));
+                replica
+                    .accounts
+                    .set(RingAddr(*key), Some(charge(&kept, me, bytes.len())));
             }
             after = page.last().map(|(key, _)| *key);
             if page.len() < PAGE {
@@ -91,7 +105,12 @@ impl Replica {
     ///
     /// # Errors
     /// [`ReplicaError`]; nothing has been changed then, unless the disk failed.
-    pub fn handle(&mut self, now: UnixTime, from: MemberId, request: Request) -> Result<Reply, ReplicaError> {
+    pub fn handle(
+        &mut self,
+        now: UnixTime,
+        from: MemberId,
+        request: Request,
+    ) -> Result<Reply, ReplicaError> {
         match request {
             Request::Write { record, attempt } => self.write(now, from, record, attempt),
             Request::Withdraw { key, attempt } => self.withdraw(now, key, attempt),
@@ -109,25 +128,54 @@ impl Replica {
         if record.expires > now.plus(self.accounts.limits().ttl_seconds) {
             return Err(Refusal::TooLong);
         }
-        if record.value.as_ref().is_some_and(|v| v.len() > MAX_VALUE_BYTES) {
+        if record
+            .value
+            .as_ref()
+            .is_some_and(|v| v.len() > MAX_VALUE_BYTES)
+        {
             return Err(Refusal::TooLarge);
         }
-        if record.is_authentic() { Ok(()) } else { Err(Refusal::NotAuthentic) }
+        if record.is_authentic() {
+            Ok(())
+        } else {
+            Err(Refusal::NotAuthentic)
+        }
     }
 
-    fn write(&mut self, now: UnixTime, from: MemberId, record: Record, attempt: u64) -> Result<Reply, ReplicaError> {
+    fn write(
+        &mut self,
+        now: UnixTime,
+        from: MemberId,
+        record: Record,
+        attempt: u64,
+    ) -> Result<Reply, ReplicaError> {
         if let Err(refusal) = self.judge(now, &record) {
             return Ok(Reply::Refused(refusal));
         }
         let mut kept = self.load(now, &record.key)?;
-        let taken = record.value.is_some() && kept.cell.record.as_ref().is_some_and(|held| held.owner != record.owner);
-        let repeated = kept.cell.record.as_ref() == Some(&record) || kept.cell.graves.contains(&record);
-        let stale = !repeated && kept.cell.version_of(&record.owner).is_some_and(|version| version >= record.version);
+        let taken = record.value.is_some()
+            && kept
+                .cell
+                .record
+                .as_ref()
+                .is_some_and(|held| held.owner != record.owner);
+        let repeated =
+            kept.cell.record.as_ref() == Some(&record) || kept.cell.graves.contains(&record);
+        let stale = !repeated
+            && kept
+                .cell
+                .version_of(&record.owner)
+                .is_some_and(|version| version >= record.version);
         let accepted = !taken && !stale && !self.withdrawn.contains(&attempt);
         if accepted {
             let key = record.key;
             if record.value.is_some() {
-                if kept.cell.record.as_ref().is_none_or(|held| held.owner != record.owner) {
+                if kept
+                    .cell
+                    .record
+                    .as_ref()
+                    .is_none_or(|held| held.owner != record.owner)
+                {
                     (kept.since, kept.attempts) = (now, Vec::new());
                 }
                 if !kept.attempts.contains(&attempt) && kept.attempts.len() <= MAX_ATTEMPTS {
@@ -142,26 +190,51 @@ impl Replica {
             self.save(&key, &kept)?;
             kept.cell.record = None;
         }
-        Ok(Reply::Written { accepted, cell: kept.cell })
+        Ok(Reply::Written {
+            accepted,
+            cell: kept.cell,
+        })
     }
 
     /// Whether the books have room for a cell, and the member that begins it a turn left.
-    fn admit(&mut self, now: UnixTime, from: MemberId, key: &RingAddr, kept: &Kept, paced: bool) -> Result<(), Refusal> {
+    fn admit(
+        &mut self,
+        now: UnixTime,
+        from: MemberId,
+        key: &RingAddr,
+        kept: &Kept,
+        paced: bool,
+    ) -> Result<(), Refusal> {
         let bytes = postcard::experimental::serialized_size(kept).unwrap_or(usize::MAX);
         self.accounts.admits(key, &charge(kept, self.me, bytes))?;
-        if paced && !self.accounts.holds(key) { self.accounts.pace(now, from) } else { Ok(()) }
+        if paced && !self.accounts.holds(key) {
+            self.accounts.pace(now, from)
+        } else {
+            Ok(())
+        }
     }
 
-    fn withdraw(&mut self, now: UnixTime, key: RingAddr, attempt: u64) -> Result<Reply, ReplicaError> {
+    fn withdraw(
+        &mut self,
+        now: UnixTime,
+        key: RingAddr,
+        attempt: u64,
+    ) -> Result<Reply, ReplicaError> {
         if self.withdrawn.insert(attempt) {
             self.withdrawn_order.push_back(attempt);
             if self.withdrawn_order.len() > REMEMBERED_WITHDRAWALS {
-                let oldest = self.withdrawn_order.pop_front().expect("longer than its bound");
+                let oldest = self
+                    .withdrawn_order
+                    .pop_front()
+                    .expect("longer than its bound");
                 self.withdrawn.remove(&oldest);
             }
         }
         let mut kept = self.load(now, &key)?;
-        if kept.cell.settled.is_none() && kept.attempts.contains(&attempt) && kept.attempts.len() <= MAX_ATTEMPTS {
+        if kept.cell.settled.is_none()
+            && kept.attempts.contains(&attempt)
+            && kept.attempts.len() <= MAX_ATTEMPTS
+        {
             kept.attempts.retain(|a| *a != attempt);
             if kept.attempts.is_empty() {
                 kept.cell.record = None;
@@ -171,22 +244,42 @@ impl Replica {
         Ok(Reply::Done)
     }
 
-    fn merge(&mut self, now: UnixTime, from: MemberId, key: RingAddr, mut other: Cell) -> Result<Reply, ReplicaError> {
+    fn merge(
+        &mut self,
+        now: UnixTime,
+        from: MemberId,
+        key: RingAddr,
+        mut other: Cell,
+    ) -> Result<Reply, ReplicaError> {
         if !other.is_authentic(&key) {
             return Ok(Reply::Refused(Refusal::NotAuthentic));
         }
         other.expire(now);
         let last = now.plus(self.accounts.limits().ttl_seconds);
-        if other.record.iter().chain(&other.graves).any(|r| r.expires > last) {
+        if other
+            .record
+            .iter()
+            .chain(&other.graves)
+            .any(|r| r.expires > last)
+        {
             return Ok(Reply::Refused(Refusal::TooLong));
         }
         let before = self.load(now, &key)?;
         let mut kept = before.clone();
         let (claim, settled) = (other.record.take(), other.settled.take());
         kept.cell.merge(other);
-        let contested = kept.cell.record.as_ref().zip(claim.as_ref()).is_some_and(|(held, claim)| held.owner != claim.owner);
+        let contested = kept
+            .cell
+            .record
+            .as_ref()
+            .zip(claim.as_ref())
+            .is_some_and(|(held, claim)| held.owner != claim.owner);
         if !contested {
-            kept.cell.merge(Cell { record: claim, settled, graves: Vec::new() });
+            kept.cell.merge(Cell {
+                record: claim,
+                settled,
+                graves: Vec::new(),
+            });
         } else if settled.is_some() {
             // Somebody else's word is not enough: the other replicas are asked.
             self.claim(key);
@@ -212,13 +305,19 @@ impl Replica {
     ///
     /// # Errors
     /// The disk's.
-    pub fn live(&self, now: UnixTime, wanted: impl Fn(&Record) -> bool) -> Result<Vec<Record>, StoreError> {
+    pub fn live(
+        &self,
+        now: UnixTime,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Result<Vec<Record>, StoreError> {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
             let page = self.store.scan(after.as_ref(), PAGE)?;
             for (_, bytes) in &page {
                 // What cannot be read is said where the cells are brought to the other replicas.
-                let Ok(Kept { mut cell, .. }) = read(bytes) else { continue };
+                let Ok(Kept { mut cell, .. }) = read(bytes) else {
+                    continue;
+                };
                 cell.expire(now);
                 found.extend(cell.record.filter(&wanted));
             }
@@ -275,7 +374,10 @@ impl Replica {
     }
 
     fn load(&self, now: UnixTime, key: &RingAddr) -> Result<Kept, StoreError> {
-        let mut kept = self.store.get(&key.0)?.map_or_else(Kept::default, |bytes| decode(key, &bytes));
+        let mut kept = self
+            .store
+            .get(&key.0)?
+            .map_or_else(Kept::default, |bytes| decode(key, &bytes));
         kept.cell.expire(now);
         Ok(kept)
     }
@@ -285,7 +387,8 @@ impl Replica {
             self.drop_cell(key)?;
         } else {
             let bytes = postcard::to_allocvec(kept).expect("plain fields always serialize");
-            self.accounts.set(*key, Some(charge(kept, self.me, bytes.len())));
+            self.accounts
+                .set(*key, Some(charge(kept, self.me, bytes.len())));
             self.store.put(&key.0, bytes)?;
         }
         self.store.flush()
@@ -296,14 +399,25 @@ impl Replica {
         self.store.remove(&key.0)
     }
 
-    /// Up to `limit` cells after `after` that other replicas should hold as well, dropping those that have expired:
-    /// settled ones, and attempts older than `attempt_seconds`, whose creator is not about to withdraw them any more.
+    /// Up to `limit` cells after `after` that other replicas should hold as well, dropping those
+    /// that have expired: settled ones, and attempts older than `attempt_seconds`, whose creator is
+    /// not about to withdraw them any more.
     ///
     /// # Errors
     /// The disk's.
-    pub fn page(&mut self, now: UnixTime, after: Option<RingAddr>, limit: usize, attempt_seconds: u64) -> Result<Page, StoreError> {
+    pub fn page(
+        &mut self,
+        now: UnixTime,
+        after: Option<RingAddr>,
+        limit: usize,
+        attempt_seconds: u64,
+    ) -> Result<Page, StoreError> {
         let entries = self.store.scan(after.map(|a| a.0).as_ref(), limit)?;
-        let last = if entries.len() < limit { None } else { entries.last().map(|(key, _)| RingAddr(*key)) };
+        let last = if entries.len() < limit {
+            None
+        } else {
+            entries.last().map(|(key, _)| RingAddr(*key))
+        };
         let mut cells = Vec::new();
         for (key, bytes) in entries {
             let key = RingAddr(key);
@@ -311,7 +425,10 @@ impl Replica {
             kept.cell.expire(now);
             if kept.cell.is_empty() {
                 self.drop_cell(&key)?;
-            } else if kept.cell.settled.is_some() || kept.cell.record.is_none() || kept.since.plus(attempt_seconds) <= now {
+            } else if kept.cell.settled.is_some()
+                || kept.cell.record.is_none()
+                || kept.since.plus(attempt_seconds) <= now
+            {
                 cells.push((key, kept.cell));
             }
         }
@@ -322,7 +439,12 @@ impl Replica {
     ///
     /// # Errors
     /// The disk's.
-    pub fn hand_over(&mut self, now: UnixTime, key: &RingAddr, cell: &Cell) -> Result<(), StoreError> {
+    pub fn hand_over(
+        &mut self,
+        now: UnixTime,
+        key: &RingAddr,
+        cell: &Cell,
+    ) -> Result<(), StoreError> {
         if self.load(now, key)?.cell == *cell {
             self.drop_cell(key)?;
         }
@@ -348,12 +470,21 @@ fn decode(key: &RingAddr, bytes: &[u8]) -> Kept {
 
 fn read(bytes: &[u8]) -> Result<Kept, postcard::Error> {
     postcard::from_bytes(bytes).or_else(|e| match postcard::from_bytes::<Uncharged>(bytes) {
-        Ok((cell, attempts, since)) => Ok(Kept { cell, attempts, since, by: None }),
+        Ok((cell, attempts, since)) => Ok(Kept {
+            cell,
+            attempts,
+            since,
+            by: None,
+        }),
         Err(_) => Err(e),
     })
 }
 
 /// To whom a cell is charged: what nobody is known to have brought, to this member.
 fn charge(kept: &Kept, me: MemberId, bytes: usize) -> Charge {
-    Charge { owner: kept.cell.record.as_ref().map(|r| r.owner), by: kept.by.unwrap_or(me), bytes }
+    Charge {
+        owner: kept.cell.record.as_ref().map(|r| r.owner),
+        by: kept.by.unwrap_or(me),
+        bytes,
+    }
 }

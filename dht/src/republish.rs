@@ -1,6 +1,7 @@
-//! Keeps records where they are looked for: on the members closest to them now. When members come or go,
-//! the two nearest old replicas of a key tell the new ones; every half hour all replicas of a key are
-//! compared by a hash each, so that a quiet network stays quiet (40 bytes a record and replica).
+//! Keeps records where they are looked for: on the members closest to them now. When members come
+//! or go, the two nearest old replicas of a key tell the new ones; every half hour all replicas of
+//! a key are compared by a hash each, so that a quiet network stays quiet (40 bytes a record and
+//! replica).
 
 use crate::{
     cell::Cell,
@@ -31,9 +32,11 @@ const SPEAKERS: usize = 2;
 type Places = HashMap<RingAddr, Vec<MemberId>>;
 
 pub(crate) async fn run(peers: Peers, changed: Arc<Notify>) {
-    // What the last full comparison found is compared with lookups only, what the last change did with its own kind.
+    // What the last full comparison found is compared with lookups only, what the last change did
+    // with its own kind.
     let (mut places, mut looked_up) = (Places::new(), Places::new());
-    // The first comes early by a part that differs from member to member, so that they do not all compare at once.
+    // The first comes early by a part that differs from member to member, so that they do not all
+    // compare at once.
     let part = f64::from(peers.fabric.me().0[0]) / 512.0;
     let mut full_at = Instant::now() + peers.options.republish_every.mul_f64(1.0 - part);
     loop {
@@ -47,7 +50,12 @@ pub(crate) async fn run(peers: Peers, changed: Arc<Notify>) {
         if full {
             full_at = Instant::now() + peers.options.republish_every;
         }
-        pass(&peers, if full { &mut looked_up } else { &mut places }, full).await;
+        pass(
+            &peers,
+            if full { &mut looked_up } else { &mut places },
+            full,
+        )
+        .await;
     }
 }
 
@@ -55,7 +63,10 @@ pub(crate) async fn run(peers: Peers, changed: Arc<Notify>) {
 async fn pass(peers: &Peers, places: &mut Places, full: bool) {
     let (mut after, mut seen) = (None, HashSet::new());
     loop {
-        let page = peers.local.with(move |replica, now| replica.page(now, after, PAGE, ATTEMPT_SECONDS)).await;
+        let page = peers
+            .local
+            .with(move |replica, now| replica.page(now, after, PAGE, ATTEMPT_SECONDS))
+            .await;
         let page = match page {
             Ok(page) => page,
             Err(e) => {
@@ -66,8 +77,8 @@ async fn pass(peers: &Peers, places: &mut Places, full: bool) {
         let mut plan: BTreeMap<MemberId, Vec<(RingAddr, Cell)>> = BTreeMap::new();
         let mut leaving = Vec::new();
         for (key, cell) in page.cells {
-            // When somebody comes or goes the members that this node is connected to will do; a lookup for each record is
-            // for the rare full comparison.
+            // When somebody comes or goes the members that this node is connected to will do; a
+            // lookup for each record is for the rare full comparison.
             let now_at = match full {
                 true => peers.replicas(key).await.ok(),
                 false => Some(peers.fabric.nearby(key, peers.options.replicas)),
@@ -86,7 +97,10 @@ async fn pass(peers: &Peers, places: &mut Places, full: bool) {
         for (key, cell, now_at) in leaving {
             // Held by others for a whole period, and all of them agree: no replica of it any more.
             if now_at.iter().all(|member| agreed.contains(&(*member, key))) {
-                let dropped = peers.local.with(move |replica, now| replica.hand_over(now, &key, &cell)).await;
+                let dropped = peers
+                    .local
+                    .with(move |replica, now| replica.hand_over(now, &key, &cell))
+                    .await;
                 if let Err(e) = dropped {
                     tracing::error!(error = %chain(&e), "cannot drop a record that others hold");
                 }
@@ -100,25 +114,59 @@ async fn pass(peers: &Peers, places: &mut Places, full: bool) {
     places.retain(|key, _| seen.contains(key));
 }
 
-/// Who should hear of a key from this node. `old` is empty where the key is new to this node or it just started.
+/// Who should hear of a key from this node. `old` is empty where the key is new to this node or it
+/// just started.
 fn audience(me: MemberId, old: &[MemberId], now: &[MemberId], full: bool) -> Vec<MemberId> {
-    let speaks = !now.contains(&me) || old.is_empty() || now.iter().filter(|m| old.contains(m)).take(SPEAKERS).any(|m| *m == me);
+    let speaks = !now.contains(&me)
+        || old.is_empty()
+        || now
+            .iter()
+            .filter(|m| old.contains(m))
+            .take(SPEAKERS)
+            .any(|m| *m == me);
     let news = |member: &MemberId| full || !old.contains(member);
-    if speaks { now.iter().copied().filter(|m| *m != me && news(m)).collect() } else { Vec::new() }
+    if speaks {
+        now.iter()
+            .copied()
+            .filter(|m| *m != me && news(m))
+            .collect()
+    } else {
+        Vec::new()
+    }
 }
 
-/// Compares by hash, then exchanges the cells that differ, both ways. Returns which members agree on which keys.
-async fn bring_up_to_date(peers: &Peers, plan: BTreeMap<MemberId, Vec<(RingAddr, Cell)>>) -> HashSet<(MemberId, RingAddr)> {
+/// Compares by hash, then exchanges the cells that differ, both ways. Returns which members agree
+/// on which keys.
+async fn bring_up_to_date(
+    peers: &Peers,
+    plan: BTreeMap<MemberId, Vec<(RingAddr, Cell)>>,
+) -> HashSet<(MemberId, RingAddr)> {
     let each = plan.into_iter().map(|(member, cells)| async move {
         let mut agreed = Vec::new();
         for cells in cells.chunks(MAX_COMPARED) {
-            let digests = cells.iter().map(|(key, cell)| (*key, cell.digest())).collect();
-            let Some(Reply::Differs(differs)) = peers.call(member, Request::Compare(digests)).await else { return agreed };
+            let digests = cells
+                .iter()
+                .map(|(key, cell)| (*key, cell.digest()))
+                .collect();
+            let Some(Reply::Differs(differs)) = peers.call(member, Request::Compare(digests)).await
+            else {
+                return agreed;
+            };
             let differs: HashSet<usize> = differs.into_iter().map(usize::from).collect();
             for (index, (key, cell)) in cells.iter().enumerate() {
                 if differs.contains(&index) {
-                    let Some(Reply::Holds(theirs)) = peers.call(member, Request::Merge(*key, cell.clone())).await else { continue };
-                    if theirs != *cell && peers.local.handle(Request::Merge(*key, theirs)).await.is_err() {
+                    let Some(Reply::Holds(theirs)) =
+                        peers.call(member, Request::Merge(*key, cell.clone())).await
+                    else {
+                        continue;
+                    };
+                    if theirs != *cell
+                        && peers
+                            .local
+                            .handle(Request::Merge(*key, theirs))
+                            .await
+                            .is_err()
+                    {
                         continue;
                     }
                 }
@@ -127,7 +175,11 @@ async fn bring_up_to_date(peers: &Peers, plan: BTreeMap<MemberId, Vec<(RingAddr,
         }
         agreed
     });
-    futures::future::join_all(each).await.into_iter().flatten().collect()
+    futures::future::join_all(each)
+        .await
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 #[cfg(test)]
@@ -142,12 +194,23 @@ mod tests {
     fn the_two_nearest_old_replicas_tell_a_new_one_and_the_others_stay_quiet() {
         let (old, now) = (members(&[1, 2, 3, 4, 5]), members(&[9, 1, 2, 3, 4]));
         for me in [1, 2] {
-            assert_eq!(audience(MemberId([me; 32]), &old, &now, false), members(&[9]));
+            assert_eq!(
+                audience(MemberId([me; 32]), &old, &now, false),
+                members(&[9])
+            );
         }
         for me in [3, 4] {
             assert_eq!(audience(MemberId([me; 32]), &old, &now, false), []);
         }
-        assert_eq!(audience(MemberId([5; 32]), &old, &now, false), members(&[9]), "who is no replica any more hands over");
-        assert_eq!(audience(MemberId([1; 32]), &old, &old, false), [], "no change, no word");
+        assert_eq!(
+            audience(MemberId([5; 32]), &old, &now, false),
+            members(&[9]),
+            "who is no replica any more hands over"
+        );
+        assert_eq!(
+            audience(MemberId([1; 32]), &old, &old, false),
+            [],
+            "no change, no word"
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Where a replica keeps its cells: a small key-value trait with sled behind it on a node and a map
-//! behind it in tests. sled 0.34 is called beta by its authors and has been corrupted by kills; that is
-//! bearable here because what a replica lost, its peers still hold.
+//! behind it in tests. sled 0.34 is called beta by its authors and has been corrupted by kills;
+//! that is bearable here because what a replica lost, its peers still hold.
 
 use p2pvm_overlay::reserve;
 use std::{
@@ -73,8 +73,9 @@ pub trait Store: Send + Sync + 'static {
 /// How long an earlier holder of a store may take to let go of it.
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
-/// A [`Store`] in a sled directory. sled gives up for good at its first failed write; so a store that found its disk full is
-/// opened anew, with room from the node's [reserve] if there is any, and the write is tried once more.
+/// A [`Store`] in a sled directory. sled gives up for good at its first failed write; so a store
+/// that found its disk full is opened anew, with room from the node's [reserve] if there is any,
+/// and the write is tried once more.
 pub struct SledStore {
     directory: PathBuf,
     db: RwLock<Option<sled::Db>>,
@@ -82,13 +83,24 @@ pub struct SledStore {
 
 /// Opens what is in `directory`. A store that needs room for that takes it from the reserve.
 fn open(directory: &Path) -> Result<sled::Db, sled::Error> {
-    // A node holds thousands of small records: the default cache of 1 GiB would let the daemon grow for nothing.
-    let once = || sled::Config::new().path(directory).cache_capacity(8 << 20).flush_every_ms(None).open();
-    // sled lets go of its lock in the background after a store is dropped, and the kernel a moment after a process is killed.
+    // A node holds thousands of small records: the default cache of 1 GiB would let the daemon grow
+    // for nothing.
+    let once = || {
+        sled::Config::new()
+            .path(directory)
+            .cache_capacity(8 << 20)
+            .flush_every_ms(None)
+            .open()
+    };
+    // sled lets go of its lock in the background after a store is dropped, and the kernel a moment
+    // after a process is killed.
     let began = Instant::now();
     loop {
         match once() {
-            Err(sled::Error::Io(e)) if e.to_string().contains("could not acquire lock") && began.elapsed() < LOCK_LIMIT => {
+            Err(sled::Error::Io(e))
+                if e.to_string().contains("could not acquire lock")
+                    && began.elapsed() < LOCK_LIMIT =>
+            {
                 std::thread::sleep(LOCK_LIMIT / 100);
             }
             Err(sled::Error::Io(e)) if reserve::is_full(&e) && reserve::spend(directory) => {}
@@ -98,8 +110,9 @@ fn open(directory: &Path) -> Result<sled::Db, sled::Error> {
 }
 
 impl SledStore {
-    /// Opens or makes the store in `directory`. One that sled calls corrupt is moved aside (`<directory>.corrupt`)
-    /// and an empty one begun: the peers hold the records, and republishing brings them back.
+    /// Opens or makes the store in `directory`. One that sled calls corrupt is moved aside
+    /// (`<directory>.corrupt`) and an empty one begun: the peers hold the records, and republishing
+    /// brings them back.
     ///
     /// # Errors
     /// What the disk says.
@@ -107,7 +120,10 @@ impl SledStore {
         let opened = match open(directory) {
             Err(sled::Error::Corruption { .. }) => {
                 let aside = directory.with_extension("corrupt");
-                tracing::error!(store = %directory.display(), aside = %aside.display(), "the record store is corrupt: starting an empty one");
+                tracing::error!(
+                    store = %directory.display(), aside = %aside.display(),
+                    "the record store is corrupt: starting an empty one"
+                );
                 if aside.exists() {
                     std::fs::remove_dir_all(&aside)?;
                 }
@@ -116,7 +132,10 @@ impl SledStore {
             }
             opened => opened,
         };
-        Ok(Self { directory: directory.to_owned(), db: RwLock::new(Some(opened?)) })
+        Ok(Self {
+            directory: directory.to_owned(),
+            db: RwLock::new(Some(opened?)),
+        })
     }
 
     fn read<T>(&self, work: impl Fn(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
@@ -127,7 +146,8 @@ impl SledStore {
     /// Runs `work`; where the disk was full, once more on the store opened anew.
     fn write<T>(&self, work: impl Fn(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
         match self.read(&work) {
-            Err(StoreError(e)) if reserve::is_full(&e) || e.kind() == io::ErrorKind::NotConnected => {}
+            Err(StoreError(e))
+                if reserve::is_full(&e) || e.kind() == io::ErrorKind::NotConnected => {}
             done => return done,
         }
         reserve::spend(&self.directory);
@@ -143,7 +163,10 @@ impl SledStore {
 
 /// What a store says that could not be opened anew yet.
 fn closed() -> StoreError {
-    StoreError(io::Error::new(io::ErrorKind::NotConnected, "its disk was full: it is opened again at the next write"))
+    StoreError(io::Error::new(
+        io::ErrorKind::NotConnected,
+        "its disk was full: it is opened again at the next write",
+    ))
 }
 
 impl Store for SledStore {
@@ -152,7 +175,11 @@ impl Store for SledStore {
     }
 
     fn put(&self, key: &[u8; 32], value: Vec<u8>) -> Result<(), StoreError> {
-        self.write(|db| db.insert(key, value.as_slice()).and_then(|_| db.flush()).map(drop))
+        self.write(|db| {
+            db.insert(key, value.as_slice())
+                .and_then(|_| db.flush())
+                .map(drop)
+        })
     }
 
     fn remove(&self, key: &[u8; 32]) -> Result<(), StoreError> {
@@ -162,13 +189,20 @@ impl Store for SledStore {
     fn scan(&self, after: Option<&[u8; 32]>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         self.read(|db| {
             let entries = match after {
-                Some(key) => db.range((std::ops::Bound::Excluded(*key), std::ops::Bound::Unbounded)),
+                Some(key) => {
+                    db.range((std::ops::Bound::Excluded(*key), std::ops::Bound::Unbounded))
+                }
                 None => db.iter(),
             };
             let mut found = Vec::new();
             for entry in entries.take(limit) {
                 let (key, value) = entry?;
-                found.extend(key.as_ref().try_into().ok().map(|key| (key, value.to_vec())));
+                found.extend(
+                    key.as_ref()
+                        .try_into()
+                        .ok()
+                        .map(|key| (key, value.to_vec())),
+                );
             }
             Ok(found)
         })
@@ -213,7 +247,12 @@ impl Store for MemoryStore {
 
     fn scan(&self, after: Option<&[u8; 32]>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let kept = self.lock();
-        Ok(kept.iter().filter(|(k, _)| after.is_none_or(|a| *k > a)).take(limit).map(|(k, v)| (*k, v.clone())).collect())
+        Ok(kept
+            .iter()
+            .filter(|(k, _)| after.is_none_or(|a| *k > a))
+            .take(limit)
+            .map(|(k, v)| (*k, v.clone()))
+            .collect())
     }
 
     fn flush(&self) -> Result<(), StoreError> {
@@ -236,7 +275,10 @@ mod tests {
         store.remove(&[2; 32]).unwrap();
         store.flush().unwrap();
         assert_eq!(store.get(&[2; 32]).unwrap(), None);
-        assert_eq!(store.scan(None, 9).unwrap(), [([1; 32], vec![1]), ([3; 32], vec![3])]);
+        assert_eq!(
+            store.scan(None, 9).unwrap(),
+            [([1; 32], vec![1]), ([3; 32], vec![3])]
+        );
         assert_eq!(store.scan(None, 1).unwrap(), [([1; 32], vec![1])]);
         assert_eq!(store.scan(Some(&[1; 32]), 9).unwrap(), [([3; 32], vec![3])]);
     }
@@ -247,14 +289,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("records");
         promise(&SledStore::open(&path).unwrap());
-        assert_eq!(SledStore::open(&path).unwrap().scan(None, 9).unwrap().len(), 2);
+        assert_eq!(
+            SledStore::open(&path).unwrap().scan(None, 9).unwrap().len(),
+            2
+        );
     }
 
     #[test]
     fn a_store_whose_disk_was_full_keeps_what_it_had_and_goes_on_when_there_is_room() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=4M", "p2pvm"]).arg(directory.path()).status();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4M", "p2pvm"])
+            .arg(directory.path())
+            .status();
         if !mount.is_ok_and(|status| status.success()) {
             return eprintln!("NOT RUN: a file system of its own needs root");
         }
@@ -266,17 +314,35 @@ mod tests {
             let key = |n: usize| blake3::hash(&n.to_be_bytes()).into();
             let refused = (0..2000).find(|n| store.put(&key(*n), vec![7; 4000]).is_err());
             let refused = refused.expect("a full disk takes no records for ever");
-            assert!(store.put(&key(refused), vec![7; 4000]).is_err(), "nor at the second try");
+            assert!(
+                store.put(&key(refused), vec![7; 4000]).is_err(),
+                "nor at the second try"
+            );
             drop(filler);
             std::fs::remove_file(at("guest")).unwrap();
             store.put(&key(refused), vec![9]).unwrap();
             store.flush().unwrap();
-            assert_eq!((store.get(&[1; 32]).unwrap(), store.get(&key(refused)).unwrap()), (Some(vec![1]), Some(vec![9])));
+            assert_eq!(
+                (
+                    store.get(&[1; 32]).unwrap(),
+                    store.get(&key(refused)).unwrap()
+                ),
+                (Some(vec![1]), Some(vec![9]))
+            );
             drop(store);
             let store = SledStore::open(&at("records")).unwrap();
-            assert_eq!((store.get(&[3; 32]).unwrap(), store.get(&key(refused)).unwrap()), (Some(vec![3]), Some(vec![9])));
+            assert_eq!(
+                (
+                    store.get(&[3; 32]).unwrap(),
+                    store.get(&key(refused)).unwrap()
+                ),
+                (Some(vec![3]), Some(vec![9]))
+            );
         });
-        let _ = std::process::Command::new("umount").arg("--lazy").arg(directory.path()).status();
+        let _ = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(directory.path())
+            .status();
         checked.unwrap();
     }
 
@@ -297,7 +363,10 @@ mod tests {
                 std::fs::create_dir(left.join(entry.file_name())).unwrap();
             }
         }
-        assert_eq!(SledStore::open(&left).unwrap().scan(None, 9).unwrap().len(), 2);
+        assert_eq!(
+            SledStore::open(&left).unwrap().scan(None, 9).unwrap().len(),
+            2
+        );
     }
 
     #[test]

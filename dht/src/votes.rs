@@ -1,13 +1,15 @@
-//! What must never happen twice is decided here: which member may run a VM in which epoch. A VM's record
-//! names its voters (three members); each voter promises an epoch to at most one holder and never an older
-//! one, durably, before it answers. A majority of promises is a [`Grant`].
+//! What must never happen twice is decided here: which member may run a VM in which epoch. A VM's
+//! record names its voters (three members); each voter promises an epoch to at most one holder and
+//! never an older one, durably, before it answers. A majority of promises is a [`Grant`].
 //!
-//! A grant made for a migration is *provisional*: the target may run at once, but has to confirm it with a
-//! majority within its window or freeze; whoever takes the VM back ([`Votes::take_back`]) first waits that
-//! window out, and no voter that has seen the confirmation gives it back. A voter that promised the newer
-//! epoch refuses the late confirmation, so by the majorities' overlap only one of the two can succeed.
+//! A grant made for a migration is *provisional*: the target may run at once, but has to confirm it
+//! with a majority within its window or freeze; whoever takes the VM back ([`Votes::take_back`])
+//! first waits that window out, and no voter that has seen the confirmation gives it back. A voter
+//! that promised the newer epoch refuses the late confirmation, so by the majorities' overlap only
+//! one of the two can succeed.
 //!
-//! The voters are named once, in a [`VoterSet`] signed with the VM's key; a voter pins the first set it sees.
+//! The voters are named once, in a [`VoterSet`] signed with the VM's key; a voter pins the first
+//! set it sees.
 
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
@@ -38,7 +40,8 @@ fn bytes<T: Serialize>(fields: &T) -> Vec<u8> {
     postcard::to_allocvec(fields).expect("plain fields always serialize")
 }
 
-/// The members that decide over a VM, named by the VM's own key so that nobody invents voters for it.
+/// The members that decide over a VM, named by the VM's own key so that nobody invents voters for
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VoterSet {
     /// The VM.
@@ -57,12 +60,22 @@ impl VoterSet {
         voters.dedup();
         let vm = keys.vm_id();
         let signature = keys.sign(SET_DOMAIN, &bytes(&(vm, &voters)));
-        Self { vm, voters, signature }
+        Self {
+            vm,
+            voters,
+            signature,
+        }
     }
 
     /// Whether the VM's key signed it and it names 1 to [`MAX_VOTERS`] voters in order.
     pub fn is_authentic(&self) -> bool {
-        are_voters(&self.voters) && identity::verify(&self.vm.0, SET_DOMAIN, &bytes(&(self.vm, &self.voters)), &self.signature)
+        are_voters(&self.voters)
+            && identity::verify(
+                &self.vm.0,
+                SET_DOMAIN,
+                &bytes(&(self.vm, &self.voters)),
+                &self.signature,
+            )
     }
 
     /// How many voters decide.
@@ -90,21 +103,30 @@ pub struct Grant {
     pub promises: Vec<(MemberId, Signature)>,
 }
 
-pub(crate) fn promise_message(vm: VmId, epoch: Epoch, holder: MemberId, voters: &[MemberId]) -> Vec<u8> {
+pub(crate) fn promise_message(
+    vm: VmId,
+    epoch: Epoch,
+    holder: MemberId,
+    voters: &[MemberId],
+) -> Vec<u8> {
     bytes(&(vm, epoch, holder, voters))
 }
 
 impl Grant {
-    /// Whether a majority of the named voters signed. That these are the VM's voters says [`Grant::is_by`].
+    /// Whether a majority of the named voters signed. That these are the VM's voters says
+    /// [`Grant::is_by`].
     pub fn verify(&self) -> bool {
         if !are_voters(&self.voters) {
             return false;
         }
         let message = promise_message(self.vm, self.epoch, self.holder, &self.voters);
         let signed = |voter: &MemberId| {
-            self.promises.iter().any(|(by, signature)| by == voter && identity::verify(&voter.0, PROMISE_DOMAIN, &message, signature))
+            self.promises.iter().any(|(by, signature)| {
+                by == voter && identity::verify(&voter.0, PROMISE_DOMAIN, &message, signature)
+            })
         };
-        self.promises.len() <= self.voters.len() && self.voters.iter().filter(|v| signed(v)).count() > self.voters.len() / 2
+        self.promises.len() <= self.voters.len()
+            && self.voters.iter().filter(|v| signed(v)).count() > self.voters.len() / 2
     }
 
     /// Whether it is a valid grant by exactly these voters.
@@ -122,15 +144,17 @@ pub struct Newest {
     pub holder: MemberId,
     /// A voter has seen the holder's confirmation.
     pub confirmed: bool,
-    /// A majority was seen to have promised it. If not, it may be an attempt that failed half-way (or one whose
-    /// other promises were not seen): who holds an older epoch then asks for the epoch after it, and runs on if granted.
+    /// A majority was seen to have promised it. If not, it may be an attempt that failed half-way
+    /// (or one whose other promises were not seen): who holds an older epoch then asks for the
+    /// epoch after it, and runs on if granted.
     pub granted: bool,
 }
 
 /// Why the voters did not grant or confirm.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum VoteError {
-    /// A voter promised this or a newer epoch to another holder; too many did for a majority to remain.
+    /// A voter promised this or a newer epoch to another holder; too many did for a majority to
+    /// remain.
     #[error("the voters promised epoch {newest} to {}", .holder.short())]
     Refused {
         /// The newest epoch a refusing voter promised.
@@ -146,7 +170,8 @@ pub enum VoteError {
         /// How many were asked.
         asked: usize,
     },
-    /// The request cannot be granted by any voter: a wrong key, a forged or empty voter set, other voters than those pinned.
+    /// The request cannot be granted by any voter: a wrong key, a forged or empty voter set, other
+    /// voters than those pinned.
     #[error("the request is invalid: {0}")]
     Invalid(&'static str),
 }

@@ -1,5 +1,6 @@
-//! What a coordinator and a replica say to each other: one version byte, then postcard. Parsing never
-//! panics, takes no more than [`MAX_BYTES`] and leaves nothing unread; signatures are the replica's to check.
+//! What a coordinator and a replica say to each other: one version byte, then postcard. Parsing
+//! never panics, takes no more than [`MAX_BYTES`] and leaves nothing unread; signatures are the
+//! replica's to check.
 
 use crate::{cell::Cell, limits::Refusal, record::Record};
 use p2pvm_overlay::RingAddr;
@@ -16,7 +17,8 @@ pub const MAX_COMPARED: usize = 1000;
 /// A request to a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Hold this record for its owner if the key is free or his; `attempt` names it for [`Request::Withdraw`].
+    /// Hold this record for its owner if the key is free or his; `attempt` names it for
+    /// [`Request::Withdraw`].
     Write {
         /// The record or tombstone.
         record: Record,
@@ -41,7 +43,8 @@ pub enum Request {
 /// A replica's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// To a write: whether the record is now held here, and what else is (the accepted record itself is left out).
+    /// To a write: whether the record is now held here, and what else is (the accepted record
+    /// itself is left out).
     Written {
         /// Held from now on.
         accepted: bool,
@@ -65,7 +68,9 @@ pub fn emit<T: Serialize>(message: &T) -> Vec<u8> {
 
 /// Reads a message; `None` for anything but exactly one of this version.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
-    let (&VERSION, rest) = body.split_first()? else { return None };
+    let (&VERSION, rest) = body.split_first()? else {
+        return None;
+    };
     if body.len() > MAX_BYTES {
         return None;
     }

@@ -1,16 +1,18 @@
 //! An error's whole chain of causes as one sentence, each part once.
 //!
-//! The `Display` of an error says its own step and leaves the cause to `source()`. Whatever leaves the program's own types (the
-//! command line's last line, an answer of the API, a line in the log, words sent to another member) is made by [`chain`], once.
-//! Errors of other crates often say their cause themselves; the cause is then not said again.
+//! The `Display` of an error says its own step and leaves the cause to `source()`. Whatever leaves
+//! the program's own types (the command line's last line, an answer of the API, a line in the log,
+//! words sent to another member) is made by [`chain`], once. Errors of other crates often say their
+//! cause themselves; the cause is then not said again.
 
 use std::error::Error;
 
 /// More causes than any error of ours has; bounds a chain that runs in a circle.
 const MOST: usize = 16;
 
-/// `error` and what caused it, joined by colons: "cannot bind UDP port 4002: Address already in use (os error 98)".
-/// A cause with which the sentence ends already, as where a `Display` includes its source, is not repeated.
+/// `error` and what caused it, joined by colons: "cannot bind UDP port 4002: Address already in use
+/// (os error 98)". A cause with which the sentence ends already, as where a `Display` includes its
+/// source, is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut said = error.to_string();
     let mut next = error.source();
@@ -26,11 +28,13 @@ pub fn chain(error: &dyn Error) -> String {
     said
 }
 
-/// The sentence ends with these words: with all of its last word, and whatever bracket or full stop closes it.
+/// The sentence ends with these words: with all of its last word, and whatever bracket or full stop
+/// closes it.
 fn ends_with(said: &str, words: &str) -> bool {
     let open = |text: &str| text.trim_end_matches([')', ']', '\'', '"', '.']).len();
     let (said, words) = (&said[..open(said)], &words[..open(words)]);
-    said.strip_suffix(words).is_some_and(|before| words.is_empty() || !before.ends_with(char::is_alphanumeric))
+    said.strip_suffix(words)
+        .is_some_and(|before| words.is_empty() || !before.ends_with(char::is_alphanumeric))
 }
 
 #[cfg(test)]
@@ -56,8 +60,14 @@ mod tests {
     #[test]
     fn every_cause_is_named_and_none_twice() {
         let kernel = || Box::new(io::Error::from_raw_os_error(1));
-        let said = chain(&Step("starting", Some(Box::new(Step("cannot make p2pvm0", Some(kernel()))))));
-        assert_eq!(said, "starting: cannot make p2pvm0: Operation not permitted (os error 1)");
+        let said = chain(&Step(
+            "starting",
+            Some(Box::new(Step("cannot make p2pvm0", Some(kernel())))),
+        ));
+        assert_eq!(
+            said,
+            "starting: cannot make p2pvm0: Operation not permitted (os error 1)"
+        );
         let told = Step("no: Operation not permitted (os error 1)", Some(kernel()));
         assert_eq!(chain(&told), told.0);
         let closed = Step("no (Operation not permitted (os error 1))", Some(kernel()));
@@ -68,8 +78,14 @@ mod tests {
     #[test]
     fn a_cause_is_left_out_only_where_the_sentence_ends_with_it() {
         let said = |step, words| chain(&Step(step, Some(Box::new(Step(words, None)))));
-        assert_eq!(said("writing: the disk is full", "the disk is full"), "writing: the disk is full");
-        assert_eq!(said("looking up the full name", "full"), "looking up the full name: full");
+        assert_eq!(
+            said("writing: the disk is full", "the disk is full"),
+            "writing: the disk is full"
+        );
+        assert_eq!(
+            said("looking up the full name", "full"),
+            "looking up the full name: full"
+        );
         assert_eq!(said("asking for port 4002", "2"), "asking for port 4002: 2");
         assert_eq!(said("told nothing", ""), "told nothing");
     }

@@ -1,18 +1,23 @@
-//! Changes to one interface, by its index: name, MTU, up, carrier, and the routes that come with its addresses; and by which interface
-//! packets to an address leave.
+//! Changes to one interface, by its index: name, MTU, up, carrier, and the routes that come with
+//! its addresses; and by which interface packets to an address leave.
 
 use crate::netlink::Netlink;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{LinkAttribute, LinkFlags, LinkMessage},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+        RouteType,
+    },
 };
 use std::{io, net::IpAddr};
 
-/// NLM_F_EXCL and NLM_F_CREATE of netlink(7). The second alone puts an IPv4 route before others to the same network.
+/// NLM_F_EXCL and NLM_F_CREATE of netlink(7). The second alone puts an IPv4 route before others to
+/// the same network.
 const EXCLUSIVE: u16 = 0x200;
 const CREATE: u16 = 0x400;
-/// The metric of the routes that come with IPv6 addresses (IP6_RT_PRIO_ADDRCONF); those of IPv4 have none.
+/// The metric of the routes that come with IPv6 addresses (IP6_RT_PRIO_ADDRCONF); those of IPv4
+/// have none.
 const METRIC_V6: u32 = 256;
 
 fn change(index: u32, make: impl FnOnce(&mut LinkMessage)) -> io::Result<()> {
@@ -22,12 +27,19 @@ fn change(index: u32, make: impl FnOnce(&mut LinkMessage)) -> io::Result<()> {
     Netlink::open()?.change(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// Renames an interface. One that is up has to be set down for it before Linux 6.2, which costs it its IPv6 addresses.
+/// Renames an interface. One that is up has to be set down for it before Linux 6.2, which costs it
+/// its IPv6 addresses.
 ///
 /// # Errors
 /// What the kernel says, such as that another interface is called so.
 pub fn set_name(index: u32, name: &str) -> io::Result<()> {
-    let rename = || change(index, |message| message.attributes.push(LinkAttribute::IfName(name.to_owned())));
+    let rename = || {
+        change(index, |message| {
+            message
+                .attributes
+                .push(LinkAttribute::IfName(name.to_owned()))
+        })
+    };
     match rename() {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
             change(index, |message| message.header.change_mask = LinkFlags::Up)?;
@@ -53,7 +65,9 @@ pub fn delete(index: u32) -> io::Result<()> {
 /// # Errors
 /// What the kernel says.
 pub fn set_mtu(index: u32, mtu: u32) -> io::Result<()> {
-    change(index, |message| message.attributes.push(LinkAttribute::Mtu(mtu)))
+    change(index, |message| {
+        message.attributes.push(LinkAttribute::Mtu(mtu))
+    })
 }
 
 /// Sets an interface up.
@@ -61,22 +75,32 @@ pub fn set_mtu(index: u32, mtu: u32) -> io::Result<()> {
 /// # Errors
 /// What the kernel says.
 pub fn set_up(index: u32) -> io::Result<()> {
-    change(index, |message| (message.header.flags, message.header.change_mask) = (LinkFlags::Up, LinkFlags::Up))
+    change(index, |message| {
+        (message.header.flags, message.header.change_mask) = (LinkFlags::Up, LinkFlags::Up)
+    })
 }
 
-/// Gives an interface its carrier back; a TUN or TAP has one only while a program holds its other end.
+/// Gives an interface its carrier back; a TUN or TAP has one only while a program holds its other
+/// end.
 ///
 /// # Errors
 /// What the kernel says, such as EPERM for a TAP that no program holds.
 pub fn set_carrier(index: u32) -> io::Result<()> {
-    change(index, |message| message.attributes.push(LinkAttribute::Carrier(1)))
+    change(index, |message| {
+        message.attributes.push(LinkAttribute::Carrier(1))
+    })
 }
 
 fn family(ip: &IpAddr) -> AddressFamily {
-    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+    if ip.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
 }
 
-/// The index of the interface by which a packet of this machine to `ip` leaves; none: the kernel sends it nowhere.
+/// The index of the interface by which a packet of this machine to `ip` leaves; none: the kernel
+/// sends it nowhere.
 ///
 /// # Errors
 /// What the kernel says, such as ENETUNREACH for no route.
@@ -84,17 +108,28 @@ pub fn way_to(ip: &IpAddr) -> io::Result<Option<u32>> {
     let mut message = RouteMessage::default();
     message.header.address_family = family(ip);
     message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
-    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(*ip)));
-    let Some(RouteNetlinkMessage::NewRoute(route)) = Netlink::open()?.get(RouteNetlinkMessage::GetRoute(message))? else {
+    message
+        .attributes
+        .push(RouteAttribute::Destination(RouteAddress::from(*ip)));
+    let Some(RouteNetlinkMessage::NewRoute(route)) =
+        Netlink::open()?.get(RouteNetlinkMessage::GetRoute(message))?
+    else {
         return Ok(None);
     };
-    Ok(route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(index) = a { Some(*index) } else { None }))
+    Ok(route.attributes.iter().find_map(|a| {
+        if let RouteAttribute::Oif(index) = a {
+            Some(*index)
+        } else {
+            None
+        }
+    }))
 }
 
 /// Adds the route to an address's network that the kernel adds with the address itself.
 ///
 /// # Errors
-/// What the kernel says, such as `AlreadyExists`: this or another route to that very network is there.
+/// What the kernel says, such as `AlreadyExists`: this or another route to that very network is
+/// there.
 pub fn add_connected_route(index: u32, address: &IpAddr, prefix: u8) -> io::Result<()> {
     Netlink::open()?.change(connected_route(index, address, prefix), EXCLUSIVE | CREATE)
 }
@@ -113,11 +148,21 @@ fn connected_route(index: u32, address: &IpAddr, prefix: u8) -> RouteNetlinkMess
     message.header.destination_prefix_length = prefix;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     (message.header.protocol, message.header.kind) = (RouteProtocol::Kernel, RouteType::Unicast);
-    message.header.scope = if address.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(network(address, prefix))));
+    message.header.scope = if address.is_ipv4() {
+        RouteScope::Link
+    } else {
+        RouteScope::Universe
+    };
+    message
+        .attributes
+        .push(RouteAttribute::Destination(RouteAddress::from(network(
+            address, prefix,
+        ))));
     message.attributes.push(RouteAttribute::Oif(index));
     match address {
-        IpAddr::V4(_) => message.attributes.push(RouteAttribute::PrefSource(RouteAddress::from(*address))),
+        IpAddr::V4(_) => message
+            .attributes
+            .push(RouteAttribute::PrefSource(RouteAddress::from(*address))),
         IpAddr::V6(_) => message.attributes.push(RouteAttribute::Priority(METRIC_V6)),
     }
     RouteNetlinkMessage::NewRoute(message)
@@ -127,11 +172,15 @@ fn connected_route(index: u32, address: &IpAddr, prefix: u8) -> RouteNetlinkMess
 pub fn network(address: &IpAddr, prefix: u8) -> IpAddr {
     match address {
         IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
+            let mask = u32::MAX
+                .checked_shl(32 - u32::from(prefix.min(32)))
+                .unwrap_or(0);
             IpAddr::from((u32::from(*v4) & mask).to_be_bytes())
         }
         IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(prefix.min(128))).unwrap_or(0);
+            let mask = u128::MAX
+                .checked_shl(128 - u32::from(prefix.min(128)))
+                .unwrap_or(0);
             IpAddr::from((u128::from(*v6) & mask).to_be_bytes())
         }
     }
@@ -154,7 +203,11 @@ mod tests {
             ("fd77::4", 128, "fd77::4"),
             ("fd77::4", 0, "::"),
         ] {
-            assert_eq!(network(&address.parse().unwrap(), prefix), first.parse::<IpAddr>().unwrap(), "{address}/{prefix}");
+            assert_eq!(
+                network(&address.parse().unwrap(), prefix),
+                first.parse::<IpAddr>().unwrap(),
+                "{address}/{prefix}"
+            );
         }
     }
 
@@ -167,8 +220,21 @@ mod tests {
                     return;
                 }
                 let made = "ip link add name d0 type veth peer name d1 && ip link set d1 up";
-                assert!(Command::new("sh").args(["-c", made]).status().unwrap().success());
-                test(links().unwrap().iter().find(|link| link.name == "d0").unwrap().index);
+                assert!(
+                    Command::new("sh")
+                        .args(["-c", made])
+                        .status()
+                        .unwrap()
+                        .success()
+                );
+                test(
+                    links()
+                        .unwrap()
+                        .iter()
+                        .find(|link| link.name == "d0")
+                        .unwrap()
+                        .index,
+                );
             });
         });
     }
@@ -179,7 +245,11 @@ mod tests {
             set_up(index).unwrap();
             set_mtu(index, 1400).unwrap();
             set_name(index, "d2").unwrap();
-            let link = links().unwrap().into_iter().find(|link| link.index == index).unwrap();
+            let link = links()
+                .unwrap()
+                .into_iter()
+                .find(|link| link.index == index)
+                .unwrap();
             assert_eq!((link.name.as_str(), link.mtu, link.up), ("d2", 1400, true));
         });
     }
@@ -187,14 +257,27 @@ mod tests {
     #[test]
     fn a_flushed_route_of_an_address_is_put_back_and_leads_there_again() {
         in_a_namespace(|index| {
-            let ip = |args: &str| assert!(Command::new("ip").args(args.split(' ')).status().unwrap().success(), "{args}");
+            let ip = |args: &str| {
+                assert!(
+                    Command::new("ip")
+                        .args(args.split(' '))
+                        .status()
+                        .unwrap()
+                        .success(),
+                    "{args}"
+                )
+            };
             set_up(index).unwrap();
             ip("addr add 10.77.0.3/16 dev d0");
             ip("-6 addr add fd77::3/48 dev d0 nodad");
-            for (own, prefix, other) in [("10.77.0.3", 16, "10.77.0.1"), ("fd77::3", 48, "fd77::1")] {
+            for (own, prefix, other) in [("10.77.0.3", 16, "10.77.0.1"), ("fd77::3", 48, "fd77::1")]
+            {
                 let (own, other): (IpAddr, IpAddr) = (own.parse().unwrap(), other.parse().unwrap());
                 assert_eq!(way_to(&other).unwrap(), Some(index));
-                ip(&format!("{} route flush dev d0", if own.is_ipv4() { "-4" } else { "-6" }));
+                ip(&format!(
+                    "{} route flush dev d0",
+                    if own.is_ipv4() { "-4" } else { "-6" }
+                ));
                 assert!(way_to(&other).is_err());
                 add_connected_route(index, &own, prefix).unwrap();
                 assert_eq!(way_to(&other).unwrap(), Some(index));
@@ -207,13 +290,26 @@ mod tests {
     #[test]
     fn a_replaced_route_is_put_before_the_other_which_stays() {
         in_a_namespace(|index| {
-            let ip = |args: &str| assert!(Command::new("ip").args(args.split(' ')).status().unwrap().success(), "{args}");
+            let ip = |args: &str| {
+                assert!(
+                    Command::new("ip")
+                        .args(args.split(' '))
+                        .status()
+                        .unwrap()
+                        .success(),
+                    "{args}"
+                )
+            };
             set_up(index).unwrap();
             ip("addr add 10.77.0.3/16 dev d0");
             ip("route replace 10.77.0.0/16 dev d1");
-            let (own, other): (IpAddr, IpAddr) = ("10.77.0.3".parse().unwrap(), "10.77.0.1".parse().unwrap());
+            let (own, other): (IpAddr, IpAddr) =
+                ("10.77.0.3".parse().unwrap(), "10.77.0.1".parse().unwrap());
             assert_ne!(way_to(&other).unwrap(), Some(index));
-            assert_eq!(add_connected_route(index, &own, 16).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(
+                add_connected_route(index, &own, 16).unwrap_err().kind(),
+                io::ErrorKind::AlreadyExists
+            );
             put_connected_route_first(index, &own, 16).unwrap();
             assert_eq!(way_to(&other).unwrap(), Some(index));
             ip("route del 10.77.0.0/16 dev d1");

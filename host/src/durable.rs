@@ -1,5 +1,6 @@
-//! Small files that a crash does not spoil: written beside the old one, flushed, put in its place. After a power cut the old or
-//! the new content is there, whole. Every crate's files that are rewritten as a whole are written by this; logs are not.
+//! Small files that a crash does not spoil: written beside the old one, flushed, put in its place.
+//! After a power cut the old or the new content is there, whole. Every crate's files that are
+//! rewritten as a whole are written by this; logs are not.
 
 use crate::reserve;
 use std::{
@@ -9,15 +10,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Replaces `path` by `content`; `mode` is a new file's. When it returns, the content is on disk. Two writers of one file at
-/// a time are the caller's to prevent.
+/// Replaces `path` by `content`; `mode` is a new file's. When it returns, the content is on disk.
+/// Two writers of one file at a time are the caller's to prevent.
 ///
 /// # Errors
-/// What the file system says; the old content is there still. On a full disk the [reserve](crate::reserve) is used up first.
+/// What the file system says; the old content is there still. On a full disk the
+/// [reserve](crate::reserve) is used up first.
 pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let written = reserve::retrying(path, || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -52,7 +59,10 @@ mod tests {
         for content in ["a long first content", "short"] {
             write_atomically(&path, content.as_bytes(), 0o600).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), content);
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(
+                fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }

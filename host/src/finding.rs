@@ -1,7 +1,8 @@
 //! What is found wrong with this machine, and what to do about it.
 //!
-//! Each part of the daemon that watches something of the host owns one area of the [`Board`] and replaces its findings
-//! whenever they change. `p2pvm doctor`, the health word, the status screen and the page all read the same board.
+//! Each part of the daemon that watches something of the host owns one area of the [`Board`] and
+//! replaces its findings whenever they change. `p2pvm doctor`, the health word, the status screen
+//! and the page all read the same board.
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -47,17 +48,29 @@ pub struct Finding {
 impl Finding {
     /// Something that is as it should be, and worth knowing.
     pub fn note(found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { level: Level::Ok, found: found.into(), advice: advice.into() }
+        Self {
+            level: Level::Ok,
+            found: found.into(),
+            advice: advice.into(),
+        }
     }
 
     /// Something that works less well than it could.
     pub fn warning(found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { level: Level::Warning, found: found.into(), advice: advice.into() }
+        Self {
+            level: Level::Warning,
+            found: found.into(),
+            advice: advice.into(),
+        }
     }
 
     /// Something that does not work.
     pub fn failed(found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { level: Level::Failed, found: found.into(), advice: advice.into() }
+        Self {
+            level: Level::Failed,
+            found: found.into(),
+            advice: advice.into(),
+        }
     }
 }
 
@@ -88,7 +101,12 @@ struct Kept {
 
 impl Kept {
     /// Replaces an area; gives what is to be logged of what came and of what went.
-    fn set(&mut self, area: &'static str, findings: Vec<Finding>, now: Instant) -> (Vec<Finding>, Vec<Finding>) {
+    fn set(
+        &mut self,
+        area: &'static str,
+        findings: Vec<Finding>,
+        now: Instant,
+    ) -> (Vec<Finding>, Vec<Finding>) {
         self.said.retain(|_, at| now.duration_since(*at) < QUIET);
         let before = self.areas.remove(area).unwrap_or_default();
         let key = |finding: &Finding| (area, finding.found.clone());
@@ -124,32 +142,49 @@ impl Board {
     /// The areas of what is found by proofs, which news make due: their own findings are no news.
     pub const PROVED: [&'static str; 2] = ["path", "guests"];
 
-    /// Has `tell` called whenever findings outside [`Self::PROVED`] come or go, and when the kernel tells of a change. It must
-    /// not block, nor call this board.
+    /// Has `tell` called whenever findings outside [`Self::PROVED`] come or go, and when the kernel
+    /// tells of a change. It must not block, nor call this board.
     pub fn on_news(&self, tell: OnNews) {
-        self.0.on_news.lock().unwrap_or_else(PoisonError::into_inner).push(tell);
+        self.0
+            .on_news
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(tell);
     }
 
-    /// Says that something of this machine has changed, so that what was proved may not be so any more.
+    /// Says that something of this machine has changed, so that what was proved may not be so any
+    /// more.
     pub fn stir(&self) {
-        self.0.on_news.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|tell| tell());
+        self.0
+            .on_news
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .for_each(|tell| tell());
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.0.findings.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .findings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces what is wrong in an area; nothing: all is well there. Logs each finding once when it comes and once when it
-    /// goes, whatever the number of calls; what does so again and again is logged once a minute.
+    /// Replaces what is wrong in an area; nothing: all is well there. Logs each finding once when
+    /// it comes and once when it goes, whatever the number of calls; what does so again and again
+    /// is logged once a minute.
     pub fn set(&self, area: &'static str, findings: Vec<Finding>) {
         let mut board = self.lock();
-        let is_news = board.areas.get(area).map_or(&[][..], Vec::as_slice) != findings && !Self::PROVED.contains(&area);
+        let is_news = board.areas.get(area).map_or(&[][..], Vec::as_slice) != findings
+            && !Self::PROVED.contains(&area);
         let (came, went) = board.set(area, findings, Instant::now());
         drop(board);
         for new in came {
             match new.level {
                 Level::Ok => tracing::info!(area, "{}", new.found),
-                Level::Warning | Level::Failed => tracing::warn!(area, advice = %new.advice, "{}", new.found),
+                Level::Warning | Level::Failed => {
+                    tracing::warn!(area, advice = %new.advice, "{}", new.found)
+                }
             }
         }
         for gone in went.iter().filter(|gone| gone.level != Level::Ok) {
@@ -163,12 +198,20 @@ impl Board {
     /// What is wrong, by area.
     pub fn all(&self) -> Vec<(&'static str, Finding)> {
         let board = self.lock();
-        board.areas.iter().flat_map(|(area, findings)| findings.iter().map(|finding| (*area, finding.clone()))).collect()
+        board
+            .areas
+            .iter()
+            .flat_map(|(area, findings)| findings.iter().map(|finding| (*area, finding.clone())))
+            .collect()
     }
 
     /// The gravest level on the board.
     pub fn worst(&self) -> Level {
-        self.all().iter().map(|(_, finding)| finding.level).max().unwrap_or(Level::Ok)
+        self.all()
+            .iter()
+            .map(|(_, finding)| finding.level)
+            .max()
+            .unwrap_or(Level::Ok)
     }
 }
 
@@ -190,15 +233,32 @@ mod tests {
             told.load(Ordering::Relaxed) - before
         };
         let one = || vec![Finding::failed("a", "do b")];
-        assert_eq!([news("firewall", one()), news("firewall", one()), news("firewall", Vec::new())], [1, 0, 1]);
-        assert_eq!([news("path", one()), news("guests", one()), news("path", Vec::new())], [0, 0, 0]);
+        assert_eq!(
+            [
+                news("firewall", one()),
+                news("firewall", one()),
+                news("firewall", Vec::new())
+            ],
+            [1, 0, 1]
+        );
+        assert_eq!(
+            [
+                news("path", one()),
+                news("guests", one()),
+                news("path", Vec::new())
+            ],
+            [0, 0, 0]
+        );
     }
 
     #[test]
     fn an_area_is_replaced_as_a_whole_and_the_worst_finding_counts() {
         let board = Board::default();
         assert_eq!(board.worst(), Level::Ok);
-        board.set("names", vec![Finding::warning("a", "do b"), Finding::failed("c", "do d")]);
+        board.set(
+            "names",
+            vec![Finding::warning("a", "do b"), Finding::failed("c", "do d")],
+        );
         board.set("routes", vec![Finding::warning("e", "")]);
         assert_eq!((board.all().len(), board.worst()), (3, Level::Failed));
         board.set("names", Vec::new());
@@ -207,10 +267,18 @@ mod tests {
 
     #[test]
     fn what_comes_and_goes_each_second_is_said_once_a_minute_and_what_stays_is_said() {
-        let (mut kept, start, bad) = (Kept::default(), Instant::now(), vec![Finding::warning("a", "do b")]);
+        let (mut kept, start, bad) = (
+            Kept::default(),
+            Instant::now(),
+            vec![Finding::warning("a", "do b")],
+        );
         let mut said = 0;
         let mut at = |second: u64, findings: &[Finding]| {
-            let (came, went) = kept.set("names", findings.to_vec(), start + Duration::from_secs(second));
+            let (came, went) = kept.set(
+                "names",
+                findings.to_vec(),
+                start + Duration::from_secs(second),
+            );
             (came.len(), went.len())
         };
         for second in 0..122 {

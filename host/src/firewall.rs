@@ -1,8 +1,10 @@
-//! Whether other firewalls on this machine let packets of our interface through, by walking their chains with a packet in mind.
+//! Whether other firewalls on this machine let packets of our interface through, by walking their
+//! chains with a packet in mind.
 //!
-//! Each base chain of a hook has to let a packet pass by itself: an accept ends one chain only. A rule whose conditions cannot all
-//! be decided (rates, ports, foreign sets) counts neither for nor against: what is then left is a chain's policy or its closing
-//! reject, which is what other firewalls drop unknown interfaces with.
+//! Each base chain of a hook has to let a packet pass by itself: an accept ends one chain only. A
+//! rule whose conditions cannot all be decided (rates, ports, foreign sets) counts neither for nor
+//! against: what is then left is a chain's policy or its closing reject, which is what other
+//! firewalls drop unknown interfaces with.
 
 use crate::{
     net::Net,
@@ -65,7 +67,11 @@ pub struct Block {
 
 impl fmt::Display for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "chain {} of table {} {} ({})", self.chain, self.family, self.table, self.by)
+        write!(
+            f,
+            "chain {} of table {} {} ({})",
+            self.chain, self.family, self.table, self.by
+        )
     }
 }
 
@@ -96,10 +102,14 @@ impl From<bool> for Truth {
 
 /// The base chains of `hook` (`input` or `forward`) that do not let the packet through.
 pub fn blocks(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Block> {
-    drops(ruleset, hook, packet).into_iter().map(|judged| judged.block).collect()
+    drops(ruleset, hook, packet)
+        .into_iter()
+        .map(|judged| judged.block)
+        .collect()
 }
 
-/// The same for any hook, those of interfaces (`ingress`, `egress`) among them, with what is not sure.
+/// The same for any hook, those of interfaces (`ingress`, `egress`) among them, with what is not
+/// sure.
 pub(crate) fn drops(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Judged> {
     let mut found = Vec::new();
     let at_interface = match hook {
@@ -115,7 +125,8 @@ pub(crate) fn drops(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Judge
             "ip6" => packet.v6,
             "netdev" => at_interface.is_some(),
             _ => false,
-        } && at_interface.is_none_or(|name| chain.devices.iter().any(|device| device == name));
+        } && at_interface
+            .is_none_or(|name| chain.devices.iter().any(|device| device == name));
         // Our own tables judge our own packets.
         if !judged || table.starts_with("p2pvm_") {
             continue;
@@ -127,13 +138,22 @@ pub(crate) fn drops(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Judge
             Fate::Open => "policy drop".to_owned(),
             Fate::Dropped(by) => by,
         };
-        let block = Block { family: family.clone(), table: table.clone(), chain: name.clone(), by };
-        found.push(Judged { block, is_doubtful: doubt.get() });
+        let block = Block {
+            family: family.clone(),
+            table: table.clone(),
+            chain: name.clone(),
+            by,
+        };
+        found.push(Judged {
+            block,
+            is_doubtful: doubt.get(),
+        });
     }
     found
 }
 
-/// How deep it is in chains that jump, and whether a rule of which not all is known may have let the packet through.
+/// How deep it is in chains that jump, and whether a rule of which not all is known may have let
+/// the packet through.
 type Way<'a> = (usize, &'a Cell<bool>);
 
 fn walk(ruleset: &Ruleset, id: &ChainId, chain: &Chain, packet: &Packet, way: Way<'_>) -> Fate {
@@ -143,8 +163,9 @@ fn walk(ruleset: &Ruleset, id: &ChainId, chain: &Chain, packet: &Packet, way: Wa
             Step::Next => {}
             Step::MayReturn => may_have_returned = true,
             Step::Return => return Fate::Open,
-            // ufw's chain for what is for nobody here: its returns are matches of iptables' own, its drop
-            // has none. What comes behind the jump decides, so that a firewall is not blamed in vain.
+            // ufw's chain for what is for nobody here: its returns are matches of iptables' own,
+            // its drop has none. What comes behind the jump decides, so that a firewall is not
+            // blamed in vain.
             Step::Done(Fate::Dropped(_)) if may_have_returned && way.0 > 0 => {
                 way.1.set(true);
                 return Fate::Open;
@@ -166,7 +187,9 @@ enum Step {
 fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, way: Way<'_>) -> Step {
     let mut certain = true;
     for expression in &rule.expressions {
-        let Some((kind, body)) = expression.as_object().and_then(|o| o.iter().next()) else { continue };
+        let Some((kind, body)) = expression.as_object().and_then(|o| o.iter().next()) else {
+            continue;
+        };
         match kind.as_str() {
             "match" => match holds(ruleset, id, body, packet) {
                 Truth::Yes => {}
@@ -187,7 +210,11 @@ fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, way: Way
             "xt" if body["type"] == "target" => {
                 let name = body["name"].as_str().unwrap_or_default();
                 if certain && matches!(name, "REJECT" | "DROP") {
-                    return Step::Done(Fate::Dropped(format!("its rule '{}' in chain {}", name.to_lowercase(), id.2)));
+                    return Step::Done(Fate::Dropped(format!(
+                        "its rule '{}' in chain {}",
+                        name.to_lowercase(),
+                        id.2
+                    )));
                 }
             }
             "return" if !certain => return Step::MayReturn,
@@ -207,17 +234,32 @@ fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, way: Way
 }
 
 /// What a verdict does; none: it is not a verdict.
-fn decide(ruleset: &Ruleset, id: &ChainId, verdict: (&str, &Value), packet: &Packet, way: Way<'_>) -> Option<Step> {
+fn decide(
+    ruleset: &Ruleset,
+    id: &ChainId,
+    verdict: (&str, &Value),
+    packet: &Packet,
+    way: Way<'_>,
+) -> Option<Step> {
     let (kind, body) = verdict;
     Some(match kind {
         "accept" | "queue" => Step::Done(Fate::Passed),
-        "drop" | "reject" => Step::Done(Fate::Dropped(format!("its rule '{kind}' in chain {}", id.2))),
+        "drop" | "reject" => Step::Done(Fate::Dropped(format!(
+            "its rule '{kind}' in chain {}",
+            id.2
+        ))),
         "return" => Step::Return,
         "continue" => Step::Next,
         "jump" | "goto" => {
-            let target = (id.0.clone(), id.1.clone(), body["target"].as_str().unwrap_or_default().to_owned());
+            let target = (
+                id.0.clone(),
+                id.1.clone(),
+                body["target"].as_str().unwrap_or_default().to_owned(),
+            );
             let fate = match ruleset.chains.get(&target) {
-                Some(chain) if way.0 < DEPTH => walk(ruleset, &target, chain, packet, (way.0 + 1, way.1)),
+                Some(chain) if way.0 < DEPTH => {
+                    walk(ruleset, &target, chain, packet, (way.0 + 1, way.1))
+                }
                 _ => Fate::Open,
             };
             match fate {
@@ -231,17 +273,33 @@ fn decide(ruleset: &Ruleset, id: &ChainId, verdict: (&str, &Value), packet: &Pac
 }
 
 /// The verdict of a verdict map for the packet, if one of its keys holds for certain.
-fn looked_up<'a>(ruleset: &'a Ruleset, id: &ChainId, body: &'a Value, packet: &Packet) -> Option<&'a Value> {
+fn looked_up<'a>(
+    ruleset: &'a Ruleset,
+    id: &ChainId,
+    body: &'a Value,
+    packet: &Packet,
+) -> Option<&'a Value> {
     let pairs = match &body["data"] {
-        Value::String(name) => ruleset.sets.get(&(id.0.clone(), id.1.clone(), name.trim_start_matches('@').to_owned()))?,
+        Value::String(name) => ruleset.sets.get(&(
+            id.0.clone(),
+            id.1.clone(),
+            name.trim_start_matches('@').to_owned(),
+        ))?,
         set => set["set"].as_array()?,
     };
-    let pair = pairs.iter().find(|pair| equals(&body["key"], &pair[0], packet, &|_| None) == Truth::Yes)?;
+    let pair = pairs
+        .iter()
+        .find(|pair| equals(&body["key"], &pair[0], packet, &|_| None) == Truth::Yes)?;
     pair.get(1)
 }
 
 fn holds(ruleset: &Ruleset, id: &ChainId, body: &Value, packet: &Packet) -> Truth {
-    let named = |name: &str| ruleset.sets.get(&(id.0.clone(), id.1.clone(), name.to_owned())).cloned();
+    let named = |name: &str| {
+        ruleset
+            .sets
+            .get(&(id.0.clone(), id.1.clone(), name.to_owned()))
+            .cloned()
+    };
     let truth = equals(&body["left"], &body["right"], packet, &named);
     match body["op"].as_str() {
         Some("==" | "in") => truth,
@@ -255,7 +313,12 @@ fn holds(ruleset: &Ruleset, id: &ChainId, body: &Value, packet: &Packet) -> Trut
 }
 
 /// Whether the packet's property `left` is, or is among, `right`.
-fn equals(left: &Value, right: &Value, packet: &Packet, named: &dyn Fn(&str) -> Option<Vec<Value>>) -> Truth {
+fn equals(
+    left: &Value,
+    right: &Value,
+    packet: &Packet,
+    named: &dyn Fn(&str) -> Option<Vec<Value>>,
+) -> Truth {
     let elements = match right {
         Value::Array(several) => Some(several.clone()),
         Value::Object(object) if object.contains_key("set") => right["set"].as_array().cloned(),
@@ -267,7 +330,9 @@ fn equals(left: &Value, right: &Value, packet: &Packet, named: &dyn Fn(&str) -> 
     };
     if let Some(elements) = elements {
         let each = elements.iter().map(|element| {
-            let plain = element.get("elem").map_or(element, |elem| elem.get("val").unwrap_or(elem));
+            let plain = element
+                .get("elem")
+                .map_or(element, |elem| elem.get("val").unwrap_or(elem));
             equals(left, plain, packet, named)
         });
         let truths: Vec<Truth> = each.collect();
@@ -283,7 +348,9 @@ fn equals(left: &Value, right: &Value, packet: &Packet, named: &dyn Fn(&str) -> 
         return truth;
     }
     let meta = left["meta"]["key"].as_str();
-    let field = left["payload"]["field"].as_str().filter(|_| left["payload"]["protocol"] == "ip");
+    let field = left["payload"]["field"]
+        .as_str()
+        .filter(|_| left["payload"]["protocol"] == "ip");
     match (meta, field) {
         (Some("iifname" | "iif"), _) => name_is(&packet.iif, right),
         (Some("oifname" | "oif"), _) => name_is(packet.oif.as_deref().unwrap_or_default(), right),
@@ -291,10 +358,19 @@ fn equals(left: &Value, right: &Value, packet: &Packet, named: &dyn Fn(&str) -> 
         (Some("protocol"), _) => Truth::from(right == if packet.v6 { "ip6" } else { "ip" }),
         (_, Some("saddr")) => address_is(packet.source, right),
         (_, Some("daddr")) => address_is(packet.destination, right),
-        _ if left["ct"]["key"] == "state" => Truth::from(right == if packet.established { "established" } else { "new" }),
+        _ if left["ct"]["key"] == "state" => Truth::from(
+            right
+                == if packet.established {
+                    "established"
+                } else {
+                    "new"
+                },
+        ),
         // Nothing of ours is translated on its way in.
         _ if left["ct"]["key"] == "status" && right == "dnat" => Truth::No,
-        _ if left["fib"]["result"] == "type" => destination_is(&left["fib"]["flags"], right, packet),
+        _ if left["fib"]["result"] == "type" => {
+            destination_is(&left["fib"]["flags"], right, packet)
+        }
         _ => Truth::Unknown,
     }
 }
@@ -302,18 +378,31 @@ fn equals(left: &Value, right: &Value, packet: &Packet, named: &dyn Fn(&str) -> 
 /// Whether the routing table has the packet's destination, if it is that which is asked for, as an
 /// address of the type `right`: a packet of ours is for one machine, this or another.
 fn destination_is(flags: &Value, right: &Value, packet: &Packet) -> Truth {
-    let flags: Vec<&Value> = flags.as_array().map_or(vec![flags], |several| several.iter().collect());
+    let flags: Vec<&Value> = flags
+        .as_array()
+        .map_or(vec![flags], |several| several.iter().collect());
     if !flags.iter().any(|flag| *flag == "daddr") {
         return Truth::Unknown;
     }
-    let kind = if packet.oif.is_none() { "local" } else { "unicast" };
-    right.as_str().map_or(Truth::Unknown, |asked| Truth::from(asked == kind))
+    let kind = if packet.oif.is_none() {
+        "local"
+    } else {
+        "unicast"
+    };
+    right
+        .as_str()
+        .map_or(Truth::Unknown, |asked| Truth::from(asked == kind))
 }
 
 /// A condition about a UDP packet's protocol or ports; none: it is about something else.
 fn of_udp(left: &Value, right: &Value, udp: &Ports) -> Option<Truth> {
-    let (protocol, field) = (left["payload"]["protocol"].as_str(), left["payload"]["field"].as_str());
-    if left["meta"]["key"] == "l4proto" || matches!((protocol, field), (Some("ip"), Some("protocol"))) {
+    let (protocol, field) = (
+        left["payload"]["protocol"].as_str(),
+        left["payload"]["field"].as_str(),
+    );
+    if left["meta"]["key"] == "l4proto"
+        || matches!((protocol, field), (Some("ip"), Some("protocol")))
+    {
         return Some(Truth::from(right == "udp" || right == 17));
     }
     match (protocol?, field?) {
@@ -325,7 +414,9 @@ fn of_udp(left: &Value, right: &Value, udp: &Ports) -> Option<Truth> {
 }
 
 fn port_is(port: Option<u16>, right: &Value) -> Truth {
-    let Some(port) = port.map(u64::from) else { return Truth::Unknown };
+    let Some(port) = port.map(u64::from) else {
+        return Truth::Unknown;
+    };
     let range = (right["range"][0].as_u64(), right["range"][1].as_u64());
     match (right.as_u64(), range) {
         (Some(exact), _) => Truth::from(port == exact),
@@ -336,18 +427,28 @@ fn port_is(port: Option<u16>, right: &Value) -> Truth {
 
 fn name_is(name: &str, right: &Value) -> Truth {
     match right.as_str() {
-        Some(wild) if wild.ends_with('*') => Truth::from(name.starts_with(wild.trim_end_matches('*'))),
+        Some(wild) if wild.ends_with('*') => {
+            Truth::from(name.starts_with(wild.trim_end_matches('*')))
+        }
         Some(exact) => Truth::from(name == exact),
         None => Truth::Unknown,
     }
 }
 
 fn address_is(address: Option<Ipv4Addr>, right: &Value) -> Truth {
-    let Some(address) = address else { return Truth::Unknown };
+    let Some(address) = address else {
+        return Truth::Unknown;
+    };
     if let Some(exact) = right.as_str() {
-        return exact.parse::<Net>().map_or(Truth::Unknown, |net| Truth::from(net.contains(&address)));
+        return exact
+            .parse::<Net>()
+            .map_or(Truth::Unknown, |net| Truth::from(net.contains(&address)));
     }
-    let parse = |value: &Value| value.as_str().and_then(|text| text.parse::<Ipv4Addr>().ok());
+    let parse = |value: &Value| {
+        value
+            .as_str()
+            .and_then(|text| text.parse::<Ipv4Addr>().ok())
+    };
     if let Some(prefix) = right.get("prefix")
         && let (Some(first), Some(length)) = (parse(&prefix["addr"]), prefix["len"].as_u64())
     {

@@ -1,8 +1,9 @@
-//! What p2pvm changed on this machine, written down before it is changed, so that whoever comes next puts it back: the daemon at its
-//! end, its guardian at once after a kill, the next daemon, or `p2pvm down`.
+//! What p2pvm changed on this machine, written down before it is changed, so that whoever comes
+//! next puts it back: the daemon at its end, its guardian at once after a kill, the next daemon, or
+//! `p2pvm down`.
 //!
-//! One file of the state directory. Writers of several processes take turns by a lock on a file beside it; who undoes holds the lock
-//! all the while.
+//! One file of the state directory. Writers of several processes take turns by a lock on a file
+//! beside it; who undoes holds the lock all the while.
 
 use crate::{durable::write_atomically, passage::Passage};
 use nix::fcntl::{Flock, FlockArg};
@@ -75,7 +76,10 @@ pub struct Entries {
 impl Entries {
     /// Whether nothing is to be undone.
     pub fn is_empty(&self) -> bool {
-        self.kernel.is_empty() && self.names.is_null() && self.forwarding.is_none() && self.resolv_conf.is_none()
+        self.kernel.is_empty()
+            && self.names.is_null()
+            && self.forwarding.is_none()
+            && self.resolv_conf.is_none()
     }
 
     /// Adds a change that is not there yet.
@@ -87,7 +91,13 @@ impl Entries {
 
     /// The interfaces whose forwarding p2pvm switched on.
     pub fn switched(&self) -> impl Iterator<Item = &String> {
-        self.kernel.iter().filter_map(|change| if let Change::Forwarding { interface } = change { Some(interface) } else { None })
+        self.kernel.iter().filter_map(|change| {
+            if let Change::Forwarding { interface } = change {
+                Some(interface)
+            } else {
+                None
+            }
+        })
     }
 }
 
@@ -134,7 +144,8 @@ impl Journal {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
         };
         read.unwrap_or_else(|error| {
-            tracing::warn!(%error, file = %self.0.display(), "what was changed on this machine is not known");
+            tracing::warn!(%error, file = %self.0.display(), "what was changed on this machine is \
+                not known");
             Entries::default()
         })
     }
@@ -144,7 +155,12 @@ impl Journal {
     /// # Errors
     /// What the file system says.
     pub fn hold(&self) -> io::Result<Held<'_>> {
-        let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(self.0.with_extension("lock"))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.0.with_extension("lock"))?;
         let mut file = file;
         let lock = loop {
             match Flock::lock(file, FlockArg::LockExclusive) {
@@ -153,7 +169,11 @@ impl Journal {
                 Err((_, errno)) => return Err(errno.into()),
             }
         };
-        Ok(Held { path: &self.0, entries: self.load(), _lock: lock })
+        Ok(Held {
+            path: &self.0,
+            entries: self.load(),
+            _lock: lock,
+        })
     }
 
     /// Changes what is written down; on the disk when it returns.
@@ -164,7 +184,11 @@ impl Journal {
         let mut held = self.hold()?;
         let before = held.entries.clone();
         change(&mut held.entries);
-        if held.entries == before { Ok(()) } else { held.save() }
+        if held.entries == before {
+            Ok(())
+        } else {
+            held.save()
+        }
     }
 }
 
@@ -176,13 +200,21 @@ mod tests {
     fn what_was_changed_is_remembered_until_it_is_undone_and_damage_is_no_change() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::at(dir.path().join("undo.json"));
-        let change = || Change::Forwarding { interface: "lan0".into() };
+        let change = || Change::Forwarding {
+            interface: "lan0".into(),
+        };
         journal.alter(|entries| entries.note(change())).unwrap();
         journal.alter(|entries| entries.note(change())).unwrap();
         assert_eq!(journal.load().kernel, [change()], "once");
-        journal.alter(|entries| entries.names = serde_json::json!({ "resolv_conf": "/etc/resolv.conf" })).unwrap();
+        journal
+            .alter(|entries| {
+                entries.names = serde_json::json!({ "resolv_conf": "/etc/resolv.conf" })
+            })
+            .unwrap();
         assert_eq!(journal.load().kernel.len(), 1);
-        journal.alter(|entries| *entries = Entries::default()).unwrap();
+        journal
+            .alter(|entries| *entries = Entries::default())
+            .unwrap();
         assert!(!dir.path().join("undo.json").exists());
         fs::write(dir.path().join("undo.json"), b"{").unwrap();
         assert!(journal.load().is_empty());
@@ -192,9 +224,18 @@ mod tests {
     fn the_previous_releases_file_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("undo.json");
-        fs::write(&path, r#"{"forwarding":{"table":"p2pvm_p2pvm0","switched_on":true},"resolv_conf":"/etc/resolv.conf"}"#).unwrap();
+        fs::write(
+            &path,
+            r#"{"forwarding":{"table":"p2pvm_p2pvm0","switched_on":true},"resolv_conf":"/etc/resolv.conf"}"#
+        ).unwrap();
         let entries = Journal::at(&path).load();
-        assert_eq!(entries.forwarding, Some(Former { table: "p2pvm_p2pvm0".into(), switched_on: true }));
+        assert_eq!(
+            entries.forwarding,
+            Some(Former {
+                table: "p2pvm_p2pvm0".into(),
+                switched_on: true
+            })
+        );
         assert_eq!(entries.resolv_conf, Some("/etc/resolv.conf".into()));
         fs::write(&path, r#"{"forwarding":null,"resolv_conf":null}"#).unwrap();
         assert!(Journal::at(&path).load().is_empty());
@@ -204,6 +245,10 @@ mod tests {
     fn a_file_that_cannot_be_written_keeps_its_content_and_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::at(dir.path().join("missing/undo.json"));
-        assert!(journal.alter(|entries| entries.note(Change::Routes { table: 1 })).is_err());
+        assert!(
+            journal
+                .alter(|entries| entries.note(Change::Routes { table: 1 }))
+                .is_err()
+        );
     }
 }

@@ -1,9 +1,10 @@
-//! The owner of what a network changes in the machine's kernel: a thread that makes what is wanted, watches, and puts back what
-//! somebody removed.
+//! The owner of what a network changes in the machine's kernel: a thread that makes what is wanted,
+//! watches, and puts back what somebody removed.
 //!
-//! It wakes when the kernel tells of a change (rtnetlink's links, addresses, routes, rules, settings of interfaces; any change of
-//! nftables), when it is asked, and every [`LOOK_EVERY`] in case a message was lost. A look ends in the steps of
-//! [`crate::plan::plan`], each of which is noted in the journal before it is made. What fails is tried again, more and more seldom.
+//! It wakes when the kernel tells of a change (rtnetlink's links, addresses, routes, rules,
+//! settings of interfaces; any change of nftables), when it is asked, and every [`LOOK_EVERY`] in
+//! case a message was lost. A look ends in the steps of [`crate::plan::plan`], each of which is
+//! noted in the journal before it is made. What fails is tried again, more and more seldom.
 
 mod report;
 mod watch;
@@ -92,8 +93,16 @@ impl Keeper {
             failing: BTreeMap::new(),
             told: BTreeMap::new(),
         };
-        let thread = std::thread::Builder::new().name("p2pvm-host".into()).spawn(move || thread.run(&ordered, watch))?;
-        Ok(Self { orders, waker, report, added, thread: Mutex::new(Some(thread)) })
+        let thread = std::thread::Builder::new()
+            .name("p2pvm-host".into())
+            .spawn(move || thread.run(&ordered, watch))?;
+        Ok(Self {
+            orders,
+            waker,
+            report,
+            added,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     fn order(&self, order: Order) {
@@ -119,7 +128,8 @@ impl Keeper {
         self.order(Order::Look);
     }
 
-    /// Adds what else is found wrong with routes to the board's area "routes", in place of what was added before.
+    /// Adds what else is found wrong with routes to the board's area "routes", in place of what was
+    /// added before.
     pub fn add_findings(&self, findings: Vec<Finding>) {
         let mut added = self.added.lock().unwrap_or_else(PoisonError::into_inner);
         if *added != findings {
@@ -131,13 +141,21 @@ impl Keeper {
 
     /// What came of the last look.
     pub fn report(&self) -> Report {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.report
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Ends the thread, which undoes everything first; a second time does nothing.
     pub fn close(&self) {
         self.order(Order::End);
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(thread) = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             // A panic there has been reported, and whoever comes next undoes what is noted.
             let _ = thread.join();
         }
@@ -157,9 +175,11 @@ struct Thread {
     report: Arc<Mutex<Report>>,
     added: Arc<Mutex<Vec<Finding>>>,
     rules: Rules,
-    /// Whether everything that is wanted has been made: what is to be done then was undone by somebody.
+    /// Whether everything that is wanted has been made: what is to be done then was undone by
+    /// somebody.
     settled: bool,
-    /// What other networks of this machine held at the last look: what is to be done when that changes was undone by nobody.
+    /// What other networks of this machine held at the last look: what is to be done when that
+    /// changes was undone by nobody.
     held: BTreeSet<Held>,
     /// The VPN that own packets were led past at the last look.
     carried: Option<Carried>,
@@ -204,7 +224,11 @@ impl Thread {
 
     fn next_look(&self) -> Duration {
         let now = Instant::now();
-        let due = self.failing.values().map(|(at, ..)| at.saturating_duration_since(now)).min();
+        let due = self
+            .failing
+            .values()
+            .map(|(at, ..)| at.saturating_duration_since(now))
+            .min();
         due.unwrap_or(LOOK_EVERY).clamp(SETTLE, LOOK_EVERY)
     }
 
@@ -227,29 +251,48 @@ impl Thread {
             (self.carried, self.settled) = (seen.observed.carried.clone(), false);
             match &self.carried {
                 Some(Carried { by, server }) => tracing::info!(
-                    "the VPN {by} takes this machine's packets, and its server {server} is reached through {}: p2pvm's own packets go past it",
+                    "the VPN {by} takes this machine's packets, and its server {server} is \
+                        reached through {}: p2pvm's own packets go past it",
                     self.wanted.device
                 ),
-                None => tracing::info!("no VPN that takes this machine's packets is carried by {} any more", self.wanted.device),
+                None => tracing::info!(
+                    "no VPN that takes this machine's packets is carried by {} any more",
+                    self.wanted.device
+                ),
             }
         }
         let steps = plan(&self.wanted, &seen.observed);
-        let done = if steps.is_empty() { Vec::new() } else { self.make(steps, &seen) };
+        let done = if steps.is_empty() {
+            Vec::new()
+        } else {
+            self.make(steps, &seen)
+        };
         self.say(&done);
         let seen = match done.is_empty() {
             true => seen,
             false => look(&self.wanted, &self.journal.load(), &mut self.rules).unwrap_or(seen),
         };
-        self.failing.retain(|what, _| plan(&self.wanted, &seen.observed).iter().any(|step| what_of(step) == *what));
+        self.failing.retain(|what, _| {
+            plan(&self.wanted, &seen.observed)
+                .iter()
+                .any(|step| what_of(step) == *what)
+        });
         self.settled = self.failing.is_empty();
-        let failing = self.failing.iter().map(|(what, (_, _, why))| (what.clone(), why.clone()));
+        let failing = self
+            .failing
+            .iter()
+            .map(|(what, (_, _, why))| (what.clone(), why.clone()));
         let report = Report::of(&self.wanted, &seen, failing);
         self.show(&report);
         report
     }
 
     fn show(&self, report: &Report) {
-        let added = self.added.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let added = self
+            .added
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         report.show(&self.board, added);
     }
 
@@ -267,11 +310,18 @@ impl Thread {
     /// Makes the steps that are due; gives those that were made.
     fn make(&mut self, steps: Vec<Step>, seen: &Seen) -> Vec<Step> {
         let now = Instant::now();
-        let due = |step: &Step| self.failing.get(&what_of(step)).is_none_or(|(at, ..)| *at <= now);
+        let due = |step: &Step| {
+            self.failing
+                .get(&what_of(step))
+                .is_none_or(|(at, ..)| *at <= now)
+        };
         let steps: Vec<Step> = steps.into_iter().filter(due).collect();
         if let Err(cause) = self.note(&steps) {
             for step in &steps {
-                self.failed(step, Error::Journal(io::Error::new(cause.kind(), cause.to_string())));
+                self.failed(
+                    step,
+                    Error::Journal(io::Error::new(cause.kind(), cause.to_string())),
+                );
             }
             return Vec::new();
         }
@@ -306,25 +356,39 @@ impl Thread {
     }
 
     fn postpone(&mut self, step: &Step, why: String) {
-        let wait = self.failing.get(&what_of(step)).map_or(RETRY, |(_, wait, _)| (*wait * 2).min(RETRY_LIMIT));
-        self.failing.insert(what_of(step), (Instant::now() + wait, wait, why));
+        let wait = self
+            .failing
+            .get(&what_of(step))
+            .map_or(RETRY, |(_, wait, _)| (*wait * 2).min(RETRY_LIMIT));
+        self.failing
+            .insert(what_of(step), (Instant::now() + wait, wait, why));
     }
 
     /// Writes down what will have to be undone.
     fn note(&self, steps: &[Step]) -> io::Result<()> {
         let wanted = &self.wanted;
         let changes = |step: &Step| match step {
-            Step::Route(_) | Step::Throw(_) | Step::Rule(_) => Some(Change::Routes { table: wanted.routing_table() }),
-            Step::Table(_) => Some(Change::Table { name: wanted.nft_table() }),
-            Step::Switch { interface, .. } => Some(Change::Forwarding { interface: interface.clone() }),
-            Step::Open(passage) => Some(Change::Passage { device: wanted.device.clone(), passage: passage.clone() }),
+            Step::Route(_) | Step::Throw(_) | Step::Rule(_) => Some(Change::Routes {
+                table: wanted.routing_table(),
+            }),
+            Step::Table(_) => Some(Change::Table {
+                name: wanted.nft_table(),
+            }),
+            Step::Switch { interface, .. } => Some(Change::Forwarding {
+                interface: interface.clone(),
+            }),
+            Step::Open(passage) => Some(Change::Passage {
+                device: wanted.device.clone(),
+                passage: passage.clone(),
+            }),
             _ => None,
         };
         let changes: Vec<Change> = steps.iter().filter_map(changes).collect();
         if changes.is_empty() {
             return Ok(());
         }
-        self.journal.alter(|entries| changes.into_iter().for_each(|change| entries.note(change)))
+        self.journal
+            .alter(|entries| changes.into_iter().for_each(|change| entries.note(change)))
     }
 
     /// Forgets what is undone.
@@ -339,10 +403,21 @@ impl Thread {
         };
         let routed = !self.wanted.accepted.is_empty() || seen.observed.carried.is_some();
         let forget = |entries: &mut Entries| {
-            entries.kernel.retain(|change| !gone(change) && (routed || !matches!(change, Change::Routes { .. })));
+            entries.kernel.retain(|change| {
+                !gone(change) && (routed || !matches!(change, Change::Routes { .. }))
+            });
         };
-        let may_forget = |step: &Step| matches!(step, Step::Unrule(_) | Step::Close(_) | Step::Restore { .. } | Step::DropTable);
-        if made.iter().any(may_forget) { self.journal.alter(forget) } else { Ok(()) }
+        let may_forget = |step: &Step| {
+            matches!(
+                step,
+                Step::Unrule(_) | Step::Close(_) | Step::Restore { .. } | Step::DropTable
+            )
+        };
+        if made.iter().any(may_forget) {
+            self.journal.alter(forget)
+        } else {
+            Ok(())
+        }
     }
 
     fn step(&mut self, step: &Step, seen: &Seen) -> Result<(), Error> {
@@ -360,20 +435,24 @@ impl Thread {
             }
             Step::Route(net) => {
                 let (index, silent) = (seen.observed.device, self.wanted.silent.contains(net));
-                routes::make(&mut netlink()?, *net, table, index, silent).map_err(kernel(format!("route {net} into {device}")))
+                routes::make(&mut netlink()?, *net, table, index, silent)
+                    .map_err(kernel(format!("route {net} into {device}")))
             }
             Step::Unroute(net) => {
                 let index = seen.observed.device;
-                routes::remove(&mut netlink()?, *net, table, index).map_err(kernel(format!("remove the route to {net}")))
+                routes::remove(&mut netlink()?, *net, table, index)
+                    .map_err(kernel(format!("remove the route to {net}")))
             }
-            Step::Throw(net) => {
-                routes::make(&mut netlink()?, *net, table, None, false).map_err(kernel(format!("except {net} from the routes")))
-            }
-            Step::Unthrow(net) => {
-                routes::remove(&mut netlink()?, *net, table, None).map_err(kernel(format!("remove the exception of {net}")))
-            }
-            Step::Rule(rule) => rule.make(&mut netlink()?).map_err(kernel("make a routing rule".into())),
-            Step::Unrule(rule) => rule.remove(&mut netlink()?).map_err(kernel("remove a routing rule".into())),
+            Step::Throw(net) => routes::make(&mut netlink()?, *net, table, None, false)
+                .map_err(kernel(format!("except {net} from the routes"))),
+            Step::Unthrow(net) => routes::remove(&mut netlink()?, *net, table, None)
+                .map_err(kernel(format!("remove the exception of {net}"))),
+            Step::Rule(rule) => rule
+                .make(&mut netlink()?)
+                .map_err(kernel("make a routing rule".into())),
+            Step::Unrule(rule) => rule
+                .remove(&mut netlink()?)
+                .map_err(kernel("remove a routing rule".into())),
             Step::Table(text) => {
                 kernel::nft("set up forwarding", text)?;
                 self.rules.made(&self.wanted.nft_table(), text.clone());
@@ -383,25 +462,50 @@ impl Thread {
                 self.rules.forget();
                 kernel::drop_table(&self.wanted.nft_table())
             }
-            Step::Switch { interface, change: true, .. } => kernel::set_forwarding(interface, true),
-            Step::Restore { interface, change: true } => kernel::set_forwarding(interface, false),
+            Step::Switch {
+                interface,
+                change: true,
+                ..
+            } => kernel::set_forwarding(interface, true),
+            Step::Restore {
+                interface,
+                change: true,
+            } => kernel::set_forwarding(interface, false),
             Step::Switch { .. } | Step::Restore { .. } => Ok(()),
         }
     }
 
     /// One line for what was put back or opened.
     fn say(&mut self, made: &[Step]) {
-        let opened: Vec<String> = made.iter().filter_map(|s| if let Step::Open(p) = s { Some(p.to_string()) } else { None }).collect();
+        let opened: Vec<String> = made
+            .iter()
+            .filter_map(|s| {
+                if let Step::Open(p) = s {
+                    Some(p.to_string())
+                } else {
+                    None
+                }
+            })
+            .collect();
         if !opened.is_empty() && !self.settled {
-            tracing::info!(device = %self.wanted.device, "opened {} for the network's own interface", opened.join(", "));
+            tracing::info!(device = %self.wanted.device, "opened {} for the network's own \
+                interface", opened.join(", "));
         }
-        let mut back: Vec<String> = if self.settled { made.iter().filter(|s| is_made(s)).map(what_of).collect() } else { Vec::new() };
+        let mut back: Vec<String> = if self.settled {
+            made.iter().filter(|s| is_made(s)).map(what_of).collect()
+        } else {
+            Vec::new()
+        };
         back.dedup();
         let now = Instant::now();
         self.told.retain(|_, at| now.duration_since(*at) < QUIET);
-        let news: Vec<String> = back.into_iter().filter(|what| self.told.insert(what.clone(), now).is_none()).collect();
+        let news: Vec<String> = back
+            .into_iter()
+            .filter(|what| self.told.insert(what.clone(), now).is_none())
+            .collect();
         if !news.is_empty() {
-            tracing::info!(device = %self.wanted.device, "put back what was removed: {}", news.join(", "));
+            tracing::info!(device = %self.wanted.device, "put back what was \
+                removed: {}", news.join(", "));
         }
     }
 
@@ -422,16 +526,27 @@ impl Thread {
 
 /// Whether the step makes something, rather than takes away.
 fn is_made(step: &Step) -> bool {
-    matches!(step, Step::Route(_) | Step::Rule(_) | Step::Table(_) | Step::Switch { change: true, .. } | Step::Open(_))
+    matches!(
+        step,
+        Step::Route(_)
+            | Step::Rule(_)
+            | Step::Table(_)
+            | Step::Switch { change: true, .. }
+            | Step::Open(_)
+    )
 }
 
 /// What a step does, for the log and for counting its failures.
 fn what_of(step: &Step) -> String {
     match step {
-        Step::Route(net) | Step::Unroute(net) | Step::Throw(net) | Step::Unthrow(net) => format!("route {net}"),
+        Step::Route(net) | Step::Unroute(net) | Step::Throw(net) | Step::Unthrow(net) => {
+            format!("route {net}")
+        }
         Step::Rule(_) | Step::Unrule(_) => "routing rules".to_owned(),
         Step::Table(_) | Step::DropTable => FORWARDING_RULES.to_owned(),
-        Step::Switch { interface, .. } | Step::Restore { interface, .. } => format!("forwarding of {interface}"),
+        Step::Switch { interface, .. } | Step::Restore { interface, .. } => {
+            format!("forwarding of {interface}")
+        }
         Step::Open(passage) | Step::Close(passage) => format!("{passage} ({:?})", passage.way),
     }
 }

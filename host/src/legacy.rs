@@ -1,4 +1,5 @@
-//! The firewall of the kernel's older interface: iptables-legacy and ip6tables-legacy, whose rules nft does not show.
+//! The firewall of the kernel's older interface: iptables-legacy and ip6tables-legacy, whose rules
+//! nft does not show.
 
 use crate::{
     firewall::{Packet, Truth},
@@ -9,26 +10,45 @@ use crate::{
 };
 use std::{collections::BTreeMap, fs, net::Ipv4Addr};
 
-/// What `-S` prints, by family (`ip`, `ip6`); a family whose filter table is not in use has no entry.
+/// What `-S` prints, by family (`ip`, `ip6`); a family whose filter table is not in use has no
+/// entry.
 pub type Rules = BTreeMap<String, String>;
 
 /// A family with its program and the kernel's list of its tables in use.
 const FAMILIES: [(&str, &str, &str); 2] = [
-    ("ip", "iptables-legacy", "/proc/thread-self/net/ip_tables_names"),
-    ("ip6", "ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names"),
+    (
+        "ip",
+        "iptables-legacy",
+        "/proc/thread-self/net/ip_tables_names",
+    ),
+    (
+        "ip6",
+        "ip6tables-legacy",
+        "/proc/thread-self/net/ip6_tables_names",
+    ),
 ];
 
 /// The program for a family's rules.
 pub(crate) fn program(family: &str) -> &'static str {
-    if family == "ip6" { FAMILIES[1].1 } else { FAMILIES[0].1 }
+    if family == "ip6" {
+        FAMILIES[1].1
+    } else {
+        FAMILIES[0].1
+    }
 }
 
 /// Lists the rules where a filter table is in use and the program is there.
 pub(crate) fn list() -> Rules {
-    let in_use = |tables: &str| fs::read_to_string(tables).is_ok_and(|tables| tables.lines().any(|table| table == "filter"));
-    let printed = |program| Some(String::from_utf8_lossy(&run(program, &["-w", "5", "-S"], "").ok()?).into_owned());
+    let in_use = |tables: &str| {
+        fs::read_to_string(tables).is_ok_and(|tables| tables.lines().any(|table| table == "filter"))
+    };
+    let printed = |program| {
+        Some(String::from_utf8_lossy(&run(program, &["-w", "5", "-S"], "").ok()?).into_owned())
+    };
     let families = FAMILIES.into_iter().filter(|(_, _, tables)| in_use(tables));
-    families.filter_map(|(family, program, _)| Some((family.to_owned(), printed(program)?))).collect()
+    families
+        .filter_map(|(family, program, _)| Some((family.to_owned(), printed(program)?)))
+        .collect()
 }
 
 /// The rules of tables other than `filter`, by family and table.
@@ -42,7 +62,10 @@ pub(crate) fn list_others() -> Tables {
     let mut found = Tables::new();
     for (family, program, in_use) in FAMILIES {
         let in_use = fs::read_to_string(in_use).unwrap_or_default();
-        for table in OTHER_TABLES.into_iter().filter(|table| in_use.lines().any(|line| line == *table)) {
+        for table in OTHER_TABLES
+            .into_iter()
+            .filter(|table| in_use.lines().any(|line| line == *table))
+        {
             if let Ok(printed) = run(program, &["-w", "5", "-t", table, "-S"], "") {
                 let rules = String::from_utf8_lossy(&printed).into_owned();
                 found.insert((family.to_owned(), table.to_owned()), rules);
@@ -71,16 +94,27 @@ pub(crate) struct Judged {
     pub by: &'static str,
 }
 
-/// Whether a chain drops a packet, by its policy or by a rule. With `own`, p2pvm's passages for that interface and way count;
-/// others of p2pvm's never do.
+/// Whether a chain drops a packet, by its policy or by a rule. With `own`, p2pvm's passages for
+/// that interface and way count; others of p2pvm's never do.
 pub(crate) fn drops(rules: &str, chain: &str, packet: &Packet, own: Option<(&str, &Way)>) -> bool {
     judge(rules, chain, packet, own).drops
 }
 
 /// The same, with what is not sure.
-pub(crate) fn judge(rules: &str, chain: &str, packet: &Packet, own: Option<(&str, &Way)>) -> Judged {
-    let mut judged = Judged { by: "policy drop", ..Judged::default() };
-    for rule in rules.lines().filter_map(|line| line.strip_prefix(&format!("-A {chain} "))) {
+pub(crate) fn judge(
+    rules: &str,
+    chain: &str,
+    packet: &Packet,
+    own: Option<(&str, &Way)>,
+) -> Judged {
+    let mut judged = Judged {
+        by: "policy drop",
+        ..Judged::default()
+    };
+    for rule in rules
+        .lines()
+        .filter_map(|line| line.strip_prefix(&format!("-A {chain} ")))
+    {
         if let Some(device) = iptables_comment(rule).and_then(Passage::device_of) {
             let way = iptables_comment(rule).and_then(|said| Passage::way_of(said, device));
             if own.is_some_and(|(own, wanted)| own == device && way.as_ref() == Some(wanted)) {
@@ -88,13 +122,21 @@ pub(crate) fn judge(rules: &str, chain: &str, packet: &Packet, own: Option<(&str
             }
             continue;
         }
-        let (conditions, target) = rule.rsplit_once("-j ").or(rule.rsplit_once("-g ")).unwrap_or((rule, ""));
+        let (conditions, target) = rule
+            .rsplit_once("-j ")
+            .or(rule.rsplit_once("-g "))
+            .unwrap_or((rule, ""));
         let target = target.split(' ').next().unwrap_or_default();
         match (holds(conditions, packet), target) {
-            (Truth::No, _) | (_, "" | "LOG" | "MARK" | "CT" | "TRACE" | "NFLOG" | "CONNMARK" | "TCPMSS") => {}
+            (Truth::No, _)
+            | (_, "" | "LOG" | "MARK" | "CT" | "TRACE" | "NFLOG" | "CONNMARK" | "TCPMSS") => {}
             (Truth::Yes, "ACCEPT") => return Judged::default(),
             (Truth::Yes, "DROP" | "REJECT") => {
-                return Judged { drops: true, by: "a rule of it", ..judged };
+                return Judged {
+                    drops: true,
+                    by: "a rule of it",
+                    ..judged
+                };
             }
             (Truth::Yes, "RETURN") => break,
             (Truth::Unknown, "DROP" | "REJECT") => {}
@@ -143,8 +185,13 @@ fn holds(conditions: &str, packet: &Packet) -> Truth {
 
 /// One condition with its value, which is taken from the words that follow.
 fn condition<'a>(word: &str, words: &mut impl Iterator<Item = &'a str>, packet: &Packet) -> Truth {
-    let (oif, udp) = (packet.oif.as_deref().unwrap_or_default(), packet.udp.as_ref());
-    let Some(value) = words.next() else { return Truth::Unknown };
+    let (oif, udp) = (
+        packet.oif.as_deref().unwrap_or_default(),
+        packet.udp.as_ref(),
+    );
+    let Some(value) = words.next() else {
+        return Truth::Unknown;
+    };
     match word {
         "-m" => match value {
             "udp" | "state" | "conntrack" | "comment" => Truth::Yes,
@@ -158,7 +205,11 @@ fn condition<'a>(word: &str, words: &mut impl Iterator<Item = &'a str>, packet: 
         "--sport" => port(udp.and_then(|udp| udp.source), value),
         "--dport" => port(udp.and_then(|udp| udp.destination), value),
         "--state" | "--ctstate" => {
-            let state = if packet.established { "ESTABLISHED" } else { "NEW" };
+            let state = if packet.established {
+                "ESTABLISHED"
+            } else {
+                "NEW"
+            };
             Truth::from(value.split(',').any(|one| one == state))
         }
         _ => Truth::Unknown,
@@ -166,15 +217,25 @@ fn condition<'a>(word: &str, words: &mut impl Iterator<Item = &'a str>, packet: 
 }
 
 fn interface(name: &str, wanted: &str) -> Truth {
-    Truth::from(wanted.strip_suffix('+').map_or(name == wanted, |begins| name.starts_with(begins)))
+    Truth::from(
+        wanted
+            .strip_suffix('+')
+            .map_or(name == wanted, |begins| name.starts_with(begins)),
+    )
 }
 
 fn among(address: Option<Ipv4Addr>, net: &str) -> Truth {
-    address.zip(net.parse::<Net>().ok()).map_or(Truth::Unknown, |(address, net)| Truth::from(net.contains(&address)))
+    address
+        .zip(net.parse::<Net>().ok())
+        .map_or(Truth::Unknown, |(address, net)| {
+            Truth::from(net.contains(&address))
+        })
 }
 
 fn port(port: Option<u16>, wanted: &str) -> Truth {
-    let Some(port) = port else { return Truth::Unknown };
+    let Some(port) = port else {
+        return Truth::Unknown;
+    };
     let (first, last) = wanted.split_once(':').unwrap_or((wanted, wanted));
     match (first.parse::<u16>(), last.parse::<u16>()) {
         (Ok(first), Ok(last)) => Truth::from((first..=last).contains(&port)),
@@ -190,13 +251,21 @@ fn matches(way: &Way, device: &str) -> Vec<String> {
     }
 }
 
-/// A person's command for a passage; without p2pvm's comment, by which a rule would be p2pvm's to remove.
+/// A person's command for a passage; without p2pvm's comment, by which a rule would be p2pvm's to
+/// remove.
 pub(crate) fn command(family: &str, chain: &str, way: &Way, device: &str) -> String {
-    format!("{} -I {chain} {} -j ACCEPT", program(family), matches(way, device).join(" "))
+    format!(
+        "{} -I {chain} {} -j ACCEPT",
+        program(family),
+        matches(way, device).join(" ")
+    )
 }
 
 fn tell(family: &str, words: &[String]) -> Result<(), RunError> {
-    let words: Vec<&str> = ["-w", "5"].into_iter().chain(words.iter().map(String::as_str)).collect();
+    let words: Vec<&str> = ["-w", "5"]
+        .into_iter()
+        .chain(words.iter().map(String::as_str))
+        .collect();
     run(program(family), &words, "").map(drop)
 }
 
@@ -204,7 +273,17 @@ fn tell(family: &str, words: &[String]) -> Result<(), RunError> {
 pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), RunError> {
     let mut words = ["-I", &passage.chain].map(str::to_owned).to_vec();
     words.extend(matches(&passage.way, device));
-    words.extend(["-m", "comment", "--comment", &passage.comment(device), "-j", "ACCEPT"].map(str::to_owned));
+    words.extend(
+        [
+            "-m",
+            "comment",
+            "--comment",
+            &passage.comment(device),
+            "-j",
+            "ACCEPT",
+        ]
+        .map(str::to_owned),
+    );
     tell(&passage.family, &words)
 }
 
@@ -215,7 +294,12 @@ pub(crate) fn remove(which: impl Fn(&str, &str, &str) -> bool) -> Result<usize, 
         let mut places: Vec<(&str, usize)> = Vec::new();
         let (mut current, mut number) = ("", 0);
         for line in rules.lines() {
-            let Some((chain, rest)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) else { continue };
+            let Some((chain, rest)) = line
+                .strip_prefix("-A ")
+                .and_then(|rest| rest.split_once(' '))
+            else {
+                continue;
+            };
             number = if chain == current { number + 1 } else { 1 };
             current = chain;
             if iptables_comment(rest).is_some_and(|comment| which(family, chain, comment)) {
@@ -224,7 +308,10 @@ pub(crate) fn remove(which: impl Fn(&str, &str, &str) -> bool) -> Result<usize, 
         }
         // From the end, as the numbers behind a removed rule change.
         for (chain, number) in places.iter().rev() {
-            tell(family, &["-D", chain, &number.to_string()].map(str::to_owned))?;
+            tell(
+                family,
+                &["-D", chain, &number.to_string()].map(str::to_owned),
+            )?;
         }
         count += places.len();
     }
@@ -236,43 +323,97 @@ mod tests {
     use super::*;
 
     fn packet(iif: &str, oif: Option<&str>) -> Packet {
-        Packet { iif: iif.into(), oif: oif.map(str::to_owned), ..Packet::default() }
+        Packet {
+            iif: iif.into(),
+            oif: oif.map(str::to_owned),
+            ..Packet::default()
+        }
     }
 
     #[test]
     fn a_persons_own_rule_lets_packets_in_and_the_advised_one_is_such_a_rule() {
         let chain = "-P FORWARD DROP\n-A FORWARD -i eth0 -j ACCEPT\n";
-        for (way, packet) in [(Way::In, packet("p2pvm0", Some("lan0"))), (Way::From("lan0".into()), packet("lan0", Some("p2pvm0")))] {
+        for (way, packet) in [
+            (Way::In, packet("p2pvm0", Some("lan0"))),
+            (Way::From("lan0".into()), packet("lan0", Some("p2pvm0"))),
+        ] {
             assert!(drops(chain, "FORWARD", &packet, None));
-            let advised = command("ip", "FORWARD", &way, "p2pvm0").replace("iptables-legacy -I", "-A");
-            assert!(!drops(&format!("{chain}{advised}\n"), "FORWARD", &packet, None), "{advised}");
-            assert!(!drops(&format!("{advised}\n-A FORWARD -j REJECT\n"), "FORWARD", &packet, None));
-            assert!(drops(&format!("-A FORWARD -j REJECT\n{advised}\n"), "FORWARD", &packet, None), "behind the reject");
+            let advised =
+                command("ip", "FORWARD", &way, "p2pvm0").replace("iptables-legacy -I", "-A");
+            assert!(
+                !drops(&format!("{chain}{advised}\n"), "FORWARD", &packet, None),
+                "{advised}"
+            );
+            assert!(!drops(
+                &format!("{advised}\n-A FORWARD -j REJECT\n"),
+                "FORWARD",
+                &packet,
+                None
+            ));
+            assert!(
+                drops(
+                    &format!("-A FORWARD -j REJECT\n{advised}\n"),
+                    "FORWARD",
+                    &packet,
+                    None
+                ),
+                "behind the reject"
+            );
         }
-        assert_eq!(command("ip6", "INPUT", &Way::In, "p2pvm0"), "ip6tables-legacy -I INPUT -i p2pvm0 -j ACCEPT");
+        assert_eq!(
+            command("ip6", "INPUT", &Way::In, "p2pvm0"),
+            "ip6tables-legacy -I INPUT -i p2pvm0 -j ACCEPT"
+        );
     }
 
     #[test]
     fn rules_with_conditions_drop_only_packets_that_meet_them() {
-        let base = Packet { source: Some(Ipv4Addr::new(10, 9, 0, 0)), ..packet("p2pvm0", None) };
+        let base = Packet {
+            source: Some(Ipv4Addr::new(10, 9, 0, 0)),
+            ..packet("p2pvm0", None)
+        };
         let judged = |rules: &str| {
             let judged = judge(&format!("-P INPUT ACCEPT\n{rules}"), "INPUT", &base, None);
             (judged.drops, judged.is_doubtful)
         };
         assert_eq!(judged("-A INPUT -i p2pvm0 -j DROP"), (true, false));
-        assert_eq!(judged("-A INPUT ! -i eth0 -m comment --comment \"not -j here\" -j REJECT"), (true, false));
-        assert_eq!(judged("-A INPUT -s 10.9.0.0/16 -m conntrack --ctstate NEW -j DROP"), (true, false));
+        assert_eq!(
+            judged("-A INPUT ! -i eth0 -m comment --comment \"not -j here\" -j REJECT"),
+            (true, false)
+        );
+        assert_eq!(
+            judged("-A INPUT -s 10.9.0.0/16 -m conntrack --ctstate NEW -j DROP"),
+            (true, false)
+        );
         assert_eq!(judged("-A INPUT ! -s 10.9.0.0/16 -j DROP"), (false, false));
-        assert_eq!(judged("-A INPUT -m conntrack --ctstate INVALID -j DROP"), (false, false));
-        assert_eq!(judged("-A INPUT -m limit --limit 3/min -j DROP"), (false, false), "not known");
-        assert_eq!(judged("-A INPUT -j ufw\n-A INPUT -j DROP"), (true, true), "a chain that is not followed");
-        assert_eq!(judged("-A INPUT -i p2pvm+ -j ACCEPT\n-A INPUT -j DROP"), (false, false));
+        assert_eq!(
+            judged("-A INPUT -m conntrack --ctstate INVALID -j DROP"),
+            (false, false)
+        );
+        assert_eq!(
+            judged("-A INPUT -m limit --limit 3/min -j DROP"),
+            (false, false),
+            "not known"
+        );
+        assert_eq!(
+            judged("-A INPUT -j ufw\n-A INPUT -j DROP"),
+            (true, true),
+            "a chain that is not followed"
+        );
+        assert_eq!(
+            judged("-A INPUT -i p2pvm+ -j ACCEPT\n-A INPUT -j DROP"),
+            (false, false)
+        );
     }
 
     #[test]
     fn passages_of_ours_are_found_by_their_comments_and_count_only_if_asked() {
-        let rules = "-P INPUT DROP\n-A INPUT -i p2pvm0 -m comment --comment \"p2pvm p2pvm0 in\" -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n";
-        assert_eq!(there(rules, "p2pvm0").collect::<Vec<_>>(), [("INPUT", Way::In)]);
+        let rules = "-P INPUT DROP\n-A INPUT -i p2pvm0 -m comment --comment \"p2pvm p2pvm0 in\" \
+            -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n";
+        assert_eq!(
+            there(rules, "p2pvm0").collect::<Vec<_>>(),
+            [("INPUT", Way::In)]
+        );
         assert_eq!(there(rules, "p2pvm1").count(), 0);
         let packet = packet("p2pvm0", None);
         assert!(drops(rules, "INPUT", &packet, None));

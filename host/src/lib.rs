@@ -1,12 +1,15 @@
-//! The machine that p2pvm runs on: what it is like, what p2pvm changes on it, and what is found wrong with it.
+//! The machine that p2pvm runs on: what it is like, what p2pvm changes on it, and what is found
+//! wrong with it.
 //!
-//! The lowest crate: it knows no member and no network protocol of ours. [`netlink`] asks the kernel, [`device`] changes an
-//! interface, [`links`] tells which interfaces are p2pvm's own, [`names`] leads the machine's programs to our resolver,
-//! [`finding`] holds what is wrong in words that a person can act on.
+//! The lowest crate: it knows no member and no network protocol of ours. [`netlink`] asks the
+//! kernel, [`device`] changes an interface, [`links`] tells which interfaces are p2pvm's own,
+//! [`names`] leads the machine's programs to our resolver, [`finding`] holds what is wrong in words
+//! that a person can act on.
 //!
-//! What p2pvm changes in the kernel besides its interface has one owner, the [`keeper`]: a network says what it wants
-//! ([`wanted`]), the keeper looks (module `look`), a pure function says what is to be done ([`mod@plan`]), the [`journal`] says
-//! beforehand what will have to be undone, and [`mod@undo`] undoes it, from whatever process.
+//! What p2pvm changes in the kernel besides its interface has one owner, the [`keeper`]: a network
+//! says what it wants ([`wanted`]), the keeper looks (module `look`), a pure function says what is
+//! to be done ([`mod@plan`]), the [`journal`] says beforehand what will have to be undone, and
+//! [`mod@undo`] undoes it, from whatever process.
 
 pub mod causes;
 pub mod device;

@@ -1,8 +1,9 @@
 //! The machine's interfaces, and which of them are p2pvm's own.
 //!
-//! A daemon writes a mark into its interface's alias (`ip link show` displays it): the kernel keeps it as long as the interface
-//! is there and no longer, and every daemon on the machine, of whichever network, can read it. So nothing has to be registered
-//! in a file, and nothing stays behind after a kill.
+//! A daemon writes a mark into its interface's alias (`ip link show` displays it): the kernel keeps
+//! it as long as the interface is there and no longer, and every daemon on the machine, of
+//! whichever network, can read it. So nothing has to be registered in a file, and nothing stays
+//! behind after a kill.
 
 use crate::netlink::Netlink;
 use netlink_packet_route::{
@@ -24,13 +25,18 @@ pub struct Mark {
     pub link_port: u16,
     /// The UDP and TCP port of its control plane; 0: not known yet.
     pub control_port: u16,
-    /// An address of one of its members that it cannot reach, as another p2pvm network of this machine holds it: that one reads it here.
+    /// An address of one of its members that it cannot reach, as another p2pvm network of this
+    /// machine holds it: that one reads it here.
     pub misses: Option<IpAddr>,
 }
 
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{ALIAS} network={} link={} control={}", self.network, self.link_port, self.control_port)?;
+        write!(
+            f,
+            "{ALIAS} network={} link={} control={}",
+            self.network, self.link_port, self.control_port
+        )?;
         self.misses.map_or(Ok(()), |ip| write!(f, " misses={ip}"))
     }
 }
@@ -105,7 +111,9 @@ pub fn links() -> io::Result<Vec<Link>> {
     for answer in netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
         if let RouteNetlinkMessage::NewAddress(message) = answer
             && let Some(address) = address(&message)
-            && let Some(link) = links.iter_mut().find(|link| link.index == message.header.index)
+            && let Some(link) = links
+                .iter_mut()
+                .find(|link| link.index == message.header.index)
         {
             link.addresses.push((address, message.header.prefix_len));
         }
@@ -137,10 +145,25 @@ fn link(message: &LinkMessage) -> Link {
     link
 }
 
-/// The interface's own address: IFA_LOCAL where there is one, as IFA_ADDRESS is the far end's on a point-to-point link.
+/// The interface's own address: IFA_LOCAL where there is one, as IFA_ADDRESS is the far end's on a
+/// point-to-point link.
 fn address(message: &AddressMessage) -> Option<IpAddr> {
-    let local = message.attributes.iter().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
-    local.or_else(|| message.attributes.iter().find_map(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None }))
+    let local = message.attributes.iter().find_map(|a| {
+        if let AddressAttribute::Local(ip) = a {
+            Some(*ip)
+        } else {
+            None
+        }
+    });
+    local.or_else(|| {
+        message.attributes.iter().find_map(|a| {
+            if let AddressAttribute::Address(ip) = a {
+                Some(*ip)
+            } else {
+                None
+            }
+        })
+    })
 }
 
 /// Writes an interface's alias.
@@ -150,20 +173,24 @@ fn address(message: &AddressMessage) -> Option<IpAddr> {
 pub fn set_alias(index: u32, alias: &str) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+    message
+        .attributes
+        .push(LinkAttribute::IfAlias(alias.to_owned()));
     Netlink::open()?.change(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// Whether `ip` lies in the network behind an interface of p2pvm's, as far as its addresses tell: then it is reached through a
-/// tunnel of ours, and no tunnel may be built to it.
+/// Whether `ip` lies in the network behind an interface of p2pvm's, as far as its addresses tell:
+/// then it is reached through a tunnel of ours, and no tunnel may be built to it.
 pub fn is_inside(links: &[Link], ip: &IpAddr) -> bool {
     let own = links.iter().filter(|link| link.mark().is_some());
-    own.flat_map(|link| &link.addresses).any(|(address, prefix)| shares_prefix(address, ip, *prefix))
+    own.flat_map(|link| &link.addresses)
+        .any(|(address, prefix)| shares_prefix(address, ip, *prefix))
 }
 
 /// Whether two addresses of one family share their first `prefix` bits.
 fn shares_prefix(a: &IpAddr, b: &IpAddr, prefix: u8) -> bool {
-    let same = |a: u128, b: u128, width: u8| prefix == 0 || (a ^ b) >> (width - prefix.min(width)) == 0;
+    let same =
+        |a: u128, b: u128, width: u8| prefix == 0 || (a ^ b) >> (width - prefix.min(width)) == 0;
     match (a, b) {
         // Link-local addresses are on every interface.
         (IpAddr::V6(a), _) if a.is_unicast_link_local() => false,
@@ -179,10 +206,20 @@ mod tests {
 
     #[test]
     fn a_mark_is_read_back_and_others_aliases_are_not_ours() {
-        let mark = Mark { network: "abc".into(), link_port: 4002, control_port: 4001, misses: Some([10, 9, 0, 5].into()) };
+        let mark = Mark {
+            network: "abc".into(),
+            link_port: 4002,
+            control_port: 4001,
+            misses: Some([10, 9, 0, 5].into()),
+        };
         assert_eq!(mark.to_string().parse(), Ok(mark.clone()));
         assert_eq!(format!("{mark} later=thing").parse(), Ok(mark));
-        for text in ["", "uplink to the lab", "p2pvm/2 network=x", "p2pvm/1 link=many"] {
+        for text in [
+            "",
+            "uplink to the lab",
+            "p2pvm/2 network=x",
+            "p2pvm/1 link=many",
+        ] {
             assert_eq!(text.parse::<Mark>(), Err(NotOurs), "{text}");
         }
     }
@@ -192,7 +229,10 @@ mod tests {
         let links = links().unwrap();
         let lo = links.iter().find(|link| link.loopback).unwrap();
         assert_eq!(lo.name, "lo");
-        assert!(!is_inside(&links, &IpAddr::from([127, 0, 0, 1])), "no p2pvm interface has it");
+        assert!(
+            !is_inside(&links, &IpAddr::from([127, 0, 0, 1])),
+            "no p2pvm interface has it"
+        );
     }
 
     #[test]
@@ -205,10 +245,21 @@ mod tests {
             loopback: false,
             mtu: 1340,
             alias: alias.map(str::to_owned),
-            addresses: vec![(address.parse().unwrap(), prefix), ("fe80::1".parse().unwrap(), 64)],
+            addresses: vec![
+                (address.parse().unwrap(), prefix),
+                ("fe80::1".parse().unwrap(), 64),
+            ],
         };
-        let links = [link(Some("p2pvm/1 network=n"), "10.9.3.4", 16), link(None, "192.168.1.9", 24)];
+        let links = [
+            link(Some("p2pvm/1 network=n"), "10.9.3.4", 16),
+            link(None, "192.168.1.9", 24),
+        ];
         let inside = |ip: &str| is_inside(&links, &ip.parse().unwrap());
-        assert!(inside("10.9.200.1") && !inside("10.10.0.1") && !inside("192.168.1.1") && !inside("fe80::9"));
+        assert!(
+            inside("10.9.200.1")
+                && !inside("10.10.0.1")
+                && !inside("192.168.1.1")
+                && !inside("fe80::9")
+        );
     }
 }

@@ -21,7 +21,8 @@ use crate::{
 };
 use std::{collections::BTreeSet, io};
 
-/// The nftables rules as they were when they were listed last; listing them costs a process, so it is done when they changed.
+/// The nftables rules as they were when they were listed last; listing them costs a process, so it
+/// is done when they changed.
 #[derive(Default)]
 pub(crate) struct Rules {
     listed: Option<Ruleset>,
@@ -49,24 +50,43 @@ impl Rules {
         self.failed = None;
         let listed = match kernel::ruleset() {
             Ok(ruleset) => ruleset,
-            // Without nft nobody has rules in nftables that matter here, and what needs nft says so itself.
+            // Without nft nobody has rules in nftables that matter here, and what needs nft says so
+            // itself.
             Err(RunError::Missing { .. }) => Ruleset::default(),
             Err(error) => {
                 self.failed = Some(chain(&error));
                 Ruleset::default()
             }
         };
-        self.programs.firewalld = listed.tables.keys().any(|(_, name)| name == "firewalld") && opening::firewalld_runs();
+        self.programs.firewalld =
+            listed.tables.keys().any(|(_, name)| name == "firewalld") && opening::firewalld_runs();
         self.listed = Some(listed);
     }
 
     fn own(&self, table: &str) -> Ruleset {
-        let Some(all) = &self.listed else { return Ruleset::default() };
+        let Some(all) = &self.listed else {
+            return Ruleset::default();
+        };
         let ours = |id: &(String, String, String)| id.0 == "ip" && id.1 == table;
         Ruleset {
-            chains: all.chains.iter().filter(|(id, _)| ours(id)).map(|(id, chain)| (id.clone(), chain.clone())).collect(),
-            sets: all.sets.iter().filter(|(id, _)| ours(id)).map(|(id, set)| (id.clone(), set.clone())).collect(),
-            tables: all.tables.iter().filter(|((f, t), _)| f == "ip" && t == table).map(|(k, v)| (k.clone(), v.clone())).collect(),
+            chains: all
+                .chains
+                .iter()
+                .filter(|(id, _)| ours(id))
+                .map(|(id, chain)| (id.clone(), chain.clone()))
+                .collect(),
+            sets: all
+                .sets
+                .iter()
+                .filter(|(id, _)| ours(id))
+                .map(|(id, set)| (id.clone(), set.clone()))
+                .collect(),
+            tables: all
+                .tables
+                .iter()
+                .filter(|((f, t), _)| f == "ip" && t == table)
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
         }
     }
 
@@ -76,7 +96,12 @@ impl Rules {
         self.list();
         let own = self.own(table);
         // Somebody may have changed it before it was listed: then it is not what was made.
-        let whole = own.chains.values().map(|chain| chain.rules.len()).sum::<usize>() == rules_in(&text);
+        let whole = own
+            .chains
+            .values()
+            .map(|chain| chain.rules.len())
+            .sum::<usize>()
+            == rules_in(&text);
         self.made = whole.then_some((text, own));
     }
 
@@ -101,8 +126,14 @@ pub(crate) struct Seen {
 }
 
 /// Looks.
-pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules) -> Result<Seen, Error> {
-    let failed = |cause: io::Error| Error::Kernel("look at this machine's interfaces and routes".into(), cause);
+pub(crate) fn look(
+    wanted: &Wanted,
+    entries: &Entries,
+    rules_listed: &mut Rules,
+) -> Result<Seen, Error> {
+    let failed = |cause: io::Error| {
+        Error::Kernel("look at this machine's interfaces and routes".into(), cause)
+    };
     let links = links().map_err(failed)?;
     let mut netlink = Netlink::open().map_err(failed)?;
     let main = routes::routes(&mut netlink, MAIN).map_err(failed)?;
@@ -116,13 +147,39 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
     let (lans, nowhere) = lans(wanted, &links, &main);
     rules_listed.list();
     let ruleset = rules_listed.listed.clone().unwrap_or_default();
-    let noted: Vec<_> =
-        entries.kernel.iter().filter_map(|c| if let Change::Passage { passage, .. } = c { Some(passage.clone()) } else { None }).collect();
-    let survey = opening::survey(wanted, (&lans, &uplinks(wanted, &links, &main)), &ruleset, &rules_listed.programs, &noted);
-    let marks = links.iter().filter_map(|link| link.mark().map(|mark| (link.name.clone(), mark))).collect();
+    let noted: Vec<_> = entries
+        .kernel
+        .iter()
+        .filter_map(|c| {
+            if let Change::Passage { passage, .. } = c {
+                Some(passage.clone())
+            } else {
+                None
+            }
+        })
+        .collect();
+    let survey = opening::survey(
+        wanted,
+        (&lans, &uplinks(wanted, &links, &main)),
+        &ruleset,
+        &rules_listed.programs,
+        &noted,
+    );
+    let marks = links
+        .iter()
+        .filter_map(|link| link.mark().map(|mark| (link.name.clone(), mark)))
+        .collect();
     let switched: BTreeSet<String> = entries.switched().cloned().collect();
-    let mut matter: BTreeSet<String> = lans.iter().chain(&switched).chain([&wanted.device]).cloned().collect();
-    if switched.iter().any(|interface| kernel::forwarding(interface).is_none()) {
+    let mut matter: BTreeSet<String> = lans
+        .iter()
+        .chain(&switched)
+        .chain([&wanted.device])
+        .cloned()
+        .collect();
+    if switched
+        .iter()
+        .any(|interface| kernel::forwarding(interface).is_none())
+    {
         matter.extend(kernel::forwarding_for_us());
     }
     let observed = Observed {
@@ -130,12 +187,32 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         rules: placed.ours,
         rules_base: placed.base,
         carried: index.and_then(|index| outbound::carried_by(index, &main, &links)),
-        routes: table.iter().filter(leads_in).map(|route| route.net).collect(),
-        silent: table.iter().filter(leads_in).filter(|route| route.protocol == SILENT).map(|route| route.net).collect(),
+        routes: table
+            .iter()
+            .filter(leads_in)
+            .map(|route| route.net)
+            .collect(),
+        silent: table
+            .iter()
+            .filter(leads_in)
+            .filter(|route| route.protocol == SILENT)
+            .map(|route| route.net)
+            .collect(),
         held,
-        throws: table.iter().filter(|route| route.throw).map(|route| route.net).collect(),
-        local: reached.iter().filter(|route| is_local(route, own)).map(|route| route.net).collect(),
-        forwarding: matter.into_iter().filter_map(|i| kernel::forwarding(&i).map(|on| (i, on))).collect(),
+        throws: table
+            .iter()
+            .filter(|route| route.throw)
+            .map(|route| route.net)
+            .collect(),
+        local: reached
+            .iter()
+            .filter(|route| is_local(route, own))
+            .map(|route| route.net)
+            .collect(),
+        forwarding: matter
+            .into_iter()
+            .filter_map(|i| kernel::forwarding(&i).map(|on| (i, on)))
+            .collect(),
         switched_by_others: kernel::switched_by_others(&ruleset, &marks, &wanted.nft_table()),
         marks,
         lans,
@@ -145,29 +222,49 @@ pub(crate) fn look(wanted: &Wanted, entries: &Entries, rules_listed: &mut Rules)
         passages_there: survey.there.clone(),
         passages_stale: survey.stale.clone(),
     };
-    let conflict = wanted.overlay.filter(|_| own.is_some()).and_then(|net| overlap::find(net, Some(&wanted.device), &links, &reached, &[]));
-    Ok(Seen { observed, survey, conflict, nowhere })
+    let conflict = wanted
+        .overlay
+        .filter(|_| own.is_some())
+        .and_then(|net| overlap::find(net, Some(&wanted.device), &links, &reached, &[]));
+    Ok(Seen {
+        observed,
+        survey,
+        conflict,
+        nowhere,
+    })
 }
 
 /// Whether this machine reaches something by a route of its own, other than by a default route.
 fn is_local(route: &Route, own: Option<&Link>) -> bool {
-    u32::from(route.net.prefix()) > DEFAULT_LIKE && !route.throw && own.is_none_or(|own| Some(own.index) != route.device)
+    u32::from(route.net.prefix()) > DEFAULT_LIKE
+        && !route.throw
+        && own.is_none_or(|own| Some(own.index) != route.device)
 }
 
-/// The interfaces by which members are reached: those of default routes, or where there is none all that are up.
+/// The interfaces by which members are reached: those of default routes, or where there is none all
+/// that are up.
 fn uplinks(wanted: &Wanted, links: &[Link], main: &[Route]) -> BTreeSet<String> {
-    let is_other = |link: &&Link| link.name != wanted.device && link.mark().is_none() && !link.loopback;
+    let is_other =
+        |link: &&Link| link.name != wanted.device && link.mark().is_none() && !link.loopback;
     let leads_out = |link: &&Link| {
-        let by = |route: &Route| route.device == Some(link.index) && u32::from(route.net.prefix()) <= DEFAULT_LIKE;
+        let by = |route: &Route| {
+            route.device == Some(link.index) && u32::from(route.net.prefix()) <= DEFAULT_LIKE
+        };
         main.iter().any(|route| !route.throw && by(route))
     };
     let others = || links.iter().filter(is_other);
-    let found: BTreeSet<String> = others().filter(leads_out).map(|link| link.name.clone()).collect();
+    let found: BTreeSet<String> = others()
+        .filter(leads_out)
+        .map(|link| link.name.clone())
+        .collect();
     if !found.is_empty() {
         return found;
     }
     let has_v4 = |link: &&Link| link.up && link.addresses.iter().any(|(ip, _)| ip.is_ipv4());
-    others().filter(has_v4).map(|link| link.name.clone()).collect()
+    others()
+        .filter(has_v4)
+        .map(|link| link.name.clone())
+        .collect()
 }
 
 /// The interfaces behind which the offered subnets lie, and the subnets that lie behind none.
@@ -176,13 +273,28 @@ fn lans(wanted: &Wanted, links: &[Link], main: &[Route]) -> (BTreeSet<String>, V
     let is_ours = |link: &Link| link.name == wanted.device || link.mark().is_some();
     let others: Vec<(&Route, &Link)> = main
         .iter()
-        .filter_map(|route| links.iter().find(|link| Some(link.index) == route.device).map(|link| (route, link)))
+        .filter_map(|route| {
+            links
+                .iter()
+                .find(|link| Some(link.index) == route.device)
+                .map(|link| (route, link))
+        })
         .filter(|(route, link)| !is_ours(link) && u32::from(route.net.prefix()) > DEFAULT_LIKE)
         .collect();
     for net in &wanted.offered {
-        let longest = others.iter().filter(|(route, _)| route.net.covers(net)).map(|(route, _)| route.net.prefix()).max();
-        let leads = |route: &Route| (route.net.covers(net) && Some(route.net.prefix()) == longest) || net.covers(&route.net);
-        let found: Vec<_> = others.iter().filter(|(route, _)| leads(route)).map(|(_, link)| link.name.clone()).collect();
+        let longest = others
+            .iter()
+            .filter(|(route, _)| route.net.covers(net))
+            .map(|(route, _)| route.net.prefix())
+            .max();
+        let leads = |route: &Route| {
+            (route.net.covers(net) && Some(route.net.prefix()) == longest) || net.covers(&route.net)
+        };
+        let found: Vec<_> = others
+            .iter()
+            .filter(|(route, _)| leads(route))
+            .map(|(_, link)| link.name.clone())
+            .collect();
         if found.is_empty() {
             nowhere.push(*net);
         }

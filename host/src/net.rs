@@ -20,7 +20,10 @@ impl Net {
     /// The block in which `addr` lies; a prefix above 32 counts as 32.
     pub fn new(addr: Ipv4Addr, prefix: u8) -> Self {
         let prefix = prefix.min(32);
-        Self { addr: Ipv4Addr::from_bits(addr.to_bits() & mask(prefix)), prefix }
+        Self {
+            addr: Ipv4Addr::from_bits(addr.to_bits() & mask(prefix)),
+            prefix,
+        }
     }
 
     /// The first address.
@@ -92,7 +95,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_block_is_read_as_written_and_holds_its_own_addresses(bits: u32, prefix in 0u8..=32, other: u32) {
+        fn a_block_is_read_as_written_and_holds_its_own_addresses(
+            bits: u32, prefix in 0u8..=32, other: u32
+        ) {
             let net = Net::new(Ipv4Addr::from_bits(bits), prefix);
             prop_assert_eq!(net.to_string().parse(), Ok(net));
             prop_assert!(net.contains(&Ipv4Addr::from_bits(bits)));
@@ -104,7 +109,14 @@ mod tests {
 
     #[test]
     fn what_is_no_block_is_refused() {
-        for text in ["", "10.0.0.0/33", "10.0.0/8", "fd00::/8", "10.0.0.0/-1", "10.0.0.0/"] {
+        for text in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0/8",
+            "fd00::/8",
+            "10.0.0.0/-1",
+            "10.0.0.0/",
+        ] {
             assert!(text.parse::<Net>().is_err(), "{text}");
         }
     }

@@ -1,9 +1,12 @@
-//! Requests to the kernel's rtnetlink (rtnetlink(7)), one at a time, in the network namespace of the calling thread.
+//! Requests to the kernel's rtnetlink (rtnetlink(7)), one at a time, in the network namespace of
+//! the calling thread.
 //!
-//! Synchronous on purpose: a request to the kernel is answered at once, and a thread that has entered a namespace stays in it.
-//! Multicast groups wake the caller by the socket's descriptor.
+//! Synchronous on purpose: a request to the kernel is answered at once, and a thread that has
+//! entered a namespace stays in it. Multicast groups wake the caller by the socket's descriptor.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::{
@@ -29,9 +32,13 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // Without it a dump of one family's addresses gives all (rtnetlink(7), NETLINK_GET_STRICT_CHK); old kernels lack it.
+        // Without it a dump of one family's addresses gives all (rtnetlink(7),
+        // NETLINK_GET_STRICT_CHK); old kernels lack it.
         let _ = socket.set_netlink_get_strict_chk(true);
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
     }
 
     /// Opens a socket that hears of these multicast groups (RTNLGRP_*); non-blocking.
@@ -45,7 +52,10 @@ impl Netlink {
             socket.add_membership(*group)?;
         }
         socket.set_non_blocking(true)?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
     }
 
     /// Asks the kernel to change something.
@@ -53,7 +63,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel says, such as `AlreadyExists` (EEXIST) or ESRCH for what is not there.
     pub fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.request(message, NLM_F_REQUEST | NLM_F_ACK | flags).map(drop)
+        self.request(message, NLM_F_REQUEST | NLM_F_ACK | flags)
+            .map(drop)
     }
 
     /// Asks for a whole table.
@@ -69,10 +80,15 @@ impl Netlink {
     /// # Errors
     /// What the kernel says, such as ENETUNREACH for no route.
     pub fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
-        self.request(message, NLM_F_REQUEST | NLM_F_ACK).map(|answers| answers.into_iter().next())
+        self.request(message, NLM_F_REQUEST | NLM_F_ACK)
+            .map(|answers| answers.into_iter().next())
     }
 
-    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn request(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         let mut header = NetlinkHeader::default();
         (header.flags, header.sequence_number) = (flags, self.sequence);
@@ -84,7 +100,10 @@ impl Netlink {
         let mut answers = Vec::new();
         loop {
             let read = self.read()?;
-            for message in read.into_iter().filter(|m| m.header.sequence_number == self.sequence) {
+            for message in read
+                .into_iter()
+                .filter(|m| m.header.sequence_number == self.sequence)
+            {
                 match message.payload {
                     NetlinkPayload::Done(_) => return Ok(answers),
                     NetlinkPayload::Error(error) => {
@@ -105,22 +124,27 @@ impl Netlink {
         self.socket.recv(&mut buf, 0)?;
         let (mut messages, mut at) = (Vec::new(), 0);
         while at + 16 <= buf.len() {
-            let length = u32::from_ne_bytes(buf[at..at + 4].try_into().expect("four bytes")) as usize;
+            let length =
+                u32::from_ne_bytes(buf[at..at + 4].try_into().expect("four bytes")) as usize;
             if length < 16 || at + length > buf.len() {
                 break;
             }
             match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&buf[at..at + length]) {
                 Ok(message) => messages.push(message),
-                // A newer kernel may say what this version of the format does not know: that message alone is lost.
-                Err(error) => tracing::debug!(%error, "a message of the kernel that cannot be read"),
+                // A newer kernel may say what this version of the format does not know: that
+                // message alone is lost.
+                Err(error) => {
+                    tracing::debug!(%error, "a message of the kernel that cannot be read")
+                }
             }
             at += length.next_multiple_of(4);
         }
         Ok(messages)
     }
 
-    /// What has been heard since the last call, on a socket of [`Netlink::listen`]; none: nothing is there now. Messages that were
-    /// lost for want of room (ENOBUFS) are an error after which everything has to be looked at anew.
+    /// What has been heard since the last call, on a socket of [`Netlink::listen`]; none: nothing
+    /// is there now. Messages that were lost for want of room (ENOBUFS) are an error after which
+    /// everything has to be looked at anew.
     ///
     /// # Errors
     /// What the kernel says.
@@ -128,10 +152,12 @@ impl Netlink {
         let mut heard = Vec::new();
         loop {
             match self.read() {
-                Ok(messages) => heard.extend(messages.into_iter().filter_map(|m| match m.payload {
-                    NetlinkPayload::InnerMessage(inner) => Some(inner),
-                    _ => None,
-                })),
+                Ok(messages) => {
+                    heard.extend(messages.into_iter().filter_map(|m| match m.payload {
+                        NetlinkPayload::InnerMessage(inner) => Some(inner),
+                        _ => None,
+                    }))
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(heard),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),

@@ -1,4 +1,5 @@
-//! Whether a network's subnet can be used on this machine, or holds what the machine reaches elsewhere.
+//! Whether a network's subnet can be used on this machine, or holds what the machine reaches
+//! elsewhere.
 
 use crate::{
     links::{Link, links},
@@ -34,7 +35,8 @@ pub enum ConflictKind {
 pub struct Conflict {
     /// What it is in the way of.
     pub what: ConflictKind,
-    /// A sentence without a full stop, such as "10.0.2.0/24 overlaps the network of eth0 (10.0.2.15/24)".
+    /// A sentence without a full stop, such as "10.0.2.0/24 overlaps the network of eth0
+    /// (10.0.2.15/24)".
     pub detail: String,
 }
 
@@ -44,7 +46,8 @@ impl fmt::Display for Conflict {
     }
 }
 
-/// What the subnet `(address, prefix length)` is in the way of on this machine, all interfaces considered.
+/// What the subnet `(address, prefix length)` is in the way of on this machine, all interfaces
+/// considered.
 ///
 /// # Errors
 /// What the kernel says.
@@ -56,33 +59,64 @@ pub fn overlap(subnet: (Ipv4Addr, u8)) -> io::Result<Option<Conflict>> {
 ///
 /// # Errors
 /// What the kernel says.
-pub fn overlap_except(subnet: (Ipv4Addr, u8), device: Option<&str>) -> io::Result<Option<Conflict>> {
+pub fn overlap_except(
+    subnet: (Ipv4Addr, u8),
+    device: Option<&str>,
+) -> io::Result<Option<Conflict>> {
     let routes = routes::of_machine(&mut Netlink::open()?)?;
     let servers = name_servers(&String::from_utf8_lossy(&resolv_conf()));
-    Ok(find(Net::new(subnet.0, subnet.1), device, &links()?, &routes, &servers))
+    Ok(find(
+        Net::new(subnet.0, subnet.1),
+        device,
+        &links()?,
+        &routes,
+        &servers,
+    ))
 }
 
 /// What stands there; nothing if it is no file, as reading a pipe would take for ever.
 fn resolv_conf() -> Vec<u8> {
-    file::read(Path::new(RESOLV_CONF)).ok().flatten().unwrap_or_default()
+    file::read(Path::new(RESOLV_CONF))
+        .ok()
+        .flatten()
+        .unwrap_or_default()
 }
 
 fn name_servers(text: &str) -> Vec<Ipv4Addr> {
-    let named = text.lines().filter_map(|line| line.strip_prefix("nameserver")?.split_whitespace().next()?.parse().ok());
+    let named = text.lines().filter_map(|line| {
+        line.strip_prefix("nameserver")?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    });
     named.filter(|ip: &Ipv4Addr| !ip.is_loopback()).collect()
 }
 
 /// The search itself.
-pub(crate) fn find(subnet: Net, device: Option<&str>, links: &[Link], routes: &[Route], servers: &[Ipv4Addr]) -> Option<Conflict> {
+pub(crate) fn find(
+    subnet: Net,
+    device: Option<&str>,
+    links: &[Link],
+    routes: &[Route],
+    servers: &[Ipv4Addr],
+) -> Option<Conflict> {
     let conflict = |what, detail| Some(Conflict { what, detail });
     let own = device.and_then(|device| links.iter().find(|link| link.name == device));
-    let others = || links.iter().filter(|link| own.is_none_or(|own| own.index != link.index));
+    let others = || {
+        links
+            .iter()
+            .filter(|link| own.is_none_or(|own| own.index != link.index))
+    };
     for link in others().filter(|link| !link.loopback) {
         for (address, prefix) in &link.addresses {
             if let IpAddr::V4(ip) = address
                 && Net::new(*ip, *prefix).overlaps(&subnet)
             {
-                let detail = format!("{subnet} overlaps the network of {} ({ip}/{prefix})", link.name);
+                let detail = format!(
+                    "{subnet} overlaps the network of {} ({ip}/{prefix})",
+                    link.name
+                );
                 return conflict(ConflictKind::Interface, detail);
             }
         }
@@ -95,19 +129,39 @@ pub(crate) fn find(subnet: Net, device: Option<&str>, links: &[Link], routes: &[
             (None, None) => "which leads nowhere".to_owned(),
         }
     };
-    let elsewhere = || routes.iter().filter(|route| own.is_none() || route.device != own.map(|own| own.index));
+    let elsewhere = || {
+        routes
+            .iter()
+            .filter(|route| own.is_none() || route.device != own.map(|own| own.index))
+    };
     for route in elsewhere() {
         if let Some(gateway) = route.gateway.filter(|gateway| subnet.contains(gateway)) {
-            let detail = format!("{subnet} holds this machine's gateway {gateway} ({})", name(route.device));
+            let detail = format!(
+                "{subnet} holds this machine's gateway {gateway} ({})",
+                name(route.device)
+            );
             return conflict(ConflictKind::Gateway, detail);
         }
     }
-    if let Some(route) = elsewhere().find(|route| route.net.prefix() > 0 && route.net.overlaps(&subnet) && !is_half(route)) {
-        let detail = format!("{subnet} overlaps this machine's route to {} ({})", route.net, name(route.device));
+    if let Some(route) = elsewhere()
+        .find(|route| route.net.prefix() > 0 && route.net.overlaps(&subnet) && !is_half(route))
+    {
+        let detail = format!(
+            "{subnet} overlaps this machine's route to {} ({})",
+            route.net,
+            name(route.device)
+        );
         return conflict(ConflictKind::Route, detail);
     }
-    let server = servers.iter().find(|server| subnet.contains(server) && !reached_inside(server, own));
-    server.and_then(|server| conflict(ConflictKind::NameServer, format!("{subnet} holds the name server {server} of this machine")))
+    let server = servers
+        .iter()
+        .find(|server| subnet.contains(server) && !reached_inside(server, own));
+    server.and_then(|server| {
+        conflict(
+            ConflictKind::NameServer,
+            format!("{subnet} holds the name server {server} of this machine"),
+        )
+    })
 }
 
 /// Whether a route is part of a default route in pieces, such as a VPN's 0.0.0.0/1 and 128.0.0.0/1.
@@ -117,7 +171,11 @@ fn is_half(route: &Route) -> bool {
 
 /// Whether the network's own interface has the address: then it is the network's own name server.
 fn reached_inside(server: &Ipv4Addr, own: Option<&Link>) -> bool {
-    own.is_some_and(|own| own.addresses.iter().any(|(ip, _)| *ip == IpAddr::V4(*server)))
+    own.is_some_and(|own| {
+        own.addresses
+            .iter()
+            .any(|(ip, _)| *ip == IpAddr::V4(*server))
+    })
 }
 
 #[cfg(test)]
@@ -138,12 +196,22 @@ mod tests {
     }
 
     fn route(net: &str, device: u32, gateway: Option<&str>) -> Route {
-        Route { net: net.parse().unwrap(), device: Some(device), gateway: gateway.map(|g| g.parse().unwrap()), protocol: 4, throw: false }
+        Route {
+            net: net.parse().unwrap(),
+            device: Some(device),
+            gateway: gateway.map(|g| g.parse().unwrap()),
+            protocol: 4,
+            throw: false,
+        }
     }
 
     #[test]
     fn a_subnet_in_the_way_is_named_with_what_it_is_in_the_way_of() {
-        let links = [link(1, "lo", "127.0.0.1", 8), link(2, "eth0", "10.0.2.15", 24), link(3, "p2pvm0", "10.9.0.1", 16)];
+        let links = [
+            link(1, "lo", "127.0.0.1", 8),
+            link(2, "eth0", "10.0.2.15", 24),
+            link(3, "p2pvm0", "10.9.0.1", 16),
+        ];
         let routes = [
             route("0.0.0.0/0", 2, Some("192.168.9.1")),
             route("172.16.0.0/12", 2, None),
@@ -151,15 +219,41 @@ mod tests {
             route("10.9.0.0/16", 3, None),
         ];
         let servers = ["192.0.2.53".parse().unwrap(), "10.9.0.1".parse().unwrap()];
-        let found =
-            |subnet: &str, device| find(subnet.parse().unwrap(), device, &links, &routes, &servers).map(|c| (c.what, c.to_string()));
+        let found = |subnet: &str, device| {
+            find(subnet.parse().unwrap(), device, &links, &routes, &servers)
+                .map(|c| (c.what, c.to_string()))
+        };
         let (what, said) = found("10.0.0.0/16", None).unwrap();
-        assert_eq!((what, said.as_str()), (ConflictKind::Interface, "10.0.0.0/16 overlaps the network of eth0 (10.0.2.15/24)"));
-        assert_eq!(found("192.168.0.0/16", None).unwrap().0, ConflictKind::Gateway);
+        assert_eq!(
+            (what, said.as_str()),
+            (
+                ConflictKind::Interface,
+                "10.0.0.0/16 overlaps the network of eth0 (10.0.2.15/24)"
+            )
+        );
+        assert_eq!(
+            found("192.168.0.0/16", None).unwrap().0,
+            ConflictKind::Gateway
+        );
         assert_eq!(found("172.20.0.0/16", None).unwrap().0, ConflictKind::Route);
-        assert_eq!(found("192.0.2.0/24", None).unwrap().0, ConflictKind::NameServer);
-        assert_eq!(found("10.77.0.0/16", None), None, "the default route and a VPN's halves of it hide nothing");
-        assert_eq!(found("10.9.0.0/16", None).unwrap().0, ConflictKind::Interface, "another p2pvm network counts");
-        assert_eq!(found("10.9.0.0/16", Some("p2pvm0")), None, "the network's own interface and name server do not");
+        assert_eq!(
+            found("192.0.2.0/24", None).unwrap().0,
+            ConflictKind::NameServer
+        );
+        assert_eq!(
+            found("10.77.0.0/16", None),
+            None,
+            "the default route and a VPN's halves of it hide nothing"
+        );
+        assert_eq!(
+            found("10.9.0.0/16", None).unwrap().0,
+            ConflictKind::Interface,
+            "another p2pvm network counts"
+        );
+        assert_eq!(
+            found("10.9.0.0/16", Some("p2pvm0")),
+            None,
+            "the network's own interface and name server do not"
+        );
     }
 }

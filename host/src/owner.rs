@@ -21,7 +21,8 @@ pub fn bad_name(name: &str) -> Option<String> {
         "." | ".." => "it names a directory".to_owned(),
         _ if name.len() > LONGEST => format!("it is longer than {LONGEST} characters"),
         _ => {
-            let bad = |c: &char| !c.is_ascii_graphic() || matches!(c, '/' | '%' | ':' | '"' | '\\' | '*');
+            let bad =
+                |c: &char| !c.is_ascii_graphic() || matches!(c, '/' | '%' | ':' | '"' | '\\' | '*');
             format!("it holds '{}'", name.chars().find(bad)?.escape_default())
         }
     };
@@ -46,17 +47,25 @@ pub enum Owner {
 /// # Errors
 /// What the kernel says.
 pub fn owner(name: &str) -> io::Result<Owner> {
-    let Some(link) = links()?.into_iter().find(|link| link.name == name) else { return Ok(Owner::Nobody) };
+    let Some(link) = links()?.into_iter().find(|link| link.name == name) else {
+        return Ok(Owner::Nobody);
+    };
     if let Some(mark) = link.mark() {
         return Ok(Owner::Network(mark));
     }
     let kind = kind(link.index)?;
-    Ok(if kind == "tun" && !link.carrier { Owner::Waiting } else { Owner::Other(kind) })
+    Ok(if kind == "tun" && !link.carrier {
+        Owner::Waiting
+    } else {
+        Owner::Other(kind)
+    })
 }
 
 fn kind(index: u32) -> io::Result<String> {
     for answer in Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
-        let RouteNetlinkMessage::NewLink(message) = answer else { continue };
+        let RouteNetlinkMessage::NewLink(message) = answer else {
+            continue;
+        };
         if message.header.index != index {
             continue;
         }
@@ -64,7 +73,11 @@ fn kind(index: u32) -> io::Result<String> {
             if let LinkAttribute::LinkInfo(infos) = attribute {
                 for info in infos {
                     if let LinkInfo::Kind(kind) = info {
-                        return Ok(if *kind == InfoKind::Tun { "tun".into() } else { kind.to_string() });
+                        return Ok(if *kind == InfoKind::Tun {
+                            "tun".into()
+                        } else {
+                            kind.to_string()
+                        });
                     }
                 }
             }

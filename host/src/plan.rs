@@ -1,8 +1,10 @@
-//! From what is wanted and what is there to the steps between. Pure: the same function puts back what somebody removed, changes what
-//! is wanted now, and takes everything away at the end; with nothing left to do it gives no step.
+//! From what is wanted and what is there to the steps between. Pure: the same function puts back
+//! what somebody removed, changes what is wanted now, and takes everything away at the end; with
+//! nothing left to do it gives no step.
 //!
-//! Several networks share the machine: rules around the accepted routes stay until the last network has none, an interface's
-//! forwarding stays on until the last network that offers through it is gone.
+//! Several networks share the machine: rules around the accepted routes stay until the last network
+//! has none, an interface's forwarding stays on until the last network that offers through it is
+//! gone.
 
 use crate::{
     links::Mark,
@@ -36,7 +38,8 @@ pub enum Step {
     Unrule(Placed),
     /// Make the network's nftables table of this text.
     Table(String),
-    /// Switch an interface's forwarding on, and note that; `change` is false where another network has done it.
+    /// Switch an interface's forwarding on, and note that; `change` is false where another network
+    /// has done it.
     Switch {
         /// The interface.
         interface: String,
@@ -59,12 +62,28 @@ pub enum Step {
 /// The steps from what is there to what is wanted, in order.
 pub fn plan(wanted: &Wanted, seen: &Observed) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
-    let passages = if wanted.open_firewalls { seen.passages.clone() } else { BTreeSet::new() };
-    steps.extend(seen.passages_there.difference(&passages).cloned().map(Step::Close));
+    let passages = if wanted.open_firewalls {
+        seen.passages.clone()
+    } else {
+        BTreeSet::new()
+    };
+    steps.extend(
+        seen.passages_there
+            .difference(&passages)
+            .cloned()
+            .map(Step::Close),
+    );
     routes(wanted, seen, &mut steps);
     forwarding(wanted, seen, &mut steps);
-    let good = |passage: &Passage| seen.passages_there.contains(passage) && !seen.passages_stale.contains(passage);
-    steps.extend(passages.into_iter().filter(|passage| !good(passage)).map(Step::Open));
+    let good = |passage: &Passage| {
+        seen.passages_there.contains(passage) && !seen.passages_stale.contains(passage)
+    };
+    steps.extend(
+        passages
+            .into_iter()
+            .filter(|passage| !good(passage))
+            .map(Step::Open),
+    );
     steps
 }
 
@@ -76,16 +95,43 @@ fn routes(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
     let accepted: BTreeSet<Net> = wanted.accepted.iter().filter(is_ours).copied().collect();
     let inside = |own: &&Net| accepted.iter().any(|net| net.covers(own));
     let left = elsewhere.keys().filter(|net| !is_local(net));
-    let throws: BTreeSet<Net> = seen.local.iter().filter(inside).chain(left).copied().collect();
+    let throws: BTreeSet<Net> = seen
+        .local
+        .iter()
+        .filter(inside)
+        .chain(left)
+        .copied()
+        .collect();
     steps.extend(throws.difference(&seen.throws).copied().map(Step::Throw));
     if seen.device.is_some() {
-        steps.extend(seen.routes.difference(&accepted).copied().map(Step::Unroute));
-        let is_made = |net: &&Net| seen.routes.contains(*net) && seen.silent.contains(*net) == wanted.silent.contains(*net);
-        steps.extend(accepted.iter().filter(|net| !is_made(net)).copied().map(Step::Route));
+        steps.extend(
+            seen.routes
+                .difference(&accepted)
+                .copied()
+                .map(Step::Unroute),
+        );
+        let is_made = |net: &&Net| {
+            seen.routes.contains(*net) && seen.silent.contains(*net) == wanted.silent.contains(*net)
+        };
+        steps.extend(
+            accepted
+                .iter()
+                .filter(|net| !is_made(net))
+                .copied()
+                .map(Step::Route),
+        );
     }
     steps.extend(seen.throws.difference(&throws).copied().map(Step::Unthrow));
-    let others = seen.marks.iter().filter(|(device, _)| **device != wanted.device).map(|(_, mark)| mark);
-    let own = Own { wanted, has_routes: !wanted.accepted.is_empty(), goes_past: seen.carried.is_some() };
+    let others = seen
+        .marks
+        .iter()
+        .filter(|(device, _)| **device != wanted.device)
+        .map(|(_, mark)| mark);
+    let own = Own {
+        wanted,
+        has_routes: !wanted.accepted.is_empty(),
+        goes_past: seen.carried.is_some(),
+    };
     let rules = rules_for(Some(own), others, &seen.rules);
     change_rules(&seen.rules, &rules, seen.rules_base, steps);
 }
@@ -99,19 +145,39 @@ struct Own<'a> {
     goes_past: bool,
 }
 
-/// The rules that have to be there, given those that are: `own` network's beside those of others, each known by its mark. What
-/// others have counts as long as their interfaces are there.
-fn rules_for<'a>(own: Option<Own>, others: impl Iterator<Item = &'a Mark>, present: &[Placed]) -> BTreeSet<Rule> {
+/// The rules that have to be there, given those that are: `own` network's beside those of others,
+/// each known by its mark. What others have counts as long as their interfaces are there.
+fn rules_for<'a>(
+    own: Option<Own>,
+    others: impl Iterator<Item = &'a Mark>,
+    present: &[Placed],
+) -> BTreeSet<Rule> {
     let mut marks: Vec<Mark> = others.cloned().collect();
     let living: BTreeSet<u32> = marks.iter().map(routing_table).collect();
     let mut tables: BTreeSet<u32> = present
         .iter()
-        .filter_map(|placed| if let Rule::Table(table) = placed.rule { Some(table) } else { None })
+        .filter_map(|placed| {
+            if let Rule::Table(table) = placed.rule {
+                Some(table)
+            } else {
+                None
+            }
+        })
         .filter(|table| living.contains(table))
         .collect();
-    let is_past = |mark: &Mark| past(mark).any(|rule| present.iter().any(|placed| placed.rule == rule));
-    let mut rules: BTreeSet<Rule> = marks.iter().filter(|mark| is_past(mark)).flat_map(past).collect();
-    if let Some(Own { wanted, has_routes, goes_past }) = own {
+    let is_past =
+        |mark: &Mark| past(mark).any(|rule| present.iter().any(|placed| placed.rule == rule));
+    let mut rules: BTreeSet<Rule> = marks
+        .iter()
+        .filter(|mark| is_past(mark))
+        .flat_map(past)
+        .collect();
+    if let Some(Own {
+        wanted,
+        has_routes,
+        goes_past,
+    }) = own
+    {
         let mark = wanted.mark();
         if has_routes {
             tables.insert(wanted.routing_table());
@@ -129,8 +195,17 @@ fn rules_for<'a>(own: Option<Own>, others: impl Iterator<Item = &'a Mark>, prese
     }
     rules.extend([Rule::End, Rule::Marked]);
     for mark in marks {
-        rules.extend([mark.link_port, mark.control_port].into_iter().filter(|port| *port != 0).map(Rule::Udp));
-        rules.extend(Some(mark.control_port).filter(|port| *port != 0).map(Rule::Tcp));
+        rules.extend(
+            [mark.link_port, mark.control_port]
+                .into_iter()
+                .filter(|port| *port != 0)
+                .map(Rule::Udp),
+        );
+        rules.extend(
+            Some(mark.control_port)
+                .filter(|port| *port != 0)
+                .map(Rule::Tcp),
+        );
     }
     rules.extend(tables.into_iter().map(Rule::Table));
     rules
@@ -138,9 +213,20 @@ fn rules_for<'a>(own: Option<Own>, others: impl Iterator<Item = &'a Mark>, prese
 
 /// What leads a network's own sockets past a VPN, but for those that only their mark tells.
 fn past(mark: &Mark) -> impl Iterator<Item = Rule> + use<> {
-    let Mark { link_port, control_port, .. } = *mark;
-    let udp = [link_port, control_port].into_iter().filter(|port| *port != 0).map(Rule::UdpPast);
-    udp.chain(Some(control_port).filter(|port| *port != 0).map(Rule::TcpPast))
+    let Mark {
+        link_port,
+        control_port,
+        ..
+    } = *mark;
+    let udp = [link_port, control_port]
+        .into_iter()
+        .filter(|port| *port != 0)
+        .map(Rule::UdpPast);
+    udp.chain(
+        Some(control_port)
+            .filter(|port| *port != 0)
+            .map(Rule::TcpPast),
+    )
 }
 
 /// What rules stay when the network whose routing table this is has gone.
@@ -148,16 +234,33 @@ pub fn rules_without(table: u32, marks: &BTreeMap<String, Mark>, present: &[Plac
     let others = marks.values().filter(|mark| routing_table(mark) != table);
     let mut steps = Vec::new();
     // Where others have theirs; if they move, their own keeper moves them.
-    let others_base = present.iter().filter(|placed| placed.rule != Rule::Table(table)).map(|placed| placed.base).min();
-    change_rules(present, &rules_for(None, others, present), others_base.unwrap_or_default(), &mut steps);
+    let others_base = present
+        .iter()
+        .filter(|placed| placed.rule != Rule::Table(table))
+        .map(|placed| placed.base)
+        .min();
+    change_rules(
+        present,
+        &rules_for(None, others, present),
+        others_base.unwrap_or_default(),
+        &mut steps,
+    );
     steps
 }
 
-/// Around first and the tables last, so that no own socket ever meets a table; the other way round at the end.
+/// Around first and the tables last, so that no own socket ever meets a table; the other way round
+/// at the end.
 fn change_rules(present: &[Placed], rules: &BTreeSet<Rule>, base: u32, steps: &mut Vec<Step>) {
-    let wanted: BTreeSet<Placed> = rules.iter().map(|rule| Placed { base, rule: *rule }).collect();
+    let wanted: BTreeSet<Placed> = rules
+        .iter()
+        .map(|rule| Placed { base, rule: *rule })
+        .collect();
     let mut kept = BTreeSet::new();
-    let mut gone: Vec<Placed> = present.iter().filter(|placed| !wanted.contains(placed) || !kept.insert(**placed)).copied().collect();
+    let mut gone: Vec<Placed> = present
+        .iter()
+        .filter(|placed| !wanted.contains(placed) || !kept.insert(**placed))
+        .copied()
+        .collect();
     steps.extend(wanted.difference(&kept).copied().map(Step::Rule));
     gone.sort_unstable_by_key(|placed| std::cmp::Reverse(placed.rule));
     steps.extend(gone.into_iter().map(Step::Unrule));
@@ -178,7 +281,10 @@ fn forwarding(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
             _ => continue,
         };
         switched.insert((*interface).clone());
-        switch.push(Step::Switch { interface: (*interface).clone(), change });
+        switch.push(Step::Switch {
+            interface: (*interface).clone(),
+            change,
+        });
     }
     if !needed.is_empty() {
         let text = table(wanted, seen, &switched);
@@ -187,15 +293,39 @@ fn forwarding(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
         }
     }
     steps.extend(switch);
-    let ours =
-        |interface: &String| seen.forwarding.get(interface) == Some(&Forwards::ForUs) && !seen.switched_by_others.contains(interface);
-    // One that was switched on and is gone may have been renamed: then another forwards for p2pvm that nobody knows of.
-    if seen.switched.iter().any(|interface| !seen.forwarding.contains_key(interface)) {
-        let strays = seen.forwarding.keys().filter(|interface| !seen.switched.contains(*interface) && !needed.contains(interface));
-        steps.extend(strays.filter(|interface| ours(interface)).map(|i| Step::Restore { interface: i.clone(), change: true }));
+    let ours = |interface: &String| {
+        seen.forwarding.get(interface) == Some(&Forwards::ForUs)
+            && !seen.switched_by_others.contains(interface)
+    };
+    // One that was switched on and is gone may have been renamed: then another forwards for p2pvm
+    // that nobody knows of.
+    if seen
+        .switched
+        .iter()
+        .any(|interface| !seen.forwarding.contains_key(interface))
+    {
+        let strays = seen
+            .forwarding
+            .keys()
+            .filter(|interface| !seen.switched.contains(*interface) && !needed.contains(interface));
+        steps.extend(
+            strays
+                .filter(|interface| ours(interface))
+                .map(|i| Step::Restore {
+                    interface: i.clone(),
+                    change: true,
+                }),
+        );
     }
-    for interface in seen.switched.iter().filter(|interface| !needed.contains(interface)) {
-        steps.push(Step::Restore { interface: interface.clone(), change: ours(interface) });
+    for interface in seen
+        .switched
+        .iter()
+        .filter(|interface| !needed.contains(interface))
+    {
+        steps.push(Step::Restore {
+            interface: interface.clone(),
+            change: ours(interface),
+        });
     }
     if needed.is_empty() && seen.table != TableState::Absent {
         steps.push(Step::DropTable);
@@ -204,29 +334,49 @@ fn forwarding(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
 
 /// How many rules a text of [`table`] makes.
 pub(crate) fn rules_in(text: &str) -> usize {
-    text.lines().map(str::trim_start).filter(|line| line.starts_with("iifname ") || line.starts_with("ip ")).count()
+    text.lines()
+        .map(str::trim_start)
+        .filter(|line| line.starts_with("iifname ") || line.starts_with("ip "))
+        .count()
 }
 
-/// The rules of a host that forwards from the network's interface into offered subnets. A connection that comes in by that interface
-/// goes into these subnets, or where the host's owner has pointed it (a container's published port), and nowhere else; answers to what
-/// a container began come back; nobody in them begins a connection into the network. Interfaces that forward for p2pvm's
-/// sake alone let nothing else through. All else is nobody's business here.
+/// The rules of a host that forwards from the network's interface into offered subnets. A
+/// connection that comes in by that interface goes into these subnets, or where the host's owner
+/// has pointed it (a container's published port), and nowhere else; answers to what a container
+/// began come back; nobody in them begins a connection into the network. Interfaces that forward
+/// for p2pvm's sake alone let nothing else through. All else is nobody's business here.
 fn table(wanted: &Wanted, seen: &Observed, switched: &BTreeSet<String>) -> String {
     let (table, device) = (wanted.nft_table(), &wanted.device);
     let list = |names: &mut dyn Iterator<Item = String>| names.collect::<Vec<_>>().join(", ");
     let nets = list(&mut wanted.offered.iter().map(ToString::to_string));
-    let quoted = |names: &BTreeSet<&String>| list(&mut names.iter().map(|name| format!("\"{name}\"")));
+    let quoted =
+        |names: &BTreeSet<&String>| list(&mut names.iter().map(|name| format!("\"{name}\"")));
     let marked: BTreeSet<&String> = switched.iter().collect();
     let own: BTreeSet<&String> = seen.marks.keys().chain([device]).collect();
     // Those as well that are about to be switched off.
-    let for_us = |interface: &&String| seen.forwarding.get(*interface).is_some_and(|forwards| *forwards != Forwards::ForOthers);
-    let guarded: BTreeSet<&String> = switched.iter().filter(for_us).filter(|interface| !own.contains(interface)).collect();
+    let for_us = |interface: &&String| {
+        seen.forwarding
+            .get(*interface)
+            .is_some_and(|forwards| *forwards != Forwards::ForOthers)
+    };
+    let guarded: BTreeSet<&String> = switched
+        .iter()
+        .filter(for_us)
+        .filter(|interface| !own.contains(interface))
+        .collect();
     // Adding before deleting makes deleting no error; the whole text is one transaction.
     let mut text = format!("add table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n");
     if !marked.is_empty() {
-        let _ = writeln!(text, "set switched {{ type ifname; elements = {{ {} }}; }}", quoted(&marked));
+        let _ = writeln!(
+            text,
+            "set switched {{ type ifname; elements = {{ {} }}; }}",
+            quoted(&marked)
+        );
     }
-    let source = wanted.overlay.map(|overlay| format!("ip saddr {overlay} ")).unwrap_or_default();
+    let source = wanted
+        .overlay
+        .map(|overlay| format!("ip saddr {overlay} "))
+        .unwrap_or_default();
     let _ = write!(
         text,
         "chain outward {{ type nat hook postrouting priority srcnat; policy accept;

@@ -1,4 +1,5 @@
-//! Several networks on a modelled machine: whatever happens in between, each gets what it wants, and the last leaves nothing.
+//! Several networks on a modelled machine: whatever happens in between, each gets what it wants,
+//! and the last leaves nothing.
 
 use super::*;
 use crate::{
@@ -23,7 +24,11 @@ struct World {
 }
 
 fn by_others(on: bool) -> Forwards {
-    if on { Forwards::ForOthers } else { Forwards::No }
+    if on {
+        Forwards::ForOthers
+    } else {
+        Forwards::No
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,11 +45,19 @@ struct Own {
 const LANS: [&str; 2] = ["lan0", "lan1"];
 
 fn vpn() -> Carried {
-    Carried { by: "wg0".into(), server: [10, 1, 0, 9].into() }
+    Carried {
+        by: "wg0".into(),
+        server: [10, 1, 0, 9].into(),
+    }
 }
 
 fn passages() -> BTreeSet<Passage> {
-    let of = |way| Passage { by: By::Nft, family: "ip".into(), chain: "FORWARD".into(), way };
+    let of = |way| Passage {
+        by: By::Nft,
+        family: "ip".into(),
+        chain: "FORWARD".into(),
+        way,
+    };
     BTreeSet::from([of(Way::In), of(Way::From("lan0".into()))])
 }
 
@@ -58,22 +71,44 @@ impl World {
             overlay: Some(format!("10.{}.0.0/16", n + 1).parse().unwrap()),
             ..Wanted::default()
         };
-        self.forwarding.insert(wanted.device.clone(), by_others(self.ip_forward));
+        self.forwarding
+            .insert(wanted.device.clone(), by_others(self.ip_forward));
         self.others.insert(wanted.device.clone(), self.ip_forward);
-        self.networks.insert(wanted.device.clone(), Own { wanted, ..Own::default() });
+        self.networks.insert(
+            wanted.device.clone(),
+            Own {
+                wanted,
+                ..Own::default()
+            },
+        );
     }
 
     fn observe(&self, device: &str) -> Observed {
         let own = &self.networks[device];
-        let lans: BTreeSet<String> =
-            own.wanted.offered.iter().map(|net| LANS[usize::from(net.addr().octets()[2] % 2)].to_owned()).collect();
-        let others = self.networks.iter().filter(|(name, own)| *name != device && own.table != TableState::Absent);
+        let lans: BTreeSet<String> = own
+            .wanted
+            .offered
+            .iter()
+            .map(|net| LANS[usize::from(net.addr().octets()[2] % 2)].to_owned())
+            .collect();
+        let others = self
+            .networks
+            .iter()
+            .filter(|(name, own)| *name != device && own.table != TableState::Absent);
         Observed {
             device: Some(7),
-            marks: self.networks.iter().map(|(name, own)| (name.clone(), own.wanted.mark())).collect(),
+            marks: self
+                .networks
+                .iter()
+                .map(|(name, own)| (name.clone(), own.wanted.mark()))
+                .collect(),
             rules: self.rules.clone(),
             rules_base: self.base,
-            carried: self.carrier.as_deref().filter(|name| *name == device).map(|_| vpn()),
+            carried: self
+                .carrier
+                .as_deref()
+                .filter(|name| *name == device)
+                .map(|_| vpn()),
             routes: own.routes.clone(),
             silent: BTreeSet::new(),
             held: BTreeSet::new(),
@@ -82,9 +117,15 @@ impl World {
             forwarding: self.forwarding.clone(),
             lans,
             switched: own.switched.clone(),
-            switched_by_others: others.flat_map(|(_, own)| own.switched.iter().cloned()).collect(),
+            switched_by_others: others
+                .flat_map(|(_, own)| own.switched.iter().cloned())
+                .collect(),
             table: own.table.clone(),
-            passages: if own.wanted.offered.is_empty() { BTreeSet::new() } else { passages() },
+            passages: if own.wanted.offered.is_empty() {
+                BTreeSet::new()
+            } else {
+                passages()
+            },
             passages_there: own.passages.clone(),
             passages_stale: own.stale.clone(),
         }
@@ -96,15 +137,23 @@ impl World {
         for step in &steps {
             let own = self.networks.get_mut(device).unwrap();
             match step.clone() {
-                Step::Close(passage) => drop((own.passages.remove(&passage), own.stale.remove(&passage))),
-                Step::Open(passage) => drop((own.stale.remove(&passage), own.passages.insert(passage))),
+                Step::Close(passage) => {
+                    let _ = (own.passages.remove(&passage), own.stale.remove(&passage));
+                }
+                Step::Open(passage) => {
+                    let _ = (own.stale.remove(&passage), own.passages.insert(passage));
+                }
                 Step::Route(net) => drop(own.routes.insert(net)),
                 Step::Unroute(net) => drop(own.routes.remove(&net)),
                 Step::Throw(net) => drop(own.throws.insert(net)),
                 Step::Unthrow(net) => drop(own.throws.remove(&net)),
                 Step::Rule(rule) => self.rules.push(rule),
                 Step::Unrule(rule) => {
-                    let at = self.rules.iter().position(|r| *r == rule).expect("only what is there is removed");
+                    let at = self
+                        .rules
+                        .iter()
+                        .position(|r| *r == rule)
+                        .expect("only what is there is removed");
                     self.rules.remove(at);
                 }
                 Step::Table(text) => own.table = TableState::Made(text),
@@ -112,7 +161,10 @@ impl World {
                 Step::Switch { interface, change } => {
                     own.switched.insert(interface.clone());
                     if change {
-                        assert!(own.guards(&interface) || interface == device, "the guard is there before an interface forwards");
+                        assert!(
+                            own.guards(&interface) || interface == device,
+                            "the guard is there before an interface forwards"
+                        );
                         self.forwarding.insert(interface, Forwards::ForUs);
                     }
                 }
@@ -120,7 +172,10 @@ impl World {
                     own.switched.remove(&interface);
                     if change {
                         let guarded = own.guards(&interface) || own.table == TableState::Absent;
-                        assert!(guarded || interface == device, "the guard, if nobody flushed it, stays until it does not");
+                        assert!(
+                            guarded || interface == device,
+                            "the guard, if nobody flushed it, stays until it does not"
+                        );
                         self.forwarding.insert(interface, Forwards::No);
                     }
                 }
@@ -132,7 +187,12 @@ impl World {
     fn settle(&mut self) {
         let names: Vec<String> = self.networks.keys().cloned().collect();
         for _ in 0..4 {
-            if names.iter().map(|device| self.look(device).len()).sum::<usize>() == 0 {
+            if names
+                .iter()
+                .map(|device| self.look(device).len())
+                .sum::<usize>()
+                == 0
+            {
                 return;
             }
         }
@@ -173,7 +233,9 @@ impl World {
     fn set_ip_forward(&mut self, on: bool) {
         if self.ip_forward != on {
             self.ip_forward = on;
-            self.forwarding.values_mut().for_each(|forwards| *forwards = by_others(on));
+            self.forwarding
+                .values_mut()
+                .for_each(|forwards| *forwards = by_others(on));
             self.others.values_mut().for_each(|others| *others = on);
         }
     }
@@ -187,8 +249,11 @@ impl World {
 impl Own {
     /// Whether its table lets nothing of others through an interface.
     fn guards(&self, interface: &str) -> bool {
-        let is_guard =
-            |line: &str| line.trim().starts_with("iifname {") && line.contains(&format!("\"{interface}\"")) && line.ends_with("drop");
+        let is_guard = |line: &str| {
+            line.trim().starts_with("iifname {")
+                && line.contains(&format!("\"{interface}\""))
+                && line.ends_with("drop")
+        };
         matches!(&self.table, TableState::Made(text) if text.lines().any(is_guard))
     }
 }
@@ -235,12 +300,17 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn nets(thirds: &BTreeSet<u8>) -> BTreeSet<Net> {
-    thirds.iter().map(|third| format!("192.168.{third}.0/24").parse().unwrap()).collect()
+    thirds
+        .iter()
+        .map(|third| format!("192.168.{third}.0/24").parse().unwrap())
+        .collect()
 }
 
 proptest! {
     #[test]
-    fn networks_on_one_machine_get_what_they_want_and_leave_what_they_found(events in prop::collection::vec((event(), any::<bool>()), 0..24)) {
+    fn networks_on_one_machine_get_what_they_want_and_leave_what_they_found(
+        events in prop::collection::vec((event(), any::<bool>()), 0..24)
+    ) {
         let mut world = World { base: 5300, ..World::default() };
         LANS.iter().for_each(|lan| world.set_forwarding(lan, false));
         (0..2).for_each(|n| world.join(n));
@@ -250,11 +320,17 @@ proptest! {
                 Event::Join(n) if !world.networks.contains_key(&device(&n)) => world.join(n),
                 Event::Leave(n) if world.networks.contains_key(&device(&n)) => world.leave(&device(&n)),
                 Event::Accept(n, thirds) => {
-                    if let Some(own) = world.networks.get_mut(&device(&n)) { own.wanted.accepted = nets(&thirds); }
+                    if let Some(own) = world.networks.get_mut(&device(&n)) {
+                        own.wanted.accepted = nets(&thirds);
+                    }
                 }
                 Event::Offer(n, thirds) => {
-                    if let Some(own) = world.networks.get_mut(&device(&n)) { own.wanted.offered = nets(&thirds); }
-                    if let Some(own) = world.networks.get_mut(&device(&n)) { own.wanted.open_firewalls = true; }
+                    if let Some(own) = world.networks.get_mut(&device(&n)) {
+                        own.wanted.offered = nets(&thirds);
+                    }
+                    if let Some(own) = world.networks.get_mut(&device(&n)) {
+                        own.wanted.open_firewalls = true;
+                    }
                 }
                 Event::Global(on) => world.set_ip_forward(on),
                 Event::FlushRules => world.rules.clear(),
@@ -263,14 +339,18 @@ proptest! {
                 Event::Local(thirds) => {
                     // A whole block of the others', and a part of one.
                     world.local = nets(&thirds);
-                    world.local.extend(thirds.iter().map(|third| Net::new([192, 168, third ^ 1, 128].into(), 25)));
+                    world.local.extend(
+                        thirds.iter().map(|third| Net::new([192, 168, third ^ 1, 128].into(), 25))
+                    );
                 }
                 Event::FlushTables => world.networks.values_mut().for_each(|own| {
                     own.table = TableState::Absent;
                     own.passages.clear();
                     own.stale.clear();
                 }),
-                Event::LoadAgain => world.networks.values_mut().for_each(|own| own.stale = own.passages.clone()),
+                Event::LoadAgain => world.networks.values_mut().for_each(
+                    |own| own.stale = own.passages.clone()
+                ),
                 Event::Revive(n) => {
                     if let Some(own) = world.networks.get_mut(&device(&n)) { own.passages = passages(); }
                 }
@@ -281,7 +361,10 @@ proptest! {
                 _ => {}
             }
             for lan in LANS {
-                prop_assert!(!world.others[lan] || world.forwarding[lan] == Forwards::ForOthers, "{lan} is off where others have it on");
+                prop_assert!(
+                    !world.others[lan] || world.forwarding[lan] == Forwards::ForOthers,
+                    "{lan} is off where others have it on"
+                );
             }
             // Much may happen between two looks.
             if !looked {
@@ -289,28 +372,50 @@ proptest! {
             }
             world.settle();
             let active = world.networks.values().any(|own| !own.wanted.accepted.is_empty());
-            let carrier = world.carrier.as_ref().and_then(|name| world.networks.get(name)).map(|own| &own.wanted);
+            let carrier = world.carrier.as_ref().and_then(
+                |name| world.networks.get(name)
+            ).map(|own| &own.wanted);
             prop_assert_eq!(world.rules.is_empty(), !active && carrier.is_none());
-            let past = [Rule::MarkedPast].into_iter().chain(carrier.into_iter().flat_map(|wanted| past(&wanted.mark())));
+            let past = [Rule::MarkedPast].into_iter().chain(
+                carrier.into_iter().flat_map(|wanted| past(&wanted.mark()))
+            );
             let past: BTreeSet<Rule> = past.filter(|_| carrier.is_some()).collect();
-            let is_past = |rule: &Rule| matches!(rule, Rule::UdpPast(_) | Rule::TcpPast(_) | Rule::MarkedPast);
-            prop_assert_eq!(world.rules.iter().map(|placed| placed.rule).filter(is_past).collect::<BTreeSet<_>>(), past);
+            let is_past = |rule: &Rule| matches!(
+                rule, Rule::UdpPast(_) | Rule::TcpPast(_) | Rule::MarkedPast
+            );
+            prop_assert_eq!(
+                world.rules.iter().map(|placed| placed.rule).filter(is_past).collect::<BTreeSet<_>>(),
+                past
+            );
             for own in world.networks.values() {
                 prop_assert!(own.stale.is_empty());
                 prop_assert!(!own.wanted.offered.is_empty() || own.passages.is_empty());
-                let reached: BTreeSet<Net> = own.wanted.accepted.iter().filter(|net| !world.local.contains(net)).copied().collect();
+                let reached: BTreeSet<Net> = own.wanted.accepted.iter().filter(
+                    |net| !world.local.contains(net)
+                ).copied().collect();
                 prop_assert_eq!(&own.routes, &reached);
                 let excepted = |part: &Net| own.throws.contains(part) == reached.iter().any(|net| net.covers(part));
                 let all_excepted = world.local.iter().all(excepted);
                 prop_assert!(all_excepted);
                 if active {
                     let there = |rule| world.rules.contains(&Placed { base: world.base, rule });
-                    prop_assert!(there(Rule::Udp(own.wanted.link_port)) && there(Rule::Tcp(own.wanted.control_port)));
+                    prop_assert!(
+                        there(Rule::Udp(own.wanted.link_port)) && there(
+                            Rule::Tcp(own.wanted.control_port)
+                        )
+                    );
                 }
                 if !own.wanted.offered.is_empty() {
                     let lans = world.observe(&own.wanted.device).lans;
-                    prop_assert!(lans.iter().chain([&own.wanted.device]).all(|i| world.forwarding[i] != Forwards::No));
-                    prop_assert!(lans.iter().all(|lan| own.guards(lan) != world.others[lan]), "guarded where it is for us alone");
+                    prop_assert!(
+                        lans.iter().chain([&own.wanted.device]).all(
+                            |i| world.forwarding[i] != Forwards::No
+                        )
+                    );
+                    prop_assert!(
+                        lans.iter().all(|lan| own.guards(lan) != world.others[lan]),
+                        "guarded where it is for us alone"
+                    );
                 }
             }
         }
@@ -320,7 +425,8 @@ proptest! {
         }
         prop_assert!(world.rules.is_empty());
         for lan in LANS {
-            prop_assert_eq!(world.forwarding[lan], by_others(world.others[lan]), "{} is as all but p2pvm have left it", lan);
+            prop_assert_eq!(world.forwarding[lan], by_others(world.others[lan]), "{} is as all \
+                but p2pvm have left it", lan);
         }
     }
 }
@@ -334,14 +440,25 @@ fn offering(ip_forward: bool) -> (Wanted, Observed) {
     };
     let seen = Observed {
         lans: BTreeSet::from(["lan0".to_owned()]),
-        forwarding: ["lan0", "p2pvm0"].map(|i| (i.to_owned(), by_others(ip_forward))).into(),
+        forwarding: ["lan0", "p2pvm0"]
+            .map(|i| (i.to_owned(), by_others(ip_forward)))
+            .into(),
         ..Observed::default()
     };
     (wanted, seen)
 }
 
 fn text(steps: &[Step]) -> String {
-    steps.iter().find_map(|step| if let Step::Table(text) = step { Some(text.clone()) } else { None }).expect("a table")
+    steps
+        .iter()
+        .find_map(|step| {
+            if let Step::Table(text) = step {
+                Some(text.clone())
+            } else {
+                None
+            }
+        })
+        .expect("a table")
 }
 
 #[test]
@@ -350,18 +467,30 @@ fn only_a_lan_that_did_not_forward_is_guarded_and_only_while_nobody_else_forward
     let (wanted, mut seen) = offering(false);
     let steps = plan(&wanted, &seen);
     assert!(text(&steps).contains(guard), "{steps:?}");
-    assert!(matches!(steps[0], Step::Table(_)), "the guard comes first: {steps:?}");
+    assert!(
+        matches!(steps[0], Step::Table(_)),
+        "the guard comes first: {steps:?}"
+    );
 
     // Docker comes.
     seen.switched = ["lan0", "p2pvm0"].map(str::to_owned).into();
-    seen.forwarding.values_mut().for_each(|forwards| *forwards = Forwards::ForUs);
+    seen.forwarding
+        .values_mut()
+        .for_each(|forwards| *forwards = Forwards::ForUs);
     seen.table = TableState::Made(text(&steps));
     assert_eq!(plan(&wanted, &seen), []);
-    seen.forwarding.values_mut().for_each(|forwards| *forwards = Forwards::ForOthers);
+    seen.forwarding
+        .values_mut()
+        .for_each(|forwards| *forwards = Forwards::ForOthers);
     let steps = plan(&wanted, &seen);
     assert!(!text(&steps).contains(guard), "{steps:?}");
     let steps = plan(&wanted.nothing(), &seen);
-    assert!(!steps.iter().any(|step| matches!(step, Step::Restore { change: true, .. })), "others need it now: {steps:?}");
+    assert!(
+        !steps
+            .iter()
+            .any(|step| matches!(step, Step::Restore { change: true, .. })),
+        "others need it now: {steps:?}"
+    );
 
     let (wanted, seen) = offering(true);
     assert!(!text(&plan(&wanted, &seen)).contains(guard));
@@ -369,10 +498,29 @@ fn only_a_lan_that_did_not_forward_is_guarded_and_only_while_nobody_else_forward
 
 #[test]
 fn rules_of_a_network_whose_interface_went_are_removed() {
-    let wanted = Wanted { device: "p2pvm0".into(), network: "n".into(), ..Wanted::default() };
-    let stale = [Rule::End, Rule::Udp(9), Rule::Marked, Rule::Table(0x7000_0009)].map(|rule| Placed { base: 5300, rule });
-    let seen = Observed { device: Some(1), rules: stale.to_vec(), rules_base: 5300, ..Observed::default() };
+    let wanted = Wanted {
+        device: "p2pvm0".into(),
+        network: "n".into(),
+        ..Wanted::default()
+    };
+    let stale = [
+        Rule::End,
+        Rule::Udp(9),
+        Rule::Marked,
+        Rule::Table(0x7000_0009),
+    ]
+    .map(|rule| Placed { base: 5300, rule });
+    let seen = Observed {
+        device: Some(1),
+        rules: stale.to_vec(),
+        rules_base: 5300,
+        ..Observed::default()
+    };
     let steps = plan(&wanted, &seen);
-    assert_eq!(steps.first(), Some(&Step::Unrule(stale[3])), "tables go before what leads around them");
+    assert_eq!(
+        steps.first(),
+        Some(&Step::Unrule(stale[3])),
+        "tables go before what leads around them"
+    );
     assert_eq!(steps.len(), stale.len());
 }

@@ -1,5 +1,6 @@
-//! Which repetitions of the same trouble are worth a line in the log: the first, then the 2nd, 4th, 8th, ... So a retry loop
-//! says once what is wrong, says now and then that it still is, and never floods.
+//! Which repetitions of the same trouble are worth a line in the log: the first, then the 2nd, 4th,
+//! 8th, ... So a retry loop says once what is wrong, says now and then that it still is, and never
+//! floods.
 
 /// One kind of trouble at one place.
 #[derive(Debug, Default)]
@@ -11,10 +12,14 @@ pub struct Repeated {
 impl Repeated {
     /// Nothing has happened yet.
     pub const fn new() -> Self {
-        Self { what: String::new(), times: 0 }
+        Self {
+            what: String::new(),
+            times: 0,
+        }
     }
 
-    /// It has happened again: how often so far, if that is worth a line. Another `what` begins anew.
+    /// It has happened again: how often so far, if that is worth a line. Another `what` begins
+    /// anew.
     pub fn again(&mut self, what: &str) -> Option<u64> {
         if self.what != what {
             self.what.clear();
@@ -40,9 +45,15 @@ mod tests {
     #[test]
     fn a_trouble_is_said_at_once_and_then_ever_more_seldom() {
         let mut trouble = Repeated::new();
-        let said: Vec<u64> = (0..1000).filter_map(|_| trouble.again("no address")).collect();
+        let said: Vec<u64> = (0..1000)
+            .filter_map(|_| trouble.again("no address"))
+            .collect();
         assert_eq!(said, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
-        assert_eq!(trouble.again("another"), Some(1), "what is new is said at once");
+        assert_eq!(
+            trouble.again("another"),
+            Some(1),
+            "what is new is said at once"
+        );
         assert_eq!((trouble.over(), trouble.over()), (Some(1), None));
     }
 }

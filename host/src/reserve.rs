@@ -1,12 +1,14 @@
-//! Room for what has to be written on a full disk: a file that holds blocks of the file system and gives them back a piece
-//! at a time.
+//! Room for what has to be written on a full disk: a file that holds blocks of the file system and
+//! gives them back a piece at a time.
 //!
-//! Guests fill a disk to its last block. What a node owes others must be written all the same: a voter's promise, a
-//! definition, a lease. So the daemon keeps a file of its own that holds room ([`keep`]); a write that finds the disk full
-//! shortens it by a piece and tries again at once ([`retrying`]). Who fills the disk would have to be quicker than that. When
-//! there is room again, the file grows back ([`refill`]).
+//! Guests fill a disk to its last block. What a node owes others must be written all the same: a
+//! voter's promise, a definition, a lease. So the daemon keeps a file of its own that holds room
+//! ([`keep`]); a write that finds the disk full shortens it by a piece and tries again at once
+//! ([`retrying`]). Who fills the disk would have to be quicker than that. When there is room again,
+//! the file grows back ([`refill`]).
 //!
-//! One a process: nearly every write of this workspace that has to succeed goes through [`crate::durable`].
+//! One a process: nearly every write of this workspace that has to succeed goes through
+//! [`crate::durable`].
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,7 +18,8 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-/// How much is kept. Reason: records take kilobytes each, the record store's pieces half a mebibyte.
+/// How much is kept. Reason: records take kilobytes each, the record store's pieces half a
+/// mebibyte.
 pub const RESERVE: u64 = 32 << 20;
 /// At most this share of the file system is kept, so that a small one is not all reserve.
 const SHARE: u64 = 16;
@@ -41,12 +44,18 @@ pub struct Room {
 pub fn room(path: &Path) -> io::Result<Room> {
     let about = nix::sys::statvfs::statvfs(path)?;
     let unit = about.fragment_size();
-    Ok(Room { free: about.blocks_available() * unit, size: about.blocks() * unit })
+    Ok(Room {
+        free: about.blocks_available() * unit,
+        size: about.blocks() * unit,
+    })
 }
 
 /// Whether an error says that the disk, or this user's share of it, is full.
 pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// The file that keeps room.
@@ -63,10 +72,16 @@ impl Reserve {
     fn at(path: &Path) -> io::Result<Self> {
         let file = open(path)?;
         let wanted = RESERVE.min(room(path)?.size / SHARE);
-        Ok(Self { path: path.to_owned(), device: file.metadata()?.dev(), wanted, turn: Mutex::default() })
+        Ok(Self {
+            path: path.to_owned(),
+            device: file.metadata()?.dev(),
+            wanted,
+            turn: Mutex::default(),
+        })
     }
 
-    /// Takes what is missing, if so much and as much again is free. Reason: the last of the room is not for the reserve alone.
+    /// Takes what is missing, if so much and as much again is free. Reason: the last of the room is
+    /// not for the reserve alone.
     fn refill(&self) -> io::Result<u64> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let file = open(&self.path)?;
@@ -77,7 +92,8 @@ impl Reserve {
         }
         let filled = fill(&file, held, missing);
         if filled.is_err() {
-            // What was taken of the piece goes back: a reserve that is longer than its blocks keeps nothing.
+            // What was taken of the piece goes back: a reserve that is longer than its blocks keeps
+            // nothing.
             file.set_len(held)?;
         }
         filled.map(|()| self.wanted)
@@ -92,7 +108,10 @@ impl Reserve {
             return Ok(false);
         }
         file.set_len(held.saturating_sub(PIECE))?;
-        tracing::warn!(left = held.saturating_sub(PIECE), reserve = %self.path.display(), "the disk is full: written from the reserve");
+        tracing::warn!(
+            left = held.saturating_sub(PIECE), reserve = %self.path.display(),
+            "the disk is full: written from the reserve"
+        );
         Ok(true)
     }
 
@@ -105,7 +124,8 @@ impl Reserve {
         }
     }
 
-    /// Whether `at`, or the directory that is to hold it, lies on the file system whose room is kept.
+    /// Whether `at`, or the directory that is to hold it, lies on the file system whose room is
+    /// kept.
     fn is_for(&self, at: &Path) -> bool {
         let device = |path: &Path| path.metadata().map(|about| about.dev()).ok();
         device(at).or_else(|| device(&crate::durable::directory_of(at))) == Some(self.device)
@@ -113,17 +133,27 @@ impl Reserve {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Takes blocks, not a hole.
 fn fill(file: &File, from: u64, bytes: u64) -> io::Result<()> {
     let place = |n: u64| i64::try_from(n).map_err(io::Error::other);
-    Ok(nix::fcntl::posix_fallocate(file, place(from)?, place(bytes)?)?)
+    Ok(nix::fcntl::posix_fallocate(
+        file,
+        place(from)?,
+        place(bytes)?,
+    )?)
 }
 
-/// Keeps room in `path` from now on, as much as there is up to [`RESERVE`]; gives the bytes that are kept. A second call
-/// changes nothing but refills.
+/// Keeps room in `path` from now on, as much as there is up to [`RESERVE`]; gives the bytes that
+/// are kept. A second call changes nothing but refills.
 ///
 /// # Errors
 /// What the file system says; then nothing is kept.
@@ -150,11 +180,12 @@ pub fn wanted() -> u64 {
 
 /// Gives a piece of the reserve back where it keeps room for `at`; false if there is none left.
 pub fn spend(at: &Path) -> bool {
-    KEPT.get().is_some_and(|kept| kept.is_for(at) && kept.spend().unwrap_or(false))
+    KEPT.get()
+        .is_some_and(|kept| kept.is_for(at) && kept.spend().unwrap_or(false))
 }
 
-/// Does `work`, which writes at `at`; when it finds the disk full, again with a piece of the reserve, as long as there is one.
-/// What it has half done before it fails must not hinder it.
+/// Does `work`, which writes at `at`; when it finds the disk full, again with a piece of the
+/// reserve, as long as there is one. What it has half done before it fails must not hinder it.
 ///
 /// # Errors
 /// As `work`.
@@ -176,8 +207,13 @@ mod tests {
     impl Small {
         fn of(mib: u64) -> Option<Self> {
             let dir = tempfile::tempdir().unwrap();
-            let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}M"), "p2pvm"]).arg(dir.path()).status();
-            mounted.is_ok_and(|status| status.success()).then_some(Self(dir))
+            let mounted = Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &format!("size={mib}M"), "p2pvm"])
+                .arg(dir.path())
+                .status();
+            mounted
+                .is_ok_and(|status| status.success())
+                .then_some(Self(dir))
         }
 
         /// Writes until nothing more fits.
@@ -189,39 +225,65 @@ mod tests {
 
     impl Drop for Small {
         fn drop(&mut self) {
-            let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+            let _ = Command::new("umount")
+                .arg("--lazy")
+                .arg(self.0.path())
+                .status();
         }
     }
 
     #[test]
     fn a_full_disk_still_takes_what_must_be_written_until_the_reserve_is_spent() {
-        let Some(small) = Small::of(64) else { return eprintln!("NOT RUN: a file system of its own needs root") };
+        let Some(small) = Small::of(64) else {
+            return eprintln!("NOT RUN: a file system of its own needs root");
+        };
         let reserve = Reserve::at(&small.0.path().join("reserve")).unwrap();
-        assert_eq!(reserve.refill().unwrap(), 4 << 20, "a sixteenth of a small file system");
+        assert_eq!(
+            reserve.refill().unwrap(),
+            4 << 20,
+            "a sixteenth of a small file system"
+        );
         small.fill("guest");
         let path = small.0.path().join("record");
         let write = || fs::write(&path, [1; 100_000]);
         assert!(is_full(&write().unwrap_err()));
         reserve.retrying(&path, write).unwrap();
         assert_eq!(fs::read(&path).unwrap(), [1; 100_000]);
-        assert_eq!(fs::metadata(&reserve.path).unwrap().len(), 3 << 20, "one piece was enough");
+        assert_eq!(
+            fs::metadata(&reserve.path).unwrap().len(),
+            3 << 20,
+            "one piece was enough"
+        );
 
         // Nobody gets it back while the disk is full, and all of it when there is room.
         small.fill("guest2");
         assert_eq!(reserve.refill().unwrap(), 3 << 20);
         let all = small.0.path().join("all");
-        assert!(is_full(&reserve.retrying(&all, || fs::write(&all, vec![1; 8 << 20])).unwrap_err()), "and it ends");
+        assert!(
+            is_full(
+                &reserve
+                    .retrying(&all, || fs::write(&all, vec![1; 8 << 20]))
+                    .unwrap_err()
+            ),
+            "and it ends"
+        );
         assert_eq!(fs::metadata(&reserve.path).unwrap().len(), 0);
         fs::remove_file(all).unwrap();
         fs::remove_file(small.0.path().join("guest")).unwrap();
         assert_eq!(reserve.refill().unwrap(), 4 << 20);
         small.fill("guest");
-        assert_eq!(fs::metadata(&reserve.path).unwrap().blocks() * 512, 4 << 20, "blocks, not a hole");
+        assert_eq!(
+            fs::metadata(&reserve.path).unwrap().blocks() * 512,
+            4 << 20,
+            "blocks, not a hole"
+        );
     }
 
     #[test]
     fn the_reserve_is_not_spent_on_another_file_system() {
-        let Some(small) = Small::of(64) else { return eprintln!("NOT RUN: a file system of its own needs root") };
+        let Some(small) = Small::of(64) else {
+            return eprintln!("NOT RUN: a file system of its own needs root");
+        };
         let reserve = Reserve::at(&small.0.path().join("reserve")).unwrap();
         reserve.refill().unwrap();
         let full = || Err::<(), _>(io::Error::from(io::ErrorKind::StorageFull));

@@ -20,7 +20,8 @@ pub const MAIN: u32 = 254;
 pub struct Route {
     /// Where it leads.
     pub net: Net,
-    /// The interface's index; none where it leads nowhere. A route with several next hops is here once for each.
+    /// The interface's index; none where it leads nowhere. A route with several next hops is here
+    /// once for each.
     pub device: Option<u32>,
     /// The router.
     pub gateway: Option<Ipv4Addr>,
@@ -31,17 +32,30 @@ pub struct Route {
 }
 
 fn table_of(message: &RouteMessage) -> u32 {
-    let wide = message.attributes.iter().find_map(|a| if let RouteAttribute::Table(t) = a { Some(*t) } else { None });
+    let wide = message.attributes.iter().find_map(|a| {
+        if let RouteAttribute::Table(t) = a {
+            Some(*t)
+        } else {
+            None
+        }
+    });
     wide.unwrap_or_else(|| message.header.table.into())
 }
 
 fn v4(address: &RouteAddress) -> Option<Ipv4Addr> {
-    if let RouteAddress::Inet(ip) = address { Some(*ip) } else { None }
+    if let RouteAddress::Inet(ip) = address {
+        Some(*ip)
+    } else {
+        None
+    }
 }
 
 fn read(message: &RouteMessage) -> Vec<Route> {
     let mut route = Route {
-        net: Net::new(Ipv4Addr::UNSPECIFIED, message.header.destination_prefix_length),
+        net: Net::new(
+            Ipv4Addr::UNSPECIFIED,
+            message.header.destination_prefix_length,
+        ),
         device: None,
         gateway: None,
         protocol: message.header.protocol.into(),
@@ -59,7 +73,13 @@ fn read(message: &RouteMessage) -> Vec<Route> {
             RouteAttribute::Gateway(gateway) => route.gateway = v4(gateway),
             RouteAttribute::MultiPath(several) => {
                 for hop in several {
-                    let by = |a: &RouteAttribute| if let RouteAttribute::Gateway(g) = a { v4(g) } else { None };
+                    let by = |a: &RouteAttribute| {
+                        if let RouteAttribute::Gateway(g) = a {
+                            v4(g)
+                        } else {
+                            None
+                        }
+                    };
                     hops.push((hop.interface_index, hop.attributes.iter().find_map(by)));
                 }
             }
@@ -69,7 +89,13 @@ fn read(message: &RouteMessage) -> Vec<Route> {
     if hops.is_empty() {
         return vec![route];
     }
-    hops.into_iter().map(|(device, gateway)| Route { device: Some(device), gateway, ..route.clone() }).collect()
+    hops.into_iter()
+        .map(|(device, gateway)| Route {
+            device: Some(device),
+            gateway,
+            ..route.clone()
+        })
+        .collect()
 }
 
 /// The routes of a table, `throw` ones among them; not blackholes and the like.
@@ -80,15 +106,21 @@ pub fn routes(netlink: &mut Netlink, table: u32) -> io::Result<Vec<Route>> {
     of_kinds(netlink, table, &[RouteType::Unicast, RouteType::Throw])
 }
 
-/// What this machine reaches, or refuses to reach, by itself: the main table and those that other programs, such as VPNs, lead all
-/// packets by. Blackholes and the like are routes without an interface.
+/// What this machine reaches, or refuses to reach, by itself: the main table and those that other
+/// programs, such as VPNs, lead all packets by. Blackholes and the like are routes without an
+/// interface.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn of_machine(netlink: &mut Netlink) -> io::Result<Vec<Route>> {
     let mut tables = tables_of_all(netlink)?;
     tables.insert(MAIN);
-    let kinds = [RouteType::Unicast, RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit];
+    let kinds = [
+        RouteType::Unicast,
+        RouteType::BlackHole,
+        RouteType::Unreachable,
+        RouteType::Prohibit,
+    ];
     let mut found = Vec::new();
     for table in tables {
         found.extend(of_kinds(netlink, table, &kinds)?);
@@ -124,25 +156,43 @@ fn message(net: Net, table: u32, device: Option<u32>) -> RouteMessage {
     header.address_family = AddressFamily::Inet;
     header.destination_prefix_length = net.prefix();
     header.protocol = RouteProtocol::Other(PROTOCOL);
-    header.kind = if device.is_some() { RouteType::Unicast } else { RouteType::Throw };
-    // A throw too: the look-up of a next hop passes over routes of a wider scope than this, and would then find
-    // the accepted route around it, so that whatever is added by way of the machine's own gateway led into the tunnel.
+    header.kind = if device.is_some() {
+        RouteType::Unicast
+    } else {
+        RouteType::Throw
+    };
+    // A throw too: the look-up of a next hop passes over routes of a wider scope than this, and
+    // would then find the accepted route around it, so that whatever is added by way of the
+    // machine's own gateway led into the tunnel.
     header.scope = RouteScope::Link;
-    message.attributes = vec![RouteAttribute::Table(table), RouteAttribute::Destination(RouteAddress::Inet(net.addr()))];
+    message.attributes = vec![
+        RouteAttribute::Table(table),
+        RouteAttribute::Destination(RouteAddress::Inet(net.addr())),
+    ];
     message.attributes.extend(device.map(RouteAttribute::Oif));
     message
 }
 
-/// Makes a route into an interface, or a `throw` route without one; with `silent` others can tell that its router does not answer.
+/// Makes a route into an interface, or a `throw` route without one; with `silent` others can tell
+/// that its router does not answer.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn make(netlink: &mut Netlink, net: Net, table: u32, device: Option<u32>, silent: bool) -> io::Result<()> {
+pub fn make(
+    netlink: &mut Netlink,
+    net: Net,
+    table: u32,
+    device: Option<u32>,
+    silent: bool,
+) -> io::Result<()> {
     let mut message = message(net, table, device);
     if silent {
         message.header.protocol = RouteProtocol::Other(SILENT);
     }
-    netlink.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+    netlink.change(
+        RouteNetlinkMessage::NewRoute(message),
+        NLM_F_CREATE | NLM_F_REPLACE,
+    )
 }
 
 /// Removes such a route; one that is not there is no failure.

@@ -7,9 +7,10 @@
 //! | base + 2 | `nop` | where own sockets go on: main, or whatever others (a VPN) put behind |
 //! | base + 3 | the same matches, `lookup main` | own sockets, past a VPN that is itself carried by the network |
 //!
-//! The base is [`BASE`], or less where somebody else's rule before it takes everything: wg-quick, started later, puts its rule
-//! before all that are there. The tables hold nothing but accepted routes, so nobody else's packets are affected wherever the
-//! rules stand. They carry a protocol number of ours ([`PROTOCOL`]), so that nobody else's rule is taken for ours.
+//! The base is [`BASE`], or less where somebody else's rule before it takes everything: wg-quick,
+//! started later, puts its rule before all that are there. The tables hold nothing but accepted
+//! routes, so nobody else's packets are affected wherever the rules stand. They carry a protocol
+//! number of ours ([`PROTOCOL`]), so that nobody else's rule is taken for ours.
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -28,13 +29,16 @@ use std::{collections::BTreeSet, io};
 pub const SOCKET_MARK: u32 = 0x7032_7076;
 /// The protocol number of p2pvm's rules and routes (RTPROT_*, of which 112 is nobody's): "p".
 pub const PROTOCOL: u8 = 112;
-/// The same for an accepted route whose router does not answer, so that another network of this machine can tell: "q".
+/// The same for an accepted route whose router does not answer, so that another network of this
+/// machine can tell: "q".
 pub const SILENT: u8 = 113;
-/// Where the rules stand if nobody is in the way: behind Tailscale's (5210 to 5270), before main (32766).
+/// Where the rules stand if nobody is in the way: behind Tailscale's (5210 to 5270), before main
+/// (32766).
 pub const BASE: u32 = 5300;
 /// How far before a rule that takes everything they stand.
 const BEFORE: u32 = 10;
-/// Routes up to this length count as a default route: a VPN may have replaced it by 0.0.0.0/1 and 128.0.0.0/1. No LAN is as large.
+/// Routes up to this length count as a default route: a VPN may have replaced it by 0.0.0.0/1 and
+/// 128.0.0.0/1. No LAN is as large.
 pub const DEFAULT_LIKE: u32 = 7;
 /// Where, from the base on, own sockets are led past a VPN.
 const PAST: u32 = 3;
@@ -87,8 +91,15 @@ impl Placed {
         match self.rule {
             Rule::Udp(port) | Rule::Tcp(port) | Rule::UdpPast(port) | Rule::TcpPast(port) => {
                 let udp = matches!(self.rule, Rule::Udp(_) | Rule::UdpPast(_));
-                add(RuleAttribute::IpProtocol(if udp { IpProtocol::Udp } else { IpProtocol::Tcp }));
-                add(RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }));
+                add(RuleAttribute::IpProtocol(if udp {
+                    IpProtocol::Udp
+                } else {
+                    IpProtocol::Tcp
+                }));
+                add(RuleAttribute::SourcePortRange(RulePortRange {
+                    start: port,
+                    end: port,
+                }));
             }
             Rule::Marked | Rule::MarkedPast => {
                 add(RuleAttribute::FwMark(SOCKET_MARK));
@@ -108,14 +119,29 @@ impl Placed {
     }
 
     fn read(message: &RuleMessage) -> Option<Self> {
-        let find = |pick: &dyn Fn(&RuleAttribute) -> Option<u32>| message.attributes.iter().find_map(pick);
+        let find =
+            |pick: &dyn Fn(&RuleAttribute) -> Option<u32>| message.attributes.iter().find_map(pick);
         if message.header.family != AddressFamily::Inet || !is_ours(message) {
             return None;
         }
-        let preference = find(&|a| if let RuleAttribute::Priority(p) = a { Some(*p) } else { None })?;
-        let port = find(&|a| if let RuleAttribute::SourcePortRange(r) = a { Some(u32::from(r.start)) } else { None });
+        let preference = find(&|a| {
+            if let RuleAttribute::Priority(p) = a {
+                Some(*p)
+            } else {
+                None
+            }
+        })?;
+        let port = find(&|a| {
+            if let RuleAttribute::SourcePortRange(r) = a {
+                Some(u32::from(r.start))
+            } else {
+                None
+            }
+        });
         let port = port.and_then(|port| u16::try_from(port).ok());
-        let udp = message.attributes.contains(&RuleAttribute::IpProtocol(IpProtocol::Udp));
+        let udp = message
+            .attributes
+            .contains(&RuleAttribute::IpProtocol(IpProtocol::Udp));
         let (offset, rule) = match message.header.action {
             RuleAction::Nop => (2, Rule::End),
             RuleAction::Goto => match port {
@@ -131,7 +157,10 @@ impl Placed {
             },
             _ => return None,
         };
-        Some(Self { base: preference.checked_sub(offset)?, rule })
+        Some(Self {
+            base: preference.checked_sub(offset)?,
+            rule,
+        })
     }
 
     /// Makes the rule; one that is there already is no failure.
@@ -159,16 +188,25 @@ impl Placed {
 }
 
 fn is_ours(message: &RuleMessage) -> bool {
-    message.attributes.iter().any(|a| matches!(a, RuleAttribute::Protocol(p) if u8::from(*p) == PROTOCOL))
+    message
+        .attributes
+        .iter()
+        .any(|a| matches!(a, RuleAttribute::Protocol(p) if u8::from(*p) == PROTOCOL))
 }
 
 fn table_of(message: &RuleMessage) -> Option<u32> {
-    let wide = message.attributes.iter().find_map(|a| if let RuleAttribute::Table(t) = a { Some(*t) } else { None });
+    let wide = message.attributes.iter().find_map(|a| {
+        if let RuleAttribute::Table(t) = a {
+            Some(*t)
+        } else {
+            None
+        }
+    });
     wide.or((message.header.table != 0).then(|| message.header.table.into()))
 }
 
-/// The table of somebody else's rule that every packet comes by, but for those that carry that program's own mark, and the
-/// rule's preference.
+/// The table of somebody else's rule that every packet comes by, but for those that carry that
+/// program's own mark, and the rule's preference.
 fn takes_all(message: &RuleMessage) -> Option<(u32, u32)> {
     let table = table_of(message).filter(|_| message.header.action == RuleAction::ToTable)?;
     let header = &message.header;
@@ -187,13 +225,23 @@ fn takes_all(message: &RuleMessage) -> Option<(u32, u32)> {
         | RuleAttribute::TunId(_) => true,
         _ => false,
     };
-    if header.family != AddressFamily::Inet || is_ours(message) || table == LOCAL_TABLE || header.tos != 0 {
+    if header.family != AddressFamily::Inet
+        || is_ours(message)
+        || table == LOCAL_TABLE
+        || header.tos != 0
+    {
         return None;
     }
     if message.attributes.iter().any(narrow) {
         return None;
     }
-    let preference = message.attributes.iter().find_map(|a| if let RuleAttribute::Priority(p) = a { Some(*p) } else { None });
+    let preference = message.attributes.iter().find_map(|a| {
+        if let RuleAttribute::Priority(p) = a {
+            Some(*p)
+        } else {
+            None
+        }
+    });
     Some((table, preference.unwrap_or(0)))
 }
 
@@ -213,9 +261,17 @@ pub struct Rules {
 pub fn rules(netlink: &mut Netlink) -> io::Result<Rules> {
     let mut ask = RuleMessage::default();
     ask.header.family = AddressFamily::Inet;
-    let (mut found, mut all) = (Rules { ours: Vec::new(), base: BASE }, Vec::new());
+    let (mut found, mut all) = (
+        Rules {
+            ours: Vec::new(),
+            base: BASE,
+        },
+        Vec::new(),
+    );
     for answer in netlink.dump(RouteNetlinkMessage::GetRule(ask))? {
-        let RouteNetlinkMessage::NewRule(message) = answer else { continue };
+        let RouteNetlinkMessage::NewRule(message) = answer else {
+            continue;
+        };
         found.ours.extend(Placed::read(&message));
         all.extend(takes_all(&message).filter(|(_, preference)| *preference <= BASE + PAST));
     }
@@ -238,7 +294,16 @@ pub(crate) fn tables_of_all(netlink: &mut Netlink) -> io::Result<BTreeSet<u32>> 
     let mut ask = RuleMessage::default();
     ask.header.family = AddressFamily::Inet;
     let answers = netlink.dump(RouteNetlinkMessage::GetRule(ask))?.into_iter();
-    Ok(answers.filter_map(|a| if let RouteNetlinkMessage::NewRule(m) = a { takes_all(&m) } else { None }).map(|(table, _)| table).collect())
+    Ok(answers
+        .filter_map(|a| {
+            if let RouteNetlinkMessage::NewRule(m) = a {
+                takes_all(&m)
+            } else {
+                None
+            }
+        })
+        .map(|(table, _)| table)
+        .collect())
 }
 
 #[cfg(test)]
@@ -248,12 +313,20 @@ mod tests {
     #[test]
     fn every_rule_is_read_back_as_it_was_made_and_others_rules_are_not_ours() {
         let past = [Rule::UdpPast(4002), Rule::TcpPast(4001), Rule::MarkedPast];
-        for rule in past.into_iter().chain([Rule::End, Rule::Udp(4002), Rule::Tcp(4001), Rule::Marked, Rule::Table(0x7000_0001)]) {
+        for rule in past.into_iter().chain([
+            Rule::End,
+            Rule::Udp(4002),
+            Rule::Tcp(4001),
+            Rule::Marked,
+            Rule::Table(0x7000_0001),
+        ]) {
             for base in [1, BASE] {
                 let placed = Placed { base, rule };
                 assert_eq!(Placed::read(&placed.message()), Some(placed));
                 let mut others = placed.message();
-                others.attributes.retain(|a| !matches!(a, RuleAttribute::Protocol(_)));
+                others
+                    .attributes
+                    .retain(|a| !matches!(a, RuleAttribute::Protocol(_)));
                 assert_eq!(Placed::read(&others), None);
             }
         }
@@ -265,16 +338,27 @@ mod tests {
             let mut message = RuleMessage::default();
             message.header.family = AddressFamily::Inet;
             (message.header.action, message.header.flags) = (RuleAction::ToTable, flags);
-            message.attributes = [RuleAttribute::Table(51820), RuleAttribute::Priority(99)].to_vec();
+            message.attributes =
+                [RuleAttribute::Table(51820), RuleAttribute::Priority(99)].to_vec();
             message.attributes.extend_from_slice(attributes);
             takes_all(&message)
         };
         let none = RuleFlags::empty();
         assert_eq!(rule(&[], none), Some((51820, 99)));
-        assert_eq!(rule(&[RuleAttribute::FwMark(51820)], RuleFlags::Invert), Some((51820, 99)), "wg-quick's");
+        assert_eq!(
+            rule(&[RuleAttribute::FwMark(51820)], RuleFlags::Invert),
+            Some((51820, 99)),
+            "wg-quick's"
+        );
         assert_eq!(rule(&[RuleAttribute::FwMark(51820)], none), None);
         assert_eq!(rule(&[RuleAttribute::SuppressPrefixLen(0)], none), None);
         assert_eq!(rule(&[RuleAttribute::Iifname("eth1".into())], none), None);
-        assert_eq!(rule(&[RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL))], none), None);
+        assert_eq!(
+            rule(
+                &[RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL))],
+                none
+            ),
+            None
+        );
     }
 }

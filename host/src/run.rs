@@ -1,4 +1,5 @@
-//! Runs another program (nft, iptables-legacy, firewall-cmd) with a time limit; its words become the error.
+//! Runs another program (nft, iptables-legacy, firewall-cmd) with a time limit; its words become
+//! the error.
 
 use std::{
     io::{self, Read, Write},
@@ -63,17 +64,31 @@ pub fn run(program: &'static str, words: &[&str], input: &str) -> Result<Vec<u8>
     run_within(LIMIT, program, words, input)
 }
 
-fn run_within(limit: Duration, program: &'static str, words: &[&str], input: &str) -> Result<Vec<u8>, RunError> {
+fn run_within(
+    limit: Duration,
+    program: &'static str,
+    words: &[&str],
+    input: &str,
+) -> Result<Vec<u8>, RunError> {
     let failed = |cause| RunError::Io { program, cause };
     let mut command = Command::new(program);
-    command.args(words).env("LC_ALL", "C").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(words)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     // With what it starts: a wrapper's child would hold the pipes for as long as it likes.
     command.process_group(0);
     let mut child = command.spawn().map_err(|cause| match cause.kind() {
-        io::ErrorKind::NotFound => RunError::Missing { program, package: package(program) },
+        io::ErrorKind::NotFound => RunError::Missing {
+            program,
+            package: package(program),
+        },
         _ => RunError::Io { program, cause },
     })?;
-    let (mut stdin, mut stdout, mut stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (mut stdin, mut stdout, mut stderr) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let read = |pipe: Option<&mut dyn Read>| {
         let mut text = Vec::new();
         // A pipe that breaks ends with the program, whose exit status says more.
@@ -83,7 +98,11 @@ fn run_within(limit: Duration, program: &'static str, words: &[&str], input: &st
     std::thread::scope(|scope| {
         let out = scope.spawn(|| read(stdout.as_mut().map(|pipe| pipe as &mut dyn Read)));
         let said = scope.spawn(|| read(stderr.as_mut().map(|pipe| pipe as &mut dyn Read)));
-        scope.spawn(move || stdin.take().map(|mut pipe| pipe.write_all(input.as_bytes())));
+        scope.spawn(move || {
+            stdin
+                .take()
+                .map(|mut pipe| pipe.write_all(input.as_bytes()))
+        });
         let began = Instant::now();
         let status = loop {
             match child.try_wait().map_err(failed)? {
@@ -113,9 +132,20 @@ mod tests {
     #[test]
     fn a_wrapper_whose_child_hangs_does_not_outlast_the_limit() {
         let began = Instant::now();
-        let ended = run_within(Duration::from_millis(200), "sh", &["-c", "sleep 30; true"], "");
-        assert!(matches!(ended, Err(RunError::TimedOut { program: "sh" })), "{ended:?}");
+        let ended = run_within(
+            Duration::from_millis(200),
+            "sh",
+            &["-c", "sleep 30; true"],
+            "",
+        );
+        assert!(
+            matches!(ended, Err(RunError::TimedOut { program: "sh" })),
+            "{ended:?}"
+        );
         assert!(began.elapsed() < Duration::from_secs(10));
-        assert_eq!(run_within(LIMIT, "sh", &["-c", "cat"], "heard").unwrap(), b"heard");
+        assert_eq!(
+            run_within(LIMIT, "sh", &["-c", "cat"], "heard").unwrap(),
+            b"heard"
+        );
     }
 }

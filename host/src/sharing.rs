@@ -1,10 +1,13 @@
-//! Two p2pvm networks of one machine that accept routes to the same LAN: which of them leads packets there.
+//! Two p2pvm networks of one machine that accept routes to the same LAN: which of them leads
+//! packets there.
 //!
-//! No daemon asks the other: what each needs to know stands in the kernel, in the routing table of the other network, and goes
-//! with its interface. A route whose router does not answer carries the protocol number [`SILENT`]; an exception (`throw`) says
-//! that the network would lead there and leaves it to another. Whose router answers keeps what it holds, so that connections are
-//! not cut when the other's router comes back; if both begin in one moment, the interface that comes first by name holds it.
-//! Of two LANs of which one holds the other, the smaller goes before, as among all routes.
+//! No daemon asks the other: what each needs to know stands in the kernel, in the routing table of
+//! the other network, and goes with its interface. A route whose router does not answer carries the
+//! protocol number [`SILENT`]; an exception (`throw`) says that the network would lead there and
+//! leaves it to another. Whose router answers keeps what it holds, so that connections are not cut
+//! when the other's router comes back; if both begin in one moment, the interface that comes first
+//! by name holds it. Of two LANs of which one holds the other, the smaller goes before, as among
+//! all routes.
 
 use crate::{
     links::Link,
@@ -73,19 +76,35 @@ pub(crate) fn held(netlink: &mut Netlink, own: &str, links: &[Link]) -> io::Resu
                 SILENT => Holds::Silent,
                 _ => Holds::Answering,
             };
-            Some(Held { device: link.name.clone(), net: route.net, holds })
+            Some(Held {
+                device: link.name.clone(),
+                net: route.net,
+                holds,
+            })
         };
-        found.extend(routes::routes(netlink, routing_table(&mark))?.into_iter().filter_map(held));
+        found.extend(
+            routes::routes(netlink, routing_table(&mark))?
+                .into_iter()
+                .filter_map(held),
+        );
     }
     Ok(found)
 }
 
-/// What other networks lead to of the LANs that are accepted here: those LANs as a whole, and parts of them.
+/// What other networks lead to of the LANs that are accepted here: those LANs as a whole, and parts
+/// of them.
 pub(crate) fn elsewhere(wanted: &Wanted, seen: &Observed) -> BTreeMap<Net, String> {
-    let answering = || seen.held.iter().filter(|held| held.holds == Holds::Answering);
+    let answering = || {
+        seen.held
+            .iter()
+            .filter(|held| held.holds == Holds::Answering)
+    };
     let mut away = BTreeMap::new();
     for net in &wanted.accepted {
-        let first = answering().filter(|held| held.net == *net).map(|held| &held.device).min();
+        let first = answering()
+            .filter(|held| held.net == *net)
+            .map(|held| &held.device)
+            .min();
         let is_answered = !wanted.silent.contains(net);
         let holds = is_answered && seen.routes.contains(net) && !seen.silent.contains(net);
         if let Some(first) = first.filter(|first| !holds || **first < wanted.device) {
@@ -110,13 +129,20 @@ pub(crate) fn shared(wanted: &Wanted, seen: &Observed) -> Vec<Shared> {
     for held in seen.held.iter().filter(|held| !is_local(&held.net)) {
         let is_same = wanted.accepted.contains(&held.net);
         let mut covers = wanted.accepted.iter().filter(|net| net.covers(&held.net));
-        let around = if is_same { None } else { covers.next().copied() };
+        let around = if is_same {
+            None
+        } else {
+            covers.next().copied()
+        };
         // An exception inside a larger LAN leaves to a third what is not accepted here by itself.
         if !is_same && (around.is_none() || held.holds == Holds::Away) {
             continue;
         }
         // Of several others the one that leads there.
-        if away.get(&held.net).is_some_and(|device| *device != held.device) {
+        if away
+            .get(&held.net)
+            .is_some_and(|device| *device != held.device)
+        {
             continue;
         }
         found.push(Shared {

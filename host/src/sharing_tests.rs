@@ -19,14 +19,36 @@ struct Network {
 impl Network {
     fn new(device: &str, accepted: &[&str]) -> Self {
         let accepted = accepted.iter().map(|text| net(text)).collect();
-        let wanted = Wanted { device: device.into(), network: device.into(), accepted, ..Wanted::default() };
-        Self { wanted, routes: BTreeMap::new(), throws: BTreeSet::new() }
+        let wanted = Wanted {
+            device: device.into(),
+            network: device.into(),
+            accepted,
+            ..Wanted::default()
+        };
+        Self {
+            wanted,
+            routes: BTreeMap::new(),
+            throws: BTreeSet::new(),
+        }
     }
 
     fn held(&self) -> impl Iterator<Item = Held> {
-        let of = |net: &Net, holds| Held { device: self.wanted.device.clone(), net: *net, holds };
-        let holds = |silent| if silent { Holds::Silent } else { Holds::Answering };
-        let routes = self.routes.iter().map(move |(net, silent)| of(net, holds(*silent)));
+        let of = |net: &Net, holds| Held {
+            device: self.wanted.device.clone(),
+            net: *net,
+            holds,
+        };
+        let holds = |silent| {
+            if silent {
+                Holds::Silent
+            } else {
+                Holds::Answering
+            }
+        };
+        let routes = self
+            .routes
+            .iter()
+            .map(move |(net, silent)| of(net, holds(*silent)));
         routes.chain(self.throws.iter().map(move |net| of(net, Holds::Away)))
     }
 
@@ -34,7 +56,12 @@ impl Network {
         Observed {
             device: Some(7),
             routes: self.routes.keys().copied().collect(),
-            silent: self.routes.iter().filter(|(_, silent)| **silent).map(|(net, _)| *net).collect(),
+            silent: self
+                .routes
+                .iter()
+                .filter(|(_, silent)| **silent)
+                .map(|(net, _)| *net)
+                .collect(),
             throws: self.throws.clone(),
             held: other.held().collect(),
             ..Observed::default()
@@ -44,7 +71,8 @@ impl Network {
     fn look(&mut self, other: &Self) -> usize {
         let mut count = 0;
         for step in plan(&self.wanted, &self.seen(other)) {
-            // As the kernel: of a route and an exception to one block the later replaces the former.
+            // As the kernel: of a route and an exception to one block the later replaces the
+            // former.
             match step {
                 Step::Route(net) => {
                     self.throws.remove(&net);
@@ -64,7 +92,11 @@ impl Network {
     }
 
     fn silence(&mut self, silent: bool) {
-        self.wanted.silent = if silent { self.wanted.accepted.clone() } else { BTreeSet::new() };
+        self.wanted.silent = if silent {
+            self.wanted.accepted.clone()
+        } else {
+            BTreeSet::new()
+        };
     }
 }
 
@@ -79,68 +111,116 @@ fn settle(a: &mut Network, b: &mut Network) {
 
 /// Which of the two leads to the LAN.
 fn leads(a: &Network, b: &Network) -> (bool, bool) {
-    (a.routes.contains_key(&net(LAN)), b.routes.contains_key(&net(LAN)))
+    (
+        a.routes.contains_key(&net(LAN)),
+        b.routes.contains_key(&net(LAN)),
+    )
 }
 
 #[test]
 fn the_network_whose_router_answers_leads_to_a_lan_that_two_accept() {
-    let (mut a, mut b) = (Network::new("p2pvm0", &[LAN]), Network::new("p2pvm1", &[LAN]));
+    let (mut a, mut b) = (
+        Network::new("p2pvm0", &[LAN]),
+        Network::new("p2pvm1", &[LAN]),
+    );
     settle(&mut a, &mut b);
     assert_eq!(leads(&a, &b), (true, false), "who was first holds it");
     a.silence(true);
     settle(&mut a, &mut b);
-    assert_eq!(leads(&a, &b), (false, true), "the dead one does not hide the living one");
+    assert_eq!(
+        leads(&a, &b),
+        (false, true),
+        "the dead one does not hide the living one"
+    );
     a.silence(false);
     settle(&mut a, &mut b);
-    assert_eq!(leads(&a, &b), (false, true), "one that comes back cuts nobody's connections");
+    assert_eq!(
+        leads(&a, &b),
+        (false, true),
+        "one that comes back cuts nobody's connections"
+    );
     a.silence(true);
     b.silence(true);
     settle(&mut a, &mut b);
-    assert!(leads(&a, &b) != (false, false), "with both dead the packets still go into a network of theirs");
+    assert!(
+        leads(&a, &b) != (false, false),
+        "with both dead the packets still go into a network of theirs"
+    );
     b.silence(false);
     settle(&mut a, &mut b);
     assert_eq!(leads(&a, &b), (false, true));
     b.wanted.accepted.clear();
     settle(&mut a, &mut b);
-    assert_eq!(leads(&a, &b), (true, false), "one that accepts it no more leaves it to the other");
+    assert_eq!(
+        leads(&a, &b),
+        (true, false),
+        "one that accepts it no more leaves it to the other"
+    );
     assert!(b.throws.is_empty());
 }
 
 #[test]
 fn two_networks_that_begin_in_one_moment_agree_who_leads() {
-    let (mut a, mut b) = (Network::new("p2pvm0", &[LAN]), Network::new("p2pvm1", &[LAN]));
+    let (mut a, mut b) = (
+        Network::new("p2pvm0", &[LAN]),
+        Network::new("p2pvm1", &[LAN]),
+    );
     a.routes.insert(net(LAN), false);
     b.routes.insert(net(LAN), false);
     let (seen_a, seen_b) = (a.seen(&b), b.seen(&a));
     assert_eq!(elsewhere(&a.wanted, &seen_a), BTreeMap::new());
-    assert_eq!(elsewhere(&b.wanted, &seen_b), BTreeMap::from([(net(LAN), "p2pvm0".to_owned())]));
+    assert_eq!(
+        elsewhere(&b.wanted, &seen_b),
+        BTreeMap::from([(net(LAN), "p2pvm0".to_owned())])
+    );
     settle(&mut a, &mut b);
     assert_eq!(leads(&a, &b), (true, false));
 }
 
 #[test]
 fn a_part_of_an_accepted_lan_goes_to_the_network_that_accepts_just_that() {
-    let (mut a, mut b) = (Network::new("p2pvm0", &["192.168.0.0/16"]), Network::new("p2pvm1", &[LAN]));
+    let (mut a, mut b) = (
+        Network::new("p2pvm0", &["192.168.0.0/16"]),
+        Network::new("p2pvm1", &[LAN]),
+    );
     settle(&mut a, &mut b);
     assert_eq!(leads(&a, &b), (false, true));
     assert!(a.routes.contains_key(&net("192.168.0.0/16")) && a.throws.contains(&net(LAN)));
     let [found] = shared(&a.wanted, &a.seen(&b)).try_into().unwrap();
-    assert_eq!((found.net, found.within, found.is_here), (net(LAN), Some(net("192.168.0.0/16")), false));
+    assert_eq!(
+        (found.net, found.within, found.is_here),
+        (net(LAN), Some(net("192.168.0.0/16")), false)
+    );
     b.silence(true);
     settle(&mut a, &mut b);
-    assert!(a.throws.is_empty(), "while its router is silent the larger one leads there");
+    assert!(
+        a.throws.is_empty(),
+        "while its router is silent the larger one leads there"
+    );
 }
 
 #[test]
 fn both_networks_are_told_which_of_them_leads_and_why() {
-    let (mut a, mut b) = (Network::new("p2pvm0", &[LAN]), Network::new("p2pvm1", &[LAN]));
+    let (mut a, mut b) = (
+        Network::new("p2pvm0", &[LAN]),
+        Network::new("p2pvm1", &[LAN]),
+    );
     a.silence(true);
     settle(&mut a, &mut b);
     let [here] = shared(&b.wanted, &b.seen(&a)).try_into().unwrap();
     let [there] = shared(&a.wanted, &a.seen(&b)).try_into().unwrap();
     assert!(here.is_here && here.device == "p2pvm0" && here.other == Holds::Away && here.answers);
-    assert!(!there.is_here && there.device == "p2pvm1" && there.other == Holds::Answering && !there.answers);
+    assert!(
+        !there.is_here
+            && there.device == "p2pvm1"
+            && there.other == Holds::Answering
+            && !there.answers
+    );
     b.wanted.accepted.clear();
     settle(&mut a, &mut b);
-    assert_eq!(shared(&a.wanted, &a.seen(&b)), [], "one alone shares with nobody");
+    assert_eq!(
+        shared(&a.wanted, &a.seen(&b)),
+        [],
+        "one alone shares with nobody"
+    );
 }

@@ -1,4 +1,5 @@
-//! Unix sockets below directories with long names: an address holds 107 bytes, a directory's path may have 4095.
+//! Unix sockets below directories with long names: an address holds 107 bytes, a directory's path
+//! may have 4095.
 
 use std::{
     fs::File,
@@ -24,23 +25,33 @@ impl SocketPath {
     /// # Errors
     /// What the system says when the directory cannot be opened.
     pub fn to(path: &Path) -> io::Result<Self> {
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Ok(Self::plain(path)) };
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(Self::plain(path));
+        };
         if path.as_os_str().len() <= PLAIN {
             return Ok(Self::plain(path));
         }
         let dir = File::open(dir)?;
-        let through = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
-        Ok(Self { path: through, _dir: Some(dir) })
+        let through = Path::new("/proc/self/fd")
+            .join(dir.as_raw_fd().to_string())
+            .join(name);
+        Ok(Self {
+            path: through,
+            _dir: Some(dir),
+        })
     }
 
-    /// The path to bind or connect to. It is lent and not given away: what took the whole value would drop the directory before
-    /// the call that needs it, as tokio's does.
+    /// The path to bind or connect to. It is lent and not given away: what took the whole value
+    /// would drop the directory before the call that needs it, as tokio's does.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     fn plain(path: &Path) -> Self {
-        Self { path: path.to_owned(), _dir: None }
+        Self {
+            path: path.to_owned(),
+            _dir: None,
+        }
     }
 }
 
@@ -55,7 +66,10 @@ mod tests {
         let long = base.path().join("d".repeat(90)).join("e".repeat(90));
         std::fs::create_dir_all(&long).unwrap();
         let path = long.join("api.sock");
-        assert!(UnixListener::bind(&path).is_err(), "as it is, the kernel refuses it");
+        assert!(
+            UnixListener::bind(&path).is_err(),
+            "as it is, the kernel refuses it"
+        );
         let _listener = UnixListener::bind(SocketPath::to(&path).unwrap().path()).unwrap();
         assert!(path.exists());
         UnixStream::connect(SocketPath::to(&path).unwrap().path()).unwrap();

@@ -1,7 +1,8 @@
 //! Whether this process can make a TUN interface: by making one and letting it go again.
 //!
-//! Opening `/dev/net/tun` proves little: in a container it opens and the interface is refused, on a minimal host a plain file
-//! may stand in its place. So the whole way is gone, with a name that the kernel numbers, and each step's refusal has a remedy.
+//! Opening `/dev/net/tun` proves little: in a container it opens and the interface is refused, on a
+//! minimal host a plain file may stand in its place. So the whole way is gone, with a name that the
+//! kernel numbers, and each step's refusal has a remedy.
 
 use nix::errno::Errno;
 use std::{
@@ -63,7 +64,9 @@ pub struct TunTrouble {
 
 impl fmt::Display for TunTrouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let said = self.errno.map_or_else(String::new, |errno| format!(": {}", io::Error::from(errno)));
+        let said = self
+            .errno
+            .map_or_else(String::new, |errno| format!(": {}", io::Error::from(errno)));
         match (self.step, self.errno) {
             (Step::Missing, None | Some(Errno::ENOENT)) => write!(f, "there is no {DEVICE}{said}"),
             (Step::Missing, _) => write!(f, "{DEVICE} cannot be looked at{said}"),
@@ -73,20 +76,33 @@ impl fmt::Display for TunTrouble {
             }
             (Step::Open, Some(Errno::EACCES)) => {
                 write!(f, "{DEVICE} does not open{said}")?;
-                self.place
-                    .nodev
-                    .as_ref()
-                    .map_or(Ok(()), |mount| write!(f, ": no device works on {}, which is mounted with nodev", mount.display()))
+                self.place.nodev.as_ref().map_or(Ok(()), |mount| {
+                    write!(
+                        f,
+                        ": no device works on {}, which is mounted with nodev",
+                        mount.display()
+                    )
+                })
             }
             (Step::Open, Some(Errno::EPERM)) => {
-                write!(f, "{DEVICE} does not open{said}: the device rules of this process's control group refuse it")
+                write!(
+                    f,
+                    "{DEVICE} does not open{said}: the device rules of this process's control \
+                        group refuse it"
+                )
             }
             (Step::Open, Some(Errno::ENODEV | Errno::ENXIO)) => {
-                write!(f, "{DEVICE} does not open{said}: the kernel has no TUN driver loaded")
+                write!(
+                    f,
+                    "{DEVICE} does not open{said}: the kernel has no TUN driver loaded"
+                )
             }
             (Step::Open, _) => write!(f, "{DEVICE} does not open{said}"),
             (Step::Make, Some(Errno::EPERM)) => {
-                write!(f, "this process may not make a network interface, it lacks CAP_NET_ADMIN{said}")
+                write!(
+                    f,
+                    "this process may not make a network interface, it lacks CAP_NET_ADMIN{said}"
+                )
             }
             (Step::Make, _) => write!(f, "{DEVICE} opens, but gives no interface{said}"),
         }
@@ -96,8 +112,10 @@ impl fmt::Display for TunTrouble {
 impl std::error::Error for TunTrouble {}
 
 /// How a container is given the device.
-const CONTAINER: &str = "in a container start it with '--device /dev/net/tun --cap-add NET_ADMIN'; in an unprivileged LXC container add \
-    'lxc.cgroup2.devices.allow = c 10:200 rwm' and 'lxc.mount.entry = /dev/net/tun dev/net/tun none bind,create=file' to its configuration";
+const CONTAINER: &str = "in a container start it with '--device /dev/net/tun --cap-add \
+    NET_ADMIN'; in an unprivileged LXC container add \
+    'lxc.cgroup2.devices.allow = c 10:200 rwm' and 'lxc.mount.entry = /dev/net/tun dev/net/tun \
+    none bind,create=file' to its configuration";
 
 impl TunTrouble {
     /// What to do about it.
@@ -106,29 +124,40 @@ impl TunTrouble {
         match (self.step, self.errno) {
             (Step::Missing, Some(Errno::EACCES)) if !place.is_root => "run as root".to_owned(),
             (Step::Missing, _) if place.has_driver => format!(
-                "the kernel has the driver, and only the file is missing: 'mkdir -p /dev/net && mknod -m 0666 {DEVICE} c 10 200' as \
+                "the kernel has the driver, and only the file is missing: 'mkdir -p /dev/net && \
+                    mknod -m 0666 {DEVICE} c 10 200' as \
                  root, or 'p2pvm doctor --fix'; {CONTAINER}"
             ),
             (Step::Missing, _) => format!("'modprobe tun' as root; {CONTAINER}"),
             (Step::Kind, _) => {
-                format!("remove it, then 'modprobe tun && mkdir -p /dev/net && mknod -m 0666 {DEVICE} c 10 200'; {CONTAINER}")
+                format!(
+                    "remove it, then 'modprobe tun && mkdir -p /dev/net && mknod -m 0666 \
+                    {DEVICE} c 10 200'; {CONTAINER}"
+                )
             }
             (Step::Open, Some(Errno::ENODEV | Errno::ENXIO)) => {
-                "'modprobe tun' as root; a kernel without that module has to be built with CONFIG_TUN".to_owned()
+                "'modprobe tun' as root; a kernel without that module has to be built with \
+                    CONFIG_TUN"
+                    .to_owned()
             }
             (Step::Open, Some(Errno::EACCES)) => self.access(),
             (Step::Open, _) => {
-                format!("allow it outside, where the group is made: {CONTAINER}; under systemd 'DeviceAllow=/dev/net/tun rw' in the unit")
+                format!(
+                    "allow it outside, where the group is made: {CONTAINER}; under systemd \
+                    'DeviceAllow=/dev/net/tun rw' in the unit"
+                )
             }
             (Step::Make, Some(Errno::EPERM)) => {
                 let root = if place.is_root { "" } else { "run as root; " };
                 format!(
-                    "{root}in a container start it with '--cap-add NET_ADMIN'; under systemd keep CAP_NET_ADMIN in \
+                    "{root}in a container start it with '--cap-add NET_ADMIN'; under systemd keep \
+                        CAP_NET_ADMIN in \
                      CapabilityBoundingSet"
                 )
             }
             (Step::Make, Some(Errno::EBUSY)) => {
-                "another program holds an interface of that name: 'ip tuntap' lists them; name another one with device in node.toml"
+                "another program holds an interface of that name: 'ip tuntap' lists them; name \
+                    another one with device in node.toml"
                     .to_owned()
             }
             (Step::Make, _) => format!("see 'dmesg' for what the TUN driver says; {CONTAINER}"),
@@ -139,12 +168,14 @@ impl TunTrouble {
     fn access(&self) -> String {
         match (&self.place.nodev, self.place.is_root) {
             (Some(mount), _) => format!(
-                "'mount -o remount,bind,dev {}' as root, and without 'nodev' where it is mounted at boot (/etc/fstab); {CONTAINER}",
+                "'mount -o remount,bind,dev {}' as root, and without 'nodev' where it is mounted \
+                    at boot (/etc/fstab); {CONTAINER}",
                 mount.display()
             ),
             (None, false) => format!("run as root, or 'chmod 0666 {DEVICE}'; {CONTAINER}"),
             (None, true) => format!(
-                "this is root, so that the file's mode or a security module refuses it: 'ls -lZ {DEVICE}' and 'dmesg' tell; 'chmod \
+                "this is root, so that the file's mode or a security module refuses it: 'ls -lZ \
+                    {DEVICE}' and 'dmesg' tell; 'chmod \
                  0666 {DEVICE}', or allow it in SELinux or AppArmor; {CONTAINER}"
             ),
         }
@@ -158,8 +189,16 @@ impl TunTrouble {
 pub fn try_tun() -> Result<(), TunTrouble> {
     let file = opened(Path::new(DEVICE))?;
     make(&file).map_err(|errno| {
-        let step = if errno == Errno::ENOTTY { Step::Kind } else { Step::Make };
-        TunTrouble { step, errno: Some(errno), place: place(Path::new(DEVICE), None) }
+        let step = if errno == Errno::ENOTTY {
+            Step::Kind
+        } else {
+            Step::Make
+        };
+        TunTrouble {
+            step,
+            errno: Some(errno),
+            place: place(Path::new(DEVICE), None),
+        }
     })
 }
 
@@ -167,15 +206,30 @@ fn opened(path: &Path) -> Result<File, TunTrouble> {
     let trouble = |step| {
         move |e: io::Error| {
             let errno = e.raw_os_error().map(Errno::from_raw);
-            TunTrouble { step, errno, place: place(path, None) }
+            TunTrouble {
+                step,
+                errno,
+                place: place(path, None),
+            }
         }
     };
     let about = std::fs::metadata(path).map_err(trouble(Step::Missing))?;
-    let number = (u64::from(libc::major(about.rdev())), u64::from(libc::minor(about.rdev())));
+    let number = (
+        u64::from(libc::major(about.rdev())),
+        u64::from(libc::minor(about.rdev())),
+    );
     if !about.file_type().is_char_device() || number != NUMBER {
-        return Err(TunTrouble { step: Step::Kind, errno: None, place: place(path, Some(&about)) });
+        return Err(TunTrouble {
+            step: Step::Kind,
+            errno: None,
+            place: place(path, Some(&about)),
+        });
     }
-    OpenOptions::new().read(true).write(true).open(path).map_err(trouble(Step::Open))
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(trouble(Step::Open))
 }
 
 fn place(path: &Path, instead: Option<&Metadata>) -> Place {
@@ -190,18 +244,31 @@ fn place(path: &Path, instead: Option<&Metadata>) -> Place {
     }
 }
 
-/// Where the file system is mounted that has `path`, by proc_pid_mountinfo(5); of several over each other the last.
+/// Where the file system is mounted that has `path`, by proc_pid_mountinfo(5); of several over each
+/// other the last.
 fn mount_of(path: &Path, mountinfo: &str) -> PathBuf {
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    let points = mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(Path::new);
     let above = points.filter(|point| path.starts_with(point));
-    above.max_by_key(|point| point.components().count()).unwrap_or(Path::new("/")).to_owned()
+    above
+        .max_by_key(|point| point.components().count())
+        .unwrap_or(Path::new("/"))
+        .to_owned()
 }
 
 /// What a file is, in words.
 fn kind_of(about: &Metadata) -> String {
     let kind = about.file_type();
-    let number = || format!("{}:{}", libc::major(about.rdev()), libc::minor(about.rdev()));
+    let number = || {
+        format!(
+            "{}:{}",
+            libc::major(about.rdev()),
+            libc::minor(about.rdev())
+        )
+    };
     match () {
         () if kind.is_char_device() => format!("the character device {}", number()),
         () if kind.is_block_device() => format!("the block device {}", number()),
@@ -218,10 +285,14 @@ fn make(file: &File) -> Result<(), Errno> {
         flags: libc::c_short,
         rest: [u8; 22],
     }
-    let mut request = Request { name: [0; libc::IFNAMSIZ], flags: IFF_TUN_NO_PI, rest: [0; 22] };
+    let mut request = Request {
+        name: [0; libc::IFNAMSIZ],
+        flags: IFF_TUN_NO_PI,
+        rest: [0; 22],
+    };
     request.name[..THROW_AWAY.len()].copy_from_slice(THROW_AWAY);
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, as which `Request` is laid out (40 bytes on 64-bit Linux), and the
-    // descriptor is open for the whole call.
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, as which `Request` is laid out (40
+    // bytes on 64-bit Linux), and the descriptor is open for the whole call.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     Errno::result(done).map(drop)
 }
@@ -232,36 +303,119 @@ mod tests {
 
     #[test]
     fn each_step_that_fails_names_its_cause_and_its_own_remedy() {
-        let root = || Place { is_root: true, ..Place::default() };
-        let nodev = || Place { nodev: Some("/dev".into()), ..root() };
-        let driver = || Place { has_driver: true, ..root() };
+        let root = || Place {
+            is_root: true,
+            ..Place::default()
+        };
+        let nodev = || Place {
+            nodev: Some("/dev".into()),
+            ..root()
+        };
+        let driver = || Place {
+            has_driver: true,
+            ..root()
+        };
         let cases = [
-            (Step::Missing, Some(Errno::ENOENT), root(), "No such file", "modprobe tun"),
-            (Step::Missing, Some(Errno::ENOENT), driver(), "No such file", "mknod -m 0666"),
-            (Step::Missing, Some(Errno::EACCES), Place::default(), "cannot be looked at: Permission", "run as root"),
+            (
+                Step::Missing,
+                Some(Errno::ENOENT),
+                root(),
+                "No such file",
+                "modprobe tun",
+            ),
+            (
+                Step::Missing,
+                Some(Errno::ENOENT),
+                driver(),
+                "No such file",
+                "mknod -m 0666",
+            ),
+            (
+                Step::Missing,
+                Some(Errno::EACCES),
+                Place::default(),
+                "cannot be looked at: Permission",
+                "run as root",
+            ),
             (Step::Kind, None, root(), "not the TUN device", "mknod"),
-            (Step::Open, Some(Errno::ENODEV), root(), "no TUN driver loaded", "modprobe tun"),
-            (Step::Open, Some(Errno::EPERM), root(), "control group refuse it", "DeviceAllow=/dev/net/tun rw"),
-            (Step::Open, Some(Errno::EACCES), nodev(), "/dev, which is mounted with nodev", "remount,bind,dev /dev'"),
-            (Step::Open, Some(Errno::EACCES), root(), "Permission denied", "SELinux or AppArmor"),
-            (Step::Open, Some(Errno::EACCES), Place::default(), "Permission denied", "run as root"),
-            (Step::Make, Some(Errno::EPERM), root(), "CAP_NET_ADMIN", "--cap-add NET_ADMIN"),
-            (Step::Make, Some(Errno::EBUSY), root(), "busy", "device in node.toml"),
-            (Step::Make, Some(Errno::ENOMEM), root(), "Cannot allocate memory", "dmesg"),
+            (
+                Step::Open,
+                Some(Errno::ENODEV),
+                root(),
+                "no TUN driver loaded",
+                "modprobe tun",
+            ),
+            (
+                Step::Open,
+                Some(Errno::EPERM),
+                root(),
+                "control group refuse it",
+                "DeviceAllow=/dev/net/tun rw",
+            ),
+            (
+                Step::Open,
+                Some(Errno::EACCES),
+                nodev(),
+                "/dev, which is mounted with nodev",
+                "remount,bind,dev /dev'",
+            ),
+            (
+                Step::Open,
+                Some(Errno::EACCES),
+                root(),
+                "Permission denied",
+                "SELinux or AppArmor",
+            ),
+            (
+                Step::Open,
+                Some(Errno::EACCES),
+                Place::default(),
+                "Permission denied",
+                "run as root",
+            ),
+            (
+                Step::Make,
+                Some(Errno::EPERM),
+                root(),
+                "CAP_NET_ADMIN",
+                "--cap-add NET_ADMIN",
+            ),
+            (
+                Step::Make,
+                Some(Errno::EBUSY),
+                root(),
+                "busy",
+                "device in node.toml",
+            ),
+            (
+                Step::Make,
+                Some(Errno::ENOMEM),
+                root(),
+                "Cannot allocate memory",
+                "dmesg",
+            ),
         ];
         for (step, errno, place, cause, remedy) in cases {
             let (is_root, trouble) = (place.is_root, TunTrouble { step, errno, place });
             assert!(trouble.to_string().contains(cause), "{trouble}");
             assert!(trouble.remedy().contains(remedy), "{}", trouble.remedy());
-            assert!(!is_root || !trouble.remedy().contains("run as root"), "said to root: {}", trouble.remedy());
+            assert!(
+                !is_root || !trouble.remedy().contains("run as root"),
+                "said to root: {}",
+                trouble.remedy()
+            );
         }
     }
 
     #[test]
     fn the_mount_that_holds_a_path_is_the_nearest_above_it() {
-        let mounts = "22 1 8:1 / / rw - ext4 /dev/sda rw\n23 22 0:5 / /dev rw,nosuid - devtmpfs udev rw\n\
+        let mounts = "22 1 8:1 / / rw - ext4 /dev/sda rw\n23 22 0:5 / /dev rw,nosuid - devtmpfs \
+            udev rw\n\
             24 23 0:6 / /dev/nowhere rw - tmpfs none rw\n";
-        assert_eq!(mount_of(Path::new("/dev/no/such"), mounts), Path::new("/dev"));
+        assert_eq!(
+            mount_of(Path::new("/dev/no/such"), mounts),
+            Path::new("/dev")
+        );
         assert_eq!(mount_of(Path::new("/srv/no/such"), mounts), Path::new("/"));
     }
 
@@ -272,10 +426,20 @@ mod tests {
         assert_eq!(opened(&path).unwrap_err().step, Step::Missing);
         std::fs::write(&path, b"").unwrap();
         let trouble = opened(&path).unwrap_err();
-        assert!(trouble.step == Step::Kind && trouble.to_string().contains("a plain file"), "{trouble}");
+        assert!(
+            trouble.step == Step::Kind && trouble.to_string().contains("a plain file"),
+            "{trouble}"
+        );
         let trouble = opened(Path::new("/dev/null")).unwrap_err();
-        assert!(trouble.step == Step::Kind && trouble.to_string().contains("character device 1:3"), "{trouble}");
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+        assert!(
+            trouble.step == Step::Kind && trouble.to_string().contains("character device 1:3"),
+            "{trouble}"
+        );
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .unwrap();
         assert_eq!(make(&null), Err(Errno::ENOTTY));
     }
 }

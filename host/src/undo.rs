@@ -1,4 +1,5 @@
-//! Takes back what the journal says p2pvm changed in the kernel. Works in any process of the same network namespace.
+//! Takes back what the journal says p2pvm changed in the kernel. Works in any process of the same
+//! network namespace.
 
 use crate::{
     error::Error,
@@ -19,7 +20,8 @@ use std::{
 
 pub use crate::opening::copies::remove_revived;
 
-/// Takes back everything in the kernel; what could not be taken back stays in `entries`, and its failures are given.
+/// Takes back everything in the kernel; what could not be taken back stays in `entries`, and its
+/// failures are given.
 pub fn undo(entries: &mut Entries) -> Vec<Error> {
     let mut failures = Vec::new();
     if let Some(former) = entries.forwarding.take()
@@ -28,10 +30,28 @@ pub fn undo(entries: &mut Entries) -> Vec<Error> {
         entries.forwarding = Some(former);
         failures.push(error);
     }
-    let tables: Vec<String> =
-        entries.kernel.iter().filter_map(|c| if let Change::Table { name } = c { Some(name.clone()) } else { None }).collect();
-    let opened: BTreeSet<String> =
-        entries.kernel.iter().filter_map(|c| if let Change::Passage { device, .. } = c { Some(device.clone()) } else { None }).collect();
+    let tables: Vec<String> = entries
+        .kernel
+        .iter()
+        .filter_map(|c| {
+            if let Change::Table { name } = c {
+                Some(name.clone())
+            } else {
+                None
+            }
+        })
+        .collect();
+    let opened: BTreeSet<String> = entries
+        .kernel
+        .iter()
+        .filter_map(|c| {
+            if let Change::Passage { device, .. } = c {
+                Some(device.clone())
+            } else {
+                None
+            }
+        })
+        .collect();
     // The guard in the table goes after the forwarding that it guards.
     entries.kernel.sort_by_key(|change| match change {
         Change::Passage { .. } => 0,
@@ -39,13 +59,15 @@ pub fn undo(entries: &mut Entries) -> Vec<Error> {
         Change::Forwarding { .. } => 2,
         Change::Table { .. } => 3,
     });
-    entries.kernel.retain(|change| match undo_change(change, &tables) {
-        Ok(()) => false,
-        Err(error) => {
-            failures.push(error);
-            true
-        }
-    });
+    entries
+        .kernel
+        .retain(|change| match undo_change(change, &tables) {
+            Ok(()) => false,
+            Err(error) => {
+                failures.push(error);
+                true
+            }
+        });
     // Copies that somebody has loaded into other chains than p2pvm had opened.
     if !opened.is_empty()
         && let Err(error) = copies::sweep(|device| opened.contains(device))
@@ -58,7 +80,8 @@ pub fn undo(entries: &mut Entries) -> Vec<Error> {
 fn undo_change(change: &Change, tables: &[String]) -> Result<(), Error> {
     match change {
         Change::Passage { device, passage } => opening::close(passage, device),
-        Change::Routes { table } => undo_routes(*table).map_err(|cause| Error::Kernel("remove routes and their rules".into(), cause)),
+        Change::Routes { table } => undo_routes(*table)
+            .map_err(|cause| Error::Kernel("remove routes and their rules".into(), cause)),
         Change::Forwarding { interface } => undo_forwarding(interface, tables),
         Change::Table { name } => kernel::drop_table(name),
     }
@@ -73,7 +96,10 @@ fn undo_routes(table: u32) -> io::Result<()> {
             _ => {}
         }
     }
-    for route in routes::routes(&mut netlink, table)?.into_iter().filter(|route| [PROTOCOL, SILENT].contains(&route.protocol)) {
+    for route in routes::routes(&mut netlink, table)?
+        .into_iter()
+        .filter(|route| [PROTOCOL, SILENT].contains(&route.protocol))
+    {
         routes::remove(&mut netlink, route.net, table, route.device)?;
     }
     Ok(())
@@ -81,7 +107,10 @@ fn undo_routes(table: u32) -> io::Result<()> {
 
 /// What the aliases of all p2pvm interfaces here say.
 pub(crate) fn marks() -> io::Result<BTreeMap<String, Mark>> {
-    Ok(links()?.into_iter().filter_map(|link| link.mark().map(|mark| (link.name, mark))).collect())
+    Ok(links()?
+        .into_iter()
+        .filter_map(|link| link.mark().map(|mark| (link.name, mark)))
+        .collect())
 }
 
 fn undo_forwarding(interface: &str, tables: &[String]) -> Result<(), Error> {
@@ -94,10 +123,14 @@ fn undo_forwarding(interface: &str, tables: &[String]) -> Result<(), Error> {
     if ours.is_empty() {
         return Ok(());
     }
-    let marks = marks().map_err(|cause| Error::Kernel("look at this machine's interfaces".into(), cause))?;
+    let marks = marks()
+        .map_err(|cause| Error::Kernel("look at this machine's interfaces".into(), cause))?;
     let own = tables.first().map_or("", String::as_str);
-    let others = kernel::ruleset().map(|ruleset| kernel::switched_by_others(&ruleset, &marks, own)).unwrap_or_default();
-    ours.difference(&others).try_for_each(|interface| kernel::set_forwarding(interface, false))
+    let others = kernel::ruleset()
+        .map(|ruleset| kernel::switched_by_others(&ruleset, &marks, own))
+        .unwrap_or_default();
+    ours.difference(&others)
+        .try_for_each(|interface| kernel::set_forwarding(interface, false))
 }
 
 /// The previous release switched forwarding on for the whole machine.

@@ -1,6 +1,9 @@
-//! What one network wants of the machine's kernel, and what p2pvm found when it looked: plain data for [`crate::plan`].
+//! What one network wants of the machine's kernel, and what p2pvm found when it looked: plain data
+//! for [`crate::plan`].
 
-use crate::{links::Mark, net::Net, outbound::Carried, passage::Passage, rules::Placed, sharing::Held};
+use crate::{
+    links::Mark, net::Net, outbound::Carried, passage::Passage, rules::Placed, sharing::Held,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a network wants, besides its own interface.
@@ -29,7 +32,12 @@ pub struct Wanted {
 impl Wanted {
     /// What the interface's alias says.
     pub fn mark(&self) -> Mark {
-        Mark { network: self.network.clone(), link_port: self.link_port, control_port: self.control_port, misses: None }
+        Mark {
+            network: self.network.clone(),
+            link_port: self.link_port,
+            control_port: self.control_port,
+            misses: None,
+        }
     }
 
     /// The routing table of the accepted routes.
@@ -44,11 +52,18 @@ impl Wanted {
 
     /// The same network with nothing wanted any more.
     pub fn nothing(&self) -> Self {
-        Self { accepted: BTreeSet::new(), silent: BTreeSet::new(), offered: BTreeSet::new(), open_firewalls: false, ..self.clone() }
+        Self {
+            accepted: BTreeSet::new(),
+            silent: BTreeSet::new(),
+            offered: BTreeSet::new(),
+            open_firewalls: false,
+            ..self.clone()
+        }
     }
 }
 
-/// The routing table of a network: a number that no person chooses by hand, the same at every start ("p" and 24 bits of FNV-1a).
+/// The routing table of a network: a number that no person chooses by hand, the same at every start
+/// ("p" and 24 bits of FNV-1a).
 pub fn routing_table(mark: &Mark) -> u32 {
     let mut hash: u32 = 0x811c_9dc5;
     for byte in mark.network.bytes().chain(mark.link_port.to_be_bytes()) {
@@ -57,7 +72,8 @@ pub fn routing_table(mark: &Mark) -> u32 {
     0x7000_0000 | (hash ^ (hash >> 24)) & 0x00ff_ffff
 }
 
-/// The nftables table of the network behind `device`: nft takes letters, digits and underscores only.
+/// The nftables table of the network behind `device`: nft takes letters, digits and underscores
+/// only.
 pub fn nft_table(device: &str) -> String {
     let mut name = String::from("p2pvm_");
     for byte in device.bytes() {
@@ -69,8 +85,9 @@ pub fn nft_table(device: &str) -> String {
     name
 }
 
-/// Whether an interface forwards, and who had the last word. The kernel takes every number but 0 for yes: p2pvm writes 2, where
-/// everybody else writes 1, `net.ipv4.ip_forward` included. So the switch itself says whose it is, whatever happened to it unseen.
+/// Whether an interface forwards, and who had the last word. The kernel takes every number but 0
+/// for yes: p2pvm writes 2, where everybody else writes 1, `net.ipv4.ip_forward` included. So the
+/// switch itself says whose it is, whatever happened to it unseen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwards {
     /// It does not.
@@ -130,7 +147,8 @@ pub struct Observed {
     pub passages: BTreeSet<Passage>,
     /// Passages of this network's that are there.
     pub passages_there: BTreeSet<Passage>,
-    /// Those of them that have to be given anew: they do not help where they stand, or somebody has saved and loaded them.
+    /// Those of them that have to be given anew: they do not help where they stand, or somebody has
+    /// saved and loaded them.
     pub passages_stale: BTreeSet<Passage>,
 }
 
@@ -140,8 +158,14 @@ mod tests {
 
     #[test]
     fn networks_on_one_machine_have_tables_of_their_own() {
-        let mark = |network: &str, link_port| Mark { network: network.into(), link_port, control_port: 1, misses: None };
-        let tables = [("a", 4002), ("b", 4002), ("a", 4012)].map(|(network, port)| routing_table(&mark(network, port)));
+        let mark = |network: &str, link_port| Mark {
+            network: network.into(),
+            link_port,
+            control_port: 1,
+            misses: None,
+        };
+        let tables = [("a", 4002), ("b", 4002), ("a", 4012)]
+            .map(|(network, port)| routing_table(&mark(network, port)));
         assert!(tables[0] != tables[1] && tables[0] != tables[2]);
         assert!(tables.iter().all(|table| table >> 24 == 0x70));
         assert_eq!(nft_table("p2pvm0"), "p2pvm_p2pvm0");

@@ -17,18 +17,35 @@ fn own_sockets_go_around_accepted_routes_and_everything_else_takes_them() {
         // A member far away: its own address lies in the subnet that it offers.
         let far = Elsewhere::new("far", "eth0", "10.0.0.1/24", "10.0.0.2/24");
         far.sh("ip addr add 198.18.3.10/24 dev lo");
-        sh("ip route add default via 10.0.0.2; sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth0.rp_filter=1");
+        sh(
+            "ip route add default via 10.0.0.2; sysctl -qw net.ipv4.conf.all.rp_filter=1 \
+                net.ipv4.conf.eth0.rp_filter=1",
+        );
         let before = snapshot();
         let mut network = Network::start(0);
         network.accept(&["198.18.3.0/24", "198.18.128.0/17"]);
-        assert!(sh("ip route get 198.18.3.10").contains("dev p2pvm0"), "{}", snapshot());
+        assert!(
+            sh("ip route get 198.18.3.10").contains("dev p2pvm0"),
+            "{}",
+            snapshot()
+        );
         let around = |how: &str| sh(&format!("ip route get 198.18.3.10 {how}"));
-        for how in ["ipproto udp sport 4001", "ipproto udp sport 4002", "ipproto tcp sport 4001", "mark 0x70327076"] {
-            assert!(around(how).contains("dev eth0 src 10.0.0.1"), "{how}: {}", around(how));
+        for how in [
+            "ipproto udp sport 4001",
+            "ipproto udp sport 4002",
+            "ipproto tcp sport 4001",
+            "mark 0x70327076",
+        ] {
+            assert!(
+                around(how).contains("dev eth0 src 10.0.0.1"),
+                "{how}: {}",
+                around(how)
+            );
         }
         assert!(around("ipproto udp sport 4003").contains("dev p2pvm0"));
 
-        // Packets there and back, with the strictest check of where they come from, and from the right address.
+        // Packets there and back, with the strictest check of where they come from, and from the
+        // right address.
         let udp = far.inside(|| UdpSocket::bind("0.0.0.0:4002").unwrap());
         let tcp = far.inside(|| TcpListener::bind("0.0.0.0:4001").unwrap());
         thread::spawn(move || {
@@ -37,20 +54,33 @@ fn own_sockets_go_around_accepted_routes_and_everything_else_takes_them() {
                 let _ = udp.send_to(format!("{} {length}", from.ip()).as_bytes(), from);
             }
         });
-        thread::spawn(move || tcp.incoming().flatten().for_each(|mut stream| drop(stream.write_all(b"!"))));
+        thread::spawn(move || {
+            tcp.incoming()
+                .flatten()
+                .for_each(|mut stream| drop(stream.write_all(b"!")))
+        });
         let to: SocketAddr = "198.18.3.10:4002".parse().unwrap();
         for port in [4001, 4002] {
             let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket
+                .set_read_timeout(Some(Duration::from_secs(2)))
+                .unwrap();
             socket.send_to(b"hello", to).unwrap();
             let mut answer = [0; 64];
-            let length = socket.recv(&mut answer).unwrap_or_else(|e| panic!("UDP from {port}: {e}\n{}", snapshot()));
+            let length = socket
+                .recv(&mut answer)
+                .unwrap_or_else(|e| panic!("UDP from {port}: {e}\n{}", snapshot()));
             assert!(answer[..length].starts_with(b"10.0.0.1 "));
         }
         let other = UdpSocket::bind("0.0.0.0:0").unwrap();
-        other.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        other
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
         other.send_to(b"hello", to).unwrap();
-        assert!(other.recv(&mut [0; 9]).is_err(), "what is not p2pvm's goes into the network");
+        assert!(
+            other.recv(&mut [0; 9]).is_err(),
+            "what is not p2pvm's goes into the network"
+        );
         let socket = nix::sys::socket::socket(
             nix::sys::socket::AddressFamily::Inet,
             nix::sys::socket::SockType::Stream,
@@ -59,27 +89,49 @@ fn own_sockets_go_around_accepted_routes_and_everything_else_takes_them() {
         )
         .unwrap();
         use std::os::fd::AsRawFd;
-        nix::sys::socket::bind(socket.as_raw_fd(), &nix::sys::socket::SockaddrIn::new(0, 0, 0, 0, 4001)).unwrap();
-        nix::sys::socket::connect(socket.as_raw_fd(), &nix::sys::socket::SockaddrIn::new(198, 18, 3, 10, 4001)).unwrap();
+        nix::sys::socket::bind(
+            socket.as_raw_fd(),
+            &nix::sys::socket::SockaddrIn::new(0, 0, 0, 0, 4001),
+        )
+        .unwrap();
+        nix::sys::socket::connect(
+            socket.as_raw_fd(),
+            &nix::sys::socket::SockaddrIn::new(198, 18, 3, 10, 4001),
+        )
+        .unwrap();
         let mut stream = TcpStream::from(socket);
         stream.read_exact(&mut [0]).unwrap();
 
-        // The default route moves, and comes in two halves as a VPN's: LANs of others are reached still, own sockets follow it.
-        sh("ip link add up1 type veth peer name up1x && ip addr add 172.31.0.1/24 dev up1 && ip link set up1 up && ip link set up1x up &&
-            ip route replace default via 172.31.0.2 && ip route add 0.0.0.0/1 via 172.31.0.2 && ip route add 128.0.0.0/1 via 172.31.0.2");
+        // The default route moves, and comes in two halves as a VPN's: LANs of others are reached
+        // still, own sockets follow it.
+        sh(
+            "ip link add up1 type veth peer name up1x && ip addr add 172.31.0.1/24 dev up1 && ip \
+            link set up1 up && ip link set up1x up &&
+            ip route replace default via 172.31.0.2 && ip route add 0.0.0.0/1 via 172.31.0.2 && \
+            ip route add 128.0.0.0/1 via 172.31.0.2",
+        );
         assert!(sh("ip route get 198.18.3.10").contains("dev p2pvm0"));
         assert!(around("ipproto udp sport 4002").contains("dev up1"));
         // A route of this machine's own goes first.
         sh("ip route add 198.18.3.0/28 via 10.0.0.2");
-        until("a part to go its own way", || sh("ip route get 198.18.3.10").contains("dev eth0"));
+        until("a part to go its own way", || {
+            sh("ip route get 198.18.3.10").contains("dev eth0")
+        });
         assert!(sh("ip route get 198.18.3.99").contains("dev p2pvm0"));
         sh("ip route add 198.18.3.0/24 via 10.0.0.2");
-        until("all to go its own way", || sh("ip route get 198.18.3.99").contains("dev eth0"));
+        until("all to go its own way", || {
+            sh("ip route get 198.18.3.99").contains("dev eth0")
+        });
         sh(
-            "ip route del 198.18.3.0/24; ip route del 198.18.3.0/28; ip route del 0.0.0.0/1; ip route del 128.0.0.0/1; ip link del up1; ip route add default via 10.0.0.2",
+            "ip route del 198.18.3.0/24; ip route del 198.18.3.0/28; ip route del 0.0.0.0/1; ip \
+                route del 128.0.0.0/1; ip link del up1; ip route add default via 10.0.0.2",
         );
         network.accept(&[]);
-        assert!(!sh("ip rule").contains("53"), "the rules go with the last route: {}", sh("ip rule"));
+        assert!(
+            !sh("ip rule").contains("53"),
+            "the rules go with the last route: {}",
+            sh("ip rule")
+        );
         network.end();
         assert_eq!(snapshot(), before);
     });
@@ -93,13 +145,26 @@ fn a_route_by_the_own_gateway_stays_out_of_an_accepted_one_around_it() {
         let before = snapshot();
         let mut network = Network::start(0);
         network.accept(&["198.18.0.0/16"]);
-        assert!(sh("ip route get 198.18.3.10").contains("dev p2pvm0"), "{}", snapshot());
+        assert!(
+            sh("ip route get 198.18.3.10").contains("dev p2pvm0"),
+            "{}",
+            snapshot()
+        );
         // As a DHCP client or a person does it, without an interface.
         sh("ip route add 198.18.1.0/24 via 198.18.4.1");
-        assert!(sh("ip route show 198.18.1.0/24").contains("via 198.18.4.1 dev eth0"), "{}", snapshot());
-        until("its way", || sh("ip route get 198.18.1.10").contains("dev eth0"));
+        assert!(
+            sh("ip route show 198.18.1.0/24").contains("via 198.18.4.1 dev eth0"),
+            "{}",
+            snapshot()
+        );
+        until("its way", || {
+            sh("ip route get 198.18.1.10").contains("dev eth0")
+        });
         // What a former release made, of another scope, goes too.
-        sh("ip route add throw 198.18.9.0/24 proto 112 table $(ip rule | sed -n 's/.*lookup \\(18[0-9]*\\).*/\\1/p')");
+        sh(
+            "ip route add throw 198.18.9.0/24 proto 112 table $(ip rule | sed -n \
+                's/.*lookup \\(18[0-9]*\\).*/\\1/p')",
+        );
         until("its end", || !snapshot().contains("throw 198.18.9.0"));
         sh("ip route del 198.18.1.0/24");
         network.end();
@@ -112,7 +177,12 @@ fn what_a_vpn_reaches_by_a_table_of_its_own_is_in_the_way_as_what_main_reaches()
     inside(|| {
         let _vpn = Elsewhere::new("vpn", "wg0", "10.0.0.1/24", "10.0.0.2/24");
         let subnet = (Ipv4Addr::new(10, 50, 0, 0), 16);
-        let found = || p2pvm_host::overlap(subnet).unwrap().map(|conflict| conflict.to_string()).unwrap_or_default();
+        let found = || {
+            p2pvm_host::overlap(subnet)
+                .unwrap()
+                .map(|conflict| conflict.to_string())
+                .unwrap_or_default()
+        };
         assert_eq!(found(), "");
         for (come, gone, said) in [
             (
@@ -121,15 +191,28 @@ fn what_a_vpn_reaches_by_a_table_of_its_own_is_in_the_way_as_what_main_reaches()
                 "10.50.7.0/24 (by wg0)",
             ),
             (
-                "ip route add 10.0.0.0/8 dev wg0 table 51820; ip rule add not fwmark 51820 lookup 51820",
+                "ip route add 10.0.0.0/8 dev wg0 table 51820; ip rule add not fwmark 51820 lookup \
+                    51820",
                 "ip rule del not fwmark 51820",
                 "10.0.0.0/8 (by wg0)",
             ),
-            ("ip route add blackhole 10.50.3.0/24", "ip route del blackhole 10.50.3.0/24", "10.50.3.0/24 (which leads nowhere)"),
-            ("ip route add 10.50.9.0/24 dev wg0 table 7; ip rule add from 10.0.0.9 lookup 7", "ip rule del from 10.0.0.9", ""),
+            (
+                "ip route add blackhole 10.50.3.0/24",
+                "ip route del blackhole 10.50.3.0/24",
+                "10.50.3.0/24 (which leads nowhere)",
+            ),
+            (
+                "ip route add 10.50.9.0/24 dev wg0 table 7; ip rule add from 10.0.0.9 lookup 7",
+                "ip rule del from 10.0.0.9",
+                "",
+            ),
         ] {
             sh(come);
-            assert!(found().ends_with(said) && found().is_empty() == said.is_empty(), "{come}: {}", found());
+            assert!(
+                found().ends_with(said) && found().is_empty() == said.is_empty(),
+                "{come}: {}",
+                found()
+            );
             sh(gone);
         }
         // An accepted subnet gives way to it too, wherever its rule stands.
@@ -137,7 +220,8 @@ fn what_a_vpn_reaches_by_a_table_of_its_own_is_in_the_way_as_what_main_reaches()
         sh("ip route add 192.168.77.0/24 dev wg0 table 52; ip rule add pref 6000 lookup 52");
         network.accept(&["192.168.0.0/16", "192.168.77.0/25"]);
         assert!(
-            sh("ip route get 192.168.77.2").contains("dev wg0") && sh("ip route get 192.168.78.2").contains("dev p2pvm0"),
+            sh("ip route get 192.168.77.2").contains("dev wg0")
+                && sh("ip route get 192.168.78.2").contains("dev p2pvm0"),
             "{}",
             snapshot()
         );
@@ -151,27 +235,49 @@ fn rules_of_wg_quick_and_tailscale_go_on_working_beside_ours() {
         device("wg0", "10.200.0.2/24");
         device("ts0", "100.64.0.2/32");
         device("eth0", "10.0.0.1/24");
-        sh("ip route add default via 10.0.0.2; ip route add 100.64.0.0/10 dev ts0 table 52;
-            ip rule add pref 5210 fwmark 0x80000/0xff0000 lookup main; ip rule add pref 5270 lookup 52");
+        sh(
+            "ip route add default via 10.0.0.2; ip route add 100.64.0.0/10 dev ts0 table 52;
+            ip rule add pref 5210 fwmark 0x80000/0xff0000 lookup main; ip rule add pref 5270 \
+            lookup 52",
+        );
         let way = |to: &str| sh(&format!("ip route get {to}"));
-        let wg_quick = "ip route add default dev wg0 table 51820; ip rule add not fwmark 51820 lookup 51820; \
+        let wg_quick = "ip route add default dev wg0 table 51820; ip rule add not fwmark 51820 \
+            lookup 51820; \
                         ip rule add table main suppress_prefixlength 0";
         let mut network = Network::start(0);
         network.accept(&["192.168.7.0/24", "100.64.0.0/12"]);
         assert!(way("192.168.7.9").contains("dev p2pvm0"));
-        assert!(way("100.64.3.4").contains("dev ts0"), "Tailscale's table goes before ours");
+        assert!(
+            way("100.64.3.4").contains("dev ts0"),
+            "Tailscale's table goes before ours"
+        );
         sh(wg_quick);
-        until("the routes to go before those of a VPN that came later", || way("192.168.7.9").contains("dev p2pvm0"));
+        until(
+            "the routes to go before those of a VPN that came later",
+            || way("192.168.7.9").contains("dev p2pvm0"),
+        );
         network.end();
-        sh("ip rule del table main suppress_prefixlength 0; ip rule del not fwmark 51820; ip route flush table 51820");
+        sh(
+            "ip rule del table main suppress_prefixlength 0; ip rule del not fwmark 51820; ip \
+                route flush table 51820",
+        );
         sh(wg_quick);
         let before = snapshot();
         let mut network = Network::start(0);
         network.accept(&["192.168.7.0/24", "100.64.0.0/12"]);
         assert!(way("192.168.7.9").contains("dev p2pvm0"));
-        assert!(way("192.0.2.1").contains("dev wg0"), "everything else goes into the VPN");
-        assert!(way("192.168.7.9 ipproto udp sport 4002").contains("dev wg0"), "own sockets too: a VPN under us");
-        assert!(way("192.0.2.1 mark 51820").contains("dev eth0"), "the VPN's own packets do not");
+        assert!(
+            way("192.0.2.1").contains("dev wg0"),
+            "everything else goes into the VPN"
+        );
+        assert!(
+            way("192.168.7.9 ipproto udp sport 4002").contains("dev wg0"),
+            "own sockets too: a VPN under us"
+        );
+        assert!(
+            way("192.0.2.1 mark 51820").contains("dev eth0"),
+            "the VPN's own packets do not"
+        );
         network.end();
         assert_eq!(snapshot(), before);
     });
@@ -216,7 +322,11 @@ fn what_somebody_removes_is_back_within_ten_seconds() {
         until("the veth pair to go", || !works("ip link show lan0"));
         assert_eq!(
             sh("ip rule; nft list ruleset"),
-            before.lines().filter(|l| l.contains("lookup")).map(|l| format!("{l}\n")).collect::<String>()
+            before
+                .lines()
+                .filter(|l| l.contains("lookup"))
+                .map(|l| format!("{l}\n"))
+                .collect::<String>()
         );
     });
 }
@@ -232,12 +342,19 @@ fn networks_that_offer_through_one_lan_undo_only_their_own_part() {
         a.accept(&["192.168.9.0/24"]);
         b.accept(&["192.168.9.0/24", "192.168.10.0/24"]);
         for port in [4002, 4012] {
-            assert!(sh(&format!("ip route get 192.168.10.1 ipproto udp sport {port} 2>&1 || true")).contains("unreachable"));
+            assert!(
+                sh(&format!(
+                    "ip route get 192.168.10.1 ipproto udp sport {port} 2>&1 || true"
+                ))
+                .contains("unreachable")
+            );
         }
         a.end();
         assert!(forwards("lan0"), "{}", snapshot());
         // It was left to the first network as long as that led there.
-        until("the other to lead there", || sh("ip route get 192.168.9.1 2>&1 || true").contains("p2pvm1"));
+        until("the other to lead there", || {
+            sh("ip route get 192.168.9.1 2>&1 || true").contains("p2pvm1")
+        });
         assert!(sh("nft list ruleset").contains("p2pvm_p2pvm1"));
         b.end();
         assert_eq!(snapshot(), before);
@@ -252,27 +369,43 @@ fn of_two_networks_with_a_route_to_one_lan_the_one_whose_router_answers_leads_th
         let (mut a, mut b) = (Network::start(0), Network::start(1));
         a.accept(&[lan]);
         b.accept(&[lan, "192.168.51.0/24"]);
-        let leads = |device: &str| sh("ip route get 192.168.50.7 2>&1 || true").contains(&format!("dev {device} "));
+        let leads = |device: &str| {
+            sh("ip route get 192.168.50.7 2>&1 || true").contains(&format!("dev {device} "))
+        };
         assert!(leads("p2pvm0"), "who was first: {}", snapshot());
-        until("both to know", || !a.keeper.report().shared.is_empty() && !b.keeper.report().shared.is_empty());
+        until("both to know", || {
+            !a.keeper.report().shared.is_empty() && !b.keeper.report().shared.is_empty()
+        });
         assert!(a.keeper.report().shared[0].is_here && !b.keeper.report().shared[0].is_here);
         a.silence(&[lan]);
         until("the one that answers to lead there", || leads("p2pvm1"));
         assert!(sh("ip route get 192.168.51.7").contains("dev p2pvm1"));
-        until("both to know", || b.keeper.report().shared[0].is_here && !a.keeper.report().shared[0].is_here);
+        until("both to know", || {
+            b.keeper.report().shared[0].is_here && !a.keeper.report().shared[0].is_here
+        });
         a.silence(&[]);
         thread::sleep(Duration::from_millis(500));
-        assert!(leads("p2pvm1"), "no connection is cut when the other comes back: {}", snapshot());
+        assert!(
+            leads("p2pvm1"),
+            "no connection is cut when the other comes back: {}",
+            snapshot()
+        );
         b.silence(&[lan]);
         until("the first to lead there again", || leads("p2pvm0"));
         b.silence(&[]);
         a.end();
         until("the one that is left to lead there", || leads("p2pvm1"));
-        until("nothing to be shared", || b.keeper.report().shared.is_empty());
+        until("nothing to be shared", || {
+            b.keeper.report().shared.is_empty()
+        });
         // A larger LAN of another network leaves out what this one accepts by itself.
         let mut a = Network::start(0);
         a.accept(&["192.168.0.0/16"]);
-        assert!(leads("p2pvm1") && sh("ip route get 192.168.9.1").contains("dev p2pvm0 "), "{}", snapshot());
+        assert!(
+            leads("p2pvm1") && sh("ip route get 192.168.9.1").contains("dev p2pvm0 "),
+            "{}",
+            snapshot()
+        );
         b.end();
         until("all of it to lead into the larger one", || leads("p2pvm0"));
         a.end();
@@ -284,7 +417,8 @@ fn of_two_networks_with_a_route_to_one_lan_the_one_whose_router_answers_leads_th
 fn forwarding_is_left_as_all_others_have_left_it_whatever_the_order() {
     let one = |on: u8| format!("sysctl -qw net.ipv4.conf.lan0.forwarding={on}");
     let all = |on: u8| format!("sysctl -qw net.ipv4.ip_forward={on}");
-    // Before the offer, while it lasts (each is answered before the next comes), and what others have in the end.
+    // Before the offer, while it lasts (each is answered before the next comes), and what others
+    // have in the end.
     for (n, before, during, left) in [
         (0, vec![], vec![], "0"),
         (1, vec![one(1)], vec![], "1"),
@@ -294,30 +428,52 @@ fn forwarding_is_left_as_all_others_have_left_it_whatever_the_order() {
         (5, vec![], vec![all(1)], "1"),
         (6, vec![], vec![all(1), one(0)], "0"),
         (7, vec![all(1), one(0)], vec![], "0"),
-        (8, vec![all(1), one(0)], vec![format!("{}; {}", all(0), all(1))], "1"),
+        (
+            8,
+            vec![all(1), one(0)],
+            vec![format!("{}; {}", all(0), all(1))],
+            "1",
+        ),
         (9, vec![all(1)], vec![all(0)], "0"),
         (10, vec![all(1)], vec![all(0), one(1)], "1"),
     ] {
         inside(move || {
-            let lan = Elsewhere::new(&format!("seq{n}"), "lan0", "192.168.77.1/24", "192.168.77.9/24");
+            let lan = Elsewhere::new(
+                &format!("seq{n}"),
+                "lan0",
+                "192.168.77.1/24",
+                "192.168.77.9/24",
+            );
             let v6 = || sh("cat /proc/sys/net/ipv6/conf/*/forwarding");
             before.iter().for_each(|command| drop(sh(command)));
             let before_v6 = v6();
             let mut network = Network::start(n);
             network.offer(&["192.168.77.0/24"]);
             let guarded = || sh("nft list ruleset").contains("iifname \"lan0\" oifname");
-            let value = || sh("cat /proc/sys/net/ipv4/conf/lan0/forwarding").trim().to_owned();
+            let value = || {
+                sh("cat /proc/sys/net/ipv4/conf/lan0/forwarding")
+                    .trim()
+                    .to_owned()
+            };
             let consistent = || match value().as_str() {
                 "2" => guarded(),
                 "1" => !guarded(),
                 _ => false,
             };
-            until("it to forward, guarded where it is for p2pvm alone", consistent);
+            until(
+                "it to forward, guarded where it is for p2pvm alone",
+                consistent,
+            );
             for command in &during {
                 sh(command);
                 until(command, consistent);
             }
-            assert_eq!(value() == "1", left == "1", "{before:?} {during:?}\n{}", snapshot());
+            assert_eq!(
+                value() == "1",
+                left == "1",
+                "{before:?} {during:?}\n{}",
+                snapshot()
+            );
             network.offer(&[]);
             assert_eq!(value(), left, "withdrawn after {before:?} {during:?}");
             network.offer(&["192.168.77.0/24"]);
@@ -335,8 +491,13 @@ fn forwarding_of_a_lan_that_was_renamed_is_switched_off_at_the_end() {
         let _lan = Elsewhere::new("ren", "lan0", "192.168.77.1/24", "192.168.77.9/24");
         let mut network = Network::start(0);
         network.offer(&["192.168.77.0/24"]);
-        sh("ip link set lan0 down; ip link set lan0 name lan7; ip link set lan7 up; ip addr flush dev lan7");
-        until("the LAN under its new name to be let go", || !forwards("lan7"));
+        sh(
+            "ip link set lan0 down; ip link set lan0 name lan7; ip link set lan7 up; ip addr \
+                flush dev lan7",
+        );
+        until("the LAN under its new name to be let go", || {
+            !forwards("lan7")
+        });
         network.end();
         assert!(!forwards("lan7"), "{}", snapshot());
     });
@@ -353,8 +514,12 @@ fn containers_that_come_later_are_not_cut_off_and_keep_their_forwarding() {
         let mut network = Network::start(0);
         network.offer(&["192.168.77.0/24"]);
         assert!(!pings(), "nothing but p2pvm forwards here");
-        assert!(!lan.works("ping -n -c 1 -W 1 172.30.0.2"), "the LAN gets nowhere that it did not before");
-        sh("sysctl -qw net.ipv4.ip_forward=1; nft add table ip nat; nft add chain ip nat post \"{ type nat hook postrouting priority srcnat; }\";
+        assert!(
+            !lan.works("ping -n -c 1 -W 1 172.30.0.2"),
+            "the LAN gets nowhere that it did not before"
+        );
+        sh("sysctl -qw net.ipv4.ip_forward=1; nft add table ip nat; nft add chain ip nat post \"{ \
+            type nat hook postrouting priority srcnat; }\";
             nft add rule ip nat post ip saddr 172.30.0.0/24 oifname lan0 masquerade");
         until("the container to get out", pings);
         let inward = || lan.works("ping -n -c 1 -W 1 172.30.0.2");
@@ -363,7 +528,11 @@ fn containers_that_come_later_are_not_cut_off_and_keep_their_forwarding() {
         assert!(pings() && forwards("lan0"), "{}", snapshot());
         network.offer(&["192.168.77.0/24"]);
         network.end();
-        assert!(pings() && forwards("lan0") && forwards("br0"), "{}", snapshot());
+        assert!(
+            pings() && forwards("lan0") && forwards("br0"),
+            "{}",
+            snapshot()
+        );
         assert!(!sh("nft list ruleset").contains("p2pvm"));
     });
 }
@@ -376,19 +545,27 @@ fn containers_reach_members_and_are_reached_at_published_ports_while_a_lan_is_of
         container.sh("ip route add default via 172.30.0.1");
         sh("sysctl -qw net.ipv4.ip_forward=1; nft -f - <<'E'
             table ip nat {
-                chain post { type nat hook postrouting priority srcnat; ip saddr 172.30.0.0/24 oifname != \"br0\" masquerade; }
-                chain pre { type nat hook prerouting priority dstnat; tcp dport 8080 fib daddr type local dnat to 172.30.0.2:80; }
+                chain post { type nat hook postrouting priority srcnat; ip saddr 172.30.0.0/24 \
+                oifname != \"br0\" masquerade; }
+                chain pre { type nat hook prerouting priority dstnat; tcp dport 8080 fib daddr \
+                type local dnat to 172.30.0.2:80; }
             }
 E");
         let mut network = Network::start(0);
         // The far end of the interface is a member.
         let member = Elsewhere::new("cmem", "unused0", "192.168.99.1/24", "192.168.99.9/24");
         sh(&format!(
-            "ip link set peer-p2pvm0 netns {0}; ip -n {0} addr add 10.90.0.2/16 dev peer-p2pvm0; ip -n {0} link set peer-p2pvm0 up",
+            "ip link set peer-p2pvm0 netns {0}; ip -n {0} addr add 10.90.0.2/16 dev peer-p2pvm0; \
+                ip -n {0} link set peer-p2pvm0 up",
             member.0
         ));
         let listener = container.inside(|| TcpListener::bind("0.0.0.0:80").unwrap());
-        thread::spawn(move || listener.incoming().flatten().for_each(|mut stream| drop(stream.write_all(b"!"))));
+        thread::spawn(move || {
+            listener
+                .incoming()
+                .flatten()
+                .for_each(|mut stream| drop(stream.write_all(b"!")))
+        });
         let published = || {
             member.inside(|| {
                 let to: SocketAddr = "10.90.0.1:8080".parse().unwrap();
@@ -397,7 +574,11 @@ E");
             })
         };
         let outward = || container.works("ping -n -c 1 -W 2 10.90.0.2");
-        assert!(published() && outward(), "before anything is offered\n{}", snapshot());
+        assert!(
+            published() && outward(),
+            "before anything is offered\n{}",
+            snapshot()
+        );
         network.offer(&["192.168.77.0/24"]);
         assert!(published(), "a published port\n{}", snapshot());
         assert!(outward(), "answers to a container\n{}", snapshot());
@@ -413,9 +594,19 @@ fn forwarding_that_cannot_be_set_up_says_why_and_leaves_nothing_switched_on() {
     inside(|| {
         let _lan = Elsewhere::new("fail", "lan0", "192.168.77.1/24", "192.168.77.9/24");
         let network = Network::start(0);
-        let wanted = Wanted { offered: nets(&["192.168.77.0/24"]), device: "p2pvm0\" nonsense".into(), ..network.wanted.clone() };
+        let wanted = Wanted {
+            offered: nets(&["192.168.77.0/24"]),
+            device: "p2pvm0\" nonsense".into(),
+            ..network.wanted.clone()
+        };
         let report = network.keeper.settle(wanted);
-        assert!(report.forwarding.as_deref().is_some_and(|why| why.contains("nft")), "{report:?}");
+        assert!(
+            report
+                .forwarding
+                .as_deref()
+                .is_some_and(|why| why.contains("nft")),
+            "{report:?}"
+        );
         assert!(!forwards("lan0"));
         network.keeper.settle(network.wanted.clone());
         network.end();
@@ -431,16 +622,33 @@ fn with_read_only_settings_what_forwards_already_is_offered_and_the_rest_says_wh
         sh("sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.ipv4.conf.lan1.forwarding=0");
         // As a container sees them.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-        sh("mount --make-rprivate / && mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys");
+        sh(
+            "mount --make-rprivate / && mount --bind /proc/sys /proc/sys && mount -o \
+                remount,bind,ro /proc/sys",
+        );
         assert!(!works("sysctl -qw net.ipv4.conf.lan1.forwarding=1"));
         let mut network = Network::start(0);
         network.offer(&["192.168.77.0/24"]);
         let rules = sh("nft list table ip p2pvm_p2pvm0");
-        assert!(rules.contains("masquerade") && !rules.contains("switched"), "there was nothing to switch: {rules}");
-        assert_eq!(network.board.worst(), Level::Ok, "{:?}", network.board.all());
-        let report = network.keeper.settle(Wanted { offered: nets(&["192.168.78.0/24"]), ..network.wanted.clone() });
+        assert!(
+            rules.contains("masquerade") && !rules.contains("switched"),
+            "there was nothing to switch: {rules}"
+        );
+        assert_eq!(
+            network.board.worst(),
+            Level::Ok,
+            "{:?}",
+            network.board.all()
+        );
+        let report = network.keeper.settle(Wanted {
+            offered: nets(&["192.168.78.0/24"]),
+            ..network.wanted.clone()
+        });
         let why = report.forwarding.unwrap();
-        assert!(why.contains("/proc/sys/net/ipv4/conf/lan1/forwarding: Read-only file system"), "{why}");
+        assert!(
+            why.contains("/proc/sys/net/ipv4/conf/lan1/forwarding: Read-only file system"),
+            "{why}"
+        );
         network.offer(&["192.168.77.0/24"]);
         network.end();
         assert!(forwards("lan0") && !forwards("lan1"));
@@ -451,9 +659,20 @@ fn with_read_only_settings_what_forwards_already_is_offered_and_the_rest_says_wh
 fn a_lan_that_comes_up_in_the_networks_own_subnet_is_said() {
     inside(|| {
         let network = Network::start(0);
-        assert_eq!(network.board.worst(), Level::Ok, "{:?}", network.board.all());
+        assert_eq!(
+            network.board.worst(),
+            Level::Ok,
+            "{:?}",
+            network.board.all()
+        );
         device("wlan0", "10.90.7.5/24");
-        let said = || network.board.all().iter().any(|(area, f)| *area == "routes" && f.found.contains("wlan0 (10.90.7.5/24)"));
+        let said = || {
+            network
+                .board
+                .all()
+                .iter()
+                .any(|(area, f)| *area == "routes" && f.found.contains("wlan0 (10.90.7.5/24)"))
+        };
         until("the overlap to be said", said);
         sh("ip link del wlan0");
         until("it to be settled", || !said());

@@ -1,5 +1,6 @@
-//! `p2pvm bench`: the figures of docs/SPECIFICATION.md, measured on the emulated wide area by the same
-//! commands a user runs. Prints every round's value, so that the spread is seen; asserts nothing.
+//! `p2pvm bench`: the figures of docs/SPECIFICATION.md, measured on the emulated wide area by the
+//! same commands a user runs. Prints every round's value, so that the spread is seen; asserts
+//! nothing.
 
 mod traces;
 
@@ -45,21 +46,35 @@ struct Bench {
 /// Runs the figures asked for.
 pub fn run(args: &BenchArgs, json: bool) -> Outcome<()> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::refused("the bench builds network namespaces and runs QEMU: run it as root (sudo make bench)"));
+        return Err(Failure::refused(
+            "the bench builds network namespaces and runs QEMU: run it as root (sudo make bench)",
+        ));
     }
     let program = std::env::current_exe().doing("finding this program")?;
-    let mut bench = Bench { rounds: args.rounds, image: args.image.clone(), program, figures: Vec::new(), json };
+    let mut bench = Bench {
+        rounds: args.rounds,
+        image: args.image.clone(),
+        program,
+        figures: Vec::new(),
+        json,
+    };
     let wanted = |name: &str| args.figures.is_empty() || args.figures.iter().any(|f| f == name);
     let traces = args.figures.iter().any(|figure| figure == "traces");
     if wanted("migration") || wanted("snapshot") || traces {
         bench.image = std::fs::canonicalize(&args.image).map_err(|e| {
-            Failure::not_found(format!("there is no guest image at {}: {e}; make one with guest-image/build.sh", args.image.display()))
+            Failure::not_found(format!(
+                "there is no guest image at {}: {e}; make one with guest-image/build.sh",
+                args.image.display()
+            ))
         })?;
     }
     if wanted("join") || wanted("ping") || wanted("idle") {
         bench.network(wanted("join"), wanted("ping"), wanted("idle"))?;
     }
-    for rtt in MIGRATION_RTTS_MS.into_iter().filter(|_| wanted("migration")) {
+    for rtt in MIGRATION_RTTS_MS
+        .into_iter()
+        .filter(|_| wanted("migration"))
+    {
         bench.migration(rtt)?;
     }
     if wanted("snapshot") {
@@ -69,7 +84,10 @@ pub fn run(args: &BenchArgs, json: bool) -> Outcome<()> {
         bench.traces()?;
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&bench.figures).doing("encoding the figures")?);
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&bench.figures).doing("encoding the figures")?
+        );
     }
     Ok(())
 }
@@ -92,19 +110,31 @@ impl Bench {
         if !self.json {
             let mut sorted = rounds.clone();
             sorted.sort_by(f64::total_cmp);
-            let show = |v: f64| if v.abs() < 10.0 { format!("{v:.2}") } else { format!("{v:.0}") };
+            let show = |v: f64| {
+                if v.abs() < 10.0 {
+                    format!("{v:.2}")
+                } else {
+                    format!("{v:.0}")
+                }
+            };
             let median = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
             let all: Vec<_> = rounds.iter().map(|v| show(*v)).collect();
-            println!("{what:64} {:>8} {unit:6} ({})", show(median), all.join(", "));
+            println!(
+                "{what:64} {:>8} {unit:6} ({})",
+                show(median),
+                all.join(", ")
+            );
         }
         self.figures.push(Figure { what, unit, rounds });
     }
 
     fn lab(&self, hosts: usize, rtt_ms: f64) -> Outcome<Lab> {
         let _progress = Progress::new(format!("building {hosts} hosts {rtt_ms} ms apart"));
-        let lab = Lab::up(&sites(hosts, rtt_ms)?, "p2pvm-bench", &self.program).doing("building the testbed")?;
+        let lab = Lab::up(&sites(hosts, rtt_ms)?, "p2pvm-bench", &self.program)
+            .doing("building the testbed")?;
         for i in 1..=hosts {
-            lab.configure(&format!("h{i}"), SETTINGS).doing("configuring")?;
+            lab.configure(&format!("h{i}"), SETTINGS)
+                .doing("configuring")?;
         }
         lab.found("h1", "bench").doing("founding")?;
         Ok(lab)
@@ -126,7 +156,11 @@ impl Bench {
         }
         if join {
             let trips = joined.iter().map(|ms| ms / JOIN_RTT_MS).collect();
-            self.figure("join: command to first overlay ping at 50 ms RTT", "ms", joined);
+            self.figure(
+                "join: command to first overlay ping at 50 ms RTT",
+                "ms",
+                joined,
+            );
             self.figure("join: the same in round trips", "RTT", trips);
             self.figure("join: of that, until admitted", "ms", admitted);
             self.figure("join: address claim", "ms", claims);
@@ -147,7 +181,10 @@ impl Bench {
         let overlay_address = status["address"].as_str().unwrap_or_default().to_owned();
         let (mut raw, mut overlay, mut over) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.rounds {
-            let (a, b) = (system_ping(lab, "h1", &raw_address)?, system_ping(lab, "h1", &overlay_address)?);
+            let (a, b) = (
+                system_ping(lab, "h1", &raw_address)?,
+                system_ping(lab, "h1", &overlay_address)?,
+            );
             raw.push(a);
             overlay.push(b);
             over.push(b - a);
@@ -162,14 +199,30 @@ impl Bench {
         let _progress = Progress::new("watching an idle network");
         std::thread::sleep(SETTLE);
         let names: Vec<String> = (1..=hosts).map(|i| format!("h{i}")).collect();
-        let before: Vec<u64> = names.iter().map(|h| interface_bytes(lab, h)).collect::<Outcome<_>>()?;
+        let before: Vec<u64> = names
+            .iter()
+            .map(|h| interface_bytes(lab, h))
+            .collect::<Outcome<_>>()?;
         std::thread::sleep(Duration::from_secs(IDLE_SECONDS));
-        let after: Vec<u64> = names.iter().map(|h| interface_bytes(lab, h)).collect::<Outcome<_>>()?;
-        let rates = before.iter().zip(&after).map(|(b, a)| (a - b) as f64 / IDLE_SECONDS as f64).collect();
-        self.figure(format!("idle traffic of each of {hosts} members, sent and received"), "B/s", rates);
+        let after: Vec<u64> = names
+            .iter()
+            .map(|h| interface_bytes(lab, h))
+            .collect::<Outcome<_>>()?;
+        let rates = before
+            .iter()
+            .zip(&after)
+            .map(|(b, a)| (a - b) as f64 / IDLE_SECONDS as f64)
+            .collect();
+        self.figure(
+            format!("idle traffic of each of {hosts} members, sent and received"),
+            "B/s",
+            rates,
+        );
         let mut resident = Vec::new();
         for host in &names {
-            resident.push(number(&lab.json(host, &["status"]).doing("status")?["resident_bytes"]) / 1e6);
+            resident.push(
+                number(&lab.json(host, &["status"]).doing("status")?["resident_bytes"]) / 1e6,
+            );
         }
         self.figure("daemon resident memory of each member", "MB", resident);
         Ok(())
@@ -177,9 +230,17 @@ impl Bench {
 
     fn vm(&self, lab: &Lab, host: &str) -> Outcome<String> {
         let image = self.image.to_string_lossy().into_owned();
-        let made = lab.json(host, &["vm", "create", "web", "--image", &image, "--memory", "128M", "--start"]).doing("creating the VM")?;
+        let made = lab
+            .json(
+                host,
+                &[
+                    "vm", "create", "web", "--image", &image, "--memory", "128M", "--start",
+                ],
+            )
+            .doing("creating the VM")?;
         let address = made["address"].as_str().unwrap_or_default().to_owned();
-        lab.wait_for_guest("h1", &address, Duration::from_secs(90)).doing("waiting for the guest")?;
+        lab.wait_for_guest("h1", &address, Duration::from_secs(90))
+            .doing("waiting for the guest")?;
         Ok(address)
     }
 
@@ -195,12 +256,17 @@ impl Bench {
         let lab = self.lab(3, rtt_ms)?;
         self.members(&lab, 3)?;
         let address = self.vm(&lab, "h2")?;
-        let (mut total, mut downtime, mut gap, mut bad) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut total, mut downtime, mut gap, mut bad) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut from, mut to) = ("h2", "h3");
         for _ in 0..self.rounds {
-            let client = lab.client("h1", &address, 10).doing("starting the client")?;
+            let client = lab
+                .client("h1", &address, 10)
+                .doing("starting the client")?;
             std::thread::sleep(Duration::from_secs(2));
-            let moved = lab.json(from, &["vm", "migrate", "web", "--to", to]).doing("migrating")?;
+            let moved = lab
+                .json(from, &["vm", "migrate", "web", "--to", to])
+                .doing("migrating")?;
             std::thread::sleep(Duration::from_secs(2));
             let seen = client.finish().doing("asking the client")?;
             total.push(number(&moved["total_ms"]));
@@ -210,9 +276,21 @@ impl Bench {
             std::mem::swap(&mut from, &mut to);
         }
         self.figure(format!("migration at {rtt_ms} ms RTT: total"), "ms", total);
-        self.figure(format!("migration at {rtt_ms} ms RTT: downtime by QEMU"), "ms", downtime);
-        self.figure(format!("migration at {rtt_ms} ms RTT: longest gap of the TCP client"), "ms", gap);
-        self.figure(format!("migration at {rtt_ms} ms RTT: replies lost, doubled, out of count"), "", bad);
+        self.figure(
+            format!("migration at {rtt_ms} ms RTT: downtime by QEMU"),
+            "ms",
+            downtime,
+        );
+        self.figure(
+            format!("migration at {rtt_ms} ms RTT: longest gap of the TCP client"),
+            "ms",
+            gap,
+        );
+        self.figure(
+            format!("migration at {rtt_ms} ms RTT: replies lost, doubled, out of count"),
+            "",
+            bad,
+        );
         lab.down().doing("taking the testbed down")
     }
 
@@ -223,27 +301,47 @@ impl Bench {
         let (mut pause, mut durable) = (Vec::new(), Vec::new());
         for i in 0..self.rounds {
             let began = Instant::now();
-            let taken = lab.json("h2", &["vm", "snapshot", "web", "--name", &format!("s{i}")]).doing("taking the snapshot")?;
+            let taken = lab
+                .json("h2", &["vm", "snapshot", "web", "--name", &format!("s{i}")])
+                .doing("taking the snapshot")?;
             pause.push(number(&taken["pause_ms"]));
             durable.push(began.elapsed().as_secs_f64() * 1e3);
         }
         self.figure("snapshot of a 128 MiB guest: pause", "ms", pause);
-        self.figure("snapshot: command to durable on 2 other members, 50 ms away", "ms", durable);
+        self.figure(
+            "snapshot: command to durable on 2 other members, 50 ms away",
+            "ms",
+            durable,
+        );
         lab.down().doing("taking the testbed down")
     }
 }
 
 /// The mean of twenty pings of the system's own `ping`, milliseconds.
 fn system_ping(lab: &Lab, from: &str, to: &str) -> Outcome<f64> {
-    let said = lab.testbed().run(from, &["ping", "-n", "-q", "-c", "20", "-i", "0.2", to]).doing("ping")?;
-    let mean = said.lines().find_map(|l| l.split_once(" = ")?.1.split('/').nth(1)?.parse().ok());
+    let said = lab
+        .testbed()
+        .run(from, &["ping", "-n", "-q", "-c", "20", "-i", "0.2", to])
+        .doing("ping")?;
+    let mean = said
+        .lines()
+        .find_map(|l| l.split_once(" = ")?.1.split('/').nth(1)?.parse().ok());
     mean.ok_or_else(|| Failure::not_found(format!("ping said nothing of a mean: {said}")))
 }
 
 /// Bytes received and sent on a host's underlay interface.
 fn interface_bytes(lab: &Lab, host: &str) -> Outcome<u64> {
-    let text = lab.testbed().run(host, &["cat", "/proc/net/dev"]).doing("reading counters")?;
-    let line = text.lines().find_map(|l| l.trim().strip_prefix("eth0:")).unwrap_or_default();
-    let fields: Vec<u64> = line.split_ascii_whitespace().filter_map(|f| f.parse().ok()).collect();
+    let text = lab
+        .testbed()
+        .run(host, &["cat", "/proc/net/dev"])
+        .doing("reading counters")?;
+    let line = text
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("eth0:"))
+        .unwrap_or_default();
+    let fields: Vec<u64> = line
+        .split_ascii_whitespace()
+        .filter_map(|f| f.parse().ok())
+        .collect();
     Ok(fields.first().copied().unwrap_or(0) + fields.get(8).copied().unwrap_or(0))
 }

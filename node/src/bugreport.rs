@@ -1,8 +1,9 @@
-//! `p2pvm bugreport`: what a developer asks for first, in one file: versions, settings, the doctor's page, the log's end, and what a
-//! running daemon says of itself.
+//! `p2pvm bugreport`: what a developer asks for first, in one file: versions, settings, the
+//! doctor's page, the log's end, and what a running daemon says of itself.
 //!
-//! Keys are never read for it. Invites, which are keys as well, are cut out of everything (a log or a settings file may hold one).
-//! Names and addresses stay in, since most questions are about them; the first file in the archive says so.
+//! Keys are never read for it. Invites, which are keys as well, are cut out of everything (a log or
+//! a settings file may hold one). Names and addresses stay in, since most questions are about them;
+//! the first file in the archive says so.
 
 use crate::{
     api::client::Client,
@@ -42,22 +43,33 @@ const INVITE_AT_LEAST: usize = 16;
 /// What stands in the place of an invite.
 const CUT: &str = "<invite cut out>";
 
-const README: &str = "Made by 'p2pvm bugreport'. It holds no key and no invite. It does hold names of members and VMs, their addresses,\n\
-    and the end of this node's log: read it before you give it to somebody who should not know them.\n";
+const README: &str = "Made by 'p2pvm bugreport'. It holds no key and no invite. It does hold \
+    names of members and VMs, their addresses,\n\
+    and the end of this node's log: read it before you give it to somebody who should not know \
+    them.\n";
 
 /// Writes the report and says where.
 pub async fn run(context: &Context, out: Option<PathBuf>) -> Outcome<()> {
-    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace([':', '-'], "");
+    let time = humantime::format_rfc3339_seconds(SystemTime::now())
+        .to_string()
+        .replace([':', '-'], "");
     let name = format!("p2pvm-report-{time}");
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{name}.tar.gz")));
     let files = gather(context).await;
     let archive = pack(&name, &files).doing("packing the report")?;
     // Only its owner reads it; what is there already is not overwritten.
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&out).doing(format_args!("cannot write {}", out.display()))?;
-    file.write_all(&archive).doing(format_args!("cannot write {}", out.display()))?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&out)
+        .doing(format_args!("cannot write {}", out.display()))?;
+    file.write_all(&archive)
+        .doing(format_args!("cannot write {}", out.display()))?;
     if context.json {
-        return crate::cli::print::json(&serde_json::json!({ "file": out, "bytes": archive.len() }));
+        return crate::cli::print::json(
+            &serde_json::json!({ "file": out, "bytes": archive.len() }),
+        );
     }
     println!(
         "{} ({}): no keys and no invites are in it, but names and addresses are",
@@ -70,15 +82,27 @@ pub async fn run(context: &Context, out: Option<PathBuf>) -> Outcome<()> {
 /// The report's files, without secrets.
 async fn gather(context: &Context) -> Vec<(String, String)> {
     let layout = &context.layout;
-    let mut files = vec![("README".to_owned(), README.to_owned()), ("versions.txt".to_owned(), versions())];
+    let mut files = vec![
+        ("README".to_owned(), README.to_owned()),
+        ("versions.txt".to_owned(), versions()),
+    ];
     let page = doctor::examine(context).await;
-    files.push(("doctor.json".to_owned(), serde_json::to_string_pretty(&page).unwrap_or_default()));
+    files.push((
+        "doctor.json".to_owned(),
+        serde_json::to_string_pretty(&page).unwrap_or_default(),
+    ));
     files.push((
         "node.toml".to_owned(),
-        fs::read_to_string(layout.config()).map_or_else(|e| format!("# not read: {e}\n"), |text| without_headers(&text)),
+        fs::read_to_string(layout.config()).map_or_else(
+            |e| format!("# not read: {e}\n"),
+            |text| without_headers(&text),
+        ),
     ));
     files.push(("state.txt".to_owned(), listing(layout)));
-    files.push(("daemon.log".to_owned(), service::log_tail(layout, LOG_LINES).await.join("\n")));
+    files.push((
+        "daemon.log".to_owned(),
+        service::log_tail(layout, LOG_LINES).await.join("\n"),
+    ));
     for (path, name) in ASKED {
         let asked = async {
             let mut client: Client = context.daemon().await?;
@@ -91,29 +115,50 @@ async fn gather(context: &Context) -> Vec<(String, String)> {
         };
         files.push((name.to_owned(), text));
     }
-    files.into_iter().map(|(name, text)| (name, without_invites(&text))).collect()
+    files
+        .into_iter()
+        .map(|(name, text)| (name, without_invites(&text)))
+        .collect()
 }
 
 fn versions() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    format!("p2pvm {}\n{}{}", env!("CARGO_PKG_VERSION"), read("/proc/version"), read("/etc/os-release"))
+    format!(
+        "p2pvm {}\n{}{}",
+        env!("CARGO_PKG_VERSION"),
+        read("/proc/version"),
+        read("/etc/os-release")
+    )
 }
 
-/// Settings without what `[traces] headers` sends to the collector: it is there to be secret. Settings that cannot be read are
-/// left out, since nobody can say where it stands in them.
+/// Settings without what `[traces] headers` sends to the collector: it is there to be secret.
+/// Settings that cannot be read are left out, since nobody can say where it stands in them.
 fn without_headers(settings: &str) -> String {
     let table = match settings.parse::<toml::Table>() {
         Ok(table) => table,
-        Err(e) => return format!("# left out, for it may hold secrets; it cannot be read: {}\n", e.message()),
+        Err(e) => {
+            return format!(
+                "# left out, for it may hold secrets; it cannot be read: {}\n",
+                e.message()
+            );
+        }
     };
-    let headers = table.get("traces").and_then(|traces| traces.get("headers")).and_then(toml::Value::as_table);
-    let Some(headers) = headers.filter(|headers| !headers.is_empty()) else { return settings.to_owned() };
+    let headers = table
+        .get("traces")
+        .and_then(|traces| traces.get("headers"))
+        .and_then(toml::Value::as_table);
+    let Some(headers) = headers.filter(|headers| !headers.is_empty()) else {
+        return settings.to_owned();
+    };
     let names: Vec<_> = headers.keys().map(String::as_str).collect();
     let mut rest = table.clone();
     if let Some(traces) = rest.get_mut("traces").and_then(toml::Value::as_table_mut) {
         traces.remove("headers");
     }
-    format!("# without comments and without [traces] headers, which names {}\n{rest}", names.join(", "))
+    format!(
+        "# without comments and without [traces] headers, which names {}\n{rest}",
+        names.join(", ")
+    )
 }
 
 /// Names and sizes in the state directory, one level deep; no content.
@@ -123,7 +168,11 @@ fn listing(layout: &Layout) -> String {
         .filter_map(|e| {
             let meta = e.metadata().ok()?;
             let kind = if meta.is_dir() { "directory" } else { "file" };
-            Some(format!("{:12} {kind:10} {}\n", meta.len(), e.file_name().to_string_lossy()))
+            Some(format!(
+                "{:12} {kind:10} {}\n",
+                meta.len(),
+                e.file_name().to_string_lossy()
+            ))
         })
         .collect();
     lines.sort();
@@ -141,7 +190,11 @@ fn without_invites(text: &str) -> String {
         let body = at + INVITE_PREFIX.len();
         let length = rest[body..].chars().take_while(|c| is_letter(*c)).count();
         clean.push_str(&rest[..at]);
-        clean.push_str(if length >= INVITE_AT_LEAST { CUT } else { &rest[at..body + length] });
+        clean.push_str(if length >= INVITE_AT_LEAST {
+            CUT
+        } else {
+            &rest[at..body + length]
+        });
         rest = &rest[body + length..];
         lower = rest.to_ascii_lowercase();
     }
@@ -154,7 +207,11 @@ fn pack(name: &str, files: &[(String, String)]) -> std::io::Result<Vec<u8>> {
         let mut header = tar::Header::new_gnu();
         header.set_size(text.len() as u64);
         header.set_mode(0o600);
-        header.set_mtime(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()));
+        header.set_mtime(
+            SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs()),
+        );
         archive.append_data(&mut header, format!("{name}/{file}"), text.as_bytes())?;
     }
     archive.into_inner()?.finish()
@@ -167,19 +224,36 @@ mod tests {
     #[test]
     fn what_is_sent_to_a_collector_stays_out() {
         assert_eq!(without_headers("# mine\nport = 1\n"), "# mine\nport = 1\n");
-        for secret in ["[traces]\nheaders = { authorization = \"hush\" }\n", "[traces.headers]\nauthorization = 'hush'\n"] {
+        for secret in [
+            "[traces]\nheaders = { authorization = \"hush\" }\n",
+            "[traces.headers]\nauthorization = 'hush'\n",
+        ] {
             let clean = without_headers(&format!("port = 1\n{secret}"));
-            assert!(clean.contains("port = 1") && clean.contains("authorization") && !clean.contains("hush"), "{clean}");
+            assert!(
+                clean.contains("port = 1")
+                    && clean.contains("authorization")
+                    && !clean.contains("hush"),
+                "{clean}"
+            );
         }
         let broken = without_headers("port = \n[traces]\nheaders = { authorization = \"hush\" }");
-        assert!(broken.contains("left out") && !broken.contains("hush"), "{broken}");
+        assert!(
+            broken.contains("left out") && !broken.contains("hush"),
+            "{broken}"
+        );
     }
 
     #[test]
     fn an_invite_is_cut_out_wherever_it_stands_and_the_rest_stays() {
         let invite = format!("p2pvm1{}", "abc234".repeat(40));
-        let text = format!("begin {invite} middle '{}'\nend: one begins with p2pvm1..., p2pvm1abc", invite.to_ascii_uppercase());
-        assert_eq!(without_invites(&text), format!("begin {CUT} middle '{CUT}'\nend: one begins with p2pvm1..., p2pvm1abc"));
+        let text = format!(
+            "begin {invite} middle '{}'\nend: one begins with p2pvm1..., p2pvm1abc",
+            invite.to_ascii_uppercase()
+        );
+        assert_eq!(
+            without_invites(&text),
+            format!("begin {CUT} middle '{CUT}'\nend: one begins with p2pvm1..., p2pvm1abc")
+        );
         assert_eq!(without_invites("Grüße p2pvm1"), "Grüße p2pvm1");
     }
 
@@ -187,8 +261,15 @@ mod tests {
     fn the_archive_is_one_that_tar_reads() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.tar.gz");
-        fs::write(&path, pack("r", &[("a".to_owned(), "text".to_owned())]).unwrap()).unwrap();
-        let output = std::process::Command::new("tar").args(["xzOf", path.to_str().unwrap(), "r/a"]).output().unwrap();
+        fs::write(
+            &path,
+            pack("r", &[("a".to_owned(), "text".to_owned())]).unwrap(),
+        )
+        .unwrap();
+        let output = std::process::Command::new("tar")
+            .args(["xzOf", path.to_str().unwrap(), "r/a"])
+            .output()
+            .unwrap();
         assert_eq!(output.stdout, b"text");
     }
 }

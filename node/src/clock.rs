@@ -16,7 +16,9 @@ const FOUNDED_AHEAD: u64 = 300;
 pub fn span(of: Duration) -> String {
     let seconds = of.as_secs();
     let units = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
-    let Some(at) = units.iter().position(|(size, _)| seconds >= *size) else { return format!("{} ms", of.as_millis()) };
+    let Some(at) = units.iter().position(|(size, _)| seconds >= *size) else {
+        return format!("{} ms", of.as_millis());
+    };
     let (size, unit) = units[at];
     let mut said = format!("{} {unit}", seconds / size);
     // Nobody needs the hours of 700 days.
@@ -29,24 +31,37 @@ pub fn span(of: Duration) -> String {
     said
 }
 
-/// "23 h 4 min ahead of", "2 d behind": how far `here` is from `there`; none if they are as good as equal.
+/// "23 h 4 min ahead of", "2 d behind": how far `here` is from `there`; none if they are as good as
+/// equal.
 pub fn apart(here: UnixTime, there: UnixTime) -> Option<String> {
     let by = Duration::from_secs(here.0.abs_diff(there.0));
     if by < TOLERANCE {
         return None;
     }
-    Some(format!("{} {}", span(by), if here > there { "ahead of" } else { "behind" }))
+    Some(format!(
+        "{} {}",
+        span(by),
+        if here > there { "ahead of" } else { "behind" }
+    ))
 }
 
 /// A time of day as a person reads it.
 pub fn shown(at: UnixTime) -> String {
     let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(at.0.min(200_000_000_000)));
-    at.map_or_else(|| "no date".to_owned(), |at| humantime::format_rfc3339_seconds(at).to_string())
+    at.map_or_else(
+        || "no date".to_owned(),
+        |at| humantime::format_rfc3339_seconds(at).to_string(),
+    )
 }
 
 /// Why the clock cannot be right, whatever the other clocks say.
 pub fn impossible(now: UnixTime) -> Option<String> {
-    (now < PROGRAM_BORN).then(|| format!("this machine's clock shows {}, a time before this program was made: {SET}", shown(now)))
+    (now < PROGRAM_BORN).then(|| {
+        format!(
+            "this machine's clock shows {}, a time before this program was made: {SET}",
+            shown(now)
+        )
+    })
 }
 
 /// What speaks against an invite by this machine's clock, which may itself be what is wrong.
@@ -54,9 +69,17 @@ pub fn doubt(invite: &Invite, now: UnixTime) -> Option<String> {
     let created = invite.network().created;
     if created.0 > now.0.saturating_add(FOUNDED_AHEAD) {
         let since = span(Duration::from_secs(created.0 - now.0));
-        return Some(format!("this machine's clock shows {}, {since} before the network was founded", shown(now)));
+        return Some(format!(
+            "this machine's clock shows {}, {since} before the network was founded",
+            shown(now)
+        ));
     }
-    invite.check(now).is_err().then(|| format!("by this machine's clock, which shows {}, the invite has expired", shown(now)))
+    invite.check(now).is_err().then(|| {
+        format!(
+            "by this machine's clock, which shows {}, the invite has expired",
+            shown(now)
+        )
+    })
 }
 
 #[cfg(test)]
@@ -70,7 +93,10 @@ mod tests {
         assert_eq!(said(2 * 86_400 + 3599), "2 d");
         assert_eq!(said(86_400 + 3600), "1 d 1 h");
         assert_eq!(said(730 * 86_400 + 7200), "730 d");
-        assert_eq!((said(41), span(Duration::from_millis(7))), ("41 s".into(), "7 ms".into()));
+        assert_eq!(
+            (said(41), span(Duration::from_millis(7))),
+            ("41 s".into(), "7 ms".into())
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! `p2pvm demo`: the main job end to end on the emulated wide area. Six members at six sites, two of them
-//! behind port-restricted NATs and one behind a symmetric one, join, talk, run a virtual machine, move it
-//! while a client counts replies, lose its host, bring it back, and move it off an overloaded host without
-//! being told. Every step is a p2pvm command on an emulated host; whatever fails ends the demo with exit code 1.
+//! `p2pvm demo`: the main job end to end on the emulated wide area. Six members at six sites, two
+//! of them behind port-restricted NATs and one behind a symmetric one, join, talk, run a virtual
+//! machine, move it while a client counts replies, lose its host, bring it back, and move it off an
+//! overloaded host without being told. Every step is a p2pvm command on an emulated host; whatever
+//! fails ends the demo with exit code 1.
 
 use crate::{
     cli::{DemoArgs, Progress},
@@ -29,7 +30,8 @@ const STRICT: &str = "madrid";
 const SITES: &str = include_str!("../../tests/sites/demo.toml");
 const MEMBERS: [&str; 5] = [PUBLIC, THIRD, HOME_A, HOME_B, STRICT];
 
-/// What a host is told before it starts: a capacity of one processor, so that six hosts share one machine.
+/// What a host is told before it starts: a capacity of one processor, so that six hosts share one
+/// machine.
 const SETTINGS: &str = "cpus = 1\nupnp = false\n";
 
 /// One line of the table at the end.
@@ -50,10 +52,15 @@ struct Demo {
 /// Runs it.
 pub fn run(args: &DemoArgs, json: bool) -> Outcome<()> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::refused("the demo builds network namespaces and runs QEMU: run it as root (sudo make demo)"));
+        return Err(Failure::refused(
+            "the demo builds network namespaces and runs QEMU: run it as root (sudo make demo)",
+        ));
     }
     let image = std::fs::canonicalize(&args.image).map_err(|e| {
-        Failure::not_found(format!("there is no guest image at {}: {e}; make one with guest-image/build.sh", args.image.display()))
+        Failure::not_found(format!(
+            "there is no guest image at {}: {e}; make one with guest-image/build.sh",
+            args.image.display()
+        ))
     })?;
     let sites = match &args.sites {
         Some(path) => Sites::load(path).doing(path.display())?,
@@ -65,11 +72,20 @@ pub fn run(args: &DemoArgs, json: bool) -> Outcome<()> {
         let _progress = Progress::new("building the emulated wide area");
         Lab::up(&sites, "p2pvm-demo", &program).doing("building the emulated wide area")?
     };
-    let mut demo = Demo { lab, json, began, figures: Vec::new(), image };
+    let mut demo = Demo {
+        lab,
+        json,
+        began,
+        figures: Vec::new(),
+        image,
+    };
     let outcome = demo.play();
     if outcome.is_err() {
         for host in std::iter::once(FOUNDER).chain(MEMBERS) {
-            eprintln!("--- the end of {host}'s log\n{}", demo.lab.log_tail(host, 25));
+            eprintln!(
+                "--- the end of {host}'s log\n{}",
+                demo.lab.log_tail(host, 25)
+            );
         }
         if args.keep {
             eprintln!("the testbed stays for 10 minutes: p2pvm testbed status --name p2pvm-demo");
@@ -85,10 +101,17 @@ pub fn run(args: &DemoArgs, json: bool) -> Outcome<()> {
 
 fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Outcome<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(figures).doing("encoding the figures")?);
+        println!(
+            "{}",
+            serde_json::to_string_pretty(figures).doing("encoding the figures")?
+        );
         return Ok(());
     }
-    let width = figures.iter().map(|f| f.what.chars().count()).max().unwrap_or(0);
+    let width = figures
+        .iter()
+        .map(|f| f.what.chars().count())
+        .max()
+        .unwrap_or(0);
     println!("\n{}", "-".repeat(width + 40));
     for figure in figures {
         println!("{:width$}  {}", figure.what, figure.measured);
@@ -98,17 +121,26 @@ fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Outcome<()>
 }
 
 fn ms(value: &serde_json::Value) -> String {
-    value.as_f64().map_or("-".to_owned(), |v| format!("{v:.0} ms"))
+    value
+        .as_f64()
+        .map_or("-".to_owned(), |v| format!("{v:.0} ms"))
 }
 
 impl Demo {
     fn say(&self, text: &str) {
         let line = format!("[{:5.1} s] {text}", self.began.elapsed().as_secs_f64());
-        if self.json { eprintln!("{line}") } else { println!("{line}") }
+        if self.json {
+            eprintln!("{line}")
+        } else {
+            println!("{line}")
+        }
     }
 
     fn figure(&mut self, what: impl Into<String>, measured: impl Into<String>) {
-        let figure = Figure { what: what.into(), measured: measured.into() };
+        let figure = Figure {
+            what: what.into(),
+            measured: measured.into(),
+        };
         self.say(&format!("{}: {}", figure.what, figure.measured));
         self.figures.push(figure);
     }
@@ -128,7 +160,10 @@ impl Demo {
         }
         self.say(&format!("{FOUNDER} founds the network 'lab'"));
         self.lab.found(FOUNDER, "lab").doing("founding")?;
-        let invite = self.lab.invite(FOUNDER, MEMBERS.len() as u32).doing("inviting")?;
+        let invite = self
+            .lab
+            .invite(FOUNDER, MEMBERS.len() as u32)
+            .doing("inviting")?;
         for host in MEMBERS {
             let joined = self.lab.join(host, &invite).doing("joining")?;
             self.figure(
@@ -143,10 +178,21 @@ impl Demo {
         }
         let (code, _, said) = self
             .lab
-            .try_p2pvm(FOUNDER, &["--dir", "/nonexistent-p2pvm/x", "join", &invite[..invite.len() - 4]])
+            .try_p2pvm(
+                FOUNDER,
+                &[
+                    "--dir",
+                    "/nonexistent-p2pvm/x",
+                    "join",
+                    &invite[..invite.len() - 4],
+                ],
+            )
             .doing("joining with a cut invite")?;
         if code != 5 {
-            return Err(Failure::new(Kind::Failed, format!("a damaged invite was not refused (exit code {code}): {said}")));
+            return Err(Failure::new(
+                Kind::Failed,
+                format!("a damaged invite was not refused (exit code {code}): {said}"),
+            ));
         }
         self.say(&format!("a damaged invite is refused: {said}"));
         Ok(())
@@ -167,7 +213,10 @@ impl Demo {
                 return Err(Failure::timed_out(format!("{kind}: no answer")));
             }
             let raw = self.raw_rtt(from, to);
-            self.figure(format!("ping {kind} ({from} to {to})"), describe(&pinged, raw));
+            self.figure(
+                format!("ping {kind} ({from} to {to})"),
+                describe(&pinged, raw),
+            );
         }
         Ok(())
     }
@@ -181,37 +230,77 @@ impl Demo {
 
     fn guest(&mut self) -> Outcome<String> {
         let image = self.image.to_string_lossy().into_owned();
-        self.say(&format!("{HOME_A}, behind a port-restricted NAT, creates and starts the VM 'web'"));
+        self.say(&format!(
+            "{HOME_A}, behind a port-restricted NAT, creates and starts the VM 'web'"
+        ));
         let began = Instant::now();
         let made = self
             .lab
-            .json(HOME_A, &["vm", "create", "web", "--image", &image, "--cpus", "1", "--memory", "128M", "--start"])
+            .json(
+                HOME_A,
+                &[
+                    "vm", "create", "web", "--image", &image, "--cpus", "1", "--memory", "128M",
+                    "--start",
+                ],
+            )
             .doing("creating the VM")?;
-        let address = made["address"].as_str().ok_or_else(|| Failure::new(Kind::Failed, "the VM has no address"))?.to_owned();
-        self.lab.wait_for_guest(STRICT, &address, Duration::from_secs(60)).doing("waiting for the guest")?;
+        let address = made["address"]
+            .as_str()
+            .ok_or_else(|| Failure::new(Kind::Failed, "the VM has no address"))?
+            .to_owned();
+        self.lab
+            .wait_for_guest(STRICT, &address, Duration::from_secs(60))
+            .doing("waiting for the guest")?;
         self.figure(
             "guest from 'vm create --start' to its first TCP answer",
-            format!("{:.1} s ({address}, under emulation)", began.elapsed().as_secs_f64()),
+            format!(
+                "{:.1} s ({address}, under emulation)",
+                began.elapsed().as_secs_f64()
+            ),
         );
         Ok(address)
     }
 
     fn migrate(&mut self, address: &str) -> Outcome<()> {
-        self.say(&format!("a client behind the symmetric NAT ({STRICT}) counts replies; 'web' moves live from {HOME_A} to {THIRD}"));
-        let client = self.lab.client(STRICT, address, 10).doing("starting the client")?;
+        self.say(&format!(
+            "a client behind the symmetric NAT ({STRICT}) counts replies; 'web' \
+            moves live from {HOME_A} to {THIRD}"
+        ));
+        let client = self
+            .lab
+            .client(STRICT, address, 10)
+            .doing("starting the client")?;
         std::thread::sleep(Duration::from_secs(2));
-        let moved = self.lab.json(HOME_A, &["vm", "migrate", "web", "--to", THIRD]).doing("migrating")?;
+        let moved = self
+            .lab
+            .json(HOME_A, &["vm", "migrate", "web", "--to", THIRD])
+            .doing("migrating")?;
         std::thread::sleep(Duration::from_secs(3));
         let seen = client.finish().doing("asking the client")?;
         self.figure("live migration, total", ms(&moved["total_ms"]));
-        self.figure("live migration, downtime by QEMU", ms(&moved["downtime_ms"]));
-        self.figure("live migration, longest gap the TCP client saw", format!("{:.0} ms", seen.longest_gap_ms));
+        self.figure(
+            "live migration, downtime by QEMU",
+            ms(&moved["downtime_ms"]),
+        );
+        self.figure(
+            "live migration, longest gap the TCP client saw",
+            format!("{:.0} ms", seen.longest_gap_ms),
+        );
         self.figure(
             "live migration, replies",
-            format!("{} of {}, {} lost, {} doubled, {} counter gaps", seen.replies, seen.sent, seen.lost, seen.doubled, seen.counter_gaps),
+            format!(
+                "{} of {}, {} lost, {} doubled, {} counter gaps",
+                seen.replies, seen.sent, seen.lost, seen.doubled, seen.counter_gaps
+            ),
         );
-        if seen.lost + seen.doubled + seen.counter_gaps > 0 || seen.replies == 0 || seen.ended.is_some() {
-            return Err(Failure::new(Kind::Failed, format!("the connection did not survive the move: {seen:?}")));
+        if seen.lost + seen.doubled + seen.counter_gaps > 0
+            || seen.replies == 0
+            || seen.ended.is_some()
+        {
+            return Err(Failure::new(
+                Kind::Failed,
+                format!("the connection did not survive the move: {seen:?}"),
+            ));
         }
         Ok(())
     }
@@ -219,49 +308,100 @@ impl Demo {
     fn lose_host(&mut self, address: &str) -> Outcome<()> {
         self.say("a snapshot of the running VM goes to two other members");
         let began = Instant::now();
-        let snapshot = self.lab.json(THIRD, &["vm", "snapshot", "web", "--name", "safe"]).doing("taking the snapshot")?;
+        let snapshot = self
+            .lab
+            .json(THIRD, &["vm", "snapshot", "web", "--name", "safe"])
+            .doing("taking the snapshot")?;
         if snapshot["state"] != "durable" {
-            return Err(Failure::new(Kind::Failed, format!("the snapshot is not durable: {snapshot}")));
+            return Err(Failure::new(
+                Kind::Failed,
+                format!("the snapshot is not durable: {snapshot}"),
+            ));
         }
         self.figure("snapshot, guest pause", ms(&snapshot["pause_ms"]));
-        self.figure("snapshot, command to durable on 2 other members", format!("{:.1} s", began.elapsed().as_secs_f64()));
+        self.figure(
+            "snapshot, command to durable on 2 other members",
+            format!("{:.1} s", began.elapsed().as_secs_f64()),
+        );
         self.say(&format!("the plug of {THIRD} is pulled"));
         self.lab.testbed().kill(THIRD).doing("killing the host")?;
-        let (code, _, said) = self.lab.try_p2pvm(PUBLIC, &["vm", "restore", "web@safe"]).doing("restoring without --force")?;
+        let (code, _, said) = self
+            .lab
+            .try_p2pvm(PUBLIC, &["vm", "restore", "web@safe"])
+            .doing("restoring without --force")?;
         if code == 0 {
-            return Err(Failure::new(Kind::Failed, "a restore over an unreachable host went through without --force"));
+            return Err(Failure::new(
+                Kind::Failed,
+                "a restore over an unreachable host went through without --force",
+            ));
         }
         self.say(&format!("without --force: {said}"));
         let began = Instant::now();
-        let restored = self.lab.json(PUBLIC, &["vm", "restore", "web@safe", "--force"]).doing("restoring")?;
+        let restored = self
+            .lab
+            .json(PUBLIC, &["vm", "restore", "web@safe", "--force"])
+            .doing("restoring")?;
         if restored["address"].as_str() != Some(address) {
-            return Err(Failure::new(Kind::Failed, format!("the restored VM has another address: {restored}")));
+            return Err(Failure::new(
+                Kind::Failed,
+                format!("the restored VM has another address: {restored}"),
+            ));
         }
-        self.lab.wait_for_guest(STRICT, address, Duration::from_secs(30)).doing("waiting for the restored guest")?;
+        self.lab
+            .wait_for_guest(STRICT, address, Duration::from_secs(30))
+            .doing("waiting for the restored guest")?;
         self.figure(
             "restore after the host's death, command to first TCP answer",
-            format!("{:.1} s (on {PUBLIC}, same address)", began.elapsed().as_secs_f64()),
+            format!(
+                "{:.1} s (on {PUBLIC}, same address)",
+                began.elapsed().as_secs_f64()
+            ),
         );
         Ok(())
     }
 
     fn overload(&mut self, address: &str) -> Outcome<()> {
-        self.say(&format!("a process hogs the processor of {PUBLIC}; nobody says what to do"));
+        self.say(&format!(
+            "a process hogs the processor of {PUBLIC}; nobody says what to do"
+        ));
         let mut hog = Command::new("/bin/sh");
-        hog.args(["-c", "while :; do :; done"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut hog = self.lab.testbed().spawn(PUBLIC, &mut hog).doing("starting the hog")?;
+        hog.args(["-c", "while :; do :; done"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut hog = self
+            .lab
+            .testbed()
+            .spawn(PUBLIC, &mut hog)
+            .doing("starting the hog")?;
         let began = Instant::now();
-        let moved = self.lab.wait("the autonomic move", Duration::from_secs(60), Duration::from_millis(500), || {
-            let vm = self.lab.json(FOUNDER, &["vm", "show", "web"])?;
-            Ok(vm["host"].as_str().filter(|host| *host != PUBLIC && vm["state"] == "running").map(str::to_owned))
-        });
+        let moved = self.lab.wait(
+            "the autonomic move",
+            Duration::from_secs(60),
+            Duration::from_millis(500),
+            || {
+                let vm = self.lab.json(FOUNDER, &["vm", "show", "web"])?;
+                Ok(vm["host"]
+                    .as_str()
+                    .filter(|host| *host != PUBLIC && vm["state"] == "running")
+                    .map(str::to_owned))
+            },
+        );
         // It dies with the testbed in any case.
         let _ = hog.kill();
         let _ = hog.wait();
         let host = moved.doing("waiting for the autonomic manager")?;
-        self.figure("autonomic move, from overload to running elsewhere", format!("{:.1} s (to {host})", began.elapsed().as_secs_f64()));
-        self.lab.wait_for_guest(STRICT, address, Duration::from_secs(15)).doing("waiting for the moved guest")?;
-        let why = self.lab.p2pvm(PUBLIC, &["explain", "web"]).doing("asking why")?;
+        self.figure(
+            "autonomic move, from overload to running elsewhere",
+            format!("{:.1} s (to {host})", began.elapsed().as_secs_f64()),
+        );
+        self.lab
+            .wait_for_guest(STRICT, address, Duration::from_secs(15))
+            .doing("waiting for the moved guest")?;
+        let why = self
+            .lab
+            .p2pvm(PUBLIC, &["explain", "web"])
+            .doing("asking why")?;
         self.say(&format!("p2pvm explain web:\n{why}"));
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! The one error of the program's surface: a sentence that says what to do, and the kind that decides
-//! the exit code of the command line and the status code of the control API.
+//! The one error of the program's surface: a sentence that says what to do, and the kind that
+//! decides the exit code of the command line and the status code of the control API.
 
 use p2pvm_host::chain;
 use serde::{Deserialize, Serialize};
@@ -19,14 +19,22 @@ pub enum Kind {
     TimedOut = 4,
     /// It would have worked, and was refused because it endangers something.
     Refused = 5,
-    /// It was neither done nor refused for good: who could decide it cannot be asked now. The same may work later.
+    /// It was neither done nor refused for good: who could decide it cannot be asked now. The same
+    /// may work later.
     NotNow = 6,
 }
 
 impl Kind {
     /// The kind that a command of ours ended with.
     pub fn of_exit_code(code: i32) -> Option<Self> {
-        let all = [Self::Failed, Self::Usage, Self::NotFound, Self::TimedOut, Self::Refused, Self::NotNow];
+        let all = [
+            Self::Failed,
+            Self::Usage,
+            Self::NotFound,
+            Self::TimedOut,
+            Self::Refused,
+            Self::NotNow,
+        ];
         all.into_iter().find(|kind| *kind as i32 == code)
     }
 }
@@ -38,7 +46,8 @@ pub struct Failure {
     pub kind: Kind,
     /// What happened and what to do.
     pub message: String,
-    /// It ended so because somebody asked for that: nothing is wrong. Left out where it is not so; members of before do not know it.
+    /// It ended so because somebody asked for that: nothing is wrong. Left out where it is not so;
+    /// members of before do not know it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancelled: bool,
 }
@@ -46,12 +55,19 @@ pub struct Failure {
 impl Failure {
     /// A failure of `kind`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), cancelled: false }
+        Self {
+            kind,
+            message: message.into(),
+            cancelled: false,
+        }
     }
 
     /// Something that was not done because somebody cancelled it.
     pub fn cancelled(message: impl Into<String>) -> Self {
-        Self { cancelled: true, ..Self::new(Kind::Failed, message) }
+        Self {
+            cancelled: true,
+            ..Self::new(Kind::Failed, message)
+        }
     }
 
     /// Something that does not exist.
@@ -98,7 +114,8 @@ pub type Outcome<T> = Result<T, Failure>;
 
 /// Puts what was being done before a cause: `read(path).doing("reading the certificate")?`.
 pub trait Doing<T> {
-    /// Turns the error into a [`Failure`] of kind [`Kind::Failed`] that begins with `what` and names every cause.
+    /// Turns the error into a [`Failure`] of kind [`Kind::Failed`] that begins with `what` and
+    /// names every cause.
     fn doing(self, what: impl fmt::Display) -> Outcome<T>;
 }
 
@@ -117,28 +134,53 @@ mod tests {
     fn what_the_system_said_is_in_the_sentence() {
         let cause = io::Error::from_raw_os_error(98);
         let busy = p2pvm_overlay::plane::Error::Bind { port: 4002, cause };
-        let failure = Err::<(), _>(busy).doing("starting the packet plane").unwrap_err();
-        assert_eq!(failure.message, "starting the packet plane: cannot bind UDP port 4002: Address already in use (os error 98)");
+        let failure = Err::<(), _>(busy)
+            .doing("starting the packet plane")
+            .unwrap_err();
+        assert_eq!(
+            failure.message,
+            "starting the packet plane: cannot bind UDP port 4002: Address already in use (os \
+                error 98)"
+        );
         let wrapped = anyhow::Error::from(io::Error::from_raw_os_error(13)).context("reading x");
-        assert_eq!(Failure::from(wrapped).message, "reading x: Permission denied (os error 13)");
+        assert_eq!(
+            Failure::from(wrapped).message,
+            "reading x: Permission denied (os error 13)"
+        );
     }
 
     #[test]
     fn each_part_of_a_chain_of_three_is_in_the_sentence_once() {
-        let refused = p2pvm_host::run::RunError::Io { program: "nft", cause: io::Error::from_raw_os_error(13) };
+        let refused = p2pvm_host::run::RunError::Io {
+            program: "nft",
+            cause: io::Error::from_raw_os_error(13),
+        };
         let step = p2pvm_host::error::Error::Program("load the rules".into(), refused);
-        let failure = Err::<(), _>(step).doing("setting up the firewall").unwrap_err();
-        let said = "setting up the firewall: cannot load the rules: cannot run nft: Permission denied (os error 13)";
+        let failure = Err::<(), _>(step)
+            .doing("setting up the firewall")
+            .unwrap_err();
+        let said = "setting up the firewall: cannot load the rules: cannot run nft: Permission \
+            denied (os error 13)";
         assert_eq!(failure.message, said);
     }
 
     #[test]
     fn a_vms_failure_says_its_cause_once_however_it_comes() {
         use p2pvm_vm_manager::Error;
-        let error = || Error::Io { step: "start QEMU", path: "qemu".into(), source: io::Error::from_raw_os_error(12) };
+        let error = || Error::Io {
+            step: "start QEMU",
+            path: "qemu".into(),
+            source: io::Error::from_raw_os_error(12),
+        };
         let said = "start QEMU: qemu: Cannot allocate memory (os error 12)";
         assert_eq!(Failure::from(error()).message, said);
         assert_eq!(Failure::from(anyhow::Error::from(error())).message, said);
-        assert_eq!(Err::<(), _>(error()).doing("restoring").unwrap_err().message, format!("restoring: {said}"));
+        assert_eq!(
+            Err::<(), _>(error())
+                .doing("restoring")
+                .unwrap_err()
+                .message,
+            format!("restoring: {said}")
+        );
     }
 }

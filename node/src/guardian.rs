@@ -1,8 +1,10 @@
-//! A small process beside the daemon that undoes at once what a killed daemon left changed on this machine.
+//! A small process beside the daemon that undoes at once what a killed daemon left changed on this
+//! machine.
 //!
-//! It holds one end of a pipe and waits: a byte is the daemon's goodbye, the pipe's end without one is its death. It has a session of
-//! its own and none of the daemon's descriptors, so it outlives a kill of the daemon and a Ctrl-C in its terminal, and holds neither
-//! ports nor lock. The next daemon may be faster: the lock of the state directory tells who undoes.
+//! It holds one end of a pipe and waits: a byte is the daemon's goodbye, the pipe's end without one
+//! is its death. It has a session of its own and none of the daemon's descriptors, so it outlives a
+//! kill of the daemon and a Ctrl-C in its terminal, and holds neither ports nor lock. The next
+//! daemon may be faster: the lock of the state directory tells who undoes.
 
 use crate::{
     daemon::{changes, lock},
@@ -21,7 +23,8 @@ use std::{
 const DYING: Duration = Duration::from_secs(5);
 const GOODBYE: u8 = b'b';
 
-/// The daemon's hold on its guardian; dropped without [`Guardian::goodbye`] it lets the guardian act.
+/// The daemon's hold on its guardian; dropped without [`Guardian::goodbye`] it lets the guardian
+/// act.
 pub struct Guardian {
     child: Child,
     pipe: Option<ChildStdin>,
@@ -32,10 +35,18 @@ impl Guardian {
     pub fn start(layout: &Layout) -> Outcome<Self> {
         let dir = std::path::absolute(layout.dir()).doing("finding the state directory")?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg("--dir").arg(dir).args(["guardian", "--of", &std::process::id().to_string()]);
+        command
+            .arg("--dir")
+            .arg(dir)
+            .args(["guardian", "--of", &std::process::id().to_string()]);
         command.current_dir("/").env_remove("NOTIFY_SOCKET");
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn().doing("starting the process that undoes changes after a kill")?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut child = command
+            .spawn()
+            .doing("starting the process that undoes changes after a kill")?;
         let pipe = child.stdin.take();
         Ok(Self { child, pipe })
     }
@@ -56,7 +67,13 @@ pub fn run(layout: &Layout, of: Option<u32>) -> Outcome<()> {
         let _ = nix::sys::prctl::set_name(c"p2pvm-guardian");
         // Fails only for a leader of a process group, which has left its terminal's already.
         let _ = nix::unistd::setsid();
-        for ignored in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGPIPE] {
+        for ignored in [
+            Signal::SIGINT,
+            Signal::SIGHUP,
+            Signal::SIGTERM,
+            Signal::SIGQUIT,
+            Signal::SIGPIPE,
+        ] {
             // SAFETY: ignoring a signal runs no code of ours.
             unsafe { signal(ignored, SigHandler::SigIgn) }.doing("ignoring a signal")?;
         }
@@ -73,7 +90,10 @@ pub fn run(layout: &Layout, of: Option<u32>) -> Outcome<()> {
     if layout.undo().exists() && of.is_some() {
         // Opened only now: a log that nobody holds open can be moved.
         if let Ok(mut log) = OpenOptions::new().append(true).open(layout.log()) {
-            let _ = writeln!(log, "the daemon was killed: its guardian undoes what it changed on this machine");
+            let _ = writeln!(
+                log,
+                "the daemon was killed: its guardian undoes what it changed on this machine"
+            );
         }
     }
     changes::undo_if(layout, || lock::holder(layout).is_none());

@@ -1,5 +1,5 @@
-//! Where a node keeps what it must not forget: one directory, `/var/lib/p2pvm` unless `P2PVM_DIR` or
-//! `--dir` says otherwise. Files that are written whole are replaced atomically.
+//! Where a node keeps what it must not forget: one directory, `/var/lib/p2pvm` unless `P2PVM_DIR`
+//! or `--dir` says otherwise. Files that are written whole are replaced atomically.
 
 use crate::failure::{Doing, Failure, Outcome};
 use p2pvm_overlay::durable;
@@ -19,13 +19,17 @@ impl Layout {
         Self(dir.into())
     }
 
-    /// Makes the directory, readable by its owner only (guests reach their own sub-directory by being given it).
+    /// Makes the directory, readable by its owner only (guests reach their own sub-directory by
+    /// being given it).
     pub fn create(&self) -> Outcome<()> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o711)
             .create(&self.0)
-            .doing(format_args!("cannot make the state directory {} (run as root, or choose another with --dir)", self.0.display()))
+            .doing(format_args!(
+                "cannot make the state directory {} (run as root, or choose another with --dir)",
+                self.0.display()
+            ))
     }
 
     /// The directory itself.
@@ -174,9 +178,11 @@ impl Layout {
     }
 }
 
-/// Writes `bytes` to `path` so that after a crash either the old or the new content is there. `mode` is the file's.
+/// Writes `bytes` to `path` so that after a crash either the old or the new content is there.
+/// `mode` is the file's.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Outcome<()> {
-    durable::write_atomically(path, bytes, mode).doing(format_args!("cannot write {}", path.display()))
+    durable::write_atomically(path, bytes, mode)
+        .doing(format_args!("cannot write {}", path.display()))
 }
 
 /// Reads a whole file, or none where it does not exist.
@@ -184,6 +190,9 @@ pub fn read_if_there(path: &Path) -> Outcome<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Failure::new(crate::failure::Kind::Failed, format!("cannot read {}: {e}", path.display()))),
+        Err(e) => Err(Failure::new(
+            crate::failure::Kind::Failed,
+            format!("cannot read {}: {e}", path.display()),
+        )),
     }
 }

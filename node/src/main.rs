@@ -29,8 +29,8 @@ mod web;
 use clap::Parser;
 use std::process::ExitCode;
 
-/// Takes the right to write from all but the owner in what this process will make, whatever umask it was started with: some
-/// containers and init systems start programs with none.
+/// Takes the right to write from all but the owner in what this process will make, whatever umask
+/// it was started with: some containers and init systems start programs with none.
 fn keep_others_from_writing() {
     use nix::sys::stat::{Mode, umask};
     let others = Mode::S_IWGRP | Mode::S_IWOTH;
@@ -42,7 +42,9 @@ fn main() -> ExitCode {
     keep_others_from_writing();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return cli::misused(&error, std::env::args_os().any(|word| word == "--json")),
+        Err(error) => {
+            return cli::misused(&error, std::env::args_os().any(|word| word == "--json"));
+        }
     };
     if !cli.is_daemon() {
         sigpipe::restore_default();
@@ -64,7 +66,10 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let file = dir.path().join("file");
             std::fs::write(&file, "").unwrap();
-            assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o666 & !left);
+            assert_eq!(
+                std::fs::metadata(file).unwrap().permissions().mode() & 0o777,
+                0o666 & !left
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What this machine is called in the network where nobody said it: a DNS label out of its host name, whatever that is.
+//! What this machine is called in the network where nobody said it: a DNS label out of its host
+//! name, whatever that is.
 
 use crate::{
     failure::{Doing, Outcome},
@@ -26,19 +27,31 @@ pub struct Called {
 impl Called {
     /// A name that somebody chose.
     pub fn given(label: &str) -> Self {
-        Self { label: label.to_owned(), derived: false, note: None }
+        Self {
+            label: label.to_owned(),
+            derived: false,
+            note: None,
+        }
     }
 
     /// Another name for the same machine, because this one is taken: with the beginning of its id.
     pub fn another(&self, me: MemberId) -> Self {
         let label = suffixed(&self.label, me);
-        let note =
-            Some(format!("the name {} is taken in the network: this machine is called {label} there (--name chooses another)", self.label));
-        Self { label, derived: false, note }
+        let note = Some(format!(
+            "the name {} is taken in the network: this machine is called {label} there (--name \
+                chooses another)",
+            self.label
+        ));
+        Self {
+            label,
+            derived: false,
+            note,
+        }
     }
 }
 
-/// The name for this machine: the one given, or one that follows from its host name. `me` is asked only where that is of no use.
+/// The name for this machine: the one given, or one that follows from its host name. `me` is asked
+/// only where that is of no use.
 ///
 /// # Errors
 /// A name that was given and cannot be one.
@@ -47,19 +60,38 @@ pub fn choose(given: Option<String>, me: impl FnOnce() -> Outcome<MemberId>) -> 
         check_host(&label)?;
         return Ok(Called::given(&label));
     }
-    let host = nix::unistd::gethostname().doing("asking for the host name")?.to_string_lossy().into_owned();
+    let host = nix::unistd::gethostname()
+        .doing("asking for the host name")?
+        .to_string_lossy()
+        .into_owned();
     derive(&host, me)
 }
 
 fn derive(host: &str, me: impl FnOnce() -> Outcome<MemberId>) -> Outcome<Called> {
     let folded = fold(host);
-    let label = if is_host(&folded) && !NO_NAMES.contains(&folded.as_str()) { folded } else { suffixed("host", me()?) };
+    let label = if is_host(&folded) && !NO_NAMES.contains(&folded.as_str()) {
+        folded
+    } else {
+        suffixed("host", me()?)
+    };
     // "Lab2.example.org" is lab2 for everybody: nothing to say.
-    let plain = host.split('.').next().unwrap_or_default().eq_ignore_ascii_case(&label);
+    let plain = host
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .eq_ignore_ascii_case(&label);
     let note = (!plain).then(|| {
-        format!("this machine is called {label} in the network, as its host name is '{}' (--name chooses another)", shown::word(host))
+        format!(
+            "this machine is called {label} in the network, as its host name is '{}' (--name \
+            chooses another)",
+            shown::word(host)
+        )
     });
-    Ok(Called { label, derived: true, note })
+    Ok(Called {
+        label,
+        derived: true,
+        note,
+    })
 }
 
 fn suffixed(stem: &str, me: MemberId) -> String {
@@ -68,9 +100,13 @@ fn suffixed(stem: &str, me: MemberId) -> String {
     format!("{stem}-{first:02x}{second:02x}")
 }
 
-/// The first label of a host name, in letters, digits and inner hyphens; empty where nothing of it can be written so.
+/// The first label of a host name, in letters, digits and inner hyphens; empty where nothing of it
+/// can be written so.
 fn fold(host: &str) -> String {
-    let first = host.split('.').find(|label| !label.trim().is_empty()).unwrap_or_default();
+    let first = host
+        .split('.')
+        .find(|label| !label.trim().is_empty())
+        .unwrap_or_default();
     let mut label = String::new();
     for c in first.chars().flat_map(char::to_lowercase) {
         match c {
@@ -83,7 +119,9 @@ fn fold(host: &str) -> String {
         }
     }
     let label = label.trim_matches('-');
-    label[..label.len().min(MAX)].trim_end_matches('-').to_owned()
+    label[..label.len().min(MAX)]
+        .trim_end_matches('-')
+        .to_owned()
 }
 
 /// A Latin letter without its marks.
@@ -112,7 +150,8 @@ fn latin(c: char) -> Option<&'static str> {
         'ŵ' => "w",
         'ý' | 'ÿ' | 'ŷ' => "y",
         'ź' | 'ż' | 'ž' => "z",
-        // Combining marks of a decomposed letter, as a Mac writes them, belong to the letter before.
+        // Combining marks of a decomposed letter, as a Mac writes them, belong to the letter
+        // before.
         '\u{300}'..='\u{36f}' => "",
         _ => return None,
     })
@@ -149,19 +188,43 @@ mod tests {
         ];
         for (host, label) in cases {
             let called = derived(host);
-            assert!(called.label == label && called.derived, "'{host}' became {called:?}");
+            assert!(
+                called.label == label && called.derived,
+                "'{host}' became {called:?}"
+            );
             check_host(&called.label).unwrap();
             let note = called.note.unwrap_or_default();
-            assert!(note.contains(label) && note.contains("--name") && note.contains(host), "{note}");
+            assert!(
+                note.contains(label) && note.contains("--name") && note.contains(host),
+                "{note}"
+            );
             assert_eq!(note.lines().count(), 1);
         }
-        for (host, label, shown) in [("a\nb", "a-b", "a\\nb"), ("\x1b[31mred", "31mred", "u{1b}"), ("\u{202e}x", "x", "u{202e}")] {
+        for (host, label, shown) in [
+            ("a\nb", "a-b", "a\\nb"),
+            ("\x1b[31mred", "31mred", "u{1b}"),
+            ("\u{202e}x", "x", "u{202e}"),
+        ] {
             let called = derived(host);
             let note = called.note.unwrap();
-            assert!(called.label == label && note.contains(shown) && note.lines().count() == 1, "{note:?}");
+            assert!(
+                called.label == label && note.contains(shown) && note.lines().count() == 1,
+                "{note:?}"
+            );
         }
-        for (host, label) in [("lab2", "lab2"), ("A.b.c", "a"), ("Lab2.example.org", "lab2")] {
-            assert_eq!(derived(host), Called { label: label.into(), derived: true, note: None });
+        for (host, label) in [
+            ("lab2", "lab2"),
+            ("A.b.c", "a"),
+            ("Lab2.example.org", "lab2"),
+        ] {
+            assert_eq!(
+                derived(host),
+                Called {
+                    label: label.into(),
+                    derived: true,
+                    note: None
+                }
+            );
         }
     }
 
@@ -177,7 +240,10 @@ mod tests {
     #[test]
     fn a_name_that_was_given_is_taken_as_it_is_or_refused() {
         let never = || -> Outcome<MemberId> { panic!("no identity is needed") };
-        assert_eq!(choose(Some("lab2".into()), never).unwrap(), Called::given("lab2"));
+        assert_eq!(
+            choose(Some("lab2".into()), never).unwrap(),
+            Called::given("lab2")
+        );
         assert!(choose(Some("Lab 2".into()), never).is_err());
     }
 }

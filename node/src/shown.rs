@@ -1,11 +1,17 @@
-//! Texts of others, shown: a host name, an argument or another member's word may hold what a terminal obeys or what turns
-//! one line into several. Such characters are shown by their number; all languages stay as they are.
+//! Texts of others, shown: a host name, an argument or another member's word may hold what a
+//! terminal obeys or what turns one line into several. Such characters are shown by their number;
+//! all languages stay as they are.
 
 use std::borrow::Cow;
 
-/// Characters without a shape of their own that change how others are shown: the controls, and what turns the direction of text.
+/// Characters without a shape of their own that change how others are shown: the controls, and what
+/// turns the direction of text.
 fn is_hidden(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control()
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 /// A word for the middle of a sentence.
@@ -24,7 +30,11 @@ fn escaped(text: &str, hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
     }
     let mut shown = String::with_capacity(text.len() + 8);
     for c in text.chars() {
-        if hidden(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+        if hidden(c) {
+            shown.extend(c.escape_default())
+        } else {
+            shown.push(c)
+        }
     }
     Cow::Owned(shown)
 }
@@ -41,6 +51,9 @@ mod tests {
         assert_eq!(word("a\nb"), "a\\nb");
         assert_eq!(word("\x1b[31mred"), "\\u{1b}[31mred");
         assert_eq!(word("\u{202e}evil"), "\\u{202e}evil");
-        assert_eq!(text("one\ttwo\n\x1b[2Jthree\r"), "one\ttwo\n\\u{1b}[2Jthree\\r");
+        assert_eq!(
+            text("one\ttwo\n\x1b[2Jthree\r"),
+            "one\ttwo\n\\u{1b}[2Jthree\\r"
+        );
     }
 }

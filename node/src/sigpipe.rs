@@ -1,5 +1,6 @@
-//! `p2pvm ... | head` ends quietly: a command whose reader has gone dies of SIGPIPE like any other tool,
-//! where Rust's runtime would ignore the signal and let printing panic. The daemon keeps ignoring it.
+//! `p2pvm ... | head` ends quietly: a command whose reader has gone dies of SIGPIPE like any other
+//! tool, where Rust's runtime would ignore the signal and let printing panic. The daemon keeps
+//! ignoring it.
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 

@@ -1,11 +1,14 @@
-//! How a machine with a copied state becomes a member of its own: a new identity, a new certificate, the VMs' copies as branches.
+//! How a machine with a copied state becomes a member of its own: a new identity, a new
+//! certificate, the VMs' copies as branches.
 //!
-//! [`plan`] writes down that it is to happen, before the daemon that was the other's twin ends. [`complete`] does it before the next
-//! one starts: it joins with keys and files of their own in a sub-directory, as any newcomer does, and puts them in the place of the
-//! copied ones when it is admitted. A crash at any point leaves the plan, and the next start goes on with it.
+//! [`plan`] writes down that it is to happen, before the daemon that was the other's twin ends.
+//! [`complete`] does it before the next one starts: it joins with keys and files of their own in a
+//! sub-directory, as any newcomer does, and puts them in the place of the copied ones when it is
+//! admitted. A crash at any point leaves the plan, and the next start goes on with it.
 //!
-//! What was the other member's alone goes: its address, its voter's promises, its offers, its part of the records. Images, chunks,
-//! settings, revocations and notices stay, they are the network's. A root key stays where there is one: a copy of it is no less one.
+//! What was the other member's alone goes: its address, its voter's promises, its offers, its part
+//! of the records. Images, chunks, settings, revocations and notices stay, they are the network's.
+//! A root key stays where there is one: a copy of it is no less one.
 
 use crate::{
     daemon::Notifier,
@@ -18,10 +21,12 @@ use p2pvm_overlay::identity::Identity;
 use serde::{Deserialize, Serialize};
 use std::{fs, path::Path, time::Duration};
 
-/// Between two attempts to join: with the longest attempt shorter than the service manager's patience.
+/// Between two attempts to join: with the longest attempt shorter than the service manager's
+/// patience.
 const RETRY: Duration = Duration::from_secs(2);
 /// Tells the service manager that this start takes its time and hangs nowhere.
-const PATIENCE: &str = "EXTEND_TIMEOUT_USEC=60000000\nWATCHDOG=1\nSTATUS=a copied state: joining as a member of its own";
+const PATIENCE: &str = "EXTEND_TIMEOUT_USEC=60000000\nWATCHDOG=1\nSTATUS=a copied state: joining \
+    as a member of its own";
 /// A DNS label with a hyphen and four digits behind it.
 const NAME_BYTES: usize = 63 - 5;
 
@@ -32,14 +37,23 @@ struct Plan {
     name: String,
 }
 
-/// Notes that this machine joins anew with `invite` when it starts next; it is called after `name`, the member it was a copy of.
+/// Notes that this machine joins anew with `invite` when it starts next; it is called after `name`,
+/// the member it was a copy of.
 pub fn plan(layout: &Layout, invite: &str, name: &str) -> Outcome<()> {
     let own = successor(layout);
     own.create()?;
-    let identity = Identity::load_or_create(&own.identity()).doing("making an identity of its own")?;
+    let identity =
+        Identity::load_or_create(&own.identity()).doing("making an identity of its own")?;
     let [first, second, ..] = identity.member_id().0;
-    let name = format!("{}-{first:02x}{second:02x}", name[..name.len().min(NAME_BYTES)].trim_end_matches('-'));
-    let plan = serde_json::to_vec(&Plan { invite: invite.to_owned(), name }).doing("encoding")?;
+    let name = format!(
+        "{}-{first:02x}{second:02x}",
+        name[..name.len().min(NAME_BYTES)].trim_end_matches('-')
+    );
+    let plan = serde_json::to_vec(&Plan {
+        invite: invite.to_owned(),
+        name,
+    })
+    .doing("encoding")?;
     write_atomically(&layout.succession(), &plan, 0o600)
 }
 
@@ -51,10 +65,16 @@ fn successor(layout: &Layout) -> Layout {
 /// Carries a plan out, if there is one.
 ///
 /// # Errors
-/// [`Kind::Refused`] if the network does not take this machine: it must not go on under the identity that is another's.
+/// [`Kind::Refused`] if the network does not take this machine: it must not go on under the
+/// identity that is another's.
 pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
-    let Some(bytes) = read_if_there(&layout.succession())? else { return Ok(()) };
-    let plan: Plan = serde_json::from_slice(&bytes).doing(format_args!("{} is damaged: remove it", layout.succession().display()))?;
+    let Some(bytes) = read_if_there(&layout.succession())? else {
+        return Ok(());
+    };
+    let plan: Plan = serde_json::from_slice(&bytes).doing(format_args!(
+        "{} is damaged: remove it",
+        layout.succession().display()
+    ))?;
     let own = successor(layout);
     let mut trouble = p2pvm_host::Repeated::new();
     while !own.is_member() {
@@ -68,7 +88,8 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
             Ok(_) => {}
             Err(failure) if failure.kind == Kind::Refused => {
                 return Err(Failure::refused(format!(
-                    "the state of this machine is a copy of another member's, and the network does not take it as a member of its own \
+                    "the state of this machine is a copy of another member's, and the network \
+                        does not take it as a member of its own \
                      ({failure}): 'p2pvm leave --force' here, then join with a new invite"
                 )));
             }
@@ -81,17 +102,28 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
         }
     }
     take_over(layout, &own)?;
-    tracing::warn!(name = plan.name, "this machine's state was a copy of another member's: it is a member of its own now");
+    tracing::warn!(
+        name = plan.name,
+        "this machine's state was a copy of another member's: it is a member of its own now"
+    );
     Ok(())
 }
 
 /// Puts the new membership in the place of the copied one. Each step can be done again.
 fn take_over(layout: &Layout, own: &Layout) -> Outcome<()> {
-    for file in [layout.lease(), layout.leases(), layout.admissions(), layout.routes(), layout.votes()] {
+    for file in [
+        layout.lease(),
+        layout.leases(),
+        layout.admissions(),
+        layout.routes(),
+        layout.votes(),
+    ] {
         remove(&file)?;
     }
     match fs::remove_dir_all(layout.tables()) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).doing("removing the copied tables"),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).doing("removing the copied tables");
+        }
         _ => {}
     }
     // The certificate last: until then the plan says whose it is.
@@ -110,7 +142,9 @@ fn take_over(layout: &Layout, own: &Layout) -> Outcome<()> {
 
 fn remove(file: &Path) -> Outcome<()> {
     match fs::remove_file(file) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).doing(format_args!("removing {}", file.display())),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).doing(format_args!("removing {}", file.display()))
+        }
         _ => Ok(()),
     }
 }
@@ -136,20 +170,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (layout, member) = founded(dir.path(), "attic");
         complete(&layout, &no_one()).await.unwrap();
-        assert_eq!(membership::load(&layout).unwrap().identity.member_id(), member);
+        assert_eq!(
+            membership::load(&layout).unwrap().identity.member_id(),
+            member
+        );
     }
 
     #[tokio::test]
-    async fn an_invite_that_is_of_no_use_leaves_the_machine_as_it_was_and_a_later_plan_keeps_the_new_keys() {
+    async fn an_invite_that_is_of_no_use_leaves_the_machine_as_it_was_and_a_later_plan_keeps_the_new_keys()
+     {
         let dir = tempfile::tempdir().unwrap();
         let (layout, member) = founded(dir.path(), "attic");
         plan(&layout, "p2pvm1nonsense", "attic").unwrap();
         let keys = fs::read(successor(&layout).identity()).unwrap();
         complete(&layout, &no_one()).await.unwrap();
-        assert_eq!(membership::load(&layout).unwrap().identity.member_id(), member);
+        assert_eq!(
+            membership::load(&layout).unwrap().identity.member_id(),
+            member
+        );
         assert!(!layout.succession().exists());
         plan(&layout, "p2pvm1nonsense", "attic").unwrap();
-        assert_eq!(fs::read(successor(&layout).identity()).unwrap(), keys, "a use of an invite that was counted stays counted for it");
+        assert_eq!(
+            fs::read(successor(&layout).identity()).unwrap(),
+            keys,
+            "a use of an invite that was counted stays counted for it"
+        );
     }
 
     #[tokio::test]
@@ -165,7 +210,10 @@ mod tests {
         fs::copy(own.identity(), layout.identity()).unwrap();
         complete(&layout, &no_one()).await.unwrap();
         let now = membership::load(&layout).unwrap();
-        assert_eq!((now.identity.member_id(), now.certificate.name()), (new, "attic-1234"));
+        assert_eq!(
+            (now.identity.member_id(), now.certificate.name()),
+            (new, "attic-1234")
+        );
         assert_ne!(new, member);
         assert!(!layout.votes().exists() && !own.dir().exists() && !layout.succession().exists());
     }

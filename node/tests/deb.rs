@@ -1,8 +1,9 @@
-//! The Debian package: built by the script that `make deb` runs, installed on a clean Debian tree that is then booted with its own systemd
-//! in a container, and upgraded there beneath a running VM. `make test-deb` runs it.
+//! The Debian package: built by the script that `make deb` runs, installed on a clean Debian tree
+//! that is then booted with its own systemd in a container, and upgraded there beneath a running
+//! VM. `make test-deb` runs it.
 //!
-//! Needs root, cargo-deb, mmdebstrap with a mirror, and systemd-nspawn; says `NOT RUN` where one is missing. The tree is made once and kept
-//! below `target/`; each run works on a copy.
+//! Needs root, cargo-deb, mmdebstrap with a mirror, and systemd-nspawn; says `NOT RUN` where one is
+//! missing. The tree is made once and kept below `target/`; each run works on a copy.
 
 mod common;
 
@@ -15,9 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Debian 13 on any build host: its QEMU is the one whose machine types p2pvm names, its libc is new enough for a p2pvm built on 12 or 13.
+/// Debian 13 on any build host: its QEMU is the one whose machine types p2pvm names, its libc is
+/// new enough for a p2pvm built on 12 or 13.
 const SUITE: &str = "trixie";
-const PACKAGES: &str = "systemd-sysv,dbus,kmod,iproute2,iputils-ping,nftables,qemu-system-x86,qemu-utils";
+const PACKAGES: &str =
+    "systemd-sysv,dbus,kmod,iproute2,iputils-ping,nftables,qemu-system-x86,qemu-utils";
 /// A container boots within seconds, a translated guest within some more; the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Files of a membership, which an upgrade has to leave as they are.
@@ -30,23 +33,45 @@ fn root() -> PathBuf {
 }
 
 fn has(program: &str) -> bool {
-    Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success())
+    Command::new(program)
+        .arg("--version")
+        .output()
+        .is_ok_and(|o| o.status.success())
 }
 
 /// Runs it and gives what it printed; fails with all it said.
 fn run(command: &mut Command) -> String {
-    let Output { status, stdout, stderr } = command.output().unwrap();
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
     let text = String::from_utf8_lossy(&stdout).into_owned();
-    assert!(status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&stderr));
+    assert!(
+        status.success(),
+        "{command:?}: {text}{}",
+        String::from_utf8_lossy(&stderr)
+    );
     text
 }
 
 /// The package of that version around the program that the tests run.
 fn build(version: &str, out: &Path) -> PathBuf {
-    let words = ["--profile", "debug", "--version", version, "--out", out.to_str().unwrap()];
-    run(Command::new(root().join("scripts/deb.sh")).args(words).env("P2PVM_BIN", env!("CARGO_BIN_EXE_p2pvm")));
+    let words = [
+        "--profile",
+        "debug",
+        "--version",
+        version,
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    run(Command::new(root().join("scripts/deb.sh"))
+        .args(words)
+        .env("P2PVM_BIN", env!("CARGO_BIN_EXE_p2pvm")));
     let mut found = fs::read_dir(out).unwrap().map(|e| e.unwrap().path());
-    found.find(|path| path.to_string_lossy().contains(version)).expect("a package of that version")
+    found
+        .find(|path| path.to_string_lossy().contains(version))
+        .expect("a package of that version")
 }
 
 /// The tree as an archive; made where it is not there yet. An error says why none can be made here.
@@ -56,18 +81,38 @@ fn kept_tree() -> Result<PathBuf, String> {
         return Ok(kept);
     }
     fs::create_dir_all(kept.parent().unwrap()).unwrap();
-    let targets = Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]).output().map_err(|e| e.to_string())?;
+    let targets = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI)"])
+        .output()
+        .map_err(|e| e.to_string())?;
     let targets = String::from_utf8_lossy(&targets.stdout).into_owned();
-    let mirror = targets.lines().find(|line| line.ends_with("/debian/")).ok_or("apt knows no mirror: run apt-get update")?;
+    let mirror = targets
+        .lines()
+        .find(|line| line.ends_with("/debian/"))
+        .ok_or("apt knows no mirror: run apt-get update")?;
     let new = kept.with_extension("new.tar");
     let made = Command::new("mmdebstrap")
-        .args(["--quiet", "--mode=root", "--variant=apt", "--skip=check/empty", &format!("--include={PACKAGES}")])
-        .args(["--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=path-exclude=/usr/share/locale/*", SUITE])
+        .args([
+            "--quiet",
+            "--mode=root",
+            "--variant=apt",
+            "--skip=check/empty",
+            &format!("--include={PACKAGES}"),
+        ])
+        .args([
+            "--aptopt=APT::Install-Recommends \"false\"",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
+            SUITE,
+        ])
         .args([&new, Path::new(mirror)])
         .output()
         .map_err(|e| e.to_string())?;
     if !made.status.success() {
-        return Err(String::from_utf8_lossy(&made.stderr).lines().last().unwrap_or_default().to_owned());
+        return Err(String::from_utf8_lossy(&made.stderr)
+            .lines()
+            .last()
+            .unwrap_or_default()
+            .to_owned());
     }
     fs::rename(&new, &kept).unwrap();
     Ok(kept)
@@ -84,19 +129,50 @@ impl Machine {
     #[allow(clippy::zombie_processes, reason = "dropping the machine waits for it")]
     fn boot(tree: &Path) -> Self {
         let mut command = Command::new("systemd-nspawn");
-        command.args(["--quiet", "--boot", "--register=no", "--keep-unit", "--private-network", "--console=pipe", "--capability=all"]);
-        command.arg(format!("--machine=p2pvm-deb-{}", std::process::id())).arg("--bind=/dev/net/tun").arg("--directory").arg(tree);
-        // Where the host still has version 1 of the control groups, the container gets version 2 all the same.
+        command.args([
+            "--quiet",
+            "--boot",
+            "--register=no",
+            "--keep-unit",
+            "--private-network",
+            "--console=pipe",
+            "--capability=all",
+        ]);
+        command
+            .arg(format!("--machine=p2pvm-deb-{}", std::process::id()))
+            .arg("--bind=/dev/net/tun")
+            .arg("--directory")
+            .arg(tree);
+        // Where the host still has version 1 of the control groups, the container gets version 2
+        // all the same.
         command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let mut container = command.spawn().unwrap();
         let began = Instant::now();
         let children = format!("/proc/{0}/task/{0}/children", container.id());
         loop {
-            let init = fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
-            let up = |init: &str| Self::enter(init).args(["systemctl", "is-system-running"]).output().map(|o| o.stdout);
-            if !init.is_empty() && up(&init).is_ok_and(|said| said.starts_with(b"running") || said.starts_with(b"degraded")) {
-                return Self { tree: tree.to_owned(), container, init };
+            let init = fs::read_to_string(&children)
+                .unwrap_or_default()
+                .trim()
+                .to_owned();
+            let up = |init: &str| {
+                Self::enter(init)
+                    .args(["systemctl", "is-system-running"])
+                    .output()
+                    .map(|o| o.stdout)
+            };
+            if !init.is_empty()
+                && up(&init)
+                    .is_ok_and(|said| said.starts_with(b"running") || said.starts_with(b"degraded"))
+            {
+                return Self {
+                    tree: tree.to_owned(),
+                    container,
+                    init,
+                };
             }
             if began.elapsed() > LIMIT {
                 let _ = container.kill().and_then(|()| container.wait());
@@ -108,7 +184,9 @@ impl Machine {
 
     fn enter(init: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--target", init, "--all", "--"]).env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .args(["--target", init, "--all", "--"])
+            .env("DEBIAN_FRONTEND", "noninteractive");
         command
     }
 
@@ -126,29 +204,60 @@ impl Machine {
             if output.status.success() && said.contains(wanted) {
                 return said;
             }
-            assert!(began.elapsed() < LIMIT, "{words:?}: {said}{}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
+            assert!(
+                began.elapsed() < LIMIT,
+                "{words:?}: {said}{}\n{}",
+                String::from_utf8_lossy(&output.stderr),
+                self.log()
+            );
             sleep(Duration::from_millis(500));
         }
     }
 
     fn log(&self) -> String {
-        self.run(&["journalctl", "--no-pager", "--unit", "p2pvm", "--lines", "30"])
+        self.run(&[
+            "journalctl",
+            "--no-pager",
+            "--unit",
+            "p2pvm",
+            "--lines",
+            "30",
+        ])
     }
 
     fn install(&self, package: &Path) {
         let name = package.file_name().unwrap().to_str().unwrap();
         fs::copy(package, self.tree.join("root").join(name)).unwrap();
-        self.run(&["dpkg", "--force-confdef", "--install", &format!("/root/{name}")]);
+        self.run(&[
+            "dpkg",
+            "--force-confdef",
+            "--install",
+            &format!("/root/{name}"),
+        ]);
     }
 
     fn state(&self) -> Vec<Vec<u8>> {
-        MEMBERSHIP.iter().map(|name| fs::read(self.tree.join("var/lib/p2pvm").join(name)).unwrap()).collect()
+        MEMBERSHIP
+            .iter()
+            .map(|name| fs::read(self.tree.join("var/lib/p2pvm").join(name)).unwrap())
+            .collect()
     }
 
     /// The process ids of the daemon and of its only VM, as the machine counts them.
     fn processes(&self) -> (String, String) {
-        let daemon = self.run(&["systemctl", "show", "--value", "--property", "MainPID", "p2pvm"]);
-        let vms = self.run(&["sh", "-c", "cat /var/lib/p2pvm/vms/*/*.pid /var/lib/p2pvm/vms/*/*/*.pid 2>/dev/null || true"]);
+        let daemon = self.run(&[
+            "systemctl",
+            "show",
+            "--value",
+            "--property",
+            "MainPID",
+            "p2pvm",
+        ]);
+        let vms = self.run(&[
+            "sh",
+            "-c",
+            "cat /var/lib/p2pvm/vms/*/*.pid /var/lib/p2pvm/vms/*/*/*.pid 2>/dev/null || true",
+        ]);
         (daemon.trim().to_owned(), vms.trim().to_owned())
     }
 }
@@ -156,7 +265,9 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         // "Power off", as systemd(1) has it; what does not follow is killed with everything in it.
-        let _ = Command::new("kill").args(["-s", "RTMIN+4", &self.init]).status();
+        let _ = Command::new("kill")
+            .args(["-s", "RTMIN+4", &self.init])
+            .status();
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(20) {
             if let Ok(Some(_)) = self.container.try_wait() {
@@ -171,7 +282,12 @@ impl Drop for Machine {
 
 #[test]
 fn the_package_installs_on_a_clean_debian_and_an_upgrade_keeps_state_settings_and_the_running_vm() {
-    for program in ["cargo-deb", "mmdebstrap", "systemd-nspawn", "systemd-analyze"] {
+    for program in [
+        "cargo-deb",
+        "mmdebstrap",
+        "systemd-nspawn",
+        "systemd-analyze",
+    ] {
         if !has(program) {
             println!("NOT RUN: {program} is not installed here");
             return;
@@ -185,17 +301,33 @@ fn the_package_installs_on_a_clean_debian_and_an_upgrade_keeps_state_settings_an
         }
     };
     let dir = tempfile::tempdir_in(root().join("target")).unwrap();
-    let (first, second) = (build("0.1.0~test1", dir.path()), build("0.1.0~test2", dir.path()));
+    let (first, second) = (
+        build("0.1.0~test1", dir.path()),
+        build("0.1.0~test2", dir.path()),
+    );
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
-    run(Command::new("tar").args(["--numeric-owner", "-C"]).arg(&tree).arg("-xf").arg(&kept));
+    run(Command::new("tar")
+        .args(["--numeric-owner", "-C"])
+        .arg(&tree)
+        .arg("-xf")
+        .arg(&kept));
     fs::copy(common::image(), tree.join("root/guest.qcow2")).unwrap();
 
     let machine = Machine::boot(&tree);
     machine.install(&first);
     assert!(machine.run(&["p2pvm", "--version"]).starts_with("p2pvm "));
-    assert!(machine.run(&["p2pvm", "top", "--once"]).contains("health   outside"));
-    assert!(machine.run(&["sh", "-c", "systemctl is-active p2pvm || true"]).contains("inactive"), "installing starts nothing");
+    assert!(
+        machine
+            .run(&["p2pvm", "top", "--once"])
+            .contains("health   outside")
+    );
+    assert!(
+        machine
+            .run(&["sh", "-c", "systemctl is-active p2pvm || true"])
+            .contains("inactive"),
+        "installing starts nothing"
+    );
     for file in [
         "usr/lib/systemd/system/p2pvm.service",
         "usr/lib/tmpfiles.d/p2pvm.conf",
@@ -210,26 +342,74 @@ fn the_package_installs_on_a_clean_debian_and_an_upgrade_keeps_state_settings_an
         assert!(tree.join(file).exists(), "{file} is not installed");
     }
     machine.run(&["systemd-analyze", "verify", "--man=no", "p2pvm.service"]);
-    assert_eq!(fs::metadata(tree.join("var/lib/p2pvm")).unwrap().permissions().mode() & 0o777, 0o711);
+    assert_eq!(
+        fs::metadata(tree.join("var/lib/p2pvm"))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o711
+    );
 
     // A member with settings of its own and a VM, run by systemd.
     let settings = tree.join("etc/p2pvm/node.toml");
-    fs::write(&settings, fs::read_to_string(&settings).unwrap().replace("#upnp = true", "upnp = false")).unwrap();
-    machine.run(&["p2pvm", "init", "--network", "lab", "--name", "host", "--subnet", "10.99.0.0/16", "--force"]);
+    fs::write(
+        &settings,
+        fs::read_to_string(&settings)
+            .unwrap()
+            .replace("#upnp = true", "upnp = false"),
+    )
+    .unwrap();
+    machine.run(&[
+        "p2pvm",
+        "init",
+        "--network",
+        "lab",
+        "--name",
+        "host",
+        "--subnet",
+        "10.99.0.0/16",
+        "--force",
+    ]);
     machine.run(&["p2pvm", "up", "--detach"]);
-    assert_eq!(machine.run(&["systemctl", "is-active", "p2pvm"]).trim(), "active");
-    assert_eq!(machine.run(&["systemctl", "is-enabled", "p2pvm"]).trim(), "enabled", "it starts at boot");
-    let made = machine.run(&["p2pvm", "--json", "vm", "create", "web", "--image", "/root/guest.qcow2", "--memory", "128M", "--start"]);
+    assert_eq!(
+        machine.run(&["systemctl", "is-active", "p2pvm"]).trim(),
+        "active"
+    );
+    assert_eq!(
+        machine.run(&["systemctl", "is-enabled", "p2pvm"]).trim(),
+        "enabled",
+        "it starts at boot"
+    );
+    let made = machine.run(&[
+        "p2pvm",
+        "--json",
+        "vm",
+        "create",
+        "web",
+        "--image",
+        "/root/guest.qcow2",
+        "--memory",
+        "128M",
+        "--start",
+    ]);
     let made: serde_json::Value = serde_json::from_str(&made).unwrap();
     let address = made["address"].as_str().unwrap();
     let ping = ["ping", "-c", "1", "-W", ANSWER, address];
     machine.until(&ping, "1 received");
     machine.run(&["p2pvm", "vm", "snapshot", "web", "--name", "before"]);
     let (before, (daemon, vm)) = (machine.state(), machine.processes());
-    assert!(!daemon.is_empty() && vm.parse::<u32>().is_ok(), "a daemon and one VM: {daemon} {vm}");
+    assert!(
+        !daemon.is_empty() && vm.parse::<u32>().is_ok(),
+        "a daemon and one VM: {daemon} {vm}"
+    );
 
     machine.install(&second);
-    assert!(machine.run(&["dpkg-query", "-W", "-f", "${Version}", "p2pvm"]).contains("test2"));
+    assert!(
+        machine
+            .run(&["dpkg-query", "-W", "-f", "${Version}", "p2pvm"])
+            .contains("test2")
+    );
     machine.until(&["p2pvm", "vm", "list"], "running");
     machine.until(&ping, "1 received");
     let after = machine.processes();
@@ -237,13 +417,27 @@ fn the_package_installs_on_a_clean_debian_and_an_upgrade_keeps_state_settings_an
     assert_eq!(after.1, vm, "the VM's process runs on\n{}", machine.log());
     assert!(machine.log().contains("guest taken up again"));
     assert_eq!(machine.state(), before);
-    assert!(machine.run(&["p2pvm", "vm", "show", "web"]).contains("before"), "snapshots stay");
-    assert!(fs::read_to_string(&settings).unwrap().contains("\nupnp = false"), "an administrator's settings stay");
+    assert!(
+        machine
+            .run(&["p2pvm", "vm", "show", "web"])
+            .contains("before"),
+        "snapshots stay"
+    );
+    assert!(
+        fs::read_to_string(&settings)
+            .unwrap()
+            .contains("\nupnp = false"),
+        "an administrator's settings stay"
+    );
 
     machine.run(&["p2pvm", "vm", "stop", "web"]);
     machine.run(&["dpkg", "--remove", "p2pvm"]);
     assert_eq!(machine.state(), before, "removal keeps the state");
-    assert!(machine.run(&["sh", "-c", "systemctl is-active p2pvm || true"]).contains("inactive"));
+    assert!(
+        machine
+            .run(&["sh", "-c", "systemctl is-active p2pvm || true"])
+            .contains("inactive")
+    );
     machine.run(&["dpkg", "--purge", "p2pvm"]);
     assert!(!tree.join("var/lib/p2pvm").exists(), "purging forgets it");
 }

@@ -1,4 +1,5 @@
-//! VMs when hosts die, networks are cut, and hosts are emptied: what is listed, what is said, what stays.
+//! VMs when hosts die, networks are cut, and hosts are emptied: what is listed, what is said, what
+//! stays.
 
 mod common;
 
@@ -14,15 +15,24 @@ const LIMIT: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(500);
 
 fn create(lab: &Lab, host: &str, name: &str, more: &[&str]) -> Value {
-    let words = [&["vm", "create", name, "--image", image(), "--memory", "128M"], more].concat();
-    lab.json(host, &words).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)))
+    let words = [
+        &["vm", "create", name, "--image", image(), "--memory", "128M"],
+        more,
+    ]
+    .concat();
+    lab.json(host, &words)
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)))
 }
 
 /// Each VM's name, state and host, as a member lists them.
 fn listed(lab: &Lab, host: &str) -> Vec<(String, String, String)> {
     let text = |vm: &Value, field: &str| vm[field].as_str().unwrap_or_default().to_owned();
     let vms = lab.json(host, &["vm", "list"]).unwrap();
-    vms.as_array().unwrap().iter().map(|vm| (text(vm, "name"), text(vm, "state"), text(vm, "host"))).collect()
+    vms.as_array()
+        .unwrap()
+        .iter()
+        .map(|vm| (text(vm, "name"), text(vm, "state"), text(vm, "host")))
+        .collect()
 }
 
 fn three(name: &str, state: &str, host: &str) -> (String, String, String) {
@@ -31,7 +41,12 @@ fn three(name: &str, state: &str, host: &str) -> (String, String, String) {
 
 fn health(lab: &Lab, host: &str) -> (String, String) {
     let status = lab.json(host, &["status"]).unwrap();
-    let text = |field: &str| status["health"][field].as_str().unwrap_or_default().to_owned();
+    let text = |field: &str| {
+        status["health"][field]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
     (text("word"), text("why"))
 }
 
@@ -41,51 +56,102 @@ fn the_vms_of_a_dead_host_stay_listed_with_what_can_be_done_until_it_returns() {
     network(&lab, &["a", "b", "c", "d"]);
     create(&lab, "d", "web", &["--start"]);
     create(&lab, "d", "db", &[]);
-    lab.json("d", &["vm", "snapshot", "web", "--name", "safe"]).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("d", 60)));
+    lab.json("d", &["vm", "snapshot", "web", "--name", "safe"])
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("d", 60)));
     let before = listed(&lab, "a");
-    assert_eq!(before, [three("db", "stopped", "d"), three("web", "running", "d")]);
+    assert_eq!(
+        before,
+        [three("db", "stopped", "d"), three("web", "running", "d")]
+    );
     let ok = |host: &str| health(&lab, host).0 == "ok";
-    lab.wait("a good health", LIMIT, STEP, || Ok(ok("a").then_some(()))).unwrap();
+    lab.wait("a good health", LIMIT, STEP, || Ok(ok("a").then_some(())))
+        .unwrap();
 
     lab.testbed().kill("d").unwrap();
     // At once, also while nobody has noticed the death: they never vanish.
     let died = Instant::now();
-    let gone = [three("db", "unreachable", "d"), three("web", "unreachable", "d")];
+    let gone = [
+        three("db", "unreachable", "d"),
+        three("web", "unreachable", "d"),
+    ];
     while died.elapsed() < Duration::from_secs(40) {
         for host in ["a", "b", "c"] {
-            assert_eq!(listed(&lab, host), gone, "{host}, {:?} after the death", died.elapsed());
+            assert_eq!(
+                listed(&lab, host),
+                gone,
+                "{host}, {:?} after the death",
+                died.elapsed()
+            );
         }
         std::thread::sleep(Duration::from_secs(2));
     }
     for host in ["a", "b", "c"] {
         let (word, why) = health(&lab, host);
         assert!(
-            word == "degraded" && why.starts_with("host d is dead since ") && why.ends_with("with VMs db, web"),
+            word == "degraded"
+                && why.starts_with("host d is dead since ")
+                && why.ends_with("with VMs db, web"),
             "{host}: {word}: {why}"
         );
     }
     let said = lab.p2pvm("b", &["vm", "list"]).unwrap();
-    let line = said.lines().find(|line| line.starts_with("host d is dead since ")).unwrap_or_else(|| panic!("{said}"));
-    assert!(line.contains("(last seen)") && line.contains("p2pvm vm show db"), "{line}");
+    let line = said
+        .lines()
+        .find(|line| line.starts_with("host d is dead since "))
+        .unwrap_or_else(|| panic!("{said}"));
+    assert!(
+        line.contains("(last seen)") && line.contains("p2pvm vm show db"),
+        "{line}"
+    );
     let screen = lab.p2pvm("a", &["top", "--once"]).unwrap();
-    assert!(screen.contains("degraded: host d is dead since") && screen.contains("unreachable"), "{screen}");
+    assert!(
+        screen.contains("degraded: host d is dead since") && screen.contains("unreachable"),
+        "{screen}"
+    );
     let began = Instant::now();
     let web = lab.json("c", &["vm", "show", "web"]).unwrap();
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    assert_eq!((web["state"].as_str(), web["host"].as_str()), (Some("unreachable"), Some("d")));
-    assert!(web["last_seen"].is_string() && web["advice"].as_str().unwrap().contains("p2pvm vm restore web@safe --force"), "{web}");
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(
+        (web["state"].as_str(), web["host"].as_str()),
+        (Some("unreachable"), Some("d"))
+    );
+    assert!(
+        web["last_seen"].is_string()
+            && web["advice"]
+                .as_str()
+                .unwrap()
+                .contains("p2pvm vm restore web@safe --force"),
+        "{web}"
+    );
     let db = lab.json("c", &["vm", "show", "db"]).unwrap();
-    assert!(db["advice"].as_str().unwrap().contains("it has no snapshot"), "{db}");
+    assert!(
+        db["advice"]
+            .as_str()
+            .unwrap()
+            .contains("it has no snapshot"),
+        "{db}"
+    );
     let (code, _, said) = lab.try_p2pvm("a", &["vm", "start", "db"]).unwrap();
-    assert!(code == 4 && said.contains("host d cannot be reached"), "{code} {said}");
+    assert!(
+        code == 4 && said.contains("host d cannot be reached"),
+        "{code} {said}"
+    );
 
     lab.testbed().revive("d").unwrap();
     lab.json("d", &["up", "--detach"]).unwrap();
-    lab.wait("its VMs as they were", LIMIT, STEP, || Ok((listed(&lab, "a") == before && listed(&lab, "d") == before).then_some(())))
-        .unwrap_or_else(|e| panic!("{e}: {:?}\n{}", listed(&lab, "a"), lab.log_tail("d", 60)));
+    lab.wait("its VMs as they were", LIMIT, STEP, || {
+        Ok((listed(&lab, "a") == before && listed(&lab, "d") == before).then_some(()))
+    })
+    .unwrap_or_else(|e| panic!("{e}: {:?}\n{}", listed(&lab, "a"), lab.log_tail("d", 60)));
     for host in ["a", "b", "c", "d"] {
-        lab.wait("a good health again", LIMIT, STEP, || Ok(ok(host).then_some(())))
-            .unwrap_or_else(|e| panic!("{e}: {:?}", health(&lab, host)));
+        lab.wait("a good health again", LIMIT, STEP, || {
+            Ok(ok(host).then_some(()))
+        })
+        .unwrap_or_else(|e| panic!("{e}: {:?}", health(&lab, host)));
     }
     lab.down().unwrap();
 }
@@ -96,13 +162,31 @@ fn two_vms_of_one_name_made_in_two_halves_of_a_network_both_live_on_and_can_be_d
     let hosts = ["a", "b", "c", "d"];
     network(&lab, &hosts);
     let pairs = [("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")];
-    pairs.iter().for_each(|(x, y)| lab.testbed().cut(x, y).unwrap());
+    pairs
+        .iter()
+        .for_each(|(x, y)| lab.testbed().cut(x, y).unwrap());
     // Before the cut is noticed nothing can be agreed on, and nothing half-made stays.
-    let (code, _, said) = lab.try_p2pvm("a", &["vm", "create", "early", "--image", image(), "--memory", "64M"]).unwrap();
+    let (code, _, said) = lab
+        .try_p2pvm(
+            "a",
+            &[
+                "vm",
+                "create",
+                "early",
+                "--image",
+                image(),
+                "--memory",
+                "64M",
+            ],
+        )
+        .unwrap();
     println!("created at once: {code} {said}");
     let made = |host: &str| {
         lab.wait("a VM in its half", Duration::from_secs(90), STEP, || {
-            let (code, _, said) = lab.try_p2pvm(host, &["vm", "create", "dup", "--image", image(), "--memory", "64M"])?;
+            let (code, _, said) = lab.try_p2pvm(
+                host,
+                &["vm", "create", "dup", "--image", image(), "--memory", "64M"],
+            )?;
             println!("{host}: {code} {said}");
             Ok((code == 0).then_some(()))
         })
@@ -110,60 +194,127 @@ fn two_vms_of_one_name_made_in_two_halves_of_a_network_both_live_on_and_can_be_d
     };
     made("a");
     made("c");
-    pairs.iter().for_each(|(x, y)| lab.testbed().heal(x, y).unwrap());
-    let names = |host: &str| listed(&lab, host).into_iter().filter(|vm| !vm.0.starts_with("early")).collect::<Vec<_>>();
+    pairs
+        .iter()
+        .for_each(|(x, y)| lab.testbed().heal(x, y).unwrap());
+    let names = |host: &str| {
+        listed(&lab, host)
+            .into_iter()
+            .filter(|vm| !vm.0.starts_with("early"))
+            .collect::<Vec<_>>()
+    };
     let both = lab
-        .wait("one of them to have another name, everywhere", Duration::from_secs(180), STEP, || {
-            let seen: Vec<_> = hosts.iter().map(|host| names(host)).collect();
-            let settled = seen.iter().all(|vms| *vms == seen[0] && vms.len() == 2 && vms[0].0 == "dup" && vms[1].0.starts_with("dup-"));
-            Ok(settled.then(|| seen[0].clone()))
-        })
-        .unwrap_or_else(|e| panic!("{e}: {:?}\n{}\n{}", hosts.map(names), lab.log_tail("a", 60), lab.log_tail("c", 60)));
-    assert!(both.iter().all(|vm| vm.1 == "stopped"), "nothing is arriving: {both:?}");
+        .wait(
+            "one of them to have another name, everywhere",
+            Duration::from_secs(180),
+            STEP,
+            || {
+                let seen: Vec<_> = hosts.iter().map(|host| names(host)).collect();
+                let settled = seen.iter().all(|vms| {
+                    *vms == seen[0]
+                        && vms.len() == 2
+                        && vms[0].0 == "dup"
+                        && vms[1].0.starts_with("dup-")
+                });
+                Ok(settled.then(|| seen[0].clone()))
+            },
+        )
+        .unwrap_or_else(|e| {
+            panic!(
+                "{e}: {:?}\n{}\n{}",
+                hosts.map(names),
+                lab.log_tail("a", 60),
+                lab.log_tail("c", 60)
+            )
+        });
+    assert!(
+        both.iter().all(|vm| vm.1 == "stopped"),
+        "nothing is arriving: {both:?}"
+    );
     let renamed = lab.json("b", &["vm", "show", &both[1].0]).unwrap();
-    assert!(renamed["note"].as_str().unwrap().contains("was called dup"), "{renamed}");
+    assert!(
+        renamed["note"].as_str().unwrap().contains("was called dup"),
+        "{renamed}"
+    );
     for host in hosts {
-        assert!(listed(&lab, host).iter().all(|vm| vm.1 == "stopped"), "{:?}", listed(&lab, host));
+        assert!(
+            listed(&lab, host).iter().all(|vm| vm.1 == "stopped"),
+            "{:?}",
+            listed(&lab, host)
+        );
     }
     // From a member that has neither, and by their names.
     for (name, ..) in &both {
         lab.p2pvm("b", &["vm", "delete", name]).unwrap();
     }
-    lab.wait("both to be gone", LIMIT, STEP, || Ok(names("d").is_empty().then_some(()))).unwrap();
+    lab.wait("both to be gone", LIMIT, STEP, || {
+        Ok(names("d").is_empty().then_some(()))
+    })
+    .unwrap();
     create(&lab, "d", "dup", &[]);
     lab.down().unwrap();
 }
 
 #[test]
-fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_to_be_deleted_from_anywhere() {
+fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_to_be_deleted_from_anywhere()
+ {
     let lab = lab("orderly", &public_sites(&["a", "b", "c", "d"], 5.0));
     network(&lab, &["a", "b", "c", "d"]);
-    let address = create(&lab, "d", "deb", &["--start"])["address"].as_str().unwrap().to_owned();
-    lab.wait_for_guest("a", &address, Duration::from_secs(90)).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("d", 60)));
-    let taken = lab.json("d", &["vm", "snapshot", "deb", "--name", "w1"]).unwrap();
+    let address = create(&lab, "d", "deb", &["--start"])["address"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    lab.wait_for_guest("a", &address, Duration::from_secs(90))
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("d", 60)));
+    let taken = lab
+        .json("d", &["vm", "snapshot", "deb", "--name", "w1"])
+        .unwrap();
     assert_eq!(taken["state"], "durable", "{taken}");
     lab.p2pvm("d", &["vm", "stop", "deb"]).unwrap();
-    let back = lab.json("c", &["vm", "restore", "deb@w1"]).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("c", 60)));
-    assert_eq!((back["host"].as_str(), back["state"].as_str()), (Some("c"), Some("running")));
+    let back = lab
+        .json("c", &["vm", "restore", "deb@w1"])
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("c", 60)));
+    assert_eq!(
+        (back["host"].as_str(), back["state"].as_str()),
+        (Some("c"), Some("running"))
+    );
     std::thread::sleep(Duration::from_secs(30));
     for host in ["a", "c", "d"] {
         assert_eq!(listed(&lab, host), [three("deb", "running", "c")], "{host}");
     }
     let metrics = lab.p2pvm("a", &["metrics", "--all"]).unwrap();
-    assert!(!metrics.contains("state=\"branch\""), "the alert is for two that ran: {metrics}");
-    lab.wait_for_guest("a", &address, Duration::from_secs(30)).unwrap();
+    assert!(
+        !metrics.contains("state=\"branch\""),
+        "the alert is for two that ran: {metrics}"
+    );
+    lab.wait_for_guest("a", &address, Duration::from_secs(30))
+        .unwrap();
 
     // Now a true conflict: its host is cut off, runs on, and another takes the VM over.
     lab.testbed().isolate("c").unwrap();
-    let forced = lab.json("b", &["vm", "restore", "deb@w1", "--force"]).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+    let forced = lab
+        .json("b", &["vm", "restore", "deb@w1", "--force"])
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
     assert_eq!(forced["host"], "b");
     lab.testbed().rejoin("c").unwrap();
     let branch = lab
-        .wait("the copy to be fenced and shown where it lies", LIMIT, STEP, || {
-            Ok(listed(&lab, "a").into_iter().find(|vm| vm.1 == "branch" && vm.2 == "c").map(|vm| vm.0))
-        })
+        .wait(
+            "the copy to be fenced and shown where it lies",
+            LIMIT,
+            STEP,
+            || {
+                Ok(listed(&lab, "a")
+                    .into_iter()
+                    .find(|vm| vm.1 == "branch" && vm.2 == "c")
+                    .map(|vm| vm.0))
+            },
+        )
         .unwrap_or_else(|e| panic!("{e}: {:?}\n{}", listed(&lab, "a"), lab.log_tail("c", 60)));
-    assert!(lab.p2pvm("a", &["metrics", "--all"]).unwrap().contains("state=\"branch\""));
+    assert!(
+        lab.p2pvm("a", &["metrics", "--all"])
+            .unwrap()
+            .contains("state=\"branch\"")
+    );
     lab.p2pvm("a", &["vm", "delete", &branch]).unwrap();
     assert_eq!(listed(&lab, "d"), [three("deb", "running", "b")]);
     refused(&lab, "a", &["vm", "delete", &branch], 3);
@@ -181,35 +332,84 @@ fn a_host_is_emptied_two_at_a_time_whatever_one_vm_does_and_ctrl_c_lets_those_th
     create(&lab, "c", "off", &[]);
     // Stopped by Ctrl-C while the first move: the rest stays, and is said to.
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_p2pvm"));
-    command.args(["--json", "drain"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(["--json", "drain"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let child = lab.testbed().spawn("c", &mut command).unwrap();
     lab.wait("a move", LIMIT, STEP, || {
         let vms = lab.json("c", &["vm", "list"])?;
-        Ok(vms.as_array().unwrap().iter().any(|vm| vm["activity"] == "migrating").then_some(()))
+        Ok(vms
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|vm| vm["activity"] == "migrating")
+            .then_some(()))
     })
     .unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(child.id() as i32),
+        nix::sys::signal::Signal::SIGINT,
+    )
+    .unwrap();
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    let done: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"));
-    let (moved, stayed) = (done["moved"].as_array().unwrap().len(), done["stayed"].as_array().unwrap());
-    assert!((1..=2).contains(&moved) && stayed.len() == names.len() - moved, "{done}\n{said}");
-    assert!(stayed.iter().all(|vm| vm["why"] == "not begun: the drain was stopped") && done["cancelled"] == true, "{done}");
+    let done: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"));
+    let (moved, stayed) = (
+        done["moved"].as_array().unwrap().len(),
+        done["stayed"].as_array().unwrap(),
+    );
+    assert!(
+        (1..=2).contains(&moved) && stayed.len() == names.len() - moved,
+        "{done}\n{said}"
+    );
+    assert!(
+        stayed
+            .iter()
+            .all(|vm| vm["why"] == "not begun: the drain was stopped")
+            && done["cancelled"] == true,
+        "{done}"
+    );
     assert!(said.contains("'p2pvm drain' goes on with them"), "{said}");
-    // Again: what is left goes, what is stopped stays and is named, and a third time finds nothing to do.
+    // Again: what is left goes, what is stopped stays and is named, and a third time finds nothing
+    // to do.
     let began = Instant::now();
-    let done = lab.json("c", &["drain"]).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("c", 60)));
+    let done = lab
+        .json("c", &["drain"])
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("c", 60)));
     println!("{} VMs left in {:?}", names.len() - moved, began.elapsed());
-    assert_eq!((done["moved"].as_array().unwrap().len(), done["stopped"][0].as_str()), (names.len() - moved, Some("off")), "{done}");
+    assert_eq!(
+        (
+            done["moved"].as_array().unwrap().len(),
+            done["stopped"][0].as_str()
+        ),
+        (names.len() - moved, Some("off")),
+        "{done}"
+    );
     let said = lab.p2pvm("c", &["drain"]).unwrap();
     assert!(said.ends_with("no VM runs here any more"), "{said}");
-    let on = |host: &str| listed(&lab, "a").iter().filter(|vm| vm.2 == host && vm.1 == "running").count();
-    assert!(on("a") >= 2 && on("b") >= 2 && on("c") == 0, "spread: {:?}", listed(&lab, "a"));
+    let on = |host: &str| {
+        listed(&lab, "a")
+            .iter()
+            .filter(|vm| vm.2 == host && vm.1 == "running")
+            .count()
+    };
+    assert!(
+        on("a") >= 2 && on("b") >= 2 && on("c") == 0,
+        "spread: {:?}",
+        listed(&lab, "a")
+    );
 
     // Nobody takes anything: each VM stays with its reason, and the exit code tells.
     for host in ["a", "b"] {
-        let names: Vec<_> = listed(&lab, host).into_iter().filter(|vm| vm.2 == host && vm.1 == "running").map(|vm| vm.0).collect();
+        let names: Vec<_> = listed(&lab, host)
+            .into_iter()
+            .filter(|vm| vm.2 == host && vm.1 == "running")
+            .map(|vm| vm.0)
+            .collect();
         for name in names.iter().skip(1) {
             lab.p2pvm(host, &["vm", "delete", name, "--force"]).unwrap();
         }
@@ -218,6 +418,9 @@ fn a_host_is_emptied_two_at_a_time_whatever_one_vm_does_and_ctrl_c_lets_those_th
         lab.p2pvm(host, &["down"]).unwrap();
     }
     let (code, out, said) = lab.try_p2pvm("a", &["drain"]).unwrap();
-    assert!(code == 1 && out.contains("stays: ") && said.contains("1 VM stays here"), "{code} {out} {said}");
+    assert!(
+        code == 1 && out.contains("stays: ") && said.contains("1 VM stays here"),
+        "{code} {out} {said}"
+    );
     lab.down().unwrap();
 }

@@ -15,21 +15,48 @@ fn an_overloaded_host_moves_its_vm_to_an_idle_one_and_explains_it() {
         lab.configure(host, "cpus = 1\nupnp = false\n").unwrap();
     }
     network(&lab, &["a", "b", "c"]);
-    let made = lab.json("b", &["vm", "create", "web", "--image", image(), "--memory", "128M", "--start"]).unwrap();
+    let made = lab
+        .json(
+            "b",
+            &[
+                "vm",
+                "create",
+                "web",
+                "--image",
+                image(),
+                "--memory",
+                "128M",
+                "--start",
+            ],
+        )
+        .unwrap();
     let address = made["address"].as_str().unwrap();
-    lab.wait_for_guest("a", address, Duration::from_secs(90)).unwrap();
+    lab.wait_for_guest("a", address, Duration::from_secs(90))
+        .unwrap();
     let mut hog = Command::new("/bin/sh");
-    hog.args(["-c", "while :; do :; done"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    hog.args(["-c", "while :; do :; done"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut hog = lab.testbed().spawn("b", &mut hog).unwrap();
-    let moved = lab.wait("the VM to leave the overloaded host", Duration::from_secs(90), Duration::from_millis(500), || {
-        let vm = lab.json("a", &["vm", "show", "web"])?;
-        Ok((vm["host"] != "b" && vm["state"] == "running").then_some(()))
-    });
+    let moved = lab.wait(
+        "the VM to leave the overloaded host",
+        Duration::from_secs(90),
+        Duration::from_millis(500),
+        || {
+            let vm = lab.json("a", &["vm", "show", "web"])?;
+            Ok((vm["host"] != "b" && vm["state"] == "running").then_some(()))
+        },
+    );
     hog.kill().unwrap();
     hog.wait().unwrap();
     moved.unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
-    lab.wait_for_guest("a", address, Duration::from_secs(15)).unwrap();
+    lab.wait_for_guest("a", address, Duration::from_secs(15))
+        .unwrap();
     let why = lab.json("a", &["explain", "web"]).unwrap();
-    assert!(why.as_array().unwrap().iter().any(|e| e["host"] == "b"), "{why}");
+    assert!(
+        why.as_array().unwrap().iter().any(|e| e["host"] == "b"),
+        "{why}"
+    );
     lab.down().unwrap();
 }

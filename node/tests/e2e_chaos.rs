@@ -1,4 +1,5 @@
-//! The short chaos run: the events that befall hosts most, in an order that a fixed seed gives. The long one is `slow_chaos`.
+//! The short chaos run: the events that befall hosts most, in an order that a fixed seed gives. The
+//! long one is `slow_chaos`.
 
 mod common;
 
@@ -30,8 +31,15 @@ fn after_what_befalls_hosts_most_all_is_back_within_20_s_and_nothing_stays() {
         keep_going: true,
         program: None,
     };
-    let report = match chaos::run(&options, Path::new(env!("CARGO_BIN_EXE_p2pvm")), &options.name, |line| println!("{line}")) {
-        Err(chaos::Failed::NoTree(why)) => return println!("NOT RUN: no Debian tree can be made here: {why}"),
+    let report = match chaos::run(
+        &options,
+        Path::new(env!("CARGO_BIN_EXE_p2pvm")),
+        &options.name,
+        |line| println!("{line}"),
+    ) {
+        Err(chaos::Failed::NoTree(why)) => {
+            return println!("NOT RUN: no Debian tree can be made here: {why}");
+        }
         report => report.unwrap(),
     };
     assert!(report.is_good(), "{report:#?}");

@@ -1,5 +1,6 @@
-//! A wall clock that is wrong, or jumps while the daemon runs: Debian's libfaketime shifts it for one daemon, the monotonic
-//! clocks stay. Packets, names and leases survive, and nothing floods the log.
+//! A wall clock that is wrong, or jumps while the daemon runs: Debian's libfaketime shifts it for
+//! one daemon, the monotonic clocks stay. Packets, names and leases survive, and nothing floods the
+//! log.
 
 mod common;
 
@@ -18,14 +19,29 @@ fn shift_file(lab: &Lab, host: &str) -> PathBuf {
 
 /// Runs `p2pvm WORDS` on a host whose clock is wrong.
 fn shifted(lab: &Lab, host: &str, words: &[&str]) -> (i32, String) {
-    let program = std::env::var("P2PVM_TEST_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_p2pvm").to_owned());
-    let file = format!("FAKETIME_TIMESTAMP_FILE={}", shift_file(lab, host).display());
+    let program = std::env::var("P2PVM_TEST_PROGRAM")
+        .unwrap_or_else(|_| env!("CARGO_BIN_EXE_p2pvm").to_owned());
+    let file = format!(
+        "FAKETIME_TIMESTAMP_FILE={}",
+        shift_file(lab, host).display()
+    );
     let preload = format!("LD_PRELOAD={FAKETIME}");
-    let mut argv = vec!["env", &*preload, &*file, "FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_NO_CACHE=1", "NO_FAKE_STAT=1"];
+    let mut argv = vec![
+        "env",
+        &*preload,
+        &*file,
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+        "FAKETIME_NO_CACHE=1",
+        "NO_FAKE_STAT=1",
+    ];
     argv.extend([&*program, "--json"]);
     argv.extend(words);
     let output = lab.testbed().exec(host, &argv).unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     (output.status.code().unwrap_or(-1), said)
 }
 
@@ -37,28 +53,57 @@ fn set_clock(lab: &Lab, host: &str, shift: &str) {
 
 fn warnings(lab: &Lab, host: &str) -> usize {
     let log = fs::read_to_string(lab.dir(host).unwrap().join("daemon.log")).unwrap_or_default();
-    log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).count()
+    log.lines()
+        .filter(|line| line.contains(" WARN ") || line.contains(" ERROR "))
+        .count()
 }
 
 fn address(lab: &Lab, host: &str) -> Option<String> {
-    lab.json(host, &["status"]).ok()?["address"].as_str().map(str::to_owned)
+    lab.json(host, &["status"]).ok()?["address"]
+        .as_str()
+        .map(str::to_owned)
 }
 
 /// Packets both ways by address, and names both ways.
 fn assert_whole(lab: &Lab, what: &str, own: &str, other: &str) {
-    let logs = || format!("{what}\n-- wrong\n{}\n-- a\n{}", lab.log_tail("wrong", 30), lab.log_tail("a", 20));
+    let logs = || {
+        format!(
+            "{what}\n-- wrong\n{}\n-- a\n{}",
+            lab.log_tail("wrong", 30),
+            lab.log_tail("a", 20)
+        )
+    };
     assert_eq!(address(lab, "wrong").as_deref(), Some(own), "{}", logs());
     for (from, to) in [("a", own), ("wrong", other)] {
         // After a start anew the other side notices within some seconds that its link is dead.
-        lab.wait(&format!("an answer of {to} to {from}"), Duration::from_secs(15), Duration::from_millis(200), || {
-            Ok(lab.testbed().exec(from, &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "2", to])?.status.success().then_some(()))
-        })
+        lab.wait(
+            &format!("an answer of {to} to {from}"),
+            Duration::from_secs(15),
+            Duration::from_millis(200),
+            || {
+                Ok(lab
+                    .testbed()
+                    .exec(from, &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "2", to])?
+                    .status
+                    .success()
+                    .then_some(()))
+            },
+        )
         .unwrap_or_else(|e| panic!("{e}\n{}", logs()));
     }
     let found = |from: &str, server: &str, name: &str, wanted: &str| {
-        lab.wait(&format!("{name} to be found from {from}"), Duration::from_secs(20), Duration::from_millis(500), || {
-            Ok((dig(lab, from, server, name).map(|ip| ip.to_string()).as_deref() == Some(wanted)).then_some(()))
-        })
+        lab.wait(
+            &format!("{name} to be found from {from}"),
+            Duration::from_secs(20),
+            Duration::from_millis(500),
+            || {
+                Ok((dig(lab, from, server, name)
+                    .map(|ip| ip.to_string())
+                    .as_deref()
+                    == Some(wanted))
+                .then_some(()))
+            },
+        )
         .unwrap_or_else(|e| panic!("{e}\n{}", logs()));
     };
     found("a", other, "wrong.lab.p2p", own);
@@ -78,7 +123,10 @@ fn a_member_whose_clock_is_wrong_or_jumps_keeps_its_packets_names_and_address() 
     let (code, said) = shifted(&lab, "wrong", &["join", &invite]);
     assert_eq!(code, 0, "{said}\n{}", lab.log_tail("wrong", 40));
     assert!(said.contains("is 1 d ahead of"), "{said}");
-    let (own, other) = (address(&lab, "wrong").expect("an address"), address(&lab, "a").unwrap());
+    let (own, other) = (
+        address(&lab, "wrong").expect("an address"),
+        address(&lab, "a").unwrap(),
+    );
     assert_whole(&lab, "a day ahead", &own, &other);
     let before = [warnings(&lab, "wrong"), warnings(&lab, "a")];
     assert!(before[0] <= FEW_WARNINGS, "{}", lab.log_tail("wrong", 60));
@@ -90,7 +138,11 @@ fn a_member_whose_clock_is_wrong_or_jumps_keeps_its_packets_names_and_address() 
     }
     for (host, before) in ["wrong", "a"].iter().zip(before) {
         let new = warnings(&lab, host) - before;
-        assert!(new <= FEW_WARNINGS, "{new} warnings on {host}\n{}", lab.log_tail(host, 80));
+        assert!(
+            new <= FEW_WARNINGS,
+            "{new} warnings on {host}\n{}",
+            lab.log_tail(host, 80)
+        );
     }
     lab.down().unwrap();
 }
@@ -103,7 +155,10 @@ fn a_member_that_starts_again_with_its_clock_set_right_is_heard_though_it_was_ye
     set_clock(&lab, "wrong", "+730d");
     let (code, said) = shifted(&lab, "wrong", &["join", &invite]);
     assert_eq!(code, 0, "{said}\n{}", lab.log_tail("wrong", 40));
-    let (own, other) = (address(&lab, "wrong").expect("an address"), address(&lab, "a").unwrap());
+    let (own, other) = (
+        address(&lab, "wrong").expect("an address"),
+        address(&lab, "a").unwrap(),
+    );
     assert_whole(&lab, "two years ahead", &own, &other);
     for shift in ["+0", "-20700d", "+730d"] {
         shifted(&lab, "wrong", &["down"]);

@@ -30,14 +30,31 @@ impl<'a> Screen<'a> {
             println!("NOT RUN: tmux is not installed");
             return None;
         }
-        let screen = Self { lab, host, socket: format!("p2pvm-{}-{host}", std::process::id()) };
+        let screen = Self {
+            lab,
+            host,
+            socket: format!("p2pvm-{}-{host}", std::process::id()),
+        };
         let command = format!("env LANG=C.UTF-8 {} {words}", env!("CARGO_BIN_EXE_p2pvm"));
-        screen.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", &command]);
+        screen.tmux(&[
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            "80",
+            "-y",
+            "24",
+            &command,
+        ]);
         Some(screen)
     }
 
     fn tmux(&self, words: &[&str]) -> String {
-        let argv: Vec<&str> = ["tmux", "-L", &self.socket].into_iter().chain(words.iter().copied()).collect();
+        let argv: Vec<&str> = ["tmux", "-L", &self.socket]
+            .into_iter()
+            .chain(words.iter().copied())
+            .collect();
         let output = self.lab.testbed().exec(self.host, &argv).unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
@@ -49,11 +66,18 @@ impl<'a> Screen<'a> {
     /// Waits until everything wanted is on the screen.
     fn wait_for(&self, wanted: &[&str]) -> String {
         let mut last = String::new();
-        let seen = self.lab.wait("the screen", LIMIT, Duration::from_millis(200), || {
-            last = self.tmux(&["capture-pane", "-p"]);
-            Ok(wanted.iter().all(|part| last.contains(part)).then(|| last.clone()))
-        });
-        seen.unwrap_or_else(|_: LabError| panic!("{wanted:?} did not come onto the screen:\n{last}"))
+        let seen = self
+            .lab
+            .wait("the screen", LIMIT, Duration::from_millis(200), || {
+                last = self.tmux(&["capture-pane", "-p"]);
+                Ok(wanted
+                    .iter()
+                    .all(|part| last.contains(part))
+                    .then(|| last.clone()))
+            });
+        seen.unwrap_or_else(|_: LabError| {
+            panic!("{wanted:?} did not come onto the screen:\n{last}")
+        })
     }
 }
 
@@ -71,7 +95,12 @@ fn the_screen_shows_members_says_when_the_daemon_is_away_and_comes_back_by_itsel
     // A member takes its place on the ring in its first seconds.
     lab.wait("a whole screen", LIMIT, Duration::from_millis(300), || {
         let once = lab.p2pvm("a", &["top", "--once"])?;
-        let wanted = ["a in lab", "health   ok", "Members: 1 of 1 connected", "direct "];
+        let wanted = [
+            "a in lab",
+            "health   ok",
+            "Members: 1 of 1 connected",
+            "direct ",
+        ];
         Ok(wanted.iter().all(|part| once.contains(part)).then_some(()))
     })
     .unwrap();
@@ -79,19 +108,42 @@ fn the_screen_shows_members_says_when_the_daemon_is_away_and_comes_back_by_itsel
     lab.kill_daemon("b").unwrap();
     lab.wait("b's death to be noticed", LIMIT, Duration::ZERO, || {
         let once = lab.p2pvm("a", &["top", "--once"])?;
-        assert!(once.contains("a in lab") && once.contains("Members:"), "{once}");
-        assert!(["starting", "joining", "down"].iter().all(|word| !once.contains(&format!("health   {word}"))), "{once}");
-        Ok(once.contains("none of the 1 known members can be reached").then_some(()))
+        assert!(
+            once.contains("a in lab") && once.contains("Members:"),
+            "{once}"
+        );
+        assert!(
+            ["starting", "joining", "down"]
+                .iter()
+                .all(|word| !once.contains(&format!("health   {word}"))),
+            "{once}"
+        );
+        Ok(once
+            .contains("none of the 1 known members can be reached")
+            .then_some(()))
     })
     .unwrap();
     lab.json("b", &["up", "--detach"]).unwrap();
     lab.wait("b to be back", LIMIT, Duration::from_millis(300), || {
-        Ok(lab.p2pvm("a", &["top", "--once"])?.contains("Members: 1 of 1 connected").then_some(()))
+        Ok(lab
+            .p2pvm("a", &["top", "--once"])?
+            .contains("Members: 1 of 1 connected")
+            .then_some(()))
     })
     .unwrap();
-    let Some(screen) = Screen::open(&lab, "a", "top") else { return };
-    let shown = screen.wait_for(&["a in lab", "health   ok: 1 of 1 known members connected", "direct ", "q quit"]);
-    assert!(!shown.contains("r reboot"), "only a console stops the machine:\n{shown}");
+    let Some(screen) = Screen::open(&lab, "a", "top") else {
+        return;
+    };
+    let shown = screen.wait_for(&[
+        "a in lab",
+        "health   ok: 1 of 1 known members connected",
+        "direct ",
+        "q quit",
+    ]);
+    assert!(
+        !shown.contains("r reboot"),
+        "only a console stops the machine:\n{shown}"
+    );
     lab.kill_daemon("a").unwrap();
     screen.wait_for(&["health   down", "p2pvm up --detach"]);
     lab.json("a", &["up", "--detach"]).unwrap();
@@ -106,8 +158,13 @@ fn the_screen_shows_members_says_when_the_daemon_is_away_and_comes_back_by_itsel
     screen.type_keys(&["Escape"]);
     screen.wait_for(&["q quit"]);
     screen.type_keys(&["q"]);
-    lab.wait("the screen to end", LIMIT, Duration::from_millis(100), || Ok(screen.tmux(&["list-sessions"]).is_empty().then_some(())))
-        .unwrap();
+    lab.wait(
+        "the screen to end",
+        LIMIT,
+        Duration::from_millis(100),
+        || Ok(screen.tmux(&["list-sessions"]).is_empty().then_some(())),
+    )
+    .unwrap();
     drop(screen);
     lab.down().unwrap();
 }
@@ -117,9 +174,20 @@ fn a_console_shows_its_new_networks_invite_and_moves_to_another_network_by_a_typ
     let lab = lab("tty", &public_sites(&["a", "b"], 20.0));
     lab.found("a", "lab").unwrap();
     lab.found("b", "own").unwrap();
-    let Some(screen) = Screen::open(&lab, "b", "top --console") else { return };
-    let shown = screen.wait_for(&["b in own", "health   alone", "Invite", "p2pvm1", "r reboot   p power off"]);
-    assert!(!shown.contains("q quit") && !shown.contains("s shell"), "{shown}");
+    let Some(screen) = Screen::open(&lab, "b", "top --console") else {
+        return;
+    };
+    let shown = screen.wait_for(&[
+        "b in own",
+        "health   alone",
+        "Invite",
+        "p2pvm1",
+        "r reboot   p power off",
+    ]);
+    assert!(
+        !shown.contains("q quit") && !shown.contains("s shell"),
+        "{shown}"
+    );
     screen.type_keys(&["i"]);
     screen.wait_for(&["QR code"]);
     screen.type_keys(&["Right"]);
@@ -142,7 +210,12 @@ fn a_console_shows_its_new_networks_invite_and_moves_to_another_network_by_a_typ
 
 fn checks(page: &Value) -> Vec<(String, String)> {
     let text = |c: &Value, field: &str| c[field].as_str().unwrap_or_default().to_owned();
-    page["checks"].as_array().unwrap().iter().map(|c| (text(c, "check"), text(c, "level"))).collect()
+    page["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| (text(c, "check"), text(c, "level")))
+        .collect()
 }
 
 #[test]
@@ -154,14 +227,38 @@ fn the_doctor_looks_with_and_without_a_daemon_and_fails_where_something_needed_i
         serde_json::from_str::<Value>(&out).unwrap()
     };
     let before = examine(0);
-    let level = |page: &Value, name: &str| checks(page).into_iter().find(|(check, _)| check == name).unwrap().1;
-    assert_eq!((level(&before, "tun").as_str(), level(&before, "qemu").as_str()), ("ok", "ok"), "{before}");
+    let level = |page: &Value, name: &str| {
+        checks(page)
+            .into_iter()
+            .find(|(check, _)| check == name)
+            .unwrap()
+            .1
+    };
+    assert_eq!(
+        (
+            level(&before, "tun").as_str(),
+            level(&before, "qemu").as_str()
+        ),
+        ("ok", "ok"),
+        "{before}"
+    );
     assert_eq!(level(&before, "daemon"), "warning");
     lab.found("a", "lab").unwrap();
     let running = examine(0);
-    assert_eq!((level(&running, "daemon").as_str(), level(&running, "udp").as_str()), ("ok", "ok"), "{running}");
+    assert_eq!(
+        (
+            level(&running, "daemon").as_str(),
+            level(&running, "udp").as_str()
+        ),
+        ("ok", "ok"),
+        "{running}"
+    );
     let text = lab.p2pvm("a", &["doctor"]).unwrap();
-    assert!(text.lines().any(|line| line.starts_with("qemu        ok       QEMU 1")), "{text}");
+    assert!(
+        text.lines()
+            .any(|line| line.starts_with("qemu        ok       QEMU 1")),
+        "{text}"
+    );
     lab.p2pvm("a", &["down"]).unwrap();
     lab.configure("a", "no_such_setting = 1\n").unwrap();
     let broken = examine(1);
@@ -170,9 +267,16 @@ fn the_doctor_looks_with_and_without_a_daemon_and_fails_where_something_needed_i
     lab.down().unwrap();
 }
 
-/// Whether `hay` holds any 16 bytes that stand together in the secret, as they are or written as hex.
+/// Whether `hay` holds any 16 bytes that stand together in the secret, as they are or written as
+/// hex.
 fn holds(hay: &[u8], secret: &[u8]) -> bool {
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>().into_bytes();
+    let hex = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect::<String>()
+            .into_bytes()
+    };
     let lower: Vec<u8> = hay.to_ascii_lowercase();
     secret.windows(16).step_by(8).any(|part| {
         let hex = hex(part);
@@ -187,38 +291,86 @@ fn a_report_holds_what_a_developer_needs_and_no_key_and_no_invite() {
     let invite = lab.invite("a", 3).unwrap();
     let dir = lab.dir("a").unwrap();
     // Where an invite may have got to.
-    let mut log = fs::OpenOptions::new().append(true).open(dir.join("daemon.log")).unwrap();
-    std::io::Write::write_all(&mut log, format!("somebody pasted {invite} and {}\n", invite.to_ascii_uppercase()).as_bytes()).unwrap();
+    let mut log = fs::OpenOptions::new()
+        .append(true)
+        .open(dir.join("daemon.log"))
+        .unwrap();
+    std::io::Write::write_all(
+        &mut log,
+        format!(
+            "somebody pasted {invite} and {}\n",
+            invite.to_ascii_uppercase()
+        )
+        .as_bytes(),
+    )
+    .unwrap();
     let settings = fs::read_to_string(dir.join("node.toml")).unwrap();
-    fs::write(dir.join("node.toml"), format!("{settings}# joined with {invite}\n")).unwrap();
+    fs::write(
+        dir.join("node.toml"),
+        format!("{settings}# joined with {invite}\n"),
+    )
+    .unwrap();
 
     let out = dir.join("report.tar.gz");
-    let said = lab.p2pvm("a", &["bugreport", "--out", out.to_str().unwrap()]).unwrap();
+    let said = lab
+        .p2pvm("a", &["bugreport", "--out", out.to_str().unwrap()])
+        .unwrap();
     assert!(said.contains("report.tar.gz"), "{said}");
     refused(&lab, "a", &["bugreport", "--out", out.to_str().unwrap()], 1);
-    let list = Command::new("tar").args(["tzf", out.to_str().unwrap()]).output().unwrap();
+    let list = Command::new("tar")
+        .args(["tzf", out.to_str().unwrap()])
+        .output()
+        .unwrap();
     let list = String::from_utf8_lossy(&list.stdout).into_owned();
-    for file in ["README", "versions.txt", "doctor.json", "node.toml", "daemon.log", "status.json", "peers.json", "metrics.json"] {
+    for file in [
+        "README",
+        "versions.txt",
+        "doctor.json",
+        "node.toml",
+        "daemon.log",
+        "status.json",
+        "peers.json",
+        "metrics.json",
+    ] {
         assert!(list.contains(&format!("/{file}\n")), "{file}: {list}");
     }
-    let all = Command::new("tar").args(["xzOf", out.to_str().unwrap()]).output().unwrap().stdout;
+    let all = Command::new("tar")
+        .args(["xzOf", out.to_str().unwrap()])
+        .output()
+        .unwrap()
+        .stdout;
     let text = String::from_utf8_lossy(&all).to_ascii_lowercase();
-    assert!(text.contains("somebody pasted <invite cut out> and <invite cut out>") && text.contains("\"network\": \"lab\""), "{text}");
-    // An invite begins with the network's id, which is no secret; what follows admits whoever holds it.
+    assert!(
+        text.contains("somebody pasted <invite cut out> and <invite cut out>")
+            && text.contains("\"network\": \"lab\""),
+        "{text}"
+    );
+    // An invite begins with the network's id, which is no secret; what follows admits whoever holds
+    // it.
     let secret = &invite[64..];
-    assert!((0..secret.len() - 24).all(|at| !text.contains(&secret[at..at + 24])), "a part of an invite is in the report");
+    assert!(
+        (0..secret.len() - 24).all(|at| !text.contains(&secret[at..at + 24])),
+        "a part of an invite is in the report"
+    );
     for secret in ["identity", "root.key"] {
         let secret_bytes = fs::read(dir.join(secret)).unwrap();
-        assert!(secret_bytes.len() >= 32 && !holds(&all, &secret_bytes), "{secret} is in the report");
+        assert!(
+            secret_bytes.len() >= 32 && !holds(&all, &secret_bytes),
+            "{secret} is in the report"
+        );
     }
-    assert!(holds(b"x0123456789abcdefx", b"0123456789abcdef"), "the search itself finds what is there");
+    assert!(
+        holds(b"x0123456789abcdefx", b"0123456789abcdef"),
+        "the search itself finds what is there"
+    );
     lab.down().unwrap();
 }
 
 /// What arrives at the socket until `done` says so.
 fn hear(ear: &UnixDatagram, limit: Duration, done: impl Fn(&str) -> bool) -> Option<String> {
     let (until, mut buffer) = (Instant::now() + limit, [0; 4096]);
-    ear.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    ear.set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
     while Instant::now() < until {
         if let Ok(n) = ear.recv(&mut buffer) {
             let said = String::from_utf8_lossy(&buffer[..n]).into_owned();
@@ -237,18 +389,35 @@ fn the_service_manager_hears_of_readiness_of_life_only_while_the_daemon_lives_an
     let path = lab.dir("a").unwrap().join("notify");
     let ear = UnixDatagram::bind(&path).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_p2pvm"));
-    command.arg("up").env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .arg("up")
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "1000000");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut daemon = lab.testbed().spawn("a", &mut command).unwrap();
     let first = hear(&ear, LIMIT, |said| said.contains("READY=1")).expect("READY=1");
     assert!(first.contains("STATUS=a in lab"), "{first}");
-    assert!(lab.json("a", &["status"]).is_ok(), "ready means that the API answers");
-    hear(&ear, LIMIT, |said| said.contains("WATCHDOG=1") && !said.contains("READY")).expect("WATCHDOG=1");
+    assert!(
+        lab.json("a", &["status"]).is_ok(),
+        "ready means that the API answers"
+    );
+    hear(&ear, LIMIT, |said| {
+        said.contains("WATCHDOG=1") && !said.contains("READY")
+    })
+    .expect("WATCHDOG=1");
     let signal = |signal| nix_kill(daemon.id(), signal);
     signal("STOP");
     // What was said before it stood still is read away.
     while hear(&ear, Duration::from_millis(300), |_| true).is_some() {}
-    assert!(hear(&ear, Duration::from_secs(3), |said| said.contains("WATCHDOG")).is_none(), "a daemon that stands still feeds no watchdog");
+    assert!(
+        hear(&ear, Duration::from_secs(3), |said| said
+            .contains("WATCHDOG"))
+        .is_none(),
+        "a daemon that stands still feeds no watchdog"
+    );
     signal("CONT");
     hear(&ear, LIMIT, |said| said.contains("WATCHDOG=1")).expect("it goes on");
     signal("TERM");
@@ -258,14 +427,29 @@ fn the_service_manager_hears_of_readiness_of_life_only_while_the_daemon_lives_an
 }
 
 fn nix_kill(pid: u32, signal: &str) {
-    assert!(Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args([&format!("-{signal}"), &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 /// The capabilities that the unit leaves the daemon, as setpriv writes them.
 fn bounding_set() -> String {
-    let unit = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/p2pvm.service")).unwrap();
-    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
-    let names: Vec<String> = line.split(' ').map(|cap| format!("+{}", cap.trim_start_matches("CAP_").to_ascii_lowercase())).collect();
+    let unit = fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/p2pvm.service"),
+    )
+    .unwrap();
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+        .unwrap();
+    let names: Vec<String> = line
+        .split(' ')
+        .map(|cap| format!("+{}", cap.trim_start_matches("CAP_").to_ascii_lowercase()))
+        .collect();
     format!("-all,{}", names.join(","))
 }
 
@@ -275,7 +459,14 @@ fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon()
     network(&lab, &["a", "b"]);
     let start = || {
         let set = bounding_set();
-        let words = ["setpriv", "--bounding-set", &set, "--", env!("CARGO_BIN_EXE_p2pvm"), "up"];
+        let words = [
+            "setpriv",
+            "--bounding-set",
+            &set,
+            "--",
+            env!("CARGO_BIN_EXE_p2pvm"),
+            "up",
+        ];
         let mut command = Command::new(words[0]);
         command
             .args(&words[1..])
@@ -294,30 +485,60 @@ fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon()
         .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 40)))
     };
     up();
-    let made = lab.json("b", &["vm", "create", "web", "--image", common::image(), "--cpus", "1", "--memory", "128M", "--start"]);
+    let made = lab.json(
+        "b",
+        &[
+            "vm",
+            "create",
+            "web",
+            "--image",
+            common::image(),
+            "--cpus",
+            "1",
+            "--memory",
+            "128M",
+            "--start",
+        ],
+    );
     let made = made.unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
     let address = made["address"].as_str().unwrap().to_owned();
-    lab.wait_for_guest("a", &address, Duration::from_secs(90)).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+    lab.wait_for_guest("a", &address, Duration::from_secs(90))
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
     let qemu = || {
         let mut pids: Vec<String> = Vec::new();
         for entry in walk(&lab.dir("b").unwrap().join("vms")) {
             if entry.extension().is_some_and(|e| e == "pid") {
-                pids.push(fs::read_to_string(entry).unwrap_or_default().trim().to_owned());
+                pids.push(
+                    fs::read_to_string(entry)
+                        .unwrap_or_default()
+                        .trim()
+                        .to_owned(),
+                );
             }
         }
         pids
     };
     let before = qemu();
     assert_eq!(before.len(), 1, "one QEMU runs");
-    // As systemd restarts it after the package is replaced: SIGTERM to the daemon alone, then the new program.
+    // As systemd restarts it after the package is replaced: SIGTERM to the daemon alone, then the
+    // new program.
     nix_kill(daemon.id(), "TERM");
     assert!(daemon.wait().unwrap().success());
     let mut daemon = start();
     up();
     let answers = lab.wait_for_guest("a", &address, Duration::from_secs(10));
-    answers.unwrap_or_else(|e| panic!("the guest under the new daemon: {e}\n{}", lab.log_tail("b", 60)));
+    answers.unwrap_or_else(|e| {
+        panic!(
+            "the guest under the new daemon: {e}\n{}",
+            lab.log_tail("b", 60)
+        )
+    });
     let vm = lab.json("b", &["vm", "show", "web"]).unwrap();
-    assert_eq!((vm["state"].as_str(), vm["epoch"].as_u64()), (Some("running"), Some(1)), "{vm}");
+    assert_eq!(
+        (vm["state"].as_str(), vm["epoch"].as_u64()),
+        (Some("running"), Some(1)),
+        "{vm}"
+    );
     assert_eq!(qemu(), before, "the same process runs on");
     nix_kill(daemon.id(), "TERM");
     daemon.wait().unwrap();
@@ -326,6 +547,18 @@ fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon()
 
 /// All files below a directory.
 fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
-    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+    let entries = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path());
+    entries
+        .flat_map(|path| {
+            if path.is_dir() {
+                walk(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
 }

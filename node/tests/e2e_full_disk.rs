@@ -1,5 +1,5 @@
-//! A host's disk fills up while a guest writes: nothing of the guest is lost, everybody is told, records are written, and it
-//! goes on by itself when there is room, here or on another member.
+//! A host's disk fills up while a guest writes: nothing of the guest is lost, everybody is told,
+//! records are written, and it goes on by itself when there is room, here or on another member.
 
 mod common;
 
@@ -17,9 +17,16 @@ use std::{
 /// Types a line into a guest's console, if any, and waits until it shows `text`.
 fn console(lab: &Lab, host: &str, vm: &str, line: &str, text: &str) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_p2pvm"));
-    command.args(["vm", "console", vm]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+        .args(["vm", "console", vm])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     let mut console = lab.testbed().spawn(host, &mut command).unwrap();
-    let (mut keys, mut screen) = (console.stdin.take().unwrap(), console.stdout.take().unwrap());
+    let (mut keys, mut screen) = (
+        console.stdin.take().unwrap(),
+        console.stdout.take().unwrap(),
+    );
     let wanted = text.to_owned();
     let reader = std::thread::spawn(move || {
         let (mut seen, mut buffer) = (String::new(), [0u8; 1024]);
@@ -41,30 +48,53 @@ fn console(lab: &Lab, host: &str, vm: &str, line: &str, text: &str) {
     console.kill().unwrap();
     console.wait().unwrap();
     let seen = reader.join().unwrap();
-    assert!(seen.contains(text), "'{text}' is not on {vm}'s console: {seen}");
+    assert!(
+        seen.contains(text),
+        "'{text}' is not on {vm}'s console: {seen}"
+    );
 }
 
 /// Lets the guest write so many MiB that do not compress; it says so when all is written.
 fn writes(lab: &Lab, host: &str, vm: &str, from_mib: u32, mib: u32) {
     let line = format!(
-        "echo be''gun-{from_mib}; dd if=/dev/urandom of=/dev/vda bs=1M seek={from_mib} count={mib} && sync && echo wr''ote-{from_mib}"
+        "echo be''gun-{from_mib}; dd if=/dev/urandom of=/dev/vda bs=1M seek={from_mib} \
+            count={mib} && sync && echo wr''ote-{from_mib}"
     );
     console(lab, host, vm, &line, &format!("begun-{from_mib}"));
 }
 
 fn create(lab: &Lab, host: &str, vm: &str) -> String {
-    let words = ["vm", "create", vm, "--image", image(), "--memory", "128M", "--disk", "2G", "--start"];
-    let made = lab.json(host, &words).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+    let words = [
+        "vm",
+        "create",
+        vm,
+        "--image",
+        image(),
+        "--memory",
+        "128M",
+        "--disk",
+        "2G",
+        "--start",
+    ];
+    let made = lab
+        .json(host, &words)
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
     let address = made["address"].as_str().unwrap().to_owned();
-    lab.wait_for_guest("a", &address, Duration::from_secs(90)).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+    lab.wait_for_guest("a", &address, Duration::from_secs(90))
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
     address
 }
 
 fn until_full(lab: &Lab, host: &str, vm: &str) -> Value {
-    lab.wait("the disk to be full", Duration::from_secs(60), Duration::from_millis(300), || {
-        let shown = lab.json(host, &["vm", "show", vm])?;
-        Ok((shown["still"]["why"] == "host disk full").then_some(shown))
-    })
+    lab.wait(
+        "the disk to be full",
+        Duration::from_secs(60),
+        Duration::from_millis(300),
+        || {
+            let shown = lab.json(host, &["vm", "show", vm])?;
+            Ok((shown["still"]["why"] == "host disk full").then_some(shown))
+        },
+    )
     .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)))
 }
 
@@ -85,60 +115,129 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
     let address = create(&lab, "b", "fat");
     let room = nix::sys::statvfs::statvfs(&dir).unwrap();
     let free = room.blocks_available() * room.fragment_size();
-    fs::write(&filler, vec![7; usize::try_from(free - (60 << 20)).unwrap()]).unwrap();
+    fs::write(
+        &filler,
+        vec![7; usize::try_from(free - (60 << 20)).unwrap()],
+    )
+    .unwrap();
     writes(&lab, "b", "fat", 300, 120);
     let shown = until_full(&lab, "b", "fat");
     assert_eq!(shown["state"], "paused");
-    assert!(shown["still"]["needed_bytes"].as_u64() > shown["still"]["free_bytes"].as_u64(), "{shown}");
+    assert!(
+        shown["still"]["needed_bytes"].as_u64() > shown["still"]["free_bytes"].as_u64(),
+        "{shown}"
+    );
 
     // Everybody says so, also from elsewhere.
     for host in ["a", "b"] {
-        assert!(lab.p2pvm(host, &["vm", "list"]).unwrap().contains("paused: host disk full"));
+        assert!(
+            lab.p2pvm(host, &["vm", "list"])
+                .unwrap()
+                .contains("paused: host disk full")
+        );
         let text = lab.p2pvm(host, &["vm", "show", "fat"]).unwrap();
-        assert!(text.contains("paused: host disk full") && text.contains("MiB are free at"), "{text}");
+        assert!(
+            text.contains("paused: host disk full") && text.contains("MiB are free at"),
+            "{text}"
+        );
     }
     let status = lab
-        .wait("health to say so", Duration::from_secs(10), Duration::from_millis(300), || {
-            let status = lab.json("b", &["status"])?;
-            Ok(status["health"]["why"].as_str().is_some_and(|why| why.contains("host disk full")).then_some(status))
-        })
+        .wait(
+            "health to say so",
+            Duration::from_secs(10),
+            Duration::from_millis(300),
+            || {
+                let status = lab.json("b", &["status"])?;
+                Ok(status["health"]["why"]
+                    .as_str()
+                    .is_some_and(|why| why.contains("host disk full"))
+                    .then_some(status))
+            },
+        )
         .unwrap();
     assert_eq!(status["health"]["word"], "degraded");
     let (_, doctor, _) = lab.try_p2pvm("b", &["doctor"]).unwrap();
-    assert!(doctor.contains("host disk full") && doctor.contains("fat") && doctor.contains("vm migrate"), "{doctor}");
+    assert!(
+        doctor.contains("host disk full")
+            && doctor.contains("fat")
+            && doctor.contains("vm migrate"),
+        "{doctor}"
+    );
 
     // A start ends nothing and says what to do.
     let said = refused(&lab, "b", &["vm", "start", "fat"], 5);
-    assert!(said.contains("nothing of it is lost") && said.contains("vm migrate fat"), "{said}");
+    assert!(
+        said.contains("nothing of it is lost") && said.contains("vm migrate fat"),
+        "{said}"
+    );
 
     // The daemon starts on the full disk, and votes.
     lab.kill_daemon("b").unwrap();
-    lab.json("b", &["up", "--detach"]).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+    lab.json("b", &["up", "--detach"])
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
     // It asks the guest, which it has taken up again, why it stands still.
     let still = |shown: &Value| shown["still"]["why"] == "host disk full";
-    lab.wait("the reason again", Duration::from_secs(10), Duration::from_millis(200), || {
-        Ok(lab.json("b", &["vm", "show", "fat"]).map(|shown| still(&shown))?.then_some(()))
-    })
+    lab.wait(
+        "the reason again",
+        Duration::from_secs(10),
+        Duration::from_millis(200),
+        || {
+            Ok(lab
+                .json("b", &["vm", "show", "fat"])
+                .map(|shown| still(&shown))?
+                .then_some(()))
+        },
+    )
     .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
-    let voters = lab.json("a", &["vm", "create", "thin", "--image", image(), "--memory", "64M"]).unwrap();
-    assert!(voters["voters"].as_array().unwrap().iter().any(|voter| voter == "b"), "{voters}");
+    let voters = lab
+        .json(
+            "a",
+            &[
+                "vm",
+                "create",
+                "thin",
+                "--image",
+                image(),
+                "--memory",
+                "64M",
+            ],
+        )
+        .unwrap();
+    assert!(
+        voters["voters"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|voter| voter == "b"),
+        "{voters}"
+    );
     lab.p2pvm("a", &["vm", "delete", "thin"]).unwrap();
-    assert!(!lab.log_tail("b", 10_000).contains("panicked"), "{}", lab.log_tail("b", 60));
+    assert!(
+        !lab.log_tail("b", 10_000).contains("panicked"),
+        "{}",
+        lab.log_tail("b", 60)
+    );
 
     // With room it goes on by itself, and its write is whole.
     fs::remove_file(&filler).unwrap();
     console(&lab, "b", "fat", "", "wrote-300");
     let shown = lab.json("b", &["vm", "show", "fat"]).unwrap();
-    assert_eq!((shown["state"].as_str(), shown["still"].is_null()), (Some("running"), true));
+    assert_eq!(
+        (shown["state"].as_str(), shown["still"].is_null()),
+        (Some("running"), true)
+    );
 
     // Moved away it goes on there.
     writes(&lab, "b", "fat", 500, 300);
     until_full(&lab, "b", "fat");
     fill(&filler);
-    let moved = lab.json("b", &["vm", "migrate", "fat", "--to", "c"]).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+    let moved = lab
+        .json("b", &["vm", "migrate", "fat", "--to", "c"])
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
     assert_eq!(moved["host"], "c");
     console(&lab, "c", "fat", "", "wrote-500");
-    lab.wait_for_guest("a", &address, Duration::from_secs(10)).unwrap();
+    lab.wait_for_guest("a", &address, Duration::from_secs(10))
+        .unwrap();
     lab.p2pvm("a", &["vm", "delete", "fat", "--force"]).unwrap();
 
     // One that stands still is stopped and deleted on the full disk.
@@ -147,9 +246,18 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
     writes(&lab, "b", "fat", 300, 400);
     until_full(&lab, "b", "fat");
     fill(&filler);
-    lab.p2pvm("b", &["vm", "stop", "fat"]).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
-    lab.p2pvm("b", &["vm", "delete", "fat"]).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
-    assert_eq!(lab.json("a", &["vm", "list"]).unwrap().as_array().unwrap().len(), 0);
+    lab.p2pvm("b", &["vm", "stop", "fat"])
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+    lab.p2pvm("b", &["vm", "delete", "fat"])
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+    assert_eq!(
+        lab.json("a", &["vm", "list"])
+            .unwrap()
+            .as_array()
+            .unwrap()
+            .len(),
+        0
+    );
     for host in ["a", "b", "c"] {
         lab.p2pvm(host, &["down"]).unwrap();
     }

@@ -1,4 +1,5 @@
-//! Who may join: every way in which an invite can be wrong is refused with its reason, and a revoked member is out.
+//! Who may join: every way in which an invite can be wrong is refused with its reason, and a
+//! revoked member is out.
 
 mod common;
 
@@ -19,16 +20,33 @@ fn a_wrong_expired_used_up_tampered_or_foreign_invite_is_refused_with_its_reason
 
     let said = refused(&lab, "c", &["join", "p2pvm1nonsense"], 5);
     assert!(said.contains("no invite"), "{said}");
-    let said = refused(&lab, "c", &["join", "/no/such/file-of-an-invite", "--invite", "p2pvm1nonsense"], 5);
+    let said = refused(
+        &lab,
+        "c",
+        &[
+            "join",
+            "/no/such/file-of-an-invite",
+            "--invite",
+            "p2pvm1nonsense",
+        ],
+        5,
+    );
     assert!(said.contains("no invite"), "{said}");
 
     let good = lab.invite("a", 1).unwrap();
     let mut tampered = good.clone();
     let middle = tampered.len() / 2;
-    let other = if tampered.as_bytes()[middle] == b'a' { "b" } else { "a" };
+    let other = if tampered.as_bytes()[middle] == b'a' {
+        "b"
+    } else {
+        "a"
+    };
     tampered.replace_range(middle..=middle, other);
     let said = refused(&lab, "c", &["join", &tampered], 5);
-    assert!(said.contains("signature") || said.contains("no invite"), "{said}");
+    assert!(
+        said.contains("signature") || said.contains("no invite"),
+        "{said}"
+    );
 
     let short = lab.p2pvm("a", &["invite", "--expires", "1s"]).unwrap();
     std::thread::sleep(Duration::from_millis(2100));
@@ -41,7 +59,10 @@ fn a_wrong_expired_used_up_tampered_or_foreign_invite_is_refused_with_its_reason
 
     // The invite is a's, the member knocked at is of another network.
     other_network(&lab, "d");
-    let address = lab.json("d", &["status"]).unwrap()["listen"][0].as_str().unwrap().to_owned();
+    let address = lab.json("d", &["status"]).unwrap()["listen"][0]
+        .as_str()
+        .unwrap()
+        .to_owned();
     lab.p2pvm("c", &["leave"]).unwrap();
     // It is counted already, but its new name is another member's.
     let said = refused(&lab, "c", &["join", &good, "--name", "a"], 5);
@@ -53,7 +74,12 @@ fn a_wrong_expired_used_up_tampered_or_foreign_invite_is_refused_with_its_reason
     let at_d = address.split('/').collect::<Vec<_>>();
     assert!(at_d.len() > 3, "{address}");
     // With a dead or foreign door first, the invite's own addresses still lead in.
-    let joined = lab.json("c", &["join", &format!("/ip4/{d}/tcp/4001"), "--invite", &fresh]).unwrap();
+    let joined = lab
+        .json(
+            "c",
+            &["join", &format!("/ip4/{d}/tcp/4001"), "--invite", &fresh],
+        )
+        .unwrap();
     assert_eq!(joined["network"], "lab");
     lab.down().unwrap();
 }
@@ -66,22 +92,40 @@ fn a_revoked_member_is_cut_off_by_members_that_only_heard_of_it() {
     let said = refused(&lab, "b", &["revoke", "c"], 5);
     assert!(said.contains("may not"), "{said}");
     lab.p2pvm("a", &["revoke", "c"]).unwrap();
-    lab.wait("b to cut c off", Duration::from_secs(10), Duration::from_millis(300), || {
-        let peers = lab.json("b", &["peers"])?;
-        let connected = peers.as_array().into_iter().flatten().any(|p| p["name"] == "c" && p["connected"] == true);
-        Ok((!connected).then_some(()))
-    })
+    lab.wait(
+        "b to cut c off",
+        Duration::from_secs(10),
+        Duration::from_millis(300),
+        || {
+            let peers = lab.json("b", &["peers"])?;
+            let connected = peers
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|p| p["name"] == "c" && p["connected"] == true);
+            Ok((!connected).then_some(()))
+        },
+    )
     .unwrap();
     let (code, _, _) = lab.try_p2pvm("b", &["ping", "c", "--count", "1"]).unwrap();
     assert_ne!(code, 0);
     // A revoked member does not come back with its old certificate either.
     let (_, _, _) = lab.try_p2pvm("c", &["down"]).unwrap();
     let (_, _, _) = lab.try_p2pvm("c", &["up", "--detach"]).unwrap();
-    lab.wait("a to cut c off", Duration::from_secs(10), Duration::from_millis(300), || {
-        let peers = lab.json("a", &["peers"])?;
-        let connected = peers.as_array().into_iter().flatten().any(|p| p["name"] == "c" && p["connected"] == true);
-        Ok((!connected).then_some(()))
-    })
+    lab.wait(
+        "a to cut c off",
+        Duration::from_secs(10),
+        Duration::from_millis(300),
+        || {
+            let peers = lab.json("a", &["peers"])?;
+            let connected = peers
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|p| p["name"] == "c" && p["connected"] == true);
+            Ok((!connected).then_some(()))
+        },
+    )
     .unwrap();
     let (code, _, said) = lab.try_p2pvm("c", &["up", "--detach"]).unwrap();
     assert!(code != 0 && said.contains("revoked"), "{code} {said}");
@@ -103,10 +147,20 @@ fn a_delegate_admits_and_an_invite_can_be_cancelled() {
     assert!(said.contains("only the founder's word"), "{said}");
     let (code, out, _) = lab.try_p2pvm("b", &["--json", "revoke", "a"]).unwrap();
     let error = &serde_json::from_str::<serde_json::Value>(&out).unwrap()["error"];
-    assert_eq!((code, error["kind"].as_str()), (5, Some("refused")), "{out}");
+    assert_eq!(
+        (code, error["kind"].as_str()),
+        (5, Some("refused")),
+        "{out}"
+    );
     let unmet = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-    assert!(lab.json("b", &["revoke", unmet]).unwrap()["note"].as_str().unwrap().contains("no effect"));
-    lab.p2pvm("b", &["revoke", by_b["id"].as_str().unwrap()]).unwrap();
+    assert!(
+        lab.json("b", &["revoke", unmet]).unwrap()["note"]
+            .as_str()
+            .unwrap()
+            .contains("no effect")
+    );
+    lab.p2pvm("b", &["revoke", by_b["id"].as_str().unwrap()])
+        .unwrap();
     let said = refused(&lab, "d", &["join", text], 5);
     assert!(said.contains("revoked"), "{said}");
     lab.down().unwrap();
@@ -118,9 +172,25 @@ fn a_command_without_network_or_daemon_says_what_to_do() {
     assert!(refused(&lab, "a", &["status"], 3).contains("p2pvm init"));
     assert!(refused(&lab, "a", &["up"], 3).contains("p2pvm join"));
     assert!(refused(&lab, "a", &["init", "--network", "Not A Name"], 2).contains("lower-case"));
-    assert!(refused(&lab, "a", &["init", "--network", "lab", "--subnet", "10.0.0.0/33"], 2).contains("subnet"));
+    assert!(
+        refused(
+            &lab,
+            "a",
+            &["init", "--network", "lab", "--subnet", "10.0.0.0/33"],
+            2
+        )
+        .contains("subnet")
+    );
     let own = lab.testbed().host("a").unwrap().address;
-    assert!(refused(&lab, "a", &["init", "--network", "lab", "--subnet", &format!("{own}/24")], 5).contains("overlaps"));
+    assert!(
+        refused(
+            &lab,
+            "a",
+            &["init", "--network", "lab", "--subnet", &format!("{own}/24")],
+            5
+        )
+        .contains("overlaps")
+    );
     lab.p2pvm("a", &["init", "--network", "lab"]).unwrap();
     assert!(refused(&lab, "a", &["init", "--network", "lab"], 5).contains("already"));
     assert!(refused(&lab, "a", &["status"], 1).contains("p2pvm up"));
@@ -128,6 +198,14 @@ fn a_command_without_network_or_daemon_says_what_to_do() {
     lab.json("a", &["up", "--detach"]).unwrap();
     assert!(refused(&lab, "a", &["ping", "nobody"], 3).contains("p2pvm peers"));
     assert!(refused(&lab, "a", &["vm", "show", "ghost"], 3).contains("ghost"));
-    assert!(refused(&lab, "a", &["vm", "create", "x", "--image", "/no/such.qcow2"], 3).contains("no image file"));
+    assert!(
+        refused(
+            &lab,
+            "a",
+            &["vm", "create", "x", "--image", "/no/such.qcow2"],
+            3
+        )
+        .contains("no image file")
+    );
     lab.down().unwrap();
 }

@@ -1,5 +1,6 @@
-//! Members that move: public addresses change, hosts change networks, sleep and wake, all are started anew while those they
-//! joined through are gone for good, relays die. Measured times are printed.
+//! Members that move: public addresses change, hosts change networks, sleep and wake, all are
+//! started anew while those they joined through are gone for good, relays die. Measured times are
+//! printed.
 
 mod common;
 
@@ -13,10 +14,14 @@ use std::{
 };
 
 fn address(lab: &Lab, host: &str) -> String {
-    lab.json(host, &["status"]).unwrap()["address"].as_str().expect("an address").to_owned()
+    lab.json(host, &["status"]).unwrap()["address"]
+        .as_str()
+        .expect("an address")
+        .to_owned()
 }
 
-/// A TCP connection over the overlay that says something every 20 ms and hears it back; the longest silence.
+/// A TCP connection over the overlay that says something every 20 ms and hears it back; the longest
+/// silence.
 struct Talk {
     name: String,
     ends: JoinHandle<Result<Duration, String>>,
@@ -24,33 +29,66 @@ struct Talk {
 
 fn talk(lab: &Lab, from: &str, to: &str, time: Duration) -> Talk {
     let target = format!("{}:0", address(lab, to));
-    let listener = lab.testbed().inside(to, || TcpListener::bind(&target).expect("the overlay address is there")).unwrap();
+    let listener = lab
+        .testbed()
+        .inside(to, || {
+            TcpListener::bind(&target).expect("the overlay address is there")
+        })
+        .unwrap();
     let at = listener.local_addr().expect("it is bound");
     std::thread::spawn(move || {
-        let Ok((mut stream, _)) = listener.accept() else { return };
+        let Ok((mut stream, _)) = listener.accept() else {
+            return;
+        };
         let mut buf = [0; 64];
         while stream.read_exact(&mut buf).is_ok() && stream.write_all(&buf).is_ok() {}
     });
-    let mut stream = lab.testbed().inside(from, || TcpStream::connect_timeout(&at, Duration::from_secs(10)).expect("connects")).unwrap();
+    let mut stream = lab
+        .testbed()
+        .inside(from, || {
+            TcpStream::connect_timeout(&at, Duration::from_secs(10)).expect("connects")
+        })
+        .unwrap();
     let ends = std::thread::spawn(move || {
         stream.set_nodelay(true).expect("a socket option");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket option");
-        let (began, mut last, mut longest, mut buf) = (Instant::now(), Instant::now(), Duration::ZERO, [7; 64]);
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("a socket option");
+        let (began, mut last, mut longest, mut buf) =
+            (Instant::now(), Instant::now(), Duration::ZERO, [7; 64]);
         while began.elapsed() < time {
-            stream.write_all(&buf).map_err(|e| format!("writing: {e}"))?;
-            stream.read_exact(&mut buf).map_err(|e| format!("reading: {e}"))?;
+            stream
+                .write_all(&buf)
+                .map_err(|e| format!("writing: {e}"))?;
+            stream
+                .read_exact(&mut buf)
+                .map_err(|e| format!("reading: {e}"))?;
             longest = longest.max(last.elapsed());
             last = Instant::now();
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(longest)
     });
-    Talk { name: format!("{from} to {to}"), ends }
+    Talk {
+        name: format!("{from} to {to}"),
+        ends,
+    }
 }
 
-/// Lets several pairs talk while something happens; how long each was silent, and how long until all are connected again.
-fn through(lab: &mut Lab, what: &str, pairs: &[(&str, &str)], hosts: &[&str], time: u64, happen: impl FnOnce(&mut Lab)) -> Vec<Duration> {
-    let talks: Vec<Talk> = pairs.iter().map(|(from, to)| talk(lab, from, to, Duration::from_secs(time))).collect();
+/// Lets several pairs talk while something happens; how long each was silent, and how long until
+/// all are connected again.
+fn through(
+    lab: &mut Lab,
+    what: &str,
+    pairs: &[(&str, &str)],
+    hosts: &[&str],
+    time: u64,
+    happen: impl FnOnce(&mut Lab),
+) -> Vec<Duration> {
+    let talks: Vec<Talk> = pairs
+        .iter()
+        .map(|(from, to)| talk(lab, from, to, Duration::from_secs(time)))
+        .collect();
     std::thread::sleep(Duration::from_secs(3));
     happen(lab);
     let began = Instant::now();
@@ -58,22 +96,50 @@ fn through(lab: &mut Lab, what: &str, pairs: &[(&str, &str)], hosts: &[&str], ti
     let control = began.elapsed();
     let mut silences = Vec::new();
     for talk in talks {
-        let silence = talk.ends.join().expect("no panic").unwrap_or_else(|e| panic!("{what}, {}: {e}", talk.name));
-        println!("{what}: {} silent for {:.2} s", talk.name, silence.as_secs_f64());
+        let silence = talk
+            .ends
+            .join()
+            .expect("no panic")
+            .unwrap_or_else(|e| panic!("{what}, {}: {e}", talk.name));
+        println!(
+            "{what}: {} silent for {:.2} s",
+            talk.name,
+            silence.as_secs_f64()
+        );
         silences.push(silence);
     }
-    println!("{what}: all members connected again after {:.2} s", control.as_secs_f64());
+    println!(
+        "{what}: all members connected again after {:.2} s",
+        control.as_secs_f64()
+    );
     silences
 }
 
 /// Waits until all hosts are connected with each other.
 fn whole(lab: &Lab, hosts: &[&str], seconds: u64) {
     for host in hosts {
-        lab.wait(&format!("{host} to be connected with all"), Duration::from_secs(seconds), Duration::from_millis(100), || {
-            let peers = lab.json(host, &["peers"])?;
-            let connected = |name: &&&str| peers.as_array().into_iter().flatten().any(|p| p["name"] == **name && p["connected"] == true);
-            Ok((hosts.iter().filter(|h| *h != host).filter(connected).count() == hosts.len() - 1).then_some(()))
-        })
+        lab.wait(
+            &format!("{host} to be connected with all"),
+            Duration::from_secs(seconds),
+            Duration::from_millis(100),
+            || {
+                let peers = lab.json(host, &["peers"])?;
+                let connected = |name: &&&str| {
+                    peers
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .any(|p| p["name"] == **name && p["connected"] == true)
+                };
+                Ok((hosts
+                    .iter()
+                    .filter(|h| *h != host)
+                    .filter(connected)
+                    .count()
+                    == hosts.len() - 1)
+                    .then_some(()))
+            },
+        )
         .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
     }
 }
@@ -112,17 +178,38 @@ fn every_link_is_back_within_ten_seconds_of_a_move_and_tcp_goes_on() {
             assert!(*silence < BACK + asleep, "{what}: silent for {silence:?}");
         }
     };
-    let silences = through(&mut lab, "new public address of a NAT", &pairs, &hosts, 16, |lab| {
-        lab.testbed_mut().renumber("home").unwrap();
-    });
+    let silences = through(
+        &mut lab,
+        "new public address of a NAT",
+        &pairs,
+        &hosts,
+        16,
+        |lab| {
+            lab.testbed_mut().renumber("home").unwrap();
+        },
+    );
     assert_back("renumbered", &silences, Duration::ZERO);
-    let silences = through(&mut lab, "new address of an open host", &[("home", "open"), ("open", "pub")], &hosts, 16, |lab| {
-        lab.testbed_mut().renumber("open").unwrap();
-    });
+    let silences = through(
+        &mut lab,
+        "new address of an open host",
+        &[("home", "open"), ("open", "pub")],
+        &hosts,
+        16,
+        |lab| {
+            lab.testbed_mut().renumber("open").unwrap();
+        },
+    );
     assert_back("open host renumbered", &silences, Duration::ZERO);
-    let silences = through(&mut lab, "new address in the same network", &pairs, &hosts, 16, |lab| {
-        lab.testbed_mut().rehost("home", None).unwrap();
-    });
+    let silences = through(
+        &mut lab,
+        "new address in the same network",
+        &pairs,
+        &hosts,
+        16,
+        |lab| {
+            lab.testbed_mut().rehost("home", None).unwrap();
+        },
+    );
     assert_back("new LAN address", &silences, Duration::ZERO);
     let silences = through(&mut lab, "to another network", &pairs, &hosts, 16, |lab| {
         lab.testbed_mut().rehost("home", Some("cafe")).unwrap();
@@ -179,20 +266,35 @@ fn a_network_that_is_started_anew_finds_together_without_those_it_joined_through
     std::thread::scope(|scope| {
         for host in left {
             let lab = &lab;
-            scope.spawn(move || lab.json(host, &["up", "--detach"]).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60))));
+            scope.spawn(move || {
+                lab.json(host, &["up", "--detach"])
+                    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)))
+            });
         }
     });
-    println!("all have an address again after {:.2} s", began.elapsed().as_secs_f64());
+    println!(
+        "all have an address again after {:.2} s",
+        began.elapsed().as_secs_f64()
+    );
     whole(&lab, &left, 30);
-    println!("all are connected again after {:.2} s", began.elapsed().as_secs_f64());
+    println!(
+        "all are connected again after {:.2} s",
+        began.elapsed().as_secs_f64()
+    );
     for (from, to) in [("m1", "m2"), ("m2", "m3"), ("m3", "m4"), ("m4", "m1")] {
         let to_address = before[left.iter().position(|h| *h == to).expect("one of them")].clone();
-        lab.testbed().run(from, &["ping", "-n", "-c", "1", "-W", "8", &to_address]).unwrap();
+        lab.testbed()
+            .run(from, &["ping", "-n", "-c", "1", "-W", "8", &to_address])
+            .unwrap();
     }
     let took = began.elapsed();
     println!("and talk with each other after {:.2} s", took.as_secs_f64());
     assert!(took < Duration::from_secs(30), "took {took:?}");
-    assert_eq!(before, left.iter().map(|h| address(&lab, h)).collect::<Vec<_>>(), "each has the address that it had");
+    assert_eq!(
+        before,
+        left.iter().map(|h| address(&lab, h)).collect::<Vec<_>>(),
+        "each has the address that it had"
+    );
     lab.down().unwrap();
 }
 
@@ -223,22 +325,48 @@ fn a_relay_that_dies_is_replaced_under_a_tcp_stream_and_the_unwilling_are_not_as
         rtt_ms = 80
         "#,
     );
-    lab.configure("never", &format!("{SETTINGS}relay = false\n")).unwrap();
+    lab.configure("never", &format!("{SETTINGS}relay = false\n"))
+        .unwrap();
     network(&lab, &["never", "near", "far", "sym", "port"]);
-    lab.wait("a path through the nearer willing member", Duration::from_secs(30), Duration::from_millis(500), || {
-        let pinged = lab.ping("sym", "port", 2, "200ms")?;
-        Ok((pinged.path == "relayed via near").then_some(()))
-    })
+    lab.wait(
+        "a path through the nearer willing member",
+        Duration::from_secs(30),
+        Duration::from_millis(500),
+        || {
+            let pinged = lab.ping("sym", "port", 2, "200ms")?;
+            Ok((pinged.path == "relayed via near").then_some(()))
+        },
+    )
     .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("sym", 60)));
     let peers = lab.json("sym", &["peers"]).unwrap();
-    let path = peers.as_array().into_iter().flatten().find(|p| p["name"] == "port").expect("a peer")["path"].clone();
+    let path = peers
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|p| p["name"] == "port")
+        .expect("a peer")["path"]
+        .clone();
     assert_eq!(path, "relayed via near");
     let left = ["never", "far", "sym", "port"];
-    let silences = through(&mut lab, "the relay died", &[("sym", "port")], &left, 16, |lab| {
-        lab.testbed().kill("near").unwrap();
-    });
-    assert!(silences[0] < Duration::from_secs(8), "silent for {:?}", silences[0]);
-    assert_eq!(lab.ping("sym", "port", 2, "200ms").unwrap().path, "relayed via far");
+    let silences = through(
+        &mut lab,
+        "the relay died",
+        &[("sym", "port")],
+        &left,
+        16,
+        |lab| {
+            lab.testbed().kill("near").unwrap();
+        },
+    );
+    assert!(
+        silences[0] < Duration::from_secs(8),
+        "silent for {:?}",
+        silences[0]
+    );
+    assert_eq!(
+        lab.ping("sym", "port", 2, "200ms").unwrap().path,
+        "relayed via far"
+    );
     let talked = lab.json("sym", &["traffic"]).unwrap();
     assert_eq!(talked[0]["name"], "port", "{talked}");
     lab.down().unwrap();

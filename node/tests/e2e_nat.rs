@@ -1,4 +1,5 @@
-//! What a daemon finds out about its NAT and does about it, on the emulated wide area with real NATs and a real miniupnpd.
+//! What a daemon finds out about its NAT and does about it, on the emulated wide area with real
+//! NATs and a real miniupnpd.
 
 mod common;
 
@@ -24,64 +25,121 @@ fn join_all(lab: &Lab, hosts: &[&str]) {
     lab.found("p1", "lab").unwrap();
     let invite = lab.invite("p1", 20).unwrap();
     for host in ["p2", "p3"].iter().chain(hosts) {
-        lab.join(host, &invite).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+        lab.join(host, &invite)
+            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
     }
 }
 
 fn wait_for(lab: &Lab, host: &str, field: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-    lab.wait(&format!("{field} of {host}"), Duration::from_secs(60), Duration::from_millis(500), || {
-        let status = lab.json(host, &["status"])?;
-        Ok(wanted(&status[field]).then(|| status[field].clone()))
+    lab.wait(
+        &format!("{field} of {host}"),
+        Duration::from_secs(60),
+        Duration::from_millis(500),
+        || {
+            let status = lab.json(host, &["status"])?;
+            Ok(wanted(&status[field]).then(|| status[field].clone()))
+        },
+    )
+    .unwrap_or_else(|e| {
+        panic!(
+            "{e}: {}\n{}",
+            lab.json(host, &["netcheck"]).unwrap_or_default(),
+            lab.log_tail(host, 40)
+        )
     })
-    .unwrap_or_else(|e| panic!("{e}: {}\n{}", lab.json(host, &["netcheck"]).unwrap_or_default(), lab.log_tail(host, 40)))
 }
 
 #[test]
 fn a_daemon_tells_each_kind_of_nat_from_the_others() {
     let kinds = [
-        // Only a public member that it has never written to can show a full cone: here the ring has made it write to all of them.
+        // Only a public member that it has never written to can show a full cone: here the ring has
+        // made it write to all of them.
         ("full", "nat='full-cone'", "cone, address-restricted"),
         ("address", "nat='restricted'", "cone, address-restricted"),
         ("port", "nat='port-restricted'", "cone, port-restricted"),
-        ("counting", "nat='symmetric-sequential'", "symmetric, ports count up"),
+        (
+            "counting",
+            "nat='symmetric-sequential'",
+            "symmetric, ports count up",
+        ),
         ("random", "nat='symmetric'", "symmetric"),
         ("walled", "firewall=true", "none, but a firewall"),
         ("six", "ipv6='only'\nfirewall=true", "none, but a firewall"),
         ("blocked", "udp=false", "UDP blocked"),
     ];
-    let sites: String = kinds.iter().map(|(name, settings, _)| format!("[[site]]\nname='{name}'\n{settings}\n")).collect();
+    let sites: String = kinds
+        .iter()
+        .map(|(name, settings, _)| format!("[[site]]\nname='{name}'\n{settings}\n"))
+        .collect();
     let lab = world("natkinds", &sites);
     let names: Vec<&str> = kinds.iter().map(|(name, ..)| *name).collect();
     join_all(&lab, &names);
     for (name, _, wanted) in kinds {
-        wait_for(&lab, name, "nat", |nat| nat == wanted || (name == "full" && nat == "full cone"));
+        wait_for(&lab, name, "nat", |nat| {
+            nat == wanted || (name == "full" && nat == "full cone")
+        });
     }
     assert_eq!(lab.json("p2", &["status"]).unwrap()["nat"], "none");
     let page = lab.json("full", &["netcheck"]).unwrap();
     assert_eq!(page["mapping"], "endpoint-independent", "{page}");
-    assert!(["endpoint-independent", "address-dependent at most"].contains(&page["filtering"].as_str().unwrap()), "{page}");
-    assert!(page["members"].as_array().unwrap().len() >= 3 && page["upnp"] == false, "{page}");
+    assert!(
+        ["endpoint-independent", "address-dependent at most"]
+            .contains(&page["filtering"].as_str().unwrap()),
+        "{page}"
+    );
+    assert!(
+        page["members"].as_array().unwrap().len() >= 3 && page["upnp"] == false,
+        "{page}"
+    );
     lab.down().unwrap();
 }
 
 #[test]
 fn a_port_is_mapped_by_the_router_used_by_others_and_given_back_at_the_end() {
-    let lab = world("portmap", "[[site]]\nname='home'\nnat='symmetric'\nupnp=true\n[[site]]\nname='strict'\nnat='symmetric'\n");
-    lab.configure("home", "cpus = 1\nupnp = true\nautonomic = false\n").unwrap();
+    let lab = world(
+        "portmap",
+        "[[site]]\nname='home'\nnat='symmetric'\nupnp=true\n[[site]]\nname='strict'\nnat='symmetric'\n",
+    );
+    lab.configure("home", "cpus = 1\nupnp = true\nautonomic = false\n")
+        .unwrap();
     join_all(&lab, &["home", "strict"]);
     let mapped = wait_for(&lab, "home", "mapped", Value::is_string);
-    let public = lab.testbed().plan().public_address(lab.testbed().host("home").unwrap());
+    let public = lab
+        .testbed()
+        .plan()
+        .public_address(lab.testbed().host("home").unwrap());
     assert_eq!(mapped.as_str().unwrap(), format!("{public}:4002"));
     let page = lab.json("home", &["netcheck"]).unwrap();
-    assert!(page["mapped"].as_str().unwrap().ends_with("by PCP"), "{page}");
-    assert!(page["pcp"] == true && page["nat_pmp"] == true && page["upnp"] == true, "{page}");
-    lab.wait("a direct path between two symmetric NATs", Duration::from_secs(20), Duration::from_millis(300), || {
-        Ok(lab.ping("strict", "home", 3, "200ms")?.path.starts_with("direct").then_some(()))
-    })
+    assert!(
+        page["mapped"].as_str().unwrap().ends_with("by PCP"),
+        "{page}"
+    );
+    assert!(
+        page["pcp"] == true && page["nat_pmp"] == true && page["upnp"] == true,
+        "{page}"
+    );
+    lab.wait(
+        "a direct path between two symmetric NATs",
+        Duration::from_secs(20),
+        Duration::from_millis(300),
+        || {
+            Ok(lab
+                .ping("strict", "home", 3, "200ms")?
+                .path
+                .starts_with("direct")
+                .then_some(()))
+        },
+    )
     .unwrap();
     let rules = || {
-        let listed = lab.testbed().inside_router("home", || std::process::Command::new("nft").args(["list", "ruleset"]).output());
-        String::from_utf8_lossy(&listed.unwrap().unwrap().stdout).matches("4002").count()
+        let listed = lab.testbed().inside_router("home", || {
+            std::process::Command::new("nft")
+                .args(["list", "ruleset"])
+                .output()
+        });
+        String::from_utf8_lossy(&listed.unwrap().unwrap().stdout)
+            .matches("4002")
+            .count()
     };
     assert!(rules() > 0);
     lab.p2pvm("home", &["down"]).unwrap();
@@ -95,27 +153,59 @@ fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_for
                  [[site]]\nname='one'\nnat='port-restricted'\n[[site]]\nname='two'\nnat='symmetric'\n";
     // Nobody in these networks has a public address.
     let lab = world("homes", homes);
-    lab.configure("asked", "cpus = 1\nupnp = true\nautonomic = false\n").unwrap();
-    let outside = lab.testbed().plan().public_address(lab.testbed().host("told").unwrap());
+    lab.configure("asked", "cpus = 1\nupnp = true\nautonomic = false\n")
+        .unwrap();
+    let outside = lab
+        .testbed()
+        .plan()
+        .public_address(lab.testbed().host("told").unwrap());
     lab.found("told", "lone").unwrap();
-    assert!(lab.json("told", &["invite"]).unwrap()["note"].as_str().unwrap().contains("reachable_at"));
+    assert!(
+        lab.json("told", &["invite"]).unwrap()["note"]
+            .as_str()
+            .unwrap()
+            .contains("reachable_at")
+    );
     common::forward_ports(&lab, "told");
-    lab.configure("told", &format!("cpus = 1\nupnp = false\nreachable_at = ['{outside}']\n")).unwrap();
+    lab.configure(
+        "told",
+        &format!("cpus = 1\nupnp = false\nreachable_at = ['{outside}']\n"),
+    )
+    .unwrap();
     lab.p2pvm("told", &["down"]).unwrap();
     lab.p2pvm("told", &["up", "--detach"]).unwrap();
     lab.found("asked", "other").unwrap();
     for (founder, guest) in [("told", "one"), ("asked", "two")] {
         let invite = lab.json(founder, &["invite"]).unwrap();
-        assert!(invite["note"].is_null(), "{founder} knows that it can be reached: {invite}");
-        lab.join(guest, invite["invite"].as_str().unwrap()).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(founder, 40)));
-        lab.wait("a direct path between two homes", Duration::from_secs(30), Duration::from_millis(300), || {
-            Ok(lab.ping(guest, founder, 2, "200ms")?.path.starts_with("direct").then_some(()))
-        })
+        assert!(
+            invite["note"].is_null(),
+            "{founder} knows that it can be reached: {invite}"
+        );
+        lab.join(guest, invite["invite"].as_str().unwrap())
+            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(founder, 40)));
+        lab.wait(
+            "a direct path between two homes",
+            Duration::from_secs(30),
+            Duration::from_millis(300),
+            || {
+                Ok(lab
+                    .ping(guest, founder, 2, "200ms")?
+                    .path
+                    .starts_with("direct")
+                    .then_some(()))
+            },
+        )
         .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(founder, 40)));
     }
     let rules = || {
-        let listed = lab.testbed().inside_router("asked", || std::process::Command::new("nft").args(["list", "ruleset"]).output());
-        String::from_utf8_lossy(&listed.unwrap().unwrap().stdout).matches("4001").count()
+        let listed = lab.testbed().inside_router("asked", || {
+            std::process::Command::new("nft")
+                .args(["list", "ruleset"])
+                .output()
+        });
+        String::from_utf8_lossy(&listed.unwrap().unwrap().stdout)
+            .matches("4001")
+            .count()
     };
     assert!(rules() > 0);
     lab.p2pvm("asked", &["down"]).unwrap();
@@ -127,10 +217,19 @@ fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_for
 fn netcheck_says_what_it_can_without_a_daemon_and_without_members() {
     let lab = world("netcheck", "");
     let page = lab.json("p1", &["netcheck"]).unwrap();
-    assert!(page["daemon"] == false && page["ipv6"] == true && page["addresses"].as_array().unwrap().len() == 2, "{page}");
+    assert!(
+        page["daemon"] == false
+            && page["ipv6"] == true
+            && page["addresses"].as_array().unwrap().len() == 2,
+        "{page}"
+    );
     assert!(lab.p2pvm("p1", &["netcheck"]).unwrap().contains("p2pvm up"));
     lab.found("p1", "lab").unwrap();
-    assert!(lab.p2pvm("p1", &["netcheck"]).unwrap().contains("p2pvm invite"));
+    assert!(
+        lab.p2pvm("p1", &["netcheck"])
+            .unwrap()
+            .contains("p2pvm invite")
+    );
     assert_eq!(lab.json("p1", &["netcheck"]).unwrap()["daemon"], true);
     refused(&lab, "p1", &["netcheck", "nonsense"], 2);
     lab.down().unwrap();
@@ -138,7 +237,8 @@ fn netcheck_says_what_it_can_without_a_daemon_and_without_members() {
 
 #[test]
 fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
-    // How long QUIC takes to notice by itself is more than ten seconds; a dial, a handshake and the stream's own timers come on top.
+    // How long QUIC takes to notice by itself is more than ten seconds; a dial, a handshake and the
+    // stream's own timers come on top.
     const LIMIT: Duration = Duration::from_secs(15);
     let lab = lab(
         "nomoreudp",
@@ -147,9 +247,18 @@ fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
     );
     network(&lab, &["pub", "open", "home", "office"]);
     for (from, to) in [("home", "office"), ("home", "open")] {
-        lab.wait("a direct path", Duration::from_secs(40), Duration::from_millis(500), || {
-            Ok(lab.ping(from, to, 2, "100ms")?.path.starts_with("direct").then_some(()))
-        })
+        lab.wait(
+            "a direct path",
+            Duration::from_secs(40),
+            Duration::from_millis(500),
+            || {
+                Ok(lab
+                    .ping(from, to, 2, "100ms")?
+                    .path
+                    .starts_with("direct")
+                    .then_some(()))
+            },
+        )
         .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(from, 40)));
     }
     let (natted, open) = (stream(&lab, "home", "office"), stream(&lab, "home", "open"));
@@ -158,16 +267,28 @@ fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
     nft(
         &lab,
         "home",
-        "table inet blocked { chain everything { type filter hook forward priority -10; policy accept; meta l4proto udp drop; }; }",
+        "table inet blocked { chain everything { type filter hook forward priority -10; policy \
+            accept; meta l4proto udp drop; }; }",
     );
     std::thread::sleep(Duration::from_secs(25));
     let pauses = (natted.silence(), open.silence());
     println!(
-        "all UDP of a member dropped: its stream to one behind a NAT paused for {:.1?}, to an open one for {:.1?}",
+        "all UDP of a member dropped: its stream to one behind a NAT paused for {:.1?}, to an \
+            open one for {:.1?}",
         pauses.0, pauses.1
     );
-    let logs = || format!("{}\n-- office\n{}", lab.log_tail("home", 80), lab.log_tail("office", 60));
-    assert!(pauses.0 < LIMIT && pauses.1 < LIMIT, "{pauses:?}\n{}", logs());
+    let logs = || {
+        format!(
+            "{}\n-- office\n{}",
+            lab.log_tail("home", 80),
+            lab.log_tail("office", 60)
+        )
+    };
+    assert!(
+        pauses.0 < LIMIT && pauses.1 < LIMIT,
+        "{pauses:?}\n{}",
+        logs()
+    );
     wait_for(&lab, "home", "nat", |nat| nat == "UDP blocked");
     for to in ["office", "open"] {
         let path = lab.ping("home", to, 2, "100ms").unwrap().path;

@@ -13,14 +13,31 @@ use std::{
 fn members_get_addresses_talk_over_them_and_are_found_by_name() {
     let lab = lab("names", &public_sites(&["a", "b", "c"], 10.0));
     network(&lab, &["a", "b", "c"]);
-    let address = |host: &str| lab.json(host, &["status"]).unwrap()["address"].as_str().unwrap().to_owned();
+    let address = |host: &str| {
+        lab.json(host, &["status"]).unwrap()["address"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     let (a, b, c) = (address("a"), address("b"), address("c"));
     assert!(a != b && b != c && a != c);
-    lab.testbed().run("a", &["ping", "-n", "-c", "3", "-W", "3", &c]).unwrap();
-    lab.testbed().run("b", &["ping", "-n", "-c", "3", "-W", "3", &c]).unwrap();
-    let v6 = lab.json("b", &["status"]).unwrap()["address_v6"].as_str().unwrap().to_owned();
-    lab.testbed().run("a", &["ping", "-n", "-c", "3", "-W", "3", &v6]).unwrap();
-    assert_eq!(dig(&lab, "a", &a, "b.lab.p2p").map(|ip| ip.to_string()), Some(b));
+    lab.testbed()
+        .run("a", &["ping", "-n", "-c", "3", "-W", "3", &c])
+        .unwrap();
+    lab.testbed()
+        .run("b", &["ping", "-n", "-c", "3", "-W", "3", &c])
+        .unwrap();
+    let v6 = lab.json("b", &["status"]).unwrap()["address_v6"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    lab.testbed()
+        .run("a", &["ping", "-n", "-c", "3", "-W", "3", &v6])
+        .unwrap();
+    assert_eq!(
+        dig(&lab, "a", &a, "b.lab.p2p").map(|ip| ip.to_string()),
+        Some(b)
+    );
     assert_eq!(dig(&lab, "a", &a, "nobody.lab.p2p"), None);
     lab.down().unwrap();
 }
@@ -30,10 +47,20 @@ fn a_killed_daemon_comes_back_with_its_address_though_its_bootstrap_is_gone() {
     let lab = lab("restart", &public_sites(&["a", "b", "c"], 10.0));
     network(&lab, &["a", "b", "c"]);
     let before = lab.json("c", &["status"]).unwrap();
-    lab.wait("c to know b", Duration::from_secs(10), Duration::from_millis(200), || {
-        let peers = lab.json("c", &["peers"])?;
-        Ok(peers.as_array().into_iter().flatten().any(|p| p["name"] == "b" && p["connected"] == true).then_some(()))
-    })
+    lab.wait(
+        "c to know b",
+        Duration::from_secs(10),
+        Duration::from_millis(200),
+        || {
+            let peers = lab.json("c", &["peers"])?;
+            Ok(peers
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|p| p["name"] == "b" && p["connected"] == true)
+                .then_some(()))
+        },
+    )
     .unwrap();
     // The cache of peers is written within the second.
     std::thread::sleep(Duration::from_secs(1));
@@ -53,18 +80,27 @@ fn ctrl_c_while_a_member_is_waited_for_leaves_no_daemon_behind() {
     lab.p2pvm("b", &["down"]).unwrap();
     lab.testbed().cut("a", "b").unwrap();
     let mut command = Command::new(lab.program());
-    command.args(["up", "--detach"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .args(["up", "--detach"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let mut up = lab.testbed().spawn("b", &mut command).unwrap();
-    lab.wait("the daemon", Duration::from_secs(10), Duration::from_millis(20), || {
-        Ok((lab.try_p2pvm("b", &["status"])?.0 == 0).then_some(()))
-    })
+    lab.wait(
+        "the daemon",
+        Duration::from_secs(10),
+        Duration::from_millis(20),
+        || Ok((lab.try_p2pvm("b", &["status"])?.0 == 0).then_some(())),
+    )
     .unwrap();
     let pid = nix::unistd::Pid::from_raw(up.id().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     let mut said = String::new();
     up.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(up.wait().unwrap().code(), Some(1), "{said}");
-    assert!(said.contains("the daemon was ended before it was up"), "{said}");
+    assert!(
+        said.contains("the daemon was ended before it was up"),
+        "{said}"
+    );
     let (code, _, said) = lab.try_p2pvm("b", &["status"]).unwrap();
     assert!(code != 0 && said.contains("p2pvm up"), "{code} {said}");
     lab.testbed().heal("a", "b").unwrap();
@@ -75,7 +111,12 @@ fn ctrl_c_while_a_member_is_waited_for_leaves_no_daemon_behind() {
         let both = [scope.spawn(start), scope.spawn(start)];
         both.map(|started| started.join().unwrap())
     });
-    assert!(starts.iter().all(|(code, out, _)| *code == 0 && out.contains("b in lab")), "{starts:?}");
+    assert!(
+        starts
+            .iter()
+            .all(|(code, out, _)| *code == 0 && out.contains("b in lab")),
+        "{starts:?}"
+    );
     lab.down().unwrap();
 }
 
@@ -109,12 +150,20 @@ fn each_kind_of_pair_finds_the_path_that_its_nats_allow() {
         udp = false
         "#,
     );
-    network(&lab, &["pub1", "pub2", "cone", "port1", "port2", "sym", "noudp"]);
+    network(
+        &lab,
+        &["pub1", "pub2", "cone", "port1", "port2", "sym", "noudp"],
+    );
     let path = |from: &str, to: &str, wanted: &str| {
-        lab.wait(&format!("{from} to {to} by a {wanted} path"), Duration::from_secs(25), Duration::from_millis(500), || {
-            let pinged = lab.ping(from, to, 3, "200ms")?;
-            Ok(pinged.path.starts_with(wanted).then_some(()))
-        })
+        lab.wait(
+            &format!("{from} to {to} by a {wanted} path"),
+            Duration::from_secs(25),
+            Duration::from_millis(500),
+            || {
+                let pinged = lab.ping(from, to, 3, "200ms")?;
+                Ok(pinged.path.starts_with(wanted).then_some(()))
+            },
+        )
         .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(from, 40)));
     };
     path("pub1", "pub2", "direct");
@@ -125,8 +174,18 @@ fn each_kind_of_pair_finds_the_path_that_its_nats_allow() {
     path("cone", "sym", "direct");
     path("port1", "sym", "relayed via pub");
     path("noudp", "pub1", "stream");
-    assert!(!lab.ping("noudp", "port1", 4, "300ms").unwrap().rtts_ms.is_empty());
-    let nat = |host: &str| lab.json(host, &["status"]).unwrap()["nat"].as_str().unwrap().to_owned();
+    assert!(
+        !lab.ping("noudp", "port1", 4, "300ms")
+            .unwrap()
+            .rtts_ms
+            .is_empty()
+    );
+    let nat = |host: &str| {
+        lab.json(host, &["status"]).unwrap()["nat"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     assert_eq!(nat("pub1"), "none");
     assert!(nat("sym").contains("symmetric"), "{}", nat("sym"));
     lab.down().unwrap();

@@ -1,5 +1,5 @@
-//! p2pvm on odd machines: hundreds of addresses, routes and interfaces, other packet sizes, strange environments, read-only roots,
-//! containers, hardened services, one family of addresses alone.
+//! p2pvm on odd machines: hundreds of addresses, routes and interfaces, other packet sizes, strange
+//! environments, read-only roots, containers, hardened services, one family of addresses alone.
 
 mod common;
 mod hosts;
@@ -22,7 +22,8 @@ const BACK: Duration = Duration::from_secs(20);
 /// Where the LAN cannot be reached anyway, nobody waits for it that long.
 const SHORT: Duration = Duration::from_secs(6);
 
-/// An odd machine: what is done before p2pvm starts, how it is started, and what is undone when it has gone.
+/// An odd machine: what is done before p2pvm starts, how it is started, and what is undone when it
+/// has gone.
 struct Odd {
     name: &'static str,
     before: &'static str,
@@ -34,49 +35,85 @@ struct Odd {
 }
 
 const fn machine(name: &'static str, before: &'static str, after: &'static str) -> Odd {
-    Odd { name, before, start: "", after, but: None }
+    Odd {
+        name,
+        before,
+        start: "",
+        after,
+        but: None,
+    }
 }
 
 const fn start(name: &'static str, start: &'static str) -> Odd {
-    Odd { name, before: "", start, after: "", but: None }
+    Odd {
+        name,
+        before: "",
+        start,
+        after: "",
+        but: None,
+    }
 }
 
 const NAMES: &str = "names on b";
 
 /// What Docker gives a container that is run with `--cap-add NET_ADMIN --device /dev/net/tun`.
-const CONTAINER: &str = "mount --bind -o ro /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec setpriv --bounding-set \
+const CONTAINER: &str = "mount --bind -o ro /proc/sys /proc/sys && mount -o remount,ro,bind \
+    /proc/sys && exec setpriv --bounding-set \
     -all,+net_admin,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,\
     +audit_write,+setfcap --inh-caps -all";
 /// The bounding set of packaging/p2pvm.service.
-const HARDENED: &str = "setpriv --no-new-privs --bounding-set -all,+net_admin,+net_raw,+net_bind_service,+sys_admin,+setuid,+setgid,+chown,\
+const HARDENED: &str = "setpriv --no-new-privs --bounding-set \
+    -all,+net_admin,+net_raw,+net_bind_service,+sys_admin,+setuid,+setgid,+chown,\
     +fowner,+dac_override,+mknod,+sys_resource,+sys_ptrace,+kill,+sys_nice";
 
 const MACHINES: &[Odd] = &[
     machine(
         "300 addresses on the uplink",
-        "for n in $(seq 300); do echo addr add 100.99.$((n / 250)).$((n % 250 + 1))/32 dev eth0; done | ip -batch -",
-        "for n in $(seq 300); do echo addr del 100.99.$((n / 250)).$((n % 250 + 1))/32 dev eth0; done | ip -batch -",
+        "for n in $(seq 300); do echo addr add 100.99.$((n / 250)).$((n % 250 + 1))/32 dev eth0; \
+            done | ip -batch -",
+        "for n in $(seq 300); do echo addr del 100.99.$((n / 250)).$((n % 250 + 1))/32 dev eth0; \
+            done | ip -batch -",
     ),
     machine(
         "1000 routes",
-        "for n in $(seq 1000); do echo route add unreachable 172.29.$((n / 250)).$((n % 250))/32; done | ip -batch -",
-        "for n in $(seq 1000); do echo route del unreachable 172.29.$((n / 250)).$((n % 250))/32; done | ip -batch -",
+        "for n in $(seq 1000); do echo route add unreachable 172.29.$((n / 250)).$((n % 250))/32; \
+            done | ip -batch -",
+        "for n in $(seq 1000); do echo route del unreachable 172.29.$((n / 250)).$((n % 250))/32; \
+            done | ip -batch -",
     ),
-    machine("uplink with an MTU of 576", "ip link set eth0 mtu 576", "ip link set eth0 mtu 1500"),
-    machine("uplink with an MTU of 1280", "ip link set eth0 mtu 1280", "ip link set eth0 mtu 1500"),
-    machine("uplink with an MTU of 9000", "ip link set eth0 mtu 9000", "ip link set eth0 mtu 1500"),
+    machine(
+        "uplink with an MTU of 576",
+        "ip link set eth0 mtu 576",
+        "ip link set eth0 mtu 1500",
+    ),
+    machine(
+        "uplink with an MTU of 1280",
+        "ip link set eth0 mtu 1280",
+        "ip link set eth0 mtu 1500",
+    ),
+    machine(
+        "uplink with an MTU of 9000",
+        "ip link set eth0 mtu 9000",
+        "ip link set eth0 mtu 1500",
+    ),
     machine(
         "no IPv6",
-        "cd /proc/sys/net/ipv6/conf; cat default/disable_ipv6 lo/disable_ipv6 eth0/disable_ipv6 lan0/disable_ipv6 | paste -s >/var/lib/v6; \
+        "cd /proc/sys/net/ipv6/conf; cat default/disable_ipv6 lo/disable_ipv6 eth0/disable_ipv6 \
+            lan0/disable_ipv6 | paste -s >/var/lib/v6; \
          echo 1 >all/disable_ipv6; echo 1 >default/disable_ipv6",
-        "cd /proc/sys/net/ipv6/conf; echo 0 >all/disable_ipv6; read -r d l e n </var/lib/v6; echo $d >default/disable_ipv6; \
-         echo $l >lo/disable_ipv6; echo $e >eth0/disable_ipv6; echo $n >lan0/disable_ipv6; rm /var/lib/v6",
+        "cd /proc/sys/net/ipv6/conf; echo 0 >all/disable_ipv6; read -r d l e n </var/lib/v6; echo \
+            $d >default/disable_ipv6; \
+         echo $l >lo/disable_ipv6; echo $e >eth0/disable_ipv6; echo $n >lan0/disable_ipv6; rm \
+         /var/lib/v6",
     ),
     start("umask 077", "umask 077;"),
     start("languages that are not there", "LANG=xx LC_ALL=tr_TR.UTF-8"),
     start("a time zone far ahead", "TZ=Pacific/Kiritimati"),
     start("a time zone that is not there", "TZ=:/nowhere"),
-    start("1 MB of /tmp", "unshare -m sh -c 'mount -t tmpfs -o size=1m tmp /tmp && exec \"$@\"' sh"),
+    start(
+        "1 MB of /tmp",
+        "unshare -m sh -c 'mount -t tmpfs -o size=1m tmp /tmp && exec \"$@\"' sh",
+    ),
     Odd {
         name: "a read-only root",
         before: "",
@@ -84,7 +121,13 @@ const MACHINES: &[Odd] = &[
         after: "",
         but: Some((NAMES, "resolv.conf")),
     },
-    Odd { name: "a container", before: "", start: "CONTAINER", after: "", but: Some((NAMES, "resolv.conf")) },
+    Odd {
+        name: "a container",
+        before: "",
+        start: "CONTAINER",
+        after: "",
+        but: Some((NAMES, "resolv.conf")),
+    },
     start("a hardened service", "HARDENED"),
 ];
 
@@ -93,7 +136,9 @@ impl Odd {
     fn line(&self) -> String {
         let program = env!("CARGO_BIN_EXE_p2pvm");
         match self.start {
-            "CONTAINER" => format!("unshare -m sh -c '{CONTAINER} \"$@\"' sh {program} up --detach"),
+            "CONTAINER" => {
+                format!("unshare -m sh -c '{CONTAINER} \"$@\"' sh {program} up --detach")
+            }
             "HARDENED" => format!("{HARDENED} {program} up --detach"),
             start => format!("{start} {program} up --detach"),
         }
@@ -102,11 +147,22 @@ impl Odd {
 
 #[test]
 fn on_odd_machines_all_works_and_they_are_as_they_were_afterwards() {
-    let Some(stage) = Stage::raise("odd") else { return };
-    let shell = |text: &str| stage.lab.testbed().run("b", &["sh", "-euc", text]).map(drop);
+    let Some(stage) = Stage::raise("odd") else {
+        return;
+    };
+    let shell = |text: &str| {
+        stage
+            .lab
+            .testbed()
+            .run("b", &["sh", "-euc", text])
+            .map(drop)
+    };
     let only = std::env::var("P2PVM_TEST_ODD").ok();
     let mut wrong = String::new();
-    for odd in MACHINES.iter().filter(|odd| only.as_ref().is_none_or(|only| odd.name.contains(only.as_str()))) {
+    for odd in MACHINES.iter().filter(|odd| {
+        only.as_ref()
+            .is_none_or(|only| odd.name.contains(only.as_str()))
+    }) {
         let began = Instant::now();
         shell(odd.before).unwrap();
         let before = stage.state();
@@ -125,7 +181,10 @@ fn on_odd_machines_all_works_and_they_are_as_they_were_afterwards() {
                     broken.retain(|broken| !broken.contains("LAN"));
                 }
                 if let Some((what, word)) = odd.but
-                    && stage.lab.try_p2pvm("b", &["doctor"]).is_ok_and(|(_, out, said)| format!("{out}{said}").contains(word))
+                    && stage
+                        .lab
+                        .try_p2pvm("b", &["doctor"])
+                        .is_ok_and(|(_, out, said)| format!("{out}{said}").contains(word))
                 {
                     broken.retain(|broken| !broken.contains(what));
                 }
@@ -140,7 +199,11 @@ fn on_odd_machines_all_works_and_they_are_as_they_were_afterwards() {
         }
         let left = before.difference(&stage.state());
         if !left.is_empty() {
-            let _ = writeln!(wrong, "{}: p2pvm leaves the host changed:\n{left}", odd.name);
+            let _ = writeln!(
+                wrong,
+                "{}: p2pvm leaves the host changed:\n{left}",
+                odd.name
+            );
         }
         shell(odd.after).unwrap();
         println!("{}: {:.1} s", odd.name, began.elapsed().as_secs_f64());
@@ -151,19 +214,35 @@ fn on_odd_machines_all_works_and_they_are_as_they_were_afterwards() {
 
 #[test]
 fn a_stream_goes_on_while_two_hundred_interfaces_come_and_go_and_the_uplink_is_renamed() {
-    let Some(stage) = Stage::raise("churn") else { return };
+    let Some(stage) = Stage::raise("churn") else {
+        return;
+    };
     let before = stage.state();
     stage.up();
     stage.offer();
-    assert_eq!(stage.broken(BACK), Vec::<String>::new(), "{}", stage.report());
+    assert_eq!(
+        stage.broken(BACK),
+        Vec::<String>::new(),
+        "{}",
+        stage.report()
+    );
     let from = |host: &str| probe::From::host(&stage.lab, host).unwrap();
     let stream = Flow::stream("stream", &from("a"), &from("b"), &stage.b, 6000).unwrap();
-    let shell = |text: &str| stage.lab.testbed().run("b", &["sh", "-euc", text]).map(drop).unwrap();
+    let shell = |text: &str| {
+        stage
+            .lab
+            .testbed()
+            .run("b", &["sh", "-euc", text])
+            .map(drop)
+            .unwrap()
+    };
     let began = Instant::now();
     shell("for n in $(seq 200); do echo link add v$n type veth peer name w$n; done | ip -batch -");
     shell("for n in $(seq 200); do echo link set v$n up; echo link set w$n up; done | ip -batch -");
     shell("for n in $(seq 200); do echo link del v$n; done | ip -batch -");
-    let back = stream.back_after(Instant::now(), Duration::from_secs(5)).unwrap_or_else(|why| panic!("{why}\n{}", stage.report()));
+    let back = stream
+        .back_after(Instant::now(), Duration::from_secs(5))
+        .unwrap_or_else(|why| panic!("{why}\n{}", stage.report()));
     println!(
         "200 interfaces came and went in {:.1} s; the stream's next byte took {:.2} s",
         began.elapsed().as_secs_f64(),
@@ -172,9 +251,12 @@ fn a_stream_goes_on_while_two_hundred_interfaces_come_and_go_and_the_uplink_is_r
     let gateway = stage.lab.testbed().plan().sites[1].gateway;
     let rename = |from: &str, to: &str| {
         shell(&format!(
-            "ip link set {from} down; ip link set {from} name {to}; ip link set {to} up; ip route replace default via {gateway} dev {to}"
+            "ip link set {from} down; ip link set {from} name {to}; ip link set {to} up; ip route \
+                replace default via {gateway} dev {to}"
         ));
-        let back = stream.back_after(Instant::now(), BACK).unwrap_or_else(|why| panic!("{from} is {to} now: {why}\n{}", stage.report()));
+        let back = stream
+            .back_after(Instant::now(), BACK)
+            .unwrap_or_else(|why| panic!("{from} is {to} now: {why}\n{}", stage.report()));
         println!("{from} is {to} now: back after {:.1} s", back.as_secs_f64());
     };
     rename("eth0", "enp0s31f6");
@@ -187,7 +269,8 @@ fn a_stream_goes_on_while_two_hundred_interfaces_come_and_go_and_the_uplink_is_r
     stage.lab.down().unwrap();
 }
 
-/// Writes a second on the slow disk: a sync takes some two seconds, a small file put in another's place some four.
+/// Writes a second on the slow disk: a sync takes some two seconds, a small file put in another's
+/// place some four.
 const WRITES: u32 = 2;
 
 /// The round trips of pings from `a` to `c`, while `meanwhile` goes on.
@@ -211,21 +294,43 @@ fn on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_i
     let quick = disk.sync_time().unwrap();
     disk.limit(WRITES).unwrap();
     let slow = disk.sync_time().unwrap();
-    println!("a sync takes {:.0} ms, and {:.1} s where the disk is slow", quick.as_secs_f64() * 1e3, slow.as_secs_f64());
-    assert!(slow > Duration::from_millis(700), "the disk is not slow: {slow:?}");
+    println!(
+        "a sync takes {:.0} ms, and {:.1} s where the disk is slow",
+        quick.as_secs_f64() * 1e3,
+        slow.as_secs_f64()
+    );
+    assert!(
+        slow > Duration::from_millis(700),
+        "the disk is not slow: {slow:?}"
+    );
     let invite = lab.invite("a", 1).unwrap();
     let began = Instant::now();
     let (code, _, said) = lab.try_p2pvm("c", &["join", &invite]).unwrap();
-    println!("joined after {:.1} s, saying:\n{said}", began.elapsed().as_secs_f64());
+    println!(
+        "joined after {:.1} s, saying:\n{said}",
+        began.elapsed().as_secs_f64()
+    );
     assert_eq!(code, 0, "{said}\n{}", lab.log_tail("c", 40));
     lab.p2pvm("c", &["down"]).unwrap();
     let began = Instant::now();
     let (code, _, said) = lab.try_p2pvm("c", &["up", "--detach"]).unwrap();
-    println!("up after {:.1} s, saying:\n{said}", began.elapsed().as_secs_f64());
+    println!(
+        "up after {:.1} s, saying:\n{said}",
+        began.elapsed().as_secs_f64()
+    );
     assert_eq!(code, 0, "{said}\n{}", lab.log_tail("c", 40));
-    lab.wait("a direct path", Duration::from_secs(20), Duration::from_millis(200), || {
-        Ok(lab.ping("a", "c", 2, "100ms")?.path.starts_with("direct").then_some(()))
-    })
+    lab.wait(
+        "a direct path",
+        Duration::from_secs(20),
+        Duration::from_millis(200),
+        || {
+            Ok(lab
+                .ping("a", "c", 2, "100ms")?
+                .path
+                .starts_with("direct")
+                .then_some(()))
+        },
+    )
     .unwrap();
     // What writes: offers, their withdrawal, and what is heard of another's.
     let began = Instant::now();
@@ -235,7 +340,8 @@ fn on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_i
                 let mut changes = 0;
                 while began.elapsed() < Duration::from_secs(28) {
                     for word in ["offer", "withdraw"] {
-                        lab.p2pvm("c", &["route", word, "192.168.77.0/24"]).unwrap_or_else(|e| panic!("{e}"));
+                        lab.p2pvm("c", &["route", word, "192.168.77.0/24"])
+                            .unwrap_or_else(|e| panic!("{e}"));
                         changes += 1;
                     }
                 }
@@ -261,9 +367,18 @@ fn on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_i
         answers.len(),
         worst(&answers)
     );
-    assert!(changes >= 2 && rtts.len() >= 590, "{changes} {}", rtts.len());
+    assert!(
+        changes >= 2 && rtts.len() >= 590,
+        "{changes} {}",
+        rtts.len()
+    );
     assert!(worst(&rtts) < 150.0, "{:.0} ms", worst(&rtts));
-    assert!(worst(&answers) < 2.5, "{:.2} s\n{}", worst(&answers), lab.log_tail("c", 40));
+    assert!(
+        worst(&answers) < 2.5,
+        "{:.2} s\n{}",
+        worst(&answers),
+        lab.log_tail("c", 40)
+    );
     disk.limit(0).unwrap();
     lab.p2pvm("c", &["down"]).unwrap();
     drop(disk);
@@ -272,37 +387,67 @@ fn on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_i
 
 #[test]
 fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do() {
-    let cases = [("six", ["dual", "only", "dual"]), ("sixes", ["only", "only", "only"])];
+    let cases = [
+        ("six", ["dual", "only", "dual"]),
+        ("sixes", ["only", "only", "only"]),
+    ];
     for (name, families) in cases {
-        let sites: String =
-            ["a", "b", "c"].iter().zip(families).map(|(host, ipv6)| format!("[[site]]\nname='{host}'\nipv6='{ipv6}'\n")).collect();
-        let lab = lab(name, &format!("seed=3\n[default]\nrtt_ms=6\nmbit=500\n{sites}"));
-        let fail = |e: &dyn std::fmt::Display, host: &str| -> ! { panic!("{name}: {e}\n{}", lab.log_tail(host, 40)) };
+        let sites: String = ["a", "b", "c"]
+            .iter()
+            .zip(families)
+            .map(|(host, ipv6)| format!("[[site]]\nname='{host}'\nipv6='{ipv6}'\n"))
+            .collect();
+        let lab = lab(
+            name,
+            &format!("seed=3\n[default]\nrtt_ms=6\nmbit=500\n{sites}"),
+        );
+        let fail = |e: &dyn std::fmt::Display, host: &str| -> ! {
+            panic!("{name}: {e}\n{}", lab.log_tail(host, 40))
+        };
         network(&lab, &["a", "b", "c"]);
         let lan = Behind::lan(&lab, "b", "lan0", "192.168.77", false).unwrap();
         for (from, to) in [("a", "b"), ("b", "a"), ("b", "c")] {
-            lab.wait(&format!("{from} to reach {to} directly"), BACK, Duration::from_millis(300), || {
-                let path = lab.ping(from, to, 2, "100ms")?.path;
-                Ok((path.starts_with("direct [2001:2:") || (families[0] == "dual" && path.starts_with("direct"))).then_some(()))
-            })
+            lab.wait(
+                &format!("{from} to reach {to} directly"),
+                BACK,
+                Duration::from_millis(300),
+                || {
+                    let path = lab.ping(from, to, 2, "100ms")?.path;
+                    Ok((path.starts_with("direct [2001:2:")
+                        || (families[0] == "dual" && path.starts_with("direct")))
+                    .then_some(()))
+                },
+            )
             .unwrap_or_else(|e| fail(&e, from));
             let status = lab.json(to, &["status"]).unwrap();
             for key in ["address", "address6"] {
                 if let Some(address) = status[key].as_str() {
-                    lab.testbed().run(from, &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "3", address]).unwrap_or_else(|e| fail(&e, from));
+                    lab.testbed()
+                        .run(
+                            from,
+                            &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "3", address],
+                        )
+                        .unwrap_or_else(|e| fail(&e, from));
                 }
             }
         }
         lab.p2pvm("a", &["route", "accept"]).unwrap();
-        lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"]).unwrap_or_else(|e| fail(&e, "b"));
+        lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"])
+            .unwrap_or_else(|e| fail(&e, "b"));
         let a = probe::From::host(&lab, "a").unwrap();
-        assert!(probe::within(BACK, || a.pings(&lan.address)).is_some(), "{name}: the LAN behind b is not reached");
+        assert!(
+            probe::within(BACK, || a.pings(&lan.address)).is_some(),
+            "{name}: the LAN behind b is not reached"
+        );
         let said = refused(&lab, "b", &["route", "offer", "fd77::/64"], 2);
         assert!(said.contains("only IPv4 subnets"), "{said}");
         lab.p2pvm("b", &["down"]).unwrap();
-        lab.json("b", &["up", "--detach"]).unwrap_or_else(|e| fail(&e, "b"));
-        lab.wait("b to be back", BACK, Duration::from_millis(300), || Ok(lab.ping("a", "b", 1, "100ms").is_ok().then_some(())))
+        lab.json("b", &["up", "--detach"])
             .unwrap_or_else(|e| fail(&e, "b"));
+        lab.wait("b to be back", BACK, Duration::from_millis(300), || {
+            Ok(lab.ping("a", "b", 1, "100ms").is_ok().then_some(()))
+        })
+        .unwrap_or_else(|e| fail(&e, "b"));
         for host in ["a", "b", "c"] {
             let (code, out, said) = lab.try_p2pvm(host, &["doctor"]).unwrap();
             println!("{name}: doctor of {host} ({code}):\n{out}\n{said}");
@@ -318,7 +463,8 @@ fn in_a_rootless_container_a_member_joins_and_the_doctor_says_what_is_so() {
     const CONTAINER: &str = "
 ip link add up0 type veth peer name up1 && ip addr add 10.66.0.1/24 dev up0 && ip link set up0 up
 sysctl -qw net.ipv4.ip_forward=1
-nft 'table ip rootless { chain p { type nat hook postrouting priority 100; oifname eth0 masquerade; }; }'
+nft 'table ip rootless { chain p { type nat hook postrouting priority 100; oifname eth0 \
+masquerade; }; }'
 mkdir -p $STATE && cp $P2PVM_DIR/node.toml $STATE && chown -R 65534:65534 $STATE
 mknod -m 0666 $STATE.tun c 10 200
 exec unshare -m sh -euc 'mount --bind $STATE.tun /dev/net/tun
@@ -329,21 +475,47 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups unshare -Urnm sleep 600'
     let state = format!("/var/tmp/p2pvm-rootless-{}", std::process::id());
     let script = CONTAINER.replace("$STATE", &state);
     let mut command = Command::new("sh");
-    command.args(["-euc", &script]).env("P2PVM_DIR", lab.dir("b").unwrap()).stdin(Stdio::null());
+    command
+        .args(["-euc", &script])
+        .env("P2PVM_DIR", lab.dir("b").unwrap())
+        .stdin(Stdio::null());
     let mut container = lab.testbed().spawn("b", &mut command).unwrap();
     let pid = container.id();
     let inside = |words: &[&str]| {
-        let enter = ["nsenter", "-t", &pid.to_string(), "-U", "-m", "-n", "-S", "0", "-G", "0"];
-        let output = Command::new(enter[0]).args(&enter[1..]).args(words).output().unwrap();
+        let enter = [
+            "nsenter",
+            "-t",
+            &pid.to_string(),
+            "-U",
+            "-m",
+            "-n",
+            "-S",
+            "0",
+            "-G",
+            "0",
+        ];
+        let output = Command::new(enter[0])
+            .args(&enter[1..])
+            .args(words)
+            .output()
+            .unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+        (
+            output.status.success(),
+            text(&output.stdout) + &text(&output.stderr),
+        )
     };
     lab.wait("the container", BACK, Duration::from_millis(100), || {
         let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         Ok((comm.trim() == "sleep").then_some(()))
     })
     .unwrap();
-    lab.testbed().run("b", &["ip", "link", "set", "up1", "netns", &pid.to_string()]).unwrap();
+    lab.testbed()
+        .run(
+            "b",
+            &["ip", "link", "set", "up1", "netns", &pid.to_string()],
+        )
+        .unwrap();
     let uplink = "ip addr add 10.66.0.2/24 dev up1; ip link set up1 up; ip link set lo up; \
                   ip route add default via 10.66.0.1";
     assert_eq!(inside(&["sh", "-euc", uplink]), (true, String::new()));
@@ -353,10 +525,19 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups unshare -Urnm sleep 600'
     let invite = lab.invite("a", 1).unwrap();
     let (joined, said) = p2pvm(&["join", &invite, "--name", "rootless"]);
     assert!(joined, "{said}");
-    let a = lab.json("a", &["status"]).unwrap()["address"].as_str().unwrap().to_owned();
-    lab.wait("a to answer", BACK, Duration::from_millis(200), || Ok(inside(&["ping", "-c", "1", "-W", "1", &a]).0.then_some(()))).unwrap();
+    let a = lab.json("a", &["status"]).unwrap()["address"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    lab.wait("a to answer", BACK, Duration::from_millis(200), || {
+        Ok(inside(&["ping", "-c", "1", "-W", "1", &a]).0.then_some(()))
+    })
+    .unwrap();
     let (_, page) = p2pvm(&["doctor"]);
-    assert!(page.contains("up1 1500 bytes") && !page.contains("failed "), "{page}");
+    assert!(
+        page.contains("up1 1500 bytes") && !page.contains("failed "),
+        "{page}"
+    );
     let (ended, said) = p2pvm(&["down"]);
     assert!(ended, "{said}");
     let (_, left) = inside(&["sh", "-c", "ip -o link | grep p2pvm0; nft list tables"]);

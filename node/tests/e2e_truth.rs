@@ -1,4 +1,5 @@
-//! Doctor and health tell the truth: what is broken is named with its cause soon after it breaks, and no longer than it lasts.
+//! Doctor and health tell the truth: what is broken is named with its cause soon after it breaks,
+//! and no longer than it lasts.
 
 mod common;
 
@@ -26,31 +27,55 @@ fn word(status: &Value) -> &str {
 }
 
 fn findings<'a>(status: &'a Value, area: &'a str) -> impl Iterator<Item = &'a Value> {
-    status["findings"].as_array().into_iter().flatten().filter(move |finding| finding["area"] == area)
+    status["findings"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(move |finding| finding["area"] == area)
 }
 
 /// Waits until the status is as wanted; how long that took.
-fn until(lab: &Lab, host: &str, what: &str, limit: Duration, is_so: impl Fn(&Value) -> bool) -> Duration {
+fn until(
+    lab: &Lab,
+    host: &str,
+    what: &str,
+    limit: Duration,
+    is_so: impl Fn(&Value) -> bool,
+) -> Duration {
     let began = Instant::now();
-    lab.wait(what, limit, STEP, || Ok(is_so(&status(lab, host)).then_some(())))
-        .unwrap_or_else(|e| panic!("{e}: {}\n{}", status(lab, host), lab.log_tail(host, 30)));
+    lab.wait(what, limit, STEP, || {
+        Ok(is_so(&status(lab, host)).then_some(()))
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}\n{}", status(lab, host), lab.log_tail(host, 30)));
     began.elapsed()
 }
 
 fn run(lab: &Lab, host: &str, text: &str) -> String {
-    lab.testbed().run(host, &["sh", "-c", text]).unwrap_or_else(|e| panic!("{text}: {e}"))
+    lab.testbed()
+        .run(host, &["sh", "-c", text])
+        .unwrap_or_else(|e| panic!("{text}: {e}"))
 }
 
 #[test]
 fn what_the_kernel_tells_shows_within_seconds_and_goes_within_seconds() {
     let lab = lab("soon", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
-    until(&lab, "b", "b to be well", Duration::from_secs(40), |status| word(status) == "ok");
+    until(
+        &lab,
+        "b",
+        "b to be well",
+        Duration::from_secs(40),
+        |status| word(status) == "ok",
+    );
     for round in 0..3 {
-        // What comes and goes all the time, as containers do, before and meanwhile, changes nothing about that.
+        // What comes and goes all the time, as containers do, before and meanwhile, changes nothing
+        // about that.
         let flood = (round == 2).then(|| {
-            let flood = "for i in $(seq 120); do ip link add busy0 type veth peer name busy1; ip link del busy0; sleep 0.1; done";
-            lab.testbed().spawn("b", Command::new("sh").args(["-c", flood])).unwrap()
+            let flood = "for i in $(seq 120); do ip link add busy0 type veth peer name busy1; ip \
+                link del busy0; sleep 0.1; done";
+            lab.testbed()
+                .spawn("b", Command::new("sh").args(["-c", flood]))
+                .unwrap()
         });
         if flood.is_some() {
             thread::sleep(Duration::from_secs(5));
@@ -59,14 +84,22 @@ fn what_the_kernel_tells_shows_within_seconds_and_goes_within_seconds() {
         run(
             &lab,
             "b",
-            "nft 'add table inet guard; add chain inet guard in { type filter hook input priority 0; }; add rule inet guard in iifname p2pvm0 drop'",
+            "nft 'add table inet guard; add chain inet guard in { type filter hook input priority \
+                0; }; add rule inet guard in iifname p2pvm0 drop'",
         );
-        let came = until(&lab, "b", "the finding", SOON, |status| word(status) == "degraded" && findings(status, "path").count() == 1);
+        let came = until(&lab, "b", "the finding", SOON, |status| {
+            word(status) == "degraded" && findings(status, "path").count() == 1
+        });
         run(&lab, "b", "nft delete table inet guard");
-        let went = until(&lab, "b", "the finding's end", SOON, |status| word(status) == "ok" && findings(status, "path").count() == 0);
+        let went = until(&lab, "b", "the finding's end", SOON, |status| {
+            word(status) == "ok" && findings(status, "path").count() == 0
+        });
         println!("round {round}: it came after {came:?} and went after {went:?}");
         if let Some(mut flood) = flood {
-            assert!(flood.try_wait().unwrap().is_none(), "the changes were over before");
+            assert!(
+                flood.try_wait().unwrap().is_none(),
+                "the changes were over before"
+            );
             flood.wait().unwrap();
         }
     }
@@ -78,53 +111,137 @@ fn members_whose_control_port_alone_is_blocked_are_not_called_unreachable() {
     let lab = lab("control", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     lab.ping("a", "b", 1, "100ms").unwrap();
-    until(&lab, "b", "b to be well", Duration::from_secs(40), |status| word(status) == "ok");
+    until(
+        &lab,
+        "b",
+        "b to be well",
+        Duration::from_secs(40),
+        |status| word(status) == "ok",
+    );
     run(
         &lab,
         "b",
-        "nft 'add table inet guard; add chain inet guard in { type filter hook input priority 0; }; add chain inet guard out { type filter hook output priority 0; }'",
+        "nft 'add table inet guard; add chain inet guard in { type filter hook input priority 0; \
+            }; add chain inet guard out { type filter hook output priority 0; }'",
     );
     for chain in ["in", "out"] {
         for side in ["dport", "sport"] {
-            run(&lab, "b", &format!("nft 'add rule inet guard {chain} oif != lo meta l4proto {{ tcp, udp }} th {side} 4001 drop'"));
+            run(
+                &lab,
+                "b",
+                &format!(
+                    "nft 'add rule inet guard {chain} oif != lo meta l4proto {{ tcp, udp }} th \
+                        {side} 4001 drop'"
+                ),
+            );
         }
     }
-    let why = |status: &Value| status["health"]["why"].as_str().unwrap_or_default().to_owned();
-    until(&lab, "b", "the connection to end", Duration::from_secs(90), |status| status["connected"] == 0);
-    let truth = |status: &Value| why(status).contains("packets go to 1 of 1") && why(status).contains("port 4001");
+    let why = |status: &Value| {
+        status["health"]["why"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    until(
+        &lab,
+        "b",
+        "the connection to end",
+        Duration::from_secs(90),
+        |status| status["connected"] == 0,
+    );
+    let truth = |status: &Value| {
+        why(status).contains("packets go to 1 of 1") && why(status).contains("port 4001")
+    };
     until(&lab, "b", "true words", Duration::from_secs(3), truth);
-    assert!(!lab.ping("b", "a", 1, "100ms").unwrap().rtts_ms.is_empty(), "packets go");
+    assert!(
+        !lab.ping("b", "a", 1, "100ms").unwrap().rtts_ms.is_empty(),
+        "packets go"
+    );
     let screen = lab.p2pvm("b", &["top", "--once"]).unwrap();
-    assert!(screen.contains("degraded") && screen.contains("packets go to 1 of 1"), "{screen}");
-    until(&lab, "b", "the finding", Duration::from_secs(20), |status| findings(status, "control").count() == 1);
+    assert!(
+        screen.contains("degraded") && screen.contains("packets go to 1 of 1"),
+        "{screen}"
+    );
+    until(
+        &lab,
+        "b",
+        "the finding",
+        Duration::from_secs(20),
+        |status| findings(status, "control").count() == 1,
+    );
     let (code, page, _) = lab.try_p2pvm("b", &["doctor"]).unwrap();
-    assert!(code == 1 && page.lines().any(|line| line.starts_with("control") && line.contains("failed")), "{page}");
-    assert!(page.contains("let UDP and TCP port 4001 in and out"), "{page}");
+    assert!(
+        code == 1
+            && page
+                .lines()
+                .any(|line| line.starts_with("control") && line.contains("failed")),
+        "{page}"
+    );
+    assert!(
+        page.contains("let UDP and TCP port 4001 in and out"),
+        "{page}"
+    );
     run(&lab, "b", "nft delete table inet guard");
-    until(&lab, "b", "b to be well again", Duration::from_secs(60), |status| word(status) == "ok");
+    until(
+        &lab,
+        "b",
+        "b to be well again",
+        Duration::from_secs(60),
+        |status| word(status) == "ok",
+    );
     lab.down().unwrap();
 }
 
-/// What wg-quick makes for a VPN of all addresses, before an interface that takes packets and passes none on: as a VPN does whose
-/// server is reached through the very network that it carries.
-const VPN: &str = "ip tuntap add vpn0 mode tun && ip link set vpn0 up && ip route add default dev vpn0 table 51820 && \
-                   ip rule add not fwmark 51820 table 51820 && ip rule add table main suppress_prefixlength 0";
+/// What wg-quick makes for a VPN of all addresses, before an interface that takes packets and
+/// passes none on: as a VPN does whose server is reached through the very network that it carries.
+const VPN: &str = "ip tuntap add vpn0 mode tun && ip link set vpn0 up && ip route add default dev \
+    vpn0 table 51820 && \
+                   ip rule add not fwmark 51820 table 51820 && ip rule add table main \
+                   suppress_prefixlength 0";
 
 #[test]
 fn a_vpn_that_leads_all_packets_away_is_named_and_the_advised_rules_lead_around_it() {
     let lab = lab("vpn", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
-    until(&lab, "b", "b to be well", Duration::from_secs(40), |status| word(status) == "ok");
+    until(
+        &lab,
+        "b",
+        "b to be well",
+        Duration::from_secs(40),
+        |status| word(status) == "ok",
+    );
     run(&lab, "b", VPN);
     let named = |status: &Value| {
         let mut found = findings(status, "control");
-        found.any(|finding| finding["found"].as_str().is_some_and(|found| found.contains("leave by vpn0, not by")))
+        found.any(|finding| {
+            finding["found"]
+                .as_str()
+                .is_some_and(|found| found.contains("leave by vpn0, not by"))
+        })
     };
-    until(&lab, "b", "the VPN to be named", Duration::from_secs(60), named);
+    until(
+        &lab,
+        "b",
+        "the VPN to be named",
+        Duration::from_secs(60),
+        named,
+    );
     let status = status(&lab, "b");
-    let advice = findings(&status, "control").find_map(|finding| finding["advice"].as_str()).unwrap();
-    run(&lab, "b", advice.split_once(": ").expect("a command stands there").1);
-    until(&lab, "b", "b to be well beside the VPN", Duration::from_secs(40), |status| word(status) == "ok" && !named(status));
+    let advice = findings(&status, "control")
+        .find_map(|finding| finding["advice"].as_str())
+        .unwrap();
+    run(
+        &lab,
+        "b",
+        advice.split_once(": ").expect("a command stands there").1,
+    );
+    until(
+        &lab,
+        "b",
+        "b to be well beside the VPN",
+        Duration::from_secs(40),
+        |status| word(status) == "ok" && !named(status),
+    );
     assert!(!lab.ping("b", "a", 2, "100ms").unwrap().rtts_ms.is_empty());
     lab.down().unwrap();
 }
@@ -137,7 +254,11 @@ fn a_member_that_was_revoked_while_it_was_down_is_told_so_and_is_not_called_up()
     lab.p2pvm("c", &["down"]).unwrap();
     lab.p2pvm("a", &["revoke", "b"]).unwrap();
     let said = refused(&lab, "b", &["up", "--detach"], 5);
-    let wanted = ["has been revoked", "by the network's founder on 20", "p2pvm leave --force"];
+    let wanted = [
+        "has been revoked",
+        "by the network's founder on 20",
+        "p2pvm leave --force",
+    ];
     assert!(wanted.iter().all(|part| said.contains(part)), "{said}");
     // Again, now that the word is on its own disk; and with nobody there to ask.
     lab.p2pvm("a", &["down"]).unwrap();
@@ -145,7 +266,10 @@ fn a_member_that_was_revoked_while_it_was_down_is_told_so_and_is_not_called_up()
     assert!(wanted.iter().all(|part| said.contains(part)), "{said}");
     // A member that finds nobody is up, and says that it found nobody.
     let (code, _, said) = lab.try_p2pvm("c", &["up", "--detach"]).unwrap();
-    assert!(code == 0 && said.contains("known members answers yet"), "{code} {said}");
+    assert!(
+        code == 0 && said.contains("known members answers yet"),
+        "{code} {said}"
+    );
     lab.down().unwrap();
 }
 
@@ -159,13 +283,24 @@ fn a_second_daemon_a_taken_port_and_a_taken_device_are_said_with_who_has_them() 
     assert!(said.contains("daemon"), "{said}");
     let other = lab.dir("a").unwrap().join("other");
     let dir = other.to_str().unwrap();
-    lab.p2pvm("a", &["--dir", dir, "init", "--network", "two"]).unwrap();
+    lab.p2pvm("a", &["--dir", dir, "init", "--network", "two"])
+        .unwrap();
     fs::write(other.join("node.toml"), SETTINGS).unwrap();
     let said = refused(&lab, "a", &["--dir", dir, "up", "--detach"], 5);
-    assert!(said.contains("port 4001 cannot be had by") && said.contains("p2pvm"), "{said}");
-    fs::write(other.join("node.toml"), format!("{SETTINGS}port = 5001\nlink_port = 5002\n")).unwrap();
+    assert!(
+        said.contains("port 4001 cannot be had by") && said.contains("p2pvm"),
+        "{said}"
+    );
+    fs::write(
+        other.join("node.toml"),
+        format!("{SETTINGS}port = 5001\nlink_port = 5002\n"),
+    )
+    .unwrap();
     let said = refused(&lab, "a", &["--dir", dir, "up", "--detach"], 5);
-    assert!(said.contains("the interface p2pvm0 is there already") && said.contains("device = "), "{said}");
+    assert!(
+        said.contains("the interface p2pvm0 is there already") && said.contains("device = "),
+        "{said}"
+    );
     lab.down().unwrap();
 }
 
@@ -174,27 +309,35 @@ fn an_offer_whose_member_answers_again_is_shown_as_used_at_once() {
     let lab = lab("again", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     let _lan = Lan::new(&lab, "a");
-    lab.p2pvm("a", &["route", "offer", "192.168.77.0/24"]).unwrap();
+    lab.p2pvm("a", &["route", "offer", "192.168.77.0/24"])
+        .unwrap();
     lab.p2pvm("b", &["route", "accept"]).unwrap();
     let note = || {
         let routes = lab.json("b", &["route", "list"]).unwrap();
         routes[0]["note"].as_str().unwrap_or_default().to_owned()
     };
     let shown = |what: &str, limit: u64, is_so: &dyn Fn(&str) -> bool| {
-        lab.wait(what, Duration::from_secs(limit), STEP, || Ok(is_so(&note()).then_some(()))).unwrap_or_else(|e| panic!("{e}: {}", note()));
+        lab.wait(what, Duration::from_secs(limit), STEP, || {
+            Ok(is_so(&note()).then_some(()))
+        })
+        .unwrap_or_else(|e| panic!("{e}: {}", note()));
     };
     shown("the offer to be used", 20, &|note| note == "used");
     run(
         &lab,
         "b",
-        "nft 'add table inet guard; add chain inet guard in { type filter hook input priority 0; }; add rule inet guard in iif != lo drop'",
+        "nft 'add table inet guard; add chain inet guard in { type filter hook input priority 0; \
+            }; add rule inet guard in iif != lo drop'",
     );
     shown("the silence", 30, &|note| note.contains("does not answer"));
     run(&lab, "b", "nft delete table inet guard");
     let began = Instant::now();
     // The link itself is found again first.
     lab.wait("a ping", Duration::from_secs(60), STEP, || {
-        Ok(lab.ping("b", "a", 1, "100ms").is_ok_and(|p| !p.rtts_ms.is_empty()).then_some(()))
+        Ok(lab
+            .ping("b", "a", 1, "100ms")
+            .is_ok_and(|p| !p.rtts_ms.is_empty())
+            .then_some(()))
     })
     .unwrap();
     println!("the link was back after {:?}", began.elapsed());
@@ -205,7 +348,11 @@ fn an_offer_whose_member_answers_again_is_shown_as_used_at_once() {
 /// Types a line into a guest's console.
 fn type_into(lab: &Lab, host: &str, vm: &str, line: &str) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_p2pvm"));
-    command.args(["vm", "console", vm]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["vm", "console", vm])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut console = lab.testbed().spawn(host, &mut command).unwrap();
     let mut keys = console.stdin.take().unwrap();
     for text in ["\n", line, "\n"] {
@@ -221,28 +368,67 @@ fn type_into(lab: &Lab, host: &str, vm: &str, line: &str) {
 fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets() {
     let lab = lab("taps", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
-    let made = lab.json("b", &["vm", "create", "web", "--image", image(), "--memory", "128M", "--start"]).unwrap();
+    let made = lab
+        .json(
+            "b",
+            &[
+                "vm",
+                "create",
+                "web",
+                "--image",
+                image(),
+                "--memory",
+                "128M",
+                "--start",
+            ],
+        )
+        .unwrap();
     let address = made["address"].as_str().unwrap().to_owned();
     let reach = |host: &str| {
         let listed = lab.json(host, &["vm", "list"]).unwrap();
-        listed.as_array().into_iter().flatten().find(|vm| vm["name"] == "web").map(|vm| vm["reach"].clone()).unwrap_or_default()
+        listed
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|vm| vm["name"] == "web")
+            .map(|vm| vm["reach"].clone())
+            .unwrap_or_default()
     };
     // While it boots it has not answered, which is nobody's fault.
     let early = status(&lab, "b");
-    assert!(findings(&early, "guests").all(|finding| finding["level"] == "ok"), "{early}");
-    lab.wait_for_guest("a", &address, Duration::from_secs(90)).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 40)));
+    assert!(
+        findings(&early, "guests").all(|finding| finding["level"] == "ok"),
+        "{early}"
+    );
+    lab.wait_for_guest("a", &address, Duration::from_secs(90))
+        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 40)));
     let answers = |limit| {
-        lab.wait("the guest to answer its host", Duration::from_secs(limit), STEP, || Ok((reach("b")["state"] == "answers").then_some(())))
-            .unwrap_or_else(|e| panic!("{e}: {}\n{}", reach("b"), lab.log_tail("b", 40)));
+        lab.wait(
+            "the guest to answer its host",
+            Duration::from_secs(limit),
+            STEP,
+            || Ok((reach("b")["state"] == "answers").then_some(())),
+        )
+        .unwrap_or_else(|e| panic!("{e}: {}\n{}", reach("b"), lab.log_tail("b", 40)));
     };
     answers(40);
     assert_eq!(reach("a")["state"], "answers", "members tell each other");
-    assert!(lab.p2pvm("b", &["vm", "show", "web"]).unwrap().contains("answers its host in "));
+    assert!(
+        lab.p2pvm("b", &["vm", "show", "web"])
+            .unwrap()
+            .contains("answers its host in ")
+    );
     let page = lab.try_p2pvm("b", &["doctor"]).unwrap().1;
-    assert!(page.lines().any(|line| line.starts_with("guests") && line.contains("1 of 1")), "{page}");
+    assert!(
+        page.lines()
+            .any(|line| line.starts_with("guests") && line.contains("1 of 1")),
+        "{page}"
+    );
 
     // What is p2pvm's own is put back before anybody can ask.
-    let tap = run(&lab, "b", "ls /sys/class/net | grep ^pv").trim().to_owned();
+    let tap = run(&lab, "b", "ls /sys/class/net | grep ^pv")
+        .trim()
+        .to_owned();
     for broken in [
         "ip link set TAP down",
         "ip link set TAP name pvother",
@@ -252,10 +438,19 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
     ] {
         run(&lab, "b", &broken.replace("TAP", &tap));
         // Where it was renamed the packets go on, and the next change needs the name.
-        lab.wait("the interface to be put back", Duration::from_secs(10), STEP, || {
-            let link = run(&lab, "b", &format!("ip -o link show dev {tap} 2>/dev/null || true"));
-            Ok((link.contains("LOWER_UP") && !link.contains("mtu 600 ")).then_some(()))
-        })
+        lab.wait(
+            "the interface to be put back",
+            Duration::from_secs(10),
+            STEP,
+            || {
+                let link = run(
+                    &lab,
+                    "b",
+                    &format!("ip -o link show dev {tap} 2>/dev/null || true"),
+                );
+                Ok((link.contains("LOWER_UP") && !link.contains("mtu 600 ")).then_some(()))
+            },
+        )
         .unwrap_or_else(|e| panic!("{broken}: {e}\n{}", lab.log_tail("b", 30)));
         let took = lab
             .wait_for_guest("a", &address, Duration::from_secs(12))
@@ -266,25 +461,50 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
 
     // What others do there is named.
     let guard = format!(
-        "nft 'add table netdev guard; add chain netdev guard out {{ type filter hook egress device {tap} priority 0; policy drop; }}'"
+        "nft 'add table netdev guard; add chain netdev guard out {{ type filter hook egress \
+            device {tap} priority 0; policy drop; }}'"
     );
-    let (cause, remedy) = ("chain netdev guard out", "nft -a list chain netdev guard out");
+    let (cause, remedy) = (
+        "chain netdev guard out",
+        "nft -a list chain netdev guard out",
+    );
     run(&lab, "b", &guard);
-    let told = |status: &Value| findings(status, "guests").any(|finding| finding["level"] == "failed");
+    let told =
+        |status: &Value| findings(status, "guests").any(|finding| finding["level"] == "failed");
     let came = until(&lab, "b", "the finding", Duration::from_secs(6), told);
     let (code, page, _) = lab.try_p2pvm("b", &["doctor"]).unwrap();
-    assert!(code == 1 && page.contains("packets do not reach the guest web") && page.contains(cause) && page.contains(remedy), "{page}");
+    assert!(
+        code == 1
+            && page.contains("packets do not reach the guest web")
+            && page.contains(cause)
+            && page.contains(remedy),
+        "{page}"
+    );
     assert_eq!(word(&status(&lab, "b")), "degraded");
-    assert_eq!((reach("b")["state"].as_str(), reach("a")["state"].as_str()), (Some("blocked"), Some("blocked")));
+    assert_eq!(
+        (reach("b")["state"].as_str(), reach("a")["state"].as_str()),
+        (Some("blocked"), Some("blocked"))
+    );
     run(&lab, "b", "nft delete table netdev guard");
-    let went =
-        until(&lab, "b", "its end", Duration::from_secs(8), |status| findings(status, "guests").count() == 0 && word(status) == "ok");
+    let went = until(&lab, "b", "its end", Duration::from_secs(8), |status| {
+        findings(status, "guests").count() == 0 && word(status) == "ok"
+    });
     println!("{cause}: it came after {came:?} and went after {went:?}");
 
     // A guest that takes its packets and says nothing is said as that.
-    type_into(&lab, "b", "web", "ip addr flush dev eth0; ip link set eth0 arp off");
-    lab.wait("the guest to be called silent", Duration::from_secs(45), STEP, || Ok((reach("b")["state"] == "silent").then_some(())))
-        .unwrap_or_else(|e| panic!("{e}: {}\n{}", reach("b"), lab.log_tail("b", 40)));
+    type_into(
+        &lab,
+        "b",
+        "web",
+        "ip addr flush dev eth0; ip link set eth0 arp off",
+    );
+    lab.wait(
+        "the guest to be called silent",
+        Duration::from_secs(45),
+        STEP,
+        || Ok((reach("b")["state"] == "silent").then_some(())),
+    )
+    .unwrap_or_else(|e| panic!("{e}: {}\n{}", reach("b"), lab.log_tail("b", 40)));
     assert!(findings(&status(&lab, "b"), "guests").all(|finding| finding["level"] != "failed"));
     lab.down().unwrap();
 }
@@ -298,24 +518,67 @@ fn both_networks_of_a_machine_say_that_one_holds_the_address_of_a_member_of_the_
     let dir = other.to_str().unwrap();
     // A subnet around the other's real address, and not around this machine's own.
     let subnet = format!("{}.0/24", real.rsplit_once('.').unwrap().0);
-    lab.p2pvm("a", &["--dir", dir, "init", "--network", "two", "--subnet", &subnet]).unwrap();
-    fs::write(other.join("node.toml"), format!("{SETTINGS}port = 5001\nlink_port = 5002\ndevice = \"two0\"\n")).unwrap();
+    lab.p2pvm(
+        "a",
+        &[
+            "--dir",
+            dir,
+            "init",
+            "--network",
+            "two",
+            "--subnet",
+            &subnet,
+        ],
+    )
+    .unwrap();
+    fs::write(
+        other.join("node.toml"),
+        format!("{SETTINGS}port = 5001\nlink_port = 5002\ndevice = \"two0\"\n"),
+    )
+    .unwrap();
     lab.p2pvm("a", &["--dir", dir, "up", "--detach"]).unwrap();
     let of = |words: &[&str]| -> Value { lab.json("a", words).unwrap() };
     let told = |words: &[&str], parts: &[&str]| {
-        lab.wait(&format!("{words:?} to tell"), Duration::from_secs(90), Duration::from_millis(500), || {
-            let status = of(words);
-            let found = findings(&status, "networks")
-                .any(|finding| parts.iter().all(|part| finding["found"].as_str().unwrap_or_default().contains(part)));
-            Ok(found.then_some(()))
-        })
-        .unwrap_or_else(|e| panic!("{e}: {}\n{}\n{}", of(words), lab.log_tail("a", 30), lab.p2pvm("a", &["peers"]).unwrap()));
+        lab.wait(
+            &format!("{words:?} to tell"),
+            Duration::from_secs(90),
+            Duration::from_millis(500),
+            || {
+                let status = of(words);
+                let found = findings(&status, "networks").any(|finding| {
+                    parts
+                        .iter()
+                        .all(|part| finding["found"].as_str().unwrap_or_default().contains(part))
+                });
+                Ok(found.then_some(()))
+            },
+        )
+        .unwrap_or_else(|e| {
+            panic!(
+                "{e}: {}\n{}\n{}",
+                of(words),
+                lab.log_tail("a", 30),
+                lab.p2pvm("a", &["peers"]).unwrap()
+            )
+        });
     };
     told(&["status"], &[&format!("b has the address {real}"), "two0"]);
-    told(&["--dir", dir, "status"], &[&format!("holds {real}"), "p2pvm0"]);
+    told(
+        &["--dir", dir, "status"],
+        &[&format!("holds {real}"), "p2pvm0"],
+    );
     let (_, page, _) = lab.try_p2pvm("a", &["doctor"]).unwrap();
-    assert!(page.contains("networks") && page.contains("p2pvm init --subnet"), "{page}");
+    assert!(
+        page.contains("networks") && page.contains("p2pvm init --subnet"),
+        "{page}"
+    );
     lab.p2pvm("a", &["--dir", dir, "down"]).unwrap();
-    until(&lab, "a", "the end of it", Duration::from_secs(60), |status| findings(status, "networks").count() == 0);
+    until(
+        &lab,
+        "a",
+        "the end of it",
+        Duration::from_secs(60),
+        |status| findings(status, "networks").count() == 0,
+    );
     lab.down().unwrap();
 }

@@ -1,4 +1,5 @@
-//! A state directory that was copied: both daemons run at once, one of them takes an identity of its own. A restart is no copy.
+//! A state directory that was copied: both daemons run at once, one of them takes an identity of
+//! its own. A restart is no copy.
 
 mod common;
 
@@ -11,45 +12,92 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Each tells its own every half minute; then the later one stops its guests, is invited and starts again.
+/// Each tells its own every half minute; then the later one stops its guests, is invited and starts
+/// again.
 const SETTLED: Duration = Duration::from_secs(180);
 
 fn member(lab: &Lab, host: &str) -> String {
-    lab.json(host, &["status"]).unwrap()["member"].as_str().unwrap().to_owned()
+    lab.json(host, &["status"]).unwrap()["member"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 fn address(lab: &Lab, host: &str) -> Option<String> {
-    lab.json(host, &["status"]).ok()?["address"].as_str().map(str::to_owned)
+    lab.json(host, &["status"]).ok()?["address"]
+        .as_str()
+        .map(str::to_owned)
 }
 
 fn logs(lab: &Lab) -> String {
-    ["a", "b", "c"].map(|host| format!("--- {host}\n{}", lab.log_tail(host, 40))).join("\n")
+    ["a", "b", "c"]
+        .map(|host| format!("--- {host}\n{}", lab.log_tail(host, 40)))
+        .join("\n")
 }
 
-/// Copies a host's whole state, as a cloned disk has it, and starts its daemon on the other host. Not before the state says where
-/// `knows` is: a copy that knows nobody is alone.
+/// Copies a host's whole state, as a cloned disk has it, and starts its daemon on the other host.
+/// Not before the state says where `knows` is: a copy that knows nobody is alone.
 fn clone_state(lab: &Lab, from: &str, to: &str, knows: &str) {
-    let (peers, known) = (lab.dir(from).unwrap().join("peers.json"), member(lab, knows));
-    lab.wait("the address book to be written", Duration::from_secs(20), Duration::from_millis(200), || {
-        let kept: serde_json::Value = serde_json::from_slice(&fs::read(&peers).unwrap_or_default()).unwrap_or_default();
-        let at = kept.as_array().into_iter().flatten().find(|kept| kept["member"] == *known);
-        Ok(at.and_then(|kept| kept["addresses"].as_array()).filter(|addresses| !addresses.is_empty()).map(drop))
-    })
+    let (peers, known) = (
+        lab.dir(from).unwrap().join("peers.json"),
+        member(lab, knows),
+    );
+    lab.wait(
+        "the address book to be written",
+        Duration::from_secs(20),
+        Duration::from_millis(200),
+        || {
+            let kept: serde_json::Value =
+                serde_json::from_slice(&fs::read(&peers).unwrap_or_default()).unwrap_or_default();
+            let at = kept
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|kept| kept["member"] == *known);
+            Ok(at
+                .and_then(|kept| kept["addresses"].as_array())
+                .filter(|addresses| !addresses.is_empty())
+                .map(drop))
+        },
+    )
     .unwrap();
     let (from, target) = (lab.dir(from).unwrap(), lab.dir(to).unwrap());
-    let copied = Command::new("cp").args(["-a", "-T"]).arg(&from).arg(&target).status().unwrap();
-    assert!(copied.success(), "copying {} to {}", from.display(), target.display());
-    lab.json(to, &["up", "--detach"]).unwrap_or_else(|e| panic!("{e}\n{}", logs(lab)));
+    let copied = Command::new("cp")
+        .args(["-a", "-T"])
+        .arg(&from)
+        .arg(&target)
+        .status()
+        .unwrap();
+    assert!(
+        copied.success(),
+        "copying {} to {}",
+        from.display(),
+        target.display()
+    );
+    lab.json(to, &["up", "--detach"])
+        .unwrap_or_else(|e| panic!("{e}\n{}", logs(lab)));
 }
 
 /// Waits until the host is another member than `before`, with an address.
 fn becomes_another(lab: &Lab, host: &str, before: &str) -> (String, String) {
-    lab.wait(&format!("{host} to be a member of its own"), SETTLED, Duration::from_secs(1), || {
-        // Between the two its daemon does not answer.
-        let Ok(status) = lab.json(host, &["status"]) else { return Ok(None) };
-        let (member, address) = (status["member"].as_str().unwrap_or(before), status["address"].as_str());
-        Ok(address.filter(|_| member != before).map(|address| (member.to_owned(), address.to_owned())))
-    })
+    lab.wait(
+        &format!("{host} to be a member of its own"),
+        SETTLED,
+        Duration::from_secs(1),
+        || {
+            // Between the two its daemon does not answer.
+            let Ok(status) = lab.json(host, &["status"]) else {
+                return Ok(None);
+            };
+            let (member, address) = (
+                status["member"].as_str().unwrap_or(before),
+                status["address"].as_str(),
+            );
+            Ok(address
+                .filter(|_| member != before)
+                .map(|address| (member.to_owned(), address.to_owned())))
+        },
+    )
     .unwrap_or_else(|e| panic!("{e}\n{}", logs(lab)))
 }
 
@@ -57,52 +105,119 @@ fn becomes_another(lab: &Lab, host: &str, before: &str) -> (String, String) {
 fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_vms_are_branches() {
     let lab = lab("twins", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b"]);
-    let made = lab.json("b", &["vm", "create", "web", "--image", image(), "--memory", "128M", "--start"]).unwrap();
+    let made = lab
+        .json(
+            "b",
+            &[
+                "vm",
+                "create",
+                "web",
+                "--image",
+                image(),
+                "--memory",
+                "128M",
+                "--start",
+            ],
+        )
+        .unwrap();
     let guest = made["address"].as_str().unwrap().to_owned();
-    lab.wait_for_guest("a", &guest, Duration::from_secs(90)).unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
+    lab.wait_for_guest("a", &guest, Duration::from_secs(90))
+        .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
     let (before, at) = (member(&lab, "b"), address(&lab, "b").unwrap());
 
     let began = Instant::now();
     clone_state(&lab, "b", "c", "a");
     let (new, its_address) = becomes_another(&lab, "c", &before);
-    println!("the copy is a member of its own after {} s", began.elapsed().as_secs());
+    println!(
+        "the copy is a member of its own after {} s",
+        began.elapsed().as_secs()
+    );
 
-    assert_eq!((member(&lab, "b"), address(&lab, "b")), (before.clone(), Some(at.clone())), "the elder goes on as it was");
+    assert_eq!(
+        (member(&lab, "b"), address(&lab, "b")),
+        (before.clone(), Some(at.clone())),
+        "the elder goes on as it was"
+    );
     assert_ne!(its_address, at);
-    lab.wait("a to see both", Duration::from_secs(60), Duration::from_secs(1), || {
-        let peers = lab.json("a", &["peers"])?;
-        let seen: BTreeSet<&str> = peers.as_array().into_iter().flatten().filter_map(|p| p["member"].as_str()).collect();
-        Ok((seen.contains(&*before) && seen.contains(&*new)).then_some(()))
-    })
+    lab.wait(
+        "a to see both",
+        Duration::from_secs(60),
+        Duration::from_secs(1),
+        || {
+            let peers = lab.json("a", &["peers"])?;
+            let seen: BTreeSet<&str> = peers
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|p| p["member"].as_str())
+                .collect();
+            Ok((seen.contains(&*before) && seen.contains(&*new)).then_some(()))
+        },
+    )
     .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
     for of in [&at, &its_address] {
         let split = Instant::now();
-        lab.wait(&format!("{of} to answer a directly"), Duration::from_secs(60), Duration::from_secs(1), || {
-            Ok(lab.ping("a", of, 1, "1s").ok().filter(|seen| seen.path.starts_with("direct")))
-        })
+        lab.wait(
+            &format!("{of} to answer a directly"),
+            Duration::from_secs(60),
+            Duration::from_secs(1),
+            || {
+                Ok(lab
+                    .ping("a", of, 1, "1s")
+                    .ok()
+                    .filter(|seen| seen.path.starts_with("direct")))
+            },
+        )
         .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
         println!("{of}: direct after {} s", split.elapsed().as_secs());
     }
     // The VM runs once, where it was.
     let at_c = lab.json("c", &["vm", "list"]).unwrap();
-    let states =
-        |of: &serde_json::Value| of.as_array().unwrap().iter().map(|vm| format!("{} {}", vm["name"], vm["state"])).collect::<Vec<_>>();
-    assert!(states(&at_c).contains(&"\"web-branch-e1\" \"branch\"".to_owned()), "{at_c}");
-    lab.wait_for_guest("a", &guest, Duration::from_secs(60)).unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
+    let states = |of: &serde_json::Value| {
+        of.as_array()
+            .unwrap()
+            .iter()
+            .map(|vm| format!("{} {}", vm["name"], vm["state"]))
+            .collect::<Vec<_>>()
+    };
+    assert!(
+        states(&at_c).contains(&"\"web-branch-e1\" \"branch\"".to_owned()),
+        "{at_c}"
+    );
+    lab.wait_for_guest("a", &guest, Duration::from_secs(60))
+        .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
     assert_eq!(lab.json("a", &["vm", "show", "web"]).unwrap()["host"], "b");
 
     // With the member falls who grew out of a copy of its state.
-    let name = lab.json("c", &["status"]).unwrap()["name"].as_str().unwrap().to_owned();
+    let name = lab.json("c", &["status"]).unwrap()["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let said = lab.json("a", &["revoke", &before]).unwrap();
     assert_eq!(said["with"], serde_json::json!([name]), "{said}");
-    lab.wait("both to be out", Duration::from_secs(60), Duration::from_secs(1), || {
-        let peers = lab.json("a", &["peers"])?;
-        let seen = peers.as_array().into_iter().flatten().any(|p| [&*before, &*new].contains(&p["member"].as_str().unwrap_or_default()));
-        let ended = ["b", "c"].iter().all(|host| lab.json(host, &["status"]).is_err());
-        Ok((!seen && ended).then_some(()))
-    })
+    lab.wait(
+        "both to be out",
+        Duration::from_secs(60),
+        Duration::from_secs(1),
+        || {
+            let peers = lab.json("a", &["peers"])?;
+            let seen = peers
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|p| [&*before, &*new].contains(&p["member"].as_str().unwrap_or_default()));
+            let ended = ["b", "c"]
+                .iter()
+                .all(|host| lab.json(host, &["status"]).is_err());
+            Ok((!seen && ended).then_some(()))
+        },
+    )
     .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
-    assert!(lab.log_tail("c", 20).contains("has been revoked"), "{}", logs(&lab));
+    assert!(
+        lab.log_tail("c", 20).contains("has been revoked"),
+        "{}",
+        logs(&lab)
+    );
     lab.down().unwrap();
 }
 
@@ -115,11 +230,21 @@ fn a_copied_founder_becomes_a_member_of_its_own_and_restarts_change_nobody() {
     let (new, its_address) = becomes_another(&lab, "c", &before);
     assert_eq!(member(&lab, "a"), before);
     assert_ne!(Some(its_address), address(&lab, "a"));
-    lab.wait("b to see both", Duration::from_secs(60), Duration::from_secs(1), || {
-        let peers = lab.json("b", &["peers"])?;
-        let seen: BTreeSet<&str> = peers.as_array().into_iter().flatten().filter_map(|p| p["member"].as_str()).collect();
-        Ok((seen.contains(&*before) && seen.contains(&*new)).then_some(()))
-    })
+    lab.wait(
+        "b to see both",
+        Duration::from_secs(60),
+        Duration::from_secs(1),
+        || {
+            let peers = lab.json("b", &["peers"])?;
+            let seen: BTreeSet<&str> = peers
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|p| p["member"].as_str())
+                .collect();
+            Ok((seen.contains(&*before) && seen.contains(&*new)).then_some(()))
+        },
+    )
     .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
     // A daemon that is killed and starts again, beside what it said before, stays who it is.
     for host in ["a", "c"] {
@@ -127,6 +252,11 @@ fn a_copied_founder_becomes_a_member_of_its_own_and_restarts_change_nobody() {
         lab.json(host, &["up", "--detach"]).unwrap();
     }
     std::thread::sleep(Duration::from_secs(75));
-    assert_eq!((member(&lab, "a"), member(&lab, "c")), (before, new), "{}", logs(&lab));
+    assert_eq!(
+        (member(&lab, "a"), member(&lab, "c")),
+        (before, new),
+        "{}",
+        logs(&lab)
+    );
     lab.down().unwrap();
 }

@@ -1,4 +1,5 @@
-//! Beside a real VPN of all addresses (WireGuard, set up by wg-quick): p2pvm works where the VPN carries it, and where it carries the VPN.
+//! Beside a real VPN of all addresses (WireGuard, set up by wg-quick): p2pvm works where the VPN
+//! carries it, and where it carries the VPN.
 
 mod common;
 
@@ -21,13 +22,17 @@ const CLIENT: &str = "10.99.0.2";
 const WORLD: &str = "203.0.113.7";
 
 fn run(lab: &Lab, host: &str, text: &str) -> String {
-    lab.testbed().run(host, &["sh", "-c", text]).unwrap_or_else(|e| panic!("{text}: {e}"))
+    lab.testbed()
+        .run(host, &["sh", "-c", text])
+        .unwrap_or_else(|e| panic!("{text}: {e}"))
 }
 
 /// A key pair: secret, public.
 fn keys(lab: &Lab, host: &str) -> (String, String) {
     let secret = run(lab, host, "wg genkey").trim().to_owned();
-    let public = run(lab, host, &format!("echo {secret} | wg pubkey")).trim().to_owned();
+    let public = run(lab, host, &format!("echo {secret} | wg pubkey"))
+        .trim()
+        .to_owned();
     (secret, public)
 }
 
@@ -36,7 +41,8 @@ fn write(file: &Path, text: &str) -> String {
     file.display().to_string()
 }
 
-/// A VPN whose client is `b`. It gets its file for wg-quick, in which everything goes to the server on `server` at `address`.
+/// A VPN whose client is `b`. It gets its file for wg-quick, in which everything goes to the server
+/// on `server` at `address`.
 fn vpn(lab: &Lab, server: &str, address: &str) -> String {
     let ((server_secret, server_key), (secret, key)) = (keys(lab, server), keys(lab, "b"));
     // The interfaces of all hosts have their sockets in one directory.
@@ -47,10 +53,15 @@ fn vpn(lab: &Lab, server: &str, address: &str) -> String {
          [Peer]\nPublicKey = {key}\nAllowedIPs = {CLIENT}/32\n"
     );
     let file = write(&at_server.join(format!("{}.conf", names[0])), &text);
-    run(lab, server, &format!("chmod 600 {file} && wg-quick up {file} 2>&1 && ip addr add {WORLD}/32 dev lo"));
+    run(
+        lab,
+        server,
+        &format!("chmod 600 {file} && wg-quick up {file} 2>&1 && ip addr add {WORLD}/32 dev lo"),
+    );
     let text = format!(
         "[Interface]\nPrivateKey = {secret}\nAddress = {CLIENT}/24\n\
-         [Peer]\nPublicKey = {server_key}\nEndpoint = {address}:51820\nAllowedIPs = 0.0.0.0/0\nPersistentKeepalive = 1\n"
+         [Peer]\nPublicKey = {server_key}\nEndpoint = {address}:51820\nAllowedIPs = \
+         0.0.0.0/0\nPersistentKeepalive = 1\n"
     );
     let file = write(&at_client.join(format!("{}.conf", names[1])), &text);
     run(lab, "b", &format!("chmod 600 {file}"));
@@ -63,10 +74,11 @@ fn switch(lab: &Lab, file: &str, to: &str) {
 
 fn until(lab: &Lab, what: &str, limit: Duration, is_so: impl Fn() -> bool) -> Duration {
     let began = Instant::now();
-    lab.wait(what, limit, STEP, || Ok(is_so().then_some(()))).unwrap_or_else(|e| {
-        let rules = run(lab, "b", "ip rule; ip -s link; wg show all endpoints");
-        panic!("{e}: {}\n{rules}\n{}", status(lab), lab.log_tail("b", 30))
-    });
+    lab.wait(what, limit, STEP, || Ok(is_so().then_some(())))
+        .unwrap_or_else(|e| {
+            let rules = run(lab, "b", "ip rule; ip -s link; wg show all endpoints");
+            panic!("{e}: {}\n{rules}\n{}", status(lab), lab.log_tail("b", 30))
+        });
     began.elapsed()
 }
 
@@ -79,21 +91,35 @@ fn is_ok(lab: &Lab) -> bool {
 }
 
 fn pings(lab: &Lab, to: &str) -> bool {
-    lab.testbed().exec("b", &["ping", "-nqc", "1", "-W", "1", to]).is_ok_and(|out| out.status.success())
+    lab.testbed()
+        .exec("b", &["ping", "-nqc", "1", "-W", "1", to])
+        .is_ok_and(|out| out.status.success())
 }
 
 fn address(lab: &Lab, host: &str) -> String {
-    lab.json(host, &["status"]).unwrap()["address"].as_str().unwrap().to_owned()
+    lab.json(host, &["status"]).unwrap()["address"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 /// Own rules that lead past a VPN, and all own ones, by the protocol number that p2pvm's carry.
 fn own_rules(lab: &Lab) -> Vec<String> {
-    run(lab, "b", "ip -d rule").lines().filter(|rule| rule.contains("proto 112")).map(str::to_owned).collect()
+    run(lab, "b", "ip -d rule")
+        .lines()
+        .filter(|rule| rule.contains("proto 112"))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Packets that came into p2pvm0 from this machine within the time.
 fn packets(lab: &Lab, within: Duration) -> u64 {
-    let count = || run(lab, "b", "cat /sys/class/net/p2pvm0/statistics/tx_packets").trim().parse::<u64>().unwrap();
+    let count = || {
+        run(lab, "b", "cat /sys/class/net/p2pvm0/statistics/tx_packets")
+            .trim()
+            .parse::<u64>()
+            .unwrap()
+    };
     let before = count();
     std::thread::sleep(within);
     count() - before
@@ -103,19 +129,34 @@ fn packets(lab: &Lab, within: Duration) -> u64 {
 fn a_vpn_whose_server_is_reached_over_the_network_is_carried_by_it_and_does_not_carry_it() {
     let lab = lab("vpn-over", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
-    until(&lab, "b to be well", Duration::from_secs(40), || is_ok(&lab));
+    until(&lab, "b to be well", Duration::from_secs(40), || {
+        is_ok(&lab)
+    });
     let a = address(&lab, "a");
     let file = vpn(&lab, "a", &a);
     for round in 0..2 {
         switch(&lab, &file, "up");
-        let past = until(&lab, "own packets to go past the VPN", SOON, || !own_rules(&lab).is_empty());
-        let back = until(&lab, "the VPN to lead out", SOON, || pings(&lab, WORLD) && pings(&lab, &a));
+        let past = until(&lab, "own packets to go past the VPN", SOON, || {
+            !own_rules(&lab).is_empty()
+        });
+        let back = until(&lab, "the VPN to lead out", SOON, || {
+            pings(&lab, WORLD) && pings(&lab, &a)
+        });
         println!("round {round}: past it after {past:?}, all is well after {back:?} more");
         until(&lab, "b to be well", SOON, || is_ok(&lab));
         let way = run(&lab, "b", &format!("ip route get {WORLD}"));
-        assert!(way.contains(" table "), "packets to the world take the VPN: {way}");
-        let (page, name) = (lab.try_p2pvm("b", &["doctor"]).unwrap().1, file.rsplit_once('/').unwrap().1.replace(".conf", ""));
-        assert!(page.contains(&format!("go past the VPN {name}, whose server {a} ")), "{page}");
+        assert!(
+            way.contains(" table "),
+            "packets to the world take the VPN: {way}"
+        );
+        let (page, name) = (
+            lab.try_p2pvm("b", &["doctor"]).unwrap().1,
+            file.rsplit_once('/').unwrap().1.replace(".conf", ""),
+        );
+        assert!(
+            page.contains(&format!("go past the VPN {name}, whose server {a} ")),
+            "{page}"
+        );
         // Two packets a second of ours, two of the VPN's: neither feeds the other.
         let idle = packets(&lab, Duration::from_secs(3));
         assert!(idle < 60, "{idle} packets in 3 s");
@@ -124,11 +165,20 @@ fn a_vpn_whose_server_is_reached_over_the_network_is_carried_by_it_and_does_not_
             lab.p2pvm("b", &["down"]).unwrap();
             assert_eq!(own_rules(&lab), [""; 0]);
             lab.p2pvm("b", &["up", "--detach"]).unwrap();
-            until(&lab, "all to be well again", Duration::from_secs(30), || pings(&lab, WORLD) && pings(&lab, &a) && is_ok(&lab));
+            until(
+                &lab,
+                "all to be well again",
+                Duration::from_secs(30),
+                || pings(&lab, WORLD) && pings(&lab, &a) && is_ok(&lab),
+            );
         }
         switch(&lab, &file, "down");
-        until(&lab, "the rules to go with the VPN", SOON, || own_rules(&lab).is_empty());
-        until(&lab, "b to be well without the VPN", SOON, || is_ok(&lab) && pings(&lab, &a));
+        until(&lab, "the rules to go with the VPN", SOON, || {
+            own_rules(&lab).is_empty()
+        });
+        until(&lab, "b to be well without the VPN", SOON, || {
+            is_ok(&lab) && pings(&lab, &a)
+        });
     }
     lab.down().unwrap();
 }
@@ -137,28 +187,68 @@ fn a_vpn_whose_server_is_reached_over_the_network_is_carried_by_it_and_does_not_
 fn a_vpn_to_elsewhere_carries_the_network() {
     let lab = lab("vpn-under", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b"]);
-    until(&lab, "b to be well", Duration::from_secs(40), || is_ok(&lab));
-    let (a, server) = (address(&lab, "a"), lab.testbed().host("c").unwrap().address.to_string());
+    until(&lab, "b to be well", Duration::from_secs(40), || {
+        is_ok(&lab)
+    });
+    let (a, server) = (
+        address(&lab, "a"),
+        lab.testbed().host("c").unwrap().address.to_string(),
+    );
     let file = vpn(&lab, "c", &server);
     run(
         &lab,
         "c",
-        "sysctl -qw net.ipv4.ip_forward=1 && nft 'add table ip out; add chain ip out post { type nat hook postrouting priority 100; }; \
+        "sysctl -qw net.ipv4.ip_forward=1 && nft 'add table ip out; add chain ip out post { type \
+            nat hook postrouting priority 100; }; \
          add rule ip out post oifname eth0 masquerade'",
     );
     switch(&lab, &file, "up");
-    let through = || run(&lab, "c", "wg show all transfer").split_whitespace().nth(2).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-    until(&lab, "all to be well through the VPN", Duration::from_secs(60), || pings(&lab, WORLD) && pings(&lab, &a) && is_ok(&lab));
+    let through = || {
+        run(&lab, "c", "wg show all transfer")
+            .split_whitespace()
+            .nth(2)
+            .and_then(|n| n.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    until(
+        &lab,
+        "all to be well through the VPN",
+        Duration::from_secs(60),
+        || pings(&lab, WORLD) && pings(&lab, &a) && is_ok(&lab),
+    );
     let before = through();
-    until(&lab, "a direct way through the VPN", Duration::from_secs(60), || {
-        let peers = lab.json("b", &["peers"]).unwrap();
-        peers.as_array().is_some_and(|all| all.iter().any(|peer| peer["path"].as_str().is_some_and(|path| path.starts_with("direct"))))
-    });
+    until(
+        &lab,
+        "a direct way through the VPN",
+        Duration::from_secs(60),
+        || {
+            let peers = lab.json("b", &["peers"]).unwrap();
+            peers.as_array().is_some_and(|all| {
+                all.iter().any(|peer| {
+                    peer["path"]
+                        .as_str()
+                        .is_some_and(|path| path.starts_with("direct"))
+                })
+            })
+        },
+    );
     (0..20).for_each(|_| assert!(pings(&lab, &a)));
     let carried = through() - before;
-    assert!(carried > 20 * 84, "{carried} bytes of p2pvm's have gone through the VPN");
-    assert!(own_rules(&lab).is_empty(), "what the VPN's owner wants in it stays in it: {:?}", own_rules(&lab));
+    assert!(
+        carried > 20 * 84,
+        "{carried} bytes of p2pvm's have gone through the VPN"
+    );
+    assert!(
+        own_rules(&lab).is_empty(),
+        "what the VPN's owner wants in it stays in it: {:?}",
+        own_rules(&lab)
+    );
     switch(&lab, &file, "down");
-    until(&lab, "all to be well without it", Duration::from_secs(60), || pings(&lab, &a) && is_ok(&lab));
+    until(
+        &lab,
+        "all to be well without it",
+        Duration::from_secs(60),
+        || pings(&lab, &a) && is_ok(&lab),
+    );
     lab.down().unwrap();
 }

@@ -1,5 +1,6 @@
-//! A quarter of an hour of random events on a host, under a TCP stream, pings of a guest and of two LANs, and look-ups of names.
-//! `make test-slow` runs it; `SEED=n make test-slow` with another sequence.
+//! A quarter of an hour of random events on a host, under a TCP stream, pings of a guest and of two
+//! LANs, and look-ups of names. `make test-slow` runs it; `SEED=n make test-slow` with another
+//! sequence.
 
 mod common;
 
@@ -7,7 +8,10 @@ use p2pvm_tests::chaos::{self, Options};
 use std::path::{Path, PathBuf};
 
 fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    std::env::var(variable)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
 }
 
 #[test]
@@ -23,10 +27,21 @@ fn whatever_happens_to_a_host_all_is_back_within_20_s_and_nothing_stays_at_the_e
         keep_going: true,
         program: None,
     };
-    let report = match chaos::run(&options, Path::new(env!("CARGO_BIN_EXE_p2pvm")), &options.name, |line| println!("{line}")) {
-        Err(chaos::Failed::NoTree(why)) => return println!("NOT RUN: no Debian tree can be made here: {why}"),
+    let report = match chaos::run(
+        &options,
+        Path::new(env!("CARGO_BIN_EXE_p2pvm")),
+        &options.name,
+        |line| println!("{line}"),
+    ) {
+        Err(chaos::Failed::NoTree(why)) => {
+            return println!("NOT RUN: no Debian tree can be made here: {why}");
+        }
         report => report.unwrap(),
     };
     assert!(report.is_good(), "{report:#?}\nagain: {}", report.again());
-    assert!(report.steps.len() >= 20, "{} events are no chaos", report.steps.len());
+    assert!(
+        report.steps.len() >= 20,
+        "{} events are no chaos",
+        report.steps.len()
+    );
 }

@@ -1,4 +1,5 @@
-//! The ring in the running daemon: members that have no connection with each other, on the emulated wide area.
+//! The ring in the running daemon: members that have no connection with each other, on the emulated
+//! wide area.
 
 mod common;
 
@@ -12,35 +13,48 @@ const HOSTS: [&str; 11] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"
 /// The control plane's port.
 const CONTROL: u16 = 4001;
 
-/// Members in one ring. All but the first two refuse each other's control connections, so that they know each other by
-/// name only.
+/// Members in one ring. All but the first two refuse each other's control connections, so that they
+/// know each other by name only.
 fn ring(test: &str) -> Lab {
     let lab = lab(test, &public_sites(&HOSTS, 20.0));
     let address = |host: &str| lab.testbed().host(host).unwrap().address;
     for host in &HOSTS {
-        lab.configure(host, &format!("{SETTINGS}full_mesh = 2\n[ring]\nfar = 1\n")).unwrap();
+        lab.configure(host, &format!("{SETTINGS}full_mesh = 2\n[ring]\nfar = 1\n"))
+            .unwrap();
     }
     let strangers = &HOSTS[2..];
     for host in strangers {
-        let others: Vec<String> = strangers.iter().filter(|other| *other != host).map(|other| address(other).to_string()).collect();
+        let others: Vec<String> = strangers
+            .iter()
+            .filter(|other| *other != host)
+            .map(|other| address(other).to_string())
+            .collect();
         let others = others.join(", ");
         let rules = format!(
             "table inet strangers {{ chain inward {{ type filter hook input priority 0; \
-             ip saddr {{ {others} }} udp dport {CONTROL} drop; ip saddr {{ {others} }} tcp dport {CONTROL} drop; \
-             ip saddr {{ {others} }} udp sport {CONTROL} drop; ip saddr {{ {others} }} tcp sport {CONTROL} drop; }}; }}"
+             ip saddr {{ {others} }} udp dport {CONTROL} drop; ip saddr {{ {others} }} tcp dport \
+             {CONTROL} drop; \
+             ip saddr {{ {others} }} udp sport {CONTROL} drop; ip saddr {{ {others} }} tcp sport \
+             {CONTROL} drop; }}; }}"
         );
         lab.testbed().run(host, &["nft", &rules]).unwrap();
     }
     lab.found(HOSTS[0], "lab").unwrap();
     let invite = lab.invite(HOSTS[0], HOSTS.len() as u32).unwrap();
     for host in &HOSTS[1..] {
-        lab.join(host, &invite).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+        lab.join(host, &invite)
+            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
     }
     for host in HOSTS {
-        lab.wait(&format!("{host} to be in the ring"), Duration::from_secs(60), Duration::from_millis(500), || {
-            let ring = lab.json(host, &["status"])?["ring"].take();
-            Ok((ring["joined"] == true && ring["near"].as_u64() >= Some(4)).then_some(()))
-        })
+        lab.wait(
+            &format!("{host} to be in the ring"),
+            Duration::from_secs(60),
+            Duration::from_millis(500),
+            || {
+                let ring = lab.json(host, &["status"])?["ring"].take();
+                Ok((ring["joined"] == true && ring["near"].as_u64() >= Some(4)).then_some(()))
+            },
+        )
         .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
     }
     // Edges of the joining that nobody needs go after ten seconds.
@@ -54,10 +68,16 @@ fn strangers(lab: &Lab) -> (String, String) {
         let peers = lab.json(from, &["peers"]).unwrap();
         let unmet = |p: &&Value| {
             let name = p["name"].as_str().unwrap_or_default();
-            HOSTS[2..].contains(&name) && p["connected"] == false && p["path"].is_null() && p["ring"].is_null()
+            HOSTS[2..].contains(&name)
+                && p["connected"] == false
+                && p["path"].is_null()
+                && p["ring"].is_null()
         };
         if let Some(peer) = peers.as_array().into_iter().flatten().find(unmet) {
-            return ((*from).to_owned(), peer["name"].as_str().unwrap().to_owned());
+            return (
+                (*from).to_owned(),
+                peer["name"].as_str().unwrap().to_owned(),
+            );
         }
     }
     panic!("all members know each other");
@@ -65,21 +85,57 @@ fn strangers(lab: &Lab) -> (String, String) {
 
 /// The pongs of a ping: path and round trip in milliseconds.
 fn pongs(lab: &Lab, from: &str, to: &str, count: u32) -> Vec<(String, Option<f64>)> {
-    let said = lab.p2pvm(from, &["--json", "ping", to, "--count", &count.to_string(), "--interval", "200ms"]).unwrap();
-    let lines = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|v| v["seq"].is_u64()).map(|v| (v["path"].as_str().unwrap_or_default().to_owned(), v["rtt_ms"].as_f64())).collect()
+    let said = lab
+        .p2pvm(
+            from,
+            &[
+                "--json",
+                "ping",
+                to,
+                "--count",
+                &count.to_string(),
+                "--interval",
+                "200ms",
+            ],
+        )
+        .unwrap();
+    let lines = said
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines
+        .filter(|v| v["seq"].is_u64())
+        .map(|v| {
+            (
+                v["path"].as_str().unwrap_or_default().to_owned(),
+                v["rtt_ms"].as_f64(),
+            )
+        })
+        .collect()
 }
 
-/// Whom a member has not met it finds by the network's records: by address, and by a name that it has not heard.
+/// Whom a member has not met it finds by the network's records: by address, and by a name that it
+/// has not heard.
 fn found_by_the_records(lab: &Lab, from: &str, to: &str) {
     let status = lab.json(to, &["status"]).unwrap();
     let address = status["address"].as_str().unwrap();
     let traced = lab.json(from, &["trace", address]).unwrap();
-    assert!(traced["reached"] == true && traced["hops"].as_array().unwrap().last().unwrap()["name"] == to, "{traced}");
+    assert!(
+        traced["reached"] == true
+            && traced["hops"].as_array().unwrap().last().unwrap()["name"] == to,
+        "{traced}"
+    );
     let unheard = HOSTS.iter().find_map(|host| {
         let peers = lab.json(host, &["peers"]).unwrap();
-        let names: Vec<&str> = peers.as_array().into_iter().flatten().filter_map(|p| p["name"].as_str()).collect();
-        HOSTS.iter().find(|other| *other != host && !names.contains(other)).map(|other| (*host, *other))
+        let names: Vec<&str> = peers
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|p| p["name"].as_str())
+            .collect();
+        HOSTS
+            .iter()
+            .find(|other| *other != host && !names.contains(other))
+            .map(|other| (*host, *other))
     });
     eprintln!("a name that a member has not heard: {unheard:?}");
     if let Some((from, to)) = unheard {
@@ -97,27 +153,60 @@ fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
     let traced = lab.json(&from, &["trace", &to]).unwrap();
     let hops = traced["hops"].as_array().unwrap();
     eprintln!("trace from {from} to {to}: {traced}");
-    assert!(traced["reached"] == true && hops.len() >= 2 && hops.last().unwrap()["name"] == to.as_str(), "{traced}");
-    assert!(hops.iter().all(|hop| hop["rtt_ms"].as_f64().is_some_and(|ms| ms > 10.0)), "{traced}");
+    assert!(
+        traced["reached"] == true && hops.len() >= 2 && hops.last().unwrap()["name"] == to.as_str(),
+        "{traced}"
+    );
+    assert!(
+        hops.iter()
+            .all(|hop| hop["rtt_ms"].as_f64().is_some_and(|ms| ms > 10.0)),
+        "{traced}"
+    );
     found_by_the_records(&lab, &from, &to);
     let began = Instant::now();
     let pongs = pongs(&lab, &from, &to, 15);
     eprintln!("{:?} for the command; {pongs:?}", began.elapsed());
-    assert!(pongs.iter().all(|(_, rtt)| rtt.is_some()), "no probe is lost: {pongs:?}");
+    assert!(
+        pongs.iter().all(|(_, rtt)| rtt.is_some()),
+        "no probe is lost: {pongs:?}"
+    );
     assert!(pongs[0].0.starts_with("over the ring, "), "{pongs:?}");
-    assert!(pongs.last().unwrap().0.starts_with("direct"), "{pongs:?}\n{}", lab.log_tail(&from, 40));
-    // Questions to all go over control connections of neighbours: where those are refused, the answer names who is missing.
+    assert!(
+        pongs.last().unwrap().0.starts_with("direct"),
+        "{pongs:?}\n{}",
+        lab.log_tail(&from, 40)
+    );
+    // Questions to all go over control connections of neighbours: where those are refused, the
+    // answer names who is missing.
     let cluster = lab.json(&to, &["peers", "--all"]).unwrap();
     let silent = cluster["silent"].as_array().map_or(0, Vec::len);
-    assert!(silent > 0 && cluster["members"].as_array().is_some_and(|m| m.len() < HOSTS.len()), "{cluster}");
+    assert!(
+        silent > 0
+            && cluster["members"]
+                .as_array()
+                .is_some_and(|m| m.len() < HOSTS.len()),
+        "{cluster}"
+    );
     for host in &HOSTS[2..] {
-        lab.testbed().run(host, &["nft", "delete table inet strangers"]).unwrap();
+        lab.testbed()
+            .run(host, &["nft", "delete table inet strangers"])
+            .unwrap();
     }
-    lab.wait("an answer of every member, once", Duration::from_secs(90), Duration::from_secs(1), || {
-        let cluster = lab.json(&to, &["peers", "--all"])?;
-        let names: Vec<&str> = cluster["members"].as_array().into_iter().flatten().filter_map(|m| m["name"].as_str()).collect();
-        Ok((names == HOSTS && cluster["load"]["members"] == HOSTS.len()).then_some(()))
-    })
+    lab.wait(
+        "an answer of every member, once",
+        Duration::from_secs(90),
+        Duration::from_secs(1),
+        || {
+            let cluster = lab.json(&to, &["peers", "--all"])?;
+            let names: Vec<&str> = cluster["members"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|m| m["name"].as_str())
+                .collect();
+            Ok((names == HOSTS && cluster["load"]["members"] == HOSTS.len()).then_some(()))
+        },
+    )
     .unwrap_or_else(|e| panic!("{e}\n{:?}", lab.json(&to, &["peers", "--all"])));
     let page = lab.p2pvm(&to, &["metrics", "--all"]).unwrap();
     for host in &HOSTS {
@@ -133,39 +222,72 @@ fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
 fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
     let lab = ring("ring-heal");
     let (from, to) = strangers(&lab);
-    let middle = lab.json(&from, &["trace", &to]).unwrap()["hops"][0]["name"].as_str().unwrap().to_owned();
+    let middle = lab.json(&from, &["trace", &to]).unwrap()["hops"][0]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert_ne!(middle, to);
     // The founder holds a control connection with everyone: it stays.
-    let victim = if middle == HOSTS[0] { HOSTS[1].to_owned() } else { middle };
-    let id = |host: &&str| lab.json(host, &["status"]).unwrap()["member"].as_str().unwrap().to_owned();
-    let ids: std::collections::HashMap<&str, String> = HOSTS.iter().map(|host| (*host, id(host))).collect();
+    let victim = if middle == HOSTS[0] {
+        HOSTS[1].to_owned()
+    } else {
+        middle
+    };
+    let id = |host: &&str| {
+        lab.json(host, &["status"]).unwrap()["member"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let ids: std::collections::HashMap<&str, String> =
+        HOSTS.iter().map(|host| (*host, id(host))).collect();
     lab.testbed().kill(&victim).unwrap();
     let died = Instant::now();
-    lab.wait("a path around the dead member", Duration::from_secs(40), Duration::from_millis(300), || {
-        let (code, said, _) = lab.try_p2pvm(&from, &["--json", "trace", &to])?;
-        Ok((code == 0 && !said.contains(&format!("\"{victim}\""))).then_some(()))
-    })
+    lab.wait(
+        "a path around the dead member",
+        Duration::from_secs(40),
+        Duration::from_millis(300),
+        || {
+            let (code, said, _) = lab.try_p2pvm(&from, &["--json", "trace", &to])?;
+            Ok((code == 0 && !said.contains(&format!("\"{victim}\""))).then_some(()))
+        },
+    )
     .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(&from, 60)));
     eprintln!("around {victim} after {:?}", died.elapsed());
 
     let living: Vec<&str> = HOSTS.into_iter().filter(|host| *host != victim).collect();
     let (one, other) = living.split_at(living.len() / 2);
-    let across = |action: &dyn Fn(&str, &str)| one.iter().for_each(|a| other.iter().for_each(|b| action(a, b)));
+    let across = |action: &dyn Fn(&str, &str)| {
+        one.iter()
+            .for_each(|a| other.iter().for_each(|b| action(a, b)))
+    };
     across(&|a, b| lab.testbed().cut(a, b).unwrap());
     // By id: whom a member has never met it knows by no name.
-    let reached = |a: &str, b: &str| lab.try_p2pvm(a, &["--json", "trace", &ids[b]]).is_ok_and(|(code, ..)| code == 0);
-    lab.wait("two rings", Duration::from_secs(90), Duration::from_secs(1), || {
-        let within = reached(one[0], one[one.len() - 1]) && reached(other[0], other[other.len() - 1]);
-        Ok((within && !reached(one[0], other[0])).then_some(()))
-    })
+    let reached = |a: &str, b: &str| {
+        lab.try_p2pvm(a, &["--json", "trace", &ids[b]])
+            .is_ok_and(|(code, ..)| code == 0)
+    };
+    lab.wait(
+        "two rings",
+        Duration::from_secs(90),
+        Duration::from_secs(1),
+        || {
+            let within =
+                reached(one[0], one[one.len() - 1]) && reached(other[0], other[other.len() - 1]);
+            Ok((within && !reached(one[0], other[0])).then_some(()))
+        },
+    )
     .unwrap();
     across(&|a, b| lab.testbed().heal(a, b).unwrap());
     let healed = Instant::now();
     for a in one {
         for b in other {
-            lab.wait(&format!("{a} to reach {b} over the ring"), Duration::from_secs(150), Duration::from_secs(1), || {
-                Ok((reached(a, b) && reached(b, a)).then_some(()))
-            })
+            lab.wait(
+                &format!("{a} to reach {b} over the ring"),
+                Duration::from_secs(150),
+                Duration::from_secs(1),
+                || Ok((reached(a, b) && reached(b, a)).then_some(())),
+            )
             .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(a, 60)));
         }
     }

@@ -1,7 +1,8 @@
-//! The ciphers that a link could use, by the two libraries that have them for this processor: nanoseconds to seal and to open one
-//! datagram, in place and with the tag apart, as `link::session` does it. Round by round over all of them, so that what else the
-//! machine does falls on all alike; prints medians, and the fastest and slowest round.
-//! `cargo bench -p p2pvm-overlay --no-default-features --bench aead`.
+//! The ciphers that a link could use, by the two libraries that have them for this processor:
+//! nanoseconds to seal and to open one datagram, in place and with the tag apart, as
+//! `link::session` does it. Round by round over all of them, so that what else the machine does
+//! falls on all alike; prints medians, and the fastest and slowest round. `cargo bench -p
+//! p2pvm-overlay --no-default-features --bench aead`.
 
 use std::{
     hint::black_box,
@@ -29,7 +30,9 @@ macro_rules! aead {
         impl $name {
             fn new(algorithm: &'static $library::aead::Algorithm) -> Self {
                 let key = vec![7; algorithm.key_len()];
-                Self($library::aead::LessSafeKey::new($library::aead::UnboundKey::new(algorithm, &key).expect("as long as it says")))
+                Self($library::aead::LessSafeKey::new(
+                    $library::aead::UnboundKey::new(algorithm, &key).expect("as long as it says"),
+                ))
             }
 
             fn nonce(number: u64) -> $library::aead::Nonce {
@@ -41,15 +44,24 @@ macro_rules! aead {
 
         impl Aead for $name {
             fn seal(&self, number: u64, datagram: &mut [u8]) -> [u8; 16] {
-                let tag = self.0.seal_in_place_separate_tag(Self::nonce(number), $library::aead::Aad::empty(), datagram);
-                tag.expect("it fits").as_ref().try_into().expect("all tags have 16 bytes")
+                let tag = self.0.seal_in_place_separate_tag(
+                    Self::nonce(number),
+                    $library::aead::Aad::empty(),
+                    datagram,
+                );
+                tag.expect("it fits")
+                    .as_ref()
+                    .try_into()
+                    .expect("all tags have 16 bytes")
             }
 
             fn open(&self, number: u64, datagram: &mut [u8], tag: [u8; 16]) -> bool {
                 // Joined in the datagram's own buffer, as on the wire: both libraries have that.
                 let len = datagram.len();
                 datagram[len - 16..].copy_from_slice(&tag);
-                self.0.open_in_place(Self::nonce(number), $library::aead::Aad::empty(), datagram).is_ok()
+                self.0
+                    .open_in_place(Self::nonce(number), $library::aead::Aad::empty(), datagram)
+                    .is_ok()
             }
         }
     };
@@ -77,7 +89,8 @@ fn measure(aead: &dyn Aead, size: usize) -> [f64; 2] {
     let plain = vec![5; size + 16];
     let mut sealed = plain.clone();
     let tag = aead.seal(1, &mut sealed[..size]);
-    // What was opened is no longer sealed: each begins with a copy, which both libraries pay alike (some 20 ns).
+    // What was opened is no longer sealed: each begins with a copy, which both libraries pay alike
+    // (some 20 ns).
     let open = time(|_| {
         datagram.copy_from_slice(&sealed);
         assert!(black_box(aead.open(1, &mut datagram, tag)), "genuine");
@@ -88,27 +101,58 @@ fn measure(aead: &dyn Aead, size: usize) -> [f64; 2] {
 
 fn main() {
     let ciphers: [(&str, Box<dyn Aead>); 6] = [
-        ("ring AES-128-GCM", Box::new(Ring::new(&ring::aead::AES_128_GCM))),
-        ("aws-lc-rs AES-128-GCM", Box::new(AwsLc::new(&aws_lc_rs::aead::AES_128_GCM))),
-        ("ring AES-256-GCM", Box::new(Ring::new(&ring::aead::AES_256_GCM))),
-        ("aws-lc-rs AES-256-GCM", Box::new(AwsLc::new(&aws_lc_rs::aead::AES_256_GCM))),
-        ("ring ChaCha20-Poly1305", Box::new(Ring::new(&ring::aead::CHACHA20_POLY1305))),
-        ("aws-lc-rs ChaCha20-Poly1305", Box::new(AwsLc::new(&aws_lc_rs::aead::CHACHA20_POLY1305))),
+        (
+            "ring AES-128-GCM",
+            Box::new(Ring::new(&ring::aead::AES_128_GCM)),
+        ),
+        (
+            "aws-lc-rs AES-128-GCM",
+            Box::new(AwsLc::new(&aws_lc_rs::aead::AES_128_GCM)),
+        ),
+        (
+            "ring AES-256-GCM",
+            Box::new(Ring::new(&ring::aead::AES_256_GCM)),
+        ),
+        (
+            "aws-lc-rs AES-256-GCM",
+            Box::new(AwsLc::new(&aws_lc_rs::aead::AES_256_GCM)),
+        ),
+        (
+            "ring ChaCha20-Poly1305",
+            Box::new(Ring::new(&ring::aead::CHACHA20_POLY1305)),
+        ),
+        (
+            "aws-lc-rs ChaCha20-Poly1305",
+            Box::new(AwsLc::new(&aws_lc_rs::aead::CHACHA20_POLY1305)),
+        ),
     ];
-    let mut seen: Vec<[[Vec<f64>; 2]; SIZES.len()]> = ciphers.iter().map(|_| Default::default()).collect();
+    let mut seen: Vec<[[Vec<f64>; 2]; SIZES.len()]> =
+        ciphers.iter().map(|_| Default::default()).collect();
     for _ in 0..ROUNDS {
         for ((_, aead), seen) in ciphers.iter().zip(&mut seen) {
             for (size, seen) in SIZES.into_iter().zip(seen) {
-                seen.iter_mut().zip(measure(aead.as_ref(), size)).for_each(|(seen, time)| seen.push(time));
+                seen.iter_mut()
+                    .zip(measure(aead.as_ref(), size))
+                    .for_each(|(seen, time)| seen.push(time));
             }
         }
     }
-    println!("| ns a datagram | {} |", SIZES.map(|size| format!("seal {size} | open {size}")).join(" | "));
+    println!(
+        "| ns a datagram | {} |",
+        SIZES
+            .map(|size| format!("seal {size} | open {size}"))
+            .join(" | ")
+    );
     println!("|---|{}", "---|".repeat(2 * SIZES.len()));
     for ((name, _), seen) in ciphers.iter().zip(seen) {
         let cells = seen.into_iter().flatten().map(|mut times| {
             times.sort_by(f64::total_cmp);
-            format!("{:.0} ({:.0}–{:.0})", times[ROUNDS / 2], times[0], times[ROUNDS - 1])
+            format!(
+                "{:.0} ({:.0}–{:.0})",
+                times[ROUNDS / 2],
+                times[0],
+                times[ROUNDS - 1]
+            )
         });
         println!("| {name} | {} |", cells.collect::<Vec<_>>().join(" | "));
     }

@@ -1,5 +1,6 @@
-//! Allocations per packet: a counting allocator around two planes that carry one TCP stream, then UDP datagrams.
-//! Needs root and iperf3. `cargo bench -p p2pvm-overlay --no-default-features --bench alloc`. Fails if the planes allocate for packets.
+//! Allocations per packet: a counting allocator around two planes that carry one TCP stream, then
+//! UDP datagrams. Needs root and iperf3. `cargo bench -p p2pvm-overlay --no-default-features
+//! --bench alloc`. Fails if the planes allocate for packets.
 
 #![allow(dead_code, reason = "the tests' world has more than this needs")]
 
@@ -53,13 +54,27 @@ fn measure(from: &Host, to: &Host, arguments: &str, packet: u64) -> (u64, u64) {
         .expect("iperf3 starts");
     std::thread::sleep(Duration::from_millis(500));
     let carried = || {
-        let of = |host: &Host| host.plane.peers().iter().map(|(_, path)| path.tx_bytes + path.rx_bytes).sum::<u64>();
+        let of = |host: &Host| {
+            host.plane
+                .peers()
+                .iter()
+                .map(|(_, path)| path.tx_bytes + path.rx_bytes)
+                .sum::<u64>()
+        };
         of(from) + of(to)
     };
     let (packets, before) = (carried(), ALLOCATIONS.load(Ordering::Relaxed));
-    let out = sh(&format!("ip netns exec {} iperf3 -c {} -t 3 {arguments}", from.namespace, to.overlay()));
+    let out = sh(&format!(
+        "ip netns exec {} iperf3 -c {} -t 3 {arguments}",
+        from.namespace,
+        to.overlay()
+    ));
     let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     let _ = server.wait();
     (allocations, (carried() - packets) / packet)
 }
@@ -69,14 +84,23 @@ async fn main() {
     let mut world = World::new(Duration::from_millis(1));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);
-    a.plane.ping(b.member, Duration::from_secs(10)).await.expect("a link");
+    a.plane
+        .ping(b.member, Duration::from_secs(10))
+        .await
+        .expect("a link");
     let mut wrong = false;
-    for (what, arguments, packet) in
-        [("TCP", "", PACKET), ("UDP, 1200 bytes", "-u -b 300M -l 1200", 1228), ("UDP, 64 bytes", "-u -b 10M -l 64", 92)]
-    {
-        let (allocations, packets) = tokio::task::block_in_place(|| measure(&a, &b, arguments, packet));
+    for (what, arguments, packet) in [
+        ("TCP", "", PACKET),
+        ("UDP, 1200 bytes", "-u -b 300M -l 1200", 1228),
+        ("UDP, 64 bytes", "-u -b 10M -l 64", 92),
+    ] {
+        let (allocations, packets) =
+            tokio::task::block_in_place(|| measure(&a, &b, arguments, packet));
         let each = allocations as f64 / packets.max(1) as f64;
-        println!("{what}: {allocations} allocations for {packets} packets, {each:.5} each (sh and iperf3's start included)");
+        println!(
+            "{what}: {allocations} allocations for {packets} packets, {each:.5} each (sh and \
+                iperf3's start included)"
+        );
         // The clock, the connector and this measurement allocate now and then; a packet must not.
         wrong |= each > 0.05;
     }

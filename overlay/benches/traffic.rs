@@ -1,10 +1,13 @@
-//! What counting traffic costs the packet plane, and what keeping access rules costs it: one TCP stream between two planes, cut
-//! into short slices that have it on and off in turn, ABBA, so that whatever else the machine does meets both alike. Compared is
-//! the processor time per gigabyte of this process, which is both planes and nothing else: unlike throughput it does not say how
-//! busy the machine is. Pairs of slices that differ in nothing run beside the others and show what the measurement can tell.
+//! What counting traffic costs the packet plane, and what keeping access rules costs it: one TCP
+//! stream between two planes, cut into short slices that have it on and off in turn, ABBA, so that
+//! whatever else the machine does meets both alike. Compared is the processor time per gigabyte of
+//! this process, which is both planes and nothing else: unlike throughput it does not say how busy
+//! the machine is. Pairs of slices that differ in nothing run beside the others and show what the
+//! measurement can tell.
 //!
-//! Needs root and iperf3. `cargo bench -p p2pvm-overlay --no-default-features --bench traffic [-- PAIRS]`. Prints the median of the
-//! pairs' ratios on/off, its 95 % confidence interval by order statistics (no distribution assumed), and the quartiles.
+//! Needs root and iperf3. `cargo bench -p p2pvm-overlay --no-default-features --bench traffic [--
+//! PAIRS]`. Prints the median of the pairs' ratios on/off, its 95 % confidence interval by order
+//! statistics (no distribution assumed), and the quartiles.
 
 #![allow(dead_code, reason = "the tests' world has more than this needs")]
 
@@ -20,7 +23,8 @@ use std::{
 };
 use world::{Host, Nat, Numbered, World, introduce};
 
-/// One slice. Long beside the millisecond for which packets are under way, short beside what changes on a machine.
+/// One slice. Long beside the millisecond for which packets are under way, short beside what
+/// changes on a machine.
 const SLICE: Duration = Duration::from_millis(40);
 /// A slice that carried less says nothing: the stream stood still.
 const LEAST_BYTES: u64 = 256 << 10;
@@ -38,7 +42,11 @@ enum Toggled {
 fn policy() -> Arc<NetworkPolicy> {
     let mut text = "default = 'deny'\n".to_owned();
     for n in 0..RULES {
-        let _ = writeln!(text, "[[rule]]\naction = 'allow'\nfrom = 'other{n}'\nto = '*'\nports = 'tcp/{}'", 100 + n);
+        let _ = writeln!(
+            text,
+            "[[rule]]\naction = 'allow'\nfrom = 'other{n}'\nto = '*'\nports = 'tcp/{}'",
+            100 + n
+        );
     }
     text.push_str("[[rule]]\naction = 'allow'\nfrom = 'g1'\nto = 'g2'\nports = 'tcp/5201'\n");
     Arc::new(NetworkPolicy::parse(&text).expect("a policy"))
@@ -51,7 +59,12 @@ impl Stream {
     fn start(from: &Host, to: &Host) -> Self {
         let run = |namespace: &str, arguments: &[&str]| {
             let mut command = Command::new("ip");
-            command.args(["netns", "exec", namespace, "iperf3"]).args(arguments).stdout(Stdio::null()).spawn().expect("iperf3 starts")
+            command
+                .args(["netns", "exec", namespace, "iperf3"])
+                .args(arguments)
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("iperf3 starts")
         };
         let server = run(&to.namespace, &["-s", "-1"]);
         std::thread::sleep(Duration::from_millis(500));
@@ -72,7 +85,8 @@ impl Drop for Stream {
 
 /// Processor time of this process in nanoseconds.
 fn cpu() -> u64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("every Linux has it");
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)
+        .expect("every Linux has it");
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
@@ -93,7 +107,12 @@ impl Bench {
             match what {
                 Toggled::Nothing => {}
                 Toggled::Matrix => plane.count_traffic(on),
-                Toggled::Rules => plane.set_policy(on.then(|| (self.policy.clone(), Arc::new(Numbered) as Arc<dyn Directory>))),
+                Toggled::Rules => plane.set_policy(on.then(|| {
+                    (
+                        self.policy.clone(),
+                        Arc::new(Numbered) as Arc<dyn Directory>,
+                    )
+                })),
             }
         }
     }
@@ -109,7 +128,8 @@ impl Bench {
         (bytes >= LEAST_BYTES).then(|| time as f64 / bytes as f64)
     }
 
-    /// On/off of two slices in each order, so that a drift cancels out; and seconds per gigabyte with it off.
+    /// On/off of two slices in each order, so that a drift cancels out; and seconds per gigabyte
+    /// with it off.
     fn pair(&self, what: Toggled) -> Option<(f64, f64)> {
         let taken = [true, false, false, true].map(|on| self.slice(what, on));
         // As a node has it by default: counting, and no rules.
@@ -121,35 +141,61 @@ impl Bench {
 }
 
 fn main() {
-    let pairs: usize = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(300);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let pairs: usize = std::env::args()
+        .skip(1)
+        .find_map(|a| a.parse().ok())
+        .unwrap_or(300);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let _inside = runtime.enter();
     let mut world = World::new(Duration::from_millis(1));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);
-    runtime.block_on(a.plane.ping(b.member, Duration::from_secs(10))).expect("a link");
-    let bench = Bench { a, b, policy: policy() };
+    runtime
+        .block_on(a.plane.ping(b.member, Duration::from_secs(10)))
+        .expect("a link");
+    let bench = Bench {
+        a,
+        b,
+        policy: policy(),
+    };
     let _stream = Stream::start(&bench.a, &bench.b);
-    let kinds = [(Toggled::Nothing, "nothing"), (Toggled::Matrix, "traffic matrix"), (Toggled::Rules, "access rules")];
+    let kinds = [
+        (Toggled::Nothing, "nothing"),
+        (Toggled::Matrix, "traffic matrix"),
+        (Toggled::Rules, "access rules"),
+    ];
     let mut seen: [Vec<(f64, f64)>; 3] = Default::default();
     for _ in 0..pairs {
         for (seen, (what, _)) in seen.iter_mut().zip(kinds) {
             seen.extend(bench.pair(what));
         }
     }
-    assert!(!bench.a.plane.traffic().flows.is_empty(), "the stream was counted");
+    assert!(
+        !bench.a.plane.traffic().flows.is_empty(),
+        "the stream was counted"
+    );
     for (seen, (_, name)) in seen.iter().zip(kinds) {
         let mut ratios: Vec<f64> = seen.iter().map(|(ratio, _)| *ratio).collect();
         let mut costs: Vec<f64> = seen.iter().map(|(_, cost)| *cost).collect();
         ratios.sort_by(f64::total_cmp);
         costs.sort_by(f64::total_cmp);
         let n = ratios.len();
-        assert!(n >= 20, "{name}: the stream stood still in {} of {pairs} pairs", pairs - n);
-        // The median lies between these ranks in 95 of 100 samples (binomial, by its normal approximation).
+        assert!(
+            n >= 20,
+            "{name}: the stream stood still in {} of {pairs} pairs",
+            pairs - n
+        );
+        // The median lies between these ranks in 95 of 100 samples (binomial, by its normal
+        // approximation).
         let off = (0.98 * (n as f64).sqrt()).ceil() as usize;
         let at = |rank: usize| (ratios[rank.min(n - 1)] - 1.0) * 100.0;
         println!(
-            "{name}: {:+.2} % processor time per byte, 95 % interval {:+.2} to {:+.2} %, quartiles {:+.1} and {:+.1} %; {n} pairs, {:.2} s/GB without",
+            "{name}: {:+.2} % processor time per byte, 95 % interval {:+.2} to {:+.2} %, \
+                quartiles {:+.1} and {:+.1} %; {n} pairs, {:.2} s/GB without",
             at(n / 2),
             at((n / 2).saturating_sub(off)),
             at(n / 2 + off),

@@ -1,14 +1,17 @@
-//! Gets a link up to a member when the first packet or ping wants one, and keeps it on the best path.
+//! Gets a link up to a member when the first packet or ping wants one, and keeps it on the best
+//! path.
 //!
-//! One call over the control plane carries both sides' addresses and the whole handshake, so that after one round trip the
-//! session stands and sealed probes go to all addresses at once from both sides (simultaneous open; ICE's idea, RFC 8445,
-//! with the handshake folded in). Where no direct path answers in time, a member that both can reach passes the sealed
-//! datagrams on; where UDP does not get through at all, they go over a stream of the control plane. What is not direct is
-//! tried again directly: less often after a while, but within half a minute for as long as the link is used, and at once when
-//! there is news.
+//! One call over the control plane carries both sides' addresses and the whole handshake, so that
+//! after one round trip the session stands and sealed probes go to all addresses at once from both
+//! sides (simultaneous open; ICE's idea, RFC 8445, with the handshake folded in). Where no direct
+//! path answers in time, a member that both can reach passes the sealed datagrams on; where UDP
+//! does not get through at all, they go over a stream of the control plane. What is not direct is
+//! tried again directly: less often after a while, but within half a minute for as long as the link
+//! is used, and at once when there is news.
 //!
-//! To a member with no control connection the same exchange goes over the ring (`over_ring`), which is then the first path: the
-//! first packet leaves after one round trip over the ring, while everything else is still being tried.
+//! To a member with no control connection the same exchange goes over the ring (`over_ring`), which
+//! is then the first path: the first packet leaves after one round trip over the ring, while
+//! everything else is still being tried.
 
 mod dial;
 mod escape;
@@ -82,7 +85,12 @@ pub struct ConnectOptions {
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { stun: true, upnp: true, outside: None, relay: RelayOffer::default() }
+        Self {
+            stun: true,
+            upnp: true,
+            outside: None,
+            relay: RelayOffer::default(),
+        }
     }
 }
 
@@ -126,8 +134,9 @@ struct State {
 }
 
 impl State {
-    /// Whether `addr` is a port that the router lets everybody through to us, asked by us or told by a person. Who sees us there
-    /// wrote to us there, or the router says so to all: it shows nothing of how the NAT maps and filters otherwise.
+    /// Whether `addr` is a port that the router lets everybody through to us, asked by us or told
+    /// by a person. Who sees us there wrote to us there, or the router says so to all: it shows
+    /// nothing of how the NAT maps and filters otherwise.
     fn is_let_through(&self, options: &ConnectOptions, addr: SocketAddr) -> bool {
         [self.mapped_last, options.outside].contains(&Some(addr))
     }
@@ -165,7 +174,10 @@ impl Serve for Handler {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let shared = self.0.upgrade().ok_or("shutting down")?;
         let request = message::decode(&body).ok_or("not a request of this version")?;
-        shared.answer(from, request).await.map(|answer| message::encode(&answer))
+        shared
+            .answer(from, request)
+            .await
+            .map(|answer| message::encode(&answer))
     }
 }
 
@@ -182,7 +194,8 @@ impl Answers for RingCalls {
 }
 
 impl Connector {
-    /// Serves other members' connectors and looks after the plane's wishes. Must be called within a tokio runtime.
+    /// Serves other members' connectors and looks after the plane's wishes. Must be called within a
+    /// tokio runtime.
     pub fn start(plane: Plane, fabric: Arc<dyn Fabric>, options: ConnectOptions) -> Arc<Self> {
         Self::begin(plane, fabric, options, None)
     }
@@ -198,7 +211,12 @@ impl Connector {
         Self::begin(plane, fabric, options, Some(OverRing::new(ring, papers)))
     }
 
-    fn begin(plane: Plane, fabric: Arc<dyn Fabric>, options: ConnectOptions, ring: Option<OverRing>) -> Arc<Self> {
+    fn begin(
+        plane: Plane,
+        fabric: Arc<dyn Fabric>,
+        options: ConnectOptions,
+        ring: Option<OverRing>,
+    ) -> Arc<Self> {
         plane.set_relay(options.relay);
         let shared = Arc::new(Shared {
             plane,
@@ -214,7 +232,9 @@ impl Connector {
             learn_again: tokio::sync::Notify::new(),
             doubted: tokio::sync::Notify::new(),
         });
-        shared.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(&shared))));
+        shared
+            .fabric
+            .serve(SERVICE, Arc::new(Handler(Arc::downgrade(&shared))));
         if let Some(ring) = &shared.ring {
             ring.net.serve(Arc::new(RingCalls(Arc::downgrade(&shared))));
         }
@@ -232,23 +252,31 @@ impl Connector {
         if options.upnp {
             tasks.spawn(mapping::keep(shared.clone()));
         }
-        Arc::new(Self { shared, _tasks: tasks })
+        Arc::new(Self {
+            shared,
+            _tasks: tasks,
+        })
     }
 
     /// Waits until there is a path to the member, making one if need be.
     ///
     /// # Errors
-    /// [`Error::Fabric`] if the control plane does not reach the member, [`Error::NoPath`] if nothing else does.
+    /// [`Error::Fabric`] if the control plane does not reach the member, [`Error::NoPath`] if
+    /// nothing else does.
     pub async fn ensure(&self, member: MemberId) -> Result<Path, Error> {
         dial::ensure(&self.shared, member, dial::Reach::Any).await
     }
 
-    /// As [`Connector::ensure`], for a path that does not itself rest on the ring. `via`: where nothing else leads to the member,
-    /// it is called over the ring through this neighbour.
+    /// As [`Connector::ensure`], for a path that does not itself rest on the ring. `via`: where
+    /// nothing else leads to the member, it is called over the ring through this neighbour.
     ///
     /// # Errors
     /// As [`Connector::ensure`].
-    pub async fn ensure_edge(&self, member: MemberId, via: Option<Position>) -> Result<Path, Error> {
+    pub async fn ensure_edge(
+        &self,
+        member: MemberId,
+        via: Option<Position>,
+    ) -> Result<Path, Error> {
         let peer = self.shared.plane.inner().peer(member);
         peer.set_edge(true);
         let made = dial::ensure_by(&self.shared, member, dial::Reach::Edge, via).await;
@@ -276,9 +304,15 @@ impl Connector {
         self.shared.state().reflexive
     }
 
-    /// Members that have an address in another p2pvm network of this machine, so that they cannot be reached there.
+    /// Members that have an address in another p2pvm network of this machine, so that they cannot
+    /// be reached there.
     pub fn hidden(&self) -> Vec<(MemberId, IpAddr)> {
-        self.shared.state().hidden.iter().map(|(member, ip)| (*member, *ip)).collect()
+        self.shared
+            .state()
+            .hidden
+            .iter()
+            .map(|(member, ip)| (*member, *ip))
+            .collect()
     }
 
     /// What stands between us and the others.
@@ -292,12 +326,18 @@ impl Connector {
         self.shared.state().punches.summary()
     }
 
-    /// Where a member, or this node, stands by round trips: as the ring's neighbour says, or as it said when it was last met.
+    /// Where a member, or this node, stands by round trips: as the ring's neighbour says, or as it
+    /// said when it was last met.
     pub fn coordinate(&self, member: MemberId) -> Option<Coordinate> {
-        if member == self.shared.fabric.me() { self.shared.here() } else { self.shared.places(&[member])[0] }
+        if member == self.shared.fabric.me() {
+            self.shared.here()
+        } else {
+            self.shared.places(&[member])[0]
+        }
     }
 
-    /// Takes the port mapping back from the router, which otherwise keeps it until it runs out. To be called at the end.
+    /// Takes the port mapping back from the router, which otherwise keeps it until it runs out. To
+    /// be called at the end.
     pub async fn close(&self) {
         if self.shared.options.upnp {
             self.shared.closing.notify_one();
@@ -319,26 +359,68 @@ impl Shared {
     fn candidates(&self) -> Vec<Candidate> {
         let inner = self.plane.inner();
         let view = inner.underlay.view();
-        let local = view.local.iter().map(|ip| Candidate { kind: CandidateKind::Local, addr: SocketAddr::new(*ip, inner.udp.port()) });
+        let local = view.local.iter().map(|ip| Candidate {
+            kind: CandidateKind::Local,
+            addr: SocketAddr::new(*ip, inner.udp.port()),
+        });
         let state = self.state();
-        let aside = state.reflexive_aside.filter(|(_, at)| inner.is_aside() && at.elapsed() < escape::LOOK_LIFE);
-        let reflexive = state.reflexive.into_iter().chain(aside.map(|(addr, _)| addr));
-        let reflexive = reflexive.map(|addr| Candidate { kind: CandidateKind::Reflexive, addr });
-        let mapped = state.mapped.or(self.options.outside).map(|addr| Candidate { kind: CandidateKind::Mapped, addr });
-        let newest = state.finding.newest.filter(|(_, at)| state.nat == NatKind::Counting && at.elapsed() < COUNTER_LIFE);
-        let guesses = newest.into_iter().flat_map(|(newest, _)| examine::guesses(newest));
-        let guesses = guesses.map(|addr| Candidate { kind: CandidateKind::Predicted, addr });
-        mapped.into_iter().chain(reflexive).chain(guesses).chain(local).take(MAX_CANDIDATES).collect()
+        let aside = state
+            .reflexive_aside
+            .filter(|(_, at)| inner.is_aside() && at.elapsed() < escape::LOOK_LIFE);
+        let reflexive = state
+            .reflexive
+            .into_iter()
+            .chain(aside.map(|(addr, _)| addr));
+        let reflexive = reflexive.map(|addr| Candidate {
+            kind: CandidateKind::Reflexive,
+            addr,
+        });
+        let mapped = state.mapped.or(self.options.outside).map(|addr| Candidate {
+            kind: CandidateKind::Mapped,
+            addr,
+        });
+        let newest = state
+            .finding
+            .newest
+            .filter(|(_, at)| state.nat == NatKind::Counting && at.elapsed() < COUNTER_LIFE);
+        let guesses = newest
+            .into_iter()
+            .flat_map(|(newest, _)| examine::guesses(newest));
+        let guesses = guesses.map(|addr| Candidate {
+            kind: CandidateKind::Predicted,
+            addr,
+        });
+        mapped
+            .into_iter()
+            .chain(reflexive)
+            .chain(guesses)
+            .chain(local)
+            .take(MAX_CANDIDATES)
+            .collect()
     }
 
     /// What we tell others of ourselves.
     fn whereabouts(&self) -> Whereabouts {
         let direct: HashMap<MemberId, u32> = self.direct_neighbours();
-        let mut neighbours: Vec<_> = self.fabric.connected().into_iter().map(|m| (m, direct.get(&m).copied())).collect();
+        let mut neighbours: Vec<_> = self
+            .fabric
+            .connected()
+            .into_iter()
+            .map(|m| (m, direct.get(&m).copied()))
+            .collect();
         neighbours.sort_by_key(|(_, rtt)| rtt.unwrap_or(u32::MAX));
         neighbours.truncate(MAX_NEIGHBOURS);
-        let (nat, relay) = (self.state().nat, self.plane.inner().relaying.offer().willing);
-        Whereabouts { candidates: self.candidates(), nat, neighbours, relay, coordinate: self.here() }
+        let (nat, relay) = (
+            self.state().nat,
+            self.plane.inner().relaying.offer().willing,
+        );
+        Whereabouts {
+            candidates: self.candidates(),
+            nat,
+            neighbours,
+            relay,
+            coordinate: self.here(),
+        }
     }
 
     /// Where we stand by round trips, as soon as that says anything.
@@ -350,25 +432,52 @@ impl Shared {
     /// Where these members stand.
     fn places(&self, members: &[MemberId]) -> Vec<Option<Coordinate>> {
         let status = self.ring.as_ref().and_then(|ring| ring.net.status());
-        let neighbour = |m: &MemberId| status.as_ref()?.neighbours.iter().find(|n| n.node.member == *m)?.coordinate;
+        let neighbour = |m: &MemberId| {
+            status
+                .as_ref()?
+                .neighbours
+                .iter()
+                .find(|n| n.node.member == *m)?
+                .coordinate
+        };
         let state = self.state();
         let said = |m: &MemberId| state.known.get(m)?.1.coordinate;
-        members.iter().map(|m| neighbour(m).or_else(|| said(m)).filter(Coordinate::is_known)).collect()
+        members
+            .iter()
+            .map(|m| {
+                neighbour(m)
+                    .or_else(|| said(m))
+                    .filter(Coordinate::is_known)
+            })
+            .collect()
     }
 
-    /// Members with a direct link, or with a direct control connection to a public address, where a link would be direct too.
+    /// Members with a direct link, or with a direct control connection to a public address, where a
+    /// link would be direct too.
     fn direct_neighbours(&self) -> HashMap<MemberId, u32> {
-        let millis = |rtt: Option<Duration>| rtt.map_or(1000, |d| u32::try_from(d.as_millis()).unwrap_or(u32::MAX));
+        let millis = |rtt: Option<Duration>| {
+            rtt.map_or(1000, |d| u32::try_from(d.as_millis()).unwrap_or(u32::MAX))
+        };
         let peers = self.plane.peers().into_iter();
-        let linked = peers.filter(|(_, info)| matches!(info.path, Path::Direct(_))).map(|(m, info)| (m, millis(info.rtt)));
-        let open = self.fabric.connected().into_iter().filter_map(|m| Some((m, millis(Some(self.fabric.rtt_of_open(m)?)))));
+        let linked = peers
+            .filter(|(_, info)| matches!(info.path, Path::Direct(_)))
+            .map(|(m, info)| (m, millis(info.rtt)));
+        let open = self
+            .fabric
+            .connected()
+            .into_iter()
+            .filter_map(|m| Some((m, millis(Some(self.fabric.rtt_of_open(m)?)))));
         open.chain(linked).collect()
     }
 
     fn remember(&self, member: MemberId, whereabouts: &Whereabouts) {
         let (now, outside) = (Instant::now(), self.outside(whereabouts));
         let mut state = self.state();
-        match whereabouts.candidates.iter().find(|candidate| !outside.candidates.contains(candidate)) {
+        match whereabouts
+            .candidates
+            .iter()
+            .find(|candidate| !outside.candidates.contains(candidate))
+        {
             Some(hidden) => drop(state.hidden.insert(member, hidden.addr.ip())),
             None => drop(state.hidden.remove(&member)),
         }
@@ -378,17 +487,24 @@ impl Shared {
         }
     }
 
-    /// What a member says of itself without the addresses that lead through tunnels of this machine: another network of both.
+    /// What a member says of itself without the addresses that lead through tunnels of this
+    /// machine: another network of both.
     fn outside(&self, whereabouts: &Whereabouts) -> Whereabouts {
         let (view, mut whereabouts) = (self.plane.inner().underlay.view(), whereabouts.clone());
-        whereabouts.candidates.retain(|candidate| !view.is_inside(&candidate.addr.ip()));
+        whereabouts
+            .candidates
+            .retain(|candidate| !view.is_inside(&candidate.addr.ip()));
         whereabouts
     }
 
-    /// Whether this side keeps the NAT mappings of a direct link alive: one of the two is enough, as the other answers.
+    /// Whether this side keeps the NAT mappings of a direct link alive: one of the two is enough,
+    /// as the other answers.
     fn keeps_alive(&self, member: MemberId) -> bool {
         let state = self.state();
-        let theirs = state.known.get(&member).map_or(NatKind::Unknown, |(_, w)| w.nat);
+        let theirs = state
+            .known
+            .get(&member)
+            .map_or(NatKind::Unknown, |(_, w)| w.nat);
         self.fabric.me() < member && [state.nat, theirs].iter().any(|nat| *nat != NatKind::Open)
     }
 
@@ -398,7 +514,8 @@ impl Shared {
         let state = self.state();
         // A mapped port lets in everybody, whatever the NAT does otherwise.
         let kind = |nat: NatKind, of: &[Candidate]| {
-            let mapped = nat != NatKind::Blocked && of.iter().any(|c| c.kind == CandidateKind::Mapped);
+            let mapped =
+                nat != NatKind::Blocked && of.iter().any(|c| c.kind == CandidateKind::Mapped);
             if mapped { NatKind::FullCone } else { nat }
         };
         let (our_kind, their_kind) = (kind(state.nat, &ours), kind(theirs.nat, &theirs.candidates));
@@ -406,19 +523,29 @@ impl Shared {
             return false;
         }
         // No NAT translates IPv6, so both know beforehand where the other is.
-        let six = |of: &[Candidate]| of.iter().any(|c| c.addr.is_ipv6() && !nat::is_private(&c.addr.ip()));
+        let six = |of: &[Candidate]| {
+            of.iter()
+                .any(|c| c.addr.is_ipv6() && !nat::is_private(&c.addr.ip()))
+        };
         let four = |of: &[Candidate]| of.iter().any(|c| c.addr.is_ipv4());
-        let outside = |of: &[Candidate]| of.iter().find(|c| c.kind == CandidateKind::Reflexive).map(|c| c.addr.ip());
+        let outside = |of: &[Candidate]| {
+            of.iter()
+                .find(|c| c.kind == CandidateKind::Reflexive)
+                .map(|c| c.addr.ip())
+        };
         let neighbours = outside(&ours).is_some() && outside(&ours) == outside(&theirs.candidates);
         (six(&ours) && six(&theirs.candidates))
-            || (four(&ours) && four(&theirs.candidates) && (neighbours || our_kind.may_punch(their_kind)))
+            || (four(&ours)
+                && four(&theirs.candidates)
+                && (neighbours || our_kind.may_punch(their_kind)))
     }
 
     /// Tries the member's addresses directly.
     ///
-    /// Right after the start it is not known yet whether our own NAT gives each destination another mapping. Where the far end
-    /// hears only the very port that it was told, a packet sent then would take a mapping that nobody can guess later, for as
-    /// long as the NAT remembers it. So such a punch waits until that is known, and is agreed on anew if ports have to be guessed.
+    /// Right after the start it is not known yet whether our own NAT gives each destination another
+    /// mapping. Where the far end hears only the very port that it was told, a packet sent then
+    /// would take a mapping that nobody can guess later, for as long as the NAT remembers it. So
+    /// such a punch waits until that is known, and is agreed on anew if ports have to be guessed.
     fn punch(self: &Arc<Self>, member: MemberId, whereabouts: &Whereabouts) {
         self.remember(member, whereabouts);
         self.choose_port(member, whereabouts);
@@ -439,17 +566,23 @@ impl Shared {
     /// Whether nothing is lost by writing at once to a member behind such a NAT.
     fn knows_enough_to_punch(&self, theirs: NatKind) -> bool {
         let state = self.state();
-        let hidden = state.reflexive.is_some() || (state.nat == NatKind::Unknown && self.local_is_private());
-        let hears = matches!(theirs, NatKind::Open | NatKind::FullCone | NatKind::AddressCone);
+        let hidden =
+            state.reflexive.is_some() || (state.nat == NatKind::Unknown && self.local_is_private());
+        let hears = matches!(
+            theirs,
+            NatKind::Open | NatKind::FullCone | NatKind::AddressCone
+        );
         !self.options.stun || !hidden || hears || state.mapping_known
     }
 
-    /// Waits until it is known whether the NAT gives each destination another mapping. Who never finds out waits once.
+    /// Waits until it is known whether the NAT gives each destination another mapping. Who never
+    /// finds out waits once.
     async fn mapping_known(&self) {
         let until = tokio::time::Instant::now() + dial::MAPPING_LIMIT;
         loop {
             let learned = self.learned.notified();
-            if self.state().mapping_known || tokio::time::timeout_at(until, learned).await.is_err() {
+            if self.state().mapping_known || tokio::time::timeout_at(until, learned).await.is_err()
+            {
                 break;
             }
         }
@@ -462,29 +595,53 @@ impl Shared {
 
     /// Whether all of this host's own addresses are of the kind that NATs hide.
     fn local_is_private(&self) -> bool {
-        self.plane.inner().underlay.view().local.iter().all(nat::is_private)
+        self.plane
+            .inner()
+            .underlay
+            .view()
+            .local
+            .iter()
+            .all(nat::is_private)
     }
 
     fn punch_now(&self, member: MemberId, whereabouts: &Whereabouts) {
         let inner = self.plane.inner();
-        let usable = |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip());
-        let candidates = whereabouts.candidates.iter().take(MAX_CANDIDATES).filter(|c| usable(&c.addr));
-        let (guessed, told): (Vec<&Candidate>, Vec<&Candidate>) = candidates.partition(|c| c.kind == CandidateKind::Predicted);
+        let usable =
+            |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip());
+        let candidates = whereabouts
+            .candidates
+            .iter()
+            .take(MAX_CANDIDATES)
+            .filter(|c| usable(&c.addr));
+        let (guessed, told): (Vec<&Candidate>, Vec<&Candidate>) =
+            candidates.partition(|c| c.kind == CandidateKind::Predicted);
         let (allowed, now) = (self.may_reach(whereabouts), Instant::now());
         {
             let mut state = self.state();
             if state.nat == NatKind::Blocked || whereabouts.nat == NatKind::Blocked {
                 return;
             }
-            guessed.iter().chain(&told).for_each(|c| state.written.note(c.addr.ip(), now));
-            let between = [state.nat, whereabouts.nat].iter().any(|nat| *nat != NatKind::Open);
-            let is_direct = self.plane.path(member).is_some_and(|info| matches!(info.path, Path::Direct(_)));
+            guessed
+                .iter()
+                .chain(&told)
+                .for_each(|c| state.written.note(c.addr.ip(), now));
+            let between = [state.nat, whereabouts.nat]
+                .iter()
+                .any(|nat| *nat != NatKind::Open);
+            let is_direct = self
+                .plane
+                .path(member)
+                .is_some_and(|info| matches!(info.path, Path::Direct(_)));
             if between && !is_direct && !(told.is_empty() && guessed.is_empty()) {
                 state.punches.begin(member, allowed, now);
             }
         }
-        // Guesses first and one by one: where our own NAT counts, each takes its next port, in this order.
-        for addr in examine::order(guessed.iter().map(|c| c.addr).collect(), self.fabric.me() < member) {
+        // Guesses first and one by one: where our own NAT counts, each takes its next port, in this
+        // order.
+        for addr in examine::order(
+            guessed.iter().map(|c| c.addr).collect(),
+            self.fabric.me() < member,
+        ) {
             inner.try_paths(member, [Path::Direct(addr)]);
         }
         inner.try_paths(member, told.iter().map(|c| Path::Direct(c.addr)));
@@ -499,7 +656,10 @@ impl Shared {
                 state.punches.direct(*member, info.since);
             }
         }
-        state.punches.forget(|member, age| age < PUNCH_LIFE || links.iter().any(|(linked, _)| linked == member), now);
+        state.punches.forget(
+            |member, age| age < PUNCH_LIFE || links.iter().any(|(linked, _)| linked == member),
+            now,
+        );
     }
 
     async fn answer(self: &Arc<Self>, from: MemberId, request: Request) -> Result<Answer, String> {
@@ -508,22 +668,43 @@ impl Shared {
             Request::Knock(to, id) => examine::knock(self, to, id),
             Request::KnockElsewhere(to, id) => examine::knock_elsewhere(self, to, id).await,
             Request::Link(whereabouts, handshake) => {
-                if self.plane.path(from).is_some_and(|info| matches!(info.path, Path::Direct(_))) {
+                if self
+                    .plane
+                    .path(from)
+                    .is_some_and(|info| matches!(info.path, Path::Direct(_)))
+                {
                     self.doubted.notify_one();
                 }
                 nat::settle(self, Duration::from_millis(300)).await;
                 examine::look_at_the_counter(self).await;
-                let key = self.fabric.link_key(from).ok_or("your link key is not known here")?;
-                let answer = self.plane.inner().accept_link(from, key, &handshake).map_err(|e| e.to_string())?;
+                let key = self
+                    .fabric
+                    .link_key(from)
+                    .ok_or("your link key is not known here")?;
+                let answer = self
+                    .plane
+                    .inner()
+                    .accept_link(from, key, &handshake)
+                    .map_err(|e| e.to_string())?;
                 self.punch(from, &whereabouts);
                 Ok(Answer::Linked(self.whereabouts(), answer))
             }
-            Request::Relay(_) if !self.plane.inner().relaying.offer().willing => Err("this member does not relay".into()),
+            Request::Relay(_) if !self.plane.inner().relaying.offer().willing => {
+                Err("this member does not relay".into())
+            }
             Request::Relay(to) => {
-                let path = dial::ensure(self, to, dial::Reach::WithoutRelay).await.map_err(|e| e.to_string())?;
-                let rtt = self.plane.path(to).and_then(|info| info.rtt).unwrap_or(Duration::from_secs(1));
+                let path = dial::ensure(self, to, dial::Reach::WithoutRelay)
+                    .await
+                    .map_err(|e| e.to_string())?;
+                let rtt = self
+                    .plane
+                    .path(to)
+                    .and_then(|info| info.rtt)
+                    .unwrap_or(Duration::from_secs(1));
                 tracing::debug!(?from, ?to, ?path, "relaying");
-                Ok(Answer::Relaying(u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX)))
+                Ok(Answer::Relaying(
+                    u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX),
+                ))
             }
         }
     }

@@ -1,10 +1,12 @@
-//! The control plane: members connected by libp2p (QUIC, TCP where UDP is blocked, circuits of other
-//! members where neither end can be dialled), with membership proved before anything is served.
+//! The control plane: members connected by libp2p (QUIC, TCP where UDP is blocked, circuits of
+//! other members where neither end can be dialled), with membership proved before anything is
+//! served.
 //!
-//! [`join`] makes a machine a member, [`Control::start`] runs its host, and the crates above see it as
-//! a [`Fabric`]. Its parts: `door` proves membership, `gate` keeps everything else shut until then,
-//! `streams` opens raw streams, `shared` makes requests of them, `driver` keeps the connections,
-//! `book` remembers who can be found where, `find` asks others for whom it does not. [`names`] looks hosts up by their names.
+//! [`join`] makes a machine a member, [`Control::start`] runs its host, and the crates above see it
+//! as a [`Fabric`]. Its parts: `door` proves membership, `gate` keeps everything else shut until
+//! then, `streams` opens raw streams, `shared` makes requests of them, `driver` keeps the
+//! connections, `book` remembers who can be found where, `find` asks others for whom it does not.
+//! [`names`] looks hosts up by their names.
 
 mod address;
 mod book;
@@ -30,7 +32,9 @@ use crate::{
     fabric::{BoxStream, Fabric, FabricError, Life, Serve},
     id::{MemberId, RingAddr, UnixTime},
     identity::{Identity, KeyPair, LinkKey},
-    membership::{Admission, Certificate, Issuer, NetworkConfig, Refusal, Revocation, Target, Trust},
+    membership::{
+        Admission, Certificate, Issuer, NetworkConfig, Refusal, Revocation, Target, Trust,
+    },
     underlay::Underlay,
 };
 use async_trait::async_trait;
@@ -54,7 +58,8 @@ const INCOMING: usize = 256;
 /// A member that leaves waits so long for the others to hear of it.
 const FAREWELL: Duration = Duration::from_secs(1);
 const PEER_CACHE: &str = "peers.json";
-/// The ring has about 2·2 near and log2 n far neighbours and some shortcuts: 64 is beyond any network of ours.
+/// The ring has about 2·2 near and log2 n far neighbours and some shortcuts: 64 is beyond any
+/// network of ours.
 pub const MAX_RING_NEIGHBOURS: usize = 64;
 
 /// What a control host needs to know.
@@ -71,7 +76,8 @@ pub struct ControlConfig {
     pub listen_port: u16,
     /// The addresses to listen on: all by default; none for a node that only dials.
     pub listen_on: Vec<IpAddr>,
-    /// Multiaddresses, without `/p2p/`, at which others are known to reach this node: a forwarded port.
+    /// Multiaddresses, without `/p2p/`, at which others are known to reach this node: a forwarded
+    /// port.
     pub public_addresses: Vec<String>,
     /// Ask the router to let others in at the port, where this node has no public IPv4 address.
     pub map_port: bool,
@@ -83,7 +89,8 @@ pub struct ControlConfig {
     pub issuer_key: Option<KeyPair>,
     /// Counts the uses of invites.
     pub admission: Arc<dyn Admission>,
-    /// Up to so many members keep a connection each to each; beyond, everyone keeps a few ([`FULL_MESH`]).
+    /// Up to so many members keep a connection each to each; beyond, everyone keeps a few
+    /// ([`FULL_MESH`]).
     pub full_mesh: usize,
     /// Which addresses lie behind tunnels of this machine: they are not told, dialled or answered
     /// ([`crate::plane::Plane::underlay`]).
@@ -132,7 +139,9 @@ pub enum ControlError {
     #[error("cannot listen on port {0}: {1}")]
     Listen(u16, String),
     /// This node has no right to do that.
-    #[error("this node may neither invite nor revoke: only the network's root and its delegates may")]
+    #[error(
+        "this node may neither invite nor revoke: only the network's root and its delegates may"
+    )]
     NoRight,
     /// The network's root alone has the right to do that.
     #[error("{} may admit members: only the network's root may revoke it", .0.short())]
@@ -185,30 +194,89 @@ impl Control {
     /// # Errors
     /// If this node is no member, or no socket can be opened.
     pub async fn start(config: ControlConfig) -> Result<Arc<Self>, ControlError> {
-        config.trust.verify(&config.certificate).map_err(ControlError::NotAMember)?;
+        config
+            .trust
+            .verify(&config.certificate)
+            .map_err(ControlError::NotAMember)?;
         let me = config.identity.member_id();
         if config.certificate.member() != me {
             return Err(ControlError::NotAMember(Refusal::NotYours));
         }
-        let key = host::keypair(&config.identity).map_err(|e| ControlError::Host(p2pvm_host::chain(&e)))?;
-        let book = Book::load(&config.state_dir.join(PEER_CACHE), &config.trust, me, config.full_mesh);
-        let contact = Contact::sign(&config.identity, config.certificate.clone(), Vec::new(), false, 0);
-        let root = config.issuer_key.as_ref().map(|k| KeyPair::from_seed(&k.seed()));
-        let door = Door::of_member(config.identity.clone(), config.network, config.trust, contact, config.issuer_key, config.admission);
+        let key = host::keypair(&config.identity)
+            .map_err(|e| ControlError::Host(p2pvm_host::chain(&e)))?;
+        let book = Book::load(
+            &config.state_dir.join(PEER_CACHE),
+            &config.trust,
+            me,
+            config.full_mesh,
+        );
+        let contact = Contact::sign(
+            &config.identity,
+            config.certificate.clone(),
+            Vec::new(),
+            false,
+            0,
+        );
+        let root = config
+            .issuer_key
+            .as_ref()
+            .map(|k| KeyPair::from_seed(&k.seed()));
+        let door = Door::of_member(
+            config.identity.clone(),
+            config.network,
+            config.trust,
+            contact,
+            config.issuer_key,
+            config.admission,
+        );
         let door = Arc::new(door);
         let (incoming, streams) = mpsc::channel(INCOMING);
         let (commands, requests) = mpsc::channel(INCOMING);
-        let mut swarm = host::build(key, door.clone(), incoming, &config.underlay).map_err(ControlError::Host)?;
+        let mut swarm = host::build(key, door.clone(), incoming, &config.underlay)
+            .map_err(ControlError::Host)?;
         listen(&mut swarm, &config.listen_on, config.listen_port)?;
-        let shared = Arc::new(Shared::new(me, door.clone(), book, commands, config.full_mesh, config.underlay));
+        let shared = Arc::new(Shared::new(
+            me,
+            door.clone(),
+            book,
+            commands,
+            config.full_mesh,
+            config.underlay,
+        ));
         door.set_household(shared.clone());
-        let parse = |addresses: &[String]| addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok()).collect::<Vec<_>>();
+        let parse = |addresses: &[String]| {
+            addresses
+                .iter()
+                .filter_map(|a| a.parse::<Multiaddr>().ok())
+                .collect::<Vec<_>>()
+        };
         let known = (parse(&config.bootstrap), parse(&config.public_addresses));
-        let driver = Driver::new(swarm, shared.clone(), config.identity.clone(), config.certificate.clone(), requests, known);
-        let mut tasks = vec![tokio::spawn(driver.run()).abort_handle(), tokio::spawn(serve(shared.clone(), streams)).abort_handle()];
+        let driver = Driver::new(
+            swarm,
+            shared.clone(),
+            config.identity.clone(),
+            config.certificate.clone(),
+            requests,
+            known,
+        );
+        let mut tasks = vec![
+            tokio::spawn(driver.run()).abort_handle(),
+            tokio::spawn(serve(shared.clone(), streams)).abort_handle(),
+        ];
         let way_in = config.map_port.then(mapped::WayIn::new);
-        tasks.extend(way_in.clone().map(|way_in| tokio::spawn(way_in.keep(shared.clone())).abort_handle()));
-        Ok(Arc::new(Self { shared, identity: config.identity, certificate: config.certificate, root, way_in, tasks }))
+        tasks.extend(
+            way_in
+                .clone()
+                .map(|way_in| tokio::spawn(way_in.keep(shared.clone())).abort_handle()),
+        );
+        Ok(Arc::new(Self {
+            shared,
+            identity: config.identity,
+            certificate: config.certificate,
+            root,
+            way_in,
+            tasks,
+        }))
     }
 
     /// What happens from now on. A slow reader misses the oldest.
@@ -219,43 +287,80 @@ impl Control {
     /// The multiaddresses, with `/p2p/`, that this node listens on.
     pub fn listen_addrs(&self) -> Vec<String> {
         let view = self.shared.underlay.view();
-        let all = self.shared.listening.read().unwrap_or_else(PoisonError::into_inner);
-        let by_tunnel = |address: &String| address.parse().ok().and_then(|a| address::ip_of(&a)).is_some_and(|ip| view.is_of_a_tunnel(&ip));
-        all.iter().filter(|address| !by_tunnel(address)).cloned().collect()
+        let all = self
+            .shared
+            .listening
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let by_tunnel = |address: &String| {
+            address
+                .parse()
+                .ok()
+                .and_then(|a| address::ip_of(&a))
+                .is_some_and(|ip| view.is_of_a_tunnel(&ip))
+        };
+        all.iter()
+            .filter(|address| !by_tunnel(address))
+            .cloned()
+            .collect()
     }
 
     /// The port that this node listens at, once it does.
     pub fn listen_port(&self) -> Option<u16> {
         let port = |address: Multiaddr| {
-            address.iter().find_map(|part| if let Protocol::Udp(port) | Protocol::Tcp(port) = part { Some(port) } else { None })
+            address.iter().find_map(|part| {
+                if let Protocol::Udp(port) | Protocol::Tcp(port) = part {
+                    Some(port)
+                } else {
+                    None
+                }
+            })
         };
-        self.listen_addrs().iter().filter_map(|a| a.parse().ok()).find_map(port)
+        self.listen_addrs()
+            .iter()
+            .filter_map(|a| a.parse().ok())
+            .find_map(port)
     }
 
     /// The multiaddresses, with `/p2p/`, that this node tells others: what an invite should name.
     pub fn contact_addrs(&self) -> Vec<String> {
         let peer = address::peer_of(self.shared.me);
         let contact = self.shared.door.contact();
-        let addresses = contact.iter().flat_map(|c| &c.addresses).filter(|a| !a.contains("/p2p-circuit"));
-        addresses.filter_map(|a| Some(format!("{a}/p2p/{}", peer?))).collect()
+        let addresses = contact
+            .iter()
+            .flat_map(|c| &c.addresses)
+            .filter(|a| !a.contains("/p2p-circuit"));
+        addresses
+            .filter_map(|a| Some(format!("{a}/p2p/{}", peer?)))
+            .collect()
     }
 
-    /// Waits until the router has been asked to let others in, where it is to be asked: [`Control::contact_addrs`] then has the
-    /// address that it gave. A router that does not answer takes a few seconds.
+    /// Waits until the router has been asked to let others in, where it is to be asked:
+    /// [`Control::contact_addrs`] then has the address that it gave. A router that does not answer
+    /// takes a few seconds.
     pub async fn asked_router(&self) {
         if let Some(way_in) = &self.way_in {
             way_in.settled().await;
         }
     }
 
-    /// Whether another site can be expected to reach this node at one of the addresses that it tells.
+    /// Whether another site can be expected to reach this node at one of the addresses that it
+    /// tells.
     pub fn is_reachable(&self) -> bool {
-        self.shared.door.contact().is_some_and(|contact| contact.public)
+        self.shared
+            .door
+            .contact()
+            .is_some_and(|contact| contact.public)
     }
 
-    /// How many members the network has, as the last lookups let guess; `None` in a small one, where all are known.
+    /// How many members the network has, as the last lookups let guess; `None` in a small one,
+    /// where all are known.
     pub fn size_estimate(&self) -> Option<f64> {
-        let density = self.shared.density.lock().unwrap_or_else(PoisonError::into_inner);
+        let density = self
+            .shared
+            .density
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         density.members().filter(|_| self.shared.is_large())
     }
 
@@ -266,7 +371,11 @@ impl Control {
 
     /// A member's certificate, if it has been seen.
     pub fn certificate(&self, member: MemberId) -> Option<Certificate> {
-        if member == self.shared.me { Some(self.certificate.clone()) } else { self.shared.certificate(member) }
+        if member == self.shared.me {
+            Some(self.certificate.clone())
+        } else {
+            self.shared.certificate(member)
+        }
     }
 
     /// A member's certificate, asked of others if it has not been seen.
@@ -281,49 +390,86 @@ impl Control {
     pub fn issuer(&self) -> Option<Issuer<'_>> {
         match &self.root {
             Some(root) => Some(Issuer::root(root)),
-            None => self.certificate.rights().admit.then(|| Issuer::delegate(self.identity.keys(), &self.certificate)),
+            None => self
+                .certificate
+                .rights()
+                .admit
+                .then(|| Issuer::delegate(self.identity.keys(), &self.certificate)),
         }
     }
 
-    /// Revokes a member or an invite, here and, by gossip, everywhere. Where nobody can show the member's certificate, the
-    /// others judge when they see it.
+    /// Revokes a member or an invite, here and, by gossip, everywhere. Where nobody can show the
+    /// member's certificate, the others judge when they see it.
     ///
     /// # Errors
-    /// [`ControlError::NoRight`] or [`ControlError::NoRightOverDelegates`]: the others would not heed it.
+    /// [`ControlError::NoRight`] or [`ControlError::NoRightOverDelegates`]: the others would not
+    /// heed it.
     pub async fn revoke(&self, target: Target) -> Result<(), ControlError> {
         let issuer = self.issuer().ok_or(ControlError::NoRight)?;
         if let Target::Member(member) = target
             && !issuer.is_root()
-            && self.find_certificate(member).await.is_some_and(|certificate| !issuer.may_expel(&certificate))
+            && self
+                .find_certificate(member)
+                .await
+                .is_some_and(|certificate| !issuer.may_expel(&certificate))
         {
             return Err(ControlError::NoRightOverDelegates(member));
         }
-        let revocation = Revocation::issue(&issuer, self.shared.door.network.id, target, UnixTime::now());
-        self.shared.commands.send(Command::Revoke(Box::new(revocation))).await.map_err(|_| ControlError::Host("it has shut down".into()))
+        let revocation = Revocation::issue(
+            &issuer,
+            self.shared.door.network.id,
+            target,
+            UnixTime::now(),
+        );
+        self.shared
+            .commands
+            .send(Command::Revoke(Box::new(revocation)))
+            .await
+            .map_err(|_| ControlError::Host("it has shut down".into()))
     }
 
-    /// Replaces the counter of invites' uses, when what it counts with has started later than the host.
+    /// Replaces the counter of invites' uses, when what it counts with has started later than the
+    /// host.
     pub fn set_admission(&self, admission: Arc<dyn Admission>) {
         self.shared.door.set_admission(admission);
     }
 
-    /// Says who this node's neighbours on the ring are, near and far: in a network beyond the full mesh its
-    /// connections follow them. Replaces what was said before; at most [`MAX_RING_NEIGHBOURS`] count.
+    /// Says who this node's neighbours on the ring are, near and far: in a network beyond the full
+    /// mesh its connections follow them. Replaces what was said before; at most
+    /// [`MAX_RING_NEIGHBOURS`] count.
     pub fn set_ring_neighbours(&self, mut neighbours: Vec<MemberId>) {
         neighbours.retain(|m| *m != self.shared.me);
         neighbours.truncate(MAX_RING_NEIGHBOURS);
-        *self.shared.ring_neighbours.write().unwrap_or_else(PoisonError::into_inner) = neighbours;
+        *self
+            .shared
+            .ring_neighbours
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = neighbours;
     }
 
     /// Tells all connected members that this one leaves the network: they show it no more.
     pub async fn farewell(&self) {
         let (told, contact) = oneshot::channel();
-        if self.shared.commands.send(Command::Farewell(told)).await.is_err() {
+        if self
+            .shared
+            .commands
+            .send(Command::Farewell(told))
+            .await
+            .is_err()
+        {
             return;
         }
         let Ok(contact) = contact.await else { return };
-        let Ok(body) = postcard::to_stdvec(&Gossip { contacts: vec![contact], revocations: Vec::new() }) else { return };
-        let telling = self.shared.connected().into_iter().map(|member| self.shared.call(member, GOSSIP_SERVICE, body.clone(), FAREWELL));
+        let Ok(body) = postcard::to_stdvec(&Gossip {
+            contacts: vec![contact],
+            revocations: Vec::new(),
+        }) else {
+            return;
+        };
+        let telling = self.shared.connected().into_iter().map(|member| {
+            self.shared
+                .call(member, GOSSIP_SERVICE, body.clone(), FAREWELL)
+        });
         // Who does not hear it hears it from the others.
         futures::future::join_all(telling).await;
     }
@@ -334,7 +480,13 @@ impl Control {
             way_in.close().await;
         }
         let (done, ended) = oneshot::channel();
-        if self.shared.commands.send(Command::Shutdown(done)).await.is_ok() {
+        if self
+            .shared
+            .commands
+            .send(Command::Shutdown(done))
+            .await
+            .is_ok()
+        {
             let _ = ended.await;
         }
         self.tasks.iter().for_each(tokio::task::AbortHandle::abort);
@@ -347,13 +499,22 @@ impl Drop for Control {
     }
 }
 
-fn listen(swarm: &mut libp2p::Swarm<host::Host>, on: &[IpAddr], port: u16) -> Result<(), ControlError> {
+fn listen(
+    swarm: &mut libp2p::Swarm<host::Host>,
+    on: &[IpAddr],
+    port: u16,
+) -> Result<(), ControlError> {
     let mut failure = None;
     let mut listening = on.is_empty();
     for ip in on {
         let family = if ip.is_ipv4() { "ip4" } else { "ip6" };
-        for address in [format!("/{family}/{ip}/udp/{port}/quic-v1"), format!("/{family}/{ip}/tcp/{port}")] {
-            let address: Multiaddr = address.parse().map_err(|e| ControlError::Host(format!("{address}: {e}")))?;
+        for address in [
+            format!("/{family}/{ip}/udp/{port}/quic-v1"),
+            format!("/{family}/{ip}/tcp/{port}"),
+        ] {
+            let address: Multiaddr = address
+                .parse()
+                .map_err(|e| ControlError::Host(format!("{address}: {e}")))?;
             match swarm.listen_on(address) {
                 Ok(_) => listening = true,
                 // Hosts without IPv6 are common.
@@ -361,14 +522,25 @@ fn listen(swarm: &mut libp2p::Swarm<host::Host>, on: &[IpAddr], port: u16) -> Re
             }
         }
     }
-    if listening { Ok(()) } else { Err(ControlError::Listen(port, failure.unwrap_or_default())) }
+    if listening {
+        Ok(())
+    } else {
+        Err(ControlError::Listen(port, failure.unwrap_or_default()))
+    }
 }
 
-async fn serve(shared: Arc<Shared>, mut streams: mpsc::Receiver<(libp2p::PeerId, streams::Carried)>) {
+async fn serve(
+    shared: Arc<Shared>,
+    mut streams: mpsc::Receiver<(libp2p::PeerId, streams::Carried)>,
+) {
     let slots = Arc::new(Semaphore::new(SERVED_AT_ONCE));
     while let Some((peer, carried)) = streams.recv().await {
-        let Some(member) = address::member_of(&peer) else { continue };
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Some(member) = address::member_of(&peer) else {
+            continue;
+        };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         let shared = shared.clone();
         tokio::spawn(async move {
             if let Err(e) = shared.serve_stream(member, carried).await {
@@ -390,7 +562,11 @@ impl Fabric for Control {
     }
 
     fn link_key(&self, member: MemberId) -> Option<LinkKey> {
-        if member == self.shared.me { Some(self.identity.link_key()) } else { self.shared.link_key(member) }
+        if member == self.shared.me {
+            Some(self.identity.link_key())
+        } else {
+            self.shared.link_key(member)
+        }
     }
 
     fn rtt_of_open(&self, member: MemberId) -> Option<Duration> {
@@ -403,15 +579,33 @@ impl Fabric for Control {
 
     async fn sound(&self, member: MemberId) -> Life {
         let (told, life) = oneshot::channel();
-        let asked = self.shared.commands.send(Command::Sound(member, Some(told))).await;
-        if asked.is_err() { Life::Silent } else { life.await.unwrap_or(Life::Silent) }
+        let asked = self
+            .shared
+            .commands
+            .send(Command::Sound(member, Some(told)))
+            .await;
+        if asked.is_err() {
+            Life::Silent
+        } else {
+            life.await.unwrap_or(Life::Silent)
+        }
     }
 
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
-        if self.shared.is_large() { self.shared.closest_by_lookup(place, n).await } else { Ok(self.nearby(place, n)) }
+        if self.shared.is_large() {
+            self.shared.closest_by_lookup(place, n).await
+        } else {
+            Ok(self.nearby(place, n))
+        }
     }
 
-    async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+    async fn call(
+        &self,
+        to: MemberId,
+        service: &'static str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, FabricError> {
         self.shared.call(to, service, body, timeout).await
     }
 
@@ -419,7 +613,11 @@ impl Fabric for Control {
         self.shared.set_handler(service, handler);
     }
 
-    async fn open_stream(&self, to: MemberId, service: &'static str) -> Result<BoxStream, FabricError> {
+    async fn open_stream(
+        &self,
+        to: MemberId,
+        service: &'static str,
+    ) -> Result<BoxStream, FabricError> {
         self.shared.open_stream(to, service).await
     }
 

@@ -2,7 +2,8 @@ use super::*;
 use proptest::prelude::*;
 use rand::Rng;
 
-/// Round trips in milliseconds between eight cities on five continents, as in tests/sites/planetlab.toml.
+/// Round trips in milliseconds between eight cities on five continents, as in
+/// tests/sites/planetlab.toml.
 const CITIES: [[f64; 8]; 8] = [
     [1.0, 72.0, 120.0, 78.0, 95.0, 225.0, 165.0, 205.0],
     [72.0, 1.0, 185.0, 140.0, 155.0, 165.0, 105.0, 150.0],
@@ -23,7 +24,15 @@ struct World {
 impl World {
     fn new(members: usize, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let members = (0..members).map(|i| (i % 8, rng.random_range(0.5..15.0), Vivaldi::new(rng.random()))).collect();
+        let members = (0..members)
+            .map(|i| {
+                (
+                    i % 8,
+                    rng.random_range(0.5..15.0),
+                    Vivaldi::new(rng.random()),
+                )
+            })
+            .collect();
         Self { members, rng }
     }
 
@@ -32,8 +41,15 @@ impl World {
         CITIES[*city][*other] + height + other_height
     }
 
-    /// Each member measures `neighbours` others, fixed ones, once a round. What a liar (the first `liars`) says is left to `lie`.
-    fn rounds(&mut self, rounds: usize, neighbours: usize, liars: usize, lie: impl Fn(usize) -> (Duration, Coordinate)) {
+    /// Each member measures `neighbours` others, fixed ones, once a round. What a liar (the first
+    /// `liars`) says is left to `lie`.
+    fn rounds(
+        &mut self,
+        rounds: usize,
+        neighbours: usize,
+        liars: usize,
+        lie: impl Fn(usize) -> (Duration, Coordinate),
+    ) {
         let n = self.members.len();
         for round in 0..rounds {
             for a in liars..n {
@@ -46,7 +62,10 @@ impl World {
                     let (rtt, remote) = if b < liars {
                         lie(round)
                     } else {
-                        (Duration::from_secs_f64(self.rtt(a, b) * jitter / 1e3), self.members[b].2.mine())
+                        (
+                            Duration::from_secs_f64(self.rtt(a, b) * jitter / 1e3),
+                            self.members[b].2.mine(),
+                        )
                     };
                     self.members[a].2.observe(rtt, &remote);
                 }
@@ -59,7 +78,12 @@ impl World {
         let mut errors = vec![];
         for a in liars..self.members.len() {
             for b in liars..a {
-                let estimate = self.members[a].2.mine().estimate(&self.members[b].2.mine()).as_secs_f64() * 1e3;
+                let estimate = self.members[a]
+                    .2
+                    .mine()
+                    .estimate(&self.members[b].2.mine())
+                    .as_secs_f64()
+                    * 1e3;
                 errors.push((estimate - self.rtt(a, b)).abs() / self.rtt(a, b));
             }
         }
@@ -81,19 +105,37 @@ fn estimates_come_close_to_the_round_trips_of_the_world() {
     // The tenth is pairs within a city, whose few milliseconds are all last mile.
     assert!(median < 0.12 && p90 < 0.6, "median {median}, p90 {p90}");
     let claimed: f32 = world.members.iter().map(|m| m.2.error()).sum::<f32>() / 96.0;
-    assert!((0.03..0.3).contains(&claimed), "they believe to be {claimed} off");
+    assert!(
+        (0.03..0.3).contains(&claimed),
+        "they believe to be {claimed} off"
+    );
 }
 
 #[test]
 fn a_tenth_of_liars_costs_the_others_little() {
     let liar = |round: usize| {
-        let side = if round.is_multiple_of(2) { 3_000_000 } else { -3_000_000 };
-        (Duration::from_millis(1), Coordinate { at: [side, -side, side], height: 0, error: 0 })
+        let side = if round.is_multiple_of(2) {
+            3_000_000
+        } else {
+            -3_000_000
+        };
+        (
+            Duration::from_millis(1),
+            Coordinate {
+                at: [side, -side, side],
+                height: 0,
+                error: 0,
+            },
+        )
     };
     let mut world = World::new(100, 2);
     world.rounds(60, 12, 10, liar);
     let errors = world.errors(10);
-    assert!(errors[errors.len() / 2] < 0.3, "median {}", errors[errors.len() / 2]);
+    assert!(
+        errors[errors.len() / 2] < 0.3,
+        "median {}",
+        errors[errors.len() / 2]
+    );
 }
 
 #[test]
@@ -105,7 +147,15 @@ fn a_member_that_moves_is_found_at_its_new_place() {
     let errors: Vec<f64> = (0..64)
         .filter(|b| *b != 5)
         .map(|b| {
-            (world.members[5].2.mine().estimate(&world.members[b].2.mine()).as_secs_f64() * 1e3 - world.rtt(5, b)).abs() / world.rtt(5, b)
+            (world.members[5]
+                .2
+                .mine()
+                .estimate(&world.members[b].2.mine())
+                .as_secs_f64()
+                * 1e3
+                - world.rtt(5, b))
+            .abs()
+                / world.rtt(5, b)
         })
         .collect();
     let mean = errors.iter().sum::<f64>() / errors.len() as f64;
@@ -124,14 +174,27 @@ fn absurd_round_trips_change_nothing() {
 #[test]
 fn a_coordinate_out_of_bounds_is_refused_while_decoding() {
     let encode = |w: Wire| postcard::to_stdvec(&w).unwrap();
-    assert!(postcard::from_bytes::<Coordinate>(&encode(Wire([3_000_000, 0, -3_000_000], 3_000_000, 1500))).is_ok());
-    for absurd in [Wire([3_000_001, 0, 0], 0, 0), Wire([0, i32::MIN, 0], 0, 0), Wire([0; 3], 3_000_001, 0), Wire([0; 3], 0, 1501)] {
+    assert!(
+        postcard::from_bytes::<Coordinate>(&encode(Wire(
+            [3_000_000, 0, -3_000_000],
+            3_000_000,
+            1500
+        )))
+        .is_ok()
+    );
+    for absurd in [
+        Wire([3_000_001, 0, 0], 0, 0),
+        Wire([0, i32::MIN, 0], 0, 0),
+        Wire([0; 3], 3_000_001, 0),
+        Wire([0; 3], 0, 1501),
+    ] {
         assert!(postcard::from_bytes::<Coordinate>(&encode(absurd)).is_err());
     }
 }
 
 proptest! {
-    /// Whatever is told and measured, one sample moves a member by a bounded way and leaves it at a place that others accept.
+    /// Whatever is told and measured, one sample moves a member by a bounded way and leaves it at a
+    /// place that others accept.
     #[test]
     fn no_sample_throws_a_member_far(samples in proptest::collection::vec(
         (0u64..5_500_000, [-3_000_000i32..=3_000_000, -3_000_000i32..=3_000_000, -3_000_000i32..=3_000_000], 0u32..=3_000_000, 0u16..=1500), 1..200))

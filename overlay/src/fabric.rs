@@ -2,8 +2,9 @@
 //! members whose membership has been proved. `control::Control` implements them over libp2p;
 //! [`memory::MemoryNet`] implements them inside one process for tests and simulations.
 //!
-//! A service is a short name ("dht", "chunk"): one handler a name answers its requests, one acceptor
-//! a name takes its streams. Bodies are bounded by [`MAX_BODY_BYTES`]; what is larger goes by stream.
+//! A service is a short name ("dht", "chunk"): one handler a name answers its requests, one
+//! acceptor a name takes its streams. Bodies are bounded by [`MAX_BODY_BYTES`]; what is larger goes
+//! by stream.
 
 use crate::{
     id::{MemberId, RingAddr},
@@ -84,25 +85,30 @@ pub trait Fabric: Send + Sync + 'static {
     /// A member's link key, once its certificate has been seen on a connection.
     fn link_key(&self, member: MemberId) -> Option<LinkKey>;
 
-    /// The round trip to a connected member that anybody can reach directly; `None` for others, or if not measured.
+    /// The round trip to a connected member that anybody can reach directly; `None` for others, or
+    /// if not measured.
     fn rtt_of_open(&self, _member: MemberId) -> Option<Duration> {
         None
     }
 
-    /// This host has changed its addresses, or slept: connections may be dead without anybody having noticed.
+    /// This host has changed its addresses, or slept: connections may be dead without anybody
+    /// having noticed.
     fn roamed(&self) {}
 
-    /// Packets to a connected member are not answered: asks whether its control connection lives, and where that does not
-    /// answer either makes another beside it, over TCP, without waiting for the first to be given up.
+    /// Packets to a connected member are not answered: asks whether its control connection lives,
+    /// and where that does not answer either makes another beside it, over TCP, without waiting for
+    /// the first to be given up.
     async fn sound(&self, _member: MemberId) -> Life {
         Life::Silent
     }
 
-    /// Up to `n` live members closest to `place`, nearest first, this node among them where it belongs.
+    /// Up to `n` live members closest to `place`, nearest first, this node among them where it
+    /// belongs.
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError>;
 
-    /// The up to `n` members closest to `place` among this node and those it is connected to: what [`Fabric::closest`]
-    /// finds, but for members just met or far from here, without a word to anybody.
+    /// The up to `n` members closest to `place` among this node and those it is connected to: what
+    /// [`Fabric::closest`] finds, but for members just met or far from here, without a word to
+    /// anybody.
     fn nearby(&self, place: RingAddr, n: usize) -> Vec<MemberId> {
         let mut members = self.connected();
         members.push(self.me());
@@ -111,15 +117,27 @@ pub trait Fabric: Send + Sync + 'static {
         members
     }
 
-    /// Sends a request and waits for its answer, dialling if need be. A call to this node itself is answered locally.
-    async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError>;
+    /// Sends a request and waits for its answer, dialling if need be. A call to this node itself is
+    /// answered locally.
+    async fn call(
+        &self,
+        to: MemberId,
+        service: &'static str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, FabricError>;
 
     /// Answers `service` with `handler` from now on; the last handler set wins.
     fn serve(&self, service: &'static str, handler: Arc<dyn Serve>);
 
     /// Opens a byte stream to a member's acceptor of `service`.
-    async fn open_stream(&self, to: MemberId, service: &'static str) -> Result<BoxStream, FabricError>;
+    async fn open_stream(
+        &self,
+        to: MemberId,
+        service: &'static str,
+    ) -> Result<BoxStream, FabricError>;
 
-    /// Takes the streams that members open to `service` here; the last acceptor set wins. Dropping the receiver closes the service.
+    /// Takes the streams that members open to `service` here; the last acceptor set wins. Dropping
+    /// the receiver closes the service.
     fn accept_streams(&self, service: &'static str) -> mpsc::Receiver<(MemberId, BoxStream)>;
 }

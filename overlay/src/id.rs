@@ -1,4 +1,5 @@
-//! The identifiers that every crate shares, each a type of its own so that none is taken for another.
+//! The identifiers that every crate shares, each a type of its own so that none is taken for
+//! another.
 //!
 //! A member *is* its ed25519 public key: whoever proves the key is the member, and no registry maps
 //! one to the other. Text forms are lower-case base32 without padding, which survives DNS, shells
@@ -23,7 +24,8 @@ macro_rules! id32 {
         pub struct $name(pub [u8; 32]);
 
         impl $name {
-            /// The first ten characters of the text form: enough to tell a few thousand apart by eye.
+            /// The first ten characters of the text form: enough to tell a few thousand apart by
+            /// eye.
             pub fn short(&self) -> String {
                 self.to_string()[..10].to_owned()
             }
@@ -62,13 +64,14 @@ id32!(
     "a member id"
 );
 id32!(
-    /// A network: the ed25519 public key of its root, so that a network cannot be forged, only founded.
+    /// A network: the ed25519 public key of its root, so that a network cannot be forged, only
+    /// founded.
     NetworkId,
     "a network id"
 );
 id32!(
-    /// A virtual machine: its own ed25519 public key. The secret half travels with the VM's definition,
-    /// so that whichever host holds the VM signs its records.
+    /// A virtual machine: its own ed25519 public key. The secret half travels with the VM's
+    /// definition, so that whichever host holds the VM signs its records.
     VmId,
     "a VM id"
 );
@@ -79,7 +82,8 @@ id32!(
 );
 
 impl RingAddr {
-    /// The place of `bytes` within `domain` (BLAKE3 key derivation, so that two domains never collide).
+    /// The place of `bytes` within `domain` (BLAKE3 key derivation, so that two domains never
+    /// collide).
     pub fn of(domain: &str, bytes: &[u8]) -> Self {
         Self(blake3::derive_key(domain, bytes))
     }
@@ -99,7 +103,9 @@ impl MemberId {
 
 /// The generation of a VM's holder. It grows by one whenever the right to run the VM changes hands;
 /// peers drop what a smaller epoch sends (the overlay is the fence).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct Epoch(pub u64);
 
 impl Epoch {
@@ -116,17 +122,21 @@ impl fmt::Display for Epoch {
 }
 
 /// Seconds since 1970-01-01 UTC, as in certificates, invites and records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct UnixTime(pub u64);
 
 impl UnixTime {
-    /// The network's time ([`NetworkTime`](crate::network_time::NetworkTime)): the wall clock at the start of the process until
-    /// members have said theirs. It does not jump with the wall clock.
+    /// The network's time ([`NetworkTime`](crate::network_time::NetworkTime)): the wall clock at
+    /// the start of the process until members have said theirs. It does not jump with the wall
+    /// clock.
     pub fn now() -> Self {
         crate::network_time::NetworkTime::now()
     }
 
-    /// The wall clock of this machine, however wrong: for people and file names, and where two clocks must agree.
+    /// The wall clock of this machine, however wrong: for people and file names, and where two
+    /// clocks must agree.
     pub fn wall() -> Self {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self(since.map_or(0, |d| d.as_secs()))

@@ -2,8 +2,8 @@
 //! Noise handshake uses. The link key is random and bound to the identity by a signature in the
 //! member's certificate; neither is derived from the other, so that losing one does not lose both.
 //!
-//! Every signature covers a domain string first, so that what is signed for one purpose can never be
-//! replayed for another.
+//! Every signature covers a domain string first, so that what is signed for one purpose can never
+//! be replayed for another.
 
 use crate::{
     durable::write_atomically,
@@ -39,9 +39,12 @@ fn framed(domain: &str, message: &[u8]) -> Vec<u8> {
 /// Whether `signature` is `signer`'s over `message` in `domain`. False also for a key that is no
 /// point of the curve or of small order (strict verification).
 pub fn verify(signer: &[u8; 32], domain: &str, message: &[u8], signature: &Signature) -> bool {
-    let Ok(key) = VerifyingKey::from_bytes(signer) else { return false };
+    let Ok(key) = VerifyingKey::from_bytes(signer) else {
+        return false;
+    };
     let signature = ed25519_dalek::Signature::from_components(signature.0, signature.1);
-    key.verify_strict(&framed(domain, message), &signature).is_ok()
+    key.verify_strict(&framed(domain, message), &signature)
+        .is_ok()
 }
 
 /// An ed25519 key pair: a network's root, a VM's owner key, or the signing half of an [`Identity`].
@@ -93,25 +96,40 @@ impl Identity {
     pub fn generate() -> Self {
         let mut secret = Zeroizing::new([0u8; 32]);
         rand::fill(&mut secret[..]);
-        Self { signing: KeyPair::generate(), link: x25519_dalek::StaticSecret::from(*secret) }
+        Self {
+            signing: KeyPair::generate(),
+            link: x25519_dalek::StaticSecret::from(*secret),
+        }
     }
 
-    /// Reads the keys in `path` (64 bytes: signing seed, link secret), or makes and stores them with mode 0600.
+    /// Reads the keys in `path` (64 bytes: signing seed, link secret), or makes and stores them
+    /// with mode 0600.
     ///
     /// # Errors
-    /// What the file system says, or `InvalidData` for a file of another length: it is never overwritten.
+    /// What the file system says, or `InvalidData` for a file of another length: it is never
+    /// overwritten.
     pub fn load_or_create(path: &Path) -> io::Result<Self> {
         match fs::read(path).map(Zeroizing::new) {
             Ok(bytes) => {
                 let both: &[u8; 64] = bytes.as_slice().try_into().map_err(|_| {
                     io::Error::new(
                         io::ErrorKind::InvalidData,
-                        format!("{} is no identity: {} bytes instead of 64", path.display(), bytes.len()),
+                        format!(
+                            "{} is no identity: {} bytes instead of 64",
+                            path.display(),
+                            bytes.len()
+                        ),
                     )
                 })?;
                 let (seed, link) = both.split_at(32);
-                let (seed, link): (&[u8; 32], [u8; 32]) = (seed.try_into().expect("32 of 64"), link.try_into().expect("32 of 64"));
-                Ok(Self { signing: KeyPair::from_seed(seed), link: link.into() })
+                let (seed, link): (&[u8; 32], [u8; 32]) = (
+                    seed.try_into().expect("32 of 64"),
+                    link.try_into().expect("32 of 64"),
+                );
+                Ok(Self {
+                    signing: KeyPair::from_seed(seed),
+                    link: link.into(),
+                })
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let new = Self::generate();
@@ -160,7 +178,12 @@ mod tests {
         assert!(verify(&keys.public(), "invite", b"text", &signature));
         assert!(!verify(&keys.public(), "record", b"text", &signature));
         assert!(!verify(&keys.public(), "invite", b"texT", &signature));
-        assert!(!verify(&KeyPair::generate().public(), "invite", b"text", &signature));
+        assert!(!verify(
+            &KeyPair::generate().public(),
+            "invite",
+            b"text",
+            &signature
+        ));
     }
 
     #[test]
@@ -169,7 +192,10 @@ mod tests {
         let path = dir.path().join("identity");
         let first = Identity::load_or_create(&path).unwrap();
         let second = Identity::load_or_create(&path).unwrap();
-        assert_eq!((first.member_id(), first.link_key()), (second.member_id(), second.link_key()));
+        assert_eq!(
+            (first.member_id(), first.link_key()),
+            (second.member_id(), second.link_key())
+        );
         fs::write(&path, b"short").unwrap();
         assert!(Identity::load_or_create(&path).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"short");

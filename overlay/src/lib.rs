@@ -1,10 +1,11 @@
-//! Who is a member and how bytes reach one: identity, membership, NAT traversal, encrypted links, the
-//! IP packet plane and the libp2p control host. Knows no VM's inside and no DHT record.
+//! Who is a member and how bytes reach one: identity, membership, NAT traversal, encrypted links,
+//! the IP packet plane and the libp2p control host. Knows no VM's inside and no DHT record.
 
 pub mod connect;
 #[cfg(feature = "control")]
 pub mod control;
-/// The control plane's messages without libp2p, for the fuzzer, which would otherwise build all of it.
+/// The control plane's messages without libp2p, for the fuzzer, which would otherwise build all of
+/// it.
 #[cfg(fuzzing)]
 #[path = "control/wire.rs"]
 #[allow(missing_docs, dead_code)]

@@ -1,17 +1,19 @@
-//! Finds the members nearest to a place: an iterative lookup (Kademlia, Maymounkov and Mazières 2002, §2.3)
-//! over disjoint paths (S/Kademlia, Baumgart and Mies 2007, §4.4). No clock and no network in it.
+//! Finds the members nearest to a place: an iterative lookup (Kademlia, Maymounkov and Mazières
+//! 2002, §2.3) over disjoint paths (S/Kademlia, Baumgart and Mies 2007, §4.4). No clock and no
+//! network in it.
 //!
-//! Each path asks the nearest members it knows for nearer ones; no member is asked by two paths, and what a
-//! member names is used by its path alone. The answer is the union of what the paths found. Members named
-//! come with signed contacts that the caller has verified, so liars can leave members out, delay, and name dead or
-//! far ones, but invent none.
+//! Each path asks the nearest members it knows for nearer ones; no member is asked by two paths,
+//! and what a member names is used by its path alone. The answer is the union of what the paths
+//! found. Members named come with signed contacts that the caller has verified, so liars can leave
+//! members out, delay, and name dead or far ones, but invent none.
 //!
-//! Promised: everyone in the answer is a member and has answered in this lookup. One path that meets an honest
-//! member near the place at its end is enough for the answer to be right, since members know all their
-//! neighbourhood. A lookup fails rather than answers where fewer than two paths came to an end, and where the
-//! members named around the place lie more than [`SPARSE`] times sparser than elsewhere ([`Density`], the routing
-//! failure test of Castro et al. 2002, §5.2): so it looks where only liars, a third of all, were named.
-//! Not promised: to tell a place that liars have made theirs by joining with thousands of keys.
+//! Promised: everyone in the answer is a member and has answered in this lookup. One path that
+//! meets an honest member near the place at its end is enough for the answer to be right, since
+//! members know all their neighbourhood. A lookup fails rather than answers where fewer than two
+//! paths came to an end, and where the members named around the place lie more than [`SPARSE`]
+//! times sparser than elsewhere ([`Density`], the routing failure test of Castro et al. 2002,
+//! §5.2): so it looks where only liars, a third of all, were named. Not promised: to tell a place
+//! that liars have made theirs by joining with thousands of keys.
 
 use crate::id::{MemberId, RingAddr};
 use std::{
@@ -21,8 +23,9 @@ use std::{
 
 /// How many members one answer names: what is more is not read.
 pub const NAMED: usize = 16;
-/// A place whose members lie so many times sparser than the average is not believed: of honest ones 3 in 10 000 do
-/// (a sum of 16 exponential distances beyond twice its mean), of those with only a third of the members 93 in 100.
+/// A place whose members lie so many times sparser than the average is not believed: of honest ones
+/// 3 in 10 000 do (a sum of 16 exponential distances beyond twice its mean), of those with only a
+/// third of the members 93 in 100.
 pub const SPARSE: f64 = 2.0;
 /// Lookups whose density is remembered, and how many it takes for a verdict.
 const DENSITIES: usize = 64;
@@ -35,14 +38,16 @@ const SEEN: usize = 64;
 pub struct LookupOptions {
     /// How many members are looked for.
     pub wanted: usize,
-    /// A path ends when so many of the nearest it knows have answered. More than are wanted: else a path that
-    /// has met one liar would not look behind the liars it names.
+    /// A path ends when so many of the nearest it knows have answered. More than are wanted: else a
+    /// path that has met one liar would not look behind the liars it names.
     pub window: usize,
-    /// Disjoint paths. With a third of all members lying, three paths of two or three hops hardly ever all fall to them.
+    /// Disjoint paths. With a third of all members lying, three paths of two or three hops hardly
+    /// ever all fall to them.
     pub paths: usize,
     /// Questions under way in one path.
     pub at_once: usize,
-    /// A member that takes longer no longer counts among those, but may still answer: the dead cost little time.
+    /// A member that takes longer no longer counts among those, but may still answer: the dead cost
+    /// little time.
     pub slow_after: Duration,
     /// A member that takes longer is dead.
     pub ask_timeout: Duration,
@@ -53,8 +58,9 @@ pub struct LookupOptions {
 }
 
 impl Default for LookupOptions {
-    /// 3 paths of 3 questions at once, measured in the tests of this module to be the fewest that never believed a liar
-    /// among 600 members; 600 ms is a dial over a 200 ms path, 3 s one through a relay.
+    /// 3 paths of 3 questions at once, measured in the tests of this module to be the fewest that
+    /// never believed a liar among 600 members; 600 ms is a dial over a 200 ms path, 3 s one
+    /// through a relay.
     fn default() -> Self {
         Self {
             wanted: 5,
@@ -76,7 +82,10 @@ pub enum LookupError {
     #[error("no other member is known")]
     Alone,
     /// Fewer paths came to an end than must agree.
-    #[error("only {ended} of {paths} search paths came to an end: members do not answer, or name members that do not")]
+    #[error(
+        "only {ended} of {paths} search paths came to an end: members do not answer, or name \
+            members that do not"
+    )]
     Unfinished {
         /// How many did.
         ended: usize,
@@ -84,7 +93,10 @@ pub enum LookupError {
         paths: usize,
     },
     /// The members named around the place are too few.
-    #[error("the members named around the place are {0} times sparser than elsewhere: some are being kept from this node")]
+    #[error(
+        "the members named around the place are {0} times sparser than elsewhere: some are being \
+            kept from this node"
+    )]
     TooSparse(u32),
 }
 
@@ -103,7 +115,8 @@ struct Path {
     asked: usize,
 }
 
-/// A lookup in progress: ask whom [`Lookup::poll`] names, say what came of it, until [`Lookup::outcome`].
+/// A lookup in progress: ask whom [`Lookup::poll`] names, say what came of it, until
+/// [`Lookup::outcome`].
 #[derive(Debug)]
 pub struct Lookup {
     me: MemberId,
@@ -117,7 +130,13 @@ pub struct Lookup {
 
 impl Lookup {
     /// A lookup from `seeds`, members that `me` knows, nearest first.
-    pub fn new(me: MemberId, place: RingAddr, seeds: &[MemberId], options: LookupOptions, now: Instant) -> Self {
+    pub fn new(
+        me: MemberId,
+        place: RingAddr,
+        seeds: &[MemberId],
+        options: LookupOptions,
+        now: Instant,
+    ) -> Self {
         let mut paths: Vec<Path> = Vec::new();
         let others = seeds.iter().filter(|m| **m != me);
         let d = options.paths.max(1);
@@ -125,13 +144,22 @@ impl Lookup {
             if paths.len() < d {
                 paths.push(Path::default());
             }
-            paths[i % d].seen.insert(member.ring_addr().distance(&place), *member);
+            paths[i % d]
+                .seen
+                .insert(member.ring_addr().distance(&place), *member);
         }
-        Self { me, place, options, began: now, paths, asked: HashMap::new() }
+        Self {
+            me,
+            place,
+            options,
+            began: now,
+            paths,
+            asked: HashMap::new(),
+        }
     }
 
-    /// Whom to ask next, for up to [`NAMED`] members near the place; `None` until something happens or the time of
-    /// [`Lookup::wake_at`] has come.
+    /// Whom to ask next, for up to [`NAMED`] members near the place; `None` until something happens
+    /// or the time of [`Lookup::wake_at`] has come.
     pub fn poll(&mut self, now: Instant) -> Option<MemberId> {
         for (_, state) in self.asked.values_mut() {
             if matches!(state, State::Asked(at) if now >= *at + self.options.ask_timeout) {
@@ -143,12 +171,17 @@ impl Lookup {
         }
         for index in 0..self.paths.len() {
             let fresh = |(path, state): &&(usize, State)| {
-                *path == index && matches!(state, State::Asked(at) if now < *at + self.options.slow_after)
+                *path == index
+                    && matches!(state, State::Asked(at) if now < *at + self.options.slow_after)
             };
-            if self.paths[index].asked >= self.options.max_asked || self.asked.values().filter(fresh).count() >= self.options.at_once {
+            if self.paths[index].asked >= self.options.max_asked
+                || self.asked.values().filter(fresh).count() >= self.options.at_once
+            {
                 continue;
             }
-            let next = self.front(index).find(|member| !self.asked.contains_key(member));
+            let next = self
+                .front(index)
+                .find(|member| !self.asked.contains_key(member));
             if let Some(member) = next {
                 self.paths[index].asked += 1;
                 self.asked.insert(member, (index, State::Asked(now)));
@@ -161,12 +194,19 @@ impl Lookup {
     /// The nearest members of a path that are not known to be dead.
     fn front(&self, path: usize) -> impl Iterator<Item = MemberId> + '_ {
         let alive = |m: &&MemberId| !matches!(self.asked.get(*m), Some((_, State::Dead)));
-        self.paths[path].seen.values().filter(alive).take(self.options.window.max(self.options.wanted).max(1)).copied()
+        self.paths[path]
+            .seen
+            .values()
+            .filter(alive)
+            .take(self.options.window.max(self.options.wanted).max(1))
+            .copied()
     }
 
     /// A member answered with these members, whose contacts are verified.
     pub fn answered(&mut self, from: MemberId, named: &[MemberId]) {
-        let Some((path, state)) = self.asked.get_mut(&from) else { return };
+        let Some((path, state)) = self.asked.get_mut(&from) else {
+            return;
+        };
         if *state == State::Answered {
             return;
         }
@@ -190,27 +230,43 @@ impl Lookup {
     /// When to call [`Lookup::poll`] again if nothing happens before.
     pub fn wake_at(&self, now: Instant) -> Instant {
         let waits = self.asked.values().filter_map(|(_, state)| match state {
-            State::Asked(at) => [*at + self.options.slow_after, *at + self.options.ask_timeout].into_iter().find(|t| *t > now),
+            State::Asked(at) => [
+                *at + self.options.slow_after,
+                *at + self.options.ask_timeout,
+            ]
+            .into_iter()
+            .find(|t| *t > now),
             _ => None,
         });
-        waits.chain([self.began + self.options.give_up_after]).min().unwrap_or(now)
+        waits
+            .chain([self.began + self.options.give_up_after])
+            .min()
+            .unwrap_or(now)
     }
 
     /// Whether all of the path's nearest have answered.
     fn has_ended(&self, path: usize) -> bool {
         let mut front = self.front(path).peekable();
-        front.peek().is_some() && front.all(|m| matches!(self.asked.get(&m), Some((_, State::Answered))))
+        front.peek().is_some()
+            && front.all(|m| matches!(self.asked.get(&m), Some((_, State::Answered))))
     }
 
     /// Whether a path can go no further.
     fn is_stuck(&self, path: usize) -> bool {
         let waiting = |m: MemberId| matches!(self.asked.get(&m), Some((_, State::Asked(_))));
         let may_ask = self.paths[path].asked < self.options.max_asked;
-        !self.front(path).any(|m| waiting(m) || (may_ask && !self.asked.contains_key(&m)))
+        !self
+            .front(path)
+            .any(|m| waiting(m) || (may_ask && !self.asked.contains_key(&m)))
     }
 
-    /// The outcome, once it is certain: the nearest of those who answered, nearest first, at most as many as wanted.
-    pub fn outcome(&self, now: Instant, density: &Density) -> Option<Result<Vec<MemberId>, LookupError>> {
+    /// The outcome, once it is certain: the nearest of those who answered, nearest first, at most
+    /// as many as wanted.
+    pub fn outcome(
+        &self,
+        now: Instant,
+        density: &Density,
+    ) -> Option<Result<Vec<MemberId>, LookupError>> {
         if self.paths.is_empty() {
             return Some(Err(LookupError::Alone));
         }
@@ -220,19 +276,26 @@ impl Lookup {
             return None;
         }
         if ended < self.paths.len().min(2) {
-            return Some(Err(LookupError::Unfinished { ended, paths: self.paths.len() }));
+            return Some(Err(LookupError::Unfinished {
+                ended,
+                paths: self.paths.len(),
+            }));
         }
         if let Some(times) = self.spread().and_then(|spread| density.doubts(spread)) {
             return Some(Err(LookupError::TooSparse(times)));
         }
-        let answered = self.asked.iter().filter(|(_, (_, state))| *state == State::Answered);
+        let answered = self
+            .asked
+            .iter()
+            .filter(|(_, (_, state))| *state == State::Answered);
         let mut found: Vec<MemberId> = answered.map(|(member, _)| *member).collect();
         found.sort_by_cached_key(|m| m.ring_addr().distance(&self.place));
         found.truncate(self.options.wanted);
         Some(Ok(found))
     }
 
-    /// How far the [`NAMED`]th nearest member named, and not found dead, is from the place, as a share of all places.
+    /// How far the [`NAMED`]th nearest member named, and not found dead, is from the place, as a
+    /// share of all places.
     pub fn spread(&self) -> Option<f64> {
         let all = self.paths.iter().flat_map(|p| &p.seen);
         let alive = all.filter(|(_, m)| !matches!(self.asked.get(*m), Some((_, State::Dead))));
@@ -254,14 +317,16 @@ fn share(distance: &Distance) -> f64 {
     u64::from_be_bytes(head) as f64 / 2f64.powi(64)
 }
 
-/// How far apart members lie, as recent lookups found: their places are hashes, so it is the same everywhere.
+/// How far apart members lie, as recent lookups found: their places are hashes, so it is the same
+/// everywhere.
 #[derive(Clone, Debug, Default)]
 pub struct Density {
     spreads: VecDeque<f64>,
 }
 
 impl Density {
-    /// Takes the spread that a lookup found, believed or not: what liars do at a few places does not move the mean much.
+    /// Takes the spread that a lookup found, believed or not: what liars do at a few places does
+    /// not move the mean much.
     pub fn learn(&mut self, spread: f64) {
         self.spreads.push_back(spread);
         if self.spreads.len() > DENSITIES {

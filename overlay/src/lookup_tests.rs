@@ -1,4 +1,5 @@
-//! Lookups in virtual time among hundreds of members who know what an address book keeps, a third of them liars.
+//! Lookups in virtual time among hundreds of members who know what an address book keeps, a third
+//! of them liars.
 
 use super::*;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -33,7 +34,12 @@ struct World {
 struct Places(HashMap<MemberId, RingAddr>);
 
 impl Places {
-    fn nearest(&self, members: impl IntoIterator<Item = MemberId>, place: &RingAddr, n: usize) -> Vec<MemberId> {
+    fn nearest(
+        &self,
+        members: impl IntoIterator<Item = MemberId>,
+        place: &RingAddr,
+        n: usize,
+    ) -> Vec<MemberId> {
         let mut members: Vec<MemberId> = members.into_iter().collect();
         members.sort_by_cached_key(|m| self.0[m].distance(place));
         members.truncate(n);
@@ -47,16 +53,30 @@ impl Places {
 }
 
 impl World {
-    /// `n` members, each with the 24 nearest in its book, four of each doubling of the distance and a few others.
+    /// `n` members, each with the 24 nearest in its book, four of each doubling of the distance and
+    /// a few others.
     fn new(seed: u64, n: usize, lie: Lie) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let members: Vec<MemberId> = (0..n).map(|_| MemberId(rng.random())).collect();
         let dead: Vec<MemberId> = (0..n / 2).map(|_| MemberId(rng.random())).collect();
-        let places = Places(members.iter().chain(&dead).map(|m| (*m, m.ring_addr())).collect());
+        let places = Places(
+            members
+                .iter()
+                .chain(&dead)
+                .map(|m| (*m, m.ring_addr()))
+                .collect(),
+        );
         let book = |me: &MemberId, rng: &mut StdRng| {
-            let mut book = places.nearest(members.iter().copied().filter(|m| m != me), &places.0[me], 24);
+            let mut book = places.nearest(
+                members.iter().copied().filter(|m| m != me),
+                &places.0[me],
+                24,
+            );
             let mut buckets: Vec<Vec<MemberId>> = vec![Vec::new(); 65];
-            members.iter().filter(|m| *m != me).for_each(|m| buckets[places.bucket(me, m)].push(*m));
+            members
+                .iter()
+                .filter(|m| *m != me)
+                .for_each(|m| buckets[places.bucket(me, m)].push(*m));
             for there in buckets.iter().take(16) {
                 book.extend(there.choose_multiple(rng, 4));
             }
@@ -67,7 +87,15 @@ impl World {
         };
         let knows = members.iter().map(|me| book(me, &mut rng)).collect();
         let liars = members.choose_multiple(&mut rng, n / 3).copied().collect();
-        Self { places, members, dead, knows, liars, lie, rng }
+        Self {
+            places,
+            members,
+            dead,
+            knows,
+            liars,
+            lie,
+            rng,
+        }
     }
 
     /// What `member` answers, and after how long.
@@ -75,23 +103,58 @@ impl World {
         let rtt = Duration::from_millis(self.rng.random_range(20..200));
         let at = self.members.iter().position(|m| *m == member)?;
         if !self.liars.contains(&member) {
-            return Some((rtt, self.places.nearest(self.knows[at].iter().copied(), place, NAMED)));
+            return Some((
+                rtt,
+                self.places
+                    .nearest(self.knows[at].iter().copied(), place, NAMED),
+            ));
         }
         match self.lie {
-            Lie::Omit => Some((rtt, self.places.nearest(self.liars.iter().copied(), place, NAMED))),
-            Lie::Dead => Some((rtt, self.places.nearest(self.dead.iter().copied(), place, NAMED))),
-            Lie::Far => Some((rtt, self.places.nearest(self.members.iter().copied(), &RingAddr(place.0.map(|b| !b)), NAMED))),
+            Lie::Omit => Some((
+                rtt,
+                self.places
+                    .nearest(self.liars.iter().copied(), place, NAMED),
+            )),
+            Lie::Dead => Some((
+                rtt,
+                self.places.nearest(self.dead.iter().copied(), place, NAMED),
+            )),
+            Lie::Far => Some((
+                rtt,
+                self.places.nearest(
+                    self.members.iter().copied(),
+                    &RingAddr(place.0.map(|b| !b)),
+                    NAMED,
+                ),
+            )),
             Lie::Silent => None,
-            Lie::Delay => Some((Duration::from_millis(2800), self.places.nearest(self.liars.iter().copied(), place, NAMED))),
+            Lie::Delay => Some((
+                Duration::from_millis(2800),
+                self.places
+                    .nearest(self.liars.iter().copied(), place, NAMED),
+            )),
         }
     }
 
     /// Runs one lookup from member `at`; how long it took and how many it asked.
-    fn lookup(&mut self, at: usize, place: RingAddr, density: &mut Density) -> (Result<Vec<MemberId>, LookupError>, Duration, usize) {
+    fn lookup(
+        &mut self,
+        at: usize,
+        place: RingAddr,
+        density: &mut Density,
+    ) -> (Result<Vec<MemberId>, LookupError>, Duration, usize) {
         let began = Instant::now();
         let mut now = began;
-        let seeds = self.places.nearest(self.knows[at].iter().copied(), &place, 24);
-        let mut lookup = Lookup::new(self.members[at], place, &seeds, LookupOptions::default(), now);
+        let seeds = self
+            .places
+            .nearest(self.knows[at].iter().copied(), &place, 24);
+        let mut lookup = Lookup::new(
+            self.members[at],
+            place,
+            &seeds,
+            LookupOptions::default(),
+            now,
+        );
         let mut arriving: BTreeSet<Reverse<(Instant, MemberId)>> = BTreeSet::new();
         let mut answers: HashMap<MemberId, Vec<MemberId>> = HashMap::new();
         loop {
@@ -103,11 +166,18 @@ impl World {
             }
             if let Some(outcome) = lookup.outcome(now, density) {
                 lookup.spread().iter().for_each(|s| density.learn(*s));
-                assert!(now - began <= LookupOptions::default().give_up_after, "it is bounded in time");
+                assert!(
+                    now - began <= LookupOptions::default().give_up_after,
+                    "it is bounded in time"
+                );
                 return (outcome, now - began, lookup.questions());
             }
             let wake = lookup.wake_at(now);
-            match arriving.last().filter(|Reverse((t, _))| *t <= wake).copied() {
+            match arriving
+                .last()
+                .filter(|Reverse((t, _))| *t <= wake)
+                .copied()
+            {
                 Some(next) => {
                     arriving.remove(&next);
                     let Reverse((at, member)) = next;
@@ -121,8 +191,13 @@ impl World {
 
     /// The members nearest to the place that answer at all.
     fn truth(&self, me: MemberId, place: &RingAddr) -> Vec<MemberId> {
-        let answers = |m: &MemberId| *m != me && !(self.lie == Lie::Silent && self.liars.contains(m));
-        self.places.nearest(self.members.iter().copied().filter(answers), place, LookupOptions::default().wanted)
+        let answers =
+            |m: &MemberId| *m != me && !(self.lie == Lie::Silent && self.liars.contains(m));
+        self.places.nearest(
+            self.members.iter().copied().filter(answers),
+            place,
+            LookupOptions::default().wanted,
+        )
     }
 }
 
@@ -139,7 +214,9 @@ fn tally(n: usize, lie: Lie, seeds: std::ops::Range<u64>, lookups: usize) -> Tal
     let mut tally = Tally::default();
     for seed in seeds {
         let mut world = World::new(seed, n, lie);
-        let honest: Vec<usize> = (0..n).filter(|i| !world.liars.contains(&world.members[*i])).collect();
+        let honest: Vec<usize> = (0..n)
+            .filter(|i| !world.liars.contains(&world.members[*i]))
+            .collect();
         let at = honest[0];
         let mut density = Density::default();
         for i in 0..lookups {
@@ -171,7 +248,10 @@ fn among_honest_members_every_lookup_finds_the_nearest() {
             assert!(took < Duration::from_secs(2), "n {n}: {took:?}");
         }
         if let Some(members) = density.members().filter(|_| n >= 100) {
-            assert!((members / n as f64 - 1.0).abs() < 0.3, "{members} members estimated of {n}");
+            assert!(
+                (members / n as f64 - 1.0).abs() < 0.3,
+                "{members} members estimated of {n}"
+            );
         }
     }
 }
@@ -183,7 +263,8 @@ fn a_third_of_lying_members_never_has_a_wrong_answer_believed() {
             let t = tally(n, lie, seeds.clone(), 60);
             let all = t.right + t.refused + t.wrong;
             println!(
-                "{n} members, a third {lie:?}: of {all} lookups {} right, {} refused, {} wrong; {:.1} questions each, slowest {:?}",
+                "{n} members, a third {lie:?}: of {all} lookups {} right, {} refused, {} wrong; \
+                    {:.1} questions each, slowest {:?}",
                 t.right,
                 t.refused,
                 t.wrong,
@@ -191,7 +272,10 @@ fn a_third_of_lying_members_never_has_a_wrong_answer_believed() {
                 t.slowest
             );
             assert_eq!(t.wrong, 0, "{n} members, {lie:?}, seeds {seeds:?}: {t:?}");
-            assert!(t.right * 100 >= all * 95, "{n} members, {lie:?}: it still works: {t:?}");
+            assert!(
+                t.right * 100 >= all * 95,
+                "{n} members, {lie:?}: it still works: {t:?}"
+            );
         }
     }
 }
@@ -208,14 +292,19 @@ fn whoever_is_shown_only_liars_is_told_so_and_not_led_astray() {
             let _ = world.lookup(0, place, &mut density);
         }
         let place = RingAddr(world.rng.random());
-        world.knows[0] = world.places.nearest(world.liars.iter().copied(), &place, 30);
+        world.knows[0] = world
+            .places
+            .nearest(world.liars.iter().copied(), &place, 30);
         match world.lookup(0, place, &mut density).0 {
             Err(_) => refused += 1,
             Ok(_) => believed += 1,
         }
     }
     println!("shown only liars: {refused} refused, {believed} believed");
-    assert!(refused >= 34, "the share that the density tells: {refused} of 40");
+    assert!(
+        refused >= 34,
+        "the share that the density tells: {refused} of 40"
+    );
 }
 
 #[test]
@@ -223,7 +312,10 @@ fn nobody_known_and_nobody_answering_are_errors() {
     let (me, now) = (MemberId([1; 32]), Instant::now());
     let options = LookupOptions::default();
     let alone = Lookup::new(me, RingAddr([0; 32]), &[me], options, now);
-    assert_eq!(alone.outcome(now, &Density::default()), Some(Err(LookupError::Alone)));
+    assert_eq!(
+        alone.outcome(now, &Density::default()),
+        Some(Err(LookupError::Alone))
+    );
     let seeds: Vec<MemberId> = (2..30).map(|i| MemberId([i; 32])).collect();
     let mut silent = Lookup::new(me, RingAddr([0; 32]), &seeds, options, now);
     let mut at = now;

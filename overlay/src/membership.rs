@@ -3,9 +3,9 @@
 //!
 //! The root is the network: its public key is the [`NetworkId`](crate::NetworkId). It certifies
 //! members itself or through delegates (one level: root → delegate → member). An invite is a signed
-//! promise to admit whoever presents it, a given number of times until a given time. A revocation is
-//! signed like a certificate and spreads by gossip; it is never taken back: who was cut off comes
-//! back with a new identity.
+//! promise to admit whoever presents it, a given number of times until a given time. A revocation
+//! is signed like a certificate and spreads by gossip; it is never taken back: who was cut off
+//! comes back with a new identity.
 //!
 //! Nothing here does IO but [`Trust::load`] and its kin; counting an invite's uses is an
 //! [`Admission`]'s task, because it takes the agreement of the other members.
@@ -72,7 +72,9 @@ pub enum Refusal {
     #[error("the certificate belongs to another key")]
     NotYours,
     /// The member asked can neither admit nor pass the request on to one who can.
-    #[error("this member cannot admit anyone and reaches nobody who can: try another bootstrap address")]
+    #[error(
+        "this member cannot admit anyone and reaches nobody who can: try another bootstrap address"
+    )]
     CannotAdmit,
     /// The admission could not be decided now, for this reason.
     #[error("the admission could not be decided: {0}")]
@@ -85,15 +87,17 @@ pub enum Refusal {
     BadDocument(String),
 }
 
-/// Decides whether a valid invite may be used (once more) by `joiner`. The signature, the expiry and
-/// revocations have been checked before; what is left is counting, which must be durable and agreed.
+/// Decides whether a valid invite may be used (once more) by `joiner`. The signature, the expiry
+/// and revocations have been checked before; what is left is counting, which must be durable and
+/// agreed.
 #[async_trait]
 pub trait Admission: Send + Sync + 'static {
-    /// Counts one use for `joiner`, unless it was counted before: the same joiner asking again after a
-    /// lost answer costs nothing. `name` is the host name that it asks for.
+    /// Counts one use for `joiner`, unless it was counted before: the same joiner asking again
+    /// after a lost answer costs nothing. `name` is the host name that it asks for.
     ///
     /// # Errors
-    /// [`Refusal::UsedUp`], [`Refusal::NameTaken`], or [`Refusal::Undecided`] if the others cannot be asked.
+    /// [`Refusal::UsedUp`], [`Refusal::NameTaken`], or [`Refusal::Undecided`] if the others cannot
+    /// be asked.
     async fn admit(&self, invite: &Invite, joiner: MemberId, name: &str) -> Result<(), Refusal>;
 }
 
@@ -105,7 +109,11 @@ pub struct LocalAdmission(Mutex<HashMap<InviteId, HashMap<MemberId, String>>>);
 impl Admission for LocalAdmission {
     async fn admit(&self, invite: &Invite, joiner: MemberId, name: &str) -> Result<(), Refusal> {
         let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if used.values().flatten().any(|(member, taken)| *member != joiner && taken == name) {
+        if used
+            .values()
+            .flatten()
+            .any(|(member, taken)| *member != joiner && taken == name)
+        {
             return Err(Refusal::NameTaken);
         }
         let joiners = used.entry(invite.id()).or_default();

@@ -1,12 +1,14 @@
 //! What time it is in the network, whatever this machine's wall clock says.
 //!
-//! A wall clock may be years wrong, and may jump while the daemon runs: a machine without a battery starts in 1970 until NTP
-//! has answered, a person sets the date. Records, leases and certificates carry absolute times, so two members whose clocks
-//! differ would not agree on what has ended. Here time passes by `CLOCK_BOOTTIME`, which neither jumps nor stands still while
-//! the machine sleeps; what is added to it is the wall clock of the start until members have said what theirs shows
+//! A wall clock may be years wrong, and may jump while the daemon runs: a machine without a battery
+//! starts in 1970 until NTP has answered, a person sets the date. Records, leases and certificates
+//! carry absolute times, so two members whose clocks differ would not agree on what has ended. Here
+//! time passes by `CLOCK_BOOTTIME`, which neither jumps nor stands still while the machine sleeps;
+//! what is added to it is the wall clock of the start until members have said what theirs shows
 //! ([`Exchange`]), and from then on what most of them say ([`judge`]).
 //!
-//! One process is one member, so there is one clock ([`NetworkTime::of_process`]); tests make their own.
+//! One process is one member, so there is one clock ([`NetworkTime::of_process`]); tests make their
+//! own.
 
 mod exchange;
 pub mod judge;
@@ -27,7 +29,8 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// Smaller differences are left alone: records live for minutes, and a clock that is set often is none.
+/// Smaller differences are left alone: records live for minutes, and a clock that is set often is
+/// none.
 const WORTH_SETTING_MS: i64 = 1000;
 /// What a member said is believed this long.
 const HEARD_FOR_MS: i64 = 15 * 60 * 1000;
@@ -48,8 +51,13 @@ pub struct Reading {
 impl Reading {
     /// What they show now.
     pub fn now() -> Self {
-        let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
-        Self { boot_ms: millis(boot), wall_ms: wall_ms() }
+        let boot = clock_gettime(ClockId::CLOCK_BOOTTIME)
+            .map(Duration::from)
+            .unwrap_or_default();
+        Self {
+            boot_ms: millis(boot),
+            wall_ms: wall_ms(),
+        }
     }
 }
 
@@ -82,7 +90,11 @@ impl fmt::Display for Skew {
             7200..172_800 => (seconds / 3600, "h"),
             _ => (seconds / 86_400, "days"),
         };
-        let side = if self.ahead_ms < 0 { "behind" } else { "ahead of" };
+        let side = if self.ahead_ms < 0 {
+            "behind"
+        } else {
+            "ahead of"
+        };
         write!(f, "{amount} {unit} {side} the members' clocks")
     }
 }
@@ -110,7 +122,12 @@ impl NetworkTime {
     /// Begins with what the wall clock shows.
     pub fn new(reading: Reading) -> Self {
         let offset = reading.wall_ms - reading.boot_ms;
-        Self { offset_ms: AtomicI64::new(offset), first_ms: offset, state: Mutex::default(), steps: watch::channel(0).0 }
+        Self {
+            offset_ms: AtomicI64::new(offset),
+            first_ms: offset,
+            state: Mutex::default(),
+            steps: watch::channel(0).0,
+        }
     }
 
     /// This process's.
@@ -130,7 +147,9 @@ impl NetworkTime {
 
     /// The network's time in milliseconds since 1970.
     pub fn millis_at(&self, reading: Reading) -> i64 {
-        reading.boot_ms.saturating_add(self.offset_ms.load(Ordering::Relaxed))
+        reading
+            .boot_ms
+            .saturating_add(self.offset_ms.load(Ordering::Relaxed))
     }
 
     /// The time at the start and what has passed since: it never jumps, whatever members say.
@@ -143,19 +162,24 @@ impl NetworkTime {
         self.steps.subscribe()
     }
 
-    /// How often the time was set anew so far: what was signed before with a time in it is to be signed again.
+    /// How often the time was set anew so far: what was signed before with a time in it is to be
+    /// signed again.
     pub fn times_set(&self) -> u64 {
         *self.steps.borrow()
     }
 
-    /// No clock that shows less than `signed` is right, as far as this member knows: something of that time is known here.
+    /// No clock that shows less than `signed` is right, as far as this member knows: something of
+    /// that time is known here.
     pub fn note_signed(&self, signed: UnixTime) {
-        let signed = i64::try_from(signed.0).unwrap_or(i64::MAX).saturating_mul(1000);
+        let signed = i64::try_from(signed.0)
+            .unwrap_or(i64::MAX)
+            .saturating_mul(1000);
         let mut state = self.state();
         state.floor_ms = Some(state.floor_ms.map_or(signed, |floor| floor.max(signed)));
     }
 
-    /// A member said what its clocks show, now: its wall clock and the network's time by it, from how many clocks.
+    /// A member said what its clocks show, now: its wall clock and the network's time by it, from
+    /// how many clocks.
     pub fn hear(&self, from: MemberId, said: Said, reading: Reading) {
         let heard = Heard {
             wall_offset_ms: said.wall_ms.saturating_sub(reading.boot_ms),
@@ -164,7 +188,9 @@ impl NetworkTime {
         };
         {
             let mut state = self.state();
-            state.heard.retain(|_, (at, _)| reading.boot_ms.saturating_sub(*at) < HEARD_FOR_MS);
+            state
+                .heard
+                .retain(|_, (at, _)| reading.boot_ms.saturating_sub(*at) < HEARD_FOR_MS);
             if state.heard.len() < MAX_HEARD || state.heard.contains_key(&from) {
                 state.heard.insert(from, (reading.boot_ms, heard));
             }
@@ -175,7 +201,11 @@ impl NetworkTime {
     /// What this member tells others.
     pub fn say(&self, reading: Reading) -> Said {
         let clocks = self.state().heard.len() + 1;
-        Said { wall_ms: reading.wall_ms, net_ms: self.millis_at(reading), clocks: u16::try_from(clocks).unwrap_or(u16::MAX) }
+        Said {
+            wall_ms: reading.wall_ms,
+            net_ms: self.millis_at(reading),
+            clocks: u16::try_from(clocks).unwrap_or(u16::MAX),
+        }
     }
 
     /// Which members said something lately.
@@ -183,15 +213,23 @@ impl NetworkTime {
         self.state().heard.keys().copied().collect()
     }
 
-    /// Sets the time to what the clocks known now say, if that differs by much; to be called now and then.
+    /// Sets the time to what the clocks known now say, if that differs by much; to be called now
+    /// and then.
     pub fn settle(&self, reading: Reading) {
         let own = reading.wall_ms - reading.boot_ms;
         let (now, set) = {
             let mut state = self.state();
-            state.heard.retain(|_, (at, _)| reading.boot_ms.saturating_sub(*at) < HEARD_FOR_MS);
+            state
+                .heard
+                .retain(|_, (at, _)| reading.boot_ms.saturating_sub(*at) < HEARD_FOR_MS);
             let heard: Vec<Heard> = state.heard.values().map(|(_, heard)| *heard).collect();
             let floor = state.floor_ms.map(|floor| floor - reading.boot_ms);
-            let wanted = Clocks { own_offset_ms: own, heard: &heard, floor_offset_ms: floor }.offset_ms();
+            let wanted = Clocks {
+                own_offset_ms: own,
+                heard: &heard,
+                floor_offset_ms: floor,
+            }
+            .offset_ms();
             let before = self.offset_ms.load(Ordering::Relaxed);
             let differs = (wanted - before).abs() > WORTH_SETTING_MS;
             let due = if heard.is_empty() && differs {
@@ -208,8 +246,12 @@ impl NetworkTime {
             (wanted - before, due)
         };
         if set {
-            let wall_clock = Skew { ahead_ms: own - self.offset_ms.load(Ordering::Relaxed), members: 0 };
-            tracing::info!(by_seconds = now as f64 / 1e3, %wall_clock, "the network's time was set");
+            let wall_clock = Skew {
+                ahead_ms: own - self.offset_ms.load(Ordering::Relaxed),
+                members: 0,
+            };
+            tracing::info!(by_seconds = now as f64 / 1e3, %wall_clock, "the network's time \
+                was set");
             self.steps.send_modify(|n| *n = n.wrapping_add(1));
         }
     }
@@ -222,7 +264,10 @@ impl NetworkTime {
     /// The same for a reading.
     pub fn skew_at(&self, reading: Reading) -> Option<Skew> {
         let members = self.state().heard.len();
-        (members > 0).then(|| Skew { ahead_ms: reading.wall_ms - self.millis_at(reading), members })
+        (members > 0).then(|| Skew {
+            ahead_ms: reading.wall_ms - self.millis_at(reading),
+            members,
+        })
     }
 }
 
@@ -237,16 +282,18 @@ pub struct Said {
     pub clocks: u16,
 }
 
-/// Milliseconds that grow from call to call within this process and do not jump: the wall clock of the start and the time since.
+/// Milliseconds that grow from call to call within this process and do not jump: the wall clock of
+/// the start and the time since.
 pub fn steady_millis() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = u64::try_from(NetworkTime::of_process().steady_ms_at(Reading::now())).unwrap_or(0);
     LAST.fetch_max(now, Ordering::Relaxed).max(now)
 }
 
-/// A number for something that replaces `newest`, the newest of its kind that is known anywhere: the network's time in
-/// milliseconds, or one more than that number where a clock that was ahead once has made it larger (as OSPF does with an
-/// own advertisement that comes back newer than the last one sent, RFC 2328 §13.4).
+/// A number for something that replaces `newest`, the newest of its kind that is known anywhere:
+/// the network's time in milliseconds, or one more than that number where a clock that was ahead
+/// once has made it larger (as OSPF does with an own advertisement that comes back newer than the
+/// last one sent, RFC 2328 §13.4).
 pub fn next_number(newest: Option<u64>) -> u64 {
     let now = u64::try_from(NetworkTime::of_process().millis_at(Reading::now())).unwrap_or(0);
     newest.map_or(now, |newest| now.max(newest.saturating_add(1)))

@@ -1,9 +1,10 @@
-//! Keeps the notices of the network ([`Notice`]) and spreads them as revocations are spread: two members that
-//! connect compare a digest and exchange what differs, and each tells what is new to it to all it is connected to.
+//! Keeps the notices of the network ([`Notice`]) and spreads them as revocations are spread: two
+//! members that connect compare a digest and exchange what differs, and each tells what is new to
+//! it to all it is connected to.
 //!
-//! The board is a set in which each issuer has one place per kind and the newer notice wins, so members that have
-//! exchanged theirs agree, in whatever order they learned them. It is bounded, and kept on disk so that a policy
-//! holds from the first packet after a restart.
+//! The board is a set in which each issuer has one place per kind and the newer notice wins, so
+//! members that have exchanged theirs agree, in whatever order they learned them. It is bounded,
+//! and kept on disk so that a policy holds from the first packet after a restart.
 
 use crate::{
     durable::Rewritten,
@@ -26,13 +27,16 @@ use std::{
 use tokio::sync::watch;
 
 const SERVICE: &str = "notice";
-/// Issuers of policies kept: the root and a few delegates. With the longest texts they fit one message.
+/// Issuers of policies kept: the root and a few delegates. With the longest texts they fit one
+/// message.
 const MAX_POLICIES: usize = 16;
-/// Members that offer something: a message with all of them stays below [`crate::fabric::MAX_BODY_BYTES`].
+/// Members that offer something: a message with all of them stays below
+/// [`crate::fabric::MAX_BODY_BYTES`].
 const MAX_OFFERS: usize = 1024;
 /// A notice is a few kilobytes; who does not take it by then asks again when it connects.
 const TELL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a member is asked or told at most: one that has just started anew may be called over the connection of before.
+/// How often a member is asked or told at most: one that has just started anew may be called over
+/// the connection of before.
 const CALLS: u32 = 3;
 /// An offer that says it ends later than that is not believed to.
 const MAX_OFFER_SECONDS: u64 = 86_400;
@@ -51,7 +55,14 @@ impl Notices {
     /// Knows none and keeps them in memory only.
     pub fn new(trust: Arc<Trust>) -> Self {
         let (changed, _) = watch::channel(0);
-        Self { trust, file: None, known: RwLock::default(), rewritten: Rewritten::default(), heard: AtomicBool::new(false), changed }
+        Self {
+            trust,
+            file: None,
+            known: RwLock::default(),
+            rewritten: Rewritten::default(),
+            heard: AtomicBool::new(false),
+            changed,
+        }
     }
 
     /// Reads those kept in `file`, which may be missing, and keeps new ones there.
@@ -61,31 +72,48 @@ impl Notices {
     pub fn load(trust: Arc<Trust>, file: &Path) -> io::Result<Self> {
         let (kept, heard): (Vec<Notice>, bool) = match fs::read(file) {
             Ok(raw) => {
-                let kept = postcard::from_bytes(&raw)
-                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{} holds no notices: {e}", file.display())))?;
+                let kept = postcard::from_bytes(&raw).map_err(|e| {
+                    io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("{} holds no notices: {e}", file.display()),
+                    )
+                })?;
                 (kept, true)
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => (Vec::new(), false),
             Err(e) => return Err(e),
         };
         let now = UnixTime::now();
-        let kept = kept.into_iter().filter(|n| !n.expired(now) && n.verify(&trust).is_ok()).map(|n| (n.key(), n));
-        Ok(Self { known: RwLock::new(kept.collect()), heard: heard.into(), file: Some(file.to_owned()), ..Self::new(trust) })
+        let kept = kept
+            .into_iter()
+            .filter(|n| !n.expired(now) && n.verify(&trust).is_ok())
+            .map(|n| (n.key(), n));
+        Ok(Self {
+            known: RwLock::new(kept.collect()),
+            heard: heard.into(),
+            file: Some(file.to_owned()),
+            ..Self::new(trust)
+        })
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<NoticeKey, Notice>> {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a notice, on disk before it returns. `Ok(false)` if a newer or the same one of its issuer is known.
+    /// Takes a notice, on disk before it returns. `Ok(false)` if a newer or the same one of its
+    /// issuer is known.
     ///
     /// # Errors
-    /// Why it is not valid. A full disk does not hinder its effect, only its keeping, and is logged.
+    /// Why it is not valid. A full disk does not hinder its effect, only its keeping, and is
+    /// logged.
     pub fn add(&self, notice: Notice) -> Result<bool, Refusal> {
         let now = UnixTime::now();
         {
             let known = self.read();
-            if known.get(&notice.key()).is_some_and(|old| old.order() >= notice.order()) {
+            if known
+                .get(&notice.key())
+                .is_some_and(|old| old.order() >= notice.order())
+            {
                 return Ok(false);
             }
         }
@@ -116,7 +144,8 @@ impl Notices {
     }
 
     fn keep(&self) {
-        let newest = || postcard::to_stdvec(&self.read().values().collect::<Vec<_>>()).unwrap_or_default();
+        let newest =
+            || postcard::to_stdvec(&self.read().values().collect::<Vec<_>>()).unwrap_or_default();
         if let Some(file) = &self.file
             && let Err(e) = self.rewritten.write(file, newest, 0o644)
         {
@@ -124,7 +153,8 @@ impl Notices {
         }
     }
 
-    /// Whether this node has ever compared its notices with those of another member: before that an absent policy means nothing.
+    /// Whether this node has ever compared its notices with those of another member: before that an
+    /// absent policy means nothing.
     pub fn heard(&self) -> bool {
         self.heard.load(Ordering::Acquire)
     }
@@ -150,8 +180,15 @@ impl Notices {
     /// The policy that stands, if the network has one.
     pub fn policy(&self) -> Option<SignedPolicy> {
         let known = self.read();
-        let policies = known.values().filter_map(|n| if let Notice::Policy(policy) = n { Some(policy) } else { None });
-        let standing = policies.filter(|p| Notice::Policy((*p).clone()).verify(&self.trust).is_ok());
+        let policies = known.values().filter_map(|n| {
+            if let Notice::Policy(policy) = n {
+                Some(policy)
+            } else {
+                None
+            }
+        });
+        let standing =
+            policies.filter(|p| Notice::Policy((*p).clone()).verify(&self.trust).is_ok());
         standing.max_by_key(|p| p.rank()).map(|p| (**p).clone())
     }
 
@@ -159,26 +196,42 @@ impl Notices {
     pub fn offers(&self) -> Vec<Offer> {
         let now = UnixTime::now();
         let known = self.read();
-        let offers = known.values().filter_map(|n| if let Notice::Offer(offer) = n { Some(offer) } else { None });
-        offers.filter(|o| o.expires() > now && self.trust.verify(o.certificate()).is_ok()).map(|o| (**o).clone()).collect()
+        let offers = known.values().filter_map(|n| {
+            if let Notice::Offer(offer) = n {
+                Some(offer)
+            } else {
+                None
+            }
+        });
+        offers
+            .filter(|o| o.expires() > now && self.trust.verify(o.certificate()).is_ok())
+            .map(|o| (**o).clone())
+            .collect()
     }
 
     /// The number of a member's newest offer known, also if it is over.
     pub fn offer_number(&self, member: MemberId) -> Option<u64> {
-        self.read().get(&(1, Some(member))).map(|notice| notice.order().0)
+        self.read()
+            .get(&(1, Some(member)))
+            .map(|notice| notice.order().0)
     }
 
     /// All notices known that are not over.
     pub fn all(&self) -> Vec<Notice> {
         let now = UnixTime::now();
-        self.read().values().filter(|n| !n.expired(now)).cloned().collect()
+        self.read()
+            .values()
+            .filter(|n| !n.expired(now))
+            .cloned()
+            .collect()
     }
 
     /// A hash of what [`Notices::all`] gives: members with the same digest need not exchange it.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("p2pvm 2026 digest of the known notices");
         for notice in self.all() {
-            hasher.update(&postcard::to_stdvec(&(notice.key(), notice.order())).unwrap_or_default());
+            hasher
+                .update(&postcard::to_stdvec(&(notice.key(), notice.order())).unwrap_or_default());
         }
         *hasher.finalize().as_bytes()
     }
@@ -222,14 +275,21 @@ impl Spread {
         Ok(self.tell_all(None, vec![notice]))
     }
 
-    /// The same, and waits until those who are connected have it: for what is said last before this node ends.
+    /// The same, and waits until those who are connected have it: for what is said last before this
+    /// node ends.
     ///
     /// # Errors
     /// As [`Notices::add`].
     pub async fn publish_now(&self, notice: Notice, limit: Duration) -> Result<(), Refusal> {
         self.notices.add(notice.clone())?;
-        let Ok(body) = postcard::to_stdvec(&Say::Have(vec![notice])) else { return Ok(()) };
-        let told = self.fabric.connected().into_iter().map(|m| self.fabric.call(m, SERVICE, body.clone(), limit));
+        let Ok(body) = postcard::to_stdvec(&Say::Have(vec![notice])) else {
+            return Ok(());
+        };
+        let told = self
+            .fabric
+            .connected()
+            .into_iter()
+            .map(|m| self.fabric.call(m, SERVICE, body.clone(), limit));
         // Who cannot be told in time forgets the offer when it runs out.
         let _ = futures::future::join_all(told).await;
         Ok(())
@@ -240,13 +300,22 @@ impl Spread {
     /// # Errors
     /// If it does not answer.
     pub async fn meet(&self, member: MemberId) -> Result<(), FabricError> {
-        let Ok(body) = postcard::to_stdvec(&Say::Digest(self.notices.digest())) else { return Ok(()) };
+        let Ok(body) = postcard::to_stdvec(&Say::Digest(self.notices.digest())) else {
+            return Ok(());
+        };
         let answer = call(&*self.fabric, member, body).await?;
-        let Ok(Say::Have(theirs)) = postcard::from_bytes(&answer) else { return Ok(()) };
+        let Ok(Say::Have(theirs)) = postcard::from_bytes(&answer) else {
+            return Ok(());
+        };
         let known: BTreeMap<_, _> = theirs.iter().map(|n| (n.key(), n.order())).collect();
         self.learn(member, theirs);
         self.notices.hear();
-        let mine: Vec<_> = self.notices.all().into_iter().filter(|n| known.get(&n.key()).is_none_or(|order| *order < n.order())).collect();
+        let mine: Vec<_> = self
+            .notices
+            .all()
+            .into_iter()
+            .filter(|n| known.get(&n.key()).is_none_or(|order| *order < n.order()))
+            .collect();
         if !mine.is_empty()
             && let Ok(body) = postcard::to_stdvec(&Say::Have(mine))
         {
@@ -270,13 +339,21 @@ impl Spread {
     }
 
     fn tell_all(&self, except: Option<MemberId>, notices: Vec<Notice>) -> usize {
-        let Ok(body) = postcard::to_stdvec(&Say::Have(notices)) else { return 0 };
-        let members: Vec<_> = self.fabric.connected().into_iter().filter(|m| Some(*m) != except).collect();
+        let Ok(body) = postcard::to_stdvec(&Say::Have(notices)) else {
+            return 0;
+        };
+        let members: Vec<_> = self
+            .fabric
+            .connected()
+            .into_iter()
+            .filter(|m| Some(*m) != except)
+            .collect();
         for member in &members {
             let (fabric, body, member) = (self.fabric.clone(), body.clone(), *member);
             tokio::spawn(async move {
                 if let Err(error) = call(&*fabric, member, body).await {
-                    tracing::debug!(%member, %error, "a notice was not delivered; it is exchanged when the member connects");
+                    tracing::debug!(%member, %error, "a notice was not delivered; it is exchanged \
+                        when the member connects");
                 }
             });
         }
@@ -285,9 +362,16 @@ impl Spread {
 }
 
 /// Calls a member, again if it does not answer.
-async fn call(fabric: &dyn Fabric, member: MemberId, body: Vec<u8>) -> Result<Vec<u8>, FabricError> {
+async fn call(
+    fabric: &dyn Fabric,
+    member: MemberId,
+    body: Vec<u8>,
+) -> Result<Vec<u8>, FabricError> {
     for _ in 1..CALLS {
-        match fabric.call(member, SERVICE, body.clone(), TELL_TIMEOUT).await {
+        match fabric
+            .call(member, SERVICE, body.clone(), TELL_TIMEOUT)
+            .await
+        {
             Err(error) => tracing::debug!(%member, %error, "notices: called again"),
             answered => return answered,
         }

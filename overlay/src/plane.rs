@@ -1,8 +1,10 @@
-//! The packet plane: carries IP between this host, its guests and other members over encrypted links.
+//! The packet plane: carries IP between this host, its guests and other members over encrypted
+//! links.
 //!
-//! Threads, not the async runtime, carry packets: one reads the TUN, one the UDP socket, one each guest port, and a clock
-//! thread runs handshakes, probes and timeouts. What they look up (routes, sessions, ports) are snapshots that change rarely
-//! and are read without a lock. The plane knows how to use a path; finding one is [`crate::connect`]'s part.
+//! Threads, not the async runtime, carry packets: one reads the TUN, one the UDP socket, one each
+//! guest port, and a clock thread runs handshakes, probes and timeouts. What they look up (routes,
+//! sessions, ports) are snapshots that change rarely and are read without a lock. The plane knows
+//! how to use a path; finding one is [`crate::connect`]'s part.
 
 mod access;
 mod aside;
@@ -78,9 +80,15 @@ use zeroize::Zeroizing;
 #[cfg(fuzzing)]
 pub fn look_at(bytes: &[u8]) {
     let room = usize::from(bytes.first().copied().unwrap_or_default()) * 8;
-    for router in [IpAddr::from([10, 0, 0, 1]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1])] {
+    for router in [
+        IpAddr::from([10, 0, 0, 1]),
+        IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]),
+    ] {
         let answer = too_big::refusal(bytes, room, router);
-        assert!(answer.is_none_or(|answer| answer.len() <= 1280 && packet::addresses(&answer).is_some()));
+        assert!(
+            answer
+                .is_none_or(|answer| answer.len() <= 1280 && packet::addresses(&answer).is_some())
+        );
     }
     let _ = multicast::group_mac(bytes);
     let _ = access::look_at(bytes);
@@ -138,7 +146,8 @@ pub enum Error {
         cause: io::Error,
     },
     /// No path to the member could be made.
-    #[error("no path to {} could be found: neither direct, nor through another member, nor by stream", .0.short())]
+    #[error("no path to {} could be found: neither direct, nor through another member, nor by \
+        stream", .0.short())]
     NoPath(MemberId),
     /// The member did not answer in time.
     #[error("{} did not answer within {:?}", .0.short(), .1)]
@@ -168,10 +177,11 @@ pub struct PlaneConfig {
     pub mtu: u16,
     /// Count what each pair of addresses says to each other ([`Plane::traffic`]).
     pub traffic: bool,
-    /// The network's id, as it is written: marks the interface, so that every daemon of this machine knows it
-    /// ([`p2pvm_host::links::Mark`]).
+    /// The network's id, as it is written: marks the interface, so that every daemon of this
+    /// machine knows it ([`p2pvm_host::links::Mark`]).
     pub network: String,
-    /// The port of the control plane, for the same mark; 0: not known yet ([`Plane::set_control_port`]).
+    /// The port of the control plane, for the same mark; 0: not known yet
+    /// ([`Plane::set_control_port`]).
     pub control_port: u16,
 }
 
@@ -234,7 +244,8 @@ pub struct Pong {
 /// What the plane tells its owner.
 #[derive(Clone, Debug)]
 pub enum PlaneEvent {
-    /// A packet goes to, or comes from, an address without a route: it waits a few seconds for [`Plane::set_route`].
+    /// A packet goes to, or comes from, an address without a route: it waits a few seconds for
+    /// [`Plane::set_route`].
     Unresolved(IpAddr),
     /// Data to a member takes another path now, or has none.
     PathChanged {
@@ -283,11 +294,15 @@ impl Drop for Owner {
 pub struct Plane(Arc<Owner>);
 
 impl Plane {
-    /// Makes the TUN device, binds UDP and starts the threads, all in the network namespace of the calling thread.
+    /// Makes the TUN device, binds UDP and starts the threads, all in the network namespace of the
+    /// calling thread.
     ///
     /// # Errors
     /// [`Error::Tun`], [`Error::Bind`] or [`Error::Thread`].
-    pub fn start(config: PlaneConfig, events: tokio::sync::mpsc::Sender<PlaneEvent>) -> Result<Self, Error> {
+    pub fn start(
+        config: PlaneConfig,
+        events: tokio::sync::mpsc::Sender<PlaneEvent>,
+    ) -> Result<Self, Error> {
         Inner::start(config, events).map(|inner| Self(Arc::new(Owner(inner))))
     }
 
@@ -300,13 +315,18 @@ impl Plane {
         self.inner().udp.port()
     }
 
-    /// Puts the host's overlay addresses (with prefix lengths) onto the TUN and routes their subnets into it; those set
-    /// before are taken off. Where IPv6 is switched off its address is left out, and put on when that changes. From then on the
-    /// plane keeps them there. Call it in the network namespace in which the plane was started.
+    /// Puts the host's overlay addresses (with prefix lengths) onto the TUN and routes their
+    /// subnets into it; those set before are taken off. Where IPv6 is switched off its address is
+    /// left out, and put on when that changes. From then on the plane keeps them there. Call it in
+    /// the network namespace in which the plane was started.
     ///
     /// # Errors
     /// [`Error::Address`] with what the kernel said.
-    pub fn set_host_addresses(&self, v4: Option<(Ipv4Addr, u8)>, v6: Option<(Ipv6Addr, u8)>) -> Result<(), Error> {
+    pub fn set_host_addresses(
+        &self,
+        v4: Option<(Ipv4Addr, u8)>,
+        v6: Option<(Ipv6Addr, u8)>,
+    ) -> Result<(), Error> {
         self.inner().set_host_addresses(v4, v6)
     }
 
@@ -315,39 +335,46 @@ impl Plane {
         self.inner().set_control_port(port);
     }
 
-    /// Says which member's address another p2pvm network of this machine holds, for that network's daemon to read in the interface's mark.
+    /// Says which member's address another p2pvm network of this machine holds, for that network's
+    /// daemon to read in the interface's mark.
     pub fn set_misses(&self, misses: Option<IpAddr>) {
         self.inner().set_misses(misses);
     }
 
-    /// The networks of this machine as far as they carry datagrams, and those that are tunnels; the plane keeps it new.
+    /// The networks of this machine as far as they carry datagrams, and those that are tunnels; the
+    /// plane keeps it new.
     pub fn underlay(&self) -> Underlay {
         self.inner().underlay.clone()
     }
 
-    /// Compares the TUN with what it is to be, puts back what differs, and says what that was, in words. The plane does so by
-    /// itself whenever the kernel says that something changed, and every few seconds.
+    /// Compares the TUN with what it is to be, puts back what differs, and says what that was, in
+    /// words. The plane does so by itself whenever the kernel says that something changed, and
+    /// every few seconds.
     pub async fn mend(&self) -> Vec<String> {
         self.inner().mend().await
     }
 
-    /// What is wrong with the TUN, or with a guest's interface, and cannot be put back, in words; nothing: all is well.
+    /// What is wrong with the TUN, or with a guest's interface, and cannot be put back, in words;
+    /// nothing: all is well.
     pub fn device_faults(&self) -> Vec<String> {
         self.inner().device_faults()
     }
 
-    /// The ways of packets to the network that somebody else's rules or routes lead past the TUN, which is as it should be.
+    /// The ways of packets to the network that somebody else's rules or routes lead past the TUN,
+    /// which is as it should be.
     pub fn ways_elsewhere(&self) -> Vec<Unproved> {
         self.inner().ways_elsewhere()
     }
 
-    /// Datagrams and segments of a tunnel of this machine that came into the TUN: they are dropped, as a tunnel through a tunnel
-    /// only carries itself. Each is one too many: something leads them there.
+    /// Datagrams and segments of a tunnel of this machine that came into the TUN: they are dropped,
+    /// as a tunnel through a tunnel only carries itself. Each is one too many: something leads them
+    /// there.
     pub fn loops(&self) -> (u64, Option<(Instant, SocketAddr)>) {
         self.inner().loops.seen()
     }
 
-    /// Says where an address is. A smaller epoch never replaces a larger one; packets that waited go on.
+    /// Says where an address is. A smaller epoch never replaces a larger one; packets that waited
+    /// go on.
     pub fn set_route(&self, addr: IpAddr, route: Route) {
         self.inner().set_route(addr, route);
     }
@@ -371,8 +398,8 @@ impl Plane {
         self.inner().routes.load().host_of(member)
     }
 
-    /// Says which member forwards into each of these subnets; they replace those said before. An address of its own
-    /// goes before a subnet, a longer prefix before a shorter one.
+    /// Says which member forwards into each of these subnets; they replace those said before. An
+    /// address of its own goes before a subnet, a longer prefix before a shorter one.
     pub fn set_subnets(&self, subnets: Vec<(Cidr, MemberId)>) {
         self.inner().routes.rcu(|routes| {
             let mut routes = (**routes).clone();
@@ -386,12 +413,14 @@ impl Plane {
         self.inner().traffic.set(on);
     }
 
-    /// Puts a policy in force for all that arrives here, for this host and its guests; `None` lets everything in.
+    /// Puts a policy in force for all that arrives here, for this host and its guests; `None` lets
+    /// everything in.
     pub fn set_policy(&self, policy: Option<(Arc<NetworkPolicy>, Arc<dyn Directory>)>) {
         self.inner().access.set(policy);
     }
 
-    /// Lets no packet in until [`Plane::set_policy`] is called: for a member that does not know yet whether there is a policy.
+    /// Lets no packet in until [`Plane::set_policy`] is called: for a member that does not know yet
+    /// whether there is a policy.
     pub fn await_policy(&self) {
         self.inner().access.close();
     }
@@ -429,8 +458,8 @@ impl Plane {
         self.inner().hold_port(vm, leaving);
     }
 
-    /// The VM that held `addr` here has moved: its packets that still come go on to `to`, and their senders are told.
-    /// `None` ends that.
+    /// The VM that held `addr` here has moved: its packets that still come go on to `to`, and their
+    /// senders are told. `None` ends that.
     pub fn set_forward(&self, addr: IpAddr, to: Option<Route>) {
         self.inner().set_forward(addr, to);
     }
@@ -443,7 +472,8 @@ impl Plane {
     /// Measures the round trip over the link, which is made if there is none.
     ///
     /// # Errors
-    /// [`Error::NoPath`] if no link came up in time, [`Error::TimedOut`] if it did and no answer came.
+    /// [`Error::NoPath`] if no link came up in time, [`Error::TimedOut`] if it did and no answer
+    /// came.
     pub async fn ping(&self, member: MemberId, timeout: Duration) -> Result<Pong, Error> {
         self.inner().ping(member, timeout).await
     }
@@ -460,11 +490,17 @@ impl Plane {
 
     /// All members with a link.
     pub fn peers(&self) -> Vec<(MemberId, PathInfo)> {
-        self.inner().peers.load().iter().filter_map(|peer| Some((peer.member, peer.info()?))).collect()
+        self.inner()
+            .peers
+            .load()
+            .iter()
+            .filter_map(|peer| Some((peer.member, peer.info()?)))
+            .collect()
     }
 
-    /// Asks, on every path by which nothing came lately, whether it lives, and waits for the answers: what [`Plane::peers`] says
-    /// then holds now. Takes up to `limit` where one does not answer.
+    /// Asks, on every path by which nothing came lately, whether it lives, and waits for the
+    /// answers: what [`Plane::peers`] says then holds now. Takes up to `limit` where one does not
+    /// answer.
     pub async fn look_at_silent(&self, limit: Duration) {
         self.inner().look_at_silent(limit).await;
     }
@@ -479,17 +515,20 @@ impl Plane {
         self.inner().relaying.set(offer);
     }
 
-    /// Bytes passed on for others since the start, and bytes that would have been but for the limit.
+    /// Bytes passed on for others since the start, and bytes that would have been but for the
+    /// limit.
     pub fn relayed(&self) -> (u64, u64) {
         self.inner().relaying.counters()
     }
 
-    /// Acts as if this host's addresses had changed: every link is tried again in every way at once.
+    /// Acts as if this host's addresses had changed: every link is tried again in every way at
+    /// once.
     pub fn rouse(&self) {
         self.inner().roamed("asked");
     }
 
-    /// Stops the threads and takes the TUN down; it is gone once the last handle is dropped, which also does this.
+    /// Stops the threads and takes the TUN down; it is gone once the last handle is dropped, which
+    /// also does this.
     pub fn shutdown(&self) {
         self.inner().stop();
     }

@@ -1,10 +1,14 @@
-//! Asks the router for a port mapping: by PCP (RFC 6887) or its forerunner NAT-PMP (RFC 6886), which are one datagram each way,
-//! else by UPnP (Internet Gateway Device). A mapping is renewed at half of its life, and taken back at the end.
+//! Asks the router for a port mapping: by PCP (RFC 6887) or its forerunner NAT-PMP (RFC 6886),
+//! which are one datagram each way, else by UPnP (Internet Gateway Device). A mapping is renewed at
+//! half of its life, and taken back at the end.
 //!
-//! PCP and NAT-PMP are spoken by the crate `crab_nat`, UPnP by `igd-next`; here is only which is asked for what, and where the
-//! router is. What a router offers can be asked without mapping anything: [`offers`].
+//! PCP and NAT-PMP are spoken by the crate `crab_nat`, UPnP by `igd-next`; here is only which is
+//! asked for what, and where the router is. What a router offers can be asked without mapping
+//! anything: [`offers`].
 
-use crab_nat::{InternetProtocol, PortMapping, PortMappingOptions, PortMappingType, TimeoutConfig, natpmp};
+use crab_nat::{
+    InternetProtocol, PortMapping, PortMappingOptions, PortMappingType, TimeoutConfig, natpmp,
+};
 use igd_next::{
     PortMappingProtocol, SearchOptions,
     aio::{Gateway, tokio::Tokio, tokio::search_gateway},
@@ -22,8 +26,11 @@ pub const LEASE: Duration = Duration::from_secs(3600);
 /// A router that offers UPnP answers a multicast in its own network at once.
 const SEARCH: Duration = Duration::from_secs(3);
 /// The router is one hop away: three tries within a second and a half.
-const TRIES: TimeoutConfig =
-    TimeoutConfig { initial_timeout: Duration::from_millis(200), max_retries: 2, max_retry_timeout: Some(Duration::from_millis(800)) };
+const TRIES: TimeoutConfig = TimeoutConfig {
+    initial_timeout: Duration::from_millis(200),
+    max_retries: 2,
+    max_retry_timeout: Some(Duration::from_millis(800)),
+};
 /// Where the kernel lists IPv4 routes (proc_pid_net(5)).
 const ROUTES: &str = "/proc/net/route";
 
@@ -70,7 +77,9 @@ impl Mapping {
     /// What it was made with.
     pub fn protocol(&self) -> Protocol {
         match &self.held {
-            Held::Control(mapping) if matches!(mapping.mapping_type(), PortMappingType::NatPmp) => Protocol::NatPmp,
+            Held::Control(mapping) if matches!(mapping.mapping_type(), PortMappingType::NatPmp) => {
+                Protocol::NatPmp
+            }
             Held::Control(_) => Protocol::Pcp,
             Held::Upnp(..) => Protocol::Upnp,
         }
@@ -88,7 +97,10 @@ impl Mapping {
             }
             Held::Upnp(gateway, local) => {
                 let port = self.external.port();
-                gateway.add_port(PortMappingProtocol::UDP, port, *local, lease(), "p2pvm").await.ok()?;
+                gateway
+                    .add_port(PortMappingProtocol::UDP, port, *local, lease(), "p2pvm")
+                    .await
+                    .ok()?;
                 self.external.set_ip(gateway.get_external_ip().await.ok()?);
             }
         }
@@ -99,10 +111,16 @@ impl Mapping {
     pub async fn release(self) {
         let (external, protocol) = (self.external, self.protocol());
         let failed = match self.held {
-            Held::Control(mapping) => mapping.try_drop().await.err().map(|(error, _)| error.to_string()),
-            Held::Upnp(gateway, _) => {
-                gateway.remove_port(PortMappingProtocol::UDP, external.port()).await.err().map(|error| error.to_string())
-            }
+            Held::Control(mapping) => mapping
+                .try_drop()
+                .await
+                .err()
+                .map(|(error, _)| error.to_string()),
+            Held::Upnp(gateway, _) => gateway
+                .remove_port(PortMappingProtocol::UDP, external.port())
+                .await
+                .err()
+                .map(|error| error.to_string()),
         };
         if let Some(error) = failed {
             tracing::debug!(%external, %protocol, %error, "the mapping is left to run out");
@@ -114,10 +132,12 @@ fn lease() -> u32 {
     u32::try_from(LEASE.as_secs()).unwrap_or(u32::MAX)
 }
 
-/// Maps a UDP port of this host, outside at the same port if that is free; `None` where no router offers it.
+/// Maps a UDP port of this host, outside at the same port if that is free; `None` where no router
+/// offers it.
 pub async fn map(local: &[IpAddr], port: u16) -> Option<Mapping> {
     let port = NonZeroU16::new(port)?;
-    if let Some((router, ours)) = default_router().and_then(|router| Some((router, closest(local, router)?)))
+    if let Some((router, ours)) =
+        default_router().and_then(|router| Some((router, closest(local, router)?)))
         && let Some(mapping) = by_control(router, ours, port).await
     {
         return Some(mapping);
@@ -126,14 +146,33 @@ pub async fn map(local: &[IpAddr], port: u16) -> Option<Mapping> {
 }
 
 async fn by_control(router: Ipv4Addr, ours: Ipv4Addr, port: NonZeroU16) -> Option<Mapping> {
-    let options = PortMappingOptions { external_port: Some(port), lifetime_seconds: Some(lease()), timeout_config: Some(TRIES) };
-    let mapped = PortMapping::new(router.into(), ours.into(), InternetProtocol::Udp, port, options).await;
-    let mapping = mapped.inspect_err(|error| tracing::debug!(%error, "the router maps no port by PCP or NAT-PMP")).ok()?;
+    let options = PortMappingOptions {
+        external_port: Some(port),
+        lifetime_seconds: Some(lease()),
+        timeout_config: Some(TRIES),
+    };
+    let mapped = PortMapping::new(
+        router.into(),
+        ours.into(),
+        InternetProtocol::Udp,
+        port,
+        options,
+    )
+    .await;
+    let mapping = mapped
+        .inspect_err(|error| tracing::debug!(%error, "the router maps no port by PCP or NAT-PMP"))
+        .ok()?;
     let ip = match mapping.mapping_type() {
         PortMappingType::Pcp { external_ip, .. } => external_ip.to_canonical(),
-        PortMappingType::NatPmp => natpmp::external_address(router.into(), Some(TRIES)).await.ok()?.into(),
+        PortMappingType::NatPmp => natpmp::external_address(router.into(), Some(TRIES))
+            .await
+            .ok()?
+            .into(),
     };
-    Some(Mapping { external: SocketAddr::new(ip, mapping.external_port().get()), held: Held::Control(mapping) })
+    Some(Mapping {
+        external: SocketAddr::new(ip, mapping.external_port().get()),
+        held: Held::Control(mapping),
+    })
 }
 
 async fn gateway() -> Option<Gateway<Tokio>> {
@@ -144,23 +183,39 @@ async fn gateway() -> Option<Gateway<Tokio>> {
 
 async fn by_upnp(local: &[IpAddr], port: u16) -> Option<Mapping> {
     let gateway = gateway().await?;
-    let IpAddr::V4(router) = gateway.addr.ip() else { return None };
+    let IpAddr::V4(router) = gateway.addr.ip() else {
+        return None;
+    };
     let ours = SocketAddr::from((closest(local, router)?, port));
-    let same = gateway.add_port(PortMappingProtocol::UDP, port, ours, lease(), "p2pvm").await;
+    let same = gateway
+        .add_port(PortMappingProtocol::UDP, port, ours, lease(), "p2pvm")
+        .await;
     let external = match same {
         Ok(()) => SocketAddr::new(gateway.get_external_ip().await.ok()?, port),
         // Another host of the site has it, as when two members live there.
         Err(_) => {
-            let any = gateway.get_any_address(PortMappingProtocol::UDP, ours, lease(), "p2pvm").await;
-            any.inspect_err(|error| tracing::debug!(%error, "the router maps no port by UPnP")).ok()?
+            let any = gateway
+                .get_any_address(PortMappingProtocol::UDP, ours, lease(), "p2pvm")
+                .await;
+            any.inspect_err(|error| tracing::debug!(%error, "the router maps no port by UPnP"))
+                .ok()?
         }
     };
-    Some(Mapping { external, held: Held::Upnp(Box::new(gateway), ours) })
+    Some(Mapping {
+        external,
+        held: Held::Upnp(Box::new(gateway), ours),
+    })
 }
 
 /// The address of ours that shares the longest prefix with the router's.
 fn closest(local: &[IpAddr], router: Ipv4Addr) -> Option<Ipv4Addr> {
-    let ours = local.iter().filter_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None });
+    let ours = local.iter().filter_map(|ip| {
+        if let IpAddr::V4(v4) = ip {
+            Some(*v4)
+        } else {
+            None
+        }
+    });
     ours.max_by_key(|ip| (u32::from(*ip) ^ u32::from(router)).leading_zeros())
 }
 
@@ -171,10 +226,13 @@ fn default_router() -> Option<Ipv4Addr> {
 
 fn parse_routes(text: &str) -> Option<Ipv4Addr> {
     text.lines().skip(1).find_map(|line| {
-        // Interface, destination, gateway, ...; addresses as hexadecimal numbers in the machine's byte order.
+        // Interface, destination, gateway, ...; addresses as hexadecimal numbers in the machine's
+        // byte order.
         let mut fields = line.split_whitespace().skip(1);
         let (destination, gateway) = (fields.next()?, fields.next()?);
-        let gateway = u32::from_str_radix(gateway, 16).ok().filter(|gateway| destination == "00000000" && *gateway != 0)?;
+        let gateway = u32::from_str_radix(gateway, 16)
+            .ok()
+            .filter(|gateway| destination == "00000000" && *gateway != 0)?;
         Some(Ipv4Addr::from(gateway.to_ne_bytes()))
     })
 }
@@ -194,7 +252,8 @@ pub struct Offers {
     pub outside: Option<IpAddr>,
 }
 
-/// Asks what the router offers, without mapping anything. Takes up to three seconds where it offers nothing.
+/// Asks what the router offers, without mapping anything. Takes up to three seconds where it offers
+/// nothing.
 pub async fn offers(local: &[IpAddr]) -> Offers {
     let router = default_router();
     let ours = router.and_then(|router| closest(local, router));
@@ -206,7 +265,9 @@ pub async fn offers(local: &[IpAddr]) -> Offers {
     };
     let nat_pmp = async {
         match router {
-            Some(router) => natpmp::external_address(router.into(), Some(TRIES)).await.ok(),
+            Some(router) => natpmp::external_address(router.into(), Some(TRIES))
+                .await
+                .ok(),
             None => None,
         }
     };
@@ -217,10 +278,17 @@ pub async fn offers(local: &[IpAddr]) -> Offers {
         }
     };
     let (pcp, nat_pmp, (upnp, outside)) = tokio::join!(pcp, nat_pmp, upnp);
-    Offers { router, pcp, nat_pmp: nat_pmp.is_some(), upnp, outside: nat_pmp.map(IpAddr::from).or(outside) }
+    Offers {
+        router,
+        pcp,
+        nat_pmp: nat_pmp.is_some(),
+        upnp,
+        outside: nat_pmp.map(IpAddr::from).or(outside),
+    }
 }
 
-/// The PCP version that we speak, and the opcode of an announcement, which changes nothing (RFC 6887 §14.1).
+/// The PCP version that we speak, and the opcode of an announcement, which changes nothing (RFC
+/// 6887 §14.1).
 const PCP_VERSION: u8 = 2;
 const PCP_ANNOUNCE: u8 = 0;
 /// Marks an answer (RFC 6887 §7.2).
@@ -242,11 +310,16 @@ async fn speaks_pcp(router: Ipv4Addr, ours: Ipv4Addr) -> bool {
     let ask = async {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
         crate::underlay::mark(&socket);
-        socket.connect((router, crab_nat::GATEWAY_PORT)).await.ok()?;
+        socket
+            .connect((router, crab_nat::GATEWAY_PORT))
+            .await
+            .ok()?;
         let mut answer = [0; 1100];
         for pause in [200, 400, 800] {
             socket.send(&announce(ours)).await.ok()?;
-            if let Ok(got) = tokio::time::timeout(Duration::from_millis(pause), socket.recv(&mut answer)).await {
+            if let Ok(got) =
+                tokio::time::timeout(Duration::from_millis(pause), socket.recv(&mut answer)).await
+            {
                 return Some(is_pcp_answer(&answer[..got.ok()?]));
             }
         }
@@ -267,17 +340,26 @@ mod tests {
                     eth0\t00000000\t0101A8C0\t0003\n";
         assert_eq!(parse_routes(text), Some([192, 168, 1, 1].into()));
         assert_eq!(parse_routes("Iface\n"), None);
-        assert_eq!(parse_routes("Iface\nwan\t00000000\t00000000\t0001\n"), None, "a route without a router");
+        assert_eq!(
+            parse_routes("Iface\nwan\t00000000\t00000000\t0001\n"),
+            None,
+            "a route without a router"
+        );
     }
 
     #[test]
     fn an_announcement_is_laid_out_as_rfc_6887_says() {
         let request = announce([192, 168, 1, 9].into());
         assert_eq!(request[..8], [2, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(request[8..], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 9]);
+        assert_eq!(
+            request[8..],
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 9]
+        );
         let mut answer = [0; 24];
         (answer[0], answer[1]) = (2, 0x80);
-        assert!(is_pcp_answer(&answer) && !is_pcp_answer(&request) && !is_pcp_answer(&answer[..23]));
+        assert!(
+            is_pcp_answer(&answer) && !is_pcp_answer(&request) && !is_pcp_answer(&answer[..23])
+        );
         // A NAT-PMP router answers in its own version that it does not know ours (RFC 6886 §3.5).
         answer[0] = 0;
         assert!(!is_pcp_answer(&answer));
@@ -285,14 +367,23 @@ mod tests {
 
     #[test]
     fn of_several_addresses_the_one_in_the_routers_network_is_mapped() {
-        let local = ["10.0.0.9".parse().unwrap(), "192.168.1.9".parse().unwrap(), "2001:db8::1".parse().unwrap()];
-        assert_eq!(closest(&local, [192, 168, 1, 1].into()), Some([192, 168, 1, 9].into()));
+        let local = [
+            "10.0.0.9".parse().unwrap(),
+            "192.168.1.9".parse().unwrap(),
+            "2001:db8::1".parse().unwrap(),
+        ];
+        assert_eq!(
+            closest(&local, [192, 168, 1, 1].into()),
+            Some([192, 168, 1, 9].into())
+        );
         assert_eq!(closest(&local[2..], [192, 168, 1, 1].into()), None);
     }
 
     proptest! {
         #[test]
-        fn any_answer_and_any_routes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in "[ -~\t\n]{0,200}") {
+        fn any_answer_and_any_routes_are_read_without_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..64), text in "[ -~\t\n]{0,200}"
+        ) {
             let _ = (is_pcp_answer(&bytes), parse_routes(&text));
         }
     }

@@ -1,17 +1,23 @@
 //! The ring: every member reaches every other over few edges, and no member knows all.
 //!
-//! A member stands on a ring of 2^64 positions at a hash of its key. It keeps edges to the [`NEAR_EACH_SIDE`] members nearest on each side, which
-//! alone make routing correct, far ones drawn by the harmonic law, which make it short, and shortcuts to whom it talks much (Brunet: Boykin
-//! et al. 2006; Symphony: Manku et al. 2003; Kleinberg 2000). Packets are routed greedily ([`table`]); what they carry is sealed end to end.
+//! A member stands on a ring of 2^64 positions at a hash of its key. It keeps edges to the
+//! [`NEAR_EACH_SIDE`] members nearest on each side, which alone make routing correct, far ones
+//! drawn by the harmonic law, which make it short, and shortcuts to whom it talks much (Brunet:
+//! Boykin et al. 2006; Symphony: Manku et al. 2003; Kleinberg 2000). Packets are routed greedily
+//! ([`table`]); what they carry is sealed end to end.
 //!
-//! **The invariant**, once nobody has come, gone or been cut off for long enough: every live member's near edges are its true nearest live
-//! members on both sides, and for every place all live members route a closest-packet to the same member, the closest of all. While members
-//! come and go it may fail for a while, never silently for good: neighbours compare what they know whenever it changes and with every
-//! keepalive ([`near`]), and each member now and then asks for the member closest to itself along a random edge ([`seek`]), which finds what
-//! comparing neighbours cannot: a second ring. A joiner carries packets only after it has its place, so that joins make no hole.
+//! **The invariant**, once nobody has come, gone or been cut off for long enough: every live
+//! member's near edges are its true nearest live members on both sides, and for every place all
+//! live members route a closest-packet to the same member, the closest of all. While members come
+//! and go it may fail for a while, never silently for good: neighbours compare what they know
+//! whenever it changes and with every keepalive ([`near`]), and each member now and then asks for
+//! the member closest to itself along a random edge ([`seek`]), which finds what comparing
+//! neighbours cannot: a second ring. A joiner carries packets only after it has its place, so that
+//! joins make no hole.
 //!
-//! A state machine without clock, socket or randomness of its own: the driver says what happened ([`Input`]), and does what it is
-//! told ([`Output`]). Nothing that a peer says is believed of a third member until a link with that member stands; links prove who is who.
+//! A state machine without clock, socket or randomness of its own: the driver says what happened
+//! ([`Input`]), and does what it is told ([`Output`]). Nothing that a peer says is believed of a
+//! third member until a link with that member stands; links prove who is who.
 
 mod api;
 pub mod ask;
@@ -51,8 +57,9 @@ use std::{
     time::Instant,
 };
 
-/// Near neighbours on each side. Two keep the ring whole when one dies; the third keeps it whole while the first repair is under way, and with
-/// what their lists say a member knows nine on each side.
+/// Near neighbours on each side. Two keep the ring whole when one dies; the third keeps it whole
+/// while the first repair is under way, and with what their lists say a member knows nine on each
+/// side.
 pub const NEAR_EACH_SIDE: usize = 3;
 /// A member's part of the ring.
 pub struct Ring {
@@ -72,7 +79,8 @@ pub struct Ring {
     repairs: u64,
     /// Neighbours, their roles or what they know changed since the last plan.
     changed: bool,
-    /// What we want of an edge changed: the other end is to be told although no time for anything has come.
+    /// What we want of an edge changed: the other end is to be told although no time for anything
+    /// has come.
     hurry: bool,
     /// When something is due.
     wake: Option<Instant>,
@@ -122,7 +130,8 @@ impl Ring {
         if self.changed || self.hurry {
             self.settle(now);
         } else if self.wake.is_some_and(|at| at <= now) {
-            // Most times that were waited for have been put off since: a neighbour that asked us need not be asked.
+            // Most times that were waited for have been put off since: a neighbour that asked us
+            // need not be asked.
             self.wake = self.next_wake();
             if self.wake.is_some_and(|at| at <= now) {
                 self.settle(now);
@@ -197,13 +206,23 @@ impl Ring {
             self.renew_table();
         }
         self.hurry = false;
-        // Something above may have lost or gained a neighbour: plan again at once rather than at the next input.
-        self.wake = if self.changed { Some(now) } else { self.next_wake() };
+        // Something above may have lost or gained a neighbour: plan again at once rather than at
+        // the next input.
+        self.wake = if self.changed {
+            Some(now)
+        } else {
+            self.next_wake()
+        };
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        let edges =
-            self.edges.values().flat_map(|e| [Some(e.ask_at), e.check_list_at, e.idle_since.filter(|_| e.heard).map(|t| t + IDLE_EDGE)]);
+        let edges = self.edges.values().flat_map(|e| {
+            [
+                Some(e.ask_at),
+                e.check_list_at,
+                e.idle_since.filter(|_| e.heard).map(|t| t + IDLE_EDGE),
+            ]
+        });
         let pending = self.pending.values().map(|p| Some(p.since + LINK_LIMIT));
         let parts = [
             self.near.wake_at(),
@@ -222,24 +241,37 @@ impl Ring {
     fn renew_table(&mut self) {
         let (mut members, mut leaves) = (Vec::with_capacity(self.edges.len()), Vec::new());
         for edge in self.edges.values().filter(|e| e.heard) {
-            if edge.joined { members.push(edge.node) } else { leaves.push(edge.node) }
+            if edge.joined {
+                members.push(edge.node)
+            } else {
+                leaves.push(edge.node)
+            }
         }
         let table = Table::of(self.me, self.joined, members, leaves);
         if *self.table != table {
             self.table = Arc::new(table);
-            self.outputs.push_back(Output::TableChanged(self.table.clone()));
+            self.outputs
+                .push_back(Output::TableChanged(self.table.clone()));
         }
     }
 
     /// Where a member stands, without hashing its id again if it is a neighbour.
     fn place_of(&self, member: &MemberId) -> Position {
-        self.edges.get(member).map_or_else(|| Position::of(member), |e| e.node.position)
+        self.edges
+            .get(member)
+            .map_or_else(|| Position::of(member), |e| e.node.position)
     }
 
     /// Says something to a neighbour over the edge between us.
     fn send(&mut self, member: MemberId, message: &Message) {
         let header = Header::new(Kind::Control, self.me.position, self.place_of(&member));
-        self.outputs.push_back(Output::Send { to: member, packet: Packet { header, body: message.encode() } });
+        self.outputs.push_back(Output::Send {
+            to: member,
+            packet: Packet {
+                header,
+                body: message.encode(),
+            },
+        });
     }
 
     /// Takes in what a neighbour handed over: ours, or on its way to others.
@@ -265,7 +297,9 @@ impl Ring {
                     self.told(now, from, &header, message);
                 }
             }
-            (Next::Here | Next::Nowhere, Kind::Trace) => self.answer_trace(&packet, next == Next::Here),
+            (Next::Here | Next::Nowhere, Kind::Trace) => {
+                self.answer_trace(&packet, next == Next::Here)
+            }
             (Next::Here, _) => self.outputs.push_back(Output::Deliver { from, packet }),
             (Next::Nowhere, _) => {}
         }
@@ -273,18 +307,28 @@ impl Ring {
 
     fn told(&mut self, now: Instant, from: MemberId, header: &Header, message: Message) {
         match message {
-            Message::Locate { nonce, origin, purpose } => return self.answer_locate(header, nonce, origin, purpose),
+            Message::Locate {
+                nonce,
+                origin,
+                purpose,
+            } => return self.answer_locate(header, nonce, origin, purpose),
             Message::Found { nonce, members } => return self.found(now, nonce, members),
             _ => {}
         }
-        // The rest is between neighbours: said by the one who handed it over, whom the link has proved.
+        // The rest is between neighbours: said by the one who handed it over, whom the link has
+        // proved.
         if header.from != self.place_of(&from) {
             return;
         }
         match message {
             Message::Hello(hello) => self.greeted(now, from, &hello),
             _ if !self.edges.contains_key(&from) => {}
-            Message::List { digest, direct, heard, gone } => self.listed(now, from, digest, direct, heard, gone),
+            Message::List {
+                digest,
+                direct,
+                heard,
+                gone,
+            } => self.listed(now, from, digest, direct, heard, gone),
             Message::AskList => self.asked_for_list(now, from),
             Message::Decline { role, instead } => self.declined(now, from, role, instead),
             Message::Bye => self.bye(now, from),
@@ -297,7 +341,11 @@ impl Ring {
         let header = to.reply(kind, self.me.position);
         let packet = Packet { header, body };
         // To a leaf of our own the way is the edge; to others the ring.
-        let next = if header.to == self.me.position { self.table.route(&header) } else { self.table.next(header.to, Mode::Exact) };
+        let next = if header.to == self.me.position {
+            self.table.route(&header)
+        } else {
+            self.table.next(header.to, Mode::Exact)
+        };
         if let Next::Via(to) = next {
             self.outputs.push_back(Output::Send { to, packet });
         }

@@ -1,9 +1,10 @@
-//! Runs the ring: owns its state machine, tells it which links stand, what neighbours handed over and what time it is, and does
-//! what it asks. Its edges are links of the packet plane; its packets travel in their sealed frames (`plane/ring.rs`).
+//! Runs the ring: owns its state machine, tells it which links stand, what neighbours handed over
+//! and what time it is, and does what it asks. Its edges are links of the packet plane; its packets
+//! travel in their sealed frames (`plane/ring.rs`).
 //!
-//! Who may be met from outside of the ring (a seed) is what the control plane is connected with: one of them when this member
-//! is alone, and one that does not answer over the ring when it should, which is how two rings find each other after a
-//! partition has healed.
+//! Who may be met from outside of the ring (a seed) is what the control plane is connected with:
+//! one of them when this member is alone, and one that does not answer over the ring when it
+//! should, which is how two rings find each other after a partition has healed.
 
 use crate::{
     connect::Connector,
@@ -19,7 +20,8 @@ use std::{
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
-/// Links that appeared or went are noticed at the latest after this; a change of path is noticed at once.
+/// Links that appeared or went are noticed at the latest after this; a change of path is noticed at
+/// once.
 const SYNC_EVERY: Duration = Duration::from_millis(500);
 /// What others see of the ring, and how much traffic there is, is brought up to date this often.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
@@ -29,9 +31,11 @@ const TRAFFIC_EVERY: Duration = Duration::from_secs(4);
 const FIRST_SEED_EVERY: Duration = Duration::from_millis(20);
 /// A member that is alone tries another seed after this.
 const SEED_EVERY: Duration = Duration::from_secs(2);
-/// A random member of the control plane is asked over the ring this often, in case that there are two rings.
+/// A random member of the control plane is asked over the ring this often, in case that there are
+/// two rings.
 const PROVE_EVERY: Duration = Duration::from_secs(60);
-/// A member that has just connected has this long to take its place before it is asked over the ring.
+/// A member that has just connected has this long to take its place before it is asked over the
+/// ring.
 const SETTLE: Duration = Duration::from_secs(3);
 /// Newly connected members that wait to be asked.
 const MAX_UNPROVED: usize = 64;
@@ -43,9 +47,16 @@ pub struct RingDriver {
 
 impl RingDriver {
     /// Takes this member's place on the ring and keeps it. Must be called within a tokio runtime.
-    pub fn start(net: Arc<RingNet>, connector: Arc<Connector>, fabric: Arc<dyn Fabric>, options: RingOptions) -> Self {
+    pub fn start(
+        net: Arc<RingNet>,
+        connector: Arc<Connector>,
+        fabric: Arc<dyn Fabric>,
+        options: RingOptions,
+    ) -> Self {
         let mut tasks = JoinSet::new();
-        let Some(packets) = net.inner().take_ring_packets() else { return Self { _tasks: tasks } };
+        let Some(packets) = net.inner().take_ring_packets() else {
+            return Self { _tasks: tasks };
+        };
         let (outcomes, outcome) = mpsc::channel(64);
         let ring = Ring::new(net.me().member, options, rand::random());
         net.inner().ring.table.store(ring.table());
@@ -104,7 +115,11 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(mut self, mut packets: mpsc::Receiver<(MemberId, Packet)>, mut outcome: mpsc::Receiver<Outcome>) {
+    async fn run(
+        mut self,
+        mut packets: mpsc::Receiver<(MemberId, Packet)>,
+        mut outcome: mpsc::Receiver<Outcome>,
+    ) {
         let plane = self.net.inner().clone();
         let mut sync = tokio::time::interval(SYNC_EVERY);
         let mut show = tokio::time::interval(SHOW_EVERY);
@@ -121,7 +136,9 @@ impl Driver {
                 },
                 Some(outcome) = outcome.recv() => self.on_outcome(outcome),
                 () = plane.path_changed.notified() => self.look_at_links(),
-                () = tokio::time::sleep_until(wake.unwrap_or_else(tokio::time::Instant::now)), if wake.is_some() => {
+                () = tokio::time::sleep_until(
+                    wake.unwrap_or_else(tokio::time::Instant::now)
+                ), if wake.is_some() => {
                     self.ring.handle(Instant::now(), Input::Tick);
                 }
                 _ = sync.tick() => self.look_at_links(),
@@ -141,7 +158,9 @@ impl Driver {
     fn on_packet(&mut self, from: MemberId, packet: Packet) {
         match packet.header.kind {
             Kind::Call | Kind::Answer => self.net.take(&packet),
-            _ => self.ring.handle(Instant::now(), Input::Received { from, packet }),
+            _ => self
+                .ring
+                .handle(Instant::now(), Input::Received { from, packet }),
         }
     }
 
@@ -155,7 +174,8 @@ impl Driver {
             }
             Outcome::NoLink(member) => {
                 self.asked.remove(&member);
-                self.ring.handle(Instant::now(), Input::LinkFailed { member });
+                self.ring
+                    .handle(Instant::now(), Input::LinkFailed { member });
             }
             Outcome::Elsewhere(member) => {
                 tracing::info!(?member, "not in our ring: the rings are to merge");
@@ -168,9 +188,15 @@ impl Driver {
     fn report(&mut self, member: MemberId) {
         let now = Instant::now();
         let peer = self.net.inner().peers.load().get(&member).cloned();
-        if peer.as_ref().is_some_and(|peer| peer.is_edge_path() && peer.ready()) {
+        if peer
+            .as_ref()
+            .is_some_and(|peer| peer.is_edge_path() && peer.ready())
+        {
             if self.edges.insert(member) {
-                let rtt = peer.as_ref().and_then(|peer| peer.info()).and_then(|info| info.rtt);
+                let rtt = peer
+                    .as_ref()
+                    .and_then(|peer| peer.info())
+                    .and_then(|info| info.rtt);
                 peer.inspect(|peer| peer.set_edge(true));
                 self.ring.handle(now, Input::Linked { member, rtt });
             }
@@ -182,10 +208,17 @@ impl Driver {
     /// Links that came and went since the last look.
     fn look_at_links(&mut self) {
         let plane = self.net.inner().clone();
-        let links: BTreeSet<MemberId> =
-            plane.peers.load().iter().filter(|peer| peer.is_edge_path() && peer.ready()).map(|peer| peer.member).collect();
-        let (came, went): (Vec<_>, Vec<_>) =
-            (links.difference(&self.links).copied().collect(), self.links.difference(&links).copied().collect());
+        let links: BTreeSet<MemberId> = plane
+            .peers
+            .load()
+            .iter()
+            .filter(|peer| peer.is_edge_path() && peer.ready())
+            .map(|peer| peer.member)
+            .collect();
+        let (came, went): (Vec<_>, Vec<_>) = (
+            links.difference(&self.links).copied().collect(),
+            self.links.difference(&links).copied().collect(),
+        );
         self.links = links;
         for member in went {
             if self.edges.remove(&member) {
@@ -218,10 +251,14 @@ impl Driver {
                     }
                 }
                 Output::Event(event) => match event {
-                    Event::Joined => tracing::info!(position = %self.net.me().position, "in the ring"),
+                    Event::Joined => {
+                        tracing::info!(position = %self.net.me().position, "in the ring")
+                    }
                     Event::Alone => tracing::info!("alone: no neighbour on the ring"),
                     Event::Died(member) => tracing::info!(?member, "a neighbour on the ring died"),
-                    Event::Found(member) => tracing::debug!(?member, "a neighbour on the ring that was not known"),
+                    Event::Found(member) => {
+                        tracing::debug!(?member, "a neighbour on the ring that was not known")
+                    }
                 },
             }
         }
@@ -260,7 +297,10 @@ impl Driver {
     /// Who talks with whom, and where they are: what shortcuts are made by.
     fn measure(&mut self, now: Instant) {
         let rates = self.net.plane().traffic().by_member();
-        let places: Vec<_> = rates.iter().filter_map(|(member, _)| Some((*member, self.connector.coordinate(*member)?))).collect();
+        let places: Vec<_> = rates
+            .iter()
+            .filter_map(|(member, _)| Some((*member, self.connector.coordinate(*member)?)))
+            .collect();
         self.traffic_at = now;
         self.ring.handle(now, Input::Traffic(&rates));
         self.ring.handle(now, Input::Places(&places));
@@ -277,7 +317,8 @@ impl Driver {
             let new = connected.iter().filter(|m| !self.connected.contains(m));
             for member in new.take(MAX_UNPROVED.saturating_sub(self.unproved.len())) {
                 // Not all at the same time: a bootstrap that comes back meets everyone at once.
-                self.unproved.push_back((now + SETTLE.mul_f64(rand::random_range(1.0..2.0)), *member));
+                self.unproved
+                    .push_back((now + SETTLE.mul_f64(rand::random_range(1.0..2.0)), *member));
             }
             if self.prove_at <= now
                 && let Some(member) = any_of(&connected)
@@ -296,10 +337,14 @@ impl Driver {
         self.connected = connected;
     }
 
-    /// Meets one of the members that are connected, if there are any: rather one that everybody can reach, to which a link needs
-    /// no knowledge of our own NAT.
+    /// Meets one of the members that are connected, if there are any: rather one that everybody can
+    /// reach, to which a link needs no knowledge of our own NAT.
     fn seed(&mut self, now: Instant, connected: &HashSet<MemberId>) {
-        let open: HashSet<MemberId> = connected.iter().filter(|m| self.fabric.rtt_of_open(**m).is_some()).copied().collect();
+        let open: HashSet<MemberId> = connected
+            .iter()
+            .filter(|m| self.fabric.rtt_of_open(**m).is_some())
+            .copied()
+            .collect();
         if let Some(member) = any_of(&open).or_else(|| any_of(connected)) {
             (self.seed_at, self.seeded) = (now + SEED_EVERY, true);
             self.ring.handle(now, Input::Seed(member));

@@ -1,8 +1,10 @@
-//! The ring as the rest of the daemon holds it: calls to members that only the ring leads to, traces, and how the ring stands.
+//! The ring as the rest of the daemon holds it: calls to members that only the ring leads to,
+//! traces, and how the ring stands.
 //!
-//! A call is one packet there and one back, each small enough for one datagram, sent again while nothing comes back; the far
-//! end keeps its last answers, and knows which it is still working on, so that a repetition has no second effect. Nothing in a
-//! packet proves who sent it: what is asked and answered proves itself (`connect/over_ring.rs`).
+//! A call is one packet there and one back, each small enough for one datagram, sent again while
+//! nothing comes back; the far end keeps its last answers, and knows which it is still working on,
+//! so that a repetition has no second effect. Nothing in a packet proves who sent it: what is asked
+//! and answered proves itself (`connect/over_ring.rs`).
 
 use crate::{
     plane::{Inner, Plane},
@@ -68,7 +70,13 @@ impl Answered {
         if let Some((_, answer)) = self.calls.iter().find(|(of, _)| *of == asked) {
             return answer.clone().map_or(Todo::Nothing, Todo::Repeat);
         }
-        if self.calls.iter().filter(|(_, answer)| answer.is_none()).count() >= MAX_PENDING {
+        if self
+            .calls
+            .iter()
+            .filter(|(_, answer)| answer.is_none())
+            .count()
+            >= MAX_PENDING
+        {
             return Todo::Nothing;
         }
         if self.calls.len() >= KEPT_ANSWERS {
@@ -81,7 +89,11 @@ impl Answered {
     /// A call to which there is no answer may come again.
     fn answered(&mut self, asked: Asked, answer: Option<&[u8]>) {
         match answer {
-            Some(bytes) => self.calls.iter_mut().filter(|(of, _)| *of == asked).for_each(|(_, kept)| *kept = Some(bytes.to_vec())),
+            Some(bytes) => self
+                .calls
+                .iter_mut()
+                .filter(|(of, _)| *of == asked)
+                .for_each(|(_, kept)| *kept = Some(bytes.to_vec())),
             None => self.calls.retain(|(of, _)| *of != asked),
         }
     }
@@ -155,27 +167,52 @@ impl RingNet {
         let _ = self.answers.set(answers);
     }
 
-    /// Gives a packet of our own to the neighbour that takes it on. `via`: to this one in any case, which also takes the answer.
-    pub(crate) fn originate(&self, mut header: Header, body: Vec<u8>, via: Option<Position>) -> bool {
+    /// Gives a packet of our own to the neighbour that takes it on. `via`: to this one in any case,
+    /// which also takes the answer.
+    pub(crate) fn originate(
+        &self,
+        mut header: Header,
+        body: Vec<u8>,
+        via: Option<Position>,
+    ) -> bool {
         let table = self.inner().ring.table.load();
-        let Some((first, agent)) = crate::plane::first_hop(&table, &header, via) else { return false };
+        let Some((first, agent)) = crate::plane::first_hop(&table, &header, via) else {
+            return false;
+        };
         header.agent = agent;
         self.inner().ring_send(&first, &Packet { header, body })
     }
 
-    /// Asks the member at `to` and waits for its answer at most `limit`. `via`: through this neighbour, as its leaf.
-    pub async fn call(&self, to: Position, via: Option<Position>, body: Vec<u8>, limit: Duration) -> Option<Vec<u8>> {
+    /// Asks the member at `to` and waits for its answer at most `limit`. `via`: through this
+    /// neighbour, as its leaf.
+    pub async fn call(
+        &self,
+        to: Position,
+        via: Option<Position>,
+        body: Vec<u8>,
+        limit: Duration,
+    ) -> Option<Vec<u8>> {
         self.exchange(Kind::Call, to, via, body, limit).await
     }
 
     /// Follows the ring to `to`; what the members on the way said, also where the path ends before.
     pub async fn trace(&self, to: Position, limit: Duration) -> Option<Report> {
-        let answer = self.exchange(Kind::Trace, to, None, Vec::new(), limit).await?;
+        let answer = self
+            .exchange(Kind::Trace, to, None, Vec::new(), limit)
+            .await?;
         trace::parse_report(&[&[0; 8][..], &answer].concat())
     }
 
-    /// Sends a packet that begins with an id, again while nothing comes back, and waits for what comes back under this id.
-    async fn exchange(&self, kind: Kind, to: Position, via: Option<Position>, body: Vec<u8>, limit: Duration) -> Option<Vec<u8>> {
+    /// Sends a packet that begins with an id, again while nothing comes back, and waits for what
+    /// comes back under this id.
+    async fn exchange(
+        &self,
+        kind: Kind,
+        to: Position,
+        via: Option<Position>,
+        body: Vec<u8>,
+        limit: Duration,
+    ) -> Option<Vec<u8>> {
         let id: u64 = rand::random();
         let (answer, answered) = oneshot::channel();
         {
@@ -208,7 +245,9 @@ impl RingNet {
 
     /// A call or an answer that ends here.
     pub(crate) fn take(self: &Arc<Self>, packet: &Packet) {
-        let Some((id, body)) = packet.body.split_first_chunk::<8>() else { return };
+        let Some((id, body)) = packet.body.split_first_chunk::<8>() else {
+            return;
+        };
         let number = u64::from_be_bytes(*id);
         if packet.header.kind == Kind::Answer {
             let waiting = lock(&self.calls).remove(&number);
@@ -217,7 +256,9 @@ impl RingNet {
         }
         let asked = (packet.header.from, number);
         let reply = packet.header.reply(Kind::Answer, self.me.position);
-        let Some(answers) = self.answers.get() else { return };
+        let Some(answers) = self.answers.get() else {
+            return;
+        };
         // The lock goes before anything is sent.
         let todo = lock(&self.answered).asked(asked);
         match todo {
@@ -263,12 +304,24 @@ mod tests {
     fn a_call_that_comes_again_is_worked_on_once_and_answered_with_the_same_words() {
         let mut calls = Answered::default();
         assert_eq!(calls.asked(asked(1, 7)), Todo::Work);
-        assert_eq!(calls.asked(asked(1, 7)), Todo::Nothing, "it is still worked on");
+        assert_eq!(
+            calls.asked(asked(1, 7)),
+            Todo::Nothing,
+            "it is still worked on"
+        );
         calls.answered(asked(1, 7), Some(b"here"));
         assert_eq!(calls.asked(asked(1, 7)), Todo::Repeat(b"here".to_vec()));
-        assert_eq!(calls.asked(asked(2, 7)), Todo::Work, "another's id is another call");
+        assert_eq!(
+            calls.asked(asked(2, 7)),
+            Todo::Work,
+            "another's id is another call"
+        );
         calls.answered(asked(2, 7), None);
-        assert_eq!(calls.asked(asked(2, 7)), Todo::Work, "what was not answered may come again");
+        assert_eq!(
+            calls.asked(asked(2, 7)),
+            Todo::Work,
+            "what was not answered may come again"
+        );
     }
 
     #[test]

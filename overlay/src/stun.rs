@@ -1,9 +1,10 @@
-//! STUN binding requests and answers (RFC 8489), by which a member learns the address that its packets wear outside its NAT.
-//! Every member answers on its plane's UDP port; there is no server.
+//! STUN binding requests and answers (RFC 8489), by which a member learns the address that its
+//! packets wear outside its NAT. Every member answers on its plane's UDP port; there is no server.
 
 use std::net::SocketAddr;
 use stun_rs::{
-    DecoderContextBuilder, MessageClass, MessageDecoderBuilder, MessageEncoderBuilder, StunMessage, StunMessageBuilder,
+    DecoderContextBuilder, MessageClass, MessageDecoderBuilder, MessageEncoderBuilder, StunMessage,
+    StunMessageBuilder,
     attributes::stun::{Fingerprint, XorMappedAddress},
     methods::BINDING,
 };
@@ -22,14 +23,19 @@ pub fn is_stun(bytes: &[u8]) -> bool {
 
 fn encode(message: &StunMessage) -> Option<Vec<u8>> {
     let mut out = vec![0; 128];
-    let len = MessageEncoderBuilder::default().build().encode(&mut out, message).ok()?;
+    let len = MessageEncoderBuilder::default()
+        .build()
+        .encode(&mut out, message)
+        .ok()?;
     out.truncate(len);
     Some(out)
 }
 
 /// A binding request and its transaction.
 pub fn request() -> Option<(TransactionId, Vec<u8>)> {
-    let message = StunMessageBuilder::new(BINDING, MessageClass::Request).with_attribute(Fingerprint::default()).build();
+    let message = StunMessageBuilder::new(BINDING, MessageClass::Request)
+        .with_attribute(Fingerprint::default())
+        .build();
     let bytes = encode(&message)?;
     Some((transaction(&bytes)?, bytes))
 }
@@ -43,7 +49,12 @@ fn decode(bytes: &[u8]) -> Option<StunMessage> {
         return None;
     }
     let context = DecoderContextBuilder::default().build();
-    MessageDecoderBuilder::default().with_context(context).build().decode(bytes).ok().map(|(message, _)| message)
+    MessageDecoderBuilder::default()
+        .with_context(context)
+        .build()
+        .decode(bytes)
+        .ok()
+        .map(|(message, _)| message)
 }
 
 /// The answer to a binding request that came from `from`; `None` for anything else.
@@ -65,8 +76,9 @@ pub fn new_transaction() -> TransactionId {
     rand::random()
 }
 
-/// An answer to a request that was never sent: what a member sends on behalf of another, so that `to` learns whom its NAT lets in
-/// (RFC 5780's CHANGE-REQUEST, with members for a server's two addresses).
+/// An answer to a request that was never sent: what a member sends on behalf of another, so that
+/// `to` learns whom its NAT lets in (RFC 5780's CHANGE-REQUEST, with members for a server's two
+/// addresses).
 pub fn unasked(id: TransactionId, to: SocketAddr) -> Option<Vec<u8>> {
     let answer = StunMessageBuilder::new(BINDING, MessageClass::SuccessResponse)
         .with_transaction_id(id.into())
@@ -82,8 +94,15 @@ pub fn mapped(answer: &[u8]) -> Option<(TransactionId, SocketAddr)> {
     if message.method() != BINDING || message.class() != MessageClass::SuccessResponse {
         return None;
     }
-    let mapped = *message.get::<XorMappedAddress>()?.as_xor_mapped_address().ok()?.socket_address();
-    Some((transaction(answer)?, SocketAddr::new(mapped.ip().to_canonical(), mapped.port())))
+    let mapped = *message
+        .get::<XorMappedAddress>()?
+        .as_xor_mapped_address()
+        .ok()?
+        .socket_address();
+    Some((
+        transaction(answer)?,
+        SocketAddr::new(mapped.ip().to_canonical(), mapped.port()),
+    ))
 }
 
 #[cfg(test)]
@@ -117,7 +136,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode_without_panic(mut bytes in proptest::collection::vec(any::<u8>(), 20..160), class in 0u8..2) {
+        fn any_bytes_decode_without_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 20..160), class in 0u8..2
+        ) {
             (bytes[0], bytes[1]) = (class, 1);
             bytes[4..8].copy_from_slice(&MAGIC_COOKIE);
             let len = (bytes.len() - 20) as u16;

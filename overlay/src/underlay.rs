@@ -1,9 +1,11 @@
-//! The networks of this machine as far as they may carry our datagrams, and those that must not: what lies behind an interface of
-//! p2pvm's own, of whichever network, is reached through a tunnel, and no tunnel may be built through a tunnel. Two networks
-//! on the same two machines would otherwise carry each other in circles.
+//! The networks of this machine as far as they may carry our datagrams, and those that must not:
+//! what lies behind an interface of p2pvm's own, of whichever network, is reached through a tunnel,
+//! and no tunnel may be built through a tunnel. Two networks on the same two machines would
+//! otherwise carry each other in circles.
 //!
-//! Which interfaces are p2pvm's is read from their marks ([`p2pvm_host::links::Mark`]), so that daemons need not know each other.
-//! [`Underlay`] holds a snapshot, which the packet plane renews when the kernel says that something changed.
+//! Which interfaces are p2pvm's is read from their marks ([`p2pvm_host::links::Mark`]), so that
+//! daemons need not know each other. [`Underlay`] holds a snapshot, which the packet plane renews
+//! when the kernel says that something changed.
 
 use crate::plane::packet::{is_site_local, is_unicast};
 use arc_swap::ArcSwap;
@@ -17,17 +19,21 @@ use std::{
 
 pub use p2pvm_host::rules::SOCKET_MARK;
 
-/// Marks a socket with [`SOCKET_MARK`]. Without CAP_NET_ADMIN it stays unmarked: rules that look at its port still find it.
+/// Marks a socket with [`SOCKET_MARK`]. Without CAP_NET_ADMIN it stays unmarked: rules that look at
+/// its port still find it.
 pub fn mark(socket: &impl AsFd) {
     if let Err(error) = setsockopt(socket, sockopt::Mark, &SOCKET_MARK) {
         tracing::debug!(%error, "a socket is not marked");
     }
 }
 
-/// The addresses of this machine that others may reach: of interfaces that are up, without loopback, link-local and site-local
-/// ones, and without those of p2pvm's own interfaces or inside the networks behind them.
+/// The addresses of this machine that others may reach: of interfaces that are up, without
+/// loopback, link-local and site-local ones, and without those of p2pvm's own interfaces or inside
+/// the networks behind them.
 pub fn local_addresses() -> Vec<IpAddr> {
-    links().map(|links| View::of(&links, None, &[]).local).unwrap_or_default()
+    links()
+        .map(|links| View::of(&links, None, &[]).local)
+        .unwrap_or_default()
 }
 
 /// A network that this machine has an address in.
@@ -39,7 +45,9 @@ struct Network {
 
 impl Network {
     fn contains(&self, ip: &IpAddr) -> bool {
-        let same = |a: u128, b: u128, width: u8| self.prefix == 0 || (a ^ b) >> (width - self.prefix.min(width)) == 0;
+        let same = |a: u128, b: u128, width: u8| {
+            self.prefix == 0 || (a ^ b) >> (width - self.prefix.min(width)) == 0
+        };
         match (self.address, ip) {
             // Link-local addresses are on every interface.
             (IpAddr::V6(a), _) if a.is_unicast_link_local() => false,
@@ -52,7 +60,11 @@ impl Network {
 
 /// The longest prefix of the networks with `ip` in them.
 fn longest(networks: &[Network], ip: &IpAddr) -> Option<u8> {
-    networks.iter().filter(|network| network.contains(ip)).map(|network| network.prefix).max()
+    networks
+        .iter()
+        .filter(|network| network.contains(ip))
+        .map(|network| network.prefix)
+        .max()
 }
 
 /// A snapshot of the machine's networks.
@@ -77,20 +89,30 @@ pub struct View {
 }
 
 impl View {
-    /// What these interfaces make of it. `device` is one of p2pvm's even without its mark, and `given` the addresses it is to have.
+    /// What these interfaces make of it. `device` is one of p2pvm's even without its mark, and
+    /// `given` the addresses it is to have.
     fn of(links: &[Link], device: Option<&str>, given: &[(IpAddr, u8)]) -> Self {
         let mut view = Self::default();
-        view.tunnels.extend(given.iter().map(|(address, prefix)| Network { address: *address, prefix: *prefix }));
+        view.tunnels
+            .extend(given.iter().map(|(address, prefix)| Network {
+                address: *address,
+                prefix: *prefix,
+            }));
         for link in links.iter().filter(|link| !link.loopback) {
             let mark = link.mark();
-            let networks = link.addresses.iter().map(|(address, prefix)| Network { address: *address, prefix: *prefix });
-            view.own.extend(link.addresses.iter().map(|(address, _)| *address));
+            let networks = link.addresses.iter().map(|(address, prefix)| Network {
+                address: *address,
+                prefix: *prefix,
+            });
+            view.own
+                .extend(link.addresses.iter().map(|(address, _)| *address));
             if mark.is_none() && device != Some(link.name.as_str()) {
                 view.others.extend(networks);
                 continue;
             }
             view.tunnels.extend(networks);
-            view.inner.extend(link.addresses.iter().map(|(address, _)| *address));
+            view.inner
+                .extend(link.addresses.iter().map(|(address, _)| *address));
             view.devices.push(link.name.clone());
             if let Some(mark) = mark {
                 view.udp_ports.extend([mark.link_port, mark.control_port]);
@@ -99,25 +121,34 @@ impl View {
         }
         view.udp_ports.retain(|port| *port != 0);
         view.tcp_ports.retain(|port| *port != 0);
-        let reachable = links.iter().filter(|l| l.up && !l.loopback && !view.devices.contains(&l.name)).flat_map(|l| &l.addresses);
+        let reachable = links
+            .iter()
+            .filter(|l| l.up && !l.loopback && !view.devices.contains(&l.name))
+            .flat_map(|l| &l.addresses);
         let usable = |ip: &IpAddr| is_unicast(ip) && !is_site_local(ip) && !view.is_inside(ip);
-        view.local = reachable.map(|(address, _)| *address).filter(usable).collect();
+        view.local = reachable
+            .map(|(address, _)| *address)
+            .filter(usable)
+            .collect();
         view.local.sort();
         view.local.dedup();
         view
     }
 
-    /// Whether `ip` lies behind an interface of p2pvm's: then no datagram of ours may go there or be believed from there. A
-    /// longer prefix of another interface's goes before, as it does in the kernel.
+    /// Whether `ip` lies behind an interface of p2pvm's: then no datagram of ours may go there or
+    /// be believed from there. A longer prefix of another interface's goes before, as it does in
+    /// the kernel.
     pub fn is_inside(&self, ip: &IpAddr) -> bool {
         if self.tunnels.is_empty() {
             return false;
         }
         let ip = ip.to_canonical();
-        longest(&self.tunnels, &ip).is_some_and(|tunnel| longest(&self.others, &ip).is_none_or(|other| other <= tunnel))
+        longest(&self.tunnels, &ip)
+            .is_some_and(|tunnel| longest(&self.others, &ip).is_none_or(|other| other <= tunnel))
     }
 
-    /// Whether nobody connects by `ip`: it lies behind an interface of p2pvm's, or is that interface's own, as its link-local one.
+    /// Whether nobody connects by `ip`: it lies behind an interface of p2pvm's, or is that
+    /// interface's own, as its link-local one.
     pub fn is_of_a_tunnel(&self, ip: &IpAddr) -> bool {
         self.inner.contains(ip) || self.is_inside(ip)
     }
@@ -127,8 +158,8 @@ impl View {
         self.devices.iter().any(|name| name == device)
     }
 
-    /// Whether an IP packet that this machine sent into a tunnel is a datagram or segment of a tunnel itself; where it goes. Looks
-    /// at a few bytes, as it is asked of every read.
+    /// Whether an IP packet that this machine sent into a tunnel is a datagram or segment of a
+    /// tunnel itself; where it goes. Looks at a few bytes, as it is asked of every read.
     #[inline]
     pub fn loops(&self, packet: &[u8]) -> Option<SocketAddr> {
         let (protocol, transport) = match packet.first()? >> 4 {
@@ -148,7 +179,8 @@ impl View {
         self.own_sent(packet, u16::from_be_bytes([header[2], header[3]]))
     }
 
-    /// The rest of [`View::loops`], for the few packets whose port is one of ours: what this machine forwards is another's.
+    /// The rest of [`View::loops`], for the few packets whose port is one of ours: what this
+    /// machine forwards is another's.
     #[cold]
     fn own_sent(&self, packet: &[u8], port: u16) -> Option<SocketAddr> {
         // The port of a fragment that is not the first is none.
@@ -156,7 +188,9 @@ impl View {
             return None;
         }
         let (src, dst) = crate::plane::packet::addresses(packet)?;
-        self.own.contains(&src).then_some(SocketAddr::new(dst, port))
+        self.own
+            .contains(&src)
+            .then_some(SocketAddr::new(dst, port))
     }
 }
 
@@ -178,7 +212,8 @@ struct Known {
 pub struct Underlay(Arc<Known>);
 
 impl Underlay {
-    /// Looks at the interfaces of the calling thread's network namespace. Where the kernel does not tell, nothing is known.
+    /// Looks at the interfaces of the calling thread's network namespace. Where the kernel does not
+    /// tell, nothing is known.
     pub fn look() -> Self {
         let underlay = Self::default();
         underlay.renew();
@@ -187,12 +222,16 @@ impl Underlay {
 
     /// Says which interface is the caller's own, and which addresses it is to have.
     pub(crate) fn set_device(&self, device: &str, addresses: &[(IpAddr, u8)]) {
-        let own = Own { device: Some(device.to_owned()), addresses: addresses.to_vec() };
+        let own = Own {
+            device: Some(device.to_owned()),
+            addresses: addresses.to_vec(),
+        };
         *self.0.own.lock().unwrap_or_else(PoisonError::into_inner) = own;
         self.renew();
     }
 
-    /// Looks again, in the calling thread's network namespace; whether anything is other than before.
+    /// Looks again, in the calling thread's network namespace; whether anything is other than
+    /// before.
     pub fn renew(&self) -> bool {
         match links() {
             Ok(links) => self.renew_from(&links),
@@ -252,10 +291,23 @@ mod tests {
     fn view() -> View {
         let links = [
             link("lo", None, &["127.0.0.1/8", "::1/128"]),
-            link("eth0", None, &["198.18.0.1/24", "fe80::1/64", "fec0::5/64", "2001:db8::1/64"]),
+            link(
+                "eth0",
+                None,
+                &[
+                    "198.18.0.1/24",
+                    "fe80::1/64",
+                    "fec0::5/64",
+                    "2001:db8::1/64",
+                ],
+            ),
             link("lan", None, &["10.77.200.1/24"]),
             link("p2pvm0", None, &["10.77.0.3/16", "fd77::3/48"]),
-            link("p2pvm1", Some("p2pvm/1 network=b link=5002 control=5001"), &["10.88.0.3/16", "fe80::9/64"]),
+            link(
+                "p2pvm1",
+                Some("p2pvm/1 network=b link=5002 control=5001"),
+                &["10.88.0.3/16", "fe80::9/64"],
+            ),
         ];
         View::of(&links, Some("p2pvm0"), &[])
     }
@@ -266,16 +318,31 @@ mod tests {
 
     #[test]
     fn addresses_of_no_network_of_this_machine_are_told_to_others() {
-        assert_eq!(view().local, [ip("10.77.200.1"), ip("198.18.0.1"), ip("2001:db8::1")]);
+        assert_eq!(
+            view().local,
+            [ip("10.77.200.1"), ip("198.18.0.1"), ip("2001:db8::1")]
+        );
     }
 
     #[test]
     fn what_lies_behind_any_interface_of_ours_is_inside_unless_a_longer_prefix_leads_elsewhere() {
         let view = view();
-        for inside in ["10.77.9.9", "10.88.1.1", "fd77:0:0:5::1", "::ffff:10.88.1.1"] {
+        for inside in [
+            "10.77.9.9",
+            "10.88.1.1",
+            "fd77:0:0:5::1",
+            "::ffff:10.88.1.1",
+        ] {
             assert!(view.is_inside(&ip(inside)), "{inside}");
         }
-        for outside in ["10.77.200.9", "198.18.0.9", "fe80::7", "2001:db8::7", "10.89.0.1", "8.8.8.8"] {
+        for outside in [
+            "10.77.200.9",
+            "198.18.0.9",
+            "fe80::7",
+            "2001:db8::7",
+            "10.89.0.1",
+            "8.8.8.8",
+        ] {
             assert!(!view.is_inside(&ip(outside)), "{outside}");
         }
         assert!(view.is_ours("p2pvm0") && view.is_ours("p2pvm1") && !view.is_ours("lan"));
@@ -299,14 +366,19 @@ mod tests {
     fn packet(from: &str, to: &str, tcp: bool, port: u16) -> Vec<u8> {
         let (mut packet, to) = (Vec::new(), ip(to));
         let (IpAddr::V4(from), IpAddr::V4(v4)) = (ip(from), to) else {
-            let (IpAddr::V6(from), IpAddr::V6(to)) = (ip(from), to) else { panic!("of one family") };
+            let (IpAddr::V6(from), IpAddr::V6(to)) = (ip(from), to) else {
+                panic!("of one family")
+            };
             let builder = etherparse::PacketBuilder::ipv6(from.octets(), to.octets(), 64);
             builder.udp(port, 7).write(&mut packet, &[0; 8]).unwrap();
             return packet;
         };
         let builder = etherparse::PacketBuilder::ipv4(from.octets(), v4.octets(), 64);
         if tcp {
-            builder.tcp(port, 7, 0, 100).write(&mut packet, &[0; 8]).unwrap();
+            builder
+                .tcp(port, 7, 0, 100)
+                .write(&mut packet, &[0; 8])
+                .unwrap();
         } else {
             builder.udp(port, 7).write(&mut packet, &[0; 8]).unwrap();
         }
@@ -318,21 +390,42 @@ mod tests {
         let view = view();
         let loops = |from, to, tcp, port| view.loops(&packet(from, to, tcp, port));
         let to = Some("10.77.0.9:7".parse().unwrap());
-        assert_eq!(loops("10.77.0.3", "10.77.0.9", false, 5002), to, "another network's link");
+        assert_eq!(
+            loops("10.77.0.3", "10.77.0.9", false, 5002),
+            to,
+            "another network's link"
+        );
         assert_eq!(loops("198.18.0.1", "10.77.0.9", false, 5001), to, "QUIC");
         assert_eq!(loops("198.18.0.1", "10.77.0.9", true, 5001), to);
-        assert_eq!(loops("fd77::3", "fd77::9", false, 5002), Some("[fd77::9]:7".parse().unwrap()));
-        for (from, tcp, port) in [("10.77.0.3", false, 53), ("10.77.0.3", true, 5002), ("192.168.7.7", false, 5002)] {
-            assert_eq!(loops(from, "10.77.0.9", tcp, port), None, "{from} {tcp} {port}");
+        assert_eq!(
+            loops("fd77::3", "fd77::9", false, 5002),
+            Some("[fd77::9]:7".parse().unwrap())
+        );
+        for (from, tcp, port) in [
+            ("10.77.0.3", false, 53),
+            ("10.77.0.3", true, 5002),
+            ("192.168.7.7", false, 5002),
+        ] {
+            assert_eq!(
+                loops(from, "10.77.0.9", tcp, port),
+                None,
+                "{from} {tcp} {port}"
+            );
         }
         let mut fragment = packet("10.77.0.3", "10.77.0.9", false, 5002);
         fragment[7] = 5;
-        assert_eq!(view.loops(&fragment), None, "what stands where a port would is none");
+        assert_eq!(
+            view.loops(&fragment),
+            None,
+            "what stands where a port would is none"
+        );
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_looked_at_without_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..60), version in 0usize..3) {
+        fn any_bytes_are_looked_at_without_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..60), version in 0usize..3
+        ) {
             if let Some(first) = bytes.first_mut() { *first = [0x45, 0x4f, 0x60][version]; }
             if bytes.len() > 9 { (bytes[9], bytes[6]) = (17, 17); }
             let _ = view().loops(&bytes);

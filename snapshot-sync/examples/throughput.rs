@@ -1,9 +1,13 @@
 //! Prints how fast files become chunks and files again, and what a second snapshot costs.
 //!
-//! `cargo run --release -p p2pvm-snapshot-sync --example throughput [-- <directory>]`: the directory says which disk is measured.
+//! `cargo run --release -p p2pvm-snapshot-sync --example throughput [-- <directory>]`: the
+//! directory says which disk is measured.
 
 use p2pvm_overlay::{Fabric, MemberId, fabric::memory::MemoryNet};
-use p2pvm_snapshot_sync::{ChunkStore, Error, Exchange, ExchangeOptions, Imported, Kind, Progress, export_file, import_file};
+use p2pvm_snapshot_sync::{
+    ChunkStore, Error, Exchange, ExchangeOptions, Imported, Kind, Progress, export_file,
+    import_file,
+};
 use std::{
     fs::File,
     io::{BufWriter, Write},
@@ -14,14 +18,19 @@ use tokio::sync::watch;
 
 const MIB: usize = 1 << 20;
 
-/// RAM as a small guest leaves it: a third empty, a third text-like, a third hard to compress; `changed` of 1000 pages are others than before.
+/// RAM as a small guest leaves it: a third empty, a third text-like, a third hard to compress;
+/// `changed` of 1000 pages are others than before.
 fn ram_file(path: &Path, mib: usize, changed: u64) -> std::io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     let mut page = [0; 4096];
     for number in 0..(mib * MIB / 4096) as u64 {
         let mut hash = blake3::Hasher::new();
         hash.update(&number.to_le_bytes());
-        let draw = u64::from_le_bytes(hash.finalize().as_bytes()[..8].try_into().unwrap_or_default()) % 1000;
+        let draw = u64::from_le_bytes(
+            hash.finalize().as_bytes()[..8]
+                .try_into()
+                .unwrap_or_default(),
+        ) % 1000;
         hash.update(&[u8::from(draw < changed)]);
         // Runs of 64 pages alike, as allocators make them.
         match number / 64 % 3 {
@@ -29,7 +38,8 @@ fn ram_file(path: &Path, mib: usize, changed: u64) -> std::io::Result<()> {
             kind => {
                 hash.finalize_xof().fill(&mut page);
                 if kind == 1 {
-                    page.iter_mut().for_each(|b| *b = b"etaoin shrdlu\0\0\0"[usize::from(*b & 15)]);
+                    page.iter_mut()
+                        .for_each(|b| *b = b"etaoin shrdlu\0\0\0"[usize::from(*b & 15)]);
                 }
             }
         }
@@ -39,16 +49,26 @@ fn ram_file(path: &Path, mib: usize, changed: u64) -> std::io::Result<()> {
 }
 
 fn rate(bytes: u64, took: Duration) -> String {
-    format!("{:6.2} s {:7.0} MiB/s", took.as_secs_f64(), bytes as f64 / MIB as f64 / took.as_secs_f64())
+    format!(
+        "{:6.2} s {:7.0} MiB/s",
+        took.as_secs_f64(),
+        bytes as f64 / MIB as f64 / took.as_secs_f64()
+    )
 }
 
-async fn import(what: &str, store: &ChunkStore, path: &Path, kind: Kind) -> Result<Imported, Error> {
+async fn import(
+    what: &str,
+    store: &ChunkStore,
+    path: &Path,
+    kind: Kind,
+) -> Result<Imported, Error> {
     let begun = Instant::now();
     let quiet = watch::channel(Progress::default()).0;
     let imported = import_file(store, path, kind, &quiet).await?;
     let manifest = &imported.manifest;
     println!(
-        "{what:<34} {}   {:4} blocks, {:4} new chunks, {:6.1} MiB new on disk ({:.0} % of the file)",
+        "{what:<34} {}   {:4} blocks, {:4} new chunks, {:6.1} MiB new on disk ({:.0} % of the \
+            file)",
         rate(manifest.size, begun.elapsed()),
         manifest.chunks.len(),
         imported.new_chunks,
@@ -60,29 +80,52 @@ async fn import(what: &str, store: &ChunkStore, path: &Path, kind: Kind) -> Resu
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let parent = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
+    let parent = std::env::args_os()
+        .nth(1)
+        .map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = tempfile::tempdir_in(parent)?;
-    let (ram, disk, back) = (dir.path().join("ram"), dir.path().join("disk"), dir.path().join("back"));
+    let (ram, disk, back) = (
+        dir.path().join("ram"),
+        dir.path().join("disk"),
+        dir.path().join("back"),
+    );
     let store = ChunkStore::open(dir.path().join("a"))?;
     let quiet = watch::channel(Progress::default()).0;
 
     ram_file(&ram, 128, 0)?;
     ram_file(&disk, 50, 0)?;
     let first = import("import RAM, 128 MiB", &store, &ram, Kind::Ram).await?;
-    import("import disk, 50 MiB (same content)", &store, &disk, Kind::Disk).await?;
+    import(
+        "import disk, 50 MiB (same content)",
+        &store,
+        &disk,
+        Kind::Disk,
+    )
+    .await?;
     ram_file(&ram, 128, 10)?;
     let second = import("import RAM, 1 % of pages changed", &store, &ram, Kind::Ram).await?;
     import("import RAM, unchanged", &store, &ram, Kind::Ram).await?;
 
     let begun = Instant::now();
     export_file(&store, &second.manifest, &back, &quiet).await?;
-    println!("{:<34} {}", "export RAM", rate(second.manifest.size, begun.elapsed()));
+    println!(
+        "{:<34} {}",
+        "export RAM",
+        rate(second.manifest.size, begun.elapsed())
+    );
 
     let net = MemoryNet::new(Duration::from_micros(100));
     let (a, b) = (net.add(MemberId([1; 32])), net.add(MemberId([2; 32])));
     let source = Exchange::start(a.clone(), store.clone(), ExchangeOptions::default());
-    let target = Exchange::start(b, ChunkStore::open(dir.path().join("b"))?, ExchangeOptions::default());
-    for (what, imported) in [("fetch RAM, in one process", &first), ("fetch RAM, 1 % of pages changed", &second)] {
+    let target = Exchange::start(
+        b,
+        ChunkStore::open(dir.path().join("b"))?,
+        ExchangeOptions::default(),
+    );
+    for (what, imported) in [
+        ("fetch RAM, in one process", &first),
+        ("fetch RAM, 1 % of pages changed", &second),
+    ] {
         let begun = Instant::now();
         let report = target.fetch(imported.id, &[a.me()], &quiet).await?;
         println!(
@@ -92,7 +135,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             report.present_chunks,
             report.fetched_bytes as f64 / MIB as f64,
         );
-        target.store().pin(imported.id, imported.id.short().as_str())?;
+        target
+            .store()
+            .pin(imported.id, imported.id.short().as_str())?;
     }
     drop(source);
     Ok(())

@@ -5,7 +5,8 @@ use crate::ManifestId;
 use p2pvm_overlay::{Epoch, UnixTime, VmId};
 use serde::{Deserialize, Serialize};
 
-/// One instant of a VM. [`Checkpoint::store`] gives it a [`ManifestId`], which is fetched, pinned and replicated like a file's.
+/// One instant of a VM. [`Checkpoint::store`] gives it a [`ManifestId`], which is fetched, pinned
+/// and replicated like a file's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Which VM.
@@ -29,6 +30,8 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// The manifests below this one.
     pub fn files(&self) -> impl Iterator<Item = ManifestId> {
-        [self.ram, Some(self.disk), self.image].into_iter().flatten()
+        [self.ram, Some(self.disk), self.image]
+            .into_iter()
+            .flatten()
     }
 }

@@ -1,5 +1,6 @@
-//! A chunk: up to [`MAX_CHUNK_BYTES`] of content, named by its BLAKE3 hash. It is stored and sent in one
-//! form, compressed once: a tag byte, then the content as it is or as one zstd frame, whichever is shorter.
+//! A chunk: up to [`MAX_CHUNK_BYTES`] of content, named by its BLAKE3 hash. It is stored and sent
+//! in one form, compressed once: a tag byte, then the content as it is or as one zstd frame,
+//! whichever is shorter.
 
 use crate::Error;
 use data_encoding::BASE32_NOPAD;
@@ -12,13 +13,15 @@ pub const MAX_CHUNK_BYTES: usize = 1 << 20;
 /// The longest stored form.
 pub const MAX_STORED_BYTES: usize = MAX_CHUNK_BYTES + 1;
 
-/// zstd's level: 1, because chunks are made while a guest waits to be durable; level 3 saves a few per cent at half the speed.
+/// zstd's level: 1, because chunks are made while a guest waits to be durable; level 3 saves a few
+/// per cent at half the speed.
 const ZSTD_LEVEL: i32 = 1;
 
 const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
 
-/// A chunk's name: the BLAKE3 hash of its content. Its text form is 52 characters of lower-case base32.
+/// A chunk's name: the BLAKE3 hash of its content. Its text form is 52 characters of lower-case
+/// base32.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ChunkId(pub [u8; 32]);
 
@@ -74,7 +77,8 @@ impl Encoder {
     /// The stored form of `content`, which fits [`MAX_CHUNK_BYTES`].
     pub(crate) fn encode(&mut self, content: &[u8]) -> Vec<u8> {
         let mut stored = vec![0; 1 + content.len()];
-        // Compressing into a buffer no longer than the content fails exactly where it would not pay.
+        // Compressing into a buffer no longer than the content fails exactly where it would not
+        // pay.
         match self.0.compress_to_buffer(content, &mut stored[1..]) {
             Ok(length) if length < content.len() => {
                 stored[0] = ZSTD;
@@ -95,7 +99,8 @@ pub fn parse(stored: &[u8]) {
     let _ = decode(ChunkId([0; 32]), stored);
 }
 
-/// The content of a stored form, if it is indeed that of `id`. Never more than [`MAX_CHUNK_BYTES`] are inflated.
+/// The content of a stored form, if it is indeed that of `id`. Never more than [`MAX_CHUNK_BYTES`]
+/// are inflated.
 pub(crate) fn decode(id: ChunkId, stored: &[u8]) -> Result<Vec<u8>, Error> {
     let corrupt = |detail: String| Error::Corrupt { id, detail };
     let content = match stored.split_first() {
@@ -133,7 +138,10 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_never_passes(content in proptest::collection::vec(0u8..4, 1..2000), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+        fn a_flipped_bit_never_passes(
+            content in proptest::collection::vec(0u8..4, 1..2000),
+            at in any::<prop::sample::Index>(), bit in 0u8..8
+        ) {
             let mut stored = Encoder::new().encode(&content);
             let at = at.index(stored.len());
             stored[at] ^= 1 << bit;
@@ -159,7 +167,9 @@ mod tests {
 
     #[test]
     fn what_does_not_compress_costs_one_byte() {
-        let content: Vec<u8> = (0..100_000u32).flat_map(|i| blake3::hash(&i.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
+        let content: Vec<u8> = (0..100_000u32)
+            .flat_map(|i| blake3::hash(&i.to_le_bytes()).as_bytes()[..1].to_vec())
+            .collect();
         assert_eq!(Encoder::new().encode(&content).len(), content.len() + 1);
     }
 }

@@ -20,7 +20,8 @@ pub enum Error {
     /// The chunk is not in this store.
     #[error("chunk {} is not here", .0.short())]
     NotFound(ChunkId),
-    /// What is stored or was sent under this name has other content. A stored one has been removed, so that it is fetched anew.
+    /// What is stored or was sent under this name has other content. A stored one has been removed,
+    /// so that it is fetched anew.
     #[error("chunk {} is damaged: {detail}", .id.short())]
     Corrupt {
         /// The chunk.
@@ -61,7 +62,8 @@ pub enum Error {
         source: FabricError,
     },
     /// No provider could give the rest of a manifest.
-    #[error("manifest {}: {missing} chunks could not be fetched from {}: {detail}", .manifest.short(), shorts(.providers))]
+    #[error("manifest {}: {missing} chunks could not be fetched from {}: \
+        {detail}", .manifest.short(), shorts(.providers))]
     NoProvider {
         /// The manifest.
         manifest: ManifestId,
@@ -84,12 +86,23 @@ fn shorts(members: &[MemberId]) -> String {
     if members.is_empty() {
         return "any member".to_owned();
     }
-    members.iter().map(MemberId::short).collect::<Vec<_>>().join(", ")
+    members
+        .iter()
+        .map(MemberId::short)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Wraps an I/O error with its step and path.
-pub(crate) fn io_at(step: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { step, path: path.into(), source }
+pub(crate) fn io_at(
+    step: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io {
+        step,
+        path: path.into(),
+        source,
+    }
 }
 
 /// Runs file work off the async threads.
@@ -97,7 +110,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     step: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    // A panic in the work is a bug: it goes on in the caller. Cancellation happens only when the runtime ends.
+    // A panic in the work is a bug: it goes on in the caller. Cancellation happens only when the
+    // runtime ends.
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),

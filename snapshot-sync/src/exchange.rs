@@ -1,8 +1,9 @@
-//! Chunks between members. All bulk data is *pulled*: a fetch asks several providers over streams, and a
-//! push asks the other side to fetch from here and pin. So there is one mover of data to get right, it
-//! verifies what it takes, and a side that restarts goes on where it stopped.
+//! Chunks between members. All bulk data is *pulled*: a fetch asks several providers over streams,
+//! and a push asks the other side to fetch from here and pin. So there is one mover of data to get
+//! right, it verifies what it takes, and a side that restarts goes on where it stopped.
 //!
-//! Service "chunk" of the fabric: requests (who has what, keep this, let it go) and streams (wants one way, chunks the other).
+//! Service "chunk" of the fabric: requests (who has what, keep this, let it go) and streams (wants
+//! one way, chunks the other).
 
 mod fetch;
 mod plan;
@@ -25,13 +26,15 @@ use tokio::{sync::watch, task::JoinHandle};
 /// The name of this crate's service.
 pub const SERVICE: &str = "chunk";
 
-/// How often a file is looked through for damage before it is given up: root, pages, content, and once more.
+/// How often a file is looked through for damage before it is given up: root, pages, content, and
+/// once more.
 const MEND_ROUNDS: usize = 4;
 
 /// What an exchange may use, and how long it waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExchangeOptions {
-    /// Bytes asked of one provider and not yet answered, at most: 16 MiB fill a path of 80 MB/s at 200 ms.
+    /// Bytes asked of one provider and not yet answered, at most: 16 MiB fill a path of 80 MB/s at
+    /// 200 ms.
     pub window_bytes: u64,
     /// A provider that owes chunks and sends none for so long is given up for a while.
     pub stall: Duration,
@@ -74,12 +77,28 @@ struct Core {
 }
 
 impl Exchange {
-    /// Serves `store`'s chunks to the members, and fetches into it. Stops when the last clone of the `Arc` is dropped.
-    pub fn start(fabric: Arc<dyn Fabric>, store: ChunkStore, options: ExchangeOptions) -> Arc<Self> {
-        let core = Core { fabric, store, options };
-        let exchange = Arc::new(Self { core, keeping: Mutex::default(), acceptor: Mutex::default() });
+    /// Serves `store`'s chunks to the members, and fetches into it. Stops when the last clone of
+    /// the `Arc` is dropped.
+    pub fn start(
+        fabric: Arc<dyn Fabric>,
+        store: ChunkStore,
+        options: ExchangeOptions,
+    ) -> Arc<Self> {
+        let core = Core {
+            fabric,
+            store,
+            options,
+        };
+        let exchange = Arc::new(Self {
+            core,
+            keeping: Mutex::default(),
+            acceptor: Mutex::default(),
+        });
         let acceptor = serve::start(&exchange);
-        *exchange.acceptor.lock().unwrap_or_else(PoisonError::into_inner) = Some(acceptor);
+        *exchange
+            .acceptor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(acceptor);
         exchange
     }
 
@@ -93,28 +112,41 @@ impl Exchange {
         self.core.fabric.me()
     }
 
-    /// Replaces what is damaged on this disk, or gone from it, of the file that `manifest` names, by what `providers` have of it.
+    /// Replaces what is damaged on this disk, or gone from it, of the file that `manifest` names,
+    /// by what `providers` have of it.
     ///
     /// # Errors
     /// As of [`Exchange::fetch`].
-    pub async fn mend(&self, manifest: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<(), Error> {
+    pub async fn mend(
+        &self,
+        manifest: ManifestId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error> {
         let mut fetched = 0;
         // A damaged node of the manifest hides what hangs below it: then it is looked at once more.
         for _ in 0..MEND_ROUNDS {
             let store = self.store().clone();
-            let looked = blocking("looking for damaged chunks", move || manifest::weed(&store, manifest)).await;
+            let looked = blocking("looking for damaged chunks", move || {
+                manifest::weed(&store, manifest)
+            })
+            .await;
             match looked {
                 Ok(0) => break,
                 Ok(_) | Err(Error::NotFound(_) | Error::Corrupt { .. }) => {}
                 Err(other) => return Err(other),
             }
-            fetched += self.fetch(manifest, providers, progress).await?.fetched_chunks;
+            fetched += self
+                .fetch(manifest, providers, progress)
+                .await?
+                .fetched_chunks;
         }
         if fetched > 0 {
             tracing::warn!(
                 file = %manifest.short(),
                 chunks = fetched,
-                "a stored file was damaged on this disk and has been repaired from other members: look at the disk"
+                "a stored file was damaged on this disk and has been repaired from other members: \
+                    look at the disk"
             );
         }
         Ok(())
@@ -127,21 +159,50 @@ impl Exchange {
     pub async fn has(&self, member: MemberId, ids: &[ChunkId]) -> Result<Vec<bool>, Error> {
         let mut answers = Vec::with_capacity(ids.len());
         for some in ids.chunks(wire::MAX_IDS) {
-            match self.core.ask(member, "asking for chunks", &wire::Request::Has(some.to_vec()), self.core.options.call_timeout).await? {
-                wire::Answer::Has(bits) => answers.extend((0..some.len()).map(|i| bits.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 == 1))),
+            match self
+                .core
+                .ask(
+                    member,
+                    "asking for chunks",
+                    &wire::Request::Has(some.to_vec()),
+                    self.core.options.call_timeout,
+                )
+                .await?
+            {
+                wire::Answer::Has(bits) => answers.extend(
+                    (0..some.len()).map(|i| bits.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 == 1)),
+                ),
                 _ => return Err(unexpected("asking for chunks")),
             }
         }
         Ok(answers)
     }
 
-    /// Asks a member to no longer keep `manifest` under `label`. Its chunks go at its next collection, if nothing else names them.
+    /// Asks a member to no longer keep `manifest` under `label`. Its chunks go at its next
+    /// collection, if nothing else names them.
     ///
     /// # Errors
     /// `Peer` if it does not answer.
-    pub async fn release(&self, manifest: ManifestId, label: &str, member: MemberId) -> Result<(), Error> {
-        let request = wire::Request::Release { manifest, label: label.to_owned() };
-        match self.core.ask(member, "releasing a replica", &request, self.core.options.call_timeout).await? {
+    pub async fn release(
+        &self,
+        manifest: ManifestId,
+        label: &str,
+        member: MemberId,
+    ) -> Result<(), Error> {
+        let request = wire::Request::Release {
+            manifest,
+            label: label.to_owned(),
+        };
+        match self
+            .core
+            .ask(
+                member,
+                "releasing a replica",
+                &request,
+                self.core.options.call_timeout,
+            )
+            .await?
+        {
             wire::Answer::Released => Ok(()),
             _ => Err(unexpected("releasing a replica")),
         }
@@ -153,27 +214,47 @@ impl Exchange {
 }
 
 impl Core {
-    async fn ask(&self, member: MemberId, step: &'static str, request: &wire::Request, timeout: Duration) -> Result<wire::Answer, Error> {
-        let answer = self.fabric.call(member, SERVICE, request.to_bytes(), timeout).await;
+    async fn ask(
+        &self,
+        member: MemberId,
+        step: &'static str,
+        request: &wire::Request,
+        timeout: Duration,
+    ) -> Result<wire::Answer, Error> {
+        let answer = self
+            .fabric
+            .call(member, SERVICE, request.to_bytes(), timeout)
+            .await;
         wire::Answer::parse(&answer.map_err(|source| Error::Peer { step, source })?)
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Some(acceptor) = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(acceptor) = self
+            .acceptor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             acceptor.abort();
         }
     }
 }
 
 fn unexpected(what: &'static str) -> Error {
-    Error::Malformed { what: "answer", detail: format!("not one to {what}") }
+    Error::Malformed {
+        what: "answer",
+        detail: format!("not one to {what}"),
+    }
 }
 
 /// Whether another try may succeed.
 fn is_passing(error: &FabricError) -> bool {
-    matches!(error, FabricError::Unreachable(_) | FabricError::TimedOut(..))
+    matches!(
+        error,
+        FabricError::Unreachable(_) | FabricError::TimedOut(..)
+    )
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
-//! Files into chunks and back. Blocks have a fixed length and lie at multiples of it: disks and RAM files
-//! change in place, so that an unchanged block keeps its name from one snapshot to the next, and rolling
-//! boundaries (Muthitacharoen et al. 2001) would gain little. Holes are neither read nor stored.
+//! Files into chunks and back. Blocks have a fixed length and lie at multiples of it: disks and RAM
+//! files change in place, so that an unchanged block keeps its name from one snapshot to the next,
+//! and rolling boundaries (Muthitacharoen et al. 2001) would gain little. Holes are neither read
+//! nor stored.
 //!
 //! A file is never in memory as a whole: a block at a time, and 40 bytes of manifest a block.
 
@@ -27,7 +28,8 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// The block length unless the caller wants another: a cluster of qcow2. Longer ones make fewer files, but find fewer blocks unchanged.
+/// The block length unless the caller wants another: a cluster of qcow2. Longer ones make fewer
+/// files, but find fewer blocks unchanged.
 pub const CHUNK_BYTES: u32 = 64 << 10;
 
 /// What is written before it is made durable, at most: bounds what a crash makes us write again.
@@ -49,7 +51,11 @@ pub struct ImportOptions {
 impl ImportOptions {
     /// Blocks of [`CHUNK_BYTES`], nothing to remember.
     pub fn new(kind: Kind) -> Self {
-        Self { kind, chunk_bytes: CHUNK_BYTES, meta: BTreeMap::new() }
+        Self {
+            kind,
+            chunk_bytes: CHUNK_BYTES,
+            meta: BTreeMap::new(),
+        }
     }
 }
 
@@ -59,7 +65,8 @@ impl From<Kind> for ImportOptions {
     }
 }
 
-/// A file that has become chunks. Pin its id, or something that names it, before this is dropped: until then it is held.
+/// A file that has become chunks. Pin its id, or something that names it, before this is dropped:
+/// until then it is held.
 #[derive(Debug)]
 pub struct Imported {
     /// The manifest's name.
@@ -74,7 +81,8 @@ pub struct Imported {
     pub hold: Hold,
 }
 
-/// Sets its flag when dropped, so that file work in the background ends with the future that waits for it.
+/// Sets its flag when dropped, so that file work in the background ends with the future that waits
+/// for it.
 struct StopOnDrop(Arc<AtomicBool>);
 
 impl Drop for StopOnDrop {
@@ -94,16 +102,31 @@ pub async fn import_file(
     progress: &watch::Sender<Progress>,
 ) -> Result<Imported, Error> {
     let stop = StopOnDrop(Arc::default());
-    let (store, path, options, progress, stopped) = (store.clone(), path.to_owned(), options.into(), progress.clone(), stop.0.clone());
-    blocking("importing", move || import(&store, &path, options, &progress, &stopped)).await
+    let (store, path, options, progress, stopped) = (
+        store.clone(),
+        path.to_owned(),
+        options.into(),
+        progress.clone(),
+        stop.0.clone(),
+    );
+    blocking("importing", move || {
+        import(&store, &path, options, &progress, &stopped)
+    })
+    .await
 }
 
-/// Writes the file that `manifest` describes to `path`, sparse, replacing what is there in one step and only when it is complete and durable.
-/// What a killed export leaves is `.<name>.partial` beside it, which the next export to `path` overwrites; one export to a path at a time.
+/// Writes the file that `manifest` describes to `path`, sparse, replacing what is there in one step
+/// and only when it is complete and durable. What a killed export leaves is `.<name>.partial`
+/// beside it, which the next export to `path` overwrites; one export to a path at a time.
 ///
 /// # Errors
 /// `NotFound` or `Corrupt` of a chunk, or what the file system says. Then `path` is as before.
-pub async fn export_file(store: &ChunkStore, manifest: &Manifest, path: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+pub async fn export_file(
+    store: &ChunkStore,
+    manifest: &Manifest,
+    path: &Path,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), Error> {
     export_with(store, manifest, path, None, progress).await
 }
 
@@ -125,12 +148,25 @@ async fn export_with(
     progress: &watch::Sender<Progress>,
 ) -> Result<(), Error> {
     let stop = StopOnDrop(Arc::default());
-    let (store, manifest, path, progress, stopped) = (store.clone(), manifest.clone(), path.to_owned(), progress.clone(), stop.0.clone());
-    blocking("exporting", move || export(&store, &manifest, &path, mode, &progress, &stopped)).await
+    let (store, manifest, path, progress, stopped) = (
+        store.clone(),
+        manifest.clone(),
+        path.to_owned(),
+        progress.clone(),
+        stop.0.clone(),
+    );
+    blocking("exporting", move || {
+        export(&store, &manifest, &path, mode, &progress, &stopped)
+    })
+    .await
 }
 
 fn check(stopped: &AtomicBool, step: &'static str) -> Result<(), Error> {
-    if stopped.load(Ordering::Relaxed) { Err(Error::Closed { step }) } else { Ok(()) }
+    if stopped.load(Ordering::Relaxed) {
+        Err(Error::Closed { step })
+    } else {
+        Ok(())
+    }
 }
 
 fn import(
@@ -141,38 +177,64 @@ fn import(
     stopped: &AtomicBool,
 ) -> Result<Imported, Error> {
     let file = File::open(path).map_err(io_at("opening", path))?;
-    let size = file.metadata().map_err(io_at("reading the length of", path))?.len();
-    let mut manifest = Manifest { kind: options.kind, size, chunk_bytes: options.chunk_bytes, chunks: Vec::new(), meta: options.meta };
+    let size = file
+        .metadata()
+        .map_err(io_at("reading the length of", path))?
+        .len();
+    let mut manifest = Manifest {
+        kind: options.kind,
+        size,
+        chunk_bytes: options.chunk_bytes,
+        chunks: Vec::new(),
+        meta: options.meta,
+    };
     manifest.check()?;
     let mut batch = store.batch();
     let mut buffer = vec![0; options.chunk_bytes as usize];
     let block_bytes = u64::from(options.chunk_bytes);
     let mut next_block = 0;
-    while let Some((data_begin, data_end)) =
-        next_data(&file, next_block * block_bytes, size).map_err(|e| io_at("seeking in", path)(e.into()))?
+    while let Some((data_begin, data_end)) = next_data(&file, next_block * block_bytes, size)
+        .map_err(|e| io_at("seeking in", path)(e.into()))?
     {
         for block in next_block.max(data_begin / block_bytes)..data_end.div_ceil(block_bytes) {
             check(stopped, "importing")?;
             let content = &mut buffer[..manifest.extent_bytes(block) as usize];
-            file.read_exact_at(content, block * block_bytes).map_err(io_at("reading", path))?;
+            file.read_exact_at(content, block * block_bytes)
+                .map_err(io_at("reading", path))?;
             if *content != ZEROS[..content.len()] {
                 let chunk = batch.put(content)?;
                 manifest.chunks.push(Extent { block, chunk });
                 commit_if_full(&mut batch)?;
             }
-            progress.send_replace(Progress { done_bytes: ((block + 1) * block_bytes).min(size), total_bytes: size });
+            progress.send_replace(Progress {
+                done_bytes: ((block + 1) * block_bytes).min(size),
+                total_bytes: size,
+            });
         }
         next_block = data_end.div_ceil(block_bytes);
     }
     let id = manifest.store(&mut batch)?;
     batch.commit()?;
     let (new_chunks, new_bytes) = batch.written();
-    progress.send_replace(Progress { done_bytes: size, total_bytes: size });
-    Ok(Imported { id, manifest, new_chunks, new_bytes, hold: batch.finish()? })
+    progress.send_replace(Progress {
+        done_bytes: size,
+        total_bytes: size,
+    });
+    Ok(Imported {
+        id,
+        manifest,
+        new_chunks,
+        new_bytes,
+        hold: batch.finish()?,
+    })
 }
 
 fn commit_if_full(batch: &mut Batch) -> Result<(), Error> {
-    if batch.pending_bytes() >= COMMIT_BYTES { batch.commit() } else { Ok(()) }
+    if batch.pending_bytes() >= COMMIT_BYTES {
+        batch.commit()
+    } else {
+        Ok(())
+    }
 }
 
 /// The first range at or after `from` that is not a hole.
@@ -206,16 +268,22 @@ fn export(
     stopped: &AtomicBool,
 ) -> Result<(), Error> {
     let partial = partial_path(path);
-    let written = write_partial(store, manifest, &partial, progress, stopped).and_then(|()| match mode {
-        Some(mode) => fs::set_permissions(&partial, fs::Permissions::from_mode(mode)).map_err(io_at("protecting", &partial)),
-        None => Ok(()),
-    });
+    let written =
+        write_partial(store, manifest, &partial, progress, stopped).and_then(|()| match mode {
+            Some(mode) => fs::set_permissions(&partial, fs::Permissions::from_mode(mode))
+                .map_err(io_at("protecting", &partial)),
+            None => Ok(()),
+        });
     if let Err(e) = written {
         let _ = fs::remove_file(&partial);
         return Err(e);
     }
     fs::rename(&partial, path).map_err(io_at("naming", path))?;
-    sync_directory(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    sync_directory(
+        path.parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new(".")),
+    )
 }
 
 fn write_partial(
@@ -231,19 +299,32 @@ fn write_partial(
         _ => {}
     }
     let file = File::create_new(partial).map_err(io_at("creating", partial))?;
-    file.set_len(manifest.size).map_err(io_at("sizing", partial))?;
+    file.set_len(manifest.size)
+        .map_err(io_at("sizing", partial))?;
     let total_bytes = manifest.content_bytes();
     let mut done_bytes = 0;
     for extent in &manifest.chunks {
         check(stopped, "exporting")?;
         let content = store.get(extent.chunk)?;
         if content.len() != manifest.extent_bytes(extent.block) as usize {
-            let detail = format!("chunk {} has {} bytes, not those of block {}", extent.chunk.short(), content.len(), extent.block);
-            return Err(Error::Malformed { what: "manifest", detail });
+            let detail = format!(
+                "chunk {} has {} bytes, not those of block {}",
+                extent.chunk.short(),
+                content.len(),
+                extent.block
+            );
+            return Err(Error::Malformed {
+                what: "manifest",
+                detail,
+            });
         }
-        file.write_all_at(&content, extent.block * u64::from(manifest.chunk_bytes)).map_err(io_at("writing", partial))?;
+        file.write_all_at(&content, extent.block * u64::from(manifest.chunk_bytes))
+            .map_err(io_at("writing", partial))?;
         done_bytes += content.len() as u64;
-        progress.send_replace(Progress { done_bytes, total_bytes });
+        progress.send_replace(Progress {
+            done_bytes,
+            total_bytes,
+        });
     }
     file.sync_all().map_err(io_at("flushing", partial))
 }

@@ -1,5 +1,6 @@
-//! Base images: chunks like everything else, and beside them one read-only file each for the hypervisor
-//! to open. The file is made from the chunks when it is first needed, and may be thrown away at any time.
+//! Base images: chunks like everything else, and beside them one read-only file each for the
+//! hypervisor to open. The file is made from the chunks when it is first needed, and may be thrown
+//! away at any time.
 
 use crate::{
     ChunkStore, Error, Exchange, Kind, Manifest, ManifestId, Progress,
@@ -31,7 +32,8 @@ pub struct Images {
 }
 
 impl Images {
-    /// Opens the directory of image files, made if missing. What a killed process left half-written is removed.
+    /// Opens the directory of image files, made if missing. What a killed process left half-written
+    /// is removed.
     ///
     /// # Errors
     /// What the file system says.
@@ -44,25 +46,45 @@ impl Images {
                 fs::remove_file(entry.path()).map_err(io_at("removing", entry.path()))?;
             }
         }
-        Ok(Self { exchange, dir, making: Mutex::default() })
+        Ok(Self {
+            exchange,
+            dir,
+            making: Mutex::default(),
+        })
     }
 
     /// Takes a qcow2 or raw file in. The same content has the same id on every member.
     ///
     /// # Errors
     /// What the file system says.
-    pub async fn import(&self, path: &Path, progress: &watch::Sender<Progress>) -> Result<ImageId, Error> {
-        let imported = file::import_file(self.store(), path, ImportOptions::new(Kind::Image), progress).await?;
+    pub async fn import(
+        &self,
+        path: &Path,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<ImageId, Error> {
+        let imported = file::import_file(
+            self.store(),
+            path,
+            ImportOptions::new(Kind::Image),
+            progress,
+        )
+        .await?;
         self.pin(imported.id).await?;
         Ok(imported.id)
     }
 
-    /// The image as a read-only file here, made from chunks here or fetched from `providers`. A caller that goes away meanwhile ends
-    /// the fetching; what has begun to be kept then is kept to the end, and [`Images::remove`] waits for that.
+    /// The image as a read-only file here, made from chunks here or fetched from `providers`. A
+    /// caller that goes away meanwhile ends the fetching; what has begun to be kept then is kept to
+    /// the end, and [`Images::remove`] waits for that.
     ///
     /// # Errors
     /// `NoProvider` if chunks can be had from nobody, or what the file system says.
-    pub async fn ensure_local(&self, image: ImageId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<PathBuf, Error> {
+    pub async fn ensure_local(
+        &self,
+        image: ImageId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<PathBuf, Error> {
         let making = self.making(image).lock_owned().await;
         let path = self.path(image);
         if path.exists() && self.is_pinned(image).await? {
@@ -70,14 +92,18 @@ impl Images {
         }
         // Beside what is missing, this reads only the manifest.
         let report = self.exchange.fetch(image, providers, progress).await?;
-        let (exchange, providers, progress) = (self.exchange.clone(), providers.to_vec(), progress.clone());
-        // A task of its own: a pin that a caller has left behind half-way would be set after somebody has removed it.
+        let (exchange, providers, progress) =
+            (self.exchange.clone(), providers.to_vec(), progress.clone());
+        // A task of its own: a pin that a caller has left behind half-way would be set after
+        // somebody has removed it.
         let keeping = tokio::spawn(async move {
             let kept = keep(&exchange, image, &providers, &path, &progress).await;
             drop((report, making));
             kept.map(|()| path)
         });
-        keeping.await.map_err(|_| Error::Closed { step: "keeping an image" })?
+        keeping.await.map_err(|_| Error::Closed {
+            step: "keeping an image",
+        })?
     }
 
     /// The images here.
@@ -87,7 +113,11 @@ impl Images {
     pub async fn list(&self) -> Result<Vec<ImageId>, Error> {
         let store = self.store().clone();
         let pins = blocking("listing images", move || store.pins()).await?;
-        Ok(pins.into_iter().filter(|(_, label)| label == PIN).map(|(id, _)| id).collect())
+        Ok(pins
+            .into_iter()
+            .filter(|(_, label)| label == PIN)
+            .map(|(id, _)| id)
+            .collect())
     }
 
     /// Lets an image go: its file now, its chunks at the next collection. No VM here may use it.
@@ -98,11 +128,16 @@ impl Images {
         self.remove_if(image, || true).await.map(drop)
     }
 
-    /// As above if `unused` says so, which is asked when nobody is making the image's file; whether it went.
+    /// As above if `unused` says so, which is asked when nobody is making the image's file; whether
+    /// it went.
     ///
     /// # Errors
     /// What the file system says.
-    pub async fn remove_if(&self, image: ImageId, unused: impl Fn() -> bool) -> Result<bool, Error> {
+    pub async fn remove_if(
+        &self,
+        image: ImageId,
+        unused: impl Fn() -> bool,
+    ) -> Result<bool, Error> {
         let _making = self.making(image).lock_owned().await;
         if !unused() {
             return Ok(false);
@@ -128,7 +163,12 @@ impl Images {
     }
 
     fn making(&self, image: ImageId) -> Arc<tokio::sync::Mutex<()>> {
-        self.making.lock().unwrap_or_else(PoisonError::into_inner).entry(image).or_default().clone()
+        self.making
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(image)
+            .or_default()
+            .clone()
     }
 
     async fn is_pinned(&self, image: ImageId) -> Result<bool, Error> {
@@ -159,7 +199,10 @@ async fn keep(
         return Ok(());
     }
     let reading = store.clone();
-    let manifest = blocking("reading a manifest", move || Manifest::load(&reading, image)).await?;
+    let manifest = blocking("reading a manifest", move || {
+        Manifest::load(&reading, image)
+    })
+    .await?;
     match file::export_read_only(store, &manifest, path, progress).await {
         Err(Error::NotFound(_) | Error::Corrupt { .. }) => {
             exchange.mend(image, providers, progress).await?;

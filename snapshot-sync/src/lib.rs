@@ -1,10 +1,11 @@
-//! Content-addressed images, disks and checkpoints: a file becomes chunks named by the hash of their
-//! content, a manifest lists them, and members exchange the chunks that the other does not have yet.
-//! Knows no hypervisor and no DHT record: callers say who has what and keep the answer.
+//! Content-addressed images, disks and checkpoints: a file becomes chunks named by the hash of
+//! their content, a manifest lists them, and members exchange the chunks that the other does not
+//! have yet. Knows no hypervisor and no DHT record: callers say who has what and keep the answer.
 //!
-//! From the bottom: [`chunk`] (names and stored form), [`store`] (chunks on this disk, pins, garbage
-//! collection), [`manifest`] and [`checkpoint`] (what the chunks make up), [`file`](mod@file) (import and export),
-//! [`exchange`] (fetch, serve, replicate), [`images`] (base images as read-only files).
+//! From the bottom: [`chunk`] (names and stored form), [`store`] (chunks on this disk, pins,
+//! garbage collection), [`manifest`] and [`checkpoint`] (what the chunks make up),
+//! [`file`](mod@file) (import and export), [`exchange`] (fetch, serve, replicate), [`images`] (base
+//! images as read-only files).
 
 pub mod checkpoint;
 pub mod chunk;

@@ -1,8 +1,10 @@
-//! A manifest: which chunks make up a file, blocks of zeros left out. It is itself chunks: a root node
-//! with the file's shape, and pages that each list [`PAGE_BLOCKS`] blocks by their place within the page,
-//! so that two manifests of nearly the same file share nearly all pages (a Merkle 1987 tree of depth two).
+//! A manifest: which chunks make up a file, blocks of zeros left out. It is itself chunks: a root
+//! node with the file's shape, and pages that each list [`PAGE_BLOCKS`] blocks by their place
+//! within the page, so that two manifests of nearly the same file share nearly all pages (a Merkle
+//! 1987 tree of depth two).
 //!
-//! All nodes are read from peers: parsing is bounded by the size of a chunk, checks every number, and never panics.
+//! All nodes are read from peers: parsing is bounded by the size of a chunk, checks every number,
+//! and never panics.
 
 use crate::{
     Checkpoint, ChunkId, ChunkStore, Error,
@@ -125,13 +127,18 @@ struct Page(Vec<(u16, ChunkId)>);
 impl Manifest {
     /// Bytes of content in chunks: the size without the zero blocks.
     pub fn content_bytes(&self) -> u64 {
-        self.chunks.iter().map(|e| u64::from(self.extent_bytes(e.block))).sum()
+        self.chunks
+            .iter()
+            .map(|e| u64::from(self.extent_bytes(e.block)))
+            .sum()
     }
 
     /// The length of a block: `chunk_bytes`, less for the last.
     pub fn extent_bytes(&self, block: u64) -> u32 {
         let begin = block.saturating_mul(u64::from(self.chunk_bytes));
-        self.size.saturating_sub(begin).min(u64::from(self.chunk_bytes)) as u32
+        self.size
+            .saturating_sub(begin)
+            .min(u64::from(self.chunk_bytes)) as u32
     }
 
     /// Whether length and block length are ones that a manifest can have.
@@ -142,7 +149,8 @@ impl Manifest {
     /// Stores the manifest in `batch`; durable once the batch is committed.
     ///
     /// # Errors
-    /// `TooLarge` beyond some TiB or 900 kB of `meta`, `Malformed` if blocks do not rise or lie outside the file.
+    /// `TooLarge` beyond some TiB or 900 kB of `meta`, `Malformed` if blocks do not rise or lie
+    /// outside the file.
     pub fn store(&self, batch: &mut Batch) -> Result<ManifestId, Error> {
         self.check()?;
         let blocks = self.size.div_ceil(u64::from(self.chunk_bytes));
@@ -150,10 +158,16 @@ impl Manifest {
         let mut least = 0;
         for extent in &self.chunks {
             if extent.block < least || extent.block >= blocks {
-                return Err(malformed("manifest", format!("block {} of {blocks} out of order", extent.block)));
+                return Err(malformed(
+                    "manifest",
+                    format!("block {} of {blocks} out of order", extent.block),
+                ));
             }
             least = extent.block + 1;
-            let (page, within) = ((extent.block / PAGE_BLOCKS) as u32, (extent.block % PAGE_BLOCKS) as u16);
+            let (page, within) = (
+                (extent.block / PAGE_BLOCKS) as u32,
+                (extent.block % PAGE_BLOCKS) as u16,
+            );
             match pages.last_mut() {
                 Some((last, entries)) if *last == page => entries.0.push((within, extent.chunk)),
                 _ => pages.push((page, Page(vec![(within, extent.chunk)]))),
@@ -163,7 +177,13 @@ impl Manifest {
         for (number, page) in &pages {
             ids.push((*number, batch.put(&encode(PAGE_MAGIC, page))?));
         }
-        let root = FileRoot { kind: self.kind, size: self.size, chunk_bytes: self.chunk_bytes, pages: ids, meta: self.meta.clone() };
+        let root = FileRoot {
+            kind: self.kind,
+            size: self.size,
+            chunk_bytes: self.chunk_bytes,
+            pages: ids,
+            meta: self.meta.clone(),
+        };
         store_root(&Root::File(root), batch)
     }
 
@@ -178,18 +198,31 @@ impl Manifest {
         let mut chunks = Vec::new();
         for (number, page) in &root.pages {
             let first = u64::from(*number) * PAGE_BLOCKS;
-            let Role::Page { blocks, .. } = page_role(&root, *number) else { continue };
+            let Role::Page { blocks, .. } = page_role(&root, *number) else {
+                continue;
+            };
             let entries = parse_page(&store.get(*page)?, blocks)?;
-            chunks.extend(entries.0.into_iter().map(|(within, chunk)| Extent { block: first + u64::from(within), chunk }));
+            chunks.extend(entries.0.into_iter().map(|(within, chunk)| Extent {
+                block: first + u64::from(within),
+                chunk,
+            }));
         }
-        Ok(Self { kind: root.kind, size: root.size, chunk_bytes: root.chunk_bytes, chunks, meta: root.meta })
+        Ok(Self {
+            kind: root.kind,
+            size: root.size,
+            chunk_bytes: root.chunk_bytes,
+            chunks,
+            meta: root.meta,
+        })
     }
 }
 
-/// Reads every chunk that the file's manifest names, so that the store removes those that are damaged; how many are not here then.
+/// Reads every chunk that the file's manifest names, so that the store removes those that are
+/// damaged; how many are not here then.
 ///
 /// # Errors
-/// `NotFound` or `Corrupt` of a node of the manifest itself (which is removed too), or what the file system says.
+/// `NotFound` or `Corrupt` of a node of the manifest itself (which is removed too), or what the
+/// file system says.
 pub fn weed(store: &ChunkStore, id: ManifestId) -> Result<usize, Error> {
     let mut missing = 0;
     for extent in Manifest::load(store, id)?.chunks {
@@ -203,7 +236,8 @@ pub fn weed(store: &ChunkStore, id: ManifestId) -> Result<usize, Error> {
 }
 
 impl Checkpoint {
-    /// Stores the checkpoint's own node in `store`, durable on return. The files it names are stored before.
+    /// Stores the checkpoint's own node in `store`, durable on return. The files it names are
+    /// stored before.
     ///
     /// # Errors
     /// `TooLarge` for a spec beyond 900 kB, or what the file system says.
@@ -220,7 +254,10 @@ impl Checkpoint {
     pub fn load(store: &ChunkStore, id: ManifestId) -> Result<Self, Error> {
         match parse_root(&store.get(id.0)?)? {
             Root::Checkpoint(checkpoint) => Ok(checkpoint),
-            Root::File(_) => Err(malformed("checkpoint", "it is a file's manifest".to_owned())),
+            Root::File(_) => Err(malformed(
+                "checkpoint",
+                "it is a file's manifest".to_owned(),
+            )),
         }
     }
 }
@@ -229,42 +266,75 @@ impl Checkpoint {
 pub(crate) fn children(role: Role, content: &[u8]) -> Result<Vec<(Role, ChunkId)>, Error> {
     match role {
         Role::Data { .. } => Ok(Vec::new()),
-        Role::Page { blocks, block_bytes } => {
+        Role::Page {
+            blocks,
+            block_bytes,
+        } => {
             let page = parse_page(content, blocks)?;
-            Ok(page.0.into_iter().map(|(_, chunk)| (Role::Data { bytes: block_bytes }, chunk)).collect())
+            Ok(page
+                .0
+                .into_iter()
+                .map(|(_, chunk)| (Role::Data { bytes: block_bytes }, chunk))
+                .collect())
         }
         Role::Root | Role::File => match parse_root(content)? {
-            Root::File(root) => Ok(root.pages.iter().map(|(number, page)| (page_role(&root, *number), *page)).collect()),
-            Root::Checkpoint(checkpoint) if role == Role::Root => Ok(checkpoint.files().map(|id| (Role::File, id.0)).collect()),
-            Root::Checkpoint(_) => Err(malformed("manifest", "a checkpoint within a checkpoint".to_owned())),
+            Root::File(root) => Ok(root
+                .pages
+                .iter()
+                .map(|(number, page)| (page_role(&root, *number), *page))
+                .collect()),
+            Root::Checkpoint(checkpoint) if role == Role::Root => {
+                Ok(checkpoint.files().map(|id| (Role::File, id.0)).collect())
+            }
+            Root::Checkpoint(_) => Err(malformed(
+                "manifest",
+                "a checkpoint within a checkpoint".to_owned(),
+            )),
         },
     }
 }
 
-/// Reads a chunk of a manifest's tree as each of the parts that a member may claim it to be, for the fuzzer.
+/// Reads a chunk of a manifest's tree as each of the parts that a member may claim it to be, for
+/// the fuzzer.
 #[cfg(fuzzing)]
 pub fn parse(content: &[u8]) {
-    for role in [Role::Root, Role::File, Role::Page { blocks: PAGE_BLOCKS, block_bytes: MIN_BLOCK_BYTES }] {
+    for role in [
+        Role::Root,
+        Role::File,
+        Role::Page {
+            blocks: PAGE_BLOCKS,
+            block_bytes: MIN_BLOCK_BYTES,
+        },
+    ] {
         let _ = children(role, content);
     }
 }
 
 fn page_role(root: &FileRoot, number: u32) -> Role {
     let blocks = root.size.div_ceil(u64::from(root.chunk_bytes));
-    let left = blocks.saturating_sub(u64::from(number) * PAGE_BLOCKS).min(PAGE_BLOCKS);
-    Role::Page { blocks: left, block_bytes: root.chunk_bytes }
+    let left = blocks
+        .saturating_sub(u64::from(number) * PAGE_BLOCKS)
+        .min(PAGE_BLOCKS);
+    Role::Page {
+        blocks: left,
+        block_bytes: root.chunk_bytes,
+    }
 }
 
 fn store_root(root: &Root, batch: &mut Batch) -> Result<ManifestId, Error> {
     let bytes = encode(ROOT_MAGIC, root);
     if bytes.len() > MAX_CHUNK_BYTES {
-        return Err(Error::TooLarge { what: "a manifest's root", bytes: bytes.len() });
+        return Err(Error::TooLarge {
+            what: "a manifest's root",
+            bytes: bytes.len(),
+        });
     }
     batch.put(&bytes).map(ManifestId)
 }
 
 fn encode(magic: &[u8; 8], value: &impl Serialize) -> Vec<u8> {
-    postcard::to_extend(value, magic.to_vec()).expect("plain data always encodes into a growing buffer")
+    postcard::to_extend(value, magic.to_vec())
+        .expect("plain data always encodes into a growing buffer")
 }
 
 fn malformed(what: &'static str, detail: String) -> Error {
@@ -272,8 +342,13 @@ fn malformed(what: &'static str, detail: String) -> Error {
 }
 
 fn check_shape(size: u64, chunk_bytes: u32) -> Result<(), Error> {
-    if !chunk_bytes.is_power_of_two() || !(MIN_BLOCK_BYTES..=MAX_CHUNK_BYTES as u32).contains(&chunk_bytes) {
-        return Err(malformed("manifest", format!("blocks of {chunk_bytes} bytes")));
+    if !chunk_bytes.is_power_of_two()
+        || !(MIN_BLOCK_BYTES..=MAX_CHUNK_BYTES as u32).contains(&chunk_bytes)
+    {
+        return Err(malformed(
+            "manifest",
+            format!("blocks of {chunk_bytes} bytes"),
+        ));
     }
     if size.div_ceil(u64::from(chunk_bytes)) > PAGE_BLOCKS * u64::from(u32::MAX) {
         return Err(malformed("manifest", format!("a file of {size} bytes")));
@@ -282,25 +357,49 @@ fn check_shape(size: u64, chunk_bytes: u32) -> Result<(), Error> {
 }
 
 fn parse_root(content: &[u8]) -> Result<Root, Error> {
-    let body = content.strip_prefix(ROOT_MAGIC).ok_or_else(|| malformed("manifest", "it does not begin like one".to_owned()))?;
+    let body = content
+        .strip_prefix(ROOT_MAGIC)
+        .ok_or_else(|| malformed("manifest", "it does not begin like one".to_owned()))?;
     let root = postcard::from_bytes(body).map_err(|e| malformed("manifest", e.to_string()))?;
     if let Root::File(file) = &root {
         check_shape(file.size, file.chunk_bytes)?;
-        let pages = file.size.div_ceil(u64::from(file.chunk_bytes)).div_ceil(PAGE_BLOCKS);
+        let pages = file
+            .size
+            .div_ceil(u64::from(file.chunk_bytes))
+            .div_ceil(PAGE_BLOCKS);
         let rising = file.pages.windows(2).all(|pair| pair[0].0 < pair[1].0);
-        if !rising || file.pages.last().is_some_and(|(number, _)| u64::from(*number) >= pages) {
-            return Err(malformed("manifest", format!("its pages do not rise within {pages}")));
+        if !rising
+            || file
+                .pages
+                .last()
+                .is_some_and(|(number, _)| u64::from(*number) >= pages)
+        {
+            return Err(malformed(
+                "manifest",
+                format!("its pages do not rise within {pages}"),
+            ));
         }
     }
     Ok(root)
 }
 
 fn parse_page(content: &[u8], blocks: u64) -> Result<Page, Error> {
-    let body = content.strip_prefix(PAGE_MAGIC).ok_or_else(|| malformed("manifest page", "it does not begin like one".to_owned()))?;
-    let page: Page = postcard::from_bytes(body).map_err(|e| malformed("manifest page", e.to_string()))?;
+    let body = content
+        .strip_prefix(PAGE_MAGIC)
+        .ok_or_else(|| malformed("manifest page", "it does not begin like one".to_owned()))?;
+    let page: Page =
+        postcard::from_bytes(body).map_err(|e| malformed("manifest page", e.to_string()))?;
     let rising = page.0.windows(2).all(|pair| pair[0].0 < pair[1].0);
-    if !rising || page.0.last().is_some_and(|(within, _)| u64::from(*within) >= blocks) {
-        return Err(malformed("manifest page", format!("its blocks do not rise within {blocks}")));
+    if !rising
+        || page
+            .0
+            .last()
+            .is_some_and(|(within, _)| u64::from(*within) >= blocks)
+    {
+        return Err(malformed(
+            "manifest page",
+            format!("its blocks do not rise within {blocks}"),
+        ));
     }
     Ok(page)
 }

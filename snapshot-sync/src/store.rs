@@ -1,9 +1,9 @@
-//! The chunks on this disk: one file each in a sharded directory, under the name of its content.
-//! A chunk is here whole or not at all, through a kill or a power cut at any moment (see [`batch`](Batch)).
-//! Everything blocks: async callers go through `spawn_blocking`.
+//! The chunks on this disk: one file each in a sharded directory, under the name of its content. A
+//! chunk is here whole or not at all, through a kill or a power cut at any moment (see
+//! [`batch`](Batch)). Everything blocks: async callers go through `spawn_blocking`.
 //!
-//! Layout: `chunks/<first byte>/<id>`, `pins/<manifest>-<label's hash>`, `tmp/` for what is being written
-//! (emptied at open). One process at a time.
+//! Layout: `chunks/<first byte>/<id>`, `pins/<manifest>-<label's hash>`, `tmp/` for what is being
+//! written (emptied at open). One process at a time.
 
 mod batch;
 mod collect;
@@ -58,7 +58,8 @@ pub(crate) enum Step {
 }
 
 impl ChunkStore {
-    /// Opens the store in `dir`, made if missing. What a killed process left half-written is removed.
+    /// Opens the store in `dir`, made if missing. What a killed process left half-written is
+    /// removed.
     ///
     /// # Errors
     /// What the file system says.
@@ -66,7 +67,9 @@ impl ChunkStore {
         let dir = dir.into();
         let temporary = dir.join("tmp");
         match fs::remove_dir_all(&temporary) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at("emptying", &temporary)(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(io_at("emptying", &temporary)(e));
+            }
             _ => {}
         }
         for made in [temporary, dir.join("pins"), dir.join("chunks")] {
@@ -108,7 +111,8 @@ impl ChunkStore {
     /// The content of a chunk, verified.
     ///
     /// # Errors
-    /// `NotFound`; `Corrupt` if the disk holds something else, which is removed so that the chunk can be fetched anew.
+    /// `NotFound`; `Corrupt` if the disk holds something else, which is removed so that the chunk
+    /// can be fetched anew.
     pub fn get(&self, id: ChunkId) -> Result<Vec<u8>, Error> {
         self.get_both(id).map(|(_, content)| content)
     }
@@ -126,7 +130,10 @@ impl ChunkStore {
         };
         let mut stored = Vec::new();
         let limit = chunk::MAX_STORED_BYTES as u64 + 1;
-        Read::by_ref(&mut file).take(limit).read_to_end(&mut stored).map_err(io_at("reading a chunk", &path))?;
+        Read::by_ref(&mut file)
+            .take(limit)
+            .read_to_end(&mut stored)
+            .map_err(io_at("reading a chunk", &path))?;
         match chunk::decode(id, &stored) {
             Ok(content) => Ok((stored, content)),
             Err(e) => {
@@ -134,7 +141,8 @@ impl ChunkStore {
                 let damaged = self.0.damaged.fetch_add(1, Ordering::Relaxed) + 1;
                 // A bad disk damages many: told with each doubling.
                 if damaged.is_power_of_two() {
-                    tracing::warn!(chunk = %id, damaged, "stored chunks are damaged and removed: look at the disk: {}", chain(&e));
+                    tracing::warn!(chunk = %id, damaged, "stored chunks are damaged and removed: \
+                        look at the disk: {}", chain(&e));
                 }
                 Err(e)
             }
@@ -166,7 +174,11 @@ impl ChunkStore {
             };
             for entry in entries {
                 let entry = entry.map_err(io_at("listing", &path))?;
-                if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+                if let Some(id) = entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse().ok())
+                {
                     see(id, &entry);
                 }
             }
@@ -176,13 +188,21 @@ impl ChunkStore {
 
     /// Whether so many bytes are free on the file system that holds the store.
     pub(crate) fn has_room(&self, bytes: u64) -> Result<(), Error> {
-        let about = nix::sys::statvfs::statvfs(&self.0.dir).map_err(|e| io_at("looking for room in", &self.0.dir)(e.into()))?;
+        let about = nix::sys::statvfs::statvfs(&self.0.dir)
+            .map_err(|e| io_at("looking for room in", &self.0.dir)(e.into()))?;
         let free = about.blocks_available() as u64 * about.fragment_size() as u64;
         if free >= bytes {
             return Ok(());
         }
-        let detail = format!("{} MiB free, {} MiB are kept in reserve", free >> 20, bytes >> 20);
-        Err(io_at("looking for room in", &self.0.dir)(io::Error::new(io::ErrorKind::StorageFull, detail)))
+        let detail = format!(
+            "{} MiB free, {} MiB are kept in reserve",
+            free >> 20,
+            bytes >> 20
+        );
+        Err(io_at("looking for room in", &self.0.dir)(io::Error::new(
+            io::ErrorKind::StorageFull,
+            detail,
+        )))
     }
 
     /// An empty hold, to be filled by [`Hold::add`].
@@ -209,7 +229,12 @@ impl ChunkStore {
 
     /// A name for a file that is being written, in the same file system as the final names.
     fn temporary(&self) -> PathBuf {
-        self.0.dir.join("tmp").join(self.0.next_temporary.fetch_add(1, Ordering::Relaxed).to_string())
+        self.0.dir.join("tmp").join(
+            self.0
+                .next_temporary
+                .fetch_add(1, Ordering::Relaxed)
+                .to_string(),
+        )
     }
 
     #[cfg(not(test))]
@@ -229,7 +254,8 @@ impl std::fmt::Debug for ChunkStore {
     }
 }
 
-/// Crashes at a chosen moment of a commit: from then on the store fails as if the process were gone.
+/// Crashes at a chosen moment of a commit: from then on the store fails as if the process were
+/// gone.
 #[cfg(test)]
 pub(crate) mod crash {
     use super::*;
@@ -243,7 +269,10 @@ pub(crate) mod crash {
     impl ChunkStore {
         /// Crashes when `step` is reached after `skip` times of being passed.
         pub(crate) fn crash_at(&self, step: Step, skip: usize) {
-            *self.0.crash.lock().unwrap() = Point { at: Some((step, skip)), crashed: false };
+            *self.0.crash.lock().unwrap() = Point {
+                at: Some((step, skip)),
+                crashed: false,
+            };
         }
 
         pub(crate) fn crashed(&self) -> bool {

@@ -1,4 +1,5 @@
-//! For tests: a fabric over [`MemoryFabric`] whose streams have delay and rate, and fail in chosen ways.
+//! For tests: a fabric over [`MemoryFabric`] whose streams have delay and rate, and fail in chosen
+//! ways.
 
 use async_trait::async_trait;
 use p2pvm_overlay::{
@@ -36,7 +37,11 @@ pub(crate) struct WideArea {
 
 impl WideArea {
     pub(crate) fn new(inner: Arc<MemoryFabric>, one_way: Duration) -> Arc<Self> {
-        Arc::new(Self { inner, one_way, paths: Mutex::default() })
+        Arc::new(Self {
+            inner,
+            one_way,
+            paths: Mutex::default(),
+        })
     }
 
     fn set(&self, from: MemberId, change: impl FnOnce(&mut Path)) {
@@ -70,14 +75,21 @@ impl WideArea {
 }
 
 /// Carries bytes with delay; ends when either side does or the path breaks.
-async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, one_way: Duration, path: Path) {
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    one_way: Duration,
+    path: Path,
+) {
     let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(4096);
     let read = async move {
         let mut carried = 0;
         let mut free = Instant::now();
         loop {
             let mut bytes = vec![0; 16 << 10];
-            let Ok(length @ 1..) = from.read(&mut bytes).await else { break };
+            let Ok(length @ 1..) = from.read(&mut bytes).await else {
+                break;
+            };
             bytes.truncate(length);
             carried += length as u64;
             if path.break_after.is_some_and(|limit| carried > limit) {
@@ -87,10 +99,15 @@ async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin
                 std::future::pending::<()>().await;
             }
             if let Some(rate) = path.bytes_per_second {
-                free = free.max(Instant::now()) + Duration::from_secs_f64(length as f64 / rate as f64);
+                free =
+                    free.max(Instant::now()) + Duration::from_secs_f64(length as f64 / rate as f64);
                 tokio::time::sleep_until(free).await;
             }
-            if sender.send((Instant::now() + one_way, bytes)).await.is_err() {
+            if sender
+                .send((Instant::now() + one_way, bytes))
+                .await
+                .is_err()
+            {
                 break;
             }
         }
@@ -125,7 +142,13 @@ impl Fabric for WideArea {
         self.inner.closest(place, n).await
     }
 
-    async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+    async fn call(
+        &self,
+        to: MemberId,
+        service: &'static str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, FabricError> {
         self.inner.call(to, service, body, timeout).await
     }
 
@@ -133,8 +156,18 @@ impl Fabric for WideArea {
         self.inner.serve(service, handler);
     }
 
-    async fn open_stream(&self, to: MemberId, service: &'static str) -> Result<BoxStream, FabricError> {
-        let path = self.paths.lock().unwrap().get(&to).cloned().unwrap_or_default();
+    async fn open_stream(
+        &self,
+        to: MemberId,
+        service: &'static str,
+    ) -> Result<BoxStream, FabricError> {
+        let path = self
+            .paths
+            .lock()
+            .unwrap()
+            .get(&to)
+            .cloned()
+            .unwrap_or_default();
         tokio::time::sleep(self.one_way * 2).await;
         let (far_read, far_write) = tokio::io::split(self.inner.open_stream(to, service).await?);
         let (near, mine) = tokio::io::duplex(256 << 10);

@@ -71,7 +71,9 @@ pub enum TestbedCommand {
         b: Option<String>,
     },
     /// Change a link while it runs; what is not given becomes none
-    #[command(after_help = "Example: p2pvm testbed shape paris tokyo --rtt-ms 300 --loss 0.01 --mbit 20")]
+    #[command(
+        after_help = "Example: p2pvm testbed shape paris tokyo --rtt-ms 300 --loss 0.01 --mbit 20"
+    )]
     Shape {
         /// Which testbed
         #[command(flatten)]
@@ -99,7 +101,8 @@ pub enum TestbedCommand {
         #[arg(long, requires = "mtu")]
         black_hole: bool,
     },
-    /// Give a site its other public addresses, as a provider does overnight; all NAT mappings are lost
+    /// Give a site its other public addresses, as a provider does overnight; all NAT mappings are
+    /// lost
     #[command(after_help = "Example: p2pvm testbed renumber paris")]
     Renumber {
         /// Which testbed
@@ -173,27 +176,44 @@ pub enum TestbedCommand {
         #[command(flatten)]
         named: Named,
     },
-    /// Measure p2pvm beside EasyTier, nebula, tinc and n2n on the same emulated hosts, where they are installed
+    /// Measure p2pvm beside EasyTier, nebula, tinc and n2n on the same emulated hosts, where they
+    /// are installed
     #[command(after_help = "Example: p2pvm testbed compare --rounds 3 --out docs/peers.md")]
     Compare(compare::Options),
     /// Measure how long a member's start takes until it is reached, by the round trip between sites
-    #[command(after_help = "Example: p2pvm testbed joins --rtt 1,40,100 --rounds 5 --out docs/joins.md")]
+    #[command(
+        after_help = "Example: p2pvm testbed joins --rtt 1,40,100 --rounds 5 --out docs/joins.md"
+    )]
     Joins(compare::joins::Options),
     /// Measure how fast packets go, beside other overlays and the cable itself
-    #[command(after_help = "Example: p2pvm testbed bench-net --rounds 3 --out docs/speed.md\n\
-        Example: p2pvm testbed bench-net --only raw,plain,p2pvm --measure tcp --before /tmp/p2pvm-old")]
+    #[command(
+        after_help = "Example: p2pvm testbed bench-net --rounds 3 --out docs/speed.md\n\
+        Example: p2pvm testbed bench-net --only raw,plain,p2pvm --measure tcp --before \
+        /tmp/p2pvm-old"
+    )]
     BenchNet(netbench::Options),
     /// The forwarder without encryption that bench-net measures beside the others
     #[command(hide = true)]
     PlainTunnel(netbench::tunnel::TunnelOptions),
-    /// Send malformed, replayed and forged datagrams at a running daemon and report what became of it
+    /// Send malformed, replayed and forged datagrams at a running daemon and report what became of
+    /// it
     #[command(after_help = "Example: p2pvm testbed soak --seconds 600")]
     Soak {
         /// How long
-        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        #[
+            arg(
+                long, default_value_t = 60,
+                value_parser = clap::value_parser!(u64).range(1..=86_400)
+            )
+        ]
         seconds: u64,
         /// Datagrams a second
-        #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        #[
+            arg(
+                long, default_value_t = 4000,
+                value_parser = clap::value_parser!(u32).range(1..=100_000)
+            )
+        ]
         pace: u32,
         /// What is sent follows from this
         #[arg(long, default_value_t = 1)]
@@ -203,13 +223,18 @@ pub enum TestbedCommand {
         program: Option<PathBuf>,
     },
     /// Let random but reproducible things happen to a host while streams, pings and look-ups go on
-    #[command(after_help = "Examples:\n  p2pvm testbed chaos --seed 7 --minutes 15 --image target/guest-image/guest.qcow2\n  \
-        p2pvm testbed chaos --seed 7 --only 12\n  p2pvm testbed chaos --events 'nft flushed,device deleted'")]
+    #[command(
+        after_help = "Examples:\n  p2pvm testbed chaos --seed 7 --minutes 15 --image \
+            target/guest-image/guest.qcow2\n  \
+        p2pvm testbed chaos --seed 7 --only 12\n  p2pvm testbed chaos --events 'nft \
+        flushed,device deleted'"
+    )]
     Chaos(chaos::Options),
     /// Try every kind of NAT against every kind with real daemons and write the table
     #[command(
         name = "nat-matrix",
-        after_help = "Examples:\n  p2pvm testbed nat-matrix --rounds 3 --out docs/nat.md\n  p2pvm testbed nat-matrix --kinds none,symmetric"
+        after_help = "Examples:\n  p2pvm testbed nat-matrix --rounds 3 --out docs/nat.md\n  p2pvm \
+            testbed nat-matrix --kinds none,symmetric"
     )]
     NatMatrix(matrix::Options),
     /// Talk to a guest's counter and report lost and doubled replies
@@ -228,10 +253,14 @@ pub enum TestbedCommand {
 
 /// The executable that was named, or this one.
 pub(crate) fn program_or_this(program: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    program.map_or_else(|| std::env::current_exe().context("cannot find this program's own file"), Ok)
+    program.map_or_else(
+        || std::env::current_exe().context("cannot find this program's own file"),
+        Ok,
+    )
 }
 
-/// Runs a command. `program` is the way to this very command line from outside (`p2pvm testbed` is this executable and `["testbed"]`).
+/// Runs a command. `program` is the way to this very command line from outside (`p2pvm testbed` is
+/// this executable and `["testbed"]`).
 pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<ExitCode> {
     match command {
         TestbedCommand::Up { sites, named } => {
@@ -240,16 +269,50 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             let testbed = Testbed::up_by(&program, arguments, &sites, &named.name, Life::Detached)?;
             print_hosts(&testbed.status()?);
         }
-        TestbedCommand::Exec { named, host, command } => {
-            let Some((program, arguments)) = command.split_first() else { anyhow::bail!("there is no command to run") };
-            return Err(Testbed::open(&named.name)?.become_command(&host, Command::new(program).args(arguments)).into());
+        TestbedCommand::Exec {
+            named,
+            host,
+            command,
+        } => {
+            let Some((program, arguments)) = command.split_first() else {
+                anyhow::bail!("there is no command to run")
+            };
+            return Err(Testbed::open(&named.name)?
+                .become_command(&host, Command::new(program).args(arguments))
+                .into());
         }
-        TestbedCommand::Cut { named, a, b: Some(b) } => Testbed::open(&named.name)?.cut(&a, &b)?,
+        TestbedCommand::Cut {
+            named,
+            a,
+            b: Some(b),
+        } => Testbed::open(&named.name)?.cut(&a, &b)?,
         TestbedCommand::Cut { named, a, b: None } => Testbed::open(&named.name)?.isolate(&a)?,
-        TestbedCommand::Heal { named, a, b: Some(b) } => Testbed::open(&named.name)?.heal(&a, &b)?,
+        TestbedCommand::Heal {
+            named,
+            a,
+            b: Some(b),
+        } => Testbed::open(&named.name)?.heal(&a, &b)?,
         TestbedCommand::Heal { named, a, b: None } => Testbed::open(&named.name)?.rejoin(&a)?,
-        TestbedCommand::Shape { named, a, b, rtt_ms, jitter_ms, loss, mbit, mtu, black_hole } => {
-            let properties = Properties { rtt_ms, jitter_ms, loss, mbit, mtu, black_hole: Some(black_hole), ..Properties::default() };
+        TestbedCommand::Shape {
+            named,
+            a,
+            b,
+            rtt_ms,
+            jitter_ms,
+            loss,
+            mbit,
+            mtu,
+            black_hole,
+        } => {
+            let properties = Properties {
+                rtt_ms,
+                jitter_ms,
+                loss,
+                mbit,
+                mtu,
+                black_hole: Some(black_hole),
+                ..Properties::default()
+            };
             Testbed::open(&named.name)?.reshape(&a, &b, properties)?;
         }
         TestbedCommand::Renumber { named, site } => Testbed::open(&named.name)?.renumber(&site)?,
@@ -280,8 +343,17 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
                 for link in status.links {
                     let c = link.counters;
                     println!(
-                        "{} -> {}: {} packets, {} bytes, lost {}, queue full {}, cut {}, too large {}, refused {}",
-                        link.from, link.to, c.packets, c.bytes, c.lost, c.full, c.cut, c.too_large, c.refused
+                        "{} -> {}: {} packets, {} bytes, lost {}, queue full {}, cut {}, too \
+                            large {}, refused {}",
+                        link.from,
+                        link.to,
+                        c.packets,
+                        c.bytes,
+                        c.lost,
+                        c.full,
+                        c.cut,
+                        c.too_large,
+                        c.refused
                     );
                 }
             }
@@ -293,19 +365,39 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
         TestbedCommand::Joins(options) => return compare::joins::run(&options),
         TestbedCommand::BenchNet(options) => return netbench::run(&options, arguments),
         TestbedCommand::PlainTunnel(options) => netbench::tunnel::run(&options)?,
-        TestbedCommand::Soak { seconds, pace, seed, program } => {
+        TestbedCommand::Soak {
+            seconds,
+            pace,
+            seed,
+            program,
+        } => {
             let program = program_or_this(program)?;
-            let report = soak::soak(&program, "soak", pace, std::time::Duration::from_secs(seconds), seed)?;
+            let report = soak::soak(
+                &program,
+                "soak",
+                pace,
+                std::time::Duration::from_secs(seconds),
+                seed,
+            )?;
             println!("{}", serde_json::to_string_pretty(&report)?);
-            let stood = report.same_daemon && report.panics.is_empty() && report.outcome.worst_amplification <= 3.0;
-            return Ok(if stood { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let stood = report.same_daemon
+                && report.panics.is_empty()
+                && report.outcome.worst_amplification <= 3.0;
+            return Ok(if stood {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
         TestbedCommand::Chaos(options) => {
             let program = program_or_this(options.program.clone())?;
             return chaos::main(&options, &program);
         }
         TestbedCommand::NatMatrix(options) => {
-            matrix::run(&options, &std::env::current_exe().context("cannot find this program's own file")?)?;
+            matrix::run(
+                &options,
+                &std::env::current_exe().context("cannot find this program's own file")?,
+            )?;
         }
         TestbedCommand::Client(options) => return guest_client::main(&options),
         TestbedCommand::Keep { name, tied } => return Ok(keeper::keep(&name, tied)),
@@ -319,9 +411,18 @@ pub fn run(command: TestbedCommand) -> anyhow::Result<ExitCode> {
 }
 
 fn print_hosts(status: &testbed::Status) {
-    println!("{:<16} {:<16} {:<16} {:<16} processes", "host", "site", "address", "seen as");
+    println!(
+        "{:<16} {:<16} {:<16} {:<16} processes",
+        "host", "site", "address", "seen as"
+    );
     for host in &status.hosts {
-        let v6 = host.address6.filter(|v6| host.address != *v6).map_or(String::new(), |v6| format!("  {v6}"));
-        println!("{:<16} {:<16} {:<16} {:<16} {}{v6}", host.name, host.site, host.address, host.public, host.processes);
+        let v6 = host
+            .address6
+            .filter(|v6| host.address != *v6)
+            .map_or(String::new(), |v6| format!("  {v6}"));
+        println!(
+            "{:<16} {:<16} {:<16} {:<16} {}{v6}",
+            host.name, host.site, host.address, host.public, host.processes
+        );
     }
 }

@@ -1,10 +1,11 @@
-//! p2pvm beside other overlays on the same emulated sites: how soon a host that starts reaches another, what an
-//! idle host costs, and what is left when the host that all were told of dies.
+//! p2pvm beside other overlays on the same emulated sites: how soon a host that starts reaches
+//! another, what an idle host costs, and what is left when the host that all were told of dies.
 //!
-//! Every program gets the same five hosts: a public one that all are told of (the bootstrap, lighthouse, supernode), a second
-//! public one, and three behind port-restricted NATs. Keys and configuration are made beforehand; only starting is timed.
-//! The probe is the system's `ping` to the overlay address, begun every 25 ms until one is answered. What is not installed is
-//! named in the table and left out.
+//! Every program gets the same five hosts: a public one that all are told of (the bootstrap,
+//! lighthouse, supernode), a second public one, and three behind port-restricted NATs. Keys and
+//! configuration are made beforehand; only starting is timed. The probe is the system's `ping` to
+//! the overlay address, begun every 25 ms until one is answered. What is not installed is named in
+//! the table and left out.
 
 pub mod joins;
 mod others;
@@ -77,7 +78,8 @@ pub struct Options {
     common: Common,
 }
 
-/// What the measurements on these hosts have in common: the program that is measured, and where the result goes.
+/// What the measurements on these hosts have in common: the program that is measured, and where the
+/// result goes.
 #[derive(Args, Debug)]
 struct Common {
     /// Write the table to this file as well
@@ -101,14 +103,20 @@ impl Common {
     }
 
     /// Prints the results as asked for, and writes the page that holds the table.
-    fn report<T: Serialize>(&self, results: &[T], table: &str, page: impl FnOnce(&str) -> String) -> anyhow::Result<ExitCode> {
+    fn report<T: Serialize>(
+        &self,
+        results: &[T],
+        table: &str,
+        page: impl FnOnce(&str) -> String,
+    ) -> anyhow::Result<ExitCode> {
         if self.json {
             println!("{}", serde_json::to_string_pretty(results)?);
         } else {
             println!("{table}");
         }
         if let Some(out) = &self.out {
-            std::fs::write(out, page(table)).with_context(|| format!("writing {}", out.display()))?;
+            std::fs::write(out, page(table))
+                .with_context(|| format!("writing {}", out.display()))?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -155,15 +163,34 @@ struct Measured {
 /// Runs the comparison.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let program = &options.common.program()?;
-    let wanted = |name: &str| options.programs.is_empty() || options.programs.iter().any(|p| p == name);
+    let wanted =
+        |name: &str| options.programs.is_empty() || options.programs.iter().any(|p| p == name);
     let mut results = Vec::new();
-    for name in ["p2pvm", "easytier", "nebula", "nebula-direct", "tinc", "n2n"].into_iter().filter(|name| wanted(name)) {
-        let mut result = Measured { program: name.into(), version: String::new(), rounds: Vec::new(), failed: None };
+    for name in [
+        "p2pvm",
+        "easytier",
+        "nebula",
+        "nebula-direct",
+        "tinc",
+        "n2n",
+    ]
+    .into_iter()
+    .filter(|name| wanted(name))
+    {
+        let mut result = Measured {
+            program: name.into(),
+            version: String::new(),
+            rounds: Vec::new(),
+            failed: None,
+        };
         for round in 1..=options.rounds {
             let overlay: anyhow::Result<Box<dyn Overlay>> = match name {
                 "p2pvm" => Ok(Box::new(p2pvm::P2pvm::new(program))),
-                "easytier" => others::EasyTier::new(&options.easytier).map(|o| Box::new(o) as Box<dyn Overlay>),
-                "nebula" | "nebula-direct" => others::Nebula::new(name == "nebula").map(|o| Box::new(o) as Box<dyn Overlay>),
+                "easytier" => others::EasyTier::new(&options.easytier)
+                    .map(|o| Box::new(o) as Box<dyn Overlay>),
+                "nebula" | "nebula-direct" => {
+                    others::Nebula::new(name == "nebula").map(|o| Box::new(o) as Box<dyn Overlay>)
+                }
                 "tinc" => others::Tinc::new().map(|o| Box::new(o) as Box<dyn Overlay>),
                 _ => others::N2n::new().map(|o| Box::new(o) as Box<dyn Overlay>),
             };
@@ -187,11 +214,19 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
         results.push(result);
     }
-    options.common.report(&results, &table(&results, options.rounds), page)
+    options
+        .common
+        .report(&results, &table(&results, options.rounds), page)
 }
 
 fn one_round(program: &Path, overlay: &mut dyn Overlay) -> anyhow::Result<Round> {
-    let bed = Testbed::up_by(program, &[OsStr::new("testbed")], &Sites::parse(SITES)?, "compare", crate::keeper::Life::Tied)?;
+    let bed = Testbed::up_by(
+        program,
+        &[OsStr::new("testbed")],
+        &Sites::parse(SITES)?,
+        "compare",
+        crate::keeper::Life::Tied,
+    )?;
     overlay.prepare(&bed)?;
     for host in &HOSTS[..4] {
         overlay.start(&bed, host)?;
@@ -199,7 +234,8 @@ fn one_round(program: &Path, overlay: &mut dyn Overlay) -> anyhow::Result<Round>
     let address = |overlay: &dyn Overlay, host: &str| overlay.address(&bed, host);
     for host in &HOSTS[1..4] {
         let boot = address(overlay, "boot")?;
-        first_answer(&bed, host, &boot)?.with_context(|| format!("{host} never reached the bootstrap"))?;
+        first_answer(&bed, host, &boot)?
+            .with_context(|| format!("{host} never reached the bootstrap"))?;
     }
     let b = address(overlay, "b")?;
     let began = Instant::now();
@@ -230,7 +266,13 @@ fn one_round(program: &Path, overlay: &mut dyn Overlay) -> anyhow::Result<Round>
         overlay.stop(&bed, host)?;
     }
     bed.down()?;
-    Ok(Round { first_ping, idle_bytes, silence, new_pair, restart })
+    Ok(Round {
+        first_ping,
+        idle_bytes,
+        silence,
+        new_pair,
+        restart,
+    })
 }
 
 /// Pings until one is answered; `None` if none is within [`NEVER`].
@@ -240,7 +282,10 @@ fn first_answer(bed: &Testbed, from: &str, to: &str) -> anyhow::Result<Option<Du
     let mut answered = false;
     while !answered && began.elapsed() < NEVER {
         let mut ping = Command::new("ping");
-        ping.args(["-n", "-c", "1", "-W", "1", to]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        ping.args(["-n", "-c", "1", "-W", "1", to])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         probes.push(bed.spawn(from, &mut ping)?);
         thread::sleep(PROBE_EVERY);
         let mut running = Vec::new();
@@ -263,7 +308,12 @@ fn first_answer(bed: &Testbed, from: &str, to: &str) -> anyhow::Result<Option<Du
 
 /// Bytes on the links from and to a site so far.
 fn wire_bytes(bed: &Testbed, site: &str) -> anyhow::Result<u64> {
-    let index = bed.plan().sites.iter().position(|s| s.name == site).context("no such site")?;
+    let index = bed
+        .plan()
+        .sites
+        .iter()
+        .position(|s| s.name == site)
+        .context("no such site")?;
     let counters = bed.counters()?;
     let sent: u64 = counters[index].iter().map(|c| c.bytes).sum();
     let received: u64 = counters.iter().map(|row| row[index].bytes).sum();
@@ -276,20 +326,31 @@ struct Talk(Child);
 impl Talk {
     fn start(bed: &Testbed, from: &str, to: &str) -> Result<Self, testbed::Error> {
         let mut ping = Command::new("ping");
-        ping.args(["-n", "-D", "-i", "0.1", "-W", "1", to]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        ping.args(["-n", "-D", "-i", "0.1", "-W", "1", to])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         bed.spawn(from, &mut ping).map(Self)
     }
 
-    /// Ends it; the longest time between two answers, up to now. `None`: it has not been answered for the last five seconds.
+    /// Ends it; the longest time between two answers, up to now. `None`: it has not been answered
+    /// for the last five seconds.
     fn longest_silence(mut self) -> anyhow::Result<Option<f64>> {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), nix::sys::signal::Signal::SIGINT)?;
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.0.id() as i32),
+            nix::sys::signal::Signal::SIGINT,
+        )?;
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)?
+            .as_secs_f64();
         let mut text = String::new();
         std::io::Read::read_to_string(self.0.stdout.as_mut().context("no output")?, &mut text)?;
         self.0.wait()?;
         // [1700000000.123456] 64 bytes from ...
-        let answers =
-            text.lines().filter(|l| l.contains(" bytes from ")).filter_map(|l| l.strip_prefix('[')?.split_once(']')?.0.parse().ok());
+        let answers = text
+            .lines()
+            .filter(|l| l.contains(" bytes from "))
+            .filter_map(|l| l.strip_prefix('[')?.split_once(']')?.0.parse().ok());
         let mut times: Vec<f64> = answers.collect();
         times.push(now);
         let last = times.len().checked_sub(2).map(|i| times[i]);
@@ -300,25 +361,44 @@ impl Talk {
 
 fn median(values: impl Iterator<Item = Option<f64>>) -> (Option<f64>, Vec<Option<f64>>) {
     let mut all: Vec<Option<f64>> = values.collect();
-    all.sort_by(|a, b| a.unwrap_or(f64::INFINITY).total_cmp(&b.unwrap_or(f64::INFINITY)));
+    all.sort_by(|a, b| {
+        a.unwrap_or(f64::INFINITY)
+            .total_cmp(&b.unwrap_or(f64::INFINITY))
+    });
     (all.get(all.len() / 2).copied().flatten(), all)
 }
 
 fn cell(values: impl Iterator<Item = Option<f64>>, digits: usize) -> String {
     let (middle, all) = median(values);
     let show = |v: &Option<f64>| v.map_or("never".into(), |v| format!("{v:.digits$}"));
-    let (Some(first), Some(last)) = (all.first(), all.last()) else { return "–".into() };
-    if all.len() == 1 { show(&middle) } else { format!("{} ({}–{})", show(&middle), show(first), show(last)) }
+    let (Some(first), Some(last)) = (all.first(), all.last()) else {
+        return "–".into();
+    };
+    if all.len() == 1 {
+        show(&middle)
+    } else {
+        format!("{} ({}–{})", show(&middle), show(first), show(last))
+    }
 }
 
 fn table(results: &[Measured], rounds: u32) -> String {
     let mut text = String::from(
-        "| program | start to first ping, s | idle, bytes/s | bootstrap dies: longest silence of a pair that talks, s | … first ping of a new pair, s | … restart to first ping, s |\n|---|---|---|---|---|---|\n",
+        "| program | start to first ping, s | idle, bytes/s | bootstrap dies: longest silence of \
+            a pair that talks, s | … first ping of a new pair, s | … restart to first ping, s \
+            |\n|---|---|---|---|---|---|\n",
     );
     for r in results {
-        let name = if r.version.is_empty() { &r.program } else { &r.version };
+        let name = if r.version.is_empty() {
+            &r.program
+        } else {
+            &r.version
+        };
         if r.rounds.is_empty() {
-            let _ = writeln!(text, "| {name} | not measured: {} | | | | |", r.failed.as_deref().unwrap_or("no rounds").replace('|', "/"));
+            let _ = writeln!(
+                text,
+                "| {name} | not measured: {} | | | | |",
+                r.failed.as_deref().unwrap_or("no rounds").replace('|', "/")
+            );
             continue;
         }
         let _ = writeln!(
@@ -331,17 +411,26 @@ fn table(results: &[Measured], rounds: u32) -> String {
             cell(r.rounds.iter().map(|x| x.restart), 2),
         );
     }
-    let _ = write!(text, "\nMedian of {rounds} rounds (smallest–largest). Never: not within {} s.", NEVER.as_secs());
+    let _ = write!(
+        text,
+        "\nMedian of {rounds} rounds (smallest–largest). Never: not within {} s.",
+        NEVER.as_secs()
+    );
     text
 }
 
 fn page(table: &str) -> String {
     format!(
-        "# Beside other overlays\n\nMade by `p2pvm testbed compare --out docs/peers.md`; every figure comes from that run.\n\n\
-        Five emulated hosts, 40 ms apart (round trip): a public bootstrap that all are told of, a second public host, and three behind\n\
-        port-restricted NATs. Keys and configuration are in place beforehand; the timed host `a` starts last and pings `b`; both are behind\n\
-        NATs. Each program runs as its packages install it, with one bootstrap, encryption on, and NAT traversal and relaying on where it has\n\
-        them. The silence is that of a ping ten times a second between `a` and `b` when the bootstrap's plug is pulled; the new pair is `a`\n\
+        "# Beside other overlays\n\nMade by `p2pvm testbed compare --out docs/peers.md`; every \
+            figure comes from that run.\n\n\
+        Five emulated hosts, 40 ms apart (round trip): a public bootstrap that all are told of, a \
+        second public host, and three behind\n\
+        port-restricted NATs. Keys and configuration are in place beforehand; the timed host `a` \
+        starts last and pings `b`; both are behind\n\
+        NATs. Each program runs as its packages install it, with one bootstrap, encryption on, \
+        and NAT traversal and relaying on where it has\n\
+        them. The silence is that of a ping ten times a second between `a` and `b` when the \
+        bootstrap's plug is pulled; the new pair is `a`\n\
         and `c`, which have not talked before.\n\n{table}\n"
     )
 }

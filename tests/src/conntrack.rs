@@ -1,9 +1,13 @@
-//! Makes a router's kernel forget all connections, and with them all NAT mappings, as a router that got a new address does.
+//! Makes a router's kernel forget all connections, and with them all NAT mappings, as a router that
+//! got a new address does.
 //!
-//! What `conntrack -F` does: one netlink message to the connection tracker of the calling thread's network namespace (linux/netfilter/
-//! nfnetlink_conntrack.h), so that no further program has to be installed.
+//! What `conntrack -F` does: one netlink message to the connection tracker of the calling thread's
+//! network namespace (linux/netfilter/ nfnetlink_conntrack.h), so that no further program has to be
+//! installed.
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
@@ -20,7 +24,12 @@ const ERROR_AT: usize = 16;
 
 /// Ends every connection that the namespace's tracker knows, of all families.
 pub(crate) fn flush() -> io::Result<()> {
-    let socket: OwnedFd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+    let socket: OwnedFd = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )?;
     let mut request = Vec::with_capacity(HEADERS as usize);
     request.extend(HEADERS.to_ne_bytes());
     request.extend(DELETE_CONNECTIONS.to_ne_bytes());
@@ -30,7 +39,11 @@ pub(crate) fn flush() -> io::Result<()> {
     send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
     let mut answer = [0; 128];
     let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    match answer[..length].get(ERROR_AT..ERROR_AT + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes) {
+    match answer[..length]
+        .get(ERROR_AT..ERROR_AT + 4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(i32::from_ne_bytes)
+    {
         Some(0) => Ok(()),
         Some(error) => Err(io::Error::from_raw_os_error(-error)),
         None => Err(io::ErrorKind::InvalidData.into()),

@@ -1,8 +1,11 @@
-//! A client of a guest's counter: shows from outside whether a guest ran on, stood still, or was there twice.
+//! A client of a guest's counter: shows from outside whether a guest ran on, stood still, or was
+//! there twice.
 //!
-//! The guest answers every line with `<counter> <line>`, where the counter is a number in its memory that grows by one per reply. Numbered
-//! lines at a fixed pace, over one TCP connection, then tell everything: a line without a reply is lost, one with two is doubled, a counter
-//! that jumps or goes back means another copy of the guest answered, and the longest time between two replies is the gap a user sees.
+//! The guest answers every line with `<counter> <line>`, where the counter is a number in its
+//! memory that grows by one per reply. Numbered lines at a fixed pace, over one TCP connection,
+//! then tell everything: a line without a reply is lost, one with two is doubled, a counter that
+//! jumps or goes back means another copy of the guest answered, and the longest time between two
+//! replies is the gap a user sees.
 
 use clap::Args;
 use serde::Serialize;
@@ -94,7 +97,11 @@ impl Tally {
     /// A line from the guest.
     pub fn reply(&mut self, now: Duration, line: &str) {
         let mut words = line.split_ascii_whitespace();
-        let parsed = (words.next().and_then(|w| w.parse::<u64>().ok()), words.next().and_then(|w| w.parse::<usize>().ok()), words.next());
+        let parsed = (
+            words.next().and_then(|w| w.parse::<u64>().ok()),
+            words.next().and_then(|w| w.parse::<usize>().ok()),
+            words.next(),
+        );
         let (Some(counter), Some(number), None) = parsed else {
             self.report.unexpected += 1;
             return;
@@ -107,9 +114,16 @@ impl Tally {
             self.report.doubled += 1;
         } else {
             self.report.replies += 1;
-            self.report.longest_reply_ms = self.report.longest_reply_ms.max(ms(now.saturating_sub(self.sent_at[number])));
+            self.report.longest_reply_ms = self
+                .report
+                .longest_reply_ms
+                .max(ms(now.saturating_sub(self.sent_at[number])));
         }
-        if self.report.counter.is_some_and(|before| before.checked_add(1) != Some(counter)) {
+        if self
+            .report
+            .counter
+            .is_some_and(|before| before.checked_add(1) != Some(counter))
+        {
             self.report.counter_gaps += 1;
         }
         self.report.counter = Some(counter);
@@ -140,10 +154,15 @@ fn ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Talks to the guest until `stop` is set or the time is over, gives `report` what is seen now and then, and answers the summary.
+/// Talks to the guest until `stop` is set or the time is over, gives `report` what is seen now and
+/// then, and answers the summary.
 ///
 /// An error means that no connection was made; one that breaks later is told by [`Report::ended`].
-pub fn run(options: &Options, stop: &AtomicBool, mut report: impl FnMut(&Report)) -> io::Result<Report> {
+pub fn run(
+    options: &Options,
+    stop: &AtomicBool,
+    mut report: impl FnMut(&Report),
+) -> io::Result<Report> {
     let stream = connect(options, stop)?;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(Duration::from_millis(200)))?;
@@ -152,19 +171,31 @@ pub fn run(options: &Options, stop: &AtomicBool, mut report: impl FnMut(&Report)
     let ended = Arc::new(Mutex::new(None::<String>));
     let reader = {
         let (tally, ended, stream) = (tally.clone(), ended.clone(), stream.try_clone()?);
-        thread::Builder::new().name("replies".into()).spawn(move || {
-            let why = read_replies(&stream, &tally, started);
-            *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-        })?
+        thread::Builder::new()
+            .name("replies".into())
+            .spawn(move || {
+                let why = read_replies(&stream, &tally, started);
+                *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+            })?
     };
-    let now_report = || tally.lock().unwrap_or_else(PoisonError::into_inner).report(started.elapsed());
+    let now_report = || {
+        tally
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .report(started.elapsed())
+    };
     let has_ended = || ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
 
     let interval = Duration::from_millis(options.interval_ms.max(1));
     let report_every = Duration::from_millis(options.report_ms.max(1));
     let (mut next_line, mut next_report) = (Duration::ZERO, report_every);
     let mut unsent: Vec<u8> = Vec::new();
-    let over = |now: Duration| stop.load(Ordering::SeqCst) || options.seconds.is_some_and(|limit| now.as_secs_f64() >= limit);
+    let over = |now: Duration| {
+        stop.load(Ordering::SeqCst)
+            || options
+                .seconds
+                .is_some_and(|limit| now.as_secs_f64() >= limit)
+    };
     while !over(started.elapsed()) && has_ended().is_none() {
         let now = started.elapsed();
         if now >= next_report {
@@ -175,27 +206,47 @@ pub fn run(options: &Options, stop: &AtomicBool, mut report: impl FnMut(&Report)
             thread::sleep((next_line - now).min(Duration::from_millis(100)));
             continue;
         }
-        // A line counts as sent when its time has come, even if the connection takes no more: that wait is what is measured.
+        // A line counts as sent when its time has come, even if the connection takes no more: that
+        // wait is what is measured.
         if unsent.is_empty() {
-            unsent.extend_from_slice(tally.lock().unwrap_or_else(PoisonError::into_inner).send(now).as_bytes());
+            unsent.extend_from_slice(
+                tally
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .send(now)
+                    .as_bytes(),
+            );
             unsent.push(b'\n');
             next_line += interval;
         }
         match (&stream).write(&unsent) {
             Ok(count) => drop(unsent.drain(..count)),
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => {}
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::Interrupted
+                ) => {}
             Err(_) => break,
         }
     }
     let grace = Instant::now();
     while has_ended().is_none()
-        && !tally.lock().unwrap_or_else(PoisonError::into_inner).complete()
+        && !tally
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .complete()
         && grace.elapsed().as_secs_f64() < options.grace_seconds
     {
         thread::sleep(Duration::from_millis(5));
     }
     let ended = has_ended();
-    let summary = Report { summary: true, ended, ..now_report() };
+    let summary = Report {
+        summary: true,
+        ended,
+        ..now_report()
+    };
     // The reader waits in a read: closing the connection ends it. It may be closed already.
     let _ = stream.shutdown(std::net::Shutdown::Both);
     let _ = reader.join();
@@ -208,7 +259,12 @@ fn connect(options: &Options, stop: &AtomicBool) -> io::Result<TcpStream> {
     loop {
         match TcpStream::connect_timeout(&options.guest, Duration::from_secs(3)) {
             Ok(stream) => return Ok(stream),
-            Err(e) if started.elapsed().as_secs_f64() > options.connect_seconds || stop.load(Ordering::SeqCst) => return Err(e),
+            Err(e)
+                if started.elapsed().as_secs_f64() > options.connect_seconds
+                    || stop.load(Ordering::SeqCst) =>
+            {
+                return Err(e);
+            }
             Err(_) => thread::sleep(Duration::from_millis(100)),
         }
     }
@@ -224,14 +280,18 @@ fn read_replies(stream: &TcpStream, tally: &Mutex<Tally>, started: Instant) -> S
             Ok(0) => return "closed by the guest".into(),
             Ok(_) => {
                 let text = String::from_utf8_lossy(&line);
-                tally.lock().unwrap_or_else(PoisonError::into_inner).reply(started.elapsed(), &text);
+                tally
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .reply(started.elapsed(), &text);
             }
             Err(error) => return error.to_string(),
         }
     }
 }
 
-/// The command: one JSON object a line while it runs, the last with `"summary":true`. Exit status 1 if a reply was lost or doubled.
+/// The command: one JSON object a line while it runs, the last with `"summary":true`. Exit status 1
+/// if a reply was lost or doubled.
 ///
 /// SIGTERM and SIGINT end it with the summary, provided that no thread was started before.
 pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
@@ -253,8 +313,15 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
             let _ = out.write_all(b"\n").and_then(|()| out.flush());
         }
     })?;
-    let flawless = summary.lost == 0 && summary.doubled == 0 && summary.counter_gaps == 0 && summary.unexpected == 0;
-    Ok(if flawless { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let flawless = summary.lost == 0
+        && summary.doubled == 0
+        && summary.counter_gaps == 0
+        && summary.unexpected == 0;
+    Ok(if flawless {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 #[cfg(test)]
@@ -272,13 +339,34 @@ mod tests {
         for i in 0..6 {
             assert_eq!(tally.send(at(i * 10)), i.to_string());
         }
-        for (time, line) in [(5, "100 0"), (15, "101 1"), (25, "102 1"), (325, "104 3"), (326, "5 4"), (327, "nonsense"), (328, "6 99")] {
+        for (time, line) in [
+            (5, "100 0"),
+            (15, "101 1"),
+            (25, "102 1"),
+            (325, "104 3"),
+            (326, "5 4"),
+            (327, "nonsense"),
+            (328, "6 99"),
+        ] {
             tally.reply(at(time), line);
         }
         let report = tally.report(at(400));
-        assert_eq!((report.sent, report.replies, report.lost, report.doubled), (6, 4, 2, 1));
-        assert_eq!((report.counter_gaps, report.unexpected, report.counter), (2, 2, Some(5)));
-        assert_eq!((report.longest_gap_ms, report.longest_gap_end_ms, report.silent_ms), (300.0, 325.0, 74.0));
+        assert_eq!(
+            (report.sent, report.replies, report.lost, report.doubled),
+            (6, 4, 2, 1)
+        );
+        assert_eq!(
+            (report.counter_gaps, report.unexpected, report.counter),
+            (2, 2, Some(5))
+        );
+        assert_eq!(
+            (
+                report.longest_gap_ms,
+                report.longest_gap_end_ms,
+                report.silent_ms
+            ),
+            (300.0, 325.0, 74.0)
+        );
         assert_eq!(report.longest_reply_ms, 295.0);
     }
 
@@ -292,11 +380,29 @@ mod tests {
                 writeln!(&stream, "{} {}", counter + 7, line.unwrap()).unwrap();
             }
         });
-        let options = Options { guest, interval_ms: 2, seconds: Some(0.2), report_ms: 50, grace_seconds: 5.0, connect_seconds: 1.0 };
+        let options = Options {
+            guest,
+            interval_ms: 2,
+            seconds: Some(0.2),
+            report_ms: 50,
+            grace_seconds: 5.0,
+            connect_seconds: 1.0,
+        };
         let mut reports = 0;
         let summary = run(&options, &AtomicBool::new(false), |_| reports += 1).unwrap();
         assert!(summary.sent > 50, "{summary:?}");
-        assert_eq!((summary.replies, summary.lost, summary.doubled, summary.counter_gaps), (summary.sent, 0, 0, 0));
-        assert!(summary.summary && summary.ended.is_none() && reports >= 3, "{summary:?}");
+        assert_eq!(
+            (
+                summary.replies,
+                summary.lost,
+                summary.doubled,
+                summary.counter_gaps
+            ),
+            (summary.sent, 0, 0, 0)
+        );
+        assert!(
+            summary.summary && summary.ended.is_none() && reports >= 3,
+            "{summary:?}"
+        );
     }
 }

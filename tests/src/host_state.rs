@@ -1,5 +1,6 @@
-//! What a host is like, as text that can be compared: interfaces, addresses, routes, rules, packet filters, switches of the
-//! kernel, files of `/etc`, processes. Taken before p2pvm comes and after it has gone, both must be equal.
+//! What a host is like, as text that can be compared: interfaces, addresses, routes, rules, packet
+//! filters, switches of the kernel, files of `/etc`, processes. Taken before p2pvm comes and after
+//! it has gone, both must be equal.
 //!
 //! Left out is what changes by itself: counters, lifetimes, numbers that the kernel gives out anew.
 
@@ -16,14 +17,28 @@ use std::{
 };
 
 /// Keys of `ip -j` that count, tick or are given out anew.
-const VOLATILE: [&str; 10] =
-    ["ifindex", "link_index", "link_netnsid", "stats64", "valid_life_time", "preferred_life_time", "expires", "age", "cache", "operstate"];
+const VOLATILE: [&str; 10] = [
+    "ifindex",
+    "link_index",
+    "link_netnsid",
+    "stats64",
+    "valid_life_time",
+    "preferred_life_time",
+    "expires",
+    "age",
+    "cache",
+    "operstate",
+];
 /// Flags that say whether the other end of a cable is there, some time after it is.
 const OF_THE_OTHER_END: [&str; 4] = ["LOWER_UP", "NO-CARRIER", "linkdown", "dead"];
 /// Switches that count.
 const COUNTING: [&str; 1] = ["nf_conntrack_count"];
 /// Where the kernel's switches of a network are.
-const SWITCHES: [&str; 3] = ["/proc/sys/net/ipv4", "/proc/sys/net/ipv6", "/proc/sys/net/netfilter"];
+const SWITCHES: [&str; 3] = [
+    "/proc/sys/net/ipv4",
+    "/proc/sys/net/ipv6",
+    "/proc/sys/net/netfilter",
+];
 /// Text files up to this size are compared line by line, others as a whole.
 const SHOWN_BYTES: u64 = 8192;
 
@@ -33,7 +48,8 @@ pub struct HostState {
     sections: BTreeMap<&'static str, Vec<String>>,
 }
 
-/// What differs between two states, as lines that begin with `-` (only before) or `+` (only after); empty if nothing does.
+/// What differs between two states, as lines that begin with `-` (only before) or `+` (only after);
+/// empty if nothing does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference(pub Vec<String>);
 
@@ -61,7 +77,10 @@ impl HostState {
         let listed = testbed.exec(host, &["nft", "list", "ruleset"])?;
         if !listed.status.success() {
             let said = String::from_utf8_lossy(&listed.stderr);
-            return Err(looking(io::Error::other(format!("nft list ruleset: {}: {said}", listed.status))));
+            return Err(looking(io::Error::other(format!(
+                "nft list ruleset: {}: {said}",
+                listed.status
+            ))));
         }
         let mut sections = testbed.inside(host, network)?.map_err(looking)?;
         sections.insert("nft", ruleset(&String::from_utf8_lossy(&listed.stdout)));
@@ -70,7 +89,11 @@ impl HostState {
         list(&root, Path::new("etc"), &mut files);
         runtime(&root.join("run"), &mut files);
         sections.insert("files", files);
-        let mut processes: Vec<String> = testbed.processes(host)?.into_iter().filter_map(words).collect();
+        let mut processes: Vec<String> = testbed
+            .processes(host)?
+            .into_iter()
+            .filter_map(words)
+            .collect();
         processes.sort();
         sections.insert("processes", processes);
         Ok(Self { sections })
@@ -79,7 +102,12 @@ impl HostState {
     /// What became of this state.
     pub fn difference(&self, after: &Self) -> Difference {
         let mut lines = Vec::new();
-        for section in self.sections.keys().chain(after.sections.keys().filter(|s| !self.sections.contains_key(*s))) {
+        for section in self.sections.keys().chain(
+            after
+                .sections
+                .keys()
+                .filter(|s| !self.sections.contains_key(*s)),
+        ) {
             let (old, new) = (count(self.section(section)), count(after.section(section)));
             for (line, times) in &old {
                 let gone = times.saturating_sub(new.get(line).copied().unwrap_or(0));
@@ -93,7 +121,8 @@ impl HostState {
         Difference(lines)
     }
 
-    /// The lines of a section: `links`, `addresses`, `routes`, `rules`, `nft`, `legacy`, `switches`, `files`, `processes`.
+    /// The lines of a section: `links`, `addresses`, `routes`, `rules`, `nft`, `legacy`,
+    /// `switches`, `files`, `processes`.
     pub fn section(&self, name: &str) -> &[String] {
         self.sections.get(name).map_or(&[], Vec::as_slice)
     }
@@ -120,19 +149,27 @@ fn network() -> io::Result<BTreeMap<&'static str, Vec<String>>> {
     let (links, addresses) = interfaces(&ask("ip", &["-d", "-j", "addr"])?);
     sections.insert("links", links);
     sections.insert("addresses", addresses);
-    for (section, words) in [("routes", &["route", "show", "table", "all"][..]), ("rules", &["rule"])] {
+    for (section, words) in [
+        ("routes", &["route", "show", "table", "all"][..]),
+        ("rules", &["rule"]),
+    ] {
         for family in ["-4", "-6"] {
             let said = ask("ip", &[&["-d", "-j", family], words].concat())?;
-            let lines = objects(&said).into_iter().filter(|o| !is_made_up(o["dst"].as_str().unwrap_or_default())).map(|mut o| {
-                strip(&mut o);
-                format!("{family} {o}")
-            });
+            let lines = objects(&said)
+                .into_iter()
+                .filter(|o| !is_made_up(o["dst"].as_str().unwrap_or_default()))
+                .map(|mut o| {
+                    strip(&mut o);
+                    format!("{family} {o}")
+                });
             sections.entry(section).or_default().extend(lines);
         }
     }
     sections.insert("legacy", legacy());
     let mut switches = Vec::new();
-    SWITCHES.iter().for_each(|directory| read_switches(Path::new(directory), &mut switches));
+    SWITCHES
+        .iter()
+        .for_each(|directory| read_switches(Path::new(directory), &mut switches));
     sections.insert("switches", switches);
     sections.values_mut().for_each(|lines| lines.sort());
     Ok(sections)
@@ -144,7 +181,11 @@ fn ask(program: &str, words: &[&str]) -> io::Result<String> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{program} {}: {}", words.join(" "), said.trim())))
+    Err(io::Error::other(format!(
+        "{program} {}: {}",
+        words.join(" "),
+        said.trim()
+    )))
 }
 
 fn objects(json: &str) -> Vec<Value> {
@@ -169,7 +210,8 @@ fn strip(value: &mut Value) {
     }
 }
 
-/// Whether the kernel makes it up for each interface that is up, some time later: a link-local address and its route.
+/// Whether the kernel makes it up for each interface that is up, some time later: a link-local
+/// address and its route.
 fn is_made_up(address: &str) -> bool {
     address.starts_with("fe80:")
 }
@@ -180,12 +222,23 @@ fn interfaces(json: &str) -> (Vec<String>, Vec<String>) {
     for mut link in objects(json) {
         strip(&mut link);
         let name = link["ifname"].as_str().unwrap_or_default().to_owned();
-        let found = link.as_object_mut().and_then(|link| link.remove("addr_info"));
+        let found = link
+            .as_object_mut()
+            .and_then(|link| link.remove("addr_info"));
         let of = |address: &Value| {
-            format!("{name} {}/{} {}", address["local"].as_str().unwrap_or_default(), address["prefixlen"], address["scope"])
+            format!(
+                "{name} {}/{} {}",
+                address["local"].as_str().unwrap_or_default(),
+                address["prefixlen"],
+                address["scope"]
+            )
         };
         let found = found.iter().filter_map(Value::as_array).flatten();
-        addresses.extend(found.filter(|a| !is_made_up(a["local"].as_str().unwrap_or_default())).map(of));
+        addresses.extend(
+            found
+                .filter(|a| !is_made_up(a["local"].as_str().unwrap_or_default()))
+                .map(of),
+        );
         links.push(link.to_string());
     }
     (links, addresses)
@@ -194,7 +247,11 @@ fn interfaces(json: &str) -> (Vec<String>, Vec<String>) {
 /// Each line of the rules with the table and chain that it is in.
 fn ruleset(text: &str) -> Vec<String> {
     let (mut path, mut lines) = (Vec::<String>::new(), Vec::new());
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+    for line in text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
         if line == "}" {
             path.pop();
         } else if let Some(opened) = line.strip_suffix(" {") {
@@ -214,7 +271,9 @@ fn uncounted(rule: &str) -> String {
     let mut at = 0;
     while at < words.len() {
         kept.push(words[at]);
-        let counts = words[at] == "counter" && words.get(at + 1) == Some(&"packets") && words.get(at + 3) == Some(&"bytes");
+        let counts = words[at] == "counter"
+            && words.get(at + 1) == Some(&"packets")
+            && words.get(at + 3) == Some(&"bytes");
         at += if counts { 5 } else { 1 };
     }
     kept.join(" ")
@@ -223,8 +282,12 @@ fn uncounted(rule: &str) -> String {
 /// Rules of the kernel's older interface, which `nft` does not show.
 fn legacy() -> Vec<String> {
     let mut lines = Vec::new();
-    for (names, program) in [("ip_tables_names", "iptables-legacy-save"), ("ip6_tables_names", "ip6tables-legacy-save")] {
-        let tables = fs::read_to_string(Path::new("/proc/thread-self/net").join(names)).unwrap_or_default();
+    for (names, program) in [
+        ("ip_tables_names", "iptables-legacy-save"),
+        ("ip6_tables_names", "ip6tables-legacy-save"),
+    ] {
+        let tables =
+            fs::read_to_string(Path::new("/proc/thread-self/net").join(names)).unwrap_or_default();
         if tables.trim().is_empty() {
             continue;
         }
@@ -233,7 +296,10 @@ fn legacy() -> Vec<String> {
                 let rule = l.split(" [").next().unwrap_or(l);
                 format!("{program}: {rule}")
             })),
-            Err(_) => lines.push(format!("{program} cannot be asked; tables: {}", tables.split_whitespace().collect::<Vec<_>>().join(" "))),
+            Err(_) => lines.push(format!(
+                "{program} cannot be asked; tables: {}",
+                tables.split_whitespace().collect::<Vec<_>>().join(" ")
+            )),
         }
     }
     lines
@@ -247,32 +313,55 @@ fn read_switches(directory: &Path, lines: &mut Vec<String>) {
         } else if let Ok(value) = fs::read_to_string(&path)
             && !COUNTING.iter().any(|name| path.ends_with(name))
         {
-            lines.push(format!("{} = {}", path.display(), value.split_whitespace().collect::<Vec<_>>().join(" ")));
+            lines.push(format!(
+                "{} = {}",
+                path.display(),
+                value.split_whitespace().collect::<Vec<_>>().join(" ")
+            ));
         }
     }
 }
 
 /// Every file below `path` of `root` with owner, mode and what is in it.
 fn list(root: &Path, path: &Path, lines: &mut Vec<String>) {
-    let Ok(found) = fs::symlink_metadata(root.join(path)) else { return };
-    let about = format!("/{} {:o} {}:{}", path.display(), found.permissions().mode(), found.uid(), found.gid());
+    let Ok(found) = fs::symlink_metadata(root.join(path)) else {
+        return;
+    };
+    let about = format!(
+        "/{} {:o} {}:{}",
+        path.display(),
+        found.permissions().mode(),
+        found.uid(),
+        found.gid()
+    );
     if found.is_symlink() {
         let target = fs::read_link(root.join(path)).unwrap_or_default();
         lines.push(format!("{about} -> {}", target.display()));
     } else if found.is_dir() {
         lines.push(about);
-        for entry in fs::read_dir(root.join(path)).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(root.join(path))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             list(root, &path.join(entry.file_name()), lines);
         }
     } else {
         let content = fs::read(root.join(path)).unwrap_or_default();
         let mut hasher = DefaultHasher::new();
         content.hash(&mut hasher);
-        lines.push(format!("{about} {} bytes, {:016x}", content.len(), hasher.finish()));
+        lines.push(format!(
+            "{about} {} bytes, {:016x}",
+            content.len(),
+            hasher.finish()
+        ));
         // What people look for first is shown.
         if path.ends_with("resolv.conf") && found.len() <= SHOWN_BYTES {
             let text = String::from_utf8_lossy(&content);
-            lines.extend(text.lines().map(|line| format!("/{}: {line}", path.display())));
+            lines.extend(
+                text.lines()
+                    .map(|line| format!("/{}: {line}", path.display())),
+            );
         }
     }
 }
@@ -280,7 +369,9 @@ fn list(root: &Path, path: &Path, lines: &mut Vec<String>) {
 /// What of `/run` is p2pvm's: other programs' change by themselves.
 fn runtime(directory: &Path, lines: &mut Vec<String>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().contains("p2pvm") && entry.file_name() != "p2pvm-testbed" {
+        if entry.file_name().to_string_lossy().contains("p2pvm")
+            && entry.file_name() != "p2pvm-testbed"
+        {
             lines.push(format!("/run/{}", entry.file_name().to_string_lossy()));
         }
     }
@@ -289,7 +380,11 @@ fn runtime(directory: &Path, lines: &mut Vec<String>) {
 /// A process by its command line; none for one that holds a root or has ended meanwhile.
 fn words(pid: i32) -> Option<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let words: Vec<_> = line.split(|b| *b == 0).filter(|w| !w.is_empty()).map(String::from_utf8_lossy).collect();
+    let words: Vec<_> = line
+        .split(|b| *b == 0)
+        .filter(|w| !w.is_empty())
+        .map(String::from_utf8_lossy)
+        .collect();
     let line = words.join(" ");
     (!line.is_empty() && line != "sleep infinity").then_some(line)
 }
@@ -300,14 +395,23 @@ mod tests {
 
     #[test]
     fn a_rule_that_stays_is_not_a_difference_though_it_counts_and_one_that_comes_is_shown() {
-        let before = "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\
+        let before = "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority \
+            filter; policy drop;\n\
                       \t\tcounter packets 1 bytes 60 jump DOCKER-USER\n\t}\n}\n";
         let after = before.replace("packets 1 bytes 60", "packets 7 bytes 420");
         assert_eq!(ruleset(before), ruleset(&after));
-        let more = after.replace("jump DOCKER-USER", "jump DOCKER-USER\n\t\tiifname \"p2pvm0\" accept");
-        let state = |text: &str| HostState { sections: BTreeMap::from([("nft", ruleset(text))]) };
+        let more = after.replace(
+            "jump DOCKER-USER",
+            "jump DOCKER-USER\n\t\tiifname \"p2pvm0\" accept",
+        );
+        let state = |text: &str| HostState {
+            sections: BTreeMap::from([("nft", ruleset(text))]),
+        };
         let difference = state(before).difference(&state(&more));
-        assert_eq!(difference.0, ["+ nft: table ip filter > chain FORWARD > iifname \"p2pvm0\" accept"]);
+        assert_eq!(
+            difference.0,
+            ["+ nft: table ip filter > chain FORWARD > iifname \"p2pvm0\" accept"]
+        );
         assert_eq!(state(&more).difference(&state(before)).0.len(), 1);
     }
 
@@ -320,7 +424,13 @@ mod tests {
             )
         };
         assert_eq!(interfaces(&link(1, "UP")), interfaces(&link(2, "UP")));
-        assert_ne!(interfaces(&link(1, "UP")).0, interfaces(&link(1, "BROADCAST")).0);
-        assert_eq!(interfaces(&link(1, "UP")).1, ["eth0 10.0.0.1/24 \"global\""]);
+        assert_ne!(
+            interfaces(&link(1, "UP")).0,
+            interfaces(&link(1, "BROADCAST")).0
+        );
+        assert_eq!(
+            interfaces(&link(1, "UP")).1,
+            ["eth0 10.0.0.1/24 \"global\""]
+        );
     }
 }

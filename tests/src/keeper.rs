@@ -1,7 +1,8 @@
-//! The process a testbed lives as long as: it forwards, answers on the control socket, and takes the testbed down when it ends.
+//! The process a testbed lives as long as: it forwards, answers on the control socket, and takes
+//! the testbed down when it ends.
 //!
-//! A testbed's run directory names its keeper by process id and start time, so anybody can tell a living testbed from the leavings of a
-//! killed one; each `up` removes the latter.
+//! A testbed's run directory names its keeper by process id and start time, so anybody can tell a
+//! living testbed from the leavings of a killed one; each `up` removes the latter.
 
 use crate::{
     forwarder::{Counters, Forwarder},
@@ -50,8 +51,16 @@ pub enum Life {
 /// A request to the keeper, one line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Control {
-    SetCut { from: usize, to: usize, cut: bool },
-    Reshape { from: usize, to: usize, shape: Shape },
+    SetCut {
+        from: usize,
+        to: usize,
+        cut: bool,
+    },
+    Reshape {
+        from: usize,
+        to: usize,
+        shape: Shape,
+    },
     Report,
 }
 
@@ -70,7 +79,11 @@ struct Identity {
 impl Identity {
     fn own(dedicated: bool) -> Identity {
         let pid = std::process::id() as i32;
-        Identity { pid, started: start_time(pid).unwrap_or(0), dedicated }
+        Identity {
+            pid,
+            started: start_time(pid).unwrap_or(0),
+            dedicated,
+        }
     }
 
     fn lives(self) -> bool {
@@ -81,10 +94,15 @@ impl Identity {
 /// When a process began; none if there is no such process or it is a zombie.
 fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before the last parenthesis may hold anything; state is field 3 and start time field 22 of proc(5).
+    // The name before the last parenthesis may hold anything; state is field 3 and start time field
+    // 22 of proc(5).
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
-    if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
+    if matches!(state, "Z" | "X") {
+        None
+    } else {
+        fields.nth(18)?.parse().ok()
+    }
 }
 
 fn identity(name: &str) -> Option<Identity> {
@@ -99,8 +117,10 @@ pub(crate) fn is_up(name: &str) -> bool {
 /// Testbeds that have a run directory.
 pub(crate) fn names() -> Vec<String> {
     let entries = fs::read_dir(RUN_DIR).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        entries.filter_map(|e| e.file_name().into_string().ok()).filter(|n| sites::check_name(n).is_ok()).collect();
+    let mut names: Vec<String> = entries
+        .filter_map(|e| e.file_name().into_string().ok())
+        .filter(|n| sites::check_name(n).is_ok())
+        .collect();
     names.sort();
     names
 }
@@ -109,7 +129,8 @@ pub(crate) fn names() -> Vec<String> {
 pub(crate) fn read_plan(name: &str) -> Result<Plan, Error> {
     let path = run_dir(name).join("plan.json");
     let bytes = fs::read(&path).map_err(|e| Error::Io(format!("read {}", path.display()), e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::Io(format!("read {}", path.display()), e.into()))
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::Io(format!("read {}", path.display()), e.into()))
 }
 
 /// Keeps a testbed in this process.
@@ -122,27 +143,38 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Removes what killed keepers left, then builds the testbed and starts to forward. On failure nothing stays.
+    /// Removes what killed keepers left, then builds the testbed and starts to forward. On failure
+    /// nothing stays.
     pub(crate) fn start(sites: &Sites, name: &str, dedicated: bool) -> Result<Keeper, Error> {
         sites.check()?;
         sites::check_name(name).map_err(Error::Sites)?;
         let plan = Plan::new(name, sites).map_err(Error::Sites)?;
         let lock = lock()?;
         for stale in names().iter().filter(|stale| !is_up(stale)) {
-            // Its keeper may be a process that is just ending and removing it; what stays is found by the next.
+            // Its keeper may be a process that is just ending and removing it; what stays is found
+            // by the next.
             let _ = raze(stale);
         }
         claim(&plan, dedicated)?;
         drop(lock);
-        let mut keeper = Keeper { plan, forwarder: None, answering: None, ending: Arc::default(), razed: false };
+        let mut keeper = Keeper {
+            plan,
+            forwarder: None,
+            answering: None,
+            ending: Arc::default(),
+            razed: false,
+        };
         let devices = raise(&keeper.plan)?;
         let forwarder = Arc::new(Forwarder::start(&keeper.plan, devices)?);
         keeper.forwarder = Some(forwarder.clone());
         let path = run_dir(name).join("control.sock");
-        let listener = UnixListener::bind(&path).map_err(|e| Error::Io(format!("listen on {}", path.display()), e))?;
+        let listener = UnixListener::bind(&path)
+            .map_err(|e| Error::Io(format!("listen on {}", path.display()), e))?;
         let ending = keeper.ending.clone();
         let answer = move || answer_all(&listener, &forwarder, &ending);
-        let thread = thread::Builder::new().name("testbed-control".into()).spawn(answer);
+        let thread = thread::Builder::new()
+            .name("testbed-control".into())
+            .spawn(answer);
         keeper.answering = Some(thread.map_err(|e| Error::Io("start a thread".into(), e))?);
         Ok(keeper)
     }
@@ -175,21 +207,28 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         if let Err(error) = self.take_down() {
-            tracing::error!(%error, testbed = self.plan.name, "the testbed could not be removed altogether");
+            tracing::error!(%error, testbed = self.plan.name, "the testbed could not be removed \
+                altogether");
         }
     }
 }
 
-/// Held while stale testbeds are found and a name is claimed, so that nobody takes a name just claimed for a stale one.
+/// Held while stale testbeds are found and a name is claimed, so that nobody takes a name just
+/// claimed for a stale one.
 fn lock() -> Result<Flock<File>, Error> {
     let path = Path::new(RUN_DIR).join(".lock");
     let failed = |e| Error::Io(format!("lock {} (a testbed needs root)", path.display()), e);
     fs::create_dir_all(RUN_DIR).map_err(failed)?;
-    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(failed)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))
 }
 
-/// Makes the run directory under its final name at once, with the keeper named in it: it is never seen without.
+/// Makes the run directory under its final name at once, with the keeper named in it: it is never
+/// seen without.
 fn claim(plan: &Plan, dedicated: bool) -> Result<(), Error> {
     let directory = run_dir(&plan.name);
     let draft = Path::new(RUN_DIR).join(".draft");
@@ -197,13 +236,20 @@ fn claim(plan: &Plan, dedicated: bool) -> Result<(), Error> {
     let _ = fs::remove_dir_all(&draft);
     let write = || -> io::Result<()> {
         fs::create_dir_all(&draft)?;
-        fs::write(draft.join("keeper.json"), serde_json::to_vec(&Identity::own(dedicated))?)?;
+        fs::write(
+            draft.join("keeper.json"),
+            serde_json::to_vec(&Identity::own(dedicated))?,
+        )?;
         fs::write(draft.join("plan.json"), serde_json::to_vec_pretty(plan)?)?;
         fs::rename(&draft, &directory)
     };
     write().map_err(|e| {
         let _ = fs::remove_dir_all(&draft);
-        if directory.exists() { Error::Exists(plan.name.clone()) } else { Error::Io(format!("make {}", directory.display()), e) }
+        if directory.exists() {
+            Error::Exists(plan.name.clone())
+        } else {
+            Error::Io(format!("make {}", directory.display()), e)
+        }
     })
 }
 
@@ -226,7 +272,9 @@ fn answer(stream: &UnixStream, forwarder: &Forwarder) -> io::Result<()> {
     BufReader::new(stream.take(REQUEST_BYTES)).read_line(&mut line)?;
     let result: Answer = match serde_json::from_str(&line) {
         Ok(Control::SetCut { from, to, cut }) => forwarder.set_cut(from, to, cut).map(|()| None),
-        Ok(Control::Reshape { from, to, shape }) => forwarder.reshape(from, to, shape).map(|()| None),
+        Ok(Control::Reshape { from, to, shape }) => {
+            forwarder.reshape(from, to, shape).map(|()| None)
+        }
         Ok(Control::Report) => forwarder.report().map(Some),
         Err(error) => Err(Error::Keeper(format!("not a request: {error}"))),
     }
@@ -251,15 +299,34 @@ pub(crate) fn control(name: &str, request: &Control) -> Result<Option<Vec<Vec<Co
     match ask() {
         Ok(answer) => answer.map_err(Error::Keeper),
         Err(_) if !is_up(name) => Err(Error::NotUp(name.into())),
-        Err(error) => Err(Error::Io(format!("ask the keeper of testbed {name}"), error)),
+        Err(error) => Err(Error::Io(
+            format!("ask the keeper of testbed {name}"),
+            error,
+        )),
     }
 }
 
 /// Starts a keeper process and waits until the testbed is up or it says why not.
-pub(crate) fn start_process(program: &Path, arguments: &[&OsStr], sites: &Sites, name: &str, life: Life) -> Result<Child, Error> {
-    let failed = |e| Error::Io(format!("start {} as the testbed's keeper", program.display()), e);
+pub(crate) fn start_process(
+    program: &Path,
+    arguments: &[&OsStr],
+    sites: &Sites,
+    name: &str,
+    life: Life,
+) -> Result<Child, Error> {
+    let failed = |e| {
+        Error::Io(
+            format!("start {} as the testbed's keeper", program.display()),
+            e,
+        )
+    };
     let mut command = Command::new(program);
-    command.args(arguments).arg("keep").arg(name).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .args(arguments)
+        .arg("keep")
+        .arg(name)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     match life {
         Life::Tied => command.arg("--tied"),
         Life::Detached => command.stderr(Stdio::null()),
@@ -275,20 +342,27 @@ pub(crate) fn start_process(program: &Path, arguments: &[&OsStr], sites: &Sites,
     }
     let mut said = String::new();
     if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut said).map_err(failed)?;
+        BufReader::new(stdout)
+            .read_line(&mut said)
+            .map_err(failed)?;
     }
     match said.trim_end() {
         "up" => Ok(child),
         why => {
             drop(child.stdin.take());
             let status = child.wait().map_err(failed)?;
-            Err(if why.is_empty() { Error::Keeper(format!("ended with {status}")) } else { Error::Keeper(why.into()) })
+            Err(if why.is_empty() {
+                Error::Keeper(format!("ended with {status}"))
+            } else {
+                Error::Keeper(why.into())
+            })
         }
     }
 }
 
-/// The keeper process: reads the sites from standard input (one line of JSON), says `up` or an error on standard output, keeps the testbed
-/// until SIGTERM, SIGINT or SIGHUP, or if `tied` until standard input ends, and takes it down. To be called before any thread is started.
+/// The keeper process: reads the sites from standard input (one line of JSON), says `up` or an
+/// error on standard output, keeps the testbed until SIGTERM, SIGINT or SIGHUP, or if `tied` until
+/// standard input ends, and takes it down. To be called before any thread is started.
 pub fn keep(name: &str, tied: bool) -> ExitCode {
     let mut ending = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -296,14 +370,20 @@ pub fn keep(name: &str, tied: bool) -> ExitCode {
     }
     // Blocked here, inherited by every thread: they are waited for below.
     let blocked = ending.thread_block();
-    // Out of the terminal's reach: Ctrl-C is for the program that started us, and reaches us as its end.
+    // Out of the terminal's reach: Ctrl-C is for the program that started us, and reaches us as its
+    // end.
     let _ = setsid();
-    let started = blocked.map_err(|e| Error::Io("block signals".into(), e.into())).and_then(|()| {
-        let mut line = String::new();
-        io::stdin().read_line(&mut line).map_err(|e| Error::Io("read the sites".into(), e))?;
-        let sites: Sites = serde_json::from_str(&line).map_err(|e| Error::Sites(e.to_string()))?;
-        Keeper::start(&sites, name, true)
-    });
+    let started = blocked
+        .map_err(|e| Error::Io("block signals".into(), e.into()))
+        .and_then(|()| {
+            let mut line = String::new();
+            io::stdin()
+                .read_line(&mut line)
+                .map_err(|e| Error::Io("read the sites".into(), e))?;
+            let sites: Sites =
+                serde_json::from_str(&line).map_err(|e| Error::Sites(e.to_string()))?;
+            Keeper::start(&sites, name, true)
+        });
     let keeper = match started {
         Ok(keeper) => keeper,
         Err(error) => {
@@ -312,7 +392,9 @@ pub fn keep(name: &str, tied: bool) -> ExitCode {
         }
     };
     // Nobody reads this any more if the starter was killed meanwhile: then the testbed is unwanted.
-    let wanted = writeln!(io::stdout(), "up").and_then(|()| io::stdout().flush()).is_ok();
+    let wanted = writeln!(io::stdout(), "up")
+        .and_then(|()| io::stdout().flush())
+        .is_ok();
     if tied {
         thread::spawn(|| {
             let _ = io::copy(&mut io::stdin(), &mut io::sink());
@@ -336,7 +418,10 @@ pub(crate) fn end(name: &str) -> Result<(), Error> {
     sites::check_name(name).map_err(Error::Sites)?;
     if let Some(identity) = identity(name).filter(|identity| identity.lives()) {
         if !identity.dedicated {
-            return Err(Error::Owned { name: name.into(), pid: identity.pid });
+            return Err(Error::Owned {
+                name: name.into(),
+                pid: identity.pid,
+            });
         }
         let asked = Instant::now();
         // If it has ended by itself meanwhile, so much the better.
@@ -347,7 +432,9 @@ pub(crate) fn end(name: &str) -> Result<(), Error> {
         if identity.lives() {
             let _ = kill(Pid::from_raw(identity.pid), Signal::SIGKILL);
         }
-    } else if !run_dir(name).exists() && crate::namespace::list(&crate::plan::namespace_prefix(name)).is_empty() {
+    } else if !run_dir(name).exists()
+        && crate::namespace::list(&crate::plan::namespace_prefix(name)).is_empty()
+    {
         return Err(Error::NotUp(name.into()));
     }
     raze(name)

@@ -1,6 +1,6 @@
-//! A p2pvm network on a testbed, driven by its own command line: what the demo, the bench command and the
-//! end-to-end tests share. Every step is a real `p2pvm` process on an emulated host; every figure is what
-//! such a process printed or what this machine's clock says.
+//! A p2pvm network on a testbed, driven by its own command line: what the demo, the bench command
+//! and the end-to-end tests share. Every step is a real `p2pvm` process on an emulated host; every
+//! figure is what such a process printed or what this machine's clock says.
 
 use crate::{
     keeper::Life,
@@ -85,23 +85,38 @@ impl Lab {
     /// Builds the testbed. `program` is the p2pvm executable.
     pub fn up(sites: &Sites, name: &str, program: &Path) -> Result<Self, LabError> {
         let testbed = Testbed::up_by(program, &[OsStr::new("testbed")], sites, name, Life::Tied)?;
-        Ok(Self { testbed: Some(testbed), program: program.to_owned() })
+        Ok(Self {
+            testbed: Some(testbed),
+            program: program.to_owned(),
+        })
     }
 
     /// The testbed underneath.
     pub fn testbed(&self) -> &Testbed {
-        self.testbed.as_ref().expect("it is taken by down and drop alone, which own the lab")
+        self.testbed
+            .as_ref()
+            .expect("it is taken by down and drop alone, which own the lab")
     }
 
     /// The testbed underneath, to be changed.
     pub fn testbed_mut(&mut self) -> &mut Testbed {
-        self.testbed.as_mut().expect("it is taken by down and drop alone, which own the lab")
+        self.testbed
+            .as_mut()
+            .expect("it is taken by down and drop alone, which own the lab")
     }
 
-    /// Gives a host a root file system of its own ([`Testbed::give_root`]) in which this program and `binds` are.
-    pub fn give_root(&mut self, host: &str, tree: &Path, binds: &[&Path]) -> Result<(), testbed::Error> {
+    /// Gives a host a root file system of its own ([`Testbed::give_root`]) in which this program
+    /// and `binds` are.
+    pub fn give_root(
+        &mut self,
+        host: &str,
+        tree: &Path,
+        binds: &[&Path],
+    ) -> Result<(), testbed::Error> {
         let program = self.program.clone();
-        let binds: Vec<&Path> = std::iter::once(program.as_path()).chain(binds.iter().copied()).collect();
+        let binds: Vec<&Path> = std::iter::once(program.as_path())
+            .chain(binds.iter().copied())
+            .collect();
         self.testbed_mut().give_root(host, tree, &binds)
     }
 
@@ -133,25 +148,42 @@ impl Lab {
     /// Runs `p2pvm WORDS` on a host; gives its exit code, standard output and standard error.
     pub fn try_p2pvm(&self, host: &str, words: &[&str]) -> Result<(i32, String, String), LabError> {
         let program = self.program.to_string_lossy();
-        let argv: Vec<&str> = std::iter::once(&*program).chain(words.iter().copied()).collect();
+        let argv: Vec<&str> = std::iter::once(&*program)
+            .chain(words.iter().copied())
+            .collect();
         let output = self.testbed().exec(host, &argv)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        Ok((output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr)))
+        Ok((
+            output.status.code().unwrap_or(-1),
+            text(&output.stdout),
+            text(&output.stderr),
+        ))
     }
 
     /// Runs `p2pvm WORDS` on a host and gives what it printed.
     pub fn p2pvm(&self, host: &str, words: &[&str]) -> Result<String, LabError> {
         match self.try_p2pvm(host, words)? {
             (0, out, _) => Ok(out),
-            (code, _, said) => Err(LabError::Command { host: host.to_owned(), words: words.join(" "), code, said }),
+            (code, _, said) => Err(LabError::Command {
+                host: host.to_owned(),
+                words: words.join(" "),
+                code,
+                said,
+            }),
         }
     }
 
     /// Runs `p2pvm --json WORDS` on a host and gives its answer.
     pub fn json(&self, host: &str, words: &[&str]) -> Result<Value, LabError> {
-        let words: Vec<&str> = std::iter::once("--json").chain(words.iter().copied()).collect();
+        let words: Vec<&str> = std::iter::once("--json")
+            .chain(words.iter().copied())
+            .collect();
         let said = self.p2pvm(host, &words)?;
-        serde_json::from_str(&said).map_err(|_| LabError::Answer { host: host.to_owned(), words: words.join(" "), said })
+        serde_json::from_str(&said).map_err(|_| LabError::Answer {
+            host: host.to_owned(),
+            words: words.join(" "),
+            said,
+        })
     }
 
     /// Founds a network on a host and starts its daemon.
@@ -162,7 +194,10 @@ impl Lab {
 
     /// An invite made on a host.
     pub fn invite(&self, host: &str, uses: u32) -> Result<String, LabError> {
-        self.p2pvm(host, &["invite", "--uses", &uses.to_string(), "--expires", "1h"])
+        self.p2pvm(
+            host,
+            &["invite", "--uses", &uses.to_string(), "--expires", "1h"],
+        )
     }
 
     /// Lets a host join with an invite; gives what `join --json` prints.
@@ -171,11 +206,28 @@ impl Lab {
     }
 
     /// Pings one member from another.
-    pub fn ping(&self, from: &str, to: &str, count: u32, interval: &str) -> Result<Pinged, LabError> {
+    pub fn ping(
+        &self,
+        from: &str,
+        to: &str,
+        count: u32,
+        interval: &str,
+    ) -> Result<Pinged, LabError> {
         let count = count.to_string();
-        let words = ["--json", "ping", to, "--count", &count, "--interval", interval];
+        let words = [
+            "--json",
+            "ping",
+            to,
+            "--count",
+            &count,
+            "--interval",
+            interval,
+        ];
         let said = self.p2pvm(from, &words)?;
-        let mut pinged = Pinged { path: String::new(), rtts_ms: Vec::new() };
+        let mut pinged = Pinged {
+            path: String::new(),
+            rtts_ms: Vec::new(),
+        };
         for line in said.lines() {
             let value: Value = serde_json::from_str(line).map_err(|_| LabError::Answer {
                 host: from.to_owned(),
@@ -204,32 +256,61 @@ impl Lab {
                 return Ok(found);
             }
             if began.elapsed() > limit {
-                return Err(LabError::TimedOut { what: what.to_owned(), seconds: limit.as_secs() });
+                return Err(LabError::TimedOut {
+                    what: what.to_owned(),
+                    seconds: limit.as_secs(),
+                });
             }
             std::thread::sleep(every);
         }
     }
 
     /// Waits until a guest answers on TCP port 7000, seen from a host.
-    pub fn wait_for_guest(&self, from: &str, address: &str, limit: Duration) -> Result<Duration, LabError> {
+    pub fn wait_for_guest(
+        &self,
+        from: &str,
+        address: &str,
+        limit: Duration,
+    ) -> Result<Duration, LabError> {
         let began = Instant::now();
-        let target = format!("{address}:7000").parse().map_err(|e| LabError::Io(address.to_owned(), std::io::Error::other(e)))?;
-        self.wait(&format!("an answer of the guest at {address}"), limit, Duration::from_millis(200), || {
-            let connected =
-                self.testbed().inside(from, || std::net::TcpStream::connect_timeout(&target, Duration::from_millis(800)).is_ok())?;
-            Ok(connected.then_some(()))
-        })?;
+        let target = format!("{address}:7000")
+            .parse()
+            .map_err(|e| LabError::Io(address.to_owned(), std::io::Error::other(e)))?;
+        self.wait(
+            &format!("an answer of the guest at {address}"),
+            limit,
+            Duration::from_millis(200),
+            || {
+                let connected = self.testbed().inside(from, || {
+                    std::net::TcpStream::connect_timeout(&target, Duration::from_millis(800))
+                        .is_ok()
+                })?;
+                Ok(connected.then_some(()))
+            },
+        )?;
         Ok(began.elapsed())
     }
 
     /// Starts the counting TCP client on a host.
     pub fn client(&self, host: &str, address: &str, interval_ms: u64) -> Result<Client, LabError> {
         let mut command = self.command(&["testbed", "client", &format!("{address}:7000")]);
-        command.args(["--interval-ms", &interval_ms.to_string(), "--report-ms", "200"]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.args([
+            "--interval-ms",
+            &interval_ms.to_string(),
+            "--report-ms",
+            "200",
+        ]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         let mut child = self.testbed().spawn(host, &mut command)?;
-        let output =
-            child.stdout.take().ok_or_else(|| LabError::Io("the client has no output".into(), std::io::ErrorKind::BrokenPipe.into()))?;
+        let output = child.stdout.take().ok_or_else(|| {
+            LabError::Io(
+                "the client has no output".into(),
+                std::io::ErrorKind::BrokenPipe.into(),
+            )
+        })?;
         let reader = std::thread::spawn(move || {
             let mut last = None;
             for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -237,26 +318,48 @@ impl Lab {
             }
             last
         });
-        Ok(Client { child, reader: Some(reader) })
+        Ok(Client {
+            child,
+            reader: Some(reader),
+        })
     }
 
-    /// Kills a host's p2pvm daemon with SIGKILL, leaving its guests; gives the process id, as the host counts them.
+    /// Kills a host's p2pvm daemon with SIGKILL, leaving its guests; gives the process id, as the
+    /// host counts them.
     pub fn kill_daemon(&self, host: &str) -> Result<u32, LabError> {
         if self.testbed().host(host)?.root.is_some() {
-            let said = self.testbed().run(host, &["sh", "-euc", "read -r pid <$P2PVM_DIR/daemon.pid; kill -9 $pid; echo $pid"])?;
+            let said = self.testbed().run(
+                host,
+                &[
+                    "sh",
+                    "-euc",
+                    "read -r pid <$P2PVM_DIR/daemon.pid; kill -9 $pid; echo $pid",
+                ],
+            )?;
             return Ok(said.trim().parse().unwrap_or_default());
         }
         let path = self.dir(host)?.join("daemon.pid");
-        let text = fs::read_to_string(&path).map_err(|e| LabError::Io(path.display().to_string(), e))?;
-        let pid: i32 = text.trim().parse().map_err(|e| LabError::Io(path.display().to_string(), std::io::Error::other(e)))?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
-            .map_err(|e| LabError::Io(format!("killing process {pid}"), e.into()))?;
+        let text =
+            fs::read_to_string(&path).map_err(|e| LabError::Io(path.display().to_string(), e))?;
+        let pid: i32 = text
+            .trim()
+            .parse()
+            .map_err(|e| LabError::Io(path.display().to_string(), std::io::Error::other(e)))?;
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .map_err(|e| LabError::Io(format!("killing process {pid}"), e.into()))?;
         Ok(pid as u32)
     }
 
     /// The end of a host's daemon log, for a report of what went wrong.
     pub fn log_tail(&self, host: &str, lines: usize) -> String {
-        let text = self.dir(host).ok().and_then(|dir| fs::read_to_string(dir.join("daemon.log")).ok()).unwrap_or_default();
+        let text = self
+            .dir(host)
+            .ok()
+            .and_then(|dir| fs::read_to_string(dir.join("daemon.log")).ok())
+            .unwrap_or_default();
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
@@ -311,14 +414,28 @@ impl Client {
     /// Ends it and gives its summary.
     pub fn finish(mut self) -> Result<Seen, LabError> {
         self.signal();
-        let seen = self.reader.take().and_then(|reader| reader.join().ok()).flatten();
-        self.child.wait().map_err(|e| LabError::Io("waiting for the client".into(), e))?;
-        seen.ok_or_else(|| LabError::Io("the client saw nothing".into(), std::io::ErrorKind::UnexpectedEof.into()))
+        let seen = self
+            .reader
+            .take()
+            .and_then(|reader| reader.join().ok())
+            .flatten();
+        self.child
+            .wait()
+            .map_err(|e| LabError::Io("waiting for the client".into(), e))?;
+        seen.ok_or_else(|| {
+            LabError::Io(
+                "the client saw nothing".into(),
+                std::io::ErrorKind::UnexpectedEof.into(),
+            )
+        })
     }
 
     fn signal(&self) {
         // It may have ended by itself: then there is nobody to tell.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), nix::sys::signal::Signal::SIGTERM);
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.child.id() as i32),
+            nix::sys::signal::Signal::SIGTERM,
+        );
     }
 }
 

@@ -1,8 +1,10 @@
 //! The emulated wide area (`p2pvm testbed`), end-to-end suites and simulations.
 //!
-//! A testbed is hosts in network namespaces, a router namespace with a real NAT per site, and one userspace core that every packet between
-//! two sites goes through ([`forwarder`]): it delays, jitters, loses and limits them. [`sites`] is the file a person writes, [`plan`] what
-//! it means in addresses and names, [`testbed`] what one does with it, [`keeper`] the process that a testbed lives as long as.
+//! A testbed is hosts in network namespaces, a router namespace with a real NAT per site, and one
+//! userspace core that every packet between two sites goes through ([`forwarder`]): it delays,
+//! jitters, loses and limits them. [`sites`] is the file a person writes, [`plan`] what it means in
+//! addresses and names, [`testbed`] what one does with it, [`keeper`] the process that a testbed
+//! lives as long as.
 
 pub mod chaos;
 pub mod cli;

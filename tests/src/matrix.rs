@@ -1,8 +1,10 @@
-//! `p2pvm testbed nat-matrix`: every kind of NAT against every kind, with real daemons on the emulated wide area.
+//! `p2pvm testbed nat-matrix`: every kind of NAT against every kind, with real daemons on the
+//! emulated wide area.
 //!
-//! Two sites of each kind and one public bootstrap make a network; then each member pings members of every kind. The table says
-//! which path each pair ended on and how long it took to be direct, beside what theory allows: the rules of mapping and filtering
-//! (RFC 4787, RFC 5128), written down here apart from the code under test.
+//! Two sites of each kind and one public bootstrap make a network; then each member pings members
+//! of every kind. The table says which path each pair ended on and how long it took to be direct,
+//! beside what theory allows: the rules of mapping and filtering (RFC 4787, RFC 5128), written down
+//! here apart from the code under test.
 
 mod report;
 
@@ -34,8 +36,8 @@ const DIRECT_LIMIT: Duration = Duration::from_secs(20);
 /// Arguments of the command.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Kinds of sites, separated by commas: none, firewall, full-cone, restricted, port-restricted, symmetric-preserving,
-    /// symmetric-sequential, symmetric, carrier, mapped, blocked, ipv6
+    /// Kinds of sites, separated by commas: none, firewall, full-cone, restricted, port-restricted,
+    /// symmetric-preserving, symmetric-sequential, symmetric, carrier, mapped, blocked, ipv6
     #[arg(long, value_delimiter = ',', value_parser = Kind::parse)]
     kinds: Vec<Kind>,
     /// How often, each time with a network of its own
@@ -81,9 +83,12 @@ const ALL: [Kind; 12] = [
     Kind::Ipv6,
 ];
 
-/// Those that are tried unless others are named: with two of each the network is small enough for a full mesh.
+/// Those that are tried unless others are named: with two of each the network is small enough for a
+/// full mesh.
 fn usual() -> Vec<Kind> {
-    ALL.into_iter().filter(|kind| *kind != Kind::Firewall).collect()
+    ALL.into_iter()
+        .filter(|kind| *kind != Kind::Firewall)
+        .collect()
 }
 
 /// Whom a site's border lets in.
@@ -130,14 +135,26 @@ impl Kind {
             Kind::Firewall => "public address, a stateful firewall",
             Kind::FullCone => "endpoint-independent mapping and filtering",
             Kind::Restricted => "endpoint-independent mapping, address-dependent filtering",
-            Kind::PortRestricted => "endpoint-independent mapping, address- and port-dependent filtering",
-            Kind::Preserving => "Linux masquerading: keeps the inside port, so a lone host is seen like one behind a port-restricted cone",
+            Kind::PortRestricted => {
+                "endpoint-independent mapping, address- and port-dependent filtering"
+            }
+            Kind::Preserving => {
+                "Linux masquerading: keeps the inside port, so a lone host is seen like one \
+                    behind a port-restricted cone"
+            }
             Kind::Sequential => "another mapping for each destination, ports count up",
             Kind::Symmetric => "another mapping for each destination, ports follow no rule",
-            Kind::Carrier => "a port-restricted home router behind a carrier's port-restricted NAT (RFC 6598 between)",
-            Kind::Mapped => "symmetric, but the router maps ports (a real miniupnpd: PCP, NAT-PMP, UPnP)",
+            Kind::Carrier => {
+                "a port-restricted home router behind a carrier's port-restricted NAT (RFC 6598 \
+                    between)"
+            }
+            Kind::Mapped => {
+                "symmetric, but the router maps ports (a real miniupnpd: PCP, NAT-PMP, UPnP)"
+            }
             Kind::Blocked => "no UDP at all",
-            Kind::Ipv6 => "IPv6 only, a stateful firewall; all other sites but the bootstrap have IPv4 only",
+            Kind::Ipv6 => {
+                "IPv6 only, a stateful firewall; all other sites but the bootstrap have IPv4 only"
+            }
         }
     }
 
@@ -159,9 +176,17 @@ impl Kind {
         Site {
             name,
             nat,
-            carrier: if self == Kind::Carrier { Nat::PortRestricted } else { Nat::None },
+            carrier: if self == Kind::Carrier {
+                Nat::PortRestricted
+            } else {
+                Nat::None
+            },
             udp: self != Kind::Blocked,
-            ipv6: if self == Kind::Ipv6 { Ipv6::Only } else { Ipv6::None },
+            ipv6: if self == Kind::Ipv6 {
+                Ipv6::Only
+            } else {
+                Ipv6::None
+            },
             firewall: matches!(self, Kind::Firewall | Kind::Ipv6),
             upnp: self == Kind::Mapped,
             mtu: None,
@@ -174,7 +199,11 @@ impl Kind {
         match self {
             Kind::None | Kind::FullCone | Kind::Mapped => (true, false, Hears::Everybody),
             Kind::Restricted => (true, false, Hears::Addresses),
-            Kind::Firewall | Kind::PortRestricted | Kind::Preserving | Kind::Carrier | Kind::Ipv6 => (true, false, Hears::Ports),
+            Kind::Firewall
+            | Kind::PortRestricted
+            | Kind::Preserving
+            | Kind::Carrier
+            | Kind::Ipv6 => (true, false, Hears::Ports),
             Kind::Sequential => (false, true, Hears::Ports),
             Kind::Symmetric | Kind::Blocked => (false, false, Hears::Ports),
         }
@@ -223,11 +252,20 @@ impl Outcome {
 
 /// Runs the command.
 pub fn run(options: &Options, program: &Path) -> anyhow::Result<()> {
-    let kinds = if options.kinds.is_empty() { usual() } else { options.kinds.clone() };
+    let kinds = if options.kinds.is_empty() {
+        usual()
+    } else {
+        options.kinds.clone()
+    };
     let mut outcomes = Vec::new();
     let mut seen = BTreeMap::new();
     for round in 0..options.rounds {
-        eprintln!("round {} of {}: {} daemons", round + 1, options.rounds, kinds.len() * 2 + 1);
+        eprintln!(
+            "round {} of {}: {} daemons",
+            round + 1,
+            options.rounds,
+            kinds.len() * 2 + 1
+        );
         let (found, natures) = play(&kinds, options.seed + u64::from(round), program)?;
         outcomes.extend(found);
         seen.extend(natures);
@@ -238,7 +276,11 @@ pub fn run(options: &Options, program: &Path) -> anyhow::Result<()> {
         None => println!("{text}"),
     }
     let unconnected = outcomes.iter().filter(|o| o.path.is_empty()).count();
-    anyhow::ensure!(unconnected == 0, "{unconnected} of {} pairs are not connected: see the report", outcomes.len());
+    anyhow::ensure!(
+        unconnected == 0,
+        "{unconnected} of {} pairs are not connected: see the report",
+        outcomes.len()
+    );
     Ok(())
 }
 
@@ -247,13 +289,37 @@ fn host(kind: Kind, side: char) -> String {
 }
 
 /// One round: its outcomes, and what each kind's members say of their NAT.
-fn play(kinds: &[Kind], seed: u64, program: &Path) -> Result<(Vec<Outcome>, BTreeMap<Kind, String>), LabError> {
-    let mut sites = vec![Site { ipv6: Ipv6::Dual, ..Kind::None.site(BOOTSTRAP.into()) }];
-    sites.extend(kinds.iter().flat_map(|kind| ['a', 'b'].map(|side| kind.site(host(*kind, side)))));
-    let default = Properties { rtt_ms: Some(RTT_MS), jitter_ms: Some(0.5), mbit: Some(200.0), ..Properties::default() };
-    let sites = Sites { seed, default, sites, links: Vec::new() };
+fn play(
+    kinds: &[Kind],
+    seed: u64,
+    program: &Path,
+) -> Result<(Vec<Outcome>, BTreeMap<Kind, String>), LabError> {
+    let mut sites = vec![Site {
+        ipv6: Ipv6::Dual,
+        ..Kind::None.site(BOOTSTRAP.into())
+    }];
+    sites.extend(
+        kinds
+            .iter()
+            .flat_map(|kind| ['a', 'b'].map(|side| kind.site(host(*kind, side)))),
+    );
+    let default = Properties {
+        rtt_ms: Some(RTT_MS),
+        jitter_ms: Some(0.5),
+        mbit: Some(200.0),
+        ..Properties::default()
+    };
+    let sites = Sites {
+        seed,
+        default,
+        sites,
+        links: Vec::new(),
+    };
     let lab = Lab::up(&sites, &format!("natm-{}", std::process::id()), program)?;
-    let members: Vec<String> = kinds.iter().flat_map(|kind| ['a', 'b'].map(|side| host(*kind, side))).collect();
+    let members: Vec<String> = kinds
+        .iter()
+        .flat_map(|kind| ['a', 'b'].map(|side| host(*kind, side)))
+        .collect();
     for name in members.iter().map(String::as_str).chain([BOOTSTRAP]) {
         lab.configure(name, "cpus = 1\nautonomic = false\n")?;
     }
@@ -282,19 +348,32 @@ fn play(kinds: &[Kind], seed: u64, program: &Path) -> Result<(Vec<Outcome>, BTre
 }
 
 /// Lets everybody join, a few at a time; the member ids by host.
-fn join_all(lab: &Lab, members: &[String], invite: &str) -> Result<BTreeMap<String, String>, LabError> {
+fn join_all(
+    lab: &Lab,
+    members: &[String],
+    invite: &str,
+) -> Result<BTreeMap<String, String>, LabError> {
     let ids = Mutex::new(BTreeMap::new());
     let queue = Mutex::new(members.iter().collect::<VecDeque<_>>());
     let join = || -> Result<(), LabError> {
         loop {
-            let Some(name) = lock(&queue).pop_front() else { return Ok(()) };
+            let Some(name) = lock(&queue).pop_front() else {
+                return Ok(());
+            };
             let status = lab.join(name, invite)?;
-            lock(&ids).insert(name.clone(), status["member"].as_str().unwrap_or_default().to_owned());
+            lock(&ids).insert(
+                name.clone(),
+                status["member"].as_str().unwrap_or_default().to_owned(),
+            );
         }
     };
     thread::scope(|scope| {
         let joining: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(join)).collect();
-        joining.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        joining.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     })?;
     Ok(ids.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
@@ -304,8 +383,12 @@ fn settle(lab: &Lab, members: &[String]) {
     let began = Instant::now();
     for name in members {
         while began.elapsed() < SETTLED {
-            let Ok(status) = lab.json(name, &["status"]) else { break };
-            let known = status["nat"].as_str().is_some_and(|nat| nat != "not known yet");
+            let Ok(status) = lab.json(name, &["status"]) else {
+                break;
+            };
+            let known = status["nat"]
+                .as_str()
+                .is_some_and(|nat| nat != "not known yet");
             if known && status["connected"].as_u64() >= Some(members.len() as u64) {
                 break;
             }
@@ -319,8 +402,13 @@ fn settle(lab: &Lab, members: &[String]) {
 
 type Pair = (Kind, Kind, String, String);
 
-/// Pings every pair, several at a time but never two with the same host: a host's punches would disturb each other.
-fn ping_all(lab: &Lab, pairs: Vec<Pair>, ids: &BTreeMap<String, String>) -> Result<Vec<Outcome>, LabError> {
+/// Pings every pair, several at a time but never two with the same host: a host's punches would
+/// disturb each other.
+fn ping_all(
+    lab: &Lab,
+    pairs: Vec<Pair>,
+    ids: &BTreeMap<String, String>,
+) -> Result<Vec<Outcome>, LabError> {
     let total = pairs.len();
     let queue = Mutex::new((pairs, BTreeSet::<String>::new()));
     let (freed, outcomes) = (Condvar::new(), Mutex::new(Vec::new()));
@@ -332,7 +420,9 @@ fn ping_all(lab: &Lab, pairs: Vec<Pair>, ids: &BTreeMap<String, String>) -> Resu
                     if state.0.is_empty() {
                         return Ok(());
                     }
-                    let free = state.0.iter().position(|(_, _, from, to)| !state.1.contains(from) && !state.1.contains(to));
+                    let free = state.0.iter().position(|(_, _, from, to)| {
+                        !state.1.contains(from) && !state.1.contains(to)
+                    });
                     if let Some(at) = free {
                         let pair = state.0.remove(at);
                         state.1.extend([pair.2.clone(), pair.3.clone()]);
@@ -350,28 +440,57 @@ fn ping_all(lab: &Lab, pairs: Vec<Pair>, ids: &BTreeMap<String, String>) -> Resu
             freed.notify_all();
             let outcome = outcome?;
             let mut outcomes = lock(&outcomes);
-            let path = if outcome.path.is_empty() { "NOT CONNECTED" } else { &outcome.path };
-            eprintln!("{}/{total} {from} to {to}: {path} {:.1} ms", outcomes.len() + 1, outcome.rtt_ms);
+            let path = if outcome.path.is_empty() {
+                "NOT CONNECTED"
+            } else {
+                &outcome.path
+            };
+            eprintln!(
+                "{}/{total} {from} to {to}: {path} {:.1} ms",
+                outcomes.len() + 1,
+                outcome.rtt_ms
+            );
             outcomes.push(outcome);
         }
     };
     thread::scope(|scope| {
         let working: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
-        working.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        working.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     })?;
-    Ok(outcomes.into_inner().unwrap_or_else(PoisonError::into_inner))
+    Ok(outcomes
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner))
 }
 
 /// One pair: pings until it is answered, and directly if that is possible.
-fn pair(lab: &Lab, kinds: (Kind, Kind), from: &str, to: &str, ids: &BTreeMap<String, String>) -> Result<Outcome, LabError> {
+fn pair(
+    lab: &Lab,
+    kinds: (Kind, Kind),
+    from: &str,
+    to: &str,
+    ids: &BTreeMap<String, String>,
+) -> Result<Outcome, LabError> {
     let possible = matches!(theory(kinds.0, kinds.1), Theory::Direct | Theory::Guess);
     let began = Instant::now();
-    let (mut last, mut first_answer_ms) = (Pinged { path: String::new(), rtts_ms: Vec::new() }, f64::NAN);
+    let (mut last, mut first_answer_ms) = (
+        Pinged {
+            path: String::new(),
+            rtts_ms: Vec::new(),
+        },
+        f64::NAN,
+    );
     loop {
         let pinged = match lab.ping(from, to, 3, "200ms") {
             Ok(pinged) => pinged,
             // No answer is a result here, not a failure of the run.
-            Err(LabError::Command { .. }) => Pinged { path: String::new(), rtts_ms: Vec::new() },
+            Err(LabError::Command { .. }) => Pinged {
+                path: String::new(),
+                rtts_ms: Vec::new(),
+            },
             Err(error) => return Err(error),
         };
         if let (true, Some(rtt)) = (first_answer_ms.is_nan(), pinged.rtts_ms.first()) {
@@ -380,7 +499,11 @@ fn pair(lab: &Lab, kinds: (Kind, Kind), from: &str, to: &str, ids: &BTreeMap<Str
         if !pinged.path.is_empty() {
             last = pinged;
         }
-        let enough = if possible { last.path.starts_with("direct") } else { !last.path.is_empty() };
+        let enough = if possible {
+            last.path.starts_with("direct")
+        } else {
+            !last.path.is_empty()
+        };
         if enough || began.elapsed() > DIRECT_LIMIT {
             break;
         }
@@ -391,7 +514,15 @@ fn pair(lab: &Lab, kinds: (Kind, Kind), from: &str, to: &str, ids: &BTreeMap<Str
     let punch = listed.rfind(|p| p["member"].as_str() == ids.get(to).map(String::as_str));
     let punch = punch.map(|p: &Value| (p["tries"].as_u64().unwrap_or(0), p["direct_ms"].as_f64()));
     let rtt_ms = last.rtts_ms.last().copied().unwrap_or(f64::NAN);
-    Ok(Outcome { kinds, from: from.into(), to: to.into(), path: last.path, rtt_ms, first_answer_ms, punch })
+    Ok(Outcome {
+        kinds,
+        from: from.into(),
+        to: to.into(),
+        path: last.path,
+        rtt_ms,
+        first_answer_ms,
+        punch,
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

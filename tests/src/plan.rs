@@ -1,9 +1,12 @@
-//! What a sites file means in addresses and names: computed once, written to the state directory, read by every later command.
+//! What a sites file means in addresses and names: computed once, written to the state directory,
+//! read by every later command.
 //!
-//! Site `i` owns 198.18.`i+1`.0/24 and 2001:2:0:`i+1`::/64 of the benchmarking ranges (RFC 2544, RFC 5180), and 198.19.`i+1`.0/24 and
-//! 2001:2:0:`256+i+1`::/64 to move to when it is renumbered. A site without NAT numbers its hosts from it; behind a NAT the router holds
-//! .1 and the hosts are in 192.168.`i+1`.0/24; behind a carrier's NAT the router has 100.64.`i+1`.2 and the carrier the public address.
-//! A site whose router maps ports is in 198.20 and 198.21 instead: miniupnpd maps none on an address that it knows to be reserved.
+//! Site `i` owns 198.18.`i+1`.0/24 and 2001:2:0:`i+1`::/64 of the benchmarking ranges (RFC 2544,
+//! RFC 5180), and 198.19.`i+1`.0/24 and 2001:2:0:`256+i+1`::/64 to move to when it is renumbered. A
+//! site without NAT numbers its hosts from it; behind a NAT the router holds .1 and the hosts are
+//! in 192.168.`i+1`.0/24; behind a carrier's NAT the router has 100.64.`i+1`.2 and the carrier the
+//! public address. A site whose router maps ports is in 198.20 and 198.21 instead: miniupnpd maps
+//! none on an address that it knows to be reserved.
 
 use crate::{
     root::RootPlan,
@@ -87,7 +90,11 @@ impl SitePlan {
 
     /// The address that its router wears outwards: public, or the carrier's private one.
     pub(crate) fn wan(&self) -> Ipv4Addr {
-        if self.carrier_namespace.is_some() { Ipv4Addr::new(100, 64, self.number, 2) } else { self.public }
+        if self.carrier_namespace.is_some() {
+            Ipv4Addr::new(100, 64, self.number, 2)
+        } else {
+            self.public
+        }
     }
 
     /// The carrier's address towards the site's router.
@@ -95,7 +102,8 @@ impl SitePlan {
         Ipv4Addr::new(100, 64, self.number, 1)
     }
 
-    /// The IPv6 addresses of the line between its router and the carrier's, that of its router first.
+    /// The IPv6 addresses of the line between its router and the carrier's, that of its router
+    /// first.
     pub(crate) fn carrier_line6(&self) -> [Ipv6Addr; 2] {
         [2, 1].map(|end| Ipv6Addr::new(0xfd00, 0x64, 0, u16::from(self.number), 0, 0, 0, end))
     }
@@ -105,9 +113,14 @@ impl SitePlan {
         let (number, other) = (self.number, u8::from(self.renumbered));
         let prefix = if self.upnp { 20 } else { 18 } + other;
         self.public = Ipv4Addr::new(198, prefix, number, 1);
-        self.gateway = if self.nat == Nat::None { self.public } else { Ipv4Addr::new(192, 168, number, 1) };
+        self.gateway = if self.nat == Nat::None {
+            self.public
+        } else {
+            Ipv4Addr::new(192, 168, number, 1)
+        };
         let subnet = u16::from(other) << 8 | u16::from(number);
-        self.gateway6 = (self.ipv6 != Ipv6::None).then(|| Ipv6Addr::new(0x2001, 2, 0, subnet, 0, 0, 0, 1));
+        self.gateway6 =
+            (self.ipv6 != Ipv6::None).then(|| Ipv6Addr::new(0x2001, 2, 0, subnet, 0, 0, 0, 1));
     }
 
     /// The addresses of host `number` here: IPv4 if there is, IPv6 if there is.
@@ -139,7 +152,13 @@ pub struct Plan {
 impl Plan {
     /// Lays out `sites` (already checked) under `name` (already checked).
     pub fn new(name: &str, sites: &Sites) -> Result<Plan, String> {
-        let mut plan = Plan { name: name.into(), seed: sites.seed, sites: Vec::new(), hosts: Vec::new(), shapes: Vec::new() };
+        let mut plan = Plan {
+            name: name.into(),
+            seed: sites.seed,
+            sites: Vec::new(),
+            hosts: Vec::new(),
+            shapes: Vec::new(),
+        };
         let prefix = namespace_prefix(name);
         for (index, site) in sites.sites.iter().enumerate() {
             let mut planned = SitePlan {
@@ -151,7 +170,8 @@ impl Plan {
                 firewall: site.firewall,
                 upnp: site.upnp,
                 namespace: format!("{prefix}r.{}", site.name),
-                carrier_namespace: (site.carrier != Nat::None).then(|| format!("{prefix}c.{}", site.name)),
+                carrier_namespace: (site.carrier != Nat::None)
+                    .then(|| format!("{prefix}c.{}", site.name)),
                 number: u8::try_from(index + 1).map_err(|_| "too many sites".to_string())?,
                 renumbered: false,
                 public: Ipv4Addr::UNSPECIFIED,
@@ -174,7 +194,13 @@ impl Plan {
                 });
             }
             plan.sites.push(planned);
-            plan.shapes.push(sites.sites.iter().map(|to| sites.shape(&site.name, &to.name)).collect::<Result<_, _>>()?);
+            plan.shapes.push(
+                sites
+                    .sites
+                    .iter()
+                    .map(|to| sites.shape(&site.name, &to.name))
+                    .collect::<Result<_, _>>()?,
+            );
         }
         Ok(plan)
     }
@@ -199,10 +225,15 @@ impl Plan {
         self.hosts.iter().find(|host| host.name == name)
     }
 
-    /// The address others reach a host's site by: the host's own, or its router's or carrier's if it is behind a NAT.
+    /// The address others reach a host's site by: the host's own, or its router's or carrier's if
+    /// it is behind a NAT.
     pub fn public_address(&self, host: &HostPlan) -> IpAddr {
         let site = &self.sites[host.site];
-        if site.nat == Nat::None { host.address } else { site.public.into() }
+        if site.nat == Nat::None {
+            host.address
+        } else {
+            site.public.into()
+        }
     }
 
     /// Gives a site its other set of public addresses.
@@ -217,10 +248,17 @@ impl Plan {
 
     /// Gives a host another address at `site`, which nobody there has.
     pub(crate) fn rehost(&mut self, host: usize, site: usize) -> Result<(), String> {
-        let taken: Vec<u8> = self.hosts.iter().filter(|other| other.site == site).map(|other| other.number).collect();
+        let taken: Vec<u8> = self
+            .hosts
+            .iter()
+            .filter(|other| other.site == site)
+            .map(|other| other.number)
+            .collect();
         let old = self.hosts[host].number;
-        let free = (FIRST_HOST..=u8::MAX - 1).find(|number| *number != old && !taken.contains(number));
-        let number = free.ok_or_else(|| format!("site {} has no address left", self.sites[site].name))?;
+        let free =
+            (FIRST_HOST..=u8::MAX - 1).find(|number| *number != old && !taken.contains(number));
+        let number =
+            free.ok_or_else(|| format!("site {} has no address left", self.sites[site].name))?;
         let (address, address6) = own_addresses(&self.sites[site], number);
         let host = &mut self.hosts[host];
         (host.site, host.number, host.address, host.address6) = (site, number, address, address6);
@@ -231,7 +269,12 @@ impl Plan {
 fn own_addresses(site: &SitePlan, number: u8) -> (IpAddr, Option<Ipv6Addr>) {
     let (v4, v6) = site.host_addresses(number);
     // A site has one or the other: `Ipv6::Only` is what takes IPv4 away.
-    (v4.map(IpAddr::from).or(v6.map(IpAddr::from)).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), v6)
+    (
+        v4.map(IpAddr::from)
+            .or(v6.map(IpAddr::from))
+            .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        v6,
+    )
 }
 
 /// Every namespace of testbed `name` begins with this, and no other testbed's does.
@@ -245,21 +288,35 @@ mod tests {
 
     #[test]
     fn every_address_of_a_site_leads_back_to_it_and_no_two_hosts_share_one() {
-        let text =
-            "[[site]]\nname='a'\nipv6='dual'\nhosts=2\n[[site]]\nname='b'\nnat='symmetric'\nupnp=true\n[[site]]\nname='c'\nipv6='only'\n";
+        let text = "[[site]]\nname='a'\nipv6='dual'\nhosts=2\n[[site]]\nname='b'\nnat='symmetric'\nupnp=true\n[[site]]\nname='c'\nipv6='only'\n";
         let mut plan = Plan::new("t", &Sites::parse(text).unwrap()).unwrap();
         let before = plan.clone();
         for round in 0..2 {
             for host in &plan.hosts {
-                let addresses = [Some(plan.public_address(host)), host.address6.map(IpAddr::from)];
-                assert!(addresses.into_iter().flatten().all(|a| Plan::site_of(a) == Some(host.site)), "round {round}: {host:?}");
+                let addresses = [
+                    Some(plan.public_address(host)),
+                    host.address6.map(IpAddr::from),
+                ];
+                assert!(
+                    addresses
+                        .into_iter()
+                        .flatten()
+                        .all(|a| Plan::site_of(a) == Some(host.site)),
+                    "round {round}: {host:?}"
+                );
             }
             (0..3).for_each(|site| plan.renumber(site));
             assert_eq!(plan == before, round == 1);
         }
         plan.rehost(2, 1).unwrap();
-        assert_ne!(plan.hosts[2].address, before.hosts[2].address, "another address than before");
+        assert_ne!(
+            plan.hosts[2].address, before.hosts[2].address,
+            "another address than before"
+        );
         plan.rehost(2, 0).unwrap();
-        assert_eq!((plan.hosts[2].site, plan.hosts[2].address), (0, "198.18.1.12".parse().unwrap()));
+        assert_eq!(
+            (plan.hosts[2].site, plan.hosts[2].address),
+            (0, "198.18.1.12".parse().unwrap())
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Builds a planned testbed out of namespaces, cables, addresses and rules, changes it as a plan changes, and takes away what one left behind.
+//! Builds a planned testbed out of namespaces, cables, addresses and rules, changes it as a plan
+//! changes, and takes away what one left behind.
 
 use crate::{
     conntrack,
@@ -25,10 +26,13 @@ const QUEUE_PACKETS: u32 = 2000;
 /// Makes every namespace of the plan; answers each site's end of the core, in site order.
 pub(crate) fn raise(plan: &Plan) -> Result<Vec<SyncDevice>, Error> {
     for host in &plan.hosts {
-        fs::create_dir_all(&host.dir).map_err(|e| Error::Io(format!("make {}", host.dir.display()), e))?;
+        fs::create_dir_all(&host.dir)
+            .map_err(|e| Error::Io(format!("make {}", host.dir.display()), e))?;
         namespace::create(&host.namespace)?;
     }
-    (0..plan.sites.len()).map(|index| raise_site(plan, index)).collect()
+    (0..plan.sites.len())
+        .map(|index| raise_site(plan, index))
+        .collect()
 }
 
 fn raise_site(plan: &Plan, index: usize) -> Result<SyncDevice, Error> {
@@ -42,28 +46,51 @@ fn raise_site(plan: &Plan, index: usize) -> Result<SyncDevice, Error> {
         None => &site.namespace,
     };
     let device = namespace::inside(outermost, || {
-        DeviceBuilder::new().name("wan").layer(Layer::L3).offload(true).mtu(MTU).tx_queue_len(QUEUE_PACKETS).build_sync()
+        DeviceBuilder::new()
+            .name("wan")
+            .layer(Layer::L3)
+            .offload(true)
+            .mtu(MTU)
+            .tx_queue_len(QUEUE_PACKETS)
+            .build_sync()
     })?
     .map_err(|e| Error::Io(format!("make the router of {}", site.name), e))?;
 
-    // The router's own link is a bridge with a cable to each host. Batch mode: one process for all of a site.
+    // The router's own link is a bridge with a cable to each host. Batch mode: one process for all
+    // of a site.
     let mut router = String::from("link add lan type bridge forward_delay 0\nlink set lan up\n");
     if let Some(carrier) = &site.carrier_namespace {
-        let _ = writeln!(router, "link add wan type veth peer name lan netns {carrier}\nlink set wan up");
-        let _ = writeln!(router, "addr add {}/30 dev wan\nroute add default via {}", site.wan(), site.carrier_gateway());
+        let _ = writeln!(
+            router,
+            "link add wan type veth peer name lan netns {carrier}\nlink set wan up"
+        );
+        let _ = writeln!(
+            router,
+            "addr add {}/30 dev wan\nroute add default via {}",
+            site.wan(),
+            site.carrier_gateway()
+        );
         run("ip", &["-n", &site.namespace, "-batch", "-"], &router)?;
-        let outer = format!("addr add {}/30 dev lan\nlink set lan up\n", site.carrier_gateway());
+        let outer = format!(
+            "addr add {}/30 dev lan\nlink set lan up\n",
+            site.carrier_gateway()
+        );
         run("ip", &["-n", carrier, "-batch", "-"], &outer)?;
     } else {
         run("ip", &["-n", &site.namespace, "-batch", "-"], &router)?;
     }
     match (&site.carrier_namespace, site.ipv6) {
         (_, Ipv6::None) => {}
-        (None, _) => run("ip", &["-n", &site.namespace, "route", "add", "::/0", "dev", "wan"], "")?,
+        (None, _) => run(
+            "ip",
+            &["-n", &site.namespace, "route", "add", "::/0", "dev", "wan"],
+            "",
+        )?,
         (Some(carrier), _) => {
             // A carrier that shares IPv4 addresses routes IPv6 untranslated.
             let [inner, outer] = site.carrier_line6();
-            let router = format!("addr add {inner}/64 dev wan nodad\nroute add default via {outer}\n");
+            let router =
+                format!("addr add {inner}/64 dev wan nodad\nroute add default via {outer}\n");
             run("ip", &["-n", &site.namespace, "-batch", "-"], &router)?;
             let router = format!("addr add {outer}/64 dev lan nodad\nroute add ::/0 dev wan\n");
             run("ip", &["-n", carrier, "-batch", "-"], &router)?;
@@ -98,7 +125,8 @@ fn make_router(namespace: &str, ipv6: bool) -> Result<(), Error> {
     })
 }
 
-/// Gives a site's routers the addresses and rules that the plan says, instead of what they had, and forgets all mappings.
+/// Gives a site's routers the addresses and rules that the plan says, instead of what they had, and
+/// forgets all mappings.
 pub(crate) fn address_router(plan: &Plan, index: usize) -> Result<(), Error> {
     let site = &plan.sites[index];
     let mut router = String::from("addr flush dev lan scope global\n");
@@ -110,15 +138,27 @@ pub(crate) fn address_router(plan: &Plan, index: usize) -> Result<(), Error> {
     }
     // An interface that loses its last address loses its routes as well.
     let outward = "route replace default dev wan\n";
-    let public = format!("addr flush dev wan scope global\naddr add {}/32 dev wan\n{outward}", site.public);
+    let public = format!(
+        "addr flush dev wan scope global\naddr add {}/32 dev wan\n{outward}",
+        site.public
+    );
     if site.carrier_namespace.is_none() {
-        router.push_str(if site.nat == Nat::None { outward } else { &public });
+        router.push_str(if site.nat == Nat::None {
+            outward
+        } else {
+            &public
+        });
     }
     run("ip", &["-n", &site.namespace, "-batch", "-"], &router)?;
     if let Some(carrier) = &site.carrier_namespace {
         let mut outer = public;
         if let Some(gateway) = site.gateway6 {
-            let _ = writeln!(outer, "route replace {}/64 via {}", prefix_of(gateway), site.carrier_line6()[0]);
+            let _ = writeln!(
+                outer,
+                "route replace {}/64 via {}",
+                prefix_of(gateway),
+                site.carrier_line6()[0]
+            );
         }
         run("ip", &["-n", carrier, "-batch", "-"], &outer)?;
         filter(carrier, nat::carrier_rules(site, plan.seed))?;
@@ -134,25 +174,36 @@ fn prefix_of(gateway: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::from(u128::from(gateway) & !u128::from(u64::MAX))
 }
 
-/// Puts rules in force instead of those there were, and ends the connections that those let through.
+/// Puts rules in force instead of those there were, and ends the connections that those let
+/// through.
 fn filter(namespace: &str, rules: Option<String>) -> Result<(), Error> {
     let Some(rules) = rules else { return Ok(()) };
     namespace::inside(namespace, || {
         run("nft", &["-f", "-"], &format!("flush ruleset\n{rules}"))?;
-        conntrack::flush().map_err(|e| Error::Io(format!("flush the connections of {namespace}"), e))
+        conntrack::flush()
+            .map_err(|e| Error::Io(format!("flush the connections of {namespace}"), e))
     })?
 }
 
 /// Lays a host's cable to its site and gives it its addresses.
 fn cable_host(plan: &Plan, host: &HostPlan) -> Result<(), Error> {
     let site = &plan.sites[host.site];
-    let cable = format!("link add {0} type veth peer name eth0 netns {1}\nlink set {0} master lan up\n", host.cable, host.namespace);
+    let cable = format!(
+        "link add {0} type veth peer name eth0 netns {1}\nlink set {0} master lan up\n",
+        host.cable, host.namespace
+    );
     run("ip", &["-n", &site.namespace, "-batch", "-"], &cable)?;
-    // IPv6 stays possible on the host (the overlay gives it addresses). Where the site has none it is off on the cable, which then is
-    // silent when idle; where it has, addresses are given, not heard of, and used at once.
+    // IPv6 stays possible on the host (the overlay gives it addresses). Where the site has none it
+    // is off on the cable, which then is silent when idle; where it has, addresses are given, not
+    // heard of, and used at once.
     let settings: &[(&str, &str)] = match site.ipv6 {
         Ipv6::None => &[("disable_ipv6", "1")],
-        _ => &[("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0"), ("router_solicitations", "0")],
+        _ => &[
+            ("disable_ipv6", "0"),
+            ("accept_ra", "0"),
+            ("accept_dad", "0"),
+            ("router_solicitations", "0"),
+        ],
     };
     namespace::inside(&host.namespace, || {
         for (key, value) in settings {
@@ -163,7 +214,8 @@ fn cable_host(plan: &Plan, host: &HostPlan) -> Result<(), Error> {
     connect(site, host)
 }
 
-/// Brings a host's cable up with its addresses and routes, whatever it had before (the kernel forgets some when a cable goes down).
+/// Brings a host's cable up with its addresses and routes, whatever it had before (the kernel
+/// forgets some when a cable goes down).
 fn connect(site: &SitePlan, host: &HostPlan) -> Result<(), Error> {
     let (v4, v6) = site.host_addresses(host.number);
     let mut batch = String::from("addr flush dev eth0 scope global\n");
@@ -186,21 +238,43 @@ fn connect(site: &SitePlan, host: &HostPlan) -> Result<(), Error> {
 /// Plugs a host's cable in or out.
 pub(crate) fn plug(plan: &Plan, host: &str, up: bool) -> Result<(), Error> {
     let host = plan.host(host).ok_or_else(|| Error::NoSuch(host.into()))?;
-    if up { connect(&plan.sites[host.site], host) } else { run("ip", &["-n", &host.namespace, "link", "set", "eth0", "down"], "") }
+    if up {
+        connect(&plan.sites[host.site], host)
+    } else {
+        run(
+            "ip",
+            &["-n", &host.namespace, "link", "set", "eth0", "down"],
+            "",
+        )
+    }
 }
 
 /// Makes a site what the changed plan says of its addresses; its hosts get theirs too.
 pub(crate) fn renumber(plan: &Plan, index: usize) -> Result<(), Error> {
     address_router(plan, index)?;
-    plan.hosts.iter().filter(|host| host.site == index).try_for_each(|host| connect(&plan.sites[index], host))
+    plan.hosts
+        .iter()
+        .filter(|host| host.site == index)
+        .try_for_each(|host| connect(&plan.sites[index], host))
 }
 
-/// Makes a host what the changed plan says; `before` is what it was. At another site it gets a new cable, and with it a new `eth0`.
+/// Makes a host what the changed plan says; `before` is what it was. At another site it gets a new
+/// cable, and with it a new `eth0`.
 pub(crate) fn rehost(plan: &Plan, host: &HostPlan, before: &HostPlan) -> Result<(), Error> {
     if host.site == before.site {
         return connect(&plan.sites[host.site], host);
     }
-    run("ip", &["-n", &plan.sites[before.site].namespace, "link", "del", &before.cable], "")?;
+    run(
+        "ip",
+        &[
+            "-n",
+            &plan.sites[before.site].namespace,
+            "link",
+            "del",
+            &before.cable,
+        ],
+        "",
+    )?;
     cable_host(plan, host)
 }
 
@@ -217,10 +291,16 @@ pub(crate) fn save_plan(plan: &Plan) -> Result<(), Error> {
         fs::write(&draft, serde_json::to_vec_pretty(plan)?)?;
         fs::rename(&draft, directory.join("plan.json"))
     };
-    write().map_err(|e| Error::Io(format!("write {}", directory.join("plan.json").display()), e))
+    write().map_err(|e| {
+        Error::Io(
+            format!("write {}", directory.join("plan.json").display()),
+            e,
+        )
+    })
 }
 
-/// Takes away processes, namespaces and files of testbed `name`, whatever of them there is. Goes on after an error and answers the first.
+/// Takes away processes, namespaces and files of testbed `name`, whatever of them there is. Goes on
+/// after an error and answers the first.
 pub(crate) fn raze(name: &str) -> Result<(), Error> {
     let mut result = Ok(());
     let mut note = |outcome: Result<(), Error>| {
@@ -236,7 +316,9 @@ pub(crate) fn raze(name: &str) -> Result<(), Error> {
     }
     for dir in [hosts, run_dir(name)] {
         match fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => note(Err(Error::Io(format!("remove {}", dir.display()), e))),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                note(Err(Error::Io(format!("remove {}", dir.display()), e)))
+            }
             _ => {}
         }
     }

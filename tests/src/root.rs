@@ -1,8 +1,10 @@
-//! A root file system of a host's own, so that programs on it have their own `/etc`, `/run` and packages.
+//! A root file system of a host's own, so that programs on it have their own `/etc`, `/run` and
+//! packages.
 //!
-//! Below `/` lies a tree that all hosts read; an overlay keeps what a host writes apart from it. A holder process keeps
-//! the mounts: it is one of the host's processes and dies with them, and the next command on the host mounts them again,
-//! as a machine that boots again. `/run` and `/tmp` are then empty, everything else is as it was.
+//! Below `/` lies a tree that all hosts read; an overlay keeps what a host writes apart from it. A
+//! holder process keeps the mounts: it is one of the host's processes and dies with them, and the
+//! next command on the host mounts them again, as a machine that boots again. `/run` and `/tmp` are
+//! then empty, everything else is as it was.
 
 use crate::{namespace, plan::HostPlan, testbed::Error};
 use nix::{
@@ -35,10 +37,19 @@ impl RootPlan {
         self.keep.join("holder.pid")
     }
 
-    /// The holder's process id, if it lives: process ids are used again, its network namespace is not.
+    /// The holder's process id, if it lives: process ids are used again, its network namespace is
+    /// not.
     fn holder(&self, host: &HostPlan) -> Option<u32> {
-        let pid: u32 = fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()?;
-        let inode = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        let pid: u32 = fs::read_to_string(self.pid_file())
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
+        let inode = |path: &Path| {
+            fs::metadata(path)
+                .ok()
+                .map(|found| (found.dev(), found.ino()))
+        };
         let own = inode(&PathBuf::from(format!("/proc/{pid}/ns/net")))?;
         (Some(own) == inode(&namespace::path(&host.namespace))).then_some(pid)
     }
@@ -65,15 +76,23 @@ pub(crate) fn hold(host: &HostPlan, root: &RootPlan) -> Result<u32, Error> {
         return Ok(pid);
     }
     let child = namespace::inside(&host.namespace, || raise(host, root))??;
-    fs::write(root.pid_file(), child.to_string()).map_err(failed("write the holder's process id"))?;
+    fs::write(root.pid_file(), child.to_string())
+        .map_err(failed("write the holder's process id"))?;
     Ok(child)
 }
 
 /// Runs `action` in a thread that sees the host's own network, files and name.
-pub(crate) fn inside<T: Send>(host: &HostPlan, root: &RootPlan, action: impl FnOnce() -> T + Send) -> Result<T, Error> {
+pub(crate) fn inside<T: Send>(
+    host: &HostPlan,
+    root: &RootPlan,
+    action: impl FnOnce() -> T + Send,
+) -> Result<T, Error> {
     let holder = hold(host, root)?;
     namespace::inside(&host.namespace, || {
-        let open = |kind: &str| File::open(format!("/proc/{holder}/ns/{kind}")).map_err(failed("open the holder's namespaces"));
+        let open = |kind: &str| {
+            File::open(format!("/proc/{holder}/ns/{kind}"))
+                .map_err(failed("open the holder's namespaces"))
+        };
         let (mounts, name, processes) = (open("mnt")?, open("uts")?, open("pid")?);
         let enter = || -> nix::Result<()> {
             unshare(CloneFlags::CLONE_FS)?;
@@ -103,13 +122,38 @@ fn raise(host: &HostPlan, root: &RootPlan) -> Result<u32, Error> {
             fs::create_dir_all(root.keep.join(part))?;
         }
         let kept = |part: &str| root.keep.join(part).display().to_string();
-        let layers = format!("lowerdir={},upperdir={},workdir={}", root.tree.display(), kept("upper"), kept("work"));
-        mount(Some("overlay"), &at, Some("overlay"), MsFlags::empty(), Some(layers.as_str()))?;
-        for (kind, on, mode) in [("proc", "proc", ""), ("sysfs", "sys", ""), ("tmpfs", "run", "mode=755"), ("tmpfs", "tmp", "mode=1777")] {
-            mount(Some("p2pvm"), &at.join(on), Some(kind), MsFlags::empty(), Some(mode).filter(|mode| !mode.is_empty()))?;
+        let layers = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            root.tree.display(),
+            kept("upper"),
+            kept("work")
+        );
+        mount(
+            Some("overlay"),
+            &at,
+            Some("overlay"),
+            MsFlags::empty(),
+            Some(layers.as_str()),
+        )?;
+        for (kind, on, mode) in [
+            ("proc", "proc", ""),
+            ("sysfs", "sys", ""),
+            ("tmpfs", "run", "mode=755"),
+            ("tmpfs", "tmp", "mode=1777"),
+        ] {
+            mount(
+                Some("p2pvm"),
+                &at.join(on),
+                Some(kind),
+                MsFlags::empty(),
+                Some(mode).filter(|mode| !mode.is_empty()),
+            )?;
         }
         let given = [Path::new("/dev"), Path::new("/sys/fs/cgroup"), &host.dir];
-        for path in given.into_iter().chain(root.binds.iter().map(PathBuf::as_path)) {
+        for path in given
+            .into_iter()
+            .chain(root.binds.iter().map(PathBuf::as_path))
+        {
             bind(path, &at)?;
         }
         chdir(&at)?;
@@ -124,9 +168,19 @@ fn raise(host: &HostPlan, root: &RootPlan) -> Result<u32, Error> {
     };
     mount_all().map_err(|e| Error::Io(format!("mount the root of host {}", host.name), e))?;
     let mut holder = Command::new("sleep");
-    holder.arg("infinity").current_dir(&host.dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    #[allow(clippy::zombie_processes, reason = "it lives as long as the host; the testbed kills it with the host's processes")]
-    let child = holder.spawn().map_err(failed("start the holder of a host's root"))?;
+    holder
+        .arg("infinity")
+        .current_dir(&host.dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    #[allow(
+        clippy::zombie_processes,
+        reason = "it lives as long as the host; the testbed kills it with the host's processes"
+    )]
+    let child = holder
+        .spawn()
+        .map_err(failed("start the holder of a host's root"))?;
     Ok(child.id())
 }
 
@@ -139,6 +193,12 @@ fn bind(path: &Path, root: &Path) -> io::Result<()> {
         fs::create_dir_all(at.parent().unwrap_or(root))?;
         File::options().create(true).append(true).open(&at)?;
     }
-    mount(Some(path), &at, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+    mount(
+        Some(path),
+        &at,
+        None::<&str>,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None::<&str>,
+    )?;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! `sites.toml`: which sites there are, what stands between each and the internet, and how far apart they are.
+//! `sites.toml`: which sites there are, what stands between each and the internet, and how far
+//! apart they are.
 //!
 //! ```toml
 //! seed = 7
@@ -36,7 +37,8 @@ const DEFAULT_QUEUE_MS: f64 = 100.0;
 const MAX_SITES: usize = 250;
 /// Host addresses in a site begin at .10.
 const MAX_HOSTS_PER_SITE: usize = 200;
-/// What IPv4 hosts must take (RFC 791), what IPv6 links must carry (RFC 8200 §5), and what the emulated lines carry at most.
+/// What IPv4 hosts must take (RFC 791), what IPv6 links must carry (RFC 8200 §5), and what the
+/// emulated lines carry at most.
 const MTUS: (u16, u16, u16) = (576, 1280, 1500);
 
 /// What a site's router does to UDP, in the words of RFC 3489; RFC 4787's are given beside them.
@@ -55,8 +57,9 @@ pub enum Nat {
     /// Address and port-dependent mapping and filtering; the public ports follow no rule.
     #[serde(alias = "symmetric-random")]
     Symmetric,
-    /// The same, but the inside port is kept wherever no other host of the site uses it towards the same destination, as Linux routers
-    /// do: a lone host is seen like one behind a port-restricted cone.
+    /// The same, but the inside port is kept wherever no other host of the site uses it towards the
+    /// same destination, as Linux routers do: a lone host is seen like one behind a port-restricted
+    /// cone.
     SymmetricPreserving,
     /// The same as `Symmetric`, but each new mapping gets the next public port.
     SymmetricSequential,
@@ -106,7 +109,8 @@ pub enum Ipv6 {
 pub struct Shape {
     /// One-way delay.
     pub delay: Duration,
-    /// Each packet's delay differs from `delay` by up to this much, uniformly; packets keep their order.
+    /// Each packet's delay differs from `delay` by up to this much, uniformly; packets keep their
+    /// order.
     pub jitter: Duration,
     /// Probability that a packet is lost, 0 to 1.
     pub loss: f64,
@@ -131,7 +135,8 @@ pub struct Site {
     /// Kind of NAT between the site's hosts and the internet.
     #[serde(default)]
     pub nat: Nat,
-    /// Kind of NAT of the carrier, behind which the site's router sits: then that router has an address of RFC 6598's.
+    /// Kind of NAT of the carrier, behind which the site's router sits: then that router has an
+    /// address of RFC 6598's.
     #[serde(default)]
     pub carrier: Nat,
     /// Whether UDP passes the site's router at all.
@@ -191,17 +196,25 @@ impl Site {
             return Err("it has no IPv4, so nothing to translate: neither nat nor upnp".into());
         }
         if self.carrier != Nat::None && !behind_nat {
-            return Err("a carrier's NAT stands behind a home router's: give it a nat as well".into());
+            return Err(
+                "a carrier's NAT stands behind a home router's: give it a nat as well".into(),
+            );
         }
         if self.upnp && !behind_nat {
             return Err("upnp maps ports of a NAT: give it a nat as well".into());
         }
-        let least = if self.ipv6 == Ipv6::None { MTUS.0 } else { MTUS.1 };
-        self.mtu.map_or(Ok(()), |mtu| check_mtu(mtu, least).map(drop))
+        let least = if self.ipv6 == Ipv6::None {
+            MTUS.0
+        } else {
+            MTUS.1
+        };
+        self.mtu
+            .map_or(Ok(()), |mtu| check_mtu(mtu, least).map(drop))
     }
 }
 
-/// Properties of a link; what is absent comes from the `[default]` table, then from none at all (no delay, no loss, no limit).
+/// Properties of a link; what is absent comes from the `[default]` table, then from none at all (no
+/// delay, no loss, no limit).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Properties {
@@ -225,7 +238,8 @@ pub struct Properties {
 
 impl Properties {
     fn or(self, other: Properties) -> Properties {
-        // A round trip given here must win over a one-way delay given further out, and the other way round.
+        // A round trip given here must win over a one-way delay given further out, and the other
+        // way round.
         let own = self.rtt_ms.is_some() || self.delay_ms.is_some();
         Properties {
             rtt_ms: if own { self.rtt_ms } else { other.rtt_ms },
@@ -241,7 +255,10 @@ impl Properties {
 
     /// The shape of one direction; an error names the property that makes no sense.
     pub fn shape(self) -> Result<Shape, String> {
-        let delay = self.delay_ms.or(self.rtt_ms.map(|rtt| rtt / 2.0)).unwrap_or(0.0);
+        let delay = self
+            .delay_ms
+            .or(self.rtt_ms.map(|rtt| rtt / 2.0))
+            .unwrap_or(0.0);
         let loss = self.loss.unwrap_or(0.0);
         if !(0.0..=1.0).contains(&loss) {
             return Err(format!("loss {loss} is not between 0 and 1"));
@@ -271,7 +288,14 @@ fn milliseconds(what: &str, value: f64) -> Result<Duration, String> {
 }
 
 fn check_mtu(mtu: u16, least: u16) -> Result<u16, String> {
-    if (least..=MTUS.2).contains(&mtu) { Ok(mtu) } else { Err(format!("an MTU of {mtu} is not between {least} and {}", MTUS.2)) }
+    if (least..=MTUS.2).contains(&mtu) {
+        Ok(mtu)
+    } else {
+        Err(format!(
+            "an MTU of {mtu} is not between {least} and {}",
+            MTUS.2
+        ))
+    }
 }
 
 /// A link between two sites.
@@ -311,7 +335,8 @@ impl Sites {
     /// Reads and checks a file.
     pub fn load(path: impl AsRef<Path>) -> Result<Sites, Error> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|e| Error::Io(format!("read {}", path.display()), e))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::Io(format!("read {}", path.display()), e))?;
         Sites::parse(&text)
     }
 
@@ -326,7 +351,10 @@ impl Sites {
     pub fn check(&self) -> Result<(), Error> {
         let fail = |why: String| Err(Error::Sites(why));
         if self.sites.is_empty() || self.sites.len() > MAX_SITES {
-            return fail(format!("there must be 1 to {MAX_SITES} sites, not {}", self.sites.len()));
+            return fail(format!(
+                "there must be 1 to {MAX_SITES} sites, not {}",
+                self.sites.len()
+            ));
         }
         let (mut names, mut hosts) = (BTreeSet::new(), BTreeSet::new());
         for site in &self.sites {
@@ -334,10 +362,14 @@ impl Sites {
             if !names.insert(site.name.as_str()) {
                 return fail(format!("two sites are named {}", site.name));
             }
-            site.check().map_err(|why| Error::Sites(format!("site {}: {why}", site.name)))?;
+            site.check()
+                .map_err(|why| Error::Sites(format!("site {}: {why}", site.name)))?;
             let of_site = site.host_names();
             if of_site.is_empty() || of_site.len() > MAX_HOSTS_PER_SITE {
-                return fail(format!("site {} must have 1 to {MAX_HOSTS_PER_SITE} hosts", site.name));
+                return fail(format!(
+                    "site {} must have 1 to {MAX_HOSTS_PER_SITE} hosts",
+                    site.name
+                ));
             }
             for host in of_site {
                 check_name(&host).map_err(Error::Sites)?;
@@ -354,13 +386,22 @@ impl Sites {
                     return fail(format!("a link names {end}, which is no site"));
                 }
             }
-            if link.a == link.b || !pairs.insert((link.a.clone().min(link.b.clone()), link.a.clone().max(link.b.clone()))) {
-                return fail(format!("the link {} – {} is given twice or joins a site to itself", link.a, link.b));
+            if link.a == link.b
+                || !pairs.insert((
+                    link.a.clone().min(link.b.clone()),
+                    link.a.clone().max(link.b.clone()),
+                ))
+            {
+                return fail(format!(
+                    "the link {} – {} is given twice or joins a site to itself",
+                    link.a, link.b
+                ));
             }
         }
         for a in &self.sites {
             for b in &self.sites {
-                self.shape(&a.name, &b.name).map_err(|why| Error::Sites(format!("link {} – {}: {why}", a.name, b.name)))?;
+                self.shape(&a.name, &b.name)
+                    .map_err(|why| Error::Sites(format!("link {} – {}: {why}", a.name, b.name)))?;
             }
         }
         Ok(())
@@ -378,7 +419,11 @@ impl Sites {
             }
         });
         let mut properties = listed.unwrap_or_default().or(self.default);
-        let lines = self.sites.iter().filter(|site| site.name == from || site.name == to).filter_map(|site| site.mtu);
+        let lines = self
+            .sites
+            .iter()
+            .filter(|site| site.name == from || site.name == to)
+            .filter_map(|site| site.mtu);
         properties.mtu = lines.chain(properties.mtu).min();
         properties.shape()
     }
@@ -386,8 +431,17 @@ impl Sites {
 
 /// Names become parts of namespace and file names.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
-    let usable = (1..=24).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if usable { Ok(()) } else { Err(format!("the name {name:?} is not 1 to 24 of a-z, 0-9 and -")) }
+    let usable = (1..=24).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if usable {
+        Ok(())
+    } else {
+        Err(format!(
+            "the name {name:?} is not 1 to 24 of a-z, 0-9 and -"
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -397,15 +451,25 @@ mod tests {
     #[test]
     fn a_link_takes_what_it_leaves_out_from_the_default() {
         let sites = Sites::parse(
-            "[default]\nrtt_ms = 40\nmbit = 100\n[[site]]\nname='a'\n[[site]]\nname='b'\nhosts=2\n[[site]]\nname='c'\n\
+            "[default]\nrtt_ms = 40\nmbit = \
+                100\n[[site]]\nname='a'\n[[site]]\nname='b'\nhosts=2\n[[site]]\nname='c'\n\
              [[link]]\na='a'\nb='b'\nrtt_ms=10\nback={mbit=5, delay_ms=30}\n",
         )
         .unwrap();
         let there = sites.shape("a", "b").unwrap();
-        assert_eq!((there.delay, there.bits_per_second), (Duration::from_millis(5), 100_000_000));
+        assert_eq!(
+            (there.delay, there.bits_per_second),
+            (Duration::from_millis(5), 100_000_000)
+        );
         let back = sites.shape("b", "a").unwrap();
-        assert_eq!((back.delay, back.bits_per_second), (Duration::from_millis(30), 5_000_000));
-        assert_eq!(sites.shape("a", "c").unwrap().delay, Duration::from_millis(20));
+        assert_eq!(
+            (back.delay, back.bits_per_second),
+            (Duration::from_millis(30), 5_000_000)
+        );
+        assert_eq!(
+            sites.shape("a", "c").unwrap().delay,
+            Duration::from_millis(20)
+        );
         assert_eq!(sites.sites[1].host_names(), ["b1", "b2"]);
     }
 
@@ -415,7 +479,10 @@ mod tests {
                     [[link]]\na='b'\nb='a'\nmtu=1300\n";
         let sites = Sites::parse(text).unwrap();
         let mtu = |a, b| sites.shape(a, b).unwrap().mtu;
-        assert_eq!([mtu("a", "b"), mtu("b", "a"), mtu("b", "b"), mtu("a", "c")], [1300, 1300, 1492, 1280]);
+        assert_eq!(
+            [mtu("a", "b"), mtu("b", "a"), mtu("b", "b"), mtu("a", "c")],
+            [1300, 1300, 1492, 1280]
+        );
     }
 
     #[test]
@@ -432,16 +499,37 @@ mod tests {
             ("", "1 to 250 sites"),
             ("[[site]]\nname='A b'", "A b"),
             ("[[site]]\nname='a'\n[[site]]\nname='a'", "two sites"),
-            ("[[site]]\nname='a'\nhosts=['x']\n[[site]]\nname='b'\nhosts=['x']", "two hosts"),
+            (
+                "[[site]]\nname='a'\nhosts=['x']\n[[site]]\nname='b'\nhosts=['x']",
+                "two hosts",
+            ),
             ("[[site]]\nname='a'\nnat='cone'", "cone"),
-            ("[[site]]\nname='a'\n[[link]]\na='a'\nb='z'", "z, which is no site"),
-            ("[[site]]\nname='a'\n[[site]]\nname='b'\n[[link]]\na='a'\nb='b'\nloss=2", "loss 2"),
-            ("[[site]]\nname='a'\n[[site]]\nname='b'\n[[link]]\na='a'\nb='b'\n[[link]]\na='b'\nb='a'", "given twice"),
-            ("[[site]]\nname='a'\nipv6='only'\nnat='full-cone'", "no IPv4"),
+            (
+                "[[site]]\nname='a'\n[[link]]\na='a'\nb='z'",
+                "z, which is no site",
+            ),
+            (
+                "[[site]]\nname='a'\n[[site]]\nname='b'\n[[link]]\na='a'\nb='b'\nloss=2",
+                "loss 2",
+            ),
+            (
+                "[[site]]\nname='a'\n[[site]]\nname='b'\n[[link]]\na='a'\nb='b'\n[[link]]\na='b'\nb='a'",
+                "given twice",
+            ),
+            (
+                "[[site]]\nname='a'\nipv6='only'\nnat='full-cone'",
+                "no IPv4",
+            ),
             ("[[site]]\nname='a'\ncarrier='symmetric'", "home router"),
             ("[[site]]\nname='a'\nupnp=true", "give it a nat"),
-            ("[[site]]\nname='a'\nipv6='dual'\nmtu=1000", "between 1280 and 1500"),
-            ("[default]\nmtu=9000\n[[site]]\nname='a'", "between 576 and 1500"),
+            (
+                "[[site]]\nname='a'\nipv6='dual'\nmtu=1000",
+                "between 1280 and 1500",
+            ),
+            (
+                "[default]\nmtu=9000\n[[site]]\nname='a'",
+                "between 576 and 1500",
+            ),
             ("[default]\nrtt_ms=-1\n[[site]]\nname='a'", "-0.5 ms"),
         ] {
             let error = Sites::parse(text).unwrap_err().to_string();

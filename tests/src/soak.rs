@@ -1,10 +1,12 @@
-//! Hostile datagrams against a running daemon: what a stranger on the path can send, for as long as one likes.
+//! Hostile datagrams against a running daemon: what a stranger on the path can send, for as long as
+//! one likes.
 //!
-//! The attacker stands on the router before the victim. It sees what the victim gets, and sends it on again: whole, cut, with
-//! bits turned, from other addresses; besides, noise of every length, and things that look like the beginning of a handshake, a
-//! STUN request or a QUIC packet, from addresses that are not its own. It also knocks on the TCP port with noise. Meanwhile it
-//! counts what the victim sends to the addresses that were forged: more than three times what came from there would make the
-//! victim an amplifier (RFC 9000 §8.1 has the same bound).
+//! The attacker stands on the router before the victim. It sees what the victim gets, and sends it
+//! on again: whole, cut, with bits turned, from other addresses; besides, noise of every length,
+//! and things that look like the beginning of a handshake, a STUN request or a QUIC packet, from
+//! addresses that are not its own. It also knocks on the TCP port with noise. Meanwhile it counts
+//! what the victim sends to the addresses that were forged: more than three times what came from
+//! there would make the victim an amplifier (RFC 9000 §8.1 has the same bound).
 
 use crate::{
     lab::{Lab, LabError},
@@ -14,7 +16,8 @@ use crate::{
 use nix::{
     net::if_::if_nametoindex,
     sys::socket::{
-        AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvfrom, sendto, setsockopt, socket, sockopt,
+        AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvfrom,
+        sendto, setsockopt, socket, sockopt,
     },
 };
 use rand::{Rng, RngCore, SeedableRng};
@@ -32,8 +35,13 @@ use std::{
 
 /// Datagrams to the victim that are kept to be sent again.
 const KEPT: usize = 2048;
-/// Forged sources come from these documentation networks (RFC 5737), which nobody on the testbed has.
-const FORGED: [Ipv4Addr; 3] = [Ipv4Addr::new(192, 0, 2, 0), Ipv4Addr::new(198, 51, 100, 0), Ipv4Addr::new(203, 0, 113, 0)];
+/// Forged sources come from these documentation networks (RFC 5737), which nobody on the testbed
+/// has.
+const FORGED: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(192, 0, 2, 0),
+    Ipv4Addr::new(198, 51, 100, 0),
+    Ipv4Addr::new(203, 0, 113, 0),
+];
 /// The longest datagram sent; longer ones would only be fragments.
 const LONGEST: usize = 1472;
 /// Our packets reach the victim with this; others' have passed a router more.
@@ -92,18 +100,30 @@ pub struct Report {
     pub panics: Vec<String>,
 }
 
-/// Founds a network of two public hosts and one behind a NAT on a testbed of its own, and attacks the founder's daemon.
+/// Founds a network of two public hosts and one behind a NAT on a testbed of its own, and attacks
+/// the founder's daemon.
 ///
 /// # Errors
 /// If the network does not come up or the daemon does not answer afterwards.
-pub fn soak(program: &Path, name: &str, pace: u32, lasting: Duration, seed: u64) -> Result<Report, LabError> {
-    const SITES: &str = "seed = 5\n[default]\nrtt_ms = 10\nmbit = 1000\n[[site]]\nname = \"victim\"\n[[site]]\nname = \"peer\"\n\
+pub fn soak(
+    program: &Path,
+    name: &str,
+    pace: u32,
+    lasting: Duration,
+    seed: u64,
+) -> Result<Report, LabError> {
+    const SITES: &str = "seed = 5\n[default]\nrtt_ms = 10\nmbit = 1000\n[[site]]\nname \
+        = \"victim\"\n[[site]]\nname = \"peer\"\n\
                          [[site]]\nname = \"home\"\nnat = \"port-restricted\"\n";
     const PORTS: (u16, u16) = (4001, 4002);
     let sites = Sites::parse(SITES)?;
     let lab = Lab::up(&sites, name, program)?;
     for host in ["victim", "peer", "home"] {
-        let ports = if host == "victim" { format!("port = {}\nlink_port = {}\n", PORTS.0, PORTS.1) } else { String::new() };
+        let ports = if host == "victim" {
+            format!("port = {}\nlink_port = {}\n", PORTS.0, PORTS.1)
+        } else {
+            String::new()
+        };
         lab.configure(host, &format!("cpus = 1\nautonomic = false\n{ports}"))?;
     }
     lab.found("victim", "lab")?;
@@ -115,12 +135,28 @@ pub fn soak(program: &Path, name: &str, pace: u32, lasting: Duration, seed: u64)
     }
     let pid_file = lab.dir("victim")?.join("daemon.pid");
     let pid = || fs::read_to_string(&pid_file).unwrap_or_default();
-    let resident = || Ok::<_, LabError>(lab.json("victim", &["status"])?["resident_bytes"].as_u64().unwrap_or(0));
+    let resident = || {
+        Ok::<_, LabError>(
+            lab.json("victim", &["status"])?["resident_bytes"]
+                .as_u64()
+                .unwrap_or(0),
+        )
+    };
     let (pid_before, resident_before) = (pid(), resident()?);
-    let plan = Plan { victim: "victim".into(), udp: vec![PORTS.0, PORTS.1], tcp: Some(PORTS.0), pace, lasting, seed };
+    let plan = Plan {
+        victim: "victim".into(),
+        udp: vec![PORTS.0, PORTS.1],
+        tcp: Some(PORTS.0),
+        pace,
+        lasting,
+        seed,
+    };
     let probes = (lasting.as_millis() / 250).clamp(4, 1_000_000) as u32;
     let (outcome, answered) = std::thread::scope(|scope| {
-        let pinging = scope.spawn(|| lab.ping("peer", "victim", probes, "250ms").map(|p| p.rtts_ms.len() as u32));
+        let pinging = scope.spawn(|| {
+            lab.ping("peer", "victim", probes, "250ms")
+                .map(|p| p.rtts_ms.len() as u32)
+        });
         let outcome = attack(lab.testbed(), &plan);
         (outcome, pinging.join().unwrap_or(Ok(0)))
     });
@@ -128,11 +164,23 @@ pub fn soak(program: &Path, name: &str, pace: u32, lasting: Duration, seed: u64)
     let resident_after = resident()?;
     lab.ping("home", "victim", 3, "100ms")?;
     let log = fs::read_to_string(lab.dir("victim")?.join("daemon.log")).unwrap_or_default();
-    let panics = log.lines().filter(|l| l.contains("panicked")).map(str::to_owned).collect();
+    let panics = log
+        .lines()
+        .filter(|l| l.contains("panicked"))
+        .map(str::to_owned)
+        .collect();
     let same_daemon = !pid_before.is_empty() && pid_before == pid();
     lab.down()?;
     let seconds = lasting.as_secs_f64();
-    Ok(Report { seconds, outcome, resident_before, resident_after, pings: (answered, probes), same_daemon, panics })
+    Ok(Report {
+        seconds,
+        outcome,
+        resident_before,
+        resident_after,
+        pings: (answered, probes),
+        same_daemon,
+        panics,
+    })
 }
 
 /// Attacks from the router of the victim's site until the time is over.
@@ -143,10 +191,15 @@ pub fn attack(bed: &Testbed, plan: &Plan) -> Result<Outcome, testbed::Error> {
     let host = bed.host(&plan.victim)?;
     let site = bed.plan().sites[host.site].name.clone();
     let std::net::IpAddr::V4(address) = host.address else {
-        return Err(testbed::Error::Sites(format!("{}: the attack knows IPv4 alone", host.name)));
+        return Err(testbed::Error::Sites(format!(
+            "{}: the attack knows IPv4 alone",
+            host.name
+        )));
     };
     bed.inside_router(&site, || {
-        Attack::open(plan, address).and_then(Attack::run).map_err(|e| testbed::Error::Io("send hostile datagrams".into(), e))
+        Attack::open(plan, address)
+            .and_then(Attack::run)
+            .map_err(|e| testbed::Error::Io("send hostile datagrams".into(), e))
     })?
 }
 
@@ -167,9 +220,19 @@ struct Attack<'a> {
 
 impl<'a> Attack<'a> {
     fn open(plan: &'a Plan, victim: Ipv4Addr) -> std::io::Result<Self> {
-        let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
+        let raw = socket(
+            AddressFamily::Inet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::Raw,
+        )?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let sniff = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
+        let sniff = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            flags,
+            SockProtocol::EthAll,
+        )?;
         setsockopt(&sniff, sockopt::RcvBuf, &(4 << 20))?;
         Ok(Self {
             plan,
@@ -207,8 +270,12 @@ impl<'a> Attack<'a> {
         self.look()?;
         self.outcome.forged_bytes = self.forged.values().map(|(sent, _)| sent).sum();
         self.outcome.answered_bytes = self.forged.values().map(|(_, answered)| answered).sum();
-        self.outcome.worst_amplification =
-            self.forged.values().filter(|(sent, _)| *sent > 0).map(|(sent, answered)| *answered as f64 / *sent as f64).fold(0.0, f64::max);
+        self.outcome.worst_amplification = self
+            .forged
+            .values()
+            .filter(|(sent, _)| *sent > 0)
+            .map(|(sent, answered)| *answered as f64 / *sent as f64)
+            .fold(0.0, f64::max);
         Ok(self.outcome)
     }
 
@@ -220,12 +287,22 @@ impl<'a> Attack<'a> {
 
     fn forged_source(&mut self) -> SocketAddr {
         let [a, b, c, _] = FORGED[self.rng.random_range(0..FORGED.len())].octets();
-        (Ipv4Addr::new(a, b, c, self.rng.random_range(1..=254)), self.rng.random_range(1024..=u16::MAX)).into()
+        (
+            Ipv4Addr::new(a, b, c, self.rng.random_range(1..=254)),
+            self.rng.random_range(1024..=u16::MAX),
+        )
+            .into()
     }
 
     fn send_one(&mut self) -> std::io::Result<()> {
         let port = self.plan.udp[self.rng.random_range(0..self.plan.udp.len())];
-        let again = if self.kept.is_empty() { None } else { self.kept.get(self.rng.random_range(0..self.kept.len())).cloned() };
+        let again = if self.kept.is_empty() {
+            None
+        } else {
+            self.kept
+                .get(self.rng.random_range(0..self.kept.len()))
+                .cloned()
+        };
         let forged = self.forged_source();
         let (kind, source, port, body) = match (self.rng.random_range(0..8), again) {
             (0, Some((source, port, body))) => ("replayed", source, port, body),
@@ -270,12 +347,19 @@ impl<'a> Attack<'a> {
                 ("noise", forged, port, self.noise(len))
             }
         };
-        let SocketAddr::V4(from) = source else { return Ok(()) };
+        let SocketAddr::V4(from) = source else {
+            return Ok(());
+        };
         let packet = datagram(*from.ip(), from.port(), self.victim, port, &body);
         if is_forged(*from.ip()) {
             self.forged.entry(*from.ip()).or_default().0 += packet.len() as u64;
         }
-        match sendto(self.raw.as_raw_fd(), &packet, &SockaddrIn::from(std::net::SocketAddrV4::new(self.victim, 0)), MsgFlags::empty()) {
+        match sendto(
+            self.raw.as_raw_fd(),
+            &packet,
+            &SockaddrIn::from(std::net::SocketAddrV4::new(self.victim, 0)),
+            MsgFlags::empty(),
+        ) {
             Ok(_) => *self.outcome.sent.entry(kind).or_default() += 1,
             // A full queue drops, as any router would.
             Err(nix::Error::ENOBUFS | nix::Error::EAGAIN) => {}
@@ -284,7 +368,8 @@ impl<'a> Attack<'a> {
         Ok(())
     }
 
-    /// Reads what passes: datagrams to the victim are kept, answers to forged addresses are counted.
+    /// Reads what passes: datagrams to the victim are kept, answers to forged addresses are
+    /// counted.
     fn look(&mut self) -> std::io::Result<()> {
         let mut frame = [0u8; 2048];
         loop {
@@ -298,15 +383,21 @@ impl<'a> Attack<'a> {
             if interface != Some(self.bridge as usize) {
                 continue;
             }
-            let Some(passed) = udp_of(&frame[..len]) else { continue };
+            let Some(passed) = udp_of(&frame[..len]) else {
+                continue;
+            };
             if passed.from.0 == self.victim && is_forged(passed.to.0) {
                 self.forged.entry(passed.to.0).or_default().1 += passed.total;
-            } else if passed.to.0 == self.victim && passed.hops_left != OUR_HOPS && self.plan.udp.contains(&passed.to.1) {
+            } else if passed.to.0 == self.victim
+                && passed.hops_left != OUR_HOPS
+                && self.plan.udp.contains(&passed.to.1)
+            {
                 self.outcome.seen += 1;
                 if self.kept.len() == KEPT {
                     self.kept.pop_front();
                 }
-                self.kept.push_back((passed.from.into(), passed.to.1, passed.body.to_vec()));
+                self.kept
+                    .push_back((passed.from.into(), passed.to.1, passed.body.to_vec()));
             }
         }
     }
@@ -320,7 +411,11 @@ impl<'a> Attack<'a> {
             let _ = stream.set_nonblocking(true);
             let _ = stream.write(&noise);
             self.knocks.push_back(stream);
-            *self.outcome.sent.entry("TCP connections with noise").or_default() += 1;
+            *self
+                .outcome
+                .sent
+                .entry("TCP connections with noise")
+                .or_default() += 1;
         }
         if self.knocks.len() > KNOCKS {
             self.knocks.pop_front();
@@ -328,7 +423,8 @@ impl<'a> Attack<'a> {
     }
 }
 
-/// An IPv4 packet with a UDP datagram; no UDP checksum, which IPv4 allows; the kernel fills in the header's.
+/// An IPv4 packet with a UDP datagram; no UDP checksum, which IPv4 allows; the kernel fills in the
+/// header's.
 fn datagram(from: Ipv4Addr, from_port: u16, to: Ipv4Addr, to_port: u16, body: &[u8]) -> Vec<u8> {
     let total = (28 + body.len()) as u16;
     let mut packet = Vec::with_capacity(usize::from(total));
@@ -364,7 +460,11 @@ fn udp_of(frame: &[u8]) -> Option<Passed<'_>> {
     }
     let total = usize::from(u16::from_be_bytes(packet.get(2..4)?.try_into().ok()?));
     let packet = packet.get(..total)?;
-    let address = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
+    let address = |at: usize| {
+        Some(Ipv4Addr::from(
+            <[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?,
+        ))
+    };
     let udp = packet.get(header..)?;
     let port = |at: usize| Some(u16::from_be_bytes(udp.get(at..at + 2)?.try_into().ok()?));
     Some(Passed {
@@ -377,7 +477,9 @@ fn udp_of(frame: &[u8]) -> Option<Passed<'_>> {
 }
 
 fn is_forged(ip: Ipv4Addr) -> bool {
-    FORGED.iter().any(|net| net.octets()[..3] == ip.octets()[..3])
+    FORGED
+        .iter()
+        .any(|net| net.octets()[..3] == ip.octets()[..3])
 }
 
 #[cfg(test)]
@@ -391,7 +493,10 @@ mod tests {
         frame.extend([8, 0]);
         frame.extend(datagram(from, 5, to, 6, b"body"));
         let seen = udp_of(&frame).expect("a whole datagram");
-        assert_eq!((seen.from, seen.to, seen.hops_left, seen.total, seen.body), ((from, 5), (to, 6), OUR_HOPS, 32, &b"body"[..]));
+        assert_eq!(
+            (seen.from, seen.to, seen.hops_left, seen.total, seen.body),
+            ((from, 5), (to, 6), OUR_HOPS, 32, &b"body"[..])
+        );
         assert!(is_forged(from) && !is_forged(to));
         for len in 0..frame.len() {
             assert!(udp_of(&frame[..len]).is_none());

@@ -1,7 +1,9 @@
-//! What one does with a testbed: run programs on its hosts, cut and heal links, kill and revive hosts, look at it, take it down.
+//! What one does with a testbed: run programs on its hosts, cut and heal links, kill and revive
+//! hosts, look at it, take it down.
 //!
-//! Everything goes by the plan in the state directory and the keeper's control socket, so that it makes no difference whether the testbed
-//! is kept by this process ([`Testbed::up`]), by a child of it ([`Testbed::up_by`]) or by one started long ago ([`Testbed::open`]).
+//! Everything goes by the plan in the state directory and the keeper's control socket, so that it
+//! makes no difference whether the testbed is kept by this process ([`Testbed::up`]), by a child of
+//! it ([`Testbed::up_by`]) or by one started long ago ([`Testbed::open`]).
 
 use crate::{
     forwarder::Counters,
@@ -65,7 +67,9 @@ pub enum Error {
     #[error("no host or site is named {0}")]
     NoSuch(String),
     /// Links join sites, so a host that shares its site cannot be cut off by name.
-    #[error("cannot cut between {0} and {1}: name two sites, or hosts that are alone at different sites")]
+    #[error(
+        "cannot cut between {0} and {1}: name two sites, or hosts that are alone at different sites"
+    )]
     NotALink(String, String),
     /// Processes that would not die.
     #[error("processes {pids:?} in {namespace} do not die")]
@@ -119,7 +123,8 @@ impl TiedKeeper {
 
 impl Drop for TiedKeeper {
     fn drop(&mut self) {
-        // It is our child and does what it must without being watched; waiting only makes the end definite.
+        // It is our child and does what it must without being watched; waiting only makes the end
+        // definite.
         let _ = self.end();
     }
 }
@@ -131,7 +136,8 @@ pub struct Status {
     pub name: String,
     /// Its hosts.
     pub hosts: Vec<HostStatus>,
-    /// Its links, by direction; those that carried nothing, lost nothing and are not cut are left out.
+    /// Its links, by direction; those that carried nothing, lost nothing and are not cut are left
+    /// out.
     pub links: Vec<LinkStatus>,
 }
 
@@ -164,21 +170,39 @@ pub struct LinkStatus {
 }
 
 impl Testbed {
-    /// Builds a testbed that lives in this process: it is taken down when the handle is dropped. If the process is killed instead, the
-    /// next `up` on this machine takes it down.
+    /// Builds a testbed that lives in this process: it is taken down when the handle is dropped. If
+    /// the process is killed instead, the next `up` on this machine takes it down.
     pub fn up(sites: &Sites, name: &str) -> Result<Testbed, Error> {
         let keeper = Keeper::start(sites, name, false)?;
-        Ok(Testbed { plan: keeper.plan().clone(), hold: Hold::Keeper(keeper) })
+        Ok(Testbed {
+            plan: keeper.plan().clone(),
+            hold: Hold::Keeper(keeper),
+        })
     }
 
-    /// Builds a testbed kept by a process of its own, which is `program` (with `arguments` in front) calling [`keeper::keep`].
+    /// Builds a testbed kept by a process of its own, which is `program` (with `arguments` in
+    /// front) calling [`keeper::keep`].
     ///
-    /// With [`Life::Tied`] that process takes the testbed down as soon as this one drops the handle or ends in whatever way, `kill -9`
-    /// included; with [`Life::Detached`] when it is told to (`down`, SIGTERM).
-    pub fn up_by(program: &Path, arguments: &[&OsStr], sites: &Sites, name: &str, life: Life) -> Result<Testbed, Error> {
+    /// With [`Life::Tied`] that process takes the testbed down as soon as this one drops the handle
+    /// or ends in whatever way, `kill -9` included; with [`Life::Detached`] when it is told to
+    /// (`down`, SIGTERM).
+    pub fn up_by(
+        program: &Path,
+        arguments: &[&OsStr],
+        sites: &Sites,
+        name: &str,
+        life: Life,
+    ) -> Result<Testbed, Error> {
         let child = keeper::start_process(program, arguments, sites, name, life)?;
         let plan = keeper::read_plan(name)?;
-        Ok(Testbed { plan, hold: if life == Life::Tied { Hold::Child(TiedKeeper(child)) } else { Hold::Nothing } })
+        Ok(Testbed {
+            plan,
+            hold: if life == Life::Tied {
+                Hold::Child(TiedKeeper(child))
+            } else {
+                Hold::Nothing
+            },
+        })
     }
 
     /// A testbed that is up already.
@@ -186,12 +210,18 @@ impl Testbed {
         if !keeper::is_up(name) {
             return Err(Error::NotUp(name.into()));
         }
-        Ok(Testbed { plan: keeper::read_plan(name)?, hold: Hold::Nothing })
+        Ok(Testbed {
+            plan: keeper::read_plan(name)?,
+            hold: Hold::Nothing,
+        })
     }
 
     /// Names of the testbeds that are up.
     pub fn list() -> Vec<String> {
-        keeper::names().into_iter().filter(|name| keeper::is_up(name)).collect()
+        keeper::names()
+            .into_iter()
+            .filter(|name| keeper::is_up(name))
+            .collect()
     }
 
     /// Hosts, sites, addresses and link shapes.
@@ -201,32 +231,60 @@ impl Testbed {
 
     /// A host by name.
     pub fn host(&self, name: &str) -> Result<&HostPlan, Error> {
-        self.plan.host(name).ok_or_else(|| Error::NoSuch(name.into()))
+        self.plan
+            .host(name)
+            .ok_or_else(|| Error::NoSuch(name.into()))
     }
 
     /// Runs `action` in a thread that is on the host's network. Sockets made there stay there.
-    pub fn inside<T: Send>(&self, host: &str, action: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    pub fn inside<T: Send>(
+        &self,
+        host: &str,
+        action: impl FnOnce() -> T + Send,
+    ) -> Result<T, Error> {
         namespace::inside(&self.host(host)?.namespace, action)
     }
 
     /// Runs `action` in a thread that is on the network of a site's router.
-    pub fn inside_router<T: Send>(&self, site: &str, action: impl FnOnce() -> T + Send) -> Result<T, Error> {
-        let site = self.plan.sites.iter().find(|s| s.name == site).ok_or_else(|| Error::NoSuch(site.into()))?;
+    pub fn inside_router<T: Send>(
+        &self,
+        site: &str,
+        action: impl FnOnce() -> T + Send,
+    ) -> Result<T, Error> {
+        let site = self
+            .plan
+            .sites
+            .iter()
+            .find(|s| s.name == site)
+            .ok_or_else(|| Error::NoSuch(site.into()))?;
         namespace::inside(&site.namespace, action)
     }
 
     /// Makes a site's router forget all connections, and with them its NAT's mappings.
     pub fn forget_mappings(&self, site: &str) -> Result<(), Error> {
-        self.inside_router(site, crate::conntrack::flush)?.map_err(|e| Error::Io(format!("flush the connections of {site}'s router"), e))
+        self.inside_router(site, crate::conntrack::flush)?
+            .map_err(|e| Error::Io(format!("flush the connections of {site}'s router"), e))
     }
 
-    /// Gives a host a root file system of its own for what is run on it from now on: `tree`, to which it writes without
-    /// changing it, with `binds` of this machine in it under the same names.
+    /// Gives a host a root file system of its own for what is run on it from now on: `tree`, to
+    /// which it writes without changing it, with `binds` of this machine in it under the same
+    /// names.
     pub fn give_root(&mut self, host: &str, tree: &Path, binds: &[&Path]) -> Result<(), Error> {
-        let index = self.plan.hosts.iter().position(|h| h.name == host).ok_or_else(|| Error::NoSuch(host.into()))?;
-        let keep = Path::new(HOSTS_DIR).join(&self.plan.name).join(format!(".{host}"));
+        let index = self
+            .plan
+            .hosts
+            .iter()
+            .position(|h| h.name == host)
+            .ok_or_else(|| Error::NoSuch(host.into()))?;
+        let keep = Path::new(HOSTS_DIR)
+            .join(&self.plan.name)
+            .join(format!(".{host}"));
         let binds = binds.iter().map(|path| path.to_path_buf()).collect();
-        self.plan.hosts[index].root = Some(RootPlan { tree: tree.to_owned(), binds, keep });
+        self.plan.hosts[index].root = Some(RootPlan {
+            tree: tree.to_owned(),
+            binds,
+            keep,
+        });
         raise::save_plan(&self.plan)
     }
 
@@ -235,11 +293,13 @@ impl Testbed {
         root::view(self.host(host)?)
     }
 
-    /// Starts a command on a host, with `P2PVM_DIR` naming the host's state directory and the host's name as host name.
+    /// Starts a command on a host, with `P2PVM_DIR` naming the host's state directory and the
+    /// host's name as host name.
     pub fn spawn(&self, host: &str, command: &mut Command) -> Result<Child, Error> {
         let host = self.host(host)?;
         let line = line(command);
-        on_machine(host, || on_host(command, host).spawn())?.map_err(|e| Error::Io(format!("run {line} on host {}", host.name), e))
+        on_machine(host, || on_host(command, host).spawn())?
+            .map_err(|e| Error::Io(format!("run {line} on host {}", host.name), e))
     }
 
     /// Replaces this process by a command running on a host; returns only if that fails.
@@ -258,12 +318,21 @@ impl Testbed {
     /// Runs a command on a host to its end and gives its output and status.
     pub fn exec(&self, host: &str, argv: &[&str]) -> Result<Output, Error> {
         let Some((program, arguments)) = argv.split_first() else {
-            return Err(Error::Io("run an empty command".into(), io::ErrorKind::InvalidInput.into()));
+            return Err(Error::Io(
+                "run an empty command".into(),
+                io::ErrorKind::InvalidInput.into(),
+            ));
         };
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let child = self.spawn(host, &mut command)?;
-        child.wait_with_output().map_err(|e| Error::Io(format!("wait for {program}"), e))
+        child
+            .wait_with_output()
+            .map_err(|e| Error::Io(format!("wait for {program}"), e))
     }
 
     /// Runs a command on a host and gives what it printed; a status other than 0 is an error.
@@ -273,7 +342,12 @@ impl Testbed {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
-        Err(Error::Command { host: host.into(), line: argv.join(" "), status: output.status, said })
+        Err(Error::Command {
+            host: host.into(),
+            line: argv.join(" "),
+            status: output.status,
+            said,
+        })
     }
 
     /// Cuts both directions between two sites, each named by itself or by its only host.
@@ -289,21 +363,45 @@ impl Testbed {
     fn set_cut(&self, a: &str, b: &str, cut: bool) -> Result<(), Error> {
         let (from, to) = self.link(a, b)?;
         keeper::control(&self.plan.name, &keeper::Control::SetCut { from, to, cut })?;
-        keeper::control(&self.plan.name, &keeper::Control::SetCut { from: to, to: from, cut }).map(drop)
+        keeper::control(
+            &self.plan.name,
+            &keeper::Control::SetCut {
+                from: to,
+                to: from,
+                cut,
+            },
+        )
+        .map(drop)
     }
 
-    /// Gives both directions between two sites other properties than the file did; what is not given is none.
+    /// Gives both directions between two sites other properties than the file did; what is not
+    /// given is none.
     pub fn reshape(&self, a: &str, b: &str, properties: Properties) -> Result<(), Error> {
         let (from, to) = self.link(a, b)?;
         let shape: Shape = properties.shape().map_err(Error::Sites)?;
-        keeper::control(&self.plan.name, &keeper::Control::Reshape { from, to, shape })?;
-        keeper::control(&self.plan.name, &keeper::Control::Reshape { from: to, to: from, shape }).map(drop)
+        keeper::control(
+            &self.plan.name,
+            &keeper::Control::Reshape { from, to, shape },
+        )?;
+        keeper::control(
+            &self.plan.name,
+            &keeper::Control::Reshape {
+                from: to,
+                to: from,
+                shape,
+            },
+        )
+        .map(drop)
     }
 
     fn link(&self, a: &str, b: &str) -> Result<(usize, usize), Error> {
         let not = || Error::NotALink(a.into(), b.into());
         let (from, to) = (self.end(a, not)?, self.end(b, not)?);
-        if from == to { Err(not()) } else { Ok((from, to)) }
+        if from == to {
+            Err(not())
+        } else {
+            Ok((from, to))
+        }
     }
 
     fn end(&self, name: &str, not: impl Fn() -> Error) -> Result<usize, Error> {
@@ -311,7 +409,18 @@ impl Testbed {
             return Ok(site);
         }
         let host = self.host(name)?;
-        if self.plan.hosts.iter().filter(|other| other.site == host.site).count() == 1 { Ok(host.site) } else { Err(not()) }
+        if self
+            .plan
+            .hosts
+            .iter()
+            .filter(|other| other.site == host.site)
+            .count()
+            == 1
+        {
+            Ok(host.site)
+        } else {
+            Err(not())
+        }
     }
 
     /// Pulls a host's cable; its programs run on.
@@ -324,22 +433,30 @@ impl Testbed {
         raise::plug(&self.plan, host, true)
     }
 
-    /// Pulls a host's plug: its cable first, then every program on it by SIGKILL. Its state directory stays. Answers how many died.
+    /// Pulls a host's plug: its cable first, then every program on it by SIGKILL. Its state
+    /// directory stays. Answers how many died.
     pub fn kill(&self, host: &str) -> Result<usize, Error> {
         self.isolate(host)?;
         let host = self.host(host)?;
         namespace::kill_processes(&host.namespace, &host.dir)
     }
 
-    /// Lets a killed host onto the network again; its programs have to be started by whoever started them at first.
+    /// Lets a killed host onto the network again; its programs have to be started by whoever
+    /// started them at first.
     pub fn revive(&self, host: &str) -> Result<(), Error> {
         self.rejoin(host)
     }
 
-    /// Gives a site its other public addresses (there are two sets), as a provider does overnight: its hosts get theirs if they have public
-    /// ones, and every NAT mapping and connection through its routers is forgotten.
+    /// Gives a site its other public addresses (there are two sets), as a provider does overnight:
+    /// its hosts get theirs if they have public ones, and every NAT mapping and connection through
+    /// its routers is forgotten.
     pub fn renumber(&mut self, site: &str) -> Result<(), Error> {
-        let index = self.plan.sites.iter().position(|s| s.name == site).ok_or_else(|| Error::NoSuch(site.into()))?;
+        let index = self
+            .plan
+            .sites
+            .iter()
+            .position(|s| s.name == site)
+            .ok_or_else(|| Error::NoSuch(site.into()))?;
         self.plan.renumber(index);
         raise::save_plan(&self.plan)?;
         raise::renumber(&self.plan, index)
@@ -347,19 +464,35 @@ impl Testbed {
 
     /// Puts another router before a site: same addresses, another kind of NAT, nothing remembered.
     pub fn renat(&mut self, site: &str, nat: Nat) -> Result<(), Error> {
-        let index = self.plan.sites.iter().position(|s| s.name == site).ok_or_else(|| Error::NoSuch(site.into()))?;
+        let index = self
+            .plan
+            .sites
+            .iter()
+            .position(|s| s.name == site)
+            .ok_or_else(|| Error::NoSuch(site.into()))?;
         self.plan.sites[index].nat = nat;
         raise::save_plan(&self.plan)?;
         raise::address_router(&self.plan, index)
     }
 
-    /// Moves a host: to another address at its site, or to another site, where it gets a new interface. What runs on it runs on.
+    /// Moves a host: to another address at its site, or to another site, where it gets a new
+    /// interface. What runs on it runs on.
     pub fn rehost(&mut self, host: &str, to_site: Option<&str>) -> Result<(), Error> {
         let no = |name: &str| Error::NoSuch(name.into());
-        let index = self.plan.hosts.iter().position(|h| h.name == host).ok_or_else(|| no(host))?;
+        let index = self
+            .plan
+            .hosts
+            .iter()
+            .position(|h| h.name == host)
+            .ok_or_else(|| no(host))?;
         let before = self.plan.hosts[index].clone();
         let site = match to_site {
-            Some(name) => self.plan.sites.iter().position(|s| s.name == name).ok_or_else(|| no(name))?,
+            Some(name) => self
+                .plan
+                .sites
+                .iter()
+                .position(|s| s.name == name)
+                .ok_or_else(|| no(name))?,
             None => before.site,
         };
         self.plan.rehost(index, site).map_err(Error::Sites)?;
@@ -383,7 +516,10 @@ impl Testbed {
     fn signal(&self, host: &str, signal: Signal) -> Result<usize, Error> {
         let processes = self.processes(host)?;
         // One that has ended meanwhile needs no signal.
-        Ok(processes.into_iter().filter(|pid| kill(Pid::from_raw(*pid), signal).is_ok()).count())
+        Ok(processes
+            .into_iter()
+            .filter(|pid| kill(Pid::from_raw(*pid), signal).is_ok())
+            .count())
     }
 
     /// Process ids running on a host.
@@ -401,8 +537,16 @@ impl Testbed {
     pub fn status(&self) -> Result<Status, Error> {
         let mut links = Vec::new();
         for (from, row) in self.counters()?.into_iter().enumerate() {
-            for (to, counters) in row.into_iter().enumerate().filter(|(_, counters)| *counters != Counters::default()) {
-                links.push(LinkStatus { from: self.plan.sites[from].name.clone(), to: self.plan.sites[to].name.clone(), counters });
+            for (to, counters) in row
+                .into_iter()
+                .enumerate()
+                .filter(|(_, counters)| *counters != Counters::default())
+            {
+                links.push(LinkStatus {
+                    from: self.plan.sites[from].name.clone(),
+                    to: self.plan.sites[to].name.clone(),
+                    counters,
+                });
             }
         }
         let hosts = self.plan.hosts.iter().map(|host| HostStatus {
@@ -413,15 +557,22 @@ impl Testbed {
             public: self.plan.public_address(host),
             processes: namespace::processes(&host.namespace, &host.dir).len(),
         });
-        Ok(Status { name: self.plan.name.clone(), hosts: hosts.collect(), links })
+        Ok(Status {
+            name: self.plan.name.clone(),
+            hosts: hosts.collect(),
+            links,
+        })
     }
 
-    /// Kills everything on the hosts and removes them, their state directories included; an error says what is left.
+    /// Kills everything on the hosts and removes them, their state directories included; an error
+    /// says what is left.
     pub fn down(self) -> Result<(), Error> {
         match self.hold {
             Hold::Keeper(keeper) => keeper.stop(),
             Hold::Child(mut keeper) => {
-                keeper.end().map_err(|e| Error::Io("wait for the testbed's keeper".into(), e))?;
+                keeper
+                    .end()
+                    .map_err(|e| Error::Io("wait for the testbed's keeper".into(), e))?;
                 raise::raze(&self.plan.name)
             }
             Hold::Nothing => down(&self.plan.name),
@@ -443,10 +594,15 @@ fn on_machine<T: Send>(host: &HostPlan, action: impl FnOnce() -> T + Send) -> Re
 }
 
 fn on_host<'a>(command: &'a mut Command, host: &HostPlan) -> &'a mut Command {
-    command.env("P2PVM_DIR", &host.dir).env("P2PVM_HOST", &host.name)
+    command
+        .env("P2PVM_DIR", &host.dir)
+        .env("P2PVM_HOST", &host.name)
 }
 
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
 }

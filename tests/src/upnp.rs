@@ -1,5 +1,6 @@
-//! The port-mapping service of a site's router: Debian's `miniupnpd`, as many home routers run it, for UPnP (Internet Gateway Device),
-//! NAT-PMP (RFC 6886) and PCP (RFC 6887). It puts its mappings into the chains that [`crate::nat`] leaves for it.
+//! The port-mapping service of a site's router: Debian's `miniupnpd`, as many home routers run it,
+//! for UPnP (Internet Gateway Device), NAT-PMP (RFC 6886) and PCP (RFC 6887). It puts its mappings
+//! into the chains that [`crate::nat`] leaves for it.
 
 use crate::{
     namespace::{self, run},
@@ -9,8 +10,8 @@ use crate::{
 };
 use std::{fs, path::Path};
 
-/// Starts the service of a site's router; one that runs is ended first, and its mappings are gone with the rules it had filled.
-/// It ends with the router's namespace, as everything there does.
+/// Starts the service of a site's router; one that runs is ended first, and its mappings are gone
+/// with the rules it had filled. It ends with the router's namespace, as everything there does.
 pub(crate) fn start(run_dir: &Path, site: &SitePlan) -> Result<(), Error> {
     let file = |kind: &str| run_dir.join(format!("upnp.{}.{kind}", site.name));
     let (settings, pid_file, leases) = (file("conf"), file("pid"), file("leases"));
@@ -28,7 +29,17 @@ pub(crate) fn start(run_dir: &Path, site: &SitePlan) -> Result<(), Error> {
         leases.display(),
         nat::UPNP_SETTINGS
     );
-    fs::write(&settings, text).map_err(|e| Error::Io(format!("write {}", settings.display()), e))?;
-    let (settings, pid_file) = (settings.display().to_string(), pid_file.display().to_string());
-    namespace::inside(&site.namespace, || run("/usr/sbin/miniupnpd", &["-f", &settings, "-P", &pid_file], ""))?
+    fs::write(&settings, text)
+        .map_err(|e| Error::Io(format!("write {}", settings.display()), e))?;
+    let (settings, pid_file) = (
+        settings.display().to_string(),
+        pid_file.display().to_string(),
+    );
+    namespace::inside(&site.namespace, || {
+        run(
+            "/usr/sbin/miniupnpd",
+            &["-f", &settings, "-P", &pid_file],
+            "",
+        )
+    })?
 }

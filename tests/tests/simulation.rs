@@ -1,4 +1,5 @@
-//! The ring in virtual time: what it promises at scale and under faults, on fewer seeds and members than `p2pvm simulate` takes.
+//! The ring in virtual time: what it promises at scale and under faults, on fewer seeds and members
+//! than `p2pvm simulate` takes.
 
 use p2pvm_overlay::ring::RingOptions;
 use p2pvm_tests::sim::{
@@ -13,7 +14,10 @@ use p2pvm_tests::sim::{
 const SIZES: std::ops::Range<usize> = 8..48;
 
 fn hold(seeds: std::ops::Range<u64>) {
-    let broken: Vec<Outcome> = seeds.map(|seed| faults::run(seed, SIZES)).filter(|o| !o.broken.is_empty()).collect();
+    let broken: Vec<Outcome> = seeds
+        .map(|seed| faults::run(seed, SIZES))
+        .filter(|o| !o.broken.is_empty())
+        .collect();
     let said: Vec<String> = broken.iter().map(|o| cli::said(o, &SIZES)).collect();
     assert!(broken.is_empty(), "{}", said.join("\n"));
 }
@@ -33,7 +37,12 @@ fn random_faults_of_other_seeds_do_too() {
 fn a_seed_reproduces_its_run_to_the_datagram() {
     let fingerprint = |seed| {
         let outcome = faults::run(seed, SIZES);
-        (outcome.events, outcome.datagrams, outcome.healed_after.map(f64::to_bits), outcome.broken)
+        (
+            outcome.events,
+            outcome.datagrams,
+            outcome.healed_after.map(f64::to_bits),
+            outcome.broken,
+        )
     };
     assert_eq!(fingerprint(7), fingerprint(7));
     assert_ne!(fingerprint(7), fingerprint(8));
@@ -43,16 +52,29 @@ fn a_seed_reproduces_its_run_to_the_datagram() {
 fn two_hundred_members_keep_the_aims_of_the_report() {
     let report = scale::run(200, 1, 120 * SECOND, &|_| ());
     assert_eq!(report.broken, Vec::<String>::new());
-    assert_eq!(report.arrived, 1.0, "a path between two members did not arrive");
+    assert_eq!(
+        report.arrived, 1.0,
+        "a path between two members did not arrive"
+    );
     assert!(report.hops.mean <= 0.6 * 200f64.log2(), "{:?}", report.hops);
     assert!(report.idle.bytes.mean <= 1000.0, "{:?}", report.idle);
-    assert_eq!((report.idle_near, report.idle_lookups), (1.0, 1.0), "the quiet ring was wrong for a moment");
+    assert_eq!(
+        (report.idle_near, report.idle_lookups),
+        (1.0, 1.0),
+        "the quiet ring was wrong for a moment"
+    );
     for disaster in &report.disasters {
-        assert!(disaster.repaired_s.is_some_and(|s| s <= 120.0), "{} of the members died: {:?}", disaster.share, disaster.repaired_s);
+        assert!(
+            disaster.repaired_s.is_some_and(|s| s <= 120.0),
+            "{} of the members died: {:?}",
+            disaster.share,
+            disaster.repaired_s
+        );
     }
 }
 
-/// The tests above could not fail if the observer saw nothing: it must see a death that the ring does not know of yet.
+/// The tests above could not fail if the observer saw nothing: it must see a death that the ring
+/// does not know of yet.
 #[test]
 fn the_observer_sees_what_is_wrong() {
     let mut sim = Sim::new(3, RingOptions::default());
@@ -68,5 +90,9 @@ fn the_observer_sees_what_is_wrong() {
     let arrived = Survey::of(&sim).reachable(&mut sim, 500);
     sim.run(120 * SECOND);
     let (right, all) = Survey::of(&sim).near_links(&sim);
-    assert_eq!((right, Survey::of(&sim).reachable(&mut sim, 500)), (all, 1.0), "{arrived} of the lookups arrived at first");
+    assert_eq!(
+        (right, Survey::of(&sim).reachable(&mut sim, 500)),
+        (all, 1.0),
+        "{arrived} of the lookups arrived at first"
+    );
 }

@@ -14,7 +14,8 @@ use std::{
 use testbed_common::{name, up};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_p2pvm-testbed");
-const SITES: &str = "[default]\nrtt_ms=2\n[[site]]\nname='a'\nnat='full-cone'\n[[site]]\nname='b'\nhosts=2\n";
+const SITES: &str =
+    "[default]\nrtt_ms=2\n[[site]]\nname='a'\nnat='full-cone'\n[[site]]\nname='b'\nhosts=2\n";
 
 /// Namespaces and directories of the testbed that are still there.
 fn leavings(name: &str) -> Vec<String> {
@@ -31,20 +32,28 @@ fn leavings(name: &str) -> Vec<String> {
 }
 
 fn alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
 }
 
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let started = Instant::now();
     while !done() {
-        assert!(started.elapsed() < Duration::from_secs(10), "{what} did not come");
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{what} did not come"
+        );
         thread::sleep(Duration::from_millis(10));
     }
 }
 
 /// The program as a user runs it, on testbed `name`.
 fn program(name: &str, arguments: &[&str]) -> std::process::Output {
-    Command::new(PROGRAM).args(arguments).env("P2PVM_TESTBED", name).output().unwrap()
+    Command::new(PROGRAM)
+        .args(arguments)
+        .env("P2PVM_TESTBED", name)
+        .output()
+        .unwrap()
 }
 
 #[test]
@@ -52,24 +61,80 @@ fn a_program_on_a_host_sees_a_machine_of_its_own() {
     let testbed = up(SITES);
     let dir = testbed.host("a").unwrap().dir.clone();
     assert_eq!(testbed.run("a", &["hostname"]).unwrap().trim(), "a");
-    assert_eq!(testbed.run("a", &["sh", "-c", "echo $P2PVM_DIR"]).unwrap().trim(), dir.to_str().unwrap());
+    assert_eq!(
+        testbed
+            .run("a", &["sh", "-c", "echo $P2PVM_DIR"])
+            .unwrap()
+            .trim(),
+        dir.to_str().unwrap()
+    );
     assert!(dir.is_dir());
-    assert_eq!(testbed.run("a", &["ls", "/sys/class/net"]).unwrap().split_whitespace().collect::<Vec<_>>(), ["eth0", "lo"]);
+    assert_eq!(
+        testbed
+            .run("a", &["ls", "/sys/class/net"])
+            .unwrap()
+            .split_whitespace()
+            .collect::<Vec<_>>(),
+        ["eth0", "lo"]
+    );
     let groups = fs::read_dir("/sys/fs/cgroup").unwrap().count();
-    assert_eq!(testbed.run("a", &["ls", "/sys/fs/cgroup"]).unwrap().lines().count(), groups);
-    assert_eq!(testbed.exec("a", &["sh", "-c", "exit 7"]).unwrap().status.code(), Some(7));
-    assert!(testbed.run("a", &["sh", "-c", "echo no good >&2; exit 7"]).unwrap_err().to_string().contains("no good"));
-    assert!(testbed.exec("nobody", &["true"]).unwrap_err().to_string().contains("nobody"));
-    assert!(testbed.exec("a", &["/no/such/program"]).unwrap_err().to_string().contains("/no/such/program"));
+    assert_eq!(
+        testbed
+            .run("a", &["ls", "/sys/fs/cgroup"])
+            .unwrap()
+            .lines()
+            .count(),
+        groups
+    );
+    assert_eq!(
+        testbed
+            .exec("a", &["sh", "-c", "exit 7"])
+            .unwrap()
+            .status
+            .code(),
+        Some(7)
+    );
+    assert!(
+        testbed
+            .run("a", &["sh", "-c", "echo no good >&2; exit 7"])
+            .unwrap_err()
+            .to_string()
+            .contains("no good")
+    );
+    assert!(
+        testbed
+            .exec("nobody", &["true"])
+            .unwrap_err()
+            .to_string()
+            .contains("nobody")
+    );
+    assert!(
+        testbed
+            .exec("a", &["/no/such/program"])
+            .unwrap_err()
+            .to_string()
+            .contains("/no/such/program")
+    );
 }
 
 #[test]
 fn a_killed_host_loses_its_processes_and_its_network_and_keeps_its_state() {
     let testbed = up(SITES);
-    let mut victim = testbed.spawn("b1", Command::new("sh").args(["-c", "sleep 1000 & sleep 1000"]).stdin(Stdio::null())).unwrap();
-    let mut other = testbed.spawn("b2", Command::new("sleep").arg("1000")).unwrap();
+    let mut victim = testbed
+        .spawn(
+            "b1",
+            Command::new("sh")
+                .args(["-c", "sleep 1000 & sleep 1000"])
+                .stdin(Stdio::null()),
+        )
+        .unwrap();
+    let mut other = testbed
+        .spawn("b2", Command::new("sleep").arg("1000"))
+        .unwrap();
     fs::write(testbed.host("b1").unwrap().dir.join("kept"), "x").unwrap();
-    wait_until("the shell's child", || testbed.processes("b1").unwrap().len() == 3);
+    wait_until("the shell's child", || {
+        testbed.processes("b1").unwrap().len() == 3
+    });
     let killed = testbed.kill("b1").unwrap();
     assert!(killed >= 2, "{killed}");
     assert!(!victim.wait().unwrap().success());
@@ -90,8 +155,15 @@ fn down_and_drop_leave_no_namespace_process_or_file() {
     for by_drop in [false, true] {
         let testbed = up(SITES);
         let name = testbed.plan().name.clone();
-        let mut sleeper = testbed.spawn("a", Command::new("sleep").arg("1000")).unwrap();
-        assert_eq!(leavings(&name).len(), 7, "three hosts, two routers, two directories: {:?}", leavings(&name));
+        let mut sleeper = testbed
+            .spawn("a", Command::new("sleep").arg("1000"))
+            .unwrap();
+        assert_eq!(
+            leavings(&name).len(),
+            7,
+            "three hosts, two routers, two directories: {:?}",
+            leavings(&name)
+        );
         if by_drop {
             drop(testbed);
         } else {
@@ -108,7 +180,10 @@ fn two_testbeds_of_one_name_are_refused_and_the_first_goes_on() {
     let name = testbed.plan().name.clone();
     let again = Testbed::up(&Sites::parse(SITES).unwrap(), &name);
     assert!(matches!(again, Err(testbed::Error::Exists(_))));
-    assert!(matches!(testbed::down(&name), Err(testbed::Error::Owned { .. })));
+    assert!(matches!(
+        testbed::down(&name),
+        Err(testbed::Error::Owned { .. })
+    ));
     assert!(testbed.exec("a", &["true"]).unwrap().status.success());
     assert!(Testbed::open("no-such-testbed").is_err());
 }
@@ -129,12 +204,26 @@ fn what_a_killed_keeper_left_is_removed_by_the_next_up() {
     let (name, next) = (name(), name());
     let sites = Sites::parse(SITES).unwrap();
     let testbed = Testbed::up_by(Path::new(PROGRAM), &[], &sites, &name, Life::Detached).unwrap();
-    let mut sleeper = testbed.spawn("a", Command::new("sleep").arg("1000")).unwrap();
-    let keeper: serde_json::Value = serde_json::from_slice(&fs::read(format!("/run/p2pvm-testbed/{name}/keeper.json")).unwrap()).unwrap();
+    let mut sleeper = testbed
+        .spawn("a", Command::new("sleep").arg("1000"))
+        .unwrap();
+    let keeper: serde_json::Value = serde_json::from_slice(
+        &fs::read(format!("/run/p2pvm-testbed/{name}/keeper.json")).unwrap(),
+    )
+    .unwrap();
     let pid = keeper["pid"].as_u64().unwrap() as u32;
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     wait_until("the keeper's end", || !alive(pid));
-    assert!(matches!(Testbed::open(&name), Err(testbed::Error::NotUp(_))));
+    assert!(matches!(
+        Testbed::open(&name),
+        Err(testbed::Error::NotUp(_))
+    ));
     // Another test's testbed may be the next and in the middle of it.
     let second = Testbed::up(&sites, &next).unwrap();
     wait_until("removal", || leavings(&name).is_empty());
@@ -146,11 +235,27 @@ fn what_a_killed_keeper_left_is_removed_by_the_next_up() {
 fn a_keeper_told_to_end_at_any_moment_leaves_nothing() {
     for delay_ms in [0, 5, 20, 60, 150] {
         let name = name();
-        let mut keeper = Command::new(PROGRAM).args(["keep", &name]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut keeper = Command::new(PROGRAM)
+            .args(["keep", &name])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let sites = serde_json::to_string(&Sites::parse(SITES).unwrap()).unwrap();
-        keeper.stdin.take().unwrap().write_all(format!("{sites}\n").as_bytes()).unwrap();
+        keeper
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(format!("{sites}\n").as_bytes())
+            .unwrap();
         thread::sleep(Duration::from_millis(delay_ms));
-        assert!(Command::new("kill").arg(keeper.id().to_string()).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .arg(keeper.id().to_string())
+                .status()
+                .unwrap()
+                .success()
+        );
         keeper.wait().unwrap();
         assert_eq!(leavings(&name), Vec::<String>::new(), "after {delay_ms} ms");
     }
@@ -160,7 +265,13 @@ fn a_keeper_told_to_end_at_any_moment_leaves_nothing() {
 fn a_failure_while_building_leaves_nothing() {
     let name = name();
     // A namespace that is in the way of the last site.
-    assert!(Command::new("ip").args(["netns", "add", &format!("p2pvm-{name}.r.b")]).status().unwrap().success());
+    assert!(
+        Command::new("ip")
+            .args(["netns", "add", &format!("p2pvm-{name}.r.b")])
+            .status()
+            .unwrap()
+            .success()
+    );
     assert!(Testbed::up(&Sites::parse(SITES).unwrap(), &name).is_err());
     assert_eq!(leavings(&name), Vec::<String>::new());
 }
@@ -173,19 +284,44 @@ fn the_command_line_does_it_all_across_invocations() {
     fs::write(&file, SITES).unwrap();
     let ok = |arguments: &[&str]| {
         let output = program(&name, arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     };
     assert!(ok(&["up", file.to_str().unwrap()]).contains("192.168.1.10"));
-    assert_eq!(program(&name, &["exec", "a", "--", "sh", "-c", "exit 5"]).status.code(), Some(5));
-    let ping = ["exec", "a", "--", "ping", "-c", "1", "-W", "1", "198.18.2.10"];
+    assert_eq!(
+        program(&name, &["exec", "a", "--", "sh", "-c", "exit 5"])
+            .status
+            .code(),
+        Some(5)
+    );
+    let ping = [
+        "exec",
+        "a",
+        "--",
+        "ping",
+        "-c",
+        "1",
+        "-W",
+        "1",
+        "198.18.2.10",
+    ];
     ok(&ping);
     ok(&["cut", "a", "b"]);
     assert!(!program(&name, &ping).status.success());
     ok(&["heal", "a", "b"]);
     ok(&ping);
     let status: serde_json::Value = serde_json::from_str(&ok(&["status", "--json"])).unwrap();
-    assert_eq!((status["hosts"][0]["public"].as_str(), status["links"][0]["counters"]["cut"].as_u64()), (Some("198.18.1.1"), Some(1)));
+    assert_eq!(
+        (
+            status["hosts"][0]["public"].as_str(),
+            status["links"][0]["counters"]["cut"].as_u64()
+        ),
+        (Some("198.18.1.1"), Some(1))
+    );
     ok(&["shape", "a", "b", "--loss", "1"]);
     assert!(!program(&name, &ping).status.success());
     ok(&["kill", "b1"]);
@@ -193,12 +329,20 @@ fn the_command_line_does_it_all_across_invocations() {
     ok(&["down"]);
     assert_eq!(leavings(&name), Vec::<String>::new());
     let again = program(&name, &["down"]);
-    assert!(String::from_utf8_lossy(&again.stderr).contains("there is no testbed") && !again.status.success());
+    assert!(
+        String::from_utf8_lossy(&again.stderr).contains("there is no testbed")
+            && !again.status.success()
+    );
 }
 
 #[test]
 fn the_shipped_sites_files_are_right() {
     for file in ["demo.toml", "planetlab.toml"] {
-        Sites::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("sites").join(file)).unwrap();
+        Sites::load(
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("sites")
+                .join(file),
+        )
+        .unwrap();
     }
 }

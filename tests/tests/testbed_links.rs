@@ -1,4 +1,5 @@
-//! Links delay, lose and limit as the sites file says, the same at each run, and a cut one carries nothing. Prints what it measured.
+//! Links delay, lose and limit as the sites file says, the same at each run, and a cut one carries
+//! nothing. Prints what it measured.
 
 mod testbed_common;
 
@@ -14,8 +15,12 @@ use testbed_common::{at, receive, socket, up};
 /// Round trips of `count` datagrams one after the other, sorted; an echo on `to` answers.
 fn round_trips(testbed: &Testbed, from: &str, to: &str, count: usize) -> Vec<Duration> {
     let (client, server) = (socket(testbed, from, 0), socket(testbed, to, 7));
-    client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-    server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    client
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .unwrap();
+    server
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .unwrap();
     let address = at(testbed, to, 7);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -40,23 +45,42 @@ fn round_trips(testbed: &Testbed, from: &str, to: &str, count: usize) -> Vec<Dur
 
 #[test]
 fn a_round_trip_takes_what_the_link_says_and_little_more() {
-    let testbed = up("[[site]]\nname='a'\n[[site]]\nname='b'\n[[site]]\nname='c'\n[[site]]\nname='d'\n[[site]]\nname='e'\n\
+    let testbed = up(
+        "[[site]]\nname='a'\n[[site]]\nname='b'\n[[site]]\nname='c'\n[[site]]\nname='d'\n[[site]]\nname='e'\n\
          [[link]]\na='a'\nb='b'\nrtt_ms=0.1\n[[link]]\na='a'\nb='c'\nrtt_ms=10\n[[link]]\na='a'\nb='d'\nrtt_ms=200\n\
-         [[link]]\na='a'\nb='e'\ndelay_ms=5\nback={delay_ms=40}\n");
-    for (to, nominal_ms, count) in [("b", 0.1, 1000), ("c", 10.0, 50), ("d", 200.0, 5), ("e", 45.0, 10)] {
+         [[link]]\na='a'\nb='e'\ndelay_ms=5\nback={delay_ms=40}\n",
+    );
+    for (to, nominal_ms, count) in [
+        ("b", 0.1, 1000),
+        ("c", 10.0, 50),
+        ("d", 200.0, 5),
+        ("e", 45.0, 10),
+    ] {
         let times = round_trips(&testbed, "a", to, count);
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let (least, median, late) = (ms(times[0]), ms(times[count / 2]), ms(times[count * 95 / 100]));
-        println!("rtt {nominal_ms} ms: least {least:.3}, median {median:.3}, 95 % within {late:.3} ms");
+        let (least, median, late) = (
+            ms(times[0]),
+            ms(times[count / 2]),
+            ms(times[count * 95 / 100]),
+        );
+        println!(
+            "rtt {nominal_ms} ms: least {least:.3}, median {median:.3}, 95 % within {late:.3} ms"
+        );
         assert!(least >= nominal_ms, "faster than the link: {least} ms");
-        // The machine may be busy with other tests: this bound is for mistakes, the figures above are for precision.
-        assert!(least < nominal_ms + 30.0, "much slower than the link: {least} ms");
+        // The machine may be busy with other tests: this bound is for mistakes, the figures above
+        // are for precision.
+        assert!(
+            least < nominal_ms + 30.0,
+            "much slower than the link: {least} ms"
+        );
     }
 }
 
 /// Sends numbered datagrams over a link that loses a tenth, and answers which arrived.
 fn arrived(seed: u64, pause: Duration) -> Vec<String> {
-    let testbed = up(&format!("seed={seed}\n[default]\nrtt_ms=4\njitter_ms=1\nloss=0.1\n[[site]]\nname='a'\n[[site]]\nname='b'\n"));
+    let testbed = up(&format!(
+        "seed={seed}\n[default]\nrtt_ms=4\njitter_ms=1\nloss=0.1\n[[site]]\nname='a'\n[[site]]\nname='b'\n"
+    ));
     let (from, to) = (socket(&testbed, "a", 0), socket(&testbed, "b", 9));
     let reader = thread::spawn(move || {
         let mut got = Vec::new();
@@ -66,7 +90,8 @@ fn arrived(seed: u64, pause: Duration) -> Vec<String> {
         got
     });
     for number in 0..500 {
-        from.send_to(number.to_string().as_bytes(), at(&testbed, "b", 9)).unwrap();
+        from.send_to(number.to_string().as_bytes(), at(&testbed, "b", 9))
+            .unwrap();
         if number % 10 == 0 {
             thread::sleep(pause);
         }
@@ -78,16 +103,35 @@ fn arrived(seed: u64, pause: Duration) -> Vec<String> {
 fn the_same_seed_loses_the_same_packets_and_order_is_kept() {
     let first = arrived(11, Duration::from_millis(1));
     assert_eq!(first, arrived(11, Duration::from_micros(300)), "seed 11");
-    assert_ne!(first, arrived(12, Duration::from_millis(1)), "seeds 11 and 12");
-    assert!((400..=480).contains(&first.len()), "{} of 500 arrived over a link that loses a tenth", first.len());
-    assert!(first.iter().map(|text| text.parse::<u32>().unwrap()).is_sorted());
+    assert_ne!(
+        first,
+        arrived(12, Duration::from_millis(1)),
+        "seeds 11 and 12"
+    );
+    assert!(
+        (400..=480).contains(&first.len()),
+        "{} of 500 arrived over a link that loses a tenth",
+        first.len()
+    );
+    assert!(
+        first
+            .iter()
+            .map(|text| text.parse::<u32>().unwrap())
+            .is_sorted()
+    );
 }
 
 /// Mbit/s of one TCP stream over so much time.
 fn tcp_mbit(testbed: &Testbed, from: &str, to: &str, time: Duration) -> f64 {
-    let listener = testbed.inside(to, || TcpListener::bind("0.0.0.0:5001")).unwrap().unwrap();
+    let listener = testbed
+        .inside(to, || TcpListener::bind("0.0.0.0:5001"))
+        .unwrap()
+        .unwrap();
     let address = at(testbed, to, 5001);
-    let mut client = testbed.inside(from, || TcpStream::connect(address)).unwrap().unwrap();
+    let mut client = testbed
+        .inside(from, || TcpStream::connect(address))
+        .unwrap()
+        .unwrap();
     let (mut server, _) = listener.accept().unwrap();
     let reader = thread::spawn(move || {
         let (mut buffer, mut total, started) = (vec![0; 1 << 20], 0, Instant::now());
@@ -108,27 +152,51 @@ fn tcp_mbit(testbed: &Testbed, from: &str, to: &str, time: Duration) -> f64 {
 
 #[test]
 fn a_limited_link_carries_its_rate_and_a_fast_one_hundreds_of_megabits() {
-    let testbed = up("[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n[[site]]\nname='c'\n[[site]]\nname='d'\n\
+    let testbed = up(
+        "[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n[[site]]\nname='c'\n[[site]]\nname='d'\n\
          [[link]]\na='a'\nb='b'\nrtt_ms=10\nmbit=20\nback={mbit=5}\n[[link]]\na='a'\nb='c'\nrtt_ms=1\n\
-         [[link]]\na='a'\nb='d'\nrtt_ms=20\nmbit=500\n");
+         [[link]]\na='a'\nb='d'\nrtt_ms=20\nmbit=500\n",
+    );
     let slow = tcp_mbit(&testbed, "a", "b", Duration::from_secs(2));
     let unlimited = tcp_mbit(&testbed, "a", "c", Duration::from_secs(1));
     let fast = tcp_mbit(&testbed, "a", "d", Duration::from_secs(2));
-    println!("TCP through a NAT: {slow:.1} Mbit/s of 20, {fast:.0} of 500 (20 ms), {unlimited:.0} without limit");
+    println!(
+        "TCP through a NAT: {slow:.1} Mbit/s of 20, {fast:.0} of 500 (20 ms), {unlimited:.0} \
+            without limit"
+    );
     // The rate counts headers; what is still queued when the sender stops arrives at the same rate.
-    assert!((10.0..=20.0).contains(&slow), "{slow} Mbit/s over a link of 20");
-    assert!(fast <= 500.0 && fast > 50.0, "{fast} Mbit/s over a link of 500");
-    assert!(unlimited > 200.0, "{unlimited} Mbit/s over an unlimited link");
+    assert!(
+        (10.0..=20.0).contains(&slow),
+        "{slow} Mbit/s over a link of 20"
+    );
+    assert!(
+        fast <= 500.0 && fast > 50.0,
+        "{fast} Mbit/s over a link of 500"
+    );
+    assert!(
+        unlimited > 200.0,
+        "{unlimited} Mbit/s over an unlimited link"
+    );
 }
 
 /// TCP over a link that loses: the joined packets are cut, and what arrives is still right.
 #[test]
 fn a_lossy_link_spoils_no_byte_of_a_stream() {
-    let testbed = up("seed=3\n[default]\nrtt_ms=2\nloss=0.01\nmbit=100\n[[site]]\nname='a'\nnat='symmetric'\n[[site]]\nname='b'\n");
-    let listener = testbed.inside("b", || TcpListener::bind("0.0.0.0:5001")).unwrap().unwrap();
-    let mut client = testbed.inside("a", || TcpStream::connect(at(&testbed, "b", 5001))).unwrap().unwrap();
+    let testbed = up(
+        "seed=3\n[default]\nrtt_ms=2\nloss=0.01\nmbit=100\n[[site]]\nname='a'\nnat='symmetric'\n[[site]]\nname='b'\n",
+    );
+    let listener = testbed
+        .inside("b", || TcpListener::bind("0.0.0.0:5001"))
+        .unwrap()
+        .unwrap();
+    let mut client = testbed
+        .inside("a", || TcpStream::connect(at(&testbed, "b", 5001)))
+        .unwrap()
+        .unwrap();
     let (mut server, _) = listener.accept().unwrap();
-    let data: Vec<u8> = (0..2_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let data: Vec<u8> = (0..2_000_000u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
     thread::scope(|scope| {
         scope.spawn(|| {
             client.write_all(&data).unwrap();
@@ -136,7 +204,12 @@ fn a_lossy_link_spoils_no_byte_of_a_stream() {
         });
         let mut heard = Vec::new();
         server.read_to_end(&mut heard).unwrap();
-        assert!(heard == data, "{} bytes heard of {}", heard.len(), data.len());
+        assert!(
+            heard == data,
+            "{} bytes heard of {}",
+            heard.len(),
+            data.len()
+        );
     });
     let counters = testbed.counters().unwrap()[0][1];
     assert!(counters.lost > 0 && counters.refused == 0, "{counters:?}");
@@ -149,9 +222,19 @@ fn passes(from: &UdpSocket, to: &UdpSocket, address: std::net::SocketAddr) -> bo
 
 #[test]
 fn a_cut_link_carries_nothing_until_it_is_healed_and_others_go_on() {
-    let testbed = up("[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\nhosts=['b1','b2']\n[[site]]\nname='c'\n");
-    let (a, b, c) = (socket(&testbed, "a", 9), socket(&testbed, "b1", 9), socket(&testbed, "c", 9));
-    let (to_a, to_b, to_c) = (at(&testbed, "a", 9), at(&testbed, "b1", 9), at(&testbed, "c", 9));
+    let testbed = up(
+        "[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\nhosts=['b1','b2']\n[[site]]\nname='c'\n",
+    );
+    let (a, b, c) = (
+        socket(&testbed, "a", 9),
+        socket(&testbed, "b1", 9),
+        socket(&testbed, "c", 9),
+    );
+    let (to_a, to_b, to_c) = (
+        at(&testbed, "a", 9),
+        at(&testbed, "b1", 9),
+        at(&testbed, "c", 9),
+    );
     assert!(passes(&a, &b, to_b) && passes(&b, &a, to_a));
     testbed.cut("a", "b").unwrap();
     assert!(!passes(&a, &b, to_b) && !passes(&b, &a, to_a));
@@ -159,16 +242,30 @@ fn a_cut_link_carries_nothing_until_it_is_healed_and_others_go_on() {
     testbed.heal("b", "a").unwrap();
     assert!(passes(&a, &b, to_b) && passes(&b, &a, to_a));
     for (x, y) in [("a", "b1"), ("b1", "b2"), ("a", "a")] {
-        assert!(testbed.cut(x, y).unwrap_err().to_string().contains("name two sites"), "{x} {y}");
+        assert!(
+            testbed
+                .cut(x, y)
+                .unwrap_err()
+                .to_string()
+                .contains("name two sites"),
+            "{x} {y}"
+        );
     }
-    assert!(testbed.cut("a", "z").unwrap_err().to_string().contains("named z"));
+    assert!(
+        testbed
+            .cut("a", "z")
+            .unwrap_err()
+            .to_string()
+            .contains("named z")
+    );
     testbed.isolate("b1").unwrap();
     assert!(!passes(&a, &b, to_b));
     testbed.rejoin("b1").unwrap();
     assert!(passes(&a, &b, to_b) && passes(&b, &c, to_c));
 }
 
-/// What `cut`, `heal` and `reshape` were told holds for the very next packet, also right after the other direction was told.
+/// What `cut`, `heal` and `reshape` were told holds for the very next packet, also right after the
+/// other direction was told.
 #[test]
 fn a_packet_sent_after_a_change_of_its_link_meets_the_link_as_it_is_then() {
     let testbed = up("[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\n");
@@ -176,7 +273,11 @@ fn a_packet_sent_after_a_change_of_its_link_meets_the_link_as_it_is_then() {
     let (to_a, to_b) = (at(&testbed, "a", 9), at(&testbed, "b", 9));
     assert!(passes(&a, &b, to_b) && passes(&b, &a, to_a));
     for round in 0..200 {
-        let (x, y) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        let (x, y) = if round % 2 == 0 {
+            ("a", "b")
+        } else {
+            ("b", "a")
+        };
         testbed.cut(x, y).unwrap();
         a.send_to(b"cut", to_b).unwrap();
         b.send_to(b"cut", to_a).unwrap();
@@ -194,27 +295,44 @@ fn a_packet_sent_after_a_change_of_its_link_meets_the_link_as_it_is_then() {
 fn a_link_can_change_its_shape_while_it_runs() {
     let testbed = up("[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\n");
     assert!(round_trips(&testbed, "a", "b", 10)[0] < Duration::from_millis(40));
-    testbed.reshape("a", "b", Properties { rtt_ms: Some(60.0), ..Properties::default() }).unwrap();
+    testbed
+        .reshape(
+            "a",
+            "b",
+            Properties {
+                rtt_ms: Some(60.0),
+                ..Properties::default()
+            },
+        )
+        .unwrap();
     assert!(round_trips(&testbed, "a", "b", 3)[0] >= Duration::from_millis(60));
 }
 
-/// UDP joined by the sender (GSO), as QUIC and our own links send it: every datagram arrives alone, whole, and loses only itself.
+/// UDP joined by the sender (GSO), as QUIC and our own links send it: every datagram arrives alone,
+/// whole, and loses only itself.
 #[test]
 fn joined_datagrams_are_lost_one_by_one() {
     use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
-    let testbed = up("seed=9\n[default]\nrtt_ms=2\nloss=0.02\nmbit=50\n[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n");
+    let testbed = up(
+        "seed=9\n[default]\nrtt_ms=2\nloss=0.02\nmbit=50\n[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n",
+    );
     let (from, to) = (socket(&testbed, "a", 0), socket(&testbed, "b", 9));
     setsockopt(&from, UdpGsoSegment, &1000).unwrap();
     let reader = thread::spawn(move || {
         let (mut heard, mut buffer) = (Vec::new(), [0; 2048]);
         while let Ok(length) = to.recv(&mut buffer) {
-            assert!(length == 1000 && buffer[2..1000].iter().all(|byte| *byte == buffer[1]), "{length} bytes");
+            assert!(
+                length == 1000 && buffer[2..1000].iter().all(|byte| *byte == buffer[1]),
+                "{length} bytes"
+            );
             heard.push(u16::from(buffer[0]) * 20 + u16::from(buffer[1]));
         }
         heard
     });
     for round in 0..50u8 {
-        let joined: Vec<u8> = (0..20u8).flat_map(|number| std::iter::once(round).chain(std::iter::repeat_n(number, 999))).collect();
+        let joined: Vec<u8> = (0..20u8)
+            .flat_map(|number| std::iter::once(round).chain(std::iter::repeat_n(number, 999)))
+            .collect();
         from.send_to(&joined, at(&testbed, "b", 9)).unwrap();
         // 20 kB take 3.3 ms at 50 Mbit/s.
         thread::sleep(Duration::from_millis(5));

@@ -1,4 +1,5 @@
-//! Each NAT kind behaves as named, seen from real sockets: the mapping and filtering rules of RFC 4787 §4.1 and §5.
+//! Each NAT kind behaves as named, seen from real sockets: the mapping and filtering rules of RFC
+//! 4787 §4.1 and §5.
 
 mod testbed_common;
 
@@ -11,7 +12,9 @@ use testbed_common::{at, receive, socket, up};
 
 /// A site with this NAT and two hosts, a public site with two hosts.
 fn world(nat: &str) -> Testbed {
-    up(&format!("seed=5\n[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='{nat}'\nhosts=2\n[[site]]\nname='w'\nhosts=2\n"))
+    up(&format!(
+        "seed=5\n[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='{nat}'\nhosts=2\n[[site]]\nname='w'\nhosts=2\n"
+    ))
 }
 
 /// Whether `from` reaches `to` at `address`.
@@ -23,27 +26,64 @@ fn reaches(from: &UdpSocket, address: SocketAddr, to: &UdpSocket) -> bool {
 /// Sends from `inside` to `outside` at `address` and answers as whom it was seen.
 fn seen(inside: &UdpSocket, address: SocketAddr, outside: &UdpSocket) -> SocketAddr {
     inside.send_to(b"hello", address).unwrap();
-    receive(outside).expect("nothing keeps a host from writing out").1
+    receive(outside)
+        .expect("nothing keeps a host from writing out")
+        .1
 }
 
-/// Mapping: is it one towards two addresses and two ports? Filtering: who may answer what was sent to one of them?
+/// Mapping: is it one towards two addresses and two ports? Filtering: who may answer what was sent
+/// to one of them?
 fn check(nat: &str, one_mapping: bool, other_port_passes: bool, other_address_passes: bool) {
     let testbed = world(nat);
-    let (p, q, other) = (socket(&testbed, "w1", 1000), socket(&testbed, "w1", 1001), socket(&testbed, "w2", 1000));
-    let (to_p, to_q, to_other) = (at(&testbed, "w1", 1000), at(&testbed, "w1", 1001), at(&testbed, "w2", 1000));
+    let (p, q, other) = (
+        socket(&testbed, "w1", 1000),
+        socket(&testbed, "w1", 1001),
+        socket(&testbed, "w2", 1000),
+    );
+    let (to_p, to_q, to_other) = (
+        at(&testbed, "w1", 1000),
+        at(&testbed, "w1", 1001),
+        at(&testbed, "w2", 1000),
+    );
 
     let inside = socket(&testbed, "home1", 4000);
     let public = seen(&inside, to_p, &p);
-    assert_eq!(public.ip(), at(&testbed, "home1", 0).ip(), "seen as the router");
-    assert!(reaches(&p, public, &inside), "who was written to may answer");
-    assert_eq!(reaches(&q, public, &inside), other_port_passes, "{nat}: another port of the same address");
-    assert_eq!(reaches(&other, public, &inside), other_address_passes, "{nat}: another address");
+    assert_eq!(
+        public.ip(),
+        at(&testbed, "home1", 0).ip(),
+        "seen as the router"
+    );
+    assert!(
+        reaches(&p, public, &inside),
+        "who was written to may answer"
+    );
+    assert_eq!(
+        reaches(&q, public, &inside),
+        other_port_passes,
+        "{nat}: another port of the same address"
+    );
+    assert_eq!(
+        reaches(&other, public, &inside),
+        other_address_passes,
+        "{nat}: another address"
+    );
 
     // The attempts above must not have spoiled the mapping, whether they passed or not.
-    let (again, port, address) = (seen(&inside, to_p, &p), seen(&inside, to_q, &q), seen(&inside, to_other, &other));
+    let (again, port, address) = (
+        seen(&inside, to_p, &p),
+        seen(&inside, to_q, &q),
+        seen(&inside, to_other, &other),
+    );
     assert_eq!(again, public, "a mapping in use stays");
-    assert_eq!([port == public, address == public], [one_mapping; 2], "{nat}: seen as {public}, {port}, {address}");
-    assert!(reaches(&q, port, &inside) && reaches(&other, address, &inside), "both were written to by now");
+    assert_eq!(
+        [port == public, address == public],
+        [one_mapping; 2],
+        "{nat}: seen as {public}, {port}, {address}"
+    );
+    assert!(
+        reaches(&q, port, &inside) && reaches(&other, address, &inside),
+        "both were written to by now"
+    );
 
     // A second host with the same inside port has a mapping of its own.
     let neighbour = socket(&testbed, "home2", 4000);
@@ -85,20 +125,37 @@ fn a_counting_symmetric_nat_has_a_mapping_for_each_destination_with_the_next_por
             seen(&inside, at(&testbed, "w1", 1000 + n), &outside).port()
         })
         .collect();
-    assert!(ports.windows(2).all(|pair| pair[1] == pair[0] + 1), "{ports:?}");
+    assert!(
+        ports.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "{ports:?}"
+    );
 }
 
 #[test]
-fn a_preserving_symmetric_nat_keeps_the_port_until_a_neighbour_has_it_towards_the_same_destination() {
+fn a_preserving_symmetric_nat_keeps_the_port_until_a_neighbour_has_it_towards_the_same_destination()
+{
     let testbed = world("symmetric-preserving");
     let (p, q) = (socket(&testbed, "w1", 1000), socket(&testbed, "w2", 1000));
     let (to_p, to_q) = (at(&testbed, "w1", 1000), at(&testbed, "w2", 1000));
-    let (first, second) = (socket(&testbed, "home1", 4000), socket(&testbed, "home2", 4000));
+    let (first, second) = (
+        socket(&testbed, "home1", 4000),
+        socket(&testbed, "home2", 4000),
+    );
     let public = at(&testbed, "home1", 4000);
-    assert_eq!([seen(&first, to_p, &p), seen(&second, to_q, &q)], [public; 2], "each is alone towards its destination");
-    assert!(!reaches(&q, public, &first), "who was not written to is not heard");
+    assert_eq!(
+        [seen(&first, to_p, &p), seen(&second, to_q, &q)],
+        [public; 2],
+        "each is alone towards its destination"
+    );
+    assert!(
+        !reaches(&q, public, &first),
+        "who was not written to is not heard"
+    );
     let moved = seen(&second, to_p, &p);
-    assert!(moved.ip() == public.ip() && moved.port() != public.port(), "its port is taken there: {moved}");
+    assert!(
+        moved.ip() == public.ip() && moved.port() != public.port(),
+        "its port is taken there: {moved}"
+    );
     assert!(reaches(&p, public, &first) && reaches(&p, moved, &second));
 }
 
@@ -111,37 +168,79 @@ fn a_carrier_and_a_home_router_translate_one_after_the_other() {
         ("restricted", "full-cone", true, true, false),
         ("port-restricted", "symmetric", false, false, false),
     ] {
-        check(&format!("{nat}'\ncarrier='{carrier}"), one_mapping, other_port_passes, other_address_passes);
+        check(
+            &format!("{nat}'\ncarrier='{carrier}"),
+            one_mapping,
+            other_port_passes,
+            other_address_passes,
+        );
     }
     let testbed = world("port-restricted'\ncarrier='port-restricted");
-    let addresses = testbed.inside_router("home", || std::process::Command::new("ip").args(["-4", "addr"]).output()).unwrap().unwrap();
-    assert!(String::from_utf8_lossy(&addresses.stdout).contains("100.64.1.2"), "the home router has a shared address (RFC 6598)");
+    let addresses = testbed
+        .inside_router("home", || {
+            std::process::Command::new("ip")
+                .args(["-4", "addr"])
+                .output()
+        })
+        .unwrap()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&addresses.stdout).contains("100.64.1.2"),
+        "the home router has a shared address (RFC 6598)"
+    );
 }
 
 #[test]
 fn without_nat_hosts_keep_their_address_and_anybody_may_knock() {
     let testbed = world("none");
-    let (inside, outside) = (socket(&testbed, "home1", 4000), socket(&testbed, "w1", 1000));
+    let (inside, outside) = (
+        socket(&testbed, "home1", 4000),
+        socket(&testbed, "w1", 1000),
+    );
     assert!(reaches(&outside, at(&testbed, "home1", 4000), &inside));
-    assert_eq!(seen(&inside, at(&testbed, "w1", 1000), &outside), at(&testbed, "home1", 4000));
+    assert_eq!(
+        seen(&inside, at(&testbed, "w1", 1000), &outside),
+        at(&testbed, "home1", 4000)
+    );
 }
 
 #[test]
 fn nobody_reaches_a_host_that_never_wrote() {
-    for nat in ["full-cone", "restricted", "port-restricted", "symmetric", "symmetric-preserving", "symmetric-sequential"] {
+    for nat in [
+        "full-cone",
+        "restricted",
+        "port-restricted",
+        "symmetric",
+        "symmetric-preserving",
+        "symmetric-sequential",
+    ] {
         let testbed = world(nat);
-        let (inside, outside) = (socket(&testbed, "home1", 4000), socket(&testbed, "w1", 1000));
-        assert!(!reaches(&outside, at(&testbed, "home1", 4000), &inside), "{nat}");
+        let (inside, outside) = (
+            socket(&testbed, "home1", 4000),
+            socket(&testbed, "w1", 1000),
+        );
+        assert!(
+            !reaches(&outside, at(&testbed, "home1", 4000), &inside),
+            "{nat}"
+        );
     }
 }
 
-/// Both tell each other where the world sees them, write to that place at once, and answer to where they hear the other from.
+/// Both tell each other where the world sees them, write to that place at once, and answer to where
+/// they hear the other from.
 fn punch(a_nat: &str, b_nat: &str) -> bool {
     let testbed = up(&format!(
         "seed=5\n[default]\nrtt_ms=2\n[[site]]\nname='a'\nnat='{a_nat}'\n[[site]]\nname='b'\nnat='{b_nat}'\n[[site]]\nname='w'\n"
     ));
-    let (a, b, stun) = (socket(&testbed, "a", 4000), socket(&testbed, "b", 4000), socket(&testbed, "w", 3478));
-    let (a_seen, b_seen) = (seen(&a, at(&testbed, "w", 3478), &stun), seen(&b, at(&testbed, "w", 3478), &stun));
+    let (a, b, stun) = (
+        socket(&testbed, "a", 4000),
+        socket(&testbed, "b", 4000),
+        socket(&testbed, "w", 3478),
+    );
+    let (a_seen, b_seen) = (
+        seen(&a, at(&testbed, "w", 3478), &stun),
+        seen(&b, at(&testbed, "w", 3478), &stun),
+    );
     for _ in 0..3 {
         a.send_to(b"punch", b_seen).unwrap();
         b.send_to(b"punch", a_seen).unwrap();
@@ -155,7 +254,8 @@ fn punch(a_nat: &str, b_nat: &str) -> bool {
 fn holes_can_be_punched_between_exactly_the_pairs_where_theory_allows_it() {
     assert!(punch("port-restricted", "port-restricted"));
     assert!(punch("restricted", "port-restricted"));
-    // Who sits behind the symmetric NAT writes first, from a port nobody expects; a restricted cone looks at the address only.
+    // Who sits behind the symmetric NAT writes first, from a port nobody expects; a restricted cone
+    // looks at the address only.
     assert!(punch("full-cone", "symmetric"));
     assert!(punch("restricted", "symmetric"));
     assert!(!punch("port-restricted", "symmetric"));
@@ -165,12 +265,26 @@ fn holes_can_be_punched_between_exactly_the_pairs_where_theory_allows_it() {
 #[test]
 fn where_udp_is_blocked_tcp_still_passes() {
     for nat in ["none", "port-restricted"] {
-        let testbed = up(&format!("[[site]]\nname='home'\nnat='{nat}'\nudp=false\n[[site]]\nname='w'\n"));
+        let testbed = up(&format!(
+            "[[site]]\nname='home'\nnat='{nat}'\nudp=false\n[[site]]\nname='w'\n"
+        ));
         let (inside, outside) = (socket(&testbed, "home", 4000), socket(&testbed, "w", 1000));
-        assert!(!reaches(&inside, at(&testbed, "w", 1000), &outside), "{nat}: out");
-        assert!(!reaches(&outside, at(&testbed, "home", 4000), &inside), "{nat}: in");
-        let listener = testbed.inside("w", || TcpListener::bind("0.0.0.0:80")).unwrap().unwrap();
-        let mut client = testbed.inside("home", || TcpStream::connect(at(&testbed, "w", 80))).unwrap().unwrap();
+        assert!(
+            !reaches(&inside, at(&testbed, "w", 1000), &outside),
+            "{nat}: out"
+        );
+        assert!(
+            !reaches(&outside, at(&testbed, "home", 4000), &inside),
+            "{nat}: in"
+        );
+        let listener = testbed
+            .inside("w", || TcpListener::bind("0.0.0.0:80"))
+            .unwrap()
+            .unwrap();
+        let mut client = testbed
+            .inside("home", || TcpStream::connect(at(&testbed, "w", 80)))
+            .unwrap()
+            .unwrap();
         let (mut server, from) = listener.accept().unwrap();
         assert_eq!(from.ip(), at(&testbed, "home", 0).ip());
         client.write_all(b"hello").unwrap();

@@ -1,7 +1,9 @@
-//! Style as a test, after TigerBeetle's `tidy`: what a reader of this tree may rely on, held over all its files.
+//! Style as a test, after TigerBeetle's `tidy`: what a reader of this tree may rely on, held over
+//! all its files.
 //!
-//! Source is read as text: comments and literals are blanked, then braces are counted. Macros are not expanded, and nothing is
-//! compiled or run. What `cargo fmt`, clippy and `cargo deny` hold is theirs (`scripts/lint.sh`).
+//! Source is read as text: comments and literals are blanked, then braces are counted. Macros are
+//! not expanded, and nothing is compiled or run. What `cargo fmt`, clippy and `cargo deny` hold is
+//! theirs (`scripts/lint.sh`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,32 +17,75 @@ const FILE_LINES: usize = 600;
 /// How many lines a function has at most, its signature and last brace included.
 /// Reason: it fits on a screen.
 const FUNCTION_LINES: usize = 70;
-/// Files and functions that were longer when the rules came, with their lines. An entry only shrinks or goes; there are no new ones.
+/// How many columns a line of a Rust file has at most.
+/// Reason: two files fit beside each other.
+const COLUMNS: usize = 100;
+/// Files and functions that were longer when the rules came, with their lines. An entry only
+/// shrinks or goes; there are no new ones.
 const LONG_FILES: &[(&str, usize)] = &[];
+/// Files with wider lines, by their number: tables, addresses and settings that cannot be broken.
+const WIDE_FILES: &[(&str, usize)] = &[];
 const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("dhcp/tests/churn.rs: fn live", 98),
-    ("host/src/plan_tests.rs: fn networks_on_one_machine_get_what_they_want_and_leave_what_they_found", 83),
-    ("host/tests/kernel.rs: fn own_sockets_go_around_accepted_routes_and_everything_else_takes_them", 72),
+    (
+        "host/src/plan_tests.rs: fn \
+            networks_on_one_machine_get_what_they_want_and_leave_what_they_found",
+        83,
+    ),
+    (
+        "host/tests/kernel.rs: fn \
+            own_sockets_go_around_accepted_routes_and_everything_else_takes_them",
+        72,
+    ),
     ("node/src/daemon/open.rs: fn open", 155),
-    ("node/tests/deb.rs: fn the_package_installs_on_a_clean_debian_and_an_upgrade_keeps_state_settings_and_the_running_vm", 77),
-    ("node/tests/e2e_dashboard.rs: fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_is_on_its_list", 113),
-    ("node/tests/e2e_full_disk.rs: fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing", 81),
-    ("node/tests/e2e_policy.rs: fn a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterwards", 76),
-    ("node/tests/e2e_traces.rs: fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinders_none", 97),
+    (
+        "node/tests/deb.rs: fn \
+            the_package_installs_on_a_clean_debian_and_an_upgrade_keeps_state_settings_and_the_running_vm",
+        77,
+    ),
+    (
+        "node/tests/e2e_dashboard.rs: fn \
+            the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_is_on_its_list",
+        113,
+    ),
+    (
+        "node/tests/e2e_full_disk.rs: fn \
+            a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing",
+        81,
+    ),
+    (
+        "node/tests/e2e_policy.rs: fn \
+            a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterwards",
+        76,
+    ),
+    (
+        "node/tests/e2e_traces.rs: fn \
+            one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinders_none",
+        97,
+    ),
     ("overlay/src/plane/core.rs: fn start", 79),
     ("overlay/src/plane/cut.rs: fn cut", 78),
     ("tests/src/cli.rs: fn run_as", 80),
     ("tests/src/sim/report.rs: fn plots", 83),
     ("vm-manager/src/migrate/source.rs: fn lead", 89),
     ("vm-manager/src/migrate/source.rs: fn after_hand_over", 82),
-    ("vm-manager/tests/qemu_adopt.rs: fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again", 82),
+    (
+        "vm-manager/tests/qemu_adopt.rs: fn \
+            a_move_whose_daemon_was_killed_can_be_given_up_and_made_again",
+        82,
+    ),
 ];
 
 /// The workspace's crates, lowest layer first. A crate depends only on crates of lower layers.
 const LAYERS: [&[&str]; 5] = [
     &["p2pvm-host", "p2pvm-console"],
     &["p2pvm-overlay"],
-    &["p2pvm-dht", "p2pvm-snapshot-sync", "p2pvm-autonomic", "p2pvm-tests"],
+    &[
+        "p2pvm-dht",
+        "p2pvm-snapshot-sync",
+        "p2pvm-autonomic",
+        "p2pvm-tests",
+    ],
     &["p2pvm-dhcp", "p2pvm-vm-manager"],
     &["p2pvm"],
 ];
@@ -62,7 +107,10 @@ fn read(path: &str) -> String {
 fn rust_files(dir: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())) {
         let entry = entry.expect("an entry of a directory that was opened");
-        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let (path, name) = (
+            entry.path(),
+            entry.file_name().to_string_lossy().into_owned(),
+        );
         let kind = entry.file_type().expect("a file's type");
         if kind.is_dir() && !name.starts_with('.') && !MADE.contains(&name.as_str()) {
             rust_files(&path, found);
@@ -76,7 +124,11 @@ fn rust_files(dir: &Path, found: &mut BTreeSet<String>) {
 fn all_rust_files() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     rust_files(&root(), &mut found);
-    assert!(found.len() > 100, "the walk from {} finds hardly any Rust file", root().display());
+    assert!(
+        found.len() > 100,
+        "the walk from {} finds hardly any Rust file",
+        root().display()
+    );
     found
 }
 
@@ -91,7 +143,9 @@ fn is_word(c: char) -> bool {
 
 /// The first place from `at` on that is so, or the end.
 fn first(source: &[char], at: usize, is_so: impl Fn(usize) -> bool) -> usize {
-    (at..source.len()).find(|i| is_so(*i)).unwrap_or(source.len())
+    (at..source.len())
+        .find(|i| is_so(*i))
+        .unwrap_or(source.len())
 }
 
 fn is_pair(source: &[char], at: usize, pair: [char; 2]) -> bool {
@@ -141,7 +195,9 @@ fn blank_end(source: &[char], at: usize) -> Option<usize> {
         ('/', '/') => first(source, at, |i| source[i] == '\n'),
         ('/', '*') => comment_end(source, at),
         ('"', _) => quoted_end(source, at + 1, '"'),
-        ('r', '"' | '#') if !is_word(before) || ['b', 'c'].contains(&before) => raw_end(source, at)?,
+        ('r', '"' | '#') if !is_word(before) || ['b', 'c'].contains(&before) => {
+            raw_end(source, at)?
+        }
         ('\'', '\\') => quoted_end(source, at + 1, '\''),
         // Not a lifetime.
         ('\'', _) if ahead(2) == '\'' => at + 3,
@@ -157,7 +213,11 @@ fn code_only(text: &str) -> Vec<char> {
     while code.len() < source.len() {
         let at = code.len();
         match blank_end(&source, at) {
-            Some(end) => code.extend(source[at..end].iter().map(|c| if *c == '\n' { '\n' } else { ' ' })),
+            Some(end) => code.extend(
+                source[at..end]
+                    .iter()
+                    .map(|c| if *c == '\n' { '\n' } else { ' ' }),
+            ),
             None => code.push(source[at]),
         }
     }
@@ -167,7 +227,10 @@ fn code_only(text: &str) -> Vec<char> {
 /// The name and the lines of the function whose `fn` stands at `at`, if one with a body does.
 fn function_at(code: &[char], at: usize) -> Option<(String, usize)> {
     let begins_a_word = at.checked_sub(1).is_none_or(|i| !is_word(code[i]));
-    if !begins_a_word || !is_pair(code, at, ['f', 'n']) || code.get(at + 2).is_none_or(|c| !c.is_whitespace()) {
+    if !begins_a_word
+        || !is_pair(code, at, ['f', 'n'])
+        || code.get(at + 2).is_none_or(|c| !c.is_whitespace())
+    {
         return None;
     }
     let begin = first(code, at + 2, |i| !code[i].is_whitespace());
@@ -191,32 +254,53 @@ fn function_at(code: &[char], at: usize) -> Option<(String, usize)> {
             return Some((name, lines));
         }
     }
-    panic!("the braces of fn {name} do not close: tidy.rs misreads a literal or a comment of this file")
+    panic!(
+        "the braces of fn {name} do not close: tidy.rs misreads a literal or a comment of this file"
+    )
 }
 
 /// Every function of a text that has a body, those in others and in tests too.
 fn functions(text: &str) -> Vec<(String, usize)> {
     let code = code_only(text);
-    (0..code.len()).filter_map(|at| function_at(&code, at)).collect()
+    (0..code.len())
+        .filter_map(|at| function_at(&code, at))
+        .collect()
 }
 
-/// The paths in the tables of a page that are not there. Behind a path of its row one may be named from its directory, or from
-/// one above.
+/// The paths in the tables of a page that are not there. Behind a path of its row one may be named
+/// from its directory, or from one above.
 fn missing_paths(page: &str, is_there: impl Fn(&Path) -> bool) -> Vec<String> {
     let mut missing = Vec::new();
-    for (n, line) in page.lines().enumerate().filter(|(_, line)| line.starts_with('|')) {
+    for (n, line) in page
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.starts_with('|'))
+    {
         let mut places = BTreeSet::from([PathBuf::new()]);
         for name in line.split('`').skip(1).step_by(2) {
             let looks_like_one = name.contains('/') || ENDS.iter().any(|end| name.ends_with(end));
-            // Patterns, placeholders and commands are no paths, and what begins at the machine's root is not of this tree.
+            // Patterns, placeholders and commands are no paths, and what begins at the machine's
+            // root is not of this tree.
             if !looks_like_one || name.starts_with('/') || name.contains([' ', '*', '<', ':']) {
                 continue;
             }
-            let found = places.iter().rev().map(|place| place.join(name)).find(|path| is_there(path));
+            let found = places
+                .iter()
+                .rev()
+                .map(|place| place.join(name))
+                .find(|path| is_there(path));
             match found {
                 Some(path) => {
-                    let dir = if name.ends_with('/') { Some(path.as_path()) } else { path.parent() };
-                    places.extend(dir.into_iter().flat_map(Path::ancestors).map(Path::to_owned));
+                    let dir = if name.ends_with('/') {
+                        Some(path.as_path())
+                    } else {
+                        path.parent()
+                    };
+                    places.extend(
+                        dir.into_iter()
+                            .flat_map(Path::ancestors)
+                            .map(Path::to_owned),
+                    );
                 }
                 None => missing.push(format!("line {}: {name}", n + 1)),
             }
@@ -229,55 +313,132 @@ fn missing_paths(page: &str, is_there: impl Fn(&Path) -> bool) -> Vec<String> {
 fn dependencies(manifest: &toml::Table) -> Vec<String> {
     let tables = |of: &toml::Table| -> Vec<String> {
         let kinds = ["dependencies", "dev-dependencies", "build-dependencies"];
-        kinds.iter().filter_map(|kind| of.get(*kind)?.as_table()).flat_map(|t| t.keys().cloned()).collect()
+        kinds
+            .iter()
+            .filter_map(|kind| of.get(*kind)?.as_table())
+            .flat_map(|t| t.keys().cloned())
+            .collect()
     };
-    let targets = manifest.get("target").and_then(|t| t.as_table()).into_iter().flat_map(|t| t.values());
-    tables(manifest).into_iter().chain(targets.filter_map(|t| t.as_table()).flat_map(tables)).collect()
+    let targets = manifest
+        .get("target")
+        .and_then(|t| t.as_table())
+        .into_iter()
+        .flat_map(|t| t.values());
+    tables(manifest)
+        .into_iter()
+        .chain(targets.filter_map(|t| t.as_table()).flat_map(tables))
+        .collect()
 }
 
 /// The manifests of the workspace's members: directory, name, names of dependencies.
 fn members() -> Vec<(String, String, Vec<String>)> {
-    let workspace: toml::Table = read("Cargo.toml").parse().expect("the workspace's manifest");
-    let listed = workspace["workspace"]["members"].as_array().expect("members are a list");
+    let workspace: toml::Table = read("Cargo.toml")
+        .parse()
+        .expect("the workspace's manifest");
+    let listed = workspace["workspace"]["members"]
+        .as_array()
+        .expect("members are a list");
     let of = |dir: &toml::Value| {
         let dir = dir.as_str().expect("a member is a directory").to_owned();
-        let manifest: toml::Table = read(&format!("{dir}/Cargo.toml")).parse().expect("a member's manifest");
-        let name = manifest["package"]["name"].as_str().expect("a name").to_owned();
+        let manifest: toml::Table = read(&format!("{dir}/Cargo.toml"))
+            .parse()
+            .expect("a member's manifest");
+        let name = manifest["package"]["name"]
+            .as_str()
+            .expect("a name")
+            .to_owned();
         (dir, name, dependencies(&manifest))
     };
     listed.iter().map(of).collect()
 }
 
-/// What is longer than `most` lines and not listed so, and entries of the list that are not as they were.
-fn too_long(most: usize, listed: &[(&str, usize)], found: impl Iterator<Item = (String, usize)>) -> Vec<String> {
+/// What is longer than `most` lines and not listed so, and entries of the list that are not as they
+/// were.
+fn too_long(
+    most: usize,
+    listed: &[(&str, usize)],
+    found: impl Iterator<Item = (String, usize)>,
+) -> Vec<String> {
     let mut long: BTreeMap<String, usize> = BTreeMap::new();
     for (name, lines) in found.filter(|(_, lines)| *lines > most) {
         let longest = long.entry(name).or_default();
         *longest = lines.max(*longest);
     }
     let judge = |(name, before): &(&str, usize), now: Option<usize>| match now {
-        None => Some(format!("{name} is no exception any more: remove it from the list")),
-        Some(now) if now < *before => Some(format!("{name} has shrunk: write {now} for {before} in the list")),
-        Some(now) if now > *before => Some(format!("{name} has grown from {before} to {now} lines: split it, or move out what was added")),
+        None => Some(format!(
+            "{name} is no exception any more: remove it from the list"
+        )),
+        Some(now) if now < *before => Some(format!(
+            "{name} has shrunk: write {now} for {before} in the list"
+        )),
+        Some(now) if now > *before => Some(format!(
+            "{name} has grown from {before} to {now} lines: split it, or move out what was added"
+        )),
         Some(_) => None,
     };
-    let mut broken: Vec<String> = listed.iter().filter_map(|entry| judge(entry, long.remove(entry.0))).collect();
-    broken.extend(long.into_iter().map(|(name, lines)| format!("{name} has {lines} lines: split it")));
+    let mut broken: Vec<String> = listed
+        .iter()
+        .filter_map(|entry| judge(entry, long.remove(entry.0)))
+        .collect();
+    broken.extend(
+        long.into_iter()
+            .map(|(name, lines)| format!("{name} has {lines} lines: split it")),
+    );
     broken
 }
 
 #[test]
 fn no_rust_file_is_longer_than_one_subject_needs() {
-    let files = all_rust_files().into_iter().map(|path| (path.clone(), read(&path).lines().count()));
+    let files = all_rust_files()
+        .into_iter()
+        .map(|path| (path.clone(), read(&path).lines().count()));
     let broken = too_long(FILE_LINES, LONG_FILES, files);
-    none(&format!("A Rust file has one subject and at most {FILE_LINES} lines (exceptions: LONG_FILES in tests/tests/tidy.rs):"), &broken);
+    none(
+        &format!(
+            "A Rust file has one subject and at most {FILE_LINES} lines (exceptions: LONG_FILES \
+                in tests/tests/tidy.rs):"
+        ),
+        &broken,
+    );
+}
+
+#[test]
+fn no_line_is_wider_than_100_columns_and_exceptions_only_shrink() {
+    let wide = |path: String| {
+        let text = read(&path);
+        let wide = text.lines().filter(|line| line.chars().count() > COLUMNS);
+        let count = wide.count();
+        (path, count)
+    };
+    let broken = too_long(0, WIDE_FILES, all_rust_files().into_iter().map(wide));
+    none(
+        &format!(
+            "A line has at most {COLUMNS} columns (exceptions, by the number of wider lines: \
+                WIDE_FILES in tests/tests/tidy.rs):"
+        ),
+        &broken,
+    );
 }
 
 #[test]
 fn no_function_is_longer_than_a_screen_and_exceptions_only_shrink() {
-    let of = |path: String| functions(&read(&path)).into_iter().map(move |(name, lines)| (format!("{path}: fn {name}"), lines));
-    let broken = too_long(FUNCTION_LINES, LONG_FUNCTIONS, all_rust_files().into_iter().flat_map(of));
-    none(&format!("A function has at most {FUNCTION_LINES} lines (exceptions: LONG_FUNCTIONS in tests/tests/tidy.rs):"), &broken);
+    let of = |path: String| {
+        functions(&read(&path))
+            .into_iter()
+            .map(move |(name, lines)| (format!("{path}: fn {name}"), lines))
+    };
+    let broken = too_long(
+        FUNCTION_LINES,
+        LONG_FUNCTIONS,
+        all_rust_files().into_iter().flat_map(of),
+    );
+    none(
+        &format!(
+            "A function has at most {FUNCTION_LINES} lines (exceptions: LONG_FUNCTIONS in \
+                tests/tests/tidy.rs):"
+        ),
+        &broken,
+    );
 }
 
 #[test]
@@ -285,7 +446,11 @@ fn every_path_in_the_tables_of_architecture_exists() {
     let page = read("docs/ARCHITECTURE.md");
     let is_there = |path: &Path| root().join(path).exists();
     let broken = missing_paths(&page, is_there);
-    none("docs/ARCHITECTURE.md names what is not there. Write where it is now, from the root or from a path before it:", &broken);
+    none(
+        "docs/ARCHITECTURE.md names what is not there. Write where it is now, from the root or \
+            from a path before it:",
+        &broken,
+    );
 }
 
 #[test]
@@ -295,17 +460,33 @@ fn crates_depend_only_on_crates_of_lower_layers() {
     let mut broken = Vec::new();
     for (dir, name, needs) in &members {
         let Some(own) = layer(name) else {
-            broken.push(format!("{dir}/Cargo.toml: {name} has no layer: add it to LAYERS and to the table of docs/ARCHITECTURE.md"));
+            broken.push(format!(
+                "{dir}/Cargo.toml: {name} has no layer: add it to LAYERS and to \
+                the table of docs/ARCHITECTURE.md"
+            ));
             continue;
         };
-        let upward = needs.iter().filter(|needed| layer(needed).is_some_and(|theirs| theirs >= own));
+        let upward = needs
+            .iter()
+            .filter(|needed| layer(needed).is_some_and(|theirs| theirs >= own));
         broken.extend(upward.map(|needed| {
-            format!("{dir}/Cargo.toml: {name} needs {needed}, of its layer or one above: move what both need into a lower crate")
+            format!(
+                "{dir}/Cargo.toml: {name} needs {needed}, of its layer or one above: move \
+                what both need into a lower crate"
+            )
         }));
     }
-    let gone = LAYERS.concat().into_iter().filter(|name| !members.iter().any(|(_, member, _)| member == name));
-    broken.extend(gone.map(|name| format!("{name} is no member of the workspace: remove it from LAYERS")));
-    none("Crates build on lower crates only (LAYERS in tests/tests/tidy.rs):", &broken);
+    let gone = LAYERS
+        .concat()
+        .into_iter()
+        .filter(|name| !members.iter().any(|(_, member, _)| member == name));
+    broken.extend(
+        gone.map(|name| format!("{name} is no member of the workspace: remove it from LAYERS")),
+    );
+    none(
+        "Crates build on lower crates only (LAYERS in tests/tests/tidy.rs):",
+        &broken,
+    );
 }
 
 #[test]
@@ -328,9 +509,21 @@ trait T { fn without(&self) -> [u8; 3]; fn two<'a>(&'a self) {
 
 #[test]
 fn an_exception_may_shrink_and_go_and_nothing_else() {
-    let of = |found: &[(&str, usize)]| too_long(5, &[("a", 9)], found.iter().map(|(name, lines)| ((*name).to_owned(), *lines)));
+    let of = |found: &[(&str, usize)]| {
+        too_long(
+            5,
+            &[("a", 9)],
+            found
+                .iter()
+                .map(|(name, lines)| ((*name).to_owned(), *lines)),
+        )
+    };
     assert_eq!(of(&[("a", 9), ("a", 6), ("b", 5)]), Vec::<String>::new());
-    for (now, said) in [(10, "a has grown from 9 to 10"), (7, "write 7 for 9"), (5, "remove it")] {
+    for (now, said) in [
+        (10, "a has grown from 9 to 10"),
+        (7, "write 7 for 9"),
+        (5, "remove it"),
+    ] {
         let broken = of(&[("a", now)]);
         assert!(broken.len() == 1 && broken[0].contains(said), "{broken:?}");
     }
@@ -341,6 +534,10 @@ fn an_exception_may_shrink_and_go_and_nothing_else() {
 fn a_path_of_a_table_is_found_from_the_paths_before_it() {
     let there = ["a/src", "a/src/x.rs", "a/src/deep/y.rs", "b/z.rs"];
     let is_there = |path: &Path| there.iter().any(|known| path == Path::new(known));
-    let page = "`no/table.rs`\n| x | `a/src/`: `x.rs`, `deep/y.rs` (`handle`, `slow_*.rs`); `b/z.rs` |\n| y | `x.rs`, `b/gone.rs` |\n";
-    assert_eq!(missing_paths(page, is_there), ["line 3: x.rs", "line 3: b/gone.rs"]);
+    let page = "`no/table.rs`\n| x | `a/src/`: `x.rs`, `deep/y.rs` (`handle`, `slow_*.rs`); \
+        `b/z.rs` |\n| y | `x.rs`, `b/gone.rs` |\n";
+    assert_eq!(
+        missing_paths(page, is_there),
+        ["line 3: x.rs", "line 3: b/gone.rs"]
+    );
 }

@@ -1,6 +1,7 @@
-//! The voters as the moves of a VM use them. A VM's voters are three members named in its definition; an
-//! epoch is *granted* when a majority promised it to one holder, and *confirmed* when a majority knows that
-//! this holder runs the VM. Together they are the two phases of Paxos (Lamport 1998), the epoch its ballot.
+//! The voters as the moves of a VM use them. A VM's voters are three members named in its
+//! definition; an epoch is *granted* when a majority promised it to one holder, and *confirmed*
+//! when a majority knows that this holder runs the VM. Together they are the two phases of Paxos
+//! (Lamport 1998), the epoch its ballot.
 
 use async_trait::async_trait;
 use p2pvm_dht::{VoteError, VoterSet, Votes, votes::Grant};
@@ -9,9 +10,11 @@ use p2pvm_overlay::{Epoch, MemberId, identity::KeyPair};
 /// On what ground an epoch is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ground {
-    /// The present holder wants it (it makes the VM, or hands it over), or a person forces it: a confirmed epoch gives way.
+    /// The present holder wants it (it makes the VM, or hands it over), or a person forces it: a
+    /// confirmed epoch gives way.
     Mandate,
-    /// Nobody is known to run the VM: a voter refuses if another holder has confirmed its newest epoch.
+    /// Nobody is known to run the VM: a voter refuses if another holder has confirmed its newest
+    /// epoch.
     Doubt,
 }
 
@@ -50,7 +53,8 @@ pub enum BallotError {
     Invalid(&'static str),
 }
 
-/// A VM and who votes on it; the key proves to voters who never heard of the VM that its owner named them.
+/// A VM and who votes on it; the key proves to voters who never heard of the VM that its owner
+/// named them.
 #[derive(Clone, Copy)]
 pub struct Voted<'a> {
     /// The VM's keys.
@@ -63,10 +67,22 @@ pub struct Voted<'a> {
 #[async_trait]
 pub trait Ballot: Send + Sync + 'static {
     /// Asks a majority to promise `epoch` to `holder`. Asking again for the same holder succeeds.
-    async fn grant(&self, vm: Voted<'_>, epoch: Epoch, holder: MemberId, ground: Ground) -> Result<Grant, BallotError>;
+    async fn grant(
+        &self,
+        vm: Voted<'_>,
+        epoch: Epoch,
+        holder: MemberId,
+        ground: Ground,
+    ) -> Result<Grant, BallotError>;
 
-    /// Tells a majority that `holder` runs the VM in `epoch`; a voter that has promised a newer one refuses.
-    async fn confirm(&self, vm: Voted<'_>, epoch: Epoch, holder: MemberId) -> Result<(), BallotError>;
+    /// Tells a majority that `holder` runs the VM in `epoch`; a voter that has promised a newer one
+    /// refuses.
+    async fn confirm(
+        &self,
+        vm: Voted<'_>,
+        epoch: Epoch,
+        holder: MemberId,
+    ) -> Result<(), BallotError>;
 
     /// The newest epoch that a majority knows of.
     async fn newest(&self, vm: Voted<'_>) -> Result<Option<Newest>, BallotError>;
@@ -75,7 +91,13 @@ pub trait Ballot: Send + Sync + 'static {
 /// The network's voters.
 #[async_trait]
 impl Ballot for Votes {
-    async fn grant(&self, vm: Voted<'_>, epoch: Epoch, holder: MemberId, ground: Ground) -> Result<Grant, BallotError> {
+    async fn grant(
+        &self,
+        vm: Voted<'_>,
+        epoch: Epoch,
+        holder: MemberId,
+        ground: Ground,
+    ) -> Result<Grant, BallotError> {
         let set = VoterSet::sign(vm.keys, vm.voters);
         let granted = match ground {
             Ground::Mandate => Votes::grant(self, vm.keys, &set, epoch, holder).await,
@@ -84,13 +106,29 @@ impl Ballot for Votes {
         granted.map_err(BallotError::from)
     }
 
-    async fn confirm(&self, vm: Voted<'_>, epoch: Epoch, holder: MemberId) -> Result<(), BallotError> {
-        Ok(Votes::confirm(self, vm.keys, &VoterSet::sign(vm.keys, vm.voters), epoch, holder).await?)
+    async fn confirm(
+        &self,
+        vm: Voted<'_>,
+        epoch: Epoch,
+        holder: MemberId,
+    ) -> Result<(), BallotError> {
+        Ok(Votes::confirm(
+            self,
+            vm.keys,
+            &VoterSet::sign(vm.keys, vm.voters),
+            epoch,
+            holder,
+        )
+        .await?)
     }
 
     async fn newest(&self, vm: Voted<'_>) -> Result<Option<Newest>, BallotError> {
         let newest = Votes::newest(self, &VoterSet::sign(vm.keys, vm.voters)).await?;
-        Ok(newest.map(|n| Newest { epoch: n.epoch, holder: n.holder, confirmed: n.confirmed }))
+        Ok(newest.map(|n| Newest {
+            epoch: n.epoch,
+            holder: n.holder,
+            confirmed: n.confirmed,
+        }))
     }
 }
 

@@ -1,7 +1,8 @@
 //! A guest's control group, on either layout of the hierarchy, where this process may write it.
 //!
-//! Limits are a ceiling against a runaway QEMU, with room above what the guest was promised; sharing among guests is left
-//! to the scheduler. Without a writable hierarchy there is no group, and no error: a container often has none.
+//! Limits are a ceiling against a runaway QEMU, with room above what the guest was promised;
+//! sharing among guests is left to the scheduler. Without a writable hierarchy there is no group,
+//! and no error: a container often has none.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -12,7 +13,8 @@ use std::{
 const ROOT: &str = "/sys/fs/cgroup";
 /// All guests' groups are below one of this name.
 const PARENT: &str = "p2pvm";
-/// What QEMU itself needs beside the guest's RAM: translated code (TCG), block and network buffers, page tables.
+/// What QEMU itself needs beside the guest's RAM: translated code (TCG), block and network buffers,
+/// page tables.
 const OVERHEAD_MIB: u64 = 512;
 /// Threads of one QEMU: processors, block workers, migration.
 const THREADS: u32 = 256;
@@ -42,19 +44,40 @@ impl Cgroup {
 
     fn below(root: &Path, name: &str) -> Self {
         let unified = root.join("cgroup.controllers").exists();
-        let hierarchies = if unified { vec![root.to_owned()] } else { ["cpu", "memory", "pids"].iter().map(|c| root.join(c)).collect() };
-        Self { dirs: hierarchies.into_iter().filter(|h| h.is_dir()).map(|h| h.join(PARENT).join(name)).collect() }
+        let hierarchies = if unified {
+            vec![root.to_owned()]
+        } else {
+            ["cpu", "memory", "pids"]
+                .iter()
+                .map(|c| root.join(c))
+                .collect()
+        };
+        Self {
+            dirs: hierarchies
+                .into_iter()
+                .filter(|h| h.is_dir())
+                .map(|h| h.join(PARENT).join(name))
+                .collect(),
+        }
     }
 
-    /// Makes the group with its limits, as far as that is allowed, and returns the files through which a process joins.
+    /// Makes the group with its limits, as far as that is allowed, and returns the files through
+    /// which a process joins.
     pub(crate) fn create(&self, limits: &Limits) -> Vec<File> {
-        self.dirs.iter().filter_map(|dir| create(dir, limits)).collect()
+        self.dirs
+            .iter()
+            .filter_map(|dir| create(dir, limits))
+            .collect()
     }
 
     /// Removes the group; false if a part of it is still in use.
     pub(crate) fn remove(&self) -> bool {
         // All are tried, whatever becomes of the first.
-        self.dirs.iter().filter(|dir| fs::remove_dir(dir).is_err() && dir.exists()).count() == 0
+        self.dirs
+            .iter()
+            .filter(|dir| fs::remove_dir(dir).is_err() && dir.exists())
+            .count()
+            == 0
     }
 }
 
@@ -71,7 +94,10 @@ fn create(dir: &Path, limits: &Limits) -> Option<File> {
     for (file, value) in settings(limits) {
         set(dir, file, &value);
     }
-    OpenOptions::new().write(true).open(dir.join("cgroup.procs")).ok()
+    OpenOptions::new()
+        .write(true)
+        .open(dir.join("cgroup.procs"))
+        .ok()
 }
 
 /// Files of both layouts; those that a hierarchy does not have are passed over.
@@ -101,7 +127,10 @@ fn set(dir: &Path, file: &str, value: &str) {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { cpus: 2, memory_mib: 128 };
+    const LIMITS: Limits = Limits {
+        cpus: 2,
+        memory_mib: 128,
+    };
 
     #[test]
     fn both_layouts_are_told_apart_and_limited() {
@@ -115,11 +144,17 @@ mod tests {
         let group = Cgroup::below(old.path(), "vm");
         assert_eq!(group.dirs.len(), 2, "pids is not mounted");
         assert_eq!(group.create(&LIMITS).len(), 1, "only memory can be joined");
-        assert_eq!(fs::read_to_string(limit).unwrap(), (672u64 << 20).to_string());
+        assert_eq!(
+            fs::read_to_string(limit).unwrap(),
+            (672u64 << 20).to_string()
+        );
 
         let new = tempfile::tempdir().unwrap();
         fs::write(new.path().join("cgroup.controllers"), "cpu memory").unwrap();
-        assert_eq!(Cgroup::below(new.path(), "vm").dirs, [new.path().join("p2pvm/vm")]);
+        assert_eq!(
+            Cgroup::below(new.path(), "vm").dirs,
+            [new.path().join("p2pvm/vm")]
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What a VM is, apart from where it runs: the definition that travels with it, its secret key, and the
-//! address that belongs to the VM and not to a host.
+//! What a VM is, apart from where it runs: the definition that travels with it, its secret key, and
+//! the address that belongs to the VM and not to a host.
 
 use crate::Error;
 use p2pvm_overlay::{MemberId, UnixTime, VmId, identity::KeyPair};
@@ -60,7 +60,8 @@ pub enum ImageSource {
     Stored(ManifestId),
 }
 
-/// The largest disk that a VM may have. Reason: no file is larger on most file systems, and a slip of the hand shows at once.
+/// The largest disk that a VM may have. Reason: no file is larger on most file systems, and a slip
+/// of the hand shows at once.
 const MAX_DISK_BYTES: u64 = 16 << 40;
 
 /// What a user says of a VM to be made.
@@ -113,7 +114,8 @@ impl Drop for VmSecret {
 pub fn check_name(name: &str) -> Result<(), Error> {
     if !p2pvm_overlay::membership::valid_name(name) {
         return Err(Error::Refused(format!(
-            "'{name}' cannot be a name: use 1 to 63 lower-case letters, digits and hyphens, no hyphen first or last"
+            "'{name}' cannot be a name: use 1 to 63 lower-case letters, digits and hyphens, no \
+                hyphen first or last"
         )));
     }
     Ok(())
@@ -127,14 +129,22 @@ impl NewVm {
     pub fn check(&self) -> Result<(), Error> {
         check_name(&self.name)?;
         if self.cpus == 0 || self.cpus > 256 {
-            return Err(Error::Refused(format!("{} processors: choose 1 to 256", self.cpus)));
+            return Err(Error::Refused(format!(
+                "{} processors: choose 1 to 256",
+                self.cpus
+            )));
         }
         if self.memory_mib < 16 {
-            return Err(Error::Refused(format!("{} MiB of memory: no guest starts with less than 16", self.memory_mib)));
+            return Err(Error::Refused(format!(
+                "{} MiB of memory: no guest starts with less than 16",
+                self.memory_mib
+            )));
         }
         if let Some(bytes) = self.disk_bytes.filter(|bytes| *bytes > MAX_DISK_BYTES) {
             let (asked, most) = (bytes >> 40, MAX_DISK_BYTES >> 40);
-            return Err(Error::Refused(format!("a disk of {asked} TiB: choose at most {most} TiB")));
+            return Err(Error::Refused(format!(
+                "a disk of {asked} TiB: choose at most {most} TiB"
+            )));
         }
         Ok(())
     }
@@ -147,13 +157,35 @@ mod tests {
     #[test]
     fn what_no_host_can_run_is_refused_with_the_limit() {
         let image = ImageSource::File("/image".into());
-        let vm = NewVm { name: "web".into(), image, cpus: 1, memory_mib: 64, disk_bytes: None };
+        let vm = NewVm {
+            name: "web".into(),
+            image,
+            cpus: 1,
+            memory_mib: 64,
+            disk_bytes: None,
+        };
         assert!(vm.check().is_ok());
         let said = |vm: NewVm| vm.check().unwrap_err().to_string();
-        assert!(said(NewVm { cpus: 9999, ..vm.clone() }).contains("1 to 256"));
-        let disk = said(NewVm { disk_bytes: Some(9_999_999 << 40), ..vm.clone() });
+        assert!(
+            said(NewVm {
+                cpus: 9999,
+                ..vm.clone()
+            })
+            .contains("1 to 256")
+        );
+        let disk = said(NewVm {
+            disk_bytes: Some(9_999_999 << 40),
+            ..vm.clone()
+        });
         assert!(disk.contains("at most 16 TiB"), "{disk}");
-        assert!(NewVm { disk_bytes: Some(MAX_DISK_BYTES), ..vm }.check().is_ok());
+        assert!(
+            NewVm {
+                disk_bytes: Some(MAX_DISK_BYTES),
+                ..vm
+            }
+            .check()
+            .is_ok()
+        );
     }
 
     #[test]
@@ -161,7 +193,16 @@ mod tests {
         for good in ["web", "web-1", "0", &"a".repeat(63)] {
             assert!(check_name(good).is_ok(), "{good}");
         }
-        for bad in ["", "-web", "web-", "Web", "a.b", "a b", "../x", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "-web",
+            "web-",
+            "Web",
+            "a.b",
+            "a b",
+            "../x",
+            &"a".repeat(64),
+        ] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }

@@ -1,6 +1,6 @@
-//! Where VMs are, for everyone: one record per VM, owned by the VM's own key and written by whichever host
-//! holds it, and one per name. Records find, they do not decide: a record may be stale, and the voters named
-//! in it say who may run the VM.
+//! Where VMs are, for everyone: one record per VM, owned by the VM's own key and written by
+//! whichever host holds it, and one per name. Records find, they do not decide: a record may be
+//! stale, and the voters named in it say who may run the VM.
 
 use crate::{Definition, Error, framed, vault::Durability};
 use p2pvm_dht::{Record, RecordError, Records};
@@ -9,8 +9,8 @@ use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
 
-/// How long a VM's records live without their holder. It has to outlast the holder by far: a dead host's
-/// VM is restored by what its record says.
+/// How long a VM's records live without their holder. It has to outlast the holder by far: a dead
+/// host's VM is restored by what its record says.
 pub const RECORD_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The most snapshots one VM's record lists, so that it stays within a record's bounds.
@@ -71,8 +71,8 @@ impl VmRecord {
         framed::from_bytes(bytes)
     }
 
-    /// What a record says of a VM; `None` if it is none, lies at another VM's place or is not the VM's own. The signature is the
-    /// caller's to check.
+    /// What a record says of a VM; `None` if it is none, lies at another VM's place or is not the
+    /// VM's own. The signature is the caller's to check.
     pub fn of(record: &Record) -> Option<Self> {
         let found = Self::from_bytes(record.value.as_deref()?)?;
         let vm = found.definition.vm;
@@ -100,7 +100,10 @@ pub fn version(epoch: Epoch, seq: u32) -> u64 {
 pub struct Directory(Arc<dyn Records>);
 
 fn failed(step: &'static str) -> impl FnOnce(RecordError) -> Error {
-    move |error| Error::Agreement { step, detail: chain(&error) }
+    move |error| Error::Agreement {
+        step,
+        detail: chain(&error),
+    }
 }
 
 impl Directory {
@@ -114,11 +117,16 @@ impl Directory {
     /// # Errors
     /// [`Error::Refused`] if another VM has it, [`Error::Agreement`] if too few members answer.
     pub async fn take_name(&self, keys: &KeyPair, name: &str) -> Result<(), Error> {
-        match self.0.create(keys, name_key(name), keys.public().to_vec(), RECORD_TTL).await {
+        match self
+            .0
+            .create(keys, name_key(name), keys.public().to_vec(), RECORD_TTL)
+            .await
+        {
             Ok(_) => Ok(()),
-            Err(RecordError::Exists(_)) => {
-                Err(Error::Refused(format!("the network has a VM named '{name}' already: choose another name, or delete that one")))
-            }
+            Err(RecordError::Exists(_)) => Err(Error::Refused(format!(
+                "the network has a VM named '{name}' already: choose another name, or delete \
+                    that one"
+            ))),
             Err(e) => Err(failed("taking the VM's name")(e)),
         }
     }
@@ -128,8 +136,18 @@ impl Directory {
     /// # Errors
     /// [`Error::Agreement`] if too few members answer.
     pub async fn resolve(&self, name: &str) -> Result<Option<VmId>, Error> {
-        let record = self.0.get(name_key(name)).await.map_err(failed("looking the VM's name up"))?;
-        Ok(record.and_then(|r| <[u8; 32]>::try_from(r.value.as_deref()?).ok().filter(|id| *id == r.owner)).map(VmId))
+        let record = self
+            .0
+            .get(name_key(name))
+            .await
+            .map_err(failed("looking the VM's name up"))?;
+        Ok(record
+            .and_then(|r| {
+                <[u8; 32]>::try_from(r.value.as_deref()?)
+                    .ok()
+                    .filter(|id| *id == r.owner)
+            })
+            .map(VmId))
     }
 
     /// A VM's record.
@@ -137,8 +155,14 @@ impl Directory {
     /// # Errors
     /// [`Error::Agreement`] if too few members answer.
     pub async fn record(&self, vm: VmId) -> Result<Option<VmRecord>, Error> {
-        let record = self.0.get(vm_key(vm)).await.map_err(failed("looking the VM up"))?;
-        Ok(record.and_then(|r| VmRecord::of(&r)).filter(|found| found.definition.vm == vm))
+        let record = self
+            .0
+            .get(vm_key(vm))
+            .await
+            .map_err(failed("looking the VM up"))?;
+        Ok(record
+            .and_then(|r| VmRecord::of(&r))
+            .filter(|found| found.definition.vm == vm))
     }
 
     /// The record of the VM with that name.
@@ -152,19 +176,42 @@ impl Directory {
         }
     }
 
-    /// Publishes a VM's record with the least count not yet used, beginning at `seq`; returns the one used.
+    /// Publishes a VM's record with the least count not yet used, beginning at `seq`; returns the
+    /// one used.
     ///
     /// # Errors
     /// [`Error::Agreement`] if too few members answer, or one knows of a newer epoch.
-    pub async fn publish(&self, keys: &KeyPair, record: &VmRecord, mut seq: u32) -> Result<u32, Error> {
+    pub async fn publish(
+        &self,
+        keys: &KeyPair,
+        record: &VmRecord,
+        mut seq: u32,
+    ) -> Result<u32, Error> {
         for _ in 0..4 {
-            match self.0.put(keys, vm_key(record.definition.vm), version(record.epoch, seq), record.to_bytes(), RECORD_TTL).await {
+            match self
+                .0
+                .put(
+                    keys,
+                    vm_key(record.definition.vm),
+                    version(record.epoch, seq),
+                    record.to_bytes(),
+                    RECORD_TTL,
+                )
+                .await
+            {
                 Ok(_) => return Ok(seq),
-                Err(RecordError::Stale(known)) if known >> 32 == record.epoch.0 && known as u32 != u32::MAX => seq = known as u32 + 1,
+                Err(RecordError::Stale(known))
+                    if known >> 32 == record.epoch.0 && known as u32 != u32::MAX =>
+                {
+                    seq = known as u32 + 1
+                }
                 Err(e) => return Err(failed("publishing the VM's record")(e)),
             }
         }
-        Err(Error::Agreement { step: "publishing the VM's record", detail: "another writer keeps racing".into() })
+        Err(Error::Agreement {
+            step: "publishing the VM's record",
+            detail: "another writer keeps racing".into(),
+        })
     }
 
     /// Removes a VM and its name.
@@ -172,7 +219,10 @@ impl Directory {
     /// # Errors
     /// [`Error::Agreement`] if too few members answer.
     pub async fn remove(&self, keys: &KeyPair, name: &str) -> Result<(), Error> {
-        self.0.delete(keys, vm_key(keys.vm_id())).await.map_err(failed("deleting the VM's record"))?;
+        self.0
+            .delete(keys, vm_key(keys.vm_id()))
+            .await
+            .map_err(failed("deleting the VM's record"))?;
         match self.0.delete(keys, name_key(name)).await {
             // Another VM's by now: nothing of ours is left there.
             Ok(()) | Err(RecordError::Exists(_)) => Ok(()),

@@ -1,5 +1,5 @@
-//! What can go wrong with a VM, each variant naming the step. The cause, where there is one, is its source:
-//! [`p2pvm_overlay::chain`] makes the sentence of both.
+//! What can go wrong with a VM, each variant naming the step. The cause, where there is one, is its
+//! source: [`p2pvm_overlay::chain`] makes the sentence of both.
 
 use std::{io, path::PathBuf};
 
@@ -76,8 +76,15 @@ pub enum Error {
 }
 
 /// Wraps an I/O error with its step and path.
-pub(crate) fn io_at(step: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { step, path: path.into(), source }
+pub(crate) fn io_at(
+    step: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io {
+        step,
+        path: path.into(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -89,13 +96,22 @@ mod tests {
     fn a_sentence_names_the_step_and_once_what_the_system_said() {
         let error = io_at("open the disk image", "/vm/disk")(io::Error::from_raw_os_error(13));
         assert_eq!(error.to_string(), "open the disk image: /vm/disk");
-        assert_eq!(chain(&error), "open the disk image: /vm/disk: Permission denied (os error 13)");
+        assert_eq!(
+            chain(&error),
+            "open the disk image: /vm/disk: Permission denied (os error 13)"
+        );
     }
 
     #[test]
     fn a_sentence_names_once_what_another_member_answered() {
         let to = MemberId([7; 32]);
-        let error = Error::Peer { step: "moving", source: FabricError::Refused(to, "no room".into()) };
-        assert_eq!(chain(&error), format!("moving: {} refused: no room", to.short()));
+        let error = Error::Peer {
+            step: "moving",
+            source: FabricError::Refused(to, "no room".into()),
+        };
+        assert_eq!(
+            chain(&error),
+            format!("moving: {} refused: no room", to.short())
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Documents that hosts keep and publish (a VM's record, a checkpoint's): one byte that names the format, then postcard. A reader
-//! refuses a format that it does not know, so that a newer one is never half understood.
+//! Documents that hosts keep and publish (a VM's record, a checkpoint's): one byte that names the
+//! format, then postcard. A reader refuses a format that it does not know, so that a newer one is
+//! never half understood.
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -24,7 +25,10 @@ mod tests {
     #[test]
     fn a_document_survives_and_another_format_is_refused() {
         let mut bytes = to_bytes(&("web", 7u32));
-        assert_eq!(from_bytes::<(String, u32)>(&bytes), Some(("web".to_owned(), 7)));
+        assert_eq!(
+            from_bytes::<(String, u32)>(&bytes),
+            Some(("web".to_owned(), 7))
+        );
         bytes[0] += 1;
         assert_eq!(from_bytes::<(String, u32)>(&bytes), None);
         assert_eq!(from_bytes::<(String, u32)>(&[]), None);

@@ -1,6 +1,7 @@
-//! What this crate asks of a hypervisor, as traits, so that the moves of a VM are written once and the
-//! driver (QEMU today) is one module. A [`Machine`] is one guest on this host; everything that outlives
-//! the daemon (process, disk, sockets) lives in its run directory, from which [`Hypervisor::adopt`] finds it again.
+//! What this crate asks of a hypervisor, as traits, so that the moves of a VM are written once and
+//! the driver (QEMU today) is one module. A [`Machine`] is one guest on this host; everything that
+//! outlives the daemon (process, disk, sockets) lives in its run directory, from which
+//! [`Hypervisor::adopt`] finds it again.
 
 use crate::Error;
 use async_trait::async_trait;
@@ -38,7 +39,8 @@ pub struct MachineSpec {
     pub disk: PathBuf,
     /// The guest's Ethernet address.
     pub mac: [u8; 6],
-    /// The TAP interface the guest's port ends in. The driver creates it if missing and passes QEMU its file descriptor.
+    /// The TAP interface the guest's port ends in. The driver creates it if missing and passes QEMU
+    /// its file descriptor.
     pub tap: String,
     /// The MTU the guest is told by virtio.
     pub mtu: u16,
@@ -53,7 +55,8 @@ pub enum Start {
     Boot,
     /// Waits for a live migration: [`Machine::incoming`] tells where.
     Incoming,
-    /// From a RAM file that [`Machine::checkpoint`] wrote, paused at the moment it was taken; [`Machine::resume`] runs it.
+    /// From a RAM file that [`Machine::checkpoint`] wrote, paused at the moment it was taken;
+    /// [`Machine::resume`] runs it.
     Checkpoint(PathBuf),
 }
 
@@ -77,7 +80,8 @@ pub enum RunState {
 pub enum Halt {
     /// A write found this host's disk full. It is done again when the guest goes on.
     DiskFull,
-    /// This host's disk could not be read or written. What failed is done again when the guest goes on.
+    /// This host's disk could not be read or written. What failed is done again when the guest goes
+    /// on.
     DiskError,
     /// It shut itself down.
     PoweredOff,
@@ -102,7 +106,8 @@ pub struct MachineStats {
     pub resident_bytes: u64,
 }
 
-/// Where a target listens for its migration: unix sockets in its run directory, connectable by the daemon.
+/// Where a target listens for its migration: unix sockets in its run directory, connectable by the
+/// daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IncomingSockets {
     /// QEMU's migration stream.
@@ -116,7 +121,8 @@ pub struct IncomingSockets {
 /// Choices of one live migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MigrateOptions {
-    /// Switch over to post-copy if pre-copy does not converge. Opt-in: either side dying then loses the guest.
+    /// Switch over to post-copy if pre-copy does not converge. Opt-in: either side dying then loses
+    /// the guest.
     pub post_copy: bool,
     /// The longest stop that QEMU may plan for.
     pub max_downtime: Duration,
@@ -126,7 +132,11 @@ pub struct MigrateOptions {
 
 impl Default for MigrateOptions {
     fn default() -> Self {
-        Self { post_copy: false, max_downtime: Duration::from_millis(100), bandwidth: 0 }
+        Self {
+            post_copy: false,
+            max_downtime: Duration::from_millis(100),
+            bandwidth: 0,
+        }
     }
 }
 
@@ -181,13 +191,20 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// What this host's guests run on, by a probe once per boot of the host.
     async fn accel(&self) -> Result<Accel, Error>;
 
-    /// Creates a VM's own disk over `image` (qcow2 or raw; the format is detected), at least as large as it or `size_bytes`.
-    async fn create_disk(&self, image: &Path, disk: &Path, size_bytes: Option<u64>) -> Result<(), Error>;
+    /// Creates a VM's own disk over `image` (qcow2 or raw; the format is detected), at least as
+    /// large as it or `size_bytes`.
+    async fn create_disk(
+        &self,
+        image: &Path,
+        disk: &Path,
+        size_bytes: Option<u64>,
+    ) -> Result<(), Error>;
 
     /// Points the disk's backing file at `image` (its path on this host) without reading its data.
     async fn rebase_disk(&self, disk: &Path, image: &Path) -> Result<(), Error>;
 
-    /// Refuses a file that a new VM cannot start from, whatever it is called; gives its virtual size, bytes.
+    /// Refuses a file that a new VM cannot start from, whatever it is called; gives its virtual
+    /// size, bytes.
     async fn check_image(&self, image: &Path) -> Result<u64, Error>;
 
     /// The virtual size of an image or disk, bytes.
@@ -209,7 +226,8 @@ pub trait Machine: Send + Sync + 'static {
     /// Changes of what it does; ends with [`RunState::Stopped`].
     fn watch(&self) -> watch::Receiver<RunState>;
 
-    /// Why it stands still, or ended, though nobody here asked for it. Known before [`Machine::watch`] tells the change.
+    /// Why it stands still, or ended, though nobody here asked for it. Known before
+    /// [`Machine::watch`] tells the change.
     fn halted(&self) -> Option<Halt>;
 
     /// Asks the guest to power down and waits; kills it after `patience`.
@@ -227,31 +245,48 @@ pub trait Machine: Send + Sync + 'static {
     /// What it uses.
     async fn stats(&self) -> Result<MachineStats, Error>;
 
-    /// The serial console, both ways. One reader at a time; what was printed before is replayed from the log's last 64 KiB.
+    /// The serial console, both ways. One reader at a time; what was printed before is replayed
+    /// from the log's last 64 KiB.
     async fn console(&self) -> Result<BoxStream, Error>;
 
     /// Target side: where to send RAM and disk. Idempotent.
     async fn incoming(&self) -> Result<IncomingSockets, Error>;
 
-    /// Target side, after RAM and disk are complete and before [`Machine::resume`]: waits until the guest is whole
-    /// (all of RAM for pre-copy, device state for post-copy) and closes the disk's export.
+    /// Target side, after RAM and disk are complete and before [`Machine::resume`]: waits until the
+    /// guest is whole (all of RAM for pre-copy, device state for post-copy) and closes the disk's
+    /// export.
     async fn finish_incoming(&self) -> Result<(), Error>;
 
-    /// Source side: mirrors the disk to the NBD export behind the local unix socket `disk`, until in step;
-    /// then keeps it in step (write-blocking) until [`Machine::switch_over`] or [`Machine::cancel_migration`].
-    async fn mirror(&self, disk: &Path, export: &str, progress: &watch::Sender<Progress>) -> Result<(), Error>;
+    /// Source side: mirrors the disk to the NBD export behind the local unix socket `disk`, until
+    /// in step; then keeps it in step (write-blocking) until [`Machine::switch_over`] or
+    /// [`Machine::cancel_migration`].
+    async fn mirror(
+        &self,
+        disk: &Path,
+        export: &str,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error>;
 
-    /// Source side: sends RAM to the local unix socket `ram` until little is left, then returns with the
-    /// guest paused and nothing handed over yet (QEMU's pre-switchover).
-    async fn migrate_until_paused(&self, ram: &Path, options: MigrateOptions, progress: &watch::Sender<Progress>) -> Result<(), Error>;
+    /// Source side: sends RAM to the local unix socket `ram` until little is left, then returns
+    /// with the guest paused and nothing handed over yet (QEMU's pre-switchover).
+    async fn migrate_until_paused(
+        &self,
+        ram: &Path,
+        options: MigrateOptions,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error>;
 
-    /// Source side: completes the mirror and hands over the rest of RAM. After this the guest here never runs again
-    /// unless [`Machine::cancel_migration`] is called.
+    /// Source side: completes the mirror and hands over the rest of RAM. After this the guest here
+    /// never runs again unless [`Machine::cancel_migration`] is called.
     async fn switch_over(&self) -> Result<MigrationReport, Error>;
 
     /// Source side: gives the migration up at any step and lets the guest run here again.
     async fn cancel_migration(&self) -> Result<(), Error>;
 
     /// Takes RAM and disk of one instant into `dir` while the guest runs on.
-    async fn checkpoint(&self, dir: &Path, progress: &watch::Sender<Progress>) -> Result<CheckpointFiles, Error>;
+    async fn checkpoint(
+        &self,
+        dir: &Path,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<CheckpointFiles, Error>;
 }

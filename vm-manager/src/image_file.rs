@@ -1,7 +1,9 @@
-//! Tells a disk image from everything else that a person may hand over in its place, before a byte of it is stored.
+//! Tells a disk image from everything else that a person may hand over in its place, before a byte
+//! of it is stored.
 //!
-//! Recognized by content, never by name: qcow2 by its magic number, raw by the boot signature that BIOS and UEFI look for in
-//! its first sector. What is no disk image is refused with what it is and what to do with it.
+//! Recognized by content, never by name: qcow2 by its magic number, raw by the boot signature that
+//! BIOS and UEFI look for in its first sector. What is no disk image is refused with what it is and
+//! what to do with it.
 
 use crate::{Error, error::io_at};
 use std::{
@@ -24,14 +26,30 @@ const CONVERT: &str = "convert it: qemu-img convert -O qcow2 FROM TO.qcow2";
 
 /// What begins like this is no qcow2 or raw image: the bytes, what they are, what to do.
 const OTHERS: [(&[u8], &str, &str); 13] = [
-    (b"\x1f\x8b", "compressed with gzip", "unpack it: gunzip FILE"),
+    (
+        b"\x1f\x8b",
+        "compressed with gzip",
+        "unpack it: gunzip FILE",
+    ),
     (b"\xfd7zXZ\0", "compressed with xz", "unpack it: unxz FILE"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it: unzstd FILE"),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "compressed with zstd",
+        "unpack it: unzstd FILE",
+    ),
     (b"BZh", "compressed with bzip2", "unpack it: bunzip2 FILE"),
     (b"PK\x03\x04", "a zip archive", "unpack it: unzip FILE"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it: 7z x FILE"),
+    (
+        b"7z\xbc\xaf\x27\x1c",
+        "a 7-Zip archive",
+        "unpack it: 7z x FILE",
+    ),
     (b"KDMV", "a VMDK image", CONVERT),
-    (b"# Disk DescriptorFile", "the description of a VMDK image", CONVERT),
+    (
+        b"# Disk DescriptorFile",
+        "the description of a VMDK image",
+        CONVERT,
+    ),
     (b"vhdxfile", "a VHDX image", CONVERT),
     (b"conectix", "a VHD image", CONVERT),
     (b"<<<", "a VDI image", CONVERT),
@@ -44,7 +62,12 @@ const OTHERS: [(&[u8], &str, &str); 13] = [
 /// # Errors
 /// [`Error::Refused`] with what it is instead, or what the file system says.
 pub(crate) fn recognize(path: &Path) -> Result<(), Error> {
-    let refuse = |what: &str, advice: &str| Err(Error::Refused(format!("{} is {what}, no disk image: {advice}", path.display())));
+    let refuse = |what: &str, advice: &str| {
+        Err(Error::Refused(format!(
+            "{} is {what}, no disk image: {advice}",
+            path.display()
+        )))
+    };
     let give = "give the path of a qcow2 or raw image";
     let found = fs::metadata(path).map_err(io_at("open the disk image", path))?;
     let kind = found.file_type();
@@ -57,7 +80,10 @@ pub(crate) fn recognize(path: &Path) -> Result<(), Error> {
     }
     let file = File::open(path).map_err(io_at("open the disk image", path))?;
     let mut start = Vec::with_capacity(SECTOR);
-    (&file).take(SECTOR as u64).read_to_end(&mut start).map_err(io_at("read the disk image", path))?;
+    (&file)
+        .take(SECTOR as u64)
+        .read_to_end(&mut start)
+        .map_err(io_at("read the disk image", path))?;
     if start.is_empty() {
         return refuse("empty", give);
     }
@@ -72,11 +98,19 @@ pub(crate) fn recognize(path: &Path) -> Result<(), Error> {
     }
     let mut iso = [0; ISO_MAGIC.len()];
     if file.read_exact_at(&mut iso, ISO_AT).is_ok() && iso == ISO_MAGIC {
-        return refuse("a CD image (ISO 9660)", "install from it elsewhere, or take a cloud image of the same system");
+        return refuse(
+            "a CD image (ISO 9660)",
+            "install from it elsewhere, or take a cloud image of the same system",
+        );
     }
-    let text = String::from_utf8_lossy(&start).trim_start().to_ascii_lowercase();
+    let text = String::from_utf8_lossy(&start)
+        .trim_start()
+        .to_ascii_lowercase();
     if text.starts_with("<!doctype") || text.starts_with("<html") || text.starts_with("<?xml") {
-        return refuse("a web page or XML", "the download probably failed: load the image itself");
+        return refuse(
+            "a web page or XML",
+            "the download probably failed: load the image itself",
+        );
     }
     if start.len() < SECTOR || start[SECTOR - 2..] != BOOT_SIGNATURE {
         return refuse("neither qcow2 nor a raw disk with a boot sector", give);
@@ -116,7 +150,10 @@ mod tests {
         ];
         for (content, said) in cases {
             let refused = of(content).unwrap_err();
-            assert!(matches!(refused, Error::Refused(_)) && refused.to_string().contains(said), "{said}: {refused}");
+            assert!(
+                matches!(refused, Error::Refused(_)) && refused.to_string().contains(said),
+                "{said}: {refused}"
+            );
         }
     }
 
@@ -133,7 +170,11 @@ mod tests {
         let pipe = dir.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         for path in [pipe.as_path(), Path::new("/dev/zero"), dir.path()] {
-            assert!(matches!(recognize(path), Err(Error::Refused(_))), "{}", path.display());
+            assert!(
+                matches!(recognize(path), Err(Error::Refused(_))),
+                "{}",
+                path.display()
+            );
         }
     }
 }

@@ -1,12 +1,13 @@
 //! The walls around a guest's process, for the day when a guest breaks out of QEMU.
 //!
-//! Where the daemon is root, each guest runs under a uid of its own (nobody else's files), with no capability, no way to
-//! get one, in a network namespace with nothing in it (its TAP and its sockets come as descriptors), in a mount namespace,
-//! in a cgroup with limits, and with QEMU's seccomp filter. Disks are opened by the daemon and passed in, so that no file
-//! needs to belong to that uid. An unprivileged daemon keeps its own uid and what remains possible of this.
+//! Where the daemon is root, each guest runs under a uid of its own (nobody else's files), with no
+//! capability, no way to get one, in a network namespace with nothing in it (its TAP and its
+//! sockets come as descriptors), in a mount namespace, in a cgroup with limits, and with QEMU's
+//! seccomp filter. Disks are opened by the daemon and passed in, so that no file needs to belong to
+//! that uid. An unprivileged daemon keeps its own uid and what remains possible of this.
 //!
-//! The mount namespace also carries the one device a guest needs that a uid may not open: `/dev/userfaultfd`, for
-//! post-copy and for checkpoints of a running guest.
+//! The mount namespace also carries the one device a guest needs that a uid may not open:
+//! `/dev/userfaultfd`, for post-copy and for checkpoints of a running guest.
 
 use crate::cgroup::{Cgroup, Limits};
 use nix::{
@@ -33,7 +34,8 @@ use std::{
 const UID_BASE: u32 = 0x7000_0000;
 /// How many uids guests are spread over.
 const UID_COUNT: u32 = 1 << 24;
-/// The device that the guest gets a node of its own for, in its run directory and over the system's.
+/// The device that the guest gets a node of its own for, in its run directory and over the
+/// system's.
 const USERFAULTFD: &str = "/dev/userfaultfd";
 const USERFAULTFD_NODE: &str = "userfaultfd";
 
@@ -41,8 +43,10 @@ const USERFAULTFD_NODE: &str = "userfaultfd";
 const REMOVE_TRIES: u32 = 50;
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
-/// What QEMU may ask of the kernel: no old system calls, no set-uid, no child processes, no scheduling games.
-pub(crate) const SECCOMP: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+/// What QEMU may ask of the kernel: no old system calls, no set-uid, no child processes, no
+/// scheduling games.
+pub(crate) const SECCOMP: &str =
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// One guest's walls.
 #[derive(Debug)]
@@ -58,9 +62,18 @@ impl Jail {
         hasher.update(tag.as_bytes());
         hasher.update(run_dir.as_os_str().as_encoded_bytes());
         let hash = hasher.finalize();
-        let number = u32::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1], hash.as_bytes()[2], 0]) % UID_COUNT;
-        let uid = (nix::unistd::geteuid().is_root() && uid_is_mapped(UID_BASE + number)).then_some(UID_BASE + number);
-        Self { uid, cgroup: Cgroup::named(&format!("{}-{number:06x}", &tag[..tag.len().min(20)])) }
+        let number = u32::from_le_bytes([
+            hash.as_bytes()[0],
+            hash.as_bytes()[1],
+            hash.as_bytes()[2],
+            0,
+        ]) % UID_COUNT;
+        let uid = (nix::unistd::geteuid().is_root() && uid_is_mapped(UID_BASE + number))
+            .then_some(UID_BASE + number);
+        Self {
+            uid,
+            cgroup: Cgroup::named(&format!("{}-{number:06x}", &tag[..tag.len().min(20)])),
+        }
     }
 
     /// Makes the run directory the guest's and nobody else's.
@@ -71,8 +84,16 @@ impl Jail {
         let node = run_dir.join(USERFAULTFD_NODE);
         let _ = fs::remove_file(&node);
         if let Ok(device) = fs::metadata(USERFAULTFD) {
-            // Best effort: without it a checkpoint stops the guest longer, and post-copy is refused.
-            if mknod(&node, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, device.rdev()).is_ok() {
+            // Best effort: without it a checkpoint stops the guest longer, and post-copy is
+            // refused.
+            if mknod(
+                &node,
+                SFlag::S_IFCHR,
+                Mode::S_IRUSR | Mode::S_IWUSR,
+                device.rdev(),
+            )
+            .is_ok()
+            {
                 chown(&node, Some(uid), Some(uid))?;
             }
         }
@@ -80,12 +101,17 @@ impl Jail {
     }
 
     /// Has `command` start inside, with `inherit` as the only descriptors beside its standard ones.
-    pub(crate) fn enter(&self, command: &mut tokio::process::Command, limits: &Limits, inherit: Vec<RawFd>) {
+    pub(crate) fn enter(
+        &self,
+        command: &mut tokio::process::Command,
+        limits: &Limits,
+        inherit: Vec<RawFd>,
+    ) {
         let uid = self.uid;
         let groups: Vec<File> = self.cgroup.create(limits);
         let child = move || confine(uid, &groups, &inherit);
-        // SAFETY: `confine` runs between fork and exec: it makes plain system calls on data prepared here, and neither
-        // allocates nor takes a lock.
+        // SAFETY: `confine` runs between fork and exec: it makes plain system calls on data
+        // prepared here, and neither allocates nor takes a lock.
         unsafe { command.pre_exec(child) };
     }
 
@@ -116,10 +142,18 @@ fn confine(uid: Option<u32>, groups: &[File], inherit: &[RawFd]) -> io::Result<(
     }
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?; // A core would hold the guest's RAM.
     if let Some(uid) = uid {
-        if unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC).is_ok() {
+        if unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC)
+            .is_ok()
+        {
             let none: Option<&str> = None;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-            let _ = mount(Some(USERFAULTFD_NODE), USERFAULTFD, none, MsFlags::MS_BIND, none);
+            let _ = mount(
+                Some(USERFAULTFD_NODE),
+                USERFAULTFD,
+                none,
+                MsFlags::MS_BIND,
+                none,
+            );
         }
         setgroups(&[])?;
         setgid(Gid::from_raw(uid))?;
@@ -133,7 +167,10 @@ fn confine(uid: Option<u32>, groups: &[File], inherit: &[RawFd]) -> io::Result<(
 fn uid_is_mapped(uid: u32) -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.lines().any(|line| {
-        let fields: Vec<u64> = line.split_ascii_whitespace().filter_map(|f| f.parse().ok()).collect();
+        let fields: Vec<u64> = line
+            .split_ascii_whitespace()
+            .filter_map(|f| f.parse().ok())
+            .collect();
         matches!(fields[..], [first, _, count] if (first..first + count).contains(&u64::from(uid)))
     })
 }
@@ -145,7 +182,10 @@ mod tests {
     #[test]
     fn a_guest_finds_its_jail_again_and_shares_it_with_no_other() {
         let a = Jail::of("vm", Path::new("/a"));
-        assert_eq!(format!("{a:?}"), format!("{:?}", Jail::of("vm", Path::new("/a"))));
+        assert_eq!(
+            format!("{a:?}"),
+            format!("{:?}", Jail::of("vm", Path::new("/a")))
+        );
         assert_ne!(a.cgroup, Jail::of("vm", Path::new("/b")).cgroup);
     }
 }

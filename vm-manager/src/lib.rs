@@ -1,7 +1,8 @@
 //! The life of a VM on one host and its move to another.
 //!
-//! [`Host`] is one member's VMs and every operation on them. It works over traits: [`hypervisor`] (QEMU behind
-//! it), [`Port`] (the network), [`Vault`] (chunks), [`Ballot`] (voters) and the DHT's records.
+//! [`Host`] is one member's VMs and every operation on them. It works over traits: [`hypervisor`]
+//! (QEMU behind it), [`Port`] (the network), [`Vault`] (chunks), [`Ballot`] (voters) and the DHT's
+//! records.
 
 pub mod ballot;
 mod cgroup;

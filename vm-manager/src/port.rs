@@ -1,5 +1,5 @@
-//! What a VM's life asks of the network: an address of its own, a port on this host, and that packets find
-//! it after a move. The node implements it over DHCP-in-the-DHT and the packet plane.
+//! What a VM's life asks of the network: an address of its own, a port on this host, and that
+//! packets find it after a move. The node implements it over DHCP-in-the-DHT and the packet plane.
 
 use crate::{Definition, Error, GuestAddress, hypervisor::MachineSpec};
 use async_trait::async_trait;
@@ -11,17 +11,30 @@ pub trait Port: Send + Sync + 'static {
     /// Claims an address and the DNS name for a new VM.
     async fn claim(&self, keys: &KeyPair, name: &str, epoch: Epoch) -> Result<GuestAddress, Error>;
 
-    /// Keeps the claim of a VM held here alive; called about every twenty minutes, whether the VM runs or not.
+    /// Keeps the claim of a VM held here alive; called about every twenty minutes, whether the VM
+    /// runs or not.
     async fn renew(&self, keys: &KeyPair, vm: &Definition, epoch: Epoch) -> Result<(), Error>;
 
     /// The VM is called as its definition says now, and no longer `old`, which is given back.
-    async fn renamed(&self, keys: &KeyPair, vm: &Definition, epoch: Epoch, old: &str) -> Result<(), Error>;
+    async fn renamed(
+        &self,
+        keys: &KeyPair,
+        vm: &Definition,
+        epoch: Epoch,
+        old: &str,
+    ) -> Result<(), Error>;
 
     /// Gives address and name back: the VM was deleted.
     async fn release(&self, keys: &KeyPair, vm: &Definition) -> Result<(), Error>;
 
-    /// Joins the guest's TAP, which exists, to the overlay. Undoes an earlier [`Port::forward`] of its address here.
-    async fn attach(&self, spec: &MachineSpec, address: &GuestAddress, epoch: Epoch) -> Result<(), Error>;
+    /// Joins the guest's TAP, which exists, to the overlay. Undoes an earlier [`Port::forward`] of
+    /// its address here.
+    async fn attach(
+        &self,
+        spec: &MachineSpec,
+        address: &GuestAddress,
+        epoch: Epoch,
+    ) -> Result<(), Error>;
 
     /// Takes the guest's port away. Forwarding stays.
     async fn detach(&self, vm: VmId) -> Result<(), Error>;
@@ -29,20 +42,34 @@ pub trait Port: Send + Sync + 'static {
     /// Lets nothing in or out of the port (a fenced VM), or lets it again.
     async fn frozen(&self, vm: VmId, frozen: bool) -> Result<(), Error>;
 
-    /// Source, before RAM is sent: the guest is about to leave for `to`, which may get links to those it talks with ready.
+    /// Source, before RAM is sent: the guest is about to leave for `to`, which may get links to
+    /// those it talks with ready.
     async fn leaving(&self, _vm: VmId, _to: MemberId) {}
 
-    /// Source: the guest stands still for the hand-over, and packets for it wait until [`Port::forward`]; or it does not
-    /// any more, and they are given to it.
+    /// Source: the guest stands still for the hand-over, and packets for it wait until
+    /// [`Port::forward`]; or it does not any more, and they are given to it.
     async fn held(&self, _vm: VmId, _held: bool) {}
 
-    /// Source, at switch-over: packets that still arrive here for the guest go on to `to`, and their senders are told.
-    async fn forward(&self, address: &GuestAddress, to: MemberId, epoch: Epoch) -> Result<(), Error>;
+    /// Source, at switch-over: packets that still arrive here for the guest go on to `to`, and
+    /// their senders are told.
+    async fn forward(
+        &self,
+        address: &GuestAddress,
+        to: MemberId,
+        epoch: Epoch,
+    ) -> Result<(), Error>;
 
     /// Source, when the VM stays after all: packets for the guest are for this host again.
     async fn recall(&self, address: &GuestAddress, epoch: Epoch) -> Result<(), Error>;
 
-    /// New holder, right after the guest runs (or got a new epoch): tells the DHT and the peers where it is now.
-    /// Should return soon: the guest already waits for packets; slow parts go to a task.
-    async fn announce(&self, keys: &KeyPair, vm: &Definition, holder: MemberId, epoch: Epoch) -> Result<(), Error>;
+    /// New holder, right after the guest runs (or got a new epoch): tells the DHT and the peers
+    /// where it is now. Should return soon: the guest already waits for packets; slow parts go to a
+    /// task.
+    async fn announce(
+        &self,
+        keys: &KeyPair,
+        vm: &Definition,
+        holder: MemberId,
+        epoch: Epoch,
+    ) -> Result<(), Error>;
 }

@@ -1,16 +1,18 @@
-//! Traces of what this crate does, as OpenTelemetry spans: a migration is one trace over both its hosts.
+//! Traces of what this crate does, as OpenTelemetry spans: a migration is one trace over both its
+//! hosts.
 //!
-//! Only OpenTelemetry's API is known here; the program brings the tracer that records, and without one ([`Traces::default`])
-//! a [`Step`] costs next to nothing and goes nowhere. What a trace is within travels as a `traceparent`
-//! (<https://www.w3.org/TR/trace-context/#traceparent-header>) and is read strictly, since another member wrote it;
-//! `tracestate`, which may be long, does not travel.
+//! Only OpenTelemetry's API is known here; the program brings the tracer that records, and without
+//! one ([`Traces::default`]) a [`Step`] costs next to nothing and goes nowhere. What a trace is
+//! within travels as a `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>)
+//! and is read strictly, since another member wrote it; `tracestate`, which may be long, does not
+//! travel.
 
 use opentelemetry::{
     Context, KeyValue, Value,
     global::{BoxedSpan, BoxedTracer},
     trace::{
-        Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId, TraceState, Tracer as _,
-        noop::NoopTracer,
+        Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags,
+        TraceId, TraceState, Tracer as _, noop::NoopTracer,
     },
 };
 use p2pvm_overlay::{MemberId, chain};
@@ -32,18 +34,32 @@ pub struct Traces {
 
 impl Default for Traces {
     fn default() -> Self {
-        Self { tracer: Arc::new(BoxedTracer::new(Box::new(NoopTracer::new()))), names: None }
+        Self {
+            tracer: Arc::new(BoxedTracer::new(Box::new(NoopTracer::new()))),
+            names: None,
+        }
     }
 }
 
 impl Traces {
     /// Spans recorded by `tracer`; `names` calls members what people call them.
-    pub fn new(tracer: BoxedTracer, names: impl Fn(MemberId) -> Option<String> + Send + Sync + 'static) -> Self {
-        Self { tracer: Arc::new(tracer), names: Some(Arc::new(names)) }
+    pub fn new(
+        tracer: BoxedTracer,
+        names: impl Fn(MemberId) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            tracer: Arc::new(tracer),
+            names: Some(Arc::new(names)),
+        }
     }
 
     /// Begins a span below `within`, which may be [`SpanContext::NONE`].
-    pub fn begin(&self, within: &SpanContext, kind: SpanKind, name: impl Into<Cow<'static, str>>) -> Step {
+    pub fn begin(
+        &self,
+        within: &SpanContext,
+        kind: SpanKind,
+        name: impl Into<Cow<'static, str>>,
+    ) -> Step {
         let parent = match within.is_valid() {
             true => Context::new().with_remote_span_context(within.clone()),
             false => Context::new(),
@@ -53,7 +69,11 @@ impl Traces {
             fixed => fixed,
         };
         let builder = self.tracer.span_builder(name).with_kind(kind);
-        Step { span: self.tracer.build_with_context(builder, &parent), traces: self.clone(), ended: false }
+        Step {
+            span: self.tracer.build_with_context(builder, &parent),
+            traces: self.clone(),
+            ended: false,
+        }
     }
 }
 
@@ -72,12 +92,17 @@ impl Step {
 
     /// The trace's id as people look it up, if it is part of one.
     pub fn trace_id(&self) -> Option<String> {
-        self.context().is_valid().then(|| self.context().trace_id().to_string())
+        self.context()
+            .is_valid()
+            .then(|| self.context().trace_id().to_string())
     }
 
     /// What makes steps within this one.
     pub fn trail(&self) -> Trail {
-        Trail { traces: self.traces.clone(), within: self.context().clone() }
+        Trail {
+            traces: self.traces.clone(),
+            within: self.context().clone(),
+        }
     }
 
     /// Notes something of it.
@@ -110,7 +135,13 @@ impl Step {
     /// Notes that something happened now, with figures.
     pub fn event(&mut self, name: &'static str, figures: &[(&'static str, u64)]) {
         if self.span.is_recording() {
-            self.span.add_event(name, figures.iter().map(|(key, n)| KeyValue::new(*key, signed(*n))).collect());
+            self.span.add_event(
+                name,
+                figures
+                    .iter()
+                    .map(|(key, n)| KeyValue::new(*key, signed(*n)))
+                    .collect(),
+            );
         }
     }
 
@@ -121,7 +152,11 @@ impl Step {
 
     /// It failed.
     pub fn failed(self, why: &dyn Display) {
-        let why = if self.span.is_recording() { cut(&why.to_string()) } else { String::new() };
+        let why = if self.span.is_recording() {
+            cut(&why.to_string())
+        } else {
+            String::new()
+        };
         self.end(Status::error(why));
     }
 
@@ -143,7 +178,8 @@ impl Step {
 impl Drop for Step {
     fn drop(&mut self) {
         if !self.ended {
-            self.span.set_status(Status::error("given up before it was done"));
+            self.span
+                .set_status(Status::error("given up before it was done"));
             self.span.end();
         }
     }
@@ -168,7 +204,11 @@ impl Trail {
     }
 
     /// Does `work` as a step.
-    pub async fn through<T, E: Error>(&self, name: &'static str, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    pub async fn through<T, E: Error>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let step = self.step(name);
         let outcome = work.await;
         step.ended(&outcome);
@@ -181,24 +221,38 @@ fn signed(count: u64) -> i64 {
 }
 
 fn cut(text: &str) -> String {
-    let end = (0..=text.len().min(MAX_TEXT_BYTES)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=text.len().min(MAX_TEXT_BYTES))
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0);
     text[..end].to_owned()
 }
 
 /// What travels to another host, if there is a trace.
 pub fn traceparent(context: &SpanContext) -> Option<String> {
     let sampled = context.trace_flags() & TraceFlags::SAMPLED;
-    context.is_valid().then(|| format!("00-{}-{}-{:02x}", context.trace_id(), context.span_id(), sampled.to_u8()))
+    context.is_valid().then(|| {
+        format!(
+            "00-{}-{}-{:02x}",
+            context.trace_id(),
+            context.span_id(),
+            sampled.to_u8()
+        )
+    })
 }
 
-/// What another host sent; nothing if it is not a `traceparent`. Of a version later than ours, which has more behind a dash,
-/// the part that is known counts, as the recommendation asks.
+/// What another host sent; nothing if it is not a `traceparent`. Of a version later than ours,
+/// which has more behind a dash, the part that is known counts, as the recommendation asks.
 pub fn from_traceparent(text: &str) -> Option<SpanContext> {
     let bytes = text.as_bytes();
     let known = bytes.get(..TRACEPARENT_BYTES)?;
     let is_dash = |at: &usize| [2, 35, 52].contains(at);
     let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    if !known.iter().enumerate().all(|(at, b)| if is_dash(&at) { *b == b'-' } else { is_hex(*b) }) {
+    if !known
+        .iter()
+        .enumerate()
+        .all(|(at, b)| if is_dash(&at) { *b == b'-' } else { is_hex(*b) })
+    {
         return None;
     }
     match (&text[..2], bytes.get(TRACEPARENT_BYTES)) {
@@ -219,16 +273,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_context_survives_the_way_to_another_host(trace in 1u128.., span in 1u64.., sampled: bool) {
+        fn a_context_survives_the_way_to_another_host(
+            trace in 1u128.., span in 1u64.., sampled: bool
+        ) {
             let flags = if sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
-            let ids = (TraceId::from_bytes(trace.to_be_bytes()), SpanId::from_bytes(span.to_be_bytes()));
-            let there = from_traceparent(&traceparent(&SpanContext::new(ids.0, ids.1, flags, false, TraceState::NONE)).unwrap()).unwrap();
-            prop_assert_eq!((there.trace_id(), there.span_id(), there.trace_flags()), (ids.0, ids.1, flags));
+            let ids = (
+                TraceId::from_bytes(trace.to_be_bytes()), SpanId::from_bytes(span.to_be_bytes())
+            );
+            let there = from_traceparent(
+                &traceparent(
+                    &SpanContext::new(ids.0, ids.1, flags, false, TraceState::NONE)
+                ).unwrap()
+            ).unwrap();
+            prop_assert_eq!(
+                (there.trace_id(), there.span_id(), there.trace_flags()), (ids.0, ids.1, flags)
+            );
             prop_assert!(there.is_remote());
         }
 
         #[test]
-        fn whatever_another_host_sends_is_a_context_or_nothing(text in "\\PC{0,80}", mangled in "[0-9a-fg-]{2}-[0-9a-f+]{32}-[0-9a-f]{16}-[0-9a-fA-F]{2}.?") {
+        fn whatever_another_host_sends_is_a_context_or_nothing(
+            text in "\\PC{0,80}",
+            mangled in "[0-9a-fg-]{2}-[0-9a-f+]{32}-[0-9a-f]{16}-[0-9a-fA-F]{2}.?"
+        ) {
             for text in [text, mangled] {
                 if let Some(context) = from_traceparent(&text) {
                     prop_assert_eq!(&traceparent(&context).unwrap()[3..52], &text[3..52]);
@@ -240,11 +307,27 @@ mod tests {
     #[test]
     fn only_what_the_recommendation_allows_is_taken_for_a_context() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(traceparent(&from_traceparent(good).unwrap()).as_deref(), Some(good));
-        assert!(from_traceparent(&good.replacen("00", "cc", 1)).is_some(), "a later version");
-        assert!(from_traceparent(&format!("{}-what-the-future-brings", good.replacen("00", "cc", 1))).is_some());
+        assert_eq!(
+            traceparent(&from_traceparent(good).unwrap()).as_deref(),
+            Some(good)
+        );
+        assert!(
+            from_traceparent(&good.replacen("00", "cc", 1)).is_some(),
+            "a later version"
+        );
+        assert!(
+            from_traceparent(&format!(
+                "{}-what-the-future-brings",
+                good.replacen("00", "cc", 1)
+            ))
+            .is_some()
+        );
         let unknown_flags = from_traceparent(&good.replace("-01", "-ff")).unwrap();
-        assert_eq!(unknown_flags.trace_flags(), TraceFlags::SAMPLED, "flags that are not known are not passed on");
+        assert_eq!(
+            unknown_flags.trace_flags(),
+            TraceFlags::SAMPLED,
+            "flags that are not known are not passed on"
+        );
         for bad in [
             "",
             "00",
@@ -269,15 +352,23 @@ mod tests {
         let traces = Traces::default();
         let step = traces.begin(&SpanContext::NONE, SpanKind::Internal, "alone");
         assert_eq!((step.trace_id(), traceparent(step.context())), (None, None));
-        let asked = from_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+        let asked =
+            from_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
         let step = traces.begin(&asked, SpanKind::Internal, "asked for by another");
-        assert_eq!(step.trail().step("within").context(), &asked, "whoever comes next can go on with it");
+        assert_eq!(
+            step.trail().step("within").context(),
+            &asked,
+            "whoever comes next can go on with it"
+        );
     }
 
     #[test]
     fn a_long_text_is_cut_where_a_letter_ends() {
         assert_eq!(cut(&"\u{e9}".repeat(600)).len(), MAX_TEXT_BYTES);
-        assert_eq!(cut(&format!("x{}", "\u{e9}".repeat(600))).len(), MAX_TEXT_BYTES - 1);
+        assert_eq!(
+            cut(&format!("x{}", "\u{e9}".repeat(600))).len(),
+            MAX_TEXT_BYTES - 1
+        );
         assert_eq!(cut("short"), "short");
     }
 }

@@ -1,5 +1,6 @@
-//! Content-addressed storage as the moves of a VM use it: images, and checkpoints. A trait, so that the
-//! protocols here are tested without a byte of disk; [`ChunkVault`] is the one over `snapshot-sync`.
+//! Content-addressed storage as the moves of a VM use it: images, and checkpoints. A trait, so that
+//! the protocols here are tested without a byte of disk; [`ChunkVault`] is the one over
+//! `snapshot-sync`.
 
 use crate::{Error, hypervisor::Progress};
 use async_trait::async_trait;
@@ -64,10 +65,20 @@ pub struct Instant {
 #[async_trait]
 pub trait Vault: Send + Sync + 'static {
     /// Takes a qcow2 or raw file in as an image. Reading it twice gives the same id.
-    async fn import_image(&self, file: &Path, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error>;
+    async fn import_image(
+        &self,
+        file: &Path,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<ManifestId, Error>;
 
-    /// A read-only file with the image's bytes, fetched from `providers` as far as it is missing here. The path stays valid.
-    async fn ensure_image(&self, image: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<PathBuf, Error>;
+    /// A read-only file with the image's bytes, fetched from `providers` as far as it is missing
+    /// here. The path stays valid.
+    async fn ensure_image(
+        &self,
+        image: ManifestId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<PathBuf, Error>;
 
     /// Whether the image's file is here, so that [`Vault::ensure_image`] fetches nothing.
     async fn has_image(&self, image: ManifestId) -> bool;
@@ -75,23 +86,51 @@ pub trait Vault: Send + Sync + 'static {
     /// The images that are kept here.
     async fn images(&self) -> Result<Vec<ManifestId>, Error>;
 
-    /// Lets an image go if no VM here uses it, which `unused` is asked when nobody is bringing it in; whether it went.
-    async fn drop_image(&self, image: ManifestId, unused: &(dyn Fn() -> bool + Send + Sync)) -> Result<bool, Error>;
+    /// Lets an image go if no VM here uses it, which `unused` is asked when nobody is bringing it
+    /// in; whether it went.
+    async fn drop_image(
+        &self,
+        image: ManifestId,
+        unused: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<bool, Error>;
 
     /// Stores a checkpoint; when it returns, it is flushed and kept until [`Vault::forget`].
-    async fn store(&self, instant: &Instant, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error>;
+    async fn store(
+        &self,
+        instant: &Instant,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<ManifestId, Error>;
 
     /// Whether a checkpoint is kept here until [`Vault::forget`].
     async fn keeps(&self, id: ManifestId) -> Result<bool, Error>;
 
-    /// A checkpoint with all that it names, fetched from `providers` as far as it is missing here, and kept from now on.
-    async fn fetch(&self, id: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<Checkpoint, Error>;
+    /// A checkpoint with all that it names, fetched from `providers` as far as it is missing here,
+    /// and kept from now on.
+    async fn fetch(
+        &self,
+        id: ManifestId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Checkpoint, Error>;
 
-    /// Writes a stored file's content to `to`, atomically. What is damaged here is fetched anew from `providers`.
-    async fn export(&self, file: ManifestId, providers: &[MemberId], to: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error>;
+    /// Writes a stored file's content to `to`, atomically. What is damaged here is fetched anew
+    /// from `providers`.
+    async fn export(
+        &self,
+        file: ManifestId,
+        providers: &[MemberId],
+        to: &Path,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error>;
 
-    /// Copies a checkpoint to `wanted` members of `candidates`, until it is durable or the receiver is dropped.
-    async fn replicate(&self, id: ManifestId, wanted: usize, candidates: Vec<MemberId>) -> Result<watch::Receiver<Copies>, Error>;
+    /// Copies a checkpoint to `wanted` members of `candidates`, until it is durable or the receiver
+    /// is dropped.
+    async fn replicate(
+        &self,
+        id: ManifestId,
+        wanted: usize,
+        candidates: Vec<MemberId>,
+    ) -> Result<watch::Receiver<Copies>, Error>;
 
     /// Lets a checkpoint go, on this host and, as far as they answer, on the other `providers`.
     async fn forget(&self, id: ManifestId, providers: &[MemberId]) -> Result<(), Error>;

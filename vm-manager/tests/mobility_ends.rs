@@ -1,4 +1,5 @@
-//! Moves that somebody ends, or that end by the guest; guests that stand still on a full disk: nothing is lost, and what is said is so.
+//! Moves that somebody ends, or that end by the guest; guests that stand still on a full disk:
+//! nothing is lost, and what is said is so.
 #![allow(missing_docs)]
 
 mod mobility;
@@ -30,9 +31,20 @@ const BEFORE: [Step; 3] = [Step::Launch, Step::Mirror, Step::Ram];
 async fn moving(lab: &Lab, step: Step) -> (Moving, Strike, mpsc::Receiver<Strike>) {
     let mut trap = lab.trap(step);
     let (host, to) = (lab.host(0), lab.me(1));
-    let why = Occasion { called: Some("lyon".into()), ..Occasion::default() };
-    let moving =
-        tokio::spawn(async move { host.migrate_because(why, "web", to, MigrateOptions::default(), watch::Sender::default()).await });
+    let why = Occasion {
+        called: Some("lyon".into()),
+        ..Occasion::default()
+    };
+    let moving = tokio::spawn(async move {
+        host.migrate_because(
+            why,
+            "web",
+            to,
+            MigrateOptions::default(),
+            watch::Sender::default(),
+        )
+        .await
+    });
     let strike = trap.recv().await.unwrap();
     (moving, strike, trap)
 }
@@ -56,14 +68,26 @@ async fn a_move_is_ended_at_any_step_with_its_guest_running_where_it_was() {
         let (moving, _strike, _trap) = moving(&lab, step).await;
         let began = tokio::time::Instant::now();
         lab.host(0).cancel_migration("web").await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(2), "{step:?}: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(2),
+            "{step:?}: {:?}",
+            began.elapsed()
+        );
         assert_eq!(lab.world.running(vm), [lab.me(0)], "{step:?}");
         let outcome = moving.await.unwrap().unwrap();
-        assert!(outcome.cancelled && outcome.runs_on == RunsOn::Source, "{step:?}: {outcome:?}");
+        assert!(
+            outcome.cancelled && outcome.runs_on == RunsOn::Source,
+            "{step:?}: {outcome:?}"
+        );
         nothing_half_made(&lab, vm, &format!("{step:?}")).await;
         lab.keeps_nothing(1, &format!("{step:?}")).await;
         assert_eq!(lab.kept(0), (1, 1), "the VM here uses it");
-        let refused = lab.host(0).cancel_migration("web").await.unwrap_err().to_string();
+        let refused = lab
+            .host(0)
+            .cancel_migration("web")
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("is not being moved"), "{refused}");
     }
 }
@@ -83,7 +107,11 @@ async fn an_image_that_no_vm_here_uses_goes_at_the_daemons_start() {
     // One that was deleted leaves its image for a while, in case it is made anew.
     lab.host(0).stop("web").await.unwrap();
     lab.host(0).delete("web").await.unwrap();
-    assert!(lab.world.running(vm).is_empty() && lab.kept(0) == (1, 1), "{:?}", lab.kept(0));
+    assert!(
+        lab.world.running(vm).is_empty() && lab.kept(0) == (1, 1),
+        "{:?}",
+        lab.kept(0)
+    );
     lab.kill_daemon(0);
     lab.up(0).await;
     lab.keeps_nothing(0, "a deleted VM").await;
@@ -99,7 +127,10 @@ async fn an_image_that_no_vm_here_uses_goes_at_the_daemons_start() {
 async fn a_deleted_vms_image_goes_after_a_day() {
     let lab = Lab::new(3).await;
     lab.vm(0, "web").await;
-    lab.host(0).stop_within("web", Duration::ZERO).await.unwrap();
+    lab.host(0)
+        .stop_within("web", Duration::ZERO)
+        .await
+        .unwrap();
     lab.host(0).delete("web").await.unwrap();
     tokio::time::sleep(Duration::from_secs(20 * 3600)).await;
     assert_eq!(lab.kept(0), (1, 1));
@@ -115,8 +146,16 @@ async fn a_stop_goes_before_a_move() {
         let (moving, _strike, _trap) = moving(&lab, step).await;
         let began = tokio::time::Instant::now();
         let stopped = lab.host(0).stop("web").await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(2), "{step:?}: {:?}", began.elapsed());
-        assert_eq!((stopped.state, stopped.wanted), (VmState::Stopped, Wanted::Stopped), "{step:?}");
+        assert!(
+            began.elapsed() < Duration::from_secs(2),
+            "{step:?}: {:?}",
+            began.elapsed()
+        );
+        assert_eq!(
+            (stopped.state, stopped.wanted),
+            (VmState::Stopped, Wanted::Stopped),
+            "{step:?}"
+        );
         assert!(moving.await.unwrap().unwrap().cancelled);
         nothing_half_made(&lab, vm, &format!("{step:?}")).await;
         lab.host(0).delete("web").await.unwrap();
@@ -130,19 +169,43 @@ async fn what_has_to_wait_for_a_move_says_where_to_how_far_and_how_to_end_it() {
     lab.vm(0, "web").await;
     let (moving, strike, _trap) = moving(&lab, Step::Ram).await;
     let host = lab.host(0);
-    let second = host.migrate("web", lab.me(2), MigrateOptions::default(), watch::Sender::default()).await.unwrap_err();
-    let snapshot = host.snapshot("web", "now", &watch::Sender::default()).await.unwrap_err();
+    let second = host
+        .migrate(
+            "web",
+            lab.me(2),
+            MigrateOptions::default(),
+            watch::Sender::default(),
+        )
+        .await
+        .unwrap_err();
+    let snapshot = host
+        .snapshot("web", "now", &watch::Sender::default())
+        .await
+        .unwrap_err();
     for refused in [second, snapshot].map(|e| e.to_string()) {
-        for said in ["is being moved to lyon", "ram", "p2pvm vm migrate --cancel web"] {
+        for said in [
+            "is being moved to lyon",
+            "ram",
+            "p2pvm vm migrate --cancel web",
+        ] {
             assert!(refused.contains(said), "{refused}");
         }
     }
     let refused = host.delete("web").await.unwrap_err().to_string();
     assert!(refused.contains("runs: stop it first"), "{refused}");
     strike.2.send(false).unwrap();
-    assert_eq!(moving.await.unwrap().unwrap().runs_on, RunsOn::Target, "nothing of that has ended the move");
+    assert_eq!(
+        moving.await.unwrap().unwrap().runs_on,
+        RunsOn::Target,
+        "nothing of that has ended the move"
+    );
     // Once it is over, nobody is told that it goes on.
-    let refused = lab.host(1).cancel_migration("web").await.unwrap_err().to_string();
+    let refused = lab
+        .host(1)
+        .cancel_migration("web")
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("is not being moved"), "{refused}");
 }
 
@@ -167,13 +230,33 @@ async fn a_guest_that_powers_itself_off_during_its_move_is_stopped_and_said_to_b
         let mut lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
         let (moving, _strike, _trap) = moving(&lab, step).await;
-        lab.world.machine(vm, lab.me(0)).unwrap().halt(Halt::PoweredOff);
+        lab.world
+            .machine(vm, lab.me(0))
+            .unwrap()
+            .halt(Halt::PoweredOff);
         let outcome = moving.await.unwrap().unwrap();
-        assert!(outcome.ended && !outcome.cancelled && outcome.runs_on == RunsOn::Source, "{step:?}: {outcome:?}");
-        assert_eq!(outcome.failure.as_deref(), Some("its guest powered itself off"), "{step:?}");
+        assert!(
+            outcome.ended && !outcome.cancelled && outcome.runs_on == RunsOn::Source,
+            "{step:?}: {outcome:?}"
+        );
+        assert_eq!(
+            outcome.failure.as_deref(),
+            Some("its guest powered itself off"),
+            "{step:?}"
+        );
         let status = lab.host(0).status("web").await.unwrap();
-        assert_eq!((status.state, status.wanted, status.activity), (VmState::Stopped, Wanted::Stopped, None), "{step:?}");
-        assert!(status.note.unwrap().contains("powered itself off while it was being moved"), "{step:?}");
+        assert_eq!(
+            (status.state, status.wanted, status.activity),
+            (VmState::Stopped, Wanted::Stopped, None),
+            "{step:?}"
+        );
+        assert!(
+            status
+                .note
+                .unwrap()
+                .contains("powered itself off while it was being moved"),
+            "{step:?}"
+        );
         nothing_half_made(&lab, vm, &format!("{step:?}")).await;
         // Nor does its daemon start it again.
         lab.kill_daemon(0);
@@ -194,11 +277,18 @@ async fn a_guest_that_found_the_disk_full_goes_on_by_itself_when_there_is_room()
     let status = lab.host(0).status("web").await.unwrap();
     let still = status.still.unwrap();
     assert_eq!((status.state, still.why), (VmState::Paused, Halt::DiskFull));
-    assert!(still.free_bytes >= still.needed_bytes && still.needed_bytes > 0, "{still:?}");
+    assert!(
+        still.free_bytes >= still.needed_bytes && still.needed_bytes > 0,
+        "{still:?}"
+    );
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(lab.world.running(vm), [lab.me(0)]);
     assert_eq!(lab.host(0).status("web").await.unwrap().still, None);
-    assert_eq!(machine.memory.load(std::sync::atomic::Ordering::SeqCst), 42, "the same guest");
+    assert_eq!(
+        machine.memory.load(std::sync::atomic::Ordering::SeqCst),
+        42,
+        "the same guest"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,17 +296,41 @@ async fn a_guest_that_stands_still_moves_with_its_memory_and_a_start_does_not_en
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
     // An error that room does not settle: nothing goes on by itself.
-    lab.world.machine(vm, lab.me(0)).unwrap().halt(Halt::DiskError);
+    lab.world
+        .machine(vm, lab.me(0))
+        .unwrap()
+        .halt(Halt::DiskError);
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(lab.world.running(vm).is_empty());
-    assert_eq!(lab.host(2).list_all().await.0[0].still.as_ref().unwrap().why, Halt::DiskError, "seen from elsewhere");
-    let outcome = lab.host(0).migrate("web", lab.me(1), MigrateOptions::default(), watch::Sender::default()).await.unwrap();
+    assert_eq!(
+        lab.host(2).list_all().await.0[0]
+            .still
+            .as_ref()
+            .unwrap()
+            .why,
+        Halt::DiskError,
+        "seen from elsewhere"
+    );
+    let outcome = lab
+        .host(0)
+        .migrate(
+            "web",
+            lab.me(1),
+            MigrateOptions::default(),
+            watch::Sender::default(),
+        )
+        .await
+        .unwrap();
     assert_eq!(outcome.runs_on, RunsOn::Target, "{outcome:?}");
     let there = lab.world.machine(vm, lab.me(1)).unwrap();
     assert_eq!(there.memory.load(std::sync::atomic::Ordering::SeqCst), 42);
     there.halt(Halt::DiskError);
     lab.host(1).start("web").await.unwrap();
-    assert_eq!(there.memory.load(std::sync::atomic::Ordering::SeqCst), 42, "the same guest");
+    assert_eq!(
+        there.memory.load(std::sync::atomic::Ordering::SeqCst),
+        42,
+        "the same guest"
+    );
     assert_eq!(lab.world.running(vm), [lab.me(1)]);
     there.halt(Halt::DiskError);
     lab.host(1).stop("web").await.unwrap();

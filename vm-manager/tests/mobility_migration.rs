@@ -24,15 +24,46 @@ const STEPS: [Step; 9] = [
 async fn a_vm_moves_with_its_memory_and_leaves_nothing_behind() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let outcome = lab.host(0).migrate("web", lab.me(1), MigrateOptions::default(), watch::Sender::default()).await.unwrap();
-    assert_eq!((outcome.runs_on, outcome.failure.as_deref()), (RunsOn::Target, None));
+    let outcome = lab
+        .host(0)
+        .migrate(
+            "web",
+            lab.me(1),
+            MigrateOptions::default(),
+            watch::Sender::default(),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (outcome.runs_on, outcome.failure.as_deref()),
+        (RunsOn::Target, None)
+    );
     assert_eq!(lab.world.running(vm), [lab.me(1)]);
-    assert_eq!(lab.world.machine(vm, lab.me(1)).unwrap().memory.load(Ordering::SeqCst), 42);
+    assert_eq!(
+        lab.world
+            .machine(vm, lab.me(1))
+            .unwrap()
+            .memory
+            .load(Ordering::SeqCst),
+        42
+    );
     assert!(lab.host(0).list().is_empty());
     assert_eq!(lab.host(3).holder("web").await.unwrap(), lab.me(1));
-    assert_eq!(lab.peers.announced.lock().unwrap()[&vm], (outcome.epoch, lab.me(1)));
+    assert_eq!(
+        lab.peers.announced.lock().unwrap()[&vm],
+        (outcome.epoch, lab.me(1))
+    );
     // And back again: an earlier stay is no obstacle.
-    let back = lab.host(1).migrate("web", lab.me(0), MigrateOptions::default(), watch::Sender::default()).await.unwrap();
+    let back = lab
+        .host(1)
+        .migrate(
+            "web",
+            lab.me(0),
+            MigrateOptions::default(),
+            watch::Sender::default(),
+        )
+        .await
+        .unwrap();
     assert_eq!(back.runs_on, RunsOn::Target);
     assert!(back.epoch > outcome.epoch);
     lab.assert_never_double("there and back");
@@ -45,11 +76,27 @@ async fn a_failure_at_any_step_leaves_the_vm_running_where_the_outcome_says() {
         let vm = lab.vm(0, "web").await;
         let mut trap = lab.trap(step);
         let (host, to) = (lab.host(0), lab.me(1));
-        let moving = tokio::spawn(async move { host.migrate("web", to, MigrateOptions::default(), watch::Sender::default()).await });
+        let moving = tokio::spawn(async move {
+            host.migrate(
+                "web",
+                to,
+                MigrateOptions::default(),
+                watch::Sender::default(),
+            )
+            .await
+        });
         trap.recv().await.unwrap().2.send(true).unwrap();
         let outcome = moving.await.unwrap().unwrap();
         let on = lab.settles_on(vm, &[0, 1], &format!("{step:?}")).await;
-        assert_eq!(outcome.runs_on, if on == 0 { RunsOn::Source } else { RunsOn::Target }, "{step:?}: {outcome:?}");
+        assert_eq!(
+            outcome.runs_on,
+            if on == 0 {
+                RunsOn::Source
+            } else {
+                RunsOn::Target
+            },
+            "{step:?}: {outcome:?}"
+        );
         lab.assert_never_double(&format!("{step:?}"));
     }
 }
@@ -63,7 +110,15 @@ async fn a_cut_between_the_two_at_any_step_leaves_one_running() {
             let vm = lab.vm(0, "web").await;
             let mut trap = lab.trap(step);
             let (host, to) = (lab.host(0), lab.me(1));
-            let moving = tokio::spawn(async move { host.migrate("web", to, MigrateOptions::default(), watch::Sender::default()).await });
+            let moving = tokio::spawn(async move {
+                host.migrate(
+                    "web",
+                    to,
+                    MigrateOptions::default(),
+                    watch::Sender::default(),
+                )
+                .await
+            });
             let strike = trap.recv().await.unwrap();
             lab.net.set_cut(lab.me(0), lab.me(1), true);
             strike.2.send(false).unwrap();
@@ -73,7 +128,11 @@ async fn a_cut_between_the_two_at_any_step_leaves_one_running() {
             }
             let outcome = moving.await.unwrap().unwrap();
             let on = lab.settles_on(vm, &[0, 1], &context).await;
-            let said = if on == 0 { RunsOn::Source } else { RunsOn::Target };
+            let said = if on == 0 {
+                RunsOn::Source
+            } else {
+                RunsOn::Target
+            };
             assert_eq!(outcome.runs_on, said, "{context}: {outcome:?}");
             lab.assert_never_double(&context);
         }
@@ -88,7 +147,15 @@ async fn an_isolated_target_freezes_and_the_source_goes_on() {
         let vm = lab.vm(0, "web").await;
         let mut trap = lab.trap(step);
         let (host, to) = (lab.host(0), lab.me(1));
-        let moving = tokio::spawn(async move { host.migrate("web", to, MigrateOptions::default(), watch::Sender::default()).await });
+        let moving = tokio::spawn(async move {
+            host.migrate(
+                "web",
+                to,
+                MigrateOptions::default(),
+                watch::Sender::default(),
+            )
+            .await
+        });
         let strike = trap.recv().await.unwrap();
         lab.isolate(1, true);
         strike.2.send(false).unwrap();
@@ -103,12 +170,23 @@ async fn an_isolated_target_freezes_and_the_source_goes_on() {
 
 /// Which side a blow hits, and whether its guests die with it.
 async fn strike(step: Step, victim: usize, power: bool) {
-    let context = format!("{} of member {victim} dies at {step:?}", if power { "power" } else { "daemon" });
+    let context = format!(
+        "{} of member {victim} dies at {step:?}",
+        if power { "power" } else { "daemon" }
+    );
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
     let mut trap = lab.trap(step);
     let (host, to) = (lab.host(0), lab.me(1));
-    let moving = tokio::spawn(async move { host.migrate("web", to, MigrateOptions::default(), watch::Sender::default()).await });
+    let moving = tokio::spawn(async move {
+        host.migrate(
+            "web",
+            to,
+            MigrateOptions::default(),
+            watch::Sender::default(),
+        )
+        .await
+    });
     let struck = trap.recv().await.unwrap();
     if power {
         lab.power_off(victim);
@@ -165,7 +243,15 @@ async fn only_one_operation_at_a_time_works_on_a_vm() {
     lab.vm(0, "web").await;
     let mut trap = lab.trap(Step::Ram);
     let (host, to) = (lab.host(0), lab.me(1));
-    let moving = tokio::spawn(async move { host.migrate("web", to, MigrateOptions::default(), watch::Sender::default()).await });
+    let moving = tokio::spawn(async move {
+        host.migrate(
+            "web",
+            to,
+            MigrateOptions::default(),
+            watch::Sender::default(),
+        )
+        .await
+    });
     let strike = trap.recv().await.unwrap();
     let refused = lab.host(0).start("web").await.unwrap_err().to_string();
     assert!(refused.contains("is being moved"), "{refused}");

@@ -11,8 +11,16 @@ use tokio::sync::watch;
 const FORCE: RestoreOptions = RestoreOptions { force: true };
 
 async fn snapshot(lab: &Lab, i: usize) {
-    let mut taken = lab.host(i).snapshot("web", "one", &watch::Sender::default()).await.unwrap();
-    taken.copies.wait_for(|c| c.durability == Durability::Durable).await.unwrap();
+    let mut taken = lab
+        .host(i)
+        .snapshot("web", "one", &watch::Sender::default())
+        .await
+        .unwrap();
+    taken
+        .copies
+        .wait_for(|c| c.durability == Durability::Durable)
+        .await
+        .unwrap();
     // The record with the providers follows.
     tokio::time::sleep(Duration::from_secs(5)).await;
 }
@@ -24,18 +32,42 @@ async fn a_vm_whose_host_died_comes_back_elsewhere_with_its_memory_only_by_force
     snapshot(&lab, 0).await;
     lab.power_off(0);
     let progress = watch::Sender::default();
-    let refused = lab.host(4).restore("web", "one", RestoreOptions::default(), &progress).await.unwrap_err();
-    assert!(matches!(&refused, Error::Refused(why) if why.contains("--force")), "{refused}");
-    let back = lab.host(4).restore("web", "one", FORCE, &progress).await.unwrap();
+    let refused = lab
+        .host(4)
+        .restore("web", "one", RestoreOptions::default(), &progress)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&refused, Error::Refused(why) if why.contains("--force")),
+        "{refused}"
+    );
+    let back = lab
+        .host(4)
+        .restore("web", "one", FORCE, &progress)
+        .await
+        .unwrap();
     assert_eq!((back.state, back.holder), (VmState::Running, lab.me(4)));
-    assert_eq!(lab.world.machine(vm, lab.me(4)).unwrap().memory.load(Ordering::SeqCst), 42);
-    assert_eq!(lab.peers.announced.lock().unwrap()[&vm], (back.epoch, lab.me(4)));
+    assert_eq!(
+        lab.world
+            .machine(vm, lab.me(4))
+            .unwrap()
+            .memory
+            .load(Ordering::SeqCst),
+        42
+    );
+    assert_eq!(
+        lab.peers.announced.lock().unwrap()[&vm],
+        (back.epoch, lab.me(4))
+    );
     // The dead host returns: its copy stays a branch and does not start.
     lab.up(0).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(lab.world.running(vm), [lab.me(4)]);
     let listed = lab.host(0).list();
-    assert_eq!((listed[0].name.as_str(), listed[0].state), ("web-branch-e1", VmState::Branch));
+    assert_eq!(
+        (listed[0].name.as_str(), listed[0].state),
+        ("web-branch-e1", VmState::Branch)
+    );
     lab.assert_never_double("restore");
     lab.host(0).delete("web-branch-e1").await.unwrap();
     assert!(lab.host(0).list().is_empty());
@@ -46,11 +78,16 @@ async fn what_came_for_a_restore_that_failed_goes_again() {
     let mut lab = Lab::new(5).await;
     lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
-    let without = (1..5).find(|i| lab.kept(*i) == (0, 0)).expect("two of four hold copies");
+    let without = (1..5)
+        .find(|i| lab.kept(*i) == (0, 0))
+        .expect("two of four hold copies");
     lab.power_off(0);
     let mut trap = lab.trap(Step::Launch);
     let host = lab.host(without);
-    let restoring = tokio::spawn(async move { host.restore("web", "one", FORCE, &watch::Sender::default()).await });
+    let restoring = tokio::spawn(async move {
+        host.restore("web", "one", FORCE, &watch::Sender::default())
+            .await
+    });
     let strike = trap.recv().await.unwrap();
     assert_ne!(lab.kept(without), (0, 0));
     // It has the epoch by now: what came is what there is of the VM.
@@ -63,11 +100,17 @@ async fn what_came_for_a_restore_that_failed_goes_again() {
     let vm = lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
     let voters = lab.host(0).status("web").await.unwrap().definition.voters;
-    let without = (1..5).find(|i| lab.kept(*i) == (0, 0)).expect("two of four hold copies");
+    let without = (1..5)
+        .find(|i| lab.kept(*i) == (0, 0))
+        .expect("two of four hold copies");
     for voter in (0..5).filter(|i| *i != without && voters.contains(&lab.me(*i))) {
         lab.net.set_cut(lab.me(voter), lab.me(without), true);
     }
-    let failed = lab.host(without).restore("web", "one", FORCE, &watch::Sender::default()).await.unwrap_err();
+    let failed = lab
+        .host(without)
+        .restore("web", "one", FORCE, &watch::Sender::default())
+        .await
+        .unwrap_err();
     assert!(lab.world.machine(vm, lab.me(without)).is_none(), "{failed}");
     lab.keeps_nothing(without, &failed.to_string()).await;
 }
@@ -78,13 +121,20 @@ async fn a_host_that_was_only_cut_off_freezes_its_copy_when_it_is_back() {
     let vm = lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
     lab.isolate(0, true);
-    let back = lab.host(3).restore("web", "one", FORCE, &watch::Sender::default()).await.unwrap();
+    let back = lab
+        .host(3)
+        .restore("web", "one", FORCE, &watch::Sender::default())
+        .await
+        .unwrap();
     lab.isolate(0, false);
     lab.host(0).stale_epoch(vm, back.epoch);
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(lab.world.running(vm), [lab.me(3)]);
     assert_eq!(lab.host(0).list()[0].state, VmState::Branch);
-    assert!(!lab.sites[0].port.attached.lock().unwrap().contains_key(&vm), "the branch has no port");
+    assert!(
+        !lab.sites[0].port.attached.lock().unwrap().contains_key(&vm),
+        "the branch has no port"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,15 +143,41 @@ async fn a_running_vm_is_not_restored_beside_itself() {
     let vm = lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
     for options in [RestoreOptions::default(), FORCE] {
-        let refused = lab.host(2).restore("web", "one", options, &watch::Sender::default()).await.unwrap_err();
-        assert!(matches!(&refused, Error::Refused(why) if why.contains("stop it first")), "{refused}");
+        let refused = lab
+            .host(2)
+            .restore("web", "one", options, &watch::Sender::default())
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(&refused, Error::Refused(why) if why.contains("stop it first")),
+            "{refused}"
+        );
     }
     assert_eq!(lab.world.running(vm), [lab.me(0)]);
     // Stopped, it is restored in place.
     lab.host(0).stop("web").await.unwrap();
-    let back = lab.host(0).restore("web", "one", RestoreOptions::default(), &watch::Sender::default()).await.unwrap();
-    assert_eq!((back.state, lab.host(0).list().len()), (VmState::Running, 1));
-    assert_eq!(lab.world.machine(vm, lab.me(0)).unwrap().memory.load(Ordering::SeqCst), 42);
+    let back = lab
+        .host(0)
+        .restore(
+            "web",
+            "one",
+            RestoreOptions::default(),
+            &watch::Sender::default(),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (back.state, lab.host(0).list().len()),
+        (VmState::Running, 1)
+    );
+    assert_eq!(
+        lab.world
+            .machine(vm, lab.me(0))
+            .unwrap()
+            .memory
+            .load(Ordering::SeqCst),
+        42
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,7 +187,15 @@ async fn a_killed_daemon_takes_its_guest_up_again_and_a_rebooted_host_boots_it()
     lab.kill_daemon(0);
     lab.up(0).await;
     lab.settles_on(vm, &[0], "killed daemon").await;
-    assert_eq!(lab.world.machine(vm, lab.me(0)).unwrap().memory.load(Ordering::SeqCst), 42, "the same guest");
+    assert_eq!(
+        lab.world
+            .machine(vm, lab.me(0))
+            .unwrap()
+            .memory
+            .load(Ordering::SeqCst),
+        42,
+        "the same guest"
+    );
     lab.power_off(0);
     lab.up(0).await;
     lab.settles_on(vm, &[0], "rebooted host").await;
@@ -119,7 +203,11 @@ async fn a_killed_daemon_takes_its_guest_up_again_and_a_rebooted_host_boots_it()
     lab.power_off(0);
     lab.up(0).await;
     tokio::time::sleep(Duration::from_secs(30)).await;
-    assert_eq!(lab.host(0).list()[0].state, VmState::Stopped, "one that was stopped stays so");
+    assert_eq!(
+        lab.host(0).list()[0].state,
+        VmState::Stopped,
+        "one that was stopped stays so"
+    );
     lab.host(0).delete("web").await.unwrap();
     assert!(lab.host(1).record("web").await.is_err());
 }
@@ -135,8 +223,15 @@ async fn a_name_is_one_vms_in_the_whole_network() {
         memory_mib: 64,
         disk_bytes: None,
     };
-    let refused = lab.host(1).create(new, &watch::Sender::default()).await.unwrap_err();
-    assert!(matches!(&refused, Error::Refused(why) if why.contains("already")), "{refused}");
+    let refused = lab
+        .host(1)
+        .create(new, &watch::Sender::default())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&refused, Error::Refused(why) if why.contains("already")),
+        "{refused}"
+    );
     assert!(lab.host(1).list().is_empty(), "nothing is left behind");
     let (all, silent) = lab.host(2).list_all().await;
     assert_eq!((all.len(), silent.len()), (1, 0));

@@ -19,22 +19,43 @@ use tokio::sync::watch;
 
 async fn migrate(lab: &Lab, why: Occasion) -> MigrationOutcome {
     let (options, progress) = (MigrateOptions::default(), watch::Sender::default());
-    lab.host(0).migrate_because(why, "web", lab.me(1), options, progress).await.unwrap()
+    lab.host(0)
+        .migrate_because(why, "web", lab.me(1), options, progress)
+        .await
+        .unwrap()
 }
 
 /// The spans of each member hang together below its first, and lie within their parents' time.
 fn assert_whole(lab: &Lab) {
     let all = lab.spans.ended();
-    let by_id: HashMap<SpanId, _> = all.iter().map(|(site, span)| (span.span_context.span_id(), (*site, span))).collect();
+    let by_id: HashMap<SpanId, _> = all
+        .iter()
+        .map(|(site, span)| (span.span_context.span_id(), (*site, span)))
+        .collect();
     for (site, span) in &all {
         assert!(span.start_time <= span.end_time, "{span:?}");
         let Some((parents_site, parent)) = by_id.get(&span.parent_span_id) else {
             assert_eq!(span.name, "migrate web", "the one span without a parent");
             continue;
         };
-        assert_eq!(*site != *parents_site, span.parent_span_is_remote, "{}", span.name);
-        assert_eq!(*site != *parents_site, span.name == "receive web", "{}", span.name);
-        assert!(parent.start_time <= span.start_time, "{} begins before {}", span.name, parent.name);
+        assert_eq!(
+            *site != *parents_site,
+            span.parent_span_is_remote,
+            "{}",
+            span.name
+        );
+        assert_eq!(
+            *site != *parents_site,
+            span.name == "receive web",
+            "{}",
+            span.name
+        );
+        assert!(
+            parent.start_time <= span.start_time,
+            "{} begins before {}",
+            span.name,
+            parent.name
+        );
     }
 }
 
@@ -42,25 +63,62 @@ fn assert_whole(lab: &Lab) {
 async fn a_move_is_one_trace_over_both_hosts() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let why = Occasion { cause: "autonomic", reason: Some("load 0.93".into()), ..Occasion::default() };
+    let why = Occasion {
+        cause: "autonomic",
+        reason: Some("load 0.93".into()),
+        ..Occasion::default()
+    };
     let outcome = migrate(&lab, why).await;
     assert_eq!(outcome.runs_on, RunsOn::Target);
-    let (root, arrival) = (lab.spans.named("migrate web"), lab.spans.named("receive web"));
+    let (root, arrival) = (
+        lab.spans.named("migrate web"),
+        lab.spans.named("receive web"),
+    );
     let all = lab.spans.ended();
-    let traces: BTreeSet<String> = all.iter().map(|(_, span)| span.span_context.trace_id().to_string()).collect();
-    assert_eq!(traces, BTreeSet::from([outcome.trace.clone().expect("it is traced")]));
-    assert_eq!((root.parent_span_id, arrival.parent_span_id), (SpanId::INVALID, root.span_context.span_id()));
+    let traces: BTreeSet<String> = all
+        .iter()
+        .map(|(_, span)| span.span_context.trace_id().to_string())
+        .collect();
+    assert_eq!(
+        traces,
+        BTreeSet::from([outcome.trace.clone().expect("it is traced")])
+    );
+    assert_eq!(
+        (root.parent_span_id, arrival.parent_span_id),
+        (SpanId::INVALID, root.span_context.span_id())
+    );
     assert_whole(&lab);
     for (_, span) in &all {
-        let parent = if span.parent_span_id == arrival.span_context.span_id() { &arrival } else { &root };
-        assert!(span.end_time <= parent.end_time, "{} ends after {}", span.name, parent.name);
+        let parent = if span.parent_span_id == arrival.span_context.span_id() {
+            &arrival
+        } else {
+            &root
+        };
+        assert!(
+            span.end_time <= parent.end_time,
+            "{} ends after {}",
+            span.name,
+            parent.name
+        );
         assert_eq!(span.status, Status::Ok, "{}", span.name);
     }
     let of = |site: usize| -> BTreeSet<String> {
-        all.iter().filter(|(at, _)| *at == site).map(|(_, span)| span.name.clone().into_owned()).collect()
+        all.iter()
+            .filter(|(at, _)| *at == site)
+            .map(|(_, span)| span.name.clone().into_owned())
+            .collect()
     };
-    let source =
-        ["migrate web", "offer", "wait for the target", "copy disk", "grant epoch", "copy memory", "switch over", "confirm", "clean up"];
+    let source = [
+        "migrate web",
+        "offer",
+        "wait for the target",
+        "copy disk",
+        "grant epoch",
+        "copy memory",
+        "switch over",
+        "confirm",
+        "clean up",
+    ];
     let target = [
         "receive web",
         "admit",
@@ -73,8 +131,19 @@ async fn a_move_is_one_trace_over_both_hosts() {
         "announce",
         "confirm with the voters",
     ];
-    assert_eq!((of(0), of(1)), (source.map(str::to_owned).into(), target.map(str::to_owned).into()));
-    let noted = |key: &str| root.attributes.iter().find(|kv| kv.key.as_str() == key).map(|kv| kv.value.to_string());
+    assert_eq!(
+        (of(0), of(1)),
+        (
+            source.map(str::to_owned).into(),
+            target.map(str::to_owned).into()
+        )
+    );
+    let noted = |key: &str| {
+        root.attributes
+            .iter()
+            .find(|kv| kv.key.as_str() == key)
+            .map(|kv| kv.value.to_string())
+    };
     for (key, value) in [
         ("p2pvm.vm.name", "web"),
         ("p2pvm.vm.id", &vm.to_string()),
@@ -89,19 +158,38 @@ async fn a_move_is_one_trace_over_both_hosts() {
         ("p2pvm.migration.ram_bytes", "16"),
         ("p2pvm.migration.rounds", "1"),
     ] {
-        assert_eq!(noted(key).as_deref(), Some(value), "{key}: {:?}", root.attributes);
+        assert_eq!(
+            noted(key).as_deref(),
+            Some(value),
+            "{key}: {:?}",
+            root.attributes
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_move_that_fails_or_is_given_up_ends_its_spans_with_the_reason() {
-    for step in [Step::Launch, Step::Mirror, Step::Ram, Step::Paused, Step::FinishIncoming] {
+    for step in [
+        Step::Launch,
+        Step::Mirror,
+        Step::Ram,
+        Step::Paused,
+        Step::FinishIncoming,
+    ] {
         for cancel in [false, true] {
             let lab = Lab::new(4).await;
             let vm = lab.vm(0, "web").await;
             let mut trap = lab.trap(step);
             let (host, to) = (lab.host(0), lab.me(1));
-            let moving = tokio::spawn(async move { host.migrate("web", to, MigrateOptions::default(), watch::Sender::default()).await });
+            let moving = tokio::spawn(async move {
+                host.migrate(
+                    "web",
+                    to,
+                    MigrateOptions::default(),
+                    watch::Sender::default(),
+                )
+                .await
+            });
             let strike = trap.recv().await.unwrap();
             if cancel {
                 lab.host(0).cancel_migration("web").await.unwrap();
@@ -109,23 +197,45 @@ async fn a_move_that_fails_or_is_given_up_ends_its_spans_with_the_reason() {
             // Who gives a move up does not wait for the step that is under way.
             assert!(strike.2.send(!cancel).is_ok() || cancel, "{step:?}");
             let outcome = moving.await.unwrap().unwrap();
-            assert_eq!((outcome.runs_on, outcome.cancelled), (RunsOn::Source, cancel), "{step:?}: {outcome:?}");
+            assert_eq!(
+                (outcome.runs_on, outcome.cancelled),
+                (RunsOn::Source, cancel),
+                "{step:?}: {outcome:?}"
+            );
             lab.settles_on(vm, &[0], &format!("{step:?}")).await;
             tokio::time::sleep(Duration::from_secs(60)).await;
             assert_whole(&lab);
             let root = lab.spans.named("migrate web");
-            assert_eq!(root.status, Status::error(outcome.failure.unwrap()), "{step:?}");
+            assert_eq!(
+                root.status,
+                Status::error(outcome.failure.unwrap()),
+                "{step:?}"
+            );
             let arrival = lab.spans.named("receive web");
-            assert!(matches!(&arrival.status, Status::Error { description } if !description.is_empty()), "{step:?}: {:?}", arrival.status);
-            let failed = lab.spans.outline().iter().filter(|(_, _, status)| *status != Status::Ok).count();
-            assert!(failed >= 3, "{step:?}: what was under way failed with them: {:?}", lab.spans.outline());
+            assert!(
+                matches!(&arrival.status, Status::Error { description } if !description.is_empty()),
+                "{step:?}: {:?}",
+                arrival.status
+            );
+            let failed = lab
+                .spans
+                .outline()
+                .iter()
+                .filter(|(_, _, status)| *status != Status::Ok)
+                .count();
+            assert!(
+                failed >= 3,
+                "{step:?}: what was under way failed with them: {:?}",
+                lab.spans.outline()
+            );
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_trace_that_began_elsewhere_goes_on_even_through_a_host_that_records_none() {
-    let asked = from_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+    let asked =
+        from_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
     for records in [true, false] {
         let mut lab = Lab::new(4).await;
         if !records {
@@ -134,14 +244,31 @@ async fn a_trace_that_began_elsewhere_goes_on_even_through_a_host_that_records_n
             lab.up(0).await;
         }
         lab.vm(0, "web").await;
-        let outcome = migrate(&lab, Occasion { within: asked.clone(), ..Occasion::default() }).await;
-        assert_eq!((outcome.runs_on, outcome.trace.as_deref()), (RunsOn::Target, Some("4bf92f3577b34da6a3ce929d0e0e4736")));
+        let outcome = migrate(
+            &lab,
+            Occasion {
+                within: asked.clone(),
+                ..Occasion::default()
+            },
+        )
+        .await;
+        assert_eq!(
+            (outcome.runs_on, outcome.trace.as_deref()),
+            (RunsOn::Target, Some("4bf92f3577b34da6a3ce929d0e0e4736"))
+        );
         let arrival = lab.spans.named("receive web");
         assert_eq!(arrival.span_context.trace_id(), asked.trace_id());
-        let above = if records { lab.spans.named("migrate web").span_context.span_id() } else { asked.span_id() };
+        let above = if records {
+            lab.spans.named("migrate web").span_context.span_id()
+        } else {
+            asked.span_id()
+        };
         assert_eq!(arrival.parent_span_id, above);
         if records {
-            assert_eq!(lab.spans.named("migrate web").parent_span_id, asked.span_id());
+            assert_eq!(
+                lab.spans.named("migrate web").parent_span_id,
+                asked.span_id()
+            );
         }
     }
 }
@@ -153,8 +280,19 @@ async fn hosts_that_record_nothing_move_as_ever_and_name_no_trace() {
     lab.traces[0] = Traces::default();
     lab.up(0).await;
     lab.vm(0, "web").await;
-    let outcome = migrate(&lab, Occasion { within: SpanContext::NONE, ..Occasion::default() }).await;
+    let outcome = migrate(
+        &lab,
+        Occasion {
+            within: SpanContext::NONE,
+            ..Occasion::default()
+        },
+    )
+    .await;
     assert_eq!((outcome.runs_on, outcome.trace), (RunsOn::Target, None));
     let arrival = lab.spans.named("receive web");
-    assert_eq!((arrival.parent_span_id, arrival.status), (SpanId::INVALID, Status::Ok), "the target's trace is one of its own");
+    assert_eq!(
+        (arrival.parent_span_id, arrival.status),
+        (SpanId::INVALID, Status::Ok),
+        "the target's trace is one of its own"
+    );
 }

@@ -20,15 +20,21 @@ use tokio::{
 };
 
 /// Too slow for a migration to end.
-const SLOW: MigrateOptions = MigrateOptions { post_copy: false, max_downtime: Duration::from_millis(100), bandwidth: 1 << 20 };
+const SLOW: MigrateOptions = MigrateOptions {
+    post_copy: false,
+    max_downtime: Duration::from_millis(100),
+    bandwidth: 1 << 20,
+};
 
-/// Carries a stream to the socket `to` as a daemon does, until a quarter of a MiB has gone there; then it hangs.
+/// Carries a stream to the socket `to` as a daemon does, until a quarter of a MiB has gone there;
+/// then it hangs.
 fn hanging_after_a_while(at: &Path, to: PathBuf) -> JoinHandle<()> {
     let listener = UnixListener::bind(at).unwrap();
     tokio::spawn(async move {
         let (client, _) = listener.accept().await.unwrap();
         let target = UnixStream::connect(to).await.unwrap();
-        let ((from_client, mut to_client), (mut from_target, mut to_target)) = (client.into_split(), target.into_split());
+        let ((from_client, mut to_client), (mut from_target, mut to_target)) =
+            (client.into_split(), target.into_split());
         let mut some = from_client.take(256 << 10);
         let there = tokio::io::copy(&mut some, &mut to_target);
         let back = tokio::io::copy(&mut from_target, &mut to_client);
@@ -39,32 +45,65 @@ fn hanging_after_a_while(at: &Path, to: PathBuf) -> JoinHandle<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again() {
-    let Some(image) = image("a_move_whose_daemon_was_killed_can_be_given_up_and_made_again") else { return };
+    let Some(image) = image("a_move_whose_daemon_was_killed_can_be_given_up_and_made_again") else {
+        return;
+    };
     let hosts = [Host::new(), Host::new()];
     let mut source = hosts[0].boot(21, &image).await;
     let spec = source.machine.spec().clone();
-    source.run("echo remembered > /run/mark; dd if=/dev/urandom of=/data/bulk bs=1M count=4; sync; md5sum /data/bulk > /run/sum").await;
+    source
+        .run(
+            "echo remembered > /run/mark; dd if=/dev/urandom of=/data/bulk bs=1M count=4; \
+        sync; md5sum /data/bulk > /run/sum",
+        )
+        .await;
     let (tx, _rx) = watch::channel(Progress::default());
-    for step in ["half the disk", "disk", "ram", "paused", "target dead", "handed over"] {
+    for step in [
+        "half the disk",
+        "disk",
+        "ram",
+        "paused",
+        "target dead",
+        "handed over",
+    ] {
         let theirs = hosts[1].spec(21, &image).await;
-        let target = Guest::of(hosts[1].qemu.launch(&theirs, Start::Incoming).await.unwrap()).await;
+        let target = Guest::of(
+            hosts[1]
+                .qemu
+                .launch(&theirs, Start::Incoming)
+                .await
+                .unwrap(),
+        )
+        .await;
         let sockets = target.machine.incoming().await.unwrap();
         let mut network = None;
         if step == "half the disk" {
             let proxy = hosts[0].dir.path().join("proxy");
             network = Some(hanging_after_a_while(&proxy, sockets.disk.clone()));
             let mirroring = source.machine.mirror(&proxy, &sockets.export, &tx);
-            tokio::time::timeout(Duration::from_secs(1), mirroring).await.unwrap_err();
+            tokio::time::timeout(Duration::from_secs(1), mirroring)
+                .await
+                .unwrap_err();
         } else {
-            source.machine.mirror(&sockets.disk, &sockets.export, &tx).await.unwrap();
+            source
+                .machine
+                .mirror(&sockets.disk, &sockets.export, &tx)
+                .await
+                .unwrap();
         }
         match step {
             "ram" => {
                 let sending = source.machine.migrate_until_paused(&sockets.ram, SLOW, &tx);
-                tokio::time::timeout(Duration::from_secs(1), sending).await.unwrap_err();
+                tokio::time::timeout(Duration::from_secs(1), sending)
+                    .await
+                    .unwrap_err();
             }
             "paused" | "target dead" | "handed over" => {
-                source.machine.migrate_until_paused(&sockets.ram, MigrateOptions::default(), &tx).await.unwrap();
+                source
+                    .machine
+                    .migrate_until_paused(&sockets.ram, MigrateOptions::default(), &tx)
+                    .await
+                    .unwrap();
             }
             _ => {}
         }
@@ -83,20 +122,50 @@ async fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again() {
         source = hosts[0].adopt(&spec).await;
         let adopted = begun.elapsed();
         let stands = matches!(step, "paused" | "target dead" | "handed over");
-        let expected = if stands { RunState::Paused } else { RunState::Running };
+        let expected = if stands {
+            RunState::Paused
+        } else {
+            RunState::Running
+        };
         assert_eq!(*source.machine.watch().borrow(), expected, "{step}");
         let refused = source.machine.checkpoint(hosts[0].dir.path(), &tx).await;
-        assert!(matches!(refused, Err(Error::Refused(_))), "{step}: {refused:?}");
-        source.machine.cancel_migration().await.unwrap_or_else(|e| panic!("{step}: {e:?}"));
-        println!("after '{step}': taken up in {adopted:?}, given up after {:?}", begun.elapsed());
-        source.machine.watch().wait_for(|s| *s == RunState::Running).await.unwrap();
-        assert_eq!(source.run(&format!("echo '{step}' > /data/step; sync; cat /data/step /run/mark")).await, format!("{step}\nremembered"));
+        assert!(
+            matches!(refused, Err(Error::Refused(_))),
+            "{step}: {refused:?}"
+        );
+        source
+            .machine
+            .cancel_migration()
+            .await
+            .unwrap_or_else(|e| panic!("{step}: {e:?}"));
+        println!(
+            "after '{step}': taken up in {adopted:?}, given up after {:?}",
+            begun.elapsed()
+        );
+        source
+            .machine
+            .watch()
+            .wait_for(|s| *s == RunState::Running)
+            .await
+            .unwrap();
+        assert_eq!(
+            source
+                .run(&format!(
+                    "echo '{step}' > /data/step; sync; cat /data/step /run/mark"
+                ))
+                .await,
+            format!("{step}\nremembered")
+        );
         let _ = target.machine.kill().await;
         std::fs::remove_file(&theirs.disk).unwrap();
         // What was given up is over for good: one more daemon finds nothing, and gives up nothing.
         source.forget();
         source = hosts[0].adopt(&spec).await;
-        source.machine.cancel_migration().await.unwrap_or_else(|e| panic!("{step}, once more: {e:?}"));
+        source
+            .machine
+            .cancel_migration()
+            .await
+            .unwrap_or_else(|e| panic!("{step}, once more: {e:?}"));
     }
 
     // Held by its user, it is not let go by a daemon that has no move to give up.
@@ -107,30 +176,57 @@ async fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again() {
     assert_eq!(*source.machine.watch().borrow(), RunState::Paused);
     source.machine.resume().await.unwrap();
 
-    let target = hosts[1].qemu.launch(&hosts[1].spec(21, &image).await, Start::Incoming).await.unwrap();
+    let target = hosts[1]
+        .qemu
+        .launch(&hosts[1].spec(21, &image).await, Start::Incoming)
+        .await
+        .unwrap();
     let mut target = Guest::of(target).await;
     let sockets = target.machine.incoming().await.unwrap();
-    source.machine.mirror(&sockets.disk, &sockets.export, &tx).await.unwrap();
-    source.machine.migrate_until_paused(&sockets.ram, MigrateOptions::default(), &tx).await.unwrap();
+    source
+        .machine
+        .mirror(&sockets.disk, &sockets.export, &tx)
+        .await
+        .unwrap();
+    source
+        .machine
+        .migrate_until_paused(&sockets.ram, MigrateOptions::default(), &tx)
+        .await
+        .unwrap();
     source.machine.switch_over().await.unwrap();
     target.machine.finish_incoming().await.unwrap();
     target.machine.resume().await.unwrap();
     source.machine.kill().await.unwrap();
-    assert_eq!(target.run("cat /run/mark /data/step").await, "remembered\nhanded over");
-    assert_eq!(target.run("echo 1 > /proc/sys/vm/drop_caches; md5sum -c /run/sum").await, "/data/bulk: OK");
+    assert_eq!(
+        target.run("cat /run/mark /data/step").await,
+        "remembered\nhanded over"
+    );
+    assert_eq!(
+        target
+            .run("echo 1 > /proc/sys/vm/drop_caches; md5sum -c /run/sum")
+            .await,
+        "/data/bulk: OK"
+    );
     assert_eq!(target.run("dmesg | grep -c 'I/O error'").await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_whose_daemon_was_killed_is_not_in_the_way_of_the_next() {
-    let Some(image) = image("a_checkpoint_whose_daemon_was_killed_is_not_in_the_way_of_the_next") else { return };
+    let Some(image) = image("a_checkpoint_whose_daemon_was_killed_is_not_in_the_way_of_the_next")
+    else {
+        return;
+    };
     let host = Host::new();
     let mut guest = host.boot(22, &image).await;
     let spec = guest.machine.spec().clone();
     guest.run("dirty 48 600").await;
     let dir = host.dir.path().join("checkpoint");
     // A daemon's work ends with its runtime.
-    let daemon = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let daemon = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
     guest.forget();
     let (tx, mut rx) = watch::channel(Progress::default());
     let (state, taken, into) = (host.dir.path().to_owned(), spec.clone(), dir.clone());
@@ -144,7 +240,10 @@ async fn a_checkpoint_whose_daemon_was_killed_is_not_in_the_way_of_the_next() {
 
     let mut guest = host.adopt(&spec).await;
     let left = rx.borrow().clone();
-    println!("killed after {} of {} bytes", left.done_bytes, left.total_bytes);
+    println!(
+        "killed after {} of {} bytes",
+        left.done_bytes, left.total_bytes
+    );
     if *guest.machine.watch().borrow() == RunState::Paused {
         guest.machine.resume().await.unwrap();
     }

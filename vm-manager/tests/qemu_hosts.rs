@@ -1,4 +1,5 @@
-//! A VM's life among hosts with real guests: made, moved live, snapshot, its host lost, brought back.
+//! A VM's life among hosts with real guests: made, moved live, snapshot, its host lost, brought
+//! back.
 
 mod mobility;
 mod support;
@@ -10,7 +11,8 @@ use nix::{
 };
 use opentelemetry::trace::Status;
 use p2pvm_vm_manager::{
-    Error, ImageSource, NewVm, checkpoint::RestoreOptions, host::VmState, hypervisor::MigrateOptions, migrate::RunsOn, vault::Durability,
+    Error, ImageSource, NewVm, checkpoint::RestoreOptions, host::VmState,
+    hypervisor::MigrateOptions, migrate::RunsOn, vault::Durability,
 };
 use std::{
     collections::BTreeSet,
@@ -23,11 +25,20 @@ use tokio::sync::watch;
 
 /// The guests' processes on the host with that directory.
 fn guests(host: &Path) -> Vec<Pid> {
-    let runs = fs::read_dir(host.join("vms")).into_iter().flatten().flatten().map(|vm| vm.path().join("run"));
+    let runs = fs::read_dir(host.join("vms"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|vm| vm.path().join("run"));
     let pid = |run: PathBuf| {
-        let pid = fs::read_to_string(run.join("qemu.pid")).ok()?.trim().parse().ok()?;
+        let pid = fs::read_to_string(run.join("qemu.pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
         // The number may be another's by now; a guest's process works in its run directory.
-        (fs::read_link(format!("/proc/{pid}/cwd")).ok()? == run.canonicalize().ok()?).then(|| Pid::from_raw(pid))
+        (fs::read_link(format!("/proc/{pid}/cwd")).ok()? == run.canonicalize().ok()?)
+            .then(|| Pid::from_raw(pid))
     };
     runs.filter_map(pid).collect()
 }
@@ -49,8 +60,17 @@ async fn console(lab: &Lab, host: usize) -> Console {
 
 /// Makes and starts the VM on the first host; its console, once somebody can type there.
 async fn started(lab: &Lab) -> Console {
-    let new = NewVm { name: "web".into(), image: ImageSource::File(lab.image.clone()), cpus: 1, memory_mib: 128, disk_bytes: None };
-    lab.host(0).create(new, &watch::Sender::default()).await.unwrap();
+    let new = NewVm {
+        name: "web".into(),
+        image: ImageSource::File(lab.image.clone()),
+        cpus: 1,
+        memory_mib: 128,
+        disk_bytes: None,
+    };
+    lab.host(0)
+        .create(new, &watch::Sender::default())
+        .await
+        .unwrap();
     lab.host(0).start("web").await.unwrap();
     let mut guest = console(lab, 0).await;
     guest.until(READY).await;
@@ -59,51 +79,118 @@ async fn started(lab: &Lab) -> Console {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
-    let Some(image) = image("a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory") else { return };
+    let Some(image) = image("a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory")
+    else {
+        return;
+    };
     let mut lab = Lab::with_qemu(3, image).await;
     let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
     let progress = watch::Sender::default();
     let begun = Instant::now();
     let mut guest = started(&lab).await;
-    guest.run("echo remembered > /run/mark; echo written > /data/mark; sync").await;
+    guest
+        .run("echo remembered > /run/mark; echo written > /data/mark; sync")
+        .await;
     let boot = guest.run("cat /proc/sys/kernel/random/boot_id").await;
     assert_eq!(boot.len(), 36, "{boot}");
     drop(guest);
     println!("{:?}: up", begun.elapsed());
 
-    let moved = lab.host(0).migrate("web", lab.me(1), MigrateOptions::default(), watch::Sender::default()).await.unwrap();
-    assert_eq!((moved.runs_on, moved.failure.as_deref()), (RunsOn::Target, None));
-    println!("{:?}: moved, paused {:?} ms, {:?}", begun.elapsed(), moved.pause_ms, moved.report);
-    assert!(lab.host(0).list().is_empty() && guests(&lab.sites[0].dir).is_empty(), "nothing is left behind");
+    let moved = lab
+        .host(0)
+        .migrate(
+            "web",
+            lab.me(1),
+            MigrateOptions::default(),
+            watch::Sender::default(),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (moved.runs_on, moved.failure.as_deref()),
+        (RunsOn::Target, None)
+    );
+    println!(
+        "{:?}: moved, paused {:?} ms, {:?}",
+        begun.elapsed(),
+        moved.pause_ms,
+        moved.report
+    );
+    assert!(
+        lab.host(0).list().is_empty() && guests(&lab.sites[0].dir).is_empty(),
+        "nothing is left behind"
+    );
     let mut guest = console(&lab, 1).await;
-    assert_eq!(guest.run("cat /run/mark /data/mark /proc/sys/kernel/random/boot_id").await, format!("remembered\nwritten\n{boot}"));
+    assert_eq!(
+        guest
+            .run("cat /run/mark /data/mark /proc/sys/kernel/random/boot_id")
+            .await,
+        format!("remembered\nwritten\n{boot}")
+    );
 
     let mut taken = lab.host(1).snapshot("web", "one", &progress).await.unwrap();
-    let durable = taken.copies.wait_for(|copies| copies.durability == Durability::Durable);
-    tokio::time::timeout(PATIENCE, durable).await.expect("durable in time").unwrap();
-    println!("{:?}: snapshot, the guest stood still {:?}", begun.elapsed(), taken.pause);
+    let durable = taken
+        .copies
+        .wait_for(|copies| copies.durability == Durability::Durable);
+    tokio::time::timeout(PATIENCE, durable)
+        .await
+        .expect("durable in time")
+        .unwrap();
+    println!(
+        "{:?}: snapshot, the guest stood still {:?}",
+        begun.elapsed(),
+        taken.pause
+    );
     // What the next holder needs to know of it is in the record.
     let recorded = async {
-        while lab.host(2).record("web").await.unwrap().snapshots.iter().all(|s| s.providers.len() < 3) {
+        while lab
+            .host(2)
+            .record("web")
+            .await
+            .unwrap()
+            .snapshots
+            .iter()
+            .all(|s| s.providers.len() < 3)
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, recorded).await.expect("recorded in time");
-    guest.run("echo too late > /run/mark; echo too late > /data/mark; sync").await;
+    tokio::time::timeout(PATIENCE, recorded)
+        .await
+        .expect("recorded in time");
+    guest
+        .run("echo too late > /run/mark; echo too late > /data/mark; sync")
+        .await;
     drop(guest);
 
     let processes = guests(&lab.sites[1].dir);
     assert_eq!(processes.len(), 1);
     lab.power_off(1);
     kill(processes[0], Signal::SIGKILL).unwrap();
-    let refused = lab.host(2).restore("web", "one", RestoreOptions::default(), &progress).await.unwrap_err();
-    assert!(matches!(&refused, Error::Refused(why) if why.contains("--force")), "{refused}");
-    let back = lab.host(2).restore("web", "one", RestoreOptions { force: true }, &progress).await.unwrap();
+    let refused = lab
+        .host(2)
+        .restore("web", "one", RestoreOptions::default(), &progress)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&refused, Error::Refused(why) if why.contains("--force")),
+        "{refused}"
+    );
+    let back = lab
+        .host(2)
+        .restore("web", "one", RestoreOptions { force: true }, &progress)
+        .await
+        .unwrap();
     assert_eq!((back.state, back.holder), (VmState::Running, lab.me(2)));
     assert!(back.epoch > moved.epoch);
     println!("{:?}: restored", begun.elapsed());
     let mut guest = console(&lab, 2).await;
-    let found = guest.run("echo 1 > /proc/sys/vm/drop_caches; cat /run/mark /data/mark /proc/sys/kernel/random/boot_id").await;
+    let found = guest
+        .run(
+            "echo 1 > /proc/sys/vm/drop_caches; cat /run/mark /data/mark \
+        /proc/sys/kernel/random/boot_id",
+        )
+        .await;
     assert_eq!(found, format!("remembered\nwritten\n{boot}"));
     assert_eq!(guest.run("dmesg | grep -c 'I/O error'").await, "0");
     assert_eq!(lab.host(0).holder("web").await.unwrap(), lab.me(2));
@@ -111,21 +198,31 @@ async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later() {
-    let Some(image) = image("a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later") else { return };
+    let Some(image) = image("a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later")
+    else {
+        return;
+    };
     let mut lab = Lab::with_qemu(3, image).await;
     let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
     let mut guest = started(&lab).await;
-    guest.run("echo remembered > /run/mark; dd if=/dev/urandom of=/data/bulk bs=1M count=12; sync").await;
+    guest
+        .run("echo remembered > /run/mark; dd if=/dev/urandom of=/data/bulk bs=1M count=12; sync")
+        .await;
     drop(guest);
     for phase in ["disk", "ram"] {
         // Too slow to end.
-        let options = MigrateOptions { bandwidth: 1 << 20, ..MigrateOptions::default() };
+        let options = MigrateOptions {
+            bandwidth: 1 << 20,
+            ..MigrateOptions::default()
+        };
         let begun = Instant::now();
         let (moving, at) = loop {
             let (host, to, progress) = (lab.host(0), lab.me(1), watch::Sender::default());
             let mut seen = progress.subscribe();
-            let moving = tokio::spawn(async move { host.migrate("web", to, options, progress).await });
-            let there = seen.wait_for(|p| p.total_bytes > 0 && (p.phase == phase || p.phase == "ram"));
+            let moving =
+                tokio::spawn(async move { host.migrate("web", to, options, progress).await });
+            let there =
+                seen.wait_for(|p| p.total_bytes > 0 && (p.phase == phase || p.phase == "ram"));
             match there.await.map(|p| p.clone()) {
                 Ok(at) => break (moving, at),
                 // The target still waits for the move that was broken off.
@@ -146,7 +243,15 @@ async fn a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later() {
     }
     let begun = Instant::now();
     loop {
-        let moved = lab.host(0).migrate("web", lab.me(1), MigrateOptions::default(), watch::Sender::default()).await;
+        let moved = lab
+            .host(0)
+            .migrate(
+                "web",
+                lab.me(1),
+                MigrateOptions::default(),
+                watch::Sender::default(),
+            )
+            .await;
         match moved {
             Ok(moved) if moved.runs_on == RunsOn::Target => break,
             other => assert!(begun.elapsed() < PATIENCE, "{other:?}"),
@@ -160,53 +265,123 @@ async fn a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_began() {
-    let Some(image) = image("a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_began") else {
+    let Some(image) =
+        image("a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_began")
+    else {
         return;
     };
     let lab = Lab::with_qemu(3, image).await;
     let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
     let mut guest = started(&lab).await;
     // Much is dirty at the switch: mostly it takes longer to send than to hear that the guest runs.
-    guest.run("dd if=/dev/urandom of=/run/bulk bs=1M count=8; md5sum /run/bulk > /run/sum; dirty 48 600").await;
+    guest
+        .run(
+            "dd if=/dev/urandom of=/run/bulk bs=1M count=8; md5sum /run/bulk > /run/sum; dirty \
+        48 600",
+        )
+        .await;
     drop(guest);
 
     // A stop too short to be planned for keeps pre-copy from ending.
-    let options = MigrateOptions { post_copy: true, max_downtime: Duration::from_millis(1), bandwidth: 64 << 20 };
-    let moved = lab.host(0).migrate("web", lab.me(1), options, watch::Sender::default()).await.unwrap();
-    assert_eq!((moved.runs_on, moved.failure.as_deref()), (RunsOn::Target, None));
+    let options = MigrateOptions {
+        post_copy: true,
+        max_downtime: Duration::from_millis(1),
+        bandwidth: 64 << 20,
+    };
+    let moved = lab
+        .host(0)
+        .migrate("web", lab.me(1), options, watch::Sender::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        (moved.runs_on, moved.failure.as_deref()),
+        (RunsOn::Target, None)
+    );
     let mut guest = console(&lab, 1).await;
     assert_eq!(guest.run("md5sum -c /run/sum").await, "/run/bulk: OK");
 
     let all = lab.spans.ended();
-    let traces: BTreeSet<String> = all.iter().map(|(_, span)| span.span_context.trace_id().to_string()).collect();
-    assert_eq!(traces, BTreeSet::from([moved.trace.clone().expect("it is traced")]));
+    let traces: BTreeSet<String> = all
+        .iter()
+        .map(|(_, span)| span.span_context.trace_id().to_string())
+        .collect();
+    assert_eq!(
+        traces,
+        BTreeSet::from([moved.trace.clone().expect("it is traced")])
+    );
     let named = |name: &str| lab.spans.named(name);
-    let (root, copying, switching) = (named("migrate web"), named("copy memory"), named("switch over"));
+    let (root, copying, switching) = (
+        named("migrate web"),
+        named("copy memory"),
+        named("switch over"),
+    );
     for (site, span) in &all {
-        let ms = |from, to: std::time::SystemTime| to.duration_since(from).unwrap_or_default().as_millis();
-        println!("{site} {:26} {:6} {:6}", span.name, ms(root.start_time, span.start_time), ms(span.start_time, span.end_time));
+        let ms = |from, to: std::time::SystemTime| {
+            to.duration_since(from).unwrap_or_default().as_millis()
+        };
+        println!(
+            "{site} {:26} {:6} {:6}",
+            span.name,
+            ms(root.start_time, span.start_time),
+            ms(span.start_time, span.end_time)
+        );
         assert_eq!(span.status, Status::Ok, "{}", span.name);
     }
     println!("paused {:?} ms, {:?}", moved.pause_ms, moved.report);
-    let noted = |key: &str| root.attributes.iter().find(|kv| kv.key.as_str() == key).map(|kv| kv.value.to_string());
-    for (key, value) in
-        [("p2pvm.migration.post_copy_allowed", "true"), ("p2pvm.migration.mode", "post-copy"), ("p2pvm.migration.outcome", "moved")]
-    {
-        assert_eq!(noted(key).as_deref(), Some(value), "{key}: {:?}", root.attributes);
+    let noted = |key: &str| {
+        root.attributes
+            .iter()
+            .find(|kv| kv.key.as_str() == key)
+            .map(|kv| kv.value.to_string())
+    };
+    for (key, value) in [
+        ("p2pvm.migration.post_copy_allowed", "true"),
+        ("p2pvm.migration.mode", "post-copy"),
+        ("p2pvm.migration.outcome", "moved"),
+    ] {
+        assert_eq!(
+            noted(key).as_deref(),
+            Some(value),
+            "{key}: {:?}",
+            root.attributes
+        );
     }
-    let begins: Vec<_> = copying.events.iter().filter(|event| event.name == "post-copy begins").collect();
+    let begins: Vec<_> = copying
+        .events
+        .iter()
+        .filter(|event| event.name == "post-copy begins")
+        .collect();
     assert_eq!(begins.len(), 1, "{:?}", copying.events);
-    assert!(copying.start_time <= begins[0].timestamp && begins[0].timestamp <= copying.end_time, "{:?}", copying.events);
-    // One machine, one clock: the guest runs on the target before its source calls the switch done; the rest of memory comes after.
+    assert!(
+        copying.start_time <= begins[0].timestamp && begins[0].timestamp <= copying.end_time,
+        "{:?}",
+        copying.events
+    );
+    // One machine, one clock: the guest runs on the target before its source calls the switch done;
+    // the rest of memory comes after.
     let resumed = named("resume").end_time;
-    assert!(switching.start_time <= resumed && resumed <= switching.end_time, "{switching:?}");
+    assert!(
+        switching.start_time <= resumed && resumed <= switching.end_time,
+        "{switching:?}"
+    );
     let mut steps = vec![&copying, &switching];
     // Where all was sent before the source had heard that the guest runs, it has no span.
-    if let Some((_, rest)) = all.iter().find(|(_, span)| span.name == "send the rest of memory") {
-        assert!(switching.end_time <= rest.start_time && rest.end_time <= named("confirm").start_time, "{rest:?}");
+    if let Some((_, rest)) = all
+        .iter()
+        .find(|(_, span)| span.name == "send the rest of memory")
+    {
+        assert!(
+            switching.end_time <= rest.start_time && rest.end_time <= named("confirm").start_time,
+            "{rest:?}"
+        );
         steps.push(rest);
     }
     for step in steps {
-        assert_eq!(step.parent_span_id, root.span_context.span_id(), "{}", step.name);
+        assert_eq!(
+            step.parent_span_id,
+            root.span_context.span_id(),
+            "{}",
+            step.name
+        );
     }
 }

@@ -12,20 +12,42 @@ use support::{Guest, Host, PATIENCE, image};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_boots_is_taken_up_again_and_powers_down() {
-    let Some(image) = image("a_guest_boots_is_taken_up_again_and_powers_down") else { return };
+    let Some(image) = image("a_guest_boots_is_taken_up_again_and_powers_down") else {
+        return;
+    };
     let host = Host::new();
     let mut guest = host.boot(1, &image).await;
     let spec = guest.machine.spec().clone();
-    assert_eq!(guest.run("cat /sys/class/net/eth0/address").await, "02:00:00:00:00:01");
+    assert_eq!(
+        guest.run("cat /sys/class/net/eth0/address").await,
+        "02:00:00:00:00:01"
+    );
     assert_eq!(guest.run("cat /sys/class/net/eth0/mtu").await, "1340");
     assert_eq!(*guest.machine.watch().borrow(), RunState::Running);
     let stats = guest.machine.stats().await.unwrap();
-    assert!(stats.cpu_time > Duration::from_millis(300) && stats.resident_bytes > 64 << 20, "{stats:?}");
-    assert!(matches!(host.qemu.launch(&spec, Start::Boot).await, Err(Error::Refused(_))), "twice in one place");
-    assert!(matches!(guest.machine.console().await, Err(Error::Refused(_))), "two readers");
+    assert!(
+        stats.cpu_time > Duration::from_millis(300) && stats.resident_bytes > 64 << 20,
+        "{stats:?}"
+    );
+    assert!(
+        matches!(
+            host.qemu.launch(&spec, Start::Boot).await,
+            Err(Error::Refused(_))
+        ),
+        "twice in one place"
+    );
+    assert!(
+        matches!(guest.machine.console().await, Err(Error::Refused(_))),
+        "two readers"
+    );
 
     guest.machine.pause().await.unwrap();
-    guest.machine.watch().wait_for(|s| *s == RunState::Paused).await.unwrap();
+    guest
+        .machine
+        .watch()
+        .wait_for(|s| *s == RunState::Paused)
+        .await
+        .unwrap();
     guest.machine.resume().await.unwrap();
 
     // The daemon goes; the guest stays; another daemon finds it, console and all.
@@ -36,19 +58,38 @@ async fn a_guest_boots_is_taken_up_again_and_powers_down() {
     guest.machine.stop(PATIENCE).await.unwrap();
     assert_eq!(*guest.machine.watch().borrow(), RunState::Stopped);
     assert!(host.qemu.adopt(&spec).await.unwrap().is_none());
-    assert!(!fs::exists(format!("/sys/class/net/{}", spec.tap)).unwrap(), "the TAP goes with the guest");
+    assert!(
+        !fs::exists(format!("/sys/class/net/{}", spec.tap)).unwrap(),
+        "the TAP goes with the guest"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_is_jailed() {
-    let Some(image) = image("a_guest_is_jailed") else { return };
+    let Some(image) = image("a_guest_is_jailed") else {
+        return;
+    };
     let host = Host::new();
-    let machine = host.qemu.launch(&host.spec(2, &image).await, Start::Boot).await.unwrap();
+    let machine = host
+        .qemu
+        .launch(&host.spec(2, &image).await, Start::Boot)
+        .await
+        .unwrap();
     let guest = Guest::of(machine).await;
     let run_dir = &guest.machine.spec().run_dir;
-    let pid = fs::read_to_string(run_dir.join("qemu.pid")).unwrap().trim().to_owned();
+    let pid = fs::read_to_string(run_dir.join("qemu.pid"))
+        .unwrap()
+        .trim()
+        .to_owned();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().to_owned();
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|l| l.strip_prefix(name))
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
     assert_ne!(field("Uid:").split_ascii_whitespace().next(), Some("0"));
     assert_eq!(field("Groups:"), "");
     for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
@@ -60,7 +101,10 @@ async fn a_guest_is_jailed() {
     assert_ne!(net(&pid), net("self"));
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     if fs::exists("/sys/fs/cgroup/memory/p2pvm").unwrap() {
-        assert!(groups.lines().any(|l| l.contains(":memory:/p2pvm/")), "{groups}");
+        assert!(
+            groups.lines().any(|l| l.contains(":memory:/p2pvm/")),
+            "{groups}"
+        );
     }
     guest.machine.kill().await.unwrap();
     assert_eq!(*guest.machine.watch().borrow(), RunState::Stopped);
@@ -68,34 +112,60 @@ async fn a_guest_is_jailed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_cannot_start_says_why_and_leaves_nothing() {
-    let Some(image) = image("a_guest_that_cannot_start_says_why_and_leaves_nothing") else { return };
+    let Some(image) = image("a_guest_that_cannot_start_says_why_and_leaves_nothing") else {
+        return;
+    };
     let host = Host::new();
     let mut spec = host.spec(3, &image).await;
     spec.memory_mib = 1 << 40;
     let error = host.qemu.launch(&spec, Start::Boot).await.err().unwrap();
-    assert!(matches!(&error, Error::Hypervisor { step: "start QEMU", detail } if detail.len() > 20), "{error}");
+    assert!(
+        matches!(&error, Error::Hypervisor { step: "start QEMU", detail } if detail.len() > 20),
+        "{error}"
+    );
     assert!(host.qemu.adopt(&spec).await.unwrap().is_none());
     fs::write(host.dir.path().join("broken"), b"not a checkpoint").unwrap();
     spec.memory_mib = 128;
-    let error = host.qemu.launch(&spec, Start::Checkpoint(host.dir.path().join("broken"))).await.err().unwrap();
+    let error = host
+        .qemu
+        .launch(&spec, Start::Checkpoint(host.dir.path().join("broken")))
+        .await
+        .err()
+        .unwrap();
     assert!(matches!(error, Error::Hypervisor { .. }), "{error}");
     assert!(host.qemu.adopt(&spec).await.unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kvm_is_believed_only_if_a_guest_runs_on_it() {
-    let Some(image) = image("kvm_is_believed_only_if_a_guest_runs_on_it") else { return };
+    let Some(image) = image("kvm_is_believed_only_if_a_guest_runs_on_it") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
-    let probe = || Some(Probe::Image { path: image.clone(), says: support::READY.into() });
+    let probe = || {
+        Some(Probe::Image {
+            path: image.clone(),
+            says: support::READY.into(),
+        })
+    };
     let accel = Qemu::new(dir.path(), None, probe()).accel().await.unwrap();
     println!("this host's guests run on {accel:?}");
     let begun = std::time::Instant::now();
-    assert_eq!(Qemu::new(dir.path(), None, probe()).accel().await.unwrap(), accel);
-    assert!(begun.elapsed() < Duration::from_millis(500), "the verdict is kept");
+    assert_eq!(
+        Qemu::new(dir.path(), None, probe()).accel().await.unwrap(),
+        accel
+    );
+    assert!(
+        begun.elapsed() < Duration::from_millis(500),
+        "the verdict is kept"
+    );
     if !fs::exists("/dev/kvm").unwrap() {
         assert_eq!(accel, Accel::Tcg);
     }
     // What was found does run a guest.
-    let host = Host { qemu: Qemu::new(dir.path(), None, probe()), dir };
+    let host = Host {
+        qemu: Qemu::new(dir.path(), None, probe()),
+        dir,
+    };
     host.boot(4, &image).await;
 }

@@ -1,6 +1,7 @@
-//! Remembers answers of a [`Names`] for as long as others may remember ours: a program that asks for the same name
-//! (or an `ssh` that asks for the same address's name) again and again asks the DHT once a minute. That something does
-//! not exist is remembered for seconds only, that it could not be looked up not at all.
+//! Remembers answers of a [`Names`] for as long as others may remember ours: a program that asks
+//! for the same name (or an `ssh` that asks for the same address's name) again and again asks the
+//! DHT once a minute. That something does not exist is remembered for seconds only, that it could
+//! not be looked up not at all.
 
 use super::{NEGATIVE_TTL_SECONDS, Names, TTL_SECONDS, Unavailable};
 use crate::entry::{NameKind, Named};
@@ -14,8 +15,13 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Before a failure is told: within the five seconds for which programs wait (resolv.conf(5), `timeout`).
-const PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis(500), Duration::from_millis(1000)];
+/// Before a failure is told: within the five seconds for which programs wait (resolv.conf(5),
+/// `timeout`).
+const PAUSES: [Duration; 3] = [
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_millis(1000),
+];
 /// Answers of each kind kept: a scan of a subnet's names must not eat memory.
 const MAX_KEPT: usize = 4096;
 
@@ -27,17 +33,25 @@ struct Kept<K, V>(Mutex<HashMap<K, (Instant, Option<V>)>>);
 impl<K: Eq + Hash + Clone, V: Clone> Kept<K, V> {
     fn get(&self, key: &K) -> Option<Option<V>> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(key).filter(|(ends, _)| *ends > Instant::now()).map(|(_, value)| value.clone())
+        kept.get(key)
+            .filter(|(ends, _)| *ends > Instant::now())
+            .map(|(_, value)| value.clone())
     }
 
     /// What was known last, if it was anything.
     fn stale(&self, key: &K) -> Option<V> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(key).filter(|(ends, _)| ends.elapsed() < STALE).and_then(|(_, value)| value.clone())
+        kept.get(key)
+            .filter(|(ends, _)| ends.elapsed() < STALE)
+            .and_then(|(_, value)| value.clone())
     }
 
     fn set(&self, key: K, value: Option<V>) {
-        let seconds = if value.is_some() { TTL_SECONDS } else { NEGATIVE_TTL_SECONDS };
+        let seconds = if value.is_some() {
+            TTL_SECONDS
+        } else {
+            NEGATIVE_TTL_SECONDS
+        };
         let now = Instant::now();
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= MAX_KEPT {
@@ -66,13 +80,19 @@ pub struct CachedNames {
 impl CachedNames {
     /// Remembers what `inner` answers.
     pub fn new(inner: Arc<dyn Names>) -> Self {
-        Self { inner, forward: Kept::default(), reverse: Kept::default() }
+        Self {
+            inner,
+            forward: Kept::default(),
+            reverse: Kept::default(),
+        }
     }
 }
 
-/// Asks again where the records cannot be read just now, as in the moment in which members connect: a program that is told so asks a
-/// name server that knows nothing of this network instead.
-async fn persist<T, F: Future<Output = Result<T, Unavailable>>>(ask: impl Fn() -> F) -> Result<T, Unavailable> {
+/// Asks again where the records cannot be read just now, as in the moment in which members connect:
+/// a program that is told so asks a name server that knows nothing of this network instead.
+async fn persist<T, F: Future<Output = Result<T, Unavailable>>>(
+    ask: impl Fn() -> F,
+) -> Result<T, Unavailable> {
     for pause in PAUSES {
         if let Ok(found) = ask().await {
             return Ok(found);
@@ -117,7 +137,8 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Knows that 10.0.0.1 is "a", cannot say anything of 10.0.0.9, and counts how often it is asked.
+    /// Knows that 10.0.0.1 is "a", cannot say anything of 10.0.0.9, and counts how often it is
+    /// asked.
     #[derive(Default)]
     struct Counting(AtomicUsize);
 
@@ -145,14 +166,21 @@ mod tests {
         let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
         let asked = || counting.0.swap(0, Ordering::Relaxed);
         for _ in 0..3 {
-            assert_eq!(names.reverse(ip(1)).await.unwrap(), Some((NameKind::Host, "a".to_owned())));
+            assert_eq!(
+                names.reverse(ip(1)).await.unwrap(),
+                Some((NameKind::Host, "a".to_owned()))
+            );
             assert_eq!(names.reverse(ip(2)).await.unwrap(), None);
             assert_eq!(names.forward(NameKind::Vm, "x").await.unwrap(), None);
         }
         assert_eq!(asked(), 3);
         tokio::time::advance(Duration::from_secs(6)).await;
         let _ = (names.reverse(ip(1)).await, names.reverse(ip(2)).await);
-        assert_eq!(asked(), 1, "the absence was asked for again, the name was not");
+        assert_eq!(
+            asked(),
+            1,
+            "the absence was asked for again, the name was not"
+        );
         tokio::time::advance(Duration::from_secs(60)).await;
         let _ = names.reverse(ip(1)).await;
         assert_eq!(asked(), 1);
@@ -173,7 +201,11 @@ mod tests {
         }
 
         async fn reverse(&self, _: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
-            if self.0.load(Ordering::Relaxed) { Err(Unavailable("no quorum".into())) } else { Ok(Some((NameKind::Host, "a".into()))) }
+            if self.0.load(Ordering::Relaxed) {
+                Err(Unavailable("no quorum".into()))
+            } else {
+                Ok(Some((NameKind::Host, "a".into())))
+            }
         }
     }
 

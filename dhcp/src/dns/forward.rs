@@ -1,14 +1,17 @@
-//! Passes a question that is not about the network on: about another network of this machine to that one's resolver, about
-//! anything else to the name servers that the host had before ours. Their answer is given back as it came. For the host's own
-//! programs only: no open resolver for the other members.
+//! Passes a question that is not about the network on: about another network of this machine to
+//! that one's resolver, about anything else to the name servers that the host had before ours.
+//! Their answer is given back as it came. For the host's own programs only: no open resolver for
+//! the other members.
 //!
-//! The servers are asked in the host's order, the next one when one refuses, fails or takes long. That one does not answer at all
-//! is remembered for a while, so that not every question waits for it: it is then asked along with the others until it answers.
-//! Servers of one host may know different names (the first a company's own), so what a later one does not know counts only when
+//! The servers are asked in the host's order, the next one when one refuses, fails or takes long.
+//! That one does not answer at all is remembered for a while, so that not every question waits for
+//! it: it is then asked along with the others until it answers. Servers of one host may know
+//! different names (the first a company's own), so what a later one does not know counts only when
 //! the earlier ones have had their time.
 //!
-//! Each question leaves from a port of its own (RFC 5452 §10), and an answer counts only from the server asked, with the question's
-//! id and text. Questions alike are asked once at a time: a program that asks us and is our server too gets no circle going.
+//! Each question leaves from a port of its own (RFC 5452 §10), and an answer counts only from the
+//! server asked, with the question's id and text. Questions alike are asked once at a time: a
+//! program that asks us and is our server too gets no circle going.
 
 use super::wire::{self, Carrier};
 use hickory_proto::rr::Name;
@@ -40,7 +43,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a dead server is not waited for.
 const REST: Duration = Duration::from_secs(30);
 /// A datagram may be lost: it is sent again after each of these.
-const AGAIN: [Duration; 3] = [Duration::from_millis(900), Duration::from_millis(1600), Duration::from_secs(2)];
+const AGAIN: [Duration; 3] = [
+    Duration::from_millis(900),
+    Duration::from_millis(1600),
+    Duration::from_secs(2),
+];
 
 type Answer = Option<Arc<Vec<u8>>>;
 /// What makes a question the same as another.
@@ -68,7 +75,11 @@ struct Shared {
 
 impl Forwarder for Upstream {
     fn lead(&self, servers: Vec<SocketAddr>, neighbours: Vec<Neighbour>) {
-        *self.0.neighbours.write().unwrap_or_else(PoisonError::into_inner) = neighbours;
+        *self
+            .0
+            .neighbours
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = neighbours;
         self.set(servers);
     }
 
@@ -77,7 +88,11 @@ impl Forwarder for Upstream {
     }
 
     fn answered(&self) -> Option<std::time::Instant> {
-        *self.0.answered.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .0
+            .answered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -96,7 +111,11 @@ enum Said {
 impl Upstream {
     /// Replaces the servers.
     pub fn set(&self, servers: Vec<SocketAddr>) {
-        let mut current = self.0.servers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self
+            .0
+            .servers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if *current != servers {
             // Another network: what was dead there may live here.
             self.dead().clear();
@@ -106,7 +125,11 @@ impl Upstream {
 
     /// The servers.
     pub fn get(&self) -> Vec<SocketAddr> {
-        self.0.servers.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .servers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn dead(&self) -> MutexGuard<'_, HashMap<SocketAddr, Instant>> {
@@ -115,8 +138,15 @@ impl Upstream {
 
     /// The resolver of another network of this machine, if the name is that one's.
     fn neighbour(&self, name: &Name) -> Option<SocketAddr> {
-        let address = name.parse_arpa_name().ok().map(|net| (net.addr(), net.prefix_len()));
-        let neighbours = self.0.neighbours.read().unwrap_or_else(PoisonError::into_inner);
+        let address = name
+            .parse_arpa_name()
+            .ok()
+            .map(|net| (net.addr(), net.prefix_len()));
+        let neighbours = self
+            .0
+            .neighbours
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let knows = |neighbour: &&Neighbour| {
             let zone = Name::from_ascii(&neighbour.domain).map(|mut zone| {
                 zone.set_fqdn(true);
@@ -124,10 +154,16 @@ impl Upstream {
             });
             zone.is_ok_and(|zone| zone.zone_of(name))
                 || address.is_some_and(|(ip, length)| {
-                    neighbour.subnets.iter().any(|(first, bits)| length >= *bits && starts_alike(*first, ip, *bits))
+                    neighbour
+                        .subnets
+                        .iter()
+                        .any(|(first, bits)| length >= *bits && starts_alike(*first, ip, *bits))
                 })
         };
-        neighbours.iter().find(knows).map(|neighbour| neighbour.server)
+        neighbours
+            .iter()
+            .find(knows)
+            .map(|neighbour| neighbour.server)
     }
 
     /// The answer to a question about `name`, by whoever knows; none if nobody answers.
@@ -135,7 +171,11 @@ impl Upstream {
         let key = (wire::question_key(query)?, carrier);
         let (sender, receiver) = watch::channel(None);
         let earlier = {
-            let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut running = self
+                .0
+                .running
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             let earlier = running.get(&key).cloned();
             if earlier.is_none() {
                 running.insert(key.clone(), receiver);
@@ -144,9 +184,17 @@ impl Upstream {
         };
         let answer = match earlier {
             // Its asker may have gone, then there is none.
-            Some(mut earlier) => timeout(LIMIT, earlier.wait_for(Option::is_some)).await.ok()?.ok()?.clone().flatten(),
+            Some(mut earlier) => timeout(LIMIT, earlier.wait_for(Option::is_some))
+                .await
+                .ok()?
+                .ok()?
+                .clone()
+                .flatten(),
             None => {
-                let _asking = Asking { shared: &self.0, key };
+                let _asking = Asking {
+                    shared: &self.0,
+                    key,
+                };
                 let answer = self.ask_servers(name, query, carrier).await.map(Arc::new);
                 sender.send_replace(Some(answer.clone()));
                 answer
@@ -164,8 +212,15 @@ impl Upstream {
         }
         let answer = self.ask_in_order(query, carrier).await;
         self.0.stuck.store(answer.is_none(), Ordering::Relaxed);
-        if answer.as_ref().is_some_and(|answer| matches!(wire::code(answer), 0 | 3)) {
-            *self.0.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::time::Instant::now());
+        if answer
+            .as_ref()
+            .is_some_and(|answer| matches!(wire::code(answer), 0 | 3))
+        {
+            *self
+                .0
+                .answered
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(std::time::Instant::now());
         }
         answer
     }
@@ -174,8 +229,17 @@ impl Upstream {
     fn order(&self) -> (Servers, Servers, Servers) {
         let servers = self.get();
         let dead = self.dead();
-        let (resting, alive): (Vec<_>, Vec<_>) = servers.into_iter().partition(|server| dead.contains_key(server));
-        let due = resting.iter().filter(|server| dead.get(server).is_some_and(|since| since.elapsed() >= REST)).copied().collect();
+        let (resting, alive): (Vec<_>, Vec<_>) = servers
+            .into_iter()
+            .partition(|server| dead.contains_key(server));
+        let due = resting
+            .iter()
+            .filter(|server| {
+                dead.get(server)
+                    .is_some_and(|since| since.elapsed() >= REST)
+            })
+            .copied()
+            .collect();
         (alive, resting, due)
     }
 
@@ -185,7 +249,12 @@ impl Upstream {
         let mut running = JoinSet::new();
         let ask = |running: &mut JoinSet<(usize, Said)>, place: usize, server: SocketAddr| {
             let (upstream, query) = (self.clone(), query.to_vec());
-            running.spawn(async move { (place, upstream.ask_and_remember(server, &query, carrier).await) });
+            running.spawn(async move {
+                (
+                    place,
+                    upstream.ask_and_remember(server, &query, carrier).await,
+                )
+            });
         };
         // They are not waited for: what they say makes them count again.
         let mut aside = JoinSet::new();
@@ -201,7 +270,9 @@ impl Upstream {
         let mut more = next.next();
         let mut step = began;
         let found = loop {
-            if let Some((place, server)) = more.filter(|_| Instant::now() >= step || pending.is_empty()) {
+            if let Some((place, server)) =
+                more.filter(|_| Instant::now() >= step || pending.is_empty())
+            {
                 ask(&mut running, place, server);
                 pending.push(place);
                 more = next.next();
@@ -211,14 +282,24 @@ impl Upstream {
                 break None;
             }
             // What a later server does not know counts once the earlier ones had their time.
-            let until = if nothing.is_some() { began + PATIENCE } else { began + LIMIT };
-            let wake = if more.is_some() { until.min(step) } else { until };
+            let until = if nothing.is_some() {
+                began + PATIENCE
+            } else {
+                began + LIMIT
+            };
+            let wake = if more.is_some() {
+                until.min(step)
+            } else {
+                until
+            };
             match tokio::time::timeout_at(wake, running.join_next()).await {
                 Ok(Some(Ok((place, said)))) => {
                     pending.retain(|asked| *asked != place);
                     match said {
                         Said::Knows(answer) => break Some(answer),
-                        Said::Nothing(answer) if nothing.as_ref().is_none_or(|(earlier, _)| place < *earlier) => {
+                        Said::Nothing(answer)
+                            if nothing.as_ref().is_none_or(|(earlier, _)| place < *earlier) =>
+                        {
                             nothing = Some((place, answer));
                         }
                         Said::Fails(answer) => failed = Some(answer),
@@ -231,7 +312,9 @@ impl Upstream {
                 Err(_) => {}
             }
             if let Some((place, _)) = &nothing
-                && !pending.iter().any(|earlier| earlier < place && *earlier < alive.len())
+                && !pending
+                    .iter()
+                    .any(|earlier| earlier < place && *earlier < alive.len())
             {
                 break None;
             }
@@ -249,7 +332,9 @@ impl Upstream {
             Ok(said) => said,
             Err(_) => {
                 self.dead().insert(server, Instant::now());
-                timeout(LIMIT.saturating_sub(PATIENCE), asked).await.unwrap_or(Said::Gone)
+                timeout(LIMIT.saturating_sub(PATIENCE), asked)
+                    .await
+                    .unwrap_or(Said::Gone)
             }
         };
         if !matches!(said, Said::Gone) {
@@ -267,14 +352,22 @@ struct Asking<'a> {
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.shared
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.key);
     }
 }
 
 fn starts_alike(a: IpAddr, b: IpAddr, bits: u8) -> bool {
     match (a, b) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= u32::from(bits),
-        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= u32::from(bits),
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            (a.to_bits() ^ b.to_bits()).leading_zeros() >= u32::from(bits)
+        }
+        (IpAddr::V6(a), IpAddr::V6(b)) => {
+            (a.to_bits() ^ b.to_bits()).leading_zeros() >= u32::from(bits)
+        }
         _ => false,
     }
 }
@@ -282,7 +375,9 @@ fn starts_alike(a: IpAddr, b: IpAddr, bits: u8) -> bool {
 async fn ask_one(server: SocketAddr, query: &[u8], carrier: Carrier) -> Said {
     let asked = match carrier {
         Carrier::Udp => by_datagram(server, query).await,
-        Carrier::Tcp => timeout(LIMIT, by_stream(server, query)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        Carrier::Tcp => timeout(LIMIT, by_stream(server, query))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
     };
     match asked {
         Ok(answer) => match wire::code(&answer) {
@@ -295,7 +390,11 @@ async fn ask_one(server: SocketAddr, query: &[u8], carrier: Carrier) -> Said {
 }
 
 async fn by_datagram(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if server.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
     let mut buffer = vec![0; usize::from(u16::MAX)];
@@ -316,10 +415,16 @@ async fn by_datagram(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
 async fn by_stream(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(server).await?;
     let length = u16::try_from(query.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    stream.write_all(&[&length.to_be_bytes()[..], query].concat()).await?;
+    stream
+        .write_all(&[&length.to_be_bytes()[..], query].concat())
+        .await?;
     let mut answer = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut answer).await?;
-    if wire::answers(&answer, query) { Ok(answer) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if wire::answers(&answer, query) {
+        Ok(answer)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
 }
 
 #[cfg(test)]

@@ -56,7 +56,10 @@ impl Server {
             let mut buffer = [0; 4096];
             while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
                 counting.fetch_add(1, Ordering::Relaxed);
-                let (query, socket) = (Message::from_vec(&buffer[..length]).unwrap(), socket.clone());
+                let (query, socket) = (
+                    Message::from_vec(&buffer[..length]).unwrap(),
+                    socket.clone(),
+                );
                 tokio::spawn(async move {
                     for message in reply(&query, does).await {
                         let _ = socket.send_to(&message.to_vec().unwrap(), from).await;
@@ -90,13 +93,20 @@ async fn reply(query: &Message, does: Does) -> Vec<Message> {
         }
         Does::Answers(last, millis) => {
             tokio::time::sleep(Duration::from_millis(millis)).await;
-            reply.add_answers([Record::from_rdata(name, 9, RData::A(A(Ipv4Addr::new(198, 18, 0, last))))]);
+            reply.add_answers([Record::from_rdata(
+                name,
+                9,
+                RData::A(A(Ipv4Addr::new(198, 18, 0, last))),
+            )]);
         }
     }
     let mut forged = reply.clone();
     forged.metadata.id ^= 1;
     let mut other = Message::response(query.metadata.id, OpCode::Query);
-    other.add_query(Query::query(Name::from_ascii("evil.org.").unwrap(), RecordType::A));
+    other.add_query(Query::query(
+        Name::from_ascii("evil.org.").unwrap(),
+        RecordType::A,
+    ));
     vec![forged, other, reply]
 }
 
@@ -111,30 +121,53 @@ async fn front(servers: &[SocketAddr]) -> (SocketAddr, Upstream) {
     (at, upstream)
 }
 
-/// Asks as a program does: the answer's code and the last number of its address, and how long it took.
+/// Asks as a program does: the answer's code and the last number of its address, and how long it
+/// took.
 async fn ask(server: SocketAddr, name: &str) -> (ResponseCode, Option<u8>, Duration) {
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut query = Message::query();
     query.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
     let began = Instant::now();
-    client.send_to(&query.to_vec().unwrap(), server).await.unwrap();
+    client
+        .send_to(&query.to_vec().unwrap(), server)
+        .await
+        .unwrap();
     let mut buffer = vec![0; 65535];
-    let length = timeout(Duration::from_secs(5), client.recv(&mut buffer)).await.expect("within a program's patience").unwrap();
+    let length = timeout(Duration::from_secs(5), client.recv(&mut buffer))
+        .await
+        .expect("within a program's patience")
+        .unwrap();
     let answer = Message::from_vec(&buffer[..length]).unwrap();
-    assert_eq!((answer.metadata.id, &answer.queries), (query.metadata.id, &query.queries));
-    let last = answer.answers.iter().find_map(|r| if let RData::A(a) = &r.data { Some(a.0.octets()[3]) } else { None });
+    assert_eq!(
+        (answer.metadata.id, &answer.queries),
+        (query.metadata.id, &query.queries)
+    );
+    let last = answer.answers.iter().find_map(|r| {
+        if let RData::A(a) = &r.data {
+            Some(a.0.octets()[3])
+        } else {
+            None
+        }
+    });
     (answer.metadata.response_code, last, began.elapsed())
 }
 
 async fn gone() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    UdpSocket::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 const QUICK: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_not_there_or_fails_costs_nothing() {
-    let (fails, works) = (Server::new(Does::Fails).await, Server::new(Does::Answers(7, 0)).await);
+    let (fails, works) = (
+        Server::new(Does::Fails).await,
+        Server::new(Does::Answers(7, 0)).await,
+    );
     let (at, _) = front(&[gone().await, fails.0, works.0]).await;
     let (code, last, took) = ask(at, "debian.org.").await;
     assert_eq!((code, last), (ResponseCode::NoError, Some(7)));
@@ -144,7 +177,10 @@ async fn a_server_that_is_not_there_or_fails_costs_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_does_not_answer_costs_one_question_a_moment_and_no_other() {
-    let (sleeps, works) = (Server::new(Does::Sleeps).await, Server::new(Does::Answers(7, 0)).await);
+    let (sleeps, works) = (
+        Server::new(Does::Sleeps).await,
+        Server::new(Does::Answers(7, 0)).await,
+    );
     let (at, upstream) = front(&[sleeps.0, works.0]).await;
     let (_, last, took) = ask(at, "a.org.").await;
     assert_eq!(last, Some(7));
@@ -159,19 +195,31 @@ async fn a_server_that_does_not_answer_costs_one_question_a_moment_and_no_other(
     }
     assert_eq!(sleeps.asked(), 0, "it is left alone for a while");
     upstream.set(vec![works.0, sleeps.0]);
-    assert!(upstream.dead().is_empty(), "another network: all count again");
+    assert!(
+        upstream.dead().is_empty(),
+        "another network: all count again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_first_server_knows_counts_though_a_later_one_denies_it_sooner() {
-    let (slow, denies) = (Server::new(Does::Answers(7, 900)).await, Server::new(Does::Denies(0)).await);
+    let (slow, denies) = (
+        Server::new(Does::Answers(7, 900)).await,
+        Server::new(Does::Denies(0)).await,
+    );
     let (at, _) = front(&[slow.0, denies.0]).await;
     assert_eq!(ask(at, "intern.example.").await.1, Some(7));
     // The first one's own word counts at once.
-    let (denies, works) = (Server::new(Does::Denies(0)).await, Server::new(Does::Answers(7, 0)).await);
+    let (denies, works) = (
+        Server::new(Does::Denies(0)).await,
+        Server::new(Does::Answers(7, 0)).await,
+    );
     let (at, _) = front(&[denies.0, works.0]).await;
     let (code, _, took) = ask(at, "nothing.example.").await;
-    assert!(code == ResponseCode::NXDomain && took < QUICK, "{code} {took:?}");
+    assert!(
+        code == ResponseCode::NXDomain && took < QUICK,
+        "{code} {took:?}"
+    );
     assert_eq!(works.asked(), 0);
 }
 
@@ -179,7 +227,10 @@ async fn what_the_first_server_knows_counts_though_a_later_one_denies_it_sooner(
 async fn where_all_fail_a_program_is_told_so_in_time() {
     let (at, upstream) = front(&[gone().await, gone().await]).await;
     let (code, _, took) = ask(at, "debian.org.").await;
-    assert!(code == ResponseCode::ServFail && took < QUICK, "{code} {took:?}");
+    assert!(
+        code == ResponseCode::ServFail && took < QUICK,
+        "{code} {took:?}"
+    );
     assert!(upstream.is_stuck());
     assert_eq!(upstream.answered(), None);
     let works = Server::new(Does::Answers(7, 0)).await;
@@ -188,7 +239,11 @@ async fn where_all_fail_a_program_is_told_so_in_time() {
     assert!(!upstream.is_stuck() && upstream.answered().is_some());
     let sleeps = Server::new(Does::Sleeps).await;
     let (at, _) = front(&[sleeps.0]).await;
-    assert_eq!(ask(at, "debian.org.").await.0, ResponseCode::ServFail, "before it asks again");
+    assert_eq!(
+        ask(at, "debian.org.").await.0,
+        ResponseCode::ServFail,
+        "before it asks again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,7 +252,10 @@ async fn a_long_answer_is_cut_so_that_the_asker_comes_by_tcp() {
     let (at, _) = front(&[talks.0]).await;
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut query = Message::query();
-    query.add_query(Query::query(Name::from_ascii("long.org.").unwrap(), RecordType::TXT));
+    query.add_query(Query::query(
+        Name::from_ascii("long.org.").unwrap(),
+        RecordType::TXT,
+    ));
     let bytes = query.to_vec().unwrap();
     client.send_to(&bytes, at).await.unwrap();
     let mut buffer = vec![0; 65535];
@@ -233,22 +291,54 @@ async fn a_server_that_asks_us_in_turn_makes_no_circle() {
     upstream.set(vec![address, works.0]);
     let (_, last, took) = ask(at, "debian.org.").await;
     assert_eq!(last, Some(7));
-    assert!(took < PATIENCE && passed.load(Ordering::Relaxed) < 4, "{took:?}, {passed:?} times around");
+    assert!(
+        took < PATIENCE && passed.load(Ordering::Relaxed) < 4,
+        "{took:?}, {passed:?} times around"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_network_of_this_machine_is_asked_about_its_own_names_and_addresses() {
-    let (other, elsewhere) = (Server::new(Does::Answers(9, 0)).await, Server::new(Does::Answers(7, 0)).await);
+    let (other, elsewhere) = (
+        Server::new(Does::Answers(9, 0)).await,
+        Server::new(Does::Answers(7, 0)).await,
+    );
     let (at, upstream) = front(&[elsewhere.0]).await;
     let subnets = vec![(IpAddr::from([10, 88, 0, 0]), 16)];
-    upstream.lead(vec![elsewhere.0], vec![Neighbour { server: other.0, domain: "home.p2p".into(), subnets }]);
-    for (name, last) in [("a.HOME.p2p.", 9), ("1.0.88.10.in-addr.arpa.", 9), ("1.0.89.10.in-addr.arpa.", 7), ("xhome.p2p.", 7)] {
+    upstream.lead(
+        vec![elsewhere.0],
+        vec![Neighbour {
+            server: other.0,
+            domain: "home.p2p".into(),
+            subnets,
+        }],
+    );
+    for (name, last) in [
+        ("a.HOME.p2p.", 9),
+        ("1.0.88.10.in-addr.arpa.", 9),
+        ("1.0.89.10.in-addr.arpa.", 7),
+        ("xhome.p2p.", 7),
+    ] {
         assert_eq!(ask(at, name).await.1, Some(last), "{name}");
     }
-    assert_eq!(ask(at, "nobody.lab.p2p.").await.0, ResponseCode::NXDomain, "our own name");
-    upstream.lead(vec![elsewhere.0], vec![Neighbour { server: gone().await, domain: "home.p2p".into(), subnets: vec![] }]);
+    assert_eq!(
+        ask(at, "nobody.lab.p2p.").await.0,
+        ResponseCode::NXDomain,
+        "our own name"
+    );
+    upstream.lead(
+        vec![elsewhere.0],
+        vec![Neighbour {
+            server: gone().await,
+            domain: "home.p2p".into(),
+            subnets: vec![],
+        }],
+    );
     let (code, _, took) = ask(at, "a.home.p2p.").await;
-    assert!(code == ResponseCode::ServFail && took < QUICK, "nobody else can know it");
+    assert!(
+        code == ResponseCode::ServFail && took < QUICK,
+        "nobody else can know it"
+    );
 }
 
 #[tokio::test]
@@ -257,7 +347,14 @@ async fn other_members_questions_about_other_names_are_refused() {
     let resolver = Resolver::new("lab.p2p", "10.77.0.0/16".parse().unwrap()).unwrap();
     resolver.upstream().set(vec![works.0]);
     let mut query = Message::query();
-    query.add_query(Query::query(Name::from_ascii("debian.org.").unwrap(), RecordType::A));
-    let answer = Message::from_vec(&resolver.answer(&query.to_vec().unwrap(), &Nobody).await).unwrap();
-    assert_eq!((answer.metadata.response_code, works.asked()), (ResponseCode::Refused, 0));
+    query.add_query(Query::query(
+        Name::from_ascii("debian.org.").unwrap(),
+        RecordType::A,
+    ));
+    let answer =
+        Message::from_vec(&resolver.answer(&query.to_vec().unwrap(), &Nobody).await).unwrap();
+    assert_eq!(
+        (answer.metadata.response_code, works.asked()),
+        (ResponseCode::Refused, 0)
+    );
 }

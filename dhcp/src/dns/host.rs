@@ -1,8 +1,12 @@
-//! The resolver of this machine's own programs: on a loopback address of the network's and on the machine's address in the
-//! network, with the machine's lists of name servers kept leading to it ([`p2pvm_host::names`]).
+//! The resolver of this machine's own programs: on a loopback address of the network's and on the
+//! machine's address in the network, with the machine's lists of name servers kept leading to it
+//! ([`p2pvm_host::names`]).
 
 use super::{Names, Resolver, Sockets, serve};
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt::ReuseAddr};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket,
+    sockopt::ReuseAddr,
+};
 use p2pvm_host::{
     Finding,
     names::{
@@ -43,11 +47,19 @@ type Bound = Result<Sockets, (io::Error, Vec<Holder>)>;
 
 /// Binds where another program has the port on all addresses: two that both allow it can do that.
 fn beside_others(at: SocketAddrV4) -> io::Result<Sockets> {
-    let udp = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, SockProtocol::Udp)?;
+    let udp = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        SockProtocol::Udp,
+    )?;
     setsockopt(&udp, ReuseAddr, &true)?;
     bind(udp.as_raw_fd(), &SockaddrIn::from(at))?;
     let udp = UdpSocket::from(udp);
-    Ok(Sockets { udp: tokio::net::UdpSocket::from_std(udp)?, tcp: None })
+    Ok(Sockets {
+        udp: tokio::net::UdpSocket::from_std(udp)?,
+        tcp: None,
+    })
 }
 
 async fn bind_one(at: SocketAddrV4) -> Bound {
@@ -55,9 +67,14 @@ async fn bind_one(at: SocketAddrV4) -> Bound {
         Ok(sockets) => Ok(sockets),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let holders = holders::of(IpAddr::V4(*at.ip()), at.port());
-            let udp: Vec<&Holder> = holders.iter().filter(|holder| holder.protocol == "udp").collect();
-            // One that has this very address may be another network of ours: then both would get half of the questions.
-            let all_wide = !udp.is_empty() && udp.iter().all(|holder| holder.address.is_unspecified());
+            let udp: Vec<&Holder> = holders
+                .iter()
+                .filter(|holder| holder.protocol == "udp")
+                .collect();
+            // One that has this very address may be another network of ours: then both would get
+            // half of the questions.
+            let all_wide =
+                !udp.is_empty() && udp.iter().all(|holder| holder.address.is_unspecified());
             match all_wide.then(|| beside_others(at)) {
                 Some(Ok(sockets)) => Ok(sockets),
                 _ => Err((error, holders)),
@@ -71,7 +88,9 @@ async fn bind_one(at: SocketAddrV4) -> Bound {
 async fn bind_in_network(v4: Ipv4Addr) -> Bound {
     match bind_one(SocketAddrV4::new(v4, PORT)).await {
         Err((error, holders)) if error.kind() == io::ErrorKind::AddrInUse => {
-            Sockets::bind((v4, 0).into()).await.map_err(|_| (error, holders))
+            Sockets::bind((v4, 0).into())
+                .await
+                .map_err(|_| (error, holders))
         }
         bound => bound,
     }
@@ -94,7 +113,9 @@ async fn bind_loopback(network: &str) -> Bound {
 
 /// Waits until port 53 of an address can be had; for ever without one.
 async fn is_free(v4: Option<Ipv4Addr>) {
-    let Some(v4) = v4 else { return std::future::pending().await };
+    let Some(v4) = v4 else {
+        return std::future::pending().await;
+    };
     loop {
         tokio::time::sleep(RETRY[1]).await;
         if bind_one(SocketAddrV4::new(v4, PORT)).await.is_ok() {
@@ -104,15 +125,18 @@ async fn is_free(v4: Option<Ipv4Addr>) {
 }
 
 fn trouble((error, holders): &(io::Error, Vec<Holder>)) -> Finding {
-    let found = "this machine's programs do not find the network's names: p2pvm's resolver has no port 53";
+    let found =
+        "this machine's programs do not find the network's names: p2pvm's resolver has no port 53";
     match holders.first() {
         Some(holder) => Finding::failed(
             format!("{found}: {holder}"),
-            "let that program listen on its own addresses only (dnsmasq: bind-dynamic; unbound: interface: 127.0.0.1); p2pvm tries again by itself",
+            "let that program listen on its own addresses only (dnsmasq: bind-dynamic; unbound: \
+                interface: 127.0.0.1); p2pvm tries again by itself",
         ),
-        None => {
-            Finding::failed(format!("{found}: {error}"), "'ip link set lo up' if the loopback is down; p2pvm needs CAP_NET_BIND_SERVICE")
-        }
+        None => Finding::failed(
+            format!("{found}: {error}"),
+            "'ip link set lo up' if the loopback is down; p2pvm needs CAP_NET_BIND_SERVICE",
+        ),
     }
 }
 
@@ -120,14 +144,17 @@ fn trouble((error, holders): &(io::Error, Vec<Holder>)) -> Finding {
 type Place = watch::Sender<Option<Result<SocketAddr, Finding>>>;
 
 impl HostResolver {
-    /// Serves for as long as it is polled, with `v4` as this machine's address in the network. Programs are led here once `ready`
-    /// is through.
+    /// Serves for as long as it is polled, with `v4` as this machine's address in the network.
+    /// Programs are led here once `ready` is through.
     pub async fn run(&self, v4: Ipv4Addr, ready: impl Future<Output = ()>) {
         let (loopback, overlay): (Place, Place) = (watch::channel(None).0, watch::channel(None).0);
         let lead = async {
             ready.await;
             match &self.keeper {
-                Some(keeper) => self.lead(keeper, v4, loopback.subscribe(), overlay.subscribe()).await,
+                Some(keeper) => {
+                    self.lead(keeper, v4, loopback.subscribe(), overlay.subscribe())
+                        .await
+                }
                 None => std::future::pending().await,
             }
         };
@@ -152,7 +179,9 @@ impl HostResolver {
             };
             let why = match &bound {
                 Ok(sockets) => match sockets.address() {
-                    Ok(at) if at.port() != PORT => format!("names are served on {at} as port {PORT} is taken: others cannot ask there"),
+                    Ok(at) if at.port() != PORT => format!(
+                        "names are served on {at} as port {PORT} is taken: others cannot ask there"
+                    ),
                     _ => String::new(),
                 },
                 Err(why) => trouble(why).found,
@@ -191,16 +220,31 @@ impl HostResolver {
         mut overlay: watch::Receiver<Option<Result<SocketAddr, Finding>>>,
     ) {
         loop {
-            let (own, link) = (loopback.borrow_and_update().clone(), overlay.borrow_and_update().clone());
+            let (own, link) = (
+                loopback.borrow_and_update().clone(),
+                overlay.borrow_and_update().clone(),
+            );
             if let (Some(own), Some(link)) = (own, link) {
                 let link = link.ok();
-                // Where there is no loopback the address in the network serves, if programs can ask there.
+                // Where there is no loopback the address in the network serves, if programs can ask
+                // there.
                 let at_53 = link.filter(|at| at.port() == PORT).map(|at| at.ip());
                 let server = own.as_ref().ok().map(SocketAddr::ip).or(at_53);
-                let server = server.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
+                let server = server.and_then(|ip| {
+                    if let IpAddr::V4(ip) = ip {
+                        Some(ip)
+                    } else {
+                        None
+                    }
+                });
                 let link = link.or(own.as_ref().ok().copied());
                 let trouble = own.err().into_iter().collect();
-                keeper.want(Some(Wanted { server, link, probe: (self.own_name.clone(), v4), trouble }));
+                keeper.want(Some(Wanted {
+                    server,
+                    link,
+                    probe: (self.own_name.clone(), v4),
+                    trouble,
+                }));
             }
             tokio::select! {
                 changed = loopback.changed() => if changed.is_err() { return },

@@ -14,9 +14,11 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Questions about the network's names answered at a time; more are dropped, and their senders ask again.
+/// Questions about the network's names answered at a time; more are dropped, and their senders ask
+/// again.
 const MAX_CONCURRENT: usize = 128;
-/// Questions passed on at a time: they have room of their own, as servers that do not answer hold it for seconds.
+/// Questions passed on at a time: they have room of their own, as servers that do not answer hold
+/// it for seconds.
 const MAX_PASSED_ON: usize = 256;
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 64;
@@ -70,14 +72,22 @@ impl Serving {
     /// The answer, empty for none.
     async fn answer(&self, query: &[u8], from: IpAddr, carrier: Carrier) -> Vec<u8> {
         let is_host = from == self.own || from.is_loopback();
-        let elsewhere = if is_host && !self.resolver.upstream().get().is_empty() { self.resolver.elsewhere(query) } else { None };
+        let elsewhere = if is_host && !self.resolver.upstream().get().is_empty() {
+            self.resolver.elsewhere(query)
+        } else {
+            None
+        };
         match elsewhere {
             Some(name) => {
-                let Ok(_slot) = self.others.try_acquire() else { return self.resolver.failed(query) };
+                let Ok(_slot) = self.others.try_acquire() else {
+                    return self.resolver.failed(query);
+                };
                 self.resolver.pass_on(&name, query, carrier).await
             }
             None => {
-                let Ok(_slot) = self.ours.try_acquire() else { return Vec::new() };
+                let Ok(_slot) = self.ours.try_acquire() else {
+                    return Vec::new();
+                };
                 self.resolver.answer(query, self.names.as_ref()).await
             }
         }
@@ -115,7 +125,14 @@ async fn datagrams(serving: &Arc<Serving>, socket: Arc<UdpSocket>) -> io::Result
         let (length, from) = match socket.recv_from(&mut buffer).await {
             Ok(received) => received,
             // An ICMP error for an answer sent earlier: that client is gone, the others are not.
-            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) => continue,
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                continue;
+            }
             Err(e) => return Err(e),
         };
         while tasks.try_join_next().is_some() {}
@@ -176,6 +193,8 @@ async fn converse(serving: &Serving, mut stream: TcpStream, from: IpAddr) -> io:
         if length == 0 {
             return Ok(());
         }
-        stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await?;
+        stream
+            .write_all(&[&length.to_be_bytes()[..], &answer].concat())
+            .await?;
     }
 }

@@ -1,4 +1,5 @@
-//! What is read of a message without taking it apart: who passes messages on leaves them as they are.
+//! What is read of a message without taking it apart: who passes messages on leaves them as they
+//! are.
 
 /// What a message came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,14 +28,16 @@ fn question_end(message: &[u8]) -> Option<usize> {
     }
 }
 
-/// The EDNS record that stands right behind the question, as in a query: the size that the asker takes.
+/// The EDNS record that stands right behind the question, as in a query: the size that the asker
+/// takes.
 fn edns_bytes(query: &[u8]) -> Option<usize> {
     let record = query.get(question_end(query)?..)?;
     let word = |at: usize| Some(u16::from_be_bytes([*record.get(at)?, *record.get(at + 1)?]));
     (record.first() == Some(&0) && word(1)? == OPT).then(|| word(3).map(usize::from))?
 }
 
-/// What makes two questions the same: the text without regard to case, and whether the asker takes longer answers and signatures.
+/// What makes two questions the same: the text without regard to case, and whether the asker takes
+/// longer answers and signatures.
 pub(super) fn question_key(query: &[u8]) -> Option<Vec<u8>> {
     let end = question_end(query)?;
     let mut key = query.get(HEADER_BYTES..end)?.to_ascii_lowercase();
@@ -46,9 +49,13 @@ pub(super) fn question_key(query: &[u8]) -> Option<Vec<u8>> {
 
 /// Whether a message answers a query.
 pub(super) fn answers(answer: &[u8], query: &[u8]) -> bool {
-    let Some(end) = question_end(query) else { return false };
+    let Some(end) = question_end(query) else {
+        return false;
+    };
     let is_response = answer.get(2).is_some_and(|flags| flags & 0x80 != 0);
-    let same_question = answer.get(HEADER_BYTES..end).is_some_and(|q| q.eq_ignore_ascii_case(&query[HEADER_BYTES..end]));
+    let same_question = answer
+        .get(HEADER_BYTES..end)
+        .is_some_and(|q| q.eq_ignore_ascii_case(&query[HEADER_BYTES..end]));
     is_response && answer[..2] == query[..2] && same_question
 }
 
@@ -56,7 +63,9 @@ pub(super) fn answers(answer: &[u8], query: &[u8]) -> bool {
 pub(super) fn as_asked(mut answer: Vec<u8>, query: &[u8]) -> Option<Vec<u8>> {
     let end = question_end(query)?;
     answer.get_mut(..2)?.copy_from_slice(&query[..2]);
-    answer.get_mut(HEADER_BYTES..end)?.copy_from_slice(&query[HEADER_BYTES..end]);
+    answer
+        .get_mut(HEADER_BYTES..end)?
+        .copy_from_slice(&query[HEADER_BYTES..end]);
     Some(answer)
 }
 
@@ -75,7 +84,8 @@ pub(super) fn is_cut(message: &[u8]) -> bool {
     message.get(2).is_some_and(|flags| flags & 2 != 0)
 }
 
-/// An answer that fits into what the asker takes: a longer one becomes its head, which makes the asker come by TCP.
+/// An answer that fits into what the asker takes: a longer one becomes its head, which makes the
+/// asker come by TCP.
 pub(super) fn fitted(mut answer: Vec<u8>, query: &[u8], carrier: Carrier) -> Vec<u8> {
     let room = edns_bytes(query).unwrap_or(PLAIN_BYTES).max(PLAIN_BYTES);
     if carrier == Carrier::Udp && answer.len() > room {

@@ -1,8 +1,10 @@
-//! ARP at a guest port: the gateway's MAC for the gateway and for every other address of the subnet but the
-//! guest's own (whose probes and announcements, RFC 5227, must find it free).
+//! ARP at a guest port: the gateway's MAC for the gateway and for every other address of the subnet
+//! but the guest's own (whose probes and announcements, RFC 5227, must find it free).
 
 use super::PortConfig;
-use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, ArpPacketSlice, EtherType, PacketBuilder};
+use etherparse::{
+    ArpHardwareId, ArpOperation, ArpPacket, ArpPacketSlice, EtherType, PacketBuilder,
+};
 use std::net::Ipv4Addr;
 
 pub(super) fn answer(config: &PortConfig, request: &ArpPacketSlice<'_>) -> Option<Vec<u8>> {

@@ -1,5 +1,5 @@
-//! The DHCP server of a guest port (RFC 2131): it has exactly one address to give, so it holds no state. An
-//! offer can be made again at any time, on any host the guest has moved to.
+//! The DHCP server of a guest port (RFC 2131): it has exactly one address to give, so it holds no
+//! state. An offer can be made again at any time, on any host the guest has moved to.
 
 use super::{DHCP_SERVER_PORT, PortConfig, frame};
 use dhcproto::{
@@ -27,20 +27,29 @@ pub(super) fn answer(config: &PortConfig, payload: &[u8]) -> Option<Vec<u8>> {
         MessageType::Discover => lease(config, &request, MessageType::Offer),
         MessageType::Request => answer_request(config, &request)?,
         MessageType::Inform => settings(config, &request, MessageType::Ack),
-        // The address stays the guest's whether it releases it or finds it in conflict: nobody else is on its link.
+        // The address stays the guest's whether it releases it or finds it in conflict: nobody else
+        // is on its link.
         MessageType::Decline | MessageType::Release => return None,
         _ => return None,
     };
     let payload = reply.to_vec().ok()?;
     let (to, mac) = destination(config, &request, &reply);
     let from = (IpAddr::V4(config.subnet.gateway()), DHCP_SERVER_PORT);
-    Some(frame::udp(config, mac, from, (IpAddr::V4(to), CLIENT_PORT), &payload))
+    Some(frame::udp(
+        config,
+        mac,
+        from,
+        (IpAddr::V4(to), CLIENT_PORT),
+        &payload,
+    ))
 }
 
 /// RFC 2131 §4.3.2: the three kinds of request differ by which fields are filled in.
 fn answer_request(config: &PortConfig, request: &Message) -> Option<Message> {
     match request.opts().get(OptionCode::ServerIdentifier) {
-        Some(DhcpOption::ServerIdentifier(server)) if *server != config.subnet.gateway() => return None,
+        Some(DhcpOption::ServerIdentifier(server)) if *server != config.subnet.gateway() => {
+            return None;
+        }
         _ => {}
     }
     let wanted = match request.opts().get(OptionCode::RequestedIpAddress) {
@@ -51,14 +60,19 @@ fn answer_request(config: &PortConfig, request: &Message) -> Option<Message> {
         return Some(lease(config, request, MessageType::Ack));
     }
     let mut refusal = reply(config, request, MessageType::Nak);
-    refusal.opts_mut().insert(DhcpOption::Message(format!("this port's address is {}", config.v4)));
+    refusal.opts_mut().insert(DhcpOption::Message(format!(
+        "this port's address is {}",
+        config.v4
+    )));
     Some(refusal)
 }
 
 fn reply(config: &PortConfig, request: &Message, kind: MessageType) -> Message {
     let none = Ipv4Addr::UNSPECIFIED;
     let mut reply = Message::new_with_id(request.xid(), none, none, none, none, &config.vm_mac);
-    reply.set_opcode(Opcode::BootReply).set_flags(request.flags());
+    reply
+        .set_opcode(Opcode::BootReply)
+        .set_flags(request.flags());
     let options = reply.opts_mut();
     options.insert(DhcpOption::MessageType(kind));
     options.insert(DhcpOption::ServerIdentifier(config.subnet.gateway()));
@@ -73,8 +87,10 @@ fn settings(config: &PortConfig, request: &Message, kind: MessageType) -> Messag
     let mut reply = reply(config, request, kind);
     reply.set_ciaddr(request.ciaddr());
     let own_domain = format!("vm.{}", config.domain);
-    let search: Vec<Name> =
-        [&own_domain, &config.domain].into_iter().filter_map(|domain| Name::from_ascii(format!("{domain}.")).ok()).collect();
+    let search: Vec<Name> = [&own_domain, &config.domain]
+        .into_iter()
+        .filter_map(|domain| Name::from_ascii(format!("{domain}.")).ok())
+        .collect();
     let options = reply.opts_mut();
     options.insert(DhcpOption::SubnetMask(config.subnet.netmask()));
     options.insert(DhcpOption::BroadcastAddr(config.subnet.broadcast()));
@@ -98,8 +114,8 @@ fn lease(config: &PortConfig, request: &Message, kind: MessageType) -> Message {
     reply
 }
 
-/// RFC 2131 §4.1: to the address the client has; else to the one it is given, unless it asked for a broadcast
-/// because it cannot hear unicast yet. A refusal is always broadcast.
+/// RFC 2131 §4.1: to the address the client has; else to the one it is given, unless it asked for a
+/// broadcast because it cannot hear unicast yet. A refusal is always broadcast.
 fn destination(config: &PortConfig, request: &Message, reply: &Message) -> (Ipv4Addr, [u8; 6]) {
     let refused = reply.opts().has_msg_type(MessageType::Nak);
     if !refused && !request.ciaddr().is_unspecified() {

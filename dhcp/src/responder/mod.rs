@@ -1,14 +1,17 @@
-//! What a guest sees of the network's edge: the daemon plays DHCP server, gateway and name server at the
-//! guest's port. Sans-IO: frames in, frames out. Every host answers alike, with the same gateway address and
-//! MAC, so that a guest that has moved notices nothing and its caches stay true.
+//! What a guest sees of the network's edge: the daemon plays DHCP server, gateway and name server
+//! at the guest's port. Sans-IO: frames in, frames out. Every host answers alike, with the same
+//! gateway address and MAC, so that a guest that has moved notices nothing and its caches stay
+//! true.
 //!
-//! The guest is alone on its link, so every other address of the subnet is reached through the gateway: ARP
-//! and neighbour discovery answer for all of them (proxy ARP, RFC 1027; RFC 4861 §7.2.8).
+//! The guest is alone on its link, so every other address of the subnet is reached through the
+//! gateway: ARP and neighbour discovery answer for all of them (proxy ARP, RFC 1027; RFC 4861
+//! §7.2.8).
 //!
-//! The gateway has no TCP: a connection is refused at once, as by any host, so that a program which tries DNS over TCP there does
-//! not wait.
+//! The gateway has no TCP: a connection is refused at once, as by any host, so that a program which
+//! tries DNS over TCP there does not wait.
 //!
-//! Checksums of what the guest sends are not verified: on a virtio port they may be left for the device to fill in.
+//! Checksums of what the guest sends are not verified: on a virtio port they may be left for the
+//! device to fill in.
 
 mod arp;
 mod dhcp4;
@@ -30,7 +33,8 @@ pub const GATEWAY_MAC: [u8; 6] = [0x02, b'p', b'2', b'p', b'v', b'm'];
 /// The gateway's IPv6 address at each guest port.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// How often routers announce themselves unasked (RFC 4861 §6.2.1, MaxRtrAdvInterval). It stays on the port.
+/// How often routers announce themselves unasked (RFC 4861 §6.2.1, MaxRtrAdvInterval). It stays on
+/// the port.
 const ADVERTISE_EVERY: Duration = Duration::from_secs(600);
 
 const DNS_PORT: u16 = 53;
@@ -50,7 +54,8 @@ pub struct PortConfig {
     pub subnet: Subnet,
     /// The gateway's MAC: [`GATEWAY_MAC`].
     pub gateway_mac: [u8; 6],
-    /// The name server. The gateway address is the right one for a guest that may move: it is answered on every host.
+    /// The name server. The gateway address is the right one for a guest that may move: it is
+    /// answered on every host.
     pub dns: Ipv4Addr,
     /// The overlay's MTU, told to the guest.
     pub mtu: u16,
@@ -64,7 +69,8 @@ pub struct PortConfig {
     pub v6: Option<PortV6>,
 }
 
-/// IPv6 at a guest port: the prefix is announced, and the guest makes its address from it and its MAC (SLAAC, EUI-64).
+/// IPv6 at a guest port: the prefix is announced, and the guest makes its address from it and its
+/// MAC (SLAAC, EUI-64).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortV6 {
     /// The /64 that is announced.
@@ -74,8 +80,16 @@ pub struct PortV6 {
 }
 
 impl PortConfig {
-    /// A port with this network's usual settings: gateway as name server, one hour's lease, no IPv6.
-    pub fn new(vm_mac: [u8; 6], v4: Ipv4Addr, subnet: Subnet, host_name: &str, domain: &str, mtu: u16) -> Self {
+    /// A port with this network's usual settings: gateway as name server, one hour's lease, no
+    /// IPv6.
+    pub fn new(
+        vm_mac: [u8; 6],
+        v4: Ipv4Addr,
+        subnet: Subnet,
+        host_name: &str,
+        domain: &str,
+        mtu: u16,
+    ) -> Self {
         Self {
             vm_mac,
             v4,
@@ -92,7 +106,10 @@ impl PortConfig {
 
     /// The same port with IPv6 out of `prefix`; the guest's address follows from its MAC.
     pub fn with_v6(mut self, prefix: Ipv6Addr) -> Self {
-        self.v6 = Some(PortV6 { prefix, addr: eui64(prefix, self.vm_mac) });
+        self.v6 = Some(PortV6 {
+            prefix,
+            addr: eui64(prefix, self.vm_mac),
+        });
         self
     }
 }
@@ -104,7 +121,8 @@ pub fn eui64(prefix: Ipv6Addr, mac: [u8; 6]) -> Ipv6Addr {
     Ipv6Addr::from_bits(prefix.to_bits() >> 64 << 64 | u128::from(interface))
 }
 
-/// A guest's question to the name server at its gateway, to be answered by [`crate::Resolver`] and [`Responder::dns_answer`].
+/// A guest's question to the name server at its gateway, to be answered by [`crate::Resolver`] and
+/// [`Responder::dns_answer`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsQuestion {
     /// The DNS message.
@@ -123,7 +141,10 @@ pub struct Responder {
 impl Responder {
     /// A responder for a guest that has just been attached.
     pub fn new(config: PortConfig) -> Self {
-        Self { config, advertise_at: None }
+        Self {
+            config,
+            advertise_at: None,
+        }
     }
 
     /// What the guest is told.
@@ -131,16 +152,19 @@ impl Responder {
         &self.config
     }
 
-    /// Takes a frame that the guest sent and returns what to send it. Anything that is no question to the
-    /// edge of the network, or is malformed, gets no answer.
+    /// Takes a frame that the guest sent and returns what to send it. Anything that is no question
+    /// to the edge of the network, or is malformed, gets no answer.
     pub fn handle(&mut self, now: Instant, frame: &[u8]) -> Vec<Vec<u8>> {
         self.answer(now, frame).into_iter().collect()
     }
 
-    /// What is due unasked: a router advertisement at once after attaching (which refreshes a guest that has
-    /// moved here) and every ten minutes from then on. Call it when [`Self::next_tick`] has come.
+    /// What is due unasked: a router advertisement at once after attaching (which refreshes a guest
+    /// that has moved here) and every ten minutes from then on. Call it when [`Self::next_tick`]
+    /// has come.
     pub fn tick(&mut self, now: Instant) -> Vec<Vec<u8>> {
-        let Some(v6) = self.config.v6 else { return Vec::new() };
+        let Some(v6) = self.config.v6 else {
+            return Vec::new();
+        };
         if self.advertise_at.is_some_and(|at| now < at) {
             return Vec::new();
         }
@@ -157,33 +181,55 @@ impl Responder {
     pub fn dns_question(&self, frame: &[u8]) -> Option<DnsQuestion> {
         let packet = self.sent_by_guest(frame)?;
         let (source, to) = addresses(&packet)?;
-        let Some(TransportSlice::Udp(udp)) = &packet.transport else { return None };
+        let Some(TransportSlice::Udp(udp)) = &packet.transport else {
+            return None;
+        };
         let fits = udp.destination_port() == DNS_PORT && udp.payload().len() <= MAX_DNS_QUERY_BYTES;
-        (self.is_gateway(to) && fits).then(|| DnsQuestion { query: udp.payload().to_vec(), from: (source, udp.source_port()), to })
+        (self.is_gateway(to) && fits).then(|| DnsQuestion {
+            query: udp.payload().to_vec(),
+            from: (source, udp.source_port()),
+            to,
+        })
     }
 
     fn is_gateway(&self, ip: IpAddr) -> bool {
-        ip == IpAddr::V4(self.config.subnet.gateway()) || (ip == IpAddr::V6(GATEWAY_V6) && self.config.v6.is_some())
+        ip == IpAddr::V4(self.config.subnet.gateway())
+            || (ip == IpAddr::V6(GATEWAY_V6) && self.config.v6.is_some())
     }
 
     /// The frame that brings `answer` to the guest.
     pub fn dns_answer(&self, question: &DnsQuestion, answer: &[u8]) -> Vec<u8> {
         let (to, port) = question.from;
-        frame::udp(&self.config, self.config.vm_mac, (question.to, DNS_PORT), (to, port), answer)
+        frame::udp(
+            &self.config,
+            self.config.vm_mac,
+            (question.to, DNS_PORT),
+            (to, port),
+            answer,
+        )
     }
 
     fn answer(&mut self, now: Instant, frame: &[u8]) -> Option<Vec<u8>> {
         let packet = self.sent_by_guest(frame)?;
         match (&packet.net, &packet.transport) {
             (Some(NetSlice::Arp(arp)), _) => arp::answer(&self.config, arp),
-            (Some(NetSlice::Ipv4(_)), Some(TransportSlice::Udp(udp))) if udp.destination_port() == DHCP_SERVER_PORT => {
+            (Some(NetSlice::Ipv4(_)), Some(TransportSlice::Udp(udp)))
+                if udp.destination_port() == DHCP_SERVER_PORT =>
+            {
                 dhcp4::answer(&self.config, udp.payload())
             }
             (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Icmpv4(icmp)))
                 if ip.header().destination_addr() == self.config.subnet.gateway() =>
             {
-                let Icmpv4Type::EchoRequest(echo) = icmp.icmp_type() else { return None };
-                Some(frame::echo_v4(&self.config, ip.header().source_addr(), echo, icmp.payload()))
+                let Icmpv4Type::EchoRequest(echo) = icmp.icmp_type() else {
+                    return None;
+                };
+                Some(frame::echo_v4(
+                    &self.config,
+                    ip.header().source_addr(),
+                    echo,
+                    icmp.payload(),
+                ))
             }
             (_, Some(TransportSlice::Tcp(segment))) => {
                 let (source, to) = addresses(&packet).filter(|(_, to)| self.is_gateway(*to))?;
@@ -204,15 +250,23 @@ impl Responder {
     /// A well-formed frame with the guest's MAC as its source.
     fn sent_by_guest<'a>(&self, frame: &'a [u8]) -> Option<SlicedPacket<'a>> {
         let packet = SlicedPacket::from_ethernet(frame).ok()?;
-        let Some(LinkSlice::Ethernet2(ethernet)) = &packet.link else { return None };
+        let Some(LinkSlice::Ethernet2(ethernet)) = &packet.link else {
+            return None;
+        };
         (ethernet.source() == self.config.vm_mac && packet.link_exts.is_empty()).then_some(packet)
     }
 }
 
 fn addresses(packet: &SlicedPacket<'_>) -> Option<(IpAddr, IpAddr)> {
     match &packet.net {
-        Some(NetSlice::Ipv4(ip)) => Some((ip.header().source_addr().into(), ip.header().destination_addr().into())),
-        Some(NetSlice::Ipv6(ip)) => Some((ip.header().source_addr().into(), ip.header().destination_addr().into())),
+        Some(NetSlice::Ipv4(ip)) => Some((
+            ip.header().source_addr().into(),
+            ip.header().destination_addr().into(),
+        )),
+        Some(NetSlice::Ipv6(ip)) => Some((
+            ip.header().source_addr().into(),
+            ip.header().destination_addr().into(),
+        )),
         _ => None,
     }
 }

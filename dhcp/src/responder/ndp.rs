@@ -1,6 +1,7 @@
 //! Neighbour discovery at a guest port (RFC 4861): router advertisements with the prefix for SLAAC
-//! (RFC 4862), MTU and name server (RFC 8106), and the gateway's MAC for every neighbour but the guest itself.
-//! The prefix is announced as not on-link, so that a guest sends all its traffic to the gateway.
+//! (RFC 4862), MTU and name server (RFC 8106), and the gateway's MAC for every neighbour but the
+//! guest itself. The prefix is announced as not on-link, so that a guest sends all its traffic to
+//! the gateway.
 
 use super::{GATEWAY_V6, PortConfig, PortV6, frame};
 use etherparse::{Icmpv6Slice, Ipv6HeaderSlice};
@@ -36,16 +37,36 @@ pub(super) struct Answer {
     pub(super) is_advertisement: bool,
 }
 
-pub(super) fn answer(config: &PortConfig, v6: &PortV6, ip: &Ipv6HeaderSlice<'_>, icmp: &Icmpv6Slice<'_>) -> Option<Answer> {
+pub(super) fn answer(
+    config: &PortConfig,
+    v6: &PortV6,
+    ip: &Ipv6HeaderSlice<'_>,
+    icmp: &Icmpv6Slice<'_>,
+) -> Option<Answer> {
     let is_nd = ip.hop_limit() == frame::ND_HOP_LIMIT && icmp.code_u8() == 0;
     match icmp.type_u8() {
-        ROUTER_SOLICITATION if is_nd => Some(Answer { frame: advertisement(config, v6), is_advertisement: true }),
-        NEIGHBOUR_SOLICITATION if is_nd => {
-            neighbour(config, v6, ip.source_addr(), icmp.payload()).map(|frame| Answer { frame, is_advertisement: false })
-        }
+        ROUTER_SOLICITATION if is_nd => Some(Answer {
+            frame: advertisement(config, v6),
+            is_advertisement: true,
+        }),
+        NEIGHBOUR_SOLICITATION if is_nd => neighbour(config, v6, ip.source_addr(), icmp.payload())
+            .map(|frame| Answer {
+                frame,
+                is_advertisement: false,
+            }),
         ECHO_REQUEST if ip.destination_addr() == GATEWAY_V6 => {
-            let frame = frame::icmpv6(config, ip.source_addr(), config.vm_mac, ECHO_REPLY, icmp.bytes5to8(), icmp.payload());
-            Some(Answer { frame, is_advertisement: false })
+            let frame = frame::icmpv6(
+                config,
+                ip.source_addr(),
+                config.vm_mac,
+                ECHO_REPLY,
+                icmp.bytes5to8(),
+                icmp.payload(),
+            );
+            Some(Answer {
+                frame,
+                is_advertisement: false,
+            })
         }
         _ => None,
     }
@@ -68,14 +89,27 @@ pub(super) fn advertisement(config: &PortConfig, v6: &PortV6) -> Vec<u8> {
     body.extend([OPTION_RDNSS, 3, 0, 0]);
     body.extend(u32::from(ROUTER_LIFETIME_SECONDS).to_be_bytes());
     body.extend(GATEWAY_V6.octets());
-    frame::icmpv6(config, ALL_NODES, ALL_NODES_MAC, ROUTER_ADVERTISEMENT, [HOP_LIMIT_FOR_GUEST, 0, lifetime_high, lifetime_low], &body)
+    frame::icmpv6(
+        config,
+        ALL_NODES,
+        ALL_NODES_MAC,
+        ROUTER_ADVERTISEMENT,
+        [HOP_LIMIT_FOR_GUEST, 0, lifetime_high, lifetime_low],
+        &body,
+    )
 }
 
-fn neighbour(config: &PortConfig, v6: &PortV6, source: Ipv6Addr, payload: &[u8]) -> Option<Vec<u8>> {
+fn neighbour(
+    config: &PortConfig,
+    v6: &PortV6,
+    source: Ipv6Addr,
+    payload: &[u8],
+) -> Option<Vec<u8>> {
     let target = Ipv6Addr::from(<[u8; 16]>::try_from(payload.get(..16)?).ok()?);
     let is_gateway = target == GATEWAY_V6;
     let in_prefix = target.to_bits() >> 64 == v6.prefix.to_bits() >> 64;
-    // An unspecified source asks whether an address of its own is free (RFC 4862 §5.4.3): all but the gateway's are.
+    // An unspecified source asks whether an address of its own is free (RFC 4862 §5.4.3): all but
+    // the gateway's are.
     let probing = source.is_unspecified();
     if !is_gateway && (probing || !in_prefix || target == v6.addr || target == source) {
         return None;
@@ -85,6 +119,17 @@ fn neighbour(config: &PortConfig, v6: &PortV6, source: Ipv6Addr, payload: &[u8])
     let mut body = target.octets().to_vec();
     body.extend([OPTION_TARGET_MAC, 1]);
     body.extend(config.gateway_mac);
-    let (to, mac) = if probing { (ALL_NODES, ALL_NODES_MAC) } else { (source, config.vm_mac) };
-    Some(frame::icmpv6(config, to, mac, NEIGHBOUR_ADVERTISEMENT, [flags, 0, 0, 0], &body))
+    let (to, mac) = if probing {
+        (ALL_NODES, ALL_NODES_MAC)
+    } else {
+        (source, config.vm_mac)
+    };
+    Some(frame::icmpv6(
+        config,
+        to,
+        mac,
+        NEIGHBOUR_ADVERTISEMENT,
+        [flags, 0, 0, 0],
+        &body,
+    ))
 }

@@ -63,7 +63,11 @@ impl Names for Members {
     async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
         // As long as a question to other members takes: slower than a name server next door.
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let named = |subject, last| Named { subject, v4: Ipv4Addr::new(10, self.0, 0, last), v6: None };
+        let named = |subject, last| Named {
+            subject,
+            v4: Ipv4Addr::new(10, self.0, 0, last),
+            v6: None,
+        };
         Ok(match (kind, label) {
             (NameKind::Host, "me") => Some(named(Subject::Member(MemberId([1; 32])), 1)),
             (NameKind::Vm, "web") => Some(named(Subject::Vm(VmId([2; 32])), 80)),
@@ -105,15 +109,30 @@ pub fn on(files: &[(&str, &str)], musl: bool, test: impl FnOnce(&Machine) + Send
             }
             mount(Some(&etc), "/etc", none, MsFlags::MS_BIND, none).unwrap();
             mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
-            for words in ["link set lo up", "addr add 192.0.2.53/32 dev lo", "addr add 192.0.2.54/32 dev lo"] {
+            for words in [
+                "link set lo up",
+                "addr add 192.0.2.53/32 dev lo",
+                "addr add 192.0.2.54/32 dev lo",
+            ] {
                 run("ip", &words.split(' ').collect::<Vec<_>>()).unwrap();
             }
             // Its threads are born here and so belong to the host.
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
             let stop = Arc::new(AtomicBool::new(false));
             let silent = Mutex::new(Some(UdpSocket::bind((SILENT, 53)).unwrap()));
             let serving = Mutex::new(Some(serve_elsewhere(stop.clone())));
-            let machine = Machine { dir, runtime, musl, stop, silent, serving };
+            let machine = Machine {
+                dir,
+                runtime,
+                musl,
+                stop,
+                silent,
+                serving,
+            };
             test(&machine);
             machine.free_port_53();
             machine.runtime.shutdown_background();
@@ -125,11 +144,15 @@ pub fn on(files: &[(&str, &str)], musl: bool, test: impl FnOnce(&Machine) + Send
 /// The host's name server: it has one name, and says of all others that they do not exist.
 fn serve_elsewhere(stop: Arc<AtomicBool>) -> thread::JoinHandle<()> {
     let socket = UdpSocket::bind((SERVER, 53)).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         while !stop.load(Ordering::Relaxed) {
-            let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+            let Ok((length, from)) = socket.recv_from(&mut buffer) else {
+                continue;
+            };
             let _ = socket.send_to(&elsewhere(&buffer[..length]), from);
         }
     })
@@ -141,7 +164,10 @@ fn elsewhere(query: &[u8]) -> Vec<u8> {
     let mut name = String::new();
     while query[end] != 0 {
         let label = &query[end + 1..end + 1 + usize::from(query[end])];
-        name = format!("{name}{}.", String::from_utf8_lossy(label).to_ascii_lowercase());
+        name = format!(
+            "{name}{}.",
+            String::from_utf8_lossy(label).to_ascii_lowercase()
+        );
         end += 1 + usize::from(query[end]);
     }
     let (kind, end) = (query[end + 2], end + 5);
@@ -149,7 +175,11 @@ fn elsewhere(query: &[u8]) -> Vec<u8> {
     answer[2] = 0x81;
     answer[4..12].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
     let is_known = name.trim_end_matches('.') == OTHER.0;
-    answer[3] = if is_known || name.is_empty() { 0x80 } else { 0x83 };
+    answer[3] = if is_known || name.is_empty() {
+        0x80
+    } else {
+        0x83
+    };
     if is_known && kind == 1 {
         answer[7] = 1;
         answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 77]);
@@ -158,29 +188,48 @@ fn elsewhere(query: &[u8]) -> Vec<u8> {
 }
 
 pub fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(arguments).output().map_err(|e| format!("{program}: {e}"))?;
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .map_err(|e| format!("{program}: {e}"))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() { Ok(said) } else { Err(format!("{program}: {said}{}", String::from_utf8_lossy(&output.stderr))) }
+    if output.status.success() {
+        Ok(said)
+    } else {
+        Err(format!(
+            "{program}: {said}{}",
+            String::from_utf8_lossy(&output.stderr)
+        ))
+    }
 }
 
 /// The addresses that a program with glibc finds, and how long it looked.
 pub fn glibc(name: &str) -> (Vec<String>, Duration) {
     let began = Instant::now();
     let said = run("getent", &["ahostsv4", name]).unwrap_or_default();
-    let mut found: Vec<String> = said.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    let mut found: Vec<String> = said
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect();
     found.dedup();
     (found, began.elapsed())
 }
 
 /// A program with musl, made once; none where musl's compiler is not here.
 pub fn musl_program() -> Option<&'static Path> {
-    static PROGRAM: std::sync::OnceLock<Option<(tempfile::TempDir, PathBuf)>> = std::sync::OnceLock::new();
+    static PROGRAM: std::sync::OnceLock<Option<(tempfile::TempDir, PathBuf)>> =
+        std::sync::OnceLock::new();
     let made = PROGRAM.get_or_init(|| {
         let dir = tempfile::tempdir().ok()?;
         let (source, program) = (dir.path().join("look.c"), dir.path().join("look"));
         fs::write(&source, MUSL).ok()?;
         let arguments = ["-static", "-o", program.to_str()?, source.to_str()?];
-        run("musl-gcc", &arguments).map_err(|why| crate::not_run(&format!("musl's part: {why} (apt-get install musl-tools)"))).ok()?;
+        run("musl-gcc", &arguments)
+            .map_err(|why| {
+                crate::not_run(&format!("musl's part: {why} (apt-get install musl-tools)"))
+            })
+            .ok()?;
         Some((dir, program))
     });
     made.as_ref().map(|(_, program)| program.as_path())
@@ -196,7 +245,11 @@ pub fn musl(program: &Path, name: &str) -> (Vec<String>, Duration) {
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < LIMIT, "{what} does not come about:\n{}", fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        assert!(
+            began.elapsed() < LIMIT,
+            "{what} does not come about:\n{}",
+            fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
+        );
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -238,21 +291,39 @@ impl Machine {
         if self.musl {
             fs::write(loaders.join("ld-musl-x86_64.so.1"), "").unwrap();
         }
-        Places { loaders: vec![loaders], ..Places::default() }
+        Places {
+            loaders: vec![loaders],
+            ..Places::default()
+        }
     }
 
     /// Starts what a daemon has for this: the resolver and the keeper. It has `10.SUBNET.0.1`.
     pub fn network(&self, name: &str, subnet: u8) -> Network {
         let device = format!("{name}0");
         let v4 = Ipv4Addr::new(10, subnet, 0, 1);
-        if run("ip", &["link", "add", &device, "type", "veth", "peer", "name", &format!("{name}1")]).is_ok() {
+        if run(
+            "ip",
+            &[
+                "link",
+                "add",
+                &device,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                &format!("{name}1"),
+            ],
+        )
+        .is_ok()
+        {
             run("ip", &["addr", "add", &format!("{v4}/16"), "dev", &device]).unwrap();
             for end in [device.clone(), format!("{name}1")] {
                 run("ip", &["link", "set", &end, "up"]).unwrap();
             }
         }
         let domain = format!("{name}.p2p");
-        let resolver = Resolver::new(&domain, format!("10.{subnet}.0.0/16").parse().unwrap()).unwrap();
+        let resolver =
+            Resolver::new(&domain, format!("10.{subnet}.0.0/16").parse().unwrap()).unwrap();
         let id = format!("{name}id/{device}");
         let settings = Settings {
             places: self.places(),
@@ -264,7 +335,9 @@ impl Machine {
         };
         let board = Board::default();
         let forwarder = Arc::new(resolver.upstream().clone());
-        let keeper = Arc::new(Keeper::start(settings, forwarder, board.clone(), Box::new(|_| Ok(()))).unwrap());
+        let keeper = Arc::new(
+            Keeper::start(settings, forwarder, board.clone(), Box::new(|_| Ok(()))).unwrap(),
+        );
         let host = HostResolver {
             resolver,
             names: Arc::new(Members(subnet)),
@@ -272,8 +345,17 @@ impl Machine {
             own_name: format!("me.{domain}"),
             keeper: Some(keeper.clone()),
         };
-        let serving = self.runtime.spawn(async move { host.run(v4, async {}).await });
-        Network { domain, subnet, board, keeper, serving, id }
+        let serving = self
+            .runtime
+            .spawn(async move { host.run(v4, async {}).await });
+        Network {
+            domain,
+            subnet,
+            board,
+            keeper,
+            serving,
+            id,
+        }
     }
 }
 
@@ -326,8 +408,15 @@ impl Network {
 
     /// Waits until the board says something with all these words.
     pub fn says(&self, words: &[&str]) {
-        until(&format!("a finding with {words:?} among {:?}", self.findings()), || {
-            self.findings().iter().any(|f| words.iter().all(|word| f.found.contains(word) || f.advice.contains(word)))
-        });
+        until(
+            &format!("a finding with {words:?} among {:?}", self.findings()),
+            || {
+                self.findings().iter().any(|f| {
+                    words
+                        .iter()
+                        .all(|word| f.found.contains(word) || f.advice.contains(word))
+                })
+            },
+        );
     }
 }

@@ -1,7 +1,12 @@
 //! Hosts with a list of name servers and nothing that manages it.
 
-use crate::machine::{Machine, Network, OTHER, QUICK, SILENT, glibc, musl, musl_program, on, run, until};
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt::ReuseAddr};
+use crate::machine::{
+    Machine, Network, OTHER, QUICK, SILENT, glibc, musl, musl_program, on, run, until,
+};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket,
+    sockopt::ReuseAddr,
+};
 use std::{
     fs,
     net::UdpSocket,
@@ -9,7 +14,8 @@ use std::{
 };
 
 const NSSWITCH: (&str, &str) = ("nsswitch.conf", "hosts: files dns\n");
-/// Lists as people and programs write them; all lead to the one server that knows anything, first or after one that is silent.
+/// Lists as people and programs write them; all lead to the one server that knows anything, first
+/// or after one that is silent.
 const LISTS: [&str; 12] = [
     "nameserver 192.0.2.53\n",
     "# ours\nsearch example.org\nnameserver 192.0.2.53",
@@ -17,8 +23,10 @@ const LISTS: [&str; 12] = [
     "options rotate timeout:1\nnameserver 192.0.2.53\n",
     "nameserver 192.0.2.53\noptions single-request\n",
     "nameserver 192.0.2.53\noptions single-request-reopen attempts:1\n",
-    "nameserver\t192.0.2.53 # with a word\noptions ndots:4 attempts:1\nsearch a.example b.example c.example d.example\n",
-    "domain lan\nnameserver 192.0.2.53\nnameserver 192.0.2.53\nnameserver 192.0.2.53\nnameserver 192.0.2.53\n",
+    "nameserver\t192.0.2.53 # with a word\noptions ndots:4 attempts:1\nsearch a.example b.example \
+        c.example d.example\n",
+    "domain lan\nnameserver 192.0.2.53\nnameserver 192.0.2.53\nnameserver 192.0.2.53\nnameserver \
+        192.0.2.53\n",
     "nameserver fe80::1%lo\nnameserver 192.0.2.53\n",
     "\u{feff}; bytes that are no text \u{0}\nnameserver 192.0.2.53\n",
     "nameserver 192.0.2.54\nnameserver 192.0.2.53\n",
@@ -27,41 +35,59 @@ const LISTS: [&str; 12] = [
 
 fn is_ours_first(machine: &Machine) -> bool {
     let text = machine.resolv_conf();
-    let first = text.lines().find_map(|line| line.strip_prefix("nameserver")).unwrap_or_default().trim().to_owned();
+    let first = text
+        .lines()
+        .find_map(|line| line.strip_prefix("nameserver"))
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
     first.starts_with("127.") && first != "127.0.0.1"
 }
 
 #[test]
 fn with_any_list_both_libraries_find_the_networks_names_and_others() {
     for with_musl in [false, true] {
-        on(&[NSSWITCH, ("resolv.conf", LISTS[0])], with_musl, |machine| {
-            let network = machine.network("lab", 9);
-            let program = musl_program().filter(|_| with_musl);
-            for list in LISTS {
-                machine.rewrite(list);
-                until("our line in it", || is_ours_first(machine));
-                until("the VM", || network.is_found());
-                // Several look-ups of one process: it asks by turns where it is told to.
-                let name = network.name("web.vm");
-                let found = run("getent", &["ahostsv4", &name, &name, &name, &name]);
-                assert!(found.is_ok_and(|said| said.matches("STREAM").count() == 4), "{}", machine.resolv_conf());
-                let slow = list.contains("192.0.2.54");
-                // What is known of a silent server is known after the first question.
-                let _ = slow.then(|| (glibc("other.example"), glibc(OTHER.0)));
-                let (found, took) = glibc(OTHER.0);
-                assert_eq!(found, [OTHER.1], "{list}");
-                assert!(took < QUICK, "{took:?} {list}");
-                assert!(glibc(&network.name("nobody")).0.is_empty());
-                if let Some(program) = program {
-                    for _ in 0..5 {
-                        assert_eq!(musl(program, &network.name("web.vm")).0, [network.address(80)], "{}", machine.resolv_conf());
-                        assert_eq!(musl(program, OTHER.0).0, [OTHER.1]);
+        on(
+            &[NSSWITCH, ("resolv.conf", LISTS[0])],
+            with_musl,
+            |machine| {
+                let network = machine.network("lab", 9);
+                let program = musl_program().filter(|_| with_musl);
+                for list in LISTS {
+                    machine.rewrite(list);
+                    until("our line in it", || is_ours_first(machine));
+                    until("the VM", || network.is_found());
+                    // Several look-ups of one process: it asks by turns where it is told to.
+                    let name = network.name("web.vm");
+                    let found = run("getent", &["ahostsv4", &name, &name, &name, &name]);
+                    assert!(
+                        found.is_ok_and(|said| said.matches("STREAM").count() == 4),
+                        "{}",
+                        machine.resolv_conf()
+                    );
+                    let slow = list.contains("192.0.2.54");
+                    // What is known of a silent server is known after the first question.
+                    let _ = slow.then(|| (glibc("other.example"), glibc(OTHER.0)));
+                    let (found, took) = glibc(OTHER.0);
+                    assert_eq!(found, [OTHER.1], "{list}");
+                    assert!(took < QUICK, "{took:?} {list}");
+                    assert!(glibc(&network.name("nobody")).0.is_empty());
+                    if let Some(program) = program {
+                        for _ in 0..5 {
+                            assert_eq!(
+                                musl(program, &network.name("web.vm")).0,
+                                [network.address(80)],
+                                "{}",
+                                machine.resolv_conf()
+                            );
+                            assert_eq!(musl(program, OTHER.0).0, [OTHER.1]);
+                        }
                     }
                 }
-            }
-            network.end();
-            assert_eq!(machine.resolv_conf(), LISTS[11], "as it was last");
-        });
+                network.end();
+                assert_eq!(machine.resolv_conf(), LISTS[11], "as it was last");
+            },
+        );
     }
 }
 
@@ -75,7 +101,11 @@ fn programs_that_use_tcp_alone_or_search_find_the_networks_names() {
         assert_eq!(glibc("me").0, [network.address(1)]);
         machine.rewrite(&list.replace("options use-vc\n", ""));
         until("our line in it", || is_ours_first(machine));
-        assert_eq!(glibc("elsewhere").0, [OTHER.1], "the search list goes on to the old server's names");
+        assert_eq!(
+            glibc("elsewhere").0,
+            [OTHER.1],
+            "the search list goes on to the old server's names"
+        );
         let named = run("getent", &["hosts", &network.address(80)]).unwrap();
         assert!(named.ends_with("web.vm.lab.p2p\n"), "{named}");
         network.end();
@@ -96,11 +126,20 @@ fn a_list_that_is_missing_or_empty_or_a_dangling_link_is_so_again_at_the_end() {
         network.end();
         assert_eq!(fs::read("/etc/resolv.conf").unwrap(), b"");
         fs::remove_file("/etc/resolv.conf").unwrap();
-        symlink("../run/systemd/resolve/stub-resolv.conf", "/etc/resolv.conf").unwrap();
+        symlink(
+            "../run/systemd/resolve/stub-resolv.conf",
+            "/etc/resolv.conf",
+        )
+        .unwrap();
         let network = machine.network("lab", 9);
         until("the VM", || network.is_found());
         network.end();
-        assert!(fs::symlink_metadata("/etc/resolv.conf").unwrap().is_symlink() && !fs::exists("/run/systemd").unwrap());
+        assert!(
+            fs::symlink_metadata("/etc/resolv.conf")
+                .unwrap()
+                .is_symlink()
+                && !fs::exists("/run/systemd").unwrap()
+        );
     });
 }
 
@@ -136,12 +175,19 @@ fn names_of_two_networks_resolve_and_each_takes_out_its_own_in_any_order() {
                     let named = run("getent", &["hosts", &network.address(80)]).unwrap_or_default();
                     assert!(named.contains(&network.name("web.vm")), "{named}");
                     if let Some(program) = program {
-                        assert_eq!(musl(program, &network.name("web.vm")).0, [network.address(80)], "{}", machine.resolv_conf());
+                        assert_eq!(
+                            musl(program, &network.name("web.vm")).0,
+                            [network.address(80)],
+                            "{}",
+                            machine.resolv_conf()
+                        );
                     }
                 }
                 assert_eq!(glibc(OTHER.0).0, [OTHER.1]);
             };
-            until("both in the list", || machine.resolv_conf().matches("# p2pvm ").count() == 2);
+            until("both in the list", || {
+                machine.resolv_conf().matches("# p2pvm ").count() == 2
+            });
             all_find(&[&lab, &home]);
             let (stops, stays) = if first_goes { (lab, home) } else { (home, lab) };
             stops.end();
@@ -151,7 +197,9 @@ fn names_of_two_networks_resolve_and_each_takes_out_its_own_in_any_order() {
             until("both", || again.is_found() && stays.is_found());
             // One is killed: the other's names, and the rest, are as quick as before.
             again.kill();
-            until("the other alone", || stays.is_found() && glibc(OTHER.0).1 < QUICK);
+            until("the other alone", || {
+                stays.is_found() && glibc(OTHER.0).1 < QUICK
+            });
             all_find(&[&stays]);
             Network::restore("otherid/other0");
             stays.end();
@@ -162,46 +210,88 @@ fn names_of_two_networks_resolve_and_each_takes_out_its_own_in_any_order() {
 
 #[test]
 fn a_port_that_another_program_has_is_said_with_its_name_and_taken_when_it_is_free() {
-    on(&[NSSWITCH, ("resolv.conf", "nameserver 192.0.2.55\n")], false, |machine| {
-        // Nobody can listen on one address beside a program that has all and does not allow it.
-        machine.free_port_53();
-        let taken = UdpSocket::bind("0.0.0.0:53").unwrap();
-        let network = machine.network("lab", 9);
-        network.says(&["no port 53", "has it on all addresses", &std::process::id().to_string()]);
-        drop(taken);
-        until("the VM", || network.is_found());
-        until("nothing about our own names", || network.findings().iter().all(|f| f.found.contains("outside")));
-        network.end();
-    });
+    on(
+        &[NSSWITCH, ("resolv.conf", "nameserver 192.0.2.55\n")],
+        false,
+        |machine| {
+            // Nobody can listen on one address beside a program that has all and does not allow it.
+            machine.free_port_53();
+            let taken = UdpSocket::bind("0.0.0.0:53").unwrap();
+            let network = machine.network("lab", 9);
+            network.says(&[
+                "no port 53",
+                "has it on all addresses",
+                &std::process::id().to_string(),
+            ]);
+            drop(taken);
+            until("the VM", || network.is_found());
+            until("nothing about our own names", || {
+                network
+                    .findings()
+                    .iter()
+                    .all(|f| f.found.contains("outside"))
+            });
+            network.end();
+        },
+    );
 }
 
 #[test]
 fn a_program_that_has_the_port_on_all_addresses_and_shares_it_leaves_us_ours() {
-    on(&[NSSWITCH, ("resolv.conf", "nameserver 192.0.2.53\n")], false, |machine| {
-        // As dnsmasq and unbound open theirs.
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let shared = socket(AddressFamily::Inet, SockType::Datagram, flags, SockProtocol::Udp).unwrap();
-        setsockopt(&shared, ReuseAddr, &true).unwrap();
-        machine.free_port_53();
-        bind(shared.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 53)).unwrap();
-        let network = machine.network("lab", 9);
-        until("the VM", || network.is_found());
-        assert!(network.findings().iter().all(|finding| finding.found.contains("outside")), "{:?}", network.findings());
-        network.end();
-    });
+    on(
+        &[NSSWITCH, ("resolv.conf", "nameserver 192.0.2.53\n")],
+        false,
+        |machine| {
+            // As dnsmasq and unbound open theirs.
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let shared = socket(
+                AddressFamily::Inet,
+                SockType::Datagram,
+                flags,
+                SockProtocol::Udp,
+            )
+            .unwrap();
+            setsockopt(&shared, ReuseAddr, &true).unwrap();
+            machine.free_port_53();
+            bind(shared.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 53)).unwrap();
+            let network = machine.network("lab", 9);
+            until("the VM", || network.is_found());
+            assert!(
+                network
+                    .findings()
+                    .iter()
+                    .all(|finding| finding.found.contains("outside")),
+                "{:?}",
+                network.findings()
+            );
+            network.end();
+        },
+    );
 }
 
 #[test]
 fn what_does_not_resolve_is_said_with_its_cause_and_remedy() {
-    on(&[("nsswitch.conf", "hosts: files\n"), ("resolv.conf", "nameserver 192.0.2.54\n")], false, |machine| {
-        let network = machine.network("lab", 9);
-        network.says(&["/etc/nsswitch.conf names neither dns nor resolve", "add 'dns'"]);
-        fs::write("/etc/nsswitch.conf", "hosts: files dns\n").unwrap();
-        network.says(&["outside", &SILENT.to_string(), "none answers"]);
-        assert!(network.is_found());
-        until("nothing about our own names", || network.findings().len() == 1);
-        machine.rewrite("nameserver 192.0.2.53\n");
-        until("nothing at all", || network.findings().is_empty());
-        network.end();
-    });
+    on(
+        &[
+            ("nsswitch.conf", "hosts: files\n"),
+            ("resolv.conf", "nameserver 192.0.2.54\n"),
+        ],
+        false,
+        |machine| {
+            let network = machine.network("lab", 9);
+            network.says(&[
+                "/etc/nsswitch.conf names neither dns nor resolve",
+                "add 'dns'",
+            ]);
+            fs::write("/etc/nsswitch.conf", "hosts: files dns\n").unwrap();
+            network.says(&["outside", &SILENT.to_string(), "none answers"]);
+            assert!(network.is_found());
+            until("nothing about our own names", || {
+                network.findings().len() == 1
+            });
+            machine.rewrite("nameserver 192.0.2.53\n");
+            until("nothing at all", || network.findings().is_empty());
+            network.end();
+        },
+    );
 }

@@ -1,5 +1,6 @@
-//! The asking side: one request to all voters at once, the answer as soon as a majority decided. The calls
-//! still under way go on in the background, so that the slower voters learn of the change too.
+//! The asking side: one request to all voters at once, the answer as soon as a majority decided.
+//! The calls still under way go on in the background, so that the slower voters learn of the change
+//! too.
 
 use super::{
     Grant, Newest, PROMISE_DOMAIN, SERVICE, VoteError, VoterSet, promise_message,
@@ -12,7 +13,8 @@ use p2pvm_overlay::{
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
-/// How long a voter may take to answer: dialling a member over a 200 ms path and one flush, with room.
+/// How long a voter may take to answer: dialling a member over a 200 ms path and one flush, with
+/// room.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Asks voters. Cheap to clone.
@@ -27,40 +29,96 @@ impl Votes {
         Self { fabric }
     }
 
-    /// Obtains `epoch` of the VM of `keys` for `holder`. Asking again for what was granted succeeds again.
+    /// Obtains `epoch` of the VM of `keys` for `holder`. Asking again for what was granted succeeds
+    /// again.
     ///
     /// # Errors
-    /// [`VoteError::Refused`] if the epoch, or a newer one, is promised to another holder: ask for `newest.next()`;
-    /// [`VoteError::NoMajority`] if too few answered: nothing is decided, ask again.
-    pub async fn grant(&self, keys: &KeyPair, set: &VoterSet, epoch: Epoch, holder: MemberId) -> Result<Grant, VoteError> {
-        self.promises(keys, set, Wish { step: Step::Promise, epoch, holder }).await
+    /// [`VoteError::Refused`] if the epoch, or a newer one, is promised to another holder: ask for
+    /// `newest.next()`; [`VoteError::NoMajority`] if too few answered: nothing is decided, ask
+    /// again.
+    pub async fn grant(
+        &self,
+        keys: &KeyPair,
+        set: &VoterSet,
+        epoch: Epoch,
+        holder: MemberId,
+    ) -> Result<Grant, VoteError> {
+        self.promises(
+            keys,
+            set,
+            Wish {
+                step: Step::Promise,
+                epoch,
+                holder,
+            },
+        )
+        .await
     }
 
-    /// Like [`Self::grant`], but a voter that has seen the newest epoch's holder (another one) confirm it refuses: the
-    /// source of a migration takes its VM back with it, after the target's window has passed.
+    /// Like [`Self::grant`], but a voter that has seen the newest epoch's holder (another one)
+    /// confirm it refuses: the source of a migration takes its VM back with it, after the target's
+    /// window has passed.
     ///
     /// # Errors
     /// As [`Self::grant`].
-    pub async fn take_back(&self, keys: &KeyPair, set: &VoterSet, epoch: Epoch, holder: MemberId) -> Result<Grant, VoteError> {
-        self.promises(keys, set, Wish { step: Step::TakeBack, epoch, holder }).await
+    pub async fn take_back(
+        &self,
+        keys: &KeyPair,
+        set: &VoterSet,
+        epoch: Epoch,
+        holder: MemberId,
+    ) -> Result<Grant, VoteError> {
+        self.promises(
+            keys,
+            set,
+            Wish {
+                step: Step::TakeBack,
+                epoch,
+                holder,
+            },
+        )
+        .await
     }
 
     /// Tells the voters that `holder` runs the VM in `epoch`; from then on no take-back succeeds.
     ///
     /// # Errors
-    /// [`VoteError::Refused`] if a newer epoch was promised: the holder must freeze; [`VoteError::NoMajority`] if too few answered.
-    pub async fn confirm(&self, keys: &KeyPair, set: &VoterSet, epoch: Epoch, holder: MemberId) -> Result<(), VoteError> {
+    /// [`VoteError::Refused`] if a newer epoch was promised: the holder must freeze;
+    /// [`VoteError::NoMajority`] if too few answered.
+    pub async fn confirm(
+        &self,
+        keys: &KeyPair,
+        set: &VoterSet,
+        epoch: Epoch,
+        holder: MemberId,
+    ) -> Result<(), VoteError> {
         check(keys, set)?;
-        let request = Request::change(keys, set, Wish { step: Step::Confirm, epoch, holder });
-        self.majority(set, &request, |_, reply| (reply == Reply::Confirmed).then_some(())).await.map(|_| ())
+        let request = Request::change(
+            keys,
+            set,
+            Wish {
+                step: Step::Confirm,
+                epoch,
+                holder,
+            },
+        );
+        self.majority(set, &request, |_, reply| {
+            (reply == Reply::Confirmed).then_some(())
+        })
+        .await
+        .map(|_| ())
     }
 
-    /// The newest epoch that a majority of the voters promised to anyone; `None` if they never promised any.
+    /// The newest epoch that a majority of the voters promised to anyone; `None` if they never
+    /// promised any.
     ///
     /// # Errors
     /// [`VoteError::NoMajority`] if too few answered.
     pub async fn newest(&self, set: &VoterSet) -> Result<Option<Newest>, VoteError> {
-        let request = Request { set: set.clone(), ask: Ask::Newest };
+        let request = Request {
+            set: set.clone(),
+            ask: Ask::Newest,
+        };
         let told = self
             .majority(set, &request, |_, reply| match reply {
                 Reply::Newest(promise) => Some(promise),
@@ -69,20 +127,37 @@ impl Votes {
             .await?;
         let mut by_holder: BTreeMap<(Epoch, MemberId), (usize, bool)> = BTreeMap::new();
         for promise in told.into_values().flatten() {
-            let seen = by_holder.entry((promise.epoch, promise.holder)).or_default();
+            let seen = by_holder
+                .entry((promise.epoch, promise.holder))
+                .or_default();
             *seen = (seen.0 + 1, seen.1 | promise.confirmed);
         }
-        let newest = by_holder.into_iter().max_by_key(|((epoch, _), (count, confirmed))| (*epoch, *confirmed, *count));
-        Ok(newest.map(|((epoch, holder), (count, confirmed))| Newest { epoch, holder, confirmed, granted: count >= set.majority() }))
+        let newest = by_holder
+            .into_iter()
+            .max_by_key(|((epoch, _), (count, confirmed))| (*epoch, *confirmed, *count));
+        Ok(newest.map(|((epoch, holder), (count, confirmed))| Newest {
+            epoch,
+            holder,
+            confirmed,
+            granted: count >= set.majority(),
+        }))
     }
 
-    async fn promises(&self, keys: &KeyPair, set: &VoterSet, wish: Wish) -> Result<Grant, VoteError> {
+    async fn promises(
+        &self,
+        keys: &KeyPair,
+        set: &VoterSet,
+        wish: Wish,
+    ) -> Result<Grant, VoteError> {
         check(keys, set)?;
         let message = promise_message(set.vm, wish.epoch, wish.holder, &set.voters);
         let request = Request::change(keys, set, wish);
         let promises = self
             .majority(set, &request, |voter, reply| match reply {
-                Reply::Promised(signature) => identity::verify(&voter.0, PROMISE_DOMAIN, &message, &signature).then_some(signature),
+                Reply::Promised(signature) => {
+                    identity::verify(&voter.0, PROMISE_DOMAIN, &message, &signature)
+                        .then_some(signature)
+                }
                 _ => None,
             })
             .await?;
@@ -95,7 +170,8 @@ impl Votes {
         })
     }
 
-    /// Asks every voter and returns as soon as a majority said what `accept` takes, or cannot any more.
+    /// Asks every voter and returns as soon as a majority said what `accept` takes, or cannot any
+    /// more.
     async fn majority<T>(
         &self,
         set: &VoterSet,
@@ -107,20 +183,29 @@ impl Votes {
         let (mut refusal, mut invalid): (Option<Promise>, _) = (None, None);
         let mut replies = self.ask_all(set, wire::emit(request));
         while accepted.len() < set.majority() && accepted.len() + waiting >= set.majority() {
-            let Some((voter, reply)) = replies.recv().await else { break };
+            let Some((voter, reply)) = replies.recv().await else {
+                break;
+            };
             waiting -= 1;
             let Some(reply) = reply else { continue };
             answered += 1;
             match reply {
-                Reply::Refused(promise) => refusal = refusal.into_iter().chain([promise]).max_by_key(|p| p.epoch),
+                Reply::Refused(promise) => {
+                    refusal = refusal.into_iter().chain([promise]).max_by_key(|p| p.epoch)
+                }
                 Reply::OtherVoters => invalid = Some("the VM has other voters"),
-                Reply::Invalid => invalid = Some("a voter does not accept the voter set or the VM's signature"),
+                Reply::Invalid => {
+                    invalid = Some("a voter does not accept the voter set or the VM's signature")
+                }
                 reply => accepted.extend(accept(voter, reply).map(|t| (voter, t))),
             }
         }
         match (refusal, invalid) {
             _ if accepted.len() >= set.majority() => Ok(accepted),
-            (Some(Promise { epoch, holder, .. }), _) => Err(VoteError::Refused { newest: epoch, holder }),
+            (Some(Promise { epoch, holder, .. }), _) => Err(VoteError::Refused {
+                newest: epoch,
+                holder,
+            }),
             (None, Some(why)) => Err(VoteError::Invalid(why)),
             (None, None) => Err(VoteError::NoMajority { answered, asked }),
         }
@@ -134,7 +219,8 @@ impl Votes {
                 let reply = match fabric.call(voter, SERVICE, body, CALL_TIMEOUT).await {
                     Ok(body) => wire::parse(&body),
                     Err(e) => {
-                        tracing::debug!(voter = %voter.short(), error = %e, "a voter did not answer");
+                        tracing::debug!(voter = %voter.short(), error = %e, "a voter did not \
+                            answer");
                         None
                     }
                 };
@@ -151,7 +237,9 @@ fn check(keys: &KeyPair, set: &VoterSet) -> Result<(), VoteError> {
         return Err(VoteError::Invalid("the key is not the VM's"));
     }
     if !set.is_authentic() {
-        return Err(VoteError::Invalid("the voter set is not signed by the VM's key, or names no or too many voters"));
+        return Err(VoteError::Invalid(
+            "the voter set is not signed by the VM's key, or names no or too many voters",
+        ));
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! A voter's memory: an append-only file that is flushed before the voter answers, so that no crash and
-//! no power cut makes it promise an epoch twice. Never in sled, which kills have corrupted.
+//! A voter's memory: an append-only file that is flushed before the voter answers, so that no crash
+//! and no power cut makes it promise an epoch twice. Never in sled, which kills have corrupted.
 //!
-//! Every entry has the same size and is written twice, each copy with its own CRC that also covers the
-//! entry's place. One damaged copy is repaired by the other; an incomplete last entry was never answered
-//! and is dropped; an entry damaged in both copies with good ones behind it makes [`VoterLog::open`] fail,
-//! because a voter that forgot a promise must not vote.
+//! Every entry has the same size and is written twice, each copy with its own CRC that also covers
+//! the entry's place. One damaged copy is repaired by the other; an incomplete last entry was never
+//! answered and is dropped; an entry damaged in both copies with good ones behind it makes
+//! [`VoterLog::open`] fail, because a voter that forgot a promise must not vote.
 
 use super::wire::Promise;
 use p2pvm_overlay::{Epoch, MemberId, VmId, reserve};
@@ -29,12 +29,15 @@ pub enum LogError {
     #[error("voter log {path} cannot be read or written", path = .0.display())]
     Io(PathBuf, #[source] io::Error),
     /// Another process votes with it: two voters with one memory would promise twice.
-    #[error("voter log {path} is in use: is another daemon running on this state directory?", path = .0.display())]
+    #[error("voter log {path} is in use: is another daemon running on this state \
+        directory?", path = .0.display())]
     InUse(PathBuf),
     /// Entries in the middle are unreadable: promises are lost, so this node must not vote with it.
-    #[error("voter log {path} is damaged in entry {1}: this node cannot vote any more; restore the file, or remove it once no VM names this node as a voter", path = .0.display())]
+    #[error("voter log {path} is damaged in entry {1}: this node cannot vote any more; restore \
+        the file, or remove it once no VM names this node as a voter", path = .0.display())]
     Damaged(PathBuf, usize),
-    /// There is no room for an entry. What was promised before is there, and the next one may be written when there is room.
+    /// There is no room for an entry. What was promised before is there, and the next one may be
+    /// written when there is room.
     #[error("voter log {path}: the disk is full: make room there", path = .0.display())]
     Full(PathBuf),
     /// An earlier write failed; what is on the disk is unknown until the log is opened again.
@@ -82,11 +85,25 @@ fn crc_at(place: usize, copy: &[u8]) -> u32 {
 
 fn decode(place: usize, copy: &[u8]) -> Option<(VmId, Memory)> {
     let bytes32 = |at: usize| copy[at..at + 32].try_into().expect("32 bytes of 128");
-    let good = copy.len() == COPY_BYTES && copy.starts_with(MAGIC) && copy[COPY_BYTES - 4..] == crc_at(place, copy).to_be_bytes();
+    let good = copy.len() == COPY_BYTES
+        && copy.starts_with(MAGIC)
+        && copy[COPY_BYTES - 4..] == crc_at(place, copy).to_be_bytes();
     good.then(|| {
-        let epoch = Epoch(u64::from_be_bytes(copy[40..48].try_into().expect("8 bytes of 128")));
-        let promise = Promise { epoch, holder: MemberId(bytes32(48)), confirmed: copy[80] == 1 };
-        (VmId(bytes32(8)), Memory { promise, voters: bytes32(81) })
+        let epoch = Epoch(u64::from_be_bytes(
+            copy[40..48].try_into().expect("8 bytes of 128"),
+        ));
+        let promise = Promise {
+            epoch,
+            holder: MemberId(bytes32(48)),
+            confirmed: copy[80] == 1,
+        };
+        (
+            VmId(bytes32(8)),
+            Memory {
+                promise,
+                voters: bytes32(81),
+            },
+        )
     })
 }
 
@@ -97,24 +114,43 @@ impl VoterLog {
     /// [`LogError::Io`]; [`LogError::Damaged`] if a promise was lost; [`LogError::InUse`].
     pub fn open(path: &Path) -> Result<Self, LogError> {
         let io = |e| LogError::Io(path.to_owned(), e);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(io)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io)?;
         file.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => LogError::InUse(path.to_owned()),
             TryLockError::Error(e) => io(e),
         })?;
         let raw = fs::read(path).map_err(io)?;
-        let mut log = Self { path: path.to_owned(), file, entries: 0, memory: HashMap::new(), broken: false };
+        let mut log = Self {
+            path: path.to_owned(),
+            file,
+            entries: 0,
+            memory: HashMap::new(),
+            broken: false,
+        };
         let mut unreadable = None;
         for (place, entry) in raw.chunks(ENTRY_BYTES).enumerate() {
-            match entry.chunks(COPY_BYTES).find_map(|copy| decode(place, copy)) {
+            match entry
+                .chunks(COPY_BYTES)
+                .find_map(|copy| decode(place, copy))
+            {
                 Some((vm, memory)) => {
                     if let Some(damaged) = unreadable {
                         return Err(LogError::Damaged(path.to_owned(), damaged));
                     }
                     let whole = encode(place, vm, &memory).repeat(2);
                     if entry != whole {
-                        tracing::warn!(path = %path.display(), place, "repaired a voter log entry from its second copy");
-                        log.file.write_all_at(&whole, (place * ENTRY_BYTES) as u64).map_err(io)?;
+                        tracing::warn!(path = %path.display(), place, "repaired a voter log entry \
+                            from its second copy");
+                        log.file
+                            .write_all_at(&whole, (place * ENTRY_BYTES) as u64)
+                            .map_err(io)?;
                     }
                     log.memory.insert(vm, memory);
                     log.entries = place + 1;
@@ -125,7 +161,9 @@ impl VoterLog {
         if log.entries > COMPACT_FROM_ENTRIES && log.entries > 4 * log.memory.len() {
             log.compact().map_err(io)?;
         }
-        log.file.set_len((log.entries * ENTRY_BYTES) as u64).map_err(io)?;
+        log.file
+            .set_len((log.entries * ENTRY_BYTES) as u64)
+            .map_err(io)?;
         log.file.sync_all().map_err(io)?;
         sync_directory_of(path).map_err(io)?;
         Ok(log)
@@ -134,7 +172,13 @@ impl VoterLog {
     /// Writes the newest entry of each VM to a new file and puts it in the old one's place.
     fn compact(&mut self) -> io::Result<()> {
         let temporary = self.path.with_extension("new");
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.try_lock()?;
         let mut all = Vec::with_capacity(self.memory.len() * ENTRY_BYTES);
         for (place, (vm, memory)) in self.memory.iter().enumerate() {
@@ -155,7 +199,8 @@ impl VoterLog {
     /// Appends and flushes; only then is it known to [`Self::recall`].
     ///
     /// # Errors
-    /// [`LogError::Full`]; or [`LogError::Io`] once, then [`LogError::Broken`]: after a failed flush nobody knows what is on the disk.
+    /// [`LogError::Full`]; or [`LogError::Io`] once, then [`LogError::Broken`]: after a failed
+    /// flush nobody knows what is on the disk.
     pub(crate) fn remember(&mut self, vm: VmId, memory: Memory) -> Result<(), LogError> {
         if self.broken {
             return Err(LogError::Broken(self.path.clone()));
@@ -167,7 +212,8 @@ impl VoterLog {
             && reserve::is_full(e)
             && self.file.set_len(end).is_ok()
         {
-            // Nothing of it was flushed or answered: the next entry may have the place, when there is room.
+            // Nothing of it was flushed or answered: the next entry may have the place, when there
+            // is room.
             return Err(LogError::Full(self.path.clone()));
         }
         if let Err(e) = written.and_then(|()| self.file.sync_data()) {
@@ -186,7 +232,10 @@ impl VoterLog {
 }
 
 fn sync_directory_of(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
 }
 
@@ -195,7 +244,14 @@ mod tests {
     use super::*;
 
     fn memory(epoch: u64) -> Memory {
-        Memory { promise: Promise { epoch: Epoch(epoch), holder: MemberId([9; 32]), confirmed: epoch.is_multiple_of(2) }, voters: [7; 32] }
+        Memory {
+            promise: Promise {
+                epoch: Epoch(epoch),
+                holder: MemberId([9; 32]),
+                confirmed: epoch.is_multiple_of(2),
+            },
+            voters: [7; 32],
+        }
     }
 
     /// A log with the epochs 1 to 3 of one VM and 7 of another.
@@ -234,7 +290,10 @@ mod tests {
     fn a_voter_whose_disk_was_full_votes_again_when_there_is_room() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "p2pvm"]).arg(directory.path()).status();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k", "p2pvm"])
+            .arg(directory.path())
+            .status();
         if !mount.is_ok_and(|status| status.success()) {
             return eprintln!("NOT RUN: a file system of its own needs root");
         }
@@ -244,17 +303,28 @@ mod tests {
             let mut filler = File::create(at("guest")).unwrap();
             while filler.write_all(&[7; 512]).is_ok() {}
             // The file's last block takes some entries still.
-            let refused = (2..40).find_map(|epoch| log.remember(VmId([1; 32]), memory(epoch)).err().map(|e| (epoch, e)));
+            let refused = (2..40).find_map(|epoch| {
+                log.remember(VmId([1; 32]), memory(epoch))
+                    .err()
+                    .map(|e| (epoch, e))
+            });
             let (epoch, error) = refused.expect("a full disk takes no entry for ever");
             assert!(matches!(error, LogError::Full(_)), "{error}");
-            assert_eq!(log.recall(&VmId([1; 32])), Some(&memory(epoch - 1)), "nothing is recalled that is not on the disk");
+            assert_eq!(
+                log.recall(&VmId([1; 32])),
+                Some(&memory(epoch - 1)),
+                "nothing is recalled that is not on the disk"
+            );
             drop(filler);
             fs::remove_file(at("guest")).unwrap();
             log.remember(VmId([1; 32]), memory(epoch)).unwrap();
             drop(log);
             assert_eq!(recalled(&at("votes")).unwrap()[0], Some(memory(epoch)));
         });
-        let _ = std::process::Command::new("umount").arg("--lazy").arg(directory.path()).status();
+        let _ = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(directory.path())
+            .status();
         checked.unwrap();
     }
 
@@ -266,13 +336,18 @@ mod tests {
         for cut in (3 * ENTRY_BYTES..whole.len()).step_by(5) {
             for rest in [0, whole.len() - cut] {
                 fs::write(&path, [&whole[..cut], &vec![0; rest][..]].concat()).unwrap();
-                let [first, second] = recalled(&path).unwrap_or_else(|e| panic!("cut at {cut}, {rest} zeros: {e:?}"));
+                let [first, second] =
+                    recalled(&path).unwrap_or_else(|e| panic!("cut at {cut}, {rest} zeros: {e:?}"));
                 assert_eq!(first, Some(memory(3)));
                 assert!(second.is_none() || second == Some(memory(7)));
                 let mut log = VoterLog::open(&path).unwrap();
                 log.remember(VmId([2; 32]), memory(9)).unwrap();
                 drop(log);
-                assert_eq!(recalled(&path).unwrap(), [Some(memory(3)), Some(memory(9))], "and goes on after it");
+                assert_eq!(
+                    recalled(&path).unwrap(),
+                    [Some(memory(3)), Some(memory(9))],
+                    "and goes on after it"
+                );
             }
         }
     }
@@ -286,7 +361,11 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x40;
             fs::write(&path, &damaged).unwrap();
-            assert_eq!(recalled(&path).unwrap(), [Some(memory(3)), Some(memory(7))], "flipped at {at}");
+            assert_eq!(
+                recalled(&path).unwrap(),
+                [Some(memory(3)), Some(memory(7))],
+                "flipped at {at}"
+            );
             assert_eq!(fs::read(&path).unwrap(), whole, "flipped at {at}");
         }
     }
@@ -304,7 +383,10 @@ mod tests {
             let mut swapped = whole.clone();
             swapped.copy_within(3 * ENTRY_BYTES.., lost * ENTRY_BYTES);
             fs::write(&path, &swapped).unwrap();
-            assert!(recalled(&path).is_err(), "an entry in another's place is none");
+            assert!(
+                recalled(&path).is_err(),
+                "an entry in another's place is none"
+            );
         }
     }
 
@@ -313,10 +395,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("votes");
         let entries = COMPACT_FROM_ENTRIES + 1;
-        let raw: Vec<u8> = (0..entries).flat_map(|place| encode(place, VmId([1; 32]), &memory(place as u64)).repeat(2)).collect();
+        let raw: Vec<u8> = (0..entries)
+            .flat_map(|place| encode(place, VmId([1; 32]), &memory(place as u64)).repeat(2))
+            .collect();
         fs::write(&path, raw).unwrap();
-        assert_eq!(recalled(&path).unwrap()[0], Some(memory(entries as u64 - 1)));
+        assert_eq!(
+            recalled(&path).unwrap()[0],
+            Some(memory(entries as u64 - 1))
+        );
         assert_eq!(fs::metadata(&path).unwrap().len(), ENTRY_BYTES as u64);
-        assert_eq!(recalled(&path).unwrap()[0], Some(memory(entries as u64 - 1)));
+        assert_eq!(
+            recalled(&path).unwrap()[0],
+            Some(memory(entries as u64 - 1))
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! The voter: one pure rule ([`decide`]) over what it remembers, and a thin shell that flushes the log
-//! before it answers. The rule is Paxos' promise (Lamport 1998) with the epoch as the ballot: never an
-//! older epoch, one holder an epoch.
+//! The voter: one pure rule ([`decide`]) over what it remembers, and a thin shell that flushes the
+//! log before it answers. The rule is Paxos' promise (Lamport 1998) with the epoch as the ballot:
+//! never an older epoch, one holder an epoch.
 
 use super::{
     LogError, PROMISE_DOMAIN, SERVICE, VoterLog, VoterSet,
@@ -23,11 +23,15 @@ pub(crate) enum Decision {
     Refuse(Promise),
 }
 
-/// The rule. A wish at the epoch already promised to the same holder is agreed to again; a confirmation also
-/// counts as a promise where the promise itself never arrived.
+/// The rule. A wish at the epoch already promised to the same holder is agreed to again; a
+/// confirmation also counts as a promise where the promise itself never arrived.
 pub(crate) fn decide(known: Option<Promise>, wish: &Wish) -> Decision {
     let confirmed = wish.step == Step::Confirm;
-    let new = Decision::Record(Promise { epoch: wish.epoch, holder: wish.holder, confirmed });
+    let new = Decision::Record(Promise {
+        epoch: wish.epoch,
+        holder: wish.holder,
+        confirmed,
+    });
     let Some(known) = known else { return new };
     let same = known.epoch == wish.epoch && known.holder == wish.holder;
     match wish.step {
@@ -48,14 +52,20 @@ pub struct Voter {
 impl Voter {
     /// Serves votes from now on, signed by `identity`, remembered in `log`.
     pub fn start(fabric: &Arc<dyn Fabric>, identity: Arc<Identity>, log: VoterLog) -> Arc<Self> {
-        let voter = Arc::new(Self { identity, log: Mutex::new(log) });
+        let voter = Arc::new(Self {
+            identity,
+            log: Mutex::new(log),
+        });
         fabric.serve(SERVICE, Arc::new(Service(voter.clone())));
         voter
     }
 
     /// How many VMs this node has promised something about.
     pub fn vms(&self) -> usize {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).vms()
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .vms()
     }
 
     fn answer(&self, request: &Request) -> Result<Reply, LogError> {
@@ -106,11 +116,13 @@ impl Serve for Service {
         let voter = self.0.clone();
         // The flush blocks for milliseconds: not on a thread that others wait for.
         let answered = tokio::task::spawn_blocking(move || voter.answer(&request)).await;
-        let reply = answered.map_err(|e| format!("the voter failed: {e}"))?.map_err(|e| {
-            let why = chain(&e);
-            tracing::error!(error = %why, "cannot vote");
-            why
-        })?;
+        let reply = answered
+            .map_err(|e| format!("the voter failed: {e}"))?
+            .map_err(|e| {
+                let why = chain(&e);
+                tracing::error!(error = %why, "cannot vote");
+                why
+            })?;
         Ok(wire::emit(&reply))
     }
 }
@@ -122,25 +134,49 @@ mod tests {
     use proptest::prelude::*;
 
     fn wishes() -> impl Strategy<Value = Wish> {
-        (prop_oneof![Just(Step::Promise), Just(Step::TakeBack), Just(Step::Confirm)], 1u64..6, 1u8..4)
-            .prop_map(|(step, epoch, holder)| Wish { step, epoch: Epoch(epoch), holder: MemberId([holder; 32]) })
+        (
+            prop_oneof![
+                Just(Step::Promise),
+                Just(Step::TakeBack),
+                Just(Step::Confirm)
+            ],
+            1u64..6,
+            1u8..4,
+        )
+            .prop_map(|(step, epoch, holder)| Wish {
+                step,
+                epoch: Epoch(epoch),
+                holder: MemberId([holder; 32]),
+            })
     }
 
     proptest! {
         #[test]
-        fn a_voter_promises_an_epoch_to_one_holder_and_never_an_older_one(wishes in proptest::collection::vec(wishes(), 1..30)) {
+        fn a_voter_promises_an_epoch_to_one_holder_and_never_an_older_one(
+            wishes in proptest::collection::vec(wishes(), 1..30)
+        ) {
             let mut known: Option<Promise> = None;
             for wish in wishes {
                 match decide(known, &wish) {
                     Decision::Record(new) => {
                         prop_assert_eq!((new.epoch, new.holder), (wish.epoch, wish.holder));
                         if let Some(old) = known {
-                            prop_assert!(new.epoch > old.epoch || (new.epoch == old.epoch && new.holder == old.holder && new.confirmed));
-                            prop_assert!(!(wish.step == Step::TakeBack && old.confirmed && old.holder != new.holder));
+                            prop_assert!(
+                                new.epoch > old.epoch || (
+                                    new.epoch == old.epoch && new.holder == old.holder && new.confirmed
+                                )
+                            );
+                            prop_assert!(
+                                !(
+                                    wish.step == Step::TakeBack && old.confirmed && old.holder != new.holder
+                                )
+                            );
                         }
                         known = Some(new);
                     }
-                    Decision::Agree => prop_assert_eq!(known.map(|k| (k.epoch, k.holder)), Some((wish.epoch, wish.holder))),
+                    Decision::Agree => prop_assert_eq!(
+                        known.map(|k| (k.epoch, k.holder)), Some((wish.epoch, wish.holder))
+                    ),
                     Decision::Refuse(why) => prop_assert_eq!(Some(why), known),
                 }
             }

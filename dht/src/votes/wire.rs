@@ -1,5 +1,5 @@
-//! What asker and voter say to each other: one version byte, then postcard. Parsing never panics, takes
-//! no more than [`MAX_BYTES`] and leaves nothing unread.
+//! What asker and voter say to each other: one version byte, then postcard. Parsing never panics,
+//! takes no more than [`MAX_BYTES`] and leaves nothing unread.
 
 use super::VoterSet;
 use p2pvm_overlay::{
@@ -85,7 +85,10 @@ impl Request {
     /// A change wished for, signed with the VM's key.
     pub fn change(keys: &KeyPair, set: &VoterSet, wish: Wish) -> Self {
         let signature = keys.sign(ASK_DOMAIN, &super::bytes(&(set.vm, wish)));
-        Self { set: set.clone(), ask: Ask::Change(wish, signature) }
+        Self {
+            set: set.clone(),
+            ask: Ask::Change(wish, signature),
+        }
     }
 }
 
@@ -101,12 +104,15 @@ pub fn emit<T: Serialize>(message: &T) -> Vec<u8> {
 
 /// Reads a message; `None` for anything but exactly one of this version.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
-    let (&VERSION, rest) = body.split_first()? else { return None };
+    let (&VERSION, rest) = body.split_first()? else {
+        return None;
+    };
     let (message, rest) = postcard::take_from_bytes(rest).ok()?;
     (body.len() <= MAX_BYTES && rest.is_empty()).then_some(message)
 }
 
-/// The voters' parsers as a plain function of bytes: what a fuzzer drives. True if they are a request.
+/// The voters' parsers as a plain function of bytes: what a fuzzer drives. True if they are a
+/// request.
 pub fn parse_request(body: &[u8]) -> bool {
     let _ = parse::<Reply>(body);
     parse::<Request>(body).is_some()

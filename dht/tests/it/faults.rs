@@ -1,5 +1,6 @@
-//! Random operations under random cuts, deaths, restarts, delays and lost answers, in virtual time. What
-//! must hold: from the moment that a create succeeded until its owner begins to delete, nobody else's does.
+//! Random operations under random cuts, deaths, restarts, delays and lost answers, in virtual time.
+//! What must hold: from the moment that a create succeeded until its owner begins to delete, nobody
+//! else's does.
 
 use crate::net::{World, key, owner};
 use p2pvm_dht::Records;
@@ -25,16 +26,31 @@ struct Owners {
 fn act(world: &World, owners: &Owners, seed: u64) {
     let (at, who, k, what) = {
         let mut chance = world.chance.lock().unwrap();
-        (chance.random_range(0..world.nodes.len()), chance.random_range(1..7), chance.random_range(0..KEYS), chance.random_range(0..10))
+        (
+            chance.random_range(0..world.nodes.len()),
+            chance.random_range(1..7),
+            chance.random_range(0..KEYS),
+            chance.random_range(0..10),
+        )
     };
-    let Some(dht) = world.nodes[at].dht.clone() else { return };
+    let Some(dht) = world.nodes[at].dht.clone() else {
+        return;
+    };
     if !owners.busy.lock().unwrap().insert(who) {
         return;
     }
-    let Owners { told, busy, exclusive } = owners.clone();
+    let Owners {
+        told,
+        busy,
+        exclusive,
+    } = owners.clone();
     tokio::spawn(async move {
         if what < 7 {
-            if dht.create(&owner(who), key(k), vec![who], DAY).await.is_ok() {
+            if dht
+                .create(&owner(who), key(k), vec![who], DAY)
+                .await
+                .is_ok()
+            {
                 let before = told.lock().unwrap().insert(k, who);
                 assert!(
                     !exclusive || before.is_none_or(|b| b == who),
@@ -59,7 +75,11 @@ fn trouble(world: &mut World) {
     let (a, b, what) = {
         let mut chance = world.chance.lock().unwrap();
         let n = world.nodes.len();
-        (chance.random_range(0..n), chance.random_range(0..n), chance.random_range(0..6))
+        (
+            chance.random_range(0..n),
+            chance.random_range(0..n),
+            chance.random_range(0..6),
+        )
     };
     let dead = world.nodes.iter().filter(|n| n.dht.is_none()).count();
     match what {
@@ -91,19 +111,34 @@ async fn live(world: &mut World, owners: &Owners, seed: u64) {
     tokio::time::sleep(Duration::from_secs(3600)).await;
 }
 
-/// Runs one seed in a runtime of its own; a panic inside a spawned task is the failure looked for and reaches the test.
-fn simulate<F: Future<Output = ()> + Send + 'static>(seeds: impl IntoIterator<Item = u64>, run: impl Fn(u64) -> F) {
-    let only = std::env::var("SEED").ok().and_then(|s| s.parse::<u64>().ok());
+/// Runs one seed in a runtime of its own; a panic inside a spawned task is the failure looked for
+/// and reaches the test.
+fn simulate<F: Future<Output = ()> + Send + 'static>(
+    seeds: impl IntoIterator<Item = u64>,
+    run: impl Fn(u64) -> F,
+) {
+    let only = std::env::var("SEED")
+        .ok()
+        .and_then(|s| s.parse::<u64>().ok());
     for seed in only.map_or_else(|| seeds.into_iter().collect(), |seed| vec![seed]) {
         let panicked = Arc::new(Mutex::new(None));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
         let told = panicked.clone();
-        std::panic::set_hook(Box::new(move |info| *told.lock().unwrap() = Some(info.to_string())));
+        std::panic::set_hook(Box::new(move |info| {
+            *told.lock().unwrap() = Some(info.to_string())
+        }));
         let run = run(seed);
         let ended = runtime.block_on(async { tokio::spawn(run).await });
         drop(std::panic::take_hook());
         let failure = panicked.lock().unwrap().take();
-        assert!(ended.is_ok() && failure.is_none(), "repeat with SEED={seed}: {failure:?}");
+        assert!(
+            ended.is_ok() && failure.is_none(),
+            "repeat with SEED={seed}: {failure:?}"
+        );
     }
 }
 
@@ -113,13 +148,24 @@ fn no_key_has_two_owners_under_cuts_deaths_restarts_and_lost_answers() {
     simulate((0..150).chain([1070]), |seed| async move {
         let n = 3 + seed as usize % 5;
         let mut world = World::rough(seed, n, 60, if seed.is_multiple_of(2) { 0 } else { 10 });
-        let owners = Owners { exclusive: true, ..Owners::default() };
+        let owners = Owners {
+            exclusive: true,
+            ..Owners::default()
+        };
         live(&mut world, &owners, seed).await;
         let told = owners.told.lock().unwrap().clone();
         for (k, who) in told {
             for i in 0..n {
-                let found = world.dht(i).get(key(k)).await.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-                assert_eq!(found.map(|r| r.owner), Some(owner(who).public()), "seed {seed}: key {k} of {who} as member {i} sees it");
+                let found = world
+                    .dht(i)
+                    .get(key(k))
+                    .await
+                    .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+                assert_eq!(
+                    found.map(|r| r.owner),
+                    Some(owner(who).public()),
+                    "seed {seed}: key {k} of {who} as member {i} sees it"
+                );
             }
         }
     });
@@ -135,10 +181,18 @@ fn members_agree_on_one_owner_after_partitions_moved_the_replicas() {
         for k in 0..KEYS {
             let first = world.dht(0).get(key(k)).await;
             for i in 1..8 {
-                assert_eq!(world.dht(i).get(key(k)).await, first, "seed {seed}: key {k} as members 0 and {i} see it");
+                assert_eq!(
+                    world.dht(i).get(key(k)).await,
+                    first,
+                    "seed {seed}: key {k} as members 0 and {i} see it"
+                );
             }
             let again = world.dht(1).create(&owner(9), key(k), vec![], DAY).await;
-            assert_eq!(again.is_ok(), first == Ok(None), "seed {seed}: who sees no owner may become it: {again:?}");
+            assert_eq!(
+                again.is_ok(),
+                first == Ok(None),
+                "seed {seed}: who sees no owner may become it: {again:?}"
+            );
         }
     });
 }

@@ -1,4 +1,5 @@
-//! Members that lie as replicas, a third of all, and members that flood, forge and send what is too old or too large.
+//! Members that lie as replicas, a third of all, and members that flood, forge and send what is too
+//! old or too large.
 
 use crate::net::{World, key, owner};
 use async_trait::async_trait;
@@ -25,15 +26,30 @@ enum Lie {
 struct Liar(Lie);
 
 fn claimed(key: RingAddr) -> Cell {
-    Cell::of(Record::sign(&owner(66), key, 7, UnixTime(1_900_000_000), Some(b"mine".to_vec())), true)
+    Cell::of(
+        Record::sign(
+            &owner(66),
+            key,
+            7,
+            UnixTime(1_900_000_000),
+            Some(b"mine".to_vec()),
+        ),
+        true,
+    )
 }
 
 #[async_trait]
 impl Serve for Liar {
     async fn serve(&self, _: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let reply = match (parse(&body).ok_or("unreadable")?, self.0) {
-            (Request::Write { .. }, Lie::Deny) => Reply::Written { accepted: true, cell: Cell::default() },
-            (Request::Write { record, .. }, Lie::Claim) => Reply::Written { accepted: false, cell: claimed(record.key) },
+            (Request::Write { .. }, Lie::Deny) => Reply::Written {
+                accepted: true,
+                cell: Cell::default(),
+            },
+            (Request::Write { record, .. }, Lie::Claim) => Reply::Written {
+                accepted: false,
+                cell: claimed(record.key),
+            },
             (Request::Read(key) | Request::Merge(key, _), Lie::Claim) => Reply::Holds(claimed(key)),
             (Request::Read(_) | Request::Merge(..), Lie::Deny) => Reply::Holds(Cell::default()),
             (Request::Withdraw { .. }, _) => Reply::Done,
@@ -54,10 +70,13 @@ struct Tally {
     wrong: u32,
 }
 
-/// What comes of a hundred keys with a third of thirty members lying, by whether more than two of a key's replicas lie.
+/// What comes of a hundred keys with a third of thirty members lying, by whether more than two of a
+/// key's replicas lie.
 async fn third_lies(seed: u64, lie: Lie) -> [Tally; 2] {
     let world = World::new(seed, 30);
-    let liars: BTreeSet<usize> = sample(&mut *world.chance.lock().unwrap(), 30, 10).into_iter().collect();
+    let liars: BTreeSet<usize> = sample(&mut *world.chance.lock().unwrap(), 30, 10)
+        .into_iter()
+        .collect();
     let mut mouths = Vec::new();
     for at in &liars {
         let fabric = world.net.add(world.nodes[*at].id);
@@ -69,22 +88,38 @@ async fn third_lies(seed: u64, lie: Lie) -> [Tally; 2] {
     for n in 0..100 {
         let place = RingAddr::of("a key among liars", &[n]);
         let replicas = mouths[0].closest(place, 5).await.unwrap();
-        let lying = replicas.iter().filter(|r| liars.iter().any(|i| world.nodes[*i].id == **r)).count();
+        let lying = replicas
+            .iter()
+            .filter(|r| liars.iter().any(|i| world.nodes[*i].id == **r))
+            .count();
         let tally = &mut tallies[usize::from(lying > 2)];
         tally.keys += 1;
         let pick = || honest[world.chance.lock().unwrap().random_range(0..honest.len())];
-        let first = world.dht(pick()).create(&owner(1), place, vec![n], HOUR).await;
+        let first = world
+            .dht(pick())
+            .create(&owner(1), place, vec![n], HOUR)
+            .await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         // Every liar now says to every replica that the key is another's.
         for mouth in &mouths {
             for replica in &replicas {
-                let _ = mouth.call(*replica, "dht", emit(&Request::Merge(place, claimed(place))), HOUR).await;
+                let _ = mouth
+                    .call(
+                        *replica,
+                        "dht",
+                        emit(&Request::Merge(place, claimed(place))),
+                        HOUR,
+                    )
+                    .await;
             }
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         let Ok(mine) = first else { continue };
         tally.created += 1;
-        let second = world.dht(pick()).create(&owner(2), place, vec![n], HOUR).await;
+        let second = world
+            .dht(pick())
+            .create(&owner(2), place, vec![n], HOUR)
+            .await;
         tally.two_owners += u32::from(second.is_ok());
         match world.dht(pick()).get(place).await {
             Ok(Some(record)) if record == mine => tally.read += 1,
@@ -97,13 +132,24 @@ async fn third_lies(seed: u64, lie: Lie) -> [Tally; 2] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_third_of_lying_members_makes_no_second_owner_and_no_wrong_read_where_two_of_five_replicas_lie() {
+async fn a_third_of_lying_members_makes_no_second_owner_and_no_wrong_read_where_two_of_five_replicas_lie()
+ {
     for (lie, name) in [(Lie::Deny, "deny"), (Lie::Claim, "claim")] {
         for seed in 0..4 {
             let [few, many] = third_lies(seed, lie).await;
-            println!("liars {name}, seed {seed}: at most two of five lie: {few:?}; three or more: {many:?}");
-            assert_eq!((few.two_owners, few.wrong, few.absent), (0, 0, 0), "seed {seed}, liars {name}: {few:?}");
-            assert!(few.keys > 60 && (few.created > few.keys / 2 || matches!(lie, Lie::Claim)), "seed {seed}: {few:?}");
+            println!(
+                "liars {name}, seed {seed}: at most two of five lie: {few:?}; three or more: \
+                    {many:?}"
+            );
+            assert_eq!(
+                (few.two_owners, few.wrong, few.absent),
+                (0, 0, 0),
+                "seed {seed}, liars {name}: {few:?}"
+            );
+            assert!(
+                few.keys > 60 && (few.created > few.keys / 2 || matches!(lie, Lie::Claim)),
+                "seed {seed}: {few:?}"
+            );
         }
     }
 }
@@ -111,11 +157,22 @@ async fn a_third_of_lying_members_makes_no_second_owner_and_no_wrong_read_where_
 #[tokio::test(start_paused = true)]
 async fn one_member_alone_cannot_take_a_key_by_saying_that_it_is_settled() {
     let world = World::new(3, 9);
-    let made = world.dht(0).create(&owner(1), key(1), b"a".to_vec(), HOUR).await.unwrap();
+    let made = world
+        .dht(0)
+        .create(&owner(1), key(1), b"a".to_vec(), HOUR)
+        .await
+        .unwrap();
     let thief = world.net.add(MemberId(owner(99).public()));
     for node in &world.nodes {
         for _ in 0..5 {
-            let _ = thief.call(node.id, "dht", emit(&Request::Merge(key(1), claimed(key(1)))), HOUR).await;
+            let _ = thief
+                .call(
+                    node.id,
+                    "dht",
+                    emit(&Request::Merge(key(1), claimed(key(1)))),
+                    HOUR,
+                )
+                .await;
         }
     }
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -126,7 +183,10 @@ async fn one_member_alone_cannot_take_a_key_by_saying_that_it_is_settled() {
 
 async fn refusal(world: &World, request: Request) -> Option<Refusal> {
     let stranger = world.net.add(MemberId(owner(98).public()));
-    let answer = stranger.call(world.nodes[0].id, "dht", emit(&request), HOUR).await.ok()?;
+    let answer = stranger
+        .call(world.nodes[0].id, "dht", emit(&request), HOUR)
+        .await
+        .ok()?;
     match parse(&answer) {
         Some(Reply::Refused(refusal)) => Some(refusal),
         _ => None,
@@ -148,12 +208,22 @@ async fn what_is_forged_stale_oversized_or_too_long_is_refused_with_its_own_reas
         (forged.clone(), Refusal::NotAuthentic),
         (moved, Refusal::NotAuthentic),
         (good(now - 1, vec![1]), Refusal::Expired),
-        (good(now + Limits::default().ttl_seconds + 60, vec![1]), Refusal::TooLong),
+        (
+            good(now + Limits::default().ttl_seconds + 60, vec![1]),
+            Refusal::TooLong,
+        ),
         (oversized, Refusal::TooLarge),
     ] {
         assert_eq!(refusal(&world, write(record)).await, Some(expected));
     }
-    let planted = Request::Merge(key(1), Cell { record: Some(forged), settled: Some(1), graves: Vec::new() });
+    let planted = Request::Merge(
+        key(1),
+        Cell {
+            record: Some(forged),
+            settled: Some(1),
+            graves: Vec::new(),
+        },
+    );
     assert_eq!(refusal(&world, planted).await, Some(Refusal::NotAuthentic));
     assert_eq!(world.dht(0).get(key(1)).await, Ok(None));
     assert_eq!(refusal(&world, write(good(now + 60, vec![1]))).await, None);
@@ -168,20 +238,36 @@ async fn a_writer_whose_clock_is_wrong_by_more_than_its_records_last_is_told_so(
         node.dht = Some(p2pvm_dht::Dht::start(
             world.net.add(node.id),
             node.store.clone(),
-            DhtOptions { clock, seed: Some(1), ..DhtOptions::default() },
+            DhtOptions {
+                clock,
+                seed: Some(1),
+                ..DhtOptions::default()
+            },
         ));
         node.dht.clone().unwrap()
     };
     let minute = Duration::from_secs(60);
     for fine in [-5, 5] {
         let dht = skewed(&mut world, fine);
-        assert!(dht.create(&owner(1), key(1), vec![1], minute).await.is_ok(), "{fine} s are no harm");
-        assert_eq!(world.dht(1).get(key(1)).await.unwrap().unwrap().owner, owner(1).public());
+        assert!(
+            dht.create(&owner(1), key(1), vec![1], minute).await.is_ok(),
+            "{fine} s are no harm"
+        );
+        assert_eq!(
+            world.dht(1).get(key(1)).await.unwrap().unwrap().owner,
+            owner(1).public()
+        );
     }
     let late = skewed(&mut world, -7200);
-    assert_eq!(late.create(&owner(1), key(2), vec![1], minute).await, Err(RecordError::Refused(Refusal::Expired)));
+    assert_eq!(
+        late.create(&owner(1), key(2), vec![1], minute).await,
+        Err(RecordError::Refused(Refusal::Expired))
+    );
     let early = skewed(&mut world, 3 * 366 * 24 * 3600);
-    assert_eq!(early.create(&owner(1), key(2), vec![1], minute).await, Err(RecordError::Refused(Refusal::TooLong)));
+    assert_eq!(
+        early.create(&owner(1), key(2), vec![1], minute).await,
+        Err(RecordError::Refused(Refusal::TooLong))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,15 +277,35 @@ async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not()
     let dht = world.dht(0);
     let place = |n: u32| RingAddr::of("flood", &n.to_be_bytes());
     for n in 0..limits.owner_records as u32 {
-        assert!(dht.create(&owner(1), place(n), vec![1], HOUR).await.is_ok(), "{n}");
+        assert!(
+            dht.create(&owner(1), place(n), vec![1], HOUR).await.is_ok(),
+            "{n}"
+        );
     }
-    assert_eq!(dht.create(&owner(1), place(9999), vec![1], HOUR).await, Err(RecordError::Refused(Refusal::OwnerLimit)));
-    assert!(dht.create(&owner(1), place(0), vec![2], HOUR).await.is_ok(), "a renewal is none too many");
-    assert!(dht.create(&owner(2), place(9999), vec![1], HOUR).await.is_ok(), "another owner has his own share");
+    assert_eq!(
+        dht.create(&owner(1), place(9999), vec![1], HOUR).await,
+        Err(RecordError::Refused(Refusal::OwnerLimit))
+    );
+    assert!(
+        dht.create(&owner(1), place(0), vec![2], HOUR).await.is_ok(),
+        "a renewal is none too many"
+    );
+    assert!(
+        dht.create(&owner(2), place(9999), vec![1], HOUR)
+            .await
+            .is_ok(),
+        "another owner has his own share"
+    );
     dht.delete(&owner(1), place(0)).await.unwrap();
-    assert!(dht.create(&owner(1), place(9998), vec![1], HOUR).await.is_ok(), "what is deleted is free again");
+    assert!(
+        dht.create(&owner(1), place(9998), vec![1], HOUR)
+            .await
+            .is_ok(),
+        "what is deleted is free again"
+    );
 
-    // A member that makes an owner for each record: at a rate that it cannot pass. All at once, so that no time goes by.
+    // A member that makes an owner for each record: at a rate that it cannot pass. All at once, so
+    // that no time goes by.
     let from = world.dht(1);
     let flood = (0..2 * limits.burst).map(|n| {
         let from = from.clone();
@@ -210,7 +316,17 @@ async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not()
     let made = results.iter().filter(|r| r.is_ok()).count() as u32;
     assert!(made <= limits.burst + 2 * limits.per_second, "{made} made");
     assert!(results.contains(&Err(RecordError::Refused(Refusal::TooFast))));
-    assert!(world.dht(2).create(&owner(3), key(1), vec![1], HOUR).await.is_ok(), "the others go on");
+    assert!(
+        world
+            .dht(2)
+            .create(&owner(3), key(1), vec![1], HOUR)
+            .await
+            .is_ok(),
+        "the others go on"
+    );
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(from.create(&owner(4), key(2), vec![1], HOUR).await.is_ok(), "and so may he, slowly");
+    assert!(
+        from.create(&owner(4), key(2), vec![1], HOUR).await.is_ok(),
+        "and so may he, slowly"
+    );
 }

@@ -1,5 +1,5 @@
-//! A [`MemoryNet`] with what real ones add: uneven delays, lost answers, and replica sets that may stay
-//! where they are while members are away. All chance comes from one seed.
+//! A [`MemoryNet`] with what real ones add: uneven delays, lost answers, and replica sets that may
+//! stay where they are while members are away. All chance comes from one seed.
 
 use async_trait::async_trait;
 use p2pvm_dht::{Dht, DhtOptions, MemoryStore};
@@ -57,16 +57,27 @@ impl Fabric for Rough {
     }
 
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
-        let Some(mut all) = self.fixed.clone() else { return self.inner.closest(place, n).await };
+        let Some(mut all) = self.fixed.clone() else {
+            return self.inner.closest(place, n).await;
+        };
         all.sort_by_key(|m| m.ring_addr().distance(&place));
         all.truncate(n);
         Ok(all)
     }
 
-    async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+    async fn call(
+        &self,
+        to: MemberId,
+        service: &'static str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, FabricError> {
         let (wait, lost) = {
             let mut chance = self.chance.lock().unwrap();
-            (chance.random_range(0..=self.jitter_ms), chance.random_range(0..100) < self.lost_percent)
+            (
+                chance.random_range(0..=self.jitter_ms),
+                chance.random_range(0..100) < self.lost_percent,
+            )
         };
         tokio::time::sleep(Duration::from_millis(wait)).await;
         let answer = self.inner.call(to, service, body, timeout).await;
@@ -81,7 +92,11 @@ impl Fabric for Rough {
         self.inner.serve(service, handler);
     }
 
-    async fn open_stream(&self, to: MemberId, service: &'static str) -> Result<BoxStream, FabricError> {
+    async fn open_stream(
+        &self,
+        to: MemberId,
+        service: &'static str,
+    ) -> Result<BoxStream, FabricError> {
         self.inner.open_stream(to, service).await
     }
 
@@ -138,13 +153,19 @@ impl World {
 
     pub fn join(&mut self) -> usize {
         let id = MemberId(owner(100 + self.nodes.len() as u8).public());
-        self.nodes.push(Node { id, store: Arc::new(MemoryStore::default()), dht: None });
+        self.nodes.push(Node {
+            id,
+            store: Arc::new(MemoryStore::default()),
+            dht: None,
+        });
         self.restart(self.nodes.len() - 1);
         self.nodes.len() - 1
     }
 
     pub fn restart(&mut self, i: usize) {
-        let fixed = self.fixed.then(|| self.nodes.iter().map(|n| n.id).collect());
+        let fixed = self
+            .fixed
+            .then(|| self.nodes.iter().map(|n| n.id).collect());
         let fabric = Rough {
             inner: self.net.add(self.nodes[i].id),
             chance: self.chance.clone(),

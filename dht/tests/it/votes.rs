@@ -22,7 +22,12 @@ impl Parliament {
     async fn new(seed: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let ids = (0..3).map(|n| identity(n).member_id()).collect();
-        let parliament = Self { net: MemoryNet::new(Duration::from_millis(20)), directory, ids, seed };
+        let parliament = Self {
+            net: MemoryNet::new(Duration::from_millis(20)),
+            directory,
+            ids,
+            seed,
+        };
         for n in 0..3 {
             parliament.start(n).await;
         }
@@ -55,7 +60,16 @@ impl Parliament {
     fn asker(&self, n: u8, jitter_ms: u64, lost_percent: u32) -> (MemberId, Votes) {
         let inner = self.net.add(member(n));
         let chance = chance(self.seed << 8 | u64::from(n));
-        (member(n), Votes::new(Arc::new(Rough { inner, chance, jitter_ms, lost_percent, fixed: None })))
+        (
+            member(n),
+            Votes::new(Arc::new(Rough {
+                inner,
+                chance,
+                jitter_ms,
+                lost_percent,
+                fixed: None,
+            })),
+        )
     }
 }
 
@@ -71,9 +85,16 @@ async fn a_grant_is_a_majoritys_and_can_be_checked_by_anyone() {
     let (vm, set) = (owner(1), parliament.set());
     let began = tokio::time::Instant::now();
     let grant = votes.grant(&vm, &set, Epoch(1), me).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1), "does not wait for the dead voter");
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "does not wait for the dead voter"
+    );
     assert!(grant.is_by(&set) && grant.promises.len() == 2);
-    assert_eq!(votes.grant(&vm, &set, Epoch(1), me).await.map(|g| g.epoch), Ok(Epoch(1)), "again");
+    assert_eq!(
+        votes.grant(&vm, &set, Epoch(1), me).await.map(|g| g.epoch),
+        Ok(Epoch(1)),
+        "again"
+    );
     for damage in 0..4 {
         let mut other = grant.clone();
         match damage {
@@ -85,7 +106,13 @@ async fn a_grant_is_a_majoritys_and_can_be_checked_by_anyone() {
         assert!(!other.verify(), "damage {damage}");
     }
     parliament.net.kill(parliament.ids[1]);
-    assert_eq!(votes.grant(&vm, &set, Epoch(2), me).await, Err(VoteError::NoMajority { answered: 1, asked: 3 }));
+    assert_eq!(
+        votes.grant(&vm, &set, Epoch(2), me).await,
+        Err(VoteError::NoMajority {
+            answered: 1,
+            asked: 3
+        })
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,17 +122,40 @@ async fn an_older_epoch_and_another_holder_are_refused_and_told_why() {
     let (vm, set) = (owner(1), parliament.set());
     assert_eq!(votes.newest(&set).await, Ok(None));
     votes.grant(&vm, &set, Epoch(4), a).await.unwrap();
-    let refused = Err(VoteError::Refused { newest: Epoch(4), holder: a });
+    let refused = Err(VoteError::Refused {
+        newest: Epoch(4),
+        holder: a,
+    });
     assert_eq!(votes.grant(&vm, &set, Epoch(4), b).await, refused);
     assert_eq!(votes.grant(&vm, &set, Epoch(3), b).await, refused);
     let newest = votes.newest(&set).await.unwrap().unwrap();
-    assert_eq!((newest.epoch, newest.holder, newest.confirmed, newest.granted), (Epoch(4), a, false, true));
+    assert_eq!(
+        (
+            newest.epoch,
+            newest.holder,
+            newest.confirmed,
+            newest.granted
+        ),
+        (Epoch(4), a, false, true)
+    );
     votes.confirm(&vm, &set, Epoch(4), a).await.unwrap();
     assert!(votes.newest(&set).await.unwrap().unwrap().confirmed);
-    assert!(votes.take_back(&vm, &set, Epoch(5), b).await.is_err(), "confirmed");
+    assert!(
+        votes.take_back(&vm, &set, Epoch(5), b).await.is_err(),
+        "confirmed"
+    );
     votes.grant(&vm, &set, Epoch(5), b).await.unwrap();
-    assert_eq!(votes.confirm(&vm, &set, Epoch(4), a).await, Err(VoteError::Refused { newest: Epoch(5), holder: b }));
-    assert!(votes.take_back(&vm, &set, Epoch(6), a).await.is_ok(), "not confirmed");
+    assert_eq!(
+        votes.confirm(&vm, &set, Epoch(4), a).await,
+        Err(VoteError::Refused {
+            newest: Epoch(5),
+            holder: b
+        })
+    );
+    assert!(
+        votes.take_back(&vm, &set, Epoch(6), a).await.is_ok(),
+        "not confirmed"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,20 +163,38 @@ async fn nobody_but_the_vms_key_names_voters_or_asks_them() {
     let parliament = Parliament::new(3).await;
     let (me, votes) = parliament.asker(50, 0, 0);
     let (set, stranger) = (parliament.set(), owner(2));
-    assert!(matches!(votes.grant(&stranger, &set, Epoch(1), me).await, Err(VoteError::Invalid(_))));
-    let forged = VoterSet { vm: set.vm, ..VoterSet::sign(&stranger, &parliament.ids) };
-    assert!(matches!(votes.grant(&owner(1), &forged, Epoch(1), me).await, Err(VoteError::Invalid(_))));
+    assert!(matches!(
+        votes.grant(&stranger, &set, Epoch(1), me).await,
+        Err(VoteError::Invalid(_))
+    ));
+    let forged = VoterSet {
+        vm: set.vm,
+        ..VoterSet::sign(&stranger, &parliament.ids)
+    };
+    assert!(matches!(
+        votes.grant(&owner(1), &forged, Epoch(1), me).await,
+        Err(VoteError::Invalid(_))
+    ));
     assert!(!VoterSet::sign(&owner(1), &[]).is_authentic());
     votes.grant(&owner(1), &set, Epoch(1), me).await.unwrap();
     let others = VoterSet::sign(&owner(1), &parliament.ids[..2]);
-    assert_eq!(votes.grant(&owner(1), &others, Epoch(2), me).await, Err(VoteError::Invalid("the VM has other voters")));
+    assert_eq!(
+        votes.grant(&owner(1), &others, Epoch(2), me).await,
+        Err(VoteError::Invalid("the VM has other voters"))
+    );
 }
 
 fn simulate(seeds: std::ops::Range<u64>, run: impl AsyncFn(u64)) {
-    let only = std::env::var("SEED").ok().and_then(|s| s.parse::<u64>().ok());
+    let only = std::env::var("SEED")
+        .ok()
+        .and_then(|s| s.parse::<u64>().ok());
     for seed in only.map_or(seeds, |seed| seed..seed + 1) {
         println!("repeat with SEED={seed}");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
         runtime.block_on(run(seed));
     }
 }
@@ -148,7 +216,10 @@ fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts_of_voters() {
                         Ok(grant) => {
                             assert!(grant.is_by(&set), "seed {seed}");
                             let before = granted.lock().unwrap().insert(grant.epoch, me);
-                            assert!(before.is_none_or(|b| b == me), "seed {seed}: two holders of epoch {epoch}");
+                            assert!(
+                                before.is_none_or(|b| b == me),
+                                "seed {seed}: two holders of epoch {epoch}"
+                            );
                             epoch = epoch.next();
                         }
                         Err(VoteError::Refused { newest, .. }) => epoch = newest.next(),
@@ -164,7 +235,11 @@ fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts_of_voters() {
             for _ in 0..40 {
                 let (n, m, what) = {
                     let mut random = random.lock().unwrap();
-                    (random.random_range(0..3), random.random_range(50..54), random.random_range(0..4))
+                    (
+                        random.random_range(0..3),
+                        random.random_range(50..54),
+                        random.random_range(0..4),
+                    )
                 };
                 match what {
                     0 => parliament.net.set_cut(parliament.ids[n], member(m), true),
@@ -173,10 +248,15 @@ fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts_of_voters() {
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            (0..3).for_each(|n| (50..54).for_each(|m| parliament.net.set_cut(parliament.ids[n], member(m), false)));
+            (0..3).for_each(|n| {
+                (50..54).for_each(|m| parliament.net.set_cut(parliament.ids[n], member(m), false))
+            });
         };
         futures::future::join(futures::future::join_all(askers), trouble).await;
-        assert!(!granted.lock().unwrap().is_empty(), "seed {seed}: nobody ever got it");
+        assert!(
+            !granted.lock().unwrap().is_empty(),
+            "seed {seed}: nobody ever got it"
+        );
     });
 }
 
@@ -192,10 +272,23 @@ fn a_late_confirmation_and_a_take_back_never_both_succeed() {
         sure.confirm(&vm, &set, Epoch(1), source).await.unwrap();
         sure.grant(&vm, &set, Epoch(2), target).await.unwrap();
         let cut = parliament.ids[seed as usize % 3];
-        parliament.net.set_cut(cut, if seed.is_multiple_of(2) { source } else { target }, !seed.is_multiple_of(5));
-        let (confirmed, taken_back) =
-            futures::future::join(target_votes.confirm(&vm, &set, Epoch(2), target), source_votes.take_back(&vm, &set, Epoch(3), source))
-                .await;
-        assert!(confirmed.is_err() || taken_back.is_err(), "seed {seed}: both run");
+        parliament.net.set_cut(
+            cut,
+            if seed.is_multiple_of(2) {
+                source
+            } else {
+                target
+            },
+            !seed.is_multiple_of(5),
+        );
+        let (confirmed, taken_back) = futures::future::join(
+            target_votes.confirm(&vm, &set, Epoch(2), target),
+            source_votes.take_back(&vm, &set, Epoch(3), source),
+        )
+        .await;
+        assert!(
+            confirmed.is_err() || taken_back.is_err(),
+            "seed {seed}: both run"
+        );
     });
 }

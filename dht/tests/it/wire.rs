@@ -9,27 +9,40 @@ use p2pvm_overlay::UnixTime;
 use proptest::prelude::*;
 
 fn records() -> impl Strategy<Value = Record> {
-    (1u8..5, 0u64..6, 100u64..104, proptest::option::of(proptest::collection::vec(any::<u8>(), 0..4)))
-        .prop_map(|(who, version, expires, value)| Record::sign(&owner(who), key(1), version, UnixTime(expires), value))
+    (
+        1u8..5,
+        0u64..6,
+        100u64..104,
+        proptest::option::of(proptest::collection::vec(any::<u8>(), 0..4)),
+    )
+        .prop_map(|(who, version, expires, value)| {
+            Record::sign(&owner(who), key(1), version, UnixTime(expires), value)
+        })
 }
 
 /// Cells as replicas make them: records and tombstones merged in some order.
 fn settled_cells() -> impl Strategy<Value = Cell> {
     proptest::collection::vec(records(), 0..4).prop_map(|records| {
-        records.into_iter().fold(Cell::default(), |mut cell, record| {
-            cell.merge(Cell::of(record, true));
-            cell
-        })
+        records
+            .into_iter()
+            .fold(Cell::default(), |mut cell, record| {
+                cell.merge(Cell::of(record, true));
+                cell
+            })
     })
 }
 
 fn requests() -> impl Strategy<Value = Request> {
     prop_oneof![
         (records(), any::<u64>()).prop_map(|(record, attempt)| Request::Write { record, attempt }),
-        any::<u64>().prop_map(|attempt| Request::Withdraw { key: key(1), attempt }),
+        any::<u64>().prop_map(|attempt| Request::Withdraw {
+            key: key(1),
+            attempt
+        }),
         settled_cells().prop_map(|cell| Request::Merge(key(1), cell)),
         Just(Request::Read(key(2))),
-        proptest::collection::vec(any::<u64>(), 0..20).prop_map(|d| Request::Compare(d.into_iter().map(|d| (key(d as u8), d)).collect())),
+        proptest::collection::vec(any::<u64>(), 0..20)
+            .prop_map(|d| Request::Compare(d.into_iter().map(|d| (key(d as u8), d)).collect())),
     ]
 }
 
@@ -53,7 +66,9 @@ proptest! {
     }
 
     #[test]
-    fn a_cut_or_padded_request_is_refused(request in requests(), at in any::<prop::sample::Index>()) {
+    fn a_cut_or_padded_request_is_refused(
+        request in requests(), at in any::<prop::sample::Index>()
+    ) {
         let bytes = emit(&request);
         prop_assert_eq!(parse::<Request>(&bytes[..at.index(bytes.len())]), None);
         prop_assert_eq!(parse::<Request>(&[&bytes[..], &[0]].concat()), None);
@@ -71,7 +86,9 @@ proptest! {
     }
 
     #[test]
-    fn a_record_changed_anywhere_is_not_authentic(record in records(), bit in 0usize..8, at in any::<prop::sample::Index>()) {
+    fn a_record_changed_anywhere_is_not_authentic(
+        record in records(), bit in 0usize..8, at in any::<prop::sample::Index>()
+    ) {
         let mut bytes = emit(&record);
         let at = 1 + at.index(bytes.len() - 1);
         bytes[at] ^= 1 << bit;
@@ -81,10 +98,13 @@ proptest! {
     }
 
     #[test]
-    fn two_replicas_that_exchanged_cells_agree_and_graves_arrive_in_any_order(a in settled_cells(), b in settled_cells(), c in settled_cells()) {
+    fn two_replicas_that_exchanged_cells_agree_and_graves_arrive_in_any_order(
+        a in settled_cells(), b in settled_cells(), c in settled_cells()
+    ) {
         prop_assert_eq!(meaning(&merged(&a, &a)), meaning(&a));
         prop_assert_eq!(meaning(&merged(&a, &b)), meaning(&merged(&b, &a)));
-        // Not so the records: a loser that was dropped before the winner's grave came does not come back.
+        // Not so the records: a loser that was dropped before the winner's grave came does not come
+        // back.
         let one = merged(&merged(&a, &b), &c);
         let two = merged(&a, &merged(&b, &c));
         prop_assert_eq!(&one.graves, &two.graves);

@@ -32,55 +32,95 @@ impl Report {
     /// The machine could not be looked at.
     pub(super) fn unseen(why: String) -> Self {
         let routes = vec![Finding::failed(why.clone(), "")];
-        Self { forwarding: Some(why), routes, ..Self::default() }
+        Self {
+            forwarding: Some(why),
+            routes,
+            ..Self::default()
+        }
     }
 
     /// After a look and its steps, some of which fail.
-    pub(super) fn of(wanted: &Wanted, seen: &Seen, failing: impl Iterator<Item = (String, String)>) -> Self {
+    pub(super) fn of(
+        wanted: &Wanted,
+        seen: &Seen,
+        failing: impl Iterator<Item = (String, String)>,
+    ) -> Self {
         let shared = sharing::shared(wanted, &seen.observed);
         let past = seen.observed.carried.clone();
-        let mut report = Self { nowhere: seen.nowhere.clone(), shared, past, ..Self::default() };
+        let mut report = Self {
+            nowhere: seen.nowhere.clone(),
+            shared,
+            past,
+            ..Self::default()
+        };
         let device = &wanted.device;
         for (what, why) in failing {
             if what.starts_with("forwarding") {
                 report.forwarding_findings.push(Finding::failed(
-                    format!("packets from {device} are not forwarded into the offered subnets: {why}"),
+                    format!(
+                        "packets from {device} are not forwarded into the offered subnets: {why}"
+                    ),
                     "settle what the message says; p2pvm tries again by itself",
                 ));
                 report.forwarding.get_or_insert(why);
             } else if what.starts_with("rout") {
-                report.routes.push(Finding::failed(format!("{what} cannot be set up: {why}"), "p2pvm tries again by itself"));
+                report.routes.push(Finding::failed(
+                    format!("{what} cannot be set up: {why}"),
+                    "p2pvm tries again by itself",
+                ));
             } else {
-                report.firewall.push(Finding::warning(format!("{what} cannot be opened: {why}"), "p2pvm tries again by itself"));
+                report.firewall.push(Finding::warning(
+                    format!("{what} cannot be opened: {why}"),
+                    "p2pvm tries again by itself",
+                ));
             }
         }
         for net in &report.nowhere {
             let found = format!("this machine offers {net}, but no interface of it leads there");
-            report.routes.push(Finding::failed(found, format!("connect the interface, or: p2pvm route withdraw {net}")));
+            report.routes.push(Finding::failed(
+                found,
+                format!("connect the interface, or: p2pvm route withdraw {net}"),
+            ));
         }
         if let Some(conflict) = &seen.conflict {
             report.routes.push(Finding::failed(
                 format!("the network's own subnet {conflict}"),
-                "renumber that network, or leave this one and join one with another subnet (p2pvm init --subnet)",
+                "renumber that network, or leave this one and join one with another subnet (p2pvm \
+                    init --subnet)",
             ));
         }
         for (block, commands) in &seen.survey.input {
             let found = format!("{block} lets nothing in from {device}");
-            report.firewall.push(Finding::warning(found, commands.join(" && ")));
+            report
+                .firewall
+                .push(Finding::warning(found, commands.join(" && ")));
         }
         for (block, commands) in &seen.survey.forward {
-            let (found, advice) = (format!("{block} drops what {device} forwards into the offered subnets"), commands.join(" && "));
+            let (found, advice) = (
+                format!("{block} drops what {device} forwards into the offered subnets"),
+                commands.join(" && "),
+            );
             report.blocked.push((found.clone(), advice.clone()));
             report.firewall.push(Finding::failed(found, advice));
         }
         for dropped in &seen.survey.elsewhere {
-            let hooks::Dropped { block, hook, what, command, offered } = dropped;
+            let hooks::Dropped {
+                block,
+                hook,
+                what,
+                command,
+                offered,
+            } = dropped;
             let found = format!("{block}, at the hook {hook}, drops {what}");
             if *offered {
                 report.blocked.push((found.clone(), command.clone()));
-                report.firewall.push(Finding::failed(found, command.clone()));
+                report
+                    .firewall
+                    .push(Finding::failed(found, command.clone()));
             } else {
-                report.firewall.push(Finding::warning(found, command.clone()));
+                report
+                    .firewall
+                    .push(Finding::warning(found, command.clone()));
             }
         }
         report
@@ -89,10 +129,21 @@ impl Report {
     /// Puts it on the board; `more` is what the network itself found wrong with routes.
     pub(super) fn show(&self, board: &Board, more: Vec<Finding>) {
         let past = self.past.iter().map(|Carried { by, server }| {
-            let found = format!("p2pvm's own packets go past the VPN {by}, whose server {server} is reached through this network");
+            let found = format!(
+                "p2pvm's own packets go past the VPN {by}, whose server {server} \
+                is reached through this network"
+            );
             Finding::note(found, "")
         });
-        board.set("routes", self.routes.iter().cloned().chain(more).chain(past).collect());
+        board.set(
+            "routes",
+            self.routes
+                .iter()
+                .cloned()
+                .chain(more)
+                .chain(past)
+                .collect(),
+        );
         board.set("forwarding", self.forwarding_findings.clone());
         board.set("firewall", self.firewall.clone());
     }

@@ -12,7 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// From linux/rtnetlink.h: links, IPv4 addresses, routes and rules, settings of interfaces (forwarding among them).
+/// From linux/rtnetlink.h: links, IPv4 addresses, routes and rules, settings of interfaces
+/// (forwarding among them).
 const GROUPS: [u32; 5] = [1, 5, 7, 8, 24];
 /// From linux/netfilter/nfnetlink.h: any change of nftables.
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -39,7 +40,11 @@ impl Watch {
         woken.set_nonblocking(true)?;
         // A kernel without nftables has no rules to tell of.
         let rules = Self::rules().ok();
-        Ok(Self { routes: Netlink::listen(&GROUPS)?, rules, woken })
+        Ok(Self {
+            routes: Netlink::listen(&GROUPS)?,
+            rules,
+            woken,
+        })
     }
 
     fn rules() -> io::Result<Socket> {
@@ -50,8 +55,9 @@ impl Watch {
         Ok(socket)
     }
 
-    /// Waits until something is heard, but not before `rest` unless it is an order, and not longer than `limit`. `tell` is called at
-    /// once when the kernel tells of something, and at the end for what came after that.
+    /// Waits until something is heard, but not before `rest` unless it is an order, and not longer
+    /// than `limit`. `tell` is called at once when the kernel tells of something, and at the end
+    /// for what came after that.
     pub fn wait(&mut self, rest: Duration, limit: Duration, tell: impl Fn()) -> Heard {
         let (mut told, mut more) = (false, false);
         let heard = self.hear(rest, limit, || {
@@ -72,13 +78,18 @@ impl Watch {
         let (began, mut heard) = (Instant::now(), Heard::default());
         loop {
             let elapsed = began.elapsed();
-            let until = if heard.any { rest.max(super::SETTLE).min(limit) } else { limit };
+            let until = if heard.any {
+                rest.max(super::SETTLE).min(limit)
+            } else {
+                limit
+            };
             if elapsed >= until {
                 return heard;
             }
             let [ordered, routes, rules] = self.poll(until - elapsed);
             if routes {
-                // What it was is seen by looking; messages that were lost for want of room are no loss then.
+                // What it was is seen by looking; messages that were lost for want of room are no
+                // loss then.
                 let _ = self.routes.hear();
                 heard.any = true;
             }
@@ -97,10 +108,17 @@ impl Watch {
     }
 
     fn poll(&self, limit: Duration) -> [bool; 3] {
-        let timeout = PollTimeout::try_from(limit.as_millis().min(60_000) as u64 + 1).unwrap_or(PollTimeout::ZERO);
+        let timeout = PollTimeout::try_from(limit.as_millis().min(60_000) as u64 + 1)
+            .unwrap_or(PollTimeout::ZERO);
         // SAFETY: the descriptor is the socket's, which lives as long as `self`.
-        let rules = self.rules.as_ref().map(|socket| unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) });
-        let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN), PollFd::new(self.routes.as_fd(), PollFlags::POLLIN)];
+        let rules = self
+            .rules
+            .as_ref()
+            .map(|socket| unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) });
+        let mut fds = vec![
+            PollFd::new(self.woken.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.routes.as_fd(), PollFlags::POLLIN),
+        ];
         fds.extend(rules.map(|rules| PollFd::new(rules, PollFlags::POLLIN)));
         if poll(&mut fds, timeout).is_err() {
             return [false; 3];

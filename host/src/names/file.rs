@@ -1,8 +1,9 @@
 //! The file behind `/etc/resolv.conf`: read, and written so that nothing else about it changes.
 //!
-//! A symbolic link stays a link, also a dangling one. A file is replaced as a whole, with its owner, mode and extended attributes
-//! (a security label is one), so that no program reads half of it. Where that cannot be, as for a file that is mounted by itself
-//! or has several names, it is rewritten in place. A disk that is full is an error in time: the old text is still there.
+//! A symbolic link stays a link, also a dangling one. A file is replaced as a whole, with its
+//! owner, mode and extended attributes (a security label is one), so that no program reads half of
+//! it. Where that cannot be, as for a file that is mounted by itself or has several names, it is
+//! rewritten in place. A disk that is full is an error in time: the old text is still there.
 
 use super::text::{Block, Parsed, parse, render};
 use nix::fcntl::{Flock, FlockArg};
@@ -46,7 +47,14 @@ pub fn links_of(path: &Path) -> io::Result<Vec<PathBuf>> {
                 let next = last.parent().unwrap_or(Path::new("/")).join(to);
                 passed.push(next);
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => return Ok(passed),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::NotFound
+                ) =>
+            {
+                return Ok(passed);
+            }
             Err(e) => return Err(e),
         }
     }
@@ -60,16 +68,31 @@ pub fn links_of(path: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let about = match fs::metadata(path) {
         Ok(about) => about,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
         Err(e) => return Err(e),
     };
     if !about.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is no regular file",
+        ));
     }
     let mut text = Vec::new();
-    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+    File::open(path)?
+        .take(MAX_BYTES + 1)
+        .read_to_end(&mut text)?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 16 MiB"));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it is larger than 16 MiB",
+        ));
     }
     Ok(Some(text))
 }
@@ -85,16 +108,41 @@ fn beside(path: &Path) -> PathBuf {
 fn copy_attributes(from: &File, to: &File) {
     let mut names = vec![0u8; 4096];
     // SAFETY: the buffer is ours and as long as said.
-    let length = unsafe { nix::libc::flistxattr(from.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
-    let Ok(length) = usize::try_from(length) else { return };
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let Ok(name) = CString::new(name) else { continue };
+    let length =
+        unsafe { nix::libc::flistxattr(from.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
+    let Ok(length) = usize::try_from(length) else {
+        return;
+    };
+    for name in names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
+        let Ok(name) = CString::new(name) else {
+            continue;
+        };
         let mut value = vec![0u8; 4096];
         // SAFETY: the name ends with a zero, and the buffer is ours and as long as said.
-        let length = unsafe { nix::libc::fgetxattr(from.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-        let Ok(length) = usize::try_from(length) else { continue };
+        let length = unsafe {
+            nix::libc::fgetxattr(
+                from.as_raw_fd(),
+                name.as_ptr(),
+                value.as_mut_ptr().cast(),
+                value.len(),
+            )
+        };
+        let Ok(length) = usize::try_from(length) else {
+            continue;
+        };
         // SAFETY: as above. That it fails leaves the new file with the directory's default.
-        unsafe { nix::libc::fsetxattr(to.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), length, 0) };
+        unsafe {
+            nix::libc::fsetxattr(
+                to.as_raw_fd(),
+                name.as_ptr(),
+                value.as_ptr().cast(),
+                length,
+                0,
+            )
+        };
     }
 }
 
@@ -103,7 +151,11 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let temporary = beside(path);
     let _ = fs::remove_file(&temporary);
     let made = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&temporary)?;
         file.write_all(text)?;
         match File::open(path).and_then(|old| Ok((old.metadata()?, old))) {
             Ok((about, old)) => {
@@ -137,22 +189,36 @@ fn rewrite(path: &Path, old: &[u8], text: &[u8]) -> io::Result<()> {
 /// # Errors
 /// What the kernel says of the last way tried; the old text is still there.
 pub fn write(path: &Path, old: Option<&[u8]>, text: &[u8]) -> io::Result<()> {
-    let Some(old) = old else { return replace(path, text) };
+    let Some(old) = old else {
+        return replace(path, text);
+    };
     if fs::metadata(path)?.nlink() > 1 {
         return rewrite(path, old, text);
     }
     match replace(path, text) {
         Ok(()) => Ok(()),
         // A full disk takes neither; everything else may be about the directory alone.
-        Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Err(e),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) =>
+        {
+            Err(e)
+        }
         Err(_) => rewrite(path, old, text),
     }
 }
 
 /// Makes the directories above a file that are missing; gives how many.
 fn make_parents(path: &Path) -> io::Result<u8> {
-    let Some(parent) = path.parent() else { return Ok(0) };
-    let missing = parent.ancestors().take_while(|directory| !directory.exists()).count();
+    let Some(parent) = path.parent() else {
+        return Ok(0);
+    };
+    let missing = parent
+        .ancestors()
+        .take_while(|directory| !directory.exists())
+        .count();
     let mut builder = fs::DirBuilder::new();
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o755);
     builder.recursive(true).create(parent)?;
@@ -174,22 +240,37 @@ pub struct Edited {
 
 fn locked() -> Option<Flock<File>> {
     let _ = fs::create_dir_all(Path::new(LOCK).parent()?);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(LOCK).ok()?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(LOCK)
+        .ok()?;
     // Without it two daemons may both have to write twice; it is held for milliseconds.
     Flock::lock(file, FlockArg::LockExclusive).ok()
 }
 
-/// Puts a block into the list of name servers at `path`, in the place of the one with the same id. `before` is told of the file
-/// before it is changed.
+/// Puts a block into the list of name servers at `path`, in the place of the one with the same id.
+/// `before` is told of the file before it is changed.
 ///
 /// # Errors
 /// What the kernel says, or `before`.
-pub fn put(path: &Path, block: &Block, alone: bool, before: impl Fn(&Path) -> io::Result<()>) -> io::Result<Edited> {
+pub fn put(
+    path: &Path,
+    block: &Block,
+    alone: bool,
+    before: impl Fn(&Path) -> io::Result<()>,
+) -> io::Result<Edited> {
     let _alone = locked();
     let path = behind_links(path)?;
     let old = read(&path)?;
     let mut parsed = parse(old.as_deref().unwrap_or_default());
-    let was_there = parsed.blocks.iter().find(|known| known.id == block.id).cloned();
+    let was_there = parsed
+        .blocks
+        .iter()
+        .find(|known| known.id == block.id)
+        .cloned();
     let mut block = block.clone();
     // Whoever comes first makes it, whoever goes last takes it away.
     block.made = parsed.blocks.iter().find_map(|known| known.made);
@@ -208,18 +289,25 @@ pub fn put(path: &Path, block: &Block, alone: bool, before: impl Fn(&Path) -> io
         }
         write(&path, old.as_deref(), &text)?;
     }
-    Ok(Edited { path, parsed, text, written })
+    Ok(Edited {
+        path,
+        parsed,
+        text,
+        written,
+    })
 }
 
-/// Takes a block out of the list of name servers at `path`, and what an earlier version left. A file that was missing before is
-/// missing again, if nobody has written into it meanwhile.
+/// Takes a block out of the list of name servers at `path`, and what an earlier version left. A
+/// file that was missing before is missing again, if nobody has written into it meanwhile.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn take_out(path: &Path, id: &str) -> io::Result<()> {
     let _alone = locked();
     let path = behind_links(path)?;
-    let Some(old) = read(&path)? else { return Ok(()) };
+    let Some(old) = read(&path)? else {
+        return Ok(());
+    };
     let mut parsed = parse(&old);
     let made = parsed.blocks.iter().find_map(|known| known.made);
     parsed.blocks.retain(|known| known.id != id);
@@ -240,13 +328,17 @@ pub fn take_out(path: &Path, id: &str) -> io::Result<()> {
     }
 }
 
-/// Why a file cannot be written, where the error itself does not tell: the attribute "immutable" (chattr(1)).
+/// Why a file cannot be written, where the error itself does not tell: the attribute "immutable"
+/// (chattr(1)).
 pub fn is_immutable(path: &Path) -> bool {
     const FS_IMMUTABLE_FL: nix::libc::c_int = 0x10;
-    let Ok(file) = File::open(path) else { return false };
+    let Ok(file) = File::open(path) else {
+        return false;
+    };
     let mut flags: nix::libc::c_int = 0;
     // SAFETY: the ioctl writes one int (ioctl_iflags(2)).
-    let asked = unsafe { nix::libc::ioctl(file.as_raw_fd(), nix::libc::FS_IOC_GETFLAGS, &raw mut flags) };
+    let asked =
+        unsafe { nix::libc::ioctl(file.as_raw_fd(), nix::libc::FS_IOC_GETFLAGS, &raw mut flags) };
     asked == 0 && flags & FS_IMMUTABLE_FL != 0
 }
 

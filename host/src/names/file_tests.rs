@@ -11,7 +11,13 @@ const ORIGINAL: &[u8] = b"search a.org\nnameserver 192.0.2.1\n";
 
 fn block(id: &str) -> Block {
     let last = id.len() as u8;
-    Block { id: id.into(), server: Ipv4Addr::new(127, 77, 0, last), domain: format!("{id}.p2p"), subnets: vec![], made: None }
+    Block {
+        id: id.into(),
+        server: Ipv4Addr::new(127, 77, 0, last),
+        domain: format!("{id}.p2p"),
+        subnets: vec![],
+        made: None,
+    }
 }
 
 fn put_in(path: &Path) -> io::Result<Edited> {
@@ -22,7 +28,9 @@ fn put_in(path: &Path) -> io::Result<Edited> {
 fn goes_in_and_out(path: &Path) {
     let edited = put_in(path).unwrap();
     assert!(edited.written);
-    assert!(String::from_utf8_lossy(&fs::read(path).unwrap()).contains("\nnameserver 127.77.0.3\n"));
+    assert!(
+        String::from_utf8_lossy(&fs::read(path).unwrap()).contains("\nnameserver 127.77.0.3\n")
+    );
     assert!(!put_in(path).unwrap().written, "it is there already");
     take_out(path, "lab").unwrap();
 }
@@ -34,7 +42,14 @@ fn with_own_mounts(test: impl FnOnce() + Send) -> bool {
             println!("NOT RUN: a mount namespace needs root");
             return false;
         }
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )
+        .unwrap();
         test();
         true
     };
@@ -53,17 +68,42 @@ fn a_plain_file_keeps_its_text_mode_owner_and_attributes() {
     }
     let file = File::open(&path).unwrap();
     // SAFETY: both strings end with a zero, and the value is three bytes.
-    let set = unsafe { nix::libc::fsetxattr(file.as_raw_fd(), c"user.label".as_ptr(), c"net".as_ptr().cast(), 3, 0) };
+    let set = unsafe {
+        nix::libc::fsetxattr(
+            file.as_raw_fd(),
+            c"user.label".as_ptr(),
+            c"net".as_ptr().cast(),
+            3,
+            0,
+        )
+    };
     goes_in_and_out(&path);
     let about = fs::metadata(&path).unwrap();
-    assert_eq!((fs::read(&path).unwrap().as_slice(), about.mode() & 0o777), (ORIGINAL, 0o640));
+    assert_eq!(
+        (fs::read(&path).unwrap().as_slice(), about.mode() & 0o777),
+        (ORIGINAL, 0o640)
+    );
     assert!(!root || (about.uid(), about.gid()) == (7, 8));
     let mut value = [0u8; 3];
     let file = File::open(&path).unwrap();
     // SAFETY: the buffer is as long as said.
-    let got = unsafe { nix::libc::fgetxattr(file.as_raw_fd(), c"user.label".as_ptr(), value.as_mut_ptr().cast(), 3) };
-    assert!(set != 0 || (got, &value) == (3, b"net"), "the attribute went");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+    let got = unsafe {
+        nix::libc::fgetxattr(
+            file.as_raw_fd(),
+            c"user.label".as_ptr(),
+            value.as_mut_ptr().cast(),
+            3,
+        )
+    };
+    assert!(
+        set != 0 || (got, &value) == (3, b"net"),
+        "the attribute went"
+    );
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "nothing is left behind"
+    );
 }
 
 #[test]
@@ -73,14 +113,21 @@ fn links_stay_links_and_a_file_that_was_missing_is_missing_again() {
     fs::create_dir(at("etc")).unwrap();
     symlink("../run/resolve/stub.conf", at("etc/resolv.conf")).unwrap();
     goes_in_and_out(&at("etc/resolv.conf"));
-    assert_eq!(fs::read_link(at("etc/resolv.conf")).unwrap(), Path::new("../run/resolve/stub.conf"));
+    assert_eq!(
+        fs::read_link(at("etc/resolv.conf")).unwrap(),
+        Path::new("../run/resolve/stub.conf")
+    );
     assert!(!at("run").exists(), "the directories made for it are gone");
     fs::create_dir_all(at("run/resolve")).unwrap();
     fs::write(at("run/resolve/real.conf"), ORIGINAL).unwrap();
     symlink("real.conf", at("run/resolve/stub.conf")).unwrap();
     goes_in_and_out(&at("etc/resolv.conf"));
     assert_eq!(fs::read(at("run/resolve/real.conf")).unwrap(), ORIGINAL);
-    assert!(fs::symlink_metadata(at("run/resolve/stub.conf")).unwrap().is_symlink());
+    assert!(
+        fs::symlink_metadata(at("run/resolve/stub.conf"))
+            .unwrap()
+            .is_symlink()
+    );
     goes_in_and_out(&at("etc/none.conf"));
     assert!(!at("etc/none.conf").exists());
     symlink("loop", at("loop")).unwrap();
@@ -104,8 +151,16 @@ fn what_is_no_file_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("resolv.conf");
     symlink("/dev/null", &path).unwrap();
-    assert!(put_in(&path).unwrap_err().to_string().contains("no regular file"));
-    assert!(!fs::metadata("/dev/null").unwrap().is_file(), "the device is still there");
+    assert!(
+        put_in(&path)
+            .unwrap_err()
+            .to_string()
+            .contains("no regular file")
+    );
+    assert!(
+        !fs::metadata("/dev/null").unwrap().is_file(),
+        "the device is still there"
+    );
     assert!(put_in(dir.path()).is_err());
 }
 
@@ -116,7 +171,13 @@ fn a_file_with_two_names_is_changed_under_both() {
     fs::write(&path, ORIGINAL).unwrap();
     fs::hard_link(&path, &other).unwrap();
     goes_in_and_out(&path);
-    assert_eq!((fs::read(&other).unwrap().as_slice(), fs::metadata(&other).unwrap().nlink()), (ORIGINAL, 2));
+    assert_eq!(
+        (
+            fs::read(&other).unwrap().as_slice(),
+            fs::metadata(&other).unwrap().nlink()
+        ),
+        (ORIGINAL, 2)
+    );
 }
 
 #[test]
@@ -128,14 +189,42 @@ fn a_file_that_is_mounted_by_itself_is_rewritten_also_where_all_else_is_read_onl
         fs::write(&real, ORIGINAL).unwrap();
         let path = etc.join("resolv.conf");
         fs::write(&path, "").unwrap();
-        mount(Some(&real), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        mount(
+            Some(&real),
+            &path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
         goes_in_and_out(&path);
         assert_eq!(fs::read(&real).unwrap(), ORIGINAL);
-        mount(Some(&etc), &etc, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-        mount(None::<&str>, &etc, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>).unwrap();
+        mount(
+            Some(&etc),
+            &etc,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
+        mount(
+            None::<&str>,
+            &etc,
+            None::<&str>,
+            MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+            None::<&str>,
+        )
+        .unwrap();
         // The mount of the file lies below the new one of its directory.
         fs::write(&real, ORIGINAL).unwrap();
-        mount(Some(&real), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        mount(
+            Some(&real),
+            &path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
         goes_in_and_out(&path);
         assert_eq!(fs::read(&real).unwrap(), ORIGINAL);
     });
@@ -145,12 +234,22 @@ fn a_file_that_is_mounted_by_itself_is_rewritten_also_where_all_else_is_read_onl
 fn a_full_disk_changes_nothing() {
     with_own_mounts(|| {
         let dir = tempfile::tempdir().unwrap();
-        mount(Some("none"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=16k")).unwrap();
+        mount(
+            Some("none"),
+            dir.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some("size=16k"),
+        )
+        .unwrap();
         let path = dir.path().join("resolv.conf");
         fs::write(&path, ORIGINAL).unwrap();
         let mut filler = File::create(dir.path().join("filler")).unwrap();
         while filler.write_all(&[0; 4096]).is_ok() {}
-        assert_eq!(put_in(&path).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(
+            put_in(&path).unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
         assert_eq!(fs::read(&path).unwrap(), ORIGINAL);
     });
 }
@@ -161,7 +260,13 @@ fn an_immutable_file_is_told_from_others() {
     let path = dir.path().join("resolv.conf");
     fs::write(&path, ORIGINAL).unwrap();
     assert!(!is_immutable(&path));
-    let chattr = |flag: &str| std::process::Command::new("chattr").arg(flag).arg(&path).status().is_ok_and(|status| status.success());
+    let chattr = |flag: &str| {
+        std::process::Command::new("chattr")
+            .arg(flag)
+            .arg(&path)
+            .status()
+            .is_ok_and(|status| status.success())
+    };
     if !chattr("+i") {
         println!("NOT RUN: chattr +i does not work here");
         return;

@@ -32,7 +32,11 @@ impl std::fmt::Display for Holder {
 
 /// `/proc/net` has addresses as the kernel has them in memory: 32-bit words in the machine's order.
 fn address(hex: &str) -> Option<IpAddr> {
-    let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let word = |at: usize| {
+        u32::from_str_radix(hex.get(at..at + 8)?, 16)
+            .ok()
+            .map(u32::to_ne_bytes)
+    };
     match hex.len() {
         8 => Some(Ipv4Addr::from(word(0)?).into()),
         32 => {
@@ -50,7 +54,8 @@ fn sockets(table: &str, port: u16, listening: bool) -> Vec<(IpAddr, u64)> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let (ip, at) = words.get(1)?.split_once(':')?;
         // TCP_LISTEN: a client's connection holds no port for others.
-        let counts = u16::from_str_radix(at, 16).ok()? == port && (!listening || *words.get(3)? == "0A");
+        let counts =
+            u16::from_str_radix(at, 16).ok()? == port && (!listening || *words.get(3)? == "0A");
         counts.then_some((address(ip)?, words.get(9)?.parse().ok()?))
     };
     table.lines().skip(1).filter_map(read).collect()
@@ -58,27 +63,38 @@ fn sockets(table: &str, port: u16, listening: bool) -> Vec<(IpAddr, u64)> {
 
 fn process_of(inode: u64) -> Option<(String, u32)> {
     let wanted = format!("socket:[{inode}]");
-    fs::read_dir("/proc").ok()?.filter_map(Result::ok).find_map(|entry| {
-        let id: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let holds = fs::read_dir(entry.path().join("fd")).ok()?.filter_map(Result::ok);
-        let mut holds = holds.filter_map(|fd| fs::read_link(fd.path()).ok());
-        holds.any(|to| to == Path::new(&wanted)).then(|| {
-            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            (name.trim().to_owned(), id)
+    fs::read_dir("/proc")
+        .ok()?
+        .filter_map(Result::ok)
+        .find_map(|entry| {
+            let id: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let holds = fs::read_dir(entry.path().join("fd"))
+                .ok()?
+                .filter_map(Result::ok);
+            let mut holds = holds.filter_map(|fd| fs::read_link(fd.path()).ok());
+            holds.any(|to| to == Path::new(&wanted)).then(|| {
+                let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+                (name.trim().to_owned(), id)
+            })
         })
-    })
 }
 
-/// Who has UDP or TCP `port` so that `ip` cannot be had; the process of each as far as it can be seen.
+/// Who has UDP or TCP `port` so that `ip` cannot be had; the process of each as far as it can be
+/// seen.
 pub fn of(ip: IpAddr, port: u16) -> Vec<Holder> {
     let mut found = Vec::new();
     for (protocol, tables) in [("udp", ["udp", "udp6"]), ("tcp", ["tcp", "tcp6"])] {
         for table in tables {
             // The calling thread's network namespace, which need not be the process's.
-            let text = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+            let text =
+                fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
             for (address, inode) in sockets(&text, port, protocol == "tcp") {
                 if address == ip || address.is_unspecified() {
-                    found.push(Holder { address, protocol, process: process_of(inode) });
+                    found.push(Holder {
+                        address,
+                        protocol,
+                        process: process_of(inode),
+                    });
                 }
             }
         }
@@ -98,9 +114,24 @@ mod tests {
         let one = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let found = of(Ipv4Addr::LOCALHOST.into(), port);
         let me = std::process::id();
-        assert!(found.iter().all(|holder| holder.process.as_ref().is_some_and(|(_, id)| *id == me)), "{found:?}");
-        assert_eq!(found.iter().map(|holder| holder.protocol).collect::<Vec<_>>(), ["udp", "tcp"]);
-        assert!(found[0].to_string().ends_with("has it on all addresses"), "{}", found[0]);
+        assert!(
+            found
+                .iter()
+                .all(|holder| holder.process.as_ref().is_some_and(|(_, id)| *id == me)),
+            "{found:?}"
+        );
+        assert_eq!(
+            found
+                .iter()
+                .map(|holder| holder.protocol)
+                .collect::<Vec<_>>(),
+            ["udp", "tcp"]
+        );
+        assert!(
+            found[0].to_string().ends_with("has it on all addresses"),
+            "{}",
+            found[0]
+        );
         drop((all, one));
         assert_eq!(of(Ipv4Addr::LOCALHOST.into(), port), []);
     }
@@ -108,8 +139,14 @@ mod tests {
     #[test]
     fn addresses_are_read_as_the_kernel_writes_them() {
         let little = cfg!(target_endian = "little");
-        assert_eq!(address(if little { "3500007F" } else { "7F000035" }), Some(Ipv4Addr::new(127, 0, 0, 53).into()));
-        assert_eq!(address("00000000000000000000000000000000"), Some(Ipv6Addr::UNSPECIFIED.into()));
+        assert_eq!(
+            address(if little { "3500007F" } else { "7F000035" }),
+            Some(Ipv4Addr::new(127, 0, 0, 53).into())
+        );
+        assert_eq!(
+            address("00000000000000000000000000000000"),
+            Some(Ipv6Addr::UNSPECIFIED.into())
+        );
         assert_eq!(address("xyz"), None);
     }
 }

@@ -1,9 +1,11 @@
-//! Keeps this machine's programs finding the network's names, whatever manages its name servers and however that changes.
+//! Keeps this machine's programs finding the network's names, whatever manages its name servers and
+//! however that changes.
 //!
-//! One thread looks at the whole scene whenever something in it changes, and every few seconds: is systemd-resolved alive, and
-//! told of us; does the list of name servers lead to it, and if not, does it begin with ours. Then it asks as programs do
-//! ([`super::proof`]) and writes on the board what does not work. Nothing is remembered that could be looked at instead, so
-//! that it does not matter who changed what, when, or how often.
+//! One thread looks at the whole scene whenever something in it changes, and every few seconds: is
+//! systemd-resolved alive, and told of us; does the list of name servers lead to it, and if not,
+//! does it begin with ours. Then it asks as programs do ([`super::proof`]) and writes on the board
+//! what does not work. Nothing is remembered that could be looked at instead, so that it does not
+//! matter who changed what, when, or how often.
 
 use super::{
     file,
@@ -29,7 +31,8 @@ use std::{
 
 /// The area of the board that is the keeper's.
 pub const AREA: &str = "names";
-/// How often everything is looked at though nothing seems to have changed: not every file system tells of changes.
+/// How often everything is looked at though nothing seems to have changed: not every file system
+/// tells of changes.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// The same while something does not work.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -37,13 +40,16 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// systemd-resolved is told again after this if it does not do as told.
 const TELL_AGAIN: Duration = Duration::from_secs(6);
-/// So often a minute somebody may rewrite the list of name servers before it is put right with growing delay.
+/// So often a minute somebody may rewrite the list of name servers before it is put right with
+/// growing delay.
 const REWRITES: usize = 12;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Answers this machine's programs: about the network's names itself, about others by asking further.
+/// Answers this machine's programs: about the network's names itself, about others by asking
+/// further.
 pub trait Forwarder: Send + Sync + 'static {
-    /// Where it asks about other names: the servers that the machine had before, and the resolvers of its other networks.
+    /// Where it asks about other names: the servers that the machine had before, and the resolvers
+    /// of its other networks.
     fn lead(&self, servers: Vec<SocketAddr>, neighbours: Vec<Neighbour>);
 
     /// Whether the last question about another name found no answer.
@@ -115,7 +121,12 @@ impl Keeper {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn start(settings: Settings, forwarder: Arc<dyn Forwarder>, board: Board, before: Before) -> io::Result<Self> {
+    pub fn start(
+        settings: Settings,
+        forwarder: Arc<dyn Forwarder>,
+        board: Board,
+        before: Before,
+    ) -> io::Result<Self> {
         let (bell, rung) = UnixStream::pair()?;
         rung.set_nonblocking(true)?;
         let told = Arc::new(Mutex::new(Told::default()));
@@ -134,8 +145,14 @@ impl Keeper {
             ways: VecDeque::new(),
         };
         let orders = told.clone();
-        let thread = std::thread::Builder::new().name("names".into()).spawn(move || keeping.run(&orders, &rung))?;
-        Ok(Self { told, bell, thread: Mutex::new(Some(thread)) })
+        let thread = std::thread::Builder::new()
+            .name("names".into())
+            .spawn(move || keeping.run(&orders, &rung))?;
+        Ok(Self {
+            told,
+            bell,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Sets what is to be so; none: nothing of ours is to be anywhere.
@@ -151,7 +168,11 @@ impl Keeper {
     pub fn end(&self) {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).end = true;
         let _ = (&self.bell).write_all(&[0]);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
@@ -199,7 +220,9 @@ impl Keeping {
         loop {
             // In this order nothing is missed: what comes later wakes, or rings again.
             let mut bells = [0; 64];
-            while io::Read::read(&mut &*rung, &mut bells).is_ok_and(|length| length == bells.len()) {}
+            while io::Read::read(&mut &*rung, &mut bells).is_ok_and(|length| length == bells.len())
+            {
+            }
             let (wanted, end) = {
                 let told = orders.lock().unwrap_or_else(PoisonError::into_inner);
                 (told.wanted.clone(), told.end)
@@ -222,12 +245,14 @@ impl Keeping {
 
     fn watch_everything(&mut self) {
         let places = &self.settings.places;
-        let mut files = file::links_of(&places.resolv_conf).unwrap_or_else(|_| vec![places.resolv_conf.clone()]);
+        let mut files = file::links_of(&places.resolv_conf)
+            .unwrap_or_else(|_| vec![places.resolv_conf.clone()]);
         files.extend([places.nsswitch.clone(), places.resolved.clone()]);
         self.watch.over(files);
     }
 
-    /// Looks at everything and puts right what is wrong; gives how long nothing needs to be done if nothing changes.
+    /// Looks at everything and puts right what is wrong; gives how long nothing needs to be done if
+    /// nothing changes.
     fn turn(&mut self, wanted: &Wanted) -> Duration {
         let mut next = LOOK_EVERY;
         let mut cannot = None;
@@ -238,7 +263,8 @@ impl Keeping {
         let scene = Scene::look(&self.settings.places);
         let told = self.tell(wanted, &scene);
         let leads_there = self.list().is_ok_and(|list| scene::is_stub(&list.others));
-        let by_resolved = told.is_ok() && scene.resolved == Resolved::Alive && self.resolved_knows(wanted);
+        let by_resolved =
+            told.is_ok() && scene.resolved == Resolved::Alive && self.resolved_knows(wanted);
         if leads_there && by_resolved {
             self.take_out();
         } else if let Some(server) = wanted.server {
@@ -249,12 +275,18 @@ impl Keeping {
                 let leads = self.lead(&list);
                 self.say_way(&list, &scene, by_resolved && leads_there);
                 let mut found = self.prove(wanted, &scene, &list, told.err(), cannot);
-                found.extend(self.outside.look(Self::first(&list), &leads, &*self.forwarder));
+                found.extend(
+                    self.outside
+                        .look(Self::first(&list), &leads, &*self.forwarder),
+                );
                 self.say(found, &mut next);
             }
             Err(error) => {
                 let path = self.settings.places.resolv_conf.display();
-                self.say(vec![proof::unreadable(&path.to_string(), &error)], &mut next);
+                self.say(
+                    vec![proof::unreadable(&path.to_string(), &error)],
+                    &mut next,
+                );
             }
         }
         next
@@ -262,22 +294,46 @@ impl Keeping {
 
     /// The server that programs ask first.
     fn first(list: &List) -> Option<SocketAddr> {
-        scene::asked(&list.text).first().and_then(NameServer::address)
+        scene::asked(&list.text)
+            .first()
+            .and_then(NameServer::address)
     }
 
     fn list(&self) -> io::Result<List> {
-        let text = file::read(&file::behind_links(&self.settings.places.resolv_conf)?)?.unwrap_or_default();
+        let text = file::read(&file::behind_links(&self.settings.places.resolv_conf)?)?
+            .unwrap_or_default();
         let parsed = text::parse(&text);
-        Ok(List { others: text::name_servers(&parsed.original), blocks: parsed.blocks, text })
+        Ok(List {
+            others: text::name_servers(&parsed.original),
+            blocks: parsed.blocks,
+            text,
+        })
     }
 
     fn block(&self, server: Ipv4Addr) -> Block {
-        let Settings { id, domain, subnets, .. } = &self.settings;
-        Block { id: id.clone(), server, domain: domain.clone(), subnets: subnets.clone(), made: None }
+        let Settings {
+            id,
+            domain,
+            subnets,
+            ..
+        } = &self.settings;
+        Block {
+            id: id.clone(),
+            server,
+            domain: domain.clone(),
+            subnets: subnets.clone(),
+            made: None,
+        }
     }
 
     /// Sees to it that our lines are in the list, unless that has been done too often of late.
-    fn put(&mut self, server: Ipv4Addr, alone: bool, next: &mut Duration, cannot: &mut Option<proof::Unwritten>) {
+    fn put(
+        &mut self,
+        server: Ipv4Addr,
+        alone: bool,
+        next: &mut Duration,
+        cannot: &mut Option<proof::Unwritten>,
+    ) {
         let path = self.settings.places.resolv_conf.clone();
         let now = Instant::now();
         self.rewrites.retain(|at| now.duration_since(*at) < MINUTE);
@@ -293,23 +349,33 @@ impl Keeping {
                 return;
             }
         }
-        match file::put(&path, &self.block(server), alone, |path| (self.before)(path)) {
+        match file::put(&path, &self.block(server), alone, |path| {
+            (self.before)(path)
+        }) {
             Ok(edited) => {
                 *cannot = None;
                 let before = self.edited.replace((edited.path.clone(), alone));
                 match before {
                     Some((old, _)) if old != edited.path => {
                         if let Err(error) = file::take_out(&old, &self.settings.id) {
-                            tracing::warn!(%error, file = %old.display(), "lines of ours stay where the list of name servers was");
+                            tracing::warn!(%error, file = %old.display(), "lines of ours stay \
+                                where the list of name servers was");
                         }
                     }
-                    Some((_, was)) if edited.written && was == alone => self.rewrites.push_back(now),
+                    Some((_, was)) if edited.written && was == alone => {
+                        self.rewrites.push_back(now)
+                    }
                     _ => {}
                 }
             }
             Err(error) => {
                 let at = file::behind_links(&path).unwrap_or(path);
-                *cannot = Some(proof::Unwritten { immutable: file::is_immutable(&at), path: at, error, server });
+                *cannot = Some(proof::Unwritten {
+                    immutable: file::is_immutable(&at),
+                    path: at,
+                    error,
+                    server,
+                });
             }
         }
     }
@@ -318,7 +384,10 @@ impl Keeping {
         if let Some((path, _)) = &self.edited {
             match file::take_out(path, &self.settings.id) {
                 Ok(()) => self.edited = None,
-                Err(error) => tracing::debug!(%error, file = %path.display(), "lines of ours stay in the list of name servers"),
+                Err(error) => {
+                    tracing::debug!(%error, file = %path.display(), "lines of ours stay in the \
+                        list of name servers")
+                }
             }
         }
     }
@@ -330,15 +399,23 @@ impl Keeping {
             return Ok(());
         };
         // Another one, or one that was started anew, has another socket.
-        let which = std::fs::metadata(&self.settings.places.resolved).map_or(0, |about| about.ino());
+        let which =
+            std::fs::metadata(&self.settings.places.resolved).map_or(0, |about| about.ino());
         if let Some((known, same, at)) = self.said
             && (known, same) == (link, which)
             && (at.elapsed() < TELL_AGAIN || self.resolved_knows(wanted))
         {
             return Ok(());
         }
-        let server = if link.port() == 53 { link.ip().to_string() } else { link.to_string() };
-        let domains: Vec<String> = std::iter::once(&self.settings.domain).chain(&self.settings.reverse).cloned().collect();
+        let server = if link.port() == 53 {
+            link.ip().to_string()
+        } else {
+            link.to_string()
+        };
+        let domains: Vec<String> = std::iter::once(&self.settings.domain)
+            .chain(&self.settings.reverse)
+            .cloned()
+            .collect();
         self.said = None;
         scene::tell_resolved(&self.settings.device, &server, &domains)?;
         self.said = Some((link, which, Instant::now()));
@@ -347,19 +424,32 @@ impl Keeping {
 
     fn resolved_knows(&self, wanted: &Wanted) -> bool {
         let (name, address) = &wanted.probe;
-        scene::by_resolved(&self.settings.places.resolved, name).is_ok_and(|found| found.contains(address))
+        scene::by_resolved(&self.settings.places.resolved, name)
+            .is_ok_and(|found| found.contains(address))
     }
 
     /// Tells the forwarder whom to ask about other names; gives them.
     fn lead(&self, list: &List) -> Vec<SocketAddr> {
         let links = links::links().unwrap_or_default();
-        let is_ours = |ip: &IpAddr| list.blocks.iter().any(|block| IpAddr::V4(block.server) == *ip) || links::is_inside(&links, ip);
-        let mut servers: Vec<SocketAddr> =
-            list.others.iter().filter(|server| !is_ours(&server.ip)).filter_map(NameServer::address).collect();
+        let is_ours = |ip: &IpAddr| {
+            list.blocks
+                .iter()
+                .any(|block| IpAddr::V4(block.server) == *ip)
+                || links::is_inside(&links, ip)
+        };
+        let mut servers: Vec<SocketAddr> = list
+            .others
+            .iter()
+            .filter(|server| !is_ours(&server.ip))
+            .filter_map(NameServer::address)
+            .collect();
         if list.others.is_empty() {
             servers.push((Ipv4Addr::LOCALHOST, 53).into());
         }
-        let others = list.blocks.iter().filter(|block| block.id != self.settings.id);
+        let others = list
+            .blocks
+            .iter()
+            .filter(|block| block.id != self.settings.id);
         let neighbours = others.map(|block| Neighbour {
             server: (block.server, 53).into(),
             domain: block.domain.clone(),
@@ -383,7 +473,8 @@ impl Keeping {
         // Not each time where somebody writes the list all the time.
         if way != self.way && self.ways.len() < REWRITES / 2 {
             self.ways.push_back(now);
-            tracing::info!(by = %way, resolved = ?scene.resolved, "programs of this machine find the network's names");
+            tracing::info!(by = %way, resolved = ?scene.resolved, "programs of this machine find \
+                the network's names");
             self.way = way;
         }
     }
@@ -416,7 +507,11 @@ impl Keeping {
             return;
         }
         let since = *self.unproved.get_or_insert_with(Instant::now);
-        *next = (*next).min(if since.elapsed() < MINUTE { LOOK_AGAIN } else { LOOK_EVERY });
+        *next = (*next).min(if since.elapsed() < MINUTE {
+            LOOK_AGAIN
+        } else {
+            LOOK_EVERY
+        });
         if since.elapsed() >= PATIENCE {
             self.board.set(AREA, found);
         }

@@ -1,9 +1,11 @@
-//! Whether names resolve on this machine, by asking as its programs ask, and what to say if they do not.
+//! Whether names resolve on this machine, by asking as its programs ask, and what to say if they do
+//! not.
 //!
-//! The network's own names cost a question to a server on this machine and are asked for at every look. Other names cost somebody
-//! else's time: one question about the root of the tree of names when the servers have changed, some a minute while there is no
-//! answer, and otherwise only after a program's own question has failed. A program's question that is answered proves more
-//! than ours.
+//! The network's own names cost a question to a server on this machine and are asked for at every
+//! look. Other names cost somebody else's time: one question about the root of the tree of names
+//! when the servers have changed, some a minute while there is no answer, and otherwise only after
+//! a program's own question has failed. A program's question that is answered proves more than
+//! ours.
 
 use super::{
     keeper::{Forwarder, Settings, Wanted},
@@ -54,7 +56,10 @@ pub(super) struct Question<'a> {
 /// The list of name servers cannot be read.
 pub(super) fn unreadable(path: &str, error: &io::Error) -> Finding {
     Finding::failed(
-        format!("this machine's programs do not find the network's names: {path} cannot be read: {error}"),
+        format!(
+            "this machine's programs do not find the network's names: {path} cannot be read: \
+                {error}"
+        ),
         format!("make {path} a file with 'nameserver' lines"),
     )
 }
@@ -62,12 +67,15 @@ pub(super) fn unreadable(path: &str, error: &io::Error) -> Finding {
 /// What is wrong with the way of programs to the network's names.
 pub(super) fn own_names(question: &Question<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
-    let Question { scene, settings, .. } = question;
+    let Question {
+        scene, settings, ..
+    } = question;
     let places = &settings.places;
     let asks_resolved = scene.ways.resolve && scene.reads_nsswitch();
     if asks_resolved && scene.resolved == Resolved::Hangs {
         found.push(Finding::failed(
-            "names resolve slowly or not at all: systemd-resolved takes questions and does not answer",
+            "names resolve slowly or not at all: systemd-resolved takes questions and does not \
+                answer",
             "systemctl restart systemd-resolved",
         ));
     } else if asks_resolved && scene.resolved == Resolved::Alive {
@@ -79,8 +87,14 @@ pub(super) fn own_names(question: &Question<'_>) -> Vec<Finding> {
     found.extend(nsswitch::trouble(scene, &places.nsswitch));
     if question.rewritten {
         found.push(Finding::warning(
-            format!("{} is rewritten by another program again and again, {}", places.resolv_conf.display(), "several times a minute"),
-            "find out which ('fatrace' or 'auditctl -w' show it); until p2pvm has put its line back, names of the network fail",
+            format!(
+                "{} is rewritten by another program again and \
+                again, {}",
+                places.resolv_conf.display(),
+                "several times a minute"
+            ),
+            "find out which ('fatrace' or 'auditctl -w' show it); until p2pvm has put its line \
+                back, names of the network fail",
         ));
     }
     found
@@ -95,20 +109,33 @@ fn by_resolved(question: &Question<'_>) -> Option<Finding> {
         Err(error) => error.to_string(),
     };
     let (cause, advice) = match &question.untold {
-        Some(error) if error.kind() == io::ErrorKind::NotFound => {
-            ("resolvectl, by which it is told, is not there".to_owned(), "install resolvectl, which belongs to systemd-resolved".to_owned())
-        }
-        Some(error) => (format!("it could not be told: {error}"), "'resolvectl status' shows whether it can be reached".to_owned()),
-        None => {
-            (format!("it was told, and says: {why}"), format!("'resolvectl status {}' shows what it was told", question.settings.device))
-        }
+        Some(error) if error.kind() == io::ErrorKind::NotFound => (
+            "resolvectl, by which it is told, is not there".to_owned(),
+            "install resolvectl, which belongs to systemd-resolved".to_owned(),
+        ),
+        Some(error) => (
+            format!("it could not be told: {error}"),
+            "'resolvectl status' shows whether it can be reached".to_owned(),
+        ),
+        None => (
+            format!("it was told, and says: {why}"),
+            format!(
+                "'resolvectl status {}' shows what it was told",
+                question.settings.device
+            ),
+        ),
     };
-    Some(Finding::failed(format!("systemd-resolved does not find {name}: {cause}"), advice))
+    Some(Finding::failed(
+        format!("systemd-resolved does not find {name}: {cause}"),
+        advice,
+    ))
 }
 
 /// What a server says about our own name, in words; none: what it should.
 fn wrong(server: &NameServer, name: &str, address: Ipv4Addr) -> Option<String> {
-    let Some(at) = server.address() else { return Some("its interface is not there".into()) };
+    let Some(at) = server.address() else {
+        return Some("its interface is not there".into());
+    };
     match wire::ask(at, name, Kind::A, ANSWER) {
         Ok(answer) if answer.addresses.contains(&address) => None,
         Ok(answer) => Some(match answer.code {
@@ -118,7 +145,9 @@ fn wrong(server: &NameServer, name: &str, address: Ipv4Addr) -> Option<String> {
             5 => "it refuses to tell".into(),
             code => format!("it answers with code {code}"),
         }),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Some("nobody listens there".into()),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            Some("nobody listens there".into())
+        }
         Err(e) if e.kind() == io::ErrorKind::TimedOut => Some("it does not answer".into()),
         Err(e) => Some(e.to_string()),
     }
@@ -126,53 +155,96 @@ fn wrong(server: &NameServer, name: &str, address: Ipv4Addr) -> Option<String> {
 
 /// The way through the list of name servers.
 fn by_list(question: &Question<'_>) -> Vec<Finding> {
-    let Question { settings, wanted, scene, text, .. } = question;
+    let Question {
+        settings,
+        wanted,
+        scene,
+        text,
+        ..
+    } = question;
     let (name, address) = &wanted.probe;
     let path = settings.places.resolv_conf.display();
     let servers = scene::asked(text);
     let all = text::rotates(text) || (scene.musl && !scene.copied);
     let asked = if all { &servers[..] } else { &servers[..1] };
-    let Some((server, why)) = asked.iter().find_map(|server| Some((server, wrong(server, name, *address)?))) else {
+    let Some((server, why)) = asked
+        .iter()
+        .find_map(|server| Some((server, wrong(server, name, *address)?)))
+    else {
         return Vec::new();
     };
     if wanted.server.is_none() && !wanted.trouble.is_empty() {
         // Why there is no server of ours says it all.
         return wanted.trouble.clone();
     }
-    let is_ours = wanted.server.is_some_and(|ours| server.ip == std::net::IpAddr::V4(ours));
+    let is_ours = wanted
+        .server
+        .is_some_and(|ours| server.ip == std::net::IpAddr::V4(ours));
     let cause = format!("{path} leads to {}, and {why}", server.ip);
     if let Some((fault, advice)) = is_ours.then(loopback::fault).flatten() {
-        return vec![Finding::failed(format!("this machine's programs do not find {name}: {fault}"), advice)];
+        return vec![Finding::failed(
+            format!("this machine's programs do not find {name}: {fault}"),
+            advice,
+        )];
     }
     let (cause, advice) = match &question.unwritten {
-        _ if is_ours => {
-            (format!("p2pvm's own resolver at {}: {why}", server.ip), "see 'p2pvm peers': names are kept by the members".into())
-        }
+        _ if is_ours => (
+            format!("p2pvm's own resolver at {}: {why}", server.ip),
+            "see 'p2pvm peers': names are kept by the members".into(),
+        ),
         Some(unwritten) => {
-            let Unwritten { path, error, immutable, server } = unwritten;
+            let Unwritten {
+                path,
+                error,
+                immutable,
+                server,
+            } = unwritten;
             let path = path.display();
             let by_hand = format!("make 'nameserver {server}' the first name server in it by hand");
             if *immutable {
-                (format!("{path} is immutable, so that p2pvm cannot add its name server"), format!("chattr -i {path}; or {by_hand}"))
+                (
+                    format!("{path} is immutable, so that p2pvm cannot add its name server"),
+                    format!("chattr -i {path}; or {by_hand}"),
+                )
             } else {
-                (format!("p2pvm cannot add its name server to {path}: {error}"), format!("make it writable, or {by_hand}"))
+                (
+                    format!("p2pvm cannot add its name server to {path}: {error}"),
+                    format!("make it writable, or {by_hand}"),
+                )
             }
         }
-        None if scene::is_stub(std::slice::from_ref(server)) && scene.resolved != Resolved::Alive => {
-            (format!("{path} leads to systemd-resolved, which does not run"), "systemctl start systemd-resolved".into())
+        None if scene::is_stub(std::slice::from_ref(server))
+            && scene.resolved != Resolved::Alive =>
+        {
+            (
+                format!("{path} leads to systemd-resolved, which does not run"),
+                "systemctl start systemd-resolved".into(),
+            )
         }
-        None => (cause, format!("see who writes {path}; p2pvm puts its name server first as soon as it can")),
+        None => (
+            cause,
+            format!("see who writes {path}; p2pvm puts its name server first as soon as it can"),
+        ),
     };
     if scene.glibc_asks_list() {
-        return vec![Finding::failed(format!("this machine's programs do not find {name}: {cause}"), advice)];
+        return vec![Finding::failed(
+            format!("this machine's programs do not find {name}: {cause}"),
+            advice,
+        )];
     }
     // Those of glibc have another way, of which is said what is wrong with it.
-    let whose = "programs that read the list of name servers themselves (of the C library musl, static ones)";
+    let whose = "programs that read the list of name servers themselves (of the C library musl, \
+        static ones)";
     let found = format!("{whose} do not find {name}: {cause}");
-    vec![if scene.musl { Finding::failed(found, advice) } else { Finding::warning(found, advice) }]
+    vec![if scene.musl {
+        Finding::failed(found, advice)
+    } else {
+        Finding::warning(found, advice)
+    }]
 }
 
-/// Whether other names resolve: asked for by a thread of its own, as nobody may have to wait for it.
+/// Whether other names resolve: asked for by a thread of its own, as nobody may have to wait for
+/// it.
 pub(super) struct Outside {
     bell: Arc<UnixStream>,
     /// For whom it was asked, and when.
@@ -189,19 +261,30 @@ struct Said {
 
 impl Outside {
     pub fn new(bell: UnixStream) -> Self {
-        Self { bell: Arc::new(bell), asked: None, said: Arc::default() }
+        Self {
+            bell: Arc::new(bell),
+            asked: None,
+            said: Arc::default(),
+        }
     }
 
-    /// What is known to be wrong with other names; asks anew where that is due. `first` is the server that programs ask,
-    /// `servers` are those that ours asks.
-    pub fn look(&mut self, first: Option<SocketAddr>, servers: &[SocketAddr], ours: &dyn Forwarder) -> Vec<Finding> {
+    /// What is known to be wrong with other names; asks anew where that is due. `first` is the
+    /// server that programs ask, `servers` are those that ours asks.
+    pub fn look(
+        &mut self,
+        first: Option<SocketAddr>,
+        servers: &[SocketAddr],
+        ours: &dyn Forwarder,
+    ) -> Vec<Finding> {
         let said = self.still_said(ours.answered());
         let now = Instant::now();
         let due = match &self.asked {
             None => true,
             Some((_, _, at)) if now.duration_since(*at) < ASK_SOON => false,
             Some((known, of, _)) if (*known, of.as_slice()) != (first, servers) => true,
-            Some((_, _, at)) if said.is_empty() => ours.is_stuck() && now.duration_since(*at) >= ASK_EVERY,
+            Some((_, _, at)) if said.is_empty() => {
+                ours.is_stuck() && now.duration_since(*at) >= ASK_EVERY
+            }
             Some((_, _, at)) => now.duration_since(*at) >= ASK_AGAIN,
         };
         if let Some(first) = first.filter(|_| due) {
@@ -222,15 +305,17 @@ impl Outside {
 
     fn ask(&self, first: SocketAddr, servers: Vec<SocketAddr>) {
         let (result, bell) = (self.said.clone(), self.bell.clone());
-        let asking = std::thread::Builder::new().name("names-outside".into()).spawn(move || {
-            let found: Vec<Finding> = other_names(first, &servers).into_iter().collect();
-            let mut result = result.lock().unwrap_or_else(PoisonError::into_inner);
-            result.at = Some(Instant::now());
-            if result.found != found {
-                result.found = found;
-                let _ = (&*bell).write_all(&[0]);
-            }
-        });
+        let asking = std::thread::Builder::new()
+            .name("names-outside".into())
+            .spawn(move || {
+                let found: Vec<Finding> = other_names(first, &servers).into_iter().collect();
+                let mut result = result.lock().unwrap_or_else(PoisonError::into_inner);
+                result.at = Some(Instant::now());
+                if result.found != found {
+                    result.found = found;
+                    let _ = (&*bell).write_all(&[0]);
+                }
+            });
         if let Err(error) = asking {
             tracing::debug!(%error, "not asked whether other names resolve");
         }
@@ -246,16 +331,27 @@ fn other_names(first: SocketAddr, servers: &[SocketAddr]) -> Option<Finding> {
     if serves(first) {
         return None;
     }
-    let list: Vec<String> = servers.iter().map(|server| server.ip().to_string()).collect();
-    let none_named = servers.iter().all(|server| server.ip() == Ipv4Addr::LOCALHOST) && !servers.iter().any(|server| serves(*server));
+    let list: Vec<String> = servers
+        .iter()
+        .map(|server| server.ip().to_string())
+        .collect();
+    let none_named = servers
+        .iter()
+        .all(|server| server.ip() == Ipv4Addr::LOCALHOST)
+        && !servers.iter().any(|server| serves(*server));
     Some(if servers.is_empty() || none_named {
         Finding::warning(
-            "names outside the network do not resolve: this machine has no name server for them that answers",
+            "names outside the network do not resolve: this machine has no name server for them \
+                that answers",
             "name one in /etc/resolv.conf, or by what manages this machine's network",
         )
     } else {
         Finding::warning(
-            format!("names outside the network do not resolve: of this machine's name servers ({}) none answers", list.join(", ")),
+            format!(
+                "names outside the network do not resolve: of this machine's name servers ({}) \
+                    none answers",
+                list.join(", ")
+            ),
             "see whether this machine reaches them, or name others by what manages its network",
         )
     })
@@ -286,14 +382,28 @@ mod tests {
     fn a_program_s_answered_question_settles_that_names_do_not_resolve() {
         let (bell, mut rung) = UnixStream::pair().unwrap();
         // Nobody listens there any more.
-        let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let gone = UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let mut outside = Outside::new(bell);
         let before = Answered(Some(Instant::now()));
         assert_eq!(outside.look(Some(gone), &[gone], &before), []);
         rung.read_exact(&mut [0]).unwrap();
-        assert_eq!(outside.look(Some(gone), &[gone], &before).len(), 1, "an answer of before proves nothing");
+        assert_eq!(
+            outside.look(Some(gone), &[gone], &before).len(),
+            1,
+            "an answer of before proves nothing"
+        );
         assert_eq!(outside.look(Some(gone), &[gone], &Answered(None)).len(), 1);
-        assert_eq!(outside.look(Some(gone), &[gone], &Answered(Some(Instant::now()))), []);
-        assert_eq!(outside.look(Some(gone), &[gone], &before), [], "and it does not come back by itself");
+        assert_eq!(
+            outside.look(Some(gone), &[gone], &Answered(Some(Instant::now()))),
+            []
+        );
+        assert_eq!(
+            outside.look(Some(gone), &[gone], &before),
+            [],
+            "and it does not come back by itself"
+        );
     }
 }

@@ -46,7 +46,13 @@ impl Default for Places {
             nsswitch: "/etc/nsswitch.conf".into(),
             resolved: "/run/systemd/resolve/io.systemd.Resolve".into(),
             loaders: vec!["/lib".into(), "/lib64".into()],
-            containers: ["docker.sock", "podman/podman.sock", "containerd/containerd.sock"].map(|s| Path::new("/run").join(s)).into(),
+            containers: [
+                "docker.sock",
+                "podman/podman.sock",
+                "containerd/containerd.sock",
+            ]
+            .map(|s| Path::new("/run").join(s))
+            .into(),
         }
     }
 }
@@ -65,7 +71,12 @@ pub enum Resolved {
 }
 
 /// Asks systemd-resolved's varlink service.
-fn varlink(socket_at: &Path, method: &str, parameters: &Value, limit: Duration) -> io::Result<Value> {
+fn varlink(
+    socket_at: &Path,
+    method: &str,
+    parameters: &Value,
+    limit: Duration,
+) -> io::Result<Value> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let descriptor = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     // Does not wait: a service that takes nobody any more has a full queue (EAGAIN).
@@ -73,12 +84,17 @@ fn varlink(socket_at: &Path, method: &str, parameters: &Value, limit: Duration) 
     let mut stream = UnixStream::from(descriptor);
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(limit))?;
-    let mut call = json!({ "method": method, "parameters": parameters }).to_string().into_bytes();
+    let mut call = json!({ "method": method, "parameters": parameters })
+        .to_string()
+        .into_bytes();
     call.push(0);
     stream.write_all(&call)?;
     let (began, mut said, mut buffer) = (Instant::now(), Vec::new(), [0; 4096]);
     while said.last() != Some(&0) {
-        let left = limit.checked_sub(began.elapsed()).filter(|left| !left.is_zero()).ok_or(io::ErrorKind::TimedOut)?;
+        let left = limit
+            .checked_sub(began.elapsed())
+            .filter(|left| !left.is_zero())
+            .ok_or(io::ErrorKind::TimedOut)?;
         stream.set_read_timeout(Some(left))?;
         match stream.read(&mut buffer)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -102,21 +118,38 @@ pub fn resolved(socket_at: &Path) -> Resolved {
     }
 }
 
-/// The IPv4 addresses that systemd-resolved has for a name, as programs with `resolve` in nsswitch.conf hear them.
+/// The IPv4 addresses that systemd-resolved has for a name, as programs with `resolve` in
+/// nsswitch.conf hear them.
 ///
 /// # Errors
 /// What the socket says, or systemd-resolved as text.
 pub fn by_resolved(socket_at: &Path, name: &str) -> io::Result<Vec<Ipv4Addr>> {
     let parameters = json!({ "name": name, "family": 2, "flags": 0 });
-    let said = varlink(socket_at, "io.systemd.Resolve.ResolveHostname", &parameters, ANSWER)?;
+    let said = varlink(
+        socket_at,
+        "io.systemd.Resolve.ResolveHostname",
+        &parameters,
+        ANSWER,
+    )?;
     if let Some(error) = said["error"].as_str() {
-        return Err(io::Error::other(error.rsplit('.').next().unwrap_or(error).to_owned()));
+        return Err(io::Error::other(
+            error.rsplit('.').next().unwrap_or(error).to_owned(),
+        ));
     }
     let read = |address: &Value| {
-        let octets: Option<Vec<u8>> = address["address"].as_array()?.iter().map(|octet| u8::try_from(octet.as_u64()?).ok()).collect();
+        let octets: Option<Vec<u8>> = address["address"]
+            .as_array()?
+            .iter()
+            .map(|octet| u8::try_from(octet.as_u64()?).ok())
+            .collect();
         Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets?).ok()?))
     };
-    Ok(said["parameters"]["addresses"].as_array().into_iter().flatten().filter_map(read).collect())
+    Ok(said["parameters"]["addresses"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(read)
+        .collect())
 }
 
 /// Runs a command, for a limited time; what it said if it failed.
@@ -124,7 +157,12 @@ pub fn by_resolved(socket_at: &Path, name: &str) -> io::Result<Vec<Ipv4Addr>> {
 /// # Errors
 /// It is not there, failed or took too long.
 pub fn run(program: &str, arguments: &[&str]) -> io::Result<()> {
-    let mut child = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let began = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -133,7 +171,10 @@ pub fn run(program: &str, arguments: &[&str]) -> io::Result<()> {
         if began.elapsed() > TOLD {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("it takes longer than {} s", TOLD.as_secs())));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("it takes longer than {} s", TOLD.as_secs()),
+            ));
         }
         std::thread::sleep(Duration::from_millis(10));
     };
@@ -144,7 +185,9 @@ pub fn run(program: &str, arguments: &[&str]) -> io::Result<()> {
     if let Some(mut stderr) = child.stderr.take() {
         let _ = stderr.read_to_string(&mut said);
     }
-    Err(io::Error::other(said.lines().last().unwrap_or("it failed").trim().to_owned()))
+    Err(io::Error::other(
+        said.lines().last().unwrap_or("it failed").trim().to_owned(),
+    ))
 }
 
 /// Tells systemd-resolved that `device` leads to `server`, for these domains alone.
@@ -158,7 +201,8 @@ pub fn tell_resolved(device: &str, server: &str, domains: &[String]) -> io::Resu
     run("resolvectl", &["dns", device, server])?;
     run("resolvectl", &domain)?;
     run("resolvectl", &["default-route", device, "false"])?;
-    // Nobody signs these names, and ours speaks no TLS. Where systemd-resolved is too old to be told it does neither.
+    // Nobody signs these names, and ours speaks no TLS. Where systemd-resolved is too old to be
+    // told it does neither.
     for setting in ["dnssec", "dnsovertls"] {
         if let Err(error) = run("resolvectl", &[setting, device, "no"]) {
             tracing::debug!(%error, setting, "systemd-resolved was not told");
@@ -169,8 +213,15 @@ pub fn tell_resolved(device: &str, server: &str, domains: &[String]) -> io::Resu
 
 /// Which C libraries' loaders are there.
 fn has_loader(places: &Places, begins: &str) -> bool {
-    let names = places.loaders.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().filter_map(Result::ok);
-    names.filter_map(|entry| entry.file_name().into_string().ok()).any(|name| name.starts_with(begins))
+    let names = places
+        .loaders
+        .iter()
+        .filter_map(|place| fs::read_dir(place).ok())
+        .flatten()
+        .filter_map(Result::ok);
+    names
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .any(|name| name.starts_with(begins))
 }
 
 /// How this machine looks up names now.
@@ -180,11 +231,13 @@ pub struct Scene {
     pub resolved: Resolved,
     /// What glibc does.
     pub ways: Ways,
-    /// Whether programs with the C library musl may be here: they ask all servers at once and believe the first.
+    /// Whether programs with the C library musl may be here: they ask all servers at once and
+    /// believe the first.
     pub musl: bool,
     /// Whether programs with the C library glibc may be here.
     pub glibc: bool,
-    /// Whether the list of name servers may be copied for containers of another make, which our address does not reach.
+    /// Whether the list of name servers may be copied for containers of another make, which our
+    /// address does not reach.
     pub copied: bool,
 }
 
@@ -197,14 +250,17 @@ impl Scene {
         let text = file::read(&places.nsswitch).ok().flatten();
         Self {
             resolved: resolved(&places.resolved),
-            ways: text.map_or_else(Ways::default, |text| nsswitch::ways(&String::from_utf8_lossy(&text))),
+            ways: text.map_or_else(Ways::default, |text| {
+                nsswitch::ways(&String::from_utf8_lossy(&text))
+            }),
             musl,
             glibc,
             copied: glibc && places.containers.iter().any(|socket| socket.exists()),
         }
     }
 
-    /// Whether programs here read nsswitch.conf. A loader at a place that is not known is glibc's, not musl's.
+    /// Whether programs here read nsswitch.conf. A loader at a place that is not known is glibc's,
+    /// not musl's.
     pub fn reads_nsswitch(&self) -> bool {
         self.glibc || !self.musl
     }
@@ -215,8 +271,9 @@ impl Scene {
         self.reads_nsswitch() && self.ways.dns && !is_resolved
     }
 
-    /// Whether our server has to be the only one in the list. A list that containers get a copy of needs servers that they can
-    /// reach, and without one they would be sent to some in the wide world.
+    /// Whether our server has to be the only one in the list. A list that containers get a copy of
+    /// needs servers that they can reach, and without one they would be sent to some in the wide
+    /// world.
     pub fn alone(&self) -> bool {
         self.musl && !self.copied
     }
@@ -224,7 +281,9 @@ impl Scene {
 
 /// Whether a list of name servers leads to systemd-resolved.
 pub fn is_stub(servers: &[NameServer]) -> bool {
-    servers.first().is_some_and(|server| STUBS.iter().any(|stub| server.ip == IpAddr::V4(*stub)))
+    servers
+        .first()
+        .is_some_and(|server| STUBS.iter().any(|stub| server.ip == IpAddr::V4(*stub)))
 }
 
 /// The servers that a C library asks: the first three, or the one on this host where none is named.
@@ -232,7 +291,10 @@ pub fn asked(text: &[u8]) -> Vec<NameServer> {
     let mut servers = text::name_servers(text);
     servers.truncate(3);
     if servers.is_empty() {
-        servers.push(NameServer { ip: Ipv4Addr::LOCALHOST.into(), scope: None });
+        servers.push(NameServer {
+            ip: Ipv4Addr::LOCALHOST.into(),
+            scope: None,
+        });
     }
     servers
 }
@@ -257,7 +319,9 @@ mod tests {
                 let mut buffer = [0; 512];
                 let _ = stream.read(&mut buffer).unwrap();
                 if call == 1 {
-                    stream.write_all(b"{\"error\":\"org.varlink.service.MethodNotFound\"}\0").unwrap();
+                    stream
+                        .write_all(b"{\"error\":\"org.varlink.service.MethodNotFound\"}\0")
+                        .unwrap();
                 }
             }
         });
@@ -286,7 +350,15 @@ mod tests {
     #[test]
     fn a_command_that_hangs_or_fails_says_so() {
         assert!(run("true", &[]).is_ok());
-        assert_eq!(run("sh", &["-c", "echo first; echo why >&2; exit 1"]).unwrap_err().to_string(), "why");
-        assert_eq!(run("/no/such", &[]).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            run("sh", &["-c", "echo first; echo why >&2; exit 1"])
+                .unwrap_err()
+                .to_string(),
+            "why"
+        );
+        assert_eq!(
+            run("/no/such", &[]).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
     }
 }

@@ -1,13 +1,16 @@
 //! The text of a `resolv.conf` (resolv.conf(5)) with lines of ours in it, and without.
 //!
-//! Every network of this machine has one [`Block`]: a comment that says whose it is and what for, and a `nameserver` line, both
-//! right before the first name server that was there. So the first line stays what it was (openresolv signs files by it), and
-//! daemons that know nothing of each other but this text agree on what it has to be: [`render`] of what [`parse`] gives is the
-//! text again, whoever does it. Bytes, not characters: whatever else stands in the file comes out as it went in.
+//! Every network of this machine has one [`Block`]: a comment that says whose it is and what for,
+//! and a `nameserver` line, both right before the first name server that was there. So the first
+//! line stays what it was (openresolv signs files by it), and daemons that know nothing of each
+//! other but this text agree on what it has to be: [`render`] of what [`parse`] gives is the text
+//! again, whoever does it. Bytes, not characters: whatever else stands in the file comes out as it
+//! went in.
 //!
-//! Two things of the others' lines would send questions past us. `options rotate` asks the servers by turns: such a line is
-//! replaced by the same one without that word. And the C library musl asks all servers at once and believes the first: with
-//! `alone` the others' `nameserver` lines become comments. Both can be told from everything else and are undone by [`parse`].
+//! Two things of the others' lines would send questions past us. `options rotate` asks the servers
+//! by turns: such a line is replaced by the same one without that word. And the C library musl asks
+//! all servers at once and believes the first: with `alone` the others' `nameserver` lines become
+//! comments. Both can be told from everything else and are undone by [`parse`].
 
 use std::{
     fmt,
@@ -20,7 +23,8 @@ const WHY: &str = ": this line and the next go when p2pvm ends, or with 'p2pvm d
 /// Before a line of somebody else's that must not be read now.
 const HIDDEN: &[u8] = b"#p2pvm# ";
 /// The mark of versions that knew one network a machine.
-const OLD_MARK: &[u8] = b"# The next line is p2pvm's; it goes when its daemon ends, or with 'p2pvm down'.";
+const OLD_MARK: &[u8] =
+    b"# The next line is p2pvm's; it goes when its daemon ends, or with 'p2pvm down'.";
 const DNS_PORT: u16 = 53;
 
 /// The lines of one network.
@@ -54,11 +58,23 @@ impl fmt::Display for Block {
 impl Block {
     /// Reads a marking line and the line after it.
     fn read(mark: &[u8], next: Option<&[u8]>) -> Option<Self> {
-        let words = str::from_utf8(mark).ok()?.trim_end().strip_prefix(MARK)?.strip_suffix(WHY)?;
+        let words = str::from_utf8(mark)
+            .ok()?
+            .trim_end()
+            .strip_prefix(MARK)?
+            .strip_suffix(WHY)?;
         let mut words = words.split(' ');
         let (id, domain) = (words.next()?.to_owned(), words.next()?.to_owned());
-        let Some(IpAddr::V4(server)) = name_server(next?).map(|server| server.ip) else { return None };
-        let mut block = Self { id, server, domain, subnets: Vec::new(), made: None };
+        let Some(IpAddr::V4(server)) = name_server(next?).map(|server| server.ip) else {
+            return None;
+        };
+        let mut block = Self {
+            id,
+            server,
+            domain,
+            subnets: Vec::new(),
+            made: None,
+        };
         for word in words {
             if let Some(directories) = word.strip_prefix("made=") {
                 block.made = directories.parse().ok();
@@ -86,7 +102,10 @@ impl NameServer {
     pub fn address(&self) -> Option<SocketAddr> {
         match (self.ip, &self.scope) {
             (IpAddr::V6(ip), Some(scope)) => {
-                let index = scope.parse().ok().or_else(|| nix::net::if_::if_nametoindex(scope.as_str()).ok())?;
+                let index = scope
+                    .parse()
+                    .ok()
+                    .or_else(|| nix::net::if_::if_nametoindex(scope.as_str()).ok())?;
                 Some(SocketAddrV6::new(ip, DNS_PORT, 0, index).into())
             }
             (ip, _) => Some(SocketAddr::new(ip, DNS_PORT)),
@@ -94,27 +113,41 @@ impl NameServer {
     }
 }
 
-/// The words of a line that begins with `keyword`, as the C libraries read it: at the line's very beginning.
+/// The words of a line that begins with `keyword`, as the C libraries read it: at the line's very
+/// beginning.
 fn words<'a>(line: &'a [u8], keyword: &str) -> Option<impl Iterator<Item = &'a [u8]>> {
     let rest = line.strip_prefix(keyword.as_bytes())?;
     rest.first().filter(|byte| byte.is_ascii_whitespace())?;
-    Some(rest.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()))
+    Some(
+        rest.split(u8::is_ascii_whitespace)
+            .filter(|word| !word.is_empty()),
+    )
 }
 
 fn name_server(line: &[u8]) -> Option<NameServer> {
     let word = str::from_utf8(words(line, "nameserver")?.next()?).ok()?;
-    let (ip, scope) = word.split_once('%').map_or((word, None), |(ip, scope)| (ip, Some(scope.to_owned())));
-    Some(NameServer { ip: ip.parse().ok()?, scope })
+    let (ip, scope) = word
+        .split_once('%')
+        .map_or((word, None), |(ip, scope)| (ip, Some(scope.to_owned())));
+    Some(NameServer {
+        ip: ip.parse().ok()?,
+        scope,
+    })
 }
 
 fn is_name_server(line: &[u8]) -> bool {
     words(line, "nameserver").is_some()
 }
 
-/// An `options` line without "rotate", if it has the word: the line to stand instead, empty if nothing is left.
+/// An `options` line without "rotate", if it has the word: the line to stand instead, empty if
+/// nothing is left.
 fn without_rotate(line: &[u8]) -> Option<Vec<u8>> {
     let all: Vec<&[u8]> = words(line, "options")?.collect();
-    let kept: Vec<&[u8]> = all.iter().copied().filter(|word| *word != b"rotate").collect();
+    let kept: Vec<&[u8]> = all
+        .iter()
+        .copied()
+        .filter(|word| *word != b"rotate")
+        .collect();
     if kept.len() == all.len() {
         return None;
     }
@@ -142,14 +175,17 @@ pub fn parse(text: &[u8]) -> Parsed {
     while let Some(line) = lines.next() {
         if line.trim_ascii_end() == OLD_MARK {
             lines.next_if(|next| is_name_server(next));
-        } else if line.starts_with(MARK.as_bytes()) && line.trim_ascii_end().ends_with(WHY.as_bytes()) {
+        } else if line.starts_with(MARK.as_bytes())
+            && line.trim_ascii_end().ends_with(WHY.as_bytes())
+        {
             let block = Block::read(line, lines.peek().copied());
             if let Some(block) = block {
                 lines.next();
                 parsed.blocks.push(block);
             }
         } else if let Some(hidden) = line.strip_prefix(HIDDEN) {
-            let stands_for_it = without_rotate(hidden).filter(|instead| !instead.is_empty() && *instead == parsed.original[last..]);
+            let stands_for_it = without_rotate(hidden)
+                .filter(|instead| !instead.is_empty() && *instead == parsed.original[last..]);
             if stands_for_it.is_some() {
                 parsed.original.truncate(last);
             }
@@ -190,7 +226,11 @@ pub fn render(parsed: &Parsed, alone: bool) -> Vec<u8> {
     }
     if !inserted {
         // Never behind a line that has no end: it would get one.
-        let at = if text.last().is_none_or(|byte| *byte == b'\n') { text.len() } else { 0 };
+        let at = if text.last().is_none_or(|byte| *byte == b'\n') {
+            text.len()
+        } else {
+            0
+        };
         text.splice(at..at, ours.bytes());
     }
     text
@@ -198,7 +238,9 @@ pub fn render(parsed: &Parsed, alone: bool) -> Vec<u8> {
 
 /// The name servers of a text, in order.
 pub fn name_servers(text: &[u8]) -> Vec<NameServer> {
-    text.split(|byte| *byte == b'\n').filter_map(name_server).collect()
+    text.split(|byte| *byte == b'\n')
+        .filter_map(name_server)
+        .collect()
 }
 
 /// The domains that names without a dot are looked for in: the last line that says so counts.
@@ -210,14 +252,21 @@ pub fn search(text: &[u8]) -> Vec<String> {
             (None, Some(one)) => one.take(1).collect(),
             (None, None) => return None,
         };
-        Some(words.into_iter().filter_map(|word| str::from_utf8(word).ok()).map(str::to_owned).collect())
+        Some(
+            words
+                .into_iter()
+                .filter_map(|word| str::from_utf8(word).ok())
+                .map(str::to_owned)
+                .collect(),
+        )
     };
     lines.filter_map(domains).next_back().unwrap_or_default()
 }
 
 /// Whether a text asks its name servers by turns.
 pub fn rotates(text: &[u8]) -> bool {
-    text.split(|byte| *byte == b'\n').any(|line| without_rotate(line).is_some())
+    text.split(|byte| *byte == b'\n')
+        .any(|line| without_rotate(line).is_some())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Wakes whoever looks after the lists of name servers when one may have changed.
 //!
-//! Directories are watched, as most programs replace a file by another, and the files too: one that is mounted by itself changes
-//! without its directory. What is not there yet is seen by the nearest directory above that is.
+//! Directories are watched, as most programs replace a file by another, and the files too: one that
+//! is mounted by itself changes without its directory. What is not there yet is seen by the nearest
+//! directory above that is.
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use std::{
@@ -31,18 +32,29 @@ impl Watch {
     /// What the kernel says.
     pub fn new() -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        Ok(Self { inotify, watched: HashMap::new(), wanted: BTreeSet::new() })
+        Ok(Self {
+            inotify,
+            watched: HashMap::new(),
+            wanted: BTreeSet::new(),
+        })
     }
 
     /// Watches over these files from now on.
     pub fn over(&mut self, files: impl IntoIterator<Item = PathBuf>) {
         self.wanted = files.into_iter().collect();
-        let old: Vec<WatchDescriptor> = self.watched.drain().map(|(descriptor, _)| descriptor).collect();
+        let old: Vec<WatchDescriptor> = self
+            .watched
+            .drain()
+            .map(|(descriptor, _)| descriptor)
+            .collect();
         // One that is wanted again keeps its descriptor: it is added before the others go.
         for file in self.wanted.clone() {
             self.add(&file);
         }
-        for descriptor in old.into_iter().filter(|descriptor| !self.watched.contains_key(descriptor)) {
+        for descriptor in old
+            .into_iter()
+            .filter(|descriptor| !self.watched.contains_key(descriptor))
+        {
             let _ = self.inotify.rm_watch(descriptor);
         }
     }
@@ -56,11 +68,18 @@ impl Watch {
             | AddWatchFlags::IN_ATTRIB
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF;
-        let itself = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ATTRIB;
+        let itself =
+            AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ATTRIB;
         let mut child = file.to_owned();
-        while let (Some(parent), Some(name)) = (child.parent().map(Path::to_owned), child.file_name().map(OsString::from)) {
+        while let (Some(parent), Some(name)) = (
+            child.parent().map(Path::to_owned),
+            child.file_name().map(OsString::from),
+        ) {
             if let Ok(descriptor) = self.inotify.add_watch(&parent, directory) {
-                let (_, names) = self.watched.entry(descriptor).or_insert_with(|| (parent.clone(), BTreeSet::new()));
+                let (_, names) = self
+                    .watched
+                    .entry(descriptor)
+                    .or_insert_with(|| (parent.clone(), BTreeSet::new()));
                 names.insert(name);
                 break;
             }
@@ -69,7 +88,9 @@ impl Watch {
         if file.is_file()
             && let Ok(descriptor) = self.inotify.add_watch(file, itself)
         {
-            self.watched.entry(descriptor).or_insert_with(|| (file.to_owned(), BTreeSet::new()));
+            self.watched
+                .entry(descriptor)
+                .or_insert_with(|| (file.to_owned(), BTreeSet::new()));
         }
     }
 
@@ -89,7 +110,8 @@ impl Watch {
         counts
     }
 
-    /// Waits until one of the files may have changed or `bell` can be read, at most for `limit`; whether a file may have changed.
+    /// Waits until one of the files may have changed or `bell` can be read, at most for `limit`;
+    /// whether a file may have changed.
     pub fn wait(&mut self, bell: BorrowedFd<'_>, limit: Duration) -> bool {
         let began = std::time::Instant::now();
         loop {
@@ -111,7 +133,11 @@ impl Watch {
 
 /// Which of the descriptors can be read, once one can or the time is over.
 fn poll(descriptors: &[BorrowedFd<'_>; 2], limit: Duration) -> [bool; 2] {
-    let entry = |fd: &BorrowedFd<'_>| nix::libc::pollfd { fd: fd.as_raw_fd(), events: nix::libc::POLLIN, revents: 0 };
+    let entry = |fd: &BorrowedFd<'_>| nix::libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: nix::libc::POLLIN,
+        revents: 0,
+    };
     let mut entries = [entry(&descriptors[0]), entry(&descriptors[1])];
     let millis = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: the array is ours and has two entries, whose descriptors live as long as the borrows.
@@ -145,11 +171,19 @@ mod tests {
             fs::write(&other, "c").unwrap();
             fs::rename(&other, &file).unwrap();
         });
-        wakes("written after it was replaced", &|| fs::write(&file, "d").unwrap());
+        wakes("written after it was replaced", &|| {
+            fs::write(&file, "d").unwrap()
+        });
         wakes("gone", &|| fs::remove_file(&file).unwrap());
-        wakes("a directory far above", &|| fs::create_dir(dir.path().join("run")).unwrap());
-        wakes("the next one", &|| fs::create_dir(dir.path().join("run/resolve")).unwrap());
-        wakes("the file in it", &|| fs::write(dir.path().join("run/resolve/socket"), "").unwrap());
+        wakes("a directory far above", &|| {
+            fs::create_dir(dir.path().join("run")).unwrap()
+        });
+        wakes("the next one", &|| {
+            fs::create_dir(dir.path().join("run/resolve")).unwrap()
+        });
+        wakes("the file in it", &|| {
+            fs::write(dir.path().join("run/resolve/socket"), "").unwrap()
+        });
         fs::write(&other, "x").unwrap();
         assert!(!watch.wait(bell.as_fd(), SHORT), "another file");
         std::io::Write::write_all(&mut &ring, b"!").unwrap();

@@ -1,4 +1,5 @@
-//! One question and what came of it: as much of DNS (RFC 1035) as it takes to see whether a name server does what it should.
+//! One question and what came of it: as much of DNS (RFC 1035) as it takes to see whether a name
+//! server does what it should.
 
 use std::{
     io,
@@ -51,16 +52,28 @@ fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
 
 fn read(message: &[u8], asked: &[u8]) -> Option<Answer> {
     let is_answer = message.get(..2)? == &asked[..2] && message.get(2)? & 0x80 != 0;
-    let same = message.get(12..asked.len()).is_some_and(|question| question.eq_ignore_ascii_case(&asked[12..]));
+    let same = message
+        .get(12..asked.len())
+        .is_some_and(|question| question.eq_ignore_ascii_case(&asked[12..]));
     let code = message.get(3)? & 15;
     // A server that cannot read a question may leave it out.
     if !is_answer || !(same || code != 0) {
         return None;
     }
-    let mut answer = Answer { code, addresses: Vec::new() };
-    let (mut at, count) = (asked.len(), u16::from_be_bytes([*message.get(6)?, *message.get(7)?]));
+    let mut answer = Answer {
+        code,
+        addresses: Vec::new(),
+    };
+    let (mut at, count) = (
+        asked.len(),
+        u16::from_be_bytes([*message.get(6)?, *message.get(7)?]),
+    );
     for _ in 0..if same { count } else { 0 } {
-        let Some(record) = skip_name(message, at).and_then(|at| Some((at + 10, message.get(at..at + 10)?))) else { break };
+        let Some(record) =
+            skip_name(message, at).and_then(|at| Some((at + 10, message.get(at..at + 10)?)))
+        else {
+            break;
+        };
         let (data, head) = record;
         let length = usize::from(u16::from_be_bytes([head[8], head[9]]));
         if head[..4] == [0, 1, 0, 1]
@@ -78,7 +91,11 @@ fn read(message: &[u8], asked: &[u8]) -> Option<Answer> {
 /// # Errors
 /// What the kernel says, `ConnectionRefused` where nobody listens; `TimedOut`.
 pub fn ask(server: SocketAddr, name: &str, kind: Kind, limit: Duration) -> io::Result<Answer> {
-    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if server.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(server)?;
     // Nobody but this machine's own programs could guess it, and they have nothing to win.
@@ -88,7 +105,10 @@ pub fn ask(server: SocketAddr, name: &str, kind: Kind, limit: Duration) -> io::R
     let mut buffer = [0; 4096];
     for end in [limit / 2, limit] {
         socket.send(&asked)?;
-        while let Some(left) = end.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
+        while let Some(left) = end
+            .checked_sub(began.elapsed())
+            .filter(|left| !left.is_zero())
+        {
             socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             match socket.recv(&mut buffer) {
                 Ok(length) => {
@@ -96,7 +116,13 @@ pub fn ask(server: SocketAddr, name: &str, kind: Kind, limit: Duration) -> io::R
                         return Ok(answer);
                     }
                 }
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => {}
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::WouldBlock
+                            | io::ErrorKind::TimedOut
+                            | io::ErrorKind::Interrupted
+                    ) => {}
                 Err(e) => return Err(e),
             }
         }
@@ -127,11 +153,19 @@ mod tests {
             let mut other = answer_to(&buffer[..length], 0, [9, 9, 9, 9]);
             other[0] ^= 1;
             server.send_to(&other, from).unwrap();
-            server.send_to(&answer_to(&buffer[..length], 0, [10, 9, 0, 1]), from).unwrap();
+            server
+                .send_to(&answer_to(&buffer[..length], 0, [10, 9, 0, 1]), from)
+                .unwrap();
             server
         });
         let answer = ask(at, "a.lab.p2p", Kind::A, Duration::from_secs(5)).unwrap();
-        assert_eq!(answer, Answer { code: 0, addresses: vec![Ipv4Addr::new(10, 9, 0, 1)] });
+        assert_eq!(
+            answer,
+            Answer {
+                code: 0,
+                addresses: vec![Ipv4Addr::new(10, 9, 0, 1)]
+            }
+        );
         drop(serving.join().unwrap());
         let gone = ask(at, "a.lab.p2p", Kind::A, Duration::from_secs(5)).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);

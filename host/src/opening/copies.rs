@@ -1,4 +1,5 @@
-//! Rules that are passages by their comment, in whichever chain of a `filter` table: found and removed.
+//! Rules that are passages by their comment, in whichever chain of a `filter` table: found and
+//! removed.
 
 use crate::{
     error::Error,
@@ -14,7 +15,11 @@ use std::{collections::BTreeSet, fmt::Write as _};
 const TABLES: &str = "p2pvm_";
 
 /// Removes those rules of which `which` (family, chain, comment) says so; how many.
-pub(super) fn remove(by: By, doing: &str, which: impl Fn(&str, &str, &str) -> bool) -> Result<usize, Error> {
+pub(super) fn remove(
+    by: By,
+    doing: &str,
+    which: impl Fn(&str, &str, &str) -> bool,
+) -> Result<usize, Error> {
     match by {
         By::Nft => {
             let (text, count) = removal(doing, which)?;
@@ -23,19 +28,28 @@ pub(super) fn remove(by: By, doing: &str, which: impl Fn(&str, &str, &str) -> bo
             }
             Ok(count)
         }
-        By::Legacy => legacy::remove(which).map_err(|cause| Error::Program(doing.to_owned(), cause)),
+        By::Legacy => {
+            legacy::remove(which).map_err(|cause| Error::Program(doing.to_owned(), cause))
+        }
         By::Firewalld => Ok(0),
     }
 }
 
 /// Puts a rule, as nft takes it, in the place of those of which `which` says so.
-pub(super) fn replace(doing: &str, rule: &str, which: impl Fn(&str, &str, &str) -> bool) -> Result<(), Error> {
+pub(super) fn replace(
+    doing: &str,
+    rule: &str,
+    which: impl Fn(&str, &str, &str) -> bool,
+) -> Result<(), Error> {
     let (removal, _) = removal(doing, which)?;
     kernel::nft(doing, &format!("{removal}{rule}"))
 }
 
 /// What nft is told to remove rules, and how many.
-fn removal(doing: &str, which: impl Fn(&str, &str, &str) -> bool) -> Result<(String, usize), Error> {
+fn removal(
+    doing: &str,
+    which: impl Fn(&str, &str, &str) -> bool,
+) -> Result<(String, usize), Error> {
     let ruleset = match kernel::ruleset() {
         Err(RunError::Missing { .. }) => return Ok((String::new(), 0)),
         ruleset => ruleset.map_err(|cause| Error::Program(doing.to_owned(), cause))?,
@@ -43,8 +57,16 @@ fn removal(doing: &str, which: impl Fn(&str, &str, &str) -> bool) -> Result<(Str
     let (mut text, mut count) = (String::new(), 0);
     for ((family, _, chain), rules) in ruleset.chains.iter().filter(|(id, _)| id.1 == "filter") {
         for rule in &rules.rules {
-            if rule.comment.as_deref().is_some_and(|comment| which(family, chain, comment)) {
-                let _ = writeln!(text, "delete rule {family} filter {chain} handle {}", rule.handle);
+            if rule
+                .comment
+                .as_deref()
+                .is_some_and(|comment| which(family, chain, comment))
+            {
+                let _ = writeln!(
+                    text,
+                    "delete rule {family} filter {chain} handle {}",
+                    rule.handle
+                );
                 count += 1;
             }
         }
@@ -59,16 +81,23 @@ pub(crate) fn sweep(gone: impl Fn(&str) -> bool) -> Result<usize, Error> {
     Ok(remove(By::Nft, doing, which)? + remove(By::Legacy, doing, which)?)
 }
 
-/// Removes what somebody has loaded again of networks whose interface is not here: passages, and whole tables. How many of both.
+/// Removes what somebody has loaded again of networks whose interface is not here: passages, and
+/// whole tables. How many of both.
 ///
 /// # Errors
 /// What the kernel or nft says.
 pub fn remove_revived() -> Result<usize, Error> {
     let cause = |cause| Error::Kernel("look at this machine's interfaces".into(), cause);
-    let names: BTreeSet<String> = links().map_err(cause)?.into_iter().map(|link| link.name).collect();
+    let names: BTreeSet<String> = links()
+        .map_err(cause)?
+        .into_iter()
+        .map(|link| link.name)
+        .collect();
     let mut count = sweep(|device| !names.contains(device))?;
     let living: BTreeSet<String> = names.iter().map(|name| nft_table(name)).collect();
-    let Ok(ruleset) = kernel::ruleset() else { return Ok(count) };
+    let Ok(ruleset) = kernel::ruleset() else {
+        return Ok(count);
+    };
     for (family, name) in ruleset.tables.keys() {
         if family == "ip" && name.starts_with(TABLES) && !living.contains(name) {
             kernel::drop_table(name)?;

@@ -1,9 +1,10 @@
-//! What other firewalls drop at hooks where p2pvm opens nothing: `prerouting`, `output`, `postrouting`, the family netdev's
-//! `ingress` and `egress`, and `input` for p2pvm's own UDP. Such a chain is a person's: it is named with its hook and the command
-//! that helps, and stays as it is.
+//! What other firewalls drop at hooks where p2pvm opens nothing: `prerouting`, `output`,
+//! `postrouting`, the family netdev's `ingress` and `egress`, and `input` for p2pvm's own UDP. Such
+//! a chain is a person's: it is named with its hook and the command that helps, and stays as it is.
 //!
-//! Packets of the network's interface are judged as those of `input` are. For the UDP between members much is not known here,
-//! such as whose address the other has: a chain is named only if no rule of it may let the packets through.
+//! Packets of the network's interface are judged as those of `input` are. For the UDP between
+//! members much is not known here, such as whose address the other has: a chain is named only if no
+//! rule of it may let the packets through.
 
 use super::Others;
 use crate::{
@@ -51,17 +52,48 @@ fn of_device(wanted: &Wanted, probes: &mut Vec<Probe>) {
     let device = &wanted.device;
     for v6 in [false, true] {
         let overlay = wanted.overlay.map(|net| net.addr()).filter(|_| !v6);
-        let base = Packet { source: overlay, destination: overlay, v6, ..Packet::default() };
+        let base = Packet {
+            source: overlay,
+            destination: overlay,
+            v6,
+            ..Packet::default()
+        };
         let mut add = |hook, packet, way: &str, nft: &str, letter: &str| {
             let what = format!("what {way} by {device}");
             let (matches, legacy) = (format!("{nft} \"{device}\""), format!("{letter} {device}"));
-            probes.push(Probe { hook, packet, what, matches, legacy, surely: false, offered: false });
+            probes.push(Probe {
+                hook,
+                packet,
+                what,
+                matches,
+                legacy,
+                surely: false,
+                offered: false,
+            });
         };
         for hook in IN {
-            add(hook, Packet { iif: device.clone(), ..base.clone() }, "comes in", "iifname", "-i");
+            add(
+                hook,
+                Packet {
+                    iif: device.clone(),
+                    ..base.clone()
+                },
+                "comes in",
+                "iifname",
+                "-i",
+            );
         }
         for hook in OUT {
-            add(hook, Packet { oif: Some(device.clone()), ..base.clone() }, "goes out", "oifname", "-o");
+            add(
+                hook,
+                Packet {
+                    oif: Some(device.clone()),
+                    ..base.clone()
+                },
+                "goes out",
+                "oifname",
+                "-o",
+            );
         }
     }
 }
@@ -69,44 +101,101 @@ fn of_device(wanted: &Wanted, probes: &mut Vec<Probe>) {
 /// Packets into offered subnets, and their answers, beside the interface of the LAN.
 fn of_lans(wanted: &Wanted, lans: &BTreeSet<String>, probes: &mut Vec<Probe>) {
     let device = &wanted.device;
-    let Some(net) = wanted.offered.first() else { return };
+    let Some(net) = wanted.offered.first() else {
+        return;
+    };
     for lan in lans {
         for hook in IN {
-            let packet = Packet { iif: lan.clone(), source: Some(net.addr()), established: true, ..Packet::default() };
+            let packet = Packet {
+                iif: lan.clone(),
+                source: Some(net.addr()),
+                established: true,
+                ..Packet::default()
+            };
             let what = format!("answers from the offered subnets that come in by {lan}");
-            let (matches, legacy) = (format!("iifname \"{lan}\" ip saddr {net}"), format!("-i {lan} -s {net}"));
-            probes.push(Probe { hook, packet, what, matches, legacy, surely: false, offered: true });
+            let (matches, legacy) = (
+                format!("iifname \"{lan}\" ip saddr {net}"),
+                format!("-i {lan} -s {net}"),
+            );
+            probes.push(Probe {
+                hook,
+                packet,
+                what,
+                matches,
+                legacy,
+                surely: false,
+                offered: true,
+            });
         }
         for hook in ["postrouting", "egress"] {
-            let packet = Packet { iif: device.clone(), oif: Some(lan.clone()), destination: Some(net.addr()), ..Packet::default() };
+            let packet = Packet {
+                iif: device.clone(),
+                oif: Some(lan.clone()),
+                destination: Some(net.addr()),
+                ..Packet::default()
+            };
             let what = format!("what {device} forwards into the offered subnets by {lan}");
-            let (matches, legacy) = (format!("oifname \"{lan}\" ip daddr {net}"), format!("-o {lan} -d {net}"));
-            probes.push(Probe { hook, packet, what, matches, legacy, surely: false, offered: true });
+            let (matches, legacy) = (
+                format!("oifname \"{lan}\" ip daddr {net}"),
+                format!("-o {lan} -d {net}"),
+            );
+            probes.push(Probe {
+                hook,
+                packet,
+                what,
+                matches,
+                legacy,
+                surely: false,
+                offered: true,
+            });
         }
     }
 }
 
 /// UDP between members, on the interfaces that lead to them.
 fn of_udp(wanted: &Wanted, uplinks: &BTreeSet<String>, probes: &mut Vec<Probe>) {
-    let ports = [wanted.link_port, wanted.control_port].into_iter().filter(|port| *port != 0);
+    let ports = [wanted.link_port, wanted.control_port]
+        .into_iter()
+        .filter(|port| *port != 0);
     for (port, uplink) in ports.flat_map(|port| uplinks.iter().map(move |uplink| (port, uplink))) {
         let mut add = |hook, packet, way: &str, field: &str| {
             let what = format!("members' packets {way} UDP port {port} by {uplink}");
-            let (matches, legacy) = (format!("udp {field} {port}"), format!("-p udp --{field} {port}"));
-            probes.push(Probe { hook, packet, what, matches, legacy, surely: true, offered: false });
+            let (matches, legacy) = (
+                format!("udp {field} {port}"),
+                format!("-p udp --{field} {port}"),
+            );
+            probes.push(Probe {
+                hook,
+                packet,
+                what,
+                matches,
+                legacy,
+                surely: true,
+                offered: false,
+            });
         };
         let inward = Packet {
             iif: uplink.clone(),
             // Answers: that what others begin is dropped is usual, and members get around it.
             established: true,
-            udp: Some(Ports { source: None, destination: Some(port) }),
+            udp: Some(Ports {
+                source: None,
+                destination: Some(port),
+            }),
             ..Packet::default()
         };
         for hook in IN.into_iter().chain(["input"]) {
             add(hook, inward.clone(), "to", "dport");
         }
-        let udp = Some(Ports { source: Some(port), destination: None });
-        let outward = Packet { oif: Some(uplink.clone()), udp, ..Packet::default() };
+        let udp = Some(Ports {
+            source: Some(port),
+            destination: None,
+        });
+        let outward = Packet {
+            oif: Some(uplink.clone()),
+            udp,
+            ..Packet::default()
+        };
         for hook in OUT {
             add(hook, outward.clone(), "from", "sport");
         }
@@ -127,15 +216,34 @@ pub(super) fn survey(
     let mut found: BTreeSet<Dropped> = BTreeSet::new();
     for probe in probes {
         let mut add = |block: Block, command: String| {
-            let Probe { hook, ref what, offered, .. } = probe;
-            found.insert(Dropped { block, hook, what: what.clone(), command, offered });
+            let Probe {
+                hook,
+                ref what,
+                offered,
+                ..
+            } = probe;
+            found.insert(Dropped {
+                block,
+                hook,
+                what: what.clone(),
+                command,
+                offered,
+            });
         };
         for dropped in drops(ruleset, probe.hook, &probe.packet) {
             if dropped.is_doubtful && probe.surely {
                 continue;
             }
-            let Block { family, table, chain, .. } = &dropped.block;
-            let command = format!("nft insert rule {family} {table} {chain} {} accept", probe.matches);
+            let Block {
+                family,
+                table,
+                chain,
+                ..
+            } = &dropped.block;
+            let command = format!(
+                "nft insert rule {family} {table} {chain} {} accept",
+                probe.matches
+            );
             add(dropped.block, command);
         }
         let family = if probe.packet.v6 { "ip6" } else { "ip" };
@@ -148,7 +256,15 @@ pub(super) fn survey(
             let program = legacy::program(family);
             let command = format!("{program} -t {table} -I {chain} {} -j ACCEPT", probe.legacy);
             let by = judged.by.to_owned();
-            add(Block { family: program.into(), table: table.into(), chain, by }, command);
+            add(
+                Block {
+                    family: program.into(),
+                    table: table.into(),
+                    chain,
+                    by,
+                },
+                command,
+            );
         }
     }
     found

@@ -1,5 +1,5 @@
-//! A machine for the keeper: a network namespace of its own, which goes with its thread, and named ones beside it for machines elsewhere.
-//! Needs root and ip.
+//! A machine for the keeper: a network namespace of its own, which goes with its thread, and named
+//! ones beside it for machines elsewhere. Needs root and ip.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -17,18 +17,31 @@ pub const BACK: Duration = Duration::from_secs(10);
 
 pub fn sh(script: &str) -> String {
     let output = Command::new("sh").args(["-c", script]).output().unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{script}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
 pub fn works(script: &str) -> bool {
-    Command::new("sh").args(["-c", script]).output().unwrap().status.success()
+    Command::new("sh")
+        .args(["-c", script])
+        .output()
+        .unwrap()
+        .status
+        .success()
 }
 
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
-        assert!(began.elapsed() < BACK, "{what} took longer than {BACK:?}\n{}", snapshot());
+        assert!(
+            began.elapsed() < BACK,
+            "{what} took longer than {BACK:?}\n{}",
+            snapshot()
+        );
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -54,11 +67,15 @@ impl Elsewhere {
         let ns = &elsewhere.0;
         // `ip netns` mounts what it names: in this process's mount namespace, as every other.
         sh(&format!(
-            "ip netns add {ns} && ip link add {here} type veth peer name eth0 netns {ns} && ip addr add {address} dev {here} &&
-             ip link set {here} up && ip -n {ns} link set lo up && ip -n {ns} addr add {there} dev eth0 && ip -n {ns} link set eth0 up"
+            "ip netns add {ns} && ip link add {here} type veth peer name eth0 netns {ns} && ip \
+                addr add {address} dev {here} &&
+             ip link set {here} up && ip -n {ns} link set lo up && ip -n {ns} addr add {there} \
+             dev eth0 && ip -n {ns} link set eth0 up"
         ));
         // The kernel says some time later that the cable is plugged in.
-        until("the cable to be plugged in", || sh(&format!("ip -o link show {here}")).contains("state UP"));
+        until("the cable to be plugged in", || {
+            sh(&format!("ip -o link show {here}")).contains("state UP")
+        });
         elsewhere
     }
 
@@ -90,16 +107,21 @@ impl Drop for Elsewhere {
 /// All that could be left behind; counters and handles change by themselves.
 pub fn snapshot() -> String {
     sh(
-        "ip -d addr | grep -Ev 'valid_lft|fe80' | sed 's/ tentative//'; ip route show table all | grep -v fe80; ip rule; nft list ruleset | sed 's/counter packets [0-9]* bytes [0-9]*//' | grep -v fe80; \
-        for t in iptables-legacy-save ip6tables-legacy-save; do $t 2>/dev/null | grep -v '^[#:]'; done; \
-        for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/rp_filter; do echo $f $(cat $f); done",
+        "ip -d addr | grep -Ev 'valid_lft|fe80' | sed 's/ tentative//'; ip route show table all | \
+            grep -v fe80; ip rule; nft list ruleset | sed 's/counter packets [0-9]* bytes \
+            [0-9]*//' | grep -v fe80; \
+        for t in iptables-legacy-save ip6tables-legacy-save; do $t 2>/dev/null | grep -v '^[#:]'; \
+        done; \
+        for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding \
+        /proc/sys/net/ipv4/conf/*/rp_filter; do echo $f $(cat $f); done",
     )
 }
 
 /// An interface in the place of a network's TUN.
 pub fn device(name: &str, address: &str) {
     sh(&format!(
-        "ip link add {name} type veth peer name peer-{name} && ip addr add {address} dev {name} && ip link set {name} up && ip link set peer-{name} up"
+        "ip link add {name} type veth peer name peer-{name} && ip addr add {address} dev {name} \
+            && ip link set {name} up && ip link set peer-{name} up"
     ));
 }
 
@@ -133,8 +155,18 @@ impl Network {
         let index = nix::net::if_::if_nametoindex(wanted.device.as_str()).unwrap();
         set_alias(index, &wanted.mark().to_string()).unwrap();
         let (dir, board) = (tempfile::tempdir().unwrap(), Board::default());
-        let keeper = Keeper::start(wanted.clone(), Journal::at(dir.path().join("undo.json")), board.clone()).unwrap();
-        Self { keeper, board, wanted, _dir: dir }
+        let keeper = Keeper::start(
+            wanted.clone(),
+            Journal::at(dir.path().join("undo.json")),
+            board.clone(),
+        )
+        .unwrap();
+        Self {
+            keeper,
+            board,
+            wanted,
+            _dir: dir,
+        }
     }
 
     pub fn accept(&mut self, texts: &[&str]) {
@@ -156,11 +188,18 @@ impl Network {
 
     pub fn end(self) {
         self.keeper.close();
-        assert!(!self._dir.path().join("undo.json").exists(), "nothing is left to undo");
+        assert!(
+            !self._dir.path().join("undo.json").exists(),
+            "nothing is left to undo"
+        );
         sh(&format!("ip link del {}", self.wanted.device));
     }
 }
 
 pub fn forwards(interface: &str) -> bool {
-    sh(&format!("cat /proc/sys/net/ipv4/conf/{interface}/forwarding")).trim() != "0"
+    sh(&format!(
+        "cat /proc/sys/net/ipv4/conf/{interface}/forwarding"
+    ))
+    .trim()
+        != "0"
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 pub struct DashboardView {
     /// Whether it is switched on for the network.
     pub on: bool,
-    /// The link that opens it from any member, with the token; none while it is off or this node has no address.
+    /// The link that opens it from any member, with the token; none while it is off or this node
+    /// has no address.
     pub url: Option<String>,
     /// Why it is not there although it is on.
     pub trouble: Option<String>,
@@ -37,13 +38,18 @@ pub struct DashboardChange {
 
 /// Its routes.
 pub fn routes(dashboard: Arc<Dashboard>) -> Router {
-    Router::new().route("/dashboard", get(show).post(change)).with_state(dashboard)
+    Router::new()
+        .route("/dashboard", get(show).post(change))
+        .with_state(dashboard)
 }
 
 async fn show(State(dashboard): State<Arc<Dashboard>>) -> Json<DashboardView> {
     Json(dashboard.state())
 }
 
-async fn change(State(dashboard): State<Arc<Dashboard>>, Json(wanted): Json<DashboardChange>) -> Outcome<Json<DashboardView>> {
+async fn change(
+    State(dashboard): State<Arc<Dashboard>>,
+    Json(wanted): Json<DashboardChange>,
+) -> Outcome<Json<DashboardView>> {
     dashboard.change(&wanted).map(Json)
 }

@@ -1,5 +1,6 @@
-//! Passes a request about a VM on to the member that can answer it: its holder, or for a new VM and a restore the
-//! member the user chose. A request travels one hop only; the far end answers from its own state.
+//! Passes a request about a VM on to the member that can answer it: its holder, or for a new VM and
+//! a restore the member the user chose. A request travels one hop only; the far end answers from
+//! its own state.
 
 use super::{client::Client, traced};
 use crate::{
@@ -31,14 +32,20 @@ const FORWARDED: &str = "p2pvm-forwarded";
 const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// Sends the request to the VM's holder where that is another member.
-pub async fn to_holder(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>, mut request: Request, next: Next) -> Response {
+pub async fn to_holder(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     if request.headers().contains_key(FORWARDED) || daemon.has_vm(&name) {
         return next.run(request).await;
     }
     match daemon.holder_of(&name).await {
         Ok(holder) if holder == daemon.me() => next.run(request).await,
         Ok(holder) => {
-            let looks = request.method() == Method::GET && request.uri().path().ends_with(&format!("/vms/{name}"));
+            let looks = request.method() == Method::GET
+                && request.uri().path().ends_with(&format!("/vms/{name}"));
             if looks && daemon.is_gone(holder) {
                 return absent(&daemon, &name).await;
             }
@@ -46,7 +53,9 @@ pub async fn to_holder(State(daemon): State<Arc<Daemon>>, Path(name): Path<Strin
             match (pass_on(&daemon, holder, request).await, asking) {
                 (Ok(answer), Some(asking)) => traced::follow(asking, answer),
                 (Ok(answer), None) => answer,
-                (Err(failure), _) if looks && failure.kind == Kind::TimedOut => absent(&daemon, &name).await,
+                (Err(failure), _) if looks && failure.kind == Kind::TimedOut => {
+                    absent(&daemon, &name).await
+                }
                 (Err(failure), asking) => {
                     if let Some(asking) = asking {
                         asking.failed(&failure);
@@ -64,7 +73,8 @@ async fn absent(daemon: &Daemon, name: &str) -> Response {
     daemon.show_absent(name).await.map(Json).into_response()
 }
 
-/// What of a request says where it goes: a name, id or address, or none for the member that was asked.
+/// What of a request says where it goes: a name, id or address, or none for the member that was
+/// asked.
 #[derive(Deserialize)]
 struct Chosen {
     #[serde(default)]
@@ -72,12 +82,19 @@ struct Chosen {
 }
 
 /// Sends a request for a new VM or a restore to the member named in it.
-pub async fn to_chosen(State(daemon): State<Arc<Daemon>>, request: Request, next: Next) -> Response {
+pub async fn to_chosen(
+    State(daemon): State<Arc<Daemon>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let forwarded = request.headers().contains_key(FORWARDED);
     let (parts, body) = request.into_parts();
     let chosen = async {
-        let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES).await.doing("reading the request")?;
-        let wanted: Chosen = serde_json::from_slice(&bytes).map_err(|e| Failure::usage(format!("the request cannot be read: {e}")))?;
+        let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES)
+            .await
+            .doing("reading the request")?;
+        let wanted: Chosen = serde_json::from_slice(&bytes)
+            .map_err(|e| Failure::usage(format!("the request cannot be read: {e}")))?;
         let on = match wanted.on.filter(|_| !forwarded) {
             Some(text) => daemon.resolve_member(&text).await?,
             None => daemon.me(),
@@ -90,7 +107,9 @@ pub async fn to_chosen(State(daemon): State<Arc<Daemon>>, request: Request, next
             if on == daemon.me() {
                 next.run(request).await
             } else {
-                pass_on(&daemon, on, request).await.unwrap_or_else(IntoResponse::into_response)
+                pass_on(&daemon, on, request)
+                    .await
+                    .unwrap_or_else(IntoResponse::into_response)
             }
         }
         Err(failure) => failure.into_response(),
@@ -112,8 +131,14 @@ pub async fn console(daemon: &Daemon, name: &str) -> Outcome<BoxStream> {
 
 /// The API path of a VM; refuses what could not be one before it is put into a URL.
 pub fn path_of(name: &str, operation: &str) -> Outcome<String> {
-    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-        return Err(Failure::usage(format!("'{name}' cannot be a VM's name: use letters, digits and '-'")));
+    if name.is_empty()
+        || !name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    {
+        return Err(Failure::usage(format!(
+            "'{name}' cannot be a VM's name: use letters, digits and '-'"
+        )));
     }
     let slash = if operation.is_empty() { "" } else { "/" };
     Ok(format!("/vms/{name}{slash}{operation}"))
@@ -123,7 +148,8 @@ pub fn path_of(name: &str, operation: &str) -> Outcome<String> {
 async fn reach(daemon: &Daemon, to: MemberId) -> Outcome<BoxStream> {
     daemon.fabric().open_stream(to, SERVICE).await.map_err(|e| match e {
         FabricError::Unreachable(_) | FabricError::TimedOut(..) => Failure::timed_out(format!(
-            "its host {} cannot be reached; if that host is dead, 'p2pvm vm restore NAME --force' brings the VM back from its newest snapshot",
+            "its host {} cannot be reached; if that host is dead, 'p2pvm vm restore NAME --force' \
+                brings the VM back from its newest snapshot",
             daemon.name_of(to)
         )),
         other => other.into(),
@@ -132,22 +158,35 @@ async fn reach(daemon: &Daemon, to: MemberId) -> Outcome<BoxStream> {
 
 async fn pass_on(daemon: &Daemon, to: MemberId, mut request: Request) -> Outcome<Response> {
     let stream = reach(daemon, to).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.doing("speaking to the VM's host")?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .doing("speaking to the VM's host")?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(error = %chain(&error), "forwarded request ended");
         }
     });
-    request.headers_mut().insert(FORWARDED, axum::http::HeaderValue::from_static("1"));
-    let ours = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-    let mut response = sender.send_request(request).await.doing("the VM's host ended the conversation")?;
+    request
+        .headers_mut()
+        .insert(FORWARDED, axum::http::HeaderValue::from_static("1"));
+    let ours = request
+        .extensions_mut()
+        .remove::<hyper::upgrade::OnUpgrade>();
+    let mut response = sender
+        .send_request(request)
+        .await
+        .doing("the VM's host ended the conversation")?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let theirs = hyper::upgrade::on(&mut response);
         tokio::spawn(async move {
             let Some(ours) = ours else { return };
             if let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) {
                 // Either end hanging up ends both.
-                let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(ours), &mut TokioIo::new(theirs)).await;
+                let _ = tokio::io::copy_bidirectional(
+                    &mut TokioIo::new(ours),
+                    &mut TokioIo::new(theirs),
+                )
+                .await;
             }
         });
     }

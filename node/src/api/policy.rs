@@ -1,7 +1,9 @@
-//! The control API's part about the network's policy and subnet routes: for this machine's root only.
+//! The control API's part about the network's policy and subnet routes: for this machine's root
+//! only.
 
 use super::types::{
-    AcceptRoutes, AclAnswer, AclCheck, AclSet, AclShow, AclVerdict, RouteOffered, RouteSubnet, RouteView, RouteWithdrawn, RoutesAccepted,
+    AcceptRoutes, AclAnswer, AclCheck, AclSet, AclShow, AclVerdict, RouteOffered, RouteSubnet,
+    RouteView, RouteWithdrawn, RoutesAccepted,
 };
 use crate::{daemon::Daemon, failure::Outcome};
 use axum::{

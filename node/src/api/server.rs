@@ -3,9 +3,10 @@
 use super::{
     forward, traced,
     types::{
-        Cluster, ClusterVms, CreateVm, Decided, DrainStopping, Explained, FindingView, Force, InviteAnswer, InviteRequest, Line, MigrateVm,
-        MoveCancelled, NetCheckView, Peer, PingRequest, RestoreVm, RevokeAnswer, RevokeRequest, SnapshotVm, Sorted, Status, Step, Traced,
-        Traffic, VmDeleted, VmView,
+        Cluster, ClusterVms, CreateVm, Decided, DrainStopping, Explained, FindingView, Force,
+        InviteAnswer, InviteRequest, Line, MigrateVm, MoveCancelled, NetCheckView, Peer,
+        PingRequest, RestoreVm, RevokeAnswer, RevokeRequest, SnapshotVm, Sorted, Status, Step,
+        Traced, Traffic, VmDeleted, VmView,
     },
 };
 use crate::{
@@ -75,11 +76,20 @@ pub fn local(daemon: Arc<Daemon>) -> Router {
         .layer(middleware::from_fn(in_time))
 }
 
-/// Ends a request that nothing answers. A streamed answer has begun by then and says itself how it goes.
+/// Ends a request that nothing answers. A streamed answer has begun by then and says itself how it
+/// goes.
 async fn in_time(request: Request, next: middleware::Next) -> Response {
     let what = request.uri().path().to_owned();
-    let late = || Failure::timed_out(format!("the daemon has not done {what} within {} s", ANSWER_LIMIT.as_secs())).into_response();
-    tokio::time::timeout(ANSWER_LIMIT, next.run(request)).await.unwrap_or_else(|_| late())
+    let late = || {
+        Failure::timed_out(format!(
+            "the daemon has not done {what} within {} s",
+            ANSWER_LIMIT.as_secs()
+        ))
+        .into_response()
+    };
+    tokio::time::timeout(ANSWER_LIMIT, next.run(request))
+        .await
+        .unwrap_or_else(|_| late())
 }
 
 /// What other members may ask as well: virtual machines.
@@ -89,15 +99,29 @@ pub fn vms(daemon: Arc<Daemon>) -> Router {
         .route("/vms/{name}/start", post(start))
         .route("/vms/{name}/stop", post(stop))
         .route("/vms/{name}/console", get(console))
-        .route("/vms/{name}/migrate", post(migrate).delete(cancel_migration))
+        .route(
+            "/vms/{name}/migrate",
+            post(migrate).delete(cancel_migration),
+        )
         .route("/vms/{name}/snapshot", post(snapshot))
         .route("/vms/{name}/explain", get(explain))
-        .layer(middleware::from_fn_with_state(daemon.clone(), forward::to_holder));
+        .layer(middleware::from_fn_with_state(
+            daemon.clone(),
+            forward::to_holder,
+        ));
     let chosen = Router::new()
         .route("/vms", post(create))
         .route("/vms/{name}/restore", post(restore))
-        .layer(middleware::from_fn_with_state(daemon.clone(), forward::to_chosen));
-    Router::new().route("/vms", get(list)).merge(one).merge(chosen).layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES)).with_state(daemon)
+        .layer(middleware::from_fn_with_state(
+            daemon.clone(),
+            forward::to_chosen,
+        ));
+    Router::new()
+        .route("/vms", get(list))
+        .merge(one)
+        .merge(chosen)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .with_state(daemon)
 }
 
 /// Where a long operation reports its steps.
@@ -113,17 +137,25 @@ impl Reporter {
 
     /// Reports a phase without figures.
     pub fn phase(&self, phase: &str) {
-        self.step(Step { phase: phase.to_owned(), ..Step::default() });
+        self.step(Step {
+            phase: phase.to_owned(),
+            ..Step::default()
+        });
     }
 
     /// Reports one of several results; fails when nobody reads any more.
     pub async fn item(&self, item: &impl Serialize) -> Outcome<()> {
-        let value = serde_json::to_value(item).map_err(|e| Failure::new(Kind::Failed, e.to_string()))?;
-        self.0.send(Line::Item(value)).await.map_err(|_| Failure::new(Kind::Failed, "nobody listens any more"))
+        let value =
+            serde_json::to_value(item).map_err(|e| Failure::new(Kind::Failed, e.to_string()))?;
+        self.0
+            .send(Line::Item(value))
+            .await
+            .map_err(|_| Failure::new(Kind::Failed, "nobody listens any more"))
     }
 }
 
-/// Runs `work` in a task of its own, which a lost connection does not interrupt half-way, and streams what it reports.
+/// Runs `work` in a task of its own, which a lost connection does not interrupt half-way, and
+/// streams what it reports.
 fn streamed<T, F>(work: impl FnOnce(Reporter) -> F) -> Response
 where
     T: Serialize,
@@ -140,14 +172,20 @@ where
         // The asker may have gone; the work is done all the same.
         let _ = sender.send(line).await;
     });
-    let lines = stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|line| (line, receiver)) });
+    let lines = stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|line| (line, receiver))
+    });
     let bytes = lines.map(|line| {
         serde_json::to_vec(&line).map(|mut bytes| {
             bytes.push(b'\n');
             bytes
         })
     });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(bytes)).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(bytes),
+    )
+        .into_response()
 }
 
 async fn status(State(daemon): Shared) -> Answer<Status> {
@@ -198,12 +236,20 @@ async fn metrics(State(daemon): Shared, Query(query): Query<MetricsQuery>) -> Ou
     let metrics = match query.scope.as_deref() {
         None | Some("node") => daemon.metrics(),
         Some("cluster") => daemon.cluster_metrics().await?,
-        Some(other) => return Err(Failure::usage(format!("scope is node or cluster, not '{other}'"))),
+        Some(other) => {
+            return Err(Failure::usage(format!(
+                "scope is node or cluster, not '{other}'"
+            )));
+        }
     };
     if query.json {
         return Ok(Json(metrics).into_response());
     }
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.page()).into_response())
+    Ok((
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        metrics.page(),
+    )
+        .into_response())
 }
 
 async fn cluster(State(daemon): Shared) -> Answer<Cluster> {
@@ -219,7 +265,16 @@ async fn trace(State(daemon): Shared, Path(member): Path<String>) -> Answer<Trac
 }
 
 async fn ping(State(daemon): Shared, Json(r): Json<PingRequest>) -> Response {
-    streamed(move |reporter| async move { daemon.ping(&r.member, r.count, Duration::from_millis(r.interval_ms), &reporter).await })
+    streamed(move |reporter| async move {
+        daemon
+            .ping(
+                &r.member,
+                r.count,
+                Duration::from_millis(r.interval_ms),
+                &reporter,
+            )
+            .await
+    })
 }
 
 async fn invite(State(daemon): Shared, Json(r): Json<InviteRequest>) -> Answer<InviteAnswer> {
@@ -263,7 +318,11 @@ async fn show(State(daemon): Shared, Path(name): Path<String>) -> Answer<Sorted<
     daemon.show_vm(&name).await.map(Sorted).map(Json)
 }
 
-async fn delete(State(daemon): Shared, Path(name): Path<String>, Query(r): Query<Force>) -> Answer<VmDeleted> {
+async fn delete(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Query(r): Query<Force>,
+) -> Answer<VmDeleted> {
     daemon.delete_vm(&name, r.force).await.map(Json)
 }
 
@@ -271,39 +330,75 @@ pub(crate) async fn start(State(daemon): Shared, Path(name): Path<String>) -> Re
     streamed(move |reporter| async move { daemon.start_vm(&name, &reporter).await })
 }
 
-pub(crate) async fn stop(State(daemon): Shared, Path(name): Path<String>, Query(r): Query<Force>) -> Response {
+pub(crate) async fn stop(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Query(r): Query<Force>,
+) -> Response {
     streamed(move |reporter| async move { daemon.stop_vm(&name, r.force, &reporter).await })
 }
 
-pub(crate) async fn migrate(State(daemon): Shared, Path(name): Path<String>, headers: HeaderMap, Json(r): Json<MigrateVm>) -> Response {
+pub(crate) async fn migrate(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Json(r): Json<MigrateVm>,
+) -> Response {
     let within = traced::within(&headers);
     streamed(move |reporter| async move { daemon.migrate_vm(&name, &r, within, &reporter).await })
 }
 
-pub(crate) async fn cancel_migration(State(daemon): Shared, Path(name): Path<String>) -> Answer<MoveCancelled> {
+pub(crate) async fn cancel_migration(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+) -> Answer<MoveCancelled> {
     daemon.cancel_migration(&name).await.map(Json)
 }
 
-pub(crate) async fn snapshot(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<SnapshotVm>) -> Response {
+pub(crate) async fn snapshot(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Json(r): Json<SnapshotVm>,
+) -> Response {
     streamed(move |reporter| async move { daemon.snapshot_vm(&name, r.name, &reporter).await })
 }
 
-pub(crate) async fn restore(State(daemon): Shared, Path(name): Path<String>, Json(r): Json<RestoreVm>) -> Response {
+pub(crate) async fn restore(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Json(r): Json<RestoreVm>,
+) -> Response {
     streamed(move |reporter| async move { daemon.restore_vm(&name, &r, &reporter).await })
 }
 
-pub(crate) async fn explain(State(daemon): Shared, Path(name): Path<String>) -> Answer<Sorted<Vec<Explained>>> {
+pub(crate) async fn explain(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+) -> Answer<Sorted<Vec<Explained>>> {
     daemon.explain_vm(&name).await.map(Sorted).map(Json)
 }
 
-async fn console(State(daemon): Shared, Path(name): Path<String>, request: Request) -> Outcome<Response> {
+async fn console(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    request: Request,
+) -> Outcome<Response> {
     let mut guest = daemon.console(&name).await?;
     tokio::spawn(async move {
         match hyper::upgrade::on(request).await {
             // Either end hanging up ends the session; that is how a console is left.
-            Ok(upgraded) => drop(tokio::io::copy_bidirectional(&mut TokioIo::new(upgraded), &mut guest).await),
+            Ok(upgraded) => {
+                drop(tokio::io::copy_bidirectional(&mut TokioIo::new(upgraded), &mut guest).await)
+            }
             Err(error) => tracing::debug!(%error, "a console was asked for and not taken"),
         }
     });
-    Ok((StatusCode::SWITCHING_PROTOCOLS, [(header::CONNECTION, "upgrade"), (header::UPGRADE, "console")]).into_response())
+    Ok((
+        StatusCode::SWITCHING_PROTOCOLS,
+        [
+            (header::CONNECTION, "upgrade"),
+            (header::UPGRADE, "console"),
+        ],
+    )
+        .into_response())
 }

@@ -1,5 +1,6 @@
-//! The trace of a request to move a VM: what the request is within (a `traceparent` header, as any HTTP client with traces sends
-//! it), and where the VM's host is another member, the asking as a span of its own, which lasts until the answer's last line.
+//! The trace of a request to move a VM: what the request is within (a `traceparent` header, as any
+//! HTTP client with traces sends it), and where the VM's host is another member, the asking as a
+//! span of its own, which lasts until the answer's last line.
 
 use super::types::Line;
 use axum::{
@@ -23,18 +24,29 @@ const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// The span that a request is within, or [`SpanContext::NONE`].
 pub fn within(headers: &HeaderMap) -> SpanContext {
-    headers.get(HEADER).and_then(|value| value.to_str().ok()).and_then(from_traceparent).unwrap_or(SpanContext::NONE)
+    headers
+        .get(HEADER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(from_traceparent)
+        .unwrap_or(SpanContext::NONE)
 }
 
-/// Begins the span of a request that is passed on, if it asks for a move, and makes the request say so.
+/// Begins the span of a request that is passed on, if it asks for a move, and makes the request say
+/// so.
 pub fn begin(traces: &Traces, vm: &str, request: &mut Request) -> Option<Step> {
     if request.method() != Method::POST || !request.uri().path().ends_with("/migrate") {
         return None;
     }
-    let mut step = traces.begin(&within(request.headers()), SpanKind::Client, format!("ask to migrate {vm}"));
+    let mut step = traces.begin(
+        &within(request.headers()),
+        SpanKind::Client,
+        format!("ask to migrate {vm}"),
+    );
     step.note_text("p2pvm.vm.name", vm);
     let context = traceparent(step.context())?;
-    request.headers_mut().insert(HEADER, HeaderValue::from_str(&context).ok()?);
+    request
+        .headers_mut()
+        .insert(HEADER, HeaderValue::from_str(&context).ok()?);
     Some(step)
 }
 
@@ -44,7 +56,10 @@ pub fn follow(step: Step, response: Response) -> Response {
         step.failed(&response.status());
         return response;
     }
-    let mut last = LastLine { step: Some(step), line: Vec::new() };
+    let mut last = LastLine {
+        step: Some(step),
+        line: Vec::new(),
+    };
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             last.saw(&frame);

@@ -1,8 +1,9 @@
 //! What the control API says, as types: the same for the command line, a terminal UI and the web.
 //!
-//! Members of different versions pass requests on to each other, so a reader ignores fields that it does not know, and fields that
-//! were added later have a default. The files below have the types by resource. Structs there that say so have their fields in
-//! alphabetical order, as their answers are printed with `--json`; [`Sorted`] puts the others into that order.
+//! Members of different versions pass requests on to each other, so a reader ignores fields that it
+//! does not know, and fields that were added later have a default. The files below have the types
+//! by resource. Structs there that say so have their fields in alphabetical order, as their answers
+//! are printed with `--json`; [`Sorted`] puts the others into that order.
 
 use crate::failure::Failure;
 use p2pvm_host::Level;
@@ -297,7 +298,8 @@ pub struct Pong {
     pub seq: u32,
     /// Round trip, milliseconds; none if lost.
     pub rtt_ms: Option<f64>,
-    /// How the answer came: "direct 198.18.3.1:4242", "relayed via name", "over the ring, 2 hops" or "stream".
+    /// How the answer came: "direct 198.18.3.1:4242", "relayed via name", "over the ring, 2 hops"
+    /// or "stream".
     pub path: String,
 }
 
@@ -332,7 +334,8 @@ pub struct RingView {
 /// A neighbour on the ring.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RingNeighbour {
-    /// "near", "far", "shortcut", "leaf", or several joined by "+"; "link" if it only happens to be linked.
+    /// "near", "far", "shortcut", "leaf", or several joined by "+"; "link" if it only happens to be
+    /// linked.
     pub role: String,
     /// The round trip that the ring measured, milliseconds.
     pub rtt_ms: Option<f64>,
@@ -351,7 +354,8 @@ pub struct TraceHop {
     pub position: String,
     /// The round trip between it and the hop before, milliseconds.
     pub rtt_ms: Option<f64>,
-    /// What the hop is to this node on the ring: as [`RingNeighbour::role`]; empty for those further on.
+    /// What the hop is to this node on the ring: as [`RingNeighbour::role`]; empty for those
+    /// further on.
     pub edge: String,
 }
 
@@ -447,7 +451,8 @@ pub struct InviteRequest {
     /// The groups that those who join with it are in.
     #[serde(default)]
     pub groups: Vec<String>,
-    /// Name this member's QUIC address at each of its hosts only, so that the text is short enough for a QR code.
+    /// Name this member's QUIC address at each of its hosts only, so that the text is short enough
+    /// for a QR code.
     #[serde(default)]
     pub short: bool,
 }
@@ -466,7 +471,10 @@ pub struct InviteAnswer {
 
 /// Checks the exact text of an answer: what is said, and that it is understood.
 #[cfg(test)]
-fn assert_text<T: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(value: &T, text: &str) {
+fn assert_text<T: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(
+    value: &T,
+    text: &str,
+) {
     assert_eq!(serde_json::to_string(value).unwrap(), text);
     assert_eq!(&serde_json::from_str::<T>(text).unwrap(), value);
 }

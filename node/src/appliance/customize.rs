@@ -1,7 +1,8 @@
-//! `p2pvm iso customize`: an appliance ISO that knows its network, made from one that does not, without rebuilding anything.
+//! `p2pvm iso customize`: an appliance ISO that knows its network, made from one that does not,
+//! without rebuilding anything.
 //!
-//! The ISO is copied and the reserved file in it overwritten in place: same size, same layout, so boot records and partition
-//! table stay right. Needs neither root nor tools.
+//! The ISO is copied and the reserved file in it overwritten in place: same size, same layout, so
+//! boot records and partition table stay right. Needs neither root nor tools.
 
 use super::{iso9660, reserved};
 use crate::{
@@ -19,22 +20,35 @@ use std::{
 pub const VOLUME: &str = "P2PVM-LIVE";
 const PLACE: [&str; 2] = ["P2PVM", "INVITE"];
 
-/// Writes `invite` into a copy of the appliance ISO `input` at `output`; empty text takes an invite out again.
-/// `output` is replaced as a whole or not at all, and may be `input`.
+/// Writes `invite` into a copy of the appliance ISO `input` at `output`; empty text takes an invite
+/// out again. `output` is replaced as a whole or not at all, and may be `input`.
 ///
 /// # Errors
-/// A sentence for the user: no appliance ISO, no valid invite, a file that cannot be read or written.
+/// A sentence for the user: no appliance ISO, no valid invite, a file that cannot be read or
+/// written.
 pub fn customize(input: &Path, invite: &str, output: &Path, now: UnixTime) -> Outcome<()> {
     if !invite.is_empty() {
-        Invite::parse(invite).and_then(|parsed| parsed.check(now)).map_err(membership::refused)?;
+        Invite::parse(invite)
+            .and_then(|parsed| parsed.check(now))
+            .map_err(membership::refused)?;
     }
-    let room = reserved::filled(invite).map_err(|problem| Failure::usage(format!("this invite cannot be written: {problem}")))?;
+    let room = reserved::filled(invite)
+        .map_err(|problem| Failure::usage(format!("this invite cannot be written: {problem}")))?;
     let mut source = File::open(input).doing(format_args!("cannot read {}", input.display()))?;
     let offset = place(&mut source, input)?;
 
-    let directory = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = output.file_name().ok_or_else(|| Failure::usage(format!("{} is no file name", output.display())))?;
-    let temporary = directory.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
+    let directory = output
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let name = output
+        .file_name()
+        .ok_or_else(|| Failure::usage(format!("{} is no file name", output.display())))?;
+    let temporary = directory.join(format!(
+        ".{}.{}",
+        name.to_string_lossy(),
+        std::process::id()
+    ));
     let mut write = || {
         let mut copy = File::create_new(&temporary)?;
         source.rewind()?;
@@ -45,22 +59,33 @@ pub fn customize(input: &Path, invite: &str, output: &Path, now: UnixTime) -> Ou
         fs::rename(&temporary, output)?;
         File::open(directory)?.sync_all()
     };
-    write().inspect_err(|_| drop(fs::remove_file(&temporary))).doing(format_args!("cannot write {}", output.display()))
+    write()
+        .inspect_err(|_| drop(fs::remove_file(&temporary)))
+        .doing(format_args!("cannot write {}", output.display()))
 }
 
 /// Where the room for an invite begins in an appliance ISO.
 fn place(iso: &mut File, path: &Path) -> Outcome<u64> {
-    let no = |why: &str| Failure::usage(format!("{} is no ISO of the p2pvm appliance: {why}", path.display()));
+    let no = |why: &str| {
+        Failure::usage(format!(
+            "{} is no ISO of the p2pvm appliance: {why}",
+            path.display()
+        ))
+    };
     let found = iso9660::find(iso, &PLACE).doing(format_args!("reading {}", path.display()))?;
     let (volume, extent) = found.ok_or_else(|| no("it holds no /p2pvm/invite"))?;
     if volume != VOLUME {
         return Err(no(&format!("its volume is named '{volume}', not {VOLUME}")));
     }
     if extent.bytes as usize != reserved::BYTES {
-        return Err(no("its room for an invite has another size; was it made by another version?"));
+        return Err(no(
+            "its room for an invite has another size; was it made by another version?",
+        ));
     }
     let mut room = vec![0; reserved::BYTES];
-    iso.seek(SeekFrom::Start(extent.offset)).and_then(|_| iso.read_exact(&mut room)).map_err(|_| no("it is cut off"))?;
+    iso.seek(SeekFrom::Start(extent.offset))
+        .and_then(|_| iso.read_exact(&mut room))
+        .map_err(|_| no("it is cut off"))?;
     match reserved::read(&room) {
         Err(reserved::Problem::NotOurs) => Err(no("it has no room for an invite")),
         // What was there before is replaced, damaged or not.
@@ -75,7 +100,11 @@ mod tests {
 
     fn iso(dir: &Path) -> std::path::PathBuf {
         let path = dir.join("in.iso");
-        fs::write(&path, iso_with(VOLUME, PLACE[0], PLACE[1], &reserved::filled("").unwrap())).unwrap();
+        fs::write(
+            &path,
+            iso_with(VOLUME, PLACE[0], PLACE[1], &reserved::filled("").unwrap()),
+        )
+        .unwrap();
         path
     }
 
@@ -94,7 +123,11 @@ mod tests {
         }
         customize(&output, "", &output, UnixTime::now()).unwrap();
         assert_eq!(fs::read(&output).unwrap(), plain);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left behind");
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            2,
+            "nothing is left behind"
+        );
     }
 
     #[test]
@@ -105,10 +138,22 @@ mod tests {
         let room = reserved::filled("").unwrap();
         let cases = [
             (b"too short".to_vec(), "holds no /p2pvm/invite"),
-            (iso_with("Debian 13", PLACE[0], PLACE[1], &room), "named 'Debian 13'"),
-            (iso_with(VOLUME, "BOOT", "GRUB", &room), "holds no /p2pvm/invite"),
-            (iso_with(VOLUME, PLACE[0], PLACE[1], &vec![0; reserved::BYTES]), "no room for an invite"),
-            (iso_with(VOLUME, PLACE[0], PLACE[1], &room[..2048]), "another size"),
+            (
+                iso_with("Debian 13", PLACE[0], PLACE[1], &room),
+                "named 'Debian 13'",
+            ),
+            (
+                iso_with(VOLUME, "BOOT", "GRUB", &room),
+                "holds no /p2pvm/invite",
+            ),
+            (
+                iso_with(VOLUME, PLACE[0], PLACE[1], &vec![0; reserved::BYTES]),
+                "no room for an invite",
+            ),
+            (
+                iso_with(VOLUME, PLACE[0], PLACE[1], &room[..2048]),
+                "another size",
+            ),
         ];
         for (bytes, why) in cases {
             let input = dir.path().join("in.iso");
@@ -128,7 +173,11 @@ mod tests {
         for (text, now, why) in [
             ("hello", UnixTime::now(), "no invite"),
             (&good[..good.len() - 8], UnixTime::now(), "no invite"),
-            (&*format!("p2pvm1{}", "a".repeat(reserved::BYTES)), UnixTime::now(), "no invite"),
+            (
+                &*format!("p2pvm1{}", "a".repeat(reserved::BYTES)),
+                UnixTime::now(),
+                "no invite",
+            ),
             (&good, later, "expired"),
         ] {
             let failure = customize(&input, text, &output, now).unwrap_err();

@@ -1,7 +1,9 @@
-//! `p2pvm install DISK`: the appliance on a disk that boots by itself, BIOS and UEFI, with a partition for what must last.
+//! `p2pvm install DISK`: the appliance on a disk that boots by itself, BIOS and UEFI, with a
+//! partition for what must last.
 //!
-//! The ISO is laid out as a disk with boot records for both, so it is copied as it stands, an invite written into it included, and
-//! a third partition, ext4 with the label P2PVM-STATE, takes the rest. No boot loader has to be configured.
+//! The ISO is laid out as a disk with boot records for both, so it is copied as it stands, an
+//! invite written into it included, and a third partition, ext4 with the label P2PVM-STATE, takes
+//! the rest. No boot loader has to be configured.
 
 use super::{customize::VOLUME, mbr, prepare::STATE_LABEL, volumes};
 use crate::failure::{Doing, Failure, Kind, Outcome};
@@ -14,8 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So much at the beginning and at the end of a disk must be zeros for it to count as empty: boot records, partition tables
-/// and their copies, the signatures of file systems and RAIDs.
+/// So much at the beginning and at the end of a disk must be zeros for it to count as empty: boot
+/// records, partition tables and their copies, the signatures of file systems and RAIDs.
 const LOOKED_AT: u64 = 1 << 20;
 /// The kernel and udev show a new partition within this, or something is wrong.
 const PARTITION_LIMIT: Duration = Duration::from_secs(30);
@@ -23,7 +25,8 @@ const PARTITION_LIMIT: Duration = Duration::from_secs(30);
 /// Where the running appliance found its medium mounted.
 const MEDIUM: &str = "/run/p2pvm/medium";
 
-/// Installs on `disk` from `from`, by default from the medium this machine was booted from. Gives the partition for state.
+/// Installs on `disk` from `from`, by default from the medium this machine was booted from. Gives
+/// the partition for state.
 ///
 /// # Errors
 /// [`Kind::Refused`] for a disk that is in use or, without `force`, holds something.
@@ -34,11 +37,20 @@ pub fn install(disk: &Path, from: Option<&Path>, force: bool) -> Outcome<PathBuf
         None => medium()?,
     };
     if fs::canonicalize(&source).ok() == fs::canonicalize(disk).ok() {
-        return Err(Failure::refused(format!("{} is what this machine was booted from: choose another disk", disk.display())));
+        return Err(Failure::refused(format!(
+            "{} is what this machine was booted from: choose another disk",
+            disk.display()
+        )));
     }
     in_use(&name)?;
-    let mut target = OpenOptions::new().read(true).write(true).open(disk).doing(format_args!("cannot write to {}", disk.display()))?;
-    let bytes = target.seek(SeekFrom::End(0)).doing("asking for the disk's size")?;
+    let mut target = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(disk)
+        .doing(format_args!("cannot write to {}", disk.display()))?;
+    let bytes = target
+        .seek(SeekFrom::End(0))
+        .doing("asking for the disk's size")?;
     if !force && !is_empty(&mut target, bytes).doing(format_args!("reading {}", disk.display()))? {
         return Err(Failure::refused(format!(
             "{} holds something: look at it with 'lsblk -f {}', and use --force to lose it",
@@ -48,33 +60,59 @@ pub fn install(disk: &Path, from: Option<&Path>, force: bool) -> Outcome<PathBuf
     }
     let mut iso = File::open(&source).doing(format_args!("cannot read {}", source.display()))?;
     let (length, record) = layout(&mut iso, bytes, &source, disk)?;
-    copy(&mut iso, &mut target, length, &record).doing(format_args!("writing to {}", disk.display()))?;
+    copy(&mut iso, &mut target, length, &record)
+        .doing(format_args!("writing to {}", disk.display()))?;
     drop(target);
     run("blockdev", &["--rereadpt", &disk.to_string_lossy()])?;
     let partition = third(&name)?;
-    run("mkfs.ext4", &["-q", "-F", "-m", "1", "-L", STATE_LABEL, &partition.to_string_lossy()])?;
+    run(
+        "mkfs.ext4",
+        &[
+            "-q",
+            "-F",
+            "-m",
+            "1",
+            "-L",
+            STATE_LABEL,
+            &partition.to_string_lossy(),
+        ],
+    )?;
     Ok(partition)
 }
 
 /// How much of the ISO is copied, and the boot record that the disk gets.
 fn layout(iso: &mut File, bytes: u64, source: &Path, disk: &Path) -> Outcome<(u64, [u8; 512])> {
     let mut record = [0; 512];
-    iso.rewind().and_then(|()| iso.read_exact(&mut record)).doing(format_args!("reading {}", source.display()))?;
-    let named = super::iso9660::find(iso, &["P2PVM", "INVITE"]).doing(format_args!("reading {}", source.display()))?;
+    iso.rewind()
+        .and_then(|()| iso.read_exact(&mut record))
+        .doing(format_args!("reading {}", source.display()))?;
+    let named = super::iso9660::find(iso, &["P2PVM", "INVITE"])
+        .doing(format_args!("reading {}", source.display()))?;
     let end = mbr::end(&cleared(&record));
     let (Some((volume, _)), Some(end)) = (named, end) else {
-        return Err(Failure::usage(format!("{} is no ISO of the p2pvm appliance", source.display())));
+        return Err(Failure::usage(format!(
+            "{} is no ISO of the p2pvm appliance",
+            source.display()
+        )));
     };
     if volume != VOLUME {
-        return Err(Failure::usage(format!("{} is no ISO of the p2pvm appliance: its volume is named '{volume}'", source.display())));
+        return Err(Failure::usage(format!(
+            "{} is no ISO of the p2pvm appliance: its volume is named '{volume}'",
+            source.display()
+        )));
     }
     let made = mbr::with_third(&cleared(&record), bytes / mbr::SECTOR).ok_or_else(|| {
-        Failure::refused(format!("{} is too small: it has {}, and the appliance wants 256 MiB beside itself", disk.display(), size(bytes)))
+        Failure::refused(format!(
+            "{} is too small: it has {}, and the appliance wants 256 MiB beside itself",
+            disk.display(),
+            size(bytes)
+        ))
     })?;
     Ok((end * mbr::SECTOR, made))
 }
 
-/// The boot record as the ISO has it: an installed disk that is installed from has a third partition, which is its own.
+/// The boot record as the ISO has it: an installed disk that is installed from has a third
+/// partition, which is its own.
 fn cleared(record: &[u8; 512]) -> [u8; 512] {
     let mut plain = *record;
     plain[478..510].fill(0);
@@ -92,7 +130,10 @@ fn copy(iso: &mut File, target: &mut File, length: u64, record: &[u8; 512]) -> i
     iso.seek(SeekFrom::Start(512))?;
     let copied = io::copy(&mut iso.take(length - 512), target)?;
     if copied != length - 512 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the ISO is cut off"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the ISO is cut off",
+        ));
     }
     target.sync_all()?;
     target.rewind()?;
@@ -102,15 +143,26 @@ fn copy(iso: &mut File, target: &mut File, length: u64, record: &[u8; 512]) -> i
 
 /// The kernel's name of a whole disk.
 fn whole_disk(disk: &Path) -> Outcome<String> {
-    let real = fs::canonicalize(disk).map_err(|e| Failure::not_found(format!("{}: {e}; 'lsblk' lists disks", disk.display())))?;
+    let real = fs::canonicalize(disk)
+        .map_err(|e| Failure::not_found(format!("{}: {e}; 'lsblk' lists disks", disk.display())))?;
     let is_block = fs::metadata(&real).is_ok_and(|m| m.file_type().is_block_device());
-    let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = real
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let known = Path::new("/sys/class/block").join(&name);
     if !is_block || !known.exists() {
-        return Err(Failure::usage(format!("{} is no disk; 'lsblk' lists disks", disk.display())));
+        return Err(Failure::usage(format!(
+            "{} is no disk; 'lsblk' lists disks",
+            disk.display()
+        )));
     }
     if known.join("partition").exists() {
-        return Err(Failure::usage(format!("{} is a partition: give the whole disk", disk.display())));
+        return Err(Failure::usage(format!(
+            "{} is a partition: give the whole disk",
+            disk.display()
+        )));
     }
     Ok(name)
 }
@@ -119,8 +171,14 @@ fn whole_disk(disk: &Path) -> Outcome<String> {
 fn in_use(name: &str) -> Outcome<()> {
     for table in ["/proc/mounts", "/proc/swaps"] {
         let text = fs::read_to_string(table).doing(format_args!("reading {table}"))?;
-        if let Some(used) = text.lines().filter_map(|line| line.split_whitespace().next()).find(|device| belongs(device, name)) {
-            return Err(Failure::refused(format!("{used} is in use: unmount it first")));
+        if let Some(used) = text
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .find(|device| belongs(device, name))
+        {
+            return Err(Failure::refused(format!(
+                "{used} is in use: unmount it first"
+            )));
         }
     }
     Ok(())
@@ -128,15 +186,25 @@ fn in_use(name: &str) -> Outcome<()> {
 
 /// Whether a device node is the disk `name` or a partition of it.
 fn belongs(device: &str, name: &str) -> bool {
-    device.strip_prefix("/dev/").and_then(|d| d.strip_prefix(name)).is_some_and(|rest| {
-        let number = rest.strip_prefix(separator(name));
-        rest.is_empty() || number.is_some_and(|number| !number.is_empty() && number.chars().all(|c| c.is_ascii_digit()))
-    })
+    device
+        .strip_prefix("/dev/")
+        .and_then(|d| d.strip_prefix(name))
+        .is_some_and(|rest| {
+            let number = rest.strip_prefix(separator(name));
+            rest.is_empty()
+                || number.is_some_and(|number| {
+                    !number.is_empty() && number.chars().all(|c| c.is_ascii_digit())
+                })
+        })
 }
 
 /// What stands between a disk's name and a partition's number: nvme0n1p3, but sda3.
 fn separator(name: &str) -> &'static str {
-    if name.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" }
+    if name.ends_with(|c: char| c.is_ascii_digit()) {
+        "p"
+    } else {
+        ""
+    }
 }
 
 /// The disk that holds the medium this machine was booted from.
@@ -148,7 +216,11 @@ fn medium() -> Outcome<PathBuf> {
         (words.next() == Some(MEDIUM)).then_some(device)
     });
     let device = device.ok_or_else(|| {
-        Failure::new(Kind::Usage, "this machine was not booted from an appliance ISO: name one with --from p2pvm.iso".to_owned())
+        Failure::new(
+            Kind::Usage,
+            "this machine was not booted from an appliance ISO: name one with --from p2pvm.iso"
+                .to_owned(),
+        )
     })?;
     let name = Path::new(device).file_name().unwrap_or_default();
     let class = Path::new("/sys/class/block").join(name);
@@ -157,7 +229,10 @@ fn medium() -> Outcome<PathBuf> {
     }
     // /sys/class/block/sda1 is a link to .../block/sda/sda1
     let parent = fs::canonicalize(&class).doing("finding the medium's disk")?;
-    let parent = parent.parent().and_then(Path::file_name).unwrap_or_default();
+    let parent = parent
+        .parent()
+        .and_then(Path::file_name)
+        .unwrap_or_default();
     Ok(Path::new("/dev").join(parent))
 }
 
@@ -175,12 +250,18 @@ fn is_empty(disk: &mut File, bytes: u64) -> io::Result<bool> {
 }
 
 fn run(program: &str, arguments: &[&str]) -> Outcome<()> {
-    let output = Command::new(program).args(arguments).output().doing(format_args!("running {program}"))?;
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .doing(format_args!("running {program}"))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(Failure::new(Kind::Failed, format!("{program} {} failed: {}", arguments.join(" "), said.trim())))
+    Err(Failure::new(
+        Kind::Failed,
+        format!("{program} {} failed: {}", arguments.join(" "), said.trim()),
+    ))
 }
 
 /// The third partition's device node, once it is there.
@@ -189,17 +270,22 @@ fn third(name: &str) -> Outcome<PathBuf> {
     let began = Instant::now();
     while !node.exists() {
         if began.elapsed() > PARTITION_LIMIT {
-            return Err(Failure::timed_out(format!("the new partition {} does not appear: restart and install again", node.display())));
+            return Err(Failure::timed_out(format!(
+                "the new partition {} does not appear: restart and install again",
+                node.display()
+            )));
         }
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(node)
 }
 
-/// Whether `disk` carries an installed appliance already: one of its partitions is labelled P2PVM-STATE.
+/// Whether `disk` carries an installed appliance already: one of its partitions is labelled
+/// P2PVM-STATE.
 pub fn is_installed(disk: &Path) -> Outcome<bool> {
     let name = whole_disk(disk)?;
-    Ok(volumes::labelled(&volumes::all()?, STATE_LABEL).any(|volume| belongs(&volume.device, &name)))
+    Ok(volumes::labelled(&volumes::all()?, STATE_LABEL)
+        .any(|volume| belongs(&volume.device, &name)))
 }
 
 #[cfg(test)]
@@ -238,13 +324,21 @@ mod tests {
     #[test]
     fn what_is_no_whole_disk_or_no_appliance_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        for target in [file.path(), Path::new("/dev/null"), Path::new("/dev/there-is-none")] {
+        for target in [
+            file.path(),
+            Path::new("/dev/null"),
+            Path::new("/dev/there-is-none"),
+        ] {
             let failure = install(target, Some(file.path()), true).unwrap_err();
             assert!(failure.message.contains("lsblk"), "{failure}");
         }
         let mut iso = tempfile::tempfile().unwrap();
         iso.write_all(&[0; 64 << 10]).unwrap();
-        let failure = layout(&mut iso, 1 << 40, Path::new("x.iso"), Path::new("/dev/x")).unwrap_err();
-        assert!(failure.message.contains("no ISO of the p2pvm appliance"), "{failure}");
+        let failure =
+            layout(&mut iso, 1 << 40, Path::new("x.iso"), Path::new("/dev/x")).unwrap_err();
+        assert!(
+            failure.message.contains("no ISO of the p2pvm appliance"),
+            "{failure}"
+        );
     }
 }

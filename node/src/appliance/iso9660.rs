@@ -1,4 +1,5 @@
-//! Finds one file in an ISO 9660 file system (ECMA-119), as much as `customize` needs: volume name, directories by their plain names.
+//! Finds one file in an ISO 9660 file system (ECMA-119), as much as `customize` needs: volume name,
+//! directories by their plain names.
 //!
 //! Rock Ridge and Joliet are not read: the names of interest are short and plain in every reading.
 
@@ -22,8 +23,8 @@ pub struct Extent {
     pub bytes: u32,
 }
 
-/// The volume's name, and the extent of the file at `path` (upper-case names from the root on). None if this is no ISO
-/// 9660 file system or holds no such file.
+/// The volume's name, and the extent of the file at `path` (upper-case names from the root on).
+/// None if this is no ISO 9660 file system or holds no such file.
 ///
 /// # Errors
 /// What reading failed with; an ISO that ends early is no error but holds no such file.
@@ -39,8 +40,12 @@ fn search(iso: &mut (impl Read + Seek), path: &[&str]) -> io::Result<Option<(Str
     if descriptor.get(..7) != Some(b"\x01CD001\x01") {
         return Ok(None);
     }
-    let volume = String::from_utf8_lossy(descriptor.get(40..72).unwrap_or_default()).trim_end().to_owned();
-    let Some((mut here, _)) = descriptor.get(156..190).and_then(record) else { return Ok(None) };
+    let volume = String::from_utf8_lossy(descriptor.get(40..72).unwrap_or_default())
+        .trim_end()
+        .to_owned();
+    let Some((mut here, _)) = descriptor.get(156..190).and_then(record) else {
+        return Ok(None);
+    };
     for (depth, name) in path.iter().enumerate() {
         if here.bytes > MAX_DIRECTORY {
             return Ok(None);
@@ -66,20 +71,33 @@ fn read(iso: &mut (impl Read + Seek), offset: u64, bytes: usize) -> io::Result<V
 fn record(bytes: &[u8]) -> Option<(Extent, u8)> {
     let sector = u32::from_le_bytes(bytes.get(2..6)?.try_into().ok()?);
     let size = u32::from_le_bytes(bytes.get(10..14)?.try_into().ok()?);
-    Some((Extent { offset: u64::from(sector) * SECTOR, bytes: size }, *bytes.get(25)?))
+    Some((
+        Extent {
+            offset: u64::from(sector) * SECTOR,
+            bytes: size,
+        },
+        *bytes.get(25)?,
+    ))
 }
 
 /// The record named `name`, a version number (";1") aside. Records do not cross sectors (§6.8.1.1).
 fn entry(directory: &[u8], name: &str, wants_directory: bool) -> Option<Extent> {
     for sector in directory.chunks(SECTOR as usize) {
         let mut rest = sector;
-        while let Some(length) = rest.first().copied().map(usize::from).filter(|length| *length > 33) {
+        while let Some(length) = rest
+            .first()
+            .copied()
+            .map(usize::from)
+            .filter(|length| *length > 33)
+        {
             let bytes = rest.get(..length)?;
             let named = bytes.get(33..33 + usize::from(bytes[32]))?;
             let plain = named.split(|b| *b == b';').next()?;
             let plain = plain.strip_suffix(b".").unwrap_or(plain);
             let (extent, flags) = record(bytes)?;
-            if plain.eq_ignore_ascii_case(name.as_bytes()) && (flags & IS_DIRECTORY != 0) == wants_directory {
+            if plain.eq_ignore_ascii_case(name.as_bytes())
+                && (flags & IS_DIRECTORY != 0) == wants_directory
+            {
                 return Some(extent);
             }
             rest = &rest[length..];
@@ -107,7 +125,8 @@ pub mod tests {
         record
     }
 
-    /// The smallest ISO with one file `DIR/NAME` in it: root in sector 18, the directory in 19, the file from 20 on.
+    /// The smallest ISO with one file `DIR/NAME` in it: root in sector 18, the directory in 19, the
+    /// file from 20 on.
     pub fn iso_with(volume: &str, dir: &str, name: &str, content: &[u8]) -> Vec<u8> {
         let mut iso = vec![0; 20 * SECTOR as usize];
         let at = |sector: u64| (sector * SECTOR) as usize;
@@ -116,8 +135,12 @@ pub mod tests {
         iso[at(16) + 40..at(16) + 40 + volume.len()].copy_from_slice(volume.as_bytes());
         let root = directory_record(b"\0", 18, SECTOR as u32, IS_DIRECTORY);
         iso[at(16) + 156..at(16) + 156 + root.len()].copy_from_slice(&root);
-        let records =
-            [root, directory_record(b"\x01", 18, SECTOR as u32, 2), directory_record(dir.as_bytes(), 19, SECTOR as u32, 2)].concat();
+        let records = [
+            root,
+            directory_record(b"\x01", 18, SECTOR as u32, 2),
+            directory_record(dir.as_bytes(), 19, SECTOR as u32, 2),
+        ]
+        .concat();
         iso[at(18)..at(18) + records.len()].copy_from_slice(&records);
         let file = directory_record(format!("{name}.;1").as_bytes(), 20, content.len() as u32, 0);
         iso[at(19)..at(19) + file.len()].copy_from_slice(&file);
@@ -129,8 +152,14 @@ pub mod tests {
     fn a_file_is_found_by_its_path_and_only_as_a_file() {
         let iso = iso_with("P2PVM-LIVE", "P2PVM", "INVITE", b"content");
         let found = |path: &[&str]| find(&mut Cursor::new(&iso), path).unwrap();
-        let extent = Extent { offset: 20 * SECTOR, bytes: 7 };
-        assert_eq!(found(&["P2PVM", "INVITE"]), Some(("P2PVM-LIVE".to_owned(), extent)));
+        let extent = Extent {
+            offset: 20 * SECTOR,
+            bytes: 7,
+        };
+        assert_eq!(
+            found(&["P2PVM", "INVITE"]),
+            Some(("P2PVM-LIVE".to_owned(), extent))
+        );
         assert_eq!(found(&["P2PVM"]), None);
         assert_eq!(found(&["P2PVM", "OTHER"]), None);
         assert_eq!(found(&["OTHER", "INVITE"]), None);

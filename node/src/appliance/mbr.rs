@@ -1,8 +1,10 @@
-//! The master boot record of a disk that carries the appliance: one more partition behind the ISO's two.
+//! The master boot record of a disk that carries the appliance: one more partition behind the ISO's
+//! two.
 //!
-//! An appliance ISO is a disk image too: boot code, partition 1 with the ISO itself and partition 2, the EFI system partition.
-//! A partition that fills the rest of the disk makes it a machine with memory. MBR and not GPT: the ISO's boot records stay as
-//! they are, and a GPT would need a copy at the disk's end.
+//! An appliance ISO is a disk image too: boot code, partition 1 with the ISO itself and partition
+//! 2, the EFI system partition. A partition that fills the rest of the disk makes it a machine with
+//! memory. MBR and not GPT: the ISO's boot records stay as they are, and a GPT would need a copy at
+//! the disk's end.
 
 /// A sector, bytes.
 pub const SECTOR: u64 = 512;
@@ -18,16 +20,22 @@ const LEAST: u64 = 256 << 11;
 
 /// The first sector behind all partitions, or none where there is no partition table.
 pub fn end(mbr: &[u8; 512]) -> Option<u64> {
-    let table = mbr.get(TABLE..TABLE + 4 * ENTRY).filter(|_| mbr[510..] == SIGNATURE)?;
+    let table = mbr
+        .get(TABLE..TABLE + 4 * ENTRY)
+        .filter(|_| mbr[510..] == SIGNATURE)?;
     let ends = table.chunks_exact(ENTRY).filter_map(|entry| {
-        let number = |at: usize| Some(u64::from(u32::from_le_bytes(entry.get(at..at + 4)?.try_into().ok()?)));
+        let number = |at: usize| {
+            Some(u64::from(u32::from_le_bytes(
+                entry.get(at..at + 4)?.try_into().ok()?,
+            )))
+        };
         (entry[4] != 0).then_some(number(8)? + number(12)?)
     });
     ends.max()
 }
 
-/// `mbr` with a third partition in the rest of a disk of `sectors`; none if there is no room for it or it has a third one.
-/// More than 2 TiB cannot be said in an MBR; what is beyond stays unused.
+/// `mbr` with a third partition in the rest of a disk of `sectors`; none if there is no room for it
+/// or it has a third one. More than 2 TiB cannot be said in an MBR; what is beyond stays unused.
 pub fn with_third(mbr: &[u8; 512], sectors: u64) -> Option<[u8; 512]> {
     let start = end(mbr)?.next_multiple_of(ALIGN);
     let size = sectors.min(u64::from(u32::MAX)).checked_sub(start)? / ALIGN * ALIGN;
@@ -51,7 +59,10 @@ mod tests {
     fn iso() -> [u8; 512] {
         let mut mbr = [0; 512];
         mbr[510..].copy_from_slice(&SIGNATURE);
-        for (at, kind, start, size) in [(TABLE, 0xcd, 64u32, 314_688u32), (TABLE + ENTRY, 0xef, 314_752, 8192)] {
+        for (at, kind, start, size) in [
+            (TABLE, 0xcd, 64u32, 314_688u32),
+            (TABLE + ENTRY, 0xef, 314_752, 8192),
+        ] {
             mbr[at + 4] = kind;
             mbr[at + 8..at + 12].copy_from_slice(&start.to_le_bytes());
             mbr[at + 12..at + 16].copy_from_slice(&size.to_le_bytes());
@@ -63,7 +74,13 @@ mod tests {
     fn the_third_partition_is_aligned_fills_the_disk_and_leaves_the_rest_alone() {
         let sectors = 8 << 21;
         let made = with_third(&iso(), sectors).unwrap();
-        let (start, end_of) = (made[TABLE + 40..TABLE + 44].try_into().map(u32::from_le_bytes).unwrap(), end(&made).unwrap());
+        let (start, end_of) = (
+            made[TABLE + 40..TABLE + 44]
+                .try_into()
+                .map(u32::from_le_bytes)
+                .unwrap(),
+            end(&made).unwrap(),
+        );
         assert_eq!((u64::from(start) % ALIGN, end_of), (0, sectors));
         assert!(u64::from(start) >= end(&iso()).unwrap());
         let third = TABLE + 2 * ENTRY;

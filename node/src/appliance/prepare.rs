@@ -1,8 +1,9 @@
-//! What an appliance does before its daemon starts: state, network, membership. Run once a boot by p2pvm-prepare.service.
+//! What an appliance does before its daemon starts: state, network, membership. Run once a boot by
+//! p2pvm-prepare.service.
 //!
-//! State is on the partition labelled P2PVM-STATE where there is one, else in memory, and the console says which. A machine
-//! that is a member already asks no place for an invite: it stays what it is. What a person has to know is printed; the
-//! unit shows it on the console.
+//! State is on the partition labelled P2PVM-STATE where there is one, else in memory, and the
+//! console says which. A machine that is a member already asks no place for an invite: it stays
+//! what it is. What a person has to know is printed; the unit shows it on the console.
 
 use super::{
     install,
@@ -38,7 +39,8 @@ const RUN: &str = "/run/p2pvm";
 const OWN_NETWORK: &str = "p2pvm";
 /// Between two attempts to join over a network that is not there yet.
 const RETRY: Duration = Duration::from_secs(5);
-/// How much of the memory state may take when there is no disk for it. It is not taken before it is used.
+/// How much of the memory state may take when there is no disk for it. It is not taken before it is
+/// used.
 const STATE_IN_MEMORY: &str = "mode=711,size=75%";
 
 /// Where a typed invite is put for the next attempt.
@@ -57,7 +59,9 @@ fn places() -> Outcome<Places> {
     let mut mounted = Vec::new();
     for label in INVITE_LABELS {
         for volume in volumes::labelled(&known, label) {
-            let at = Path::new(RUN).join("volumes").join(volume.device.trim_start_matches("/dev/"));
+            let at = Path::new(RUN)
+                .join("volumes")
+                .join(volume.device.trim_start_matches("/dev/"));
             if fs::read_dir(&at).is_ok_and(|mut entries| entries.next().is_some()) {
                 mounted.push((label.to_owned(), at));
                 continue;
@@ -92,28 +96,38 @@ async fn attempt(layout: &Layout) -> Outcome<()> {
     }
     mount_state(layout)?;
     become_member(layout).await?;
-    // Every appliance is called the same until it is somebody: what asks for the host's name later finds the member's.
+    // Every appliance is called the same until it is somebody: what asks for the host's name later
+    // finds the member's.
     let name = membership::load(layout)?.certificate.name().to_owned();
     sethostname(&name).doing(format_args!("calling this machine {name}"))
 }
 
-/// `p2pvm.install=DISK`. On a disk that carries the appliance already there is nothing to do: the machine boots again and
-/// again with the same command line.
+/// `p2pvm.install=DISK`. On a disk that carries the appliance already there is nothing to do: the
+/// machine boots again and again with the same command line.
 fn unattended(disk: &Path) -> Outcome<()> {
     if install::is_installed(disk)? {
-        say(format_args!("{} carries the appliance already", disk.display()));
+        say(format_args!(
+            "{} carries the appliance already",
+            disk.display()
+        ));
         return Ok(());
     }
     say(format_args!("installing on {}", disk.display()));
     install::install(disk, None, false)?;
-    say(format_args!("{} boots by itself from now on", disk.display()));
+    say(format_args!(
+        "{} boots by itself from now on",
+        disk.display()
+    ));
     Ok(())
 }
 
 fn mount_state(layout: &Layout) -> Outcome<()> {
     let dir = layout.dir();
     let mounts = fs::read_to_string("/proc/mounts").doing("reading /proc/mounts")?;
-    if mounts.lines().any(|line| line.split_whitespace().nth(1) == dir.to_str()) {
+    if mounts
+        .lines()
+        .any(|line| line.split_whitespace().nth(1) == dir.to_str())
+    {
         return Ok(());
     }
     let known = volumes::all()?;
@@ -126,14 +140,23 @@ fn mount_state(layout: &Layout) -> Outcome<()> {
         (None, _) => {
             fs::create_dir_all(dir).doing(format_args!("making {}", dir.display()))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            mount(Some("p2pvm-state"), dir, Some("tmpfs"), flags, Some(STATE_IN_MEMORY)).doing("mounting memory for the state")?;
+            mount(
+                Some("p2pvm-state"),
+                dir,
+                Some("tmpfs"),
+                flags,
+                Some(STATE_IN_MEMORY),
+            )
+            .doing("mounting memory for the state")?;
             format!(
-                "identity and VMs are in MEMORY and gone at power off: no partition is labelled {STATE_LABEL} ('p2pvm install DISK' makes one)"
+                "identity and VMs are in MEMORY and gone at power off: no partition is labelled \
+                    {STATE_LABEL} ('p2pvm install DISK' makes one)"
             )
         }
         (Some(a), Some(b)) => {
             return Err(Failure::refused(format!(
-                "{} and {} are both labelled {STATE_LABEL}: remove one of the disks, so that it is clear who this machine is",
+                "{} and {} are both labelled {STATE_LABEL}: remove one of the disks, so that it \
+                    is clear who this machine is",
                 a.device, b.device
             )));
         }
@@ -147,21 +170,33 @@ async fn become_member(layout: &Layout) -> Outcome<()> {
         say("this machine is a member already");
         return Ok(());
     }
-    let found = sources::find(&places()?, UnixTime::now()).map_err(|bad| Failure::refused(bad.to_string()))?;
+    let found = sources::find(&places()?, UnixTime::now())
+        .map_err(|bad| Failure::refused(bad.to_string()))?;
     // Random, because every appliance is the same: it stays with the identity.
     let derived = found.name.is_none();
-    let name = found.name.unwrap_or_else(|| format!("node-{:04x}", rand::random::<u16>()));
-    let called = Called { derived, ..Called::given(&name) };
+    let name = found
+        .name
+        .unwrap_or_else(|| format!("node-{:04x}", rand::random::<u16>()));
+    let called = Called {
+        derived,
+        ..Called::given(&name)
+    };
     let Some((source, invite)) = found.invite else {
         let founded = membership::found(layout, (OWN_NETWORK, None), (&name, &[]), false)?;
-        say(format_args!("no invite anywhere: this machine, {name}, founded a network of its own, subnet {}", founded.subnet));
+        say(format_args!(
+            "no invite anywhere: this machine, {name}, founded a network of its own, subnet {}",
+            founded.subnet
+        ));
         return Ok(());
     };
     say(format_args!("joining by {source}"));
     loop {
         match membership::join(layout, &invite, None, &called).await {
-            // Nobody answers yet, or those who decide cannot be asked now: neither is a word about the invite.
-            Err(failure) if matches!(failure.kind, Kind::TimedOut | Kind::NotNow) => say(format_args!("{failure}; trying again")),
+            // Nobody answers yet, or those who decide cannot be asked now: neither is a word about
+            // the invite.
+            Err(failure) if matches!(failure.kind, Kind::TimedOut | Kind::NotNow) => {
+                say(format_args!("{failure}; trying again"))
+            }
             Err(failure) => return Err(Failure::new(failure.kind, format!("{source}: {failure}"))),
             Ok(welcome) => {
                 say(format_args!("admitted as {}", welcome.called.label));
@@ -172,7 +207,8 @@ async fn become_member(layout: &Layout) -> Outcome<()> {
     }
 }
 
-/// Forgets the last refusal and puts a typed invite, if there is one, where the next attempt finds it first.
+/// Forgets the last refusal and puts a typed invite, if there is one, where the next attempt finds
+/// it first.
 pub fn retry_with(invite: &str) -> Outcome<()> {
     if !invite.is_empty() {
         write_atomically(&typed(), invite.as_bytes(), 0o600)?;

@@ -1,7 +1,9 @@
-//! The room for an invite in every appliance ISO: a file of fixed size that `p2pvm iso customize` overwrites in place.
+//! The room for an invite in every appliance ISO: a file of fixed size that `p2pvm iso customize`
+//! overwrites in place.
 //!
-//! Layout: a marker (32 bytes), the text's length (4 bytes, little endian), BLAKE3 of the text (32 bytes), the text, zeros.
-//! The hash tells a stick that was pulled too early from an invite, whose own signature is checked later.
+//! Layout: a marker (32 bytes), the text's length (4 bytes, little endian), BLAKE3 of the text (32
+//! bytes), the text, zeros. The hash tells a stick that was pulled too early from an invite, whose
+//! own signature is checked later.
 
 use std::fmt;
 
@@ -25,8 +27,14 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotOurs => f.write_str("it has no room for an invite"),
-            Self::Damaged => f.write_str("the invite in it is damaged: write it again with 'p2pvm iso customize'"),
-            Self::TooLong(bytes) => write!(f, "the text has {bytes} bytes and there is room for {}", BYTES - HEAD),
+            Self::Damaged => f.write_str(
+                "the invite in it is damaged: write it again with 'p2pvm iso customize'",
+            ),
+            Self::TooLong(bytes) => write!(
+                f,
+                "the text has {bytes} bytes and there is room for {}",
+                BYTES - HEAD
+            ),
         }
     }
 }
@@ -59,8 +67,13 @@ pub fn read(bytes: &[u8]) -> Result<Option<String>, Problem> {
         return Err(Problem::Damaged);
     }
     let (length, rest) = rest.split_first_chunk::<4>().ok_or(Problem::Damaged)?;
-    let (hash, rest) = rest.split_first_chunk::<{ blake3::OUT_LEN }>().ok_or(Problem::Damaged)?;
-    let text = usize::try_from(u32::from_le_bytes(*length)).ok().and_then(|length| rest.get(..length)).ok_or(Problem::Damaged)?;
+    let (hash, rest) = rest
+        .split_first_chunk::<{ blake3::OUT_LEN }>()
+        .ok_or(Problem::Damaged)?;
+    let text = usize::try_from(u32::from_le_bytes(*length))
+        .ok()
+        .and_then(|length| rest.get(..length))
+        .ok_or(Problem::Damaged)?;
     if blake3::hash(text) != *hash {
         return Err(Problem::Damaged);
     }
@@ -80,7 +93,10 @@ mod tests {
         assert_eq!(read(&filled("").unwrap()), Ok(None));
         let longest = "a".repeat(BYTES - HEAD);
         assert_eq!(read(&filled(&longest).unwrap()), Ok(Some(longest.clone())));
-        assert_eq!(filled(&format!("{longest}a")), Err(Problem::TooLong(BYTES - HEAD + 1)));
+        assert_eq!(
+            filled(&format!("{longest}a")),
+            Err(Problem::TooLong(BYTES - HEAD + 1))
+        );
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! Which network a machine belongs to that was just switched on: the places where an invite may be, in order.
+//! Which network a machine belongs to that was just switched on: the places where an invite may be,
+//! in order.
 //!
-//! 1. what a person typed on the console after a refusal;  2. the kernel's command line, `p2pvm.join=INVITE`;
-//! 3. a volume labelled P2PVM, then CIDATA (cloud-init's NoCloud): the file `p2pvm-invite`, or `user-data` with
-//!    `p2pvm:` and below it `join: INVITE`;  4. the room in the medium (`p2pvm iso customize`);  5. the SMBIOS serial.
+//! 1. what a person typed on the console after a refusal;  2. the kernel's command line,
+//!    `p2pvm.join=INVITE`;
+//! 3. a volume labelled P2PVM, then CIDATA (cloud-init's NoCloud): the file `p2pvm-invite`, or
+//!    `user-data` with `p2pvm:` and below it `join: INVITE`;  4. the room in the medium (`p2pvm iso
+//!    customize`);  5. the SMBIOS serial.
 //!
-//! The first place that holds something decides. If that is no valid invite the machine does *not* go on to the next place
-//! or found a network: whoever put it there meant a certain network, and a machine that ends up in another one is worse
-//! than one that says what is wrong.
+//! The first place that holds something decides. If that is no valid invite the machine does *not*
+//! go on to the next place or found a network: whoever put it there meant a certain network, and a
+//! machine that ends up in another one is worse than one that says what is wrong.
 
 use super::reserved;
 use crate::membership::{self, INVITE_PREFIX};
@@ -63,7 +66,9 @@ impl fmt::Display for Source {
             Self::Typed => f.write_str("what was typed on the console"),
             Self::CommandLine => write!(f, "{JOIN} on the kernel command line"),
             Self::Volume(label, file) => write!(f, "{file} on the volume {label}"),
-            Self::Medium => f.write_str("the invite that 'p2pvm iso customize' wrote into the medium"),
+            Self::Medium => {
+                f.write_str("the invite that 'p2pvm iso customize' wrote into the medium")
+            }
             Self::Serial => f.write_str("the SMBIOS serial"),
         }
     }
@@ -98,10 +103,18 @@ impl fmt::Display for Bad {
 /// # Errors
 /// [`Bad`] for the first place that holds something, if that is not a valid invite at `now`.
 pub fn find(places: &Places, now: UnixTime) -> Result<Found, Bad> {
-    let cmdline = read(&places.cmdline).map_err(|why| Bad { source: Source::CommandLine, why })?.unwrap_or_default();
+    let cmdline = read(&places.cmdline)
+        .map_err(|why| Bad {
+            source: Source::CommandLine,
+            why,
+        })?
+        .unwrap_or_default();
     let mut name = word(&cmdline, NAME);
     let mut offers: Vec<(Source, String)> = Vec::new();
-    let typed = read(&places.typed).map_err(|why| Bad { source: Source::Typed, why })?;
+    let typed = read(&places.typed).map_err(|why| Bad {
+        source: Source::Typed,
+        why,
+    })?;
     offers.extend(typed.map(|text| (Source::Typed, text)));
     offers.extend(word(&cmdline, JOIN).map(|text| (Source::CommandLine, text)));
     for (label, root) in &places.volumes {
@@ -118,17 +131,29 @@ pub fn find(places: &Places, now: UnixTime) -> Result<Found, Bad> {
     if offers.is_empty() {
         let serial = read(&places.serial).ok().flatten().unwrap_or_default();
         // Every machine has some serial; only one that begins like an invite is meant as one.
-        if serial.trim().to_ascii_lowercase().starts_with(INVITE_PREFIX) {
+        if serial
+            .trim()
+            .to_ascii_lowercase()
+            .starts_with(INVITE_PREFIX)
+        {
             offers.push((Source::Serial, serial));
         }
     }
     // A name that cannot be one must not keep a machine out of its network.
     let name = name.filter(|name| is_name(NameKind::Host, name));
-    let Some((source, text)) = offers.into_iter().next() else { return Ok(Found { invite: None, name }) };
+    let Some((source, text)) = offers.into_iter().next() else {
+        return Ok(Found { invite: None, name });
+    };
     let text = text.trim().to_owned();
     match Invite::parse(&text).and_then(|invite| invite.check(now)) {
-        Ok(()) => Ok(Found { invite: Some((source, text)), name }),
-        Err(refusal) => Err(Bad { source, why: membership::refused(refusal).message }),
+        Ok(()) => Ok(Found {
+            invite: Some((source, text)),
+            name,
+        }),
+        Err(refusal) => Err(Bad {
+            source,
+            why: membership::refused(refusal).message,
+        }),
     }
 }
 
@@ -142,14 +167,27 @@ fn read(path: &Path) -> Result<Option<String>, String> {
     }
 }
 
-/// The last word of a kernel command line that begins with `key`, as the kernel itself reads repeated ones.
+/// The last word of a kernel command line that begins with `key`, as the kernel itself reads
+/// repeated ones.
 pub fn word(cmdline: &str, key: &str) -> Option<String> {
-    cmdline.split_ascii_whitespace().rev().find_map(|word| word.trim_matches('"').strip_prefix(key)).map(str::to_owned)
+    cmdline
+        .split_ascii_whitespace()
+        .rev()
+        .find_map(|word| word.trim_matches('"').strip_prefix(key))
+        .map(str::to_owned)
 }
 
 fn volume(label: &str, root: &Path) -> Result<Found, Bad> {
-    let file = |name: &'static str| read(&root.join(name)).map_err(|why| Bad { source: Source::Volume(label.to_owned(), name), why });
-    let (user, meta) = (file("user-data")?.unwrap_or_default(), file("meta-data")?.unwrap_or_default());
+    let file = |name: &'static str| {
+        read(&root.join(name)).map_err(|why| Bad {
+            source: Source::Volume(label.to_owned(), name),
+            why,
+        })
+    };
+    let (user, meta) = (
+        file("user-data")?.unwrap_or_default(),
+        file("meta-data")?.unwrap_or_default(),
+    );
     let name = key(&user, "p2pvm", "name").or_else(|| key(&meta, "", "local-hostname"));
     let invite = match (file(INVITE_FILE)?, key(&user, "p2pvm", "join")) {
         (Some(text), _) => Some((Source::Volume(label.to_owned(), INVITE_FILE), text)),
@@ -159,8 +197,9 @@ fn volume(label: &str, root: &Path) -> Result<Found, Bad> {
     Ok(Found { invite, name })
 }
 
-/// The value of `name: value`, at the top level or in the block below `section:`. This is the part of YAML that cloud-init
-/// files for p2pvm need; anchors, flow style and values over several lines are not read.
+/// The value of `name: value`, at the top level or in the block below `section:`. This is the part
+/// of YAML that cloud-init files for p2pvm need; anchors, flow style and values over several lines
+/// are not read.
 fn key(text: &str, section: &str, name: &str) -> Option<String> {
     let mut within = section.is_empty();
     for line in text.lines() {
@@ -168,12 +207,19 @@ fn key(text: &str, section: &str, name: &str) -> Option<String> {
         if content.is_empty() || content.starts_with('#') {
             continue;
         }
-        let Some((key, value)) = content.split_once(':') else { continue };
+        let Some((key, value)) = content.split_once(':') else {
+            continue;
+        };
         let inner = line.starts_with([' ', '\t']);
         if !inner && !section.is_empty() {
             within = key.trim() == section;
         } else if within && inner != section.is_empty() && key.trim() == name {
-            let value = value.split(" #").next().unwrap_or_default().trim().trim_matches(['"', '\'']);
+            let value = value
+                .split(" #")
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .trim_matches(['"', '\'']);
             return (!value.is_empty()).then(|| value.to_owned());
         }
     }
@@ -181,9 +227,14 @@ fn key(text: &str, section: &str, name: &str) -> Option<String> {
 }
 
 fn medium(path: &Path) -> Result<Option<(Source, String)>, Bad> {
-    let bad = |why: String| Bad { source: Source::Medium, why };
+    let bad = |why: String| Bad {
+        source: Source::Medium,
+        why,
+    };
     let mut bytes = Vec::new();
-    match fs::File::open(path).and_then(|file| file.take(reserved::BYTES as u64).read_to_end(&mut bytes)) {
+    match fs::File::open(path)
+        .and_then(|file| file.take(reserved::BYTES as u64).read_to_end(&mut bytes))
+    {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(bad(format!("it cannot be read: {e}"))),
         Ok(_) => {}
@@ -205,8 +256,15 @@ pub mod tests {
         let (root, now) = (KeyPair::generate(), UnixTime::now());
         let subnet = Ipv4Subnet::new([10, 83, 0, 0].into(), 16).unwrap();
         let network = NetworkConfig::found(&root, "lab", subnet, now).unwrap();
-        let terms = InviteTerms { uses, expires: now.plus(3600), delegate: false, groups: Groups::default() };
-        Invite::issue(&Issuer::root(&root), &network, &[], terms).unwrap().to_text()
+        let terms = InviteTerms {
+            uses,
+            expires: now.plus(3600),
+            delegate: false,
+            groups: Groups::default(),
+        };
+        Invite::issue(&Issuer::root(&root), &network, &[], terms)
+            .unwrap()
+            .to_text()
     }
 
     struct Machine {
@@ -219,16 +277,43 @@ pub mod tests {
         fn with_all() -> (Self, Vec<String>) {
             let dir = tempfile::tempdir().unwrap();
             let at = |name: &str| dir.path().join(name);
-            let volumes = vec![("P2PVM".to_owned(), at("P2PVM")), ("CIDATA".to_owned(), at("CIDATA"))];
-            let places = Places { typed: at("typed"), cmdline: at("cmdline"), volumes, room: at("room"), serial: at("serial") };
+            let volumes = vec![
+                ("P2PVM".to_owned(), at("P2PVM")),
+                ("CIDATA".to_owned(), at("CIDATA")),
+            ];
+            let places = Places {
+                typed: at("typed"),
+                cmdline: at("cmdline"),
+                volumes,
+                room: at("room"),
+                serial: at("serial"),
+            };
             let invites: Vec<String> = (1..=7).map(invite).collect();
             fs::create_dir(at("P2PVM")).unwrap();
             fs::create_dir(at("CIDATA")).unwrap();
             fs::write(at("typed"), format!("{}\n", invites[0])).unwrap();
-            fs::write(at("cmdline"), format!("quiet p2pvm.join=old p2pvm.join={} console=ttyS0\n", invites[1])).unwrap();
+            fs::write(
+                at("cmdline"),
+                format!(
+                    "quiet p2pvm.join=old p2pvm.join={} console=ttyS0\n",
+                    invites[1]
+                ),
+            )
+            .unwrap();
             fs::write(at("P2PVM/p2pvm-invite"), format!("{}\r\n", invites[2])).unwrap();
-            fs::write(at("P2PVM/user-data"), format!("#cloud-config\np2pvm:\n  join: {}\n", invites[3])).unwrap();
-            fs::write(at("CIDATA/user-data"), format!("#cloud-config\np2pvm:\n    # ours\n    join: \"{}\" # lab\n", invites[4])).unwrap();
+            fs::write(
+                at("P2PVM/user-data"),
+                format!("#cloud-config\np2pvm:\n  join: {}\n", invites[3]),
+            )
+            .unwrap();
+            fs::write(
+                at("CIDATA/user-data"),
+                format!(
+                    "#cloud-config\np2pvm:\n    # ours\n    join: \"{}\" # lab\n",
+                    invites[4]
+                ),
+            )
+            .unwrap();
             fs::write(at("room"), reserved::filled(&invites[5]).unwrap()).unwrap();
             fs::write(at("serial"), format!("{}\n", invites[6])).unwrap();
             (Self { dir, places }, invites)
@@ -250,15 +335,26 @@ pub mod tests {
     const ORDER: [(&str, Source); 6] = [
         ("typed", Source::Typed),
         ("cmdline", Source::CommandLine),
-        ("P2PVM/p2pvm-invite", Source::Volume(String::new(), INVITE_FILE)),
-        ("P2PVM/user-data", Source::Volume(String::new(), "user-data")),
-        ("CIDATA/user-data", Source::Volume(String::new(), "user-data")),
+        (
+            "P2PVM/p2pvm-invite",
+            Source::Volume(String::new(), INVITE_FILE),
+        ),
+        (
+            "P2PVM/user-data",
+            Source::Volume(String::new(), "user-data"),
+        ),
+        (
+            "CIDATA/user-data",
+            Source::Volume(String::new(), "user-data"),
+        ),
         ("room", Source::Medium),
     ];
 
     fn labelled(file: &str, source: Source) -> Source {
         match source {
-            Source::Volume(_, name) => Source::Volume(file.split('/').next().unwrap().to_owned(), name),
+            Source::Volume(_, name) => {
+                Source::Volume(file.split('/').next().unwrap().to_owned(), name)
+            }
             other => other,
         }
     }
@@ -267,12 +363,22 @@ pub mod tests {
     fn the_first_place_that_holds_something_decides() {
         let (machine, invites) = Machine::with_all();
         for ((file, source), invite) in ORDER.into_iter().zip(&invites) {
-            assert_eq!(machine.find().unwrap().invite, Some((labelled(file, source), invite.clone())));
+            assert_eq!(
+                machine.find().unwrap().invite,
+                Some((labelled(file, source), invite.clone()))
+            );
             machine.remove(file);
         }
-        assert_eq!(machine.find().unwrap().invite, Some((Source::Serial, invites[6].clone())));
+        assert_eq!(
+            machine.find().unwrap().invite,
+            Some((Source::Serial, invites[6].clone()))
+        );
         machine.write("serial", "VMware-56 4d 1c\n");
-        assert_eq!(machine.find(), Ok(Found::default()), "an ordinary serial is no invite");
+        assert_eq!(
+            machine.find(),
+            Ok(Found::default()),
+            "an ordinary serial is no invite"
+        );
         machine.remove("serial");
         assert_eq!(machine.find(), Ok(Found::default()));
     }
@@ -289,7 +395,10 @@ pub mod tests {
             machine.write(file, bad);
             let found = machine.find().unwrap_err();
             assert_eq!(found.source, labelled(file, source));
-            assert!(found.why.contains("no invite") || found.why.contains("no room"), "{found}");
+            assert!(
+                found.why.contains("no invite") || found.why.contains("no room"),
+                "{found}"
+            );
             machine.remove(file);
         }
         machine.write("serial", "P2PVM1NONSENSE");
@@ -300,12 +409,23 @@ pub mod tests {
     fn empty_damaged_expired_and_foreign_files_are_refused_with_what_is_wrong() {
         let (machine, invites) = Machine::with_all();
         let later = UnixTime::now().plus(7200);
-        assert!(find(&machine.places, later).unwrap_err().why.contains("expired"));
+        assert!(
+            find(&machine.places, later)
+                .unwrap_err()
+                .why
+                .contains("expired")
+        );
         machine.write("typed", "");
         assert!(machine.find().unwrap_err().why.contains("no invite"));
         machine.write("typed", [0xff, 0xfe, 0]);
         assert!(machine.find().unwrap_err().why.contains("cannot be read"));
-        for file in ["typed", "cmdline", "P2PVM/p2pvm-invite", "P2PVM/user-data", "CIDATA/user-data"] {
+        for file in [
+            "typed",
+            "cmdline",
+            "P2PVM/p2pvm-invite",
+            "P2PVM/user-data",
+            "CIDATA/user-data",
+        ] {
             machine.remove(file);
         }
         let mut room = reserved::filled(&invites[5]).unwrap();
@@ -322,7 +442,10 @@ pub mod tests {
         }
         machine.write("P2PVM/meta-data", "instance-id: 1\nlocal-hostname: attic\n");
         assert_eq!(machine.find().unwrap().name.as_deref(), Some("attic"));
-        machine.write("P2PVM/user-data", "other:\n  name: wrong\np2pvm:\n  name: cellar\n");
+        machine.write(
+            "P2PVM/user-data",
+            "other:\n  name: wrong\np2pvm:\n  name: cellar\n",
+        );
         assert_eq!(machine.find().unwrap().name.as_deref(), Some("cellar"));
         machine.write("cmdline", "p2pvm.name=roof");
         assert_eq!(machine.find().unwrap().name.as_deref(), Some("roof"));

@@ -1,8 +1,10 @@
-//! What traces cost: the same guest moved to and fro between two hosts whose daemons now send their spans to a collector, now do
-//! not, and the processor time of those daemons while nothing happens. The collector answers and throws everything away.
+//! What traces cost: the same guest moved to and fro between two hosts whose daemons now send their
+//! spans to a collector, now do not, and the processor time of those daemons while nothing happens.
+//! The collector answers and throws everything away.
 //!
-//! In each round one move is traced and one is not, in an order that changes, so that neither the direction nor what else the
-//! machine does meanwhile is charged to one of them alone. Daemons are started anew in between; the guest runs on.
+//! In each round one move is traced and one is not, in an order that changes, so that neither the
+//! direction nor what else the machine does meanwhile is charged to one of them alone. Daemons are
+//! started anew in between; the guest runs on.
 
 use super::{Bench, SETTINGS, number};
 use crate::failure::{Doing, Failure, Outcome};
@@ -46,9 +48,14 @@ impl Bench {
         self.members(&lab, 3)?;
         let address = self.vm(&lab, "h2")?;
         let collector = lab.testbed().host("h1").doing("h1")?.address;
-        let listener = lab.testbed().inside("h1", || TcpListener::bind((collector, PORT))).doing("h1")?.doing("the collector")?;
+        let listener = lab
+            .testbed()
+            .inside("h1", || TcpListener::bind((collector, PORT)))
+            .doing("h1")?
+            .doing("the collector")?;
         let swallowed = swallow(listener);
-        let traced_settings = format!("{SETTINGS}[traces]\nendpoint = \"http://{collector}:{PORT}\"\n");
+        let traced_settings =
+            format!("{SETTINGS}[traces]\nendpoint = \"http://{collector}:{PORT}\"\n");
         let (mut with, mut without, mut sent) = (Cost::default(), Cost::default(), Vec::new());
         let (mut from, mut to) = ("h2", "h3");
         for round in 0..self.rounds {
@@ -59,16 +66,23 @@ impl Bench {
                 std::thread::sleep(SETTLE);
                 let busy_before = busy(&lab, from)? + busy(&lab, to)?;
                 std::thread::sleep(IDLE);
-                let idle = (busy(&lab, from)? + busy(&lab, to)? - busy_before) / 2.0 / IDLE.as_secs_f64();
+                let idle =
+                    (busy(&lab, from)? + busy(&lab, to)? - busy_before) / 2.0 / IDLE.as_secs_f64();
                 let before = swallowed.load(Ordering::SeqCst);
-                let client = lab.client("h1", &address, 10).doing("starting the client")?;
+                let client = lab
+                    .client("h1", &address, 10)
+                    .doing("starting the client")?;
                 std::thread::sleep(Duration::from_secs(2));
-                let moved = lab.json(from, &["vm", "migrate", "web", "--to", to]).doing("migrating")?;
+                let moved = lab
+                    .json(from, &["vm", "migrate", "web", "--to", to])
+                    .doing("migrating")?;
                 std::thread::sleep(SENT);
                 let seen = client.finish().doing("asking the client")?;
                 let bytes = swallowed.load(Ordering::SeqCst) - before;
                 if traced != (bytes > 0) {
-                    return Err(Failure::from(anyhow::anyhow!("the collector took {bytes} bytes of a move that was traced: {traced}")));
+                    return Err(Failure::from(anyhow::anyhow!(
+                        "the collector took {bytes} bytes of a move that was traced: {traced}"
+                    )));
                 }
                 let cost = if traced { &mut with } else { &mut without };
                 cost.idle.push(idle);
@@ -82,40 +96,77 @@ impl Bench {
             }
         }
         for (traces, cost) in [("off", without), ("on", with)] {
-            self.figure(format!("traces {traces}: migration at {RTT_MS} ms RTT: total"), "ms", cost.total);
-            self.figure(format!("traces {traces}: downtime by QEMU"), "ms", cost.downtime);
-            self.figure(format!("traces {traces}: longest gap of the TCP client"), "ms", cost.gap);
-            self.figure(format!("traces {traces}: an idle daemon's processor time"), "ms/s", cost.idle);
+            self.figure(
+                format!("traces {traces}: migration at {RTT_MS} ms RTT: total"),
+                "ms",
+                cost.total,
+            );
+            self.figure(
+                format!("traces {traces}: downtime by QEMU"),
+                "ms",
+                cost.downtime,
+            );
+            self.figure(
+                format!("traces {traces}: longest gap of the TCP client"),
+                "ms",
+                cost.gap,
+            );
+            self.figure(
+                format!("traces {traces}: an idle daemon's processor time"),
+                "ms/s",
+                cost.idle,
+            );
         }
         self.figure("traces on: sent for one migration by both hosts", "B", sent);
         lab.down().doing("taking the testbed down")
     }
 }
 
-/// Starts a host's daemon anew with other settings, and waits until it is connected with the two others and knows its guest again.
+/// Starts a host's daemon anew with other settings, and waits until it is connected with the two
+/// others and knows its guest again.
 fn restart(lab: &Lab, host: &str, settings: &str) -> Outcome<()> {
     lab.configure(host, settings).doing("configuring")?;
     lab.p2pvm(host, &["down"]).doing("stopping a daemon")?;
-    lab.json(host, &["up", "--detach"]).doing("starting a daemon")?;
+    lab.json(host, &["up", "--detach"])
+        .doing("starting a daemon")?;
     let ready = || {
-        let (connected, vm) = (lab.json(host, &["status"])?["connected"].as_u64(), lab.json(host, &["vm", "show", "web"])?);
-        Ok((connected == Some(2) && vm["state"] == "running" && vm["activity"].is_null()).then_some(()))
+        let (connected, vm) = (
+            lab.json(host, &["status"])?["connected"].as_u64(),
+            lab.json(host, &["vm", "show", "web"])?,
+        );
+        Ok(
+            (connected == Some(2) && vm["state"] == "running" && vm["activity"].is_null())
+                .then_some(()),
+        )
     };
-    lab.wait("the network to be whole again", READY, Duration::from_millis(200), ready).doing("starting a daemon")
+    lab.wait(
+        "the network to be whole again",
+        READY,
+        Duration::from_millis(200),
+        ready,
+    )
+    .doing("starting a daemon")
 }
 
 /// Processor time that a host's daemon has used so far, milliseconds.
 fn busy(lab: &Lab, host: &str) -> Outcome<f64> {
-    let pid = fs::read_to_string(lab.dir(host).doing("the host")?.join("daemon.pid")).doing("the daemon's process id")?;
+    let pid = fs::read_to_string(lab.dir(host).doing("the host")?.join("daemon.pid"))
+        .doing("the daemon's process id")?;
     let tasks = fs::read_dir(format!("/proc/{}/task", pid.trim())).doing("the daemon's threads")?;
     // A thread that has ended meanwhile had nothing to do.
     let nanos = |task: fs::DirEntry| -> Option<f64> {
-        fs::read_to_string(task.path().join("schedstat")).ok()?.split_ascii_whitespace().next()?.parse().ok()
+        fs::read_to_string(task.path().join("schedstat"))
+            .ok()?
+            .split_ascii_whitespace()
+            .next()?
+            .parse()
+            .ok()
     };
     Ok(tasks.flatten().filter_map(nanos).sum::<f64>() / 1e6)
 }
 
-/// Answers every request with success and forgets it; gives the bytes of all bodies so far. It ends with this program.
+/// Answers every request with success and forgets it; gives the bytes of all bodies so far. It ends
+/// with this program.
 fn swallow(listener: TcpListener) -> Arc<AtomicU64> {
     let swallowed = Arc::new(AtomicU64::new(0));
     let count = swallowed.clone();
@@ -147,6 +198,8 @@ fn answer(stream: &TcpStream, count: &AtomicU64) -> io::Result<()> {
         }
         let read = io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
         count.fetch_add(read, Ordering::SeqCst);
-        (&*stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n")?;
+        (&*stream).write_all(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n",
+        )?;
     }
 }

@@ -1,4 +1,5 @@
-//! `p2pvm iso`, `p2pvm install`, and the hidden `p2pvm appliance` that the appliance's units and console call.
+//! `p2pvm iso`, `p2pvm install`, and the hidden `p2pvm appliance` that the appliance's units and
+//! console call.
 
 use super::{
     Context,
@@ -32,17 +33,27 @@ pub(super) fn image(context: &Context, what: Iso) -> Outcome<()> {
 
 pub(super) fn iso(context: &Context, what: Iso) -> Outcome<()> {
     let Iso::Customize(a) = what;
-    let invite = a.join.as_deref().map_or(Ok(String::new()), network::read_invite)?;
+    let invite = a
+        .join
+        .as_deref()
+        .map_or(Ok(String::new()), network::read_invite)?;
     if invite.is_empty() && !a.clear {
-        return Err(Failure::usage("the invite is empty: 'p2pvm invite' makes one"));
+        return Err(Failure::usage(
+            "the invite is empty: 'p2pvm invite' makes one",
+        ));
     }
     customize::customize(&a.input, &invite, &a.output, UnixTime::now())?;
-    let leads = Invite::parse(&invite).ok().map(|invite| invite.network().name.clone());
+    let leads = Invite::parse(&invite)
+        .ok()
+        .map(|invite| invite.network().name.clone());
     if context.json {
         return print::json(&json!({ "iso": a.output, "network": leads }));
     }
     match leads {
-        Some(network) => println!("{}: whatever boots from it joins {network}", a.output.display()),
+        Some(network) => println!(
+            "{}: whatever boots from it joins {network}",
+            a.output.display()
+        ),
         None => println!("{}: it holds no invite", a.output.display()),
     }
     Ok(())
@@ -56,23 +67,40 @@ pub(super) fn install(context: &Context, a: &Install) -> Outcome<()> {
     if context.json {
         return print::json(&json!({ "disk": a.disk, "state": state }));
     }
-    println!("{} boots by itself now; identity and VMs will be on {}", a.disk.display(), state.display());
+    println!(
+        "{} boots by itself now; identity and VMs will be on {}",
+        a.disk.display(),
+        state.display()
+    );
     println!("next: take the medium out and restart");
     Ok(())
 }
 
 fn agree(disk: &Path) -> Outcome<()> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::refused(format!("installing writes over {}: say --yes", disk.display())));
+        return Err(Failure::refused(format!(
+            "installing writes over {}: say --yes",
+            disk.display()
+        )));
     }
-    print!("Installing writes over {}. Type the disk's name again to go on: ", disk.display());
+    print!(
+        "Installing writes over {}. Type the disk's name again to go on: ",
+        disk.display()
+    );
     std::io::stdout().flush().doing("asking")?;
-    if line()?.trim() == disk.to_string_lossy() { Ok(()) } else { Err(Failure::refused("nothing was written")) }
+    if line()?.trim() == disk.to_string_lossy() {
+        Ok(())
+    } else {
+        Err(Failure::refused("nothing was written"))
+    }
 }
 
 fn line() -> Outcome<String> {
     let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).doing("reading from the terminal")?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .doing("reading from the terminal")?;
     Ok(line)
 }
 
@@ -82,17 +110,30 @@ pub(super) async fn run(context: &Context, what: Appliance) -> Outcome<()> {
         Appliance::FindNetwork(a) => find_network(context, a),
         Appliance::Ask => ask(),
         Appliance::Reserve => {
-            let room = reserved::filled("").map_err(|problem| Failure::new(Kind::Failed, problem.to_string()))?;
-            std::io::stdout().write_all(&room).doing("writing to standard output")
+            let room = reserved::filled("")
+                .map_err(|problem| Failure::new(Kind::Failed, problem.to_string()))?;
+            std::io::stdout()
+                .write_all(&room)
+                .doing("writing to standard output")
         }
     }
 }
 
 fn find_network(context: &Context, a: FindNetwork) -> Outcome<()> {
-    let places = sources::Places { typed: prepare::typed(), cmdline: a.cmdline, volumes: a.volumes, room: a.room, serial: a.serial };
-    let found = sources::find(&places, UnixTime::now()).map_err(|bad| Failure::refused(bad.to_string()))?;
+    let places = sources::Places {
+        typed: prepare::typed(),
+        cmdline: a.cmdline,
+        volumes: a.volumes,
+        room: a.room,
+        serial: a.serial,
+    };
+    let found =
+        sources::find(&places, UnixTime::now()).map_err(|bad| Failure::refused(bad.to_string()))?;
     if context.json {
-        let (source, invite) = found.invite.map(|(source, invite)| (source.to_string(), invite)).unzip();
+        let (source, invite) = found
+            .invite
+            .map(|(source, invite)| (source.to_string(), invite))
+            .unzip();
         return print::json(&json!({ "source": source, "invite": invite, "name": found.name }));
     }
     match found.invite {
@@ -120,7 +161,8 @@ fn ask() -> Outcome<()> {
     }
 }
 
-/// The screen and the serial port ask at once: where one is answered, the other must not wait for ever.
+/// The screen and the serial port ask at once: where one is answered, the other must not wait for
+/// ever.
 fn line_unless_answered_elsewhere() -> Outcome<String> {
     let (tell, told) = mpsc::channel();
     // It ends with the process where nobody types.

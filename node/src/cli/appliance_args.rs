@@ -1,4 +1,5 @@
-//! The grammar of the appliance's commands: `p2pvm iso`, `p2pvm install` and the hidden `p2pvm appliance`.
+//! The grammar of the appliance's commands: `p2pvm iso`, `p2pvm install` and the hidden `p2pvm
+//! appliance`.
 
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -8,7 +9,10 @@ use std::path::PathBuf;
 pub enum Iso {
     /// Write an invite into an appliance ISO, so that whatever boots from it joins that network
     #[command(
-        after_help = "The ISO is copied and changed in one place; nothing is rebuilt and no root is needed.\n\nExamples:\n  p2pvm invite --uses 5 > invite.txt\n  p2pvm iso customize p2pvm.iso --join invite.txt -o lab.iso\n  p2pvm iso customize lab.iso --clear -o plain.iso"
+        after_help = "The ISO is copied and changed in one place; nothing is rebuilt and no root \
+            is needed.\n\nExamples:\n  p2pvm invite --uses 5 > invite.txt\n  p2pvm iso customize \
+            p2pvm.iso --join invite.txt -o lab.iso\n  p2pvm iso customize lab.iso --clear -o \
+            plain.iso"
     )]
     Customize(Customize),
 }

@@ -6,16 +6,28 @@ use std::path::PathBuf;
 
 /// A private cluster of virtual machines over machines behind any NAT, with no coordinator.
 #[derive(Parser)]
-#[command(name = "p2pvm", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "p2pvm",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 #[command(after_help = "Example:\n  p2pvm init --network lab && p2pvm up --detach && p2pvm invite")]
 pub struct Cli {
     /// Where this node keeps its state
-    #[arg(long, global = true, env = "P2PVM_DIR", default_value = "/var/lib/p2pvm", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "P2PVM_DIR",
+        default_value = "/var/lib/p2pvm",
+        value_name = "DIR"
+    )]
     pub dir: PathBuf,
     /// Print results as JSON
     #[arg(long, global = true)]
     pub json: bool,
-    /// Give up after this long, such as 5s or 10m (exit code 4); without it each command has its own limit
+    /// Give up after this long, such as 5s or 10m (exit code 4); without it each command has its
+    /// own limit
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
     pub timeout: Option<std::time::Duration>,
     /// What to do
@@ -24,7 +36,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Whether this process lives long and writes to sockets of others: the daemon, or a testbed's keeper.
+    /// Whether this process lives long and writes to sockets of others: the daemon, or a testbed's
+    /// keeper.
     pub fn is_daemon(&self) -> bool {
         match &self.command {
             Command::Up(up) => !up.detach,
@@ -37,7 +50,8 @@ impl Cli {
 /// `p2pvm guardian`.
 #[derive(Args)]
 pub struct Guardian {
-    /// Wait until this daemon, at the other end of standard input, dies; without it undo at once what is left
+    /// Wait until this daemon, at the other end of standard input, dies; without it undo at once
+    /// what is left
     #[arg(long)]
     pub of: Option<u32>,
 }
@@ -52,21 +66,31 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm up --detach")]
     Up(Up),
     /// Stop the daemon; running VMs go on and are taken up again by the next 'up'
-    #[command(after_help = "Examples:\n  p2pvm down\n  p2pvm down --force   # also one that does not answer any more")]
+    #[command(
+        after_help = "Examples:\n  p2pvm down\n  p2pvm down --force   # also one that does not \
+            answer any more"
+    )]
     Down(Down),
     /// Print an invite: whoever holds it can join until it expires or is used up
     #[command(
-        after_help = "Examples:\n  p2pvm invite --uses 5 --expires 24h\n  p2pvm invite --group servers --group lab\n  p2pvm invite --qr"
+        after_help = "Examples:\n  p2pvm invite --uses 5 --expires 24h\n  p2pvm invite --group \
+            servers --group lab\n  p2pvm invite --qr"
     )]
     Invite(Invite),
     /// Join a network and start the daemon
     #[command(
-        after_help = "Examples:\n  p2pvm join p2pvm1...\n  p2pvm invite | ssh lab2 p2pvm join -\n  p2pvm join /ip4/203.0.113.7/udp/4001/quic-v1 --invite invite.txt"
+        after_help = "Examples:\n  p2pvm join p2pvm1...\n  p2pvm invite | ssh lab2 p2pvm join \
+            -\n  p2pvm join /ip4/203.0.113.7/udp/4001/quic-v1 --invite invite.txt"
     )]
     Join(Join),
     /// Expel a member, or cancel an invite, by id
     #[command(
-        after_help = "Example:\n  p2pvm revoke lab3\n\nThe founder's machine expels anyone; a delegate members, but neither another delegate nor the founder's machine.\n\nWith a member fall those that it admitted as a delegate, and those that became members because their state was a copy\nof its state (called like it with four digits behind). They are named. A machine that is to stay joins again with a new\ninvite: 'p2pvm leave --force', then 'p2pvm join'."
+        after_help = "Example:\n  p2pvm revoke lab3\n\nThe founder's machine expels anyone; a \
+            delegate members, but neither another delegate nor the founder's machine.\n\nWith a \
+            member fall those that it admitted as a delegate, and those that became members \
+            because their state was a copy\nof its state (called like it with four digits \
+            behind). They are named. A machine that is to stay joins again with a new\ninvite: \
+            'p2pvm leave --force', then 'p2pvm join'."
     )]
     Revoke(Revoke),
     /// Show this node: addresses, NAT, load
@@ -76,7 +100,8 @@ pub enum Command {
     #[command(after_help = "Examples:\n  p2pvm peers\n  p2pvm peers --all")]
     Peers(Peers),
     /// Print figures for Prometheus, of this node or of every member
-    #[command(after_help = "Examples:\n  p2pvm metrics > /var/lib/prometheus/node-exporter/p2pvm.prom\n  p2pvm metrics --all")]
+    #[command(after_help = "Examples:\n  p2pvm metrics > \
+            /var/lib/prometheus/node-exporter/p2pvm.prom\n  p2pvm metrics --all")]
     Metrics(All),
     /// Show who talks with whom through this node, hosts and guests, and how much
     #[command(after_help = "Examples:\n  p2pvm traffic\n  p2pvm traffic --all --json")]
@@ -92,33 +117,48 @@ pub enum Command {
     Trace(Trace),
     /// Show this node on a screen that keeps itself up to date: members, VMs, moves, decisions
     #[command(
-        after_help = "Examples:\n  p2pvm top\n  p2pvm top --once\n  p2pvm top --console --allow-shell     # as on the appliance's tty1"
+        after_help = "Examples:\n  p2pvm top\n  p2pvm top --once\n  p2pvm top --console \
+            --allow-shell     # as on the appliance's tty1"
     )]
     Top(Top),
     /// Show how to open the web dashboard, or switch it on or off for the network
     #[command(
-        after_help = "Examples:\n  p2pvm dashboard --enable\n  p2pvm dashboard\n  p2pvm dashboard --listen 127.0.0.1:4080     # for this machine alone, until Ctrl-C"
+        after_help = "Examples:\n  p2pvm dashboard --enable\n  p2pvm dashboard\n  p2pvm dashboard \
+            --listen 127.0.0.1:4080     # for this machine alone, until Ctrl-C"
     )]
     Dashboard(Dashboard),
     /// Check whether this machine has what p2pvm needs, and say what to do where it does not
     #[command(
-        after_help = "Examples:\n  p2pvm doctor\n  sudo p2pvm doctor --fix\n  p2pvm doctor --json\n\nExit code 1 if something needed is missing."
+        after_help = "Examples:\n  p2pvm doctor\n  sudo p2pvm doctor --fix\n  p2pvm doctor \
+            --json\n\nExit code 1 if something needed is missing."
     )]
     Doctor(Doctor),
     /// Write what a developer needs to see into one file, without keys and invites
-    #[command(after_help = "Examples:\n  p2pvm bugreport\n  p2pvm bugreport --out /tmp/report.tar.gz")]
+    #[command(
+        after_help = "Examples:\n  p2pvm bugreport\n  p2pvm bugreport --out /tmp/report.tar.gz"
+    )]
     Bugreport(Bugreport),
     /// Leave the network: give the address back and forget the membership
     #[command(after_help = "Example:\n  p2pvm leave")]
     Leave(Leave),
     /// Access rules: who may talk to whom
-    #[command(subcommand, after_help = "Examples:\n  p2pvm acl set policy.toml\n  p2pvm acl check lab2 vm:web tcp/22")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  p2pvm acl set policy.toml\n  p2pvm acl check lab2 vm:web tcp/22"
+    )]
     Acl(Acl),
     /// Subnets of members' LANs, reached through the network
-    #[command(subcommand, after_help = "Examples:\n  p2pvm route offer 192.168.7.0/24\n  p2pvm route list")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  p2pvm route offer 192.168.7.0/24\n  p2pvm route list"
+    )]
     Route(Routes),
     /// Virtual machines
-    #[command(subcommand, after_help = "Example:\n  p2pvm vm create web --image base.qcow2 --cpus 1 --memory 128M --start")]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  p2pvm vm create web --image base.qcow2 --cpus 1 --memory 128M \
+            --start"
+    )]
     Vm(Vm),
     /// Move this host's VMs elsewhere
     #[command(after_help = "Example:\n  p2pvm drain")]
@@ -127,13 +167,19 @@ pub enum Command {
     #[command(after_help = "Example:\n  p2pvm explain web")]
     Explain(VmName),
     /// The bootable appliance's ISO
-    #[command(subcommand, after_help = "Example:\n  p2pvm iso customize p2pvm.iso --join invite.txt -o lab.iso")]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  p2pvm iso customize p2pvm.iso --join invite.txt -o lab.iso"
+    )]
     Iso(super::appliance_args::Iso),
     /// The previous name of `iso`
     #[command(subcommand, hide = true)]
     Image(super::appliance_args::Iso),
     /// Put the appliance on a disk, so that it boots by itself and keeps identity and VMs
-    #[command(after_help = "Examples:\n  p2pvm install /dev/sda\n  p2pvm install /dev/sdb --from p2pvm.iso --yes")]
+    #[command(
+        after_help = "Examples:\n  p2pvm install /dev/sda\n  p2pvm install /dev/sdb --from \
+            p2pvm.iso --yes"
+    )]
     Install(super::appliance_args::Install),
     /// What the appliance's own units and console call
     #[command(subcommand, hide = true)]
@@ -142,7 +188,10 @@ pub enum Command {
     #[command(hide = true)]
     Guardian(Guardian),
     /// Emulated wide area for tests and demos
-    #[command(subcommand, after_help = "Example:\n  p2pvm testbed up tests/sites/planetlab.toml")]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  p2pvm testbed up tests/sites/planetlab.toml"
+    )]
     Testbed(p2pvm_tests::cli::TestbedCommand),
     /// The ring at scale and under faults, simulated in virtual time
     Simulate(p2pvm_tests::sim::cli::Simulate),
@@ -196,7 +245,8 @@ pub struct Top {
     /// Print one screen as text and end; COLUMNS and LINES say how large
     #[arg(long)]
     pub once: bool,
-    /// This is the machine's own console: the screen does not end, may reboot or power off the machine, and shows a new network's invite
+    /// This is the machine's own console: the screen does not end, may reboot or power off the
+    /// machine, and shows a new network's invite
     #[arg(long, conflicts_with = "once")]
     pub console: bool,
     /// Let the key s open a shell
@@ -224,7 +274,8 @@ pub struct Dashboard {
 /// Arguments of `doctor`.
 #[derive(Args)]
 pub struct Doctor {
-    /// First repair what is p2pvm's own: leftovers of a killed daemon, the TUN module, the state directory and its permissions
+    /// First repair what is p2pvm's own: leftovers of a killed daemon, the TUN module, the state
+    /// directory and its permissions
     #[arg(long)]
     pub fix: bool,
 }
@@ -249,7 +300,8 @@ pub struct Up {
     /// UDP port of the packet plane; 0 for any
     #[arg(long, value_name = "PORT")]
     pub link_port: Option<u16>,
-    /// What guests run on: auto boots a tiny probe guest once per boot of the host to see whether KVM really works
+    /// What guests run on: auto boots a tiny probe guest once per boot of the host to see whether
+    /// KVM really works
     #[arg(long, value_parser = ["auto", "kvm", "tcg"])]
     pub accel: Option<String>,
 }
@@ -266,10 +318,12 @@ pub struct Invite {
     /// Let those who join with it invite others
     #[arg(long)]
     pub delegate: bool,
-    /// Put those who join with it into a group, by which access rules speak of them; may be repeated
+    /// Put those who join with it into a group, by which access rules speak of them; may be
+    /// repeated
     #[arg(long = "group", value_name = "GROUP")]
     pub groups: Vec<String>,
-    /// Also show it as QR codes; fewer of this machine's addresses are named in it, so that they are small
+    /// Also show it as QR codes; fewer of this machine's addresses are named in it, so that they
+    /// are small
     #[arg(long)]
     pub qr: bool,
 }
@@ -317,7 +371,12 @@ pub struct Ping {
     /// A member's name, id or address
     pub member: String,
     /// How many probes
-    #[arg(long, short, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[
+        arg(
+            long, short, default_value_t = 4,
+            value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+        )
+    ]
     pub count: u32,
     /// Time between probes
     #[arg(long, short, default_value = "1s", value_parser = humantime::parse_duration)]
@@ -342,7 +401,8 @@ pub struct Trace {
 /// Arguments of `down`.
 #[derive(Args)]
 pub struct Down {
-    /// End a daemon that does not answer, and undo what it changed on this machine; VMs go on all the same
+    /// End a daemon that does not answer, and undo what it changed on this machine; VMs go on all
+    /// the same
     #[arg(long)]
     pub force: bool,
 }
@@ -350,13 +410,14 @@ pub struct Down {
 /// Arguments of `leave`.
 #[derive(Args)]
 pub struct Leave {
-    /// Leave even though VMs live here: they are ended at once and lost with this host's state. A daemon that does not answer is
-    /// ended too, and the network is not told
+    /// Leave even though VMs live here: they are ended at once and lost with this host's state. A
+    /// daemon that does not answer is ended too, and the network is not told
     #[arg(long)]
     pub force: bool,
 }
 
-const POLICY_HELP: &str = "A policy says what holds where no rule fits, then rules of which the first that fits decides:
+const POLICY_HELP: &str = "A policy says what holds where no rule fits, then rules of which the \
+    first that fits decides:
 
   default = \"deny\"                  # or \"allow\"
 
@@ -370,8 +431,10 @@ const POLICY_HELP: &str = "A policy says what holds where no rule fits, then rul
   subnet = \"192.168.7.0/24\"
   by = \"member:gateway\"
 
-Answers to what was allowed need no rule. Groups are given with 'p2pvm invite --group NAME'. The policy
-is signed here (by the founder's machine or a delegate), spreads by itself and replaces the one before.
+Answers to what was allowed need no rule. Groups are given with 'p2pvm invite --group NAME'. The \
+policy
+is signed here (by the founder's machine or a delegate), spreads by itself and replaces the one \
+before.
 
 Examples:
   p2pvm acl set policy.toml
@@ -391,7 +454,8 @@ pub enum Acl {
     Show,
     /// Say whether a conversation is allowed, which rule decides, and what the receiver does
     #[command(
-        after_help = "Examples:\n  p2pvm acl check lab2 lab3 tcp/22\n  p2pvm acl check vm:web member:lab3 udp/53\n  p2pvm acl check lab2 192.168.7.9 icmp"
+        after_help = "Examples:\n  p2pvm acl check lab2 lab3 tcp/22\n  p2pvm acl check vm:web \
+            member:lab3 udp/53\n  p2pvm acl check lab2 192.168.7.9 icmp"
     )]
     Check(Check),
 }
@@ -412,7 +476,9 @@ pub struct Check {
 pub enum Routes {
     /// Let other members reach a subnet of this machine's LAN through it
     #[command(
-        after_help = "This machine forwards, with its own address there (masquerade). The policy must allow the offer ([[route]]); in a network\nwithout a policy it is used by members that said 'p2pvm route accept'.\n\nExample:\n  p2pvm route offer 192.168.7.0/24"
+        after_help = "This machine forwards, with its own address there (masquerade). The policy \
+            must allow the offer ([[route]]); in a network\nwithout a policy it is used by \
+            members that said 'p2pvm route accept'.\n\nExample:\n  p2pvm route offer 192.168.7.0/24"
     )]
     Offer {
         /// The subnet
@@ -430,7 +496,10 @@ pub enum Routes {
     #[command(after_help = "Example:\n  p2pvm route list")]
     List,
     /// Use the subnets that others offer: needed where the network has no policy
-    #[command(after_help = "Examples:\n  p2pvm route accept\n  p2pvm route accept --off\n  p2pvm route accept --off 192.168.7.0/24")]
+    #[command(
+        after_help = "Examples:\n  p2pvm route accept\n  p2pvm route accept --off\n  p2pvm route \
+            accept --off 192.168.7.0/24"
+    )]
     Accept {
         /// This subnet alone, beside what is said of all
         #[arg(value_name = "ADDR/PREFIX")]
@@ -471,28 +540,57 @@ pub struct Bench {
 
 /// Reads a time limit; a plain number counts seconds.
 pub fn parse_timeout(text: &str) -> Result<std::time::Duration, String> {
-    let seconds = text.parse::<u32>().ok().map(|seconds| std::time::Duration::from_secs(seconds.into()));
-    let read = seconds
-        .map_or_else(|| humantime::parse_duration(text).map_err(|_| format!("'{text}' is no duration: write it as 5s, 2m or 1h")), Ok)?;
-    if read.is_zero() { Err("a time limit of nothing lets nothing be done".to_owned()) } else { Ok(read) }
+    let seconds = text
+        .parse::<u32>()
+        .ok()
+        .map(|seconds| std::time::Duration::from_secs(seconds.into()));
+    let read = seconds.map_or_else(
+        || {
+            humantime::parse_duration(text)
+                .map_err(|_| format!("'{text}' is no duration: write it as 5s, 2m or 1h"))
+        },
+        Ok,
+    )?;
+    if read.is_zero() {
+        Err("a time limit of nothing lets nothing be done".to_owned())
+    } else {
+        Ok(read)
+    }
 }
 
 /// Reads "128M", "2G", "1.5GiB" or plain bytes.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let shift = match unit.trim().to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+    let shift = match unit
+        .trim()
+        .to_ascii_lowercase()
+        .trim_end_matches("ib")
+        .trim_end_matches('b')
+    {
         "" => 0,
         "k" => 10,
         "m" => 20,
         "g" => 30,
         "t" => 40,
-        _ => return Err(format!("'{unit}' is no unit of size: use K, M, G or T, as in 128M")),
+        _ => {
+            return Err(format!(
+                "'{unit}' is no unit of size: use K, M, G or T, as in 128M"
+            ));
+        }
     };
-    let number: f64 = number.parse().map_err(|_| format!("'{text}' is no size: write it as 128M or 2G"))?;
+    let number: f64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is no size: write it as 128M or 2G"))?;
     let bytes = number * (1u64 << shift) as f64;
-    if bytes.is_finite() && (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(format!("'{text}' is out of range")) }
+    if bytes.is_finite() && (1.0..9e18).contains(&bytes) {
+        Ok(bytes as u64)
+    } else {
+        Err(format!("'{text}' is out of range"))
+    }
 }
 
 #[cfg(test)]
@@ -504,9 +602,19 @@ mod tests {
     fn the_grammar_is_sound_and_every_command_ends_its_help_with_an_example() {
         Cli::command().debug_assert();
         fn check(command: &clap::Command, path: &str) {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Example"), "{path} {} has no example", command.get_name());
-            for sub in command.get_subcommands().filter(|c| c.get_name() != "help" && !c.is_hide_set()) {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains("Example"),
+                "{path} {} has no example",
+                command.get_name()
+            );
+            for sub in command
+                .get_subcommands()
+                .filter(|c| c.get_name() != "help" && !c.is_hide_set())
+            {
                 check(sub, &format!("{path} {}", command.get_name()));
             }
         }
@@ -515,18 +623,35 @@ mod tests {
 
     #[test]
     fn iso_customize_is_understood_by_its_previous_name_which_help_hides() {
-        let parsed = |words: &str| Cli::try_parse_from(words.split(' ')).map(|cli| cli.command).ok();
-        assert!(matches!(parsed("p2pvm iso customize in.iso --clear -o out.iso"), Some(Command::Iso(_))));
-        assert!(matches!(parsed("p2pvm image customize in.iso --clear -o out.iso"), Some(Command::Image(_))));
+        let parsed = |words: &str| {
+            Cli::try_parse_from(words.split(' '))
+                .map(|cli| cli.command)
+                .ok()
+        };
+        assert!(matches!(
+            parsed("p2pvm iso customize in.iso --clear -o out.iso"),
+            Some(Command::Iso(_))
+        ));
+        assert!(matches!(
+            parsed("p2pvm image customize in.iso --clear -o out.iso"),
+            Some(Command::Image(_))
+        ));
         let grammar = Cli::command();
-        let is_hidden = |name: &str| grammar.find_subcommand(name).is_none_or(clap::Command::is_hide_set);
+        let is_hidden = |name: &str| {
+            grammar
+                .find_subcommand(name)
+                .is_none_or(clap::Command::is_hide_set)
+        };
         assert!(!is_hidden("iso") && is_hidden("image"));
     }
 
     #[test]
     fn time_limits_are_read_with_their_units_and_plain_numbers_count_seconds() {
         let seconds = std::time::Duration::from_secs;
-        assert_eq!((parse_timeout("5"), parse_timeout("5s"), parse_timeout("2m")), (Ok(seconds(5)), Ok(seconds(5)), Ok(seconds(120))));
+        assert_eq!(
+            (parse_timeout("5"), parse_timeout("5s"), parse_timeout("2m")),
+            (Ok(seconds(5)), Ok(seconds(5)), Ok(seconds(120)))
+        );
         for bad in ["", "0", "0s", "-1", "soon"] {
             assert!(parse_timeout(bad).is_err(), "{bad}");
         }

@@ -14,12 +14,21 @@ const RETRY: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(context: &Context, a: &Dashboard) -> Outcome<()> {
     let mut daemon = context.daemon().await?;
-    let change = DashboardChange { on: (a.enable || a.disable).then_some(a.enable), new_token: a.new_token };
-    let view: DashboardView =
-        if change.on.is_some() || change.new_token { daemon.post("/dashboard", &change).await? } else { daemon.get("/dashboard").await? };
+    let change = DashboardChange {
+        on: (a.enable || a.disable).then_some(a.enable),
+        new_token: a.new_token,
+    };
+    let view: DashboardView = if change.on.is_some() || change.new_token {
+        daemon.post("/dashboard", &change).await?
+    } else {
+        daemon.get("/dashboard").await?
+    };
     drop(daemon);
     if !view.has_page {
-        eprintln!("this p2pvm was built without the page: 'make web' and build again, or install the Debian package");
+        eprintln!(
+            "this p2pvm was built without the page: 'make web' and build again, or install the \
+                Debian package"
+        );
     }
     match a.listen {
         Some(here) => listen(context, &view, here).await,
@@ -36,13 +45,23 @@ fn show(view: &DashboardView) {
         (Some(_), Some(trouble)) => eprintln!("it is on, and not there: {trouble}"),
         (Some(url), None) => {
             println!("{url}");
-            eprintln!("for a browser on any member; who has this link can start, stop and move VMs and use their consoles");
+            eprintln!(
+                "for a browser on any member; who has this link can start, stop and move VMs and \
+                    use their consoles"
+            );
         }
         (None, _) if view.on => eprintln!("it is on; this node has no address yet"),
         (None, _) => {
             println!("off");
-            eprintln!("'p2pvm dashboard --enable' serves it to members on port {} of this host's address;", view.port);
-            eprintln!("'p2pvm dashboard --listen 127.0.0.1:{}' to this machine alone", view.port);
+            eprintln!(
+                "'p2pvm dashboard --enable' serves it to members on port {} of this host's \
+                    address;",
+                view.port
+            );
+            eprintln!(
+                "'p2pvm dashboard --listen 127.0.0.1:{}' to this machine alone",
+                view.port
+            );
         }
     }
 }
@@ -51,11 +70,14 @@ fn show(view: &DashboardView) {
 async fn listen(context: &Context, view: &DashboardView, here: SocketAddr) -> Outcome<()> {
     if !here.ip().is_loopback() {
         return Err(Failure::usage(format!(
-            "{here} is no address of this machine alone: use 127.0.0.1:{}, or --enable for the network",
+            "{here} is no address of this machine alone: use 127.0.0.1:{}, or --enable for the \
+                network",
             here.port()
         )));
     }
-    let listener = TcpListener::bind(here).await.doing(format_args!("cannot listen on {here}"))?;
+    let listener = TcpListener::bind(here)
+        .await
+        .doing(format_args!("cannot listen on {here}"))?;
     let here = listener.local_addr().doing("asking for the port")?;
     let url = format!("http://{here}/#token={}", view.token);
     if context.json {
@@ -77,6 +99,9 @@ async fn carry(mut browser: TcpStream, socket: PathBuf) {
     match async { UnixStream::connect(SocketPath::to(&socket)?.path()).await }.await {
         // Either end hanging up ends both.
         Ok(mut daemon) => drop(tokio::io::copy_bidirectional(&mut browser, &mut daemon).await),
-        Err(error) => eprintln!("the daemon's dashboard cannot be reached at {}: {error}", socket.display()),
+        Err(error) => eprintln!(
+            "the daemon's dashboard cannot be reached at {}: {error}",
+            socket.display()
+        ),
     }
 }

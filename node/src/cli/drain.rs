@@ -1,4 +1,5 @@
-//! `p2pvm drain`: a line for each VM that has moved or stays, a summary, and an exit code that tells whether any stays.
+//! `p2pvm drain`: a line for each VM that has moved or stays, a summary, and an exit code that
+//! tells whether any stays.
 
 use super::{
     Context,
@@ -20,25 +21,37 @@ pub(super) async fn run(context: &Context) -> Outcome<ExitCode> {
     let mut client = context.daemon().await?;
     let done = {
         let mut progress = Progress::new("draining");
-        let drained = client.follow::<DrainItem, DrainAnswer>("/drain", &(), move |event| match event {
-            Event::Step(step) => progress.step(&step),
-            Event::Item(item) => progress.line(&format!("{} ({} of {})", line(&item.vm), item.done, item.of)),
-        });
+        let drained =
+            client.follow::<DrainItem, DrainAnswer>("/drain", &(), move |event| match event {
+                Event::Step(step) => progress.step(&step),
+                Event::Item(item) => progress.line(&format!(
+                    "{} ({} of {})",
+                    line(&item.vm),
+                    item.done,
+                    item.of
+                )),
+            });
         tokio::pin!(drained);
         tokio::select! {
             done = &mut drained => done?,
             _ = tokio::signal::ctrl_c() => {
-                let _: DrainStopping = context.daemon().await?.ask(Method::DELETE, "/drain", None::<&()>).await?;
-                eprintln!("no more moves begin; those that run are waited for (Ctrl-C again leaves them to the daemon)");
+                let _: DrainStopping = context.daemon().await?.ask(
+                    Method::DELETE, "/drain", None::<&()>
+                ).await?;
+                eprintln!("no more moves begin; those that run are waited for (Ctrl-C again \
+                    leaves them to the daemon)");
                 tokio::select! {
                     done = &mut drained => done?,
-                    _ = tokio::signal::ctrl_c() => return Err(Failure::cancelled("stopped; the moves that run go on: see 'p2pvm vm list'")),
+                    _ = tokio::signal::ctrl_c() => return Err(Failure::cancelled("stopped; the \
+                        moves that run go on: see 'p2pvm vm list'")),
                 }
             }
         }
     };
     let Err(failure) = verdict(&done) else {
-        report(context, &done, || summary(&done).iter().for_each(|line| println!("{line}")))?;
+        report(context, &done, || {
+            summary(&done).iter().for_each(|line| println!("{line}"))
+        })?;
         return Ok(ExitCode::SUCCESS);
     };
     if !context.json {
@@ -46,7 +59,10 @@ pub(super) async fn run(context: &Context) -> Outcome<ExitCode> {
         return Err(failure);
     }
     // One document, with what moved and with the error.
-    print::json(&Sorted(Unfinished { answer: &done, error: &failure }))?;
+    print::json(&Sorted(Unfinished {
+        answer: &done,
+        error: &failure,
+    }))?;
     eprintln!("p2pvm: {failure}");
     Ok(ExitCode::from(failure.kind as u8))
 }
@@ -76,9 +92,17 @@ fn line(vm: &VmDrained) -> String {
 }
 
 fn summary(done: &DrainAnswer) -> Vec<String> {
-    let mut lines: Vec<String> = done.moved.iter().map(moved).chain(done.stayed.iter().map(stayed)).collect();
+    let mut lines: Vec<String> = done
+        .moved
+        .iter()
+        .map(moved)
+        .chain(done.stayed.iter().map(stayed))
+        .collect();
     if !done.stopped.is_empty() {
-        lines.push(format!("stopped, and therefore still here: {}", done.stopped.join(", ")));
+        lines.push(format!(
+            "stopped, and therefore still here: {}",
+            done.stopped.join(", ")
+        ));
     }
     lines.push(match done.stayed.len() {
         0 => "no VM runs here any more".to_owned(),
@@ -95,9 +119,14 @@ fn verdict(done: &DrainAnswer) -> Outcome<()> {
     let (count, names) = (names.len(), names.join(", "));
     let what = if count == 1 { "VM stays" } else { "VMs stay" };
     if done.cancelled {
-        return Err(Failure::cancelled(format!("stopped: {count} {what} here ({names}); 'p2pvm drain' goes on with them")));
+        return Err(Failure::cancelled(format!(
+            "stopped: {count} {what} here ({names}); 'p2pvm drain' goes on with them"
+        )));
     }
-    Err(Failure::new(Kind::Failed, format!("{count} {what} here: {names}; 'p2pvm drain' tries again")))
+    Err(Failure::new(
+        Kind::Failed,
+        format!("{count} {what} here: {names}; 'p2pvm drain' tries again"),
+    ))
 }
 
 #[cfg(test)]
@@ -106,22 +135,62 @@ mod tests {
 
     #[test]
     fn a_drain_says_what_moved_what_stayed_and_why_and_its_exit_code_tells() {
-        let web = VmMoved { name: "web".into(), host: "lab2".into(), ..VmMoved::default() };
-        let clean = DrainAnswer { moved: vec![web], stopped: vec!["old".into()], ..DrainAnswer::default() };
-        assert_eq!(summary(&clean), ["web runs on lab2", "stopped, and therefore still here: old", "no VM runs here any more"]);
+        let web = VmMoved {
+            name: "web".into(),
+            host: "lab2".into(),
+            ..VmMoved::default()
+        };
+        let clean = DrainAnswer {
+            moved: vec![web],
+            stopped: vec!["old".into()],
+            ..DrainAnswer::default()
+        };
+        assert_eq!(
+            summary(&clean),
+            [
+                "web runs on lab2",
+                "stopped, and therefore still here: old",
+                "no VM runs here any more"
+            ]
+        );
         assert!(verdict(&clean).is_ok());
-        let mut left = DrainAnswer { stayed: vec![VmStayed { name: "db".into(), why: "no room".into() }], ..clean };
-        assert_eq!(summary(&left)[1..], ["db stays: no room", "stopped, and therefore still here: old", "1 moved, 1 stayed"]);
+        let mut left = DrainAnswer {
+            stayed: vec![VmStayed {
+                name: "db".into(),
+                why: "no room".into(),
+            }],
+            ..clean
+        };
+        assert_eq!(
+            summary(&left)[1..],
+            [
+                "db stays: no room",
+                "stopped, and therefore still here: old",
+                "1 moved, 1 stayed"
+            ]
+        );
         let failure = verdict(&left).unwrap_err();
-        assert!(failure.kind == Kind::Failed && failure.message.contains("db") && !failure.cancelled, "{failure}");
+        assert!(
+            failure.kind == Kind::Failed && failure.message.contains("db") && !failure.cancelled,
+            "{failure}"
+        );
         left.cancelled = true;
         assert!(verdict(&left).unwrap_err().cancelled);
     }
 
     #[test]
     fn what_moved_and_the_error_are_one_document() {
-        let answer = DrainAnswer { stayed: vec![VmStayed { name: "db".into(), why: "no room".into() }], ..DrainAnswer::default() };
-        let whole = Sorted(Unfinished { answer: &answer, error: &Failure::cancelled("stopped") });
+        let answer = DrainAnswer {
+            stayed: vec![VmStayed {
+                name: "db".into(),
+                why: "no room".into(),
+            }],
+            ..DrainAnswer::default()
+        };
+        let whole = Sorted(Unfinished {
+            answer: &answer,
+            error: &Failure::cancelled("stopped"),
+        });
         let text = concat!(
             r#"{"cancelled":false,"error":{"cancelled":true,"kind":"failed","message":"stopped"},"#,
             r#""moved":[],"stayed":[{"name":"db","why":"no room"}],"stopped":[]}"#

@@ -1,8 +1,9 @@
-//! Every command ends in time. A thread beside it looks at the clock: what a command waits for, a daemon, a disk or a person who
-//! typed nothing, does not matter then.
+//! Every command ends in time. A thread beside it looks at the clock: what a command waits for, a
+//! daemon, a disk or a person who typed nothing, does not matter then.
 //!
-//! Most commands have a total limit. Those whose work has no natural length (a move, a snapshot, an image copied) end when
-//! nothing has been heard of them for long. Screens, consoles and what serves until it is stopped have no limit of their own.
+//! Most commands have a total limit. Those whose work has no natural length (a move, a snapshot, an
+//! image copied) end when nothing has been heard of them for long. Screens, consoles and what
+//! serves until it is stopped have no limit of their own.
 
 use super::{
     args::{Cli, Command, Ping},
@@ -57,7 +58,8 @@ pub fn unheard(is_so: bool) {
 
 /// The limit of a command: the one given, or that of its kind.
 pub fn of(cli: &Cli) -> Limit {
-    cli.timeout.map_or_else(|| of_kind(&cli.command), Limit::Total)
+    cli.timeout
+        .map_or_else(|| of_kind(&cli.command), Limit::Total)
 }
 
 fn of_kind(command: &Command) -> Limit {
@@ -66,17 +68,25 @@ fn of_kind(command: &Command) -> Limit {
         Command::Join(join) if join.foreground => Limit::None,
         Command::Top(top) if !top.once => Limit::None,
         Command::Dashboard(dashboard) if dashboard.listen.is_some() => Limit::None,
-        Command::Testbed(_) | Command::Simulate(_) | Command::Demo(_) | Command::Bench(_) => Limit::None,
+        Command::Testbed(_) | Command::Simulate(_) | Command::Demo(_) | Command::Bench(_) => {
+            Limit::None
+        }
         // It lives as long as its daemon.
         Command::Guardian(_) => Limit::None,
         // They read disks, or wait for a person.
-        Command::Iso(_) | Command::Image(_) | Command::Install(_) | Command::Appliance(_) => Limit::None,
+        Command::Iso(_) | Command::Image(_) | Command::Install(_) | Command::Appliance(_) => {
+            Limit::None
+        }
         Command::Vm(Vm::Console(_)) => Limit::None,
         Command::Vm(Vm::List | Vm::Show(_)) => Limit::Total(SHORT),
         Command::Vm(Vm::Delete(_)) => Limit::Total(LONG),
         Command::Vm(_) | Command::Drain => Limit::Silence(SILENCE),
         Command::Down(down) if down.force => Limit::Total(LONG),
-        Command::Leave(_) | Command::Up(_) | Command::Join(_) | Command::Doctor(_) | Command::Bugreport(_) => Limit::Total(LONG),
+        Command::Leave(_)
+        | Command::Up(_)
+        | Command::Join(_)
+        | Command::Doctor(_)
+        | Command::Bugreport(_) => Limit::Total(LONG),
         Command::Ping(ping) => Limit::Total(of_ping(ping)),
         _ => Limit::Total(SHORT),
     }
@@ -94,17 +104,23 @@ pub fn watch(limit: Limit, json: bool, layout: Layout) {
     progressed();
     let began = Instant::now();
     // The thread ends with the process.
-    let watching = std::thread::Builder::new().name("time-limit".to_owned()).spawn(move || {
-        loop {
-            let left = if let Limit::Total(limit) = limit { limit.saturating_sub(began.elapsed()) } else { LOOK_EVERY };
-            std::thread::sleep(LOOK_EVERY.min(left));
-            if let Some(failure) = over(limit, began.elapsed(), silent_for()) {
-                let failure = because(failure, &layout);
-                super::say(&failure, json);
-                std::process::exit(failure.kind as i32);
+    let watching = std::thread::Builder::new()
+        .name("time-limit".to_owned())
+        .spawn(move || {
+            loop {
+                let left = if let Limit::Total(limit) = limit {
+                    limit.saturating_sub(began.elapsed())
+                } else {
+                    LOOK_EVERY
+                };
+                std::thread::sleep(LOOK_EVERY.min(left));
+                if let Some(failure) = over(limit, began.elapsed(), silent_for()) {
+                    let failure = because(failure, &layout);
+                    super::say(&failure, json);
+                    std::process::exit(failure.kind as i32);
+                }
             }
-        }
-    });
+        });
     if let Err(error) = watching {
         tracing::debug!(%error, "this command has no time limit");
     }
@@ -114,22 +130,36 @@ pub fn watch(limit: Limit, json: bool, layout: Layout) {
 fn because(failure: Failure, layout: &Layout) -> Failure {
     let unheard = *UNHEARD.lock().unwrap_or_else(PoisonError::into_inner);
     let is_silent = unheard.is_some_and(|since| since.elapsed() >= SILENT);
-    if is_silent && lock::holder(layout).is_some() || lock::is_held_still(layout) { silent::failure(layout) } else { failure }
+    if is_silent && lock::holder(layout).is_some() || lock::is_held_still(layout) {
+        silent::failure(layout)
+    } else {
+        failure
+    }
 }
 
 fn silent_for() -> Duration {
-    HEARD.lock().unwrap_or_else(PoisonError::into_inner).map_or(Duration::ZERO, |at| at.elapsed())
+    HEARD
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .map_or(Duration::ZERO, |at| at.elapsed())
 }
 
 fn over(limit: Limit, total: Duration, silent: Duration) -> Option<Failure> {
     let (is_over, sentence) = match limit {
         Limit::None => return None,
-        Limit::Total(limit) => (total >= limit, format!("not done within {}", crate::clock::span(limit))),
-        Limit::Silence(limit) => (silent >= limit, format!("no progress for {}", crate::clock::span(limit))),
+        Limit::Total(limit) => (
+            total >= limit,
+            format!("not done within {}", crate::clock::span(limit)),
+        ),
+        Limit::Silence(limit) => (
+            silent >= limit,
+            format!("no progress for {}", crate::clock::span(limit)),
+        ),
     };
     is_over.then(|| {
         Failure::timed_out(format!(
-            "{sentence}: given up. What the daemon was asked for may still be done; 'p2pvm status' shows how it is, --timeout gives it longer"
+            "{sentence}: given up. What the daemon was asked for may still be done; 'p2pvm \
+                status' shows how it is, --timeout gives it longer"
         ))
     })
 }
@@ -146,16 +176,45 @@ mod tests {
 
     #[test]
     fn every_command_that_answers_has_a_limit_and_a_given_one_goes_first() {
-        assert_eq!(limit("p2pvm ping -c 1 lab3"), Limit::Total(PING_FIRST + PING_EACH));
-        assert_eq!(limit("p2pvm ping -c 1 lab3 --timeout 3s"), Limit::Total(Duration::from_secs(3)));
-        assert_eq!(limit("p2pvm --timeout 9 status"), Limit::Total(Duration::from_secs(9)));
-        for bounded in
-            ["status", "peers --all", "netcheck", "join x", "up --detach", "down", "vm list", "doctor", "route list", "top --once"]
-        {
-            assert!(matches!(limit(&format!("p2pvm {bounded}")), Limit::Total(_)), "{bounded}");
+        assert_eq!(
+            limit("p2pvm ping -c 1 lab3"),
+            Limit::Total(PING_FIRST + PING_EACH)
+        );
+        assert_eq!(
+            limit("p2pvm ping -c 1 lab3 --timeout 3s"),
+            Limit::Total(Duration::from_secs(3))
+        );
+        assert_eq!(
+            limit("p2pvm --timeout 9 status"),
+            Limit::Total(Duration::from_secs(9))
+        );
+        for bounded in [
+            "status",
+            "peers --all",
+            "netcheck",
+            "join x",
+            "up --detach",
+            "down",
+            "vm list",
+            "doctor",
+            "route list",
+            "top --once",
+        ] {
+            assert!(
+                matches!(limit(&format!("p2pvm {bounded}")), Limit::Total(_)),
+                "{bounded}"
+            );
         }
-        for long in ["vm create web --image x", "vm migrate web", "vm snapshot web", "drain"] {
-            assert!(matches!(limit(&format!("p2pvm {long}")), Limit::Silence(_)), "{long}");
+        for long in [
+            "vm create web --image x",
+            "vm migrate web",
+            "vm snapshot web",
+            "drain",
+        ] {
+            assert!(
+                matches!(limit(&format!("p2pvm {long}")), Limit::Silence(_)),
+                "{long}"
+            );
         }
         for open in ["up", "top", "vm console web", "guardian --of 7"] {
             assert_eq!(limit(&format!("p2pvm {open}")), Limit::None, "{open}");
@@ -167,8 +226,14 @@ mod tests {
         let seconds = Duration::from_secs;
         assert!(over(Limit::Total(seconds(9)), seconds(8), seconds(8)).is_none());
         let failure = over(Limit::Total(seconds(9)), seconds(9), seconds(0)).unwrap();
-        assert!(failure.kind == Kind::TimedOut && failure.message.starts_with("not done within 9 s"), "{failure}");
-        assert!(over(Limit::Silence(seconds(9)), seconds(900), seconds(3)).is_none(), "work that goes on may take long");
+        assert!(
+            failure.kind == Kind::TimedOut && failure.message.starts_with("not done within 9 s"),
+            "{failure}"
+        );
+        assert!(
+            over(Limit::Silence(seconds(9)), seconds(900), seconds(3)).is_none(),
+            "work that goes on may take long"
+        );
         assert!(over(Limit::Silence(seconds(9)), seconds(900), seconds(9)).is_some());
     }
 }

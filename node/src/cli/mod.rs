@@ -1,5 +1,6 @@
 //! The command line: parse, ask the daemon, print. What needs no daemon (`init`, `join`, `testbed`,
-//! `demo`, `bench`) is called from here too. Results go to standard output, everything else to standard error.
+//! `demo`, `bench`) is called from here too. Results go to standard output, everything else to
+//! standard error.
 
 mod appliance;
 mod appliance_args;
@@ -44,7 +45,8 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Says what is wrong with a command line that was not understood, or prints the help that was asked for.
+/// Says what is wrong with a command line that was not understood, or prints the help that was
+/// asked for.
 pub fn misused(error: &clap::Error, json: bool) -> ExitCode {
     if json && error.use_stderr() {
         println!("{}", serde_json::json!({ "error": misuse(error) }));
@@ -57,7 +59,11 @@ pub fn misused(error: &clap::Error, json: bool) -> ExitCode {
 /// The sentence of the parser's page: up to its first empty line.
 fn misuse(error: &clap::Error) -> Failure {
     let page = error.to_string();
-    let lines: Vec<&str> = page.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    let lines: Vec<&str> = page
+        .lines()
+        .take_while(|line| !line.trim().is_empty())
+        .map(str::trim)
+        .collect();
     Failure::usage(lines.join(" ").trim_start_matches("error: ").to_owned())
 }
 
@@ -94,9 +100,13 @@ impl Context {
 }
 
 fn dispatch(cli: Cli) -> Outcome<ExitCode> {
-    let context = Context { layout: Layout::at(&cli.dir), json: cli.json };
+    let context = Context {
+        layout: Layout::at(&cli.dir),
+        json: cli.json,
+    };
     let other = match cli.command {
-        // The testbed enters namespaces, the daemon sizes its own runtime: neither is called inside one.
+        // The testbed enters namespaces, the daemon sizes its own runtime: neither is called inside
+        // one.
         Command::Testbed(command) => return Ok(p2pvm_tests::cli::run(command)?),
         Command::Simulate(a) => return Ok(p2pvm_tests::sim::cli::run(&a, context.json)?),
         Command::Demo(a) => {
@@ -182,11 +192,19 @@ mod tests {
     #[test]
     fn a_command_line_that_is_not_understood_is_one_sentence_for_programs() {
         for (words, said) in [
-            ("p2pvm --json ping", "the following required arguments were not provided: <MEMBER>"),
-            ("p2pvm --json ping lab1 -c 0", "invalid value '0' for '--count <COUNT>': 0 is not in 1..=1000000"),
+            (
+                "p2pvm --json ping",
+                "the following required arguments were not provided: <MEMBER>",
+            ),
+            (
+                "p2pvm --json ping lab1 -c 0",
+                "invalid value '0' for '--count <COUNT>': 0 is not in 1..=1000000",
+            ),
             ("p2pvm --json nosuch", "unrecognized subcommand 'nosuch'"),
         ] {
-            let Err(error) = Cli::try_parse_from(words.split(' ')) else { panic!("{words} is understood") };
+            let Err(error) = Cli::try_parse_from(words.split(' ')) else {
+                panic!("{words} is understood")
+            };
             assert_eq!(misuse(&error), Failure::usage(said), "{words}");
             assert_eq!(error.exit_code(), Kind::Usage as i32);
         }

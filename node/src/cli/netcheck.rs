@@ -1,5 +1,6 @@
-//! `p2pvm netcheck`: one page on this machine's way to the others. With a daemon it says what members have seen of this machine;
-//! without one, what the machine and its router show by themselves.
+//! `p2pvm netcheck`: one page on this machine's way to the others. With a daemon it says what
+//! members have seen of this machine; without one, what the machine and its router show by
+//! themselves.
 
 use super::{
     Context,
@@ -19,7 +20,9 @@ pub fn of_machine(local: &[IpAddr], router: &Offers) -> NetCheckView {
         upnp: router.upnp,
         router_outside: router.outside.map(|ip| ip.to_string()),
         addresses: local.iter().map(ToString::to_string).collect(),
-        ipv6: local.iter().any(|ip| matches!(ip, IpAddr::V6(v6) if v6.segments()[0] & 0xe000 == 0x2000)),
+        ipv6: local
+            .iter()
+            .any(|ip| matches!(ip, IpAddr::V6(v6) if v6.segments()[0] & 0xe000 == 0x2000)),
         ..NetCheckView::default()
     }
 }
@@ -49,16 +52,34 @@ fn yes(value: bool) -> &'static str {
 
 fn show(page: &NetCheckView) {
     let line = |label: &str, value: String| println!("{label:12}{value}");
-    line("addresses", if page.addresses.is_empty() { "none: this machine is not connected".to_owned() } else { page.addresses.join(", ") });
+    line(
+        "addresses",
+        if page.addresses.is_empty() {
+            "none: this machine is not connected".to_owned()
+        } else {
+            page.addresses.join(", ")
+        },
+    );
     if page.daemon {
         line("NAT", or_dash(page.nat.as_ref()));
         line("mapping", or_dash(page.mapping.as_ref()));
         line("filtering", or_dash(page.filtering.as_ref()));
-        line("seen as", page.reflexive.clone().unwrap_or_else(|| "its own address, or not known yet".to_owned()));
+        line(
+            "seen as",
+            page.reflexive
+                .clone()
+                .unwrap_or_else(|| "its own address, or not known yet".to_owned()),
+        );
         if let Some(port) = page.second_port {
-            line("2nd port", format!("{port}, for members of whom nothing comes back to the first"));
+            line(
+                "2nd port",
+                format!("{port}, for members of whom nothing comes back to the first"),
+            );
         }
-        line("port map", page.mapped.clone().unwrap_or_else(|| "none".to_owned()));
+        line(
+            "port map",
+            page.mapped.clone().unwrap_or_else(|| "none".to_owned()),
+        );
     }
     let v6 = match (&page.ipv6_nat, page.ipv6) {
         (Some(nat), _) => format!("public address, before it: {nat}"),
@@ -66,7 +87,10 @@ fn show(page: &NetCheckView) {
         (None, false) => "no public address".to_owned(),
     };
     line("IPv6", v6);
-    let outside = page.router_outside.as_ref().map_or(String::new(), |ip| format!(", says it is {ip}"));
+    let outside = page
+        .router_outside
+        .as_ref()
+        .map_or(String::new(), |ip| format!(", says it is {ip}"));
     line(
         "router",
         format!(
@@ -78,15 +102,36 @@ fn show(page: &NetCheckView) {
         ),
     );
     if !page.daemon {
-        println!("\nNo daemon runs here, so no member can say how it sees this machine: start it with 'p2pvm up --detach'.");
+        println!(
+            "\nNo daemon runs here, so no member can say how it sees this machine: start it with \
+                'p2pvm up --detach'."
+        );
         return;
     }
     let p = &page.punches;
-    let time = p.median_ms.map_or(String::new(), |median| format!(", median {}", ms(median)));
-    line("punches", format!("{} tried, {} direct, {} at the first try{time}", p.tried, p.direct, p.first_try));
-    line("relays", if page.relays.is_empty() { "none in use".to_owned() } else { page.relays.join(", ") });
+    let time = p
+        .median_ms
+        .map_or(String::new(), |median| format!(", median {}", ms(median)));
+    line(
+        "punches",
+        format!(
+            "{} tried, {} direct, {} at the first try{time}",
+            p.tried, p.direct, p.first_try
+        ),
+    );
+    line(
+        "relays",
+        if page.relays.is_empty() {
+            "none in use".to_owned()
+        } else {
+            page.relays.join(", ")
+        },
+    );
     if page.members.is_empty() {
-        println!("\nNo other member is connected, so nobody can say how it sees this machine: invite one with 'p2pvm invite'.");
+        println!(
+            "\nNo other member is connected, so nobody can say how it sees this machine: invite \
+                one with 'p2pvm invite'."
+        );
         return;
     }
     let rows: Vec<_> = page
@@ -94,9 +139,18 @@ fn show(page: &NetCheckView) {
         .iter()
         .map(|m| {
             let may = m.may_be_direct.map(yes);
-            [m.name.clone(), or_dash(m.nat.as_ref()), or_dash(may), or_dash(m.path.as_ref()), m.rtt_ms.map_or("-".to_owned(), ms)]
+            [
+                m.name.clone(),
+                or_dash(m.nat.as_ref()),
+                or_dash(may),
+                or_dash(m.path.as_ref()),
+                m.rtt_ms.map_or("-".to_owned(), ms),
+            ]
         })
         .collect();
     println!();
-    print::table(["MEMBER", "ITS NAT", "DIRECT POSSIBLE", "PATH", "RTT"], &rows);
+    print::table(
+        ["MEMBER", "ITS NAT", "DIRECT POSSIBLE", "PATH", "RTT"],
+        &rows,
+    );
 }

@@ -11,8 +11,8 @@ use crate::{
     api::{
         client::{Client, Event},
         types::{
-            InviteAnswer, InviteRequest, Peer, PingRequest, PingSummary, Pong, RevokeAnswer, RevokeRequest, RingNeighbour, RingView,
-            Sorted, Status, Step,
+            InviteAnswer, InviteRequest, Peer, PingRequest, PingSummary, Pong, RevokeAnswer,
+            RevokeRequest, RingNeighbour, RingView, Sorted, Status, Step,
         },
     },
     daemon::lock,
@@ -34,7 +34,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A daemon that has not opened its socket by then is not going to; on a disk that takes seconds a sync it needs 20 s.
+/// A daemon that has not opened its socket by then is not going to; on a disk that takes seconds a
+/// sync it needs 20 s.
 const DAEMON_START_LIMIT: Duration = Duration::from_secs(60);
 /// A service's daemon that has not answered for so long has ended.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
@@ -49,7 +50,9 @@ const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
 fn called(layout: &Layout, given: Option<String>) -> Outcome<Called> {
     naming::choose(given, || {
         layout.create()?;
-        Ok(Identity::load_or_create(&layout.identity()).doing("making this node's identity")?.member_id())
+        Ok(Identity::load_or_create(&layout.identity())
+            .doing("making this node's identity")?
+            .member_id())
     })
 }
 
@@ -59,7 +62,12 @@ pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
     preflight::for_machine(&context.layout, "founding a network")?;
     preflight::clock()?;
     let called = called(&context.layout, a.name)?;
-    let founded = membership::found(&context.layout, (&a.network, a.subnet.as_deref()), (&called.label, &a.groups), a.force)?;
+    let founded = membership::found(
+        &context.layout,
+        (&a.network, a.subnet.as_deref()),
+        (&called.label, &a.groups),
+        a.force,
+    )?;
     if context.json {
         return print::json(&json!({
             "network": a.network, "network_id": founded.network, "member": founded.member, "subnet": founded.subnet,
@@ -69,9 +77,18 @@ pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
     if let Some(note) = &called.note {
         eprintln!("note: {note}");
     }
-    println!("network {} ({}), subnet {}", a.network, founded.network, founded.subnet);
-    println!("this machine is its member {} ({})", called.label, founded.member);
-    println!("keep {} safe: it is the network's root key", context.layout.root_key().display());
+    println!(
+        "network {} ({}), subnet {}",
+        a.network, founded.network, founded.subnet
+    );
+    println!(
+        "this machine is its member {} ({})",
+        called.label, founded.member
+    );
+    println!(
+        "keep {} safe: it is the network's root key",
+        context.layout.root_key().display()
+    );
     println!("next: p2pvm up --detach, then p2pvm invite");
     Ok(())
 }
@@ -90,7 +107,10 @@ pub(super) async fn up_detached(context: &Context, up: &Up) -> Outcome<()> {
         _ if lock::holder(&context.layout).is_some() => {
             let starting = || match lock::holder(&context.layout) {
                 Some(_) => Ok(()),
-                None => Err(Failure::new(Kind::Failed, "the daemon that was there has ended")),
+                None => Err(Failure::new(
+                    Kind::Failed,
+                    "the daemon that was there has ended",
+                )),
             };
             match until_up(&context.layout, starting).await {
                 Ok(status) => return show_up(context, &status, "already starting, and up now"),
@@ -108,9 +128,17 @@ fn show_up(context: &Context, status: &Status, how: &str) -> Outcome<()> {
     if context.json {
         return print::json(status);
     }
-    println!("{how}: {} in {}, address {}", status.name, status.network, or_dash(status.address.as_ref()));
+    println!(
+        "{how}: {} in {}, address {}",
+        status.name,
+        status.network,
+        or_dash(status.address.as_ref())
+    );
     if status.connected == 0 && status.known > 0 {
-        eprintln!("note: none of the {} known members answers yet; 'p2pvm status' shows when one does", status.known);
+        eprintln!(
+            "note: none of the {} known members answers yet; 'p2pvm status' shows when one does",
+            status.known
+        );
     }
     Ok(())
 }
@@ -118,12 +146,14 @@ fn show_up(context: &Context, status: &Status, how: &str) -> Outcome<()> {
 /// Starts the daemon, as a service or in a session of its own, and waits until it has an address.
 async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
     let layout = &context.layout;
-    if service::manages(layout) && up.port.is_none() && up.link_port.is_none() && up.accel.is_none() {
+    if service::manages(layout) && up.port.is_none() && up.link_port.is_none() && up.accel.is_none()
+    {
         service::start().await?;
         return tokio::select! {
             up = until_up(layout, || Ok(())) => up,
             _ = tokio::signal::ctrl_c() => {
-                Err(Failure::cancelled("no longer waited for: the service goes on starting; 'p2pvm down' ends it"))
+                Err(Failure::cancelled("no longer waited for: the service goes on starting; \
+                    'p2pvm down' ends it"))
             }
         };
     }
@@ -144,7 +174,11 @@ async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
     if let Some(accel) = &up.accel {
         command.args(["--accel", accel]);
     }
-    command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
+    command
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .process_group(0);
     let mut child = command.spawn().doing("starting the daemon")?;
     let alive = || match child.try_wait().doing("watching the daemon")? {
         // That of another 'up' came first.
@@ -169,23 +203,36 @@ async fn call_off(mut daemon: Child) -> Failure {
     let told = Instant::now();
     while told.elapsed() < ENDING_LIMIT {
         if !matches!(daemon.try_wait(), Ok(None)) {
-            return Failure::cancelled("stopped: the daemon was ended before it was up; 'p2pvm up --detach' starts it again");
+            return Failure::cancelled(
+                "stopped: the daemon was ended before it was up; 'p2pvm up --detach' starts it \
+                    again",
+            );
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    Failure::cancelled("stopped, but the daemon, which was told to end, still runs: 'p2pvm down --force' ends it")
+    Failure::cancelled(
+        "stopped, but the daemon, which was told to end, still runs: 'p2pvm down --force' ends it",
+    )
 }
 
 /// A daemon that ended at once: its own sentence and exit code.
 fn ended(status: ExitStatus, said: &str) -> Failure {
-    let kind = status.code().and_then(Kind::of_exit_code).unwrap_or(Kind::Failed);
+    let kind = status
+        .code()
+        .and_then(Kind::of_exit_code)
+        .unwrap_or(Kind::Failed);
     let last = said.lines().rev().find(|line| !line.trim().is_empty());
     Failure::new(
         kind,
         match last.and_then(|line| line.strip_prefix("p2pvm: ")) {
             Some(sentence) => format!("the daemon did not start: {sentence}"),
-            None if status.success() => "the daemon was stopped while it started, by 'p2pvm down' or by a signal".to_owned(),
-            None => format!("the daemon ended at once ({status}): {}", last.unwrap_or("its log is empty")),
+            None if status.success() => {
+                "the daemon was stopped while it started, by 'p2pvm down' or by a signal".to_owned()
+            }
+            None => format!(
+                "the daemon ended at once ({status}): {}",
+                last.unwrap_or("its log is empty")
+            ),
         },
     )
 }
@@ -193,7 +240,12 @@ fn ended(status: ExitStatus, said: &str) -> Failure {
 /// What was added to a log after its first `written` bytes.
 fn said_since(log: &Path, written: u64) -> String {
     let bytes = fs::read(log).unwrap_or_default();
-    String::from_utf8_lossy(bytes.get(usize::try_from(written).unwrap_or(usize::MAX)..).unwrap_or_default()).into_owned()
+    String::from_utf8_lossy(
+        bytes
+            .get(usize::try_from(written).unwrap_or(usize::MAX)..)
+            .unwrap_or_default(),
+    )
+    .into_owned()
 }
 
 /// Waits until the daemon has an address; `alive` says whether that can still be.
@@ -202,48 +254,88 @@ async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Ou
     let (began, mut seen) = (Instant::now(), None::<Instant>);
     loop {
         alive()?;
-        let ask = async { Client::connect(&layout.socket()).await.ok()?.get::<Status>("/status").await.ok() };
-        let status = tokio::time::timeout(silent::PATIENCE, ask).await.ok().flatten();
+        let ask = async {
+            Client::connect(&layout.socket())
+                .await
+                .ok()?
+                .get::<Status>("/status")
+                .await
+                .ok()
+        };
+        let status = tokio::time::timeout(silent::PATIENCE, ask)
+            .await
+            .ok()
+            .flatten();
         if status.is_some() {
             seen = Some(Instant::now());
         }
         match status {
-            Some(status) if status.address.is_some() && is_welcome(&status, began.elapsed()) => return Ok(status),
+            Some(status) if status.address.is_some() && is_welcome(&status, began.elapsed()) => {
+                return Ok(status);
+            }
             Some(status) if status.address.is_some() => {
-                progress.step(&Step { phase: "waiting for a member".to_owned(), ..Step::default() });
+                progress.step(&Step {
+                    phase: "waiting for a member".to_owned(),
+                    ..Step::default()
+                });
             }
             Some(status) if began.elapsed() > ADDRESS_LIMIT => return Err(no_address(&status)),
             // A service's end is seen by its silence.
             None if seen.is_some_and(|at| at.elapsed() > DYING_LIMIT) => {
-                let ended = || Failure::new(Kind::Failed, format!("the daemon has ended: see {}", layout.log().display()));
+                let ended = || {
+                    Failure::new(
+                        Kind::Failed,
+                        format!("the daemon has ended: see {}", layout.log().display()),
+                    )
+                };
                 return Err(service::ended(layout).await.unwrap_or_else(ended));
             }
             None if began.elapsed() > DAEMON_START_LIMIT => {
-                return Err(Failure::timed_out(format!("the daemon does not answer: see {}", layout.log().display())));
+                return Err(Failure::timed_out(format!(
+                    "the daemon does not answer: see {}",
+                    layout.log().display()
+                )));
             }
-            Some(_) => progress.step(&Step { phase: "waiting for an address".to_owned(), ..Step::default() }),
-            None => progress.step(&Step { phase: "waiting for the daemon".to_owned(), ..Step::default() }),
+            Some(_) => progress.step(&Step {
+                phase: "waiting for an address".to_owned(),
+                ..Step::default()
+            }),
+            None => progress.step(&Step {
+                phase: "waiting for the daemon".to_owned(),
+                ..Step::default()
+            }),
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
 }
 
-/// Whether a member has let this one in, or none is there to do so: one that was revoked while it was down is turned away only then.
+/// Whether a member has let this one in, or none is there to do so: one that was revoked while it
+/// was down is turned away only then.
 fn is_welcome(status: &Status, waited: Duration) -> bool {
     status.connected > 0 || status.known == 0 || waited >= WELCOME_LIMIT
 }
 
 /// A daemon that has no address yet: why, by its own word.
 fn no_address(status: &Status) -> Failure {
-    let why = status.address_wanting.as_deref().unwrap_or("the members that it asked have not agreed yet");
+    let why = status
+        .address_wanting
+        .as_deref()
+        .unwrap_or("the members that it asked have not agreed yet");
     Failure::timed_out(format!(
-        "the daemon runs but has no address after {} s: {why}. It goes on trying; see 'p2pvm status' and 'p2pvm doctor'",
+        "the daemon runs but has no address after {} s: {why}. It goes on trying; see 'p2pvm \
+            status' and 'p2pvm doctor'",
         ADDRESS_LIMIT.as_secs()
     ))
 }
 
 pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
-    let request = InviteRequest { uses: a.uses, expires_seconds: a.expires.as_secs(), delegate: a.delegate, groups: a.groups, short: a.qr };
+    let request = InviteRequest {
+        uses: a.uses,
+        expires_seconds: a.expires.as_secs(),
+        delegate: a.delegate,
+        groups: a.groups,
+        short: a.qr,
+    };
     let answer: InviteAnswer = context.daemon().await?.post("/invite", &request).await?;
     if context.json {
         return print::json(&answer);
@@ -255,7 +347,12 @@ pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
     if let Some(note) = &answer.note {
         eprintln!("note: {note}");
     }
-    eprintln!("valid {} for {} machine(s); cancel it with: p2pvm revoke {}", humantime::format_duration(a.expires), a.uses, answer.id);
+    eprintln!(
+        "valid {} for {} machine(s); cancel it with: p2pvm revoke {}",
+        humantime::format_duration(a.expires),
+        a.uses,
+        answer.id
+    );
     Ok(())
 }
 
@@ -266,12 +363,18 @@ const MAX_INVITE: u64 = 1 << 20;
 pub(super) fn read_invite(text: &str) -> Outcome<String> {
     if text == "-" {
         let mut read = String::new();
-        std::io::stdin().take(MAX_INVITE).read_to_string(&mut read).doing("reading the invite from standard input")?;
+        std::io::stdin()
+            .take(MAX_INVITE)
+            .read_to_string(&mut read)
+            .doing("reading the invite from standard input")?;
         return Ok(unquoted(&read));
     }
     // QR codes hold it in capitals.
     let bare = unquoted(text);
-    if bare.to_ascii_lowercase().starts_with(membership::INVITE_PREFIX) {
+    if bare
+        .to_ascii_lowercase()
+        .starts_with(membership::INVITE_PREFIX)
+    {
         return Ok(bare);
     }
     let read = fs::File::open(text).and_then(|file| std::io::read_to_string(file.take(MAX_INVITE)));
@@ -287,12 +390,19 @@ pub(super) fn read_invite(text: &str) -> Outcome<String> {
 
 /// An invite without what mail programs, chats and pages put around it.
 fn unquoted(text: &str) -> String {
-    let marks = ['>', '"', '\'', '`', '\u{ab}', '\u{bb}', '\u{2018}', '\u{2019}', '\u{201c}', '\u{201d}', '\u{201e}'];
+    let marks = [
+        '>', '"', '\'', '`', '\u{ab}', '\u{bb}', '\u{2018}', '\u{2019}', '\u{201c}', '\u{201d}',
+        '\u{201e}',
+    ];
     text.replace(marks, "").trim().to_owned()
 }
 
 fn shortened(text: &str) -> String {
-    if text.chars().count() <= 40 { text.to_owned() } else { format!("{}...", text.chars().take(40).collect::<String>()) }
+    if text.chars().count() <= 40 {
+        text.to_owned()
+    } else {
+        format!("{}...", text.chars().take(40).collect::<String>())
+    }
 }
 
 /// What `p2pvm join --json` prints: the status, and how long it took to get there.
@@ -309,10 +419,22 @@ struct Joined<'a> {
 }
 
 pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
-    let (text, address) = match (a.bootstrap.starts_with('/') && !fs::exists(&a.bootstrap).unwrap_or(false), &a.invite) {
+    let (text, address) = match (
+        a.bootstrap.starts_with('/') && !fs::exists(&a.bootstrap).unwrap_or(false),
+        &a.invite,
+    ) {
         (true, Some(invite)) => (read_invite(invite)?, Some(a.bootstrap.clone())),
-        (true, None) => return Err(Failure::usage("a multiaddr needs the invite beside it: p2pvm join /ip4/... --invite FILE")),
-        (false, Some(_)) => return Err(Failure::usage(format!("--invite goes with a multiaddr; '{}' is none", shortened(&a.bootstrap)))),
+        (true, None) => {
+            return Err(Failure::usage(
+                "a multiaddr needs the invite beside it: p2pvm join /ip4/... --invite FILE",
+            ));
+        }
+        (false, Some(_)) => {
+            return Err(Failure::usage(format!(
+                "--invite goes with a multiaddr; '{}' is none",
+                shortened(&a.bootstrap)
+            )));
+        }
         (false, None) => (read_invite(&a.bootstrap)?, None),
     };
     let invite = InviteText::parse(&text).map_err(membership::refused)?;
@@ -321,18 +443,27 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
         preflight::for_daemon(&context.layout, "joining", ports)?;
         preflight::subnet(
             invite.network().subnet,
-            "this machine would lose what it reaches there. Change that network here, or found the other one anew with a free --subnet; \
+            "this machine would lose what it reaches there. Change that network here, or found \
+                the other one anew with a free --subnet; \
              the invite is not used up",
         )?;
     } else if context.daemon_if_any().await?.is_none() {
         preflight::for_daemon(&context.layout, "joining", ports)?;
     }
     let called = called(&context.layout, a.name)?;
-    let up = Up { detach: true, port: a.up.port, link_port: a.up.link_port, accel: None };
+    let up = Up {
+        detach: true,
+        port: a.up.port,
+        link_port: a.up.link_port,
+        accel: None,
+    };
     let began = Instant::now();
     let welcome = {
         let mut progress = Progress::new("joining");
-        progress.step(&Step { phase: "asking to be admitted".to_owned(), ..Step::default() });
+        progress.step(&Step {
+            phase: "asking to be admitted".to_owned(),
+            ..Step::default()
+        });
         membership::join(&context.layout, &text, address, &called).await?
     };
     for note in welcome.notes.iter().filter(|_| !context.json) {
@@ -340,17 +471,31 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
     }
     let admitted = began.elapsed();
     if a.foreground {
-        let error =
-            Command::new(std::env::current_exe().doing("finding this program")?).arg("--dir").arg(context.layout.dir()).arg("up").exec();
-        return Err(Failure::new(Kind::Failed, format!("cannot become the daemon: {error}")));
+        let error = Command::new(std::env::current_exe().doing("finding this program")?)
+            .arg("--dir")
+            .arg(context.layout.dir())
+            .arg("up")
+            .exec();
+        return Err(Failure::new(
+            Kind::Failed,
+            format!("cannot become the daemon: {error}"),
+        ));
     }
     let status: Status = match context.daemon_if_any().await? {
         Some(mut client) => client.get("/status").await?,
         None => start_daemon(context, &up).await?,
     };
     if context.json {
-        let (admitted_ms, joined_ms) = (admitted.as_millis() as u64, began.elapsed().as_millis() as u64);
-        return print::json(&Sorted(Joined { status: &status, admitted_ms, joined_ms, notes: &welcome.notes }));
+        let (admitted_ms, joined_ms) = (
+            admitted.as_millis() as u64,
+            began.elapsed().as_millis() as u64,
+        );
+        return print::json(&Sorted(Joined {
+            status: &status,
+            admitted_ms,
+            joined_ms,
+            notes: &welcome.notes,
+        }));
     }
     println!(
         "{} is a member of {}, address {} ({} ms)",
@@ -363,16 +508,31 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
 }
 
 pub(super) async fn revoke(context: &Context, what: &str) -> Outcome<()> {
-    let answer: RevokeAnswer = context.daemon().await?.post("/revoke", &RevokeRequest { what: what.to_owned() }).await?;
+    let answer: RevokeAnswer = context
+        .daemon()
+        .await?
+        .post(
+            "/revoke",
+            &RevokeRequest {
+                what: what.to_owned(),
+            },
+        )
+        .await?;
     if context.json {
         return print::json(&answer);
     }
-    println!("{what} is revoked; {} connected members were told", answer.told);
+    println!(
+        "{what} is revoked; {} connected members were told",
+        answer.told
+    );
     if let Some(note) = &answer.note {
         eprintln!("note: {note}");
     }
     if !answer.with.is_empty() {
-        println!("with it fall {}: admitted by it, or grown out of a copy of its state", answer.with.join(", "));
+        println!(
+            "with it fall {}: admitted by it, or grown out of a copy of its state",
+            answer.with.join(", ")
+        );
     }
     Ok(())
 }
@@ -383,7 +543,11 @@ pub(super) async fn status(context: &Context) -> Outcome<()> {
     if context.json {
         return print::json(&s);
     }
-    let health = if s.health.why.is_empty() { s.health.word.clone() } else { format!("{}: {}", s.health.word, s.health.why) };
+    let health = if s.health.why.is_empty() {
+        s.health.word.clone()
+    } else {
+        format!("{}: {}", s.health.word, s.health.why)
+    };
     let address = match &s.address_wanting {
         Some(why) => format!("not claimed yet: {why}"),
         None => "not claimed yet".to_owned(),
@@ -392,9 +556,23 @@ pub(super) async fn status(context: &Context) -> Outcome<()> {
         ("health", health),
         ("member", format!("{} ({})", s.name, s.member)),
         ("network", format!("{} ({})", s.network, s.network_id)),
-        ("address", format!("{} in {}", s.address.as_deref().unwrap_or(&address), s.subnet)),
+        (
+            "address",
+            format!(
+                "{} in {}",
+                s.address.as_deref().unwrap_or(&address),
+                s.subnet
+            ),
+        ),
         ("ipv6", s.address_v6),
-        ("seen as", format!("{}, NAT: {}", s.reflexive.as_deref().unwrap_or("not known yet"), s.nat)),
+        (
+            "seen as",
+            format!(
+                "{}, NAT: {}",
+                s.reflexive.as_deref().unwrap_or("not known yet"),
+                s.nat
+            ),
+        ),
         ("members", format!("{} connected", s.connected)),
         ("ring", ring_line(&s.ring)),
         ("vms", format!("{} running here", s.running_vms)),
@@ -427,14 +605,19 @@ fn ring_line(ring: &RingView) -> String {
         return format!("not joined; place {}", ring.position);
     }
     format!(
-        "place {}, about {:.0} members; neighbours: {} near, {} far, {} shortcuts; {} packets carried for others",
+        "place {}, about {:.0} members; neighbours: {} near, {} far, {} shortcuts; {} packets \
+            carried for others",
         ring.position, ring.size_estimate, ring.near, ring.far, ring.shortcuts, ring.carried
     )
 }
 
 /// "12.3 ms (10 %)": what a coordinate predicts, and how far off it may be.
 fn distance(ring: &RingNeighbour) -> Option<String> {
-    Some(format!("{} ({:.0} %)", ms(ring.distance_ms?), ring.error? * 100.0))
+    Some(format!(
+        "{} ({:.0} %)",
+        ms(ring.distance_ms?),
+        ring.error? * 100.0
+    ))
 }
 
 pub(super) async fn peers(context: &Context) -> Outcome<()> {
@@ -459,12 +642,30 @@ pub(super) async fn peers(context: &Context) -> Outcome<()> {
             ]
         })
         .collect();
-    print::table(["NAME", "ADDRESS", "CONNECTED", "PATH", "RTT", "RING", "DISTANCE", "SENT", "RECEIVED", "ID"], &rows);
+    print::table(
+        [
+            "NAME",
+            "ADDRESS",
+            "CONNECTED",
+            "PATH",
+            "RTT",
+            "RING",
+            "DISTANCE",
+            "SENT",
+            "RECEIVED",
+            "ID",
+        ],
+        &rows,
+    );
     Ok(())
 }
 
 pub(super) async fn ping(context: &Context, a: Ping) -> Outcome<()> {
-    let request = PingRequest { count: a.count, interval_ms: a.interval.as_millis() as u64, member: a.member };
+    let request = PingRequest {
+        count: a.count,
+        interval_ms: a.interval.as_millis() as u64,
+        member: a.member,
+    };
     let member = &request.member;
     let show = |event: Event<Pong>| {
         let Event::Item(pong) = event else { return };
@@ -474,12 +675,18 @@ pub(super) async fn ping(context: &Context, a: Ping) -> Outcome<()> {
             None => println!("{member}: seq {} lost", pong.seq),
         }
     };
-    let done = context.daemon().await?.follow::<Pong, PingSummary>("/ping", &request, show).await?;
+    let done = context
+        .daemon()
+        .await?
+        .follow::<Pong, PingSummary>("/ping", &request, show)
+        .await?;
     if context.json {
         print::json_line(&done);
     }
     if done.received == 0 {
-        return Err(Failure::timed_out(format!("no answer from {member}: see 'p2pvm peers'")));
+        return Err(Failure::timed_out(format!(
+            "no answer from {member}: see 'p2pvm peers'"
+        )));
     }
     Ok(())
 }
@@ -491,37 +698,80 @@ mod tests {
 
     #[test]
     fn an_invite_is_taken_out_of_the_marks_of_mails_and_chats() {
-        for text in ["p2pvm1abcd", "\"p2pvm1abcd\"", "\u{201c}p2pvm1abcd\u{201d}\n", "> p2pvm1ab\n> cd", "`p2pvm1abcd`"] {
+        for text in [
+            "p2pvm1abcd",
+            "\"p2pvm1abcd\"",
+            "\u{201c}p2pvm1abcd\u{201d}\n",
+            "> p2pvm1ab\n> cd",
+            "`p2pvm1abcd`",
+        ] {
             let read: String = read_invite(text).unwrap().split_whitespace().collect();
             assert_eq!(read, "p2pvm1abcd", "{text}");
         }
-        assert!(read_invite("'nofile'").unwrap_err().message.contains("neither an invite"));
+        assert!(
+            read_invite("'nofile'")
+                .unwrap_err()
+                .message
+                .contains("neither an invite")
+        );
     }
 
     #[test]
     fn a_daemon_that_ends_at_once_is_heard_with_its_code_and_its_sentence() {
-        let said = "2026-01-01T00:00:00Z  INFO starting\np2pvm: starting the packet plane: cannot bind UDP port 4002: Address in use\n";
+        let said = "2026-01-01T00:00:00Z  INFO starting\np2pvm: starting the packet plane: cannot \
+            bind UDP port 4002: Address in use\n";
         let failure = ended(ExitStatus::from_raw(5 << 8), said);
         assert_eq!(failure.kind, Kind::Refused);
-        assert!(failure.message.ends_with("cannot bind UDP port 4002: Address in use"), "{failure}");
-        let stopped = ended(ExitStatus::from_raw(0), "2026-01-01T00:00:00Z  INFO p2pvm: connected\n");
-        assert!(stopped.message.contains("was stopped while it started") && !stopped.message.contains("INFO"), "{stopped}");
+        assert!(
+            failure
+                .message
+                .ends_with("cannot bind UDP port 4002: Address in use"),
+            "{failure}"
+        );
+        let stopped = ended(
+            ExitStatus::from_raw(0),
+            "2026-01-01T00:00:00Z  INFO p2pvm: connected\n",
+        );
+        assert!(
+            stopped.message.contains("was stopped while it started")
+                && !stopped.message.contains("INFO"),
+            "{stopped}"
+        );
         let killed = ended(ExitStatus::from_raw(9), "");
-        assert!(killed.kind == Kind::Failed && killed.message.contains("signal: 9"), "{killed}");
+        assert!(
+            killed.kind == Kind::Failed && killed.message.contains("signal: 9"),
+            "{killed}"
+        );
     }
 
     #[test]
     fn nobody_is_called_up_before_a_member_let_it_in_while_one_may_be_there() {
-        let status = |known, connected| Status { known, connected, ..Status::default() };
+        let status = |known, connected| Status {
+            known,
+            connected,
+            ..Status::default()
+        };
         assert!(!is_welcome(&status(2, 0), Duration::ZERO));
-        assert!(is_welcome(&status(2, 1), Duration::ZERO) && is_welcome(&status(0, 0), Duration::ZERO));
-        assert!(is_welcome(&status(2, 0), WELCOME_LIMIT), "all others may be off");
+        assert!(
+            is_welcome(&status(2, 1), Duration::ZERO) && is_welcome(&status(0, 0), Duration::ZERO)
+        );
+        assert!(
+            is_welcome(&status(2, 0), WELCOME_LIMIT),
+            "all others may be off"
+        );
     }
 
     #[test]
     fn a_missing_address_is_explained_by_the_daemons_own_reason() {
-        let wanting = Status { address_wanting: Some("cannot put fd00::1 on p2pvm0: Permission denied".into()), ..Status::default() };
+        let wanting = Status {
+            address_wanting: Some("cannot put fd00::1 on p2pvm0: Permission denied".into()),
+            ..Status::default()
+        };
         let failure = no_address(&wanting);
-        assert!(failure.message.contains("Permission denied") && !failure.message.contains("no other member"), "{failure}");
+        assert!(
+            failure.message.contains("Permission denied")
+                && !failure.message.contains("no other member"),
+            "{failure}"
+        );
     }
 }

@@ -7,8 +7,8 @@ use super::{
 };
 use crate::{
     api::types::{
-        AcceptRoutes, AclAnswer, AclCheck, AclSet, AclShow, AclVerdict, RouteOffered, RouteSubnet, RouteView, RouteWithdrawn,
-        RoutesAccepted,
+        AcceptRoutes, AclAnswer, AclCheck, AclSet, AclShow, AclVerdict, RouteOffered, RouteSubnet,
+        RouteView, RouteWithdrawn, RoutesAccepted,
     },
     failure::{Doing, Outcome},
 };
@@ -21,19 +21,39 @@ pub(super) async fn acl(context: &Context, acl: Acl) -> Outcome<()> {
     match acl {
         Acl::Set { file } => set(context, &file).await,
         Acl::Show => show(context).await,
-        Acl::Check(a) => check(context, AclCheck { from: a.from, to: a.to, traffic: a.traffic }).await,
+        Acl::Check(a) => {
+            check(
+                context,
+                AclCheck {
+                    from: a.from,
+                    to: a.to,
+                    traffic: a.traffic,
+                },
+            )
+            .await
+        }
     }
 }
 
 async fn set(context: &Context, file: &str) -> Outcome<()> {
     let mut text = String::new();
     if file == "-" {
-        std::io::stdin().take(MAX_READ_BYTES).read_to_string(&mut text).doing("reading the policy from standard input")?;
+        std::io::stdin()
+            .take(MAX_READ_BYTES)
+            .read_to_string(&mut text)
+            .doing("reading the policy from standard input")?;
     } else {
         let opened = fs::File::open(file).doing(format_args!("cannot read {file}"))?;
-        opened.take(MAX_READ_BYTES).read_to_string(&mut text).doing(format_args!("reading {file}"))?;
+        opened
+            .take(MAX_READ_BYTES)
+            .read_to_string(&mut text)
+            .doing(format_args!("reading {file}"))?;
     }
-    let answer: AclAnswer = context.daemon().await?.post("/acl", &AclSet { text }).await?;
+    let answer: AclAnswer = context
+        .daemon()
+        .await?
+        .post("/acl", &AclSet { text })
+        .await?;
     if context.json {
         return print::json(&answer);
     }
@@ -62,17 +82,29 @@ async fn show(context: &Context) -> Outcome<()> {
             );
             print!("{text}{}", if text.ends_with('\n') { "" } else { "\n" });
         }
-        _ => println!("# the network has no policy: everything is allowed between its members and guests"),
+        _ => println!(
+            "# the network has no policy: everything is allowed between its members and guests"
+        ),
     }
     Ok(())
 }
 
 async fn check(context: &Context, question: AclCheck) -> Outcome<()> {
-    let verdict: AclVerdict = context.daemon().await?.post("/acl/check", &question).await?;
+    let verdict: AclVerdict = context
+        .daemon()
+        .await?
+        .post("/acl/check", &question)
+        .await?;
     if context.json {
         return print::json(&verdict);
     }
-    println!("{}: {} to {}, {}", if verdict.allowed { "allowed" } else { "denied" }, verdict.from, verdict.to, verdict.traffic);
+    println!(
+        "{}: {} to {}, {}",
+        if verdict.allowed { "allowed" } else { "denied" },
+        verdict.from,
+        verdict.to,
+        verdict.traffic
+    );
     println!("  {}", verdict.why);
     println!("  {}", verdict.effect);
     Ok(())
@@ -89,20 +121,43 @@ pub(super) async fn route(context: &Context, routes: Routes) -> Outcome<()> {
 
 async fn offer(context: &Context, subnet: String) -> Outcome<()> {
     let wanted = RouteSubnet { subnet };
-    let answer: RouteOffered = context.daemon().await?.post("/routes/offer", &wanted).await?;
-    report(context, &answer, || println!("{}: {}", wanted.subnet, answer.note.as_deref().unwrap_or("offered")))
+    let answer: RouteOffered = context
+        .daemon()
+        .await?
+        .post("/routes/offer", &wanted)
+        .await?;
+    report(context, &answer, || {
+        println!(
+            "{}: {}",
+            wanted.subnet,
+            answer.note.as_deref().unwrap_or("offered")
+        )
+    })
 }
 
 async fn withdraw(context: &Context, subnet: String) -> Outcome<()> {
     let wanted = RouteSubnet { subnet };
-    let answer: RouteWithdrawn = context.daemon().await?.post("/routes/withdraw", &wanted).await?;
-    report(context, &answer, || println!("{} is not offered any more", wanted.subnet))
+    let answer: RouteWithdrawn = context
+        .daemon()
+        .await?
+        .post("/routes/withdraw", &wanted)
+        .await?;
+    report(context, &answer, || {
+        println!("{} is not offered any more", wanted.subnet)
+    })
 }
 
 async fn accept(context: &Context, wanted: AcceptRoutes) -> Outcome<()> {
-    let answer: RoutesAccepted = context.daemon().await?.post("/routes/accept", &wanted).await?;
+    let answer: RoutesAccepted = context
+        .daemon()
+        .await?
+        .post("/routes/accept", &wanted)
+        .await?;
     report(context, &answer, || match (&wanted.subnet, wanted.on) {
-        (Some(subnet), on) => println!("{subnet}, offered by others, is {}used here", if on { "" } else { "not " }),
+        (Some(subnet), on) => println!(
+            "{subnet}, offered by others, is {}used here",
+            if on { "" } else { "not " }
+        ),
         (None, true) => println!("others' subnets are used; {} of them now", answer.used),
         (None, false) => println!("others' subnets are not used"),
     })
@@ -113,7 +168,17 @@ async fn list(context: &Context) -> Outcome<()> {
     if context.json {
         return print::json(&routes);
     }
-    let rows: Vec<_> = routes.into_iter().map(|r| [r.subnet, r.by, if r.used { "yes" } else { "no" }.to_owned(), r.note]).collect();
+    let rows: Vec<_> = routes
+        .into_iter()
+        .map(|r| {
+            [
+                r.subnet,
+                r.by,
+                if r.used { "yes" } else { "no" }.to_owned(),
+                r.note,
+            ]
+        })
+        .collect();
     print::table(["SUBNET", "BY", "USED", "NOTE"], &rows);
     Ok(())
 }

@@ -6,13 +6,19 @@ use serde::Serialize;
 
 /// Prints a value as indented JSON.
 pub fn json(value: &impl Serialize) -> Outcome<()> {
-    println!("{}", serde_json::to_string_pretty(value).doing("encoding the result")?);
+    println!(
+        "{}",
+        serde_json::to_string_pretty(value).doing("encoding the result")?
+    );
     Ok(())
 }
 
 /// Prints one of several values as JSON on a line of its own.
 pub fn json_line(value: &impl Serialize) {
-    println!("{}", serde_json::to_string(value).expect("what came as JSON can be written as JSON"));
+    println!(
+        "{}",
+        serde_json::to_string(value).expect("what came as JSON can be written as JSON")
+    );
 }
 
 /// Shows an answer: as JSON where that is asked for, else in words.
@@ -33,7 +39,11 @@ pub fn table<const N: usize>(titles: [&str; N], rows: &[[String; N]]) {
         }
     }
     let line = |cells: [&str; N]| {
-        let padded: Vec<String> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         println!("{}", padded.join("  ").trim_end());
     };
     line(titles);
@@ -44,7 +54,11 @@ pub fn table<const N: usize>(titles: [&str; N], rows: &[[String; N]]) {
 
 /// Milliseconds with a sensible number of digits.
 pub fn ms(value: f64) -> String {
-    if value < 10.0 { format!("{value:.2} ms") } else { format!("{value:.1} ms") }
+    if value < 10.0 {
+        format!("{value:.2} ms")
+    } else {
+        format!("{value:.1} ms")
+    }
 }
 
 /// "-" for what is not there.
@@ -52,20 +66,30 @@ pub fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |v| v.to_string())
 }
 
-/// Shows a text as QR codes: one where the terminal has room for it, or where there is none to measure.
+/// Shows a text as QR codes: one where the terminal has room for it, or where there is none to
+/// measure.
 pub fn codes(text: &str) -> Outcome<()> {
     use std::io::IsTerminal;
     let whole = (usize::from(u16::MAX), usize::from(u16::MAX));
     let (columns, rows) = match ratatui::crossterm::terminal::size() {
         // Two lines remain for the prompt and for which part it is.
-        Ok((columns, rows)) if std::io::stdout().is_terminal() && rows > 2 => (usize::from(columns), usize::from(rows) - 2),
+        Ok((columns, rows)) if std::io::stdout().is_terminal() && rows > 2 => {
+            (usize::from(columns), usize::from(rows) - 2)
+        }
         _ => whole,
     };
-    let codes = p2pvm_console::qr::codes(text, columns, rows)
-        .ok_or_else(|| Failure::refused(format!("the terminal ({columns}x{rows}) is too small for a QR code: enlarge it")))?;
+    let codes = p2pvm_console::qr::codes(text, columns, rows).ok_or_else(|| {
+        Failure::refused(format!(
+            "the terminal ({columns}x{rows}) is too small for a QR code: enlarge it"
+        ))
+    })?;
     for (n, code) in codes.iter().enumerate() {
         if codes.len() > 1 {
-            println!("part {} of {}: put the texts of all parts one after the other", n + 1, codes.len());
+            println!(
+                "part {} of {}: put the texts of all parts one after the other",
+                n + 1,
+                codes.len()
+            );
         }
         println!("{}", code.lines.join("\n"));
     }

@@ -1,5 +1,5 @@
-//! Shows what takes longer than a second: a bar on a terminal, a plain line at each new phase and each
-//! few seconds otherwise. All of it goes to standard error, so that `--json` stays clean.
+//! Shows what takes longer than a second: a bar on a terminal, a plain line at each new phase and
+//! each few seconds otherwise. All of it goes to standard error, so that `--json` stays clean.
 
 use crate::api::types::Step;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -29,7 +29,12 @@ impl Progress {
             bar.set_message(what.clone());
             bar
         });
-        Self { bar, phase: String::new(), last: Instant::now(), what }
+        Self {
+            bar,
+            phase: String::new(),
+            last: Instant::now(),
+            what,
+        }
     }
 
     /// Says something that stays.
@@ -58,7 +63,11 @@ impl Progress {
             self.last = Instant::now();
             let done = match step.total_bytes {
                 0 => String::new(),
-                total => format!("{} of {}", indicatif::HumanBytes(step.done_bytes), indicatif::HumanBytes(total)),
+                total => format!(
+                    "{} of {}",
+                    indicatif::HumanBytes(step.done_bytes),
+                    indicatif::HumanBytes(total)
+                ),
             };
             eprintln!("{} {done}", text.trim_end());
         }
@@ -74,9 +83,11 @@ impl Drop for Progress {
 }
 
 fn spinner() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner())
+    ProgressStyle::with_template("{spinner} {msg} {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 fn bytes() -> ProgressStyle {
-    ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}").unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -16,12 +16,18 @@ fn in_path(member: &str) -> Outcome<&str> {
     if !member.is_empty() && member.chars().all(plain) {
         Ok(member)
     } else {
-        Err(Failure::usage(format!("'{member}' is no member's name, id or address")))
+        Err(Failure::usage(format!(
+            "'{member}' is no member's name, id or address"
+        )))
     }
 }
 
 pub(super) async fn trace(context: &Context, member: &str) -> Outcome<()> {
-    let traced: Traced = context.daemon().await?.get(&format!("/trace/{}", in_path(member)?)).await?;
+    let traced: Traced = context
+        .daemon()
+        .await?
+        .get(&format!("/trace/{}", in_path(member)?))
+        .await?;
     if context.json {
         print::json(&traced)?;
     } else {
@@ -31,7 +37,11 @@ pub(super) async fn trace(context: &Context, member: &str) -> Outcome<()> {
                 hop.name.clone(),
                 hop.position.clone(),
                 hop.rtt_ms.map_or("-".to_owned(), ms),
-                if hop.edge.is_empty() { "-".to_owned() } else { hop.edge.clone() },
+                if hop.edge.is_empty() {
+                    "-".to_owned()
+                } else {
+                    hop.edge.clone()
+                },
             ]
         };
         let rows: Vec<_> = traced.hops.iter().enumerate().map(row).collect();
@@ -41,13 +51,22 @@ pub(super) async fn trace(context: &Context, member: &str) -> Outcome<()> {
     if traced.reached {
         return Ok(());
     }
-    Err(Failure::new(Kind::NotFound, format!("the path ends before {member}: it is not on the ring, or the ring is being repaired")))
+    Err(Failure::new(
+        Kind::NotFound,
+        format!(
+            "the path ends before {member}: it is not on the ring, or the ring is being repaired"
+        ),
+    ))
 }
 
 /// Figures for Prometheus, of this member or of all.
 pub(super) async fn metrics(context: &Context, all: bool) -> Outcome<()> {
     let scope = if all { "cluster" } else { "node" };
-    let metrics: Metrics = context.daemon().await?.get(&format!("/metrics?json=true&scope={scope}")).await?;
+    let metrics: Metrics = context
+        .daemon()
+        .await?
+        .get(&format!("/metrics?json=true&scope={scope}"))
+        .await?;
     if context.json {
         return print::json(&metrics);
     }
@@ -74,10 +93,25 @@ pub(super) async fn cluster(context: &Context) -> Outcome<()> {
         ]
     };
     let rows: Vec<_> = cluster.members.iter().map(row).collect();
-    print::table(["NAME", "ADDRESS", "NAT", "PLACE", "NEIGHBOURS", "CPU", "VMS", "ID"], &rows);
+    print::table(
+        [
+            "NAME",
+            "ADDRESS",
+            "NAT",
+            "PLACE",
+            "NEIGHBOURS",
+            "CPU",
+            "VMS",
+            "ID",
+        ],
+        &rows,
+    );
     let load = cluster.load;
     let mean = load.cpu_sum / (load.members.max(1) as f64) * 100.0;
-    println!("{} members, {mean:.0} % of their processors busy, {} VMs running", load.members, load.running_vms);
+    println!(
+        "{} members, {mean:.0} % of their processors busy, {} VMs running",
+        load.members, load.running_vms
+    );
     for silent in &cluster.silent {
         eprintln!("no answer from {silent}");
     }

@@ -1,5 +1,6 @@
-//! A daemon that is there and does not answer: stopped by a signal or a debugger, in a deadlock, waiting for a dead disk. Whatever it
-//! was to be asked, a command says within seconds what is wrong and what helps; `down --force` and `leave --force` end it.
+//! A daemon that is there and does not answer: stopped by a signal or a debugger, in a deadlock,
+//! waiting for a dead disk. Whatever it was to be asked, a command says within seconds what is
+//! wrong and what helps; `down --force` and `leave --force` end it.
 
 use super::limit;
 use crate::{
@@ -18,7 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A daemon that works answers within this, also on a busy machine. One that is just starting has opened its socket by then.
+/// A daemon that works answers within this, also on a busy machine. One that is just starting has
+/// opened its socket by then.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// One whose process is stopped is known by that, and waited for no longer than this.
 const STOPPED: Duration = Duration::from_secs(1);
@@ -40,7 +42,8 @@ pub enum Missing {
 
 impl From<Missing> for Failure {
     fn from(missing: Missing) -> Self {
-        let (Missing::NotRunning(failure) | Missing::Silent(failure) | Missing::Closed(failure)) = missing;
+        let (Missing::NotRunning(failure) | Missing::Silent(failure) | Missing::Closed(failure)) =
+            missing;
         failure
     }
 }
@@ -71,7 +74,10 @@ async fn in_time<T>(layout: &Layout, work: impl Future<Output = T>) -> Outcome<T
 pub fn failure(layout: &Layout) -> Failure {
     let (found, advice) = lock::silence(layout).unwrap_or_else(|| {
         let log = layout.log();
-        ("the daemon does not answer".to_owned(), format!("see {}", log.display()))
+        (
+            "the daemon does not answer".to_owned(),
+            format!("see {}", log.display()),
+        )
     });
     Failure::timed_out(format!("{found}, so nothing was done: {advice}"))
 }
@@ -84,7 +90,9 @@ async fn hear(layout: &Layout) -> Result<Client, Missing> {
         };
         let failure = match heard.await {
             Ok(client) => return Ok(client),
-            Err(failure) if failure.kind == crate::failure::Kind::Refused => return Err(Missing::Closed(failure)),
+            Err(failure) if failure.kind == crate::failure::Kind::Refused => {
+                return Err(Missing::Closed(failure));
+            }
             Err(failure) => failure,
         };
         if lock::holder(layout).is_none() {
@@ -112,13 +120,16 @@ pub async fn gone(layout: &Layout, pid: u32, limit: Duration) -> bool {
     true
 }
 
-/// Ends the daemon of this directory, if one runs: tells its process to end, and kills it if it does not. What it leaves changed on
-/// this machine is the caller's to undo.
+/// Ends the daemon of this directory, if one runs: tells its process to end, and kills it if it
+/// does not. What it leaves changed on this machine is the caller's to undo.
 pub async fn end(layout: &Layout) -> Outcome<()> {
-    let Some(pid) = lock::holder(layout) else { return Ok(()) };
+    let Some(pid) = lock::holder(layout) else {
+        return Ok(());
+    };
     if !lock::is_process_here(layout, pid) {
         return Err(Failure::refused(format!(
-            "the process that holds {} is not one of this machine's or container's own: end it where it runs",
+            "the process that holds {} is not one of this machine's or container's own: end it \
+                where it runs",
             layout.lock().display()
         )));
     }
@@ -143,7 +154,9 @@ pub async fn end(layout: &Layout) -> Outcome<()> {
         return Ok(());
     }
     Err(Failure::timed_out(format!(
-        "the daemon (process {pid}) was killed and is not gone after {} s: the kernel waits for something, mostly a disk or a network          file system; when that is back, or after a restart of this machine, run this again",
+        "the daemon (process {pid}) was killed and is not gone after {} s: the kernel waits for \
+            something, mostly a disk or a network          file system; when that is back, or \
+            after a restart of this machine, run this again",
         DYING.as_secs()
     )))
 }
@@ -158,14 +171,21 @@ mod tests {
     async fn a_daemon_that_takes_a_connection_and_says_nothing_is_named_within_seconds() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
-        assert!(
-            matches!(connect(&layout).await, Err(Missing::NotRunning(failure)) if failure.message.contains("no p2pvm daemon is running"))
-        );
+        assert!(matches!(
+            connect(&layout).await,
+            Err(Missing::NotRunning(failure)) if failure.message.contains("no p2pvm daemon is \
+                running")
+        ));
         let _lock = lock::DaemonLock::take(&layout).unwrap();
         let _socket = UnixListener::bind(layout.socket()).unwrap();
         let began = Instant::now();
-        let Err(Missing::Silent(failure)) = connect(&layout).await else { panic!("something answered") };
-        assert!(began.elapsed() < PATIENCE * 2 && failure.kind == Kind::TimedOut, "{failure}");
+        let Err(Missing::Silent(failure)) = connect(&layout).await else {
+            panic!("something answered")
+        };
+        assert!(
+            began.elapsed() < PATIENCE * 2 && failure.kind == Kind::TimedOut,
+            "{failure}"
+        );
         let process = format!("(process {})", std::process::id());
         for said in ["does not answer", "p2pvm down --force", &process] {
             assert!(failure.message.contains(said), "{failure}");
@@ -181,10 +201,16 @@ mod tests {
         // As where the lock's holder has written its number in another container.
         std::fs::write(layout.lock(), format!("{}\n", bystander.id())).unwrap();
         let refused = end(&layout).await.unwrap_err();
-        assert!(refused.kind == Kind::Refused && bystander.try_wait().unwrap().is_none(), "{refused}");
+        assert!(
+            refused.kind == Kind::Refused && bystander.try_wait().unwrap().is_none(),
+            "{refused}"
+        );
         drop(lock);
         end(&layout).await.unwrap();
-        assert!(bystander.try_wait().unwrap().is_none(), "nobody holds the directory");
+        assert!(
+            bystander.try_wait().unwrap().is_none(),
+            "nobody holds the directory"
+        );
         bystander.kill().unwrap();
         bystander.wait().unwrap();
     }

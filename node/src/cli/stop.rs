@@ -1,5 +1,5 @@
-//! `p2pvm down` and `p2pvm leave`: the daemon ends, what it changed on this machine is undone, and for `leave` the membership is
-//! forgotten. With `--force` also where the daemon does not answer.
+//! `p2pvm down` and `p2pvm leave`: the daemon ends, what it changed on this machine is undone, and
+//! for `leave` the membership is forgotten. With `--force` also where the daemon does not answer.
 
 use super::{
     Context,
@@ -50,13 +50,20 @@ pub(super) async fn down(context: &Context, force: bool) -> Outcome<()> {
             return Err(failure);
         }
         end(layout).await?;
-        println!("ended: the daemon (process {pid}) did not answer; what it had changed on this machine is undone");
+        println!(
+            "ended: the daemon (process {pid}) did not answer; what it had changed on this \
+                machine is undone"
+        );
         return Ok(());
     }
-    // It gives the lock back a moment before its ports and interface, or longer before where a disk holds it up.
+    // It gives the lock back a moment before its ports and interface, or longer before where a disk
+    // holds it up.
     if !is_over(layout, pid).await {
         if !force {
-            let said = format!("the daemon (process {}) is still stopping; 'p2pvm down --force' ends it", or_dash(pid));
+            let said = format!(
+                "the daemon (process {}) is still stopping; 'p2pvm down --force' ends it",
+                or_dash(pid)
+            );
             return Err(Failure::timed_out(said));
         }
         end(layout).await?;
@@ -99,23 +106,29 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
         }
         Err(Missing::NotRunning(_)) if !force => {
             return Err(Failure::refused(
-                "no daemon is running, so the network cannot be told; start it with 'p2pvm up --detach', or leave without telling with --force",
+                "no daemon is running, so the network cannot be told; start it with 'p2pvm up \
+                    --detach', or leave without telling with --force",
             ));
         }
         Err(Missing::NotRunning(_)) => Some("no daemon was running".to_owned()),
         Err(Missing::Silent(failure)) if !force => {
             return Err(Failure::timed_out(format!(
-                "{}. Or leave without telling the network: 'p2pvm leave --force' ends the daemon and this host's VMs",
+                "{}. Or leave without telling the network: 'p2pvm leave --force' ends the daemon \
+                    and this host's VMs",
                 failure.message
             )));
         }
-        Err(Missing::Silent(_)) => Some(format!("the daemon (process {}) did not answer and was ended", or_dash(pid))),
+        Err(Missing::Silent(_)) => Some(format!(
+            "the daemon (process {}) did not answer and was ended",
+            or_dash(pid)
+        )),
         Err(Missing::Closed(failure)) => return Err(failure),
     };
     if untold.is_some() || !is_over(layout, pid).await {
         if !force {
             return Err(Failure::timed_out(format!(
-                "the network is told, but the daemon (process {}) is still stopping: run 'p2pvm leave --force' to end it and forget the network",
+                "the network is told, but the daemon (process {}) is still stopping: run 'p2pvm \
+                    leave --force' to end it and forget the network",
                 or_dash(pid)
             )));
         }
@@ -126,7 +139,10 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
     end(layout).await?;
     membership::forget(layout)?;
     if let Some(why) = untold {
-        eprintln!("note: {why}, so the network was not told: others list this machine as gone after a while");
+        eprintln!(
+            "note: {why}, so the network was not told: others list this machine as gone after a \
+                while"
+        );
     }
     if !ended.is_empty() {
         eprintln!("note: ended the VMs {}", ended.join(", "));
@@ -137,11 +153,20 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
 
 /// Lets the daemon tell the network; why that was not told, if it was not and that is good enough.
 async fn farewell(layout: &Layout, client: &mut Client, force: bool) -> Outcome<Option<String>> {
-    match tokio::time::timeout(FAREWELL_LIMIT, client.post::<()>("/leave", &Force { force })).await {
+    match tokio::time::timeout(
+        FAREWELL_LIMIT,
+        client.post::<()>("/leave", &Force { force }),
+    )
+    .await
+    {
         Ok(told) => told.map(|()| None),
-        Err(_) if force => Ok(Some(format!("the daemon had not left within {} s and was ended", FAREWELL_LIMIT.as_secs()))),
+        Err(_) if force => Ok(Some(format!(
+            "the daemon had not left within {} s and was ended",
+            FAREWELL_LIMIT.as_secs()
+        ))),
         Err(_) => Err(Failure::timed_out(format!(
-            "the daemon (process {}) has not left within {} s: 'p2pvm leave --force' ends it and forgets the network",
+            "the daemon (process {}) has not left within {} s: 'p2pvm leave --force' ends it and \
+                forgets the network",
             or_dash(lock::holder(layout)),
             FAREWELL_LIMIT.as_secs()
         ))),

@@ -8,7 +8,11 @@ use crate::{api::types::Traffic, failure::Outcome};
 use indicatif::HumanBytes;
 
 pub(super) async fn show(context: &Context, all: bool) -> Outcome<()> {
-    let rows: Vec<Traffic> = context.daemon().await?.get(&format!("/traffic?all={all}")).await?;
+    let rows: Vec<Traffic> = context
+        .daemon()
+        .await?
+        .get(&format!("/traffic?all={all}"))
+        .await?;
     if context.json {
         return print::json(&rows);
     }
@@ -29,6 +33,11 @@ pub(super) async fn show(context: &Context, all: bool) -> Outcome<()> {
             ]
         })
         .collect();
-    print::table(["HERE", "WITH", "AT", "PATH", "1 S", "4 S", "16 S", "SENT", "RECEIVED"], &rows);
+    print::table(
+        [
+            "HERE", "WITH", "AT", "PATH", "1 S", "4 S", "16 S", "SENT", "RECEIVED",
+        ],
+        &rows,
+    );
     Ok(())
 }

@@ -11,8 +11,8 @@ use crate::{
         client::Event,
         forward::path_of,
         types::{
-            ClusterVms, CreateVm, Explained, MigrateVm, MoveCancelled, ReachView, RestoreVm, SnapshotTaken, SnapshotVm, Sorted, VmDeleted,
-            VmMoved, VmView,
+            ClusterVms, CreateVm, Explained, MigrateVm, MoveCancelled, ReachView, RestoreVm,
+            SnapshotTaken, SnapshotVm, Sorted, VmDeleted, VmMoved, VmView,
         },
     },
     failure::{Doing, Failure, Outcome},
@@ -40,7 +40,11 @@ pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Console(a) => console(context, &a.name).await,
         Vm::Delete(a) => {
             let path = format!("{}?force={}", path_of(&a.name, "")?, a.force);
-            let gone: VmDeleted = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
+            let gone: VmDeleted = context
+                .daemon()
+                .await?
+                .ask(Method::DELETE, &path, None::<&()>)
+                .await?;
             report(context, &gone, || println!("{} is deleted", a.name))
         }
         Vm::Migrate(a) => migrate(context, a).await,
@@ -50,7 +54,12 @@ pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
 }
 
 /// Runs a long operation and shows its progress.
-async fn follow<T: DeserializeOwned>(context: &Context, path: &str, what: String, body: &impl Serialize) -> Outcome<T> {
+async fn follow<T: DeserializeOwned>(
+    context: &Context,
+    path: &str,
+    what: String,
+    body: &impl Serialize,
+) -> Outcome<T> {
     let mut progress = Progress::new(what);
     let mut client = context.daemon().await?;
     client
@@ -62,27 +71,57 @@ async fn follow<T: DeserializeOwned>(context: &Context, path: &str, what: String
         .await
 }
 
-async fn operate(context: &Context, name: &str, operation: &str, doing: &str, body: &impl Serialize) -> Outcome<()> {
-    let vm: VmView = follow(context, &path_of(name, operation)?, format!("{doing} {name}"), body).await?;
+async fn operate(
+    context: &Context,
+    name: &str,
+    operation: &str,
+    doing: &str,
+    body: &impl Serialize,
+) -> Outcome<()> {
+    let vm: VmView = follow(
+        context,
+        &path_of(name, operation)?,
+        format!("{doing} {name}"),
+        body,
+    )
+    .await?;
     report(context, &Sorted(&vm), || println!("{name} is {}", vm.state))
 }
 
 async fn create(context: &Context, a: Create) -> Outcome<()> {
-    // A file is named relative to where the user stands, not to the daemon; on another member only its whole path says which.
+    // A file is named relative to where the user stands, not to the daemon; on another member only
+    // its whole path says which.
     let image = match std::fs::canonicalize(&a.image) {
         _ if a.on.is_some() => a.image,
-        Ok(path) => path.to_str().ok_or_else(|| Failure::usage("the image's path is not UTF-8"))?.to_owned(),
-        Err(_) if a.image.contains(['/', '.']) => return Err(Failure::not_found(format!("there is no image file {}", a.image))),
+        Ok(path) => path
+            .to_str()
+            .ok_or_else(|| Failure::usage("the image's path is not UTF-8"))?
+            .to_owned(),
+        Err(_) if a.image.contains(['/', '.']) => {
+            return Err(Failure::not_found(format!(
+                "there is no image file {}",
+                a.image
+            )));
+        }
         Err(_) => a.image,
     };
     if a.memory < 32 << 20 {
         return Err(Failure::usage("--memory must be at least 32M"));
     }
     path_of(&a.name, "")?;
-    let request =
-        CreateVm { name: a.name.clone(), image, cpus: a.cpus, memory_mib: a.memory >> 20, disk_bytes: a.disk, start: a.start, on: a.on };
+    let request = CreateVm {
+        name: a.name.clone(),
+        image,
+        cpus: a.cpus,
+        memory_mib: a.memory >> 20,
+        disk_bytes: a.disk,
+        start: a.start,
+        on: a.on,
+    };
     let vm: VmView = follow(context, "/vms", format!("creating {}", a.name), &request).await?;
-    report(context, &Sorted(&vm), || println!("{} is {}, address {}", a.name, vm.state, vm.address))
+    report(context, &Sorted(&vm), || {
+        println!("{} is {}, address {}", a.name, vm.state, vm.address)
+    })
 }
 
 async fn list(context: &Context) -> Outcome<()> {
@@ -91,7 +130,10 @@ async fn list(context: &Context) -> Outcome<()> {
         eprintln!("no answer from {silent}: its VMs are shown as other members' records have them");
     }
     report(context, &Sorted(&vms), || {
-        print::table(["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"], &vms.iter().map(row).collect::<Vec<_>>());
+        print::table(
+            ["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"],
+            &vms.iter().map(row).collect::<Vec<_>>(),
+        );
         let remarks = remarks(&vms);
         if !remarks.is_empty() {
             println!("\n{}", remarks.join("\n"));
@@ -101,8 +143,20 @@ async fn list(context: &Context) -> Outcome<()> {
 
 /// A VM in the list.
 fn row(vm: &VmView) -> [String; 7] {
-    let (cpus, memory, epoch) = (vm.cpus.to_string(), vm.memory_mib.to_string(), vm.epoch.to_string());
-    [vm.name.clone(), vm.state_text(), vm.host.clone(), vm.address.clone(), cpus, memory, epoch]
+    let (cpus, memory, epoch) = (
+        vm.cpus.to_string(),
+        vm.memory_mib.to_string(),
+        vm.epoch.to_string(),
+    );
+    [
+        vm.name.clone(),
+        vm.state_text(),
+        vm.host.clone(),
+        vm.address.clone(),
+        cpus,
+        memory,
+        epoch,
+    ]
 }
 
 /// How a guest is reached, in words.
@@ -115,7 +169,8 @@ fn network(reach: &ReachView) -> String {
     }
 }
 
-/// What is to be said below the list: a line for each dead host, and one for each VM in a state nobody asked for.
+/// What is to be said below the list: a line for each dead host, and one for each VM in a state
+/// nobody asked for.
 fn remarks(vms: &[VmView]) -> Vec<String> {
     let (mut hosts, mut others) = (Vec::<String>::new(), Vec::new());
     for (vm, note) in vms.iter().filter_map(|vm| Some((vm, vm.note.as_deref()?))) {
@@ -123,7 +178,9 @@ fn remarks(vms: &[VmView]) -> Vec<String> {
         if vm.state != UNREACHABLE && vm.state != ORPHANED {
             others.push(format!("{name}: {note}"));
         } else if !hosts.iter().any(|said| said.starts_with(note)) {
-            hosts.push(format!("{note}: 'p2pvm vm show {name}' says what can be done"));
+            hosts.push(format!(
+                "{note}: 'p2pvm vm show {name}' says what can be done"
+            ));
         }
     }
     hosts.append(&mut others);
@@ -136,7 +193,11 @@ async fn show(context: &Context, name: &str) -> Outcome<()> {
         for (label, value) in lines(&vm) {
             println!("{label:12}{value}");
         }
-        let snapshots: Vec<_> = vm.snapshots.iter().map(|s| [s.name.clone(), s.taken.clone(), s.state.clone()]).collect();
+        let snapshots: Vec<_> = vm
+            .snapshots
+            .iter()
+            .map(|s| [s.name.clone(), s.taken.clone(), s.state.clone()])
+            .collect();
         if !snapshots.is_empty() {
             println!();
             print::table(["SNAPSHOT", "TAKEN", "STATE"], &snapshots);
@@ -163,23 +224,39 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
     lines.extend(vm.reach.as_ref().map(|reach| ("network", network(reach))));
     lines.extend(vm.note.clone().map(|note| ("note", note)));
     lines.extend(vm.advice.clone().map(|advice| ("advice", advice)));
-    lines.extend(vm.moving.as_ref().map(|moving| ("moving", format!("to {}: {}", moving.to, moving.step.phase))));
+    lines.extend(
+        vm.moving
+            .as_ref()
+            .map(|moving| ("moving", format!("to {}: {}", moving.to, moving.step.phase))),
+    );
     lines
 }
 
 async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
-    let request = MigrateVm { to: a.to, post_copy: a.post_copy };
+    let request = MigrateVm {
+        to: a.to,
+        post_copy: a.post_copy,
+    };
     let path = path_of(&a.name, "migrate")?;
     if a.cancel {
-        let done: MoveCancelled = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
-        return report(context, &done, || println!("the move of {} is ended: it stays on {}", a.name, done.host));
+        let done: MoveCancelled = context
+            .daemon()
+            .await?
+            .ask(Method::DELETE, &path, None::<&()>)
+            .await?;
+        return report(context, &done, || {
+            println!("the move of {} is ended: it stays on {}", a.name, done.host)
+        });
     }
     let followed = follow::<VmMoved>(context, &path, format!("migrating {}", a.name), &request);
     let done = tokio::select! {
         done = followed => done?,
         _ = tokio::signal::ctrl_c() => {
-            let _: MoveCancelled = context.daemon().await?.ask(Method::DELETE, &path, None::<&()>).await?;
-            return Err(Failure::cancelled(format!("cancelled: {} stays where it was (see 'p2pvm vm show {0}')", a.name)));
+            let _: MoveCancelled = context.daemon().await?.ask(
+                Method::DELETE, &path, None::<&()>
+            ).await?;
+            return Err(Failure::cancelled(format!("cancelled: {} stays where it was (see 'p2pvm \
+                vm show {0}')", a.name)));
         }
     };
     report(context, &done, || {
@@ -199,7 +276,13 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
 
 async fn snapshot(context: &Context, a: Snapshot) -> Outcome<()> {
     let request = SnapshotVm { name: a.snapshot };
-    let done: SnapshotTaken = follow(context, &path_of(&a.name, "snapshot")?, format!("snapshot of {}", a.name), &request).await?;
+    let done: SnapshotTaken = follow(
+        context,
+        &path_of(&a.name, "snapshot")?,
+        format!("snapshot of {}", a.name),
+        &request,
+    )
+    .await?;
     report(context, &done, || {
         println!(
             "{}@{}: {}{}, guest paused {:.0} ms",
@@ -223,15 +306,37 @@ async fn restore(context: &Context, a: Restore) -> Outcome<()> {
         Some((name, snapshot)) => (name.to_owned(), Some(snapshot.to_owned())),
         None => (a.what.clone(), None),
     };
-    let request = RestoreVm { snapshot, force: a.force, on: a.on };
-    let vm: VmView = follow(context, &path_of(&name, "restore")?, format!("restoring {}", a.what), &request).await?;
-    report(context, &Sorted(&vm), || println!("{name} is {} on {}, address {}, epoch {}", vm.state, vm.host, vm.address, vm.epoch))
+    let request = RestoreVm {
+        snapshot,
+        force: a.force,
+        on: a.on,
+    };
+    let vm: VmView = follow(
+        context,
+        &path_of(&name, "restore")?,
+        format!("restoring {}", a.what),
+        &request,
+    )
+    .await?;
+    report(context, &Sorted(&vm), || {
+        println!(
+            "{name} is {} on {}, address {}, epoch {}",
+            vm.state, vm.host, vm.address, vm.epoch
+        )
+    })
 }
 
 pub(super) async fn explain(context: &Context, name: &str) -> Outcome<()> {
-    let explained: Vec<Explained> = context.daemon().await?.get(&path_of(name, "explain")?).await?;
+    let explained: Vec<Explained> = context
+        .daemon()
+        .await?
+        .get(&path_of(name, "explain")?)
+        .await?;
     report(context, &Sorted(&explained), || {
-        let rows: Vec<_> = explained.iter().map(|e| [e.at.clone(), e.host.clone(), e.text.clone()]).collect();
+        let rows: Vec<_> = explained
+            .iter()
+            .map(|e| [e.at.clone(), e.host.clone(), e.text.clone()])
+            .collect();
         if rows.is_empty() {
             println!("no decision about {name} is remembered on its host");
         } else {
@@ -247,7 +352,10 @@ impl RawTerminal {
     fn enter() -> Self {
         use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
         let stdin = std::io::stdin();
-        let saved = stdin.is_terminal().then(|| tcgetattr(&stdin).ok()).flatten();
+        let saved = stdin
+            .is_terminal()
+            .then(|| tcgetattr(&stdin).ok())
+            .flatten();
         if let Some(saved) = &saved {
             let mut raw = saved.clone();
             cfmakeraw(&mut raw);
@@ -262,13 +370,21 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         if let Some(saved) = &self.0 {
             // Nothing more can be done for a terminal that is gone.
-            let _ = nix::sys::termios::tcsetattr(std::io::stdin(), nix::sys::termios::SetArg::TCSANOW, saved);
+            let _ = nix::sys::termios::tcsetattr(
+                std::io::stdin(),
+                nix::sys::termios::SetArg::TCSANOW,
+                saved,
+            );
         }
     }
 }
 
 async fn console(context: &Context, name: &str) -> Outcome<()> {
-    let stream = context.daemon().await?.upgrade(&path_of(name, "console")?).await?;
+    let stream = context
+        .daemon()
+        .await?
+        .upgrade(&path_of(name, "console")?)
+        .await?;
     let (mut from_guest, mut to_guest) = tokio::io::split(stream);
     eprintln!("console of {name}; leave with Ctrl-]");
     let _raw = RawTerminal::enter();
@@ -291,12 +407,18 @@ async fn console(context: &Context, name: &str) -> Outcome<()> {
     let screen = async {
         let mut buffer = [0u8; 4096];
         loop {
-            let n = from_guest.read(&mut buffer).await.doing("reading the console")?;
+            let n = from_guest
+                .read(&mut buffer)
+                .await
+                .doing("reading the console")?;
             if n == 0 {
                 return Ok(());
             }
             let mut stdout = std::io::stdout().lock();
-            stdout.write_all(&buffer[..n]).and_then(|()| stdout.flush()).doing("writing to the terminal")?;
+            stdout
+                .write_all(&buffer[..n])
+                .and_then(|()| stdout.flush())
+                .doing("writing to the terminal")?;
         }
     };
     tokio::select! {

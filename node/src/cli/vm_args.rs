@@ -15,14 +15,19 @@ pub struct VmName {
 pub enum Vm {
     /// Define a VM on this host or on another member
     #[command(
-        after_help = "Examples:\n  p2pvm vm create web --image base.qcow2 --cpus 1 --memory 128M\n  p2pvm vm create web --on attic --image /usr/lib/p2pvm/guest.qcow2 --start   # attic is an appliance"
+        after_help = "Examples:\n  p2pvm vm create web --image base.qcow2 --cpus 1 --memory \
+            128M\n  p2pvm vm create web --on attic --image /usr/lib/p2pvm/guest.qcow2 --start   # \
+            attic is an appliance"
     )]
     Create(Create),
     /// Start a VM
     #[command(after_help = "Example:\n  p2pvm vm start web")]
     Start(VmName),
     /// Shut a VM down: its guest is asked to, and ended after 30 s
-    #[command(after_help = "Examples:\n  p2pvm vm stop web\n  p2pvm vm stop web --force   # ends it at once, as pulling the plug does")]
+    #[command(
+        after_help = "Examples:\n  p2pvm vm stop web\n  p2pvm vm stop web --force   # ends it at \
+            once, as pulling the plug does"
+    )]
     Stop(Stop),
     /// List the network's VMs
     #[command(after_help = "Example:\n  p2pvm vm list")]
@@ -37,7 +42,10 @@ pub enum Vm {
     #[command(after_help = "Example:\n  p2pvm vm delete web")]
     Delete(Delete),
     /// Move a running VM to another member while it runs
-    #[command(after_help = "Example:\n  p2pvm vm migrate web --to lab2\n\nWith [traces] in node.toml it names its trace.")]
+    #[command(
+        after_help = "Example:\n  p2pvm vm migrate web --to lab2\n\nWith [traces] in node.toml it \
+            names its trace."
+    )]
     Migrate(Migrate),
     /// Take a snapshot of memory and disk while the VM runs, and copy it to two other members
     #[command(after_help = "Example:\n  p2pvm vm snapshot web --name before-upgrade")]
@@ -52,7 +60,8 @@ pub enum Vm {
 pub struct Create {
     /// The VM's name: a DNS label, unique in the network
     pub name: String,
-    /// A qcow2 or raw image file, or the id of an image in the network; with --on a file of that member
+    /// A qcow2 or raw image file, or the id of an image in the network; with --on a file of that
+    /// member
     #[arg(long)]
     pub image: String,
     /// The member to define it on; by default this one
@@ -103,7 +112,8 @@ pub struct Migrate {
     /// End the move that is under way: the guest goes on where it is
     #[arg(long, conflicts_with_all = ["to", "post_copy"])]
     pub cancel: bool,
-    /// Let the guest run on the target before all its memory is there, if it dirties memory faster than the path carries it. Either host dying then loses the guest
+    /// Let the guest run on the target before all its memory is there, if it dirties memory faster
+    /// than the path carries it. Either host dying then loses the guest
     #[arg(long)]
     pub post_copy: bool,
 }
@@ -126,7 +136,8 @@ pub struct Restore {
     /// The member to restore it on; by default this one
     #[arg(long, value_name = "MEMBER")]
     pub on: Option<String>,
-    /// The VM's host is dead: take the VM over in a new epoch. Should that host come back, its copy is frozen
+    /// The VM's host is dead: take the VM over in a new epoch. Should that host come back, its copy
+    /// is frozen
     #[arg(long)]
     pub force: bool,
 }

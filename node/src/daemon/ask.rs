@@ -1,5 +1,6 @@
-//! Questions to the whole cluster, asked over the ring: every member once, answers gathered on the way back, branches that did
-//! not answer named. No member needs a list of all. What a member answers is its own view of itself.
+//! Questions to the whole cluster, asked over the ring: every member once, answers gathered on the
+//! way back, branches that did not answer named. No member needs a list of all. What a member
+//! answers is its own view of itself.
 
 use super::{
     Daemon,
@@ -41,7 +42,8 @@ enum Question {
     Metrics,
     /// Who are you, what are your links, and what did you decide?
     Sight,
-    /// Which VMs' records have you? Members of an older version do not know the question and say nothing.
+    /// Which VMs' records have you? Members of an older version do not know the question and say
+    /// nothing.
     Records,
 }
 
@@ -70,13 +72,24 @@ impl Respond for Responder {
             Question::Load => {}
             Question::Records => {
                 let both = [one, other].map(postcard::from_bytes::<Vec<Told>>);
-                let all = both.into_iter().collect::<Result<Vec<_>, _>>().ok()?.into_iter().flatten();
-                // What would be too long for one answer stays two, and is counted if it does not fit.
-                return postcard::to_allocvec(&merged(all)).ok().filter(|all| all.len() < MAX_ANSWER_BYTES / 2);
+                let all = both
+                    .into_iter()
+                    .collect::<Result<Vec<_>, _>>()
+                    .ok()?
+                    .into_iter()
+                    .flatten();
+                // What would be too long for one answer stays two, and is counted if it does not
+                // fit.
+                return postcard::to_allocvec(&merged(all))
+                    .ok()
+                    .filter(|all| all.len() < MAX_ANSWER_BYTES / 2);
             }
             _ => return None,
         }
-        let (one, other): (ClusterLoad, ClusterLoad) = (serde_json::from_slice(one).ok()?, serde_json::from_slice(other).ok()?);
+        let (one, other): (ClusterLoad, ClusterLoad) = (
+            serde_json::from_slice(one).ok()?,
+            serde_json::from_slice(other).ok()?,
+        );
         serde_json::to_vec(&one.plus(&other)).ok()
     }
 }
@@ -86,14 +99,23 @@ impl Daemon {
     pub(super) fn answer_questions(self: &Arc<Self>) {
         let responder = Arc::new(Responder(Arc::downgrade(self)));
         // Set once, at the start.
-        let _ = self.ask.set(AskAll::start(self.fabric(), self.parts.ring.table(), responder));
+        let _ = self.ask.set(AskAll::start(
+            self.fabric(),
+            self.parts.ring.table(),
+            responder,
+        ));
     }
 
     async fn ask_all(&self, question: Question) -> Outcome<Answers> {
         let failed = |text: String| Failure::new(Kind::Failed, text);
-        let ask = self.ask.get().ok_or_else(|| failed("the daemon is still starting".into()))?;
+        let ask = self
+            .ask
+            .get()
+            .ok_or_else(|| failed("the daemon is still starting".into()))?;
         let body = serde_json::to_vec(&question).map_err(|e| failed(e.to_string()))?;
-        ask.ask(body, ASK_LIMIT).await.map_err(|e| failed(e.to_string()))
+        ask.ask(body, ASK_LIMIT)
+            .await
+            .map_err(|e| failed(e.to_string()))
     }
 
     pub(super) fn as_member(&self) -> ClusterMember {
@@ -112,12 +134,20 @@ impl Daemon {
     }
 
     fn load_here(&self) -> ClusterLoad {
-        ClusterLoad { members: 1, cpu_sum: self.manager.cpu(), running_vms: self.running_vms() }
+        ClusterLoad {
+            members: 1,
+            cpu_sum: self.manager.cpu(),
+            running_vms: self.running_vms(),
+        }
     }
 
     fn silent(&self, dead: &[Dead]) -> Vec<String> {
         let text = |d: &Dead| {
-            let rest = if d.covered { "others answered for those behind it" } else { "nor those behind it" };
+            let rest = if d.covered {
+                "others answered for those behind it"
+            } else {
+                "nor those behind it"
+            };
             format!("{} ({rest})", self.name_of(d.member))
         };
         dead.iter().map(text).collect()
@@ -125,50 +155,93 @@ impl Daemon {
 
     /// All members, each as it describes itself.
     pub async fn cluster(&self) -> Outcome<Cluster> {
-        let (members, load) = tokio::join!(self.ask_all(Question::Members), self.ask_all(Question::Load));
+        let (members, load) = tokio::join!(
+            self.ask_all(Question::Members),
+            self.ask_all(Question::Load)
+        );
         let (found, load) = (members?, load?);
         let mut members: Vec<ClusterMember> = read_all(&found);
         members.sort_by(|a, b| (&a.name, &a.member).cmp(&(&b.name, &b.member)));
-        let load = read_all::<ClusterLoad>(&load).iter().fold(ClusterLoad::default(), |sum, one| sum.plus(one));
-        Ok(Cluster { members, load, asked: found.asked, depth: found.depth, silent: self.silent(&found.dead) })
+        let load = read_all::<ClusterLoad>(&load)
+            .iter()
+            .fold(ClusterLoad::default(), |sum, one| sum.plus(one));
+        Ok(Cluster {
+            members,
+            load,
+            asked: found.asked,
+            depth: found.depth,
+            silent: self.silent(&found.dead),
+        })
     }
 
     /// All members with their links and decisions, each as it tells them.
     pub async fn sights(&self) -> Outcome<Vec<Sight>> {
         let answers = self.ask_all(Question::Sight).await?;
-        let read = |(member, bytes): &(MemberId, Vec<u8>)| Some(serde_json::from_slice::<Sight>(bytes).ok()?.of(member.to_string()));
+        let read = |(member, bytes): &(MemberId, Vec<u8>)| {
+            Some(
+                serde_json::from_slice::<Sight>(bytes)
+                    .ok()?
+                    .of(member.to_string()),
+            )
+        };
         Ok(answers.items.iter().filter_map(read).collect())
     }
 
     /// Everybody's figures, and who did not answer.
     pub async fn cluster_metrics(&self) -> Outcome<Metrics> {
         let answers = self.ask_all(Question::Metrics).await?;
-        let mut remarks: Vec<String> = self.silent(&answers.dead).iter().map(|who| format!("no answer from {who}")).collect();
+        let mut remarks: Vec<String> = self
+            .silent(&answers.dead)
+            .iter()
+            .map(|who| format!("no answer from {who}"))
+            .collect();
         if answers.truncated > 0 {
-            remarks.push(format!("the figures of {} members did not fit", answers.truncated));
+            remarks.push(format!(
+                "the figures of {} members did not fit",
+                answers.truncated
+            ));
         }
-        let read =
-            |(member, bytes): &(MemberId, Vec<u8>)| Some((self.name_of(*member), serde_json::from_slice::<Vec<Sample>>(bytes).ok()?));
-        Ok(Metrics { members: answers.items.iter().filter_map(read).collect(), remarks })
+        let read = |(member, bytes): &(MemberId, Vec<u8>)| {
+            Some((
+                self.name_of(*member),
+                serde_json::from_slice::<Vec<Sample>>(bytes).ok()?,
+            ))
+        };
+        Ok(Metrics {
+            members: answers.items.iter().filter_map(read).collect(),
+            remarks,
+        })
     }
 
-    /// All VMs of the network, and who did not say which it has. Connected members that the ring does not reach yet are asked
-    /// directly; VMs of hosts that do not answer are told by the records that others hold.
+    /// All VMs of the network, and who did not say which it has. Connected members that the ring
+    /// does not reach yet are asked directly; VMs of hosts that do not answer are told by the
+    /// records that others hold.
     pub async fn cluster_vms(&self) -> Outcome<ClusterVms> {
         let connected = self.fabric().connected();
-        let (answers, told) = tokio::join!(self.ask_all(Question::Vms), self.ask_all(Question::Records));
+        let (answers, told) =
+            tokio::join!(self.ask_all(Question::Vms), self.ask_all(Question::Records));
         let answers = answers?;
         let mut silent = self.silent(&answers.dead);
-        let mut heard: BTreeSet<MemberId> = answers.items.iter().map(|(member, _)| *member).collect();
-        let mut vms: Vec<VmView> = read_all::<Vec<VmView>>(&answers).into_iter().flatten().collect();
+        let mut heard: BTreeSet<MemberId> =
+            answers.items.iter().map(|(member, _)| *member).collect();
+        let mut vms: Vec<VmView> = read_all::<Vec<VmView>>(&answers)
+            .into_iter()
+            .flatten()
+            .collect();
         if answers.asked <= connected.len() as u64 {
             let (more, unheard) = self.host.list_all().await;
             vms.extend(more.iter().map(|vm| self.view(vm)));
             heard.extend(connected.iter().filter(|member| !unheard.contains(member)));
-            silent = unheard.into_iter().map(|member: MemberId| self.name_of(member)).collect();
+            silent = unheard
+                .into_iter()
+                .map(|member: MemberId| self.name_of(member))
+                .collect();
         }
         if answers.truncated > 0 {
-            silent.push(format!("{} members whose answers did not fit", answers.truncated));
+            silent.push(format!(
+                "{} members whose answers did not fit",
+                answers.truncated
+            ));
         }
         // Without the others' records there is still what this node holds.
         let mut told: Vec<Told> = told
@@ -180,17 +253,23 @@ impl Daemon {
         told.extend(self.absent.told_to_self().await);
         let absent = self.absent_of(told, &heard, &mut vms).await;
         vms.extend(absent);
-        Ok(ClusterVms { vms: newest(vms), silent })
+        Ok(ClusterVms {
+            vms: newest(vms),
+            silent,
+        })
     }
 }
 
-/// Each VM once. While it moves two hosts name it: it is where it leaves from until it runs at the other, which has the next epoch as
-/// soon as it waits for the guest. Otherwise the newer epoch is right, and before that the one that knows of the move.
+/// Each VM once. While it moves two hosts name it: it is where it leaves from until it runs at the
+/// other, which has the next epoch as soon as it waits for the guest. Otherwise the newer epoch is
+/// right, and before that the one that knows of the move.
 fn newest(vms: Vec<VmView>) -> Vec<VmView> {
     let rank = |vm: &VmView| (vm.state != ARRIVING, vm.epoch, vm.moving.is_some());
     let mut newest: BTreeMap<(String, String), VmView> = BTreeMap::new();
     for vm in vms {
-        let known = newest.entry((vm.name.clone(), vm.id.clone())).or_insert_with(|| vm.clone());
+        let known = newest
+            .entry((vm.name.clone(), vm.id.clone()))
+            .or_insert_with(|| vm.clone());
         if rank(&vm) > rank(known) {
             *known = vm;
         }
@@ -199,7 +278,11 @@ fn newest(vms: Vec<VmView>) -> Vec<VmView> {
 }
 
 fn read_all<T: DeserializeOwned>(answers: &Answers) -> Vec<T> {
-    answers.items.iter().filter_map(|(_, bytes)| serde_json::from_slice(bytes).ok()).collect()
+    answers
+        .items
+        .iter()
+        .filter_map(|(_, bytes)| serde_json::from_slice(bytes).ok())
+        .collect()
 }
 
 #[cfg(test)]
@@ -216,13 +299,31 @@ mod tests {
             moving,
             ..VmView::default()
         };
-        let of = |vms| newest(vms).into_iter().map(|vm| vm.host).collect::<Vec<_>>();
-        let (source, target) = (named("source", 3, Some(Moving::default())), named("target", 3, None));
+        let of = |vms| {
+            newest(vms)
+                .into_iter()
+                .map(|vm| vm.host)
+                .collect::<Vec<_>>()
+        };
+        let (source, target) = (
+            named("source", 3, Some(Moving::default())),
+            named("target", 3, None),
+        );
         assert_eq!(of(vec![target.clone(), source.clone()]), ["source"]);
         assert_eq!(of(vec![source.clone(), target]), ["source"]);
-        assert_eq!(of(vec![source.clone(), named("target", 4, None)]), ["target"]);
-        let waits = VmView { state: ARRIVING.to_owned(), ..named("target", 4, None) };
-        assert_eq!(of(vec![waits.clone(), source.clone()]), ["source"], "the guest is not there yet");
+        assert_eq!(
+            of(vec![source.clone(), named("target", 4, None)]),
+            ["target"]
+        );
+        let waits = VmView {
+            state: ARRIVING.to_owned(),
+            ..named("target", 4, None)
+        };
+        assert_eq!(
+            of(vec![waits.clone(), source.clone()]),
+            ["source"],
+            "the guest is not there yet"
+        );
         assert_eq!(of(vec![source, waits.clone()]), ["source"]);
         assert_eq!(of(vec![waits]), ["target"], "nobody else says anything");
     }

@@ -1,9 +1,10 @@
-//! Knows whose each address is, for the access rules: what the signed address records say, what certificates say of
-//! members, and which VM really holds the name that a rule mentions.
+//! Knows whose each address is, for the access rules: what the signed address records say, what
+//! certificates say of members, and which VM really holds the name that a rule mentions.
 //!
-//! An address record carries a name that its signer wrote. For a member the certificate's name and groups are taken
-//! instead. A VM may call itself anything there, so its name counts only if the DHT's record of that name, which has one
-//! owner, belongs to it; names that no rule mentions are not looked up.
+//! An address record carries a name that its signer wrote. For a member the certificate's name and
+//! groups are taken instead. A VM may call itself anything there, so its name counts only if the
+//! DHT's record of that name, which has one owner, belongs to it; names that no rule mentions are
+//! not looked up.
 
 use p2pvm_dhcp::{Addresses, Holder, NameKind, Subject};
 use p2pvm_overlay::{MemberId, VmId, control::Control, membership::policy::Who, plane::Directory};
@@ -14,7 +15,8 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// Addresses remembered; a network of this program is smaller. More are unknown, which fits no name.
+/// Addresses remembered; a network of this program is smaller. More are unknown, which fits no
+/// name.
 const MAX_ADDRESSES: usize = 1 << 18;
 
 /// Whose each address is.
@@ -30,15 +32,30 @@ pub struct Book {
 impl Book {
     /// An empty book; `control` knows the certificates.
     pub fn new(control: Arc<Control>) -> Arc<Self> {
-        Arc::new(Self { control, owners: RwLock::default(), names: RwLock::default(), mentioned: RwLock::default(), doubt: Notify::new() })
+        Arc::new(Self {
+            control,
+            owners: RwLock::default(),
+            names: RwLock::default(),
+            mentioned: RwLock::default(),
+            doubt: Notify::new(),
+        })
     }
 
     /// Notes what a signed record says of an address.
     pub fn learn(&self, ip: IpAddr, holder: &Holder) {
         self.note(ip, holder.subject());
         if let Some(vm) = holder.vm
-            && self.mentioned.read().unwrap_or_else(PoisonError::into_inner).contains(&holder.name)
-            && self.names.read().unwrap_or_else(PoisonError::into_inner).get(&vm) != Some(&holder.name)
+            && self
+                .mentioned
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains(&holder.name)
+            && self
+                .names
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(&vm)
+                != Some(&holder.name)
         {
             self.doubt.notify_one();
         }
@@ -52,14 +69,19 @@ impl Book {
         }
     }
 
-    /// Told when a VM appeared under a name that a rule mentions and that is not known to be its own.
+    /// Told when a VM appeared under a name that a rule mentions and that is not known to be its
+    /// own.
     pub async fn doubted(&self) {
         self.doubt.notified().await;
     }
 
-    /// Finds out which VMs hold the names that the rules mention. A name that cannot be looked up now keeps its VM.
+    /// Finds out which VMs hold the names that the rules mention. A name that cannot be looked up
+    /// now keeps its VM.
     pub async fn find_names(&self, mentioned: BTreeSet<String>, addresses: &Addresses) {
-        *self.mentioned.write().unwrap_or_else(PoisonError::into_inner) = mentioned.clone();
+        *self
+            .mentioned
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = mentioned.clone();
         let mut found = HashMap::new();
         for name in mentioned {
             match addresses.resolve_name(&name, NameKind::Vm).await {
@@ -70,9 +92,15 @@ impl Book {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::debug!(vm = %name, error = %p2pvm_host::chain(&error), "not found out whose name it is");
+                    tracing::debug!(vm = %name, error = %p2pvm_host::chain(&error), "not found \
+                        out whose name it is");
                     let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-                    found.extend(names.iter().filter(|(_, known)| **known == name).map(|(vm, known)| (*vm, known.clone())));
+                    found.extend(
+                        names
+                            .iter()
+                            .filter(|(_, known)| **known == name)
+                            .map(|(vm, known)| (*vm, known.clone())),
+                    );
                 }
             }
         }
@@ -82,21 +110,35 @@ impl Book {
     /// A member as its certificate says, if that has been seen.
     pub fn member(&self, id: MemberId) -> Who {
         match self.control.certificate(id) {
-            Some(certificate) => Who::Member { id, name: certificate.name().to_owned(), groups: certificate.groups().clone() },
+            Some(certificate) => Who::Member {
+                id,
+                name: certificate.name().to_owned(),
+                groups: certificate.groups().clone(),
+            },
             None => Who::Unknown,
         }
     }
 
     /// A VM with its name, if it holds one that a rule mentions.
     pub fn vm(&self, id: VmId) -> Who {
-        let name = self.names.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        let name = self
+            .names
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned();
         Who::Vm { id, name }
     }
 }
 
 impl Directory for Book {
     fn who(&self, addr: &IpAddr) -> Who {
-        let owner = self.owners.read().unwrap_or_else(PoisonError::into_inner).get(addr).copied();
+        let owner = self
+            .owners
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(addr)
+            .copied();
         match owner {
             Some(Subject::Member(id)) => self.member(id),
             Some(Subject::Vm(id)) => self.vm(id),

@@ -1,6 +1,7 @@
-//! What is to be undone on this machine, as the program keeps it: the journal of the kernel's changes ([`p2pvm_host::journal`]) with
-//! what the part for names changed beside them. Each change is written down before it is made, so that whoever comes next (this
-//! daemon at its end, its guardian after a kill, the next daemon, or `p2pvm down`) can put things back.
+//! What is to be undone on this machine, as the program keeps it: the journal of the kernel's
+//! changes ([`p2pvm_host::journal`]) with what the part for names changed beside them. Each change
+//! is written down before it is made, so that whoever comes next (this daemon at its end, its
+//! guardian after a kill, the next daemon, or `p2pvm down`) can put things back.
 
 use super::resolver::{self, NamesChanged};
 use crate::{
@@ -18,7 +19,8 @@ pub fn journal(layout: &Layout) -> Journal {
     Journal::at(layout.undo())
 }
 
-/// What the part for names has written down; words of another version that it does not know count as none.
+/// What the part for names has written down; words of another version that it does not know count
+/// as none.
 fn names(entries: &Entries) -> NamesChanged {
     let mut names: NamesChanged = match &entries.names {
         serde_json::Value::Null => NamesChanged::default(),
@@ -34,7 +36,11 @@ fn names(entries: &Entries) -> NamesChanged {
 
 fn set_names(entries: &mut Entries, names: &NamesChanged) -> serde_json::Result<()> {
     entries.resolv_conf = None;
-    entries.names = if *names == NamesChanged::default() { serde_json::Value::Null } else { serde_json::to_value(names)? };
+    entries.names = if *names == NamesChanged::default() {
+        serde_json::Value::Null
+    } else {
+        serde_json::to_value(names)?
+    };
     Ok(())
 }
 
@@ -47,12 +53,17 @@ pub fn note_names(layout: &Layout, change: impl FnOnce(&mut NamesChanged)) -> Ou
             change(&mut names);
             failed = set_names(entries, &names).err();
         })
-        .doing(format_args!("writing down in {} what is to be undone", layout.undo().display()))?;
-    failed.map_or(Ok(()), Err).doing("writing down what is to be undone")
+        .doing(format_args!(
+            "writing down in {} what is to be undone",
+            layout.undo().display()
+        ))?;
+    failed
+        .map_or(Ok(()), Err)
+        .doing("writing down what is to be undone")
 }
 
-/// Puts everything back that is written down. What cannot be put back is logged and stays written down. `may` is asked once
-/// nobody else can write: false leaves everything as it is.
+/// Puts everything back that is written down. What cannot be put back is logged and stays written
+/// down. `may` is asked once nobody else can write: false leaves everything as it is.
 pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
     if !layout.undo().exists() {
         return;
@@ -60,7 +71,9 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
     let journal = journal(layout);
     let mut held = match journal.hold() {
         Ok(held) => held,
-        Err(error) => return tracing::warn!(%error, "what was changed on this machine is not undone"),
+        Err(error) => {
+            return tracing::warn!(%error, "what was changed on this machine is not undone");
+        }
     };
     if held.entries.is_empty() || !may() {
         return;
@@ -82,18 +95,23 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
     }
 }
 
-/// Puts everything back that is written down, and removes what somebody has saved of it and loaded again since it was undone.
+/// Puts everything back that is written down, and removes what somebody has saved of it and loaded
+/// again since it was undone.
 pub fn undo(layout: &Layout) {
     undo_if(layout, || true);
     remove_revived();
 }
 
-/// Removes firewall rules of networks that are not here: somebody saved them with his own and loaded them again. How many.
+/// Removes firewall rules of networks that are not here: somebody saved them with his own and
+/// loaded them again. How many.
 pub fn remove_revived() -> usize {
     match kernel::remove_revived() {
         Ok(0) => 0,
         Ok(count) => {
-            tracing::info!(count, "removed firewall rules of p2pvm's that were loaded again when it had gone");
+            tracing::info!(
+                count,
+                "removed firewall rules of p2pvm's that were loaded again when it had gone"
+            );
             count
         }
         Err(error) => {
@@ -129,7 +147,11 @@ mod tests {
         let layout = Layout::at(dir.path());
         let list = dir.path().join("resolv.conf");
         fs::write(&list, "nameserver 192.0.2.1\n").unwrap();
-        fs::write(layout.undo(), serde_json::json!({ "forwarding": null, "resolv_conf": list }).to_string()).unwrap();
+        fs::write(
+            layout.undo(),
+            serde_json::json!({ "forwarding": null, "resolv_conf": list }).to_string(),
+        )
+        .unwrap();
         assert_eq!(names(&journal(&layout).load()).resolv_conf, Some(list));
         undo(&layout);
         assert!(!layout.undo().exists());

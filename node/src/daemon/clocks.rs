@@ -1,5 +1,6 @@
-//! Puts on the board how far this machine's clock is from the members'. What runs here does not depend on it; people, logs and
-//! programs beside p2pvm do, and so does what this machine signs before it has met anybody.
+//! Puts on the board how far this machine's clock is from the members'. What runs here does not
+//! depend on it; people, logs and programs beside p2pvm do, and so does what this machine signs
+//! before it has met anybody.
 
 use super::Parts;
 use crate::clock;
@@ -17,7 +18,8 @@ pub async fn watch(parts: Arc<Parts>) {
     let mut said = None;
     loop {
         let finding = NetworkTime::of_process().skew().and_then(finding);
-        // The amount changes by milliseconds from look to look; a change worth a line changes the words.
+        // The amount changes by milliseconds from look to look; a change worth a line changes the
+        // words.
         if finding != said {
             parts.board.set(AREA, finding.clone().into_iter().collect());
             said = finding;
@@ -32,13 +34,20 @@ fn finding(skew: Skew) -> Option<Finding> {
     if by < clock::TOLERANCE {
         return None;
     }
-    let side = if skew.ahead_ms < 0 { "behind" } else { "ahead of" };
+    let side = if skew.ahead_ms < 0 {
+        "behind"
+    } else {
+        "ahead of"
+    };
     let of = match skew.members {
         1 => "that of the one member asked; one of the two is wrong".to_owned(),
         members => format!("the members' (of {members})"),
     };
     // Minutes are enough: seconds would be another finding at each look where a clock runs fast.
-    let found = format!("this machine's clock is {} {side} {of}", clock::span(Duration::from_secs((by.as_secs() + 30) / 60 * 60)));
+    let found = format!(
+        "this machine's clock is {} {side} {of}",
+        clock::span(Duration::from_secs((by.as_secs() + 30) / 60 * 60))
+    );
     // Nothing here fails by it: the network's time is the members'.
     Some(Finding::warning(found, clock::SET))
 }
@@ -50,14 +59,36 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_off_is_named_with_the_amount_the_side_and_the_remedy() {
-        let skew = |ahead_s: i64, members| Skew { ahead_ms: ahead_s * 1000, members };
+        let skew = |ahead_s: i64, members| Skew {
+            ahead_ms: ahead_s * 1000,
+            members,
+        };
         assert_eq!(finding(skew(30, 5)), None);
         let ahead = finding(skew(23 * 3600 + 4 * 60 + 7, 5)).unwrap();
-        assert_eq!(ahead.found, "this machine's clock is 23 h 4 min ahead of the members' (of 5)");
-        assert!(ahead.level == Level::Warning && ahead.advice.contains("set-ntp"), "{ahead:?}");
+        assert_eq!(
+            ahead.found,
+            "this machine's clock is 23 h 4 min ahead of the members' (of 5)"
+        );
+        assert!(
+            ahead.level == Level::Warning && ahead.advice.contains("set-ntp"),
+            "{ahead:?}"
+        );
         let behind = finding(skew(-130, 1)).unwrap();
-        assert!(behind.level == Level::Warning && behind.found.contains("2 min behind that of the one member"), "{behind:?}");
-        assert_eq!(finding(skew(-100, 1)), finding(skew(-149, 1)), "it is one finding, not one a look");
-        assert!(finding(skew(86_398, 2)).unwrap().found.contains(" 1 d ahead"));
+        assert!(
+            behind.level == Level::Warning
+                && behind.found.contains("2 min behind that of the one member"),
+            "{behind:?}"
+        );
+        assert_eq!(
+            finding(skew(-100, 1)),
+            finding(skew(-149, 1)),
+            "it is one finding, not one a look"
+        );
+        assert!(
+            finding(skew(86_398, 2))
+                .unwrap()
+                .found
+                .contains(" 1 d ahead")
+        );
     }
 }

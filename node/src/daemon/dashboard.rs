@@ -1,4 +1,5 @@
-//! What the web dashboard needs of the daemon: where it may listen, who may knock, and this member as it tells of itself.
+//! What the web dashboard needs of the daemon: where it may listen, who may knock, and this member
+//! as it tells of itself.
 
 use super::Daemon;
 use crate::web::view::{Link, MAX_DECISIONS, MAX_LINKS, Sight};
@@ -37,7 +38,8 @@ impl Daemon {
         }
     }
 
-    /// This member as it tells of itself: the links that carry something, the nearest first, and its newest decisions.
+    /// This member as it tells of itself: the links that carry something, the nearest first, and
+    /// its newest decisions.
     pub(super) fn sight(&self) -> Sight {
         let links = self.parts.control.peers().into_iter().filter_map(|peer| {
             let link = self.parts.plane.path(peer.member)?;
@@ -46,16 +48,28 @@ impl Daemon {
                 Path::Direct(_) => "direct".to_owned(),
                 other => self.path_text(other),
             };
-            Some(Link { to: peer.member.short(), path, rtt_ms: link.rtt.map(|rtt| (rtt.as_secs_f64() * 1e4).round() / 10.0) })
+            Some(Link {
+                to: peer.member.short(),
+                path,
+                rtt_ms: link.rtt.map(|rtt| (rtt.as_secs_f64() * 1e4).round() / 10.0),
+            })
         });
         let mut links: Vec<Link> = links.collect();
-        links.sort_by(|a, b| a.rtt_ms.unwrap_or(f64::MAX).total_cmp(&b.rtt_ms.unwrap_or(f64::MAX)));
+        links.sort_by(|a, b| {
+            a.rtt_ms
+                .unwrap_or(f64::MAX)
+                .total_cmp(&b.rtt_ms.unwrap_or(f64::MAX))
+        });
         links.truncate(MAX_LINKS);
         let mut decisions = self.manager.decisions(MAX_DECISIONS);
         for decision in &mut decisions {
             // The sentence has what a person reads.
             decision.explained.details = serde_json::Value::Null;
         }
-        Sight { member: self.as_member(), links, decisions }
+        Sight {
+            member: self.as_member(),
+            links,
+            decisions,
+        }
     }
 }

@@ -1,5 +1,6 @@
-//! Moves the VMs of this host elsewhere: a few at a time, the smallest first, each to the member that was given least so far. A move
-//! that fails is tried with other members and then left; the other VMs go on. Why so: docs/decisions/0033.
+//! Moves the VMs of this host elsewhere: a few at a time, the smallest first, each to the member
+//! that was given least so far. A move that fails is tried with other members and then left; the
+//! other VMs go on. Why so: docs/decisions/0033.
 
 use super::Daemon;
 use crate::{
@@ -27,7 +28,8 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// VMs moved at a time. Reason: a move waits for most of its time, for the target and for round trips; many share one uplink.
+/// VMs moved at a time. Reason: a move waits for most of its time, for the target and for round
+/// trips; many share one uplink.
 const LANES: usize = 2;
 /// Members that one VM is offered to before it stays.
 const TRIES: usize = 3;
@@ -49,10 +51,13 @@ struct Places {
 }
 
 impl Places {
-    /// The member for a VM of so many MiB: of `known`, best first, the one that was given least; none that was `tried`.
+    /// The member for a VM of so many MiB: of `known`, best first, the one that was given least;
+    /// none that was `tried`.
     fn choose(&mut self, known: &[MemberId], tried: &[MemberId], mib: u64) -> Option<MemberId> {
         let free = known.iter().filter(|member| !tried.contains(member));
-        let best = free.min_by_key(|member| self.given.get(member).copied().unwrap_or_default()).copied()?;
+        let best = free
+            .min_by_key(|member| self.given.get(member).copied().unwrap_or_default())
+            .copied()?;
         *self.given.entry(best).or_default() += mib;
         Some(best)
     }
@@ -81,8 +86,8 @@ fn in_order(mut vms: Vec<VmStatus>) -> Vec<VmStatus> {
 }
 
 impl Daemon {
-    /// Moves every VM that runs here elsewhere; what stays is named with the reason. A second call waits for the first and then
-    /// moves what is left.
+    /// Moves every VM that runs here elsewhere; what stays is named with the reason. A second call
+    /// waits for the first and then moves what is left.
     pub async fn drain(&self, reporter: &Reporter) -> Outcome<DrainAnswer> {
         let _one = self.drains.one.lock().await;
         self.drains.stopped.store(false, Ordering::Release);
@@ -90,14 +95,25 @@ impl Daemon {
         let places = Mutex::new(Places::default());
         let (mut handled, mut moved, mut stayed) = (BTreeSet::new(), Vec::new(), Vec::new());
         loop {
-            let runs = |vm: &VmStatus| matches!(vm.state, VmState::Running | VmState::Leaving | VmState::Paused) || vm.still.is_some();
-            let left: Vec<_> = self.host.list().into_iter().filter(|vm| runs(vm) && !handled.contains(&vm.name)).collect();
+            let runs = |vm: &VmStatus| {
+                matches!(
+                    vm.state,
+                    VmState::Running | VmState::Leaving | VmState::Paused
+                ) || vm.still.is_some()
+            };
+            let left: Vec<_> = self
+                .host
+                .list()
+                .into_iter()
+                .filter(|vm| runs(vm) && !handled.contains(&vm.name))
+                .collect();
             if left.is_empty() {
                 break;
             }
             handled.extend(left.iter().map(|vm| vm.name.clone()));
             let all = handled.len();
-            let moves = stream::iter(in_order(left)).map(|vm| self.move_away(vm, &places, reporter));
+            let moves =
+                stream::iter(in_order(left)).map(|vm| self.move_away(vm, &places, reporter));
             let mut moves = moves.buffer_unordered(LANES);
             while let Some((name, end)) = moves.next().await {
                 let vm = match end {
@@ -113,15 +129,32 @@ impl Daemon {
                     End::Gone => continue,
                 };
                 // Whoever asked may have gone; the drain goes on.
-                let _ = reporter.item(&DrainItem { done: moved.len() + stayed.len(), of: all, vm }).await;
+                let _ = reporter
+                    .item(&DrainItem {
+                        done: moved.len() + stayed.len(),
+                        of: all,
+                        vm,
+                    })
+                    .await;
             }
         }
-        let stopped: Vec<String> = self.host.list().into_iter().filter(|vm| vm.state == VmState::Stopped).map(|vm| vm.name).collect();
+        let stopped: Vec<String> = self
+            .host
+            .list()
+            .into_iter()
+            .filter(|vm| vm.state == VmState::Stopped)
+            .map(|vm| vm.name)
+            .collect();
         let cancelled = self.drains.stopped.load(Ordering::Acquire);
         if cancelled {
             self.manager.accept(true);
         }
-        Ok(DrainAnswer { cancelled, moved, stayed, stopped })
+        Ok(DrainAnswer {
+            cancelled,
+            moved,
+            stayed,
+            stopped,
+        })
     }
 
     /// Begins no more moves; those that run end as they do.
@@ -142,26 +175,53 @@ impl Daemon {
         known
     }
 
-    async fn move_away(&self, vm: VmStatus, places: &Mutex<Places>, reporter: &Reporter) -> (String, End) {
+    async fn move_away(
+        &self,
+        vm: VmStatus,
+        places: &Mutex<Places>,
+        reporter: &Reporter,
+    ) -> (String, End) {
         let (name, mib) = (vm.name.clone(), vm.definition.memory_mib);
         let lock = || places.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut tried, mut why) = (Vec::new(), "no other member is connected that could take it".to_owned());
+        let (mut tried, mut why) = (
+            Vec::new(),
+            "no other member is connected that could take it".to_owned(),
+        );
         while tried.len() < TRIES {
             if self.drains.stopped.load(Ordering::Acquire) {
-                return (name, End::Stays("not begun: the drain was stopped".to_owned()));
+                return (
+                    name,
+                    End::Stays("not begun: the drain was stopped".to_owned()),
+                );
             }
             match self.here_now(&name).await.map(|vm| vm.state) {
                 None => return (name, End::Gone),
                 Some(VmState::Running) => {}
-                Some(_) => return (name, End::Stays("it does not run: only a running VM moves".to_owned())),
+                Some(_) => {
+                    return (
+                        name,
+                        End::Stays("it does not run: only a running VM moves".to_owned()),
+                    );
+                }
             }
-            let Some(to) = lock().choose(&self.places_for(&vm), &tried, mib) else { break };
+            let Some(to) = lock().choose(&self.places_for(&vm), &tried, mib) else {
+                break;
+            };
             tried.push(to);
             reporter.phase(&format!("{name} to {}", self.name_of(to)));
             let progress = watch::Sender::default();
-            self.manager.moves.follow(&name, self.name_of(to), &progress);
-            let occasion = Occasion { cause: "drain", ..Occasion::default() };
-            match self.host.migrate_because(occasion, &name, to, MigrateOptions::default(), progress).await {
+            self.manager
+                .moves
+                .follow(&name, self.name_of(to), &progress);
+            let occasion = Occasion {
+                cause: "drain",
+                ..Occasion::default()
+            };
+            match self
+                .host
+                .migrate_because(occasion, &name, to, MigrateOptions::default(), progress)
+                .await
+            {
                 Ok(outcome) => {
                     match self.moved(&outcome) {
                         Ok(vm) => return (name, End::Moved(vm)),
@@ -208,6 +268,10 @@ mod tests {
         assert_eq!((choose(&[a], 512), choose(&[a, b], 64)), (Some(b), None));
         places.give_back(b, 512);
         places.give_back(b, 256);
-        assert_eq!(places.choose(&[a, b], &[], 64), Some(b), "what it refused does not count");
+        assert_eq!(
+            places.choose(&[a, b], &[], 64),
+            Some(b),
+            "what it refused does not count"
+        );
     }
 }

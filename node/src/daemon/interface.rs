@@ -1,5 +1,5 @@
-//! Puts on the board what is wrong with this host's interface, or with a guest's, and cannot be put back; and that something leads
-//! the tunnel's own packets into the tunnel.
+//! Puts on the board what is wrong with this host's interface, or with a guest's, and cannot be put
+//! back; and that something leads the tunnel's own packets into the tunnel.
 
 use super::{Parts, proof};
 use p2pvm_host::Finding;
@@ -28,16 +28,33 @@ pub async fn watch(parts: Arc<Parts>) {
     }
 }
 
-fn findings(faults: Vec<String>, last_loop: Option<(Instant, SocketAddr)>, now: Instant) -> Vec<Finding> {
-    let fault = |found| Finding::failed(found, "'p2pvm doctor --fix'; if that does not help, 'p2pvm down && p2pvm up --detach'");
+fn findings(
+    faults: Vec<String>,
+    last_loop: Option<(Instant, SocketAddr)>,
+    now: Instant,
+) -> Vec<Finding> {
+    let fault = |found| {
+        Finding::failed(
+            found,
+            "'p2pvm doctor --fix'; if that does not help, 'p2pvm down && p2pvm up --detach'",
+        )
+    };
     let mut found: Vec<Finding> = faults.into_iter().map(fault).collect();
     if let Some((at, to)) = last_loop
         && now.duration_since(at) < LOOP_LASTS
     {
         // The port changes from packet to packet, the finding does not.
         found.push(Finding::warning(
-            format!("a route of this machine leads packets of the tunnel itself, to {}, into the tunnel: they are dropped", to.ip()),
-            format!("'ip route get {}' shows the route; take it away, or see 'p2pvm route list'", to.ip()),
+            format!(
+                "a route of this machine leads packets of the tunnel itself, to {}, into the \
+                tunnel: they are dropped",
+                to.ip()
+            ),
+            format!(
+                "'ip route get {}' shows the route; take it away, or see 'p2pvm route \
+                list'",
+                to.ip()
+            ),
         ));
     }
     found
@@ -59,16 +76,36 @@ mod tests {
         let now = Instant::now();
         let to: SocketAddr = "198.18.3.10:4002".parse().unwrap();
         let found = findings(vec!["p2pvm0 cannot be made".into()], Some((now, to)), now);
-        assert_eq!(found.iter().map(|finding| finding.level).collect::<Vec<_>>(), [Level::Failed, Level::Warning]);
-        assert!(found[1].found.contains("198.18.3.10") && found.iter().all(|finding| !finding.advice.is_empty()), "{found:?}");
+        assert_eq!(
+            found
+                .iter()
+                .map(|finding| finding.level)
+                .collect::<Vec<_>>(),
+            [Level::Failed, Level::Warning]
+        );
+        assert!(
+            found[1].found.contains("198.18.3.10")
+                && found.iter().all(|finding| !finding.advice.is_empty()),
+            "{found:?}"
+        );
         assert_eq!(findings(vec![], Some((now, to)), now + LOOP_LASTS), []);
     }
 
     #[test]
     fn what_a_rule_leads_past_the_device_is_said_once_with_what_shows_the_rule() {
-        let way = |addr: &str| Unproved::Elsewhere { device: "p2pvm0".into(), addr: addr.parse().unwrap(), through: "eth0".into() };
+        let way = |addr: &str| Unproved::Elsewhere {
+            device: "p2pvm0".into(),
+            addr: addr.parse().unwrap(),
+            through: "eth0".into(),
+        };
         let found: Vec<Finding> = past_the_device(&[way("10.83.0.1"), way("fd77::1")]).collect();
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].found.contains("fd77::1 leave by eth0 instead of p2pvm0") && found[0].advice.contains("ip rule"), "{found:?}");
+        assert!(
+            found[0]
+                .found
+                .contains("fd77::1 leave by eth0 instead of p2pvm0")
+                && found[0].advice.contains("ip rule"),
+            "{found:?}"
+        );
     }
 }

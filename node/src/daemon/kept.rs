@@ -1,8 +1,9 @@
-//! The lease that this host held last, so that a restart has its address at once and not only when enough members are
-//! connected to claim it anew.
+//! The lease that this host held last, so that a restart has its address at once and not only when
+//! enough members are connected to claim it anew.
 //!
-//! As long as the lease lasts, the network's records name this member as the holder: nobody else is given the address. The
-//! claim follows all the same and decides; what it finds takes the place of what was kept. A lost file costs the wait.
+//! As long as the lease lasts, the network's records name this member as the holder: nobody else is
+//! given the address. The claim follows all the same and decides; what it finds takes the place of
+//! what was kept. A lost file costs the wait.
 
 use crate::layout::{read_if_there, write_atomically};
 use p2pvm_dhcp::Lease;
@@ -30,11 +31,15 @@ impl Kept {
 
     /// Remembers a lease that was claimed or renewed.
     pub async fn set(&self, lease: &Lease) {
-        let Ok(bytes) = postcard::to_allocvec(lease) else { return };
+        let Ok(bytes) = postcard::to_allocvec(lease) else {
+            return;
+        };
         let file = self.0.clone();
-        let written = tokio::task::spawn_blocking(move || write_atomically(&file, &bytes, 0o600)).await;
+        let written =
+            tokio::task::spawn_blocking(move || write_atomically(&file, &bytes, 0o600)).await;
         if let Ok(Err(error)) = written {
-            tracing::warn!(%error, "the lease is not remembered: the next start waits for its claim");
+            tracing::warn!(%error, "the lease is not remembered: the next start waits for its \
+                claim");
         }
     }
 
@@ -52,8 +57,20 @@ mod tests {
     use p2pvm_overlay::{Epoch, MemberId};
 
     fn lease(expires: UnixTime) -> Lease {
-        let holder = Holder { member: MemberId([7; 32]), epoch: Epoch(0), vm: None, name: "a".into() };
-        Lease { v4: [10, 1, 2, 3].into(), prefix: 16, v6: None, holder, expires, version: 4 }
+        let holder = Holder {
+            member: MemberId([7; 32]),
+            epoch: Epoch(0),
+            vm: None,
+            name: "a".into(),
+        };
+        Lease {
+            v4: [10, 1, 2, 3].into(),
+            prefix: 16,
+            v6: None,
+            holder,
+            expires,
+            version: 4,
+        }
     }
 
     #[tokio::test]
@@ -64,7 +81,8 @@ mod tests {
         let lasting = lease(UnixTime::now().plus(1800));
         kept.set(&lasting).await;
         assert_eq!(kept.read(), Some(lasting));
-        kept.set(&lease(UnixTime::now().plus(MARGIN_SECONDS / 2))).await;
+        kept.set(&lease(UnixTime::now().plus(MARGIN_SECONDS / 2)))
+            .await;
         assert_eq!(kept.read(), None, "another may have it soon");
         std::fs::write(dir.path().join("lease"), b"nonsense").unwrap();
         assert_eq!(kept.read(), None);

@@ -1,5 +1,5 @@
-//! One daemon a state directory: a lock on `daemon.pid` that the kernel drops with the process, so that
-//! a killed daemon leaves no stale lock.
+//! One daemon a state directory: a lock on `daemon.pid` that the kernel drops with the process, so
+//! that a killed daemon leaves no stale lock.
 
 use crate::{
     failure::{Doing, Failure, Outcome},
@@ -25,7 +25,12 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub struct DaemonLock(#[allow(dead_code, reason = "held for its Drop")] Flock<File>);
 
 fn open(layout: &Layout) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(layout.lock())
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(layout.lock())
 }
 
 impl DaemonLock {
@@ -33,7 +38,8 @@ impl DaemonLock {
     pub fn take(layout: &Layout) -> Outcome<Self> {
         let began = Instant::now();
         let mut lock = loop {
-            let file = open(layout).doing(format_args!("cannot open {}", layout.lock().display()))?;
+            let file =
+                open(layout).doing(format_args!("cannot open {}", layout.lock().display()))?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => break lock,
                 Err(_) if began.elapsed() < DYING => std::thread::sleep(DYING / 50),
@@ -60,24 +66,37 @@ fn taken(layout: &Layout) -> Failure {
     if (is_held_still(layout) || !answers(layout))
         && let Some((found, advice)) = silence(layout)
     {
-        return Failure::refused(format!("a daemon already runs for {dir} and hangs: {found}: {advice}"));
+        return Failure::refused(format!(
+            "a daemon already runs for {dir} and hangs: {found}: {advice}"
+        ));
     }
     let who = holder(layout).map_or("another process".to_owned(), |pid| format!("process {pid}"));
-    Failure::refused(format!("a daemon already runs for {dir} ({who}); stop it with 'p2pvm down'"))
+    Failure::refused(format!(
+        "a daemon already runs for {dir} ({who}); stop it with 'p2pvm down'"
+    ))
 }
 
 /// Whether the daemon says anything on its socket in time, or has not opened it yet.
 fn answers(layout: &Layout) -> bool {
     let (socket, (tell, told)) = (layout.socket(), mpsc::channel());
-    // A connection to a socket whose queue is full waits without a limit: the thread then ends with the process.
+    // A connection to a socket whose queue is full waits without a limit: the thread then ends with
+    // the process.
     std::thread::spawn(move || {
         let heard = || -> io::Result<bool> {
             let mut stream = match UnixStream::connect(SocketPath::to(&socket)?.path()) {
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(true),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                    ) =>
+                {
+                    return Ok(true);
+                }
                 connected => connected?,
             };
             stream.set_read_timeout(Some(ANSWER))?;
-            stream.write_all(b"GET /status HTTP/1.1\r\nhost: p2pvm\r\nconnection: close\r\n\r\n")?;
+            stream
+                .write_all(b"GET /status HTTP/1.1\r\nhost: p2pvm\r\nconnection: close\r\n\r\n")?;
             Ok(stream.read(&mut [0; 16])? > 0)
         };
         let _ = tell.send(heard().unwrap_or(false));
@@ -96,11 +115,18 @@ pub fn holder(layout: &Layout) -> Option<u32> {
     }
 }
 
-/// Whether a process has not ended, or still holds what it had: its leader may be dead while another thread waits for a disk.
+/// Whether a process has not ended, or still holds what it had: its leader may be dead while
+/// another thread waits for a disk.
 pub fn lives(pid: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
     // In a container's directory the number is of another process here.
-    let name = |stat: &str| stat.split_once(" (").and_then(|(_, rest)| rest.rsplit_once(')')).map(|(name, _)| name.to_owned());
+    let name = |stat: &str| {
+        stat.split_once(" (")
+            .and_then(|(_, rest)| rest.rsplit_once(')'))
+            .map(|(name, _)| name.to_owned())
+    };
     let own = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     if name(&stat) != name(&own) {
         return false;
@@ -114,14 +140,18 @@ fn is_dead(stat: &str) -> bool {
     matches!(state_of(stat), Some('Z' | 'X' | 'x') | None)
 }
 
-/// What hinders this directory's daemon from answering, with the remedy, if one runs. To be asked when it has not answered.
+/// What hinders this directory's daemon from answering, with the remedy, if one runs. To be asked
+/// when it has not answered.
 pub fn silence(layout: &Layout) -> Option<(String, String)> {
     let pid = holder(layout)?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     Some(if is_stopped(&stat) {
         (
             format!("the daemon (process {pid}) is stopped"),
-            format!("let it go on with 'kill -CONT {pid}', or end it with 'p2pvm down --force'; guests run on"),
+            format!(
+                "let it go on with 'kill -CONT {pid}', or end it with 'p2pvm down --force'; \
+                    guests run on"
+            ),
         )
     } else {
         (
@@ -133,16 +163,24 @@ pub fn silence(layout: &Layout) -> Option<(String, String)> {
 
 /// Whether a signal or a debugger holds the daemon of this directory.
 pub fn is_held_still(layout: &Layout) -> bool {
-    let stat = holder(layout).map(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default());
+    let stat = holder(layout)
+        .map(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default());
     stat.is_some_and(|stat| is_stopped(&stat))
 }
 
-/// Whether the process of that number here has the directory's lock open: in a container the number is of another one.
+/// Whether the process of that number here has the directory's lock open: in a container the number
+/// is of another one.
 pub fn is_process_here(layout: &Layout, pid: u32) -> bool {
-    let Ok(lock) = std::fs::metadata(layout.lock()) else { return false };
-    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let Ok(lock) = std::fs::metadata(layout.lock()) else {
+        return false;
+    };
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
     let same = |about: std::fs::Metadata| (about.dev(), about.ino()) == (lock.dev(), lock.ino());
-    open.filter_map(|entry| std::fs::metadata(entry.path()).ok()).any(same)
+    open.filter_map(|entry| std::fs::metadata(entry.path()).ok())
+        .any(same)
 }
 
 /// By a process's line in /proc (proc_pid_stat(5)): a signal or a debugger holds it.
@@ -182,11 +220,19 @@ mod tests {
         let lock = DaemonLock::take(&layout).unwrap();
         assert_eq!(holder(&layout), Some(std::process::id()));
         let refused = DaemonLock::take(&layout).err().unwrap().message;
-        assert!(refused.contains("already runs") && refused.contains("'p2pvm down'") && !refused.contains("hangs"), "{refused}");
+        assert!(
+            refused.contains("already runs")
+                && refused.contains("'p2pvm down'")
+                && !refused.contains("hangs"),
+            "{refused}"
+        );
         // It takes connections and says nothing.
         let _socket = std::os::unix::net::UnixListener::bind(layout.socket()).unwrap();
         let refused = DaemonLock::take(&layout).err().unwrap().message;
-        assert!(refused.contains("does not answer") && refused.contains("p2pvm down --force"), "{refused}");
+        assert!(
+            refused.contains("does not answer") && refused.contains("p2pvm down --force"),
+            "{refused}"
+        );
         assert!(is_process_here(&layout, std::process::id()) && !is_process_here(&layout, 1));
         drop(lock);
         assert_eq!(holder(&layout), None);

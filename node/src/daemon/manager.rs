@@ -1,5 +1,5 @@
-//! Feeds the autonomic manager: measures this host and its guests, carries its gossip and offers, and
-//! starts the migrations that it and the chosen peer have agreed on. Decides nothing itself.
+//! Feeds the autonomic manager: measures this host and its guests, carries its gossip and offers,
+//! and starts the migrations that it and the chosen peer have agreed on. Decides nothing itself.
 
 use super::{Parts, load::Meter, moves::Moves};
 use crate::{
@@ -7,7 +7,10 @@ use crate::{
     config::Config,
 };
 use async_trait::async_trait;
-use p2pvm_autonomic::{Explanation, Input, LocalLoad, Manager as Machine, Message, MigrationEnd, Millis, Output, Talk, VmLoad};
+use p2pvm_autonomic::{
+    Explanation, Input, LocalLoad, Manager as Machine, Message, MigrationEnd, Millis, Output, Talk,
+    VmLoad,
+};
 use p2pvm_overlay::{Fabric, MemberId, Serve, VmId};
 use p2pvm_vm_manager::{
     host::{Host, VmState},
@@ -61,7 +64,11 @@ impl Manager {
         let mut placement = config.placement.clone();
         placement.enabled &= config.autonomic;
         let tick = Duration::from_millis(placement.tick_ms);
-        let machine = Arc::new(Mutex::new(Machine::new(parts.me(), placement, rand::random())));
+        let machine = Arc::new(Mutex::new(Machine::new(
+            parts.me(),
+            placement,
+            rand::random(),
+        )));
         let manager = Arc::new(Self {
             parts,
             host,
@@ -74,8 +81,14 @@ impl Manager {
             guests: Mutex::default(),
             moves: Moves::default(),
         });
-        manager.parts.fabric().serve(SERVICE, Arc::new(Ear(manager.clone())));
-        manager.parts.fabric().serve(EXPLAIN, Arc::new(Witness(manager.clone())));
+        manager
+            .parts
+            .fabric()
+            .serve(SERVICE, Arc::new(Ear(manager.clone())));
+        manager
+            .parts
+            .fabric()
+            .serve(EXPLAIN, Arc::new(Witness(manager.clone())));
         manager
     }
 
@@ -102,7 +115,14 @@ impl Manager {
 
     /// Measures, ticks and carries out until the daemon ends.
     pub async fn run(self: Arc<Self>) {
-        let Some(mut outputs) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Some(mut outputs) = self
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        else {
+            return;
+        };
         let mut meter = Meter::new(self.cpus);
         let mut guests = Guests::default();
         let mut every = tokio::time::interval(self.tick);
@@ -111,7 +131,12 @@ impl Manager {
             tokio::select! {
                 _ = every.tick() => {
                     let load = self.measure(&mut meter, &mut guests).await;
-                    self.tell([Input::LocalLoad(load), Input::Neighbours(self.parts.fabric().connected()), Input::Tick]);
+                    self.tell(
+                        [
+                            Input::LocalLoad(load),
+                            Input::Neighbours(self.parts.fabric().connected()), Input::Tick
+                        ]
+                    );
                 }
                 Some(output) = outputs.recv() => self.carry_out(output),
             }
@@ -119,12 +144,29 @@ impl Manager {
     }
 
     async fn measure(&self, meter: &mut Meter, guests: &mut Guests) -> LocalLoad {
-        let busy: HashMap<VmId, bool> =
-            self.host.list().iter().map(|vm| (vm.definition.vm, vm.state != VmState::Running || vm.activity.is_some())).collect();
-        let used: Vec<_> = self.host.stats().await.vms.into_iter().map(|vm| (vm.vm, vm.machine.cpu_time, vm.memory_mib)).collect();
+        let busy: HashMap<VmId, bool> = self
+            .host
+            .list()
+            .iter()
+            .map(|vm| {
+                (
+                    vm.definition.vm,
+                    vm.state != VmState::Running || vm.activity.is_some(),
+                )
+            })
+            .collect();
+        let used: Vec<_> = self
+            .host
+            .stats()
+            .await
+            .vms
+            .into_iter()
+            .map(|vm| (vm.vm, vm.machine.cpu_time, vm.memory_mib))
+            .collect();
         let mut vms = guests.sample(&used, &busy);
         self.note_traffic(&mut vms);
-        *self.guests.lock().unwrap_or_else(PoisonError::into_inner) = vms.iter().map(|vm| (vm.vm, vm.cpu)).collect();
+        *self.guests.lock().unwrap_or_else(PoisonError::into_inner) =
+            vms.iter().map(|vm| (vm.vm, vm.cpu)).collect();
         let load = meter.sample(vms.iter().map(|vm| vm.cpu).sum());
         self.cpu.store(load.cpu.to_bits(), Ordering::Relaxed);
         LocalLoad {
@@ -144,7 +186,15 @@ impl Manager {
             .host
             .list()
             .iter()
-            .map(|vm| (vm.definition.vm, [vm.definition.address.v4.into(), vm.definition.address.v6.into()]))
+            .map(|vm| {
+                (
+                    vm.definition.vm,
+                    [
+                        vm.definition.address.v4.into(),
+                        vm.definition.address.v6.into(),
+                    ],
+                )
+            })
             .collect();
         for vm in vms {
             let mut rates: HashMap<MemberId, f64> = HashMap::new();
@@ -152,7 +202,11 @@ impl Manager {
             for (member, _, rate) in addresses.flat_map(|address| traffic.peers_of(*address)) {
                 *rates.entry(member).or_default() += rate;
             }
-            let talk = |(member, rate)| Talk { member, rate, place: self.parts.connector.coordinate(member) };
+            let talk = |(member, rate)| Talk {
+                member,
+                rate,
+                place: self.parts.connector.coordinate(member),
+            };
             vm.talks = rates.into_iter().map(talk).collect();
         }
     }
@@ -161,7 +215,12 @@ impl Manager {
         let this = self.clone();
         match output {
             Output::Send(to, message) => drop(tokio::spawn(async move {
-                if let Err(error) = this.parts.fabric().call(to, SERVICE, message.encode(), SEND_TIMEOUT).await {
+                if let Err(error) = this
+                    .parts
+                    .fabric()
+                    .call(to, SERVICE, message.encode(), SEND_TIMEOUT)
+                    .await
+                {
                     tracing::debug!(?to, %error, "gossip lost");
                 }
             })),
@@ -169,12 +228,20 @@ impl Manager {
                 let end = this.migrate(vm, to, &reason).await;
                 this.tell([Input::MigrationDone { vm, end }]);
             })),
-            Output::Explain(explanation) => tracing::info!(vm = %explanation.vm.short(), "{explanation}"),
+            Output::Explain(explanation) => {
+                tracing::info!(vm = %explanation.vm.short(), "{explanation}")
+            }
         }
     }
 
     async fn migrate(&self, vm: VmId, to: MemberId, reason: &Explanation) -> MigrationEnd {
-        let Some(name) = self.host.list().into_iter().find(|status| status.definition.vm == vm).map(|status| status.name) else {
+        let Some(name) = self
+            .host
+            .list()
+            .into_iter()
+            .find(|status| status.definition.vm == vm)
+            .map(|status| status.name)
+        else {
             return MigrationEnd::Failed;
         };
         tracing::info!(vm = %name, to = %to.short(), "moving: {reason}");
@@ -182,8 +249,17 @@ impl Manager {
         let certificate = self.parts.control.certificate(to);
         let called = certificate.map_or_else(|| to.short(), |c| c.name().to_owned());
         self.moves.follow(&name, called.clone(), &progress);
-        let why = Occasion { cause: "autonomic", reason: Some(self.named(reason)), called: Some(called), ..Occasion::default() };
-        match self.host.migrate_because(why, &name, to, MigrateOptions::default(), progress).await {
+        let why = Occasion {
+            cause: "autonomic",
+            reason: Some(self.named(reason)),
+            called: Some(called),
+            ..Occasion::default()
+        };
+        match self
+            .host
+            .migrate_because(why, &name, to, MigrateOptions::default(), progress)
+            .await
+        {
             Ok(outcome) if outcome.runs_on == RunsOn::Target => MigrationEnd::Moved,
             Ok(outcome) if outcome.cancelled => MigrationEnd::Cancelled,
             Ok(_) => MigrationEnd::Failed,
@@ -201,7 +277,11 @@ impl Manager {
 
     /// Processors that a guest here keeps busy, as measured last.
     pub fn cpu_of(&self, vm: VmId) -> Option<f64> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner).get(&vm).copied()
+        self.guests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&vm)
+            .copied()
     }
 
     /// The member with the least load among those this one knows of.
@@ -213,7 +293,10 @@ impl Manager {
     pub fn by_load(&self) -> Vec<MemberId> {
         let known = self.lock().status(now()).known;
         let connected = self.parts.fabric().connected();
-        let mut best: Vec<(MemberId, f32)> = known.into_iter().filter_map(|(member, load, _)| Some((member.parse().ok()?, load))).collect();
+        let mut best: Vec<(MemberId, f32)> = known
+            .into_iter()
+            .filter_map(|(member, load, _)| Some((member.parse().ok()?, load)))
+            .collect();
         best.retain(|(member, _)| connected.contains(member));
         best.sort_by(|a, b| a.1.total_cmp(&b.1));
         best.into_iter().map(|(member, _)| member).collect()
@@ -221,7 +304,11 @@ impl Manager {
 
     /// The members with room for a VM, best first.
     pub fn places_for(&self, vm: VmId) -> Vec<MemberId> {
-        self.lock().places_for(vm).into_iter().map(|place| place.member).collect()
+        self.lock()
+            .places_for(vm)
+            .into_iter()
+            .map(|place| place.member)
+            .collect()
     }
 
     /// Whether VMs are taken in from now on: not where this host is being drained.
@@ -239,12 +326,21 @@ impl Manager {
     pub fn decisions(&self, most: usize) -> Vec<Decided> {
         let mut told = self.lock().explanations();
         told.sort_by_key(|e| std::cmp::Reverse(e.at));
-        told.iter().take(most).map(|e| Decided { vm: e.vm.to_string(), explained: self.explained(e) }).collect()
+        told.iter()
+            .take(most)
+            .map(|e| Decided {
+                vm: e.vm.to_string(),
+                explained: self.explained(e),
+            })
+            .collect()
     }
 
     fn explained(&self, e: &Explanation) -> Explained {
         Explained {
-            at: humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_millis(e.at.0)).to_string(),
+            at: humantime::format_rfc3339_millis(
+                SystemTime::UNIX_EPOCH + Duration::from_millis(e.at.0),
+            )
+            .to_string(),
             host: String::new(),
             text: self.named(e),
             details: serde_json::to_value(e).unwrap_or_default(),
@@ -254,20 +350,39 @@ impl Manager {
     /// The explanation with the peer's name instead of its id.
     fn named(&self, explanation: &Explanation) -> String {
         let text = explanation.to_string();
-        match explanation.peer.and_then(|peer| Some((peer.short(), self.parts.control.certificate(peer)?.name().to_owned()))) {
+        match explanation.peer.and_then(|peer| {
+            Some((
+                peer.short(),
+                self.parts.control.certificate(peer)?.name().to_owned(),
+            ))
+        }) {
             Some((short, name)) => text.replace(&short, &name),
             None => text,
         }
     }
 
     /// What connected members decided about a VM.
-    pub async fn ask_explanations(&self, fabric: &dyn Fabric, vm: VmId) -> Vec<(MemberId, Vec<Explained>)> {
+    pub async fn ask_explanations(
+        &self,
+        fabric: &dyn Fabric,
+        vm: VmId,
+    ) -> Vec<(MemberId, Vec<Explained>)> {
         let members = fabric.connected();
         let asked = members.into_iter().map(|member| async move {
-            let answer = fabric.call(member, EXPLAIN, vm.0.to_vec(), SEND_TIMEOUT).await.ok()?;
-            Some((member, serde_json::from_slice::<Vec<Explained>>(&answer).ok()?))
+            let answer = fabric
+                .call(member, EXPLAIN, vm.0.to_vec(), SEND_TIMEOUT)
+                .await
+                .ok()?;
+            Some((
+                member,
+                serde_json::from_slice::<Vec<Explained>>(&answer).ok()?,
+            ))
         });
-        futures::future::join_all(asked).await.into_iter().flatten().collect()
+        futures::future::join_all(asked)
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }
 
@@ -276,13 +391,19 @@ impl Manager {
 struct Guests(HashMap<VmId, (Instant, Duration)>);
 
 impl Guests {
-    fn sample(&mut self, used: &[(VmId, Duration, u64)], busy: &HashMap<VmId, bool>) -> Vec<VmLoad> {
+    fn sample(
+        &mut self,
+        used: &[(VmId, Duration, u64)],
+        busy: &HashMap<VmId, bool>,
+    ) -> Vec<VmLoad> {
         let now = Instant::now();
         let mut fresh = HashMap::new();
         let mut loads = Vec::new();
         for (vm, cpu_time, memory_mib) in used {
             let cpu = match self.0.get(vm) {
-                Some((then, before)) if now > *then => cpu_time.saturating_sub(*before).as_secs_f64() / (now - *then).as_secs_f64(),
+                Some((then, before)) if now > *then => {
+                    cpu_time.saturating_sub(*before).as_secs_f64() / (now - *then).as_secs_f64()
+                }
                 _ => 0.0,
             };
             fresh.insert(*vm, (now, *cpu_time));
@@ -328,9 +449,18 @@ mod tests {
     fn a_guests_use_is_what_it_consumed_since_the_last_sample() {
         let vm = VmId([1; 32]);
         let mut guests = Guests::default();
-        assert_eq!(guests.sample(&[(vm, Duration::from_secs(10), 128)], &HashMap::new())[0].cpu, 0.0);
+        assert_eq!(
+            guests.sample(&[(vm, Duration::from_secs(10), 128)], &HashMap::new())[0].cpu,
+            0.0
+        );
         std::thread::sleep(Duration::from_millis(50));
-        let load = &guests.sample(&[(vm, Duration::from_secs(10) + Duration::from_millis(25), 128)], &HashMap::from([(vm, false)]))[0];
-        assert!(load.cpu > 0.05 && load.cpu <= 0.5 && load.movable, "{load:?}");
+        let load = &guests.sample(
+            &[(vm, Duration::from_secs(10) + Duration::from_millis(25), 128)],
+            &HashMap::from([(vm, false)]),
+        )[0];
+        assert!(
+            load.cpu > 0.05 && load.cpu <= 0.5 && load.movable,
+            "{load:?}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The daemon: what its parts share, its long-lived tasks, and the order in which it ends. How the parts are opened is in `open`;
-//! what a part does is the part's own matter.
+//! The daemon: what its parts share, its long-lived tasks, and the order in which it ends. How the
+//! parts are opened is in `open`; what a part does is the part's own matter.
 
 mod absent;
 mod admission;
@@ -89,12 +89,14 @@ use tokio::{
     task::JoinSet,
 };
 
-/// The packet plane's MTU: an IPv6 minimum path less our headers still carries it, and 1500 does with room.
+/// The packet plane's MTU: an IPv6 minimum path less our headers still carries it, and 1500 does
+/// with room.
 pub const MTU: u16 = 1340;
 
 /// Requests under way when the daemon is told to stop have this long.
 const CLOSING: Duration = Duration::from_millis(500);
-/// A daemon that has just ended or was killed gives its lock back before its port: the kernel takes it apart in an order of its own.
+/// A daemon that has just ended or was killed gives its lock back before its port: the kernel takes
+/// it apart in an order of its own.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
 /// Where it is remembered, until the host boots again, whether its KVM works.
 pub const HOST_FACTS: &str = "/run/p2pvm";
@@ -175,7 +177,9 @@ pub struct Daemon {
 /// Runs the daemon in the foreground until it is told to stop.
 pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::refused("the daemon needs root for its network interface and its guests: run it as root"));
+        return Err(Failure::refused(
+            "the daemon needs root for its network interface and its guests: run it as root",
+        ));
     }
     let began = Instant::now();
     membership::require_member(layout)?;
@@ -184,16 +188,22 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
     config.link_port = up.link_port.unwrap_or(config.link_port);
     config.accel = up.accel.clone().unwrap_or(config.accel);
     let lock = lock::DaemonLock::take(layout)?;
-    // The control plane goes on without a port that it does not get, and would be reached by nobody. Not a refusal: tried again later
-    // it may be free.
-    crate::preflight::free_ports(config.port, config.link_port).map_err(|failure| Failure::new(Kind::Failed, failure.message))?;
+    // The control plane goes on without a port that it does not get, and would be reached by
+    // nobody. Not a refusal: tried again later it may be free.
+    crate::preflight::free_ports(config.port, config.link_port)
+        .map_err(|failure| Failure::new(Kind::Failed, failure.message))?;
     // Before anything is changed or opened: it is to have none of it.
     let guardian = Guardian::start(layout)?;
     // What this node has to write for others is written on a full disk too.
     let reserve = reserve::keep(&layout.reserve());
-    let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG").unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
-    // A log whose disk is full loses lines; it must not end the daemon, as a complaint about that on the same file would.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
+    let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG")
+        .unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
+    // A log whose disk is full loses lines; it must not end the daemon, as a complaint about that
+    // on the same file would.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .log_internal_errors(false);
     log.with_writer(std::io::stderr).init();
     if let Some(renamed) = &config.renamed {
         tracing::warn!("{renamed}: rename it");
@@ -201,38 +211,53 @@ pub fn run(layout: &Layout, up: &UpArgs) -> Outcome<()> {
     if let Err(error) = reserve {
         tracing::warn!(%error, "no room can be kept for a full disk");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().doing("cannot start")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .doing("cannot start")?;
     let outcome = runtime.block_on(async {
         succession::complete(layout, &Notifier::from_env()).await?;
         serve(layout, config, membership::load(layout)?, began).await
     });
     runtime.shutdown_timeout(Duration::from_secs(2));
-    // After a failure the guardian undoes what may be left, when the last thread of this process has gone.
+    // After a failure the guardian undoes what may be left, when the last thread of this process
+    // has gone.
     let again = outcome?;
     guardian.goodbye();
     if !again {
         return Ok(());
     }
-    // The same process, so that a service manager sees one service; every descriptor but the log's closes with the program.
+    // The same process, so that a service manager sees one service; every descriptor but the log's
+    // closes with the program.
     drop(lock);
-    let cause = std::process::Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+    let cause = std::process::Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .exec();
     Err(cause).doing("cannot start again")
 }
 
 /// Serves until told to stop; true if the program is to start again.
-async fn serve(layout: &Layout, config: Config, membership: Membership, began: Instant) -> Outcome<bool> {
+async fn serve(
+    layout: &Layout,
+    config: Config,
+    membership: Membership,
+    began: Instant,
+) -> Outcome<bool> {
     let settings = config.clone();
     let (daemon, mut tasks) = open::open(layout, config, membership, began).await?;
     let listener = listen(layout)?;
     let dashboard = Dashboard::open(daemon.clone(), layout, &settings)?;
-    let served = api::server::local(daemon.clone()).merge(api::dashboard::routes(dashboard.clone()));
+    let served =
+        api::server::local(daemon.clone()).merge(api::dashboard::routes(dashboard.clone()));
     tasks.spawn(dashboard.serve());
     tracing::info!(member = %daemon.me(), network = %daemon.parts.network.name, "up");
     let told = notify::Notifier::from_env();
     let _telling = notify::keep_telling(told.clone(), layout.socket());
     // One signal ends the serving of new requests, and what is being answered a moment later.
     let signals = daemon.clone();
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).doing("listening for signals")?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .doing("listening for signals")?;
     tokio::spawn(async move {
         tokio::select! {
             _ = tokio::signal::ctrl_c() => {}
@@ -240,8 +265,10 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
         }
         signals.stop();
     });
-    let stopped = |mut stop: watch::Receiver<bool>| async move { drop(stop.wait_for(|stop| *stop).await) };
-    let serving = axum::serve(listener, served).with_graceful_shutdown(stopped(daemon.stop.subscribe()));
+    let stopped =
+        |mut stop: watch::Receiver<bool>| async move { drop(stop.wait_for(|stop| *stop).await) };
+    let serving =
+        axum::serve(listener, served).with_graceful_shutdown(stopped(daemon.stop.subscribe()));
     let closing = async {
         stopped(daemon.stop.subscribe()).await;
         tokio::time::sleep(CLOSING).await;
@@ -270,7 +297,12 @@ async fn serve(layout: &Layout, config: Config, membership: Membership, began: I
     // The socket goes with the daemon, so that the next command says that none runs.
     let _ = std::fs::remove_file(layout.socket());
     let _ = std::fs::remove_file(layout.dashboard_socket());
-    match daemon.expelled.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    match daemon
+        .expelled
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take()
+    {
         Some(failure) => Err(failure),
         None => Ok(daemon.again.load(Ordering::Acquire)),
     }
@@ -285,8 +317,10 @@ fn listen(layout: &Layout) -> Outcome<UnixListener> {
     let path = layout.socket();
     // Ours alone by the lock: a socket that is there is a dead daemon's.
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(within(&path)?.path()).doing(format_args!("opening {}", path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).doing("restricting the socket")?;
+    let listener = UnixListener::bind(within(&path)?.path())
+        .doing(format_args!("opening {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .doing("restricting the socket")?;
     Ok(listener)
 }
 
@@ -311,7 +345,11 @@ impl Daemon {
             resolver,
             names: parts.names.clone(),
             network: parts.network.id.to_string(),
-            own_name: format!("{}.{}", parts.certificate.name().to_ascii_lowercase(), parts.domain()),
+            own_name: format!(
+                "{}.{}",
+                parts.certificate.name().to_ascii_lowercase(),
+                parts.domain()
+            ),
             keeper: self.integration.keeper(),
         };
         tasks.spawn(async move { reach.serve_names(host).await });
@@ -346,22 +384,39 @@ impl Daemon {
         tasks
     }
 
-    async fn follow_plane(self: Arc<Self>, mut events: mpsc::Receiver<PlaneEvent>, ports: Arc<Ports>, want: mpsc::Sender<IpAddr>) {
+    async fn follow_plane(
+        self: Arc<Self>,
+        mut events: mpsc::Receiver<PlaneEvent>,
+        ports: Arc<Ports>,
+        want: mpsc::Sender<IpAddr>,
+    ) {
         while let Some(event) = events.recv().await {
             match event {
                 // A full queue drops the wish; the packet's sender repeats it.
                 PlaneEvent::Unresolved(ip) => drop(want.try_send(ip)),
                 PlaneEvent::GuestFrame { vm, frame } => ports.frame(vm, &frame),
                 PlaneEvent::PathChanged { member, path } => {
-                    tracing::info!(member = %self.name_of(member), path = %path.as_ref().map_or("none".to_owned(), |p| self.path_text(p)), "path")
+                    tracing::info!(
+                        member = %self.name_of(member),
+                        path = %path.as_ref().map_or("none".to_owned(), |p| self.path_text(p)),
+                        "path"
+                    )
                 }
-                PlaneEvent::StaleEpoch { addr, from, sent, known } => {
-                    tracing::warn!(%addr, from = %self.name_of(from), %sent, %known, "dropped packets of a fenced VM");
+                PlaneEvent::StaleEpoch {
+                    addr,
+                    from,
+                    sent,
+                    known,
+                } => {
+                    tracing::warn!(%addr, from = %self.name_of(from), %sent, %known, "dropped \
+                        packets of a fenced VM");
                     let reach = self.reach.clone();
                     tokio::spawn(async move { reach.tell_stale(addr, from, known).await });
                 }
                 PlaneEvent::MovedHint { addr, route } => {
-                    tracing::debug!(%addr, to = %self.name_of(route.member), epoch = %route.epoch, "moved")
+                    tracing::debug!(
+                        %addr, to = %self.name_of(route.member), epoch = %route.epoch, "moved"
+                    )
                 }
             }
         }
@@ -388,12 +443,19 @@ impl Daemon {
                     self.parts.notices.touch();
                 }
                 Ok(ControlEvent::ThisNodeRevoked) => {
-                    let expelled = expelled::sentence(&self.parts.trust, &self.parts.certificate, &Refusal::Revoked);
-                    *self.expelled.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::refused(expelled));
+                    let expelled = expelled::sentence(
+                        &self.parts.trust,
+                        &self.parts.certificate,
+                        &Refusal::Revoked,
+                    );
+                    *self.expelled.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(Failure::refused(expelled));
                     self.stop();
                     return;
                 }
-                Err(broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "events of the control plane were missed"),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "events of the control plane were missed")
+                }
                 Err(broadcast::error::RecvError::Closed) => return,
             }
         }
@@ -414,7 +476,10 @@ impl Daemon {
 
     fn note(&self, set: impl FnOnce(&mut api::types::StartTimes, u64)) {
         let elapsed = self.began.elapsed().as_millis() as u64;
-        set(&mut self.times.lock().unwrap_or_else(PoisonError::into_inner), elapsed);
+        set(
+            &mut self.times.lock().unwrap_or_else(PoisonError::into_inner),
+            elapsed,
+        );
     }
 
     /// Serves the VM part of the control API to other members, one connection a stream.
@@ -426,7 +491,8 @@ impl Daemon {
             while running.try_join_next().is_some() {}
             let service = hyper_util::service::TowerToHyperService::new(router.clone());
             running.spawn(async move {
-                let connection = hyper::server::conn::http1::Builder::new().serve_connection(hyper_util::rt::TokioIo::new(stream), service);
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service);
                 if let Err(error) = connection.with_upgrades().await {
                     tracing::debug!(?member, error = %chain(&error), "a member's request ended");
                 }

@@ -46,7 +46,9 @@ impl Daemon {
             reflexive: found.reflexive.map(|a| a.to_string()),
             udp_port: Some(found.udp_port),
             second_port: found.second_port,
-            mapped: found.mapped.map(|(addr, protocol)| format!("{addr} by {protocol}")),
+            mapped: found
+                .mapped
+                .map(|(addr, protocol)| format!("{addr} by {protocol}")),
             ipv6: found.nat6.is_some(),
             ipv6_nat: found.nat6.map(|nat| nat.to_string()),
             members,

@@ -1,9 +1,10 @@
-//! Tells the service manager how the daemon is (sd_notify(3)): READY=1 once the API answers, STATUS= in a line, WATCHDOG=1 as long
-//! as the daemon really works. Without `NOTIFY_SOCKET` nothing is said.
+//! Tells the service manager how the daemon is (sd_notify(3)): READY=1 once the API answers,
+//! STATUS= in a line, WATCHDOG=1 as long as the daemon really works. Without `NOTIFY_SOCKET`
+//! nothing is said.
 //!
-//! The watchdog is fed by a question to the daemon's own API, over its own socket: an answer proves that the runtime turns, that
-//! requests are accepted, and that the locks which a status takes are free. A daemon that hangs is killed and started anew; its
-//! guests run on.
+//! The watchdog is fed by a question to the daemon's own API, over its own socket: an answer proves
+//! that the runtime turns, that requests are accepted, and that the locks which a status takes are
+//! free. A daemon that hangs is killed and started anew; its guests run on.
 
 use crate::api::{client::Client, types::Status};
 use std::{
@@ -34,9 +35,16 @@ pub struct Notifier {
 impl Notifier {
     /// As the environment says; `WATCHDOG_PID` names the process it is meant for.
     pub fn from_env() -> Self {
-        let mine = std::env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
-        let micros = std::env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse().ok()).filter(|us| mine && *us > 0);
-        Self::new(std::env::var_os("NOTIFY_SOCKET"), micros.map(Duration::from_micros))
+        let mine =
+            std::env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
+        let micros = std::env::var("WATCHDOG_USEC")
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .filter(|us| mine && *us > 0);
+        Self::new(
+            std::env::var_os("NOTIFY_SOCKET"),
+            micros.map(Duration::from_micros),
+        )
     }
 
     fn new(path: Option<OsString>, watchdog: Option<Duration>) -> Self {
@@ -45,7 +53,8 @@ impl Notifier {
             [b'/', ..] => SocketAddr::from_pathname(&path).ok(),
             _ => None,
         });
-        let socket = address.and_then(|address| Some(Arc::new((UnixDatagram::unbound().ok()?, address))));
+        let socket =
+            address.and_then(|address| Some(Arc::new((UnixDatagram::unbound().ok()?, address))));
         Self { socket, watchdog }
     }
 
@@ -71,7 +80,11 @@ pub fn keep_telling(told: Notifier, api: PathBuf) -> Telling {
                 match tokio::time::timeout(every, ask(&api)).await {
                     Ok(Some(status)) => {
                         let first = if ready { "" } else { "READY=1\n" };
-                        let alive = if told.watchdog.is_some() { "WATCHDOG=1\n" } else { "" };
+                        let alive = if told.watchdog.is_some() {
+                            "WATCHDOG=1\n"
+                        } else {
+                            ""
+                        };
                         told.say(&format!("{first}{alive}STATUS={}", line(&status)));
                         ready = true;
                         silent.over();
@@ -100,7 +113,10 @@ fn line(status: &Status) -> String {
         word @ ("degraded" | "offline") => format!("{word}: {}; ", status.health.why),
         _ => String::new(),
     };
-    format!("{health}{} in {}: {address}, {} members connected, {} VMs", status.name, status.network, status.connected, status.running_vms)
+    format!(
+        "{health}{} in {}: {address}, {} members connected, {} VMs",
+        status.name, status.network, status.connected, status.running_vms
+    )
 }
 
 /// Ends the telling when it is dropped.
@@ -120,11 +136,29 @@ mod tests {
 
     #[test]
     fn the_line_of_the_service_manager_says_what_is_wrong() {
-        let mut status = Status { name: "attic".into(), network: "lab".into(), ..Status::default() };
-        status.health = crate::api::types::HealthView { word: "ok".into(), why: "all".into() };
-        assert!(line(&status).starts_with("attic in lab"), "{}", line(&status));
-        status.health = crate::api::types::HealthView { word: "degraded".into(), why: "p2pvm0 is down".into() };
-        assert!(line(&status).starts_with("degraded: p2pvm0 is down; attic"), "{}", line(&status));
+        let mut status = Status {
+            name: "attic".into(),
+            network: "lab".into(),
+            ..Status::default()
+        };
+        status.health = crate::api::types::HealthView {
+            word: "ok".into(),
+            why: "all".into(),
+        };
+        assert!(
+            line(&status).starts_with("attic in lab"),
+            "{}",
+            line(&status)
+        );
+        status.health = crate::api::types::HealthView {
+            word: "degraded".into(),
+            why: "p2pvm0 is down".into(),
+        };
+        assert!(
+            line(&status).starts_with("degraded: p2pvm0 is down; attic"),
+            "{}",
+            line(&status)
+        );
     }
 
     #[test]
@@ -134,8 +168,14 @@ mod tests {
         let name = format!("p2pvm-notify-{}", std::process::id());
         let by_name = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
         for (ear, said) in [
-            (UnixDatagram::bind(&path).unwrap(), path.clone().into_os_string()),
-            (UnixDatagram::bind_addr(&by_name).unwrap(), format!("@{name}").into()),
+            (
+                UnixDatagram::bind(&path).unwrap(),
+                path.clone().into_os_string(),
+            ),
+            (
+                UnixDatagram::bind_addr(&by_name).unwrap(),
+                format!("@{name}").into(),
+            ),
         ] {
             Notifier::new(Some(said), None).say("READY=1");
             let mut heard = [0; 64];

@@ -1,8 +1,9 @@
 //! Opens the daemon's parts, each after those that it needs, and wires them.
 
 use super::{
-    Daemon, HOST_FACTS, MTU, PORT_PATIENCE, Parts, absent::Absent, admission, admission::SlotAdmission, book::Book, changes, drain,
-    expelled, guests, kept::Kept, manager::Manager, policy::Policies, ports::Ports, proof, reach::Reach, resolver::Integration,
+    Daemon, HOST_FACTS, MTU, PORT_PATIENCE, Parts, absent::Absent, admission,
+    admission::SlotAdmission, book::Book, changes, drain, expelled, guests, kept::Kept,
+    manager::Manager, policy::Policies, ports::Ports, proof, reach::Reach, resolver::Integration,
     subnets::Subnets,
 };
 use crate::{
@@ -53,11 +54,25 @@ use tokio::{
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 const COLLECT_GRACE: Duration = Duration::from_secs(3600);
 
-/// What is wanted of this machine's kernel for the network, before any subnet is offered or accepted.
+/// What is wanted of this machine's kernel for the network, before any subnet is offered or
+/// accepted.
 fn wanted(parts: &Parts, config: &Config) -> Wanted {
-    let port = |address: &String| address.split_once("/udp/")?.1.split('/').next()?.parse().ok();
+    let port = |address: &String| {
+        address
+            .split_once("/udp/")?
+            .1
+            .split('/')
+            .next()?
+            .parse()
+            .ok()
+    };
     let control_port = match config.port {
-        0 => parts.control.listen_addrs().iter().find_map(port).unwrap_or(0),
+        0 => parts
+            .control
+            .listen_addrs()
+            .iter()
+            .find_map(port)
+            .unwrap_or(0),
         port => port,
     };
     let subnet = parts.network.subnet;
@@ -72,25 +87,35 @@ fn wanted(parts: &Parts, config: &Config) -> Wanted {
     }
 }
 
-/// Waits until the interface of a daemon that is just ending is gone; anybody else's is a reason not to start.
+/// Waits until the interface of a daemon that is just ending is gone; anybody else's is a reason
+/// not to start.
 async fn free_device(name: &str, network: &NetworkConfig) -> Outcome<()> {
     let began = Instant::now();
     loop {
         let whose = match owner::owner(name).doing("looking at this machine's interfaces")? {
             owner::Owner::Nobody | owner::Owner::Waiting => return Ok(()),
-            owner::Owner::Network(mark) if mark.network == network.id.to_string() => "another daemon of this network".to_owned(),
+            owner::Owner::Network(mark) if mark.network == network.id.to_string() => {
+                "another daemon of this network".to_owned()
+            }
             owner::Owner::Network(mark) => format!("the p2pvm network {}", mark.network),
             owner::Owner::Other(kind) => format!("another program ({kind})"),
         };
         if began.elapsed() > PORT_PATIENCE {
             let name_another = "choose another name with device = \"...\" in node.toml";
-            return Err(Failure::refused(format!("the interface {name} is there already and belongs to {whose}: {name_another}")));
+            return Err(Failure::refused(format!(
+                "the interface {name} is there already and belongs to {whose}: {name_another}"
+            )));
         }
         tokio::time::sleep(PORT_PATIENCE / 50).await;
     }
 }
 
-async fn start_plane(identity: &Identity, config: &Config, network: &NetworkConfig, events: mpsc::Sender<PlaneEvent>) -> Outcome<Plane> {
+async fn start_plane(
+    identity: &Identity,
+    config: &Config,
+    network: &NetworkConfig,
+    events: mpsc::Sender<PlaneEvent>,
+) -> Outcome<Plane> {
     let began = Instant::now();
     loop {
         let settings = PlaneConfig {
@@ -104,11 +129,16 @@ async fn start_plane(identity: &Identity, config: &Config, network: &NetworkConf
             control_port: config.port,
         };
         match Plane::start(settings, events.clone()) {
-            Err(plane::Error::Bind { cause, .. }) if cause.kind() == std::io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE => {
+            Err(plane::Error::Bind { cause, .. })
+                if cause.kind() == std::io::ErrorKind::AddrInUse
+                    && began.elapsed() < PORT_PATIENCE =>
+            {
                 tokio::time::sleep(PORT_PATIENCE / 50).await;
             }
             Err(error @ plane::Error::Tun { .. }) => {
-                let help = try_tun().err().map_or_else(String::new, |trouble| format!("; {trouble}: {}", trouble.remedy()));
+                let help = try_tun().err().map_or_else(String::new, |trouble| {
+                    format!("; {trouble}: {}", trouble.remedy())
+                });
                 return Err(error)
                     .doing("starting the packet plane")
                     .map_err(|failure| Failure::new(failure.kind, failure.message + &help));
@@ -128,10 +158,21 @@ async fn tell_control_port(control: Arc<Control>, plane: Plane) {
     }
 }
 
-pub(super) async fn open(layout: &Layout, config: Config, membership: Membership, began: Instant) -> Outcome<(Arc<Daemon>, JoinSet<()>)> {
+pub(super) async fn open(
+    layout: &Layout,
+    config: Config,
+    membership: Membership,
+    began: Instant,
+) -> Outcome<(Arc<Daemon>, JoinSet<()>)> {
     // What a killed daemon left is put back before anything is changed again.
     changes::undo(layout);
-    let Membership { network, certificate, identity, root, bootstrap } = membership;
+    let Membership {
+        network,
+        certificate,
+        identity,
+        root,
+        bootstrap,
+    } = membership;
     let founder = root.is_some();
     let identity = Arc::new(identity);
     let times = Arc::new(Mutex::new(api::types::StartTimes::default()));
@@ -141,7 +182,8 @@ pub(super) async fn open(layout: &Layout, config: Config, membership: Membership
     let (plane_events, from_plane) = mpsc::channel(1024);
     let plane = start_plane(&identity, &config, &network, plane_events).await?;
 
-    let trust = Arc::new(Trust::load(network.id, &layout.revocations()).doing("reading revocations")?);
+    let trust =
+        Arc::new(Trust::load(network.id, &layout.revocations()).doing("reading revocations")?);
     let control = Control::start(ControlConfig {
         identity: identity.clone(),
         certificate: certificate.clone(),
@@ -161,8 +203,13 @@ pub(super) async fn open(layout: &Layout, config: Config, membership: Membership
     .await
     .map_err(|e| match e {
         // Starting again changes nothing: the exit code says so to the service manager.
-        ControlError::NotAMember(why) => Failure::refused(expelled::sentence(&trust, &certificate, &why)),
-        other => Failure::new(Kind::Failed, format!("starting the control plane: {}", chain(&other))),
+        ControlError::NotAMember(why) => {
+            Failure::refused(expelled::sentence(&trust, &certificate, &why))
+        }
+        other => Failure::new(
+            Kind::Failed,
+            format!("starting the control plane: {}", chain(&other)),
+        ),
     })?;
     let fabric: Arc<dyn Fabric> = control.clone();
     let control_events = control.events();
@@ -176,27 +223,59 @@ pub(super) async fn open(layout: &Layout, config: Config, membership: Membership
 
     let store = tables(layout)?;
     let records = Dht::start(fabric.clone(), store, DhtOptions::default());
-    Voter::start(&fabric, identity.clone(), VoterLog::open(&layout.votes()).doing("opening the voter's log")?);
-    let derive = network.clone();
-    let addresses = Addresses::new(records.clone(), (network.subnet.addr, network.subnet.prefix).into(), layout.leases()).with_v6(
-        Arc::new(move |subject| match subject {
-            Subject::Member(member) => derive.member_v6(member),
-            Subject::Vm(vm) => derive.vm_v6(vm),
-        }),
+    Voter::start(
+        &fabric,
+        identity.clone(),
+        VoterLog::open(&layout.votes()).doing("opening the voter's log")?,
     );
+    let derive = network.clone();
+    let addresses = Addresses::new(
+        records.clone(),
+        (network.subnet.addr, network.subnet.prefix).into(),
+        layout.leases(),
+    )
+    .with_v6(Arc::new(move |subject| match subject {
+        Subject::Member(member) => derive.member_v6(member),
+        Subject::Vm(vm) => derive.vm_v6(vm),
+    }));
     let addresses = Arc::new(addresses);
-    control.set_admission(Arc::new(SlotAdmission::open(records.clone(), addresses.clone(), &layout.admissions())?));
+    control.set_admission(Arc::new(SlotAdmission::open(
+        records.clone(),
+        addresses.clone(),
+        &layout.admissions(),
+    )?));
 
-    let notices = Arc::new(Notices::load(trust.clone(), &layout.notices()).doing("reading the network's notices")?);
+    let notices = Arc::new(
+        Notices::load(trust.clone(), &layout.notices()).doing("reading the network's notices")?,
+    );
     let spread = Spread::start(fabric.clone(), notices.clone());
     let book = Book::new(control.clone());
     let names: Arc<dyn Names> = Arc::new(CachedNames::new(addresses.clone()));
 
-    let connect_options = ConnectOptions { stun: true, upnp: config.upnp, outside: config.outside(), relay: config.relay() };
+    let connect_options = ConnectOptions {
+        stun: true,
+        upnp: config.upnp,
+        outside: config.outside(),
+        relay: config.relay(),
+    };
     let ring = RingNet::new(plane.clone());
-    let papers = Papers { certificate: certificate.clone(), trust: trust.clone() };
-    let connector = Connector::start_with_ring(plane.clone(), fabric.clone(), connect_options, ring.clone(), papers);
-    let ring_driver = RingDriver::start(ring.clone(), connector.clone(), fabric.clone(), config.ring.options());
+    let papers = Papers {
+        certificate: certificate.clone(),
+        trust: trust.clone(),
+    };
+    let connector = Connector::start_with_ring(
+        plane.clone(),
+        fabric.clone(),
+        connect_options,
+        ring.clone(),
+        papers,
+    );
+    let ring_driver = RingDriver::start(
+        ring.clone(),
+        connector.clone(),
+        fabric.clone(),
+        config.ring.options(),
+    );
     let parts = Arc::new(Parts {
         control,
         identity,
@@ -217,21 +296,38 @@ pub(super) async fn open(layout: &Layout, config: Config, membership: Membership
     });
     let policies = Policies::start(parts.clone(), founder);
     let bare = wanted(&parts, &config);
-    let keeper = Keeper::start(bare.clone(), changes::journal(layout), parts.board.clone()).doing("watching this machine's network")?;
+    let keeper = Keeper::start(bare.clone(), changes::journal(layout), parts.board.clone())
+        .doing("watching this machine's network")?;
     let keeper = Arc::new(keeper);
-    let subnets = Subnets::open(parts.clone(), policies.clone(), layout, (keeper.clone(), bare), config.multicast)?;
-    let resolver =
-        Resolver::new(&parts.domain(), parts.addresses.subnet()).doing("the network's name")?.with_v6(parts.network.ula_prefix(), 48);
-    let integration = Integration::start(layout, &config, &parts.network, resolver.upstream(), parts.board.clone())?;
+    let subnets = Subnets::open(
+        parts.clone(),
+        policies.clone(),
+        layout,
+        (keeper.clone(), bare),
+        config.multicast,
+    )?;
+    let resolver = Resolver::new(&parts.domain(), parts.addresses.subnet())
+        .doing("the network's name")?
+        .with_v6(parts.network.ula_prefix(), 48);
+    let integration = Integration::start(
+        layout,
+        &config,
+        &parts.network,
+        resolver.upstream(),
+        parts.board.clone(),
+    )?;
     let reach = Reach::start(parts.clone(), Kept::new(layout.lease()));
     let ports = Ports::new(parts.clone(), reach.clone(), resolver.clone());
 
-    // Everything that answers members is in place before VMs are taken up, so that none waits for another.
+    // Everything that answers members is in place before VMs are taken up, so that none waits for
+    // another.
     let chunks = ChunkStore::open(layout.chunks()).doing("opening the chunk store")?;
     let exchange = Exchange::start(fabric.clone(), chunks.clone(), ExchangeOptions::default());
     let images = Images::open(exchange.clone(), layout.images()).doing("opening the images")?;
     let exporter = traces::Exporter::start(&config.traces, parts.me(), parts.certificate.name())?;
-    let traces = exporter.as_ref().map_or_else(Traces::default, |exporter| exporter.traces(naming(&parts)));
+    let traces = exporter
+        .as_ref()
+        .map_or_else(Traces::default, |exporter| exporter.traces(naming(&parts)));
     let hypervisor = Arc::new(Qemu::new(HOST_FACTS, config.accel(), config.probe()));
     let host_parts = p2pvm_vm_manager::host::Parts {
         fabric: fabric.clone(),
@@ -242,12 +338,16 @@ pub(super) async fn open(layout: &Layout, config: Config, membership: Membership
         port: ports.clone(),
         traces: traces.clone(),
     };
-    let host = Host::open(host_parts, HostOptions::default(), layout.dir()).await.doing("taking up the VMs")?;
+    let host = Host::open(host_parts, HostOptions::default(), layout.dir())
+        .await
+        .doing("taking up the VMs")?;
     let fenced = Arc::downgrade(&host);
     reach.on_stale(Box::new(move |addr, known| {
         let Some(host) = fenced.upgrade() else { return };
-        let here =
-            host.list().into_iter().find(|vm| IpAddr::V4(vm.definition.address.v4) == addr || IpAddr::V6(vm.definition.address.v6) == addr);
+        let here = host.list().into_iter().find(|vm| {
+            IpAddr::V4(vm.definition.address.v4) == addr
+                || IpAddr::V6(vm.definition.address.v6) == addr
+        });
         if let Some(vm) = here {
             host.stale_epoch(vm.definition.vm, known);
         }
@@ -279,17 +379,25 @@ pub(super) async fn open(layout: &Layout, config: Config, membership: Membership
         proofs: proof::Proofs::default(),
     });
     daemon.answer_questions();
-    let mut tasks = daemon.spawn(ports, resolver, control_events, from_plane, config.autonomic);
+    let mut tasks = daemon.spawn(
+        ports,
+        resolver,
+        control_events,
+        from_plane,
+        config.autonomic,
+    );
     tasks.spawn(collect(chunks));
     Ok((daemon, tasks))
 }
 
-/// The node's tables; in memory where the disk has no room to open them: the peers hold the records.
+/// The node's tables; in memory where the disk has no room to open them: the peers hold the
+/// records.
 fn tables(layout: &Layout) -> Outcome<Arc<dyn Store>> {
     match SledStore::open(&layout.tables()) {
         Ok(store) => Ok(Arc::new(store)),
         Err(error) if error.is_full() => {
-            tracing::error!(error = %chain(&error), "the node's tables are kept in memory until the daemon is started with room on its disk");
+            tracing::error!(error = %chain(&error), "the node's tables are kept in memory until \
+                the daemon is started with room on its disk");
             Ok(Arc::new(MemoryStore::default()))
         }
         Err(error) => Err(error).doing("opening the node's tables"),
@@ -315,10 +423,16 @@ async fn collect(chunks: ChunkStore) {
         let chunks = chunks.clone();
         match tokio::task::spawn_blocking(move || chunks.gc(COLLECT_GRACE)).await {
             Ok(Ok(collected)) if collected.removed > 0 => {
-                tracing::info!(chunks = collected.removed, bytes = collected.freed_bytes, "removed what nothing refers to");
+                tracing::info!(
+                    chunks = collected.removed,
+                    bytes = collected.freed_bytes,
+                    "removed what nothing refers to"
+                );
             }
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "unused chunks stay on the disk"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %chain(&error), "unused chunks stay on the disk")
+            }
             Err(_) => return,
         }
     }

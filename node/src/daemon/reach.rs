@@ -1,8 +1,9 @@
 //! Keeps addresses and routes true: claims this host's address, tells the members it meets which
-//! addresses are here, learns theirs, and asks the DHT about an address that a packet wants and no one told.
+//! addresses are here, learns theirs, and asks the DHT about an address that a packet wants and no
+//! one told.
 //!
-//! What members tell each other are the signed address records themselves, the same that the DHT keeps: a
-//! record proves that its owner says so, and the epoch in it says which of two is newer.
+//! What members tell each other are the signed address records themselves, the same that the DHT
+//! keeps: a record proves that its owner says so, and the epoch in it says which of two is newer.
 
 use super::{Parts, kept::Kept};
 use crate::failure::{Doing, Outcome};
@@ -75,8 +76,8 @@ pub struct Reach {
     /// Addresses that nobody held when last asked.
     nobody: Mutex<HashMap<IpAddr, Instant>>,
     lease: watch::Sender<Option<Lease>>,
-    /// How long the claim of the address took, once it is through: enough members have agreed since the start, so that what they do
-    /// not know is not there.
+    /// How long the claim of the address took, once it is through: enough members have agreed since
+    /// the start, so that what they do not know is not there.
     claimed: watch::Sender<Option<Duration>>,
     /// When each address was last told to be stale.
     told_stale: Mutex<HashMap<IpAddr, Instant>>,
@@ -103,7 +104,10 @@ impl Reach {
             met: Notify::new(),
             kept,
         });
-        reach.parts.fabric().serve(SERVICE, Arc::new(Answers(reach.clone())));
+        reach
+            .parts
+            .fabric()
+            .serve(SERVICE, Arc::new(Answers(reach.clone())));
         reach
     }
 
@@ -114,7 +118,11 @@ impl Reach {
 
     /// Why there is no address yet, if there is none and that is known.
     pub fn wanting(&self) -> Option<String> {
-        let said = self.wanting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let said = self
+            .wanting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let alone = self.parts.has_bootstrap && self.parts.fabric().connected().is_empty();
         said.or_else(|| alone.then(|| "it reaches no other member of the network".to_owned()))
     }
@@ -136,26 +144,48 @@ impl Reach {
     /// Tells a member that its packets from `addr` are dropped, at most every few seconds.
     pub async fn tell_stale(&self, addr: IpAddr, member: MemberId, known: Epoch) {
         {
-            let mut told = self.told_stale.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut told = self
+                .told_stale
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             told.retain(|_, at| at.elapsed() < STALE_EVERY);
             if told.insert(addr, Instant::now()).is_some() {
                 return;
             }
         }
-        let Ok(message) = postcard::to_allocvec(&Told::Stale(addr, known)) else { return };
-        if let Err(error) = self.parts.fabric().call(member, SERVICE, message, TELL_TIMEOUT).await {
+        let Ok(message) = postcard::to_allocvec(&Told::Stale(addr, known)) else {
+            return;
+        };
+        if let Err(error) = self
+            .parts
+            .fabric()
+            .call(member, SERVICE, message, TELL_TIMEOUT)
+            .await
+        {
             tracing::debug!(?member, %error, "not told that its VM is fenced");
         }
     }
 
-    /// Asks the member that a guest is about to move to to have links to those it may talk with, so that its first
-    /// packets from there wait for no handshake. It is a courtesy: nothing depends on it.
+    /// Asks the member that a guest is about to move to to have links to those it may talk with, so
+    /// that its first packets from there wait for no handshake. It is a courtesy: nothing depends
+    /// on it.
     pub fn prepare_links(&self, to: MemberId) {
-        let mut talkers: Vec<_> = self.plane().peers().into_iter().filter(|(member, _)| *member != to).collect();
+        let mut talkers: Vec<_> = self
+            .plane()
+            .peers()
+            .into_iter()
+            .filter(|(member, _)| *member != to)
+            .collect();
         talkers.sort_by_key(|(_, link)| std::cmp::Reverse(link.rx_bytes));
-        let mut talkers: Vec<MemberId> = talkers.into_iter().map(|(member, _)| member).take(MAX_TALKERS - 1).collect();
+        let mut talkers: Vec<MemberId> = talkers
+            .into_iter()
+            .map(|(member, _)| member)
+            .take(MAX_TALKERS - 1)
+            .collect();
         talkers.push(self.parts.me());
-        let Ok(message) = postcard::to_allocvec(&Told::Talkers(talkers)) else { return };
+        let Ok(message) = postcard::to_allocvec(&Told::Talkers(talkers)) else {
+            return;
+        };
         let fabric = self.parts.fabric();
         tokio::spawn(async move {
             if let Err(error) = fabric.call(to, SERVICE, message, TELL_TIMEOUT).await {
@@ -172,14 +202,19 @@ impl Reach {
         &self.parts.addresses
     }
 
-    /// Waits until enough members are connected for their majority to mean something: all that are known, as many as
-    /// hold a record, or, where some do not answer, those that did when no more came for a while. A node that knows
-    /// nobody, such as a founder, does not wait.
+    /// Waits until enough members are connected for their majority to mean something: all that are
+    /// known, as many as hold a record, or, where some do not answer, those that did when no more
+    /// came for a while. A node that knows nobody, such as a founder, does not wait.
     pub async fn gather(&self) {
         let began = Instant::now();
         let (mut connected, mut since) = (0, began);
         loop {
-            let known = self.parts.control.peers().len().max(usize::from(self.parts.has_bootstrap));
+            let known = self
+                .parts
+                .control
+                .peers()
+                .len()
+                .max(usize::from(self.parts.has_bootstrap));
             let now = self.parts.fabric().connected().len();
             if now != connected {
                 (connected, since) = (now, Instant::now());
@@ -192,9 +227,12 @@ impl Reach {
         }
     }
 
-    /// Claims this host's address and keeps it until the daemon ends. What it held before serves until the claim is through.
+    /// Claims this host's address and keeps it until the daemon ends. What it held before serves
+    /// until the claim is through.
     pub async fn keep_address(&self) {
-        if let Some(lease) = self.kept.read().filter(|l| l.holder.member == self.parts.me() && self.addresses().subnet().contains(l.v4)) {
+        if let Some(lease) = self.kept.read().filter(|l| {
+            l.holder.member == self.parts.me() && self.addresses().subnet().contains(l.v4)
+        }) {
             match self.take_up(&lease) {
                 Ok(()) => tracing::info!(address = %lease.v4, "the address of before"),
                 Err(failure) => tracing::warn!(%failure, "the address of before is not taken up"),
@@ -228,18 +266,30 @@ impl Reach {
     async fn claim(&self) -> Outcome<Lease> {
         let parts = &self.parts;
         let began = Instant::now();
-        let lease =
-            self.addresses().claim_host(parts.identity.keys(), parts.me(), parts.certificate.name()).await.doing("claiming an address")?;
+        let lease = self
+            .addresses()
+            .claim_host(parts.identity.keys(), parts.me(), parts.certificate.name())
+            .await
+            .doing("claiming an address")?;
         let took = began.elapsed();
         self.claimed.send_replace(Some(took));
-        if self.lease.borrow().as_ref().is_some_and(|before| before.v4 != lease.v4) {
+        if self
+            .lease
+            .borrow()
+            .as_ref()
+            .is_some_and(|before| before.v4 != lease.v4)
+        {
             tracing::warn!(address = %lease.v4, "the address of before is another's by now");
             self.let_go();
         }
         self.take_up(&lease)?;
         self.kept.set(&lease).await;
         tracing::info!(address = %lease.v4, ms = took.as_millis() as u64, "address claimed");
-        self.publish(&[IpAddr::V4(lease.v4), IpAddr::V6(parts.network.member_v6(parts.me()))]).await;
+        self.publish(&[
+            IpAddr::V4(lease.v4),
+            IpAddr::V6(parts.network.member_v6(parts.me())),
+        ])
+        .await;
         Ok(lease)
     }
 
@@ -247,13 +297,26 @@ impl Reach {
     fn take_up(&self, lease: &Lease) -> Outcome<()> {
         let parts = &self.parts;
         let v6 = parts.network.member_v6(parts.me());
-        if self.lease.borrow().as_ref().is_none_or(|before| before.v4 != lease.v4) {
+        if self
+            .lease
+            .borrow()
+            .as_ref()
+            .is_none_or(|before| before.v4 != lease.v4)
+        {
             // The whole /48 lies behind the interface: members have one /64 of it, guests another.
-            self.plane().set_host_addresses(Some((lease.v4, lease.prefix)), Some((v6, 48))).doing("setting the address")?;
+            self.plane()
+                .set_host_addresses(Some((lease.v4, lease.prefix)), Some((v6, 48)))
+                .doing("setting the address")?;
         }
         for ip in [IpAddr::V4(lease.v4), IpAddr::V6(v6)] {
             parts.book.learn(ip, &lease.holder);
-            self.plane().set_route(ip, Route { member: parts.me(), epoch: Epoch(0) });
+            self.plane().set_route(
+                ip,
+                Route {
+                    member: parts.me(),
+                    epoch: Epoch(0),
+                },
+            );
         }
         self.lease.send_replace(Some(lease.clone()));
         Ok(())
@@ -278,16 +341,25 @@ impl Reach {
                 () = tokio::time::sleep(CHECK_EVERY) => {}
                 // The lease ends by the time of before.
                 changed = steps.changed() => anew = changed.is_ok(),
-                // After a partition has healed another member may hold the address too; by then the replicas agree whose it is.
+                // After a partition has healed another member may hold the address too; by then the
+                // replicas agree whose it is.
                 () = self.met.notified() => tokio::time::sleep(CHECK_AFTER_MEETING).await,
             }
             if anew || renewed.elapsed() >= p2pvm_dhcp::RENEW_AFTER {
-                match self.addresses().renew(self.parts.identity.keys(), &lease).await {
+                match self
+                    .addresses()
+                    .renew(self.parts.identity.keys(), &lease)
+                    .await
+                {
                     Ok(new) => {
                         lease = new;
                         self.kept.set(&lease).await;
                         (renewed, anew) = (Instant::now(), false);
-                        self.publish(&[IpAddr::V4(lease.v4), IpAddr::V6(self.parts.network.member_v6(self.parts.me()))]).await;
+                        self.publish(&[
+                            IpAddr::V4(lease.v4),
+                            IpAddr::V6(self.parts.network.member_v6(self.parts.me())),
+                        ])
+                        .await;
                         trouble.over();
                     }
                     Err(p2pvm_dhcp::Error::Lost { .. }) => return,
@@ -315,10 +387,16 @@ impl Reach {
         self.tell_here(records);
     }
 
-    /// Notes signed records as being of addresses here, and tells all connected members without waiting for them.
+    /// Notes signed records as being of addresses here, and tells all connected members without
+    /// waiting for them.
     pub fn tell_here(&self, records: Vec<(IpAddr, Record)>) {
-        self.here.lock().unwrap_or_else(PoisonError::into_inner).extend(records.iter().cloned());
-        let Ok(message) = postcard::to_allocvec(&Told::Here(records)) else { return };
+        self.here
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(records.iter().cloned());
+        let Ok(message) = postcard::to_allocvec(&Told::Here(records)) else {
+            return;
+        };
         for member in self.parts.fabric().connected() {
             let (fabric, message) = (self.parts.fabric(), message.clone());
             tokio::spawn(async move {
@@ -331,19 +409,32 @@ impl Reach {
 
     /// An address has gone from here.
     pub fn forget_here(&self, ip: IpAddr) {
-        self.here.lock().unwrap_or_else(PoisonError::into_inner).remove(&ip);
+        self.here
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&ip);
     }
 
     fn all_here(&self) -> Vec<(IpAddr, Record)> {
         let here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
-        here.iter().take(MAX_RECORDS).map(|(ip, record)| (*ip, record.clone())).collect()
+        here.iter()
+            .take(MAX_RECORDS)
+            .map(|(ip, record)| (*ip, record.clone()))
+            .collect()
     }
 
     /// Exchanges addresses with a member that has just connected.
     pub async fn meet(&self, member: MemberId) {
         self.met.notify_one();
-        let Ok(message) = postcard::to_allocvec(&Told::Here(self.all_here())) else { return };
-        match self.parts.fabric().call(member, SERVICE, message, TELL_TIMEOUT).await {
+        let Ok(message) = postcard::to_allocvec(&Told::Here(self.all_here())) else {
+            return;
+        };
+        match self
+            .parts
+            .fabric()
+            .call(member, SERVICE, message, TELL_TIMEOUT)
+            .await
+        {
             Ok(answer) => self.learn(&answer),
             Err(error) => tracing::debug!(?member, %error, "addresses not exchanged"),
         }
@@ -354,11 +445,16 @@ impl Reach {
         let records = match postcard::from_bytes::<Told>(message) {
             Ok(Told::Here(records)) => records,
             Ok(Told::Talkers(members)) => {
-                for member in members.into_iter().filter(|m| *m != self.parts.me()).take(MAX_TALKERS) {
+                for member in members
+                    .into_iter()
+                    .filter(|m| *m != self.parts.me())
+                    .take(MAX_TALKERS)
+                {
                     let parts = self.parts.clone();
                     tokio::spawn(async move {
                         if let Err(error) = parts.connector.ensure(member).await {
-                            tracing::debug!(?member, error = %chain(&error), "no link ready for a guest that is about to come");
+                            tracing::debug!(?member, error = %chain(&error), "no link ready for a \
+                                guest that is about to come");
                         }
                     });
                 }
@@ -382,8 +478,17 @@ impl Reach {
             }
             if let Some(holder) = self.addresses().believe(ip, &record) {
                 self.parts.book.learn(ip, &holder);
-                self.nobody.lock().unwrap_or_else(PoisonError::into_inner).remove(&ip);
-                self.plane().set_route(ip, Route { member: holder.member, epoch: holder.epoch });
+                self.nobody
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&ip);
+                self.plane().set_route(
+                    ip,
+                    Route {
+                        member: holder.member,
+                        epoch: holder.epoch,
+                    },
+                );
             }
         }
     }
@@ -394,7 +499,10 @@ impl Reach {
         let found = loop {
             let found = self.addresses().resolve(ip).await;
             // Right after the start those who know may not be connected yet.
-            if matches!(found, Ok(Some(_))) || self.claimed.borrow().is_some() || began.elapsed() > GATHER_LIMIT {
+            if matches!(found, Ok(Some(_)))
+                || self.claimed.borrow().is_some()
+                || began.elapsed() > GATHER_LIMIT
+            {
                 break found;
             }
             tokio::time::sleep(RESOLVE_RETRY).await;
@@ -402,7 +510,13 @@ impl Reach {
         match found {
             Ok(Some(holder)) => {
                 self.parts.book.learn(ip, &holder);
-                self.plane().set_route(ip, Route { member: holder.member, epoch: holder.epoch });
+                self.plane().set_route(
+                    ip,
+                    Route {
+                        member: holder.member,
+                        epoch: holder.epoch,
+                    },
+                );
             }
             Ok(None) => {
                 let mut nobody = self.nobody.lock().unwrap_or_else(PoisonError::into_inner);
@@ -421,7 +535,9 @@ impl Reach {
             tokio::select! {
                 ip = wanted.recv() => {
                     let Some(ip) = ip else { return };
-                    let known_nobody = self.nobody.lock().unwrap_or_else(PoisonError::into_inner).get(&ip).is_some_and(|asked| asked.elapsed() < NEGATIVE_FOR);
+                    let known_nobody = self.nobody.lock().unwrap_or_else(PoisonError::into_inner).get(&ip).is_some_and(
+                        |asked| asked.elapsed() < NEGATIVE_FOR
+                    );
                     if running.len() < MAX_LOOKUPS && !known_nobody && asked.insert(ip) {
                         running.push(async move { self.resolve(ip).await; ip });
                     }
@@ -431,7 +547,8 @@ impl Reach {
         }
     }
 
-    /// Serves names on this host while it has an address. Its programs are led here once there are answers.
+    /// Serves names on this host while it has an address. Its programs are led here once there are
+    /// answers.
     pub async fn serve_names(&self, host: HostResolver) {
         let mut lease = self.lease();
         loop {
@@ -445,7 +562,9 @@ impl Reach {
             let ready = async move { drop(claimed.wait_for(Option::is_some).await) };
             tokio::select! {
                 () = host.run(v4, ready) => {}
-                changed = lease.wait_for(|l| l.as_ref().is_none_or(|l| l.v4 != v4)) => if changed.is_err() { return },
+                changed = lease.wait_for(
+                    |l| l.as_ref().is_none_or(|l| l.v4 != v4)
+                ) => if changed.is_err() { return },
             }
             if let Some(keeper) = &host.keeper {
                 keeper.want(None);
@@ -458,7 +577,10 @@ impl Reach {
         let lease = self.lease.borrow().clone();
         let Some(lease) = lease else { return Ok(()) };
         self.kept.forget();
-        self.addresses().release(self.parts.identity.keys(), &lease).await.doing("giving the address back")
+        self.addresses()
+            .release(self.parts.identity.keys(), &lease)
+            .await
+            .doing("giving the address back")
     }
 }
 

@@ -1,6 +1,7 @@
-//! Lets this host's programs find the network's names: what [`p2pvm_host::names`] has to know of this network, and what it changes
-//! on this machine, for the journal. Everything is undone when the daemon ends; after a kill by its guardian, by the next daemon,
-//! or by `p2pvm down` ([`super::changes`]).
+//! Lets this host's programs find the network's names: what [`p2pvm_host::names`] has to know of
+//! this network, and what it changes on this machine, for the journal. Everything is undone when
+//! the daemon ends; after a kill by its guardian, by the next daemon, or by `p2pvm down`
+//! ([`super::changes`]).
 
 use super::changes;
 use crate::{
@@ -39,11 +40,17 @@ pub fn undo(names: &mut NamesChanged) -> Outcome<()> {
     let mut is_done = |path: &PathBuf, id: &str| match file::take_out(path, id) {
         Ok(()) => true,
         Err(error) => {
-            failed = Err(error).doing(format_args!("taking p2pvm's lines out of {}", path.display()));
+            failed = Err(error).doing(format_args!(
+                "taking p2pvm's lines out of {}",
+                path.display()
+            ));
             false
         }
     };
-    names.resolv_conf = names.resolv_conf.take().filter(|path| !is_done(path, &names.id));
+    names.resolv_conf = names
+        .resolv_conf
+        .take()
+        .filter(|path| !is_done(path, &names.id));
     let id = names.id.clone();
     names.files.retain(|path| !is_done(path, &id));
     if names.files.is_empty() {
@@ -56,8 +63,15 @@ pub fn undo(names: &mut NamesChanged) -> Outcome<()> {
 pub struct Integration(Option<Arc<Keeper>>);
 
 impl Integration {
-    /// Begins to look after this host's lists of name servers, where the settings want it. Nothing is changed yet.
-    pub fn start(layout: &Layout, config: &Config, network: &NetworkConfig, upstream: &Upstream, board: Board) -> Outcome<Self> {
+    /// Begins to look after this host's lists of name servers, where the settings want it. Nothing
+    /// is changed yet.
+    pub fn start(
+        layout: &Layout,
+        config: &Config,
+        network: &NetworkConfig,
+        upstream: &Upstream,
+        board: Board,
+    ) -> Outcome<Self> {
         if !config.uses_resolver() {
             return Ok(Self(None));
         }
@@ -70,9 +84,16 @@ impl Integration {
                     names.files.push(path.to_owned());
                 }
             };
-            changes::note_names(&layout, note).map_err(|failure| io::Error::other(failure.to_string()))
+            changes::note_names(&layout, note)
+                .map_err(|failure| io::Error::other(failure.to_string()))
         };
-        let keeper = Keeper::start(settings, Arc::new(upstream.clone()), board, Box::new(before)).doing("watching the name servers")?;
+        let keeper = Keeper::start(
+            settings,
+            Arc::new(upstream.clone()),
+            board,
+            Box::new(before),
+        )
+        .doing("watching the name servers")?;
         Ok(Self(Some(Arc::new(keeper))))
     }
 
@@ -100,26 +121,40 @@ fn settings(config: &Config, network: &NetworkConfig) -> Settings {
         device: config.device.clone(),
         domain: zones.remove(0),
         reverse,
-        subnets: vec![(IpAddr::V4(network.subnet.addr), network.subnet.prefix), (IpAddr::V6(network.ula_prefix()), 48)],
+        subnets: vec![
+            (IpAddr::V4(network.subnet.addr), network.subnet.prefix),
+            (IpAddr::V6(network.ula_prefix()), 48),
+        ],
     }
 }
 
 /// The zones that are ours: the network's domain, and the reverse zones of its addresses.
 fn domains(network: &NetworkConfig) -> Vec<String> {
     let mut domains = vec![format!("{}.p2p", network.name)];
-    let (first, bits) = (network.subnet.addr.octets(), usize::from(network.subnet.prefix));
+    let (first, bits) = (
+        network.subnet.addr.octets(),
+        usize::from(network.subnet.prefix),
+    );
     // A zone ends at an octet: a prefix that does not needs several.
     let (whole, spare) = (bits.div_ceil(8), (8 - bits % 8) % 8);
     for n in 0..1u16 << spare {
         let mut zone = String::new();
         for at in (0..whole).rev() {
-            let octet = if at == whole - 1 { u16::from(first[at]) + n } else { u16::from(first[at]) };
+            let octet = if at == whole - 1 {
+                u16::from(first[at]) + n
+            } else {
+                u16::from(first[at])
+            };
             let _ = write!(zone, "{octet}.");
         }
         domains.push(zone + "in-addr.arpa");
     }
     let ula = network.ula_prefix().octets();
-    let nibbles = ula[..6].iter().rev().map(|octet| format!("{:x}.{:x}.", octet & 15, octet >> 4)).collect::<String>();
+    let nibbles = ula[..6]
+        .iter()
+        .rev()
+        .map(|octet| format!("{:x}.{:x}.", octet & 15, octet >> 4))
+        .collect::<String>();
     domains.push(nibbles + "ip6.arpa");
     domains
 }
@@ -140,9 +175,16 @@ mod tests {
         let domains_of = |addr: [u8; 4], prefix| domains(&found(addr, prefix));
         let domains = domains_of([10, 9, 0, 0], 16);
         assert_eq!(domains[..2], ["lab.p2p", "9.10.in-addr.arpa"]);
-        assert!(domains[2].ends_with(".d.f.ip6.arpa") && domains[2].len() == 12 * 2 + "ip6.arpa".len(), "{}", domains[2]);
+        assert!(
+            domains[2].ends_with(".d.f.ip6.arpa") && domains[2].len() == 12 * 2 + "ip6.arpa".len(),
+            "{}",
+            domains[2]
+        );
         let several = domains_of([10, 9, 64, 0], 18);
-        assert_eq!((several.len(), several[1].as_str(), several[64].as_str()), (66, "64.9.10.in-addr.arpa", "127.9.10.in-addr.arpa"));
+        assert_eq!(
+            (several.len(), several[1].as_str(), several[64].as_str()),
+            (66, "64.9.10.in-addr.arpa", "127.9.10.in-addr.arpa")
+        );
     }
 
     #[test]
@@ -154,20 +196,43 @@ mod tests {
         fs::write(&new, original).unwrap();
         let block = file_block(&settings);
         file::put(&new, &block, false, |_| Ok(())).unwrap();
-        let mark = "# The next line is p2pvm's; it goes when its daemon ends, or with 'p2pvm down'.";
+        let mark =
+            "# The next line is p2pvm's; it goes when its daemon ends, or with 'p2pvm down'.";
         fs::write(&old, format!("{mark}\nnameserver 10.9.0.1\n{original}")).unwrap();
-        let mut names = NamesChanged { resolv_conf: Some(old.clone()), files: vec![new.clone(), gone], id: settings.id };
+        let mut names = NamesChanged {
+            resolv_conf: Some(old.clone()),
+            files: vec![new.clone(), gone],
+            id: settings.id,
+        };
         undo(&mut names).unwrap();
         assert_eq!(names, NamesChanged::default());
         for file in [new, old] {
             assert_eq!(fs::read_to_string(file).unwrap(), original);
         }
-        let mut names = NamesChanged { files: vec!["/dev/null".into()], id: "x".into(), ..NamesChanged::default() };
-        assert!(undo(&mut names).is_err() && names.files.len() == 1, "what is not undone stays written down");
+        let mut names = NamesChanged {
+            files: vec!["/dev/null".into()],
+            id: "x".into(),
+            ..NamesChanged::default()
+        };
+        assert!(
+            undo(&mut names).is_err() && names.files.len() == 1,
+            "what is not undone stays written down"
+        );
     }
 
     fn file_block(settings: &Settings) -> p2pvm_host::names::text::Block {
-        let Settings { id, domain, subnets, .. } = settings.clone();
-        p2pvm_host::names::text::Block { id, server: [127, 77, 0, 1].into(), domain, subnets, made: None }
+        let Settings {
+            id,
+            domain,
+            subnets,
+            ..
+        } = settings.clone();
+        p2pvm_host::names::text::Block {
+            id,
+            server: [127, 77, 0, 1].into(),
+            domain,
+            subnets,
+            made: None,
+        }
     }
 }

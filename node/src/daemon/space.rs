@@ -1,5 +1,5 @@
-//! Puts on the board that this host's disk is full, with the VMs that stand still for it; keeps the reserve that records are
-//! written from then.
+//! Puts on the board that this host's disk is full, with the VMs that stand still for it; keeps the
+//! reserve that records are written from then.
 
 use super::Daemon;
 use p2pvm_host::{Finding, reserve};
@@ -15,7 +15,8 @@ const EVERY: Duration = Duration::from_secs(2);
 const AREA: &str = "disk-full";
 /// A disk with less than this is as good as full.
 const FULL: u64 = 1 << 20;
-const MAKE_ROOM: &str = "make room there: 'du -xh DIR | sort -h' shows what takes it; 'p2pvm vm migrate NAME' moves a VM away with its \
+const MAKE_ROOM: &str = "make room there: 'du -xh DIR | sort -h' shows what takes it; 'p2pvm vm \
+    migrate NAME' moves a VM away with its \
     memory, 'p2pvm vm delete NAME' removes one that is stopped";
 
 /// Looks until the daemon ends.
@@ -27,10 +28,19 @@ pub async fn watch(daemon: Arc<Daemon>) {
             Ok(room) => {
                 let kept = reserve::refill().unwrap_or(0);
                 let spent = reserve::wanted().saturating_sub(kept);
-                let now = Full::of(&daemon.host.list(), room.free, spent, &dir.display().to_string());
-                // The figures change from look to look; a change worth a line changes who stands still.
+                let now = Full::of(
+                    &daemon.host.list(),
+                    room.free,
+                    spent,
+                    &dir.display().to_string(),
+                );
+                // The figures change from look to look; a change worth a line changes who stands
+                // still.
                 if now.as_ref().map(Full::sameness) != said.as_ref().map(Full::sameness) {
-                    daemon.parts.board.set(AREA, now.iter().map(Full::finding).collect());
+                    daemon
+                        .parts
+                        .board
+                        .set(AREA, now.iter().map(Full::finding).collect());
                     said = now;
                 }
             }
@@ -54,7 +64,11 @@ struct Full {
 
 impl Full {
     fn of(vms: &[VmStatus], free: u64, spent: u64, dir: &str) -> Option<Self> {
-        let waits = |vm: &&VmStatus| vm.still.as_ref().is_some_and(|still| still.why == Halt::DiskFull);
+        let waits = |vm: &&VmStatus| {
+            vm.still
+                .as_ref()
+                .is_some_and(|still| still.why == Halt::DiskFull)
+        };
         let waiting: Vec<&VmStatus> = vms.iter().filter(waits).collect();
         if waiting.is_empty() && free >= FULL {
             return None;
@@ -76,10 +90,17 @@ impl Full {
 
     fn finding(&self) -> Finding {
         let mib = |bytes: u64| bytes >> 20;
-        let mut found =
-            format!("host disk full: {} MiB are free at {}, {} MiB are needed", mib(self.free), self.path, self.needed.div_ceil(1 << 20));
+        let mut found = format!(
+            "host disk full: {} MiB are free at {}, {} MiB are needed",
+            mib(self.free),
+            self.path,
+            self.needed.div_ceil(1 << 20)
+        );
         if !self.still.is_empty() {
-            found += &format!("; paused until then, nothing is lost: {}", self.still.join(", "));
+            found += &format!(
+                "; paused until then, nothing is lost: {}",
+                self.still.join(", ")
+            );
         }
         if self.spent > 0 {
             found += "; votes and records are written from the reserve";
@@ -95,12 +116,32 @@ mod tests {
     #[test]
     fn a_full_disk_is_one_finding_with_the_figures_however_they_change() {
         assert_eq!(Full::of(&[], FULL, 0, "/x"), None);
-        let full = |free, spent| Full { path: "/x".into(), free, needed: 25 << 20, still: vec!["fat".into()], spent };
+        let full = |free, spent| Full {
+            path: "/x".into(),
+            free,
+            needed: 25 << 20,
+            still: vec!["fat".into()],
+            spent,
+        };
         let said = full(3 << 20, 5).finding();
-        assert!(said.found.contains("3 MiB are free at /x, 25 MiB are needed") && said.found.contains("fat"), "{said:?}");
-        assert!(said.advice.contains("vm migrate") && said.advice.contains("du -xh /x"), "{said:?}");
+        assert!(
+            said.found
+                .contains("3 MiB are free at /x, 25 MiB are needed")
+                && said.found.contains("fat"),
+            "{said:?}"
+        );
+        assert!(
+            said.advice.contains("vm migrate") && said.advice.contains("du -xh /x"),
+            "{said:?}"
+        );
         assert_eq!(full(3 << 20, 5).sameness(), full(1 << 20, 9).sameness());
         let alone = Full::of(&[], FULL - 1, 0, "/x").unwrap().finding();
-        assert!(alone.found.starts_with("host disk full: 0 MiB are free at /x") && !alone.found.contains("paused"), "{alone:?}");
+        assert!(
+            alone
+                .found
+                .starts_with("host disk full: 0 MiB are free at /x")
+                && !alone.found.contains("paused"),
+            "{alone:?}"
+        );
     }
 }

@@ -5,8 +5,8 @@ use crate::{
     api::{
         server::Reporter,
         types::{
-            CreateVm, Decided, Explained, MigrateVm, MoveCancelled, RestoreVm, SnapshotTaken, SnapshotView, Step, StillView, VmDeleted,
-            VmMoved, VmView,
+            CreateVm, Decided, Explained, MigrateVm, MoveCancelled, RestoreVm, SnapshotTaken,
+            SnapshotView, Step, StillView, VmDeleted, VmMoved, VmView,
         },
     },
     failure::{Failure, Kind, Outcome},
@@ -45,7 +45,10 @@ impl From<Error> for Failure {
             Error::NotFound(_) => Kind::NotFound,
             Error::Refused(_) => Kind::Refused,
             Error::TimedOut { .. } => Kind::TimedOut,
-            Error::Peer { source: p2pvm_overlay::FabricError::TimedOut(..), .. } => Kind::TimedOut,
+            Error::Peer {
+                source: p2pvm_overlay::FabricError::TimedOut(..),
+                ..
+            } => Kind::TimedOut,
             _ => Kind::Failed,
         };
         Failure::new(kind, p2pvm_host::chain(&error))
@@ -53,7 +56,10 @@ impl From<Error> for Failure {
 }
 
 /// Runs `work` and reports its progress.
-async fn watched<T>(reporter: &Reporter, work: impl AsyncFnOnce(watch::Sender<Progress>) -> T) -> T {
+async fn watched<T>(
+    reporter: &Reporter,
+    work: impl AsyncFnOnce(watch::Sender<Progress>) -> T,
+) -> T {
     let (sender, mut receiver) = watch::channel(Progress::default());
     let running = work(sender);
     tokio::pin!(running);
@@ -74,9 +80,19 @@ pub(super) fn step_of(progress: &Progress) -> Step {
         note = format!("dirty {}/s", indicatif::HumanBytes(progress.dirty_rate));
     }
     if progress.expected_downtime_ms > 0 {
-        note = format!("{note} expected downtime {} ms", progress.expected_downtime_ms).trim_start().to_owned();
+        note = format!(
+            "{note} expected downtime {} ms",
+            progress.expected_downtime_ms
+        )
+        .trim_start()
+        .to_owned();
     }
-    Step { phase: progress.phase.clone(), done_bytes: progress.done_bytes, total_bytes: progress.total_bytes, note }
+    Step {
+        phase: progress.phase.clone(),
+        done_bytes: progress.done_bytes,
+        total_bytes: progress.total_bytes,
+        note,
+    }
 }
 
 fn durability_text(durability: &Durability) -> String {
@@ -90,7 +106,11 @@ fn durability_text(durability: &Durability) -> String {
 /// What is said while a guest is waited for.
 fn powering_down(left: Duration) -> String {
     let seconds = left.as_secs_f64().ceil();
-    if seconds < 1.0 { "ending the guest".to_owned() } else { format!("waiting for the guest to power down, for {seconds} s at most") }
+    if seconds < 1.0 {
+        "ending the guest".to_owned()
+    } else {
+        format!("waiting for the guest to power down, for {seconds} s at most")
+    }
 }
 
 impl Daemon {
@@ -103,11 +123,20 @@ impl Daemon {
         let state = match vm.state {
             // It did not run when its VM went on elsewhere: there is nothing to choose between.
             VmState::Branch if vm.wanted == Wanted::Stopped => LEFTOVER.to_owned(),
-            state => serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+            state => serde_json::to_value(state)
+                .ok()
+                .and_then(|v| v.as_str().map(str::to_owned))
+                .unwrap_or_default(),
         };
         let definition = &vm.definition;
-        let reach = self.guests.view(definition.vm).filter(|_| vm.holder == self.me());
-        let blocked = reach.as_ref().filter(|reach| reach.state == "blocked").and_then(|reach| reach.why.as_ref());
+        let reach = self
+            .guests
+            .view(definition.vm)
+            .filter(|_| vm.holder == self.me());
+        let blocked = reach
+            .as_ref()
+            .filter(|reach| reach.state == "blocked")
+            .and_then(|reach| reach.why.as_ref());
         let cut_off = blocked.map(|why| format!("packets do not reach it: {why}"));
         VmView {
             name: vm.name.clone(),
@@ -124,7 +153,12 @@ impl Daemon {
             epoch: vm.epoch.0,
             voters: definition.voters.iter().map(|m| self.name_of(*m)).collect(),
             activity: vm.activity.clone(),
-            note: vm.still.as_ref().map(ToString::to_string).or_else(|| vm.note.clone()).or(cut_off),
+            note: vm
+                .still
+                .as_ref()
+                .map(ToString::to_string)
+                .or_else(|| vm.note.clone())
+                .or(cut_off),
             still: vm.still.as_ref().map(|still| StillView {
                 why: still.why.to_string(),
                 path: still.path.clone(),
@@ -146,7 +180,11 @@ impl Daemon {
             name: snapshot.name.clone(),
             taken: humantime::format_rfc3339_seconds(taken).to_string(),
             state: durability_text(&snapshot.durability),
-            holders: snapshot.providers.iter().map(|m| self.name_of(*m)).collect(),
+            holders: snapshot
+                .providers
+                .iter()
+                .map(|m| self.name_of(*m))
+                .collect(),
         }
     }
 
@@ -159,7 +197,9 @@ impl Daemon {
     pub async fn holder_of(&self, name: &str) -> Outcome<MemberId> {
         match self.host.holder(name).await {
             Err(Error::NotFound(_)) if name.contains(BRANCH_MARK) => self.has_branch(name).await,
-            Err(Error::NotFound(_)) => Err(Failure::not_found(format!("there is no VM '{name}': see 'p2pvm vm list'"))),
+            Err(Error::NotFound(_)) => Err(Failure::not_found(format!(
+                "there is no VM '{name}': see 'p2pvm vm list'"
+            ))),
             other => Ok(other?),
         }
     }
@@ -167,15 +207,25 @@ impl Daemon {
     /// On which member a branch lies: no record names it, so all are asked.
     async fn has_branch(&self, name: &str) -> Outcome<MemberId> {
         let all = self.cluster_vms().await?.vms;
-        let found = all.iter().find(|vm| vm.name == name).and_then(|vm| vm.host_id.parse().ok());
-        found.ok_or_else(|| Failure::not_found(format!("there is no branch '{name}' on a member that answers: see 'p2pvm vm list'")))
+        let found = all
+            .iter()
+            .find(|vm| vm.name == name)
+            .and_then(|vm| vm.host_id.parse().ok());
+        found.ok_or_else(|| {
+            Failure::not_found(format!(
+                "there is no branch '{name}' on a member that answers: see 'p2pvm vm list'"
+            ))
+        })
     }
 
     /// All VMs of the network.
     pub async fn list_vms(&self) -> Outcome<Vec<VmView>> {
         let found = self.cluster_vms().await?;
         if !found.silent.is_empty() {
-            tracing::info!(members = found.silent.len(), "members that did not say which VMs they have");
+            tracing::info!(
+                members = found.silent.len(),
+                "members that did not say which VMs they have"
+            );
         }
         Ok(found.vms)
     }
@@ -193,16 +243,29 @@ impl Daemon {
         let image = if r.image.starts_with('/') {
             ImageSource::File(PathBuf::from(&r.image))
         } else {
-            ImageSource::Stored(
-                r.image.parse().map_err(|e| Failure::usage(format!("{e}: give the path of an image file, or an image's id")))?,
-            )
+            ImageSource::Stored(r.image.parse().map_err(|e| {
+                Failure::usage(format!(
+                    "{e}: give the path of an image file, or an image's id"
+                ))
+            })?)
         };
-        let new = NewVm { name: r.name.clone(), image, cpus: r.cpus, memory_mib: r.memory_mib, disk_bytes: r.disk_bytes };
-        // The VM's voters are chosen now for its whole life: right after a start not all members are connected yet.
+        let new = NewVm {
+            name: r.name.clone(),
+            image,
+            cpus: r.cpus,
+            memory_mib: r.memory_mib,
+            disk_bytes: r.disk_bytes,
+        };
+        // The VM's voters are chosen now for its whole life: right after a start not all members
+        // are connected yet.
         self.reach.gather().await;
-        let mut vm = watched(reporter, async |progress| self.host.create(new, &progress).await).await?;
+        let mut vm = watched(reporter, async |progress| {
+            self.host.create(new, &progress).await
+        })
+        .await?;
         if vm.definition.voters.len() < 3 {
-            tracing::warn!(vm = %r.name, voters = vm.definition.voters.len(), "made with few members present: it cannot be restored elsewhere if its voters are gone");
+            tracing::warn!(vm = %r.name, voters = vm.definition.voters.len(), "made with few \
+                members present: it cannot be restored elsewhere if its voters are gone");
         }
         if r.start {
             reporter.phase("starting");
@@ -226,23 +289,31 @@ impl Daemon {
         let patience = self.host.stop_patience();
         let stopping = self.host.stop(name);
         tokio::pin!(stopping);
-        let (began, mut ticks) = (Instant::now(), tokio::time::interval(Duration::from_secs(1)));
+        let (began, mut ticks) = (
+            Instant::now(),
+            tokio::time::interval(Duration::from_secs(1)),
+        );
         loop {
             tokio::select! {
                 stopped = &mut stopping => return Ok(self.view(&stopped?)),
-                _ = ticks.tick() => reporter.phase(&powering_down(patience.saturating_sub(began.elapsed()))),
+                _ = ticks.tick() => reporter.phase(
+                    &powering_down(patience.saturating_sub(began.elapsed()))
+                ),
             }
         }
     }
 
-    /// Deletes a VM here; with `force` also one that runs. Its guest is not asked: nothing of it is kept.
+    /// Deletes a VM here; with `force` also one that runs. Its guest is not asked: nothing of it is
+    /// kept.
     pub async fn delete_vm(&self, name: &str, force: bool) -> Outcome<VmDeleted> {
         let state = self.host.status(name).await?.state;
         if force && matches!(state, VmState::Running | VmState::Paused | VmState::Leaving) {
             self.host.stop_within(name, Duration::ZERO).await?;
         }
         self.host.delete(name).await?;
-        Ok(VmDeleted { deleted: name.to_owned() })
+        Ok(VmDeleted {
+            deleted: name.to_owned(),
+        })
     }
 
     /// A VM's console.
@@ -251,16 +322,33 @@ impl Daemon {
     }
 
     /// Moves a VM from here; `within` is the span of whoever asked.
-    pub async fn migrate_vm(&self, name: &str, r: &MigrateVm, within: SpanContext, reporter: &Reporter) -> Outcome<VmMoved> {
+    pub async fn migrate_vm(
+        &self,
+        name: &str,
+        r: &MigrateVm,
+        within: SpanContext,
+        reporter: &Reporter,
+    ) -> Outcome<VmMoved> {
         let to = match &r.to {
             Some(text) => self.resolve_member(text).await?,
-            None => self.least_loaded().ok_or_else(|| Failure::not_found("no other member with room is known yet; name one with --to"))?,
+            None => self.least_loaded().ok_or_else(|| {
+                Failure::not_found("no other member with room is known yet; name one with --to")
+            })?,
         };
-        let options = MigrateOptions { post_copy: r.post_copy, ..MigrateOptions::default() };
+        let options = MigrateOptions {
+            post_copy: r.post_copy,
+            ..MigrateOptions::default()
+        };
         let outcome = watched(reporter, async |progress| {
             self.manager.moves.follow(name, self.name_of(to), &progress);
-            let why = Occasion { called: Some(self.name_of(to)), within, ..Occasion::default() };
-            self.host.migrate_because(why, name, to, options, progress).await
+            let why = Occasion {
+                called: Some(self.name_of(to)),
+                within,
+                ..Occasion::default()
+            };
+            self.host
+                .migrate_because(why, name, to, options, progress)
+                .await
         })
         .await?;
         self.moved(&outcome)
@@ -268,7 +356,10 @@ impl Daemon {
 
     pub(super) fn moved(&self, outcome: &MigrationOutcome) -> Outcome<VmMoved> {
         let report = outcome.report.unwrap_or_default();
-        let traced = outcome.trace.as_ref().map_or_else(String::new, |trace| format!(" (trace {trace})"));
+        let traced = outcome
+            .trace
+            .as_ref()
+            .map_or_else(String::new, |trace| format!(" (trace {trace})"));
         match outcome.runs_on {
             RunsOn::Target => Ok(VmMoved {
                 downtime_ms: report.downtime_ms,
@@ -290,7 +381,8 @@ impl Daemon {
             RunsOn::Source if outcome.ended => Err(Failure::new(
                 Kind::Failed,
                 format!(
-                    "{} did not move: {} during the move, and it is stopped on {}; 'p2pvm vm start {0}' starts it{traced}",
+                    "{} did not move: {} during the move, and it is stopped on {}; 'p2pvm vm \
+                        start {0}' starts it{traced}",
                     outcome.name,
                     outcome.failure.as_deref().unwrap_or("its guest ended"),
                     self.name_of(outcome.from)
@@ -308,7 +400,8 @@ impl Daemon {
             RunsOn::Undecided => Err(Failure::new(
                 Kind::Failed,
                 format!(
-                    "{} is held on both hosts until a majority of its voters answers, then goes on by itself on one: {}{traced}",
+                    "{} is held on both hosts until a majority of its voters answers, then goes \
+                        on by itself on one: {}{traced}",
                     outcome.name,
                     outcome.failure.as_deref().unwrap_or("unknown cause")
                 ),
@@ -319,16 +412,30 @@ impl Daemon {
     /// Gives a move up that has not switched over yet.
     pub async fn cancel_migration(&self, name: &str) -> Outcome<MoveCancelled> {
         self.host.cancel_migration(name).await?;
-        Ok(MoveCancelled { cancelled: name.to_owned(), host: self.name_of(self.me()) })
+        Ok(MoveCancelled {
+            cancelled: name.to_owned(),
+            host: self.name_of(self.me()),
+        })
     }
 
     /// Takes a snapshot and waits until it is durable.
-    pub async fn snapshot_vm(&self, name: &str, snapshot: Option<String>, reporter: &Reporter) -> Outcome<SnapshotTaken> {
+    pub async fn snapshot_vm(
+        &self,
+        name: &str,
+        snapshot: Option<String>,
+        reporter: &Reporter,
+    ) -> Outcome<SnapshotTaken> {
         let snapshot = snapshot.unwrap_or_else(|| {
             let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-            now.to_ascii_lowercase().replace([':', 't', 'z'], "-").trim_end_matches('-').to_owned()
+            now.to_ascii_lowercase()
+                .replace([':', 't', 'z'], "-")
+                .trim_end_matches('-')
+                .to_owned()
         });
-        let taken = watched(reporter, async |progress| self.host.snapshot(name, &snapshot, &progress).await).await?;
+        let taken = watched(reporter, async |progress| {
+            self.host.snapshot(name, &snapshot, &progress).await
+        })
+        .await?;
         let mut copies = taken.copies;
         let last = async {
             loop {
@@ -343,7 +450,9 @@ impl Daemon {
         let shown = self.snapshot_view(&taken.snapshot);
         Ok(SnapshotTaken {
             checkpoint: taken.snapshot.checkpoint.to_string(),
-            holders: state.as_ref().map(|c| c.providers.iter().map(|m| self.name_of(*m)).collect()),
+            holders: state
+                .as_ref()
+                .map(|c| c.providers.iter().map(|m| self.name_of(*m)).collect()),
             name: snapshot,
             pause_ms: taken.pause.as_secs_f64() * 1e3,
             state: state.map_or(shown.state, |c| durability_text(&c.durability)),
@@ -356,17 +465,28 @@ impl Daemon {
     }
 
     /// Brings a VM back here.
-    pub async fn restore_vm(&self, name: &str, r: &RestoreVm, reporter: &Reporter) -> Outcome<VmView> {
+    pub async fn restore_vm(
+        &self,
+        name: &str,
+        r: &RestoreVm,
+        reporter: &Reporter,
+    ) -> Outcome<VmView> {
         let snapshot = match &r.snapshot {
             Some(snapshot) => snapshot.clone(),
             None => {
                 let known = self.host.status(name).await?;
-                let newest = known.snapshots.last().ok_or_else(|| Failure::not_found(format!("'{name}' has no snapshot")))?;
+                let newest = known
+                    .snapshots
+                    .last()
+                    .ok_or_else(|| Failure::not_found(format!("'{name}' has no snapshot")))?;
                 newest.name.clone()
             }
         };
         let options = RestoreOptions { force: r.force };
-        let vm = watched(reporter, async |progress| self.host.restore(name, &snapshot, options, &progress).await).await?;
+        let vm = watched(reporter, async |progress| {
+            self.host.restore(name, &snapshot, options, &progress).await
+        })
+        .await?;
         Ok(self.view(&vm))
     }
 
@@ -379,8 +499,13 @@ impl Daemon {
     pub async fn explain_vm(&self, name: &str) -> Outcome<Vec<Explained>> {
         let vm = self.host.status(name).await?.definition.vm;
         let mut told = self.manager.explain(vm);
-        // The decision was taken where the VM was: the members that it may have been on are asked as well.
-        for (member, theirs) in self.manager.ask_explanations(self.fabric().as_ref(), vm).await {
+        // The decision was taken where the VM was: the members that it may have been on are asked
+        // as well.
+        for (member, theirs) in self
+            .manager
+            .ask_explanations(self.fabric().as_ref(), vm)
+            .await
+        {
             told.extend(theirs.into_iter().map(|mut e| {
                 e.host = self.name_of(member);
                 e
@@ -395,6 +520,8 @@ impl Daemon {
 
     /// The member with the least load that this host knows of, itself excluded.
     fn least_loaded(&self) -> Option<MemberId> {
-        self.manager.least_loaded().or_else(|| self.fabric().connected().into_iter().next())
+        self.manager
+            .least_loaded()
+            .or_else(|| self.fabric().connected().into_iter().next())
     }
 }

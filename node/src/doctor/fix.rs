@@ -1,4 +1,5 @@
-//! `p2pvm doctor --fix`: repairs what is p2pvm's own and says what it did. Done twice, it does nothing the second time.
+//! `p2pvm doctor --fix`: repairs what is p2pvm's own and says what it did. Done twice, it does
+//! nothing the second time.
 
 use crate::{
     api::types::FindingView,
@@ -47,7 +48,10 @@ fn directory(layout: &Layout) -> Outcome<Option<String>> {
         return Ok(None);
     }
     layout.create()?;
-    Ok(Some(format!("made the state directory {}", layout.dir().display())))
+    Ok(Some(format!(
+        "made the state directory {}",
+        layout.dir().display()
+    )))
 }
 
 fn permissions(layout: &Layout) -> Outcome<Vec<String>> {
@@ -59,7 +63,10 @@ fn permissions(layout: &Layout) -> Outcome<Vec<String>> {
     ];
     let mut done = Vec::new();
     for (path, mode) in wanted {
-        done.extend(permit(&path, mode).doing(format_args!("setting the permissions of {}", path.display()))?);
+        done.extend(permit(&path, mode).doing(format_args!(
+            "setting the permissions of {}",
+            path.display()
+        ))?);
     }
     Ok(done)
 }
@@ -74,7 +81,10 @@ fn permit(path: &PathBuf, mode: u32) -> std::io::Result<Option<String>> {
         return Ok(None);
     }
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    Ok(Some(format!("set the permissions of {} to {mode:o}; they were {before:o}", path.display())))
+    Ok(Some(format!(
+        "set the permissions of {} to {mode:o}; they were {before:o}",
+        path.display()
+    )))
 }
 
 /// What a daemon that was killed left: only where none runs now.
@@ -86,16 +96,24 @@ fn leftovers(layout: &Layout) -> Vec<String> {
     if layout.undo().exists() {
         changes::undo(layout);
         if !layout.undo().exists() {
-            done.push("put back what a daemon that was killed had changed on this machine".to_owned());
+            done.push(
+                "put back what a daemon that was killed had changed on this machine".to_owned(),
+            );
         }
     }
     let revived = changes::remove_revived();
     if revived > 0 {
-        done.push(format!("removed {revived} firewall rules or tables of p2pvm's that were loaded again when it had gone"));
+        done.push(format!(
+            "removed {revived} firewall rules or tables of p2pvm's that were loaded \
+            again when it had gone"
+        ));
     }
     for socket in [layout.socket(), layout.dashboard_socket()] {
         if fs::remove_file(&socket).is_ok() {
-            done.push(format!("removed {}, which no daemon listens on", socket.display()));
+            done.push(format!(
+                "removed {}, which no daemon listens on",
+                socket.display()
+            ));
         }
     }
     done
@@ -108,15 +126,26 @@ async fn tun() -> Vec<String> {
     if !matches!(trouble.step, Step::Missing | Step::Open) {
         return done;
     }
-    let loading =
-        Command::new("modprobe").arg("tun").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).status();
-    let loaded = tokio::time::timeout(MODPROBE_LIMIT, loading).await.is_ok_and(|status| status.is_ok_and(|status| status.success()));
+    let loading = Command::new("modprobe")
+        .arg("tun")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    let loaded = tokio::time::timeout(MODPROBE_LIMIT, loading)
+        .await
+        .is_ok_and(|status| status.is_ok_and(|status| status.success()));
     if loaded && try_tun().is_ok() {
         done.push("loaded the kernel's TUN driver (modprobe tun)".to_owned());
         return done;
     }
     if trouble.step == Step::Missing && Path::new("/sys/class/misc/tun").exists() {
-        done.extend(make_device(Path::new(DEVICE)).map(|()| format!("made the device {DEVICE}")).ok());
+        done.extend(
+            make_device(Path::new(DEVICE))
+                .map(|()| format!("made the device {DEVICE}"))
+                .ok(),
+        );
     }
     done
 }
@@ -125,7 +154,12 @@ fn make_device(path: &Path) -> std::io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    mknod(path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(10, 200))?;
+    mknod(
+        path,
+        SFlag::S_IFCHR,
+        Mode::from_bits_truncate(0o666),
+        makedev(10, 200),
+    )?;
     // The mode that mknod is given passes through the umask.
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
 }
@@ -135,7 +169,10 @@ async fn mend(context: &Context) -> Option<String> {
     let mut client = context.daemon().await.ok()?;
     let asked: Result<Vec<FindingView>, Failure> = client.post("/mend", &()).await;
     let settled = asked.ok()?;
-    let words: Vec<String> = settled.into_iter().map(|finding| format!("{}: {}", finding.area, finding.found)).collect();
+    let words: Vec<String> = settled
+        .into_iter()
+        .map(|finding| format!("{}: {}", finding.area, finding.found))
+        .collect();
     (!words.is_empty()).then(|| format!("the daemon settled: {}", words.join("; ")))
 }
 
@@ -153,8 +190,18 @@ mod tests {
         fs::set_permissions(layout.identity(), fs::Permissions::from_mode(0o644)).unwrap();
         fs::set_permissions(layout.dir(), fs::Permissions::from_mode(0o777)).unwrap();
         let done = permissions(&layout).unwrap();
-        assert!(done.len() == 2 && done[1].contains("identity") && done[1].contains("644"), "{done:?}");
-        assert_eq!(fs::metadata(layout.identity()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(
+            done.len() == 2 && done[1].contains("identity") && done[1].contains("644"),
+            "{done:?}"
+        );
+        assert_eq!(
+            fs::metadata(layout.identity())
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o600
+        );
         assert_eq!(permissions(&layout).unwrap(), Vec::<String>::new());
         fs::write(layout.socket(), b"").unwrap();
         assert_eq!(leftovers(&layout).len(), 1);

@@ -1,9 +1,11 @@
-//! `p2pvm doctor`: looks whether this machine has what p2pvm needs. Each check says what was found and, where that is not good,
-//! what to do. With a daemon it also has everything proved anew and says what that finds; the rest works without one.
+//! `p2pvm doctor`: looks whether this machine has what p2pvm needs. Each check says what was found
+//! and, where that is not good, what to do. With a daemon it also has everything proved anew and
+//! says what that finds; the rest works without one.
 //!
-//! Three levels: what is fine, what works less well than it could, and what makes something impossible. Only the last one makes
-//! the command fail. `probes` asks the machine, [`judge`] holds the rules: the rules are tested without a machine of each kind.
-//! `fix` repairs what is p2pvm's own, and nothing else.
+//! Three levels: what is fine, what works less well than it could, and what makes something
+//! impossible. Only the last one makes the command fail. `probes` asks the machine, [`judge`] holds
+//! the rules: the rules are tested without a machine of each kind. `fix` repairs what is p2pvm's
+//! own, and nothing else.
 
 mod fix;
 mod judge;
@@ -46,7 +48,8 @@ pub struct Page {
     pub checks: Vec<Check>,
 }
 
-/// What the running daemon says, if one runs. One that cannot say what its NAT does is there all the same.
+/// What the running daemon says, if one runs. One that cannot say what its NAT does is there all
+/// the same.
 struct Running {
     status: Status,
     net: Option<NetCheckView>,
@@ -64,16 +67,27 @@ async fn daemon(context: &Context) -> Option<Running> {
         Some((client, status))
     };
     let (mut client, mut status) = timeout(STATUS_LIMIT, asked).await.ok()??;
-    let net = timeout(PROOF_LIMIT, client.get("/netcheck")).await.ok().and_then(Result::ok);
-    // Last, as the server may close the connection with it. A daemon of before knows no proof, and its status no findings.
-    let proved = timeout(PROOF_LIMIT, client.post("/findings", &())).await.ok().and_then(Result::ok);
+    let net = timeout(PROOF_LIMIT, client.get("/netcheck"))
+        .await
+        .ok()
+        .and_then(Result::ok);
+    // Last, as the server may close the connection with it. A daemon of before knows no proof, and
+    // its status no findings.
+    let proved = timeout(PROOF_LIMIT, client.post("/findings", &()))
+        .await
+        .ok()
+        .and_then(Result::ok);
     let findings = proved.unwrap_or_else(|| status.findings.clone());
     // What was just proved is newer than what the status had.
     let again = async { context.daemon().await.ok()?.get("/status").await.ok() };
     if let Ok(Some(now)) = timeout(STATUS_LIMIT, again).await {
         status = now;
     }
-    Some(Running { status, net, findings })
+    Some(Running {
+        status,
+        net,
+        findings,
+    })
 }
 
 /// Looks at everything.
@@ -82,7 +96,9 @@ pub async fn examine(context: &Context) -> Page {
     let running = daemon(context).await;
     let status = running.as_ref().map(|running| &running.status);
     let config = crate::config::Config::load(layout);
-    let ports = config.as_ref().map_or((4001, 4002), |c| (c.port, c.link_port));
+    let ports = config
+        .as_ref()
+        .map_or((4001, 4002), |c| (c.port, c.link_port));
     let device = config.as_ref().map_or("p2pvm0", |c| c.device.as_str());
     // One that does not answer has them too.
     let has_ports = status.is_some() || crate::daemon::lock::holder(layout).is_some();
@@ -98,7 +114,10 @@ pub async fn examine(context: &Context) -> Page {
         judge::clock(&probes::clock(layout).await),
         judge::disk(&probes::disk(layout)),
         judge::memory(probes::memory_mib()),
-        judge::udp(&probes::udp(ports, has_ports), running.as_ref().and_then(|running| running.net.as_ref())),
+        judge::udp(
+            &probes::udp(ports, has_ports),
+            running.as_ref().and_then(|running| running.net.as_ref()),
+        ),
         judge::ipv6(probes::has_ipv6(), probes::v6_off_on(device)),
         judge::mtu(&probes::uplinks()),
         judge::name_servers(&probes::name_servers()),
@@ -108,15 +127,29 @@ pub async fn examine(context: &Context) -> Page {
     if running.is_none() {
         checks.extend(p2pvm_host::names::without_daemon().map(judge::of_machine));
     }
-    let findings = running.as_ref().map_or(&[][..], |running| &running.findings);
+    let findings = running
+        .as_ref()
+        .map_or(&[][..], |running| &running.findings);
     let checks = judge::together(checks, findings);
-    Page { ok: checks.iter().all(|c| c.level != Level::Failed), fixed: Vec::new(), checks }
+    Page {
+        ok: checks.iter().all(|c| c.level != Level::Failed),
+        fixed: Vec::new(),
+        checks,
+    }
 }
 
-/// Looks, prints, and fails if something needed is missing; with `fix` repairs what is p2pvm's own before.
+/// Looks, prints, and fails if something needed is missing; with `fix` repairs what is p2pvm's own
+/// before.
 pub async fn run(context: &Context, fix: bool) -> Outcome<ExitCode> {
-    let fixed = if fix { fix::all(context).await? } else { Vec::new() };
-    let page = Page { fixed, ..examine(context).await };
+    let fixed = if fix {
+        fix::all(context).await?
+    } else {
+        Vec::new()
+    };
+    let page = Page {
+        fixed,
+        ..examine(context).await
+    };
     if context.json {
         print::json(&page)?;
     } else {
@@ -127,11 +160,20 @@ pub async fn run(context: &Context, fix: bool) -> Outcome<ExitCode> {
             println!("{:10}  {done}", "fixed");
         }
         for check in &page.checks {
-            println!("{:10}  {:7}  {}", check.check, check.level.word(), check.found);
+            println!(
+                "{:10}  {:7}  {}",
+                check.check,
+                check.level.word(),
+                check.found
+            );
             if !check.advice.is_empty() {
                 println!("{:21}{}", "", check.advice);
             }
         }
     }
-    Ok(if page.ok { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if page.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }

@@ -1,4 +1,5 @@
-//! What the doctor asks of the machine. Nothing here changes it, but for the KVM probe's verdict, which the daemon would leave as well.
+//! What the doctor asks of the machine. Nothing here changes it, but for the KVM probe's verdict,
+//! which the daemon would leave as well.
 
 use crate::{cli::netcheck, config::Config, daemon, layout::Layout, membership, preflight};
 use nix::{
@@ -44,14 +45,19 @@ pub enum Kvm {
 }
 
 pub(super) async fn kvm(config: Option<&Config>) -> Kvm {
-    let Some(config) = config else { return Kvm::Unknown("the settings cannot be read".to_owned()) };
+    let Some(config) = config else {
+        return Kvm::Unknown("the settings cannot be read".to_owned());
+    };
     if config.accel().is_some() {
         return Kvm::Forced(config.accel.clone());
     }
     if !Path::new("/dev/kvm").exists() {
         return Kvm::Missing;
     }
-    match Qemu::new(daemon::HOST_FACTS, None, config.probe()).accel().await {
+    match Qemu::new(daemon::HOST_FACTS, None, config.probe())
+        .accel()
+        .await
+    {
         Ok(Accel::Kvm) => Kvm::Works,
         Ok(Accel::Tcg) => Kvm::Broken,
         Err(error) => Kvm::Unknown(p2pvm_host::chain(&error)),
@@ -69,19 +75,38 @@ pub struct Programs {
 
 /// What `PROGRAM --version` prints first, if it is there.
 async fn version_of(program: &str) -> Option<String> {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(PROGRAM_LIMIT, output).await.ok()?.ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
+    let output = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(PROGRAM_LIMIT, output)
+        .await
+        .ok()?
+        .ok()?;
+    output.status.success().then(|| {
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    })
 }
 
 /// "QEMU emulator version 10.0.2 (Debian ...)" as (10, 0).
 fn version_in(line: &str) -> Option<(u32, u32)> {
-    let mut numbers = line.split_once("version ")?.1.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let mut numbers = line
+        .split_once("version ")?
+        .1
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 pub(super) async fn qemu() -> Programs {
-    let version = version_of("qemu-system-x86_64").await.and_then(|line| version_in(&line));
+    let version = version_of("qemu-system-x86_64")
+        .await
+        .and_then(|line| version_in(&line));
     let mut missing = Vec::new();
     for tool in TOOLS {
         if version_of(tool).await.is_none() {
@@ -103,20 +128,32 @@ pub struct Clock {
 }
 
 pub(super) async fn clock(layout: &Layout) -> Clock {
-    let founded = membership::network(layout).ok().flatten().map(|network| network.created);
+    let founded = membership::network(layout)
+        .ok()
+        .flatten()
+        .map(|network| network.created);
     let before = founded.map_or(0, |founded| founded.0.saturating_sub(UnixTime::wall().0));
-    let asked =
-        Command::new("timedatectl").args(["show", "-p", "NTPSynchronized", "--value"]).stdin(Stdio::null()).kill_on_drop(true).output();
+    let asked = Command::new("timedatectl")
+        .args(["show", "-p", "NTPSynchronized", "--value"])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
     let synchronized = match tokio::time::timeout(PROGRAM_LIMIT, asked).await {
-        Ok(Ok(output)) if output.status.success() => match String::from_utf8_lossy(&output.stdout).trim() {
-            "yes" => Some(true),
-            "no" => Some(false),
-            _ => None,
-        },
+        Ok(Ok(output)) if output.status.success() => {
+            match String::from_utf8_lossy(&output.stdout).trim() {
+                "yes" => Some(true),
+                "no" => Some(false),
+                _ => None,
+            }
+        }
         _ => None,
     };
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    Clock { before_network: (before > 0).then_some(before), synchronized, now }
+    Clock {
+        before_network: (before > 0).then_some(before),
+        synchronized,
+        now,
+    }
 }
 
 /// Where the state is kept.
@@ -135,8 +172,11 @@ pub struct Disk {
 }
 
 pub(super) fn disk(layout: &Layout) -> Result<Disk, String> {
-    let path =
-        layout.dir().ancestors().find(|dir| dir.is_dir()).ok_or_else(|| format!("no part of {} is there", layout.dir().display()))?;
+    let path = layout
+        .dir()
+        .ancestors()
+        .find(|dir| dir.is_dir())
+        .ok_or_else(|| format!("no part of {} is there", layout.dir().display()))?;
     let room = statvfs(path).map_err(|e| format!("{}: {e}", path.display()))?;
     Ok(Disk {
         path: path.to_owned(),
@@ -149,13 +189,22 @@ pub(super) fn disk(layout: &Layout) -> Result<Disk, String> {
 
 /// Whether a directory is on a file system that is in memory only.
 pub fn in_ram(path: &Path) -> bool {
-    statfs(path).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC || fs.filesystem_type().0 == RAMFS_MAGIC)
+    statfs(path).is_ok_and(|fs| {
+        fs.filesystem_type() == TMPFS_MAGIC || fs.filesystem_type().0 == RAMFS_MAGIC
+    })
 }
 
 pub(super) fn memory_mib() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
-    line.split_ascii_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) >> 10
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .unwrap_or_default();
+    line.split_ascii_whitespace()
+        .next()
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .unwrap_or(0)
+        >> 10
 }
 
 /// What UDP needs here.
@@ -169,29 +218,56 @@ pub struct Udp {
 
 /// `running`: the daemon has the ports, as it should be.
 pub(super) fn udp((port, link_port): (u16, u16), running: bool) -> Udp {
-    let busy = if running { None } else { preflight::ports(port, link_port).err().map(|failure| failure.message) };
-    Udp { addresses: netcheck::local_addresses().len(), busy }
+    let busy = if running {
+        None
+    } else {
+        preflight::ports(port, link_port)
+            .err()
+            .map(|failure| failure.message)
+    };
+    Udp {
+        addresses: netcheck::local_addresses().len(),
+        busy,
+    }
 }
 
 /// Whether nft is there and the kernel lets this process use it; else what either says.
 pub(super) async fn nft() -> Result<(), String> {
-    let asked = Command::new("nft").args(["list", "tables"]).stdin(Stdio::null()).kill_on_drop(true).output();
+    let asked = Command::new("nft")
+        .args(["list", "tables"])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
     match tokio::time::timeout(PROGRAM_LIMIT, asked).await {
         Ok(Ok(output)) if output.status.success() => Ok(()),
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            Err(said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it failed without a word").trim().to_owned())
+            Err(said
+                .lines()
+                .find(|line| !line.trim().is_empty())
+                .unwrap_or("it failed without a word")
+                .trim()
+                .to_owned())
         }
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Err("nft is not installed".to_owned()),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err("nft is not installed".to_owned())
+        }
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("nft has not answered for {} s", PROGRAM_LIMIT.as_secs())),
+        Err(_) => Err(format!(
+            "nft has not answered for {} s",
+            PROGRAM_LIMIT.as_secs()
+        )),
     }
 }
 
 /// Whether the kernel's network settings can be written; opening one for writing changes nothing.
 pub(super) fn sysctl() -> Result<(), String> {
     let path = "/proc/sys/net/ipv4/ip_forward";
-    OpenOptions::new().write(true).open(path).map(drop).map_err(|e| format!("{path}: {e}"))
+    OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map(drop)
+        .map_err(|e| format!("{path}: {e}"))
 }
 
 /// How guests can be limited here.
@@ -209,7 +285,8 @@ pub enum Cgroups {
 
 pub(super) fn cgroups() -> Cgroups {
     let root = Path::new("/sys/fs/cgroup");
-    let writable = |dir: &Path| nix::unistd::access(dir, AccessFlags::W_OK).map_err(std::io::Error::from);
+    let writable =
+        |dir: &Path| nix::unistd::access(dir, AccessFlags::W_OK).map_err(std::io::Error::from);
     let (found, dir) = if root.join("cgroup.controllers").exists() {
         (Cgroups::Unified, root.to_owned())
     } else if root.join("memory").is_dir() {
@@ -225,14 +302,18 @@ pub(super) fn cgroups() -> Cgroups {
 
 /// Whether this machine speaks IPv6 at all.
 pub(super) fn has_ipv6() -> bool {
-    let off = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|text| text.trim() == "1");
-    !off && std::fs::read_to_string("/proc/net/if_inet6").is_ok_and(|text| text.lines().any(|line| !line.ends_with(" lo")))
+    let off = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+        .is_ok_and(|text| text.trim() == "1");
+    !off && std::fs::read_to_string("/proc/net/if_inet6")
+        .is_ok_and(|text| text.lines().any(|line| !line.ends_with(" lo")))
 }
 
 /// The network's interface, if IPv6 is switched off on it and not altogether.
 pub(super) fn v6_off_on(device: &str) -> Option<&str> {
-    let is_off =
-        |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6")).is_ok_and(|text| text.trim() == "1");
+    let is_off = |name: &str| {
+        std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"))
+            .is_ok_and(|text| text.trim() == "1")
+    };
     (is_off(device) && !is_off("all")).then_some(device)
 }
 
@@ -244,7 +325,8 @@ pub(super) fn uplinks() -> Vec<(String, u32)> {
         .skip(1)
         .filter_map(|line| {
             let columns: Vec<&str> = line.split_whitespace().collect();
-            let is_default = columns.get(1) == Some(&"00000000") && columns.get(7) == Some(&"00000000");
+            let is_default =
+                columns.get(1) == Some(&"00000000") && columns.get(7) == Some(&"00000000");
             is_default.then(|| columns[0].to_owned())
         })
         .collect();
@@ -252,8 +334,16 @@ pub(super) fn uplinks() -> Vec<(String, u32)> {
     names.dedup();
     // Of the kernel, not of /sys: in a container that may show another network namespace.
     let links = p2pvm_host::links::links().unwrap_or_default();
-    let mtu = |name: &str| links.iter().find(|link| link.name == name).map(|link| link.mtu);
-    names.into_iter().filter_map(|name| Some((name.clone(), mtu(&name)?))).collect()
+    let mtu = |name: &str| {
+        links
+            .iter()
+            .find(|link| link.name == name)
+            .map(|link| link.mtu)
+    };
+    names
+        .into_iter()
+        .filter_map(|name| Some((name.clone(), mtu(&name)?)))
+        .collect()
 }
 
 /// The name servers of this machine; why they are not known, where they are not.
@@ -276,7 +366,10 @@ mod tests {
 
     #[test]
     fn qemu_says_its_version_in_its_first_line() {
-        assert_eq!(version_in("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2~bpo12+1)"), Some((10, 0)));
+        assert_eq!(
+            version_in("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2~bpo12+1)"),
+            Some((10, 0))
+        );
         assert_eq!(version_in("QEMU emulator version 7.2"), Some((7, 2)));
         assert_eq!(version_in("something else"), None);
     }
@@ -285,7 +378,12 @@ mod tests {
     fn a_port_that_somebody_has_is_named() {
         let held = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let port = held.local_addr().unwrap().port();
-        assert!(udp((port, 0), false).busy.unwrap().contains(&port.to_string()));
+        assert!(
+            udp((port, 0), false)
+                .busy
+                .unwrap()
+                .contains(&port.to_string())
+        );
         assert!(udp((port, 0), true).busy.is_none());
     }
 

@@ -1,7 +1,8 @@
-//! What a key starts and what takes a moment: the log, an invite, joining, stopping the machine. Each reports back as [`News`].
+//! What a key starts and what takes a moment: the log, an invite, joining, stopping the machine.
+//! Each reports back as [`News`].
 //!
-//! Joining is the command line's own `join`, run as a process: it is the same for a person at a prompt and at this screen, and
-//! the sentence it ends with is the one that is shown.
+//! Joining is the command line's own `join`, run as a process: it is the same for a person at a
+//! prompt and at this screen, and the sentence it ends with is the one that is shown.
 
 use super::{News, feed};
 use crate::{failure::Outcome, layout::Layout, membership, service};
@@ -61,12 +62,18 @@ impl Errand {
 
     /// Only a network that this machine founded and that has nobody else in it is left by a key.
     async fn may_leave(&self) -> Result<(), String> {
-        let mut model = p2pvm_console::Model::new(p2pvm_console::Theme::PLAIN, p2pvm_console::Options::default());
+        let mut model = p2pvm_console::Model::new(
+            p2pvm_console::Theme::PLAIN,
+            p2pvm_console::Options::default(),
+        );
         feed::look_at_all(&self.layout, &mut model).await;
         if model.is_alone() {
             return Ok(());
         }
-        Err("this machine is a member of a network already: 'p2pvm leave' in a shell leaves it".to_owned())
+        Err(
+            "this machine is a member of a network already: 'p2pvm leave' in a shell leaves it"
+                .to_owned(),
+        )
     }
 
     /// Runs a p2pvm command; gives the last line of what it said.
@@ -74,20 +81,33 @@ impl Errand {
         let run = async {
             let mut command = Command::new(std::env::current_exe()?);
             command.arg("--dir").arg(self.layout.dir()).args(words);
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
             let mut child = command.spawn()?;
             if let Some(mut stdin) = child.stdin.take() {
                 stdin.write_all(input.as_bytes()).await?;
             }
             child.wait_with_output().await
         };
-        let output = run.await.map_err(|e| format!("p2pvm {}: {e}", words.join(" ")))?;
+        let output = run
+            .await
+            .map_err(|e| format!("p2pvm {}: {e}", words.join(" ")))?;
         let last = |bytes: &[u8]| {
             let text = String::from_utf8_lossy(bytes).into_owned();
-            let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+            let line = text
+                .lines()
+                .rev()
+                .find(|line| !line.trim().is_empty())
+                .unwrap_or_default();
             line.trim().trim_start_matches("p2pvm: ").to_owned()
         };
-        if output.status.success() { Ok(last(&output.stdout)) } else { Err(last(&output.stderr)) }
+        if output.status.success() {
+            Ok(last(&output.stdout))
+        } else {
+            Err(last(&output.stderr))
+        }
     }
 }
 

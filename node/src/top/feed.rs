@@ -1,5 +1,5 @@
-//! Asks the daemon what it sees and puts it into the screen's model. The control API says more than a screen shows; here is the
-//! one place where its types become the screen's.
+//! Asks the daemon what it sees and puts it into the screen's model. The control API says more than
+//! a screen shows; here is the one place where its types become the screen's.
 
 use super::News;
 use crate::{
@@ -26,7 +26,8 @@ const EVERY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The VMs of all members are a question over the ring: asked less often.
 const VMS_EVERY: Duration = Duration::from_secs(2);
-/// And answered later: just after a member died it is waited for, on the ring (4 s) and then directly (3 s).
+/// And answered later: just after a member died it is waited for, on the ring (4 s) and then
+/// directly (3 s).
 const VMS_PATIENCE: Duration = Duration::from_secs(10);
 /// The terms of the invite that the screen makes: machines, and for how long.
 const INVITE_USES: u32 = 5;
@@ -42,7 +43,12 @@ pub struct Seen {
 
 impl Seen {
     fn without(reach: Reach) -> Self {
-        Self { reach, online: !netcheck::local_addresses().is_empty(), members: vec![], invitation: None }
+        Self {
+            reach,
+            online: !netcheck::local_addresses().is_empty(),
+            members: vec![],
+            invitation: None,
+        }
     }
 
     /// Puts it into the model.
@@ -72,15 +78,21 @@ impl Told {
             return;
         }
         // Names for the ids of decisions: of VMs that moved away the newest list has them too.
-        let names: HashMap<&str, &str> = self.vms.vms.iter().map(|vm| (vm.id.as_str(), vm.name.as_str())).collect();
+        let names: HashMap<&str, &str> = self
+            .vms
+            .vms
+            .iter()
+            .map(|vm| (vm.id.as_str(), vm.name.as_str()))
+            .collect();
         model.decisions = self.decisions.iter().map(|d| decision(d, &names)).collect();
         model.vms = self.vms.vms.iter().map(vm).collect();
         model.silent = self.vms.silent;
     }
 }
 
-/// Looks until nobody listens any more. On the machine's own console a network of one shows its invite unasked. The VMs are asked
-/// for beside it: while a member that died is waited for, the rest of the screen lives.
+/// Looks until nobody listens any more. On the machine's own console a network of one shows its
+/// invite unasked. The VMs are asked for beside it: while a member that died is waited for, the
+/// rest of the screen lives.
 pub(super) async fn run(layout: Layout, tell: mpsc::Sender<News>, console: bool) {
     let (up, is_up) = watch::channel(false);
     tokio::select! {
@@ -89,11 +101,18 @@ pub(super) async fn run(layout: Layout, tell: mpsc::Sender<News>, console: bool)
     }
 }
 
-async fn run_node(layout: &Layout, tell: &mpsc::Sender<News>, up: &watch::Sender<bool>, console: bool) {
+async fn run_node(
+    layout: &Layout,
+    tell: &mpsc::Sender<News>,
+    up: &watch::Sender<bool>,
+    console: bool,
+) {
     let mut invited = None::<Instant>;
     loop {
         let mut seen = look(layout).await;
-        let alone = matches!(&seen.reach, Reach::Up(node) if !node.joined_another && node.address.is_some()) && seen.members.is_empty();
+        let alone = matches!(
+            &seen.reach, Reach::Up(node) if !node.joined_another && node.address.is_some()
+        ) && seen.members.is_empty();
         if console && alone && invited.is_none_or(|at| at.elapsed() >= INVITE_VALID / 2) {
             let invite = invite(layout).await;
             invited = invite.is_ok().then(Instant::now);
@@ -140,7 +159,8 @@ async fn look(layout: &Layout) -> Seen {
     if !layout.is_member() {
         return Seen::without(Reach::NoMembership);
     }
-    // A daemon that is there and takes nobody in yet; what it answers later is its own word, also if that is an error.
+    // A daemon that is there and takes nobody in yet; what it answers later is its own word, also
+    // if that is an error.
     let mut client = match Client::connect(&layout.socket()).await {
         Ok(client) => client,
         Err(_) if lock::holder(layout).is_some() => return Seen::without(Reach::Starting),
@@ -150,7 +170,10 @@ async fn look(layout: &Layout) -> Seen {
         let status: Status = client.get("/status").await?;
         let peers: Vec<Peer> = client.get("/peers").await?;
         let members = peers.into_iter().map(member).collect();
-        Outcome::Ok(Seen { members, ..Seen::without(Reach::Up(Box::new(node(status)))) })
+        Outcome::Ok(Seen {
+            members,
+            ..Seen::without(Reach::Up(Box::new(node(status))))
+        })
     };
     match tokio::time::timeout(PATIENCE, ask).await {
         Ok(Ok(seen)) => seen,
@@ -165,19 +188,30 @@ fn away(layout: &Layout) -> String {
     silence.unwrap_or_else(|| format!("the daemon has not answered for {} s", PATIENCE.as_secs()))
 }
 
-/// One look at the network's VMs and what was decided about them; none where nobody answers, as while the ring is not there yet.
+/// One look at the network's VMs and what was decided about them; none where nobody answers, as
+/// while the ring is not there yet.
 async fn look_for_vms(layout: &Layout, limit: Duration) -> Option<Told> {
     let ask = async {
         let mut client = Client::connect(&layout.socket()).await.ok()?;
         let vms = client.get::<ClusterVms>("/cluster/vms").await.ok()?;
-        Some(Told { vms, decisions: client.get("/decisions").await.unwrap_or_default() })
+        Some(Told {
+            vms,
+            decisions: client.get("/decisions").await.unwrap_or_default(),
+        })
     };
     tokio::time::timeout(limit, ask).await.ok()?
 }
 
 /// Another member, as the screen has it.
 fn member(p: Peer) -> Member {
-    Member { name: p.name, address: p.address, connected: p.connected, linked: p.linked, path: p.path, rtt_ms: p.rtt_ms }
+    Member {
+        name: p.name,
+        address: p.address,
+        connected: p.connected,
+        linked: p.linked,
+        path: p.path,
+        rtt_ms: p.rtt_ms,
+    }
 }
 
 /// This node, as the screen has it.
@@ -197,8 +231,17 @@ fn node(s: Status) -> Node {
         joined_another: s.joined_another,
         control_port: s.listen.iter().find_map(|address| udp_port(address)),
         wanting: s.address_wanting,
-        failing: s.findings.iter().filter(|f| f.level == Level::Failed).map(|f| f.found.clone()).collect(),
-        warnings: s.findings.iter().filter(|f| f.level == Level::Warning).count(),
+        failing: s
+            .findings
+            .iter()
+            .filter(|f| f.level == Level::Failed)
+            .map(|f| f.found.clone())
+            .collect(),
+        warnings: s
+            .findings
+            .iter()
+            .filter(|f| f.level == Level::Warning)
+            .count(),
         version: s.version,
     }
 }
@@ -207,7 +250,8 @@ fn node(s: Status) -> Node {
 fn vm(v: &VmView) -> Vm {
     let moving = v.moving.as_ref().map(|m| Doing {
         what: format!("moving to {}: {}", m.to, m.step.phase),
-        share: (m.step.total_bytes > 0).then(|| m.step.done_bytes as f64 / m.step.total_bytes as f64),
+        share: (m.step.total_bytes > 0)
+            .then(|| m.step.done_bytes as f64 / m.step.total_bytes as f64),
     });
     Vm {
         name: v.name.clone(),
@@ -224,20 +268,43 @@ fn vm(v: &VmView) -> Vm {
 fn decision(d: &Decided, names: &HashMap<&str, &str>) -> Decision {
     let short: String = d.vm.chars().take(8).collect();
     Decision {
-        at: d.explained.at.get(11..19).unwrap_or(&d.explained.at).to_owned(),
-        vm: names.get(d.vm.as_str()).map_or(short, |name| (*name).to_owned()),
+        at: d
+            .explained
+            .at
+            .get(11..19)
+            .unwrap_or(&d.explained.at)
+            .to_owned(),
+        vm: names
+            .get(d.vm.as_str())
+            .map_or(short, |name| (*name).to_owned()),
         text: d.explained.text.clone(),
     }
 }
 
 /// An invite for the screen: short, so that its QR code is small.
 pub async fn invite(layout: &Layout) -> Result<Invitation, String> {
-    let request =
-        InviteRequest { uses: INVITE_USES, expires_seconds: INVITE_VALID.as_secs(), delegate: false, groups: Vec::new(), short: true };
-    let asked = async { Client::connect(&layout.socket()).await?.post::<InviteAnswer>("/invite", &request).await };
+    let request = InviteRequest {
+        uses: INVITE_USES,
+        expires_seconds: INVITE_VALID.as_secs(),
+        delegate: false,
+        groups: Vec::new(),
+        short: true,
+    };
+    let asked = async {
+        Client::connect(&layout.socket())
+            .await?
+            .post::<InviteAnswer>("/invite", &request)
+            .await
+    };
     let answer = asked.await.map_err(|failure| failure.message)?;
-    let terms = format!("for {INVITE_USES} machines, valid {}", humantime::format_duration(INVITE_VALID));
-    Ok(Invitation { text: answer.invite, terms })
+    let terms = format!(
+        "for {INVITE_USES} machines, valid {}",
+        humantime::format_duration(INVITE_VALID)
+    );
+    Ok(Invitation {
+        text: answer.invite,
+        terms,
+    })
 }
 
 #[cfg(test)]
@@ -250,10 +317,15 @@ mod tests {
     async fn a_daemon_that_waits_for_another_members_vms_is_shown_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
-        crate::membership::found(&layout, ("lab", Some("10.99.0.0/16")), ("attic", &[]), true).unwrap();
+        crate::membership::found(&layout, ("lab", Some("10.99.0.0/16")), ("attic", &[]), true)
+            .unwrap();
         let peer = serde_json::json!([{ "member": "00", "name": "cellar", "address": "10.99.0.2", "connected": true, "path": null,
             "rtt_ms": null, "sent_bytes": 0, "received_bytes": 0 }]);
-        let status = Status { name: "attic".into(), address: Some("10.99.0.1".into()), ..Status::default() };
+        let status = Status {
+            name: "attic".into(),
+            address: Some("10.99.0.1".into()),
+            ..Status::default()
+        };
         let daemon = Router::new()
             .route("/status", get(move || async move { Json(status) }))
             .route("/peers", get(move || async move { Json(peer) }))
@@ -262,9 +334,18 @@ mod tests {
         let served = tokio::spawn(axum::serve(listener, daemon).into_future());
         let mut model = Model::new(Theme::PLAIN, Options::default());
         look_within(&layout, Duration::from_millis(200), &mut model).await;
-        assert_eq!(model.node().map(|node| node.name.as_str()), Some("attic"), "{:?}", model.reach);
+        assert_eq!(
+            model.node().map(|node| node.name.as_str()),
+            Some("attic"),
+            "{:?}",
+            model.reach
+        );
         assert_eq!(model.members.len(), 1);
-        assert!(!matches!(model.health().0, Health::Starting | Health::Down), "{:?}", model.health());
+        assert!(
+            !matches!(model.health().0, Health::Starting | Health::Down),
+            "{:?}",
+            model.health()
+        );
         served.abort();
     }
 }

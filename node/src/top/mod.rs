@@ -1,6 +1,7 @@
-//! `p2pvm top`: runs the status screen of `p2pvm-console` on a terminal. Three parts feed one loop: the keyboard (a thread of its
-//! own), the daemon (`feed`, asked again and again, so that a daemon that comes back is noticed by itself), and what takes
-//! longer, such as joining (`errand`). The loop alone changes the model and draws it.
+//! `p2pvm top`: runs the status screen of `p2pvm-console` on a terminal. Three parts feed one loop:
+//! the keyboard (a thread of its own), the daemon (`feed`, asked again and again, so that a daemon
+//! that comes back is noticed by itself), and what takes longer, such as joining (`errand`). The
+//! loop alone changes the model and draws it.
 
 mod errand;
 pub mod feed;
@@ -23,7 +24,8 @@ use tokio::sync::mpsc;
 
 /// How often the screen is drawn anew where nothing happens: the clock on it has seconds.
 const REDRAW: Duration = Duration::from_secs(1);
-/// How often the machine's own screen is painted as a whole: over what the kernel wrote, and for who connects to a serial line later.
+/// How often the machine's own screen is painted as a whole: over what the kernel wrote, and for
+/// who connects to a serial line later.
 const REPAINT: Duration = Duration::from_secs(60);
 /// The size of `--once` where the environment names none.
 const SMALLEST: (u16, u16) = (80, 24);
@@ -55,8 +57,15 @@ fn environment(name: &str) -> String {
 }
 
 fn theme() -> Theme {
-    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().map(|name| environment(name)).find(|value| !value.is_empty());
-    Theme::of(&environment("TERM"), &locale.unwrap_or_default(), !environment("NO_COLOR").is_empty())
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .iter()
+        .map(|name| environment(name))
+        .find(|value| !value.is_empty());
+    Theme::of(
+        &environment("TERM"),
+        &locale.unwrap_or_default(),
+        !environment("NO_COLOR").is_empty(),
+    )
 }
 
 fn clock() -> String {
@@ -66,11 +75,18 @@ fn clock() -> String {
 
 /// Runs the screen, or prints it once.
 pub async fn run(context: &Context, a: &TopArgs) -> Outcome<()> {
-    let options = Options { console: a.console, shell: a.allow_shell };
+    let options = Options {
+        console: a.console,
+        shell: a.allow_shell,
+    };
     let mut model = Model::new(theme(), options);
-    model.warning = volatile(context).then(|| "this node's state is in RAM: it is forgotten at power-off".to_owned());
+    model.warning = volatile(context)
+        .then(|| "this node's state is in RAM: it is forgotten at power-off".to_owned());
     if context.json {
-        return Err(Failure::usage("'p2pvm top' is a screen for people: for programs 'p2pvm --json status', 'peers', 'vm list'"));
+        return Err(Failure::usage(
+            "'p2pvm top' is a screen for people: for programs 'p2pvm --json status', 'peers', 'vm \
+                list'",
+        ));
     }
     if a.once {
         return once(context, model).await;
@@ -79,8 +95,14 @@ pub async fn run(context: &Context, a: &TopArgs) -> Outcome<()> {
     let (tell, mut told) = mpsc::channel(64);
     screen.read_keys(tell.clone());
     let feed = tokio::spawn(feed::run(context.layout.clone(), tell.clone(), a.console));
-    let errand = Arc::new(Errand { layout: context.layout.clone(), tell });
-    let (mut every, mut repaint) = (tokio::time::interval(REDRAW), tokio::time::interval(REPAINT));
+    let errand = Arc::new(Errand {
+        layout: context.layout.clone(),
+        tell,
+    });
+    let (mut every, mut repaint) = (
+        tokio::time::interval(REDRAW),
+        tokio::time::interval(REPAINT),
+    );
     loop {
         model.clock = clock();
         screen.show(&mut model)?;
@@ -125,7 +147,13 @@ fn take(model: &mut Model, news: News) -> Option<Action> {
 
 async fn once(context: &Context, mut model: Model) -> Outcome<()> {
     feed::look_at_all(&context.layout, &mut model).await;
-    let size = |name: &str, otherwise: u16| environment(name).parse().ok().filter(|n| (20..=1000).contains(n)).unwrap_or(otherwise);
+    let size = |name: &str, otherwise: u16| {
+        environment(name)
+            .parse()
+            .ok()
+            .filter(|n| (20..=1000).contains(n))
+            .unwrap_or(otherwise)
+    };
     model.size = (size("COLUMNS", SMALLEST.0), size("LINES", SMALLEST.1));
     model.clock = clock();
     // A reader that has seen enough and left is no failure.
@@ -135,7 +163,12 @@ async fn once(context: &Context, mut model: Model) -> Outcome<()> {
 
 /// Whether this node's state lies on a file system in RAM.
 fn volatile(context: &Context) -> bool {
-    let there: Option<PathBuf> = context.layout.dir().ancestors().find(|dir| dir.exists()).map(PathBuf::from);
+    let there: Option<PathBuf> = context
+        .layout
+        .dir()
+        .ancestors()
+        .find(|dir| dir.exists())
+        .map(PathBuf::from);
     there.is_some_and(|dir| crate::doctor::in_ram(&dir))
 }
 
@@ -146,8 +179,14 @@ mod tests {
     #[test]
     fn a_key_and_an_answer_change_the_model_and_name_what_is_to_be_done() {
         let mut model = Model::new(Theme::PLAIN, Options::default());
-        assert_eq!(take(&mut model, News::Key(Key::Char('l'))), Some(Action::Logs));
-        assert_eq!(take(&mut model, News::Logs(vec!["a line".to_owned()])), None);
+        assert_eq!(
+            take(&mut model, News::Key(Key::Char('l'))),
+            Some(Action::Logs)
+        );
+        assert_eq!(
+            take(&mut model, News::Logs(vec!["a line".to_owned()])),
+            None
+        );
         assert!(plain_text(&model).contains("a line"));
         assert_eq!(take(&mut model, News::Gone), Some(Action::Quit));
         assert_eq!(clock().len(), "12:34:56 UTC".len());

@@ -1,7 +1,8 @@
 //! The terminal: raw keys, drawing, and giving it back as it was, also after a panic.
 //!
-//! A serial line does not know its size (the kernel says 0x0): then it is 80x24. Nor may anybody be at its other end, so the
-//! terminal is never asked anything: ratatui's own `clear` and `resize` wait for an answer of where the cursor is.
+//! A serial line does not know its size (the kernel says 0x0): then it is 80x24. Nor may anybody be
+//! at its other end, so the terminal is never asked anything: ratatui's own `clear` and `resize`
+//! wait for an answer of where the cursor is.
 
 use super::News;
 use crate::failure::{Doing, Failure, Outcome};
@@ -11,9 +12,15 @@ use ratatui::{
     backend::CrosstermBackend,
     crossterm::{
         cursor::Show,
-        event::{self, DisableBracketedPaste, EnableBracketedPaste, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
+        event::{
+            self, DisableBracketedPaste, EnableBracketedPaste, Event, KeyCode, KeyEvent,
+            KeyEventKind, KeyModifiers,
+        },
         execute,
-        terminal::{Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size},
+        terminal::{
+            Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
+            enable_raw_mode, size,
+        },
     },
     layout::Rect,
 };
@@ -59,8 +66,13 @@ fn leave() {
 /// Empties the terminal; what is drawn next is drawn as a whole.
 fn open(area: Rect) -> Outcome<Terminal<CrosstermBackend<Stdout>>> {
     execute!(stdout(), Clear(ClearType::All)).doing("drawing on the terminal")?;
-    Terminal::with_options(CrosstermBackend::new(stdout()), TerminalOptions { viewport: Viewport::Fixed(area) })
-        .doing("drawing on the terminal")
+    Terminal::with_options(
+        CrosstermBackend::new(stdout()),
+        TerminalOptions {
+            viewport: Viewport::Fixed(area),
+        },
+    )
+    .doing("drawing on the terminal")
 }
 
 impl Screen {
@@ -68,7 +80,8 @@ impl Screen {
     pub fn open() -> Outcome<Self> {
         if !std::io::stdin().is_terminal() || !stdout().is_terminal() {
             return Err(Failure::usage(
-                "'p2pvm top' needs a terminal; --once prints one screen as text, 'p2pvm status --json' is for programs",
+                "'p2pvm top' needs a terminal; --once prints one screen as text, 'p2pvm status \
+                    --json' is for programs",
             ));
         }
         enter()?;
@@ -78,7 +91,11 @@ impl Screen {
             before(panic);
         }));
         let area = area();
-        Ok(Self { terminal: open(area)?, area, paused: Arc::default() })
+        Ok(Self {
+            terminal: open(area)?,
+            area,
+            paused: Arc::default(),
+        })
     }
 
     /// Draws, at the size that the terminal has now.
@@ -89,7 +106,9 @@ impl Screen {
             self.repaint()?;
         }
         model.size = (now.width, now.height);
-        self.terminal.draw(|frame| draw(model, frame.buffer_mut())).doing("drawing on the terminal")?;
+        self.terminal
+            .draw(|frame| draw(model, frame.buffer_mut()))
+            .doing("drawing on the terminal")?;
         Ok(())
     }
 
@@ -108,13 +127,22 @@ impl Screen {
                     std::thread::sleep(KEY_POLL);
                     continue;
                 }
-                let news = match event::poll(KEY_POLL).and_then(|there| if there { event::read().map(Some) } else { Ok(None) }) {
+                let news = match event::poll(KEY_POLL).and_then(|there| {
+                    if there {
+                        event::read().map(Some)
+                    } else {
+                        Ok(None)
+                    }
+                }) {
                     Ok(Some(event)) => key(event).map(News::Key),
                     Ok(None) => None,
                     Err(_) => Some(News::Gone),
                 };
                 let last = matches!(news, Some(News::Gone));
-                if tell.is_closed() || news.is_some_and(|news| tell.blocking_send(news).is_err()) || last {
+                if tell.is_closed()
+                    || news.is_some_and(|news| tell.blocking_send(news).is_err())
+                    || last
+                {
                     return;
                 }
             }
@@ -149,10 +177,17 @@ impl Drop for Screen {
 fn key(event: Event) -> Option<Key> {
     match event {
         Event::Paste(text) => Some(Key::Paste(text)),
-        Event::Key(KeyEvent { code, modifiers, kind, .. }) if kind != KeyEventKind::Release => Some(match code {
+        Event::Key(KeyEvent {
+            code,
+            modifiers,
+            kind,
+            ..
+        }) if kind != KeyEventKind::Release => Some(match code {
             KeyCode::Char('c') if modifiers.contains(KeyModifiers::CONTROL) => Key::Interrupt,
             KeyCode::Char('u') if modifiers.contains(KeyModifiers::CONTROL) => Key::Clear,
-            KeyCode::Char(_) if modifiers.intersects(KeyModifiers::CONTROL | KeyModifiers::ALT) => return None,
+            KeyCode::Char(_) if modifiers.intersects(KeyModifiers::CONTROL | KeyModifiers::ALT) => {
+                return None;
+            }
             KeyCode::Char(c) => Key::Char(c),
             KeyCode::Enter => Key::Enter,
             KeyCode::Esc => Key::Esc,

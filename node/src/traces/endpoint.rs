@@ -1,4 +1,5 @@
-//! The collector's address, as OTLP's settings give it: a base URL, below which the path for spans stands
+//! The collector's address, as OTLP's settings give it: a base URL, below which the path for spans
+//! stands
 //! (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/#endpoint-urls-for-otlphttp>).
 
 use hyper::Uri;
@@ -25,14 +26,18 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| {
-            format!("the traces' endpoint '{text}' {why}: give the collector's OTLP/HTTP address, such as http://127.0.0.1:4318")
+            format!(
+                "the traces' endpoint '{text}' {why}: give the collector's OTLP/HTTP address, \
+                    such as http://127.0.0.1:4318"
+            )
         };
         let uri: Uri = text.parse().map_err(|_| wrong("is no URL"))?;
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => {
                 return Err(format!(
-                    "the traces' endpoint '{text}' asks for TLS, which p2pvm does not speak to collectors: run one on this host or in \
+                    "the traces' endpoint '{text}' asks for TLS, which p2pvm does not speak to \
+                        collectors: run one on this host or in \
                      the network, send to it with http://, and let it pass spans on"
                 ));
             }
@@ -41,13 +46,18 @@ impl FromStr for Endpoint {
         let authority = uri.authority().ok_or_else(|| wrong("names no host"))?;
         if authority.as_str().contains('@') {
             return Err(
-                "the traces' endpoint holds a user or password: give them in 'headers', as authorization = \"Basic ...\"".to_owned()
+                "the traces' endpoint holds a user or password: give them in 'headers', as \
+                    authorization = \"Basic ...\""
+                    .to_owned(),
             );
         }
         if uri.query().is_some() {
             return Err(wrong("has a query"));
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
         if host.is_empty() {
             return Err(wrong("names no host"));
         }
@@ -58,8 +68,17 @@ impl FromStr for Endpoint {
             None => return Err(wrong("has no such port")),
         };
         let base = uri.path().trim_end_matches('/');
-        let path = if base.ends_with(SPANS) { base.to_owned() } else { format!("{base}{SPANS}") };
-        Ok(Self { host: host.to_owned(), port, authority: authority.as_str().to_owned(), path })
+        let path = if base.ends_with(SPANS) {
+            base.to_owned()
+        } else {
+            format!("{base}{SPANS}")
+        };
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+            authority: authority.as_str().to_owned(),
+            path,
+        })
     }
 }
 
@@ -80,10 +99,23 @@ mod tests {
             ("http://127.0.0.1:4318/", "127.0.0.1", 4318, "/v1/traces"),
             ("http://[::1]:4318", "::1", 4318, "/v1/traces"),
             ("http://tempo.lab/otlp/", "tempo.lab", 80, "/otlp/v1/traces"),
-            ("http://tempo.lab:4318/v1/traces", "tempo.lab", 4318, "/v1/traces"),
+            (
+                "http://tempo.lab:4318/v1/traces",
+                "tempo.lab",
+                4318,
+                "/v1/traces",
+            ),
         ] {
             let endpoint: Endpoint = text.parse().unwrap();
-            assert_eq!((endpoint.host.as_str(), endpoint.port, endpoint.path.as_str()), (host, port, path), "{text}");
+            assert_eq!(
+                (
+                    endpoint.host.as_str(),
+                    endpoint.port,
+                    endpoint.path.as_str()
+                ),
+                (host, port, path),
+                "{text}"
+            );
         }
     }
 

@@ -1,5 +1,5 @@
-//! Spans that have ended and wait to be sent. Bounded: where it is full, the newest is not taken, so that what waits is made of
-//! whole traces, and that is counted.
+//! Spans that have ended and wait to be sent. Bounded: where it is full, the newest is not taken,
+//! so that what waits is made of whole traces, and that is counted.
 
 use super::Counts;
 use opentelemetry::Context;
@@ -62,12 +62,17 @@ impl Queue {
         let n = n.min(spans.len());
         spans.drain(..n);
         self.sent.fetch_add(sent.min(n) as u64, Ordering::Relaxed);
-        self.dropped.fetch_add(n.saturating_sub(sent) as u64, Ordering::Relaxed);
+        self.dropped
+            .fetch_add(n.saturating_sub(sent) as u64, Ordering::Relaxed);
     }
 
     /// How many went where.
     pub fn counts(&self) -> Counts {
-        Counts { sent: self.sent.load(Ordering::Relaxed), dropped: self.dropped.load(Ordering::Relaxed), waiting: self.lock().len() as u64 }
+        Counts {
+            sent: self.sent.load(Ordering::Relaxed),
+            dropped: self.dropped.load(Ordering::Relaxed),
+            waiting: self.lock().len() as u64,
+        }
     }
 }
 

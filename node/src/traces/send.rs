@@ -1,5 +1,6 @@
-//! Empties the queue towards the collector: OTLP over HTTP/1.1, a request a batch. What OTLP says may be tried again is tried again
-//! with growing pauses; what the collector refuses is dropped. Each of the two is said when it begins and when it is over, not for each batch.
+//! Empties the queue towards the collector: OTLP over HTTP/1.1, a request a batch. What OTLP says
+//! may be tried again is tried again with growing pauses; what the collector refuses is dropped.
+//! Each of the two is said when it begins and when it is over, not for each batch.
 
 use super::{endpoint::Endpoint, queue::Queue};
 use http_body_util::{BodyExt, Full, Limited};
@@ -12,7 +13,10 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::{
     tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
-    transform::{common::tonic::ResourceAttributesWithSchema, trace::tonic::group_spans_by_resource_and_scope},
+    transform::{
+        common::tonic::ResourceAttributesWithSchema,
+        trace::tonic::group_spans_by_resource_and_scope,
+    },
 };
 use opentelemetry_sdk::{Resource, trace::SpanData};
 use p2pvm_host::chain;
@@ -66,8 +70,19 @@ enum Fate {
 
 impl Sender {
     /// A sender of what stands in `queue`.
-    pub fn new(queue: Arc<Queue>, endpoint: Endpoint, headers: HeaderMap, resource: &Resource) -> Self {
-        Self { queue, endpoint, headers, resource: resource.into(), health: Health::Takes }
+    pub fn new(
+        queue: Arc<Queue>,
+        endpoint: Endpoint,
+        headers: HeaderMap,
+        resource: &Resource,
+    ) -> Self {
+        Self {
+            queue,
+            endpoint,
+            headers,
+            resource: resource.into(),
+            health: Health::Takes,
+        }
     }
 
     /// Sends until told to stop, and then once more.
@@ -131,29 +146,50 @@ impl Sender {
         }
         self.health = health;
         match health {
-            Health::Takes => tracing::info!("the collector of traces at {} takes spans again", self.endpoint),
-            Health::Refuses => tracing::warn!("the collector of traces at {} refuses spans, which are lost: {why}", self.endpoint),
+            Health::Takes => tracing::info!(
+                "the collector of traces at {} takes spans again",
+                self.endpoint
+            ),
+            Health::Refuses => tracing::warn!(
+                "the collector of traces at {} refuses spans, which are lost: {why}",
+                self.endpoint
+            ),
             Health::Away => {
-                tracing::warn!("the collector of traces at {} does not answer; spans wait for it, VMs do not: {why}", self.endpoint);
+                tracing::warn!(
+                    "the collector of traces at {} does not answer; spans wait for it, VMs do \
+                        not: {why}",
+                    self.endpoint
+                );
             }
         }
     }
 
     async fn post(&self, spans: Vec<SpanData>) -> Fate {
-        let body = ExportTraceServiceRequest { resource_spans: group_spans_by_resource_and_scope(spans, &self.resource) }.encode_to_vec();
+        let body = ExportTraceServiceRequest {
+            resource_spans: group_spans_by_resource_and_scope(spans, &self.resource),
+        }
+        .encode_to_vec();
         self.exchange(body).await.unwrap_or_else(Fate::Later)
     }
 
     /// One request; the error is why there was no answer.
     async fn exchange(&self, body: Vec<u8>) -> Result<Fate, String> {
         let found = names::addresses(&self.endpoint.host).await?;
-        let addresses: Vec<_> = found.into_iter().map(|address| SocketAddr::new(address, self.endpoint.port)).collect();
-        let stream = TcpStream::connect(addresses.as_slice()).await.map_err(|e| chain(&e))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| chain(&e))?;
+        let addresses: Vec<_> = found
+            .into_iter()
+            .map(|address| SocketAddr::new(address, self.endpoint.port))
+            .collect();
+        let stream = TcpStream::connect(addresses.as_slice())
+            .await
+            .map_err(|e| chain(&e))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| chain(&e))?;
         // It ends with `sender`, which is gone when this is.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(error = %chain(&error), "the connection to the collector of traces ended");
+                tracing::debug!(error = %chain(&error), "the connection to the collector of \
+                    traces ended");
             }
         });
         let mut request = Request::post(self.endpoint.path.as_str())
@@ -166,8 +202,13 @@ impl Sender {
         let answer = sender.send_request(request).await.map_err(|e| chain(&e))?;
         let status = answer.status();
         // An answer too long to read has a status all the same.
-        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-        Ok(fate(status, &body.map(|body| body.to_bytes()).unwrap_or_default()))
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
+            .collect()
+            .await;
+        Ok(fate(
+            status,
+            &body.map(|body| body.to_bytes()).unwrap_or_default(),
+        ))
     }
 }
 
@@ -176,17 +217,32 @@ fn fate(status: StatusCode, body: &[u8]) -> Fate {
     match status {
         _ if status.is_success() => {
             // Whoever answers something else, such as JSON, took them all as far as can be known.
-            let partial = ExportTraceServiceResponse::decode(body).ok().and_then(|answer| answer.partial_success).unwrap_or_default();
-            Fate::Taken { rejected: usize::try_from(partial.rejected_spans).unwrap_or(0), why: shown(partial.error_message.as_bytes()) }
+            let partial = ExportTraceServiceResponse::decode(body)
+                .ok()
+                .and_then(|answer| answer.partial_success)
+                .unwrap_or_default();
+            Fate::Taken {
+                rejected: usize::try_from(partial.rejected_spans).unwrap_or(0),
+                why: shown(partial.error_message.as_bytes()),
+            }
         }
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-            Fate::Later(format!("HTTP {status}"))
-        }
-        _ => Fate::Refused(format!("HTTP {status} {}", shown(body)).trim_end().to_owned()),
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Fate::Later(format!("HTTP {status}")),
+        _ => Fate::Refused(
+            format!("HTTP {status} {}", shown(body))
+                .trim_end()
+                .to_owned(),
+        ),
     }
 }
 
 /// The beginning of what a collector says, as one line.
 fn shown(text: &[u8]) -> String {
-    String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN_CHARS).collect()
+    String::from_utf8_lossy(text)
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(SHOWN_CHARS)
+        .collect()
 }

@@ -1,4 +1,5 @@
-//! The page itself, out of the program. It is the same for everybody and holds no secret, so it asks for no token.
+//! The page itself, out of the program. It is the same for everybody and holds no secret, so it
+//! asks for no token.
 
 use axum::{
     body::Body,
@@ -9,9 +10,11 @@ use axum::{
 include!(concat!(env!("OUT_DIR"), "/dashboard_files.rs"));
 
 /// What is served where the front end was not built in.
-const WITHOUT: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>p2pvm</title>\
+const WITHOUT: &str = "<!doctype html><html lang=\"en\"><meta \
+    charset=\"utf-8\"><title>p2pvm</title>\
     <h1>This p2pvm was built without its dashboard</h1>\
-    <p>Build it with <code>make web &amp;&amp; make build</code> (needs Node 20 or newer), or install the Debian package, which has it.</p>\
+    <p>Build it with <code>make web &amp;&amp; make build</code> (needs Node 20 or newer), or \
+    install the Debian package, which has it.</p>\
     <p>Until then <code>p2pvm top</code> shows the same on a terminal.</p></html>";
 
 /// Whether the page was built in.
@@ -38,7 +41,10 @@ pub async fn serve(method: Method, uri: Uri) -> Response {
         "" => "index.html",
         path => path,
     };
-    let found = FILES.iter().find(|(name, _)| *name == path).map(|(_, bytes)| *bytes);
+    let found = FILES
+        .iter()
+        .find(|(name, _)| *name == path)
+        .map(|(_, bytes)| *bytes);
     let (kind, bytes) = match found {
         Some(bytes) => (kind_of(path), bytes),
         None if path == "index.html" => (kind_of(path), WITHOUT.as_bytes()),
@@ -49,7 +55,10 @@ pub async fn serve(method: Method, uri: Uri) -> Response {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     if path.starts_with("assets/") {
         // The name of each holds the hash of its content.
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
+        headers.insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("public, max-age=31536000, immutable"),
+        );
     }
     answer
 }
@@ -63,14 +72,34 @@ mod tests {
         let get = |path: &'static str| serve(Method::GET, Uri::from_static(path));
         let page = get("/").await;
         assert_eq!(page.status(), StatusCode::OK);
-        assert_eq!(page.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
-        for path in ["/../node.toml", "/assets/../index.html", "/assets/", "/.gitignore", "//etc/passwd", "/%2e%2e/x"] {
+        assert_eq!(
+            page.headers()[header::CONTENT_TYPE],
+            "text/html; charset=utf-8"
+        );
+        for path in [
+            "/../node.toml",
+            "/assets/../index.html",
+            "/assets/",
+            "/.gitignore",
+            "//etc/passwd",
+            "/%2e%2e/x",
+        ] {
             assert_eq!(get(path).await.status(), StatusCode::NOT_FOUND, "{path}");
         }
-        assert_eq!(serve(Method::POST, Uri::from_static("/")).await.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(
+            serve(Method::POST, Uri::from_static("/")).await.status(),
+            StatusCode::METHOD_NOT_ALLOWED
+        );
         // The policy of the page allows no script inside it, and nothing from elsewhere.
-        let html = FILES.iter().find(|(name, _)| *name == "index.html").map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned());
-        for tag in html.iter().flat_map(|html| html.split('<')).filter(|tag| tag.starts_with("script") || tag.starts_with("link")) {
+        let html = FILES
+            .iter()
+            .find(|(name, _)| *name == "index.html")
+            .map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned());
+        for tag in html
+            .iter()
+            .flat_map(|html| html.split('<'))
+            .filter(|tag| tag.starts_with("script") || tag.starts_with("link"))
+        {
             assert!(tag.contains("=\"./assets/"), "{tag}");
         }
     }

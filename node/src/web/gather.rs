@@ -1,5 +1,5 @@
-//! What is asked of the whole network for the page: by one task while somebody looks, not once for each browser, and not at all while
-//! nobody does.
+//! What is asked of the whole network for the page: by one task while somebody looks, not once for
+//! each browser, and not at all while nobody does.
 
 use crate::failure::Outcome;
 use std::{
@@ -33,17 +33,26 @@ impl<T> Drop for Gather<T> {
 
 impl<T: Send + Sync + 'static> Gather<T> {
     /// Asks with `ask` every `every`. A failure leaves the answer of before.
-    pub fn new<F: Future<Output = Outcome<T>> + Send>(every: Duration, ask: impl Fn() -> F + Send + 'static) -> Self {
+    pub fn new<F: Future<Output = Outcome<T>> + Send>(
+        every: Duration,
+        ask: impl Fn() -> F + Send + 'static,
+    ) -> Self {
         let (looked, mut looks) = watch::channel(None::<Instant>);
         let (tell, told) = watch::channel(None);
         let task = tokio::spawn(async move {
             loop {
-                if looks.wait_for(|at| at.is_some_and(|at| at.elapsed() < LINGER)).await.is_err() {
+                if looks
+                    .wait_for(|at| at.is_some_and(|at| at.elapsed() < LINGER))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
                 match ask().await {
                     Ok(answer) => drop(tell.send_replace(Some((Instant::now(), Arc::new(answer))))),
-                    Err(failure) => tracing::debug!(%failure, "the network was not asked for the dashboard"),
+                    Err(failure) => {
+                        tracing::debug!(%failure, "the network was not asked for the dashboard")
+                    }
                 }
                 tokio::time::sleep(every).await;
             }
@@ -59,7 +68,10 @@ impl<T: Send + Sync + 'static> Gather<T> {
         if let Ok(Ok(fresh)) = tokio::time::timeout(PATIENCE, fresh).await {
             return fresh.as_ref().map(|(_, answer)| answer.clone());
         }
-        self.told.borrow().as_ref().map(|(_, answer)| answer.clone())
+        self.told
+            .borrow()
+            .as_ref()
+            .map(|(_, answer)| answer.clone())
     }
 }
 
@@ -79,7 +91,10 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(asked.load(Ordering::SeqCst), 0);
         let looks = futures::future::join_all((0..20).map(|_| gather.latest())).await;
-        assert!(looks.iter().all(|seen| seen.as_deref() == Some(&1)), "{looks:?}");
+        assert!(
+            looks.iter().all(|seen| seen.as_deref() == Some(&1)),
+            "{looks:?}"
+        );
         assert_eq!(asked.load(Ordering::SeqCst), 1);
     }
 }

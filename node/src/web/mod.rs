@@ -1,10 +1,12 @@
-//! The web dashboard: a page that shows the network and moves its VMs, and the part of the control API that the page needs.
+//! The web dashboard: a page that shows the network and moves its VMs, and the part of the control
+//! API that the page needs.
 //!
-//! It is always there on a unix socket of its own (`p2pvm dashboard --listen` makes it a port of this machine), and on this host's
-//! address in the network only if somebody switched it on. Either way each request of the API shows the token, which is kept in the
-//! state directory for root. What may be asked is a list ([`routes`]), not the control API with some of it taken away: nothing here
-//! ends the daemon, leaves the network, invites, revokes, sets rules, creates or deletes. How it is kept safe: [`access`],
-//! [`serve`]; `docs/dashboard.md` says it for users.
+//! It is always there on a unix socket of its own (`p2pvm dashboard --listen` makes it a port of
+//! this machine), and on this host's address in the network only if somebody switched it on. Either
+//! way each request of the API shows the token, which is kept in the state directory for root. What
+//! may be asked is a list ([`routes`]), not the control API with some of it taken away: nothing
+//! here ends the daemon, leaves the network, invites, revokes, sets rules, creates or deletes. How
+//! it is kept safe: [`access`], [`serve`]; `docs/dashboard.md` says it for users.
 
 mod access;
 mod console;
@@ -33,7 +35,8 @@ use tokio::sync::Semaphore;
 
 /// Consoles that are open at once.
 const MAX_CONSOLES: usize = 16;
-/// The VMs of all members are a question over the ring: asked so often while somebody looks, as `p2pvm top` does.
+/// The VMs of all members are a question over the ring: asked so often while somebody looks, as
+/// `p2pvm top` does.
 const VMS_EVERY: Duration = Duration::from_secs(2);
 /// Members with their links and decisions change more slowly, and there is more of it.
 const SIGHTS_EVERY: Duration = Duration::from_secs(5);
@@ -52,8 +55,8 @@ pub struct Dashboard {
 }
 
 impl Dashboard {
-    /// The dashboard of `daemon`; [`Dashboard::serve`] does the rest. `config` says whether it is on where nobody has said so
-    /// with `p2pvm dashboard` yet.
+    /// The dashboard of `daemon`; [`Dashboard::serve`] does the rest. `config` says whether it is
+    /// on where nobody has said so with `p2pvm dashboard` yet.
     pub fn open(daemon: Arc<Daemon>, layout: &Layout, config: &Config) -> Outcome<Arc<Self>> {
         let asked = daemon.clone();
         let vms = Gather::new(VMS_EVERY, move || {
@@ -80,11 +83,16 @@ impl Dashboard {
     /// What `p2pvm dashboard` shows.
     pub fn state(&self) -> DashboardView {
         let address = self.daemon.overlay_address();
-        let url = address.map(|ip| format!("http://{ip}:{}/#token={}", self.port, self.switch.token()));
+        let url =
+            address.map(|ip| format!("http://{ip}:{}/#token={}", self.port, self.switch.token()));
         DashboardView {
             on: self.switch.is_on(),
             url: url.filter(|_| self.switch.is_on()),
-            trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            trouble: self
+                .trouble
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             token: self.switch.token(),
             port: self.port,
             socket: self.socket.display().to_string(),

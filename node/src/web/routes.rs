@@ -29,14 +29,26 @@ pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
     let at_holder = Router::new()
         .route("/vms/{name}/start", post(server::start))
         .route("/vms/{name}/stop", post(server::stop))
-        .route("/vms/{name}/migrate", post(server::migrate).delete(server::cancel_migration))
+        .route(
+            "/vms/{name}/migrate",
+            post(server::migrate).delete(server::cancel_migration),
+        )
         .route("/vms/{name}/snapshot", post(server::snapshot))
         .route("/vms/{name}/explain", get(server::explain))
-        .layer(middleware::from_fn_with_state(daemon.clone(), forward::to_holder));
+        .layer(middleware::from_fn_with_state(
+            daemon.clone(),
+            forward::to_holder,
+        ));
     let at_chosen = Router::new()
         .route("/vms/{name}/restore", post(server::restore))
-        .layer(middleware::from_fn_with_state(daemon.clone(), forward::to_chosen));
-    let own = Router::new().route("/view", get(view)).route("/vms/{name}/console", get(console::open)).with_state(dashboard.clone());
+        .layer(middleware::from_fn_with_state(
+            daemon.clone(),
+            forward::to_chosen,
+        ));
+    let own = Router::new()
+        .route("/view", get(view))
+        .route("/vms/{name}/console", get(console::open))
+        .with_state(dashboard.clone());
     let api = Router::new()
         .merge(at_holder)
         .merge(at_chosen)
@@ -44,8 +56,17 @@ pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
         .merge(own)
         .fallback(nothing)
         .layer(middleware::from_fn(bounded))
-        .layer(middleware::from_fn_with_state(dashboard.clone(), access::with_token));
-    Router::new().nest("/api", api).fallback(files::serve).layer(middleware::from_fn_with_state(Arc::new(hosts), access::same_site))
+        .layer(middleware::from_fn_with_state(
+            dashboard.clone(),
+            access::with_token,
+        ));
+    Router::new()
+        .nest("/api", api)
+        .fallback(files::serve)
+        .layer(middleware::from_fn_with_state(
+            Arc::new(hosts),
+            access::same_site,
+        ))
 }
 
 async fn nothing() -> Response {
@@ -54,7 +75,8 @@ async fn nothing() -> Response {
 
 /// Ends a request whose body is longer than any of ours, wherever it is read.
 async fn bounded(request: Request, next: Next) -> Response {
-    next.run(request.map(|body| Body::new(Limited::new(body, MAX_REQUEST_BYTES)))).await
+    next.run(request.map(|body| Body::new(Limited::new(body, MAX_REQUEST_BYTES))))
+        .await
 }
 
 /// Everything that the page shows.
@@ -62,7 +84,22 @@ async fn view(State(dashboard): State<Arc<Dashboard>>) -> Json<View> {
     let (vms, members) = tokio::join!(dashboard.vms.latest(), dashboard.sights.latest());
     let daemon = &dashboard.daemon;
     let (status, peers) = (daemon.status(), daemon.peers());
-    let (vms, silent) = vms.map(|found| (found.vms.clone(), found.silent.clone())).unwrap_or_default();
-    let health = health(!netcheck::local_addresses().is_empty(), &status, &peers, &vms, &silent);
-    Json(View { status, health, peers, members: members.map(|m| m.as_ref().clone()).unwrap_or_default(), vms, silent })
+    let (vms, silent) = vms
+        .map(|found| (found.vms.clone(), found.silent.clone()))
+        .unwrap_or_default();
+    let health = health(
+        !netcheck::local_addresses().is_empty(),
+        &status,
+        &peers,
+        &vms,
+        &silent,
+    );
+    Json(View {
+        status,
+        health,
+        peers,
+        members: members.map(|m| m.as_ref().clone()).unwrap_or_default(),
+        vms,
+        silent,
+    })
 }

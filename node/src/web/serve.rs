@@ -1,8 +1,10 @@
-//! Where the dashboard listens: a unix socket for root, always; this host's addresses in the network while it is switched on.
+//! Where the dashboard listens: a unix socket for root, always; this host's addresses in the
+//! network while it is switched on.
 //!
-//! On the network a connection is taken only from an address of the network: Linux answers on any interface for an address of any
-//! other, so that a neighbour on the LAN could knock without being a member. Connections are counted, in all and by source, so that
-//! one that opens many keeps nobody else out; a request's head has to come in time.
+//! On the network a connection is taken only from an address of the network: Linux answers on any
+//! interface for an address of any other, so that a neighbour on the LAN could knock without being
+//! a member. Connections are counted, in all and by source, so that one that opens many keeps
+//! nobody else out; a request's head has to come in time.
 
 use super::{Dashboard, access::Hosts, routes};
 use crate::failure::{Doing, Outcome};
@@ -35,7 +37,8 @@ const HEAD_LIMIT: Duration = Duration::from_secs(15);
 const RETRY: Duration = Duration::from_secs(2);
 
 impl Dashboard {
-    /// Serves on the unix socket, and on the network while the dashboard is switched on. Ends with the daemon.
+    /// Serves on the unix socket, and on the network while the dashboard is switched on. Ends with
+    /// the daemon.
     pub async fn serve(self: Arc<Self>) {
         let (local, network) = (self.clone(), self);
         tokio::join!(local.serve_local(), network.serve_network());
@@ -51,7 +54,9 @@ impl Dashboard {
         let mut running = JoinSet::new();
         loop {
             while running.try_join_next().is_some() {}
-            let Ok(seat) = seats.clone().acquire_owned().await else { return };
+            let Ok(seat) = seats.clone().acquire_owned().await else {
+                return;
+            };
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let router = router.clone();
@@ -68,9 +73,14 @@ impl Dashboard {
     fn bind_local(&self) -> Outcome<UnixListener> {
         // Ours alone by the daemon's lock: a socket that is there is a dead daemon's.
         let _ = std::fs::remove_file(&self.socket);
-        let listener = UnixListener::bind(SocketPath::to(&self.socket).doing("opening the state directory")?.path())
-            .doing(format_args!("opening {}", self.socket.display()))?;
-        std::fs::set_permissions(&self.socket, std::fs::Permissions::from_mode(0o600)).doing("restricting the dashboard's socket")?;
+        let listener = UnixListener::bind(
+            SocketPath::to(&self.socket)
+                .doing("opening the state directory")?
+                .path(),
+        )
+        .doing(format_args!("opening {}", self.socket.display()))?;
+        std::fs::set_permissions(&self.socket, std::fs::Permissions::from_mode(0o600))
+            .doing("restricting the dashboard's socket")?;
         Ok(listener)
     }
 
@@ -97,12 +107,20 @@ impl Dashboard {
         }
     }
 
-    /// On both of this host's addresses. The two are one door: the same names lead in, the same places are counted.
+    /// On both of this host's addresses. The two are one door: the same names lead in, the same
+    /// places are counted.
     async fn serve_on(self: &Arc<Self>, v4: Ipv4Addr) {
         let v6 = self.daemon.overlay_address_v6();
-        let names = Hosts::Named { names: self.daemon.host_names(), addresses: vec![v4.into(), v6.into()], port: self.port };
+        let names = Hosts::Named {
+            names: self.daemon.host_names(),
+            addresses: vec![v4.into(), v6.into()],
+            port: self.port,
+        };
         let (router, seats) = (routes::router(self, names), Seats::default());
-        tokio::join!(self.serve_at(v4.into(), &router, &seats), self.serve_at(v6.into(), &router, &seats));
+        tokio::join!(
+            self.serve_at(v4.into(), &router, &seats),
+            self.serve_at(v6.into(), &router, &seats)
+        );
     }
 
     async fn serve_at(&self, address: IpAddr, router: &Router, seats: &Seats) {
@@ -121,7 +139,12 @@ impl Dashboard {
                 }
             };
             // Who is refused is hung up on: there is nobody to talk to.
-            let Some(seat) = Some(source.ip()).filter(|ip| self.daemon.in_network(*ip)).and_then(|ip| seats.take(ip)) else { continue };
+            let Some(seat) = Some(source.ip())
+                .filter(|ip| self.daemon.in_network(*ip))
+                .and_then(|ip| seats.take(ip))
+            else {
+                continue;
+            };
             let router = router.clone();
             running.spawn(async move {
                 converse(stream, router).await;
@@ -130,7 +153,8 @@ impl Dashboard {
         }
     }
 
-    /// Listens, as soon as that can be done. Trouble is told of IPv4, which the printed link has; IPv6 may be switched off on a host.
+    /// Listens, as soon as that can be done. Trouble is told of IPv4, which the printed link has;
+    /// IPv6 may be switched off on a host.
     async fn bind(&self, here: SocketAddr) -> TcpListener {
         let mut told = false;
         loop {
@@ -144,12 +168,18 @@ impl Dashboard {
                 Err(error) => error,
             };
             let advice = match error.kind() {
-                std::io::ErrorKind::AddrInUse => "; another program has that port: set dashboard_port in node.toml",
+                std::io::ErrorKind::AddrInUse => {
+                    "; another program has that port: set dashboard_port in node.toml"
+                }
                 _ => "",
             };
             match (std::mem::replace(&mut told, true), here.is_ipv4()) {
-                (false, true) => self.note_trouble(Some(format!("cannot listen on {here}: {error}{advice}"))),
-                (false, false) => tracing::warn!(%here, %error, "the dashboard is not served over IPv6{advice}"),
+                (false, true) => {
+                    self.note_trouble(Some(format!("cannot listen on {here}: {error}{advice}")))
+                }
+                (false, false) => {
+                    tracing::warn!(%here, %error, "the dashboard is not served over IPv6{advice}")
+                }
                 (true, _) => {}
             }
             tokio::time::sleep(RETRY).await;
@@ -162,7 +192,10 @@ async fn moved(
     lease: &mut tokio::sync::watch::Receiver<Option<p2pvm_dhcp::Lease>>,
     known: Option<Ipv4Addr>,
 ) -> Result<(), tokio::sync::watch::error::RecvError> {
-    lease.wait_for(|lease| lease.as_ref().map(|lease| lease.v4) != known).await.map(drop)
+    lease
+        .wait_for(|lease| lease.as_ref().map(|lease| lease.v4) != known)
+        .await
+        .map(drop)
 }
 
 /// One connection, to its end.
@@ -187,7 +220,10 @@ struct Seat(Seats, IpAddr);
 impl Seats {
     fn take(&self, source: IpAddr) -> Option<Seat> {
         let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (all, own) = (seats.values().sum::<usize>(), seats.get(&source).copied().unwrap_or(0));
+        let (all, own) = (
+            seats.values().sum::<usize>(),
+            seats.get(&source).copied().unwrap_or(0),
+        );
         if all >= MAX_CONNECTIONS || own >= MAX_OF_ONE {
             return None;
         }

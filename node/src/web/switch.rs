@@ -1,4 +1,5 @@
-//! Whether the dashboard is on, and its token: two small files in the state directory that only root reads.
+//! Whether the dashboard is on, and its token: two small files in the state directory that only
+//! root reads.
 
 use crate::{
     failure::{Failure, Kind, Outcome},
@@ -22,22 +23,36 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// As it was left; `on` counts where nobody has switched yet. A token is made where there is none.
+    /// As it was left; `on` counts where nobody has switched yet. A token is made where there is
+    /// none.
     pub fn open(layout: &Layout, on: bool) -> Outcome<Self> {
         let (token_file, switch_file) = (layout.dashboard_token(), layout.dashboard_switch());
-        let text = |file: &PathBuf| Ok::<_, Failure>(read_if_there(file)?.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()));
+        let text = |file: &PathBuf| {
+            Ok::<_, Failure>(
+                read_if_there(file)?.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()),
+            )
+        };
         let on = match text(&switch_file)?.as_deref() {
             None => on,
             Some("on") => true,
             Some("off") => false,
             Some(_) => {
-                let wrong = format!("{} says neither on nor off: remove it", switch_file.display());
+                let wrong = format!(
+                    "{} says neither on nor off: remove it",
+                    switch_file.display()
+                );
                 return Err(Failure::new(Kind::Failed, wrong));
             }
         };
         // What is too short to be ours is not taken for a secret.
-        let kept = text(&token_file)?.filter(|token| token.len() == encoded(&[0; TOKEN_BYTES]).len());
-        let switch = Self { token_file, switch_file, token: Mutex::new(kept.unwrap_or_default()), on: watch::Sender::new(on) };
+        let kept =
+            text(&token_file)?.filter(|token| token.len() == encoded(&[0; TOKEN_BYTES]).len());
+        let switch = Self {
+            token_file,
+            switch_file,
+            token: Mutex::new(kept.unwrap_or_default()),
+            on: watch::Sender::new(on),
+        };
         if switch.token().is_empty() {
             switch.renew()?;
         }
@@ -46,10 +61,14 @@ impl Switch {
 
     /// The token.
     pub fn token(&self) -> String {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.token
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
-    /// Whether `shown` is the token; takes as long whatever is shown (BLAKE3's hashes are compared in constant time).
+    /// Whether `shown` is the token; takes as long whatever is shown (BLAKE3's hashes are compared
+    /// in constant time).
     pub fn accepts(&self, shown: &str) -> bool {
         blake3::hash(shown.as_bytes()) == blake3::hash(self.token().as_bytes())
     }
@@ -71,7 +90,11 @@ impl Switch {
 
     /// Switches it, now and for the next start.
     pub fn set(&self, on: bool) -> Outcome<()> {
-        write_atomically(&self.switch_file, if on { b"on\n" } else { b"off\n" }, 0o600)?;
+        write_atomically(
+            &self.switch_file,
+            if on { b"on\n" } else { b"off\n" },
+            0o600,
+        )?;
         self.on.send_replace(on);
         Ok(())
     }
@@ -84,7 +107,9 @@ impl Switch {
 
 /// Letters and digits that stand in an address and in a protocol's name as they are.
 fn encoded(bytes: &[u8; TOKEN_BYTES]) -> String {
-    data_encoding::BASE32_NOPAD.encode(bytes).to_ascii_lowercase()
+    data_encoding::BASE32_NOPAD
+        .encode(bytes)
+        .to_ascii_lowercase()
 }
 
 #[cfg(test)]
@@ -98,14 +123,33 @@ mod tests {
         let layout = Layout::at(dir.path());
         let switch = Switch::open(&layout, false).unwrap();
         let token = switch.token();
-        assert_eq!(std::fs::metadata(layout.dashboard_token()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(layout.dashboard_token())
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o600
+        );
         assert!(token.len() == 32 && switch.accepts(&token));
-        assert!(!switch.accepts("") && !switch.accepts(&token[1..]) && !switch.accepts(&token.to_uppercase()));
-        assert_eq!(Switch::open(&layout, false).unwrap().token(), token, "the next start has the same");
+        assert!(
+            !switch.accepts("")
+                && !switch.accepts(&token[1..])
+                && !switch.accepts(&token.to_uppercase())
+        );
+        assert_eq!(
+            Switch::open(&layout, false).unwrap().token(),
+            token,
+            "the next start has the same"
+        );
         switch.renew().unwrap();
         assert!(!switch.accepts(&token) && switch.accepts(&switch.token()));
         std::fs::write(layout.dashboard_token(), "").unwrap();
-        assert_eq!(Switch::open(&layout, false).unwrap().token().len(), 32, "an empty file is no token");
+        assert_eq!(
+            Switch::open(&layout, false).unwrap().token().len(),
+            32,
+            "an empty file is no token"
+        );
     }
 
     #[test]

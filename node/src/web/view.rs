@@ -1,5 +1,5 @@
-//! What the page shows, as one answer: this node and its health in the word that `p2pvm top` has, every member with its links and
-//! decisions as it tells them itself, and the VMs.
+//! What the page shows, as one answer: this node and its health in the word that `p2pvm top` has,
+//! every member with its links and decisions as it tells them itself, and the VMs.
 
 use crate::api::types::{ClusterMember, Decided, HealthView, Peer, Status, VmView};
 use p2pvm_console::{Health, UNREACHABLE, Vitals, lost, troubled, udp_port};
@@ -16,7 +16,8 @@ pub const MAX_DECISIONS: usize = 6;
 pub struct Link {
     /// The beginning of the other member's id.
     pub to: String,
-    /// The path in words, without the address: "direct", "relayed via name", "over the ring", "stream".
+    /// The path in words, without the address: "direct", "relayed via name", "over the ring",
+    /// "stream".
     pub path: String,
     /// The last measured round trip, milliseconds.
     pub rtt_ms: Option<f64>,
@@ -62,9 +63,18 @@ pub struct View {
 }
 
 /// The health, by the same rules as on the status screen.
-pub fn health(online: bool, status: &Status, peers: &[Peer], vms: &[VmView], silent: &[String]) -> HealthView {
+pub fn health(
+    online: bool,
+    status: &Status,
+    peers: &[Peer],
+    vms: &[VmView],
+    silent: &[String],
+) -> HealthView {
     let (gone, others): (Vec<_>, Vec<_>) = vms.iter().partition(|vm| vm.state == UNREACHABLE);
-    let troubled = others.into_iter().filter(|vm| troubled(&vm.state, vm.note.is_some())).map(|vm| vm.name.as_str());
+    let troubled = others
+        .into_iter()
+        .filter(|vm| troubled(&vm.state, vm.note.is_some()))
+        .map(|vm| vm.name.as_str());
     let vitals = Vitals {
         online,
         joined_another: status.joined_another,
@@ -76,16 +86,35 @@ pub fn health(online: bool, status: &Status, peers: &[Peer], vms: &[VmView], sil
         connected: peers.iter().filter(|peer| peer.connected).count(),
         linked: peers.iter().filter(|peer| peer.linked).count(),
         control_port: status.listen.iter().find_map(|address| udp_port(address)),
-        lost: lost(gone.into_iter().map(|vm| (vm.name.as_str(), vm.note.as_deref()))),
+        lost: lost(
+            gone.into_iter()
+                .map(|vm| (vm.name.as_str(), vm.note.as_deref())),
+        ),
         troubled: troubled.collect(),
         wanting: status.address_wanting.as_deref(),
-        failing: status.findings.iter().filter(|f| f.level == Level::Failed).map(|f| f.found.as_str()).collect(),
-        warnings: status.findings.iter().filter(|f| f.level == Level::Warning).count(),
+        failing: status
+            .findings
+            .iter()
+            .filter(|f| f.level == Level::Failed)
+            .map(|f| f.found.as_str())
+            .collect(),
+        warnings: status
+            .findings
+            .iter()
+            .filter(|f| f.level == Level::Warning)
+            .count(),
         silent,
     };
     let (health, why) = vitals.health();
-    let why = if health == Health::Alone { format!("{why}: 'p2pvm invite' makes an invite") } else { why };
-    HealthView { word: health.word().to_owned(), why }
+    let why = if health == Health::Alone {
+        format!("{why}: 'p2pvm invite' makes an invite")
+    } else {
+        why
+    };
+    HealthView {
+        word: health.word().to_owned(),
+        why,
+    }
 }
 
 #[cfg(test)]
@@ -94,13 +123,21 @@ mod tests {
 
     #[test]
     fn a_member_speaks_for_itself_only_and_not_at_any_length() {
-        let link = Link { to: "00".into(), path: "direct".into(), rtt_ms: None };
+        let link = Link {
+            to: "00".into(),
+            path: "direct".into(),
+            rtt_ms: None,
+        };
         let text = serde_json::json!({
-            "member": "somebody else", "name": "b", "address": null, "nat": "none", "position": "", "neighbours": 1, "cpu": 0.1,
+            "member": "somebody \
+                else", "name": "b", "address": null, "nat": "none", "position": "", "neighbours": 1, "cpu": 0.1,
             "running_vms": 0, "links": vec![link; 500], "decisions": [],
         });
         let told: Sight = serde_json::from_value(text).unwrap();
         let told = told.of("b's id".into());
-        assert_eq!((told.member.member.as_str(), told.links.len()), ("b's id", MAX_LINKS));
+        assert_eq!(
+            (told.member.member.as_str(), told.links.len()),
+            ("b's id", MAX_LINKS)
+        );
     }
 }

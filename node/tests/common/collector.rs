@@ -1,9 +1,12 @@
-//! A collector of traces for tests: a real HTTP server that reads OTLP as a collector does, and answers as it is told.
+//! A collector of traces for tests: a real HTTP server that reads OTLP as a collector does, and
+//! answers as it is told.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse},
+    collector::trace::v1::{
+        ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+    },
     common::v1::{KeyValue, any_value::Value},
     trace::v1::Span,
 };
@@ -65,7 +68,11 @@ impl Collector {
                 }
             }
         });
-        Self { book, address, thread: Some(thread) }
+        Self {
+            book,
+            address,
+            thread: Some(thread),
+        }
     }
 
     /// Where it listens.
@@ -80,7 +87,11 @@ impl Collector {
 
     /// The one span of that name; `None` until it is here.
     pub fn named(&self, name: &str) -> Option<Taken> {
-        let mut found: Vec<_> = self.taken().into_iter().filter(|t| t.span.name == name).collect();
+        let mut found: Vec<_> = self
+            .taken()
+            .into_iter()
+            .filter(|t| t.span.name == name)
+            .collect();
         assert!(found.len() < 2, "{name} came twice");
         found.pop()
     }
@@ -95,7 +106,8 @@ impl Collector {
         self.book.requests.load(Ordering::SeqCst)
     }
 
-    /// Answers with this status from now on, and says of each batch that so many spans were rejected.
+    /// Answers with this status from now on, and says of each batch that so many spans were
+    /// rejected.
     pub fn answers(&self, status: u16, rejects: u64) {
         self.book.status.store(status, Ordering::SeqCst);
         self.book.rejects.store(rejects, Ordering::SeqCst);
@@ -121,27 +133,50 @@ fn serve(book: &Book, stream: TcpStream) -> std::io::Result<()> {
     loop {
         let mut header = String::new();
         reader.read_line(&mut header)?;
-        let Some((name, value)) = header.trim_end().split_once(": ") else { break };
+        let Some((name, value)) = header.trim_end().split_once(": ") else {
+            break;
+        };
         headers.insert(name.to_ascii_lowercase(), value.to_owned());
     }
-    let mut body = vec![0; headers.get("content-length").and_then(|n| n.parse().ok()).unwrap_or(0)];
+    let mut body = vec![
+        0;
+        headers
+            .get("content-length")
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0)
+    ];
     reader.read_exact(&mut body)?;
     let mut status = book.status.load(Ordering::SeqCst);
-    if line.trim_end() != "POST /v1/traces HTTP/1.1" || headers.get("content-type").map(String::as_str) != Some("application/x-protobuf") {
+    if line.trim_end() != "POST /v1/traces HTTP/1.1"
+        || headers.get("content-type").map(String::as_str) != Some("application/x-protobuf")
+    {
         status = 404;
     }
     let mut answer = Vec::new();
     if status == 200 {
         let request = ExportTraceServiceRequest::decode(&*body).expect("what a collector can read");
         let rejected = book.rejects.load(Ordering::SeqCst) as i64;
-        book.taken.lock().unwrap().extend(unpacked(request).skip(rejected as usize));
-        let partial = ExportTracePartialSuccess { rejected_spans: rejected, error_message: "too many".to_owned() };
-        answer = ExportTraceServiceResponse { partial_success: (rejected > 0).then_some(partial) }.encode_to_vec();
+        book.taken
+            .lock()
+            .unwrap()
+            .extend(unpacked(request).skip(rejected as usize));
+        let partial = ExportTracePartialSuccess {
+            rejected_spans: rejected,
+            error_message: "too many".to_owned(),
+        };
+        answer = ExportTraceServiceResponse {
+            partial_success: (rejected > 0).then_some(partial),
+        }
+        .encode_to_vec();
     }
     *book.headers.lock().unwrap() = headers;
     book.requests.fetch_add(1, Ordering::SeqCst);
     let mut stream = reader.into_inner();
-    write!(stream, "HTTP/1.1 {status} As told\r\ncontent-length: {}\r\n\r\n", answer.len())?;
+    write!(
+        stream,
+        "HTTP/1.1 {status} As told\r\ncontent-length: {}\r\n\r\n",
+        answer.len()
+    )?;
     stream.write_all(&answer)
 }
 
@@ -149,7 +184,11 @@ fn unpacked(request: ExportTraceServiceRequest) -> impl Iterator<Item = Taken> {
     request.resource_spans.into_iter().flat_map(|of| {
         let resource = plain(&of.resource.unwrap_or_default().attributes);
         let spans = of.scope_spans.into_iter().flat_map(|scope| scope.spans);
-        spans.map(move |span| Taken { resource: resource.clone(), attributes: plain(&span.attributes), span })
+        spans.map(move |span| Taken {
+            resource: resource.clone(),
+            attributes: plain(&span.attributes),
+            span,
+        })
     })
 }
 
@@ -161,5 +200,8 @@ pub fn plain(attributes: &[KeyValue]) -> BTreeMap<String, String> {
         Some(Value::BoolValue(yes)) => yes.to_string(),
         other => format!("{other:?}"),
     };
-    attributes.iter().map(|kv| (kv.key.clone(), text(kv))).collect()
+    attributes
+        .iter()
+        .map(|kv| (kv.key.clone(), text(kv)))
+        .collect()
 }

@@ -21,8 +21,14 @@ pub const SETTINGS: &str = "cpus = 1\nupnp = false\nautonomic = false\n";
 pub fn lab(test: &str, sites: &str) -> Lab {
     let sites = Sites::parse(sites).expect("the test's sites");
     // Another build, such as the release before, to see what it makes of the same test.
-    let program = std::env::var("P2PVM_TEST_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_p2pvm").to_owned());
-    let lab = Lab::up(&sites, &format!("e2e-{test}-{}", std::process::id()), Path::new(&program)).expect("building the testbed");
+    let program = std::env::var("P2PVM_TEST_PROGRAM")
+        .unwrap_or_else(|_| env!("CARGO_BIN_EXE_p2pvm").to_owned());
+    let lab = Lab::up(
+        &sites,
+        &format!("e2e-{test}-{}", std::process::id()),
+        Path::new(&program),
+    )
+    .expect("building the testbed");
     for host in &lab.testbed().plan().hosts {
         lab.configure(&host.name, SETTINGS).unwrap();
     }
@@ -43,13 +49,19 @@ pub fn network(lab: &Lab, hosts: &[&str]) {
     lab.found(hosts[0], "lab").expect("founding");
     let invite = lab.invite(hosts[0], hosts.len() as u32).expect("inviting");
     for host in &hosts[1..] {
-        lab.join(host, &invite).unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+        lab.join(host, &invite)
+            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
     }
     for host in hosts {
-        lab.wait(&format!("{host} to be connected with all"), Duration::from_secs(20), Duration::from_millis(100), || {
-            let connected = lab.json(host, &["status"])?["connected"].as_u64();
-            Ok((connected == Some(hosts.len() as u64 - 1)).then_some(()))
-        })
+        lab.wait(
+            &format!("{host} to be connected with all"),
+            Duration::from_secs(20),
+            Duration::from_millis(100),
+            || {
+                let connected = lab.json(host, &["status"])?["connected"].as_u64();
+                Ok((connected == Some(hosts.len() as u64 - 1)).then_some(()))
+            },
+        )
         .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
     }
 }
@@ -57,16 +69,28 @@ pub fn network(lab: &Lab, hosts: &[&str]) {
 /// Lets a host's router forward p2pvm's ports to it, as a person does on the router's own page.
 pub fn forward_ports(lab: &Lab, host: &str) {
     let plan = lab.testbed().host(host).unwrap();
-    let (inside, site) = (plan.address, lab.testbed().plan().sites[plan.site].name.clone());
+    let (inside, site) = (
+        plan.address,
+        lab.testbed().plan().sites[plan.site].name.clone(),
+    );
     let rules = format!(
-        "table ip by_hand {{ chain forwarded {{ type nat hook prerouting priority dstnat - 10; policy accept;
+        "table ip by_hand {{ chain forwarded {{ type nat hook prerouting priority dstnat - 10; \
+            policy accept;
             iifname wan udp dport {{ 4001, 4002 }} dnat to {inside};
             iifname wan tcp dport 4001 dnat to {inside};
         }}
         }}"
     );
-    let done = lab.testbed().inside_router(&site, || Command::new("nft").arg(&rules).output()).unwrap().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let done = lab
+        .testbed()
+        .inside_router(&site, || Command::new("nft").arg(&rules).output())
+        .unwrap()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
 }
 
 /// The guest image; built if the test command has not yet.
@@ -79,9 +103,18 @@ pub fn image() -> &'static str {
             return path;
         }
         let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../guest-image/build.sh");
-        let output = Command::new(&script).output().expect("running guest-image/build.sh");
-        assert!(output.status.success(), "guest-image/build.sh: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("a path").trim().to_owned()
+        let output = Command::new(&script)
+            .output()
+            .expect("running guest-image/build.sh");
+        assert!(
+            output.status.success(),
+            "guest-image/build.sh: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout)
+            .expect("a path")
+            .trim()
+            .to_owned()
     })
 }
 
@@ -92,7 +125,8 @@ pub fn refused(lab: &Lab, host: &str, words: &[&str], code: i32) -> String {
     said
 }
 
-/// A machine on a host's LAN, 192.168.77.9: a namespace of its own behind a second interface of the host.
+/// A machine on a host's LAN, 192.168.77.9: a namespace of its own behind a second interface of the
+/// host.
 pub struct Lan(String);
 
 impl Lan {
@@ -105,10 +139,15 @@ impl Lan {
             "ip netns add {namespace} && ip -n {namespace} link set lo up && \
              ip link add name lan0 netns {host} type veth peer name eth0 netns {namespace} && \
              ip -n {host} addr add 192.168.77.1/24 dev lan0 && ip -n {host} link set lan0 up && \
-             ip -n {namespace} addr add 192.168.77.9/24 dev eth0 && ip -n {namespace} link set eth0 up"
+             ip -n {namespace} addr add 192.168.77.9/24 dev eth0 && ip -n {namespace} link set \
+             eth0 up"
         );
         let made = Command::new("sh").args(["-c", &script]).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
         lan
     }
 }
@@ -119,7 +158,8 @@ impl Drop for Lan {
     }
 }
 
-/// Asks the resolver at `server` for an A record and gives the answer's last four bytes as an address.
+/// Asks the resolver at `server` for an A record and gives the answer's last four bytes as an
+/// address.
 pub fn dig(lab: &Lab, from: &str, server: &str, name: &str) -> Option<Ipv4Addr> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
@@ -136,7 +176,8 @@ pub fn dig(lab: &Lab, from: &str, server: &str, name: &str) -> Option<Ipv4Addr> 
             let mut answer = [0u8; 512];
             let n = socket.recv(&mut answer).ok()?;
             let answers = u16::from_be_bytes([answer[6], answer[7]]);
-            (answers > 0).then(|| Ipv4Addr::new(answer[n - 4], answer[n - 3], answer[n - 2], answer[n - 1]))
+            (answers > 0)
+                .then(|| Ipv4Addr::new(answer[n - 4], answer[n - 3], answer[n - 2], answer[n - 1]))
         })
         .unwrap()
 }

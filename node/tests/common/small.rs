@@ -8,9 +8,22 @@ pub struct Small(PathBuf);
 impl Small {
     /// Mounts it at `dir` until it is dropped.
     pub fn at(dir: PathBuf, mib: u32) -> Self {
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}M,mode=711"), "p2pvm"]).arg(&dir).output();
+        let mounted = Command::new("mount")
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={mib}M,mode=711"),
+                "p2pvm",
+            ])
+            .arg(&dir)
+            .output();
         let mounted = mounted.unwrap();
-        assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+        assert!(
+            mounted.status.success(),
+            "{}",
+            String::from_utf8_lossy(&mounted.stderr)
+        );
         Self(dir)
     }
 }

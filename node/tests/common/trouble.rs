@@ -1,4 +1,5 @@
-//! What routers and providers do to a path, played on the testbed's real NATs while two members talk, and what became of it.
+//! What routers and providers do to a path, played on the testbed's real NATs while two members
+//! talk, and what became of it.
 
 use p2pvm_tests::lab::Lab;
 use std::{
@@ -21,8 +22,16 @@ pub const CARRIED_AGAIN: Duration = Duration::from_secs(12);
 /// Runs a program in a site's router; what it printed.
 pub fn router(lab: &Lab, site: &str, argv: &[&str]) -> String {
     let (program, arguments) = argv.split_first().expect("a program");
-    let done = lab.testbed().inside_router(site, || Command::new(program).args(arguments).output()).unwrap().expect("it runs");
-    assert!(done.status.success(), "{argv:?}: {}", String::from_utf8_lossy(&done.stderr));
+    let done = lab
+        .testbed()
+        .inside_router(site, || Command::new(program).args(arguments).output())
+        .unwrap()
+        .expect("it runs");
+    assert!(
+        done.status.success(),
+        "{argv:?}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
@@ -38,11 +47,13 @@ pub fn forget(lab: &Lab, site: &str) {
     lab.testbed().forget_mappings(site).unwrap();
 }
 
-/// Takes a router's rules away and forgets its connections, so that flows are seen untranslated; puts the rules back after a
-/// while. Flows of before are black holes from then on as long as packets keep them alive.
+/// Takes a router's rules away and forgets its connections, so that flows are seen untranslated;
+/// puts the rules back after a while. Flows of before are black holes from then on as long as
+/// packets keep them alive.
 pub fn stale(lab: &Lab, site: &str) {
     let rules = router(lab, site, &["nft", "list", "ruleset"]);
-    // Tracked, with no translation: a chain that looks at connections, and one of NAT that does nothing.
+    // Tracked, with no translation: a chain that looks at connections, and one of NAT that does
+    // nothing.
     let empty = "flush ruleset; table ip untranslated {
         chain tracked { type filter hook forward priority 0; policy accept; ct state new accept; }
         chain nothing { type nat hook postrouting priority srcnat + 10; policy accept; }
@@ -78,24 +89,51 @@ pub fn stream(lab: &Lab, from: &str, to: &str) -> Stream {
 
 /// The same with messages of so many bytes.
 pub fn stream_of(lab: &Lab, from: &str, to: &str, bytes: usize) -> Stream {
-    let address = lab.json(to, &["status"]).unwrap()["address"].as_str().expect("an address").to_owned();
-    let listener = lab.testbed().inside(to, || TcpListener::bind(format!("{address}:0")).expect("the overlay address is there")).unwrap();
+    let address = lab.json(to, &["status"]).unwrap()["address"]
+        .as_str()
+        .expect("an address")
+        .to_owned();
+    let listener = lab
+        .testbed()
+        .inside(to, || {
+            TcpListener::bind(format!("{address}:0")).expect("the overlay address is there")
+        })
+        .unwrap();
     let at = listener.local_addr().expect("it is bound");
     std::thread::spawn(move || {
-        let Ok((mut stream, _)) = listener.accept() else { return };
+        let Ok((mut stream, _)) = listener.accept() else {
+            return;
+        };
         let mut buf = vec![0; bytes];
         while stream.read_exact(&mut buf).is_ok() && stream.write_all(&buf).is_ok() {}
     });
-    let mut stream = lab.testbed().inside(from, || TcpStream::connect_timeout(&at, Duration::from_secs(20)).expect("connects")).unwrap();
-    let (ends, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen { last: Instant::now(), silences: Vec::new() })));
+    let mut stream = lab
+        .testbed()
+        .inside(from, || {
+            TcpStream::connect_timeout(&at, Duration::from_secs(20)).expect("connects")
+        })
+        .unwrap();
+    let (ends, seen) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(Mutex::new(Seen {
+            last: Instant::now(),
+            silences: Vec::new(),
+        })),
+    );
     let (told, sees) = (ends.clone(), seen.clone());
     let thread = std::thread::spawn(move || {
         stream.set_nodelay(true).expect("a socket option");
-        stream.set_read_timeout(Some(Duration::from_secs(600))).expect("a socket option");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(600)))
+            .expect("a socket option");
         let mut buf = vec![7; bytes];
         while !told.load(Ordering::Relaxed) {
-            stream.write_all(&buf).map_err(|e| format!("writing: {e}"))?;
-            stream.read_exact(&mut buf).map_err(|e| format!("reading: {e}"))?;
+            stream
+                .write_all(&buf)
+                .map_err(|e| format!("writing: {e}"))?;
+            stream
+                .read_exact(&mut buf)
+                .map_err(|e| format!("reading: {e}"))?;
             let (mut seen, now) = (sees.lock().unwrap(), Instant::now());
             if now - seen.last >= NOTABLE {
                 let silence = (seen.last, now);
@@ -135,7 +173,9 @@ impl Stream {
 
 /// The longest of some silences, or of what is left of them after a moment.
 fn longest(silences: &[(Instant, Instant)], after: Option<Instant>) -> Duration {
-    let left = |(began, ended): &(Instant, Instant)| ended.saturating_duration_since(after.map_or(*began, |after| after.max(*began)));
+    let left = |(began, ended): &(Instant, Instant)| {
+        ended.saturating_duration_since(after.map_or(*began, |after| after.max(*began)))
+    };
     silences.iter().map(left).max().unwrap_or_default()
 }
 
@@ -146,7 +186,8 @@ pub struct Outcome {
     pub case: String,
     /// From the end of the cause to the direct path; none: not within [`DIRECT_AGAIN`] and some.
     pub direct: Option<Duration>,
-    /// The longest silence of the stream, if one ran; where the cause left no way at all, what of it came after its end.
+    /// The longest silence of the stream, if one ran; where the cause left no way at all, what of
+    /// it came after its end.
     pub silence: Option<Duration>,
     /// The paths that pings took, with the seconds since the cause began.
     pub paths: Vec<(u64, String)>,
@@ -166,7 +207,12 @@ impl Outcome {
 /// The path of one ping, without its address.
 fn path(lab: &Lab, from: &str, to: &str) -> String {
     match lab.ping(from, to, 1, "100ms") {
-        Ok(pinged) => pinged.path.split_whitespace().next().unwrap_or("lost").to_owned(),
+        Ok(pinged) => pinged
+            .path
+            .split_whitespace()
+            .next()
+            .unwrap_or("lost")
+            .to_owned(),
         Err(_) => "lost".to_owned(),
     }
 }
@@ -174,11 +220,18 @@ fn path(lab: &Lab, from: &str, to: &str) -> String {
 /// What `netcheck` says of this node's NAT and of its path to `to`.
 pub fn netcheck(lab: &Lab, from: &str, to: &str) -> String {
     let page = lab.json(from, &["netcheck"]).unwrap_or_default();
-    let member = page["members"].as_array().into_iter().flatten().find(|m| m["name"] == to).cloned().unwrap_or_default();
+    let member = page["members"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|m| m["name"] == to)
+        .cloned()
+        .unwrap_or_default();
     format!("NAT {}, path {}", page["nat"], member["path"])
 }
 
-/// Plays a case: `cause` begins it, `lasts` later `end` ends it; then the pair's direct path is waited for.
+/// Plays a case: `cause` begins it, `lasts` later `end` ends it; then the pair's direct path is
+/// waited for.
 pub fn play(
     lab: &mut Lab,
     case: &str,
@@ -236,7 +289,11 @@ fn play_case(
     let (mut since, mut direct) = (None, None);
     while ended.elapsed() < DIRECT_AGAIN + Duration::from_secs(15) {
         let now = path(lab, from, to);
-        since = if now == "direct" { since.or(Some(ended.elapsed())) } else { None };
+        since = if now == "direct" {
+            since.or(Some(ended.elapsed()))
+        } else {
+            None
+        };
         note(now);
         // One that stays so: what was direct before its death was noticed does not count.
         if since.is_some_and(|since| ended.elapsed() - since > Duration::from_secs(8)) {
@@ -246,7 +303,13 @@ fn play_case(
         std::thread::sleep(Duration::from_millis(400));
     }
     let silence = stream.map(|stream| longest(&stream.silences(), total.then_some(ended)));
-    let outcome = Outcome { case: case.to_owned(), direct, silence, paths, netcheck: said };
+    let outcome = Outcome {
+        case: case.to_owned(),
+        direct,
+        silence,
+        paths,
+        netcheck: said,
+    };
     println!("{outcome:?}");
     outcome
 }
@@ -254,7 +317,11 @@ fn play_case(
 /// Ends the lab, and fails with all faults and the logs if any outcome has one.
 pub fn judge(lab: Lab, outcomes: &[Outcome]) {
     let faults: Vec<String> = outcomes.iter().filter_map(Outcome::fault).collect();
-    let logs = format!("{}\n-- office\n{}", lab.log_tail("home", 80), lab.log_tail("office", 60));
+    let logs = format!(
+        "{}\n-- office\n{}",
+        lab.log_tail("home", 80),
+        lab.log_tail("office", 60)
+    );
     lab.down().unwrap();
     assert!(faults.is_empty(), "{}\n{logs}", faults.join("\n"));
 }

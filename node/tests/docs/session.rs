@@ -1,5 +1,5 @@
-//! Runs a page: its machines are raised, its commands typed on them, and what comes is compared with what the page shows, or written
-//! into it (`P2PVM_DOCS=write`).
+//! Runs a page: its machines are raised, its commands typed on them, and what comes is compared
+//! with what the page shows, or written into it (`P2PVM_DOCS=write`).
 
 use super::{
     compare::{Bindings, abbreviated, invites},
@@ -17,7 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Settings of the pages' machines: those of the test's own making, so that three of them fit on one computer that is busy.
+/// Settings of the pages' machines: those of the test's own making, so that three of them fit on
+/// one computer that is busy.
 const SETTINGS: &str = "cpus = 1\nautonomic = false\n";
 /// Where the packaged daemon keeps its state, and its settings.
 const STATE: &str = "/var/lib/p2pvm";
@@ -64,13 +65,37 @@ struct Session<'a> {
 /// Runs a page's blocks in order. Gives the page as it should be when it is to be written.
 pub fn run(page: &Page) -> Option<String> {
     let write = std::env::var("P2PVM_DOCS").is_ok_and(|what| what == "write");
-    let sites = Sites::parse(page.sites.as_deref().expect("a page with commands has machines")).expect("the page's machines");
+    let sites = Sites::parse(
+        page.sites
+            .as_deref()
+            .expect("a page with commands has machines"),
+    )
+    .expect("the page's machines");
     // A testbed's name has 24 letters at most.
-    let stem = Path::new(&page.name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let stem = Path::new(&page.name)
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let name = format!("docs-{stem:.5}-{}", std::process::id());
-    let lab = Lab::up(&sites, &name, Path::new(env!("CARGO_BIN_EXE_p2pvm"))).expect("building the testbed");
-    let hosts: Vec<String> = lab.testbed().plan().hosts.iter().map(|h| h.name.clone()).collect();
-    let mut session = Session { page, lab, hosts, bindings: Bindings::default(), background: None, write, changes: Vec::new() };
+    let lab = Lab::up(&sites, &name, Path::new(env!("CARGO_BIN_EXE_p2pvm")))
+        .expect("building the testbed");
+    let hosts: Vec<String> = lab
+        .testbed()
+        .plan()
+        .hosts
+        .iter()
+        .map(|h| h.name.clone())
+        .collect();
+    let mut session = Session {
+        page,
+        lab,
+        hosts,
+        bindings: Bindings::default(),
+        background: None,
+        write,
+        changes: Vec::new(),
+    };
     for host in session.hosts.clone() {
         session.lab.configure(&host, SETTINGS).unwrap();
         fs::create_dir_all(session.home(&host)).unwrap();
@@ -79,7 +104,9 @@ pub fn run(page: &Page) -> Option<String> {
     for part in &page.parts {
         match part {
             Part::Happens(remark) => session.happens(remark),
-            Part::Block(block) if block.kind == "console" && block.not_run().is_none() => session.block(block),
+            Part::Block(block) if block.kind == "console" && block.not_run().is_none() => {
+                session.block(block)
+            }
             Part::Block(block) if block.info.contains("file=") => session.file(block),
             Part::Block(_) => {}
         }
@@ -95,8 +122,17 @@ impl Session<'_> {
 
     /// Fails with where and why.
     fn fail(&self, block: &Block, why: &str) -> ! {
-        let logs: Vec<String> = self.hosts.iter().map(|h| format!("--- {h}'s log\n{}", self.lab.log_tail(h, 15))).collect();
-        panic!("{}:{}: {why}\n{}", self.page.name, block.place.start, logs.join("\n"))
+        let logs: Vec<String> = self
+            .hosts
+            .iter()
+            .map(|h| format!("--- {h}'s log\n{}", self.lab.log_tail(h, 15)))
+            .collect();
+        panic!(
+            "{}:{}: {why}\n{}",
+            self.page.name,
+            block.place.start,
+            logs.join("\n")
+        )
     }
 
     /// Something happens to a machine.
@@ -104,7 +140,10 @@ impl Session<'_> {
         let words: Vec<&str> = remark.split(' ').collect();
         match words.as_slice() {
             ["kill", host] => drop(self.lab.testbed().kill(host).unwrap()),
-            ["settings", host, text @ ..] => self.lab.configure(host, &format!("{SETTINGS}{}\n", text.join(" "))).unwrap(),
+            ["settings", host, text @ ..] => self
+                .lab
+                .configure(host, &format!("{SETTINGS}{}\n", text.join(" ")))
+                .unwrap(),
             ["carry", host, file, to] => {
                 fs::copy(self.home(host).join(file), self.home(to).join(file)).unwrap();
             }
@@ -116,8 +155,13 @@ impl Session<'_> {
 
     /// A file that the page shows is written where it says.
     fn file(&self, block: &Block) {
-        let place = block.info.strip_prefix("file=").unwrap_or_else(|| self.fail(block, "only file=HOST:NAME is known"));
-        let (host, name) = place.split_once(':').unwrap_or_else(|| self.fail(block, "file=HOST:NAME"));
+        let place = block
+            .info
+            .strip_prefix("file=")
+            .unwrap_or_else(|| self.fail(block, "only file=HOST:NAME is known"));
+        let (host, name) = place
+            .split_once(':')
+            .unwrap_or_else(|| self.fail(block, "file=HOST:NAME"));
         fs::write(self.home(host).join(name), block.lines.join("\n") + "\n").unwrap();
     }
 
@@ -126,9 +170,15 @@ impl Session<'_> {
         let dir = self.lab.dir(host).unwrap();
         let text = self.bindings.whole(&self.bindings.apply(text));
         println!("{host}# {}", abbreviated(&text));
-        let text = text.replace(PACKAGED_SETTINGS, &dir.join("node.toml").to_string_lossy()).replace(STATE, &dir.to_string_lossy());
+        let text = text
+            .replace(PACKAGED_SETTINGS, &dir.join("node.toml").to_string_lossy())
+            .replace(STATE, &dir.to_string_lossy());
         let program = Path::new(env!("CARGO_BIN_EXE_p2pvm")).parent().unwrap();
-        let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap_or_default());
+        let path = format!(
+            "{}:{}",
+            program.display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
         let mut command = Command::new("sh");
         command
             .args(["-c", &format!("exec 2>&1; {text}")])
@@ -136,17 +186,29 @@ impl Session<'_> {
             .env("COLUMNS", "80")
             .env("LINES", "24")
             .env("LANG", "C.UTF-8");
-        command.current_dir(self.home(host)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command
+            .current_dir(self.home(host))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
         command
     }
 
-    /// What came, as a page shows it: without the progress that a terminal wipes out, and with the package's paths.
+    /// What came, as a page shows it: without the progress that a terminal wipes out, and with the
+    /// package's paths.
     fn shown(&self, host: &str, output: &str) -> Vec<String> {
         let progress =
-            regex::Regex::new(r"^(starting|joining|draining|(creating|migrating|starting|stopping|snapshot of|restoring) \S+): ").unwrap();
+            regex::Regex::new(
+                r"^(starting|joining|draining|(creating|migrating|starting|stopping|snapshot of|restoring) \S+): "
+            ).unwrap();
         let dir = self.lab.dir(host).unwrap().to_string_lossy().into_owned();
-        let lines = output.lines().map(|line| abbreviated(line.trim_end_matches('\r'))).filter(|line| !progress.is_match(line));
-        lines.map(|line| line.replace(&dir, STATE).trim_end().to_owned()).collect()
+        let lines = output
+            .lines()
+            .map(|line| abbreviated(line.trim_end_matches('\r')))
+            .filter(|line| !progress.is_match(line));
+        lines
+            .map(|line| line.replace(&dir, STATE).trim_end().to_owned())
+            .collect()
     }
 
     /// Types a command and gives whether it succeeded and what came.
@@ -155,7 +217,9 @@ impl Session<'_> {
         let child = self.lab.testbed().spawn(host, &mut command).unwrap();
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        invites(&said).iter().for_each(|invite| self.bindings.note_invite(invite));
+        invites(&said)
+            .iter()
+            .for_each(|invite| self.bindings.note_invite(invite));
         (output.status.success(), self.shown(host, &said))
     }
 
@@ -186,14 +250,18 @@ impl Session<'_> {
 
     /// Takes what came for good, or says why not.
     fn accept(&mut self, block: &Block, shown: &[String], came: &[String]) -> Result<(), String> {
-        if let Some(wanted) = block.remark("contains").filter(|wanted| !came.iter().any(|line| line.contains(*wanted))) {
+        if let Some(wanted) = block
+            .remark("contains")
+            .filter(|wanted| !came.iter().any(|line| line.contains(*wanted)))
+        {
             return Err(format!("'{wanted}' is not in\n  {}", came.join("\n  ")));
         }
         if self.write {
             self.bindings.learn(shown, came);
             return Ok(());
         }
-        self.bindings.same(shown, came, block.remark("numbers").is_some())
+        self.bindings
+            .same(shown, came, block.remark("numbers").is_some())
     }
 
     /// Types a command until it shows what is wanted, if it may be typed twice.
@@ -209,15 +277,30 @@ impl Session<'_> {
             let should_fail = block.remark("fails").is_some() && last;
             let came = cut(block, all.clone());
             let verdict = if succeeded == should_fail {
-                Err(format!("{}# {} {}:\n  {}", step.host, step.command, if succeeded { "succeeded" } else { "failed" }, all.join("\n  ")))
+                Err(format!(
+                    "{}# {} {}:\n  {}",
+                    step.host,
+                    step.command,
+                    if succeeded { "succeeded" } else { "failed" },
+                    all.join("\n  ")
+                ))
             } else if until.is_some_and(|text| !all.iter().any(|line| line.contains(text))) {
-                Err(format!("{}# {} does not show '{}':\n  {}", step.host, step.command, until.unwrap_or_default(), all.join("\n  ")))
+                Err(format!(
+                    "{}# {} does not show '{}':\n  {}",
+                    step.host,
+                    step.command,
+                    until.unwrap_or_default(),
+                    all.join("\n  ")
+                ))
             } else {
-                self.accept(block, &step.shown, &came).map_err(|why| format!("{}# {}\n{why}", step.host, step.command))
+                self.accept(block, &step.shown, &came)
+                    .map_err(|why| format!("{}# {}\n{why}", step.host, step.command))
             };
             match verdict {
                 Ok(()) => return came,
-                Err(_) if (asks || until.is_some()) && began.elapsed() < LIMIT => std::thread::sleep(AGAIN),
+                Err(_) if (asks || until.is_some()) && began.elapsed() < LIMIT => {
+                    std::thread::sleep(AGAIN)
+                }
                 Err(why) => self.fail(block, &why),
             }
         }
@@ -229,7 +312,10 @@ impl Session<'_> {
         let mut command = self.command(&step.host, &format!("exec {}", step.command));
         command.stdout(fs::File::create(&file).unwrap());
         let child = self.lab.testbed().spawn(&step.host, &mut command).unwrap();
-        let lines: usize = block.remark("head").and_then(|n| n.parse().ok()).unwrap_or(1);
+        let lines: usize = block
+            .remark("head")
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(1);
         let began = Instant::now();
         let came = loop {
             let all = self.shown(&step.host, &fs::read_to_string(&file).unwrap());
@@ -247,11 +333,23 @@ impl Session<'_> {
 
     /// Ends it with Ctrl-C and shows its last lines.
     fn end_background(&mut self, block: &Block) -> Vec<String> {
-        let Some((mut child, file, _)) = self.background.take() else { self.fail(block, "nothing runs that could be ended") };
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+        let Some((mut child, file, _)) = self.background.take() else {
+            self.fail(block, "nothing runs that could be ended")
+        };
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(child.id() as i32),
+            nix::sys::signal::Signal::SIGINT,
+        )
+        .unwrap();
         child.wait().unwrap();
-        let all: Vec<String> = fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect();
-        let came: Vec<String> = std::iter::once("^C".to_owned()).chain(cut(block, all).into_iter().filter(|line| line != "...")).collect();
+        let all: Vec<String> = fs::read_to_string(file)
+            .unwrap()
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        let came: Vec<String> = std::iter::once("^C".to_owned())
+            .chain(cut(block, all).into_iter().filter(|line| line != "..."))
+            .collect();
         if let Err(why) = self.accept(block, &block.lines, &came) {
             self.fail(block, &why);
         }
@@ -261,13 +359,20 @@ impl Session<'_> {
     /// A guest's console: what stands behind its prompt in the page is typed there.
     fn console(&mut self, block: &Block, step: &Step) -> Vec<String> {
         let mut command = self.command(&step.host, &format!("exec {}", step.command));
-        let mut child = self.lab.testbed().spawn(&step.host, command.stdin(Stdio::piped())).unwrap();
+        let mut child = self
+            .lab
+            .testbed()
+            .spawn(&step.host, command.stdin(Stdio::piped()))
+            .unwrap();
         let (mut keys, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let (send, heard) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = screen.read(&mut buffer) {
-                if send.send(String::from_utf8_lossy(&buffer[..n]).into_owned()).is_err() {
+                if send
+                    .send(String::from_utf8_lossy(&buffer[..n]).into_owned())
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -289,16 +394,29 @@ impl Session<'_> {
             said
         };
         let greeting = hear(GUEST_PROMPT, &mut keys, b"\n");
-        let mut came: Vec<String> = greeting.lines().next().map(str::to_owned).into_iter().collect();
+        let mut came: Vec<String> = greeting
+            .lines()
+            .next()
+            .map(str::to_owned)
+            .into_iter()
+            .collect();
         // What the keys of waiting still bring.
         std::thread::sleep(Duration::from_secs(2));
         while heard.try_recv().is_ok() {}
         keys.write_all(b"\n").unwrap();
         hear(GUEST_PROMPT, &mut keys, b"");
-        for typed in step.shown.iter().filter_map(|line| line.strip_prefix(GUEST_PROMPT)).filter(|typed| *typed != "^]") {
+        for typed in step
+            .shown
+            .iter()
+            .filter_map(|line| line.strip_prefix(GUEST_PROMPT))
+            .filter(|typed| *typed != "^]")
+        {
             keys.write_all(format!("{typed}\n").as_bytes()).unwrap();
             let said = hear(GUEST_PROMPT, &mut keys, b"");
-            let said = said.strip_suffix(GUEST_PROMPT).unwrap_or(&said).replace('\r', "");
+            let said = said
+                .strip_suffix(GUEST_PROMPT)
+                .unwrap_or(&said)
+                .replace('\r', "");
             came.extend(format!("{GUEST_PROMPT}{said}").lines().map(str::to_owned));
         }
         keys.write_all(&[0x1d]).unwrap();
@@ -311,7 +429,8 @@ impl Session<'_> {
     }
 }
 
-/// The lines that a page has room for: `head N` and `tail N`, with dots where something is left out.
+/// The lines that a page has room for: `head N` and `tail N`, with dots where something is left
+/// out.
 fn cut(block: &Block, all: Vec<String>) -> Vec<String> {
     let number = |name: &str| block.remark(name).and_then(|n| n.parse::<usize>().ok());
     let (head, tail) = match (number("head"), number("tail")) {
@@ -322,5 +441,10 @@ fn cut(block: &Block, all: Vec<String>) -> Vec<String> {
         return all;
     }
     let dots = std::iter::once("...".to_owned());
-    all[..head].iter().cloned().chain(dots).chain(all[all.len() - tail..].iter().cloned()).collect()
+    all[..head]
+        .iter()
+        .cloned()
+        .chain(dots)
+        .chain(all[all.len() - tail..].iter().cloned())
+        .collect()
 }

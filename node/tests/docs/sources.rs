@@ -1,5 +1,5 @@
-//! What pages say in passing: commands in running text have to be ones that the program takes, and messages that are quoted without a
-//! command have to stand in its sources.
+//! What pages say in passing: commands in running text have to be ones that the program takes, and
+//! messages that are quoted without a command have to stand in its sources.
 
 use super::page::Page;
 use crate::args::Cli;
@@ -33,7 +33,10 @@ fn commands(line: &str) -> Vec<Vec<String>> {
             (inside, first) = (false, true);
         } else if inside {
             let (word, ends) = word.strip_suffix(';').map_or((word, false), |w| (w, true));
-            found.last_mut().expect("it was begun").push(word.trim_matches(['"', '\'']).to_owned());
+            found
+                .last_mut()
+                .expect("it was begun")
+                .push(word.trim_matches(['"', '\'']).to_owned());
             if ends {
                 (inside, first) = (false, true);
             }
@@ -59,28 +62,44 @@ fn alternatives(line: &str) -> Vec<String> {
 
 /// Why the program would not take these words.
 fn refusal(words: &[String]) -> Option<String> {
-    let words: Vec<&str> = words.iter().map(String::as_str).filter(|word| !["...", "…"].contains(word)).collect();
+    let words: Vec<&str> = words
+        .iter()
+        .map(String::as_str)
+        .filter(|word| !["...", "…"].contains(word))
+        .collect();
     let error = Cli::try_parse_from(&words).err()?;
     // N, TIME, SIZE: a place for a value, not a value.
-    let placeholder = words.iter().any(|w| w.len() < 12 && !w.is_empty() && w.chars().all(|c| c.is_ascii_uppercase()));
+    let placeholder = words
+        .iter()
+        .any(|w| w.len() < 12 && !w.is_empty() && w.chars().all(|c| c.is_ascii_uppercase()));
     let is_place = placeholder && error.kind() == ErrorKind::ValueValidation;
-    (!INCOMPLETE.contains(&error.kind()) && !is_place).then(|| format!("{}: {error}", words.join(" ")))
+    (!INCOMPLETE.contains(&error.kind()) && !is_place)
+        .then(|| format!("{}: {error}", words.join(" ")))
 }
 
-/// What in a page is no command of the program. In a block of no kind a bar separates alternatives; elsewhere it is the shell's.
+/// What in a page is no command of the program. In a block of no kind a bar separates alternatives;
+/// elsewhere it is the shell's.
 pub fn unknown_commands(page: &Page) -> Vec<String> {
     let mut lines: Vec<String> = page.inline_code();
     for block in page.blocks() {
         let text = block.lines.join("\n").replace("\\\n", " ");
         lines.extend(text.lines().flat_map(|line| match line.split_once("# ") {
             // A prompt.
-            Some((host, command)) if !host.contains(' ') && !host.is_empty() => vec![command.to_owned()],
+            Some((host, command)) if !host.contains(' ') && !host.is_empty() => {
+                vec![command.to_owned()]
+            }
             _ if block.kind.is_empty() => alternatives(line),
             _ => vec![line.trim_start_matches("$ ").to_owned()],
         }));
     }
-    lines.retain(|line| line.starts_with("p2pvm ") || line.contains("| p2pvm ") || line.starts_with("sudo p2pvm "));
-    lines.iter().flat_map(|line| commands(line)).filter_map(|words| refusal(&words)).collect()
+    lines.retain(|line| {
+        line.starts_with("p2pvm ") || line.contains("| p2pvm ") || line.starts_with("sudo p2pvm ")
+    });
+    lines
+        .iter()
+        .flat_map(|line| commands(line))
+        .filter_map(|words| refusal(&words))
+        .collect()
 }
 
 /// All sources of the program as one text, without the breaks that a long string has.
@@ -97,31 +116,63 @@ fn sources() -> String {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut text = String::new();
-    for part in ["host", "overlay", "dht", "dhcp", "snapshot-sync", "vm-manager", "autonomic", "console", "node"] {
+    for part in [
+        "host",
+        "overlay",
+        "dht",
+        "dhcp",
+        "snapshot-sync",
+        "vm-manager",
+        "autonomic",
+        "console",
+        "node",
+    ] {
         add(&root.join(part).join("src"), &mut text);
     }
     let breaks = regex::Regex::new(r"\\\n\s*").expect("the pattern is sound");
     breaks.replace_all(&text, "").replace("\\\"", "\"")
 }
 
-/// Names of figures that the program exports and the page does not explain, and the other way round.
+/// Names of figures that the program exports and the page does not explain, and the other way
+/// round.
 pub fn metrics_that_differ(page: &Page) -> Vec<String> {
     let name = regex::Regex::new(r"p2pvm_[a-z_]+[a-z]").expect("the pattern is sound");
-    let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/daemon/metrics.rs")).expect("the metrics' source");
-    let families = regex::Regex::new(r#"(?:gauge|counter)\("(p2pvm_[a-z_]+)""#).expect("the pattern is sound");
-    let exported: std::collections::BTreeSet<String> = families.captures_iter(&source).map(|found| found[1].to_owned()).collect();
-    assert!(exported.len() > 10, "the families are not found in the source any more");
-    let explained = page.lines.iter().flat_map(|line| name.find_iter(line)).map(|found| found.as_str().to_owned()).collect();
+    let source =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/daemon/metrics.rs"))
+            .expect("the metrics' source");
+    let families =
+        regex::Regex::new(r#"(?:gauge|counter)\("(p2pvm_[a-z_]+)""#).expect("the pattern is sound");
+    let exported: std::collections::BTreeSet<String> = families
+        .captures_iter(&source)
+        .map(|found| found[1].to_owned())
+        .collect();
+    assert!(
+        exported.len() > 10,
+        "the families are not found in the source any more"
+    );
+    let explained = page
+        .lines
+        .iter()
+        .flat_map(|line| name.find_iter(line))
+        .map(|found| found.as_str().to_owned())
+        .collect();
     exported.symmetric_difference(&explained).cloned().collect()
 }
 
-/// What a page quotes (blocks of kind `text` marked `message`) and the program does not say. `…` stands for what differs.
+/// What a page quotes (blocks of kind `text` marked `message`) and the program does not say. `…`
+/// stands for what differs.
 pub fn unknown_messages(page: &Page) -> Vec<String> {
     let sources = sources();
-    let quoted = page.blocks().filter(|b| b.kind == "text" && b.info == "message").flat_map(|b| &b.lines);
+    let quoted = page
+        .blocks()
+        .filter(|b| b.kind == "text" && b.info == "message")
+        .flat_map(|b| &b.lines);
     let pieces = quoted.flat_map(|line| line.trim().trim_start_matches("p2pvm: ").split('…'));
     let pieces = pieces.map(str::trim).filter(|piece| piece.len() >= 8);
-    pieces.filter(|piece| !sources.contains(piece)).map(str::to_owned).collect()
+    pieces
+        .filter(|piece| !sources.contains(piece))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
@@ -130,12 +181,20 @@ mod tests {
 
     #[test]
     fn a_misspelt_command_is_found_wherever_it_stands_and_a_good_one_is_not() {
-        let good = "`p2pvm vm list` and `p2pvm vm ...`, `p2pvm invite --uses N`\n```console\nattic# p2pvm invite --uses 2 > invite.txt\n\
-                    attic# p2pvm metrics | grep links\n```\n```\np2pvm status | peers | ping lab2\n```\n";
-        assert_eq!(unknown_commands(&Page::parse("x", good)), Vec::<String>::new());
-        for bad in
-            ["`p2pvm vms list`", "`p2pvm invite --use 3`", "```console\nattic# p2pvm migrate web\n```", "```\np2pvm status | peer\n```"]
-        {
+        let good = "`p2pvm vm list` and `p2pvm vm ...`, `p2pvm invite --uses \
+            N`\n```console\nattic# p2pvm invite --uses 2 > invite.txt\n\
+                    attic# p2pvm metrics | grep links\n```\n```\np2pvm status | peers | ping \
+                    lab2\n```\n";
+        assert_eq!(
+            unknown_commands(&Page::parse("x", good)),
+            Vec::<String>::new()
+        );
+        for bad in [
+            "`p2pvm vms list`",
+            "`p2pvm invite --use 3`",
+            "```console\nattic# p2pvm migrate web\n```",
+            "```\np2pvm status | peer\n```",
+        ] {
             assert_eq!(unknown_commands(&Page::parse("x", bad)).len(), 1, "{bad}");
         }
     }
@@ -143,7 +202,12 @@ mod tests {
     #[test]
     fn a_quoted_message_has_to_stand_in_the_sources() {
         let page = |text: &str| Page::parse("x", &format!("```text message\n{text}\n```\n"));
-        assert!(unknown_messages(&page("p2pvm: the invite has expired: ask for a new one")).is_empty());
-        assert_eq!(unknown_messages(&page("p2pvm: the invite has gone sour")).len(), 1);
+        assert!(
+            unknown_messages(&page("p2pvm: the invite has expired: ask for a new one")).is_empty()
+        );
+        assert_eq!(
+            unknown_messages(&page("p2pvm: the invite has gone sour")).len(),
+            1
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! A network of three members for one other program, what is asked of it, and what is said when something fails.
+//! A network of three members for one other program, what is asked of it, and what is said when
+//! something fails.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -7,7 +8,10 @@ pub mod guest;
 use crate::common::{SETTINGS, lab, network, public_sites};
 use p2pvm_tests::{
     host_state::HostState,
-    hosts::{self, Behind, Booted, DOCKER, KUBERNETES, LIBVIRT, NETAVARK, NotBooted, Program, probe, tree},
+    hosts::{
+        self, Behind, Booted, DOCKER, KUBERNETES, LIBVIRT, NETAVARK, NotBooted, Program, probe,
+        tree,
+    },
     lab::Lab,
 };
 use serde_json::Value;
@@ -33,7 +37,8 @@ pub const LAN_TCP: &str = "TCP from a to the LAN behind b";
 pub struct Stage {
     /// The machine on the LAN behind `b`.
     pub lan: Behind,
-    /// The address of `a` outside the network, which containers of `b` reach as they reach the internet.
+    /// The address of `a` outside the network, which containers of `b` reach as they reach the
+    /// internet.
     pub outside: String,
     /// The addresses of `a` and `b` in the network.
     pub a: String,
@@ -77,7 +82,8 @@ fn settings_of(more: &str) -> String {
 }
 
 impl Stage {
-    /// Three members; p2pvm does not run on `b` yet. None, with the reason printed, where this machine cannot have it.
+    /// Three members; p2pvm does not run on `b` yet. None, with the reason printed, where this
+    /// machine cannot have it.
     pub fn raise(test: &str) -> Option<Self> {
         Self::with(test, "")
     }
@@ -97,24 +103,48 @@ impl Stage {
             }
         };
         // Not the test's name: what doctor says of a program must not be the name of a directory.
-        let number = hosts::PROGRAMS.iter().position(|program| program.name == test).map_or(test.to_owned(), |n| n.to_string());
-        let mut lab = lab(&format!("host{number}"), &public_sites(&["a", "b", "c"], 4.0));
+        let number = hosts::PROGRAMS
+            .iter()
+            .position(|program| program.name == test)
+            .map_or(test.to_owned(), |n| n.to_string());
+        let mut lab = lab(
+            &format!("host{number}"),
+            &public_sites(&["a", "b", "c"], 4.0),
+        );
         let server = lab.testbed().host("c").unwrap().address.to_string();
-        let musl = tree::musl_lookup().inspect_err(|why| println!("NOT RUN: musl's look-ups: {why}")).ok();
-        let binds: Vec<&Path> = musl.iter().map(PathBuf::as_path).chain(files.iter().copied()).collect();
+        let musl = tree::musl_lookup()
+            .inspect_err(|why| println!("NOT RUN: musl's look-ups: {why}"))
+            .ok();
+        let binds: Vec<&Path> = musl
+            .iter()
+            .map(PathBuf::as_path)
+            .chain(files.iter().copied())
+            .collect();
         hosts::settle(&mut lab, &["b"], &tree, &binds, &server).unwrap();
         Some(Self::meet(lab, settings, musl))
     }
 
-    /// The same with a Debian that is booted on `b`, after what `prepare` says for `b`'s address, its gateway and its name server.
-    pub fn boot(test: &str, prepare: impl Fn(&str, &str, &str) -> String) -> Option<(Self, Booted)> {
+    /// The same with a Debian that is booted on `b`, after what `prepare` says for `b`'s address,
+    /// its gateway and its name server.
+    pub fn boot(
+        test: &str,
+        prepare: impl Fn(&str, &str, &str) -> String,
+    ) -> Option<(Self, Booted)> {
         let not_run = |why: &dyn std::fmt::Display| println!("NOT RUN: {why}");
         let tree = tree::get().inspect_err(|why| not_run(why)).ok()?;
-        let mut lab = lab(&format!("slow-{test}"), &public_sites(&["a", "b", "c"], 4.0));
-        let (server, host) = (lab.testbed().host("c").unwrap().address.to_string(), lab.testbed().host("b").unwrap().clone());
+        let mut lab = lab(
+            &format!("slow-{test}"),
+            &public_sites(&["a", "b", "c"], 4.0),
+        );
+        let (server, host) = (
+            lab.testbed().host("c").unwrap().address.to_string(),
+            lab.testbed().host("b").unwrap().clone(),
+        );
         let gateway = lab.testbed().plan().sites[host.site].gateway.to_string();
         // The system on it sees to its uplink from now on.
-        lab.testbed().run("b", &["ip", "addr", "flush", "dev", "eth0"]).unwrap();
+        lab.testbed()
+            .run("b", &["ip", "addr", "flush", "dev", "eth0"])
+            .unwrap();
         let prepare = prepare(&host.address.to_string(), &gateway, &server);
         let booted = match Booted::start(&mut lab, "b", &tree, &prepare) {
             Err(NotBooted::NoProgram) => {
@@ -134,14 +164,33 @@ impl Stage {
         from("c").serve_names(&server, "p2p").unwrap();
         let lan = Behind::lan(&lab, "b", "lan0", LAN, false).unwrap();
         lan.from().answer(PORT).unwrap();
-        ["a", "b"].into_iter().for_each(|host| from(host).answer(PORT).unwrap());
+        ["a", "b"]
+            .into_iter()
+            .for_each(|host| from(host).answer(PORT).unwrap());
         from("a").answer(80).unwrap();
         network(&lab, &["a", "b", "c"]);
         lab.p2pvm("a", &["route", "accept"]).unwrap();
-        let address = |host: &str, kind: &str| lab.json(host, &["status"]).unwrap()[kind].as_str().unwrap().to_owned();
-        let (a, b, b6) = (address("a", "address"), address("b", "address"), address("b", "address_v6"));
+        let address = |host: &str, kind: &str| {
+            lab.json(host, &["status"]).unwrap()[kind]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        let (a, b, b6) = (
+            address("a", "address"),
+            address("b", "address"),
+            address("b", "address_v6"),
+        );
         let outside = lab.testbed().host("a").unwrap().address.to_string();
-        let stage = Self { lan, outside, a, b, b6, musl, lab };
+        let stage = Self {
+            lan,
+            outside,
+            a,
+            b,
+            b6,
+            musl,
+            lab,
+        };
         stage.down();
         stage
     }
@@ -153,33 +202,46 @@ impl Stage {
 
     /// Starts p2pvm on `b`.
     pub fn up(&self) {
-        self.lab.json("b", &["up", "--detach"]).unwrap_or_else(|e| panic!("{e}\n{}", self.lab.log_tail("b", 40)));
+        self.lab
+            .json("b", &["up", "--detach"])
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.lab.log_tail("b", 40)));
     }
 
     /// Ends p2pvm on `b`.
     pub fn down(&self) {
-        self.lab.p2pvm("b", &["down"]).unwrap_or_else(|e| panic!("{e}\n{}", self.lab.log_tail("b", 40)));
+        self.lab
+            .p2pvm("b", &["down"])
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.lab.log_tail("b", 40)));
     }
 
     /// Offers the LAN behind `b`.
     pub fn offer(&self) {
-        self.try_offer().unwrap_or_else(|said| panic!("{said}\n{}", self.report()));
+        self.try_offer()
+            .unwrap_or_else(|said| panic!("{said}\n{}", self.report()));
     }
 
     /// The same on a machine that may not forward; an error is what was said.
     pub fn try_offer(&self) -> Result<(), String> {
-        let (code, _, said) = self.lab.try_p2pvm("b", &["route", "offer", &format!("{LAN}.0/24")]).unwrap();
+        let (code, _, said) = self
+            .lab
+            .try_p2pvm("b", &["route", "offer", &format!("{LAN}.0/24")])
+            .unwrap();
         if code == 0 { Ok(()) } else { Err(said) }
     }
 
     /// Whether `a` has heard of an offer of that LAN.
     pub fn is_offered(&self) -> bool {
-        self.lab.p2pvm("a", &["route", "list"]).unwrap().contains(LAN)
+        self.lab
+            .p2pvm("a", &["route", "list"])
+            .unwrap()
+            .contains(LAN)
     }
 
     /// No longer offers it.
     pub fn withdraw(&self) {
-        self.lab.p2pvm("b", &["route", "withdraw", &format!("{LAN}.0/24")]).unwrap();
+        self.lab
+            .p2pvm("b", &["route", "withdraw", &format!("{LAN}.0/24")])
+            .unwrap();
     }
 
     /// What `b` is like now.
@@ -195,21 +257,28 @@ impl Stage {
         look().unwrap()
     }
 
-    /// What `b` is like now but for its processes, of which a whole system has some that come and go.
+    /// What `b` is like now but for its processes, of which a whole system has some that come and
+    /// go.
     pub fn lasting_state(&self) -> HostState {
         self.state().without("processes")
     }
 
     /// Whether `b` finds names that are not the network's.
     pub fn finds_other_names(&self) -> bool {
-        probe::look_up(&self.lab, "b", "elsewhere.example.net").first().is_some_and(|found| found == "192.0.2.77")
+        probe::look_up(&self.lab, "b", "elsewhere.example.net")
+            .first()
+            .is_some_and(|found| found == "192.0.2.77")
     }
 
     /// What of the network's promises does not hold within the limit.
     pub fn broken(&self, limit: Duration) -> Vec<String> {
         let from = |host: &str| probe::From::host(&self.lab, host).unwrap();
         let (a, b) = (from("a"), from("b"));
-        let finds = |name: &str, address: &str| probe::look_up(&self.lab, "b", name).first().is_some_and(|found| found == address);
+        let finds = |name: &str, address: &str| {
+            probe::look_up(&self.lab, "b", name)
+                .first()
+                .is_some_and(|found| found == address)
+        };
         let by_musl = |name: &str, address: &str| {
             self.musl.as_ref().is_none_or(|program| {
                 let found = probe::look_up_by(&self.lab, "b", &[&program.to_string_lossy()], name);
@@ -217,7 +286,13 @@ impl Stage {
             })
         };
         let lan = &self.lan.address;
-        let off = self.lab.testbed().inside("b", || fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6")).unwrap();
+        let off = self
+            .lab
+            .testbed()
+            .inside("b", || {
+                fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+            })
+            .unwrap();
         let has_v6 = off.is_ok_and(|off| off.trim() == "0");
         let checks: [(&str, &dyn Fn() -> bool); 11] = [
             ("ping from b to a", &|| b.pings(&self.a)),
@@ -228,36 +303,64 @@ impl Stage {
             (LAN_PING, &|| a.pings(lan)),
             (LAN_TCP, &|| a.connects(lan, PORT)),
             ("the network's names on b", &|| finds("a.lab.p2p", &self.a)),
-            ("other names on b", &|| finds("elsewhere.example.net", "192.0.2.77")),
-            ("the network's names on b by musl", &|| by_musl("a.lab.p2p", &self.a)),
-            ("other names on b by musl", &|| by_musl("elsewhere.example.net", "192.0.2.77")),
+            ("other names on b", &|| {
+                finds("elsewhere.example.net", "192.0.2.77")
+            }),
+            ("the network's names on b by musl", &|| {
+                by_musl("a.lab.p2p", &self.a)
+            }),
+            ("other names on b by musl", &|| {
+                by_musl("elsewhere.example.net", "192.0.2.77")
+            }),
         ];
         // One limit for all: they come back together or not at all.
         let began = Instant::now();
         let left = || limit.saturating_sub(began.elapsed());
-        checks.into_iter().filter(|(_, works)| probe::within(left(), works).is_none()).map(|(what, _)| what.to_owned()).collect()
+        checks
+            .into_iter()
+            .filter(|(_, works)| probe::within(left(), works).is_none())
+            .map(|(what, _)| what.to_owned())
+            .collect()
     }
 
     /// What `doctor` says of other firewalls: what it found, and the command that helps.
     pub fn firewall_findings(&self) -> Vec<(String, String)> {
         let (_, out, said) = self.lab.try_p2pvm("b", &["--json", "doctor"]).unwrap();
-        let page: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("doctor: {e}: {out}{said}"));
-        let about = page["checks"].as_array().into_iter().flatten().filter(|check| check["check"] == "firewall");
+        let page: Value =
+            serde_json::from_str(&out).unwrap_or_else(|e| panic!("doctor: {e}: {out}{said}"));
+        let about = page["checks"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|check| check["check"] == "firewall");
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        about.map(|check| (text(&check["found"]), text(&check["advice"]))).collect()
+        about
+            .map(|check| (text(&check["found"]), text(&check["advice"])))
+            .collect()
     }
 
-    /// Holds the host to what is expected of it: all works and `doctor` blames no firewall, or exactly what is named does not work
-    /// and `doctor` says exactly why and what helps.
+    /// Holds the host to what is expected of it: all works and `doctor` blames no firewall, or
+    /// exactly what is named does not work and `doctor` says exactly why and what helps.
     pub fn hold(&self, named: Option<Named>, limit: Duration) -> Result<(), String> {
         self.hold_all(named, limit, self.broken(limit))
     }
 
     /// The same of what was found broken.
-    pub fn hold_all(&self, named: Option<Named>, limit: Duration, broken: Vec<String>) -> Result<(), String> {
-        let expected = named.unwrap_or(Named { broken: &[], findings: &[] });
+    pub fn hold_all(
+        &self,
+        named: Option<Named>,
+        limit: Duration,
+        broken: Vec<String>,
+    ) -> Result<(), String> {
+        let expected = named.unwrap_or(Named {
+            broken: &[],
+            findings: &[],
+        });
         if broken != expected.broken {
-            return Err(format!("{broken:?} does not work, {:?} was expected not to", expected.broken));
+            return Err(format!(
+                "{broken:?} does not work, {:?} was expected not to",
+                expected.broken
+            ));
         }
         let is_named = |(found, advice): &(String, String), (chain, command): &(&str, &str)| {
             found.starts_with(&format!("{chain} (")) && advice == command
@@ -265,17 +368,28 @@ impl Stage {
         let mut said = Vec::new();
         let agrees = probe::within(limit, || {
             said = self.firewall_findings();
-            let all = expected.findings.iter().all(|named| said.iter().any(|said| is_named(said, named)));
+            let all = expected
+                .findings
+                .iter()
+                .all(|named| said.iter().any(|said| is_named(said, named)));
             all && said.len() == expected.findings.len()
         });
-        agrees.map(drop).ok_or_else(|| format!("doctor says {said:#?}, expected was {:#?}", expected.findings))
+        agrees.map(drop).ok_or_else(|| {
+            format!(
+                "doctor says {said:#?}, expected was {:#?}",
+                expected.findings
+            )
+        })
     }
 
     /// Runs on `b` what `doctor` advises about other firewalls.
     pub fn follow_advice(&self) {
         for (found, advice) in self.firewall_findings() {
             println!("{found}: {advice}");
-            self.lab.testbed().run("b", &["sh", "-euc", &advice]).unwrap_or_else(|e| panic!("{found}: {e}"));
+            self.lab
+                .testbed()
+                .run("b", &["sh", "-euc", &advice])
+                .unwrap_or_else(|e| panic!("{found}: {e}"));
         }
     }
 
@@ -283,25 +397,46 @@ impl Stage {
     pub fn report(&self) -> String {
         let ask = |words: &[&str]| {
             let said = self.lab.testbed().exec("b", words);
-            said.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned()).unwrap_or_else(|e| e.to_string())
+            said.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned())
+                .unwrap_or_else(|e| e.to_string())
         };
-        let resolv = fs::read_to_string(self.lab.testbed().files("b").unwrap().join("etc/resolv.conf")).unwrap_or_else(|e| e.to_string());
+        let resolv = fs::read_to_string(
+            self.lab
+                .testbed()
+                .files("b")
+                .unwrap()
+                .join("etc/resolv.conf"),
+        )
+        .unwrap_or_else(|e| e.to_string());
         let program = env!("CARGO_BIN_EXE_p2pvm");
         let mut text = format!("--- resolv.conf of b\n{resolv}\n");
         for words in [
             &["ip", "-br", "addr"][..],
             &["ip", "rule"],
-            &["sh", "-c", "ip route show table all | grep -vE '^(broadcast|multicast|local|fe80)'"],
+            &[
+                "sh",
+                "-c",
+                "ip route show table all | grep -vE '^(broadcast|multicast|local|fe80)'",
+            ],
             &["nft", "list", "ruleset"],
-            &["sh", "-c", "[ ! -d /run/systemd/system ] || journalctl --no-pager -n 40 -o cat"],
+            &[
+                "sh",
+                "-c",
+                "[ ! -d /run/systemd/system ] || journalctl --no-pager -n 40 -o cat",
+            ],
             &[program, "doctor"],
             &[program, "route", "list"],
         ] {
-            text.push_str(&format!("--- b: {}\n{}\n", words.join(" ").replace(program, "p2pvm"), ask(words)));
+            text.push_str(&format!(
+                "--- b: {}\n{}\n",
+                words.join(" ").replace(program, "p2pvm"),
+                ask(words)
+            ));
         }
         text.push_str(&format!("--- log of b\n{}\n", self.lab.log_tail("b", 40)));
         if let Some(directory) = std::env::var_os("P2PVM_TEST_REPORTS") {
-            let file = Path::new(&directory).join(format!("{}.txt", self.lab.testbed().plan().name));
+            let file =
+                Path::new(&directory).join(format!("{}.txt", self.lab.testbed().plan().name));
             let _ = fs::write(file, &text);
         }
         text

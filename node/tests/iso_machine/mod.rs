@@ -1,6 +1,6 @@
-//! The appliance's ISO in machines that QEMU makes: firmware, medium, network, disk. What a machine shows on its serial port is
-//! what a person would see, and the keys go in there. `make test-iso` runs these tests; without an ISO (`P2PVM_TEST_ISO`) each says that
-//! it was not run.
+//! The appliance's ISO in machines that QEMU makes: firmware, medium, network, disk. What a machine
+//! shows on its serial port is what a person would see, and the keys go in there. `make test-iso`
+//! runs these tests; without an ISO (`P2PVM_TEST_ISO`) each says that it was not run.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -21,19 +21,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A boot takes one to two minutes where QEMU has to translate every instruction; others may use the machine as well.
+/// A boot takes one to two minutes where QEMU has to translate every instruction; others may use
+/// the machine as well.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// What UEFI firmware Debian's `ovmf` brings.
-pub const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
+pub const OVMF: [&str; 2] = [
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_VARS_4M.fd",
+];
 /// The aim for a machine without guests, MiB.
 pub const MEMORY: &str = "768";
 /// What the status screen shows when the machine is a member with an address.
 pub const MEMBER: &str = " address  10.";
 
 pub fn iso() -> Option<PathBuf> {
-    let given = std::env::var_os("P2PVM_TEST_ISO").map(PathBuf::from).filter(|path| path.exists());
+    let given = std::env::var_os("P2PVM_TEST_ISO")
+        .map(PathBuf::from)
+        .filter(|path| path.exists());
     if given.is_none() {
-        println!("NOT RUN: no ISO of the appliance: 'make test-iso' builds one and runs this (P2PVM_TEST_ISO names one)");
+        println!(
+            "NOT RUN: no ISO of the appliance: 'make test-iso' builds one and runs this \
+                (P2PVM_TEST_ISO names one)"
+        );
     }
     given
 }
@@ -52,28 +61,74 @@ pub struct Machine {
 
 impl Machine {
     /// Switches a machine on with `arguments` beside the usual; on a lab's host if one is given.
-    pub fn on(dir: &Path, name: &str, firmware: Firmware, arguments: &[String], at: Option<(&Lab, &str)>) -> Self {
+    pub fn on(
+        dir: &Path,
+        name: &str,
+        firmware: Firmware,
+        arguments: &[String],
+        at: Option<(&Lab, &str)>,
+    ) -> Self {
         let port = dir.join(format!("{name}.serial"));
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "Westmere", "-m", MEMORY, "-smp", "1"]);
+        command.args([
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "Westmere",
+            "-m",
+            MEMORY,
+            "-smp",
+            "1",
+        ]);
         command.args(["-nodefaults", "-vga", "std", "-display", "none"]);
-        command.args(["-chardev", &format!("socket,id=port,path={},server=on,wait=on", port.display()), "-serial", "chardev:port"]);
-        command.args(["-netdev", "user,id=lan", "-device", "virtio-net-pci,netdev=lan"]);
+        command.args([
+            "-chardev",
+            &format!("socket,id=port,path={},server=on,wait=on", port.display()),
+            "-serial",
+            "chardev:port",
+        ]);
+        command.args([
+            "-netdev",
+            "user,id=lan",
+            "-device",
+            "virtio-net-pci,netdev=lan",
+        ]);
         if let Firmware::Uefi = firmware {
             let variables = dir.join(format!("{name}.vars"));
             fs::copy(OVMF[1], &variables).expect("OVMF's variables: apt-get install ovmf");
-            command.args(["-drive", &format!("if=pflash,format=raw,readonly=on,file={}", OVMF[0])]);
-            command.args(["-drive", &format!("if=pflash,format=raw,file={}", variables.display())]);
+            command.args([
+                "-drive",
+                &format!("if=pflash,format=raw,readonly=on,file={}", OVMF[0]),
+            ]);
+            command.args([
+                "-drive",
+                &format!("if=pflash,format=raw,file={}", variables.display()),
+            ]);
         }
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let qemu = match at {
-            Some((lab, host)) => lab.testbed().spawn(host, &mut command).expect("starting QEMU on a host"),
-            None => command.spawn().expect("starting QEMU: apt-get install qemu-system-x86"),
+            Some((lab, host)) => lab
+                .testbed()
+                .spawn(host, &mut command)
+                .expect("starting QEMU on a host"),
+            None => command
+                .spawn()
+                .expect("starting QEMU: apt-get install qemu-system-x86"),
         };
-        Self { qemu, serial: Serial::connect(&port), began: Instant::now() }
+        Self {
+            qemu,
+            serial: Serial::connect(&port),
+            began: Instant::now(),
+        }
     }
 
-    /// Waits until the serial port showed `what`; gives the line and how long the machine has been on.
+    /// Waits until the serial port showed `what`; gives the line and how long the machine has been
+    /// on.
     pub fn wait(&mut self, what: &str) -> (String, Duration) {
         self.wait_line(what, |line| line.contains(what))
     }
@@ -84,11 +139,18 @@ impl Machine {
                 return (line, self.began.elapsed());
             }
             if let Some(status) = self.qemu.try_wait().expect("watching QEMU") {
-                panic!("QEMU ended ({status}) before '{what}': {}", self.serial.all());
+                panic!(
+                    "QEMU ended ({status}) before '{what}': {}",
+                    self.serial.all()
+                );
             }
             std::thread::sleep(Duration::from_millis(250));
         }
-        panic!("'{what}' was not shown within {} s: {}", BOOT_LIMIT.as_secs(), self.serial.all());
+        panic!(
+            "'{what}' was not shown within {} s: {}",
+            BOOT_LIMIT.as_secs(),
+            self.serial.all()
+        );
     }
 
     /// The invite that the screen shows, which takes several of its rows, once it is there whole.
@@ -96,8 +158,13 @@ impl Machine {
         self.wait(" p2pvm1");
         loop {
             let screen = self.serial.screen();
-            let rows = screen.lines().map(str::trim).skip_while(|row| !row.starts_with("p2pvm1"));
-            let shown: String = rows.take_while(|row| !row.is_empty() && row.chars().all(|c| c.is_ascii_alphanumeric())).collect();
+            let rows = screen
+                .lines()
+                .map(str::trim)
+                .skip_while(|row| !row.starts_with("p2pvm1"));
+            let shown: String = rows
+                .take_while(|row| !row.is_empty() && row.chars().all(|c| c.is_ascii_alphanumeric()))
+                .collect();
             match Invite::parse(&shown) {
                 Ok(invite) => return invite,
                 Err(e) => assert!(self.began.elapsed() < BOOT_LIMIT, "{e:?}: {shown}"),
@@ -124,12 +191,27 @@ impl Drop for Machine {
 }
 
 pub fn cd(iso: &Path) -> Vec<String> {
-    vec!["-drive".into(), format!("media=cdrom,format=raw,readonly=on,file={}", iso.display())]
+    vec![
+        "-drive".into(),
+        format!("media=cdrom,format=raw,readonly=on,file={}", iso.display()),
+    ]
 }
 
 pub fn stick(iso: &Path) -> Vec<String> {
-    let drive = format!("if=none,id=stick,format=raw,readonly=on,file={}", iso.display());
-    ["-device", "qemu-xhci", "-drive", &drive, "-device", "usb-storage,drive=stick"].map(str::to_owned).into()
+    let drive = format!(
+        "if=none,id=stick,format=raw,readonly=on,file={}",
+        iso.display()
+    );
+    [
+        "-device",
+        "qemu-xhci",
+        "-drive",
+        &drive,
+        "-device",
+        "usb-storage,drive=stick",
+    ]
+    .map(str::to_owned)
+    .into()
 }
 
 /// The kernel and initramfs of the ISO, for machines that are given a command line.
@@ -164,17 +246,36 @@ pub fn plain_host(test: &str) -> Lab {
     lab
 }
 
-/// Waits until the machine is a member, answers over the overlay, and does so over a path of its own.
+/// Waits until the machine is a member, answers over the overlay, and does so over a path of its
+/// own.
 pub fn is_pinged(lab: &Lab, machine: &mut Machine, name: &str) {
     let (_, after) = machine.wait(MEMBER);
     println!("{name}: member {} s after power on", after.as_secs());
     let (began, mut first) = (Instant::now(), None);
     let pinged = lab
-        .wait("the appliance to answer over a direct path", Duration::from_secs(120), Duration::from_secs(1), || {
-            let Ok(pinged) = lab.ping("a", name, 3, "1s") else { return Ok(None) };
-            first.get_or_insert_with(|| (began.elapsed(), pinged.path.clone()));
-            Ok(Some(pinged).filter(|pinged| pinged.path.starts_with("direct")))
-        })
-        .unwrap_or_else(|e| panic!("{e}; first {first:?}\n{}\n{}", lab.log_tail("a", 60), machine.serial.all()));
-    println!("{name}: best {:.1} ms, {} after {} s; first {first:?}", pinged.best_ms(), pinged.path, began.elapsed().as_secs());
+        .wait(
+            "the appliance to answer over a direct path",
+            Duration::from_secs(120),
+            Duration::from_secs(1),
+            || {
+                let Ok(pinged) = lab.ping("a", name, 3, "1s") else {
+                    return Ok(None);
+                };
+                first.get_or_insert_with(|| (began.elapsed(), pinged.path.clone()));
+                Ok(Some(pinged).filter(|pinged| pinged.path.starts_with("direct")))
+            },
+        )
+        .unwrap_or_else(|e| {
+            panic!(
+                "{e}; first {first:?}\n{}\n{}",
+                lab.log_tail("a", 60),
+                machine.serial.all()
+            )
+        });
+    println!(
+        "{name}: best {:.1} ms, {} after {} s; first {first:?}",
+        pinged.best_ms(),
+        pinged.path,
+        began.elapsed().as_secs()
+    );
 }

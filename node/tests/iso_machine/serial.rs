@@ -1,6 +1,8 @@
-//! A serial port with a terminal at its end: what came out of it, as lines and as the 80x24 that a person sees, and keys into it.
+//! A serial port with a terminal at its end: what came out of it, as lines and as the 80x24 that a
+//! person sees, and keys into it.
 //!
-//! The terminal knows what the appliance sends (ECMA-48: cursor position, erasing; colours and modes are passed over) and no more.
+//! The terminal knows what the appliance sends (ECMA-48: cursor position, erasing; colours and
+//! modes are passed over) and no more.
 
 use std::{
     io::{Read, Write},
@@ -58,7 +60,11 @@ impl Serial {
     pub fn find(&self, is_it: impl Fn(&str) -> bool) -> Option<String> {
         let seen = self.seen.lock().unwrap();
         let screen = seen.screen();
-        screen.lines().chain(seen.lines.lines()).find(|line| is_it(line)).map(str::to_owned)
+        screen
+            .lines()
+            .chain(seen.lines.lines())
+            .find(|line| is_it(line))
+            .map(str::to_owned)
     }
 
     /// The screen's rows.
@@ -79,13 +85,22 @@ struct Terminal {
 
 impl Default for Terminal {
     fn default() -> Self {
-        Self { lines: String::new(), cells: vec![[' '; COLUMNS]; ROWS], row: 0, column: 0, begun: Vec::new() }
+        Self {
+            lines: String::new(),
+            cells: vec![[' '; COLUMNS]; ROWS],
+            row: 0,
+            column: 0,
+            begun: Vec::new(),
+        }
     }
 }
 
 impl Terminal {
     fn screen(&self) -> String {
-        self.cells.iter().map(|row| row.iter().collect::<String>().trim_end().to_owned() + "\n").collect()
+        self.cells
+            .iter()
+            .map(|row| row.iter().collect::<String>().trim_end().to_owned() + "\n")
+            .collect()
     }
 
     fn take(&mut self, bytes: &[u8]) {
@@ -139,7 +154,11 @@ impl Terminal {
     fn sequence(&mut self, last: u8) {
         let is_csi = self.begun.get(1) == Some(&b'[');
         // `ESC [ ... letter`; `ESC ( B`; `ESC letter`.
-        let ended = if is_csi { self.begun.len() > 2 && (0x40..0x7f).contains(&last) } else { !(0x20..0x30).contains(&last) };
+        let ended = if is_csi {
+            self.begun.len() > 2 && (0x40..0x7f).contains(&last)
+        } else {
+            !(0x20..0x30).contains(&last)
+        };
         if !ended {
             return;
         }
@@ -178,8 +197,14 @@ fn a_terminal_shows_what_was_written_where_it_was_written() {
     // Byte by byte: a sequence may come in pieces.
     sent.bytes().for_each(|byte| terminal.take(&[byte]));
     let screen = terminal.screen();
-    assert_eq!(screen.lines().take(4).collect::<Vec<_>>(), ["plain", "over", "    here \u{2588}", ""]);
+    assert_eq!(
+        screen.lines().take(4).collect::<Vec<_>>(),
+        ["plain", "over", "    here \u{2588}", ""]
+    );
     assert!(terminal.lines.starts_with("plain bold\n"));
     terminal.take(b"\x1b[2J\x1b[24;80Hxy\r\nz");
-    assert_eq!(terminal.screen().lines().skip(21).collect::<Vec<_>>(), [&*format!("{:>80}", "x"), "y", "z"]);
+    assert_eq!(
+        terminal.screen().lines().skip(21).collect::<Vec<_>>(),
+        [&*format!("{:>80}", "x"), "y", "z"]
+    );
 }

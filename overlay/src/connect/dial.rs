@@ -26,7 +26,8 @@ const DIAL_LIMIT: Duration = Duration::from_secs(30);
 /// A control connection that has not answered by then may be dead: the ring is tried as well.
 const HEDGE: Duration = Duration::from_millis(1200);
 /// Direct probes are waited for at least and at most this long before a relay is tried beside them.
-pub(crate) const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1500));
+pub(crate) const PATIENCE: (Duration, Duration) =
+    (Duration::from_millis(500), Duration::from_millis(1500));
 /// Waited for slow direct probes before a stream is opened.
 const BEFORE_STREAM: Duration = Duration::from_millis(1000);
 /// First pause between tries of a better path.
@@ -61,17 +62,27 @@ fn serves(path: Option<Path>, reach: Reach) -> Option<Path> {
 
 /// Looks after the members to which the plane wants paths.
 pub(crate) async fn wishes(shared: Arc<Shared>) {
-    let Some(mut wanted) = shared.plane.inner().take_wanted() else { return };
+    let Some(mut wanted) = shared.plane.inner().take_wanted() else {
+        return;
+    };
     let room = Arc::new(Semaphore::new(MAX_DIALS));
     while let Some(member) = wanted.recv().await {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return;
+        };
         let shared = shared.clone();
         tokio::spawn(async move {
             let _permit = permit;
             // The ring carries already: what is wanted is something better.
             let over_ring = current(&shared, member, Reach::Any) == Some(Path::Ring);
             let reach = if over_ring { Reach::Edge } else { Reach::Any };
-            if over_ring && shared.state().retries.due(member, Instant::now(), false).is_none() {
+            if over_ring
+                && shared
+                    .state()
+                    .retries
+                    .due(member, Instant::now(), false)
+                    .is_none()
+            {
                 return;
             }
             if let Err(error) = ensure(&shared, member, reach).await {
@@ -82,12 +93,21 @@ pub(crate) async fn wishes(shared: Arc<Shared>) {
 }
 
 /// A path to the member that will do.
-pub(crate) async fn ensure(shared: &Arc<Shared>, member: MemberId, reach: Reach) -> Result<Path, Error> {
+pub(crate) async fn ensure(
+    shared: &Arc<Shared>,
+    member: MemberId,
+    reach: Reach,
+) -> Result<Path, Error> {
     ensure_by(shared, member, reach, None).await
 }
 
 /// The same, calling the member over the ring through our neighbour `via` where need be.
-pub(crate) async fn ensure_by(shared: &Arc<Shared>, member: MemberId, reach: Reach, via: Option<Position>) -> Result<Path, Error> {
+pub(crate) async fn ensure_by(
+    shared: &Arc<Shared>,
+    member: MemberId,
+    reach: Reach,
+    via: Option<Position>,
+) -> Result<Path, Error> {
     if let Some(path) = current(shared, member, reach) {
         return Ok(path);
     }
@@ -97,13 +117,17 @@ pub(crate) async fn ensure_by(shared: &Arc<Shared>, member: MemberId, reach: Rea
     let _turn = tokio::select! {
         biased;
         turn = shared.turns.of(member) => turn,
-        // Somebody else's dial may hang on a connection that is dead while the link has come up otherwise.
-        path = selected(shared, member, reach, DIAL_LIMIT) => return path.ok_or(Error::NoPath(member)),
+        // Somebody else's dial may hang on a connection that is dead while the link has come up
+        // otherwise.
+        path = selected(
+            shared, member, reach, DIAL_LIMIT
+        ) => return path.ok_or(Error::NoPath(member)),
     };
     match current(shared, member, reach) {
         Some(path) => Ok(path),
         None => {
-            let dialled = tokio::time::timeout(DIAL_LIMIT, Box::pin(dial(shared, member, reach, via))).await;
+            let dialled =
+                tokio::time::timeout(DIAL_LIMIT, Box::pin(dial(shared, member, reach, via))).await;
             dialled.unwrap_or(Err(Error::TimedOut(member, DIAL_LIMIT)))
         }
     }
@@ -111,11 +135,20 @@ pub(crate) async fn ensure_by(shared: &Arc<Shared>, member: MemberId, reach: Rea
 
 pub(crate) fn current(shared: &Shared, member: MemberId, reach: Reach) -> Option<Path> {
     let peer = shared.plane.inner().peers.load().get(&member)?.clone();
-    if peer.ready() { serves(peer.path(), reach) } else { None }
+    if peer.ready() {
+        serves(peer.path(), reach)
+    } else {
+        None
+    }
 }
 
 /// Waits until a path that will do is selected.
-pub(crate) async fn selected(shared: &Shared, member: MemberId, reach: Reach, limit: Duration) -> Option<Path> {
+pub(crate) async fn selected(
+    shared: &Shared,
+    member: MemberId,
+    reach: Reach,
+    limit: Duration,
+) -> Option<Path> {
     let deadline = tokio::time::Instant::now() + limit;
     loop {
         let changed = shared.plane.inner().path_changed.notified();
@@ -128,16 +161,23 @@ pub(crate) async fn selected(shared: &Shared, member: MemberId, reach: Reach, li
     }
 }
 
-/// Exchanges whereabouts and handshake, starts the direct probes; what the member said, and how long the call took. Over a
-/// control connection if there is one, else over the ring, where the control plane would have to dial first; each makes up for
-/// the other.
-pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId, via: Option<Position>) -> Result<(Whereabouts, Duration), Error> {
-    let Some(ring) = shared.ring.as_ref() else { return meet_by_control(shared, member).await };
+/// Exchanges whereabouts and handshake, starts the direct probes; what the member said, and how
+/// long the call took. Over a control connection if there is one, else over the ring, where the
+/// control plane would have to dial first; each makes up for the other.
+pub(crate) async fn meet(
+    shared: &Arc<Shared>,
+    member: MemberId,
+    via: Option<Position>,
+) -> Result<(Whereabouts, Duration), Error> {
+    let Some(ring) = shared.ring.as_ref() else {
+        return meet_by_control(shared, member).await;
+    };
     if !ring.net.stands() {
         let connected = shared.fabric.connected().contains(&member);
         tokio::select! {
             met = meet_by_control(shared, member) => return met,
-            // Right after the start an edge of the ring is there before a dial through relays is over.
+            // Right after the start an edge of the ring is there before a dial through relays is
+            // over.
             () = stands(ring), if !connected => {}
         }
     }
@@ -145,7 +185,10 @@ pub(crate) async fn meet(shared: &Arc<Shared>, member: MemberId, via: Option<Pos
         match tokio::time::timeout(HEDGE, meet_by_control(shared, member)).await {
             Ok(Ok(met)) => return Ok(met),
             Ok(Err(error)) => tracing::debug!(?member, %error, "not over the control connection"),
-            Err(_) => tracing::debug!(?member, "the control connection is slow: over the ring as well"),
+            Err(_) => tracing::debug!(
+                ?member,
+                "the control connection is slow: over the ring as well"
+            ),
         }
     }
     examine::look_at_the_counter(shared).await;
@@ -177,7 +220,10 @@ async fn stands(ring: &over_ring::OverRing) {
     }
 }
 
-async fn meet_by_control(shared: &Arc<Shared>, member: MemberId) -> Result<(Whereabouts, Duration), Error> {
+async fn meet_by_control(
+    shared: &Arc<Shared>,
+    member: MemberId,
+) -> Result<(Whereabouts, Duration), Error> {
     let key = match shared.fabric.link_key(member) {
         Some(key) => key,
         None => {
@@ -189,7 +235,13 @@ async fn meet_by_control(shared: &Arc<Shared>, member: MemberId) -> Result<(Wher
     examine::look_at_the_counter(shared).await;
     let handshake = shared.plane.inner().open_link(member, key, &[])?;
     let asked = Instant::now();
-    let answer = ask(shared, member, Request::Link(shared.whereabouts(), handshake), CALL_LIMIT).await?;
+    let answer = ask(
+        shared,
+        member,
+        Request::Link(shared.whereabouts(), handshake),
+        CALL_LIMIT,
+    )
+    .await?;
     let Answer::Linked(whereabouts, handshake) = answer else {
         return Err(Error::Handshake(member, "answered something else".into()));
     };
@@ -202,19 +254,37 @@ async fn meet_by_control(shared: &Arc<Shared>, member: MemberId) -> Result<(Wher
     Ok((whereabouts, took))
 }
 
-pub(crate) async fn ask(shared: &Shared, member: MemberId, request: Request, limit: Duration) -> Result<Answer, Error> {
+pub(crate) async fn ask(
+    shared: &Shared,
+    member: MemberId,
+    request: Request,
+    limit: Duration,
+) -> Result<Answer, Error> {
     let body = message::encode(&request);
     let mut pauses = STARTING_MS.into_iter();
     let answer = loop {
-        match (shared.fabric.call(member, SERVICE, body.clone(), limit).await, pauses.next()) {
-            (Err(FabricError::NoSuchService(..)), Some(pause)) => tokio::time::sleep(Duration::from_millis(pause)).await,
+        match (
+            shared
+                .fabric
+                .call(member, SERVICE, body.clone(), limit)
+                .await,
+            pauses.next(),
+        ) {
+            (Err(FabricError::NoSuchService(..)), Some(pause)) => {
+                tokio::time::sleep(Duration::from_millis(pause)).await
+            }
             (answered, _) => break answered?,
         }
     };
     message::decode(&answer).ok_or_else(|| Error::Handshake(member, "unreadable answer".into()))
 }
 
-async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach, via: Option<Position>) -> Result<Path, Error> {
+async fn dial(
+    shared: &Arc<Shared>,
+    member: MemberId,
+    reach: Reach,
+    via: Option<Position>,
+) -> Result<Path, Error> {
     // Whoever stands open is reached whatever our own NAT is.
     if shared.fabric.rtt_of_open(member).is_none() {
         nat::settle(shared, Duration::from_millis(600)).await;
@@ -232,7 +302,12 @@ async fn dial(shared: &Arc<Shared>, member: MemberId, reach: Reach, via: Option<
 }
 
 /// [`settle_path`] while the ring carries already.
-fn settle_behind(shared: Arc<Shared>, member: MemberId, whereabouts: Whereabouts, took: Duration) -> BoxFuture<'static, ()> {
+fn settle_behind(
+    shared: Arc<Shared>,
+    member: MemberId,
+    whereabouts: Whereabouts,
+    took: Duration,
+) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         if let Err(error) = settle_path(&shared, member, Reach::Edge, (&whereabouts, took)).await {
             tracing::debug!(?member, %error, "it stays on the ring");
@@ -240,8 +315,14 @@ fn settle_behind(shared: Arc<Shared>, member: MemberId, whereabouts: Whereabouts
     })
 }
 
-/// Waits for the direct probes, then tries relays, then a stream. `met`: what the member said, and how long it took.
-async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: (&Whereabouts, Duration)) -> Result<Path, Error> {
+/// Waits for the direct probes, then tries relays, then a stream. `met`: what the member said, and
+/// how long it took.
+async fn settle_path(
+    shared: &Arc<Shared>,
+    member: MemberId,
+    reach: Reach,
+    met: (&Whereabouts, Duration),
+) -> Result<Path, Error> {
     let (whereabouts, took) = met;
     if !shared.knows_enough_to_punch(whereabouts.nat) {
         // The direct probes begin only then.
@@ -249,7 +330,11 @@ async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: 
     }
     let ours = shared.state().nat;
     let blocked = [ours, whereabouts.nat].contains(&NatKind::Blocked);
-    let patience = if shared.may_reach(whereabouts) { (took * 3).clamp(PATIENCE.0, PATIENCE.1) } else { Duration::ZERO };
+    let patience = if shared.may_reach(whereabouts) {
+        (took * 3).clamp(PATIENCE.0, PATIENCE.1)
+    } else {
+        Duration::ZERO
+    };
     if let Some(path) = selected(shared, member, reach, patience).await {
         return Ok(path);
     }
@@ -259,8 +344,13 @@ async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: 
     {
         return Ok(path);
     }
-    // A stream is the last resort: unless UDP is known not to get through, the last direct probes are waited for.
-    let last = if blocked { Duration::ZERO } else { BEFORE_STREAM };
+    // A stream is the last resort: unless UDP is known not to get through, the last direct probes
+    // are waited for.
+    let last = if blocked {
+        Duration::ZERO
+    } else {
+        BEFORE_STREAM
+    };
     if let Some(path) = selected(shared, member, reach, last).await {
         return Ok(path);
     }
@@ -273,38 +363,63 @@ async fn settle_path(shared: &Arc<Shared>, member: MemberId, reach: Reach, met: 
         return Ok(Path::Ring);
     }
     stream::open(shared, member).await?;
-    selected(shared, member, reach, CALL_LIMIT).await.ok_or(Error::NoPath(member))
+    selected(shared, member, reach, CALL_LIMIT)
+        .await
+        .ok_or(Error::NoPath(member))
 }
 
-/// Tries again to get links off relays and streams: soon, then less often, and at once when there is news.
+/// Tries again to get links off relays and streams: soon, then less often, and at once when there
+/// is news.
 pub(crate) async fn improve(shared: Arc<Shared>) {
     let mut connected: HashSet<MemberId> = HashSet::new();
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let now = Instant::now();
         shared.note_punches();
-        let before = std::mem::replace(&mut connected, shared.fabric.connected().into_iter().collect());
+        let before = std::mem::replace(
+            &mut connected,
+            shared.fabric.connected().into_iter().collect(),
+        );
         let peers = shared.plane.peers();
         {
             let mut state = shared.state();
-            let is_off = |member: &MemberId| peers.iter().any(|(m, info)| m == member && !matches!(info.path, Path::Direct(_)));
+            let is_off = |member: &MemberId| {
+                peers
+                    .iter()
+                    .any(|(m, info)| m == member && !matches!(info.path, Path::Direct(_)))
+            };
             state.retries.retain(is_off);
             // Who is reached directly is met by the port that this goes by.
             let is_aside = |info: &PathInfo| match info.path {
                 Path::Direct(to) => shared.plane.inner().udp.aside().writes_to(&to),
                 _ => true,
             };
-            state.aside.retain(|member| peers.iter().any(|(m, info)| m == member && is_aside(info)));
+            state
+                .aside
+                .retain(|member| peers.iter().any(|(m, info)| m == member && is_aside(info)));
             // With whom addresses could not be exchanged so well before.
-            connected.difference(&before).for_each(|member| state.retries.begin_anew(*member, now));
+            connected
+                .difference(&before)
+                .for_each(|member| state.retries.begin_anew(*member, now));
         }
         for (member, info) in peers {
             let keep_alive = shared.keeps_alive(member);
-            shared.plane.inner().peer(member).keep_alive.store(keep_alive, std::sync::atomic::Ordering::Relaxed);
-            if matches!(info.path, Path::Direct(_)) || shared.plane.inner().peer(member).idle(now) > WORTH_IMPROVING {
+            shared
+                .plane
+                .inner()
+                .peer(member)
+                .keep_alive
+                .store(keep_alive, std::sync::atomic::Ordering::Relaxed);
+            if matches!(info.path, Path::Direct(_))
+                || shared.plane.inner().peer(member).idle(now) > WORTH_IMPROVING
+            {
                 continue;
             }
-            let theirs = shared.state().known.get(&member).map(|(_, whereabouts)| whereabouts.clone());
+            let theirs = shared
+                .state()
+                .known
+                .get(&member)
+                .map(|(_, whereabouts)| whereabouts.clone());
             let hopeless = theirs.is_some_and(|theirs| !shared.may_reach(&theirs));
             let due = {
                 let mut state = shared.state();
@@ -312,7 +427,13 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
                 state.retries.due(member, now, hopeless)
             };
             if let Some(number) = due {
-                tokio::spawn(try_better(shared.clone(), member, info.path, number, hopeless));
+                tokio::spawn(try_better(
+                    shared.clone(),
+                    member,
+                    info.path,
+                    number,
+                    hopeless,
+                ));
             }
         }
     }
@@ -322,19 +443,32 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
 pub(crate) fn wants_better(shared: &Shared) -> bool {
     let now = Instant::now();
     let peers = shared.plane.inner().peers.load();
-    peers.iter().any(|peer| peer.idle(now) <= WORTH_IMPROVING && !matches!(peer.path(), None | Some(Path::Direct(_))))
+    peers.iter().any(|peer| {
+        peer.idle(now) <= WORTH_IMPROVING && !matches!(peer.path(), None | Some(Path::Direct(_)))
+    })
 }
 
 /// One try to get a link off `path`.
-fn try_better(shared: Arc<Shared>, member: MemberId, path: Path, number: u32, hopeless: bool) -> BoxFuture<'static, ()> {
+fn try_better(
+    shared: Arc<Shared>,
+    member: MemberId,
+    path: Path,
+    number: u32,
+    hopeless: bool,
+) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         escape::prepare(&shared, member, number, hopeless).await;
-        let Ok((whereabouts, _)) = meet(&shared, member, None).await else { return };
+        let Ok((whereabouts, _)) = meet(&shared, member, None).await else {
+            return;
+        };
         let blocked = [shared.state().nat, whereabouts.nat].contains(&NatKind::Blocked);
         match path {
             // A stream is a last resort: a relay that has appeared since is better.
-            Path::Ring | Path::Stream if !blocked => drop(relays::find(&shared, member, &whereabouts).await),
-            // Where UDP turned out not to get through, a relay's last leg is a stream too: one of our own is shorter.
+            Path::Ring | Path::Stream if !blocked => {
+                let _ = relays::find(&shared, member, &whereabouts).await;
+            }
+            // Where UDP turned out not to get through, a relay's last leg is a stream too: one of
+            // our own is shorter.
             Path::Ring | Path::Relayed(_) if blocked => {
                 shared.plane.inner().peer(member).prefer_stream();
                 let _ = stream::open(&shared, member).await;

@@ -1,9 +1,12 @@
-//! Ways out of a black hole: what a router has once decided about a flow stays for as long as packets keep the flow alive, and
-//! ours do (see [`crate::plane`]'s second port). Where a direct path should be possible and several tries found none, every
-//! other try is made from another port; where nobody at all answers the first port and somebody answers the second, all is
-//! written from there, and the first one is kept silent until the router has forgotten its flows.
+//! Ways out of a black hole: what a router has once decided about a flow stays for as long as
+//! packets keep the flow alive, and ours do (see [`crate::plane`]'s second port). Where a direct
+//! path should be possible and several tries found none, every other try is made from another port;
+//! where nobody at all answers the first port and somebody answers the second, all is written from
+//! there, and the first one is kept silent until the router has forgotten its flows.
 
-use super::{CandidateKind, NatKind, Shared, message::Whereabouts, mobility::open_member, nat::is_private};
+use super::{
+    CandidateKind, NatKind, Shared, message::Whereabouts, mobility::open_member, nat::is_private,
+};
 use crate::{id::MemberId, plane::Path};
 use std::{
     net::SocketAddr,
@@ -15,8 +18,8 @@ use std::{
 pub(crate) const LOOK_LIFE: Duration = Duration::from_secs(180);
 /// One look.
 const LOOK_LIMIT: Duration = Duration::from_millis(1200);
-/// The first port is silent for so long before it is looked at again. Reason: Linux forgets a UDP flow 120 s after its last
-/// packet, and 30 s where nothing ever answered.
+/// The first port is silent for so long before it is looked at again. Reason: Linux forgets a UDP
+/// flow 120 s after its last packet, and 30 s where nothing ever answered.
 pub(crate) const SILENCE: Duration = Duration::from_secs(130);
 
 impl Shared {
@@ -29,9 +32,15 @@ impl Shared {
         };
         // A way that carries is a flow of the port that it leaves from: it stays with it.
         let peers = inner.peers.load();
-        let carries =
-            |way: &SocketAddr| peers.get(&member).is_some_and(|peer| peer.path() == Some(Path::Direct(*way)) && !peer.paths().is_silent());
-        let ways = whereabouts.candidates.iter().filter(|c| c.kind != CandidateKind::Local || !is_private(&c.addr.ip()));
+        let carries = |way: &SocketAddr| {
+            peers.get(&member).is_some_and(|peer| {
+                peer.path() == Some(Path::Direct(*way)) && !peer.paths().is_silent()
+            })
+        };
+        let ways = whereabouts
+            .candidates
+            .iter()
+            .filter(|c| c.kind != CandidateKind::Local || !is_private(&c.addr.ip()));
         let ways: Vec<SocketAddr> = ways.map(|c| c.addr).filter(|way| !carries(way)).collect();
         if !aside {
             inner.come_back(&ways);
@@ -50,12 +59,17 @@ impl Shared {
     }
 }
 
-/// Decides whether the member's try with this number is made from the second port, and looks how that is seen from outside.
+/// Decides whether the member's try with this number is made from the second port, and looks how
+/// that is seen from outside.
 pub(crate) async fn prepare(shared: &Arc<Shared>, member: MemberId, number: u32, hopeless: bool) {
     let aside = number.is_multiple_of(2) && !hopeless && shared.state().nat != NatKind::Blocked;
     let was = {
         let mut state = shared.state();
-        if aside { !state.aside.insert(member) } else { state.aside.remove(&member) }
+        if aside {
+            !state.aside.insert(member)
+        } else {
+            state.aside.remove(&member)
+        }
     };
     if was != aside {
         tracing::debug!(?member, aside, "from the other port");
@@ -67,13 +81,16 @@ pub(crate) async fn prepare(shared: &Arc<Shared>, member: MemberId, number: u32,
 
 /// Looks how the second port is seen from outside. Whether anybody answered there.
 async fn look(shared: &Arc<Shared>) -> bool {
-    let Some(server) = open_member(shared) else { return false };
+    let Some(server) = open_member(shared) else {
+        return false;
+    };
     let seen = shared.plane.inner().stun_aside(server, LOOK_LIMIT).await;
     shared.state().reflexive_aside = seen.map(|mapped| (mapped, Instant::now()));
     seen.is_some()
 }
 
-/// Whether somebody answers the second port while nobody answers the first: then all is written from there.
+/// Whether somebody answers the second port while nobody answers the first: then all is written
+/// from there.
 pub(crate) async fn from_silence(shared: &Arc<Shared>) -> bool {
     if !look(shared).await {
         return false;
@@ -87,7 +104,11 @@ pub(crate) async fn from_silence(shared: &Arc<Shared>) -> bool {
     if anew {
         let port = shared.plane.udp_port();
         shared.plane.inner().all_aside();
-        tracing::warn!(port, "nothing comes back to this port, such as where a router holds on to a dead flow: another is used");
+        tracing::warn!(
+            port,
+            "nothing comes back to this port, such as where a router holds on to a dead flow: \
+                another is used"
+        );
     }
     true
 }

@@ -1,4 +1,5 @@
-//! Keeps a port mapping on the router as long as this node stands behind one, and takes it back at the end.
+//! Keeps a port mapping on the router as long as this node stands behind one, and takes it back at
+//! the end.
 
 use super::{Shared, message::NatKind, nat::is_private};
 use crate::portmap::{self, Mapping};
@@ -6,21 +7,26 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// Where there was no router to ask, or it would not, it is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
-/// A mapping that is held is asked for again this often, long before it ends. Reason: a router that starts anew has forgotten it and
-/// tells nobody (RFC 6886 §3.7, RFC 6887 §8.5); the question costs some packets in the LAN.
+/// A mapping that is held is asked for again this often, long before it ends. Reason: a router that
+/// starts anew has forgotten it and tells nobody (RFC 6886 §3.7, RFC 6887 §8.5); the question costs
+/// some packets in the LAN.
 const REASSURE: Duration = Duration::from_secs(40);
 /// While it is not known whether there is a NAT.
 const UNKNOWN: Duration = Duration::from_secs(5);
 
-/// Whether others can use a mapping: its outside address is public and, where others have seen ours, the same. A home router
-/// behind a carrier's NAT maps ports of an address that nobody reaches.
+/// Whether others can use a mapping: its outside address is public and, where others have seen
+/// ours, the same. A home router behind a carrier's NAT maps ports of an address that nobody
+/// reaches.
 fn is_of_use(shared: &Shared, mapping: &Mapping, reflexive: Option<IpAddr>) -> bool {
     let outside = mapping.external().ip();
-    !is_private(&outside) && !shared.plane.inner().underlay.is_inside(&outside) && reflexive.is_none_or(|seen| seen == outside)
+    !is_private(&outside)
+        && !shared.plane.inner().underlay.is_inside(&outside)
+        && reflexive.is_none_or(|seen| seen == outside)
 }
 
-/// Whether there is a NAT, or likely one: as long as no member has said what it sees, a machine with private addresses only asks too.
-/// Otherwise two members behind routers, with nobody in between, would never see each other's packets and so never learn.
+/// Whether there is a NAT, or likely one: as long as no member has said what it sees, a machine
+/// with private addresses only asks too. Otherwise two members behind routers, with nobody in
+/// between, would never see each other's packets and so never learn.
 fn wants(shared: &Shared, nat: NatKind) -> bool {
     match nat {
         NatKind::Open => false,
@@ -51,7 +57,9 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
                 None => portmap::map(&local, inner.udp.port()).await,
             };
         }
-        let usable = held.as_ref().filter(|mapping| wanted && is_of_use(&shared, mapping, reflexive));
+        let usable = held
+            .as_ref()
+            .filter(|mapping| wanted && is_of_use(&shared, mapping, reflexive));
         {
             let mut state = shared.state();
             let mapped = usable.map(Mapping::external);
@@ -67,11 +75,14 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             (true, None) => ASK_AGAIN,
         };
         let changed = async {
-            // Another outside address needs another mapping; learning tells of every round, so the address itself is looked at.
+            // Another outside address needs another mapping; learning tells of every round, so the
+            // address itself is looked at.
             loop {
                 shared.learned.notified().await;
                 let state = shared.state();
-                if wants(&shared, state.nat) != wanted || state.reflexive.map(|r| r.ip()) != reflexive {
+                if wants(&shared, state.nat) != wanted
+                    || state.reflexive.map(|r| r.ip()) != reflexive
+                {
                     return;
                 }
             }

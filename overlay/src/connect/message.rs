@@ -1,6 +1,7 @@
-//! What two connectors say to each other, over the control plane's service "link" or as a call over the ring: a version byte,
-//! then postcard. Over the ring nothing proves who speaks, and everything fits into one datagram: whereabouts travel sealed in
-//! the handshake itself, with the sender's certificate, and neighbours are left out as far as need be.
+//! What two connectors say to each other, over the control plane's service "link" or as a call over
+//! the ring: a version byte, then postcard. Over the ring nothing proves who speaks, and everything
+//! fits into one datagram: whereabouts travel sealed in the handshake itself, with the sender's
+//! certificate, and neighbours are left out as far as need be.
 
 use crate::{coordinates::Coordinate, id::MemberId, membership::Certificate, stun::TransactionId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -44,8 +45,8 @@ pub enum NatKind {
     Unknown,
     /// Nothing: its own address is what others see.
     Open,
-    /// A NAT that gives one mapping for all destinations (RFC 4787: endpoint-independent) and, as far as known, lets in only
-    /// the very addresses and ports that were written to.
+    /// A NAT that gives one mapping for all destinations (RFC 4787: endpoint-independent) and, as
+    /// far as known, lets in only the very addresses and ports that were written to.
     Cone,
     /// A NAT that gives each destination another mapping.
     Symmetric,
@@ -57,7 +58,8 @@ pub enum NatKind {
     AddressCone,
     /// No NAT, but a firewall that lets in only the very addresses and ports that were written to.
     Firewalled,
-    /// A NAT that gives each destination another mapping, whose ports count up: the next can be guessed.
+    /// A NAT that gives each destination another mapping, whose ports count up: the next can be
+    /// guessed.
     Counting,
 }
 
@@ -85,14 +87,18 @@ impl NatKind {
 
     /// Whether it hears every port of a host that it has written to, or everybody.
     pub fn hears_every_port(self) -> bool {
-        matches!(self, Self::Unknown | Self::Open | Self::FullCone | Self::AddressCone)
+        matches!(
+            self,
+            Self::Unknown | Self::Open | Self::FullCone | Self::AddressCone
+        )
     }
 
-    /// Whether two members behind these may reach each other directly when both write at once (RFC 5128 §3.3, RFC 4787).
-    /// Unknown: worth a try.
+    /// Whether two members behind these may reach each other directly when both write at once (RFC
+    /// 5128 §3.3, RFC 4787). Unknown: worth a try.
     ///
-    /// Both at an address known beforehand: always. One of them elsewhere than expected: the other must hear it from any
-    /// port, or the port must have been guessed. Neither: only if both are guessed.
+    /// Both at an address known beforehand: always. One of them elsewhere than expected: the other
+    /// must hear it from any port, or the port must have been guessed. Neither: only if both are
+    /// guessed.
     pub fn may_punch(self, other: Self) -> bool {
         if [self, other].contains(&Self::Blocked) {
             return false;
@@ -113,7 +119,8 @@ pub struct Whereabouts {
     pub candidates: Vec<Candidate>,
     /// What stands before it.
     pub nat: NatKind,
-    /// Members it is connected with, and the round trip of the direct link in milliseconds where there is one.
+    /// Members it is connected with, and the round trip of the direct link in milliseconds where
+    /// there is one.
     pub neighbours: Vec<(MemberId, Option<u32>)>,
     /// Whether it passes on datagrams of others.
     pub relay: bool,
@@ -125,7 +132,11 @@ impl Whereabouts {
     /// Whether the member is reached otherwise than it was, guesses aside.
     pub fn differs(&self, later: &Self) -> bool {
         let told = |of: &Self| -> BTreeSet<SocketAddr> {
-            of.candidates.iter().filter(|c| c.kind != CandidateKind::Predicted).map(|c| c.addr).collect()
+            of.candidates
+                .iter()
+                .filter(|c| c.kind != CandidateKind::Predicted)
+                .map(|c| c.addr)
+                .collect()
         };
         self.nat != later.nat || told(self) != told(later)
     }
@@ -138,7 +149,8 @@ pub enum Request {
     Where,
     /// Let us link: my whereabouts, and the first message of a handshake.
     Link(Whereabouts, Vec<u8>),
-    /// Send this STUN answer, which I did not ask for, to me at this address, from your usual port: does my NAT let it in?
+    /// Send this STUN answer, which I did not ask for, to me at this address, from your usual port:
+    /// does my NAT let it in?
     Knock(SocketAddr, TransactionId),
     /// The same from a port of its own, at which STUN requests are then answered for a while.
     KnockElsewhere(SocketAddr, TransactionId),
@@ -194,12 +206,18 @@ pub struct Introduction {
     pub whereabouts: Whereabouts,
 }
 
-/// Encodes what `message` makes of `whereabouts`, leaving out its last neighbours, then its last addresses, until it has at
-/// most `limit` bytes.
-pub fn encode_within<T: Serialize>(limit: usize, mut whereabouts: Whereabouts, message: impl Fn(Whereabouts) -> T) -> Vec<u8> {
+/// Encodes what `message` makes of `whereabouts`, leaving out its last neighbours, then its last
+/// addresses, until it has at most `limit` bytes.
+pub fn encode_within<T: Serialize>(
+    limit: usize,
+    mut whereabouts: Whereabouts,
+    message: impl Fn(Whereabouts) -> T,
+) -> Vec<u8> {
     loop {
         let bytes = encode(&message(whereabouts.clone()));
-        if bytes.len() <= limit || (whereabouts.neighbours.pop().is_none() && whereabouts.candidates.pop().is_none()) {
+        if bytes.len() <= limit
+            || (whereabouts.neighbours.pop().is_none() && whereabouts.candidates.pop().is_none())
+        {
             return bytes;
         }
     }
@@ -226,7 +244,10 @@ mod tests {
     #[test]
     fn a_message_survives_the_wire_and_another_version_is_refused() {
         let here = Whereabouts {
-            candidates: vec![Candidate { kind: CandidateKind::Reflexive, addr: ([192, 0, 2, 1], 7).into() }],
+            candidates: vec![Candidate {
+                kind: CandidateKind::Reflexive,
+                addr: ([192, 0, 2, 1], 7).into(),
+            }],
             nat: NatKind::Cone,
             neighbours: vec![(MemberId([3; 32]), Some(20)), (MemberId([4; 32]), None)],
             relay: true,
@@ -248,25 +269,44 @@ mod tests {
                 assert!(a.may_punch(b), "{a} and {b}");
             }
         }
-        for (other, reached) in
-            [(Open, true), (FullCone, true), (AddressCone, true), (Cone, false), (Firewalled, false), (Symmetric, false)]
-        {
-            assert_eq!((Symmetric.may_punch(other), other.may_punch(Symmetric)), (reached, reached), "{other}");
+        for (other, reached) in [
+            (Open, true),
+            (FullCone, true),
+            (AddressCone, true),
+            (Cone, false),
+            (Firewalled, false),
+            (Symmetric, false),
+        ] {
+            assert_eq!(
+                (Symmetric.may_punch(other), other.may_punch(Symmetric)),
+                (reached, reached),
+                "{other}"
+            );
         }
         for other in [Open, FullCone, AddressCone, Cone, Firewalled, Counting] {
-            assert!(Counting.may_punch(other) && other.may_punch(Counting), "{other}");
+            assert!(
+                Counting.may_punch(other) && other.may_punch(Counting),
+                "{other}"
+            );
         }
         assert!(!Counting.may_punch(Symmetric) && !Symmetric.may_punch(Counting));
-        assert!(!Blocked.may_punch(Open) && !Open.may_punch(Blocked) && Unknown.may_punch(Symmetric));
+        assert!(
+            !Blocked.may_punch(Open) && !Open.may_punch(Blocked) && Unknown.may_punch(Symmetric)
+        );
     }
 
     #[test]
     fn whereabouts_are_cut_to_what_a_datagram_holds_neighbours_first() {
-        let candidate = |port| Candidate { kind: CandidateKind::Local, addr: ([192, 0, 2, 1], port).into() };
+        let candidate = |port| Candidate {
+            kind: CandidateKind::Local,
+            addr: ([192, 0, 2, 1], port).into(),
+        };
         let here = Whereabouts {
             candidates: (1..=16).map(candidate).collect(),
             nat: NatKind::Open,
-            neighbours: (0..64).map(|n| (MemberId([n; 32]), Some(u32::from(n)))).collect(),
+            neighbours: (0..64)
+                .map(|n| (MemberId([n; 32]), Some(u32::from(n))))
+                .collect(),
             relay: true,
             coordinate: None,
         };
@@ -284,7 +324,10 @@ mod tests {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = VERSION; }
             let _ = (decode::<Request>(&bytes), decode::<Answer>(&bytes));
-            let _ = (decode::<RingRequest>(&bytes), decode::<RingAnswer>(&bytes), decode::<Introduction>(&bytes));
+            let _ = (
+                decode::<RingRequest>(&bytes), decode::<RingAnswer>(&bytes),
+                decode::<Introduction>(&bytes)
+            );
         }
     }
 }

@@ -1,7 +1,8 @@
-//! What the connector does when this host has moved (see `plane/roam.rs`, which notices and has already tried every known
-//! way): it tells the control plane, finds out anew how others see it, and exchanges addresses and a fresh handshake with
-//! each member whose link has not shown life since. A link to a member with a public address is back after one round trip;
-//! one between two NATs as soon as the control plane is.
+//! What the connector does when this host has moved (see `plane/roam.rs`, which notices and has
+//! already tried every known way): it tells the control plane, finds out anew how others see it,
+//! and exchanges addresses and a fresh handshake with each member whose link has not shown life
+//! since. A link to a member with a public address is back after one round trip; one between two
+//! NATs as soon as the control plane is.
 
 use super::{
     Shared,
@@ -34,12 +35,13 @@ const IN_USE: Duration = Duration::from_secs(150);
 /// Links brought back at most, the most recently used first, and how many at a time.
 const MAX_LINKS: usize = 64;
 const AT_ONCE: usize = 8;
-/// A NAT's outside address is looked at this often, some 15 bytes a second both ways together: its mapping stays open, and a
-/// change is known before ten seconds have passed.
+/// A NAT's outside address is looked at this often, some 15 bytes a second both ways together: its
+/// mapping stays open, and a change is known before ten seconds have passed.
 const LOOK_EVERY: Duration = Duration::from_secs(8);
 /// The first look, and one after a look that was not answered, come so soon.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
-/// Where something on a direct link is not answered, or a member makes its link anew, a look is due if the last is so long ago.
+/// Where something on a direct link is not answered, or a member makes its link anew, a look is due
+/// if the last is so long ago.
 const LOOK_IN_DOUBT: Duration = Duration::from_secs(2);
 /// Links are looked through for such a doubt this often.
 const GLANCE_EVERY: Duration = Duration::from_millis(500);
@@ -48,35 +50,59 @@ const MISSES: u32 = 3;
 /// One such look.
 const LOOK_LIMIT: Duration = Duration::from_millis(1200);
 
-/// Behind a NAT the address that others see can change without this host hearing of it: a provider renumbers, a router
-/// starts anew. An open member is asked by STUN, always the same one, so that also a NAT that maps each destination apart
-/// shows when it has forgotten us; its mapping towards that member stays open by the way.
+/// Behind a NAT the address that others see can change without this host hearing of it: a provider
+/// renumbers, a router starts anew. An open member is asked by STUN, always the same one, so that
+/// also a NAT that maps each destination apart shows when it has forgotten us; its mapping towards
+/// that member stays open by the way.
 pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
     let mut known: Option<(SocketAddr, SocketAddr)> = None;
     let (mut misses, mut aside) = (0, false);
     loop {
         let looked = Instant::now();
-        // Without a first look there is nothing to compare with, and where one was not answered something may be changing.
-        let pause = if known.is_some() && misses == 0 { LOOK_EVERY } else { FIRST_LOOK };
+        // Without a first look there is nothing to compare with, and where one was not answered
+        // something may be changing.
+        let pause = if known.is_some() && misses == 0 {
+            LOOK_EVERY
+        } else {
+            FIRST_LOOK
+        };
         while looked.elapsed() < pause {
-            let doubt = tokio::time::timeout(GLANCE_EVERY, shared.doubted.notified()).await.is_ok() || silent(&shared);
+            let doubt = tokio::time::timeout(GLANCE_EVERY, shared.doubted.notified())
+                .await
+                .is_ok()
+                || silent(&shared);
             if doubt && known.is_some() {
                 tokio::time::sleep(LOOK_IN_DOUBT.saturating_sub(looked.elapsed())).await;
                 break;
             }
         }
         let dead = shared.state().first_port_dead;
-        if !dead && matches!(shared.state().nat, NatKind::Open | NatKind::Unknown | NatKind::Blocked) {
+        if !dead
+            && matches!(
+                shared.state().nat,
+                NatKind::Open | NatKind::Unknown | NatKind::Blocked
+            )
+        {
             known = None;
             continue;
         }
         if std::mem::replace(&mut aside, shared.state().first_port_dead) != aside {
             known = None;
         }
-        let Some(server) = known.map(|(server, _)| server).or_else(|| open_member(&shared)) else { continue };
+        let Some(server) = known
+            .map(|(server, _)| server)
+            .or_else(|| open_member(&shared))
+        else {
+            continue;
+        };
         let seen = look(&shared, server, aside).await;
-        // Where data on a direct link is not answered either, the port itself may be what a router has turned into a black hole.
-        if seen.is_none() && !aside && (misses > 0 || silent(&shared)) && escape::from_silence(&shared).await {
+        // Where data on a direct link is not answered either, the port itself may be what a router
+        // has turned into a black hole.
+        if seen.is_none()
+            && !aside
+            && (misses > 0 || silent(&shared))
+            && escape::from_silence(&shared).await
+        {
             continue;
         }
         if let (Some(mapped), Some((_, before))) = (seen, known)
@@ -86,12 +112,15 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
             tracing::info!(was = %before, is = %mapped, "others see this host at another address");
             shared.plane.inner().roamed("mapping");
         }
-        // An answer lost forgets nothing: just then the address may be changing. A member that is gone is replaced.
+        // An answer lost forgets nothing: just then the address may be changing. A member that is
+        // gone is replaced.
         misses = if seen.is_some() { 0 } else { misses + 1 };
         if misses == MISSES {
-            // Nothing that was found out is sure any more: it is found out anew, and said to be unknown meanwhile.
+            // Nothing that was found out is sure any more: it is found out anew, and said to be
+            // unknown meanwhile.
             let mut state = shared.state();
-            (state.nat, state.reflexive, state.found, state.found6) = (NatKind::Unknown, None, None, None);
+            (state.nat, state.reflexive, state.found, state.found6) =
+                (NatKind::Unknown, None, None, None);
             drop(state);
             shared.learn_again.notify_waiters();
         }
@@ -112,26 +141,41 @@ async fn look(shared: &Arc<Shared>, server: SocketAddr, aside: bool) -> Option<S
     seen
 }
 
-/// Whether both are one router's: the one the port that it lets through to us, the other what it gives us without that.
+/// Whether both are one router's: the one the port that it lets through to us, the other what it
+/// gives us without that.
 fn same_router(shared: &Shared, one: SocketAddr, other: SocketAddr) -> bool {
     let state = shared.state();
-    one.ip() == other.ip() && [one, other].iter().any(|addr| state.is_let_through(&shared.options, *addr))
+    one.ip() == other.ip()
+        && [one, other]
+            .iter()
+            .any(|addr| state.is_let_through(&shared.options, *addr))
 }
 
-/// Whether something sent on a direct link has not been answered for as long as makes its path suspect.
+/// Whether something sent on a direct link has not been answered for as long as makes its path
+/// suspect.
 fn silent(shared: &Shared) -> bool {
     let peers = shared.plane.inner().peers.load();
-    let direct = peers.iter().filter(|peer| matches!(peer.path(), Some(Path::Direct(_))));
-    direct.filter_map(|peer| peer.activity().unanswered).any(|since| since.elapsed() >= SUSPECT_AFTER)
+    let direct = peers
+        .iter()
+        .filter(|peer| matches!(peer.path(), Some(Path::Direct(_))));
+    direct
+        .filter_map(|peer| peer.activity().unanswered)
+        .any(|since| since.elapsed() >= SUSPECT_AFTER)
 }
 
 /// A public IPv4 address at which a connected open member listens.
 pub(super) fn open_member(shared: &Shared) -> Option<SocketAddr> {
     let connected = shared.fabric.connected();
     let state = shared.state();
-    let open = connected.iter().filter_map(|m| state.known.get(m)).map(|(_, w)| w).filter(|w| seems_open(w));
+    let open = connected
+        .iter()
+        .filter_map(|m| state.known.get(m))
+        .map(|(_, w)| w)
+        .filter(|w| seems_open(w));
     // Its own LAN's, which it tells as well, would be looked for in vain.
-    open.flat_map(|w| &w.candidates).find(|c| is_public_own(c) && c.addr.is_ipv4()).map(|c| c.addr)
+    open.flat_map(|w| &w.candidates)
+        .find(|c| is_public_own(c) && c.addr.is_ipv4())
+        .map(|c| c.addr)
 }
 
 /// Acts on every change until the connector ends.
@@ -139,12 +183,16 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
     let plane = shared.plane.inner().clone();
     loop {
         plane.has_roamed.notified().await;
-        let Some((since, why)) = *crate::plane::lock(&plane.last_roamed) else { continue };
+        let Some((since, why)) = *crate::plane::lock(&plane.last_roamed) else {
+            continue;
+        };
         tracing::info!(why, "finding all links again");
         {
             let mut state = shared.state();
-            (state.nat, state.reflexive, state.mapped, state.mapped_by) = (NatKind::Unknown, None, None, None);
-            (state.nat6, state.found, state.found6, state.helper) = (NatKind::Unknown, None, None, None);
+            (state.nat, state.reflexive, state.mapped, state.mapped_by) =
+                (NatKind::Unknown, None, None, None);
+            (state.nat6, state.found, state.found6, state.helper) =
+                (NatKind::Unknown, None, None, None);
             state.retries.clear();
             state.refused.clear();
         }
@@ -160,7 +208,11 @@ async fn bring_back(shared: Arc<Shared>, since: Instant) {
     tokio::time::sleep(PATIENCE).await;
     let now = Instant::now();
     let peers = shared.plane.inner().peers.load_full();
-    let mut links: Vec<(Duration, MemberId)> = peers.iter().map(|p| (p.idle(now), p.member)).filter(|(idle, _)| *idle < IN_USE).collect();
+    let mut links: Vec<(Duration, MemberId)> = peers
+        .iter()
+        .map(|p| (p.idle(now), p.member))
+        .filter(|(idle, _)| *idle < IN_USE)
+        .collect();
     links.sort_unstable();
     links.truncate(MAX_LINKS);
     let room = Arc::new(Semaphore::new(AT_ONCE));
@@ -168,19 +220,32 @@ async fn bring_back(shared: Arc<Shared>, since: Instant) {
     for (_, member) in links {
         let (shared, room) = (shared.clone(), room.clone());
         tasks.spawn(async move {
-            while !lives(&shared, member, since) && since.elapsed() < LIMIT && !overtaken(&shared, since) {
-                let Ok(turn) = room.acquire().await else { return };
+            while !lives(&shared, member, since)
+                && since.elapsed() < LIMIT
+                && !overtaken(&shared, since)
+            {
+                let Ok(turn) = room.acquire().await else {
+                    return;
+                };
                 let met = tokio::time::timeout(MEET_LIMIT, dial::meet(&shared, member, None)).await;
                 drop(turn);
                 if matches!(met, Ok(Ok(_))) {
                     // Direct ways are being tried; where none answers, relays and streams are.
-                    if dial::selected(&shared, member, Reach::Any, PATIENCE).await.is_none() {
+                    if dial::selected(&shared, member, Reach::Any, PATIENCE)
+                        .await
+                        .is_none()
+                    {
                         let _ = dial::ensure(&shared, member, Reach::Any).await;
                     }
                 }
                 tokio::time::sleep(RETRY).await;
             }
-            tracing::debug!(?member, ms = since.elapsed().as_millis() as u64, back = lives(&shared, member, since), "link after a move");
+            tracing::debug!(
+                ?member,
+                ms = since.elapsed().as_millis() as u64,
+                back = lives(&shared, member, since),
+                "link after a move"
+            );
         });
     }
     while tasks.join_next().await.is_some() {}
@@ -188,7 +253,9 @@ async fn bring_back(shared: Arc<Shared>, since: Instant) {
 
 /// Whether something came by the member's path in use since the move.
 fn lives(shared: &Shared, member: MemberId, since: Instant) -> bool {
-    let Some(peer) = shared.plane.inner().peers.load().get(&member).cloned() else { return true };
+    let Some(peer) = shared.plane.inner().peers.load().get(&member).cloned() else {
+        return true;
+    };
     peer.path().is_some() && peer.activity().received.is_some_and(|at| at > since)
 }
 

@@ -1,4 +1,5 @@
-//! What this machine's way to the others is like, on one page: for a person who wonders why a path is not direct.
+//! What this machine's way to the others is like, on one page: for a person who wonders why a path
+//! is not direct.
 
 use super::{Connector, NatKind, Punches, examine::Filtering};
 use crate::{
@@ -52,7 +53,8 @@ pub struct Reachable {
     pub member: MemberId,
     /// What stands before it, if it said so.
     pub nat: Option<NatKind>,
-    /// Whether a direct path is possible by what is known of both; none: nothing is known of it yet.
+    /// Whether a direct path is possible by what is known of both; none: nothing is known of it
+    /// yet.
     pub may_be_direct: Option<bool>,
     /// The link, if there is one.
     pub link: Option<PathInfo>,
@@ -86,27 +88,54 @@ impl Connector {
     pub async fn netcheck(&self) -> NetCheck {
         let shared = &self.shared;
         let local = shared.plane.inner().underlay.view().local.clone();
-        // Whoever has said nothing lately is asked whether it lives, so that the page is true when it is read.
-        let (router, ()) = tokio::join!(portmap::offers(&local), shared.plane.look_at_silent(LOOK_LIMIT));
+        // Whoever has said nothing lately is asked whether it lives, so that the page is true when
+        // it is read.
+        let (router, ()) = tokio::join!(
+            portmap::offers(&local),
+            shared.plane.look_at_silent(LOOK_LIMIT)
+        );
         let (links, connected) = (shared.plane.peers(), shared.fabric.connected());
-        let mut relays: Vec<MemberId> =
-            links.iter().filter_map(|(_, info)| if let Path::Relayed(relay) = info.path { Some(relay) } else { None }).collect();
+        let mut relays: Vec<MemberId> = links
+            .iter()
+            .filter_map(|(_, info)| {
+                if let Path::Relayed(relay) = info.path {
+                    Some(relay)
+                } else {
+                    None
+                }
+            })
+            .collect();
         relays.sort();
         relays.dedup();
-        let mut members: Vec<MemberId> = connected.into_iter().chain(links.iter().map(|(member, _)| *member)).collect();
+        let mut members: Vec<MemberId> = connected
+            .into_iter()
+            .chain(links.iter().map(|(member, _)| *member))
+            .collect();
         members.sort();
         members.dedup();
         let members = members
             .into_iter()
             .map(|member| {
-                let link = links.iter().find(|(m, _)| *m == member).map(|(_, info)| info);
-                let known = shared.state().known.get(&member).map(|(_, whereabouts)| whereabouts.clone());
+                let link = links
+                    .iter()
+                    .find(|(m, _)| *m == member)
+                    .map(|(_, info)| info);
+                let known = shared
+                    .state()
+                    .known
+                    .get(&member)
+                    .map(|(_, whereabouts)| whereabouts.clone());
                 Reachable {
                     member,
-                    nat: known.as_ref().map(|w| w.nat).filter(|nat| *nat != NatKind::Unknown),
+                    nat: known
+                        .as_ref()
+                        .map(|w| w.nat)
+                        .filter(|nat| *nat != NatKind::Unknown),
                     may_be_direct: known.as_ref().map(|w| shared.may_reach(w)),
                     link: link.copied(),
-                    rtt: link.and_then(|l| l.rtt).or_else(|| shared.fabric.rtt_of_open(member)),
+                    rtt: link
+                        .and_then(|l| l.rtt)
+                        .or_else(|| shared.fabric.rtt_of_open(member)),
                 }
             })
             .collect();
@@ -114,11 +143,20 @@ impl Connector {
         let second_port = shared.plane.inner().port_aside();
         let punches = self.punches();
         let state = shared.state();
-        let has_public6 = local.iter().any(|ip| ip.is_ipv6() && !super::nat::is_private(ip));
+        let has_public6 = local
+            .iter()
+            .any(|ip| ip.is_ipv6() && !super::nat::is_private(ip));
         NetCheck {
             nat: state.nat,
             mapping: mapping(state.nat),
-            filtering: filtering(state.nat, if state.found.is_some() { state.finding.filtering } else { state.finding6.filtering }),
+            filtering: filtering(
+                state.nat,
+                if state.found.is_some() {
+                    state.finding.filtering
+                } else {
+                    state.finding6.filtering
+                },
+            ),
             nat6: has_public6.then_some(state.nat6),
             reflexive: state.reflexive,
             mapped: state.mapped.zip(state.mapped_by),

@@ -1,9 +1,12 @@
-//! Meeting a member over the ring: no control connection, no name service, nothing but neighbours that pass packets on.
+//! Meeting a member over the ring: no control connection, no name service, nothing but neighbours
+//! that pass packets on.
 //!
-//! One call carries a Noise handshake with both sides' whereabouts sealed in it; when its answer is back the session stands, the
-//! ring is its first path, and direct probes go out at once. The caller shows its certificate inside the handshake, so that the
-//! far end, which may never have heard of it, can prove membership before it answers; the far end proves itself by the link key
-//! of its certificate, which is asked for first where it is not known. Forwarders see who speaks with whom and nothing else.
+//! One call carries a Noise handshake with both sides' whereabouts sealed in it; when its answer is
+//! back the session stands, the ring is its first path, and direct probes go out at once. The
+//! caller shows its certificate inside the handshake, so that the far end, which may never have
+//! heard of it, can prove membership before it answers; the far end proves itself by the link key
+//! of its certificate, which is asked for first where it is not known. Forwarders see who speaks
+//! with whom and nothing else.
 
 use super::{
     Shared, examine,
@@ -46,7 +49,11 @@ pub(crate) struct OverRing {
 
 impl OverRing {
     pub fn new(net: Arc<RingNet>, papers: Papers) -> Self {
-        Self { net, papers, met: Mutex::default() }
+        Self {
+            net,
+            papers,
+            met: Mutex::default(),
+        }
     }
 
     fn met(&self) -> MutexGuard<'_, HashMap<MemberId, Certificate>> {
@@ -70,26 +77,59 @@ impl OverRing {
 
     /// Whether the member answers over the ring.
     pub async fn alive(&self, member: MemberId) -> bool {
-        let answer = self.net.call(Position::of(&member), None, message::encode(&RingRequest::Alive), CALL_LIMIT).await;
+        let answer = self
+            .net
+            .call(
+                Position::of(&member),
+                None,
+                message::encode(&RingRequest::Alive),
+                CALL_LIMIT,
+            )
+            .await;
         answer.and_then(|bytes| message::decode(&bytes)) == Some(RingAnswer::Alive)
     }
 }
 
-async fn ask(ring: &OverRing, member: MemberId, via: Option<Position>, request: RingRequest) -> Result<RingAnswer, Error> {
-    let answer = ring.net.call(Position::of(&member), via, message::encode(&request), CALL_LIMIT).await;
+async fn ask(
+    ring: &OverRing,
+    member: MemberId,
+    via: Option<Position>,
+    request: RingRequest,
+) -> Result<RingAnswer, Error> {
+    let answer = ring
+        .net
+        .call(
+            Position::of(&member),
+            via,
+            message::encode(&request),
+            CALL_LIMIT,
+        )
+        .await;
     let answer = answer.ok_or(Error::TimedOut(member, CALL_LIMIT))?;
-    message::decode(&answer).ok_or_else(|| Error::Handshake(member, "unreadable answer over the ring".into()))
+    message::decode(&answer)
+        .ok_or_else(|| Error::Handshake(member, "unreadable answer over the ring".into()))
 }
 
-async fn key_of(shared: &Shared, ring: &OverRing, member: MemberId, via: Option<Position>) -> Result<LinkKey, Error> {
-    let known = shared.fabric.link_key(member).or_else(|| ring.certificate(member).map(|c| c.link_key()));
+async fn key_of(
+    shared: &Shared,
+    ring: &OverRing,
+    member: MemberId,
+    via: Option<Position>,
+) -> Result<LinkKey, Error> {
+    let known = shared
+        .fabric
+        .link_key(member)
+        .or_else(|| ring.certificate(member).map(|c| c.link_key()));
     if let Some(key) = known {
         return Ok(key);
     }
     let failed = |reason: String| Error::Handshake(member, reason);
     match ask(ring, member, via, RingRequest::Who).await? {
         RingAnswer::Me(certificate) if certificate.member() == member => {
-            ring.papers.trust.verify(&certificate).map_err(|refusal| failed(refusal.to_string()))?;
+            ring.papers
+                .trust
+                .verify(&certificate)
+                .map_err(|refusal| failed(refusal.to_string()))?;
             let key = certificate.link_key();
             ring.remember(*certificate);
             Ok(key)
@@ -98,10 +138,19 @@ async fn key_of(shared: &Shared, ring: &OverRing, member: MemberId, via: Option<
     }
 }
 
-/// Exchanges whereabouts and handshake over the ring; afterwards the session stands and the ring carries it.
-pub(crate) async fn meet(shared: &Shared, ring: &OverRing, member: MemberId, via: Option<Position>) -> Result<Whereabouts, Error> {
+/// Exchanges whereabouts and handshake over the ring; afterwards the session stands and the ring
+/// carries it.
+pub(crate) async fn meet(
+    shared: &Shared,
+    ring: &OverRing,
+    member: MemberId,
+    via: Option<Position>,
+) -> Result<Whereabouts, Error> {
     let key = key_of(shared, ring, member, via).await?;
-    let introduce = |whereabouts| Introduction { certificate: ring.papers.certificate.clone(), whereabouts };
+    let introduce = |whereabouts| Introduction {
+        certificate: ring.papers.certificate.clone(),
+        whereabouts,
+    };
     let extra = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), introduce);
     let inner = shared.plane.inner();
     let handshake = inner.open_link(member, key, &extra)?;
@@ -117,7 +166,12 @@ pub(crate) async fn meet(shared: &Shared, ring: &OverRing, member: MemberId, via
 }
 
 /// Answers a call that came over the ring. `None`: with nothing, as to any nonsense.
-pub(crate) async fn answer(shared: &Arc<Shared>, ring: &OverRing, asked: &Header, body: &[u8]) -> Option<Vec<u8>> {
+pub(crate) async fn answer(
+    shared: &Arc<Shared>,
+    ring: &OverRing,
+    asked: &Header,
+    body: &[u8],
+) -> Option<Vec<u8>> {
     let answer = match message::decode(body)? {
         RingRequest::Alive => RingAnswer::Alive,
         RingRequest::Who => RingAnswer::Me(Box::new(ring.papers.certificate.clone())),
@@ -126,10 +180,18 @@ pub(crate) async fn answer(shared: &Arc<Shared>, ring: &OverRing, asked: &Header
     Some(message::encode(&answer))
 }
 
-async fn accept(shared: &Arc<Shared>, ring: &OverRing, asked: &Header, handshake: &[u8]) -> Option<RingAnswer> {
+async fn accept(
+    shared: &Arc<Shared>,
+    ring: &OverRing,
+    asked: &Header,
+    handshake: &[u8],
+) -> Option<RingAnswer> {
     let inner = shared.plane.inner();
     let opened = inner.read_link(handshake).ok()?;
-    let Introduction { certificate, whereabouts } = message::decode(&opened.extra)?;
+    let Introduction {
+        certificate,
+        whereabouts,
+    } = message::decode(&opened.extra)?;
     let member = certificate.member();
     if Position::of(&member) != asked.from || certificate.link_key() != opened.peer {
         return None;

@@ -1,7 +1,8 @@
-//! Counts what becomes of tries to reach a member directly: how many come through, at the first try, and how soon.
+//! Counts what becomes of tries to reach a member directly: how many come through, at the first
+//! try, and how soon.
 //!
-//! Both ends may begin at the same time, and one that asks in two ways exchanges addresses twice: exchanges within
-//! [`ONE_TRY`] of the first are one try, which is not decided before.
+//! Both ends may begin at the same time, and one that asks in two ways exchanges addresses twice:
+//! exchanges within [`ONE_TRY`] of the first are one try, which is not decided before.
 
 use crate::id::MemberId;
 use std::{
@@ -11,7 +12,8 @@ use std::{
 
 /// Punches that are listed one by one.
 const LISTED: usize = 128;
-/// So long a try has before the next exchange of addresses is another one: what a dial waits for direct probes at least.
+/// So long a try has before the next exchange of addresses is another one: what a dial waits for
+/// direct probes at least.
 const ONE_TRY: Duration = super::dial::PATIENCE.0;
 /// Members to which a punch may be under way; more are not counted.
 const MAX_OPEN: usize = 1024;
@@ -21,7 +23,8 @@ const MAX_OPEN: usize = 1024;
 pub struct Punch {
     /// To whom.
     pub member: MemberId,
-    /// How often addresses were exchanged and tried; exchanges within half a second of each other are one try.
+    /// How often addresses were exchanged and tried; exchanges within half a second of each other
+    /// are one try.
     pub tries: u32,
     /// From the first try to the direct path, milliseconds; none: not yet.
     pub direct_ms: Option<f64>,
@@ -29,7 +32,8 @@ pub struct Punch {
     pub allowed: bool,
 }
 
-/// What became of punches: tries to reach members directly where at least one side has a NAT or a firewall.
+/// What became of punches: tries to reach members directly where at least one side has a NAT or a
+/// firewall.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Punches {
     /// Begun where the NATs allow it.
@@ -76,15 +80,32 @@ impl Log {
             } else {
                 self.counts.hopeless += 1;
             }
-            self.open.insert(member, Open { began: now, tried: now, punch: Punch { member, tries: 1, direct_ms: None, allowed } });
+            self.open.insert(
+                member,
+                Open {
+                    began: now,
+                    tried: now,
+                    punch: Punch {
+                        member,
+                        tries: 1,
+                        direct_ms: None,
+                        allowed,
+                    },
+                },
+            );
         }
     }
 
     /// A direct path to the member is used since `since`.
     pub fn direct(&mut self, member: MemberId, since: Instant) {
-        let Some(open) = self.open.remove(&member) else { return };
+        let Some(open) = self.open.remove(&member) else {
+            return;
+        };
         let took = since.saturating_duration_since(open.began);
-        let punch = Punch { direct_ms: Some(took.as_secs_f64() * 1e3), ..open.punch };
+        let punch = Punch {
+            direct_ms: Some(took.as_secs_f64() * 1e3),
+            ..open.punch
+        };
         if punch.allowed {
             self.counts.direct += 1;
             self.counts.first_try += u64::from(punch.tries == 1);
@@ -95,18 +116,29 @@ impl Log {
         self.done.push_back(punch);
     }
 
-    /// There is no link to the member any more: what was tried has failed, and the next try begins anew.
+    /// There is no link to the member any more: what was tried has failed, and the next try begins
+    /// anew.
     pub fn forget(&mut self, is_wanted: impl Fn(&MemberId, Duration) -> bool, now: Instant) {
-        self.open.retain(|member, open| is_wanted(member, now.saturating_duration_since(open.began)));
+        self.open
+            .retain(|member, open| is_wanted(member, now.saturating_duration_since(open.began)));
     }
 
     /// All of it.
     pub fn summary(&self) -> Punches {
-        let mut list: Vec<Punch> = self.done.iter().cloned().chain(self.open.values().map(|open| open.punch.clone())).collect();
+        let mut list: Vec<Punch> = self
+            .done
+            .iter()
+            .cloned()
+            .chain(self.open.values().map(|open| open.punch.clone()))
+            .collect();
         list.drain(..list.len().saturating_sub(LISTED));
         let mut times: Vec<f64> = list.iter().filter_map(|p| p.direct_ms).collect();
         times.sort_by(f64::total_cmp);
-        Punches { median_ms: times.get(times.len() / 2).copied(), list, ..self.counts.clone() }
+        Punches {
+            median_ms: times.get(times.len() / 2).copied(),
+            list,
+            ..self.counts.clone()
+        }
     }
 }
 
@@ -128,9 +160,24 @@ mod tests {
         log.direct(b, start + Duration::from_secs(6));
         log.direct(a, start + Duration::from_secs(7));
         let punches = log.summary();
-        assert_eq!((punches.tried, punches.direct, punches.first_try, punches.hopeless), (2, 2, 1, 1));
-        let times: Vec<_> = punches.list.iter().map(|p| (p.member, p.tries, p.direct_ms)).collect();
-        assert_eq!(times, [(a, 1, Some(80.0)), (b, 2, Some(6000.0)), (c, 1, None)]);
+        assert_eq!(
+            (
+                punches.tried,
+                punches.direct,
+                punches.first_try,
+                punches.hopeless
+            ),
+            (2, 2, 1, 1)
+        );
+        let times: Vec<_> = punches
+            .list
+            .iter()
+            .map(|p| (p.member, p.tries, p.direct_ms))
+            .collect();
+        assert_eq!(
+            times,
+            [(a, 1, Some(80.0)), (b, 2, Some(6000.0)), (c, 1, None)]
+        );
         log.forget(|_, _| false, start);
         assert_eq!(log.summary().list.len(), 2);
     }
@@ -146,6 +193,10 @@ mod tests {
                 log.direct(MemberId(id), now);
             }
         }
-        assert!(log.open.len() <= MAX_OPEN && log.done.len() <= LISTED && log.summary().list.len() <= LISTED);
+        assert!(
+            log.open.len() <= MAX_OPEN
+                && log.done.len() <= LISTED
+                && log.summary().list.len() <= LISTED
+        );
     }
 }

@@ -1,6 +1,7 @@
-//! When a better path to a member is tried next: soon after the loss, then ever less often, but for a link in use never so
-//! seldom that it stays off the direct path for a minute after that would do again. News (another NAT or address on either
-//! side, a control connection that came back) begins anew. Sans-IO.
+//! When a better path to a member is tried next: soon after the loss, then ever less often, but for
+//! a link in use never so seldom that it stays off the direct path for a minute after that would do
+//! again. News (another NAT or address on either side, a control connection that came back) begins
+//! anew. Sans-IO.
 
 use crate::id::MemberId;
 use std::{
@@ -10,8 +11,8 @@ use std::{
 
 /// First pause between two tries.
 pub(crate) const FIRST: Duration = Duration::from_secs(5);
-/// Last pause where both NATs, as far as they are known, allow a direct path. Reason: with a try's own few seconds a direct
-/// path is there within half a minute of the end of what kept it away.
+/// Last pause where both NATs, as far as they are known, allow a direct path. Reason: with a try's
+/// own few seconds a direct path is there within half a minute of the end of what kept it away.
 pub(crate) const LAST: Duration = Duration::from_secs(25);
 /// Last pause where they do not: what is known may have become wrong.
 pub(crate) const LAST_HOPELESS: Duration = Duration::from_secs(45);
@@ -30,12 +31,21 @@ pub(crate) struct Retries(HashMap<MemberId, Retry>);
 impl Retries {
     /// Something is being tried for this member now: nothing else is for a while.
     pub fn hold_off(&mut self, member: MemberId, now: Instant) {
-        self.0.entry(member).or_insert(Retry { next: now + FIRST, pause: FIRST, tries: 0 });
+        self.0.entry(member).or_insert(Retry {
+            next: now + FIRST,
+            pause: FIRST,
+            tries: 0,
+        });
     }
 
-    /// Which try is due now, if one is: the first is number 1. `hopeless`: by what is known it will fail.
+    /// Which try is due now, if one is: the first is number 1. `hopeless`: by what is known it will
+    /// fail.
     pub fn due(&mut self, member: MemberId, now: Instant, hopeless: bool) -> Option<u32> {
-        let retry = self.0.entry(member).or_insert(Retry { next: now, pause: FIRST / 2, tries: 0 });
+        let retry = self.0.entry(member).or_insert(Retry {
+            next: now,
+            pause: FIRST / 2,
+            tries: 0,
+        });
         let last = if hopeless { LAST_HOPELESS } else { LAST };
         // What seemed hopeless may not be any more.
         if retry.next > now && retry.next <= now + last {
@@ -79,8 +89,20 @@ mod tests {
     const A: MemberId = MemberId([1; 32]);
 
     /// The times of the tries within `until` seconds, in seconds.
-    fn tries(retries: &mut Retries, start: Instant, from: u64, until: u64, hopeless: bool) -> Vec<u64> {
-        (from..until).filter(|s| retries.due(A, start + Duration::from_secs(*s), hopeless).is_some()).collect()
+    fn tries(
+        retries: &mut Retries,
+        start: Instant,
+        from: u64,
+        until: u64,
+        hopeless: bool,
+    ) -> Vec<u64> {
+        (from..until)
+            .filter(|s| {
+                retries
+                    .due(A, start + Duration::from_secs(*s), hopeless)
+                    .is_some()
+            })
+            .collect()
     }
 
     #[test]
@@ -100,7 +122,10 @@ mod tests {
         let at = tries(&mut retries, start, 0, 600, true);
         assert!(at.windows(2).all(|two| two[1] - two[0] <= 60), "{at:?}");
         retries.begin_anew(A, start + Duration::from_secs(600));
-        assert_eq!(tries(&mut retries, start, 600, 640, true), [600, 605, 615, 635]);
+        assert_eq!(
+            tries(&mut retries, start, 600, 640, true),
+            [600, 605, 615, 635]
+        );
         retries.all_anew(start + Duration::from_secs(640));
         assert_eq!(tries(&mut retries, start, 640, 641, false), [640]);
     }

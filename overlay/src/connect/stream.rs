@@ -1,5 +1,6 @@
-//! Datagrams over a stream of the control plane, for sites that let no UDP through: each behind its length in two bytes.
-//! The datagrams are sealed end to end as everywhere; a full stream drops them, as a full queue of a router would.
+//! Datagrams over a stream of the control plane, for sites that let no UDP through: each behind its
+//! length in two bytes. The datagrams are sealed end to end as everywhere; a full stream drops
+//! them, as a full queue of a router would.
 
 use super::{STREAM_SERVICE, Shared, dial::CALL_LIMIT};
 use crate::{fabric::BoxStream, id::MemberId, plane::Error};
@@ -24,15 +25,21 @@ pub(crate) async fn accept(shared: Arc<Shared>) {
 
 /// Opens a stream and carries datagrams over it from now on.
 pub(crate) async fn open(shared: &Arc<Shared>, member: MemberId) -> Result<(), Error> {
-    // A control connection that is dead and not known to be takes what is opened on it and says nothing.
-    let opened = tokio::time::timeout(CALL_LIMIT, shared.fabric.open_stream(member, STREAM_SERVICE)).await;
+    // A control connection that is dead and not known to be takes what is opened on it and says
+    // nothing.
+    let opened = tokio::time::timeout(
+        CALL_LIMIT,
+        shared.fabric.open_stream(member, STREAM_SERVICE),
+    )
+    .await;
     let stream = opened.map_err(|_| Error::TimedOut(member, CALL_LIMIT))??;
     tokio::spawn(carry(shared.clone(), member, stream));
     Ok(())
 }
 
-/// Carries datagrams both ways. Both ends may open a stream at the same moment, and each writes to the one that it came by last:
-/// one that is not written to any more is read from until the far end has no use for it either.
+/// Carries datagrams both ways. Both ends may open a stream at the same moment, and each writes to
+/// the one that it came by last: one that is not written to any more is read from until the far end
+/// has no use for it either.
 async fn carry(shared: Arc<Shared>, member: MemberId, stream: BoxStream) {
     let (reader, writer) = tokio::io::split(stream);
     let (sender, receiver) = mpsc::channel(QUEUE);
@@ -68,7 +75,10 @@ async fn length(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<usiz
     Ok(Some(usize::from(u16::from_be_bytes(length))))
 }
 
-async fn send(writer: impl tokio::io::AsyncWrite + Unpin, mut datagrams: mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
+async fn send(
+    writer: impl tokio::io::AsyncWrite + Unpin,
+    mut datagrams: mpsc::Receiver<Vec<u8>>,
+) -> io::Result<()> {
     let mut writer = BufWriter::with_capacity(64 << 10, writer);
     while let Some(datagram) = datagrams.recv().await {
         let mut next = Some(datagram);

@@ -1,5 +1,6 @@
-//! One dial to a member at a time: who comes second waits and finds the link of the first. What is kept for a member goes with the
-//! last who has its turn or waits for it, whether the dial came to its end or was given up in between.
+//! One dial to a member at a time: who comes second waits and finds the link of the first. What is
+//! kept for a member goes with the last who has its turn or waits for it, whether the dial came to
+//! its end or was given up in between.
 
 use crate::id::MemberId;
 use std::{
@@ -31,7 +32,11 @@ impl Turns {
     /// Waits for the turn.
     pub async fn of(&self, member: MemberId) -> Turn<'_> {
         // Made before the wait, so that a wait given up is tidied after too.
-        let mut turn = Turn { turns: self, member, held: None };
+        let mut turn = Turn {
+            turns: self,
+            member,
+            held: None,
+        };
         let door = self.doors().entry(member).or_default().clone();
         turn.held = Some(door.lock_owned().await);
         turn
@@ -42,7 +47,10 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.held = None;
         let mut doors = self.turns.doors();
-        if doors.get(&self.member).is_some_and(|door| Arc::strong_count(door) == 1) {
+        if doors
+            .get(&self.member)
+            .is_some_and(|door| Arc::strong_count(door) == 1)
+        {
             doors.remove(&self.member);
         }
     }
@@ -63,7 +71,10 @@ mod tests {
         drop(turns.of(B).await);
         let second = turns.of(A);
         tokio::pin!(second);
-        assert!(second.as_mut().now_or_never().is_none(), "the first has not ended");
+        assert!(
+            second.as_mut().now_or_never().is_none(),
+            "the first has not ended"
+        );
         drop(a);
         assert!(second.as_mut().now_or_never().is_some());
     }
@@ -72,7 +83,10 @@ mod tests {
     async fn nothing_is_kept_for_a_member_that_nobody_dials() {
         let turns = Turns::default();
         let a = turns.of(A).await;
-        assert!(turns.of(A).now_or_never().is_none(), "given up while it waited");
+        assert!(
+            turns.of(A).now_or_never().is_none(),
+            "given up while it waited"
+        );
         drop(a);
         assert!(turns.doors().is_empty());
     }

@@ -1,6 +1,8 @@
 //! Multiaddresses and peer ids, and which of them are worth telling others.
 
-use crate::{id::MemberId, membership::NetworkConfig, plane::packet::is_site_local, underlay::View};
+use crate::{
+    id::MemberId, membership::NetworkConfig, plane::packet::is_site_local, underlay::View,
+};
 use libp2p::{Multiaddr, PeerId, identity, multiaddr::Protocol, swarm::dial_opts::DialOpts};
 use std::{
     collections::BTreeMap,
@@ -10,7 +12,8 @@ use std::{
 /// The member that a peer id names: the key is in the id itself.
 pub fn member_of(peer: &PeerId) -> Option<MemberId> {
     let multihash = peer.as_ref();
-    let key = (multihash.code() == 0).then(|| identity::PublicKey::try_decode_protobuf(multihash.digest()).ok())??;
+    let key = (multihash.code() == 0)
+        .then(|| identity::PublicKey::try_decode_protobuf(multihash.digest()).ok())??;
     Some(MemberId(key.try_into_ed25519().ok()?.to_bytes()))
 }
 
@@ -63,7 +66,11 @@ pub fn dials(addresses: &[Multiaddr]) -> Vec<DialOpts> {
             None => dials.push(DialOpts::unknown_peer_id().address(address.clone()).build()),
         }
     }
-    dials.extend(of_peer.into_iter().map(|(peer, addresses)| DialOpts::peer_id(peer).addresses(addresses).build()));
+    dials.extend(
+        of_peer
+            .into_iter()
+            .map(|(peer, addresses)| DialOpts::peer_id(peer).addresses(addresses).build()),
+    );
     dials
 }
 
@@ -76,32 +83,46 @@ pub fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     }
 }
 
-/// Whether another site can be expected to reach it: not private (RFC 1918, 6598, 4193), loopback, link-local.
-/// The benchmarking range 198.18.0.0/15 counts as public: emulated internets use it.
+/// Whether another site can be expected to reach it: not private (RFC 1918, 6598, 4193), loopback,
+/// link-local. The benchmarking range 198.18.0.0/15 counts as public: emulated internets use it.
 pub fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
             let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
-            let special = ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || ip.is_multicast();
+            let special = ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_unspecified()
+                || ip.is_multicast();
             !(special || shared || ip == Ipv4Addr::BROADCAST || ip.octets()[0] == 0)
         }
         IpAddr::V6(ip) => ip.segments()[0] & 0xe000 == 0x2000,
     }
 }
 
-/// Whether it may be told and dialled: no address inside the overlay itself or another network of this machine, which would
-/// carry the overlay's own connections in circles, and none that means another machine on each machine.
+/// Whether it may be told and dialled: no address inside the overlay itself or another network of
+/// this machine, which would carry the overlay's own connections in circles, and none that means
+/// another machine on each machine.
 pub fn is_usable(address: &Multiaddr, network: &NetworkConfig, view: &View) -> bool {
     if ip_of(address).is_some_and(|ip| view.is_inside(&ip)) {
         return false;
     }
     match ip_of(address) {
-        Some(IpAddr::V4(ip)) => !network.subnet.contains(ip) && !ip.is_unspecified() && !ip.is_multicast(),
+        Some(IpAddr::V4(ip)) => {
+            !network.subnet.contains(ip) && !ip.is_unspecified() && !ip.is_multicast()
+        }
         Some(IpAddr::V6(ip)) => {
             let ours = ip.octets()[..6] == network.ula_prefix().octets()[..6];
-            !(ours || ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local() || is_site_local(&ip.into()))
+            !(ours
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_unicast_link_local()
+                || is_site_local(&ip.into()))
         }
-        None => matches!(address.iter().next(), Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_))),
+        None => matches!(
+            address.iter().next(),
+            Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_))
+        ),
     }
 }
 
@@ -126,16 +147,31 @@ mod tests {
     #[test]
     fn a_circuit_names_its_relay() {
         let relay = PeerId::random();
-        let circuit: Multiaddr = format!("/ip4/198.18.0.1/udp/5/quic-v1/p2p/{relay}/p2p-circuit").parse().unwrap();
+        let circuit: Multiaddr = format!("/ip4/198.18.0.1/udp/5/quic-v1/p2p/{relay}/p2p-circuit")
+            .parse()
+            .unwrap();
         assert!(is_relayed(&circuit) && !is_quic(&circuit));
         assert_eq!(relay_of(&circuit), Some(relay));
         let target = PeerId::random();
-        assert_eq!(split_peer(circuit.clone().with(Protocol::P2p(target))), (circuit, Some(target)));
+        assert_eq!(
+            split_peer(circuit.clone().with(Protocol::P2p(target))),
+            (circuit, Some(target))
+        );
     }
 
     #[test]
     fn public_means_reachable_from_elsewhere() {
-        for private in ["10.1.2.3", "192.168.0.1", "172.16.9.9", "100.64.0.1", "127.0.0.1", "169.254.1.1", "fd00::1", "fe80::1", "::1"] {
+        for private in [
+            "10.1.2.3",
+            "192.168.0.1",
+            "172.16.9.9",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.1.1",
+            "fd00::1",
+            "fe80::1",
+            "::1",
+        ] {
             assert!(!is_public(private.parse().unwrap()), "{private}");
         }
         for public in ["198.18.3.4", "8.8.8.8", "100.128.0.1", "2a00::1"] {

@@ -1,9 +1,10 @@
-//! The address book: the newest contact of the members that this node has a use for, kept in a file so that it
-//! finds back into its network when the member it first joined through is gone.
+//! The address book: the newest contact of the members that this node has a use for, kept in a file
+//! so that it finds back into its network when the member it first joined through is gone.
 //!
-//! In a small network that is everyone. In a large one nobody keeps a list of all: the book holds at most
-//! [`MAX_BOOK`] members and drops what is beyond the nearest, a few of each doubling of the distance (Kademlia's
-//! buckets), those used last and a random sample. Who is wanted and not in it is found by a lookup.
+//! In a small network that is everyone. In a large one nobody keeps a list of all: the book holds
+//! at most [`MAX_BOOK`] members and drops what is beyond the nearest, a few of each doubling of the
+//! distance (Kademlia's buckets), those used last and a random sample. Who is wanted and not in it
+//! is found by a lookup.
 
 use super::wire::{Contact, MAX_CONTACTS};
 use crate::{
@@ -18,8 +19,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The most members kept, but for those with a connection: some 100 kB. Beyond it the book shrinks to the classes below,
-/// about 150 members in a network of 10 000.
+/// The most members kept, but for those with a connection: some 100 kB. Beyond it the book shrinks
+/// to the classes below, about 150 members in a network of 10 000.
 pub const MAX_BOOK: usize = 192;
 /// The nearest: whom a lookup of a place near this node's should hear of.
 const NEAR_KEPT: usize = 24;
@@ -56,7 +57,8 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether it makes sense to ask it, or to name it to others: it has not left, and was not dialled in vain.
+    /// Whether it makes sense to ask it, or to name it to others: it has not left, and was not
+    /// dialled in vain.
     fn may_answer(&self) -> bool {
         self.failures < FAILING && !self.contact.is_farewell()
     }
@@ -77,11 +79,24 @@ pub struct Book {
 impl Book {
     /// Reads the file. It is a cache: what is missing, damaged or no longer trusted is left out.
     pub fn load(file: &Path, trust: &Trust, me: MemberId, full_mesh: usize) -> Self {
-        let kept: Vec<Kept> = fs::read(file).ok().and_then(|raw| serde_json::from_slice(&raw).ok()).unwrap_or_default();
+        let kept: Vec<Kept> = fs::read(file)
+            .ok()
+            .and_then(|raw| serde_json::from_slice(&raw).ok())
+            .unwrap_or_default();
         let (contacts, pinned, bound) = (BTreeMap::new(), BTreeSet::new(), MAX_BOOK.max(full_mesh));
-        let mut book = Self { me, bound, contacts, pinned, clock: 0, file: file.to_owned(), dirty: false };
+        let mut book = Self {
+            me,
+            bound,
+            contacts,
+            pinned,
+            clock: 0,
+            file: file.to_owned(),
+            dirty: false,
+        };
         for entry in kept {
-            let raw = BASE32_NOPAD.decode(entry.contact.as_bytes()).unwrap_or_default();
+            let raw = BASE32_NOPAD
+                .decode(entry.contact.as_bytes())
+                .unwrap_or_default();
             if let Ok(contact) = super::wire::decode(&raw) {
                 book.insert(contact, trust);
             }
@@ -106,7 +121,10 @@ impl Book {
                 contact: BASE32_NOPAD.encode(&postcard::to_stdvec(c).unwrap_or_default()),
             })
             .collect();
-        Some((self.file.clone(), serde_json::to_vec_pretty(&kept).unwrap_or_default()))
+        Some((
+            self.file.clone(),
+            serde_json::to_vec_pretty(&kept).unwrap_or_default(),
+        ))
     }
 
     /// What was given last has not reached the disk: it is given again.
@@ -114,9 +132,13 @@ impl Book {
         self.dirty = true;
     }
 
-    /// Takes a contact if it is valid and newer than what is known. What the book has no room for any more is dropped.
+    /// Takes a contact if it is valid and newer than what is known. What the book has no room for
+    /// any more is dropped.
     pub fn insert(&mut self, contact: Contact, trust: &Trust) -> bool {
-        let used = self.contacts.get(&contact.member()).map_or(0, |known| known.used);
+        let used = self
+            .contacts
+            .get(&contact.member())
+            .map_or(0, |known| known.used);
         self.take(contact, trust, used)
     }
 
@@ -132,7 +154,14 @@ impl Book {
         if known.is_some_and(|k| k.contact.seq >= contact.seq) || contact.verify(trust).is_err() {
             return false;
         }
-        self.contacts.insert(member, Entry { contact, failures: 0, used });
+        self.contacts.insert(
+            member,
+            Entry {
+                contact,
+                failures: 0,
+                used,
+            },
+        );
         self.dirty = true;
         if self.contacts.len() > self.bound {
             self.trim();
@@ -140,12 +169,17 @@ impl Book {
         self.contacts.contains_key(&member)
     }
 
-    /// Keeps, of the members that can be reached, the nearest, some of each doubling of the distance, those used last
-    /// and a random sample; of those that cannot, a few to find back to after a partition.
+    /// Keeps, of the members that can be reached, the nearest, some of each doubling of the
+    /// distance, those used last and a random sample; of those that cannot, a few to find back to
+    /// after a partition.
     fn trim(&mut self) {
         let place = self.me.ring_addr();
-        let (alive, failing): (Vec<_>, Vec<_>) = self.contacts.iter().partition(|(_, e)| e.may_answer());
-        let mut near: Vec<([u8; 32], MemberId)> = alive.iter().map(|(m, _)| (m.ring_addr().distance(&place), **m)).collect();
+        let (alive, failing): (Vec<_>, Vec<_>) =
+            self.contacts.iter().partition(|(_, e)| e.may_answer());
+        let mut near: Vec<([u8; 32], MemberId)> = alive
+            .iter()
+            .map(|(m, _)| (m.ring_addr().distance(&place), **m))
+            .collect();
         near.sort_unstable();
         let mut keep: BTreeSet<MemberId> = near.iter().take(NEAR_KEPT).map(|(_, m)| *m).collect();
         let mut buckets: BTreeMap<u32, usize> = BTreeMap::new();
@@ -156,19 +190,34 @@ impl Book {
                 keep.insert(*member);
             }
         }
-        let mut used: Vec<(u64, MemberId)> = alive.iter().filter(|(_, e)| e.used > 0).map(|(m, e)| (e.used, **m)).collect();
+        let mut used: Vec<(u64, MemberId)> = alive
+            .iter()
+            .filter(|(_, e)| e.used > 0)
+            .map(|(m, e)| (e.used, **m))
+            .collect();
         used.sort_unstable_by_key(|(used, _)| std::cmp::Reverse(*used));
         keep.extend(used.iter().take(USED_KEPT).map(|(_, m)| *m));
         keep.extend(self.sample(alive.iter().map(|(m, _)| **m), SAMPLE_KEPT));
         keep.extend(self.sample(failing.iter().map(|(m, _)| **m), FAILING_KEPT));
         keep.insert(self.me);
-        self.contacts.retain(|member, _| keep.contains(member) || self.pinned.contains(member));
+        self.contacts
+            .retain(|member, _| keep.contains(member) || self.pinned.contains(member));
     }
 
-    /// A random sample that is another for each node and stays the same while nobody comes or goes: the smallest hashes.
+    /// A random sample that is another for each node and stays the same while nobody comes or goes:
+    /// the smallest hashes.
     fn sample(&self, of: impl Iterator<Item = MemberId>, n: usize) -> Vec<MemberId> {
-        let mut hashed: Vec<([u8; 32], MemberId)> =
-            of.map(|m| (blake3::derive_key("p2pvm 2026 sample of the known members", &[self.me.0, m.0].concat()), m)).collect();
+        let mut hashed: Vec<([u8; 32], MemberId)> = of
+            .map(|m| {
+                (
+                    blake3::derive_key(
+                        "p2pvm 2026 sample of the known members",
+                        &[self.me.0, m.0].concat(),
+                    ),
+                    m,
+                )
+            })
+            .collect();
         hashed.sort_unstable();
         hashed.into_iter().take(n).map(|(_, m)| m).collect()
     }
@@ -198,7 +247,8 @@ impl Book {
         self.contacts.remove(&member);
     }
 
-    /// Forgets whom the network no longer trusts; gives those that have been revoked, or fell with another.
+    /// Forgets whom the network no longer trusts; gives those that have been revoked, or fell with
+    /// another.
     pub fn retain_trusted(&mut self, trust: &Trust) -> Vec<MemberId> {
         let (before, mut fallen) = (self.contacts.len(), Vec::new());
         self.contacts.retain(|member, e| {
@@ -228,19 +278,31 @@ impl Book {
     /// The members nearest to `place` that have not left and are not known to be out of reach.
     pub fn nearest(&self, place: &RingAddr, n: usize) -> Vec<&Contact> {
         let alive = self.contacts.iter().filter(|(_, e)| e.may_answer());
-        let mut near: Vec<([u8; 32], &Contact)> = alive.map(|(m, e)| (m.ring_addr().distance(place), &e.contact)).collect();
+        let mut near: Vec<([u8; 32], &Contact)> = alive
+            .map(|(m, e)| (m.ring_addr().distance(place), &e.contact))
+            .collect();
         near.sort_unstable_by_key(|(distance, _)| *distance);
-        near.into_iter().take(n).map(|(_, contact)| contact).collect()
+        near.into_iter()
+            .take(n)
+            .map(|(_, contact)| contact)
+            .collect()
     }
 
-    /// Whom a node of a large network keeps connections to: the `near` nearest, `far` others, one in each doubling of
-    /// the distance; and some of those that could not be reached, others in each `round`, lest a partition lasts.
+    /// Whom a node of a large network keeps connections to: the `near` nearest, `far` others, one
+    /// in each doubling of the distance; and some of those that could not be reached, others in
+    /// each `round`, lest a partition lasts.
     pub fn worth_connecting(&self, near: usize, far: usize, round: u64) -> Vec<MemberId> {
         let place = self.me.ring_addr();
         // Who has left is to be found nowhere, and dials by itself when it comes back.
-        let others = self.contacts.iter().filter(|(m, e)| **m != self.me && !e.contact.is_farewell());
+        let others = self
+            .contacts
+            .iter()
+            .filter(|(m, e)| **m != self.me && !e.contact.is_farewell());
         let (alive, failing): (Vec<_>, Vec<_>) = others.partition(|(_, e)| e.may_answer());
-        let mut by_distance: Vec<([u8; 32], MemberId)> = alive.iter().map(|(m, _)| (m.ring_addr().distance(&place), **m)).collect();
+        let mut by_distance: Vec<([u8; 32], MemberId)> = alive
+            .iter()
+            .map(|(m, _)| (m.ring_addr().distance(&place), **m))
+            .collect();
         by_distance.sort_unstable();
         let rest = by_distance.split_off(near.min(by_distance.len()));
         let mut wanted: Vec<MemberId> = by_distance.into_iter().map(|(_, m)| m).collect();
@@ -250,8 +312,14 @@ impl Book {
             doublings.entry(doubling(&distance)).or_insert(member);
         }
         wanted.extend(doublings.into_values().take(far));
-        let turn = |m: &MemberId| blake3::derive_key("p2pvm 2026 turn of a lost member", &[&m.0[..], &round.to_be_bytes()].concat());
-        let mut lost: Vec<([u8; 32], MemberId)> = failing.iter().map(|(m, _)| (turn(m), **m)).collect();
+        let turn = |m: &MemberId| {
+            blake3::derive_key(
+                "p2pvm 2026 turn of a lost member",
+                &[&m.0[..], &round.to_be_bytes()].concat(),
+            )
+        };
+        let mut lost: Vec<([u8; 32], MemberId)> =
+            failing.iter().map(|(m, _)| (turn(m), **m)).collect();
         lost.sort_unstable();
         wanted.extend(lost.into_iter().take(LOST_TRIED).map(|(_, m)| m));
         wanted
@@ -259,9 +327,16 @@ impl Book {
 
     /// Contacts to tell a member that knows few: those near its place and a sample of the others.
     pub fn to_tell(&self, place: &RingAddr) -> Vec<Contact> {
-        let mut members: BTreeSet<MemberId> = self.nearest(place, TOLD_NEAR).into_iter().map(Contact::member).collect();
+        let mut members: BTreeSet<MemberId> = self
+            .nearest(place, TOLD_NEAR)
+            .into_iter()
+            .map(Contact::member)
+            .collect();
         members.extend(self.sample(self.contacts.keys().copied(), MAX_CONTACTS - TOLD_NEAR));
-        members.into_iter().filter_map(|m| self.get(m).cloned()).collect()
+        members
+            .into_iter()
+            .filter_map(|m| self.get(m).cloned())
+            .collect()
     }
 
     /// A hash of who is known how recently.
@@ -275,7 +350,8 @@ impl Book {
     }
 }
 
-/// How many leading bits two places share, by their distance: the number of the doubling that they are apart.
+/// How many leading bits two places share, by their distance: the number of the doubling that they
+/// are apart.
 fn doubling(distance: &[u8; 32]) -> u32 {
     u64::from_be_bytes(distance[..8].try_into().unwrap_or_default()).leading_zeros()
 }

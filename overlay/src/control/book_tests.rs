@@ -19,7 +19,12 @@ impl Members {
         let subnet = Ipv4Subnet::new(Ipv4Addr::new(10, 99, 0, 0), 16).unwrap();
         let network = NetworkConfig::found(&root, "lab", subnet, UnixTime(1)).unwrap();
         let trust = Trust::new(network.id);
-        Self { root, network, trust, dir: tempfile::tempdir().unwrap() }
+        Self {
+            root,
+            network,
+            trust,
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn identity(&self, n: u16) -> Identity {
@@ -35,8 +40,22 @@ impl Members {
         let lasts = (UnixTime::now(), UnixTime::now().plus(3600));
         let issuer = Issuer::root(&self.root);
         let subject = (identity.member_id(), identity.link_key());
-        let certificate = issuer.certify(&self.network, subject, &format!("m{n}"), Rights { admit: false }, lasts).unwrap();
-        Contact::sign(&identity, certificate, vec![format!("/ip4/10.0.0.1/udp/{n}/quic-v1")], false, seq)
+        let certificate = issuer
+            .certify(
+                &self.network,
+                subject,
+                &format!("m{n}"),
+                Rights { admit: false },
+                lasts,
+            )
+            .unwrap();
+        Contact::sign(
+            &identity,
+            certificate,
+            vec![format!("/ip4/10.0.0.1/udp/{n}/quic-v1")],
+            false,
+            seq,
+        )
     }
 
     fn book(&self) -> Book {
@@ -65,19 +84,34 @@ fn a_large_network_fits_the_book_and_the_nearest_the_used_and_the_pinned_stay() 
     }
     let mut members: Vec<MemberId> = contacts.iter().map(Contact::member).collect();
     members.sort_by_cached_key(|m| m.ring_addr().distance(&me.ring_addr()));
-    assert!(members[..NEAR_KEPT].iter().all(|m| book.get(*m).is_some()), "the nearest");
+    assert!(
+        members[..NEAR_KEPT].iter().all(|m| book.get(*m).is_some()),
+        "the nearest"
+    );
     for member in [me, pinned, talked_to] {
         assert!(book.get(member).is_some());
     }
     // One in each doubling of the distance, so that a lookup of any place has somewhere to begin.
-    let doublings = |of: Vec<MemberId>| of.iter().map(|m| doubling(&m.ring_addr().distance(&me.ring_addr()))).collect::<BTreeSet<_>>();
-    let known = book.iter().map(Contact::member).filter(|m| *m != me).collect();
+    let doublings = |of: Vec<MemberId>| {
+        of.iter()
+            .map(|m| doubling(&m.ring_addr().distance(&me.ring_addr())))
+            .collect::<BTreeSet<_>>()
+    };
+    let known = book
+        .iter()
+        .map(Contact::member)
+        .filter(|m| *m != me)
+        .collect();
     assert_eq!(doublings(known), doublings(members));
     println!("of 600 members the book holds {}", book.len());
     let (file, content) = book.changed().expect("it is new");
     assert!(book.changed().is_none(), "given once");
     std::fs::write(file, content).unwrap();
-    assert_eq!(world.book().len(), book.len(), "it is there after a restart");
+    assert_eq!(
+        world.book().len(),
+        book.len(),
+        "it is there after a restart"
+    );
 }
 
 #[test]
@@ -85,13 +119,21 @@ fn who_cannot_be_reached_is_named_to_nobody_but_tried_again_in_turn() {
     let world = Members::new();
     let mut book = world.book();
     let contacts: Vec<Contact> = (1..40).map(|n| world.contact(n, 1)).collect();
-    assert!(contacts.iter().all(|c| book.insert(c.clone(), &world.trust)));
+    assert!(
+        contacts
+            .iter()
+            .all(|c| book.insert(c.clone(), &world.trust))
+    );
     let lost: BTreeSet<MemberId> = contacts[..10].iter().map(Contact::member).collect();
     for member in &lost {
         (0..FAILING).for_each(|_| book.failed(*member));
     }
     let place = RingAddr([3; 32]);
-    assert!(book.nearest(&place, 100).iter().all(|c| !lost.contains(&c.member())));
+    assert!(
+        book.nearest(&place, 100)
+            .iter()
+            .all(|c| !lost.contains(&c.member()))
+    );
     let mut tried = BTreeSet::new();
     for round in 0..20 {
         let wanted = book.worth_connecting(10, 8, round);
@@ -103,9 +145,19 @@ fn who_cannot_be_reached_is_named_to_nobody_but_tried_again_in_turn() {
     let back = *lost.first().unwrap();
     book.alive(back);
     assert!(book.nearest(&place, 100).iter().any(|c| c.member() == back));
-    let newer = contacts.iter().position(|c| c.member() != back && lost.contains(&c.member())).unwrap();
-    assert!(book.insert(world.contact(newer as u16 + 1, 2), &world.trust), "new addresses are worth a try");
-    assert!(book.nearest(&place, 100).iter().any(|c| c.member() == contacts[newer].member()));
+    let newer = contacts
+        .iter()
+        .position(|c| c.member() != back && lost.contains(&c.member()))
+        .unwrap();
+    assert!(
+        book.insert(world.contact(newer as u16 + 1, 2), &world.trust),
+        "new addresses are worth a try"
+    );
+    assert!(
+        book.nearest(&place, 100)
+            .iter()
+            .any(|c| c.member() == contacts[newer].member())
+    );
 }
 
 #[test]
@@ -113,7 +165,9 @@ fn only_newer_contacts_signed_by_members_are_taken() {
     let world = Members::new();
     let mut book = world.book();
     let contact = world.contact(1, 5);
-    assert!(book.insert(contact.clone(), &world.trust) && !book.insert(contact.clone(), &world.trust));
+    assert!(
+        book.insert(contact.clone(), &world.trust) && !book.insert(contact.clone(), &world.trust)
+    );
     assert!(!book.insert(world.contact(1, 4), &world.trust));
     let mut forged = world.contact(1, 6);
     forged.addresses.push("/ip4/10.6.6.6/udp/1/quic-v1".into());
@@ -125,7 +179,10 @@ fn only_newer_contacts_signed_by_members_are_taken() {
 fn who_has_left_is_neither_named_nor_tried_and_those_who_stay_are() {
     let world = Members::new();
     let mut book = world.book();
-    let stays: Vec<MemberId> = (1..4).map(|n| world.contact(n, 1)).map(|c| (book.insert(c.clone(), &world.trust), c.member()).1).collect();
+    let stays: Vec<MemberId> = (1..4)
+        .map(|n| world.contact(n, 1))
+        .map(|c| (book.insert(c.clone(), &world.trust), c.member()).1)
+        .collect();
     // More than one answer names, nearer to some place than the others.
     for n in 10..60 {
         let (identity, contact) = (world.identity(n), world.contact(n, 1));
@@ -134,10 +191,28 @@ fn who_has_left_is_neither_named_nor_tried_and_those_who_stay_are() {
         assert!(book.insert(farewell, &world.trust));
     }
     let left = world.contact(30, 1).member();
-    let named: BTreeSet<MemberId> = book.nearest(&left.ring_addr(), 16).into_iter().map(Contact::member).collect();
+    let named: BTreeSet<MemberId> = book
+        .nearest(&left.ring_addr(), 16)
+        .into_iter()
+        .map(Contact::member)
+        .collect();
     assert_eq!(named, stays.iter().copied().collect());
-    assert!((0..20).all(|round| book.worth_connecting(10, 8, round).iter().all(|m| stays.contains(m))));
-    assert!(book.get(left).is_some_and(Contact::is_farewell), "others may hear of it here");
-    assert!(book.insert(world.contact(30, 3), &world.trust), "it comes back");
-    assert!(book.nearest(&left.ring_addr(), 16).iter().any(|c| c.member() == left));
+    assert!((0..20).all(|round| {
+        book.worth_connecting(10, 8, round)
+            .iter()
+            .all(|m| stays.contains(m))
+    }));
+    assert!(
+        book.get(left).is_some_and(Contact::is_farewell),
+        "others may hear of it here"
+    );
+    assert!(
+        book.insert(world.contact(30, 3), &world.trust),
+        "it comes back"
+    );
+    assert!(
+        book.nearest(&left.ring_addr(), 16)
+            .iter()
+            .any(|c| c.member() == left)
+    );
 }

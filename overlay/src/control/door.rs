@@ -7,13 +7,15 @@
 //! connection and uses that one from then on.
 
 use super::wire::{
-    AdmitRequest, ByClock, Contact, Hello, MAX_BY_CLOCK_BYTES, MAX_HELLO_BYTES, MAX_REPLY_BYTES, Presentation, Reply, read_bytes,
-    read_value, write_value,
+    AdmitRequest, ByClock, Contact, Hello, MAX_BY_CLOCK_BYTES, MAX_HELLO_BYTES, MAX_REPLY_BYTES,
+    Presentation, Reply, read_bytes, read_value, write_value,
 };
 use crate::{
     id::{MemberId, UnixTime},
     identity::{Identity, KeyPair},
-    membership::{Admission, Certificate, Issuer, NetworkConfig, Refusal, Revocation, Rights, Target, Trust},
+    membership::{
+        Admission, Certificate, Issuer, NetworkConfig, Refusal, Revocation, Rights, Target, Trust,
+    },
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
@@ -25,7 +27,8 @@ use std::{
 };
 use tokio::sync::Semaphore;
 
-/// How long a certificate lasts. Long, because a revocation and not its end is what cuts a member off.
+/// How long a certificate lasts. Long, because a revocation and not its end is what cuts a member
+/// off.
 const CERTIFICATE_SECONDS: u64 = 10 * 365 * 86_400;
 /// Requests to join that are decided at the same time; each may ask other members.
 const ADMISSIONS_AT_ONCE: usize = 16;
@@ -41,7 +44,8 @@ pub enum DoorError {
     /// This node turned the other down.
     #[error("turned the other down")]
     Refused(#[source] Refusal),
-    /// The other turned this node down, with the revocations that say so and the time by its clock, if it said that.
+    /// The other turned this node down, with the revocations that say so and the time by its clock,
+    /// if it said that.
     #[error("was turned down: {}{}", .0, by_clock(.0, .2.as_ref()))]
     TurnedDown(Refusal, Vec<Revocation>, Option<UnixTime>),
     /// The connection broke, or the other speaks something else.
@@ -56,7 +60,11 @@ pub enum DoorError {
 fn by_clock(refusal: &Refusal, theirs: Option<&UnixTime>) -> String {
     match theirs {
         Some(theirs) if *refusal == Refusal::Expired => {
-            format!(" (its clock is at {} s since 1970, this machine's at {} s)", theirs.0, UnixTime::now().0)
+            format!(
+                " (its clock is at {} s since 1970, this machine's at {} s)",
+                theirs.0,
+                UnixTime::now().0
+            )
         }
         _ => String::new(),
     }
@@ -95,7 +103,11 @@ pub trait Household: Send + Sync + 'static {
     /// A hash of the contacts known, and how many they are.
     fn contacts_digest(&self) -> ([u8; 32], u32);
     /// Passes a request on to a member that may admit.
-    async fn pass_on(&self, joiner: MemberId, request: &AdmitRequest) -> Result<Certificate, Refusal>;
+    async fn pass_on(
+        &self,
+        joiner: MemberId,
+        request: &AdmitRequest,
+    ) -> Result<Certificate, Refusal>;
 }
 
 /// All that is needed in order to prove and to judge.
@@ -137,7 +149,12 @@ impl Door {
     }
 
     /// A joiner's door: it lets nobody in, and asks to be let in.
-    pub fn of_joiner(me: MemberId, network: NetworkConfig, trust: Arc<Trust>, request: AdmitRequest) -> Self {
+    pub fn of_joiner(
+        me: MemberId,
+        network: NetworkConfig,
+        trust: Arc<Trust>,
+        request: AdmitRequest,
+    ) -> Self {
         Self {
             me,
             network,
@@ -174,21 +191,50 @@ impl Door {
 
     fn presentation(&self) -> Option<Box<Presentation>> {
         let contact = self.contact.load_full()?;
-        let (contacts, known) = self.household.get().map_or(([0; 32], 0), |h| h.contacts_digest());
-        Some(Box::new(Presentation { contact: (*contact).clone(), revocations: self.trust.digest(), contacts, known }))
+        let (contacts, known) = self
+            .household
+            .get()
+            .map_or(([0; 32], 0), |h| h.contacts_digest());
+        Some(Box::new(Presentation {
+            contact: (*contact).clone(),
+            revocations: self.trust.digest(),
+            contacts,
+            known,
+        }))
     }
 
-    fn judge(&self, peer: MemberId, shown: Presentation, rtt: Option<Duration>) -> Result<Proved, Refusal> {
+    fn judge(
+        &self,
+        peer: MemberId,
+        shown: Presentation,
+        rtt: Option<Duration>,
+    ) -> Result<Proved, Refusal> {
         if shown.contact.member() != peer {
             return Err(Refusal::NotYours);
         }
         shown.contact.verify(&self.trust)?;
-        let Presentation { contact, revocations, contacts, known } = shown;
-        Ok(Proved { contact, revocations, contacts, known, rtt, admitted: None })
+        let Presentation {
+            contact,
+            revocations,
+            contacts,
+            known,
+        } = shown;
+        Ok(Proved {
+            contact,
+            revocations,
+            contacts,
+            known,
+            rtt,
+            admitted: None,
+        })
     }
 
     /// The dialler's part.
-    pub async fn knock(&self, peer: MemberId, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<Proved, DoorError> {
+    pub async fn knock(
+        &self,
+        peer: MemberId,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    ) -> Result<Proved, DoorError> {
         let hello = match (self.presentation(), &self.joining) {
             (Some(own), _) => Hello::Prove(own),
             (None, Some(request)) => Hello::Admit(Box::new(request.clone())),
@@ -200,19 +246,38 @@ impl Door {
         let rtt = started.elapsed();
         let (shown, admitted) = match reply {
             Reply::Refused { refusal, proof } => {
-                let told = tokio::time::timeout(BY_CLOCK_WAIT, read_bytes(stream, MAX_BY_CLOCK_BYTES)).await;
-                let by_clock = told.ok().and_then(Result::ok).and_then(|body| ByClock::read(&body));
+                let told =
+                    tokio::time::timeout(BY_CLOCK_WAIT, read_bytes(stream, MAX_BY_CLOCK_BYTES))
+                        .await;
+                let by_clock = told
+                    .ok()
+                    .and_then(Result::ok)
+                    .and_then(|body| ByClock::read(&body));
                 return Err(DoorError::TurnedDown(refusal, proof, by_clock));
             }
             Reply::Welcome(shown) => (shown, None),
-            Reply::Admitted { certificate, presentation, revocations, contacts } => {
-                (presentation, Some(Box::new(Admitted { certificate: *certificate, revocations, contacts })))
-            }
+            Reply::Admitted {
+                certificate,
+                presentation,
+                revocations,
+                contacts,
+            } => (
+                presentation,
+                Some(Box::new(Admitted {
+                    certificate: *certificate,
+                    revocations,
+                    contacts,
+                })),
+            ),
         };
         let measured = admitted.is_none().then_some(rtt);
-        let mut proved = self.judge(peer, *shown, measured).map_err(DoorError::Refused)?;
+        let mut proved = self
+            .judge(peer, *shown, measured)
+            .map_err(DoorError::Refused)?;
         if let Some(admitted) = &admitted {
-            self.trust.verify(&admitted.certificate).map_err(DoorError::Refused)?;
+            self.trust
+                .verify(&admitted.certificate)
+                .map_err(DoorError::Refused)?;
             if admitted.certificate.member() != self.me {
                 return Err(DoorError::Refused(Refusal::NotYours));
             }
@@ -224,20 +289,31 @@ impl Door {
     }
 
     /// The listener's part.
-    pub async fn answer(&self, peer: MemberId, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<Proved, DoorError> {
+    pub async fn answer(
+        &self,
+        peer: MemberId,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    ) -> Result<Proved, DoorError> {
         let hello = read_value(stream, MAX_HELLO_BYTES).await?;
         // Whose revocation says why this one is turned down: its own, or that of one it hangs on.
         let mut concerned = vec![peer];
         match &hello {
             Hello::Prove(shown) => {
                 let certificate = &shown.contact.certificate;
-                concerned.extend(certificate.delegate().into_iter().chain(certificate.groups().copied_from()));
+                concerned.extend(
+                    certificate
+                        .delegate()
+                        .into_iter()
+                        .chain(certificate.groups().copied_from()),
+                );
             }
             Hello::Admit(request) => concerned.extend(request.invite.terms().groups.copied_from()),
         }
         let verdict = match hello {
             Hello::Prove(shown) => match self.presentation() {
-                Some(own) => self.judge(peer, *shown, None).map(|proved| (proved, Reply::Welcome(own))),
+                Some(own) => self
+                    .judge(peer, *shown, None)
+                    .map(|proved| (proved, Reply::Welcome(own))),
                 None => Err(Refusal::CannotAdmit),
             },
             Hello::Admit(request) => self.welcome(peer, *request).await,
@@ -251,39 +327,95 @@ impl Door {
                 Ok(proved)
             }
             Err(refusal) => {
-                let about_peer = |r: &Revocation| matches!(r.target(), Target::Member(member) if concerned.contains(&member));
+                let about_peer = |r: &Revocation| {
+                    matches!(
+                        r.target(), Target::Member(member) if concerned.contains(&member)
+                    )
+                };
                 let proof = match refusal {
-                    Refusal::Revoked => self.trust.revocations().into_iter().filter(about_peer).collect(),
+                    Refusal::Revoked => self
+                        .trust
+                        .revocations()
+                        .into_iter()
+                        .filter(about_peer)
+                        .collect(),
                     _ => Vec::new(),
                 };
-                write_value(stream, &Reply::Refused { refusal: refusal.clone(), proof }).await?;
+                write_value(
+                    stream,
+                    &Reply::Refused {
+                        refusal: refusal.clone(),
+                        proof,
+                    },
+                )
+                .await?;
                 // Members of before do not read it: what they leave unread hurts nobody.
                 let _ = write_value(stream, &ByClock::now()).await;
-                // Waits for the other to hang up, so that the reason arrives before the connection ends.
+                // Waits for the other to hang up, so that the reason arrives before the connection
+                // ends.
                 let _ = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut [0])).await;
                 Err(DoorError::Refused(refusal))
             }
         }
     }
 
-    async fn welcome(&self, joiner: MemberId, request: AdmitRequest) -> Result<(Proved, Reply), Refusal> {
-        let _permit = self.admissions.try_acquire().map_err(|_| Refusal::Undecided("too many are joining at once: try again".into()))?;
+    async fn welcome(
+        &self,
+        joiner: MemberId,
+        request: AdmitRequest,
+    ) -> Result<(Proved, Reply), Refusal> {
+        let _permit = self
+            .admissions
+            .try_acquire()
+            .map_err(|_| Refusal::Undecided("too many are joining at once: try again".into()))?;
         let presentation = self.presentation().ok_or(Refusal::CannotAdmit)?;
-        let decided = tokio::time::timeout(ADMISSION_TIMEOUT, self.certify_or_pass_on(joiner, &request)).await;
-        let certificate = decided.map_err(|_| Refusal::Undecided("the other members did not answer in time".into()))??;
-        let contacts = self.household.get().map(|h| h.contacts(joiner)).unwrap_or_default();
+        let decided =
+            tokio::time::timeout(ADMISSION_TIMEOUT, self.certify_or_pass_on(joiner, &request))
+                .await;
+        let certificate = decided
+            .map_err(|_| Refusal::Undecided("the other members did not answer in time".into()))??;
+        let contacts = self
+            .household
+            .get()
+            .map(|h| h.contacts(joiner))
+            .unwrap_or_default();
         // Its addresses follow by gossip, signed with the certificate that it has only now.
         let contact = Contact::unsigned(certificate.clone());
-        let proved = Proved { contact, revocations: self.trust.digest(), contacts: [0; 32], known: 0, rtt: None, admitted: None };
+        let proved = Proved {
+            contact,
+            revocations: self.trust.digest(),
+            contacts: [0; 32],
+            known: 0,
+            rtt: None,
+            admitted: None,
+        };
         let revocations = self.trust.revocations();
-        Ok((proved, Reply::Admitted { certificate: Box::new(certificate), presentation, revocations, contacts }))
+        Ok((
+            proved,
+            Reply::Admitted {
+                certificate: Box::new(certificate),
+                presentation,
+                revocations,
+                contacts,
+            },
+        ))
     }
 
-    async fn certify_or_pass_on(&self, joiner: MemberId, request: &AdmitRequest) -> Result<Certificate, Refusal> {
+    async fn certify_or_pass_on(
+        &self,
+        joiner: MemberId,
+        request: &AdmitRequest,
+    ) -> Result<Certificate, Refusal> {
         // Judged here too: what cannot be admitted is turned away without troubling anybody.
         self.trust.check_invite(&request.invite, UnixTime::now())?;
         match self.certify(joiner, request).await {
-            Err(Refusal::CannotAdmit) => self.household.get().ok_or(Refusal::CannotAdmit)?.pass_on(joiner, request).await,
+            Err(Refusal::CannotAdmit) => {
+                self.household
+                    .get()
+                    .ok_or(Refusal::CannotAdmit)?
+                    .pass_on(joiner, request)
+                    .await
+            }
             decided => decided,
         }
     }
@@ -291,8 +423,13 @@ impl Door {
     /// Admits `joiner` by this node's own right.
     ///
     /// # Errors
-    /// [`Refusal::CannotAdmit`] if it has none, or what stands against the invite, the joiner or its name.
-    pub async fn certify(&self, joiner: MemberId, request: &AdmitRequest) -> Result<Certificate, Refusal> {
+    /// [`Refusal::CannotAdmit`] if it has none, or what stands against the invite, the joiner or
+    /// its name.
+    pub async fn certify(
+        &self,
+        joiner: MemberId,
+        request: &AdmitRequest,
+    ) -> Result<Certificate, Refusal> {
         self.trust.check_invite(&request.invite, UnixTime::now())?;
         if !crate::membership::valid_name(&request.name) {
             return Err(Refusal::BadName);
@@ -300,7 +437,9 @@ impl Door {
         let own = self.contact.load_full();
         let issuer = match (&self.issuer_key, &own, &self.identity) {
             (Some(root), _, _) => Issuer::root(root),
-            (None, Some(own), Some(identity)) if own.certificate.rights().admit && !request.invite.terms().delegate => {
+            (None, Some(own), Some(identity))
+                if own.certificate.rights().admit && !request.invite.terms().delegate =>
+            {
                 Issuer::delegate(identity.keys(), &own.certificate)
             }
             _ => return Err(Refusal::CannotAdmit),
@@ -308,13 +447,26 @@ impl Door {
         let now = UnixTime::now();
         let lasts = (now, now.plus(CERTIFICATE_SECONDS));
         let terms = request.invite.terms();
-        let granted = (Rights { admit: terms.delegate }, terms.groups.clone());
-        let certificate = issuer.certify_in(&self.network, (joiner, request.link_key), &request.name, granted, lasts)?;
+        let granted = (
+            Rights {
+                admit: terms.delegate,
+            },
+            terms.groups.clone(),
+        );
+        let certificate = issuer.certify_in(
+            &self.network,
+            (joiner, request.link_key),
+            &request.name,
+            granted,
+            lasts,
+        )?;
         // A revoked member does not come back with a new invite and its old key.
         self.trust.verify(&certificate)?;
         let admission = self.admission.load_full();
         let admission = admission.as_ref().as_ref().ok_or(Refusal::CannotAdmit)?;
-        admission.admit(&request.invite, joiner, &request.name).await?;
+        admission
+            .admit(&request.invite, joiner, &request.name)
+            .await?;
         Ok(certificate)
     }
 }

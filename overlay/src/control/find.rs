@@ -1,6 +1,6 @@
-//! Lookups over the control plane: asks members for whom they know near a place, takes only what is signed, and
-//! lets [`crate::lookup`] decide. Answers name members and the `seq` of their contacts; the contacts themselves are
-//! asked for only where they are news here.
+//! Lookups over the control plane: asks members for whom they know near a place, takes only what is
+//! signed, and lets [`crate::lookup`] decide. Answers name members and the `seq` of their contacts;
+//! the contacts themselves are asked for only where they are news here.
 
 use super::{
     shared::Shared,
@@ -20,7 +20,8 @@ use std::{
 
 /// Members that a lookup begins with, the nearest known: eight for each path.
 const SEEDS: usize = 24;
-/// How long what a lookup found is used again: an address or a VM is often asked for several times in a row.
+/// How long what a lookup found is used again: an address or a VM is often asked for several times
+/// in a row.
 const FOUND_LASTS: Duration = Duration::from_secs(5);
 /// Places whose members are remembered.
 const MAX_FOUND: usize = 256;
@@ -35,7 +36,10 @@ pub struct Found(Mutex<Findings>);
 impl Found {
     fn get(&self, place: RingAddr, n: usize) -> Option<Vec<MemberId>> {
         let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        found.get(&(place, n)).filter(|(at, _)| at.elapsed() < FOUND_LASTS).map(|(_, members)| members.clone())
+        found
+            .get(&(place, n))
+            .filter(|(at, _)| at.elapsed() < FOUND_LASTS)
+            .map(|(_, members)| members.clone())
     }
 
     fn set(&self, place: RingAddr, n: usize, members: Vec<MemberId>) {
@@ -50,7 +54,10 @@ impl Found {
 
     /// Forgets the places where a member that is gone was found.
     pub fn left(&self, member: MemberId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, (_, members)| !members.contains(&member));
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, (_, members)| !members.contains(&member));
     }
 
     /// Forgets the places where a member that came belongs.
@@ -58,19 +65,31 @@ impl Found {
         let addr = member.ring_addr();
         let stays = |place: &RingAddr, n: usize, members: &[MemberId]| {
             let farthest = members.last().map(|m| m.ring_addr().distance(place));
-            members.contains(&member) || (members.len() >= n && farthest.is_some_and(|far| addr.distance(place) > far))
+            members.contains(&member)
+                || (members.len() >= n && farthest.is_some_and(|far| addr.distance(place) > far))
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(place, n), (_, members)| stays(place, *n, members));
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(place, n), (_, members)| stays(place, *n, members));
     }
 }
 
 impl Shared {
-    /// The `n` live members closest to `place`, this node among them, as a lookup or a recent one found them.
-    pub async fn closest_by_lookup(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
+    /// The `n` live members closest to `place`, this node among them, as a lookup or a recent one
+    /// found them.
+    pub async fn closest_by_lookup(
+        &self,
+        place: RingAddr,
+        n: usize,
+    ) -> Result<Vec<MemberId>, FabricError> {
         if let Some(members) = self.found.get(place, n) {
             return Ok(members);
         }
-        let options = LookupOptions { wanted: n, ..LookupOptions::default() };
+        let options = LookupOptions {
+            wanted: n,
+            ..LookupOptions::default()
+        };
         let mut members = match self.look_up(place, options, || false).await {
             Ok(members) => members,
             Err(LookupError::Alone) => Vec::new(),
@@ -86,34 +105,63 @@ impl Shared {
 
     /// Finds the newest contact of a member. True if it is newer than what was known.
     pub async fn search(&self, member: MemberId) -> bool {
-        let seq = || self.book.read().unwrap_or_else(PoisonError::into_inner).get(member).map(|c| c.seq);
+        let seq = || {
+            self.book
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(member)
+                .map(|c| c.seq)
+        };
         let before = seq();
-        let _ = self.look_up(member.ring_addr(), LookupOptions::default(), || seq() > before).await;
+        let _ = self
+            .look_up(member.ring_addr(), LookupOptions::default(), || {
+                seq() > before
+            })
+            .await;
         seq() > before
     }
 
     /// Looks a place up for the book's and the density's sake, whatever was found there just now.
     pub async fn refresh(&self, place: RingAddr) -> Result<(), LookupError> {
-        self.look_up(place, LookupOptions::default(), || false).await.map(drop)
+        self.look_up(place, LookupOptions::default(), || false)
+            .await
+            .map(drop)
     }
 
-    /// Runs a lookup until its outcome is certain or `enough` says so of the book, which is then up to date.
-    async fn look_up(&self, place: RingAddr, options: LookupOptions, enough: impl Fn() -> bool) -> Result<Vec<MemberId>, LookupError> {
+    /// Runs a lookup until its outcome is certain or `enough` says so of the book, which is then up
+    /// to date.
+    async fn look_up(
+        &self,
+        place: RingAddr,
+        options: LookupOptions,
+        enough: impl Fn() -> bool,
+    ) -> Result<Vec<MemberId>, LookupError> {
         let seeds: Vec<MemberId> = {
             let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-            book.nearest(&place, SEEDS).into_iter().map(|c| c.member()).collect()
+            book.nearest(&place, SEEDS)
+                .into_iter()
+                .map(|c| c.member())
+                .collect()
         };
         let mut lookup = Lookup::new(self.me, place, &seeds, options, Instant::now());
         let mut asking = FuturesUnordered::new();
         loop {
             let now = Instant::now();
             while let Some(member) = lookup.poll(now) {
-                asking.push(async move { (member, self.ask(member, place, options.ask_timeout).await) });
+                asking.push(
+                    async move { (member, self.ask(member, place, options.ask_timeout).await) },
+                );
             }
-            let outcome = lookup.outcome(now, &self.density.lock().unwrap_or_else(PoisonError::into_inner));
+            let outcome = lookup.outcome(
+                now,
+                &self.density.lock().unwrap_or_else(PoisonError::into_inner),
+            );
             if let Some(outcome) = outcome {
                 let mut density = self.density.lock().unwrap_or_else(PoisonError::into_inner);
-                lookup.spread().into_iter().for_each(|spread| density.learn(spread));
+                lookup
+                    .spread()
+                    .into_iter()
+                    .for_each(|spread| density.learn(spread));
                 return outcome;
             }
             if enough() {
@@ -134,28 +182,50 @@ impl Shared {
         }
     }
 
-    /// Whom a member knows near the place; `None` if it does not answer. All named are members: their contacts are in the
-    /// book or have been verified.
-    async fn ask(&self, member: MemberId, place: RingAddr, timeout: Duration) -> Option<Vec<MemberId>> {
+    /// Whom a member knows near the place; `None` if it does not answer. All named are members:
+    /// their contacts are in the book or have been verified.
+    async fn ask(
+        &self,
+        member: MemberId,
+        place: RingAddr,
+        timeout: Duration,
+    ) -> Option<Vec<MemberId>> {
         let body = postcard::to_stdvec(&place).ok()?;
-        let answer = self.call_known(member, NEAREST_SERVICE, body, timeout).await.ok()?;
+        let answer = self
+            .call_known(member, NEAREST_SERVICE, body, timeout)
+            .await
+            .ok()?;
         let mut named: Vec<(MemberId, u64)> = decode(&answer).ok()?;
         named.truncate(NAMED);
         named.retain(|(m, _)| *m != self.me);
         let news: Vec<MemberId> = {
             let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-            named.iter().filter(|(m, seq)| book.get(*m).is_none_or(|known| known.seq < *seq)).map(|(m, _)| *m).collect()
+            named
+                .iter()
+                .filter(|(m, seq)| book.get(*m).is_none_or(|known| known.seq < *seq))
+                .map(|(m, _)| *m)
+                .collect()
         };
         if !news.is_empty() {
             let body = postcard::to_stdvec(&news).ok()?;
-            let contacts = self.call_known(member, CONTACTS_SERVICE, body, timeout).await.ok();
-            let contacts: Vec<super::wire::Contact> = contacts.and_then(|c| decode(&c).ok()).unwrap_or_default();
+            let contacts = self
+                .call_known(member, CONTACTS_SERVICE, body, timeout)
+                .await
+                .ok();
+            let contacts: Vec<super::wire::Contact> =
+                contacts.and_then(|c| decode(&c).ok()).unwrap_or_default();
             let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
             for contact in contacts.into_iter().filter(|c| news.contains(&c.member())) {
                 book.insert_found(contact, &self.door.trust);
             }
         }
         let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-        Some(named.into_iter().map(|(m, _)| m).filter(|m| book.get(*m).is_some()).collect())
+        Some(
+            named
+                .into_iter()
+                .map(|(m, _)| m)
+                .filter(|m| book.get(*m).is_some())
+                .collect(),
+        )
     }
 }

@@ -18,11 +18,12 @@ use libp2p::{
         upgrade::{InboundUpgrade, OutboundUpgrade, UpgradeInfo},
     },
     swarm::{
-        CloseConnection, ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour, Stream,
-        StreamUpgradeError, SubstreamProtocol, THandlerInEvent, THandlerOutEvent, ToSwarm,
+        CloseConnection, ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId,
+        FromSwarm, NetworkBehaviour, Stream, StreamUpgradeError, SubstreamProtocol,
+        THandlerInEvent, THandlerOutEvent, ToSwarm,
         handler::{
-            ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound, InboundUpgradeSend, ListenUpgradeError,
-            OutboundUpgradeSend, UpgradeInfoSend,
+            ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+            InboundUpgradeSend, ListenUpgradeError, OutboundUpgradeSend, UpgradeInfoSend,
         },
     },
 };
@@ -44,7 +45,11 @@ const PROOF_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub enum GateEvent<E> {
     /// Both ends of a connection are members now.
-    Proved { peer: PeerId, connection: ConnectionId, proved: Box<Proved> },
+    Proved {
+        peer: PeerId,
+        connection: ConnectionId,
+        proved: Box<Proved>,
+    },
     /// A connection was not let through; it is being closed.
     Failed { peer: PeerId, error: DoorError },
     /// The inner behaviour's.
@@ -62,10 +67,19 @@ pub struct Gated<B: NetworkBehaviour> {
 impl<B: NetworkBehaviour> Gated<B> {
     /// Puts `inner` behind `door`.
     pub fn new(inner: B, door: Arc<Door>) -> Self {
-        Self { inner, door, events: VecDeque::new() }
+        Self {
+            inner,
+            door,
+            events: VecDeque::new(),
+        }
     }
 
-    fn handler(&self, inner: B::ConnectionHandler, peer: PeerId, knocks: bool) -> GatedHandler<B::ConnectionHandler> {
+    fn handler(
+        &self,
+        inner: B::ConnectionHandler,
+        peer: PeerId,
+        knocks: bool,
+    ) -> GatedHandler<B::ConnectionHandler> {
         GatedHandler {
             inner,
             door: self.door.clone(),
@@ -90,7 +104,8 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        self.inner.handle_pending_inbound_connection(id, local, remote)
+        self.inner
+            .handle_pending_inbound_connection(id, local, remote)
     }
 
     fn handle_established_inbound_connection(
@@ -100,7 +115,9 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<Self::ConnectionHandler, ConnectionDenied> {
-        let inner = self.inner.handle_established_inbound_connection(id, peer, local, remote)?;
+        let inner = self
+            .inner
+            .handle_established_inbound_connection(id, peer, local, remote)?;
         Ok(self.handler(inner, peer, false))
     }
 
@@ -111,7 +128,8 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         addresses: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        self.inner.handle_pending_outbound_connection(id, peer, addresses, role)
+        self.inner
+            .handle_pending_outbound_connection(id, peer, addresses, role)
     }
 
     fn handle_established_outbound_connection(
@@ -122,7 +140,9 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         role: Endpoint,
         port_use: PortUse,
     ) -> Result<Self::ConnectionHandler, ConnectionDenied> {
-        let inner = self.inner.handle_established_outbound_connection(id, peer, address, role, port_use)?;
+        let inner = self
+            .inner
+            .handle_established_outbound_connection(id, peer, address, role, port_use)?;
         // In a simultaneous open both ends dial; the one that plays the listener answers.
         Ok(self.handler(inner, peer, role == Endpoint::Dialer))
     }
@@ -131,21 +151,45 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         self.inner.on_swarm_event(event);
     }
 
-    fn on_connection_handler_event(&mut self, peer: PeerId, connection: ConnectionId, event: THandlerOutEvent<Self>) {
+    fn on_connection_handler_event(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
         match event {
-            FromHandler::Inner(event) => self.inner.on_connection_handler_event(peer, connection, event),
-            FromHandler::Proved(proved) => self.events.push_back(ToSwarm::GenerateEvent(GateEvent::Proved { peer, connection, proved })),
+            FromHandler::Inner(event) => self
+                .inner
+                .on_connection_handler_event(peer, connection, event),
+            FromHandler::Proved(proved) => {
+                self.events
+                    .push_back(ToSwarm::GenerateEvent(GateEvent::Proved {
+                        peer,
+                        connection,
+                        proved,
+                    }))
+            }
             FromHandler::Failed(error) => {
-                self.events.push_back(ToSwarm::GenerateEvent(GateEvent::Failed { peer, error }));
-                self.events.push_back(ToSwarm::CloseConnection { peer_id: peer, connection: CloseConnection::One(connection) });
+                self.events
+                    .push_back(ToSwarm::GenerateEvent(GateEvent::Failed { peer, error }));
+                self.events.push_back(ToSwarm::CloseConnection {
+                    peer_id: peer,
+                    connection: CloseConnection::One(connection),
+                });
             }
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         match self.events.pop_front() {
             Some(event) => Poll::Ready(event),
-            None => self.inner.poll(cx).map(|event| event.map_out(GateEvent::Inner)),
+            None => self
+                .inner
+                .poll(cx)
+                .map(|event| event.map_out(GateEvent::Inner)),
         }
     }
 }
@@ -189,8 +233,13 @@ impl<H> GatedHandler<H> {
         let (door, peer, knocks) = (self.door.clone(), self.peer, self.knocks);
         self.exchange = Some(
             async move {
-                let peer = member_of(&peer).ok_or_else(|| io::Error::other("the peer's key is not ed25519"))?;
-                if knocks { door.knock(peer, &mut stream).await } else { door.answer(peer, &mut stream).await }
+                let peer = member_of(&peer)
+                    .ok_or_else(|| io::Error::other("the peer's key is not ed25519"))?;
+                if knocks {
+                    door.knock(peer, &mut stream).await
+                } else {
+                    door.answer(peer, &mut stream).await
+                }
             }
             .boxed(),
         );
@@ -212,7 +261,10 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
 
     fn listen_protocol(&self) -> SubstreamProtocol<In<H>, InInfo<H>> {
         if self.open {
-            self.inner.listen_protocol().map_upgrade(|u| GateInbound(Some(u))).map_info(Some)
+            self.inner
+                .listen_protocol()
+                .map_upgrade(|u| GateInbound(Some(u)))
+                .map_info(Some)
         } else {
             SubstreamProtocol::new(GateInbound(None), None)
         }
@@ -226,7 +278,10 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
         self.inner.on_behaviour_event(event);
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Out<H>, OutInfo<H>, Self::ToBehaviour>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ConnectionHandlerEvent<Out<H>, OutInfo<H>, Self::ToBehaviour>> {
         if !self.open && !self.failed {
             if std::mem::take(&mut self.knock_due) {
                 let protocol = SubstreamProtocol::new(GateOutbound::Member, None);
@@ -234,7 +289,12 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
             }
             let outcome = match self.exchange.as_mut().map(|e| e.poll_unpin(cx)) {
                 Some(Poll::Ready(outcome)) => Some(outcome),
-                _ => self.timeout.as_mut().poll(cx).is_ready().then_some(Err(DoorError::TimedOut)),
+                _ => self
+                    .timeout
+                    .as_mut()
+                    .poll(cx)
+                    .is_ready()
+                    .then_some(Err(DoorError::TimedOut)),
             };
             let event = match outcome {
                 None => return Poll::Pending,
@@ -253,26 +313,51 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
         if self.failed {
             return Poll::Pending;
         }
-        self.inner.poll(cx).map(|event| event.map_custom(FromHandler::Inner).map_protocol(GateOutbound::Inner).map_outbound_open_info(Some))
+        self.inner.poll(cx).map(|event| {
+            event
+                .map_custom(FromHandler::Inner)
+                .map_protocol(GateOutbound::Inner)
+                .map_outbound_open_info(Some)
+        })
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Option<Self::ToBehaviour>> {
-        if self.open { self.inner.poll_close(cx).map(|event| event.map(FromHandler::Inner)) } else { Poll::Ready(None) }
+        if self.open {
+            self.inner
+                .poll_close(cx)
+                .map(|event| event.map(FromHandler::Inner))
+        } else {
+            Poll::Ready(None)
+        }
     }
 
-    fn on_connection_event(&mut self, event: ConnectionEvent<In<H>, Out<H>, InInfo<H>, OutInfo<H>>) {
+    fn on_connection_event(
+        &mut self,
+        event: ConnectionEvent<In<H>, Out<H>, InInfo<H>, OutInfo<H>>,
+    ) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, info }) => match (protocol, info) {
-                (Passed::Member(stream), _) if !self.knocks => self.begin(stream),
-                (Passed::Inner(protocol), Some(info)) => {
-                    self.inner.on_connection_event(ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, info }));
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, info }) => {
+                match (protocol, info) {
+                    (Passed::Member(stream), _) if !self.knocks => self.begin(stream),
+                    (Passed::Inner(protocol), Some(info)) => {
+                        self.inner
+                            .on_connection_event(ConnectionEvent::FullyNegotiatedInbound(
+                                FullyNegotiatedInbound { protocol, info },
+                            ));
+                    }
+                    _ => {}
                 }
-                _ => {}
-            },
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => match (protocol, info) {
+            }
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol,
+                info,
+            }) => match (protocol, info) {
                 (Passed::Member(stream), _) => self.begin(stream),
                 (Passed::Inner(protocol), Some(info)) => {
-                    self.inner.on_connection_event(ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }));
+                    self.inner
+                        .on_connection_event(ConnectionEvent::FullyNegotiatedOutbound(
+                            FullyNegotiatedOutbound { protocol, info },
+                        ));
                 }
                 _ => {}
             },
@@ -285,23 +370,42 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
                     let error = match error {
                         StreamUpgradeError::Timeout => StreamUpgradeError::Timeout,
                         StreamUpgradeError::Apply(Some(error)) => StreamUpgradeError::Apply(error),
-                        StreamUpgradeError::Apply(None) | StreamUpgradeError::NegotiationFailed => StreamUpgradeError::NegotiationFailed,
+                        StreamUpgradeError::Apply(None) | StreamUpgradeError::NegotiationFailed => {
+                            StreamUpgradeError::NegotiationFailed
+                        }
                         StreamUpgradeError::Io(e) => StreamUpgradeError::Io(e),
                     };
-                    self.inner.on_connection_event(ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }));
+                    self.inner
+                        .on_connection_event(ConnectionEvent::DialUpgradeError(DialUpgradeError {
+                            info,
+                            error,
+                        }));
                 }
                 None => {
-                    let failure = io::Error::other(format!("the other end does not speak {MEMBER_PROTOCOL}"));
+                    let failure =
+                        io::Error::other(format!("the other end does not speak {MEMBER_PROTOCOL}"));
                     self.exchange = Some(ready(Err(DoorError::Io(failure))).boxed());
                 }
             },
-            ConnectionEvent::ListenUpgradeError(ListenUpgradeError { info: Some(info), error: Passed::Inner(error) }) => {
-                self.inner.on_connection_event(ConnectionEvent::ListenUpgradeError(ListenUpgradeError { info, error }));
+            ConnectionEvent::ListenUpgradeError(ListenUpgradeError {
+                info: Some(info),
+                error: Passed::Inner(error),
+            }) => {
+                self.inner
+                    .on_connection_event(ConnectionEvent::ListenUpgradeError(ListenUpgradeError {
+                        info,
+                        error,
+                    }));
             }
-            ConnectionEvent::AddressChange(change) => self.inner.on_connection_event(ConnectionEvent::AddressChange(change)),
-            ConnectionEvent::LocalProtocolsChange(change) => self.inner.on_connection_event(ConnectionEvent::LocalProtocolsChange(change)),
+            ConnectionEvent::AddressChange(change) => self
+                .inner
+                .on_connection_event(ConnectionEvent::AddressChange(change)),
+            ConnectionEvent::LocalProtocolsChange(change) => self
+                .inner
+                .on_connection_event(ConnectionEvent::LocalProtocolsChange(change)),
             ConnectionEvent::RemoteProtocolsChange(change) => {
-                self.inner.on_connection_event(ConnectionEvent::RemoteProtocolsChange(change));
+                self.inner
+                    .on_connection_event(ConnectionEvent::RemoteProtocolsChange(change));
             }
             _ => {}
         }
@@ -338,7 +442,11 @@ impl<U: UpgradeInfoSend> UpgradeInfo for GateInbound<U> {
     type Info = Name<U::Info>;
     type InfoIter = Vec<Self::Info>;
     fn protocol_info(&self) -> Self::InfoIter {
-        let inner = self.0.iter().flat_map(|u| u.protocol_info()).map(Name::Inner);
+        let inner = self
+            .0
+            .iter()
+            .flat_map(|u| u.protocol_info())
+            .map(Name::Inner);
         std::iter::once(Name::Member).chain(inner).collect()
     }
 }
@@ -348,12 +456,17 @@ type Outcome<T, E> = Result<Passed<Stream, T>, Passed<std::convert::Infallible, 
 impl<U: InboundUpgradeSend> InboundUpgrade<Stream> for GateInbound<U> {
     type Output = Passed<Stream, U::Output>;
     type Error = Passed<std::convert::Infallible, U::Error>;
-    type Future = futures::future::Either<Ready<Outcome<U::Output, U::Error>>, BoxFuture<'static, Outcome<U::Output, U::Error>>>;
+    type Future = futures::future::Either<
+        Ready<Outcome<U::Output, U::Error>>,
+        BoxFuture<'static, Outcome<U::Output, U::Error>>,
+    >;
     fn upgrade_inbound(self, stream: Stream, name: Self::Info) -> Self::Future {
         match (self.0, name) {
-            (Some(inner), Name::Inner(name)) => {
-                inner.upgrade_inbound(stream, name).map(|r| r.map(Passed::Inner).map_err(Passed::Inner)).boxed().right_future()
-            }
+            (Some(inner), Name::Inner(name)) => inner
+                .upgrade_inbound(stream, name)
+                .map(|r| r.map(Passed::Inner).map_err(Passed::Inner))
+                .boxed()
+                .right_future(),
             // Without an inner upgrade no inner name is offered.
             _ => ready(Ok(Passed::Member(stream))).left_future(),
         }
@@ -380,12 +493,17 @@ impl<U: UpgradeInfoSend> UpgradeInfo for GateOutbound<U> {
 impl<U: OutboundUpgradeSend> OutboundUpgrade<Stream> for GateOutbound<U> {
     type Output = Passed<Stream, U::Output>;
     type Error = Passed<std::convert::Infallible, U::Error>;
-    type Future = futures::future::Either<Ready<Outcome<U::Output, U::Error>>, BoxFuture<'static, Outcome<U::Output, U::Error>>>;
+    type Future = futures::future::Either<
+        Ready<Outcome<U::Output, U::Error>>,
+        BoxFuture<'static, Outcome<U::Output, U::Error>>,
+    >;
     fn upgrade_outbound(self, stream: Stream, name: Self::Info) -> Self::Future {
         match (self, name) {
-            (Self::Inner(inner), Name::Inner(name)) => {
-                inner.upgrade_outbound(stream, name).map(|r| r.map(Passed::Inner).map_err(Passed::Inner)).boxed().right_future()
-            }
+            (Self::Inner(inner), Name::Inner(name)) => inner
+                .upgrade_outbound(stream, name)
+                .map(|r| r.map(Passed::Inner).map_err(Passed::Inner))
+                .boxed()
+                .right_future(),
             _ => ready(Ok(Passed::Member(stream))).left_future(),
         }
     }

@@ -1,5 +1,5 @@
-//! The libp2p swarm: transports, and the behaviours behind the gate, with every periodic chatter that
-//! libp2p has turned off or down. What is left of idle traffic is QUIC's keepalive.
+//! The libp2p swarm: transports, and the behaviours behind the gate, with every periodic chatter
+//! that libp2p has turned off or down. What is left of idle traffic is QUIC's keepalive.
 
 use super::{
     door::Door,
@@ -22,9 +22,10 @@ use libp2p::{
 use std::{io, num::NonZeroU8, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
-/// A silent QUIC connection is probed this often. Each node has its own interval between these: what one end hears puts
-/// its own probe off, so that with unlike intervals one end asks and the other answers, two packets of about 70 bytes; with equal
-/// ones both ask at the same moment, four packets each time. A NAT keeps a mapping for 30 s and more (RFC 4787 §4.3).
+/// A silent QUIC connection is probed this often. Each node has its own interval between these:
+/// what one end hears puts its own probe off, so that with unlike intervals one end asks and the
+/// other answers, two packets of about 70 bytes; with equal ones both ask at the same moment, four
+/// packets each time. A NAT keeps a mapping for 30 s and more (RFC 4787 §4.3).
 const QUIC_KEEPALIVE_MS: std::ops::Range<u64> = 3500..5000;
 /// A QUIC peer that is silent this long is dead: two probes at least may be lost.
 const QUIC_DEAD_AFTER_MS: u32 = 11_000;
@@ -68,14 +69,18 @@ fn relay_config() -> relay::Config {
     }
 }
 
-fn inside(key: &identity::Keypair, relay_client: relay::client::Behaviour, incoming: mpsc::Sender<(PeerId, Carried)>) -> Inside {
+fn inside(
+    key: &identity::Keypair,
+    relay_client: relay::client::Behaviour,
+    incoming: mpsc::Sender<(PeerId, Carried)>,
+) -> Inside {
     let me = key.public().to_peer_id();
     let identify = identify::Config::new("/p2pvm/1".into(), key.public())
         .with_agent_version(concat!("p2pvm/", env!("CARGO_PKG_VERSION")).into())
         .with_interval(IDENTIFY_INTERVAL)
         .with_cache_size(0);
-    // Always on: whom to ask follows from contacts. In libp2p-relay 0.22 a change of the status, which
-    // follows the external addresses otherwise, panics the task of every relayed connection.
+    // Always on: whom to ask follows from contacts. In libp2p-relay 0.22 a change of the status,
+    // which follows the external addresses otherwise, panics the task of every relayed connection.
     let mut relay = relay::Behaviour::new(me, relay_config());
     relay.set_status(Some(relay::Status::Enable));
     Inside {
@@ -100,15 +105,25 @@ fn keepalive(me: PeerId) -> Duration {
 /// A connection of its own to each remote peer.
 pub type Connection = (PeerId, StreamMuxerBox);
 
-/// Lets no dial succeed that reached another peer than the address names. The swarm checks that too, but of the one connection
-/// only that was made first: then a stranger that answers at one address, as where two homes number their machines alike, ends
-/// the whole dial, with the address that would have led there.
-fn only_whom_it_names(connection: Connection, end: ConnectedPoint) -> std::future::Ready<io::Result<Connection>> {
+/// Lets no dial succeed that reached another peer than the address names. The swarm checks that
+/// too, but of the one connection only that was made first: then a stranger that answers at one
+/// address, as where two homes number their machines alike, ends the whole dial, with the address
+/// that would have led there.
+fn only_whom_it_names(
+    connection: Connection,
+    end: ConnectedPoint,
+) -> std::future::Ready<io::Result<Connection>> {
     let wrong = match &end {
-        ConnectedPoint::Dialer { address, .. } => matches!(address.iter().last(), Some(Protocol::P2p(named)) if named != connection.0),
+        ConnectedPoint::Dialer { address, .. } => {
+            matches!(address.iter().last(), Some(Protocol::P2p(named)) if named != connection.0)
+        }
         ConnectedPoint::Listener { .. } => false,
     };
-    std::future::ready(if wrong { Err(io::Error::other(format!("{} answered", connection.0))) } else { Ok(connection) })
+    std::future::ready(if wrong {
+        Err(io::Error::other(format!("{} answered", connection.0)))
+    } else {
+        Ok(connection)
+    })
 }
 
 fn over_tcp(key: &identity::Keypair) -> Result<Boxed<Connection>, noise::Error> {
@@ -116,7 +131,10 @@ fn over_tcp(key: &identity::Keypair) -> Result<Boxed<Connection>, noise::Error> 
         .upgrade(Version::V1Lazy)
         .authenticate(noise::Config::new(key)?)
         .multiplex(yamux::Config::default());
-    Ok(transport.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).and_then(only_whom_it_names).boxed())
+    Ok(transport
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .and_then(only_whom_it_names)
+        .boxed())
 }
 
 fn over_quic(key: &identity::Keypair) -> Boxed<Connection> {
@@ -124,11 +142,14 @@ fn over_quic(key: &identity::Keypair) -> Boxed<Connection> {
     config.keep_alive_interval = keepalive(key.public().to_peer_id());
     config.max_idle_timeout = QUIC_DEAD_AFTER_MS;
     let transport = quic::tokio::Transport::new(config);
-    transport.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).and_then(only_whom_it_names).boxed()
+    transport
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .and_then(only_whom_it_names)
+        .boxed()
 }
 
-/// Builds the swarm of a node behind `door`, which stays out of the tunnels that `underlay` knows. Streams that others open go to
-/// `incoming`.
+/// Builds the swarm of a node behind `door`, which stays out of the tunnels that `underlay` knows.
+/// Streams that others open go to `incoming`.
 ///
 /// # Errors
 /// What the transports say, as text.
@@ -138,7 +159,10 @@ pub fn build(
     incoming: mpsc::Sender<(PeerId, Carried)>,
     underlay: &Underlay,
 ) -> Result<Swarm<Host>, String> {
-    let tcp = Outside::new(over_tcp(&key).map_err(|e| p2pvm_host::chain(&e))?, underlay.clone());
+    let tcp = Outside::new(
+        over_tcp(&key).map_err(|e| p2pvm_host::chain(&e))?,
+        underlay.clone(),
+    );
     let quic = Outside::new(over_quic(&key), underlay.clone()).unmarked();
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
@@ -152,7 +176,8 @@ pub fn build(
         config
             // The driver closes what is superfluous.
             .with_idle_connection_timeout(Duration::from_secs(365 * 86_400))
-            // The first data goes along with the protocol's name: one round trip less for every stream.
+            // The first data goes along with the protocol's name: one round trip less for every
+            // stream.
             .with_substream_upgrade_protocol_override(Version::V1Lazy)
             .with_dial_concurrency_factor(NonZeroU8::new(16).expect("16 is not zero"))
             .with_smart_dial()

@@ -48,7 +48,8 @@ pub enum JoinError {
     /// The invite or this node was refused.
     #[error("the invite was refused: {0}")]
     Refused(Refusal),
-    /// By this machine's clock the certificate of the member asked has ended: one of the two is at fault.
+    /// By this machine's clock the certificate of the member asked has ended: one of the two is at
+    /// fault.
     #[error("by this machine's clock the certificate of the member asked has ended")]
     MemberExpired,
     /// By a member's clock, which is at this, the invite is over.
@@ -57,9 +58,11 @@ pub enum JoinError {
     /// None of the addresses leads to a member.
     #[error("no member answered at {0}: is one of them running, and can it be reached from here?")]
     Unreachable(String),
-    /// All addresses lie behind another network of this machine: a network through a network would carry itself.
+    /// All addresses lie behind another network of this machine: a network through a network would
+    /// carry itself.
     #[error(
-        "{0}: each lies inside another p2pvm network of this machine, through which no network is built: name another address of a member"
+        "{0}: each lies inside another p2pvm network of this machine, through which no network is \
+            built: name another address of a member"
     )]
     Inside(String),
     /// Neither a certificate nor a refusal came.
@@ -75,27 +78,60 @@ pub enum JoinError {
 ///
 /// # Errors
 /// The refusal with its reason, or that nobody was reached.
-pub async fn join(identity: &Identity, invite: &Invite, name: &str, knock_at: &[String]) -> Result<Joined, JoinError> {
+pub async fn join(
+    identity: &Identity,
+    invite: &Invite,
+    name: &str,
+    knock_at: &[String],
+) -> Result<Joined, JoinError> {
     if !crate::membership::valid_name(name) {
         return Err(JoinError::Refused(Refusal::BadName));
     }
     let underlay = Underlay::look();
     let addresses = addresses(invite, knock_at, &underlay)?;
     let (admitted, host) = knock(identity, invite, name, &addresses, &underlay).await?;
-    let Admitted { certificate, revocations, contacts } = admitted;
-    Ok(Joined { certificate, network: invite.network().clone(), revocations, peers: peers(&host, &contacts, &addresses) })
+    let Admitted {
+        certificate,
+        revocations,
+        contacts,
+    } = admitted;
+    Ok(Joined {
+        certificate,
+        network: invite.network().clone(),
+        revocations,
+        peers: peers(&host, &contacts, &addresses),
+    })
 }
 
-fn addresses(invite: &Invite, knock_at: &[String], underlay: &Underlay) -> Result<Vec<Multiaddr>, JoinError> {
+fn addresses(
+    invite: &Invite,
+    knock_at: &[String],
+    underlay: &Underlay,
+) -> Result<Vec<Multiaddr>, JoinError> {
     invite.verify().map_err(JoinError::Refused)?;
-    let named: Vec<Multiaddr> = invite.knock_at(knock_at).filter_map(|a| a.parse().ok()).collect();
+    let named: Vec<Multiaddr> = invite
+        .knock_at(knock_at)
+        .filter_map(|a| a.parse().ok())
+        .collect();
     let is_inside = |address: &Multiaddr| ip_of(address).is_some_and(|ip| underlay.is_inside(&ip));
-    let addresses: Vec<Multiaddr> = named.iter().filter(|address| !is_inside(address)).cloned().collect();
+    let addresses: Vec<Multiaddr> = named
+        .iter()
+        .filter(|address| !is_inside(address))
+        .cloned()
+        .collect();
     if addresses.is_empty() && !named.is_empty() {
-        return Err(JoinError::Inside(named.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
+        return Err(JoinError::Inside(
+            named
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
+        ));
     }
     if addresses.is_empty() {
-        return Err(JoinError::Unreachable("any address: the invite names none".into()));
+        return Err(JoinError::Unreachable(
+            "any address: the invite names none".into(),
+        ));
     }
     Ok(addresses)
 }
@@ -115,8 +151,17 @@ async fn knock(
     underlay: &Underlay,
 ) -> Result<(Admitted, Contact), JoinError> {
     let trust = Arc::new(Trust::new(invite.network().id));
-    let request = AdmitRequest { invite: invite.clone(), name: name.to_owned(), link_key: identity.link_key() };
-    let door = Arc::new(Door::of_joiner(identity.member_id(), invite.network().clone(), trust, request));
+    let request = AdmitRequest {
+        invite: invite.clone(),
+        name: name.to_owned(),
+        link_key: identity.link_key(),
+    };
+    let door = Arc::new(Door::of_joiner(
+        identity.member_id(),
+        invite.network().clone(),
+        trust,
+        request,
+    ));
     let key = host::keypair(identity).map_err(|e| JoinError::Host(p2pvm_host::chain(&e)))?;
     let (incoming, _none) = mpsc::channel(1);
     let mut swarm = host::build(key, door, incoming, underlay).map_err(JoinError::Host)?;
@@ -127,7 +172,9 @@ async fn knock(
             dialling.insert(id);
         }
     }
-    tokio::time::timeout(JOIN_TIMEOUT, decide(&mut swarm, dialling, addresses)).await.map_err(|_| JoinError::TimedOut(JOIN_TIMEOUT))?
+    tokio::time::timeout(JOIN_TIMEOUT, decide(&mut swarm, dialling, addresses))
+        .await
+        .map_err(|_| JoinError::TimedOut(JOIN_TIMEOUT))?
 }
 
 /// Follows the dials until one member has decided, or all are in vain.
@@ -146,15 +193,25 @@ async fn decide(
                 }
             }
             SwarmEvent::Behaviour(GateEvent::Failed { peer, error }) => {
-                tracing::debug!(member = ?member_of(&peer), "knocking failed: {}", p2pvm_host::chain(&error));
+                tracing::debug!(member = ?member_of(&peer), "knocking \
+                    failed: {}", p2pvm_host::chain(&error));
                 match error {
                     // This one cannot, cannot now, or is of another network; another may.
-                    DoorError::TurnedDown(why @ (Refusal::CannotAdmit | Refusal::Undecided(_) | Refusal::OtherNetwork), _, _) => {
+                    DoorError::TurnedDown(
+                        why
+                        @ (Refusal::CannotAdmit | Refusal::Undecided(_) | Refusal::OtherNetwork),
+                        _,
+                        _,
+                    ) => {
                         refusal = Some(why);
                     }
-                    DoorError::TurnedDown(Refusal::Expired, _, Some(clock)) => return Err(JoinError::Expired(clock)),
+                    DoorError::TurnedDown(Refusal::Expired, _, Some(clock)) => {
+                        return Err(JoinError::Expired(clock));
+                    }
                     DoorError::Refused(Refusal::Expired) => return Err(JoinError::MemberExpired),
-                    DoorError::TurnedDown(why, _, _) | DoorError::Refused(why) => return Err(JoinError::Refused(why)),
+                    DoorError::TurnedDown(why, _, _) | DoorError::Refused(why) => {
+                        return Err(JoinError::Refused(why));
+                    }
                     DoorError::Io(_) | DoorError::TimedOut => {}
                 }
             }
@@ -163,22 +220,47 @@ async fn decide(
                 open.insert(connection_id);
             }
             SwarmEvent::ConnectionClosed { connection_id, .. } => drop(open.remove(&connection_id)),
-            SwarmEvent::OutgoingConnectionError { connection_id, .. } => drop(dialling.remove(&connection_id)),
+            SwarmEvent::OutgoingConnectionError { connection_id, .. } => {
+                let _ = dialling.remove(&connection_id);
+            }
             _ => {}
         }
     }
-    Err(refusal.map_or_else(|| JoinError::Unreachable(tried(addresses)), JoinError::Refused))
+    Err(refusal.map_or_else(
+        || JoinError::Unreachable(tried(addresses)),
+        JoinError::Refused,
+    ))
 }
 
 fn peers(host: &Contact, contacts: &[Contact], knocked_at: &[Multiaddr]) -> Vec<String> {
     let of = |contact: &Contact| {
         let peer = super::address::peer_of(contact.member());
-        let whole = move |a: &String| Some(a.parse::<Multiaddr>().ok()?.with(Protocol::P2p(peer?)).to_string());
-        contact.addresses.iter().filter_map(whole).collect::<Vec<_>>()
+        let whole = move |a: &String| {
+            Some(
+                a.parse::<Multiaddr>()
+                    .ok()?
+                    .with(Protocol::P2p(peer?))
+                    .to_string(),
+            )
+        };
+        contact
+            .addresses
+            .iter()
+            .filter_map(whole)
+            .collect::<Vec<_>>()
     };
-    let mut peers: Vec<String> = knocked_at.iter().map(ToString::to_string).chain(of(host)).collect();
+    let mut peers: Vec<String> = knocked_at
+        .iter()
+        .map(ToString::to_string)
+        .chain(of(host))
+        .collect();
     let me_too: HashSet<MemberId> = [host.member()].into();
-    peers.extend(contacts.iter().filter(|c| !me_too.contains(&c.member())).flat_map(of));
+    peers.extend(
+        contacts
+            .iter()
+            .filter(|c| !me_too.contains(&c.member()))
+            .flat_map(of),
+    );
     let mut seen = HashSet::new();
     peers.retain(|p| seen.insert(p.clone()));
     peers.truncate(64);

@@ -1,6 +1,7 @@
-//! Dials addresses with names in them (`/dns/home.example.org/...`): the name is looked up when it is dialled, by the servers that the
-//! machine has at that moment ([`super::names`]). libp2p's own transport for names reads the machine's list of servers once and keeps
-//! it, and a machine moves between networks.
+//! Dials addresses with names in them (`/dns/home.example.org/...`): the name is looked up when it
+//! is dialled, by the servers that the machine has at that moment ([`super::names`]). libp2p's own
+//! transport for names reads the machine's list of servers once and keeps it, and a machine moves
+//! between networks.
 
 use super::{host::Connection, names};
 use futures::{FutureExt, future::BoxFuture};
@@ -42,12 +43,15 @@ type Wanted = fn(&IpAddr) -> bool;
 
 /// The name in an address, its place, and whether addresses of a family are wanted for it.
 fn name_in(address: &Multiaddr) -> Option<(usize, String, Wanted)> {
-    address.iter().enumerate().find_map(|(place, part)| match part {
-        Protocol::Dns(name) => Some((place, name.into_owned(), (|_| true) as Wanted)),
-        Protocol::Dns4(name) => Some((place, name.into_owned(), IpAddr::is_ipv4)),
-        Protocol::Dns6(name) => Some((place, name.into_owned(), IpAddr::is_ipv6)),
-        _ => None,
-    })
+    address
+        .iter()
+        .enumerate()
+        .find_map(|(place, part)| match part {
+            Protocol::Dns(name) => Some((place, name.into_owned(), (|_| true) as Wanted)),
+            Protocol::Dns4(name) => Some((place, name.into_owned(), IpAddr::is_ipv4)),
+            Protocol::Dns6(name) => Some((place, name.into_owned(), IpAddr::is_ipv6)),
+            _ => None,
+        })
 }
 
 impl Transport for Lookup {
@@ -56,7 +60,11 @@ impl Transport for Lookup {
     type ListenerUpgrade = <Inner as Transport>::ListenerUpgrade;
     type Dial = BoxFuture<'static, io::Result<Connection>>;
 
-    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<io::Error>> {
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        address: Multiaddr,
+    ) -> Result<(), TransportError<io::Error>> {
         self.inner().listen_on(id, address)
     }
 
@@ -64,7 +72,11 @@ impl Transport for Lookup {
         self.inner().remove_listener(id)
     }
 
-    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
+    fn dial(
+        &mut self,
+        address: Multiaddr,
+        options: DialOpts,
+    ) -> Result<Self::Dial, TransportError<io::Error>> {
         let Some((place, name, is_wanted)) = name_in(&address) else {
             return self.inner().dial(address, options).map(FutureExt::boxed);
         };
@@ -73,8 +85,13 @@ impl Transport for Lookup {
             let found = names::addresses(&name).await.map_err(io::Error::other)?;
             let mut why = io::Error::other(format!("'{name}' has no address of the wanted kind"));
             for ip in found.into_iter().filter(is_wanted).take(MAX_ADDRESSES) {
-                let Some(address) = address.replace(place, |_| Some(ip.into())) else { break };
-                let dialled = inner.lock().unwrap_or_else(PoisonError::into_inner).dial(address, options);
+                let Some(address) = address.replace(place, |_| Some(ip.into())) else {
+                    break;
+                };
+                let dialled = inner
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .dial(address, options);
                 match dialled {
                     Ok(connection) => match connection.await {
                         Ok(connection) => return Ok(connection),
@@ -89,7 +106,10 @@ impl Transport for Lookup {
         Ok(dial.boxed())
     }
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+    fn poll(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
         Pin::new(&mut *self.inner()).poll(context)
     }
 }
@@ -102,12 +122,26 @@ mod tests {
     fn the_name_in_an_address_is_found_with_its_kind() {
         let of = |text: &str| {
             name_in(&text.parse().unwrap()).map(|(place, name, is_wanted)| {
-                (place, name, is_wanted(&"192.0.2.1".parse().unwrap()), is_wanted(&"2001:db8::1".parse().unwrap()))
+                (
+                    place,
+                    name,
+                    is_wanted(&"192.0.2.1".parse().unwrap()),
+                    is_wanted(&"2001:db8::1".parse().unwrap()),
+                )
             })
         };
-        assert_eq!(of("/dns/a.org/udp/4001/quic-v1"), Some((0, "a.org".into(), true, true)));
-        assert_eq!(of("/dns4/a.org/tcp/4001"), Some((0, "a.org".into(), true, false)));
-        assert_eq!(of("/dns6/a.org/tcp/4001"), Some((0, "a.org".into(), false, true)));
+        assert_eq!(
+            of("/dns/a.org/udp/4001/quic-v1"),
+            Some((0, "a.org".into(), true, true))
+        );
+        assert_eq!(
+            of("/dns4/a.org/tcp/4001"),
+            Some((0, "a.org".into(), true, false))
+        );
+        assert_eq!(
+            of("/dns6/a.org/tcp/4001"),
+            Some((0, "a.org".into(), false, true))
+        );
         assert_eq!(of("/ip4/192.0.2.1/tcp/4001"), None);
     }
 }

@@ -1,10 +1,11 @@
-//! A way in through the home router. As long as this node has no public IPv4 address, its QUIC port is mapped on the router
-//! ([`crate::portmap`]: PCP, NAT-PMP, UPnP) and the outside address stands first among those that it tells others and puts into
-//! invites.
+//! A way in through the home router. As long as this node has no public IPv4 address, its QUIC port
+//! is mapped on the router ([`crate::portmap`]: PCP, NAT-PMP, UPnP) and the outside address stands
+//! first among those that it tells others and puts into invites.
 //!
-//! Without it nobody gets into a network whose members all stand behind such routers: the ports of the packet plane are found out
-//! with the help of members, and a joiner has none yet. A mapping with an outside address that is not public, as behind a
-//! carrier's NAT, leads nowhere and is not told.
+//! Without it nobody gets into a network whose members all stand behind such routers: the ports of
+//! the packet plane are found out with the help of members, and a joiner has none yet. A mapping
+//! with an outside address that is not public, as behind a carrier's NAT, leads nowhere and is not
+//! told.
 
 use super::{
     address::{ip_of, is_loopback, is_public, is_quic},
@@ -23,7 +24,8 @@ use tokio::sync::{Notify, oneshot, watch};
 const ASK_AGAIN: Duration = Duration::from_secs(300);
 /// How often it is looked whether this node's own addresses have changed.
 const LOOK: Duration = Duration::from_secs(2);
-/// The first of these looks: right after the start the sockets are not open yet. Twice as late each time, up to the above.
+/// The first of these looks: right after the start the sockets are not open yet. Twice as late each
+/// time, up to the above.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
 /// A router that does not answer at the end keeps the mapping until it runs out.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -37,7 +39,11 @@ pub struct WayIn {
 
 impl WayIn {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { settled: watch::Sender::new(false), closing: Notify::new(), closed: Notify::new() })
+        Arc::new(Self {
+            settled: watch::Sender::new(false),
+            closing: Notify::new(),
+            closed: Notify::new(),
+        })
     }
 
     /// Waits until the router has been asked once, or need not be.
@@ -82,12 +88,20 @@ impl WayIn {
                 }
                 (false, None) => None,
             };
-            let usable =
-                held.as_ref().map(Mapping::external).filter(|outside| is_public(outside.ip()) && shared.is_usable(&multiaddr(*outside)));
+            let usable = held.as_ref().map(Mapping::external).filter(|outside| {
+                is_public(outside.ip()) && shared.is_usable(&multiaddr(*outside))
+            });
             if usable != told {
-                tracing::info!(outside = ?usable, protocol = ?held.as_ref().map(Mapping::protocol), "the router lets others in");
+                tracing::info!(
+                    outside = ?usable, protocol = ?held.as_ref().map(Mapping::protocol),
+                    "the router lets others in"
+                );
                 let (done, published) = oneshot::channel();
-                let command = Command::Mapped { old: told, new: usable, done };
+                let command = Command::Mapped {
+                    old: told,
+                    new: usable,
+                    done,
+                };
                 if shared.commands.send(command).await.is_err() || published.await.is_err() {
                     return;
                 }
@@ -95,7 +109,12 @@ impl WayIn {
             }
             self.settled.send_replace(own.is_known());
             let mut pause = if own.is_known() { LOOK } else { LOOK_FIRST };
-            let until = Instant::now() + if held.is_some() { portmap::LEASE / 2 } else { ASK_AGAIN };
+            let until = Instant::now()
+                + if held.is_some() {
+                    portmap::LEASE / 2
+                } else {
+                    ASK_AGAIN
+                };
             while Instant::now() < until {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LOOK);
@@ -125,11 +144,22 @@ impl Own {
 }
 
 fn own_addresses(shared: &Shared) -> Own {
-    let listening = shared.listening.read().unwrap_or_else(PoisonError::into_inner);
+    let listening = shared
+        .listening
+        .read()
+        .unwrap_or_else(PoisonError::into_inner);
     let mut own = Own::default();
     for address in listening.iter().filter_map(|a| a.parse::<Multiaddr>().ok()) {
-        let port = address.iter().find_map(|part| if let Protocol::Udp(port) = part { Some(port) } else { None });
-        let Some((ip @ IpAddr::V4(_), port)) = ip_of(&address).zip(port) else { continue };
+        let port = address.iter().find_map(|part| {
+            if let Protocol::Udp(port) = part {
+                Some(port)
+            } else {
+                None
+            }
+        });
+        let Some((ip @ IpAddr::V4(_), port)) = ip_of(&address).zip(port) else {
+            continue;
+        };
         if is_quic(&address) && !is_loopback(&address) && shared.is_usable(&address) {
             own.ips.push(ip);
             own.port = port;
@@ -141,7 +171,9 @@ fn own_addresses(shared: &Shared) -> Own {
 
 /// A mapped QUIC port as others dial it.
 pub fn multiaddr(outside: SocketAddr) -> Multiaddr {
-    Multiaddr::from(outside.ip()).with(Protocol::Udp(outside.port())).with(Protocol::QuicV1)
+    Multiaddr::from(outside.ip())
+        .with(Protocol::Udp(outside.port()))
+        .with(Protocol::QuicV1)
 }
 
 #[cfg(test)]
@@ -150,11 +182,23 @@ mod tests {
 
     #[test]
     fn a_mapping_is_wanted_behind_a_home_router_only() {
-        let of = |ips: &[&str]| Own { ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(), port: 4001 };
+        let of = |ips: &[&str]| Own {
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            port: 4001,
+        };
         assert!(of(&["192.168.1.9"]).wants_mapping());
         assert!(of(&["192.168.1.9", "10.0.0.2"]).wants_mapping());
-        assert!(!of(&["192.168.1.9", "198.18.3.4"]).wants_mapping(), "a public address needs no router");
-        assert!(!of(&[]).wants_mapping(), "a machine without a network has no router");
-        assert_eq!(multiaddr("198.18.3.4:4001".parse().unwrap()).to_string(), "/ip4/198.18.3.4/udp/4001/quic-v1");
+        assert!(
+            !of(&["192.168.1.9", "198.18.3.4"]).wants_mapping(),
+            "a public address needs no router"
+        );
+        assert!(
+            !of(&[]).wants_mapping(),
+            "a machine without a network has no router"
+        );
+        assert_eq!(
+            multiaddr("198.18.3.4:4001".parse().unwrap()).to_string(),
+            "/ip4/198.18.3.4/udp/4001/quic-v1"
+        );
     }
 }

@@ -1,9 +1,10 @@
-//! TCP whose dials carry the mark of p2pvm's own sockets from their first packet on ([`crate::underlay::mark`]). A dial that cannot
-//! leave from the listening port, as to an address that is connected already, leaves from any: policy rules that look at ports do
-//! not know it, and without the mark it would take an accepted route, into the tunnel that it is to carry.
+//! TCP whose dials carry the mark of p2pvm's own sockets from their first packet on
+//! ([`crate::underlay::mark`]). A dial that cannot leave from the listening port, as to an address
+//! that is connected already, leaves from any: policy rules that look at ports do not know it, and
+//! without the mark it would take an accepted route, into the tunnel that it is to carry.
 //!
-//! libp2p's transport connects before it shows the socket to anybody, so that only listening is left to it. Which port a dial leaves
-//! from is decided as there.
+//! libp2p's transport connects before it shows the socket to anybody, so that only listening is
+//! left to it. Which port a dial leaves from is decided as there.
 
 use crate::underlay;
 use futures::{FutureExt, future::BoxFuture};
@@ -37,12 +38,20 @@ fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
         Protocol::Ip6(ip) => ip.into(),
         _ => return None,
     };
-    let Protocol::Tcp(port) = parts.next()? else { return None };
-    parts.all(|part| matches!(part, Protocol::P2p(_))).then(|| SocketAddr::new(ip, port))
+    let Protocol::Tcp(port) = parts.next()? else {
+        return None;
+    };
+    parts
+        .all(|part| matches!(part, Protocol::P2p(_)))
+        .then(|| SocketAddr::new(ip, port))
 }
 
 fn socket(to: &SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpSocket> {
-    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if to.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     if to.is_ipv6() {
         setsockopt(&socket, Ipv6V6Only, &true)?;
     }
@@ -59,7 +68,9 @@ fn socket(to: &SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpSocket> {
 async fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
     let connected = match socket(&to, from)?.connect(to).await {
         // A connection of the same two ends is there.
-        Err(e) if from.is_some() && e.kind() == io::ErrorKind::AddrNotAvailable => socket(&to, None)?.connect(to).await,
+        Err(e) if from.is_some() && e.kind() == io::ErrorKind::AddrNotAvailable => {
+            socket(&to, None)?.connect(to).await
+        }
         connected => connected,
     };
     connected.map(TcpStream)
@@ -68,14 +79,29 @@ async fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStre
 impl Marked {
     /// Listens and dials with these settings.
     pub fn new(config: tcp::Config) -> Self {
-        Self { inner: tcp::tokio::Transport::new(config), listening: HashSet::new() }
+        Self {
+            inner: tcp::tokio::Transport::new(config),
+            listening: HashSet::new(),
+        }
     }
 
-    /// Where a dial to `to` leaves from, if it is to leave from the port at which others are let in.
+    /// Where a dial to `to` leaves from, if it is to leave from the port at which others are let
+    /// in.
     fn listening_port(&self, to: &SocketAddr) -> Option<SocketAddr> {
-        let fits = |own: &SocketAddr| own.is_ipv4() == to.is_ipv4() && own.ip().is_loopback() == to.ip().is_loopback();
-        let port = self.listening.iter().map(|(_, own)| own).find(|own| fits(own))?.port();
-        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let fits = |own: &SocketAddr| {
+            own.is_ipv4() == to.is_ipv4() && own.ip().is_loopback() == to.ip().is_loopback()
+        };
+        let port = self
+            .listening
+            .iter()
+            .map(|(_, own)| own)
+            .find(|own| fits(own))?
+            .port();
+        let any: IpAddr = if to.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
         Some(SocketAddr::new(any, port))
     }
 }
@@ -86,7 +112,11 @@ impl Transport for Marked {
     type ListenerUpgrade = <tcp::tokio::Transport as Transport>::ListenerUpgrade;
     type Dial = BoxFuture<'static, io::Result<TcpStream>>;
 
-    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<io::Error>> {
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        address: Multiaddr,
+    ) -> Result<(), TransportError<io::Error>> {
         self.inner.listen_on(id, address)
     }
 
@@ -95,28 +125,48 @@ impl Transport for Marked {
         self.inner.remove_listener(id)
     }
 
-    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
+    fn dial(
+        &mut self,
+        address: Multiaddr,
+        options: DialOpts,
+    ) -> Result<Self::Dial, TransportError<io::Error>> {
         match socket_address(&address) {
             Some(to) if to.port() != 0 && !to.ip().is_unspecified() => {
-                let from = self.listening_port(&to).filter(|_| options.port_use == PortUse::Reuse);
+                let from = self
+                    .listening_port(&to)
+                    .filter(|_| options.port_use == PortUse::Reuse);
                 Ok(connect(to, from).boxed())
             }
             _ => Err(TransportError::MultiaddrNotSupported(address)),
         }
     }
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
-        let Poll::Ready(event) = Pin::new(&mut self.inner).poll(context) else { return Poll::Pending };
+    fn poll(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+        let Poll::Ready(event) = Pin::new(&mut self.inner).poll(context) else {
+            return Poll::Pending;
+        };
         match &event {
-            TransportEvent::NewAddress { listener_id, listen_addr } => {
-                self.listening.extend(socket_address(listen_addr).map(|own| (*listener_id, own)));
+            TransportEvent::NewAddress {
+                listener_id,
+                listen_addr,
+            } => {
+                self.listening
+                    .extend(socket_address(listen_addr).map(|own| (*listener_id, own)));
             }
-            TransportEvent::AddressExpired { listener_id, listen_addr } => {
+            TransportEvent::AddressExpired {
+                listener_id,
+                listen_addr,
+            } => {
                 if let Some(own) = socket_address(listen_addr) {
                     self.listening.remove(&(*listener_id, own));
                 }
             }
-            TransportEvent::ListenerClosed { listener_id, .. } => self.listening.retain(|(listener, _)| listener != listener_id),
+            TransportEvent::ListenerClosed { listener_id, .. } => self
+                .listening
+                .retain(|(listener, _)| listener != listener_id),
             _ => {}
         }
         Poll::Ready(event)
@@ -130,19 +180,36 @@ mod tests {
     use nix::sys::socket::{getsockopt, sockopt};
     use std::future::poll_fn;
 
-    async fn dial(transport: &mut Marked, to: &Multiaddr, port_use: PortUse) -> io::Result<tokio::net::TcpStream> {
-        let options = DialOpts { role: Endpoint::Dialer, port_use };
-        Ok(transport.dial(to.clone(), options).map_err(io::Error::other)?.await?.0)
+    async fn dial(
+        transport: &mut Marked,
+        to: &Multiaddr,
+        port_use: PortUse,
+    ) -> io::Result<tokio::net::TcpStream> {
+        let options = DialOpts {
+            role: Endpoint::Dialer,
+            port_use,
+        };
+        Ok(transport
+            .dial(to.clone(), options)
+            .map_err(io::Error::other)?
+            .await?
+            .0)
     }
 
     async fn listen(transport: &mut Marked, address: &str) -> Multiaddr {
-        transport.listen_on(ListenerId::next(), address.parse().unwrap()).unwrap();
-        poll_fn(|context| Pin::new(&mut *transport).poll(context)).await.into_new_address().unwrap()
+        transport
+            .listen_on(ListenerId::next(), address.parse().unwrap())
+            .unwrap();
+        poll_fn(|context| Pin::new(&mut *transport).poll(context))
+            .await
+            .into_new_address()
+            .unwrap()
     }
 
     /// Root alone may set a mark.
     fn is_marked(stream: &tokio::net::TcpStream) -> bool {
-        getsockopt(stream, sockopt::Mark).unwrap() == underlay::SOCKET_MARK || !nix::unistd::geteuid().is_root()
+        getsockopt(stream, sockopt::Mark).unwrap() == underlay::SOCKET_MARK
+            || !nix::unistd::geteuid().is_root()
     }
 
     #[tokio::test]
@@ -171,12 +238,29 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_plain_tcp_address_is_left_to_others() {
         let mut transport = Marked::new(tcp::Config::default());
-        for other in ["/ip4/192.0.2.1/udp/4001/quic-v1", "/ip4/192.0.2.1/tcp/4001/ws", "/ip4/192.0.2.1/tcp/0", "/ip4/0.0.0.0/tcp/1"] {
-            let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+        for other in [
+            "/ip4/192.0.2.1/udp/4001/quic-v1",
+            "/ip4/192.0.2.1/tcp/4001/ws",
+            "/ip4/192.0.2.1/tcp/0",
+            "/ip4/0.0.0.0/tcp/1",
+        ] {
+            let options = DialOpts {
+                role: Endpoint::Dialer,
+                port_use: PortUse::New,
+            };
             let dialled = transport.dial(other.parse().unwrap(), options);
-            assert!(matches!(dialled, Err(TransportError::MultiaddrNotSupported(_))), "{other}");
+            assert!(
+                matches!(dialled, Err(TransportError::MultiaddrNotSupported(_))),
+                "{other}"
+            );
         }
         let refused: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
-        assert_eq!(dial(&mut transport, &refused, PortUse::New).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(
+            dial(&mut transport, &refused, PortUse::New)
+                .await
+                .unwrap_err()
+                .kind(),
+            io::ErrorKind::ConnectionRefused
+        );
     }
 }

@@ -1,8 +1,10 @@
-//! Which addresses a host's name has: by `/etc/hosts` and the name servers of `/etc/resolv.conf`, and by nothing else.
+//! Which addresses a host's name has: by `/etc/hosts` and the name servers of `/etc/resolv.conf`,
+//! and by nothing else.
 //!
-//! The C library is not asked. Its `getaddrinfo` loads what the host's `/etc/nsswitch.conf` names at run time, and a program that is
-//! linked statically does not survive that where the host has another C library (`docs/decisions/0027-static-program.md`). So
-//! names that only such modules know (mDNS) are not found, in any of our programs alike.
+//! The C library is not asked. Its `getaddrinfo` loads what the host's `/etc/nsswitch.conf` names
+//! at run time, and a program that is linked statically does not survive that where the host has
+//! another C library (`docs/decisions/0027-static-program.md`). So names that only such modules
+//! know (mDNS) are not found, in any of our programs alike.
 
 use hickory_resolver::{
     TokioResolver,
@@ -23,24 +25,36 @@ const TRY: Duration = Duration::from_secs(2);
 /// So long programs wait for a name (resolv.conf(5), `timeout`).
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The host's name servers but for p2pvm's own resolvers, which would only ask the others. Without any the one on this host is asked
-/// (resolv.conf(5)): that there is none is no reason to do without the members, whose addresses are known.
+/// The host's name servers but for p2pvm's own resolvers, which would only ask the others. Without
+/// any the one on this host is asked (resolv.conf(5)): that there is none is no reason to do
+/// without the members, whose addresses are known.
 fn servers() -> (ResolverConfig, ResolverOpts) {
     let text = fs::read(RESOLV_CONF).unwrap_or_else(|error| {
         tracing::debug!(%error, "no list of name servers");
         Vec::new()
     });
     let original = text::parse(&text).original;
-    let named = text::name_servers(&original).into_iter().filter(|server| server.scope.is_none());
-    let mut servers: Vec<NameServerConfig> = named.map(|server| NameServerConfig::udp_and_tcp(server.ip)).collect();
+    let named = text::name_servers(&original)
+        .into_iter()
+        .filter(|server| server.scope.is_none());
+    let mut servers: Vec<NameServerConfig> = named
+        .map(|server| NameServerConfig::udp_and_tcp(server.ip))
+        .collect();
     if servers.is_empty() {
         servers.push(NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into()));
     }
-    let search = text::search(&original).iter().filter_map(|domain| Name::from_utf8(domain).ok()).collect();
-    (ResolverConfig::from_parts(None, search, servers), ResolverOpts::default())
+    let search = text::search(&original)
+        .iter()
+        .filter_map(|domain| Name::from_utf8(domain).ok())
+        .collect();
+    (
+        ResolverConfig::from_parts(None, search, servers),
+        ResolverOpts::default(),
+    )
 }
 
-/// The addresses of `host`, which is a name or an address. The host's files are read each time: they change where a machine moves.
+/// The addresses of `host`, which is a name or an address. The host's files are read each time:
+/// they change where a machine moves.
 ///
 /// # Errors
 /// Why none was found, as text.
@@ -51,12 +65,17 @@ pub async fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
     let (config, mut options) = servers();
     options.timeout = options.timeout.min(TRY);
     let asked = async {
-        let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()?;
+        let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            .with_options(options)
+            .build()?;
         Ok::<_, NetError>(resolver.lookup_ip(host).await?.iter().collect())
     };
     match tokio::time::timeout(LIMIT, asked).await {
         Ok(found) => found.map_err(|e| format!("looking up '{host}': {e}")),
-        Err(_) => Err(format!("looking up '{host}': no name server answers within {} s", LIMIT.as_secs())),
+        Err(_) => Err(format!(
+            "looking up '{host}': no name server answers within {} s",
+            LIMIT.as_secs()
+        )),
     }
 }
 
@@ -91,18 +110,37 @@ mod tests {
     }
 
     fn look_up(host: &str) -> Result<Vec<IpAddr>, String> {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(addresses(host))
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(addresses(host))
     }
 
     #[test]
     fn a_name_is_found_without_the_modules_of_the_c_library() {
         // The C library, if it were asked, would look nowhere.
-        let files = [("nsswitch.conf", "hosts: nowhere\n"), ("hosts", "192.0.2.7 collector.example\n2001:db8::7 collector.example\n")];
+        let files = [
+            ("nsswitch.conf", "hosts: nowhere\n"),
+            (
+                "hosts",
+                "192.0.2.7 collector.example\n2001:db8::7 collector.example\n",
+            ),
+        ];
         with_etc(&files, || {
             let mut found = look_up("collector.example").unwrap();
             found.sort();
-            assert_eq!(found, ["192.0.2.7".parse::<IpAddr>().unwrap(), "2001:db8::7".parse().unwrap()]);
-            assert_eq!(look_up("192.0.2.9").unwrap(), ["192.0.2.9".parse::<IpAddr>().unwrap()]);
+            assert_eq!(
+                found,
+                [
+                    "192.0.2.7".parse::<IpAddr>().unwrap(),
+                    "2001:db8::7".parse().unwrap()
+                ]
+            );
+            assert_eq!(
+                look_up("192.0.2.9").unwrap(),
+                ["192.0.2.9".parse::<IpAddr>().unwrap()]
+            );
             assert!(look_up("no..name").unwrap_err().contains("'no..name'"));
         });
     }
@@ -110,12 +148,19 @@ mod tests {
     #[test]
     fn a_host_without_a_name_server_asks_its_own() {
         for files in [&[][..], &[("resolv.conf", "search lan\n")]] {
-            with_etc(files, || assert_eq!(asked(), [IpAddr::from(Ipv4Addr::LOCALHOST)]));
+            with_etc(files, || {
+                assert_eq!(asked(), [IpAddr::from(Ipv4Addr::LOCALHOST)])
+            });
         }
     }
 
     fn asked() -> Vec<IpAddr> {
-        servers().0.name_servers().iter().map(|server| server.ip).collect()
+        servers()
+            .0
+            .name_servers()
+            .iter()
+            .map(|server| server.ip)
+            .collect()
     }
 
     #[test]
@@ -128,13 +173,20 @@ mod tests {
             made: None,
         };
         let with_ours = |original: &str, alone| {
-            let parsed = text::Parsed { original: original.into(), blocks: vec![block.clone()] };
+            let parsed = text::Parsed {
+                original: original.into(),
+                blocks: vec![block.clone()],
+            };
             String::from_utf8(text::render(&parsed, alone)).unwrap()
         };
         let listed = with_ours("nameserver 192.0.2.1\nsearch lan\n", true);
         with_etc(&[("resolv.conf", &listed)], || {
             assert_eq!(asked(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
-            fs::write(RESOLV_CONF, with_ours("nameserver 192.0.2.2\nbut what is this\n", false)).unwrap();
+            fs::write(
+                RESOLV_CONF,
+                with_ours("nameserver 192.0.2.2\nbut what is this\n", false),
+            )
+            .unwrap();
             assert_eq!(asked(), ["192.0.2.2".parse::<IpAddr>().unwrap()]);
         });
     }

@@ -1,10 +1,11 @@
-//! A transport that keeps the control plane out of the tunnels of this machine: it dials no address behind one, lets nobody in who
-//! comes from there, and does not say that it listens there. Names are resolved above it, so that this holds for all addresses
-//! whoever gave them: invites, contacts, hole punching.
+//! A transport that keeps the control plane out of the tunnels of this machine: it dials no address
+//! behind one, lets nobody in who comes from there, and does not say that it listens there. Names
+//! are resolved above it, so that this holds for all addresses whoever gave them: invites,
+//! contacts, hole punching.
 //!
-//! A dial by QUIC leaves from the listening port, which the policy rules know, or, to see whether a stranger is let through
-//! somewhere, from another: that one can neither be known nor marked (the QUIC library makes the socket), so that it is not made where
-//! a route leads it into a tunnel.
+//! A dial by QUIC leaves from the listening port, which the policy rules know, or, to see whether a
+//! stranger is let through somewhere, from another: that one can neither be known nor marked (the
+//! QUIC library makes the socket), so that it is not made where a route leads it into a tunnel.
 
 use super::address::ip_of;
 use crate::underlay::Underlay;
@@ -12,7 +13,9 @@ use libp2p::{
     Multiaddr, PeerId,
     core::{
         muxing::StreamMuxerBox,
-        transport::{Boxed, DialOpts, ListenerId, PortUse, Transport, TransportError, TransportEvent},
+        transport::{
+            Boxed, DialOpts, ListenerId, PortUse, Transport, TransportError, TransportEvent,
+        },
     },
 };
 use nix::net::if_::if_indextoname;
@@ -42,23 +45,40 @@ pub struct Outside {
 impl Outside {
     /// Keeps `inner` out of the tunnels that `underlay` knows.
     pub fn new(inner: Boxed<Connection>, underlay: Underlay) -> Self {
-        Self { inner, underlay, hidden: HashSet::new(), unmarked: false, listening: HashSet::new() }
+        Self {
+            inner,
+            underlay,
+            hidden: HashSet::new(),
+            unmarked: false,
+            listening: HashSet::new(),
+        }
     }
 
     /// For a transport whose sockets carry no mark.
     pub fn unmarked(self) -> Self {
-        Self { unmarked: true, ..self }
+        Self {
+            unmarked: true,
+            ..self
+        }
     }
 
     /// Whether a dial would leave by an accepted route.
     fn takes_a_route_inside(&self, address: &Multiaddr, options: &DialOpts) -> bool {
-        let Some(ip) = ip_of(address).filter(|_| self.unmarked) else { return false };
-        let listens = options.port_use == PortUse::Reuse && self.listening.iter().any(|(_, own)| own.is_ipv4() == ip.is_ipv4());
-        !listens && device::way_to(&ip).is_ok_and(|way| way.is_some_and(|index| self.is_tunnel(index)))
+        let Some(ip) = ip_of(address).filter(|_| self.unmarked) else {
+            return false;
+        };
+        let listens = options.port_use == PortUse::Reuse
+            && self
+                .listening
+                .iter()
+                .any(|(_, own)| own.is_ipv4() == ip.is_ipv4());
+        !listens
+            && device::way_to(&ip).is_ok_and(|way| way.is_some_and(|index| self.is_tunnel(index)))
     }
 
     fn is_tunnel(&self, index: u32) -> bool {
-        if_indextoname(index).is_ok_and(|name| self.underlay.view().is_ours(&name.to_string_lossy()))
+        if_indextoname(index)
+            .is_ok_and(|name| self.underlay.view().is_ours(&name.to_string_lossy()))
     }
 
     fn is_inside(&self, address: &Multiaddr) -> bool {
@@ -72,7 +92,11 @@ impl Transport for Outside {
     type ListenerUpgrade = <Boxed<Connection> as Transport>::ListenerUpgrade;
     type Dial = <Boxed<Connection> as Transport>::Dial;
 
-    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<io::Error>> {
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        address: Multiaddr,
+    ) -> Result<(), TransportError<io::Error>> {
         self.inner.listen_on(id, address)
     }
 
@@ -82,22 +106,39 @@ impl Transport for Outside {
         self.inner.remove_listener(id)
     }
 
-    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
+    fn dial(
+        &mut self,
+        address: Multiaddr,
+        options: DialOpts,
+    ) -> Result<Self::Dial, TransportError<io::Error>> {
         if self.is_inside(&address) {
-            return Err(TransportError::Other(io::Error::other("it lies behind a p2pvm network of this machine")));
+            return Err(TransportError::Other(io::Error::other(
+                "it lies behind a p2pvm network of this machine",
+            )));
         }
         if self.takes_a_route_inside(&address, &options) {
-            return Err(TransportError::Other(io::Error::other("a route leads there through a p2pvm network of this machine")));
+            return Err(TransportError::Other(io::Error::other(
+                "a route leads there through a p2pvm network of this machine",
+            )));
         }
         self.inner.dial(address, options)
     }
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+    fn poll(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
         loop {
-            let Poll::Ready(event) = Pin::new(&mut self.inner).poll(context) else { return Poll::Pending };
+            let Poll::Ready(event) = Pin::new(&mut self.inner).poll(context) else {
+                return Poll::Pending;
+            };
             match &event {
-                TransportEvent::NewAddress { listener_id, listen_addr } => {
-                    self.listening.extend(ip_of(listen_addr).map(|ip| (*listener_id, ip)));
+                TransportEvent::NewAddress {
+                    listener_id,
+                    listen_addr,
+                } => {
+                    self.listening
+                        .extend(ip_of(listen_addr).map(|ip| (*listener_id, ip)));
                     // It may be on an interface that has only just been made.
                     self.underlay.renew();
                     if self.is_inside(listen_addr) {
@@ -105,11 +146,18 @@ impl Transport for Outside {
                         continue;
                     }
                 }
-                TransportEvent::AddressExpired { listener_id, listen_addr } if self.hidden.remove(&(*listener_id, listen_addr.clone())) => {
+                TransportEvent::AddressExpired {
+                    listener_id,
+                    listen_addr,
+                } if self.hidden.remove(&(*listener_id, listen_addr.clone())) => {
                     continue;
                 }
                 // Dropped: it ends there.
-                TransportEvent::Incoming { send_back_addr, .. } if self.is_inside(send_back_addr) => continue,
+                TransportEvent::Incoming { send_back_addr, .. }
+                    if self.is_inside(send_back_addr) =>
+                {
+                    continue;
+                }
                 _ => {}
             }
             return Poll::Ready(event);

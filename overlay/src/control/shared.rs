@@ -1,5 +1,5 @@
-//! What the driver, the tasks of streams and the callers share: the services, the address book, who is
-//! connected; and requests and streams over what the driver opens.
+//! What the driver, the tasks of streams and the callers share: the services, the address book, who
+//! is connected; and requests and streams over what the driver opens.
 
 use super::{
     ControlEvent, PeerStatus,
@@ -9,8 +9,9 @@ use super::{
     find::Found,
     streams::{Carried, NoStream, Waiter},
     wire::{
-        ADMIT_SERVICE, AdmitRequest, CONTACTS_SERVICE, Contact, GOSSIP_SERVICE, Gossip, MAX_REPLY_BYTES, NEAREST_SERVICE, PART_SERVICE,
-        PROBE_SERVICE, Status, decode, invalid, read_bytes, read_header, write_bytes,
+        ADMIT_SERVICE, AdmitRequest, CONTACTS_SERVICE, Contact, GOSSIP_SERVICE, Gossip,
+        MAX_REPLY_BYTES, NEAREST_SERVICE, PART_SERVICE, PROBE_SERVICE, Status, decode, invalid,
+        read_bytes, read_header, write_bytes,
     },
 };
 use crate::{
@@ -67,7 +68,8 @@ pub enum Command {
     Dead(MemberId),
     /// A probe found this connection to a member dead.
     DeadLink(ConnectionId),
-    /// Packets to a member are not answered: look whether its connection lives, and make another beside it if not.
+    /// Packets to a member are not answered: look whether its connection lives, and make another
+    /// beside it if not.
     Sound(MemberId, Option<oneshot::Sender<Life>>),
     /// A connection to a member has answered such a question, or has not so far.
     Sounded(MemberId, ConnectionId, bool),
@@ -122,7 +124,14 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(me: MemberId, door: Arc<Door>, book: Book, commands: mpsc::Sender<Command>, full_mesh: usize, underlay: Underlay) -> Self {
+    pub fn new(
+        me: MemberId,
+        door: Arc<Door>,
+        book: Book,
+        commands: mpsc::Sender<Command>,
+        full_mesh: usize,
+        underlay: Underlay,
+    ) -> Self {
         Self {
             me,
             door,
@@ -150,11 +159,18 @@ impl Shared {
     }
 
     pub fn set_handler(&self, service: &'static str, handler: Arc<dyn Serve>) {
-        self.handlers.write().unwrap_or_else(PoisonError::into_inner).insert(service, handler);
+        self.handlers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(service, handler);
     }
 
     fn handler(&self, service: &str) -> Option<Arc<dyn Serve>> {
-        self.handlers.read().unwrap_or_else(PoisonError::into_inner).get(service).cloned()
+        self.handlers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(service)
+            .cloned()
     }
 
     pub fn set_acceptor(&self, service: &'static str) -> mpsc::Receiver<(MemberId, BoxStream)> {
@@ -163,17 +179,37 @@ impl Shared {
         receiver
     }
 
-    fn acceptors(&self) -> MutexGuard<'_, HashMap<&'static str, mpsc::Sender<(MemberId, BoxStream)>>> {
-        self.acceptors.lock().unwrap_or_else(PoisonError::into_inner)
+    fn acceptors(
+        &self,
+    ) -> MutexGuard<'_, HashMap<&'static str, mpsc::Sender<(MemberId, BoxStream)>>> {
+        self.acceptors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn connected(&self) -> Vec<MemberId> {
-        self.online.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+        self.online
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys()
+            .copied()
+            .collect()
     }
 
     pub fn certificate(&self, member: MemberId) -> Option<Certificate> {
-        let connected = self.certificates.read().unwrap_or_else(PoisonError::into_inner).get(&member).cloned();
-        connected.or_else(|| self.book.read().unwrap_or_else(PoisonError::into_inner).get(member).map(|c| c.certificate.clone()))
+        let connected = self
+            .certificates
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&member)
+            .cloned();
+        connected.or_else(|| {
+            self.book
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(member)
+                .map(|c| c.certificate.clone())
+        })
     }
 
     pub fn link_key(&self, member: MemberId) -> Option<LinkKey> {
@@ -181,11 +217,22 @@ impl Shared {
     }
 
     pub fn peers(&self) -> Vec<PeerStatus> {
-        let online = self.online.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let online = self
+            .online
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-        // Who has left says so in its last contact; it stays in the book so that no older one takes its place.
-        let there = book.iter().filter(|contact| !contact.is_farewell()).map(Contact::member);
-        let mut members: Vec<MemberId> = there.chain(online.keys().copied()).filter(|m| *m != self.me).collect();
+        // Who has left says so in its last contact; it stays in the book so that no older one takes
+        // its place.
+        let there = book
+            .iter()
+            .filter(|contact| !contact.is_farewell())
+            .map(Contact::member);
+        let mut members: Vec<MemberId> = there
+            .chain(online.keys().copied())
+            .filter(|m| *m != self.me)
+            .collect();
         members.sort_unstable();
         members.dedup();
         let status = |member: MemberId| PeerStatus {
@@ -199,39 +246,73 @@ impl Shared {
                 .map(|c| c.name().to_owned())
                 .unwrap_or_default(),
             connected: online.contains_key(&member),
-            addresses: book.get(member).map(|c| c.addresses.clone()).unwrap_or_default(),
+            addresses: book
+                .get(member)
+                .map(|c| c.addresses.clone())
+                .unwrap_or_default(),
             relayed: online.get(&member).and_then(|o| o.relayed),
             rtt: online.get(&member).and_then(|o| o.rtt),
         };
         members.into_iter().map(status).collect()
     }
 
-    /// The round trip to a member that says it is public and that this node has a direct connection with.
+    /// The round trip to a member that says it is public and that this node has a direct connection
+    /// with.
     pub fn rtt_of_open(&self, member: MemberId) -> Option<Duration> {
-        let public = self.book.read().unwrap_or_else(PoisonError::into_inner).get(member).is_some_and(|contact| contact.public);
+        let public = self
+            .book
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(member)
+            .is_some_and(|contact| contact.public);
         let online = self.online.read().unwrap_or_else(PoisonError::into_inner);
-        online.get(&member).filter(|o| public && o.relayed.is_none())?.rtt
+        online
+            .get(&member)
+            .filter(|o| public && o.relayed.is_none())?
+            .rtt
     }
 
     /// Whether the network has more members than keep a full mesh.
     pub fn is_large(&self) -> bool {
-        self.book.read().unwrap_or_else(PoisonError::into_inner).len() >= self.full_mesh
+        self.book
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+            >= self.full_mesh
     }
 
     /// The members known that are nearest to `place`, with the `seq` of their contacts.
     fn nearest_known(&self, place: RingAddr) -> Vec<(MemberId, u64)> {
         let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-        book.nearest(&place, NAMED).into_iter().map(|c| (c.member(), c.seq)).collect()
+        book.nearest(&place, NAMED)
+            .into_iter()
+            .map(|c| (c.member(), c.seq))
+            .collect()
     }
 
     fn contacts_of(&self, members: &[MemberId]) -> Vec<Contact> {
         let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-        members.iter().take(NAMED).filter_map(|m| book.get(*m).cloned()).collect()
+        members
+            .iter()
+            .take(NAMED)
+            .filter_map(|m| book.get(*m).cloned())
+            .collect()
     }
 
-    async fn open_once(&self, member: MemberId, search: bool) -> Result<Result<Carried, NoStream>, FabricError> {
+    async fn open_once(
+        &self,
+        member: MemberId,
+        search: bool,
+    ) -> Result<Result<Carried, NoStream>, FabricError> {
         let (waiter, answer) = oneshot::channel();
-        self.commands.send(Command::Open { member, waiter, search }).await.map_err(|_| FabricError::Closed)?;
+        self.commands
+            .send(Command::Open {
+                member,
+                waiter,
+                search,
+            })
+            .await
+            .map_err(|_| FabricError::Closed)?;
         match tokio::time::timeout(OPEN_TIMEOUT, answer).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) if self.commands.is_closed() => Err(FabricError::Closed),
@@ -254,23 +335,46 @@ impl Shared {
     }
 
     /// Sends a request and waits for the answer.
-    pub async fn call(&self, to: MemberId, service: &str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+    pub async fn call(
+        &self,
+        to: MemberId,
+        service: &str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, FabricError> {
         self.exchange(to, service, body, timeout, true).await
     }
 
-    /// The same with a member whose contact is known: what a lookup asks must not begin another lookup.
-    pub async fn call_known(&self, to: MemberId, service: &str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+    /// The same with a member whose contact is known: what a lookup asks must not begin another
+    /// lookup.
+    pub async fn call_known(
+        &self,
+        to: MemberId,
+        service: &str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, FabricError> {
         self.exchange(to, service, body, timeout, false).await
     }
 
-    async fn exchange(&self, to: MemberId, service: &str, body: Vec<u8>, timeout: Duration, search: bool) -> Result<Vec<u8>, FabricError> {
+    async fn exchange(
+        &self,
+        to: MemberId,
+        service: &str,
+        body: Vec<u8>,
+        timeout: Duration,
+        search: bool,
+    ) -> Result<Vec<u8>, FabricError> {
         if body.len() > MAX_BODY_BYTES {
             return Err(FabricError::TooLarge(body.len()));
         }
         let exchange = async {
             if to == self.me {
                 return match self.handler(service) {
-                    Some(handler) => handler.serve(to, body).await.map_err(|reason| FabricError::Refused(to, reason)),
+                    Some(handler) => handler
+                        .serve(to, body)
+                        .await
+                        .map_err(|reason| FabricError::Refused(to, reason)),
                     None => Err(FabricError::NoSuchService(to, service.to_owned())),
                 };
             }
@@ -281,11 +385,16 @@ impl Shared {
             })?;
             match status {
                 Status::Ok => Ok(answer),
-                Status::Refused => Err(FabricError::Refused(to, String::from_utf8_lossy(&answer).into_owned())),
+                Status::Refused => Err(FabricError::Refused(
+                    to,
+                    String::from_utf8_lossy(&answer).into_owned(),
+                )),
                 Status::NoSuchService => Err(FabricError::NoSuchService(to, service.to_owned())),
             }
         };
-        tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(FabricError::TimedOut(to, timeout)))
+        tokio::time::timeout(timeout, exchange)
+            .await
+            .unwrap_or(Err(FabricError::TimedOut(to, timeout)))
     }
 
     /// Opens a byte stream to an acceptor.
@@ -300,16 +409,24 @@ impl Shared {
         let opening = async {
             let Carried { mut stream, token } = self.open(to, true).await?;
             let broken = |_: io::Error| FabricError::Unreachable(to);
-            stream.write_all(&header(KIND_STREAM, service)).await.map_err(broken)?;
+            stream
+                .write_all(&header(KIND_STREAM, service))
+                .await
+                .map_err(broken)?;
             stream.flush().await.map_err(broken)?;
             let mut status = [0];
             stream.read_exact(&mut status).await.map_err(broken)?;
             match Status::from_byte(status[0]).map_err(broken)? {
-                Status::Ok => Ok(Box::new(Tracked { stream: stream.compat(), _token: token }) as BoxStream),
+                Status::Ok => Ok(Box::new(Tracked {
+                    stream: stream.compat(),
+                    _token: token,
+                }) as BoxStream),
                 _ => Err(FabricError::NoSuchService(to, service.to_owned())),
             }
         };
-        tokio::time::timeout(OPEN_TIMEOUT, opening).await.unwrap_or(Err(FabricError::TimedOut(to, OPEN_TIMEOUT)))
+        tokio::time::timeout(OPEN_TIMEOUT, opening)
+            .await
+            .unwrap_or(Err(FabricError::TimedOut(to, OPEN_TIMEOUT)))
     }
 
     async fn accept(&self, service: &str, from: MemberId, stream: BoxStream) -> bool {
@@ -322,20 +439,29 @@ impl Shared {
 
     /// Serves one stream that a member opened.
     pub async fn serve_stream(&self, from: MemberId, carried: Carried) -> io::Result<()> {
-        // A connection outlives the news of its member's revocation by a moment: nothing is served in it.
-        if self.certificate(from).is_none_or(|c| self.door.trust.verify(&c).is_err()) {
+        // A connection outlives the news of its member's revocation by a moment: nothing is served
+        // in it.
+        if self
+            .certificate(from)
+            .is_none_or(|c| self.door.trust.verify(&c).is_err())
+        {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let Carried { mut stream, token } = carried;
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-        let (kind, service) = tokio::time::timeout(HEADER_TIMEOUT, read_header(&mut stream)).await.map_err(late)??;
+        let (kind, service) = tokio::time::timeout(HEADER_TIMEOUT, read_header(&mut stream))
+            .await
+            .map_err(late)??;
         match kind {
             KIND_CALL => {
                 let body = read_bytes(&mut stream, MAX_BODY_BYTES).await?;
                 let (status, answer) = match self.answer(from, &service, body).await {
                     None => (Status::NoSuchService, Vec::new()),
                     Some(Ok(answer)) if answer.len() <= MAX_BODY_BYTES => (Status::Ok, answer),
-                    Some(Ok(answer)) => (Status::Refused, format!("the answer of {} bytes is too large", answer.len()).into_bytes()),
+                    Some(Ok(answer)) => (
+                        Status::Refused,
+                        format!("the answer of {} bytes is too large", answer.len()).into_bytes(),
+                    ),
                     Some(Err(reason)) => (Status::Refused, reason.into_bytes()),
                 };
                 stream.write_all(&[status as u8]).await?;
@@ -343,12 +469,27 @@ impl Shared {
                 stream.close().await
             }
             KIND_STREAM => {
-                let open = self.acceptors().get(service.as_str()).is_some_and(|a| !a.is_closed());
-                let status = if open { Status::Ok } else { Status::NoSuchService };
+                let open = self
+                    .acceptors()
+                    .get(service.as_str())
+                    .is_some_and(|a| !a.is_closed());
+                let status = if open {
+                    Status::Ok
+                } else {
+                    Status::NoSuchService
+                };
                 stream.write_all(&[status as u8]).await?;
                 stream.flush().await?;
                 if open {
-                    self.accept(&service, from, Box::new(Tracked { stream: stream.compat(), _token: token })).await;
+                    self.accept(
+                        &service,
+                        from,
+                        Box::new(Tracked {
+                            stream: stream.compat(),
+                            _token: token,
+                        }),
+                    )
+                    .await;
                 } else {
                     stream.close().await?;
                 }
@@ -358,11 +499,21 @@ impl Shared {
         }
     }
 
-    async fn answer(&self, from: MemberId, service: &str, body: Vec<u8>) -> Option<Result<Vec<u8>, String>> {
+    async fn answer(
+        &self,
+        from: MemberId,
+        service: &str,
+        body: Vec<u8>,
+    ) -> Option<Result<Vec<u8>, String>> {
         let unreadable = |e: io::Error| e.to_string();
         match service {
             GOSSIP_SERVICE => Some(match decode(&body) {
-                Ok(gossip) => self.commands.send(Command::Gossip(from, gossip)).await.map(|()| Vec::new()).map_err(|e| e.to_string()),
+                Ok(gossip) => self
+                    .commands
+                    .send(Command::Gossip(from, gossip))
+                    .await
+                    .map(|()| Vec::new())
+                    .map_err(|e| e.to_string()),
                 Err(e) => Err(unreadable(e)),
             }),
             ADMIT_SERVICE => Some(match decode::<(MemberId, AdmitRequest)>(&body) {
@@ -373,11 +524,15 @@ impl Shared {
                 Err(e) => Err(unreadable(e)),
             }),
             NEAREST_SERVICE => Some(match decode::<RingAddr>(&body) {
-                Ok(place) => postcard::to_stdvec(&self.nearest_known(place)).map_err(|e| e.to_string()),
+                Ok(place) => {
+                    postcard::to_stdvec(&self.nearest_known(place)).map_err(|e| e.to_string())
+                }
                 Err(e) => Err(unreadable(e)),
             }),
             CONTACTS_SERVICE => Some(match decode::<Vec<MemberId>>(&body) {
-                Ok(members) => postcard::to_stdvec(&self.contacts_of(&members)).map_err(|e| e.to_string()),
+                Ok(members) => {
+                    postcard::to_stdvec(&self.contacts_of(&members)).map_err(|e| e.to_string())
+                }
                 Err(e) => Err(unreadable(e)),
             }),
             PART_SERVICE => {
@@ -397,7 +552,10 @@ impl Shared {
 #[async_trait]
 impl Household for Shared {
     fn contacts(&self, newcomer: MemberId) -> Vec<Contact> {
-        self.book.read().unwrap_or_else(PoisonError::into_inner).to_tell(&newcomer.ring_addr())
+        self.book
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .to_tell(&newcomer.ring_addr())
     }
 
     fn contacts_digest(&self) -> ([u8; 32], u32) {
@@ -405,19 +563,31 @@ impl Household for Shared {
         (book.digest(), book.len() as u32)
     }
 
-    async fn pass_on(&self, joiner: MemberId, request: &AdmitRequest) -> Result<Certificate, Refusal> {
-        let body = postcard::to_stdvec(&(joiner, request)).map_err(|e| Refusal::Undecided(e.to_string()))?;
+    async fn pass_on(
+        &self,
+        joiner: MemberId,
+        request: &AdmitRequest,
+    ) -> Result<Certificate, Refusal> {
+        let body = postcard::to_stdvec(&(joiner, request))
+            .map_err(|e| Refusal::Undecided(e.to_string()))?;
         let may_admit = |m: &MemberId| self.certificate(*m).is_some_and(|c| c.rights().admit);
         let mut verdict = Refusal::CannotAdmit;
         let mut issuers = self.connected();
         if self.is_large() {
             // There an issuer may be known and not connected.
             let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-            let others: Vec<MemberId> = book.iter().map(Contact::member).filter(|m| *m != self.me && !issuers.contains(m)).collect();
+            let others: Vec<MemberId> = book
+                .iter()
+                .map(Contact::member)
+                .filter(|m| *m != self.me && !issuers.contains(m))
+                .collect();
             issuers.extend(others);
         }
         for issuer in issuers.into_iter().filter(may_admit) {
-            match self.call(issuer, ADMIT_SERVICE, body.clone(), Duration::from_secs(6)).await {
+            match self
+                .call(issuer, ADMIT_SERVICE, body.clone(), Duration::from_secs(6))
+                .await
+            {
                 Ok(answer) => match decode::<Result<Certificate, Refusal>>(&answer) {
                     Ok(Err(Refusal::CannotAdmit)) | Err(_) => {}
                     Ok(decided) => return decided,
@@ -435,7 +605,11 @@ fn header(kind: u8, service: &str) -> Vec<u8> {
     [&[kind, name.len() as u8], name].concat()
 }
 
-async fn request(carried: &mut Carried, service: &str, body: &[u8]) -> io::Result<(Status, Vec<u8>)> {
+async fn request(
+    carried: &mut Carried,
+    service: &str,
+    body: &[u8],
+) -> io::Result<(Status, Vec<u8>)> {
     let stream = &mut carried.stream;
     stream.write_all(&header(KIND_CALL, service)).await?;
     write_bytes(stream, body).await?;
@@ -452,13 +626,21 @@ struct Tracked {
 }
 
 impl AsyncRead for Tracked {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Tracked {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

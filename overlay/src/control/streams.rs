@@ -1,17 +1,20 @@
 //! Opens and accepts raw streams on a chosen connection, where `libp2p-stream` would pick one at
 //! random: a member may be connected directly and through a relay at once.
 //!
-//! Each connection has a token that its streams hold a clone of, so that a connection in use is never
-//! closed as superfluous.
+//! Each connection has a token that its streams hold a clone of, so that a connection in use is
+//! never closed as superfluous.
 
 use super::wire::STREAM_PROTOCOL;
 use libp2p::{
     Multiaddr, PeerId, StreamProtocol,
     core::{Endpoint, transport::PortUse, upgrade::ReadyUpgrade},
     swarm::{
-        ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, Stream,
-        StreamUpgradeError, SubstreamProtocol, THandlerInEvent, THandlerOutEvent, ToSwarm,
-        handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound},
+        ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
+        NetworkBehaviour, NotifyHandler, Stream, StreamUpgradeError, SubstreamProtocol,
+        THandlerInEvent, THandlerOutEvent, ToSwarm,
+        handler::{
+            ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+        },
     },
 };
 use std::{
@@ -53,7 +56,12 @@ pub struct Streams {
 impl Streams {
     /// Streams opened by others go to `incoming`; what it has no room for is dropped.
     pub fn new(incoming: mpsc::Sender<(PeerId, Carried)>) -> Self {
-        Self { incoming, tokens: HashMap::new(), events: VecDeque::new(), waker: None }
+        Self {
+            incoming,
+            tokens: HashMap::new(),
+            events: VecDeque::new(),
+            waker: None,
+        }
     }
 
     /// Opens a stream on one connection.
@@ -67,13 +75,20 @@ impl Streams {
     /// How many streams a connection carries now. One that is being opened counts.
     pub fn in_use(&self, connection: ConnectionId) -> usize {
         // One clone is here and one in the handler.
-        self.tokens.get(&connection).map_or(0, |token| Arc::strong_count(token).saturating_sub(2))
+        self.tokens
+            .get(&connection)
+            .map_or(0, |token| Arc::strong_count(token).saturating_sub(2))
     }
 
     fn handler(&mut self, peer: PeerId, connection: ConnectionId) -> Handler {
         let token = Arc::new(());
         self.tokens.insert(connection, token.clone());
-        Handler { peer, token, incoming: self.incoming.clone(), wanted: VecDeque::new() }
+        Handler {
+            peer,
+            token,
+            incoming: self.incoming.clone(),
+            wanted: VecDeque::new(),
+        }
     }
 }
 
@@ -111,15 +126,27 @@ impl NetworkBehaviour for Streams {
         }
     }
 
-    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
+    fn on_connection_handler_event(
+        &mut self,
+        _: PeerId,
+        _: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
         match event {}
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
         match self.events.pop_front() {
             Some((peer_id, connection, waiter)) => {
-                let event = Wanted(waiter, self.tokens.get(&connection).cloned().unwrap_or_default());
-                Poll::Ready(ToSwarm::NotifyHandler { peer_id, handler: NotifyHandler::One(connection), event })
+                let event = Wanted(
+                    waiter,
+                    self.tokens.get(&connection).cloned().unwrap_or_default(),
+                );
+                Poll::Ready(ToSwarm::NotifyHandler {
+                    peer_id,
+                    handler: NotifyHandler::One(connection),
+                    event,
+                })
             }
             None => {
                 self.waker = Some(cx.waker().clone());
@@ -163,28 +190,53 @@ impl ConnectionHandler for Handler {
         self.wanted.push_back(wanted);
     }
 
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, Wanted, Infallible>> {
+    fn poll(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, Wanted, Infallible>> {
         match self.wanted.pop_front() {
             Some(wanted) => {
-                let protocol = SubstreamProtocol::new(ReadyUpgrade::new(StreamProtocol::new(STREAM_PROTOCOL)), wanted);
+                let protocol = SubstreamProtocol::new(
+                    ReadyUpgrade::new(StreamProtocol::new(STREAM_PROTOCOL)),
+                    wanted,
+                );
                 Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol })
             }
             None => Poll::Pending,
         }
     }
 
-    fn on_connection_event(&mut self, event: ConnectionEvent<Self::InboundProtocol, Self::OutboundProtocol, (), Wanted>) {
+    fn on_connection_event(
+        &mut self,
+        event: ConnectionEvent<Self::InboundProtocol, Self::OutboundProtocol, (), Wanted>,
+    ) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
-                let handed_on = self.incoming.try_send((self.peer, Carried { stream, token: self.token.clone() }));
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: stream,
+                ..
+            }) => {
+                let handed_on = self.incoming.try_send((
+                    self.peer,
+                    Carried {
+                        stream,
+                        token: self.token.clone(),
+                    },
+                ));
                 if handed_on.is_err() {
-                    tracing::warn!(peer = %self.peer, "a stream was turned away: too many are waiting");
+                    tracing::warn!(peer = %self.peer, "a stream was turned away: too many are \
+                        waiting");
                 }
             }
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info: Wanted(waiter, token) }) => {
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: stream,
+                info: Wanted(waiter, token),
+            }) => {
                 let _ = waiter.send(Ok(Carried { stream, token }));
             }
-            ConnectionEvent::DialUpgradeError(DialUpgradeError { info: Wanted(waiter, _), error }) => {
+            ConnectionEvent::DialUpgradeError(DialUpgradeError {
+                info: Wanted(waiter, _),
+                error,
+            }) => {
                 let why = match error {
                     StreamUpgradeError::NegotiationFailed => NoStream::Unsupported,
                     _ => NoStream::Broken,

@@ -20,22 +20,50 @@ impl World {
         let root = KeyPair::from_seed(&[seed; 32]);
         let subnet = Ipv4Subnet::new(Ipv4Addr::new(10, 99, 0, 0), 16).unwrap();
         let network = NetworkConfig::found(&root, "lab", subnet, UnixTime(1)).unwrap();
-        Self { root, network, dir: tempfile::tempdir().unwrap() }
+        Self {
+            root,
+            network,
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn certify(&self, who: &Identity, name: &str, admit: bool) -> Certificate {
         let lasts = (UnixTime::now(), UnixTime::now().plus(3600));
-        Issuer::root(&self.root).certify(&self.network, (who.member_id(), who.link_key()), name, Rights { admit }, lasts).unwrap()
+        Issuer::root(&self.root)
+            .certify(
+                &self.network,
+                (who.member_id(), who.link_key()),
+                name,
+                Rights { admit },
+                lasts,
+            )
+            .unwrap()
     }
 
     /// Everything for a node that listens on loopback only.
-    fn config(&self, identity: Identity, certificate: Certificate, bootstrap: Vec<String>) -> ControlConfig {
+    fn config(
+        &self,
+        identity: Identity,
+        certificate: Certificate,
+        bootstrap: Vec<String>,
+    ) -> ControlConfig {
         let state = self.dir.path().join(identity.member_id().short());
         std::fs::create_dir_all(&state).unwrap();
         let trust = Arc::new(Trust::load(self.network.id, &state.join("revocations")).unwrap());
         let admission = Arc::new(LocalAdmission::default());
-        let config = ControlConfig::new(Arc::new(identity), certificate, self.network.clone(), trust, state, admission);
-        ControlConfig { listen_on: vec![Ipv4Addr::LOCALHOST.into()], bootstrap, ..config }
+        let config = ControlConfig::new(
+            Arc::new(identity),
+            certificate,
+            self.network.clone(),
+            trust,
+            state,
+            admission,
+        );
+        ControlConfig {
+            listen_on: vec![Ipv4Addr::LOCALHOST.into()],
+            bootstrap,
+            ..config
+        }
     }
 
     /// The first node, which holds the root's key.
@@ -43,7 +71,12 @@ impl World {
         let identity = Identity::generate();
         let certificate = self.certify(&identity, "first", true);
         let config = self.config(identity, certificate, Vec::new());
-        let control = Control::start(ControlConfig { issuer_key: Some(KeyPair::from_seed(&self.root.seed())), ..config }).await.unwrap();
+        let control = Control::start(ControlConfig {
+            issuer_key: Some(KeyPair::from_seed(&self.root.seed())),
+            ..config
+        })
+        .await
+        .unwrap();
         listening(&control).await;
         control
     }
@@ -52,15 +85,27 @@ impl World {
         let identity = Identity::generate();
         let certificate = self.certify(&identity, name, false);
         let bootstrap = bootstrap.iter().flat_map(|c| c.listen_addrs()).collect();
-        let control = Control::start(self.config(identity, certificate, bootstrap)).await.unwrap();
+        let control = Control::start(self.config(identity, certificate, bootstrap))
+            .await
+            .unwrap();
         listening(&control).await;
         control
     }
 
     fn invite(&self, at: &Control, uses: u32, seconds: u64) -> Invite {
-        let terms =
-            InviteTerms { uses, expires: UnixTime::now().plus(seconds), delegate: false, groups: crate::membership::Groups::default() };
-        Invite::issue(&Issuer::root(&self.root), &self.network, &at.listen_addrs(), terms).unwrap()
+        let terms = InviteTerms {
+            uses,
+            expires: UnixTime::now().plus(seconds),
+            delegate: false,
+            groups: crate::membership::Groups::default(),
+        };
+        Invite::issue(
+            &Issuer::root(&self.root),
+            &self.network,
+            &at.listen_addrs(),
+            terms,
+        )
+        .unwrap()
     }
 }
 
@@ -73,11 +118,17 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 async fn listening(control: &Control) {
-    eventually("listens on QUIC and TCP", || control.listen_addrs().len() >= 2).await;
+    eventually("listens on QUIC and TCP", || {
+        control.listen_addrs().len() >= 2
+    })
+    .await;
 }
 
 async fn meshed(all: &[&Control]) {
-    eventually("everyone is connected to everyone", || all.iter().all(|c| c.connected().len() + 1 >= all.len())).await;
+    eventually("everyone is connected to everyone", || {
+        all.iter().all(|c| c.connected().len() + 1 >= all.len())
+    })
+    .await;
 }
 
 struct Reverse;
@@ -106,7 +157,9 @@ async fn who_is_refused_for_times_sake_is_told_the_time() {
     let first = world.first().await;
     let invite = world.invite(&first, 1, 0);
     match join(&Identity::generate(), &invite, "late", &[]).await {
-        Err(JoinError::Expired(theirs)) => assert!(theirs.0.abs_diff(UnixTime::wall().0) < 60, "{theirs:?}"),
+        Err(JoinError::Expired(theirs)) => {
+            assert!(theirs.0.abs_diff(UnixTime::wall().0) < 60, "{theirs:?}")
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -121,7 +174,12 @@ async fn who_has_left_is_shown_no_more_also_by_those_that_hear_it_from_others() 
     let gone = third.me();
     third.farewell().await;
     third.shutdown().await;
-    eventually("both show the leaver no more", || [&first, &second].iter().all(|c| c.peers().iter().all(|p| p.member != gone))).await;
+    eventually("both show the leaver no more", || {
+        [&first, &second]
+            .iter()
+            .all(|c| c.peers().iter().all(|p| p.member != gone))
+    })
+    .await;
     // Who joins later does not hear of it as of one who is there.
     let fourth = world.member("fourth", &[&first]).await;
     meshed(&[&first, &second, &fourth]).await;
@@ -143,7 +201,9 @@ async fn an_invited_machine_joins_and_is_known_to_all_members() {
     let third = Control::start(config).await.unwrap();
     meshed(&[&first, &second, &third]).await;
     eventually("all know all names", || {
-        [&first, &second, &third].iter().all(|c| c.peers().len() == 2 && c.peers().iter().all(|p| !p.name.is_empty()))
+        [&first, &second, &third]
+            .iter()
+            .all(|c| c.peers().len() == 2 && c.peers().iter().all(|p| !p.name.is_empty()))
     })
     .await;
     assert_eq!(first.link_key(third.me()), third.link_key(third.me()));
@@ -164,18 +224,48 @@ async fn a_bad_invite_is_refused_with_its_reason_by_the_network() {
     let once = world.invite(&first, 1, 60);
     let (a, b) = (Identity::generate(), Identity::generate());
     assert!(join(&a, &once, "a", &[]).await.is_ok());
-    assert!(join(&a, &once, "a", &[]).await.is_ok(), "the same joiner asks again");
+    assert!(
+        join(&a, &once, "a", &[]).await.is_ok(),
+        "the same joiner asks again"
+    );
     assert_eq!(refusal(join(&b, &once, "b", &[]).await), Refusal::UsedUp);
-    assert_eq!(refusal(join(&b, &world.invite(&first, 1, 0), "b", &[]).await), Refusal::Expired);
-    assert_eq!(refusal(join(&b, &other.invite(&first, 1, 60), "b", &[]).await), Refusal::OtherNetwork);
-    assert_eq!(refusal(join(&b, &world.invite(&first, 1, 60), "a", &[]).await), Refusal::NameTaken);
-    assert_eq!(refusal(join(&b, &world.invite(&first, 1, 60), "B!", &[]).await), Refusal::BadName);
+    assert_eq!(
+        refusal(join(&b, &world.invite(&first, 1, 0), "b", &[]).await),
+        Refusal::Expired
+    );
+    assert_eq!(
+        refusal(join(&b, &other.invite(&first, 1, 60), "b", &[]).await),
+        Refusal::OtherNetwork
+    );
+    assert_eq!(
+        refusal(join(&b, &world.invite(&first, 1, 60), "a", &[]).await),
+        Refusal::NameTaken
+    );
+    assert_eq!(
+        refusal(join(&b, &world.invite(&first, 1, 60), "B!", &[]).await),
+        Refusal::BadName
+    );
     let revoked = world.invite(&first, 1, 60);
     first.revoke(Target::Invite(revoked.id())).await.unwrap();
-    eventually("the revocation is known", || !first.shared.door.trust.revocations().is_empty()).await;
-    assert_eq!(refusal(join(&b, &revoked, "b", &[]).await), Refusal::Revoked);
-    let nobody = Invite::issue(&Issuer::root(&world.root), &world.network, &[], once.terms().clone()).unwrap();
-    assert!(matches!(join(&b, &nobody, "b", &[]).await, Err(JoinError::Unreachable(_))));
+    eventually("the revocation is known", || {
+        !first.shared.door.trust.revocations().is_empty()
+    })
+    .await;
+    assert_eq!(
+        refusal(join(&b, &revoked, "b", &[]).await),
+        Refusal::Revoked
+    );
+    let nobody = Invite::issue(
+        &Issuer::root(&world.root),
+        &world.network,
+        &[],
+        once.terms().clone(),
+    )
+    .unwrap();
+    assert!(matches!(
+        join(&b, &nobody, "b", &[]).await,
+        Err(JoinError::Unreachable(_))
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -185,11 +275,19 @@ async fn a_member_without_the_right_passes_a_request_to_join_on() {
     let plain = world.member("plain", &[&first]).await;
     meshed(&[&first, &plain]).await;
     let identity = Identity::generate();
-    let joined = join(&identity, &world.invite(&plain, 1, 60), "third", &[]).await.unwrap();
+    let joined = join(&identity, &world.invite(&plain, 1, 60), "third", &[])
+        .await
+        .unwrap();
     assert_eq!(joined.certificate.name(), "third");
     first.shutdown().await;
     eventually("first is gone", || plain.connected().is_empty()).await;
-    let late = join(&Identity::generate(), &world.invite(&plain, 1, 60), "late", &[]).await;
+    let late = join(
+        &Identity::generate(),
+        &world.invite(&plain, 1, 60),
+        "late",
+        &[],
+    )
+    .await;
     assert_eq!(refusal(late), Refusal::CannotAdmit);
 }
 
@@ -218,14 +316,23 @@ async fn a_connection_that_proved_nothing_is_served_nothing_else() {
                     kad::store::MemoryStore::new(me),
                     kad::Config::new(libp2p::StreamProtocol::new("/p2pvm/kad/1")),
                 ),
-                identify: identify::Behaviour::new(identify::Config::new("/p2pvm/1".into(), key.public())),
+                identify: identify::Behaviour::new(identify::Config::new(
+                    "/p2pvm/1".into(),
+                    key.public(),
+                )),
                 streams: streams::Streams::new(incoming),
             })
         })
         .unwrap()
         .with_swarm_config(|c| c.with_idle_connection_timeout(LONG * 10))
         .build();
-    let target: Multiaddr = first.listen_addrs().into_iter().find(|a| a.contains("quic")).unwrap().parse().unwrap();
+    let target: Multiaddr = first
+        .listen_addrs()
+        .into_iter()
+        .find(|a| a.contains("quic"))
+        .unwrap()
+        .parse()
+        .unwrap();
     let peer = address::peer_of(first.me()).unwrap();
     swarm.dial(target.clone()).unwrap();
     let (waiter, mut answer) = oneshot::channel();
@@ -235,13 +342,23 @@ async fn a_connection_that_proved_nothing_is_served_nothing_else() {
         loop {
             match swarm.select_next_some().await {
                 SwarmEvent::ConnectionEstablished { connection_id, .. } => {
-                    swarm.behaviour_mut().streams.open(peer, connection_id, waiter.take().unwrap());
+                    swarm
+                        .behaviour_mut()
+                        .streams
+                        .open(peer, connection_id, waiter.take().unwrap());
                     swarm.behaviour_mut().kad.add_address(&peer, target.clone());
                     swarm.behaviour_mut().kad.get_closest_peers(peer);
                 }
-                SwarmEvent::Behaviour(RawEvent::Identify(identify::Event::Error { .. })) => denied.0 = true,
-                SwarmEvent::Behaviour(RawEvent::Identify(event)) => panic!("identify was served: {event:?}"),
-                SwarmEvent::Behaviour(RawEvent::Kad(kad::Event::OutboundQueryProgressed { result, .. })) => {
+                SwarmEvent::Behaviour(RawEvent::Identify(identify::Event::Error { .. })) => {
+                    denied.0 = true
+                }
+                SwarmEvent::Behaviour(RawEvent::Identify(event)) => {
+                    panic!("identify was served: {event:?}")
+                }
+                SwarmEvent::Behaviour(RawEvent::Kad(kad::Event::OutboundQueryProgressed {
+                    result,
+                    ..
+                })) => {
                     if let kad::QueryResult::GetClosestPeers(Ok(found)) = result {
                         assert_eq!(found.peers.len(), 0, "kad was served");
                     }
@@ -250,15 +367,25 @@ async fn a_connection_that_proved_nothing_is_served_nothing_else() {
                 SwarmEvent::ConnectionClosed { .. } => break,
                 _ => {}
             }
-            if denied == (true, true) && !matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+            if denied == (true, true)
+                && !matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+            {
                 break;
             }
         }
     };
-    tokio::time::timeout(LONG * 2, closed).await.expect("the stranger is denied or cut off");
+    tokio::time::timeout(LONG * 2, closed)
+        .await
+        .expect("the stranger is denied or cut off");
     assert!(first.connected().is_empty());
-    assert!(!matches!(answer.try_recv(), Ok(Ok(_))), "a stream was opened");
-    assert!(opened_to_us.try_recv().is_err(), "nothing is opened to a stranger either");
+    assert!(
+        !matches!(answer.try_recv(), Ok(Ok(_))),
+        "a stream was opened"
+    );
+    assert!(
+        opened_to_us.try_recv().is_err(),
+        "nothing is opened to a stranger either"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -266,8 +393,16 @@ async fn members_of_two_networks_do_not_connect() {
     let (here, there) = (World::new(1), World::new(2));
     let first = here.first().await;
     let stranger = there.member("stranger", &[&first]).await;
-    let asked = stranger.call(first.me(), "reverse", vec![1], Duration::from_secs(5)).await;
-    assert!(matches!(asked, Err(FabricError::Unreachable(_) | FabricError::TimedOut(..))), "{asked:?}");
+    let asked = stranger
+        .call(first.me(), "reverse", vec![1], Duration::from_secs(5))
+        .await;
+    assert!(
+        matches!(
+            asked,
+            Err(FabricError::Unreachable(_) | FabricError::TimedOut(..))
+        ),
+        "{asked:?}"
+    );
     assert!(first.connected().is_empty() && stranger.connected().is_empty());
     assert!(first.peers().is_empty() && stranger.peers().is_empty());
 }
@@ -282,16 +417,31 @@ async fn a_revoked_member_is_cut_off_by_all_though_it_is_known_to_one_through_an
     let mut events = outcast.events();
     let last_words = first.shared.door.trust.digest();
     // Told to the middle one only: it spreads from there.
-    let revocation = Revocation::issue(&Issuer::root(&world.root), world.network.id, Target::Member(outcast.me()), UnixTime::now());
-    middle.shared.commands.send(Command::Revoke(Box::new(revocation))).await.unwrap();
+    let revocation = Revocation::issue(
+        &Issuer::root(&world.root),
+        world.network.id,
+        Target::Member(outcast.me()),
+        UnixTime::now(),
+    );
+    middle
+        .shared
+        .commands
+        .send(Command::Revoke(Box::new(revocation)))
+        .await
+        .unwrap();
     eventually("nobody is connected to the outcast", || {
         let gone = |c: &Control| !c.connected().contains(&outcast.me());
         gone(&first) && gone(&middle) && outcast.connected().is_empty()
     })
     .await;
     assert_ne!(first.shared.door.trust.digest(), last_words);
-    eventually("it knows", || matches!(events.try_recv(), Ok(ControlEvent::ThisNodeRevoked))).await;
-    let asked = outcast.call(first.me(), "any", Vec::new(), Duration::from_secs(3)).await;
+    eventually("it knows", || {
+        matches!(events.try_recv(), Ok(ControlEvent::ThisNodeRevoked))
+    })
+    .await;
+    let asked = outcast
+        .call(first.me(), "any", Vec::new(), Duration::from_secs(3))
+        .await;
     assert!(asked.is_err(), "{asked:?}");
     assert!(middle.connected().contains(&first.me()));
 }
@@ -304,22 +454,49 @@ async fn who_grew_out_of_a_copy_of_a_revoked_members_state_is_cut_off_with_it_an
     let outcast = Identity::generate();
     let identity = Identity::generate();
     let lasts = (UnixTime::now(), UnixTime::now().plus(3600));
-    let groups = crate::membership::Groups::default().of_copy(outcast.member_id()).unwrap();
-    let certificate = Issuer::root(&world.root)
-        .certify_in(&world.network, (identity.member_id(), identity.link_key()), "copy", (Rights::default(), groups), lasts)
+    let groups = crate::membership::Groups::default()
+        .of_copy(outcast.member_id())
         .unwrap();
-    let copy = Control::start(world.config(identity, certificate, middle.listen_addrs())).await.unwrap();
+    let certificate = Issuer::root(&world.root)
+        .certify_in(
+            &world.network,
+            (identity.member_id(), identity.link_key()),
+            "copy",
+            (Rights::default(), groups),
+            lasts,
+        )
+        .unwrap();
+    let copy = Control::start(world.config(identity, certificate, middle.listen_addrs()))
+        .await
+        .unwrap();
     meshed(&[&first, &middle, &copy]).await;
     let (mut told, mut seen) = (copy.events(), first.events());
-    let revocation = Revocation::issue(&Issuer::root(&world.root), world.network.id, Target::Member(outcast.member_id()), UnixTime::now());
-    middle.shared.commands.send(Command::Revoke(Box::new(revocation))).await.unwrap();
+    let revocation = Revocation::issue(
+        &Issuer::root(&world.root),
+        world.network.id,
+        Target::Member(outcast.member_id()),
+        UnixTime::now(),
+    );
+    middle
+        .shared
+        .commands
+        .send(Command::Revoke(Box::new(revocation)))
+        .await
+        .unwrap();
     eventually("nobody is connected to the copy", || {
         let gone = |c: &Control| !c.connected().contains(&copy.me());
         gone(&first) && gone(&middle) && copy.connected().is_empty()
     })
     .await;
-    eventually("the copy knows", || matches!(told.try_recv(), Ok(ControlEvent::ThisNodeRevoked))).await;
-    eventually("the others say so", || matches!(seen.try_recv(), Ok(ControlEvent::Revoked(member)) if member == copy.me())).await;
+    eventually("the copy knows", || {
+        matches!(told.try_recv(), Ok(ControlEvent::ThisNodeRevoked))
+    })
+    .await;
+    eventually(
+        "the others say so",
+        || matches!(seen.try_recv(), Ok(ControlEvent::Revoked(member)) if member == copy.me()),
+    )
+    .await;
     assert!(middle.connected().contains(&first.me()));
 }
 
@@ -332,14 +509,21 @@ async fn a_node_restarts_into_the_network_when_its_bootstrap_is_gone() {
     std::fs::write(&identity, [&seed[..], &seed[..]].concat()).unwrap();
     let load = || Identity::load_or_create(&identity).unwrap();
     let certificate = world.certify(&load(), "third", false);
-    let third = Control::start(world.config(load(), certificate.clone(), first.listen_addrs())).await.unwrap();
+    let third = Control::start(world.config(load(), certificate.clone(), first.listen_addrs()))
+        .await
+        .unwrap();
     meshed(&[&first, &second, &third]).await;
-    eventually("the contact of the second is known", || third.peers().iter().all(|p| !p.addresses.is_empty())).await;
+    eventually("the contact of the second is known", || {
+        third.peers().iter().all(|p| !p.addresses.is_empty())
+    })
+    .await;
     let bootstrap = first.listen_addrs();
     first.shutdown().await;
     third.shutdown().await;
     drop(third);
-    let again = Control::start(world.config(load(), certificate, bootstrap)).await.unwrap();
+    let again = Control::start(world.config(load(), certificate, bootstrap))
+        .await
+        .unwrap();
     eventually("it is back", || again.connected() == vec![second.me()]).await;
 }
 
@@ -355,15 +539,36 @@ async fn requests_are_answered_up_to_the_largest_body_and_fail_with_their_reason
     reversed.reverse();
     meshed(&[&first, &second]).await;
     let to = first.me();
-    assert_eq!(second.call(to, "reverse", large.clone(), LONG).await, Ok(reversed.clone()));
+    assert_eq!(
+        second.call(to, "reverse", large.clone(), LONG).await,
+        Ok(reversed.clone())
+    );
     assert_eq!(first.call(to, "reverse", large, LONG).await, Ok(reversed));
-    assert_eq!(second.call(to, "reverse", vec![], LONG).await, Err(FabricError::Refused(to, "nothing to reverse".into())));
-    assert_eq!(second.call(to, "other", vec![], LONG).await, Err(FabricError::NoSuchService(to, "other".into())));
-    assert_eq!(second.call(to, "reverse", vec![0; MAX_BODY + 1], LONG).await, Err(FabricError::TooLarge(MAX_BODY + 1)));
+    assert_eq!(
+        second.call(to, "reverse", vec![], LONG).await,
+        Err(FabricError::Refused(to, "nothing to reverse".into()))
+    );
+    assert_eq!(
+        second.call(to, "other", vec![], LONG).await,
+        Err(FabricError::NoSuchService(to, "other".into()))
+    );
+    assert_eq!(
+        second
+            .call(to, "reverse", vec![0; MAX_BODY + 1], LONG)
+            .await,
+        Err(FabricError::TooLarge(MAX_BODY + 1))
+    );
     let unknown = MemberId(KeyPair::generate().public());
-    assert_eq!(second.call(unknown, "reverse", vec![], LONG).await, Err(FabricError::Unreachable(unknown)));
+    assert_eq!(
+        second.call(unknown, "reverse", vec![], LONG).await,
+        Err(FabricError::Unreachable(unknown))
+    );
     let calls = (0..200u8).map(|i| second.call(to, "reverse", vec![i, 0], LONG));
-    for (i, answer) in futures::future::join_all(calls).await.into_iter().enumerate() {
+    for (i, answer) in futures::future::join_all(calls)
+        .await
+        .into_iter()
+        .enumerate()
+    {
         assert_eq!(answer, Ok(vec![0, i as u8]));
     }
 }
@@ -391,7 +596,11 @@ async fn stream_50_mb(from: &Control, to: &Control) {
         match received.read(&mut buffer).await.unwrap() {
             0 => break,
             n => {
-                assert!((0..n).step_by(997).all(|i| buffer[i] == (((total + i) % (1 << 16)) % 255) as u8));
+                assert!(
+                    (0..n)
+                        .step_by(997)
+                        .all(|i| buffer[i] == (((total + i) % (1 << 16)) % 255) as u8)
+                );
                 total += n;
             }
         }
@@ -410,7 +619,10 @@ async fn a_stream_carries_50_mb_and_is_refused_where_nobody_accepts() {
     let second = world.member("second", &[&first]).await;
     meshed(&[&first, &second]).await;
     let refused = second.open_stream(first.me(), "bulk").await.err();
-    assert_eq!(refused, Some(FabricError::NoSuchService(first.me(), "bulk".into())));
+    assert_eq!(
+        refused,
+        Some(FabricError::NoSuchService(first.me(), "bulk".into()))
+    );
     stream_50_mb(&second, &first).await;
     stream_50_mb(&first, &second).await;
     stream_50_mb(&first, &first).await;
@@ -425,8 +637,11 @@ async fn a_dead_member_is_noticed_and_its_return_too() {
     let mut events = first.events();
     let gone = second.me();
     drop(second);
-    let noticed = async { while events.recv().await.unwrap() != ControlEvent::Disconnected(gone) {} };
-    tokio::time::timeout(Duration::from_secs(15), noticed).await.expect("noticed within 15 s");
+    let noticed =
+        async { while events.recv().await.unwrap() != ControlEvent::Disconnected(gone) {} };
+    tokio::time::timeout(Duration::from_secs(15), noticed)
+        .await
+        .expect("noticed within 15 s");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -435,8 +650,14 @@ async fn tcp_carries_what_quic_cannot() {
     let first = world.first().await;
     let identity = Identity::generate();
     let certificate = world.certify(&identity, "tcp", false);
-    let tcp = first.listen_addrs().into_iter().filter(|a| a.contains("/tcp/")).collect();
-    let second = Control::start(world.config(identity, certificate, tcp)).await.unwrap();
+    let tcp = first
+        .listen_addrs()
+        .into_iter()
+        .filter(|a| a.contains("/tcp/"))
+        .collect();
+    let second = Control::start(world.config(identity, certificate, tcp))
+        .await
+        .unwrap();
     meshed(&[&first, &second]).await;
     stream_50_mb(&second, &first).await;
     stream_50_mb(&first, &second).await;
@@ -450,7 +671,8 @@ async fn tcp_carries_what_quic_cannot() {
     };
     let there_and_back = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let (mut from, mut to) = tokio::io::split(second.open_stream(first.me(), "echo").await.unwrap());
+        let (mut from, mut to) =
+            tokio::io::split(second.open_stream(first.me(), "echo").await.unwrap());
         let sending = async {
             to.write_all(&vec![7; 20 << 20]).await.unwrap();
             to.shutdown().await.unwrap();
@@ -459,7 +681,9 @@ async fn tcp_carries_what_quic_cannot() {
         let (_, read) = tokio::join!(sending, from.read_to_end(&mut back));
         assert_eq!(read.unwrap(), 20 << 20);
     };
-    tokio::time::timeout(LONG * 2, async { tokio::join!(echo, there_and_back) }).await.expect("no stall");
+    tokio::time::timeout(LONG * 2, async { tokio::join!(echo, there_and_back) })
+        .await
+        .expect("no stall");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -467,15 +691,25 @@ async fn a_member_is_reached_though_a_stranger_answers_first_at_an_address_it_te
     let (world, other) = (World::new(1), World::new(2));
     let (first, stranger) = (world.first().await, other.first().await);
     let over = |control: &Control, transport: &str| {
-        control.listen_addrs().into_iter().find(|a| a.contains(transport)).unwrap().parse::<Multiaddr>().unwrap()
+        control
+            .listen_addrs()
+            .into_iter()
+            .find(|a| a.contains(transport))
+            .unwrap()
+            .parse::<Multiaddr>()
+            .unwrap()
     };
     // QUIC is dialled before TCP and has fewer round trips.
     let named = address::peer_of(first.me()).unwrap();
-    let wrong = address::split_peer(over(&stranger, "/quic-v1")).0.with(libp2p::multiaddr::Protocol::P2p(named));
+    let wrong = address::split_peer(over(&stranger, "/quic-v1"))
+        .0
+        .with(libp2p::multiaddr::Protocol::P2p(named));
     let identity = Identity::generate();
     let certificate = world.certify(&identity, "second", false);
     let bootstrap = vec![wrong.to_string(), over(&first, "/tcp/").to_string()];
-    let second = Control::start(world.config(identity, certificate, bootstrap)).await.unwrap();
+    let second = Control::start(world.config(identity, certificate, bootstrap))
+        .await
+        .unwrap();
     meshed(&[&first, &second]).await;
 }
 
@@ -486,30 +720,58 @@ async fn members_that_cannot_be_dialled_reach_each_other_through_a_relay() {
     // Whoever listens on loopback cannot tell that it can be dialled: it is told.
     let identity = Identity::generate();
     let certificate = world.certify(&identity, "relay", false);
-    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let public_addresses = vec![format!("/ip4/127.0.0.1/udp/{port}/quic-v1")];
     let config = world.config(identity, certificate, first.listen_addrs());
-    let relay = Control::start(ControlConfig { listen_port: port, public_addresses, ..config }).await.unwrap();
+    let relay = Control::start(ControlConfig {
+        listen_port: port,
+        public_addresses,
+        ..config
+    })
+    .await
+    .unwrap();
     meshed(&[&first, &relay]).await;
     let mut hidden = Vec::new();
     for name in ["one", "two"] {
         let identity = Identity::generate();
         let certificate = world.certify(&identity, name, false);
         let config = world.config(identity, certificate, relay.listen_addrs());
-        hidden.push(Control::start(ControlConfig { listen_on: Vec::new(), ..config }).await.unwrap());
+        hidden.push(
+            Control::start(ControlConfig {
+                listen_on: Vec::new(),
+                ..config
+            })
+            .await
+            .unwrap(),
+        );
     }
     let (one, two) = (&hidden[0], &hidden[1]);
     meshed(&[&first, &relay, one, two]).await;
-    let path = one.peers().into_iter().find(|p| p.member == two.me()).unwrap();
+    let path = one
+        .peers()
+        .into_iter()
+        .find(|p| p.member == two.me())
+        .unwrap();
     assert_eq!(path.relayed, Some(relay.me()));
     two.serve("reverse", Arc::new(Reverse));
     let body = vec![1; 1 << 20];
-    assert_eq!(one.call(two.me(), "reverse", body.clone(), LONG).await, Ok(body));
+    assert_eq!(
+        one.call(two.me(), "reverse", body.clone(), LONG).await,
+        Ok(body)
+    );
     stream_50_mb(one, two).await;
-    // Nobody asks over the circuit whether the other end lives: the relay, which loses its leg, ends it.
+    // Nobody asks over the circuit whether the other end lives: the relay, which loses its leg,
+    // ends it.
     let gone = two.me();
     drop(hidden.pop());
-    eventually("the end of the circuit is noticed", || !hidden[0].connected().contains(&gone)).await;
+    eventually("the end of the circuit is noticed", || {
+        !hidden[0].connected().contains(&gone)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -519,17 +781,30 @@ async fn a_member_that_was_told_of_another_and_knows_it_too_makes_one_connection
     let file = world.dir.path().join("identity");
     let identity = || Identity::load_or_create(&file).unwrap();
     let certificate = world.certify(&identity(), "second", false);
-    let start = async || Control::start(world.config(identity(), certificate.clone(), first.listen_addrs())).await.unwrap();
+    let start = async || {
+        Control::start(world.config(identity(), certificate.clone(), first.listen_addrs()))
+            .await
+            .unwrap()
+    };
     let second = start().await;
     meshed(&[&first, &second]).await;
-    eventually("it knows the other", || second.peers().iter().any(|p| !p.addresses.is_empty())).await;
+    eventually("it knows the other", || {
+        second.peers().iter().any(|p| !p.addresses.is_empty())
+    })
+    .await;
     second.shutdown().await;
     drop(second);
     let second = start().await;
     meshed(&[&first, &second]).await;
     // Both dials, if there were two, have ended by now.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(second.shared.made.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(
+        second
+            .shared
+            .made
+            .load(std::sync::atomic::Ordering::Relaxed),
+        1
+    );
 }
 
 mod large;

@@ -1,5 +1,5 @@
-//! What members say to each other on the control plane's streams, and the framing of it: a length in
-//! four bytes, big endian, then postcard. Every read is bounded before it allocates.
+//! What members say to each other on the control plane's streams, and the framing of it: a length
+//! in four bytes, big endian, then postcard. Every read is bounded before it allocates.
 
 use crate::{
     id::{MemberId, UnixTime},
@@ -18,24 +18,28 @@ pub const STREAM_PROTOCOL: &str = "/p2pvm/stream/1";
 pub const GOSSIP_SERVICE: &str = "~gossip";
 /// The service by which a member that cannot admit passes a request on to one that can.
 pub const ADMIT_SERVICE: &str = "~admit";
-/// The service that names the members nearest to a place that a member knows of, with the `seq` of their contacts:
-/// a tenth of the contacts themselves, most of which the asker has.
+/// The service that names the members nearest to a place that a member knows of, with the `seq` of
+/// their contacts: a tenth of the contacts themselves, most of which the asker has.
 pub const NEAREST_SERVICE: &str = "~nearest";
 /// The service that gives the contacts of up to [`crate::lookup::NAMED`] members.
 pub const CONTACTS_SERVICE: &str = "~contacts";
-/// The service that asks whether the other has no use for the connection either: who agrees opens nothing more on it.
+/// The service that asks whether the other has no use for the connection either: who agrees opens
+/// nothing more on it.
 pub const PART_SERVICE: &str = "~part";
-/// The service that answers with nothing: a probe of connections that have no keepalive of their own.
+/// The service that answers with nothing: a probe of connections that have no keepalive of their
+/// own.
 pub const PROBE_SERVICE: &str = "~probe";
 
-/// What a stranger may send at most: an invite with a delegate's certificate and 16 addresses fits many times.
+/// What a stranger may send at most: an invite with a delegate's certificate and 16 addresses fits
+/// many times.
 pub const MAX_HELLO_BYTES: usize = 32 << 10;
 /// What a member may answer at most: contacts and revocations of a large network.
 pub const MAX_REPLY_BYTES: usize = 1 << 20;
 /// Addresses kept of one member.
 pub const MAX_ADDRESSES: usize = 24;
 const MAX_ADDRESS_BYTES: usize = 256;
-/// Contacts in one message: more than a full mesh has members, so that a newcomer learns that the network is larger.
+/// Contacts in one message: more than a full mesh has members, so that a newcomer learns that the
+/// network is larger.
 pub const MAX_CONTACTS: usize = 64;
 
 const CONTACT_DOMAIN: &str = "p2pvm contact 1";
@@ -56,24 +60,42 @@ pub struct Contact {
 
 impl Contact {
     /// Signs this node's contact.
-    pub fn sign(identity: &Identity, certificate: Certificate, addresses: Vec<String>, public: bool, seq: u64) -> Self {
+    pub fn sign(
+        identity: &Identity,
+        certificate: Certificate,
+        addresses: Vec<String>,
+        public: bool,
+        seq: u64,
+    ) -> Self {
         let signature = identity.sign(CONTACT_DOMAIN, &Self::signed(&addresses, public, seq));
-        Self { certificate, addresses, public, seq, signature }
+        Self {
+            certificate,
+            addresses,
+            public,
+            seq,
+            signature,
+        }
     }
 
     /// A contact without addresses that nobody but this node believes: it stands for a member just
     /// admitted until its own arrives.
     pub fn unsigned(certificate: Certificate) -> Self {
         let signature = KeyPair::from_seed(&[0; 32]).sign(CONTACT_DOMAIN, &[]);
-        Self { certificate, addresses: Vec::new(), public: false, seq: 0, signature }
+        Self {
+            certificate,
+            addresses: Vec::new(),
+            public: false,
+            seq: 0,
+            signature,
+        }
     }
 
     fn signed(addresses: &[String], public: bool, seq: u64) -> Vec<u8> {
         postcard::to_stdvec(&(addresses, public, seq)).unwrap_or_default()
     }
 
-    /// Whether it is a member's last word, that it has left: signed, and with no address at all. Members of before read it as one
-    /// who cannot be dialled.
+    /// Whether it is a member's last word, that it has left: signed, and with no address at all.
+    /// Members of before read it as one who cannot be dialled.
     pub fn is_farewell(&self) -> bool {
         self.seq > 0 && self.addresses.is_empty()
     }
@@ -88,12 +110,16 @@ impl Contact {
     /// # Errors
     /// As [`Trust::verify`], or [`Refusal::Tampered`].
     pub fn verify(&self, trust: &Trust) -> Result<(), Refusal> {
-        if self.addresses.len() > MAX_ADDRESSES || self.addresses.iter().any(|a| a.len() > MAX_ADDRESS_BYTES) {
+        if self.addresses.len() > MAX_ADDRESSES
+            || self.addresses.iter().any(|a| a.len() > MAX_ADDRESS_BYTES)
+        {
             return Err(Refusal::Tampered);
         }
         trust.verify(&self.certificate)?;
         let signed = Self::signed(&self.addresses, self.public, self.seq);
-        verify(&self.member().0, CONTACT_DOMAIN, &signed, &self.signature).then_some(()).ok_or(Refusal::Tampered)
+        verify(&self.member().0, CONTACT_DOMAIN, &signed, &self.signature)
+            .then_some(())
+            .ok_or(Refusal::Tampered)
     }
 }
 
@@ -132,15 +158,25 @@ pub enum Reply {
     /// "So am I." The dialler confirms with one byte once it has checked that.
     Welcome(Box<Presentation>),
     /// "Now you are." With all that a new member needs.
-    Admitted { certificate: Box<Certificate>, presentation: Box<Presentation>, revocations: Vec<Revocation>, contacts: Vec<Contact> },
+    Admitted {
+        certificate: Box<Certificate>,
+        presentation: Box<Presentation>,
+        revocations: Vec<Revocation>,
+        contacts: Vec<Contact>,
+    },
     /// "No", and the revocations that say so, if that is why.
-    Refused { refusal: Refusal, proof: Vec<Revocation> },
+    Refused {
+        refusal: Refusal,
+        proof: Vec<Revocation>,
+    },
 }
 
-/// What the refusing side says behind a [`Reply::Refused`], in a frame of its own: members of before send none and read none.
+/// What the refusing side says behind a [`Reply::Refused`], in a frame of its own: members of
+/// before send none and read none.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ByClock {
-    /// Its time, milliseconds since 1970: a refusal for time's sake may be for want of a right clock.
+    /// Its time, milliseconds since 1970: a refusal for time's sake may be for want of a right
+    /// clock.
     pub unix_ms: u64,
 }
 
@@ -150,7 +186,9 @@ pub const MAX_BY_CLOCK_BYTES: usize = 256;
 impl ByClock {
     /// This machine's.
     pub fn now() -> Self {
-        Self { unix_ms: UnixTime::wall().0.saturating_mul(1000) }
+        Self {
+            unix_ms: UnixTime::wall().0.saturating_mul(1000),
+        }
     }
 
     /// Reads one; what a later version appended is passed over.
@@ -197,7 +235,9 @@ pub async fn read_header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(u
     stream.read_exact(&mut start).await?;
     let mut name = vec![0; usize::from(start[1])];
     stream.read_exact(&mut name).await?;
-    String::from_utf8(name).map(|name| (start[0], name)).map_err(|_| invalid("a service's name is no text"))
+    String::from_utf8(name)
+        .map(|name| (start[0], name))
+        .map_err(|_| invalid("a service's name is no text"))
 }
 
 /// Writes `body` behind its length and flushes.
@@ -219,17 +259,27 @@ pub async fn read_bytes(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io
     // Grows with what arrives, so that a claimed length alone costs no memory.
     let mut body = Vec::with_capacity(length.min(64 << 10));
     stream.take(length as u64).read_to_end(&mut body).await?;
-    if body.len() == length { Ok(body) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    if body.len() == length {
+        Ok(body)
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 /// Writes a value as one frame.
-pub async fn write_value(stream: &mut (impl AsyncWrite + Unpin), value: &impl Serialize) -> io::Result<()> {
+pub async fn write_value(
+    stream: &mut (impl AsyncWrite + Unpin),
+    value: &impl Serialize,
+) -> io::Result<()> {
     let body = postcard::to_stdvec(value).map_err(|_| invalid("not encodable"))?;
     write_bytes(stream, &body).await
 }
 
 /// Reads a value from one frame of `max` bytes at most.
-pub async fn read_value<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<T> {
+pub async fn read_value<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+    max: usize,
+) -> io::Result<T> {
     let body = read_bytes(stream, max).await?;
     decode(&body)
 }
@@ -250,7 +300,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_frame_survives_and_a_foreign_one_never_panics(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn a_frame_survives_and_a_foreign_one_never_panics(
+            body in proptest::collection::vec(any::<u8>(), 0..300)
+        ) {
             futures::executor::block_on(async {
                 let mut wire = Cursor::new(Vec::new());
                 write_bytes(&mut wire, &body).await.unwrap();
@@ -266,7 +318,10 @@ mod tests {
 
     #[test]
     fn the_time_behind_a_refusal_is_read_also_when_more_follows_it() {
-        let mut body = postcard::to_stdvec(&ByClock { unix_ms: 1_800_000_000_500 }).unwrap();
+        let mut body = postcard::to_stdvec(&ByClock {
+            unix_ms: 1_800_000_000_500,
+        })
+        .unwrap();
         body.extend([7; 9]);
         assert_eq!(ByClock::read(&body), Some(UnixTime(1_800_000_000)));
         assert_eq!(ByClock::read(&[]), None);
@@ -275,8 +330,16 @@ mod tests {
     #[test]
     fn a_frame_longer_than_allowed_or_cut_short_is_an_error() {
         futures::executor::block_on(async {
-            assert!(read_bytes(&mut Cursor::new([0, 0, 0, 9, 1, 2]), 8).await.is_err());
-            assert!(read_bytes(&mut Cursor::new([0, 0, 0, 3, 1, 2]), 8).await.is_err());
+            assert!(
+                read_bytes(&mut Cursor::new([0, 0, 0, 9, 1, 2]), 8)
+                    .await
+                    .is_err()
+            );
+            assert!(
+                read_bytes(&mut Cursor::new([0, 0, 0, 3, 1, 2]), 8)
+                    .await
+                    .is_err()
+            );
         });
     }
 }

@@ -51,10 +51,14 @@ pub struct MemoryFabric {
 impl MemoryNet {
     /// A network whose packets take `one_way` each.
     pub fn new(one_way: Duration) -> Self {
-        Self(Arc::new(Mutex::new(Shared { one_way, ..Shared::default() })))
+        Self(Arc::new(Mutex::new(Shared {
+            one_way,
+            ..Shared::default()
+        })))
     }
 
-    /// How long a death or a cut goes unnoticed: until then the member counts as connected, and does not answer.
+    /// How long a death or a cut goes unnoticed: until then the member counts as connected, and
+    /// does not answer.
     pub fn set_notice(&self, notice: Duration) {
         self.lock().notice = notice;
     }
@@ -66,7 +70,10 @@ impl MemoryNet {
     /// Adds a member, or brings a dead one back without its handlers.
     pub fn add(&self, me: MemberId) -> Arc<MemoryFabric> {
         self.lock().nodes.insert(me, Node::default());
-        Arc::new(MemoryFabric { net: self.clone(), me })
+        Arc::new(MemoryFabric {
+            net: self.clone(),
+            me,
+        })
     }
 
     /// Kills a member: it is neither found nor answers.
@@ -111,19 +118,31 @@ struct MemoryStream {
 
 impl MemoryStream {
     fn whole(&self) -> io::Result<()> {
-        if self.net.lock().reaches(self.pair.0, self.pair.1) { Ok(()) } else { Err(io::ErrorKind::ConnectionReset.into()) }
+        if self.net.lock().reaches(self.pair.0, self.pair.1) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::ConnectionReset.into())
+        }
     }
 }
 
 impl AsyncRead for MemoryStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.whole()?;
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for MemoryStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.whole()?;
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
@@ -146,7 +165,12 @@ impl Fabric for MemoryFabric {
 
     fn connected(&self) -> Vec<MemberId> {
         let shared = self.net.lock();
-        shared.nodes.keys().copied().filter(|m| *m != self.me && shared.sees(self.me, *m)).collect()
+        shared
+            .nodes
+            .keys()
+            .copied()
+            .filter(|m| *m != self.me && shared.sees(self.me, *m))
+            .collect()
     }
 
     fn link_key(&self, _member: MemberId) -> Option<LinkKey> {
@@ -157,7 +181,13 @@ impl Fabric for MemoryFabric {
         Ok(self.nearby(place, n))
     }
 
-    async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+    async fn call(
+        &self,
+        to: MemberId,
+        service: &'static str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, FabricError> {
         let (one_way, reaches) = {
             let shared = self.net.lock();
             (shared.one_way, shared.reaches(self.me, to))
@@ -168,8 +198,14 @@ impl Fabric for MemoryFabric {
         }
         let exchange = async {
             tokio::time::sleep(one_way).await;
-            let handler = self.net.lock().nodes.get(&to).and_then(|n| n.handlers.get(service).cloned());
-            let handler = handler.ok_or_else(|| FabricError::NoSuchService(to, service.to_owned()))?;
+            let handler = self
+                .net
+                .lock()
+                .nodes
+                .get(&to)
+                .and_then(|n| n.handlers.get(service).cloned());
+            let handler =
+                handler.ok_or_else(|| FabricError::NoSuchService(to, service.to_owned()))?;
             let answer = handler.serve(self.me, body).await;
             tokio::time::sleep(one_way).await;
             // A cut or a death while the answer was under way loses the answer, not the effect.
@@ -178,7 +214,9 @@ impl Fabric for MemoryFabric {
             }
             answer.map_err(|reason| FabricError::Refused(to, reason))
         };
-        tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(FabricError::TimedOut(to, timeout)))
+        tokio::time::timeout(timeout, exchange)
+            .await
+            .unwrap_or(Err(FabricError::TimedOut(to, timeout)))
     }
 
     fn serve(&self, service: &'static str, handler: Arc<dyn Serve>) {
@@ -187,20 +225,39 @@ impl Fabric for MemoryFabric {
         }
     }
 
-    async fn open_stream(&self, to: MemberId, service: &'static str) -> Result<BoxStream, FabricError> {
+    async fn open_stream(
+        &self,
+        to: MemberId,
+        service: &'static str,
+    ) -> Result<BoxStream, FabricError> {
         let acceptor = {
             let shared = self.net.lock();
             if !shared.reaches(self.me, to) {
                 return Err(FabricError::Unreachable(to));
             }
-            shared.nodes.get(&to).and_then(|n| n.acceptors.get(service).cloned())
+            shared
+                .nodes
+                .get(&to)
+                .and_then(|n| n.acceptors.get(service).cloned())
         };
-        let acceptor = acceptor.ok_or_else(|| FabricError::NoSuchService(to, service.to_owned()))?;
+        let acceptor =
+            acceptor.ok_or_else(|| FabricError::NoSuchService(to, service.to_owned()))?;
         let (here, there) = tokio::io::duplex(256 << 10);
-        let there = MemoryStream { net: self.net.clone(), pair: (self.me, to), inner: there };
-        acceptor.send((self.me, Box::new(there))).await.map_err(|_| FabricError::NoSuchService(to, service.to_owned()))?;
+        let there = MemoryStream {
+            net: self.net.clone(),
+            pair: (self.me, to),
+            inner: there,
+        };
+        acceptor
+            .send((self.me, Box::new(there)))
+            .await
+            .map_err(|_| FabricError::NoSuchService(to, service.to_owned()))?;
         let pair = (self.me, to);
-        Ok(Box::new(MemoryStream { net: self.net.clone(), pair, inner: here }))
+        Ok(Box::new(MemoryStream {
+            net: self.net.clone(),
+            pair,
+            inner: here,
+        }))
     }
 
     fn accept_streams(&self, service: &'static str) -> mpsc::Receiver<(MemberId, BoxStream)> {
@@ -232,7 +289,10 @@ mod tests {
         let limit = Duration::from_secs(1);
         assert_eq!(a.call(b.me(), "echo", vec![7], limit).await, Ok(vec![7]));
         net.set_cut(a.me(), b.me(), true);
-        assert_eq!(a.call(b.me(), "echo", vec![7], limit).await, Err(FabricError::TimedOut(b.me(), limit)));
+        assert_eq!(
+            a.call(b.me(), "echo", vec![7], limit).await,
+            Err(FabricError::TimedOut(b.me(), limit))
+        );
         net.set_cut(a.me(), b.me(), false);
         assert_eq!(a.call(b.me(), "echo", vec![7], limit).await, Ok(vec![7]));
     }

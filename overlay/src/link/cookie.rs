@@ -1,6 +1,7 @@
-//! The MACs of handshake messages and the cookies that prove an address under load (WireGuard paper §5.3, §5.4.4, §5.4.7).
-//! mac1 shows that the sender knows whom it talks to; mac2, keyed by a cookie bound to the sender's address, is asked for
-//! only while handshakes come faster than they are worth answering.
+//! The MACs of handshake messages and the cookies that prove an address under load (WireGuard paper
+//! §5.3, §5.4.4, §5.4.7). mac1 shows that the sender knows whom it talks to; mac2, keyed by a
+//! cookie bound to the sender's address, is asked for only while handshakes come faster than they
+//! are worth answering.
 
 use super::{
     Refused,
@@ -14,7 +15,8 @@ use std::{
 
 /// A cookie and the secret behind it live this long (WireGuard's COOKIE_REFRESH_TIME).
 pub const COOKIE_LIFE: Duration = Duration::from_secs(120);
-/// Initiations a second above which a cookie is asked for: one costs two X25519, 100 µs or so, thus 2 % of a core.
+/// Initiations a second above which a cookie is asked for: one costs two X25519, 100 µs or so, thus
+/// 2 % of a core.
 pub const CALM_HANDSHAKES_PER_SECOND: u32 = 200;
 
 /// What a responder gives out; the initiator keys mac2 with it.
@@ -26,17 +28,28 @@ fn first_16(hash: blake3::Hash) -> [u8; MAC_LEN] {
 }
 
 fn mac1(receiver: &[u8; 32], message: &[u8]) -> [u8; MAC_LEN] {
-    first_16(blake3::keyed_hash(&blake3::derive_key("p2pvm 2026 link mac1", receiver), message))
+    first_16(blake3::keyed_hash(
+        &blake3::derive_key("p2pvm 2026 link mac1", receiver),
+        message,
+    ))
 }
 
 fn mac2(cookie: &Cookie, message: &[u8]) -> [u8; MAC_LEN] {
-    first_16(blake3::keyed_hash(&blake3::derive_key("p2pvm 2026 link mac2", cookie), message))
+    first_16(blake3::keyed_hash(
+        &blake3::derive_key("p2pvm 2026 link mac2", cookie),
+        message,
+    ))
 }
 
 fn sealing_key(receiver: &[u8; 32], salt: &[u8]) -> Option<LessSafeKey> {
     let mut material = receiver.to_vec();
     material.extend_from_slice(salt);
-    UnboundKey::new(&CHACHA20_POLY1305, &blake3::derive_key("p2pvm 2026 link cookie", &material)).ok().map(LessSafeKey::new)
+    UnboundKey::new(
+        &CHACHA20_POLY1305,
+        &blake3::derive_key("p2pvm 2026 link cookie", &material),
+    )
+    .ok()
+    .map(LessSafeKey::new)
 }
 
 /// Fills in both MACs at the end of a handshake message for the member with public key `receiver`.
@@ -50,20 +63,35 @@ pub fn stamp(message: &mut [u8], receiver: &[u8; 32], cookie: Option<&Cookie>) {
 
 /// mac1 of a stamped message, which a cookie reply is bound to.
 pub fn mac1_of(message: &[u8]) -> Option<[u8; MAC_LEN]> {
-    message.get(message.len().checked_sub(2 * MAC_LEN)?..message.len() - MAC_LEN)?.try_into().ok()
+    message
+        .get(message.len().checked_sub(2 * MAC_LEN)?..message.len() - MAC_LEN)?
+        .try_into()
+        .ok()
 }
 
 /// Whether a message's mac1 is right for the member with public key `me`.
 pub fn mac1_verifies(message: &[u8], me: &[u8; 32]) -> bool {
-    // A MAC that anyone who knows the public key can make: no secret leaks by an early-out comparison.
+    // A MAC that anyone who knows the public key can make: no secret leaks by an early-out
+    // comparison.
     mac1_of(message).is_some_and(|mac| mac1(me, &message[..message.len() - 2 * MAC_LEN]) == mac)
 }
 
 /// Opens a cookie reply that answers the message whose mac1 is `bound_to`.
-pub fn open(salt: &[u8], sealed: &[u8], responder: &[u8; 32], bound_to: &[u8; MAC_LEN]) -> Result<Cookie, Refused> {
+pub fn open(
+    salt: &[u8],
+    sealed: &[u8],
+    responder: &[u8; 32],
+    bound_to: &[u8; MAC_LEN],
+) -> Result<Cookie, Refused> {
     let key = sealing_key(responder, salt).ok_or(Refused::Malformed)?;
     let mut bytes = sealed.to_vec();
-    let plain = key.open_in_place(Nonce::assume_unique_for_key([0; 12]), Aad::from(bound_to), &mut bytes).map_err(|_| Refused::Forged)?;
+    let plain = key
+        .open_in_place(
+            Nonce::assume_unique_for_key([0; 12]),
+            Aad::from(bound_to),
+            &mut bytes,
+        )
+        .map_err(|_| Refused::Forged)?;
     Cookie::try_from(&*plain).map_err(|_| Refused::Malformed)
 }
 
@@ -78,7 +106,12 @@ pub struct Doorman {
 impl Doorman {
     /// A doorman with a fresh secret.
     pub fn new(now: Instant) -> Self {
-        Self { secret: rand::random(), secret_since: now, second: now, in_second: 0 }
+        Self {
+            secret: rand::random(),
+            secret_since: now,
+            second: now,
+            in_second: 0,
+        }
     }
 
     /// Counts an initiation; true while they come too fast to answer those that show no cookie.
@@ -94,23 +127,40 @@ impl Doorman {
         if now.saturating_duration_since(self.secret_since) >= COOKIE_LIFE {
             (self.secret, self.secret_since) = (rand::random(), now);
         }
-        first_16(blake3::keyed_hash(&self.secret, from.to_string().as_bytes()))
+        first_16(blake3::keyed_hash(
+            &self.secret,
+            from.to_string().as_bytes(),
+        ))
     }
 
     /// Whether the message's mac2 proves that its sender receives at `from`.
     pub fn proves_address(&mut self, now: Instant, message: &[u8], from: SocketAddr) -> bool {
         let cookie = self.cookie_for(now, from);
-        let Some(at) = message.len().checked_sub(MAC_LEN) else { return false };
+        let Some(at) = message.len().checked_sub(MAC_LEN) else {
+            return false;
+        };
         mac2(&cookie, &message[..at]) == message[at..]
     }
 
     /// A salt and the sealed cookie for the sender of `message`.
-    pub fn reply(&mut self, now: Instant, message: &[u8], from: SocketAddr, me: &[u8; 32]) -> Option<([u8; SALT_LEN], Vec<u8>)> {
+    pub fn reply(
+        &mut self,
+        now: Instant,
+        message: &[u8],
+        from: SocketAddr,
+        me: &[u8; 32],
+    ) -> Option<([u8; SALT_LEN], Vec<u8>)> {
         let salt: [u8; SALT_LEN] = rand::random();
         let mut sealed = self.cookie_for(now, from).to_vec();
         let bound_to = mac1_of(message)?;
         // The salt makes the key fresh for each reply, so that the nonce may be constant.
-        sealing_key(me, &salt)?.seal_in_place_append_tag(Nonce::assume_unique_for_key([0; 12]), Aad::from(bound_to), &mut sealed).ok()?;
+        sealing_key(me, &salt)?
+            .seal_in_place_append_tag(
+                Nonce::assume_unique_for_key([0; 12]),
+                Aad::from(bound_to),
+                &mut sealed,
+            )
+            .ok()?;
         Some((salt, sealed))
     }
 }
@@ -122,7 +172,10 @@ mod tests {
     #[test]
     fn a_cookie_proves_one_address_and_no_other() {
         let (now, me) = (Instant::now(), [3; 32]);
-        let (here, there): (SocketAddr, SocketAddr) = ("192.0.2.1:7".parse().unwrap(), "192.0.2.2:7".parse().unwrap());
+        let (here, there): (SocketAddr, SocketAddr) = (
+            "192.0.2.1:7".parse().unwrap(),
+            "192.0.2.2:7".parse().unwrap(),
+        );
         let mut doorman = Doorman::new(now);
         let mut message = vec![9; 100];
         stamp(&mut message, &me, None);

@@ -1,6 +1,7 @@
-//! What a sealed data datagram carries: one frame with a 12-byte header (kind, flags, two more bytes, one 8-byte word) and the
-//! kind's payload. The word is the two epochs of an IP packet, a ping's token, whom a forwarded datagram is for, or
-//! the place on the ring to which a routed packet goes. Only the last uses the two bytes, for the hops left and its version.
+//! What a sealed data datagram carries: one frame with a 12-byte header (kind, flags, two more
+//! bytes, one 8-byte word) and the kind's payload. The word is the two epochs of an IP packet, a
+//! ping's token, whom a forwarded datagram is for, or the place on the ring to which a routed
+//! packet goes. Only the last uses the two bytes, for the hops left and its version.
 
 use crate::id::{Epoch, MemberId};
 use std::net::{IpAddr, Ipv6Addr};
@@ -21,11 +22,12 @@ const PASSED_ON: u8 = 1;
 /// Flag of a forward frame: the word names where it came from, not where it goes.
 const FROM: u8 = 1;
 
-/// Bit of a path's ping token: the sender's addresses have changed, the far end does best to answer this way from now on.
+/// Bit of a path's ping token: the sender's addresses have changed, the far end does best to answer
+/// this way from now on.
 pub const ROAMED: u64 = 1 << 62;
 
-/// The first bytes of a member's id: enough for a relay to tell its peers apart. The far end proves itself by its session,
-/// so a collision can at most misdirect sealed bytes.
+/// The first bytes of a member's id: enough for a relay to tell its peers apart. The far end proves
+/// itself by its session, so a collision can at most misdirect sealed bytes.
 pub type ShortId = [u8; 8];
 
 /// The short id of a member.
@@ -33,7 +35,8 @@ pub fn short_id(member: &MemberId) -> ShortId {
     std::array::from_fn(|i| member.0[i])
 }
 
-/// An epoch as it travels in a frame: 32 bits, saturating (a VM that moves each second gets there in 136 years).
+/// An epoch as it travels in a frame: 32 bits, saturating (a VM that moves each second gets there
+/// in 136 years).
 pub fn wire_epoch(epoch: Epoch) -> u32 {
     u32::try_from(epoch.0).unwrap_or(u32::MAX)
 }
@@ -60,7 +63,8 @@ pub enum Frame {
     ForwardTo(ShortId),
     /// A datagram of another pair's link follows: this member sent it.
     ForwardFrom(ShortId),
-    /// A packet that goes from neighbour to neighbour over the ring follows; its own header is [`crate::ring::wire`]'s matter.
+    /// A packet that goes from neighbour to neighbour over the ring follows; its own header is
+    /// [`crate::ring::wire`]'s matter.
     Ring {
         /// Its kind and which optional fields it has.
         flags: u8,
@@ -95,21 +99,44 @@ impl Frame {
     /// Reads the header, and the whole of a `Moved`. `None` for what we do not know. Never panics.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let word: [u8; 8] = bytes.get(4..FRAME_HEADER_LEN)?.try_into().ok()?;
-        let (high, low) = (u64::from_be_bytes(word) >> 32, u64::from_be_bytes(word) & 0xffff_ffff);
+        let (high, low) = (
+            u64::from_be_bytes(word) >> 32,
+            u64::from_be_bytes(word) & 0xffff_ffff,
+        );
         match (bytes[0], bytes[1]) {
-            (IP, flags) => Some(Self::Ip { from_epoch: high as u32, to_epoch: low as u32, passed_on: flags & PASSED_ON != 0 }),
+            (IP, flags) => Some(Self::Ip {
+                from_epoch: high as u32,
+                to_epoch: low as u32,
+                passed_on: flags & PASSED_ON != 0,
+            }),
             (PING, _) => Some(Self::Ping(u64::from_be_bytes(word))),
             (PONG, _) => Some(Self::Pong(u64::from_be_bytes(word))),
             (KEEPALIVE, _) => Some(Self::Keepalive),
             (FORWARD, flags) if flags & FROM != 0 => Some(Self::ForwardFrom(word)),
             (FORWARD, _) => Some(Self::ForwardTo(word)),
-            (RING, flags) => Some(Self::Ring { flags, hops: bytes[2], version: bytes[3], to: u64::from_be_bytes(word) }),
-            (PIECE, _) => Some(Self::Piece { id: high as u32, index: word[4], count: word[5] }),
+            (RING, flags) => Some(Self::Ring {
+                flags,
+                hops: bytes[2],
+                version: bytes[3],
+                to: u64::from_be_bytes(word),
+            }),
+            (PIECE, _) => Some(Self::Piece {
+                id: high as u32,
+                index: word[4],
+                count: word[5],
+            }),
             (MOVED, _) => {
-                let rest: &[u8; 48] = bytes.get(FRAME_HEADER_LEN..FRAME_HEADER_LEN + 48)?.try_into().ok()?;
+                let rest: &[u8; 48] = bytes
+                    .get(FRAME_HEADER_LEN..FRAME_HEADER_LEN + 48)?
+                    .try_into()
+                    .ok()?;
                 let (member, addr) = rest.split_at(32);
                 let addr = Ipv6Addr::from(<[u8; 16]>::try_from(addr).ok()?).to_canonical();
-                Some(Self::Moved { addr, member: MemberId(member.try_into().ok()?), epoch: Epoch(u64::from_be_bytes(word)) })
+                Some(Self::Moved {
+                    addr,
+                    member: MemberId(member.try_into().ok()?),
+                    epoch: Epoch(u64::from_be_bytes(word)),
+                })
             }
             _ => None,
         }
@@ -119,15 +146,26 @@ impl Frame {
     pub fn write_header(&self, out: &mut [u8]) {
         let mut routing = [0, 0];
         let (kind, flags, word) = match *self {
-            Self::Ip { from_epoch, to_epoch, passed_on } => {
-                (IP, if passed_on { PASSED_ON } else { 0 }, (u64::from(from_epoch) << 32 | u64::from(to_epoch)).to_be_bytes())
-            }
+            Self::Ip {
+                from_epoch,
+                to_epoch,
+                passed_on,
+            } => (
+                IP,
+                if passed_on { PASSED_ON } else { 0 },
+                (u64::from(from_epoch) << 32 | u64::from(to_epoch)).to_be_bytes(),
+            ),
             Self::Ping(token) => (PING, 0, token.to_be_bytes()),
             Self::Pong(token) => (PONG, 0, token.to_be_bytes()),
             Self::Keepalive => (KEEPALIVE, 0, [0; 8]),
             Self::ForwardTo(member) => (FORWARD, 0, member),
             Self::ForwardFrom(member) => (FORWARD, FROM, member),
-            Self::Ring { flags, hops, version, to } => {
+            Self::Ring {
+                flags,
+                hops,
+                version,
+                to,
+            } => {
                 routing = [hops, version];
                 (RING, flags, to.to_be_bytes())
             }
@@ -141,7 +179,8 @@ impl Frame {
         out[4..FRAME_HEADER_LEN].copy_from_slice(&word);
     }
 
-    /// Whether a frame that begins with this byte carries what members have to say to each other, not what keeps the link.
+    /// Whether a frame that begins with this byte carries what members have to say to each other,
+    /// not what keeps the link.
     pub fn is_data(kind: Option<&u8>) -> bool {
         matches!(kind, Some(&IP | &PIECE))
     }
@@ -169,15 +208,28 @@ mod tests {
 
     fn frames() -> impl Strategy<Value = Frame> {
         prop_oneof![
-            any::<(u32, u32, bool)>().prop_map(|(from_epoch, to_epoch, passed_on)| Frame::Ip { from_epoch, to_epoch, passed_on }),
+            any::<(u32, u32, bool)>().prop_map(|(from_epoch, to_epoch, passed_on)| Frame::Ip {
+                from_epoch,
+                to_epoch,
+                passed_on
+            }),
             any::<u64>().prop_map(Frame::Ping),
             any::<u64>().prop_map(Frame::Pong),
             Just(Frame::Keepalive),
             any::<[u8; 8]>().prop_map(Frame::ForwardTo),
             any::<[u8; 8]>().prop_map(Frame::ForwardFrom),
-            any::<(u8, u8, u8, u64)>().prop_map(|(flags, hops, version, to)| Frame::Ring { flags, hops, version, to }),
+            any::<(u8, u8, u8, u64)>().prop_map(|(flags, hops, version, to)| Frame::Ring {
+                flags,
+                hops,
+                version,
+                to
+            }),
             any::<(u32, u8, u8)>().prop_map(|(id, index, count)| Frame::Piece { id, index, count }),
-            any::<([u8; 4], [u8; 32], u64)>().prop_map(|(a, m, e)| Frame::Moved { addr: a.into(), member: MemberId(m), epoch: Epoch(e) }),
+            any::<([u8; 4], [u8; 32], u64)>().prop_map(|(a, m, e)| Frame::Moved {
+                addr: a.into(),
+                member: MemberId(m),
+                epoch: Epoch(e)
+            }),
             any::<([u8; 32], u64)>().prop_map(|(m, e)| Frame::Moved {
                 addr: "fd00::7".parse().expect("literal"),
                 member: MemberId(m),
@@ -193,7 +245,9 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 0u8..18) {
+        fn any_bytes_parse_without_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 0u8..18
+        ) {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = kind; }
             let _ = Frame::parse(&bytes);

@@ -1,7 +1,8 @@
-//! Noise IK (Perrin, rev. 34, §7.5) by `snow`: the initiator knows the responder's key beforehand, both are authenticated
-//! after one round trip, and the initiator's key is hidden from the wire. The payloads agree on the cipher and carry the
-//! timestamp that stops a replayed initiation from disturbing a live link (WireGuard paper §5.1). Behind them either side may
-//! put something of its own, sealed with them: what two members tell each other that have only the ring between them.
+//! Noise IK (Perrin, rev. 34, §7.5) by `snow`: the initiator knows the responder's key beforehand,
+//! both are authenticated after one round trip, and the initiator's key is hidden from the wire.
+//! The payloads agree on the cipher and carry the timestamp that stops a replayed initiation from
+//! disturbing a live link (WireGuard paper §5.1). Behind them either side may put something of its
+//! own, sealed with them: what two members tell each other that have only the ring between them.
 
 use super::{
     Refused,
@@ -30,7 +31,8 @@ pub struct Keys {
 impl Keys {
     /// The pair of a secret.
     pub fn new(secret: Zeroizing<[u8; 32]>) -> Self {
-        let public = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*secret)).to_bytes();
+        let public =
+            x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*secret)).to_bytes();
         Self { secret, public }
     }
 
@@ -41,17 +43,23 @@ impl Keys {
 
     fn builder(&self) -> Result<Builder<'_>, Refused> {
         let params: NoiseParams = PATTERN.parse().map_err(|_| Refused::Malformed)?;
-        Builder::new(params).prologue(PROLOGUE).and_then(|b| b.local_private_key(&self.secret[..])).map_err(|_| Refused::Malformed)
+        Builder::new(params)
+            .prologue(PROLOGUE)
+            .and_then(|b| b.local_private_key(&self.secret[..]))
+            .map_err(|_| Refused::Malformed)
     }
 }
 
-/// Nanoseconds since 1970 by the clock of this process's start and the time since, as in an initiation. Each is larger than the
-/// one before: a wall clock that is set back must not make the far end take our initiations for replays.
+/// Nanoseconds since 1970 by the clock of this process's start and the time since, as in an
+/// initiation. Each is larger than the one before: a wall clock that is set back must not make the
+/// far end take our initiations for replays.
 pub fn timestamp() -> u128 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = crate::network_time::steady_millis().saturating_mul(1_000_000);
     let next = |last: u64| Some(now.max(last.saturating_add(1)));
-    let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
+    let last = LAST
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+        .unwrap_or_default();
     u128::from(now.max(last.saturating_add(1)))
 }
 
@@ -62,35 +70,73 @@ pub(crate) struct Pending {
 }
 
 /// Makes Noise message 1 for `peer`, with `extra` sealed in it.
-pub(crate) fn open(keys: &Keys, peer: &LinkKey, index: u32, extra: &[u8]) -> Result<(Pending, Vec<u8>), Refused> {
+pub(crate) fn open(
+    keys: &Keys,
+    peer: &LinkKey,
+    index: u32,
+    extra: &[u8],
+) -> Result<(Pending, Vec<u8>), Refused> {
     if extra.len() > MAX_EXTRA_LEN {
         return Err(Refused::Malformed);
     }
-    let builder = keys.builder()?.remote_public_key(&peer.0).map_err(|_| Refused::Malformed)?;
+    let builder = keys
+        .builder()?
+        .remote_public_key(&peer.0)
+        .map_err(|_| Refused::Malformed)?;
     let mut noise = builder.build_initiator().map_err(|_| Refused::Malformed)?;
     let mut payload = vec![0; INITIATION_PAYLOAD_LEN];
     payload[0] = VERSION;
-    payload[1] = if Cipher::preferred() == Cipher::Aes256Gcm { WITH_AES } else { 0 };
+    payload[1] = if Cipher::preferred() == Cipher::Aes256Gcm {
+        WITH_AES
+    } else {
+        0
+    };
     payload[2..].copy_from_slice(&timestamp().to_be_bytes()[4..]);
     payload.extend_from_slice(extra);
     let mut message = vec![0; NOISE_1_LEN + extra.len()];
-    let len = noise.write_message(&payload, &mut message).map_err(|_| Refused::Malformed)?;
+    let len = noise
+        .write_message(&payload, &mut message)
+        .map_err(|_| Refused::Malformed)?;
     message.truncate(len);
     Ok((Pending { noise, index }, message))
 }
 
 impl Pending {
-    /// Reads Noise message 2: the session, and what came sealed with it. One that is refused changes nothing: another may come.
-    pub(crate) fn finish(&mut self, now: Instant, sender: u32, message: &[u8]) -> Result<(Session, Vec<u8>), Refused> {
+    /// Reads Noise message 2: the session, and what came sealed with it. One that is refused
+    /// changes nothing: another may come.
+    pub(crate) fn finish(
+        &mut self,
+        now: Instant,
+        sender: u32,
+        message: &[u8],
+    ) -> Result<(Session, Vec<u8>), Refused> {
         let mut payload = vec![0; message.len()];
-        let len = self.noise.read_message(message, &mut payload).map_err(|_| Refused::Forged)?;
+        let len = self
+            .noise
+            .read_message(message, &mut payload)
+            .map_err(|_| Refused::Forged)?;
         let cipher = match payload[..len].first() {
             Some(&WITH_AES) if Cipher::preferred() == Cipher::Aes256Gcm => Cipher::Aes256Gcm,
             Some(0) => Cipher::ChaCha20Poly1305,
             _ => return Err(Refused::Malformed),
         };
-        let extra = payload[..len].get(RESPONSE_PAYLOAD_LEN..).unwrap_or_default().to_vec();
-        Ok((session(&mut self.noise, Ends { local: self.index, remote: sender, cipher, initiator: true }, now), extra))
+        let extra = payload[..len]
+            .get(RESPONSE_PAYLOAD_LEN..)
+            .unwrap_or_default()
+            .to_vec();
+        Ok((
+            session(
+                &mut self.noise,
+                Ends {
+                    local: self.index,
+                    remote: sender,
+                    cipher,
+                    initiator: true,
+                },
+                now,
+            ),
+            extra,
+        ))
     }
 }
 
@@ -104,11 +150,26 @@ struct Ends {
 fn session(noise: &mut HandshakeState, ends: Ends, now: Instant) -> Session {
     let (forward, back) = noise.dangerously_get_raw_split();
     let (forward, back) = (Zeroizing::new(forward), Zeroizing::new(back));
-    let (sealing, opening) = if ends.initiator { (&forward, &back) } else { (&back, &forward) };
-    Session::new(Parts { local: ends.local, remote: ends.remote, cipher: ends.cipher, initiator: ends.initiator, sealing, opening }, now)
+    let (sealing, opening) = if ends.initiator {
+        (&forward, &back)
+    } else {
+        (&back, &forward)
+    };
+    Session::new(
+        Parts {
+            local: ends.local,
+            remote: ends.remote,
+            cipher: ends.cipher,
+            initiator: ends.initiator,
+            sealing,
+            opening,
+        },
+        now,
+    )
 }
 
-/// An initiation that was read: its sender is proved to hold `peer`, but may be a replay until the timestamp was compared.
+/// An initiation that was read: its sender is proved to hold `peer`, but may be a replay until the
+/// timestamp was compared.
 pub struct Opened {
     noise: HandshakeState,
     sender: u32,
@@ -127,31 +188,73 @@ impl Opened {
     /// # Errors
     /// [`Refused::Forged`] if it was not made for these keys.
     pub fn read(keys: &Keys, sender: u32, message: &[u8]) -> Result<Self, Refused> {
-        let mut noise = keys.builder()?.build_responder().map_err(|_| Refused::Malformed)?;
+        let mut noise = keys
+            .builder()?
+            .build_responder()
+            .map_err(|_| Refused::Malformed)?;
         let mut payload = vec![0; message.len()];
-        let len = noise.read_message(message, &mut payload).map_err(|_| Refused::Forged)?;
-        let (payload, extra) = payload[..len].split_first_chunk::<INITIATION_PAYLOAD_LEN>().ok_or(Refused::Malformed)?;
+        let len = noise
+            .read_message(message, &mut payload)
+            .map_err(|_| Refused::Forged)?;
+        let (payload, extra) = payload[..len]
+            .split_first_chunk::<INITIATION_PAYLOAD_LEN>()
+            .ok_or(Refused::Malformed)?;
         if payload[0] != VERSION {
             return Err(Refused::Malformed);
         }
         let both_aes = payload[1] & WITH_AES != 0 && Cipher::preferred() == Cipher::Aes256Gcm;
-        let cipher = if both_aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
-        let peer = noise.get_remote_static().and_then(|k| <[u8; 32]>::try_from(k).ok()).ok_or(Refused::Malformed)?;
+        let cipher = if both_aes {
+            Cipher::Aes256Gcm
+        } else {
+            Cipher::ChaCha20Poly1305
+        };
+        let peer = noise
+            .get_remote_static()
+            .and_then(|k| <[u8; 32]>::try_from(k).ok())
+            .ok_or(Refused::Malformed)?;
         let timestamp = payload[2..].iter().fold(0, |n, b| n << 8 | u128::from(*b));
-        Ok(Self { noise, sender, cipher, peer: LinkKey(peer), timestamp, extra: extra.to_vec() })
+        Ok(Self {
+            noise,
+            sender,
+            cipher,
+            peer: LinkKey(peer),
+            timestamp,
+            extra: extra.to_vec(),
+        })
     }
 
-    /// Makes Noise message 2, with `extra` sealed in it, and the session; the initiator's index comes with them.
-    pub(crate) fn answer(mut self, now: Instant, index: u32, extra: &[u8]) -> Result<(Session, Vec<u8>, u32), Refused> {
+    /// Makes Noise message 2, with `extra` sealed in it, and the session; the initiator's index
+    /// comes with them.
+    pub(crate) fn answer(
+        mut self,
+        now: Instant,
+        index: u32,
+        extra: &[u8],
+    ) -> Result<(Session, Vec<u8>, u32), Refused> {
         if extra.len() > MAX_EXTRA_LEN {
             return Err(Refused::Malformed);
         }
         let mut message = vec![0; NOISE_2_LEN + extra.len()];
-        let mut payload = vec![if self.cipher == Cipher::Aes256Gcm { WITH_AES } else { 0 }; RESPONSE_PAYLOAD_LEN];
+        let mut payload = vec![
+            if self.cipher == Cipher::Aes256Gcm {
+                WITH_AES
+            } else {
+                0
+            };
+            RESPONSE_PAYLOAD_LEN
+        ];
         payload.extend_from_slice(extra);
-        let len = self.noise.write_message(&payload, &mut message).map_err(|_| Refused::Malformed)?;
+        let len = self
+            .noise
+            .write_message(&payload, &mut message)
+            .map_err(|_| Refused::Malformed)?;
         message.truncate(len);
-        let ends = Ends { local: index, remote: self.sender, cipher: self.cipher, initiator: false };
+        let ends = Ends {
+            local: index,
+            remote: self.sender,
+            cipher: self.cipher,
+            initiator: false,
+        };
         Ok((session(&mut self.noise, ends, now), message, self.sender))
     }
 }

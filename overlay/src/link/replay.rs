@@ -1,9 +1,9 @@
-//! The sliding window that lets each counter in once (RFC 6479): a ring of bit words, so that moving ahead costs one store
-//! for each 64 counters and no shift.
+//! The sliding window that lets each counter in once (RFC 6479): a ring of bit words, so that
+//! moving ahead costs one store for each 64 counters and no shift.
 
 const WORDS: usize = 32;
-/// How far behind the newest counter an older one is still accepted: one word of the ring is always being cleared. Two full
-/// GSO batches reordered against each other fit many times over.
+/// How far behind the newest counter an older one is still accepted: one word of the ring is always
+/// being cleared. Two full GSO batches reordered against each other fit many times over.
 pub const WINDOW: u64 = (WORDS as u64 - 1) * 64;
 
 /// Which counters of one session were seen.
@@ -16,12 +16,16 @@ pub struct ReplayWindow {
 
 impl Default for ReplayWindow {
     fn default() -> Self {
-        Self { next: 0, seen: [0; WORDS] }
+        Self {
+            next: 0,
+            seen: [0; WORDS],
+        }
     }
 }
 
 impl ReplayWindow {
-    /// Whether `counter` may still come: neither seen nor too old. Changes nothing, for use before the tag is verified.
+    /// Whether `counter` may still come: neither seen nor too old. Changes nothing, for use before
+    /// the tag is verified.
     pub fn may_come(&self, counter: u64) -> bool {
         if counter >= self.next {
             return counter < u64::MAX;
@@ -35,7 +39,11 @@ impl ReplayWindow {
             return false;
         }
         if counter >= self.next {
-            let newest = if self.next == 0 { 0 } else { (self.next - 1) / 64 };
+            let newest = if self.next == 0 {
+                0
+            } else {
+                (self.next - 1) / 64
+            };
             let ahead = (counter / 64 - newest).min(WORDS as u64);
             for step in 1..=ahead {
                 self.seen[((newest + step) % WORDS as u64) as usize] = 0;
@@ -73,13 +81,20 @@ mod tests {
     proptest! {
         /// Against the obvious model: a set of all counters seen.
         #[test]
-        fn each_counter_comes_in_once(jumps in proptest::collection::vec((-70i64..200, 0u8..40), 1..400)) {
-            let (mut window, mut seen, mut at, mut newest) = (ReplayWindow::default(), HashSet::new(), 0i64, 0u64);
+        fn each_counter_comes_in_once(
+            jumps in proptest::collection::vec((-70i64..200, 0u8..40), 1..400)
+        ) {
+            let (mut window, mut seen, mut at, mut newest) = (
+                ReplayWindow::default(), HashSet::new(), 0i64, 0u64
+            );
             for (jump, far) in jumps {
                 at = (at + if far == 0 { jump * 100 } else { jump }).max(0);
                 let counter = at as u64;
-                let expected = !seen.contains(&counter) && (seen.is_empty() || counter + WINDOW > newest);
-                prop_assert_eq!(window.accept(counter), expected, "counter {} newest {}", counter, newest);
+                let expected = !seen.contains(&counter) && (
+                    seen.is_empty() || counter + WINDOW > newest
+                );
+                prop_assert_eq!(window.accept(counter), expected, "counter {} \
+                    newest {}", counter, newest);
                 if expected { seen.insert(counter); newest = newest.max(counter); }
             }
         }

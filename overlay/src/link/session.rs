@@ -1,17 +1,22 @@
-//! The keys of one finished handshake: seals and opens data datagrams in place. Shared by the packet threads without a
-//! lock on the sending side; the counter is an atomic, the replay window a mutex that only receivers of this session touch.
+//! The keys of one finished handshake: seals and opens data datagrams in place. Shared by the
+//! packet threads without a lock on the sending side; the counter is an atomic, the replay window a
+//! mutex that only receivers of this session touch.
 //!
-//! No nonce is ever used twice with a key, whichever threads seal: the nonce is the counter alone, each seal takes its own
-//! by one `fetch_add` (an atomic read-modify-write gives every caller another value, in any memory order), the counter ends at
-//! 2^60 where sealing refuses, and the two directions have keys of their own. A session is never rebuilt from stored keys, so no
-//! counter starts again. When it is dropped, the expanded keys are overwritten ([`super::wipe`]).
+//! No nonce is ever used twice with a key, whichever threads seal: the nonce is the counter alone,
+//! each seal takes its own by one `fetch_add` (an atomic read-modify-write gives every caller
+//! another value, in any memory order), the counter ends at 2^60 where sealing refuses, and the two
+//! directions have keys of their own. A session is never rebuilt from stored keys, so no counter
+//! starts again. When it is dropped, the expanded keys are overwritten ([`super::wipe`]).
 
 use super::{
     Refused,
     frame::FRAME_HEADER_LEN,
     replay::ReplayWindow,
     wipe::Wiped,
-    wire::{ENVELOPE, ENVELOPE_SEALED_LEN, HEADER_LEN, TAG_LEN, write_data_header, write_envelope_header},
+    wire::{
+        ENVELOPE, ENVELOPE_SEALED_LEN, HEADER_LEN, TAG_LEN, write_data_header,
+        write_envelope_header,
+    },
 };
 use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, Tag, UnboundKey};
 use std::{
@@ -24,7 +29,8 @@ use std::{
 
 /// Bytes that a link adds to an IP packet, outer IP and UDP headers not counted.
 pub const OVERHEAD: usize = HEADER_LEN + FRAME_HEADER_LEN + TAG_LEN;
-/// A session stops sealing here, far before a counter could wrap (WireGuard's REJECT_AFTER_MESSAGES is the same in spirit).
+/// A session stops sealing here, far before a counter could wrap (WireGuard's REJECT_AFTER_MESSAGES
+/// is the same in spirit).
 const LAST_COUNTER: u64 = 1 << 60;
 
 /// The AEAD of a session.
@@ -40,7 +46,9 @@ impl Cipher {
     /// The best this CPU does in hardware.
     pub fn preferred() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq") {
+        if std::arch::is_x86_feature_detected!("aes")
+            && std::arch::is_x86_feature_detected!("pclmulqdq")
+        {
             return Self::Aes256Gcm;
         }
         #[cfg(target_arch = "aarch64")]
@@ -75,7 +83,11 @@ pub struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Session({:08x} -> {:08x}, {:?})", self.local, self.remote, self.cipher)
+        write!(
+            f,
+            "Session({:08x} -> {:08x}, {:?})",
+            self.local, self.remote, self.cipher
+        )
     }
 }
 
@@ -96,7 +108,8 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Session {
-    /// A link that carried data within this time is worth rekeying; another opens again when it is needed.
+    /// A link that carried data within this time is worth rekeying; another opens again when it is
+    /// needed.
     pub const ACTIVE: std::time::Duration = std::time::Duration::from_secs(300);
 
     pub(crate) fn new(parts: Parts<'_>, now: Instant) -> Self {
@@ -139,28 +152,36 @@ impl Session {
         !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
     }
 
-    /// Seals the `plain` bytes that stand at `buf[HEADER_LEN..]` and writes header and tag around them.
-    /// Returns the datagram's length; `None` once the session has sealed all it may.
+    /// Seals the `plain` bytes that stand at `buf[HEADER_LEN..]` and writes header and tag around
+    /// them. Returns the datagram's length; `None` once the session has sealed all it may.
     ///
     /// `buf` must have room for `HEADER_LEN + plain + TAG_LEN` bytes.
     pub fn seal(&self, buf: &mut [u8], plain: usize) -> Option<usize> {
         let counter = self.next_counter()?;
         write_data_header(buf, self.remote, counter);
         let end = HEADER_LEN + plain;
-        let tag = self.sealing.seal_in_place_separate_tag(nonce(counter), Aad::empty(), &mut buf[HEADER_LEN..end]).ok()?;
+        let tag = self
+            .sealing
+            .seal_in_place_separate_tag(nonce(counter), Aad::empty(), &mut buf[HEADER_LEN..end])
+            .ok()?;
         buf[end..end + TAG_LEN].copy_from_slice(tag.as_ref());
         Some(end + TAG_LEN)
     }
 
-    /// Like [`Session::seal`], for a forward frame around a datagram that is sealed for its own end: sealed again is only what the
-    /// relay reads, and that datagram's header. What it seals, nobody need seal or open once more on the way.
+    /// Like [`Session::seal`], for a forward frame around a datagram that is sealed for its own
+    /// end: sealed again is only what the relay reads, and that datagram's header. What it seals,
+    /// nobody need seal or open once more on the way.
     pub fn seal_envelope(&self, buf: &mut [u8], plain: usize) -> Option<usize> {
         let counter = self.next_counter()?;
         write_envelope_header(buf, self.remote, counter);
         let end = HEADER_LEN + plain;
         let part = buf.get_mut(HEADER_LEN..HEADER_LEN + ENVELOPE_SEALED_LEN)?;
-        let tag = self.sealing.seal_in_place_separate_tag(nonce(counter), Aad::from([ENVELOPE]), part).ok()?;
-        buf.get_mut(end..end + TAG_LEN)?.copy_from_slice(tag.as_ref());
+        let tag = self
+            .sealing
+            .seal_in_place_separate_tag(nonce(counter), Aad::from([ENVELOPE]), part)
+            .ok()?;
+        buf.get_mut(end..end + TAG_LEN)?
+            .copy_from_slice(tag.as_ref());
         Some(end + TAG_LEN)
     }
 
@@ -172,30 +193,57 @@ impl Session {
     /// Opens an envelope in place and returns its forward frame, the datagram inside included.
     ///
     /// # Errors
-    /// As [`Session::open`]. That the rest of the datagram inside is what was sent shows only where that is opened.
-    pub fn open_envelope<'a>(&self, datagram: &'a mut [u8], counter: u64) -> Result<&'a mut [u8], Refused> {
+    /// As [`Session::open`]. That the rest of the datagram inside is what was sent shows only where
+    /// that is opened.
+    pub fn open_envelope<'a>(
+        &self,
+        datagram: &'a mut [u8],
+        counter: u64,
+    ) -> Result<&'a mut [u8], Refused> {
         if !self.lock().may_come(counter) {
             return Err(Refused::Replayed);
         }
         let body = datagram.get_mut(HEADER_LEN..).ok_or(Refused::Malformed)?;
-        let (plain, tag) = body.split_last_chunk_mut::<TAG_LEN>().ok_or(Refused::Malformed)?;
-        let part = plain.get_mut(..ENVELOPE_SEALED_LEN).ok_or(Refused::Malformed)?;
-        let opened = self.opening.open_in_place_separate_tag(nonce(counter), Aad::from([ENVELOPE]), Tag::from(*tag), part, 0..);
+        let (plain, tag) = body
+            .split_last_chunk_mut::<TAG_LEN>()
+            .ok_or(Refused::Malformed)?;
+        let part = plain
+            .get_mut(..ENVELOPE_SEALED_LEN)
+            .ok_or(Refused::Malformed)?;
+        let opened = self.opening.open_in_place_separate_tag(
+            nonce(counter),
+            Aad::from([ENVELOPE]),
+            Tag::from(*tag),
+            part,
+            0..,
+        );
         opened.map_err(|_| Refused::Forged)?;
-        if self.lock().accept(counter) { Ok(plain) } else { Err(Refused::Replayed) }
+        if self.lock().accept(counter) {
+            Ok(plain)
+        } else {
+            Err(Refused::Replayed)
+        }
     }
 
     /// Opens a data datagram in place and returns its frame.
     ///
     /// # Errors
-    /// [`Refused::Replayed`] for a counter seen before or too old, [`Refused::Forged`] for a tag that does not verify.
+    /// [`Refused::Replayed`] for a counter seen before or too old, [`Refused::Forged`] for a tag
+    /// that does not verify.
     pub fn open<'a>(&self, datagram: &'a mut [u8], counter: u64) -> Result<&'a mut [u8], Refused> {
         if !self.lock().may_come(counter) {
             return Err(Refused::Replayed);
         }
         let body = datagram.get_mut(HEADER_LEN..).ok_or(Refused::Malformed)?;
-        let plain = self.opening.open_in_place(nonce(counter), Aad::empty(), body).map_err(|_| Refused::Forged)?;
-        if self.lock().accept(counter) { Ok(plain) } else { Err(Refused::Replayed) }
+        let plain = self
+            .opening
+            .open_in_place(nonce(counter), Aad::empty(), body)
+            .map_err(|_| Refused::Forged)?;
+        if self.lock().accept(counter) {
+            Ok(plain)
+        } else {
+            Err(Refused::Replayed)
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, ReplayWindow> {
@@ -211,50 +259,99 @@ mod tests {
     #[test]
     fn an_envelope_opens_once_and_neither_its_address_nor_its_kind_can_be_changed() {
         let key = [7; 32];
-        let parts = |initiator| Parts { local: 1, remote: 1, cipher: Cipher::preferred(), initiator, sealing: &key, opening: &key };
-        let (session, far) = (Session::new(parts(true), Instant::now()), Session::new(parts(false), Instant::now()));
+        let parts = |initiator| Parts {
+            local: 1,
+            remote: 1,
+            cipher: Cipher::preferred(),
+            initiator,
+            sealing: &key,
+            opening: &key,
+        };
+        let (session, far) = (
+            Session::new(parts(true), Instant::now()),
+            Session::new(parts(false), Instant::now()),
+        );
         let plain: Vec<u8> = (0..200).collect();
         let seal = || {
             let mut buf = vec![0; HEADER_LEN + plain.len() + TAG_LEN];
             buf[HEADER_LEN..HEADER_LEN + plain.len()].copy_from_slice(&plain);
-            let len = session.seal_envelope(&mut buf, plain.len()).expect("it has just begun");
+            let len = session
+                .seal_envelope(&mut buf, plain.len())
+                .expect("it has just begun");
             assert_eq!(len, buf.len());
             buf
         };
         let mut first = seal();
-        assert_ne!(first[HEADER_LEN..][..ENVELOPE_SEALED_LEN], plain[..ENVELOPE_SEALED_LEN], "whom it is for is hidden");
-        assert_eq!(first[HEADER_LEN + ENVELOPE_SEALED_LEN..][..10], plain[ENVELOPE_SEALED_LEN..][..10], "what is sealed already stays");
+        assert_ne!(
+            first[HEADER_LEN..][..ENVELOPE_SEALED_LEN],
+            plain[..ENVELOPE_SEALED_LEN],
+            "whom it is for is hidden"
+        );
+        assert_eq!(
+            first[HEADER_LEN + ENVELOPE_SEALED_LEN..][..10],
+            plain[ENVELOPE_SEALED_LEN..][..10],
+            "what is sealed already stays"
+        );
         let mut again = first.clone();
         assert_eq!(far.open_envelope(&mut first, 0).expect("genuine"), plain);
-        assert_eq!(far.open_envelope(&mut again, 0).map(|_| ()), Err(Refused::Replayed));
+        assert_eq!(
+            far.open_envelope(&mut again, 0).map(|_| ()),
+            Err(Refused::Replayed)
+        );
         for at in 0..HEADER_LEN + ENVELOPE_SEALED_LEN {
             let mut changed = seal();
             let counter = changed[15].into();
             changed[at] ^= 1;
-            // Index and counter of the header are not data: the one finds the session, the other is the nonce.
+            // Index and counter of the header are not data: the one finds the session, the other is
+            // the nonce.
             let at_nonce = (8..16).contains(&at);
-            let opened = far.open_envelope(&mut changed, if at_nonce { counter ^ 1 << ((15 - at) * 8) } else { counter });
+            let opened = far.open_envelope(
+                &mut changed,
+                if at_nonce {
+                    counter ^ 1 << ((15 - at) * 8)
+                } else {
+                    counter
+                },
+            );
             assert_eq!(opened.is_err(), at >= 8, "byte {at}");
         }
         let mut as_data = seal();
         let counter = as_data[15].into();
-        assert_eq!(far.open(&mut as_data, counter).map(|_| ()), Err(Refused::Forged));
+        assert_eq!(
+            far.open(&mut as_data, counter).map(|_| ()),
+            Err(Refused::Forged)
+        );
         let mut data = vec![0; HEADER_LEN + ENVELOPE_SEALED_LEN + TAG_LEN];
         assert!(session.seal(&mut data, ENVELOPE_SEALED_LEN).is_some());
         let counter = data[15].into();
-        assert_eq!(far.open_envelope(&mut data, counter).map(|_| ()), Err(Refused::Forged));
+        assert_eq!(
+            far.open_envelope(&mut data, counter).map(|_| ()),
+            Err(Refused::Forged)
+        );
     }
 
     #[test]
     fn threads_that_seal_together_never_share_a_nonce() {
         let key = [7; 32];
-        let parts = |initiator| Parts { local: 1, remote: 1, cipher: Cipher::preferred(), initiator, sealing: &key, opening: &key };
-        let (session, far) = (Session::new(parts(true), Instant::now()), Session::new(parts(false), Instant::now()));
+        let parts = |initiator| Parts {
+            local: 1,
+            remote: 1,
+            cipher: Cipher::preferred(),
+            initiator,
+            sealing: &key,
+            opening: &key,
+        };
+        let (session, far) = (
+            Session::new(parts(true), Instant::now()),
+            Session::new(parts(false), Instant::now()),
+        );
         let seal = || -> Vec<(u64, Vec<u8>)> {
             let one = || {
                 let mut buf = vec![0; HEADER_LEN + 20 + TAG_LEN];
                 let len = session.seal(&mut buf, 20).expect("it has just begun");
-                let Ok(super::super::wire::Datagram::Data { counter, .. }) = super::super::wire::parse(&buf[..len]) else {
+                let Ok(super::super::wire::Datagram::Data { counter, .. }) =
+                    super::super::wire::parse(&buf[..len])
+                else {
                     panic!("no data")
                 };
                 (counter, buf)
@@ -263,12 +360,25 @@ mod tests {
         };
         let mut sealed: Vec<(u64, Vec<u8>)> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(seal)).collect();
-            threads.into_iter().flat_map(|t| t.join().expect("no panic")).collect()
+            threads
+                .into_iter()
+                .flat_map(|t| t.join().expect("no panic"))
+                .collect()
         });
         let counters: HashSet<u64> = sealed.iter().map(|(counter, _)| *counter).collect();
         assert_eq!(counters.len(), 20_000);
         sealed.sort_by_key(|(counter, _)| *counter);
-        assert!(sealed.iter_mut().all(|(counter, datagram)| far.open(datagram, *counter).is_ok()), "each opens under its counter");
-        assert!(sealed.iter_mut().all(|(counter, datagram)| far.open(datagram, *counter).is_err()), "and once only");
+        assert!(
+            sealed
+                .iter_mut()
+                .all(|(counter, datagram)| far.open(datagram, *counter).is_ok()),
+            "each opens under its counter"
+        );
+        assert!(
+            sealed
+                .iter_mut()
+                .all(|(counter, datagram)| far.open(datagram, *counter).is_err()),
+            "and once only"
+        );
     }
 }

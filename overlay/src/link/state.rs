@@ -1,6 +1,7 @@
-//! The life of one link: when to shake hands, which session to send with, when keys die. Timers follow WireGuard (paper
-//! §6); either side may open a handshake, and the newest confirmed session is the one that seals, so that rekeying loses
-//! nothing: the old session still opens what was under way.
+//! The life of one link: when to shake hands, which session to send with, when keys die. Timers
+//! follow WireGuard (paper §6); either side may open a handshake, and the newest confirmed session
+//! is the one that seals, so that rekeying loses nothing: the old session still opens what was
+//! under way.
 
 use super::{
     Refused,
@@ -18,7 +19,8 @@ use std::{
 
 /// The initiator of a session replaces it at this age.
 pub const REKEY_AFTER: Duration = Duration::from_secs(120);
-/// The responder steps in at this age if the initiator has not (REJECT_AFTER less a handshake's tries).
+/// The responder steps in at this age if the initiator has not (REJECT_AFTER less a handshake's
+/// tries).
 pub const RESPONDER_REKEY_AFTER: Duration = Duration::from_secs(165);
 /// No session lives longer.
 pub const REJECT_AFTER: Duration = Duration::from_secs(180);
@@ -28,10 +30,12 @@ pub const REKEY_TIMEOUT: Duration = Duration::from_secs(2);
 pub const CARRIED_LIMIT: Duration = Duration::from_secs(12);
 /// A handshake that was never answered is given up after this time.
 pub const REKEY_ATTEMPT: Duration = Duration::from_secs(20);
-/// Sessions kept for receiving. When both sides rekey at once each has two new and two old ones, all with datagrams under
-/// way; the rest is room for handshakes that the control plane carried meanwhile. Age ends them long before.
+/// Sessions kept for receiving. When both sides rekey at once each has two new and two old ones,
+/// all with datagrams under way; the rest is room for handshakes that the control plane carried
+/// meanwhile. Age ends them long before.
 const KEPT_SESSIONS: usize = 8;
-/// Handshakes under way that others carry: over the ring and over the control plane at once, and each asked for anew.
+/// Handshakes under way that others carry: over the ring and over the control plane at once, and
+/// each asked for anew.
 const MAX_CARRIED: usize = 4;
 
 /// What the driver has to do.
@@ -66,8 +70,8 @@ pub struct Link {
     keys: Arc<Keys>,
     peer: LinkKey,
     opening: Option<Opening>,
-    /// Those that somebody else carries, who knows when to try again; oldest first. None of them ends another: whichever is answered
-    /// makes a session.
+    /// Those that somebody else carries, who knows when to try again; oldest first. None of them
+    /// ends another: whichever is answered makes a session.
     carried: VecDeque<Opening>,
     /// When the first unanswered handshake of this attempt was sent.
     attempt: Option<Instant>,
@@ -104,8 +108,8 @@ impl Link {
         self.peer
     }
 
-    /// Opens a handshake under `index` (the driver's choice, unique among its sessions) and returns the message; an
-    /// earlier one that was sent here and not answered is forgotten.
+    /// Opens a handshake under `index` (the driver's choice, unique among its sessions) and returns
+    /// the message; an earlier one that was sent here and not answered is forgotten.
     ///
     /// # Errors
     /// [`Refused::Malformed`] if the far end's key is no curve point.
@@ -116,12 +120,18 @@ impl Link {
         Ok(message)
     }
 
-    /// As [`Link::open`], for a message that somebody else carries, such as the control plane or the ring: it is not sent
-    /// again by itself, and that it stays unanswered says nothing about the path in use. `extra` travels sealed in it.
+    /// As [`Link::open`], for a message that somebody else carries, such as the control plane or
+    /// the ring: it is not sent again by itself, and that it stays unanswered says nothing about
+    /// the path in use. `extra` travels sealed in it.
     ///
     /// # Errors
     /// As [`Link::open`], and for more than [`wire::MAX_EXTRA_LEN`] bytes.
-    pub fn open_carried(&mut self, now: Instant, index: u32, extra: &[u8]) -> Result<Vec<u8>, Refused> {
+    pub fn open_carried(
+        &mut self,
+        now: Instant,
+        index: u32,
+        extra: &[u8],
+    ) -> Result<Vec<u8>, Refused> {
         let (opening, message) = self.begin(now, index, extra)?;
         if self.carried.len() == MAX_CARRIED {
             self.carried.pop_front();
@@ -130,32 +140,63 @@ impl Link {
         Ok(message)
     }
 
-    fn begin(&mut self, now: Instant, index: u32, extra: &[u8]) -> Result<(Opening, Vec<u8>), Refused> {
+    fn begin(
+        &mut self,
+        now: Instant,
+        index: u32,
+        extra: &[u8],
+    ) -> Result<(Opening, Vec<u8>), Refused> {
         let (pending, noise) = handshake::open(&self.keys, &self.peer, index, extra)?;
         let mut message = wire::initiation(index, &noise);
-        self.cookie = self.cookie.filter(|(since, _)| now.saturating_duration_since(*since) < cookie::COOKIE_LIFE);
-        cookie::stamp(&mut message, &self.peer.0, self.cookie.as_ref().map(|(_, c)| c));
+        self.cookie = self
+            .cookie
+            .filter(|(since, _)| now.saturating_duration_since(*since) < cookie::COOKIE_LIFE);
+        cookie::stamp(
+            &mut message,
+            &self.peer.0,
+            self.cookie.as_ref().map(|(_, c)| c),
+        );
         let mac1 = cookie::mac1_of(&message).unwrap_or_default();
-        Ok((Opening { pending, mac1, sent: now }, message))
+        Ok((
+            Opening {
+                pending,
+                mac1,
+                sent: now,
+            },
+            message,
+        ))
     }
 
     /// Whether a handshake of ours waits for its response under `index`.
     pub fn waits_for(&self, index: u32) -> bool {
-        self.opening.iter().chain(&self.carried).any(|o| o.waits_for(index))
+        self.opening
+            .iter()
+            .chain(&self.carried)
+            .any(|o| o.waits_for(index))
     }
 
-    /// Takes the response to [`Link::open`]'s message; the new session seals from now on, and the driver sends something
-    /// at once so that the far end may use it too. Returns what came sealed in the message besides.
+    /// Takes the response to [`Link::open`]'s message; the new session seals from now on, and the
+    /// driver sends something at once so that the far end may use it too. Returns what came sealed
+    /// in the message besides.
     ///
     /// # Errors
     /// Why the message was refused; the handshake stays open.
     pub fn answered(&mut self, now: Instant, message: &[u8]) -> Result<Vec<u8>, Refused> {
-        let wire::Datagram::Response { sender, receiver, noise } = wire::parse(message)? else { return Err(Refused::Malformed) };
+        let wire::Datagram::Response {
+            sender,
+            receiver,
+            noise,
+        } = wire::parse(message)?
+        else {
+            return Err(Refused::Malformed);
+        };
         if !cookie::mac1_verifies(message, &self.keys.public().0) {
             return Err(Refused::Forged);
         }
         let mut waiting = self.opening.iter_mut().chain(&mut self.carried);
-        let opening = waiting.find(|o| o.waits_for(receiver)).ok_or(Refused::Unasked)?;
+        let opening = waiting
+            .find(|o| o.waits_for(receiver))
+            .ok_or(Refused::Unasked)?;
         let (session, extra) = opening.pending.finish(now, sender, noise)?;
         self.carried.retain(|o| !o.waits_for(receiver));
         let session = Arc::new(session);
@@ -170,26 +211,49 @@ impl Link {
     /// # Errors
     /// Why it was refused.
     pub fn cookie(&mut self, now: Instant, message: &[u8]) -> Result<(), Refused> {
-        let wire::Datagram::Cookie { receiver, salt, sealed } = wire::parse(message)? else { return Err(Refused::Malformed) };
-        let opening = self.opening.iter_mut().chain(&mut self.carried).find(|o| o.waits_for(receiver)).ok_or(Refused::Unasked)?;
+        let wire::Datagram::Cookie {
+            receiver,
+            salt,
+            sealed,
+        } = wire::parse(message)?
+        else {
+            return Err(Refused::Malformed);
+        };
+        let opening = self
+            .opening
+            .iter_mut()
+            .chain(&mut self.carried)
+            .find(|o| o.waits_for(receiver))
+            .ok_or(Refused::Unasked)?;
         let cookie = cookie::open(salt, sealed, &self.peer.0, &opening.mac1)?;
         self.cookie = Some((now, cookie));
         opening.sent = now.checked_sub(REKEY_TIMEOUT).unwrap_or(now);
         Ok(())
     }
 
-    /// Answers an initiation that [`Opened::read`] read, under `index`, with `extra` sealed in the answer. `fresh`: it came
-    /// over an authenticated, replay-free channel, so that the session may seal before the far end has used it, and the
-    /// timestamp need not be newer (the far end's clock may have been set back), unless a newer one has just come another
-    /// way: then the far end has forgotten this one.
+    /// Answers an initiation that [`Opened::read`] read, under `index`, with `extra` sealed in the
+    /// answer. `fresh`: it came over an authenticated, replay-free channel, so that the session may
+    /// seal before the far end has used it, and the timestamp need not be newer (the far end's
+    /// clock may have been set back), unless a newer one has just come another way: then the far
+    /// end has forgotten this one.
     ///
     /// # Errors
-    /// [`Refused::Replayed`] for a timestamp not newer than the newest seen, [`Refused::Forged`] for another member's key.
-    pub fn accept(&mut self, now: Instant, opened: Opened, index: u32, fresh: bool, extra: &[u8]) -> Result<Vec<u8>, Refused> {
+    /// [`Refused::Replayed`] for a timestamp not newer than the newest seen, [`Refused::Forged`]
+    /// for another member's key.
+    pub fn accept(
+        &mut self,
+        now: Instant,
+        opened: Opened,
+        index: u32,
+        fresh: bool,
+        extra: &[u8],
+    ) -> Result<Vec<u8>, Refused> {
         if opened.peer != self.peer {
             return Err(Refused::Forged);
         }
-        let lately = self.newest_at.is_some_and(|at| now.saturating_duration_since(at) < CARRIED_LIMIT);
+        let lately = self
+            .newest_at
+            .is_some_and(|at| now.saturating_duration_since(at) < CARRIED_LIMIT);
         if opened.timestamp <= self.newest_timestamp && (!fresh || lately) {
             return Err(Refused::Replayed);
         }
@@ -206,11 +270,16 @@ impl Link {
         Ok(message)
     }
 
-    /// Seals with the session under `index` from now on if there is none to seal with: an initiation that was not proved fresh
-    /// may cost a live session nothing, but where there is none there is nothing to lose.
+    /// Seals with the session under `index` from now on if there is none to seal with: an
+    /// initiation that was not proved fresh may cost a live session nothing, but where there is
+    /// none there is nothing to lose.
     pub fn seal_if_none(&mut self, index: u32) {
         if self.sending().is_none()
-            && let Some(session) = self.sessions.iter().find(|s| s.local_index() == index).cloned()
+            && let Some(session) = self
+                .sessions
+                .iter()
+                .find(|s| s.local_index() == index)
+                .cloned()
         {
             self.send_with(session);
         }
@@ -219,28 +288,54 @@ impl Link {
     /// The far end has used the session under `index` for the first time: it may seal.
     pub fn confirmed(&mut self, index: u32) {
         let newer = |s: &&Arc<Session>| Some(s.local_index()) != self.sending;
-        if let Some(session) = self.sessions.iter().find(|s| s.local_index() == index).filter(newer).cloned() {
+        if let Some(session) = self
+            .sessions
+            .iter()
+            .find(|s| s.local_index() == index)
+            .filter(newer)
+            .cloned()
+        {
             self.send_with(session);
         }
     }
 
-    /// What is due at `now`; `active` says whether the link carried data lately, `index` is used if a handshake must open.
+    /// What is due at `now`; `active` says whether the link carried data lately, `index` is used if
+    /// a handshake must open.
     pub fn tick(&mut self, now: Instant, active: bool, index: u32) {
         let age = |s: &Session| now.saturating_duration_since(s.created());
-        let dead: Vec<u32> = self.sessions.iter().filter(|s| age(s) >= REJECT_AFTER).map(|s| s.local_index()).collect();
+        let dead: Vec<u32> = self
+            .sessions
+            .iter()
+            .filter(|s| age(s) >= REJECT_AFTER)
+            .map(|s| s.local_index())
+            .collect();
         for index in dead {
             self.retire(index);
         }
-        if self.attempt.is_some_and(|since| now.saturating_duration_since(since) >= REKEY_ATTEMPT) {
+        if self
+            .attempt
+            .is_some_and(|since| now.saturating_duration_since(since) >= REKEY_ATTEMPT)
+        {
             (self.opening, self.attempt) = (None, None);
             self.outputs.push_back(Output::GaveUp);
             return;
         }
-        self.carried.retain(|o| now.saturating_duration_since(o.sent) < CARRIED_LIMIT);
+        self.carried
+            .retain(|o| now.saturating_duration_since(o.sent) < CARRIED_LIMIT);
         let retry = match &self.opening {
             Some(opening) => now.saturating_duration_since(opening.sent) >= REKEY_TIMEOUT,
             None if !self.carried.is_empty() => false,
-            None => active && self.sending().is_some_and(|s| age(s) >= if s.initiator() { REKEY_AFTER } else { RESPONDER_REKEY_AFTER }),
+            None => {
+                active
+                    && self.sending().is_some_and(|s| {
+                        age(s)
+                            >= if s.initiator() {
+                                REKEY_AFTER
+                            } else {
+                                RESPONDER_REKEY_AFTER
+                            }
+                    })
+            }
         };
         if retry && let Ok(message) = self.open(now, index) {
             self.outputs.push_back(Output::Transmit(message));
@@ -251,14 +346,21 @@ impl Link {
     pub fn close(&mut self) {
         (self.opening, self.attempt) = (None, None);
         self.carried.clear();
-        for index in self.sessions.iter().map(|s| s.local_index()).collect::<Vec<_>>() {
+        for index in self
+            .sessions
+            .iter()
+            .map(|s| s.local_index())
+            .collect::<Vec<_>>()
+        {
             self.retire(index);
         }
     }
 
     /// The session that seals now.
     pub fn sending(&self) -> Option<&Arc<Session>> {
-        self.sessions.iter().find(|s| Some(s.local_index()) == self.sending)
+        self.sessions
+            .iter()
+            .find(|s| Some(s.local_index()) == self.sending)
     }
 
     /// The next thing to do.
@@ -270,7 +372,11 @@ impl Link {
         self.sessions.push(session.clone());
         self.outputs.push_back(Output::Install(session));
         while self.sessions.len() > KEPT_SESSIONS {
-            let spare = self.sessions.iter().map(|s| s.local_index()).find(|index| Some(*index) != self.sending);
+            let spare = self
+                .sessions
+                .iter()
+                .map(|s| s.local_index())
+                .find(|index| Some(*index) != self.sending);
             if let Some(index) = spare {
                 self.retire(index);
             }

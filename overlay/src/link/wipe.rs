@@ -1,5 +1,6 @@
-//! A key that is overwritten when it is dropped. `ring` keeps expanded keys as plain memory and does not; this holds the only
-//! lasting copy of one. What the compiler moved over the stack on the way here is out of reach.
+//! A key that is overwritten when it is dropped. `ring` keeps expanded keys as plain memory and
+//! does not; this holds the only lasting copy of one. What the compiler moved over the stack on the
+//! way here is out of reach.
 
 use ring::aead::LessSafeKey;
 use std::{
@@ -27,7 +28,12 @@ impl Deref for Wiped {
 
 impl Drop for Wiped {
     fn drop(&mut self) {
-        const { assert!(!needs_drop::<LessSafeKey>(), "it would own memory that is not wiped here") }
+        const {
+            assert!(
+                !needs_drop::<LessSafeKey>(),
+                "it would own memory that is not wiped here"
+            )
+        }
         // SAFETY: any bytes are a value of MaybeUninit, and the key is not used after this.
         unsafe { zeroize::zeroize_flat_type(&raw mut self.0) }
     }
@@ -44,7 +50,8 @@ mod tests {
         let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[0x5a; 32]).expect("32 bytes"));
         let mut kept = ManuallyDrop::new(Wiped::new(key));
         let at = (&raw const *kept).cast::<u8>();
-        // SAFETY: `kept` lives on, its bytes are read as bytes; after the drop all of them have been written.
+        // SAFETY: `kept` lives on, its bytes are read as bytes; after the drop all of them have
+        // been written.
         unsafe {
             ManuallyDrop::drop(&mut kept);
             assert!((0..size_of::<Wiped>()).all(|i| at.add(i).read_volatile() == 0));

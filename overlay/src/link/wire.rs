@@ -8,7 +8,8 @@
 //! | data | kind, 3 zero, receiver index, counter, sealed frame |
 //! | envelope | kind, 3 zero, receiver index, counter, sealed forward frame's header and first 16 bytes of the datagram inside, rest of that datagram, tag |
 //!
-//! The first byte has its top bit set, which no STUN message has (RFC 8489 §5), so both share a port.
+//! The first byte has its top bit set, which no STUN message has (RFC 8489 §5), so both share a
+//! port.
 
 use super::{Refused, frame::FRAME_HEADER_LEN};
 
@@ -20,8 +21,9 @@ pub const TAG_LEN: usize = 16;
 pub const MAC_LEN: usize = 16;
 /// Bytes of salt in a cookie reply.
 pub const SALT_LEN: usize = 32;
-/// The most bytes that a handshake message may carry sealed beside its own payload: what members tell each other when the
-/// message goes over the ring, where nothing else proves who said it. Leaves a message well below one datagram.
+/// The most bytes that a handshake message may carry sealed beside its own payload: what members
+/// tell each other when the message goes over the ring, where nothing else proves who said it.
+/// Leaves a message well below one datagram.
 pub const MAX_EXTRA_LEN: usize = 1100;
 /// Noise IK message 1: ephemeral, sealed static, sealed payload.
 pub const NOISE_1_LEN: usize = 32 + 48 + INITIATION_PAYLOAD_LEN + TAG_LEN;
@@ -43,7 +45,8 @@ const RESPONSE: u8 = 0x82;
 const COOKIE: u8 = 0x83;
 const DATA: u8 = 0x84;
 pub(super) const ENVELOPE: u8 = 0x85;
-/// Bytes of an envelope that are sealed: whom the datagram inside is for, and its header, which would name its session.
+/// Bytes of an envelope that are sealed: whom the datagram inside is for, and its header, which
+/// would name its session.
 pub(super) const ENVELOPE_SEALED_LEN: usize = FRAME_HEADER_LEN + HEADER_LEN;
 /// An envelope holds a data datagram, of which more than the sealed part is left.
 const ENVELOPE_LEAST_LEN: usize = HEADER_LEN + ENVELOPE_SEALED_LEN + 2 * TAG_LEN;
@@ -93,7 +96,9 @@ pub enum Datagram<'a> {
 }
 
 fn number(bytes: &[u8], at: usize) -> u32 {
-    bytes[at..at + 4].iter().fold(0, |n, b| n << 8 | u32::from(*b))
+    bytes[at..at + 4]
+        .iter()
+        .fold(0, |n, b| n << 8 | u32::from(*b))
 }
 
 fn long(bytes: &[u8], at: usize) -> u64 {
@@ -102,23 +107,42 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 
 /// Whether `bytes` may be a link's datagram at all.
 pub fn is_ours(bytes: &[u8]) -> bool {
-    bytes.first().is_some_and(|kind| (INITIATION..=ENVELOPE).contains(kind))
+    bytes
+        .first()
+        .is_some_and(|kind| (INITIATION..=ENVELOPE).contains(kind))
 }
 
 /// Takes a datagram apart. Never panics; checks lengths only.
 pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Refused> {
     match (bytes.first(), bytes.len()) {
-        (Some(&DATA), n) if n >= HEADER_LEN + TAG_LEN => Ok(Datagram::Data { receiver: number(bytes, 4), counter: long(bytes, 8) }),
-        (Some(&ENVELOPE), n) if n >= ENVELOPE_LEAST_LEN => Ok(Datagram::Envelope { receiver: number(bytes, 4), counter: long(bytes, 8) }),
-        (Some(&INITIATION), n) if (INITIATION_LEN..=INITIATION_LEN + MAX_EXTRA_LEN).contains(&n) => {
-            Ok(Datagram::Initiation { sender: number(bytes, 4), noise: &bytes[8..n - 2 * MAC_LEN] })
+        (Some(&DATA), n) if n >= HEADER_LEN + TAG_LEN => Ok(Datagram::Data {
+            receiver: number(bytes, 4),
+            counter: long(bytes, 8),
+        }),
+        (Some(&ENVELOPE), n) if n >= ENVELOPE_LEAST_LEN => Ok(Datagram::Envelope {
+            receiver: number(bytes, 4),
+            counter: long(bytes, 8),
+        }),
+        (Some(&INITIATION), n)
+            if (INITIATION_LEN..=INITIATION_LEN + MAX_EXTRA_LEN).contains(&n) =>
+        {
+            Ok(Datagram::Initiation {
+                sender: number(bytes, 4),
+                noise: &bytes[8..n - 2 * MAC_LEN],
+            })
         }
         (Some(&RESPONSE), n) if (RESPONSE_LEN..=RESPONSE_LEN + MAX_EXTRA_LEN).contains(&n) => {
-            Ok(Datagram::Response { sender: number(bytes, 4), receiver: number(bytes, 8), noise: &bytes[12..n - 2 * MAC_LEN] })
+            Ok(Datagram::Response {
+                sender: number(bytes, 4),
+                receiver: number(bytes, 8),
+                noise: &bytes[12..n - 2 * MAC_LEN],
+            })
         }
-        (Some(&COOKIE), COOKIE_LEN) => {
-            Ok(Datagram::Cookie { receiver: number(bytes, 4), salt: &bytes[8..8 + SALT_LEN], sealed: &bytes[8 + SALT_LEN..] })
-        }
+        (Some(&COOKIE), COOKIE_LEN) => Ok(Datagram::Cookie {
+            receiver: number(bytes, 4),
+            salt: &bytes[8..8 + SALT_LEN],
+            sealed: &bytes[8 + SALT_LEN..],
+        }),
         _ => Err(Refused::Malformed),
     }
 }
@@ -174,7 +198,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0x80u8..0x87) {
+        fn any_bytes_parse_without_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0x80u8..0x87
+        ) {
             let _ = parse(&bytes);
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = kind; }
@@ -185,7 +211,9 @@ mod tests {
         fn what_is_written_is_what_is_read(sender: u32, receiver: u32, counter: u64) {
             let noise = [7; NOISE_2_LEN];
             let bytes = response(sender, receiver, &noise);
-            prop_assert_eq!(parse(&bytes), Ok(Datagram::Response { sender, receiver, noise: &noise }));
+            prop_assert_eq!(
+                parse(&bytes), Ok(Datagram::Response { sender, receiver, noise: &noise })
+            );
             let noise = [9; NOISE_1_LEN];
             let bytes = initiation(sender, &noise);
             prop_assert_eq!(parse(&bytes), Ok(Datagram::Initiation { sender, noise: &noise }));
@@ -195,7 +223,11 @@ mod tests {
             let mut envelope = [0; ENVELOPE_LEAST_LEN];
             write_envelope_header(&mut envelope, receiver, counter);
             prop_assert_eq!(parse(&envelope), Ok(Datagram::Envelope { receiver, counter }));
-            prop_assert!(parse(&envelope[1..]).is_err() && parse(&envelope[..ENVELOPE_LEAST_LEN - 1]).is_err());
+            prop_assert!(
+                parse(&envelope[1..]).is_err() && parse(
+                    &envelope[..ENVELOPE_LEAST_LEN - 1]
+                ).is_err()
+            );
         }
     }
 }

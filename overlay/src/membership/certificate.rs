@@ -1,5 +1,5 @@
-//! A member's certificate: the root's or a delegate's word that a key is a member, under which name,
-//! with which link key and which rights.
+//! A member's certificate: the root's or a delegate's word that a key is a member, under which
+//! name, with which link key and which rights.
 
 use super::{Groups, NetworkConfig, Refusal, groups::Grant};
 use crate::{
@@ -15,12 +15,15 @@ pub(super) fn bytes<T: Serialize>(value: &T) -> Vec<u8> {
     postcard::to_stdvec(value).expect("plain data in memory always encodes")
 }
 
-/// Whether `name` can be one label of a host name (RFC 1123): 1 to 63 of a-z, 0-9 and inner hyphens.
+/// Whether `name` can be one label of a host name (RFC 1123): 1 to 63 of a-z, 0-9 and inner
+/// hyphens.
 pub fn valid_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && !name.starts_with('-')
         && !name.ends_with('-')
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// What a member may do beyond taking part.
@@ -60,12 +63,18 @@ pub struct Issuer<'a> {
 impl<'a> Issuer<'a> {
     /// The root of a network.
     pub fn root(keys: &'a KeyPair) -> Self {
-        Self { keys, certificate: None }
+        Self {
+            keys,
+            certificate: None,
+        }
     }
 
     /// A delegate: its keys and its certificate, which the root signed.
     pub fn delegate(keys: &'a KeyPair, certificate: &'a Certificate) -> Self {
-        Self { keys, certificate: Some(certificate) }
+        Self {
+            keys,
+            certificate: Some(certificate),
+        }
     }
 
     pub(super) fn keys(&self) -> &KeyPair {
@@ -77,7 +86,8 @@ impl<'a> Issuer<'a> {
         self.certificate.is_none()
     }
 
-    /// Whether its word that the bearer of `certificate` is no member any more counts with the others.
+    /// Whether its word that the bearer of `certificate` is no member any more counts with the
+    /// others.
     pub fn may_expel(&self, certificate: &Certificate) -> bool {
         self.is_root() || certificate.falls_to_delegates()
     }
@@ -119,16 +129,35 @@ impl<'a> Issuer<'a> {
         }
         let delegate = match self.certificate {
             None => None,
-            Some(own) if own.delegate.is_none() && !rights.admit => Some(Box::new((own.body.clone(), own.signature))),
+            Some(own) if own.delegate.is_none() && !rights.admit => {
+                Some(Box::new((own.body.clone(), own.signature)))
+            }
             Some(_) => return Err(Refusal::UnknownIssuer),
         };
-        let rights = Grant { admit: rights.admit, groups };
-        let body =
-            Body { network: network.id, member, name: name.to_owned(), link_key, rights, issued, expires, issuer: self.keys.public() };
+        let rights = Grant {
+            admit: rights.admit,
+            groups,
+        };
+        let body = Body {
+            network: network.id,
+            member,
+            name: name.to_owned(),
+            link_key,
+            rights,
+            issued,
+            expires,
+            issuer: self.keys.public(),
+        };
         let signature = self.keys.sign(DOMAIN, &bytes(&body));
-        let certificate = Certificate { body, signature, delegate };
+        let certificate = Certificate {
+            body,
+            signature,
+            delegate,
+        };
         // What nobody would accept is not handed out: the chain is checked as others will check it.
-        certificate.verify_signatures(network.id, issued).map(|()| certificate)
+        certificate
+            .verify_signatures(network.id, issued)
+            .map(|()| certificate)
     }
 }
 
@@ -155,7 +184,9 @@ impl Certificate {
 
     /// Its rights.
     pub fn rights(&self) -> Rights {
-        Rights { admit: self.body.rights.admit }
+        Rights {
+            admit: self.body.rights.admit,
+        }
     }
 
     /// Its groups.
@@ -178,12 +209,16 @@ impl Certificate {
         self.delegate.as_ref().map(|d| d.0.member)
     }
 
-    /// Whether it falls when `member` is revoked: it is that one's, signed by it, or of one that grew out of its copied state.
+    /// Whether it falls when `member` is revoked: it is that one's, signed by it, or of one that
+    /// grew out of its copied state.
     pub fn hangs_on(&self, member: MemberId) -> bool {
-        self.member() == member || self.delegate() == Some(member) || self.groups().copied_from().any(|origin| origin == member)
+        self.member() == member
+            || self.delegate() == Some(member)
+            || self.groups().copied_from().any(|origin| origin == member)
     }
 
-    /// Whether a delegate's word expels its bearer: against another delegate only the root's counts.
+    /// Whether a delegate's word expels its bearer: against another delegate only the root's
+    /// counts.
     pub fn falls_to_delegates(&self) -> bool {
         !self.rights().admit
     }
@@ -199,7 +234,9 @@ impl Certificate {
         }
         if let Some(delegate) = &self.delegate {
             let (body, signature) = delegate.as_ref();
-            let linked = body.member.0 == self.body.issuer && body.network == network && body.issuer == network.0;
+            let linked = body.member.0 == self.body.issuer
+                && body.network == network
+                && body.issuer == network.0;
             if !linked || !body.rights.admit || self.body.rights.admit {
                 return Err(Refusal::UnknownIssuer);
             }

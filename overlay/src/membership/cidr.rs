@@ -1,4 +1,5 @@
-//! A block of IP addresses in the usual notation, such as `192.168.7.0/24`, `10.1.2.3` or `fd00::/8`.
+//! A block of IP addresses in the usual notation, such as `192.168.7.0/24`, `10.1.2.3` or
+//! `fd00::/8`.
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, str::FromStr};
@@ -28,7 +29,8 @@ fn mask(prefix: u8) -> u128 {
 }
 
 impl Cidr {
-    /// The block of `addr` and its first `prefix` bits; `None` for too many of them, or host bits that are set.
+    /// The block of `addr` and its first `prefix` bits; `None` for too many of them, or host bits
+    /// that are set.
     pub fn new(addr: IpAddr, prefix: u8) -> Option<Self> {
         let (value, width) = bits(&addr);
         (prefix <= width && value & !mask(prefix) == 0).then_some(Self { addr, prefix })
@@ -46,12 +48,17 @@ impl Cidr {
 
     /// Whether `addr` is one of them.
     pub fn contains(&self, addr: &IpAddr) -> bool {
-        self.addr.is_ipv4() == addr.is_ipv4() && (bits(&self.addr).0 ^ bits(addr).0) & mask(self.prefix) == 0
+        self.addr.is_ipv4() == addr.is_ipv4()
+            && (bits(&self.addr).0 ^ bits(addr).0) & mask(self.prefix) == 0
     }
 
     /// Whether the two have an address in common.
     pub fn overlaps(&self, other: &Self) -> bool {
-        if self.prefix <= other.prefix { self.contains(&other.addr) } else { other.contains(&self.addr) }
+        if self.prefix <= other.prefix {
+            self.contains(&other.addr)
+        } else {
+            other.contains(&self.addr)
+        }
     }
 }
 
@@ -74,8 +81,14 @@ impl FromStr for Cidr {
         let failed = || ParseCidrError(text.to_owned());
         match text.split_once('/') {
             Some((addr, prefix)) => {
-                let prefix = Some(prefix).filter(|p| p.bytes().all(|b| b.is_ascii_digit())).and_then(|p| p.parse().ok());
-                Self::new(addr.parse().map_err(|_| failed())?, prefix.ok_or_else(failed)?).ok_or_else(failed)
+                let prefix = Some(prefix)
+                    .filter(|p| p.bytes().all(|b| b.is_ascii_digit()))
+                    .and_then(|p| p.parse().ok());
+                Self::new(
+                    addr.parse().map_err(|_| failed())?,
+                    prefix.ok_or_else(failed)?,
+                )
+                .ok_or_else(failed)
             }
             None => {
                 let addr: IpAddr = text.parse().map_err(|_| failed())?;
@@ -99,19 +112,48 @@ mod tests {
     #[test]
     fn blocks_are_read_and_host_bits_are_not_accepted() {
         let block: Cidr = "192.168.7.0/24".parse().unwrap();
-        assert!(block.contains(&"192.168.7.255".parse().unwrap()) && !block.contains(&"192.168.8.0".parse().unwrap()));
-        assert_eq!("10.1.2.3".parse::<Cidr>().unwrap().to_string(), "10.1.2.3/32");
-        assert!("fd00::/8".parse::<Cidr>().unwrap().contains(&"fd12::1".parse().unwrap()));
-        assert!(!"0.0.0.0/0".parse::<Cidr>().unwrap().contains(&"::1".parse().unwrap()));
-        for bad in ["192.168.7.1/24", "1.2.3.4/33", "::/129", "10.0.0.0/+8", "10.0.0.0/", "lab", "/8", ""] {
+        assert!(
+            block.contains(&"192.168.7.255".parse().unwrap())
+                && !block.contains(&"192.168.8.0".parse().unwrap())
+        );
+        assert_eq!(
+            "10.1.2.3".parse::<Cidr>().unwrap().to_string(),
+            "10.1.2.3/32"
+        );
+        assert!(
+            "fd00::/8"
+                .parse::<Cidr>()
+                .unwrap()
+                .contains(&"fd12::1".parse().unwrap())
+        );
+        assert!(
+            !"0.0.0.0/0"
+                .parse::<Cidr>()
+                .unwrap()
+                .contains(&"::1".parse().unwrap())
+        );
+        for bad in [
+            "192.168.7.1/24",
+            "1.2.3.4/33",
+            "::/129",
+            "10.0.0.0/+8",
+            "10.0.0.0/",
+            "lab",
+            "/8",
+            "",
+        ] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }
     }
 
     proptest! {
         #[test]
-        fn blocks_overlap_when_one_holds_the_others_first_address(a: u32, b: u32, pa in 0u8..=32, pb in 0u8..=32) {
-            let block = |bits: u32, prefix: u8| Cidr::new(IpAddr::from((bits & (mask(prefix) >> 96) as u32).to_be_bytes()), prefix).unwrap();
+        fn blocks_overlap_when_one_holds_the_others_first_address(
+            a: u32, b: u32, pa in 0u8..=32, pb in 0u8..=32
+        ) {
+            let block = |bits: u32, prefix: u8| Cidr::new(
+                IpAddr::from((bits & (mask(prefix) >> 96) as u32).to_be_bytes()), prefix
+            ).unwrap();
             let (x, y) = (block(a, pa), block(b, pb));
             prop_assert_eq!(x.overlaps(&y), x.contains(&y.addr()) || y.contains(&x.addr()));
             prop_assert_eq!(x.to_string().parse::<Cidr>().unwrap(), x);

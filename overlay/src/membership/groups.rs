@@ -1,12 +1,14 @@
-//! Groups of members: what access rules speak of. A member's groups are part of its certificate, so that every
-//! receiver judges by what an issuer signed and not by what a sender says of itself.
+//! Groups of members: what access rules speak of. A member's groups are part of its certificate, so
+//! that every receiver judges by what an issuer signed and not by what a sender says of itself.
 //!
-//! Certificates and invites that were signed before there were groups stay what they were, byte for byte: the
-//! byte that said whether a member may admit others (0 or 1) has a second bit which says that groups follow.
+//! Certificates and invites that were signed before there were groups stay what they were, byte for
+//! byte: the byte that said whether a member may admit others (0 or 1) has a second bit which says
+//! that groups follow.
 //!
-//! One name is no group but a mark: `copy-of-` and an id. The certificate of a member that grew out of the copied state of another
-//! names that one, and those that it grew out of in turn, so that all fall when one of them is revoked
-//! (docs/decisions/0022-cloned-state.md). Members that do not know the mark take it for a group that no rule speaks of.
+//! One name is no group but a mark: `copy-of-` and an id. The certificate of a member that grew out
+//! of the copied state of another names that one, and those that it grew out of in turn, so that
+//! all fall when one of them is revoked (docs/decisions/0022-cloned-state.md). Members that do not
+//! know the mark take it for a group that no rule speaks of.
 
 use super::{Refusal, valid_name};
 use crate::id::MemberId;
@@ -52,7 +54,9 @@ impl Groups {
 
     /// Whether `name` is among them.
     pub fn contains(&self, name: &str) -> bool {
-        self.0.binary_search_by(|own| own.as_str().cmp(name)).is_ok()
+        self.0
+            .binary_search_by(|own| own.as_str().cmp(name))
+            .is_ok()
     }
 
     /// The same with the mark of who grows out of `member`'s copied state.
@@ -60,14 +64,25 @@ impl Groups {
     /// # Errors
     /// [`Refusal::BadGroup`] if there is no room for it.
     pub fn of_copy(&self, member: MemberId) -> Result<Self, Refusal> {
-        let mark = format!("{COPY_OF}{}", BASE32_NOPAD.encode(&member.0).to_ascii_lowercase());
+        let mark = format!(
+            "{COPY_OF}{}",
+            BASE32_NOPAD.encode(&member.0).to_ascii_lowercase()
+        );
         Self::new(self.0.iter().cloned().chain([mark]))
     }
 
     /// The members out of whose copied states this one grew.
     pub fn copied_from(&self) -> impl Iterator<Item = MemberId> {
         let marks = self.iter().filter_map(|name| name.strip_prefix(COPY_OF));
-        marks.filter_map(|id| Some(MemberId(BASE32_NOPAD.decode(id.to_ascii_uppercase().as_bytes()).ok()?.try_into().ok()?)))
+        marks.filter_map(|id| {
+            Some(MemberId(
+                BASE32_NOPAD
+                    .decode(id.to_ascii_uppercase().as_bytes())
+                    .ok()?
+                    .try_into()
+                    .ok()?,
+            ))
+        })
     }
 
     /// Their names in order.
@@ -81,7 +96,11 @@ impl<'de> Deserialize<'de> for Groups {
         let read = Vec::<String>::deserialize(deserializer)?;
         // One encoding for one set: what was signed encodes again to the same bytes.
         let groups = Self::new(read.iter().cloned()).map_err(D::Error::custom)?;
-        if groups.0 == read { Ok(groups) } else { Err(D::Error::custom("groups out of order or repeated")) }
+        if groups.0 == read {
+            Ok(groups)
+        } else {
+            Err(D::Error::custom("groups out of order or repeated"))
+        }
     }
 }
 
@@ -103,11 +122,17 @@ struct Readable {
 impl Serialize for Grant {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {
-            return Readable { admit: self.admit, groups: self.groups.clone() }.serialize(serializer);
+            return Readable {
+                admit: self.admit,
+                groups: self.groups.clone(),
+            }
+            .serialize(serializer);
         }
         let grouped = !self.groups.is_empty();
         let mut tuple = serializer.serialize_tuple(1 + usize::from(grouped))?;
-        tuple.serialize_element(&(if self.admit { ADMIT } else { 0 } | if grouped { HAS_GROUPS } else { 0 }))?;
+        tuple.serialize_element(
+            &(if self.admit { ADMIT } else { 0 } | if grouped { HAS_GROUPS } else { 0 }),
+        )?;
         if grouped {
             tuple.serialize_element(&self.groups)?;
         }
@@ -118,7 +143,10 @@ impl Serialize for Grant {
 impl<'de> Deserialize<'de> for Grant {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            return Readable::deserialize(deserializer).map(|r| Self { admit: r.admit, groups: r.groups });
+            return Readable::deserialize(deserializer).map(|r| Self {
+                admit: r.admit,
+                groups: r.groups,
+            });
         }
         struct Flags;
         impl<'de> Visitor<'de> for Flags {
@@ -132,11 +160,18 @@ impl<'de> Deserialize<'de> for Grant {
                 if flags & !(ADMIT | HAS_GROUPS) != 0 {
                     return Err(A::Error::custom("unknown rights"));
                 }
-                let groups: Groups = if flags & HAS_GROUPS == 0 { Groups::default() } else { seq.next_element()?.ok_or_else(missing)? };
+                let groups: Groups = if flags & HAS_GROUPS == 0 {
+                    Groups::default()
+                } else {
+                    seq.next_element()?.ok_or_else(missing)?
+                };
                 if flags & HAS_GROUPS != 0 && groups.is_empty() {
                     return Err(A::Error::custom("groups announced and none given"));
                 }
-                Ok(Grant { admit: flags & ADMIT != 0, groups })
+                Ok(Grant {
+                    admit: flags & ADMIT != 0,
+                    groups,
+                })
             }
         }
         deserializer.deserialize_tuple(2, Flags)
@@ -152,16 +187,40 @@ mod tests {
     fn a_grant_without_groups_is_the_byte_that_it_was_before_there_were_groups() {
         for admit in [false, true] {
             let old = postcard::to_stdvec(&admit).unwrap();
-            assert_eq!(postcard::to_stdvec(&Grant { admit, groups: Groups::default() }).unwrap(), old);
-            assert_eq!(postcard::from_bytes::<Grant>(&old).unwrap(), Grant { admit, groups: Groups::default() });
+            assert_eq!(
+                postcard::to_stdvec(&Grant {
+                    admit,
+                    groups: Groups::default()
+                })
+                .unwrap(),
+                old
+            );
+            assert_eq!(
+                postcard::from_bytes::<Grant>(&old).unwrap(),
+                Grant {
+                    admit,
+                    groups: Groups::default()
+                }
+            );
             let json = format!("{{\"admit\":{admit}}}");
-            assert_eq!(serde_json_like(&Grant { admit, groups: Groups::default() }), json);
+            assert_eq!(
+                serde_json_like(&Grant {
+                    admit,
+                    groups: Groups::default()
+                }),
+                json
+            );
         }
     }
 
-    /// What a human-readable format would write; `serde_json` is a dependency of the control plane only.
+    /// What a human-readable format would write; `serde_json` is a dependency of the control plane
+    /// only.
     fn serde_json_like(grant: &Grant) -> String {
-        toml::to_string(grant).unwrap().lines().map(|line| line.replace(" = ", "\":")).fold(String::from("{\""), |all, line| all + &line)
+        toml::to_string(grant)
+            .unwrap()
+            .lines()
+            .map(|line| line.replace(" = ", "\":"))
+            .fold(String::from("{\""), |all, line| all + &line)
             + "}"
     }
 
@@ -171,38 +230,66 @@ mod tests {
         assert_eq!(groups.iter().collect::<Vec<_>>(), ["lab", "servers"]);
         assert!(groups.contains("lab") && !groups.contains("la"));
         assert_eq!(Groups::new(["Lab"]), Err(Refusal::BadGroup));
-        assert_eq!(Groups::new((0..17).map(|n| format!("g{n}"))), Err(Refusal::BadGroup));
+        assert_eq!(
+            Groups::new((0..17).map(|n| format!("g{n}"))),
+            Err(Refusal::BadGroup)
+        );
     }
 
     #[test]
     fn a_copy_of_a_copy_names_both_and_stays_in_its_groups() {
         let (one, two) = (MemberId([1; 32]), MemberId([0xfe; 32]));
         let groups = Groups::new(["lab", "copy-of-nobody"]).unwrap();
-        assert_eq!(groups.copied_from().count(), 0, "a group that begins like a mark is a group");
+        assert_eq!(
+            groups.copied_from().count(),
+            0,
+            "a group that begins like a mark is a group"
+        );
         let copy = groups.of_copy(two).unwrap().of_copy(one).unwrap();
         let mut from: Vec<MemberId> = copy.copied_from().collect();
         from.sort_unstable();
         assert_eq!(from, [one, two]);
         assert!(copy.contains("lab"));
         assert_eq!(copy.of_copy(one), Ok(copy), "once is enough");
-        assert_eq!(Groups::new((0..16).map(|n| format!("g{n}"))).unwrap().of_copy(one), Err(Refusal::BadGroup));
+        assert_eq!(
+            Groups::new((0..16).map(|n| format!("g{n}")))
+                .unwrap()
+                .of_copy(one),
+            Err(Refusal::BadGroup)
+        );
     }
 
     #[test]
     fn a_set_has_one_encoding() {
-        let unsorted = [vec![HAS_GROUPS], postcard::to_stdvec(&["b", "a"].to_vec()).unwrap()].concat();
+        let unsorted = [
+            vec![HAS_GROUPS],
+            postcard::to_stdvec(&["b", "a"].to_vec()).unwrap(),
+        ]
+        .concat();
         assert!(postcard::from_bytes::<Grant>(&unsorted).is_err());
-        assert!(postcard::from_bytes::<Grant>(&[HAS_GROUPS, 0]).is_err(), "announced and none given");
-        assert!(postcard::from_bytes::<Grant>(&[4]).is_err(), "rights that nobody knows");
+        assert!(
+            postcard::from_bytes::<Grant>(&[HAS_GROUPS, 0]).is_err(),
+            "announced and none given"
+        );
+        assert!(
+            postcard::from_bytes::<Grant>(&[4]).is_err(),
+            "rights that nobody knows"
+        );
     }
 
     proptest! {
         #[test]
-        fn a_grant_survives_and_foreign_bytes_never_panic(admit: bool, names in proptest::collection::vec("[a-z]{1,8}", 0..6), raw: Vec<u8>) {
+        fn a_grant_survives_and_foreign_bytes_never_panic(
+            admit: bool, names in proptest::collection::vec("[a-z]{1,8}", 0..6), raw: Vec<u8>
+        ) {
             let grant = Grant { admit, groups: Groups::new(names).unwrap() };
-            prop_assert_eq!(postcard::from_bytes::<Grant>(&postcard::to_stdvec(&grant).unwrap()).unwrap(), grant);
+            prop_assert_eq!(
+                postcard::from_bytes::<Grant>(&postcard::to_stdvec(&grant).unwrap()).unwrap(), grant
+            );
             if let Ok((read, rest)) = postcard::take_from_bytes::<Grant>(&raw) {
-                prop_assert_eq!(postcard::to_stdvec(&read).unwrap(), raw[..raw.len() - rest.len()].to_vec());
+                prop_assert_eq!(
+                    postcard::to_stdvec(&read).unwrap(), raw[..raw.len() - rest.len()].to_vec()
+                );
             }
         }
     }

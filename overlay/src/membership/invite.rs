@@ -1,10 +1,12 @@
 //! An invite: one line of text that is all a machine needs in order to join.
 //!
-//! It holds the network's facts, addresses to knock at, and the issuer's signed promise. The text is
-//! `p2pvm1` and base32 of a version byte's worth of postcard: letters and digits only, so that a
+//! It holds the network's facts, addresses to knock at, and the issuer's signed promise. The text
+//! is `p2pvm1` and base32 of a version byte's worth of postcard: letters and digits only, so that a
 //! double click selects it whole and no shell or chat alters it. Case does not matter.
 
-use super::{Certificate, Groups, Issuer, NetworkConfig, Refusal, certificate::bytes, groups::Grant};
+use super::{
+    Certificate, Groups, Issuer, NetworkConfig, Refusal, certificate::bytes, groups::Grant,
+};
 use crate::{
     id::{MemberId, UnixTime},
     identity::{Signature, verify},
@@ -14,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 const DOMAIN: &str = "p2pvm invite 1";
 const PREFIX: &str = "p2pvm1";
-/// Above any invite with [`MAX_BOOTSTRAP`] addresses and a delegate's certificate; bounds what is parsed.
+/// Above any invite with [`MAX_BOOTSTRAP`] addresses and a delegate's certificate; bounds what is
+/// parsed.
 const MAX_TEXT_BYTES: usize = 8 << 10;
 const MAX_BOOTSTRAP: usize = 16;
 
@@ -31,7 +34,9 @@ impl std::fmt::Display for InviteId {
 impl std::str::FromStr for InviteId {
     type Err = Refusal;
     fn from_str(text: &str) -> Result<Self, Refusal> {
-        let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| Refusal::NotAnInvite)?;
+        let bytes = data_encoding::HEXLOWER_PERMISSIVE
+            .decode(text.as_bytes())
+            .map_err(|_| Refusal::NotAnInvite)?;
         bytes.try_into().map(Self).map_err(|_| Refusal::NotAnInvite)
     }
 }
@@ -60,13 +65,25 @@ struct Terms {
 
 impl From<InviteTerms> for Terms {
     fn from(terms: InviteTerms) -> Self {
-        Self { uses: terms.uses, expires: terms.expires, grant: Grant { admit: terms.delegate, groups: terms.groups } }
+        Self {
+            uses: terms.uses,
+            expires: terms.expires,
+            grant: Grant {
+                admit: terms.delegate,
+                groups: terms.groups,
+            },
+        }
     }
 }
 
 impl From<Terms> for InviteTerms {
     fn from(terms: Terms) -> Self {
-        Self { uses: terms.uses, expires: terms.expires, delegate: terms.grant.admit, groups: terms.grant.groups }
+        Self {
+            uses: terms.uses,
+            expires: terms.expires,
+            delegate: terms.grant.admit,
+            groups: terms.grant.groups,
+        }
     }
 }
 
@@ -87,39 +104,62 @@ pub struct Invite {
 }
 
 impl Invite {
-    /// Signs an invite that knocks at `bootstrap` (multiaddresses with `/p2p/`; at most 16 are kept).
+    /// Signs an invite that knocks at `bootstrap` (multiaddresses with `/p2p/`; at most 16 are
+    /// kept).
     ///
     /// # Errors
     /// [`Refusal::UnknownIssuer`] if a delegate would promise delegates.
-    pub fn issue(issuer: &Issuer<'_>, network: &NetworkConfig, bootstrap: &[String], terms: InviteTerms) -> Result<Self, Refusal> {
+    pub fn issue(
+        issuer: &Issuer<'_>,
+        network: &NetworkConfig,
+        bootstrap: &[String],
+        terms: InviteTerms,
+    ) -> Result<Self, Refusal> {
         if terms.delegate && issuer.certificate().is_some() {
             return Err(Refusal::UnknownIssuer);
         }
         let bootstrap = bootstrap.iter().take(MAX_BOOTSTRAP).cloned().collect();
         let id = InviteId(rand::random());
-        let body = Body { network: network.clone(), bootstrap, id, terms, issuer: issuer.certificate().cloned() };
+        let body = Body {
+            network: network.clone(),
+            bootstrap,
+            id,
+            terms,
+            issuer: issuer.certificate().cloned(),
+        };
         let signature = issuer.keys().sign(DOMAIN, &bytes(&body));
         Ok(Self { body, signature })
     }
 
     /// The text form.
     pub fn to_text(&self) -> String {
-        format!("{PREFIX}{}", BASE32_NOPAD.encode(&bytes(self)).to_ascii_lowercase())
+        format!(
+            "{PREFIX}{}",
+            BASE32_NOPAD.encode(&bytes(self)).to_ascii_lowercase()
+        )
     }
 
     /// Reads the text form; white space around and inside it is ignored, as mail adds it.
     ///
     /// # Errors
-    /// [`Refusal::NotAnInvite`], or [`Refusal::Tampered`] if it reads well but a signature does not fit.
+    /// [`Refusal::NotAnInvite`], or [`Refusal::Tampered`] if it reads well but a signature does not
+    /// fit.
     pub fn parse(text: &str) -> Result<Self, Refusal> {
-        let compact: String = text.chars().filter(|c| !c.is_whitespace()).take(MAX_TEXT_BYTES + 1).collect();
+        let compact: String = text
+            .chars()
+            .filter(|c| !c.is_whitespace())
+            .take(MAX_TEXT_BYTES + 1)
+            .collect();
         if compact.len() > MAX_TEXT_BYTES {
             return Err(Refusal::NotAnInvite);
         }
         let lower = compact.to_ascii_lowercase();
         let encoded = lower.strip_prefix(PREFIX).ok_or(Refusal::NotAnInvite)?;
-        let raw = BASE32_NOPAD.decode(encoded.to_ascii_uppercase().as_bytes()).map_err(|_| Refusal::NotAnInvite)?;
-        let (invite, rest): (Self, _) = postcard::take_from_bytes(&raw).map_err(|_| Refusal::NotAnInvite)?;
+        let raw = BASE32_NOPAD
+            .decode(encoded.to_ascii_uppercase().as_bytes())
+            .map_err(|_| Refusal::NotAnInvite)?;
+        let (invite, rest): (Self, _) =
+            postcard::take_from_bytes(&raw).map_err(|_| Refusal::NotAnInvite)?;
         if !rest.is_empty() {
             return Err(Refusal::NotAnInvite);
         }
@@ -130,14 +170,16 @@ impl Invite {
     /// Whether the issuer, who may, signed exactly this. Says nothing of time, use and revocation.
     ///
     /// # Errors
-    /// [`Refusal::Tampered`], [`Refusal::UnknownIssuer`], [`Refusal::OtherNetwork`] for a chain of another network.
+    /// [`Refusal::Tampered`], [`Refusal::UnknownIssuer`], [`Refusal::OtherNetwork`] for a chain of
+    /// another network.
     pub fn verify(&self) -> Result<(), Refusal> {
         let body = &self.body;
         body.network.verify()?;
         let signer = match &body.issuer {
             None => body.network.id.0,
             Some(issuer) => {
-                // A delegate's certificate that has ended ends its invites, but as `Expired`, by `check`.
+                // A delegate's certificate that has ended ends its invites, but as `Expired`, by
+                // `check`.
                 issuer.verify_signatures(body.network.id, issuer.issued())?;
                 if !issuer.rights().admit || body.terms.delegate {
                     return Err(Refusal::UnknownIssuer);
@@ -145,7 +187,9 @@ impl Invite {
                 issuer.member().0
             }
         };
-        verify(&signer, DOMAIN, &bytes(body), &self.signature).then_some(()).ok_or(Refusal::Tampered)
+        verify(&signer, DOMAIN, &bytes(body), &self.signature)
+            .then_some(())
+            .ok_or(Refusal::Tampered)
     }
 
     /// Whether it is signed and not over at `now`.
@@ -154,8 +198,16 @@ impl Invite {
     /// As [`Invite::verify`], or [`Refusal::Expired`].
     pub fn check(&self, now: UnixTime) -> Result<(), Refusal> {
         self.verify()?;
-        let issuer_ended = self.body.issuer.as_ref().is_some_and(|c| c.expires() <= now);
-        if self.body.terms.expires <= now || issuer_ended { Err(Refusal::Expired) } else { Ok(()) }
+        let issuer_ended = self
+            .body
+            .issuer
+            .as_ref()
+            .is_some_and(|c| c.expires() <= now);
+        if self.body.terms.expires <= now || issuer_ended {
+            Err(Refusal::Expired)
+        } else {
+            Ok(())
+        }
     }
 
     /// The network that it leads into.
@@ -189,7 +241,8 @@ impl Invite {
     }
 
     /// The same invite with other addresses to knock at: for a joiner who was told one by hand. The
-    /// signature does not cover a replacement, so this form is for knocking only; the original is presented.
+    /// signature does not cover a replacement, so this form is for knocking only; the original is
+    /// presented.
     pub fn knock_at<'a>(&'a self, other: &'a [String]) -> impl Iterator<Item = &'a String> {
         other.iter().chain(&self.body.bootstrap)
     }

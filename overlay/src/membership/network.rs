@@ -1,4 +1,5 @@
-//! What every member knows of its network, signed by the root, and the addresses that follow from it.
+//! What every member knows of its network, signed by the root, and the addresses that follow from
+//! it.
 //!
 //! IPv6 needs no claim: the /48 comes from the network's key (RFC 4193 wants 40 random bits), a
 //! member's host part from its key, a VM's from its MAC address by modified EUI-64 (RFC 4291,
@@ -26,7 +27,10 @@ pub struct Ipv4Subnet {
 impl Ipv4Subnet {
     /// The subnet that `addr` lies in, or `None` for a prefix outside 8..=28.
     pub fn new(addr: Ipv4Addr, prefix: u8) -> Option<Self> {
-        (8..=28).contains(&prefix).then(|| Self { addr: Ipv4Addr::from_bits(addr.to_bits() & Self::mask(prefix)), prefix })
+        (8..=28).contains(&prefix).then(|| Self {
+            addr: Ipv4Addr::from_bits(addr.to_bits() & Self::mask(prefix)),
+            prefix,
+        })
     }
 
     fn mask(prefix: u8) -> u32 {
@@ -69,13 +73,24 @@ impl NetworkConfig {
     ///
     /// # Errors
     /// [`Refusal::BadName`] for a name that cannot be a DNS label.
-    pub fn found(root: &KeyPair, name: &str, subnet: Ipv4Subnet, created: UnixTime) -> Result<Self, Refusal> {
+    pub fn found(
+        root: &KeyPair,
+        name: &str,
+        subnet: Ipv4Subnet,
+        created: UnixTime,
+    ) -> Result<Self, Refusal> {
         if !super::valid_name(name) {
             return Err(Refusal::BadName);
         }
         let id = NetworkId(root.public());
         let signature = root.sign(DOMAIN, &Self::signed(id, name, &subnet, created));
-        Ok(Self { id, name: name.to_owned(), subnet, created, signature })
+        Ok(Self {
+            id,
+            name: name.to_owned(),
+            subnet,
+            created,
+            signature,
+        })
     }
 
     fn signed(id: NetworkId, name: &str, subnet: &Ipv4Subnet, created: UnixTime) -> Vec<u8> {
@@ -87,9 +102,12 @@ impl NetworkConfig {
     /// # Errors
     /// [`Refusal::Tampered`], also for a subnet or name that the root could not have founded.
     pub fn verify(&self) -> Result<(), Refusal> {
-        let fits = Ipv4Subnet::new(self.subnet.addr, self.subnet.prefix) == Some(self.subnet) && super::valid_name(&self.name);
+        let fits = Ipv4Subnet::new(self.subnet.addr, self.subnet.prefix) == Some(self.subnet)
+            && super::valid_name(&self.name);
         let signed = Self::signed(self.id, &self.name, &self.subnet, self.created);
-        (fits && verify(&self.id.0, DOMAIN, &signed, &self.signature)).then_some(()).ok_or(Refusal::Tampered)
+        (fits && verify(&self.id.0, DOMAIN, &signed, &self.signature))
+            .then_some(())
+            .ok_or(Refusal::Tampered)
     }
 
     /// The network's unique local /48 (RFC 4193): `fd` and 40 bits of a hash of the network's key.
@@ -109,7 +127,8 @@ impl NetworkConfig {
         octets.into()
     }
 
-    /// The /64 (as an address with a zero host part) that guests configure themselves in: subnet 1 of the /48.
+    /// The /64 (as an address with a zero host part) that guests configure themselves in: subnet 1
+    /// of the /48.
     pub fn vm_prefix(&self) -> Ipv6Addr {
         let mut octets = self.ula_prefix().octets();
         octets[7] = 1;
@@ -120,7 +139,16 @@ impl NetworkConfig {
     pub fn vm_v6(&self, vm: VmId) -> Ipv6Addr {
         let mac = vm_mac(vm);
         let mut octets = self.vm_prefix().octets();
-        octets[8..].copy_from_slice(&[mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]]);
+        octets[8..].copy_from_slice(&[
+            mac[0] ^ 2,
+            mac[1],
+            mac[2],
+            0xff,
+            0xfe,
+            mac[3],
+            mac[4],
+            mac[5],
+        ]);
         octets.into()
     }
 }
@@ -128,7 +156,14 @@ impl NetworkConfig {
 /// A VM's MAC address: unicast, locally administered, 46 bits of a hash of its id.
 pub fn vm_mac(vm: VmId) -> [u8; 6] {
     let hash = blake3::derive_key("p2pvm 2026 mac address of a vm", &vm.0);
-    [(hash[0] & 0xfc) | 2, hash[1], hash[2], hash[3], hash[4], hash[5]]
+    [
+        (hash[0] & 0xfc) | 2,
+        hash[1],
+        hash[2],
+        hash[3],
+        hash[4],
+        hash[5],
+    ]
 }
 
 #[cfg(test)]
@@ -146,10 +181,25 @@ mod tests {
         assert_eq!(network.verify(), Ok(()));
         assert_eq!(network.subnet.to_string(), "10.77.0.0/16");
         for altered in [
-            NetworkConfig { name: "lap".into(), ..network.clone() },
-            NetworkConfig { created: UnixTime(6), ..network.clone() },
-            NetworkConfig { id: NetworkId([9; 32]), ..network.clone() },
-            NetworkConfig { subnet: Ipv4Subnet { addr: network.subnet.addr, prefix: 30 }, ..network.clone() },
+            NetworkConfig {
+                name: "lap".into(),
+                ..network.clone()
+            },
+            NetworkConfig {
+                created: UnixTime(6),
+                ..network.clone()
+            },
+            NetworkConfig {
+                id: NetworkId([9; 32]),
+                ..network.clone()
+            },
+            NetworkConfig {
+                subnet: Ipv4Subnet {
+                    addr: network.subnet.addr,
+                    prefix: 30,
+                },
+                ..network.clone()
+            },
         ] {
             assert_eq!(altered.verify(), Err(Refusal::Tampered));
         }
@@ -161,14 +211,20 @@ mod tests {
         assert_eq!(Ipv4Subnet::new(Ipv4Addr::new(10, 0, 0, 0), 29), None);
         let subnet = Ipv4Subnet::new(Ipv4Addr::new(10, 1, 2, 255), 28).unwrap();
         assert_eq!(subnet.addr, Ipv4Addr::new(10, 1, 2, 240));
-        assert!(subnet.contains(Ipv4Addr::new(10, 1, 2, 250)) && !subnet.contains(Ipv4Addr::new(10, 1, 2, 239)));
+        assert!(
+            subnet.contains(Ipv4Addr::new(10, 1, 2, 250))
+                && !subnet.contains(Ipv4Addr::new(10, 1, 2, 239))
+        );
         assert_eq!(subnet.gateway(), Ipv4Addr::new(10, 1, 2, 241));
     }
 
     #[test]
     fn addresses_follow_from_keys_and_stay_in_the_unique_local_prefix() {
         let network = network();
-        let (member, vm) = (network.member_v6(MemberId([4; 32])), network.vm_v6(VmId([4; 32])));
+        let (member, vm) = (
+            network.member_v6(MemberId([4; 32])),
+            network.vm_v6(VmId([4; 32])),
+        );
         for address in [member, vm] {
             assert_eq!(address.octets()[0], 0xfd);
             assert_eq!(address.octets()[..6], network.ula_prefix().octets()[..6]);

@@ -1,9 +1,11 @@
-//! Notices: signed documents that every member should have and that are replaced, not collected: the network's policy,
-//! and what a member offers the others (subnets of its LAN, guests' multicast). Each issuer has one of each kind, the
-//! newer one stands. [`crate::notices`] keeps and spreads them.
+//! Notices: signed documents that every member should have and that are replaced, not collected:
+//! the network's policy, and what a member offers the others (subnets of its LAN, guests'
+//! multicast). Each issuer has one of each kind, the newer one stands. [`crate::notices`] keeps and
+//! spreads them.
 //!
-//! Of the policies of several issuers the one with the highest version stands; a revoked delegate's falls with it.
-//! So a stolen delegate key does harm only until the root has revoked it, whatever version it has used up.
+//! Of the policies of several issuers the one with the highest version stands; a revoked delegate's
+//! falls with it. So a stolen delegate key does harm only until the root has revoked it, whatever
+//! version it has used up.
 
 use super::{Certificate, Cidr, Issuer, NetworkPolicy, Refusal, Trust, certificate::bytes};
 use crate::{
@@ -17,7 +19,8 @@ const OFFER_DOMAIN: &str = "p2pvm offer 1";
 /// Subnets that one member offers at most.
 const MAX_SUBNETS: usize = 32;
 
-/// The network's policy as its issuer signed it. The text is what the person wrote, comments and all.
+/// The network's policy as its issuer signed it. The text is what the person wrote, comments and
+/// all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedPolicy {
     network: NetworkId,
@@ -33,11 +36,26 @@ impl SignedPolicy {
     ///
     /// # Errors
     /// [`Refusal::BadDocument`] with line and reason.
-    pub fn issue(issuer: &Issuer<'_>, network: NetworkId, version: u64, at: UnixTime, text: &str) -> Result<Self, Refusal> {
+    pub fn issue(
+        issuer: &Issuer<'_>,
+        network: NetworkId,
+        version: u64,
+        at: UnixTime,
+        text: &str,
+    ) -> Result<Self, Refusal> {
         NetworkPolicy::parse(text).map_err(|e| Refusal::BadDocument(e.to_string()))?;
         let delegate = issuer.certificate().cloned();
-        let signature = issuer.keys().sign(POLICY_DOMAIN, &bytes(&(network, version, at, text)));
-        Ok(Self { network, version, at, text: text.to_owned(), delegate, signature })
+        let signature = issuer
+            .keys()
+            .sign(POLICY_DOMAIN, &bytes(&(network, version, at, text)));
+        Ok(Self {
+            network,
+            version,
+            at,
+            text: text.to_owned(),
+            delegate,
+            signature,
+        })
     }
 
     /// Its version: the higher one stands.
@@ -67,7 +85,11 @@ impl SignedPolicy {
 
     /// What decides between policies of different issuers.
     pub(crate) fn rank(&self) -> (u64, bool, [u8; 32]) {
-        (self.version, self.delegate.is_none(), *blake3::hash(&bytes(&self.signature)).as_bytes())
+        (
+            self.version,
+            self.delegate.is_none(),
+            *blake3::hash(&bytes(&self.signature)).as_bytes(),
+        )
     }
 
     fn verify(&self, trust: &Trust) -> Result<(), Refusal> {
@@ -89,7 +111,9 @@ impl SignedPolicy {
         if !verify(&signer, POLICY_DOMAIN, &signed, &self.signature) {
             return Err(Refusal::Tampered);
         }
-        NetworkPolicy::parse(&self.text).map(drop).map_err(|e| Refusal::BadDocument(e.to_string()))
+        NetworkPolicy::parse(&self.text)
+            .map(drop)
+            .map_err(|e| Refusal::BadDocument(e.to_string()))
     }
 }
 
@@ -107,7 +131,8 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Signs an offer. `seq` grows with each one of a member; `expires` is when others forget it unless it is renewed.
+    /// Signs an offer. `seq` grows with each one of a member; `expires` is when others forget it
+    /// unless it is renewed.
     pub fn sign(
         keys: &KeyPair,
         certificate: Certificate,
@@ -115,11 +140,33 @@ impl Offer {
         since: UnixTime,
         (seq, expires): (u64, UnixTime),
     ) -> Self {
-        let signed = Self::signed(certificate.network(), &subnets, multicast, since, seq, expires);
-        Self { certificate, subnets, multicast, since, seq, expires, signature: keys.sign(OFFER_DOMAIN, &signed) }
+        let signed = Self::signed(
+            certificate.network(),
+            &subnets,
+            multicast,
+            since,
+            seq,
+            expires,
+        );
+        Self {
+            certificate,
+            subnets,
+            multicast,
+            since,
+            seq,
+            expires,
+            signature: keys.sign(OFFER_DOMAIN, &signed),
+        }
     }
 
-    fn signed(network: NetworkId, subnets: &[Cidr], multicast: bool, since: UnixTime, seq: u64, expires: UnixTime) -> Vec<u8> {
+    fn signed(
+        network: NetworkId,
+        subnets: &[Cidr],
+        multicast: bool,
+        since: UnixTime,
+        seq: u64,
+        expires: UnixTime,
+    ) -> Vec<u8> {
         bytes(&(network, subnets, multicast, since, seq, expires))
     }
 
@@ -155,11 +202,23 @@ impl Offer {
 
     fn verify(&self, trust: &Trust) -> Result<(), Refusal> {
         if self.subnets.len() > MAX_SUBNETS {
-            return Err(Refusal::BadDocument(format!("{} subnets are more than {MAX_SUBNETS}", self.subnets.len())));
+            return Err(Refusal::BadDocument(format!(
+                "{} subnets are more than {MAX_SUBNETS}",
+                self.subnets.len()
+            )));
         }
         trust.verify(&self.certificate)?;
-        let signed = Self::signed(trust.network(), &self.subnets, self.multicast, self.since, self.seq, self.expires);
-        verify(&self.member().0, OFFER_DOMAIN, &signed, &self.signature).then_some(()).ok_or(Refusal::Tampered)
+        let signed = Self::signed(
+            trust.network(),
+            &self.subnets,
+            self.multicast,
+            self.since,
+            self.seq,
+            self.expires,
+        );
+        verify(&self.member().0, OFFER_DOMAIN, &signed, &self.signature)
+            .then_some(())
+            .ok_or(Refusal::Tampered)
     }
 }
 
@@ -183,11 +242,18 @@ impl Notice {
         }
     }
 
-    /// Which of two notices of one issuer is the newer: by its number, then by a coin that falls the same everywhere.
+    /// Which of two notices of one issuer is the newer: by its number, then by a coin that falls
+    /// the same everywhere.
     pub(crate) fn order(&self) -> (u64, [u8; 32]) {
         match self {
-            Self::Policy(policy) => (policy.version, *blake3::hash(&bytes(&policy.signature)).as_bytes()),
-            Self::Offer(offer) => (offer.seq, *blake3::hash(&bytes(&offer.signature)).as_bytes()),
+            Self::Policy(policy) => (
+                policy.version,
+                *blake3::hash(&bytes(&policy.signature)).as_bytes(),
+            ),
+            Self::Offer(offer) => (
+                offer.seq,
+                *blake3::hash(&bytes(&offer.signature)).as_bytes(),
+            ),
         }
     }
 

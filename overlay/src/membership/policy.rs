@@ -1,5 +1,6 @@
-//! The network's policy: who may talk to whom, and who may offer which subnet. A person writes it as TOML, the root
-//! or a delegate signs it ([`SignedPolicy`](super::SignedPolicy)), every receiver enforces it.
+//! The network's policy: who may talk to whom, and who may offer which subnet. A person writes it
+//! as TOML, the root or a delegate signs it ([`SignedPolicy`](super::SignedPolicy)), every receiver
+//! enforces it.
 //!
 //! ```toml
 //! default = "deny"                # what holds where no rule fits
@@ -15,9 +16,9 @@
 //! by = "member:gateway"
 //! ```
 //!
-//! A bare name is a group: only issuers put members into groups, while anyone may name a VM. A guest is in no group
-//! of its host. Replies to what was allowed need no rule of their own; that is the receiver's matter
-//! (`plane/access.rs`), not the document's.
+//! A bare name is a group: only issuers put members into groups, while anyone may name a VM. A
+//! guest is in no group of its host. Replies to what was allowed need no rule of their own; that is
+//! the receiver's matter (`plane/access.rs`), not the document's.
 
 mod read;
 
@@ -38,7 +39,11 @@ pub enum Action {
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Self::Allow { "allow" } else { "deny" })
+        f.write_str(if *self == Self::Allow {
+            "allow"
+        } else {
+            "deny"
+        })
     }
 }
 
@@ -92,7 +97,10 @@ impl std::str::FromStr for Traffic {
             Ports::Tcp(ports) if ports.start() == ports.end() => Ok(Self::Tcp(*ports.start())),
             Ports::Udp(ports) if ports.start() == ports.end() => Ok(Self::Udp(*ports.start())),
             Ports::Icmp => Ok(Self::Icmp),
-            _ => Err(format!("'{text}' is more than one kind of traffic: write one, such as tcp/22, udp/53 or icmp")),
+            _ => Err(format!(
+                "'{text}' is more than one kind of traffic: write one, such as tcp/22, udp/53 or \
+                    icmp"
+            )),
         }
     }
 }
@@ -126,10 +134,11 @@ impl fmt::Display for Selector {
 
 impl fmt::Display for Ports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut range = |protocol: &str, ports: &RangeInclusive<u16>| match (ports.start(), ports.end()) {
-            (first, last) if first == last => write!(f, "{protocol}/{first}"),
-            (first, last) => write!(f, "{protocol}/{first}-{last}"),
-        };
+        let mut range =
+            |protocol: &str, ports: &RangeInclusive<u16>| match (ports.start(), ports.end()) {
+                (first, last) if first == last => write!(f, "{protocol}/{first}"),
+                (first, last) => write!(f, "{protocol}/{first}-{last}"),
+            };
         match self {
             Self::Any => f.write_str("*"),
             Self::Icmp => f.write_str("icmp"),
@@ -143,13 +152,16 @@ impl Ports {
     fn fits(&self, traffic: Traffic) -> bool {
         match (self, traffic) {
             (Self::Any, _) | (Self::Icmp, Traffic::Icmp) => true,
-            (Self::Tcp(ports), Traffic::Tcp(port)) | (Self::Udp(ports), Traffic::Udp(port)) => ports.contains(&port),
+            (Self::Tcp(ports), Traffic::Tcp(port)) | (Self::Udp(ports), Traffic::Udp(port)) => {
+                ports.contains(&port)
+            }
             _ => false,
         }
     }
 }
 
-/// One end of a conversation, as far as this node knows it. What is not known fits no selector but `*` and addresses.
+/// One end of a conversation, as far as this node knows it. What is not known fits no selector but
+/// `*` and addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Party {
     /// Its address.
@@ -217,16 +229,29 @@ pub struct Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fn list(items: &[impl fmt::Display]) -> String {
-            items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            items
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
         }
-        write!(f, "{} {} to {} on {}", self.action, list(&self.from), list(&self.to), list(&self.ports))
+        write!(
+            f,
+            "{} {} to {} on {}",
+            self.action,
+            list(&self.from),
+            list(&self.to),
+            list(&self.ports)
+        )
     }
 }
 
 impl Rule {
     fn fits(&self, from: &Party, to: &Party, traffic: Traffic) -> bool {
         // The cheapest question first.
-        self.ports.iter().any(|p| p.fits(traffic)) && self.to.iter().any(|s| s.fits(to)) && self.from.iter().any(|s| s.fits(from))
+        self.ports.iter().any(|p| p.fits(traffic))
+            && self.to.iter().any(|s| s.fits(to))
+            && self.from.iter().any(|s| s.fits(from))
     }
 }
 
@@ -275,24 +300,44 @@ pub struct NetworkPolicy {
 impl NetworkPolicy {
     /// What holds for the first packet of a conversation from one party to another.
     pub fn decide(&self, from: &Party, to: &Party, traffic: Traffic) -> Verdict {
-        match self.rules.iter().position(|rule| rule.fits(from, to, traffic)) {
-            Some(at) => Verdict { action: self.rules[at].action, reason: Reason::Rule(at) },
-            None => Verdict { action: self.default, reason: Reason::Default },
+        match self
+            .rules
+            .iter()
+            .position(|rule| rule.fits(from, to, traffic))
+        {
+            Some(at) => Verdict {
+                action: self.rules[at].action,
+                reason: Reason::Rule(at),
+            },
+            None => Verdict {
+                action: self.default,
+                reason: Reason::Default,
+            },
         }
     }
 
     /// The permission by which `party` may offer `subnet`, if there is one.
     pub fn allows_route(&self, subnet: &Cidr, party: &Party) -> Option<&RouteRule> {
         self.routes.iter().find(|route| {
-            let within = route.subnet.prefix() <= subnet.prefix() && route.subnet.contains(&subnet.addr());
+            let within =
+                route.subnet.prefix() <= subnet.prefix() && route.subnet.contains(&subnet.addr());
             within && route.by.iter().any(|selector| selector.fits(party))
         })
     }
 
     /// The names of VMs that the document mentions: whoever enforces it has to know whose they are.
     pub fn vm_names(&self) -> impl Iterator<Item = &str> {
-        let rules = self.rules.iter().flat_map(|rule| rule.from.iter().chain(&rule.to));
-        rules.filter_map(|selector| if let Selector::Vm(name) = selector { Some(name.as_str()) } else { None })
+        let rules = self
+            .rules
+            .iter()
+            .flat_map(|rule| rule.from.iter().chain(&rule.to));
+        rules.filter_map(|selector| {
+            if let Selector::Vm(name) = selector {
+                Some(name.as_str())
+            } else {
+                None
+            }
+        })
     }
 }
 

@@ -1,4 +1,5 @@
-//! A revocation: the root's or a delegate's word that a member or an invite is no longer to be trusted.
+//! A revocation: the root's or a delegate's word that a member or an invite is no longer to be
+//! trusted.
 //!
 //! The root revokes anyone. A delegate revokes invites and members, not other delegates. When a
 //! delegate is itself revoked, its certificates and its revocations fall with it; the root repeats
@@ -37,7 +38,13 @@ impl Revocation {
     pub fn issue(issuer: &Issuer<'_>, network: NetworkId, target: Target, at: UnixTime) -> Self {
         let delegate = issuer.certificate().cloned();
         let signature = issuer.keys().sign(DOMAIN, &bytes(&(network, target, at)));
-        Self { network, target, at, delegate, signature }
+        Self {
+            network,
+            target,
+            at,
+            delegate,
+            signature,
+        }
     }
 
     /// What is revoked.
@@ -80,7 +87,9 @@ impl Revocation {
             }
         };
         let signed = bytes(&(self.network, self.target, self.at));
-        verify(&signer, DOMAIN, &signed, &self.signature).then_some(()).ok_or(Refusal::Tampered)
+        verify(&signer, DOMAIN, &signed, &self.signature)
+            .then_some(())
+            .ok_or(Refusal::Tampered)
     }
 
     #[cfg(test)]

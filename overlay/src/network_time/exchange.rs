@@ -1,5 +1,6 @@
-//! Asks members what their clocks show, and answers them: one small request a member and minute over connections that are
-//! there. A member of a release without this service is asked seldom and says nothing.
+//! Asks members what their clocks show, and answers them: one small request a member and minute
+//! over connections that are there. A member of a release without this service is asked seldom and
+//! says nothing.
 
 use super::{NetworkTime, Reading, Said};
 use crate::{
@@ -24,7 +25,8 @@ const ASK_EVERY: Duration = Duration::from_secs(60);
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Members asked in one round; in a large network that is sample enough.
 const AT_ONCE: usize = 16;
-/// Whether somebody new has connected is looked at this often: at first, and once somebody has answered.
+/// Whether somebody new has connected is looked at this often: at first, and once somebody has
+/// answered.
 const GLANCE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// The start lasts so long.
 const HASTY: Duration = Duration::from_secs(20);
@@ -47,7 +49,9 @@ impl Exchange {
     /// Answers members and asks them, until dropped. Needs a tokio runtime.
     pub fn start(fabric: Arc<dyn Fabric>, time: &'static NetworkTime) -> Self {
         fabric.serve(SERVICE, Arc::new(Answers(time)));
-        Self { task: tokio::spawn(run(fabric, time)) }
+        Self {
+            task: tokio::spawn(run(fabric, time)),
+        }
     }
 }
 
@@ -63,7 +67,11 @@ async fn run(fabric: Arc<dyn Fabric>, time: &'static NetworkTime) {
         let connected = fabric.connected();
         due.retain(|member, _| connected.contains(member));
         let now = Instant::now();
-        let asked: Vec<MemberId> = connected.into_iter().filter(|m| due.get(m).is_none_or(|at| *at <= now)).take(AT_ONCE).collect();
+        let asked: Vec<MemberId> = connected
+            .into_iter()
+            .filter(|m| due.get(m).is_none_or(|at| *at <= now))
+            .take(AT_ONCE)
+            .collect();
         let mut asking = JoinSet::new();
         for member in asked {
             due.insert(member, now + ASK_AGAIN);
@@ -71,23 +79,36 @@ async fn run(fabric: Arc<dyn Fabric>, time: &'static NetworkTime) {
             asking.spawn(async move { (member, ask(&*fabric, member).await) });
         }
         while let Some(answer) = asking.join_next().await {
-            let Ok((member, Some((said, reading)))) = answer else { continue };
+            let Ok((member, Some((said, reading)))) = answer else {
+                continue;
+            };
             due.insert(member, Instant::now() + ASK_EVERY);
             time.hear(member, said, reading);
         }
         time.settle(Reading::now());
-        // Who founds a network, or is in one of an older release, is not watched so closely for ever.
+        // Who founds a network, or is in one of an older release, is not watched so closely for
+        // ever.
         let hasty = time.heard_from().is_empty() && began.elapsed() < HASTY;
         tokio::time::sleep(if hasty { GLANCE.0 } else { GLANCE.1 }).await;
     }
 }
 
-/// What the member's clocks showed, and ours half a round trip before the answer came, when it said so.
+/// What the member's clocks showed, and ours half a round trip before the answer came, when it said
+/// so.
 async fn ask(fabric: &dyn Fabric, member: MemberId) -> Option<(Said, Reading)> {
     let before = Reading::now();
-    let answer = fabric.call(member, SERVICE, Vec::new(), ASK_LIMIT).await.ok()?;
+    let answer = fabric
+        .call(member, SERVICE, Vec::new(), ASK_LIMIT)
+        .await
+        .ok()?;
     let after = Reading::now();
     let said = postcard::from_bytes(&answer).ok()?;
     let half = after.boot_ms.saturating_sub(before.boot_ms) / 2;
-    Some((said, Reading { boot_ms: after.boot_ms - half, wall_ms: after.wall_ms - half }))
+    Some((
+        said,
+        Reading {
+            boot_ms: after.boot_ms - half,
+            wall_ms: after.wall_ms - half,
+        },
+    ))
 }

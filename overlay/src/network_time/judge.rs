@@ -1,14 +1,18 @@
 //! Which of several clocks to believe: pure.
 //!
-//! Of three clocks or more the median is taken, so that no minority decides, however wrong it is; of an even number the lower
-//! of the two in the middle, so that all who see the same clocks choose the same. A member that sees few clocks, such as one
-//! at the edge of a star, follows the member that sees most. Between two clocks nobody can tell which is right: one that is
-//! behind something already signed is not, and otherwise the earlier one is taken, under which nothing ends too soon.
+//! Of three clocks or more the median is taken, so that no minority decides, however wrong it is;
+//! of an even number the lower of the two in the middle, so that all who see the same clocks choose
+//! the same. A member that sees few clocks, such as one at the edge of a star, follows the member
+//! that sees most. Between two clocks nobody can tell which is right: one that is behind something
+//! already signed is not, and otherwise the earlier one is taken, under which nothing ends too
+//! soon.
 //!
-//! The limit: members that lie together and are the majority of the clocks that a member sees can set its time. Certificates
-//! count as ended only where the wall clock says so too ([`crate::membership::Trust`]).
+//! The limit: members that lie together and are the majority of the clocks that a member sees can
+//! set its time. Certificates count as ended only where the wall clock says so too
+//! ([`crate::membership::Trust`]).
 
-/// A member's clocks as offsets from this machine's own time since its start, so that they do not age.
+/// A member's clocks as offsets from this machine's own time since its start, so that they do not
+/// age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
     /// Its wall clock.
@@ -42,7 +46,10 @@ impl Clocks<'_> {
     pub fn offset_ms(&self) -> i64 {
         let mut walls: Vec<i64> = self.heard.iter().map(|h| h.wall_offset_ms).collect();
         walls.push(self.own_offset_ms);
-        let better = self.heard.iter().filter(|h| h.clocks >= MAJORITY && h.clocks.min(ENOUGH) > walls.len());
+        let better = self
+            .heard
+            .iter()
+            .filter(|h| h.clocks >= MAJORITY && h.clocks.min(ENOUGH) > walls.len());
         if let Some(best) = better.max_by_key(|h| (h.clocks, std::cmp::Reverse(h.net_offset_ms))) {
             return best.net_offset_ms;
         }
@@ -69,12 +76,21 @@ mod tests {
     const DAY: i64 = 86_400_000;
 
     fn heard(wall: i64) -> Heard {
-        Heard { wall_offset_ms: wall, net_offset_ms: wall, clocks: 1 }
+        Heard {
+            wall_offset_ms: wall,
+            net_offset_ms: wall,
+            clocks: 1,
+        }
     }
 
     fn judged(own: i64, walls: &[i64]) -> i64 {
         let heard: Vec<Heard> = walls.iter().copied().map(heard).collect();
-        Clocks { own_offset_ms: own, heard: &heard, floor_offset_ms: None }.offset_ms()
+        Clocks {
+            own_offset_ms: own,
+            heard: &heard,
+            floor_offset_ms: None,
+        }
+        .offset_ms()
     }
 
     #[test]
@@ -92,18 +108,46 @@ mod tests {
             assert_eq!(judged(one, &[other]), judged(other, &[one]));
         }
         assert_eq!(judged(0, &[730 * DAY]), 0);
-        let behind = Clocks { own_offset_ms: -20_000 * DAY, heard: &[heard(0)], floor_offset_ms: Some(-DAY / 2) };
+        let behind = Clocks {
+            own_offset_ms: -20_000 * DAY,
+            heard: &[heard(0)],
+            floor_offset_ms: Some(-DAY / 2),
+        };
         assert_eq!(behind.offset_ms(), 0);
-        let all_behind = Clocks { floor_offset_ms: Some(DAY), ..behind };
-        assert_eq!(all_behind.offset_ms(), -20_000 * DAY, "what was signed by a clock ahead of all shows nothing");
+        let all_behind = Clocks {
+            floor_offset_ms: Some(DAY),
+            ..behind
+        };
+        assert_eq!(
+            all_behind.offset_ms(),
+            -20_000 * DAY,
+            "what was signed by a clock ahead of all shows nothing"
+        );
     }
 
     #[test]
     fn who_sees_one_clock_only_follows_the_one_that_sees_many() {
-        let hub = Heard { wall_offset_ms: 3 * DAY, net_offset_ms: 7, clocks: 4 };
-        let leaf = Clocks { own_offset_ms: -DAY, heard: &[hub], floor_offset_ms: None };
+        let hub = Heard {
+            wall_offset_ms: 3 * DAY,
+            net_offset_ms: 7,
+            clocks: 4,
+        };
+        let leaf = Clocks {
+            own_offset_ms: -DAY,
+            heard: &[hub],
+            floor_offset_ms: None,
+        };
         assert_eq!(leaf.offset_ms(), 7);
         let others = [hub, heard(9), heard(9), heard(9), heard(9)];
-        assert_eq!(Clocks { own_offset_ms: 9, heard: &others, floor_offset_ms: None }.offset_ms(), 9, "who sees enough decides itself");
+        assert_eq!(
+            Clocks {
+                own_offset_ms: 9,
+                heard: &others,
+                floor_offset_ms: None
+            }
+            .offset_ms(),
+            9,
+            "who sees enough decides itself"
+        );
     }
 }

@@ -1,10 +1,16 @@
 use super::*;
 
 const DAY_MS: i64 = 86_400_000;
-const START: Reading = Reading { boot_ms: 5000, wall_ms: 1_800_000_000_000 };
+const START: Reading = Reading {
+    boot_ms: 5000,
+    wall_ms: 1_800_000_000_000,
+};
 
 fn later(seconds: i64, wall_jump_ms: i64) -> Reading {
-    Reading { boot_ms: START.boot_ms + seconds * 1000, wall_ms: START.wall_ms + seconds * 1000 + wall_jump_ms }
+    Reading {
+        boot_ms: START.boot_ms + seconds * 1000,
+        wall_ms: START.wall_ms + seconds * 1000 + wall_jump_ms,
+    }
 }
 
 fn member(n: u8) -> MemberId {
@@ -14,7 +20,11 @@ fn member(n: u8) -> MemberId {
 /// What a member whose clock is right says at `reading`.
 fn right(seconds: i64) -> Said {
     let now = START.wall_ms + seconds * 1000;
-    Said { wall_ms: now, net_ms: now, clocks: 1 }
+    Said {
+        wall_ms: now,
+        net_ms: now,
+        clocks: 1,
+    }
 }
 
 #[test]
@@ -26,7 +36,13 @@ fn a_wall_clock_that_jumps_while_members_are_known_moves_nothing() {
     for jump in [DAY_MS, -DAY_MS, 730 * DAY_MS, -START.wall_ms] {
         time.settle(later(2, jump));
         assert_eq!(time.millis_at(later(2, jump)), START.wall_ms + 2000);
-        assert_eq!(time.skew_at(later(2, jump)), Some(Skew { ahead_ms: jump, members: 2 }));
+        assert_eq!(
+            time.skew_at(later(2, jump)),
+            Some(Skew {
+                ahead_ms: jump,
+                members: 2
+            })
+        );
     }
     assert!(!steps.has_changed().unwrap());
 }
@@ -38,7 +54,11 @@ fn a_member_that_starts_with_a_wrong_clock_has_the_networks_time_once_it_has_hea
         let steps = time.steps();
         time.hear(member(1), right(1), later(1, wrong));
         time.hear(member(2), right(1), later(1, wrong));
-        assert_eq!(time.millis_at(later(3, wrong)), START.wall_ms + 3000, "{wrong}");
+        assert_eq!(
+            time.millis_at(later(3, wrong)),
+            START.wall_ms + 3000,
+            "{wrong}"
+        );
         assert!(steps.has_changed().unwrap());
         assert_eq!(time.skew_at(later(3, wrong)).unwrap().ahead_ms, wrong);
     }
@@ -53,7 +73,10 @@ fn alone_a_jump_is_followed_after_a_minute_and_a_short_one_is_not() {
     time.settle(later(80, DAY_MS));
     assert_eq!(time.millis_at(later(80, DAY_MS)), START.wall_ms + 80_000);
     time.settle(later(92, DAY_MS));
-    assert_eq!(time.millis_at(later(92, DAY_MS)), START.wall_ms + 92_000 + DAY_MS);
+    assert_eq!(
+        time.millis_at(later(92, DAY_MS)),
+        START.wall_ms + 92_000 + DAY_MS
+    );
 }
 
 #[test]
@@ -66,7 +89,13 @@ fn a_number_follows_the_newest_known_though_that_was_made_by_a_clock_years_ahead
 
 #[test]
 fn a_skew_reads_as_a_person_would_say_it() {
-    let said = |seconds: i64| Skew { ahead_ms: seconds * 1000, members: 3 }.to_string();
+    let said = |seconds: i64| {
+        Skew {
+            ahead_ms: seconds * 1000,
+            members: 3,
+        }
+        .to_string()
+    };
     assert_eq!(said(82_800), "23 h ahead of the members' clocks");
     assert_eq!(said(-90), "90 s behind the members' clocks");
     assert_eq!(said(730 * 86_400), "730 days ahead of the members' clocks");

@@ -4,7 +4,9 @@ use super::*;
 use crate::{
     fabric::memory::{MemoryFabric, MemoryNet},
     identity::{Identity, KeyPair},
-    membership::{Certificate, Groups, Ipv4Subnet, Issuer, NetworkConfig, Revocation, Rights, Target},
+    membership::{
+        Certificate, Groups, Ipv4Subnet, Issuer, NetworkConfig, Revocation, Rights, Target,
+    },
 };
 use std::net::Ipv4Addr;
 
@@ -24,18 +26,34 @@ impl Network {
     fn certificate(&self, who: &Identity, admit: bool) -> Certificate {
         let lasts = (UnixTime(1), UnixTime::now().plus(3600));
         let granted = (Rights { admit }, Groups::new(["lab"]).unwrap());
-        Issuer::root(&self.root).certify_in(&self.config, (who.member_id(), who.link_key()), "m", granted, lasts).unwrap()
+        Issuer::root(&self.root)
+            .certify_in(
+                &self.config,
+                (who.member_id(), who.link_key()),
+                "m",
+                granted,
+                lasts,
+            )
+            .unwrap()
     }
 
     fn policy(&self, issuer: &Issuer<'_>, version: u64, default: &str) -> Notice {
         let text = format!("default = \"{default}\"");
-        Notice::Policy(Box::new(SignedPolicy::issue(issuer, self.config.id, version, UnixTime::now(), &text).unwrap()))
+        Notice::Policy(Box::new(
+            SignedPolicy::issue(issuer, self.config.id, version, UnixTime::now(), &text).unwrap(),
+        ))
     }
 
     fn offer(&self, who: &Identity, subnet: &str, seq: u64) -> Notice {
         let end = UnixTime::now().plus(600);
         let what = (vec![subnet.parse().unwrap()], false);
-        Notice::Offer(Box::new(Offer::sign(who.keys(), self.certificate(who, false), what, UnixTime::now(), (seq, end))))
+        Notice::Offer(Box::new(Offer::sign(
+            who.keys(),
+            self.certificate(who, false),
+            what,
+            UnixTime::now(),
+            (seq, end),
+        )))
     }
 
     fn board(&self) -> Arc<Notices> {
@@ -45,8 +63,15 @@ impl Network {
 
 #[tokio::test(start_paused = true)]
 async fn a_board_has_heard_once_its_member_has_met_another_and_remembers_it() {
-    let (network, dir, net) = (network(), tempfile::tempdir().unwrap(), MemoryNet::new(Duration::from_millis(20)));
-    let (file, trust) = (dir.path().join("notices"), Arc::new(Trust::new(network.config.id)));
+    let (network, dir, net) = (
+        network(),
+        tempfile::tempdir().unwrap(),
+        MemoryNet::new(Duration::from_millis(20)),
+    );
+    let (file, trust) = (
+        dir.path().join("notices"),
+        Arc::new(Trust::new(network.config.id)),
+    );
     let board = Arc::new(Notices::load(trust.clone(), &file).unwrap());
     let other = node(&network, &net, 2);
     let fabric: Arc<MemoryFabric> = net.add(MemberId([1; 32]));
@@ -72,22 +97,49 @@ fn an_older_policy_never_replaces_a_newer_one_and_it_is_kept_on_disk() {
     assert_eq!(board.add(network.policy(&root, 1, "allow")), Ok(false));
     assert_eq!(board.add(second), Ok(false));
     let again = Notices::load(trust, &file).unwrap();
-    assert_eq!((standing(&again).as_deref(), again.digest()), (Some("default = \"deny\""), board.digest()));
+    assert_eq!(
+        (standing(&again).as_deref(), again.digest()),
+        (Some("default = \"deny\""), board.digest())
+    );
     fs::write(&file, b"\xff\xff\xff").unwrap();
     assert!(Notices::load(Arc::new(Trust::new(network.config.id)), &file).is_err());
 }
 
 #[test]
-fn a_policy_is_refused_from_a_stranger_a_plain_member_and_another_network_and_if_it_cannot_be_read() {
+fn a_policy_is_refused_from_a_stranger_a_plain_member_and_another_network_and_if_it_cannot_be_read()
+{
     let (network, member, stranger) = (network(), Identity::generate(), KeyPair::generate());
     let plain = network.certificate(&member, false);
     let board = network.board();
-    assert_eq!(board.add(network.policy(&Issuer::root(&stranger), 1, "deny")), Err(Refusal::Tampered));
-    assert_eq!(board.add(network.policy(&Issuer::delegate(member.keys(), &plain), 1, "deny")), Err(Refusal::UnknownIssuer));
-    let other = SignedPolicy::issue(&Issuer::root(&stranger), crate::NetworkId(stranger.public()), 1, UnixTime(5), "default = 'deny'");
-    assert_eq!(board.add(Notice::Policy(Box::new(other.unwrap()))), Err(Refusal::OtherNetwork));
-    let unreadable = SignedPolicy::issue(&Issuer::root(&network.root), network.config.id, 1, UnixTime(5), "default = 'perhaps'");
-    assert!(matches!(unreadable, Err(Refusal::BadDocument(reason)) if reason.starts_with("line 1: ")));
+    assert_eq!(
+        board.add(network.policy(&Issuer::root(&stranger), 1, "deny")),
+        Err(Refusal::Tampered)
+    );
+    assert_eq!(
+        board.add(network.policy(&Issuer::delegate(member.keys(), &plain), 1, "deny")),
+        Err(Refusal::UnknownIssuer)
+    );
+    let other = SignedPolicy::issue(
+        &Issuer::root(&stranger),
+        crate::NetworkId(stranger.public()),
+        1,
+        UnixTime(5),
+        "default = 'deny'",
+    );
+    assert_eq!(
+        board.add(Notice::Policy(Box::new(other.unwrap()))),
+        Err(Refusal::OtherNetwork)
+    );
+    let unreadable = SignedPolicy::issue(
+        &Issuer::root(&network.root),
+        network.config.id,
+        1,
+        UnixTime(5),
+        "default = 'perhaps'",
+    );
+    assert!(
+        matches!(unreadable, Err(Refusal::BadDocument(reason)) if reason.starts_with("line 1: "))
+    );
     assert_eq!(board.policy(), None);
 }
 
@@ -98,9 +150,17 @@ fn a_revoked_delegates_policy_falls_with_it_whatever_its_version() {
     let root = Issuer::root(&network.root);
     let board = network.board();
     board.add(network.policy(&root, 1, "deny")).unwrap();
-    assert_eq!(board.add(network.policy(&Issuer::delegate(delegate.keys(), &own), u64::MAX, "allow")), Ok(true));
+    assert_eq!(
+        board.add(network.policy(&Issuer::delegate(delegate.keys(), &own), u64::MAX, "allow")),
+        Ok(true)
+    );
     assert_eq!(standing(&board).as_deref(), Some("default = \"allow\""));
-    let gone = Revocation::issue(&root, network.config.id, Target::Member(delegate.member_id()), UnixTime::now());
+    let gone = Revocation::issue(
+        &root,
+        network.config.id,
+        Target::Member(delegate.member_id()),
+        UnixTime::now(),
+    );
     board.trust.add_revocation(gone).unwrap();
     assert_eq!(standing(&board).as_deref(), Some("default = \"deny\""));
 }
@@ -109,14 +169,44 @@ fn a_revoked_delegates_policy_falls_with_it_whatever_its_version() {
 fn an_offer_is_its_members_own_and_ends_by_itself() {
     let (network, member, other) = (network(), Identity::generate(), Identity::generate());
     let board = network.board();
-    assert_eq!(board.add(network.offer(&member, "192.168.7.0/24", 5)), Ok(true));
-    assert_eq!(board.add(network.offer(&member, "192.168.8.0/24", 4)), Ok(false), "an older one");
+    assert_eq!(
+        board.add(network.offer(&member, "192.168.7.0/24", 5)),
+        Ok(true)
+    );
+    assert_eq!(
+        board.add(network.offer(&member, "192.168.8.0/24", 4)),
+        Ok(false),
+        "an older one"
+    );
     let what = || (vec!["192.168.9.0/24".parse().unwrap()], false);
-    let forged = Offer::sign(other.keys(), network.certificate(&member, false), what(), UnixTime(1), (9, UnixTime::now().plus(60)));
-    assert_eq!(board.add(Notice::Offer(Box::new(forged))), Err(Refusal::Tampered));
-    let over = Offer::sign(other.keys(), network.certificate(&other, false), what(), UnixTime(1), (9, UnixTime::now()));
-    assert_eq!(board.add(Notice::Offer(Box::new(over))), Err(Refusal::Expired));
-    let subnets: Vec<_> = board.offers().iter().flat_map(|o| o.subnets().to_vec()).map(|s| s.to_string()).collect();
+    let forged = Offer::sign(
+        other.keys(),
+        network.certificate(&member, false),
+        what(),
+        UnixTime(1),
+        (9, UnixTime::now().plus(60)),
+    );
+    assert_eq!(
+        board.add(Notice::Offer(Box::new(forged))),
+        Err(Refusal::Tampered)
+    );
+    let over = Offer::sign(
+        other.keys(),
+        network.certificate(&other, false),
+        what(),
+        UnixTime(1),
+        (9, UnixTime::now()),
+    );
+    assert_eq!(
+        board.add(Notice::Offer(Box::new(over))),
+        Err(Refusal::Expired)
+    );
+    let subnets: Vec<_> = board
+        .offers()
+        .iter()
+        .flat_map(|o| o.subnets().to_vec())
+        .map(|s| s.to_string())
+        .collect();
     assert_eq!(subnets, ["192.168.7.0/24"]);
 }
 
@@ -127,7 +217,11 @@ async fn settle() {
 fn node(network: &Network, net: &MemoryNet, n: u8) -> (MemberId, Arc<Notices>, Arc<Spread>) {
     let fabric: Arc<MemoryFabric> = net.add(MemberId([n; 32]));
     let board = network.board();
-    (MemberId([n; 32]), board.clone(), Spread::start(fabric, board))
+    (
+        MemberId([n; 32]),
+        board.clone(),
+        Spread::start(fabric, board),
+    )
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,11 +232,20 @@ async fn a_notice_reaches_members_that_its_issuer_is_not_connected_to_and_those_
     for (a, b) in [(0, 2), (0, 3), (1, 3), (2, 3)] {
         net.set_cut(nodes[a].0, nodes[b].0, true);
     }
-    nodes[0].2.publish(network.policy(&Issuer::root(&network.root), 1, "deny")).unwrap();
+    nodes[0]
+        .2
+        .publish(network.policy(&Issuer::root(&network.root), 1, "deny"))
+        .unwrap();
     settle().await;
-    assert_eq!([0, 1, 2, 3].map(|n| standing(&nodes[n].1).is_some()), [true, true, true, false]);
+    assert_eq!(
+        [0, 1, 2, 3].map(|n| standing(&nodes[n].1).is_some()),
+        [true, true, true, false]
+    );
     let member = Identity::generate();
-    nodes[3].2.publish(network.offer(&member, "192.168.7.0/24", 1)).unwrap();
+    nodes[3]
+        .2
+        .publish(network.offer(&member, "192.168.7.0/24", 1))
+        .unwrap();
     net.set_cut(nodes[2].0, nodes[3].0, false);
     nodes[3].2.meet(nodes[2].0).await.unwrap();
     settle().await;

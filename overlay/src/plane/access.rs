@@ -1,16 +1,18 @@
-//! Access rules, enforced where packets arrive: for this host and for its guests, whoever sends and by whatever path.
+//! Access rules, enforced where packets arrive: for this host and for its guests, whoever sends and
+//! by whatever path.
 //!
-//! Stateful for replies, by protocol: *TCP* needs no state. A segment that opens a connection (SYN without ACK) must be
-//! allowed by a rule; any other may also answer a connection that the rules let this side open, that is, the rules are
-//! asked with the ends exchanged. So a connection survives a restart of the daemon and the move of its guest to a host
-//! that never saw it begin, and a change of policy cuts what it no longer allows. *UDP* and *ICMP echo* do not show who
-//! began: what is sent from here leaves an entry in a bounded table ([`flows`]) by which answers come in. *ICMP errors*
-//! pass when they are about a conversation that may take place.
+//! Stateful for replies, by protocol: *TCP* needs no state. A segment that opens a connection (SYN
+//! without ACK) must be allowed by a rule; any other may also answer a connection that the rules
+//! let this side open, that is, the rules are asked with the ends exchanged. So a connection
+//! survives a restart of the daemon and the move of its guest to a host that never saw it begin,
+//! and a change of policy cuts what it no longer allows. *UDP* and *ICMP echo* do not show who
+//! began: what is sent from here leaves an entry in a bounded table ([`flows`]) by which answers
+//! come in. *ICMP errors* pass when they are about a conversation that may take place.
 //!
-//! Decisions are kept in the same table for seconds, so that a bulk transfer costs one look at one cache line a packet.
-//! Before a new member has heard whether the network has a policy, nothing comes in ([`Access::close`]).
-//! With no policy the cost is one relaxed load. A refusal is silent, as with any firewall; the sender's side can be
-//! asked for the reason (`p2pvm acl check`).
+//! Decisions are kept in the same table for seconds, so that a bulk transfer costs one look at one
+//! cache line a packet. Before a new member has heard whether the network has a policy, nothing
+//! comes in ([`Access::close`]). With no policy the cost is one relaxed load. A refusal is silent,
+//! as with any firewall; the sender's side can be asked for the reason (`p2pvm acl check`).
 
 mod fields;
 mod flows;
@@ -22,10 +24,17 @@ use crate::membership::{
 use arc_swap::ArcSwapOption;
 use fields::Seen;
 
-/// Whether the packet's fields can be read, and those of one that an ICMP error quotes; for the fuzzer.
+/// Whether the packet's fields can be read, and those of one that an ICMP error quotes; for the
+/// fuzzer.
 #[cfg(fuzzing)]
 pub(super) fn look_at(packet: &[u8]) -> bool {
-    let quoted = |seen: &Seen<'_>| if let Seen::Error(about) = seen { Seen::of_quoted(about) != Seen::Broken } else { true };
+    let quoted = |seen: &Seen<'_>| {
+        if let Seen::Error(about) = seen {
+            Seen::of_quoted(about) != Seen::Broken
+        } else {
+            true
+        }
+    };
     let seen = Seen::of(packet);
     quoted(&seen) && quoted(&Seen::of_quoted(packet)) && seen != Seen::Broken
 }
@@ -43,11 +52,13 @@ use std::{
 const UDP_REPLY: Duration = Duration::from_secs(300);
 /// An answer to an echo request (RFC 5508, REQ-1: at least sixty seconds).
 const ECHO_REPLY: Duration = Duration::from_secs(60);
-/// A decision by rule is taken again after this: a member's groups or a VM's name may have become known.
+/// A decision by rule is taken again after this: a member's groups or a VM's name may have become
+/// known.
 const ALLOWED_FOR: Duration = Duration::from_secs(10);
 const DENIED_FOR: Duration = Duration::from_secs(2);
 
-/// Knows whose an address is. Asked once per conversation and some seconds, on the packet threads: it must not wait.
+/// Knows whose an address is. Asked once per conversation and some seconds, on the packet threads:
+/// it must not wait.
 pub trait Directory: Send + Sync + 'static {
     /// Whose `addr` is, as far as that is known and proved.
     fn who(&self, addr: &IpAddr) -> Who;
@@ -76,10 +87,17 @@ impl Access {
         self.active.store(true, Ordering::Release);
     }
 
-    /// Puts a policy in force, or takes it out of force. Conversations that are under way are judged anew.
+    /// Puts a policy in force, or takes it out of force. Conversations that are under way are
+    /// judged anew.
     pub fn set(&self, policy: Option<(Arc<NetworkPolicy>, Arc<dyn Directory>)>) {
         let active = policy.is_some();
-        let in_force = policy.map(|(policy, directory)| Arc::new(InForce { policy, directory, flows: Flows::new(Instant::now()) }));
+        let in_force = policy.map(|(policy, directory)| {
+            Arc::new(InForce {
+                policy,
+                directory,
+                flows: Flows::new(Instant::now()),
+            })
+        });
         self.in_force.store(in_force);
         self.closed.store(false, Ordering::Release);
         self.active.store(active, Ordering::Release);
@@ -126,7 +144,17 @@ impl InForce {
             Seen::EchoRequest(id) => (Kind::EchoReply, (id, 0), ECHO_REPLY),
             _ => return,
         };
-        self.flows.note(&Key { src: *dst, dst: *src, kind, ports }, State::Answer, lasts, now);
+        self.flows.note(
+            &Key {
+                src: *dst,
+                dst: *src,
+                kind,
+                ports,
+            },
+            State::Answer,
+            lasts,
+            now,
+        );
     }
 
     fn admits(&self, packet: &[u8], src: &IpAddr, dst: &IpAddr, now: Instant) -> bool {
@@ -141,34 +169,63 @@ impl InForce {
             // Without its first fragment, which is judged, nobody can put it together.
             Seen::LaterFragment => return true,
             Seen::Broken | Seen::Error(_) => return false,
-            Seen::Tcp { from, to, opens: true } => (Kind::TcpOpening, (from, to), Traffic::Tcp(to)),
-            Seen::Tcp { from, to, opens: false } => (Kind::Tcp, (from, to), Traffic::Tcp(to)),
+            Seen::Tcp {
+                from,
+                to,
+                opens: true,
+            } => (Kind::TcpOpening, (from, to), Traffic::Tcp(to)),
+            Seen::Tcp {
+                from,
+                to,
+                opens: false,
+            } => (Kind::Tcp, (from, to), Traffic::Tcp(to)),
             Seen::Udp { from, to } => (Kind::Udp, (from, to), Traffic::Udp(to)),
             Seen::EchoReply(id) => (Kind::EchoReply, (id, 0), Traffic::Icmp),
             Seen::EchoRequest(id) => (Kind::Icmp, (id, 0), Traffic::Icmp),
             Seen::Icmp => (Kind::Icmp, (0, 0), Traffic::Icmp),
             Seen::Other(protocol) => (Kind::Other, (u16::from(protocol), 0), Traffic::Other),
         };
-        let key = Key { src: *src, dst: *dst, kind, ports };
+        let key = Key {
+            src: *src,
+            dst: *dst,
+            kind,
+            ports,
+        };
         match self.flows.get(&key, now) {
             Some(State::Answer | State::Allowed) => return true,
             Some(State::Denied) => return false,
             None => {}
         }
-        let party = |addr: &IpAddr| Party { addr: *addr, who: self.directory.who(addr) };
+        let party = |addr: &IpAddr| Party {
+            addr: *addr,
+            who: self.directory.who(addr),
+        };
         let (sender, receiver) = (party(src), party(dst));
-        let allows = |from, to, traffic| self.policy.decide(from, to, traffic).action == Action::Allow;
-        let allowed = allows(&sender, &receiver, traffic) || (kind == Kind::Tcp && allows(&receiver, &sender, Traffic::Tcp(ports.0)));
-        let (state, lasts) = if allowed { (State::Allowed, ALLOWED_FOR) } else { (State::Denied, DENIED_FOR) };
+        let allows =
+            |from, to, traffic| self.policy.decide(from, to, traffic).action == Action::Allow;
+        let allowed = allows(&sender, &receiver, traffic)
+            || (kind == Kind::Tcp && allows(&receiver, &sender, Traffic::Tcp(ports.0)));
+        let (state, lasts) = if allowed {
+            (State::Allowed, ALLOWED_FOR)
+        } else {
+            (State::Denied, DENIED_FOR)
+        };
         self.flows.note(&key, state, lasts, now);
         allowed
     }
 
-    /// An ICMP error belongs to the packet that it quotes: one that `dst` sent in a conversation that may take place.
+    /// An ICMP error belongs to the packet that it quotes: one that `dst` sent in a conversation
+    /// that may take place.
     fn related(&self, about: &[u8], dst: &IpAddr, now: Instant) -> bool {
-        let Some((quoted_src, quoted_dst)) = super::packet::addresses(about) else { return false };
+        let Some((quoted_src, quoted_dst)) = super::packet::addresses(about) else {
+            return false;
+        };
         let answer = match Seen::of_quoted(about) {
-            Seen::Tcp { from, to, .. } => Seen::Tcp { from: to, to: from, opens: false },
+            Seen::Tcp { from, to, .. } => Seen::Tcp {
+                from: to,
+                to: from,
+                opens: false,
+            },
             Seen::Udp { from, to } => Seen::Udp { from: to, to: from },
             Seen::EchoRequest(id) => Seen::EchoReply(id),
             _ => return false,

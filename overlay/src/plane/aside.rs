@@ -1,13 +1,14 @@
 //! A second UDP port, for ways on which a router between has gone wrong.
 //!
-//! A router tracks each flow by its addresses and ports, and judges it by what it decided at the flow's first packet: where the
-//! translating rule came after that, or its answers are sent elsewhere by now, the flow is a black hole for as long as packets
-//! keep it alive, and our probes and keepalives do. Only another port makes another flow. So the datagrams to some addresses
-//! leave from a socket of their own, until that has been of no use either; the first port stays where it is, since the
-//! router may map it to us and members know it.
+//! A router tracks each flow by its addresses and ports, and judges it by what it decided at the
+//! flow's first packet: where the translating rule came after that, or its answers are sent
+//! elsewhere by now, the flow is a black hole for as long as packets keep it alive, and our probes
+//! and keepalives do. Only another port makes another flow. So the datagrams to some addresses
+//! leave from a socket of their own, until that has been of no use either; the first port stays
+//! where it is, since the router may map it to us and members know it.
 //!
-//! Which addresses those are is [`crate::connect`]'s to say. A member that answers to the second port from an address not
-//! known yet (its NAT's mapping for that port) is answered from there too.
+//! Which addresses those are is [`crate::connect`]'s to say. A member that answers to the second
+//! port from an address not known yet (its NAT's mapping for that port) is answered from there too.
 
 use super::{
     Inner, Path,
@@ -35,7 +36,8 @@ use std::{
 const WAY_LIFE: Duration = Duration::from_secs(180);
 /// A way in use is noted as such this often.
 const NOTED_EVERY: Duration = Duration::from_secs(5);
-/// A way that was turned to the second port stays there at least for so long: the probes of one try take some 4 s.
+/// A way that was turned to the second port stays there at least for so long: the probes of one try
+/// take some 4 s.
 const GIVEN: Duration = Duration::from_secs(5);
 /// Addresses that are written to from there.
 const MAX_WAYS: usize = 256;
@@ -56,7 +58,11 @@ pub(crate) struct Aside {
 impl Aside {
     /// The socket for this address, if it is not the first.
     pub fn of(&self, to: &SocketAddr) -> Option<Arc<Udp>> {
-        if self.writes_to(to) { self.udp.load_full() } else { None }
+        if self.writes_to(to) {
+            self.udp.load_full()
+        } else {
+            None
+        }
     }
 
     /// The second port, if there is one.
@@ -69,8 +75,9 @@ impl Aside {
         self.used.load(Ordering::Relaxed) && self.has(to)
     }
 
-    /// From which port what came from there is answered: from that by which it came, as only then the answer shows that the way goes
-    /// both ways (RFC 8445, 7.3.1.1); but never from one that is to be silent.
+    /// From which port what came from there is answered: from that by which it came, as only then
+    /// the answer shows that the way goes both ways (RFC 8445, 7.3.1.1); but never from one that is
+    /// to be silent.
     pub fn answers(&self, from: Origin) -> bool {
         from.aside || (self.first_is_silent.load(Ordering::Relaxed) && self.writes_to(&from.addr))
     }
@@ -80,12 +87,14 @@ impl Aside {
         self.first_is_silent.store(silent, Ordering::Relaxed);
     }
 
-    /// Turns a way back to the first port, on which its far end was heard, unless it was lately tried or heard by the second.
-    /// Whether that was done.
+    /// Turns a way back to the first port, on which its far end was heard, unless it was lately
+    /// tried or heard by the second. Whether that was done.
     fn give_up(&self, way: &SocketAddr, now: Instant) -> bool {
         let mut known = self.ways.write().unwrap_or_else(PoisonError::into_inner);
-        let is_stale =
-            known.get(way).is_some_and(|at| now.saturating_duration_since(*at) >= GIVEN) && !self.first_is_silent.load(Ordering::Relaxed);
+        let is_stale = known
+            .get(way)
+            .is_some_and(|at| now.saturating_duration_since(*at) >= GIVEN)
+            && !self.first_is_silent.load(Ordering::Relaxed);
         if is_stale {
             known.remove(way);
             self.used.store(!known.is_empty(), Ordering::Relaxed);
@@ -94,7 +103,10 @@ impl Aside {
     }
 
     fn has(&self, addr: &SocketAddr) -> bool {
-        self.ways.read().unwrap_or_else(PoisonError::into_inner).contains_key(addr)
+        self.ways
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(addr)
     }
 
     /// Adds ways, or sees that they are still in use.
@@ -111,7 +123,12 @@ impl Aside {
 
     /// Something came by a way that is known; said now and then only, as the map is locked for it.
     fn note(&self, way: &SocketAddr, now: Instant) {
-        let known = self.ways.read().unwrap_or_else(PoisonError::into_inner).get(way).copied();
+        let known = self
+            .ways
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(way)
+            .copied();
         if known.is_some_and(|at| now.saturating_duration_since(at) >= NOTED_EVERY) {
             self.add([*way], now);
         }
@@ -119,15 +136,25 @@ impl Aside {
 
     /// Nothing goes by this port any more.
     fn close(&self, udp: &Arc<Udp>) {
-        self.ways.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.ways
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         self.used.store(false, Ordering::Relaxed);
-        self.udp.rcu(|current| current.as_ref().filter(|current| !Arc::ptr_eq(current, udp)).cloned());
+        self.udp.rcu(|current| {
+            current
+                .as_ref()
+                .filter(|current| !Arc::ptr_eq(current, udp))
+                .cloned()
+        });
     }
 
     /// Whether no way is left, or none is heard any more.
     fn is_idle(&self, now: Instant) -> bool {
         let known = self.ways.read().unwrap_or_else(PoisonError::into_inner);
-        known.values().all(|at| now.saturating_duration_since(*at) >= WAY_LIFE)
+        known
+            .values()
+            .all(|at| now.saturating_duration_since(*at) >= WAY_LIFE)
     }
 
     fn remove(&self, ways: &[SocketAddr]) {
@@ -143,7 +170,8 @@ impl Inner {
         self.udp.aside().writes_to(&from.addr) == from.aside
     }
 
-    /// A probe was answered there: the port that it had left from carries both ways, though it may have been another's turn since.
+    /// A probe was answered there: the port that it had left from carries both ways, though it may
+    /// have been another's turn since.
     pub fn keep_port(&self, from: Origin, now: Instant) {
         let aside = self.udp.aside();
         match (from.aside, aside.writes_to(&from.addr)) {
@@ -154,12 +182,17 @@ impl Inner {
         }
     }
 
-    /// A member was heard, not by the way in use. Is that way one which it has given up, on the other port, it is written to from
-    /// the port on which it was heard.
+    /// A member was heard, not by the way in use. Is that way one which it has given up, on the
+    /// other port, it is written to from the port on which it was heard.
     pub fn turn_to_port(&self, peer: &Peer, from: Origin, now: Instant) {
         let is_given_up = peer.path() != Some(Path::Direct(from.addr));
-        if is_given_up && !from.aside && self.is_aside() && self.udp.aside().give_up(&from.addr, now) {
-            tracing::debug!(member = ?peer.member, way = %from.addr, "from the first port again, on which it is heard");
+        if is_given_up
+            && !from.aside
+            && self.is_aside()
+            && self.udp.aside().give_up(&from.addr, now)
+        {
+            tracing::debug!(member = ?peer.member, way = %from.addr, "from the first port again, \
+                on which it is heard");
         }
     }
 
@@ -170,7 +203,11 @@ impl Inner {
 
     /// The second port, while it is used.
     pub fn port_aside(&self) -> Option<u16> {
-        if self.is_aside() { self.udp.aside().udp.load().as_ref().map(|udp| udp.port()) } else { None }
+        if self.is_aside() {
+            self.udp.aside().udp.load().as_ref().map(|udp| udp.port())
+        } else {
+            None
+        }
     }
 
     /// Writes to these addresses from the second port from now on.
@@ -183,11 +220,22 @@ impl Inner {
         Ok(())
     }
 
-    /// Writes to all members from the second port from now on, where their addresses are public, and tries every way anew.
+    /// Writes to all members from the second port from now on, where their addresses are public,
+    /// and tries every way anew.
     pub fn all_aside(self: &Arc<Self>) {
         let now = Instant::now();
-        let peers: Vec<Arc<Peer>> = self.peers.load().iter().filter(|p| p.sending.load().is_some()).cloned().collect();
-        let ways: Vec<SocketAddr> = peers.iter().flat_map(|p| p.paths().direct_ways()).filter(|to| !is_private(&to.ip())).collect();
+        let peers: Vec<Arc<Peer>> = self
+            .peers
+            .load()
+            .iter()
+            .filter(|p| p.sending.load().is_some())
+            .cloned()
+            .collect();
+        let ways: Vec<SocketAddr> = peers
+            .iter()
+            .flat_map(|p| p.paths().direct_ways())
+            .filter(|to| !is_private(&to.ip()))
+            .collect();
         if let Err(error) = self.go_aside(&ways) {
             tracing::debug!(%error, "no other port");
             return;
@@ -210,21 +258,36 @@ impl Inner {
     /// Whether a link goes by the second port.
     fn lives_aside(&self) -> bool {
         let aside = self.udp.aside();
-        self.peers.load().iter().any(|peer| matches!(peer.path(), Some(Path::Direct(to)) if aside.has(&to)))
+        self.peers
+            .load()
+            .iter()
+            .any(|peer| matches!(peer.path(), Some(Path::Direct(to)) if aside.has(&to)))
     }
 
     fn open_aside(self: &Arc<Self>) -> io::Result<()> {
         let udp = Arc::new(Udp::bind(0)?);
-        tracing::debug!(port = udp.port(), "another port for ways that are dead from the first");
+        tracing::debug!(
+            port = udp.port(),
+            "another port for ways that are dead from the first"
+        );
         self.udp.aside().udp.store(Some(udp.clone()));
         let inner = self.clone();
-        thread::Builder::new().name("p2pvm-aside".into()).spawn(move || inner.read_aside(&udp)).map(drop)
+        thread::Builder::new()
+            .name("p2pvm-aside".into())
+            .spawn(move || inner.read_aside(&udp))
+            .map(drop)
     }
 
-    /// Asks `server` for the address that our second port wears there; a new port where no link goes by it.
-    pub async fn stun_aside(self: &Arc<Self>, server: SocketAddr, timeout: Duration) -> Option<SocketAddr> {
+    /// Asks `server` for the address that our second port wears there; a new port where no link
+    /// goes by it.
+    pub async fn stun_aside(
+        self: &Arc<Self>,
+        server: SocketAddr,
+        timeout: Duration,
+    ) -> Option<SocketAddr> {
         let (id, request) = stun::request()?;
-        // One by which nothing goes may have become a black hole too, where it was opened before the cause had ended.
+        // One by which nothing goes may have become a black hole too, where it was opened before
+        // the cause had ended.
         if self.udp.aside().udp.load().is_none() || !self.lives_aside() {
             self.open_aside().ok()?;
         }
@@ -247,12 +310,28 @@ impl Inner {
     fn read_aside(&self, udp: &Arc<Udp>) {
         let (mut buf, mut ctx) = (vec![0; READ_BYTES], Ctx::default());
         let opened = Instant::now();
-        let is_current = || self.udp.aside().udp.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, udp));
+        let is_current = || {
+            self.udp
+                .aside()
+                .udp
+                .load()
+                .as_ref()
+                .is_some_and(|current| Arc::ptr_eq(current, udp))
+        };
         while !self.stop.raised() && is_current() {
             match udp.receive(&mut buf) {
                 Ok((from, len, stride)) => {
                     let now = Instant::now();
-                    self.datagrams(&mut ctx, &mut buf[..len], stride, Origin { addr: from, aside: true }, now);
+                    self.datagrams(
+                        &mut ctx,
+                        &mut buf[..len],
+                        stride,
+                        Origin {
+                            addr: from,
+                            aside: true,
+                        },
+                        now,
+                    );
                     self.note_aside(from, now);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -262,7 +341,10 @@ impl Inner {
                         self.udp.aside().close(udp);
                         return;
                     }
-                    let _ = poll(&mut [PollFd::new(udp.fd(), PollFlags::POLLIN)], PollTimeout::from(GLANCE_MS));
+                    let _ = poll(
+                        &mut [PollFd::new(udp.fd(), PollFlags::POLLIN)],
+                        PollTimeout::from(GLANCE_MS),
+                    );
                 }
                 // An ICMP error of an earlier datagram: its path will be found dead by silence.
                 Err(error) => tracing::trace!(%error, "UDP"),
@@ -270,13 +352,19 @@ impl Inner {
         }
     }
 
-    /// Something came there. What a member sends from an address that is a way to it is answered from there.
+    /// Something came there. What a member sends from an address that is a way to it is answered
+    /// from there.
     fn note_aside(&self, from: SocketAddr, now: Instant) {
         let aside = self.udp.aside();
         let path = Path::Direct(from);
         if aside.has(&from) {
             aside.note(&from, now);
-        } else if self.peers.load().iter().any(|p| p.path() != Some(path) && p.paths().knows(path)) {
+        } else if self
+            .peers
+            .load()
+            .iter()
+            .any(|p| p.path() != Some(path) && p.paths().knows(path))
+        {
             aside.add([from], now);
         }
     }
@@ -289,13 +377,17 @@ mod tests {
     #[test]
     fn only_the_ways_that_were_named_leave_from_the_other_port_and_no_longer_than_they_are_used() {
         let (aside, now) = (Aside::default(), Instant::now());
-        let (a, b): (SocketAddr, SocketAddr) = (([192, 0, 2, 1], 7).into(), ([192, 0, 2, 2], 7).into());
+        let (a, b): (SocketAddr, SocketAddr) =
+            (([192, 0, 2, 1], 7).into(), ([192, 0, 2, 2], 7).into());
         aside.udp.store(Some(Arc::new(Udp::bind(0).unwrap())));
         assert!(aside.of(&a).is_none());
         aside.add([a], now);
         assert!(aside.of(&a).is_some() && aside.of(&b).is_none());
         aside.add([b], now + WAY_LIFE);
-        assert!(aside.of(&a).is_none() && aside.of(&b).is_some(), "nothing came by it for long");
+        assert!(
+            aside.of(&a).is_none() && aside.of(&b).is_some(),
+            "nothing came by it for long"
+        );
         aside.remove(&[b]);
         assert!(aside.of(&b).is_none() && !aside.used.load(Ordering::Relaxed));
     }
@@ -306,16 +398,30 @@ mod tests {
         let a: SocketAddr = ([192, 0, 2, 1], 7).into();
         aside.udp.store(Some(Arc::new(Udp::bind(0).unwrap())));
         aside.add([a], now);
-        assert!(!aside.give_up(&a, now + Duration::from_secs(4)) && aside.writes_to(&a), "its probes are under way");
+        assert!(
+            !aside.give_up(&a, now + Duration::from_secs(4)) && aside.writes_to(&a),
+            "its probes are under way"
+        );
         // It is heard there: then it is of use.
         aside.note(&a, now + GIVEN);
         assert!(!aside.give_up(&a, now + GIVEN + Duration::from_secs(4)));
-        assert!(aside.give_up(&a, now + GIVEN * 2) && !aside.writes_to(&a) && aside.of(&a).is_none());
+        assert!(
+            aside.give_up(&a, now + GIVEN * 2) && !aside.writes_to(&a) && aside.of(&a).is_none()
+        );
         assert!(!aside.give_up(&a, now + GIVEN * 3), "once");
         // One that is silent for the router's sake neither answers nor gets ways back.
         aside.add([a], now);
-        let by_first = Origin { addr: a, aside: false };
-        assert!(!aside.answers(by_first) && aside.answers(Origin { aside: true, ..by_first }));
+        let by_first = Origin {
+            addr: a,
+            aside: false,
+        };
+        assert!(
+            !aside.answers(by_first)
+                && aside.answers(Origin {
+                    aside: true,
+                    ..by_first
+                })
+        );
         aside.silence_first(true);
         assert!(aside.answers(by_first) && !aside.give_up(&a, now + GIVEN * 2));
     }

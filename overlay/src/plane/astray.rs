@@ -1,6 +1,7 @@
-//! A TUN or TAP that somebody has moved into another network namespace: it is deleted there, so that its descriptor, which is left
-//! open and detached, takes a device here again, as after any deletion. Moved back it would come without its addresses, and perhaps
-//! under a name that is taken here.
+//! A TUN or TAP that somebody has moved into another network namespace: it is deleted there, so
+//! that its descriptor, which is left open and detached, takes a device here again, as after any
+//! deletion. Moved back it would come without its addresses, and perhaps under a name that is taken
+//! here.
 
 use nix::sched::{CloneFlags, setns};
 use p2pvm_host::{device, links::links};
@@ -15,17 +16,23 @@ use std::{
 /// From linux/if_tun.h; since Linux 5.4.
 const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 
-/// Deletes the device of a descriptor where it is in another network namespace than the calling thread; whether it was.
+/// Deletes the device of a descriptor where it is in another network namespace than the calling
+/// thread; whether it was.
 ///
 /// # Errors
-/// What the kernel says, such as EPERM for a namespace in which this process may not change anything.
+/// What the kernel says, such as EPERM for a namespace in which this process may not change
+/// anything.
 pub(super) fn delete_elsewhere(tun: &impl AsFd) -> io::Result<bool> {
     // SAFETY: the request takes no argument.
     let namespace = unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), TUNGETDEVNETNS as _) };
     if namespace < 0 {
         let error = io::Error::last_os_error();
         // Detached: it has no device.
-        return if error.raw_os_error() == Some(libc::EBADFD) { Ok(false) } else { Err(error) };
+        return if error.raw_os_error() == Some(libc::EBADFD) {
+            Ok(false)
+        } else {
+            Err(error)
+        };
     }
     // SAFETY: the kernel has just made it for us.
     let namespace = fs::File::from(unsafe { OwnedFd::from_raw_fd(namespace) });
@@ -37,10 +44,15 @@ pub(super) fn delete_elsewhere(tun: &impl AsFd) -> io::Result<bool> {
     thread::scope(|scope| {
         let deleting = scope.spawn(|| {
             setns(&namespace, CloneFlags::CLONE_NEWNET)?;
-            let link = links()?.into_iter().find(|link| link.name == name).ok_or(io::ErrorKind::NotFound)?;
+            let link = links()?
+                .into_iter()
+                .find(|link| link.name == name)
+                .ok_or(io::ErrorKind::NotFound)?;
             device::delete(link.index)
         });
-        deleting.join().unwrap_or_else(|_| Err(io::Error::other("the thread that deletes it has failed")))
+        deleting
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that deletes it has failed")))
     })?;
     Ok(true)
 }
@@ -50,7 +62,14 @@ fn name(tun: &impl AsFd) -> io::Result<String> {
     // SAFETY: ifreq is a plain C structure for which all zeros is a value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     // SAFETY: the request lives across the call, which writes no more than it.
-    if unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) } < 0 {
+    if unsafe {
+        libc::ioctl(
+            tun.as_fd().as_raw_fd(),
+            libc::TUNGETIFF as _,
+            &raw mut request,
+        )
+    } < 0
+    {
         return Err(io::Error::last_os_error());
     }
     let bytes = request.ifr_name.map(|byte| byte as u8);

@@ -1,9 +1,12 @@
-//! The internet checksum (RFC 1071), in the machine's own byte order and eight bytes a step: it is the same sum in any
-//! order of bytes as long as it is read and stored in one order. Tested against the definition.
+//! The internet checksum (RFC 1071), in the machine's own byte order and eight bytes a step: it is
+//! the same sum in any order of bytes as long as it is read and stored in one order. Tested against
+//! the definition.
 
-/// The sum of `bytes` on top of `sum`, not folded. `bytes` must begin at an even offset of what is summed.
+/// The sum of `bytes` on top of `sum`, not folded. `bytes` must begin at an even offset of what is
+/// summed.
 pub(super) fn add(bytes: &[u8], sum: u64) -> u64 {
-    // Four sums that do not wait for each other's carry. No more than 2^32 halves fit a packet, so none overflows.
+    // Four sums that do not wait for each other's carry. No more than 2^32 halves fit a packet, so
+    // none overflows.
     let mut sums = [sum, 0, 0, 0];
     let mut blocks = bytes.chunks_exact(32);
     for block in &mut blocks {
@@ -37,9 +40,14 @@ pub(super) fn finish(sum: u64) -> [u8; 2] {
     [!a, !b]
 }
 
-/// The sum of the pseudo-header of `packet` (IPv4 or IPv6, its header of `header_len` bytes) for a payload of `len` bytes.
+/// The sum of the pseudo-header of `packet` (IPv4 or IPv6, its header of `header_len` bytes) for a
+/// payload of `len` bytes.
 pub(super) fn pseudo(packet: &[u8], protocol: u8, len: usize) -> u64 {
-    let addresses = if packet[0] >> 4 == 4 { &packet[12..20] } else { &packet[8..40] };
+    let addresses = if packet[0] >> 4 == 4 {
+        &packet[12..20]
+    } else {
+        &packet[8..40]
+    };
     let mut tail = [0, 0, 0, 0, 0, 0, 0, protocol];
     tail[..4].copy_from_slice(&(len as u32).to_be_bytes());
     add(&tail, add(addresses, 0))
@@ -52,14 +60,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_sum_is_that_of_big_endian_halves(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        fn the_sum_is_that_of_big_endian_halves(
+            bytes in proptest::collection::vec(any::<u8>(), 0..3000)
+        ) {
             let mut sum = 0u32;
             for pair in bytes.chunks(2) {
                 sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
                 sum = (sum & 0xffff) + (sum >> 16);
             }
             // Zero has two forms; only an all-zero packet has the one, and both verify.
-            prop_assert_eq!(u32::from(u16::from_be_bytes(fold(add(&bytes, 0)))) % 0xffff, sum % 0xffff);
+            prop_assert_eq!(
+                u32::from(u16::from_be_bytes(fold(add(&bytes, 0)))) % 0xffff, sum % 0xffff
+            );
         }
     }
 }

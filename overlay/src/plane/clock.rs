@@ -35,7 +35,10 @@ impl Kick {
 
     fn wait(&self, limit: Duration) {
         let kicked = self.kicked.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut kicked, _) = self.bell.wait_timeout_while(kicked, limit, |k| !*k).unwrap_or_else(PoisonError::into_inner);
+        let (mut kicked, _) = self
+            .bell
+            .wait_timeout_while(kicked, limit, |k| !*k)
+            .unwrap_or_else(PoisonError::into_inner);
         *kicked = false;
     }
 }
@@ -49,7 +52,11 @@ pub(crate) fn run(inner: &Inner) {
             inner.roamed("sleep");
         }
         if inner.udp.take_refused() {
-            inner.peers.load().iter().for_each(|peer| peer.pmtu().doubt(now));
+            inner
+                .peers
+                .load()
+                .iter()
+                .for_each(|peer| peer.pmtu().doubt(now));
         }
         inner.relaying.tick(now);
         inner.traffic.tick(now);
@@ -58,7 +65,8 @@ pub(crate) fn run(inner: &Inner) {
         lock(&inner.unknown_sources).expire(now);
         inner.kick.wait(busy);
     }
-    // A handle may outlive this; down, the device carries nothing. Done here because this thread is surely in its namespace.
+    // A handle may outlive this; down, the device carries nothing. Done here because this thread is
+    // surely in its namespace.
     lock(&inner.device_wanted).closed = true;
     let _ = inner.tun.enabled(false);
 }
@@ -68,7 +76,11 @@ fn tick(inner: &Inner, now: Instant) -> Duration {
     let (mut forgotten, mut pause) = (Vec::new(), IDLE_TICK);
     for peer in inner.peers.load().iter() {
         let idle = peer.idle(now);
-        let limit = if peer.is_spare() { SPARE_LINK } else { IDLE_LINK };
+        let limit = if peer.is_spare() {
+            SPARE_LINK
+        } else {
+            IDLE_LINK
+        };
         let index = inner.new_index();
         if let Some(link) = peer.link().as_mut() {
             if idle >= limit {
@@ -88,7 +100,10 @@ fn tick(inner: &Inner, now: Instant) -> Duration {
         inner.run_paths(peer, now);
         let probing = inner.run_pmtu(peer, now) || probing;
         pause = pause.min(if probing { BUSY_TICK } else { CALM_TICK });
-        if idle >= FORGET && peer.path().is_none() && peer.link().as_ref().is_none_or(|l| l.sending().is_none()) {
+        if idle >= FORGET
+            && peer.path().is_none()
+            && peer.link().as_ref().is_none_or(|l| l.sending().is_none())
+        {
             forgotten.push(peer.member);
         }
     }

@@ -73,7 +73,9 @@ impl Hasher for ByIndex {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|b| self.0 = self.0 << 8 | u64::from(*b));
+        bytes
+            .iter()
+            .for_each(|b| self.0 = self.0 << 8 | u64::from(*b));
     }
 
     fn write_u32(&mut self, index: u32) {
@@ -139,21 +141,42 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inner {
-    pub fn start(config: PlaneConfig, events: mpsc::Sender<PlaneEvent>) -> Result<Arc<Self>, Error> {
+    pub fn start(
+        config: PlaneConfig,
+        events: mpsc::Sender<PlaneEvent>,
+    ) -> Result<Arc<Self>, Error> {
         let now = Instant::now();
-        let udp = Udp::bind(config.udp_port).map_err(|cause| Error::Bind { port: config.udp_port, cause })?;
-        let failed = |cause| Error::Tun { device: config.device.clone(), cause };
-        let tun = DeviceBuilder::new().name(&config.device).mtu(config.mtu).offload(true).build_sync().map_err(failed)?;
+        let udp = Udp::bind(config.udp_port).map_err(|cause| Error::Bind {
+            port: config.udp_port,
+            cause,
+        })?;
+        let failed = |cause| Error::Tun {
+            device: config.device.clone(),
+            cause,
+        };
+        let tun = DeviceBuilder::new()
+            .name(&config.device)
+            .mtu(config.mtu)
+            .offload(true)
+            .build_sync()
+            .map_err(failed)?;
         tun.set_nonblocking(true).map_err(failed)?;
         let largest = device::largest_packet(usize::from(config.mtu), OVERHEAD, MAX_BATCH_BYTES);
         let index = tun.if_index().map_err(failed)?;
         if let Err(error) = device::limit_packets(index, largest) {
             tracing::debug!(%error, "TSO packets are not limited to one send");
         }
-        // Before it has an address, so that no daemon of this machine takes it for one of its own candidates.
-        let mark = Mark { network: config.network, link_port: udp.port(), control_port: config.control_port, misses: None };
+        // Before it has an address, so that no daemon of this machine takes it for one of its own
+        // candidates.
+        let mark = Mark {
+            network: config.network,
+            link_port: udp.port(),
+            control_port: config.control_port,
+            misses: None,
+        };
         if let Err(error) = set_alias(index, &mark.to_string()) {
-            tracing::warn!(%error, "the interface {} cannot be marked: other networks of this machine may mistake it", config.device);
+            tracing::warn!(%error, "the interface {} cannot be marked: other networks of this \
+                machine may mistake it", config.device);
         }
         let name = tun.name().map_err(failed)?;
         let underlay = Underlay::default();
@@ -210,7 +233,9 @@ impl Inner {
         ];
         for (name, body) in threads {
             let shared = inner.clone();
-            let started = thread::Builder::new().name(name.into()).spawn(move || body(&shared));
+            let started = thread::Builder::new()
+                .name(name.into())
+                .spawn(move || body(&shared));
             if let Err(cause) = started {
                 inner.stop();
                 return Err(Error::Thread(cause));
@@ -259,7 +284,8 @@ impl Inner {
         if outgoing.is_empty() && incoming.is_empty() {
             return;
         }
-        // Not the shared scratch: a stream reader that holds it may have brought the hint that leads here.
+        // Not the shared scratch: a stream reader that holds it may have brought the hint that
+        // leads here.
         let mut ctx = Ctx::default();
         for (from_epoch, packet) in outgoing {
             self.carry_one(&mut ctx, from_epoch, &packet, now);
@@ -269,7 +295,11 @@ impl Inner {
                 self.ip_in(
                     &mut ctx,
                     peer,
-                    Frame::Ip { from_epoch: held.from_epoch, to_epoch: held.to_epoch, passed_on: false },
+                    Frame::Ip {
+                        from_epoch: held.from_epoch,
+                        to_epoch: held.to_epoch,
+                        passed_on: false,
+                    },
                     &held.packet,
                     now,
                 );
@@ -295,11 +325,17 @@ impl Inner {
 
     /// Sends what was held for a guest that has moved after it.
     fn pass_on_held(&self, addr: &IpAddr, route: Route) {
-        let Some(port) = self.ports.load().by_addr(addr).cloned() else { return };
+        let Some(port) = self.ports.load().by_addr(addr).cloned() else {
+            return;
+        };
         let (next, now) = (self.peer(route.member), Instant::now());
         let mut out = Batch::default();
         for packet in port.holding.release(true) {
-            let frame = Frame::Ip { from_epoch: 0, to_epoch: wire_epoch(route.epoch), passed_on: true };
+            let frame = Frame::Ip {
+                from_epoch: 0,
+                to_epoch: wire_epoch(route.epoch),
+                passed_on: true,
+            };
             self.send_frame(&mut out, &next, frame, &packet, now);
         }
         out.flush(&self.udp);
@@ -323,7 +359,9 @@ impl Inner {
 
     /// Ends the link to a member that is none any more: its sessions open nothing from now on.
     pub fn remove_peer(&self, member: MemberId) {
-        let Some(peer) = self.peers.load().get(&member).cloned() else { return };
+        let Some(peer) = self.peers.load().get(&member).cloned() else {
+            return;
+        };
         *peer.link() = None;
         peer.sending.store(None);
         self.sessions.rcu(|sessions| {
@@ -387,7 +425,8 @@ impl Inner {
             self.want(&peer, Instant::now());
             // Woken by any change of path, and now and then to ask again.
             let again = tokio::time::Instant::now() + Duration::from_millis(200);
-            let _ = tokio::time::timeout_at(again.min(deadline), self.path_changed.notified()).await;
+            let _ =
+                tokio::time::timeout_at(again.min(deadline), self.path_changed.notified()).await;
             if tokio::time::Instant::now() >= deadline && !peer.ready() {
                 return Err(Error::NoPath(member));
             }
@@ -405,7 +444,11 @@ impl Inner {
         let got = tokio::time::timeout_at(deadline, answered).await;
         lock(&self.pings).remove(&token);
         match got {
-            Ok(Ok((at, by))) => Ok(Pong { rtt: at.saturating_duration_since(sent), path: by.path(), hops: by.hops() }),
+            Ok(Ok((at, by))) => Ok(Pong {
+                rtt: at.saturating_duration_since(sent),
+                path: by.path(),
+                hops: by.hops(),
+            }),
             _ => Err(Error::TimedOut(member, timeout)),
         }
     }
@@ -434,10 +477,17 @@ impl Inner {
     }
 
     /// Waits for a STUN answer that a member was asked to send; what it says our address is.
-    pub async fn hear_stun(&self, id: stun::TransactionId, timeout: Duration) -> Option<SocketAddr> {
+    pub async fn hear_stun(
+        &self,
+        id: stun::TransactionId,
+        timeout: Duration,
+    ) -> Option<SocketAddr> {
         let (answer, answered) = oneshot::channel();
         lock(&self.stuns).insert(id, answer);
-        let got = tokio::time::timeout(timeout, answered).await.ok().and_then(Result::ok);
+        let got = tokio::time::timeout(timeout, answered)
+            .await
+            .ok()
+            .and_then(Result::ok);
         lock(&self.stuns).remove(&id);
         got
     }
@@ -457,7 +507,11 @@ impl Inner {
 
     /// A hint that `addr` moved, from the member that held it so far; others are not believed.
     pub fn moved(&self, from: &Peer, addr: IpAddr, member: MemberId, epoch: Epoch) {
-        let believed = self.routes.load().get(&addr).is_some_and(|known| known.member == from.member && known.epoch < epoch);
+        let believed = self
+            .routes
+            .load()
+            .get(&addr)
+            .is_some_and(|known| known.member == from.member && known.epoch < epoch);
         if believed {
             let route = routes::Route { member, epoch };
             self.set_route(addr, route);

@@ -1,7 +1,9 @@
-//! Cuts a TSO or USO packet, as a TUN or a guest gives it behind a virtio-net header, into packets at equal distances in one buffer,
-//! each with its own lengths, sequence number and checksums. One pass copies, one adds up, both while the bytes are in the cache.
+//! Cuts a TSO or USO packet, as a TUN or a guest gives it behind a virtio-net header, into packets
+//! at equal distances in one buffer, each with its own lengths, sequence number and checksums. One
+//! pass copies, one adds up, both while the bytes are in the cache.
 //!
-//! The header comes from the kernel or from a guest and is not trusted: whatever does not fit together is refused.
+//! The header comes from the kernel or from a guest and is not trusted: whatever does not fit
+//! together is refused.
 
 use super::{checksum, packet::complete_checksum};
 use tun_rs::VirtioNetHdr;
@@ -10,7 +12,8 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const FIN_PSH: u8 = 0x09;
 const CWR: u8 = 0x80;
-/// Of `virtio_net_hdr`: TCP over IPv4, TCP over IPv6, UDP datagrams; a bit says that the TCP has ECN set.
+/// Of `virtio_net_hdr`: TCP over IPv4, TCP over IPv6, UDP datagrams; a bit says that the TCP has
+/// ECN set.
 const TSO4: u8 = 1;
 const TSO6: u8 = 4;
 const USO: u8 = 5;
@@ -29,13 +32,22 @@ pub(super) struct Into<'a> {
 impl Into<'_> {
     fn slot(&mut self, i: usize, len: usize) -> Option<&mut [u8]> {
         let start = i * self.stride + self.head;
-        if len > self.room { None } else { self.buf.get_mut(start..start + len) }
+        if len > self.room {
+            None
+        } else {
+            self.buf.get_mut(start..start + len)
+        }
     }
 }
 
-/// Cuts `packet`, or copies it with its checksum completed if it is a single one; how many pieces, `sizes` of each.
-/// `None`: it makes no sense or has no room.
-pub(super) fn cut(packet: &[u8], header: &VirtioNetHdr, mut into: Into<'_>, sizes: &mut [usize]) -> Option<usize> {
+/// Cuts `packet`, or copies it with its checksum completed if it is a single one; how many pieces,
+/// `sizes` of each. `None`: it makes no sense or has no room.
+pub(super) fn cut(
+    packet: &[u8],
+    header: &VirtioNetHdr,
+    mut into: Into<'_>,
+    sizes: &mut [usize],
+) -> Option<usize> {
     let start = usize::from(header.csum_start);
     if header.gso_type & !ECN == 0 {
         let piece = into.slot(0, packet.len())?;
@@ -59,10 +71,19 @@ pub(super) fn cut(packet: &[u8], header: &VirtioNetHdr, mut into: Into<'_>, size
     if start < if v6 { 40 } else { 20 } {
         return None;
     }
-    // The header's length is worked out again: what the sender says about it may be the length of the first piece.
-    let transport = if protocol == TCP { usize::from(*packet.get(start + 12)? >> 4) * 4 } else { 8 };
+    // The header's length is worked out again: what the sender says about it may be the length of
+    // the first piece.
+    let transport = if protocol == TCP {
+        usize::from(*packet.get(start + 12)? >> 4) * 4
+    } else {
+        8
+    };
     let headers = start + transport;
-    let (field, least) = if protocol == TCP { (start + 16, 20) } else { (start + 6, 8) };
+    let (field, least) = if protocol == TCP {
+        (start + 16, 20)
+    } else {
+        (start + 6, 8)
+    };
     let size = usize::from(header.gso_size);
     if transport < least || size == 0 || packet.len() <= headers || field + 2 > headers {
         return None;
@@ -91,7 +112,8 @@ pub(super) fn cut(packet: &[u8], header: &VirtioNetHdr, mut into: Into<'_>, size
         if protocol == TCP {
             let sequence = sequence.wrapping_add((i * size) as u32);
             piece[start + 4..start + 8].copy_from_slice(&sequence.to_be_bytes());
-            // What ends the stream or pushes it belongs to the last piece; that the window was reduced to the first (RFC 3168).
+            // What ends the stream or pushes it belongs to the last piece; that the window was
+            // reduced to the first (RFC 3168).
             if i + 1 < count {
                 piece[start + 13] &= !FIN_PSH;
             }
@@ -99,10 +121,14 @@ pub(super) fn cut(packet: &[u8], header: &VirtioNetHdr, mut into: Into<'_>, size
                 piece[start + 13] &= !CWR;
             }
         } else {
-            piece[start + 4..start + 6].copy_from_slice(&u16::try_from(len - start).ok()?.to_be_bytes());
+            piece[start + 4..start + 6]
+                .copy_from_slice(&u16::try_from(len - start).ok()?.to_be_bytes());
         }
         piece[field..field + 2].fill(0);
-        let sum = checksum::add(&piece[start..], checksum::pseudo(piece, protocol, len - start));
+        let sum = checksum::add(
+            &piece[start..],
+            checksum::pseudo(piece, protocol, len - start),
+        );
         let mut sum = checksum::finish(sum);
         if protocol == UDP && sum == [0, 0] {
             // Zero says that there is none (RFC 768).

@@ -1,5 +1,5 @@
-//! A packet thread's scratch: batches for the socket, the TUN and a guest, flushed when a read is done. Nothing in it is
-//! allocated for a packet.
+//! A packet thread's scratch: batches for the socket, the TUN and a guest, flushed when a read is
+//! done. Nothing in it is allocated for a packet.
 
 use super::{
     Inner,
@@ -46,7 +46,9 @@ impl Ctx {
     }
 
     fn flush_tun(&mut self, inner: &Inner) {
-        let Some((header, buffer)) = self.to_tun.take() else { return };
+        let Some((header, buffer)) = self.to_tun.take() else {
+            return;
+        };
         // The virtio-net header stands right before the packet.
         let bytes = &mut buffer[FRONT - VIRTIO_NET_HDR_LEN..];
         let written = header.encode(bytes).and_then(|()| inner.tun.send(bytes));

@@ -1,12 +1,16 @@
 //! What `tun-rs` does not do to the TUN.
 //!
-//! [`limit_packets`] limits the TSO packets that the host gives it to what leaves with one GSO send: a packet of 64 KiB would be cut
-//! into one full batch and a rest of a few segments, and the rest costs as much as the batch.
+//! [`limit_packets`] limits the TSO packets that the host gives it to what leaves with one GSO
+//! send: a packet of 64 KiB would be cut into one full batch and a rest of a few segments, and the
+//! rest costs as much as the batch.
 //!
-//! [`attach`] makes a device anew that somebody deleted, on the descriptor that the packet threads hold: once the kernel has detached
-//! it (reads say EBADFD), TUNSETIFF takes it again. So nothing that they use is exchanged.
+//! [`attach`] makes a device anew that somebody deleted, on the descriptor that the packet threads
+//! hold: once the kernel has detached it (reads say EBADFD), TUNSETIFF takes it again. So nothing
+//! that they use is exchanged.
 
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+};
 use std::{
     ffi::CString,
     io, mem,
@@ -18,12 +22,14 @@ const RTM_NEWLINK: u16 = 16;
 const NLM_F_REQUEST_ACK: u16 = 1 | 4;
 const NLMSG_ERROR: u16 = 2;
 const IFLA_GSO_MAX_SIZE: u16 = 41;
-/// The kernel keeps so much of the limit for headers (MAX_TCP_HEADER); less is fine, more would make one segment too many.
+/// The kernel keeps so much of the limit for headers (MAX_TCP_HEADER); less is fine, more would
+/// make one segment too many.
 const KEPT: usize = 250;
 /// IPv4 and TCP headers with timestamps.
 const HEADERS: usize = 52;
 
-/// The largest TSO packet whose segments, of `mtu` bytes and `overhead` more each, are at most `bytes` together.
+/// The largest TSO packet whose segments, of `mtu` bytes and `overhead` more each, are at most
+/// `bytes` together.
 pub(super) fn largest_packet(mtu: usize, overhead: usize, bytes: usize) -> usize {
     let segments = bytes / (mtu + overhead);
     segments * mtu.saturating_sub(HEADERS) + HEADERS + KEPT
@@ -45,11 +51,24 @@ pub(super) fn limit_packets(index: u32, bytes: usize) -> io::Result<()> {
     message.extend_from_slice(&8u16.to_ne_bytes());
     message.extend_from_slice(&IFLA_GSO_MAX_SIZE.to_ne_bytes());
     message.extend_from_slice(&u32::try_from(bytes).unwrap_or(u32::MAX).to_ne_bytes());
-    let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-    sendto(netlink.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    sendto(
+        netlink.as_raw_fd(),
+        &message,
+        &NetlinkAddr::new(0, 0),
+        MsgFlags::empty(),
+    )?;
     let mut answer = [0; 256];
     let len = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    let error = answer[..len].get(16..20).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
+    let error = answer[..len]
+        .get(16..20)
+        .and_then(|b| b.try_into().ok())
+        .map(i32::from_ne_bytes);
     match (u16::from_ne_bytes([answer[4], answer[5]]), error) {
         (NLMSG_ERROR, Some(0)) => Ok(()),
         (NLMSG_ERROR, Some(error)) => Err(io::Error::from_raw_os_error(-error)),
@@ -57,11 +76,12 @@ pub(super) fn limit_packets(index: u32, bytes: usize) -> io::Result<()> {
     }
 }
 
-/// Makes the device called `name` on a descriptor whose device is gone, in the network namespace in which it was opened; with the
-/// offloads of before.
+/// Makes the device called `name` on a descriptor whose device is gone, in the network namespace in
+/// which it was opened; with the offloads of before.
 ///
 /// # Errors
-/// What the kernel says, such as EEXIST for a descriptor whose device is there, or EBUSY for a name in use.
+/// What the kernel says, such as EEXIST for a descriptor whose device is there, or EBUSY for a name
+/// in use.
 pub(super) fn attach(tun: &impl AsFd, name: &str, joins_datagrams: bool) -> io::Result<()> {
     let fd = tun.as_fd().as_raw_fd();
     let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -71,8 +91,13 @@ pub(super) fn attach(tun: &impl AsFd, name: &str, joins_datagrams: bool) -> io::
     if bytes.len() > request.ifr_name.len() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    request.ifr_name.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from as libc::c_char);
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request
+        .ifr_name
+        .iter_mut()
+        .zip(bytes)
+        .for_each(|(to, from)| *to = *from as libc::c_char);
+    request.ifr_ifru.ifru_flags =
+        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the request lives across the call, which reads and writes no more than it.
     checked(unsafe { libc::ioctl(fd, libc::TUNSETIFF as _, &raw mut request) })?;
     let mut offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
@@ -94,7 +119,11 @@ pub(super) fn set_carrier(tun: &impl AsFd) -> io::Result<()> {
 }
 
 fn checked(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -106,7 +135,10 @@ mod tests {
         for mtu in [1280, 1340, 1420, 9000] {
             let packet = largest_packet(mtu, 44, 65_400) - KEPT;
             let segments = (packet - HEADERS).div_ceil(mtu - HEADERS);
-            assert!(segments * (mtu + 44) <= 65_400 && (segments + 1) * (mtu + 44) > 65_400, "{mtu}");
+            assert!(
+                segments * (mtu + 44) <= 65_400 && (segments + 1) * (mtu + 44) > 65_400,
+                "{mtu}"
+            );
         }
     }
 }

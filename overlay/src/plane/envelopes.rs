@@ -1,9 +1,12 @@
-//! What one UDP read brought, and envelopes in it ([`crate::link::wire`]): datagrams of other pairs that this node passes on. They
-//! are sealed for their end, so that only what is written on the envelope is opened here, written anew for the next hop and sealed
-//! again, all where it stands in the buffer it was read into. Those that follow each other to one member, as one GSO send brought
-//! them, leave with one GSO send: a relay touches some 60 bytes of a datagram and copies none of it.
+//! What one UDP read brought, and envelopes in it ([`crate::link::wire`]): datagrams of other pairs
+//! that this node passes on. They are sealed for their end, so that only what is written on the
+//! envelope is opened here, written anew for the next hop and sealed again, all where it stands in
+//! the buffer it was read into. Those that follow each other to one member, as one GSO send brought
+//! them, leave with one GSO send: a relay touches some 60 bytes of a datagram and copies none of
+//! it.
 //!
-//! Datagrams that came singly are gathered like all others that leave, which costs a copy and saves a system call each.
+//! Datagrams that came singly are gathered like all others that leave, which costs a copy and saves
+//! a system call each.
 
 use super::{
     Inner,
@@ -24,7 +27,8 @@ use std::{net::SocketAddr, time::Instant};
 /// From so many on a run is worth a send of its own.
 const LEAST_RUN: usize = 4;
 
-/// Datagrams that stand one behind the other in the buffer and go to one place, all of one size but the last.
+/// Datagrams that stand one behind the other in the buffer and go to one place, all of one size but
+/// the last.
 struct Run {
     to: SocketAddr,
     start: usize,
@@ -37,7 +41,11 @@ impl Run {
     /// Whether a datagram of `len` bytes that stands at `at` continues the run.
     fn takes(&self, to: SocketAddr, at: usize, len: usize) -> bool {
         let even = self.end - self.start == self.count * self.size;
-        self.to == to && self.end == at && even && len <= self.size && Batch::fits(at + len - self.start, self.count)
+        self.to == to
+            && self.end == at
+            && even
+            && len <= self.size
+            && Batch::fits(at + len - self.start, self.count)
     }
 
     fn send(self, inner: &Inner, ctx: &mut Ctx, buf: &[u8]) {
@@ -58,7 +66,14 @@ impl Run {
 
 impl Inner {
     /// All the datagrams of one read from `from`, `stride` bytes each but the last.
-    pub fn datagrams(&self, ctx: &mut Ctx, buf: &mut [u8], stride: usize, from: Origin, now: Instant) {
+    pub fn datagrams(
+        &self,
+        ctx: &mut Ctx,
+        buf: &mut [u8],
+        stride: usize,
+        from: Origin,
+        now: Instant,
+    ) {
         if self.underlay.is_inside(&from.addr.ip()) {
             // Through a tunnel of this machine, whoever it is from.
             return;
@@ -69,7 +84,9 @@ impl Inner {
             let end = (at + stride).min(buf.len());
             let datagram = &mut buf[at..end];
             let passed_on = match wire::parse(datagram) {
-                Ok(Datagram::Envelope { receiver, counter }) => self.envelope(ctx, datagram, (receiver, counter), from, now),
+                Ok(Datagram::Envelope { receiver, counter }) => {
+                    self.envelope(ctx, datagram, (receiver, counter), from, now)
+                }
                 _ if stun::is_stun(datagram) => {
                     self.on_stun(datagram, from);
                     None
@@ -81,9 +98,17 @@ impl Inner {
             };
             if let Some(to) = passed_on {
                 match &mut run {
-                    Some(run) if run.takes(to, at, end - at) => (run.end, run.count) = (end, run.count + 1),
+                    Some(run) if run.takes(to, at, end - at) => {
+                        (run.end, run.count) = (end, run.count + 1)
+                    }
                     _ => {
-                        if let Some(run) = run.replace(Run { to, start: at, end, size: end - at, count: 1 }) {
+                        if let Some(run) = run.replace(Run {
+                            to,
+                            start: at,
+                            end,
+                            size: end - at,
+                            count: 1,
+                        }) {
                             run.send(self, ctx, buf);
                         }
                     }
@@ -96,7 +121,8 @@ impl Inner {
         }
     }
 
-    /// Opens an envelope. If it is for another member it is made ready for it where it stands, and where it goes is returned.
+    /// Opens an envelope. If it is for another member it is made ready for it where it stands, and
+    /// where it goes is returned.
     fn envelope(
         &self,
         ctx: &mut Ctx,
@@ -112,7 +138,12 @@ impl Inner {
         match Frame::parse(plain)? {
             Frame::ForwardFrom(_) => {
                 // Who sent it shows by the session that opens it.
-                self.datagram(ctx, &mut plain[FRAME_HEADER_LEN..], By::Relay(peer.member), now);
+                self.datagram(
+                    ctx,
+                    &mut plain[FRAME_HEADER_LEN..],
+                    By::Relay(peer.member),
+                    now,
+                );
                 None
             }
             Frame::ForwardTo(to) => {
@@ -126,7 +157,13 @@ impl Inner {
                 let there = match &**next.via.load() {
                     Via::Direct(there) => *there,
                     Via::Stream(_) => {
-                        self.send_frame(&mut ctx.out, &next, frame, &plain[FRAME_HEADER_LEN..], now);
+                        self.send_frame(
+                            &mut ctx.out,
+                            &next,
+                            frame,
+                            &plain[FRAME_HEADER_LEN..],
+                            now,
+                        );
                         return None;
                     }
                     Via::Nowhere | Via::Relayed(_) | Via::Ring => return None,

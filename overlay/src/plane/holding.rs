@@ -1,9 +1,11 @@
-//! Packets for a guest that is being moved away. While its memory is copied, what it was given last is remembered;
-//! from the moment it stands still, packets are held instead of given to it; when the new host is known they are
-//! passed on there, the last few of before included: those the guest may never have looked at. So a connection sees
-//! the stop as delay and not as loss, which would cost it a retransmission timeout (RFC 6298) on top.
+//! Packets for a guest that is being moved away. While its memory is copied, what it was given last
+//! is remembered; from the moment it stands still, packets are held instead of given to it; when
+//! the new host is known they are passed on there, the last few of before included: those the guest
+//! may never have looked at. So a connection sees the stop as delay and not as loss, which would
+//! cost it a retransmission timeout (RFC 6298) on top.
 //!
-//! A packet that the guest did see arrives twice; IP allows that, and TCP drops it by its sequence number.
+//! A packet that the guest did see arrives twice; IP allows that, and TCP drops it by its sequence
+//! number.
 
 use std::{
     collections::VecDeque,
@@ -65,7 +67,11 @@ impl Holding {
         }
         let mut kept = self.lock();
         if mode == REMEMBERING {
-            while kept.packets.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > 2 * OVERLAP) {
+            while kept
+                .packets
+                .front()
+                .is_some_and(|(at, _)| now.saturating_duration_since(*at) > 2 * OVERLAP)
+            {
                 kept.packets.pop_front();
             }
         }
@@ -76,13 +82,20 @@ impl Holding {
         mode == HOLDING
     }
 
-    /// Ends the holding. What was held comes out in order; `moved`: for the new host, with what the guest may not have read.
+    /// Ends the holding. What was held comes out in order; `moved`: for the new host, with what the
+    /// guest may not have read.
     pub fn release(&self, moved: bool) -> Vec<Vec<u8>> {
         self.mode.store(OFF, Ordering::Release);
         let kept = std::mem::take(&mut *self.lock());
-        let Some(since) = kept.since else { return Vec::new() };
+        let Some(since) = kept.since else {
+            return Vec::new();
+        };
         let overlap = if moved { OVERLAP } else { Duration::ZERO };
-        kept.packets.into_iter().filter(|(at, _)| *at + overlap >= since).map(|(_, packet)| packet).collect()
+        kept.packets
+            .into_iter()
+            .filter(|(at, _)| *at + overlap >= since)
+            .map(|(_, packet)| packet)
+            .collect()
     }
 }
 

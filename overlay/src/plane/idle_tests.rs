@@ -1,6 +1,7 @@
-//! What links cost that carry nothing: a plane with a thousand of them, each with a session, a path that was probed and a NAT's
-//! mapping to keep alive. The far ends are link state machines on one socket in a process of their own, so that this
-//! process is the plane alone. Prints the growth of resident memory and the share of a processor.
+//! What links cost that carry nothing: a plane with a thousand of them, each with a session, a path
+//! that was probed and a NAT's mapping to keep alive. The far ends are link state machines on one
+//! socket in a process of their own, so that this process is the plane alone. Prints the growth of
+//! resident memory and the share of a processor.
 
 use super::{Inner, PlaneConfig};
 use crate::{
@@ -52,7 +53,13 @@ fn member(number: u32) -> MemberId {
 
 fn resident_bytes() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    pages
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        * 4096
 }
 
 fn processor_seconds() -> f64 {
@@ -83,9 +90,14 @@ fn far_ends(port: u16) {
     });
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(("127.0.0.1", port)).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(5)))
+        .unwrap();
     let hub = Keys::new(secret(0)).public();
-    let far = |number| FarEnd { link: Link::new(Arc::new(Keys::new(secret(number))), hub), session: None };
+    let far = |number| FarEnd {
+        link: Link::new(Arc::new(Keys::new(secret(number))), hub),
+        session: None,
+    };
     let mut ends: Vec<FarEnd> = (1..=LINKS).map(far).collect();
     let (began, mut opened, mut buf) = (Instant::now(), 0, vec![0; 2048]);
     loop {
@@ -96,9 +108,15 @@ fn far_ends(port: u16) {
             socket.send(&message).unwrap();
             opened += 1;
         }
-        let Ok(len) = socket.recv(&mut buf) else { continue };
+        let Ok(len) = socket.recv(&mut buf) else {
+            continue;
+        };
         let parsed = wire::parse(&buf[..len]);
-        let (Ok(Datagram::Response { receiver, .. }) | Ok(Datagram::Data { receiver, .. })) = parsed else { continue };
+        let (Ok(Datagram::Response { receiver, .. }) | Ok(Datagram::Data { receiver, .. })) =
+            parsed
+        else {
+            continue;
+        };
         let end = &mut ends[receiver as usize];
         match parsed {
             Ok(Datagram::Response { .. }) if end.link.answered(now, &buf[..len]).is_ok() => {
@@ -110,7 +128,9 @@ fn far_ends(port: u16) {
                 end.send(&socket, Frame::Keepalive, 0);
             }
             Ok(Datagram::Data { counter, .. }) => {
-                let Some(session) = end.session.clone() else { continue };
+                let Some(session) = end.session.clone() else {
+                    continue;
+                };
                 if let Ok(plain) = session.open(&mut buf[..len], counter)
                     && let Some(Frame::Ping(token)) = Frame::parse(plain)
                 {
@@ -129,14 +149,27 @@ fn a_thousand_idle_links_cost_some_megabytes() {
     }
     if env::var_os(ALONE).is_none() {
         let mut alone = Command::new(env::current_exe().unwrap());
-        assert!(alone.args(["--exact", NAME, "--nocapture"]).env(ALONE, "1").status().unwrap().success());
+        assert!(
+            alone
+                .args(["--exact", NAME, "--nocapture"])
+                .env(ALONE, "1")
+                .status()
+                .unwrap()
+                .success()
+        );
         return;
     }
     if unshare(CloneFlags::CLONE_NEWNET).is_err() {
         println!("NOT RUN: makes a network namespace, which needs root");
         return;
     }
-    assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+    assert!(
+        Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status()
+            .unwrap()
+            .success()
+    );
     let (events, _heard) = tokio::sync::mpsc::channel(1);
     let config = PlaneConfig {
         me: member(0),
@@ -152,12 +185,25 @@ fn a_thousand_idle_links_cost_some_megabytes() {
     thread::sleep(Duration::from_secs(1));
     let before = resident_bytes();
     for number in 1..=LINKS {
-        inner.linked(member(number), Keys::new(secret(number)).public()).keep_alive.store(true, Ordering::Relaxed);
+        inner
+            .linked(member(number), Keys::new(secret(number)).public())
+            .keep_alive
+            .store(true, Ordering::Relaxed);
     }
     let mut far = Command::new(env::current_exe().unwrap());
-    far.args(env::args().skip(1)).env(FAR, inner.udp.port().to_string()).stdin(Stdio::piped()).stdout(Stdio::null());
+    far.args(env::args().skip(1))
+        .env(FAR, inner.udp.port().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
     let mut far = far.spawn().unwrap();
-    let ready = || inner.peers.load().iter().filter(|peer| peer.ready() && !peer.pmtu().busy() && !peer.paths().probing()).count();
+    let ready = || {
+        inner
+            .peers
+            .load()
+            .iter()
+            .filter(|peer| peer.ready() && !peer.pmtu().busy() && !peer.paths().probing())
+            .count()
+    };
     let deadline = Instant::now() + Duration::from_secs(90);
     while ready() < LINKS as usize && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(100));
@@ -167,11 +213,16 @@ fn a_thousand_idle_links_cost_some_megabytes() {
     let (memory, busy) = (resident_bytes().saturating_sub(before), processor_seconds());
     thread::sleep(WATCHED);
     let share = (processor_seconds() - busy) / WATCHED.as_secs_f64();
-    println!("{linked} idle links: {:.1} MB resident, {:.2} % of a processor", memory as f64 / 1e6, share * 100.0);
+    println!(
+        "{linked} idle links: {:.1} MB resident, {:.2} % of a processor",
+        memory as f64 / 1e6,
+        share * 100.0
+    );
     inner.stop();
     drop(far.stdin.take());
     let _ = far.wait();
     assert_eq!(linked, LINKS as usize);
-    // Twice the memory aimed at. The share of a processor is printed only: it depends on what else the machine does.
+    // Twice the memory aimed at. The share of a processor is printed only: it depends on what else
+    // the machine does.
     assert!(memory <= 20_000_000, "{memory} bytes");
 }

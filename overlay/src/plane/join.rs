@@ -1,9 +1,11 @@
-//! Joins packets of one flow that follow each other into one large packet behind a virtio-net header, for the TUN or a guest: the
-//! other end of [`super::cut`]. One buffer, one copy of each payload, no allocation.
+//! Joins packets of one flow that follow each other into one large packet behind a virtio-net
+//! header, for the TUN or a guest: the other end of [`super::cut`]. One buffer, one copy of each
+//! payload, no allocation.
 //!
-//! The rules are those of the kernel's GRO: a packet goes on where the one before ended, differs in nothing else that matters, and
-//! carries a right checksum; one that is shorter or pushes ends the run. Packets never overtake each other: whatever does not
-//! continue the run ends it first. A datagram lost on the way ends a run too, and costs nothing but itself.
+//! The rules are those of the kernel's GRO: a packet goes on where the one before ended, differs in
+//! nothing else that matters, and carries a right checksum; one that is shorter or pushes ends the
+//! run. Packets never overtake each other: whatever does not continue the run ends it first. A
+//! datagram lost on the way ends a run too, and costs nothing but itself.
 
 use super::{checksum, cut::NEEDS_CHECKSUM, packet::ETHERNET_LEN};
 use tun_rs::{VIRTIO_NET_HDR_LEN, VirtioNetHdr};
@@ -40,11 +42,13 @@ impl Shape {
             0x45 => {
                 let header = packet.first_chunk::<20>()?;
                 let whole = u16::from_be_bytes([header[6], header[7]]) & 0x3fff == 0;
-                (whole && usize::from(u16::from_be_bytes([header[2], header[3]])) == packet.len()).then_some((header[9], 20))?
+                (whole && usize::from(u16::from_be_bytes([header[2], header[3]])) == packet.len())
+                    .then_some((header[9], 20))?
             }
             0x60..=0x6f => {
                 let header = packet.first_chunk::<40>()?;
-                (usize::from(u16::from_be_bytes([header[4], header[5]])) + 40 == packet.len()).then_some((header[6], 40))?
+                (usize::from(u16::from_be_bytes([header[4], header[5]])) + 40 == packet.len())
+                    .then_some((header[6], 40))?
             }
             _ => return None,
         };
@@ -53,7 +57,8 @@ impl Shape {
                 let transport = packet.get(ip..)?.first_chunk::<20>()?;
                 let len = usize::from(transport[12] >> 4) * 4;
                 // Nothing but data: what opens, ends or resets a connection goes alone.
-                (len >= 20 && transport[12] & 0x0f == 0 && transport[13] & !PSH == ACK).then_some(ip + len)?
+                (len >= 20 && transport[12] & 0x0f == 0 && transport[13] & !PSH == ACK)
+                    .then_some(ip + len)?
             }
             UDP if udp => {
                 let transport = packet.get(ip..)?.first_chunk::<8>()?;
@@ -62,11 +67,18 @@ impl Shape {
             }
             _ => return None,
         };
-        (packet.len() > headers).then_some(Self { protocol, ip, headers })
+        (packet.len() > headers).then_some(Self {
+            protocol,
+            ip,
+            headers,
+        })
     }
 
     fn verifies(&self, packet: &[u8]) -> bool {
-        let sum = checksum::add(&packet[self.ip..], checksum::pseudo(packet, self.protocol, packet.len() - self.ip));
+        let sum = checksum::add(
+            &packet[self.ip..],
+            checksum::pseudo(packet, self.protocol, packet.len() - self.ip),
+        );
         checksum::fold(sum) == [0xff, 0xff]
     }
 
@@ -95,8 +107,8 @@ pub(super) struct Join {
 }
 
 impl Join {
-    /// Adds a packet if it continues what is gathered, or if that is nothing; false: take what there is first. `udp`: the taker
-    /// takes joined datagrams too.
+    /// Adds a packet if it continues what is gathered, or if that is nothing; false: take what
+    /// there is first. `udp`: the taker takes joined datagrams too.
     pub fn push(&mut self, packet: &[u8], udp: bool) -> bool {
         if packet.len() > MAX_PACKET {
             // No IP packet: taken and forgotten.
@@ -120,15 +132,22 @@ impl Join {
     }
 
     fn continues(&mut self, packet: &[u8]) -> bool {
-        let Some(run) = &mut self.run else { return false };
-        let Shape { protocol, ip, headers } = run.shape;
+        let Some(run) = &mut self.run else {
+            return false;
+        };
+        let Shape {
+            protocol,
+            ip,
+            headers,
+        } = run.shape;
         let head = &self.buf[FRONT..FRONT + headers];
         if packet.len() <= headers || self.len + packet.len() - headers > MAX_PACKET {
             return false;
         }
         let size = packet.len() - headers;
         let same_ip = if ip == 20 {
-            // All but length, id and checksum. Where fragments are allowed the ids count up, as cutting would have it again.
+            // All but length, id and checksum. Where fragments are allowed the ids count up, as
+            // cutting would have it again.
             let id = |p: &[u8]| u16::from_be_bytes([p[4], p[5]]);
             let fixed = packet[6] & 0x40 != 0;
             packet[..2] == head[..2]
@@ -178,7 +197,19 @@ impl Join {
 
     /// Ends the run: the headers become those of one large packet. What is gathered takes no more.
     fn seal(&mut self) {
-        let Some(Run { shape: Shape { protocol, ip, headers }, size, .. }) = self.run.take() else { return };
+        let Some(Run {
+            shape:
+                Shape {
+                    protocol,
+                    ip,
+                    headers,
+                },
+            size,
+            ..
+        }) = self.run.take()
+        else {
+            return;
+        };
         if self.count < 2 {
             return;
         }
@@ -200,7 +231,8 @@ impl Join {
         if protocol == UDP {
             packet[ip + 4..ip + 6].copy_from_slice(&((len - ip) as u16).to_be_bytes());
         }
-        // Every part verified: the kernel need not look again, and has the pseudo-header's part in case it cuts.
+        // Every part verified: the kernel need not look again, and has the pseudo-header's part in
+        // case it cuts.
         let sum = checksum::fold(checksum::pseudo(packet, protocol, len - ip));
         packet[ip + offset..ip + offset + 2].copy_from_slice(&sum);
         let header = VirtioNetHdr {
@@ -215,13 +247,18 @@ impl Join {
         let _ = header.encode(&mut front[..VIRTIO_NET_HDR_LEN]);
     }
 
-    /// What is gathered: its virtio-net header, and [`FRONT`] bytes with the packet behind. Then nothing is.
+    /// What is gathered: its virtio-net header, and [`FRONT`] bytes with the packet behind. Then
+    /// nothing is.
     pub fn take(&mut self) -> Option<(VirtioNetHdr, &mut [u8])> {
         if self.count == 0 {
             return None;
         }
         self.seal();
-        let header = if self.count > 1 { VirtioNetHdr::decode(&self.buf).unwrap_or_default() } else { VirtioNetHdr::default() };
+        let header = if self.count > 1 {
+            VirtioNetHdr::decode(&self.buf).unwrap_or_default()
+        } else {
+            VirtioNetHdr::default()
+        };
         self.count = 0;
         Some((header, &mut self.buf[..FRONT + self.len]))
     }
@@ -239,7 +276,10 @@ mod tests {
 
     /// A super-packet as a TUN gives it: the checksum field holds the pseudo-header's part.
     fn large(v6: bool, protocol: u8, size: u16, payload: &[u8]) -> (VirtioNetHdr, Vec<u8>) {
-        let (ip, transport) = (if v6 { 40 } else { 20 }, if protocol == TCP { 32 } else { 8 });
+        let (ip, transport) = (
+            if v6 { 40 } else { 20 },
+            if protocol == TCP { 32 } else { 8 },
+        );
         let mut packet = vec![0; ip + transport];
         packet.extend_from_slice(payload);
         let len = packet.len();
@@ -247,7 +287,10 @@ mod tests {
             packet[0] = 0x60;
             packet[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes());
             packet[6] = protocol;
-            packet[8..40].iter_mut().enumerate().for_each(|(i, b)| *b = i as u8);
+            packet[8..40]
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, b)| *b = i as u8);
         } else {
             packet[0] = 0x45;
             packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
@@ -274,21 +317,44 @@ mod tests {
         };
         let hdr_len = (ip + transport) as u16;
         (
-            VirtioNetHdr { flags: NEEDS_CHECKSUM, gso_type, hdr_len, gso_size: size, csum_start: ip as u16, csum_offset: offset as u16 },
+            VirtioNetHdr {
+                flags: NEEDS_CHECKSUM,
+                gso_type,
+                hdr_len,
+                gso_size: size,
+                csum_start: ip as u16,
+                csum_offset: offset as u16,
+            },
             packet,
         )
     }
 
     fn pieces(header: &VirtioNetHdr, packet: &[u8]) -> Vec<Vec<u8>> {
         let (mut buf, mut sizes) = (vec![0; ROOM * 128], [0; 128]);
-        let count = cut(packet, header, Into { buf: &mut buf, head: 0, stride: ROOM, room: ROOM }, &mut sizes).expect("it is sound");
-        (0..count).map(|i| buf[i * ROOM..i * ROOM + sizes[i]].to_vec()).collect()
+        let count = cut(
+            packet,
+            header,
+            Into {
+                buf: &mut buf,
+                head: 0,
+                stride: ROOM,
+                room: ROOM,
+            },
+            &mut sizes,
+        )
+        .expect("it is sound");
+        (0..count)
+            .map(|i| buf[i * ROOM..i * ROOM + sizes[i]].to_vec())
+            .collect()
     }
 
     /// All that comes out when these packets go in.
     fn joined(packets: &[Vec<u8>]) -> Vec<(VirtioNetHdr, Vec<u8>)> {
         let (mut join, mut out) = (Join::default(), Vec::new());
-        let take = |join: &mut Join| join.take().map(|(header, bytes)| (header, bytes[FRONT..].to_vec()));
+        let take = |join: &mut Join| {
+            join.take()
+                .map(|(header, bytes)| (header, bytes[FRONT..].to_vec()))
+        };
         for packet in packets {
             if !join.push(packet, true) {
                 out.extend(take(&mut join));
@@ -301,7 +367,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_cut_joins_to_what_it_was(v6: bool, tcp: bool, size in 1u16..1400, parts in 2usize..60, tail in 0usize..1400) {
+        fn what_was_cut_joins_to_what_it_was(
+            v6: bool, tcp: bool, size in 1u16..1400, parts in 2usize..60, tail in 0usize..1400
+        ) {
             let protocol = if tcp { TCP } else { UDP };
             let len = (usize::from(size) * (parts - 1) + tail % usize::from(size) + 1).min(60_000);
             let payload: Vec<u8> = (0..len).map(|i| (i * 7 + i / 251) as u8).collect();
@@ -320,10 +388,19 @@ mod tests {
         }
 
         #[test]
-        fn garbage_is_neither_cut_nor_joined_into_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind: u8, size: u16, start in 0u16..80, offset in 0u16..40) {
-            let header = VirtioNetHdr { flags: 1, gso_type: kind % 8, hdr_len: 0, gso_size: size, csum_start: start, csum_offset: offset };
+        fn garbage_is_neither_cut_nor_joined_into_a_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200), kind: u8, size: u16,
+            start in 0u16..80, offset in 0u16..40
+        ) {
+            let header = VirtioNetHdr {
+                flags: 1, gso_type: kind % 8, hdr_len: 0, gso_size: size, csum_start: start,
+                csum_offset: offset
+            };
             let (mut buf, mut sizes) = (vec![0; ROOM * 8], [0; 8]);
-            let _ = cut(&bytes, &header, Into { buf: &mut buf, head: 0, stride: ROOM, room: ROOM }, &mut sizes);
+            let _ = cut(
+                &bytes, &header, Into { buf: &mut buf, head: 0, stride: ROOM, room: ROOM },
+                &mut sizes
+            );
             let _ = joined(&[bytes.clone(), bytes]);
         }
     }
@@ -351,10 +428,20 @@ mod tests {
             // Another source port, and the checksum that goes with it.
             piece[20] += 1;
             piece[36..38].fill(0);
-            let sum = checksum::finish(checksum::add(&piece[20..], checksum::pseudo(piece, TCP, piece.len() - 20)));
+            let sum = checksum::finish(checksum::add(
+                &piece[20..],
+                checksum::pseudo(piece, TCP, piece.len() - 20),
+            ));
             piece[36..38].copy_from_slice(&sum);
         }
-        let mixed = [one[0].clone(), one[1].clone(), other[0].clone(), one[2].clone(), other[1].clone(), other[2].clone()];
+        let mixed = [
+            one[0].clone(),
+            one[1].clone(),
+            other[0].clone(),
+            one[2].clone(),
+            other[1].clone(),
+            other[2].clone(),
+        ];
         let lens: Vec<usize> = joined(&mixed).iter().map(|(_, p)| p.len()).collect();
         assert_eq!(lens, [2052, 1052, 1052, 2052]);
     }

@@ -1,7 +1,9 @@
-//! Packets that are larger than what the path to their member carries: the sender is told where that may be
-//! ([`super::too_big`]), the others go in pieces ([`super::pieces`]).
+//! Packets that are larger than what the path to their member carries: the sender is told where
+//! that may be ([`super::too_big`]), the others go in pieces ([`super::pieces`]).
 
-use super::{Inner, deliver::Ctx, packet, peer::Peer, pieces, segments::Segments, too_big, udp::Batch};
+use super::{
+    Inner, deliver::Ctx, packet, peer::Peer, pieces, segments::Segments, too_big, udp::Batch,
+};
 use crate::link::frame::{FRAME_HEADER_LEN, Frame};
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -11,7 +13,8 @@ use std::{
 
 /// Packets up to this length fit every path that is one.
 const ALWAYS: usize = 1076;
-/// Whom a guest's refused IPv6 packets are answered by: the gateway's link-local address on its port.
+/// Whom a guest's refused IPv6 packets are answered by: the gateway's link-local address on its
+/// port.
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 impl Inner {
@@ -24,8 +27,16 @@ impl Inner {
         largest <= peer.limit().0
     }
 
-    /// Sends what fits, tells the sender of what does not, and sends in pieces what cannot be refused.
-    pub fn carry_large(&self, ctx: &mut Ctx, peer: &Arc<Peer>, frame: Frame, segments: &Segments<'_>, now: Instant) {
+    /// Sends what fits, tells the sender of what does not, and sends in pieces what cannot be
+    /// refused.
+    pub fn carry_large(
+        &self,
+        ctx: &mut Ctx,
+        peer: &Arc<Peer>,
+        frame: Frame,
+        segments: &Segments<'_>,
+        now: Instant,
+    ) {
         let (room, sure) = peer.limit();
         let mut told = false;
         for i in 0..segments.sizes.len() {
@@ -41,17 +52,23 @@ impl Inner {
         }
     }
 
-    /// Tells the sender, host or guest, how large its packets may be; false if this one cannot be refused.
+    /// Tells the sender, host or guest, how large its packets may be; false if this one cannot be
+    /// refused.
     fn refuse(&self, ctx: &mut Ctx, packet: &[u8], room: usize) -> bool {
-        let Some((src, dst)) = packet::addresses(packet) else { return false };
+        let Some((src, dst)) = packet::addresses(packet) else {
+            return false;
+        };
         let guest = self.port_of(&src);
         let router = match (&guest, src) {
             (Some(port), IpAddr::V4(_)) => IpAddr::V4(port.config.gateway),
             (Some(_), IpAddr::V6(_)) => IpAddr::V6(GATEWAY_V6),
-            // For the host the destination speaks: it lies behind the TUN, so that no filter of source addresses drops it.
+            // For the host the destination speaks: it lies behind the TUN, so that no filter of
+            // source addresses drops it.
             (None, _) => dst,
         };
-        let Some(answer) = too_big::refusal(packet, room, router) else { return false };
+        let Some(answer) = too_big::refusal(packet, room, router) else {
+            return false;
+        };
         match guest {
             Some(port) => ctx.give_guest(&port, &answer),
             None if self.is_host(&src) => ctx.give_host(self, &answer),
@@ -61,15 +78,28 @@ impl Inner {
     }
 
     /// Sends a frame in pieces that the path carries.
-    pub fn send_pieces(&self, out: &mut Batch, peer: &Arc<Peer>, frame: Frame, payload: &[u8], now: Instant) -> bool {
+    pub fn send_pieces(
+        &self,
+        out: &mut Batch,
+        peer: &Arc<Peer>,
+        frame: Frame,
+        payload: &[u8],
+        now: Instant,
+    ) -> bool {
         let mut whole = vec![0; FRAME_HEADER_LEN];
         frame.write_header(&mut whole);
         whole.extend_from_slice(payload);
-        let Some((count, size)) = pieces::divide(whole.len(), peer.limit().0) else { return false };
+        let Some((count, size)) = pieces::divide(whole.len(), peer.limit().0) else {
+            return false;
+        };
         let id = peer.piece_id.fetch_add(1, Ordering::Relaxed);
         let mut sent = true;
         for (index, piece) in whole.chunks(size).enumerate() {
-            let header = Frame::Piece { id, index: index as u8, count: count as u8 };
+            let header = Frame::Piece {
+                id,
+                index: index as u8,
+                count: count as u8,
+            };
             sent &= self.send_frame(out, peer, header, piece, now);
         }
         sent

@@ -1,5 +1,6 @@
-//! The last line against tunnels in tunnels: a datagram of a tunnel of this machine that its own kernel sends into the TUN would be
-//! sealed and sent again, for ever. It is dropped, counted, and said once a minute with where it was to go.
+//! The last line against tunnels in tunnels: a datagram of a tunnel of this machine that its own
+//! kernel sends into the TUN would be sealed and sent again, for ever. It is dropped, counted, and
+//! said once a minute with where it was to go.
 
 use super::Inner;
 use std::{
@@ -28,7 +29,10 @@ struct Last {
 
 impl Loops {
     pub fn new() -> Self {
-        Self { count: AtomicU64::new(0), last: Mutex::default() }
+        Self {
+            count: AtomicU64::new(0),
+            last: Mutex::default(),
+        }
     }
 
     /// How many, and the last: when, and where it was to go.
@@ -42,7 +46,9 @@ impl Loops {
         self.count.fetch_add(packets as u64, Ordering::Relaxed);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.seen = Some((now, to));
-        let due = last.said.is_none_or(|at| now.saturating_duration_since(at) >= SAY_EVERY);
+        let due = last
+            .said
+            .is_none_or(|at| now.saturating_duration_since(at) >= SAY_EVERY);
         if due {
             last.said = Some(now);
         }
@@ -51,10 +57,13 @@ impl Loops {
 }
 
 impl Inner {
-    /// Whether a packet that was read from the TUN, the first of `packets` of one flow, is one of a tunnel's own: it goes nowhere.
+    /// Whether a packet that was read from the TUN, the first of `packets` of one flow, is one of a
+    /// tunnel's own: it goes nowhere.
     #[inline]
     pub fn comes_round(&self, packet: &[u8], packets: usize, now: Instant) -> bool {
-        let Some(to) = self.underlay.view().loops(packet) else { return false };
+        let Some(to) = self.underlay.view().loops(packet) else {
+            return false;
+        };
         self.drop_loop(to, packets, now);
         true
     }
@@ -63,7 +72,8 @@ impl Inner {
     fn drop_loop(&self, to: SocketAddr, packets: usize, now: Instant) {
         if self.loops.note(to, packets, now) {
             let count = self.loops.seen().0;
-            tracing::warn!(%to, count, "a route leads datagrams of a p2pvm tunnel into the tunnel itself: they are dropped");
+            tracing::warn!(%to, count, "a route leads datagrams of a p2pvm tunnel into the tunnel \
+                itself: they are dropped");
         }
     }
 }
@@ -74,7 +84,11 @@ mod tests {
 
     #[test]
     fn each_is_counted_and_one_a_minute_is_said() {
-        let (loops, now, to) = (Loops::new(), Instant::now(), SocketAddr::from(([10, 0, 0, 1], 7)));
+        let (loops, now, to) = (
+            Loops::new(),
+            Instant::now(),
+            SocketAddr::from(([10, 0, 0, 1], 7)),
+        );
         assert!(loops.note(to, 3, now));
         assert!(!loops.note(to, 1, now + SAY_EVERY / 2));
         let at = now + SAY_EVERY;

@@ -1,9 +1,12 @@
-//! Keeps the TUN as it has to be: whoever deletes it, sets it down, renames it, changes its MTU, or takes its addresses or their
-//! routes, finds it put back within some seconds. What is wanted is kept here; what is there is read from the kernel whenever it
-//! says that something changed, and every few seconds ([`super::roam`]).
+//! Keeps the TUN as it has to be: whoever deletes it, sets it down, renames it, changes its MTU, or
+//! takes its addresses or their routes, finds it put back within some seconds. What is wanted is
+//! kept here; what is there is read from the kernel whenever it says that something changed, and
+//! every few seconds ([`super::roam`]).
 //!
-//! One log line says what was put back, one what cannot be; a program that makes the same change again and again is named as such, and
-//! from then on answered more slowly and without a word. Another change is said all the same. IPv6 is optional: where it is switched off its address is left out, and put on when it comes back.
+//! One log line says what was put back, one what cannot be; a program that makes the same change
+//! again and again is named as such, and from then on answered more slowly and without a word.
+//! Another change is said all the same. IPv6 is optional: where it is switched off its address is
+//! left out, and put on when it comes back.
 
 use super::{Error, Inner, Unproved, astray, core::lock, device};
 use p2pvm_host::{
@@ -34,7 +37,8 @@ pub(crate) struct Wanted {
     pub closed: bool,
     /// What cannot be put back, in words.
     pub faults: Vec<String>,
-    /// Packets that leave elsewhere though all of the device is there: a rule or a longer route comes first.
+    /// Packets that leave elsewhere though all of the device is there: a rule or a longer route
+    /// comes first.
     pub elsewhere: Vec<Unproved>,
     /// IPv6 is switched off: said once.
     without_v6: bool,
@@ -43,7 +47,8 @@ pub(crate) struct Wanted {
     said: Said,
 }
 
-/// What was said lately of things that are put back, by their kinds. A kind is said the first times within [`OFTEN`], then no more.
+/// What was said lately of things that are put back, by their kinds. A kind is said the first times
+/// within [`OFTEN`], then no more.
 #[derive(Default)]
 pub(super) struct Said(BTreeMap<String, VecDeque<Instant>>);
 
@@ -57,7 +62,8 @@ pub(super) enum Worth {
 }
 
 impl Said {
-    /// Notes that these were put back, and whether that is to be said; each kind is said `times` times.
+    /// Notes that these were put back, and whether that is to be said; each kind is said `times`
+    /// times.
     pub fn worth(&mut self, mended: &[String], times: usize, now: Instant) -> Worth {
         self.0.retain(|_, at| {
             at.retain(|at| now.saturating_duration_since(*at) <= OFTEN);
@@ -69,7 +75,11 @@ impl Said {
                 return Worth::Nothing;
             }
             at.push_back(now);
-            if at.len() == times && times > 1 { Worth::Last } else { Worth::Line }
+            if at.len() == times && times > 1 {
+                Worth::Last
+            } else {
+                Worth::Line
+            }
         });
         worth.max().unwrap_or(Worth::Nothing)
     }
@@ -78,7 +88,10 @@ impl Said {
 /// What kind of change the words tell of: names and numbers differ from time to time.
 fn kind(what: &str) -> &str {
     let varies = ["it was renamed", "its MTU was"];
-    varies.into_iter().find(|kind| what.starts_with(kind)).unwrap_or(what)
+    varies
+        .into_iter()
+        .find(|kind| what.starts_with(kind))
+        .unwrap_or(what)
 }
 
 impl Wanted {
@@ -100,20 +113,35 @@ impl Wanted {
 
     /// Whether repairs have been so many that the next has to wait.
     fn is_slowed(&mut self, now: Instant) -> bool {
-        while self.mended.front().is_some_and(|at| now.saturating_duration_since(*at) > OFTEN) {
+        while self
+            .mended
+            .front()
+            .is_some_and(|at| now.saturating_duration_since(*at) > OFTEN)
+        {
             self.mended.pop_front();
         }
-        self.mended.len() >= AT_ONCE && self.mended.back().is_some_and(|at| now.saturating_duration_since(*at) < SLOWLY)
+        self.mended.len() >= AT_ONCE
+            && self
+                .mended
+                .back()
+                .is_some_and(|at| now.saturating_duration_since(*at) < SLOWLY)
     }
 
-    /// Says what was put back, and what could not be. A program that changes the device again and again is named as such once.
+    /// Says what was put back, and what could not be. A program that changes the device again and
+    /// again is named as such once.
     fn tell(&mut self, mended: &[String], faults: Vec<String>, now: Instant) {
         let device = self.name.as_str();
         if !mended.is_empty() {
             self.mended.push_back(now);
             match self.said.worth(mended, AT_ONCE, now) {
-                Worth::Line => tracing::warn!("the interface {device} is put back, something changed it: {}", mended.join(", ")),
-                Worth::Last => tracing::warn!("something changes the interface {device} again and again: {}", mended.join(", ")),
+                Worth::Line => tracing::warn!(
+                    "the interface {device} is put back, something changed it: {}",
+                    mended.join(", ")
+                ),
+                Worth::Last => tracing::warn!(
+                    "something changes the interface {device} again and again: {}",
+                    mended.join(", ")
+                ),
                 Worth::Nothing => {}
             }
         }
@@ -121,7 +149,10 @@ impl Wanted {
             if faults.is_empty() {
                 tracing::info!("the interface {device} is as it should be again");
             } else {
-                tracing::warn!("the interface {device} cannot be put back: {}", faults.join("; "));
+                tracing::warn!(
+                    "the interface {device} cannot be put back: {}",
+                    faults.join("; ")
+                );
             }
             self.faults = faults;
         }
@@ -184,8 +215,8 @@ pub(super) fn gateway(address: &IpAddr, prefix: u8) -> Option<IpAddr> {
 }
 
 impl Inner {
-    /// Compares the device with what it is to be and puts back what differs; what that was, in words. Must be called in the
-    /// plane's network namespace.
+    /// Compares the device with what it is to be and puts back what differs; what that was, in
+    /// words. Must be called in the plane's network namespace.
     pub fn mend_device(&self, now: Instant) -> Vec<String> {
         let mut wanted = lock(&self.device_wanted);
         if wanted.closed || wanted.is_slowed(now) {
@@ -199,10 +230,16 @@ impl Inner {
     }
 
     fn look_at(&self, wanted: &mut Wanted, round: &mut Round) {
-        let Some(anew) = self.attach_again(wanted, round) else { return };
-        let (Ok(name), Ok(all)) = (self.tun.name(), links()) else { return };
+        let Some(anew) = self.attach_again(wanted, round) else {
+            return;
+        };
+        let (Ok(name), Ok(all)) = (self.tun.name(), links()) else {
+            return;
+        };
         // It may be renamed at this moment: the next look finds it.
-        let Some(link) = all.iter().find(|link| link.name == name) else { return };
+        let Some(link) = all.iter().find(|link| link.name == name) else {
+            return;
+        };
         if anew {
             self.finish(wanted, link, &mut Round::default(), true);
             // What is missing of a device that has just been made needs no words.
@@ -216,7 +253,8 @@ impl Inner {
         }
     }
 
-    /// Makes the device anew where it was deleted, or moved to where it is of no use; whether that was needed, none: it cannot be.
+    /// Makes the device anew where it was deleted, or moved to where it is of no use; whether that
+    /// was needed, none: it cannot be.
     fn attach_again(&self, wanted: &Wanted, round: &mut Round) -> Option<bool> {
         let here = |name: &String| links().map(|links| links.iter().any(|link| link.name == *name));
         let what = match self.tun.name().map(|name| here(&name)) {
@@ -235,25 +273,44 @@ impl Inner {
                 }
             }
         };
-        round.note(|| what.into(), device::attach(&self.tun, &wanted.name, self.joins_datagrams)).then_some(true)
+        round
+            .note(
+                || what.into(),
+                device::attach(&self.tun, &wanted.name, self.joins_datagrams),
+            )
+            .then_some(true)
     }
 
     /// Name, MTU, mark, carrier, up.
     fn finish(&self, wanted: &Wanted, link: &Link, round: &mut Round, anew: bool) {
         let index = link.index;
         if link.name != wanted.name {
-            round.note(|| format!("it was renamed {}", link.name), host::set_name(index, &wanted.name));
+            round.note(
+                || format!("it was renamed {}", link.name),
+                host::set_name(index, &wanted.name),
+            );
         }
         if link.mtu != u32::from(wanted.mtu) {
-            round.note(|| format!("its MTU was {}", link.mtu), host::set_mtu(index, wanted.mtu.into()));
+            round.note(
+                || format!("its MTU was {}", link.mtu),
+                host::set_mtu(index, wanted.mtu.into()),
+            );
         }
         let mark = link.mark();
-        let is_ours = |mark: &Mark| mark.network == wanted.mark.network && mark.link_port == wanted.mark.link_port;
-        if mark.as_ref().is_some_and(|mark| *mark != wanted.mark && is_ours(mark)) {
+        let is_ours = |mark: &Mark| {
+            mark.network == wanted.mark.network && mark.link_port == wanted.mark.link_port
+        };
+        if mark
+            .as_ref()
+            .is_some_and(|mark| *mark != wanted.mark && is_ours(mark))
+        {
             // What the mark is to say has changed, and nobody took it away.
             let _ = set_alias(index, &wanted.mark.to_string());
         } else if mark.as_ref() != Some(&wanted.mark) {
-            round.note(|| "its mark was gone".into(), set_alias(index, &wanted.mark.to_string()));
+            round.note(
+                || "its mark was gone".into(),
+                set_alias(index, &wanted.mark.to_string()),
+            );
         }
         if anew {
             let _ = device::limit_packets(index, wanted.largest);
@@ -261,12 +318,21 @@ impl Inner {
         if !link.up {
             round.note(|| "it was down".into(), host::set_up(index));
         } else if !link.carrier {
-            round.note(|| "it had no carrier".into(), device::set_carrier(&self.tun));
+            round.note(
+                || "it had no carrier".into(),
+                device::set_carrier(&self.tun),
+            );
         }
     }
 
     /// Addresses, and the routes that come with them.
-    fn finish_addresses(&self, wanted: &mut Wanted, index: u32, there: &[(IpAddr, u8)], round: &mut Round) {
+    fn finish_addresses(
+        &self,
+        wanted: &mut Wanted,
+        index: u32,
+        there: &[(IpAddr, u8)],
+        round: &mut Round,
+    ) {
         for (address, prefix) in wanted.addresses.clone() {
             if address.is_ipv6() && self.is_without_v6(wanted) {
                 continue;
@@ -277,31 +343,53 @@ impl Inner {
                     continue;
                 }
             }
-            let Some(other) = other_of(&address, prefix) else { continue };
+            let Some(other) = other_of(&address, prefix) else {
+                continue;
+            };
             let leads_here = || host::way_to(&other).is_ok_and(|by| by == Some(index));
             if leads_here() {
                 continue;
             }
             let network = host::network(&address, prefix);
             match host::add_connected_route(index, &address, prefix) {
-                Ok(()) => round.mended.push(format!("its route to {network}/{prefix} was gone")),
+                Ok(()) => round
+                    .mended
+                    .push(format!("its route to {network}/{prefix} was gone")),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    // The same network by another interface, though none stands in it: somebody replaced the route.
-                    if address.is_ipv4() && !leads_here() && !others_stand_in(index, &network, prefix) {
+                    // The same network by another interface, though none stands in it: somebody
+                    // replaced the route.
+                    if address.is_ipv4()
+                        && !leads_here()
+                        && !others_stand_in(index, &network, prefix)
+                    {
                         match host::put_connected_route_first(index, &address, prefix) {
                             // Ours is there: what comes first stands in a rule or another table.
                             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                             first => {
-                                round.note(|| format!("its route to {network}/{prefix} was replaced by another"), first);
+                                round.note(
+                                    || {
+                                        format!(
+                                            "its route to {network}/{prefix} was \
+                                    replaced by another"
+                                        )
+                                    },
+                                    first,
+                                );
                             }
                         }
                     }
                 }
-                Err(error) => round.faults.push(format!("its route to {network}/{prefix} is gone, and {error}")),
+                Err(error) => round.faults.push(format!(
+                    "its route to {network}/{prefix} is gone, and {error}"
+                )),
             }
             if !leads_here() {
                 let (device, through) = (wanted.name.clone(), way(&other));
-                round.elsewhere.push(Unproved::Elsewhere { device, addr: other, through });
+                round.elsewhere.push(Unproved::Elsewhere {
+                    device,
+                    addr: other,
+                    through,
+                });
             }
         }
     }
@@ -311,7 +399,13 @@ impl Inner {
             IpAddr::V4(v4) => self.tun.add_address_v4(*v4, prefix),
             IpAddr::V6(v6) => self.tun.add_address_v6(*v6, prefix),
         };
-        added.or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+        added.or_else(|error| {
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
     }
 
     /// Whether this machine's IPv6 is switched off; says so when that changes.
@@ -321,7 +415,9 @@ impl Inner {
             wanted.without_v6 = off;
             let device = wanted.name.as_str();
             if off {
-                tracing::info!("IPv6 is switched off on this machine: {device} has its IPv4 address alone");
+                tracing::info!(
+                    "IPv6 is switched off on this machine: {device} has its IPv4 address alone"
+                );
             } else {
                 tracing::info!("IPv6 is switched on: {device} gets its IPv6 address");
             }
@@ -329,9 +425,18 @@ impl Inner {
         off
     }
 
-    /// Says which addresses the device is to have, and puts them on. Must be called in the plane's network namespace.
-    pub fn set_host_addresses(&self, v4: Option<(Ipv4Addr, u8)>, v6: Option<(Ipv6Addr, u8)>) -> Result<(), Error> {
-        let new: Vec<(IpAddr, u8)> = v4.map(|(a, p)| (a.into(), p)).into_iter().chain(v6.map(|(a, p)| (a.into(), p))).collect();
+    /// Says which addresses the device is to have, and puts them on. Must be called in the plane's
+    /// network namespace.
+    pub fn set_host_addresses(
+        &self,
+        v4: Option<(Ipv4Addr, u8)>,
+        v6: Option<(Ipv6Addr, u8)>,
+    ) -> Result<(), Error> {
+        let new: Vec<(IpAddr, u8)> = v4
+            .map(|(a, p)| (a.into(), p))
+            .into_iter()
+            .chain(v6.map(|(a, p)| (a.into(), p)))
+            .collect();
         let mut wanted = lock(&self.device_wanted);
         let old = std::mem::replace(&mut wanted.addresses, new.clone());
         for (addr, _) in old.iter().filter(|a| !new.contains(a)) {
@@ -347,7 +452,11 @@ impl Inner {
             if let Err(cause) = self.add_address(addr, *prefix) {
                 // IPv4 alone will do; the next look tries again and says what is wrong.
                 if addr.is_ipv4() || v4.is_none() {
-                    failed = Some(Error::Address { device: wanted.name.clone(), addr: *addr, cause });
+                    failed = Some(Error::Address {
+                        device: wanted.name.clone(),
+                        addr: *addr,
+                        cause,
+                    });
                 }
             }
         }
@@ -357,11 +466,15 @@ impl Inner {
     /// What cannot be put back of the device and of guests' interfaces.
     pub fn device_faults(&self) -> Vec<String> {
         let wanted = lock(&self.device_wanted);
-        let device = wanted.faults.iter().map(|fault| format!("the interface {} cannot be put back: {fault}", wanted.name));
+        let device = wanted
+            .faults
+            .iter()
+            .map(|fault| format!("the interface {} cannot be put back: {fault}", wanted.name));
         device.chain(self.port_faults()).collect()
     }
 
-    /// The ways of packets to the network that somebody else's rules or routes lead past the device.
+    /// The ways of packets to the network that somebody else's rules or routes lead past the
+    /// device.
     pub fn ways_elsewhere(&self) -> Vec<Unproved> {
         lock(&self.device_wanted).elsewhere.clone()
     }
@@ -383,16 +496,23 @@ impl Inner {
 
 /// Whether another interface has an address in this network, so that its route there is its own.
 fn others_stand_in(index: u32, network: &IpAddr, prefix: u8) -> bool {
-    let stands = |link: &Link| link.index != index && link.addresses.iter().any(|(ip, _)| host::network(ip, prefix) == *network);
+    let stands = |link: &Link| {
+        link.index != index
+            && link
+                .addresses
+                .iter()
+                .any(|(ip, _)| host::network(ip, prefix) == *network)
+    };
     links().is_ok_and(|links| links.iter().any(stands))
 }
 
 /// By which interface a packet to `ip` leaves, in words.
 pub(super) fn way(ip: &IpAddr) -> String {
     match host::way_to(ip) {
-        Ok(Some(index)) => {
-            nix::net::if_::if_indextoname(index).map_or_else(|_| format!("interface {index}"), |n| n.to_string_lossy().into())
-        }
+        Ok(Some(index)) => nix::net::if_::if_indextoname(index).map_or_else(
+            |_| format!("interface {index}"),
+            |n| n.to_string_lossy().into(),
+        ),
         Ok(None) => "no interface".into(),
         Err(error) => format!("no interface: {error}"),
     }
@@ -413,34 +533,66 @@ mod tests {
             ("fd77::9", 127, None),
         ] {
             let other: Option<IpAddr> = other.map(|text| text.parse().unwrap());
-            assert_eq!(other_of(&address.parse().unwrap(), prefix), other, "{address}/{prefix}");
+            assert_eq!(
+                other_of(&address.parse().unwrap(), prefix),
+                other,
+                "{address}/{prefix}"
+            );
         }
     }
 
     #[test]
     fn a_change_of_another_kind_is_said_also_after_one_that_is_made_again_and_again() {
         let (mut said, now) = (Said::default(), Instant::now());
-        let mut worth = |what: &str, after| said.worth(&[what.to_owned()], AT_ONCE, now + Duration::from_secs(after));
+        let mut worth = |what: &str, after| {
+            said.worth(
+                &[what.to_owned()],
+                AT_ONCE,
+                now + Duration::from_secs(after),
+            )
+        };
         let down: Vec<Worth> = (0..8).map(|at| worth("it was down", at)).collect();
         assert_eq!(down[..AT_ONCE - 1], [Worth::Line; AT_ONCE - 1]);
-        assert_eq!(down[AT_ONCE - 1..], [Worth::Last, Worth::Nothing, Worth::Nothing, Worth::Nothing]);
-        assert_eq!([worth("its MTU was 1400", 9), worth("it was renamed x", 9)], [Worth::Line; 2]);
-        let renamed: Vec<Worth> = (0..6).map(|n| worth(&format!("it was renamed x{n}"), 10)).collect();
-        assert_eq!(renamed.last(), Some(&Worth::Nothing), "another name is no other kind");
+        assert_eq!(
+            down[AT_ONCE - 1..],
+            [Worth::Last, Worth::Nothing, Worth::Nothing, Worth::Nothing]
+        );
+        assert_eq!(
+            [worth("its MTU was 1400", 9), worth("it was renamed x", 9)],
+            [Worth::Line; 2]
+        );
+        let renamed: Vec<Worth> = (0..6)
+            .map(|n| worth(&format!("it was renamed x{n}"), 10))
+            .collect();
+        assert_eq!(
+            renamed.last(),
+            Some(&Worth::Nothing),
+            "another name is no other kind"
+        );
         assert_eq!(worth("it was down", 100), Worth::Line);
     }
 
     #[test]
     fn the_first_repairs_are_made_at_once_and_many_more_slowly() {
-        let mark = Mark { network: "n".into(), link_port: 1, control_port: 2, misses: None };
-        let (mut wanted, start) = (Wanted::new("p2pvm0".into(), 1340, 65_000, mark), Instant::now());
+        let mark = Mark {
+            network: "n".into(),
+            link_port: 1,
+            control_port: 2,
+            misses: None,
+        };
+        let (mut wanted, start) = (
+            Wanted::new("p2pvm0".into(), 1340, 65_000, mark),
+            Instant::now(),
+        );
         for n in 0..AT_ONCE {
             let now = start + Duration::from_millis(100 * n as u64);
             assert!(!wanted.is_slowed(now));
             wanted.tell(&["it was down".into()], Vec::new(), now);
         }
         let last = start + Duration::from_millis(100 * (AT_ONCE as u64 - 1));
-        assert!(wanted.is_slowed(last + Duration::from_millis(100)) && !wanted.is_slowed(last + SLOWLY));
+        assert!(
+            wanted.is_slowed(last + Duration::from_millis(100)) && !wanted.is_slowed(last + SLOWLY)
+        );
         assert!(!wanted.is_slowed(last + OFTEN + Duration::from_secs(1)));
         assert!(wanted.mended.is_empty());
     }

@@ -1,6 +1,7 @@
-//! Guests' multicast, such as mDNS, from guest to guest over the overlay: off unless the owner says which members have
-//! guests that take part. Only UDP, only from guests, so many packets a second and no more. What comes from another
-//! member goes to this host's guests and never on, so there are no loops.
+//! Guests' multicast, such as mDNS, from guest to guest over the overlay: off unless the owner says
+//! which members have guests that take part. Only UDP, only from guests, so many packets a second
+//! and no more. What comes from another member goes to this host's guests and never on, so there
+//! are no loops.
 //!
 //! IPv6's link-local sources are not carried: a guest speaks for its own addresses only.
 
@@ -16,7 +17,8 @@ use std::{
     time::Instant,
 };
 
-/// Packets a second that this host's guests send to all: discovery needs a few, video is no use over a wide area.
+/// Packets a second that this host's guests send to all: discovery needs a few, video is no use
+/// over a wide area.
 const SENT_A_SECOND: f64 = 50.0;
 /// Packets a second that all others may send to this host's guests.
 const TAKEN_A_SECOND: f64 = 200.0;
@@ -32,7 +34,9 @@ struct Bucket {
 impl Bucket {
     fn take(&mut self, rate: f64, now: Instant) -> bool {
         let most = rate * BURST_SECONDS;
-        let gained = self.at.map_or(most, |at| now.saturating_duration_since(at).as_secs_f64() * rate);
+        let gained = self.at.map_or(most, |at| {
+            now.saturating_duration_since(at).as_secs_f64() * rate
+        });
         (self.tokens, self.at) = ((self.tokens + gained).min(most), Some(now));
         let has = self.tokens >= 1.0;
         if has {
@@ -52,8 +56,18 @@ pub(crate) struct Multicast {
 
 impl Default for Multicast {
     fn default() -> Self {
-        let bucket = || Mutex::new(Bucket { tokens: 0.0, at: None });
-        Self { on: AtomicBool::new(false), members: ArcSwapOption::empty(), sent: bucket(), taken: bucket() }
+        let bucket = || {
+            Mutex::new(Bucket {
+                tokens: 0.0,
+                at: None,
+            })
+        };
+        Self {
+            on: AtomicBool::new(false),
+            members: ArcSwapOption::empty(),
+            sent: bucket(),
+            taken: bucket(),
+        }
     }
 }
 
@@ -75,8 +89,17 @@ fn is_udp(packet: &[u8]) -> bool {
 
 impl Inner {
     /// A guest's packet to a multicast address, held by the guest under `from_epoch`.
-    pub fn multicast_out(&self, ctx: &mut Ctx, from_epoch: u32, packet: &[u8], src: &IpAddr, dst: &IpAddr, now: Instant) {
-        let wanted = self.multicast.on.load(Ordering::Relaxed) && dst.is_multicast() && is_udp(packet);
+    pub fn multicast_out(
+        &self,
+        ctx: &mut Ctx,
+        from_epoch: u32,
+        packet: &[u8],
+        src: &IpAddr,
+        dst: &IpAddr,
+        now: Instant,
+    ) {
+        let wanted =
+            self.multicast.on.load(Ordering::Relaxed) && dst.is_multicast() && is_udp(packet);
         if !wanted || !lock(&self.multicast.sent).take(SENT_A_SECOND, now) {
             return;
         }
@@ -84,7 +107,17 @@ impl Inner {
         let members = self.multicast.members.load();
         for member in members.iter().flat_map(|members| members.iter()) {
             let peer = self.peer(*member);
-            self.send_frame(&mut ctx.out, &peer, Frame::Ip { from_epoch, to_epoch: 0, passed_on: false }, packet, now);
+            self.send_frame(
+                &mut ctx.out,
+                &peer,
+                Frame::Ip {
+                    from_epoch,
+                    to_epoch: 0,
+                    passed_on: false,
+                },
+                packet,
+                now,
+            );
         }
     }
 
@@ -107,11 +140,18 @@ impl Inner {
     }
 }
 
-/// The Ethernet address that a packet goes to at a guest: the group's for multicast (RFC 1112 §6.4, RFC 2464 §7).
+/// The Ethernet address that a packet goes to at a guest: the group's for multicast (RFC 1112 §6.4,
+/// RFC 2464 §7).
 pub(crate) fn group_mac(packet: &[u8]) -> Option<[u8; 6]> {
     match packet.first()? >> 4 {
-        4 => packet.get(16..20).filter(|dst| dst[0] & 0xf0 == 0xe0).map(|dst| [1, 0, 0x5e, dst[1] & 0x7f, dst[2], dst[3]]),
-        6 => packet.get(24..40).filter(|dst| dst[0] == 0xff).map(|dst| [0x33, 0x33, dst[12], dst[13], dst[14], dst[15]]),
+        4 => packet
+            .get(16..20)
+            .filter(|dst| dst[0] & 0xf0 == 0xe0)
+            .map(|dst| [1, 0, 0x5e, dst[1] & 0x7f, dst[2], dst[3]]),
+        6 => packet
+            .get(24..40)
+            .filter(|dst| dst[0] == 0xff)
+            .map(|dst| [0x33, 0x33, dst[12], dst[13], dst[14], dst[15]]),
         _ => None,
     }
 }
@@ -123,18 +163,30 @@ mod tests {
 
     #[test]
     fn a_second_holds_its_rate_and_no_more() {
-        let (mut bucket, start) = (Bucket { tokens: 0.0, at: None }, Instant::now());
+        let (mut bucket, start) = (
+            Bucket {
+                tokens: 0.0,
+                at: None,
+            },
+            Instant::now(),
+        );
         let mut taken = 0;
         for ms in 0..10_000u64 {
             taken += usize::from(bucket.take(50.0, start + Duration::from_millis(ms)));
         }
-        assert!((540..=550).contains(&taken), "{taken} in ten seconds, with one second's worth at once");
+        assert!(
+            (540..=550).contains(&taken),
+            "{taken} in ten seconds, with one second's worth at once"
+        );
     }
 
     #[test]
     fn groups_have_ethernet_addresses_of_their_own() {
         let mut packet = Vec::new();
-        etherparse::PacketBuilder::ipv4([10, 0, 0, 1], [224, 128, 0, 251], 1).udp(5353, 5353).write(&mut packet, b"").unwrap();
+        etherparse::PacketBuilder::ipv4([10, 0, 0, 1], [224, 128, 0, 251], 1)
+            .udp(5353, 5353)
+            .write(&mut packet, b"")
+            .unwrap();
         assert_eq!(group_mac(&packet), Some([1, 0, 0x5e, 0, 0, 251]));
         packet[16] = 10;
         assert_eq!(group_mac(&packet), None);

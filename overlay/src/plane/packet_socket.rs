@@ -1,5 +1,5 @@
-//! A raw packet socket on one interface, with a virtio-net header before each frame, so that a guest's TSO packets pass in
-//! one piece both ways (packet(7), PACKET_VNET_HDR).
+//! A raw packet socket on one interface, with a virtio-net header before each frame, so that a
+//! guest's TSO packets pass in one piece both ways (packet(7), PACKET_VNET_HDR).
 
 use socket2::{Domain, Socket, Type};
 use std::{
@@ -17,8 +17,13 @@ impl PacketSocket {
     /// Opens the interface called `name` in the calling thread's network namespace.
     pub fn open(name: &str) -> io::Result<Self> {
         let index = nix::net::if_::if_nametoindex(name)?;
-        // Protocol 0: nothing is received before the bind below names interface and protocol together.
-        let socket = Self(Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?);
+        // Protocol 0: nothing is received before the bind below names interface and protocol
+        // together.
+        let socket = Self(Socket::new(
+            Domain::PACKET,
+            Type::RAW.nonblocking().cloexec(),
+            None,
+        )?);
         set_option(&socket.0, libc::PACKET_VNET_HDR)?;
         set_option(&socket.0, libc::PACKET_IGNORE_OUTGOING)?;
         let _ = socket.0.set_recv_buffer_size(BUFFER_BYTES);
@@ -27,14 +32,16 @@ impl PacketSocket {
         Ok(socket)
     }
 
-    /// Takes the interface with this index from now on: another of the same name, where the one of before was deleted.
+    /// Takes the interface with this index from now on: another of the same name, where the one of
+    /// before was deleted.
     pub fn bind(&self, index: u32) -> io::Result<()> {
         // SAFETY: sockaddr_ll is a plain C structure for which all zeros is a value.
         let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
         address.sll_ifindex = i32::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: the pointer and the length describe `address`, which lives across the call; the descriptor is open.
+        // SAFETY: the pointer and the length describe `address`, which lives across the call; the
+        // descriptor is open.
         let bound = unsafe {
             libc::bind(
                 self.0.as_raw_fd(),
@@ -42,7 +49,11 @@ impl PacketSocket {
                 mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t,
             )
         };
-        if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if bound == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     /// One frame behind its virtio-net header.
@@ -62,7 +73,8 @@ impl PacketSocket {
 
 fn set_option(socket: &Socket, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
-    // SAFETY: the pointer and the length describe `on`, which lives across the call; the descriptor is open.
+    // SAFETY: the pointer and the length describe `on`, which lives across the call; the descriptor
+    // is open.
     let set = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -72,5 +84,9 @@ fn set_option(socket: &Socket, option: libc::c_int) -> io::Result<()> {
             mem::size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

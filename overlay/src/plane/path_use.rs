@@ -27,7 +27,9 @@ impl Inner {
     pub fn run_link(&self, peer: &Arc<Peer>, now: Instant) {
         let mut out = Batch::default();
         loop {
-            let Some(output) = peer.link().as_mut().and_then(Link::poll) else { break };
+            let Some(output) = peer.link().as_mut().and_then(Link::poll) else {
+                break;
+            };
             match output {
                 Output::Transmit(message) => {
                     peer.note_sent(now, 0);
@@ -65,12 +67,18 @@ impl Inner {
     pub fn run_paths(&self, peer: &Arc<Peer>, now: Instant) {
         let mut out = Batch::default();
         loop {
-            let Some(step) = peer.paths().poll() else { break };
+            let Some(step) = peer.paths().poll() else {
+                break;
+            };
             match step {
                 Step::Silent => drop(self.silent.try_send(peer.member)),
-                Step::Probe(path, token) => self.send_frame_by(&mut out, peer, path, Frame::Ping(token), &[], now),
+                Step::Probe(path, token) => {
+                    self.send_frame_by(&mut out, peer, path, Frame::Ping(token), &[], now)
+                }
                 Step::Select(path) => {
-                    let via = path.and_then(|path| self.via(peer, path)).unwrap_or(Via::Nowhere);
+                    let via = path
+                        .and_then(|path| self.via(peer, path))
+                        .unwrap_or(Via::Nowhere);
                     peer.via.store(Arc::new(via));
                     peer.pmtu().selected(path, now);
                     peer.show_limit();
@@ -79,10 +87,15 @@ impl Inner {
                     }
                     tracing::debug!(member = ?peer.member, ?path, "path");
                     self.send_waiting(&mut out, peer, now);
-                    self.tell(PlaneEvent::PathChanged { member: peer.member, path });
+                    self.tell(PlaneEvent::PathChanged {
+                        member: peer.member,
+                        path,
+                    });
                     self.path_changed.notify_waiters();
                     // Over the ring it goes on, while something better is looked for.
-                    if path.is_none_or(|p| p == Path::Ring) && peer.idle(now) < super::paths::KEEPALIVE {
+                    if path.is_none_or(|p| p == Path::Ring)
+                        && peer.idle(now) < super::paths::KEEPALIVE
+                    {
                         self.want(peer, now);
                     }
                 }
@@ -91,7 +104,8 @@ impl Inner {
         out.flush(&self.udp);
     }
 
-    /// This member can pass nothing on any more: who was reached through it takes the next way at once.
+    /// This member can pass nothing on any more: who was reached through it takes the next way at
+    /// once.
     fn relay_lost(&self, relay: MemberId, now: Instant) {
         let lost = Path::Relayed(relay);
         for peer in self.peers.load().iter().filter(|p| p.member != relay) {
@@ -108,13 +122,23 @@ impl Inner {
         let (questions, busy) = {
             let mut pmtu = peer.pmtu();
             pmtu.tick(now, rtt, large);
-            (std::iter::from_fn(|| pmtu.poll()).collect::<Vec<_>>(), pmtu.busy())
+            (
+                std::iter::from_fn(|| pmtu.poll()).collect::<Vec<_>>(),
+                pmtu.busy(),
+            )
         };
         peer.show_limit();
         let mut out = Batch::default();
         for question in questions {
             let padding = vec![0; usize::from(question.size).saturating_sub(OVERHEAD)];
-            self.send_frame_by(&mut out, peer, question.path, Frame::Ping(question.token), &padding, now);
+            self.send_frame_by(
+                &mut out,
+                peer,
+                question.path,
+                Frame::Ping(question.token),
+                &padding,
+                now,
+            );
         }
         out.flush(&self.udp);
         busy
@@ -126,7 +150,13 @@ impl Inner {
         }
         for frame in peer.take_waiting(now) {
             if let Some(header) = Frame::parse(&frame) {
-                self.send_frame(out, peer, header, &frame[crate::link::frame::FRAME_HEADER_LEN..], now);
+                self.send_frame(
+                    out,
+                    peer,
+                    header,
+                    &frame[crate::link::frame::FRAME_HEADER_LEN..],
+                    now,
+                );
             }
         }
     }
@@ -153,31 +183,56 @@ impl Inner {
 
     /// What the member's paths go by.
     pub fn activity(&self, peer: &Peer) -> Activity {
-        Activity { ring: self.ring_stands(), ..peer.activity() }
+        Activity {
+            ring: self.ring_stands(),
+            ..peer.activity()
+        }
     }
 
     /// Opens a handshake whose message the connector carries, with `extra` sealed in it.
-    pub fn open_link(&self, member: MemberId, key: LinkKey, extra: &[u8]) -> Result<Vec<u8>, Error> {
+    pub fn open_link(
+        &self,
+        member: MemberId,
+        key: LinkKey,
+        extra: &[u8],
+    ) -> Result<Vec<u8>, Error> {
         let (peer, now, index) = (self.linked(member, key), Instant::now(), self.new_index());
-        let opened = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.open_carried(now, index, extra));
+        let opened = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| {
+            link.open_carried(now, index, extra)
+        });
         opened.map_err(|e| Error::Handshake(member, e.to_string()))
     }
 
     /// Answers a handshake that `member` sent over the control plane.
-    pub fn accept_link(&self, member: MemberId, key: LinkKey, message: &[u8]) -> Result<Vec<u8>, Error> {
+    pub fn accept_link(
+        &self,
+        member: MemberId,
+        key: LinkKey,
+        message: &[u8],
+    ) -> Result<Vec<u8>, Error> {
         let failed = |e: Refused| Error::Handshake(member, e.to_string());
-        let Ok(wire::Datagram::Initiation { sender, noise }) = wire::parse(message) else { return Err(failed(Refused::Malformed)) };
+        let Ok(wire::Datagram::Initiation { sender, noise }) = wire::parse(message) else {
+            return Err(failed(Refused::Malformed));
+        };
         let opened = Opened::read(&self.keys, sender, noise).map_err(failed)?;
         let (peer, now, index) = (self.linked(member, key), Instant::now(), self.new_index());
-        let answer =
-            peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.accept(now, opened, index, true, &[])).map_err(failed)?;
+        let answer = peer
+            .link()
+            .as_mut()
+            .map_or(Err(Refused::Unasked), |link| {
+                link.accept(now, opened, index, true, &[])
+            })
+            .map_err(failed)?;
         self.run_link(&peer, now);
         Ok(answer)
     }
 
-    /// Reads a handshake that came over the ring, where nothing but the message itself says whose it is.
+    /// Reads a handshake that came over the ring, where nothing but the message itself says whose
+    /// it is.
     pub fn read_link(&self, message: &[u8]) -> Result<Opened, Refused> {
-        let Ok(wire::Datagram::Initiation { sender, noise }) = wire::parse(message) else { return Err(Refused::Malformed) };
+        let Ok(wire::Datagram::Initiation { sender, noise }) = wire::parse(message) else {
+            return Err(Refused::Malformed);
+        };
         // Each costs two multiplications on the curve, and anybody can send some.
         if lock(&self.doorman).overloaded(Instant::now()) {
             return Err(Refused::Unasked);
@@ -185,10 +240,20 @@ impl Inner {
         Opened::read(&self.keys, sender, noise)
     }
 
-    /// Answers such a handshake, whose sender has been proved to be `member`, with `extra` sealed in the answer; the ring is a
-    /// path to it from now on.
-    pub fn accept_over_ring(&self, member: MemberId, opened: Opened, agent: Option<Position>, extra: &[u8]) -> Result<Vec<u8>, Error> {
-        let (peer, now, index) = (self.linked(member, opened.peer), Instant::now(), self.new_index());
+    /// Answers such a handshake, whose sender has been proved to be `member`, with `extra` sealed
+    /// in the answer; the ring is a path to it from now on.
+    pub fn accept_over_ring(
+        &self,
+        member: MemberId,
+        opened: Opened,
+        agent: Option<Position>,
+        extra: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        let (peer, now, index) = (
+            self.linked(member, opened.peer),
+            Instant::now(),
+            self.new_index(),
+        );
         let answer = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| {
             let answer = link.accept(now, opened, index, false, extra)?;
             link.seal_if_none(index);
@@ -201,9 +266,14 @@ impl Inner {
         Ok(answer)
     }
 
-    /// As [`Inner::finish_link`], for an answer that came over the ring (through our neighbour `via`, if not as usual), which is
-    /// a path to the member from now on.
-    pub fn finish_over_ring(&self, member: MemberId, via: Option<Position>, answer: &[u8]) -> Result<Vec<u8>, Error> {
+    /// As [`Inner::finish_link`], for an answer that came over the ring (through our neighbour
+    /// `via`, if not as usual), which is a path to the member from now on.
+    pub fn finish_over_ring(
+        &self,
+        member: MemberId,
+        via: Option<Position>,
+        answer: &[u8],
+    ) -> Result<Vec<u8>, Error> {
         let extra = self.finish_link(member, answer)?;
         let peer = self.peer(member);
         peer.set_agent(None);
@@ -221,7 +291,10 @@ impl Inner {
     /// Takes the answer to [`Inner::open_link`]; what was sealed in it besides.
     pub fn finish_link(&self, member: MemberId, answer: &[u8]) -> Result<Vec<u8>, Error> {
         let (peer, now) = (self.peer(member), Instant::now());
-        let finished = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| link.answered(now, answer));
+        let finished = peer
+            .link()
+            .as_mut()
+            .map_or(Err(Refused::Unasked), |link| link.answered(now, answer));
         self.run_link(&peer, now);
         finished.map_err(|e| Error::Handshake(member, e.to_string()))
     }
@@ -232,8 +305,12 @@ impl Inner {
         {
             let (mut known, view) = (peer.paths(), self.underlay.view());
             // Never a tunnel through a tunnel.
-            let is_outside = |path: &Path| !matches!(path, Path::Direct(to) if view.is_inside(&to.ip()));
-            paths.into_iter().filter(is_outside).for_each(|path| known.add(path, now));
+            let is_outside =
+                |path: &Path| !matches!(path, Path::Direct(to) if view.is_inside(&to.ip()));
+            paths
+                .into_iter()
+                .filter(is_outside)
+                .for_each(|path| known.add(path, now));
             known.tick(now, self.activity(&peer));
         }
         self.run_paths(&peer, now);
@@ -255,8 +332,13 @@ impl Inner {
         let mut first = true;
         loop {
             let now = Instant::now();
-            let silent: Vec<Arc<Peer>> =
-                self.peers.load().iter().filter(|p| p.info().is_some_and(|i| i.silent(now).is_some())).cloned().collect();
+            let silent: Vec<Arc<Peer>> = self
+                .peers
+                .load()
+                .iter()
+                .filter(|p| p.info().is_some_and(|i| i.silent(now).is_some()))
+                .cloned()
+                .collect();
             if silent.is_empty() || now.saturating_duration_since(began) >= limit {
                 return;
             }
@@ -292,7 +374,11 @@ impl Inner {
 
     /// Whether a stream is there for the member's datagrams; it is tried then.
     pub fn try_stream(&self, member: MemberId) -> bool {
-        let there = self.peer(member).stream().as_ref().is_some_and(|stream| !stream.is_closed());
+        let there = self
+            .peer(member)
+            .stream()
+            .as_ref()
+            .is_some_and(|stream| !stream.is_closed());
         if there {
             self.try_paths(member, [Path::Stream]);
         }
@@ -301,7 +387,9 @@ impl Inner {
 
     /// The member's stream ended; another that replaced it meanwhile stays.
     pub fn detach_stream(&self, member: MemberId, stream: &mpsc::Sender<Vec<u8>>) {
-        let Some(peer) = self.peers.load().get(&member).cloned() else { return };
+        let Some(peer) = self.peers.load().get(&member).cloned() else {
+            return;
+        };
         let ours = peer.stream().take_if(|s| s.same_channel(stream)).is_some();
         if ours {
             self.drop_path(member, Path::Stream);
@@ -311,7 +399,12 @@ impl Inner {
     /// A datagram came over a stream; whose it is shows by the session that opens it.
     pub fn inject(&self, datagram: &mut [u8]) {
         let mut ctx = lock(&self.side);
-        self.datagram(&mut ctx, datagram, super::receive::By::Stream, Instant::now());
+        self.datagram(
+            &mut ctx,
+            datagram,
+            super::receive::By::Stream,
+            Instant::now(),
+        );
         ctx.flush(self);
     }
 }

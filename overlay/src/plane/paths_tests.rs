@@ -3,7 +3,15 @@
 use super::*;
 
 fn probes(paths: &mut Paths) -> Vec<(Path, u64)> {
-    std::iter::from_fn(|| paths.poll()).filter_map(|s| if let Step::Probe(p, t) = s { Some((p, t)) } else { None }).collect()
+    std::iter::from_fn(|| paths.poll())
+        .filter_map(|s| {
+            if let Step::Probe(p, t) = s {
+                Some((p, t))
+            } else {
+                None
+            }
+        })
+        .collect()
 }
 
 const RELAY: Path = Path::Relayed(MemberId([7; 32]));
@@ -67,14 +75,22 @@ fn a_silent_path_is_given_up_within_five_seconds_and_the_spare_takes_over() {
         }
     }
     assert_eq!(paths.selected(), Some(direct(1)));
-    let unanswered = Activity { unanswered: Some(start), sent: Some(start), ..Activity::default() };
+    let unanswered = Activity {
+        unanswered: Some(start),
+        sent: Some(start),
+        ..Activity::default()
+    };
     let mut now = start;
     while paths.selected() == Some(direct(1)) && now < start + Duration::from_secs(10) {
         now += Duration::from_millis(100);
         paths.tick(now, unanswered);
     }
     assert_eq!(paths.selected(), Some(RELAY));
-    assert!(now < start + Duration::from_secs(5), "took {:?}", now - start);
+    assert!(
+        now < start + Duration::from_secs(5),
+        "took {:?}",
+        now - start
+    );
 }
 
 #[test]
@@ -88,7 +104,13 @@ fn a_peer_that_went_over_to_another_path_is_followed_within_a_second() {
     paths.heard(RELAY, turn, Some(start));
     let mut now = turn;
     while paths.selected() != Some(RELAY) && now < turn + Duration::from_secs(5) {
-        paths.tick(now, Activity { received: Some(start), ..Activity::default() });
+        paths.tick(
+            now,
+            Activity {
+                received: Some(start),
+                ..Activity::default()
+            },
+        );
         for (path, token) in probes(&mut paths) {
             if path == RELAY {
                 paths.pong(path, token, now + Duration::from_millis(10));
@@ -114,12 +136,25 @@ fn a_peer_that_says_it_moved_is_followed_at_its_first_answer() {
     let turn = start + Duration::from_secs(3);
     paths.peer_moved(direct(2), turn);
     paths.peer_moved(direct(3), turn);
-    paths.tick(turn, Activity { received: Some(turn), ..Activity::default() });
+    paths.tick(
+        turn,
+        Activity {
+            received: Some(turn),
+            ..Activity::default()
+        },
+    );
     let sent = probes(&mut paths);
     // Slower than what was, but where the peer is now.
-    paths.pong(direct(2), sent.iter().find(|(p, _)| *p == direct(2)).unwrap().1, turn + Duration::from_millis(50));
+    paths.pong(
+        direct(2),
+        sent.iter().find(|(p, _)| *p == direct(2)).unwrap().1,
+        turn + Duration::from_millis(50),
+    );
     assert_eq!(paths.selected(), Some(direct(2)));
-    assert!(sent.iter().all(|(p, _)| *p != direct(3)), "the first that it is heard by");
+    assert!(
+        sent.iter().all(|(p, _)| *p != direct(3)),
+        "the first that it is heard by"
+    );
 }
 
 #[test]
@@ -132,8 +167,16 @@ fn roused_it_asks_every_way_and_the_peer_to_follow() {
     paths.rouse(turn);
     paths.tick(turn, Activity::default());
     let sent = probes(&mut paths);
-    assert!([direct(1), direct(2)].iter().all(|path| sent.iter().any(|(p, _)| p == path)), "{sent:?}");
-    assert!(sent.iter().all(|(_, token)| token & ROAMED != 0 && token >> 63 == 0));
+    assert!(
+        [direct(1), direct(2)]
+            .iter()
+            .all(|path| sent.iter().any(|(p, _)| p == path)),
+        "{sent:?}"
+    );
+    assert!(
+        sent.iter()
+            .all(|(_, token)| token & ROAMED != 0 && token >> 63 == 0)
+    );
 }
 
 #[test]
@@ -147,7 +190,14 @@ fn the_other_family_takes_over_when_the_one_in_use_falls_silent() {
     let silent = start + Duration::from_secs(300);
     let mut now = silent;
     while paths.selected() == Some(direct(1)) && now < silent + Duration::from_secs(10) {
-        paths.tick(now, Activity { unanswered: Some(silent), sent: Some(now), ..Activity::default() });
+        paths.tick(
+            now,
+            Activity {
+                unanswered: Some(silent),
+                sent: Some(now),
+                ..Activity::default()
+            },
+        );
         for (path, token) in probes(&mut paths) {
             if path == v6 {
                 paths.pong(path, token, now + Duration::from_millis(30));
@@ -156,7 +206,11 @@ fn the_other_family_takes_over_when_the_one_in_use_falls_silent() {
         now += Duration::from_millis(20);
     }
     assert_eq!(paths.selected(), Some(v6));
-    assert!(now < silent + Duration::from_secs(3), "took {:?}", now - silent);
+    assert!(
+        now < silent + Duration::from_secs(3),
+        "took {:?}",
+        now - silent
+    );
 }
 
 #[test]
@@ -170,7 +224,15 @@ fn a_spare_relay_stays_warm_and_takes_over_within_three_seconds() {
     while now < died + Duration::from_secs(5) && paths.selected() != Some(other) {
         let dead = now >= died;
         let heard = if dead { died } else { now };
-        paths.tick(now, Activity { received: Some(heard), sent: Some(now), unanswered: dead.then_some(died), ..Activity::default() });
+        paths.tick(
+            now,
+            Activity {
+                received: Some(heard),
+                sent: Some(now),
+                unanswered: dead.then_some(died),
+                ..Activity::default()
+            },
+        );
         for (path, token) in probes(&mut paths) {
             if path == other || !dead {
                 paths.pong(path, token, now + Duration::from_millis(10));
@@ -190,7 +252,11 @@ fn the_ring_carries_at_once_and_anything_better_replaces_it_but_a_stream_does_no
     let answer = |paths: &mut Paths, path: Path| {
         paths.add(path, now);
         paths.tick(now, Activity::default());
-        let token = probes(paths).into_iter().rfind(|(p, _)| *p == path).map(|(_, t)| t).unwrap();
+        let token = probes(paths)
+            .into_iter()
+            .rfind(|(p, _)| *p == path)
+            .map(|(_, t)| t)
+            .unwrap();
         paths.pong(path, token, now + Duration::from_millis(1));
     };
     answer(&mut paths, Path::Stream);
@@ -198,20 +264,34 @@ fn the_ring_carries_at_once_and_anything_better_replaces_it_but_a_stream_does_no
     answer(&mut paths, RELAY);
     assert_eq!(paths.selected(), Some(RELAY));
     paths.assume(Path::Ring, now);
-    assert_eq!(paths.selected(), Some(RELAY), "what works is not given up for an assumption");
+    assert_eq!(
+        paths.selected(),
+        Some(RELAY),
+        "what works is not given up for an assumption"
+    );
 }
 
 #[test]
 fn a_link_whose_only_path_dies_goes_on_over_the_ring_if_there_is_one() {
     let (mut paths, now) = (Paths::default(), Instant::now());
     paths.add(direct(1), now);
-    paths.tick(now, Activity { ring: true, ..Activity::default() });
+    paths.tick(
+        now,
+        Activity {
+            ring: true,
+            ..Activity::default()
+        },
+    );
     let token = probes(&mut paths)[0].1;
     paths.pong(direct(1), token, now);
     paths.remove(direct(1), now);
     assert_eq!(paths.selected(), Some(Path::Ring));
     paths.remove(Path::Ring, now);
-    assert_eq!(paths.selected(), None, "a dead ring path is not taken again by itself");
+    assert_eq!(
+        paths.selected(),
+        None,
+        "a dead ring path is not taken again by itself"
+    );
 }
 
 #[test]
@@ -235,7 +315,11 @@ fn a_silent_path_is_said_once_and_a_stream_that_answers_takes_over_where_nothing
         if spare {
             living(&mut paths, RELAY, start, 20);
         }
-        let unanswered = Activity { unanswered: Some(start), sent: Some(start), ..Activity::default() };
+        let unanswered = Activity {
+            unanswered: Some(start),
+            sent: Some(start),
+            ..Activity::default()
+        };
         let (mut now, mut said) = (start, Vec::new());
         while paths.selected() == Some(direct(1)) && now < start + Duration::from_secs(10) {
             now += Duration::from_millis(20);
@@ -256,8 +340,15 @@ fn a_silent_path_is_said_once_and_a_stream_that_answers_takes_over_where_nothing
             }
         }
         assert_eq!(said.len(), 1);
-        assert!(said[0] - start < Duration::from_millis(1500), "{:?}", said[0] - start);
-        assert_eq!(paths.selected(), Some(if spare { RELAY } else { Path::Stream }));
+        assert!(
+            said[0] - start < Duration::from_millis(1500),
+            "{:?}",
+            said[0] - start
+        );
+        assert_eq!(
+            paths.selected(),
+            Some(if spare { RELAY } else { Path::Stream })
+        );
     }
 }
 
@@ -265,14 +356,28 @@ fn a_silent_path_is_said_once_and_a_stream_that_answers_takes_over_where_nothing
 fn a_stream_that_came_later_takes_over_from_a_ring_that_died_with_the_direct_path() {
     let (mut paths, start) = (Paths::default(), Instant::now());
     living(&mut paths, direct(1), start, 10);
-    paths.tick(start, Activity { ring: true, ..Activity::default() });
+    paths.tick(
+        start,
+        Activity {
+            ring: true,
+            ..Activity::default()
+        },
+    );
     paths.remove(direct(1), start);
     assert_eq!(paths.selected(), Some(Path::Ring));
     paths.add(Path::Stream, start);
     let mut now = start;
     while paths.selected() == Some(Path::Ring) && now < start + Duration::from_secs(10) {
         now += Duration::from_millis(20);
-        paths.tick(now, Activity { ring: true, unanswered: Some(start), sent: Some(start), ..Activity::default() });
+        paths.tick(
+            now,
+            Activity {
+                ring: true,
+                unanswered: Some(start),
+                sent: Some(start),
+                ..Activity::default()
+            },
+        );
         for (path, token) in probes(&mut paths) {
             if path == Path::Stream {
                 paths.pong(path, token, now + Duration::from_millis(30));
@@ -280,7 +385,11 @@ fn a_stream_that_came_later_takes_over_from_a_ring_that_died_with_the_direct_pat
         }
     }
     assert_eq!(paths.selected(), Some(Path::Stream));
-    assert!(now - start < Duration::from_millis(1500), "{:?}", now - start);
+    assert!(
+        now - start < Duration::from_millis(1500),
+        "{:?}",
+        now - start
+    );
 }
 
 #[test]
@@ -294,13 +403,25 @@ fn what_lives_takes_over_at_once_however_many_ways_have_died_together() {
         let mut now = died;
         while paths.selected() != Some(survivor) && now < died + Duration::from_secs(30) {
             now += Duration::from_millis(20);
-            paths.tick(now, Activity { received: Some(start), unanswered: Some(died), sent: Some(now), ..Activity::default() });
+            paths.tick(
+                now,
+                Activity {
+                    received: Some(start),
+                    unanswered: Some(died),
+                    sent: Some(now),
+                    ..Activity::default()
+                },
+            );
             for (path, token) in probes(&mut paths) {
                 if path == survivor {
                     paths.pong(path, token, now + Duration::from_millis(30));
                 }
             }
         }
-        assert!(now - died < Duration::from_millis(1500), "{survivor:?} took {:?}", now - died);
+        assert!(
+            now - died < Duration::from_millis(1500),
+            "{survivor:?} took {:?}",
+            now - died
+        );
     }
 }

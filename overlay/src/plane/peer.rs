@@ -1,4 +1,5 @@
-//! What the plane keeps for one member: its link, its paths, and the packets that wait while the link comes up.
+//! What the plane keeps for one member: its link, its paths, and the packets that wait while the
+//! link comes up.
 
 use super::{Path, PathInfo, paths::Activity, paths::Paths, pieces::Pieces, pmtu::Pmtu};
 use crate::{
@@ -53,12 +54,14 @@ pub(crate) struct Peer {
     spare: AtomicBool,
     /// To be reached by stream rather than over the ring.
     by_stream: AtomicBool,
-    /// The member through which this one is reached while it has no place on the ring of its own; zero: none.
+    /// The member through which this one is reached while it has no place on the ring of its own;
+    /// zero: none.
     agent: AtomicU64,
     /// Our neighbour through which it was met, where we have no place on its ring; zero: none.
     ring_via: AtomicU64,
     pmtu: Mutex<Pmtu>,
-    /// What the packet threads see of it: the largest IP packet, twice, plus one if a larger one surely does not fit.
+    /// What the packet threads see of it: the largest IP packet, twice, plus one if a larger one
+    /// surely does not fit.
     limit: AtomicUsize,
     /// Large packets were sent since the clock last looked.
     pub large: AtomicBool,
@@ -137,10 +140,12 @@ impl Peer {
     pub fn show_limit(&self) {
         let (datagram, sure) = self.pmtu().limit();
         let packet = usize::from(datagram).saturating_sub(OVERHEAD);
-        self.limit.store(packet << 1 | usize::from(sure), Ordering::Relaxed);
+        self.limit
+            .store(packet << 1 | usize::from(sure), Ordering::Relaxed);
     }
 
-    /// The largest IP packet that the path carries whole, and whether larger ones are sure not to get through.
+    /// The largest IP packet that the path carries whole, and whether larger ones are sure not to
+    /// get through.
     pub fn limit(&self) -> (usize, bool) {
         let limit = self.limit.load(Ordering::Relaxed);
         (limit >> 1, limit & 1 != 0)
@@ -158,12 +163,14 @@ impl Peer {
         (stamp > 0).then(|| self.epoch + Duration::from_micros(stamp - 1))
     }
 
-    /// Something was sealed for the peer. `expects`: it is data, so that something should come back.
+    /// Something was sealed for the peer. `expects`: it is data, so that something should come
+    /// back.
     pub fn note_sent(&self, now: Instant, data_bytes: usize) {
         let stamp = self.stamp(now);
         self.sent.store(stamp, Ordering::Relaxed);
         if data_bytes > 0 {
-            self.tx_bytes.fetch_add(data_bytes as u64, Ordering::Relaxed);
+            self.tx_bytes
+                .fetch_add(data_bytes as u64, Ordering::Relaxed);
             self.data.store(stamp, Ordering::Relaxed);
             if self.unanswered.load(Ordering::Relaxed) == 0 {
                 self.unanswered.store(stamp, Ordering::Relaxed);
@@ -179,7 +186,8 @@ impl Peer {
             self.unanswered.store(0, Ordering::Relaxed);
         }
         if data_bytes > 0 {
-            self.rx_bytes.fetch_add(data_bytes as u64, Ordering::Relaxed);
+            self.rx_bytes
+                .fetch_add(data_bytes as u64, Ordering::Relaxed);
             self.data.store(stamp, Ordering::Relaxed);
         }
     }
@@ -197,9 +205,15 @@ impl Peer {
         }
     }
 
-    /// Something was sealed for the peer that is no data of ours but lets us expect a sign of life, such as ring packets.
+    /// Something was sealed for the peer that is no data of ours but lets us expect a sign of life,
+    /// such as ring packets.
     pub fn note_expecting(&self, now: Instant) {
-        let _ = self.unanswered.compare_exchange(0, self.stamp(now), Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.unanswered.compare_exchange(
+            0,
+            self.stamp(now),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
     }
 
     /// Whether the ring wants this link.
@@ -209,8 +223,12 @@ impl Peer {
 
     /// Says whether the ring wants this link.
     pub fn set_edge(&self, wanted: bool) {
-        let unused = self.tx_bytes.load(Ordering::Relaxed) + self.rx_bytes.load(Ordering::Relaxed) == 0;
-        self.spare.store(self.edge.swap(wanted, Ordering::Relaxed) && !wanted && unused, Ordering::Relaxed);
+        let unused =
+            self.tx_bytes.load(Ordering::Relaxed) + self.rx_bytes.load(Ordering::Relaxed) == 0;
+        self.spare.store(
+            self.edge.swap(wanted, Ordering::Relaxed) && !wanted && unused,
+            Ordering::Relaxed,
+        );
     }
 
     /// Whether the link was the ring's alone, and the ring has let it go.
@@ -230,7 +248,8 @@ impl Peer {
 
     /// The member was last heard over the ring through this one.
     pub fn set_agent(&self, agent: Option<Position>) {
-        self.agent.store(agent.map_or(0, |p| p.0), Ordering::Relaxed);
+        self.agent
+            .store(agent.map_or(0, |p| p.0), Ordering::Relaxed);
     }
 
     /// Through which neighbour of ours the member is reached over the ring, if not as everyone is.
@@ -240,7 +259,8 @@ impl Peer {
 
     /// The member was met over the ring through this neighbour of ours.
     pub fn set_ring_via(&self, via: Option<Position>) {
-        self.ring_via.store(via.map_or(0, |p| p.0), Ordering::Relaxed);
+        self.ring_via
+            .store(via.map_or(0, |p| p.0), Ordering::Relaxed);
     }
 
     /// How long no data has gone either way; an edge of the ring is never idle.
@@ -248,7 +268,8 @@ impl Peer {
         if self.is_edge() {
             return Duration::ZERO;
         }
-        self.instant(self.data.load(Ordering::Relaxed)).map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+        self.instant(self.data.load(Ordering::Relaxed))
+            .map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 
     /// Counts the link as used now.
@@ -261,7 +282,8 @@ impl Peer {
         self.once_in(&self.wanted, Duration::from_millis(500), now)
     }
 
-    /// Whether the peer may be told that a guest moved: its packets come faster than it can act on a hint.
+    /// Whether the peer may be told that a guest moved: its packets come faster than it can act on
+    /// a hint.
     pub fn may_hint(&self, now: Instant) -> bool {
         self.once_in(&self.hinted, Duration::from_millis(20), now)
     }
@@ -279,7 +301,9 @@ impl Peer {
     fn once_in(&self, last: &AtomicU64, pause: Duration, now: Instant) -> bool {
         let (stamp, before) = (self.stamp(now), last.load(Ordering::Relaxed));
         let due = before == 0 || stamp.saturating_sub(before) >= pause.as_micros() as u64;
-        due && last.compare_exchange(before, stamp, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        due && last
+            .compare_exchange(before, stamp, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// Keeps a frame until the link is up; the oldest gives way.
@@ -294,7 +318,11 @@ impl Peer {
     /// The frames that waited, less those that are too old.
     pub fn take_waiting(&self, now: Instant) -> Vec<Vec<u8>> {
         let waiting = std::mem::take(&mut *lock(&self.waiting));
-        waiting.into_iter().filter(|(at, _)| now.saturating_duration_since(*at) < WAIT).map(|(_, frame)| frame).collect()
+        waiting
+            .into_iter()
+            .filter(|(at, _)| now.saturating_duration_since(*at) < WAIT)
+            .map(|(_, frame)| frame)
+            .collect()
     }
 
     /// Whether data can go now.

@@ -1,7 +1,8 @@
-//! Packets in pieces, for paths that carry less than a packet that cannot be refused: IPv6 obliges every link to carry 1280
-//! bytes (RFC 8200 §5), IPv4 packets may forbid nothing, and until a path's size is known all must go on. A piece is a part
-//! of the frame it belongs to; the far end of the link, which is the same whatever path a piece took, puts them together.
-//! Bounded per peer, and nobody but the proved peer can fill it.
+//! Packets in pieces, for paths that carry less than a packet that cannot be refused: IPv6 obliges
+//! every link to carry 1280 bytes (RFC 8200 §5), IPv4 packets may forbid nothing, and until a
+//! path's size is known all must go on. A piece is a part of the frame it belongs to; the far end
+//! of the link, which is the same whatever path a piece took, puts them together. Bounded per peer,
+//! and nobody but the proved peer can fill it.
 
 use crate::link::frame::FRAME_HEADER_LEN;
 use std::{
@@ -18,8 +19,8 @@ const LIFE: Duration = Duration::from_secs(2);
 /// No frame of ours is longer.
 const MAX_FRAME: usize = 2048;
 
-/// How a frame of `len` bytes is divided into pieces of at most `room` bytes: how many, and how long each but the last.
-/// `None` if it cannot be.
+/// How a frame of `len` bytes is divided into pieces of at most `room` bytes: how many, and how
+/// long each but the last. `None` if it cannot be.
 pub fn divide(len: usize, room: usize) -> Option<(usize, usize)> {
     let count = len.div_ceil(room.max(1));
     (len > 0 && count <= MAX_PIECES && len <= MAX_FRAME).then(|| (count, len.div_ceil(count)))
@@ -37,19 +38,31 @@ pub struct Pieces(VecDeque<Unfinished>);
 
 impl Pieces {
     /// Takes one piece; the frame when it was the last one missing.
-    pub fn take(&mut self, now: Instant, id: u32, index: u8, count: u8, bytes: &[u8]) -> Option<Vec<u8>> {
+    pub fn take(
+        &mut self,
+        now: Instant,
+        id: u32,
+        index: u8,
+        count: u8,
+        bytes: &[u8],
+    ) -> Option<Vec<u8>> {
         let (index, count) = (usize::from(index), usize::from(count));
         if count == 0 || count > MAX_PIECES || index >= count || bytes.len() > MAX_FRAME {
             return None;
         }
-        self.0.retain(|u| now.saturating_duration_since(u.began) < LIFE);
+        self.0
+            .retain(|u| now.saturating_duration_since(u.began) < LIFE);
         let at = match self.0.iter().position(|u| u.id == id) {
             Some(at) => at,
             None => {
                 if self.0.len() >= MAX_UNFINISHED {
                     self.0.pop_front();
                 }
-                self.0.push_back(Unfinished { id, began: now, pieces: Default::default() });
+                self.0.push_back(Unfinished {
+                    id,
+                    began: now,
+                    pieces: Default::default(),
+                });
                 self.0.len() - 1
             }
         };
@@ -57,7 +70,14 @@ impl Pieces {
         if self.0[at].pieces[..count].iter().any(Option::is_none) {
             return None;
         }
-        let whole: Vec<u8> = self.0.remove(at)?.pieces.into_iter().flatten().flatten().collect();
+        let whole: Vec<u8> = self
+            .0
+            .remove(at)?
+            .pieces
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect();
         (whole.len() >= FRAME_HEADER_LEN && whole.len() <= MAX_FRAME).then_some(whole)
     }
 }
@@ -69,19 +89,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_divided_frame_becomes_whole_in_any_order(frame in proptest::collection::vec(any::<u8>(), 12..1400), room in 700usize..1300, backwards: bool) {
+        fn a_divided_frame_becomes_whole_in_any_order(
+            frame in proptest::collection::vec(any::<u8>(), 12..1400), room in 700usize..1300,
+            backwards: bool
+        ) {
             let (count, size) = divide(frame.len(), room).unwrap();
             prop_assert!(size <= room);
             let mut pieces: Vec<_> = frame.chunks(size).enumerate().collect();
             prop_assert_eq!(pieces.len(), count);
             if backwards { pieces.reverse(); }
             let (mut kept, now) = (Pieces::default(), Instant::now());
-            let whole: Vec<_> = pieces.iter().filter_map(|(i, p)| kept.take(now, 7, *i as u8, count as u8, p)).collect();
+            let whole: Vec<_> = pieces.iter().filter_map(
+                |(i, p)| kept.take(now, 7, *i as u8, count as u8, p)
+            ).collect();
             prop_assert_eq!(whole, vec![frame]);
         }
 
         #[test]
-        fn any_pieces_are_taken_without_panic(pieces in proptest::collection::vec((0u32..60, any::<u8>(), 0u8..6, proptest::collection::vec(any::<u8>(), 0..40)), 0..200)) {
+        fn any_pieces_are_taken_without_panic(
+            pieces in proptest::collection::vec(
+                (0u32..60, any::<u8>(), 0u8..6, proptest::collection::vec(any::<u8>(), 0..40)),
+                0..200
+            )
+        ) {
             let (mut kept, now) = (Pieces::default(), Instant::now());
             for (id, index, count, bytes) in pieces {
                 let _ = kept.take(now, id, index, count, &bytes);

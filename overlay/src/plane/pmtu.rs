@@ -1,9 +1,10 @@
-//! How large a datagram each path carries, found by asking (RFC 8899, DPLPMTUD): sealed pings padded to a size, sent with
-//! "don't fragment", are answered or are not; what ICMP says is neither needed nor believed. A new path is asked first for
-//! the full size, which most carry; if that fails, for a ladder of sizes at once, of which the largest answered stands.
-//! Until something is sure, packets too large for the smallest size that every path must carry go in pieces, so that
-//! nothing is lost meanwhile. A size in use is asked for again now and then, since a route can change under a living path
-//! (a black hole in the sense of RFC 8899 §4.3). Sans-IO.
+//! How large a datagram each path carries, found by asking (RFC 8899, DPLPMTUD): sealed pings
+//! padded to a size, sent with "don't fragment", are answered or are not; what ICMP says is neither
+//! needed nor believed. A new path is asked first for the full size, which most carry; if that
+//! fails, for a ladder of sizes at once, of which the largest answered stands. Until something is
+//! sure, packets too large for the smallest size that every path must carry go in pieces, so that
+//! nothing is lost meanwhile. A size in use is asked for again now and then, since a route can
+//! change under a living path (a black hole in the sense of RFC 8899 §4.3). Sans-IO.
 
 use super::Path;
 use std::{
@@ -11,13 +12,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A direct path carries this many bytes of UDP payload, or it is no path (RFC 8899 §5.1.2, BASE_PLPMTU).
+/// A direct path carries this many bytes of UDP payload, or it is no path (RFC 8899 §5.1.2,
+/// BASE_PLPMTU).
 const BASE_DIRECT: u16 = 1200;
-/// Through other members less is left: a link of 1280 bytes of IPv6 less its headers, our own and those of routing.
+/// Through other members less is left: a link of 1280 bytes of IPv6 less its headers, our own and
+/// those of routing.
 const BASE_OTHER: u16 = 1120;
 /// Distance of the ladder's steps.
 const STEP: usize = 16;
-/// Sizes that leave full use of common links: 1280 bytes with IPv4 and IPv6, direct and through a relay.
+/// Sizes that leave full use of common links: 1280 bytes with IPv4 and IPv6, direct and through a
+/// relay.
 const COMMON: [u16; 4] = [1252, 1232, 1208, 1188];
 /// The full size is asked for so often before the ladder.
 const FULL_TRIES: u32 = 2;
@@ -29,8 +33,9 @@ const CHECK_TRIES: u32 = 3;
 const WAIT: (Duration, Duration) = (Duration::from_millis(150), Duration::from_millis(700));
 /// A size that large packets use is asked for again this often.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
-/// A path found small is asked for more after the first of these, twice as late each time, and at last as RFC 8899 has it
-/// (PMTU_RAISE_TIMER): what made it look small may have been loss, such as a relay at its limit.
+/// A path found small is asked for more after the first of these, twice as late each time, and at
+/// last as RFC 8899 has it (PMTU_RAISE_TIMER): what made it look small may have been loss, such as
+/// a relay at its limit.
 const RAISE_AFTER: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,17 +94,28 @@ impl Pmtu {
     }
 
     fn base(&self) -> u16 {
-        self.full.min(if matches!(self.path, Some(Path::Direct(_))) { BASE_DIRECT } else { BASE_OTHER })
+        self.full
+            .min(if matches!(self.path, Some(Path::Direct(_))) {
+                BASE_DIRECT
+            } else {
+                BASE_OTHER
+            })
     }
 
     /// The largest datagram to send, and whether larger ones are known not to get through.
     pub fn limit(&self) -> (u16, bool) {
-        (self.best, matches!(self.phase, Phase::Settled | Phase::Check(_)))
+        (
+            self.best,
+            matches!(self.phase, Phase::Settled | Phase::Check(_)),
+        )
     }
 
     /// Whether an answer is waited for.
     pub fn busy(&self) -> bool {
-        matches!(self.phase, Phase::Full(_) | Phase::Ladder(_) | Phase::Check(_))
+        matches!(
+            self.phase,
+            Phase::Full(_) | Phase::Ladder(_) | Phase::Check(_)
+        )
     }
 
     /// Data goes this way now.
@@ -140,10 +156,13 @@ impl Pmtu {
 
     /// An answer; whether it was to a question of ours.
     pub fn pong(&mut self, token: u64, now: Instant) -> bool {
-        let Some(&(_, size)) = self.asked.iter().find(|(t, _)| *t == token) else { return false };
+        let Some(&(_, size)) = self.asked.iter().find(|(t, _)| *t == token) else {
+            return false;
+        };
         self.alive = true;
         self.best = self.best.max(size);
-        let enough = size == self.full || (size > self.base() && matches!(self.phase, Phase::Check(_)) && size >= self.best);
+        let enough = size == self.full
+            || (size > self.base() && matches!(self.phase, Phase::Check(_)) && size >= self.best);
         if enough {
             self.settle(now);
         }
@@ -159,7 +178,11 @@ impl Pmtu {
     }
 
     fn ladder(&self) -> Vec<u16> {
-        let mut sizes: Vec<u16> = (self.base()..=self.full).rev().step_by(STEP).chain(COMMON).collect();
+        let mut sizes: Vec<u16> = (self.base()..=self.full)
+            .rev()
+            .step_by(STEP)
+            .chain(COMMON)
+            .collect();
         sizes.retain(|s| *s > self.best && *s <= self.full);
         sizes.sort_unstable();
         sizes.dedup();
@@ -187,16 +210,20 @@ impl Pmtu {
                 self.phase = Phase::Full(tries + 1);
             }
             Phase::Full(_) => return self.climb(0, now, wait),
-            Phase::Ladder(rounds) if rounds < LADDER_ROUNDS => return self.climb(rounds, now, wait),
+            Phase::Ladder(rounds) if rounds < LADDER_ROUNDS => {
+                return self.climb(rounds, now, wait);
+            }
             Phase::Ladder(_) => return self.settle(now),
             Phase::Check(tries) if tries < CHECK_TRIES => {
-                // Beside it a small one, which tells a path that became small from one that is dead.
+                // Beside it a small one, which tells a path that became small from one that is
+                // dead.
                 self.alive &= tries > 0;
                 self.ask(self.base());
                 self.ask(self.best);
                 self.phase = Phase::Check(tries + 1);
             }
-            // Silence all round is a dead path, which is not our matter; only large ones lost is a black hole.
+            // Silence all round is a dead path, which is not our matter; only large ones lost is a
+            // black hole.
             Phase::Check(_) if !self.alive => return self.settle(now),
             Phase::Check(_) => {
                 (self.best, self.raise_after) = (self.base(), RAISE_AFTER.0);
@@ -232,8 +259,15 @@ mod tests {
         Some(Path::Direct(([192, 0, 2, 1], 7).into()))
     }
 
-    /// Runs the search for `ms` over a path that carries `carries(now)` bytes; answers come `rtt` later.
-    fn run(pmtu: &mut Pmtu, start: Instant, ms: u64, large: bool, carries: impl Fn(u64) -> u16) -> u32 {
+    /// Runs the search for `ms` over a path that carries `carries(now)` bytes; answers come `rtt`
+    /// later.
+    fn run(
+        pmtu: &mut Pmtu,
+        start: Instant,
+        ms: u64,
+        large: bool,
+        carries: impl Fn(u64) -> u16,
+    ) -> u32 {
         let (mut answers, mut sent) = (Vec::<(u64, u64)>::new(), 0);
         for at in (0..ms).step_by(10) {
             let now = start + Duration::from_millis(at);
@@ -277,7 +311,9 @@ mod tests {
     fn a_path_that_shrinks_under_large_packets_is_noticed_within_seven_seconds() {
         let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
         pmtu.selected(direct(), now);
-        run(&mut pmtu, now, 7500, true, |at| if at < 500 { 1472 } else { 1252 });
+        run(&mut pmtu, now, 7500, true, |at| {
+            if at < 500 { 1472 } else { 1252 }
+        });
         assert_eq!(pmtu.limit(), (1252, true));
     }
 
@@ -285,9 +321,21 @@ mod tests {
     fn a_path_that_looked_small_for_loss_is_used_fully_again_within_a_quarter_of_a_minute() {
         let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
         pmtu.selected(Some(Path::Relayed(crate::id::MemberId([1; 32]))), now);
-        run(&mut pmtu, now, 5000, true, |at| if at < 2000 { 0 } else { 1472 });
+        run(
+            &mut pmtu,
+            now,
+            5000,
+            true,
+            |at| if at < 2000 { 0 } else { 1472 },
+        );
         assert_eq!(pmtu.limit(), (BASE_OTHER, true));
-        run(&mut pmtu, now + Duration::from_secs(5), 10_000, true, |_| 1472);
+        run(
+            &mut pmtu,
+            now + Duration::from_secs(5),
+            10_000,
+            true,
+            |_| 1472,
+        );
         assert_eq!(pmtu.limit(), (FULL, true));
     }
 
@@ -303,7 +351,10 @@ mod tests {
                 run(&mut pmtu, from, 600_000, false, |_| 1232)
             })
             .collect();
-        assert!(in_ten_minutes[0] > in_ten_minutes[2] && in_ten_minutes[2] <= 40, "{in_ten_minutes:?} questions");
+        assert!(
+            in_ten_minutes[0] > in_ten_minutes[2] && in_ten_minutes[2] <= 40,
+            "{in_ten_minutes:?} questions"
+        );
         assert_eq!(pmtu.limit(), (1232, true));
     }
 
@@ -322,7 +373,10 @@ mod tests {
     fn a_stream_has_no_limit_and_no_path_is_asked_nothing() {
         let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
         pmtu.selected(Some(Path::Stream), now);
-        assert_eq!((run(&mut pmtu, now, 20_000, true, |_| 0), pmtu.limit()), (0, (FULL, true)));
+        assert_eq!(
+            (run(&mut pmtu, now, 20_000, true, |_| 0), pmtu.limit()),
+            (0, (FULL, true))
+        );
         pmtu.selected(None, now);
         assert_eq!(run(&mut pmtu, now, 1000, true, |_| 0), 0);
     }

@@ -1,6 +1,7 @@
-//! Guest ports: a guest's Ethernet interface ends here. What the daemon answers (ARP, neighbour discovery, DHCP) goes up as
-//! events; IP goes to the overlay, its source checked, its TSO packets cut only where they must be. The other way, packets
-//! of one flow are joined again (GRO) before the guest sees them.
+//! Guest ports: a guest's Ethernet interface ends here. What the daemon answers (ARP, neighbour
+//! discovery, DHCP) goes up as events; IP goes to the overlay, its source checked, its TSO packets
+//! cut only where they must be. The other way, packets of one flow are joined again (GRO) before
+//! the guest sees them.
 
 use super::{
     Error, Inner, PlaneEvent,
@@ -49,7 +50,8 @@ pub enum Leaving {
     Not,
     /// Its memory is being copied.
     Soon,
-    /// It was stopped for the hand-over: what comes for it is held until [`super::Plane::set_forward`] says where it went.
+    /// It was stopped for the hand-over: what comes for it is held until
+    /// [`super::Plane::set_forward`] says where it went.
     StandsStill,
 }
 
@@ -131,7 +133,11 @@ impl Port {
             header.hdr_len += ETHERNET_LEN as u16;
         }
         let (front, packet) = buffer.split_at_mut(FRONT);
-        let kind: [u8; 2] = if packet.first().is_some_and(|b| b >> 4 == 6) { [0x86, 0xdd] } else { [0x08, 0x00] };
+        let kind: [u8; 2] = if packet.first().is_some_and(|b| b >> 4 == 6) {
+            [0x86, 0xdd]
+        } else {
+            [0x08, 0x00]
+        };
         let ethernet = &mut front[VIRTIO_NET_HDR_LEN..];
         ethernet[..6].copy_from_slice(&group_mac(packet).unwrap_or(self.config.mac));
         ethernet[6..12].copy_from_slice(&self.config.gateway_mac);
@@ -185,11 +191,16 @@ impl Ports {
     }
 }
 
-/// The host's own stack must not answer the guest: it would reply to ARP for any address of the host (ip-sysctl, arp_ignore).
+/// The host's own stack must not answer the guest: it would reply to ARP for any address of the
+/// host (ip-sysctl, arp_ignore).
 pub(super) fn mute_host_stack(ifname: &str) {
-    for (file, value) in
-        [(format!("/proc/sys/net/ipv4/conf/{ifname}/arp_ignore"), "8"), (format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6"), "1")]
-    {
+    for (file, value) in [
+        (format!("/proc/sys/net/ipv4/conf/{ifname}/arp_ignore"), "8"),
+        (
+            format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6"),
+            "1",
+        ),
+    ] {
         if let Err(error) = fs::write(&file, value) {
             tracing::debug!(%file, %error, "not set");
         }
@@ -198,7 +209,10 @@ pub(super) fn mute_host_stack(ifname: &str) {
 
 impl Inner {
     pub fn attach_port(self: &Arc<Self>, config: GuestPort) -> Result<(), Error> {
-        let failed = |cause| Error::Port { ifname: config.ifname.clone(), cause };
+        let failed = |cause| Error::Port {
+            ifname: config.ifname.clone(),
+            cause,
+        };
         if config.ifname.contains(['/', '\0']) {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         }
@@ -216,7 +230,10 @@ impl Inner {
             stop,
         });
         let (inner, own, arrived) = (self.clone(), port.clone(), port.clone());
-        thread::Builder::new().name("p2pvm-guest".into()).spawn(move || run(&inner, &own)).map_err(failed)?;
+        thread::Builder::new()
+            .name("p2pvm-guest".into())
+            .spawn(move || run(&inner, &own))
+            .map_err(failed)?;
         self.change_ports(|ports| ports.insert(port.clone()));
         self.forwards.rcu(|forwards| {
             let mut forwards = HashMap::clone(forwards);
@@ -243,7 +260,9 @@ impl Inner {
 
     /// Whether the guest is about to leave, stands still, or stays after all.
     pub fn hold_port(&self, vm: VmId, leaving: Leaving) {
-        let Some(port) = self.ports.load().by_vm.get(&vm).cloned() else { return };
+        let Some(port) = self.ports.load().by_vm.get(&vm).cloned() else {
+            return;
+        };
         match leaving {
             Leaving::Soon => port.holding.remember(),
             Leaving::StandsStill => port.holding.hold(Instant::now()),
@@ -299,7 +318,16 @@ fn run(inner: &Inner, port: &Port) {
             Ok(len) if port.open() => {
                 if let Some(count) = take(inner, port, &mut raw[..len], &mut buf, &mut sizes) {
                     let epoch = wire_epoch(port.config.epoch);
-                    inner.carry(&mut ctx, epoch, Segments { buf: &mut buf, stride, sizes: &sizes[..count] }, Instant::now());
+                    inner.carry(
+                        &mut ctx,
+                        epoch,
+                        Segments {
+                            buf: &mut buf,
+                            stride,
+                            sizes: &sizes[..count],
+                        },
+                        Instant::now(),
+                    );
                     ctx.flush(inner);
                 }
             }
@@ -316,8 +344,15 @@ fn run(inner: &Inner, port: &Port) {
     }
 }
 
-/// Sorts one frame behind its virtio-net header; an IP packet for the overlay is cut into `buf`, and how many pieces it has.
-fn take(inner: &Inner, port: &Port, raw: &mut [u8], buf: &mut [u8], sizes: &mut [usize]) -> Option<usize> {
+/// Sorts one frame behind its virtio-net header; an IP packet for the overlay is cut into `buf`,
+/// and how many pieces it has.
+fn take(
+    inner: &Inner,
+    port: &Port,
+    raw: &mut [u8],
+    buf: &mut [u8],
+    sizes: &mut [usize],
+) -> Option<usize> {
     let stride = HEAD + usize::from(inner.mtu) + TAG_LEN;
     let mut header = VirtioNetHdr::decode(raw.get(..VIRTIO_NET_HDR_LEN)?).ok()?;
     let frame = &mut raw[VIRTIO_NET_HDR_LEN..];
@@ -327,17 +362,28 @@ fn take(inner: &Inner, port: &Port, raw: &mut [u8], buf: &mut [u8], sizes: &mut 
         return None;
     }
     if header.flags & NEEDS_CHECKSUM != 0 && sort == Guest::ForDaemon {
-        packet::complete_checksum(frame, usize::from(header.csum_start), usize::from(header.csum_offset)).then_some(())?;
+        packet::complete_checksum(
+            frame,
+            usize::from(header.csum_start),
+            usize::from(header.csum_offset),
+        )
+        .then_some(())?;
     }
     if sort == Guest::ForDaemon {
-        inner.tell(PlaneEvent::GuestFrame { vm: port.config.vm, frame: frame.to_vec() });
+        inner.tell(PlaneEvent::GuestFrame {
+            vm: port.config.vm,
+            frame: frame.to_vec(),
+        });
         return None;
     }
     let packet = &mut frame[ETHERNET_LEN..];
     // A guest speaks for its own addresses only.
     let (src, dst) = packet::addresses(packet)?;
     if dst == IpAddr::V4(port.config.gateway) || dst == IpAddr::V6(GATEWAY_V6) {
-        inner.tell(PlaneEvent::GuestFrame { vm: port.config.vm, frame: frame.to_vec() });
+        inner.tell(PlaneEvent::GuestFrame {
+            vm: port.config.vm,
+            frame: frame.to_vec(),
+        });
         return None;
     }
     if !port.config.owns(&src) {
@@ -346,6 +392,11 @@ fn take(inner: &Inner, port: &Port, raw: &mut [u8], buf: &mut [u8], sizes: &mut 
     if header.flags & NEEDS_CHECKSUM != 0 {
         header.csum_start = header.csum_start.checked_sub(ETHERNET_LEN as u16)?;
     }
-    let into = Into { buf, head: HEAD, stride, room: usize::from(inner.mtu) };
+    let into = Into {
+        buf,
+        head: HEAD,
+        stride,
+        room: usize::from(inner.mtu),
+    };
     cut(packet, &header, into, sizes)
 }

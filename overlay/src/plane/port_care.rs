@@ -1,6 +1,7 @@
-//! Keeps guests' interfaces as they were when their ports were attached: one that is set down is set up again, one that was renamed or
-//! has lost its carrier gets it back, one that was deleted is made anew on the descriptor that its guest holds
-//! ([`super::tap_holder`]), and one that was made anew under the same name is opened anew. One that is gone for good is said once.
+//! Keeps guests' interfaces as they were when their ports were attached: one that is set down is
+//! set up again, one that was renamed or has lost its carrier gets it back, one that was deleted is
+//! made anew on the descriptor that its guest holds ([`super::tap_holder`]), and one that was made
+//! anew under the same name is opened anew. One that is gone for good is said once.
 
 use super::{
     Inner,
@@ -15,7 +16,8 @@ use p2pvm_host::{
 };
 use std::time::{Duration, Instant};
 
-/// Who holds the interface is looked up, or what the guest's driver has made of it is read, this often.
+/// Who holds the interface is looked up, or what the guest's driver has made of it is read, this
+/// often.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
 
 /// A guest that ends takes its interface with it: only one that is missing for longer is a fault.
@@ -38,15 +40,24 @@ pub(crate) struct Care {
 impl Care {
     /// What the interface is like now.
     pub fn of(ifname: &str) -> Self {
-        let link = links().ok().and_then(|links| links.into_iter().find(|link| link.name == ifname));
-        link.map_or_else(Self::default, |link| Self { index: link.index, mtu: link.mtu, ..Self::default() })
+        let link = links()
+            .ok()
+            .and_then(|links| links.into_iter().find(|link| link.name == ifname));
+        link.map_or_else(Self::default, |link| Self {
+            index: link.index,
+            mtu: link.mtu,
+            ..Self::default()
+        })
     }
 }
 
 impl Care {
     /// Keeps in mind who holds the interface's descriptor, and what it is like.
     fn look(&mut self, ifname: &str, now: Instant) {
-        if self.looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY) {
+        if self
+            .looked
+            .is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY)
+        {
             return;
         }
         self.looked = Some(now);
@@ -58,7 +69,8 @@ impl Care {
 }
 
 impl Inner {
-    /// Puts back what differs of guests' interfaces. Must be called in the plane's network namespace.
+    /// Puts back what differs of guests' interfaces. Must be called in the plane's network
+    /// namespace.
     pub fn mend_ports(&self, links: &[Link], now: Instant) {
         for port in self.ports.load().iter() {
             let ifname = port.config.ifname.as_str();
@@ -68,22 +80,35 @@ impl Inner {
                 None => match links.iter().find(|link| link.index == care.index) {
                     Some(link) => {
                         mended.push(format!("it was renamed {}", link.name));
-                        device::set_name(link.index, ifname).map_err(|error| format!("it was renamed {}, and {error}", link.name))
+                        device::set_name(link.index, ifname)
+                            .map_err(|error| format!("it was renamed {}, and {error}", link.name))
                     }
                     None => anew(&care, ifname, &mut mended),
                 },
-                Some(link) => mend(port, &mut care, link, &mut mended).map_err(|error| format!("{}, and {error}", mended.join(", "))),
+                Some(link) => mend(port, &mut care, link, &mut mended)
+                    .map_err(|error| format!("{}, and {error}", mended.join(", "))),
             };
             if done.is_ok() && mended.is_empty() {
                 care.look(ifname, now);
             }
             // It goes with its guest, a moment before the owner detaches the port.
-            care.missing = if done.is_ok() { None } else { care.missing.or(Some(now)) };
-            let is_new = care.missing.is_some_and(|since| now.saturating_duration_since(since) < GRACE);
+            care.missing = if done.is_ok() {
+                None
+            } else {
+                care.missing.or(Some(now))
+            };
+            let is_new = care
+                .missing
+                .is_some_and(|since| now.saturating_duration_since(since) < GRACE);
             let done = if is_new { Ok(()) } else { done };
-            let fault = done.err().map(|what| format!("a guest's interface {ifname} cannot be put back: {what}"));
+            let fault = done
+                .err()
+                .map(|what| format!("a guest's interface {ifname} cannot be put back: {what}"));
             if care.missing.is_none() && care.said.worth(&mended, 1, now) != Worth::Nothing {
-                tracing::warn!("a guest's interface {ifname} is put back, something changed it: {}", mended.join(", "));
+                tracing::warn!(
+                    "a guest's interface {ifname} is put back, something changed it: {}",
+                    mended.join(", ")
+                );
             }
             if care.fault != fault {
                 match &fault {
@@ -97,15 +122,27 @@ impl Inner {
 
     /// What cannot be put back of guests' interfaces.
     pub fn port_faults(&self) -> Vec<String> {
-        self.ports.load().iter().filter_map(|port| lock(&port.care).fault.clone()).collect()
+        self.ports
+            .load()
+            .iter()
+            .filter_map(|port| lock(&port.care).fault.clone())
+            .collect()
     }
 }
 
-/// Makes an interface that was deleted or moved away anew; the kernel tells of the new one, and the rest is done then.
+/// Makes an interface that was deleted or moved away anew; the kernel tells of the new one, and the
+/// rest is done then.
 fn anew(care: &Care, ifname: &str, mended: &mut Vec<String>) -> Result<(), String> {
     match care.holder.as_ref().map(|holder| holder.attach(ifname)) {
         Some(Ok(moved)) => {
-            mended.push(if moved { "it was moved into another network namespace" } else { "it was deleted" }.into());
+            mended.push(
+                if moved {
+                    "it was moved into another network namespace"
+                } else {
+                    "it was deleted"
+                }
+                .into(),
+            );
             Ok(())
         }
         Some(Err(error)) => Err(format!("it was deleted or moved away, and {error}")),
@@ -113,7 +150,12 @@ fn anew(care: &Care, ifname: &str, mended: &mut Vec<String>) -> Result<(), Strin
     }
 }
 
-fn mend(port: &super::port::Port, care: &mut Care, link: &Link, mended: &mut Vec<String>) -> std::io::Result<()> {
+fn mend(
+    port: &super::port::Port,
+    care: &mut Care,
+    link: &Link,
+    mended: &mut Vec<String>,
+) -> std::io::Result<()> {
     if link.index != care.index {
         mended.push("it was made anew".into());
         mute_host_stack(&link.name);

@@ -1,5 +1,6 @@
-//! Lets a packet thread go before what else this host runs, its guests above all: a packet waits for a processor as long as a
-//! queue of other threads is. The thread runs only while there are packets, and others still get their share beside it.
+//! Lets a packet thread go before what else this host runs, its guests above all: a packet waits
+//! for a processor as long as a queue of other threads is. The thread runs only while there are
+//! packets, and others still get their share beside it.
 
 use std::io;
 
@@ -8,10 +9,12 @@ const NICE: libc::c_int = -10;
 
 /// Raises the calling thread. Without the right to do so (`CAP_SYS_NICE`) it stays as it is.
 pub(super) fn raise() {
-    // SAFETY: takes and returns numbers. On Linux 0 names the calling thread alone, not its process.
+    // SAFETY: takes and returns numbers. On Linux 0 names the calling thread alone, not its
+    // process.
     let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
     if set != 0 {
-        tracing::debug!(error = %io::Error::last_os_error(), "packet threads run at this process's priority");
+        tracing::debug!(error = %io::Error::last_os_error(), "packet threads run at this \
+            process's priority");
     }
 }
 
@@ -29,7 +32,10 @@ mod tests {
             nice()
         });
         let raised = raised.join().unwrap();
-        assert!(raised == NICE || raised == before, "raised, or not allowed to be");
+        assert!(
+            raised == NICE || raised == before,
+            "raised, or not allowed to be"
+        );
         assert_eq!(nice(), before);
     }
 }

@@ -1,5 +1,5 @@
-//! Proves that packets pass from stack to stack: the host's own stack through the TUN, and another member's through both TUNs.
-//! A link that answers pings shows neither.
+//! Proves that packets pass from stack to stack: the host's own stack through the TUN, and another
+//! member's through both TUNs. A link that answers pings shows neither.
 
 use super::{Inner, Plane, core::lock, mend, probe, roam::Task};
 use crate::id::MemberId;
@@ -83,7 +83,10 @@ pub enum Unproved {
         device: String,
     },
     /// Nothing came back: the device, its address and its routes are as they should be.
-    #[error("this host does not answer packets that come in by {device}: a firewall drops them, or the answers")]
+    #[error(
+        "this host does not answer packets that come in by {device}: a firewall drops them, or \
+            the answers"
+    )]
     Silent {
         /// The device.
         device: String,
@@ -95,7 +98,10 @@ pub enum Unproved {
         why: String,
     },
     /// The link answers, the member's host does not.
-    #[error("the link to the member answers, its host at {addr} does not: a firewall or the network's policy there, or its interface")]
+    #[error(
+        "the link to the member answers, its host at {addr} does not: a firewall or the network's \
+            policy there, or its interface"
+    )]
     MemberSilent {
         /// Its address.
         addr: IpAddr,
@@ -130,7 +136,8 @@ pub(crate) struct Proofs {
 }
 
 impl Proofs {
-    /// Whether a packet that the host sends is the answer to a question of ours: then it goes nowhere else.
+    /// Whether a packet that the host sends is the answer to a question of ours: then it goes
+    /// nowhere else.
     #[inline]
     pub fn takes(&self, packet: &[u8], now: Instant) -> bool {
         self.on.load(Ordering::Relaxed) && self.look_at(packet, now)
@@ -139,7 +146,9 @@ impl Proofs {
     #[cold]
     fn look_at(&self, packet: &[u8], now: Instant) -> bool {
         let waiting = lock(&self.waiting);
-        let Some((probe, found)) = &*waiting else { return false };
+        let Some((probe, found)) = &*waiting else {
+            return false;
+        };
         match probe.answered_by(packet) {
             Some(answer) => {
                 // Who asked may have given up.
@@ -152,17 +161,20 @@ impl Proofs {
 }
 
 impl Inner {
-    /// Proves on a thread of its own, which stands in the plane's network namespace as the caller does.
+    /// Proves on a thread of its own, which stands in the plane's network namespace as the caller
+    /// does.
     pub fn prove(self: &Arc<Self>, question: Question) {
         let inner = self.clone();
-        let started = thread::Builder::new().name("p2pvm-proof".into()).spawn(move || {
-            let Question { to, limit, answer } = question;
-            let proved = match to {
-                None => inner.prove_own_stack(limit),
-                Some(addr) => inner.prove_other_stack(addr, limit),
-            };
-            let _ = answer.send(proved);
-        });
+        let started = thread::Builder::new()
+            .name("p2pvm-proof".into())
+            .spawn(move || {
+                let Question { to, limit, answer } = question;
+                let proved = match to {
+                    None => inner.prove_own_stack(limit),
+                    Some(addr) => inner.prove_other_stack(addr, limit),
+                };
+                let _ = answer.send(proved);
+            });
         if let Err(error) = started {
             tracing::debug!(%error, "nothing can be proved");
         }
@@ -172,7 +184,9 @@ impl Inner {
         let _turn = lock(&self.proofs.turn);
         let (own, prefix) = self.own_address()?;
         let Some(gateway) = mend::gateway(&own, prefix) else {
-            return Err(Unproved::Cannot { why: format!("the network of {own}/{prefix} has no other address") });
+            return Err(Unproved::Cannot {
+                why: format!("the network of {own}/{prefix} has no other address"),
+            });
         };
         let probe = probe::Probe::new(gateway, own);
         let (found, answers) = mpsc::channel();
@@ -186,13 +200,20 @@ impl Inner {
             Ok(Asked::Answered(proof)) => return Ok(proof),
             Ok(Asked::Refused) => Unproved::Refused { device },
             Ok(Asked::Silent) => Unproved::Silent { device },
-            Err(error) => Unproved::Cannot { why: format!("writing into {device}: {error}") },
+            Err(error) => Unproved::Cannot {
+                why: format!("writing into {device}: {error}"),
+            },
         };
         Err(self.fault(&own, &gateway).unwrap_or(why))
     }
 
     /// Asks by an echo request, then by all that a host may answer.
-    fn ask_own_stack(&self, probe: &probe::Probe, answers: &mpsc::Receiver<Heard>, limit: Duration) -> io::Result<Asked> {
+    fn ask_own_stack(
+        &self,
+        probe: &probe::Probe,
+        answers: &mpsc::Receiver<Heard>,
+        limit: Duration,
+    ) -> io::Result<Asked> {
         let until = Instant::now() + limit;
         let (mut refused, mut by_all) = (false, false);
         while Instant::now() < until && !self.stop.raised() {
@@ -202,38 +223,65 @@ impl Inner {
             }
             by_all = true;
             let again = (asked_at + AGAIN).min(until);
-            while let Ok((answer, at)) = answers.recv_timeout(again.saturating_duration_since(Instant::now())) {
+            while let Ok((answer, at)) =
+                answers.recv_timeout(again.saturating_duration_since(Instant::now()))
+            {
                 match answer {
-                    probe::Answer::Came(by) => return Ok(Asked::Answered(Proof { rtt: at.saturating_duration_since(asked_at), by })),
+                    probe::Answer::Came(by) => {
+                        return Ok(Asked::Answered(Proof {
+                            rtt: at.saturating_duration_since(asked_at),
+                            by,
+                        }));
+                    }
                     probe::Answer::Refused => refused = true,
                 }
             }
         }
-        Ok(if refused { Asked::Refused } else { Asked::Silent })
+        Ok(if refused {
+            Asked::Refused
+        } else {
+            Asked::Silent
+        })
     }
 
     /// Whether the host's stack reaches `addr`, a member's, over a link that has just answered.
     fn prove_other_stack(&self, addr: IpAddr, limit: Duration) -> Result<Proof, Unproved> {
-        let own = self.hosts.load().iter().map(|(own, _)| *own).find(|own| own.is_ipv4() == addr.is_ipv4());
+        let own = self
+            .hosts
+            .load()
+            .iter()
+            .map(|(own, _)| *own)
+            .find(|own| own.is_ipv4() == addr.is_ipv4());
         let own = own.ok_or(Unproved::NoAddress)?;
         match probe::ask_host(own, addr, limit, AGAIN, || self.stop.raised()) {
             Ok(Some(proof)) => Ok(proof),
-            Ok(None) => Err(self.fault(&own, &addr).unwrap_or(Unproved::MemberSilent { addr })),
-            Err(error) => Err(self.fault(&own, &addr).unwrap_or_else(|| Unproved::Cannot { why: error.to_string() })),
+            Ok(None) => Err(self
+                .fault(&own, &addr)
+                .unwrap_or(Unproved::MemberSilent { addr })),
+            Err(error) => Err(self.fault(&own, &addr).unwrap_or_else(|| Unproved::Cannot {
+                why: error.to_string(),
+            })),
         }
     }
 
     /// The overlay address that stands for this host.
     fn own_address(&self) -> Result<(IpAddr, u8), Unproved> {
         let hosts = self.hosts.load();
-        hosts.iter().find(|(addr, _)| addr.is_ipv4()).or_else(|| hosts.first()).copied().ok_or(Unproved::NoAddress)
+        hosts
+            .iter()
+            .find(|(addr, _)| addr.is_ipv4())
+            .or_else(|| hosts.first())
+            .copied()
+            .ok_or(Unproved::NoAddress)
     }
 
     /// What is wrong with the device, its address or the way through it to `to`, if anything is.
     fn fault(&self, own: &IpAddr, to: &IpAddr) -> Option<Unproved> {
         let device = self.device_name();
         let links = links().ok()?;
-        let Some(link) = links.iter().find(|link| link.name == device) else { return Some(Unproved::Missing { device }) };
+        let Some(link) = links.iter().find(|link| link.name == device) else {
+            return Some(Unproved::Missing { device });
+        };
         if !link.up {
             return Some(Unproved::Down { device });
         }
@@ -241,7 +289,11 @@ impl Inner {
             return Some(Unproved::AddressLost { device, addr: *own });
         }
         let leads_here = device::way_to(to).is_ok_and(|by| by == Some(link.index));
-        (!leads_here).then(|| Unproved::Elsewhere { device, addr: *to, through: mend::way(to) })
+        (!leads_here).then(|| Unproved::Elsewhere {
+            device,
+            addr: *to,
+            through: mend::way(to),
+        })
     }
 
     fn device_name(&self) -> String {
@@ -251,7 +303,11 @@ impl Inner {
     async fn asked(&self, to: Option<IpAddr>, limit: Duration) -> Result<Proof, Unproved> {
         let (answer, answered) = oneshot::channel();
         self.ask_host(Some(Task::Prove(Question { to, limit, answer })));
-        answered.await.unwrap_or_else(|_| Err(Unproved::Cannot { why: "the packet plane is shut down".into() }))
+        answered.await.unwrap_or_else(|_| {
+            Err(Unproved::Cannot {
+                why: "the packet plane is shut down".into(),
+            })
+        })
     }
 }
 
@@ -264,11 +320,13 @@ enum Asked {
 }
 
 impl Plane {
-    /// Proves that this host's own stack is reached through the TUN, and answers through it: the plane writes an ICMP echo
-    /// request from the network's gateway address, which no host holds, to the host's overlay address into the TUN, and takes
-    /// the reply out of what the host sends into it. A host that ignores echo requests is asked by UDP and TCP.
+    /// Proves that this host's own stack is reached through the TUN, and answers through it: the
+    /// plane writes an ICMP echo request from the network's gateway address, which no host holds,
+    /// to the host's overlay address into the TUN, and takes the reply out of what the host sends
+    /// into it. A host that ignores echo requests is asked by UDP and TCP.
     ///
-    /// No member is involved, so that it also says something where there is none. Cheap: some packets through the kernel.
+    /// No member is involved, so that it also says something where there is none. Cheap: some
+    /// packets through the kernel.
     ///
     /// # Errors
     /// [`Unproved`]: the step that fails.
@@ -276,16 +334,29 @@ impl Plane {
         self.inner().asked(None, timeout).await
     }
 
-    /// Proves that this host's stack reaches a member's, through both TUNs: an ICMP echo request that this host's stack sends from
-    /// its overlay address to `addr`, one of the member's; TCP where that is not answered. The link is made if there is none.
+    /// Proves that this host's stack reaches a member's, through both TUNs: an ICMP echo request
+    /// that this host's stack sends from its overlay address to `addr`, one of the member's; TCP
+    /// where that is not answered. The link is made if there is none.
     ///
     /// # Errors
     /// [`Unproved`]: the step that fails, the link first.
-    pub async fn prove_member(&self, member: MemberId, addr: IpAddr, timeout: Duration) -> Result<Proof, Unproved> {
+    pub async fn prove_member(
+        &self,
+        member: MemberId,
+        addr: IpAddr,
+        timeout: Duration,
+    ) -> Result<Proof, Unproved> {
         let began = Instant::now();
         if let Err(error) = self.ping(member, timeout).await {
-            return Err(Unproved::NoPath { why: error.to_string() });
+            return Err(Unproved::NoPath {
+                why: error.to_string(),
+            });
         }
-        self.inner().asked(Some(addr), timeout.saturating_sub(began.elapsed()).max(AGAIN)).await
+        self.inner()
+            .asked(
+                Some(addr),
+                timeout.saturating_sub(began.elapsed()).max(AGAIN),
+            )
+            .await
     }
 }

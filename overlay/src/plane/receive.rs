@@ -1,4 +1,5 @@
-//! Inward: datagrams are sorted, opened, checked against the routes, and delivered to the host, a guest or the next member.
+//! Inward: datagrams are sorted, opened, checked against the routes, and delivered to the host, a
+//! guest or the next member.
 
 use super::{
     Inner, Path, PlaneEvent, Route,
@@ -27,8 +28,8 @@ use std::{
     time::Instant,
 };
 
-/// Where a UDP datagram came from, and by which port of this node. A flow of a NAT or a firewall has both: what comes by one port
-/// says nothing of what leaves by the other.
+/// Where a UDP datagram came from, and by which port of this node. A flow of a NAT or a firewall
+/// has both: what comes by one port says nothing of what leaves by the other.
 #[derive(Clone, Copy)]
 pub(crate) struct Origin {
     pub addr: SocketAddr,
@@ -57,7 +58,11 @@ impl By {
 
     /// The links that it took over the ring.
     pub fn hops(self) -> Option<u8> {
-        if let Self::Ring(over) = self { Some(over.hops + 1) } else { None }
+        if let Self::Ring(over) = self {
+            Some(over.hops + 1)
+        } else {
+            None
+        }
     }
 }
 
@@ -73,7 +78,16 @@ pub(crate) fn run(inner: &Inner) {
     while !inner.stop.raised() {
         match inner.udp.receive(&mut buf) {
             Ok((from, len, stride)) => {
-                inner.datagrams(&mut ctx, &mut buf[..len], stride, Origin { addr: from, aside: false }, Instant::now());
+                inner.datagrams(
+                    &mut ctx,
+                    &mut buf[..len],
+                    stride,
+                    Origin {
+                        addr: from,
+                        aside: false,
+                    },
+                    Instant::now(),
+                );
                 // Datagrams that came singly are gathered; a full read is not held up for more.
                 datagrams += len.div_ceil(stride);
                 if datagrams >= FLUSH_AFTER {
@@ -100,12 +114,23 @@ pub(crate) fn run(inner: &Inner) {
 impl Inner {
     /// One datagram of a link, however it came.
     pub fn datagram(&self, ctx: &mut Ctx, bytes: &mut [u8], by: By, now: Instant) {
-        let Ok(Datagram::Data { receiver, counter }) = wire::parse(bytes) else { return self.handshake(ctx, bytes, by, now) };
+        let Ok(Datagram::Data { receiver, counter }) = wire::parse(bytes) else {
+            return self.handshake(ctx, bytes, by, now);
+        };
         let sessions = self.sessions.load();
-        let Some((session, peer)) = sessions.get(&receiver) else { return };
-        let Ok(plain) = session.open(bytes, counter) else { return };
-        let data = if Frame::is_data(plain.first()) { plain.len().saturating_sub(FRAME_HEADER_LEN) } else { 0 };
-        // A ping shows that the peer's datagrams reach us; whether ours reach the peer shows by what answers them.
+        let Some((session, peer)) = sessions.get(&receiver) else {
+            return;
+        };
+        let Ok(plain) = session.open(bytes, counter) else {
+            return;
+        };
+        let data = if Frame::is_data(plain.first()) {
+            plain.len().saturating_sub(FRAME_HEADER_LEN)
+        } else {
+            0
+        };
+        // A ping shows that the peer's datagrams reach us; whether ours reach the peer shows by
+        // what answers them.
         let answers = !matches!(Frame::parse(plain), Some(Frame::Ping(_)));
         self.verified(session, peer, by, (data, answers), now);
         if let By::Ring(over) = by {
@@ -114,8 +139,16 @@ impl Inner {
         self.frame(ctx, peer, plain, by, now);
     }
 
-    /// What it says about a link that a datagram of its session came: how much data it brought, and whether it may be an answer.
-    pub fn verified(&self, session: &Session, peer: &Arc<Peer>, by: By, (data, answers): (usize, bool), now: Instant) {
+    /// What it says about a link that a datagram of its session came: how much data it brought, and
+    /// whether it may be an answer.
+    pub fn verified(
+        &self,
+        session: &Session,
+        peer: &Arc<Peer>,
+        by: By,
+        (data, answers): (usize, bool),
+        now: Instant,
+    ) {
         if session.confirm() {
             if let Some(link) = peer.link().as_mut() {
                 link.confirmed(session.local_index());
@@ -123,7 +156,9 @@ impl Inner {
             self.run_link(peer, now);
         }
         let in_use = match (by, &**peer.via.load()) {
-            (By::Udp(from), Via::Direct(to)) => from.addr == *to && self.is_answered_by_its_port(from),
+            (By::Udp(from), Via::Direct(to)) => {
+                from.addr == *to && self.is_answered_by_its_port(from)
+            }
             (By::Relay(relay), Via::Relayed(used)) => relay == used.member,
             (By::Ring(_), Via::Ring) | (By::Stream, Via::Stream(_)) => true,
             _ => false,
@@ -140,7 +175,9 @@ impl Inner {
     }
 
     fn frame(&self, ctx: &mut Ctx, peer: &Arc<Peer>, plain: &mut [u8], by: By, now: Instant) {
-        let Some(frame) = Frame::parse(plain) else { return };
+        let Some(frame) = Frame::parse(plain) else {
+            return;
+        };
         if let Frame::Ring { .. } = frame {
             return self.ring_in(ctx, peer, plain, by, now);
         }
@@ -179,7 +216,13 @@ impl Inner {
                 {
                     // Never a second relay: what we pass on leaves directly or by stream.
                     if matches!(**next.via.load(), Via::Direct(_) | Via::Stream(_)) {
-                        self.send_frame(&mut ctx.out, &next, Frame::ForwardFrom(peer.short), payload, now);
+                        self.send_frame(
+                            &mut ctx.out,
+                            &next,
+                            Frame::ForwardFrom(peer.short),
+                            payload,
+                            now,
+                        );
                     }
                 }
             }
@@ -194,30 +237,57 @@ impl Inner {
                     self.frame(ctx, peer, &mut whole, by, now);
                 }
             }
-            Frame::Moved { addr, member, epoch } => self.moved(peer, addr, member, epoch),
+            Frame::Moved {
+                addr,
+                member,
+                epoch,
+            } => self.moved(peer, addr, member, epoch),
         }
     }
 
     /// Answers what came, the way that it came.
     fn reply(&self, ctx: &mut Ctx, peer: &Arc<Peer>, by: By, frame: Frame, now: Instant) {
-        let By::Udp(from) = by else { return self.send_frame_by(&mut ctx.out, peer, by.path(), frame, &[], now) };
+        let By::Udp(from) = by else {
+            return self.send_frame_by(&mut ctx.out, peer, by.path(), frame, &[], now);
+        };
         let aside = self.udp.aside();
         if aside.answers(from) == aside.writes_to(&from.addr) {
             return self.send_frame_by(&mut ctx.out, peer, by.path(), frame, &[], now);
         }
         let mut bytes = [0; OVERHEAD];
         frame.write_header(&mut bytes[HEADER_LEN..]);
-        let sealed = peer.sending.load().as_ref().and_then(|session| session.seal(&mut bytes, FRAME_HEADER_LEN));
+        let sealed = peer
+            .sending
+            .load()
+            .as_ref()
+            .and_then(|session| session.seal(&mut bytes, FRAME_HEADER_LEN));
         if let Some(len) = sealed {
             peer.note_sent(now, 0);
-            self.udp.send_by(aside.answers(from), from.addr, &bytes[..len]);
+            self.udp
+                .send_by(aside.answers(from), from.addr, &bytes[..len]);
         }
     }
 
     /// An IP packet from a member: is the source its own, and where does it go?
-    pub fn ip_in(&self, ctx: &mut Ctx, peer: &Arc<Peer>, frame: Frame, packet: &[u8], now: Instant) {
-        let Frame::Ip { from_epoch, to_epoch, passed_on } = frame else { return };
-        let Some((src, dst)) = packet::addresses(packet) else { return };
+    pub fn ip_in(
+        &self,
+        ctx: &mut Ctx,
+        peer: &Arc<Peer>,
+        frame: Frame,
+        packet: &[u8],
+        now: Instant,
+    ) {
+        let Frame::Ip {
+            from_epoch,
+            to_epoch,
+            passed_on,
+        } = frame
+        else {
+            return;
+        };
+        let Some((src, dst)) = packet::addresses(packet) else {
+            return;
+        };
         if !passed_on && !self.source_stands(peer, &src, &frame, packet, now) {
             return;
         }
@@ -227,10 +297,11 @@ impl Inner {
         if !self.access.admits(packet, &src, &dst, now) {
             return;
         }
-        ctx.tally.note(&self.traffic, (dst, src), peer.member, (0, packet.len()));
+        ctx.tally
+            .note(&self.traffic, (dst, src), peer.member, (0, packet.len()));
         if let Some(port) = self.port_of(&dst) {
-            // Passed on by the former host: believed only shortly after the guest came here, and never under a newer epoch
-            // than ours, which would mean that the guest has left again.
+            // Passed on by the former host: believed only shortly after the guest came here, and
+            // never under a newer epoch than ours, which would mean that the guest has left again.
             if to_epoch <= wire_epoch(port.config.epoch) && (!passed_on || port.is_new(now)) {
                 ctx.give_guest(&port, packet);
             }
@@ -243,27 +314,58 @@ impl Inner {
             && !passed_on
         {
             self.pass_on(ctx, peer, &dst, route, from_epoch, packet, now);
-        } else if passed_on && self.routes.load().get(&dst).is_none_or(|route| to_epoch >= wire_epoch(route.epoch)) {
+        } else if passed_on
+            && self
+                .routes
+                .load()
+                .get(&dst)
+                .is_none_or(|route| to_epoch >= wire_epoch(route.epoch))
+        {
             // For a guest that is on its way here: it has its port in a moment.
             lock(&self.early).hold(now, dst, packet.to_vec());
         }
     }
 
-    fn source_stands(&self, peer: &Arc<Peer>, src: &IpAddr, frame: &Frame, packet: &[u8], now: Instant) -> bool {
-        let Frame::Ip { from_epoch, to_epoch, .. } = *frame else { return false };
+    fn source_stands(
+        &self,
+        peer: &Arc<Peer>,
+        src: &IpAddr,
+        frame: &Frame,
+        packet: &[u8],
+        now: Instant,
+    ) -> bool {
+        let Frame::Ip {
+            from_epoch,
+            to_epoch,
+            ..
+        } = *frame
+        else {
+            return false;
+        };
         match self.routes.load().get(src) {
             Some(route) if from_epoch < wire_epoch(route.epoch) => {
                 let (sent, known) = (Epoch(u64::from(from_epoch)), route.epoch);
                 if peer.may_complain(now) {
-                    self.tell(PlaneEvent::StaleEpoch { addr: *src, from: peer.member, sent, known });
+                    self.tell(PlaneEvent::StaleEpoch {
+                        addr: *src,
+                        from: peer.member,
+                        sent,
+                        known,
+                    });
                 }
                 false
             }
             Some(route) if route.member == peer.member => true,
-            // The same epoch from another member is a lie; a newer one may be a move that we have not heard of.
+            // The same epoch from another member is a lie; a newer one may be a move that we have
+            // not heard of.
             Some(route) if from_epoch == wire_epoch(route.epoch) && from_epoch > 0 => false,
             _ => {
-                let held = Held { from: peer.member, from_epoch, to_epoch, packet: packet.to_vec() };
+                let held = Held {
+                    from: peer.member,
+                    from_epoch,
+                    to_epoch,
+                    packet: packet.to_vec(),
+                };
                 if lock(&self.unknown_sources).hold(now, *src, held) {
                     self.tell(PlaneEvent::Unresolved(*src));
                 }
@@ -273,22 +375,43 @@ impl Inner {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn pass_on(&self, ctx: &mut Ctx, sender: &Arc<Peer>, dst: &IpAddr, route: Route, from_epoch: u32, packet: &[u8], now: Instant) {
+    fn pass_on(
+        &self,
+        ctx: &mut Ctx,
+        sender: &Arc<Peer>,
+        dst: &IpAddr,
+        route: Route,
+        from_epoch: u32,
+        packet: &[u8],
+        now: Instant,
+    ) {
         let next = self.peer(route.member);
-        let frame = Frame::Ip { from_epoch, to_epoch: wire_epoch(route.epoch), passed_on: true };
+        let frame = Frame::Ip {
+            from_epoch,
+            to_epoch: wire_epoch(route.epoch),
+            passed_on: true,
+        };
         self.send_frame(&mut ctx.out, &next, frame, packet, now);
         if sender.may_hint(now) {
-            let hint = Frame::Moved { addr: *dst, member: route.member, epoch: route.epoch }.to_bytes();
+            let hint = Frame::Moved {
+                addr: *dst,
+                member: route.member,
+                epoch: route.epoch,
+            }
+            .to_bytes();
             if let Some(header) = Frame::parse(&hint) {
                 self.send_frame(&mut ctx.out, sender, header, &hint[FRAME_HEADER_LEN..], now);
             }
         }
     }
 
-    /// A handshake message. Initiations from strangers end here: only members that the connector has met have a link.
+    /// A handshake message. Initiations from strangers end here: only members that the connector
+    /// has met have a link.
     fn handshake(&self, ctx: &mut Ctx, bytes: &[u8], by: By, now: Instant) {
         match wire::parse(bytes) {
-            Ok(Datagram::Initiation { sender, noise }) if mac1_verifies(bytes, &self.keys.public().0) => {
+            Ok(Datagram::Initiation { sender, noise })
+                if mac1_verifies(bytes, &self.keys.public().0) =>
+            {
                 if let By::Ring(_) = by
                     && lock(&self.doorman).overloaded(now)
                 {
@@ -298,29 +421,55 @@ impl Inner {
                 if let By::Udp(from) = by {
                     let mut doorman = lock(&self.doorman);
                     if doorman.overloaded(now) && !doorman.proves_address(now, bytes, from.addr) {
-                        if let Some((salt, sealed)) = doorman.reply(now, bytes, from.addr, &self.keys.public().0) {
-                            self.udp.send_by(from.aside, from.addr, &wire::cookie(sender, &salt, &sealed));
+                        if let Some((salt, sealed)) =
+                            doorman.reply(now, bytes, from.addr, &self.keys.public().0)
+                        {
+                            self.udp.send_by(
+                                from.aside,
+                                from.addr,
+                                &wire::cookie(sender, &salt, &sealed),
+                            );
                         }
                         return;
                     }
                 }
-                let Ok(opened) = Opened::read(&self.keys, sender, noise) else { return };
+                let Ok(opened) = Opened::read(&self.keys, sender, noise) else {
+                    return;
+                };
                 let peers = self.peers.load();
-                let known = peers.iter().find(|p| p.link().as_ref().is_some_and(|l| l.peer() == opened.peer));
+                let known = peers
+                    .iter()
+                    .find(|p| p.link().as_ref().is_some_and(|l| l.peer() == opened.peer));
                 let Some(peer) = known else { return };
                 let index = self.new_index();
-                let answer = peer.link().as_mut().and_then(|link| link.accept(now, opened, index, false, &[]).ok());
+                let answer = peer
+                    .link()
+                    .as_mut()
+                    .and_then(|link| link.accept(now, opened, index, false, &[]).ok());
                 self.run_link(peer, now);
                 match (answer, by, self.via(peer, by.path())) {
-                    (Some(answer), By::Udp(from), _) => self.udp.send_by(self.udp.aside().answers(from), from.addr, &answer),
-                    (Some(answer), _, Some(via)) => drop(self.pass(&mut ctx.out, peer, &via, answer, now)),
+                    (Some(answer), By::Udp(from), _) => {
+                        self.udp
+                            .send_by(self.udp.aside().answers(from), from.addr, &answer)
+                    }
+                    (Some(answer), _, Some(via)) => {
+                        let _ = self.pass(&mut ctx.out, peer, &via, answer, now);
+                    }
                     _ => {}
                 }
             }
             Ok(Datagram::Response { receiver, .. }) => {
                 let peers = self.peers.load();
-                let Some(peer) = peers.iter().find(|p| p.link().as_ref().is_some_and(|l| l.waits_for(receiver))) else { return };
-                let answered = peer.link().as_mut().is_some_and(|link| link.answered(now, bytes).is_ok());
+                let Some(peer) = peers
+                    .iter()
+                    .find(|p| p.link().as_ref().is_some_and(|l| l.waits_for(receiver)))
+                else {
+                    return;
+                };
+                let answered = peer
+                    .link()
+                    .as_mut()
+                    .is_some_and(|link| link.answered(now, bytes).is_ok());
                 self.run_link(peer, now);
                 if answered {
                     // So that the far end may seal with the new session too.

@@ -1,8 +1,9 @@
-//! What this node passes on for others: whether it does at all, and at most how much. A token bucket (as GCRA, ITU-T I.371:
-//! one counter that says when the bucket would be full again, so that the packet threads need no lock) bounds the whole;
-//! each pair of members has one of its own for its fair part. Below its part a pair is always let through; what others
-//! leave unused goes to who asks first, but only down to half a bucket, so that a new pair finds room at once.
-//! Datagrams beyond that are dropped, as a router with a full queue would, and the pair's TCP slows down.
+//! What this node passes on for others: whether it does at all, and at most how much. A token
+//! bucket (as GCRA, ITU-T I.371: one counter that says when the bucket would be full again, so that
+//! the packet threads need no lock) bounds the whole; each pair of members has one of its own for
+//! its fair part. Below its part a pair is always let through; what others leave unused goes to who
+//! asks first, but only down to half a bucket, so that a new pair finds room at once. Datagrams
+//! beyond that are dropped, as a router with a full queue would, and the pair's TCP slows down.
 
 use crate::link::frame::ShortId;
 use arc_swap::ArcSwap;
@@ -37,7 +38,10 @@ pub struct RelayOffer {
 
 impl Default for RelayOffer {
     fn default() -> Self {
-        Self { willing: true, bits_per_second: 0 }
+        Self {
+            willing: true,
+            bits_per_second: 0,
+        }
     }
 }
 
@@ -56,7 +60,9 @@ impl Bucket {
     /// Takes `cost` out; a debt of more than `most` is forgiven.
     fn take(&self, now: u64, cost: u64, most: u64) {
         let after = |at: u64| Some((at.max(now) + cost).min(now + most));
-        let _ = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after);
+        let _ = self
+            .full_at
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, after);
     }
 }
 
@@ -97,16 +103,23 @@ impl Relaying {
 
     pub fn set(&self, offer: RelayOffer) {
         self.willing.store(offer.willing, Ordering::Relaxed);
-        self.bits_per_second.store(offer.bits_per_second, Ordering::Relaxed);
+        self.bits_per_second
+            .store(offer.bits_per_second, Ordering::Relaxed);
     }
 
     pub fn offer(&self) -> RelayOffer {
-        RelayOffer { willing: self.willing.load(Ordering::Relaxed), bits_per_second: self.bits_per_second.load(Ordering::Relaxed) }
+        RelayOffer {
+            willing: self.willing.load(Ordering::Relaxed),
+            bits_per_second: self.bits_per_second.load(Ordering::Relaxed),
+        }
     }
 
     /// Bytes passed on for others, and bytes not passed on.
     pub fn counters(&self) -> (u64, u64) {
-        (self.passed.load(Ordering::Relaxed), self.dropped.load(Ordering::Relaxed))
+        (
+            self.passed.load(Ordering::Relaxed),
+            self.dropped.load(Ordering::Relaxed),
+        )
     }
 
     fn pair(&self, from: ShortId, to: ShortId) -> Arc<Pair> {
@@ -129,8 +142,13 @@ impl Relaying {
 
     /// Whether a datagram of `bytes` may be passed on; it is counted if so.
     pub fn admits(&self, from: ShortId, to: ShortId, bytes: usize, now: Instant) -> bool {
-        let admitted = self.willing.load(Ordering::Relaxed) && self.fits(from, to, bytes as u64, now);
-        let counter = if admitted { &self.passed } else { &self.dropped };
+        let admitted =
+            self.willing.load(Ordering::Relaxed) && self.fits(from, to, bytes as u64, now);
+        let counter = if admitted {
+            &self.passed
+        } else {
+            &self.dropped
+        };
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
         admitted
     }
@@ -149,19 +167,30 @@ impl Relaying {
         if !within_its_part && !self.all.has_room(now, depth / 2) {
             return false;
         }
-        pair.bucket.take(now, nanos(bytes).saturating_mul(self.active.load(Ordering::Relaxed).max(1)), 2 * depth);
+        pair.bucket.take(
+            now,
+            nanos(bytes).saturating_mul(self.active.load(Ordering::Relaxed).max(1)),
+            2 * depth,
+        );
         self.all.take(now, nanos(bytes), 2 * depth);
         true
     }
 
-    /// Counts the active pairs anew and forgets the silent ones; the clock calls it a few times a second.
+    /// Counts the active pairs anew and forgets the silent ones; the clock calls it a few times a
+    /// second.
     pub fn tick(&self, now: Instant) {
         let now = now.saturating_duration_since(self.base).as_nanos() as u64;
         let silent = |pair: &Pair| now.saturating_sub(pair.last.load(Ordering::Relaxed));
         let pairs = self.pairs.load();
-        let active = pairs.values().filter(|p| silent(p) < ACTIVE.as_nanos() as u64).count() as u64;
+        let active = pairs
+            .values()
+            .filter(|p| silent(p) < ACTIVE.as_nanos() as u64)
+            .count() as u64;
         self.active.store(active.max(1), Ordering::Relaxed);
-        if pairs.values().any(|p| silent(p) >= FORGET.as_nanos() as u64) {
+        if pairs
+            .values()
+            .any(|p| silent(p) >= FORGET.as_nanos() as u64)
+        {
             self.pairs.rcu(|pairs| {
                 let mut pairs = HashMap::clone(pairs);
                 pairs.retain(|_, p| silent(p) < FORGET.as_nanos() as u64);
@@ -198,7 +227,10 @@ mod tests {
 
     fn limited(now: Instant) -> Relaying {
         let relaying = Relaying::new(now);
-        relaying.set(RelayOffer { willing: true, bits_per_second: RATE });
+        relaying.set(RelayOffer {
+            willing: true,
+            bits_per_second: RATE,
+        });
         relaying
     }
 
@@ -206,14 +238,18 @@ mod tests {
     fn no_more_than_the_rate_is_passed_on() {
         let now = Instant::now();
         let got: usize = offer(&limited(now), now, 10_000, &[5000]).iter().sum();
-        assert!((9_500_000..=10_300_000).contains(&got), "{got} bytes in 10 s");
+        assert!(
+            (9_500_000..=10_300_000).contains(&got),
+            "{got} bytes in 10 s"
+        );
     }
 
     #[test]
     fn a_modest_pair_gets_all_it_asks_for_beside_a_greedy_one() {
         let now = Instant::now();
         let relaying = limited(now);
-        // The greedy one asks for five times the rate, the modest one every fourth millisecond for a quarter of it.
+        // The greedy one asks for five times the rate, the modest one every fourth millisecond for
+        // a quarter of it.
         let (mut modest, mut asked) = (0, 0);
         for at in 0..10_000 {
             let now = now + Duration::from_millis(at);
@@ -222,7 +258,11 @@ mod tests {
             }
             if at % 4 == 0 {
                 asked += 1000;
-                modest += if relaying.admits([2; 8], [9; 8], 1000, now) { 1000 } else { 0 };
+                modest += if relaying.admits([2; 8], [9; 8], 1000, now) {
+                    1000
+                } else {
+                    0
+                };
             }
             if at % 250 == 0 {
                 relaying.tick(now);
@@ -250,7 +290,10 @@ mod tests {
         assert!(relaying.pairs.load().len() <= MAX_PAIRS);
         relaying.tick(now + FORGET * 2);
         assert!(relaying.pairs.load().is_empty());
-        relaying.set(RelayOffer { willing: false, bits_per_second: 0 });
+        relaying.set(RelayOffer {
+            willing: false,
+            bits_per_second: 0,
+        });
         assert!(!relaying.admits([1; 8], [2; 8], 1, now));
     }
 }

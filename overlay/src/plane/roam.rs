@@ -1,18 +1,23 @@
-//! The thread that watches this host: the kernel says over netlink when an interface, an address or a route came or went.
+//! The thread that watches this host: the kernel says over netlink when an interface, an address or
+//! a route came or went.
 //!
-//! It notices that the host has moved: an address or default route is another (or the machine slept: the clock that counts sleep
-//! ran ahead of the one that does not; or, for a process that stood still, a tick came far too late). Then every link is tried at
-//! once in every way that is known, with pings that ask the far end to follow, and the connector is told, which exchanges
+//! It notices that the host has moved: an address or default route is another (or the machine
+//! slept: the clock that counts sleep ran ahead of the one that does not; or, for a process that
+//! stood still, a tick came far too late). Then every link is tried at once in every way that is
+//! known, with pings that ask the far end to follow, and the connector is told, which exchanges
 //! addresses anew over the control plane.
 //!
-//! It keeps the snapshot of the machine's networks new ([`crate::underlay`]), puts back what others changed of the TUN and of
-//! guests' ports ([`super::mend`]), and does for other threads what has to be done in the plane's network namespace.
+//! It keeps the snapshot of the machine's networks new ([`crate::underlay`]), puts back what others
+//! changed of the TUN and of guests' ports ([`super::mend`]), and does for other threads what has
+//! to be done in the plane's network namespace.
 
 use super::{Inner, core::lock, guest_proof::GuestProof, proof::Question, wake::Bell};
 use crate::id::VmId;
 use nix::{
     errno::Errno,
-    sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket},
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+    },
     time::{ClockId, clock_gettime},
 };
 use p2pvm_host::links::{Link, links};
@@ -54,23 +59,35 @@ pub(crate) struct Desk {
 
 impl Desk {
     pub fn new() -> io::Result<Self> {
-        Ok(Self { tasks: Mutex::default(), bell: Bell::new()? })
+        Ok(Self {
+            tasks: Mutex::default(),
+            bell: Bell::new()?,
+        })
     }
 }
 
-/// What the host's place in its networks is made of, as text that changes when it does. p2pvm's own interfaces, of whichever
-/// network, and those without an address of their own (guests') do not count.
+/// What the host's place in its networks is made of, as text that changes when it does. p2pvm's own
+/// interfaces, of whichever network, and those without an address of their own (guests') do not
+/// count.
 fn place(links: &[Link], is_ours: impl Fn(&str) -> bool) -> Vec<String> {
     let mut place = Vec::new();
-    for link in links.iter().filter(|link| link.carrier && !link.loopback && !is_ours(&link.name)) {
-        let addresses = link.addresses.iter().map(|(ip, _)| ip).filter(|ip| super::packet::is_unicast(ip));
+    for link in links
+        .iter()
+        .filter(|link| link.carrier && !link.loopback && !is_ours(&link.name))
+    {
+        let addresses = link
+            .addresses
+            .iter()
+            .map(|(ip, _)| ip)
+            .filter(|ip| super::packet::is_unicast(ip));
         place.extend(addresses.map(|ip| format!("{} {ip}", link.name)));
     }
     // This thread's own files: it may stand in another network namespace than the process.
     let routes = |file: &str| fs::read_to_string(file).unwrap_or_default();
     for line in routes("/proc/thread-self/net/route").lines() {
         let mut fields = line.split_ascii_whitespace();
-        if let (Some(name), Some("00000000"), Some(gateway)) = (fields.next(), fields.next(), fields.next())
+        if let (Some(name), Some("00000000"), Some(gateway)) =
+            (fields.next(), fields.next(), fields.next())
             && !is_ours(name)
         {
             place.push(format!("default {name} {gateway}"));
@@ -78,7 +95,8 @@ fn place(links: &[Link], is_ours: impl Fn(&str) -> bool) -> Vec<String> {
     }
     for line in routes("/proc/thread-self/net/ipv6_route").lines() {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        if let (Some(&"00"), Some(gateway), Some(&name)) = (fields.get(1), fields.get(4), fields.last())
+        if let (Some(&"00"), Some(gateway), Some(&name)) =
+            (fields.get(1), fields.get(4), fields.last())
             && name != "lo"
             && !is_ours(name)
         {
@@ -92,7 +110,12 @@ fn place(links: &[Link], is_ours: impl Fn(&str) -> bool) -> Vec<String> {
 
 fn listen() -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        flags,
+        SockProtocol::NetlinkRoute,
+    )?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
     Ok(socket)
 }
@@ -112,11 +135,21 @@ fn drain(socket: &OwnedFd) {
 
 /// The thread.
 pub(crate) fn run(inner: &Arc<Inner>) {
-    let socket = listen().inspect_err(|error| tracing::debug!(%error, "no news of addresses from the kernel")).ok();
-    let pause = if socket.is_some() { LOOK_EVERY } else { LOOK_UNTOLD };
+    let socket = listen()
+        .inspect_err(|error| tracing::debug!(%error, "no news of addresses from the kernel"))
+        .ok();
+    let pause = if socket.is_some() {
+        LOOK_EVERY
+    } else {
+        LOOK_UNTOLD
+    };
     let mut known = inner.look_around();
     while !inner.stop.raised() {
-        let fds: Vec<BorrowedFd> = socket.iter().map(AsFd::as_fd).chain([inner.desk.bell.fd()]).collect();
+        let fds: Vec<BorrowedFd> = socket
+            .iter()
+            .map(AsFd::as_fd)
+            .chain([inner.desk.bell.fd()])
+            .collect();
         if !inner.stop.wait_any(&fds, pause) {
             return;
         }
@@ -130,7 +163,11 @@ pub(crate) fn run(inner: &Arc<Inner>) {
             && Some(&now) != known.as_ref()
             && let Some(before) = known.replace(now.clone())
         {
-            tracing::info!(was = before.join(", "), is = now.join(", "), "this host's addresses have changed");
+            tracing::info!(
+                was = before.join(", "),
+                is = now.join(", "),
+                "this host's addresses have changed"
+            );
             inner.roamed("address");
         }
         let mended = inner.mend_device(Instant::now());
@@ -152,14 +189,23 @@ pub(crate) struct SleepWatch {
 
 impl SleepWatch {
     pub fn new(now: Instant) -> Self {
-        Self { seen: now, ahead: ahead() }
+        Self {
+            seen: now,
+            ahead: ahead(),
+        }
     }
 
-    /// How long the machine slept or the process stood still since the last call, if it did; `pause` is how long the
-    /// caller meant to wait in between.
+    /// How long the machine slept or the process stood still since the last call, if it did;
+    /// `pause` is how long the caller meant to wait in between.
     pub fn slept(&mut self, now: Instant, pause: Duration) -> Option<Duration> {
-        let (ahead, late) = (ahead(), now.saturating_duration_since(self.seen).saturating_sub(pause));
-        let asleep = ahead.zip(self.ahead).map_or(Duration::ZERO, |(is, was)| is.saturating_sub(was));
+        let (ahead, late) = (
+            ahead(),
+            now.saturating_duration_since(self.seen)
+                .saturating_sub(pause),
+        );
+        let asleep = ahead
+            .zip(self.ahead)
+            .map_or(Duration::ZERO, |(is, was)| is.saturating_sub(was));
         (self.seen, self.ahead) = (now, ahead);
         let lost = asleep.max(late);
         (lost >= SLEPT).then_some(lost)
@@ -195,10 +241,12 @@ impl Inner {
         mended.await.unwrap_or_default()
     }
 
-    /// Renews the snapshot of the machine's networks and puts guests' interfaces back; where the host stands now, if the kernel
-    /// tells.
+    /// Renews the snapshot of the machine's networks and puts guests' interfaces back; where the
+    /// host stands now, if the kernel tells.
     fn look_around(&self) -> Option<Vec<String>> {
-        let links = links().inspect_err(|error| tracing::debug!(%error, "the interfaces cannot be listed")).ok()?;
+        let links = links()
+            .inspect_err(|error| tracing::debug!(%error, "the interfaces cannot be listed"))
+            .ok()?;
         if self.underlay.renew_from(&links) {
             self.leave_tunnels();
         }
@@ -211,7 +259,10 @@ impl Inner {
     fn leave_tunnels(&self) {
         let (view, now) = (self.underlay.view(), Instant::now());
         for peer in self.peers.load().iter() {
-            peer.paths().forget(|path| matches!(path, super::Path::Direct(to) if view.is_inside(&to.ip())), now);
+            peer.paths().forget(
+                |path| matches!(path, super::Path::Direct(to) if view.is_inside(&to.ip())),
+                now,
+            );
             self.run_paths(peer, now);
         }
     }
@@ -219,7 +270,12 @@ impl Inner {
     /// Tries every link again in every way, and tells the connector.
     pub fn roamed(&self, why: &'static str) {
         let now = Instant::now();
-        for peer in self.peers.load().iter().filter(|p| p.sending.load().is_some()) {
+        for peer in self
+            .peers
+            .load()
+            .iter()
+            .filter(|p| p.sending.load().is_some())
+        {
             peer.paths().rouse(now);
             peer.pmtu().restart(now);
             peer.show_limit();
@@ -239,8 +295,17 @@ mod tests {
     fn a_standstill_is_noticed_and_a_normal_tick_is_not() {
         let start = Instant::now();
         let mut watch = SleepWatch::new(start);
-        assert_eq!(watch.slept(start + Duration::from_millis(300), Duration::from_millis(250)), None);
-        let late = watch.slept(start + Duration::from_millis(300) + SLEPT + Duration::from_secs(1), Duration::from_millis(250));
+        assert_eq!(
+            watch.slept(
+                start + Duration::from_millis(300),
+                Duration::from_millis(250)
+            ),
+            None
+        );
+        let late = watch.slept(
+            start + Duration::from_millis(300) + SLEPT + Duration::from_secs(1),
+            Duration::from_millis(250),
+        );
         assert!(late.is_some_and(|d| d >= SLEPT));
     }
 

@@ -1,6 +1,7 @@
-//! Outward: packets from the TUN or a guest find their route and are sealed for their peer. The segments of one read (one
-//! TSO packet, cut) belong to one flow, so that route, session and path are looked up once; on a direct path they are sealed
-//! where they stand and leave with one GSO send.
+//! Outward: packets from the TUN or a guest find their route and are sealed for their peer. The
+//! segments of one read (one TSO packet, cut) belong to one flow, so that route, session and path
+//! are looked up once; on a direct path they are sealed where they stand and leave with one GSO
+//! send.
 
 use super::{
     Inner, Path, PlaneEvent,
@@ -21,7 +22,8 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 /// Room before each packet for the datagram and frame headers.
 pub(crate) const HEAD: usize = HEADER_LEN + FRAME_HEADER_LEN;
 
-/// Packets of one flow at equal distances in one buffer, each behind [`HEAD`] bytes and before room for a tag.
+/// Packets of one flow at equal distances in one buffer, each behind [`HEAD`] bytes and before room
+/// for a tag.
 pub(crate) struct Segments<'a> {
     pub buf: &'a mut [u8],
     pub stride: usize,
@@ -66,39 +68,67 @@ impl Inner {
         }
     }
 
-    /// Carries the segments to their destination. `from_epoch`: that of the source address, zero for the host's own.
+    /// Carries the segments to their destination. `from_epoch`: that of the source address, zero
+    /// for the host's own.
     pub fn carry(&self, ctx: &mut Ctx, from_epoch: u32, mut segments: Segments<'_>, now: Instant) {
-        let Some((src, dst)) = segments.sizes.first().and_then(|_| packet::addresses(segments.packet(0))) else { return };
+        let Some((src, dst)) = segments
+            .sizes
+            .first()
+            .and_then(|_| packet::addresses(segments.packet(0)))
+        else {
+            return;
+        };
         self.access.sent(segments.packet(0), &src, &dst, now);
         match self.next_hop(&dst) {
             // The segments are of one flow: what holds for the first holds for all.
-            Next::Guest(_) | Next::Host if !self.access.admits(segments.packet(0), &src, &dst, now) => {}
+            Next::Guest(_) | Next::Host
+                if !self.access.admits(segments.packet(0), &src, &dst, now) => {}
             Next::Guest(port) => {
-                ctx.tally.note(&self.traffic, (src, dst), self.me, (segments.total(), 0));
+                ctx.tally
+                    .note(&self.traffic, (src, dst), self.me, (segments.total(), 0));
                 (0..segments.sizes.len()).for_each(|i| ctx.give_guest(&port, segments.packet(i)));
             }
-            Next::Host => (0..segments.sizes.len()).for_each(|i| ctx.give_host(self, segments.packet(i))),
+            Next::Host => {
+                (0..segments.sizes.len()).for_each(|i| ctx.give_host(self, segments.packet(i)))
+            }
             // A guest is held under an epoch, the host's own address is not.
             Next::Drop if from_epoch > 0 => {
-                (0..segments.sizes.len()).for_each(|i| self.multicast_out(ctx, from_epoch, segments.packet(i), &src, &dst, now));
+                (0..segments.sizes.len()).for_each(|i| {
+                    self.multicast_out(ctx, from_epoch, segments.packet(i), &src, &dst, now)
+                });
             }
             Next::Drop => {}
             Next::Unknown => {
                 let mut ask = false;
                 for i in 0..segments.sizes.len() {
-                    ask |= lock(&self.unresolved).hold(now, dst, (from_epoch, segments.packet(i).to_vec()));
+                    ask |= lock(&self.unresolved).hold(
+                        now,
+                        dst,
+                        (from_epoch, segments.packet(i).to_vec()),
+                    );
                 }
                 if ask {
                     self.tell(PlaneEvent::Unresolved(dst));
                 }
             }
             Next::Member(peer, to_epoch) => {
-                let frame = Frame::Ip { from_epoch, to_epoch, passed_on: false };
-                ctx.tally.note(&self.traffic, (src, dst), peer.member, (segments.total(), 0));
+                let frame = Frame::Ip {
+                    from_epoch,
+                    to_epoch,
+                    passed_on: false,
+                };
+                ctx.tally.note(
+                    &self.traffic,
+                    (src, dst),
+                    peer.member,
+                    (segments.total(), 0),
+                );
                 let (session, via) = (peer.sending.load(), peer.via.load());
                 if !self.fits(&peer, &segments) {
                     self.carry_large(ctx, &peer, frame, &segments, now);
-                } else if let (Some(session), Via::Direct(to), true) = (&*session, &**via, segments.sizes.len() > 1) {
+                } else if let (Some(session), Via::Direct(to), true) =
+                    (&*session, &**via, segments.sizes.len() > 1)
+                {
                     self.send_in_place(&mut ctx.out, session, *to, frame, &mut segments);
                     peer.note_sent(now, segments.total());
                 } else {
@@ -115,10 +145,26 @@ impl Inner {
         let mut buf = vec![0; HEAD + packet.len() + TAG_LEN];
         buf[HEAD..HEAD + packet.len()].copy_from_slice(packet);
         let stride = buf.len();
-        self.carry(ctx, from_epoch, Segments { buf: &mut buf, stride, sizes: &[packet.len()] }, now);
+        self.carry(
+            ctx,
+            from_epoch,
+            Segments {
+                buf: &mut buf,
+                stride,
+                sizes: &[packet.len()],
+            },
+            now,
+        );
     }
 
-    fn send_in_place(&self, out: &mut Batch, session: &Session, to: std::net::SocketAddr, frame: Frame, segments: &mut Segments<'_>) {
+    fn send_in_place(
+        &self,
+        out: &mut Batch,
+        session: &Session,
+        to: std::net::SocketAddr,
+        frame: Frame,
+        segments: &mut Segments<'_>,
+    ) {
         // Whatever waits in the batch was earlier.
         out.flush(&self.udp);
         let (mut start, mut end, mut first, mut count) = (0, 0, 0, 0);
@@ -134,7 +180,9 @@ impl Inner {
                 (start, end, first) = (at, at, datagram);
             }
             frame.write_header(&mut segments.buf[at + HEADER_LEN..]);
-            let Some(len) = session.seal(&mut segments.buf[at..at + datagram], plain) else { return };
+            let Some(len) = session.seal(&mut segments.buf[at..at + datagram], plain) else {
+                return;
+            };
             if end != at {
                 segments.buf.copy_within(at..at + len, end);
             }
@@ -150,9 +198,20 @@ impl Inner {
         }
     }
 
-    /// Seals one frame for the peer and sends it on its path. An IP frame waits while there is none, and a path is asked for.
-    pub fn send_frame(&self, out: &mut Batch, peer: &Arc<Peer>, frame: Frame, payload: &[u8], now: Instant) -> bool {
-        let data = if matches!(frame, Frame::Ip { .. } | Frame::Piece { .. } | Frame::ForwardTo(_) | Frame::ForwardFrom(_)) {
+    /// Seals one frame for the peer and sends it on its path. An IP frame waits while there is
+    /// none, and a path is asked for.
+    pub fn send_frame(
+        &self,
+        out: &mut Batch,
+        peer: &Arc<Peer>,
+        frame: Frame,
+        payload: &[u8],
+        now: Instant,
+    ) -> bool {
+        let data = if matches!(
+            frame,
+            Frame::Ip { .. } | Frame::Piece { .. } | Frame::ForwardTo(_) | Frame::ForwardFrom(_)
+        ) {
             payload.len()
         } else {
             0
@@ -177,7 +236,15 @@ impl Inner {
     }
 
     /// Seals one frame and sends it by `path`, whichever is in use.
-    pub fn send_frame_by(&self, out: &mut Batch, peer: &Arc<Peer>, path: Path, frame: Frame, payload: &[u8], now: Instant) {
+    pub fn send_frame_by(
+        &self,
+        out: &mut Batch,
+        peer: &Arc<Peer>,
+        path: Path,
+        frame: Frame,
+        payload: &[u8],
+        now: Instant,
+    ) {
         let session = peer.sending.load();
         if let (Some(session), Some(via)) = (&*session, self.via(peer, path)) {
             peer.note_sent(now, 0);
@@ -233,7 +300,14 @@ impl Inner {
     }
 
     /// Sends a finished datagram of the link to `peer` by `via`.
-    pub fn pass(&self, out: &mut Batch, peer: &Peer, via: &Via, datagram: Vec<u8>, now: Instant) -> bool {
+    pub fn pass(
+        &self,
+        out: &mut Batch,
+        peer: &Peer,
+        via: &Via,
+        datagram: Vec<u8>,
+        now: Instant,
+    ) -> bool {
         match via {
             Via::Nowhere => false,
             Via::Direct(to) => {

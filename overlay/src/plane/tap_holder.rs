@@ -1,6 +1,8 @@
-//! The process behind a guest's TAP, QEMU: it alone holds the descriptor. Where somebody deletes the interface the kernel detaches
-//! that descriptor but leaves it open, and TUNSETIFF takes it again: the guest, which sees nothing but silence, goes on. The daemon
-//! borrows the descriptor for that (pidfd_getfd(2)), and touches nothing but TUN descriptors whose interface is gone or elsewhere.
+//! The process behind a guest's TAP, QEMU: it alone holds the descriptor. Where somebody deletes
+//! the interface the kernel detaches that descriptor but leaves it open, and TUNSETIFF takes it
+//! again: the guest, which sees nothing but silence, goes on. The daemon borrows the descriptor for
+//! that (pidfd_getfd(2)), and touches nothing but TUN descriptors whose interface is gone or
+//! elsewhere.
 
 use super::astray;
 use std::{
@@ -22,9 +24,11 @@ pub(crate) struct Holder {
     since: Instant,
 }
 
-/// The header of virtio 1.0 (VIRTIO 1.1 §5.1.6, with num_buffers): what nearly every guest's driver chooses.
+/// The header of virtio 1.0 (VIRTIO 1.1 §5.1.6, with num_buffers): what nearly every guest's driver
+/// chooses.
 const HEADER_V1: libc::c_int = 12;
-/// How long a guest may boot before its driver starts. Reason: until then QEMU has the short header of before 1.0.
+/// How long a guest may boot before its driver starts. Reason: until then QEMU has the short header
+/// of before 1.0.
 const DRIVER_STARTS: Duration = Duration::from_secs(120);
 
 impl Holder {
@@ -33,9 +37,20 @@ impl Holder {
         let own = process::id().to_string();
         for entry in fs::read_dir("/proc").ok()?.flatten() {
             let name = entry.file_name();
-            let Some(pid) = name.to_str().filter(|pid| *pid != own).and_then(|pid| pid.parse::<i32>().ok()) else { continue };
+            let Some(pid) = name
+                .to_str()
+                .filter(|pid| *pid != own)
+                .and_then(|pid| pid.parse::<i32>().ok())
+            else {
+                continue;
+            };
             if let Some(fd) = descriptor(pid, ifname) {
-                let mut holder = Self { process: pidfd_open(pid).ok()?, fd, header: None, since: Instant::now() };
+                let mut holder = Self {
+                    process: pidfd_open(pid).ok()?,
+                    fd,
+                    header: None,
+                    since: Instant::now(),
+                };
                 holder.look();
                 return Some(holder);
             }
@@ -48,7 +63,9 @@ impl Holder {
         let mut header: libc::c_int = 0;
         if let Ok(tun) = self.borrow() {
             // SAFETY: the pointer is to a c_int that lives across the call.
-            let read = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETVNETHDRSZ as _, &raw mut header) };
+            let read = unsafe {
+                libc::ioctl(tun.as_raw_fd(), libc::TUNGETVNETHDRSZ as _, &raw mut header)
+            };
             if read == 0 && header > 0 {
                 self.header = Some(header);
             }
@@ -57,7 +74,8 @@ impl Holder {
 
     fn borrow(&self) -> io::Result<OwnedFd> {
         // SAFETY: the arguments are numbers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.process.as_raw_fd(), self.fd, 0) };
+        let fd =
+            unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.process.as_raw_fd(), self.fd, 0) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -65,10 +83,12 @@ impl Holder {
         Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
     }
 
-    /// Makes the interface anew on the descriptor: it was deleted, or is in another network namespace; whether it was the latter.
+    /// Makes the interface anew on the descriptor: it was deleted, or is in another network
+    /// namespace; whether it was the latter.
     ///
     /// # Errors
-    /// What the kernel says, such as ESRCH where the process has ended, or EPERM where it may not be looked into.
+    /// What the kernel says, such as ESRCH where the process has ended, or EPERM where it may not
+    /// be looked into.
     pub fn attach(&self, ifname: &str) -> io::Result<bool> {
         let tun = self.borrow()?;
         let moved = astray::delete_elsewhere(&tun)?;
@@ -79,17 +99,32 @@ impl Holder {
         if bytes.len() > request.ifr_name.len() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        request.ifr_name.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from as libc::c_char);
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        request
+            .ifr_name
+            .iter_mut()
+            .zip(bytes)
+            .for_each(|(to, from)| *to = *from as libc::c_char);
+        request.ifr_ifru.ifru_flags =
+            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
         // SAFETY: the request lives across the call, which reads and writes no more than it.
         if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        // Offloads are left off: the guest is given whole packets with their checksums, which every driver takes.
-        let chosen = self.header.filter(|header| *header >= HEADER_V1 || self.since.elapsed() > DRIVER_STARTS);
+        // Offloads are left off: the guest is given whole packets with their checksums, which every
+        // driver takes.
+        let chosen = self
+            .header
+            .filter(|header| *header >= HEADER_V1 || self.since.elapsed() > DRIVER_STARTS);
         let header = chosen.unwrap_or(HEADER_V1);
         // SAFETY: the pointer is to a c_int that lives across the call.
-        if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const header) } < 0 {
+        if unsafe {
+            libc::ioctl(
+                tun.as_raw_fd(),
+                libc::TUNSETVNETHDRSZ as _,
+                &raw const header,
+            )
+        } < 0
+        {
             return Err(io::Error::last_os_error());
         }
         Ok(moved)
@@ -100,9 +135,21 @@ impl Holder {
 fn descriptor(pid: i32, ifname: &str) -> Option<RawFd> {
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
         let is_tun = fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == "/dev/net/tun");
-        let Some(fd) = entry.file_name().to_str().and_then(|fd| fd.parse().ok()).filter(|_| is_tun) else { continue };
-        let Ok(info) = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) else { continue };
-        if info.lines().any(|line| line.strip_prefix("iff:").is_some_and(|name| name.trim() == ifname)) {
+        let Some(fd) = entry
+            .file_name()
+            .to_str()
+            .and_then(|fd| fd.parse().ok())
+            .filter(|_| is_tun)
+        else {
+            continue;
+        };
+        let Ok(info) = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) else {
+            continue;
+        };
+        if info.lines().any(|line| {
+            line.strip_prefix("iff:")
+                .is_some_and(|name| name.trim() == ifname)
+        }) {
             return Some(fd);
         }
     }

@@ -1,11 +1,13 @@
-//! Who talks with whom through this node, and how much: the traffic matrix that placement and the ring's shortcuts follow
-//! (VTTIF, "VM Traffic and Topology Inference Framework", in Sundararaj, Gupta and Dinda 2005: the plane sees every packet
-//! anyway, so that guests need not be asked). A row is a pair of addresses, one of them here.
+//! Who talks with whom through this node, and how much: the traffic matrix that placement and the
+//! ring's shortcuts follow (VTTIF, "VM Traffic and Topology Inference Framework", in Sundararaj,
+//! Gupta and Dinda 2005: the plane sees every packet anyway, so that guests need not be asked). A
+//! row is a pair of addresses, one of them here.
 //!
-//! The packet threads count into a small table of their own ([`Tally`]), without lock or allocation; some four times a second
-//! and before they wait they hand it over. The matrix keeps [`MAX_ROWS`] pairs: when it is full, the pair with the least
-//! traffic in 16 s gives way to the new one. What is small beside the largest entry is noise: readers ask for rows above a
-//! share of it ([`TrafficMatrix::significant`]), as VTTIF's normalized threshold does.
+//! The packet threads count into a small table of their own ([`Tally`]), without lock or
+//! allocation; some four times a second and before they wait they hand it over. The matrix keeps
+//! [`MAX_ROWS`] pairs: when it is full, the pair with the least traffic in 16 s gives way to the
+//! new one. What is small beside the largest entry is noise: readers ask for rows above a share of
+//! it ([`TrafficMatrix::significant`]), as VTTIF's normalized threshold does.
 
 use super::core::lock;
 use crate::id::MemberId;
@@ -27,7 +29,8 @@ const TALLY: usize = 32;
 const WINDOWS: [usize; 3] = [1, 4, 16];
 /// Buckets of one second each: the longest window, and the second that is not over yet.
 const BUCKETS: usize = 17;
-/// Rows below this share of the largest are noise (VTTIF's threshold, there adjustable from 1 % up).
+/// Rows below this share of the largest are noise (VTTIF's threshold, there adjustable from 1 %
+/// up).
 pub const NOISE: f64 = 0.01;
 /// A pair that was silent this long is forgotten.
 const FORGET: Duration = Duration::from_secs(300);
@@ -57,26 +60,40 @@ pub struct TrafficMatrix {
 }
 
 impl TrafficMatrix {
-    /// The rows whose rate over 16 s is at least `share` of the largest ([`NOISE`] by default elsewhere).
+    /// The rows whose rate over 16 s is at least `share` of the largest ([`NOISE`] by default
+    /// elsewhere).
     pub fn significant(&self, share: f64) -> impl Iterator<Item = &Flow> {
-        let least = self.flows.first().map_or(0.0, |largest| largest.rates[2] * share);
-        self.flows.iter().filter(move |flow| flow.rates[2] > 0.0 && flow.rates[2] >= least)
+        let least = self
+            .flows
+            .first()
+            .map_or(0.0, |largest| largest.rates[2] * share);
+        self.flows
+            .iter()
+            .filter(move |flow| flow.rates[2] > 0.0 && flow.rates[2] >= least)
     }
 
-    /// Bytes a second over 4 s with each member, largest first, without noise: what the ring's shortcuts follow.
+    /// Bytes a second over 4 s with each member, largest first, without noise: what the ring's
+    /// shortcuts follow.
     pub fn by_member(&self) -> Vec<(MemberId, u64)> {
         let mut members: HashMap<MemberId, f64> = HashMap::new();
         for flow in self.significant(NOISE) {
             *members.entry(flow.member).or_default() += flow.rates[1];
         }
-        let mut members: Vec<_> = members.into_iter().map(|(member, rate)| (member, rate as u64)).collect();
+        let mut members: Vec<_> = members
+            .into_iter()
+            .map(|(member, rate)| (member, rate as u64))
+            .collect();
         members.sort_by_key(|(member, rate)| (std::cmp::Reverse(*rate), *member));
         members
     }
 
-    /// Whom one address talks with, and how many bytes a second over 16 s, without noise: what placement follows.
+    /// Whom one address talks with, and how many bytes a second over 16 s, without noise: what
+    /// placement follows.
     pub fn peers_of(&self, local: IpAddr) -> Vec<(MemberId, IpAddr, f64)> {
-        self.significant(NOISE).filter(|f| f.local == local).map(|f| (f.member, f.remote, f.rates[2])).collect()
+        self.significant(NOISE)
+            .filter(|f| f.local == local)
+            .map(|f| (f.member, f.remote, f.rates[2]))
+            .collect()
     }
 }
 
@@ -104,7 +121,10 @@ impl Row {
     fn bytes(&self, second: u64, window: usize) -> u64 {
         let first = second.saturating_sub(window as u64);
         let kept = |s: &u64| *s <= self.second && self.second - *s < BUCKETS as u64;
-        (first..second).filter(kept).map(|s| self.buckets[(s % BUCKETS as u64) as usize]).sum()
+        (first..second)
+            .filter(kept)
+            .map(|s| self.buckets[(s % BUCKETS as u64) as usize])
+            .sum()
     }
 }
 
@@ -114,11 +134,22 @@ struct Rows(HashMap<Pair, Row>);
 impl Rows {
     fn add(&mut self, second: u64, entry: &Entry) {
         if self.0.len() >= MAX_ROWS && !self.0.contains_key(&entry.pair) {
-            // The least of 16 s gives way, the longest silent among equals: at most TALLY searches a hand-over.
-            let least = self.0.iter().min_by_key(|(_, row)| (row.bytes(second + 1, BUCKETS), row.second)).map(|(pair, _)| *pair);
+            // The least of 16 s gives way, the longest silent among equals: at most TALLY searches
+            // a hand-over.
+            let least = self
+                .0
+                .iter()
+                .min_by_key(|(_, row)| (row.bytes(second + 1, BUCKETS), row.second))
+                .map(|(pair, _)| *pair);
             least.and_then(|pair| self.0.remove(&pair));
         }
-        let fresh = || Row { member: entry.member, sent: 0, received: 0, buckets: [0; BUCKETS], second };
+        let fresh = || Row {
+            member: entry.member,
+            sent: 0,
+            received: 0,
+            buckets: [0; BUCKETS],
+            second,
+        };
         let row = self.0.entry(entry.pair).or_insert_with(fresh);
         row.advance(second);
         row.member = entry.member;
@@ -139,7 +170,12 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     pub fn new(now: Instant, on: bool) -> Self {
-        Self { on: AtomicBool::new(on), base: now, round: AtomicU64::new(0), rows: Mutex::default() }
+        Self {
+            on: AtomicBool::new(on),
+            base: now,
+            round: AtomicU64::new(0),
+            rows: Mutex::default(),
+        }
     }
 
     /// Counts from now on, or not: what a thread has begun to count it still hands over.
@@ -157,7 +193,9 @@ impl Traffic {
         let round = self.round.fetch_add(1, Ordering::Relaxed);
         if round.is_multiple_of(256) {
             let second = self.second(now);
-            lock(&self.rows).0.retain(|_, row| second.saturating_sub(row.second) < FORGET.as_secs());
+            lock(&self.rows)
+                .0
+                .retain(|_, row| second.saturating_sub(row.second) < FORGET.as_secs());
         }
     }
 
@@ -175,7 +213,11 @@ impl Traffic {
         };
         let mut flows: Vec<Flow> = rows.0.iter().map(flow).collect();
         drop(rows);
-        flows.sort_by(|a, b| b.rates[2].total_cmp(&a.rates[2]).then_with(|| (a.local, a.remote).cmp(&(b.local, b.remote))));
+        flows.sort_by(|a, b| {
+            b.rates[2]
+                .total_cmp(&a.rates[2])
+                .then_with(|| (a.local, a.remote).cmp(&(b.local, b.remote)))
+        });
         TrafficMatrix { flows }
     }
 }
@@ -198,21 +240,39 @@ pub(crate) struct Tally {
 
 impl Default for Tally {
     fn default() -> Self {
-        Self { entries: Vec::with_capacity(TALLY), last: 0, round: 0 }
+        Self {
+            entries: Vec::with_capacity(TALLY),
+            last: 0,
+            round: 0,
+        }
     }
 }
 
 impl Tally {
     /// Counts bytes of a pair: (address here, the other) and (sent from here, received).
     #[inline]
-    pub fn note(&mut self, traffic: &Traffic, pair: Pair, member: MemberId, (sent, received): (usize, usize)) {
+    pub fn note(
+        &mut self,
+        traffic: &Traffic,
+        pair: Pair,
+        member: MemberId,
+        (sent, received): (usize, usize),
+    ) {
         if let Some(entry) = self.entries.get_mut(self.last)
             && entry.pair == pair
         {
             entry.sent += sent as u64;
             entry.received += received as u64;
         } else if traffic.on.load(Ordering::Relaxed) {
-            self.note_other(traffic, Entry { pair, member, sent: sent as u64, received: received as u64 });
+            self.note_other(
+                traffic,
+                Entry {
+                    pair,
+                    member,
+                    sent: sent as u64,
+                    received: received as u64,
+                },
+            );
         }
     }
 
@@ -247,7 +307,9 @@ impl Tally {
         }
         let second = traffic.second(Instant::now());
         let mut rows = lock(&traffic.rows);
-        self.entries.drain(..).for_each(|entry| rows.add(second, &entry));
+        self.entries
+            .drain(..)
+            .for_each(|entry| rows.add(second, &entry));
         self.last = 0;
     }
 }
@@ -257,7 +319,10 @@ mod tests {
     use super::*;
 
     fn pair(n: u32) -> Pair {
-        (IpAddr::from([10, 0, 0, 1]), IpAddr::from((0x0a00_0000 + n).to_be_bytes()))
+        (
+            IpAddr::from([10, 0, 0, 1]),
+            IpAddr::from((0x0a00_0000 + n).to_be_bytes()),
+        )
     }
 
     fn member(n: u8) -> MemberId {
@@ -270,13 +335,24 @@ mod tests {
         let traffic = Traffic::new(base, true);
         for second in 0..20u64 {
             let sent = if second < 10 { 1000 } else { 3000 };
-            let entry = Entry { pair: pair(2), member: member(2), sent, received: 0 };
+            let entry = Entry {
+                pair: pair(2),
+                member: member(2),
+                sent,
+                received: 0,
+            };
             lock(&traffic.rows).add(second + BUCKETS as u64, &entry);
         }
         let flow = traffic.matrix(base + Duration::from_secs(20)).flows[0];
-        assert_eq!((flow.rates[0], flow.rates[1], flow.sent), (3000.0, 3000.0, 40_000));
+        assert_eq!(
+            (flow.rates[0], flow.rates[1], flow.sent),
+            (3000.0, 3000.0, 40_000)
+        );
         assert_eq!(flow.rates[2], (6 * 1000 + 10 * 3000) as f64 / 16.0);
-        assert_eq!(traffic.matrix(base + Duration::from_secs(40)).flows[0].rates, [0.0; 3]);
+        assert_eq!(
+            traffic.matrix(base + Duration::from_secs(40)).flows[0].rates,
+            [0.0; 3]
+        );
     }
 
     #[test]
@@ -291,7 +367,13 @@ mod tests {
         traffic.tick(base);
         tally.settle(&traffic);
         let flows = traffic.matrix(base + Duration::from_secs(1)).flows;
-        assert_eq!(flows.iter().map(|f| (f.member, f.sent, f.received)).collect::<Vec<_>>(), [(member(2), 1000, 0), (member(3), 0, 500)]);
+        assert_eq!(
+            flows
+                .iter()
+                .map(|f| (f.member, f.sent, f.received))
+                .collect::<Vec<_>>(),
+            [(member(2), 1000, 0), (member(3), 0, 500)]
+        );
     }
 
     #[test]

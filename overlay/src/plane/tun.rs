@@ -1,5 +1,5 @@
-//! The TUN thread: reads what the host sends into the overlay, a TSO packet at a time, and goes on reading as long as there is
-//! more, so that single packets leave in batches too.
+//! The TUN thread: reads what the host sends into the overlay, a TSO packet at a time, and goes on
+//! reading as long as there is more, so that single packets leave in batches too.
 
 use super::{
     Inner,
@@ -14,7 +14,8 @@ use tun_rs::{VIRTIO_NET_HDR_LEN, VirtioNetHdr};
 
 /// Segments that one TSO packet can have at the smallest usual MSS.
 const MAX_SEGMENTS: usize = 128;
-/// Reads before what was gathered leaves at the latest: the first packet waits as long as these take, some 30 us.
+/// Reads before what was gathered leaves at the latest: the first packet waits as long as these
+/// take, some 30 us.
 const MAX_READS: usize = 64;
 
 pub(crate) fn run(inner: &Inner) {
@@ -29,13 +30,29 @@ pub(crate) fn run(inner: &Inner) {
     while !inner.stop.raised() {
         match inner.tun.recv(&mut raw) {
             Ok(len) => {
-                let Ok(header) = VirtioNetHdr::decode(&raw[..len]) else { continue };
-                let into = Into { buf: &mut buf, head: HEAD, stride, room };
+                let Ok(header) = VirtioNetHdr::decode(&raw[..len]) else {
+                    continue;
+                };
+                let into = Into {
+                    buf: &mut buf,
+                    head: HEAD,
+                    stride,
+                    room,
+                };
                 let packet = &raw[VIRTIO_NET_HDR_LEN..len];
                 if let Some(count) = cut(packet, &header, into, &mut sizes) {
                     let now = Instant::now();
                     if !inner.proofs.takes(packet, now) && !inner.comes_round(packet, count, now) {
-                        inner.carry(&mut ctx, 0, Segments { buf: &mut buf, stride, sizes: &sizes[..count] }, now);
+                        inner.carry(
+                            &mut ctx,
+                            0,
+                            Segments {
+                                buf: &mut buf,
+                                stride,
+                                sizes: &sizes[..count],
+                            },
+                            now,
+                        );
                     }
                 }
                 reads += 1;

@@ -1,4 +1,5 @@
-//! The UDP socket of the plane: one port for IPv4 and IPv6, sent to in GSO batches and read with GRO (quinn-udp).
+//! The UDP socket of the plane: one port for IPv4 and IPv6, sent to in GSO batches and read with
+//! GRO (quinn-udp).
 
 use super::aside::Aside;
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
@@ -17,11 +18,13 @@ use std::{
 
 /// Kernel buffers: a burst of one bandwidth-delay product at 1 Gbit/s and 50 ms fits.
 const SOCKET_BUFFER_BYTES: usize = 7 << 20;
-/// A GSO send must stay under 64 KiB with the headers of IP and UDP, IPv6's with an extension or two.
+/// A GSO send must stay under 64 KiB with the headers of IP and UDP, IPv6's with an extension or
+/// two.
 pub const MAX_BATCH_BYTES: usize = 65_400;
 /// Linux takes at most 64 segments a send (UDP_MAX_SEGMENTS).
 const MAX_BATCH_SEGMENTS: usize = 64;
-/// A way that took no GSO batch is tried with one again after this time: the route may lead through another device by then.
+/// A way that took no GSO batch is tried with one again after this time: the route may lead through
+/// another device by then.
 const SINGLY_FOR: Duration = Duration::from_secs(600);
 /// Ways without GSO that are kept in mind.
 const MAX_SINGLY: usize = 256;
@@ -36,7 +39,8 @@ pub struct Udp {
     port: u16,
     /// The kernel found a datagram too large for its interface.
     refused: AtomicBool,
-    /// Addresses to which the kernel makes no GSO send, and since when; the flag spares the others the look.
+    /// Addresses to which the kernel makes no GSO send, and since when; the flag spares the others
+    /// the look.
     singly: Mutex<HashMap<IpAddr, Instant>>,
     some_singly: AtomicBool,
     aside: Aside,
@@ -56,7 +60,12 @@ impl Udp {
         };
         let (socket, v6) = match dual() {
             Ok(socket) => (socket, true),
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse || e.kind() == io::ErrorKind::PermissionDenied => return Err(e),
+            Err(e)
+                if e.kind() == io::ErrorKind::AddrInUse
+                    || e.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                return Err(e);
+            }
             Err(_) => {
                 let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
                 socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
@@ -111,12 +120,14 @@ impl Udp {
         let _ = self.transmit(to, datagram, None);
     }
 
-    /// The same, from the first port whatever else is sent from the second: for what asks how the first is seen.
+    /// The same, from the first port whatever else is sent from the second: for what asks how the
+    /// first is seen.
     pub fn send_first(&self, to: SocketAddr, datagram: &[u8]) {
         let _ = self.transmit_here(to, datagram, None);
     }
 
-    /// The same, from the second port or the first, whichever others to this address leave from; lost where there is no second.
+    /// The same, from the second port or the first, whichever others to this address leave from;
+    /// lost where there is no second.
     pub fn send_by(&self, aside: bool, to: SocketAddr, datagram: &[u8]) {
         match (aside, self.aside.port()) {
             (false, _) => self.send_first(to, datagram),
@@ -125,7 +136,8 @@ impl Udp {
         }
     }
 
-    /// Sends datagrams of `size` bytes each (the last may be shorter), together where the kernel can.
+    /// Sends datagrams of `size` bytes each (the last may be shorter), together where the kernel
+    /// can.
     pub fn send_many(&self, to: SocketAddr, datagrams: &[u8], size: usize) {
         let _ = self.transmit(to, datagrams, (datagrams.len() > size).then_some(size));
     }
@@ -144,22 +156,43 @@ impl Udp {
     }
 
     fn transmit_here(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> bool {
-        let Some(destination) = self.outward(to) else { return false };
+        let Some(destination) = self.outward(to) else {
+            return false;
+        };
         if let Some(size) = segment_size
             && self.goes_singly(&to.ip())
         {
             return self.each(to, contents, size);
         }
-        let transmit = Transmit { destination, ecn: None, contents, segment_size, src_ip: None };
-        let Err(error) = self.state.try_send(UdpSockRef::from(&self.socket), &transmit) else { return true };
+        let transmit = Transmit {
+            destination,
+            ecn: None,
+            contents,
+            segment_size,
+            src_ip: None,
+        };
+        let Err(error) = self
+            .state
+            .try_send(UdpSockRef::from(&self.socket), &transmit)
+        else {
+            return true;
+        };
         match (error.kind(), segment_size) {
             (io::ErrorKind::WouldBlock, _) => {
-                // The device queue is full: wait for it, as a blocking socket would, but not for ever.
-                let mut fds = [nix::poll::PollFd::new(self.socket.as_fd(), nix::poll::PollFlags::POLLOUT)];
+                // The device queue is full: wait for it, as a blocking socket would, but not for
+                // ever.
+                let mut fds = [nix::poll::PollFd::new(
+                    self.socket.as_fd(),
+                    nix::poll::PollFlags::POLLOUT,
+                )];
                 let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(20u8));
-                return self.state.try_send(UdpSockRef::from(&self.socket), &transmit).is_ok();
+                return self
+                    .state
+                    .try_send(UdpSockRef::from(&self.socket), &transmit)
+                    .is_ok();
             }
-            // GSO can fail at run time, such as for a device without checksum offload or below IPsec.
+            // GSO can fail at run time, such as for a device without checksum offload or below
+            // IPsec.
             (_, Some(size)) => {
                 let sent = self.each(to, contents, size);
                 if sent && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) {
@@ -167,7 +200,9 @@ impl Udp {
                 }
                 return sent;
             }
-            _ if error.raw_os_error() == Some(libc::EMSGSIZE) => self.refused.store(true, Ordering::Relaxed),
+            _ if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                self.refused.store(true, Ordering::Relaxed)
+            }
             _ => tracing::trace!(%to, %error, "datagram not sent"),
         }
         false
@@ -175,17 +210,23 @@ impl Udp {
 
     fn each(&self, to: SocketAddr, contents: &[u8], size: usize) -> bool {
         // All are tried, whatever became of one.
-        contents.chunks(size).filter(|datagram| !self.transmit(to, datagram, None)).count() == 0
+        contents
+            .chunks(size)
+            .filter(|datagram| !self.transmit(to, datagram, None))
+            .count()
+            == 0
     }
 
     fn goes_singly(&self, to: &IpAddr) -> bool {
         self.some_singly.load(Ordering::Relaxed) && {
             let ways = self.singly.lock().unwrap_or_else(PoisonError::into_inner);
-            ways.get(to).is_some_and(|since| since.elapsed() < SINGLY_FOR)
+            ways.get(to)
+                .is_some_and(|since| since.elapsed() < SINGLY_FOR)
         }
     }
 
-    /// Keeps in mind that datagrams to this address do not leave together, and says so the first time.
+    /// Keeps in mind that datagrams to this address do not leave together, and says so the first
+    /// time.
     fn note_singly(&self, to: IpAddr, error: &io::Error) {
         let mut ways = self.singly.lock().unwrap_or_else(PoisonError::into_inner);
         if ways.len() >= MAX_SINGLY && !ways.contains_key(&to) {
@@ -193,17 +234,24 @@ impl Udp {
         }
         self.some_singly.store(true, Ordering::Relaxed);
         if ways.insert(to, Instant::now()).is_none() {
-            tracing::info!(%to, %error, "the way there takes no batches (UDP GSO): datagrams go singly, which is slower");
+            tracing::info!(%to, %error, "the way there takes no batches (UDP GSO): datagrams go \
+                singly, which is slower");
         }
     }
 
-    /// Reads once into `buf` ([`READ_BYTES`]): where it came from, how much, and the size of each datagram but the last.
+    /// Reads once into `buf` ([`READ_BYTES`]): where it came from, how much, and the size of each
+    /// datagram but the last.
     ///
     /// # Errors
-    /// `WouldBlock` when there is nothing; anything else concerns one earlier datagram and may be ignored.
+    /// `WouldBlock` when there is nothing; anything else concerns one earlier datagram and may be
+    /// ignored.
     pub fn receive(&self, buf: &mut [u8]) -> io::Result<(SocketAddr, usize, usize)> {
         let mut meta = [RecvMeta::default()];
-        let read = self.state.recv(UdpSockRef::from(&self.socket), &mut [IoSliceMut::new(buf)], &mut meta)?;
+        let read = self.state.recv(
+            UdpSockRef::from(&self.socket),
+            &mut [IoSliceMut::new(buf)],
+            &mut meta,
+        )?;
         if read == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -212,8 +260,8 @@ impl Udp {
     }
 }
 
-/// Collects datagrams for one destination and sends them with one system call. Its memory is made with the first datagram
-/// and used again for all that follow.
+/// Collects datagrams for one destination and sends them with one system call. Its memory is made
+/// with the first datagram and used again for all that follow.
 #[derive(Default)]
 pub struct Batch {
     bytes: Vec<u8>,
@@ -231,9 +279,15 @@ impl Batch {
         bytes <= MAX_BATCH_BYTES && count < MAX_BATCH_SEGMENTS
     }
 
-    /// Adds a datagram of at most `room` bytes that `write` makes in place and whose length it returns (`None`: nothing);
-    /// sends first what cannot go with it.
-    pub fn push(&mut self, udp: &Udp, to: SocketAddr, room: usize, write: impl FnOnce(&mut [u8]) -> Option<usize>) {
+    /// Adds a datagram of at most `room` bytes that `write` makes in place and whose length it
+    /// returns (`None`: nothing); sends first what cannot go with it.
+    pub fn push(
+        &mut self,
+        udp: &Udp,
+        to: SocketAddr,
+        room: usize,
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) {
         let full = self.closed || !Self::fits(self.len + room, self.count);
         if self.to != Some(to) || full {
             self.flush(udp);
@@ -263,7 +317,11 @@ impl Batch {
     /// Sends what is there.
     pub fn flush(&mut self, udp: &Udp) {
         if let (Some(to), true) = (self.to, self.count > 0) {
-            let _ = udp.transmit(to, &self.bytes[..self.len], (self.count > 1).then_some(self.segment));
+            let _ = udp.transmit(
+                to,
+                &self.bytes[..self.len],
+                (self.count > 1).then_some(self.segment),
+            );
         }
         (self.len, self.to, self.count, self.segment, self.closed) = (0, None, 0, 0, false);
     }
@@ -273,7 +331,8 @@ impl Batch {
 mod tests {
     use super::*;
 
-    /// All that arrives at `at` until `count` datagrams did or two seconds are over: first byte and length of each.
+    /// All that arrives at `at` until `count` datagrams did or two seconds are over: first byte and
+    /// length of each.
     fn arriving(at: &Udp, count: usize) -> Vec<(usize, usize)> {
         let (mut buf, mut got) = (vec![0; READ_BYTES], Vec::new());
         let until = Instant::now() + Duration::from_secs(2);
@@ -289,21 +348,34 @@ mod tests {
     fn where_the_kernel_makes_no_batches_datagrams_go_singly_from_then_on() {
         let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
         let to = SocketAddr::from(([127, 0, 0, 1], b.port()));
-        // A socket that sends no checksums may not use GSO (udp(7), UDP_SEGMENT): EINVAL, as from a kernel that cannot.
+        // A socket that sends no checksums may not use GSO (udp(7), UDP_SEGMENT): EINVAL, as from a
+        // kernel that cannot.
         let on: libc::c_int = 1;
         // SAFETY: the option's value is a c_int that outlives the call.
         let set = unsafe {
             let fd = std::os::fd::AsRawFd::as_raw_fd(&a.socket);
-            libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, (&raw const on).cast(), size_of_val(&on) as libc::socklen_t)
+            libc::setsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_NO_CHECK,
+                (&raw const on).cast(),
+                size_of_val(&on) as libc::socklen_t,
+            )
         };
         assert_eq!(set, 0);
         for round in 0..2 {
             let datagrams: Vec<u8> = (0..5u8).flat_map(|i| [i; 100]).collect();
             assert_eq!(a.goes_singly(&to.ip()), round == 1);
             a.send_many(to, &datagrams, 100);
-            assert_eq!(arriving(&b, 5), (0..5).map(|i| (i, 100)).collect::<Vec<_>>());
+            assert_eq!(
+                arriving(&b, 5),
+                (0..5).map(|i| (i, 100)).collect::<Vec<_>>()
+            );
         }
-        assert!(!a.goes_singly(&[127, 0, 0, 2].into()), "others are not held to it");
+        assert!(
+            !a.goes_singly(&[127, 0, 0, 2].into()),
+            "others are not held to it"
+        );
     }
 
     #[test]

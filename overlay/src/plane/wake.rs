@@ -19,8 +19,12 @@ pub(crate) struct Stop {
 
 impl Stop {
     pub fn new() -> io::Result<Self> {
-        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { raised: AtomicBool::new(false), event })
+        let event =
+            EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self {
+            raised: AtomicBool::new(false),
+            event,
+        })
     }
 
     /// Ends every wait, now and from now on. True the first time.
@@ -37,14 +41,24 @@ impl Stop {
 
     /// Blocks until one of `fds` is readable or `limit` is over; false if the plane ends.
     pub fn wait_any(&self, fds: &[BorrowedFd<'_>], limit: Duration) -> bool {
-        let mut all: Vec<PollFd> = fds.iter().chain([&self.event.as_fd()]).map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-        let _ = poll(&mut all, PollTimeout::try_from(limit).unwrap_or(PollTimeout::NONE));
+        let mut all: Vec<PollFd> = fds
+            .iter()
+            .chain([&self.event.as_fd()])
+            .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
+            .collect();
+        let _ = poll(
+            &mut all,
+            PollTimeout::try_from(limit).unwrap_or(PollTimeout::NONE),
+        );
         !self.raised()
     }
 
     /// Blocks until `fd` is readable; false if the plane ends.
     pub fn wait_readable(&self, fd: BorrowedFd<'_>) -> bool {
-        let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(fd, PollFlags::POLLIN),
+            PollFd::new(self.event.as_fd(), PollFlags::POLLIN),
+        ];
         let _ = poll(&mut fds, PollTimeout::NONE);
         !self.raised()
     }
@@ -55,7 +69,10 @@ pub(crate) struct Bell(EventFd);
 
 impl Bell {
     pub fn new() -> io::Result<Self> {
-        Ok(Self(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?))
+        Ok(Self(EventFd::from_value_and_flags(
+            0,
+            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+        )?))
     }
 
     pub fn ring(&self) {

@@ -24,7 +24,12 @@ pub struct RingOptions {
 impl Default for RingOptions {
     fn default() -> Self {
         // A shell or a ping stays on the ring, a copy or a call does not.
-        Self { far: None, max_shortcuts: 16, shortcut_above: 8_000, shortcut_below: 1_000 }
+        Self {
+            far: None,
+            max_shortcuts: 16,
+            shortcut_above: 8_000,
+            shortcut_below: 1_000,
+        }
     }
 }
 
@@ -55,12 +60,15 @@ pub enum Input<'a> {
         /// The packet, as it was received: its hop is taken off here.
         packet: Packet,
     },
-    /// What this member sends to and receives from others now, in bytes per second. A member that is not named has no traffic.
+    /// What this member sends to and receives from others now, in bytes per second. A member that
+    /// is not named has no traffic.
     Traffic(&'a [(MemberId, u64)]),
-    /// Where members with whom we have traffic are in the coordinate space, as they said elsewhere than on the ring.
+    /// Where members with whom we have traffic are in the coordinate space, as they said elsewhere
+    /// than on the ring.
     Places(&'a [(MemberId, Coordinate)]),
-    /// A member that may be reached from outside of the ring: a bootstrap, a cached peer, a member of another part of a network that was
-    /// divided. Makes a member that has not joined join there, and two rings merge.
+    /// A member that may be reached from outside of the ring: a bootstrap, a cached peer, a member
+    /// of another part of a network that was divided. Makes a member that has not joined join
+    /// there, and two rings merge.
     Seed(MemberId),
     /// The time that [`super::Ring::wake_at`] named has come.
     Tick,
@@ -80,10 +88,12 @@ pub enum Output {
     Link {
         /// The member.
         member: MemberId,
-        /// Where there is no other way: call it through this neighbour, naming it as our agent. `None`: route the call as anyone's.
+        /// Where there is no other way: call it through this neighbour, naming it as our agent.
+        /// `None`: route the call as anyone's.
         agent: Option<Position>,
     },
-    /// The ring has no use for the edge any more. The link may live on for other reasons; its end is not to be reported.
+    /// The ring has no use for the edge any more. The link may live on for other reasons; its end
+    /// is not to be reported.
     Unlink {
         /// The member.
         member: MemberId,
@@ -110,7 +120,8 @@ pub enum Event {
     Alone,
     /// A neighbour did not answer any more.
     Died(MemberId),
-    /// A member was found in between that the ring did not know: a repair, or the merge of two rings.
+    /// A member was found in between that the ring did not know: a repair, or the merge of two
+    /// rings.
     Found(MemberId),
 }
 

@@ -1,11 +1,14 @@
-//! Questions to all members: bounded broadcast over intervals of the ring, aggregated on the way back (Brunet's MapReduce; Lee et al. 2011).
+//! Questions to all members: bounded broadcast over intervals of the ring, aggregated on the way
+//! back (Brunet's MapReduce; Lee et al. 2011).
 //!
-//! Who asks divides the ring among its neighbours ([`Table::split`]); each answers for its part in the same way, so that no member keeps a list of
-//! all, everyone is asked once, and the depth is that of greedy paths. Answers come back merged, within a bound. If a neighbour does not
-//! answer in its share of the time, it is named with its part, and the part is given to the neighbour beside it, twice at most.
+//! Who asks divides the ring among its neighbours ([`Table::split`]); each answers for its part in
+//! the same way, so that no member keeps a list of all, everyone is asked once, and the depth is
+//! that of greedy paths. Answers come back merged, within a bound. If a neighbour does not answer
+//! in its share of the time, it is named with its part, and the part is given to the neighbour
+//! beside it, twice at most.
 //!
-//! A member answers a question once, however often it arrives: what a branch that was too slow had gathered is missing then, and the
-//! branch is named; nothing is counted twice.
+//! A member answers a question once, however often it arrives: what a branch that was too slow had
+//! gathered is missing then, and the branch is named; nothing is counted twice.
 
 use super::{
     position::{Position, Range},
@@ -40,7 +43,8 @@ const MAX_DEAD: usize = 256;
 const MAX_DEPTH: u8 = 32;
 /// Members that a question is to leave out at most.
 const MAX_AVOIDED: usize = 16;
-/// The part of the time left that a neighbour is given, then the one asked in its place, then one more.
+/// The part of the time left that a neighbour is given, then the one asked in its place, then one
+/// more.
 const SHARES: [f64; 3] = [0.6, 0.5, 1.0];
 /// The part of the time it is given that a neighbour may use; the rest is for the way back.
 const THEIR_SHARE: f64 = 0.9;
@@ -113,11 +117,13 @@ impl Request {
     fn decode(body: &[u8]) -> Option<Self> {
         let rest = body.strip_prefix(&[VERSION])?;
         let request: Self = postcard::from_bytes(rest).ok()?;
-        (request.question.len() <= MAX_QUESTION_BYTES && request.avoid.len() <= MAX_AVOIDED).then_some(request)
+        (request.question.len() <= MAX_QUESTION_BYTES && request.avoid.len() <= MAX_AVOIDED)
+            .then_some(request)
     }
 }
 
-/// Reads what a member sends to the service and answers; for fuzzing. True if it is a question. Never panics.
+/// Reads what a member sends to the service and answers; for fuzzing. True if it is a question.
+/// Never panics.
 pub fn parse(body: &[u8]) -> bool {
     let _ = decode_answers(body);
     Request::decode(body).is_some()
@@ -145,7 +151,11 @@ struct Handler(Arc<Shared>);
 impl Serve for Handler {
     async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let request = Request::decode(&body).ok_or("not a question of this version")?;
-        let _turn = self.0.working.try_acquire().map_err(|_| "too many questions at once")?;
+        let _turn = self
+            .0
+            .working
+            .try_acquire()
+            .map_err(|_| "too many questions at once")?;
         let answers = self.0.answer(request).await;
         postcard::to_extend(&answers, vec![VERSION]).map_err(|e| e.to_string())
     }
@@ -153,10 +163,22 @@ impl Serve for Handler {
 
 impl AskAll {
     /// Serves questions from now on, dividing them by the newest `table`.
-    pub fn start(fabric: Arc<dyn Fabric>, table: Arc<ArcSwap<Table>>, responder: Arc<dyn Respond>) -> Self {
+    pub fn start(
+        fabric: Arc<dyn Fabric>,
+        table: Arc<ArcSwap<Table>>,
+        responder: Arc<dyn Respond>,
+    ) -> Self {
         let answered = Mutex::new(VecDeque::with_capacity(REMEMBERED));
-        let shared = Arc::new(Shared { fabric, table, responder, answered, working: Semaphore::new(MAX_AT_ONCE) });
-        shared.fabric.serve(SERVICE, Arc::new(Handler(shared.clone())));
+        let shared = Arc::new(Shared {
+            fabric,
+            table,
+            responder,
+            answered,
+            working: Semaphore::new(MAX_AT_ONCE),
+        });
+        shared
+            .fabric
+            .serve(SERVICE, Arc::new(Handler(shared.clone())));
         Self(shared)
     }
 
@@ -172,7 +194,20 @@ impl AskAll {
         let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
         let id = rand::rng().random();
         let whole = Range::all_but(me);
-        Ok(self.0.answer_as(true, Request { id, range: whole, depth_left: MAX_DEPTH, millis, avoid: Vec::new(), question }).await)
+        Ok(self
+            .0
+            .answer_as(
+                true,
+                Request {
+                    id,
+                    range: whole,
+                    depth_left: MAX_DEPTH,
+                    millis,
+                    avoid: Vec::new(),
+                    question,
+                },
+            )
+            .await)
     }
 }
 
@@ -182,22 +217,36 @@ impl Shared {
         self.answer_as(inside, request).await
     }
 
-    /// Answers for the range; for ourselves only if we are `inside` it and have not done so already.
+    /// Answers for the range; for ourselves only if we are `inside` it and have not done so
+    /// already.
     async fn answer_as(&self, inside: bool, request: Request) -> Answers {
         let end = Instant::now() + Duration::from_millis(request.millis.into());
         let mut answers = Answers::default();
         if inside && self.first_time(request.id) {
             answers.asked = 1;
-            answers.items.extend(self.responder.answer(&request.question).map(|own| (self.fabric.me(), own)));
+            answers.items.extend(
+                self.responder
+                    .answer(&request.question)
+                    .map(|own| (self.fabric.me(), own)),
+            );
         }
         if let Some(depth_left) = request.depth_left.checked_sub(1) {
             let table = self.table.load_full();
             let mut parts = table.split_without(request.range, &request.avoid);
-            // Asked in a dead member's place and knowing nobody in its part: pass the part on towards it. Any live member inside will do.
+            // Asked in a dead member's place and knowing nobody in its part: pass the part on
+            // towards it. Any live member inside will do.
             if let Some(dead) = request.avoid.last().filter(|_| !inside && parts.is_empty()) {
-                parts.extend(table.nearer(Position::of(dead), &request.avoid).map(|member| (member, request.range)));
+                parts.extend(
+                    table
+                        .nearer(Position::of(dead), &request.avoid)
+                        .map(|member| (member, request.range)),
+                );
             }
-            let branches = join_all(parts.iter().map(|(member, range)| self.branch(&request, depth_left, *member, *range, end))).await;
+            let branches =
+                join_all(parts.iter().map(|(member, range)| {
+                    self.branch(&request, depth_left, *member, *range, end)
+                }))
+                .await;
             for branch in branches {
                 self.merge(&request.question, &mut answers, branch);
             }
@@ -218,22 +267,41 @@ impl Shared {
     }
 
     /// What the neighbour, or one beside it in its place, answers for the range.
-    async fn branch(&self, request: &Request, depth_left: u8, member: MemberId, range: Range, end: Instant) -> Answers {
+    async fn branch(
+        &self,
+        request: &Request,
+        depth_left: u8,
+        member: MemberId,
+        range: Range,
+        end: Instant,
+    ) -> Answers {
         let (mut avoid, mut candidate) = (request.avoid.clone(), Some(member));
         let mut dead = Vec::new();
         for share in SHARES {
             let Some(asked) = candidate else { break };
             let left = end.saturating_duration_since(Instant::now()).mul_f64(share);
-            if let Some(mut answers) = self.call(request, depth_left, asked, range, &avoid, left).await {
+            if let Some(mut answers) = self
+                .call(request, depth_left, asked, range, &avoid, left)
+                .await
+            {
                 dead.iter_mut().for_each(|d: &mut Dead| d.covered = true);
                 answers.dead.splice(0..0, dead);
                 return answers;
             }
-            dead.push(Dead { member: asked, range, covered: false });
+            dead.push(Dead {
+                member: asked,
+                range,
+                covered: false,
+            });
             avoid.push(asked);
-            candidate = self.beside(member, &avoid).filter(|_| avoid.len() <= MAX_AVOIDED);
+            candidate = self
+                .beside(member, &avoid)
+                .filter(|_| avoid.len() <= MAX_AVOIDED);
         }
-        Answers { dead, ..Answers::default() }
+        Answers {
+            dead,
+            ..Answers::default()
+        }
     }
 
     async fn call(
@@ -246,9 +314,21 @@ impl Shared {
         limit: Duration,
     ) -> Option<Answers> {
         let millis = u32::try_from(limit.mul_f64(THEIR_SHARE).as_millis()).unwrap_or(u32::MAX);
-        let request = Request { id: request.id, range, depth_left, millis, avoid: avoid.to_vec(), question: request.question.clone() };
-        let body = self.fabric.call(member, SERVICE, request.encode(), limit).await;
-        let body = body.inspect_err(|error| tracing::debug!(?member, %error, "a branch of a question is dead")).ok()?;
+        let request = Request {
+            id: request.id,
+            range,
+            depth_left,
+            millis,
+            avoid: avoid.to_vec(),
+            question: request.question.clone(),
+        };
+        let body = self
+            .fabric
+            .call(member, SERVICE, request.encode(), limit)
+            .await;
+        let body = body
+            .inspect_err(|error| tracing::debug!(?member, %error, "a branch of a question is dead"))
+            .ok()?;
         let mut answers = decode_answers(&body)?;
         answers.dead.truncate(MAX_DEAD);
         answers.depth = answers.depth.saturating_add(1);
@@ -258,8 +338,13 @@ impl Shared {
     /// The neighbour closest to `member` that is none of `avoid`.
     fn beside(&self, member: MemberId, avoid: &[MemberId]) -> Option<MemberId> {
         let (table, place) = (self.table.load(), Position::of(&member));
-        let others = table.members().iter().filter(|n| !avoid.contains(&n.member));
-        others.min_by_key(|n| place.closeness(n.position)).map(|n| n.member)
+        let others = table
+            .members()
+            .iter()
+            .filter(|n| !avoid.contains(&n.member));
+        others
+            .min_by_key(|n| place.closeness(n.position))
+            .map(|n| n.member)
     }
 
     fn merge(&self, question: &[u8], into: &mut Answers, from: Answers) {
@@ -270,10 +355,15 @@ impl Shared {
         into.asked = into.asked.saturating_add(from.asked);
         let mut bytes: usize = into.items.iter().map(|(_, item)| item.len() + 40).sum();
         for (member, item) in from.items {
-            let combined = into.items.last().and_then(|(_, last)| self.responder.combine(question, last, &item));
+            let combined = into
+                .items
+                .last()
+                .and_then(|(_, last)| self.responder.combine(question, last, &item));
             match (combined, into.items.last_mut()) {
                 (Some(one), Some(last)) => *last = (self.fabric.me(), one),
-                _ if bytes + item.len() + 40 > MAX_ANSWER_BYTES => into.truncated = into.truncated.saturating_add(1),
+                _ if bytes + item.len() + 40 > MAX_ANSWER_BYTES => {
+                    into.truncated = into.truncated.saturating_add(1)
+                }
                 _ => {
                     bytes += item.len() + 40;
                     into.items.push((member, item));

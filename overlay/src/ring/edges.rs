@@ -1,7 +1,9 @@
-//! Edges come and go: asked for, made, ended in peace, dead. Everything else says what an edge is wanted for and leaves the rest to this.
+//! Edges come and go: asked for, made, ended in peace, dead. Everything else says what an edge is
+//! wanted for and leaves the rest to this.
 //!
-//! An edge belongs to both ends. Each tells the other what it wants it for, and one that neither wants for a while is ended by whoever
-//! notices first. What a dead neighbour knew is tried at once in its place.
+//! An edge belongs to both ends. Each tells the other what it wants it for, and one that neither
+//! wants for a while is ended by whoever notices first. What a dead neighbour knew is tried at once
+//! in its place.
 
 use super::{
     Edge, Event, Mode, Next, Node, Output, Position, Ring,
@@ -18,9 +20,11 @@ const MAX_EDGES: usize = 1024;
 pub(super) const MAX_PENDING: usize = 48;
 /// The driver has this long to make an edge, then it counts as failed.
 pub(super) const LINK_LIMIT: Duration = Duration::from_secs(20);
-/// An edge for which neither side has a use is kept for this long: roles move while the ring settles.
+/// An edge for which neither side has a use is kept for this long: roles move while the ring
+/// settles.
 pub(super) const IDLE_EDGE: Duration = Duration::from_secs(10);
-/// Edges that only the other side counts as near: more than this are lies or a ring far from settled, and the farthest go.
+/// Edges that only the other side counts as near: more than this are lies or a ring far from
+/// settled, and the farthest go.
 const MAX_FOREIGN_NEAR: usize = 16;
 
 /// An edge that was asked for.
@@ -31,7 +35,13 @@ pub(super) struct Pending {
 
 impl Ring {
     /// Asks for an edge, unless there is one or it failed just now.
-    pub(super) fn link(&mut self, now: Instant, member: MemberId, roles: Roles, agent: Option<Position>) -> bool {
+    pub(super) fn link(
+        &mut self,
+        now: Instant,
+        member: MemberId,
+        roles: Roles,
+        agent: Option<Position>,
+    ) -> bool {
         if member == self.me.member {
             return false;
         }
@@ -54,33 +64,50 @@ impl Ring {
         true
     }
 
-    /// Through whom a member is called: any of those that say that they have an edge with it, else the neighbour over which it was found, else
-    /// any that has heard of it, else, where we ourselves know no way, any neighbour. Drawn for each attempt, as one of them may be wrong.
+    /// Through whom a member is called: any of those that say that they have an edge with it, else
+    /// the neighbour over which it was found, else any that has heard of it, else, where we
+    /// ourselves know no way, any neighbour. Drawn for each attempt, as one of them may be wrong.
     fn through(&mut self, member: MemberId, found_over: Option<Position>) -> Option<Position> {
         let (node, rng) = (Node::from(member), &mut self.rng);
         let speaks = || self.edges.values().filter(|e| e.heard);
         let place = |e: &Edge| e.node.position;
         let found_over = found_over.filter(|agent| speaks().any(|e| place(e) == *agent));
-        (speaks().filter(|e| e.direct.contains(&node)).map(place).choose(rng))
-            .or(found_over)
-            .or_else(|| speaks().filter(|e| e.hearsay.contains(&node)).map(place).choose(rng))
-            .or_else(|| {
-                let lost = self.joined && self.table.next(node.position, Mode::Exact) == Next::Nowhere;
-                speaks().filter(|e| lost && e.joined).map(place).choose(rng)
-            })
+        (speaks()
+            .filter(|e| e.direct.contains(&node))
+            .map(place)
+            .choose(rng))
+        .or(found_over)
+        .or_else(|| {
+            speaks()
+                .filter(|e| e.hearsay.contains(&node))
+                .map(place)
+                .choose(rng)
+        })
+        .or_else(|| {
+            let lost = self.joined && self.table.next(node.position, Mode::Exact) == Next::Nowhere;
+            speaks().filter(|e| lost && e.joined).map(place).choose(rng)
+        })
     }
 
     pub(super) fn linked(&mut self, now: Instant, member: MemberId, rtt: Option<Duration>) {
-        if member == self.me.member || (self.edges.len() >= MAX_EDGES && !self.edges.contains_key(&member)) {
+        if member == self.me.member
+            || (self.edges.len() >= MAX_EDGES && !self.edges.contains_key(&member))
+        {
             self.outputs.push_back(Output::Unlink { member });
             return;
         }
         let lost = self.known.is_lost(&member);
-        let mut roles = self.pending.remove(&member).map_or(Roles::default(), |p| p.roles);
+        let mut roles = self
+            .pending
+            .remove(&member)
+            .map_or(Roles::default(), |p| p.roles);
         roles.set(Roles::SEED, lost || roles.has(Roles::SEED));
         self.known.works(&member);
         let first_seq = self.rng.random();
-        let edge = self.edges.entry(member).or_insert_with(|| Edge::new(Node::from(member), roles, rtt, first_seq, now));
+        let edge = self
+            .edges
+            .entry(member)
+            .or_insert_with(|| Edge::new(Node::from(member), roles, rtt, first_seq, now));
         edge.mine.set(roles, true);
         // A new link of an old edge: ask at once whether all is as it was.
         edge.tries = 0;
@@ -99,7 +126,9 @@ impl Ring {
 
     /// A neighbour is gone. What it knew around us is the first that we try in its place.
     pub(super) fn lose(&mut self, now: Instant, member: MemberId) {
-        let Some(edge) = self.edges.remove(&member) else { return self.link_failed(now, member) };
+        let Some(edge) = self.edges.remove(&member) else {
+            return self.link_failed(now, member);
+        };
         self.changed = true;
         self.far_failed(now, member);
         self.shortcut_failed(now, member);
@@ -109,15 +138,24 @@ impl Ring {
             self.near.mourn(now, edge.node, edge.near());
             self.outputs.push_back(Output::Event(Event::Died(member)));
             for node in edge.direct.into_iter().chain(edge.hearsay) {
-                if node != self.me && !self.edges.contains_key(&node.member) && !self.known.is_failed(&node.member, now) {
-                    self.known.rumour(self.me.position, node, None, now + seek::RUMOUR_LIFE);
+                if node != self.me
+                    && !self.edges.contains_key(&node.member)
+                    && !self.known.is_failed(&node.member, now)
+                {
+                    self.known
+                        .rumour(self.me.position, node, None, now + seek::RUMOUR_LIFE);
                 }
             }
         }
     }
 
     pub(super) fn expire(&mut self, now: Instant) {
-        let late: Vec<MemberId> = self.pending.iter().filter(|(_, p)| p.since + LINK_LIMIT <= now).map(|(m, _)| *m).collect();
+        let late: Vec<MemberId> = self
+            .pending
+            .iter()
+            .filter(|(_, p)| p.since + LINK_LIMIT <= now)
+            .map(|(m, _)| *m)
+            .collect();
         for member in late {
             self.link_failed(now, member);
         }
@@ -143,7 +181,12 @@ impl Ring {
             }
         }
         foreign.sort_unstable();
-        idle.extend(foreign.into_iter().skip(MAX_FOREIGN_NEAR).map(|(_, member)| member));
+        idle.extend(
+            foreign
+                .into_iter()
+                .skip(MAX_FOREIGN_NEAR)
+                .map(|(_, member)| member),
+        );
         for member in idle {
             self.part(member);
         }

@@ -1,12 +1,15 @@
 //! Far neighbours and the size of the network.
 //!
-//! A far neighbour at a distance that is drawn by the harmonic law (probability falling as 1/distance) makes greedy paths short: O(log² n / k) hops
-//! with k of them (Kleinberg 2000; Symphony: Manku, Bawa, Raghavan 2003, §3). As packets go both ways round, so do the draws, and each of the k comes
-//! from a part of its own of the distribution, which is the same law with less luck in it. Of the members around the place drawn, equals
-//! by the law, the one nearest by network coordinates is taken.
+//! A far neighbour at a distance that is drawn by the harmonic law (probability falling as
+//! 1/distance) makes greedy paths short: O(log² n / k) hops with k of them (Kleinberg 2000;
+//! Symphony: Manku, Bawa, Raghavan 2003, §3). As packets go both ways round, so do the draws, and
+//! each of the k comes from a part of its own of the distribution, which is the same law with less
+//! luck in it. Of the members around the place drawn, equals by the law, the one nearest by network
+//! coordinates is taken.
 //!
-//! The size is estimated from the spacing of the members around us (Symphony §3.1), and the median of ours and the neighbours' estimates is taken,
-//! which no single liar moves far. Incoming far edges are limited; who is turned away is told of a neighbour to try.
+//! The size is estimated from the spacing of the members around us (Symphony §3.1), and the median
+//! of ours and the neighbours' estimates is taken, which no single liar moves far. Incoming far
+//! edges are limited; who is turned away is told of a neighbour to try.
 
 use super::{
     Edge, NEAR_EACH_SIDE, Position, Ring,
@@ -22,15 +25,19 @@ use std::time::{Duration, Instant};
 const SMALL: f64 = (2 * NEAR_EACH_SIDE + 2) as f64;
 /// The size of a network changes slowly; each estimate takes in all that the neighbours told.
 const ESTIMATE_EVERY: Duration = Duration::from_millis(250);
-/// An estimate that differs so little from what the neighbours say, in powers of two, is left as it is until something changes.
+/// An estimate that differs so little from what the neighbours say, in powers of two, is left as it
+/// is until something changes.
 const AT_REST: f64 = 0.01;
 /// Far neighbours at most, whatever the estimate says: enough for 2^24 members.
 const MAX_FAR: usize = 24;
-/// Members of each side that count for the estimate: our near ones and those that the outermost of them told us of.
+/// Members of each side that count for the estimate: our near ones and those that the outermost of
+/// them told us of.
 const SPACING: usize = 2 * NEAR_EACH_SIDE;
-/// The number of far neighbours follows log2 of the size only when it is this far off, so that it does not flutter.
+/// The number of far neighbours follows log2 of the size only when it is this far off, so that it
+/// does not flutter.
 const FLUTTER: f64 = 0.75;
-/// A far neighbour is drawn anew when the network has grown or shrunk by this many powers of two since.
+/// A far neighbour is drawn anew when the network has grown or shrunk by this many powers of two
+/// since.
 const OUTGROWN: f64 = 1.0;
 /// One outgrown edge is replaced in this time.
 const REDRAW_EVERY: Duration = Duration::from_secs(5);
@@ -102,7 +109,11 @@ impl Far {
     }
 
     pub fn wake_at(&self) -> Option<Instant> {
-        let draws = self.slots.iter().filter(|s| !matches!(s.state, State::Taken(_))).map(|s| s.at);
+        let draws = self
+            .slots
+            .iter()
+            .filter(|s| !matches!(s.state, State::Taken(_)))
+            .map(|s| s.at);
         draws.chain(self.redraw_at).min()
     }
 }
@@ -128,24 +139,42 @@ fn harmonic(size: f64, u: f64) -> u64 {
 impl Ring {
     /// Estimates the size of the network anew, if it has not just been estimated.
     pub(super) fn estimate_size(&mut self, now: Instant) {
-        if !self.far.outdated || self.far.estimated.is_some_and(|at| now < at + ESTIMATE_EVERY) {
+        if !self.far.outdated
+            || self
+                .far
+                .estimated
+                .is_some_and(|at| now < at + ESTIMATE_EVERY)
+        {
             return;
         }
         self.far.estimated = Some(now);
         let near = self.edges.values().filter(|e| e.heard && e.joined);
         let mut ways = Vec::with_capacity(4 * self.edges.len());
         for edge in near.clone() {
-            let places = edge.direct.iter().chain([&edge.node]).map(|n| n.position).filter(|place| *place != self.me.position);
+            let places = edge
+                .direct
+                .iter()
+                .chain([&edge.node])
+                .map(|n| n.position)
+                .filter(|place| *place != self.me.position);
             ways.extend(places.map(|place| self.me.position.clockwise(place)));
         }
         let own = size_by_spacing(ways).log2();
         self.far.own = (own * 8.0).round().clamp(0.0, 255.0) as u8;
-        let mut all: Vec<f64> = near.filter(|e| e.size > 0).map(|e| f64::from(e.size) / 8.0).chain([own]).collect();
+        let mut all: Vec<f64> = near
+            .filter(|e| e.size > 0)
+            .map(|e| f64::from(e.size) / 8.0)
+            .chain([own])
+            .collect();
         all.sort_unstable_by(f64::total_cmp);
         let median = (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2.0;
         self.far.log2 += (median - self.far.log2) / if self.far.log2 == 0.0 { 1.0 } else { 2.0 };
         self.far.outdated = (median - self.far.log2).abs() > AT_REST;
-        let aim = if self.far.size() < SMALL { 0.0 } else { self.far.log2 };
+        let aim = if self.far.size() < SMALL {
+            0.0
+        } else {
+            self.far.log2
+        };
         if (aim - self.far.wanted as f64).abs() > FLUTTER {
             self.far.wanted = (aim.round() as usize).min(MAX_FAR);
         }
@@ -153,7 +182,10 @@ impl Ring {
 
     /// Draws what is missing, drops what is too much or outgrown.
     pub(super) fn keep_far(&mut self, now: Instant) {
-        let wanted = self.options.far.map_or(self.far.wanted, |far| far.min(MAX_FAR));
+        let wanted = self
+            .options
+            .far
+            .map_or(self.far.wanted, |far| far.min(MAX_FAR));
         if self.far.slots.len() > wanted {
             let surplus: Vec<Slot> = self.far.slots.drain(wanted..).collect();
             surplus.iter().for_each(|slot| self.release(slot.state));
@@ -161,13 +193,21 @@ impl Ring {
         if !self.joined {
             return;
         }
-        let fresh = |log2| Slot { state: State::Empty, drawn_for: log2, at: now, pause: FIRST_PAUSE, declined: 0 };
+        let fresh = |log2| Slot {
+            state: State::Empty,
+            drawn_for: log2,
+            at: now,
+            pause: FIRST_PAUSE,
+            declined: 0,
+        };
         while self.far.slots.len() < wanted {
             self.far.slots.push(fresh(self.far.log2));
         }
         self.redraw_outgrown(now);
         let is_due = |s: &Slot| s.at <= now && !matches!(s.state, State::Taken(_));
-        let due: Vec<usize> = (0..wanted).filter(|i| is_due(&self.far.slots[*i])).collect();
+        let due: Vec<usize> = (0..wanted)
+            .filter(|i| is_due(&self.far.slots[*i]))
+            .collect();
         for (drawn, slot) in due.into_iter().enumerate() {
             if drawn < DRAWS_AT_ONCE {
                 self.draw(now, slot);
@@ -181,7 +221,11 @@ impl Ring {
         let part = (slot as f64 + self.rng.random::<f64>()) / self.far.slots.len() as f64;
         let distance = harmonic(self.far.size().max(SMALL), part);
         let me = self.me.position;
-        let target = if self.rng.random() { me.plus(distance) } else { me.minus(distance) };
+        let target = if self.rng.random() {
+            me.plus(distance)
+        } else {
+            me.minus(distance)
+        };
         let state = &mut self.far.slots[slot];
         *state = Slot {
             state: State::Asking,
@@ -195,17 +239,38 @@ impl Ring {
         }
     }
 
-    /// Members around the place drawn: takes the nearest in round-trip time that is no neighbour for other reasons.
-    pub(super) fn found_far(&mut self, now: Instant, draw: Draw, members: Vec<(MemberId, Option<Coordinate>)>) {
-        if self.far.slots.get(draw.slot).is_none_or(|s| s.state != State::Asking) {
+    /// Members around the place drawn: takes the nearest in round-trip time that is no neighbour
+    /// for other reasons.
+    pub(super) fn found_far(
+        &mut self,
+        now: Instant,
+        draw: Draw,
+        members: Vec<(MemberId, Option<Coordinate>)>,
+    ) {
+        if self
+            .far
+            .slots
+            .get(draw.slot)
+            .is_none_or(|s| s.state != State::Asking)
+        {
             return;
         }
         let (me, here) = (self.me.position, self.vivaldi.mine());
         let equals = draw.distance / 2..=draw.distance.saturating_mul(2);
-        let other_use = |m: &MemberId| self.edges.get(m).is_some_and(|e| e.mine.has(Roles::NEAR) || e.mine.has(Roles::FAR));
-        let usable = |m: &MemberId| *m != self.me.member && equals.contains(&me.distance(Position::of(m))) && !other_use(m);
-        let far = |place: &Option<Coordinate>| place.map_or(Duration::MAX, |there| here.estimate(&there));
-        let best = members.iter().filter(|(m, _)| usable(m)).min_by_key(|(_, place)| far(place));
+        let other_use = |m: &MemberId| {
+            self.edges
+                .get(m)
+                .is_some_and(|e| e.mine.has(Roles::NEAR) || e.mine.has(Roles::FAR))
+        };
+        let usable = |m: &MemberId| {
+            *m != self.me.member && equals.contains(&me.distance(Position::of(m))) && !other_use(m)
+        };
+        let far =
+            |place: &Option<Coordinate>| place.map_or(Duration::MAX, |there| here.estimate(&there));
+        let best = members
+            .iter()
+            .filter(|(m, _)| usable(m))
+            .min_by_key(|(_, place)| far(place));
         if let Some((member, _)) = best {
             self.take(now, draw.slot, *member, None);
         }
@@ -221,7 +286,9 @@ impl Ring {
 
     /// One slot at a time follows the size of the network.
     fn redraw_outgrown(&mut self, now: Instant) {
-        let outgrown = |s: &Slot, log2: f64| matches!(s.state, State::Taken(_)) && (s.drawn_for - log2).abs() > OUTGROWN;
+        let outgrown = |s: &Slot, log2: f64| {
+            matches!(s.state, State::Taken(_)) && (s.drawn_for - log2).abs() > OUTGROWN
+        };
         let log2 = self.far.log2;
         if self.far.redraw_at.is_some_and(|at| at > now) {
             return;
@@ -245,23 +312,38 @@ impl Ring {
 
     /// An edge died, or could not be made: draw another if it was a far one.
     pub(super) fn far_failed(&mut self, now: Instant, member: MemberId) {
-        for slot in self.far.slots.iter_mut().filter(|s| s.state == State::Taken(member)) {
+        for slot in self
+            .far
+            .slots
+            .iter_mut()
+            .filter(|s| s.state == State::Taken(member))
+        {
             slot.state = State::Empty;
             slot.at = now + slot.pause.min(FIRST_PAUSE);
         }
     }
 
-    /// A neighbour wants an edge with us: more far edges or shortcuts than we are ready to serve are turned away.
+    /// A neighbour wants an edge with us: more far edges or shortcuts than we are ready to serve
+    /// are turned away.
     pub(super) fn limit_incoming(&mut self, from: MemberId) {
-        let limits = [(Roles::FAR, (2 * self.far.wanted).max(MIN_INCOMING)), (Roles::SHORTCUT, 2 * self.options.max_shortcuts)];
+        let limits = [
+            (Roles::FAR, (2 * self.far.wanted).max(MIN_INCOMING)),
+            (Roles::SHORTCUT, 2 * self.options.max_shortcuts),
+        ];
         for (role, limit) in limits {
             let comes = |e: &Edge| e.theirs.has(role) && !e.mine.has(role);
             let it_does = self.edges.get(&from).is_some_and(comes);
             if !it_does || self.edges.values().filter(|e| comes(e)).count() <= limit {
                 continue;
             }
-            let near = self.edges.values().filter(|e| e.joined && e.mine.has(Roles::NEAR) && e.member() != from);
-            let instead = near.map(Edge::member).choose(&mut self.rng).filter(|_| role == Roles::FAR);
+            let near = self
+                .edges
+                .values()
+                .filter(|e| e.joined && e.mine.has(Roles::NEAR) && e.member() != from);
+            let instead = near
+                .map(Edge::member)
+                .choose(&mut self.rng)
+                .filter(|_| role == Roles::FAR);
             if let Some(edge) = self.edges.get_mut(&from) {
                 edge.theirs.set(role, false);
             }
@@ -270,13 +352,28 @@ impl Ring {
     }
 
     /// A neighbour has no room for us in this role.
-    pub(super) fn declined(&mut self, now: Instant, from: MemberId, role: Roles, instead: Option<MemberId>) {
-        let Some(edge) = self.edges.get_mut(&from) else { return };
+    pub(super) fn declined(
+        &mut self,
+        now: Instant,
+        from: MemberId,
+        role: Roles,
+        instead: Option<MemberId>,
+    ) {
+        let Some(edge) = self.edges.get_mut(&from) else {
+            return;
+        };
         if role == Roles::SHORTCUT && edge.mine.has(role) {
             edge.mine.set(role, false);
             return self.shortcut_failed(now, from);
         }
-        let Some(slot) = self.far.slots.iter().position(|s| s.state == State::Taken(from)) else { return };
+        let Some(slot) = self
+            .far
+            .slots
+            .iter()
+            .position(|s| s.state == State::Taken(from))
+        else {
+            return;
+        };
         if role != Roles::FAR {
             return;
         }
@@ -308,24 +405,45 @@ mod tests {
                 logs.push(size_by_spacing(all).log2());
             }
             let mean = logs.iter().sum::<f64>() / logs.len() as f64;
-            assert!((mean - (size as f64).log2()).abs() < 0.25, "{size}: 2^{mean}");
+            assert!(
+                (mean - (size as f64).log2()).abs() < 0.25,
+                "{size}: 2^{mean}"
+            );
         }
     }
 
     #[test]
     fn of_the_members_around_the_place_drawn_the_nearest_by_coordinates_is_taken() {
-        let place = |ms: i32| postcard::from_bytes(&postcard::to_stdvec(&([ms * 1000, 0, 0], 1000u32, 100u16)).unwrap()).unwrap();
+        let place = |ms: i32| {
+            postcard::from_bytes(
+                &postcard::to_stdvec(&([ms * 1000, 0, 0], 1000u32, 100u16)).unwrap(),
+            )
+            .unwrap()
+        };
         let me = MemberId([9; 32]);
         // Two that the law holds for equal: about as far from us on the ring as drawn.
         let distance = 1u64 << 62;
         let away = |n: u8| Position::of(&me).distance(Position::of(&MemberId([n; 32])));
-        let equals: Vec<MemberId> = (0..200).filter(|n| (distance / 2..=distance).contains(&away(*n))).map(|n| MemberId([n; 32])).collect();
+        let equals: Vec<MemberId> = (0..200)
+            .filter(|n| (distance / 2..=distance).contains(&away(*n)))
+            .map(|n| MemberId([n; 32]))
+            .collect();
         let (one, other) = (equals[0], equals[1]);
         for (ms, wanted) in [([10, 90], one), ([90, 10], other)] {
             let mut ring = Ring::new(me, super::super::RingOptions::default(), 7);
             let now = Instant::now();
-            ring.far.slots.push(Slot { state: State::Asking, drawn_for: 10.0, at: now, pause: FIRST_PAUSE, declined: 0 });
-            ring.found_far(now, Draw { slot: 0, distance }, vec![(one, Some(place(ms[0]))), (other, Some(place(ms[1])))]);
+            ring.far.slots.push(Slot {
+                state: State::Asking,
+                drawn_for: 10.0,
+                at: now,
+                pause: FIRST_PAUSE,
+                declined: 0,
+            });
+            ring.found_far(
+                now,
+                Draw { slot: 0, distance },
+                vec![(one, Some(place(ms[0]))), (other, Some(place(ms[1])))],
+            );
             assert_eq!(ring.far.slots[0].state, State::Taken(wanted));
         }
     }

@@ -11,15 +11,23 @@ use std::time::{Duration, Instant};
 
 /// Intervals vary by this part of themselves, so that neighbours do not ask in step.
 const JITTER: f64 = 0.1;
-/// After a hello with another digest than the list we have, the list itself is given this long to come by itself.
+/// After a hello with another digest than the list we have, the list itself is given this long to
+/// come by itself.
 const LIST_GRACE: Duration = Duration::from_millis(300);
 
 impl Ring {
     /// Asks who is due, gives up who did not answer.
     pub(super) fn keep_alive(&mut self, now: Instant) {
-        let due: Vec<MemberId> = self.edges.values().filter(|e| e.ask_at <= now).map(Edge::member).collect();
+        let due: Vec<MemberId> = self
+            .edges
+            .values()
+            .filter(|e| e.ask_at <= now)
+            .map(Edge::member)
+            .collect();
         for member in due {
-            let Some(edge) = self.edges.get_mut(&member) else { continue };
+            let Some(edge) = self.edges.get_mut(&member) else {
+                continue;
+            };
             if edge.tries >= TRIES {
                 self.give_up(now, member);
             } else {
@@ -27,9 +35,16 @@ impl Ring {
             }
         }
         let stale = |e: &Edge| e.check_list_at.is_some_and(|at| at <= now);
-        let late: Vec<MemberId> = self.edges.values().filter(|e| stale(e)).map(Edge::member).collect();
+        let late: Vec<MemberId> = self
+            .edges
+            .values()
+            .filter(|e| stale(e))
+            .map(Edge::member)
+            .collect();
         for member in late {
-            let Some(edge) = self.edges.get_mut(&member) else { continue };
+            let Some(edge) = self.edges.get_mut(&member) else {
+                continue;
+            };
             let outdated = edge.near() && edge.list_digest != Some(edge.digest);
             edge.check_list_at = outdated.then(|| now + edge.patience());
             if outdated {
@@ -48,7 +63,9 @@ impl Ring {
     /// Sends a hello that asks for an answer.
     fn question(&mut self, now: Instant, member: MemberId) {
         let (hello, joined) = (self.hello(), self.joined);
-        let Some(edge) = self.edges.get_mut(&member) else { return };
+        let Some(edge) = self.edges.get_mut(&member) else {
+            return;
+        };
         let seq = edge.next_seq();
         edge.tries += 1;
         let told = edge.told.replace((edge.mine, joined));
@@ -58,7 +75,11 @@ impl Ring {
         }
         edge.asked.push((seq, now));
         edge.ask_at = now + edge.patience();
-        let hello = Hello { seq, roles: edge.mine, ..hello };
+        let hello = Hello {
+            seq,
+            roles: edge.mine,
+            ..hello
+        };
         self.send(member, &Message::Hello(hello));
     }
 
@@ -74,7 +95,8 @@ impl Ring {
         }
     }
 
-    /// A neighbour said hello. One that we do not know as a neighbour has a link to us, as its hello came over it.
+    /// A neighbour said hello. One that we do not know as a neighbour has a link to us, as its
+    /// hello came over it.
     pub(super) fn greeted(&mut self, now: Instant, from: MemberId, hello: &Hello) {
         if !self.edges.contains_key(&from) {
             if hello.roles.is_empty() && hello.answers.is_none() {
@@ -84,8 +106,14 @@ impl Ring {
         }
         let answer = self.hello();
         let jitter = 1.0 + self.rng.random_range(-JITTER..JITTER);
-        let Some(edge) = self.edges.get_mut(&from) else { return };
-        let answered = edge.asked.iter().find(|(seq, _)| hello.answers == Some(*seq)).copied();
+        let Some(edge) = self.edges.get_mut(&from) else {
+            return;
+        };
+        let answered = edge
+            .asked
+            .iter()
+            .find(|(seq, _)| hello.answers == Some(*seq))
+            .copied();
         edge.last_heard = now;
         if let Some((_, sent)) = answered {
             edge.asked.clear();
@@ -112,11 +140,21 @@ impl Ring {
         if edge.near() && edge.list_digest != Some(edge.digest) && edge.check_list_at.is_none() {
             edge.check_list_at = Some(now + LIST_GRACE);
         }
-        let wake = edge.check_list_at.map_or(edge.ask_at, |at| at.min(edge.ask_at));
+        let wake = edge
+            .check_list_at
+            .map_or(edge.ask_at, |at| at.min(edge.ask_at));
         let joined = edge.joined;
         if hello.answers.is_none() {
             let (seq, roles) = (edge.next_seq(), edge.mine);
-            self.send(from, &Message::Hello(Hello { seq, answers: Some(hello.seq), roles, ..answer }));
+            self.send(
+                from,
+                &Message::Hello(Hello {
+                    seq,
+                    answers: Some(hello.seq),
+                    roles,
+                    ..answer
+                }),
+            );
         }
         self.limit_incoming(from);
         if first {
@@ -136,12 +174,17 @@ impl Ring {
         }
     }
 
-    /// Tells each neighbour what has changed for it: our wishes and our having joined by a question, which is repeated until
-    /// answered, and what we know by lists.
+    /// Tells each neighbour what has changed for it: our wishes and our having joined by a
+    /// question, which is repeated until answered, and what we know by lists.
     pub(super) fn tell(&mut self, now: Instant) {
         let joined = self.joined;
         let untold = |e: &Edge| e.told.is_some_and(|told| told != (e.mine, joined));
-        let untold: Vec<MemberId> = self.edges.values().filter(|e| untold(e)).map(Edge::member).collect();
+        let untold: Vec<MemberId> = self
+            .edges
+            .values()
+            .filter(|e| untold(e))
+            .map(Edge::member)
+            .collect();
         for member in untold {
             if let Some(edge) = self.edges.get_mut(&member) {
                 edge.tries = 0;

@@ -1,9 +1,12 @@
-//! Members that are known and not neighbours: the leaf set beyond the edges, and who is not worth a try for now.
+//! Members that are known and not neighbours: the leaf set beyond the edges, and who is not worth a
+//! try for now.
 //!
-//! What a neighbour's list says lives with the neighbour ([`super::neighbour`]) and is replaced by its next list. Here is the rest: what lookups found, what
-//! the lists of dead neighbours said (the repair when half of all die at once), the members whose edge could not be made, and the
-//! neighbours that were lost, which are tried again for an hour, so that the halves of a divided network find each other when it heals.
-//! Everything is bounded, and only who is nearest to us is kept when there is more.
+//! What a neighbour's list says lives with the neighbour ([`super::neighbour`]) and is replaced by
+//! its next list. Here is the rest: what lookups found, what the lists of dead neighbours said (the
+//! repair when half of all die at once), the members whose edge could not be made, and the
+//! neighbours that were lost, which are tried again for an hour, so that the halves of a divided
+//! network find each other when it heals. Everything is bounded, and only who is nearest to us is
+//! kept when there is more.
 
 use super::position::{Node, Position};
 use crate::id::MemberId;
@@ -22,8 +25,9 @@ const MAX_LOST: usize = 16;
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// One lost neighbour is looked for in this time. All members of a part do so, and one that gets through is enough; so a cut that
-/// heals is noticed within seconds, and a dead half costs each member an attempt every 20 s.
+/// One lost neighbour is looked for in this time. All members of a part do so, and one that gets
+/// through is enough; so a cut that heals is noticed within seconds, and a dead half costs each
+/// member an attempt every 20 s.
 const LOST_EVERY: Duration = Duration::from_secs(20);
 /// A lost neighbour is looked for so long: a cut of the wide area, not the end of a machine.
 const LOST_LIFE: Duration = Duration::from_secs(3600);
@@ -62,14 +66,29 @@ impl Known {
 
     /// When the next of those that failed may be tried again.
     pub fn retry_at(&self, now: Instant) -> Option<Instant> {
-        self.failed.values().map(|f| f.until).filter(|until| *until > now).min()
+        self.failed
+            .values()
+            .map(|f| f.until)
+            .filter(|until| *until > now)
+            .min()
     }
 
     /// Notes that `node` is said to live, reachable through `agent`.
     pub fn rumour(&mut self, me: Position, node: Node, agent: Option<Position>, expires: Instant) {
-        self.rumours.insert(node.member, Rumour { node, agent, expires });
+        self.rumours.insert(
+            node.member,
+            Rumour {
+                node,
+                agent,
+                expires,
+            },
+        );
         if self.rumours.len() > MAX_RUMOURS {
-            let farthest = self.rumours.values().max_by_key(|r| me.distance(r.node.position)).map(|r| r.node.member);
+            let farthest = self
+                .rumours
+                .values()
+                .max_by_key(|r| me.distance(r.node.position))
+                .map(|r| r.node.member);
             farthest.map(|member| self.rumours.remove(&member));
         }
     }
@@ -87,10 +106,23 @@ impl Known {
     /// An edge to the member could not be made, or died.
     pub fn fail(&mut self, member: MemberId, now: Instant) {
         self.rumours.remove(&member);
-        let pause = self.failed.get(&member).map_or(FIRST_PAUSE, |f| (f.pause * 2).min(LONGEST_PAUSE));
-        self.failed.insert(member, Failure { until: now + pause, pause });
+        let pause = self
+            .failed
+            .get(&member)
+            .map_or(FIRST_PAUSE, |f| (f.pause * 2).min(LONGEST_PAUSE));
+        self.failed.insert(
+            member,
+            Failure {
+                until: now + pause,
+                pause,
+            },
+        );
         if self.failed.len() > MAX_FAILED {
-            let first = self.failed.iter().min_by_key(|(_, f)| f.until).map(|(m, _)| *m);
+            let first = self
+                .failed
+                .iter()
+                .min_by_key(|(_, f)| f.until)
+                .map(|(m, _)| *m);
             first.map(|m| self.failed.remove(&m));
         }
     }
@@ -104,10 +136,20 @@ impl Known {
 
     /// A neighbour died; it may be a cut that heals. The newest are kept.
     pub fn lose(&mut self, member: MemberId, now: Instant) {
-        self.lost.insert(member, Lost { since: now, tried: now });
+        self.lost.insert(
+            member,
+            Lost {
+                since: now,
+                tried: now,
+            },
+        );
         self.lost_at.get_or_insert(now + LOST_EVERY / 2);
         if self.lost.len() > MAX_LOST {
-            let oldest = self.lost.iter().min_by_key(|(_, l)| l.since).map(|(m, _)| *m);
+            let oldest = self
+                .lost
+                .iter()
+                .min_by_key(|(_, l)| l.since)
+                .map(|(m, _)| *m);
             oldest.map(|m| self.lost.remove(&m));
         }
     }
@@ -120,7 +162,8 @@ impl Known {
     /// The lost neighbour whose turn it is to be tried again, if it is time.
     pub fn next_lost(&mut self, now: Instant) -> Option<MemberId> {
         self.lost_at.filter(|at| *at <= now)?;
-        self.lost.retain(|_, l| now.saturating_duration_since(l.since) < LOST_LIFE);
+        self.lost
+            .retain(|_, l| now.saturating_duration_since(l.since) < LOST_LIFE);
         self.lost_at = (!self.lost.is_empty()).then(|| now + LOST_EVERY);
         let (member, lost) = self.lost.iter_mut().min_by_key(|(_, l)| l.tried)?;
         lost.tried = now;
@@ -142,7 +185,11 @@ impl Known {
 }
 
 /// The `each` nodes nearest to `place` on each of its sides, clockwise side first.
-pub(super) fn around(place: Position, nodes: impl IntoIterator<Item = Node>, each: usize) -> Vec<Node> {
+pub(super) fn around(
+    place: Position,
+    nodes: impl IntoIterator<Item = Node>,
+    each: usize,
+) -> Vec<Node> {
     let mut sorted: Vec<Node> = nodes.into_iter().filter(|n| n.position != place).collect();
     sorted.sort_unstable_by_key(|n| place.clockwise(n.position));
     sorted.dedup();
@@ -168,10 +215,17 @@ mod tests {
             known.rumour(me, node(n), None, now + FIRST_PAUSE);
             known.lose(node(n).member, now + Duration::from_secs(n.into()));
         }
-        assert_eq!((known.rumours.len(), known.lost.len()), (MAX_RUMOURS, MAX_LOST));
+        assert_eq!(
+            (known.rumours.len(), known.lost.len()),
+            (MAX_RUMOURS, MAX_LOST)
+        );
         let mut all: Vec<Node> = (1..=255).map(node).collect();
         all.sort_by_key(|n| me.distance(n.position));
-        assert!(all[..MAX_RUMOURS].iter().all(|n| known.rumours.contains_key(&n.member)));
+        assert!(
+            all[..MAX_RUMOURS]
+                .iter()
+                .all(|n| known.rumours.contains_key(&n.member))
+        );
         assert!(known.is_lost(&node(255).member) && !known.is_lost(&node(1).member));
         known.expire(now + FIRST_PAUSE);
         assert!(known.rumours.is_empty());
@@ -191,9 +245,17 @@ mod tests {
 
     #[test]
     fn around_a_place_are_the_nearest_of_both_sides() {
-        let nodes: Vec<Node> = (1..=9).map(|n| Node { position: Position(n * 10), member: MemberId([n as u8; 32]) }).collect();
+        let nodes: Vec<Node> = (1..=9)
+            .map(|n| Node {
+                position: Position(n * 10),
+                member: MemberId([n as u8; 32]),
+            })
+            .collect();
         let found = around(Position(45), nodes.clone(), 2);
-        assert_eq!(found.iter().map(|n| n.position.0).collect::<Vec<_>>(), [50, 60, 30, 40]);
+        assert_eq!(
+            found.iter().map(|n| n.position.0).collect::<Vec<_>>(),
+            [50, 60, 30, 40]
+        );
         assert_eq!(around(Position(45), nodes.into_iter().take(3), 2).len(), 3);
     }
 }

@@ -1,6 +1,8 @@
-//! What the state machines of two members say to each other: a version byte, then postcard, in the body of a control packet.
+//! What the state machines of two members say to each other: a version byte, then postcard, in the
+//! body of a control packet.
 //!
-//! Everything fits in one packet, so that nothing is reassembled. Lists are bounded; what is longer than its bound is refused whole.
+//! Everything fits in one packet, so that nothing is reassembled. Lists are bounded; what is longer
+//! than its bound is refused whole.
 
 use super::wire::{Kind, MAX_BODY_LEN, Packet};
 use crate::{coordinates::Coordinate, id::MemberId};
@@ -87,7 +89,8 @@ pub enum Message {
     Found {
         /// Of the question.
         nonce: u32,
-        /// The answering member and neighbours of it around the place, and where they are in the coordinate space.
+        /// The answering member and neighbours of it around the place, and where they are in the
+        /// coordinate space.
         members: Vec<(MemberId, Option<Coordinate>)>,
     },
     /// To a neighbour: I have too many edges of this role; try this one instead.
@@ -124,7 +127,11 @@ impl Message {
     /// The body of a packet with this message.
     pub fn encode(&self) -> Vec<u8> {
         // Room for all of it at once: a keepalive, or ids and coordinates.
-        let room = if matches!(self, Self::List { .. } | Self::Found { .. }) { MAX_BODY_LEN } else { 128 };
+        let room = if matches!(self, Self::List { .. } | Self::Found { .. }) {
+            MAX_BODY_LEN
+        } else {
+            128
+        };
         let mut body = Vec::with_capacity(room);
         body.push(VERSION);
         postcard::to_extend(self, body).unwrap_or_default()
@@ -133,7 +140,9 @@ impl Message {
     /// Reads a message; `None` for another version, nonsense or too much. Never panics.
     pub fn decode(body: &[u8]) -> Option<Self> {
         let message: Self = match body.split_first() {
-            Some((&VERSION, rest)) if rest.len() < MAX_BODY_LEN => postcard::from_bytes(rest).ok()?,
+            Some((&VERSION, rest)) if rest.len() < MAX_BODY_LEN => {
+                postcard::from_bytes(rest).ok()?
+            }
             _ => return None,
         };
         let longest = match &message {
@@ -149,7 +158,10 @@ impl Message {
 impl Packet {
     /// Whether it only answers a neighbour's hello, so that nothing comes back for it.
     pub fn is_answer(&self) -> bool {
-        self.header.kind == Kind::Control && matches!(Message::decode(&self.body), Some(Message::Hello(hello)) if hello.answers.is_some())
+        self.header.kind == Kind::Control
+            && matches!(
+                Message::decode(&self.body), Some(Message::Hello(hello)) if hello.answers.is_some()
+            )
     }
 }
 
@@ -166,15 +178,27 @@ mod tests {
     fn messages() -> impl Strategy<Value = Message> {
         let ids = || vec(id(), 0..=MAX_IDS);
         prop_oneof![
-            any::<(u32, Option<u32>, bool, u8, u32, u8)>().prop_map(|(seq, answers, joined, roles, digest, size)| {
-                Message::Hello(Hello { seq, answers, joined, roles: Roles(roles), digest, size, coordinate: Coordinate::default() })
-            }),
-            (any::<u32>(), ids(), ids(), vec(id(), 0..=MAX_GONE)).prop_map(|(digest, direct, heard, gone)| Message::List {
-                digest,
-                direct,
-                heard,
-                gone
-            }),
+            any::<(u32, Option<u32>, bool, u8, u32, u8)>().prop_map(
+                |(seq, answers, joined, roles, digest, size)| {
+                    Message::Hello(Hello {
+                        seq,
+                        answers,
+                        joined,
+                        roles: Roles(roles),
+                        digest,
+                        size,
+                        coordinate: Coordinate::default(),
+                    })
+                }
+            ),
+            (any::<u32>(), ids(), ids(), vec(id(), 0..=MAX_GONE)).prop_map(
+                |(digest, direct, heard, gone)| Message::List {
+                    digest,
+                    direct,
+                    heard,
+                    gone
+                }
+            ),
             Just(Message::AskList),
             (any::<u32>(), id(), any::<bool>()).prop_map(|(nonce, origin, near)| Message::Locate {
                 nonce,
@@ -182,10 +206,18 @@ mod tests {
                 purpose: if near { Purpose::Near } else { Purpose::Far }
             }),
             (any::<u32>(), ids(), any::<bool>()).prop_map(|(nonce, ids, known)| {
-                let members = ids.into_iter().map(|id| (id, known.then(Coordinate::default))).collect();
+                let members = ids
+                    .into_iter()
+                    .map(|id| (id, known.then(Coordinate::default)))
+                    .collect();
                 Message::Found { nonce, members }
             }),
-            (any::<u8>(), proptest::option::of(id())).prop_map(|(role, instead)| Message::Decline { role: Roles(role), instead }),
+            (any::<u8>(), proptest::option::of(id())).prop_map(|(role, instead)| {
+                Message::Decline {
+                    role: Roles(role),
+                    instead,
+                }
+            }),
             Just(Message::Bye),
         ]
     }
@@ -193,12 +225,29 @@ mod tests {
     #[test]
     fn after_the_answer_to_a_hello_nothing_is_expected() {
         let hello = |answers| {
-            let hello = Hello { seq: 1, answers, joined: true, roles: Roles::NEAR, digest: 0, size: 0, coordinate: Coordinate::default() };
-            Packet { header: Header::new(Kind::Control, Position(1), Position(2)), body: Message::Hello(hello).encode() }
+            let hello = Hello {
+                seq: 1,
+                answers,
+                joined: true,
+                roles: Roles::NEAR,
+                digest: 0,
+                size: 0,
+                coordinate: Coordinate::default(),
+            };
+            Packet {
+                header: Header::new(Kind::Control, Position(1), Position(2)),
+                body: Message::Hello(hello).encode(),
+            }
         };
         assert!(hello(Some(7)).is_answer() && !hello(None).is_answer());
-        let forwarded = Packet { header: Header::new(Kind::Datagram, Position(1), Position(2)), ..hello(Some(7)) };
-        assert!(!forwarded.is_answer(), "what others carry in a datagram is not looked into");
+        let forwarded = Packet {
+            header: Header::new(Kind::Datagram, Position(1), Position(2)),
+            ..hello(Some(7))
+        };
+        assert!(
+            !forwarded.is_answer(),
+            "what others carry in a datagram is not looked into"
+        );
     }
 
     proptest! {
@@ -220,6 +269,9 @@ mod tests {
     #[test]
     fn a_list_that_is_too_long_is_refused() {
         let members = vec![(MemberId([1; 32]), None); MAX_IDS + 1];
-        assert_eq!(Message::decode(&Message::Found { nonce: 1, members }.encode()), None);
+        assert_eq!(
+            Message::decode(&Message::Found { nonce: 1, members }.encode()),
+            None
+        );
     }
 }

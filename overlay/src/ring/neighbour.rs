@@ -1,8 +1,9 @@
 //! One edge: what each side wants it for, what the other said last, and whether it still lives.
 //!
-//! A hello that asks is answered by a hello, and one such exchange per interval serves both ends: being asked counts as a sign of life, so
-//! the other end puts its own question off. A question is repeated a few times before the edge is given up, so that loss does not
-//! look like death; a one-way cut does, because only answers end a question.
+//! A hello that asks is answered by a hello, and one such exchange per interval serves both ends:
+//! being asked counts as a sign of life, so the other end puts its own question off. A question is
+//! repeated a few times before the edge is given up, so that loss does not look like death; a
+//! one-way cut does, because only answers end a question.
 
 use super::{message::Roles, position::Node};
 use crate::{coordinates::Coordinate, id::MemberId};
@@ -10,13 +11,16 @@ use std::time::{Duration, Instant};
 
 /// A near neighbour is asked this often: with the retries, its death is noticed within 11 s.
 pub(super) const NEAR_INTERVAL: Duration = Duration::from_secs(8);
-/// Others are asked this often; 26 of them at 10 000 members then cost half of the idle budget of 400 B/s.
+/// Others are asked this often; 26 of them at 10 000 members then cost half of the idle budget of
+/// 400 B/s.
 pub(super) const FAR_INTERVAL: Duration = Duration::from_secs(16);
 /// An unanswered question is repeated after this, or after twice the edge's round trip.
 pub(super) const RETRY: Duration = Duration::from_millis(750);
-/// Questions before an edge is given up. At 10 % loss each way five in a row fail once in 4 000 times.
+/// Questions before an edge is given up. At 10 % loss each way five in a row fail once in 4 000
+/// times.
 pub(super) const TRIES: u8 = 5;
-/// A sequence number this little behind the newest is an old datagram, one further off is a new beginning.
+/// A sequence number this little behind the newest is an old datagram, one further off is a new
+/// beginning.
 const SEQ_WINDOW: u32 = 64;
 
 /// The other end of an edge.
@@ -38,7 +42,8 @@ pub(super) struct Edge {
     pub rtt: Option<Duration>,
     seq: u32,
     their_seq: Option<u32>,
-    /// The question that waits for its answer, each time that it was asked: on a long way the answer to the first comes after the second.
+    /// The question that waits for its answer, each time that it was asked: on a long way the
+    /// answer to the first comes after the second.
     pub asked: Vec<(u32, Instant)>,
     pub tries: u8,
     /// When to ask next.
@@ -63,7 +68,13 @@ pub(super) struct Edge {
 }
 
 impl Edge {
-    pub fn new(node: Node, mine: Roles, rtt: Option<Duration>, first_seq: u32, now: Instant) -> Self {
+    pub fn new(
+        node: Node,
+        mine: Roles,
+        rtt: Option<Duration>,
+        first_seq: u32,
+        now: Instant,
+    ) -> Self {
         Self {
             node,
             mine,
@@ -100,7 +111,8 @@ impl Edge {
         self.mine.has(Roles::NEAR) || self.theirs.has(Roles::NEAR)
     }
 
-    /// Only near neighbours tell each other when their lists change. That of another names the dead for ever, and edges that are gone.
+    /// Only near neighbours tell each other when their lists change. That of another names the dead
+    /// for ever, and edges that are gone.
     pub fn forget_list(&mut self) {
         (self.list_digest, self.check_list_at) = (None, None);
         self.direct.clear();
@@ -114,7 +126,9 @@ impl Edge {
 
     /// Whether a hello of this number is news and not an older one that was overtaken.
     pub fn is_news(&mut self, seq: u32) -> bool {
-        let old = self.their_seq.is_some_and(|newest| (1..=SEQ_WINDOW).contains(&newest.wrapping_sub(seq)));
+        let old = self
+            .their_seq
+            .is_some_and(|newest| (1..=SEQ_WINDOW).contains(&newest.wrapping_sub(seq)));
         if !old {
             self.their_seq = Some(seq);
         }
@@ -123,12 +137,17 @@ impl Edge {
 
     /// How long until the next question once everything is answered.
     pub fn interval(&self) -> Duration {
-        if self.near() || !self.joined { NEAR_INTERVAL } else { FAR_INTERVAL }
+        if self.near() || !self.joined {
+            NEAR_INTERVAL
+        } else {
+            FAR_INTERVAL
+        }
     }
 
     /// How long to wait for an answer.
     pub fn patience(&self) -> Duration {
-        self.rtt.map_or(RETRY, |rtt| RETRY.max(rtt * 2).min(RETRY * 4))
+        self.rtt
+            .map_or(RETRY, |rtt| RETRY.max(rtt * 2).min(RETRY * 4))
     }
 
     /// A round trip was measured.

@@ -1,7 +1,7 @@
 //! Places on the ring of 2^64 positions, the ways between them, and who stands where.
 //!
-//! A member's position is computed from its id wherever it is needed and never read from the wire, so that nobody can claim a place
-//! that its key does not hash to.
+//! A member's position is computed from its id wherever it is needed and never read from the wire,
+//! so that nobody can claim a place that its key does not hash to.
 
 use crate::id::MemberId;
 use serde::{Deserialize, Serialize};
@@ -28,8 +28,9 @@ impl Position {
         self.clockwise(to).min(to.clockwise(self))
     }
 
-    /// How close `other` is to this place, as a value that sorts: the shorter way, and of two equally long ones the clockwise first. No two
-    /// places have the same closeness, so that all members agree on who is closest, and a path along which it falls has no loop.
+    /// How close `other` is to this place, as a value that sorts: the shorter way, and of two
+    /// equally long ones the clockwise first. No two places have the same closeness, so that all
+    /// members agree on who is closest, and a path along which it falls has no loop.
     pub fn closeness(self, other: Self) -> (u64, bool) {
         let (clockwise, back) = (self.clockwise(other), other.clockwise(self));
         (clockwise.min(back), back < clockwise)
@@ -69,11 +70,15 @@ pub struct Node {
 
 impl From<MemberId> for Node {
     fn from(member: MemberId) -> Self {
-        Self { position: Position::of(&member), member }
+        Self {
+            position: Position::of(&member),
+            member,
+        }
     }
 }
 
-/// The places strictly between two, going clockwise. With both ends the same: the whole ring but that place.
+/// The places strictly between two, going clockwise. With both ends the same: the whole ring but
+/// that place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Range {
     /// The place before the first.
@@ -85,12 +90,18 @@ pub struct Range {
 impl Range {
     /// The whole ring but `place`.
     pub fn all_but(place: Position) -> Self {
-        Self { after: place, before: place }
+        Self {
+            after: place,
+            before: place,
+        }
     }
 
     /// Whether `place` is inside.
     pub fn contains(&self, place: Position) -> bool {
-        let (offset, width) = (self.after.clockwise(place), self.after.clockwise(self.before));
+        let (offset, width) = (
+            self.after.clockwise(place),
+            self.after.clockwise(self.before),
+        );
         offset != 0 && (width == 0 || offset < width)
     }
 
@@ -99,7 +110,9 @@ impl Range {
         let width = |r: &Self| r.after.clockwise(r.before).wrapping_sub(1);
         let offset = other.after.clockwise(self.after);
         other.after == other.before && offset.checked_add(width(self)).is_some()
-            || offset.checked_add(width(self)).is_some_and(|end| end <= width(other))
+            || offset
+                .checked_add(width(self))
+                .is_some_and(|end| end <= width(other))
     }
 
     /// Whether no place is inside.
@@ -115,12 +128,26 @@ mod tests {
 
     #[test]
     fn a_range_holds_what_is_between_its_ends_and_wraps() {
-        let range = Range { after: Position(u64::MAX - 1), before: Position(2) };
-        let inside: Vec<bool> = [u64::MAX - 1, u64::MAX, 0, 1, 2, 77].map(|p| range.contains(Position(p))).into();
+        let range = Range {
+            after: Position(u64::MAX - 1),
+            before: Position(2),
+        };
+        let inside: Vec<bool> = [u64::MAX - 1, u64::MAX, 0, 1, 2, 77]
+            .map(|p| range.contains(Position(p)))
+            .into();
         assert_eq!(inside, [false, true, true, true, false, false]);
-        assert!(Range { after: Position(5), before: Position(6) }.is_empty());
+        assert!(
+            Range {
+                after: Position(5),
+                before: Position(6)
+            }
+            .is_empty()
+        );
         assert!(!Range::all_but(Position(5)).is_empty());
-        assert!(range.within(&Range::all_but(Position(77))) && !range.within(&Range::all_but(Position(0))));
+        assert!(
+            range.within(&Range::all_but(Position(77)))
+                && !range.within(&Range::all_but(Position(0)))
+        );
         assert!(!Range::all_but(Position(77)).within(&range));
     }
 

@@ -1,8 +1,11 @@
-//! Lookups of one's own place: how a joiner finds it, how a member finds that it has lost it, how two rings find each other.
+//! Lookups of one's own place: how a joiner finds it, how a member finds that it has lost it, how
+//! two rings find each other.
 //!
-//! A lookup is routed to the member closest to the asker other than the asker itself, beginning with a given neighbour, and the answer comes back
-//! through that neighbour. So it works for one whom nobody can route to yet, and along an edge into another ring it is answered by
-//! that ring. In a ring that is whole it is answered by a near neighbour and shows nothing new; the pause until the next one then doubles.
+//! A lookup is routed to the member closest to the asker other than the asker itself, beginning
+//! with a given neighbour, and the answer comes back through that neighbour. So it works for one
+//! whom nobody can route to yet, and along an edge into another ring it is answered by that ring.
+//! In a ring that is whole it is answered by a near neighbour and shows nothing new; the pause
+//! until the next one then doubles.
 
 use super::{
     Edge, NEAR_EACH_SIDE, Node, Output, Position, Ring,
@@ -82,8 +85,11 @@ impl Ring {
 
     /// A new neighbour has spoken for the first time.
     pub(super) fn met(&mut self, now: Instant, member: MemberId, joined: bool) {
-        let Some(edge) = self.edges.get(&member) else { return };
-        // Near edges come from what near neighbours told; any other may lead into a ring that they do not know.
+        let Some(edge) = self.edges.get(&member) else {
+            return;
+        };
+        // Near edges come from what near neighbours told; any other may lead into a ring that they
+        // do not know.
         if !self.joined || (joined && !edge.near()) {
             let node = edge.node;
             self.locate_self(now, node);
@@ -112,19 +118,31 @@ impl Ring {
             self.link(now, member, Roles::SEED, None);
         }
         if self.joined {
-            for edge in self.edges.values_mut().filter(|e| e.since + SEED_LIFE <= now) {
+            for edge in self
+                .edges
+                .values_mut()
+                .filter(|e| e.since + SEED_LIFE <= now)
+            {
                 edge.mine.set(Roles::SEED, false);
             }
         }
         if self.seek.at.is_none_or(|at| at > now) {
             return;
         }
-        let (first, most) = if self.joined { (CHECK, CHECK_MAX) } else { (JOIN_RETRY, JOIN_RETRY_MAX) };
+        let (first, most) = if self.joined {
+            (CHECK, CHECK_MAX)
+        } else {
+            (JOIN_RETRY, JOIN_RETRY_MAX)
+        };
         let pause = self.seek.pause.unwrap_or(first);
         self.seek.pause = Some((pause * 2).min(most));
         self.seek.at = Some(now + pause.mul_f64(self.rng.random_range(0.9..1.1)));
         let speaks = self.edges.values().filter(|e| e.heard);
-        let carrier = speaks.clone().filter(|e| e.joined).map(|e| e.node).choose(&mut self.rng);
+        let carrier = speaks
+            .clone()
+            .filter(|e| e.joined)
+            .map(|e| e.node)
+            .choose(&mut self.rng);
         if let Some(via) = carrier.or_else(|| speaks.map(|e| e.node).choose(&mut self.rng)) {
             self.locate_self(now, via);
         } else if !self.joined {
@@ -134,7 +152,10 @@ impl Ring {
 
     /// Asks for the members nearest to us, beginning with `via`.
     fn locate_self(&mut self, now: Instant, via: Node) {
-        let header = Header { agent: Some(via.position), ..Header::new(Kind::ControlClosest, self.me.position, self.me.position) };
+        let header = Header {
+            agent: Some(via.position),
+            ..Header::new(Kind::ControlClosest, self.me.position, self.me.position)
+        };
         self.locate(now, via.member, header, Goal::Near);
     }
 
@@ -149,31 +170,88 @@ impl Ring {
             return;
         }
         let nonce = self.rng.random();
-        let purpose = if matches!(goal, Goal::Near) { Purpose::Near } else { Purpose::Far };
-        let body = Message::Locate { nonce, origin: self.me.member, purpose }.encode();
-        self.seek.asked.insert(nonce, Asked { goal, agent: header.agent, deadline: now + ANSWER_LIMIT });
-        self.outputs.push_back(Output::Send { to: via, packet: Packet { header, body } });
+        let purpose = if matches!(goal, Goal::Near) {
+            Purpose::Near
+        } else {
+            Purpose::Far
+        };
+        let body = Message::Locate {
+            nonce,
+            origin: self.me.member,
+            purpose,
+        }
+        .encode();
+        self.seek.asked.insert(
+            nonce,
+            Asked {
+                goal,
+                agent: header.agent,
+                deadline: now + ANSWER_LIMIT,
+            },
+        );
+        self.outputs.push_back(Output::Send {
+            to: via,
+            packet: Packet { header, body },
+        });
         self.wake_by(now + ANSWER_LIMIT);
     }
 
     /// We are the closest to a place that somebody asked for.
-    pub(super) fn answer_locate(&mut self, header: &Header, nonce: u32, origin: MemberId, purpose: Purpose) {
+    pub(super) fn answer_locate(
+        &mut self,
+        header: &Header,
+        nonce: u32,
+        origin: MemberId,
+        purpose: Purpose,
+    ) {
         if Position::of(&origin) != header.from || origin == self.me.member {
             return;
         }
-        let told = |e: &&Edge| e.heard && e.member() != origin && (purpose == Purpose::Near || e.joined);
-        let places: BTreeMap<Node, Option<Coordinate>> = self.edges.values().filter(told).map(|e| (e.node, e.coordinate)).collect();
-        let each = if purpose == Purpose::Near { FOUND_EACH_SIDE } else { NEAR_EACH_SIDE };
+        let told =
+            |e: &&Edge| e.heard && e.member() != origin && (purpose == Purpose::Near || e.joined);
+        let places: BTreeMap<Node, Option<Coordinate>> = self
+            .edges
+            .values()
+            .filter(told)
+            .map(|e| (e.node, e.coordinate))
+            .collect();
+        let each = if purpose == Purpose::Near {
+            FOUND_EACH_SIDE
+        } else {
+            NEAR_EACH_SIDE
+        };
         let found = around(header.to, places.keys().copied(), each);
-        let others = found.into_iter().map(|n| (n.member, places.get(&n).copied().flatten().filter(|_| purpose == Purpose::Far)));
-        let members = std::iter::once((self.me.member, Some(self.vivaldi.mine()))).chain(others).collect();
-        self.reply(header, Kind::Control, Message::Found { nonce, members }.encode());
+        let others = found.into_iter().map(|n| {
+            (
+                n.member,
+                places
+                    .get(&n)
+                    .copied()
+                    .flatten()
+                    .filter(|_| purpose == Purpose::Far),
+            )
+        });
+        let members = std::iter::once((self.me.member, Some(self.vivaldi.mine())))
+            .chain(others)
+            .collect();
+        self.reply(
+            header,
+            Kind::Control,
+            Message::Found { nonce, members }.encode(),
+        );
     }
 
     /// A lookup was answered.
-    pub(super) fn found(&mut self, now: Instant, nonce: u32, members: Vec<(MemberId, Option<Coordinate>)>) {
+    pub(super) fn found(
+        &mut self,
+        now: Instant,
+        nonce: u32,
+        members: Vec<(MemberId, Option<Coordinate>)>,
+    ) {
         // Only the first answer to a question counts, and none that was not asked.
-        let Some(asked) = self.seek.asked.remove(&nonce) else { return };
+        let Some(asked) = self.seek.asked.remove(&nonce) else {
+            return;
+        };
         match asked.goal {
             Goal::Far(draw) => self.found_far(now, draw, members),
             Goal::Near => {
@@ -181,7 +259,12 @@ impl Ring {
                 self.changed |= !std::mem::replace(&mut self.seek.located, true);
                 for (member, _) in members {
                     if member != self.me.member && !self.edges.contains_key(&member) {
-                        self.known.rumour(self.me.position, Node::from(member), asked.agent, now + RUMOUR_LIFE);
+                        self.known.rumour(
+                            self.me.position,
+                            Node::from(member),
+                            asked.agent,
+                            now + RUMOUR_LIFE,
+                        );
                         self.changed = true;
                     }
                 }

@@ -1,8 +1,10 @@
-//! The routing table: an immutable snapshot of a member's neighbours, for the threads that carry packets.
+//! The routing table: an immutable snapshot of a member's neighbours, for the threads that carry
+//! packets.
 //!
-//! Greedy routing (Kleinberg 2000): a packet goes to the neighbour that is closest to its destination if that is closer than we are. As
-//! closeness falls with every hop and no two places are equally close, a packet visits no member twice, whatever the tables of the
-//! others say. Members that have not joined yet (leaves) end a path and never carry one on.
+//! Greedy routing (Kleinberg 2000): a packet goes to the neighbour that is closest to its
+//! destination if that is closer than we are. As closeness falls with every hop and no two places
+//! are equally close, a packet visits no member twice, whatever the tables of the others say.
+//! Members that have not joined yet (leaves) end a path and never carry one on.
 
 use super::{
     position::{Node, Position, Range},
@@ -31,9 +33,20 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table of `me`. `joined`: whether we carry packets of others. `members`: neighbours that do, `leaves`: those that do not.
-    pub fn new(me: MemberId, joined: bool, members: impl IntoIterator<Item = Node>, leaves: impl IntoIterator<Item = Node>) -> Self {
-        Self::of(Node::from(me), joined, members.into_iter().collect(), leaves.into_iter().collect())
+    /// The table of `me`. `joined`: whether we carry packets of others. `members`: neighbours that
+    /// do, `leaves`: those that do not.
+    pub fn new(
+        me: MemberId,
+        joined: bool,
+        members: impl IntoIterator<Item = Node>,
+        leaves: impl IntoIterator<Item = Node>,
+    ) -> Self {
+        Self::of(
+            Node::from(me),
+            joined,
+            members.into_iter().collect(),
+            leaves.into_iter().collect(),
+        )
     }
 
     /// The same, of nodes that have been gathered.
@@ -44,7 +57,12 @@ impl Table {
             nodes.dedup_by_key(|n| n.position);
             nodes.into_boxed_slice()
         };
-        Self { me, joined, members: sorted(members), leaves: sorted(leaves) }
+        Self {
+            me,
+            joined,
+            members: sorted(members),
+            leaves: sorted(leaves),
+        }
     }
 
     /// Whose it is.
@@ -67,29 +85,42 @@ impl Table {
         &self.leaves
     }
 
-    /// Where a packet of our own to `to` goes first. While we have not joined it goes to the neighbour closest to `to` in any case, as nobody
-    /// finds us by routing and we are nobody's closest.
+    /// Where a packet of our own to `to` goes first. While we have not joined it goes to the
+    /// neighbour closest to `to` in any case, as nobody finds us by routing and we are nobody's
+    /// closest.
     pub fn next(&self, to: Position, mode: Mode) -> Next {
         if to == self.me.position {
             return Next::Here;
         }
-        self.leaf(to).or_else(|| self.towards(to, None, !self.joined)).map_or(here(mode), Next::Via)
+        self.leaf(to)
+            .or_else(|| self.towards(to, None, !self.joined))
+            .map_or(here(mode), Next::Via)
     }
 
-    /// Where a packet of another member goes on, or that it ends here. The caller takes the hop off ([`super::wire::take_hop`]).
+    /// Where a packet of another member goes on, or that it ends here. The caller takes the hop off
+    /// ([`super::wire::take_hop`]).
     pub fn route(&self, header: &Header) -> Next {
-        if header.kind.mode() == Mode::Exact && (header.to == self.me.position || header.leaf == Some(self.me.position)) {
+        if header.kind.mode() == Mode::Exact
+            && (header.to == self.me.position || header.leaf == Some(self.me.position))
+        {
             return match header.leaf.filter(|leaf| *leaf != self.me.position) {
                 None => Next::Here,
-                Some(leaf) => self.leaf(leaf).or_else(|| find(&self.members, leaf)).map_or(Next::Nowhere, Next::Via),
+                Some(leaf) => self
+                    .leaf(leaf)
+                    .or_else(|| find(&self.members, leaf))
+                    .map_or(Next::Nowhere, Next::Via),
             };
         }
         let via = match header.kind.mode() {
-            // One that has not joined carries nothing on, but answers what its neighbours ask, so that joiners find each other.
+            // One that has not joined carries nothing on, but answers what its neighbours ask, so
+            // that joiners find each other.
             _ if !self.joined => None,
-            // Never back to its source: one that came by its source's agent has none closer than the source where an edge of the source
-            // is missing, and goes around the gap, on the way that the source's lookup went.
-            Mode::Exact => self.leaf(header.to).or_else(|| self.towards(header.to, Some(header.from), false)),
+            // Never back to its source: one that came by its source's agent has none closer than
+            // the source where an edge of the source is missing, and goes around the gap, on the
+            // way that the source's lookup went.
+            Mode::Exact => self
+                .leaf(header.to)
+                .or_else(|| self.towards(header.to, Some(header.from), false)),
             Mode::Closest => self.towards(header.to, Some(header.from), false),
         };
         match (via, header.hops_left) {
@@ -99,9 +130,11 @@ impl Table {
         }
     }
 
-    /// Divides the members in `range` among our neighbours inside it: every neighbour gets the part that lies around it, and the parts are
-    /// disjoint. What lies between us and the neighbours beside us belongs to those. As every member has its true neighbours on both
-    /// sides, asking on in the same way reaches every member of the range once (bounded broadcast; Boykin et al. 2006).
+    /// Divides the members in `range` among our neighbours inside it: every neighbour gets the part
+    /// that lies around it, and the parts are disjoint. What lies between us and the neighbours
+    /// beside us belongs to those. As every member has its true neighbours on both sides, asking on
+    /// in the same way reaches every member of the range once (bounded broadcast; Boykin et al.
+    /// 2006).
     pub fn split(&self, range: Range) -> Vec<(MemberId, Range)> {
         self.split_without(range, &[])
     }
@@ -109,15 +142,28 @@ impl Table {
     /// As [`Table::split`], as if `dead` were no neighbours.
     pub fn split_without(&self, range: Range, dead: &[MemberId]) -> Vec<(MemberId, Range)> {
         if range.contains(self.me.position) {
-            let mut parts = self.split_side(Range { before: self.me.position, ..range }, dead);
-            parts.extend(self.split_side(Range { after: self.me.position, ..range }, dead));
+            let mut parts = self.split_side(
+                Range {
+                    before: self.me.position,
+                    ..range
+                },
+                dead,
+            );
+            parts.extend(self.split_side(
+                Range {
+                    after: self.me.position,
+                    ..range
+                },
+                dead,
+            ));
             parts
         } else {
             self.split_side(range, dead)
         }
     }
 
-    /// The neighbour closest to `to` if that is closer than we are, as if `dead` were no neighbours.
+    /// The neighbour closest to `to` if that is closer than we are, as if `dead` were no
+    /// neighbours.
     pub fn nearer(&self, to: Position, dead: &[MemberId]) -> Option<MemberId> {
         let alive = self.members.iter().filter(|n| !dead.contains(&n.member));
         let best = alive.min_by_key(|n| to.closeness(n.position))?;
@@ -131,8 +177,17 @@ impl Table {
         let mut after = range.after;
         let mut parts = Vec::with_capacity(inside.len());
         for (i, node) in inside.iter().enumerate() {
-            let middle = inside.get(i + 1).map(|next| node.position.plus(node.position.clockwise(next.position) / 2));
-            parts.push((node.member, Range { after, before: middle.map_or(range.before, |m| m.plus(1)) }));
+            let middle = inside.get(i + 1).map(|next| {
+                node.position
+                    .plus(node.position.clockwise(next.position) / 2)
+            });
+            parts.push((
+                node.member,
+                Range {
+                    after,
+                    before: middle.map_or(range.before, |m| m.plus(1)),
+                },
+            ));
             after = middle.unwrap_or(range.before);
         }
         parts
@@ -148,18 +203,30 @@ impl Table {
         let split = self.members.partition_point(|n| n.position < to);
         // The closest is the first on one of the two sides; the second where the first is excepted.
         let around = [0, 1, count.saturating_sub(1), (2 * count).saturating_sub(2)];
-        let candidates = around.into_iter().filter_map(|i| self.members.get((split + i).checked_rem(count)?));
-        let best = candidates.filter(|n| Some(n.position) != except).min_by_key(|n| to.closeness(n.position))?;
-        (anyhow || to.closeness(best.position) < to.closeness(self.me.position)).then_some(best.member)
+        let candidates = around
+            .into_iter()
+            .filter_map(|i| self.members.get((split + i).checked_rem(count)?));
+        let best = candidates
+            .filter(|n| Some(n.position) != except)
+            .min_by_key(|n| to.closeness(n.position))?;
+        (anyhow || to.closeness(best.position) < to.closeness(self.me.position))
+            .then_some(best.member)
     }
 }
 
 fn here(mode: Mode) -> Next {
-    if mode == Mode::Closest { Next::Here } else { Next::Nowhere }
+    if mode == Mode::Closest {
+        Next::Here
+    } else {
+        Next::Nowhere
+    }
 }
 
 fn find(nodes: &[Node], at: Position) -> Option<MemberId> {
-    nodes.binary_search_by_key(&at, |n| n.position).ok().map(|i| nodes[i].member)
+    nodes
+        .binary_search_by_key(&at, |n| n.position)
+        .ok()
+        .map(|i| nodes[i].member)
 }
 
 #[cfg(test)]
@@ -169,7 +236,11 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     fn table(me: u8, others: &[u8], leaves: &[u8]) -> Table {
-        let nodes = |ids: &[u8]| ids.iter().map(|n| Node::from(MemberId([*n; 32]))).collect::<Vec<_>>();
+        let nodes = |ids: &[u8]| {
+            ids.iter()
+                .map(|n| Node::from(MemberId([*n; 32])))
+                .collect::<Vec<_>>()
+        };
         Table::new(MemberId([me; 32]), true, nodes(others), nodes(leaves))
     }
 
@@ -179,7 +250,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_next_hop_is_the_closest_of_all_and_closer_than_we_are(others in vec(1u8.., 0..20), target: u64, except in 1u8..) {
+        fn the_next_hop_is_the_closest_of_all_and_closer_than_we_are(
+            others in vec(1u8.., 0..20), target: u64, except in 1u8..
+        ) {
             let table = table(0, &others, &[]);
             let target = Position(target);
             let all = || others.iter().copied().chain([0]);
@@ -194,14 +267,18 @@ mod tests {
         }
 
         #[test]
-        fn the_parts_of_a_split_are_disjoint_and_each_holds_its_member(others in vec(1u8.., 0..20), after: u64, before: u64, places in vec(any::<u64>(), 50)) {
+        fn the_parts_of_a_split_are_disjoint_and_each_holds_its_member(
+            others in vec(1u8.., 0..20), after: u64, before: u64, places in vec(any::<u64>(), 50)
+        ) {
             let table = table(0, &others, &[]);
             let range = Range { after: Position(after), before: Position(before) };
             let parts = table.split(range);
             let others: std::collections::BTreeSet<u8> = others.into_iter().collect();
             prop_assert_eq!(parts.len(), others.iter().filter(|n| range.contains(at(**n))).count());
             for (member, part) in &parts {
-                prop_assert!(part.contains(Position::of(member)) && part.within(&range) && !part.contains(at(0)));
+                prop_assert!(
+                    part.contains(Position::of(member)) && part.within(&range) && !part.contains(at(0))
+                );
             }
             let places = places.into_iter().map(Position).chain(others.iter().map(|n| at(*n)));
             for place in places.filter(|p| range.contains(*p) && *p != at(0)) {
@@ -219,38 +296,88 @@ mod tests {
         assert_eq!(table.next(at(1), Mode::Exact), Next::Via(MemberId([1; 32])));
         assert_eq!(table.next(at(1).plus(1), Mode::Exact), Next::Nowhere);
         assert_eq!(table.next(at(1).plus(1), Mode::Closest), Next::Here);
-        let header = Header { leaf: Some(at(1)), ..Header::new(Kind::Datagram, at(9), at(0)) };
+        let header = Header {
+            leaf: Some(at(1)),
+            ..Header::new(Kind::Datagram, at(9), at(0))
+        };
         assert_eq!(table.route(&header), Next::Via(MemberId([1; 32])));
-        assert_eq!(table.route(&Header { leaf: Some(at(2)), ..header }), Next::Nowhere);
+        assert_eq!(
+            table.route(&Header {
+                leaf: Some(at(2)),
+                ..header
+            }),
+            Next::Nowhere
+        );
     }
 
     #[test]
     fn what_an_agent_carries_goes_around_a_missing_edge_of_its_source() {
-        let node = |n: u64| Node { position: Position(n << 32), member: MemberId([n as u8; 32]) };
-        // We are at 50, the source is at 20; it and the destination at 10 have no edge with each other.
-        let table = Table { me: node(50), joined: true, members: [node(9), node(20)].into(), leaves: [].into() };
+        let node = |n: u64| Node {
+            position: Position(n << 32),
+            member: MemberId([n as u8; 32]),
+        };
+        // We are at 50, the source is at 20; it and the destination at 10 have no edge with each
+        // other.
+        let table = Table {
+            me: node(50),
+            joined: true,
+            members: [node(9), node(20)].into(),
+            leaves: [].into(),
+        };
         let header = Header::new(Kind::Call, node(20).position, node(10).position);
         assert_eq!(table.route(&header), Next::Via(node(9).member));
-        let table = Table { members: [node(20), node(90)].into(), ..table };
-        assert_eq!(table.route(&header), Next::Nowhere, "never back and never away");
+        let table = Table {
+            members: [node(20), node(90)].into(),
+            ..table
+        };
+        assert_eq!(
+            table.route(&header),
+            Next::Nowhere,
+            "never back and never away"
+        );
     }
 
     #[test]
     fn who_has_not_joined_sends_by_its_neighbours_and_carries_nothing_on() {
         let other = Node::from(MemberId([1; 32]));
         let table = Table::new(MemberId([0; 32]), false, [other], []);
-        assert_eq!(table.next(at(0).plus(1), Mode::Exact), Next::Via(other.member));
-        assert_eq!(table.route(&Header::new(Kind::Datagram, at(9), at(1))), Next::Nowhere);
-        assert_eq!(table.route(&Header::new(Kind::ControlClosest, at(9), at(1))), Next::Here);
-        let header = Header { leaf: Some(at(0)), ..Header::new(Kind::Answer, at(9), at(1)) };
-        assert_eq!(table.route(&header), Next::Here, "what our agent hands us is ours");
+        assert_eq!(
+            table.next(at(0).plus(1), Mode::Exact),
+            Next::Via(other.member)
+        );
+        assert_eq!(
+            table.route(&Header::new(Kind::Datagram, at(9), at(1))),
+            Next::Nowhere
+        );
+        assert_eq!(
+            table.route(&Header::new(Kind::ControlClosest, at(9), at(1))),
+            Next::Here
+        );
+        let header = Header {
+            leaf: Some(at(0)),
+            ..Header::new(Kind::Answer, at(9), at(1))
+        };
+        assert_eq!(
+            table.route(&header),
+            Next::Here,
+            "what our agent hands us is ours"
+        );
     }
 
     #[test]
     fn a_packet_without_hops_left_goes_no_further() {
         let table = table(0, &[1], &[]);
-        let header = Header { hops_left: 0, ..Header::new(Kind::Datagram, at(9), at(1)) };
+        let header = Header {
+            hops_left: 0,
+            ..Header::new(Kind::Datagram, at(9), at(1))
+        };
         assert_eq!(table.route(&header), Next::Nowhere);
-        assert_eq!(table.route(&Header { to: at(0), ..header }), Next::Here);
+        assert_eq!(
+            table.route(&Header {
+                to: at(0),
+                ..header
+            }),
+            Next::Here
+        );
     }
 }

@@ -49,7 +49,10 @@ fn the_ring_heals_when_some_or_half_of_all_die_at_once() {
             world.kill(share);
             let took = world.settle(3 * MINUTE);
             println!("seed {seed}: {share} dead: healed after {took:?}");
-            assert!(took < Duration::from_secs(40), "seed {seed}: {share} dead: {took:?}");
+            assert!(
+                took < Duration::from_secs(40),
+                "seed {seed}: {share} dead: {took:?}"
+            );
         }
     }
 }
@@ -113,8 +116,9 @@ fn two_rings_that_never_met_become_one_through_one_member() {
     }
 }
 
-/// No greedy path leads over the gap where both have their next neighbours farther off than each other, and nobody else has a reason to say
-/// anything: they try again by themselves, through a neighbour, soon. The search for lost neighbours alone takes up to half a minute.
+/// No greedy path leads over the gap where both have their next neighbours farther off than each
+/// other, and nobody else has a reason to say anything: they try again by themselves, through a
+/// neighbour, soon. The search for lost neighbours alone takes up to half a minute.
 #[test]
 fn two_members_beside_each_other_that_were_cut_off_long_find_each_other_soon_in_a_quiet_ring() {
     for seed in 1..=10 {
@@ -122,11 +126,16 @@ fn two_members_beside_each_other_that_were_cut_off_long_find_each_other_soon_in_
         let mut nodes: Vec<Node> = world.ids().into_iter().map(Node::from).collect();
         nodes.sort_unstable();
         let gap = |i: usize| nodes[i].position.clockwise(nodes[i + 1].position);
-        let alone = (1..nodes.len() - 2).find(|i| gap(*i) < gap(i - 1) && gap(*i) < gap(i + 1)).expect("a pair closer than its neighbours");
+        let alone = (1..nodes.len() - 2)
+            .find(|i| gap(*i) < gap(i - 1) && gap(*i) < gap(i + 1))
+            .expect("a pair closer than its neighbours");
         let pair = [nodes[alone].member, nodes[alone + 1].member];
         (world.routed_calls, world.cut) = (true, Some(pair));
         world.run(MINUTE * 5);
-        assert!(world.check().is_err(), "seed {seed}: the cut was not noticed");
+        assert!(
+            world.check().is_err(),
+            "seed {seed}: the cut was not noticed"
+        );
         world.cut = None;
         let took = world.settle(MINUTE);
         assert!(took < Duration::from_secs(10), "seed {seed}: {took:?}");
@@ -163,8 +172,15 @@ fn members_route_to_each_other_at_all_times_while_others_join() {
         for _ in 0..10 {
             world.run(Duration::from_millis(53));
             for _ in 0..100 {
-                let (a, b) = (old[world.rng.random_range(0..50)], old[world.rng.random_range(0..50)]);
-                assert_eq!(world.route(a, b.position, Mode::Exact).0, Some(b.member), "{a:?} to {b:?}");
+                let (a, b) = (
+                    old[world.rng.random_range(0..50)],
+                    old[world.rng.random_range(0..50)],
+                );
+                assert_eq!(
+                    world.route(a, b.position, Mode::Exact).0,
+                    Some(b.member),
+                    "{a:?} to {b:?}"
+                );
             }
         }
     }
@@ -186,13 +202,25 @@ fn paths_are_short_and_far_edges_evenly_spread() {
     }
     hops.sort_unstable();
     let mean = hops.iter().sum::<usize>() as f64 / hops.len() as f64;
-    println!("mean {mean:.2} hops, 99 % within {}", hops[hops.len() * 99 / 100]);
+    println!(
+        "mean {mean:.2} hops, 99 % within {}",
+        hops[hops.len() * 99 / 100]
+    );
     assert!(mean <= 0.6 * 8.0, "{mean}");
     for host in world.hosts.values() {
         let status = host.ring.status();
         let far = status.neighbours.iter().filter(|n| n.far).count();
-        assert!((6.5..9.5).contains(&status.size.log2()), "size {}", status.size);
-        assert!((7..=9).contains(&status.far_wanted) && far >= status.far_wanted / 2 && far <= 3 * status.far_wanted, "{far} far");
+        assert!(
+            (6.5..9.5).contains(&status.size.log2()),
+            "size {}",
+            status.size
+        );
+        assert!(
+            (7..=9).contains(&status.far_wanted)
+                && far >= status.far_wanted / 2
+                && far <= 3 * status.far_wanted,
+            "{far} far"
+        );
     }
 }
 
@@ -200,17 +228,33 @@ fn paths_are_short_and_far_edges_evenly_spread() {
 fn an_idle_ring_costs_less_than_its_budget() {
     let mut world = World::settled(1, 100);
     world.run(4 * MINUTE);
-    let sent = |world: &World| world.hosts.values().map(|h| (h.sent, h.sent_bytes)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+    let sent = |world: &World| {
+        world
+            .hosts
+            .values()
+            .map(|h| (h.sent, h.sent_bytes))
+            .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    };
     let links = |world: &World| world.hosts.values().map(|h| h.links_made).sum::<u64>();
     let (before, links_before) = (sent(&world), links(&world));
     world.run(10 * MINUTE);
     let after = sent(&world);
     let rate = (after.1 - before.1) as f64 / 100.0 / 600.0;
     let packets = (after.0 - before.0) as f64 / 100.0 / 600.0;
-    let edges: usize = world.hosts.values().map(|h| h.ring.status().neighbours.len()).sum();
-    println!("{rate:.0} B/s, {packets:.2} packets/s, {:.1} edges a member", edges as f64 / 100.0);
+    let edges: usize = world
+        .hosts
+        .values()
+        .map(|h| h.ring.status().neighbours.len())
+        .sum();
+    println!(
+        "{rate:.0} B/s, {packets:.2} packets/s, {:.1} edges a member",
+        edges as f64 / 100.0
+    );
     assert!(rate < 400.0, "{rate} B/s a member");
-    assert!(links(&world) - links_before <= 10, "a ring at rest makes no edges");
+    assert!(
+        links(&world) - links_before <= 10,
+        "a ring at rest makes no edges"
+    );
 }
 
 #[test]
@@ -222,7 +266,14 @@ fn much_traffic_earns_a_shortcut_and_idleness_loses_it() {
         .flat_map(|a| nodes.iter().map(move |b| (*a, *b)))
         .find(|(a, b)| a != b && world.route(*a, b.position, Mode::Exact).1 > 2)
         .expect("two that are no neighbours");
-    let shortcut = |world: &World| world.hosts[&a.member].ring.status().neighbours.iter().any(|n| n.node == b && n.shortcut);
+    let shortcut = |world: &World| {
+        world.hosts[&a.member]
+            .ring
+            .status()
+            .neighbours
+            .iter()
+            .any(|n| n.node == b && n.shortcut)
+    };
     for second in 0..15 {
         assert!(second > 3 || !shortcut(&world), "a burst earns nothing");
         world.input(a.member, Input::Traffic(&[(b.member, 100_000)]));
@@ -244,8 +295,18 @@ fn members_know_where_they_stand_after_some_minutes() {
     world.run(Duration::from_secs(120));
     for host in world.hosts.values() {
         let status = host.ring.status();
-        assert!(status.coordinate.is_known(), "seed {}: off by {}", world.seed, status.coordinate_error);
-        assert!(status.neighbours.iter().all(|n| n.coordinate.is_some_and(|there| there.is_known())));
+        assert!(
+            status.coordinate.is_known(),
+            "seed {}: off by {}",
+            world.seed,
+            status.coordinate_error
+        );
+        assert!(
+            status
+                .neighbours
+                .iter()
+                .all(|n| n.coordinate.is_some_and(|there| there.is_known()))
+        );
     }
 }
 
@@ -253,16 +314,47 @@ fn members_know_where_they_stand_after_some_minutes() {
 fn a_trace_names_every_hop() {
     let mut world = World::settled(1, 60);
     let nodes: Vec<Node> = world.ids().into_iter().map(Node::from).collect();
-    for (a, b) in nodes.iter().zip(nodes.iter().rev()).filter(|(a, b)| a != b).take(20) {
+    for (a, b) in nodes
+        .iter()
+        .zip(nodes.iter().rev())
+        .filter(|(a, b)| a != b)
+        .take(20)
+    {
         let hops = world.route(*a, b.position, Mode::Exact).1;
-        let packet = Packet { header: Header::new(Kind::Trace, a.position, b.position), body: trace::request(77) };
-        let Next::Via(first) = world.hosts[&a.member].ring.table().next(b.position, Mode::Exact) else { panic!("no way") };
-        world.input(first, Input::Received { from: a.member, packet });
+        let packet = Packet {
+            header: Header::new(Kind::Trace, a.position, b.position),
+            body: trace::request(77),
+        };
+        let Next::Via(first) = world.hosts[&a.member]
+            .ring
+            .table()
+            .next(b.position, Mode::Exact)
+        else {
+            panic!("no way")
+        };
+        world.input(
+            first,
+            Input::Received {
+                from: a.member,
+                packet,
+            },
+        );
         world.run(Duration::from_secs(3));
-        let answer = world.hosts.get_mut(&a.member).and_then(|h| h.delivered.pop()).expect("an answer").1;
+        let answer = world
+            .hosts
+            .get_mut(&a.member)
+            .and_then(|h| h.delivered.pop())
+            .expect("an answer")
+            .1;
         let report = trace::parse_report(&answer.body).expect("a report");
-        assert_eq!((report.id, report.reached, report.hops.len()), (77, true, hops));
-        assert_eq!(report.hops.last().map(|h| h.member.to_vec()), Some(b.member.0[..8].to_vec()));
+        assert_eq!(
+            (report.id, report.reached, report.hops.len()),
+            (77, true, hops)
+        );
+        assert_eq!(
+            report.hops.last().map(|h| h.member.to_vec()),
+            Some(b.member.0[..8].to_vec())
+        );
         assert!(report.hops.iter().all(|h| h.rtt.is_some()));
     }
 }
@@ -281,18 +373,53 @@ fn nothing_that_a_neighbour_sends_panics_or_grows_memory_without_bound() {
             now += Duration::from_millis(rng.random_range(0..20));
             let from = peers[rng.random_range(0..peers.len())];
             let message = random_message(&mut rng, &peers);
-            let any = if rng.random() { Position::of(&from) } else { Position(rng.random()) };
-            let to = if rng.random() { ring.me.position } else { Position(rng.random()) };
-            let kind = if rng.random() { Kind::Control } else { Kind::ControlClosest };
-            let body = if rng.random_bool(0.9) { message.encode() } else { (0..30).map(|_| rng.random()).collect() };
+            let any = if rng.random() {
+                Position::of(&from)
+            } else {
+                Position(rng.random())
+            };
+            let to = if rng.random() {
+                ring.me.position
+            } else {
+                Position(rng.random())
+            };
+            let kind = if rng.random() {
+                Kind::Control
+            } else {
+                Kind::ControlClosest
+            };
+            let body = if rng.random_bool(0.9) {
+                message.encode()
+            } else {
+                (0..30).map(|_| rng.random()).collect()
+            };
             let agent = rng.random::<bool>().then(|| Position(rng.random()));
-            let header = Header { agent, leaf: agent.filter(|_| rng.random()), ..Header::new(kind, any, to) };
+            let header = Header {
+                agent,
+                leaf: agent.filter(|_| rng.random()),
+                ..Header::new(kind, any, to)
+            };
             match rng.random_range(0..200) {
-                0 => ring.handle(now, Input::Linked { member: from, rtt: None }),
+                0 => ring.handle(
+                    now,
+                    Input::Linked {
+                        member: from,
+                        rtt: None,
+                    },
+                ),
                 1 => ring.handle(now, Input::Unlinked { member: from }),
                 2 => ring.handle(now, Input::Seed(MemberId(rng.random()))),
-                3 => ring.handle(now, Input::Traffic(&[(MemberId(rng.random()), rng.random())])),
-                _ => ring.handle(now, Input::Received { from, packet: Packet { header, body } }),
+                3 => ring.handle(
+                    now,
+                    Input::Traffic(&[(MemberId(rng.random()), rng.random())]),
+                ),
+                _ => ring.handle(
+                    now,
+                    Input::Received {
+                        from,
+                        packet: Packet { header, body },
+                    },
+                ),
             }
             let mut outputs = 0;
             while let Some(output) = ring.poll() {
@@ -302,20 +429,43 @@ fn nothing_that_a_neighbour_sends_panics_or_grows_memory_without_bound() {
                     ring.handle(now, Input::LinkFailed { member });
                 }
             }
-            assert!(outputs < 3000, "seed {seed}, step {step}: {outputs} outputs");
-            assert!(ring.edges.len() <= peers.len() && ring.pending.len() <= edges::MAX_PENDING, "seed {seed}");
-            assert!(ring.wake_at().is_none_or(|at| at + Duration::from_secs(1) >= now), "seed {seed}");
+            assert!(
+                outputs < 3000,
+                "seed {seed}, step {step}: {outputs} outputs"
+            );
+            assert!(
+                ring.edges.len() <= peers.len() && ring.pending.len() <= edges::MAX_PENDING,
+                "seed {seed}"
+            );
+            assert!(
+                ring.wake_at()
+                    .is_none_or(|at| at + Duration::from_secs(1) >= now),
+                "seed {seed}"
+            );
             if ring.wake_at().is_some_and(|at| at <= now) {
                 ring.handle(now, Input::Tick);
             }
         }
-        assert!(forwarded < 40_000 * 20, "seed {seed}: {forwarded} sent for 40 000 received");
+        assert!(
+            forwarded < 40_000 * 20,
+            "seed {seed}: {forwarded} sent for 40 000 received"
+        );
     }
 }
 
 fn random_message(rng: &mut StdRng, peers: &[MemberId]) -> Message {
-    let id = |rng: &mut StdRng| if rng.random() { peers[rng.random_range(0..peers.len())] } else { MemberId(rng.random()) };
-    let ids = |rng: &mut StdRng, most: usize| (0..rng.random_range(0..=most)).map(|_| id(rng)).collect::<Vec<_>>();
+    let id = |rng: &mut StdRng| {
+        if rng.random() {
+            peers[rng.random_range(0..peers.len())]
+        } else {
+            MemberId(rng.random())
+        }
+    };
+    let ids = |rng: &mut StdRng, most: usize| {
+        (0..rng.random_range(0..=most))
+            .map(|_| id(rng))
+            .collect::<Vec<_>>()
+    };
     match rng.random_range(0..8) {
         0 | 1 => Message::Hello(message::Hello {
             seq: rng.random(),
@@ -326,15 +476,30 @@ fn random_message(rng: &mut StdRng, peers: &[MemberId]) -> Message {
             size: rng.random(),
             coordinate: Coordinate::default(),
         }),
-        2 => Message::List { digest: rng.random(), direct: ids(rng, 16), heard: ids(rng, 16), gone: ids(rng, 4) },
+        2 => Message::List {
+            digest: rng.random(),
+            direct: ids(rng, 16),
+            heard: ids(rng, 16),
+            gone: ids(rng, 4),
+        },
         3 => Message::AskList,
         4 => Message::Locate {
             nonce: rng.random(),
             origin: id(rng),
-            purpose: if rng.random() { message::Purpose::Near } else { message::Purpose::Far },
+            purpose: if rng.random() {
+                message::Purpose::Near
+            } else {
+                message::Purpose::Far
+            },
         },
-        5 => Message::Found { nonce: rng.random(), members: ids(rng, 16).into_iter().map(|m| (m, None)).collect() },
-        6 => Message::Decline { role: Roles(rng.random()), instead: rng.random::<bool>().then(|| id(rng)) },
+        5 => Message::Found {
+            nonce: rng.random(),
+            members: ids(rng, 16).into_iter().map(|m| (m, None)).collect(),
+        },
+        6 => Message::Decline {
+            role: Roles(rng.random()),
+            instead: rng.random::<bool>().then(|| id(rng)),
+        },
         _ => Message::Bye,
     }
 }
@@ -344,13 +509,38 @@ fn a_position_is_computed_and_never_believed() {
     let now = Instant::now();
     let (me, liar) = (MemberId([1; 32]), MemberId([2; 32]));
     let mut ring = Ring::new(me, RingOptions::default(), 1);
-    let hello =
-        message::Hello { seq: 1, answers: None, joined: true, roles: Roles::NEAR, digest: 0, size: 0, coordinate: Coordinate::default() };
+    let hello = message::Hello {
+        seq: 1,
+        answers: None,
+        joined: true,
+        roles: Roles::NEAR,
+        digest: 0,
+        size: 0,
+        coordinate: Coordinate::default(),
+    };
     let mut header = Header::new(Kind::Control, ring.me.position.plus(1), ring.me.position);
     let body = Message::Hello(hello).encode();
-    ring.handle(now, Input::Received { from: liar, packet: Packet { header, body: body.clone() } });
-    assert!(ring.edges.is_empty(), "a hello of another place than its sender's is not heard");
+    ring.handle(
+        now,
+        Input::Received {
+            from: liar,
+            packet: Packet {
+                header,
+                body: body.clone(),
+            },
+        },
+    );
+    assert!(
+        ring.edges.is_empty(),
+        "a hello of another place than its sender's is not heard"
+    );
     header.from = Position::of(&liar);
-    ring.handle(now, Input::Received { from: liar, packet: Packet { header, body } });
+    ring.handle(
+        now,
+        Input::Received {
+            from: liar,
+            packet: Packet { header, body },
+        },
+    );
     assert_eq!(ring.table().members(), [Node::from(liar)]);
 }

@@ -1,7 +1,9 @@
-//! What a trace packet collects: each hop adds who it is and how far the hop before was (as Brunet's trace did).
+//! What a trace packet collects: each hop adds who it is and how far the hop before was (as
+//! Brunet's trace did).
 //!
-//! The body is the asker's 8-byte id, then 12 bytes a hop: the first 8 of the member's id and the round trip of the edge it came by in
-//! microseconds, 0 if not measured. The member where the path ends, well or not, sends it back as an answer with one byte in between.
+//! The body is the asker's 8-byte id, then 12 bytes a hop: the first 8 of the member's id and the
+//! round trip of the edge it came by in microseconds, 0 if not measured. The member where the path
+//! ends, well or not, sends it back as an answer with one byte in between.
 
 use super::{
     Ring,
@@ -42,9 +44,14 @@ pub fn request(id: u64) -> Vec<u8> {
 
 /// Adds a hop to a trace's body; a body that is no trace's stays as it is.
 pub fn stamp(body: &mut Vec<u8>, member: &MemberId, rtt: Option<Duration>) {
-    if body.len() >= ID_LEN && (body.len() - ID_LEN).is_multiple_of(HOP_LEN) && (body.len() - ID_LEN) / HOP_LEN < MAX_HOPS {
+    if body.len() >= ID_LEN
+        && (body.len() - ID_LEN).is_multiple_of(HOP_LEN)
+        && (body.len() - ID_LEN) / HOP_LEN < MAX_HOPS
+    {
         body.extend_from_slice(&member.0[..8]);
-        let micros = rtt.map_or(0, |rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).max(1));
+        let micros = rtt.map_or(0, |rtt| {
+            u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).max(1)
+        });
         body.extend_from_slice(&micros.to_be_bytes());
     }
 }
@@ -59,10 +66,20 @@ pub fn parse_report(body: &[u8]) -> Option<Report> {
     let hop = |bytes: &[u8]| {
         let (member, micros) = bytes.split_first_chunk::<8>()?;
         let micros = u32::from_be_bytes(micros.try_into().ok()?);
-        Some(Hop { member: *member, rtt: (micros > 0).then(|| Duration::from_micros(micros.into())) })
+        Some(Hop {
+            member: *member,
+            rtt: (micros > 0).then(|| Duration::from_micros(micros.into())),
+        })
     };
-    let hops = hops.chunks_exact(HOP_LEN).map(hop).collect::<Option<Vec<Hop>>>()?;
-    Some(Report { id: u64::from_be_bytes(*id), reached: reached == 1, hops })
+    let hops = hops
+        .chunks_exact(HOP_LEN)
+        .map(hop)
+        .collect::<Option<Vec<Hop>>>()?;
+    Some(Report {
+        id: u64::from_be_bytes(*id),
+        reached: reached == 1,
+        hops,
+    })
 }
 
 impl Ring {
@@ -84,13 +101,32 @@ mod tests {
     fn a_trace_names_its_hops_and_stops_growing() {
         let mut body = request(7);
         for n in 0..=255 {
-            stamp(&mut body, &MemberId([n; 32]), (n > 0).then(|| Duration::from_micros(n.into())));
+            stamp(
+                &mut body,
+                &MemberId([n; 32]),
+                (n > 0).then(|| Duration::from_micros(n.into())),
+            );
         }
         body.insert(ID_LEN, 1);
         let report = parse_report(&body).expect("a report");
-        assert_eq!((report.id, report.reached, report.hops.len()), (7, true, MAX_HOPS));
-        assert_eq!(report.hops[0], Hop { member: [0; 8], rtt: None });
-        assert_eq!(report.hops[1], Hop { member: [1; 8], rtt: Some(Duration::from_micros(1)) });
+        assert_eq!(
+            (report.id, report.reached, report.hops.len()),
+            (7, true, MAX_HOPS)
+        );
+        assert_eq!(
+            report.hops[0],
+            Hop {
+                member: [0; 8],
+                rtt: None
+            }
+        );
+        assert_eq!(
+            report.hops[1],
+            Hop {
+                member: [1; 8],
+                rtt: Some(Duration::from_micros(1))
+            }
+        );
     }
 
     proptest! {

@@ -1,12 +1,14 @@
-//! A routed packet as it travels: one frame of a link, so that it is sealed hop by hop and what it carries end to end.
+//! A routed packet as it travels: one frame of a link, so that it is sealed hop by hop and what it
+//! carries end to end.
 //!
 //! ```text
 //! byte 0     1            2          3        4..12  12..20  [8 bytes]  [8 bytes]  rest
 //!      kind  type, flags  hops left  version  to     from    agent      leaf       body
 //! ```
-//! `to` stands where every frame of a link has its word. `agent` is named by a source that is not in the ring yet: answers go to that
-//! neighbour of it, with `leaf` saying for whom. Nothing in a header is proved: a member can write any `from`, and what is learnt from a
-//! routed packet is a hint until a link to the member named has proved it.
+//! `to` stands where every frame of a link has its word. `agent` is named by a source that is not
+//! in the ring yet: answers go to that neighbour of it, with `leaf` saying for whom. Nothing in a
+//! header is proved: a member can write any `from`, and what is learnt from a routed packet is a
+//! hint until a link to the member named has proved it.
 
 use super::position::Position;
 
@@ -14,11 +16,13 @@ use super::position::Position;
 pub const FRAME_KIND: u8 = 7;
 /// The version that we speak.
 pub const VERSION: u8 = 1;
-/// Hops that a packet may take. Greedy paths of 10 000 members are below 12; the rest is room for rings under repair.
+/// Hops that a packet may take. Greedy paths of 10 000 members are below 12; the rest is room for
+/// rings under repair.
 pub const HOP_LIMIT: u8 = 32;
 /// The longest header: both optional places present.
 pub const MAX_HEADER_LEN: usize = 36;
-/// The longest body: a header, this and the outer seal fit in the 1452 bytes of a UDP datagram over IPv6 on Ethernet.
+/// The longest body: a header, this and the outer seal fit in the 1452 bytes of a UDP datagram over
+/// IPv6 on Ethernet.
 pub const MAX_BODY_LEN: usize = 1384;
 /// Where the hops are counted.
 const HOPS_AT: usize = 2;
@@ -43,7 +47,8 @@ pub enum Kind {
     Datagram,
     /// A message for the ring's state machine at `to`.
     Control,
-    /// A message for the state machine of the member closest to `to`; never handed to `from` itself, even if that is the closest.
+    /// A message for the state machine of the member closest to `to`; never handed to `from`
+    /// itself, even if that is the closest.
     ControlClosest,
     /// A request of a connector: an 8-byte id, then opaque.
     Call,
@@ -54,7 +59,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [Self::Datagram, Self::Control, Self::ControlClosest, Self::Call, Self::Answer, Self::Trace];
+    const ALL: [Self; 6] = [
+        Self::Datagram,
+        Self::Control,
+        Self::ControlClosest,
+        Self::Call,
+        Self::Answer,
+        Self::Trace,
+    ];
 
     fn to_byte(self) -> u8 {
         match self {
@@ -69,7 +81,11 @@ impl Kind {
 
     /// Who shall have a packet of this kind.
     pub fn mode(self) -> Mode {
-        if self == Self::ControlClosest { Mode::Closest } else { Mode::Exact }
+        if self == Self::ControlClosest {
+            Mode::Closest
+        } else {
+            Mode::Exact
+        }
     }
 }
 
@@ -107,13 +123,23 @@ pub enum WireError {
 impl Header {
     /// A fresh packet's.
     pub fn new(kind: Kind, from: Position, to: Position) -> Self {
-        Self { kind, hops_left: HOP_LIMIT, to, from, agent: None, leaf: None }
+        Self {
+            kind,
+            hops_left: HOP_LIMIT,
+            to,
+            from,
+            agent: None,
+            leaf: None,
+        }
     }
 
     /// The header of what answers this packet: it goes back the way that the sender asked for.
     pub fn reply(&self, kind: Kind, me: Position) -> Self {
         let leaf = self.agent.is_some().then_some(self.from);
-        Self { leaf, ..Self::new(kind, me, self.agent.unwrap_or(self.from)) }
+        Self {
+            leaf,
+            ..Self::new(kind, me, self.agent.unwrap_or(self.from))
+        }
     }
 
     /// Bytes that it takes.
@@ -123,8 +149,14 @@ impl Header {
 
     /// Writes it, and returns how many bytes of `out` it took.
     pub fn write(&self, out: &mut [u8; MAX_HEADER_LEN]) -> usize {
-        let flags = if self.agent.is_some() { HAS_AGENT } else { 0 } | if self.leaf.is_some() { HAS_LEAF } else { 0 };
-        out[..4].copy_from_slice(&[FRAME_KIND, self.kind.to_byte() | flags, self.hops_left, VERSION]);
+        let flags = if self.agent.is_some() { HAS_AGENT } else { 0 }
+            | if self.leaf.is_some() { HAS_LEAF } else { 0 };
+        out[..4].copy_from_slice(&[
+            FRAME_KIND,
+            self.kind.to_byte() | flags,
+            self.hops_left,
+            VERSION,
+        ]);
         let places = [Some(self.to), Some(self.from), self.agent, self.leaf];
         let mut len = 4;
         for place in places.into_iter().flatten() {
@@ -139,26 +171,53 @@ impl Header {
     /// # Errors
     /// Why the bytes are no packet.
     pub fn parse(bytes: &[u8]) -> Result<(Self, &[u8]), WireError> {
-        let (&[frame, kind, hops_left, version], mut rest) = bytes.split_first_chunk::<4>().ok_or(WireError::Short)?;
+        let (&[frame, kind, hops_left, version], mut rest) =
+            bytes.split_first_chunk::<4>().ok_or(WireError::Short)?;
         let flags = kind & !TYPE_MASK;
-        let known = frame == FRAME_KIND && version == VERSION && flags & !(HAS_AGENT | HAS_LEAF) == 0 && hops_left <= HOP_LIMIT;
-        let kind = Kind::ALL.into_iter().find(|k| k.to_byte() == kind & TYPE_MASK).filter(|_| known).ok_or(WireError::Unknown)?;
+        let known = frame == FRAME_KIND
+            && version == VERSION
+            && flags & !(HAS_AGENT | HAS_LEAF) == 0
+            && hops_left <= HOP_LIMIT;
+        let kind = Kind::ALL
+            .into_iter()
+            .find(|k| k.to_byte() == kind & TYPE_MASK)
+            .filter(|_| known)
+            .ok_or(WireError::Unknown)?;
         let mut place = || {
             let (word, after) = rest.split_first_chunk::<8>().ok_or(WireError::Short)?;
             rest = after;
             Ok(Position(u64::from_be_bytes(*word)))
         };
         let (to, from) = (place()?, place()?);
-        let agent = if flags & HAS_AGENT != 0 { Some(place()?) } else { None };
-        let leaf = if flags & HAS_LEAF != 0 { Some(place()?) } else { None };
+        let agent = if flags & HAS_AGENT != 0 {
+            Some(place()?)
+        } else {
+            None
+        };
+        let leaf = if flags & HAS_LEAF != 0 {
+            Some(place()?)
+        } else {
+            None
+        };
         if rest.len() > MAX_BODY_LEN {
             return Err(WireError::Long);
         }
-        Ok((Self { kind, hops_left, to, from, agent, leaf }, rest))
+        Ok((
+            Self {
+                kind,
+                hops_left,
+                to,
+                from,
+                agent,
+                leaf,
+            },
+            rest,
+        ))
     }
 }
 
-/// Takes one hop off a packet in place, as a forwarder does; `false` if it has none left and dies here.
+/// Takes one hop off a packet in place, as a forwarder does; `false` if it has none left and dies
+/// here.
 pub fn take_hop(packet: &mut [u8]) -> bool {
     match packet.get_mut(HOPS_AT) {
         Some(hops) if *hops > 0 => {
@@ -198,7 +257,10 @@ impl Packet {
 /// Why the bytes are no packet.
 pub fn parse(bytes: &[u8]) -> Result<Packet, WireError> {
     let (header, body) = Header::parse(bytes)?;
-    Ok(Packet { header, body: body.to_vec() })
+    Ok(Packet {
+        header,
+        body: body.to_vec(),
+    })
 }
 
 #[cfg(test)]
@@ -208,13 +270,29 @@ mod tests {
 
     fn headers() -> impl Strategy<Value = Header> {
         let place = || any::<u64>().prop_map(Position);
-        (0..Kind::ALL.len(), 0..=HOP_LIMIT, place(), place(), proptest::option::of(place()), proptest::option::of(place()))
-            .prop_map(|(kind, hops_left, to, from, agent, leaf)| Header { kind: Kind::ALL[kind], hops_left, to, from, agent, leaf })
+        (
+            0..Kind::ALL.len(),
+            0..=HOP_LIMIT,
+            place(),
+            place(),
+            proptest::option::of(place()),
+            proptest::option::of(place()),
+        )
+            .prop_map(|(kind, hops_left, to, from, agent, leaf)| Header {
+                kind: Kind::ALL[kind],
+                hops_left,
+                to,
+                from,
+                agent,
+                leaf,
+            })
     }
 
     proptest! {
         #[test]
-        fn a_packet_survives_the_wire(header in headers(), body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn a_packet_survives_the_wire(
+            header in headers(), body in proptest::collection::vec(any::<u8>(), 0..200)
+        ) {
             let packet = Packet { header, body };
             let bytes = packet.to_bytes();
             prop_assert_eq!(bytes.len(), packet.encoded_len());
@@ -222,7 +300,9 @@ mod tests {
         }
 
         #[test]
-        fn a_packet_cut_within_its_header_is_refused(header in headers(), cut in 0usize..MAX_HEADER_LEN) {
+        fn a_packet_cut_within_its_header_is_refused(
+            header in headers(), cut in 0usize..MAX_HEADER_LEN
+        ) {
             let bytes = Packet { header, body: Vec::new() }.to_bytes();
             if cut < bytes.len() {
                 prop_assert_eq!(parse(&bytes[..cut]), Err(WireError::Short));
@@ -230,7 +310,9 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), ours: bool) {
+        fn any_bytes_parse_without_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..80), ours: bool
+        ) {
             let mut bytes = bytes;
             if ours && bytes.len() > 3 { bytes[0] = FRAME_KIND; bytes[3] = VERSION; }
             if let Ok(packet) = parse(&bytes) {
@@ -242,15 +324,42 @@ mod tests {
     #[test]
     fn a_body_that_is_too_long_and_a_hop_count_that_nobody_sends_are_refused() {
         let header = Header::new(Kind::Call, Position(1), Position(2));
-        assert_eq!(parse(&Packet { header, body: vec![0; MAX_BODY_LEN + 1] }.to_bytes()), Err(WireError::Long));
-        let header = Header { hops_left: HOP_LIMIT + 1, ..header };
-        assert_eq!(parse(&Packet { header, body: vec![] }.to_bytes()), Err(WireError::Unknown));
+        assert_eq!(
+            parse(
+                &Packet {
+                    header,
+                    body: vec![0; MAX_BODY_LEN + 1]
+                }
+                .to_bytes()
+            ),
+            Err(WireError::Long)
+        );
+        let header = Header {
+            hops_left: HOP_LIMIT + 1,
+            ..header
+        };
+        assert_eq!(
+            parse(
+                &Packet {
+                    header,
+                    body: vec![]
+                }
+                .to_bytes()
+            ),
+            Err(WireError::Unknown)
+        );
     }
 
     #[test]
     fn the_last_hop_is_taken_once() {
-        let mut bytes =
-            Packet { header: Header { hops_left: 1, ..Header::new(Kind::Trace, Position(1), Position(2)) }, body: vec![] }.to_bytes();
+        let mut bytes = Packet {
+            header: Header {
+                hops_left: 1,
+                ..Header::new(Kind::Trace, Position(1), Position(2))
+            },
+            body: vec![],
+        }
+        .to_bytes();
         assert!(take_hop(&mut bytes) && !take_hop(&mut bytes) && !take_hop(&mut []));
         assert_eq!(parse(&bytes).map(|p| p.header.hops_left), Ok(0));
     }
@@ -258,7 +367,10 @@ mod tests {
     #[test]
     fn an_answer_to_a_leaf_goes_to_its_agent() {
         let mut asked = Header::new(Kind::Call, Position(1), Position(2));
-        assert_eq!(asked.reply(Kind::Answer, Position(2)), Header::new(Kind::Answer, Position(2), Position(1)));
+        assert_eq!(
+            asked.reply(Kind::Answer, Position(2)),
+            Header::new(Kind::Answer, Position(2), Position(1))
+        );
         asked.agent = Some(Position(9));
         let reply = asked.reply(Kind::Answer, Position(2));
         assert_eq!((reply.to, reply.leaf), (Position(9), Some(Position(1))));

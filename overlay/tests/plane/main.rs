@@ -1,4 +1,5 @@
-//! The packet plane and its connector in real network namespaces, with real NATs (nftables). Needs root.
+//! The packet plane and its connector in real network namespaces, with real NATs (nftables). Needs
+//! root.
 
 mod adapt;
 mod mend;
@@ -22,13 +23,19 @@ const PATIENCE: Duration = Duration::from_secs(45);
 
 fn ping(from: &Host, to: &str, count: u32) -> (bool, String) {
     let output = from.exec(&format!("ping -n -i 0.2 -c {count} -W 3 {to}"));
-    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
 }
 
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !done() {
-        assert!(tokio::time::Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "not within {PATIENCE:?}: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -46,7 +53,10 @@ async fn the_first_packet_is_not_lost_and_the_link_is_direct() {
     let (ok, text) = tokio::task::block_in_place(|| ping(&b, &world::v6(a.number).to_string(), 2));
     assert!(ok, "IPv6 goes the same way: {text}");
     a.plane.shutdown();
-    until("the device is down", || !String::from_utf8_lossy(&a.exec("ip link show p2pvm0").stdout).contains(",UP")).await;
+    until("the device is down", || {
+        !String::from_utf8_lossy(&a.exec("ip link show p2pvm0").stdout).contains(",UP")
+    })
+    .await;
     drop((a.connector, a.plane, a.events));
     let gone = format!("ip -n {} link show p2pvm0", a.namespace);
     until("the device is gone", || !world::sh(&gone).status.success()).await;
@@ -56,12 +66,19 @@ async fn the_first_packet_is_not_lost_and_the_link_is_direct() {
 async fn an_unresolved_address_is_asked_for_and_its_packets_wait() {
     let mut world = World::new(Duration::from_millis(1));
     let (mut a, mut b) = (world.host(Nat::None), world.host(Nat::None));
-    let (to_b, to_a): (IpAddr, IpAddr) = (b.overlay().parse().unwrap(), a.overlay().parse().unwrap());
+    let (to_b, to_a): (IpAddr, IpAddr) =
+        (b.overlay().parse().unwrap(), a.overlay().parse().unwrap());
     let resolve = async {
         loop {
             tokio::select! {
-                Some(PlaneEvent::Unresolved(addr)) = a.events.recv() => { assert_eq!(addr, to_b); a.plane.set_route(addr, Route { member: b.member, epoch: Epoch(0) }) }
-                Some(PlaneEvent::Unresolved(addr)) = b.events.recv() => { assert_eq!(addr, to_a); b.plane.set_route(addr, Route { member: a.member, epoch: Epoch(0) }) }
+                Some(PlaneEvent::Unresolved(addr)) = a.events.recv() => {
+                    assert_eq!(addr, to_b);
+                    a.plane.set_route(addr, Route { member: b.member, epoch: Epoch(0) })
+                }
+                Some(PlaneEvent::Unresolved(addr)) = b.events.recv() => {
+                    assert_eq!(addr, to_a);
+                    b.plane.set_route(addr, Route { member: a.member, epoch: Epoch(0) })
+                }
                 else => tokio::task::yield_now().await,
             }
         }
@@ -70,7 +87,8 @@ async fn an_unresolved_address_is_asked_for_and_its_packets_wait() {
     let pinged = tokio::task::spawn_blocking(move || world::sh(&command));
     tokio::select! {
         () = resolve => {}
-        output = pinged => assert!(output.expect("runs").status.success(), "the first ping came back"),
+        output = pinged => assert!(output.expect("runs").status.success(), "the first ping came \
+            back"),
     }
 }
 
@@ -78,13 +96,24 @@ async fn an_unresolved_address_is_asked_for_and_its_packets_wait() {
 async fn two_port_restricted_nats_are_punched() {
     let mut world = World::new(Duration::from_millis(10));
     let (r, s) = (world.host(Nat::None), world.host(Nat::None));
-    let (a, b) = (world.host(Nat::PortRestricted), world.host(Nat::PortRestricted));
+    let (a, b) = (
+        world.host(Nat::PortRestricted),
+        world.host(Nat::PortRestricted),
+    );
     introduce(&[&r, &s, &a, &b]);
-    until("both know their NAT", || [&a, &b].iter().all(|h| h.connector.nat_kind() == NatKind::Cone)).await;
+    until("both know their NAT", || {
+        [&a, &b]
+            .iter()
+            .all(|h| h.connector.nat_kind() == NatKind::Cone)
+    })
+    .await;
     let pong = a.plane.ping(b.member, LIMIT).await.expect("answers");
     assert!(matches!(pong.path, Path::Direct(_)), "{pong:?}");
     assert!(tokio::task::block_in_place(|| ping(&b, &a.overlay(), 3)).0);
-    until("a public member knows that it is one", || r.connector.nat_kind() == NatKind::Open).await;
+    until("a public member knows that it is one", || {
+        r.connector.nat_kind() == NatKind::Open
+    })
+    .await;
     drop(s);
 }
 
@@ -94,13 +123,20 @@ async fn a_symmetric_nat_reaches_an_open_member_directly_and_a_restricted_one_th
     let (r, s) = (world.host(Nat::None), world.host(Nat::None));
     let (a, b) = (world.host(Nat::Symmetric), world.host(Nat::PortRestricted));
     introduce(&[&r, &s, &a, &b]);
-    until("both know their NAT", || a.connector.nat_kind() == NatKind::Symmetric && b.connector.nat_kind() == NatKind::Cone).await;
+    until("both know their NAT", || {
+        a.connector.nat_kind() == NatKind::Symmetric && b.connector.nat_kind() == NatKind::Cone
+    })
+    .await;
     let pong = a.plane.ping(b.member, LIMIT).await.expect("answers");
-    let Path::Relayed(relay) = pong.path else { panic!("{pong:?}") };
+    let Path::Relayed(relay) = pong.path else {
+        panic!("{pong:?}")
+    };
     assert!([r.member, s.member].contains(&relay));
     let (ok, text) = tokio::task::block_in_place(|| ping(&b, &a.overlay(), 5));
     assert!(ok && text.contains(" 0% packet loss"), "{text}");
-    let big = tokio::task::block_in_place(|| a.exec(&format!("ping -n -c 2 -W 2 -M do -s 1312 {}", b.overlay())));
+    let big = tokio::task::block_in_place(|| {
+        a.exec(&format!("ping -n -c 2 -W 2 -M do -s 1312 {}", b.overlay()))
+    });
     assert!(big.status.success(), "a full packet fits through a relay");
     let pong = a.plane.ping(r.member, LIMIT).await.expect("answers");
     assert!(matches!(pong.path, Path::Direct(_)), "{pong:?}");
@@ -120,12 +156,26 @@ async fn where_udp_is_blocked_the_same_frames_go_by_stream() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn udp_is_not_blocked_any_more_when_all_are_gone_who_did_not_answer_by_it() {
     let mut world = World::new(Duration::from_millis(5));
-    let (r, b, a) = (world.host(Nat::None), world.host(Nat::None), world.host(Nat::NoUdp));
+    let (r, b, a) = (
+        world.host(Nat::None),
+        world.host(Nat::None),
+        world.host(Nat::NoUdp),
+    );
     introduce(&[&r, &b, &a]);
-    until("nobody answers by UDP", || a.connector.nat_kind() == NatKind::Blocked).await;
-    let of_control = |cut| [&r, &b].iter().for_each(|other| world.set_cut(a.member, other.member, cut));
+    until("nobody answers by UDP", || {
+        a.connector.nat_kind() == NatKind::Blocked
+    })
+    .await;
+    let of_control = |cut| {
+        [&r, &b]
+            .iter()
+            .for_each(|other| world.set_cut(a.member, other.member, cut))
+    };
     of_control(true);
-    until("nobody is left who could answer", || a.connector.nat_kind() == NatKind::Unknown).await;
+    until("nobody is left who could answer", || {
+        a.connector.nat_kind() == NatKind::Unknown
+    })
+    .await;
     assert!(a.exec("nft delete table ip t").status.success());
     of_control(false);
     let pong = a.plane.ping(b.member, LIMIT).await.expect("answers");
@@ -135,16 +185,39 @@ async fn udp_is_not_blocked_any_more_when_all_are_gone_who_did_not_answer_by_it(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_path_is_noticed_and_another_takes_over() {
     let mut world = World::new(Duration::from_millis(5));
-    let (r, a, b) = (world.host(Nat::None), world.host(Nat::None), world.host(Nat::None));
+    let (r, a, b) = (
+        world.host(Nat::None),
+        world.host(Nat::None),
+        world.host(Nat::None),
+    );
     introduce(&[&r, &a, &b]);
-    assert!(matches!(a.plane.ping(b.member, LIMIT).await.expect("answers").path, Path::Direct(_)));
-    until("the other side has a path too", || b.plane.path(a.member).is_some()).await;
+    assert!(matches!(
+        a.plane.ping(b.member, LIMIT).await.expect("answers").path,
+        Path::Direct(_)
+    ));
+    until("the other side has a path too", || {
+        b.plane.path(a.member).is_some()
+    })
+    .await;
     // The two can no longer see each other, both still see the third.
-    let cut = a.exec("nft 'table ip cut { chain o { type filter hook output priority 0; ip daddr 198.18.0.3 drop; }; chain i { type filter hook input priority 0; ip saddr 198.18.0.3 drop; }; }'");
+    let cut = a.exec(
+        "nft 'table ip cut { chain o { type filter hook output priority 0; ip daddr \
+        198.18.0.3 drop; }; chain i { type filter hook input priority 0; ip saddr 198.18.0.3 \
+        drop; }; }'",
+    );
     assert!(cut.status.success());
-    let command = format!("ip netns exec {} ping -n -i 0.2 -c 60 {}", a.namespace, b.overlay());
+    let command = format!(
+        "ip netns exec {} ping -n -i 0.2 -c 60 {}",
+        a.namespace,
+        b.overlay()
+    );
     let pinged = tokio::task::spawn_blocking(move || world::sh(&command));
-    until("the pair goes through the third", || a.plane.path(b.member).is_some_and(|i| i.path == Path::Relayed(r.member))).await;
+    until("the pair goes through the third", || {
+        a.plane
+            .path(b.member)
+            .is_some_and(|i| i.path == Path::Relayed(r.member))
+    })
+    .await;
     let text = String::from_utf8_lossy(&pinged.await.expect("runs").stdout).into_owned();
     let received = text.lines().filter(|l| l.contains("bytes from")).count();
     assert!(received >= 25, "{text}");
@@ -153,24 +226,48 @@ async fn a_dead_path_is_noticed_and_another_takes_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_talks_moves_and_is_fenced() {
     let mut world = World::new(Duration::from_millis(2));
-    let (a, mut b, mut c) = (world.host(Nat::None), world.host(Nat::None), world.host(Nat::None));
+    let (a, mut b, mut c) = (
+        world.host(Nat::None),
+        world.host(Nat::None),
+        world.host(Nat::None),
+    );
     introduce(&[&a, &b, &c]);
     let (guest, port) = world.guest(&a, "g", 9, 1);
     let addr = IpAddr::V4(port.v4);
-    let at = |member: MemberId, epoch| Route { member, epoch: Epoch(epoch) };
+    let at = |member: MemberId, epoch| Route {
+        member,
+        epoch: Epoch(epoch),
+    };
     for host in [&b, &c] {
         host.plane.set_route(addr, at(a.member, 1));
     }
-    assert!(tokio::task::block_in_place(|| ping(&c, "10.77.1.9", 3)).0, "a host reaches the guest");
-    assert!(tokio::task::block_in_place(|| ping(&a, "10.77.1.9", 3)).0, "its own host too");
+    assert!(
+        tokio::task::block_in_place(|| ping(&c, "10.77.1.9", 3)).0,
+        "a host reaches the guest"
+    );
+    assert!(
+        tokio::task::block_in_place(|| ping(&a, "10.77.1.9", 3)).0,
+        "its own host too"
+    );
     let reach = format!("ip netns exec {guest} ping -n -c 2 -W 2 {}", b.overlay());
-    assert!(tokio::task::block_in_place(|| world::sh(&reach)).status.success(), "the guest reaches a host");
+    assert!(
+        tokio::task::block_in_place(|| world::sh(&reach))
+            .status
+            .success(),
+        "the guest reaches a host"
+    );
 
     a.plane.freeze_port(port.vm, true);
-    assert!(!tokio::task::block_in_place(|| a.exec("ping -n -c 1 -W 1 10.77.1.9")).status.success(), "frozen, nothing goes in");
+    assert!(
+        !tokio::task::block_in_place(|| a.exec("ping -n -c 1 -W 1 10.77.1.9"))
+            .status
+            .success(),
+        "frozen, nothing goes in"
+    );
     a.plane.freeze_port(port.vm, false);
 
-    // The move: the new host takes the guest under epoch 2, the old one passes on; nobody tells c but the hint.
+    // The move: the new host takes the guest under epoch 2, the old one passes on; nobody tells c
+    // but the hint.
     a.plane.detach_port(port.vm);
     a.plane.set_forward(addr, Some(at(b.member, 2)));
     world.guest(&b, "g", 9, 2);
@@ -178,17 +275,33 @@ async fn a_guest_talks_moves_and_is_fenced() {
     while b.events.try_recv().is_ok() || c.events.try_recv().is_ok() {}
     let (ok, text) = tokio::task::block_in_place(|| ping(&c, "10.77.1.9", 10));
     assert!(ok && text.contains(" 0% packet loss"), "{text}");
-    assert!(c.plane.routes().contains(&(addr, at(b.member, 2))), "the old host's hint was believed");
-    let hinted = std::iter::from_fn(|| c.events.try_recv().ok()).any(|e| matches!(e, PlaneEvent::MovedHint { .. }));
+    assert!(
+        c.plane.routes().contains(&(addr, at(b.member, 2))),
+        "the old host's hint was believed"
+    );
+    let hinted = std::iter::from_fn(|| c.events.try_recv().ok())
+        .any(|e| matches!(e, PlaneEvent::MovedHint { .. }));
     assert!(hinted);
 
     // The old host's copy comes back and still believes in epoch 1.
     world.guest(&a, "ghost", 9, 1);
-    let ghost = guest.strip_suffix('g').map(|p| format!("{p}ghost")).expect("named so");
-    let out = tokio::task::block_in_place(|| world::sh(&format!("ip netns exec {ghost} ping -n -c 2 -W 1 {}", c.overlay())));
+    let ghost = guest
+        .strip_suffix('g')
+        .map(|p| format!("{p}ghost"))
+        .expect("named so");
+    let out = tokio::task::block_in_place(|| {
+        world::sh(&format!(
+            "ip netns exec {ghost} ping -n -c 2 -W 1 {}",
+            c.overlay()
+        ))
+    });
     assert!(!out.status.success(), "a stale epoch gets no answer");
-    let stale = std::iter::from_fn(|| c.events.try_recv().ok())
-        .any(|e| matches!(e, PlaneEvent::StaleEpoch { sent: Epoch(1), known: Epoch(2), from, .. } if from == a.member));
+    let stale = std::iter::from_fn(|| c.events.try_recv().ok()).any(|e| {
+        matches!(
+            e,
+            PlaneEvent::StaleEpoch { sent: Epoch(1), known: Epoch(2), from, .. } if from == a.member
+        )
+    });
     assert!(stale);
 }
 
@@ -198,14 +311,26 @@ async fn bulk_tcp_goes_through_and_an_idle_link_is_quiet() {
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);
     let (guest, port) = world.guest(&a, "g", 9, 1);
-    b.plane.set_route(IpAddr::V4(port.v4), Route { member: a.member, epoch: Epoch(1) });
+    b.plane.set_route(
+        IpAddr::V4(port.v4),
+        Route {
+            member: a.member,
+            epoch: Epoch(1),
+        },
+    );
     a.plane.ping(b.member, LIMIT).await.expect("answers");
     let bytes = |h: &Host| -> u64 {
         let text = h.exec("cat /sys/class/net/wan/statistics/tx_bytes");
-        String::from_utf8_lossy(&text.stdout).trim().parse().expect("a number")
+        String::from_utf8_lossy(&text.stdout)
+            .trim()
+            .parse()
+            .expect("a number")
     };
     tokio::task::block_in_place(|| {
-        for (what, from, to) in [("host to host", a.namespace.clone(), b.overlay()), ("guest to host", guest.clone(), b.overlay())] {
+        for (what, from, to) in [
+            ("host to host", a.namespace.clone(), b.overlay()),
+            ("guest to host", guest.clone(), b.overlay()),
+        ] {
             let server = std::process::Command::new("ip")
                 .args(["netns", "exec", &b.namespace, "iperf3", "-s", "-1"])
                 .stdout(std::process::Stdio::null())
@@ -214,8 +339,18 @@ async fn bulk_tcp_goes_through_and_an_idle_link_is_quiet() {
             std::thread::sleep(Duration::from_millis(500));
             let out = world::sh(&format!("ip netns exec {from} iperf3 -c {to} -t 3 -f g"));
             let text = String::from_utf8_lossy(&out.stdout).into_owned();
-            eprintln!("{what}: {}", text.lines().filter(|l| l.contains("receiver")).collect::<Vec<_>>().join(" | "));
-            assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
+            eprintln!(
+                "{what}: {}",
+                text.lines()
+                    .filter(|l| l.contains("receiver"))
+                    .collect::<Vec<_>>()
+                    .join(" | ")
+            );
+            assert!(
+                out.status.success(),
+                "{text}{}",
+                String::from_utf8_lossy(&out.stderr)
+            );
             let _ = server.wait();
         }
     });

@@ -16,15 +16,25 @@ const BACK: Duration = Duration::from_secs(10);
 
 fn run(host: &Host, command: &str) -> Output {
     let output = host.exec(command);
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     output
 }
 
 /// Waits until one ping from a namespace comes back; how long that took.
 fn back(namespace: &str, to: &str) -> Duration {
     let began = Instant::now();
-    while !sh(&format!("ip netns exec {namespace} ping -n -c 1 -W 1 {to}")).status.success() {
-        assert!(began.elapsed() < BACK, "{to} is not reached again within {BACK:?}");
+    while !sh(&format!("ip netns exec {namespace} ping -n -c 1 -W 1 {to}"))
+        .status
+        .success()
+    {
+        assert!(
+            began.elapsed() < BACK,
+            "{to} is not reached again within {BACK:?}"
+        );
     }
     began.elapsed()
 }
@@ -34,11 +44,22 @@ fn device(host: &Host) -> String {
     let text = |command: &str| String::from_utf8_lossy(&host.exec(command).stdout).into_owned();
     let link = text("ip -o link show p2pvm0");
     // Without the index, and IPv6's link-local address, which is another each time.
-    let link = link.split_once(": ").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
-    let (four, six) = (text("ip -4 -br addr show dev p2pvm0"), text("ip -6 -br addr show dev p2pvm0 scope global"));
-    let routes = text("ip -4 route show dev p2pvm0") + &text("ip -6 route show dev p2pvm0 fd77::/64");
+    let link = link
+        .split_once(": ")
+        .map(|(_, rest)| rest.to_owned())
+        .unwrap_or_default();
+    let (four, six) = (
+        text("ip -4 -br addr show dev p2pvm0"),
+        text("ip -6 -br addr show dev p2pvm0 scope global"),
+    );
+    let routes =
+        text("ip -4 route show dev p2pvm0") + &text("ip -6 route show dev p2pvm0 fd77::/64");
     // A TUN says UP instead of UNKNOWN once its carrier has changed.
-    [link, four, six, routes].concat().replace("state UP", "state UNKNOWN").replace(" UP  ", " UNKNOWN  ").replace(' ', "")
+    [link, four, six, routes]
+        .concat()
+        .replace("state UP", "state UNKNOWN")
+        .replace(" UP  ", " UNKNOWN  ")
+        .replace(' ', "")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -47,7 +68,10 @@ async fn a_device_that_was_changed_in_any_way_is_put_back_within_ten_seconds() {
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);
     let elsewhere = world.namespace("elsewhere");
-    let (moved, renamed) = (format!("ip link set p2pvm0 netns {elsewhere}"), format!("ip link set p2pvm0 netns {elsewhere} name other0"));
+    let (moved, renamed) = (
+        format!("ip link set p2pvm0 netns {elsewhere}"),
+        format!("ip link set p2pvm0 netns {elsewhere} name other0"),
+    );
     tokio::task::block_in_place(|| {
         back(&a.namespace, &b.overlay());
         let before = device(&a);
@@ -72,7 +96,11 @@ async fn a_device_that_was_changed_in_any_way_is_put_back_within_ten_seconds() {
             back(&a.namespace, &b.v6().to_string());
             let began = Instant::now();
             while device(&a) != before {
-                assert!(began.elapsed() < BACK, "after {change}:\n{}\nbefore:\n{before}", device(&a));
+                assert!(
+                    began.elapsed() < BACK,
+                    "after {change}:\n{}\nbefore:\n{before}",
+                    device(&a)
+                );
                 std::thread::sleep(Duration::from_millis(50));
             }
             eprintln!("{change}: back after {took:?}");
@@ -103,9 +131,16 @@ async fn what_cannot_be_put_back_is_said_and_put_back_once_it_can_be() {
             assert!(began.elapsed() < BACK);
             std::thread::sleep(Duration::from_millis(20));
         }
-        assert!(a.plane.device_faults()[0].contains("p2pvm0"), "{:?}", a.plane.device_faults());
+        assert!(
+            a.plane.device_faults()[0].contains("p2pvm0"),
+            "{:?}",
+            a.plane.device_faults()
+        );
         let ended = run(&a, "ip link show p2pvm0");
-        assert!(!String::from_utf8_lossy(&ended.stdout).contains("p2pvm/1"), "another's interface is left alone");
+        assert!(
+            !String::from_utf8_lossy(&ended.stdout).contains("p2pvm/1"),
+            "another's interface is left alone"
+        );
         run(&a, "ip link del p2pvm0");
         back(&a.namespace, &b.overlay());
         assert!(a.plane.device_faults().is_empty());
@@ -141,12 +176,20 @@ async fn without_ipv6_the_network_works_by_ipv4_and_gets_ipv6_when_it_is_switche
     introduce(&[&a, &b]);
     tokio::task::block_in_place(|| {
         back(&a.namespace, &b.overlay());
-        assert!(a.plane.device_faults().is_empty(), "{:?}", a.plane.device_faults());
+        assert!(
+            a.plane.device_faults().is_empty(),
+            "{:?}",
+            a.plane.device_faults()
+        );
         run(&a, "sysctl -qw net.ipv6.conf.all.disable_ipv6=0");
         back(&a.namespace, &b.v6().to_string());
         run(&a, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1");
         back(&a.namespace, &b.overlay());
-        assert!(a.plane.device_faults().is_empty(), "{:?}", a.plane.device_faults());
+        assert!(
+            a.plane.device_faults().is_empty(),
+            "{:?}",
+            a.plane.device_faults()
+        );
     });
 }
 
@@ -156,7 +199,13 @@ async fn a_guests_interface_that_was_set_down_or_made_anew_carries_again() {
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);
     let (guest, port) = world.guest(&a, "g", 9, 1);
-    b.plane.set_route(IpAddr::V4(port.v4), p2pvm_overlay::plane::Route { member: a.member, epoch: p2pvm_overlay::Epoch(1) });
+    b.plane.set_route(
+        IpAddr::V4(port.v4),
+        p2pvm_overlay::plane::Route {
+            member: a.member,
+            epoch: p2pvm_overlay::Epoch(1),
+        },
+    );
     tokio::task::block_in_place(|| {
         back(&guest, &b.overlay());
         run(&a, "ip link set tap9 down");
@@ -170,18 +219,32 @@ async fn a_guests_interface_that_was_set_down_or_made_anew_carries_again() {
         assert!(a.plane.device_faults()[0].contains("tap9"));
         world.wire_guest(&a, &guest, &port);
         back(&guest, &b.overlay());
-        assert!(a.plane.device_faults().is_empty(), "{:?}", a.plane.device_faults());
+        assert!(
+            a.plane.device_faults().is_empty(),
+            "{:?}",
+            a.plane.device_faults()
+        );
     });
 }
 
 /// Opens a TAP as a hypervisor does, in the calling thread's network namespace.
 fn open_tap(name: &str) -> File {
-    let tap = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun").expect("root opens it");
+    let tap = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .expect("root opens it");
     // SAFETY: all zeros is a value of the plain C structure, which lives across the call.
     let made = unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
-        request.ifr_name.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from as libc::c_char);
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        request
+            .ifr_name
+            .iter_mut()
+            .zip(name.bytes())
+            .for_each(|(to, from)| *to = from as libc::c_char);
+        request.ifr_ifru.ifru_flags =
+            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
         libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request)
     };
     assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
@@ -203,7 +266,11 @@ async fn a_rule_that_leads_packets_past_the_device_is_no_fault_of_the_device() {
         }
         let said = a.plane.ways_elsewhere()[0].to_string();
         assert!(said.contains("instead of p2pvm0"), "{said}");
-        assert!(a.plane.device_faults().is_empty(), "its route was not replaced: {:?}", a.plane.device_faults());
+        assert!(
+            a.plane.device_faults().is_empty(),
+            "its route was not replaced: {:?}",
+            a.plane.device_faults()
+        );
         run(&a, "ip rule del pref 50");
         back(&a.namespace, &b.overlay());
         while !a.plane.ways_elsewhere().is_empty() {
@@ -214,7 +281,8 @@ async fn a_rule_that_leads_packets_past_the_device_is_no_fault_of_the_device() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tap_that_was_deleted_or_moved_away_is_made_anew_on_the_descriptor_that_its_guest_holds() {
+async fn a_tap_that_was_deleted_or_moved_away_is_made_anew_on_the_descriptor_that_its_guest_holds()
+{
     let mut world = World::new(Duration::from_millis(2));
     let a = world.host(Nat::None);
     let elsewhere = world.namespace("elsewhere");
@@ -222,7 +290,11 @@ async fn a_tap_that_was_deleted_or_moved_away_is_made_anew_on_the_descriptor_tha
         let tap = within(&a.namespace, || open_tap("tap7"));
         run(&a, "ip link set tap7 mtu 1340 up");
         // Another process holds it too, as QEMU does alone.
-        let mut holder = std::process::Command::new("sleep").arg("60").stdin(tap.try_clone().expect("a copy")).spawn().expect("it runs");
+        let mut holder = std::process::Command::new("sleep")
+            .arg("60")
+            .stdin(tap.try_clone().expect("a copy"))
+            .spawn()
+            .expect("it runs");
         let port = GuestPort {
             vm: VmId([7; 32]),
             ifname: "tap7".into(),
@@ -236,32 +308,57 @@ async fn a_tap_that_was_deleted_or_moved_away_is_made_anew_on_the_descriptor_tha
         within(&a.namespace, || a.plane.attach_port(port.clone())).expect("the port opens");
         let began = Instant::now();
         let given = |what: &str| {
-            let frame = [&port.mac[..], &port.gateway_mac[..], &[0x88, 0xb5], what.as_bytes(), &[0; 60]].concat();
+            let frame = [
+                &port.mac[..],
+                &port.gateway_mac[..],
+                &[0x88, 0xb5],
+                what.as_bytes(),
+                &[0; 60],
+            ]
+            .concat();
             let mut read = [0; 2048];
             loop {
                 a.plane.send_to_guest(port.vm, frame.clone());
                 std::thread::sleep(Duration::from_millis(50));
                 while let Ok(len) = (&tap).read(&mut read) {
-                    if read[..len].windows(what.len()).any(|window| window == what.as_bytes()) {
+                    if read[..len]
+                        .windows(what.len())
+                        .any(|window| window == what.as_bytes())
+                    {
                         return;
                     }
                 }
-                assert!(began.elapsed() < 2 * BACK, "{what}: {:?}", a.plane.device_faults());
+                assert!(
+                    began.elapsed() < 2 * BACK,
+                    "{what}: {:?}",
+                    a.plane.device_faults()
+                );
             }
         };
         given("before");
         // The plane has to have seen who holds it.
         std::thread::sleep(Duration::from_secs(1));
-        for (n, removal) in ["ip link del tap7".to_owned(), format!("ip link set tap7 netns {elsewhere} name else7")].iter().enumerate() {
+        for (n, removal) in [
+            "ip link del tap7".to_owned(),
+            format!("ip link set tap7 netns {elsewhere} name else7"),
+        ]
+        .iter()
+        .enumerate()
+        {
             run(&a, removal);
             given(&format!("after {n}"));
             std::thread::sleep(Duration::from_secs(1));
         }
-        let left = String::from_utf8_lossy(&sh(&format!("ip -n {elsewhere} -br link")).stdout).into_owned();
+        let left = String::from_utf8_lossy(&sh(&format!("ip -n {elsewhere} -br link")).stdout)
+            .into_owned();
         assert!(!left.contains("else7"), "{left}");
         let link = String::from_utf8_lossy(&run(&a, "ip link show tap7").stdout).into_owned();
         assert!(link.contains("mtu 1340") && link.contains(",UP"), "{link}");
-        assert!(a.plane.device_faults().is_empty(), "{:?}", a.plane.device_faults());
+        assert!(
+            a.plane.device_faults().is_empty(),
+            "{:?}",
+            a.plane.device_faults()
+        );
         holder.kill().and_then(|()| holder.wait()).expect("it ends");
     });
 }

@@ -16,7 +16,10 @@ use std::{
 };
 
 fn set(plane: &Plane, policy: &str) {
-    plane.set_policy(Some((Arc::new(NetworkPolicy::parse(policy).unwrap()), Arc::new(Numbered))));
+    plane.set_policy(Some((
+        Arc::new(NetworkPolicy::parse(policy).unwrap()),
+        Arc::new(Numbered),
+    )));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -26,16 +29,29 @@ async fn a_denied_packet_does_not_arrive_and_the_answer_of_an_allowed_conversati
     introduce(&[&a, &b]);
     a.plane.ping(b.member, LIMIT).await.expect("answers");
     tokio::task::block_in_place(|| {
-        assert!(ping(&a, &b.overlay(), 1).0, "without a policy everything arrives");
+        assert!(
+            ping(&a, &b.overlay(), 1).0,
+            "without a policy everything arrives"
+        );
         set(&b.plane, "default = 'deny'");
         for to in [b.overlay(), world::v6(b.number).to_string()] {
             let before = b.plane.denied();
-            assert!(!a.exec(&format!("ping -n -c 1 -W 1 {to}")).status.success(), "{to}");
+            assert!(
+                !a.exec(&format!("ping -n -c 1 -W 1 {to}")).status.success(),
+                "{to}"
+            );
             assert!(b.plane.denied() > before, "it is b that dropped it");
         }
-        assert!(ping(&b, &a.overlay(), 2).0, "the answer to what b asked comes in");
+        assert!(
+            ping(&b, &a.overlay(), 2).0,
+            "the answer to what b asked comes in"
+        );
         assert!(ping(&b, &world::v6(a.number).to_string(), 2).0);
-        set(&b.plane, "default = 'deny'\n[[rule]]\naction = 'allow'\nfrom = 'g1'\nto = 'member:m2'\nports = 'icmp'");
+        set(
+            &b.plane,
+            "default = 'deny'\n[[rule]]\naction = 'allow'\nfrom = 'g1'\nto = 'member:m2'\nports = \
+                'icmp'",
+        );
         assert!(ping(&a, &b.overlay(), 1).0, "allowed by rule");
         b.plane.set_policy(None);
         assert!(ping(&a, &b.overlay(), 1).0);
@@ -50,19 +66,28 @@ async fn multicast_of_a_guest_reaches_guests_of_members_that_take_part_and_is_li
     introduce(&[&a, &b]);
     let (near, near_port) = world.guest(&a, "g", 9, 1);
     let (far, far_port) = world.guest(&b, "h", 8, 1);
-    let at = |member| Route { member, epoch: Epoch(1) };
+    let at = |member| Route {
+        member,
+        epoch: Epoch(1),
+    };
     for host in [&a, &b] {
         host.plane.set_route(near_port.v4.into(), at(a.member));
         host.plane.set_route(far_port.v4.into(), at(b.member));
     }
     a.plane.ping(b.member, LIMIT).await.expect("answers");
     for namespace in [&near, &far] {
-        assert!(world::sh(&format!("ip -n {namespace} route add 224.0.0.0/4 dev eth0")).status.success());
+        assert!(
+            world::sh(&format!("ip -n {namespace} route add 224.0.0.0/4 dev eth0"))
+                .status
+                .success()
+        );
     }
     let receiver = within(&far, || {
         let socket = UdpSocket::bind((GROUP, 5353)).unwrap();
         socket.join_multicast_v4(&GROUP, &far_port.v4).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(700)))
+            .unwrap();
         socket
     });
     let sender = within(&near, || UdpSocket::bind((near_port.v4, 5353)).unwrap());
@@ -82,9 +107,15 @@ async fn multicast_of_a_guest_reaches_guests_of_members_that_take_part_and_is_li
         assert_eq!(arrives(3), 3, "each once: nothing goes in circles");
         std::thread::sleep(Duration::from_secs(1));
         let many = arrives(400);
-        assert!((40..=120).contains(&many), "{many} of 400 at once: one second's worth and what time added");
+        assert!(
+            (40..=120).contains(&many),
+            "{many} of 400 at once: one second's worth and what time added"
+        );
         b.plane.set_multicast(None);
         assert_eq!(arrives(1), 0);
     });
-    until("nothing of it was counted as denied", || a.plane.denied() + b.plane.denied() == 0).await;
+    until("nothing of it was counted as denied", || {
+        a.plane.denied() + b.plane.denied() == 0
+    })
+    .await;
 }

@@ -1,4 +1,5 @@
-//! The ring over real links in namespaces: members that never met, with no control connection between them.
+//! The ring over real links in namespaces: members that never met, with no control connection
+//! between them.
 
 use crate::{
     LIMIT, PATIENCE, ping, until,
@@ -19,7 +20,15 @@ fn status(host: &Host) -> Option<Arc<RingStatus>> {
 }
 
 fn neighbours(host: &Host) -> Vec<MemberId> {
-    status(host).map(|s| s.neighbours.iter().filter(|n| !n.leaf).map(|n| n.node.member).collect()).unwrap_or_default()
+    status(host)
+        .map(|s| {
+            s.neighbours
+                .iter()
+                .filter(|n| !n.leaf)
+                .map(|n| n.node.member)
+                .collect()
+        })
+        .unwrap_or_default()
 }
 
 /// Whether every host is in the ring and beside those that are nearest on it.
@@ -28,7 +37,10 @@ fn whole(hosts: &[&Host]) -> bool {
     sorted.sort_by_key(Position::of);
     hosts.iter().all(|host| {
         let at = sorted.iter().position(|m| *m == host.member).unwrap();
-        let beside = [sorted[(at + 1) % sorted.len()], sorted[(at + sorted.len() - 1) % sorted.len()]];
+        let beside = [
+            sorted[(at + 1) % sorted.len()],
+            sorted[(at + sorted.len() - 1) % sorted.len()],
+        ];
         let known = neighbours(host);
         status(host).is_some_and(|s| s.joined) && beside.iter().all(|m| known.contains(m))
     })
@@ -47,8 +59,21 @@ async fn star(count: u8) -> (World, Vec<Host>) {
     let all: Vec<&Host> = hosts.iter().collect();
     let began = Instant::now();
     while !whole(&all) {
-        let state = || all.iter().map(|h| (h.number, status(h).map(|s| (s.joined, s.neighbours.len(), s.pending)))).collect::<Vec<_>>();
-        assert!(began.elapsed() < PATIENCE * 2, "the ring is not whole: {:?}", state());
+        let state = || {
+            all.iter()
+                .map(|h| {
+                    (
+                        h.number,
+                        status(h).map(|s| (s.joined, s.neighbours.len(), s.pending)),
+                    )
+                })
+                .collect::<Vec<_>>()
+        };
+        assert!(
+            began.elapsed() < PATIENCE * 2,
+            "the ring is not whole: {:?}",
+            state()
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     eprintln!("whole after {:?}", began.elapsed());
@@ -57,8 +82,15 @@ async fn star(count: u8) -> (World, Vec<Host>) {
 
 /// Two hosts that are no neighbours, neither of them the first.
 fn strangers(hosts: &[Host]) -> Option<(&Host, &Host)> {
-    let pairs = hosts.iter().skip(1).flat_map(|a| hosts.iter().skip(1).map(move |b| (a, b)));
-    let apart = |a: &Host, b: &Host| a.member != b.member && !neighbours(a).contains(&b.member) && !neighbours(b).contains(&a.member);
+    let pairs = hosts
+        .iter()
+        .skip(1)
+        .flat_map(|a| hosts.iter().skip(1).map(move |b| (a, b)));
+    let apart = |a: &Host, b: &Host| {
+        a.member != b.member
+            && !neighbours(a).contains(&b.member)
+            && !neighbours(b).contains(&a.member)
+    };
     let pair = pairs.into_iter().find(|(a, b)| apart(a, b))?;
     // What the joining left behind.
     pair.0.plane.remove_peer(pair.1.member);
@@ -71,29 +103,60 @@ async fn a_member_never_met_is_reached_over_the_ring_at_once_and_then_directly()
     let (_world, mut hosts) = star(10).await;
     // Links of the joining settle.
     tokio::time::sleep(Duration::from_secs(12)).await;
-    let (from, to) = strangers(&hosts).map(|(a, b)| (a.number, b.number)).expect("ten members are no full mesh");
-    let mut events = std::mem::replace(&mut hosts[usize::from(from) - 1].events, tokio::sync::mpsc::channel(1).1);
+    let (from, to) = strangers(&hosts)
+        .map(|(a, b)| (a.number, b.number))
+        .expect("ten members are no full mesh");
+    let mut events = std::mem::replace(
+        &mut hosts[usize::from(from) - 1].events,
+        tokio::sync::mpsc::channel(1).1,
+    );
     while events.try_recv().is_ok() {}
     let (a, b) = (&hosts[usize::from(from) - 1], &hosts[usize::from(to) - 1]);
     let (net, _) = a.ring.as_ref().unwrap();
-    let report = net.trace(Position::of(&b.member), LIMIT).await.expect("the trace comes back");
+    let report = net
+        .trace(Position::of(&b.member), LIMIT)
+        .await
+        .expect("the trace comes back");
     assert!(report.reached && report.hops.len() >= 2, "{report:?}");
     let began = Instant::now();
-    let pong = a.plane.ping(b.member, LIMIT).await.expect("answers over the ring");
+    let pong = a
+        .plane
+        .ping(b.member, LIMIT)
+        .await
+        .expect("answers over the ring");
     let took = began.elapsed();
-    eprintln!("first ping {took:?}: {pong:?}; {} hops by trace", report.hops.len());
-    // On a wire without delay the direct path may have won before the answer was back: what counts is what was used first.
+    eprintln!(
+        "first ping {took:?}: {pong:?}; {} hops by trace",
+        report.hops.len()
+    );
+    // On a wire without delay the direct path may have won before the answer was back: what counts
+    // is what was used first.
     let first = loop {
         match events.recv().await.expect("the plane runs") {
-            PlaneEvent::PathChanged { member, path: Some(path) } if member == b.member => break path,
+            PlaneEvent::PathChanged {
+                member,
+                path: Some(path),
+            } if member == b.member => break path,
             _ => {}
         }
     };
     assert_eq!(first, Path::Ring, "{pong:?}");
-    until("it is direct", || a.plane.path(b.member).is_some_and(|i| matches!(i.path, Path::Direct(_)))).await;
+    until("it is direct", || {
+        a.plane
+            .path(b.member)
+            .is_some_and(|i| matches!(i.path, Path::Direct(_)))
+    })
+    .await;
     eprintln!("direct after {:?}", began.elapsed());
-    let pong = a.plane.ping(b.member, LIMIT).await.expect("answers directly");
-    assert!(matches!(pong.path, Path::Direct(_)) && pong.hops.is_none(), "{pong:?}");
+    let pong = a
+        .plane
+        .ping(b.member, LIMIT)
+        .await
+        .expect("answers directly");
+    assert!(
+        matches!(pong.path, Path::Direct(_)) && pong.hops.is_none(),
+        "{pong:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,17 +166,31 @@ async fn no_packet_is_lost_when_traffic_moves_from_the_ring_to_the_direct_path()
     let (a, b) = strangers(&hosts).expect("ten members are no full mesh");
     introduce(&[a, b]);
     let (ok, text) = tokio::task::block_in_place(|| {
-        let output = a.exec(&format!("ping -n -s 1300 -i 0.01 -c 300 -W 3 {}", b.overlay()));
-        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        let output = a.exec(&format!(
+            "ping -n -s 1300 -i 0.01 -c 300 -W 3 {}",
+            b.overlay()
+        ));
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
     });
     let summary: Vec<&str> = text.lines().rev().take(2).collect();
     eprintln!("{summary:?}");
-    assert!(ok && text.contains(" 0% packet loss") && !text.contains("duplicates"), "{summary:?}");
-    assert!(a.plane.path(b.member).is_some_and(|i| matches!(i.path, Path::Direct(_))));
+    assert!(
+        ok && text.contains(" 0% packet loss") && !text.contains("duplicates"),
+        "{summary:?}"
+    );
+    assert!(
+        a.plane
+            .path(b.member)
+            .is_some_and(|i| matches!(i.path, Path::Direct(_)))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pair_that_cannot_talk_directly_stays_on_the_ring_and_a_dead_member_in_between_is_routed_around() {
+async fn a_pair_that_cannot_talk_directly_stays_on_the_ring_and_a_dead_member_in_between_is_routed_around()
+ {
     let (world, hosts) = star(10).await;
     tokio::time::sleep(Duration::from_secs(12)).await;
     let (a, b) = strangers(&hosts).expect("ten members are no full mesh");
@@ -122,19 +199,33 @@ async fn a_pair_that_cannot_talk_directly_stays_on_the_ring_and_a_dead_member_in
     let (ok, text) = tokio::task::block_in_place(|| ping(a, &b.overlay(), 3));
     assert!(ok, "{text}");
     let (net, _) = a.ring.as_ref().unwrap();
-    let report = net.trace(Position::of(&b.member), LIMIT).await.expect("the trace comes back");
+    let report = net
+        .trace(Position::of(&b.member), LIMIT)
+        .await
+        .expect("the trace comes back");
     let middle = report.hops[0].member;
-    let middle = hosts.iter().find(|h| h.member.0[..8] == middle).expect("one of ours");
+    let middle = hosts
+        .iter()
+        .find(|h| h.member.0[..8] == middle)
+        .expect("one of ours");
     assert_ne!(middle.member, b.member);
     // The member in the middle dies without a word.
-    tokio::task::block_in_place(|| crate::world::sh(&format!("ip -n {} link set wan down", middle.namespace)));
+    tokio::task::block_in_place(|| {
+        crate::world::sh(&format!("ip -n {} link set wan down", middle.namespace))
+    });
     let died = Instant::now();
     let answered = loop {
         match a.plane.ping(b.member, Duration::from_secs(1)).await {
             Ok(pong) => break pong,
-            Err(_) => assert!(died.elapsed() < LIMIT * 2, "not routed around the dead member"),
+            Err(_) => assert!(
+                died.elapsed() < LIMIT * 2,
+                "not routed around the dead member"
+            ),
         }
     };
-    eprintln!("around the dead member after {:?}: {answered:?}", died.elapsed());
+    eprintln!(
+        "around the dead member after {:?}: {answered:?}",
+        died.elapsed()
+    );
     assert!(!matches!(answered.path, Path::Direct(_)), "{answered:?}");
 }

@@ -1,5 +1,6 @@
-//! A small world of network namespaces for the plane's tests: hosts on a common wire, some behind a NAT of their own.
-//! Names carry the process id; everything is taken down again when dropped, also after a failed assertion.
+//! A small world of network namespaces for the plane's tests: hosts on a common wire, some behind a
+//! NAT of their own. Names carry the process id; everything is taken down again when dropped, also
+//! after a failed assertion.
 
 use async_trait::async_trait;
 use p2pvm_overlay::{
@@ -37,7 +38,11 @@ impl Directory for Numbered {
             IpAddr::V4(v4) => v4.octets()[3],
             IpAddr::V6(v6) => v6.octets()[15],
         };
-        Who::Member { id: MemberId([n; 32]), name: format!("m{n}"), groups: Groups::new([format!("g{n}")]).expect("a name") }
+        Who::Member {
+            id: MemberId([n; 32]),
+            name: format!("m{n}"),
+            groups: Groups::new([format!("g{n}")]).expect("a name"),
+        }
     }
 }
 
@@ -52,12 +57,19 @@ pub enum Nat {
 }
 
 pub fn sh(command: &str) -> Output {
-    Command::new("sh").args(["-c", command]).output().expect("sh runs")
+    Command::new("sh")
+        .args(["-c", command])
+        .output()
+        .expect("sh runs")
 }
 
 fn must(command: &str) {
     let output = sh(command);
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// The control plane between the hosts, with link keys, which [`MemoryFabric`] does not know.
@@ -77,18 +89,29 @@ impl Fabric for KeyedFabric {
     /// Known of members that it has a connection with, as on the real control plane.
     fn link_key(&self, member: MemberId) -> Option<LinkKey> {
         let met = self.inner.connected().contains(&member);
-        met.then(|| self.keys.lock().unwrap().get(&member).copied()).flatten()
+        met.then(|| self.keys.lock().unwrap().get(&member).copied())
+            .flatten()
     }
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError> {
         self.inner.closest(place, n).await
     }
-    async fn call(&self, to: MemberId, service: &'static str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, FabricError> {
+    async fn call(
+        &self,
+        to: MemberId,
+        service: &'static str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, FabricError> {
         self.inner.call(to, service, body, timeout).await
     }
     fn serve(&self, service: &'static str, handler: Arc<dyn Serve>) {
         self.inner.serve(service, handler);
     }
-    async fn open_stream(&self, to: MemberId, service: &'static str) -> Result<BoxStream, FabricError> {
+    async fn open_stream(
+        &self,
+        to: MemberId,
+        service: &'static str,
+    ) -> Result<BoxStream, FabricError> {
         self.inner.open_stream(to, service).await
     }
     fn accept_streams(&self, service: &'static str) -> mpsc::Receiver<(MemberId, BoxStream)> {
@@ -106,7 +129,8 @@ pub struct World {
     hosts: u8,
     /// Whether planes count traffic.
     pub traffic: bool,
-    /// The second byte of its network's addresses, and its hosts' interface: others for a second network on the same hosts.
+    /// The second byte of its network's addresses, and its hosts' interface: others for a second
+    /// network on the same hosts.
     pub subnet: u8,
     pub device: &'static str,
     root: Option<(KeyPair, NetworkConfig)>,
@@ -139,7 +163,10 @@ impl Host {
     }
 
     pub fn route(&self) -> Route {
-        Route { member: self.member, epoch: p2pvm_overlay::Epoch(0) }
+        Route {
+            member: self.member,
+            epoch: p2pvm_overlay::Epoch(0),
+        }
     }
 }
 
@@ -155,8 +182,10 @@ pub fn within<T: Send>(namespace: &str, body: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         scope
             .spawn(|| {
-                let file = File::open(format!("/run/netns/{namespace}")).expect("the namespace exists");
-                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("root enters it");
+                let file =
+                    File::open(format!("/run/netns/{namespace}")).expect("the namespace exists");
+                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)
+                    .expect("root enters it");
                 body()
             })
             .join()
@@ -170,12 +199,27 @@ impl World {
     }
 
     fn bare(one_way: Duration) -> Self {
-        let prefix = format!("pl{}w{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
+        let prefix = format!(
+            "pl{}w{}",
+            std::process::id(),
+            WORLDS.fetch_add(1, Ordering::Relaxed)
+        );
         let (net, keys) = (MemoryNet::new(one_way), Arc::default());
-        let mut world =
-            Self { prefix, namespaces: Vec::new(), net, keys, hosts: 0, traffic: true, subnet: 77, device: "p2pvm0", root: None };
+        let mut world = Self {
+            prefix,
+            namespaces: Vec::new(),
+            net,
+            keys,
+            hosts: 0,
+            traffic: true,
+            subnet: 77,
+            device: "p2pvm0",
+            root: None,
+        };
         let core = world.namespace("core");
-        must(&format!("ip -n {core} link add name wire0 type bridge && ip -n {core} link set wire0 up"));
+        must(&format!(
+            "ip -n {core} link add name wire0 type bridge && ip -n {core} link set wire0 up"
+        ));
         world
     }
 
@@ -183,7 +227,8 @@ impl World {
     pub fn with_ring(one_way: Duration) -> Self {
         let root = KeyPair::generate();
         let subnet = Ipv4Subnet::new([10, 77, 0, 0].into(), 16).expect("a subnet");
-        let network = NetworkConfig::found(&root, "lab", subnet, UnixTime::now()).expect("a network");
+        let network =
+            NetworkConfig::found(&root, "lab", subnet, UnixTime::now()).expect("a network");
         let mut world = Self::bare(one_way);
         world.root = Some((root, network));
         world
@@ -198,7 +243,10 @@ impl World {
     pub fn set_wire_cut(&self, a: &Host, b: &Host, cut: bool) {
         for (from, to) in [(a, b), (b, a)] {
             let verb = if cut { "replace" } else { "del" };
-            let rule = format!("ip -n {} route {verb} blackhole 198.18.0.{}/32", from.namespace, to.number);
+            let rule = format!(
+                "ip -n {} route {verb} blackhole 198.18.0.{}/32",
+                from.namespace, to.number
+            );
             must(&rule);
         }
     }
@@ -206,7 +254,9 @@ impl World {
     /// An empty namespace.
     pub fn namespace(&mut self, name: &str) -> String {
         let full = format!("{}{name}", self.prefix);
-        must(&format!("ip netns add {full} && ip -n {full} link set lo up"));
+        must(&format!(
+            "ip netns add {full} && ip -n {full} link set lo up"
+        ));
         self.namespaces.push(full.clone());
         full
     }
@@ -227,29 +277,41 @@ impl World {
             _ => {
                 let router = self.namespace(&format!("r{n}"));
                 must(&format!(
-                    "ip link add name lan netns {router} type veth peer name eth0 netns {namespace} && \
-                     ip -n {router} addr add 192.168.{n}.1/24 dev lan && ip -n {router} link set lan up && \
-                     ip -n {namespace} addr add 192.168.{n}.2/24 dev eth0 && ip -n {namespace} link set eth0 up && \
+                    "ip link add name lan netns {router} type veth peer name eth0 netns \
+                        {namespace} && \
+                     ip -n {router} addr add 192.168.{n}.1/24 dev lan && ip -n {router} link set \
+                     lan up && \
+                     ip -n {namespace} addr add 192.168.{n}.2/24 dev eth0 && ip -n {namespace} \
+                     link set eth0 up && \
                      ip -n {namespace} route add default via 192.168.{n}.1 && \
                      ip netns exec {router} sysctl -qw net.ipv4.ip_forward=1"
                 ));
-                let random = if nat == Nat::Symmetric { "random,fully-random" } else { "" };
+                let random = if nat == Nat::Symmetric {
+                    "random,fully-random"
+                } else {
+                    ""
+                };
                 // A router drops what it did not ask for before tracking it, as home routers do.
                 must(&format!(
-                    "ip netns exec {router} nft 'table ip nat {{ chain post {{ type nat hook postrouting priority 100; oifname wan masquerade {random}; }}; \
-                     chain inward {{ type filter hook input priority 0; iifname wan ct state new drop; }}; }}'"
+                    "ip netns exec {router} nft 'table ip nat {{ chain post {{ type nat hook \
+                        postrouting priority 100; oifname wan masquerade {random}; }}; \
+                     chain inward {{ type filter hook input priority 0; iifname wan ct state new \
+                     drop; }}; }}'"
                 ));
                 router
             }
         };
         must(&format!(
-            "ip link add name p{n} netns {core} type veth peer name wan netns {outer} && ip -n {core} link set p{n} master wire0 up && \
+            "ip link add name p{n} netns {core} type veth peer name wan netns {outer} && ip -n \
+                {core} link set p{n} master wire0 up && \
              ip -n {outer} addr add 198.18.0.{n}/24 dev wan && ip -n {outer} link set wan up"
         ));
         if nat == Nat::NoUdp {
             must(&format!(
-                "ip netns exec {namespace} nft 'table ip t {{ chain o {{ type filter hook output priority 0; oifname wan meta l4proto udp drop; }}; \
-                 chain i {{ type filter hook input priority 0; iifname wan meta l4proto udp drop; }}; }}'"
+                "ip netns exec {namespace} nft 'table ip t {{ chain o {{ type filter hook output \
+                    priority 0; oifname wan meta l4proto udp drop; }}; \
+                 chain i {{ type filter hook input priority 0; iifname wan meta l4proto udp drop; \
+                 }}; }}'"
             ));
         }
         must(&format!("ip netns exec {namespace} {command}"));
@@ -265,7 +327,8 @@ impl World {
     fn start(&mut self, number: u8, namespace: String) -> Host {
         let member = MemberId([number; 32]);
         let secret = Zeroizing::new([number + 100; 32]);
-        let public = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*secret)).to_bytes();
+        let public =
+            x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*secret)).to_bytes();
         self.keys.lock().unwrap().insert(member, LinkKey(public));
         let (sender, events) = mpsc::channel(1024);
         let (counted, subnet, device) = (self.traffic, self.subnet, self.device);
@@ -281,31 +344,70 @@ impl World {
                 control_port: 4001,
             };
             let plane = Plane::start(config, sender).expect("the plane starts");
-            let addresses = (([10, subnet, 0, number].into(), 16), (v6_in(subnet, number), 64));
-            plane.set_host_addresses(Some(addresses.0), Some(addresses.1)).expect("the address is set");
+            let addresses = (
+                ([10, subnet, 0, number].into(), 16),
+                (v6_in(subnet, number), 64),
+            );
+            plane
+                .set_host_addresses(Some(addresses.0), Some(addresses.1))
+                .expect("the address is set");
             plane
         });
-        let fabric = Arc::new(KeyedFabric { inner: self.net.add(member), keys: self.keys.clone() });
-        let options = ConnectOptions { stun: true, upnp: false, ..ConnectOptions::default() };
+        let fabric = Arc::new(KeyedFabric {
+            inner: self.net.add(member),
+            keys: self.keys.clone(),
+        });
+        let options = ConnectOptions {
+            stun: true,
+            upnp: false,
+            ..ConnectOptions::default()
+        };
         let (connector, ring) = match &self.root {
             None => (Connector::start(plane.clone(), fabric, options), None),
             Some((root, network)) => {
                 let (from, to) = (UnixTime::now(), UnixTime::now().plus(3600));
                 let (key, name) = (LinkKey(public), format!("host{number}"));
-                let certificate =
-                    Issuer::root(root).certify(network, (member, key), &name, Rights::default(), (from, to)).expect("a certificate");
+                let certificate = Issuer::root(root)
+                    .certify(network, (member, key), &name, Rights::default(), (from, to))
+                    .expect("a certificate");
                 let net = RingNet::new(plane.clone());
-                let papers = Papers { certificate, trust: Arc::new(Trust::new(network.id)) };
-                let connector = Connector::start_with_ring(plane.clone(), fabric.clone(), options, net.clone(), papers);
-                let driver =
-                    RingDriver::start(net.clone(), connector.clone(), fabric, RingOptions { far: Some(0), ..RingOptions::default() });
+                let papers = Papers {
+                    certificate,
+                    trust: Arc::new(Trust::new(network.id)),
+                };
+                let connector = Connector::start_with_ring(
+                    plane.clone(),
+                    fabric.clone(),
+                    options,
+                    net.clone(),
+                    papers,
+                );
+                let driver = RingDriver::start(
+                    net.clone(),
+                    connector.clone(),
+                    fabric,
+                    RingOptions {
+                        far: Some(0),
+                        ..RingOptions::default()
+                    },
+                );
                 (connector, Some((net, driver)))
             }
         };
-        Host { member, number, subnet, namespace, plane, connector, ring, events }
+        Host {
+            member,
+            number,
+            subnet,
+            namespace,
+            plane,
+            connector,
+            ring,
+            events,
+        }
     }
 
-    /// A guest of `host`: a namespace with one interface, whose other end is the host's port `tapN`.
+    /// A guest of `host`: a namespace with one interface, whose other end is the host's port
+    /// `tapN`.
     pub fn guest(&mut self, host: &Host, name: &str, vm: u8, epoch: u64) -> (String, GuestPort) {
         let guest = format!("{}{name}", self.prefix);
         if !self.namespaces.contains(&guest) {
@@ -335,14 +437,19 @@ impl World {
         let text = |m: [u8; 6]| m.map(|b| format!("{b:02x}")).join(":");
         let (tap, address) = (&port.ifname, port.v4);
         must(&format!(
-            "ip link add name {tap} netns {} type veth peer name eth0 address {} netns {guest} && ip -n {} link set {tap} up && \
-             ip -n {guest} link set eth0 mtu 1340 && ip -n {guest} addr add {address}/16 dev eth0 && ip -n {guest} link set eth0 arp off up",
+            "ip link add name {tap} netns {} type veth peer name eth0 address {} netns {guest} && \
+                ip -n {} link set {tap} up && \
+             ip -n {guest} link set eth0 mtu 1340 && ip -n {guest} addr add {address}/16 dev eth0 \
+             && ip -n {guest} link set eth0 arp off up",
             host.namespace,
             text(port.mac),
             host.namespace
         ));
         for n in 1..=self.hosts {
-            must(&format!("ip -n {guest} neigh replace 10.77.0.{n} lladdr {} dev eth0", text(port.gateway_mac)));
+            must(&format!(
+                "ip -n {guest} neigh replace 10.77.0.{n} lladdr {} dev eth0",
+                text(port.gateway_mac)
+            ));
         }
     }
 }
@@ -361,7 +468,8 @@ fn v6_in(subnet: u8, number: u8) -> std::net::Ipv6Addr {
 pub fn introduce(hosts: &[&Host]) {
     for a in hosts {
         for b in hosts {
-            a.plane.set_route(b.overlay().parse().expect("an address"), b.route());
+            a.plane
+                .set_route(b.overlay().parse().expect("an address"), b.route());
             a.plane.set_route(b.v6().into(), b.route());
         }
     }

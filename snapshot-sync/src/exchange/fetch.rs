@@ -1,5 +1,6 @@
-//! A fetch: everything below a manifest that is not here, from several providers at once. One loop owns
-//! the plan; each provider has a task that keeps a stream to it; verified chunks go to disk in groups.
+//! A fetch: everything below a manifest that is not here, from several providers at once. One loop
+//! owns the plan; each provider has a task that keeps a stream to it; verified chunks go to disk in
+//! groups.
 //!
 //! What was committed before a fetch was cut or killed is found again by the next one.
 
@@ -35,7 +36,8 @@ const STAGED_BYTES: usize = 4 << 20;
 const COMMIT_BYTES: u64 = 32 << 20;
 /// How long something written waits to be made durable, at most.
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
-/// Nodes that are here are looked into only while fewer chunks than this wait to be asked for: bounds memory for huge files.
+/// Nodes that are here are looked into only while fewer chunks than this wait to be asked for:
+/// bounds memory for huge files.
 const QUEUE_LOW: usize = 16 << 10;
 /// How often stalls and take-overs are looked for.
 const TICK: Duration = Duration::from_millis(500);
@@ -102,7 +104,13 @@ impl Job {
 
     fn run(self, batch: &mut Batch) -> Result<Done, Error> {
         let mut done = Done::default();
-        for Came { from, role, id, stored } in self.came {
+        for Came {
+            from,
+            role,
+            id,
+            stored,
+        } in self.came
+        {
             match chunk::decode(id, &stored) {
                 Ok(content) => {
                     batch.put_stored(id, &stored)?;
@@ -169,11 +177,13 @@ struct Fetch<'a> {
 }
 
 impl Exchange {
-    /// Fetches what is not here of all that `manifest` names (a file's, or a checkpoint's), from those of `providers` that have it.
-    /// Durable on return; what came before an error stays for the next try.
+    /// Fetches what is not here of all that `manifest` names (a file's, or a checkpoint's), from
+    /// those of `providers` that have it. Durable on return; what came before an error stays for
+    /// the next try.
     ///
     /// # Errors
-    /// `NoProvider` if some chunk is with none of them, or nothing has come for as long as the exchange's patience.
+    /// `NoProvider` if some chunk is with none of them, or nothing has come for as long as the
+    /// exchange's patience.
     pub async fn fetch(
         &self,
         manifest: ManifestId,
@@ -192,7 +202,12 @@ impl Core {
         progress: &watch::Sender<Progress>,
     ) -> Result<FetchReport, Error> {
         let me = self.fabric.me();
-        let providers: Vec<MemberId> = providers.iter().copied().filter(|p| *p != me).take(MAX_PROVIDERS).collect();
+        let providers: Vec<MemberId> = providers
+            .iter()
+            .copied()
+            .filter(|p| *p != me)
+            .take(MAX_PROVIDERS)
+            .collect();
         let (events, mut received) = mpsc::channel(16);
         let mut batch = self.store.batch();
         let present = batch.is_known(manifest.0);
@@ -225,7 +240,9 @@ impl Core {
         } else {
             fetch.plan.want(Role::Root, manifest.0);
         }
-        let result = fetch.run(manifest, &providers, batch, &mut received, progress).await;
+        let result = fetch
+            .run(manifest, &providers, batch, &mut received, progress)
+            .await;
         fetch.tasks.abort_all();
         let batch = result?;
         let mut report = fetch.report;
@@ -250,7 +267,8 @@ impl Fetch<'_> {
         let mut tick = tokio::time::interval(TICK);
         loop {
             if let Some(mut batch) = idle.take() {
-                let due = uncommitted_since.is_some_and(|since| since.elapsed() >= COMMIT_AFTER) || batch.pending_bytes() >= COMMIT_BYTES;
+                let due = uncommitted_since.is_some_and(|since| since.elapsed() >= COMMIT_AFTER)
+                    || batch.pending_bytes() >= COMMIT_BYTES;
                 let next = self.next_job(due);
                 if !next.is_empty() {
                     if next.commit {
@@ -284,8 +302,10 @@ impl Fetch<'_> {
                 Some(event) = received.recv(), if self.came_bytes < STAGED_BYTES => self.handle(event),
                 _ = tick.tick() => self.look_for_stalls(),
             }
-            let hopeless = self.plan.nowhere().is_some() || providers.is_empty() && self.plan.missing() > 0;
-            let tired = self.plan.missing() > 0 && self.last_gain.elapsed() >= self.core.options.patience;
+            let hopeless =
+                self.plan.nowhere().is_some() || providers.is_empty() && self.plan.missing() > 0;
+            let tired =
+                self.plan.missing() > 0 && self.last_gain.elapsed() >= self.core.options.patience;
             if (hopeless || tired)
                 && self.came.is_empty()
                 && let Some(mut batch) = idle.take()
@@ -303,7 +323,10 @@ impl Fetch<'_> {
     }
 
     fn next_job(&mut self, commit: bool) -> Job {
-        let mut next = Job { commit, ..Job::default() };
+        let mut next = Job {
+            commit,
+            ..Job::default()
+        };
         while next.came.len() < GROUP
             && let Some(came) = self.came.pop_front()
         {
@@ -332,7 +355,8 @@ impl Fetch<'_> {
             self.last_gain = Instant::now();
         }
         for (member, id, detail) in done.bad {
-            tracing::warn!(%member, chunk = %id, "a provider sent a damaged chunk and is not asked again: {detail}");
+            tracing::warn!(%member, chunk = %id, "a provider sent a damaged chunk and is not \
+                asked again: {detail}");
             self.trouble = format!("{} sent a damaged chunk", member.short());
             self.plan.refused(id);
             self.plan.ban(member);
@@ -359,7 +383,12 @@ impl Fetch<'_> {
             Event::Chunk(from, id, stored) => match self.plan.arrived(now, from, id) {
                 Some(role) => {
                     self.came_bytes += stored.len();
-                    self.came.push_back(Came { from, role, id, stored });
+                    self.came.push_back(Came {
+                        from,
+                        role,
+                        id,
+                        stored,
+                    });
                 }
                 None => self.report.duplicate_chunks += 1,
             },
@@ -389,7 +418,11 @@ impl Fetch<'_> {
 
     fn dial(&mut self, member: MemberId, pause: Duration) {
         while self.tasks.try_join_next().is_some() {}
-        let (fabric, events, patience) = (self.core.fabric.clone(), self.events.clone(), self.core.options.call_timeout);
+        let (fabric, events, patience) = (
+            self.core.fabric.clone(),
+            self.events.clone(),
+            self.core.options.call_timeout,
+        );
         let task = self.tasks.spawn(async move {
             tokio::time::sleep(pause).await;
             let reason = provider(&fabric, member, patience, &events).await;
@@ -414,13 +447,25 @@ impl Fetch<'_> {
     fn look_for_stalls(&mut self) {
         while let Some(member) = self.plan.stalled(self.now(), self.core.options.stall) {
             self.hang_up(member);
-            self.lose(member, format!("{} sent nothing for {:?}", member.short(), self.core.options.stall));
+            self.lose(
+                member,
+                format!(
+                    "{} sent nothing for {:?}",
+                    member.short(),
+                    self.core.options.stall
+                ),
+            );
         }
     }
 }
 
 /// Keeps one stream to a provider; returns why it ended.
-async fn provider(fabric: &Arc<dyn Fabric>, member: MemberId, patience: Duration, events: &mpsc::Sender<Event>) -> String {
+async fn provider(
+    fabric: &Arc<dyn Fabric>,
+    member: MemberId,
+    patience: Duration,
+    events: &mpsc::Sender<Event>,
+) -> String {
     let stream = match tokio::time::timeout(patience, fabric.open_stream(member, SERVICE)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(e)) => return chain(&e),
@@ -442,9 +487,16 @@ async fn provider(fabric: &Arc<dyn Fabric>, member: MemberId, patience: Duration
     let read = async {
         while let Some(frame) = Frame::read(&mut reader).await? {
             let event = match frame {
-                Frame::Chunk(id, stored) if stored.len() <= MAX_CHUNK_BYTES + 1 => Event::Chunk(member, id, stored),
+                Frame::Chunk(id, stored) if stored.len() <= MAX_CHUNK_BYTES + 1 => {
+                    Event::Chunk(member, id, stored)
+                }
                 Frame::Missing(id) => Event::Missing(member, id),
-                _ => return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a frame that only an asker sends")),
+                _ => {
+                    return Err(std::io::Error::new(
+                        std::io::ErrorKind::InvalidData,
+                        "a frame that only an asker sends",
+                    ));
+                }
             };
             if events.send(event).await.is_err() {
                 break;

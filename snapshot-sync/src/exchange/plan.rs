@@ -1,9 +1,10 @@
 //! Who is asked for which chunk, and when: the state of one fetch, without IO or clock.
 //!
-//! A provider is asked for as much as it has lately delivered within about a second (its window, doubled
-//! when a window's worth came in less, halved when it took much more: slow start, Jacobson 1988), so a slow
-//! one never sits on much. What it owes when it is lost goes back to the queue; what it has owed for long,
-//! an idle one takes over. A chunk that every provider lacks ends the fetch.
+//! A provider is asked for as much as it has lately delivered within about a second (its window,
+//! doubled when a window's worth came in less, halved when it took much more: slow start, Jacobson
+//! 1988), so a slow one never sits on much. What it owes when it is lost goes back to the queue;
+//! what it has owed for long, an idle one takes over. A chunk that every provider lacks ends the
+//! fetch.
 
 use crate::{ChunkId, manifest::Role};
 use p2pvm_overlay::MemberId;
@@ -66,7 +67,12 @@ enum State {
 
 impl Plan {
     pub(super) fn new(providers: &[MemberId], max_window: u64) -> Self {
-        let mut plan = Self { max_window, providers: Vec::new(), wants: HashMap::new(), queue: VecDeque::new() };
+        let mut plan = Self {
+            max_window,
+            providers: Vec::new(),
+            wants: HashMap::new(),
+            queue: VecDeque::new(),
+        };
         for member in providers.iter().take(MAX_PROVIDERS) {
             if plan.index(*member).is_none() {
                 let provider = Provider {
@@ -92,7 +98,14 @@ impl Plan {
         if self.wants.contains_key(&id) {
             return false;
         }
-        self.wants.insert(id, Want { role, lacking: 0, state: State::Queued });
+        self.wants.insert(
+            id,
+            Want {
+                role,
+                lacking: 0,
+                state: State::Queued,
+            },
+        );
         // Nodes first: they say what else there is to ask for.
         match role {
             Role::Data { .. } => self.queue.push_back(id),
@@ -115,7 +128,9 @@ impl Plan {
 
     /// The provider is lost, for now: what it owes goes back to the queue.
     pub(super) fn down(&mut self, member: MemberId) {
-        let Some(index) = self.index(member) else { return };
+        let Some(index) = self.index(member) else {
+            return;
+        };
         self.providers[index].up = false;
         self.providers[index].owed = 0;
         for (id, want) in &mut self.wants {
@@ -130,16 +145,21 @@ impl Plan {
     pub(super) fn ban(&mut self, member: MemberId) {
         self.down(member);
         if let Some(index) = self.index(member) {
-            self.wants.values_mut().for_each(|want| want.lacking |= 1 << index);
+            self.wants
+                .values_mut()
+                .for_each(|want| want.lacking |= 1 << index);
         }
     }
 
-    /// A chunk came from the provider; whether it is the right one is not known yet. None if it is not waited for (any more).
+    /// A chunk came from the provider; whether it is the right one is not known yet. None if it is
+    /// not waited for (any more).
     pub(super) fn arrived(&mut self, now: Duration, member: MemberId, id: ChunkId) -> Option<Role> {
         let index = self.index(member)?;
         self.providers[index].last_heard = now;
         let want = self.wants.get_mut(&id)?;
-        let State::Asked(who, _) = want.state else { return None };
+        let State::Asked(who, _) = want.state else {
+            return None;
+        };
         want.state = State::Arrived;
         let (role, weight) = (want.role, want.weight());
         self.providers[who].owed = self.providers[who].owed.saturating_sub(weight);
@@ -180,9 +200,13 @@ impl Plan {
 
     /// The provider has not got the chunk.
     pub(super) fn lacks(&mut self, now: Duration, member: MemberId, id: ChunkId) {
-        let Some(index) = self.index(member) else { return };
+        let Some(index) = self.index(member) else {
+            return;
+        };
         self.providers[index].last_heard = now;
-        let Some(want) = self.wants.get_mut(&id) else { return };
+        let Some(want) = self.wants.get_mut(&id) else {
+            return;
+        };
         want.lacking |= 1 << index;
         if matches!(want.state, State::Asked(who, _) if who == index) {
             self.providers[index].owed = self.providers[index].owed.saturating_sub(want.weight());
@@ -194,8 +218,12 @@ impl Plan {
     /// What to ask the provider now, to be sent at once.
     pub(super) fn next(&mut self, now: Duration, member: MemberId, most: usize) -> Vec<ChunkId> {
         let mut ask = Vec::new();
-        let Some(index) = self.index(member) else { return ask };
-        let Provider { up, window, owed, .. } = self.providers[index];
+        let Some(index) = self.index(member) else {
+            return ask;
+        };
+        let Provider {
+            up, window, owed, ..
+        } = self.providers[index];
         // Half a window at a time: fewer and larger messages.
         if !up || owed > window / 2 {
             return ask;
@@ -207,8 +235,12 @@ impl Plan {
         let mut room = window - owed;
         let mut passed = Vec::new();
         while ask.len() < most && room > 0 && passed.len() < LOOK {
-            let Some(id) = self.queue.pop_front() else { break };
-            let Some(want) = self.wants.get_mut(&id) else { continue };
+            let Some(id) = self.queue.pop_front() else {
+                break;
+            };
+            let Some(want) = self.wants.get_mut(&id) else {
+                continue;
+            };
             if want.state != State::Queued {
                 continue; // it stands in the queue twice
             }
@@ -220,11 +252,18 @@ impl Plan {
             want.state = State::Asked(index, now);
             ask.push(id);
         }
-        passed.into_iter().rev().for_each(|id| self.queue.push_front(id));
+        passed
+            .into_iter()
+            .rev()
+            .for_each(|id| self.queue.push_front(id));
         if ask.is_empty() && owed == 0 {
             self.take_over(now, index, most, &mut ask);
         }
-        self.providers[index].owed += ask.iter().filter_map(|id| self.wants.get(id)).map(Want::weight).sum::<u64>();
+        self.providers[index].owed += ask
+            .iter()
+            .filter_map(|id| self.wants.get(id))
+            .map(Want::weight)
+            .sum::<u64>();
         ask
     }
 
@@ -234,8 +273,13 @@ impl Plan {
             if ask.len() == most || room == 0 {
                 break;
             }
-            let State::Asked(who, since) = want.state else { continue };
-            if who != index && now.saturating_sub(since) >= TAKE_OVER && want.lacking >> index & 1 == 0 {
+            let State::Asked(who, since) = want.state else {
+                continue;
+            };
+            if who != index
+                && now.saturating_sub(since) >= TAKE_OVER
+                && want.lacking >> index & 1 == 0
+            {
                 room = room.saturating_sub(want.weight());
                 self.providers[who].owed = self.providers[who].owed.saturating_sub(want.weight());
                 want.state = State::Asked(index, now);
@@ -246,14 +290,21 @@ impl Plan {
 
     /// A provider that owes chunks and has sent nothing for `stall`.
     pub(super) fn stalled(&self, now: Duration, stall: Duration) -> Option<MemberId> {
-        self.providers.iter().find(|p| p.up && p.owed > 0 && now.saturating_sub(p.last_heard) >= stall).map(|p| p.member)
+        self.providers
+            .iter()
+            .find(|p| p.up && p.owed > 0 && now.saturating_sub(p.last_heard) >= stall)
+            .map(|p| p.member)
     }
 
     /// A chunk that every provider lacks.
     pub(super) fn nowhere(&self) -> Option<ChunkId> {
         let all = ((1u64 << self.providers.len()) - 1) as u32;
         // Only what was refused lately can be lacking everywhere, and that is at the queue's head.
-        self.queue.iter().take(LOOK).copied().find(|id| self.wants.get(id).is_some_and(|want| want.lacking & all == all))
+        self.queue.iter().take(LOOK).copied().find(|id| {
+            self.wants
+                .get(id)
+                .is_some_and(|want| want.lacking & all == all)
+        })
     }
 
     /// How much is wanted and not here.

@@ -1,4 +1,5 @@
-//! The pushing side: a manifest is durable when `k` other members have all of it, pinned and flushed.
+//! The pushing side: a manifest is durable when `k` other members have all of it, pinned and
+//! flushed.
 
 use super::{
     Core, Exchange, is_passing,
@@ -58,24 +59,45 @@ pub struct Replication {
 }
 
 impl Exchange {
-    /// Has `to` fetch and pin `manifest`, and returns when it is durable there. Goes on where it was cut.
+    /// Has `to` fetch and pin `manifest`, and returns when it is durable there. Goes on where it
+    /// was cut.
     ///
     /// # Errors
-    /// `Incomplete` if not all of it is here, `Peer` if `to` refuses or is out of reach for longer than the exchange's patience.
-    pub async fn push(&self, manifest: ManifestId, label: &str, to: MemberId, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+    /// `Incomplete` if not all of it is here, `Peer` if `to` refuses or is out of reach for longer
+    /// than the exchange's patience.
+    pub async fn push(
+        &self,
+        manifest: ManifestId,
+        label: &str,
+        to: MemberId,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error> {
         let store = self.core.store.clone();
         let hold = blocking("holding what is pushed", move || store.hold_all(manifest)).await?;
-        self.core.push_held(manifest, label, to, &[], progress).await?;
+        self.core
+            .push_held(manifest, label, to, &[], progress)
+            .await?;
         drop(hold);
         Ok(())
     }
 
-    /// Keeps `k` of the `candidates`, the first ones preferred, supplied with `manifest` under `label`; others take the
-    /// place of those that fail. Goes on until it is durable or the receiver is dropped. The caller pins it here and
-    /// records the holders where others find them.
-    pub fn replicate(&self, manifest: ManifestId, label: &str, k: usize, candidates: &[MemberId]) -> watch::Receiver<Replication> {
+    /// Keeps `k` of the `candidates`, the first ones preferred, supplied with `manifest` under
+    /// `label`; others take the place of those that fail. Goes on until it is durable or the
+    /// receiver is dropped. The caller pins it here and records the holders where others find them.
+    pub fn replicate(
+        &self,
+        manifest: ManifestId,
+        label: &str,
+        k: usize,
+        candidates: &[MemberId],
+    ) -> watch::Receiver<Replication> {
         let me = self.me();
-        let start = Replication { state: ReplicationState::Local, holders: Vec::new(), progress: Progress::default(), trouble: None };
+        let start = Replication {
+            state: ReplicationState::Local,
+            holders: Vec::new(),
+            progress: Progress::default(),
+            trouble: None,
+        };
         let (sender, receiver) = watch::channel(start);
         let candidates = candidates.iter().copied().filter(|c| *c != me).collect();
         let (core, label) = (self.core.clone(), label.to_owned());
@@ -100,11 +122,19 @@ impl Core {
     ) -> Result<(), Error> {
         let step = "keeping a replica";
         let wait_ms = WAIT.as_millis() as u32;
-        let request = Request::Keep { manifest, label: label.to_owned(), providers: providers.to_vec(), wait_ms };
+        let request = Request::Keep {
+            manifest,
+            label: label.to_owned(),
+            providers: providers.to_vec(),
+            wait_ms,
+        };
         let mut heard = Instant::now();
         let mut pause = Duration::from_millis(250);
         loop {
-            let failed = match self.ask(to, step, &request, WAIT + self.options.call_timeout).await {
+            let failed = match self
+                .ask(to, step, &request, WAIT + self.options.call_timeout)
+                .await
+            {
                 Ok(Answer::Kept) => return Ok(()),
                 Ok(Answer::Keeping(now)) => {
                     if *progress.borrow() != now {
@@ -114,9 +144,14 @@ impl Core {
                     pause = Duration::from_millis(250);
                     None
                 }
-                Ok(Answer::Failed(reason)) => Some(Error::Peer { step, source: p2pvm_overlay::FabricError::Refused(to, reason) }),
+                Ok(Answer::Failed(reason)) => Some(Error::Peer {
+                    step,
+                    source: p2pvm_overlay::FabricError::Refused(to, reason),
+                }),
                 Ok(_) => return Err(super::unexpected(step)),
-                Err(Error::Peer { source, .. }) if is_passing(&source) => Some(Error::Peer { step, source }),
+                Err(Error::Peer { source, .. }) if is_passing(&source) => {
+                    Some(Error::Peer { step, source })
+                }
                 Err(e) => return Err(e),
             };
             if let Some(e) = failed {
@@ -138,7 +173,11 @@ impl Core {
         report: &watch::Sender<Replication>,
     ) {
         let store = self.store.clone();
-        let _hold = match blocking("holding what is replicated", move || store.hold_all(manifest)).await {
+        let _hold = match blocking("holding what is replicated", move || {
+            store.hold_all(manifest)
+        })
+        .await
+        {
             Ok(hold) => hold,
             Err(e) => return report.send_modify(|r| r.trouble = Some(chain(&e))),
         };
@@ -166,14 +205,21 @@ impl Core {
                     });
                 }
                 report.send_modify(|r| {
-                    r.state =
-                        if holders.len() >= k { ReplicationState::Durable } else { ReplicationState::Replicating { n: holders.len(), k } };
+                    r.state = if holders.len() >= k {
+                        ReplicationState::Durable
+                    } else {
+                        ReplicationState::Replicating {
+                            n: holders.len(),
+                            k,
+                        }
+                    };
                     r.holders.clone_from(&holders);
                 });
                 match pushes.next().await {
                     Some((to, Ok(()))) => holders.push(to),
                     Some((to, Err(e))) => {
-                        tracing::warn!(member = %to, manifest = %manifest, "a replica was not kept: {}", chain(&e));
+                        tracing::warn!(member = %to, manifest = %manifest, "a replica was not \
+                            kept: {}", chain(&e));
                         report.send_modify(|r| r.trouble = Some(chain(&e)));
                     }
                     None => break,
@@ -181,7 +227,11 @@ impl Core {
             }
             if holders.len() < k {
                 tokio::time::sleep(RETRY).await;
-                untried = candidates.iter().copied().filter(|c| !holders.contains(c)).collect();
+                untried = candidates
+                    .iter()
+                    .copied()
+                    .filter(|c| !holders.contains(c))
+                    .collect();
             }
         }
         report.send_modify(|r| {

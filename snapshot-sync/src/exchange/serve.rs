@@ -43,15 +43,23 @@ impl Drop for Keeping {
 struct Handler(Weak<Exchange>);
 
 pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
-    exchange.core.fabric.serve(SERVICE, Arc::new(Handler(Arc::downgrade(exchange))));
+    exchange
+        .core
+        .fabric
+        .serve(SERVICE, Arc::new(Handler(Arc::downgrade(exchange))));
     let mut streams = exchange.core.fabric.accept_streams(SERVICE);
-    let (store, places) = (exchange.core.store.clone(), Arc::new(Semaphore::new(exchange.core.options.max_streams)));
+    let (store, places) = (
+        exchange.core.store.clone(),
+        Arc::new(Semaphore::new(exchange.core.options.max_streams)),
+    );
     tokio::spawn(async move {
         let mut served = JoinSet::new();
         while let Some((member, stream)) = streams.recv().await {
             while served.try_join_next().is_some() {}
             // No place left: the stream is dropped, and the fetch asks others or comes again.
-            let Ok(place) = places.clone().try_acquire_owned() else { continue };
+            let Ok(place) = places.clone().try_acquire_owned() else {
+                continue;
+            };
             let store = store.clone();
             served.spawn(async move {
                 if let Err(e) = serve_stream(store, stream).await {
@@ -66,9 +74,13 @@ pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
 async fn serve_stream(store: ChunkStore, stream: BoxStream) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     while let Ok(frame) = tokio::time::timeout(IDLE, Frame::read(&mut reader)).await {
-        let Some(Frame::Want(ids)) = frame? else { break };
+        let Some(Frame::Want(ids)) = frame? else {
+            break;
+        };
         let groups: Vec<Vec<ChunkId>> = ids.chunks(READ_AHEAD).map(<[_]>::to_vec).collect();
-        let mut groups = stream::iter(groups).map(|ids| read_chunks(store.clone(), ids)).buffered(2);
+        let mut groups = stream::iter(groups)
+            .map(|ids| read_chunks(store.clone(), ids))
+            .buffered(2);
         while let Some(frames) = groups.next().await {
             for frame in frames {
                 frame.write(&mut writer).await?;
@@ -82,7 +94,14 @@ async fn serve_stream(store: ChunkStore, stream: BoxStream) -> io::Result<()> {
 /// Never fails: what cannot be read is missing here, as far as the asker cares.
 async fn read_chunks(store: ChunkStore, ids: Vec<ChunkId>) -> Vec<Frame> {
     let read = blocking("reading chunks", move || {
-        Ok(ids.into_iter().map(|id| store.get_stored(id).map_or(Frame::Missing(id), |stored| Frame::Chunk(id, stored))).collect())
+        Ok(ids
+            .into_iter()
+            .map(|id| {
+                store
+                    .get_stored(id)
+                    .map_or(Frame::Missing(id), |stored| Frame::Chunk(id, stored))
+            })
+            .collect())
     });
     read.await.unwrap_or_default()
 }
@@ -93,17 +112,33 @@ impl Serve for Handler {
         let exchange = self.0.upgrade().ok_or("shutting down")?;
         let answer = match Request::parse(&body).map_err(|e| chain(&e))? {
             Request::Has(ids) => exchange.answer_has(ids).await,
-            Request::Keep { manifest, label, mut providers, wait_ms } => {
+            Request::Keep {
+                manifest,
+                label,
+                mut providers,
+                wait_ms,
+            } => {
                 providers.insert(0, from);
-                exchange.keep(manifest, label, providers, Duration::from_millis(wait_ms.into()).min(MAX_WAIT)).await
+                exchange
+                    .keep(
+                        manifest,
+                        label,
+                        providers,
+                        Duration::from_millis(wait_ms.into()).min(MAX_WAIT),
+                    )
+                    .await
             }
             Request::Release { manifest, label } => {
                 exchange.keeping().remove(&(manifest, label.clone()));
                 let store = exchange.core.store.clone();
-                blocking("removing a pin", move || store.unpin(manifest, &label)).await.map(|_| Answer::Released)
+                blocking("removing a pin", move || store.unpin(manifest, &label))
+                    .await
+                    .map(|_| Answer::Released)
             }
         };
-        answer.map(|answer| answer.to_bytes()).map_err(|e| chain(&e))
+        answer
+            .map(|answer| answer.to_bytes())
+            .map_err(|e| chain(&e))
     }
 }
 
@@ -129,13 +164,18 @@ impl Exchange {
         wait: Duration,
     ) -> Result<Answer, Error> {
         let key = (manifest, label);
-        let running = self.keeping().get(&key).map(|keeping| keeping.state.clone());
+        let running = self
+            .keeping()
+            .get(&key)
+            .map(|keeping| keeping.state.clone());
         let mut state = match running {
             Some(state) => state,
             None => self.begin_keeping(key.clone(), providers)?,
         };
         let finished = |answer: &Answer| !matches!(answer, Answer::Keeping(_));
-        let waited = tokio::time::timeout(wait, state.wait_for(finished)).await.map(|ended| ended.is_ok());
+        let waited = tokio::time::timeout(wait, state.wait_for(finished))
+            .await
+            .map(|ended| ended.is_ok());
         let answer = match waited {
             Ok(false) => Answer::Failed("it was released meanwhile".to_owned()),
             _ => state.borrow().clone(),
@@ -146,7 +186,11 @@ impl Exchange {
         Ok(answer)
     }
 
-    fn begin_keeping(&self, key: (ManifestId, String), providers: Vec<MemberId>) -> Result<watch::Receiver<Answer>, Error> {
+    fn begin_keeping(
+        &self,
+        key: (ManifestId, String),
+        providers: Vec<MemberId>,
+    ) -> Result<watch::Receiver<Answer>, Error> {
         let (sender, state) = watch::channel(Answer::Keeping(Progress::default()));
         let (core, (manifest, label)) = (self.core.clone(), key.clone());
         let mut keeping = self.keeping();
@@ -160,7 +204,13 @@ impl Exchange {
             };
             sender.send_replace(answer);
         });
-        keeping.insert(key, Keeping { state: state.clone(), task: task.abort_handle() });
+        keeping.insert(
+            key,
+            Keeping {
+                state: state.clone(),
+                task: task.abort_handle(),
+            },
+        );
         Ok(state)
     }
 }
@@ -181,7 +231,9 @@ impl Core {
         let report = loop {
             tokio::select! {
                 report = &mut fetch => break report?,
-                Ok(()) = seen.changed() => { state.send_replace(Answer::Keeping(*seen.borrow_and_update())); }
+                Ok(()) = seen.changed() => {
+                    state.send_replace(Answer::Keeping(*seen.borrow_and_update()));
+                }
             }
         };
         let (store, label) = (self.store.clone(), label.to_owned());

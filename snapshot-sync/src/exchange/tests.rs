@@ -1,5 +1,5 @@
-//! Members on a wide area inside one process: streams have delay and rate, break or fall silent after so
-//! many bytes. Time is virtual: file work does not count.
+//! Members on a wide area inside one process: streams have delay and rate, break or fall silent
+//! after so many bytes. Time is virtual: file work does not count.
 
 use super::*;
 use crate::{Checkpoint, Extent, Hold, Kind, Manifest, Progress, wide_area::WideArea};
@@ -30,8 +30,16 @@ impl Member {
     fn new(net: &MemoryNet, n: u8, one_way: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let fabric = WideArea::new(net.add(id(n)), one_way);
-        let exchange = Exchange::start(fabric.clone(), ChunkStore::open(dir.path()).unwrap(), ExchangeOptions::default());
-        Self { dir, fabric, exchange }
+        let exchange = Exchange::start(
+            fabric.clone(),
+            ChunkStore::open(dir.path()).unwrap(),
+            ExchangeOptions::default(),
+        );
+        Self {
+            dir,
+            fabric,
+            exchange,
+        }
     }
 
     fn store(&self) -> &ChunkStore {
@@ -41,10 +49,21 @@ impl Member {
     /// A file of random blocks, each made of its number.
     fn file(&self, blocks: impl Iterator<Item = u64>) -> (ManifestId, Hold) {
         let mut batch = self.store().batch();
-        let chunks: Vec<_> =
-            blocks.enumerate().map(|(at, seed)| Extent { block: at as u64, chunk: batch.put(&random(seed)).unwrap() }).collect();
+        let chunks: Vec<_> = blocks
+            .enumerate()
+            .map(|(at, seed)| Extent {
+                block: at as u64,
+                chunk: batch.put(&random(seed)).unwrap(),
+            })
+            .collect();
         let size = (chunks.len() * BLOCK) as u64;
-        let file = Manifest { kind: Kind::Disk, size, chunk_bytes: BLOCK as u32, chunks, meta: BTreeMap::new() };
+        let file = Manifest {
+            kind: Kind::Disk,
+            size,
+            chunk_bytes: BLOCK as u32,
+            chunks,
+            meta: BTreeMap::new(),
+        };
         let id = file.store(&mut batch).unwrap();
         (id, batch.finish().unwrap())
     }
@@ -57,7 +76,10 @@ impl Member {
 
 fn random(seed: u64) -> Vec<u8> {
     let mut content = vec![0; BLOCK];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut content);
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut content);
     content
 }
 
@@ -74,7 +96,10 @@ async fn a_fetch_brings_everything_once_and_nothing_again() {
     let second = b.fetch(file, &[1]).await.unwrap();
     assert_eq!((second.fetched_chunks, second.present_chunks), (0, 102));
     net.kill(id(1));
-    assert!(b.fetch(file, &[1]).await.is_ok(), "what is all here needs nobody");
+    assert!(
+        b.fetch(file, &[1]).await.is_ok(),
+        "what is all here needs nobody"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,7 +109,11 @@ async fn only_what_is_missing_moves() {
     let (_, _old) = b.file(0..100);
     let (file, _new) = a.file((0..50).chain([1000]).chain(51..100));
     let report = b.fetch(file, &[1]).await.unwrap();
-    assert_eq!((report.fetched_chunks, report.present_chunks), (3, 99), "one block, its page and the root");
+    assert_eq!(
+        (report.fetched_chunks, report.present_chunks),
+        (3, 99),
+        "one block, its page and the root"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,13 +125,21 @@ async fn a_long_path_is_filled() {
     let begun = Instant::now();
     b.fetch(file, &[1]).await.unwrap();
     // 32 MiB one chunk a round trip would take 102 s.
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_broken_provider_owed_comes_from_another() {
     let net = MemoryNet::new(NEAR);
-    let (a, b, c) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR), Member::new(&net, 3, NEAR));
+    let (a, b, c) = (
+        Member::new(&net, 1, NEAR),
+        Member::new(&net, 2, NEAR),
+        Member::new(&net, 3, NEAR),
+    );
     let (file, _a) = a.file(0..200);
     let (_, _c) = c.file(0..200);
     b.fabric.break_after(id(1), 2 << 20);
@@ -114,19 +151,31 @@ async fn what_a_broken_provider_owed_comes_from_another() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_provider_holds_nothing_up_for_long() {
     let net = MemoryNet::new(NEAR);
-    let (a, b, c) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR), Member::new(&net, 3, NEAR));
+    let (a, b, c) = (
+        Member::new(&net, 1, NEAR),
+        Member::new(&net, 2, NEAR),
+        Member::new(&net, 3, NEAR),
+    );
     let (file, _a) = a.file(0..200);
     let (_, _c) = c.file(0..200);
     b.fabric.silent_after(id(1), 1 << 20);
     let begun = Instant::now();
     b.fetch(file, &[1, 3]).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_provider_does_not_set_the_pace() {
     let net = MemoryNet::new(NEAR);
-    let (a, b, c) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR), Member::new(&net, 3, NEAR));
+    let (a, b, c) = (
+        Member::new(&net, 1, NEAR),
+        Member::new(&net, 2, NEAR),
+        Member::new(&net, 3, NEAR),
+    );
     let (file, _a) = a.file(0..400);
     let (_, _c) = c.file(0..400);
     b.fabric.slow_to(id(1), 100_000);
@@ -134,7 +183,12 @@ async fn a_slow_provider_does_not_set_the_pace() {
     let begun = Instant::now();
     let report = b.fetch(file, &[1, 3]).await.unwrap();
     // 25 MiB at 20 MB/s are 1.3 s; all of it at 0.1 MB/s would be 262 s.
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?} {:?}", begun.elapsed(), report.by_provider);
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "{:?} {:?}",
+        begun.elapsed(),
+        report.by_provider
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,14 +211,35 @@ async fn a_fetch_cut_off_fails_and_the_next_goes_on_from_there() {
 #[tokio::test(start_paused = true)]
 async fn a_chunk_that_nobody_has_ends_the_fetch_at_once() {
     let net = MemoryNet::new(NEAR);
-    let (a, b, c) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR), Member::new(&net, 3, NEAR));
+    let (a, b, c) = (
+        Member::new(&net, 1, NEAR),
+        Member::new(&net, 2, NEAR),
+        Member::new(&net, 3, NEAR),
+    );
     let (file, hold) = a.file(0..10);
     let lost = ChunkId::of(&random(4));
-    std::fs::remove_file(a.dir.path().join("chunks").join(format!("{:02x}", lost.0[0])).join(lost.to_string())).unwrap();
+    std::fs::remove_file(
+        a.dir
+            .path()
+            .join("chunks")
+            .join(format!("{:02x}", lost.0[0]))
+            .join(lost.to_string()),
+    )
+    .unwrap();
     let begun = Instant::now();
-    assert!(matches!(b.fetch(file, &[1, 3]).await, Err(Error::NoProvider { .. })));
-    assert!(matches!(b.fetch(file, &[]).await, Err(Error::NoProvider { .. })));
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(matches!(
+        b.fetch(file, &[1, 3]).await,
+        Err(Error::NoProvider { .. })
+    ));
+    assert!(matches!(
+        b.fetch(file, &[]).await,
+        Err(Error::NoProvider { .. })
+    ));
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
     drop((hold, c));
 }
 
@@ -181,13 +256,18 @@ async fn a_liar_is_asked_no_more_and_its_lies_are_not_kept() {
             while let Ok(Some(wire::Frame::Want(ids))) = wire::Frame::read(&mut stream).await {
                 for id in ids {
                     let _ = told.send(id).await;
-                    let _ = wire::Frame::Chunk(id, vec![0, 1, 2, 3]).write(&mut stream).await;
+                    let _ = wire::Frame::Chunk(id, vec![0, 1, 2, 3])
+                        .write(&mut stream)
+                        .await;
                 }
             }
         }
     });
     let report = b.fetch(file, &[9, 1]).await.unwrap();
-    assert_eq!(report.by_provider.keys().copied().collect::<Vec<_>>(), vec![id(1)]);
+    assert_eq!(
+        report.by_provider.keys().copied().collect::<Vec<_>>(),
+        vec![id(1)]
+    );
     assert!(lies.try_recv().is_ok(), "the liar was asked");
     for chunk in b.store().list().unwrap() {
         b.store().get(chunk).unwrap();
@@ -213,7 +293,11 @@ async fn a_checkpoint_brings_its_files() {
     let report = b.fetch(snapshot, &[1]).await.unwrap();
     assert_eq!(Checkpoint::load(b.store(), snapshot).unwrap(), checkpoint);
     assert!(b.store().is_complete(snapshot));
-    assert_eq!(report.fetched_chunks, 1 + 3 * 2 + 70, "blocks in two of the files come once");
+    assert_eq!(
+        report.fetched_chunks,
+        1 + 3 * 2 + 70,
+        "blocks in two of the files come once"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,16 +316,40 @@ async fn a_manifest_becomes_durable_on_those_that_live() {
     let members: Vec<_> = (1..=5).map(|n| Member::new(&net, n, NEAR)).collect();
     let (file, _hold) = members[0].file(0..40);
     net.kill(id(2));
-    let mut state = members[0].exchange.replicate(file, "web@one", 2, &[id(2), id(3), id(4)]);
-    let durable = state.wait_for(|r| r.state == ReplicationState::Durable).await.unwrap().clone();
+    let mut state = members[0]
+        .exchange
+        .replicate(file, "web@one", 2, &[id(2), id(3), id(4)]);
+    let durable = state
+        .wait_for(|r| r.state == ReplicationState::Durable)
+        .await
+        .unwrap()
+        .clone();
     assert_eq!(durable.holders, vec![id(3), id(4)]);
     for holder in [2, 3] {
-        assert_eq!(members[holder].store().pins().unwrap(), vec![(file, "web@one".to_owned())]);
-        assert_eq!(members[holder].store().gc(Duration::ZERO).unwrap().removed, 0);
+        assert_eq!(
+            members[holder].store().pins().unwrap(),
+            vec![(file, "web@one".to_owned())]
+        );
+        assert_eq!(
+            members[holder].store().gc(Duration::ZERO).unwrap().removed,
+            0
+        );
     }
     net.kill(id(1));
-    assert_eq!(members[4].fetch(file, &[1, 3, 4]).await.unwrap().fetched_chunks, 42, "its first holder is dead");
-    members[4].exchange.release(file, "web@one", id(3)).await.unwrap();
+    assert_eq!(
+        members[4]
+            .fetch(file, &[1, 3, 4])
+            .await
+            .unwrap()
+            .fetched_chunks,
+        42,
+        "its first holder is dead"
+    );
+    members[4]
+        .exchange
+        .release(file, "web@one", id(3))
+        .await
+        .unwrap();
     assert!(members[2].store().pins().unwrap().is_empty());
 }
 
@@ -265,7 +373,10 @@ async fn a_push_survives_the_other_sides_restart() {
     let had = store.list().unwrap().len();
     let again = Exchange::start(fabric, store, ExchangeOptions::default());
     pushing.await.unwrap().unwrap();
-    assert!(had > 30 && had < 302, "{had} chunks were kept over the restart");
+    assert!(
+        had > 30 && had < 302,
+        "{had} chunks were kept over the restart"
+    );
     assert_eq!(again.store().pins().unwrap(), vec![(file, "x".to_owned())]);
 }
 
@@ -274,7 +385,10 @@ async fn a_member_without_room_refuses() {
     let net = MemoryNet::new(NEAR);
     let a = Member::new(&net, 1, NEAR);
     let dir = tempfile::tempdir().unwrap();
-    let full = ExchangeOptions { reserve_bytes: u64::MAX, ..ExchangeOptions::default() };
+    let full = ExchangeOptions {
+        reserve_bytes: u64::MAX,
+        ..ExchangeOptions::default()
+    };
     let _b = Exchange::start(net.add(id(2)), ChunkStore::open(dir.path()).unwrap(), full);
     let (file, _hold) = a.file(0..3);
     let refused = a.exchange.push(file, "x", id(2), &quiet()).await;
@@ -287,7 +401,10 @@ async fn what_is_not_all_here_is_not_pushed() {
     let a = Member::new(&net, 1, NEAR);
     let _b = Member::new(&net, 2, NEAR);
     let nothing = ManifestId(ChunkId([1; 32]));
-    assert!(matches!(a.exchange.push(nothing, "x", id(2), &quiet()).await, Err(Error::Incomplete { .. })));
+    assert!(matches!(
+        a.exchange.push(nothing, "x", id(2), &quiet()).await,
+        Err(Error::Incomplete { .. })
+    ));
     let state = a.exchange.replicate(nothing, "x", 1, &[id(2)]);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(state.borrow().trouble.is_some());
@@ -298,10 +415,19 @@ async fn too_few_candidates_never_look_durable() {
     let net = MemoryNet::new(NEAR);
     let (a, _b) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR));
     let (file, _hold) = a.file(0..3);
-    let (none, one) = (a.exchange.replicate(file, "x", 2, &[id(1)]), a.exchange.replicate(file, "y", 2, &[id(2)]));
+    let (none, one) = (
+        a.exchange.replicate(file, "x", 2, &[id(1)]),
+        a.exchange.replicate(file, "y", 2, &[id(2)]),
+    );
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(none.borrow().state, ReplicationState::Replicating { n: 0, k: 2 });
-    assert_eq!(one.borrow().state, ReplicationState::Replicating { n: 1, k: 2 });
+    assert_eq!(
+        none.borrow().state,
+        ReplicationState::Replicating { n: 0, k: 2 }
+    );
+    assert_eq!(
+        one.borrow().state,
+        ReplicationState::Replicating { n: 1, k: 2 }
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,13 +439,25 @@ async fn what_is_damaged_on_this_disk_is_fetched_anew_from_those_who_have_it() {
     let manifest = Manifest::load(b.store(), file).unwrap();
     // Emptied, altered, gone: of the content, and every node of the manifest.
     let of = |at: usize| manifest.chunks[at].chunk;
-    let chunk = |name: ChunkId| b.dir.path().join("chunks").join(format!("{:02x}", name.0[0])).join(name.to_string());
+    let chunk = |name: ChunkId| {
+        b.dir
+            .path()
+            .join("chunks")
+            .join(format!("{:02x}", name.0[0]))
+            .join(name.to_string())
+    };
     assert!(chunk(of(3)).exists(), "the layout of the store on disk");
     std::fs::write(chunk(of(3)), b"").unwrap();
     std::fs::write(chunk(of(50)), b"other").unwrap();
     std::fs::remove_file(chunk(of(99))).unwrap();
     let content: std::collections::BTreeSet<_> = manifest.chunks.iter().map(|e| e.chunk).collect();
-    for node in b.store().list().unwrap().into_iter().filter(|name| !content.contains(name)) {
+    for node in b
+        .store()
+        .list()
+        .unwrap()
+        .into_iter()
+        .filter(|name| !content.contains(name))
+    {
         std::fs::write(chunk(node), b"").unwrap();
     }
     assert!(Manifest::load(b.store(), file).is_err());
@@ -329,7 +467,13 @@ async fn what_is_damaged_on_this_disk_is_fetched_anew_from_those_who_have_it() {
         assert_eq!(b.store().get(extent.chunk).unwrap(), random(at as u64));
     }
     net.kill(id(1));
-    b.exchange.mend(file, &[id(1)], &quiet()).await.expect("what is whole needs nobody");
+    b.exchange
+        .mend(file, &[id(1)], &quiet())
+        .await
+        .expect("what is whole needs nobody");
     std::fs::write(chunk(of(7)), b"").unwrap();
-    assert!(b.exchange.mend(file, &[id(1)], &quiet()).await.is_err(), "nobody has it");
+    assert!(
+        b.exchange.mend(file, &[id(1)], &quiet()).await.is_err(),
+        "nobody has it"
+    );
 }

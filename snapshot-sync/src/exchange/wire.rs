@@ -1,6 +1,6 @@
-//! What members say to each other about chunks. Requests and answers: a version byte, then postcard.
-//! Stream frames: kind (1 byte), length of the rest (u32, big endian), rest. Both are bounded before
-//! anything is allocated, and parsing never panics.
+//! What members say to each other about chunks. Requests and answers: a version byte, then
+//! postcard. Stream frames: kind (1 byte), length of the rest (u32, big endian), rest. Both are
+//! bounded before anything is allocated, and parsing never panics.
 
 use crate::{ChunkId, Error, ManifestId, Progress, chunk::MAX_STORED_BYTES};
 use p2pvm_overlay::MemberId;
@@ -22,14 +22,19 @@ const CHUNK: u8 = 2;
 const MISSING: u8 = 3;
 
 /// The longest rest of a frame.
-const MAX_FRAME_BYTES: usize = if MAX_IDS * 32 > MAX_STORED_BYTES + 32 { MAX_IDS * 32 } else { MAX_STORED_BYTES + 32 };
+const MAX_FRAME_BYTES: usize = if MAX_IDS * 32 > MAX_STORED_BYTES + 32 {
+    MAX_IDS * 32
+} else {
+    MAX_STORED_BYTES + 32
+};
 
 /// A request to a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Which of these do you have?
     Has(Vec<ChunkId>),
-    /// Fetch and pin this, and answer when it is durable, or what has been done after `wait_ms`. Asked again, it goes on.
+    /// Fetch and pin this, and answer when it is durable, or what has been done after `wait_ms`.
+    /// Asked again, it goes on.
     Keep {
         /// What.
         manifest: ManifestId,
@@ -76,7 +81,8 @@ pub enum Frame {
 }
 
 fn versioned(value: &impl Serialize) -> Vec<u8> {
-    postcard::to_extend(value, vec![VERSION]).expect("plain data always encodes into a growing buffer")
+    postcard::to_extend(value, vec![VERSION])
+        .expect("plain data always encodes into a growing buffer")
 }
 
 fn parse<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T, Error> {
@@ -102,10 +108,19 @@ impl Request {
         let request = parse("request", bytes)?;
         let bounded = match &request {
             Self::Has(ids) => ids.len() <= MAX_IDS,
-            Self::Keep { label, providers, .. } => label.len() <= crate::store::MAX_LABEL_BYTES && providers.len() <= MAX_PROVIDERS,
+            Self::Keep {
+                label, providers, ..
+            } => label.len() <= crate::store::MAX_LABEL_BYTES && providers.len() <= MAX_PROVIDERS,
             Self::Release { label, .. } => label.len() <= crate::store::MAX_LABEL_BYTES,
         };
-        if bounded { Ok(request) } else { Err(Error::Malformed { what: "request", detail: "it asks for too much".to_owned() }) }
+        if bounded {
+            Ok(request)
+        } else {
+            Err(Error::Malformed {
+                what: "request",
+                detail: "it asks for too much".to_owned(),
+            })
+        }
     }
 }
 
@@ -170,14 +185,19 @@ impl Frame {
     pub fn parse(kind: u8, mut rest: Vec<u8>) -> io::Result<Self> {
         let (ids, tail) = rest.as_chunks::<32>();
         match (kind, ids, tail) {
-            (WANT, ids, []) if ids.len() <= MAX_IDS => Ok(Self::Want(ids.iter().copied().map(ChunkId).collect())),
+            (WANT, ids, []) if ids.len() <= MAX_IDS => {
+                Ok(Self::Want(ids.iter().copied().map(ChunkId).collect()))
+            }
             (MISSING, [id], []) => Ok(Self::Missing(ChunkId(*id))),
             (CHUNK, [id, ..], _) if rest.len() - 32 <= MAX_STORED_BYTES => {
                 let id = ChunkId(*id);
                 rest.drain(..32);
                 Ok(Self::Chunk(id, rest))
             }
-            _ => Err(invalid(format!("a frame of kind {kind} with {} bytes", rest.len()))),
+            _ => Err(invalid(format!(
+                "a frame of kind {kind} with {} bytes",
+                rest.len()
+            ))),
         }
     }
 }
@@ -198,7 +218,8 @@ mod tests {
     fn frames() -> impl Strategy<Value = Frame> {
         prop_oneof![
             ids().prop_map(Frame::Want),
-            (any::<[u8; 32]>(), any::<Vec<u8>>()).prop_map(|(id, stored)| Frame::Chunk(ChunkId(id), stored)),
+            (any::<[u8; 32]>(), any::<Vec<u8>>())
+                .prop_map(|(id, stored)| Frame::Chunk(ChunkId(id), stored)),
             any::<[u8; 32]>().prop_map(|id| Frame::Missing(ChunkId(id))),
         ]
     }
@@ -208,18 +229,24 @@ mod tests {
         let members = proptest::collection::vec(any::<[u8; 32]>().prop_map(MemberId), 0..4);
         prop_oneof![
             ids().prop_map(Request::Has),
-            (manifest(), ".{0,40}", members, any::<u32>()).prop_map(|(manifest, label, providers, wait_ms)| Request::Keep {
-                manifest,
-                label,
-                providers,
-                wait_ms
-            }),
-            (manifest(), ".{0,40}").prop_map(|(manifest, label)| Request::Release { manifest, label }),
+            (manifest(), ".{0,40}", members, any::<u32>()).prop_map(
+                |(manifest, label, providers, wait_ms)| Request::Keep {
+                    manifest,
+                    label,
+                    providers,
+                    wait_ms
+                }
+            ),
+            (manifest(), ".{0,40}")
+                .prop_map(|(manifest, label)| Request::Release { manifest, label }),
         ]
     }
 
     fn run<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(work)
     }
 
     proptest! {
@@ -257,11 +284,25 @@ mod tests {
 
     #[test]
     fn what_asks_for_too_much_is_refused() {
-        assert!(Request::parse(&Request::Has(vec![ChunkId([0; 32]); MAX_IDS + 1]).to_bytes()).is_err());
+        assert!(
+            Request::parse(&Request::Has(vec![ChunkId([0; 32]); MAX_IDS + 1]).to_bytes()).is_err()
+        );
         let label = "x".repeat(crate::store::MAX_LABEL_BYTES + 1);
-        assert!(Request::parse(&Request::Release { manifest: ManifestId(ChunkId([0; 32])), label }.to_bytes()).is_err());
+        assert!(
+            Request::parse(
+                &Request::Release {
+                    manifest: ManifestId(ChunkId([0; 32])),
+                    label
+                }
+                .to_bytes()
+            )
+            .is_err()
+        );
         let frame = [vec![CHUNK], u32::MAX.to_be_bytes().to_vec()].concat();
-        assert!(run(Frame::read(&mut &frame[..])).is_err(), "refused before anything is allocated");
+        assert!(
+            run(Frame::read(&mut &frame[..])).is_err(),
+            "refused before anything is allocated"
+        );
     }
 
     #[test]

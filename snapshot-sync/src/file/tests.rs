@@ -17,11 +17,25 @@ impl Case {
     }
 
     fn import(&self, path: &Path, options: ImportOptions) -> Imported {
-        import(&self.store, path, options, &quiet(), &AtomicBool::new(false)).unwrap()
+        import(
+            &self.store,
+            path,
+            options,
+            &quiet(),
+            &AtomicBool::new(false),
+        )
+        .unwrap()
     }
 
     fn export(&self, manifest: &Manifest, path: &Path) -> Result<(), Error> {
-        export(&self.store, manifest, path, None, &quiet(), &AtomicBool::new(false))
+        export(
+            &self.store,
+            manifest,
+            path,
+            None,
+            &quiet(),
+            &AtomicBool::new(false),
+        )
     }
 }
 
@@ -46,13 +60,17 @@ proptest! {
     #[test]
     fn a_file_is_the_same_after_import_and_export(
         size in 0u64..600_000,
-        ranges in proptest::collection::vec((any::<u64>(), proptest::collection::vec(0u8..3, 0..20_000)), 0..6),
+        ranges in proptest::collection::vec(
+            (any::<u64>(), proptest::collection::vec(0u8..3, 0..20_000)), 0..6
+        ),
         shift in 12u32..17,
     ) {
         let case = Case::new();
         let (from, to) = (case.dir.path().join("from"), case.dir.path().join("to"));
         sparse(&from, size, &ranges);
-        let imported = case.import(&from, ImportOptions { chunk_bytes: 1 << shift, ..ImportOptions::new(Kind::Disk) });
+        let imported = case.import(
+            &from, ImportOptions { chunk_bytes: 1 << shift, ..ImportOptions::new(Kind::Disk) }
+        );
         let loaded = Manifest::load(&case.store, imported.id).unwrap();
         prop_assert_eq!(&loaded, &imported.manifest);
         case.export(&loaded, &to).unwrap();
@@ -64,7 +82,11 @@ proptest! {
 fn zeros_cost_nothing_whether_holes_or_written() {
     let case = Case::new();
     let (from, to) = (case.dir.path().join("from"), case.dir.path().join("to"));
-    sparse(&from, 1 << 30, &[(0, vec![0; 1 << 20]), (512 << 20, b"data".to_vec())]);
+    sparse(
+        &from,
+        1 << 30,
+        &[(0, vec![0; 1 << 20]), (512 << 20, b"data".to_vec())],
+    );
     let imported = case.import(&from, Kind::Ram.into());
     assert_eq!(imported.manifest.chunks.len(), 1);
     assert_eq!(imported.new_chunks, 3, "one block, its page and the root");
@@ -98,7 +120,10 @@ fn a_failed_export_leaves_the_old_file_and_no_partial_one() {
     fs::write(&to, b"old").unwrap();
     let mut imported = case.import(&from, Kind::Disk.into());
     imported.manifest.chunks[2].chunk = crate::ChunkId([9; 32]);
-    assert!(matches!(case.export(&imported.manifest, &to), Err(Error::NotFound(_))));
+    assert!(matches!(
+        case.export(&imported.manifest, &to),
+        Err(Error::NotFound(_))
+    ));
     assert_eq!(fs::read(&to).unwrap(), b"old");
     assert!(!partial_path(&to).exists());
 }
@@ -120,7 +145,13 @@ fn an_import_whose_caller_has_gone_ends() {
     let case = Case::new();
     let path = case.dir.path().join("from");
     fs::write(&path, vec![5; 300_000]).unwrap();
-    let ended = import(&case.store, &path, Kind::Disk.into(), &quiet(), &AtomicBool::new(true));
+    let ended = import(
+        &case.store,
+        &path,
+        Kind::Disk.into(),
+        &quiet(),
+        &AtomicBool::new(true),
+    );
     assert!(matches!(ended, Err(Error::Closed { .. })));
 }
 
@@ -130,7 +161,19 @@ fn a_block_length_that_is_none_is_refused() {
     let path = case.dir.path().join("from");
     fs::write(&path, b"x").unwrap();
     for chunk_bytes in [0, 1, 4095, 5000, 2 << 20] {
-        let options = ImportOptions { chunk_bytes, ..ImportOptions::new(Kind::Disk) };
-        assert!(import(&case.store, &path, options, &quiet(), &AtomicBool::new(false)).is_err());
+        let options = ImportOptions {
+            chunk_bytes,
+            ..ImportOptions::new(Kind::Disk)
+        };
+        assert!(
+            import(
+                &case.store,
+                &path,
+                options,
+                &quiet(),
+                &AtomicBool::new(false)
+            )
+            .is_err()
+        );
     }
 }

@@ -18,14 +18,24 @@ fn quiet() -> watch::Sender<Progress> {
 fn member(net: &MemoryNet, n: u8) -> Member {
     let dir = tempfile::tempdir().unwrap();
     let store = ChunkStore::open(dir.path().join("store")).unwrap();
-    let exchange = Exchange::start(net.add(MemberId([n; 32])), store, ExchangeOptions::default());
+    let exchange = Exchange::start(
+        net.add(MemberId([n; 32])),
+        store,
+        ExchangeOptions::default(),
+    );
     let images = Images::open(exchange.clone(), dir.path().join("images")).unwrap();
-    Member { dir, exchange, images }
+    Member {
+        dir,
+        exchange,
+        images,
+    }
 }
 
 fn image(dir: &Path) -> (PathBuf, Vec<u8>) {
     let mut content = vec![0; 3 << 20];
-    blake3::Hasher::new().finalize_xof().fill(&mut content[1 << 20..2 << 20]);
+    blake3::Hasher::new()
+        .finalize_xof()
+        .fill(&mut content[1 << 20..2 << 20]);
     let path = dir.join("base.qcow2");
     fs::write(&path, &content).unwrap();
     (path, content)
@@ -37,12 +47,23 @@ async fn an_image_imported_on_one_member_is_a_read_only_file_on_another() {
     let (a, b) = (member(&net, 1), member(&net, 2));
     let (path, content) = image(a.dir.path());
     let id = a.images.import(&path, &quiet()).await.unwrap();
-    let there = b.images.ensure_local(id, &[a.exchange.me()], &quiet()).await.unwrap();
+    let there = b
+        .images
+        .ensure_local(id, &[a.exchange.me()], &quiet())
+        .await
+        .unwrap();
     assert_eq!(fs::read(&there).unwrap(), content);
-    assert_eq!(fs::metadata(&there).unwrap().permissions().mode() & 0o777, 0o444);
+    assert_eq!(
+        fs::metadata(&there).unwrap().permissions().mode() & 0o777,
+        0o444
+    );
     assert_eq!(b.images.list().await.unwrap(), vec![id]);
     net.kill(a.exchange.me());
-    assert_eq!(b.images.ensure_local(id, &[], &quiet()).await.unwrap(), there, "it is here for good");
+    assert_eq!(
+        b.images.ensure_local(id, &[], &quiet()).await.unwrap(),
+        there,
+        "it is here for good"
+    );
     let here = a.images.ensure_local(id, &[], &quiet()).await.unwrap();
     assert_eq!(fs::read(&here).unwrap(), content);
 }
@@ -54,7 +75,9 @@ async fn many_who_need_an_image_at_once_all_get_it() {
     let (path, content) = image(a.dir.path());
     let id = a.images.import(&path, &quiet()).await.unwrap();
     let (provider, quiet) = ([a.exchange.me()], quiet());
-    let all = futures::future::join_all((0..8).map(|_| b.images.ensure_local(id, &provider, &quiet))).await;
+    let all =
+        futures::future::join_all((0..8).map(|_| b.images.ensure_local(id, &provider, &quiet)))
+            .await;
     for path in all {
         assert_eq!(fs::read(path.unwrap()).unwrap(), content);
     }
@@ -85,5 +108,8 @@ async fn an_image_removed_is_gone_and_its_chunks_with_the_next_collection() {
     a.images.remove(id).await.unwrap();
     assert!(!file.exists() && a.images.list().await.unwrap().is_empty());
     assert_eq!(a.exchange.store().gc(Duration::ZERO).unwrap().kept, 0);
-    assert!(matches!(a.images.ensure_local(id, &[], &quiet()).await, Err(Error::NoProvider { .. })));
+    assert!(matches!(
+        a.images.ensure_local(id, &[], &quiet()).await,
+        Err(Error::NoProvider { .. })
+    ));
 }

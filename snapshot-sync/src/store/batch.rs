@@ -1,9 +1,11 @@
-//! Chunks written together and made durable together. A file's fsync costs some milliseconds of waiting
-//! for the disk's cache and the journal; many at once share both, so [`FLUSHERS`] threads flush a
-//! thousand files in the time of a few dozen. (`syncfs` is as fast on an idle disk, but waits for what others wrote.)
+//! Chunks written together and made durable together. A file's fsync costs some milliseconds of
+//! waiting for the disk's cache and the journal; many at once share both, so [`FLUSHERS`] threads
+//! flush a thousand files in the time of a few dozen. (`syncfs` is as fast on an idle disk, but
+//! waits for what others wrote.)
 //!
-//! Order: contents to temporary names, flush, renames to final names, flush of the directories. So a final
-//! name never stands for half a file, and a chunk is acknowledged only once its name is durable too.
+//! Order: contents to temporary names, flush, renames to final names, flush of the directories. So
+//! a final name never stands for half a file, and a chunk is acknowledged only once its name is
+//! durable too.
 
 use super::{ChunkStore, Hold, Step};
 use crate::{
@@ -24,7 +26,8 @@ const FLUSHERS: usize = 16;
 /// Files that make a further flusher worth its while.
 const EACH: usize = 4;
 
-/// Chunks on their way into a store. What was put is readable and durable after [`Batch::commit`]; dropping loses the rest.
+/// Chunks on their way into a store. What was put is readable and durable after [`Batch::commit`];
+/// dropping loses the rest.
 pub struct Batch {
     store: ChunkStore,
     hold: Hold,
@@ -46,7 +49,16 @@ impl Batch {
     pub(super) fn new(store: ChunkStore) -> Self {
         let hold = store.hold();
         let (pending, known) = (Vec::new(), HashMap::new());
-        Self { store, hold, encoder: Encoder::new(), pending, known, pending_bytes: 0, new_chunks: 0, new_bytes: 0 }
+        Self {
+            store,
+            hold,
+            encoder: Encoder::new(),
+            pending,
+            known,
+            pending_bytes: 0,
+            new_chunks: 0,
+            new_bytes: 0,
+        }
     }
 
     /// Adds a chunk, unless it is here already.
@@ -55,7 +67,10 @@ impl Batch {
     /// `TooLarge` beyond [`MAX_CHUNK_BYTES`], or what the file system says.
     pub fn put(&mut self, content: &[u8]) -> Result<ChunkId, Error> {
         if content.len() > MAX_CHUNK_BYTES {
-            return Err(Error::TooLarge { what: "a chunk", bytes: content.len() });
+            return Err(Error::TooLarge {
+                what: "a chunk",
+                bytes: content.len(),
+            });
         }
         let id = ChunkId::of(content);
         if !self.is_known(id) {
@@ -68,7 +83,10 @@ impl Batch {
     /// Adds a chunk in its stored form, which the caller has verified to be `id`'s.
     pub(crate) fn put_stored(&mut self, id: ChunkId, stored: &[u8]) -> Result<(), Error> {
         if stored.len() > MAX_STORED_BYTES {
-            return Err(Error::TooLarge { what: "a stored chunk", bytes: stored.len() });
+            return Err(Error::TooLarge {
+                what: "a stored chunk",
+                bytes: stored.len(),
+            });
         }
         if !self.is_known(id) {
             self.write(id, stored)?;
@@ -84,8 +102,11 @@ impl Batch {
 
     fn write(&mut self, id: ChunkId, stored: &[u8]) -> Result<(), Error> {
         let temporary = self.store.temporary();
-        let mut file = File::create_new(&temporary).map_err(io_at("creating a chunk", &temporary))?;
-        let written = file.write_all(stored).map_err(io_at("writing a chunk", &temporary));
+        let mut file =
+            File::create_new(&temporary).map_err(io_at("creating a chunk", &temporary))?;
+        let written = file
+            .write_all(stored)
+            .map_err(io_at("writing a chunk", &temporary));
         self.known.insert(id, self.pending.len());
         self.pending.push(Pending { id, temporary });
         self.pending_bytes += stored.len() as u64;
@@ -94,8 +115,11 @@ impl Batch {
 
     /// The content of a chunk that was put or is in the store.
     pub(crate) fn get(&self, id: ChunkId) -> Result<Vec<u8>, Error> {
-        let Some(pending) = self.known.get(&id).and_then(|at| self.pending.get(*at)) else { return self.store.get(id) };
-        let stored = fs::read(&pending.temporary).map_err(io_at("reading a chunk", &pending.temporary))?;
+        let Some(pending) = self.known.get(&id).and_then(|at| self.pending.get(*at)) else {
+            return self.store.get(id);
+        };
+        let stored =
+            fs::read(&pending.temporary).map_err(io_at("reading a chunk", &pending.temporary))?;
         chunk::decode(id, &stored)
     }
 
@@ -131,9 +155,19 @@ impl Batch {
 
     fn commit_pending(&mut self) -> Result<(), Error> {
         self.store.step(Step::Written)?;
-        flush(&self.pending.iter().map(|pending| pending.temporary.as_path()).collect::<Vec<_>>())?;
+        flush(
+            &self
+                .pending
+                .iter()
+                .map(|pending| pending.temporary.as_path())
+                .collect::<Vec<_>>(),
+        )?;
         self.store.step(Step::Flushed)?;
-        let shards: HashSet<PathBuf> = self.pending.iter().map(|pending| self.store.shard(pending.id)).collect();
+        let shards: HashSet<PathBuf> = self
+            .pending
+            .iter()
+            .map(|pending| self.store.shard(pending.id))
+            .collect();
         let mut parents: Vec<&Path> = shards.iter().map(PathBuf::as_path).collect();
         let chunks = self.store.chunks();
         for shard in &shards {
@@ -188,19 +222,32 @@ impl Drop for Batch {
 
 /// Makes files or directories durable, several at a time.
 fn flush(paths: &[&Path]) -> Result<(), Error> {
-    let one = |path: &&Path| File::open(path).and_then(|file| file.sync_all()).map_err(io_at("flushing", *path));
+    let one = |path: &&Path| {
+        File::open(path)
+            .and_then(|file| file.sync_all())
+            .map_err(io_at("flushing", *path))
+    };
     let share = paths.len().div_ceil(FLUSHERS).max(EACH);
     if paths.len() <= share {
         return paths.iter().try_for_each(one);
     }
     std::thread::scope(|scope| {
-        let flushers: Vec<_> = paths.chunks(share).map(|some| scope.spawn(move || some.iter().try_for_each(one))).collect();
-        let results = flushers.into_iter().map(|flusher| flusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let flushers: Vec<_> = paths
+            .chunks(share)
+            .map(|some| scope.spawn(move || some.iter().try_for_each(one)))
+            .collect();
+        let results = flushers.into_iter().map(|flusher| {
+            flusher
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
         results.fold(Ok(()), Result::and)
     })
 }
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(io_at("flushing a directory", path))
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(io_at("flushing a directory", path))
 }

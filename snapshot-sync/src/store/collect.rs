@@ -1,5 +1,6 @@
-//! Garbage collection: mark what the pins name, sweep the rest. Safe beside imports, fetches and pins
-//! under way: what they touch is held (see [`super::Hold`]), and holds let go meanwhile linger to the end.
+//! Garbage collection: mark what the pins name, sweep the rest. Safe beside imports, fetches and
+//! pins under way: what they touch is held (see [`super::Hold`]), and holds let go meanwhile linger
+//! to the end.
 
 use super::ChunkStore;
 use crate::{Error, error::io_at};
@@ -17,14 +18,18 @@ pub struct Collected {
 }
 
 impl ChunkStore {
-    /// Removes the chunks that no pin names, no work under way holds, and that are older than `grace`:
-    /// a fetch that a restart interrupted finds again what it had.
+    /// Removes the chunks that no pin names, no work under way holds, and that are older than
+    /// `grace`: a fetch that a restart interrupted finds again what it had.
     ///
     /// # Errors
-    /// `NotFound`, `Corrupt` or `Malformed` if a pinned manifest cannot be read: then nothing is removed,
-    /// because what it names is unknown. Fetch it again, or unpin it.
+    /// `NotFound`, `Corrupt` or `Malformed` if a pinned manifest cannot be read: then nothing is
+    /// removed, because what it names is unknown. Fetch it again, or unpin it.
     pub fn gc(&self, grace: Duration) -> Result<Collected, Error> {
-        let _one_at_a_time = self.0.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self
+            .0
+            .collecting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.holds().begin_collection();
         let result = self.mark_and_sweep(grace);
         self.holds().end_collection();
@@ -48,11 +53,16 @@ impl ChunkStore {
                 Ok(about) if !live.contains(&id) => about,
                 _ => return collected.kept += 1,
             };
-            let age = about.modified().ok().and_then(|at| now.duration_since(at).ok()).unwrap_or_default();
+            let age = about
+                .modified()
+                .ok()
+                .and_then(|at| now.duration_since(at).ok())
+                .unwrap_or_default();
             if age < grace {
                 return collected.kept += 1;
             }
-            // The table stays locked while the file goes, so that nobody holds and finds it in between.
+            // The table stays locked while the file goes, so that nobody holds and finds it in
+            // between.
             let holds = self.holds();
             if holds.holds(&id) {
                 return collected.kept += 1;

@@ -1,5 +1,6 @@
-//! Which chunks are in use by work under way, so that garbage collection leaves them alone before a pin
-//! names them. Held in memory: after a restart the grace period of [`super::ChunkStore::gc`] covers what was left.
+//! Which chunks are in use by work under way, so that garbage collection leaves them alone before a
+//! pin names them. Held in memory: after a restart the grace period of [`super::ChunkStore::gc`]
+//! covers what was left.
 
 use super::ChunkStore;
 use crate::ChunkId;
@@ -8,7 +9,8 @@ use std::collections::{HashMap, HashSet};
 #[derive(Default)]
 pub(super) struct Table {
     counts: HashMap<ChunkId, u32>,
-    /// A collection is under way: what is let go meanwhile may have been pinned after the marking, so it lingers until the end.
+    /// A collection is under way: what is let go meanwhile may have been pinned after the marking,
+    /// so it lingers until the end.
     collecting: bool,
     lingering: Vec<ChunkId>,
 }
@@ -49,7 +51,10 @@ pub struct Hold {
 
 impl Hold {
     pub(super) fn new(store: ChunkStore) -> Self {
-        Self { store, ids: HashSet::new() }
+        Self {
+            store,
+            ids: HashSet::new(),
+        }
     }
 
     /// Holds one more chunk, whether it is here yet or not. What is here after this call stays.

@@ -1,5 +1,5 @@
-//! Pins: which manifests must stay, and for whom. A pin is a small file of its own, so that setting or
-//! removing one touches no other; it is durable before the call returns.
+//! Pins: which manifests must stay, and for whom. A pin is a small file of its own, so that setting
+//! or removing one touches no other; it is durable before the call returns.
 
 use super::{ChunkStore, Hold, sync_directory};
 use crate::{ChunkId, Error, ManifestId, error::io_at, manifest, manifest::Role};
@@ -15,13 +15,18 @@ use std::{
 pub const MAX_LABEL_BYTES: usize = 512;
 
 impl ChunkStore {
-    /// Keeps all that `id` names from being collected until [`ChunkStore::unpin`] with the same label. Durable on return, idempotent.
+    /// Keeps all that `id` names from being collected until [`ChunkStore::unpin`] with the same
+    /// label. Durable on return, idempotent.
     ///
     /// # Errors
-    /// `Incomplete` if something of it is not here: a pin promises that all of it is. `TooLarge` for a label beyond [`MAX_LABEL_BYTES`].
+    /// `Incomplete` if something of it is not here: a pin promises that all of it is. `TooLarge`
+    /// for a label beyond [`MAX_LABEL_BYTES`].
     pub fn pin(&self, id: ManifestId, label: &str) -> Result<(), Error> {
         if label.len() > MAX_LABEL_BYTES {
-            return Err(Error::TooLarge { what: "a pin's label", bytes: label.len() });
+            return Err(Error::TooLarge {
+                what: "a pin's label",
+                bytes: label.len(),
+            });
         }
         let hold = self.hold_all(id)?;
         let path = self.pin_path(id, label);
@@ -63,7 +68,10 @@ impl ChunkStore {
         for entry in fs::read_dir(&dir).map_err(io_at("listing", &dir))? {
             let entry = entry.map_err(io_at("listing", &dir))?;
             let name = entry.file_name();
-            let id = name.to_str().and_then(|name| name.split_once('-')).and_then(|(id, _)| id.parse().ok());
+            let id = name
+                .to_str()
+                .and_then(|name| name.split_once('-'))
+                .and_then(|(id, _)| id.parse().ok());
             let Some(id) = id else { continue };
             match fs::read(entry.path()) {
                 Ok(label) => pins.push((id, String::from_utf8_lossy(&label).into_owned())),
@@ -88,7 +96,14 @@ impl ChunkStore {
             missing += usize::from(!here);
             here
         })?;
-        if missing > 0 { Err(Error::Incomplete { manifest: id, missing }) } else { Ok(hold) }
+        if missing > 0 {
+            Err(Error::Incomplete {
+                manifest: id,
+                missing,
+            })
+        } else {
+            Ok(hold)
+        }
     }
 
     /// Whether everything that `id` names is here.
@@ -96,8 +111,13 @@ impl ChunkStore {
         self.hold_all(id).is_ok()
     }
 
-    /// Calls `see` once for each chunk at and below `id`, and goes on below those for which it says true.
-    pub(crate) fn walk(&self, id: ManifestId, mut see: impl FnMut(ChunkId) -> bool) -> Result<(), Error> {
+    /// Calls `see` once for each chunk at and below `id`, and goes on below those for which it says
+    /// true.
+    pub(crate) fn walk(
+        &self,
+        id: ManifestId,
+        mut see: impl FnMut(ChunkId) -> bool,
+    ) -> Result<(), Error> {
         let mut seen = HashSet::new();
         let mut open = vec![(Role::Root, id.0)];
         while let Some((role, chunk)) = open.pop() {
@@ -113,6 +133,9 @@ impl ChunkStore {
 
     fn pin_path(&self, id: ManifestId, label: &str) -> PathBuf {
         let hash = blake3::hash(label.as_bytes());
-        self.0.dir.join("pins").join(format!("{id}-{}", HEXLOWER.encode(&hash.as_bytes()[..16])))
+        self.0
+            .dir
+            .join("pins")
+            .join(format!("{id}-{}", HEXLOWER.encode(&hash.as_bytes()[..16])))
     }
 }

@@ -1,4 +1,5 @@
-//! What the store promises: whole chunks or none through a crash at any step, and a collection that takes nothing in use.
+//! What the store promises: whole chunks or none through a crash at any step, and a collection that
+//! takes nothing in use.
 
 use super::*;
 use crate::{Checkpoint, Extent, Kind, Manifest, ManifestId};
@@ -8,7 +9,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 fn content(seed: u64, bytes: usize) -> Vec<u8> {
     let mut content = vec![0; bytes];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut content);
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut content);
     content
 }
 
@@ -21,16 +25,29 @@ fn fresh() -> (tempfile::TempDir, ChunkStore) {
 /// A manifest of one block for each seed.
 fn manifest_of(store: &ChunkStore, seeds: &[u64]) -> (ManifestId, Hold) {
     let mut batch = store.batch();
-    let chunks = seeds.iter().enumerate().map(|(i, seed)| Extent { block: i as u64, chunk: batch.put(&content(*seed, 4096)).unwrap() });
+    let chunks = seeds.iter().enumerate().map(|(i, seed)| Extent {
+        block: i as u64,
+        chunk: batch.put(&content(*seed, 4096)).unwrap(),
+    });
     let (chunks, size) = (chunks.collect(), seeds.len() as u64 * 4096);
-    let id = Manifest { kind: Kind::Disk, size, chunk_bytes: 4096, chunks, meta: BTreeMap::new() }.store(&mut batch).unwrap();
+    let id = Manifest {
+        kind: Kind::Disk,
+        size,
+        chunk_bytes: 4096,
+        chunks,
+        meta: BTreeMap::new(),
+    }
+    .store(&mut batch)
+    .unwrap();
     (id, batch.finish().unwrap())
 }
 
 #[test]
 fn what_was_put_is_there_after_reopening() {
     let (dir, store) = fresh();
-    let ids: Vec<_> = (0..20).map(|seed| store.put(&content(seed, 5000)).unwrap()).collect();
+    let ids: Vec<_> = (0..20)
+        .map(|seed| store.put(&content(seed, 5000)).unwrap())
+        .collect();
     drop(store);
     let store = ChunkStore::open(dir.path()).unwrap();
     for (seed, id) in ids.iter().enumerate() {
@@ -55,17 +72,26 @@ fn a_damaged_chunk_is_named_and_makes_room_for_a_good_one() {
 #[test]
 fn a_chunk_too_large_is_refused() {
     let (_dir, store) = fresh();
-    assert!(matches!(store.put(&vec![1; chunk::MAX_CHUNK_BYTES + 1]), Err(Error::TooLarge { .. })));
+    assert!(matches!(
+        store.put(&vec![1; chunk::MAX_CHUNK_BYTES + 1]),
+        Err(Error::TooLarge { .. })
+    ));
 }
 
 #[test]
 fn a_crash_at_any_step_loses_no_acknowledged_chunk_and_leaves_no_half_one() {
     for batch_size in [1, 3, 40] {
-        for (step, skip) in
-            [(Step::Written, 0), (Step::Flushed, 0), (Step::Renamed, 0), (Step::Renamed, batch_size / 2), (Step::Durable, 0)]
-        {
+        for (step, skip) in [
+            (Step::Written, 0),
+            (Step::Flushed, 0),
+            (Step::Renamed, 0),
+            (Step::Renamed, batch_size / 2),
+            (Step::Durable, 0),
+        ] {
             let (dir, store) = fresh();
-            let acknowledged: Vec<_> = (0..10).map(|seed| store.put(&content(seed, 3000)).unwrap()).collect();
+            let acknowledged: Vec<_> = (0..10)
+                .map(|seed| store.put(&content(seed, 3000)).unwrap())
+                .collect();
             store.crash_at(step, skip);
             let mut batch = store.batch();
             for seed in 100..100 + batch_size as u64 {
@@ -75,9 +101,19 @@ fn a_crash_at_any_step_loses_no_acknowledged_chunk_and_leaves_no_half_one() {
             drop((batch, store));
 
             let store = ChunkStore::open(dir.path()).unwrap();
-            acknowledged.iter().for_each(|id| drop(store.get(*id).unwrap()));
-            store.list().unwrap().iter().for_each(|id| drop(store.get(*id).unwrap()));
-            assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0, "{step:?} left a partial file");
+            acknowledged
+                .iter()
+                .for_each(|id| drop(store.get(*id).unwrap()));
+            store
+                .list()
+                .unwrap()
+                .iter()
+                .for_each(|id| drop(store.get(*id).unwrap()));
+            assert_eq!(
+                fs::read_dir(dir.path().join("tmp")).unwrap().count(),
+                0,
+                "{step:?} left a partial file"
+            );
             // The same work done again succeeds.
             let mut batch = store.batch();
             for seed in 100..100 + batch_size as u64 {
@@ -119,9 +155,16 @@ fn a_pin_is_there_after_reopening_and_gone_after_unpinning() {
     store.pin(id, "b").unwrap();
     drop((hold, store));
     let store = ChunkStore::open(dir.path()).unwrap();
-    assert_eq!(store.pins().unwrap(), vec![(id, "a".to_owned()), (id, "b".to_owned())]);
+    assert_eq!(
+        store.pins().unwrap(),
+        vec![(id, "a".to_owned()), (id, "b".to_owned())]
+    );
     assert!(store.unpin(id, "a").unwrap() && !store.unpin(id, "a").unwrap());
-    assert_eq!(store.gc(Duration::ZERO).unwrap().removed, 0, "the other pin still keeps it");
+    assert_eq!(
+        store.gc(Duration::ZERO).unwrap().removed,
+        0,
+        "the other pin still keeps it"
+    );
     store.unpin(id, "b").unwrap();
     assert_eq!(store.gc(Duration::ZERO).unwrap().kept, 0);
 }
@@ -131,7 +174,10 @@ fn a_pin_is_refused_while_something_is_missing() {
     let (_dir, store) = fresh();
     let (id, _hold) = manifest_of(&store, &[1, 2, 3]);
     fs::remove_file(store.path(ChunkId::of(&content(2, 4096)))).unwrap();
-    assert!(matches!(store.pin(id, "x"), Err(Error::Incomplete { missing: 1, .. })));
+    assert!(matches!(
+        store.pin(id, "x"),
+        Err(Error::Incomplete { missing: 1, .. })
+    ));
     assert!(store.pins().unwrap().is_empty());
 }
 
@@ -198,10 +244,22 @@ fn imports_and_collections_at_once_lose_nothing() {
 #[test]
 fn a_checkpoint_keeps_its_files() {
     let (_dir, store) = fresh();
-    let ((ram, a), (disk, b), (image, c)) = (manifest_of(&store, &[1]), manifest_of(&store, &[2]), manifest_of(&store, &[3]));
+    let ((ram, a), (disk, b), (image, c)) = (
+        manifest_of(&store, &[1]),
+        manifest_of(&store, &[2]),
+        manifest_of(&store, &[3]),
+    );
     let (vm, taken) = (VmId([7; 32]), UnixTime(9));
-    let checkpoint =
-        Checkpoint { vm, name: "one".into(), taken, epoch: Epoch(3), ram: Some(ram), disk, image: Some(image), spec: vec![1, 2] };
+    let checkpoint = Checkpoint {
+        vm,
+        name: "one".into(),
+        taken,
+        epoch: Epoch(3),
+        ram: Some(ram),
+        disk,
+        image: Some(image),
+        spec: vec![1, 2],
+    };
     let (id, d) = checkpoint.store(&store).unwrap();
     store.pin(id, "web@one").unwrap();
     drop((a, b, c, d));
@@ -215,9 +273,23 @@ fn any_manifest() -> impl Strategy<Value = Manifest> {
     let meta = proptest::collection::btree_map("[a-z]{0,8}", ".{0,20}", 0..4);
     (blocks, 12u32..=20, 1u32..4096, meta).prop_map(|(blocks, shift, tail, meta)| {
         let chunk_bytes = 1u32 << shift;
-        let size = blocks.last_key_value().map_or(0, |(last, _)| last * u64::from(chunk_bytes) + u64::from(tail));
-        let chunks = blocks.into_iter().map(|(block, id)| Extent { block, chunk: ChunkId(id) }).collect();
-        Manifest { kind: Kind::Ram, size, chunk_bytes, chunks, meta }
+        let size = blocks.last_key_value().map_or(0, |(last, _)| {
+            last * u64::from(chunk_bytes) + u64::from(tail)
+        });
+        let chunks = blocks
+            .into_iter()
+            .map(|(block, id)| Extent {
+                block,
+                chunk: ChunkId(id),
+            })
+            .collect();
+        Manifest {
+            kind: Kind::Ram,
+            size,
+            chunk_bytes,
+            chunks,
+            meta,
+        }
     })
 }
 
@@ -237,8 +309,17 @@ proptest! {
 #[test]
 fn a_manifest_out_of_order_or_out_of_bounds_is_refused() {
     let (_dir, store) = fresh();
-    let extent = |block| Extent { block, chunk: ChunkId([block as u8; 32]) };
-    let of = |chunks, size, chunk_bytes| Manifest { kind: Kind::Other, size, chunk_bytes, chunks, meta: BTreeMap::new() };
+    let extent = |block| Extent {
+        block,
+        chunk: ChunkId([block as u8; 32]),
+    };
+    let of = |chunks, size, chunk_bytes| Manifest {
+        kind: Kind::Other,
+        size,
+        chunk_bytes,
+        chunks,
+        meta: BTreeMap::new(),
+    };
     for bad in [
         of(vec![extent(1), extent(0)], 65536, 4096),
         of(vec![extent(1), extent(1)], 65536, 4096),

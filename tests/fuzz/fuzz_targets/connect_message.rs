@@ -1,7 +1,9 @@
 //! What two connectors say to each other, over the control plane and over the ring.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
-use p2pvm_overlay::connect::message::{Answer, Introduction, Request, RingAnswer, RingRequest, decode, encode};
+use p2pvm_overlay::connect::message::{
+    Answer, Introduction, Request, RingAnswer, RingRequest, decode, encode
+};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(request) = decode::<Request>(bytes) {

@@ -1,7 +1,9 @@
 //! The conversation at the door, gossip, and the framing of the control plane.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
-use p2pvm_overlay::control_wire::{AdmitRequest, Contact, Gossip, Hello, MAX_HELLO_BYTES, Reply, decode, read_header, read_value};
+use p2pvm_overlay::control_wire::{
+    AdmitRequest, Contact, Gossip, Hello, MAX_HELLO_BYTES, Reply, decode, read_header, read_value
+};
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = decode::<Hello>(bytes);

@@ -8,6 +8,8 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = packet::addresses(bytes);
     let _ = packet::sort_guest_frame(bytes);
     if let [start, offset, rest @ ..] = bytes {
-        let _ = packet::complete_checksum(&mut rest.to_vec(), usize::from(*start), usize::from(*offset));
+        let _ = packet::complete_checksum(
+            &mut rest.to_vec(), usize::from(*start), usize::from(*offset)
+        );
     }
 });

@@ -8,7 +8,9 @@ use std::sync::Arc;
 fuzz_target!(|bytes: &[u8]| {
     let _ = wire::parse::<wire::Reply>(bytes);
     if let Some(request) = wire::parse::<wire::Request>(bytes) {
-        let mut replica = Replica::new(MemberId([1; 32]), Arc::new(MemoryStore::default()), Limits::default());
+        let mut replica = Replica::new(
+            MemberId([1; 32]), Arc::new(MemoryStore::default()), Limits::default()
+        );
         let _ = replica.handle(UnixTime(1_800_000_000), MemberId([2; 32]), request);
     }
 });

@@ -12,7 +12,10 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = trace::parse_report(bytes);
     let _ = ask::parse(bytes);
     if let Ok(packet) = wire::parse(bytes) {
-        assert_eq!(wire::parse(&packet.to_bytes()).map(|again| again.to_bytes()).ok(), Some(packet.to_bytes()));
+        assert_eq!(
+            wire::parse(&packet.to_bytes()).map(|again| again.to_bytes()).ok(),
+            Some(packet.to_bytes())
+        );
         let now = Instant::now();
         let mut ring = Ring::new(MemberId([1; 32]), RingOptions::default(), 7);
         let neighbour = MemberId([2; 32]);

@@ -5,7 +5,10 @@ use p2pvm_tests::cli::{TestbedCommand, run_as};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "p2pvm-testbed", about = "An emulated wide area on this machine")]
+#[command(
+    name = "p2pvm-testbed",
+    about = "An emulated wide area on this machine"
+)]
 struct Cli {
     #[command(subcommand)]
     command: TestbedCommand,

@@ -1,7 +1,9 @@
-//! The chaos run: random but reproducible sequences of what happens to a host, while streams, pings and look-ups go on.
+//! The chaos run: random but reproducible sequences of what happens to a host, while streams, pings
+//! and look-ups go on.
 //!
-//! A seed gives the sequence ([`sequence`]); each step is an [`Event`] and a pause. After the end of each cause everything that
-//! goes on has to be back within [`BACK`], and when p2pvm has gone the host has to be as it was before it came.
+//! A seed gives the sequence ([`sequence`]); each step is an [`Event`] and a pause. After the end
+//! of each cause everything that goes on has to be back within [`BACK`], and when p2pvm has gone
+//! the host has to be as it was before it came.
 
 mod events;
 mod stage;
@@ -37,7 +39,12 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', value_name = "NUMBER")]
     pub only: Vec<usize>,
     /// These events in this order instead of a random sequence; `--list` shows their names
-    #[arg(long, value_delimiter = ',', value_name = "NAME", conflicts_with = "only")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "NAME",
+        conflicts_with = "only"
+    )]
     pub events: Vec<String>,
     /// Show the sequence and do nothing
     #[arg(long)]
@@ -103,8 +110,12 @@ pub struct Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>3}  {:<42}", self.number, self.event)?;
-        self.back.iter().try_for_each(|(name, seconds)| write!(f, "  {name} {seconds:.1}"))?;
-        self.missing.iter().try_for_each(|what| write!(f, "  FAILED: {what}"))
+        self.back
+            .iter()
+            .try_for_each(|(name, seconds)| write!(f, "  {name} {seconds:.1}"))?;
+        self.missing
+            .iter()
+            .try_for_each(|what| write!(f, "  FAILED: {what}"))
     }
 }
 
@@ -131,9 +142,21 @@ impl Report {
 
     /// How to do again what failed.
     pub fn again(&self) -> String {
-        let failed: Vec<String> = self.steps.iter().filter(|s| !s.missing.is_empty()).map(|s| s.number.to_string()).collect();
-        let only = if failed.is_empty() { String::new() } else { format!(" --only {}", failed.join(",")) };
-        let image = self.image.as_ref().map_or_else(String::new, |image| format!(" --image {}", image.display()));
+        let failed: Vec<String> = self
+            .steps
+            .iter()
+            .filter(|s| !s.missing.is_empty())
+            .map(|s| s.number.to_string())
+            .collect();
+        let only = if failed.is_empty() {
+            String::new()
+        } else {
+            format!(" --only {}", failed.join(","))
+        };
+        let image = self
+            .image
+            .as_ref()
+            .map_or_else(String::new, |image| format!(" --image {}", image.display()));
         format!("p2pvm testbed chaos --seed {}{only}{image}", self.seed)
     }
 }
@@ -148,31 +171,59 @@ pub fn sequence(seed: u64) -> impl Iterator<Item = Step> {
             round.shuffle(&mut rng);
         }
         let event = round.pop().expect("a round has events");
-        Step { number, event, pause: Duration::from_secs_f64(rng.random_range(PAUSE)) }
+        Step {
+            number,
+            event,
+            pause: Duration::from_secs_f64(rng.random_range(PAUSE)),
+        }
     })
 }
 
 /// The steps that the options ask for; without a number of steps they go on until the time is over.
 fn chosen(options: &Options) -> Result<Box<dyn Iterator<Item = Step>>, Failed> {
     if !options.events.is_empty() {
-        let named = |name: &String| Event::named(name.trim()).ok_or_else(|| Failed::NoEvent(name.clone()));
-        let events: Vec<&'static Event> = options.events.iter().map(named).collect::<Result<_, _>>()?;
-        let step = |(at, event)| Step { number: at + 1, event, pause: Duration::from_secs(1) };
+        let named =
+            |name: &String| Event::named(name.trim()).ok_or_else(|| Failed::NoEvent(name.clone()));
+        let events: Vec<&'static Event> =
+            options.events.iter().map(named).collect::<Result<_, _>>()?;
+        let step = |(at, event)| Step {
+            number: at + 1,
+            event,
+            pause: Duration::from_secs(1),
+        };
         return Ok(Box::new(events.into_iter().enumerate().map(step)));
     }
     let (only, last) = (options.only.clone(), options.only.iter().max().copied());
     let wanted = move |step: &Step| only.is_empty() || only.contains(&step.number);
-    Ok(Box::new(sequence(options.seed).take_while(move |step| last.is_none_or(|last| step.number <= last)).filter(wanted)))
+    Ok(Box::new(
+        sequence(options.seed)
+            .take_while(move |step| last.is_none_or(|last| step.number <= last))
+            .filter(wanted),
+    ))
 }
 
 /// Does a run; `say` hears each line as it comes.
 ///
 /// # Errors
 /// If the network cannot be built; what does not come back is in the report.
-pub fn run(options: &Options, program: &Path, name: &str, mut say: impl FnMut(&str)) -> Result<Report, Failed> {
+pub fn run(
+    options: &Options,
+    program: &Path,
+    name: &str,
+    mut say: impl FnMut(&str),
+) -> Result<Report, Failed> {
     let limit = Duration::from_secs(options.minutes * 60);
     let mut stage = Stage::raise(program, name, options.image.as_deref())?;
-    say(&format!("seed {}: {}", options.seed, stage.flows().iter().map(|f| f.name().to_owned()).collect::<Vec<_>>().join(", ")));
+    say(&format!(
+        "seed {}: {}",
+        options.seed,
+        stage
+            .flows()
+            .iter()
+            .map(|f| f.name().to_owned())
+            .collect::<Vec<_>>()
+            .join(", ")
+    ));
     let mut steps = Vec::new();
     let began = Instant::now();
     for step in chosen(options)? {
@@ -193,7 +244,13 @@ pub fn run(options: &Options, program: &Path, name: &str, mut say: impl FnMut(&s
     }
     let warnings = stage.warnings();
     let left = stage.end()?;
-    Ok(Report { seed: options.seed, image: options.image.clone(), steps, left, warnings })
+    Ok(Report {
+        seed: options.seed,
+        image: options.image.clone(),
+        steps,
+        left,
+        warnings,
+    })
 }
 
 /// `p2pvm testbed chaos`.
@@ -203,15 +260,30 @@ pub fn run(options: &Options, program: &Path, name: &str, mut say: impl FnMut(&s
 pub fn main(options: &Options, program: &Path) -> anyhow::Result<std::process::ExitCode> {
     if options.list {
         for step in chosen(options)?.take(EVENTS.len()) {
-            println!("{:>3}  {:<42} after {:.1} s", step.number, step.event.name, step.pause.as_secs_f64());
+            println!(
+                "{:>3}  {:<42} after {:.1} s",
+                step.number,
+                step.event.name,
+                step.pause.as_secs_f64()
+            );
         }
         return Ok(std::process::ExitCode::SUCCESS);
     }
     let report = run(options, program, &options.name, |line| println!("{line}"))?;
-    report.left.iter().for_each(|line| println!("left behind: {line}"));
-    println!("{} events, {} warnings in the daemon's log", report.steps.len(), report.warnings);
+    report
+        .left
+        .iter()
+        .for_each(|line| println!("left behind: {line}"));
+    println!(
+        "{} events, {} warnings in the daemon's log",
+        report.steps.len(),
+        report.warnings
+    );
     if report.is_good() {
-        println!("everything came back within {} s each time, and the host is as it was before", BACK.as_secs());
+        println!(
+            "everything came back within {} s each time, and the host is as it was before",
+            BACK.as_secs()
+        );
         return Ok(std::process::ExitCode::SUCCESS);
     }
     println!("FAILED; again: {}", report.again());
@@ -224,10 +296,18 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_sequence_again_and_a_round_has_each_event_once() {
-        let names = |seed| sequence(seed).take(EVENTS.len() * 2).map(|s| (s.number, s.event.name, s.pause)).collect::<Vec<_>>();
+        let names = |seed| {
+            sequence(seed)
+                .take(EVENTS.len() * 2)
+                .map(|s| (s.number, s.event.name, s.pause))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names(7), names(7));
         assert_ne!(names(7), names(8));
-        let round: std::collections::BTreeSet<_> = names(7)[..EVENTS.len()].iter().map(|(_, name, _)| *name).collect();
+        let round: std::collections::BTreeSet<_> = names(7)[..EVENTS.len()]
+            .iter()
+            .map(|(_, name, _)| *name)
+            .collect();
         assert_eq!(round.len(), EVENTS.len());
     }
 }

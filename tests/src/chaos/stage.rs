@@ -1,5 +1,5 @@
-//! The network of a chaos run: the host `b` to which everything happens, behind a NAT; `a` that founded the network; `c` with
-//! a LAN of its own and the provider's name server.
+//! The network of a chaos run: the host `b` to which everything happens, behind a NAT; `a` that
+//! founded the network; `c` with a LAN of its own and the provider's name server.
 
 use super::{BACK, Cause, Failed, Outcome, Step};
 use crate::{
@@ -18,7 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-const SITES: &str = "seed = 1\n[default]\nrtt_ms = 10\nmbit = 500\n[[site]]\nname = \"a\"\n[[site]]\nname = \"b\"\n\
+const SITES: &str = "seed = 1\n[default]\nrtt_ms = 10\nmbit = 500\n[[site]]\nname \
+    = \"a\"\n[[site]]\nname = \"b\"\n\
                      nat = \"port-restricted\"\n[[site]]\nname = \"c\"\n";
 const SETTINGS: &str = "cpus = 1\nupnp = false\nautonomic = false\n";
 /// The LANs behind `b` and `c`.
@@ -34,13 +35,17 @@ const SETTLE: Duration = Duration::from_secs(30);
 
 /// Puts the daemon's wall clock under the run's control; its monotonic clock goes on.
 const CLOCK: [(&str, &str); 4] = [
-    ("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"),
+    (
+        "LD_PRELOAD",
+        "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    ),
     ("FAKETIME_TIMESTAMP_FILE", "/var/lib/clock"),
     ("FAKETIME_CACHE_DURATION", "1"),
     ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
 ];
 /// What Docker and firewalld leave when they are stopped, and no other program should take away.
-const PURGE: &str = "nft list tables | while read -r table; do case $table in *p2pvm*) ;; *) nft delete $table ;; esac; done
+const PURGE: &str = "nft list tables | while read -r table; do case $table in *p2pvm*) ;; *) nft \
+    delete $table ;; esac; done
 ip link del docker0 2>/dev/null || true
 sysctl -q net.ipv4.ip_forward=0
 rm -rf /etc/docker /etc/firewalld.bak /run/docker
@@ -65,7 +70,10 @@ impl Stage {
         let mut lab = Lab::up(&Sites::parse(SITES)?, name, program)?;
         let host = lab.testbed().host("b")?.clone();
         let server = lab.testbed().host("c")?.address.to_string();
-        let image = image.map(|image| image.canonicalize()).transpose().map_err(|e| LabError::Io("the guest's image".into(), e))?;
+        let image = image
+            .map(|image| image.canonicalize())
+            .transpose()
+            .map_err(|e| LabError::Io("the guest's image".into(), e))?;
         let binds: Vec<&Path> = image.iter().map(|image| image.as_path()).collect();
         hosts::settle(&mut lab, &["b"], &tree, &binds, &server)?;
         probe::From::host(&lab, "c")?.serve_names(&server, "p2p")?;
@@ -86,10 +94,23 @@ impl Stage {
             ("P2PVM", program.display().to_string()),
             ("NETWORK_B", "/var/lib/network-b".to_owned()),
         ];
-        let environment = environment.into_iter().chain(CLOCK.map(|(key, value)| (key, value.to_owned())));
-        let environment = environment.map(|(key, value)| (key.to_owned(), value)).collect();
+        let environment = environment
+            .into_iter()
+            .chain(CLOCK.map(|(key, value)| (key, value.to_owned())));
+        let environment = environment
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect();
         let before = HostState::default();
-        let mut stage = Self { flows: Vec::new(), here, there, lab, environment, before, running: Vec::new(), guest: false };
+        let mut stage = Self {
+            flows: Vec::new(),
+            here,
+            there,
+            lab,
+            environment,
+            before,
+            running: Vec::new(),
+            guest: false,
+        };
         stage.network()?;
         if let Some(image) = image {
             stage.boot(&image)?;
@@ -101,16 +122,23 @@ impl Stage {
     /// Founds the network and remembers what `b` was like without p2pvm.
     fn network(&mut self) -> Result<(), LabError> {
         for host in ["a", "b", "c"] {
-            let resolver = if host == "b" { "resolver = \"auto\"\n" } else { "" };
+            let resolver = if host == "b" {
+                "resolver = \"auto\"\n"
+            } else {
+                ""
+            };
             self.lab.configure(host, &format!("{SETTINGS}{resolver}"))?;
         }
         self.lab.found("a", "lab")?;
         let invite = self.lab.invite("a", 2)?;
-        ["b", "c"].into_iter().try_for_each(|host| self.lab.join(host, &invite).map(drop))?;
+        ["b", "c"]
+            .into_iter()
+            .try_for_each(|host| self.lab.join(host, &invite).map(drop))?;
         self.lab.p2pvm("b", &["down"])?;
         self.script(
             "echo +0 >/var/lib/clock; mkdir -p $NETWORK_B
-printf 'cpus = 1\\nupnp = false\\nautonomic = false\\nresolver = \"auto\"\\nport = 4101\\nlink_port = 4102\\ndevice = \"p2pvm1\"\\n' >$NETWORK_B/node.toml
+printf 'cpus = 1\\nupnp = false\\nautonomic = false\\nresolver = \"auto\"\\nport = \
+4101\\nlink_port = 4102\\ndevice = \"p2pvm1\"\\n' >$NETWORK_B/node.toml
 $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         )?;
         // Both make directories and switches at their first start that are theirs to keep.
@@ -121,30 +149,55 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         self.script(PURGE)?;
         self.before = HostState::of(self.lab.testbed(), "b")?;
         self.script("$P2PVM up --detach")?;
-        self.lab.p2pvm("b", &["route", "offer", &format!("{LAN_HERE}.0/24")])?;
-        self.lab.p2pvm("c", &["route", "offer", &format!("{LAN_THERE}.0/24")])?;
-        ["a", "b"].into_iter().try_for_each(|host| self.lab.p2pvm(host, &["route", "accept"]).map(drop))
+        self.lab
+            .p2pvm("b", &["route", "offer", &format!("{LAN_HERE}.0/24")])?;
+        self.lab
+            .p2pvm("c", &["route", "offer", &format!("{LAN_THERE}.0/24")])?;
+        ["a", "b"]
+            .into_iter()
+            .try_for_each(|host| self.lab.p2pvm(host, &["route", "accept"]).map(drop))
     }
 
     /// Starts a guest on `b`.
     fn boot(&mut self, image: &Path) -> Result<(), LabError> {
         let image = image.display().to_string();
-        let made = self.lab.json("b", &["vm", "create", "chaos", "--image", &image, "--memory", "128M", "--start"])?;
+        let made = self.lab.json(
+            "b",
+            &[
+                "vm", "create", "chaos", "--image", &image, "--memory", "128M", "--start",
+            ],
+        )?;
         let address = made["address"].as_str().unwrap_or_default().to_owned();
         self.lab.wait_for_guest("a", &address, BOOT)?;
-        self.flows.push(Flow::pings("guest", &probe::From::host(&self.lab, "a")?, &address)?);
+        self.flows.push(Flow::pings(
+            "guest",
+            &probe::From::host(&self.lab, "a")?,
+            &address,
+        )?);
         self.guest = true;
         Ok(())
     }
 
     /// Begins what goes on all the time.
     fn flow(&mut self) -> Result<(), LabError> {
-        let address = |host: &str| Ok::<_, LabError>(self.lab.json(host, &["status"])?["address"].as_str().unwrap_or_default().to_owned());
-        let (a, b) = (probe::From::host(&self.lab, "a")?, probe::From::host(&self.lab, "b")?);
+        let address = |host: &str| {
+            Ok::<_, LabError>(
+                self.lab.json(host, &["status"])?["address"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
+            )
+        };
+        let (a, b) = (
+            probe::From::host(&self.lab, "a")?,
+            probe::From::host(&self.lab, "b")?,
+        );
         let (address_a, address_b) = (address("a")?, address("b")?);
         let reached = |from: &probe::From, to: &str| {
-            probe::within(SETTLE, || from.pings(to))
-                .ok_or_else(|| LabError::TimedOut { what: format!("an answer of {to}"), seconds: SETTLE.as_secs() })
+            probe::within(SETTLE, || from.pings(to)).ok_or_else(|| LabError::TimedOut {
+                what: format!("an answer of {to}"),
+                seconds: SETTLE.as_secs(),
+            })
         };
         reached(&a, &address_b)?;
         reached(&a, &self.here.address)?;
@@ -153,7 +206,15 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
             Flow::stream("stream", &a, &b, &address_b, 6000)?,
             Flow::pings("LAN here", &a, &self.here.address)?,
             Flow::pings("LAN there", &b, &self.there.address)?,
-            Flow::names("names", self.lab.testbed(), "b", &[("a.lab.p2p", &address_a), ("elsewhere.example.net", "192.0.2.77")])?,
+            Flow::names(
+                "names",
+                self.lab.testbed(),
+                "b",
+                &[
+                    ("a.lab.p2p", &address_a),
+                    ("elsewhere.example.net", "192.0.2.77"),
+                ],
+            )?,
         ];
         self.flows.extend(more);
         Ok(())
@@ -167,19 +228,42 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
     fn script(&self, text: &str) -> Result<(), testbed::Error> {
         // Only p2pvm is under the changed clock, not the shell and its tools.
         let mut command = Command::new("sh");
-        let own = self.environment.iter().filter(|(key, _)| !CLOCK.iter().any(|(name, _)| name == key));
-        let clock: Vec<String> = CLOCK.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        command.args(["-uc", text]).envs(own.map(|(key, value)| (key, value)));
-        let program = self.environment.iter().find(|(key, _)| key == "P2PVM").map(|(_, value)| value.clone()).unwrap_or_default();
+        let own = self
+            .environment
+            .iter()
+            .filter(|(key, _)| !CLOCK.iter().any(|(name, _)| name == key));
+        let clock: Vec<String> = CLOCK
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        command
+            .args(["-uc", text])
+            .envs(own.map(|(key, value)| (key, value)));
+        let program = self
+            .environment
+            .iter()
+            .find(|(key, _)| key == "P2PVM")
+            .map(|(_, value)| value.clone())
+            .unwrap_or_default();
         command.env("P2PVM", format!("env {} {program}", clock.join(" ")));
-        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
         let child = self.lab.testbed().spawn("b", &mut command)?;
-        let output = child.wait_with_output().map_err(|e| testbed::Error::Io("wait for a script".into(), e))?;
+        let output = child
+            .wait_with_output()
+            .map_err(|e| testbed::Error::Io("wait for a script".into(), e))?;
         if output.status.success() {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(testbed::Error::Command { host: "b".into(), line: text.into(), status: output.status, said })
+        Err(testbed::Error::Command {
+            host: "b".into(),
+            line: text.into(),
+            status: output.status,
+            said,
+        })
     }
 
     /// Lets a step's event happen and waits until all is back.
@@ -202,7 +286,12 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
             });
             std::thread::sleep(POLL);
         }
-        Ok(Outcome { number: step.number, event: step.event.name, back, missing })
+        Ok(Outcome {
+            number: step.number,
+            event: step.event.name,
+            back,
+            missing,
+        })
     }
 
     fn happen(&mut self, cause: Cause) -> Result<(), Failed> {
@@ -224,7 +313,8 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
             }
             Cause::RouterForgets => {
                 let flushed = self.lab.testbed().inside_router("b", conntrack::flush)?;
-                flushed.map_err(|e| testbed::Error::Io("flush the router's connections".into(), e))?;
+                flushed
+                    .map_err(|e| testbed::Error::Io("flush the router's connections".into(), e))?;
             }
             Cause::Cut(seconds) => {
                 self.lab.testbed().cut("a", "b")?;
@@ -237,12 +327,17 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
 
     fn log(&self) -> String {
         let file = self.lab.dir("b").map(|dir| dir.join("daemon.log"));
-        file.ok().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default()
+        file.ok()
+            .and_then(|file| fs::read_to_string(file).ok())
+            .unwrap_or_default()
     }
 
     /// Warnings and errors in the log of `b`.
     pub(super) fn warnings(&self) -> usize {
-        self.log().lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).count()
+        self.log()
+            .lines()
+            .filter(|line| line.contains(" WARN ") || line.contains(" ERROR "))
+            .count()
     }
 
     /// What is good to know after a step that failed.
@@ -256,14 +351,33 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
             "cat /etc/resolv.conf",
             "$P2PVM doctor",
         ] {
-            let line = line.replace("$P2PVM", self.environment.iter().find(|(key, _)| key == "P2PVM").map_or("", |(_, value)| value));
-            let said = self.lab.testbed().exec("b", &["timeout", "20", "sh", "-c", &line]);
-            let said = said.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned());
-            text.push_str(&format!("--- b: {line}\n{}\n", said.unwrap_or_else(|e| e.to_string())));
+            let line = line.replace(
+                "$P2PVM",
+                self.environment
+                    .iter()
+                    .find(|(key, _)| key == "P2PVM")
+                    .map_or("", |(_, value)| value),
+            );
+            let said = self
+                .lab
+                .testbed()
+                .exec("b", &["timeout", "20", "sh", "-c", &line]);
+            let said =
+                said.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned());
+            text.push_str(&format!(
+                "--- b: {line}\n{}\n",
+                said.unwrap_or_else(|e| e.to_string())
+            ));
         }
         for host in ["a", "b", "c"] {
-            let peers = self.lab.p2pvm(host, &["peers"]).unwrap_or_else(|e| e.to_string());
-            text.push_str(&format!("--- {host}: p2pvm peers\n{peers}\n--- log of {host}\n{}\n", self.lab.log_tail(host, 30)));
+            let peers = self
+                .lab
+                .p2pvm(host, &["peers"])
+                .unwrap_or_else(|e| e.to_string());
+            text.push_str(&format!(
+                "--- {host}: p2pvm peers\n{peers}\n--- log of {host}\n{}\n",
+                self.lab.log_tail(host, 30)
+            ));
         }
         text
     }
@@ -280,13 +394,29 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         }
         self.lab.p2pvm("b", &["down"])?;
         let gone = HostState::of(self.lab.testbed(), "b")?;
-        let sections = ["links", "routes", "rules", "nft", "legacy", "files", "processes"];
-        // The runtime directory with its locks stays until the host boots again, as the systemd unit has it.
+        let sections = [
+            "links",
+            "routes",
+            "rules",
+            "nft",
+            "legacy",
+            "files",
+            "processes",
+        ];
+        // The runtime directory with its locks stays until the host boots again, as the systemd
+        // unit has it.
         let is_left = |line: &&String| line.contains("p2pvm") && *line != "/run/p2pvm";
-        let own = sections.iter().flat_map(|section| gone.section(section)).filter(is_left);
+        let own = sections
+            .iter()
+            .flat_map(|section| gone.section(section))
+            .filter(is_left);
         let mut left: Vec<String> = own.cloned().collect();
         self.script(PURGE)?;
-        left.extend(self.before.difference(&HostState::of(self.lab.testbed(), "b")?).0);
+        left.extend(
+            self.before
+                .difference(&HostState::of(self.lab.testbed(), "b")?)
+                .0,
+        );
         self.lab.down()?;
         Ok(left)
     }
@@ -295,9 +425,23 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
 /// Gives the host a second cable to its router.
 fn second_uplink(host: &str, router: &str, gateway: &str) -> Result<(), testbed::Error> {
     let net = gateway.rsplit_once('.').map_or(gateway, |(net, _)| net);
-    namespace::run("ip", &["link", "add", "name", "eth1", "netns", host, "type", "veth", "peer", "name", "second", "netns", router], "")?;
-    namespace::run("ip", &["-n", router, "-batch", "-"], "link set second master lan\nlink set second up\n")?;
+    namespace::run(
+        "ip",
+        &[
+            "link", "add", "name", "eth1", "netns", host, "type", "veth", "peer", "name", "second",
+            "netns", router,
+        ],
+        "",
+    )?;
+    namespace::run(
+        "ip",
+        &["-n", router, "-batch", "-"],
+        "link set second master lan\nlink set second up\n",
+    )?;
     // A host route only: the network itself stays eth0's.
-    let batch = format!("addr add {net}.{SECOND}/32 dev eth1\nlink set eth1 up\nroute add {gateway}/32 dev eth1 metric 900\n");
+    let batch = format!(
+        "addr add {net}.{SECOND}/32 dev eth1\nlink set eth1 up\nroute add {gateway}/32 dev eth1 \
+            metric 900\n"
+    );
     namespace::run("ip", &["-n", host, "-batch", "-"], &batch)
 }

@@ -1,5 +1,5 @@
-//! p2pvm in the comparison: founded on the bootstrap, joined by one invite beforehand, so that what is timed is a member's start,
-//! as for the others, who have their keys beforehand too.
+//! p2pvm in the comparison: founded on the bootstrap, joined by one invite beforehand, so that what
+//! is timed is a member's start, as for the others, who have their keys beforehand too.
 
 use super::Overlay;
 use crate::testbed::Testbed;
@@ -13,15 +13,24 @@ pub(super) struct P2pvm {
 
 impl P2pvm {
     pub(super) fn new(program: &Path) -> Self {
-        Self { program: program.to_owned() }
+        Self {
+            program: program.to_owned(),
+        }
     }
 
     pub(super) fn call(&self, bed: &Testbed, host: &str, words: &[&str]) -> anyhow::Result<Value> {
         let program = self.program.to_string_lossy();
-        let argv: Vec<&str> = std::iter::once(&*program).chain(words.iter().copied()).chain(["--json"]).collect();
+        let argv: Vec<&str> = std::iter::once(&*program)
+            .chain(words.iter().copied())
+            .chain(["--json"])
+            .collect();
         let output = bed.exec(host, &argv)?;
         if !output.status.success() {
-            bail!("p2pvm {} on {host}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "p2pvm {} on {host}: {}",
+                words.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
     }

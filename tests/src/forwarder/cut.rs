@@ -1,16 +1,22 @@
-//! Joined packets: the kernel hands TCP and UDP over in one piece of up to 64 KiB with a note how to cut it (virtio-net's header, the format
-//! of Linux' `virtio_net.h`). Reads that note, and cuts where a link tells packets apart: not into single packets, which would cost a system
-//! call and a walk through the network stack each, but into *runs* of neighbours, each again a joined packet with a note of its own.
+//! Joined packets: the kernel hands TCP and UDP over in one piece of up to 64 KiB with a note how
+//! to cut it (virtio-net's header, the format of Linux' `virtio_net.h`). Reads that note, and cuts
+//! where a link tells packets apart: not into single packets, which would cost a system call and a
+//! walk through the network stack each, but into *runs* of neighbours, each again a joined packet
+//! with a note of its own.
 
 use super::link::Pieces;
 use std::{ops::Range, time::Duration};
-use tun_rs::{VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_LEN, VirtioNetHdr};
+use tun_rs::{
+    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
+    VIRTIO_NET_HDR_LEN, VirtioNetHdr,
+};
 
 /// `VIRTIO_NET_HDR_GSO_ECN`, a flag beside the type: the first piece has CWR set.
 const ECN: u8 = 0x80;
 /// `VIRTIO_NET_HDR_GSO_NONE`: the packet is one packet.
 const NOT_JOINED: u8 = 0;
-/// TCP flags that only the first piece keeps, and those that only the last does (RFC 9293 §3.1, RFC 3168 §6.1.2).
+/// TCP flags that only the first piece keeps, and those that only the last does (RFC 9293 §3.1, RFC
+/// 3168 §6.1.2).
 const CWR: u8 = 0x80;
 const FIN_PSH: u8 = 0x09;
 
@@ -41,16 +47,39 @@ impl Joined<'_> {
         };
         let (version, words) = (packet.first()? >> 4, packet.first()? & 15);
         let v6 = version == 6;
-        let transport = if v6 { IPV6_HEADER } else { usize::from(words) * 4 };
-        // The note's own header length is that of the whole first packet when the kernel forwards, so it is read from the packet.
-        let header = transport + if udp { 8 } else { usize::from(packet.get(transport + 12)? >> 4) * 4 };
-        let sensible = matches!(version, 4 | 6) && transport >= 20 && header >= transport + if udp { 8 } else { 20 };
-        (sensible && note.gso_size > 0 && packet.len() > header).then_some(Joined { note, packet, transport, header, udp, v6 })
+        let transport = if v6 {
+            IPV6_HEADER
+        } else {
+            usize::from(words) * 4
+        };
+        // The note's own header length is that of the whole first packet when the kernel forwards,
+        // so it is read from the packet.
+        let header = transport
+            + if udp {
+                8
+            } else {
+                usize::from(packet.get(transport + 12)? >> 4) * 4
+            };
+        let sensible = matches!(version, 4 | 6)
+            && transport >= 20
+            && header >= transport + if udp { 8 } else { 20 };
+        (sensible && note.gso_size > 0 && packet.len() > header).then_some(Joined {
+            note,
+            packet,
+            transport,
+            header,
+            udp,
+            v6,
+        })
     }
 
     fn pieces(&self) -> Pieces {
         let payload = usize::from(self.note.gso_size);
-        Pieces { count: (self.packet.len() - self.header).div_ceil(payload), header: self.header, payload }
+        Pieces {
+            count: (self.packet.len() - self.header).div_ceil(payload),
+            header: self.header,
+            payload,
+        }
     }
 
     /// Writes the pieces of `range`, which is not empty, to `out` as a packet of their own.
@@ -71,7 +100,8 @@ impl Joined<'_> {
         }
         out.clear();
         out.resize(VIRTIO_NET_HDR_LEN, 0);
-        note.encode(out).expect("the buffer has just been given the note's length");
+        note.encode(out)
+            .expect("the buffer has just been given the note's length");
         out.extend_from_slice(&self.packet[..self.header]);
         out.extend_from_slice(&self.packet[start..end]);
 
@@ -89,13 +119,23 @@ impl Joined<'_> {
         if self.udp {
             put(transport, 4, transport.len() as u16);
         } else {
-            let sequence = u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
-            transport[4..8].copy_from_slice(&sequence.wrapping_add((range.start * payload) as u32).to_be_bytes());
+            let sequence =
+                u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
+            transport[4..8].copy_from_slice(
+                &sequence
+                    .wrapping_add((range.start * payload) as u32)
+                    .to_be_bytes(),
+            );
             let cleared = if is_first { 0 } else { CWR } | if is_last { 0 } else { FIN_PSH };
             transport[13] &= !cleared;
         }
-        // What the note says is still to be summed starts from the sum of the pseudo-header (RFC 9293 §3.1, RFC 8200 §8.1).
-        let (addresses, protocol) = if self.v6 { (&ip[8..40], ip[6]) } else { (&ip[12..20], ip[9]) };
+        // What the note says is still to be summed starts from the sum of the pseudo-header (RFC
+        // 9293 §3.1, RFC 8200 §8.1).
+        let (addresses, protocol) = if self.v6 {
+            (&ip[8..40], ip[6])
+        } else {
+            (&ip[12..20], ip[9])
+        };
         let pseudo = sum(addresses, u32::from(protocol) + transport.len() as u32);
         put(transport, usize::from(note.csum_offset), pseudo);
     }
@@ -111,7 +151,9 @@ pub(super) fn put(bytes: &mut [u8], at: usize, value: u16) {
 
 /// Internet checksum (RFC 1071) of an even number of bytes on top of `start`, not complemented.
 pub(super) fn sum(bytes: &[u8], start: u32) -> u16 {
-    let mut total = bytes.chunks_exact(2).fold(start, |total, pair| total + u32::from(get(pair, 0)));
+    let mut total = bytes
+        .chunks_exact(2)
+        .fold(start, |total, pair| total + u32::from(get(pair, 0)));
     while total > 0xffff {
         total = (total & 0xffff) + (total >> 16);
     }
@@ -120,13 +162,29 @@ pub(super) fn sum(bytes: &[u8], start: u32) -> u16 {
 
 /// How many packets on the wire a packet from a router stands for.
 pub(super) fn pieces(bytes: &[u8]) -> Pieces {
-    Joined::parse(bytes).map_or(Pieces { count: 1, header: 0, payload: 0 }, |joined| joined.pieces())
+    Joined::parse(bytes).map_or(
+        Pieces {
+            count: 1,
+            header: 0,
+            payload: 0,
+        },
+        |joined| joined.pieces(),
+    )
 }
 
-/// Cuts a joined packet into runs of the pieces that arrive, each as short as `longest`, and gives them to `take` with the time of their last
-/// piece. `dues` says when each piece arrives, if it does; `out` is room to build in.
-pub(super) fn runs(bytes: &[u8], dues: &[Option<Duration>], longest: Duration, out: &mut Vec<u8>, mut take: impl FnMut(Duration, &[u8])) {
-    let Some(joined) = Joined::parse(bytes) else { return };
+/// Cuts a joined packet into runs of the pieces that arrive, each as short as `longest`, and gives
+/// them to `take` with the time of their last piece. `dues` says when each piece arrives, if it
+/// does; `out` is room to build in.
+pub(super) fn runs(
+    bytes: &[u8],
+    dues: &[Option<Duration>],
+    longest: Duration,
+    out: &mut Vec<u8>,
+    mut take: impl FnMut(Duration, &[u8]),
+) {
+    let Some(joined) = Joined::parse(bytes) else {
+        return;
+    };
     let count = joined.pieces().count.min(dues.len());
     let mut start = 0;
     while start < count {
@@ -152,7 +210,8 @@ mod tests {
     use proptest::prelude::*;
     use tun_rs::gso_split;
 
-    /// A joined packet as the kernel makes it: everything right but the transport checksum, which holds the pseudo-header's sum.
+    /// A joined packet as the kernel makes it: everything right but the transport checksum, which
+    /// holds the pseudo-header's sum.
     fn joined(v6: bool, udp: bool, payload: &[u8], piece: u16, flags: u8) -> Vec<u8> {
         let (ip, protocol) = (if v6 { 40 } else { 20 }, if udp { 17 } else { 6 });
         let mut packet = vec![0; ip + if udp { 8 } else { 32 }];
@@ -186,7 +245,10 @@ mod tests {
             put(&mut packet, ip + 4, length - ip as u16);
         }
         let addresses = if v6 { 8..40 } else { 12..20 };
-        let pseudo = sum(&packet[addresses], u32::from(protocol) + u32::from(length - ip as u16));
+        let pseudo = sum(
+            &packet[addresses],
+            u32::from(protocol) + u32::from(length - ip as u16),
+        );
         put(&mut packet, ip + if udp { 6 } else { 16 }, pseudo);
         let note = VirtioNetHdr {
             flags: 1,
@@ -221,7 +283,10 @@ mod tests {
         let v6 = packet[0] >> 4 == 6;
         let made = gso_split(&mut packet, note, &mut room, &mut sizes, 0, v6).unwrap();
         room.truncate(made);
-        room.into_iter().zip(sizes).map(|(piece, size)| piece[..size].to_vec()).collect()
+        room.into_iter()
+            .zip(sizes)
+            .map(|(piece, size)| piece[..size].to_vec())
+            .collect()
     }
 
     fn tun_rs_checksum(packet: &mut [u8], note: VirtioNetHdr) {
@@ -258,7 +323,10 @@ mod tests {
         #[test]
         fn any_bytes_are_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let count = pieces(&bytes).count;
-            runs(&bytes, &vec![Some(Duration::ZERO); count], Duration::ZERO, &mut Vec::new(), |_, _| {});
+            runs(
+                &bytes, &vec![Some(Duration::ZERO); count], Duration::ZERO, &mut Vec::new(), |_,
+                _| {}
+            );
         }
     }
 }

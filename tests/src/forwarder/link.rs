@@ -1,8 +1,10 @@
-//! One direction of a link, without IO: given a packet's time and size, whether and when it arrives.
+//! One direction of a link, without IO: given a packet's time and size, whether and when it
+//! arrives.
 //!
-//! Every decision is drawn from a generator of the link's own, two draws per packet whatever else happens, so that the n-th packet of a link
-//! has the same fate in every run with the same seed, however the clocks run. Packets keep their order: jitter that would let one overtake
-//! makes it wait instead, as in a router's queue.
+//! Every decision is drawn from a generator of the link's own, two draws per packet whatever else
+//! happens, so that the n-th packet of a link has the same fate in every run with the same seed,
+//! however the clocks run. Packets keep their order: jitter that would let one overtake makes it
+//! wait instead, as in a router's queue.
 
 use crate::sites::Shape;
 use rand::{Rng, SeedableRng};
@@ -10,8 +12,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// A joined packet that keeps a link busy longer than this is cut, so that the rate is smooth. Shorter bursts would be smoother still, but
-/// each costs the machine about as much as a whole joined packet.
+/// A joined packet that keeps a link busy longer than this is cut, so that the rate is smooth.
+/// Shorter bursts would be smoother still, but each costs the machine about as much as a whole
+/// joined packet.
 pub(super) const LONGEST_BURST: Duration = Duration::from_millis(3);
 /// Most that may be on its way on one link; a link this full drops.
 const MOST_IN_FLIGHT_BYTES: usize = 64 << 20;
@@ -90,14 +93,17 @@ impl Wire {
         }
     }
 
-    /// Decides on a packet of `bytes` that stands for `pieces` packets on the wire and comes at `now`.
+    /// Decides on a packet of `bytes` that stands for `pieces` packets on the wire and comes at
+    /// `now`.
     pub fn offer(&mut self, now: Duration, bytes: usize, pieces: Pieces) -> Verdict {
         if self.cut {
             self.counters.cut += pieces.count as u64;
             return Verdict::Nothing;
         }
         if pieces.count <= 1 {
-            return self.one(now, bytes).map_or(Verdict::Nothing, Verdict::Whole);
+            return self
+                .one(now, bytes)
+                .map_or(Verdict::Nothing, Verdict::Whole);
         }
         let on_wire = bytes + (pieces.count - 1) * pieces.header;
         let smooth = self.sending(on_wire) <= LONGEST_BURST;
@@ -130,7 +136,8 @@ impl Wire {
             return None;
         }
         self.free_at = start + self.sending(bytes);
-        let jittered = (self.shape.delay + self.shape.jitter.mul_f64(2.0 * jitter)).saturating_sub(self.shape.jitter);
+        let jittered = (self.shape.delay + self.shape.jitter.mul_f64(2.0 * jitter))
+            .saturating_sub(self.shape.jitter);
         self.last_due = self.last_due.max(self.free_at + jittered);
         self.counters.packets += 1;
         self.counters.bytes += bytes as u64;
@@ -139,7 +146,9 @@ impl Wire {
 
     /// How long the link is busy with so many bytes.
     fn sending(&self, bytes: usize) -> Duration {
-        (bytes as u64 * 8_000_000_000).checked_div(self.shape.bits_per_second).map_or(Duration::ZERO, Duration::from_nanos)
+        (bytes as u64 * 8_000_000_000)
+            .checked_div(self.shape.bits_per_second)
+            .map_or(Duration::ZERO, Duration::from_nanos)
     }
 
     /// A packet occupies memory from now.
@@ -158,21 +167,34 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SINGLE: Pieces = Pieces { count: 1, header: 0, payload: 0 };
+    const SINGLE: Pieces = Pieces {
+        count: 1,
+        header: 0,
+        payload: 0,
+    };
 
     fn ms(value: u64) -> Duration {
         Duration::from_millis(value)
     }
 
     fn shape() -> Shape {
-        Shape { delay: ms(10), jitter: ms(2), loss: 0.1, bits_per_second: 8_000_000, queue: ms(50), ..Shape::default() }
+        Shape {
+            delay: ms(10),
+            jitter: ms(2),
+            loss: 0.1,
+            bits_per_second: 8_000_000,
+            queue: ms(50),
+            ..Shape::default()
+        }
     }
 
     #[test]
     fn the_fate_of_the_nth_packet_depends_on_the_seed_and_not_on_the_clock() {
         let lost = |seed: u64, gap: u64| -> Vec<bool> {
             let mut wire = Wire::new(shape(), seed, 0, 1);
-            (0..500).map(|i| wire.offer(ms(i * gap), 100, SINGLE) == Verdict::Nothing).collect()
+            (0..500)
+                .map(|i| wire.offer(ms(i * gap), 100, SINGLE) == Verdict::Nothing)
+                .collect()
         };
         assert_eq!(lost(1, 1), lost(1, 7));
         assert_ne!(lost(1, 1), lost(2, 1));
@@ -182,11 +204,24 @@ mod tests {
 
     #[test]
     fn a_limited_link_sends_at_its_rate_and_drops_what_waits_too_long() {
-        let mut wire = Wire::new(Shape { loss: 0.0, jitter: ms(0), ..shape() }, 1, 0, 1);
+        let mut wire = Wire::new(
+            Shape {
+                loss: 0.0,
+                jitter: ms(0),
+                ..shape()
+            },
+            1,
+            0,
+            1,
+        );
         // 1000 bytes take 1 ms at 8 Mbit/s.
         let dues: Vec<Verdict> = (0..100).map(|_| wire.offer(ms(0), 1000, SINGLE)).collect();
         for (i, due) in dues.iter().enumerate() {
-            let expected = if i <= 50 { Verdict::Whole(ms(11 + i as u64)) } else { Verdict::Nothing };
+            let expected = if i <= 50 {
+                Verdict::Whole(ms(11 + i as u64))
+            } else {
+                Verdict::Nothing
+            };
             assert_eq!(*due, expected, "packet {i}");
         }
         assert_eq!((wire.counters.packets, wire.counters.full), (51, 49));
@@ -194,14 +229,37 @@ mod tests {
 
     #[test]
     fn a_joined_packet_goes_whole_on_a_fast_link_and_in_pieces_on_a_slow_one() {
-        let pieces = Pieces { count: 4, header: 40, payload: 1000 };
-        let fast = Shape { loss: 0.0, jitter: ms(0), bits_per_second: 1_000_000_000, ..shape() };
+        let pieces = Pieces {
+            count: 4,
+            header: 40,
+            payload: 1000,
+        };
+        let fast = Shape {
+            loss: 0.0,
+            jitter: ms(0),
+            bits_per_second: 1_000_000_000,
+            ..shape()
+        };
         let mut wire = Wire::new(fast, 1, 0, 1);
-        assert_eq!(wire.offer(ms(0), 3540, pieces), Verdict::Whole(ms(10) + Duration::from_nanos(3660 * 8)));
+        assert_eq!(
+            wire.offer(ms(0), 3540, pieces),
+            Verdict::Whole(ms(10) + Duration::from_nanos(3660 * 8))
+        );
         assert_eq!((wire.counters.packets, wire.counters.bytes), (4, 3660));
-        let mut wire = Wire::new(Shape { bits_per_second: 8_000_000, ..fast }, 1, 0, 1);
+        let mut wire = Wire::new(
+            Shape {
+                bits_per_second: 8_000_000,
+                ..fast
+            },
+            1,
+            0,
+            1,
+        );
         let at = |micros: u64| Some(ms(10) + Duration::from_micros(micros));
-        assert_eq!(wire.offer(ms(0), 3540, pieces), Verdict::Pieces(vec![at(1040), at(2080), at(3120), at(3660)]));
+        assert_eq!(
+            wire.offer(ms(0), 3540, pieces),
+            Verdict::Pieces(vec![at(1040), at(2080), at(3120), at(3660)])
+        );
     }
 
     #[test]
@@ -214,7 +272,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packets_keep_their_order_and_are_never_early(gaps in prop::collection::vec(0u64..5_000, 1..200), seed: u64) {
+        fn packets_keep_their_order_and_are_never_early(
+            gaps in prop::collection::vec(0u64..5_000, 1..200), seed: u64
+        ) {
             let mut wire = Wire::new(shape(), seed, 0, 1);
             let (mut now, mut last) = (Duration::ZERO, Duration::ZERO);
             for gap in gaps {

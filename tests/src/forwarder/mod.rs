@@ -1,9 +1,11 @@
-//! The core of the wide area: reads what a site's router sends, keeps it as long as the link asks, writes it to the router of the other site.
+//! The core of the wide area: reads what a site's router sends, keeps it as long as the link asks,
+//! writes it to the router of the other site.
 //!
-//! One thread polls all routers and sleeps until the next packet is due, so an idle testbed costs nothing. Packets are taken with the
-//! kernel's offloads (up to 64 KiB of TCP or UDP at once, uncut and unchecksummed) and are cut only where the link tells them apart: when
-//! one of them is lost, or when the whole would leave a slow link in one long burst. What is larger than a link carries is fragmented or
-//! refused ([`mtu`]).
+//! One thread polls all routers and sleeps until the next packet is due, so an idle testbed costs
+//! nothing. Packets are taken with the kernel's offloads (up to 64 KiB of TCP or UDP at once, uncut
+//! and unchecksummed) and are cut only where the link tells them apart: when one of them is lost,
+//! or when the whole would leave a slow link in one long burst. What is larger than a link carries
+//! is fragmented or refused ([`mtu`]).
 
 mod cut;
 mod link;
@@ -41,8 +43,18 @@ const REQUESTS: usize = 16;
 
 /// What can be asked of a running forwarder.
 enum Request {
-    SetCut { from: usize, to: usize, cut: bool, done: SyncSender<()> },
-    Reshape { from: usize, to: usize, shape: Shape, done: SyncSender<()> },
+    SetCut {
+        from: usize,
+        to: usize,
+        cut: bool,
+        done: SyncSender<()>,
+    },
+    Reshape {
+        from: usize,
+        to: usize,
+        shape: Shape,
+        done: SyncSender<()>,
+    },
     Report(SyncSender<Vec<Vec<Counters>>>),
     Stop,
 }
@@ -63,10 +75,12 @@ impl Forwarder {
         }
         let wake = Arc::new(EventFd::new().map_err(|e| failed(e.into()))?);
         let (requests, receiver) = sync_channel(REQUESTS);
-        let wires =
-            plan.shapes.iter().enumerate().map(|(from, row)| {
-                row.iter().enumerate().map(|(to, shape)| Wire::new(*shape, plan.seed, from as u64, to as u64)).collect()
-            });
+        let wires = plan.shapes.iter().enumerate().map(|(from, row)| {
+            row.iter()
+                .enumerate()
+                .map(|(to, shape)| Wire::new(*shape, plan.seed, from as u64, to as u64))
+                .collect()
+        });
         let core = Core {
             wires: wires.collect(),
             flights: BinaryHeap::new(),
@@ -78,31 +92,52 @@ impl Forwarder {
             spare: Vec::new(),
         };
         let inner = wake.clone();
-        let thread = thread::Builder::new().name("testbed-forwarder".into()).spawn(move || core.run(&receiver, &inner)).map_err(failed)?;
-        Ok(Forwarder { requests, wake, thread: Some(thread) })
+        let thread = thread::Builder::new()
+            .name("testbed-forwarder".into())
+            .spawn(move || core.run(&receiver, &inner))
+            .map_err(failed)?;
+        Ok(Forwarder {
+            requests,
+            wake,
+            thread: Some(thread),
+        })
     }
 
     fn ask(&self, request: Request) -> Result<(), Error> {
         self.requests.send(request).map_err(|_| Error::Gone)?;
-        self.wake.write(1).map_err(|e| Error::Io("wake the forwarder".into(), e.into()))?;
+        self.wake
+            .write(1)
+            .map_err(|e| Error::Io("wake the forwarder".into(), e.into()))?;
         Ok(())
     }
 
-    /// Asks for something and waits for the answer, so that a packet sent afterwards meets the link as it is then.
+    /// Asks for something and waits for the answer, so that a packet sent afterwards meets the link
+    /// as it is then.
     fn ask_and_wait<T>(&self, request: impl FnOnce(SyncSender<T>) -> Request) -> Result<T, Error> {
         let (sender, receiver) = sync_channel(1);
         self.ask(request(sender))?;
         receiver.recv().map_err(|_| Error::Gone)
     }
 
-    /// Drops (or no longer drops) everything from site `from` to site `to`, what is on its way included.
+    /// Drops (or no longer drops) everything from site `from` to site `to`, what is on its way
+    /// included.
     pub fn set_cut(&self, from: usize, to: usize, cut: bool) -> Result<(), Error> {
-        self.ask_and_wait(|done| Request::SetCut { from, to, cut, done })
+        self.ask_and_wait(|done| Request::SetCut {
+            from,
+            to,
+            cut,
+            done,
+        })
     }
 
     /// Gives a link another shape; packets already on their way keep their time.
     pub fn reshape(&self, from: usize, to: usize, shape: Shape) -> Result<(), Error> {
-        self.ask_and_wait(|done| Request::Reshape { from, to, shape, done })
+        self.ask_and_wait(|done| Request::Reshape {
+            from,
+            to,
+            shape,
+            done,
+        })
     }
 
     /// What went over each link, `[from][to]`.
@@ -172,20 +207,29 @@ const SPARE_BUFFERS: usize = 4096;
 impl Core {
     fn run(mut self, requests: &Receiver<Request>, wake: &EventFd) {
         if let Err(error) = realtime::prefer_this_thread() {
-            tracing::warn!(%error, "forwarder runs at ordinary priority: delays are exact only on an idle machine");
+            tracing::warn!(%error, "forwarder runs at ordinary priority: delays are exact only on \
+                an idle machine");
         }
         // The default slack of 50 µs would be added to every delay.
         let _ = prctl::set_timerslack(1);
         let mut ready = vec![false; self.devices.len()];
         loop {
             self.deliver();
-            let timeout = self.flights.peek().map(|Reverse(next)| TimeSpec::from_duration(next.due.saturating_sub(self.epoch.elapsed())));
-            let mut fds: Vec<PollFd> = self.devices.iter().map(|device| PollFd::new(device.as_fd(), PollFlags::POLLIN)).collect();
+            let timeout = self.flights.peek().map(|Reverse(next)| {
+                TimeSpec::from_duration(next.due.saturating_sub(self.epoch.elapsed()))
+            });
+            let mut fds: Vec<PollFd> = self
+                .devices
+                .iter()
+                .map(|device| PollFd::new(device.as_fd(), PollFlags::POLLIN))
+                .collect();
             fds.push(PollFd::new(wake.as_fd(), PollFlags::POLLIN));
             match ppoll(&mut fds, timeout, None) {
                 Ok(0) | Err(Errno::EINTR | Errno::EAGAIN) => continue,
                 Ok(_) => {}
-                Err(error) => return tracing::error!(%error, "forwarder cannot wait for packets and stops"),
+                Err(error) => {
+                    return tracing::error!(%error, "forwarder cannot wait for packets and stops");
+                }
             }
             let woken = fds.pop().and_then(|fd| fd.any()).unwrap_or(false);
             for (ready, fd) in ready.iter_mut().zip(&fds) {
@@ -211,25 +255,41 @@ impl Core {
     /// False when asked to stop.
     fn serve(&mut self, request: Request) -> bool {
         match request {
-            Request::SetCut { from, to, cut, done } => {
+            Request::SetCut {
+                from,
+                to,
+                cut,
+                done,
+            } => {
                 if let Some(wire) = self.wires.get_mut(from).and_then(|row| row.get_mut(to)) {
                     wire.cut = cut;
                     if cut {
                         let before = self.flights.len();
-                        self.flights.retain(|Reverse(flight)| (flight.from, flight.to) != (from, to));
+                        self.flights
+                            .retain(|Reverse(flight)| (flight.from, flight.to) != (from, to));
                         wire.counters.cut += (before - self.flights.len()) as u64;
                     }
                 }
                 let _ = done.send(());
             }
-            Request::Reshape { from, to, shape, done } => {
+            Request::Reshape {
+                from,
+                to,
+                shape,
+                done,
+            } => {
                 if let Some(wire) = self.wires.get_mut(from).and_then(|row| row.get_mut(to)) {
                     wire.shape = shape;
                 }
                 let _ = done.send(());
             }
             Request::Report(reply) => {
-                let _ = reply.send(self.wires.iter().map(|row| row.iter().map(|wire| wire.counters).collect()).collect());
+                let _ = reply.send(
+                    self.wires
+                        .iter()
+                        .map(|row| row.iter().map(|wire| wire.counters).collect())
+                        .collect(),
+                );
             }
             Request::Stop => return false,
         }
@@ -242,8 +302,14 @@ impl Core {
             return;
         }
         let now = self.epoch.elapsed();
-        while self.flights.peek().is_some_and(|Reverse(next)| next.due <= now) {
-            let Some(Reverse(flight)) = self.flights.pop() else { return };
+        while self
+            .flights
+            .peek()
+            .is_some_and(|Reverse(next)| next.due <= now)
+        {
+            let Some(Reverse(flight)) = self.flights.pop() else {
+                return;
+            };
             let wire = &mut self.wires[flight.from][flight.to];
             wire.landed(flight.packet.len());
             if unistd::write(&self.devices[flight.to], &flight.packet).is_err() {
@@ -259,14 +325,19 @@ impl Core {
     fn read_router(&mut self, site: usize) {
         let mut scratch = std::mem::take(&mut self.scratch);
         for _ in 0..READ_BATCH {
-            let Ok(length) = unistd::read(&self.devices[site], &mut scratch) else { break };
+            let Ok(length) = unistd::read(&self.devices[site], &mut scratch) else {
+                break;
+            };
             self.route(site, &scratch[..length]);
         }
         self.scratch = scratch;
     }
 
     fn route(&mut self, from: usize, packet: &[u8]) {
-        let Some(to) = destination(packet).filter(|to| *to < self.devices.len() && *to != from) else { return };
+        let Some(to) = destination(packet).filter(|to| *to < self.devices.len() && *to != from)
+        else {
+            return;
+        };
         let limit = self.wires[from][to].shape.mtu;
         if mtu::is_too_large(packet, limit) {
             return self.refuse(from, to, limit, packet);
@@ -278,7 +349,9 @@ impl Core {
             Verdict::Whole(due) => self.launch(from, to, due, packet),
             Verdict::Pieces(dues) => {
                 let mut room = std::mem::take(&mut self.room);
-                cut::runs(packet, &dues, link::LONGEST_BURST, &mut room, |due, run| self.launch(from, to, due, run));
+                cut::runs(packet, &dues, link::LONGEST_BURST, &mut room, |due, run| {
+                    self.launch(from, to, due, run)
+                });
                 self.room = room;
             }
             Verdict::Nothing => {}
@@ -289,7 +362,9 @@ impl Core {
     fn refuse(&mut self, from: usize, to: usize, limit: u16, packet: &[u8]) {
         let fragments = mtu::fragments(packet, limit);
         if !fragments.is_empty() {
-            return fragments.iter().for_each(|fragment| self.route(from, fragment));
+            return fragments
+                .iter()
+                .for_each(|fragment| self.route(from, fragment));
         }
         let wire = &mut self.wires[from][to];
         wire.counters.too_large += cut::pieces(packet).count.max(1) as u64;
@@ -302,7 +377,9 @@ impl Core {
 
     fn launch(&mut self, from: usize, to: usize, due: Duration, bytes: &[u8]) {
         let mut packet = if bytes.len() <= SPARE_BYTES {
-            self.spare.pop().unwrap_or_else(|| Vec::with_capacity(SPARE_BYTES))
+            self.spare
+                .pop()
+                .unwrap_or_else(|| Vec::with_capacity(SPARE_BYTES))
         } else {
             Vec::with_capacity(bytes.len())
         };
@@ -310,7 +387,13 @@ impl Core {
         packet.extend_from_slice(bytes);
         self.wires[from][to].launched(packet.len());
         self.sequence += 1;
-        self.flights.push(Reverse(Flight { due, sequence: self.sequence, from, to, packet }));
+        self.flights.push(Reverse(Flight {
+            due,
+            sequence: self.sequence,
+            from,
+            to,
+            packet,
+        }));
     }
 }
 

@@ -1,6 +1,7 @@
-//! Links that carry no large packets: what is too large is cut into fragments where its sender allows that (RFC 791 §3.2), and otherwise
-//! dropped with a word to the sender (RFC 1191, RFC 8201), which is how senders find the path's MTU; or without one, as behind routers
-//! and firewalls that eat ICMP (RFC 2923 §2.1).
+//! Links that carry no large packets: what is too large is cut into fragments where its sender
+//! allows that (RFC 791 §3.2), and otherwise dropped with a word to the sender (RFC 1191, RFC
+//! 8201), which is how senders find the path's MTU; or without one, as behind routers and firewalls
+//! that eat ICMP (RFC 2923 §2.1).
 
 use super::cut::{self, get, put, sum};
 use std::time::Duration;
@@ -14,14 +15,20 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 /// Whom messages about packets that are too large come from: the core's own addresses.
 const CORE_V4: [u8; 4] = [198, 18, 0, 1];
 const CORE_V6: [u8; 16] = [0x20, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-/// An ICMP message quotes so much of the packet: RFC 1812 §4.3.2.3 wants 576 bytes in all, RFC 4443 §3.2 as much as fits the least MTU.
+/// An ICMP message quotes so much of the packet: RFC 1812 §4.3.2.3 wants 576 bytes in all, RFC 4443
+/// §3.2 as much as fits the least MTU.
 const QUOTED_V4: usize = 576 - 28;
 const QUOTED_V6: usize = 1280 - 48;
 
-/// Whether any packet of the wire that `packet` (behind its note) stands for is larger than `mtu`; 0 is no limit.
+/// Whether any packet of the wire that `packet` (behind its note) stands for is larger than `mtu`;
+/// 0 is no limit.
 pub(super) fn is_too_large(packet: &[u8], mtu: u16) -> bool {
     let pieces = cut::pieces(packet);
-    let largest = if pieces.count > 1 { pieces.header + pieces.payload } else { packet.len() - VIRTIO_NET_HDR_LEN };
+    let largest = if pieces.count > 1 {
+        pieces.header + pieces.payload
+    } else {
+        packet.len() - VIRTIO_NET_HDR_LEN
+    };
     mtu > 0 && largest > usize::from(mtu)
 }
 
@@ -36,17 +43,30 @@ pub(super) fn fragments(packet: &[u8], mtu: u16) -> Vec<Vec<u8>> {
         fragment(packet, mtu, &mut fragments);
     } else {
         // Times that differ and no burst at all: every piece by itself.
-        let times: Vec<_> = (0..cut::pieces(packet).count as u64).map(|n| Some(Duration::from_nanos(n))).collect();
-        cut::runs(packet, &times, Duration::ZERO, &mut Vec::new(), |_, piece| fragment(piece, mtu, &mut fragments));
+        let times: Vec<_> = (0..cut::pieces(packet).count as u64)
+            .map(|n| Some(Duration::from_nanos(n)))
+            .collect();
+        cut::runs(
+            packet,
+            &times,
+            Duration::ZERO,
+            &mut Vec::new(),
+            |_, piece| fragment(piece, mtu, &mut fragments),
+        );
     }
     fragments
 }
 
 fn fragment(packet: &[u8], mtu: u16, out: &mut Vec<Vec<u8>>) {
-    let Ok(note) = VirtioNetHdr::decode(packet) else { return };
+    let Ok(note) = VirtioNetHdr::decode(packet) else {
+        return;
+    };
     let mut whole = packet[VIRTIO_NET_HDR_LEN..].to_vec();
     if note.flags & NEEDS_CHECKSUM != 0 {
-        let (start, at) = (usize::from(note.csum_start), usize::from(note.csum_start) + usize::from(note.csum_offset));
+        let (start, at) = (
+            usize::from(note.csum_start),
+            usize::from(note.csum_start) + usize::from(note.csum_offset),
+        );
         if at + 2 > whole.len() {
             return;
         }
@@ -67,7 +87,11 @@ fn fragment(packet: &[u8], mtu: u16, out: &mut Vec<Vec<u8>>) {
         let ip = &mut fragment[VIRTIO_NET_HDR_LEN..];
         let length = ip.len() as u16;
         put(ip, 2, length);
-        let more = if number + 1 < count { MORE_FRAGMENTS } else { 0 };
+        let more = if number + 1 < count {
+            MORE_FRAGMENTS
+        } else {
+            0
+        };
         put(ip, 6, (flags | more) + (number * room / 8) as u16);
         put(ip, 10, 0);
         let checksum = !sum(&ip[..header], 0);
@@ -76,7 +100,8 @@ fn fragment(packet: &[u8], mtu: u16, out: &mut Vec<Vec<u8>>) {
     }
 }
 
-/// The message to the packet's sender that it was too large, behind an empty note; none for what is no IP.
+/// The message to the packet's sender that it was too large, behind an empty note; none for what is
+/// no IP.
 pub(super) fn complaint(packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
     let offender = packet.get(VIRTIO_NET_HDR_LEN..)?;
     let mut message = vec![0; VIRTIO_NET_HDR_LEN];
@@ -141,14 +166,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fragments_are_small_enough_and_hold_every_byte_in_its_place(payload in prop::collection::vec(any::<u8>(), 1..4000), mtu in 576u16..1500) {
+        fn fragments_are_small_enough_and_hold_every_byte_in_its_place(
+            payload in prop::collection::vec(any::<u8>(), 1..4000), mtu in 576u16..1500
+        ) {
             let whole = packet(0, &payload);
             prop_assume!(is_too_large(&whole, mtu));
             let parts = fragments(&whole, mtu);
             let mut joined = Vec::new();
             for (number, part) in parts.iter().enumerate() {
                 let ip = &part[VIRTIO_NET_HDR_LEN..];
-                prop_assert!(!is_too_large(part, mtu) && usize::from(get(ip, 2)) == ip.len() && sum(&ip[..20], 0) == 0xffff);
+                prop_assert!(
+                    !is_too_large(part, mtu) && usize::from(get(ip, 2)) == ip.len() && sum(&ip[..20], 0) == 0xffff
+                );
                 prop_assert_eq!(usize::from(get(ip, 6) & 0x1fff) * 8, joined.len());
                 prop_assert_eq!(get(ip, 6) & MORE_FRAGMENTS != 0, number + 1 < parts.len());
                 joined.extend_from_slice(&ip[20..]);
@@ -157,7 +186,10 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_cut_and_complained_of_without_panic(bytes in prop::collection::vec(any::<u8>(), VIRTIO_NET_HDR_LEN..3000), mtu in 576u16..1500) {
+        fn any_bytes_are_cut_and_complained_of_without_panic(
+            bytes in prop::collection::vec(any::<u8>(), VIRTIO_NET_HDR_LEN..3000),
+            mtu in 576u16..1500
+        ) {
             let _ = (is_too_large(&bytes, mtu), fragments(&bytes, mtu), complaint(&bytes, mtu));
         }
     }
@@ -165,11 +197,16 @@ mod tests {
     #[test]
     fn what_must_not_be_fragmented_is_complained_of_with_the_mtu() {
         let whole = packet(DONT_FRAGMENT, &[0; 1400]);
-        assert!(is_too_large(&whole, 1280) && !is_too_large(&whole, 1420) && !is_too_large(&whole, 0));
+        assert!(
+            is_too_large(&whole, 1280) && !is_too_large(&whole, 1420) && !is_too_large(&whole, 0)
+        );
         assert_eq!(fragments(&whole, 1280), Vec::<Vec<u8>>::new());
         let message = complaint(&whole, 1280).unwrap();
         let icmp = &message[VIRTIO_NET_HDR_LEN + 20..];
-        assert_eq!((icmp[0], icmp[1], get(icmp, 6), sum(icmp, 0)), (3, 4, 1280, 0xffff));
+        assert_eq!(
+            (icmp[0], icmp[1], get(icmp, 6), sum(icmp, 0)),
+            (3, 4, 1280, 0xffff)
+        );
         assert_eq!(icmp.len() + 20, 576);
     }
 }

@@ -13,15 +13,34 @@ pub struct Behind {
 }
 
 impl Behind {
-    /// A machine with the address `NET.9` on a network `NET.0/24` of its own behind a host, whose interface there is `cable` with
-    /// the address `NET.1`. `gateway`: whether the host is its way out.
+    /// A machine with the address `NET.9` on a network `NET.0/24` of its own behind a host, whose
+    /// interface there is `cable` with the address `NET.1`. `gateway`: whether the host is its way
+    /// out.
     ///
     /// # Errors
     /// If `ip` fails.
-    pub fn lan(lab: &Lab, host: &str, cable: &str, net: &str, gateway: bool) -> Result<Self, Error> {
+    pub fn lan(
+        lab: &Lab,
+        host: &str,
+        cable: &str,
+        net: &str,
+        gateway: bool,
+    ) -> Result<Self, Error> {
         let behind = Self::cabled(lab, host, cable, format!("{net}.9"))?;
         let own = lab.testbed().host(host)?.namespace.clone();
-        namespace::run("ip", &["-n", &own, "addr", "add", &format!("{net}.1/24"), "dev", cable], "")?;
+        namespace::run(
+            "ip",
+            &[
+                "-n",
+                &own,
+                "addr",
+                "add",
+                &format!("{net}.1/24"),
+                "dev",
+                cable,
+            ],
+            "",
+        )?;
         behind.address(24, gateway.then(|| format!("{net}.1")).as_deref())?;
         Ok(behind)
     }
@@ -30,11 +49,22 @@ impl Behind {
     ///
     /// # Errors
     /// If there is no such bridge.
-    pub fn bridged(lab: &Lab, host: &str, bridge: &str, address: &str, bits: u8, gateway: &str) -> Result<Self, Error> {
+    pub fn bridged(
+        lab: &Lab,
+        host: &str,
+        bridge: &str,
+        address: &str,
+        bits: u8,
+        gateway: &str,
+    ) -> Result<Self, Error> {
         let cable = format!("c{}", address.rsplit('.').next().unwrap_or_default());
         let behind = Self::cabled(lab, host, &cable, address.to_owned())?;
         let own = lab.testbed().host(host)?.namespace.clone();
-        namespace::run("ip", &["-n", &own, "link", "set", &cable, "master", bridge], "")?;
+        namespace::run(
+            "ip",
+            &["-n", &own, "link", "set", &cable, "master", bridge],
+            "",
+        )?;
         behind.address(bits, Some(gateway))?;
         Ok(behind)
     }
@@ -42,17 +72,44 @@ impl Behind {
     fn cabled(lab: &Lab, host: &str, cable: &str, address: String) -> Result<Self, Error> {
         let own = lab.testbed().host(host)?.namespace.clone();
         // Of this testbed, so that it goes with it.
-        let namespace = format!("{}b.{host}.{cable}", namespace_prefix(&lab.testbed().plan().name));
+        let namespace = format!(
+            "{}b.{host}.{cable}",
+            namespace_prefix(&lab.testbed().plan().name)
+        );
         namespace::create(&namespace)?;
-        let pair = ["link", "add", "name", cable, "netns", &own, "type", "veth", "peer", "name", "eth0", "netns", &namespace];
+        let pair = [
+            "link", "add", "name", cable, "netns", &own, "type", "veth", "peer", "name", "eth0",
+            "netns", &namespace,
+        ];
         namespace::run("ip", &pair, "")?;
         // An address that the kernel makes up would be there some time later.
-        namespace::run("ip", &["-n", &own, "link", "set", cable, "addrgenmode", "none", "up"], "")?;
-        Ok(Self { namespace, cable: cable.into(), host: own, address })
+        namespace::run(
+            "ip",
+            &[
+                "-n",
+                &own,
+                "link",
+                "set",
+                cable,
+                "addrgenmode",
+                "none",
+                "up",
+            ],
+            "",
+        )?;
+        Ok(Self {
+            namespace,
+            cable: cable.into(),
+            host: own,
+            address,
+        })
     }
 
     fn address(&self, bits: u8, gateway: Option<&str>) -> Result<(), Error> {
-        let mut batch = format!("addr add {}/{bits} dev eth0\nlink set eth0 up\n", self.address);
+        let mut batch = format!(
+            "addr add {}/{bits} dev eth0\nlink set eth0 up\n",
+            self.address
+        );
         if let Some(gateway) = gateway {
             batch.push_str(&format!("route add default via {gateway}\n"));
         }
@@ -64,7 +121,19 @@ impl Behind {
     /// # Errors
     /// If there is no such bridge.
     pub fn plug(&self, bridge: &str) -> Result<(), Error> {
-        namespace::run("ip", &["-n", &self.host, "link", "set", &self.cable, "master", bridge], "")
+        namespace::run(
+            "ip",
+            &[
+                "-n",
+                &self.host,
+                "link",
+                "set",
+                &self.cable,
+                "master",
+                bridge,
+            ],
+            "",
+        )
     }
 
     /// To ask from it.

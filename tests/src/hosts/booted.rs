@@ -1,4 +1,5 @@
-//! A host on which a whole Debian has booted, with its own systemd, in a container of systemd-nspawn.
+//! A host on which a whole Debian has booted, with its own systemd, in a container of
+//! systemd-nspawn.
 //!
 //! It is on the emulated host's network; commands on the host then run in the container.
 
@@ -42,7 +43,11 @@ impl Booted {
     /// # Errors
     /// If there is no systemd-nspawn, or it does not come up.
     pub fn start(lab: &mut Lab, host: &str, tree: &Path, prepare: &str) -> Result<Self, NotBooted> {
-        if !Command::new("systemd-nspawn").arg("--version").output().is_ok_and(|said| said.status.success()) {
+        if !Command::new("systemd-nspawn")
+            .arg("--version")
+            .output()
+            .is_ok_and(|said| said.status.success())
+        {
             return Err(NotBooted::NoProgram);
         }
         lab.give_root(host, tree, &[])?;
@@ -50,23 +55,69 @@ impl Booted {
         let root = planned.root.as_ref().expect("it was given one");
         // The container writes to its root: it gets a copy.
         let copy = root.keep.join("booted");
-        fs::create_dir_all(&root.keep).map_err(|e| Error::Io(format!("make {}", root.keep.display()), e))?;
-        namespace::run("cp", &["-a", "--reflink=auto", &tree.to_string_lossy(), &copy.to_string_lossy()], "")?;
-        namespace::run("chroot", &[&copy.to_string_lossy(), "sh", "-euc", prepare], "")?;
+        fs::create_dir_all(&root.keep)
+            .map_err(|e| Error::Io(format!("make {}", root.keep.display()), e))?;
+        namespace::run(
+            "cp",
+            &[
+                "-a",
+                "--reflink=auto",
+                &tree.to_string_lossy(),
+                &copy.to_string_lossy(),
+            ],
+            "",
+        )?;
+        namespace::run(
+            "chroot",
+            &[&copy.to_string_lossy(), "sh", "-euc", prepare],
+            "",
+        )?;
         let mut command = Command::new("systemd-nspawn");
-        command.args(["--quiet", "--boot", "--register=no", "--keep-unit", "--console=pipe", "--capability=all"]);
-        command.args(["--resolv-conf=off", "--timezone=off"]).env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network");
-        command.arg(format!("--machine=p2pvm-{host}-{}", std::process::id())).arg(format!("--hostname={host}"));
-        command.arg(format!("--network-namespace-path=/run/netns/{}", planned.namespace)).arg("--directory").arg(&copy);
+        command.args([
+            "--quiet",
+            "--boot",
+            "--register=no",
+            "--keep-unit",
+            "--console=pipe",
+            "--capability=all",
+        ]);
+        command
+            .args(["--resolv-conf=off", "--timezone=off"])
+            .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network");
+        command
+            .arg(format!("--machine=p2pvm-{host}-{}", std::process::id()))
+            .arg(format!("--hostname={host}"));
+        command
+            .arg(format!(
+                "--network-namespace-path=/run/netns/{}",
+                planned.namespace
+            ))
+            .arg("--directory")
+            .arg(&copy);
         for path in [Path::new("/dev/net/tun"), &planned.dir, &program] {
             command.arg(format!("--bind={}", path.display()));
         }
-        // Where the host still has version 1 of the control groups, the container gets version 2 all the same.
-        command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let container = command.spawn().map_err(|e| Error::Io("start systemd-nspawn".into(), e))?;
-        let mut booted = Self { container, init: String::new() };
+        // Where the host still has version 1 of the control groups, the container gets version 2
+        // all the same.
+        command
+            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let container = command
+            .spawn()
+            .map_err(|e| Error::Io("start systemd-nspawn".into(), e))?;
+        let mut booted = Self {
+            container,
+            init: String::new(),
+        };
         booted.wait()?;
-        root.adopt(booted.init.parse().map_err(|_| NotBooted::NotUp(booted.init.clone()))?)?;
+        root.adopt(
+            booted
+                .init
+                .parse()
+                .map_err(|_| NotBooted::NotUp(booted.init.clone()))?,
+        )?;
         Ok(booted)
     }
 
@@ -74,9 +125,25 @@ impl Booted {
         let began = Instant::now();
         let children = format!("/proc/{0}/task/{0}/children", self.container.id());
         loop {
-            self.init = fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
-            let asked = Command::new("nsenter").args(["--target", &self.init, "--all", "--", "systemctl", "is-system-running"]).output();
-            if !self.init.is_empty() && asked.is_ok_and(|o| o.stdout.starts_with(b"running") || o.stdout.starts_with(b"degraded")) {
+            self.init = fs::read_to_string(&children)
+                .unwrap_or_default()
+                .trim()
+                .to_owned();
+            let asked = Command::new("nsenter")
+                .args([
+                    "--target",
+                    &self.init,
+                    "--all",
+                    "--",
+                    "systemctl",
+                    "is-system-running",
+                ])
+                .output();
+            if !self.init.is_empty()
+                && asked.is_ok_and(|o| {
+                    o.stdout.starts_with(b"running") || o.stdout.starts_with(b"degraded")
+                })
+            {
                 return Ok(());
             }
             if let Ok(Some(status)) = self.container.try_wait() {
@@ -98,7 +165,9 @@ impl Drop for Booted {
     fn drop(&mut self) {
         // "Power off", as systemd(1) has it; what does not follow is killed with everything in it.
         if !self.init.is_empty() {
-            let _ = Command::new("kill").args(["-s", "RTMIN+4", &self.init]).status();
+            let _ = Command::new("kill")
+                .args(["-s", "RTMIN+4", &self.init])
+                .status();
         }
         let began = Instant::now();
         while began.elapsed() < HALT {

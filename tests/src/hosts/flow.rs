@@ -1,5 +1,5 @@
-//! What goes on between two places all the time, and how long it stood still: a TCP stream of numbered bytes that are echoed,
-//! and pings.
+//! What goes on between two places all the time, and how long it stood still: a TCP stream of
+//! numbered bytes that are echoed, and pings.
 
 use super::probe::From;
 use crate::{Error, Testbed, namespace};
@@ -48,8 +48,18 @@ pub struct Flow {
 impl Flow {
     fn new(name: String) -> Self {
         let now = Instant::now();
-        let seen = Seen { answers: 0, last: now, asked: now, ended: None };
-        Self { name, seen: Arc::new(Mutex::new(seen)), end: Arc::default(), threads: Vec::new() }
+        let seen = Seen {
+            answers: 0,
+            last: now,
+            asked: now,
+            ended: None,
+        };
+        Self {
+            name,
+            seen: Arc::new(Mutex::new(seen)),
+            end: Arc::default(),
+            threads: Vec::new(),
+        }
     }
 
     /// What it is called.
@@ -61,21 +71,38 @@ impl Flow {
     ///
     /// # Errors
     /// If it cannot be opened.
-    pub fn stream(name: &str, from: &From, to: &From, address: &str, port: u16) -> Result<Self, Error> {
+    pub fn stream(
+        name: &str,
+        from: &From,
+        to: &From,
+        address: &str,
+        port: u16,
+    ) -> Result<Self, Error> {
         let failed = |e| Error::Io(format!("open the stream {name}"), e);
-        let ip: IpAddr = address.parse().map_err(|e| failed(std::io::Error::other(e)))?;
-        let listener = namespace::inside(&to.0, || TcpListener::bind(("0.0.0.0", port)))?.map_err(failed)?;
+        let ip: IpAddr = address
+            .parse()
+            .map_err(|e| failed(std::io::Error::other(e)))?;
+        let listener =
+            namespace::inside(&to.0, || TcpListener::bind(("0.0.0.0", port)))?.map_err(failed)?;
         let target = SocketAddr::new(ip, port);
-        let client = namespace::inside(&from.0, || TcpStream::connect_timeout(&target, Duration::from_secs(10)))?.map_err(failed)?;
+        let client = namespace::inside(&from.0, || {
+            TcpStream::connect_timeout(&target, Duration::from_secs(10))
+        })?
+        .map_err(failed)?;
         let (server, _) = listener.accept().map_err(failed)?;
         for stream in [&client, &server] {
-            stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(SLICE))).map_err(failed)?;
+            stream
+                .set_nodelay(true)
+                .and_then(|()| stream.set_read_timeout(Some(SLICE)))
+                .map_err(failed)?;
         }
         let mut flow = Self::new(name.to_owned());
         let end = flow.end.clone();
-        flow.threads.push(std::thread::spawn(move || echo(server, &end)));
+        flow.threads
+            .push(std::thread::spawn(move || echo(server, &end)));
         let (seen, end) = (flow.seen.clone(), flow.end.clone());
-        flow.threads.push(std::thread::spawn(move || ask(client, &seen, &end)));
+        flow.threads
+            .push(std::thread::spawn(move || ask(client, &seen, &end)));
         Ok(flow)
     }
 
@@ -92,7 +119,11 @@ impl Flow {
                 let asked = Instant::now();
                 let ping = || {
                     let words = ["-n", "-q", "-c", "1", "-W", "1", &address];
-                    Command::new("ping").args(words).stdout(Stdio::null()).stderr(Stdio::null()).status()
+                    Command::new("ping")
+                        .args(words)
+                        .stdout(Stdio::null())
+                        .stderr(Stdio::null())
+                        .status()
                 };
                 if matches!(namespace::inside(&from, ping), Ok(Ok(status)) if status.success()) {
                     answered(&seen, asked);
@@ -103,23 +134,37 @@ impl Flow {
         Ok(flow)
     }
 
-    /// Look-ups on a host by its C library, one after the other: names with the address that each has.
+    /// Look-ups on a host by its C library, one after the other: names with the address that each
+    /// has.
     ///
     /// # Errors
     /// If there is no such host.
-    pub fn names(name: &str, testbed: &Testbed, host: &str, wanted: &[(&str, &str)]) -> Result<Self, Error> {
+    pub fn names(
+        name: &str,
+        testbed: &Testbed,
+        host: &str,
+        wanted: &[(&str, &str)],
+    ) -> Result<Self, Error> {
         let mut flow = Self::new(name.to_owned());
         let (seen, end) = (flow.seen.clone(), flow.end.clone());
         let testbed = Testbed::open(&testbed.plan().name)?;
         testbed.host(host)?;
         let host = host.to_owned();
-        let wanted: Vec<(String, String)> = wanted.iter().map(|(name, address)| ((*name).to_owned(), (*address).to_owned())).collect();
+        let wanted: Vec<(String, String)> = wanted
+            .iter()
+            .map(|(name, address)| ((*name).to_owned(), (*address).to_owned()))
+            .collect();
         flow.threads.push(std::thread::spawn(move || {
             while !end.load(Ordering::Relaxed) {
                 let asked = Instant::now();
                 let finds = |(name, address): &(String, String)| {
                     let said = testbed.exec(&host, &["timeout", "5", "getent", "ahostsv4", name]);
-                    said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).split_whitespace().next() == Some(address))
+                    said.is_ok_and(|said| {
+                        String::from_utf8_lossy(&said.stdout)
+                            .split_whitespace()
+                            .next()
+                            == Some(address)
+                    })
                 };
                 if wanted.iter().all(finds) {
                     answered(&seen, asked);
@@ -132,10 +177,14 @@ impl Flow {
 
     /// What it saw so far.
     pub fn seen(&self) -> Seen {
-        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.seen
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 
-    /// How long after `moment` the first answer came to what was asked since; none if there is none yet.
+    /// How long after `moment` the first answer came to what was asked since; none if there is none
+    /// yet.
     ///
     /// # Errors
     /// Why the flow has ended.
@@ -166,19 +215,27 @@ impl Flow {
     /// The words for a flow that is not back within the limit.
     pub fn overdue(&self, limit: Duration) -> String {
         let silent = self.seen().last.elapsed().as_secs_f64();
-        format!("{} is not back {:.0} s later; its last answer came {silent:.1} s ago", self.name, limit.as_secs_f64())
+        format!(
+            "{} is not back {:.0} s later; its last answer came {silent:.1} s ago",
+            self.name,
+            limit.as_secs_f64()
+        )
     }
 }
 
 impl Drop for Flow {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Relaxed);
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+        self.threads
+            .drain(..)
+            .for_each(|thread| drop(thread.join()));
     }
 }
 
 fn answered(seen: &Mutex<Seen>, asked: Instant) {
-    let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut seen = seen
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     (seen.answers, seen.last, seen.asked) = (seen.answers + 1, Instant::now(), asked);
 }
 
@@ -193,15 +250,24 @@ fn echo(mut stream: TcpStream, end: &AtomicBool) {
                     return;
                 }
             }
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
             Err(_) => return,
         }
     }
 }
 
-/// Sends a numbered byte at a time and waits for it: its answer proves the path at the time of its sending or later.
+/// Sends a numbered byte at a time and waits for it: its answer proves the path at the time of its
+/// sending or later.
 fn ask(mut stream: TcpStream, seen: &Mutex<Seen>, end: &AtomicBool) {
-    let ended = |why: String| seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).ended = Some(why);
+    let ended = |why: String| {
+        seen.lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .ended = Some(why)
+    };
     let mut number = 0u8;
     while !end.load(Ordering::Relaxed) {
         let asked = Instant::now();
@@ -214,7 +280,12 @@ fn ask(mut stream: TcpStream, seen: &Mutex<Seen>, end: &AtomicBool) {
                 Ok(0) => return ended("closed by the other side".into()),
                 Ok(_) if got[0] == number => break,
                 Ok(_) => return ended(format!("byte {} came instead of {number}", got[0])),
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) =>
+                {
                     if end.load(Ordering::Relaxed) {
                         return;
                     }

@@ -1,8 +1,10 @@
-//! Other programs on a host: the real ones, from Debian, each started and stopped on an emulated host of its own.
+//! Other programs on a host: the real ones, from Debian, each started and stopped on an emulated
+//! host of its own.
 //!
-//! A host that takes part gets a root file system of its own over one Debian tree ([`tree`]); a [`Program`] is a shell script
-//! that runs there with `start` or `stop`. [`Behind`] is a machine or container behind a host, [`probe`] what is asked of
-//! the packets, [`flow`] what goes on between two hosts all the time and says how long it stood still.
+//! A host that takes part gets a root file system of its own over one Debian tree ([`tree`]); a
+//! [`Program`] is a shell script that runs there with `start` or `stop`. [`Behind`] is a machine or
+//! container behind a host, [`probe`] what is asked of the packets, [`flow`] what goes on between
+//! two hosts all the time and says how long it stood still.
 
 pub mod behind;
 pub mod booted;
@@ -29,7 +31,11 @@ pub struct Program {
 
 macro_rules! programs {
     ($($(#[$doc:meta])* $constant:ident = $name:literal in $script:literal;)*) => {
-        $($(#[$doc])* pub const $constant: Program = Program { name: $name, script: include_str!($script) };)*
+        $(
+            $(#[$doc])* pub const $constant: Program = Program {
+                name: $name, script: include_str!($script)
+            };
+        )*
         /// All programs.
         pub const PROGRAMS: &[Program] = &[$($constant),*];
     };
@@ -38,19 +44,23 @@ macro_rules! programs {
 programs! {
     /// Docker's daemon: policy drop for forwarding, `DOCKER-USER`, address translation.
     DOCKER = "docker" in "docker.sh";
-    /// firewalld with its default zone: packets of unknown interfaces are refused, forwarded ones as well.
+    /// firewalld with its default zone: packets of unknown interfaces are refused, forwarded ones
+    /// as well.
     FIREWALLD = "firewalld" in "firewalld.sh";
-    /// ufw, enabled with its defaults: comes in nothing that was not asked for, and nothing is forwarded.
+    /// ufw, enabled with its defaults: comes in nothing that was not asked for, and nothing is
+    /// forwarded.
     UFW = "ufw" in "ufw.sh";
     /// libvirt's daemon with its default network: a bridge, address translation, dnsmasq.
     LIBVIRT = "libvirt" in "libvirt.sh";
-    /// A firewall of iptables' older kind, IPv4 and IPv6: drops what comes in and what is forwarded.
+    /// A firewall of iptables' older kind, IPv4 and IPv6: drops what comes in and what is
+    /// forwarded.
     IPTABLES_LEGACY = "iptables-legacy" in "iptables.sh";
     /// The same by iptables-nft.
     IPTABLES_NFT = "iptables-nft" in "iptables.sh";
     /// The same for nft itself, in a table that no other program keeps.
     NFTABLES = "nftables" in "nftables.sh";
-    /// Podman's netavark with podman's default network: a bridge, address translation, a table of its own.
+    /// Podman's netavark with podman's default network: a bridge, address translation, a table of
+    /// its own.
     NETAVARK = "netavark" in "netavark.sh";
     /// The chains of kube-proxy and a bridge CNI plug-in, with policy drop for forwarding.
     KUBERNETES = "kubernetes" in "kubernetes.sh";
@@ -58,14 +68,18 @@ programs! {
     RESOLVED = "resolved" in "resolved.sh";
     /// openresolv, whose `resolvconf` writes `/etc/resolv.conf`.
     OPENRESOLV = "openresolv" in "openresolv.sh";
-    /// What a DHCP client does without a manager of names: it writes `/etc/resolv.conf` anew every few seconds.
+    /// What a DHCP client does without a manager of names: it writes `/etc/resolv.conf` anew every
+    /// few seconds.
     DHCP_REWRITES = "dhcp-rewrites" in "dhcp-rewrites.sh";
 }
 
 impl Program {
     /// The program of that name.
     pub fn named(name: &str) -> Option<Self> {
-        PROGRAMS.iter().copied().find(|program| program.name == name)
+        PROGRAMS
+            .iter()
+            .copied()
+            .find(|program| program.name == name)
     }
 
     /// Starts it on a host that has its own root, and waits until it has done its part.
@@ -85,20 +99,30 @@ impl Program {
     }
 
     fn tell(self, lab: &Lab, host: &str, word: &str) -> Result<(), Error> {
-        lab.testbed().run(host, &["sh", "-euc", self.script, self.name, word]).map(drop)
+        lab.testbed()
+            .run(host, &["sh", "-euc", self.script, self.name, word])
+            .map(drop)
     }
 }
 
-/// Gives hosts of a lab the Debian tree as their root, each with a plain `/etc/resolv.conf` that names `server`.
+/// Gives hosts of a lab the Debian tree as their root, each with a plain `/etc/resolv.conf` that
+/// names `server`.
 ///
 /// # Errors
 /// If the root cannot be mounted.
-pub fn settle(lab: &mut Lab, hosts: &[&str], tree: &Path, binds: &[&Path], server: &str) -> Result<(), Error> {
+pub fn settle(
+    lab: &mut Lab,
+    hosts: &[&str],
+    tree: &Path,
+    binds: &[&Path],
+    server: &str,
+) -> Result<(), Error> {
     for host in hosts {
         lab.give_root(host, tree, binds)?;
         let plain = format!(
             "rm -f /etc/resolv.conf && echo 'nameserver {server}' >/etc/resolv.conf && \
-             echo '127.0.0.1 localhost' >/etc/hosts && rm -f /etc/hostname && echo {host} >/etc/hostname"
+             echo '127.0.0.1 localhost' >/etc/hosts && rm -f /etc/hostname && echo {host} \
+             >/etc/hostname"
         );
         lab.testbed().run(host, &["sh", "-euc", &plain])?;
     }

@@ -1,4 +1,5 @@
-//! Whether packets arrive: pings, TCP connections and names, asked from inside a host or from behind one.
+//! Whether packets arrive: pings, TCP connections and names, asked from inside a host or from
+//! behind one.
 
 use crate::{Error, lab::Lab, namespace};
 use std::{
@@ -32,34 +33,53 @@ impl From {
     }
 
     fn tries(&self, program: &str, words: &[&str]) -> bool {
-        let run = || Command::new(program).args(words).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let run = || {
+            Command::new(program)
+                .args(words)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+        };
         matches!(namespace::inside(&self.0, run), Ok(Ok(status)) if status.success())
     }
 
     /// Whether a TCP connection comes about and an answer comes back ([`answer`]).
     pub fn connects(&self, to: &str, port: u16) -> bool {
-        let Ok(to) = to.parse::<IpAddr>() else { return false };
+        let Ok(to) = to.parse::<IpAddr>() else {
+            return false;
+        };
         let connect = || {
-            let Ok(mut stream) = TcpStream::connect_timeout(&SocketAddr::new(to, port), SILENCE) else { return false };
+            let Ok(mut stream) = TcpStream::connect_timeout(&SocketAddr::new(to, port), SILENCE)
+            else {
+                return false;
+            };
             let _ = stream.set_read_timeout(Some(SILENCE));
             stream.read_exact(&mut [0]).is_ok()
         };
         namespace::inside(&self.0, connect).unwrap_or(false)
     }
 
-    /// Answers each TCP connection to that port here with one byte, for as long as this process lives.
+    /// Answers each TCP connection to that port here with one byte, for as long as this process
+    /// lives.
     ///
     /// # Errors
     /// If the port is taken.
     pub fn answer(&self, port: u16) -> Result<(), Error> {
-        let bound = namespace::inside(&self.0, || TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port))))?;
+        let bound = namespace::inside(&self.0, || {
+            TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)))
+        })?;
         let listener = bound.map_err(|e| Error::Io(format!("listen on port {port}"), e))?;
-        std::thread::spawn(move || listener.incoming().flatten().for_each(|mut stream| drop(stream.write_all(b"!"))));
+        std::thread::spawn(move || {
+            listener
+                .incoming()
+                .flatten()
+                .for_each(|mut stream| drop(stream.write_all(b"!")))
+        });
         Ok(())
     }
 
-    /// Answers every question for an IPv4 address here with 192.0.2.77, as a provider's name server that knows all names but
-    /// those of `unknown`.
+    /// Answers every question for an IPv4 address here with 192.0.2.77, as a provider's name server
+    /// that knows all names but those of `unknown`.
     ///
     /// # Errors
     /// If port 53 is taken.
@@ -89,7 +109,11 @@ fn name_answer(question: &[u8], unknown: &str) -> Option<Vec<u8>> {
     let is_a = question.get(end + 1..end + 3)? == [0, 1];
     let is_known = !name.trim_end_matches('.').ends_with(unknown);
     let mut answer = question.get(..end + 5)?.to_vec();
-    let (code, answers) = if is_known { (0x80, u8::from(is_a)) } else { (0x83, 0) };
+    let (code, answers) = if is_known {
+        (0x80, u8::from(is_a))
+    } else {
+        (0x83, 0)
+    };
     answer[2..12].copy_from_slice(&[0x81, code, 0, 1, 0, answers, 0, 0, 0, 0]);
     if answers == 1 {
         answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 77]);
@@ -118,9 +142,17 @@ pub fn look_up(lab: &Lab, host: &str, name: &str) -> Vec<String> {
 
 /// The same as another program finds them that prints an address a line.
 pub fn look_up_by(lab: &Lab, host: &str, program: &[&str], name: &str) -> Vec<String> {
-    let said = lab.testbed().exec(host, &[&["timeout", "8"], program, &[name]].concat());
-    let text = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let mut found: Vec<String> = text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    let said = lab
+        .testbed()
+        .exec(host, &[&["timeout", "8"], program, &[name]].concat());
+    let text = said
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
+    let mut found: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect();
     found.dedup();
     found
 }

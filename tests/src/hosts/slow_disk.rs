@@ -1,5 +1,6 @@
-//! A disk that takes seconds for each sync, under one directory: a file system of its own on a loop device that the kernel lets
-//! write a few times a second only. Without a journal, so that a sync is as many writes as it has blocks.
+//! A disk that takes seconds for each sync, under one directory: a file system of its own on a loop
+//! device that the kernel lets write a few times a second only. Without a journal, so that a sync
+//! is as many writes as it has blocks.
 
 use std::{
     ffi::OsStr,
@@ -26,7 +27,10 @@ fn run(program: &str, arguments: &[&OsStr]) -> io::Result<String> {
     if done.status.success() {
         return Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned());
     }
-    Err(io::Error::other(format!("{program}: {}", String::from_utf8_lossy(&done.stderr).trim())))
+    Err(io::Error::other(format!(
+        "{program}: {}",
+        String::from_utf8_lossy(&done.stderr).trim()
+    )))
 }
 
 impl SlowDisk {
@@ -39,14 +43,29 @@ impl SlowDisk {
             return Err(io::Error::other(format!("{LIMIT} is not there")));
         }
         let image = directory.with_extension("disk");
-        let mut disk = Self { directory: directory.to_owned(), image, device: None, number: None };
+        let mut disk = Self {
+            directory: directory.to_owned(),
+            image,
+            device: None,
+            number: None,
+        };
         fs::File::create(&disk.image)?.set_len(BYTES)?;
         let (image, into) = (disk.image.as_os_str(), directory.as_os_str());
-        run("mkfs.ext4", &["-q".as_ref(), "-O".as_ref(), "^has_journal".as_ref(), image])?;
+        run(
+            "mkfs.ext4",
+            &["-q".as_ref(), "-O".as_ref(), "^has_journal".as_ref(), image],
+        )?;
         let device = run("losetup", &["--find".as_ref(), "--show".as_ref(), image])?;
         disk.device = Some(device.clone());
-        let name = Path::new(&device).file_name().unwrap_or_default().to_owned();
-        disk.number = Some(fs::read_to_string(Path::new("/sys/block").join(name).join("dev"))?.trim().to_owned());
+        let name = Path::new(&device)
+            .file_name()
+            .unwrap_or_default()
+            .to_owned();
+        disk.number = Some(
+            fs::read_to_string(Path::new("/sys/block").join(name).join("dev"))?
+                .trim()
+                .to_owned(),
+        );
         let aside = directory.with_extension("before");
         fs::rename(directory, &aside)?;
         fs::create_dir(directory)?;

@@ -1,4 +1,5 @@
-//! The Debian tree that hosts of the suite have as their root: made once by mmdebstrap, kept below `target/debian`.
+//! The Debian tree that hosts of the suite have as their root: made once by mmdebstrap, kept below
+//! `target/debian`.
 
 use std::{
     fs::{self, File},
@@ -13,9 +14,14 @@ const PACKAGES: &str = "systemd-sysv,systemd-resolved,libnss-resolve,dbus,kmod,i
     procps,docker.io,firewalld,ufw,libvirt-daemon,libvirt-clients,libvirt-daemon-driver-network,libvirt-daemon-config-network,\
     network-manager,udhcpc,dnsmasq-base,wireguard-go,wireguard-tools,faketime,libcap2-bin,qemu-system-x86,qemu-utils,netavark";
 /// It conflicts with systemd-resolved, so it is unpacked beside, not installed.
-const BESIDE: &str = "cd /tmp && apt-get download openresolv && dpkg -x openresolv_*.deb /opt/openresolv && rm openresolv_*.deb";
+const BESIDE: &str = "cd /tmp && apt-get download openresolv && dpkg -x openresolv_*.deb \
+    /opt/openresolv && rm openresolv_*.deb";
 /// Languages, manuals and lists of packages, which no test reads.
-const LEFT_OUT: [&str; 3] = ["/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/man/*"];
+const LEFT_OUT: [&str; 3] = [
+    "/usr/share/locale/*",
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+];
 
 /// The tree's directory; made where it is not there yet, which takes some two minutes.
 ///
@@ -35,7 +41,8 @@ pub fn get() -> Result<PathBuf, String> {
     Ok(tree)
 }
 
-/// A program beside the tree that looks a name up by musl's `getaddrinfo`; made where it is not there yet.
+/// A program beside the tree that looks a name up by musl's `getaddrinfo`; made where it is not
+/// there yet.
 ///
 /// # Errors
 /// Why none can be made here.
@@ -47,7 +54,10 @@ pub fn musl_lookup() -> Result<PathBuf, String> {
     lock.lock().map_err(|e| e.to_string())?;
     if !program.exists() {
         fs::write(&source, include_str!("lookup.c")).map_err(|e| e.to_string())?;
-        let made = Command::new("musl-gcc").args(["-static", "-o"]).args([&program, &source]).output();
+        let made = Command::new("musl-gcc")
+            .args(["-static", "-o"])
+            .args([&program, &source])
+            .output();
         let made = made.map_err(|e| format!("musl-gcc: {e}"))?;
         if !made.status.success() {
             return Err(String::from_utf8_lossy(&made.stderr).trim().to_owned());
@@ -56,29 +66,51 @@ pub fn musl_lookup() -> Result<PathBuf, String> {
     Ok(program)
 }
 
-/// 32 bits of FNV-1a: a tree of other packages has another name, so that one from before a change is not taken for it.
+/// 32 bits of FNV-1a: a tree of other packages has another name, so that one from before a change
+/// is not taken for it.
 fn fingerprint(packages: &str) -> u32 {
-    packages.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    packages.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 fn make(tree: &Path) -> Result<(), String> {
-    let targets = Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]).output().map_err(|e| e.to_string())?;
+    let targets = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI)"])
+        .output()
+        .map_err(|e| e.to_string())?;
     let targets = String::from_utf8_lossy(&targets.stdout).into_owned();
-    let mirror = targets.lines().find(|line| line.ends_with("/debian/")).ok_or("apt knows no mirror: run apt-get update")?;
+    let mirror = targets
+        .lines()
+        .find(|line| line.ends_with("/debian/"))
+        .ok_or("apt knows no mirror: run apt-get update")?;
     let draft = tree.with_extension("new");
     // What an interrupted run left.
     let _ = fs::remove_dir_all(&draft);
     println!("making {} (once, some two minutes)", tree.display());
     let made = Command::new("mmdebstrap")
-        .args(["--quiet", "--mode=root", "--variant=apt", "--format=directory", "--skip=check/empty"])
-        .args([&format!("--include={PACKAGES}"), "--aptopt=APT::Install-Recommends \"false\""])
+        .args([
+            "--quiet",
+            "--mode=root",
+            "--variant=apt",
+            "--format=directory",
+            "--skip=check/empty",
+        ])
+        .args([
+            &format!("--include={PACKAGES}"),
+            "--aptopt=APT::Install-Recommends \"false\"",
+        ])
         .args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")))
         .arg(format!("--customize-hook=chroot \"$1\" sh -euc '{BESIDE}'"))
         .args([SUITE, &draft.to_string_lossy(), mirror])
         .output()
         .map_err(|e| format!("mmdebstrap: {e}"))?;
     if !made.status.success() {
-        return Err(String::from_utf8_lossy(&made.stderr).lines().last().unwrap_or_default().to_owned());
+        return Err(String::from_utf8_lossy(&made.stderr)
+            .lines()
+            .last()
+            .unwrap_or_default()
+            .to_owned());
     }
     fs::rename(&draft, tree).map_err(|e| e.to_string())
 }

@@ -1,7 +1,9 @@
-//! What is sent through the programs and how it is counted: TCP streams, paced UDP datagrams and pings.
+//! What is sent through the programs and how it is counted: TCP streams, paced UDP datagrams and
+//! pings.
 //!
-//! Senders and receivers are threads of this process that work on sockets made in the hosts' namespaces, the same for every
-//! program. They share the processors with what is measured, as the programs of a real host do.
+//! Senders and receivers are threads of this process that work on sockets made in the hosts'
+//! namespaces, the same for every program. They share the processors with what is measured, as the
+//! programs of a real host do.
 
 use super::stage::Stage;
 use anyhow::{Context, bail};
@@ -42,15 +44,34 @@ pub(super) struct Bulk {
 
 impl Bulk {
     /// Starts `streams` from host `from` to `address` on host `to`.
-    pub fn start(stage: &Stage, from: usize, to: usize, address: IpAddr, streams: usize) -> anyhow::Result<Self> {
-        let listener = stage.inside(to, || TcpListener::bind((address, ANY)))?.context("listening on the overlay")?;
+    pub fn start(
+        stage: &Stage,
+        from: usize,
+        to: usize,
+        address: IpAddr,
+        streams: usize,
+    ) -> anyhow::Result<Self> {
+        let listener = stage
+            .inside(to, || TcpListener::bind((address, ANY)))?
+            .context("listening on the overlay")?;
         let there = listener.local_addr()?;
-        let (received, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let mut bulk = Self { received, stop, sockets: Vec::new(), threads: Vec::new() };
+        let (received, stop) = (
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let mut bulk = Self {
+            received,
+            stop,
+            sockets: Vec::new(),
+            threads: Vec::new(),
+        };
         for _ in 0..streams {
-            let mut sender = stage.inside(from, || TcpStream::connect_timeout(&there, CONNECT))?.context("no TCP connection")?;
+            let mut sender = stage
+                .inside(from, || TcpStream::connect_timeout(&there, CONNECT))?
+                .context("no TCP connection")?;
             let (mut reader, _) = listener.accept()?;
-            bulk.sockets.extend([sender.try_clone()?, reader.try_clone()?]);
+            bulk.sockets
+                .extend([sender.try_clone()?, reader.try_clone()?]);
             let stop = bulk.stop.clone();
             bulk.threads.push(thread::spawn(move || {
                 let chunk = vec![0x5a; CHUNK];
@@ -70,11 +91,14 @@ impl Bulk {
         Ok(bulk)
     }
 
-    /// Uses CUBIC from now on: what most hosts use, and what gives way to loss. With another default of this machine (BBR) the raw
-    /// path would fill it.
+    /// Uses CUBIC from now on: what most hosts use, and what gives way to loss. With another
+    /// default of this machine (BBR) the raw path would fill it.
     pub fn use_cubic(&self) -> anyhow::Result<()> {
         let cubic = OsString::from("cubic");
-        self.sockets.iter().try_for_each(|s| setsockopt(s, TcpCongestion, &cubic)).context("this kernel has no CUBIC")
+        self.sockets
+            .iter()
+            .try_for_each(|s| setsockopt(s, TcpCongestion, &cubic))
+            .context("this kernel has no CUBIC")
     }
 
     /// Bytes that the receivers have read so far.
@@ -96,8 +120,14 @@ impl Drop for Bulk {
     }
 }
 
-/// Gbit/s that these streams bring together over `time`, after the warm-up; `mark` is called at the start and at the end.
-pub(super) fn rate(bulks: &[Bulk], warm_up: Duration, time: Duration, mut mark: impl FnMut()) -> f64 {
+/// Gbit/s that these streams bring together over `time`, after the warm-up; `mark` is called at the
+/// start and at the end.
+pub(super) fn rate(
+    bulks: &[Bulk],
+    warm_up: Duration,
+    time: Duration,
+    mut mark: impl FnMut(),
+) -> f64 {
     let sum = || bulks.iter().map(Bulk::received).sum::<u64>();
     thread::sleep(warm_up);
     mark();
@@ -120,11 +150,23 @@ pub(super) struct Point {
 }
 
 /// Sends datagrams of `bytes` of payload at `wanted` a second for `time`.
-pub(super) fn datagrams(stage: &Stage, address: IpAddr, bytes: usize, wanted: f64, time: Duration) -> anyhow::Result<Point> {
-    let receiver = stage.inside(1, || UdpSocket::bind((address, ANY)))?.context("binding UDP on the overlay")?;
+pub(super) fn datagrams(
+    stage: &Stage,
+    address: IpAddr,
+    bytes: usize,
+    wanted: f64,
+    time: Duration,
+) -> anyhow::Result<Point> {
+    let receiver = stage
+        .inside(1, || UdpSocket::bind((address, ANY)))?
+        .context("binding UDP on the overlay")?;
     let there = receiver.local_addr()?;
     let sender = stage.inside(0, || -> std::io::Result<UdpSocket> {
-        let any: SocketAddr = if there.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        let any: SocketAddr = if there.is_ipv4() {
+            ([0, 0, 0, 0], 0).into()
+        } else {
+            ([0u16; 8], 0).into()
+        };
         let socket = UdpSocket::bind(any)?;
         socket.connect(there)?;
         Ok(socket)
@@ -151,7 +193,8 @@ pub(super) fn datagrams(stage: &Stage, address: IpAddr, bytes: usize, wanted: f6
                     thread::sleep(Duration::from_micros(100));
                     continue;
                 }
-                // What the kernel refused for want of room counts as not offered; the pace is kept all the same.
+                // What the kernel refused for want of room counts as not offered; the pace is kept
+                // all the same.
                 let taken = many.send(&sender, (behind as usize).min(BURST));
                 if taken == 0 {
                     thread::sleep(Duration::from_micros(20));
@@ -160,12 +203,20 @@ pub(super) fn datagrams(stage: &Stage, address: IpAddr, bytes: usize, wanted: f6
             }
         });
         thread::sleep(time / 4);
-        let (began, sent_0, got_0) = (Instant::now(), sent.load(Ordering::Relaxed), got.load(Ordering::Relaxed));
+        let (began, sent_0, got_0) = (
+            Instant::now(),
+            sent.load(Ordering::Relaxed),
+            got.load(Ordering::Relaxed),
+        );
         thread::sleep(time);
         let took = began.elapsed().as_secs_f64();
         let (sent_1, got_1) = (sent.load(Ordering::Relaxed), got.load(Ordering::Relaxed));
         stop.store(true, Ordering::Relaxed);
-        Point { wanted, offered: (sent_1 - sent_0) as f64 / took, received: (got_1 - got_0) as f64 / took }
+        Point {
+            wanted,
+            offered: (sent_1 - sent_0) as f64 / took,
+            received: (got_1 - got_0) as f64 / took,
+        }
     });
     Ok(point)
 }
@@ -173,7 +224,8 @@ pub(super) fn datagrams(stage: &Stage, address: IpAddr, bytes: usize, wanted: f6
 /// The receiver must not be what loses datagrams.
 fn grow(socket: &UdpSocket) {
     let bytes: libc::c_int = 16 << 20;
-    // SAFETY: the option's value is a c_int that outlives the call. Refused (not root), the default remains.
+    // SAFETY: the option's value is a c_int that outlives the call. Refused (not root), the default
+    // remains.
     unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -196,49 +248,115 @@ struct Many {
 impl Many {
     fn new(bytes: usize) -> Self {
         let mut buffer = vec![0u8; bytes * BURST];
-        let mut vectors: Vec<libc::iovec> =
-            buffer.chunks_mut(bytes).map(|c| libc::iovec { iov_base: c.as_mut_ptr().cast(), iov_len: c.len() }).collect();
+        let mut vectors: Vec<libc::iovec> = buffer
+            .chunks_mut(bytes)
+            .map(|c| libc::iovec {
+                iov_base: c.as_mut_ptr().cast(),
+                iov_len: c.len(),
+            })
+            .collect();
         let headers = vectors.iter_mut().map(|vector| {
             // SAFETY: an mmsghdr of zeros is valid: no name, no vector, no control data.
             let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
             (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = (vector, 1);
             header
         });
-        Self { headers: headers.collect(), _vectors: vectors, _bytes: buffer }
+        Self {
+            headers: headers.collect(),
+            _vectors: vectors,
+            _bytes: buffer,
+        }
     }
 
     fn send(&mut self, socket: &UdpSocket, count: usize) -> usize {
         // SAFETY: the first `count` headers point at vectors and buffers that `self` owns.
-        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count as libc::c_uint, 0) };
+        let sent = unsafe {
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                count as libc::c_uint,
+                0,
+            )
+        };
         usize::try_from(sent).unwrap_or(0)
     }
 
     fn receive(&mut self, socket: &UdpSocket) -> usize {
-        // SAFETY: as above. Without a name or control data the kernel changes nothing that a later call reads.
+        // SAFETY: as above. Without a name or control data the kernel changes nothing that a later
+        // call reads.
         let got = unsafe {
             let headers = self.headers.as_mut_ptr();
-            libc::recvmmsg(socket.as_raw_fd(), headers, BURST as libc::c_uint, libc::MSG_WAITFORONE, std::ptr::null_mut())
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                headers,
+                BURST as libc::c_uint,
+                libc::MSG_WAITFORONE,
+                std::ptr::null_mut(),
+            )
         };
         usize::try_from(got).unwrap_or(0)
     }
 }
 
 /// Round trips in microseconds, ascending, of `count` pings, one each `every`.
-pub(super) fn pings(stage: &Stage, address: IpAddr, count: u32, every: Duration) -> anyhow::Result<Vec<f64>> {
-    let (count, every, address) = (count.to_string(), format!("{:.3}", every.as_secs_f64()), address.to_string());
-    // -W: the last may be answered late. A lost ping makes the exit status 0 all the same, as long as one was answered.
-    let said = stage.run(0, &["ping", "-n", "-c", &count, "-i", &every, "-W", "1", &address])?;
-    let times = said.lines().filter_map(|line| line.split_once("time=")?.1.split_whitespace().next()?.parse::<f64>().ok());
+pub(super) fn pings(
+    stage: &Stage,
+    address: IpAddr,
+    count: u32,
+    every: Duration,
+) -> anyhow::Result<Vec<f64>> {
+    let (count, every, address) = (
+        count.to_string(),
+        format!("{:.3}", every.as_secs_f64()),
+        address.to_string(),
+    );
+    // -W: the last may be answered late. A lost ping makes the exit status 0 all the same, as long
+    // as one was answered.
+    let said = stage.run(
+        0,
+        &[
+            "ping", "-n", "-c", &count, "-i", &every, "-W", "1", &address,
+        ],
+    )?;
+    let times = said.lines().filter_map(|line| {
+        line.split_once("time=")?
+            .1
+            .split_whitespace()
+            .next()?
+            .parse::<f64>()
+            .ok()
+    });
     let mut times: Vec<f64> = times.map(|ms| ms * 1000.0).collect();
     times.sort_by(f64::total_cmp);
-    if times.is_empty() { bail!("no ping was answered") } else { Ok(times) }
+    if times.is_empty() {
+        bail!("no ping was answered")
+    } else {
+        Ok(times)
+    }
 }
 
 /// Waits until `address` answers host `from`.
-pub(super) fn until_reached(stage: &Stage, from: usize, address: IpAddr, limit: Duration) -> anyhow::Result<()> {
+pub(super) fn until_reached(
+    stage: &Stage,
+    from: usize,
+    address: IpAddr,
+    limit: Duration,
+) -> anyhow::Result<()> {
     let began = Instant::now();
     loop {
-        match stage.run(from, &["ping", "-n", "-q", "-c", "1", "-W", "1", &address.to_string()]) {
+        match stage.run(
+            from,
+            &[
+                "ping",
+                "-n",
+                "-q",
+                "-c",
+                "1",
+                "-W",
+                "1",
+                &address.to_string(),
+            ],
+        ) {
             Ok(_) => return Ok(()),
             Err(_) if began.elapsed() < limit => thread::sleep(Duration::from_millis(50)),
             Err(_) => bail!("{address} never answered within {} s", limit.as_secs()),
@@ -248,5 +366,8 @@ pub(super) fn until_reached(stage: &Stage, from: usize, address: IpAddr, limit: 
 
 /// Whether a call only has to be made again.
 pub(super) fn again(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionRefused)
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionRefused
+    )
 }

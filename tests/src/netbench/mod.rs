@@ -1,9 +1,11 @@
-//! `testbed bench-net`: how fast p2pvm carries packets, beside other overlays and beside the cable itself, all in one run.
+//! `testbed bench-net`: how fast p2pvm carries packets, beside other overlays and beside the cable
+//! itself, all in one run.
 //!
-//! The run goes round by round over all programs, so that what else the machine does falls on all alike. Each measurement begins
-//! with fresh namespaces. Everything runs on this machine: the senders and receivers, both daemons and the kernel of both hosts
-//! share its processors, so ratios mean more than the figures themselves. What cannot be installed or started is named with
-//! the reason. The page that `--out` writes is made of this run's figures alone.
+//! The run goes round by round over all programs, so that what else the machine does falls on all
+//! alike. Each measurement begins with fresh namespaces. Everything runs on this machine: the
+//! senders and receivers, both daemons and the kernel of both hosts share its processors, so ratios
+//! mean more than the figures themselves. What cannot be installed or started is named with the
+//! reason. The page that `--out` writes is made of this run's figures alone.
 
 mod load;
 mod programs;
@@ -74,7 +76,8 @@ pub struct Options {
     /// Another p2pvm, measured beside it in the same rounds
     #[arg(long, value_name = "FILE")]
     before: Option<PathBuf>,
-    /// Packet planes alone (overlay/benches/pair.rs), by a name for the table; may be given several times
+    /// Packet planes alone (overlay/benches/pair.rs), by a name for the table; may be given several
+    /// times
     #[arg(long, value_name = "NAME=FILE", value_parser = named)]
     pair: Vec<(String, PathBuf)>,
     /// Where the peers are that were built for this
@@ -140,35 +143,68 @@ struct Contender {
 /// Runs the measurements. `arguments`: those before a `testbed` command of this program.
 ///
 /// # Errors
-/// If not run as root, or the page cannot be written. A program that fails is named in the table instead.
+/// If not run as root, or the page cannot be written. A program that fails is named in the table
+/// instead.
 pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
         bail!("bench-net makes network namespaces: run it as root");
     }
     stage::sweep();
     let file = std::env::current_exe().context("cannot find this program's own file")?;
-    let own = Own { file: file.clone(), arguments: arguments.iter().map(OsString::from).collect() };
+    let own = Own {
+        file: file.clone(),
+        arguments: arguments.iter().map(OsString::from).collect(),
+    };
     let p2pvm = options.program.clone().unwrap_or(file);
     let places = |p2pvm: &PathBuf| {
         let peers = options.peers.clone();
-        Places { p2pvm: p2pvm.clone(), plain: own.clone(), peers, easytier: options.easytier.clone() }
+        Places {
+            p2pvm: p2pvm.clone(),
+            plain: own.clone(),
+            peers,
+            easytier: options.easytier.clone(),
+        }
     };
     let mut contenders = Vec::new();
-    for which in Which::ALL.into_iter().filter(|w| options.only.is_empty() || options.only.contains(w)) {
-        contenders.push(Contender { which, name: which.name().into(), places: places(&p2pvm) });
+    for which in Which::ALL
+        .into_iter()
+        .filter(|w| options.only.is_empty() || options.only.contains(w))
+    {
+        contenders.push(Contender {
+            which,
+            name: which.name().into(),
+            places: places(&p2pvm),
+        });
         if let (Which::P2pvm, Some(before)) = (which, &options.before) {
-            contenders.push(Contender { which, name: "p2pvm before".into(), places: places(before) });
+            contenders.push(Contender {
+                which,
+                name: "p2pvm before".into(),
+                places: places(before),
+            });
         }
     }
     for (name, file) in &options.pair {
-        contenders.push(Contender { which: Which::Pair, name: name.clone(), places: places(file) });
+        contenders.push(Contender {
+            which: Which::Pair,
+            name: name.clone(),
+            places: places(file),
+        });
     }
-    let mut results: Vec<Measured> =
-        contenders.iter().map(|c| Measured { name: c.name.clone(), version: String::new(), rounds: Vec::new() }).collect();
+    let mut results: Vec<Measured> = contenders
+        .iter()
+        .map(|c| Measured {
+            name: c.name.clone(),
+            version: String::new(),
+            rounds: Vec::new(),
+        })
+        .collect();
     let began = Instant::now();
     for round in 1..=options.rounds {
-        let lossy =
-            if options.wants(Measure::Loss) { all_lossy(&contenders, &own) } else { contenders.iter().map(|_| Ok(Vec::new())).collect() };
+        let lossy = if options.wants(Measure::Loss) {
+            all_lossy(&contenders, &own)
+        } else {
+            contenders.iter().map(|_| Ok(Vec::new())).collect()
+        };
         for ((contender, result), lossy) in contenders.iter().zip(&mut results).zip(lossy) {
             eprintln!("round {round} of {}: {}", options.rounds, contender.name);
             let mut measured = Round::default();
@@ -178,7 +214,9 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
                     one_round(options, contender, &own, &mut measured);
                     match lossy {
                         Ok(rates) => measured.lossy = rates,
-                        Err(error) => measured.failed.push(format!("with loss: {}", chain(error.as_ref()))),
+                        Err(error) => measured
+                            .failed
+                            .push(format!("with loss: {}", chain(error.as_ref()))),
                     }
                 }
                 Err(error) => measured.failed.push(chain(error.as_ref())),
@@ -212,18 +250,27 @@ impl Options {
 
 /// Everything but loss, which all programs do at the same time.
 fn one_round(options: &Options, contender: &Contender, own: &Own, round: &mut Round) {
-    let direct = [Measure::Tcp, Measure::Udp, Measure::Ping].into_iter().any(|m| options.wants(m));
+    let direct = [Measure::Tcp, Measure::Udp, Measure::Ping]
+        .into_iter()
+        .any(|m| options.wants(m));
     if direct && let Err(error) = measure_direct(options, contender, own, round) {
         round.failed.push(chain(error.as_ref()));
     }
     if options.wants(Measure::Relay)
         && let Err(error) = measure_relayed(contender, own, round)
     {
-        round.failed.push(format!("relayed: {}", chain(error.as_ref())));
+        round
+            .failed
+            .push(format!("relayed: {}", chain(error.as_ref())));
     }
 }
 
-fn measure_direct(options: &Options, contender: &Contender, own: &Own, round: &mut Round) -> anyhow::Result<()> {
+fn measure_direct(
+    options: &Options,
+    contender: &Contender,
+    own: &Own,
+    round: &mut Round,
+) -> anyhow::Result<()> {
     let stage = Stage::up(own, Way::Direct, &contender.which.short())?;
     let running = Running::start(contender.which, &contender.places, &stage)?;
     let [a, b] = running.addresses;
@@ -237,16 +284,22 @@ fn measure_direct(options: &Options, contender: &Contender, own: &Own, round: &m
     if options.wants(Measure::Tcp) {
         let bulk = [Bulk::start(&stage, 0, 1, b, 1)?];
         let mut cost = Vec::new();
-        round.tcp_1 = Some(rate(&bulk, WARM_UP, THROUGHPUT, || cost.push((usage::cpu_seconds(&pids), bulk[0].received()))));
+        round.tcp_1 = Some(rate(&bulk, WARM_UP, THROUGHPUT, || {
+            cost.push((usage::cpu_seconds(&pids), bulk[0].received()))
+        }));
         if let ([before, after], false) = (&cost[..], pids.is_empty()) {
-            round.cpu_per_gb = Some((after.0 - before.0) / ((after.1 - before.1) as f64 / 1e9).max(1e-9));
+            round.cpu_per_gb =
+                Some((after.0 - before.0) / ((after.1 - before.1) as f64 / 1e9).max(1e-9));
         }
         drop(bulk);
         let bulk = [Bulk::start(&stage, 0, 1, b, 8)?];
         round.tcp_8 = Some(rate(&bulk, WARM_UP, THROUGHPUT, || {}));
         round.resident_mb = (!pids.is_empty()).then(|| usage::resident_mb(&pids));
         drop(bulk);
-        let bulk = [Bulk::start(&stage, 0, 1, b, 1)?, Bulk::start(&stage, 1, 0, a, 1)?];
+        let bulk = [
+            Bulk::start(&stage, 0, 1, b, 1)?,
+            Bulk::start(&stage, 1, 0, a, 1)?,
+        ];
         round.tcp_both = Some(rate(&bulk, WARM_UP, THROUGHPUT, || {}));
     }
     if options.wants(Measure::Ping) {
@@ -268,7 +321,11 @@ fn measure_direct(options: &Options, contender: &Contender, own: &Own, round: &m
 }
 
 fn measure_relayed(contender: &Contender, own: &Own, round: &mut Round) -> anyhow::Result<()> {
-    let way = if contender.which == Which::Raw { Way::Routed } else { Way::Middle };
+    let way = if contender.which == Which::Raw {
+        Way::Routed
+    } else {
+        Way::Middle
+    };
     let stage = Stage::up(own, way, &format!("{}-m", contender.which.short()))?;
     let running = Running::start(contender.which, &contender.places, &stage)?;
     let b = running.addresses[1];
@@ -276,14 +333,18 @@ fn measure_relayed(contender: &Contender, own: &Own, round: &mut Round) -> anyho
     drop((Bulk::start(&stage, 0, 1, b, 1)?, thread::sleep(WARM_UP)));
     let (bulk, relay) = ([Bulk::start(&stage, 0, 1, b, 1)?], running.pids(&[2]));
     let mut cost = Vec::new();
-    round.relayed = Some(rate(&bulk, WARM_UP, THROUGHPUT, || cost.push((usage::cpu_seconds(&relay), bulk[0].received()))));
+    round.relayed = Some(rate(&bulk, WARM_UP, THROUGHPUT, || {
+        cost.push((usage::cpu_seconds(&relay), bulk[0].received()))
+    }));
     if let ([before, after], false) = (&cost[..], relay.is_empty()) {
-        round.relay_cpu_per_gb = Some((after.0 - before.0) / ((after.1 - before.1) as f64 / 1e9).max(1e-9));
+        round.relay_cpu_per_gb =
+            Some((after.0 - before.0) / ((after.1 - before.1) as f64 / 1e9).max(1e-9));
     }
     Ok(())
 }
 
-/// TCP with loss, all programs at once: each carries a few Mbit/s, which leaves the machine nearly idle.
+/// TCP with loss, all programs at once: each carries a few Mbit/s, which leaves the machine nearly
+/// idle.
 fn all_lossy(contenders: &[Contender], own: &Own) -> Vec<anyhow::Result<Vec<f64>>> {
     eprintln!("with loss, all at once");
     let one = |contender: &Contender, number: usize| {
@@ -302,8 +363,18 @@ fn all_lossy(contenders: &[Contender], own: &Own) -> Vec<anyhow::Result<Vec<f64>
         Ok(rates)
     };
     thread::scope(|scope| {
-        let threads: Vec<_> = contenders.iter().enumerate().map(|(n, c)| scope.spawn(move || one(c, n))).collect();
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        let threads: Vec<_> = contenders
+            .iter()
+            .enumerate()
+            .map(|(n, c)| scope.spawn(move || one(c, n)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|t| {
+                t.join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
     })
 }
 

@@ -1,6 +1,7 @@
-//! The programs that are measured, each configured as its manual says for hosts that know each other's addresses. Where they are
-//! joined only by a third host, that one is told to relay (nebula, EasyTier, n2n, tinc, p2pvm) or to route (WireGuard, which knows
-//! no relays: the third host decrypts and encrypts again).
+//! The programs that are measured, each configured as its manual says for hosts that know each
+//! other's addresses. Where they are joined only by a third host, that one is told to relay
+//! (nebula, EasyTier, n2n, tinc, p2pvm) or to route (WireGuard, which knows no relays: the third
+//! host decrypts and encrypts again).
 
 use super::stage::{Own, Stage, Way};
 use anyhow::{Context, bail};
@@ -98,8 +99,13 @@ impl Places {
         let mut dirs: Vec<PathBuf> = vec![self.peers.clone()];
         dirs.extend(std::env::split_paths(&path));
         dirs.push("/usr/sbin".into());
-        let found = dirs.iter().map(|dir| dir.join(name)).find(|file| file.is_file());
-        found.with_context(|| format!("{name} is not installed (scripts/bench-peers.sh installs it)"))
+        let found = dirs
+            .iter()
+            .map(|dir| dir.join(name))
+            .find(|file| file.is_file());
+        found.with_context(|| {
+            format!("{name} is not installed (scripts/bench-peers.sh installs it)")
+        })
     }
 
     /// The executable that `which` needs first.
@@ -111,7 +117,10 @@ impl Places {
             Which::WireguardGo => self.find("wireguard-go"),
             Which::Gotatun => self.find("gotatun"),
             Which::Boringtun => self.find("boringtun-cli"),
-            Which::Easytier => self.easytier.clone().map_or_else(|| self.find("easytier-core"), Ok),
+            Which::Easytier => self
+                .easytier
+                .clone()
+                .map_or_else(|| self.find("easytier-core"), Ok),
             Which::Nebula => self.find("nebula"),
             Which::Tinc => self.find("tincd"),
             Which::N2n => self.find("edge"),
@@ -129,19 +138,34 @@ impl Places {
             Which::N2n => "-h",
             _ => "--version",
         };
-        let output = Command::new(&program).arg(argument).stdin(Stdio::null()).output();
+        let output = Command::new(&program)
+            .arg(argument)
+            .stdin(Stdio::null())
+            .output();
         let output = output.with_context(|| format!("cannot run {}", program.display()))?;
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
-        let word = text.split_whitespace().map(|w| w.trim_start_matches("v.").trim_start_matches('v').trim_end_matches(','));
-        let number = word.into_iter().find(|w| w.starts_with(|c: char| c.is_ascii_digit()) && w.contains('.'));
+        let word = text.split_whitespace().map(|w| {
+            w.trim_start_matches("v.")
+                .trim_start_matches('v')
+                .trim_end_matches(',')
+        });
+        let number = word
+            .into_iter()
+            .find(|w| w.starts_with(|c: char| c.is_ascii_digit()) && w.contains('.'));
         Ok(number.unwrap_or_default().to_owned())
     }
 }
 
 fn debian_version(package: &str) -> Option<String> {
-    let output = Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Version}", package])
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// A program that runs on all hosts of a stage; it ends when this is dropped.
@@ -167,19 +191,28 @@ impl Drop for Running {
 impl Running {
     /// Processes on these hosts.
     pub fn pids(&self, hosts: &[usize]) -> Vec<u32> {
-        self.daemons.iter().filter(|(host, _)| hosts.contains(host)).map(|(_, child)| child.id()).collect()
+        self.daemons
+            .iter()
+            .filter(|(host, _)| hosts.contains(host))
+            .map(|(_, child)| child.id())
+            .collect()
     }
 
     /// Starts `which` on all hosts of the stage.
     pub fn start(which: Which, places: &Places, stage: &Stage) -> anyhow::Result<Self> {
         let program = places.program(which)?;
         let overlay = |net: u8| [IpAddr::from([10, net, 0, 1]), IpAddr::from([10, net, 0, 2])];
-        let mut running = Self { daemons: Vec::new(), addresses: overlay(90) };
+        let mut running = Self {
+            daemons: Vec::new(),
+            addresses: overlay(90),
+        };
         match which {
             Which::Raw => running.addresses = [stage.reach(1, 0), stage.hosts[1].address],
             Which::Plain => plain(&mut running, &places.plain, stage)?,
             Which::P2pvm => p2pvm(&mut running, &program, stage)?,
-            Which::WireguardGo | Which::Gotatun | Which::Boringtun => wireguard(&mut running, which, &program, stage)?,
+            Which::WireguardGo | Which::Gotatun | Which::Boringtun => {
+                wireguard(&mut running, which, &program, stage)?
+            }
             Which::Pair => pair(&mut running, &program, stage)?,
             Which::Easytier => easytier(&mut running, &program, stage)?,
             Which::Nebula => nebula(&mut running, &program, stage)?,
@@ -223,12 +256,23 @@ fn plain(running: &mut Running, own: &Own, stage: &Stage) -> anyhow::Result<()> 
         let to = stage.reach(host, if stage.hosts.len() > 2 { 2 } else { 1 - host });
         let mut command = own.command("plain-tunnel");
         command.args(["--listen", "0.0.0.0:9000", "--to", &format!("{to}:9000")]);
-        running.daemon(stage, host, command.args(["--address", &running.addresses[host].to_string()]))?;
+        running.daemon(
+            stage,
+            host,
+            command.args(["--address", &running.addresses[host].to_string()]),
+        )?;
     }
     if stage.hosts.len() > 2 {
-        let (a, b) = (format!("{}:9000", stage.hosts[0].address), format!("{}:9000", stage.hosts[1].address));
+        let (a, b) = (
+            format!("{}:9000", stage.hosts[0].address),
+            format!("{}:9000", stage.hosts[1].address),
+        );
         let mut command = own.command("plain-tunnel");
-        running.daemon(stage, 2, command.args(["--listen", "0.0.0.0:9000", "--to", &a, "--to", &b]))?;
+        running.daemon(
+            stage,
+            2,
+            command.args(["--listen", "0.0.0.0:9000", "--to", &a, "--to", &b]),
+        )?;
     }
     Ok(())
 }
@@ -236,14 +280,22 @@ fn plain(running: &mut Running, own: &Own, stage: &Stage) -> anyhow::Result<()> 
 fn p2pvm(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
     let program_name = program.to_string_lossy().into_owned();
     let call = |host: usize, words: &[&str]| -> anyhow::Result<serde_json::Value> {
-        let argv: Vec<&str> = std::iter::once(&*program_name).chain(words.iter().copied()).chain(["--json"]).collect();
+        let argv: Vec<&str> = std::iter::once(&*program_name)
+            .chain(words.iter().copied())
+            .chain(["--json"])
+            .collect();
         Ok(serde_json::from_str(&stage.run(host, &argv)?).unwrap_or_default())
     };
     let hub = first(stage);
     // No limit for the relay, and the machine's own resolver is left alone.
     let config = "cpus = 1\naccel = \"tcg\"\nresolver = \"off\"\nupnp = false\nrelay_mbit = 0\n";
-    stage.hosts.iter().try_for_each(|host| fs::write(host.dir.join("node.toml"), config))?;
-    let up = |running: &mut Running, host: usize| running.daemon(stage, host, Command::new(program).arg("up"));
+    stage
+        .hosts
+        .iter()
+        .try_for_each(|host| fs::write(host.dir.join("node.toml"), config))?;
+    let up = |running: &mut Running, host: usize| {
+        running.daemon(stage, host, Command::new(program).arg("up"))
+    };
     call(hub, &["init", "--network", "lab"])?;
     up(running, hub)?;
     let invite = until(|| call(hub, &["invite", "--uses", "4"]))?;
@@ -253,8 +305,18 @@ fn p2pvm(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result
         up(running, host)?;
     }
     for host in 0..2 {
-        let address = until(|| call(host, &["status"])?["address"].as_str().map(str::to_owned).context("no address yet"))?;
-        running.addresses[host] = address.split('/').next().unwrap_or_default().parse().context("an odd address")?;
+        let address = until(|| {
+            call(host, &["status"])?["address"]
+                .as_str()
+                .map(str::to_owned)
+                .context("no address yet")
+        })?;
+        running.addresses[host] = address
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .parse()
+            .context("an odd address")?;
     }
     Ok(())
 }
@@ -262,19 +324,34 @@ fn p2pvm(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result
 /// `overlay/benches/pair.rs`: one process with a plane in each namespace.
 fn pair(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
     let mut command = Command::new(program);
-    command.args(stage.hosts.iter().map(|host| &host.namespace)).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .args(stage.hosts.iter().map(|host| &host.namespace))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot run the planes")?;
     let stdout = child.stdout.take();
     running.daemons.push((0, child));
     let mut line = String::new();
-    stdout.map(|out| BufReader::new(out).read_line(&mut line)).transpose()?;
+    stdout
+        .map(|out| BufReader::new(out).read_line(&mut line))
+        .transpose()?;
     let mut addresses = line.split_whitespace().map(str::parse);
-    let mut next = || addresses.next().context("the planes did not start")?.context("an odd address");
+    let mut next = || {
+        addresses
+            .next()
+            .context("the planes did not start")?
+            .context("an odd address")
+    };
     running.addresses = [next()?, next()?];
     Ok(())
 }
 
-fn wireguard(running: &mut Running, which: Which, program: &Path, stage: &Stage) -> anyhow::Result<()> {
+fn wireguard(
+    running: &mut Running,
+    which: Which,
+    program: &Path,
+    stage: &Stage,
+) -> anyhow::Result<()> {
     const DEVICE: &str = "wgbench0";
     let keys: Vec<(String, String)> = stage
         .hosts
@@ -296,30 +373,82 @@ fn wireguard(running: &mut Running, which: Which, program: &Path, stage: &Stage)
         // Its control socket's directory is shared by all namespaces: each has its own.
         let inside = "mkdir -p run && mount --bind run /var/run/wireguard && exec \"$0\" \"$@\"";
         let mut shell = Command::new("unshare");
-        shell.args(["--mount", "sh", "-c", inside]).arg(command.get_program()).args(command.get_args());
+        shell
+            .args(["--mount", "sh", "-c", inside])
+            .arg(command.get_program())
+            .args(command.get_args());
         fs::create_dir_all("/var/run/wireguard")?;
         running.daemon(stage, host, &mut shell)?;
-        let pid = running.daemons.last().map(|(_, child)| child.id()).unwrap_or_default().to_string();
+        let pid = running
+            .daemons
+            .last()
+            .map(|(_, child)| child.id())
+            .unwrap_or_default()
+            .to_string();
         let wg = |words: &[&str]| {
-            let argv: Vec<&str> = ["nsenter", "-m", "-t", &pid, "wg"].into_iter().chain(words.iter().copied()).collect();
+            let argv: Vec<&str> = ["nsenter", "-m", "-t", &pid, "wg"]
+                .into_iter()
+                .chain(words.iter().copied())
+                .collect();
             stage.run(host, &argv)
         };
-        let secret = stage.hosts[host].dir.join("secret").to_string_lossy().into_owned();
-        until(|| wg(&["set", DEVICE, "listen-port", "51820", "private-key", &secret]))?;
+        let secret = stage.hosts[host]
+            .dir
+            .join("secret")
+            .to_string_lossy()
+            .into_owned();
+        until(|| {
+            wg(&[
+                "set",
+                DEVICE,
+                "listen-port",
+                "51820",
+                "private-key",
+                &secret,
+            ])
+        })?;
         let others: Vec<(usize, String)> = match (stage.hosts.len(), host) {
             (2, host) => vec![(1 - host, format!("10.90.0.{}/32", octet(1 - host)))],
             (_, 2) => vec![(0, "10.90.0.1/32".into()), (1, "10.90.0.2/32".into())],
             _ => vec![(2, "10.90.0.0/24".into())],
         };
         for (other, allowed) in others {
-            let endpoint = format!("{}:51820", if host == 2 { stage.hosts[other].address } else { stage.reach(host, other) });
-            wg(&["set", DEVICE, "peer", &keys[other].1, "allowed-ips", &allowed, "endpoint", &endpoint])?;
+            let endpoint = format!(
+                "{}:51820",
+                if host == 2 {
+                    stage.hosts[other].address
+                } else {
+                    stage.reach(host, other)
+                }
+            );
+            wg(&[
+                "set",
+                DEVICE,
+                "peer",
+                &keys[other].1,
+                "allowed-ips",
+                &allowed,
+                "endpoint",
+                &endpoint,
+            ])?;
         }
-        stage.run(host, &["ip", "addr", "add", &format!("10.90.0.{}/24", octet(host)), "dev", DEVICE])?;
+        stage.run(
+            host,
+            &[
+                "ip",
+                "addr",
+                "add",
+                &format!("10.90.0.{}/24", octet(host)),
+                "dev",
+                DEVICE,
+            ],
+        )?;
         stage.run(host, &["ip", "link", "set", DEVICE, "mtu", "1420", "up"])?;
         if host == 2 {
             // It routes between its two tunnels, and still not between its two cables.
-            stage.inside(host, || fs::write("/proc/sys/net/ipv4/conf/wgbench0/forwarding", "1"))??;
+            stage.inside(host, || {
+                fs::write("/proc/sys/net/ipv4/conf/wgbench0/forwarding", "1")
+            })??;
         }
     }
     Ok(())
@@ -330,8 +459,25 @@ fn easytier(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Res
     for host in 0..stage.hosts.len() {
         let mut command = Command::new(program);
         let address = format!("10.90.0.{}", octet(host));
-        command.args(["--ipv4", &address, "--network-name", "lab", "--network-secret", "a secret of the lab", "--multi-thread"]);
-        command.args(["--dev-name", "et0", "--rpc-portal", "0", "-l", "udp://0.0.0.0:11010", "--hostname", stage.hosts[host].name]);
+        command.args([
+            "--ipv4",
+            &address,
+            "--network-name",
+            "lab",
+            "--network-secret",
+            "a secret of the lab",
+            "--multi-thread",
+        ]);
+        command.args([
+            "--dev-name",
+            "et0",
+            "--rpc-portal",
+            "0",
+            "-l",
+            "udp://0.0.0.0:11010",
+            "--hostname",
+            stage.hosts[host].name,
+        ]);
         if host != hub {
             command.args(["-p", &format!("udp://{}:11010", stage.reach(host, hub))]);
         }
@@ -343,28 +489,57 @@ fn easytier(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Res
 fn nebula(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
     let (hub, middle) = (first(stage), stage.way == Way::Middle);
     let ca = stage.hosts[hub].dir.to_string_lossy().into_owned();
-    let cert = program.with_file_name("nebula-cert").to_string_lossy().into_owned();
+    let cert = program
+        .with_file_name("nebula-cert")
+        .to_string_lossy()
+        .into_owned();
     stage.run(hub, &[&cert, "ca", "-name", "lab"])?;
     for (host, there) in stage.hosts.iter().enumerate() {
         let (crt, key) = (there.dir.join("host.crt"), there.dir.join("host.key"));
         let (crt, key) = (crt.to_string_lossy(), key.to_string_lossy());
         let address = format!("10.90.0.{}/24", octet(host));
-        stage.run(hub, &[&cert, "sign", "-name", there.name, "-ip", &address, "-out-crt", &crt, "-out-key", &key])?;
+        stage.run(
+            hub,
+            &[
+                &cert, "sign", "-name", there.name, "-ip", &address, "-out-crt", &crt, "-out-key",
+                &key,
+            ],
+        )?;
         let hub_address = format!("10.90.0.{}", octet(hub));
         let is_hub = host == hub;
-        let known = if is_hub { "{}".into() } else { format!("{{ \"{hub_address}\": [\"{}:4242\"] }}", stage.reach(host, hub)) };
-        let hubs = if is_hub { "[]".into() } else { format!("[\"{hub_address}\"]") };
+        let known = if is_hub {
+            "{}".into()
+        } else {
+            format!(
+                "{{ \"{hub_address}\": [\"{}:4242\"] }}",
+                stage.reach(host, hub)
+            )
+        };
+        let hubs = if is_hub {
+            "[]".into()
+        } else {
+            format!("[\"{hub_address}\"]")
+        };
         let config = format!(
             "pki: {{ ca: {ca}/ca.crt, cert: {crt}, key: {key} }}\nstatic_host_map: {known}\n\
-             lighthouse: {{ am_lighthouse: {is_hub}, interval: 60, hosts: {hubs} }}\nlisten: {{ host: 0.0.0.0, port: 4242, batch: 64 }}\n\
-             relay: {{ am_relay: {am_relay}, use_relays: {middle}, relays: {relays} }}\ncipher: aes\n\
+             lighthouse: {{ am_lighthouse: {is_hub}, interval: 60, hosts: {hubs} }}\nlisten: {{ \
+             host: 0.0.0.0, port: 4242, batch: 64 }}\n\
+             relay: {{ am_relay: {am_relay}, use_relays: {middle}, relays: {relays} }}\ncipher: \
+             aes\n\
              tun: {{ dev: nebula1, mtu: 1300 }}\nlogging: {{ level: warning }}\n\
-             firewall:\n  outbound: [ {{ port: any, proto: any, host: any }} ]\n  inbound: [ {{ port: any, proto: any, host: any }} ]\n",
+             firewall:\n  outbound: [ {{ port: any, proto: any, host: any }} ]\n  inbound: [ {{ \
+             port: any, proto: any, host: any }} ]\n",
             am_relay = middle && is_hub,
             relays = if middle { hubs.clone() } else { "[]".into() },
         );
         fs::write(there.dir.join("nebula.yml"), config)?;
-        running.daemon(stage, host, Command::new(program).arg("-config").arg(there.dir.join("nebula.yml")))?;
+        running.daemon(
+            stage,
+            host,
+            Command::new(program)
+                .arg("-config")
+                .arg(there.dir.join("nebula.yml")),
+        )?;
     }
     Ok(())
 }
@@ -375,36 +550,91 @@ fn tinc(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<
     for (host, there) in stage.hosts.iter().enumerate() {
         let (dir, name) = (&there.dir, there.name);
         fs::create_dir_all(dir.join("hosts"))?;
-        let connect = if host == hub { String::new() } else { format!("ConnectTo = {}\n", stage.hosts[hub].name) };
-        fs::write(dir.join("tinc.conf"), format!("Name = {name}\nInterface = tinc0\nMode = router\n{connect}"))?;
+        let connect = if host == hub {
+            String::new()
+        } else {
+            format!("ConnectTo = {}\n", stage.hosts[hub].name)
+        };
+        fs::write(
+            dir.join("tinc.conf"),
+            format!("Name = {name}\nInterface = tinc0\nMode = router\n{connect}"),
+        )?;
         let address = format!("10.90.0.{}", octet(host));
-        fs::write(dir.join("tinc-up"), format!("#!/bin/sh\nip link set tinc0 up mtu 1400\nip addr add {address}/24 dev tinc0\n"))?;
+        fs::write(
+            dir.join("tinc-up"),
+            format!(
+                "#!/bin/sh\nip link set tinc0 up mtu 1400\nip addr add {address}/24 dev tinc0\n"
+            ),
+        )?;
         fs::set_permissions(dir.join("tinc-up"), fs::Permissions::from_mode(0o755))?;
-        fs::write(dir.join("hosts").join(name), format!("Subnet = {address}/32\n"))?;
-        stage.run(host, &[&program.to_string_lossy(), "-c", &dir.to_string_lossy(), "-K", "2048"])?;
+        fs::write(
+            dir.join("hosts").join(name),
+            format!("Subnet = {address}/32\n"),
+        )?;
+        stage.run(
+            host,
+            &[
+                &program.to_string_lossy(),
+                "-c",
+                &dir.to_string_lossy(),
+                "-K",
+                "2048",
+            ],
+        )?;
         keys.push((name, fs::read_to_string(dir.join("hosts").join(name))?));
     }
     for (host, there) in stage.hosts.iter().enumerate() {
         for (other, (name, key)) in keys.iter().enumerate() {
-            let known = if other == hub && host != hub { format!("Address = {}\n", stage.reach(host, hub)) } else { String::new() };
+            let known = if other == hub && host != hub {
+                format!("Address = {}\n", stage.reach(host, hub))
+            } else {
+                String::new()
+            };
             fs::write(there.dir.join("hosts").join(name), format!("{known}{key}"))?;
         }
     }
     for (host, there) in stage.hosts.iter().enumerate() {
         let pidfile = format!("--pidfile={}", there.dir.join("tinc.pid").display());
-        running.daemon(stage, host, Command::new(program).arg("-c").arg(&there.dir).args([&pidfile, "-D"]))?;
+        running.daemon(
+            stage,
+            host,
+            Command::new(program)
+                .arg("-c")
+                .arg(&there.dir)
+                .args([&pidfile, "-D"]),
+        )?;
     }
     Ok(())
 }
 
-fn n2n(running: &mut Running, program: &Path, supernode: &Path, stage: &Stage) -> anyhow::Result<()> {
+fn n2n(
+    running: &mut Running,
+    program: &Path,
+    supernode: &Path,
+    stage: &Stage,
+) -> anyhow::Result<()> {
     let hub = first(stage);
     running.daemon(stage, hub, Command::new(supernode).args(["-l", "7654"]))?;
     for host in 0..2 {
         let mut command = Command::new(program);
-        command.args(["-d", "n2n0", "-c", "lab", "-k", "secret", "-a", &format!("10.90.0.{}", octet(host))]);
-        // By its own name it does not set the address of every kernel's TAP the same way: the mask is given.
-        command.args(["-s", "255.255.255.0", "-l", &format!("{}:7654", stage.reach(host, hub))]);
+        command.args([
+            "-d",
+            "n2n0",
+            "-c",
+            "lab",
+            "-k",
+            "secret",
+            "-a",
+            &format!("10.90.0.{}", octet(host)),
+        ]);
+        // By its own name it does not set the address of every kernel's TAP the same way: the mask
+        // is given.
+        command.args([
+            "-s",
+            "255.255.255.0",
+            "-l",
+            &format!("{}:7654", stage.reach(host, hub)),
+        ]);
         running.daemon(stage, host, &mut command)?;
     }
     Ok(())
@@ -414,8 +644,14 @@ fn n2n(running: &mut Running, program: &Path, supernode: &Path, stage: &Stage) -
 fn said(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<String> {
     use std::io::Write;
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().with_context(|| format!("{program} is not installed (scripts/bench-peers.sh installs it)"))?;
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command.spawn().with_context(|| {
+        format!("{program} is not installed (scripts/bench-peers.sh installs it)")
+    })?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.as_bytes())?;
     }

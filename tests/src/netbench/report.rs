@@ -22,19 +22,29 @@ fn cell(row: &Measured, of: Of<'_>, digits: usize) -> String {
     match &values(row, of)[..] {
         [] => "–".into(),
         [only] => format!("{only:.digits$}"),
-        all => format!("{:.digits$} ({:.digits$}–{:.digits$})", all[all.len() / 2], all[0], all[all.len() - 1]),
+        all => format!(
+            "{:.digits$} ({:.digits$}–{:.digits$})",
+            all[all.len() / 2],
+            all[0],
+            all[all.len() - 1]
+        ),
     }
 }
 
 /// The most datagrams a second that came through at any rate offered.
 fn best(round: &Round, bytes: usize) -> Option<f64> {
     let (_, points) = round.udp.iter().find(|(size, _)| *size == bytes)?;
-    points.iter().map(|p| p.received / 1e3).max_by(f64::total_cmp)
+    points
+        .iter()
+        .map(|p| p.received / 1e3)
+        .max_by(f64::total_cmp)
 }
 
 fn over(row: &Measured, raw: Option<&Measured>, of: Of<'_>) -> String {
     match (median(row, of), raw.and_then(|raw| median(raw, of))) {
-        (Some(value), Some(raw)) if row.name != "raw veth" => format!("{} (+{:.0})", cell(row, of, 0), value - raw),
+        (Some(value), Some(raw)) if row.name != "raw veth" => {
+            format!("{} (+{:.0})", cell(row, of, 0), value - raw)
+        }
         _ => cell(row, of, 0),
     }
 }
@@ -50,7 +60,9 @@ struct Table {
 impl Table {
     fn new(columns: &[&str]) -> Self {
         let rule: String = columns.iter().map(|_| "---|").collect();
-        Self { text: format!("| {} |\n|{rule}\n", columns.join(" | ")) }
+        Self {
+            text: format!("| {} |\n|{rule}\n", columns.join(" | ")),
+        }
     }
 
     fn row(&mut self, cells: &[String]) {
@@ -63,8 +75,13 @@ impl Table {
 /// How to have this page made again.
 fn made_by(only: &[Which], measure: &[Measure], rounds: u32) -> String {
     let only = (!only.is_empty()).then(|| names(only));
-    let make = only.as_ref().map(|only| format!(" ONLY={only}")).unwrap_or_default();
-    let only = only.map(|only| format!(" --only {only}")).unwrap_or_default();
+    let make = only
+        .as_ref()
+        .map(|only| format!(" ONLY={only}"))
+        .unwrap_or_default();
+    let only = only
+        .map(|only| format!(" --only {only}"))
+        .unwrap_or_default();
     let command = format!("p2pvm testbed bench-net --rounds {rounds}{only}");
     if measure.is_empty() {
         format!("`make bench-net ROUNDS={rounds}{make}` (`{command} --out docs/speed.md`)")
@@ -75,7 +92,10 @@ fn made_by(only: &[Which], measure: &[Measure], rounds: u32) -> String {
 }
 
 fn names<T: ValueEnum>(values: &[T]) -> String {
-    let names: Vec<String> = values.iter().filter_map(|v| Some(v.to_possible_value()?.get_name().to_owned())).collect();
+    let names: Vec<String> = values
+        .iter()
+        .filter_map(|v| Some(v.to_possible_value()?.get_name().to_owned()))
+        .collect();
     names.join(",")
 }
 
@@ -93,7 +113,13 @@ pub(super) fn page(results: &[Measured], options: &Options, took: Duration) -> S
         "relayed, Gbit/s",
         "relay's CPU s per GB",
     ]);
-    let mut ping = Table::new(&["program", "idle: median, µs (over raw)", "p99", "under a bulk stream: median", "p99"]);
+    let mut ping = Table::new(&[
+        "program",
+        "idle: median, µs (over raw)",
+        "p99",
+        "under a bulk stream: median",
+        "p99",
+    ]);
     let loss_1 = format!("{} %, Mbit/s", LOSSES[0]);
     let loss_2 = format!("{} %, Mbit/s", LOSSES[1]);
     let mut loss = Table::new(&["program", &loss_1, &loss_2]);
@@ -117,13 +143,24 @@ pub(super) fn page(results: &[Measured], options: &Options, took: Duration) -> S
             over(row, raw, &|r| r.ping_loaded.map(|p| p.0)),
             cell(row, &|r| r.ping_loaded.map(|p| p.1), 0),
         ]);
-        loss.row(&[name.clone(), cell(row, &|r| r.lossy.first().copied(), 1), cell(row, &|r| r.lossy.get(1).copied(), 1)]);
-        udp.row(&[name, cell(row, &|r| best(r, 1200), 0), cell(row, &|r| best(r, 64), 0)]);
+        loss.row(&[
+            name.clone(),
+            cell(row, &|r| r.lossy.first().copied(), 1),
+            cell(row, &|r| r.lossy.get(1).copied(), 1),
+        ]);
+        udp.row(&[
+            name,
+            cell(row, &|r| best(r, 1200), 0),
+            cell(row, &|r| best(r, 64), 0),
+        ]);
     }
     let mut text = format!(
-        "# How fast packets go\n\nMade by {}; every figure comes from that run, which took {:.0} min. {}\n\n\
-        Two hosts in network namespaces on one veth cable. Senders, receivers, both daemons and both kernels share the machine's processors.\n\
-        Medians of {rounds} rounds (smallest–largest); each round goes over all programs.\n\n## TCP\n\n{}\n",
+        "# How fast packets go\n\nMade by {}; every figure comes from that run, which took {:.0} \
+            min. {}\n\n\
+        Two hosts in network namespaces on one veth cable. Senders, receivers, both daemons and \
+        both kernels share the machine's processors.\n\
+        Medians of {rounds} rounds (smallest–largest); each round goes over all programs.\n\n## \
+        TCP\n\n{}\n",
         made_by(&options.only, &options.measure, rounds),
         took.as_secs_f64() / 60.0,
         machine(),
@@ -131,14 +168,17 @@ pub(super) fn page(results: &[Measured], options: &Options, took: Duration) -> S
     );
     let _ = write!(
         text,
-        "Relayed: through a third host that joins two cables. Raw: it routes. WireGuard has no relays: its third host decrypts, routes and encrypts.\n\n\
-        ## Round trips of `ping`\n\n{}\n## UDP\n\nThe most datagrams a second that arrived, whatever was offered.\n\n{}\n",
+        "Relayed: through a third host that joins two cables. Raw: it routes. WireGuard has no \
+            relays: its third host decrypts, routes and encrypts.\n\n\
+        ## Round trips of `ping`\n\n{}\n## UDP\n\nThe most datagrams a second that arrived, \
+        whatever was offered.\n\n{}\n",
         ping.text, udp.text
     );
     text.push_str(&curves(results));
     let _ = write!(
         text,
-        "\n## TCP where packets are lost\n\n{LOSSY_STREAMS} streams (CUBIC) together over {FAR_MS} ms of round trip, that share of packets lost each way.\n\n{}",
+        "\n## TCP where packets are lost\n\n{LOSSY_STREAMS} streams (CUBIC) together over \
+            {FAR_MS} ms of round trip, that share of packets lost each way.\n\n{}",
         loss.text
     );
     text.push_str(&failures(results));
@@ -148,12 +188,23 @@ pub(super) fn page(results: &[Measured], options: &Options, took: Duration) -> S
 /// For each size and rate offered: what arrived and what share was lost, medians.
 fn curves(results: &[Measured]) -> String {
     let mut text = String::new();
-    let Some(sizes) = results.iter().flat_map(|row| &row.rounds).find(|r| !r.udp.is_empty()).map(|r| &r.udp) else { return text };
+    let Some(sizes) = results
+        .iter()
+        .flat_map(|row| &row.rounds)
+        .find(|r| !r.udp.is_empty())
+        .map(|r| &r.udp)
+    else {
+        return text;
+    };
     for (which, (bytes, points)) in sizes.iter().enumerate() {
-        let wanted: Vec<String> = points.iter().map(|p| format!("{:.0}", p.wanted / 1e3)).collect();
+        let wanted: Vec<String> = points
+            .iter()
+            .map(|p| format!("{:.0}", p.wanted / 1e3))
+            .collect();
         let _ = write!(
             text,
-            "\nLoss curve at {bytes} bytes: thousand/s arrived (share lost of what the sender could bring in), by thousand/s wanted.\n\n"
+            "\nLoss curve at {bytes} bytes: thousand/s arrived (share lost of what the sender \
+                could bring in), by thousand/s wanted.\n\n"
         );
         let mut columns = vec!["program"];
         columns.extend(wanted.iter().map(String::as_str));
@@ -162,11 +213,19 @@ fn curves(results: &[Measured]) -> String {
             let mut cells = vec![title(row)];
             for step in 0..points.len() {
                 let point = |r: &Round| r.udp.get(which)?.1.get(step).copied();
-                let lost = |r: &Round| point(r).map(|p| (1.0 - p.received / p.offered.max(1.0)).clamp(0.0, 1.0) * 100.0);
-                cells.push(match (median(row, &|r| point(r).map(|p| p.received / 1e3)), median(row, &lost)) {
-                    (Some(came), Some(lost)) => format!("{came:.0} ({lost:.0} %)"),
-                    _ => "–".into(),
-                });
+                let lost = |r: &Round| {
+                    point(r)
+                        .map(|p| (1.0 - p.received / p.offered.max(1.0)).clamp(0.0, 1.0) * 100.0)
+                };
+                cells.push(
+                    match (
+                        median(row, &|r| point(r).map(|p| p.received / 1e3)),
+                        median(row, &lost),
+                    ) {
+                        (Some(came), Some(lost)) => format!("{came:.0} ({lost:.0} %)"),
+                        _ => "–".into(),
+                    },
+                );
             }
             table.row(&cells);
         }
@@ -183,19 +242,36 @@ fn failures(results: &[Measured]) -> String {
         reasons.dedup();
         for why in reasons {
             let times = row.rounds.iter().filter(|r| r.failed.contains(why)).count();
-            let _ = writeln!(text, "- {}, {times} of {} rounds: {}", title(row), row.rounds.len(), why.replace('\n', " "));
+            let _ = writeln!(
+                text,
+                "- {}, {times} of {} rounds: {}",
+                title(row),
+                row.rounds.len(),
+                why.replace('\n', " ")
+            );
         }
     }
-    if text.is_empty() { text } else { format!("\n## Not measured\n\n{text}") }
+    if text.is_empty() {
+        text
+    } else {
+        format!("\n## Not measured\n\n{text}")
+    }
 }
 
 /// Processors and kernel.
 fn machine() -> String {
     let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
     let info = read("/proc/cpuinfo");
-    let model = info.lines().find_map(|l| l.strip_prefix("model name")).and_then(|l| l.split_once(':')).map_or("", |(_, name)| name.trim());
+    let model = info
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .and_then(|l| l.split_once(':'))
+        .map_or("", |(_, name)| name.trim());
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{cpus} processors ({model}), Linux {}.", read("/proc/sys/kernel/osrelease").trim())
+    format!(
+        "{cpus} processors ({model}), Linux {}.",
+        read("/proc/sys/kernel/osrelease").trim()
+    )
 }
 
 #[cfg(test)]
@@ -211,38 +287,116 @@ mod tests {
     #[test]
     fn the_page_names_the_command_that_makes_it() {
         let all = page(&[], &options(&[]), Duration::from_secs(60));
-        assert!(all.contains("Made by `make bench-net ROUNDS=3` (`p2pvm testbed bench-net --rounds 3 --out docs/speed.md`);"), "{all}");
-        let some = page(&[], &options(&["--only", "raw,wireguard-go", "--rounds", "5"]), Duration::from_secs(60));
         assert!(
-            some.contains("`make bench-net ROUNDS=5 ONLY=raw,wireguard-go` (`p2pvm testbed bench-net --rounds 5 --only raw,wireguard-go"),
+            all.contains(
+                "Made by `make bench-net ROUNDS=3` (`p2pvm testbed bench-net \
+            --rounds 3 --out docs/speed.md`);"
+            ),
+            "{all}"
+        );
+        let some = page(
+            &[],
+            &options(&["--only", "raw,wireguard-go", "--rounds", "5"]),
+            Duration::from_secs(60),
+        );
+        assert!(
+            some.contains(
+                "`make bench-net ROUNDS=5 ONLY=raw,wireguard-go` (`p2pvm testbed \
+                bench-net --rounds 5 --only raw,wireguard-go"
+            ),
             "{some}"
         );
-        let part = page(&[], &options(&["--only", "raw", "--measure", "tcp,ping"]), Duration::from_secs(60));
-        assert!(part.contains("`p2pvm testbed bench-net --rounds 3 --only raw --measure tcp,ping`"), "{part}");
+        let part = page(
+            &[],
+            &options(&["--only", "raw", "--measure", "tcp,ping"]),
+            Duration::from_secs(60),
+        );
+        assert!(
+            part.contains("`p2pvm testbed bench-net --rounds 3 --only raw --measure tcp,ping`"),
+            "{part}"
+        );
     }
 
     fn row(name: &str, rounds: Vec<Round>) -> Measured {
-        Measured { name: name.into(), version: "1.0".into(), rounds }
+        Measured {
+            name: name.into(),
+            version: "1.0".into(),
+            rounds,
+        }
     }
 
     #[test]
     fn the_page_has_medians_with_their_spread_and_names_what_failed() {
-        let fast = |gbit| Round { tcp_1: Some(gbit), ping_idle: Some((100.0, 200.0)), ..Round::default() };
-        let raw = row("raw veth", vec![Round { ping_idle: Some((40.0, 60.0)), ..Round::default() }]);
-        let absent = row("tinc", vec![Round { failed: vec!["tincd is not installed".into()], ..Round::default() }]);
-        let page = page(&[raw, row("p2pvm", vec![fast(3.0), fast(1.0), fast(2.0)]), absent], &options(&[]), Duration::from_secs(60));
+        let fast = |gbit| Round {
+            tcp_1: Some(gbit),
+            ping_idle: Some((100.0, 200.0)),
+            ..Round::default()
+        };
+        let raw = row(
+            "raw veth",
+            vec![Round {
+                ping_idle: Some((40.0, 60.0)),
+                ..Round::default()
+            }],
+        );
+        let absent = row(
+            "tinc",
+            vec![Round {
+                failed: vec!["tincd is not installed".into()],
+                ..Round::default()
+            }],
+        );
+        let page = page(
+            &[
+                raw,
+                row("p2pvm", vec![fast(3.0), fast(1.0), fast(2.0)]),
+                absent,
+            ],
+            &options(&[]),
+            Duration::from_secs(60),
+        );
         assert!(page.contains("| p2pvm 1.0 | 2.00 (1.00–3.00) |"), "{page}");
         assert!(page.contains("(+60)"), "over raw: {page}");
-        assert!(page.contains("- tinc 1.0, 1 of 1 rounds: tincd is not installed"), "{page}");
-        assert!(!page.contains("| tinc"), "a row without a figure is no row: {page}");
+        assert!(
+            page.contains("- tinc 1.0, 1 of 1 rounds: tincd is not installed"),
+            "{page}"
+        );
+        assert!(
+            !page.contains("| tinc"),
+            "a row without a figure is no row: {page}"
+        );
     }
 
     #[test]
     fn the_loss_curve_shows_what_arrived_of_what_the_sender_brought_in() {
-        let points = vec![Point { wanted: 50e3, offered: 40e3, received: 30e3 }, Point { wanted: 100e3, offered: 80e3, received: 20e3 }];
-        let round = Round { udp: vec![(1200, points)], ..Round::default() };
-        let page = page(&[row("p2pvm", vec![round])], &options(&[]), Duration::from_secs(1));
-        assert!(page.contains("| p2pvm 1.0 | 30 (25 %) | 20 (75 %) |"), "{page}");
-        assert!(page.contains("| p2pvm 1.0 | 30 | – |"), "the most that arrived: {page}");
+        let points = vec![
+            Point {
+                wanted: 50e3,
+                offered: 40e3,
+                received: 30e3,
+            },
+            Point {
+                wanted: 100e3,
+                offered: 80e3,
+                received: 20e3,
+            },
+        ];
+        let round = Round {
+            udp: vec![(1200, points)],
+            ..Round::default()
+        };
+        let page = page(
+            &[row("p2pvm", vec![round])],
+            &options(&[]),
+            Duration::from_secs(1),
+        );
+        assert!(
+            page.contains("| p2pvm 1.0 | 30 (25 %) | 20 (75 %) |"),
+            "{page}"
+        );
+        assert!(
+            page.contains("| p2pvm 1.0 | 30 | – |"),
+            "the most that arrived: {page}"
+        );
     }
 }

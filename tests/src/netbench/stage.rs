@@ -1,5 +1,6 @@
-//! Where the programs are measured: two hosts on one cable, two hosts that reach each other only through a third, or two hosts of
-//! an emulated wide area with delay and loss. Each has a network namespace and a directory of its own; all go when the stage does.
+//! Where the programs are measured: two hosts on one cable, two hosts that reach each other only
+//! through a third, or two hosts of an emulated wide area with delay and loss. Each has a network
+//! namespace and a directory of its own; all go when the stage does.
 
 use crate::{
     keeper::Life,
@@ -82,8 +83,17 @@ impl Stage {
         }
         let root = std::env::temp_dir().join(format!("{DIR}-{}-{name}", std::process::id()));
         fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
-        let mut stage = Self { way, hosts: Vec::new(), bed: None, root: Some(root.clone()) };
-        let names: &[&'static str] = if way == Way::Direct { &["a", "b"] } else { &["a", "b", "m"] };
+        let mut stage = Self {
+            way,
+            hosts: Vec::new(),
+            bed: None,
+            root: Some(root.clone()),
+        };
+        let names: &[&'static str] = if way == Way::Direct {
+            &["a", "b"]
+        } else {
+            &["a", "b", "m"]
+        };
         for name_of in names {
             let namespace = format!("{PREFIX}{}-{name}-{name_of}", std::process::id());
             namespace::create(&namespace)?;
@@ -95,7 +105,13 @@ impl Stage {
             };
             let dir = root.join(name_of);
             fs::create_dir_all(&dir)?;
-            stage.hosts.push(Host { name: name_of, namespace, address, second, dir });
+            stage.hosts.push(Host {
+                name: name_of,
+                namespace,
+                address,
+                second,
+                dir,
+            });
         }
         let [a, b] = [&stage.hosts[0].namespace, &stage.hosts[1].namespace];
         match way {
@@ -105,7 +121,9 @@ impl Stage {
                 cable((a, "172.29.1.1/24"), (m, "172.29.1.9/24"), "0")?;
                 cable((b, "172.29.2.2/24"), (m, "172.29.2.9/24"), "1")?;
                 let routes = u8::from(way == Way::Routed);
-                namespace::inside(m, || fs::write("/proc/sys/net/ipv4/ip_forward", routes.to_string()))??;
+                namespace::inside(m, || {
+                    fs::write("/proc/sys/net/ipv4/ip_forward", routes.to_string())
+                })??;
                 // Both know a way; whether it is one is the third host's matter.
                 ip(&["-n", a, "route", "add", "default", "via", "172.29.1.9"])?;
                 ip(&["-n", b, "route", "add", "default", "via", "172.29.2.9"])?;
@@ -115,36 +133,81 @@ impl Stage {
     }
 
     fn far(own: &Own, rtt_ms: u32, name: &str) -> anyhow::Result<Self> {
-        let sites = format!("seed = 5\n[default]\nrtt_ms = {rtt_ms}\n[[site]]\nname = \"a\"\n[[site]]\nname = \"b\"\n");
+        let sites = format!(
+            "seed = 5\n[default]\nrtt_ms = {rtt_ms}\n[[site]]\nname = \"a\"\n[[site]]\nname \
+                = \"b\"\n"
+        );
         let sites = Sites::parse(&sites)?;
         let arguments: Vec<&OsStr> = own.arguments.iter().map(OsString::as_os_str).collect();
-        let bed = Testbed::up_by(&own.file, &arguments, &sites, &format!("nb-{}-{name}", std::process::id()), Life::Tied)?;
+        let bed = Testbed::up_by(
+            &own.file,
+            &arguments,
+            &sites,
+            &format!("nb-{}-{name}", std::process::id()),
+            Life::Tied,
+        )?;
         let mut hosts = Vec::new();
         for name in ["a", "b"] {
             let host = bed.host(name)?;
             fs::create_dir_all(&host.dir)?;
-            // One segment a packet, so that what is lost is what a wire would lose and not a whole batch.
-            ip(&["-n", &host.namespace, "link", "set", "dev", "eth0", "gso_max_segs", "1"])?;
-            hosts.push(Host { name, namespace: host.namespace.clone(), address: host.address, second: None, dir: host.dir.clone() });
+            // One segment a packet, so that what is lost is what a wire would lose and not a whole
+            // batch.
+            ip(&[
+                "-n",
+                &host.namespace,
+                "link",
+                "set",
+                "dev",
+                "eth0",
+                "gso_max_segs",
+                "1",
+            ])?;
+            hosts.push(Host {
+                name,
+                namespace: host.namespace.clone(),
+                address: host.address,
+                second: None,
+                dir: host.dir.clone(),
+            });
         }
-        Ok(Self { way: Way::Far { rtt_ms }, hosts, bed: Some(bed), root: None })
+        Ok(Self {
+            way: Way::Far { rtt_ms },
+            hosts,
+            bed: Some(bed),
+            root: None,
+        })
     }
 
     /// From now on so many of a hundred packets are lost each way.
     pub fn lose(&self, rtt_ms: u32, percent: f64) -> anyhow::Result<()> {
-        let bed = self.bed.as_ref().context("only an emulated wide area loses packets")?;
-        let shape = Properties { rtt_ms: Some(f64::from(rtt_ms)), loss: Some(percent / 100.0), ..Properties::default() };
+        let bed = self
+            .bed
+            .as_ref()
+            .context("only an emulated wide area loses packets")?;
+        let shape = Properties {
+            rtt_ms: Some(f64::from(rtt_ms)),
+            loss: Some(percent / 100.0),
+            ..Properties::default()
+        };
         Ok(bed.reshape("a", "b", shape)?)
     }
 
     /// The address at which `host` reaches `other` on the cable.
     pub fn reach(&self, host: usize, other: usize) -> IpAddr {
         let there = &self.hosts[other];
-        if host == 1 { there.second.unwrap_or(there.address) } else { there.address }
+        if host == 1 {
+            there.second.unwrap_or(there.address)
+        } else {
+            there.address
+        }
     }
 
     /// Runs `action` in a thread on the host's network; sockets made there stay there.
-    pub fn inside<T: Send>(&self, host: usize, action: impl FnOnce() -> T + Send) -> Result<T, testbed::Error> {
+    pub fn inside<T: Send>(
+        &self,
+        host: usize,
+        action: impl FnOnce() -> T + Send,
+    ) -> Result<T, testbed::Error> {
         namespace::inside(&self.hosts[host].namespace, action)
     }
 
@@ -152,9 +215,15 @@ impl Stage {
     pub fn spawn(&self, host: usize, log: &str, command: &mut Command) -> anyhow::Result<Child> {
         let host = &self.hosts[host];
         let log = fs::File::create(host.dir.join(format!("{log}.log")))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir(&host.dir).env("P2PVM_DIR", &host.dir);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .current_dir(&host.dir)
+            .env("P2PVM_DIR", &host.dir);
         let line = command.get_program().to_string_lossy().into_owned();
-        namespace::as_machine(&host.namespace, host.name, || command.spawn())?.with_context(|| format!("cannot run {line}"))
+        namespace::as_machine(&host.namespace, host.name, || command.spawn())?
+            .with_context(|| format!("cannot run {line}"))
     }
 
     /// Runs a command on a host to its end; its output, or an error with what it said.
@@ -162,12 +231,21 @@ impl Stage {
         let (program, arguments) = argv.split_first().context("an empty command")?;
         let host = &self.hosts[host];
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).current_dir(&host.dir).env("P2PVM_DIR", &host.dir);
-        let output =
-            namespace::as_machine(&host.namespace, host.name, || command.output())?.with_context(|| format!("cannot run {program}"))?;
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .current_dir(&host.dir)
+            .env("P2PVM_DIR", &host.dir);
+        let output = namespace::as_machine(&host.namespace, host.name, || command.output())?
+            .with_context(|| format!("cannot run {program}"))?;
         if !output.status.success() {
             let said = [output.stdout, output.stderr].concat();
-            anyhow::bail!("{} on {}: {}", argv.join(" "), host.name, String::from_utf8_lossy(&said).trim());
+            anyhow::bail!(
+                "{} on {}: {}",
+                argv.join(" "),
+                host.name,
+                String::from_utf8_lossy(&said).trim()
+            );
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -179,7 +257,8 @@ impl Drop for Stage {
             return;
         }
         for host in &self.hosts {
-            // Whatever still runs there was started for this stage; a name that is gone already is as good.
+            // Whatever still runs there was started for this stage; a name that is gone already is
+            // as good.
             let _ = namespace::kill_processes(&host.namespace, &host.dir);
             let _ = namespace::delete(&host.namespace);
         }
@@ -192,7 +271,12 @@ impl Drop for Stage {
 /// Takes away what a run left that was killed: namespaces of processes that are no more.
 pub(super) fn sweep() {
     for name in namespace::list(PREFIX) {
-        let Some(pid) = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()) else { continue };
+        let Some(pid) = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next())
+        else {
+            continue;
+        };
         if !Path::new("/proc").join(pid).exists() {
             let _ = namespace::kill_processes(&name, Path::new("/nonexistent"));
             let _ = namespace::delete(&name);
@@ -205,9 +289,15 @@ fn ip(arguments: &[&str]) -> Result<(), testbed::Error> {
 }
 
 /// Joins two namespaces by a veth pair whose ends are both named `eth<number>`.
-fn cable((a, a_address): (&str, &str), (b, b_address): (&str, &str), number: &str) -> anyhow::Result<()> {
+fn cable(
+    (a, a_address): (&str, &str),
+    (b, b_address): (&str, &str),
+    number: &str,
+) -> anyhow::Result<()> {
     let name = format!("eth{number}");
-    ip(&["-n", a, "link", "add", &name, "type", "veth", "peer", "name", &name, "netns", b])?;
+    ip(&[
+        "-n", a, "link", "add", &name, "type", "veth", "peer", "name", &name, "netns", b,
+    ])?;
     for (namespace, address) in [(a, a_address), (b, b_address)] {
         ip(&["-n", namespace, "addr", "add", address, "dev", &name])?;
         ip(&["-n", namespace, "link", "set", &name, "up"])?;

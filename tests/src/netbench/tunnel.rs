@@ -1,6 +1,8 @@
-//! The bound: a forwarder that does what the packet plane does on its data path, and nothing else. It reads TSO packets from a TUN, cuts
-//! them into datagrams in one buffer, sends them with one GSO call; reads with GRO and gives the TUN what coalesces. No encryption, no
-//! handshake, no routes: the 32 bytes in which a link keeps header and tag stay empty. And a relay that only passes datagrams on.
+//! The bound: a forwarder that does what the packet plane does on its data path, and nothing else.
+//! It reads TSO packets from a TUN, cuts them into datagrams in one buffer, sends them with one GSO
+//! call; reads with GRO and gives the TUN what coalesces. No encryption, no handshake, no routes:
+//! the 32 bytes in which a link keeps header and tag stay empty. And a relay that only passes
+//! datagrams on.
 
 use super::load::again;
 use anyhow::Context;
@@ -59,14 +61,26 @@ impl Socket {
 
     fn send(&self, to: SocketAddr, bytes: &[u8], size: usize) {
         let segment_size = (bytes.len() > size).then_some(size);
-        let transmit = Transmit { destination: to, ecn: None, contents: bytes, segment_size, src_ip: None };
+        let transmit = Transmit {
+            destination: to,
+            ecn: None,
+            contents: bytes,
+            segment_size,
+            src_ip: None,
+        };
         // Lost like any other datagram.
-        let _ = self.state.try_send(UdpSockRef::from(&self.socket), &transmit);
+        let _ = self
+            .state
+            .try_send(UdpSockRef::from(&self.socket), &transmit);
     }
 
     fn receive(&self, buf: &mut [u8]) -> std::io::Result<RecvMeta> {
         let mut meta = [RecvMeta::default()];
-        self.state.recv(UdpSockRef::from(&self.socket), &mut [IoSliceMut::new(buf)], &mut meta)?;
+        self.state.recv(
+            UdpSockRef::from(&self.socket),
+            &mut [IoSliceMut::new(buf)],
+            &mut meta,
+        )?;
         Ok(meta[0])
     }
 }
@@ -74,9 +88,16 @@ impl Socket {
 /// Runs until killed.
 pub fn run(options: &TunnelOptions) -> anyhow::Result<()> {
     let socket = Arc::new(Socket::bind(options.listen)?);
-    let Some(address) = options.address else { return relay(&socket, &options.to) };
+    let Some(address) = options.address else {
+        return relay(&socket, &options.to);
+    };
     let to = options.to[0];
-    let tun = DeviceBuilder::new().name("plain0").mtu(MTU).offload(true).build_sync().context("making the TUN")?;
+    let tun = DeviceBuilder::new()
+        .name("plain0")
+        .mtu(MTU)
+        .offload(true)
+        .build_sync()
+        .context("making the TUN")?;
     match address {
         IpAddr::V4(v4) => tun.add_address_v4(v4, 24)?,
         IpAddr::V6(v6) => tun.add_address_v6(v6, 64)?,
@@ -92,7 +113,9 @@ fn outward(tun: &SyncDevice, socket: &Socket, to: SocketAddr) {
     let (mut buf, mut sizes) = (vec![0; STRIDE * SEGMENTS], vec![0; SEGMENTS]);
     loop {
         let mut pieces: Vec<&mut [u8]> = buf.chunks_mut(STRIDE).collect();
-        let Ok(count) = tun.recv_multiple(&mut raw, &mut pieces, &mut sizes, HEAD) else { continue };
+        let Ok(count) = tun.recv_multiple(&mut raw, &mut pieces, &mut sizes, HEAD) else {
+            continue;
+        };
         let (mut start, mut end, mut first) = (0, 0, 0);
         for (i, size) in sizes[..count].iter().enumerate() {
             let (at, len) = (i * STRIDE, HEAD + size + TAIL);
@@ -118,7 +141,9 @@ fn outward(tun: &SyncDevice, socket: &Socket, to: SocketAddr) {
 
 fn inward(tun: &SyncDevice, socket: &Socket) -> anyhow::Result<()> {
     let (mut buf, mut gro) = (vec![0; 65_536], GROTable::default());
-    let mut packets: Vec<Vec<u8>> = (0..SEGMENTS).map(|_| Vec::with_capacity(VIRTIO_NET_HDR_LEN + 65_536)).collect();
+    let mut packets: Vec<Vec<u8>> = (0..SEGMENTS)
+        .map(|_| Vec::with_capacity(VIRTIO_NET_HDR_LEN + 65_536))
+        .collect();
     loop {
         let meta = match socket.receive(&mut buf) {
             Ok(meta) => meta,
@@ -144,11 +169,17 @@ fn inward(tun: &SyncDevice, socket: &Socket) -> anyhow::Result<()> {
 }
 
 fn relay(socket: &Socket, ends: &[SocketAddr]) -> anyhow::Result<()> {
-    let [one, other] = ends else { anyhow::bail!("a relay stands between two: give --to twice") };
+    let [one, other] = ends else {
+        anyhow::bail!("a relay stands between two: give --to twice")
+    };
     let mut buf = vec![0; 65_536];
     loop {
         match socket.receive(&mut buf) {
-            Ok(meta) => socket.send(if meta.addr == *one { *other } else { *one }, &buf[..meta.len], meta.stride.max(1)),
+            Ok(meta) => socket.send(
+                if meta.addr == *one { *other } else { *one },
+                &buf[..meta.len],
+                meta.stride.max(1),
+            ),
             Err(e) if again(&e) => {}
             Err(e) => return Err(e).context("receiving"),
         }

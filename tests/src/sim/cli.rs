@@ -44,13 +44,20 @@ pub struct Simulate {
     /// Seconds that the network is watched idle
     #[arg(long, default_value_t = 600, value_name = "S")]
     idle: u64,
-    /// Show what runs with --json wrote to these files beside what is measured now; a large network takes its time
-    #[arg(long, value_name = "FILE", value_delimiter = ',', conflicts_with = "faults")]
+    /// Show what runs with --json wrote to these files beside what is measured now; a large network
+    /// takes its time
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_delimiter = ',',
+        conflicts_with = "faults"
+    )]
     with: Vec<PathBuf>,
     /// Write the plots (SVG) to this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Write the report as a page to this file; with --faults: its section on random faults, at the end
+    /// Write the report as a page to this file; with --faults: its section on random faults, at the
+    /// end
     #[arg(long, value_name = "FILE")]
     page: Option<PathBuf>,
     /// Search for schedules of faults that break the ring, instead of measuring
@@ -69,16 +76,27 @@ pub struct Simulate {
 /// # Errors
 /// What is wrong with the arguments, or which file could not be written.
 pub fn run(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
-    if args.faults { search(args, json) } else { measure(args, json) }
+    if args.faults {
+        search(args, json)
+    } else {
+        measure(args, json)
+    }
 }
 
 fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     let text = args.members.as_deref().unwrap_or(SIZES);
     let mut sizes = text
         .split(',')
-        .map(|n| n.trim().parse().ok().filter(|n| (2..=1_000_000).contains(n)))
+        .map(|n| {
+            n.trim()
+                .parse()
+                .ok()
+                .filter(|n| (2..=1_000_000).contains(n))
+        })
         .collect::<Option<Vec<usize>>>()
-        .with_context(|| format!("--members '{text}': give numbers from 2 to 1000000, with commas between"))?;
+        .with_context(|| {
+            format!("--members '{text}': give numbers from 2 to 1000000, with commas between")
+        })?;
     sizes.sort_unstable();
     sizes.dedup();
     if args.page.is_some() && args.out.is_none() {
@@ -89,7 +107,12 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     }
     let mut reports = earlier(&args.with)?;
     if let Some(other) = reports.iter().find(|r| r.seed != args.seed) {
-        bail!("the report of {} members in --with is of seed {}: give --seed {} for all", other.members, other.seed, other.seed);
+        bail!(
+            "the report of {} members in --with is of seed {}: give --seed {} for all",
+            other.members,
+            other.seed,
+            other.seed
+        );
     }
     sizes.retain(|n| reports.iter().all(|r| r.members != *n));
     // The largest takes the longest and goes first.
@@ -103,18 +126,28 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.out {
         for (file, svg) in report::plots(&reports) {
             let path = out.join(file);
-            std::fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+            std::fs::write(&path, svg)
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
         if let Some(page) = &args.page {
-            let plots = page.parent().and_then(|dir| out.strip_prefix(dir).ok()).unwrap_or(out);
+            let plots = page
+                .parent()
+                .and_then(|dir| out.strip_prefix(dir).ok())
+                .unwrap_or(out);
             let files = format!("--out {} --page {}", out.display(), page.display());
             let all: Vec<String> = reports.iter().map(|r| r.members.to_string()).collect();
-            let command = format!("p2pvm simulate --members {} --seed {} --idle {} {files}", all.join(","), args.seed, args.idle);
+            let command = format!(
+                "p2pvm simulate --members {} --seed {} --idle {} {files}",
+                all.join(","),
+                args.seed,
+                args.idle
+            );
             let text = report::page(&reports, &plots.display().to_string(), &command);
             // What the fault search wrote there stays.
             let old = std::fs::read_to_string(page).unwrap_or_default();
             let faults = old.find(report::FAULTS).map_or("", |at| &old[at..]);
-            std::fs::write(page, text + faults).with_context(|| format!("cannot write {}", page.display()))?;
+            std::fs::write(page, text + faults)
+                .with_context(|| format!("cannot write {}", page.display()))?;
         }
     }
     if json {
@@ -123,34 +156,53 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
         print!("{}", report::markdown(&reports));
     }
     for report in reports.iter().filter(|r| !r.broken.is_empty()) {
-        eprintln!("broken with {} members: {}", report.members, report.broken.join("\n  "));
+        eprintln!(
+            "broken with {} members: {}",
+            report.members,
+            report.broken.join("\n  ")
+        );
     }
-    Ok(if reports.iter().all(|r| r.broken.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if reports.iter().all(|r| r.broken.is_empty()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// What was measured before.
 fn earlier(files: &[PathBuf]) -> anyhow::Result<Vec<Report>> {
     let mut reports = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let more: Vec<Report> = serde_json::from_str(&text)
-            .with_context(|| format!("{} is not what `p2pvm simulate --json` of this version prints", file.display()))?;
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        let more: Vec<Report> = serde_json::from_str(&text).with_context(|| {
+            format!(
+                "{} is not what `p2pvm simulate --json` of this version prints",
+                file.display()
+            )
+        })?;
         reports.extend(more);
     }
     Ok(reports)
 }
 
 fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
-    let seeds = range(&args.seeds).with_context(|| format!("--seeds '{}': give a range like 0..1000", args.seeds))?;
+    let seeds = range(&args.seeds)
+        .with_context(|| format!("--seeds '{}': give a range like 0..1000", args.seeds))?;
     let members = match args.members.as_deref() {
         None => FAULTY_SIZES,
         Some(text) => {
-            let range = range(text).with_context(|| format!("--members '{text}': give a range like 8..48"))?;
+            let range = range(text)
+                .with_context(|| format!("--members '{text}': give a range like 8..48"))?;
             range.start as usize..range.end as usize
         }
     };
     if members.start < 2 || members.end > 100_000 {
-        bail!("--members {}..{}: a network has from 2 to 100000 members here", members.start, members.end);
+        bail!(
+            "--members {}..{}: a network has from 2 to 100000 members here",
+            members.start,
+            members.end
+        );
     }
     let began = Instant::now();
     let list: Vec<u64> = seeds.clone().collect();
@@ -164,14 +216,18 @@ fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         if done.is_multiple_of(PROGRESS) {
             let (failed, took) = (broken.load(Ordering::Relaxed), began.elapsed().as_secs());
-            eprintln!("{done} of {} seeds in {took} s, {failed} failed", list.len());
+            eprintln!(
+                "{done} of {} seeds in {took} s, {failed} failed",
+                list.len()
+            );
         }
         outcome
     });
     let failed = outcomes.iter().filter(|o| !o.broken.is_empty()).count();
     let healed = scale::Spread::of(outcomes.iter().filter_map(|o| o.healed_after).collect());
     let result = format!(
-        "{} seeds, {failed} failed; near links right after the last fault: median {:.0} s, p99 {:.0} s, max {:.0} s; {:.1} million events in {:.0} s",
+        "{} seeds, {failed} failed; near links right after the last fault: median {:.0} s, p99 \
+            {:.0} s, max {:.0} s; {:.1} million events in {:.0} s",
         outcomes.len(),
         healed.median,
         healed.p99,
@@ -186,19 +242,33 @@ fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     }
     if let Some(page) = &args.page {
         let old = std::fs::read_to_string(page).unwrap_or_default();
-        let rest = old.find(report::FAULTS).map_or(old.as_str(), |at| &old[..at]);
-        let command = format!("p2pvm simulate --faults --seeds {} --members {}..{}", args.seeds, members.start, members.end);
-        let failures: Vec<String> = outcomes.iter().filter(|o| !o.broken.is_empty()).map(|o| said(o, &members)).collect();
+        let rest = old
+            .find(report::FAULTS)
+            .map_or(old.as_str(), |at| &old[..at]);
+        let command = format!(
+            "p2pvm simulate --faults --seeds {} --members {}..{}",
+            args.seeds, members.start, members.end
+        );
+        let failures: Vec<String> = outcomes
+            .iter()
+            .filter(|o| !o.broken.is_empty())
+            .map(|o| said(o, &members))
+            .collect();
         let text = rest.to_owned() + &report::faults(&command, &result, &failures);
         std::fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
     }
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// What broke with a seed, and how to see it again.
 pub fn said(outcome: &Outcome, members: &Range<usize>) -> String {
     format!(
-        "seed {} broke the ring ({} members):\n  {}\n  reproduce: p2pvm simulate --faults --seeds {}..{} --members {}..{}",
+        "seed {} broke the ring ({} members):\n  {}\n  reproduce: p2pvm simulate --faults --seeds \
+            {}..{} --members {}..{}",
         outcome.seed,
         outcome.members,
         outcome.broken.join("\n  "),
@@ -216,15 +286,24 @@ fn range(text: &str) -> Option<Range<u64>> {
 }
 
 /// `work` on each of `items`, on some threads; results in the order of the items.
-fn in_parallel<T: Sync, R: Send>(threads: usize, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+fn in_parallel<T: Sync, R: Send>(
+    threads: usize,
+    items: &[T],
+    work: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..threads.clamp(1, 64) {
             scope.spawn(|| {
-                while let Some((i, item)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, items.get(i)?))) {
+                while let Some((i, item)) = Some(next.fetch_add(1, Ordering::Relaxed))
+                    .and_then(|i| Some((i, items.get(i)?)))
+                {
                     let result = work(item);
-                    results.lock().unwrap_or_else(PoisonError::into_inner).push((i, result));
+                    results
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push((i, result));
                 }
             });
         }
@@ -241,7 +320,10 @@ mod tests {
     #[test]
     fn results_come_in_the_order_of_the_items() {
         let items: Vec<u64> = (0..50).collect();
-        assert_eq!(in_parallel(3, &items, |i| i * 2), items.iter().map(|i| i * 2).collect::<Vec<_>>());
+        assert_eq!(
+            in_parallel(3, &items, |i| i * 2),
+            items.iter().map(|i| i * 2).collect::<Vec<_>>()
+        );
     }
 
     #[test]

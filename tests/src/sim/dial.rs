@@ -1,9 +1,12 @@
-//! How a simulated member makes a link, in the steps and with the failures of the daemon's connector.
+//! How a simulated member makes a link, in the steps and with the failures of the daemon's
+//! connector.
 //!
-//! A public member whose address is known (a bootstrap, one from the book) is sent the first datagram of the handshake. Any other is called
-//! over the ring first: the call and its answer carry both ends' candidates, then the handshake goes directly, or over a public member where
-//! the two NATs let nothing through. The handshake is that of WireGuard (§5.4): initiation, response, and a first packet that confirms.
-//! Every step can be lost; an attempt without success is repeated, a few times.
+//! A public member whose address is known (a bootstrap, one from the book) is sent the first
+//! datagram of the handshake. Any other is called over the ring first: the call and its answer
+//! carry both ends' candidates, then the handshake goes directly, or over a public member where the
+//! two NATs let nothing through. The handshake is that of WireGuard (§5.4): initiation, response,
+//! and a first packet that confirms. Every step can be lost; an attempt without success is
+//! repeated, a few times.
 
 use super::{
     engine::{Cargo, Class, Event, Flight, Sim},
@@ -22,7 +25,8 @@ const ATTEMPT: Micros = 2 * SECOND;
 const FRESH: Micros = 10 * SECOND;
 /// Share of punches that fail at first although both NATs allow them.
 const PUNCH_FAILS: f64 = 0.03;
-/// Bytes of a call or an answer: an id, and the candidates of one side, three IPv4, two IPv6 addresses and a key;
+/// Bytes of a call or an answer: an id, and the candidates of one side, three IPv4, two IPv6
+/// addresses and a key;
 const CALL: usize = 148;
 /// or the question whether one is there.
 const PROOF: usize = 10;
@@ -35,7 +39,8 @@ const RELAYS: usize = 6;
 /// Handshakes that a member has half-way at once.
 const HALF_OPEN: usize = 64;
 
-/// A link in the making, at the end that asked for it; or the question over the ring whether a member is there.
+/// A link in the making, at the end that asked for it; or the question over the ring whether a
+/// member is there.
 pub(super) struct Dial {
     /// With whom.
     pub to: u32,
@@ -58,28 +63,61 @@ pub(super) enum Handshake {
 
 impl Sim {
     /// A ring wants a link. Returns what it is to be told at once.
-    pub(super) fn dial(&mut self, me: u32, to: u32, agent: Option<Position>) -> Option<Input<'static>> {
+    pub(super) fn dial(
+        &mut self,
+        me: u32,
+        to: u32,
+        agent: Option<Position>,
+    ) -> Option<Input<'static>> {
         let member = self.members[to as usize].node.member;
         if me == to {
             return Some(Input::LinkFailed { member });
         }
-        // A link that was let go of serves again, unless it has been silent for so long that the other may be dead.
+        // A link that was let go of serves again, unless it has been silent for so long that the
+        // other may be dead.
         let now = self.now();
-        if let Some(link) = self.members[me as usize].link_mut(to).filter(|l| now < l.heard + FRESH) {
+        if let Some(link) = self.members[me as usize]
+            .link_mut(to)
+            .filter(|l| now < l.heard + FRESH)
+        {
             link.wanted = true;
             return Some(Input::Linked { member, rtt: None });
         }
-        if let Some(dial) = self.dials[me as usize].iter_mut().find(|d| d.to == to && !d.proof) {
+        if let Some(dial) = self.dials[me as usize]
+            .iter_mut()
+            .find(|d| d.to == to && !d.proof)
+        {
             dial.agent = agent.or(dial.agent);
             return None;
         }
-        self.begin(me, Dial { to, proof: false, id: self.next_number, agent, attempt: 0, initiated: 0 });
+        self.begin(
+            me,
+            Dial {
+                to,
+                proof: false,
+                id: self.next_number,
+                agent,
+                attempt: 0,
+                initiated: 0,
+            },
+        );
         None
     }
 
-    /// Asks over the ring whether a member is there that can be reached without it. If it does not answer it is in another ring.
+    /// Asks over the ring whether a member is there that can be reached without it. If it does not
+    /// answer it is in another ring.
     pub(super) fn prove(&mut self, me: u32, to: u32) {
-        self.begin(me, Dial { to, proof: true, id: self.next_number, agent: None, attempt: 0, initiated: 0 });
+        self.begin(
+            me,
+            Dial {
+                to,
+                proof: true,
+                id: self.next_number,
+                agent: None,
+                attempt: 0,
+                initiated: 0,
+            },
+        );
     }
 
     fn begin(&mut self, me: u32, dial: Dial) {
@@ -90,24 +128,44 @@ impl Sim {
     }
 
     fn attempt(&mut self, me: u32, id: u64) {
-        let Some(dial) = self.dials[me as usize].iter_mut().find(|d| d.id == id) else { return };
+        let Some(dial) = self.dials[me as usize].iter_mut().find(|d| d.id == id) else {
+            return;
+        };
         dial.attempt += 1;
         let (to, agent, proof) = (dial.to, dial.agent, dial.proof);
         let life = self.members[me as usize].life;
-        self.queue.put(self.now() + ATTEMPT, Event::DialTimeout { member: me, life, dial: id });
-        let reachable = self.members[to as usize].home.access == Access::Public && self.members[me as usize].known.contains(&to);
+        self.queue.put(
+            self.now() + ATTEMPT,
+            Event::DialTimeout {
+                member: me,
+                life,
+                dial: id,
+            },
+        );
+        let reachable = self.members[to as usize].home.access == Access::Public
+            && self.members[me as usize].known.contains(&to);
         if reachable && !proof {
             return self.initiate(me, id);
         }
-        let (here, there) = (self.members[me as usize].node.position, self.members[to as usize].node.position);
-        let header = Header { agent, ..Header::new(Kind::Call, here, there) };
+        let (here, there) = (
+            self.members[me as usize].node.position,
+            self.members[to as usize].node.position,
+        );
+        let header = Header {
+            agent,
+            ..Header::new(Kind::Call, here, there)
+        };
         self.call(me, header, id, if proof { PROOF } else { CALL });
     }
 
-    /// Sends a call or an answer on its way: to the agent that it names, else by the table. One that nobody takes is lost, and the attempt
-    /// with it.
+    /// Sends a call or an answer on its way: to the agent that it names, else by the table. One
+    /// that nobody takes is lost, and the attempt with it.
     fn call(&mut self, me: u32, header: Header, id: u64, len: usize) {
-        let via = match (header.agent, self.members[me as usize].table.next(header.to, Mode::Exact), header.leaf) {
+        let via = match (
+            header.agent,
+            self.members[me as usize].table.next(header.to, Mode::Exact),
+            header.leaf,
+        ) {
             (Some(agent), ..) => self.at(agent),
             (None, Next::Via(via), _) => self.number(&via),
             // We are the agent of the other side ourselves.
@@ -122,14 +180,21 @@ impl Sim {
 
     /// A call or an answer came to the member that it is for.
     pub(super) fn dial_message(&mut self, me: u32, packet: &Packet) {
-        let Some((id, _)) = packet.body.split_first_chunk::<8>() else { return };
+        let Some((id, _)) = packet.body.split_first_chunk::<8>() else {
+            return;
+        };
         let id = u64::from_be_bytes(*id);
         match packet.header.kind {
             Kind::Call => {
-                let header = packet.header.reply(Kind::Answer, self.members[me as usize].node.position);
+                let header = packet
+                    .header
+                    .reply(Kind::Answer, self.members[me as usize].node.position);
                 self.call(me, header, id, packet.body.len());
             }
-            _ => match self.dials[me as usize].iter().position(|d| d.id == id && d.proof) {
+            _ => match self.dials[me as usize]
+                .iter()
+                .position(|d| d.id == id && d.proof)
+            {
                 Some(i) => drop(self.dials[me as usize].swap_remove(i)),
                 None => self.initiate(me, id),
             },
@@ -139,10 +204,15 @@ impl Sim {
     /// Both ends know each other's candidates: the first datagram of the handshake.
     fn initiate(&mut self, me: u32, id: u64) {
         let now = self.now();
-        let Some(dial) = self.dials[me as usize].iter_mut().find(|d| d.id == id) else { return };
+        let Some(dial) = self.dials[me as usize].iter_mut().find(|d| d.id == id) else {
+            return;
+        };
         dial.initiated = now;
         let (to, first) = (dial.to, dial.attempt == 1);
-        let (here, there) = (self.members[me as usize].home, self.members[to as usize].home);
+        let (here, there) = (
+            self.members[me as usize].home,
+            self.members[to as usize].home,
+        );
         let relay = if here.access.direct(there.access) {
             let punched = here.access != Access::Public && there.access != Access::Public;
             if punched && first && self.rng.random_bool(PUNCH_FAILS) {
@@ -156,23 +226,54 @@ impl Sim {
             }
         };
         let step = Handshake::Initiation(id);
-        self.send(Flight { from: me, to, cargo: Cargo::Handshake(step, relay) }, INITIATION, relay, Class::Linking);
+        self.send(
+            Flight {
+                from: me,
+                to,
+                cargo: Cargo::Handshake(step, relay),
+            },
+            INITIATION,
+            relay,
+            Class::Linking,
+        );
     }
 
     /// Of a few public members that both reach, the one over which the way is shortest.
     fn choose_relay(&mut self, a: u32, b: u32) -> Option<u32> {
         let count = self.members.len() as u32;
-        let drawn: Vec<u32> = (0..RELAYS * 4).map(|_| self.rng.random_range(0..count)).collect();
+        let drawn: Vec<u32> = (0..RELAYS * 4)
+            .map(|_| self.rng.random_range(0..count))
+            .collect();
         let usable = |r: &u32| {
             let open = |x, y| self.conditions.open(x, y) && self.conditions.open(y, x);
-            *r != a && *r != b && self.awake(*r) && self.members[*r as usize].home.access == Access::Public && open(a, *r) && open(b, *r)
+            *r != a
+                && *r != b
+                && self.awake(*r)
+                && self.members[*r as usize].home.access == Access::Public
+                && open(a, *r)
+                && open(b, *r)
         };
-        let rtt = |x: u32, y: u32| self.world.rtt_us(&self.members[x as usize].home, &self.members[y as usize].home);
+        let rtt = |x: u32, y: u32| {
+            self.world.rtt_us(
+                &self.members[x as usize].home,
+                &self.members[y as usize].home,
+            )
+        };
         let way = |r: &u32| rtt(a, *r) + rtt(*r, b);
-        let chosen = drawn.into_iter().filter(usable).take(RELAYS).min_by_key(way);
+        let chosen = drawn
+            .into_iter()
+            .filter(usable)
+            .take(RELAYS)
+            .min_by_key(way);
         // The bootstraps are public and known to all: the last resort of a small network.
         chosen.or_else(|| {
-            self.members[a as usize].known.iter().take(self.members[a as usize].bootstraps).copied().filter(usable).min_by_key(way)
+            self.members[a as usize]
+                .known
+                .iter()
+                .take(self.members[a as usize].bootstraps)
+                .copied()
+                .filter(usable)
+                .min_by_key(way)
         })
     }
 
@@ -188,17 +289,40 @@ impl Sim {
                     half_open.push((from, session, relay));
                 }
                 let cargo = Cargo::Handshake(Handshake::Response(session), relay);
-                self.send(Flight { from: me, to: from, cargo }, RESPONSE, relay, Class::Linking);
+                self.send(
+                    Flight {
+                        from: me,
+                        to: from,
+                        cargo,
+                    },
+                    RESPONSE,
+                    relay,
+                    Class::Linking,
+                );
             }
             Handshake::Response(session) => {
-                let Some(i) = self.dials[me as usize].iter().position(|d| d.id == session && d.to == from) else { return };
+                let Some(i) = self.dials[me as usize]
+                    .iter()
+                    .position(|d| d.id == session && d.to == from)
+                else {
+                    return;
+                };
                 let dial = self.dials[me as usize].swap_remove(i);
                 let now = self.now();
                 self.members[me as usize].set_link(from, session, relay, now);
                 self.linked.0 += 1;
                 self.linked.1 += u64::from(relay.is_some());
                 let cargo = Cargo::Handshake(Handshake::Confirmation(session), relay);
-                self.send(Flight { from: me, to: from, cargo }, CONFIRMATION, relay, Class::Linking);
+                self.send(
+                    Flight {
+                        from: me,
+                        to: from,
+                        cargo,
+                    },
+                    CONFIRMATION,
+                    relay,
+                    Class::Linking,
+                );
                 let rtt = Duration::from_micros(self.now() - dial.initiated);
                 self.linked(me, from, Some(rtt));
             }
@@ -209,7 +333,9 @@ impl Sim {
     /// The initiator used `session`: a half-open link is a link.
     pub(super) fn confirm(&mut self, me: u32, from: u32, session: u64) {
         let half_open = &mut self.half_open[me as usize];
-        let Some(i) = half_open.iter().position(|h| h.0 == from && h.1 == session) else { return };
+        let Some(i) = half_open.iter().position(|h| h.0 == from && h.1 == session) else {
+            return;
+        };
         let (_, _, relay) = half_open.remove(i);
         let now = self.now();
         self.members[me as usize].set_link(from, session, relay, now);
@@ -218,12 +344,21 @@ impl Sim {
 
     /// Nothing came of an attempt.
     pub(super) fn dial_timeout(&mut self, me: u32, id: u64) {
-        let Some(i) = self.dials[me as usize].iter().position(|d| d.id == id) else { return };
+        let Some(i) = self.dials[me as usize].iter().position(|d| d.id == id) else {
+            return;
+        };
         if self.dials[me as usize][i].attempt < ATTEMPTS {
             return self.attempt(me, id);
         }
         let dial = self.dials[me as usize].swap_remove(i);
         let member = self.members[dial.to as usize].node.member;
-        self.tell(me, if dial.proof { Input::Seed(member) } else { Input::LinkFailed { member } });
+        self.tell(
+            me,
+            if dial.proof {
+                Input::Seed(member)
+            } else {
+                Input::LinkFailed { member }
+            },
+        );
     }
 }

@@ -1,8 +1,10 @@
-//! The engine: members, what is under way between them, and the loop that lets it happen in virtual time.
+//! The engine: members, what is under way between them, and the loop that lets it happen in virtual
+//! time.
 //!
-//! Members are the ring's own state machines. What the daemon does around them is done here in the least way that keeps its timing and its
-//! failures: packets are forwarded by the table snapshots as the packet threads do, links are made by [`super::dial`]. There is no oracle: a
-//! member learns of another's death by silence alone.
+//! Members are the ring's own state machines. What the daemon does around them is done here in the
+//! least way that keeps its timing and its failures: packets are forwarded by the table snapshots
+//! as the packet threads do, links are made by [`super::dial`]. There is no oracle: a member learns
+//! of another's death by silence alone.
 
 use super::{
     conditions::Conditions,
@@ -26,8 +28,9 @@ use std::{
 pub const LOWER_HEADERS: usize = 72;
 /// How often a member that is in no ring tries one in its book that it has no link to.
 const REMEMBER_ALONE: Micros = 15 * SECOND;
-/// How often one that is in a ring asks over it whether one in its book is there, as the daemon does: who does not answer is in another
-/// ring. All members do it, so that two rings of a hundred find each other in a few seconds.
+/// How often one that is in a ring asks over it whether one in its book is there, as the daemon
+/// does: who does not answer is in another ring. All members do it, so that two rings of a hundred
+/// find each other in a few seconds.
 const REMEMBER_JOINED: Micros = 60 * SECOND;
 /// Outputs of one state machine for one input: more is a loop in it.
 const BUSY: usize = 10_000;
@@ -62,7 +65,11 @@ pub(super) struct Flight {
 #[derive(Clone)]
 pub(super) enum Cargo {
     /// A packet of the ring, the session it is sealed with, and the members that it was at before.
-    Packet { packet: Packet, session: u64, trail: Vec<u32> },
+    Packet {
+        packet: Packet,
+        session: u64,
+        trail: Vec<u32>,
+    },
     /// A step of a handshake, over that relay.
     Handshake(Handshake, Option<u32>),
 }
@@ -89,7 +96,8 @@ pub struct Sim {
     pub broken_count: u64,
     /// Packets that no member could take on, or that ended at one who knew nobody closer.
     pub undeliverable: u64,
-    /// Those who came into the ring in their first life, and how long that took from their start; without the bootstraps.
+    /// Those who came into the ring in their first life, and how long that took from their start;
+    /// without the bootstraps.
     pub joins: Vec<(u32, Micros)>,
     /// Links made, and of those the ones over a relay.
     pub linked: (u64, u64),
@@ -152,10 +160,15 @@ impl Sim {
 
     /// A home for a new member; `public` as bootstraps need it.
     pub fn home(&mut self, public: bool) -> Home {
-        if public { self.world.settle_publicly(&mut self.rng) } else { self.world.settle(&mut self.rng) }
+        if public {
+            self.world.settle_publicly(&mut self.rng)
+        } else {
+            self.world.settle(&mut self.rng)
+        }
     }
 
-    /// A member that will start at `at` with the addresses of `bootstraps`. Its clock runs at `rate`.
+    /// A member that will start at `at` with the addresses of `bootstraps`. Its clock runs at
+    /// `rate`.
     pub fn add(&mut self, home: Home, rate: f64, bootstraps: &[u32], at: Micros) -> u32 {
         let id = MemberId(self.rng.random());
         let number = self.members.len() as u32;
@@ -222,7 +235,9 @@ impl Sim {
                 }
             }
             Event::Remember { member, life } => {
-                if self.members[member as usize].life == life && self.members[member as usize].alive() {
+                if self.members[member as usize].life == life
+                    && self.members[member as usize].alive()
+                {
                     self.remember(member);
                 }
             }
@@ -239,9 +254,18 @@ impl Sim {
         m.life += 1;
         m.started = now;
         m.joined = None;
-        m.ring = Some(Box::new(Ring::new(m.node.member, self.options.clone(), seed)));
-        let seeds: Vec<MemberId> =
-            m.known.clone().into_iter().filter(|k| *k != number).map(|k| self.members[k as usize].node.member).collect();
+        m.ring = Some(Box::new(Ring::new(
+            m.node.member,
+            self.options.clone(),
+            seed,
+        )));
+        let seeds: Vec<MemberId> = m
+            .known
+            .clone()
+            .into_iter()
+            .filter(|k| *k != number)
+            .map(|k| self.members[k as usize].node.member)
+            .collect();
         self.tell(number, Input::Tick);
         for seed in seeds {
             self.tell(number, Input::Seed(seed));
@@ -254,10 +278,20 @@ impl Sim {
         let m = &self.members[number as usize];
         // One that is in no ring tries all bootstraps besides.
         let bootstraps = &m.known[..m.bootstraps];
-        // One that is in a ring asks whom its control plane is connected with, as the daemon does: no dead one, and none behind a NAT that only
-        // the ring could call. Else a ring of two without UDP draws them most of the time and stays alone for many minutes.
-        let meets = |k: &u32| self.members[*k as usize].home.access == Access::Public && self.awake(*k) && self.conditions.open(number, *k);
-        let met: Vec<u32> = m.known.iter().copied().filter(|k| *k != number && (!m.table.joined() || meets(k))).collect();
+        // One that is in a ring asks whom its control plane is connected with, as the daemon does:
+        // no dead one, and none behind a NAT that only the ring could call. Else a ring of two
+        // without UDP draws them most of the time and stays alone for many minutes.
+        let meets = |k: &u32| {
+            self.members[*k as usize].home.access == Access::Public
+                && self.awake(*k)
+                && self.conditions.open(number, *k)
+        };
+        let met: Vec<u32> = m
+            .known
+            .iter()
+            .copied()
+            .filter(|k| *k != number && (!m.table.joined() || meets(k)))
+            .collect();
         let one = met.get(dice.checked_rem(met.len()).unwrap_or(0));
         let unlinked = |k: &u32| *k != number && !m.link(*k).is_some_and(|l| l.stands(now));
         if m.table.joined() {
@@ -266,7 +300,12 @@ impl Sim {
             }
             return self.remember_later(number);
         }
-        let seeds: Vec<u32> = bootstraps.iter().chain(one).copied().filter(unlinked).collect();
+        let seeds: Vec<u32> = bootstraps
+            .iter()
+            .chain(one)
+            .copied()
+            .filter(unlinked)
+            .collect();
         for seed in seeds {
             let seed = self.members[seed as usize].node.member;
             self.tell(number, Input::Seed(seed));
@@ -276,9 +315,22 @@ impl Sim {
 
     fn remember_later(&mut self, number: u32) {
         let m = &self.members[number as usize];
-        let (pause, life) = (if m.table.joined() { REMEMBER_JOINED } else { REMEMBER_ALONE }, m.life);
+        let (pause, life) = (
+            if m.table.joined() {
+                REMEMBER_JOINED
+            } else {
+                REMEMBER_ALONE
+            },
+            m.life,
+        );
         let wait = self.rng.random_range(pause / 2..pause * 3 / 2);
-        self.queue.put(self.now() + wait, Event::Remember { member: number, life });
+        self.queue.put(
+            self.now() + wait,
+            Event::Remember {
+                member: number,
+                life,
+            },
+        );
     }
 
     /// Gives an input to a member's state machine and does what it asks for.
@@ -291,26 +343,44 @@ impl Sim {
             let m = &mut self.members[number as usize];
             let Some(ring) = m.ring.as_mut() else { return };
             ring.handle(m.clock.read(now), input);
-            while let Some(output) = self.members[number as usize].ring.as_mut().and_then(|r| r.poll()) {
+            while let Some(output) = self.members[number as usize]
+                .ring
+                .as_mut()
+                .and_then(|r| r.poll())
+            {
                 outputs += 1;
                 if outputs > BUSY {
-                    self.breach(format!("member {number} asks for more than {BUSY} things at once"));
+                    self.breach(format!(
+                        "member {number} asks for more than {BUSY} things at once"
+                    ));
                     return;
                 }
                 self.output(number, output, &mut inputs);
             }
         }
         let m = &mut self.members[number as usize];
-        let wake = m.ring.as_ref().and_then(|r| r.wake_at()).map_or(Micros::MAX, |at| m.clock.when(at).max(now + 1));
+        let wake = m
+            .ring
+            .as_ref()
+            .and_then(|r| r.wake_at())
+            .map_or(Micros::MAX, |at| m.clock.when(at).max(now + 1));
         m.restless = if wake <= now + 2 { m.restless + 1 } else { 0 };
         let restless = m.restless == RESTLESS;
         if wake < m.wake {
             m.wake = wake;
             let life = m.life;
-            self.queue.put(wake, Event::Wake { member: number, life });
+            self.queue.put(
+                wake,
+                Event::Wake {
+                    member: number,
+                    life,
+                },
+            );
         }
         if restless {
-            self.breach(format!("member {number} wants to be woken at once {RESTLESS} times on end"));
+            self.breach(format!(
+                "member {number} wants to be woken at once {RESTLESS} times on end"
+            ));
         }
     }
 
@@ -319,7 +389,11 @@ impl Sim {
             Output::Send { to, packet } => {
                 if let Some(to) = self.number(&to) {
                     self.want_again(number, to, &packet);
-                    let class = if packet.header.to == self.members[to as usize].node.position { Class::Upkeep } else { Class::Routed };
+                    let class = if packet.header.to == self.members[to as usize].node.position {
+                        Class::Upkeep
+                    } else {
+                        Class::Routed
+                    };
                     self.send_packet(number, to, packet, class, Vec::new());
                 }
             }
@@ -367,19 +441,47 @@ impl Sim {
         self.places.get(&place).copied()
     }
 
-    /// A ring that has let go of a link and says more over it than goodbye has taken it up again, as the other asked it to.
+    /// A ring that has let go of a link and says more over it than goodbye has taken it up again,
+    /// as the other asked it to.
     fn want_again(&mut self, me: u32, to: u32, packet: &Packet) {
         if let Some(link) = self.members[me as usize].link_mut(to).filter(|l| !l.wanted) {
             link.wanted = Message::decode(&packet.body).is_some_and(|m| m != Message::Bye);
         }
     }
 
-    /// Hands a packet to a neighbour. Without a link to it the packet is lost, as a frame of the daemon would be.
-    pub(super) fn send_packet(&mut self, from: u32, to: u32, packet: Packet, class: Class, trail: Vec<u32>) -> bool {
+    /// Hands a packet to a neighbour. Without a link to it the packet is lost, as a frame of the
+    /// daemon would be.
+    pub(super) fn send_packet(
+        &mut self,
+        from: u32,
+        to: u32,
+        packet: Packet,
+        class: Class,
+        trail: Vec<u32>,
+    ) -> bool {
         let now = self.now();
-        let Some(link) = self.members[from as usize].link(to).copied().filter(|l| l.stands(now)) else { return false };
+        let Some(link) = self.members[from as usize]
+            .link(to)
+            .copied()
+            .filter(|l| l.stands(now))
+        else {
+            return false;
+        };
         let size = packet.encoded_len();
-        self.send(Flight { from, to, cargo: Cargo::Packet { packet, session: link.session, trail } }, size, link.relay, class);
+        self.send(
+            Flight {
+                from,
+                to,
+                cargo: Cargo::Packet {
+                    packet,
+                    session: link.session,
+                    trail,
+                },
+            },
+            size,
+            link.relay,
+            class,
+        );
         true
     }
 
@@ -392,10 +494,17 @@ impl Sim {
             Class::Routed => sent.routed.add(size),
             Class::Linking => sent.linking.add(size),
         }
-        let rtt = |sim: &Self, a: u32, b: u32| sim.world.rtt_us(&sim.members[a as usize].home, &sim.members[b as usize].home);
+        let rtt = |sim: &Self, a: u32, b: u32| {
+            sim.world
+                .rtt_us(&sim.members[a as usize].home, &sim.members[b as usize].home)
+        };
         let one_way = match relay {
             None if self.conditions.open(from, to) => rtt(self, from, to) / 2,
-            Some(relay) if self.conditions.open(from, relay) && self.conditions.open(relay, to) && self.awake(relay) => {
+            Some(relay)
+                if self.conditions.open(from, relay)
+                    && self.conditions.open(relay, to)
+                    && self.awake(relay) =>
+            {
                 self.members[relay as usize].sent.relayed.add(size);
                 (rtt(self, from, relay) + rtt(self, relay, to)) / 2
             }
@@ -432,10 +541,17 @@ impl Sim {
         }
         match cargo {
             Cargo::Handshake(step, relay) => self.handshake(to, from, step, relay),
-            Cargo::Packet { packet, session, trail } => {
+            Cargo::Packet {
+                packet,
+                session,
+                trail,
+            } => {
                 self.confirm(to, from, session);
                 let now = self.now();
-                if let Some(link) = self.members[to as usize].link_mut(from).filter(|l| l.stands(now) && l.opens(session)) {
+                if let Some(link) = self.members[to as usize]
+                    .link_mut(from)
+                    .filter(|l| l.stands(now) && l.opens(session))
+                {
                     link.heard = now;
                     self.packet(to, from, packet, trail);
                 }
@@ -451,14 +567,23 @@ impl Sim {
         }
         match self.members[me as usize].table.route(&packet.header) {
             Next::Via(member) => {
-                let Some(next) = self.number(&member).filter(|next| *next != from) else { return };
+                let Some(next) = self.number(&member).filter(|next| *next != from) else {
+                    return;
+                };
                 if trail.contains(&me) {
-                    self.breach(format!("a {:?} packet came to member {me} twice: {trail:?}", packet.header.kind));
+                    self.breach(format!(
+                        "a {:?} packet came to member {me} twice: {trail:?}",
+                        packet.header.kind
+                    ));
                     return;
                 }
                 trail.push(me);
                 packet.header.hops_left -= 1;
-                let class = if matches!(packet.header.kind, Kind::Call | Kind::Answer) { Class::Linking } else { Class::Routed };
+                let class = if matches!(packet.header.kind, Kind::Call | Kind::Answer) {
+                    Class::Linking
+                } else {
+                    Class::Routed
+                };
                 self.send_packet(me, next, packet, class, trail);
             }
             Next::Here => {
@@ -468,7 +593,10 @@ impl Sim {
             Next::Nowhere => {
                 self.undeliverable += 1;
                 if packet.header.hops_left == 0 {
-                    self.breach(format!("a {:?} packet used up its hops at member {me}: {trail:?}", packet.header.kind));
+                    self.breach(format!(
+                        "a {:?} packet used up its hops at member {me}: {trail:?}",
+                        packet.header.kind
+                    ));
                 }
             }
         }
@@ -497,7 +625,10 @@ impl Sim {
         self.members
             .iter()
             .map(|m| m.sent.total())
-            .fold(Tally::default(), |s, t| Tally { messages: s.messages + t.messages, bytes: s.bytes + t.bytes })
+            .fold(Tally::default(), |s, t| Tally {
+                messages: s.messages + t.messages,
+                bytes: s.bytes + t.bytes,
+            })
     }
 
     /// Tells a member's ring the round trip of a link as the daemon measures it.

@@ -1,6 +1,6 @@
-//! The search for faults: a seed draws a network and a schedule of what goes wrong in it; when that is over and the ring had time to
-//! stabilize, every invariant must hold, and go on holding. Some must hold all the time. A seed that fails reproduces, as everything in a
-//! run comes from it.
+//! The search for faults: a seed draws a network and a schedule of what goes wrong in it; when that
+//! is over and the ring had time to stabilize, every invariant must hold, and go on holding. Some
+//! must hold all the time. A seed that fails reproduces, as everything in a run comes from it.
 
 use super::{
     conditions::Conditions,
@@ -19,8 +19,8 @@ const ARRIVALS: Micros = 20 * SECOND;
 const FIRST_FAULT: Micros = 5 * SECOND;
 /// ... and there.
 const LAST_FAULT: Micros = 180 * SECOND;
-/// What the ring is given to stabilize when all faults are over. Members in the book are tried every 30 s, a dead neighbour is noticed in
-/// some 15 s: a few rounds of both.
+/// What the ring is given to stabilize when all faults are over. Members in the book are tried
+/// every 30 s, a dead neighbour is noticed in some 15 s: a few rounds of both.
 const STABILIZATION: Micros = 120 * SECOND;
 /// For so long the invariants must go on to hold.
 const QUIET: Micros = 60 * SECOND;
@@ -110,28 +110,54 @@ pub fn run(seed: u64, members: Range<usize>) -> Outcome {
     for _ in 0..LOOKS {
         look(&mut sim);
         let now = deaf_ends(&sim);
-        deaf = Some(deaf.map_or_else(|| now.clone(), |before| before.intersection(&now).copied().collect()));
+        deaf = Some(deaf.map_or_else(
+            || now.clone(),
+            |before| before.intersection(&now).copied().collect(),
+        ));
         sim.run(QUIET / LOOKS);
     }
-    // A lost goodbye is noticed by the next keepalive: one end may be mistaken for some seconds, but not all the time.
+    // A lost goodbye is noticed by the next keepalive: one end may be mistaken for some seconds,
+    // but not all the time.
     let mut deaf: Vec<_> = deaf.into_iter().flatten().collect();
     deaf.sort_unstable();
     for (me, other) in deaf {
-        sim.breach(format!("member {me} routed over {other}, which does not hear it, all the time"));
+        sim.breach(format!(
+            "member {me} routed over {other}, which does not hear it, all the time"
+        ));
     }
     let datagrams = sim.total_sent().messages;
-    Outcome { seed, members: count, episodes, broken: sim.broken.clone(), healed_after, events: sim.events(), datagrams }
+    Outcome {
+        seed,
+        members: count,
+        episodes,
+        broken: sim.broken.clone(),
+        healed_after,
+        events: sim.events(),
+        datagrams,
+    }
 }
 
-/// Bootstraps and members that arrive one after the other, in half of all seeds with clocks that are off by up to a twentieth.
+/// Bootstraps and members that arrive one after the other, in half of all seeds with clocks that
+/// are off by up to a twentieth.
 fn populate(sim: &mut Sim, count: usize) -> Vec<u32> {
-    let skew = if sim.rng().random_bool(0.5) { 0.05 } else { 0.0001 };
+    let skew = if sim.rng().random_bool(0.5) {
+        0.05
+    } else {
+        0.0001
+    };
     let rate = |sim: &mut Sim| 1.0 + sim.rng().random_range(-skew..skew);
     let bootstraps: Vec<u32> = (0..2.min(count as u32)).collect();
     for i in 0..count {
         let public = i < bootstraps.len();
         let home = sim.home(public);
-        let (rate, at) = (rate(sim), if public { 0 } else { sim.rng().random_range(0..ARRIVALS) });
+        let (rate, at) = (
+            rate(sim),
+            if public {
+                0
+            } else {
+                sim.rng().random_range(0..ARRIVALS)
+            },
+        );
         sim.add(home, rate, &bootstraps, at);
     }
     bootstraps
@@ -153,7 +179,11 @@ fn draw(sim: &mut Sim) -> Vec<Episode> {
                 8 => Fault::Sleep(rng.random_range(0.05..0.5)),
                 _ => Fault::Arrivals(rng.random_range(1..10)),
             };
-            Episode { from: from as f64 / SECOND as f64, until: until as f64 / SECOND as f64, fault }
+            Episode {
+                from: from as f64 / SECOND as f64,
+                until: until as f64 / SECOND as f64,
+                fault,
+            }
         })
         .collect();
     episodes.sort_by(|a, b| a.from.total_cmp(&b.from));
@@ -188,13 +218,21 @@ fn begin(sim: &mut Sim, episode: &Episode, bootstraps: &[u32]) {
     match &episode.fault {
         Fault::Loss(share) => sim.conditions.loss = *share,
         Fault::Duplication(share) => sim.conditions.duplicate = *share,
-        Fault::Reordering(share, ms) => (sim.conditions.reorder, sim.conditions.hold_up) = (*share, ms * 1000),
+        Fault::Reordering(share, ms) => {
+            (sim.conditions.reorder, sim.conditions.hold_up) = (*share, ms * 1000)
+        }
         Fault::OneWayCuts(share) => {
-            let pairs = (0..count).flat_map(|a| (0..count).map(move |b| (a, b))).filter(|(a, b)| a != b);
+            let pairs = (0..count)
+                .flat_map(|a| (0..count).map(move |b| (a, b)))
+                .filter(|(a, b)| a != b);
             let cuts: Vec<_> = pairs.filter(|_| sim.rng().random_bool(*share)).collect();
             sim.conditions.cuts.extend(cuts);
         }
-        Fault::Partition(parts) => sim.conditions.parts = (0..count).map(|_| sim.rng().random_range(0..*parts)).collect(),
+        Fault::Partition(parts) => {
+            sim.conditions.parts = (0..count)
+                .map(|_| sim.rng().random_range(0..*parts))
+                .collect()
+        }
         Fault::Crash(share) => {
             for member in drawn(sim, *share) {
                 sim.crash(member);
@@ -246,7 +284,9 @@ fn look(sim: &mut Sim) {
     let (right, all) = survey.near_links(sim);
     if right != all {
         let wrong = survey.wrong_links(sim);
-        sim.breach(format!("{right} of {all} near links are right; wrong: {wrong}"));
+        sim.breach(format!(
+            "{right} of {all} near links are right; wrong: {wrong}"
+        ));
     }
     for i in 0..survey.living.len() {
         sane(sim, survey.living[i].1);
@@ -254,10 +294,16 @@ fn look(sim: &mut Sim) {
     for _ in 0..TARGETS {
         let (from, to) = survey.pair(sim);
         let place = Position(sim.rng().random());
-        for (to, mode, due) in [(sim.position(to), Mode::Exact, Some(to)), (place, Mode::Closest, survey.closest(place))] {
+        for (to, mode, due) in [
+            (sim.position(to), Mode::Exact, Some(to)),
+            (place, Mode::Closest, survey.closest(place)),
+        ] {
             let walk = walk(sim, from, to, mode);
             if walk.end != due || walk.looped {
-                sim.breach(format!("from member {from}, {to} ({mode:?}) is {:?} after {} hops instead of {due:?}", walk.end, walk.hops));
+                sim.breach(format!(
+                    "from member {from}, {to} ({mode:?}) is {:?} after {} hops instead of {due:?}",
+                    walk.end, walk.hops
+                ));
             }
         }
     }
@@ -266,9 +312,16 @@ fn look(sim: &mut Sim) {
 /// Links that are in the table of one end while the other cannot open what is sent, or is dead.
 fn deaf_ends(sim: &Sim) -> HashSet<(u32, u32)> {
     let living = Survey::of(sim).living.into_iter().map(|l| l.1);
-    let tables = living.flat_map(|me| sim.members[me as usize].table.members().iter().map(move |n| (me, n.member)));
+    let tables = living.flat_map(|me| {
+        sim.members[me as usize]
+            .table
+            .members()
+            .iter()
+            .map(move |n| (me, n.member))
+    });
     let ends = tables.filter_map(|(me, member)| Some((me, sim.number(&member)?)));
-    ends.filter(|(me, other)| !sim.usable(*me, *other)).collect()
+    ends.filter(|(me, other)| !sim.usable(*me, *other))
+        .collect()
 }
 
 /// Whether a member's table is in order, and whether what it holds is bounded.
@@ -280,7 +333,9 @@ fn sane(sim: &mut Sim, me: u32) {
         wrong.push("is not in the ring".to_owned());
     }
     for nodes in [table.members(), table.leaves()] {
-        if nodes.windows(2).any(|w| w[0].position >= w[1].position) || nodes.iter().any(|n| n.position == table.me().position) {
+        if nodes.windows(2).any(|w| w[0].position >= w[1].position)
+            || nodes.iter().any(|n| n.position == table.me().position)
+        {
             wrong.push("has a table out of order or with itself in it".to_owned());
         }
     }

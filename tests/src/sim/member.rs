@@ -56,7 +56,8 @@ pub struct Link {
     pub relay: Option<u32>,
     /// When something came over it last.
     pub heard: Micros,
-    /// Whether the ring has a use for it. One that it has none for goes on to carry until it was silent for [`LINGER`].
+    /// Whether the ring has a use for it. One that it has none for goes on to carry until it was
+    /// silent for [`LINGER`].
     pub wanted: bool,
 }
 
@@ -89,7 +90,10 @@ impl Sent {
     /// All of it.
     pub fn total(&self) -> Tally {
         let all = [self.upkeep, self.routed, self.linking, self.relayed];
-        all.iter().fold(Tally::default(), |sum, t| Tally { messages: sum.messages + t.messages, bytes: sum.bytes + t.bytes })
+        all.iter().fold(Tally::default(), |sum, t| Tally {
+            messages: sum.messages + t.messages,
+            bytes: sum.bytes + t.bytes,
+        })
     }
 }
 
@@ -182,24 +186,53 @@ impl Member {
 
     /// Its link to a member.
     pub fn link(&self, to: u32) -> Option<&Link> {
-        self.links.binary_search_by_key(&to, |l| l.0).ok().map(|i| &self.links[i].1)
+        self.links
+            .binary_search_by_key(&to, |l| l.0)
+            .ok()
+            .map(|i| &self.links[i].1)
     }
 
     /// The same, to change it.
     pub fn link_mut(&mut self, to: u32) -> Option<&mut Link> {
-        self.links.binary_search_by_key(&to, |l| l.0).ok().map(|i| &mut self.links[i].1)
+        self.links
+            .binary_search_by_key(&to, |l| l.0)
+            .ok()
+            .map(|i| &mut self.links[i].1)
     }
 
-    /// A new session with a member; the one before stays good for reading. Links that stand no more are forgotten.
+    /// A new session with a member; the one before stays good for reading. Links that stand no more
+    /// are forgotten.
     pub fn set_link(&mut self, to: u32, session: u64, relay: Option<u32>, now: Micros) {
         self.links.retain(|l| l.1.stands(now));
         match self.links.binary_search_by_key(&to, |l| l.0) {
             Ok(i) => {
                 let old = self.links[i].1;
-                let previous = if old.session == session { old.previous } else { old.session };
-                self.links[i].1 = Link { session, previous, relay, heard: now, wanted: true };
+                let previous = if old.session == session {
+                    old.previous
+                } else {
+                    old.session
+                };
+                self.links[i].1 = Link {
+                    session,
+                    previous,
+                    relay,
+                    heard: now,
+                    wanted: true,
+                };
             }
-            Err(i) => self.links.insert(i, (to, Link { session, previous: 0, relay, heard: now, wanted: true })),
+            Err(i) => self.links.insert(
+                i,
+                (
+                    to,
+                    Link {
+                        session,
+                        previous: 0,
+                        relay,
+                        heard: now,
+                        wanted: true,
+                    },
+                ),
+            ),
         }
     }
 
@@ -208,7 +241,8 @@ impl Member {
         self.links.iter().filter(|l| l.1.wanted).count()
     }
 
-    /// Writes a member's address into its book. A full book forgets one that `dice` chooses, but no bootstrap.
+    /// Writes a member's address into its book. A full book forgets one that `dice` chooses, but no
+    /// bootstrap.
     pub fn learn(&mut self, member: u32, dice: usize) {
         if self.known.contains(&member) {
             return;
@@ -235,7 +269,10 @@ mod tests {
                 let at = base + Duration::from_millis(ms);
                 let when = clock.when(at);
                 assert!(clock.read(when) >= at, "rate {rate}, {ms} ms");
-                assert!(clock.read(when.saturating_sub(5)) <= at, "rate {rate}, {ms} ms");
+                assert!(
+                    clock.read(when.saturating_sub(5)) <= at,
+                    "rate {rate}, {ms} ms"
+                );
             }
         }
     }

@@ -1,10 +1,14 @@
-//! Thousands of members in virtual time: the ring's own state machines, the network between them simulated, everything drawn from a seed.
+//! Thousands of members in virtual time: the ring's own state machines, the network between them
+//! simulated, everything drawn from a seed.
 //!
-//! [`world`] is where members live, [`conditions`] what the network does to datagrams, [`engine`] the loop, [`dial`] how links are made,
-//! [`survey`] the observer who sees all. On these stand two programs: [`scale`] measures how the ring grows and repairs itself, [`report`]
-//! writes that down with plots; [`faults`] searches for schedules of faults that break an invariant. [`cli`] runs both.
+//! [`world`] is where members live, [`conditions`] what the network does to datagrams, [`engine`]
+//! the loop, [`dial`] how links are made, [`survey`] the observer who sees all. On these stand two
+//! programs: [`scale`] measures how the ring grows and repairs itself, [`report`] writes that down
+//! with plots; [`faults`] searches for schedules of faults that break an invariant. [`cli`] runs
+//! both.
 //!
-//! Only the ring is real. Sealing, sockets and the control plane are not in it: the emulated wide area and the end-to-end tests have those.
+//! Only the ring is real. Sealing, sockets and the control plane are not in it: the emulated wide
+//! area and the end-to-end tests have those.
 
 pub mod cli;
 pub mod conditions;

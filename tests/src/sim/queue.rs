@@ -1,4 +1,5 @@
-//! What happens next, in virtual time: microseconds since the start, events of one instant in the order in which they were put.
+//! What happens next, in virtual time: microseconds since the start, events of one instant in the
+//! order in which they were put.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -39,7 +40,11 @@ pub struct Queue<E> {
 
 impl<E> Default for Queue<E> {
     fn default() -> Self {
-        Self { heap: BinaryHeap::new(), order: 0, now: 0 }
+        Self {
+            heap: BinaryHeap::new(),
+            order: 0,
+            now: 0,
+        }
     }
 }
 
@@ -52,7 +57,11 @@ impl<E> Queue<E> {
     /// Puts an event; one in the past happens now.
     pub fn put(&mut self, at: Micros, event: E) {
         self.order += 1;
-        self.heap.push(Reverse(Entry { at: at.max(self.now), order: self.order, event }));
+        self.heap.push(Reverse(Entry {
+            at: at.max(self.now),
+            order: self.order,
+            event,
+        }));
     }
 
     /// The next event up to and including `until`. None: time is `until` now.

@@ -13,11 +13,28 @@ const IDLE_AIM: f64 = 1000.0;
 
 /// The plots, each with its file name.
 pub fn plots(reports: &[Report]) -> Vec<(&'static str, String)> {
-    let chart = |title: &str, x: Axis, y: Axis, series: Vec<Series>| Chart { title: title.to_owned(), x, y, series }.svg();
-    let line = |name: &str, look: Look, values: Curve| Series { name: name.to_owned(), look, values };
-    let by_size = |of: &dyn Fn(&Report) -> f64| -> Curve { reports.iter().map(|r| (r.members as f64, of(r))).collect() };
+    let chart = |title: &str, x: Axis, y: Axis, series: Vec<Series>| {
+        Chart {
+            title: title.to_owned(),
+            x,
+            y,
+            series,
+        }
+        .svg()
+    };
+    let line = |name: &str, look: Look, values: Curve| Series {
+        name: name.to_owned(),
+        look,
+        values,
+    };
+    let by_size = |of: &dyn Fn(&Report) -> f64| -> Curve {
+        reports.iter().map(|r| (r.members as f64, of(r))).collect()
+    };
     let each = |of: &dyn Fn(&Report) -> Curve| -> Vec<Series> {
-        reports.iter().map(|r| line(&format!("{} members", r.members), Look::Line, of(r))).collect()
+        reports
+            .iter()
+            .map(|r| line(&format!("{} members", r.members), Look::Line, of(r)))
+            .collect()
     };
     let members = || Axis::log("members (logarithmic)");
     let share = |label: &str| Axis::linear(label).over(0.0, 1.0);
@@ -40,7 +57,8 @@ pub fn plots(reports: &[Report]) -> Vec<(&'static str, String)> {
             "stretch.svg",
             chart(
                 "Round trip over the ring compared with the direct path",
-                Axis::log("round trip over the ring ÷ direct round trip (logarithmic)").over(1.0, 100.0),
+                Axis::log("round trip over the ring ÷ direct round trip (logarithmic)")
+                    .over(1.0, 100.0),
                 share("share of pairs"),
                 each(&|r| r.stretch_curve.clone()),
             ),
@@ -53,8 +71,16 @@ pub fn plots(reports: &[Report]) -> Vec<(&'static str, String)> {
                 Axis::linear("bytes a second, with all headers"),
                 vec![
                     line("average", Look::Marked, by_size(&|r| r.idle.bytes.mean)),
-                    line("99th percentile", Look::Marked, by_size(&|r| r.idle.bytes.p99)),
-                    line("aim at 10 000 members", Look::Dashed, by_size(&|_| IDLE_AIM)),
+                    line(
+                        "99th percentile",
+                        Look::Marked,
+                        by_size(&|r| r.idle.bytes.p99),
+                    ),
+                    line(
+                        "aim at 10 000 members",
+                        Look::Dashed,
+                        by_size(&|_| IDLE_AIM),
+                    ),
                 ],
             ),
         ),
@@ -66,7 +92,11 @@ pub fn plots(reports: &[Report]) -> Vec<(&'static str, String)> {
                 Axis::linear("messages a second"),
                 vec![
                     line("average", Look::Marked, by_size(&|r| r.idle.messages.mean)),
-                    line("99th percentile", Look::Marked, by_size(&|r| r.idle.messages.p99)),
+                    line(
+                        "99th percentile",
+                        Look::Marked,
+                        by_size(&|r| r.idle.messages.p99),
+                    ),
                 ],
             ),
         ),
@@ -74,7 +104,8 @@ pub fn plots(reports: &[Report]) -> Vec<(&'static str, String)> {
             "join.svg",
             chart(
                 "From start to a place in the ring",
-                Axis::log("round trips, of the joiner's average length (logarithmic)").over(1.0, 100.0),
+                Axis::log("round trips, of the joiner's average length (logarithmic)")
+                    .over(1.0, 100.0),
                 share("share of joiners"),
                 each(&|r| r.join_curve.clone()),
             ),
@@ -84,14 +115,41 @@ pub fn plots(reports: &[Report]) -> Vec<(&'static str, String)> {
         let deaths = |of: &dyn Fn(&super::scale::Disaster) -> &Curve| {
             let series = greatest.disasters.iter();
             series
-                .map(|d| line(&format!("{} % died", d.share * 100.0), Look::Line, of(d).iter().copied().filter(|v| v.0 <= 120.0).collect()))
+                .map(|d| {
+                    line(
+                        &format!("{} % died", d.share * 100.0),
+                        Look::Line,
+                        of(d).iter().copied().filter(|v| v.0 <= 120.0).collect(),
+                    )
+                })
                 .collect()
         };
-        let title = |what: &str| format!("{what} after a part of {} members died at once", greatest.members);
+        let title = |what: &str| {
+            format!(
+                "{what} after a part of {} members died at once",
+                greatest.members
+            )
+        };
         let seconds = || Axis::linear("seconds since they died").over(0.0, 120.0);
         let y = || share("share");
-        files.push(("repair-near.svg", chart(&title("Correct near links"), seconds(), y(), deaths(&|d| &d.near))));
-        files.push(("repair-lookups.svg", chart(&title("Lookups that arrive"), seconds(), y(), deaths(&|d| &d.lookups))));
+        files.push((
+            "repair-near.svg",
+            chart(
+                &title("Correct near links"),
+                seconds(),
+                y(),
+                deaths(&|d| &d.near),
+            ),
+        ));
+        files.push((
+            "repair-lookups.svg",
+            chart(
+                &title("Lookups that arrive"),
+                seconds(),
+                y(),
+                deaths(&|d| &d.lookups),
+            ),
+        ));
     }
     files
 }
@@ -106,24 +164,56 @@ pub fn markdown(reports: &[Report]) -> String {
 
 fn tables(out: &mut String, reports: &[Report]) -> std::fmt::Result {
     let seconds = |s: Option<f64>| s.map_or_else(|| "never".to_owned(), |s| format!("{s:.0} s"));
-    let heads: String = reports.iter().map(|r| format!(" {} |", r.members)).collect();
-    writeln!(out, "| members |{heads}\n|---|{}", "---|".repeat(reports.len()))?;
+    let heads: String = reports
+        .iter()
+        .map(|r| format!(" {} |", r.members))
+        .collect();
+    writeln!(
+        out,
+        "| members |{heads}\n|---|{}",
+        "---|".repeat(reports.len())
+    )?;
     let mut row = |name: &str, of: &dyn Fn(&Report) -> String| {
         let cells: String = reports.iter().map(|r| format!(" {} |", of(r))).collect();
         writeln!(out, "| {name} |{cells}")
     };
     row("hops: average", &|r| format!("{:.2}", r.hops.mean))?;
-    row("hops: aim, 0.6 · log2 n", &|r| format!("{:.2}", HOPS_AIM * (r.members as f64).log2()))?;
-    row("hops: p99, max", &|r| format!("{:.0}, {:.0}", r.hops.p99, r.hops.max))?;
-    row("paths that arrive", &|r| format!("{:.2} %", r.arrived * 100.0))?;
-    row("stretch before shortcuts: median, p99", &|r| format!("{:.2}, {:.1}", r.stretch.median, r.stretch.p99))?;
-    row("links of a member: mean, p99, max", &|r| format!("{:.1}, {:.0}, {:.0}", r.links.mean, r.links.p99, r.links.max))?;
-    row("links over a relay", &|r| format!("{:.1} %", r.relayed_links * 100.0))?;
-    row("join: median, p99", &|r| format!("{:.0} ms, {:.0} ms", r.join_ms.median, r.join_ms.p99))?;
-    row("join in round trips of the joiner's average length: median, p99", &|r| {
-        format!("{:.1}, {:.0}", r.join_round_trips.median, r.join_round_trips.p99)
+    row("hops: aim, 0.6 · log2 n", &|r| {
+        format!("{:.2}", HOPS_AIM * (r.members as f64).log2())
     })?;
-    row("all near links right after the last arrival", &|r| seconds(r.settled_s))?;
+    row("hops: p99, max", &|r| {
+        format!("{:.0}, {:.0}", r.hops.p99, r.hops.max)
+    })?;
+    row("paths that arrive", &|r| {
+        format!("{:.2} %", r.arrived * 100.0)
+    })?;
+    row("stretch before shortcuts: median, p99", &|r| {
+        format!("{:.2}, {:.1}", r.stretch.median, r.stretch.p99)
+    })?;
+    row("links of a member: mean, p99, max", &|r| {
+        format!(
+            "{:.1}, {:.0}, {:.0}",
+            r.links.mean, r.links.p99, r.links.max
+        )
+    })?;
+    row("links over a relay", &|r| {
+        format!("{:.1} %", r.relayed_links * 100.0)
+    })?;
+    row("join: median, p99", &|r| {
+        format!("{:.0} ms, {:.0} ms", r.join_ms.median, r.join_ms.p99)
+    })?;
+    row(
+        "join in round trips of the joiner's average length: median, p99",
+        &|r| {
+            format!(
+                "{:.1}, {:.0}",
+                r.join_round_trips.median, r.join_round_trips.p99
+            )
+        },
+    )?;
+    row("all near links right after the last arrival", &|r| {
+        seconds(r.settled_s)
+    })?;
     row("idle: messages/s sent by a member: mean, p99, max", &|r| {
         let m = &r.idle.messages;
         format!("{:.2}, {:.2}, {:.2}", m.mean, m.p99, m.max)
@@ -132,33 +222,78 @@ fn tables(out: &mut String, reports: &[Report]) -> std::fmt::Result {
         let b = &r.idle.bytes;
         format!("{:.0}, {:.0}, {:.0}", b.mean, b.p99, b.max)
     })?;
-    row("idle: the same without what it relays for two others", &|r| {
-        let b = &r.idle.own_bytes;
-        format!("{:.0}, {:.0}, {:.0}", b.mean, b.p99, b.max)
-    })?;
+    row(
+        "idle: the same without what it relays for two others",
+        &|r| {
+            let b = &r.idle.own_bytes;
+            format!("{:.0}, {:.0}, {:.0}", b.mean, b.p99, b.max)
+        },
+    )?;
     row("of the mean: upkeep, routed, linking, relayed", &|r| {
         let i = &r.idle;
-        format!("{:.0}, {:.0}, {:.0}, {:.0}", i.upkeep_bytes, i.routed_bytes, i.linking_bytes, i.relayed_bytes)
+        format!(
+            "{:.0}, {:.0}, {:.0}, {:.0}",
+            i.upkeep_bytes, i.routed_bytes, i.linking_bytes, i.relayed_bytes
+        )
     })?;
-    row("idle: least share of right near links", &|r| format!("{:.3} %", r.idle_near * 100.0))?;
-    row("idle: least share of paths that arrive", &|r| format!("{:.2} %", r.idle_lookups * 100.0))?;
-    row("idle: least share of lookups that end at the closest member", &|r| format!("{:.2} %", r.idle_consistent * 100.0))?;
-    for (i, died) in
-        reports.first().map(|r| r.disasters.iter().map(|d| d.share * 100.0).collect::<Vec<_>>()).unwrap_or_default().into_iter().enumerate()
+    row("idle: least share of right near links", &|r| {
+        format!("{:.3} %", r.idle_near * 100.0)
+    })?;
+    row("idle: least share of paths that arrive", &|r| {
+        format!("{:.2} %", r.idle_lookups * 100.0)
+    })?;
+    row(
+        "idle: least share of lookups that end at the closest member",
+        &|r| format!("{:.2} %", r.idle_consistent * 100.0),
+    )?;
+    for (i, died) in reports
+        .first()
+        .map(|r| {
+            r.disasters
+                .iter()
+                .map(|d| d.share * 100.0)
+                .collect::<Vec<_>>()
+        })
+        .unwrap_or_default()
+        .into_iter()
+        .enumerate()
     {
-        row(&format!("{died} % die: near links right, 99.9 % of lookups arrive"), &|r| {
-            r.disasters.get(i).map_or_else(String::new, |d| format!("{}, {}", seconds(d.repaired_s), seconds(d.lookups_s)))
-        })?;
-        row(&format!("{died} % die: bytes/s of a survivor during repair"), &|r| {
-            r.disasters.get(i).map_or_else(String::new, |d| format!("{:.0}", d.repair_bytes_per_s))
-        })?;
+        row(
+            &format!("{died} % die: near links right, 99.9 % of lookups arrive"),
+            &|r| {
+                r.disasters.get(i).map_or_else(String::new, |d| {
+                    format!("{}, {}", seconds(d.repaired_s), seconds(d.lookups_s))
+                })
+            },
+        )?;
+        row(
+            &format!("{died} % die: bytes/s of a survivor during repair"),
+            &|r| {
+                r.disasters
+                    .get(i)
+                    .map_or_else(String::new, |d| format!("{:.0}", d.repair_bytes_per_s))
+            },
+        )?;
     }
-    row("coordinates: relative error, median", &|r| format!("{:.1} %", r.coordinates.median * 100.0))?;
-    row("believed log2 n ÷ true log2 n: mean", &|r| format!("{:.2}", r.size_estimate.mean))?;
-    row("broken promises: the invariant at rest, loops, packets out of hops, runaways", &|r| r.broken.len().to_string())?;
-    row("virtual time, real time, processor time", &|r| format!("{:.0} s, {:.0} s, {:.0} s", r.virtual_s, r.real_s, r.cpu_s))?;
-    row("memory of the process until then", &|r| format!("{} MiB", r.memory_mib))?;
-    row("events", &|r| format!("{:.1} million", r.events as f64 / 1e6))
+    row("coordinates: relative error, median", &|r| {
+        format!("{:.1} %", r.coordinates.median * 100.0)
+    })?;
+    row("believed log2 n ÷ true log2 n: mean", &|r| {
+        format!("{:.2}", r.size_estimate.mean)
+    })?;
+    row(
+        "broken promises: the invariant at rest, loops, packets out of hops, runaways",
+        &|r| r.broken.len().to_string(),
+    )?;
+    row("virtual time, real time, processor time", &|r| {
+        format!("{:.0} s, {:.0} s, {:.0} s", r.virtual_s, r.real_s, r.cpu_s)
+    })?;
+    row("memory of the process until then", &|r| {
+        format!("{} MiB", r.memory_mib)
+    })?;
+    row("events", &|r| {
+        format!("{:.1} million", r.events as f64 / 1e6)
+    })
 }
 
 /// The whole page. `plots` is the way from the page to the plots, `command` what made it.
@@ -166,34 +301,52 @@ pub fn page(reports: &[Report], plots: &str, command: &str) -> String {
     let image = |file: &str, what: &str| format!("![{what}]({plots}/{file})\n");
     format!(
         "# The ring at scale\n\n\
-        Made by `{command}`; do not edit. The members are the state machines of `overlay/src/ring/`, the network between them is simulated\n\
-        in virtual time (`tests/src/sim/`): {cities} cities with intercontinental round trips, a last mile for each member, one datagram in\n\
-        2 000 lost, delays that reorder, NATs (one pair in six has no direct path and uses a relay), links that take a call over the\n\
-        ring and a handshake to make. A dead member is noticed by its silence only. Bytes are those of the ring's packets and 72 for the\n\
-        headers below each. Same command, same figures, but for time and memory, which are those of the machine, busy or not, that ran it.\n\n\
+        Made by `{command}`; do not edit. The members are the state machines of \
+        `overlay/src/ring/`, the network between them is simulated\n\
+        in virtual time (`tests/src/sim/`): {cities} cities with intercontinental round trips, a \
+        last mile for each member, one datagram in\n\
+        2 000 lost, delays that reorder, NATs (one pair in six has no direct path and uses a \
+        relay), links that take a call over the\n\
+        ring and a handshake to make. A dead member is noticed by its silence only. Bytes are \
+        those of the ring's packets and 72 for the\n\
+        headers below each. Same command, same figures, but for time and memory, which are those \
+        of the machine, busy or not, that ran it.\n\n\
         ## The invariant\n\n\
-        Once nobody has come, gone or been cut off for long enough, every living member has working links with its true neighbours on\n\
-        the ring and has them in its table, a packet to a member arrives there, and a lookup of a place ends at the living member closest\n\
-        to it, from wherever it starts: this is consistent routing. At no time does a packet visit a member twice or run out of hops.\n\
-        While the network is idle all of it is looked at every ten seconds (all near links, 1000 paths, 1000 lookups of random places),\n\
+        Once nobody has come, gone or been cut off for long enough, every living member has \
+        working links with its true neighbours on\n\
+        the ring and has them in its table, a packet to a member arrives there, and a lookup of a \
+        place ends at the living member closest\n\
+        to it, from wherever it starts: this is consistent routing. At no time does a packet \
+        visit a member twice or run out of hops.\n\
+        While the network is idle all of it is looked at every ten seconds (all near links, 1000 \
+        paths, 1000 lookups of random places),\n\
         after deaths every second; a run in which it does not hold fails.\n\n\
         ## Figures\n\n{tables}\n\
-        A lookup is a path from a random living member to another, followed in the tables as they stand at that moment. A near link is right\n\
-        if both ends have it in their table and can open what the other seals; a member must have two on each side.\n\n\
+        A lookup is a path from a random living member to another, followed in the tables as they \
+        stand at that moment. A near link is right\n\
+        if both ends have it in their table and can open what the other seals; a member must have \
+        two on each side.\n\n\
         ## Paths\n\n{hops}\n{stretch}\n\
-        The stretch is that of the first packets: traffic moves to a direct path as soon as there is one.\n\n\
+        The stretch is that of the first packets: traffic moves to a direct path as soon as there \
+        is one.\n\n\
         ## Idle\n\n{idle}\n{messages}\n\
         ## Joining\n\n{join}\n\
         ## Repair\n\n{near}\n{lookups}",
         cities = super::world::cities(),
         tables = markdown(reports),
-        hops = image("hops.svg", "average and p99 of hops against the number of members"),
+        hops = image(
+            "hops.svg",
+            "average and p99 of hops against the number of members"
+        ),
         stretch = image("stretch.svg", "distribution of the stretch"),
         idle = image("idle.svg", "bytes a member sends in a second"),
         messages = image("idle-messages.svg", "messages a member sends in a second"),
         join = image("join.svg", "distribution of the time to join"),
         near = image("repair-near.svg", "share of correct near links over time"),
-        lookups = image("repair-lookups.svg", "share of lookups that arrive over time"),
+        lookups = image(
+            "repair-lookups.svg",
+            "share of lookups that arrive over time"
+        ),
     )
 }
 
@@ -202,14 +355,21 @@ pub const FAULTS: &str = "\n## Random faults\n";
 
 /// That section. `command` is what was run, `result` a line on all seeds, `failures` what broke.
 pub fn faults(command: &str, result: &str, failures: &[String]) -> String {
-    let failures: String = failures.iter().map(|f| format!("\n```text\n{f}\n```\n")).collect();
+    let failures: String = failures
+        .iter()
+        .map(|f| format!("\n```text\n{f}\n```\n"))
+        .collect();
     format!(
         "{FAULTS}\n\
         `{command}`: {result}.\n\n\
-        Each seed draws a network of that many members and some of these faults, which overlap: loss, duplication, reordering, one-way\n\
-        cuts, partitions, crashes with and without return, machines that sleep, arrivals, clocks that run wrong. Two minutes after the\n\
-        last one the invariant must hold, and go on holding for another minute (six looks: all near links, 100 paths, 100 lookups);\n\
-        and every member must be in the ring, with an orderly table and a bounded number of links, and route over none that does not\n\
+        Each seed draws a network of that many members and some of these faults, which overlap: \
+        loss, duplication, reordering, one-way\n\
+        cuts, partitions, crashes with and without return, machines that sleep, arrivals, clocks \
+        that run wrong. Two minutes after the\n\
+        last one the invariant must hold, and go on holding for another minute (six looks: all \
+        near links, 100 paths, 100 lookups);\n\
+        and every member must be in the ring, with an orderly table and a bounded number of \
+        links, and route over none that does not\n\
         hear it. A seed that fails is printed with the command that runs it again.\n{failures}"
     )
 }

@@ -1,7 +1,9 @@
-//! One network of a given size, from its first member to the death of half of it, and what was measured on the way.
+//! One network of a given size, from its first member to the death of half of it, and what was
+//! measured on the way.
 //!
-//! Members arrive at a steady rate through three bootstraps. When every near link is right the paths are measured, then nothing happens
-//! for some minutes but upkeep, then 1 %, 10 % and 50 % of the living die, each time at once, and the ring repairs itself.
+//! Members arrive at a steady rate through three bootstraps. When every near link is right the
+//! paths are measured, then nothing happens for some minutes but upkeep, then 1 %, 10 % and 50 % of
+//! the living die, each time at once, and the ring repairs itself.
 
 use super::{
     engine::Sim,
@@ -54,10 +56,19 @@ impl Spread {
     /// Of some values.
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
-        let at =
-            |share: f64| values.get(((values.len() as f64 * share) as usize).min(values.len().saturating_sub(1))).copied().unwrap_or(0.0);
+        let at = |share: f64| {
+            values
+                .get(((values.len() as f64 * share) as usize).min(values.len().saturating_sub(1)))
+                .copied()
+                .unwrap_or(0.0)
+        };
         let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
-        Self { mean, median: at(0.5), p99: at(0.99), max: at(1.0) }
+        Self {
+            mean,
+            median: at(0.5),
+            p99: at(0.99),
+            max: at(1.0),
+        }
     }
 }
 
@@ -143,7 +154,8 @@ pub struct Report {
     pub size_estimate: Spread,
     /// Deaths.
     pub disasters: Vec<Disaster>,
-    /// Loops, packets without hops left, runaway state machines, a ring at rest that was wrong for a moment: there must be none.
+    /// Loops, packets without hops left, runaway state machines, a ring at rest that was wrong for
+    /// a moment: there must be none.
     pub broken: Vec<String>,
     /// Virtual seconds simulated.
     pub virtual_s: f64,
@@ -157,26 +169,47 @@ pub struct Report {
     pub events: u64,
 }
 
-/// Lives a network of `members` through; `quiet` is how long it is watched idle. `note` is told what goes on.
+/// Lives a network of `members` through; `quiet` is how long it is watched idle. `note` is told
+/// what goes on.
 pub fn run(members: usize, seed: u64, quiet: Micros, note: &dyn Fn(&str)) -> Report {
     let (began, cpu) = (Instant::now(), cpu_s());
     let mut sim = Sim::new(seed, RingOptions::default());
     arrive(&mut sim, members);
-    note(&format!("{members} members started, {} joined, {:.0} s", sim.joins.len(), began.elapsed().as_secs_f64()));
+    note(&format!(
+        "{members} members started, {} joined, {:.0} s",
+        sim.joins.len(),
+        began.elapsed().as_secs_f64()
+    ));
     let settled = sim.until_right(LIMIT);
     sim.run(FAR_LINKS);
-    note(&format!("settled after {:?} s, {:.0} s", settled.map(|s| s / SECOND), began.elapsed().as_secs_f64()));
+    note(&format!(
+        "settled after {:?} s, {:.0} s",
+        settled.map(|s| s / SECOND),
+        began.elapsed().as_secs_f64()
+    ));
 
     let (hops, stretch, arrived) = paths(&mut sim);
     let links = sim.members.iter().map(|m| m.link_count() as f64).collect();
-    let size_estimate = sim.members.iter().filter_map(|m| Some(m.ring.as_ref()?.status().size.log2() / (members as f64).log2()));
+    let size_estimate = sim
+        .members
+        .iter()
+        .filter_map(|m| Some(m.ring.as_ref()?.status().size.log2() / (members as f64).log2()));
     let size_estimate = Spread::of(size_estimate.collect());
     let coordinates = coordinates(&mut sim);
     let (idle, [idle_near, idle_lookups, idle_consistent]) = idle(&mut sim, quiet);
-    note(&format!("idle watched, {:.0} s", began.elapsed().as_secs_f64()));
+    note(&format!(
+        "idle watched, {:.0} s",
+        began.elapsed().as_secs_f64()
+    ));
     let relayed_links = sim.linked.1 as f64 / sim.linked.0.max(1) as f64;
-    let disasters = DISASTERS.iter().map(|share| disaster(&mut sim, *share)).collect();
-    note(&format!("disasters over, {:.0} s", began.elapsed().as_secs_f64()));
+    let disasters = DISASTERS
+        .iter()
+        .map(|share| disaster(&mut sim, *share))
+        .collect();
+    note(&format!(
+        "disasters over, {:.0} s",
+        began.elapsed().as_secs_f64()
+    ));
 
     let round_trips = round_trips(&mut sim);
     Report {
@@ -230,7 +263,10 @@ fn paths(sim: &mut Sim) -> (Vec<f64>, Vec<f64>, f64) {
         let (from, to) = survey.pair(sim);
         let walk = walk(sim, from, sim.position(to), Mode::Exact);
         if walk.end == Some(to) {
-            let direct = sim.world.rtt_us(&sim.members[from as usize].home, &sim.members[to as usize].home);
+            let direct = sim.world.rtt_us(
+                &sim.members[from as usize].home,
+                &sim.members[to as usize].home,
+            );
             hops.push(f64::from(walk.hops));
             stretch.push(walk.rtt as f64 / direct as f64);
         }
@@ -245,8 +281,13 @@ fn round_trips(sim: &mut Sim) -> Vec<f64> {
     let count = sim.members.len();
     let of = |(member, took): (u32, Micros)| {
         let home = sim.members[member as usize].home;
-        let others: Vec<usize> = (0..OTHERS).map(|_| sim.rng().random_range(0..count)).collect();
-        let sum: Micros = others.into_iter().map(|o| sim.world.rtt_us(&home, &sim.members[o].home)).sum();
+        let others: Vec<usize> = (0..OTHERS)
+            .map(|_| sim.rng().random_range(0..count))
+            .collect();
+        let sum: Micros = others
+            .into_iter()
+            .map(|o| sim.world.rtt_us(&home, &sim.members[o].home))
+            .sum();
         took as f64 * OTHERS as f64 / sum as f64
     };
     joins.into_iter().map(of).collect()
@@ -255,10 +296,17 @@ fn round_trips(sim: &mut Sim) -> Vec<f64> {
 /// How far off the coordinates of random pairs are.
 fn coordinates(sim: &mut Sim) -> Spread {
     let survey = Survey::of(sim);
-    let known: Vec<_> = sim.members.iter().map(|m| m.ring.as_ref().map(|r| r.status().coordinate)).collect();
+    let known: Vec<_> = sim
+        .members
+        .iter()
+        .map(|m| m.ring.as_ref().map(|r| r.status().coordinate))
+        .collect();
     let errors = (0..PATHS).filter_map(|_| {
         let (a, b) = survey.pair(sim);
-        let real = sim.world.rtt(&sim.members[a as usize].home, &sim.members[b as usize].home).as_secs_f64();
+        let real = sim
+            .world
+            .rtt(&sim.members[a as usize].home, &sim.members[b as usize].home)
+            .as_secs_f64();
         let (here, there) = (known[a as usize]?, known[b as usize]?);
         Some((here.estimate(&there).as_secs_f64() - real).abs() / real)
     });
@@ -274,11 +322,15 @@ fn cpu_s() -> f64 {
 /// The most memory that this process has had, as the kernel counts it; 0 where it does not say.
 fn memory_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).and_then(|l| l.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let peak = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:"))
+        .and_then(|l| l.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     peak.unwrap_or(0) / 1024
 }
 
-/// Lets nothing happen, counts what is sent, and looks at the invariant: the least share of near links, of paths and of lookups that are right.
+/// Lets nothing happen, counts what is sent, and looks at the invariant: the least share of near
+/// links, of paths and of lookups that are right.
 fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
     let before = sim.sent();
     let mut least = [1.0f64; 3];
@@ -286,9 +338,16 @@ fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
     while sim.now() < end {
         sim.run(LOOK);
         let survey = Survey::of(sim);
-        let now = [share(survey.near_links(sim)), survey.reachable(sim, LOOKUPS), survey.consistent(sim, LOOKUPS)];
+        let now = [
+            share(survey.near_links(sim)),
+            survey.reachable(sim, LOOKUPS),
+            survey.consistent(sim, LOOKUPS),
+        ];
         if now != [1.0; 3] {
-            sim.breach(format!("of near links, paths and lookups these shares are right: {now:?}; wrong: {}", survey.wrong_links(sim)));
+            sim.breach(format!(
+                "of near links, paths and lookups these shares are right: {now:?}; wrong: {}",
+                survey.wrong_links(sim)
+            ));
         }
         for (least, now) in least.iter_mut().zip(now) {
             *least = least.min(now);
@@ -296,7 +355,13 @@ fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
     }
     let seconds = quiet as f64 / SECOND as f64;
     let after = sim.sent();
-    let each = |of: fn(&Sent) -> u64| -> Vec<f64> { after.iter().zip(&before).map(|(a, b)| (of(a) - of(b)) as f64 / seconds).collect() };
+    let each = |of: fn(&Sent) -> u64| -> Vec<f64> {
+        after
+            .iter()
+            .zip(&before)
+            .map(|(a, b)| (of(a) - of(b)) as f64 / seconds)
+            .collect()
+    };
     let mean = |of: fn(&Sent) -> u64| Spread::of(each(of)).mean;
     let idle = Idle {
         messages: Spread::of(each(|s| s.total().messages)),
@@ -314,7 +379,8 @@ fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
 fn disaster(sim: &mut Sim, dead: f64) -> Disaster {
     let mut living: Vec<u32> = Survey::of(sim).living.into_iter().map(|l| l.1).collect();
     living.shuffle(sim.rng());
-    let count = ((living.len() as f64 * dead).round() as usize).clamp(1, living.len().saturating_sub(1));
+    let count =
+        ((living.len() as f64 * dead).round() as usize).clamp(1, living.len().saturating_sub(1));
     for member in living.drain(..count) {
         sim.crash(member);
     }
@@ -339,11 +405,25 @@ fn disaster(sim: &mut Sim, dead: f64) -> Disaster {
     }
     let failing = lookups.iter().rposition(|l: &(f64, f64)| l.1 < 0.999);
     let lookups_s = failing.map_or(Some(0.0), |last| lookups.get(last + 1).map(|l| l.0));
-    let (until, total) = repaired.unwrap_or_else(|| (LIMIT as f64 / SECOND as f64, sim.total_sent()));
-    let repair_bytes_per_s = (total.bytes - sent.bytes) as f64 / living.len() as f64 / until.max(1.0);
-    Disaster { share: dead, left: living.len(), repaired_s: repaired.map(|r| r.0), lookups_s, near, lookups, repair_bytes_per_s }
+    let (until, total) =
+        repaired.unwrap_or_else(|| (LIMIT as f64 / SECOND as f64, sim.total_sent()));
+    let repair_bytes_per_s =
+        (total.bytes - sent.bytes) as f64 / living.len() as f64 / until.max(1.0);
+    Disaster {
+        share: dead,
+        left: living.len(),
+        repaired_s: repaired.map(|r| r.0),
+        lookups_s,
+        near,
+        lookups,
+        repair_bytes_per_s,
+    }
 }
 
 fn share((right, all): (u64, u64)) -> f64 {
-    if all == 0 { 1.0 } else { right as f64 / all as f64 }
+    if all == 0 {
+        1.0
+    } else {
+        right as f64 / all as f64
+    }
 }

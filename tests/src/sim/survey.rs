@@ -1,8 +1,10 @@
-//! What an observer who sees all members at once can say of the ring: is it right, and how good are its paths?
+//! What an observer who sees all members at once can say of the ring: is it right, and how good are
+//! its paths?
 //!
-//! The invariant of consistent routing: every member has a link to its true neighbours on the ring, and they to it. Then greedy routing
-//! from anywhere ends at the one member closest to the target, as at any other a true neighbour would be closer (Kleinberg 2000 needs
-//! no more than that for correctness; the far links only make it short).
+//! The invariant of consistent routing: every member has a link to its true neighbours on the ring,
+//! and they to it. Then greedy routing from anywhere ends at the one member closest to the target,
+//! as at any other a true neighbour would be closer (Kleinberg 2000 needs no more than that for
+//! correctness; the far links only make it short).
 
 use super::{
     engine::Sim,
@@ -36,7 +38,12 @@ pub struct Walk {
 impl Survey {
     /// Those who live now.
     pub fn of(sim: &Sim) -> Self {
-        let living = sim.members.iter().enumerate().filter(|(_, m)| m.alive()).map(|(i, m)| (m.node.position, i as u32));
+        let living = sim
+            .members
+            .iter()
+            .enumerate()
+            .filter(|(_, m)| m.alive())
+            .map(|(i, m)| (m.node.position, i as u32));
         let mut living: Vec<_> = living.collect();
         living.sort_unstable();
         Self { living }
@@ -47,7 +54,11 @@ impl Survey {
         let n = self.living.len();
         let at = self.living.partition_point(|l| l.0 < to);
         let around = [at + n, at + n + n.saturating_sub(1)];
-        around.into_iter().filter_map(|i| self.living.get(i.checked_rem(n)?)).min_by_key(|l| to.closeness(l.0)).map(|l| l.1)
+        around
+            .into_iter()
+            .filter_map(|i| self.living.get(i.checked_rem(n)?))
+            .min_by_key(|l| to.closeness(l.0))
+            .map(|l| l.1)
     }
 
     /// The true neighbours of the `i`-th of the living: the next [`NEAR`] on each side, each once.
@@ -60,15 +71,19 @@ impl Survey {
         clockwise.chain(counter).map(|j| self.living[j])
     }
 
-    /// How many of the near links that there must be there are, and how many there must be: counted at each end that has the other in its
-    /// table and a link whose session the other end knows.
+    /// How many of the near links that there must be there are, and how many there must be: counted
+    /// at each end that has the other in its table and a link whose session the other end knows.
     pub fn near_links(&self, sim: &Sim) -> (u64, u64) {
         let (mut right, mut all) = (0, 0);
         for i in 0..self.living.len() {
             let me = self.living[i].1;
             for (position, other) in self.true_neighbours(i) {
                 all += 1;
-                let listed = sim.members[me as usize].table.members().binary_search_by_key(&position, |n| n.position).is_ok();
+                let listed = sim.members[me as usize]
+                    .table
+                    .members()
+                    .binary_search_by_key(&position, |n| n.position)
+                    .is_ok();
                 right += u64::from(listed && sim.linked_both_ways(me, other));
             }
         }
@@ -77,12 +92,18 @@ impl Survey {
 
     /// The first few near links that are not right, for a report.
     pub fn wrong_links(&self, sim: &Sim) -> String {
-        let pairs = (0..self.living.len()).flat_map(|i| self.true_neighbours(i).map(move |n| (i, n)));
+        let pairs =
+            (0..self.living.len()).flat_map(|i| self.true_neighbours(i).map(move |n| (i, n)));
         let wrong = pairs.filter_map(|(i, (position, other))| {
             let me = self.living[i].1;
-            let listed = sim.members[me as usize].table.members().binary_search_by_key(&position, |n| n.position).is_ok();
+            let listed = sim.members[me as usize]
+                .table
+                .members()
+                .binary_search_by_key(&position, |n| n.position)
+                .is_ok();
             let linked = sim.linked_both_ways(me, other);
-            (!listed || !linked).then(|| format!("{me}->{other} (in table: {listed}, linked: {linked})"))
+            (!listed || !linked)
+                .then(|| format!("{me}->{other} (in table: {listed}, linked: {linked})"))
         });
         wrong.take(6).collect::<Vec<_>>().join(", ")
     }
@@ -99,13 +120,17 @@ impl Survey {
         arrived.count() as f64 / walks as f64
     }
 
-    /// Of `walks` lookups of random places by random members, the share that end at the member closest to the place.
+    /// Of `walks` lookups of random places by random members, the share that end at the member
+    /// closest to the place.
     pub fn consistent(&self, sim: &mut Sim, walks: usize) -> f64 {
         if self.living.is_empty() {
             return 1.0;
         }
         let right = (0..walks).filter(|_| {
-            let (from, place) = (self.living[sim.rng().random_range(0..self.living.len())].1, Position(sim.rng().random()));
+            let (from, place) = (
+                self.living[sim.rng().random_range(0..self.living.len())].1,
+                Position(sim.rng().random()),
+            );
             walk(sim, from, place, Mode::Closest).end == self.closest(place)
         });
         right.count() as f64 / walks as f64
@@ -120,18 +145,33 @@ impl Survey {
     }
 }
 
-/// Follows the tables from `from` to `to`. Nothing moves meanwhile: this is what a packet would meet if it took no time.
+/// Follows the tables from `from` to `to`. Nothing moves meanwhile: this is what a packet would
+/// meet if it took no time.
 pub fn walk(sim: &Sim, from: u32, to: Position, mode: Mode) -> Walk {
-    let kind = if mode == Mode::Exact { Kind::Datagram } else { Kind::ControlClosest };
-    // The origin of a lookup is excepted from the answers to it; no member stands at the place named here.
+    let kind = if mode == Mode::Exact {
+        Kind::Datagram
+    } else {
+        Kind::ControlClosest
+    };
+    // The origin of a lookup is excepted from the answers to it; no member stands at the place
+    // named here.
     let mut header = Header::new(kind, Position(sim.position(from).0 ^ 1), to);
-    let mut walk = Walk { hops: 0, rtt: 0, end: None, looped: false };
+    let mut walk = Walk {
+        hops: 0,
+        rtt: 0,
+        end: None,
+        looped: false,
+    };
     let mut visited = Vec::with_capacity(16);
     let mut at = from;
     loop {
         visited.push(at);
         let member = &sim.members[at as usize];
-        let next = if at == from { member.table.next(to, mode) } else { member.table.route(&header) };
+        let next = if at == from {
+            member.table.next(to, mode)
+        } else {
+            member.table.route(&header)
+        };
         let via = match next {
             Next::Here => {
                 walk.end = Some(at);
@@ -140,7 +180,9 @@ pub fn walk(sim: &Sim, from: u32, to: Position, mode: Mode) -> Walk {
             Next::Nowhere => return walk,
             Next::Via(via) => via,
         };
-        let Some(next) = sim.number(&via).filter(|next| sim.usable(at, *next)) else { return walk };
+        let Some(next) = sim.number(&via).filter(|next| sim.usable(at, *next)) else {
+            return walk;
+        };
         walk.looped |= visited.contains(&next);
         if header.hops_left == 0 || walk.looped || walk.hops > u32::from(HOP_LIMIT) {
             return walk;
@@ -155,10 +197,17 @@ pub fn walk(sim: &Sim, from: u32, to: Position, mode: Mode) -> Walk {
 impl Sim {
     /// Whether what `a` seals for `b` can be opened there.
     pub fn usable(&self, a: u32, b: u32) -> bool {
-        let ends = (self.members[a as usize].link(b), self.members[b as usize].link(a));
-        let (Some(here), Some(there)) = ends else { return false };
+        let ends = (
+            self.members[a as usize].link(b),
+            self.members[b as usize].link(a),
+        );
+        let (Some(here), Some(there)) = ends else {
+            return false;
+        };
         let stand = here.stands(self.now()) && there.stands(self.now());
-        stand && there.opens(here.session) && here.relay.is_none_or(|r| self.members[r as usize].alive())
+        stand
+            && there.opens(here.session)
+            && here.relay.is_none_or(|r| self.members[r as usize].alive())
     }
 
     /// Whether a link works in both directions.
@@ -168,14 +217,20 @@ impl Sim {
 
     /// Undisturbed round trip of a link, over its relay if it has one.
     pub fn link_rtt(&self, a: u32, b: u32) -> Micros {
-        let rtt = |x: u32, y: u32| self.world.rtt_us(&self.members[x as usize].home, &self.members[y as usize].home);
+        let rtt = |x: u32, y: u32| {
+            self.world.rtt_us(
+                &self.members[x as usize].home,
+                &self.members[y as usize].home,
+            )
+        };
         match self.members[a as usize].link(b).and_then(|l| l.relay) {
             Some(relay) => rtt(a, relay) + rtt(relay, b),
             None => rtt(a, b),
         }
     }
 
-    /// Lets time pass until all near links are right, looking every second. How long that took; none if it did not come in `limit`.
+    /// Lets time pass until all near links are right, looking every second. How long that took;
+    /// none if it did not come in `limit`.
     pub fn until_right(&mut self, limit: Micros) -> Option<Micros> {
         let start = self.now();
         loop {

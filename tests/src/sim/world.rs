@@ -1,10 +1,14 @@
-//! The world that simulated members live in: cities with intercontinental round trips, a last mile of each member's own, and NATs.
+//! The world that simulated members live in: cities with intercontinental round trips, a last mile
+//! of each member's own, and NATs.
 //!
-//! Round trips are not copied from a data set but drawn from the seed so that they behave as measured ones do. The core round trip between
-//! two cities is light in fibre (200 km a millisecond) over the great circle times a detour of 1.3 to 2.5, drawn for each pair: the eight
-//! cities of `tests/sites/planetlab.toml` span just that range (Berkeley–Tokyo 1.27, Berlin–Beijing 2.8), and independent detours break
-//! the triangle inequality as often as real routes do. Two members in a city are 2 ms apart. To that comes the last mile: 0.3 to 1.5 ms
-//! for the 40 % of members in data centres, log-normal around 8 ms for the rest (cable, DSL, radio), at most 100 ms.
+//! Round trips are not copied from a data set but drawn from the seed so that they behave as
+//! measured ones do. The core round trip between two cities is light in fibre (200 km a
+//! millisecond) over the great circle times a detour of 1.3 to 2.5, drawn for each pair: the eight
+//! cities of `tests/sites/planetlab.toml` span just that range (Berkeley–Tokyo 1.27, Berlin–Beijing
+//! 2.8), and independent detours break the triangle inequality as often as real routes do. Two
+//! members in a city are 2 ms apart. To that comes the last mile: 0.3 to 1.5 ms for the 40 % of
+//! members in data centres, log-normal around 8 ms for the rest (cable, DSL, radio), at most 100
+//! ms.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -61,15 +65,17 @@ pub enum Access {
     Cone,
     /// The same, by address and port.
     PortRestricted,
-    /// A mapping for each destination: no punch between two of these, nor with a port-restricted one.
+    /// A mapping for each destination: no punch between two of these, nor with a port-restricted
+    /// one.
     Symmetric,
     /// No UDP at all: a stream to public members, relays for the rest.
     NoUdp,
 }
 
 impl Access {
-    /// Of 100 members 25 are public, 25 and 30 behind cones, 15 behind symmetric NATs, 5 without UDP. A guess in the range of published
-    /// surveys (Ford et al. 2005: 82 % of NATs can be punched; DCUtR's 2023 measurement: 70 %), on the hard side.
+    /// Of 100 members 25 are public, 25 and 30 behind cones, 15 behind symmetric NATs, 5 without
+    /// UDP. A guess in the range of published surveys (Ford et al. 2005: 82 % of NATs can be
+    /// punched; DCUtR's 2023 measurement: 70 %), on the hard side.
     fn draw(rng: &mut ChaCha8Rng) -> Self {
         match rng.random_range(0..100) {
             0..25 => Self::Public,
@@ -80,7 +86,8 @@ impl Access {
         }
     }
 
-    /// Whether two members can have a direct path, by punching, mapping or (to a public one) a stream.
+    /// Whether two members can have a direct path, by punching, mapping or (to a public one) a
+    /// stream.
     pub fn direct(self, other: Self) -> bool {
         use Access::{NoUdp, PortRestricted, Public, Symmetric};
         match (self, other) {
@@ -123,7 +130,10 @@ impl World {
                 core_ms[b * n + a] = rtt;
             }
         }
-        Self { core_ms, total_weight: CITIES.iter().map(|c| c.3).sum() }
+        Self {
+            core_ms,
+            total_weight: CITIES.iter().map(|c| c.3).sum(),
+        }
     }
 
     /// A new member's home.
@@ -136,13 +146,25 @@ impl World {
         });
         let access = Access::draw(rng);
         let hosted = rng.random_bool(0.4);
-        let last_mile_ms = if hosted { rng.random_range(0.3..1.5) } else { (8.0 * (0.7 * normal(rng)).exp()).clamp(1.0, 100.0) };
-        Home { city: city.unwrap_or(0) as u8, access, last_mile_ms: last_mile_ms as f32 }
+        let last_mile_ms = if hosted {
+            rng.random_range(0.3..1.5)
+        } else {
+            (8.0 * (0.7 * normal(rng)).exp()).clamp(1.0, 100.0)
+        };
+        Home {
+            city: city.unwrap_or(0) as u8,
+            access,
+            last_mile_ms: last_mile_ms as f32,
+        }
     }
 
     /// A home with a public address in a data centre: what bootstraps have.
     pub fn settle_publicly(&self, rng: &mut ChaCha8Rng) -> Home {
-        Home { access: Access::Public, last_mile_ms: rng.random_range(0.3..1.5), ..self.settle(rng) }
+        Home {
+            access: Access::Public,
+            last_mile_ms: rng.random_range(0.3..1.5),
+            ..self.settle(rng)
+        }
     }
 
     /// Undisturbed round trip in microseconds.
@@ -165,8 +187,12 @@ pub fn cities() -> usize {
 /// Great-circle distance (haversine).
 fn kilometres(a: usize, b: usize) -> f64 {
     let ((_, lat_a, lon_a, _), (_, lat_b, lon_b, _)) = (CITIES[a], CITIES[b]);
-    let (half_lat, half_lon) = ((lat_a - lat_b).to_radians() / 2.0, (lon_a - lon_b).to_radians() / 2.0);
-    let h = half_lat.sin().powi(2) + lat_a.to_radians().cos() * lat_b.to_radians().cos() * half_lon.sin().powi(2);
+    let (half_lat, half_lon) = (
+        (lat_a - lat_b).to_radians() / 2.0,
+        (lon_a - lon_b).to_radians() / 2.0,
+    );
+    let h = half_lat.sin().powi(2)
+        + lat_a.to_radians().cos() * lat_b.to_radians().cos() * half_lon.sin().powi(2);
     2.0 * EARTH_RADIUS_KM * h.sqrt().asin()
 }
 
@@ -185,14 +211,25 @@ mod tests {
         let world = World::new(1);
         let home = |name: &str| {
             let city = CITIES.iter().position(|c| c.0 == name).unwrap() as u8;
-            Home { city, access: Access::Public, last_mile_ms: 1.0 }
+            Home {
+                city,
+                access: Access::Public,
+                last_mile_ms: 1.0,
+            }
         };
-        // Typical values of tests/sites/planetlab.toml; detours are drawn, so within a factor of two.
-        for (a, b, typical_ms) in
-            [("Princeton", "Berkeley", 72), ("Princeton", "Berlin", 95), ("Tokyo", "Sydney", 115), ("São Paulo", "Beijing", 340)]
-        {
+        // Typical values of tests/sites/planetlab.toml; detours are drawn, so within a factor of
+        // two.
+        for (a, b, typical_ms) in [
+            ("Princeton", "Berkeley", 72),
+            ("Princeton", "Berlin", 95),
+            ("Tokyo", "Sydney", 115),
+            ("São Paulo", "Beijing", 340),
+        ] {
             let rtt = world.rtt(&home(a), &home(b)).as_millis();
-            assert!((typical_ms / 2..typical_ms * 2).contains(&rtt), "{a}–{b}: {rtt} ms");
+            assert!(
+                (typical_ms / 2..typical_ms * 2).contains(&rtt),
+                "{a}–{b}: {rtt} ms"
+            );
         }
     }
 
@@ -201,7 +238,10 @@ mod tests {
         let draw = |seed| {
             let (world, mut rng) = (World::new(seed), ChaCha8Rng::seed_from_u64(seed));
             let homes: Vec<Home> = (0..50).map(|_| world.settle(&mut rng)).collect();
-            homes.iter().map(|h| world.rtt_us(&homes[0], h)).collect::<Vec<_>>()
+            homes
+                .iter()
+                .map(|h| world.rtt_us(&homes[0], h))
+                .collect::<Vec<_>>()
         };
         assert_eq!(draw(3), draw(3));
         assert_ne!(draw(3), draw(4));
@@ -214,6 +254,10 @@ mod tests {
             assert!(Public.direct(access) && access.direct(Public));
         }
         assert!(Cone.direct(Symmetric) && PortRestricted.direct(PortRestricted));
-        assert!(!Symmetric.direct(Symmetric) && !PortRestricted.direct(Symmetric) && !NoUdp.direct(Cone));
+        assert!(
+            !Symmetric.direct(Symmetric)
+                && !PortRestricted.direct(Symmetric)
+                && !NoUdp.direct(Cone)
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! Snapshots of VMs, and bringing a VM back from one on any member.
 //!
-//! A checkpoint in the chunk store names the VM's RAM, disk and image by content and holds the definition and
-//! key of the VM ([`Kept`]). Whoever has it and what it names can run the VM again, once the VM's voters have
-//! granted a new epoch. It travels between proved members only, and is in no record.
+//! A checkpoint in the chunk store names the VM's RAM, disk and image by content and holds the
+//! definition and key of the VM ([`Kept`]). Whoever has it and what it names can run the VM again,
+//! once the VM's voters have granted a new epoch. It travels between proved members only, and is in
+//! no record.
 
 use crate::{Definition, definition::VmSecret, framed};
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,5 @@
-//! Taking a snapshot: the files of one instant while the guest runs on, into chunks, into the VM's record,
-//! then onto other members in the background until it is durable.
+//! Taking a snapshot: the files of one instant while the guest runs on, into chunks, into the VM's
+//! record, then onto other members in the background until it is durable.
 
 use super::Kept;
 use crate::{
@@ -27,33 +27,49 @@ pub struct Taken {
 }
 
 impl Host {
-    /// Takes a snapshot of a VM here. It is on this host's disk when this returns; copies to other members go on.
+    /// Takes a snapshot of a VM here. It is on this host's disk when this returns; copies to other
+    /// members go on.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`] for a name in use, or the step that failed.
-    pub async fn snapshot(&self, name: &str, snapshot: &str, progress: &watch::Sender<Progress>) -> Result<Taken, Error> {
+    pub async fn snapshot(
+        &self,
+        name: &str,
+        snapshot: &str,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Taken, Error> {
         check_name(snapshot)?;
         let slot = self.named(name)?;
         let _busy = slot.begin_soon("snapshot").await?;
         self.must_be_held(&slot)?;
         let entry = slot.entry();
         if entry.snapshots.iter().any(|s| s.name == snapshot) {
-            return Err(Error::Refused(format!("'{name}' has a snapshot '{snapshot}' already: choose another name")));
+            return Err(Error::Refused(format!(
+                "'{name}' has a snapshot '{snapshot}' already: choose another name"
+            )));
         }
         if entry.snapshots.len() >= MAX_SNAPSHOTS {
-            return Err(Error::Refused(format!("'{name}' has {MAX_SNAPSHOTS} snapshots, the most a VM can have: delete one")));
+            return Err(Error::Refused(format!(
+                "'{name}' has {MAX_SNAPSHOTS} snapshots, the most a VM can have: delete one"
+            )));
         }
         let dir = self.registry.path(&entry).join("checkpoint");
         let stored = self.store_instant(&slot, snapshot, &dir, progress).await;
         match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => tracing::warn!(error = %e, "the checkpoint's files stay on the disk"),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(error = %e, "the checkpoint's files stay on the disk")
+            }
             _ => {}
         }
         let (taken, pause) = stored?;
         self.update(&slot, |e| e.snapshots.push(taken.clone()))?;
         self.publish(&slot).await;
         let copies = self.replicate(&slot, &taken).await?;
-        Ok(Taken { snapshot: taken, pause, copies })
+        Ok(Taken {
+            snapshot: taken,
+            pause,
+            copies,
+        })
     }
 
     async fn store_instant(
@@ -65,48 +81,103 @@ impl Host {
     ) -> Result<(Snapshot, Duration), Error> {
         let entry = slot.entry();
         // Also of one that stands still: its disk is QEMU's as long as there is a guest.
-        let machine = slot.machine().filter(|_| slot.run_state() != RunState::Stopped);
+        let machine = slot
+            .machine()
+            .filter(|_| slot.run_state() != RunState::Stopped);
         let taken = UnixTime::now();
         let (ram, disk, pause) = match machine {
             Some(machine) => {
                 // What it takes at most; zeros take nothing, and are not told apart beforehand.
                 let memory = entry.definition.memory_mib << 20;
-                let resident = machine.stats().await.map_or(memory, |used| used.resident_bytes);
+                let resident = machine
+                    .stats()
+                    .await
+                    .map_or(memory, |used| used.resident_bytes);
                 self.room_on_disk(memory.min(resident))?;
-                std::fs::create_dir_all(dir).map_err(io_at("making room for the checkpoint", dir))?;
+                std::fs::create_dir_all(dir)
+                    .map_err(io_at("making room for the checkpoint", dir))?;
                 let files = machine.checkpoint(dir, progress).await?;
                 (Some(files.ram), files.disk, files.pause)
             }
             None => (None, self.registry.spec(&entry).disk, Duration::ZERO),
         };
-        progress.send_modify(|p| *p = Progress { phase: "store".into(), ..Progress::default() });
-        let (name, epoch, with_ram, image) = (snapshot.to_owned(), entry.epoch, ram.is_some(), entry.definition.image);
-        let spec = Kept { definition: entry.definition, secret: entry.secret };
-        let instant = Instant { vm: spec.definition.vm, name: name.clone(), taken, epoch, ram, disk, image, spec: spec.to_bytes() };
+        progress.send_modify(|p| {
+            *p = Progress {
+                phase: "store".into(),
+                ..Progress::default()
+            }
+        });
+        let (name, epoch, with_ram, image) = (
+            snapshot.to_owned(),
+            entry.epoch,
+            ram.is_some(),
+            entry.definition.image,
+        );
+        let spec = Kept {
+            definition: entry.definition,
+            secret: entry.secret,
+        };
+        let instant = Instant {
+            vm: spec.definition.vm,
+            name: name.clone(),
+            taken,
+            epoch,
+            ram,
+            disk,
+            image,
+            spec: spec.to_bytes(),
+        };
         let checkpoint = self.parts.vault.store(&instant, progress).await?;
         let providers = vec![self.me];
-        Ok((Snapshot { name, checkpoint, taken, epoch, with_ram, durability: Durability::Local, providers }, pause))
+        Ok((
+            Snapshot {
+                name,
+                checkpoint,
+                taken,
+                epoch,
+                with_ram,
+                durability: Durability::Local,
+                providers,
+            },
+            pause,
+        ))
     }
 
     /// Has a snapshot copied to other members and its state written down as it grows.
-    pub(crate) async fn replicate(&self, slot: &Arc<Slot>, snapshot: &Snapshot) -> Result<watch::Receiver<Copies>, Error> {
+    pub(crate) async fn replicate(
+        &self,
+        slot: &Arc<Slot>,
+        snapshot: &Snapshot,
+    ) -> Result<watch::Receiver<Copies>, Error> {
         let candidates: Vec<MemberId> = self.parts.fabric.connected();
         slot.copying(snapshot.checkpoint, true);
-        let copies = self.parts.vault.replicate(snapshot.checkpoint, self.options.copies, candidates).await?;
+        let copies = self
+            .parts
+            .vault
+            .replicate(snapshot.checkpoint, self.options.copies, candidates)
+            .await?;
         let (mut seen, slot, id) = (copies.clone(), slot.clone(), snapshot.checkpoint);
-        let Some(host) = self.strong() else { return Ok(copies) };
+        let Some(host) = self.strong() else {
+            return Ok(copies);
+        };
         self.spawn(async move {
             loop {
                 let now = seen.borrow_and_update().clone();
-                let known = slot.entry().snapshots.iter().any(|s| s.checkpoint == id && s.durability == now.durability);
+                let known = slot
+                    .entry()
+                    .snapshots
+                    .iter()
+                    .any(|s| s.checkpoint == id && s.durability == now.durability);
                 if !known {
                     let written = host.update(&slot, |e| {
                         if let Some(s) = e.snapshots.iter_mut().find(|s| s.checkpoint == id) {
-                            (s.durability, s.providers) = (now.durability.clone(), now.providers.clone());
+                            (s.durability, s.providers) =
+                                (now.durability.clone(), now.providers.clone());
                         }
                     });
                     if let Err(e) = written {
-                        tracing::warn!(error = %chain(&e), "the snapshot's state could not be written down");
+                        tracing::warn!(error = %chain(&e), "the snapshot's state could not be \
+                            written down");
                     }
                     host.publish(&slot).await;
                 }
@@ -127,7 +198,8 @@ impl Host {
                 && !slot.is_copying(snapshot.checkpoint)
                 && let Err(e) = self.replicate(slot, &snapshot).await
             {
-                tracing::warn!(snapshot = snapshot.name, error = %chain(&e), "its copies cannot go on");
+                tracing::warn!(snapshot = snapshot.name, error = %chain(&e), "its copies cannot \
+                    go on");
             }
         }
     }
@@ -141,9 +213,13 @@ impl Host {
         let _busy = slot.begin_soon("deleting a snapshot").await?;
         let entry = slot.entry();
         let found = entry.snapshots.iter().find(|s| s.name == snapshot);
-        let found = found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
+        let found =
+            found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
         self.update(&slot, |e| e.snapshots.retain(|s| s.name != snapshot))?;
         self.publish(&slot).await;
-        self.parts.vault.forget(found.checkpoint, &found.providers).await
+        self.parts
+            .vault
+            .forget(found.checkpoint, &found.providers)
+            .await
     }
 }

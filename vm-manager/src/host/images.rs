@@ -1,7 +1,9 @@
-//! Images that no VM here uses: what came for a VM that did not come or was not made goes at once, what a VM that left or was
-//! deleted has left behind after a while, and at the daemon's start whatever nobody uses. Else the disk fills slowly.
+//! Images that no VM here uses: what came for a VM that did not come or was not made goes at once,
+//! what a VM that left or was deleted has left behind after a while, and at the daemon's start
+//! whatever nobody uses. Else the disk fills slowly.
 //!
-//! The disk of every VM here lies over its image, so one that is used must stay; [`Using`] speaks for a VM that is not listed yet.
+//! The disk of every VM here lies over its image, so one that is used must stay; [`Using`] speaks
+//! for a VM that is not listed yet.
 
 use super::{Host, lock};
 use p2pvm_overlay::chain;
@@ -13,7 +15,8 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How long an image stays that no VM here uses any more. Reason: a VM that left may come back, one that was deleted be made anew.
+/// How long an image stays that no VM here uses any more. Reason: a VM that left may come back, one
+/// that was deleted be made anew.
 const KEPT_UNUSED: Duration = Duration::from_secs(24 * 3600);
 /// How often it is looked for such images.
 const LOOK: Duration = Duration::from_secs(3600);
@@ -43,20 +46,35 @@ impl Host {
     /// Notes that a VM is being made of the image.
     pub(super) fn using(&self, image: ManifestId) -> Using<'_> {
         *lock(&self.in_use).entry(image).or_default() += 1;
-        Using { in_use: &self.in_use, image }
+        Using {
+            in_use: &self.in_use,
+            image,
+        }
     }
 
     /// Whether a VM or branch here lies over the image, or will.
     fn uses(&self, image: ManifestId) -> bool {
-        lock(&self.in_use).contains_key(&image) || self.slots().iter().any(|slot| slot.entry().definition.image == image)
+        lock(&self.in_use).contains_key(&image)
+            || self
+                .slots()
+                .iter()
+                .any(|slot| slot.entry().definition.image == image)
     }
 
     /// Lets go of an image that came for a VM which is not here in the end.
     pub(crate) async fn drop_unused(&self, image: ManifestId) {
-        match self.parts.vault.drop_image(image, &|| !self.uses(image)).await {
+        match self
+            .parts
+            .vault
+            .drop_image(image, &|| !self.uses(image))
+            .await
+        {
             Ok(true) => tracing::info!(%image, "let the image go: no VM here uses it"),
             Ok(false) => {}
-            Err(error) => tracing::info!(%image, error = %chain(&error), "an image that no VM here uses stays"),
+            Err(error) => {
+                tracing::info!(%image, error = %chain(&error), "an image that no VM here uses \
+                    stays")
+            }
         }
     }
 
@@ -79,7 +97,9 @@ async fn look(host: &Weak<Host>, unused: &mut BTreeMap<ManifestId, Instant>, lon
     let Some(host) = host.upgrade() else { return };
     let images = match host.parts.vault.images().await {
         Ok(images) => images,
-        Err(error) => return tracing::info!(error = %chain(&error), "it is not known which images are here"),
+        Err(error) => {
+            return tracing::info!(error = %chain(&error), "it is not known which images are here");
+        }
     };
     unused.retain(|image, _| images.contains(image) && !host.uses(*image));
     for image in images.into_iter().filter(|image| !host.uses(*image)) {

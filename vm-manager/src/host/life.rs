@@ -18,7 +18,10 @@ use std::{
 use tokio::sync::watch;
 
 pub(crate) fn undecided(step: &'static str) -> impl FnOnce(BallotError) -> Error {
-    move |error| Error::Agreement { step, detail: chain(&error) }
+    move |error| Error::Agreement {
+        step,
+        detail: chain(&error),
+    }
 }
 
 /// The size of a disk over an image: as large as the image, or as wanted if that is not less.
@@ -26,7 +29,10 @@ fn disk_size(image: u64, wanted: Option<u64>) -> Result<u64, Error> {
     match wanted {
         Some(wanted) if wanted < image => {
             let mib = image.div_ceil(1 << 20);
-            Err(Error::Refused(format!("the disk cannot be smaller than its image, {mib} MiB: --disk {mib}M or more, or no --disk")))
+            Err(Error::Refused(format!(
+                "the disk cannot be smaller than its image, {mib} MiB: --disk {mib}M or more, or \
+                    no --disk"
+            )))
         }
         Some(wanted) => Ok(wanted),
         None => Ok(image),
@@ -37,17 +43,26 @@ impl Host {
     /// Makes a VM: its key, voters, name, address, disk. It does not run yet.
     ///
     /// # Errors
-    /// [`Error::Refused`] for a name that is taken or limits that are out of range; whatever step failed. Nothing is left behind.
-    pub async fn create(&self, new: NewVm, progress: &watch::Sender<Progress>) -> Result<VmStatus, Error> {
+    /// [`Error::Refused`] for a name that is taken or limits that are out of range; whatever step
+    /// failed. Nothing is left behind.
+    pub async fn create(
+        &self,
+        new: NewVm,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VmStatus, Error> {
         new.check()?;
         if self.slot_named(&new.name).is_some() {
-            return Err(Error::Refused(format!("'{}' exists here already: choose another name", new.name)));
+            return Err(Error::Refused(format!(
+                "'{}' exists here already: choose another name",
+                new.name
+            )));
         }
         self.room_for(new.memory_mib)?;
         progress.send_modify(|p| p.phase = "image".into());
         let image = match &new.image {
             ImageSource::File(path) => {
-                // Before anything is stored: what is no image, or does not fit, leaves nothing behind.
+                // Before anything is stored: what is no image, or does not fit, leaves nothing
+                // behind.
                 let size = self.parts.hypervisor.check_image(path).await?;
                 disk_size(size, new.disk_bytes)?;
                 self.room_on_disk(std::fs::metadata(path).map_or(0, |found| found.len()))?;
@@ -55,7 +70,8 @@ impl Host {
             }
             ImageSource::Stored(id) => *id,
         };
-        let came = matches!(new.image, ImageSource::File(_)) || !self.parts.vault.has_image(image).await;
+        let came =
+            matches!(new.image, ImageSource::File(_)) || !self.parts.vault.has_image(image).await;
         let made = self.create_from(&new, image, progress).await;
         if made.is_err() && came {
             self.drop_unused(image).await;
@@ -63,13 +79,31 @@ impl Host {
         made
     }
 
-    async fn create_from(&self, new: &NewVm, image: ManifestId, progress: &watch::Sender<Progress>) -> Result<VmStatus, Error> {
+    async fn create_from(
+        &self,
+        new: &NewVm,
+        image: ManifestId,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VmStatus, Error> {
         // Until the VM is listed.
         let _using = self.using(image);
-        let path = self.parts.vault.ensure_image(image, &self.parts.fabric.connected(), progress).await?;
-        let size = disk_size(self.parts.hypervisor.virtual_size(&path).await?, new.disk_bytes)?;
+        let path = self
+            .parts
+            .vault
+            .ensure_image(image, &self.parts.fabric.connected(), progress)
+            .await?;
+        let size = disk_size(
+            self.parts.hypervisor.virtual_size(&path).await?,
+            new.disk_bytes,
+        )?;
         let keys = KeyPair::generate();
-        let unclaimed = GuestAddress { v4: Ipv4Addr::UNSPECIFIED, prefix: 0, v6: Ipv6Addr::UNSPECIFIED, mac: [0; 6], mtu: 0 };
+        let unclaimed = GuestAddress {
+            v4: Ipv4Addr::UNSPECIFIED,
+            prefix: 0,
+            v6: Ipv6Addr::UNSPECIFIED,
+            mac: [0; 6],
+            mtu: 0,
+        };
         let slot = self.insert(Entry {
             definition: Definition {
                 vm: keys.vm_id(),
@@ -105,33 +139,51 @@ impl Host {
         Ok(self.status_of(&slot))
     }
 
-    async fn make(&self, slot: &Arc<Slot>, keys: &KeyPair, image: &std::path::Path) -> Result<(), Error> {
+    async fn make(
+        &self,
+        slot: &Arc<Slot>,
+        keys: &KeyPair,
+        image: &std::path::Path,
+    ) -> Result<(), Error> {
         let entry = slot.entry();
         let name = &entry.definition.name;
         self.directory.take_name(keys, name).await?;
-        let vm = Voted { keys, voters: &entry.definition.voters };
+        let vm = Voted {
+            keys,
+            voters: &entry.definition.voters,
+        };
         self.parts
             .ballot
             .grant(vm, Epoch(1), self.me, Ground::Mandate)
             .await
             .map_err(undecided("asking the VM's voters for its first epoch"))?;
-        self.parts.ballot.confirm(vm, Epoch(1), self.me).await.map_err(undecided("confirming the VM's first epoch"))?;
+        self.parts
+            .ballot
+            .confirm(vm, Epoch(1), self.me)
+            .await
+            .map_err(undecided("confirming the VM's first epoch"))?;
         let address = self.parts.port.claim(keys, name, Epoch(1)).await?;
         let entry = self.update(slot, |e| e.definition.address = address)?;
         let spec = self.registry.spec(&entry);
-        self.parts.hypervisor.create_disk(image, &spec.disk, Some(entry.definition.disk_bytes)).await?;
+        self.parts
+            .hypervisor
+            .create_disk(image, &spec.disk, Some(entry.definition.disk_bytes))
+            .await?;
         self.update(slot, |e| e.role = Role::Held)?;
         Ok(())
     }
 
-    /// Removes what a half-made or half-deleted VM left: name, address, record, files. What cannot be reached now stays, unlisted, and
-    /// the next round tries again.
+    /// Removes what a half-made or half-deleted VM left: name, address, record, files. What cannot
+    /// be reached now stays, unlisted, and the next round tries again.
     pub(crate) async fn unmake(&self, slot: &Arc<Slot>) {
         let entry = slot.entry();
         let keys = entry.secret.keys();
         let gone = async {
             for snapshot in &entry.snapshots {
-                self.parts.vault.forget(snapshot.checkpoint, &snapshot.providers).await?;
+                self.parts
+                    .vault
+                    .forget(snapshot.checkpoint, &snapshot.providers)
+                    .await?;
             }
             self.directory.remove(&keys, &entry.definition.name).await?;
             if entry.definition.address.prefix != 0 {
@@ -140,15 +192,17 @@ impl Host {
             self.remove(slot)
         };
         if let Err(e) = gone.await {
-            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "a VM is not wholly removed yet: tried again later");
+            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "a VM is not wholly \
+                removed yet: tried again later");
         }
     }
 
-    /// Starts a VM that is stopped. One that runs is left alone; a guest that only stands still goes on, and is never ended.
+    /// Starts a VM that is stopped. One that runs is left alone; a guest that only stands still
+    /// goes on, and is never ended.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Refused`] if it went on elsewhere, or stands still and cannot go on yet, [`Error::Agreement`] if its voters cannot be asked,
-    /// or the hypervisor's.
+    /// [`Error::NotFound`], [`Error::Refused`] if it went on elsewhere, or stands still and cannot
+    /// go on yet, [`Error::Agreement`] if its voters cannot be asked, or the hypervisor's.
     pub async fn start(&self, name: &str) -> Result<VmStatus, Error> {
         let slot = self.named(name)?;
         let _busy = slot.begin_soon("starting").await?;
@@ -169,8 +223,12 @@ impl Host {
             left.kill().await?;
         }
         self.room_for(entry.definition.memory_mib)?;
-        let entry = match self.claim(&entry).await.map_err(undecided("asking the VM's voters whether it may start here"))? {
-            Claimed::Ours(epoch) => self.update(slot, |e| (e.epoch, e.note, e.gives_way) = (epoch, None, None))?,
+        let entry = match self.claim(&entry).await.map_err(undecided(
+            "asking the VM's voters whether it may start here",
+        ))? {
+            Claimed::Ours(epoch) => self.update(slot, |e| {
+                (e.epoch, e.note, e.gives_way) = (epoch, None, None)
+            })?,
             Claimed::Theirs { holder, epoch } => {
                 self.lose(slot, holder, epoch).await;
                 return Err(Self::running_elsewhere(name, holder, epoch));
@@ -178,18 +236,33 @@ impl Host {
         };
         let image = self.local_image(&entry).await?;
         let spec = self.registry.spec(&entry);
-        self.parts.hypervisor.rebase_disk(&spec.disk, &image).await?;
+        self.parts
+            .hypervisor
+            .rebase_disk(&spec.disk, &image)
+            .await?;
         let entry = self.update(slot, |e| e.wanted = Wanted::Running)?;
         self.ease();
         let machine = self.parts.hypervisor.launch(&spec, Start::Boot).await?;
         self.install(slot, machine);
-        self.parts.port.attach(&spec, &entry.definition.address, entry.epoch).await?;
-        self.parts.port.announce(&entry.secret.keys(), &entry.definition, self.me, entry.epoch).await?;
+        self.parts
+            .port
+            .attach(&spec, &entry.definition.address, entry.epoch)
+            .await?;
+        self.parts
+            .port
+            .announce(
+                &entry.secret.keys(),
+                &entry.definition,
+                self.me,
+                entry.epoch,
+            )
+            .await?;
         self.publish(slot).await;
         Ok(())
     }
 
-    /// Stops a VM: asks its guest to power down, kills it after a while. A move that is under way is given up for it.
+    /// Stops a VM: asks its guest to power down, kills it after a while. A move that is under way
+    /// is given up for it.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`] if it is busy, or the hypervisor's.
@@ -197,7 +270,8 @@ impl Host {
         self.stop_within(name, self.options.stop_patience).await
     }
 
-    /// As above, but the guest may take no longer than `patience`; without any it is not asked at all.
+    /// As above, but the guest may take no longer than `patience`; without any it is not asked at
+    /// all.
     ///
     /// # Errors
     /// As above.
@@ -207,7 +281,11 @@ impl Host {
         self.must_be_held(&slot)?;
         self.update(&slot, |e| e.wanted = Wanted::Stopped)?;
         if let Some(machine) = slot.take_machine() {
-            let stopped = if patience.is_zero() { machine.kill().await } else { machine.stop(patience).await };
+            let stopped = if patience.is_zero() {
+                machine.kill().await
+            } else {
+                machine.stop(patience).await
+            };
             if let Err(e) = stopped {
                 // It may still run: it stays listed.
                 self.install(&slot, machine);
@@ -219,10 +297,12 @@ impl Host {
         Ok(self.status_of(&slot))
     }
 
-    /// Deletes a VM that is stopped, with its snapshots here, its name and its address; or a branch.
+    /// Deletes a VM that is stopped, with its snapshots here, its name and its address; or a
+    /// branch.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Refused`] if it runs, [`Error::Agreement`] if its voters cannot be asked.
+    /// [`Error::NotFound`], [`Error::Refused`] if it runs, [`Error::Agreement`] if its voters
+    /// cannot be asked.
     pub async fn delete(&self, name: &str) -> Result<(), Error> {
         let slot = self.named(name)?;
         if !slot.entry().is_branch() && slot.run_state() != RunState::Stopped {
@@ -240,7 +320,11 @@ impl Host {
         if slot.run_state() != RunState::Stopped {
             return Err(Error::Refused(format!("'{name}' runs: stop it first")));
         }
-        match self.claim(&entry).await.map_err(undecided("asking the VM's voters whether it is still here"))? {
+        match self
+            .claim(&entry)
+            .await
+            .map_err(undecided("asking the VM's voters whether it is still here"))?
+        {
             Claimed::Theirs { holder, epoch } => {
                 self.lose(&slot, holder, epoch).await;
                 Err(Self::running_elsewhere(name, holder, epoch))
@@ -258,8 +342,13 @@ impl Host {
         let name = entry.listed_name();
         Err(Error::Refused(match entry.role {
             Role::Held => return Ok(()),
-            Role::Branch { holder, .. } => format!("'{name}' is a copy that lost its VM to {}: it can only be deleted", holder.short()),
-            Role::Doubtful { .. } => format!("'{name}' waits for its voters to say whether it may run here"),
+            Role::Branch { holder, .. } => format!(
+                "'{name}' is a copy that lost its VM to {}: it can only be deleted",
+                holder.short()
+            ),
+            Role::Doubtful { .. } => {
+                format!("'{name}' waits for its voters to say whether it may run here")
+            }
             Role::Leaving { .. } | Role::Arriving { .. } | Role::Unmade => {
                 format!("'{name}' is being moved, made or deleted: wait until that is done")
             }
@@ -268,25 +357,45 @@ impl Host {
 
     /// The VM's image as a file here.
     pub(crate) async fn local_image(&self, entry: &Entry) -> Result<std::path::PathBuf, Error> {
-        self.parts.vault.ensure_image(entry.definition.image, &self.parts.fabric.connected(), &watch::Sender::default()).await
+        self.parts
+            .vault
+            .ensure_image(
+                entry.definition.image,
+                &self.parts.fabric.connected(),
+                &watch::Sender::default(),
+            )
+            .await
     }
 
     /// Refuses a VM whose memory this host does not have.
     pub(crate) fn room_for(&self, memory_mib: u64) -> Result<(), Error> {
-        let installed = nix::sys::sysinfo::sysinfo().map_or(u64::MAX, |info| info.ram_total() >> 20);
+        let installed =
+            nix::sys::sysinfo::sysinfo().map_or(u64::MAX, |info| info.ram_total() >> 20);
         if memory_mib > installed {
-            let said = format!("{memory_mib} MiB of memory do not fit: this host has {installed} MiB in all");
+            let said = format!(
+                "{memory_mib} MiB of memory do not fit: this host has {installed} MiB in all"
+            );
             return Err(Error::Refused(said));
         }
-        let Some(limit) = self.options.memory_mib else { return Ok(()) };
-        let used: u64 = self.slots().iter().filter(|s| s.machine().is_some()).map(|s| s.entry().definition.memory_mib).sum();
+        let Some(limit) = self.options.memory_mib else {
+            return Ok(());
+        };
+        let used: u64 = self
+            .slots()
+            .iter()
+            .filter(|s| s.machine().is_some())
+            .map(|s| s.entry().definition.memory_mib)
+            .sum();
         if used + memory_mib > limit {
-            return Err(Error::Refused(format!("{memory_mib} MiB do not fit: {used} of the {limit} MiB for VMs are in use here")));
+            return Err(Error::Refused(format!(
+                "{memory_mib} MiB do not fit: {used} of the {limit} MiB for VMs are in use here"
+            )));
         }
         Ok(())
     }
 
-    /// This member and the connected ones closest to the VM on the ring: an odd number, since an even one tolerates no more failures.
+    /// This member and the connected ones closest to the VM on the ring: an odd number, since an
+    /// even one tolerates no more failures.
     fn choose_voters(&self, vm: VmId) -> Vec<MemberId> {
         let mut others = self.parts.fabric.connected();
         others.sort_by_key(|m| m.ring_addr().distance(&vm_key(vm)));
@@ -309,8 +418,13 @@ mod tests {
 
     #[test]
     fn a_disk_smaller_than_its_image_is_refused_with_the_size_that_would_do() {
-        assert_eq!((disk_size(5, None).unwrap(), disk_size(5, Some(9)).unwrap()), (5, 9));
-        let refused = disk_size((49 << 20) - 1, Some(10 << 20)).unwrap_err().to_string();
+        assert_eq!(
+            (disk_size(5, None).unwrap(), disk_size(5, Some(9)).unwrap()),
+            (5, 9)
+        );
+        let refused = disk_size((49 << 20) - 1, Some(10 << 20))
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("--disk 49M"), "{refused}");
     }
 }

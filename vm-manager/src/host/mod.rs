@@ -1,9 +1,9 @@
 //! One member's VMs: what is defined and runs here, and every operation on it.
 //!
-//! [`Host`] owns the incarnations ([`registry`]), takes running guests up again after a restart and fences
-//! those that lost their VM ([`guard`]), and serves other members ([`remote`]). One operation at a time works
-//! on a VM; a second one is refused with what is going on. Long work runs in tasks that the host owns, so
-//! that a caller who goes away cancels nothing half-way.
+//! [`Host`] owns the incarnations ([`registry`]), takes running guests up again after a restart and
+//! fences those that lost their VM ([`guard`]), and serves other members ([`remote`]). One
+//! operation at a time works on a VM; a second one is refused with what is going on. Long work runs
+//! in tasks that the host owns, so that a caller who goes away cancels nothing half-way.
 
 use crate::{
     Error,
@@ -182,7 +182,8 @@ impl Slot {
     }
 
     pub(crate) fn run_state(&self) -> RunState {
-        self.machine().map_or(RunState::Stopped, |m| *m.watch().borrow())
+        self.machine()
+            .map_or(RunState::Stopped, |m| *m.watch().borrow())
     }
 
     /// Begins an operation, or says what is going on.
@@ -190,7 +191,10 @@ impl Slot {
         match self.op.clone().try_lock_owned() {
             Ok(op) => {
                 *lock(&self.activity) = Some(what);
-                Ok(Busy { slot: self.clone(), _op: op })
+                Ok(Busy {
+                    slot: self.clone(),
+                    _op: op,
+                })
             }
             Err(_) => {
                 let name = self.entry().listed_name();
@@ -198,23 +202,31 @@ impl Slot {
                     return Err(Error::Refused(moving.refusal(&name)));
                 }
                 let doing = lock(&self.activity).unwrap_or("something else");
-                Err(Error::Refused(format!("'{name}' is busy ({doing}): wait until that is done")))
+                Err(Error::Refused(format!(
+                    "'{name}' is busy ({doing}): wait until that is done"
+                )))
             }
         }
     }
 
-    /// Begins something that takes a moment and is not worth a word to those who look on; one that is under way goes first.
+    /// Begins something that takes a moment and is not worth a word to those who look on; one that
+    /// is under way goes first.
     pub(crate) fn begin_quietly(self: &Arc<Self>) -> Result<Busy, Error> {
         self.begin(CHECKING)
     }
 
-    /// Begins an operation, after a check with the voters that may be going on: that is the host's own doing, and soon over.
+    /// Begins an operation, after a check with the voters that may be going on: that is the host's
+    /// own doing, and soon over.
     pub(crate) async fn begin_soon(self: &Arc<Self>, what: &'static str) -> Result<Busy, Error> {
         let until = tokio::time::Instant::now() + CHECK_LIMIT;
         loop {
             match self.begin(what) {
-                // Nothing is said yet, or any more, in the moment in which one operation follows another.
-                Err(_) if matches!(self.activity(), None | Some(CHECKING)) && tokio::time::Instant::now() < until => {
+                // Nothing is said yet, or any more, in the moment in which one operation follows
+                // another.
+                Err(_)
+                    if matches!(self.activity(), None | Some(CHECKING))
+                        && tokio::time::Instant::now() < until =>
+                {
                     tokio::time::sleep(CHECK_LIMIT / 200).await;
                 }
                 begun => return begun,
@@ -226,7 +238,10 @@ impl Slot {
     pub(crate) async fn begin_next(self: &Arc<Self>, what: &'static str) -> Busy {
         let op = self.op.clone().lock_owned().await;
         *lock(&self.activity) = Some(what);
-        Busy { slot: self.clone(), _op: op }
+        Busy {
+            slot: self.clone(),
+            _op: op,
+        }
     }
 
     pub(crate) fn status(&self, me: MemberId) -> VmStatus {
@@ -274,7 +289,8 @@ pub struct Host {
 }
 
 impl Host {
-    /// Opens the host whose VMs are defined in `dir`: takes up what runs, decides what was interrupted, serves other members.
+    /// Opens the host whose VMs are defined in `dir`: takes up what runs, decides what was
+    /// interrupted, serves other members.
     ///
     /// # Errors
     /// What the file system says of `dir`.
@@ -319,10 +335,16 @@ impl Host {
         lock(&self.tasks).abort_all();
     }
 
-    /// The VMs and branches on this host, by name. One that is being made or removed is none yet, or none any more.
+    /// The VMs and branches on this host, by name. One that is being made or removed is none yet,
+    /// or none any more.
     pub fn list(&self) -> Vec<VmStatus> {
         let whole = |slot: &Arc<Slot>| !matches!(lock(&slot.entry).role, Role::Unmade);
-        let mut all: Vec<_> = self.slots().iter().filter(|s| whole(s)).map(|s| self.status_of(s)).collect();
+        let mut all: Vec<_> = self
+            .slots()
+            .iter()
+            .filter(|s| whole(s))
+            .map(|s| self.status_of(s))
+            .collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -352,7 +374,10 @@ impl Host {
 
     /// A VM here, with why its guest stands still.
     pub(crate) fn status_of(&self, slot: &Slot) -> VmStatus {
-        VmStatus { still: self.standstill(slot), ..slot.status(self.me) }
+        VmStatus {
+            still: self.standstill(slot),
+            ..slot.status(self.me)
+        }
     }
 
     /// What the network knows of the VM of that name.
@@ -360,7 +385,10 @@ impl Host {
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Agreement`] if too few members answer.
     pub async fn record(&self, name: &str) -> Result<VmRecord, Error> {
-        self.directory.find(name).await?.ok_or_else(|| Error::NotFound(name.to_owned()))
+        self.directory
+            .find(name)
+            .await?
+            .ok_or_else(|| Error::NotFound(name.to_owned()))
     }
 
     /// Which member has the VM: this one if it is here, else what its record says.
@@ -380,7 +408,9 @@ impl Host {
     /// [`Error::NotFound`], [`Error::Refused`] if it does not run, or the hypervisor's.
     pub async fn console(&self, name: &str) -> Result<BoxStream, Error> {
         let slot = self.named(name)?;
-        let machine = slot.machine().ok_or_else(|| Error::Refused(format!("'{name}' does not run: start it first")))?;
+        let machine = slot
+            .machine()
+            .ok_or_else(|| Error::Refused(format!("'{name}' does not run: start it first")))?;
         machine.console().await
     }
 
@@ -389,13 +419,27 @@ impl Host {
         let mut vms = Vec::new();
         for slot in self.slots() {
             let entry = slot.entry();
-            let Some(machine) = slot.machine().filter(|_| slot.run_state() == RunState::Running) else { continue };
+            let Some(machine) = slot
+                .machine()
+                .filter(|_| slot.run_state() == RunState::Running)
+            else {
+                continue;
+            };
             if let Ok(stats) = machine.stats().await {
                 let Entry { definition: d, .. } = &entry;
-                vms.push(VmStats { vm: d.vm, name: d.name.clone(), cpus: d.cpus, memory_mib: d.memory_mib, machine: stats });
+                vms.push(VmStats {
+                    vm: d.vm,
+                    name: d.name.clone(),
+                    cpus: d.cpus,
+                    memory_mib: d.memory_mib,
+                    machine: stats,
+                });
             }
         }
-        HostStats { accel: self.parts.hypervisor.accel().await.ok(), vms }
+        HostStats {
+            accel: self.parts.hypervisor.accel().await.ok(),
+            vms,
+        }
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -422,18 +466,24 @@ impl Host {
         lock(&self.slots).values().cloned().collect()
     }
 
-    /// Whether the incarnation is still there: what is written of one that was removed would bring it back.
+    /// Whether the incarnation is still there: what is written of one that was removed would bring
+    /// it back.
     pub(crate) fn lists(&self, slot: &Arc<Slot>) -> bool {
-        lock(&self.slots).values().any(|listed| Arc::ptr_eq(listed, slot))
+        lock(&self.slots)
+            .values()
+            .any(|listed| Arc::ptr_eq(listed, slot))
     }
 
     /// The incarnation listed under `name`.
     pub(crate) fn slot_named(&self, name: &str) -> Option<Arc<Slot>> {
-        self.slots().into_iter().find(|s| lock(&s.entry).listed_name() == name && !matches!(lock(&s.entry).role, Role::Unmade))
+        self.slots().into_iter().find(|s| {
+            lock(&s.entry).listed_name() == name && !matches!(lock(&s.entry).role, Role::Unmade)
+        })
     }
 
     pub(crate) fn named(&self, name: &str) -> Result<Arc<Slot>, Error> {
-        self.slot_named(name).ok_or_else(|| Error::NotFound(format!("the VM '{name}'")))
+        self.slot_named(name)
+            .ok_or_else(|| Error::NotFound(format!("the VM '{name}'")))
     }
 
     /// The one incarnation of the VM here that is no branch.
@@ -454,7 +504,11 @@ impl Host {
     }
 
     /// Changes an entry, durably before anyone sees it.
-    pub(crate) fn update(&self, slot: &Slot, change: impl FnOnce(&mut Entry)) -> Result<Entry, Error> {
+    pub(crate) fn update(
+        &self,
+        slot: &Slot,
+        change: impl FnOnce(&mut Entry),
+    ) -> Result<Entry, Error> {
         let mut entry = lock(&slot.entry);
         let mut next = entry.clone();
         change(&mut next);
@@ -485,7 +539,11 @@ impl Host {
             wanted: entry.wanted,
             snapshots: entry.snapshots.clone(),
         };
-        match self.directory.publish(&entry.secret.keys(), &record, entry.seq).await {
+        match self
+            .directory
+            .publish(&entry.secret.keys(), &record, entry.seq)
+            .await
+        {
             Ok(used) => {
                 slot.unpublished.store(false, Ordering::Relaxed);
                 let counted = self.update(slot, |e| {
@@ -494,10 +552,14 @@ impl Host {
                     }
                 });
                 if let Err(e) = counted {
-                    tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the record's count could not be kept");
+                    tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the record's \
+                        count could not be kept");
                 }
             }
-            Err(e) => tracing::info!(vm = %entry.definition.name, error = %chain(&e), "the VM's record will be published later"),
+            Err(e) => {
+                tracing::info!(vm = %entry.definition.name, error = %chain(&e), "the VM's record \
+                    will be published later")
+            }
         }
     }
 
@@ -513,7 +575,10 @@ impl Host {
                 if !slot.machine().is_some_and(|m| Arc::ptr_eq(&m, &machine)) {
                     return;
                 }
-                host.emit(HostEvent::State { name: slot.entry().listed_name(), state });
+                host.emit(HostEvent::State {
+                    name: slot.entry().listed_name(),
+                    state,
+                });
                 if state == RunState::Stopped {
                     host.ended_by_itself(&slot, &machine).await;
                     return;
@@ -528,19 +593,23 @@ impl Host {
 
     async fn ended_by_itself(&self, slot: &Arc<Slot>, machine: &Arc<dyn Machine>) {
         // An operation that is under way (a stop, a move) sees the end for itself.
-        let Ok(_busy) = slot.begin("stopped by its guest") else { return };
+        let Ok(_busy) = slot.begin("stopped by its guest") else {
+            return;
+        };
         if !slot.machine().is_some_and(|m| Arc::ptr_eq(&m, machine)) {
             return;
         }
         slot.take_machine();
         let entry = slot.entry();
         if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
-            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the guest's port could not be taken away");
+            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the guest's port \
+                could not be taken away");
         }
         if let Role::Held = entry.role {
             let note = Some("the guest powered itself off, or its process ended".to_owned());
             if let Err(e) = self.update(slot, |e| (e.wanted, e.note) = (Wanted::Stopped, note)) {
-                tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the VM's end could not be written down");
+                tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the VM's end \
+                    could not be written down");
             }
             self.publish(slot).await;
         }
@@ -548,6 +617,9 @@ impl Host {
 
     pub(crate) fn running_elsewhere(name: &str, holder: MemberId, epoch: Epoch) -> Error {
         let short = holder.short();
-        Error::Refused(format!("'{name}' belongs to {short} since epoch {epoch}; a copy here with other contents is kept as a branch"))
+        Error::Refused(format!(
+            "'{name}' belongs to {short} since epoch {epoch}; a copy here with other contents is \
+                kept as a branch"
+        ))
     }
 }

@@ -1,6 +1,7 @@
-//! Two VMs of one name: each was made while the network was cut in two. When it is whole again the records of names come to one
-//! owner everywhere (`p2pvm_dht::conflict`: the one that more of the name's replicas have, and between equal halves a coin that
-//! falls the same way for all). That VM keeps the name. The other runs on under the name and the beginning of its own id.
+//! Two VMs of one name: each was made while the network was cut in two. When it is whole again the
+//! records of names come to one owner everywhere (`p2pvm_dht::conflict`: the one that more of the
+//! name's replicas have, and between equal halves a coin that falls the same way for all). That VM
+//! keeps the name. The other runs on under the name and the beginning of its own id.
 
 use super::{Entry, Host, Role, Slot};
 use crate::Error;
@@ -10,7 +11,8 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-/// Rounds of the guard after a member came in which names are looked at. Reason: records need a while to come to one owner.
+/// Rounds of the guard after a member came in which names are looked at. Reason: records need a
+/// while to come to one owner.
 pub(super) const LOOKS: u32 = 4;
 /// Letters of its id that a VM's new name ends with; more if that name is taken as well.
 const LETTERS: [usize; 2] = [4, 8];
@@ -32,7 +34,8 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    /// Whether this round does: for a while after a member came, which may be from the other half of a network that was cut.
+    /// Whether this round does: for a while after a member came, which may be from the other half
+    /// of a network that was cut.
     pub(super) fn due(&mut self, connected: Vec<MemberId>) -> bool {
         let now: BTreeSet<MemberId> = connected.into_iter().collect();
         if !now.is_subset(&self.known) {
@@ -46,10 +49,13 @@ impl Looks {
 }
 
 impl Host {
-    /// Sees to it that the VM has its name in the network, or takes another. `renew` makes the name's record last longer.
+    /// Sees to it that the VM has its name in the network, or takes another. `renew` makes the
+    /// name's record last longer.
     pub(super) async fn keep_name(&self, slot: &Arc<Slot>, renew: bool) {
         // While something is done with the VM its name stays; the next round looks again.
-        let Ok(_busy) = slot.begin_quietly() else { return };
+        let Ok(_busy) = slot.begin_quietly() else {
+            return;
+        };
         let entry = slot.entry();
         if entry.role != Role::Held {
             return;
@@ -67,22 +73,47 @@ impl Host {
     }
 
     async fn rename(&self, slot: &Arc<Slot>, entry: &Entry) -> Result<(), Error> {
-        let (keys, old, vm) = (entry.secret.keys(), entry.definition.name.clone(), entry.definition.vm);
+        let (keys, old, vm) = (
+            entry.secret.keys(),
+            entry.definition.name.clone(),
+            entry.definition.vm,
+        );
         let new = self.take_suffixed(&keys, &old, vm).await?;
-        let note = format!("it was called {old} until another VM of that name came with the rest of the network, which was cut off");
-        let entry = self.update(slot, |e| (e.definition.name, e.note) = (new.clone(), Some(note)))?;
-        tracing::warn!(vm = %new, was = %old, "another VM has the name since the network is whole again: this one is called so from now on");
+        let note = format!(
+            "it was called {old} until another VM of that name came with the rest of the network, \
+                which was cut off"
+        );
+        let entry = self.update(slot, |e| {
+            (e.definition.name, e.note) = (new.clone(), Some(note))
+        })?;
+        tracing::warn!(vm = %new, was = %old, "another VM has the name since the network is whole \
+            again: this one is called so from now on");
         self.publish(slot).await;
         if slot.machine().is_some() {
             // The guest's port answers by the new name.
-            self.parts.port.attach(&self.registry.spec(&entry), &entry.definition.address, entry.epoch).await?;
+            self.parts
+                .port
+                .attach(
+                    &self.registry.spec(&entry),
+                    &entry.definition.address,
+                    entry.epoch,
+                )
+                .await?;
         }
-        self.parts.port.renamed(&keys, &entry.definition, entry.epoch, &old).await?;
+        self.parts
+            .port
+            .renamed(&keys, &entry.definition, entry.epoch, &old)
+            .await?;
         slot.unpublished.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    async fn take_suffixed(&self, keys: &p2pvm_overlay::identity::KeyPair, old: &str, vm: VmId) -> Result<String, Error> {
+    async fn take_suffixed(
+        &self,
+        keys: &p2pvm_overlay::identity::KeyPair,
+        old: &str,
+        vm: VmId,
+    ) -> Result<String, Error> {
         let mut last = None;
         for letters in LETTERS {
             let new = suffixed(old, vm, letters);
@@ -102,10 +133,18 @@ mod tests {
     #[test]
     fn a_name_with_a_suffix_is_still_a_name() {
         let vm = VmId([7; 32]);
-        for name in ["dup", "a-b", &"x".repeat(63), &format!("{}-{}", "x".repeat(57), "y".repeat(5))] {
+        for name in [
+            "dup",
+            "a-b",
+            &"x".repeat(63),
+            &format!("{}-{}", "x".repeat(57), "y".repeat(5)),
+        ] {
             for letters in LETTERS {
                 let new = suffixed(name, vm, letters);
-                assert!(crate::definition::check_name(&new).is_ok() && new != *name, "{new}");
+                assert!(
+                    crate::definition::check_name(&new).is_ok() && new != *name,
+                    "{new}"
+                );
             }
         }
         assert!(suffixed("dup", vm, 4).starts_with("dup-"));

@@ -1,9 +1,9 @@
-//! The VMs this host answers for, on disk: one directory an incarnation, one file in it that is replaced
-//! atomically (temporary name, fsync, rename, fsync of the directory), so that a daemon killed at any
-//! instant finds either the old or the new truth.
+//! The VMs this host answers for, on disk: one directory an incarnation, one file in it that is
+//! replaced atomically (temporary name, fsync, rename, fsync of the directory), so that a daemon
+//! killed at any instant finds either the old or the new truth.
 //!
-//! An *incarnation* is one stay of a VM on a host, named by the VM and the epoch it came in. A copy that
-//! lost the VM and a later stay of the same VM are two incarnations with two directories.
+//! An *incarnation* is one stay of a VM on a host, named by the VM and the epoch it came in. A copy
+//! that lost the VM and a later stay of the same VM are two incarnations with two directories.
 
 use crate::{
     Definition, Error,
@@ -40,7 +40,8 @@ pub enum Side {
 pub enum Role {
     /// The VM's holder, as far as is known.
     Held,
-    /// Its holder, moving it away. Written before RAM is sent: from then on a paused guest may have been handed over.
+    /// Its holder, moving it away. Written before RAM is sent: from then on a paused guest may have
+    /// been handed over.
     Leaving {
         /// The migration.
         id: u64,
@@ -99,7 +100,8 @@ pub struct Entry {
     /// Why it is in a state nobody asked for.
     #[serde(default)]
     pub note: Option<String>,
-    /// The member that was allowed to restore it while it is stopped here: then the copy here goes, and is no branch.
+    /// The member that was allowed to restore it while it is stopped here: then the copy here goes,
+    /// and is no branch.
     #[serde(default)]
     pub gives_way: Option<MemberId>,
 }
@@ -144,9 +146,16 @@ impl Registry {
     /// # Errors
     /// What the file system says.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        // Traversable by the guests' own users, who reach their disk and sockets below it; the entries themselves are 0600.
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(io_at("making the directory of VMs", dir))?;
-        Ok(Self { dir: dir.to_owned() })
+        // Traversable by the guests' own users, who reach their disk and sockets below it; the
+        // entries themselves are 0600.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(dir)
+            .map_err(io_at("making the directory of VMs", dir))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+        })
     }
 
     /// Where the VMs are.
@@ -162,8 +171,12 @@ impl Registry {
         let (mut entries, mut broken) = (Vec::new(), Broken::new());
         for item in fs::read_dir(&self.dir).map_err(io_at("listing the VMs", &self.dir))? {
             let path = item.map_err(io_at("listing the VMs", &self.dir))?.path();
-            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(GONE.as_bytes())) {
-                fs::remove_dir_all(&path).map_err(io_at("removing what is left of a deleted VM", &path))?;
+            if path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(GONE.as_bytes()))
+            {
+                fs::remove_dir_all(&path)
+                    .map_err(io_at("removing what is left of a deleted VM", &path))?;
                 continue;
             }
             match fs::read(path.join(FILE)) {
@@ -171,8 +184,11 @@ impl Registry {
                     Ok(entry) => entries.push(entry),
                     Err(e) => broken.push((path, e.to_string())),
                 },
-                // A directory whose entry was not written yet, or was removed already: what is left of an interrupted step.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => broken.push((path, "no definition in it".into())),
+                // A directory whose entry was not written yet, or was removed already: what is left
+                // of an interrupted step.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    broken.push((path, "no definition in it".into()))
+                }
                 Err(e) => broken.push((path, e.to_string())),
             }
         }
@@ -186,14 +202,20 @@ impl Registry {
     /// What the file system says.
     pub fn save(&self, entry: &Entry) -> Result<(), Error> {
         let dir = self.path(entry);
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir).map_err(io_at("making the VM's directory", &dir))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&dir)
+            .map_err(io_at("making the VM's directory", &dir))?;
         let path = dir.join(FILE);
         let bytes = serde_json::to_vec_pretty(entry).expect("plain fields always serialize");
-        write_atomically(&path, &bytes, 0o600).map_err(io_at("writing the VM's definition", &path))?;
+        write_atomically(&path, &bytes, 0o600)
+            .map_err(io_at("writing the VM's definition", &path))?;
         sync_dir(&self.dir)
     }
 
-    /// Removes an incarnation: renamed first, so that a kill half-way leaves no VM that seems whole.
+    /// Removes an incarnation: renamed first, so that a kill half-way leaves no VM that seems
+    /// whole.
     ///
     /// # Errors
     /// What the file system says.
@@ -230,14 +252,22 @@ impl Registry {
     }
 }
 
-/// A TAP interface's name for an incarnation: at most 15 bytes, and distinct for two stays of one VM.
+/// A TAP interface's name for an incarnation: at most 15 bytes, and distinct for two stays of one
+/// VM.
 fn tap_name(incarnation: &str) -> String {
     let hash = blake3::hash(incarnation.as_bytes());
-    format!("pv{}", BASE32_NOPAD.encode(&hash.as_bytes()[..6]).to_ascii_lowercase())
+    format!(
+        "pv{}",
+        BASE32_NOPAD
+            .encode(&hash.as_bytes()[..6])
+            .to_ascii_lowercase()
+    )
 }
 
 fn sync_dir(dir: &Path) -> Result<(), Error> {
-    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io_at("flushing the VM's directory", dir))
+    fs::File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(io_at("flushing the VM's directory", dir))
 }
 
 #[cfg(test)]
@@ -258,7 +288,13 @@ pub(crate) mod tests {
                 disk_bytes: 1 << 20,
                 image: ManifestId(ChunkId([1; 32])),
                 voters: vec![MemberId([2; 32])],
-                address: GuestAddress { v4: [10, 1, 2, 3].into(), prefix: 16, v6: std::net::Ipv6Addr::LOCALHOST, mac: [2; 6], mtu: 1340 },
+                address: GuestAddress {
+                    v4: [10, 1, 2, 3].into(),
+                    prefix: 16,
+                    v6: std::net::Ipv6Addr::LOCALHOST,
+                    mac: [2; 6],
+                    mtu: 1340,
+                },
                 created: UnixTime(7),
             },
             secret: VmSecret::of(&keys),
@@ -279,14 +315,19 @@ pub(crate) mod tests {
         let registry = Registry::open(dir.path()).unwrap();
         let mut first = entry("web");
         registry.save(&first).unwrap();
-        // A kill while the next version was being written leaves a torn temporary file beside the old truth.
+        // A kill while the next version was being written leaves a torn temporary file beside the
+        // old truth.
         fs::write(registry.path(&first).join("vm.new"), b"{\"definition\":").unwrap();
         let (entries, broken) = registry.load().unwrap();
-        assert_eq!((entries.as_slice(), broken.len()), (&[first.clone()][..], 0));
+        assert_eq!(
+            (entries.as_slice(), broken.len()),
+            (&[first.clone()][..], 0)
+        );
         first.wanted = Wanted::Stopped;
         registry.save(&first).unwrap();
         assert_eq!(registry.load().unwrap().0, vec![first.clone()]);
-        // A kill while a VM was being made or removed leaves a directory without an entry: no VM, and said so.
+        // A kill while a VM was being made or removed leaves a directory without an entry: no VM,
+        // and said so.
         fs::create_dir(dir.path().join("half")).unwrap();
         let (entries, broken) = registry.load().unwrap();
         assert_eq!((entries.len(), broken.len()), (1, 1));
@@ -299,7 +340,11 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).unwrap();
         let first = entry("web");
-        let second = Entry { arrived: Epoch(3), epoch: Epoch(3), ..first.clone() };
+        let second = Entry {
+            arrived: Epoch(3),
+            epoch: Epoch(3),
+            ..first.clone()
+        };
         let (a, b) = (registry.spec(&first), registry.spec(&second));
         assert_ne!((a.disk, a.run_dir, &a.tap), (b.disk, b.run_dir, &b.tap));
         assert!(a.tap.len() <= 15 && b.tap.len() <= 15);
@@ -312,7 +357,10 @@ pub(crate) mod tests {
         let registry = Registry::open(dir.path()).unwrap();
         let first = entry("web");
         registry.save(&first).unwrap();
-        let mode = fs::metadata(registry.path(&first).join(FILE)).unwrap().permissions().mode();
+        let mode = fs::metadata(registry.path(&first).join(FILE))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o077, 0);
     }
 }

@@ -1,5 +1,6 @@
-//! What members ask each other about VMs, service "vm": what each has, and whether a VM's guest runs there. Operations on a
-//! VM that another member holds are no business of this service: the control API forwards them to the holder's own.
+//! What members ask each other about VMs, service "vm": what each has, and whether a VM's guest
+//! runs there. Operations on a VM that another member holds are no business of this service: the
+//! control API forwards them to the holder's own.
 
 use super::{Host, Role, VmState, VmStatus, status::Standstill};
 use crate::{
@@ -31,7 +32,8 @@ pub enum VmRequest {
     List,
     /// Does the VM's guest run there?
     Runs(VmId),
-    /// May the one that asks restore the VM, which is stopped there? Its copy there goes then. Older members do not know it.
+    /// May the one that asks restore the VM, which is stopped there? Its copy there goes then.
+    /// Older members do not know it.
     GiveWay(VmId),
     /// The one that asks runs the VM now: ask its voters.
     Took(VmId),
@@ -56,18 +58,22 @@ struct Clerk(Weak<Host>);
 impl Serve for Clerk {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let host = self.0.upgrade().ok_or("this host is shutting down")?;
-        let request = postcard::from_bytes(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
+        let request =
+            postcard::from_bytes(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
         let answer = host.reply(from, &request).await;
         encode(&answer).map_err(|e| format!("the answer cannot be written: {e}"))
     }
 }
 
-/// An answer as it is sent. Behind a list stands, by place in it, why guests stand still: members of a former version read no
-/// further than the list.
+/// An answer as it is sent. Behind a list stands, by place in it, why guests stand still: members
+/// of a former version read no further than the list.
 fn encode(answer: &VmAnswer) -> postcard::Result<Vec<u8>> {
     let mut body = postcard::to_allocvec(answer)?;
     if let VmAnswer::Vms(vms) = answer {
-        let still: Vec<(u32, &Standstill)> = (0..).zip(vms).filter_map(|(at, vm)| Some((at, vm.still.as_ref()?))).collect();
+        let still: Vec<(u32, &Standstill)> = (0..)
+            .zip(vms)
+            .filter_map(|(at, vm)| Some((at, vm.still.as_ref()?)))
+            .collect();
         body.extend(postcard::to_allocvec(&still)?);
     }
     Ok(body)
@@ -78,7 +84,9 @@ fn decode(body: &[u8]) -> postcard::Result<VmAnswer> {
     let (mut answer, behind) = postcard::take_from_bytes::<VmAnswer>(body)?;
     if let VmAnswer::Vms(vms) = &mut answer {
         // A member of a former version says nothing of it.
-        for (at, still) in postcard::from_bytes::<Vec<(u32, Standstill)>>(behind).unwrap_or_default() {
+        for (at, still) in
+            postcard::from_bytes::<Vec<(u32, Standstill)>>(behind).unwrap_or_default()
+        {
             if let Some(vm) = usize::try_from(at).ok().and_then(|at| vms.get_mut(at)) {
                 vm.still = Some(still);
             }
@@ -98,9 +106,12 @@ impl Host {
     async fn reply(&self, from: MemberId, request: &VmRequest) -> VmAnswer {
         match request {
             VmRequest::List => VmAnswer::Vms(self.list()),
-            VmRequest::Runs(id) => {
-                VmAnswer::Runs(self.slot_of(*id).map(|slot| !matches!(self.status_of(&slot).state, VmState::Stopped | VmState::Branch)))
-            }
+            VmRequest::Runs(id) => VmAnswer::Runs(self.slot_of(*id).map(|slot| {
+                !matches!(
+                    self.status_of(&slot).state,
+                    VmState::Stopped | VmState::Branch
+                )
+            })),
             VmRequest::GiveWay(id) => VmAnswer::GivesWay(match self.slot_of(*id) {
                 Some(slot) => self.give_way(&slot, from).await,
                 None => false,
@@ -118,29 +129,54 @@ impl Host {
     ///
     /// # Errors
     /// [`Error::Peer`].
-    pub(crate) async fn ask_member(&self, member: MemberId, request: &VmRequest) -> Result<VmAnswer, Error> {
+    pub(crate) async fn ask_member(
+        &self,
+        member: MemberId,
+        request: &VmRequest,
+    ) -> Result<VmAnswer, Error> {
         if member == self.me {
             return Ok(self.reply(member, request).await);
         }
         let body = postcard::to_allocvec(request).expect("plain fields always serialize");
         let step = "asking a member about its VMs";
-        let answer = self.parts.fabric.call(member, SERVICE, body, TIMEOUT).await.map_err(peer(step))?;
-        decode(&answer).map_err(|e| peer(step)(FabricError::Refused(member, format!("its answer cannot be read: {e}"))))
+        let answer = self
+            .parts
+            .fabric
+            .call(member, SERVICE, body, TIMEOUT)
+            .await
+            .map_err(peer(step))?;
+        decode(&answer).map_err(|e| {
+            peer(step)(FabricError::Refused(
+                member,
+                format!("its answer cannot be read: {e}"),
+            ))
+        })
     }
 
-    /// Lets `to` restore a VM that is stopped here. The voters decide whether it does; this says what then becomes of the copy here.
+    /// Lets `to` restore a VM that is stopped here. The voters decide whether it does; this says
+    /// what then becomes of the copy here.
     async fn give_way(&self, slot: &Arc<super::Slot>, to: MemberId) -> bool {
-        let Ok(_busy) = slot.begin_soon("giving way to a restore elsewhere").await else { return false };
+        let Ok(_busy) = slot.begin_soon("giving way to a restore elsewhere").await else {
+            return false;
+        };
         if slot.entry().role != Role::Held || slot.run_state() != RunState::Stopped {
             return false;
         }
         let given = self.update(slot, |e| e.gives_way = Some(to));
-        given.inspect_err(|e| tracing::warn!(error = %chain(e), "it cannot be written down that a VM may go elsewhere")).is_ok()
+        given
+            .inspect_err(|e| {
+                tracing::warn!(error = %chain(e), "it cannot be written down that a \
+            VM may go elsewhere")
+            })
+            .is_ok()
     }
 
     /// Whether a member says that the VM's guest runs there.
     pub(super) async fn runs_at(&self, member: MemberId, vm: VmId) -> bool {
-        matches!(self.ask_member(member, &VmRequest::Runs(vm)).await, Ok(VmAnswer::Runs(Some(true))))
+        matches!(
+            self.ask_member(member, &VmRequest::Runs(vm)).await,
+            Ok(VmAnswer::Runs(Some(true)))
+        )
     }
 
     /// The VMs that one member says it has.
@@ -150,14 +186,23 @@ impl Host {
     pub async fn list_of(&self, member: MemberId) -> Result<Vec<VmStatus>, Error> {
         match self.ask_member(member, &VmRequest::List).await? {
             VmAnswer::Vms(theirs) => Ok(theirs),
-            _ => Err(peer("asking a member about its VMs")(FabricError::Refused(member, "it answers something else".into()))),
+            _ => Err(peer("asking a member about its VMs")(FabricError::Refused(
+                member,
+                "it answers something else".into(),
+            ))),
         }
     }
 
-    /// The VMs of this host and of every connected member, by name; members that do not answer in time are left out and named.
+    /// The VMs of this host and of every connected member, by name; members that do not answer in
+    /// time are left out and named.
     pub async fn list_all(&self) -> (Vec<VmStatus>, Vec<MemberId>) {
         let members = self.parts.fabric.connected();
-        let asked = futures::future::join_all(members.iter().map(|m| async move { (*m, self.list_of(*m).await) })).await;
+        let asked = futures::future::join_all(
+            members
+                .iter()
+                .map(|m| async move { (*m, self.list_of(*m).await) }),
+        )
+        .await;
         let (mut vms, mut silent) = (self.list(), Vec::new());
         for (member, answer) in asked {
             match answer {
@@ -193,12 +238,24 @@ mod tests {
 
     #[test]
     fn why_a_guest_stands_still_is_told_and_members_that_know_nothing_of_it_read_the_list() {
-        let still = Standstill { why: Halt::DiskFull, path: "/x".into(), free_bytes: 3 << 20, needed_bytes: 64 << 20 };
+        let still = Standstill {
+            why: Halt::DiskFull,
+            path: "/x".into(),
+            free_bytes: 3 << 20,
+            needed_bytes: 64 << 20,
+        };
         let vms = vec![status("a", None), status("b", Some(still))];
         let body = encode(&VmAnswer::Vms(vms.clone())).unwrap();
         assert_eq!(decode(&body).unwrap(), VmAnswer::Vms(vms.clone()));
-        let plain: Vec<_> = vms.into_iter().map(|vm| VmStatus { still: None, ..vm }).collect();
-        assert_eq!(postcard::from_bytes::<VmAnswer>(&body).unwrap(), VmAnswer::Vms(plain.clone()), "as it was read before");
+        let plain: Vec<_> = vms
+            .into_iter()
+            .map(|vm| VmStatus { still: None, ..vm })
+            .collect();
+        assert_eq!(
+            postcard::from_bytes::<VmAnswer>(&body).unwrap(),
+            VmAnswer::Vms(plain.clone()),
+            "as it was read before"
+        );
         let before = postcard::to_allocvec(&VmAnswer::Vms(plain.clone())).unwrap();
         assert_eq!(decode(&before).unwrap(), VmAnswer::Vms(plain));
     }

@@ -51,7 +51,8 @@ pub struct VmStatus {
     pub snapshots: Vec<Snapshot>,
     /// Why it is in a state that its user did not ask for.
     pub note: Option<String>,
-    /// Why its guest stands still though nobody asked for it. Told to other members behind the list, for those that know it.
+    /// Why its guest stands still though nobody asked for it. Told to other members behind the
+    /// list, for those that know it.
     #[serde(skip)]
     pub still: Option<Standstill>,
 }
@@ -71,15 +72,25 @@ pub struct Standstill {
 
 impl std::fmt::Display for Standstill {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { why, path, free_bytes, needed_bytes } = self;
+        let Self {
+            why,
+            path,
+            free_bytes,
+            needed_bytes,
+        } = self;
         match why {
             Halt::DiskFull => write!(
                 f,
-                "{why}: {} MiB are free at {path}, {} MiB are needed: make room there, and it goes on by itself",
+                "{why}: {} MiB are free at {path}, {} MiB are needed: make room there, and it \
+                    goes on by itself",
                 free_bytes >> 20,
                 needed_bytes.div_ceil(1 << 20)
             ),
-            Halt::DiskError => write!(f, "{why}: {path} could not be read or written: 'dmesg' says more; 'vm start' tries again"),
+            Halt::DiskError => write!(
+                f,
+                "{why}: {path} could not be read or written: 'dmesg' says more; 'vm start' tries \
+                    again"
+            ),
             Halt::PoweredOff => write!(f, "{why}"),
         }
     }

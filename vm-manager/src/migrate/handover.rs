@@ -1,10 +1,11 @@
 //! The right to run the guest during a migration, as two small state machines without IO.
 //!
-//! The target may begin to run within its *window* (ten seconds from its last arming) and must have a
-//! majority's confirmation two seconds after it, or freeze. The source, having handed over and heard nothing,
-//! counts from what it knows of the target's last arming; when that time and the clock guard have passed, a
-//! target without confirmation is frozen for certain, and the voters' next epoch decides. So the two never
-//! run at once, whatever is lost or late, and the hand-over itself waits for no voter.
+//! The target may begin to run within its *window* (ten seconds from its last arming) and must have
+//! a majority's confirmation two seconds after it, or freeze. The source, having handed over and
+//! heard nothing, counts from what it knows of the target's last arming; when that time and the
+//! clock guard have passed, a target without confirmation is frozen for certain, and the voters'
+//! next epoch decides. So the two never run at once, whatever is lost or late, and the hand-over
+//! itself waits for no voter.
 //!
 //! Times are durations since any fixed moment of a monotonic clock.
 
@@ -32,7 +33,8 @@ pub enum TargetState {
 /// What happens to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetInput {
-    /// The source's arming with its serial number came in; the voters granted the epoch before the first.
+    /// The source's arming with its serial number came in; the voters granted the epoch before the
+    /// first.
     Arm(u64),
     /// RAM and disk are complete.
     Whole,
@@ -71,7 +73,11 @@ pub struct TargetWindow {
 
 impl Default for TargetWindow {
     fn default() -> Self {
-        Self { state: TargetState::Waiting, serial: 0, closes: None }
+        Self {
+            state: TargetState::Waiting,
+            serial: 0,
+            closes: None,
+        }
     }
 }
 
@@ -103,7 +109,8 @@ impl TargetWindow {
             return Some(output);
         }
         match (self.state, input) {
-            // A serial at or below the last is an old request that was long under way: it must not extend the window.
+            // A serial at or below the last is an old request that was long under way: it must not
+            // extend the window.
             (State::Waiting, In::Arm(serial)) if serial > self.serial => {
                 (self.serial, self.closes) = (serial, Some(now + WINDOW));
                 Some(Out::Armed)
@@ -157,20 +164,23 @@ impl SourceClaim {
 
     /// Whether enough of the window is left to hand the guest over now.
     pub fn may_hand_over(&self, now: Duration) -> bool {
-        self.answered.is_some_and(|(sent, _)| now + FRESH <= sent + WINDOW)
+        self.answered
+            .is_some_and(|(sent, _)| now + FRESH <= sent + WINDOW)
     }
 
-    /// From when on a target that has no majority's confirmation does not run, for certain. `None`: it was never armed.
+    /// From when on a target that has no majority's confirmation does not run, for certain. `None`:
+    /// it was never armed.
     ///
-    /// The target's window began no later than its answer came. Each unanswered arming may still have reached it, but
-    /// only while its window was open, and so have added one window at most.
+    /// The target's window began no later than its answer came. Each unanswered arming may still
+    /// have reached it, but only while its window was open, and so have added one window at most.
     pub fn target_is_frozen_from(&self) -> Option<Duration> {
         let (_, came) = self.answered?;
         Some(came + longest_run(self.unanswered))
     }
 }
 
-/// How long after an answered arming, followed by `unanswered` ones, a target may run unconfirmed, with the clock guard.
+/// How long after an answered arming, followed by `unanswered` ones, a target may run unconfirmed,
+/// with the clock guard.
 pub fn longest_run(unanswered: u32) -> Duration {
     (WINDOW * (1 + unanswered) + CONFIRM_GRACE).mul_f64(CLOCK_GUARD)
 }
@@ -185,12 +195,21 @@ mod tests {
     #[test]
     fn an_unconfirmed_target_freezes_when_its_grace_is_over() {
         let mut target = TargetWindow::default();
-        assert_eq!(target.handle(MS, TargetInput::Arm(1)), Some(TargetOutput::Armed));
-        assert_eq!(target.handle(2 * MS, TargetInput::Whole), Some(TargetOutput::Resume));
+        assert_eq!(
+            target.handle(MS, TargetInput::Arm(1)),
+            Some(TargetOutput::Armed)
+        );
+        assert_eq!(
+            target.handle(2 * MS, TargetInput::Whole),
+            Some(TargetOutput::Resume)
+        );
         let due = target.next_tick().unwrap();
         assert_eq!(due, MS + WINDOW + CONFIRM_GRACE);
         assert_eq!(target.handle(due - MS, TargetInput::Tick), None);
-        assert_eq!(target.handle(due, TargetInput::Confirmed), Some(TargetOutput::Freeze));
+        assert_eq!(
+            target.handle(due, TargetInput::Confirmed),
+            Some(TargetOutput::Freeze)
+        );
         assert_eq!(target.handle(due + MS, TargetInput::Confirmed), None);
     }
 
@@ -202,23 +221,33 @@ mod tests {
         assert_eq!(target.handle(5 * MS, TargetInput::Arm(1)), None);
         assert_eq!(target.handle(5 * MS, TargetInput::Arm(2)), None);
         assert_eq!(target.next_tick(), Some(closes));
-        assert_eq!(target.handle(closes, TargetInput::Arm(3)), Some(TargetOutput::GiveUp));
+        assert_eq!(
+            target.handle(closes, TargetInput::Arm(3)),
+            Some(TargetOutput::GiveUp)
+        );
     }
 
     #[test]
     fn a_target_that_was_asked_to_give_up_never_runs() {
         let mut target = TargetWindow::default();
         target.handle(MS, TargetInput::Arm(1));
-        assert_eq!(target.handle(2 * MS, TargetInput::Abandon), Some(TargetOutput::GiveUp));
+        assert_eq!(
+            target.handle(2 * MS, TargetInput::Abandon),
+            Some(TargetOutput::GiveUp)
+        );
         assert_eq!(target.handle(3 * MS, TargetInput::Whole), None);
         let mut ran = TargetWindow::default();
         ran.handle(MS, TargetInput::Arm(1));
         ran.handle(2 * MS, TargetInput::Whole);
-        assert_eq!(ran.handle(3 * MS, TargetInput::Abandon), None, "one that runs says so instead");
+        assert_eq!(
+            ran.handle(3 * MS, TargetInput::Abandon),
+            None,
+            "one that runs says so instead"
+        );
     }
 
-    /// Random armings that arrive late, out of order or never, random answers, clocks that differ by up to 2.9 %:
-    /// an unconfirmed target has stopped when the source believes so.
+    /// Random armings that arrive late, out of order or never, random answers, clocks that differ
+    /// by up to 2.9 %: an unconfirmed target has stopped when the source believes so.
     #[test]
     fn the_source_never_counts_on_a_target_that_still_runs() {
         for seed in 0..20_000u64 {
@@ -237,11 +266,19 @@ mod tests {
                 let arrives = at + Duration::from_millis(rng.random_range(1..slow));
                 events.push((arrives, 0, serial));
                 let back = arrives + Duration::from_millis(rng.random_range(1..300));
-                if rng.random_bool(0.7) && back < at + Duration::from_secs(3) && serial > target.serial {
-                    // The target must have accepted it for an answer to come back: replay what has arrived by then.
+                if rng.random_bool(0.7)
+                    && back < at + Duration::from_secs(3)
+                    && serial > target.serial
+                {
+                    // The target must have accepted it for an answer to come back: replay what has
+                    // arrived by then.
                     events.sort();
                     let mut probe = TargetWindow::default();
-                    let accepted = events.iter().filter(|e| e.0 <= arrives).map(|e| probe.handle(e.0, TargetInput::Arm(e.2))).next_back();
+                    let accepted = events
+                        .iter()
+                        .filter(|e| e.0 <= arrives)
+                        .map(|e| probe.handle(e.0, TargetInput::Arm(e.2)))
+                        .next_back();
                     if accepted == Some(Some(TargetOutput::Armed)) && probe.serial == serial {
                         source.armed(theirs(back));
                         at = back;
@@ -253,7 +290,11 @@ mod tests {
                 }
             }
             let Some(handed) = handed else { continue };
-            events.push((handed + Duration::from_millis(rng.random_range(1..30_000)), 1, 0));
+            events.push((
+                handed + Duration::from_millis(rng.random_range(1..30_000)),
+                1,
+                0,
+            ));
             events.sort();
             let mut ran_until = None;
             for (t, kind, serial) in events {
@@ -262,13 +303,24 @@ mod tests {
                         ran_until = Some(due);
                     }
                 }
-                target.handle(t, if kind == 0 { TargetInput::Arm(serial) } else { TargetInput::Whole });
+                target.handle(
+                    t,
+                    if kind == 0 {
+                        TargetInput::Arm(serial)
+                    } else {
+                        TargetInput::Whole
+                    },
+                );
             }
             if target.state() == TargetState::Running {
                 ran_until = target.next_tick();
             }
             if let (Some(until), Some(from)) = (ran_until, source.target_is_frozen_from()) {
-                assert!(theirs(until) <= from, "seed {seed}: ran until {:?}, source resumes at {from:?}", theirs(until));
+                assert!(
+                    theirs(until) <= from,
+                    "seed {seed}: ran until {:?}, source resumes at {from:?}",
+                    theirs(until)
+                );
             }
         }
     }

@@ -1,12 +1,14 @@
 //! Live migration between two hosts that share nothing.
 //!
-//! The source leads; the target prepares, is *armed*, receives, and runs. Which side may run the guest is
-//! decided by [`handover`] (pure, tested over all interleavings); [`source`] and [`target`] are its shells,
-//! [`tunnel`] carries QEMU's streams over the fabric. One id names a migration in the logs of both hosts.
+//! The source leads; the target prepares, is *armed*, receives, and runs. Which side may run the
+//! guest is decided by [`handover`] (pure, tested over all interleavings); [`source`] and
+//! [`target`] are its shells, [`tunnel`] carries QEMU's streams over the fabric. One id names a
+//! migration in the logs of both hosts.
 //!
-//! What may fail, and who then runs: until the hand-over the source; after it the target if it became whole
-//! within its window and its confirmation reached a majority of the voters, else the source under a new epoch
-//! once the window has passed. If neither can reach a majority, neither runs, and both keep their copy.
+//! What may fail, and who then runs: until the hand-over the source; after it the target if it
+//! became whole within its window and its confirmation reached a majority of the voters, else the
+//! source under a new epoch once the window has passed. If neither can reach a majority, neither
+//! runs, and both keep their copy.
 
 use opentelemetry::trace::SpanContext;
 use p2pvm_overlay::{Epoch, MemberId, VmId};
@@ -27,9 +29,11 @@ pub mod wire;
 pub const WINDOW: Duration = Duration::from_secs(10);
 /// How long past the window a target that runs may stay unconfirmed before it freezes itself.
 pub const CONFIRM_GRACE: Duration = Duration::from_secs(2);
-/// The source re-arms the target this often while RAM is sent, so that the window is fresh at the hand-over.
+/// The source re-arms the target this often while RAM is sent, so that the window is fresh at the
+/// hand-over.
 pub const REARM_EVERY: Duration = Duration::from_secs(3);
-/// How much longer than the target's window the source waits: two clocks may drift apart by this much.
+/// How much longer than the target's window the source waits: two clocks may drift apart by this
+/// much.
 pub const CLOCK_GUARD: f64 = 1.03;
 
 /// Which side runs the guest when a migration is over.
@@ -59,7 +63,12 @@ pub struct Occasion {
 
 impl Default for Occasion {
     fn default() -> Self {
-        Self { cause: "request", reason: None, called: None, within: SpanContext::NONE }
+        Self {
+            cause: "request",
+            reason: None,
+            called: None,
+            within: SpanContext::NONE,
+        }
     }
 }
 
@@ -90,7 +99,8 @@ pub struct MigrationOutcome {
     pub ended: bool,
     /// From the request to the end, milliseconds.
     pub total_ms: u64,
-    /// From the guest's pause here to the target's word that it runs there, milliseconds: an upper bound of the stop.
+    /// From the guest's pause here to the target's word that it runs there, milliseconds: an upper
+    /// bound of the stop.
     pub pause_ms: Option<u64>,
     /// The hypervisor's own figures.
     pub report: Option<MigrationReport>,

@@ -1,13 +1,14 @@
 //! Carries one of QEMU's streams between two hosts without letting it queue up on the way.
 //!
-//! QEMU stops the guest when it believes that the rest of RAM goes out within the planned downtime, by the rate at
-//! which its socket took bytes so far. A transport that buffers megabytes makes it believe too much: the guest then
-//! stands still while the buffers drain. So what may be under way is bounded here by delay, as TCP Vegas does it
-//! (Brakmo and Peterson 1995): the far side acknowledges what its QEMU has taken, and the window grows while the round
-//! trip stays near the smallest seen and shrinks when it rises above.
+//! QEMU stops the guest when it believes that the rest of RAM goes out within the planned downtime,
+//! by the rate at which its socket took bytes so far. A transport that buffers megabytes makes it
+//! believe too much: the guest then stands still while the buffers drain. So what may be under way
+//! is bounded here by delay, as TCP Vegas does it (Brakmo and Peterson 1995): the far side
+//! acknowledges what its QEMU has taken, and the window grows while the round trip stays near the
+//! smallest seen and shrinks when it rises above.
 //!
-//! The wire is frames both ways: data, acknowledgement of all bytes so far, end. One task writes, so that neither side
-//! ever waits for the other's acknowledgement to be written.
+//! The wire is frames both ways: data, acknowledgement of all bytes so far, end. One task writes,
+//! so that neither side ever waits for the other's acknowledgement to be written.
 
 use std::{
     collections::VecDeque,
@@ -48,7 +49,14 @@ pub struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { sent: 0, acked: 0, window: 2 * MIN_WINDOW, under_way: VecDeque::new(), smallest: None, shrunk_at: 0 }
+        Self {
+            sent: 0,
+            acked: 0,
+            window: 2 * MIN_WINDOW,
+            under_way: VecDeque::new(),
+            smallest: None,
+            shrunk_at: 0,
+        }
     }
 }
 
@@ -64,7 +72,8 @@ impl Pace {
         self.under_way.push_back((self.sent, now));
     }
 
-    /// The far side has taken `total` bytes in all. Figures that cannot be are taken for the nearest that can.
+    /// The far side has taken `total` bytes in all. Figures that cannot be are taken for the
+    /// nearest that can.
     pub fn acked(&mut self, now: Instant, total: u64) {
         let total = total.clamp(self.acked, self.sent);
         let fresh = total - self.acked;
@@ -73,7 +82,10 @@ impl Pace {
         self.acked = total;
         let mut trip = None;
         while self.under_way.front().is_some_and(|(end, _)| *end <= total) {
-            trip = self.under_way.pop_front().map(|(_, at)| now.saturating_duration_since(at));
+            trip = self
+                .under_way
+                .pop_front()
+                .map(|(_, at)| now.saturating_duration_since(at));
         }
         let Some(trip) = trip else { return };
         let smallest = self.smallest.map_or(trip, |s| s.min(trip));
@@ -88,7 +100,11 @@ impl Pace {
             }
         } else if used && trip < smallest + queueing / 2 {
             // Doubling each round trip until the path is known, then an eighth more.
-            let more = if self.shrunk_at == 0 { fresh } else { fresh / 8 };
+            let more = if self.shrunk_at == 0 {
+                fresh
+            } else {
+                fresh / 8
+            };
             self.window = (self.window + more).min(MAX_WINDOW);
         }
     }
@@ -115,14 +131,29 @@ impl Shared {
 ///
 /// # Errors
 /// What either side says, or `InvalidData` for frames that are none.
-pub async fn join(local: impl AsyncRead + AsyncWrite, remote: impl AsyncRead + AsyncWrite) -> io::Result<()> {
+pub async fn join(
+    local: impl AsyncRead + AsyncWrite,
+    remote: impl AsyncRead + AsyncWrite,
+) -> io::Result<()> {
     let (local_in, local_out) = tokio::io::split(local);
     let (remote_in, remote_out) = tokio::io::split(remote);
-    let shared = Shared { pace: Mutex::default(), taken: Mutex::new((0, false)), news: Notify::new() };
-    tokio::try_join!(write(&shared, local_in, remote_out), read(&shared, remote_in, local_out)).map(|_| ())
+    let shared = Shared {
+        pace: Mutex::default(),
+        taken: Mutex::new((0, false)),
+        news: Notify::new(),
+    };
+    tokio::try_join!(
+        write(&shared, local_in, remote_out),
+        read(&shared, remote_in, local_out)
+    )
+    .map(|_| ())
 }
 
-async fn write(shared: &Shared, mut local: impl AsyncRead + Unpin, mut remote: impl AsyncWrite + Unpin) -> io::Result<()> {
+async fn write(
+    shared: &Shared,
+    mut local: impl AsyncRead + Unpin,
+    mut remote: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
     let mut buffer = vec![0; MAX_FRAME];
     let (mut told, mut ended) = (0, false);
     loop {
@@ -156,7 +187,11 @@ async fn write(shared: &Shared, mut local: impl AsyncRead + Unpin, mut remote: i
     }
 }
 
-async fn read(shared: &Shared, mut remote: impl AsyncRead + Unpin, mut local: impl AsyncWrite + Unpin) -> io::Result<()> {
+async fn read(
+    shared: &Shared,
+    mut remote: impl AsyncRead + Unpin,
+    mut local: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
     let mut buffer = vec![0; MAX_FRAME];
     loop {
         let kind = match remote.read_u8().await {
@@ -169,7 +204,10 @@ async fn read(shared: &Shared, mut remote: impl AsyncRead + Unpin, mut local: im
             DATA => {
                 let len = remote.read_u32().await? as usize;
                 let Some(data) = buffer.get_mut(..len) else {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {len} bytes")));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("a frame of {len} bytes"),
+                    ));
                 };
                 remote.read_exact(data).await?;
                 local.write_all(data).await?;
@@ -183,7 +221,12 @@ async fn read(shared: &Shared, mut remote: impl AsyncRead + Unpin, mut local: im
                 local.shutdown().await?;
                 shared.taken().1 = true;
             }
-            other => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no frame of kind {other}"))),
+            other => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("no frame of kind {other}"),
+                ));
+            }
         }
         shared.news.notify_one();
     }
@@ -193,12 +236,13 @@ async fn read(shared: &Shared, mut remote: impl AsyncRead + Unpin, mut local: im
 mod tests {
     use super::*;
 
-    /// A path of `rate` bytes a second with `delay` each way and an endless queue; gives the largest queueing seen
-    /// after the first two seconds, and the bytes delivered in ten.
+    /// A path of `rate` bytes a second with `delay` each way and an endless queue; gives the
+    /// largest queueing seen after the first two seconds, and the bytes delivered in ten.
     fn run(rate: f64, delay: Duration) -> (Duration, u64) {
         let (mut pace, start) = (Pace::default(), Instant::now());
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let (mut acks, mut free_at, mut delivered, mut worst) = (VecDeque::new(), start, 0u64, Duration::ZERO);
+        let (mut acks, mut free_at, mut delivered, mut worst) =
+            (VecDeque::new(), start, 0u64, Duration::ZERO);
         for ms in 0..10_000 {
             let now = at(ms);
             while acks.front().is_some_and(|(when, _)| *when <= now) {
@@ -245,7 +289,8 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_pass_both_ways_at_once_and_each_end_ends_its_own() {
-        let ((left, left_far), (right_far, right)) = (tokio::io::duplex(4096), tokio::io::duplex(4096));
+        let ((left, left_far), (right_far, right)) =
+            (tokio::io::duplex(4096), tokio::io::duplex(4096));
         let (wire_a, wire_b) = tokio::io::duplex(8192);
         let joined = async { tokio::try_join!(join(left_far, wire_a), join(right_far, wire_b)) };
         let talk = |end: tokio::io::DuplexStream, byte: u8| async move {
@@ -269,7 +314,12 @@ mod tests {
     async fn frames_that_are_none_are_an_error() {
         let (local, _near) = tokio::io::duplex(64);
         let (remote, mut far) = tokio::io::duplex(64);
-        far.write_all(&[DATA, 0xff, 0xff, 0xff, 0xff]).await.unwrap();
-        assert_eq!(join(local, remote).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        far.write_all(&[DATA, 0xff, 0xff, 0xff, 0xff])
+            .await
+            .unwrap();
+        assert_eq!(
+            join(local, remote).await.unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 }

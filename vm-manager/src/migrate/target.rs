@@ -1,5 +1,6 @@
-//! The target's side of a migration: prepares image, disk and a waiting guest, is armed, runs the guest the
-//! moment it is whole, and has its voters confirm that. See [`super::handover`] for when it may run.
+//! The target's side of a migration: prepares image, disk and a waiting guest, is armed, runs the
+//! guest the moment it is whole, and has its voters confirm that. See [`super::handover`] for when
+//! it may run.
 
 use super::{
     handover::{TargetInput, TargetOutput, TargetState, TargetWindow},
@@ -77,10 +78,14 @@ impl Arrival {
 
     fn answer(&self) -> Answer {
         if let Stage::Gone { reason } = &*lock(&self.stage) {
-            return Answer::Gone { reason: reason.clone() };
+            return Answer::Gone {
+                reason: reason.clone(),
+            };
         }
         match (lock(&self.window).state(), *lock(&self.settled)) {
-            (TargetState::Confirmed, true) => Answer::Confirmed { epoch: self.offer.epoch },
+            (TargetState::Confirmed, true) => Answer::Confirmed {
+                epoch: self.offer.epoch,
+            },
             (TargetState::Frozen, _) => Answer::Doubtful,
             (TargetState::Running | TargetState::Confirmed, _) => Answer::Running,
             (TargetState::Waiting | TargetState::GaveUp, _) => Answer::Waiting,
@@ -90,7 +95,11 @@ impl Arrival {
     /// A stream of it began.
     fn stream_began(&self, channel: Channel) {
         let mut coming = lock(&self.coming);
-        let (at, name) = if channel == Channel::Ram { (0, "receive memory") } else { (1, "receive disk") };
+        let (at, name) = if channel == Channel::Ram {
+            (0, "receive memory")
+        } else {
+            (1, "receive disk")
+        };
         if coming[at].is_none() && !matches!(*lock(&self.stage), Stage::Gone { .. }) {
             coming[at] = Some(self.trail.step(name));
         }
@@ -98,7 +107,10 @@ impl Arrival {
 
     /// All has come in, or will not any more.
     fn streams_ended<T>(&self, outcome: &Result<T, Error>) {
-        for step in std::mem::take(&mut *lock(&self.coming)).into_iter().flatten() {
+        for step in std::mem::take(&mut *lock(&self.coming))
+            .into_iter()
+            .flatten()
+        {
             step.ended(outcome);
         }
     }
@@ -129,8 +141,12 @@ pub(crate) struct Doorman(pub(crate) Weak<Host>);
 impl Serve for Doorman {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let host = self.0.upgrade().ok_or("this host is shutting down")?;
-        let (ask, beside) = wire::decode(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
-        let answer = host.answer(from, ask, &beside).await.map_err(|e| chain(&e))?;
+        let (ask, beside) =
+            wire::decode(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
+        let answer = host
+            .answer(from, ask, &beside)
+            .await
+            .map_err(|e| chain(&e))?;
         Ok(postcard::to_allocvec(&answer).expect("plain fields always serialize"))
     }
 }
@@ -139,22 +155,35 @@ impl Host {
     /// Takes the streams of migrations towards this host.
     pub(crate) fn accept_migration_streams(&self) {
         let mut streams = self.parts.fabric.accept_streams(SERVICE);
-        let Some(this) = self.strong().map(|h| Arc::downgrade(&h)) else { return };
+        let Some(this) = self.strong().map(|h| Arc::downgrade(&h)) else {
+            return;
+        };
         self.spawn(async move {
             while let Some((from, stream)) = streams.recv().await {
                 let Some(host) = this.upgrade() else { return };
                 let weak = this.clone();
                 host.spawn(async move {
                     if let Err(error) = deliver(weak, from, stream).await {
-                        tracing::info!(from = %from.short(), error = %chain(&error), "a stream of a migration broke");
+                        tracing::info!(from = %from.short(), error = %chain(&error), "a stream of \
+                            a migration broke");
                     }
                 });
             }
         });
     }
 
-    async fn answer(self: &Arc<Self>, from: MemberId, ask: Ask, beside: &Beside) -> Result<Answer, Error> {
-        let known = |id: &u64| lock(&self.arrivals.0).get(id).filter(|a| a.from == from).cloned();
+    async fn answer(
+        self: &Arc<Self>,
+        from: MemberId,
+        ask: Ask,
+        beside: &Beside,
+    ) -> Result<Answer, Error> {
+        let known = |id: &u64| {
+            lock(&self.arrivals.0)
+                .get(id)
+                .filter(|a| a.from == from)
+                .cloned()
+        };
         let heard = |arrival: &Arrival| *lock(&arrival.heard) = self.now();
         match ask {
             Ask::Prepare(offer) => match known(&offer.id) {
@@ -162,7 +191,9 @@ impl Host {
                 None => self.begin_arrival(from, *offer, beside).await,
             },
             Ask::Progress { id } => {
-                let Some(arrival) = known(&id) else { return Ok(Answer::Unknown) };
+                let Some(arrival) = known(&id) else {
+                    return Ok(Answer::Unknown);
+                };
                 heard(&arrival);
                 let stage = lock(&arrival.stage).clone();
                 Ok(match stage {
@@ -172,14 +203,22 @@ impl Host {
                 })
             }
             Ask::Arm { id, serial } => {
-                let Some(arrival) = known(&id) else { return Ok(Answer::Unknown) };
+                let Some(arrival) = known(&id) else {
+                    return Ok(Answer::Unknown);
+                };
                 heard(&arrival);
                 self.arm_arrival(&arrival, serial).await
             }
             Ask::Settle { id, vm, running } => {
-                let Some(arrival) = known(&id) else { return Ok(self.remembered(vm)) };
+                let Some(arrival) = known(&id) else {
+                    return Ok(self.remembered(vm));
+                };
                 heard(&arrival);
-                let old = if running { Answer::Running } else { Answer::Waiting };
+                let old = if running {
+                    Answer::Running
+                } else {
+                    Answer::Waiting
+                };
                 let news = async {
                     loop {
                         let notified = arrival.news.notified();
@@ -194,7 +233,9 @@ impl Host {
                 Ok(arrival.answer())
             }
             Ask::Abort { id, vm, reason } => {
-                let Some(arrival) = known(&id) else { return Ok(self.remembered(vm)) };
+                let Some(arrival) = known(&id) else {
+                    return Ok(self.remembered(vm));
+                };
                 arrival.give_up(self.now(), &reason);
                 Ok(arrival.answer())
             }
@@ -204,16 +245,32 @@ impl Host {
     /// What this host can say of a migration that it no longer remembers.
     fn remembered(&self, vm: VmId) -> Answer {
         match self.slot_of(vm).map(|slot| slot.entry()) {
-            Some(Entry { role: Role::Held | Role::Leaving { .. }, epoch, .. }) => Answer::Confirmed { epoch },
-            Some(Entry { role: Role::Doubtful { side: Side::Target, .. }, .. }) => Answer::Doubtful,
+            Some(Entry {
+                role: Role::Held | Role::Leaving { .. },
+                epoch,
+                ..
+            }) => Answer::Confirmed { epoch },
+            Some(Entry {
+                role: Role::Doubtful {
+                    side: Side::Target, ..
+                },
+                ..
+            }) => Answer::Doubtful,
             _ => Answer::Unknown,
         }
     }
 
-    /// Whether this host's disk has room for what comes. A source of a former version does not say how much that is.
+    /// Whether this host's disk has room for what comes. A source of a former version does not say
+    /// how much that is.
     async fn fits(&self, offer: &Offer, burden: Option<Burden>) -> Result<(), Error> {
-        let Some(Burden { disk, image }) = burden else { return Ok(()) };
-        let image = if self.parts.vault.has_image(offer.definition.image).await { 0 } else { image };
+        let Some(Burden { disk, image }) = burden else {
+            return Ok(());
+        };
+        let image = if self.parts.vault.has_image(offer.definition.image).await {
+            0
+        } else {
+            image
+        };
         // An image arrives as chunks, of which its file is then made.
         self.room_on_disk(disk.saturating_add(image.saturating_mul(2)))
     }
@@ -222,10 +279,14 @@ impl Host {
     fn admit(&self, from: MemberId, offer: &Offer) -> Result<(Arc<Slot>, Busy), Error> {
         let name = &offer.definition.name;
         if offer.secret.keys().vm_id() != offer.definition.vm {
-            return Err(Error::Refused(format!("the offer of '{name}' has another VM's key")));
+            return Err(Error::Refused(format!(
+                "the offer of '{name}' has another VM's key"
+            )));
         }
         if self.slot_of(offer.definition.vm).is_some() {
-            return Err(Error::Refused(format!("'{name}' is on this host already, or still arriving")));
+            return Err(Error::Refused(format!(
+                "'{name}' is on this host already, or still arriving"
+            )));
         }
         self.room_for(offer.definition.memory_mib)?;
         let slot = self.insert(Entry {
@@ -244,11 +305,19 @@ impl Host {
         Ok((slot, busy))
     }
 
-    async fn begin_arrival(self: &Arc<Self>, from: MemberId, offer: Offer, beside: &Beside) -> Result<Answer, Error> {
+    async fn begin_arrival(
+        self: &Arc<Self>,
+        from: MemberId,
+        offer: Offer,
+        beside: &Beside,
+    ) -> Result<Answer, Error> {
         let root = self.receive_trace(&beside.within, &offer, from);
         let trail = root.trail();
         let admission = trail.step("admit");
-        let admitted = self.fits(&offer, beside.burden).await.and_then(|()| self.admit(from, &offer));
+        let admitted = self
+            .fits(&offer, beside.burden)
+            .await
+            .and_then(|()| self.admit(from, &offer));
         admission.ended(&admitted);
         let (slot, busy) = match admitted {
             Ok(place) => place,
@@ -284,7 +353,9 @@ impl Host {
         {
             let mut arrivals = lock(&self.arrivals.0);
             if arrivals.len() >= REMEMBERED {
-                arrivals.retain(|_, a| !matches!(a.answer(), Answer::Gone { .. } | Answer::Confirmed { .. }));
+                arrivals.retain(|_, a| {
+                    !matches!(a.answer(), Answer::Gone { .. } | Answer::Confirmed { .. })
+                });
             }
             arrivals.insert(arrival.id(), arrival.clone());
         }
@@ -304,19 +375,32 @@ impl Host {
         let mut granted = arrival.granted.lock().await;
         if !*granted {
             let (keys, definition) = (arrival.offer.secret.keys(), &arrival.offer.definition);
-            let vm = Voted { keys: &keys, voters: &definition.voters };
-            let grant = self.parts.ballot.grant(vm, arrival.offer.epoch, self.me, Ground::Mandate);
+            let vm = Voted {
+                keys: &keys,
+                voters: &definition.voters,
+            };
+            let grant = self
+                .parts
+                .ballot
+                .grant(vm, arrival.offer.epoch, self.me, Ground::Mandate);
             arrival
                 .trail
                 .through("ask the voters", grant)
                 .await
-                .map_err(|e| Error::Agreement { step: "asking the VM's voters for the target's epoch", detail: chain(&e) })?;
+                .map_err(|e| Error::Agreement {
+                    step: "asking the VM's voters for the target's epoch",
+                    detail: chain(&e),
+                })?;
             *granted = true;
         }
         drop(granted);
         let output = lock(&arrival.window).handle(self.now(), TargetInput::Arm(serial));
         arrival.news.notify_waiters();
-        Ok(if output == Some(TargetOutput::Armed) { Answer::Armed } else { arrival.answer() })
+        Ok(if output == Some(TargetOutput::Armed) {
+            Answer::Armed
+        } else {
+            arrival.answer()
+        })
     }
 
     async fn arrive(&self, slot: &Arc<Slot>, arrival: &Arc<Arrival>) {
@@ -339,7 +423,9 @@ impl Host {
         }
         let may_run = lock(&arrival.window).handle(self.now(), TargetInput::Whole);
         if may_run != Some(TargetOutput::Resume) {
-            return self.leave_nothing(slot, arrival, "it became whole after its window had closed").await;
+            return self
+                .leave_nothing(slot, arrival, "it became whole after its window had closed")
+                .await;
         }
         if let Err(e) = self.run_arrived(slot, arrival, &*machine).await {
             return self.leave_nothing(slot, arrival, &chain(&e)).await;
@@ -350,22 +436,39 @@ impl Host {
         arrival.news.notify_waiters();
     }
 
-    async fn prepare(&self, slot: &Arc<Slot>, arrival: &Arrival) -> Result<Arc<dyn Machine>, Error> {
+    async fn prepare(
+        &self,
+        slot: &Arc<Slot>,
+        arrival: &Arrival,
+    ) -> Result<Arc<dyn Machine>, Error> {
         let definition = &arrival.offer.definition;
         arrival.progress.send_modify(|p| p.phase = "image".into());
         let mut providers = self.parts.fabric.connected();
         providers.retain(|m| *m != arrival.from);
         providers.insert(0, arrival.from);
-        let fetching = self.parts.vault.ensure_image(definition.image, &providers, &arrival.progress);
+        let fetching =
+            self.parts
+                .vault
+                .ensure_image(definition.image, &providers, &arrival.progress);
         let image = arrival.trail.through("fetch image", fetching).await?;
         let waiting = self.start_waiting(slot, arrival, &image);
-        arrival.trail.through("start the waiting guest", waiting).await
+        arrival
+            .trail
+            .through("start the waiting guest", waiting)
+            .await
     }
 
-    async fn start_waiting(&self, slot: &Arc<Slot>, arrival: &Arrival, image: &Path) -> Result<Arc<dyn Machine>, Error> {
+    async fn start_waiting(
+        &self,
+        slot: &Arc<Slot>,
+        arrival: &Arrival,
+        image: &Path,
+    ) -> Result<Arc<dyn Machine>, Error> {
         let (definition, hypervisor) = (&arrival.offer.definition, &self.parts.hypervisor);
         let spec = self.registry.spec(&slot.entry());
-        hypervisor.create_disk(image, &spec.disk, Some(definition.disk_bytes)).await?;
+        hypervisor
+            .create_disk(image, &spec.disk, Some(definition.disk_bytes))
+            .await?;
         let machine = hypervisor.launch(&spec, Start::Incoming).await?;
         self.install(slot, machine.clone());
         let sockets = machine.incoming().await?;
@@ -376,17 +479,32 @@ impl Host {
         Ok(machine)
     }
 
-    async fn run_arrived(&self, slot: &Slot, arrival: &Arrival, machine: &dyn Machine) -> Result<(), Error> {
-        let (spec, address) = (self.registry.spec(&slot.entry()), &arrival.offer.definition.address);
+    async fn run_arrived(
+        &self,
+        slot: &Slot,
+        arrival: &Arrival,
+        machine: &dyn Machine,
+    ) -> Result<(), Error> {
+        let (spec, address) = (
+            self.registry.spec(&slot.entry()),
+            &arrival.offer.definition.address,
+        );
         let resuming = async {
-            self.parts.port.attach(&spec, address, arrival.offer.epoch).await?;
+            self.parts
+                .port
+                .attach(&spec, address, arrival.offer.epoch)
+                .await?;
             machine.resume().await
         };
         arrival.trail.through("resume", resuming).await?;
         let (keys, definition) = (arrival.offer.secret.keys(), &arrival.offer.definition);
-        let announcing = self.parts.port.announce(&keys, definition, self.me, arrival.offer.epoch);
+        let announcing = self
+            .parts
+            .port
+            .announce(&keys, definition, self.me, arrival.offer.epoch);
         if let Err(e) = arrival.trail.through("announce", announcing).await {
-            tracing::warn!(error = %chain(&e), "the new place could not be announced; the old host forwards");
+            tracing::warn!(error = %chain(&e), "the new place could not be announced; the old \
+                host forwards");
         }
         Ok(())
     }
@@ -394,12 +512,20 @@ impl Host {
     /// Asks for confirmations until a majority gave them or the time is over.
     async fn confirm_arrived(&self, slot: &Arc<Slot>, arrival: &Arc<Arrival>) {
         let (keys, offer) = (arrival.offer.secret.keys(), &arrival.offer);
-        let vm = Voted { keys: &keys, voters: &offer.definition.voters };
+        let vm = Voted {
+            keys: &keys,
+            voters: &offer.definition.voters,
+        };
         let confirming = arrival.trail.step("confirm with the voters");
         let output = loop {
             let due = lock(&arrival.window).next_tick().unwrap_or_default();
             let left = due.saturating_sub(self.now());
-            let input = match tokio::time::timeout(left, self.parts.ballot.confirm(vm, offer.epoch, self.me)).await {
+            let input = match tokio::time::timeout(
+                left,
+                self.parts.ballot.confirm(vm, offer.epoch, self.me),
+            )
+            .await
+            {
                 Ok(Ok(())) => TargetInput::Confirmed,
                 Ok(Err(BallotError::Refused { .. })) => TargetInput::Refused,
                 Ok(Err(e)) => {
@@ -423,13 +549,24 @@ impl Host {
                     tracing::info!(epoch = %offer.epoch, "confirmed");
                     return self.publish(slot).await;
                 }
-                Err(e) => tracing::error!(error = %chain(&e), "the VM's arrival could not be written down: it stands still"),
+                Err(e) => {
+                    tracing::error!(error = %chain(&e), "the VM's arrival could not be written \
+                        down: it stands still")
+                }
             }
         }
         self.hold_still(slot).await;
-        arrival.over(Err("the guest stands still here until the VM's voters decide"));
-        tracing::warn!("no majority confirmed in time: the guest stands still until the voters decide");
-        let role = Role::Doubtful { id: offer.id, side: Side::Target, other: arrival.from };
+        arrival.over(Err(
+            "the guest stands still here until the VM's voters decide",
+        ));
+        tracing::warn!(
+            "no majority confirmed in time: the guest stands still until the voters decide"
+        );
+        let role = Role::Doubtful {
+            id: offer.id,
+            side: Side::Target,
+            other: arrival.from,
+        };
         if let Err(e) = self.update(slot, |e| e.role = role) {
             tracing::error!(error = %chain(&e), "the doubt could not be written down");
         }
@@ -452,7 +589,11 @@ impl Host {
             };
             if state == TargetState::GaveUp {
                 let reason = lock(&arrival.reason).clone();
-                return if reason.is_empty() { "its window closed".into() } else { reason };
+                return if reason.is_empty() {
+                    "its window closed".into()
+                } else {
+                    reason
+                };
             }
             let due = tick.unwrap_or(*lock(&arrival.heard) + SILENCE);
             tokio::select! {
@@ -479,8 +620,15 @@ impl Host {
             self.remove(slot)
         };
         match removed.await {
-            Ok(()) => *lock(&arrival.stage) = Stage::Gone { reason: reason.to_owned() },
-            Err(e) => tracing::error!(error = %chain(&e), "what was prepared could not be removed; the source waits its time out"),
+            Ok(()) => {
+                *lock(&arrival.stage) = Stage::Gone {
+                    reason: reason.to_owned(),
+                }
+            }
+            Err(e) => {
+                tracing::error!(error = %chain(&e), "what was prepared could not be removed; the \
+                    source waits its time out")
+            }
         }
         arrival.over(Err(reason));
         arrival.news.notify_waiters();
@@ -491,13 +639,24 @@ impl Host {
 async fn deliver(host: Weak<Host>, from: MemberId, mut stream: BoxStream) -> std::io::Result<()> {
     let (id, channel) = tunnel::read_header(&mut stream).await?;
     let sockets = {
-        let Some(host) = host.upgrade() else { return Ok(()) };
-        let arrival = lock(&host.arrivals.0).get(&id).filter(|a| a.from == from).cloned();
+        let Some(host) = host.upgrade() else {
+            return Ok(());
+        };
+        let arrival = lock(&host.arrivals.0)
+            .get(&id)
+            .filter(|a| a.from == from)
+            .cloned();
         if let Some(arrival) = &arrival {
             arrival.stream_began(channel);
         }
-        arrival.and_then(|a| a.sockets.get().cloned()).ok_or_else(|| std::io::Error::other("no such migration is ready here"))?
+        arrival
+            .and_then(|a| a.sockets.get().cloned())
+            .ok_or_else(|| std::io::Error::other("no such migration is ready here"))?
     };
-    let path = if channel == Channel::Ram { &sockets.ram } else { &sockets.disk };
+    let path = if channel == Channel::Ram {
+        &sockets.ram
+    } else {
+        &sockets.disk
+    };
     tunnel::deliver(stream, path).await
 }

@@ -1,5 +1,6 @@
-//! What the spans of a migration say: the whole of it at its source, the whole of it at its target, the passes over memory.
-//! Which steps there are stands where they are taken, in [`super::source`] and [`super::target`].
+//! What the spans of a migration say: the whole of it at its source, the whole of it at its target,
+//! the passes over memory. Which steps there are stands where they are taken, in [`super::source`]
+//! and [`super::target`].
 
 use super::{MigrationOutcome, Occasion, RunsOn, wire::Offer};
 use crate::{
@@ -14,10 +15,20 @@ use tokio::sync::watch;
 
 impl Host {
     /// The span of the whole move.
-    pub(super) fn begin_trace(&self, why: &Occasion, slot: &Slot, id: u64, to: MemberId, options: MigrateOptions) -> Step {
+    pub(super) fn begin_trace(
+        &self,
+        why: &Occasion,
+        slot: &Slot,
+        id: u64,
+        to: MemberId,
+        options: MigrateOptions,
+    ) -> Step {
         let entry = slot.entry();
         let name = &entry.definition.name;
-        let mut root = self.parts.traces.begin(&why.within, SpanKind::Internal, format!("migrate {name}"));
+        let mut root =
+            self.parts
+                .traces
+                .begin(&why.within, SpanKind::Internal, format!("migrate {name}"));
         root.note_text("p2pvm.vm.name", name);
         root.note_text("p2pvm.vm.id", &entry.definition.vm.to_string());
         root.note_text("p2pvm.migration.id", &format!("{id:016x}"));
@@ -32,9 +43,17 @@ impl Host {
     }
 
     /// The span of the whole arrival.
-    pub(super) fn receive_trace(&self, within: &SpanContext, offer: &Offer, from: MemberId) -> Step {
+    pub(super) fn receive_trace(
+        &self,
+        within: &SpanContext,
+        offer: &Offer,
+        from: MemberId,
+    ) -> Step {
         let name = &offer.definition.name;
-        let mut root = self.parts.traces.begin(within, SpanKind::Server, format!("receive {name}"));
+        let mut root = self
+            .parts
+            .traces
+            .begin(within, SpanKind::Server, format!("receive {name}"));
         root.note_text("p2pvm.vm.name", name);
         root.note_text("p2pvm.vm.id", &offer.definition.vm.to_string());
         root.note_text("p2pvm.migration.id", &format!("{:016x}", offer.id));
@@ -44,8 +63,13 @@ impl Host {
 }
 
 /// Does `work`, and notes each new pass over the guest's memory.
-pub(super) async fn noting_rounds<T>(step: &mut Step, progress: &watch::Sender<Progress>, work: impl Future<Output = T>) -> T {
-    let (mut work, mut seen, mut rounds, mut post_copy) = (pin!(work), progress.subscribe(), 0, false);
+pub(super) async fn noting_rounds<T>(
+    step: &mut Step,
+    progress: &watch::Sender<Progress>,
+    work: impl Future<Output = T>,
+) -> T {
+    let (mut work, mut seen, mut rounds, mut post_copy) =
+        (pin!(work), progress.subscribe(), 0, false);
     loop {
         let done = tokio::select! {
             done = &mut work => Some(done),
@@ -56,7 +80,14 @@ pub(super) async fn noting_rounds<T>(step: &mut Step, progress: &watch::Sender<P
             if now.rounds > rounds {
                 rounds = now.rounds;
                 let left = now.total_bytes.saturating_sub(now.done_bytes);
-                step.event("pass over memory", &[("pass", rounds), ("bytes_left", left), ("dirty_bytes_per_second", now.dirty_rate)]);
+                step.event(
+                    "pass over memory",
+                    &[
+                        ("pass", rounds),
+                        ("bytes_left", left),
+                        ("dirty_bytes_per_second", now.dirty_rate),
+                    ],
+                );
             }
             if now.post_copy && !post_copy {
                 post_copy = true;
@@ -77,7 +108,10 @@ pub(super) fn note_outcome(root: &mut Step, outcome: &MigrationOutcome, post_cop
         RunsOn::Undecided => "undecided",
     };
     root.note("p2pvm.migration.outcome", settled);
-    root.note("p2pvm.migration.mode", if post_copy { "post-copy" } else { "pre-copy" });
+    root.note(
+        "p2pvm.migration.mode",
+        if post_copy { "post-copy" } else { "pre-copy" },
+    );
     root.note_count("p2pvm.vm.epoch", outcome.epoch.0);
     root.note_count("p2pvm.migration.total_ms", outcome.total_ms);
     if let Some(pause_ms) = outcome.pause_ms {

@@ -1,5 +1,6 @@
-//! QEMU's own streams (RAM, and the disk over NBD) between two hosts: a unix socket at the source, a stream of
-//! the fabric, a unix socket at the target. Each stream begins with the migration's id and which socket it is for.
+//! QEMU's own streams (RAM, and the disk over NBD) between two hosts: a unix socket at the source,
+//! a stream of the fabric, a unix socket at the target. Each stream begins with the migration's id
+//! and which socket it is for.
 
 use super::{pace, wire::SERVICE};
 use crate::{Error, error::io_at};
@@ -25,7 +26,8 @@ pub enum Channel {
     Disk = 2,
 }
 
-/// A unix socket at the source, each of whose connections goes on to the target. Dropping it ends them all.
+/// A unix socket at the source, each of whose connections goes on to the target. Dropping it ends
+/// them all.
 pub struct Tunnel {
     path: PathBuf,
     task: tokio::task::JoinHandle<()>,
@@ -36,8 +38,18 @@ impl Tunnel {
     ///
     /// # Errors
     /// What the file system says.
-    pub fn open(dir: &Path, channel: Channel, id: u64, fabric: Arc<dyn Fabric>, to: MemberId) -> Result<Self, Error> {
-        let path = dir.join(if channel == Channel::Ram { "out-ram.sock" } else { "out-disk.sock" });
+    pub fn open(
+        dir: &Path,
+        channel: Channel,
+        id: u64,
+        fabric: Arc<dyn Fabric>,
+        to: MemberId,
+    ) -> Result<Self, Error> {
+        let path = dir.join(if channel == Channel::Ram {
+            "out-ram.sock"
+        } else {
+            "out-disk.sock"
+        });
         let step = "opening a tunnel for the migration";
         std::fs::create_dir_all(dir).map_err(io_at(step, dir))?;
         match std::fs::remove_file(&path) {
@@ -45,9 +57,11 @@ impl Tunnel {
             _ => {}
         }
         let listener = UnixListener::bind(&path).map_err(io_at(step, &path))?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(io_at(step, &path))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+            .map_err(io_at(step, &path))?;
         let owner = std::fs::metadata(dir).map_err(io_at(step, dir))?;
-        std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).map_err(io_at(step, &path))?;
+        std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid()))
+            .map_err(io_at(step, &path))?;
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -57,7 +71,8 @@ impl Tunnel {
                             let fabric = fabric.clone();
                             connections.spawn(async move {
                                 if let Err(error) = carry(&*fabric, to, id, channel, local).await {
-                                    tracing::info!(?channel, error = %chain(&error), "a stream of the migration broke");
+                                    tracing::info!(?channel, error = %chain(&error), "a stream of \
+                                        the migration broke");
                                 }
                             });
                         }
@@ -87,8 +102,17 @@ impl Drop for Tunnel {
     }
 }
 
-async fn carry(fabric: &dyn Fabric, to: MemberId, id: u64, channel: Channel, local: UnixStream) -> io::Result<()> {
-    let mut remote = fabric.open_stream(to, SERVICE).await.map_err(io::Error::other)?;
+async fn carry(
+    fabric: &dyn Fabric,
+    to: MemberId,
+    id: u64,
+    channel: Channel,
+    local: UnixStream,
+) -> io::Result<()> {
+    let mut remote = fabric
+        .open_stream(to, SERVICE)
+        .await
+        .map_err(io::Error::other)?;
     let mut header = [0; 9];
     header[..8].copy_from_slice(&id.to_be_bytes());
     header[8] = channel as u8;
@@ -104,7 +128,10 @@ pub async fn read_header(stream: &mut BoxStream) -> io::Result<(u64, Channel)> {
     match header[8] {
         1 => Ok((id, Channel::Ram)),
         2 => Ok((id, Channel::Disk)),
-        other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("no channel {other}"))),
+        other => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("no channel {other}"),
+        )),
     }
 }
 

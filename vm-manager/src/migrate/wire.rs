@@ -1,9 +1,10 @@
-//! The requests of a migration, service "migrate". The source asks, the target answers at once; what takes
-//! long at the target is asked for again. Losing a request or an answer loses nothing: each may be repeated.
+//! The requests of a migration, service "migrate". The source asks, the target answers at once;
+//! what takes long at the target is asked for again. Losing a request or an answer loses nothing:
+//! each may be repeated.
 //!
-//! Behind a request may stand fields that a member need not know: a byte that says which, a byte for the length, the bytes.
-//! Who knows none reads the request all the same, and who misses one goes on without. Two are in use: what the move's trace is
-//! within, and how many bytes come.
+//! Behind a request may stand fields that a member need not know: a byte that says which, a byte
+//! for the length, the bytes. Who knows none reads the request all the same, and who misses one
+//! goes on without. Two are in use: what the move's trace is within, and how many bytes come.
 
 use crate::{
     Definition, Error,
@@ -57,7 +58,8 @@ pub enum Ask {
         /// Grows with each arming.
         serial: u64,
     },
-    /// The guest was handed over: what became of it? Answered when there is news, or after a second.
+    /// The guest was handed over: what became of it? Answered when there is news, or after a
+    /// second.
     Settle {
         /// The migration.
         id: u64,
@@ -100,7 +102,8 @@ pub enum Answer {
     },
     /// It ran here, is held still, and waits for the voters.
     Doubtful,
-    /// This member knows nothing of it, which says nothing: it may have forgotten, or passed the VM on.
+    /// This member knows nothing of it, which says nothing: it may have forgotten, or passed the VM
+    /// on.
     Unknown,
     /// It never ran here and never will.
     Gone {
@@ -134,7 +137,10 @@ pub struct Beside {
 
 impl Beside {
     /// Nothing.
-    pub const NOTHING: Self = Self { within: SpanContext::NONE, burden: None };
+    pub const NOTHING: Self = Self {
+        within: SpanContext::NONE,
+        burden: None,
+    };
 }
 
 /// A request as it is sent, with what goes with it.
@@ -160,15 +166,20 @@ pub fn decode(body: &[u8]) -> Result<(Ask, Beside), postcard::Error> {
     let (ask, mut fields) = postcard::take_from_bytes::<Ask>(body)?;
     let mut beside = Beside::NOTHING;
     while let [field, length, rest @ ..] = fields {
-        let Some((bytes, behind)) = rest.split_at_checked(usize::from(*length)) else { break };
+        let Some((bytes, behind)) = rest.split_at_checked(usize::from(*length)) else {
+            break;
+        };
         match *field {
             TRACEPARENT => {
                 let context = std::str::from_utf8(bytes).ok().and_then(from_traceparent);
                 beside.within = context.unwrap_or(beside.within);
             }
             BURDEN => {
-                let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-                let burden = number(0).zip(number(8)).map(|(disk, image)| Burden { disk, image });
+                let number =
+                    |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+                let burden = number(0)
+                    .zip(number(8))
+                    .map(|(disk, image)| Burden { disk, image });
                 beside.burden = burden.or(beside.burden);
             }
             _ => {}
@@ -179,15 +190,27 @@ pub fn decode(body: &[u8]) -> Result<(Ask, Beside), postcard::Error> {
 }
 
 /// Asks `to`.
-pub async fn ask(fabric: &dyn Fabric, to: MemberId, ask: &Ask, timeout: Duration) -> Result<Answer, FabricError> {
+pub async fn ask(
+    fabric: &dyn Fabric,
+    to: MemberId,
+    ask: &Ask,
+    timeout: Duration,
+) -> Result<Answer, FabricError> {
     ask_beside(fabric, to, ask, &Beside::NOTHING, timeout).await
 }
 
 /// Asks `to`, and says what goes with it.
-pub async fn ask_beside(fabric: &dyn Fabric, to: MemberId, ask: &Ask, beside: &Beside, timeout: Duration) -> Result<Answer, FabricError> {
+pub async fn ask_beside(
+    fabric: &dyn Fabric,
+    to: MemberId,
+    ask: &Ask,
+    beside: &Beside,
+    timeout: Duration,
+) -> Result<Answer, FabricError> {
     let body = encode(ask, beside);
     let answer = fabric.call(to, SERVICE, body, timeout).await?;
-    postcard::from_bytes(&answer).map_err(|e| FabricError::Refused(to, format!("its answer cannot be read: {e}")))
+    postcard::from_bytes(&answer)
+        .map_err(|e| FabricError::Refused(to, format!("its answer cannot be read: {e}")))
 }
 
 /// A failed request as this crate's error.
@@ -203,16 +226,30 @@ mod tests {
     const CONTEXT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     fn request() -> Ask {
-        Ask::Abort { id: 7, vm: VmId([3; 32]), reason: "cancelled on request".into() }
+        Ask::Abort {
+            id: 7,
+            vm: VmId([3; 32]),
+            reason: "cancelled on request".into(),
+        }
     }
 
     #[test]
     fn a_trace_goes_with_a_request_and_a_member_that_knows_none_reads_it_all_the_same() {
         let within = from_traceparent(CONTEXT).unwrap();
-        let beside = Beside { within, burden: Some(Burden { disk: 7 << 30, image: 9 }) };
+        let beside = Beside {
+            within,
+            burden: Some(Burden {
+                disk: 7 << 30,
+                image: 9,
+            }),
+        };
         let with = encode(&request(), &beside);
         assert_eq!(decode(&with).unwrap(), (request(), beside));
-        assert_eq!(postcard::from_bytes::<Ask>(&with).unwrap(), request(), "as it was read before there were such fields");
+        assert_eq!(
+            postcard::from_bytes::<Ask>(&with).unwrap(),
+            request(),
+            "as it was read before there were such fields"
+        );
         let without = postcard::to_allocvec(&request()).unwrap();
         assert_eq!(encode(&request(), &Beside::NOTHING), without);
         assert_eq!(decode(&without).unwrap(), (request(), Beside::NOTHING));
@@ -223,12 +260,20 @@ mod tests {
         let mut body = postcard::to_allocvec(&request()).unwrap();
         body.extend([200, 3, 1, 2, 3, BURDEN, 3, 1, 2, 3, TRACEPARENT, 55]);
         body.extend(CONTEXT.as_bytes());
-        assert_eq!(decode(&body).unwrap().1, Beside { within: from_traceparent(CONTEXT).unwrap(), burden: None });
+        assert_eq!(
+            decode(&body).unwrap().1,
+            Beside {
+                within: from_traceparent(CONTEXT).unwrap(),
+                burden: None
+            }
+        );
     }
 
     proptest! {
         #[test]
-        fn whatever_stands_behind_a_request_does_not_spoil_it(junk in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn whatever_stands_behind_a_request_does_not_spoil_it(
+            junk in proptest::collection::vec(any::<u8>(), 0..300)
+        ) {
             let mut body = postcard::to_allocvec(&request()).unwrap();
             body.extend(junk);
             prop_assert_eq!(decode(&body).unwrap().0, request());

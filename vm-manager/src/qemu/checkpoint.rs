@@ -1,17 +1,20 @@
 //! RAM and disk of one instant, while the guest runs on.
 //!
-//! QEMU's *background snapshot*: RAM is write-protected and saved page by page, a page the guest wants to write first of
-//! all. The guest stands still only for the devices' state and the protecting: 11 ms for
-//! 128 MiB when the host is quiet, 15–30 ms when it is loaded. Against it,
-//! pre-copy into a file stops the guest 40–220 ms: the qcow2 is flushed in that time, and on a journaling file system
-//! that flush waits for the RAM file's data too.
+//! QEMU's *background snapshot*: RAM is write-protected and saved page by page, a page the guest
+//! wants to write first of all. The guest stands still only for the devices' state and the
+//! protecting: 11 ms for 128 MiB when the host is quiet, 15–30 ms when it is loaded. Against it,
+//! pre-copy into a file stops the guest 40–220 ms: the qcow2 is flushed in that time, and on a
+//! journaling file system that flush waits for the RAM file's data too.
 //!
-//! For disk and RAM to be of the same instant, the guest is stopped *here*, a copy-before-write backup of its disk begun,
-//! the snapshot begun, and the guest let go when the first page is out. Traps:
-//! - Status `active` comes *before* RAM is protected. Only a page counted as saved proves that it is.
-//! - `mapped-ram` with background snapshots is accepted and writes a file that does not load (QEMU 10.0).
-//! - It needs userfaultfd with write protection. Where that is missing, pre-copy into the file takes its place; both
-//!   kinds of file load alike.
+//! For disk and RAM to be of the same instant, the guest is stopped *here*, a copy-before-write
+//! backup of its disk begun, the snapshot begun, and the guest let go when the first page is out.
+//! Traps:
+//! - Status `active` comes *before* RAM is protected. Only a page counted as saved proves that it
+//!   is.
+//! - `mapped-ram` with background snapshots is accepted and writes a file that does not load (QEMU
+//!   10.0).
+//! - It needs userfaultfd with write protection. Where that is missing, pre-copy into the file
+//!   takes its place; both kinds of file load alike.
 
 use super::{
     command::DISK_NODE,
@@ -49,21 +52,42 @@ const LOOK_PAUSED: Duration = Duration::from_millis(1);
 const PRECOPY_DOWNTIME_MS: u64 = 50;
 
 /// Takes a checkpoint of `machine` into `dir`.
-pub(super) async fn take(machine: &QemuMachine, dir: &Path, progress: &watch::Sender<Progress>) -> Result<CheckpointFiles, Error> {
+pub(super) async fn take(
+    machine: &QemuMachine,
+    dir: &Path,
+    progress: &watch::Sender<Progress>,
+) -> Result<CheckpointFiles, Error> {
     fs::create_dir_all(dir).map_err(io_at("make the checkpoint's directory", dir))?;
-    let files = CheckpointFiles { ram: dir.join(RAM), disk: dir.join(DISK), pause: Duration::ZERO };
+    let files = CheckpointFiles {
+        ram: dir.join(RAM),
+        disk: dir.join(DISK),
+        pause: Duration::ZERO,
+    };
     let own = image::info(&machine.spec.disk).await?;
     for stale in [&files.ram, &files.disk] {
         let _ = fs::remove_file(stale);
     }
     match &own.backing {
         Some(below) => image::create_over(below, &files.disk, Some(own.virtual_size)).await?,
-        None => return Err(Error::Refused(format!("{} is not based on an image", machine.spec.disk.display()))),
+        None => {
+            return Err(Error::Refused(format!(
+                "{} is not based on an image",
+                machine.spec.disk.display()
+            )));
+        }
     }
-    let ram: OwnedFd = File::create(&files.ram).map_err(io_at("make the checkpoint", &files.ram))?.into();
-    let reading: OwnedFd = File::open(&files.disk).map_err(io_at("make the checkpoint", &files.disk))?.into();
-    let writing: OwnedFd =
-        OpenOptions::new().read(true).write(true).open(&files.disk).map_err(io_at("make the checkpoint", &files.disk))?.into();
+    let ram: OwnedFd = File::create(&files.ram)
+        .map_err(io_at("make the checkpoint", &files.ram))?
+        .into();
+    let reading: OwnedFd = File::open(&files.disk)
+        .map_err(io_at("make the checkpoint", &files.disk))?
+        .into();
+    let writing: OwnedFd = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&files.disk)
+        .map_err(io_at("make the checkpoint", &files.disk))?
+        .into();
     // On its own: a caller that goes away must not leave the guest standing.
     let (qmp, progress) = (machine.qmp.clone(), progress.clone());
     let work = tokio::spawn(async move {
@@ -75,12 +99,17 @@ pub(super) async fn take(machine: &QemuMachine, dir: &Path, progress: &watch::Se
         }
         result
     });
-    let pause = work.await.map_err(|e| refused("take a checkpoint", e.to_string()))?;
+    let pause = work
+        .await
+        .map_err(|e| refused("take a checkpoint", e.to_string()))?;
     match pause {
         Ok(pause) => {
             let flushed = files.clone();
-            let flush = move || image::flush(&flushed.ram).and_then(|()| image::flush(&flushed.disk));
-            tokio::task::spawn_blocking(flush).await.map_err(|e| refused("flush the checkpoint", e.to_string()))??;
+            let flush =
+                move || image::flush(&flushed.ram).and_then(|()| image::flush(&flushed.disk));
+            tokio::task::spawn_blocking(flush)
+                .await
+                .map_err(|e| refused("flush the checkpoint", e.to_string()))??;
             Ok(CheckpointFiles { pause, ..files })
         }
         Err(error) => {
@@ -91,16 +120,31 @@ pub(super) async fn take(machine: &QemuMachine, dir: &Path, progress: &watch::Se
     }
 }
 
-async fn copy(qmp: &Qmp, ram: u64, disk: u64, progress: &watch::Sender<Progress>) -> Result<Duration, Error> {
+async fn copy(
+    qmp: &Qmp,
+    ram: u64,
+    disk: u64,
+    progress: &watch::Sender<Progress>,
+) -> Result<Duration, Error> {
     let file = json!({ "driver": "file", "filename": format!("/dev/fdset/{disk}") });
-    qmp.run("blockdev-add", json!({ "node-name": COPY, "driver": "qcow2", "file": file, "backing": null })).await?;
-    let background = qmp.run("migrate-set-capabilities", capabilities(&["background-snapshot"])).await;
+    qmp.run(
+        "blockdev-add",
+        json!({ "node-name": COPY, "driver": "qcow2", "file": file, "backing": null }),
+    )
+    .await?;
+    let background = qmp
+        .run(
+            "migrate-set-capabilities",
+            capabilities(&["background-snapshot"]),
+        )
+        .await;
     let uri = format!("file:/dev/fdset/{ram}");
     let ran = run_state(qmp).await? == RunState::Running;
     let begun = match background {
         Ok(_) => begin_in_background(qmp, &uri, ran).await,
         Err(error) => {
-            tracing::info!(error = %chain(&error), "no background snapshots here: the guest stops longer");
+            tracing::info!(error = %chain(&error), "no background snapshots here: the guest stops \
+                longer");
             by_precopy(qmp, &uri, ran, progress).await
         }
     };
@@ -110,7 +154,12 @@ async fn copy(qmp: &Qmp, ram: u64, disk: u64, progress: &watch::Sender<Progress>
     };
     if result.is_err() {
         let _ = qmp.run("migrate_cancel", json!({})).await;
-        let _ = qmp.run("block-job-cancel", json!({ "device": BACKUP, "force": true })).await;
+        let _ = qmp
+            .run(
+                "block-job-cancel",
+                json!({ "device": BACKUP, "force": true }),
+            )
+            .await;
         if ran && run_state(qmp).await.is_ok_and(|s| s == RunState::Paused) {
             let _ = qmp.run("cont", json!({})).await;
         }
@@ -130,7 +179,10 @@ async fn begin_in_background(qmp: &Qmp, uri: &str, ran: bool) -> Result<Duration
     qmp.run("migrate", json!({ "uri": uri })).await?;
     loop {
         let status = qmp.run("query-migrate", json!({})).await?;
-        let pages = ["normal", "duplicate"].iter().filter_map(|f| status["ram"][f].as_u64()).sum::<u64>();
+        let pages = ["normal", "duplicate"]
+            .iter()
+            .filter_map(|f| status["ram"][f].as_u64())
+            .sum::<u64>();
         match status["status"].as_str() {
             Some("completed") => break,
             Some("active") if pages > 0 => break,
@@ -144,10 +196,21 @@ async fn begin_in_background(qmp: &Qmp, uri: &str, ran: bool) -> Result<Duration
     Ok(start.elapsed())
 }
 
-/// Copies RAM into the file until little is left, stops the guest for the rest, begins the disk's copy at that instant.
-async fn by_precopy(qmp: &Qmp, uri: &str, ran: bool, progress: &watch::Sender<Progress>) -> Result<Duration, Error> {
-    qmp.run("migrate-set-capabilities", capabilities(&["auto-converge"])).await?;
-    qmp.run("migrate-set-parameters", json!({ "downtime-limit": PRECOPY_DOWNTIME_MS, "max-bandwidth": 0 })).await?;
+/// Copies RAM into the file until little is left, stops the guest for the rest, begins the disk's
+/// copy at that instant.
+async fn by_precopy(
+    qmp: &Qmp,
+    uri: &str,
+    ran: bool,
+    progress: &watch::Sender<Progress>,
+) -> Result<Duration, Error> {
+    qmp.run("migrate-set-capabilities", capabilities(&["auto-converge"]))
+        .await?;
+    qmp.run(
+        "migrate-set-parameters",
+        json!({ "downtime-limit": PRECOPY_DOWNTIME_MS, "max-bandwidth": 0 }),
+    )
+    .await?;
     let mut events = qmp.subscribe();
     qmp.run("migrate", json!({ "uri": uri })).await?;
     let mut stopped = None;
@@ -169,7 +232,8 @@ async fn by_precopy(qmp: &Qmp, uri: &str, ran: bool, progress: &watch::Sender<Pr
         }
     }
     // Completion gave the disk away; it is still ours.
-    qmp.run("blockdev-set-active", json!({ "active": true })).await?;
+    qmp.run("blockdev-set-active", json!({ "active": true }))
+        .await?;
     backup(qmp).await?;
     if ran {
         qmp.run("cont", json!({})).await?;
@@ -179,7 +243,12 @@ async fn by_precopy(qmp: &Qmp, uri: &str, ran: bool, progress: &watch::Sender<Pr
 
 /// Copies what the VM has written to its disk as of now, whatever it writes from now on.
 async fn backup(qmp: &Qmp) -> Result<(), Error> {
-    let job = json!({ "job-id": BACKUP, "device": DISK_NODE, "target": COPY, "sync": "top", "auto-dismiss": false });
+    let job = json!(
+        {
+            "job-id": BACKUP, "device": DISK_NODE, "target": COPY, "sync": "top",
+            "auto-dismiss": false
+        }
+    );
     qmp.run("blockdev-backup", job).await.map(drop)
 }
 
@@ -196,13 +265,19 @@ async fn finish(qmp: &Qmp, progress: &watch::Sender<Progress>) -> Result<(), Err
             Some("failed" | "cancelled") => return Err(failed(&status)),
             _ => {}
         }
-        let _ = wait_for(&mut events, LOOK, |e| matches!(&*e.name, "MIGRATION" | "JOB_STATUS_CHANGE").then_some(())).await;
+        let _ = wait_for(&mut events, LOOK, |e| {
+            matches!(&*e.name, "MIGRATION" | "JOB_STATUS_CHANGE").then_some(())
+        })
+        .await;
     }
 }
 
 async fn job(qmp: &Qmp) -> Result<Option<Value>, Error> {
     let jobs = qmp.run("query-jobs", json!({})).await?;
-    Ok(jobs.as_array().and_then(|jobs| jobs.iter().find(|j| j["id"] == BACKUP)).cloned())
+    Ok(jobs
+        .as_array()
+        .and_then(|jobs| jobs.iter().find(|j| j["id"] == BACKUP))
+        .cloned())
 }
 
 /// Takes the ended backup off QEMU's list, with what it has to say.
@@ -220,26 +295,41 @@ async fn dismiss(qmp: &Qmp) -> Result<(), Error> {
     Ok(())
 }
 
-/// Clears away a checkpoint whose daemon was killed: nobody has a use for its files, and what it left in QEMU would be in
-/// the way of the next one. A guest that it stopped stays stopped, for the caller to decide.
+/// Clears away a checkpoint whose daemon was killed: nobody has a use for its files, and what it
+/// left in QEMU would be in the way of the next one. A guest that it stopped stays stopped, for the
+/// caller to decide.
 pub(super) async fn abandon(qmp: &Qmp) -> Result<(), Error> {
-    let nodes = qmp.run("query-named-block-nodes", json!({ "flat": true })).await?;
-    if !nodes.as_array().is_some_and(|nodes| nodes.iter().any(|node| node["node-name"] == COPY)) {
+    let nodes = qmp
+        .run("query-named-block-nodes", json!({ "flat": true }))
+        .await?;
+    if !nodes
+        .as_array()
+        .is_some_and(|nodes| nodes.iter().any(|node| node["node-name"] == COPY))
+    {
         return Ok(());
     }
     let mut events = qmp.subscribe();
     qmp.run("migrate_cancel", json!({})).await?;
     loop {
         let status = qmp.run("query-migrate", json!({})).await?;
-        if matches!(status["status"].as_str(), None | Some("none" | "completed" | "failed" | "cancelled")) {
+        if matches!(
+            status["status"].as_str(),
+            None | Some("none" | "completed" | "failed" | "cancelled")
+        ) {
             break;
         }
         let _ = wait_for(&mut events, LOOK, |e| (e.name == "MIGRATION").then_some(())).await;
     }
     // Fails when it had not begun, or has ended by itself.
-    let _ = qmp.run("block-job-cancel", json!({ "device": BACKUP, "force": true })).await;
+    let _ = qmp
+        .run(
+            "block-job-cancel",
+            json!({ "device": BACKUP, "force": true }),
+        )
+        .await;
     let ended = dismiss(qmp).await;
-    qmp.run("blockdev-del", json!({ "node-name": COPY })).await?;
+    qmp.run("blockdev-del", json!({ "node-name": COPY }))
+        .await?;
     if let Err(error) = ended {
         tracing::debug!(error = %chain(&error), "how the interrupted copy of the disk ended");
     }
@@ -248,21 +338,51 @@ pub(super) async fn abandon(qmp: &Qmp) -> Result<(), Error> {
 }
 
 fn failed(status: &Value) -> Error {
-    refused("save the guest's memory", status["error-desc"].as_str().unwrap_or("QEMU does not say why"))
+    refused(
+        "save the guest's memory",
+        status["error-desc"]
+            .as_str()
+            .unwrap_or("QEMU does not say why"),
+    )
 }
 
 /// Loads a checkpoint's RAM into a guest that was started to wait for it. It stays paused.
-pub(super) async fn load(machine: &QemuMachine, ram: &Path, patience: Duration) -> Result<(), Error> {
-    let file: OwnedFd = File::open(ram).map_err(io_at("open the checkpoint", ram))?.into();
+pub(super) async fn load(
+    machine: &QemuMachine,
+    ram: &Path,
+    patience: Duration,
+) -> Result<(), Error> {
+    let file: OwnedFd = File::open(ram)
+        .map_err(io_at("open the checkpoint", ram))?
+        .into();
     let set = machine.qmp.add_fd(&file).await?;
     let mut state = machine.state.clone();
-    machine.qmp.run("migrate-incoming", json!({ "uri": format!("file:/dev/fdset/{set}") })).await?;
+    machine
+        .qmp
+        .run(
+            "migrate-incoming",
+            json!({ "uri": format!("file:/dev/fdset/{set}") }),
+        )
+        .await?;
     let loaded = tokio::time::timeout(patience, state.wait_for(|s| *s != RunState::Incoming)).await;
     match loaded.map(|state| state.map(|s| *s)) {
         Ok(Ok(RunState::Paused)) => {}
-        Ok(_) => return Err(refused("load the checkpoint", "QEMU ended; the file is broken or of another machine")),
-        Err(_) => return Err(Error::TimedOut { step: "load the checkpoint", seconds: patience.as_secs() }),
+        Ok(_) => {
+            return Err(refused(
+                "load the checkpoint",
+                "QEMU ended; the file is broken or of another machine",
+            ));
+        }
+        Err(_) => {
+            return Err(Error::TimedOut {
+                step: "load the checkpoint",
+                seconds: patience.as_secs(),
+            });
+        }
     }
-    let _ = machine.qmp.run("remove-fd", json!({ "fdset-id": set })).await;
+    let _ = machine
+        .qmp
+        .run("remove-fd", json!({ "fdset-id": set }))
+        .await;
     Ok(())
 }

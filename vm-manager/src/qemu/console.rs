@@ -1,4 +1,5 @@
-//! A guest's serial console: QEMU logs all that is printed, and one reader at a time talks to it over a socket.
+//! A guest's serial console: QEMU logs all that is printed, and one reader at a time talks to it
+//! over a socket.
 
 use super::{
     command::{CONSOLE_LOG, CONSOLE_SOCKET},
@@ -37,9 +38,16 @@ pub(crate) async fn open(run_dir: &Path, turn: &Arc<Semaphore>) -> Result<BoxStr
     let turn = turn.clone().try_acquire_owned().map_err(|_| busy())?;
     let path = run_dir.join(CONSOLE_SOCKET);
     // First the socket, then the log: a line printed in between is shown twice rather than never.
-    let (read, write) = connect_unix(&path).await.map_err(io_at("connect to the console", &path))?.into_split();
+    let (read, write) = connect_unix(&path)
+        .await
+        .map_err(io_at("connect to the console", &path))?
+        .into_split();
     let log = tail(&run_dir.join(CONSOLE_LOG)).unwrap_or_default();
-    Ok(Box::new(Console { read: AsyncReadExt::chain(Cursor::new(log), read), write, _turn: turn }))
+    Ok(Box::new(Console {
+        read: AsyncReadExt::chain(Cursor::new(log), read),
+        write,
+        _turn: turn,
+    }))
 }
 
 fn tail(log: &Path) -> io::Result<Vec<u8>> {
@@ -55,20 +63,31 @@ fn tail(log: &Path) -> io::Result<Vec<u8>> {
 pub(crate) fn cut_log(run_dir: &Path) {
     let path = run_dir.join(CONSOLE_LOG);
     if path.metadata().is_ok_and(|m| m.len() > LOG_LIMIT)
-        && let Err(error) = OpenOptions::new().write(true).open(&path).and_then(|f| f.set_len(0))
+        && let Err(error) = OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|f| f.set_len(0))
     {
         tracing::warn!(path = %path.display(), %error, "cannot cut the console's log");
     }
 }
 
 impl AsyncRead for Console {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.read).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Console {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.write).poll_write(cx, buf)
     }
 

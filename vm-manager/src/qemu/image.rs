@@ -1,7 +1,7 @@
 //! Disk files, by `qemu-img`.
 //!
-//! An image comes from strangers. One that names a backing file or an external data file would have QEMU open a file of
-//! this host's and show it to the guest, so such images are refused.
+//! An image comes from strangers. One that names a backing file or an external data file would have
+//! QEMU open a file of this host's and show it to the guest, so such images are refused.
 
 use crate::{Error, error::io_at};
 use p2pvm_overlay::chain;
@@ -14,7 +14,8 @@ use std::{
 };
 
 /// How to get QEMU, for whoever lacks it.
-pub(crate) const HINT: &str = "apt-get install -t bookworm-backports qemu-system-x86 qemu-utils (version 10 or later)";
+pub(crate) const HINT: &str =
+    "apt-get install -t bookworm-backports qemu-system-x86 qemu-utils (version 10 or later)";
 
 /// What a disk file says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,26 +28,47 @@ pub(crate) struct Info {
 /// Reads a disk's header; the disk may be in use.
 pub(crate) async fn info(path: &Path) -> Result<Info, Error> {
     fs::metadata(path).map_err(io_at("open the disk image", path))?;
-    let text = run("read the disk image", &["info", "--output=json", "-U", "--"], &[path]).await?;
+    let text = run(
+        "read the disk image",
+        &["info", "--output=json", "-U", "--"],
+        &[path],
+    )
+    .await?;
     parse(path, &text)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Info, Error> {
     let broken = |what: &str| Error::Refused(format!("{}: {what}", path.display()));
-    let value: Value = serde_json::from_str(text).map_err(|e| broken(&format!("qemu-img said something else than JSON: {e}")))?;
+    let value: Value = serde_json::from_str(text)
+        .map_err(|e| broken(&format!("qemu-img said something else than JSON: {e}")))?;
     let format = match value["format"].as_str() {
         Some("qcow2") => "qcow2",
         Some("raw") => "raw",
         other => {
-            return Err(broken(&format!("is {}, not qcow2 or raw; convert it: qemu-img convert -O qcow2", other.unwrap_or("unknown"))));
+            return Err(broken(&format!(
+                "is {}, not qcow2 or raw; convert it: qemu-img convert -O qcow2",
+                other.unwrap_or("unknown")
+            )));
         }
     };
     if value["format-specific"]["data"]["data-file"].is_string() {
-        return Err(broken("keeps its data in another file, which is not allowed; convert it: qemu-img convert -O qcow2"));
+        return Err(broken(
+            "keeps its data in another file, which is not allowed; convert it: qemu-img convert \
+                -O qcow2",
+        ));
     }
-    let virtual_size = value["virtual-size"].as_u64().ok_or_else(|| broken("has no size"))?;
-    let backing = value["full-backing-filename"].as_str().or(value["backing-filename"].as_str()).map(PathBuf::from);
-    Ok(Info { format, virtual_size, backing })
+    let virtual_size = value["virtual-size"]
+        .as_u64()
+        .ok_or_else(|| broken("has no size"))?;
+    let backing = value["full-backing-filename"]
+        .as_str()
+        .or(value["backing-filename"].as_str())
+        .map(PathBuf::from);
+    Ok(Info {
+        format,
+        virtual_size,
+        backing,
+    })
 }
 
 /// The same for an image that is to stand alone.
@@ -67,12 +89,20 @@ pub(crate) async fn check_whole(path: &Path, info: &Info) -> Result<(), Error> {
     if info.format != "qcow2" {
         return Ok(());
     }
-    match run("check the disk image", &["check", "-q", "-U", "-f", "qcow2", "--"], &[path]).await {
+    match run(
+        "check the disk image",
+        &["check", "-q", "-U", "-f", "qcow2", "--"],
+        &[path],
+    )
+    .await
+    {
         Ok(_) => Ok(()),
         Err(missing @ Error::Missing { .. }) => Err(missing),
-        Err(damaged) => {
-            Err(Error::Refused(format!("{} is damaged or not whole; copy or download it again ({})", path.display(), chain(&damaged))))
-        }
+        Err(damaged) => Err(Error::Refused(format!(
+            "{} is damaged or not whole; copy or download it again ({})",
+            path.display(),
+            chain(&damaged)
+        ))),
     }
 }
 
@@ -81,9 +111,17 @@ pub(crate) async fn create_over(image: &Path, disk: &Path, size: Option<u64>) ->
     let image = fs::canonicalize(image).map_err(io_at("open the disk image", image))?;
     let below = standalone(&image).await?;
     // Whole megabytes: partition tools and the mirror both dislike a ragged end.
-    let size = size.unwrap_or(0).max(below.virtual_size).next_multiple_of(1 << 20);
+    let size = size
+        .unwrap_or(0)
+        .max(below.virtual_size)
+        .next_multiple_of(1 << 20);
     let size = size.to_string();
-    run("create the disk", &["create", "-q", "-f", "qcow2", "-F", below.format, "-b"], &[&image, disk, Path::new(&size)]).await?;
+    run(
+        "create the disk",
+        &["create", "-q", "-f", "qcow2", "-F", below.format, "-b"],
+        &[&image, disk, Path::new(&size)],
+    )
+    .await?;
     flush(disk)
 }
 
@@ -91,24 +129,55 @@ pub(crate) async fn create_over(image: &Path, disk: &Path, size: Option<u64>) ->
 pub(crate) async fn rebase(disk: &Path, image: &Path) -> Result<(), Error> {
     let image = fs::canonicalize(image).map_err(io_at("open the disk image", image))?;
     let below = standalone(&image).await?;
-    run("rebase the disk", &["rebase", "-q", "-u", "-f", "qcow2", "-F", below.format, "-b"], &[&image, disk]).await?;
+    run(
+        "rebase the disk",
+        &[
+            "rebase",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-F",
+            below.format,
+            "-b",
+        ],
+        &[&image, disk],
+    )
+    .await?;
     flush(disk)
 }
 
 /// Has a file's content survive a power cut.
 pub(crate) fn flush(path: &Path) -> Result<(), Error> {
-    fs::File::open(path).and_then(|f| f.sync_all()).map_err(io_at("flush", path))
+    fs::File::open(path)
+        .and_then(|f| f.sync_all())
+        .map_err(io_at("flush", path))
 }
 
 async fn run(step: &'static str, arguments: &[&str], paths: &[&Path]) -> Result<String, Error> {
-    let output =
-        tokio::process::Command::new("qemu-img").args(arguments).args(paths).stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let output = tokio::process::Command::new("qemu-img")
+        .args(arguments)
+        .args(paths)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await;
     let output = output.map_err(|e| match e.kind() {
-        ErrorKind::NotFound => Error::Missing { program: "qemu-img", hint: HINT },
-        _ => Error::Io { step, path: "qemu-img".into(), source: e },
+        ErrorKind::NotFound => Error::Missing {
+            program: "qemu-img",
+            hint: HINT,
+        },
+        _ => Error::Io {
+            step,
+            path: "qemu-img".into(),
+            source: e,
+        },
     })?;
     if !output.status.success() {
-        let detail = String::from_utf8_lossy(&output.stderr).trim().trim_start_matches("qemu-img: ").to_owned();
+        let detail = String::from_utf8_lossy(&output.stderr)
+            .trim()
+            .trim_start_matches("qemu-img: ")
+            .to_owned();
         return Err(Error::Hypervisor { step, detail });
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -123,8 +192,16 @@ mod tests {
         let at = Path::new("i.qcow2");
         let data = r#"{"format":"qcow2","virtual-size":1,"format-specific":{"data":{"data-file":"/etc/shadow"}}}"#;
         assert!(parse(at, data).is_err());
-        assert!(parse(at, r#"{"format":"vmdk","virtual-size":1}"#).unwrap_err().to_string().contains("qemu-img convert"));
-        let over = parse(at, r#"{"format":"qcow2","virtual-size":1,"backing-filename":"b","full-backing-filename":"/a/b"}"#).unwrap();
+        assert!(
+            parse(at, r#"{"format":"vmdk","virtual-size":1}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("qemu-img convert")
+        );
+        let over = parse(
+            at,
+            r#"{"format":"qcow2","virtual-size":1,"backing-filename":"b","full-backing-filename":"/a/b"}"#
+        ).unwrap();
         assert_eq!(over.backing, Some("/a/b".into()));
     }
 }

@@ -1,11 +1,12 @@
-//! Guests whose daemon is gone for good, and with it everything about them: they are ended without it.
+//! Guests whose daemon is gone for good, and with it everything about them: they are ended without
+//! it.
 
 use super::{PROGRAM, command, machine::KILL_PATIENCE, process::Process};
 use crate::{Error, host::Registry, jail::Jail};
 use std::path::Path;
 
-/// Ends the guests of all VMs defined in the state directory `dir`, at once, and what the kernel keeps of them. No daemon may run there.
-/// Gives their names.
+/// Ends the guests of all VMs defined in the state directory `dir`, at once, and what the kernel
+/// keeps of them. No daemon may run there. Gives their names.
 ///
 /// # Errors
 /// What the file system says, or [`Error::TimedOut`] if a guest's process does not end.
@@ -21,17 +22,26 @@ pub async fn end_guests(dir: &Path) -> Result<Vec<String>, Error> {
         let spec = registry.spec(&entry);
         let tag = command::tag(&spec);
         jails.push(Jail::of(&tag, &spec.run_dir));
-        guests.extend(Process::find(&spec.run_dir, &tag).map(|process| (entry.listed_name(), process)));
+        guests.extend(
+            Process::find(&spec.run_dir, &tag).map(|process| (entry.listed_name(), process)),
+        );
     }
     for (path, _) in broken {
         // Which VM it is cannot be read: it is QEMU, and stands in that run directory.
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         guests.extend(Process::find(&path.join("run"), PROGRAM).map(|process| (name, process)));
     }
     guests.iter().for_each(|(_, process)| process.kill());
     for (_, process) in &guests {
         if !process.ended(KILL_PATIENCE).await {
-            return Err(Error::TimedOut { step: "end the guest's process", seconds: KILL_PATIENCE.as_secs() });
+            return Err(Error::TimedOut {
+                step: "end the guest's process",
+                seconds: KILL_PATIENCE.as_secs(),
+            });
         }
     }
     for jail in jails {

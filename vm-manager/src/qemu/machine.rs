@@ -10,7 +10,8 @@ use super::{
 use crate::{
     Error,
     hypervisor::{
-        CheckpointFiles, Halt, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions, MigrationReport, Progress, RunState,
+        CheckpointFiles, Halt, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions,
+        MigrationReport, Progress, RunState,
     },
     jail::Jail,
 };
@@ -22,13 +23,14 @@ use tokio::sync::{Semaphore, broadcast, watch};
 
 /// How long a killed process may take to vanish.
 pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(10);
-/// How often the power button is pressed again: a guest that is still booting misses the first press.
+/// How often the power button is pressed again: a guest that is still booting misses the first
+/// press.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// How often the console's log is looked at.
 const LOG_CHECK: Duration = Duration::from_secs(30);
 
-/// A guest in a QEMU process. Dropping it lets go of the monitor, which serves one client, so that the guest can be
-/// taken up again; the guest lives on.
+/// A guest in a QEMU process. Dropping it lets go of the monitor, which serves one client, so that
+/// the guest can be taken up again; the guest lives on.
 pub(crate) struct QemuMachine {
     pub(super) spec: MachineSpec,
     pub(super) qmp: Qmp,
@@ -54,21 +56,39 @@ impl Drop for Follower {
 }
 
 impl QemuMachine {
-    pub(super) async fn new(spec: MachineSpec, qmp: Qmp, process: Process, jail: Arc<Jail>) -> Result<Self, Error> {
+    pub(super) async fn new(
+        spec: MachineSpec,
+        qmp: Qmp,
+        process: Process,
+        jail: Arc<Jail>,
+    ) -> Result<Self, Error> {
         let events = qmp.subscribe();
         let capabilities = capabilities_set(&qmp).await?;
-        // Off by default, and without it every step of a migration would have to be polled for. On already in a guest that
-        // is taken up, where QEMU would refuse it if a migration is under way.
+        // Off by default, and without it every step of a migration would have to be polled for. On
+        // already in a guest that is taken up, where QEMU would refuse it if a migration is under
+        // way.
         if !capabilities.iter().any(|c| c == "events") {
-            qmp.run("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "events", "state": true }] })).await?;
+            qmp.run(
+                "migrate-set-capabilities",
+                json!({ "capabilities": [{ "capability": "events", "state": true }] }),
+            )
+            .await?;
         }
         let moving = Moving::left_in(&qmp, &capabilities).await?;
         if moving.is_under_way() {
-            tracing::info!(vm = %spec.vm.short(), ?moving, "an earlier daemon left a move under way");
+            tracing::info!(vm = %spec.vm.short(), ?moving, "an earlier daemon left a move \
+                under way");
         }
         let (tx, state) = watch::channel(run_state(&qmp).await?);
         let (halting, halt) = watch::channel(disk_halt(&qmp).await?);
-        let follower = tokio::spawn(follow(qmp.clone(), events, (tx, halting), process, jail.clone(), spec.clone()));
+        let follower = tokio::spawn(follow(
+            qmp.clone(),
+            events,
+            (tx, halting),
+            process,
+            jail.clone(),
+            spec.clone(),
+        ));
         Ok(Self {
             spec,
             qmp,
@@ -87,7 +107,9 @@ impl QemuMachine {
         self.process.ended(patience).await && {
             // Whoever waited for the end may start anew at once, so the follower must be done too.
             let mut state = self.state.clone();
-            tokio::time::timeout(KILL_PATIENCE, state.wait_for(|s| *s == RunState::Stopped)).await.is_ok()
+            tokio::time::timeout(KILL_PATIENCE, state.wait_for(|s| *s == RunState::Stopped))
+                .await
+                .is_ok()
         }
     }
 }
@@ -108,17 +130,26 @@ impl Machine for QemuMachine {
 
     async fn stop(&self, patience: Duration) -> Result<(), Error> {
         if *self.state.borrow() == RunState::Stopped || self.halted() == Some(Halt::PoweredOff) {
-            // It has shut itself down. Its process flushes its disk and may wait for the other side of a move, which goes now.
+            // It has shut itself down. Its process flushes its disk and may wait for the other side
+            // of a move, which goes now.
             self.relay.lock().await.take();
-            return if self.gone(patience).await { Ok(()) } else { self.kill().await };
+            return if self.gone(patience).await {
+                Ok(())
+            } else {
+                self.kill().await
+            };
         }
         let press = async {
             // A paused guest cannot hear the button.
             if *self.state.borrow() == RunState::Running {
-                while self.qmp.run("system_powerdown", json!({})).await.is_ok() && !self.gone(PRESS_AGAIN).await {}
+                while self.qmp.run("system_powerdown", json!({})).await.is_ok()
+                    && !self.gone(PRESS_AGAIN).await
+                {}
             }
         };
-        if tokio::time::timeout(patience, press).await.is_ok() && self.gone(Duration::from_millis(100)).await {
+        if tokio::time::timeout(patience, press).await.is_ok()
+            && self.gone(Duration::from_millis(100)).await
+        {
             return Ok(());
         }
         tracing::info!(vm = %self.spec.vm.short(), "the guest did not power down; ending it");
@@ -129,7 +160,10 @@ impl Machine for QemuMachine {
         self.process.kill();
         match self.gone(KILL_PATIENCE).await {
             true => Ok(()),
-            false => Err(Error::TimedOut { step: "end the guest's process", seconds: KILL_PATIENCE.as_secs() }),
+            false => Err(Error::TimedOut {
+                step: "end the guest's process",
+                seconds: KILL_PATIENCE.as_secs(),
+            }),
         }
     }
 
@@ -157,11 +191,21 @@ impl Machine for QemuMachine {
         self.close_incoming().await
     }
 
-    async fn mirror(&self, disk: &Path, export: &str, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+    async fn mirror(
+        &self,
+        disk: &Path,
+        export: &str,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error> {
         self.start_mirror(disk, export, progress).await
     }
 
-    async fn migrate_until_paused(&self, ram: &Path, options: MigrateOptions, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+    async fn migrate_until_paused(
+        &self,
+        ram: &Path,
+        options: MigrateOptions,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error> {
         self.send_ram(ram, options, progress).await
     }
 
@@ -173,10 +217,17 @@ impl Machine for QemuMachine {
         self.give_up().await
     }
 
-    async fn checkpoint(&self, dir: &Path, progress: &watch::Sender<Progress>) -> Result<CheckpointFiles, Error> {
+    async fn checkpoint(
+        &self,
+        dir: &Path,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<CheckpointFiles, Error> {
         let moving = self.moving.lock().await;
         if moving.is_under_way() {
-            return Err(Error::Refused(format!("{} is being migrated; take the snapshot afterwards", self.spec.name)));
+            return Err(Error::Refused(format!(
+                "{} is being migrated; take the snapshot afterwards",
+                self.spec.name
+            )));
         }
         checkpoint::take(self, dir, progress).await
     }
@@ -200,8 +251,14 @@ async fn disk_halt(qmp: &Qmp) -> Result<Option<Halt>, Error> {
         return Ok(None);
     }
     let devices = qmp.run("query-block", json!({})).await?;
-    let full = devices.as_array().is_some_and(|all| all.iter().any(|device| device["io-status"] == "nospace"));
-    Ok(Some(if full { Halt::DiskFull } else { Halt::DiskError }))
+    let full = devices
+        .as_array()
+        .is_some_and(|all| all.iter().any(|device| device["io-status"] == "nospace"));
+    Ok(Some(if full {
+        Halt::DiskFull
+    } else {
+        Halt::DiskError
+    }))
 }
 
 /// Keeps `state` true until the process has ended, then clears up behind it.
@@ -255,7 +312,18 @@ async fn follow(
 
 fn concerns_state(event: &Event, spec: &MachineSpec) -> bool {
     if event.name == "BLOCK_IO_ERROR" || event.name == "GUEST_PANICKED" {
-        tracing::warn!(vm = %spec.vm.short(), event = event.name, data = %event.data, "trouble in the guest");
+        tracing::warn!(vm = %spec.vm.short(), event = event.name, data = %event.data, "trouble in \
+            the guest");
     }
-    matches!(&*event.name, "STOP" | "RESUME" | "SHUTDOWN" | "RESET" | "MIGRATION" | "GUEST_PANICKED" | "SUSPEND" | "WAKEUP")
+    matches!(
+        &*event.name,
+        "STOP"
+            | "RESUME"
+            | "SHUTDOWN"
+            | "RESET"
+            | "MIGRATION"
+            | "GUEST_PANICKED"
+            | "SUSPEND"
+            | "WAKEUP"
+    )
 }

@@ -1,9 +1,10 @@
 //! The QEMU driver: guests as QEMU 10 processes that outlive the daemon, steered over QMP.
 //!
-//! `command` says what a guest is made of, [`crate::jail`] what it may touch, `machine` how it lives, `migration` how it
-//! moves, `moving` how far that got, `checkpoint` how it is copied while it runs, `probe` whether the host's KVM is real.
-//! Everything a later daemon needs to take a guest up again lies in the run directory (QEMU's pid file, its monitor and
-//! console sockets, the console's log) or in QEMU itself.
+//! `command` says what a guest is made of, [`crate::jail`] what it may touch, `machine` how it
+//! lives, `migration` how it moves, `moving` how far that got, `checkpoint` how it is copied while
+//! it runs, `probe` whether the host's KVM is real. Everything a later daemon needs to take a guest
+//! up again lies in the run directory (QEMU's pid file, its monitor and console sockets, the
+//! console's log) or in QEMU itself.
 
 mod checkpoint;
 mod command;
@@ -64,28 +65,52 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// The driver that keeps what it learns about this host in `state_dir`. `accel` forces an accelerator; else the host
-    /// is probed by booting `probe`, and without one [`Accel::Tcg`] is taken.
+    /// The driver that keeps what it learns about this host in `state_dir`. `accel` forces an
+    /// accelerator; else the host is probed by booting `probe`, and without one [`Accel::Tcg`] is
+    /// taken.
     pub fn new(state_dir: impl Into<PathBuf>, accel: Option<Accel>, probe: Option<Probe>) -> Self {
-        Self { state_dir: state_dir.into(), forced: accel, probe, verdict: tokio::sync::OnceCell::new() }
+        Self {
+            state_dir: state_dir.into(),
+            forced: accel,
+            probe,
+            verdict: tokio::sync::OnceCell::new(),
+        }
     }
 
-    async fn spawn(&self, spec: &MachineSpec, start: &Start, jail: &Jail) -> Result<Process, Error> {
+    async fn spawn(
+        &self,
+        spec: &MachineSpec,
+        start: &Start,
+        jail: &Jail,
+    ) -> Result<Process, Error> {
         let accel = self.accel().await?;
         let disk = image::info(&spec.disk).await?;
         if disk.format != "qcow2" {
-            return Err(Error::Refused(format!("{} is {}, and a VM's own disk must be qcow2", spec.disk.display(), disk.format)));
+            return Err(Error::Refused(format!(
+                "{} is {}, and a VM's own disk must be qcow2",
+                spec.disk.display(),
+                disk.format
+            )));
         }
         let reading = open("open the disk", OpenOptions::new().read(true), &spec.disk)?;
-        let writing = open("open the disk", OpenOptions::new().read(true).write(true), &spec.disk)?;
+        let writing = open(
+            "open the disk",
+            OpenOptions::new().read(true).write(true),
+            &spec.disk,
+        )?;
         let below = match &disk.backing {
-            Some(path) => {
-                Some((open("open the disk's image", OpenOptions::new().read(true), path)?, image::standalone(path).await?.format))
-            }
+            Some(path) => Some((
+                open("open the disk's image", OpenOptions::new().read(true), path)?,
+                image::standalone(path).await?.format,
+            )),
             None => None,
         };
         let kvm = match accel {
-            Accel::Kvm => Some(open("open KVM", OpenOptions::new().read(true).write(true), Path::new(probe::KVM))?),
+            Accel::Kvm => Some(open(
+                "open KVM",
+                OpenOptions::new().read(true).write(true),
+                Path::new(probe::KVM),
+            )?),
             Accel::Tcg => None,
         };
         let tap = tap::open(&spec.tap, spec.mtu)?;
@@ -101,14 +126,34 @@ impl Qemu {
 
         let log_path = spec.run_dir.join(LOG);
         let log = File::create(&log_path).map_err(io_at("open QEMU's log", &log_path))?;
-        let errors = log.try_clone().map_err(io_at("open QEMU's log", &log_path))?;
+        let errors = log
+            .try_clone()
+            .map_err(io_at("open QEMU's log", &log_path))?;
         let mut command = tokio::process::Command::new(PROGRAM);
-        command.args(command::arguments(spec, accel, start, fds)).current_dir(&spec.run_dir).env_clear().env("PATH", path_of_programs());
+        command
+            .args(command::arguments(spec, accel, start, fds))
+            .current_dir(&spec.run_dir)
+            .env_clear()
+            .env("PATH", path_of_programs());
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        jail.enter(&mut command, &Limits { cpus: spec.cpus, memory_mib: spec.memory_mib }, inherit);
+        jail.enter(
+            &mut command,
+            &Limits {
+                cpus: spec.cpus,
+                memory_mib: spec.memory_mib,
+            },
+            inherit,
+        );
         let mut child = command.spawn().map_err(|e| match e.kind() {
-            ErrorKind::NotFound => Error::Missing { program: PROGRAM, hint: image::HINT },
-            _ => Error::Io { step: "start QEMU", path: PROGRAM.into(), source: e },
+            ErrorKind::NotFound => Error::Missing {
+                program: PROGRAM,
+                hint: image::HINT,
+            },
+            _ => Error::Io {
+                step: "start QEMU",
+                path: PROGRAM.into(),
+                source: e,
+            },
         })?;
         let process = child.id().and_then(|pid| Process::of(pid as i32));
         // Reaps it; the process is not killed when this daemon, and the task, end.
@@ -118,9 +163,19 @@ impl Qemu {
 
     fn died(&self, spec: &MachineSpec) -> Error {
         let text = fs::read_to_string(spec.run_dir.join(LOG)).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().map(|line| line.trim_start_matches("qemu-system-x86_64: ")).collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .map(|line| line.trim_start_matches("qemu-system-x86_64: "))
+            .collect();
         let detail = lines[lines.len().saturating_sub(5)..].join("; ");
-        Error::Hypervisor { step: "start QEMU", detail: if detail.is_empty() { "it ended without a word".to_owned() } else { detail } }
+        Error::Hypervisor {
+            step: "start QEMU",
+            detail: if detail.is_empty() {
+                "it ended without a word".to_owned()
+            } else {
+                detail
+            },
+        }
     }
 
     async fn monitor(&self, spec: &MachineSpec, process: Process) -> Result<Qmp, Error> {
@@ -129,13 +184,20 @@ impl Qemu {
             loop {
                 match Qmp::connect(&socket).await {
                     Ok(qmp) => return Ok(qmp),
-                    Err(_) if process.is_alive() => tokio::time::sleep(Duration::from_millis(5)).await,
+                    Err(_) if process.is_alive() => {
+                        tokio::time::sleep(Duration::from_millis(5)).await
+                    }
                     Err(_) => return Err(self.died(spec)),
                 }
             }
         };
-        let late = Error::TimedOut { step: "start QEMU", seconds: START_PATIENCE.as_secs() };
-        tokio::time::timeout(START_PATIENCE, connect).await.unwrap_or(Err(late))
+        let late = Error::TimedOut {
+            step: "start QEMU",
+            seconds: START_PATIENCE.as_secs(),
+        };
+        tokio::time::timeout(START_PATIENCE, connect)
+            .await
+            .unwrap_or(Err(late))
     }
 }
 
@@ -145,11 +207,19 @@ impl Hypervisor for Qemu {
         if let Some(accel) = self.forced {
             return Ok(accel);
         }
-        let verdict = self.verdict.get_or_try_init(|| probe::verdict(&self.state_dir, self.probe.as_ref())).await?;
+        let verdict = self
+            .verdict
+            .get_or_try_init(|| probe::verdict(&self.state_dir, self.probe.as_ref()))
+            .await?;
         Ok(*verdict)
     }
 
-    async fn create_disk(&self, image: &Path, disk: &Path, size_bytes: Option<u64>) -> Result<(), Error> {
+    async fn create_disk(
+        &self,
+        image: &Path,
+        disk: &Path,
+        size_bytes: Option<u64>,
+    ) -> Result<(), Error> {
         image::create_over(image, disk, size_bytes).await
     }
 
@@ -160,7 +230,10 @@ impl Hypervisor for Qemu {
     async fn check_image(&self, image: &Path) -> Result<u64, Error> {
         let path = image.to_owned();
         let recognized = tokio::task::spawn_blocking(move || image_file::recognize(&path)).await;
-        recognized.map_err(|e| Error::Hypervisor { step: "read the disk image", detail: chain(&e) })??;
+        recognized.map_err(|e| Error::Hypervisor {
+            step: "read the disk image",
+            detail: chain(&e),
+        })??;
         let info = image::standalone(image).await?;
         image::check_whole(image, &info).await?;
         Ok(info.virtual_size)
@@ -171,25 +244,41 @@ impl Hypervisor for Qemu {
     }
 
     async fn launch(&self, spec: &MachineSpec, start: Start) -> Result<Arc<dyn Machine>, Error> {
-        fs::create_dir_all(&spec.run_dir).map_err(io_at("make the run directory", &spec.run_dir))?;
+        fs::create_dir_all(&spec.run_dir)
+            .map_err(io_at("make the run directory", &spec.run_dir))?;
         let tag = command::tag(spec);
         if Process::find(&spec.run_dir, &tag).is_some() {
             return Err(Error::Refused(format!("{} is running already", spec.name)));
         }
-        for stale in [command::QMP_SOCKET, command::CONSOLE_SOCKET, command::CONSOLE_LOG, migration::RAM_SOCKET, migration::DISK_SOCKET] {
+        for stale in [
+            command::QMP_SOCKET,
+            command::CONSOLE_SOCKET,
+            command::CONSOLE_LOG,
+            migration::RAM_SOCKET,
+            migration::DISK_SOCKET,
+        ] {
             let _ = fs::remove_file(spec.run_dir.join(stale));
         }
         let jail = Arc::new(Jail::of(&tag, &spec.run_dir));
-        jail.own(&spec.run_dir).map_err(io_at("set up the run directory", &spec.run_dir))?;
+        jail.own(&spec.run_dir)
+            .map_err(io_at("set up the run directory", &spec.run_dir))?;
         let process = self.spawn(spec, &start, &jail).await?;
         // From here on a failure must not leave the process behind.
         let started = async {
-            let machine = QemuMachine::new(spec.clone(), self.monitor(spec, process).await?, process, jail.clone()).await?;
+            let machine = QemuMachine::new(
+                spec.clone(),
+                self.monitor(spec, process).await?,
+                process,
+                jail.clone(),
+            )
+            .await?;
             if let Start::Checkpoint(ram) = &start {
-                checkpoint::load(&machine, ram, LOAD_PATIENCE).await.map_err(|e| match process.is_alive() {
-                    true => e,
-                    false => self.died(spec),
-                })?;
+                checkpoint::load(&machine, ram, LOAD_PATIENCE)
+                    .await
+                    .map_err(|e| match process.is_alive() {
+                        true => e,
+                        false => self.died(spec),
+                    })?;
             }
             Ok(machine)
         };
@@ -202,7 +291,9 @@ impl Hypervisor for Qemu {
                 return Err(error);
             }
         };
-        tracing::info!(vm = %spec.vm.short(), name = spec.name, pid = process.pid(), ?start, "guest started");
+        tracing::info!(
+            vm = %spec.vm.short(), name = spec.name, pid = process.pid(), ?start, "guest started"
+        );
         Ok(Arc::new(machine))
     }
 
@@ -214,12 +305,15 @@ impl Hypervisor for Qemu {
             return Ok(None);
         };
         let qmp = self.monitor(spec, process).await?;
-        // A move may be given up or be over; whoever waited for a checkpoint is gone with its files.
+        // A move may be given up or be over; whoever waited for a checkpoint is gone with its
+        // files.
         if let Err(error) = checkpoint::abandon(&qmp).await {
-            tracing::warn!(vm = %spec.vm.short(), error = %chain(&error), "a checkpoint that was interrupted could not be cleared away");
+            tracing::warn!(vm = %spec.vm.short(), error = %chain(&error), "a checkpoint that was \
+                interrupted could not be cleared away");
         }
         let machine = QemuMachine::new(spec.clone(), qmp, process, jail).await?;
-        tracing::info!(vm = %spec.vm.short(), name = spec.name, pid = process.pid(), "guest taken up again");
+        tracing::info!(vm = %spec.vm.short(), name = spec.name, pid = process.pid(), "guest taken \
+            up again");
         Ok(Some(Arc::new(machine)))
     }
 }

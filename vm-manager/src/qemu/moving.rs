@@ -1,10 +1,13 @@
-//! How far a move of a guest has come on its source, and what of one is still in QEMU when the daemon that began it was killed.
+//! How far a move of a guest has come on its source, and what of one is still in QEMU when the
+//! daemon that began it was killed.
 //!
-//! A later daemon has no other memory than QEMU's: the mirror's target stays a block node until it is removed, and the
-//! state of the last migration stays readable for good. Two things make the latter ambiguous, and are told apart here:
-//! - Checkpoints and arriving guests are migrations to QEMU as well. Only a move stops before the switch-over, and the
-//!   capabilities stay as the last one set them.
-//! - `completed` and `failed` do not go away. A guest that does not stand where a migration left it was taken back since.
+//! A later daemon has no other memory than QEMU's: the mirror's target stays a block node until it
+//! is removed, and the state of the last migration stays readable for good. Two things make the
+//! latter ambiguous, and are told apart here:
+//! - Checkpoints and arriving guests are migrations to QEMU as well. Only a move stops before the
+//!   switch-over, and the capabilities stay as the last one set them.
+//! - `completed` and `failed` do not go away. A guest that does not stand where a migration left it
+//!   was taken back since.
 
 use super::{migration::REMOTE, qmp::Qmp};
 use crate::Error;
@@ -18,7 +21,8 @@ pub(super) const PAUSES: &str = "pause-before-switchover";
 pub(super) struct Moving {
     pub(super) mirror: bool,
     pub(super) ram: bool,
-    /// Whether the guest ran when RAM began to move, and so is to run again if the move is given up.
+    /// Whether the guest ran when RAM began to move, and so is to run again if the move is given
+    /// up.
     pub(super) ran: Option<bool>,
     pub(super) listening: bool,
 }
@@ -30,18 +34,27 @@ impl Moving {
 
     /// What QEMU still has of a move. `capabilities` are those of [`capabilities_set`].
     pub(super) async fn left_in(qmp: &Qmp, capabilities: &[String]) -> Result<Self, Error> {
-        let nodes = qmp.run("query-named-block-nodes", json!({ "flat": true })).await?;
+        let nodes = qmp
+            .run("query-named-block-nodes", json!({ "flat": true }))
+            .await?;
         let exports = qmp.run("query-block-exports", json!({})).await?;
         let migration = qmp.run("query-migrate", json!({})).await?;
         let guest = qmp.run("query-status", json!({})).await?;
-        let (migration, guest) = (migration["status"].as_str().unwrap_or("none"), guest["status"].as_str().unwrap_or_default());
+        let (migration, guest) = (
+            migration["status"].as_str().unwrap_or("none"),
+            guest["status"].as_str().unwrap_or_default(),
+        );
         let ram = capabilities.iter().any(|c| c == PAUSES) && is_open(migration, guest);
         Ok(Self {
-            mirror: nodes.as_array().is_some_and(|nodes| nodes.iter().any(|node| node["node-name"] == REMOTE)),
+            mirror: nodes
+                .as_array()
+                .is_some_and(|nodes| nodes.iter().any(|node| node["node-name"] == REMOTE)),
             ram,
             // Whoever paused it before, or since, lets it go again as well.
             ran: ram.then_some(guest != "paused"),
-            listening: exports.as_array().is_some_and(|exports| !exports.is_empty()),
+            listening: exports
+                .as_array()
+                .is_some_and(|exports| !exports.is_empty()),
         })
     }
 }
@@ -58,8 +71,16 @@ fn is_open(migration: &str, guest: &str) -> bool {
 /// The migration capabilities that are on.
 pub(super) async fn capabilities_set(qmp: &Qmp) -> Result<Vec<String>, Error> {
     let all = qmp.run("query-migrate-capabilities", json!({})).await?;
-    let on = |c: &Value| c["capability"].as_str().filter(|_| c["state"] == true).map(str::to_owned);
-    Ok(all.as_array().map(|all| all.iter().filter_map(on).collect()).unwrap_or_default())
+    let on = |c: &Value| {
+        c["capability"]
+            .as_str()
+            .filter(|_| c["state"] == true)
+            .map(str::to_owned)
+    };
+    Ok(all
+        .as_array()
+        .map(|all| all.iter().filter_map(on).collect())
+        .unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -68,12 +89,29 @@ mod tests {
 
     #[test]
     fn an_ended_migration_is_open_only_while_the_guest_stands_where_it_left_it() {
-        for migration in ["setup", "active", "pre-switchover", "device", "cancelling", "postcopy-active", "one of QEMU 42"] {
-            assert!(is_open(migration, "running") && is_open(migration, "finish-migrate"), "{migration}");
+        for migration in [
+            "setup",
+            "active",
+            "pre-switchover",
+            "device",
+            "cancelling",
+            "postcopy-active",
+            "one of QEMU 42",
+        ] {
+            assert!(
+                is_open(migration, "running") && is_open(migration, "finish-migrate"),
+                "{migration}"
+            );
         }
         for ended in ["completed", "failed"] {
-            assert!(is_open(ended, "postmigrate") && is_open(ended, "finish-migrate"), "{ended}");
-            assert!(!is_open(ended, "running") && !is_open(ended, "paused"), "{ended}");
+            assert!(
+                is_open(ended, "postmigrate") && is_open(ended, "finish-migrate"),
+                "{ended}"
+            );
+            assert!(
+                !is_open(ended, "running") && !is_open(ended, "paused"),
+                "{ended}"
+            );
         }
         assert!(!is_open("none", "running") && !is_open("cancelled", "paused"));
     }

@@ -1,7 +1,8 @@
 //! Whether this host's KVM really runs guests.
 //!
-//! `/dev/kvm` proves nothing: on a host that is itself a guest without nested paging, KVM makes a VM, the firmware runs,
-//! and Linux hangs right after it. So a small Linux is booted on KVM once per boot of the host, and the verdict is kept.
+//! `/dev/kvm` proves nothing: on a host that is itself a guest without nested paging, KVM makes a
+//! VM, the firmware runs, and Linux hangs right after it. So a small Linux is booted on KVM once
+//! per boot of the host, and the verdict is kept.
 
 use super::{PROGRAM, image::HINT, path_of_programs};
 use crate::{Error, error::io_at, hypervisor::Accel};
@@ -32,7 +33,8 @@ pub enum Probe {
         /// The text that proves it.
         says: String,
     },
-    /// A Linux kernel alone; that it complains about the missing root file system proves that it ran.
+    /// A Linux kernel alone; that it complains about the missing root file system proves that it
+    /// ran.
     Kernel(PathBuf),
 }
 
@@ -49,7 +51,9 @@ pub(crate) async fn verdict(state_dir: &Path, probe: Option<&Probe>) -> Result<A
     }
     let path = state_dir.join(FILE);
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let known = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Verdict>(&bytes).ok());
+    let known = fs::read(&path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Verdict>(&bytes).ok());
     if let Some(known) = known.filter(|v| v.boot_id == boot_id) {
         return Ok(known.accel);
     }
@@ -57,7 +61,11 @@ pub(crate) async fn verdict(state_dir: &Path, probe: Option<&Probe>) -> Result<A
         tracing::info!("there is /dev/kvm, but nothing to probe it with: guests run translated");
         return Ok(Accel::Tcg);
     };
-    let accel = if boots(probe, "kvm").await? { Accel::Kvm } else { Accel::Tcg };
+    let accel = if boots(probe, "kvm").await? {
+        Accel::Kvm
+    } else {
+        Accel::Tcg
+    };
     tracing::info!(?accel, "probed this host's KVM");
     fs::create_dir_all(state_dir).map_err(io_at("remember the probe's verdict", state_dir))?;
     let bytes = serde_json::to_vec(&Verdict { boot_id, accel }).unwrap_or_default();
@@ -75,23 +83,56 @@ async fn boots(probe: &Probe, accel: &str) -> Result<bool, Error> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .kill_on_drop(true);
-    command.args(["-machine", "q35", "-accel", accel, "-m", "128M", "-nodefaults", "-no-user-config", "-no-reboot"]);
-    command.args(["-display", "none", "-serial", "stdio", "-snapshot", "-sandbox", crate::jail::SECCOMP]);
+    command.args([
+        "-machine",
+        "q35",
+        "-accel",
+        accel,
+        "-m",
+        "128M",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+    ]);
+    command.args([
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-snapshot",
+        "-sandbox",
+        crate::jail::SECCOMP,
+    ]);
     let says = match probe {
         Probe::Image { path, says } => {
-            command.arg("-drive").arg(format!("if=virtio,file={}", path.display().to_string().replace(',', ",,")));
+            command.arg("-drive").arg(format!(
+                "if=virtio,file={}",
+                path.display().to_string().replace(',', ",,")
+            ));
             says.clone()
         }
         Probe::Kernel(path) => {
-            command.arg("-kernel").arg(path).args(["-append", "console=ttyS0 panic=-1"]);
+            command
+                .arg("-kernel")
+                .arg(path)
+                .args(["-append", "console=ttyS0 panic=-1"]);
             "VFS: ".to_owned()
         }
     };
     let mut child = command.spawn().map_err(|e| match e.kind() {
-        ErrorKind::NotFound => Error::Missing { program: PROGRAM, hint: HINT },
-        _ => Error::Io { step: "probe this host's KVM", path: PROGRAM.into(), source: e },
+        ErrorKind::NotFound => Error::Missing {
+            program: PROGRAM,
+            hint: HINT,
+        },
+        _ => Error::Io {
+            step: "probe this host's KVM",
+            path: PROGRAM.into(),
+            source: e,
+        },
     })?;
-    let Some(mut output) = child.stdout.take() else { return Ok(false) };
+    let Some(mut output) = child.stdout.take() else {
+        return Ok(false);
+    };
     let listen = async {
         let (mut heard, mut buffer) = (Vec::new(), [0; 4096]);
         loop {
@@ -104,7 +145,9 @@ async fn boots(probe: &Probe, accel: &str) -> Result<bool, Error> {
             }
         }
     };
-    let came_up = tokio::time::timeout(PATIENCE, listen).await.unwrap_or(false);
+    let came_up = tokio::time::timeout(PATIENCE, listen)
+        .await
+        .unwrap_or(false);
     let _ = child.kill().await;
     Ok(came_up)
 }
@@ -116,10 +159,22 @@ mod tests {
     #[tokio::test]
     async fn a_verdict_holds_until_the_host_boots_again() {
         let dir = tempfile::tempdir().unwrap();
-        let store =
-            |boot_id: String| fs::write(dir.path().join(FILE), serde_json::to_vec(&Verdict { boot_id, accel: Accel::Kvm }).unwrap());
+        let store = |boot_id: String| {
+            fs::write(
+                dir.path().join(FILE),
+                serde_json::to_vec(&Verdict {
+                    boot_id,
+                    accel: Accel::Kvm,
+                })
+                .unwrap(),
+            )
+        };
         store(fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap()).unwrap();
-        let expected = if Path::new(KVM).exists() { Accel::Kvm } else { Accel::Tcg };
+        let expected = if Path::new(KVM).exists() {
+            Accel::Kvm
+        } else {
+            Accel::Tcg
+        };
         assert_eq!(verdict(dir.path(), None).await.unwrap(), expected);
         store("another boot".into()).unwrap();
         assert_eq!(verdict(dir.path(), None).await.unwrap(), Accel::Tcg);

@@ -1,8 +1,8 @@
 //! Which process a guest is, told apart from another one that happens to have its number.
 //!
-//! QEMU writes its own pid file, so a daemon killed between fork and its first note still finds the guest. The number
-//! alone proves nothing after a reboot or a wrap-around: the process must also carry the VM's id in its arguments and
-//! stand in the guest's run directory.
+//! QEMU writes its own pid file, so a daemon killed between fork and its first note still finds the
+//! guest. The number alone proves nothing after a reboot or a wrap-around: the process must also
+//! carry the VM's id in its arguments and stand in the guest's run directory.
 
 use crate::{Error, error::io_at, hypervisor::MachineStats};
 use nix::{
@@ -26,13 +26,20 @@ pub(crate) struct Process {
 impl Process {
     /// The live process of the guest in `run_dir` whose arguments name `tag`, if there is one.
     pub(crate) fn find(run_dir: &Path, tag: &str) -> Option<Self> {
-        let pid = fs::read_to_string(run_dir.join(PID_FILE)).ok()?.trim().parse().ok()?;
+        let pid = fs::read_to_string(run_dir.join(PID_FILE))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
         let process = Self::of(pid)?;
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         if !String::from_utf8_lossy(&arguments).contains(tag) {
             return None;
         }
-        let (there, here) = (fs::metadata(format!("/proc/{pid}/cwd")).ok()?, fs::metadata(run_dir).ok()?);
+        let (there, here) = (
+            fs::metadata(format!("/proc/{pid}/cwd")).ok()?,
+            fs::metadata(run_dir).ok()?,
+        );
         (there.ino() == here.ino() && there.dev() == here.dev()).then_some(process)
     }
 
@@ -41,7 +48,10 @@ impl Process {
         let fields = stat(pid)?;
         // A zombie is dead already.
         (fields.first()? != "Z").then_some(())?;
-        Some(Self { pid, started: fields.get(19)?.parse().ok()? })
+        Some(Self {
+            pid,
+            started: fields.get(19)?.parse().ok()?,
+        })
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -71,13 +81,29 @@ impl Process {
 
     /// What it has consumed.
     pub(crate) fn stats(&self) -> Result<MachineStats, Error> {
-        let gone = || Error::Hypervisor { step: "read the guest's statistics", detail: "its process has ended".to_owned() };
-        let fields = stat(self.pid).filter(|_| self.is_alive()).ok_or_else(gone)?;
-        let ticks: u64 = [11, 12].iter().filter_map(|&i| fields.get(i)?.parse::<u64>().ok()).sum();
+        let gone = || Error::Hypervisor {
+            step: "read the guest's statistics",
+            detail: "its process has ended".to_owned(),
+        };
+        let fields = stat(self.pid)
+            .filter(|_| self.is_alive())
+            .ok_or_else(gone)?;
+        let ticks: u64 = [11, 12]
+            .iter()
+            .filter_map(|&i| fields.get(i)?.parse::<u64>().ok())
+            .sum();
         let path = format!("/proc/{}/statm", self.pid);
-        let statm = fs::read_to_string(&path).map_err(io_at("read the guest's statistics", path))?;
-        let pages: u64 = statm.split(' ').nth(1).and_then(|f| f.parse().ok()).unwrap_or(0);
-        Ok(MachineStats { cpu_time: Duration::from_millis(ticks * 1000 / per_second()), resident_bytes: pages * page_bytes() })
+        let statm =
+            fs::read_to_string(&path).map_err(io_at("read the guest's statistics", path))?;
+        let pages: u64 = statm
+            .split(' ')
+            .nth(1)
+            .and_then(|f| f.parse().ok())
+            .unwrap_or(0);
+        Ok(MachineStats {
+            cpu_time: Duration::from_millis(ticks * 1000 / per_second()),
+            resident_bytes: pages * page_bytes(),
+        })
     }
 }
 
@@ -89,11 +115,19 @@ fn stat(pid: i32) -> Option<Vec<String>> {
 }
 
 fn per_second() -> u64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(100)
+    nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
+        .ok()
+        .flatten()
+        .and_then(|n| u64::try_from(n).ok())
+        .unwrap_or(100)
 }
 
 fn page_bytes() -> u64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(4096)
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|n| u64::try_from(n).ok())
+        .unwrap_or(4096)
 }
 
 #[cfg(test)]
@@ -103,7 +137,11 @@ mod tests {
     #[test]
     fn a_foreign_process_with_the_number_of_a_dead_guest_is_not_taken_for_it() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(PID_FILE), format!("{}\n", std::process::id())).unwrap();
+        fs::write(
+            dir.path().join(PID_FILE),
+            format!("{}\n", std::process::id()),
+        )
+        .unwrap();
         assert_eq!(Process::find(dir.path(), "vm-of-nobody"), None);
         assert!(Process::of(std::process::id() as i32).is_some_and(|p| p.is_alive()));
     }

@@ -1,12 +1,15 @@
 //! A QMP connection: commands in, answers and events out, file descriptors passed along.
 //!
-//! Why not the typed `qapi` crate: its connection ends for good at an event that its schema (QEMU 9.0) does not know
-//! and at an answer whose caller has gone away, and both are ordinary here (QEMU is newer; callers time out). What a
-//! hypervisor answers is therefore read field by field from JSON, and what is unknown is passed over.
+//! Why not the typed `qapi` crate: its connection ends for good at an event that its schema (QEMU
+//! 9.0) does not know and at an answer whose caller has gone away, and both are ordinary here (QEMU
+//! is newer; callers time out). What a hypervisor answers is therefore read field by field from
+//! JSON, and what is unknown is passed over.
 //!
 //! Traps of QMP itself, met here:
-//! - A monitor socket serves one client; a second one hangs in the backlog. So one [`Qmp`] a guest, shared.
-//! - A descriptor sent with `SCM_RIGHTS` belongs to the next `getfd`/`add-fd`: the writer's lock is held until the answer.
+//! - A monitor socket serves one client; a second one hangs in the backlog. So one [`Qmp`] a guest,
+//!   shared.
+//! - A descriptor sent with `SCM_RIGHTS` belongs to the next `getfd`/`add-fd`: the writer's lock is
+//!   held until the answer.
 //! - Events come for every cause: subscribe *before* the command whose effect is awaited.
 
 use crate::Error;
@@ -67,14 +70,29 @@ impl Qmp {
         let (read, write) = connect_unix(path).await?.into_split();
         let mut lines = BufReader::new(read);
         let mut greeting = String::new();
-        tokio::time::timeout(PATIENCE, lines.read_line(&mut greeting)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        tokio::time::timeout(PATIENCE, lines.read_line(&mut greeting))
+            .await
+            .map_err(|_| io::ErrorKind::TimedOut)??;
         if !greeting.contains("\"QMP\"") {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "no QMP greeting"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "no QMP greeting",
+            ));
         }
-        let shared = Arc::new(Shared { pending: Mutex::default(), events: broadcast::channel(EVENTS).0, closed: watch::channel(false).0 });
+        let shared = Arc::new(Shared {
+            pending: Mutex::default(),
+            events: broadcast::channel(EVENTS).0,
+            closed: watch::channel(false).0,
+        });
         tokio::spawn(read_all(lines, shared.clone()));
-        let qmp = Self { writer: Arc::new(tokio::sync::Mutex::new(write)), next: Arc::default(), shared };
-        qmp.run("qmp_capabilities", json!({})).await.map_err(|e| io::Error::other(chain(&e)))?;
+        let qmp = Self {
+            writer: Arc::new(tokio::sync::Mutex::new(write)),
+            next: Arc::default(),
+            shared,
+        };
+        qmp.run("qmp_capabilities", json!({}))
+            .await
+            .map_err(|e| io::Error::other(chain(&e)))?;
         Ok(qmp)
     }
 
@@ -89,58 +107,94 @@ impl Qmp {
     }
 
     /// Executes a command and returns what it returned.
-    pub(crate) async fn run(&self, command: &'static str, arguments: Value) -> Result<Value, Error> {
+    pub(crate) async fn run(
+        &self,
+        command: &'static str,
+        arguments: Value,
+    ) -> Result<Value, Error> {
         self.send(command, arguments, None).await
     }
 
     /// Gives QEMU a descriptor under `name`, for `fd:` addresses.
     pub(crate) async fn give_fd(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
-        self.send("getfd", json!({ "fdname": name }), Some(fd)).await.map(drop)
+        self.send("getfd", json!({ "fdname": name }), Some(fd))
+            .await
+            .map(drop)
     }
 
     /// Makes a new descriptor set of `fd`, named `/dev/fdset/<n>` to QEMU, and returns n.
     pub(crate) async fn add_fd(&self, fd: &OwnedFd) -> Result<u64, Error> {
         let answer = self.send("add-fd", json!({}), Some(fd.as_fd())).await?;
-        answer["fdset-id"].as_u64().ok_or_else(|| refused("add-fd", "no fdset-id in the answer"))
+        answer["fdset-id"]
+            .as_u64()
+            .ok_or_else(|| refused("add-fd", "no fdset-id in the answer"))
     }
 
     /// Adds `fd` to the descriptor set `set`: QEMU takes the one whose access mode fits.
     pub(crate) async fn extend_fd_set(&self, set: u64, fd: &OwnedFd) -> Result<(), Error> {
-        self.send("add-fd", json!({ "fdset-id": set }), Some(fd.as_fd())).await.map(drop)
+        self.send("add-fd", json!({ "fdset-id": set }), Some(fd.as_fd()))
+            .await
+            .map(drop)
     }
 
-    async fn send(&self, command: &'static str, arguments: Value, fd: Option<BorrowedFd<'_>>) -> Result<Value, Error> {
+    async fn send(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, Error> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
         let (tx, rx) = oneshot::channel();
-        self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(id, tx);
+        self.shared
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, tx);
         let exchange = async {
             let writer = self.writer.lock().await;
             if *self.shared.closed.borrow() {
                 return Err("the guest's process has ended".to_owned());
             }
-            write_all(&writer, line.as_bytes(), fd).await.map_err(|e| format!("cannot write to the monitor: {e}"))?;
+            write_all(&writer, line.as_bytes(), fd)
+                .await
+                .map_err(|e| format!("cannot write to the monitor: {e}"))?;
             // Held until the answer only when a descriptor travels along.
             let _held = fd.map(|_| writer);
-            rx.await.unwrap_or_else(|_| Err("the guest's process has ended".to_owned()))
+            rx.await
+                .unwrap_or_else(|_| Err("the guest's process has ended".to_owned()))
         };
         let result = tokio::time::timeout(PATIENCE, exchange).await;
-        self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.shared
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
         match result {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(detail)) => Err(Error::Hypervisor { step: command, detail }),
-            Err(_) => Err(Error::TimedOut { step: command, seconds: PATIENCE.as_secs() }),
+            Ok(Err(detail)) => Err(Error::Hypervisor {
+                step: command,
+                detail,
+            }),
+            Err(_) => Err(Error::TimedOut {
+                step: command,
+                seconds: PATIENCE.as_secs(),
+            }),
         }
     }
 }
 
 /// An answer that QEMU should not have given.
 pub(crate) fn refused(step: &'static str, detail: impl Into<String>) -> Error {
-    Error::Hypervisor { step, detail: detail.into() }
+    Error::Hypervisor {
+        step,
+        detail: detail.into(),
+    }
 }
 
-/// Waits for the first event that `pick` takes, up to `patience`. `None` when it has not come, or may have been missed.
+/// Waits for the first event that `pick` takes, up to `patience`. `None` when it has not come, or
+/// may have been missed.
 pub(crate) async fn wait_for<T>(
     events: &mut broadcast::Receiver<Event>,
     patience: Duration,
@@ -166,12 +220,18 @@ pub async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     if path.as_os_str().len() < 100 {
         return UnixStream::connect(path).await;
     }
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return UnixStream::connect(path).await };
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return UnixStream::connect(path).await;
+    };
     let dir = std::fs::File::open(dir)?;
     UnixStream::connect(Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name)).await
 }
 
-async fn write_all(writer: &OwnedWriteHalf, mut bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+async fn write_all(
+    writer: &OwnedWriteHalf,
+    mut bytes: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let stream: &UnixStream = writer.as_ref();
     let fds: Vec<i32> = fd.iter().map(AsRawFd::as_raw_fd).collect();
     let mut rights: &[i32] = &fds;
@@ -179,8 +239,18 @@ async fn write_all(writer: &OwnedWriteHalf, mut bytes: &[u8], fd: Option<Borrowe
         let sent = stream
             .async_io(Interest::WRITABLE, || {
                 let control = [ControlMessage::ScmRights(rights)];
-                let control = if rights.is_empty() { &control[..0] } else { &control[..] };
-                Ok(sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?)
+                let control = if rights.is_empty() {
+                    &control[..0]
+                } else {
+                    &control[..]
+                };
+                Ok(sendmsg::<()>(
+                    stream.as_raw_fd(),
+                    &[IoSlice::new(bytes)],
+                    control,
+                    MsgFlags::MSG_NOSIGNAL,
+                    None,
+                )?)
             })
             .await?;
         rights = &[];
@@ -198,22 +268,42 @@ async fn read_all(mut lines: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
         line.clear();
     }
     shared.closed.send_replace(true);
-    shared.pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    shared
+        .pending
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clear();
 }
 
-/// One message of QEMU's: an event for whoever listens, or the answer to a command whose caller may have gone.
+/// One message of QEMU's: an event for whoever listens, or the answer to a command whose caller may
+/// have gone.
 fn take(mut message: Value, shared: &Shared) {
     if let Some(name) = message["event"].as_str() {
-        let event = Event { name: name.to_owned(), data: message["data"].clone() };
+        let event = Event {
+            name: name.to_owned(),
+            data: message["data"].clone(),
+        };
         tracing::trace!(name = event.name, data = %event.data, "event");
         let _ = shared.events.send(event);
         return;
     }
-    let Some(id) = message["id"].as_u64() else { return };
-    let Some(caller) = shared.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) else { return };
+    let Some(id) = message["id"].as_u64() else {
+        return;
+    };
+    let Some(caller) = shared
+        .pending
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .remove(&id)
+    else {
+        return;
+    };
     let answer = match message.get_mut("return") {
         Some(value) => Ok(value.take()),
-        None => Err(message["error"]["desc"].as_str().unwrap_or("an error without a description").to_owned()),
+        None => Err(message["error"]["desc"]
+            .as_str()
+            .unwrap_or("an error without a description")
+            .to_owned()),
     };
     let _ = caller.send(answer);
 }
@@ -228,11 +318,19 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            stream.write_all(b"{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\", \"future\"]}}\n").await.unwrap();
+            stream
+                .write_all(
+                    b"{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\", \"future\"]}}\n",
+                )
+                .await
+                .unwrap();
             let mut reader = BufReader::new(&mut stream);
             let mut line = String::new();
             reader.read_line(&mut line).await.unwrap();
-            stream.write_all(b"{\"return\": {}, \"id\": 0}\n").await.unwrap();
+            stream
+                .write_all(b"{\"return\": {}, \"id\": 0}\n")
+                .await
+                .unwrap();
             stream
         });
         (Qmp::connect(&path).await.unwrap(), server.await.unwrap())
@@ -243,17 +341,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (qmp, mut server) = pair(dir.path()).await;
         let mut events = qmp.subscribe();
-        server.write_all(b"not json\n{\"event\": \"OF_QEMU_42\", \"data\": {\"x\": 1}}\n{\"return\": {}, \"id\": 999}\n").await.unwrap();
-        let seen = wait_for(&mut events, Duration::from_secs(5), |e| (e.name == "OF_QEMU_42").then(|| e.data["x"].as_u64())).await;
+        server
+            .write_all(
+                b"not json\n{\"event\": \"OF_QEMU_42\", \"data\": {\"x\": \
+            1}}\n{\"return\": {}, \"id\": 999}\n",
+            )
+            .await
+            .unwrap();
+        let seen = wait_for(&mut events, Duration::from_secs(5), |e| {
+            (e.name == "OF_QEMU_42").then(|| e.data["x"].as_u64())
+        })
+        .await;
         assert_eq!(seen, Some(Some(1)));
         let call = tokio::spawn({
             let qmp = qmp.clone();
             async move { qmp.run("query-status", json!({})).await }
         });
-        server.write_all(b"{\"return\": {\"status\": \"running\"}, \"id\": 1}\n").await.ok();
-        // The answer may overtake the question in this arrangement; a second one with the same id is then the orphan.
+        server
+            .write_all(b"{\"return\": {\"status\": \"running\"}, \"id\": 1}\n")
+            .await
+            .ok();
+        // The answer may overtake the question in this arrangement; a second one with the same id
+        // is then the orphan.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        server.write_all(b"{\"return\": {\"status\": \"running\"}, \"id\": 1}\n").await.ok();
+        server
+            .write_all(b"{\"return\": {\"status\": \"running\"}, \"id\": 1}\n")
+            .await
+            .ok();
         assert_eq!(call.await.unwrap().unwrap()["status"], "running");
     }
 
@@ -267,7 +381,13 @@ mod tests {
         });
         tokio::time::sleep(Duration::from_millis(20)).await;
         drop(server);
-        assert!(matches!(call.await.unwrap(), Err(Error::Hypervisor { step: "query-status", .. })));
+        assert!(matches!(
+            call.await.unwrap(),
+            Err(Error::Hypervisor {
+                step: "query-status",
+                ..
+            })
+        ));
         assert!(*qmp.closed().borrow());
         assert!(qmp.run("stop", json!({})).await.is_err());
     }

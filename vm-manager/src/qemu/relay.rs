@@ -1,9 +1,10 @@
 //! Opens the target's disk in a process beside the guest's QEMU.
 //!
-//! QEMU opens an NBD node in its main loop, the one that also serves the guest's network card and disk, and negotiating
-//! NBD takes some five round trips: on a path of 200 ms the guest's devices would stand still for a second before the
-//! move has even begun. So QEMU's own storage daemon opens the far disk, waits as long as it takes, and offers it again
-//! on a socket of this host, which QEMU opens in no time. Each write still is answered by the far side only.
+//! QEMU opens an NBD node in its main loop, the one that also serves the guest's network card and
+//! disk, and negotiating NBD takes some five round trips: on a path of 200 ms the guest's devices
+//! would stand still for a second before the move has even begun. So QEMU's own storage daemon
+//! opens the far disk, waits as long as it takes, and offers it again on a socket of this host,
+//! which QEMU opens in no time. Each write still is answered by the far side only.
 //!
 //! The daemon lives in the guest's jail and ends with the move, or with us.
 
@@ -36,27 +37,52 @@ pub(super) struct Relay {
 
 impl Relay {
     /// Opens the NBD export `export` behind the local socket `disk`, and offers it again.
-    pub(super) async fn start(run_dir: &Path, jail: &Jail, limits: &Limits, disk: &Path, export: &str) -> Result<Self, Error> {
+    pub(super) async fn start(
+        run_dir: &Path,
+        jail: &Jail,
+        limits: &Limits,
+        disk: &Path,
+        export: &str,
+    ) -> Result<Self, Error> {
         let (socket, ready, log) = (run_dir.join(SOCKET), run_dir.join(READY), run_dir.join(LOG));
         for left in [&socket, &ready] {
             match fs::remove_file(left) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at("clear an earlier relay away", left)(e)),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_at("clear an earlier relay away", left)(e));
+                }
                 _ => {}
             }
         }
         // Its user may not be able to walk to the socket: we connect, and hand the connection over.
-        let far = connect_unix(disk).await.map_err(io_at("connect to the target's disk", disk))?;
+        let far = connect_unix(disk)
+            .await
+            .map_err(io_at("connect to the target's disk", disk))?;
         let fd = far.as_raw_fd();
         let node = json!({ "driver": "nbd", "node-name": "far", "export": export, "discard": "unmap",
             "server": { "type": "fd", "str": fd.to_string() } });
         let output = fs::File::create(&log).map_err(io_at("open the relay's log", &log))?;
-        let errors = output.try_clone().map_err(io_at("open the relay's log", &log))?;
+        let errors = output
+            .try_clone()
+            .map_err(io_at("open the relay's log", &log))?;
         let mut command = tokio::process::Command::new(PROGRAM);
         command.args(["--blockdev", &node.to_string()]);
-        command.args(["--nbd-server", &format!("addr.type=unix,addr.path={SOCKET}")]);
-        command.args(["--export", &format!("type=nbd,id=far,node-name=far,name={},writable=on", export.replace(',', ",,"))]);
+        command.args([
+            "--nbd-server",
+            &format!("addr.type=unix,addr.path={SOCKET}"),
+        ]);
+        command.args([
+            "--export",
+            &format!(
+                "type=nbd,id=far,node-name=far,name={},writable=on",
+                export.replace(',', ",,")
+            ),
+        ]);
         command.args(["--pidfile", READY]);
-        command.current_dir(run_dir).env_clear().env("PATH", path_of_programs()).kill_on_drop(true);
+        command
+            .current_dir(run_dir)
+            .env_clear()
+            .env("PATH", path_of_programs())
+            .kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         jail.enter(&mut command, limits, vec![fd]);
         let end_with_us = || {
@@ -67,27 +93,54 @@ impl Relay {
         // SAFETY: one plain system call between fork and exec.
         unsafe { command.pre_exec(end_with_us) };
         let mut child = command.spawn().map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => Error::Missing { program: PROGRAM, hint: HINT },
-            _ => Error::Io { step: "start the disk's relay", path: PROGRAM.into(), source: e },
+            io::ErrorKind::NotFound => Error::Missing {
+                program: PROGRAM,
+                hint: HINT,
+            },
+            _ => Error::Io {
+                step: "start the disk's relay",
+                path: PROGRAM.into(),
+                source: e,
+            },
         })?;
         drop(far);
         let opened = async {
             while !ready.exists() {
-                if child.try_wait().map_err(io_at("watch the disk's relay", &log))?.is_some() {
-                    let detail = fs::read_to_string(&log).unwrap_or_default().trim().to_owned();
-                    return Err(Error::Hypervisor { step: "open the target's disk", detail });
+                if child
+                    .try_wait()
+                    .map_err(io_at("watch the disk's relay", &log))?
+                    .is_some()
+                {
+                    let detail = fs::read_to_string(&log)
+                        .unwrap_or_default()
+                        .trim()
+                        .to_owned();
+                    return Err(Error::Hypervisor {
+                        step: "open the target's disk",
+                        detail,
+                    });
                 }
                 tokio::time::sleep(LOOK).await;
             }
             Ok(())
         };
-        let limit = Error::TimedOut { step: "open the target's disk", seconds: PATIENCE.as_secs() };
-        tokio::time::timeout(PATIENCE, opened).await.map_err(|_| limit)??;
-        Ok(Self { _child: child, socket })
+        let limit = Error::TimedOut {
+            step: "open the target's disk",
+            seconds: PATIENCE.as_secs(),
+        };
+        tokio::time::timeout(PATIENCE, opened)
+            .await
+            .map_err(|_| limit)??;
+        Ok(Self {
+            _child: child,
+            socket,
+        })
     }
 
     /// A connection to the disk.
     pub(super) async fn connect(&self) -> Result<UnixStream, Error> {
-        connect_unix(&self.socket).await.map_err(io_at("connect to the disk's relay", &self.socket))
+        connect_unix(&self.socket)
+            .await
+            .map_err(io_at("connect to the disk's relay", &self.socket))
     }
 }

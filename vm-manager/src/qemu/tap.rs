@@ -1,7 +1,8 @@
 //! The TAP interface that a guest's port ends in.
 //!
-//! It is not persistent: QEMU holds its only descriptor, so the interface goes with the guest, however that ends.
-//! The kernel must not speak on it (the daemon answers the guest), so it gets no address, IPv6 autoconfiguration included.
+//! It is not persistent: QEMU holds its only descriptor, so the interface goes with the guest,
+//! however that ends. The kernel must not speak on it (the daemon answers the guest), so it gets no
+//! address, IPv6 autoconfiguration included.
 
 use crate::{Error, error::io_at};
 use std::{
@@ -18,28 +19,54 @@ nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
 nix::ioctl_read_bad!(get_flags, libc::SIOCGIFFLAGS, libc::ifreq);
 
-/// Creates or takes up the interface `name`, up, and returns the descriptor that QEMU reads and writes frames by.
+/// Creates or takes up the interface `name`, up, and returns the descriptor that QEMU reads and
+/// writes frames by.
 pub(crate) fn open(name: &str, mtu: u16) -> Result<OwnedFd, Error> {
     let mut request = request(name)?;
-    let tun = OpenOptions::new().read(true).write(true).open(TUN).map_err(io_at("open the TUN device", TUN))?;
-    let at = |step| move |e: nix::Error| Error::Io { step, path: name.into(), source: io::Error::from(e) };
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let tun = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(TUN)
+        .map_err(io_at("open the TUN device", TUN))?;
+    let at = |step| {
+        move |e: nix::Error| Error::Io {
+            step,
+            path: name.into(),
+            source: io::Error::from(e),
+        }
+    };
+    request.ifr_ifru.ifru_flags =
+        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: TUNSETIFF reads one ifreq, which `request` is and which outlives the call.
-    unsafe { tunsetiff(tun.as_raw_fd(), &raw const request as nix::sys::ioctl::ioctl_param_type) }.map_err(at("create the guest's TAP"))?;
-    // Before it goes up, or the kernel already sends router solicitations into the guest.
-    let sysctl = Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6");
-    if sysctl.exists() {
-        fs::write(&sysctl, "1").map_err(io_at("keep the kernel's IPv6 off the guest's TAP", &sysctl))?;
+    unsafe {
+        tunsetiff(
+            tun.as_raw_fd(),
+            &raw const request as nix::sys::ioctl::ioctl_param_type,
+        )
     }
-    let control = std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("[::1]:0"));
+    .map_err(at("create the guest's TAP"))?;
+    // Before it goes up, or the kernel already sends router solicitations into the guest.
+    let sysctl = Path::new("/proc/sys/net/ipv6/conf")
+        .join(name)
+        .join("disable_ipv6");
+    if sysctl.exists() {
+        fs::write(&sysctl, "1")
+            .map_err(io_at("keep the kernel's IPv6 off the guest's TAP", &sysctl))?;
+    }
+    let control =
+        std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("[::1]:0"));
     let control = control.map_err(io_at("set up the guest's TAP", name))?;
     request.ifr_ifru.ifru_mtu = i32::from(mtu);
-    // SAFETY: each of these reads or fills the one ifreq given, with the union member that its number names.
+    // SAFETY: each of these reads or fills the one ifreq given, with the union member that its
+    // number names.
     unsafe {
-        set_mtu(control.as_raw_fd(), &raw const request).map_err(at("set the MTU of the guest's TAP"))?;
-        get_flags(control.as_raw_fd(), &raw mut request).map_err(at("read the flags of the guest's TAP"))?;
+        set_mtu(control.as_raw_fd(), &raw const request)
+            .map_err(at("set the MTU of the guest's TAP"))?;
+        get_flags(control.as_raw_fd(), &raw mut request)
+            .map_err(at("read the flags of the guest's TAP"))?;
         request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
-        set_flags(control.as_raw_fd(), &raw const request).map_err(at("bring the guest's TAP up"))?;
+        set_flags(control.as_raw_fd(), &raw const request)
+            .map_err(at("bring the guest's TAP up"))?;
     }
     Ok(tun.into())
 }
@@ -47,9 +74,12 @@ pub(crate) fn open(name: &str, mtu: u16) -> Result<OwnedFd, Error> {
 fn request(name: &str) -> Result<libc::ifreq, Error> {
     // SAFETY: ifreq is plain data, of which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    let fits = !name.is_empty() && name.len() < request.ifr_name.len() && !name.contains(['/', '\0', ' ']);
+    let fits =
+        !name.is_empty() && name.len() < request.ifr_name.len() && !name.contains(['/', '\0', ' ']);
     if !fits {
-        return Err(Error::Refused(format!("'{name}' is no interface name: 1 to 15 characters without spaces and slashes")));
+        return Err(Error::Refused(format!(
+            "'{name}' is no interface name: 1 to 15 characters without spaces and slashes"
+        )));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;

@@ -5,7 +5,8 @@ use crate::{Error, hypervisor::Progress};
 use async_trait::async_trait;
 use p2pvm_overlay::{MemberId, chain};
 use p2pvm_snapshot_sync::{
-    self as sync, Checkpoint, ChunkStore, Exchange, Images, Kind, Manifest, ManifestId, Replication, ReplicationState, file::ImportOptions,
+    self as sync, Checkpoint, ChunkStore, Exchange, Images, Kind, Manifest, ManifestId,
+    Replication, ReplicationState, file::ImportOptions,
 };
 use std::{
     future::Future,
@@ -35,7 +36,10 @@ impl ChunkVault {
 }
 
 fn failed(step: &'static str) -> impl FnOnce(sync::Error) -> Error {
-    move |error| Error::Chunks { step, detail: chain(&error) }
+    move |error| Error::Chunks {
+        step,
+        detail: chain(&error),
+    }
 }
 
 /// Runs work that reads or writes files on the pool for such work.
@@ -43,17 +47,26 @@ async fn blocking<T: Send + 'static>(
     step: &'static str,
     work: impl FnOnce() -> Result<T, sync::Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(|e| Error::Chunks { step, detail: e.to_string() })?;
+    let done = tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::Chunks {
+            step,
+            detail: e.to_string(),
+        })?;
     done.map_err(failed(step))
 }
 
 /// Runs `work` and passes its progress on as bytes of the present phase.
-async fn followed<T>(progress: &watch::Sender<Progress>, work: impl AsyncFnOnce(&watch::Sender<sync::Progress>) -> T) -> T {
+async fn followed<T>(
+    progress: &watch::Sender<Progress>,
+    work: impl AsyncFnOnce(&watch::Sender<sync::Progress>) -> T,
+) -> T {
     let (sender, mut seen) = watch::channel(sync::Progress::default());
     let follow = async {
         while seen.changed().await.is_ok() {
             let now = *seen.borrow_and_update();
-            progress.send_modify(|p| (p.done_bytes, p.total_bytes) = (now.done_bytes, now.total_bytes));
+            progress
+                .send_modify(|p| (p.done_bytes, p.total_bytes) = (now.done_bytes, now.total_bytes));
         }
         std::future::pending::<()>().await;
     };
@@ -69,12 +82,27 @@ async fn first<T>(work: impl Future<Output = T>, follow: impl Future<Output = ()
 
 #[async_trait]
 impl Vault for ChunkVault {
-    async fn import_image(&self, file: &Path, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error> {
-        followed(progress, async |p| self.images.import(file, p).await).await.map_err(failed("taking the image in"))
+    async fn import_image(
+        &self,
+        file: &Path,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<ManifestId, Error> {
+        followed(progress, async |p| self.images.import(file, p).await)
+            .await
+            .map_err(failed("taking the image in"))
     }
 
-    async fn ensure_image(&self, image: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<PathBuf, Error> {
-        followed(progress, async |p| self.images.ensure_local(image, providers, p).await).await.map_err(failed("having the image here"))
+    async fn ensure_image(
+        &self,
+        image: ManifestId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<PathBuf, Error> {
+        followed(progress, async |p| {
+            self.images.ensure_local(image, providers, p).await
+        })
+        .await
+        .map_err(failed("having the image here"))
     }
 
     async fn has_image(&self, image: ManifestId) -> bool {
@@ -82,20 +110,42 @@ impl Vault for ChunkVault {
     }
 
     async fn images(&self) -> Result<Vec<ManifestId>, Error> {
-        self.images.list().await.map_err(failed("listing the images"))
+        self.images
+            .list()
+            .await
+            .map_err(failed("listing the images"))
     }
 
-    async fn drop_image(&self, image: ManifestId, unused: &(dyn Fn() -> bool + Send + Sync)) -> Result<bool, Error> {
-        self.images.remove_if(image, unused).await.map_err(failed("letting the image go"))
+    async fn drop_image(
+        &self,
+        image: ManifestId,
+        unused: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<bool, Error> {
+        self.images
+            .remove_if(image, unused)
+            .await
+            .map_err(failed("letting the image go"))
     }
 
-    async fn store(&self, instant: &Instant, progress: &watch::Sender<Progress>) -> Result<ManifestId, Error> {
+    async fn store(
+        &self,
+        instant: &Instant,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<ManifestId, Error> {
         let step = "storing the snapshot";
         let chunks = self.chunks();
         // The holds of what was imported live until the pin has taken over.
         let mut imported = Vec::new();
-        for (path, kind) in instant.ram.iter().map(|path| (path, Kind::Ram)).chain([(&instant.disk, Kind::Disk)]) {
-            let file = followed(progress, async |p| sync::import_file(&chunks, path, ImportOptions::new(kind), p).await).await;
+        for (path, kind) in instant
+            .ram
+            .iter()
+            .map(|path| (path, Kind::Ram))
+            .chain([(&instant.disk, Kind::Disk)])
+        {
+            let file = followed(progress, async |p| {
+                sync::import_file(&chunks, path, ImportOptions::new(kind), p).await
+            })
+            .await;
             imported.push(file.map_err(failed(step))?);
         }
         let checkpoint = Checkpoint {
@@ -104,7 +154,10 @@ impl Vault for ChunkVault {
             taken: instant.taken,
             epoch: instant.epoch,
             ram: instant.ram.as_ref().and(imported.first()).map(|f| f.id),
-            disk: imported.last().map(|f| f.id).ok_or_else(|| Error::Chunks { step, detail: "no disk was stored".into() })?,
+            disk: imported.last().map(|f| f.id).ok_or_else(|| Error::Chunks {
+                step,
+                detail: "no disk was stored".into(),
+            })?,
             image: Some(instant.image),
             spec: instant.spec.clone(),
         };
@@ -121,12 +174,23 @@ impl Vault for ChunkVault {
     async fn keeps(&self, id: ManifestId) -> Result<bool, Error> {
         let chunks = self.chunks();
         let pins = blocking("listing the snapshots", move || chunks.pins()).await?;
-        Ok(pins.iter().any(|(pinned, label)| *pinned == id && label == PIN))
+        Ok(pins
+            .iter()
+            .any(|(pinned, label)| *pinned == id && label == PIN))
     }
 
-    async fn fetch(&self, id: ManifestId, providers: &[MemberId], progress: &watch::Sender<Progress>) -> Result<Checkpoint, Error> {
+    async fn fetch(
+        &self,
+        id: ManifestId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Checkpoint, Error> {
         let step = "fetching the snapshot";
-        let report = followed(progress, async |p| self.exchange.fetch(id, providers, p).await).await.map_err(failed(step))?;
+        let report = followed(progress, async |p| {
+            self.exchange.fetch(id, providers, p).await
+        })
+        .await
+        .map_err(failed(step))?;
         let chunks = self.chunks();
         let checkpoint = blocking(step, move || {
             chunks.pin(id, PIN)?;
@@ -137,7 +201,13 @@ impl Vault for ChunkVault {
         checkpoint
     }
 
-    async fn export(&self, file: ManifestId, providers: &[MemberId], to: &Path, progress: &watch::Sender<Progress>) -> Result<(), Error> {
+    async fn export(
+        &self,
+        file: ManifestId,
+        providers: &[MemberId],
+        to: &Path,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error> {
         let (step, chunks) = ("writing a file of the snapshot", self.chunks());
         let reading = chunks.clone();
         let attempt = async |p: &watch::Sender<sync::Progress>| {
@@ -156,9 +226,17 @@ impl Vault for ChunkVault {
         done.await.map_err(failed(step))
     }
 
-    async fn replicate(&self, id: ManifestId, wanted: usize, candidates: Vec<MemberId>) -> Result<watch::Receiver<Copies>, Error> {
+    async fn replicate(
+        &self,
+        id: ManifestId,
+        wanted: usize,
+        candidates: Vec<MemberId>,
+    ) -> Result<watch::Receiver<Copies>, Error> {
         let me = self.exchange.me();
-        let (sender, copies) = watch::channel(Copies { durability: Durability::Local, providers: vec![me] });
+        let (sender, copies) = watch::channel(Copies {
+            durability: Durability::Local,
+            providers: vec![me],
+        });
         if candidates.is_empty() {
             return Ok(copies);
         }
@@ -174,7 +252,10 @@ impl Vault for ChunkVault {
                     _ => Durability::Replicating { done, wanted },
                 };
                 sender.send_if_modified(|copies| {
-                    let new = Copies { durability, providers: std::iter::once(me).chain(holders).collect() };
+                    let new = Copies {
+                        durability,
+                        providers: std::iter::once(me).chain(holders).collect(),
+                    };
                     let changed = *copies != new;
                     *copies = new;
                     changed
@@ -193,7 +274,8 @@ impl Vault for ChunkVault {
         blocking("letting the snapshot go", move || chunks.unpin(id, PIN)).await?;
         for provider in providers.iter().filter(|p| **p != self.exchange.me()) {
             if let Err(e) = self.exchange.release(id, PIN, *provider).await {
-                tracing::info!(provider = %provider.short(), error = %chain(&e), "a copy of a deleted snapshot stays there");
+                tracing::info!(provider = %provider.short(), error = %chain(&e), "a copy of a \
+                    deleted snapshot stays there");
             }
         }
         Ok(())

@@ -1,13 +1,13 @@
-//! A hypervisor whose guests are a number each, and a world that sees all of them: it counts how many guests
-//! of one VM run at any instant, and lets a test strike at any step of a move.
+//! A hypervisor whose guests are a number each, and a world that sees all of them: it counts how
+//! many guests of one VM run at any instant, and lets a test strike at any step of a move.
 
 use async_trait::async_trait;
 use p2pvm_overlay::{BoxStream, MemberId, VmId};
 use p2pvm_vm_manager::{
     Error,
     hypervisor::{
-        Accel, CheckpointFiles, Halt, Hypervisor, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions, MigrationReport,
-        Progress, RunState, Start,
+        Accel, CheckpointFiles, Halt, Hypervisor, IncomingSockets, Machine, MachineSpec,
+        MachineStats, MigrateOptions, MigrationReport, Progress, RunState, Start,
     },
 };
 use std::{
@@ -61,12 +61,22 @@ impl World {
     /// The hosts, their daemons alive, on which a guest of the VM executes.
     pub fn running(&self, vm: VmId) -> Vec<MemberId> {
         let unheard = lock(&self.unheard).clone();
-        let running = |m: &&Arc<FakeMachine>| m.spec.vm == vm && *m.state.borrow() == RunState::Running && !unheard.contains(&m.host);
-        lock(&self.machines).iter().filter(running).map(|m| m.host).collect()
+        let running = |m: &&Arc<FakeMachine>| {
+            m.spec.vm == vm && *m.state.borrow() == RunState::Running && !unheard.contains(&m.host)
+        };
+        lock(&self.machines)
+            .iter()
+            .filter(running)
+            .map(|m| m.host)
+            .collect()
     }
 
     pub fn machine(&self, vm: VmId, host: MemberId) -> Option<Arc<FakeMachine>> {
-        lock(&self.machines).iter().rev().find(|m| m.spec.vm == vm && m.host == host && *m.state.borrow() != RunState::Stopped).cloned()
+        lock(&self.machines)
+            .iter()
+            .rev()
+            .find(|m| m.spec.vm == vm && m.host == host && *m.state.borrow() != RunState::Stopped)
+            .cloned()
     }
 
     /// The host loses power.
@@ -79,13 +89,22 @@ impl World {
     async fn at(&self, step: Step, host: MemberId) -> Result<(), Error> {
         let trap = {
             let mut trap = lock(&self.trap);
-            if trap.as_ref().is_some_and(|(s, _)| *s == step) { trap.take() } else { None }
+            if trap.as_ref().is_some_and(|(s, _)| *s == step) {
+                trap.take()
+            } else {
+                None
+            }
         };
         if let Some((_, sender)) = trap {
             let (answer, decision) = oneshot::channel();
             sender.send((step, host, answer)).await.unwrap();
             match decision.await {
-                Ok(true) => return Err(Error::Hypervisor { step: "striking", detail: format!("{step:?} fails") }),
+                Ok(true) => {
+                    return Err(Error::Hypervisor {
+                        step: "striking",
+                        detail: format!("{step:?} fails"),
+                    });
+                }
                 Ok(false) => {}
                 // The one who waits here is dead.
                 Err(_) => std::future::pending().await,
@@ -116,7 +135,11 @@ impl FakeMachine {
     /// The guest stands still, or ends, by itself.
     pub fn halt(&self, why: Halt) {
         *lock(&self.halt) = Some(why);
-        self.state.send_replace(if why == Halt::PoweredOff { RunState::Stopped } else { RunState::Paused });
+        self.state.send_replace(if why == Halt::PoweredOff {
+            RunState::Stopped
+        } else {
+            RunState::Paused
+        });
     }
 
     fn run(&self) {
@@ -138,7 +161,12 @@ impl Hypervisor for FakeHypervisor {
     async fn accel(&self) -> Result<Accel, Error> {
         Ok(Accel::Tcg)
     }
-    async fn create_disk(&self, image: &Path, disk: &Path, _size: Option<u64>) -> Result<(), Error> {
+    async fn create_disk(
+        &self,
+        image: &Path,
+        disk: &Path,
+        _size: Option<u64>,
+    ) -> Result<(), Error> {
         assert!(image.exists());
         fs::write(disk, b"a disk").unwrap();
         Ok(())
@@ -176,19 +204,30 @@ impl Hypervisor for FakeHypervisor {
             }
             Start::Checkpoint(ram) => {
                 let bytes = fs::read(ram).unwrap();
-                machine.memory.store(u64::from_be_bytes(bytes[..8].try_into().unwrap()), Ordering::SeqCst);
+                machine.memory.store(
+                    u64::from_be_bytes(bytes[..8].try_into().unwrap()),
+                    Ordering::SeqCst,
+                );
             }
         }
         Ok(machine)
     }
     async fn adopt(&self, spec: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error> {
-        let alive = |m: &&Arc<FakeMachine>| m.host == self.host && m.spec == *spec && *m.state.borrow() != RunState::Stopped;
-        Ok(lock(&self.world.machines).iter().find(alive).map(|m| m.clone() as Arc<dyn Machine>))
+        let alive = |m: &&Arc<FakeMachine>| {
+            m.host == self.host && m.spec == *spec && *m.state.borrow() != RunState::Stopped
+        };
+        Ok(lock(&self.world.machines)
+            .iter()
+            .find(alive)
+            .map(|m| m.clone() as Arc<dyn Machine>))
     }
 }
 
 fn broken(e: std::io::Error) -> Error {
-    Error::Hypervisor { step: "the migration's stream", detail: e.to_string() }
+    Error::Hypervisor {
+        step: "the migration's stream",
+        detail: e.to_string(),
+    }
 }
 
 #[async_trait]
@@ -227,7 +266,11 @@ impl Machine for FakeMachine {
         Ok(Box::new(tokio::io::duplex(64).0))
     }
     async fn incoming(&self) -> Result<IncomingSockets, Error> {
-        Ok(IncomingSockets { ram: self.socket("in-ram.sock"), disk: self.socket("in-disk.sock"), export: "disk".into() })
+        Ok(IncomingSockets {
+            ram: self.socket("in-ram.sock"),
+            disk: self.socket("in-disk.sock"),
+            export: "disk".into(),
+        })
     }
     async fn finish_incoming(&self) -> Result<(), Error> {
         self.world.at(Step::FinishIncoming, self.host).await?;
@@ -244,13 +287,19 @@ impl Machine for FakeMachine {
             let mut word = [0; 8];
             stream.read_exact(&mut word).await.map_err(broken)?;
             stream.read_exact(&mut word).await.map_err(broken)?;
-            self.memory.store(u64::from_be_bytes(word), Ordering::SeqCst);
+            self.memory
+                .store(u64::from_be_bytes(word), Ordering::SeqCst);
             self.state.send_replace(RunState::Paused);
             Ok(())
         };
         tokio::select! { done = memory => done, failed = mirror => failed }
     }
-    async fn mirror(&self, disk: &Path, export: &str, _progress: &watch::Sender<Progress>) -> Result<(), Error> {
+    async fn mirror(
+        &self,
+        disk: &Path,
+        export: &str,
+        _progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error> {
         assert_eq!(export, "disk");
         self.world.at(Step::Mirror, self.host).await?;
         let mut stream = UnixStream::connect(disk).await.map_err(broken)?;
@@ -259,7 +308,12 @@ impl Machine for FakeMachine {
         stream.read_exact(&mut word).await.map_err(broken)?;
         Ok(())
     }
-    async fn migrate_until_paused(&self, ram: &Path, _options: MigrateOptions, _progress: &watch::Sender<Progress>) -> Result<(), Error> {
+    async fn migrate_until_paused(
+        &self,
+        ram: &Path,
+        _options: MigrateOptions,
+        _progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error> {
         let mut stream = UnixStream::connect(ram).await.map_err(broken)?;
         stream.write_all(&[1; 8]).await.map_err(broken)?;
         self.world.at(Step::Ram, self.host).await?;
@@ -272,21 +326,37 @@ impl Machine for FakeMachine {
         self.world.at(Step::SwitchOver, self.host).await?;
         let mut outgoing = self.outgoing.lock().await;
         let stream = outgoing.as_mut().unwrap();
-        stream.write_all(&self.memory.load(Ordering::SeqCst).to_be_bytes()).await.map_err(broken)?;
+        stream
+            .write_all(&self.memory.load(Ordering::SeqCst).to_be_bytes())
+            .await
+            .map_err(broken)?;
         stream.flush().await.map_err(broken)?;
         self.world.at(Step::HandedOver, self.host).await?;
-        Ok(MigrationReport { total_ms: 20_000, downtime_ms: 5, ram_bytes: 16, rounds: 1 })
+        Ok(MigrationReport {
+            total_ms: 20_000,
+            downtime_ms: 5,
+            ram_bytes: 16,
+            rounds: 1,
+        })
     }
     async fn cancel_migration(&self) -> Result<(), Error> {
         *self.outgoing.lock().await = None;
         self.run();
         Ok(())
     }
-    async fn checkpoint(&self, dir: &Path, _progress: &watch::Sender<Progress>) -> Result<CheckpointFiles, Error> {
+    async fn checkpoint(
+        &self,
+        dir: &Path,
+        _progress: &watch::Sender<Progress>,
+    ) -> Result<CheckpointFiles, Error> {
         let (ram, disk) = (dir.join("ram"), dir.join("disk"));
         let memory = self.memory.load(Ordering::SeqCst).to_be_bytes();
         fs::write(&ram, memory).unwrap();
         fs::write(&disk, [b"disk ", &memory[..]].concat()).unwrap();
-        Ok(CheckpointFiles { ram, disk, pause: Duration::from_millis(3) })
+        Ok(CheckpointFiles {
+            ram,
+            disk,
+            pause: Duration::from_millis(3),
+        })
     }
 }

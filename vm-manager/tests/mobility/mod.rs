@@ -1,6 +1,10 @@
-//! A network of hosts in one process: real records, voters and chunks over an in-memory fabric; fake ports;
-//! fake guests in virtual time, or QEMU's in real time.
-#![allow(dead_code, missing_docs, reason = "shared by several test programs, each of which uses a part")]
+//! A network of hosts in one process: real records, voters and chunks over an in-memory fabric;
+//! fake ports; fake guests in virtual time, or QEMU's in real time.
+#![allow(
+    dead_code,
+    missing_docs,
+    reason = "shared by several test programs, each of which uses a part"
+)]
 
 pub mod fake;
 pub mod spans;
@@ -43,10 +47,21 @@ pub struct FakePort {
 
 #[async_trait]
 impl Port for FakePort {
-    async fn claim(&self, keys: &KeyPair, _name: &str, _epoch: Epoch) -> Result<GuestAddress, Error> {
+    async fn claim(
+        &self,
+        keys: &KeyPair,
+        _name: &str,
+        _epoch: Epoch,
+    ) -> Result<GuestAddress, Error> {
         let id = keys.vm_id().0;
         let mac = [2, 0, id[0], id[1], id[2], id[3]];
-        Ok(GuestAddress { v4: [10, 7, id[0], id[1]].into(), prefix: 16, v6: Ipv6Addr::LOCALHOST, mac, mtu: 1340 })
+        Ok(GuestAddress {
+            v4: [10, 7, id[0], id[1]].into(),
+            prefix: 16,
+            v6: Ipv6Addr::LOCALHOST,
+            mac,
+            mtu: 1340,
+        })
     }
     async fn renew(&self, _: &KeyPair, _: &Definition, _: Epoch) -> Result<(), Error> {
         Ok(())
@@ -57,8 +72,16 @@ impl Port for FakePort {
     async fn release(&self, _: &KeyPair, _: &Definition) -> Result<(), Error> {
         Ok(())
     }
-    async fn attach(&self, spec: &MachineSpec, _: &GuestAddress, epoch: Epoch) -> Result<(), Error> {
-        self.attached.lock().unwrap().insert(spec.vm, (epoch, false));
+    async fn attach(
+        &self,
+        spec: &MachineSpec,
+        _: &GuestAddress,
+        epoch: Epoch,
+    ) -> Result<(), Error> {
+        self.attached
+            .lock()
+            .unwrap()
+            .insert(spec.vm, (epoch, false));
         Ok(())
     }
     async fn detach(&self, vm: VmId) -> Result<(), Error> {
@@ -77,7 +100,13 @@ impl Port for FakePort {
     async fn recall(&self, _: &GuestAddress, _: Epoch) -> Result<(), Error> {
         Ok(())
     }
-    async fn announce(&self, keys: &KeyPair, _: &Definition, holder: MemberId, epoch: Epoch) -> Result<(), Error> {
+    async fn announce(
+        &self,
+        keys: &KeyPair,
+        _: &Definition,
+        holder: MemberId,
+        epoch: Epoch,
+    ) -> Result<(), Error> {
         let mut announced = self.peers.announced.lock().unwrap();
         let known = announced.entry(keys.vm_id()).or_insert((epoch, holder));
         if epoch > known.0 {
@@ -135,18 +164,35 @@ impl Lab {
     }
 
     async fn build(n: usize, dir: tempfile::TempDir, image: PathBuf, real_guests: bool) -> Self {
-        let (net, world, peers) = (MemoryNet::new(Duration::from_millis(25)), Arc::new(World::default()), Arc::new(Peers::default()));
+        let (net, world, peers) = (
+            MemoryNet::new(Duration::from_millis(25)),
+            Arc::new(World::default()),
+            Arc::new(Peers::default()),
+        );
         let sites = (0..n).map(|i| Site {
             identity: Arc::new(Identity::generate()),
             dir: dir.path().join(i.to_string()),
             store: Arc::default(),
-            port: Arc::new(FakePort { peers: peers.clone(), attached: Mutex::default() }),
+            port: Arc::new(FakePort {
+                peers: peers.clone(),
+                attached: Mutex::default(),
+            }),
             daemon: None,
         });
         let sites: Vec<_> = sites.collect();
         let spans = Spans::default();
         let traces = (0..n).map(|i| spans.of(i)).collect();
-        let mut lab = Self { net, world, peers, sites, spans, traces, image, real_guests, _dir: dir };
+        let mut lab = Self {
+            net,
+            world,
+            peers,
+            sites,
+            spans,
+            traces,
+            image,
+            real_guests,
+            _dir: dir,
+        };
         let ids: Vec<_> = lab.sites.iter().map(Site::me).collect();
         for id in ids {
             lab.net.add(id);
@@ -172,12 +218,23 @@ impl Lab {
         let fabric: Arc<dyn Fabric> = net.add(site.me());
         let dht = Dht::start(fabric.clone(), site.store.clone(), DhtOptions::default());
         std::fs::create_dir_all(&site.dir).unwrap();
-        let voter = Voter::start(&fabric, site.identity.clone(), VoterLog::open(&site.dir.join("votes")).unwrap());
-        let exchange = Exchange::start(fabric.clone(), ChunkStore::open(site.dir.join("chunks")).unwrap(), ExchangeOptions::default());
+        let voter = Voter::start(
+            &fabric,
+            site.identity.clone(),
+            VoterLog::open(&site.dir.join("votes")).unwrap(),
+        );
+        let exchange = Exchange::start(
+            fabric.clone(),
+            ChunkStore::open(site.dir.join("chunks")).unwrap(),
+            ExchangeOptions::default(),
+        );
         let images = Arc::new(Images::open(exchange.clone(), site.dir.join("images")).unwrap());
         let hypervisor: Arc<dyn Hypervisor> = match self.real_guests {
             true => Arc::new(Qemu::new(&site.dir, Some(Accel::Tcg), None)),
-            false => Arc::new(FakeHypervisor { host: site.identity.member_id(), world }),
+            false => Arc::new(FakeHypervisor {
+                host: site.identity.member_id(),
+                world,
+            }),
         };
         let parts = Parts {
             fabric: fabric.clone(),
@@ -188,7 +245,9 @@ impl Lab {
             port: site.port.clone(),
             traces: self.traces[i].clone(),
         };
-        let host = Host::open(parts, HostOptions::default(), &site.dir).await.unwrap();
+        let host = Host::open(parts, HostOptions::default(), &site.dir)
+            .await
+            .unwrap();
         site.daemon = Some((host, dht, voter));
         self.world.unheard.lock().unwrap().remove(&self.me(i));
     }
@@ -218,17 +277,37 @@ impl Lab {
 
     /// A running VM on member `i`, its memory 42.
     pub async fn vm(&self, i: usize, name: &str) -> VmId {
-        let new = NewVm { name: name.into(), image: ImageSource::File(self.image.clone()), cpus: 1, memory_mib: 64, disk_bytes: None };
-        let vm = self.host(i).create(new, &watch::Sender::default()).await.unwrap().definition.vm;
+        let new = NewVm {
+            name: name.into(),
+            image: ImageSource::File(self.image.clone()),
+            cpus: 1,
+            memory_mib: 64,
+            disk_bytes: None,
+        };
+        let vm = self
+            .host(i)
+            .create(new, &watch::Sender::default())
+            .await
+            .unwrap()
+            .definition
+            .vm;
         self.host(i).start(name).await.unwrap();
-        self.world.machine(vm, self.me(i)).unwrap().memory.store(42, std::sync::atomic::Ordering::SeqCst);
+        self.world
+            .machine(vm, self.me(i))
+            .unwrap()
+            .memory
+            .store(42, std::sync::atomic::Ordering::SeqCst);
         vm
     }
 
     /// How many pins and image files member `i` has.
     pub fn kept(&self, i: usize) -> (usize, usize) {
         let dir = &self.sites[i].dir;
-        let pins = ChunkStore::open(dir.join("chunks")).unwrap().pins().unwrap().len();
+        let pins = ChunkStore::open(dir.join("chunks"))
+            .unwrap()
+            .pins()
+            .unwrap()
+            .len();
         (pins, std::fs::read_dir(dir.join("images")).unwrap().count())
     }
 
@@ -250,28 +329,41 @@ impl Lab {
         receiver
     }
 
-    /// Waits until exactly `wanted` runs the VM and the overlay knows it there, at most ten minutes of virtual time.
+    /// Waits until exactly `wanted` runs the VM and the overlay knows it there, at most ten minutes
+    /// of virtual time.
     pub async fn settles_on(&self, vm: VmId, wanted: &[usize], context: &str) -> usize {
         for _ in 0..1200 {
             let running = self.world.running(vm);
             assert!(running.len() <= 1, "{context}: {running:?}");
             if let Some(i) = wanted.iter().copied().find(|i| running == [self.me(*i)])
                 && self.peers.announced.lock().unwrap()[&vm].1 == self.me(i)
-                && self.sites[i]
-                    .daemon
-                    .as_ref()
-                    .is_some_and(|(h, ..)| h.list().iter().any(|s| s.definition.vm == vm && s.activity.is_none()))
+                && self.sites[i].daemon.as_ref().is_some_and(|(h, ..)| {
+                    h.list()
+                        .iter()
+                        .any(|s| s.definition.vm == vm && s.activity.is_none())
+                })
             {
                 return i;
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        let lists: Vec<_> = self.sites.iter().filter_map(|s| Some(s.daemon.as_ref()?.0.list())).collect();
-        panic!("{context}: runs on {:?}, wanted one of {wanted:?}; {lists:#?}", self.world.running(vm));
+        let lists: Vec<_> = self
+            .sites
+            .iter()
+            .filter_map(|s| Some(s.daemon.as_ref()?.0.list()))
+            .collect();
+        panic!(
+            "{context}: runs on {:?}, wanted one of {wanted:?}; {lists:#?}",
+            self.world.running(vm)
+        );
     }
 
     /// Never two guests of one VM at once.
     pub fn assert_never_double(&self, context: &str) {
-        assert!(self.world.doubles.lock().unwrap().is_empty(), "{context}: {:?}", self.world.doubles.lock().unwrap());
+        assert!(
+            self.world.doubles.lock().unwrap().is_empty(),
+            "{context}: {:?}",
+            self.world.doubles.lock().unwrap()
+        );
     }
 }

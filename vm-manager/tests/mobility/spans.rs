@@ -41,8 +41,15 @@ impl SpanProcessor for Keeper {
 impl Spans {
     /// What makes the spans of member `site`.
     pub fn of(&self, site: usize) -> Traces {
-        let provider = SdkTracerProvider::builder().with_span_processor(Keeper { site, spans: self.clone() }).build();
-        Traces::new(BoxedTracer::new(Box::new(provider.tracer("p2pvm"))), |_| None)
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(Keeper {
+                site,
+                spans: self.clone(),
+            })
+            .build();
+        Traces::new(BoxedTracer::new(Box::new(provider.tracer("p2pvm"))), |_| {
+            None
+        })
     }
 
     /// All that have ended.
@@ -60,6 +67,9 @@ impl Spans {
 
     /// Who did what, and how it ended.
     pub fn outline(&self) -> Vec<(usize, String, Status)> {
-        self.ended().into_iter().map(|(site, span)| (site, span.name.into_owned(), span.status)).collect()
+        self.ended()
+            .into_iter()
+            .map(|(site, span)| (site, span.name.into_owned(), span.status))
+            .collect()
     }
 }

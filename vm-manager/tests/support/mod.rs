@@ -1,4 +1,5 @@
-//! Real guests for the tests: QEMU under TCG, the small guest image, a frame-level client for the guest's port.
+//! Real guests for the tests: QEMU under TCG, the small guest image, a frame-level client for the
+//! guest's port.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use p2pvm_overlay::{BoxStream, VmId};
@@ -18,7 +19,8 @@ use std::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub const READY: &str = "p2pvm guest ready";
-/// How long a guest may take for what it does in a second or three: the tests share two cores with other things.
+/// How long a guest may take for what it does in a second or three: the tests share two cores with
+/// other things.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The image, or a line that says what is not run and why.
@@ -28,7 +30,11 @@ pub fn image(test: &str) -> Option<PathBuf> {
         eprintln!("NOT RUN: {test}: {why}");
         None
     };
-    if Command::new("qemu-system-x86_64").arg("--version").output().is_err() || Command::new("qemu-img").arg("--version").output().is_err()
+    if Command::new("qemu-system-x86_64")
+        .arg("--version")
+        .output()
+        .is_err()
+        || Command::new("qemu-img").arg("--version").output().is_err()
     {
         return missing("QEMU is not installed");
     }
@@ -42,7 +48,10 @@ pub fn image(test: &str) -> Option<PathBuf> {
     let output = Command::new(script).output().ok()?;
     match output.status.success() {
         true => Some(String::from_utf8_lossy(&output.stdout).trim().into()),
-        false => missing(&format!("no guest image: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        false => missing(&format!(
+            "no guest image: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
     }
 }
 
@@ -57,7 +66,10 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 impl Host {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { qemu: Qemu::new(dir.path(), Some(Accel::Tcg), None), dir }
+        Self {
+            qemu: Qemu::new(dir.path(), Some(Accel::Tcg), None),
+            dir,
+        }
     }
 
     /// The VM as it would run here, on a TAP of its own.
@@ -82,7 +94,11 @@ impl Host {
 
     /// A guest that has come up.
     pub async fn boot(&self, vm: u8, image: &Path) -> Guest {
-        let machine = self.qemu.launch(&self.spec(vm, image).await, Start::Boot).await.unwrap();
+        let machine = self
+            .qemu
+            .launch(&self.spec(vm, image).await, Start::Boot)
+            .await
+            .unwrap();
         let mut guest = Guest::of(machine).await;
         guest.until(READY).await;
         guest
@@ -111,7 +127,11 @@ pub struct Guest {
 impl Guest {
     pub async fn of(machine: Arc<dyn Machine>) -> Self {
         let console = Console::of(machine.console().await.unwrap());
-        Self { lives_on: false, machine, console }
+        Self {
+            lives_on: false,
+            machine,
+            console,
+        }
     }
 
     /// Lets go of a guest as a dying daemon does: the connections close, the process lives.
@@ -138,7 +158,10 @@ pub struct Console {
 
 impl Console {
     pub fn of(stream: BoxStream) -> Self {
-        Self { stream, heard: String::new() }
+        Self {
+            stream,
+            heard: String::new(),
+        }
     }
 
     /// Reads the console up to `text` and returns what came before it.
@@ -165,13 +188,16 @@ impl Console {
 
     /// Runs a command in the guest's shell and returns its output.
     pub async fn run(&mut self, command: &str) -> String {
-        // Never the same twice, since a new reader is shown what an older one has read; quoted apart in the command, so that
-        // its echo is not taken for its end.
+        // Never the same twice, since a new reader is shown what an older one has read; quoted
+        // apart in the command, so that its echo is not taken for its end.
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let line = format!("echo be''gin{n}; {command}; echo e''nd{n}\n");
         self.stream.write_all(line.as_bytes()).await.unwrap();
         self.until(&format!("begin{n}\r\n")).await;
-        self.until(&format!("end{n}\r\n")).await.trim().replace('\r', "")
+        self.until(&format!("end{n}\r\n"))
+            .await
+            .trim()
+            .replace('\r', "")
     }
 }
 
@@ -180,10 +206,14 @@ impl Drop for Guest {
         if self.lives_on {
             return;
         }
-        // By the pid file, since nothing can be awaited here; the driver, on another thread, then clears up.
+        // By the pid file, since nothing can be awaited here; the driver, on another thread, then
+        // clears up.
         let pid = std::fs::read_to_string(self.machine.spec().run_dir.join("qemu.pid"));
         if let Some(pid) = pid.ok().and_then(|text| text.trim().parse().ok()) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGKILL,
+            );
         }
         for _ in 0..200 {
             if *self.machine.watch().borrow() == RunState::Stopped {

@@ -1,7 +1,8 @@
 //! Virtual machines that go elsewhere: one that is moved, and all of a host that is drained.
 //!
-//! A move is answered by its figures, or it has failed; a drain names each VM with its figures or with the reason why it stays. The
-//! host that moves a VM may be of another version than the member that was asked. Fields of answers are in alphabetical order.
+//! A move is answered by its figures, or it has failed; a drain names each VM with its figures or
+//! with the reason why it stays. The host that moves a VM may be of another version than the member
+//! that was asked. Fields of answers are in alphabetical order.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +32,8 @@ pub struct VmMoved {
     pub migration: String,
     /// The VM's name.
     pub name: String,
-    /// From the guest's pause to the target's word that it runs there, milliseconds: an upper bound of the stop.
+    /// From the guest's pause to the target's word that it runs there, milliseconds: an upper bound
+    /// of the stop.
     pub pause_ms: Option<u64>,
     /// RAM transferred, bytes.
     pub ram_bytes: u64,
@@ -132,36 +134,112 @@ mod tests {
     #[test]
     fn a_move_is_answered_with_the_same_text() {
         assert_text(&moved(), MOVED);
-        let traced = VmMoved { pause_ms: Some(57), trace: Some("4bf9".into()), ..moved() };
-        let text = MOVED.replace("null", "57").replace("2310}", r#"2310,"trace":"4bf9"}"#);
+        let traced = VmMoved {
+            pause_ms: Some(57),
+            trace: Some("4bf9".into()),
+            ..moved()
+        };
+        let text = MOVED
+            .replace("null", "57")
+            .replace("2310}", r#"2310,"trace":"4bf9"}"#);
         assert_text(&traced, &text);
-        assert_text(&MoveCancelled { cancelled: "web".into(), host: "attic".into() }, r#"{"cancelled":"web","host":"attic"}"#);
+        assert_text(
+            &MoveCancelled {
+                cancelled: "web".into(),
+                host: "attic".into(),
+            },
+            r#"{"cancelled":"web","host":"attic"}"#,
+        );
     }
 
     #[test]
     fn a_drain_is_told_with_the_same_text() {
-        let stayed = VmStayed { name: "db".into(), why: "no room".into() };
-        let item = DrainItem { done: 1, of: 2, vm: VmDrained::Moved(moved()) };
+        let stayed = VmStayed {
+            name: "db".into(),
+            why: "no room".into(),
+        };
+        let item = DrainItem {
+            done: 1,
+            of: 2,
+            vm: VmDrained::Moved(moved()),
+        };
         assert_text(&item, &format!(r#"{{"done":1,"of":2,"vm":{MOVED}}}"#));
-        let item = DrainItem { done: 2, of: 2, vm: VmDrained::Stayed(stayed.clone()) };
-        assert_text(&item, r#"{"done":2,"of":2,"vm":{"name":"db","why":"no room"}}"#);
-        let answer = DrainAnswer { cancelled: false, moved: vec![moved()], stayed: vec![stayed], stopped: vec!["old".into()] };
-        let text = format!(r#"{{"cancelled":false,"moved":[{MOVED}],"stayed":[{{"name":"db","why":"no room"}}],"stopped":["old"]}}"#);
+        let item = DrainItem {
+            done: 2,
+            of: 2,
+            vm: VmDrained::Stayed(stayed.clone()),
+        };
+        assert_text(
+            &item,
+            r#"{"done":2,"of":2,"vm":{"name":"db","why":"no room"}}"#,
+        );
+        let answer = DrainAnswer {
+            cancelled: false,
+            moved: vec![moved()],
+            stayed: vec![stayed],
+            stopped: vec!["old".into()],
+        };
+        let text = format!(
+            r#"{{"cancelled":false,"moved":[{MOVED}],"stayed":[{{"name":"db","why":"no room"}}],"stopped":["old"]}}"#
+        );
         assert_text(&answer, &text);
         assert_text(&DrainStopping { stopping: true }, r#"{"stopping":true}"#);
     }
 
     #[test]
     fn answers_about_moves_of_another_version_are_understood() {
-        let old: VmMoved = serde_json::from_str(r#"{"name":"web","host":"cellar","total_ms":9,"later":[1]}"#).unwrap();
-        assert_eq!(old, VmMoved { name: "web".into(), host: "cellar".into(), total_ms: 9, ..VmMoved::default() });
-        let cancelled: MoveCancelled = serde_json::from_str(r#"{"cancelled":"web","later":1}"#).unwrap();
-        assert_eq!(cancelled, MoveCancelled { cancelled: "web".into(), ..MoveCancelled::default() });
-        let item: DrainItem = serde_json::from_str(r#"{"done":1,"of":1,"vm":{"name":"db","why":"no room","later":1}}"#).unwrap();
-        assert_eq!(item.vm, VmDrained::Stayed(VmStayed { name: "db".into(), why: "no room".into() }));
-        let item: DrainItem = serde_json::from_str(r#"{"done":1,"of":1,"vm":{"name":"web","host":"cellar","later":1}}"#).unwrap();
-        assert_eq!(item.vm, VmDrained::Moved(VmMoved { name: "web".into(), host: "cellar".into(), ..VmMoved::default() }));
-        let answer: DrainAnswer = serde_json::from_str(r#"{"moved":[],"cancelled":true,"later":1}"#).unwrap();
-        assert_eq!(answer, DrainAnswer { cancelled: true, ..DrainAnswer::default() });
+        let old: VmMoved =
+            serde_json::from_str(r#"{"name":"web","host":"cellar","total_ms":9,"later":[1]}"#)
+                .unwrap();
+        assert_eq!(
+            old,
+            VmMoved {
+                name: "web".into(),
+                host: "cellar".into(),
+                total_ms: 9,
+                ..VmMoved::default()
+            }
+        );
+        let cancelled: MoveCancelled =
+            serde_json::from_str(r#"{"cancelled":"web","later":1}"#).unwrap();
+        assert_eq!(
+            cancelled,
+            MoveCancelled {
+                cancelled: "web".into(),
+                ..MoveCancelled::default()
+            }
+        );
+        let item: DrainItem = serde_json::from_str(
+            r#"{"done":1,"of":1,"vm":{"name":"db","why":"no room","later":1}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            item.vm,
+            VmDrained::Stayed(VmStayed {
+                name: "db".into(),
+                why: "no room".into()
+            })
+        );
+        let item: DrainItem = serde_json::from_str(
+            r#"{"done":1,"of":1,"vm":{"name":"web","host":"cellar","later":1}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            item.vm,
+            VmDrained::Moved(VmMoved {
+                name: "web".into(),
+                host: "cellar".into(),
+                ..VmMoved::default()
+            })
+        );
+        let answer: DrainAnswer =
+            serde_json::from_str(r#"{"moved":[],"cancelled":true,"later":1}"#).unwrap();
+        assert_eq!(
+            answer,
+            DrainAnswer {
+                cancelled: true,
+                ..DrainAnswer::default()
+            }
+        );
     }
 }

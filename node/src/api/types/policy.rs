@@ -1,6 +1,7 @@
 //! The network's policy: what stands, what is signed, and what it does to a conversation.
 //!
-//! The policy itself travels as the text that its author wrote. What the text means is `p2pvm_overlay::membership::policy`'s.
+//! The policy itself travels as the text that its author wrote. What the text means is
+//! `p2pvm_overlay::membership::policy`'s.
 
 use serde::{Deserialize, Serialize};
 
@@ -92,12 +93,28 @@ mod tests {
         };
         let text = r#"{"default":"deny","rules":2,"told":5,"version":3,"warnings":["no member known here is named 'atic'"]}"#;
         assert_text(&set, text);
-        assert_text(&AclSet { text: "default allow\n".into() }, r#"{"text":"default allow\n"}"#);
+        assert_text(
+            &AclSet {
+                text: "default allow\n".into(),
+            },
+            r#"{"text":"default allow\n"}"#,
+        );
     }
 
     #[test]
     fn a_policys_answer_of_another_version_is_understood() {
-        let set: AclAnswer = serde_json::from_str(r#"{"default":"allow","rules":1,"told":0,"version":1,"signed_by":"root"}"#).unwrap();
-        assert_eq!(set, AclAnswer { default: "allow".into(), rules: 1, version: 1, ..AclAnswer::default() });
+        let set: AclAnswer = serde_json::from_str(
+            r#"{"default":"allow","rules":1,"told":0,"version":1,"signed_by":"root"}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            set,
+            AclAnswer {
+                default: "allow".into(),
+                rules: 1,
+                version: 1,
+                ..AclAnswer::default()
+            }
+        );
     }
 }

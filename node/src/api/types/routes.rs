@@ -1,7 +1,7 @@
 //! Subnets beyond hosts: what is offered, withdrawn and used.
 //!
-//! The list shows every offer and what is done with it here; a change is answered by what was changed. Fields of answers to changes
-//! are in alphabetical order.
+//! The list shows every offer and what is done with it here; a change is answered by what was
+//! changed. Fields of answers to changes are in alphabetical order.
 
 use serde::{Deserialize, Serialize};
 
@@ -74,28 +74,89 @@ mod tests {
 
     #[test]
     fn answers_to_changes_of_routes_keep_their_text() {
-        let offered = RouteOffered { note: Some("offered: packets for it come here".into()), offered: "192.168.7.0/24".into() };
-        assert_text(&offered, r#"{"note":"offered: packets for it come here","offered":"192.168.7.0/24"}"#);
-        assert_text(&RouteOffered { note: None, ..offered }, r#"{"note":null,"offered":"192.168.7.0/24"}"#);
-        assert_text(&RouteWithdrawn { withdrawn: "192.168.7.0/24".into() }, r#"{"withdrawn":"192.168.7.0/24"}"#);
-        assert_text(&RoutesAccepted { accept: true, used: 2 }, r#"{"accept":true,"used":2}"#);
+        let offered = RouteOffered {
+            note: Some("offered: packets for it come here".into()),
+            offered: "192.168.7.0/24".into(),
+        };
+        assert_text(
+            &offered,
+            r#"{"note":"offered: packets for it come here","offered":"192.168.7.0/24"}"#,
+        );
+        assert_text(
+            &RouteOffered {
+                note: None,
+                ..offered
+            },
+            r#"{"note":null,"offered":"192.168.7.0/24"}"#,
+        );
+        assert_text(
+            &RouteWithdrawn {
+                withdrawn: "192.168.7.0/24".into(),
+            },
+            r#"{"withdrawn":"192.168.7.0/24"}"#,
+        );
+        assert_text(
+            &RoutesAccepted {
+                accept: true,
+                used: 2,
+            },
+            r#"{"accept":true,"used":2}"#,
+        );
     }
 
     #[test]
     fn questions_about_routes_keep_their_text() {
-        assert_text(&RouteSubnet { subnet: "192.168.7.0/24".into() }, r#"{"subnet":"192.168.7.0/24"}"#);
-        assert_text(&AcceptRoutes { on: false, subnet: None }, r#"{"on":false,"subnet":null}"#);
-        assert_text(&AcceptRoutes { on: true, subnet: Some("10.1.0.0/16".into()) }, r#"{"on":true,"subnet":"10.1.0.0/16"}"#);
+        assert_text(
+            &RouteSubnet {
+                subnet: "192.168.7.0/24".into(),
+            },
+            r#"{"subnet":"192.168.7.0/24"}"#,
+        );
+        assert_text(
+            &AcceptRoutes {
+                on: false,
+                subnet: None,
+            },
+            r#"{"on":false,"subnet":null}"#,
+        );
+        assert_text(
+            &AcceptRoutes {
+                on: true,
+                subnet: Some("10.1.0.0/16".into()),
+            },
+            r#"{"on":true,"subnet":"10.1.0.0/16"}"#,
+        );
     }
 
     #[test]
     fn routes_of_another_version_are_understood() {
-        let offered: RouteOffered = serde_json::from_str(r#"{"offered":"10.1.0.0/16","metric":7}"#).unwrap();
-        assert_eq!(offered, RouteOffered { note: None, offered: "10.1.0.0/16".into() });
-        let withdrawn: RouteWithdrawn = serde_json::from_str(r#"{"withdrawn":"10.1.0.0/16","later":null}"#).unwrap();
+        let offered: RouteOffered =
+            serde_json::from_str(r#"{"offered":"10.1.0.0/16","metric":7}"#).unwrap();
+        assert_eq!(
+            offered,
+            RouteOffered {
+                note: None,
+                offered: "10.1.0.0/16".into()
+            }
+        );
+        let withdrawn: RouteWithdrawn =
+            serde_json::from_str(r#"{"withdrawn":"10.1.0.0/16","later":null}"#).unwrap();
         assert_eq!(withdrawn.withdrawn, "10.1.0.0/16");
-        let accepted: RoutesAccepted = serde_json::from_str(r#"{"accept":true,"refused":[]}"#).unwrap();
-        assert_eq!(accepted, RoutesAccepted { accept: true, used: 0 });
-        assert_eq!(serde_json::from_str::<AcceptRoutes>(r#"{"on":true}"#).unwrap(), AcceptRoutes { on: true, subnet: None });
+        let accepted: RoutesAccepted =
+            serde_json::from_str(r#"{"accept":true,"refused":[]}"#).unwrap();
+        assert_eq!(
+            accepted,
+            RoutesAccepted {
+                accept: true,
+                used: 0
+            }
+        );
+        assert_eq!(
+            serde_json::from_str::<AcceptRoutes>(r#"{"on":true}"#).unwrap(),
+            AcceptRoutes {
+                on: true,
+                subnet: None
+            }
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Virtual machines: what is asked of them, how they are, and what was decided about them. Where they go is beside it, in `moves`.
+//! Virtual machines: what is asked of them, how they are, and what was decided about them. Where
+//! they go is beside it, in `moves`.
 
 use super::Step;
 use serde::{Deserialize, Serialize};
@@ -76,7 +77,8 @@ pub struct VmView {
     pub activity: Option<String>,
     /// Why it is in a state nobody asked for.
     pub note: Option<String>,
-    /// Whether its guest is reached through its interface, as its host found last; nothing where it does not run.
+    /// Whether its guest is reached through its interface, as its host found last; nothing where it
+    /// does not run.
     #[serde(default)]
     pub reach: Option<ReachView>,
     /// Why its guest stands still though nobody asked for it, if it does.
@@ -101,7 +103,8 @@ pub struct VmView {
 /// How a host reaches a guest of its own through the guest's interface.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReachView {
-    /// "answers"; "blocked": its host drops what is for it; "silent": it has answered and does not now; "never": it has not yet.
+    /// "answers"; "blocked": its host drops what is for it; "silent": it has answered and does not
+    /// now; "never": it has not yet.
     pub state: String,
     /// For how long it has been so, seconds.
     pub seconds: u64,
@@ -198,7 +201,8 @@ pub struct Explained {
     pub host: String,
     /// What was decided and why.
     pub text: String,
-    /// The figures behind it, as the deciding member's version has them: shown, and read by no program of ours.
+    /// The figures behind it, as the deciding member's version has them: shown, and read by no
+    /// program of ours.
     pub details: serde_json::Value,
 }
 
@@ -232,11 +236,32 @@ mod tests {
             r#""state":"durable","taken":"2026-11-30T12:02:00Z"}"#
         );
         assert_text(&taken, text);
-        assert_text(&SnapshotTaken { holders: None, ..taken }, &text.replace(r#"["attic","cellar"]"#, "null"));
-        assert_text(&VmDeleted { deleted: "web".into() }, r#"{"deleted":"web"}"#);
-        assert_text(&NoConsole { error: "it does not run".into() }, r#"{"error":"it does not run"}"#);
+        assert_text(
+            &SnapshotTaken {
+                holders: None,
+                ..taken
+            },
+            &text.replace(r#"["attic","cellar"]"#, "null"),
+        );
+        assert_text(
+            &VmDeleted {
+                deleted: "web".into(),
+            },
+            r#"{"deleted":"web"}"#,
+        );
+        assert_text(
+            &NoConsole {
+                error: "it does not run".into(),
+            },
+            r#"{"error":"it does not run"}"#,
+        );
         assert_text(&SnapshotVm { name: None }, r#"{"name":null}"#);
-        assert_text(&SnapshotVm { name: Some("before".into()) }, r#"{"name":"before"}"#);
+        assert_text(
+            &SnapshotVm {
+                name: Some("before".into()),
+            },
+            r#"{"name":"before"}"#,
+        );
     }
 
     #[test]
@@ -248,7 +273,13 @@ mod tests {
             memory_mib: 128,
             voters: vec!["attic".into()],
             cpu: Some(0.5),
-            moving: Some(Moving { to: "cellar".into(), step: Step { phase: "ram".into(), ..Step::default() } }),
+            moving: Some(Moving {
+                to: "cellar".into(),
+                step: Step {
+                    phase: "ram".into(),
+                    ..Step::default()
+                },
+            }),
             ..VmView::default()
         };
         let text = concat!(
@@ -272,9 +303,18 @@ mod tests {
 
     #[test]
     fn answers_about_vms_of_another_version_are_understood() {
-        let taken: SnapshotTaken = serde_json::from_str(r#"{"name":"before","state":"local","size":7}"#).unwrap();
-        assert_eq!(taken, SnapshotTaken { name: "before".into(), state: "local".into(), ..SnapshotTaken::default() });
-        let deleted: VmDeleted = serde_json::from_str(r#"{"deleted":"web","freed_bytes":1}"#).unwrap();
+        let taken: SnapshotTaken =
+            serde_json::from_str(r#"{"name":"before","state":"local","size":7}"#).unwrap();
+        assert_eq!(
+            taken,
+            SnapshotTaken {
+                name: "before".into(),
+                state: "local".into(),
+                ..SnapshotTaken::default()
+            }
+        );
+        let deleted: VmDeleted =
+            serde_json::from_str(r#"{"deleted":"web","freed_bytes":1}"#).unwrap();
         assert_eq!(deleted.deleted, "web");
     }
 }

@@ -1,5 +1,6 @@
-//! Whether the members that offer subnets answer, by probes, so that another offer is used when one does not. The choice is slow to
-//! change: packets of one connection should not go now here, now there. What is shown follows the last answer.
+//! Whether the members that offer subnets answer, by probes, so that another offer is used when one
+//! does not. The choice is slow to change: packets of one connection should not go now here, now
+//! there. What is shown follows the last answer.
 
 use p2pvm_overlay::MemberId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,11 +22,12 @@ struct Row {
 pub(super) struct Answers(BTreeMap<MemberId, Row>);
 
 impl Answers {
-    /// Takes the result of one round of probes; members that were not probed are forgotten. True if somebody fell silent, answered
-    /// again or came back.
+    /// Takes the result of one round of probes; members that were not probed are forgotten. True if
+    /// somebody fell silent, answered again or came back.
     pub fn round(&mut self, results: &[(MemberId, bool)]) -> bool {
         let before = (self.silent(), self.recovering());
-        self.0.retain(|member, _| results.iter().any(|(probed, _)| probed == member));
+        self.0
+            .retain(|member, _| results.iter().any(|(probed, _)| probed == member));
         for (member, answered) in results {
             let row = self.0.entry(*member).or_default();
             if *answered {
@@ -41,12 +43,20 @@ impl Answers {
 
     /// Those of the silent that have just answered again.
     pub fn recovering(&self) -> BTreeSet<MemberId> {
-        self.0.iter().filter(|(_, row)| row.silent && row.answered > 0).map(|(member, _)| *member).collect()
+        self.0
+            .iter()
+            .filter(|(_, row)| row.silent && row.answered > 0)
+            .map(|(member, _)| *member)
+            .collect()
     }
 
     /// Those that do not answer.
     pub fn silent(&self) -> BTreeSet<MemberId> {
-        self.0.iter().filter(|(_, row)| row.silent).map(|(member, _)| *member).collect()
+        self.0
+            .iter()
+            .filter(|(_, row)| row.silent)
+            .map(|(member, _)| *member)
+            .collect()
     }
 }
 
@@ -58,14 +68,30 @@ mod tests {
     fn a_lost_probe_changes_nothing_and_a_member_comes_back_only_after_answering_for_a_while() {
         let member = MemberId([1; 32]);
         let mut answers = Answers::default();
-        let changed: Vec<bool> = [true, false, true, false, false, true, false, true, true, true, false]
-            .map(|answered| answers.round(&[(member, answered)]))
-            .into();
-        assert_eq!(changed, [false, false, false, false, true, true, true, true, false, true, false]);
+        let changed: Vec<bool> = [
+            true, false, true, false, false, true, false, true, true, true, false,
+        ]
+        .map(|answered| answers.round(&[(member, answered)]))
+        .into();
+        assert_eq!(
+            changed,
+            [
+                false, false, false, false, true, true, true, true, false, true, false
+            ]
+        );
         answers.round(&[(member, false)]);
-        assert_eq!((answers.silent(), answers.recovering()), (BTreeSet::from([member]), BTreeSet::new()));
-        assert!(answers.round(&[(member, true)]), "what is shown follows the first answer");
-        assert_eq!((answers.silent(), answers.recovering()), (BTreeSet::from([member]), BTreeSet::from([member])));
+        assert_eq!(
+            (answers.silent(), answers.recovering()),
+            (BTreeSet::from([member]), BTreeSet::new())
+        );
+        assert!(
+            answers.round(&[(member, true)]),
+            "what is shown follows the first answer"
+        );
+        assert_eq!(
+            (answers.silent(), answers.recovering()),
+            (BTreeSet::from([member]), BTreeSet::from([member]))
+        );
         assert!(answers.round(&[]), "whose offer is gone is forgotten");
         assert!(answers.silent().is_empty());
     }

@@ -1,4 +1,5 @@
-//! What is done with an offered subnet here, by the policy, this host's own routes and who can be reached.
+//! What is done with an offered subnet here, by the policy, this host's own routes and who can be
+//! reached.
 
 use super::SHORTEST_PREFIX;
 use p2pvm_host::rules::DEFAULT_LIKE;
@@ -38,18 +39,49 @@ impl fmt::Display for Use {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Used(None) => f.write_str("used"),
-            Self::Used(Some(part)) => write!(f, "used, except for {part}, which this machine reaches by itself"),
+            Self::Used(Some(part)) => write!(
+                f,
+                "used, except for {part}, which this machine \
+                reaches by itself"
+            ),
             Self::Silent => f.write_str("used, but the member that offers it does not answer"),
             Self::Own => f.write_str("offered by this member"),
-            Self::NotAccepted => f.write_str("not used: the network has no policy, and 'p2pvm route accept' was not said here"),
+            Self::NotAccepted => f.write_str(
+                "not used: the network has no policy, and 'p2pvm \
+                route accept' was not said here",
+            ),
             Self::SwitchedOff => f.write_str("not used: 'p2pvm route accept --off' was said here"),
-            Self::Refused(subnet) => write!(f, "not used: 'p2pvm route accept --off {subnet}' was said here"),
-            Self::NotAllowed => f.write_str("not used: the policy does not allow this member to offer it ([[route]])"),
-            Self::OverlapsNetwork(network) => write!(f, "not used: it overlaps the network's own subnet {network}"),
-            Self::OverlapsRoute(route) => write!(f, "not used: this machine has a route of its own to {route}"),
-            Self::Elder(_) => f.write_str("not used: another member has offered the same subnet for longer"),
-            Self::Recovering => f.write_str("not used yet: the member answers again since a moment, and another offers the same subnet"),
-            Self::Unreachable => f.write_str("not used: the member does not answer, and another offers the same subnet"),
+            Self::Refused(subnet) => write!(
+                f,
+                "not used: 'p2pvm route accept --off {subnet}' was \
+                said here"
+            ),
+            Self::NotAllowed => f.write_str(
+                "not used: the policy does not allow this member to \
+                offer it ([[route]])",
+            ),
+            Self::OverlapsNetwork(network) => write!(
+                f,
+                "not used: it overlaps the network's own \
+                subnet {network}"
+            ),
+            Self::OverlapsRoute(route) => write!(
+                f,
+                "not used: this machine has a route of its \
+                own to {route}"
+            ),
+            Self::Elder(_) => f.write_str(
+                "not used: another member has offered the same subnet \
+                for longer",
+            ),
+            Self::Recovering => f.write_str(
+                "not used yet: the member answers again since a \
+                moment, and another offers the same subnet",
+            ),
+            Self::Unreachable => f.write_str(
+                "not used: the member does not answer, and another \
+                offers the same subnet",
+            ),
         }
     }
 }
@@ -81,12 +113,16 @@ pub(super) struct Offered {
 
 impl Judge<'_> {
     fn allows(&self, offer: &Offered) -> bool {
-        self.policy.is_none_or(|policy| policy.allows_route(&offer.subnet, &offer.party).is_some())
+        self.policy
+            .is_none_or(|policy| policy.allows_route(&offer.subnet, &offer.party).is_some())
     }
 
     /// What is done with `offer` among all that are known.
     pub fn judge(&self, offer: &Offered, all: &[Offered]) -> Use {
-        if offer.subnet.overlaps(&self.network) || offer.subnet.prefix() < SHORTEST_PREFIX || !offer.subnet.addr().is_ipv4() {
+        if offer.subnet.overlaps(&self.network)
+            || offer.subnet.prefix() < SHORTEST_PREFIX
+            || !offer.subnet.addr().is_ipv4()
+        {
             return Use::OverlapsNetwork(self.network);
         }
         if !self.allows(offer) {
@@ -100,20 +136,31 @@ impl Judge<'_> {
             (None, None) => return Use::NotAccepted,
             _ => {}
         }
-        let holds = |refused: &&Cidr| refused.prefix() <= offer.subnet.prefix() && refused.contains(&offer.subnet.addr());
+        let holds = |refused: &&Cidr| {
+            refused.prefix() <= offer.subnet.prefix() && refused.contains(&offer.subnet.addr())
+        };
         if let Some(refused) = self.refused.iter().find(holds) {
             return Use::Refused(*refused);
         }
         // A default route, also one in pieces, hides nothing.
-        let own = || self.local.iter().filter(|route| u32::from(route.prefix()) > DEFAULT_LIKE && route.overlaps(&offer.subnet));
+        let own = || {
+            self.local.iter().filter(|route| {
+                u32::from(route.prefix()) > DEFAULT_LIKE && route.overlaps(&offer.subnet)
+            })
+        };
         if let Some(route) = own().find(|route| route.prefix() <= offer.subnet.prefix()) {
             return Use::OverlapsRoute(*route);
         }
         let silent = |offer: &Offered| self.silent.contains(&offer.member);
         // Of those that answer the eldest; if nobody does, the eldest of all.
         let rank = |offer: &Offered| (silent(offer), offer.since, offer.member);
-        let rivals = all.iter().filter(|other| other.subnet == offer.subnet && other.member != self.me && self.allows(other));
-        match rivals.min_by_key(|other| rank(other)).filter(|best| rank(best) < rank(offer)) {
+        let rivals = all.iter().filter(|other| {
+            other.subnet == offer.subnet && other.member != self.me && self.allows(other)
+        });
+        match rivals
+            .min_by_key(|other| rank(other))
+            .filter(|best| rank(best) < rank(offer))
+        {
             Some(_) if silent(offer) && self.recovering.contains(&offer.member) => Use::Recovering,
             Some(_) if silent(offer) => Use::Unreachable,
             Some(best) => Use::Elder(best.member),
@@ -134,19 +181,44 @@ mod tests {
     }
 
     fn offered(member: u8, subnet: &str, since: u64) -> Offered {
-        let who = Who::Member { id: MemberId([member; 32]), name: format!("m{member}"), groups: Groups::default() };
-        let party = Party { addr: IpAddr::V6(Ipv6Addr::UNSPECIFIED), who };
-        Offered { member: MemberId([member; 32]), party, subnet: block(subnet), since: UnixTime(since) }
+        let who = Who::Member {
+            id: MemberId([member; 32]),
+            name: format!("m{member}"),
+            groups: Groups::default(),
+        };
+        let party = Party {
+            addr: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            who,
+        };
+        Offered {
+            member: MemberId([member; 32]),
+            party,
+            subnet: block(subnet),
+            since: UnixTime(since),
+        }
     }
 
     fn judged(policy: Option<&str>, accept: Option<bool>, offers: &[Offered]) -> Vec<Use> {
         judged_without(policy, accept, offers, &[])
     }
 
-    fn judged_without(policy: Option<&str>, accept: Option<bool>, offers: &[Offered], silent: &[u8]) -> Vec<Use> {
-        let silent = silent.iter().map(|member| MemberId([*member; 32])).collect();
+    fn judged_without(
+        policy: Option<&str>,
+        accept: Option<bool>,
+        offers: &[Offered],
+        silent: &[u8],
+    ) -> Vec<Use> {
+        let silent = silent
+            .iter()
+            .map(|member| MemberId([*member; 32]))
+            .collect();
         let policy = policy.map(|text| NetworkPolicy::parse(text).unwrap());
-        let local = [block("0.0.0.0/0"), block("0.0.0.0/1"), block("128.0.0.0/1"), block("172.16.0.0/16")];
+        let local = [
+            block("0.0.0.0/0"),
+            block("0.0.0.0/1"),
+            block("128.0.0.0/1"),
+            block("172.16.0.0/16"),
+        ];
         let judge = Judge {
             me: MemberId([9; 32]),
             network: block("10.9.0.0/16"),
@@ -157,7 +229,10 @@ mod tests {
             silent: &silent,
             recovering: &BTreeSet::new(),
         };
-        offers.iter().map(|offer| judge.judge(offer, offers)).collect()
+        offers
+            .iter()
+            .map(|offer| judge.judge(offer, offers))
+            .collect()
     }
 
     #[test]
@@ -167,54 +242,106 @@ mod tests {
         assert_eq!(judged(None, None, &offers), [Use::NotAccepted]);
         assert_eq!(judged(None, Some(true), &offers), [Use::Used(None)]);
         assert_eq!(judged(Some(allowed), None, &offers), [Use::Used(None)]);
-        assert_eq!(judged(Some(allowed), Some(false), &offers), [Use::SwitchedOff]);
-        assert_eq!(judged(Some("default = 'allow'"), Some(true), &offers), [Use::NotAllowed]);
+        assert_eq!(
+            judged(Some(allowed), Some(false), &offers),
+            [Use::SwitchedOff]
+        );
+        assert_eq!(
+            judged(Some("default = 'allow'"), Some(true), &offers),
+            [Use::NotAllowed]
+        );
     }
 
     #[test]
-    fn an_offer_that_overlaps_the_network_or_a_local_route_is_not_used_and_the_default_route_hides_nothing() {
-        let offers =
-            [offered(1, "10.9.8.0/24", 5), offered(1, "172.16.3.0/24", 5), offered(1, "172.0.0.0/8", 5), offered(1, "10.8.0.0/16", 5)];
+    fn an_offer_that_overlaps_the_network_or_a_local_route_is_not_used_and_the_default_route_hides_nothing()
+     {
+        let offers = [
+            offered(1, "10.9.8.0/24", 5),
+            offered(1, "172.16.3.0/24", 5),
+            offered(1, "172.0.0.0/8", 5),
+            offered(1, "10.8.0.0/16", 5),
+        ];
         let own = block("172.16.0.0/16");
         assert_eq!(
             judged(None, Some(true), &offers),
-            [Use::OverlapsNetwork(block("10.9.0.0/16")), Use::OverlapsRoute(own), Use::Used(Some(own)), Use::Used(None)],
+            [
+                Use::OverlapsNetwork(block("10.9.0.0/16")),
+                Use::OverlapsRoute(own),
+                Use::Used(Some(own)),
+                Use::Used(None)
+            ],
             "a longer route of this host's own goes before a part of the offer only"
         );
     }
 
     #[test]
     fn of_two_offers_of_one_subnet_the_elder_is_used_whatever_the_order() {
-        let offers = [offered(2, "192.168.7.0/24", 5), offered(1, "192.168.7.0/24", 6), offered(3, "192.168.7.0/24", 5)];
+        let offers = [
+            offered(2, "192.168.7.0/24", 5),
+            offered(1, "192.168.7.0/24", 6),
+            offered(3, "192.168.7.0/24", 5),
+        ];
         let elder = || Use::Elder(MemberId([2; 32]));
-        assert_eq!(judged(None, Some(true), &offers), [Use::Used(None), elder(), elder()]);
-        let policy = "default = 'allow'\n[[route]]\nsubnet = '192.168.7.0/24'\nby = ['member:m1', 'member:m3']";
+        assert_eq!(
+            judged(None, Some(true), &offers),
+            [Use::Used(None), elder(), elder()]
+        );
+        let policy = "default = 'allow'\n[[route]]\nsubnet = '192.168.7.0/24'\nby = ['member:m1', \
+            'member:m3']";
         assert_eq!(
             judged(Some(policy), None, &offers),
-            [Use::NotAllowed, Use::Elder(MemberId([3; 32])), Use::Used(None)],
+            [
+                Use::NotAllowed,
+                Use::Elder(MemberId([3; 32])),
+                Use::Used(None)
+            ],
             "who may not offer does not count"
         );
     }
 
     #[test]
     fn a_subnet_that_was_refused_by_itself_is_not_used_and_others_are() {
-        let offers = [offered(1, "192.168.99.0/25", 5), offered(1, "192.168.0.0/16", 5)];
+        let offers = [
+            offered(1, "192.168.99.0/25", 5),
+            offered(1, "192.168.0.0/16", 5),
+        ];
         let refused = Use::Refused(block("192.168.99.0/24"));
-        assert_eq!(judged(None, Some(true), &offers), [refused, Use::Used(None)]);
+        assert_eq!(
+            judged(None, Some(true), &offers),
+            [refused, Use::Used(None)]
+        );
     }
 
     #[test]
     fn own_offers_are_offered_whatever_is_accepted_here() {
-        assert_eq!(judged(None, None, &[offered(9, "172.16.0.0/16", 5)]), [Use::Own]);
+        assert_eq!(
+            judged(None, None, &[offered(9, "172.16.0.0/16", 5)]),
+            [Use::Own]
+        );
     }
 
     #[test]
     fn of_two_offers_the_eldest_that_answers_is_used_and_the_eldest_of_all_if_none_does() {
-        let offers = [offered(1, "192.168.7.0/24", 5), offered(2, "192.168.7.0/24", 6)];
+        let offers = [
+            offered(1, "192.168.7.0/24", 5),
+            offered(2, "192.168.7.0/24", 6),
+        ];
         let elder = |member| Use::Elder(MemberId([member; 32]));
-        assert_eq!(judged_without(None, Some(true), &offers, &[]), [Use::Used(None), elder(1)]);
-        assert_eq!(judged_without(None, Some(true), &offers, &[1]), [Use::Unreachable, Use::Used(None)]);
-        assert_eq!(judged_without(None, Some(true), &offers, &[1, 2]), [Use::Silent, Use::Unreachable]);
-        assert_eq!(judged_without(None, Some(true), &offers[..1], &[1]), [Use::Silent]);
+        assert_eq!(
+            judged_without(None, Some(true), &offers, &[]),
+            [Use::Used(None), elder(1)]
+        );
+        assert_eq!(
+            judged_without(None, Some(true), &offers, &[1]),
+            [Use::Unreachable, Use::Used(None)]
+        );
+        assert_eq!(
+            judged_without(None, Some(true), &offers, &[1, 2]),
+            [Use::Silent, Use::Unreachable]
+        );
+        assert_eq!(
+            judged_without(None, Some(true), &offers[..1], &[1]),
+            [Use::Silent]
+        );
     }
 }

@@ -1,8 +1,9 @@
-//! What becomes of a connection that falls silent though the member lives. A firewall that drops UDP from one moment on leaves
-//! QUIC to its idle timeout, more than ten seconds, before anything else would be tried. Who finds that packets are not answered
-//! says so: the connection is asked for a sign of life, and where none comes another is made beside it, over TCP or a circuit
-//! through a relay that still answers (as RFC 8305 tries address families beside each other); the first that proves itself takes
-//! its place. Nothing of this costs anything while all is well.
+//! What becomes of a connection that falls silent though the member lives. A firewall that drops
+//! UDP from one moment on leaves QUIC to its idle timeout, more than ten seconds, before anything
+//! else would be tried. Who finds that packets are not answered says so: the connection is asked
+//! for a sign of life, and where none comes another is made beside it, over TCP or a circuit
+//! through a relay that still answers (as RFC 8305 tries address families beside each other); the
+//! first that proves itself takes its place. Nothing of this costs anything while all is well.
 
 use super::{Driver, roam::HASTE};
 use crate::{
@@ -25,13 +26,16 @@ use libp2p::{
 use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 
-/// A sign of life is waited for at least and at most this long: four round trips within these bounds.
-const SIGN_OF_LIFE: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(1200));
+/// A sign of life is waited for at least and at most this long: four round trips within these
+/// bounds.
+const SIGN_OF_LIFE: (Duration, Duration) =
+    (Duration::from_millis(300), Duration::from_millis(1200));
 /// One that comes later is heeded until then.
 const LATE_SIGN: Duration = Duration::from_secs(6);
 /// A connection made beside a silent one proves itself within this, or the silent one stays.
 const BESIDE_LIMIT: Duration = Duration::from_secs(6);
-/// Circuits that were not to be had are asked for again this often: a relay may have been lost and found too.
+/// Circuits that were not to be had are asked for again this often: a relay may have been lost and
+/// found too.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A connection that is asked whether it lives.
@@ -54,21 +58,46 @@ impl Doubt {
 }
 
 impl Driver {
-    /// Asks whether the connection to the member lives. So are those to the relays that another way to it may lead through.
-    pub(super) fn sound(&mut self, member: MemberId, told: Option<oneshot::Sender<Life>>, now: Instant) {
+    /// Asks whether the connection to the member lives. So are those to the relays that another way
+    /// to it may lead through.
+    pub(super) fn sound(
+        &mut self,
+        member: MemberId,
+        told: Option<oneshot::Sender<Life>>,
+        now: Instant,
+    ) {
         if let Some(doubt) = self.doubts.get_mut(&member) {
             doubt.told.extend(told);
             return;
         }
-        let Some((peer, link)) = peer_of(member).and_then(|peer| Some((peer, self.best_link(&peer)?))) else {
+        let Some((peer, link)) =
+            peer_of(member).and_then(|peer| Some((peer, self.best_link(&peer)?)))
+        else {
             // It is being dialled as it is.
             told.map(|told| told.send(Life::Silent));
             return;
         };
         let old = link.id;
-        let rtt = self.shared.online.read().unwrap_or_else(PoisonError::into_inner).get(&member).and_then(|online| online.rtt);
-        let limit = rtt.map_or(SIGN_OF_LIFE.1, |rtt| (rtt * 4).clamp(SIGN_OF_LIFE.0, SIGN_OF_LIFE.1));
-        self.doubts.insert(member, Doubt { old, since: now, is_silent: false, dialled: None, told: told.into_iter().collect() });
+        let rtt = self
+            .shared
+            .online
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&member)
+            .and_then(|online| online.rtt);
+        let limit = rtt.map_or(SIGN_OF_LIFE.1, |rtt| {
+            (rtt * 4).clamp(SIGN_OF_LIFE.0, SIGN_OF_LIFE.1)
+        });
+        self.doubts.insert(
+            member,
+            Doubt {
+                old,
+                since: now,
+                is_silent: false,
+                dialled: None,
+                told: told.into_iter().collect(),
+            },
+        );
         let shared = self.shared.clone();
         tokio::spawn(async move {
             let asked = shared.call(member, PROBE_SERVICE, Vec::new(), LATE_SIGN);
@@ -76,36 +105,60 @@ impl Driver {
             let said = match tokio::time::timeout(limit, &mut asked).await {
                 Ok(answer) => answer.is_ok(),
                 Err(_) => {
-                    let _ = shared.commands.send(Command::Sounded(member, old, false)).await;
+                    let _ = shared
+                        .commands
+                        .send(Command::Sounded(member, old, false))
+                        .await;
                     asked.await.is_ok()
                 }
             };
-            let _ = shared.commands.send(Command::Sounded(member, old, said)).await;
+            let _ = shared
+                .commands
+                .send(Command::Sounded(member, old, said))
+                .await;
         });
         for relay in self.relays_to(member, peer) {
             self.sound(relay, None, now);
         }
     }
 
-    /// The relays that ways to the member lead through, as far as this node is connected with them by QUIC.
+    /// The relays that ways to the member lead through, as far as this node is connected with them
+    /// by QUIC.
     fn relays_to(&self, member: MemberId, peer: PeerId) -> BTreeSet<MemberId> {
         let best = self.best_link(&peer).map(|link| link.address.clone());
         let addresses = self.addresses_of(member).into_iter().chain(best);
         let relays: BTreeSet<PeerId> = addresses.filter_map(|address| relay_of(&address)).collect();
-        relays.iter().filter(|relay| self.rests_on_quic(relay)).filter_map(member_of).collect()
+        relays
+            .iter()
+            .filter(|relay| self.rests_on_quic(relay))
+            .filter_map(member_of)
+            .collect()
     }
 
     fn rests_on_quic(&self, peer: &PeerId) -> bool {
-        self.best_link(peer).is_some_and(|link| is_quic(&link.address))
+        self.best_link(peer)
+            .is_some_and(|link| is_quic(&link.address))
     }
 
     /// The connection has answered, or has not so far.
-    pub(super) fn sounded(&mut self, member: MemberId, id: ConnectionId, lives: bool, now: Instant) {
+    pub(super) fn sounded(
+        &mut self,
+        member: MemberId,
+        id: ConnectionId,
+        lives: bool,
+        now: Instant,
+    ) {
         let Some(peer) = peer_of(member) else { return };
-        if let Some(link) = self.links.get_mut(&peer).and_then(|links| links.iter_mut().find(|link| link.id == id)) {
+        if let Some(link) = self
+            .links
+            .get_mut(&peer)
+            .and_then(|links| links.iter_mut().find(|link| link.id == id))
+        {
             link.doubted = !lives;
         }
-        let Some(doubt) = self.doubts.get_mut(&member).filter(|doubt| doubt.old == id) else { return };
+        let Some(doubt) = self.doubts.get_mut(&member).filter(|doubt| doubt.old == id) else {
+            return;
+        };
         if lives {
             if let Some(doubt) = self.doubts.remove(&member) {
                 doubt.tell(Life::Answers);
@@ -123,7 +176,12 @@ impl Driver {
             return;
         }
         // If it is for UDP that this one does not answer, the others do not either.
-        let others: Vec<MemberId> = self.links.keys().filter(|peer| self.rests_on_quic(peer)).filter_map(member_of).collect();
+        let others: Vec<MemberId> = self
+            .links
+            .keys()
+            .filter(|peer| self.rests_on_quic(peer))
+            .filter_map(member_of)
+            .collect();
         for other in others {
             self.sound(other, None, now);
         }
@@ -136,21 +194,34 @@ impl Driver {
             Some(relay) => self.best_link(&relay).is_some_and(|link| !link.doubted),
             None => !is_quic(address),
         };
-        let ways: Vec<Multiaddr> = self.addresses_of(member).into_iter().filter(leads_there).collect();
+        let ways: Vec<Multiaddr> = self
+            .addresses_of(member)
+            .into_iter()
+            .filter(leads_there)
+            .collect();
         if let Some(doubt) = self.doubts.get_mut(&member) {
             doubt.dialled = Some(now);
         }
         if ways.is_empty() {
             return;
         }
-        let ways = ways.into_iter().map(|address| address.with(Protocol::P2p(peer))).collect();
-        let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(ways).build();
+        let ways = ways
+            .into_iter()
+            .map(|address| address.with(Protocol::P2p(peer)))
+            .collect();
+        let options = DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(ways)
+            .build();
         let _ = self.swarm.dial(options);
     }
 
-    /// A connection has proved itself: it takes the place of one that is silent. Circuits through that member may be had now.
+    /// A connection has proved itself: it takes the place of one that is silent. Circuits through
+    /// that member may be had now.
     pub(super) fn replaced(&mut self, member: MemberId, connection: ConnectionId) {
-        let Some(doubt) = self.doubts.remove(&member) else { return };
+        let Some(doubt) = self.doubts.remove(&member) else {
+            return;
+        };
         if doubt.old == connection || !doubt.is_silent {
             self.doubts.insert(member, doubt);
             return;
@@ -159,27 +230,51 @@ impl Driver {
         self.swarm.close_connection(doubt.old);
         doubt.tell(Life::Replaced);
         let (now, relay) = (Instant::now(), peer_of(member));
-        let waiting = self.doubts.iter().filter(|(_, doubt)| doubt.is_silent).map(|(waiting, _)| *waiting);
-        let through = |other: &MemberId| self.addresses_of(*other).iter().any(|a| is_relayed(a) && relay_of(a) == relay);
+        let waiting = self
+            .doubts
+            .iter()
+            .filter(|(_, doubt)| doubt.is_silent)
+            .map(|(waiting, _)| *waiting);
+        let through = |other: &MemberId| {
+            self.addresses_of(*other)
+                .iter()
+                .any(|a| is_relayed(a) && relay_of(a) == relay)
+        };
         for other in waiting.filter(through).collect::<Vec<_>>() {
             self.dial_beside(other, now);
         }
     }
 
-    /// The last connection to a member ended while it was in doubt, such as a circuit through a relay that fell silent.
+    /// The last connection to a member ended while it was in doubt, such as a circuit through a
+    /// relay that fell silent.
     pub(super) fn dial_instead(&mut self, member: MemberId, ended: ConnectionId) {
-        let Some(doubt) = self.doubts.get_mut(&member) else { return };
+        let Some(doubt) = self.doubts.get_mut(&member) else {
+            return;
+        };
         doubt.is_silent |= doubt.old == ended;
         self.dial(member);
     }
 
     /// Ends the doubts that came to nothing, and asks for circuits again.
     pub(super) fn end_doubts(&mut self, now: Instant) {
-        for (_, doubt) in self.doubts.extract_if(|_, doubt| now.duration_since(doubt.since) > BESIDE_LIMIT) {
+        for (_, doubt) in self
+            .doubts
+            .extract_if(|_, doubt| now.duration_since(doubt.since) > BESIDE_LIMIT)
+        {
             doubt.tell(Life::Silent);
         }
-        let is_due = |doubt: &Doubt| doubt.is_silent && doubt.dialled.is_none_or(|at| now.duration_since(at) >= ASK_AGAIN);
-        let due: Vec<MemberId> = self.doubts.iter().filter(|(_, doubt)| is_due(doubt)).map(|(member, _)| *member).collect();
+        let is_due = |doubt: &Doubt| {
+            doubt.is_silent
+                && doubt
+                    .dialled
+                    .is_none_or(|at| now.duration_since(at) >= ASK_AGAIN)
+        };
+        let due: Vec<MemberId> = self
+            .doubts
+            .iter()
+            .filter(|(_, doubt)| is_due(doubt))
+            .map(|(member, _)| *member)
+            .collect();
         for member in due {
             self.dial_beside(member, now);
         }

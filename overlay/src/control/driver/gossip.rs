@@ -1,6 +1,7 @@
-//! What spreads from member to member: contacts, which say who is where, and revocations. Each member
-//! tells what is new to it to all it is connected to, except to whom it has it from. Beyond the full mesh
-//! contacts do not spread: a member tells its own to whom it is connected to, which are those whom lookups ask for it.
+//! What spreads from member to member: contacts, which say who is where, and revocations. Each
+//! member tells what is new to it to all it is connected to, except to whom it has it from. Beyond
+//! the full mesh contacts do not spread: a member tells its own to whom it is connected to, which
+//! are those whom lookups ask for it.
 
 use super::{Driver, FIRST_BACKOFF};
 use crate::{
@@ -22,36 +23,72 @@ const CUT_DELAY: Duration = Duration::from_millis(300);
 
 impl Driver {
     pub(super) fn tell(&self, member: MemberId, gossip: Gossip) {
-        let (shared, Ok(body)) = (self.shared.clone(), postcard::to_stdvec(&gossip)) else { return };
+        let (shared, Ok(body)) = (self.shared.clone(), postcard::to_stdvec(&gossip)) else {
+            return;
+        };
         tokio::spawn(async move {
-            if let Err(e) = shared.call(member, GOSSIP_SERVICE, body, Duration::from_secs(10)).await {
+            if let Err(e) = shared
+                .call(member, GOSSIP_SERVICE, body, Duration::from_secs(10))
+                .await
+            {
                 tracing::debug!(%member, "gossip was not delivered: {e}");
             }
         });
     }
 
     pub(super) fn tell_all(&self, except: Option<MemberId>, gossip: &Gossip) {
-        for member in self.shared.connected().into_iter().filter(|m| Some(*m) != except) {
+        for member in self
+            .shared
+            .connected()
+            .into_iter()
+            .filter(|m| Some(*m) != except)
+        {
             self.tell(member, gossip.clone());
         }
     }
 
     pub(super) fn on_gossip(&mut self, from: Option<MemberId>, gossip: Gossip) {
         let trust = self.shared.door.trust.clone();
-        let new: Vec<Revocation> = gossip.revocations.into_iter().filter(|r| trust.add_revocation(r.clone()) == Ok(true)).collect();
-        let mut news = Gossip { revocations: new, contacts: Vec::new() };
+        let new: Vec<Revocation> = gossip
+            .revocations
+            .into_iter()
+            .filter(|r| trust.add_revocation(r.clone()) == Ok(true))
+            .collect();
+        let mut news = Gossip {
+            revocations: new,
+            contacts: Vec::new(),
+        };
         // Those whom a revocation names, known or not, and those who fall with them.
-        let named = |r: &Revocation| if let Target::Member(member) = r.target() { Some(member) } else { None };
+        let named = |r: &Revocation| {
+            if let Target::Member(member) = r.target() {
+                Some(member)
+            } else {
+                None
+            }
+        };
         let mut out: BTreeSet<MemberId> = news.revocations.iter().filter_map(named).collect();
         let me = self.shared.me;
-        gossip.contacts.iter().filter(|c| c.member() == me).for_each(|c| self.on_own_contact(c));
+        gossip
+            .contacts
+            .iter()
+            .filter(|c| c.member() == me)
+            .for_each(|c| self.on_own_contact(c));
         {
-            let mut book = self.shared.book.write().unwrap_or_else(PoisonError::into_inner);
-            for contact in gossip.contacts.into_iter().filter(|c| c.member() != self.shared.me) {
+            let mut book = self
+                .shared
+                .book
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            for contact in gossip
+                .contacts
+                .into_iter()
+                .filter(|c| c.member() != self.shared.me)
+            {
                 let was_known = book.get(contact.member()).is_some();
                 if book.insert(contact.clone(), &trust) {
-                    // Both ends learn of each other at the same time. New addresses are worth another try
-                    // at once, even beside a dial of the old ones that has yet to time out.
+                    // Both ends learn of each other at the same time. New addresses are worth
+                    // another try at once, even beside a dial of the old ones that has yet to time
+                    // out.
                     let wait = match (self.shared.me < contact.member(), was_known) {
                         (true, _) => Duration::ZERO,
                         (false, true) => FIRST_BACKOFF,
@@ -61,7 +98,8 @@ impl Driver {
                     attempt.dialling.clear();
                     attempt.failures = 0;
                     attempt.not_before = Some(Instant::now() + wait);
-                    // In a large network a contact goes to those it concerns and is looked up by others.
+                    // In a large network a contact goes to those it concerns and is looked up by
+                    // others.
                     if book.len() < self.shared.full_mesh {
                         news.contacts.push(contact);
                     }
@@ -75,12 +113,18 @@ impl Driver {
             self.tell_all(from, &news);
         }
         let own = self.shared.door.contact();
-        if !news.revocations.is_empty() && own.is_some_and(|own| trust.verify(&own.certificate) == Err(Refusal::Revoked)) {
+        if !news.revocations.is_empty()
+            && own.is_some_and(|own| trust.verify(&own.certificate) == Err(Refusal::Revoked))
+        {
             out.insert(self.shared.me);
         }
         for member in out {
             tracing::warn!(%member, "revoked");
-            let event = if member == self.shared.me { ControlEvent::ThisNodeRevoked } else { ControlEvent::Revoked(member) };
+            let event = if member == self.shared.me {
+                ControlEvent::ThisNodeRevoked
+            } else {
+                ControlEvent::Revoked(member)
+            };
             let _ = self.shared.events.send(event);
         }
         if !news.revocations.is_empty() {
@@ -88,11 +132,19 @@ impl Driver {
         }
     }
 
-    /// Others hold a contact of ours that no later one of this run replaces: its number was made by a clock that was ahead.
+    /// Others hold a contact of ours that no later one of this run replaces: its number was made by
+    /// a clock that was ahead.
     fn on_own_contact(&mut self, contact: &Contact) {
         let told = self.shared.door.contact().map_or(0, |own| own.seq);
-        if contact.seq > told && Some(contact.seq) > self.overtaken && contact.verify(&self.shared.door.trust).is_ok() {
-            tracing::debug!(seq = contact.seq, told, "an own contact is newer than the last one told");
+        if contact.seq > told
+            && Some(contact.seq) > self.overtaken
+            && contact.verify(&self.shared.door.trust).is_ok()
+        {
+            tracing::debug!(
+                seq = contact.seq,
+                told,
+                "an own contact is newer than the last one told"
+            );
             self.overtaken = Some(contact.seq);
             self.publish_at = Some(Instant::now());
         }
@@ -101,8 +153,18 @@ impl Driver {
     /// Ends, after a moment to hear why, all connections to those who are members no more.
     pub(super) fn cut_untrusted(&mut self) {
         let due = Instant::now() + CUT_DELAY;
-        let certificates = self.shared.certificates.read().unwrap_or_else(PoisonError::into_inner);
-        let fallen = certificates.iter().filter(|(_, c)| self.shared.door.trust.verify(c).is_err());
-        self.cuts.extend(fallen.filter_map(|(member, _)| peer_of(*member)).map(|peer| (due, peer)));
+        let certificates = self
+            .shared
+            .certificates
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let fallen = certificates
+            .iter()
+            .filter(|(_, c)| self.shared.door.trust.verify(c).is_err());
+        self.cuts.extend(
+            fallen
+                .filter_map(|(member, _)| peer_of(*member))
+                .map(|peer| (due, peer)),
+        );
     }
 }

@@ -28,10 +28,17 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Better sorts first: direct before relayed, QUIC before TCP, then what both ends see alike, so that
-    /// they prefer the same one; old before new only among equals.
+    /// Better sorts first: direct before relayed, QUIC before TCP, then what both ends see alike,
+    /// so that they prefer the same one; old before new only among equals.
     pub fn rank(&self) -> (bool, bool, bool, Option<PeerId>, bool, Instant) {
-        (self.doubted, is_relayed(&self.address), !is_quic(&self.address), relay_of(&self.address), !self.by_smaller, self.since)
+        (
+            self.doubted,
+            is_relayed(&self.address),
+            !is_quic(&self.address),
+            relay_of(&self.address),
+            !self.by_smaller,
+            self.since,
+        )
     }
 }
 
@@ -46,7 +53,9 @@ pub(super) struct Attempt {
 impl Attempt {
     /// Nothing came of it: the next is due later each time.
     pub fn failed(&mut self, now: Instant) {
-        let backoff = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(6)).min(LAST_BACKOFF);
+        let backoff = FIRST_BACKOFF
+            .saturating_mul(1 << self.failures.min(6))
+            .min(LAST_BACKOFF);
         self.failures += 1;
         self.not_before = Some(now + backoff.mul_f64(rand::random_range(0.75..1.25)));
     }

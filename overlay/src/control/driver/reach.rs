@@ -1,10 +1,12 @@
-//! Where this node can be reached: the addresses it tells others, and, where nobody can dial it, the
-//! circuits that it reserves on members that can be dialled.
+//! Where this node can be reached: the addresses it tells others, and, where nobody can dial it,
+//! the circuits that it reserves on members that can be dialled.
 
 use super::{Driver, PUBLISH_DELAY};
 use crate::{
     control::{
-        address::{ip_of, is_loopback, is_public, is_quic, is_relayed, member_of, peer_of, split_peer},
+        address::{
+            ip_of, is_loopback, is_public, is_quic, is_relayed, member_of, peer_of, split_peer,
+        },
         mapped,
         wire::{Contact, Gossip, MAX_ADDRESSES},
     },
@@ -20,9 +22,22 @@ const RESERVATIONS: usize = 2;
 
 impl Driver {
     pub(super) fn addresses_changed(&mut self) {
-        let listeners = self.swarm.listeners().map(|a| a.clone().with(Protocol::P2p(*self.swarm.local_peer_id())).to_string()).collect();
-        *self.shared.listening.write().unwrap_or_else(PoisonError::into_inner) = listeners;
-        self.publish_at.get_or_insert(Instant::now() + PUBLISH_DELAY);
+        let listeners = self
+            .swarm
+            .listeners()
+            .map(|a| {
+                a.clone()
+                    .with(Protocol::P2p(*self.swarm.local_peer_id()))
+                    .to_string()
+            })
+            .collect();
+        *self
+            .shared
+            .listening
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = listeners;
+        self.publish_at
+            .get_or_insert(Instant::now() + PUBLISH_DELAY);
     }
 
     /// The router's mapping of this node's port has changed.
@@ -37,7 +52,9 @@ impl Driver {
     }
 
     pub(super) fn is_reachable(&self) -> bool {
-        self.swarm.external_addresses().any(|a| !is_relayed(a) && self.shared.is_usable(a))
+        self.swarm
+            .external_addresses()
+            .any(|a| !is_relayed(a) && self.shared.is_usable(a))
     }
 
     /// Signs this member's last contact, after which it publishes no other.
@@ -45,7 +62,13 @@ impl Driver {
         self.has_left = true;
         let told = self.shared.door.contact().map(|c| c.seq);
         let seq = next_number(told.max(self.overtaken));
-        Contact::sign(&self.identity, self.certificate.clone(), Vec::new(), false, seq)
+        Contact::sign(
+            &self.identity,
+            self.certificate.clone(),
+            Vec::new(),
+            false,
+            seq,
+        )
     }
 
     pub(super) fn publish(&mut self) {
@@ -66,7 +89,11 @@ impl Driver {
             .collect();
         let only_loopback = all.iter().all(is_loopback);
         let mut addresses: Vec<String> = Vec::new();
-        for address in all.iter().filter(|a| only_loopback || !is_loopback(a)).map(ToString::to_string) {
+        for address in all
+            .iter()
+            .filter(|a| only_loopback || !is_loopback(a))
+            .map(ToString::to_string)
+        {
             if !addresses.contains(&address) && addresses.len() < MAX_ADDRESSES {
                 addresses.push(address);
             }
@@ -77,13 +104,30 @@ impl Driver {
             return;
         }
         self.published = now.clone();
-        // The newest that anybody may have: this run's last, that of the run before, or one that came back to us.
-        let newest = self.shared.book.read().unwrap_or_else(PoisonError::into_inner).get(self.shared.me).map(|c| c.seq);
+        // The newest that anybody may have: this run's last, that of the run before, or one that
+        // came back to us.
+        let newest = self
+            .shared
+            .book
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(self.shared.me)
+            .map(|c| c.seq);
         let seq = next_number(newest.max(told).max(self.overtaken));
         let contact = Contact::sign(&self.identity, self.certificate.clone(), now.0, now.1, seq);
         self.shared.door.set_contact(contact.clone());
-        self.shared.book.write().unwrap_or_else(PoisonError::into_inner).insert(contact.clone(), &self.shared.door.trust);
-        self.tell_all(None, &Gossip { contacts: vec![contact], revocations: Vec::new() });
+        self.shared
+            .book
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(contact.clone(), &self.shared.door.trust);
+        self.tell_all(
+            None,
+            &Gossip {
+                contacts: vec![contact],
+                revocations: Vec::new(),
+            },
+        );
     }
 
     pub(super) fn reserve(&mut self, now: Instant) {
@@ -93,23 +137,44 @@ impl Driver {
             }
             return;
         }
-        self.reservations.retain(|peer, _| self.links.contains_key(peer));
+        self.reservations
+            .retain(|peer, _| self.links.contains_key(peer));
         if now < self.started + RESERVE_AFTER || self.reservations.len() >= RESERVATIONS {
             return;
         }
-        let online = self.shared.online.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let online = self
+            .shared
+            .online
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let book = self
+            .shared
+            .book
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut relays: Vec<_> = online
             .iter()
-            .filter(|(member, seen)| seen.relayed.is_none() && book.get(**member).is_some_and(|c| c.public))
-            .filter_map(|(member, seen)| Some((seen.rtt.unwrap_or(Duration::MAX), peer_of(*member)?)))
+            .filter(|(member, seen)| {
+                seen.relayed.is_none() && book.get(**member).is_some_and(|c| c.public)
+            })
+            .filter_map(|(member, seen)| {
+                Some((seen.rtt.unwrap_or(Duration::MAX), peer_of(*member)?))
+            })
             .filter(|(_, peer)| !self.reservations.contains_key(peer))
             .collect();
         drop(book);
         relays.sort_unstable();
-        for (_, relay) in relays.into_iter().take(RESERVATIONS - self.reservations.len()) {
-            let Some(address) = self.relay_address(relay) else { continue };
-            let address = address.with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
+        for (_, relay) in relays
+            .into_iter()
+            .take(RESERVATIONS - self.reservations.len())
+        {
+            let Some(address) = self.relay_address(relay) else {
+                continue;
+            };
+            let address = address
+                .with(Protocol::P2p(relay))
+                .with(Protocol::P2pCircuit);
             match self.swarm.listen_on(address) {
                 Ok(id) => drop(self.reservations.insert(relay, id)),
                 Err(e) => tracing::debug!("no circuit can be reserved: {e}"),
@@ -117,11 +182,27 @@ impl Driver {
         }
     }
 
-    /// Where others reach a relay: its public address if it gives one, else the one it is connected by.
+    /// Where others reach a relay: its public address if it gives one, else the one it is connected
+    /// by.
     pub(super) fn relay_address(&self, relay: PeerId) -> Option<Multiaddr> {
-        let book = self.shared.book.read().unwrap_or_else(PoisonError::into_inner);
-        let told = book.get(member_of(&relay)?)?.addresses.iter().filter_map(|a| a.parse::<Multiaddr>().ok());
-        let public = told.filter(|a| !is_relayed(a) && self.shared.is_usable(a) && ip_of(a).is_some_and(is_public)).max_by_key(is_quic);
-        public.or_else(|| self.best_link(&relay).map(|l| split_peer(l.address.clone()).0))
+        let book = self
+            .shared
+            .book
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let told = book
+            .get(member_of(&relay)?)?
+            .addresses
+            .iter()
+            .filter_map(|a| a.parse::<Multiaddr>().ok());
+        let public = told
+            .filter(|a| {
+                !is_relayed(a) && self.shared.is_usable(a) && ip_of(a).is_some_and(is_public)
+            })
+            .max_by_key(is_quic);
+        public.or_else(|| {
+            self.best_link(&relay)
+                .map(|l| split_peer(l.address.clone()).0)
+        })
     }
 }

@@ -1,5 +1,5 @@
-//! Writes the address book where it has changed, beside the driver: a disk may take seconds for it, and connections go on
-//! meanwhile.
+//! Writes the address book where it has changed, beside the driver: a disk may take seconds for it,
+//! and connections go on meanwhile.
 
 use super::Driver;
 use crate::{control::shared::Shared, durable::write_atomically};
@@ -24,8 +24,14 @@ pub struct Saving {
 
 /// Begins to write what has changed, if anything has.
 fn begin(shared: &Arc<Shared>) -> Option<JoinHandle<io::Result<()>>> {
-    let (file, content) = shared.book.write().unwrap_or_else(PoisonError::into_inner).changed()?;
-    Some(tokio::task::spawn_blocking(move || write_atomically(&file, &content, 0o644)))
+    let (file, content) = shared
+        .book
+        .write()
+        .unwrap_or_else(PoisonError::into_inner)
+        .changed()?;
+    Some(tokio::task::spawn_blocking(move || {
+        write_atomically(&file, &content, 0o644)
+    }))
 }
 
 impl Driver {
@@ -50,7 +56,11 @@ impl Driver {
             Some(Ok(Err(error))) => error.to_string(),
             Some(Err(error)) => error.to_string(),
         };
-        self.shared.book.write().unwrap_or_else(PoisonError::into_inner).unsaved();
+        self.shared
+            .book
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .unsaved();
         if let Some(times) = self.saving.failures.again(&failure) {
             tracing::warn!(times, "the peer cache cannot be written: {failure}");
         }
@@ -63,8 +73,11 @@ impl Driver {
             if let Some(before) = before {
                 let _ = before.await;
             }
-            if let Some(last) = begin(&shared).map(|last| async { last.await.map_err(io::Error::other)? }) {
-                last.await.unwrap_or_else(|e| tracing::warn!("the peer cache cannot be written: {e}"));
+            if let Some(last) =
+                begin(&shared).map(|last| async { last.await.map_err(io::Error::other)? })
+            {
+                last.await
+                    .unwrap_or_else(|e| tracing::warn!("the peer cache cannot be written: {e}"));
             }
         };
         let limited = async {

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 const MEMBERS: usize = 40;
 const FULL_MESH: usize = 8;
-/// Forty hosts share two cores with whatever else runs: what is waited for is a state, and this only ends a wait in vain.
+/// Forty hosts share two cores with whatever else runs: what is waited for is a state, and this
+/// only ends a wait in vain.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 async fn large(world: &World) -> Vec<Arc<Control>> {
@@ -17,9 +18,17 @@ async fn large(world: &World) -> Vec<Arc<Control>> {
         // Three bootstraps, as in life: the first members.
         let bootstrap = all.iter().take(3).flat_map(|c| c.listen_addrs()).collect();
         let config = world.config(identity, certificate, bootstrap);
-        let control = Control::start(ControlConfig { full_mesh: FULL_MESH, ..config }).await.unwrap();
+        let control = Control::start(ControlConfig {
+            full_mesh: FULL_MESH,
+            ..config
+        })
+        .await
+        .unwrap();
         control.serve("reverse", Arc::new(Reverse));
-        in_the_end("it listens on QUIC and TCP", || control.listen_addrs().len() >= 2).await;
+        in_the_end("it listens on QUIC and TCP", || {
+            control.listen_addrs().len() >= 2
+        })
+        .await;
         all.push(control);
     }
     all
@@ -40,7 +49,8 @@ async fn in_the_end(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until lookups of these places from everyone, all at the same time, find the nearest members there are.
+/// Waits until lookups of these places from everyone, all at the same time, find the nearest
+/// members there are.
 async fn all_find(all: &[Arc<Control>], places: &[RingAddr]) {
     let deadline = Instant::now() + PATIENCE;
     let each = all.iter().enumerate().map(async |(i, control)| {
@@ -64,24 +74,41 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
     let mut all = large(&world).await;
     let places: Vec<RingAddr> = (0..8u8).map(|n| RingAddr::of("a place", &[n])).collect();
     all_find(&all, &places).await;
-    println!("{MEMBERS} members joined and find all after {:?}", began.elapsed());
+    println!(
+        "{MEMBERS} members joined and find all after {:?}",
+        began.elapsed()
+    );
 
-    // The ring says who is wanted, known or not: connections follow, and those for which there is no use end.
+    // The ring says who is wanted, known or not: connections follow, and those for which there is
+    // no use end.
     for (i, control) in all.iter().enumerate() {
         for neighbour in [(i + 13) % MEMBERS, (i + MEMBERS - 13) % MEMBERS].map(|n| all[n].me()) {
             if !control.connected().contains(&neighbour) {
                 control.shared.book.write().unwrap().forget(neighbour);
             }
         }
-        control.set_ring_neighbours(vec![all[(i + 13) % MEMBERS].me(), all[(i + MEMBERS - 13) % MEMBERS].me()]);
+        control.set_ring_neighbours(vec![
+            all[(i + 13) % MEMBERS].me(),
+            all[(i + MEMBERS - 13) % MEMBERS].me(),
+        ]);
     }
-    in_the_end("the ring's neighbours are connected", || (0..MEMBERS).all(|i| all[i].connected().contains(&all[(i + 13) % MEMBERS].me())))
-        .await;
+    in_the_end("the ring's neighbours are connected", || {
+        (0..MEMBERS).all(|i| all[i].connected().contains(&all[(i + 13) % MEMBERS].me()))
+    })
+    .await;
     let mean = || all.iter().map(|c| c.connected().len()).sum::<usize>() as f64 / MEMBERS as f64;
-    println!("{:.1} connections each before the unused are closed", mean());
-    // Of 39: ten near ones, of which not all are mutual, the ring's two, and those just asked by a lookup.
+    println!(
+        "{:.1} connections each before the unused are closed",
+        mean()
+    );
+    // Of 39: ten near ones, of which not all are mutual, the ring's two, and those just asked by a
+    // lookup.
     in_the_end("few connections are kept", || mean() <= 25.0).await;
-    println!("{:.1} connections each, {:?}", mean(), all.iter().map(|c| c.connected().len()).max());
+    println!(
+        "{:.1} connections each, {:?}",
+        mean(),
+        all.iter().map(|c| c.connected().len()).max()
+    );
     // Who is not known is looked up.
     let mut unknown = 0;
     for i in 0..MEMBERS {
@@ -102,16 +129,28 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
     println!("{unknown} of {MEMBERS} calls were to members unknown before");
     assert!(unknown > 5);
 
-    // Where joining took long, the first lookups saw a small network; those of the whole one take their place.
-    let known = || all[0].size_estimate().is_some_and(|n| n > MEMBERS as f64 / 2.0 && n < MEMBERS as f64 * 2.0);
+    // Where joining took long, the first lookups saw a small network; those of the whole one take
+    // their place.
+    let known = || {
+        all[0]
+            .size_estimate()
+            .is_some_and(|n| n > MEMBERS as f64 / 2.0 && n < MEMBERS as f64 * 2.0)
+    };
     let deadline = Instant::now() + PATIENCE;
     for n in 0u32.. {
         if known() {
             break;
         }
-        assert!(Instant::now() < deadline, "estimated {:?} members", all[0].size_estimate());
+        assert!(
+            Instant::now() < deadline,
+            "estimated {:?} members",
+            all[0].size_estimate()
+        );
         // One that fails teaches nothing, or little: the next is another.
-        let _ = all[0].shared.refresh(RingAddr::of("another place", &n.to_be_bytes())).await;
+        let _ = all[0]
+            .shared
+            .refresh(RingAddr::of("another place", &n.to_be_bytes()))
+            .await;
     }
     println!("estimated {:?} members", all[0].size_estimate());
 
@@ -121,7 +160,12 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
     drop(dead);
     let died = Instant::now();
     all_find(&all, &places).await;
-    println!("after the death of {} all find the others after {:?}; {:?} in all", gone.len(), died.elapsed(), began.elapsed());
+    println!(
+        "after the death of {} all find the others after {:?}; {:?} in all",
+        gone.len(),
+        died.elapsed(),
+        began.elapsed()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -131,14 +175,34 @@ async fn a_member_names_only_signed_contacts_and_no_more_than_agreed() {
     let second = world.member("second", &[&first]).await;
     meshed(&[&first, &second]).await;
     let place = postcard::to_stdvec(&RingAddr([7; 32])).unwrap();
-    let nearest = async || second.call(first.me(), wire::NEAREST_SERVICE, place.clone(), LONG).await.unwrap();
+    let nearest = async || {
+        second
+            .call(first.me(), wire::NEAREST_SERVICE, place.clone(), LONG)
+            .await
+            .unwrap()
+    };
     let mut named: Vec<(MemberId, u64)> = Vec::new();
     while named.len() < 2 {
         named = wire::decode(&nearest().await).unwrap();
     }
-    let ids: Vec<MemberId> = named.iter().map(|(m, _)| *m).cycle().take(4 * NAMED).collect();
+    let ids: Vec<MemberId> = named
+        .iter()
+        .map(|(m, _)| *m)
+        .cycle()
+        .take(4 * NAMED)
+        .collect();
     let asked = postcard::to_stdvec(&ids).unwrap();
-    let contacts: Vec<Contact> = wire::decode(&second.call(first.me(), wire::CONTACTS_SERVICE, asked, LONG).await.unwrap()).unwrap();
+    let contacts: Vec<Contact> = wire::decode(
+        &second
+            .call(first.me(), wire::CONTACTS_SERVICE, asked, LONG)
+            .await
+            .unwrap(),
+    )
+    .unwrap();
     assert_eq!(contacts.len(), NAMED);
-    assert!(contacts.iter().all(|c| c.verify(&second.shared.door.trust).is_ok()));
+    assert!(
+        contacts
+            .iter()
+            .all(|c| c.verify(&second.shared.door.trust).is_ok())
+    );
 }

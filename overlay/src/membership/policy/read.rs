@@ -1,5 +1,5 @@
-//! Reads a policy's text. Whatever it does not understand it refuses, with the line and what would be right: a rule
-//! that is silently not enforced is worse than none.
+//! Reads a policy's text. Whatever it does not understand it refuses, with the line and what would
+//! be right: a rule that is silently not enforced is worse than none.
 
 use super::{Action, NetworkPolicy, Ports, RouteRule, Rule, Selector};
 use crate::membership::{Cidr, valid_name};
@@ -9,7 +9,8 @@ use toml::Spanned;
 
 /// The longest text: some hundreds of rules with comments. It travels to every member.
 pub const MAX_POLICY_BYTES: usize = 32 << 10;
-/// More rules than that are no longer read by anybody, and each new conversation is compared with all.
+/// More rules than that are no longer read by anybody, and each new conversation is compared with
+/// all.
 const MAX_RULES: usize = 512;
 const MAX_ROUTES: usize = 256;
 
@@ -65,7 +66,9 @@ impl Words {
             Self::Many(words) => words,
         };
         if words.is_empty() {
-            return Err("an empty list fits nothing: leave the rule out, or name somebody".to_owned());
+            return Err(
+                "an empty list fits nothing: leave the rule out, or name somebody".to_owned(),
+            );
         }
         words.iter().map(|word| word.trim().parse()).collect()
     }
@@ -77,7 +80,9 @@ impl FromStr for Action {
         match text {
             "allow" => Ok(Self::Allow),
             "deny" => Ok(Self::Deny),
-            _ => Err(format!("'{text}' is no action: write \"allow\" or \"deny\"")),
+            _ => Err(format!(
+                "'{text}' is no action: write \"allow\" or \"deny\""
+            )),
         }
     }
 }
@@ -91,14 +96,34 @@ impl FromStr for Selector {
         let label = |name: &str| valid_name(name).then(|| name.to_owned());
         let known = match text.split_once(':') {
             Some(("group", name)) => label(name).map(Self::Group),
-            Some(("member", name)) => name.parse().map(Self::MemberId).ok().or_else(|| label(name).map(Self::Member)),
-            Some(("vm", name)) => name.parse().map(Self::VmId).ok().or_else(|| label(name).map(Self::Vm)),
-            _ => text.parse().map(Self::Block).ok().or_else(|| label(text).map(Self::Group)),
+            Some(("member", name)) => name
+                .parse()
+                .map(Self::MemberId)
+                .ok()
+                .or_else(|| label(name).map(Self::Member)),
+            Some(("vm", name)) => name
+                .parse()
+                .map(Self::VmId)
+                .ok()
+                .or_else(|| label(name).map(Self::Vm)),
+            _ => text
+                .parse()
+                .map(Self::Block)
+                .ok()
+                .or_else(|| label(text).map(Self::Group)),
         };
         known.ok_or_else(|| {
-            let block = text.contains('/').then(|| text.parse::<Cidr>().err()).flatten();
+            let block = text
+                .contains('/')
+                .then(|| text.parse::<Cidr>().err())
+                .flatten();
             block.map_or_else(
-                || format!("'{text}' names nobody: write a group's name, member:NAME, vm:NAME, an address, a subnet, or \"*\""),
+                || {
+                    format!(
+                        "'{text}' names nobody: write a group's name, member:NAME, vm:NAME, an \
+                    address, a subnet, or \"*\""
+                    )
+                },
                 |e| e.to_string(),
             )
         })
@@ -117,10 +142,20 @@ impl FromStr for Ports {
             None => return Err(wrong()),
             Some(both) => both,
         };
-        let port = |text: &str| text.parse::<u16>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        let port = |text: &str| {
+            text.parse::<u16>()
+                .ok()
+                .filter(|_| text.bytes().all(|b| b.is_ascii_digit()))
+        };
         let (first, last) = match ports.split_once('-') {
-            Some((first, last)) => (port(first).ok_or_else(wrong)?, port(last).ok_or_else(wrong)?),
-            None => (port(ports).ok_or_else(wrong)?, port(ports).ok_or_else(wrong)?),
+            Some((first, last)) => (
+                port(first).ok_or_else(wrong)?,
+                port(last).ok_or_else(wrong)?,
+            ),
+            None => (
+                port(ports).ok_or_else(wrong)?,
+                port(ports).ok_or_else(wrong)?,
+            ),
         };
         if first > last {
             return Err(format!("'{text}' ends before it begins"));
@@ -140,25 +175,54 @@ impl NetworkPolicy {
     /// The first thing that is wrong with it, and where.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         if text.len() > MAX_POLICY_BYTES {
-            let reason = format!("the policy has {} bytes and may have {MAX_POLICY_BYTES}", text.len());
+            let reason = format!(
+                "the policy has {} bytes and may have {MAX_POLICY_BYTES}",
+                text.len()
+            );
             return Err(PolicyError { line: 1, reason });
         }
-        let line = |at: usize| text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1;
-        let at = |span: Range<usize>| move |reason: String| PolicyError { line: line(span.start), reason };
+        let line = |at: usize| {
+            text.as_bytes()
+                .iter()
+                .take(at)
+                .filter(|b| **b == b'\n')
+                .count()
+                + 1
+        };
+        let at = |span: Range<usize>| {
+            move |reason: String| PolicyError {
+                line: line(span.start),
+                reason,
+            }
+        };
         let read: Text = toml::from_str(text).map_err(|e| {
             let reason = e.message().to_owned();
-            PolicyError { line: e.span().map_or(1, |span| line(span.start)), reason }
+            PolicyError {
+                line: e.span().map_or(1, |span| line(span.start)),
+                reason,
+            }
         })?;
-        for (what, count, most) in [("rules", read.rule.len(), MAX_RULES), ("routes", read.route.len(), MAX_ROUTES)] {
+        for (what, count, most) in [
+            ("rules", read.rule.len(), MAX_RULES),
+            ("routes", read.route.len(), MAX_ROUTES),
+        ] {
             if count > most {
-                return Err(PolicyError { line: 1, reason: format!("{count} {what} are more than {most}") });
+                return Err(PolicyError {
+                    line: 1,
+                    reason: format!("{count} {what} are more than {most}"),
+                });
             }
         }
-        let selectors = |words: &Spanned<Words>| words.get_ref().all::<Selector>().map_err(at(words.span()));
+        let selectors =
+            |words: &Spanned<Words>| words.get_ref().all::<Selector>().map_err(at(words.span()));
         let rule = |rule: &Spanned<RuleText>| {
             let written = rule.get_ref();
             Ok(Rule {
-                action: written.action.get_ref().parse().map_err(at(written.action.span()))?,
+                action: written
+                    .action
+                    .get_ref()
+                    .parse()
+                    .map_err(at(written.action.span()))?,
                 from: selectors(&written.from)?,
                 to: selectors(&written.to)?,
                 ports: match &written.ports {
@@ -171,16 +235,41 @@ impl NetworkPolicy {
         let route = |route: &Spanned<RouteText>| {
             let written = route.get_ref();
             let by = selectors(&written.by)?;
-            if by.iter().any(|s| matches!(s, Selector::Vm(_) | Selector::VmId(_) | Selector::Block(_))) {
-                return Err(at(written.by.span())("only members offer subnets: name a group, member:NAME or \"*\"".to_owned()));
+            if by
+                .iter()
+                .any(|s| matches!(s, Selector::Vm(_) | Selector::VmId(_) | Selector::Block(_)))
+            {
+                return Err(at(written.by.span())(
+                    "only members offer subnets: name a group, member:NAME or \"*\"".to_owned(),
+                ));
             }
-            let subnet: Cidr = written.subnet.get_ref().parse().map_err(|e| at(written.subnet.span())(format!("{e}")))?;
-            Ok(RouteRule { subnet, by, line: line(route.span().start) })
+            let subnet: Cidr = written
+                .subnet
+                .get_ref()
+                .parse()
+                .map_err(|e| at(written.subnet.span())(format!("{e}")))?;
+            Ok(RouteRule {
+                subnet,
+                by,
+                line: line(route.span().start),
+            })
         };
         Ok(Self {
-            default: read.default.get_ref().parse().map_err(at(read.default.span()))?,
-            rules: read.rule.iter().map(rule).collect::<Result<_, PolicyError>>()?,
-            routes: read.route.iter().map(route).collect::<Result<_, PolicyError>>()?,
+            default: read
+                .default
+                .get_ref()
+                .parse()
+                .map_err(at(read.default.span()))?,
+            rules: read
+                .rule
+                .iter()
+                .map(rule)
+                .collect::<Result<_, PolicyError>>()?,
+            routes: read
+                .route
+                .iter()
+                .map(route)
+                .collect::<Result<_, PolicyError>>()?,
             multicast: read.multicast,
         })
     }

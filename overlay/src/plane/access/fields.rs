@@ -1,5 +1,5 @@
-//! The fields of an IP packet that access rules look at. Checked accessors, no copies; IPv6 extension headers are
-//! walked (RFC 8200), a bounded number of them.
+//! The fields of an IP packet that access rules look at. Checked accessors, no copies; IPv6
+//! extension headers are walked (RFC 8200), a bounded number of them.
 
 /// Extension headers that are walked; real packets have one or two.
 const MAX_EXTENSIONS: usize = 6;
@@ -34,7 +34,9 @@ pub(super) enum Seen<'a> {
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]))
+    bytes
+        .get(at..at + 2)
+        .map(|b| u16::from_be_bytes([b[0], b[1]]))
 }
 
 impl<'a> Seen<'a> {
@@ -43,7 +45,8 @@ impl<'a> Seen<'a> {
         Self::look(packet, false)
     }
 
-    /// Looks at the beginning of a packet that an ICMP error quotes: eight bytes behind the IP header may be all there is.
+    /// Looks at the beginning of a packet that an ICMP error quotes: eight bytes behind the IP
+    /// header may be all there is.
     pub fn of_quoted(packet: &'a [u8]) -> Self {
         Self::look(packet, true)
     }
@@ -57,7 +60,9 @@ impl<'a> Seen<'a> {
         match found {
             None => Self::Broken,
             Some(Behind::LaterFragment) => Self::LaterFragment,
-            Some(Behind::Transport(protocol, payload)) => transport(protocol, payload, quoted).unwrap_or(Self::Broken),
+            Some(Behind::Transport(protocol, payload)) => {
+                transport(protocol, payload, quoted).unwrap_or(Self::Broken)
+            }
         }
     }
 }
@@ -72,7 +77,9 @@ fn behind_v4(packet: &[u8]) -> Option<Behind<'_>> {
     let length = usize::from(header[0] & 15) * 4;
     let offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
     match offset {
-        0 => packet.get(length.max(20)..).map(|payload| Behind::Transport(header[9], payload)),
+        0 => packet
+            .get(length.max(20)..)
+            .map(|payload| Behind::Transport(header[9], payload)),
         // Only an attacker begins the second fragment inside a transport header (RFC 3128).
         1 => None,
         _ => Some(Behind::LaterFragment),
@@ -137,22 +144,50 @@ mod tests {
     #[test]
     fn ports_are_found_behind_options_and_extension_headers() {
         let mut packet = Vec::new();
-        PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9).udp(5, 6).write(&mut packet, b"x").unwrap();
+        PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9)
+            .udp(5, 6)
+            .write(&mut packet, b"x")
+            .unwrap();
         assert_eq!(Seen::of(&packet), Seen::Udp { from: 5, to: 6 });
         let mut packet = Vec::new();
-        PacketBuilder::ipv6([1; 16], [2; 16], 9).tcp(7, 22, 1, 9).syn().write(&mut packet, b"").unwrap();
-        assert_eq!(Seen::of(&packet), Seen::Tcp { from: 7, to: 22, opens: true });
+        PacketBuilder::ipv6([1; 16], [2; 16], 9)
+            .tcp(7, 22, 1, 9)
+            .syn()
+            .write(&mut packet, b"")
+            .unwrap();
+        assert_eq!(
+            Seen::of(&packet),
+            Seen::Tcp {
+                from: 7,
+                to: 22,
+                opens: true
+            }
+        );
         // The same behind a hop-by-hop header of eight bytes.
         packet[6] = 0;
         packet.splice(40..40, [6, 0, 1, 4, 0, 0, 0, 0]);
-        assert_eq!(Seen::of(&packet), Seen::Tcp { from: 7, to: 22, opens: true });
+        assert_eq!(
+            Seen::of(&packet),
+            Seen::Tcp {
+                from: 7,
+                to: 22,
+                opens: true
+            }
+        );
     }
 
     #[test]
     fn fragments_that_hide_ports_are_broken_and_later_ones_are_told_apart() {
         let mut packet = Vec::new();
-        PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9).tcp(5, 6, 1, 1).write(&mut packet, &[0; 60]).unwrap();
-        assert_eq!(Seen::of(&packet[..28]), Seen::Broken, "its flags are in the next fragment");
+        PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9)
+            .tcp(5, 6, 1, 1)
+            .write(&mut packet, &[0; 60])
+            .unwrap();
+        assert_eq!(
+            Seen::of(&packet[..28]),
+            Seen::Broken,
+            "its flags are in the next fragment"
+        );
         packet[7] = 1;
         assert_eq!(Seen::of(&packet), Seen::Broken);
         packet[7] = 2;
@@ -161,10 +196,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_looked_at_without_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..120), v6: bool, protocol in prop_oneof![Just(6u8), Just(17), Just(1), Just(58), Just(44), Just(0), Just(43), any::<u8>()]) {
+        fn any_bytes_are_looked_at_without_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..120), v6: bool,
+            protocol in prop_oneof![
+                Just(6u8), Just(17), Just(1), Just(58), Just(44), Just(0), Just(43), any::<u8>()
+            ]
+        ) {
             let _ = (Seen::of(&bytes), Seen::of_quoted(&bytes));
             if bytes.len() > 10 {
-                (bytes[0], bytes[if v6 { 6 } else { 9 }]) = (if v6 { 0x60 } else { 0x45 }, protocol);
+                (
+                    bytes[0], bytes[if v6 { 6 } else { 9 }]
+                ) = (if v6 { 0x60 } else { 0x45 }, protocol);
             }
             let _ = (Seen::of(&bytes), Seen::of_quoted(&bytes));
         }

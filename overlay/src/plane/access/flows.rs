@@ -1,9 +1,10 @@
-//! The table of conversations: fixed in size, shared by all packet threads, without a lock. An entry is one word: a
-//! keyed hash of the conversation, what was decided, and until when. A full bucket gives up what ends soonest, so a
-//! flood of new conversations, whose entries last for seconds, does not push out the answers that this side waits for.
+//! The table of conversations: fixed in size, shared by all packet threads, without a lock. An
+//! entry is one word: a keyed hash of the conversation, what was decided, and until when. A full
+//! bucket gives up what ends soonest, so a flood of new conversations, whose entries last for
+//! seconds, does not push out the answers that this side waits for.
 //!
-//! Two conversations share an entry with a chance of 2^-47 for each that is live (bucket and tag are bits of one hash
-//! whose key nobody knows); races between threads lose at most an update.
+//! Two conversations share an entry with a chance of 2^-47 for each that is live (bucket and tag
+//! are bits of one hash whose key nobody knows); races between threads lose at most an update.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -16,7 +17,8 @@ use std::{
 const WAYS: usize = 8;
 /// 65 536 conversations in 512 KiB.
 const BUCKETS: usize = 8192;
-/// An entry is not written again for less than this: writing costs the other threads their copy of the line.
+/// An entry is not written again for less than this: writing costs the other threads their copy of
+/// the line.
 const WORTH_WRITING_SECONDS: u64 = 2;
 
 const TAG_BITS: u32 = 37;
@@ -69,13 +71,20 @@ pub(super) struct Flows {
 impl Flows {
     pub fn new(now: Instant) -> Self {
         let buckets = (0..BUCKETS).map(|_| Bucket(Default::default())).collect();
-        Self { began: now, hash: RandomState::new(), buckets }
+        Self {
+            began: now,
+            hash: RandomState::new(),
+            buckets,
+        }
     }
 
     fn place(&self, key: &Key) -> (&Bucket, u64) {
         let hash = self.hash.hash_one(key);
         // The tag's bits are not the bucket's.
-        (&self.buckets[hash as usize % BUCKETS], hash >> (64 - TAG_BITS))
+        (
+            &self.buckets[hash as usize % BUCKETS],
+            hash >> (64 - TAG_BITS),
+        )
     }
 
     fn seconds(&self, now: Instant) -> u64 {
@@ -86,8 +95,11 @@ impl Flows {
     pub fn get(&self, key: &Key, now: Instant) -> Option<State> {
         let (bucket, tag) = self.place(key);
         let seconds = self.seconds(now);
-        let entry =
-            bucket.0.iter().map(|slot| slot.load(Ordering::Relaxed)).find(|entry| tag_of(*entry) == tag && state_of(*entry).is_some())?;
+        let entry = bucket
+            .0
+            .iter()
+            .map(|slot| slot.load(Ordering::Relaxed))
+            .find(|entry| tag_of(*entry) == tag && state_of(*entry).is_some())?;
         state_of(entry).filter(|_| entry & TIME_MASK > seconds)
     }
 
@@ -103,7 +115,9 @@ impl Flows {
             let live = state_of(old).is_some() && old & TIME_MASK > seconds;
             if tag_of(old) == tag && state_of(old).is_some() {
                 let keeps = live && state_of(old) == Some(State::Answer) && state != State::Answer;
-                let fresh = live && state_of(old) == Some(state) && (old & TIME_MASK) + WORTH_WRITING_SECONDS > ends;
+                let fresh = live
+                    && state_of(old) == Some(state)
+                    && (old & TIME_MASK) + WORTH_WRITING_SECONDS > ends;
                 if !keeps && !fresh {
                     slot.store(entry, Ordering::Relaxed);
                 }
@@ -137,7 +151,12 @@ mod tests {
 
     fn key(n: u32) -> Key {
         let [a, b, c, d] = n.to_be_bytes();
-        Key { src: [a, b, c, d].into(), dst: [10, 0, 0, 1].into(), kind: Kind::Udp, ports: (53, 4000) }
+        Key {
+            src: [a, b, c, d].into(),
+            dst: [10, 0, 0, 1].into(),
+            kind: Kind::Udp,
+            ports: (53, 4000),
+        }
     }
 
     #[test]
@@ -145,14 +164,39 @@ mod tests {
         let now = Instant::now();
         let flows = Flows::new(now);
         flows.note(&key(1), State::Answer, Duration::from_secs(60), now);
-        assert_eq!(flows.get(&key(1), now + Duration::from_secs(59)), Some(State::Answer));
+        assert_eq!(
+            flows.get(&key(1), now + Duration::from_secs(59)),
+            Some(State::Answer)
+        );
         assert_eq!(flows.get(&key(1), now + Duration::from_secs(61)), None);
         assert_eq!(flows.get(&key(2), now), None);
-        assert_eq!(flows.get(&Key { ports: (53, 4001), ..key(1) }, now), None);
+        assert_eq!(
+            flows.get(
+                &Key {
+                    ports: (53, 4001),
+                    ..key(1)
+                },
+                now
+            ),
+            None
+        );
         flows.note(&key(1), State::Denied, Duration::from_secs(2), now);
-        assert_eq!(flows.get(&key(1), now), Some(State::Answer), "an answer that is waited for stays");
-        flows.note(&key(1), State::Answer, Duration::from_secs(60), now + Duration::from_secs(30));
-        assert_eq!(flows.get(&key(1), now + Duration::from_secs(80)), Some(State::Answer), "what is sent again lasts on");
+        assert_eq!(
+            flows.get(&key(1), now),
+            Some(State::Answer),
+            "an answer that is waited for stays"
+        );
+        flows.note(
+            &key(1),
+            State::Answer,
+            Duration::from_secs(60),
+            now + Duration::from_secs(30),
+        );
+        assert_eq!(
+            flows.get(&key(1), now + Duration::from_secs(80)),
+            Some(State::Answer),
+            "what is sent again lasts on"
+        );
     }
 
     #[test]
@@ -161,8 +205,11 @@ mod tests {
         let flows = Flows::new(now);
         // Few enough that no bucket is full of answers alone.
         (0..2000).for_each(|n| flows.note(&key(n), State::Answer, Duration::from_secs(300), now));
-        (1_000_000..1_500_000).for_each(|n| flows.note(&key(n), State::Denied, Duration::from_secs(2), now));
-        let kept = (0..2000).filter(|n| flows.get(&key(*n), now) == Some(State::Answer)).count();
+        (1_000_000..1_500_000)
+            .for_each(|n| flows.note(&key(n), State::Denied, Duration::from_secs(2), now));
+        let kept = (0..2000)
+            .filter(|n| flows.get(&key(*n), now) == Some(State::Answer))
+            .count();
         assert_eq!(kept, 2000);
     }
 }

@@ -14,8 +14,15 @@ struct Book;
 impl Directory for Book {
     fn who(&self, addr: &IpAddr) -> Who {
         match *addr {
-            A => Who::Member { id: MemberId([1; 32]), name: "a".into(), groups: Groups::new(["ops"]).unwrap() },
-            B => Who::Vm { id: VmId([2; 32]), name: Some("db".into()) },
+            A => Who::Member {
+                id: MemberId([1; 32]),
+                name: "a".into(),
+                groups: Groups::new(["ops"]).unwrap(),
+            },
+            B => Who::Vm {
+                id: VmId([2; 32]),
+                name: Some("db".into()),
+            },
             _ => Who::Unknown,
         }
     }
@@ -28,7 +35,10 @@ fn access(policy: &str) -> Access {
 }
 
 fn set(access: &Access, policy: &str) {
-    access.set(Some((Arc::new(NetworkPolicy::parse(policy).unwrap()), Arc::new(Book))));
+    access.set(Some((
+        Arc::new(NetworkPolicy::parse(policy).unwrap()),
+        Arc::new(Book),
+    )));
 }
 
 #[test]
@@ -45,14 +55,21 @@ fn nothing_comes_in_before_the_rules_are_known_or_known_to_be_none() {
     assert!(access.admits(&ping, &A, &B, now) && !access.admits(&ping, &B, &A, now));
 }
 
-const OPS_TO_DB: &str = "default = 'deny'\n[[rule]]\naction = 'allow'\nfrom = 'ops'\nto = 'vm:db'\nports = ['tcp/22', 'udp/53', 'icmp']";
+const OPS_TO_DB: &str = "default = 'deny'\n[[rule]]\naction = 'allow'\nfrom = 'ops'\nto = \
+    'vm:db'\nports = ['tcp/22', 'udp/53', 'icmp']";
 
 fn octets(addr: IpAddr) -> [u8; 4] {
-    let IpAddr::V4(v4) = addr else { panic!("an IPv4 test") };
+    let IpAddr::V4(v4) = addr else {
+        panic!("an IPv4 test")
+    };
     v4.octets()
 }
 
-fn built(src: IpAddr, dst: IpAddr, build: impl FnOnce(etherparse::PacketBuilderStep<etherparse::IpHeaders>) -> Vec<u8>) -> Vec<u8> {
+fn built(
+    src: IpAddr,
+    dst: IpAddr,
+    build: impl FnOnce(etherparse::PacketBuilderStep<etherparse::IpHeaders>) -> Vec<u8>,
+) -> Vec<u8> {
     build(PacketBuilder::ipv4(octets(src), octets(dst), 9))
 }
 
@@ -81,7 +98,11 @@ fn udp(src: IpAddr, dst: IpAddr, ports: (u16, u16)) -> Vec<u8> {
 fn echo(src: IpAddr, dst: IpAddr, id: u16, reply: bool) -> Vec<u8> {
     built(src, dst, |ip| {
         let mut packet = Vec::new();
-        let step = if reply { ip.icmpv4_echo_reply(id, 1) } else { ip.icmpv4_echo_request(id, 1) };
+        let step = if reply {
+            ip.icmpv4_echo_reply(id, 1)
+        } else {
+            ip.icmpv4_echo_request(id, 1)
+        };
         step.write(&mut packet, b"x").unwrap();
         packet
     })
@@ -91,7 +112,9 @@ fn echo(src: IpAddr, dst: IpAddr, id: u16, reply: bool) -> Vec<u8> {
 fn too_big(src: IpAddr, dst: IpAddr, packet: &[u8]) -> Vec<u8> {
     built(src, dst, |ip| {
         let mut error = Vec::new();
-        ip.icmpv4_raw(3, 4, [0; 4]).write(&mut error, &packet[..packet.len().min(28)]).unwrap();
+        ip.icmpv4_raw(3, 4, [0; 4])
+            .write(&mut error, &packet[..packet.len().min(28)])
+            .unwrap();
         error
     })
 }
@@ -103,20 +126,36 @@ fn without_a_policy_everything_comes_in_and_with_one_what_it_allows() {
     set(&access, OPS_TO_DB);
     assert!(!access.admits(&tcp(A, B, (9, 23), true, false), &A, &B, now));
     assert!(access.admits(&tcp(A, B, (9, 22), true, false), &A, &B, now));
-    assert!(!access.admits(&tcp(B, A, (9, 22), true, false), &B, &A, now), "the other way is another matter");
-    assert!(!access.admits(b"\x45", &A, &B, now), "what cannot be read is not let in");
+    assert!(
+        !access.admits(&tcp(B, A, (9, 22), true, false), &B, &A, now),
+        "the other way is another matter"
+    );
+    assert!(
+        !access.admits(b"\x45", &A, &B, now),
+        "what cannot be read is not let in"
+    );
     assert_eq!(access.denied(), 3);
     access.set(None);
     assert!(access.admits(&tcp(A, B, (9, 23), true, false), &A, &B, now));
 }
 
 #[test]
-fn a_tcp_connection_that_the_rules_let_this_side_open_is_answered_though_nobody_here_saw_it_begin() {
+fn a_tcp_connection_that_the_rules_let_this_side_open_is_answered_though_nobody_here_saw_it_begin()
+{
     let (access, now) = (access(OPS_TO_DB), Instant::now());
-    assert!(access.admits(&tcp(B, A, (22, 4000), true, true), &B, &A, now), "the answer to a SYN");
+    assert!(
+        access.admits(&tcp(B, A, (22, 4000), true, true), &B, &A, now),
+        "the answer to a SYN"
+    );
     assert!(access.admits(&tcp(B, A, (22, 4000), false, true), &B, &A, now));
-    assert!(!access.admits(&tcp(B, A, (22, 4000), true, false), &B, &A, now), "but it opens none from the same port");
-    assert!(!access.admits(&tcp(B, A, (23, 4000), false, true), &B, &A, now), "nor speaks from another");
+    assert!(
+        !access.admits(&tcp(B, A, (22, 4000), true, false), &B, &A, now),
+        "but it opens none from the same port"
+    );
+    assert!(
+        !access.admits(&tcp(B, A, (23, 4000), false, true), &B, &A, now),
+        "nor speaks from another"
+    );
 }
 
 #[test]
@@ -132,7 +171,10 @@ fn udp_and_echo_answers_come_in_only_when_asked_for_and_for_a_while() {
     access.sent(&echo(A, B, 7, false), &A, &B, later(3));
     assert!(access.admits(&echo(B, A, 7, true), &B, &A, later(4)));
     assert!(!access.admits(&echo(B, A, 8, true), &B, &A, later(4)));
-    assert!(!access.admits(&echo(B, A, 7, false), &B, &A, later(4)), "a request is no answer");
+    assert!(
+        !access.admits(&echo(B, A, 7, false), &B, &A, later(4)),
+        "a request is no answer"
+    );
 }
 
 #[test]
@@ -140,12 +182,35 @@ fn an_icmp_error_comes_in_if_it_is_about_a_conversation_that_may_take_place() {
     let (access, now) = (access(OPS_TO_DB), Instant::now());
     let router = IpAddr::from([10, 9, 0, 9]);
     let error = |about: &[u8]| too_big(router, A, about);
-    assert!(access.admits(&error(&tcp(A, B, (4000, 22), false, true)), &router, &A, now));
-    assert!(!access.admits(&error(&tcp(A, B, (4000, 23), false, true)), &router, &A, now));
-    assert!(!access.admits(&error(&tcp(B, A, (4000, 22), false, true)), &router, &A, now), "we did not send that");
+    assert!(access.admits(
+        &error(&tcp(A, B, (4000, 22), false, true)),
+        &router,
+        &A,
+        now
+    ));
+    assert!(!access.admits(
+        &error(&tcp(A, B, (4000, 23), false, true)),
+        &router,
+        &A,
+        now
+    ));
+    assert!(
+        !access.admits(
+            &error(&tcp(B, A, (4000, 22), false, true)),
+            &router,
+            &A,
+            now
+        ),
+        "we did not send that"
+    );
     assert!(!access.admits(&error(&udp(A, B, (4000, 9))), &router, &A, now));
     access.sent(&udp(A, B, (4000, 9)), &A, &B, now);
-    assert!(access.admits(&error(&udp(A, B, (4000, 9))), &router, &A, now + Duration::from_secs(3)));
+    assert!(access.admits(
+        &error(&udp(A, B, (4000, 9))),
+        &router,
+        &A,
+        now + Duration::from_secs(3)
+    ));
 }
 
 #[test]

@@ -11,11 +11,16 @@ use std::collections::BTreeMap;
 /// The tables of a ring of `count` with true near neighbours and some far ones.
 fn tables(seed: u64, count: usize, far: usize) -> BTreeMap<MemberId, Table> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut nodes: Vec<Node> = (0..count).map(|_| Node::from(MemberId(rng.random()))).collect();
+    let mut nodes: Vec<Node> = (0..count)
+        .map(|_| Node::from(MemberId(rng.random())))
+        .collect();
     nodes.sort_unstable();
     let mut edges: Vec<Vec<Node>> = vec![Vec::new(); count];
     for i in 0..count {
-        edges[i].extend((1..=NEAR_EACH_SIDE).flat_map(|d| [nodes[(i + d) % count], nodes[(i + count - d) % count]]));
+        edges[i].extend(
+            (1..=NEAR_EACH_SIDE)
+                .flat_map(|d| [nodes[(i + d) % count], nodes[(i + count - d) % count]]),
+        );
         for _ in 0..far {
             // The harmonic law: the logarithm of the distance is uniform.
             let distance = (count as f64 / 2.0).powf(rng.random::<f64>()) as usize;
@@ -25,7 +30,11 @@ fn tables(seed: u64, count: usize, far: usize) -> BTreeMap<MemberId, Table> {
             edges[other].push(me);
         }
     }
-    nodes.iter().zip(edges).map(|(node, edges)| (node.member, Table::new(node.member, true, edges, []))).collect()
+    nodes
+        .iter()
+        .zip(edges)
+        .map(|(node, edges)| (node.member, Table::new(node.member, true, edges, [])))
+        .collect()
 }
 
 #[test]
@@ -37,8 +46,13 @@ fn a_thousand_members_are_each_asked_once_in_logarithmic_depth() {
         let mut level = vec![(root, Range::all_but(Position::of(&root)))];
         let mut depth = 0;
         while !level.is_empty() {
-            level = level.into_iter().flat_map(|(member, range)| tables[&member].split(range)).collect();
-            level.iter().for_each(|(member, _)| *asked.entry(*member).or_default() += 1);
+            level = level
+                .into_iter()
+                .flat_map(|(member, range)| tables[&member].split(range))
+                .collect();
+            level
+                .iter()
+                .for_each(|(member, _)| *asked.entry(*member).or_default() += 1);
             depth += usize::from(!level.is_empty());
         }
         assert_eq!(asked.len(), 1000, "seed {seed}");
@@ -58,7 +72,11 @@ impl Respond for Own {
 
     fn combine(&self, question: &[u8], one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
         let number = |bytes: &[u8]| Some(u64::from_be_bytes(bytes.try_into().ok()?));
-        if question == b"sum" { Some((number(one)? + number(other)?).to_be_bytes().to_vec()) } else { None }
+        if question == b"sum" {
+            Some((number(one)? + number(other)?).to_be_bytes().to_vec())
+        } else {
+            None
+        }
     }
 }
 
@@ -67,7 +85,10 @@ fn network(seed: u64, count: usize) -> (MemoryNet, BTreeMap<MemberId, AskAll>) {
     let mut all = BTreeMap::new();
     for (number, (member, table)) in tables(seed, count, 3).into_iter().enumerate() {
         let table = Arc::new(ArcSwap::from_pointee(table));
-        all.insert(member, AskAll::start(net.add(member), table, Arc::new(Own(number as u64))));
+        all.insert(
+            member,
+            AskAll::start(net.add(member), table, Arc::new(Own(number as u64))),
+        );
     }
     (net, all)
 }
@@ -78,10 +99,20 @@ const LIMIT: Duration = Duration::from_secs(10);
 async fn everyone_answers_a_question_once() {
     let (_net, all) = network(1, 30);
     for asker in all.values().take(5) {
-        let mut answers = asker.ask(b"list".to_vec(), LIMIT).await.expect("short enough");
-        assert_eq!((answers.asked, answers.dead.len(), answers.truncated), (30, 0, 0));
+        let mut answers = asker
+            .ask(b"list".to_vec(), LIMIT)
+            .await
+            .expect("short enough");
+        assert_eq!(
+            (answers.asked, answers.dead.len(), answers.truncated),
+            (30, 0, 0)
+        );
         answers.items.sort();
-        let expected: Vec<_> = all.keys().zip(0u64..).map(|(m, n)| (*m, n.to_be_bytes().to_vec())).collect();
+        let expected: Vec<_> = all
+            .keys()
+            .zip(0u64..)
+            .map(|(m, n)| (*m, n.to_be_bytes().to_vec()))
+            .collect();
         assert_eq!(answers.items, expected);
         assert!((2..=7).contains(&answers.depth), "{} levels", answers.depth);
     }
@@ -91,7 +122,10 @@ async fn everyone_answers_a_question_once() {
 async fn sums_come_back_as_one_number() {
     let (_net, all) = network(2, 30);
     let asker = all.values().next().expect("not empty");
-    let answers = asker.ask(b"sum".to_vec(), LIMIT).await.expect("short enough");
+    let answers = asker
+        .ask(b"sum".to_vec(), LIMIT)
+        .await
+        .expect("short enough");
     let numbers: Vec<_> = answers.items.iter().map(|(_, item)| item.clone()).collect();
     assert_eq!(numbers, [(0..30u64).sum::<u64>().to_be_bytes().to_vec()]);
 }
@@ -101,18 +135,38 @@ async fn dead_branches_are_named_and_their_parts_answered_by_others_in_time() {
     for seed in 0..10 {
         let (net, all) = network(seed, 30);
         let asker = *all.keys().next().expect("not empty");
-        let dead: Vec<MemberId> = all.keys().copied().filter(|m| *m != asker).skip(seed as usize).step_by(9).collect();
+        let dead: Vec<MemberId> = all
+            .keys()
+            .copied()
+            .filter(|m| *m != asker)
+            .skip(seed as usize)
+            .step_by(9)
+            .collect();
         dead.iter().for_each(|m| net.kill(*m));
         let begun = Instant::now();
-        let answers = all[&asker].ask(b"list".to_vec(), LIMIT).await.expect("short enough");
+        let answers = all[&asker]
+            .ask(b"list".to_vec(), LIMIT)
+            .await
+            .expect("short enough");
         assert!(begun.elapsed() <= LIMIT, "seed {seed}");
-        assert_eq!(answers.asked as usize, 30 - dead.len(), "seed {seed}: {answers:?}");
+        assert_eq!(
+            answers.asked as usize,
+            30 - dead.len(),
+            "seed {seed}: {answers:?}"
+        );
         let mut named: Vec<MemberId> = answers.dead.iter().map(|d| d.member).collect();
         named.sort();
         named.dedup();
         // One that only other dead ones had beside them is known to nobody any more.
-        assert!(!named.is_empty() && named.iter().all(|m| dead.contains(m)), "seed {seed}: {named:?} of {dead:?}");
-        assert!(answers.dead.iter().all(|d| d.covered), "seed {seed}: {:?}", answers.dead);
+        assert!(
+            !named.is_empty() && named.iter().all(|m| dead.contains(m)),
+            "seed {seed}: {named:?} of {dead:?}"
+        );
+        assert!(
+            answers.dead.iter().all(|d| d.covered),
+            "seed {seed}: {:?}",
+            answers.dead
+        );
     }
 }
 
@@ -120,11 +174,23 @@ async fn dead_branches_are_named_and_their_parts_answered_by_others_in_time() {
 async fn answers_that_are_too_long_are_counted_and_left_out() {
     let (_net, all) = network(3, 30);
     let asker = all.values().next().expect("not empty");
-    let answers = asker.ask(b"long".to_vec(), LIMIT).await.expect("short enough");
-    assert_eq!((answers.asked, answers.items.len() as u64 + answers.truncated), (30, 30));
+    let answers = asker
+        .ask(b"long".to_vec(), LIMIT)
+        .await
+        .expect("short enough");
+    assert_eq!(
+        (
+            answers.asked,
+            answers.items.len() as u64 + answers.truncated
+        ),
+        (30, 30)
+    );
     assert!(answers.items.len() == 9);
     let long = vec![0; MAX_QUESTION_BYTES + 1];
-    assert_eq!(asker.ask(long.clone(), LIMIT).await, Err(AskError::TooLong(long.len())));
+    assert_eq!(
+        asker.ask(long.clone(), LIMIT).await,
+        Err(AskError::TooLong(long.len()))
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! A small world in virtual time: rings, delays, loss, reordering, duplication, cuts and deaths, all from one seed.
+//! A small world in virtual time: rings, delays, loss, reordering, duplication, cuts and deaths,
+//! all from one seed.
 
 use super::super::*;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -62,7 +63,8 @@ pub struct World {
     pub parts: BTreeMap<MemberId, u8>,
     /// Two members that do not reach each other.
     pub cut: Option<[MemberId; 2]>,
-    /// An edge is made only if a call over the ring finds the member, by the agent that the ring named.
+    /// An edge is made only if a call over the ring finds the member, by the agent that the ring
+    /// named.
     pub routed_calls: bool,
     pub rng: StdRng,
     events: BinaryHeap<Reverse<Event>>,
@@ -94,7 +96,17 @@ impl World {
     pub fn add(&mut self) -> MemberId {
         let member = MemberId(self.rng.random());
         let ring = Ring::new(member, RingOptions::default(), self.rng.random());
-        self.hosts.insert(member, Host { ring, delivered: Vec::new(), sent: 0, sent_bytes: 0, links_made: 0, woken_for: None });
+        self.hosts.insert(
+            member,
+            Host {
+                ring,
+                delivered: Vec::new(),
+                sent: 0,
+                sent_bytes: 0,
+                links_made: 0,
+                woken_for: None,
+            },
+        );
         member
     }
 
@@ -105,7 +117,9 @@ impl World {
     /// `count` members that join through the first of them, at random times within `within`.
     pub fn grow(&mut self, count: usize, within: Duration) {
         let first = self.ids().first().copied().unwrap_or_else(|| self.add());
-        let mut times: Vec<f64> = (self.hosts.len()..count).map(|_| self.rng.random()).collect();
+        let mut times: Vec<f64> = (self.hosts.len()..count)
+            .map(|_| self.rng.random())
+            .collect();
         times.sort_by(f64::total_cmp);
         let start = self.now;
         for share in times {
@@ -137,7 +151,12 @@ impl World {
 
     fn push(&mut self, at: Instant, to: MemberId, what: What) {
         self.number += 1;
-        self.events.push(Reverse(Event { at, number: self.number, to, what }));
+        self.events.push(Reverse(Event {
+            at,
+            number: self.number,
+            to,
+            what,
+        }));
     }
 
     fn reaches(&self, a: MemberId, b: MemberId) -> bool {
@@ -149,9 +168,19 @@ impl World {
     /// Whether a call over the ring comes to `to`.
     fn call_arrives(&self, me: MemberId, to: MemberId, agent: Option<Position>) -> bool {
         let table = self.hosts[&me].ring.table();
-        let mut header = Header { agent, ..Header::new(Kind::Call, Position::of(&me), Position::of(&to)) };
+        let mut header = Header {
+            agent,
+            ..Header::new(Kind::Call, Position::of(&me), Position::of(&to))
+        };
         let (mut at, mut next) = match agent {
-            Some(agent) => (me, table.members().iter().find(|n| n.position == agent).map(|n| n.member)),
+            Some(agent) => (
+                me,
+                table
+                    .members()
+                    .iter()
+                    .find(|n| n.position == agent)
+                    .map(|n| n.member),
+            ),
             None => (me, self.via(table.next(header.to, Mode::Exact))),
         };
         while let Some(member) = next.filter(|next| self.reaches(at, *next)) {
@@ -159,14 +188,20 @@ impl World {
                 return true;
             }
             header.hops_left -= 1;
-            next = self.via(self.hosts[&member].ring.table().route(&header)).filter(|next| *next != at);
+            next = self
+                .via(self.hosts[&member].ring.table().route(&header))
+                .filter(|next| *next != at);
             at = member;
         }
         false
     }
 
     fn via(&self, next: Next) -> Option<MemberId> {
-        if let Next::Via(member) = next { Some(member) } else { None }
+        if let Next::Via(member) = next {
+            Some(member)
+        } else {
+            None
+        }
     }
 
     /// 10 to 80 ms each way, the same for a pair at all times.
@@ -176,7 +211,9 @@ impl World {
 
     pub fn input(&mut self, member: MemberId, input: Input<'_>) {
         let now = self.now;
-        let Some(host) = self.hosts.get_mut(&member) else { return };
+        let Some(host) = self.hosts.get_mut(&member) else {
+            return;
+        };
         host.ring.handle(now, input);
         let mut todo = Vec::new();
         while let Some(output) = host.ring.poll() {
@@ -205,14 +242,25 @@ impl World {
                 let copies = 1 + u8::from(self.rng.random_bool(self.duplication));
                 for _ in 0..copies {
                     if self.reaches(me, to) && !self.rng.random_bool(self.loss) {
-                        let at = self.now + Self::one_way(me, to) + self.jitter.mul_f64(self.rng.random());
-                        self.push(at, to, What::Packet { from: me, bytes: bytes.clone() });
+                        let at = self.now
+                            + Self::one_way(me, to)
+                            + self.jitter.mul_f64(self.rng.random());
+                        self.push(
+                            at,
+                            to,
+                            What::Packet {
+                                from: me,
+                                bytes: bytes.clone(),
+                            },
+                        );
                     }
                 }
             }
             Output::Link { member, agent } => {
                 let way = Self::one_way(me, member);
-                if self.reaches(me, member) && (!self.routed_calls || self.call_arrives(me, member, agent)) {
+                if self.reaches(me, member)
+                    && (!self.routed_calls || self.call_arrives(me, member, agent))
+                {
                     self.push(self.now + way * 3, member, What::Linked { member: me });
                     self.push(self.now + way * 4, me, What::Linked { member });
                 } else {
@@ -241,7 +289,9 @@ impl World {
             if event.at > end {
                 break;
             }
-            let Some(Reverse(event)) = self.events.pop() else { break };
+            let Some(Reverse(event)) = self.events.pop() else {
+                break;
+            };
             at_once = if event.at > self.now { 0 } else { at_once + 1 };
             assert!(at_once < 1_000_000, "seed {}: time stands still", self.seed);
             self.now = event.at;
@@ -251,33 +301,51 @@ impl World {
                     let packet = wire::parse(&bytes).expect("what we send we read");
                     self.input(to, Input::Received { from, packet });
                 }
-                What::Linked { member } if self.reaches(to, member) => self.input(to, Input::Linked { member, rtt: None }),
-                What::Linked { member } | What::LinkFailed { member } => self.input(to, Input::LinkFailed { member }),
+                What::Linked { member } if self.reaches(to, member) => {
+                    self.input(to, Input::Linked { member, rtt: None })
+                }
+                What::Linked { member } | What::LinkFailed { member } => {
+                    self.input(to, Input::LinkFailed { member })
+                }
                 What::Wake => self.input(to, Input::Tick),
             }
         }
         self.now = end;
     }
 
-    /// Runs until the invariant holds; how long that took. Panics with the seed and the reason after `limit`.
+    /// Runs until the invariant holds; how long that took. Panics with the seed and the reason
+    /// after `limit`.
     pub fn settle(&mut self, limit: Duration) -> Duration {
         let start = self.now;
         loop {
             match self.check() {
                 Ok(()) => return self.now - start,
-                Err(why) if self.now - start >= limit => panic!("seed {}: not settled after {limit:?}: {why}", self.seed),
+                Err(why) if self.now - start >= limit => {
+                    panic!("seed {}: not settled after {limit:?}: {why}", self.seed)
+                }
                 Err(_) => self.run(Duration::from_millis(250)),
             }
         }
     }
 
-    /// The invariant of [`super::super`], for each part of a divided network: everyone has joined, everyone's near edges are the true
-    /// nearest, and everyone routes to the true closest member of any place.
+    /// The invariant of [`super::super`], for each part of a divided network: everyone has joined,
+    /// everyone's near edges are the true nearest, and everyone routes to the true closest member
+    /// of any place.
     pub fn check(&mut self) -> Result<(), String> {
-        let parts: BTreeSet<u8> = self.hosts.keys().map(|m| self.parts.get(m).copied().unwrap_or(0)).collect();
+        let parts: BTreeSet<u8> = self
+            .hosts
+            .keys()
+            .map(|m| self.parts.get(m).copied().unwrap_or(0))
+            .collect();
         for part in parts {
             let inside = |m: &MemberId| self.parts.get(m).copied().unwrap_or(0) == part;
-            let mut nodes: Vec<Node> = self.hosts.keys().copied().filter(inside).map(Node::from).collect();
+            let mut nodes: Vec<Node> = self
+                .hosts
+                .keys()
+                .copied()
+                .filter(inside)
+                .map(Node::from)
+                .collect();
             nodes.sort_unstable();
             self.check_part(&nodes)?;
         }
@@ -294,20 +362,31 @@ impl World {
             if !status.joined {
                 return Err(format!("{node:?} has not joined"));
             }
-            let sides = (1..=NEAR_EACH_SIDE.min(n - 1)).flat_map(|d| [nodes[(i + d) % n], nodes[(i + n - d) % n]]);
+            let sides = (1..=NEAR_EACH_SIDE.min(n - 1))
+                .flat_map(|d| [nodes[(i + d) % n], nodes[(i + n - d) % n]]);
             let truth: BTreeSet<Node> = sides.collect();
-            let near: BTreeSet<Node> = status.neighbours.iter().filter(|x| x.near).map(|x| x.node).collect();
+            let near: BTreeSet<Node> = status
+                .neighbours
+                .iter()
+                .filter(|x| x.near)
+                .map(|x| x.node)
+                .collect();
             if near != truth {
                 return Err(format!("{node:?} has {near:?} near, not {truth:?}"));
             }
         }
         for _ in 0..20 {
             let target = Position(self.rng.random());
-            let closest = nodes.iter().min_by_key(|x| target.closeness(x.position)).expect("two or more");
+            let closest = nodes
+                .iter()
+                .min_by_key(|x| target.closeness(x.position))
+                .expect("two or more");
             for node in nodes {
                 let (end, _) = self.route(*node, target, Mode::Closest);
                 if end != Some(closest.member) {
-                    return Err(format!("{node:?} routes {target:?} to {end:?}, not {closest:?}"));
+                    return Err(format!(
+                        "{node:?} routes {target:?} to {end:?}, not {closest:?}"
+                    ));
                 }
             }
         }
@@ -316,8 +395,13 @@ impl World {
 
     /// Where a packet ends, and after how many hops.
     pub fn route(&self, from: Node, to: Position, mode: Mode) -> (Option<MemberId>, usize) {
-        let kind = if mode == Mode::Closest { Kind::ControlClosest } else { Kind::Datagram };
-        // A closest packet is never handed to its sender, so the sender here is a place where nobody stands.
+        let kind = if mode == Mode::Closest {
+            Kind::ControlClosest
+        } else {
+            Kind::Datagram
+        };
+        // A closest packet is never handed to its sender, so the sender here is a place where
+        // nobody stands.
         let mut header = Header::new(kind, Position(from.position.0 ^ 1), to);
         let mut at = from.member;
         let mut next = self.hosts[&at].ring.table().next(to, mode);
@@ -326,7 +410,9 @@ impl World {
                 Next::Here => return (Some(at), usize::from(HOP_LIMIT - header.hops_left)),
                 Next::Nowhere => return (None, 0),
                 Next::Via(member) => {
-                    let Some(host) = self.hosts.get(&member) else { return (None, 0) };
+                    let Some(host) = self.hosts.get(&member) else {
+                        return (None, 0);
+                    };
                     header.hops_left -= 1;
                     at = member;
                     next = host.ring.table().route(&header);

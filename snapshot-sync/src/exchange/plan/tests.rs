@@ -16,15 +16,27 @@ impl Plan {
     /// What must hold between any two events.
     fn check(&self) {
         for (index, provider) in self.providers.iter().enumerate() {
-            let asked = self.wants.values().filter(|want| matches!(want.state, State::Asked(who, _) if who == index));
+            let asked = self
+                .wants
+                .values()
+                .filter(|want| matches!(want.state, State::Asked(who, _) if who == index));
             let owed: u64 = asked.clone().map(Want::weight).sum();
-            assert_eq!(provider.owed, owed, "provider {index} owes what it was asked for");
+            assert_eq!(
+                provider.owed, owed,
+                "provider {index} owes what it was asked for"
+            );
             assert!(provider.up || owed == 0, "a lost provider owes nothing");
-            assert!(asked.into_iter().all(|want| want.lacking >> index & 1 == 0), "nobody is asked for what he lacks");
+            assert!(
+                asked.into_iter().all(|want| want.lacking >> index & 1 == 0),
+                "nobody is asked for what he lacks"
+            );
         }
         let queued: BTreeSet<_> = self.queue.iter().copied().collect();
         for (id, want) in &self.wants {
-            assert!(want.state != State::Queued || queued.contains(id), "{id:?} is forgotten");
+            assert!(
+                want.state != State::Queued || queued.contains(id),
+                "{id:?} is forgotten"
+            );
         }
     }
 }
@@ -66,7 +78,9 @@ proptest! {
         let mut up = [false; 3];
         let mut liars = BTreeSet::new();
         // After the chosen acts, all live providers answer until nothing more happens.
-        let ending = (0..400usize).flat_map(|_| (0..3).flat_map(|p| [Act::Restore(p), Act::Answer(p, 20)]));
+        let ending = (0..400usize).flat_map(
+            |_| (0..3).flat_map(|p| [Act::Restore(p), Act::Answer(p, 20)])
+        );
         for act in acts.into_iter().chain(ending) {
             match act {
                 Act::Restore(p) if !up[p] && !liars.contains(&p) => {
@@ -106,7 +120,9 @@ proptest! {
             plan.check();
         }
         for n in 0..holdings.len() as u16 {
-            let somewhere = (0..3).any(|p| holdings[n as usize] >> p & 1 == 1 && !liars.contains(&p));
+            let somewhere = (0..3).any(
+                |p| holdings[n as usize] >> p & 1 == 1 && !liars.contains(&p)
+            );
             if somewhere {
                 prop_assert!(!plan.wants.contains_key(&id(n)), "{n} was not fetched");
             }
@@ -126,7 +142,10 @@ fn plan_of(chunks: u16, providers: usize) -> Plan {
 
 #[test]
 fn a_fast_provider_is_asked_for_more_and_a_slow_one_for_less() {
-    for (each, expected) in [(Duration::from_millis(1), 16 << 20..=16 << 20), (Duration::from_millis(200), 256 << 10..=512 << 10)] {
+    for (each, expected) in [
+        (Duration::from_millis(1), 16 << 20..=16 << 20),
+        (Duration::from_millis(200), 256 << 10..=512 << 10),
+    ] {
         let mut plan = plan_of(4000, 1);
         plan.up(Duration::ZERO, member(0));
         let (mut now, mut owed) = (Duration::ZERO, VecDeque::new());
@@ -148,9 +167,16 @@ fn an_idle_provider_takes_over_what_another_has_owed_for_long() {
     plan.up(Duration::ZERO, member(0));
     assert_eq!(plan.next(Duration::ZERO, member(0), 100).len(), 10);
     plan.up(Duration::from_secs(1), member(1));
-    assert!(plan.next(Duration::from_secs(1), member(1), 100).is_empty(), "not yet");
+    assert!(
+        plan.next(Duration::from_secs(1), member(1), 100).is_empty(),
+        "not yet"
+    );
     assert_eq!(plan.next(Duration::from_secs(4), member(1), 100).len(), 10);
-    assert_eq!(plan.arrived(Duration::from_secs(4), member(0), id(3)), Some(Role::Data { bytes: 65536 }), "who is first wins");
+    assert_eq!(
+        plan.arrived(Duration::from_secs(4), member(0), id(3)),
+        Some(Role::Data { bytes: 65536 }),
+        "who is first wins"
+    );
     assert_eq!(plan.arrived(Duration::from_secs(4), member(1), id(3)), None);
     plan.check();
 }
@@ -160,8 +186,15 @@ fn a_provider_that_owes_and_is_silent_has_stalled() {
     let mut plan = plan_of(10, 1);
     plan.up(Duration::ZERO, member(0));
     let stall = Duration::from_secs(8);
-    assert_eq!(plan.stalled(Duration::from_secs(20), stall), None, "it owes nothing");
+    assert_eq!(
+        plan.stalled(Duration::from_secs(20), stall),
+        None,
+        "it owes nothing"
+    );
     plan.next(Duration::from_secs(20), member(0), 5);
     assert_eq!(plan.stalled(Duration::from_secs(27), stall), None);
-    assert_eq!(plan.stalled(Duration::from_secs(28), stall), Some(member(0)));
+    assert_eq!(
+        plan.stalled(Duration::from_secs(28), stall),
+        Some(member(0))
+    );
 }
