@@ -286,7 +286,10 @@ fn sets_maps_wildcards_and_addresses_are_understood() {
         json!(
             [
                 {
-                    "vmap": { "key": { "ct": { "key": "state" } }, "data": { "set": [["established", { "accept": null }], ["new", { verdict: null }]] } }
+                    "vmap": {
+                        "key": { "ct": { "key": "state" } },
+                        "data": { "set": [["established", { "accept": null }], ["new", { verdict: null }]] }
+                    }
                 }
             ]
         )

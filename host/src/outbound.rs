@@ -310,7 +310,8 @@ mod tests {
         // As wg of wireguard-tools 1.0.20210914 prints them.
         let allowed = "AAA=\t0.0.0.0/0 \
             ::/0\nBBB=\t10.1.0.0/16\nCCC=\t(none)\nDDD=\t128.0.0.0/1\nEEE=\t::/0\n";
-        let endpoints = "AAA=\t10.2.0.3:51820\nBBB=\t10.2.0.4:51820\nCCC=\t(none)\nDDD=\t[fd00::1]:51820\nEEE=\t10.2.0.5:1\n";
+        let endpoints = "AAA=\t10.2.0.3:51820\nBBB=\t10.2.0.4:51820\nCCC=\t(none)\n\
+            DDD=\t[fd00::1]:51820\nEEE=\t10.2.0.5:1\n";
         assert_eq!(
             servers(allowed, endpoints),
             ["10.2.0.3", "fd00::1"].map(|ip| ip.parse::<IpAddr>().unwrap())

@@ -16,7 +16,8 @@ fn world(test: &str, sites: &str) -> Lab {
     lab(
         test,
         &format!(
-            "seed=4\n[default]\nrtt_ms=20\nmbit=1000\n[[site]]\nname='p1'\nipv6='dual'\n[[site]]\nname='p2'\n[[site]]\nname='p3'\n{sites}"
+            "seed=4\n[default]\nrtt_ms=20\nmbit=1000\n[[site]]\nname='p1'\nipv6='dual'\n[[site]]\n\
+                name='p2'\n[[site]]\nname='p3'\n{sites}"
         ),
     )
 }
@@ -98,7 +99,8 @@ fn a_daemon_tells_each_kind_of_nat_from_the_others() {
 fn a_port_is_mapped_by_the_router_used_by_others_and_given_back_at_the_end() {
     let lab = world(
         "portmap",
-        "[[site]]\nname='home'\nnat='symmetric'\nupnp=true\n[[site]]\nname='strict'\nnat='symmetric'\n",
+        "[[site]]\nname='home'\nnat='symmetric'\nupnp=true\n[[site]]\nname='strict'\n\
+            nat='symmetric'\n",
     );
     lab.configure("home", "cpus = 1\nupnp = true\nautonomic = false\n")
         .unwrap();
@@ -149,8 +151,10 @@ fn a_port_is_mapped_by_the_router_used_by_others_and_given_back_at_the_end() {
 
 #[test]
 fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_forwards_them() {
-    let homes = "[[site]]\nname='asked'\nnat='port-restricted'\nupnp=true\n[[site]]\nname='told'\nnat='port-restricted'\n\
-                 [[site]]\nname='one'\nnat='port-restricted'\n[[site]]\nname='two'\nnat='symmetric'\n";
+    let homes = "[[site]]\nname='asked'\nnat='port-restricted'\nupnp=true\n[[site]]\nname='told'\n\
+        nat='port-restricted'\n\
+                 [[site]]\nname='one'\nnat='port-restricted'\n[[site]]\nname='two'\n\
+                 nat='symmetric'\n";
     // Nobody in these networks has a public address.
     let lab = world("homes", homes);
     lab.configure("asked", "cpus = 1\nupnp = true\nautonomic = false\n")
@@ -243,7 +247,8 @@ fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
     let lab = lab(
         "nomoreudp",
         "seed=9\n[default]\nrtt_ms=30\nmbit=500\n[[site]]\nname='pub'\n[[site]]\nname='open'\n\
-         [[site]]\nname='home'\nnat='port-restricted'\n[[site]]\nname='office'\nnat='port-restricted'\n",
+         [[site]]\nname='home'\nnat='port-restricted'\n[[site]]\nname='office'\n\
+         nat='port-restricted'\n",
     );
     network(&lab, &["pub", "open", "home", "office"]);
     for (from, to) in [("home", "office"), ("home", "open")] {

@@ -185,7 +185,8 @@ impl Service {
             (
                 "etc/systemd/system/p2pvm.service.d/where.conf",
                 format!(
-                    "[Unit]\nConditionPathExists=\nConditionPathExists={dir}/certificate\n[Service]\nEnvironment=P2PVM_DIR={dir}\n"
+                    "[Unit]\nConditionPathExists=\nConditionPathExists={dir}/certificate\n\
+                        [Service]\nEnvironment=P2PVM_DIR={dir}\n"
                 ),
             ),
         ] {

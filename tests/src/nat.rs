@@ -22,8 +22,10 @@ const PORTS: (u16, u16) = (32768, 28000);
 /// A NAT that counts begins again after so many mappings.
 const COUNTED_PORTS: u16 = 1024;
 /// The tables and chains that a site's `miniupnpd` fills, for its configuration file.
-pub(crate) const UPNP_SETTINGS: &str = "upnp_table_name=upnp\nupnp_nat_table_name=upnp\nupnp_forward_chain=forward_mapped\n\
-                                        upnp_nat_chain=inward_mapped\nupnp_nat_postrouting_chain=outward_mapped\n";
+pub(crate) const UPNP_SETTINGS: &str = "upnp_table_name=upnp\nupnp_nat_table_name=upnp\n\
+    upnp_forward_chain=forward_mapped\n\
+                                        upnp_nat_chain=inward_mapped\n\
+                                        upnp_nat_postrouting_chain=outward_mapped\n";
 
 /// The rules of a site's own router; its interface towards the core or the carrier is `wan`. None
 /// if it lets everything through as it is.

@@ -475,7 +475,8 @@ mod tests {
 
     #[test]
     fn the_smallest_mtu_on_the_way_counts() {
-        let text = "[default]\nmtu=1492\n[[site]]\nname='a'\nmtu=1400\n[[site]]\nname='b'\n[[site]]\nname='c'\nmtu=1280\n\
+        let text = "[default]\nmtu=1492\n[[site]]\nname='a'\nmtu=1400\n[[site]]\nname='b'\n\
+            [[site]]\nname='c'\nmtu=1280\n\
                     [[link]]\na='b'\nb='a'\nmtu=1300\n";
         let sites = Sites::parse(text).unwrap();
         let mtu = |a, b| sites.shape(a, b).unwrap().mtu;
@@ -513,7 +514,8 @@ mod tests {
                 "loss 2",
             ),
             (
-                "[[site]]\nname='a'\n[[site]]\nname='b'\n[[link]]\na='a'\nb='b'\n[[link]]\na='b'\nb='a'",
+                "[[site]]\nname='a'\n[[site]]\nname='b'\n[[link]]\na='a'\nb='b'\n[[link]]\na='b'\n\
+                    b='a'",
                 "given twice",
             ),
             (

@@ -21,8 +21,10 @@ pub(crate) fn start(run_dir: &Path, site: &SitePlan) -> Result<(), Error> {
         let _ = fs::remove_file(old);
     }
     let text = format!(
-        "ext_ifname=wan\nlistening_ip=lan\nport=5000\nenable_upnp=yes\nenable_natpmp=yes\nsecure_mode=yes\nsystem_uptime=yes\n\
-         ipv6_disable=yes\nnotify_interval=900\nclean_ruleset_interval=600\nuuid=6b4f2a10-0000-4000-8000-{:012x}\nserial={}\nmodel_number=1\n\
+        "ext_ifname=wan\nlistening_ip=lan\nport=5000\nenable_upnp=yes\nenable_natpmp=yes\n\
+            secure_mode=yes\nsystem_uptime=yes\n\
+         ipv6_disable=yes\nnotify_interval=900\nclean_ruleset_interval=600\n\
+         uuid=6b4f2a10-0000-4000-8000-{:012x}\nserial={}\nmodel_number=1\n\
          lease_file={}\nallow 1024-65535 0.0.0.0/0 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n{}",
         site.number,
         site.number,

@@ -46,8 +46,10 @@ fn round_trips(testbed: &Testbed, from: &str, to: &str, count: usize) -> Vec<Dur
 #[test]
 fn a_round_trip_takes_what_the_link_says_and_little_more() {
     let testbed = up(
-        "[[site]]\nname='a'\n[[site]]\nname='b'\n[[site]]\nname='c'\n[[site]]\nname='d'\n[[site]]\nname='e'\n\
-         [[link]]\na='a'\nb='b'\nrtt_ms=0.1\n[[link]]\na='a'\nb='c'\nrtt_ms=10\n[[link]]\na='a'\nb='d'\nrtt_ms=200\n\
+        "[[site]]\nname='a'\n[[site]]\nname='b'\n[[site]]\nname='c'\n[[site]]\nname='d'\n[[site]]\n\
+            name='e'\n\
+         [[link]]\na='a'\nb='b'\nrtt_ms=0.1\n[[link]]\na='a'\nb='c'\nrtt_ms=10\n[[link]]\na='a'\n\
+         b='d'\nrtt_ms=200\n\
          [[link]]\na='a'\nb='e'\ndelay_ms=5\nback={delay_ms=40}\n",
     );
     for (to, nominal_ms, count) in [
@@ -79,7 +81,8 @@ fn a_round_trip_takes_what_the_link_says_and_little_more() {
 /// Sends numbered datagrams over a link that loses a tenth, and answers which arrived.
 fn arrived(seed: u64, pause: Duration) -> Vec<String> {
     let testbed = up(&format!(
-        "seed={seed}\n[default]\nrtt_ms=4\njitter_ms=1\nloss=0.1\n[[site]]\nname='a'\n[[site]]\nname='b'\n"
+        "seed={seed}\n[default]\nrtt_ms=4\njitter_ms=1\nloss=0.1\n[[site]]\nname='a'\n[[site]]\n\
+            name='b'\n"
     ));
     let (from, to) = (socket(&testbed, "a", 0), socket(&testbed, "b", 9));
     let reader = thread::spawn(move || {
@@ -153,8 +156,10 @@ fn tcp_mbit(testbed: &Testbed, from: &str, to: &str, time: Duration) -> f64 {
 #[test]
 fn a_limited_link_carries_its_rate_and_a_fast_one_hundreds_of_megabits() {
     let testbed = up(
-        "[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n[[site]]\nname='c'\n[[site]]\nname='d'\n\
-         [[link]]\na='a'\nb='b'\nrtt_ms=10\nmbit=20\nback={mbit=5}\n[[link]]\na='a'\nb='c'\nrtt_ms=1\n\
+        "[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n[[site]]\nname='c'\n\
+            [[site]]\nname='d'\n\
+         [[link]]\na='a'\nb='b'\nrtt_ms=10\nmbit=20\nback={mbit=5}\n[[link]]\na='a'\nb='c'\n\
+         rtt_ms=1\n\
          [[link]]\na='a'\nb='d'\nrtt_ms=20\nmbit=500\n",
     );
     let slow = tcp_mbit(&testbed, "a", "b", Duration::from_secs(2));
@@ -183,7 +188,8 @@ fn a_limited_link_carries_its_rate_and_a_fast_one_hundreds_of_megabits() {
 #[test]
 fn a_lossy_link_spoils_no_byte_of_a_stream() {
     let testbed = up(
-        "seed=3\n[default]\nrtt_ms=2\nloss=0.01\nmbit=100\n[[site]]\nname='a'\nnat='symmetric'\n[[site]]\nname='b'\n",
+        "seed=3\n[default]\nrtt_ms=2\nloss=0.01\nmbit=100\n[[site]]\nname='a'\nnat='symmetric'\n\
+            [[site]]\nname='b'\n",
     );
     let listener = testbed
         .inside("b", || TcpListener::bind("0.0.0.0:5001"))
@@ -223,7 +229,8 @@ fn passes(from: &UdpSocket, to: &UdpSocket, address: std::net::SocketAddr) -> bo
 #[test]
 fn a_cut_link_carries_nothing_until_it_is_healed_and_others_go_on() {
     let testbed = up(
-        "[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\nhosts=['b1','b2']\n[[site]]\nname='c'\n",
+        "[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\nhosts=['b1','b2']\n[[site]]\n\
+            name='c'\n",
     );
     let (a, b, c) = (
         socket(&testbed, "a", 9),
@@ -314,7 +321,8 @@ fn a_link_can_change_its_shape_while_it_runs() {
 fn joined_datagrams_are_lost_one_by_one() {
     use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
     let testbed = up(
-        "seed=9\n[default]\nrtt_ms=2\nloss=0.02\nmbit=50\n[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n",
+        "seed=9\n[default]\nrtt_ms=2\nloss=0.02\nmbit=50\n[[site]]\nname='a'\n\
+            nat='port-restricted'\n[[site]]\nname='b'\n",
     );
     let (from, to) = (socket(&testbed, "a", 0), socket(&testbed, "b", 9));
     setsockopt(&from, UdpGsoSegment, &1000).unwrap();

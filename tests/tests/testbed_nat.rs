@@ -13,7 +13,8 @@ use testbed_common::{at, receive, socket, up};
 /// A site with this NAT and two hosts, a public site with two hosts.
 fn world(nat: &str) -> Testbed {
     up(&format!(
-        "seed=5\n[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='{nat}'\nhosts=2\n[[site]]\nname='w'\nhosts=2\n"
+        "seed=5\n[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='{nat}'\nhosts=2\n[[site]]\n\
+            name='w'\nhosts=2\n"
     ))
 }
 
@@ -230,7 +231,8 @@ fn nobody_reaches_a_host_that_never_wrote() {
 /// they hear the other from.
 fn punch(a_nat: &str, b_nat: &str) -> bool {
     let testbed = up(&format!(
-        "seed=5\n[default]\nrtt_ms=2\n[[site]]\nname='a'\nnat='{a_nat}'\n[[site]]\nname='b'\nnat='{b_nat}'\n[[site]]\nname='w'\n"
+        "seed=5\n[default]\nrtt_ms=2\n[[site]]\nname='a'\nnat='{a_nat}'\n[[site]]\nname='b'\n\
+            nat='{b_nat}'\n[[site]]\nname='w'\n"
     ));
     let (a, b, stun) = (
         socket(&testbed, "a", 4000),

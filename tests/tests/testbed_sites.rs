@@ -24,7 +24,8 @@ fn reaches(from: &UdpSocket, address: SocketAddr, to: &UdpSocket) -> bool {
 fn ipv6_is_untranslated_and_a_firewall_lets_in_only_what_answers() {
     let testbed = up(
         "[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='symmetric'\nipv6='dual'\nfirewall=true\n\
-         [[site]]\nname='open'\nipv6='dual'\n[[site]]\nname='six'\nipv6='only'\n[[site]]\nname='mobile'\nnat='port-restricted'\n\
+         [[site]]\nname='open'\nipv6='dual'\n[[site]]\nname='six'\nipv6='only'\n[[site]]\n\
+         name='mobile'\nnat='port-restricted'\n\
          carrier='symmetric'\nipv6='dual'\n[[site]]\nname='four'\n",
     );
     let (home, open, six) = (
@@ -80,7 +81,8 @@ fn ipv6_is_untranslated_and_a_firewall_lets_in_only_what_answers() {
 #[test]
 fn tcp_over_ipv6_crosses_a_link_that_loses_and_limits() {
     let testbed = up(
-        "seed=3\n[default]\nrtt_ms=4\nloss=0.01\nmbit=200\n[[site]]\nname='a'\nipv6='dual'\n[[site]]\nname='b'\nipv6='dual'\n",
+        "seed=3\n[default]\nrtt_ms=4\nloss=0.01\nmbit=200\n[[site]]\nname='a'\nipv6='dual'\n\
+            [[site]]\nname='b'\nipv6='dual'\n",
     );
     let listener = testbed
         .inside("b", || TcpListener::bind("[::]:80"))
@@ -140,7 +142,8 @@ fn natpmp(testbed: &Testbed, host: &str, port: u16) -> Option<(u16, u16)> {
 #[test]
 fn a_router_maps_a_port_when_asked_and_then_anybody_reaches_it() {
     let testbed = up(
-        "[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='symmetric'\nupnp=true\n[[site]]\nname='w'\n",
+        "[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='symmetric'\nupnp=true\n[[site]]\n\
+            name='w'\n",
     );
     let (inside, outside) = (socket(&testbed, "home", 4000), socket(&testbed, "w", 1000));
     assert!(!reaches(&outside, at(&testbed, "home", 4000), &inside));
@@ -160,7 +163,8 @@ fn a_router_maps_a_port_when_asked_and_then_anybody_reaches_it() {
 #[test]
 fn a_router_behind_a_carriers_nat_knows_that_a_mapping_would_be_of_no_use() {
     let testbed = up(
-        "[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='full-cone'\ncarrier='symmetric'\nupnp=true\n[[site]]\nname='w'\n",
+        "[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='full-cone'\ncarrier='symmetric'\n\
+            upnp=true\n[[site]]\nname='w'\n",
     );
     let answer = natpmp(&testbed, "home", 4000);
     assert!(answer.is_none_or(|(code, _)| code != 0), "{answer:?}");
@@ -168,7 +172,8 @@ fn a_router_behind_a_carriers_nat_knows_that_a_mapping_would_be_of_no_use() {
 
 #[test]
 fn small_links_cut_complain_or_swallow() {
-    let text = "[default]\nrtt_ms=2\n[[site]]\nname='a'\nipv6='dual'\n[[site]]\nname='b'\nipv6='dual'\nmtu=1280\n";
+    let text = "[default]\nrtt_ms=2\n[[site]]\nname='a'\nipv6='dual'\n[[site]]\nname='b'\n\
+        ipv6='dual'\nmtu=1280\n";
     let largest = |testbed: &Testbed, to: SocketAddr| -> Option<usize> {
         // Until the kernel has heard of the path's MTU, then refuses what is larger, and knows how
         // large is right.
@@ -233,7 +238,8 @@ fn a_site_that_is_renumbered_has_other_addresses_and_no_mappings() {
         "none",
     ] {
         let mut testbed = up(&format!(
-            "[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='{nat}'\nipv6='dual'\n[[site]]\nname='w'\nipv6='dual'\n"
+            "[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='{nat}'\nipv6='dual'\n[[site]]\n\
+                name='w'\nipv6='dual'\n"
         ));
         let (inside, outside) = (socket(&testbed, "home", 4000), socket(&testbed, "w", 1000));
         let seen = |testbed: &Testbed| {
@@ -280,7 +286,8 @@ fn a_site_that_is_renumbered_has_other_addresses_and_no_mappings() {
 #[test]
 fn a_host_that_moves_keeps_its_programs_and_gets_another_address() {
     let mut testbed = up(
-        "[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='port-restricted'\nhosts=2\n[[site]]\nname='work'\nnat='full-cone'\n\
+        "[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='port-restricted'\nhosts=2\n[[site]]\n\
+            name='work'\nnat='full-cone'\n\
          ipv6='dual'\n[[site]]\nname='w'\n",
     );
     let outside = socket(&testbed, "w", 1000);

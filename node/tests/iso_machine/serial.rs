@@ -193,7 +193,8 @@ impl Terminal {
 #[test]
 fn a_terminal_shows_what_was_written_where_it_was_written() {
     let mut terminal = Terminal::default();
-    let sent = "plain \x1b[1mbold\x1b[m\r\n\x1b[?25l\x1b[3;5Hhere \u{2588}\x1b[2;1Hover\x1b[1;7H\x1b[K\x1b(B";
+    let sent = "plain \x1b[1mbold\x1b[m\r\n\
+        \x1b[?25l\x1b[3;5Hhere \u{2588}\x1b[2;1Hover\x1b[1;7H\x1b[K\x1b(B";
     // Byte by byte: a sequence may come in pieces.
     sent.bytes().for_each(|byte| terminal.take(&[byte]));
     let screen = terminal.screen();
