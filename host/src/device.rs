@@ -105,12 +105,23 @@ fn family(ip: &IpAddr) -> AddressFamily {
 /// # Errors
 /// What the kernel says, such as ENETUNREACH for no route.
 pub fn way_to(ip: &IpAddr) -> io::Result<Option<u32>> {
+    way_of_marked(ip, 0)
+}
+
+/// The same for a packet that carries a mark (SO_MARK); 0: none.
+///
+/// # Errors
+/// As [`way_to`].
+pub fn way_of_marked(ip: &IpAddr, mark: u32) -> io::Result<Option<u32>> {
     let mut message = RouteMessage::default();
     message.header.address_family = family(ip);
     message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
     message
         .attributes
         .push(RouteAttribute::Destination(RouteAddress::from(*ip)));
+    if mark != 0 {
+        message.attributes.push(RouteAttribute::Mark(mark));
+    }
     let Some(RouteNetlinkMessage::NewRoute(route)) =
         Netlink::open()?.get(RouteNetlinkMessage::GetRoute(message))?
     else {

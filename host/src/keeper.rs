@@ -247,19 +247,9 @@ impl Thread {
         if seen.observed.held != self.held {
             (self.held, self.settled) = (seen.observed.held.clone(), false);
         }
-        if seen.observed.carried != self.carried {
-            (self.carried, self.settled) = (seen.observed.carried.clone(), false);
-            match &self.carried {
-                Some(Carried { by, server }) => tracing::info!(
-                    "the VPN {by} takes this machine's packets, and its server {server} is \
-                        reached through {}: p2pvm's own packets go past it",
-                    self.wanted.device
-                ),
-                None => tracing::info!(
-                    "no VPN that takes this machine's packets is carried by {} any more",
-                    self.wanted.device
-                ),
-            }
+        let server = |carried: &Option<Carried>| carried.as_ref().map(|carried| carried.server);
+        if server(&seen.observed.carried) != server(&self.carried) {
+            self.settled = false;
         }
         let steps = plan(&self.wanted, &seen.observed);
         let done = if steps.is_empty() {
@@ -272,6 +262,7 @@ impl Thread {
             true => seen,
             false => look(&self.wanted, &self.journal.load(), &mut self.rules).unwrap_or(seen),
         };
+        self.say_carried(&seen);
         self.failing.retain(|what, _| {
             plan(&self.wanted, &seen.observed)
                 .iter()
@@ -294,6 +285,20 @@ impl Thread {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         report.show(&self.board, added);
+    }
+
+    /// One line when own packets begin to go past a VPN, cannot, or need not any more.
+    fn say_carried(&mut self, seen: &Seen) {
+        if seen.observed.carried == self.carried {
+            return;
+        }
+        self.carried = seen.observed.carried.clone();
+        let device = &self.wanted.device;
+        match &self.carried {
+            Some(carried) if carried.is_passed => tracing::info!("{}", carried.sentence()),
+            Some(carried) => tracing::warn!("{}", carried.sentence()),
+            None => tracing::info!("no VPN that takes all packets is carried by {device} any more"),
+        }
     }
 
     /// The interface's mark, should it be missing.

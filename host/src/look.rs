@@ -142,6 +142,7 @@ pub(crate) fn look(
     let index = own.filter(|link| link.up).map(|link| link.index);
     let table = routes::routes(&mut netlink, wanted.routing_table()).map_err(failed)?;
     let placed = rules(&mut netlink).map_err(failed)?;
+    let carried = index.and_then(|index| outbound::carried_by(index, &links));
     let held = sharing::held(&mut netlink, &wanted.device, &links).map_err(failed)?;
     let leads_in = |route: &&Route| index.is_some() && route.device == index;
     let (lans, nowhere) = lans(wanted, &links, &main);
@@ -185,8 +186,12 @@ pub(crate) fn look(
     let observed = Observed {
         device: index,
         rules: placed.ours,
-        rules_base: placed.base,
-        carried: index.and_then(|index| outbound::carried_by(index, &main, &links)),
+        // Whatever leads packets to such a VPN must come later.
+        rules_base: match carried {
+            Some(_) => placed.base.min(placed.first),
+            None => placed.base,
+        },
+        carried,
         routes: table
             .iter()
             .filter(leads_in)

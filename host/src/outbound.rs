@@ -6,16 +6,37 @@ use crate::{
     links::{Link, links},
     netlink::Netlink,
     routes::{self, MAIN, Route},
-    rules::DEFAULT_LIKE,
+    rules::{DEFAULT_LIKE, SOCKET_MARK},
     ruleset::Ruleset,
-    run::run,
+    run::{run, run_within},
 };
 use serde_json::Value;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-/// An address that is nobody's (TEST-NET-1, RFC 5737): a packet to it takes the way of those to the
-/// internet.
-const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// Addresses that are nobody's (RFC 5737), and one that somebody who filters those may not: packets
+/// to them take the way of those to the internet. None is sent.
+const SOMEWHERE: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(192, 0, 2, 1),
+    Ipv4Addr::new(198, 51, 100, 1),
+    Ipv4Addr::new(1, 0, 0, 1),
+];
+/// How long `wg` may take. Reason: repairs of the machine wait for it.
+const WG_LIMIT: Duration = Duration::from_secs(2);
+/// How long `wg` is not asked after it took longer.
+const WG_PAUSE: Duration = Duration::from_secs(60);
+
+/// The index of the interface by which packets to the internet leave that carry this mark; 0: none.
+fn way_out(mark: u32) -> Option<u32> {
+    SOMEWHERE
+        .into_iter()
+        .find_map(|ip| device::way_of_marked(&ip.into(), mark).ok().flatten())
+}
 
 /// Packets of this machine leave by another interface than that of its default route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +55,7 @@ pub fn detour() -> Option<Detour> {
 }
 
 fn detour_past(main: &[Route], links: &[Link]) -> Option<Detour> {
-    let by = device::way_to(&SOMEWHERE).ok().flatten()?;
+    let by = way_out(0)?;
     let defaults: Vec<u32> = main
         .iter()
         .filter(|route| route.net.prefix() == 0 && !route.throw)
@@ -60,23 +81,75 @@ pub struct Carried {
     pub by: String,
     /// Its server, as this machine reaches it.
     pub server: IpAddr,
+    /// Whether p2pvm's own packets go past it.
+    pub is_passed: bool,
+}
+
+impl Carried {
+    /// What is so, in words.
+    pub fn sentence(&self) -> String {
+        let Self { by, server, .. } = self;
+        if self.is_passed {
+            return format!(
+                "p2pvm's own packets go past the VPN {by}, whose server {server} is reached \
+                through this network"
+            );
+        }
+        format!(
+            "the VPN {by} takes p2pvm's own packets, and its server {server} is reached through \
+            this network: each carries the other, and no rule before its routes helps"
+        )
+    }
 }
 
 /// Whether packets to the internet take a VPN whose server is reached through the interface of this
 /// index: p2pvm's own packets must not take it then, as each would carry the other. Only WireGuard
 /// can be asked for its server.
-pub(crate) fn carried_by(index: u32, main: &[Route], links: &[Link]) -> Option<Carried> {
-    let Detour { by, .. } = detour_past(main, links)?;
-    let show = |what| {
-        run("wg", &["show", &by, what], "")
-            .ok()
-            .map(|printed| String::from_utf8_lossy(&printed).into_owned())
-    };
-    let servers = servers(&show("allowed-ips")?, &show("endpoints")?);
-    let server = servers
-        .into_iter()
-        .find(|server| device::way_to(server).is_ok_and(|way| way == Some(index)))?;
-    Some(Carried { by, server })
+pub(crate) fn carried_by(index: u32, links: &[Link]) -> Option<Carried> {
+    let out = way_out(0).filter(|out| *out != index)?;
+    let by = links.iter().find(|link| link.index == out)?.name.clone();
+    if !may_be_vpn(&by) {
+        return None;
+    }
+    let servers = servers(&wg(&by, "allowed-ips")?, &wg(&by, "endpoints")?);
+    let mark = mark(&wg(&by, "fwmark")?);
+    // By the way that its own packets take.
+    let leads_in =
+        |ip: &IpAddr| device::way_of_marked(ip, mark).is_ok_and(|way| way == Some(index));
+    let server = servers.into_iter().find(leads_in)?;
+    Some(Carried {
+        by,
+        server,
+        is_passed: way_out(SOCKET_MARK).is_some_and(|way| way != out),
+    })
+}
+
+/// Whether an interface may be a VPN's: those of WireGuard and TUN have no hardware address
+/// (ARPHRD_NONE).
+fn may_be_vpn(ifname: &str) -> bool {
+    let kind = std::fs::read_to_string(format!("/sys/class/net/{ifname}/type"));
+    // In a container /sys may show another network namespace.
+    kind.is_ok_and(|kind| kind.trim() == "65534") || !Path::new("/sys/class/net/lo").exists()
+}
+
+/// What `wg show` prints of an interface; none where it cannot, or lately took too long.
+fn wg(ifname: &str, what: &str) -> Option<String> {
+    static UNASKED: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut unasked = UNASKED.lock().unwrap_or_else(PoisonError::into_inner);
+    if unasked.is_some_and(|since| since.elapsed() < WG_PAUSE) {
+        return None;
+    }
+    let began = Instant::now();
+    let printed = run_within(WG_LIMIT, "wg", &["show", ifname, what], "");
+    *unasked = (began.elapsed() >= WG_LIMIT).then(Instant::now);
+    Some(String::from_utf8_lossy(&printed.ok()?).into_owned())
+}
+
+/// The mark of a WireGuard interface's own packets, as `wg show` prints it; 0: none.
+fn mark(printed: &str) -> u32 {
+    let hex = printed.trim().strip_prefix("0x");
+    hex.and_then(|hex| u32::from_str_radix(hex, 16).ok())
+        .unwrap_or(0)
 }
 
 /// The peers that packets to the internet go to, as `wg show` prints what is allowed to each and
@@ -87,20 +160,13 @@ fn servers(allowed: &str, endpoints: &str) -> Vec<IpAddr> {
             ip.contains('.') && prefix.parse().is_ok_and(|n: u32| n <= DEFAULT_LIKE)
         })
     };
-    let takes_all = |key: &str| {
-        let of_peer = allowed
-            .lines()
-            .filter_map(|line| line.split_once('\t'))
-            .filter(|(peer, _)| *peer == key);
-        of_peer
-            .flat_map(|(_, nets)| nets.split_whitespace())
-            .any(is_wide)
-    };
-    let peers = endpoints
-        .lines()
-        .filter_map(|line| line.split_once('\t'))
-        .filter(|(peer, _)| takes_all(peer));
-    peers
+    let by_peer = |text| str::lines(text).filter_map(|line: &str| line.split_once('\t'));
+    let wide: BTreeSet<&str> = by_peer(allowed)
+        .filter(|(_, nets)| nets.split_whitespace().any(is_wide))
+        .map(|(peer, _)| peer)
+        .collect();
+    by_peer(endpoints)
+        .filter(|(peer, _)| wide.contains(peer))
         .filter_map(|(_, at)| at.trim().parse::<SocketAddr>().ok())
         .map(|at| at.ip())
         .collect()
@@ -316,6 +382,7 @@ mod tests {
             servers(allowed, endpoints),
             ["10.2.0.3", "fd00::1"].map(|ip| ip.parse::<IpAddr>().unwrap())
         );
+        assert_eq!(["off\n", "0xca6c\n", ""].map(mark), [0, 51820, 0]);
         assert!(servers(allowed, "AAA=\t(none)\n\nnonsense").is_empty());
     }
 }

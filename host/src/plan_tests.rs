@@ -48,6 +48,7 @@ fn vpn() -> Carried {
     Carried {
         by: "wg0".into(),
         server: [10, 1, 0, 9].into(),
+        is_passed: true,
     }
 }
 

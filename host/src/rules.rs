@@ -205,6 +205,14 @@ fn table_of(message: &RuleMessage) -> Option<u32> {
     wide.or((message.header.table != 0).then(|| message.header.table.into()))
 }
 
+fn preference_of(message: &RuleMessage) -> u32 {
+    let preference = message.attributes.iter().find_map(|a| match a {
+        RuleAttribute::Priority(preference) => Some(*preference),
+        _ => None,
+    });
+    preference.unwrap_or(0)
+}
+
 /// The table of somebody else's rule that every packet comes by, but for those that carry that
 /// program's own mark, and the rule's preference.
 fn takes_all(message: &RuleMessage) -> Option<(u32, u32)> {
@@ -235,14 +243,7 @@ fn takes_all(message: &RuleMessage) -> Option<(u32, u32)> {
     if message.attributes.iter().any(narrow) {
         return None;
     }
-    let preference = message.attributes.iter().find_map(|a| {
-        if let RuleAttribute::Priority(p) = a {
-            Some(*p)
-        } else {
-            None
-        }
-    });
-    Some((table, preference.unwrap_or(0)))
+    Some((table, preference_of(message)))
 }
 
 /// The rules of the machine, as far as they matter.
@@ -252,6 +253,8 @@ pub struct Rules {
     pub ours: Vec<Placed>,
     /// Where they belong.
     pub base: u32,
+    /// Where they come before everybody else's.
+    pub first: u32,
 }
 
 /// Looks at the machine's rules.
@@ -265,6 +268,7 @@ pub fn rules(netlink: &mut Netlink) -> io::Result<Rules> {
         Rules {
             ours: Vec::new(),
             base: BASE,
+            first: BASE,
         },
         Vec::new(),
     );
@@ -273,6 +277,10 @@ pub fn rules(netlink: &mut Netlink) -> io::Result<Rules> {
             continue;
         };
         found.ours.extend(Placed::read(&message));
+        if !is_ours(&message) && table_of(&message) != Some(LOCAL_TABLE) {
+            let before = preference_of(&message).saturating_sub(BEFORE).max(1);
+            found.first = found.first.min(before);
+        }
         all.extend(takes_all(&message).filter(|(_, preference)| *preference <= BASE + PAST));
     }
     all.sort_by_key(|(_, preference)| *preference);

@@ -5,11 +5,17 @@ use std::{
     io::{self, Read, Write},
     os::unix::process::CommandExt,
     process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
 /// Longer than this none of them takes, unless something it waits for hangs (firewalld's D-Bus).
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long the rest of what a program printed is waited for after it has ended. Reason: a child of
+/// it may hold its pipes for ever.
+const AFTER: Duration = Duration::from_secs(2);
+/// How much of what a program prints is kept, bytes: a ruleset of 100 000 rules fits.
+const MOST: usize = 64 << 20;
 
 /// Why a program did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +70,43 @@ pub fn run(program: &'static str, words: &[&str], input: &str) -> Result<Vec<u8>
     run_within(LIMIT, program, words, input)
 }
 
-fn run_within(
+/// What comes out of a pipe, read by a thread of its own: a program's child may hold the pipe long
+/// after the program has ended.
+struct Output {
+    read: Arc<Mutex<Vec<u8>>>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Output {
+    fn of(pipe: Option<impl Read + Send + 'static>) -> Self {
+        let (end, ended) = mpsc::channel();
+        let read: Arc<Mutex<Vec<u8>>> = Arc::default();
+        if let Some(mut pipe) = pipe {
+            let read = read.clone();
+            std::thread::spawn(move || {
+                let mut part = [0; 16 << 10];
+                // A pipe that breaks ends with the program, whose exit status says more.
+                while let Ok(n @ 1..) = pipe.read(&mut part) {
+                    let mut read = read.lock().unwrap_or_else(PoisonError::into_inner);
+                    let room = MOST.saturating_sub(read.len());
+                    read.extend_from_slice(&part[..n.min(room)]);
+                }
+                let _ = end.send(());
+            });
+        }
+        Self { read, ended }
+    }
+
+    /// What was read, waiting for the rest no longer than until `deadline`.
+    fn take(&self, deadline: Instant) -> Vec<u8> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let _ = self.ended.recv_timeout(left);
+        std::mem::take(&mut *self.read.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// As [`run`], with a time limit of its own.
+pub(crate) fn run_within(
     limit: Duration,
     program: &'static str,
     words: &[&str],
@@ -78,8 +120,9 @@ fn run_within(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // With what it starts: a wrapper's child would hold the pipes for as long as it likes.
+    // With what it starts: a wrapper's child would run for as long as it likes.
     command.process_group(0);
+    let began = Instant::now();
     let mut child = command.spawn().map_err(|cause| match cause.kind() {
         io::ErrorKind::NotFound => RunError::Missing {
             program,
@@ -87,42 +130,32 @@ fn run_within(
         },
         _ => RunError::Io { program, cause },
     })?;
-    let (mut stdin, mut stdout, mut stderr) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let read = |pipe: Option<&mut dyn Read>| {
-        let mut text = Vec::new();
-        // A pipe that breaks ends with the program, whose exit status says more.
-        let _ = pipe.map(|pipe| pipe.read_to_end(&mut text));
-        text
-    };
-    std::thread::scope(|scope| {
-        let out = scope.spawn(|| read(stdout.as_mut().map(|pipe| pipe as &mut dyn Read)));
-        let said = scope.spawn(|| read(stderr.as_mut().map(|pipe| pipe as &mut dyn Read)));
-        scope.spawn(move || {
-            stdin
-                .take()
-                .map(|mut pipe| pipe.write_all(input.as_bytes()))
-        });
-        let began = Instant::now();
-        let status = loop {
-            match child.try_wait().map_err(failed)? {
-                Some(status) => break status,
-                None if began.elapsed() > limit => {
-                    let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
-                    let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
-                    let _ = child.wait();
-                    return Err(RunError::TimedOut { program });
-                }
-                None => std::thread::sleep(Duration::from_millis(2)),
+    let out = Output::of(child.stdout.take());
+    let said = Output::of(child.stderr.take());
+    if let Some(mut pipe) = child.stdin.take() {
+        let input = input.to_owned();
+        std::thread::spawn(move || pipe.write_all(input.as_bytes()));
+    }
+    let status = loop {
+        match child.try_wait().map_err(failed)? {
+            Some(status) => break status,
+            None if began.elapsed() > limit => {
+                let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
+                let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+                let _ = child.wait();
+                return Err(RunError::TimedOut { program });
             }
-        };
-        let said = said.join().unwrap_or_default();
-        if !status.success() {
-            let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
-            return Err(RunError::Refused { program, said });
+            None => std::thread::sleep(Duration::from_millis(2)),
         }
-        Ok(out.join().unwrap_or_default())
-    })
+    };
+    // What it has written is in the pipes by now: it is read at once, unless there is very much.
+    let deadline = Instant::now() + AFTER;
+    if status.success() {
+        return Ok(out.take(deadline));
+    }
+    let said = said.take(deadline);
+    let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
+    Err(RunError::Refused { program, said })
 }
 
 #[cfg(test)]
@@ -143,6 +176,15 @@ mod tests {
             "{ended:?}"
         );
         assert!(began.elapsed() < Duration::from_secs(10));
+        // A child that keeps the pipes, in the program's group and in one of its own.
+        for child in ["sleep 30 & echo said", "setsid sleep 30 & echo said"] {
+            let began = Instant::now();
+            let printed = run_within(LIMIT, "sh", &["-c", child], "").unwrap();
+            assert_eq!(printed, b"said\n");
+            assert!(began.elapsed() < LIMIT, "{child}: {:?}", began.elapsed());
+        }
+        let much = run_within(LIMIT, "sh", &["-c", "head -c 9000000 /dev/zero"], "").unwrap();
+        assert_eq!(much.len(), 9_000_000);
         assert_eq!(
             run_within(LIMIT, "sh", &["-c", "cat"], "heard").unwrap(),
             b"heard"

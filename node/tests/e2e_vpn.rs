@@ -184,6 +184,51 @@ fn a_vpn_whose_server_is_reached_over_the_network_is_carried_by_it_and_does_not_
 }
 
 #[test]
+fn a_vpn_is_passed_whatever_its_rules_are_like_or_said_to_be_in_the_way() {
+    let lab = lab("vpn-rules", &public_sites(&["a", "b"], 5.0));
+    network(&lab, &["a", "b"]);
+    until(&lab, "b to be well", Duration::from_secs(40), || {
+        is_ok(&lab)
+    });
+    let a = address(&lab, "a");
+    let file = vpn(&lab, "a", &a);
+    let text = fs::read_to_string(&file).unwrap();
+    let subnet = a.rsplitn(3, '.').last().unwrap();
+    let by_destination = format!(
+        "Table = off\nPostUp = ip route add default dev %i table 51820\n\
+        PostUp = ip rule add pref 200 not to {subnet}.0.0/16 lookup 51820\n\
+        PostDown = ip rule del pref 200\n[Peer]"
+    );
+    fs::write(&file, text.replace("[Peer]", &by_destination)).unwrap();
+    switch(&lab, &file, "up");
+    until(&lab, "all to be well beside that rule", SOON, || {
+        pings(&lab, WORLD) && pings(&lab, &a) && is_ok(&lab)
+    });
+    switch(&lab, &file, "down");
+    until(&lab, "b to be well without it", SOON, || {
+        own_rules(&lab).is_empty() && is_ok(&lab) && pings(&lab, &a)
+    });
+    // Routes in the main table come behind every rule that could lead there.
+    let halves = text.replace("0.0.0.0/0", "0.0.0.0/1, 128.0.0.0/1");
+    fs::write(&file, halves).unwrap();
+    switch(&lab, &file, "up");
+    until(&lab, "the VPN to be named", SOON, || {
+        let status = status(&lab);
+        let mut findings = status["findings"].as_array().into_iter().flatten();
+        let is_named = |finding: &Value| {
+            let found = finding["found"].as_str().unwrap_or_default();
+            finding["level"] == "failed" && found.contains("takes p2pvm's own packets")
+        };
+        findings.any(is_named) && status["health"]["word"] != "ok"
+    });
+    switch(&lab, &file, "down");
+    until(&lab, "b to be well again", Duration::from_secs(40), || {
+        own_rules(&lab).is_empty() && is_ok(&lab) && pings(&lab, &a)
+    });
+    lab.down().unwrap();
+}
+
+#[test]
 fn a_vpn_to_elsewhere_carries_the_network() {
     let lab = lab("vpn-under", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b"]);

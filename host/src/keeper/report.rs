@@ -46,7 +46,8 @@ impl Report {
         failing: impl Iterator<Item = (String, String)>,
     ) -> Self {
         let shared = sharing::shared(wanted, &seen.observed);
-        let past = seen.observed.carried.clone();
+        let carried = seen.observed.carried.clone();
+        let past = carried.clone().filter(|carried| carried.is_passed);
         let mut report = Self {
             nowhere: seen.nowhere.clone(),
             shared,
@@ -54,6 +55,13 @@ impl Report {
             ..Self::default()
         };
         let device = &wanted.device;
+        if let Some(carried) = carried.filter(|carried| !carried.is_passed) {
+            let advice = "give the VPN a routing table of its own (wg-quick does for AllowedIPs = \
+                0.0.0.0/0) and rules from 20 on, or each member's address a route by the uplink";
+            report
+                .routes
+                .push(Finding::failed(carried.sentence(), advice));
+        }
         for (what, why) in failing {
             if what.starts_with("forwarding") {
                 report.forwarding_findings.push(Finding::failed(
@@ -128,13 +136,10 @@ impl Report {
 
     /// Puts it on the board; `more` is what the network itself found wrong with routes.
     pub(super) fn show(&self, board: &Board, more: Vec<Finding>) {
-        let past = self.past.iter().map(|Carried { by, server }| {
-            let found = format!(
-                "p2pvm's own packets go past the VPN {by}, whose server {server} \
-                is reached through this network"
-            );
-            Finding::note(found, "")
-        });
+        let past = self
+            .past
+            .iter()
+            .map(|carried| Finding::note(carried.sentence(), ""));
         board.set(
             "routes",
             self.routes
