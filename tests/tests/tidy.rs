@@ -124,8 +124,8 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
             firewallds_closing_reject_is_met_by_an_interface_in_no_zone",
         82,
     ),
-    ("host/src/keeper/report.rs: fn of", 85),
-    ("host/src/look.rs: fn look", 107),
+    ("host/src/keeper/report.rs: fn of", 93),
+    ("host/src/look.rs: fn look", 112),
     ("host/src/names/proof.rs: fn by_list", 88),
     ("host/src/opening.rs: fn survey", 82),
     (

@@ -140,8 +140,8 @@ pub fn metrics_that_differ(page: &Page) -> Vec<String> {
     let source =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/daemon/metrics.rs"))
             .expect("the metrics' source");
-    let families =
-        regex::Regex::new(r#"(?:gauge|counter)\("(p2pvm_[a-z_]+)""#).expect("the pattern is sound");
+    let families = regex::Regex::new(r#"(?:gauge|counter)\(\s*"(p2pvm_[a-z_]+)""#)
+        .expect("the pattern is sound");
     let exported: std::collections::BTreeSet<String> = families
         .captures_iter(&source)
         .map(|found| found[1].to_owned())
