@@ -159,21 +159,23 @@ impl View {
     }
 
     /// Whether an IP packet that this machine sent into a tunnel is a datagram or segment of a
-    /// tunnel itself; where it goes. Looks at a few bytes, as it is asked of every read.
+    /// tunnel itself; where it goes. `second`: a UDP port of the caller's that no mark tells of.
+    /// Looks at a few bytes, as it is asked of every read.
     #[inline]
-    pub fn loops(&self, packet: &[u8]) -> Option<SocketAddr> {
+    pub fn loops(&self, packet: &[u8], second: Option<u16>) -> Option<SocketAddr> {
         let (protocol, transport) = match packet.first()? >> 4 {
             4 => (*packet.get(9)?, usize::from(packet[0] & 15) * 4),
             6 => (*packet.get(6)?, 40),
             _ => return None,
         };
-        let ports = match protocol {
-            17 => &self.udp_ports,
-            6 => &self.tcp_ports,
-            _ => return None,
-        };
         let header = packet.get(transport..)?.first_chunk::<4>()?;
-        if !ports.contains(&u16::from_be_bytes([header[0], header[1]])) {
+        let port = u16::from_be_bytes([header[0], header[1]]);
+        let is_ours = match protocol {
+            17 => self.udp_ports.contains(&port) || second == Some(port),
+            6 => self.tcp_ports.contains(&port),
+            _ => false,
+        };
+        if !is_ours {
             return None;
         }
         self.own_sent(packet, u16::from_be_bytes([header[2], header[3]]))
@@ -388,7 +390,7 @@ mod tests {
     #[test]
     fn a_tunnels_own_datagrams_are_told_from_all_others() {
         let view = view();
-        let loops = |from, to, tcp, port| view.loops(&packet(from, to, tcp, port));
+        let loops = |from, to, tcp, port| view.loops(&packet(from, to, tcp, port), Some(7007));
         let to = Some("10.77.0.9:7".parse().unwrap());
         assert_eq!(
             loops("10.77.0.3", "10.77.0.9", false, 5002),
@@ -397,6 +399,8 @@ mod tests {
         );
         assert_eq!(loops("198.18.0.1", "10.77.0.9", false, 5001), to, "QUIC");
         assert_eq!(loops("198.18.0.1", "10.77.0.9", true, 5001), to);
+        let second = loops("10.77.0.3", "10.77.0.9", false, 7007);
+        assert_eq!(second, to, "the caller's second port");
         assert_eq!(
             loops("fd77::3", "fd77::9", false, 5002),
             Some("[fd77::9]:7".parse().unwrap())
@@ -404,6 +408,7 @@ mod tests {
         for (from, tcp, port) in [
             ("10.77.0.3", false, 53),
             ("10.77.0.3", true, 5002),
+            ("10.77.0.3", true, 7007),
             ("192.168.7.7", false, 5002),
         ] {
             assert_eq!(
@@ -415,7 +420,7 @@ mod tests {
         let mut fragment = packet("10.77.0.3", "10.77.0.9", false, 5002);
         fragment[7] = 5;
         assert_eq!(
-            view.loops(&fragment),
+            view.loops(&fragment, None),
             None,
             "what stands where a port would is none"
         );
@@ -428,7 +433,7 @@ mod tests {
         ) {
             if let Some(first) = bytes.first_mut() { *first = [0x45, 0x4f, 0x60][version]; }
             if bytes.len() > 9 { (bytes[9], bytes[6]) = (17, 17); }
-            let _ = view().loops(&bytes);
+            let _ = view().loops(&bytes, Some(9));
         }
     }
 }

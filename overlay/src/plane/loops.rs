@@ -61,7 +61,7 @@ impl Inner {
     /// tunnel's own: it goes nowhere.
     #[inline]
     pub fn comes_round(&self, packet: &[u8], packets: usize, now: Instant) -> bool {
-        let Some(to) = self.underlay.view().loops(packet) else {
+        let Some(to) = self.underlay.view().loops(packet, self.port_aside()) else {
             return false;
         };
         self.drop_loop(to, packets, now);
