@@ -5,7 +5,7 @@ use crate::{
     device, kernel,
     links::{Link, links},
     netlink::Netlink,
-    routes::{self, MAIN, Route},
+    routes::{self, MAIN},
     rules::{DEFAULT_LIKE, SOCKET_MARK},
     ruleset::Ruleset,
     run::{run, run_within},
@@ -50,12 +50,9 @@ pub struct Detour {
 /// Where packets to the internet leave, if a rule or a part of a default route, as VPNs make them,
 /// leads them past the default route of the main table; none also where that cannot be told.
 pub fn detour() -> Option<Detour> {
-    let main = routes::routes(&mut Netlink::open().ok()?, MAIN).ok()?;
-    detour_past(&main, &links().ok()?)
-}
-
-fn detour_past(main: &[Route], links: &[Link]) -> Option<Detour> {
     let by = way_out(0)?;
+    let main = routes::routes(&mut Netlink::open().ok()?, MAIN).ok()?;
+    let links = links().ok()?;
     let defaults: Vec<u32> = main
         .iter()
         .filter(|route| route.net.prefix() == 0 && !route.throw)

@@ -10,7 +10,7 @@ use crate::{
     links::Mark,
     net::Net,
     passage::Passage,
-    rules::{Placed, Rule},
+    rules::{Placed, Rule, Sockets},
     sharing,
     wanted::{Forwards, Observed, TableState, Wanted, routing_table},
 };
@@ -165,13 +165,10 @@ fn rules_for<'a>(
         })
         .filter(|table| living.contains(table))
         .collect();
+    let past = |mark: &Mark| by_port(mark).map(Rule::Past);
     let is_past =
-        |mark: &Mark| past(mark).any(|rule| present.iter().any(|placed| placed.rule == rule));
-    let mut rules: BTreeSet<Rule> = marks
-        .iter()
-        .filter(|mark| is_past(mark))
-        .flat_map(past)
-        .collect();
+        |mark: &&Mark| past(mark).any(|rule| present.iter().any(|placed| placed.rule == rule));
+    let mut rules: BTreeSet<Rule> = marks.iter().filter(is_past).flat_map(past).collect();
     if let Some(Own {
         wanted,
         has_routes,
@@ -188,45 +185,32 @@ fn rules_for<'a>(
         marks.push(mark);
     }
     if !rules.is_empty() {
-        rules.insert(Rule::MarkedPast);
+        rules.insert(Rule::Past(Sockets::Marked));
     }
     if tables.is_empty() {
         return rules;
     }
-    rules.extend([Rule::End, Rule::Marked]);
-    for mark in marks {
-        rules.extend(
-            [mark.link_port, mark.control_port]
-                .into_iter()
-                .filter(|port| *port != 0)
-                .map(Rule::Udp),
-        );
-        rules.extend(
-            Some(mark.control_port)
-                .filter(|port| *port != 0)
-                .map(Rule::Tcp),
-        );
-    }
+    rules.extend([Rule::End, Rule::Around(Sockets::Marked)]);
+    rules.extend(marks.iter().flat_map(by_port).map(Rule::Around));
     rules.extend(tables.into_iter().map(Rule::Table));
     rules
 }
 
-/// What leads a network's own sockets past a VPN, but for those that only their mark tells.
-fn past(mark: &Mark) -> impl Iterator<Item = Rule> + use<> {
+/// The sockets of a network that a port tells; the others only their mark does.
+fn by_port(mark: &Mark) -> impl Iterator<Item = Sockets> + use<> {
     let Mark {
-        link_port,
-        control_port,
+        link_port: link,
+        control_port: control,
         ..
     } = *mark;
-    let udp = [link_port, control_port]
-        .into_iter()
-        .filter(|port| *port != 0)
-        .map(Rule::UdpPast);
-    udp.chain(
-        Some(control_port)
-            .filter(|port| *port != 0)
-            .map(Rule::TcpPast),
-    )
+    [
+        (link, Sockets::Udp(link)),
+        (control, Sockets::Udp(control)),
+        (control, Sockets::Tcp(control)),
+    ]
+    .into_iter()
+    .filter(|(port, _)| *port != 0)
+    .map(|(_, sockets)| sockets)
 }
 
 /// What rules stay when the network whose routing table this is has gone.

@@ -377,13 +377,10 @@ proptest! {
                 |name| world.networks.get(name)
             ).map(|own| &own.wanted);
             prop_assert_eq!(world.rules.is_empty(), !active && carrier.is_none());
-            let past = [Rule::MarkedPast].into_iter().chain(
-                carrier.into_iter().flat_map(|wanted| past(&wanted.mark()))
-            );
-            let past: BTreeSet<Rule> = past.filter(|_| carrier.is_some()).collect();
-            let is_past = |rule: &Rule| matches!(
-                rule, Rule::UdpPast(_) | Rule::TcpPast(_) | Rule::MarkedPast
-            );
+            let past: BTreeSet<Rule> = carrier.into_iter().flat_map(|wanted| {
+                by_port(&wanted.mark()).chain([Sockets::Marked]).map(Rule::Past)
+            }).collect();
+            let is_past = |rule: &Rule| matches!(rule, Rule::Past(_));
             prop_assert_eq!(
                 world.rules.iter().map(|placed| placed.rule).filter(is_past).collect::<BTreeSet<_>>(),
                 past
@@ -401,9 +398,8 @@ proptest! {
                 if active {
                     let there = |rule| world.rules.contains(&Placed { base: world.base, rule });
                     prop_assert!(
-                        there(Rule::Udp(own.wanted.link_port)) && there(
-                            Rule::Tcp(own.wanted.control_port)
-                        )
+                        there(Rule::Around(Sockets::Udp(own.wanted.link_port)))
+                            && there(Rule::Around(Sockets::Tcp(own.wanted.control_port)))
                     );
                 }
                 if !own.wanted.offered.is_empty() {
@@ -506,8 +502,8 @@ fn rules_of_a_network_whose_interface_went_are_removed() {
     };
     let stale = [
         Rule::End,
-        Rule::Udp(9),
-        Rule::Marked,
+        Rule::Around(Sockets::Udp(9)),
+        Rule::Around(Sockets::Marked),
         Rule::Table(0x7000_0009),
     ]
     .map(|rule| Placed { base: 5300, rule });

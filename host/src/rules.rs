@@ -45,23 +45,26 @@ const PAST: u32 = 3;
 /// The kernel's own table of local addresses; its rule is always first.
 const LOCAL_TABLE: u32 = 255;
 
+/// Some of p2pvm's own sockets, by what tells their packets from others'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Sockets {
+    /// UDP from this local port.
+    Udp(u16),
+    /// TCP from this local port.
+    Tcp(u16),
+    /// All that carry the mark.
+    Marked,
+}
+
 /// A rule of p2pvm's, in the order in which they have to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
     /// Where own sockets go on.
     End,
-    /// UDP from this local port goes around.
-    Udp(u16),
-    /// TCP from this local port goes around.
-    Tcp(u16),
-    /// What carries the mark goes around.
-    Marked,
-    /// UDP from this local port takes the main table.
-    UdpPast(u16),
-    /// TCP from this local port does.
-    TcpPast(u16),
-    /// What carries the mark does.
-    MarkedPast,
+    /// These go around the accepted routes.
+    Around(Sockets),
+    /// These take the main table, past a VPN.
+    Past(Sockets),
     /// The accepted routes of a network.
     Table(u32),
 }
@@ -75,6 +78,44 @@ pub struct Placed {
     pub rule: Rule,
 }
 
+impl Sockets {
+    /// What a rule has to match.
+    fn select(self) -> [RuleAttribute; 2] {
+        let (protocol, port) = match self {
+            Self::Udp(port) => (IpProtocol::Udp, port),
+            Self::Tcp(port) => (IpProtocol::Tcp, port),
+            Self::Marked => {
+                return [
+                    RuleAttribute::FwMark(SOCKET_MARK),
+                    RuleAttribute::FwMask(u32::MAX),
+                ];
+            }
+        };
+        let ports = RulePortRange {
+            start: port,
+            end: port,
+        };
+        [
+            RuleAttribute::IpProtocol(protocol),
+            RuleAttribute::SourcePortRange(ports),
+        ]
+    }
+
+    /// What a rule of p2pvm's matches.
+    fn selected_by(message: &RuleMessage) -> Self {
+        let udp = RuleAttribute::IpProtocol(IpProtocol::Udp);
+        let port = message.attributes.iter().find_map(|a| match a {
+            RuleAttribute::SourcePortRange(range) => Some(range.start),
+            _ => None,
+        });
+        match port {
+            Some(port) if message.attributes.contains(&udp) => Self::Udp(port),
+            Some(port) => Self::Tcp(port),
+            None => Self::Marked,
+        }
+    }
+}
+
 impl Placed {
     fn message(self) -> RuleMessage {
         let mut message = RuleMessage::default();
@@ -82,34 +123,19 @@ impl Placed {
         let mut add = |attribute| message.attributes.push(attribute);
         add(RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));
         let (offset, action) = match self.rule {
-            Rule::Udp(_) | Rule::Tcp(_) | Rule::Marked => (0, RuleAction::Goto),
+            Rule::Around(_) => (0, RuleAction::Goto),
             Rule::Table(_) => (1, RuleAction::ToTable),
-            Rule::UdpPast(_) | Rule::TcpPast(_) | Rule::MarkedPast => (PAST, RuleAction::ToTable),
             Rule::End => (2, RuleAction::Nop),
+            Rule::Past(_) => (PAST, RuleAction::ToTable),
         };
         add(RuleAttribute::Priority(self.base + offset));
-        match self.rule {
-            Rule::Udp(port) | Rule::Tcp(port) | Rule::UdpPast(port) | Rule::TcpPast(port) => {
-                let udp = matches!(self.rule, Rule::Udp(_) | Rule::UdpPast(_));
-                add(RuleAttribute::IpProtocol(if udp {
-                    IpProtocol::Udp
-                } else {
-                    IpProtocol::Tcp
-                }));
-                add(RuleAttribute::SourcePortRange(RulePortRange {
-                    start: port,
-                    end: port,
-                }));
-            }
-            Rule::Marked | Rule::MarkedPast => {
-                add(RuleAttribute::FwMark(SOCKET_MARK));
-                add(RuleAttribute::FwMask(u32::MAX));
-            }
-            Rule::Table(table) => add(RuleAttribute::Table(table)),
-            Rule::End => {}
+        if let Rule::Around(sockets) | Rule::Past(sockets) = self.rule {
+            sockets.select().into_iter().for_each(&mut add);
         }
-        if offset == PAST {
-            add(RuleAttribute::Table(MAIN));
+        match self.rule {
+            Rule::Table(table) => add(RuleAttribute::Table(table)),
+            Rule::Past(_) => add(RuleAttribute::Table(MAIN)),
+            Rule::End | Rule::Around(_) => {}
         }
         if action == RuleAction::Goto {
             add(RuleAttribute::Goto(self.base + 2));
@@ -119,46 +145,20 @@ impl Placed {
     }
 
     fn read(message: &RuleMessage) -> Option<Self> {
-        let find =
-            |pick: &dyn Fn(&RuleAttribute) -> Option<u32>| message.attributes.iter().find_map(pick);
         if message.header.family != AddressFamily::Inet || !is_ours(message) {
             return None;
         }
-        let preference = find(&|a| {
-            if let RuleAttribute::Priority(p) = a {
-                Some(*p)
-            } else {
-                None
-            }
-        })?;
-        let port = find(&|a| {
-            if let RuleAttribute::SourcePortRange(r) = a {
-                Some(u32::from(r.start))
-            } else {
-                None
-            }
-        });
-        let port = port.and_then(|port| u16::try_from(port).ok());
-        let udp = message
-            .attributes
-            .contains(&RuleAttribute::IpProtocol(IpProtocol::Udp));
         let (offset, rule) = match message.header.action {
             RuleAction::Nop => (2, Rule::End),
-            RuleAction::Goto => match port {
-                Some(port) if udp => (0, Rule::Udp(port)),
-                Some(port) => (0, Rule::Tcp(port)),
-                None => (0, Rule::Marked),
-            },
-            RuleAction::ToTable => match (table_of(message)?, port) {
-                (MAIN, Some(port)) if udp => (PAST, Rule::UdpPast(port)),
-                (MAIN, Some(port)) => (PAST, Rule::TcpPast(port)),
-                (MAIN, None) => (PAST, Rule::MarkedPast),
-                (table, _) => (1, Rule::Table(table)),
+            RuleAction::Goto => (0, Rule::Around(Sockets::selected_by(message))),
+            RuleAction::ToTable => match table_of(message)? {
+                MAIN => (PAST, Rule::Past(Sockets::selected_by(message))),
+                table => (1, Rule::Table(table)),
             },
             _ => return None,
         };
         Some(Self {
-            base: preference.checked_sub(offset)?,
+            base: preference_of(message)?.checked_sub(offset)?,
             rule,
         })
     }
@@ -205,12 +205,11 @@ fn table_of(message: &RuleMessage) -> Option<u32> {
     wide.or((message.header.table != 0).then(|| message.header.table.into()))
 }
 
-fn preference_of(message: &RuleMessage) -> u32 {
-    let preference = message.attributes.iter().find_map(|a| match a {
+fn preference_of(message: &RuleMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|a| match a {
         RuleAttribute::Priority(preference) => Some(*preference),
         _ => None,
-    });
-    preference.unwrap_or(0)
+    })
 }
 
 /// The table of somebody else's rule that every packet comes by, but for those that carry that
@@ -243,7 +242,7 @@ fn takes_all(message: &RuleMessage) -> Option<(u32, u32)> {
     if message.attributes.iter().any(narrow) {
         return None;
     }
-    Some((table, preference_of(message)))
+    Some((table, preference_of(message).unwrap_or(0)))
 }
 
 /// The rules of the machine, as far as they matter.
@@ -278,7 +277,8 @@ pub fn rules(netlink: &mut Netlink) -> io::Result<Rules> {
         };
         found.ours.extend(Placed::read(&message));
         if !is_ours(&message) && table_of(&message) != Some(LOCAL_TABLE) {
-            let before = preference_of(&message).saturating_sub(BEFORE).max(1);
+            let preference = preference_of(&message).unwrap_or(0);
+            let before = preference.saturating_sub(BEFORE).max(1);
             found.first = found.first.min(before);
         }
         all.extend(takes_all(&message).filter(|(_, preference)| *preference <= BASE + PAST));
@@ -320,14 +320,10 @@ mod tests {
 
     #[test]
     fn every_rule_is_read_back_as_it_was_made_and_others_rules_are_not_ours() {
-        let past = [Rule::UdpPast(4002), Rule::TcpPast(4001), Rule::MarkedPast];
-        for rule in past.into_iter().chain([
-            Rule::End,
-            Rule::Udp(4002),
-            Rule::Tcp(4001),
-            Rule::Marked,
-            Rule::Table(0x7000_0001),
-        ]) {
+        let sockets = [Sockets::Udp(4002), Sockets::Tcp(4001), Sockets::Marked];
+        let own = sockets.map(Rule::Around).into_iter();
+        let own = own.chain(sockets.map(Rule::Past));
+        for rule in own.chain([Rule::End, Rule::Table(0x7000_0001)]) {
             for base in [1, BASE] {
                 let placed = Placed { base, rule };
                 assert_eq!(Placed::read(&placed.message()), Some(placed));

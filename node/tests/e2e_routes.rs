@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Lan, SETTINGS, lab, network, public_sites, refused};
+use common::{Lan, SETTINGS, lab, network, public_sites, refused, run};
 use p2pvm_tests::lab::Lab;
 use std::{
     fs,
@@ -13,12 +13,6 @@ use std::{
 
 /// What somebody removed, or another member offers, is there within this.
 const SOON: Duration = Duration::from_secs(20);
-
-fn run(lab: &Lab, host: &str, script: &str) -> String {
-    lab.testbed()
-        .run(host, &["sh", "-c", script])
-        .unwrap_or_else(|e| panic!("{e}"))
-}
 
 fn until(lab: &Lab, what: &str, limit: Duration, done: &dyn Fn() -> bool) {
     let hosts: Vec<String> = lab

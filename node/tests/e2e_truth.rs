@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Lan, SETTINGS, image, lab, network, public_sites, refused};
+use common::{Lan, SETTINGS, image, lab, network, public_sites, refused, run};
 use p2pvm_tests::lab::Lab;
 use serde_json::Value;
 use std::{
@@ -48,12 +48,6 @@ fn until(
     })
     .unwrap_or_else(|e| panic!("{e}: {}\n{}", status(lab, host), lab.log_tail(host, 30)));
     began.elapsed()
-}
-
-fn run(lab: &Lab, host: &str, text: &str) -> String {
-    lab.testbed()
-        .run(host, &["sh", "-c", text])
-        .unwrap_or_else(|e| panic!("{text}: {e}"))
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{lab, network, public_sites};
+use common::{lab, network, public_sites, run};
 use p2pvm_tests::lab::Lab;
 use serde_json::Value;
 use std::{
@@ -21,12 +21,6 @@ const CLIENT: &str = "10.99.0.2";
 /// What is not in p2pvm's network and answers.
 const WORLD: &str = "203.0.113.7";
 
-fn run(lab: &Lab, host: &str, text: &str) -> String {
-    lab.testbed()
-        .run(host, &["sh", "-c", text])
-        .unwrap_or_else(|e| panic!("{text}: {e}"))
-}
-
 /// A key pair: secret, public.
 fn keys(lab: &Lab, host: &str) -> (String, String) {
     let secret = run(lab, host, "wg genkey").trim().to_owned();
@@ -41,12 +35,17 @@ fn write(file: &Path, text: &str) -> String {
     file.display().to_string()
 }
 
+/// The VPN's interface on a host.
+fn interface(host: &str) -> String {
+    format!("w{}{host}", std::process::id() % 100_000)
+}
+
 /// A VPN whose client is `b`. It gets its file for wg-quick, in which everything goes to the server
 /// on `server` at `address`.
 fn vpn(lab: &Lab, server: &str, address: &str) -> String {
     let ((server_secret, server_key), (secret, key)) = (keys(lab, server), keys(lab, "b"));
     // The interfaces of all hosts have their sockets in one directory.
-    let names = [server, "b"].map(|host| format!("w{}{host}", std::process::id() % 100_000));
+    let names = [server, "b"].map(interface);
     let [at_server, at_client] = [server, "b"].map(|host| lab.dir(host).unwrap());
     let text = format!(
         "[Interface]\nPrivateKey = {server_secret}\nAddress = {SERVER}/24\nListenPort = 51820\n\
@@ -248,12 +247,12 @@ fn a_vpn_to_elsewhere_carries_the_network() {
          add rule ip out post oifname eth0 masquerade'",
     );
     switch(&lab, &file, "up");
+    // The interfaces of other tests' hosts are in the same directory of sockets.
+    let show = format!("wg show {} transfer", interface("c"));
     let through = || {
-        run(&lab, "c", "wg show all transfer")
-            .split_whitespace()
-            .nth(2)
-            .and_then(|n| n.parse::<u64>().ok())
-            .unwrap_or(0)
+        let transfer = run(&lab, "c", &show);
+        let received = transfer.split_whitespace().nth(1);
+        received.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
     };
     until(
         &lab,

@@ -118,6 +118,13 @@ pub fn image() -> &'static str {
     })
 }
 
+/// Runs a script of the shell on a host; gives what it printed.
+pub fn run(lab: &Lab, host: &str, text: &str) -> String {
+    lab.testbed()
+        .run(host, &["sh", "-c", text])
+        .unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
 /// Runs a command that must be refused; gives what it said.
 pub fn refused(lab: &Lab, host: &str, words: &[&str], code: i32) -> String {
     let (got, out, said) = lab.try_p2pvm(host, words).unwrap();
