@@ -1,6 +1,6 @@
 import { defineConfig } from "vite";
 
-// `dist` is what node/build.rs puts into the program. Paths are relative: the page knows nothing of where it is served.
+// `dist` is what daemon/build.rs puts into the program. Paths are relative: the page knows nothing of where it is served.
 export default defineConfig({
   base: "./",
   build: {

@@ -4,10 +4,8 @@
 
 mod traces;
 
-use crate::{
-    cli::{BenchArgs, Progress},
-    failure::{Doing, Failure, Outcome},
-};
+use crate::cli::{BenchArgs, Progress};
+use p2pvm_api::{Doing, Failure, Outcome};
 use p2pvm_tests::{Sites, lab::Lab};
 use serde::Serialize;
 use serde_json::Value;

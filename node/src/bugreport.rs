@@ -5,16 +5,10 @@
 //! a settings file may hold one). Names and addresses stay in, since most questions are about them;
 //! the first file in the archive says so.
 
-use crate::{
-    api::client::Client,
-    cli::Context,
-    doctor,
-    failure::{Doing, Outcome},
-    layout::Layout,
-    membership::INVITE_PREFIX,
-    service,
-};
+use crate::{cli::Context, doctor};
 use flate2::{Compression, write::GzEncoder};
+use p2pvm_api::{Doing, Outcome, client::Client};
+use p2pvm_daemon::{layout::Layout, membership::INVITE_PREFIX, service};
 use serde_json::Value;
 use std::{
     fs,

@@ -4,10 +4,8 @@
 //! overloaded host without being told. Every step is a p2pvm command on an emulated host; whatever
 //! fails ends the demo with exit code 1.
 
-use crate::{
-    cli::{DemoArgs, Progress},
-    failure::{Doing, Failure, Kind, Outcome},
-};
+use crate::cli::{DemoArgs, Progress};
+use p2pvm_api::{Doing, Failure, Kind, Outcome};
 use p2pvm_tests::{
     Sites,
     lab::{Lab, Pinged},

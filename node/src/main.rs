@@ -2,29 +2,14 @@
 
 #![deny(missing_docs)]
 
-mod api;
 mod appliance;
 mod bench;
 mod bugreport;
 mod cli;
-mod clock;
-mod config;
-mod daemon;
 mod demo;
 mod doctor;
-mod failure;
-mod guardian;
-mod layout;
-mod membership;
-mod naming;
-mod preflight;
-mod service;
-mod shown;
 mod sigpipe;
-mod succession;
 mod top;
-mod traces;
-mod web;
 
 use clap::Parser;
 use std::process::ExitCode;

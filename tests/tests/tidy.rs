@@ -25,9 +25,9 @@ const FUNCTION_LINES: usize = 70;
 /// Reason: two files fit beside each other.
 const COLUMNS: usize = 100;
 /// The workspace's crates, lowest layer first. A crate depends only on crates of lower layers.
-const LAYERS: [&[&str]; 5] = [
+const LAYERS: [&[&str]; 6] = [
     &["p2pvm-host", "p2pvm-console"],
-    &["p2pvm-overlay"],
+    &["p2pvm-api", "p2pvm-overlay"],
     &[
         "p2pvm-dht",
         "p2pvm-snapshot-sync",
@@ -35,6 +35,7 @@ const LAYERS: [&[&str]; 5] = [
         "p2pvm-tests",
     ],
     &["p2pvm-dhcp", "p2pvm-vm-manager"],
+    &["p2pvm-daemon"],
     &["p2pvm"],
 ];
 

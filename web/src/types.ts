@@ -1,4 +1,4 @@
-// What the daemon says, as node/src/api/types.rs and node/src/web/view.rs have it. Fields that the page does not use are left out.
+// What the daemon says, as api/src/node.rs and daemon/src/web/view.rs have it. Fields that the page does not use are left out.
 
 /** A step of something that takes long. */
 export interface Step {

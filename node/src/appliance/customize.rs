@@ -5,10 +5,8 @@
 //! boot records and partition table stay right. Needs neither root nor tools.
 
 use super::{iso9660, reserved};
-use crate::{
-    failure::{Doing, Failure, Outcome},
-    membership,
-};
+use p2pvm_api::{Doing, Failure, Outcome};
+use p2pvm_daemon::membership;
 use p2pvm_overlay::{UnixTime, membership::Invite};
 use std::{
     fs::{self, File},

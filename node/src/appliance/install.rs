@@ -6,7 +6,7 @@
 //! the rest. No boot loader has to be configured.
 
 use super::{customize::VOLUME, mbr, prepare::STATE_LABEL, volumes};
-use crate::failure::{Doing, Failure, Kind, Outcome};
+use p2pvm_api::{Doing, Failure, Kind, Outcome};
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},

@@ -10,15 +10,15 @@ use super::{
     sources::{self, Places},
     volumes,
 };
-use crate::{
-    failure::{Doing, Failure, Kind, Outcome},
-    layout::{Layout, write_atomically},
-    membership,
-    naming::Called,
-};
 use nix::{
     mount::{MsFlags, mount},
     unistd::sethostname,
+};
+use p2pvm_api::{Doing, Failure, Kind, Outcome};
+use p2pvm_daemon::{
+    layout::{Layout, write_atomically},
+    membership,
+    naming::Called,
 };
 use p2pvm_overlay::UnixTime;
 use std::{

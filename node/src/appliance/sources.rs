@@ -12,7 +12,7 @@
 //! machine that ends up in another one is worse than one that says what is wrong.
 
 use super::reserved;
-use crate::membership::{self, INVITE_PREFIX};
+use p2pvm_daemon::{membership, membership::INVITE_PREFIX};
 use p2pvm_dhcp::{NameKind, is_name};
 use p2pvm_overlay::{UnixTime, membership::Invite};
 use std::{

@@ -1,7 +1,7 @@
 //! Labelled volumes, as `blkid` (util-linux) sees them, and mounting one.
 
-use crate::failure::{Doing, Failure, Kind, Outcome};
 use nix::mount::{MsFlags, mount};
+use p2pvm_api::{Doing, Failure, Kind, Outcome};
 use std::{fs, path::Path, process::Command};
 
 /// A volume with a file system on it.

@@ -7,7 +7,7 @@
 //! started anew in between; the guest runs on.
 
 use super::{Bench, SETTINGS, number};
-use crate::failure::{Doing, Failure, Outcome};
+use p2pvm_api::{Doing, Failure, Outcome};
 use p2pvm_tests::lab::Lab;
 use std::{
     fs,

@@ -6,12 +6,10 @@ use super::{
     appliance_args::{Appliance, FindNetwork, Install, Iso},
     network, print,
 };
-use crate::{
-    appliance::{customize, install as disk, prepare, reserved, sources},
-    failure::{Doing, Failure, Kind, Outcome},
-    membership,
-};
+use crate::appliance::{customize, install as disk, prepare, reserved, sources};
 use nix::sys::termios::{FlushArg, tcflush};
+use p2pvm_api::{Doing, Failure, Kind, Outcome};
+use p2pvm_daemon::membership;
 use p2pvm_overlay::{UnixTime, membership::Invite};
 use serde_json::json;
 use std::{

@@ -1,10 +1,7 @@
 //! `p2pvm dashboard`: its link, its switch, and a port of this machine that leads to it.
 
 use super::{Context, args::Dashboard, print};
-use crate::{
-    api::dashboard::{DashboardChange, DashboardView},
-    failure::{Doing, Failure, Outcome},
-};
+use p2pvm_api::{DashboardChange, DashboardView, Doing, Failure, Outcome};
 use p2pvm_host::SocketPath;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use tokio::net::{TcpListener, TcpStream, UnixStream};

@@ -6,14 +6,11 @@ use super::{
     print::{self, report},
     progress::Progress,
 };
-use crate::{
-    api::{
-        client::Event,
-        types::{DrainAnswer, DrainItem, DrainStopping, Sorted, VmDrained, VmMoved, VmStayed},
-    },
-    failure::{Failure, Kind, Outcome},
-};
 use hyper::Method;
+use p2pvm_api::{
+    DrainAnswer, DrainItem, DrainStopping, Failure, Kind, Outcome, Sorted, VmDrained, VmMoved,
+    VmStayed, client::Event,
+};
 use serde::Serialize;
 use std::process::ExitCode;
 

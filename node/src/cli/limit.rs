@@ -10,7 +10,8 @@ use super::{
     silent,
     vm_args::Vm,
 };
-use crate::{daemon::lock, failure::Failure, layout::Layout};
+use p2pvm_api::Failure;
+use p2pvm_daemon::{layout::Layout, lock};
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -149,11 +150,11 @@ fn over(limit: Limit, total: Duration, silent: Duration) -> Option<Failure> {
         Limit::None => return None,
         Limit::Total(limit) => (
             total >= limit,
-            format!("not done within {}", crate::clock::span(limit)),
+            format!("not done within {}", p2pvm_daemon::clock::span(limit)),
         ),
         Limit::Silence(limit) => (
             silent >= limit,
-            format!("no progress for {}", crate::clock::span(limit)),
+            format!("no progress for {}", p2pvm_daemon::clock::span(limit)),
         ),
     };
     is_over.then(|| {
@@ -167,8 +168,8 @@ fn over(limit: Limit, total: Duration, silent: Duration) -> Option<Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::Kind;
     use clap::Parser;
+    use p2pvm_api::Kind;
 
     fn limit(words: &str) -> Limit {
         of(&Cli::try_parse_from(words.split(' ')).unwrap())

@@ -20,16 +20,11 @@ mod traffic;
 mod vm;
 mod vm_args;
 
-pub use args::{Bench as BenchArgs, Cli, Command, Demo as DemoArgs, Top as TopArgs, Up as UpArgs};
+pub use args::{Bench as BenchArgs, Cli, Command, Demo as DemoArgs, Top as TopArgs};
 pub use progress::Progress;
 
-use crate::{
-    api::client::Client,
-    daemon,
-    failure::{Failure, Kind, Outcome},
-    layout::Layout,
-    shown,
-};
+use p2pvm_api::{Failure, Kind, Outcome, client::Client};
+use p2pvm_daemon::{Overrides, layout::Layout, shown};
 use std::process::ExitCode;
 
 /// Runs one command to its exit code.
@@ -118,11 +113,16 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Command::Up(up) if !up.detach => {
-            daemon::run(&context.layout, &up)?;
+            let set = Overrides {
+                port: up.port,
+                link_port: up.link_port,
+                accel: up.accel,
+            };
+            p2pvm_daemon::run(&context.layout, &set)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Guardian(a) => {
-            crate::guardian::run(&context.layout, a.of)?;
+            p2pvm_daemon::guardian::run(&context.layout, a.of)?;
             return Ok(ExitCode::SUCCESS);
         }
         other => other,

@@ -6,26 +6,9 @@ use super::{
     Context,
     print::{self, ms, or_dash},
 };
-use crate::{api::types::NetCheckView, failure::Outcome};
-use p2pvm_overlay::portmap::{self, Offers};
-pub use p2pvm_overlay::underlay::local_addresses;
-use std::net::IpAddr;
-
-/// The part of the page that needs no daemon.
-pub fn of_machine(local: &[IpAddr], router: &Offers) -> NetCheckView {
-    NetCheckView {
-        router: router.router.map(|ip| ip.to_string()),
-        pcp: router.pcp,
-        nat_pmp: router.nat_pmp,
-        upnp: router.upnp,
-        router_outside: router.outside.map(|ip| ip.to_string()),
-        addresses: local.iter().map(ToString::to_string).collect(),
-        ipv6: local
-            .iter()
-            .any(|ip| matches!(ip, IpAddr::V6(v6) if v6.segments()[0] & 0xe000 == 0x2000)),
-        ..NetCheckView::default()
-    }
-}
+use p2pvm_api::{NetCheckView, Outcome};
+use p2pvm_daemon::sight::{local_addresses, of_machine};
+use p2pvm_overlay::portmap;
 
 pub(super) async fn run(context: &Context) -> Outcome<()> {
     let page: NetCheckView = match context.daemon_if_any().await {

@@ -7,21 +7,12 @@ use super::{
     progress::Progress,
     silent,
 };
-use crate::{
-    api::{
-        client::{Client, Event},
-        types::{
-            InviteAnswer, InviteRequest, Peer, PingRequest, PingSummary, Pong, RevokeAnswer,
-            RevokeRequest, RingNeighbour, RingView, Sorted, Status, Step,
-        },
-    },
-    daemon::lock,
-    failure::{Doing, Failure, Kind, Outcome},
-    layout::Layout,
-    membership,
-    naming::{self, Called},
-    preflight, service,
+use p2pvm_api::{
+    Doing, Failure, InviteAnswer, InviteRequest, Kind, Outcome, Peer, PingRequest, PingSummary,
+    Pong, RevokeAnswer, RevokeRequest, RingNeighbour, RingView, Sorted, Status, Step,
+    client::{Client, Event},
 };
+use p2pvm_daemon::{layout::Layout, lock, membership, naming, naming::Called, preflight, service};
 use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
 use serde::Serialize;
 use serde_json::json;

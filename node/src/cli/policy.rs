@@ -5,12 +5,9 @@ use super::{
     args::{Acl, Routes},
     print::{self, report},
 };
-use crate::{
-    api::types::{
-        AcceptRoutes, AclAnswer, AclCheck, AclSet, AclShow, AclVerdict, RouteOffered, RouteSubnet,
-        RouteView, RouteWithdrawn, RoutesAccepted,
-    },
-    failure::{Doing, Outcome},
+use p2pvm_api::{
+    AcceptRoutes, AclAnswer, AclCheck, AclSet, AclShow, AclVerdict, Doing, Outcome, RouteOffered,
+    RouteSubnet, RouteView, RouteWithdrawn, RoutesAccepted,
 };
 use std::{fs, io::Read};
 

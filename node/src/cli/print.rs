@@ -1,7 +1,7 @@
 //! Tables and values on standard output.
 
 use super::Context;
-use crate::failure::{Doing, Failure, Outcome};
+use p2pvm_api::{Doing, Failure, Outcome};
 use serde::Serialize;
 
 /// Prints a value as indented JSON.

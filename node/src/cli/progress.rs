@@ -1,8 +1,8 @@
 //! Shows what takes longer than a second: a bar on a terminal, a plain line at each new phase and
 //! each few seconds otherwise. All of it goes to standard error, so that `--json` stays clean.
 
-use crate::api::types::Step;
 use indicatif::{ProgressBar, ProgressStyle};
+use p2pvm_api::Step;
 use std::{
     io::IsTerminal,
     time::{Duration, Instant},

@@ -4,11 +4,8 @@ use super::{
     Context,
     print::{self, ms, or_dash},
 };
-use crate::{
-    api::types::{Cluster, Traced},
-    daemon::metrics::Metrics,
-    failure::{Failure, Kind, Outcome},
-};
+use p2pvm_api::{Cluster, Failure, Kind, Outcome, Traced};
+use p2pvm_daemon::Metrics;
 
 /// A member's name in the path of a request.
 fn in_path(member: &str) -> Outcome<&str> {
@@ -31,7 +28,7 @@ pub(super) async fn trace(context: &Context, member: &str) -> Outcome<()> {
     if context.json {
         print::json(&traced)?;
     } else {
-        let row = |(n, hop): (usize, &crate::api::types::TraceHop)| {
+        let row = |(n, hop): (usize, &p2pvm_api::TraceHop)| {
             [
                 (n + 1).to_string(),
                 hop.name.clone(),
@@ -80,7 +77,7 @@ pub(super) async fn cluster(context: &Context) -> Outcome<()> {
     if context.json {
         return print::json(&cluster);
     }
-    let row = |m: &crate::api::types::ClusterMember| {
+    let row = |m: &p2pvm_api::ClusterMember| {
         [
             m.name.clone(),
             or_dash(m.address.as_ref()),

@@ -3,17 +3,12 @@
 //! wrong and what helps; `down --force` and `leave --force` end it.
 
 use super::limit;
-use crate::{
-    api::client::Client,
-    daemon::lock,
-    failure::{Doing, Failure, Outcome},
-    layout::Layout,
-    service,
-};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use p2pvm_api::{Doing, Failure, Outcome, client::Client};
+use p2pvm_daemon::{layout::Layout, lock, service};
 use std::{
     future::Future,
     time::{Duration, Instant},
@@ -86,11 +81,12 @@ async fn hear(layout: &Layout) -> Result<Client, Missing> {
     loop {
         let heard = async {
             let mut client = Client::connect(&layout.socket()).await?;
-            client.hello().await.map(|()| client)
+            client.hello().await?;
+            Ok::<_, Failure>(client.with_on_data(super::limit::progressed))
         };
         let failure = match heard.await {
             Ok(client) => return Ok(client),
-            Err(failure) if failure.kind == crate::failure::Kind::Refused => {
+            Err(failure) if failure.kind == p2pvm_api::Kind::Refused => {
                 return Err(Missing::Closed(failure));
             }
             Err(failure) => failure,
@@ -155,8 +151,8 @@ pub async fn end(layout: &Layout) -> Outcome<()> {
     }
     Err(Failure::timed_out(format!(
         "the daemon (process {pid}) was killed and is not gone after {} s: the kernel waits for \
-            something, mostly a disk or a network          file system; when that is back, or \
-            after a restart of this machine, run this again",
+            something, mostly a disk or a network file system; when that is back, or after a \
+            restart of this machine, run this again",
         DYING.as_secs()
     )))
 }
@@ -164,7 +160,7 @@ pub async fn end(layout: &Layout) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::Kind;
+    use p2pvm_api::Kind;
     use std::{os::unix::net::UnixListener, process::Command};
 
     #[tokio::test]

@@ -6,13 +6,8 @@ use super::{
     print::or_dash,
     silent::{self, Missing},
 };
-use crate::{
-    api::{client::Client, types::Force},
-    daemon::{changes, lock},
-    failure::{Failure, Outcome},
-    layout::Layout,
-    membership,
-};
+use p2pvm_api::{Failure, Force, Outcome, client::Client};
+use p2pvm_daemon::{OrFailure, changes, layout::Layout, lock, membership};
 use p2pvm_vm_manager::qemu;
 use std::{
     fs,
@@ -135,7 +130,7 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
         silent::end(layout).await?;
     }
     // Without a daemon guests run on, and nobody could end them when their definitions are gone.
-    let ended = qemu::end_guests(layout.dir()).await?;
+    let ended = qemu::end_guests(layout.dir()).await.or_failure()?;
     end(layout).await?;
     membership::forget(layout)?;
     if let Some(why) = untold {

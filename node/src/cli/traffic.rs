@@ -4,8 +4,8 @@ use super::{
     Context,
     print::{self, or_dash},
 };
-use crate::{api::types::Traffic, failure::Outcome};
 use indicatif::HumanBytes;
+use p2pvm_api::{Outcome, Traffic};
 
 pub(super) async fn show(context: &Context, all: bool) -> Outcome<()> {
     let rows: Vec<Traffic> = context

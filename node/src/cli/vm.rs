@@ -6,18 +6,12 @@ use super::{
     progress::Progress,
     vm_args::{Create, Migrate, Restore, Snapshot, Vm},
 };
-use crate::{
-    api::{
-        client::Event,
-        forward::path_of,
-        types::{
-            ClusterVms, CreateVm, Explained, MigrateVm, MoveCancelled, ReachView, RestoreVm,
-            SnapshotTaken, SnapshotVm, Sorted, VmDeleted, VmMoved, VmView,
-        },
-    },
-    failure::{Doing, Failure, Outcome},
-};
 use hyper::Method;
+use p2pvm_api::{
+    ClusterVms, CreateVm, Doing, Explained, Failure, MigrateVm, MoveCancelled, Outcome, ReachView,
+    RestoreVm, SnapshotTaken, SnapshotVm, Sorted, VmDeleted, VmMoved, VmView, client::Event,
+    vm_path,
+};
 use p2pvm_console::{ORPHANED, UNREACHABLE};
 use serde::{
     Serialize,
@@ -39,7 +33,7 @@ pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Show(a) => show(context, &a.name).await,
         Vm::Console(a) => console(context, &a.name).await,
         Vm::Delete(a) => {
-            let path = format!("{}?force={}", path_of(&a.name, "")?, a.force);
+            let path = format!("{}?force={}", vm_path(&a.name, "")?, a.force);
             let gone: VmDeleted = context
                 .daemon()
                 .await?
@@ -80,7 +74,7 @@ async fn operate(
 ) -> Outcome<()> {
     let vm: VmView = follow(
         context,
-        &path_of(name, operation)?,
+        &vm_path(name, operation)?,
         format!("{doing} {name}"),
         body,
     )
@@ -108,7 +102,7 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
     if a.memory < 32 << 20 {
         return Err(Failure::usage("--memory must be at least 32M"));
     }
-    path_of(&a.name, "")?;
+    vm_path(&a.name, "")?;
     let request = CreateVm {
         name: a.name.clone(),
         image,
@@ -188,7 +182,7 @@ fn remarks(vms: &[VmView]) -> Vec<String> {
 }
 
 async fn show(context: &Context, name: &str) -> Outcome<()> {
-    let vm: VmView = context.daemon().await?.get(&path_of(name, "")?).await?;
+    let vm: VmView = context.daemon().await?.get(&vm_path(name, "")?).await?;
     report(context, &Sorted(&vm), || {
         for (label, value) in lines(&vm) {
             println!("{label:12}{value}");
@@ -237,7 +231,7 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
         to: a.to,
         post_copy: a.post_copy,
     };
-    let path = path_of(&a.name, "migrate")?;
+    let path = vm_path(&a.name, "migrate")?;
     if a.cancel {
         let done: MoveCancelled = context
             .daemon()
@@ -278,7 +272,7 @@ async fn snapshot(context: &Context, a: Snapshot) -> Outcome<()> {
     let request = SnapshotVm { name: a.snapshot };
     let done: SnapshotTaken = follow(
         context,
-        &path_of(&a.name, "snapshot")?,
+        &vm_path(&a.name, "snapshot")?,
         format!("snapshot of {}", a.name),
         &request,
     )
@@ -313,7 +307,7 @@ async fn restore(context: &Context, a: Restore) -> Outcome<()> {
     };
     let vm: VmView = follow(
         context,
-        &path_of(&name, "restore")?,
+        &vm_path(&name, "restore")?,
         format!("restoring {}", a.what),
         &request,
     )
@@ -330,7 +324,7 @@ pub(super) async fn explain(context: &Context, name: &str) -> Outcome<()> {
     let explained: Vec<Explained> = context
         .daemon()
         .await?
-        .get(&path_of(name, "explain")?)
+        .get(&vm_path(name, "explain")?)
         .await?;
     report(context, &Sorted(&explained), || {
         let rows: Vec<_> = explained
@@ -383,7 +377,7 @@ async fn console(context: &Context, name: &str) -> Outcome<()> {
     let stream = context
         .daemon()
         .await?
-        .upgrade(&path_of(name, "console")?)
+        .upgrade(&vm_path(name, "console")?)
         .await?;
     let (mut from_guest, mut to_guest) = tokio::io::split(stream);
     eprintln!("console of {name}; leave with Ctrl-]");

@@ -1,15 +1,10 @@
 //! `p2pvm doctor --fix`: repairs what is p2pvm's own and says what it did. Done twice, it does
 //! nothing the second time.
 
-use crate::{
-    api::types::FindingView,
-    cli::Context,
-    daemon::{changes, lock},
-    failure::{Doing, Failure, Outcome},
-    layout::Layout,
-    preflight,
-};
+use crate::cli::Context;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use p2pvm_api::{Doing, Failure, FindingView, Outcome};
+use p2pvm_daemon::{changes, layout::Layout, lock, preflight};
 use p2pvm_host::tun::{DEVICE, Step, try_tun};
 use std::{
     fs,

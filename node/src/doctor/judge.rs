@@ -4,12 +4,8 @@ use super::{
     Check,
     probes::{Cgroups, Clock, Disk, Kvm, Programs, Udp},
 };
-use crate::{
-    api::types::{FindingView, NetCheckView, Status},
-    daemon::lock,
-    failure::Failure,
-    layout::Layout,
-};
+use p2pvm_api::{Failure, FindingView, NetCheckView, Status};
+use p2pvm_daemon::{layout::Layout, lock};
 
 use p2pvm_host::{
     Finding,
@@ -494,7 +490,7 @@ pub(super) fn membership(layout: &Layout, status: Option<&Status>) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::ReachableView;
+    use p2pvm_api::ReachableView;
 
     #[test]
     fn what_the_daemon_found_wrong_is_not_said_to_be_well_beside_it() {

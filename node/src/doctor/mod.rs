@@ -13,11 +13,8 @@ mod probes;
 
 pub use probes::in_ram;
 
-use crate::{
-    api::types::{FindingView, NetCheckView, Status},
-    cli::{Context, print},
-    failure::Outcome,
-};
+use crate::cli::{Context, print};
+use p2pvm_api::{FindingView, NetCheckView, Outcome, Status};
 use p2pvm_host::Level;
 use serde::Serialize;
 use std::{process::ExitCode, time::Duration};
@@ -95,13 +92,13 @@ pub async fn examine(context: &Context) -> Page {
     let layout = &context.layout;
     let running = daemon(context).await;
     let status = running.as_ref().map(|running| &running.status);
-    let config = crate::config::Config::load(layout);
+    let config = p2pvm_daemon::config::Config::load(layout);
     let ports = config
         .as_ref()
         .map_or((4001, 4002), |c| (c.port, c.link_port));
     let device = config.as_ref().map_or("p2pvm0", |c| c.device.as_str());
     // One that does not answer has them too.
-    let has_ports = status.is_some() || crate::daemon::lock::holder(layout).is_some();
+    let has_ports = status.is_some() || p2pvm_daemon::lock::holder(layout).is_some();
     let mut checks = vec![
         judge::root(nix::unistd::geteuid().is_root()),
         judge::settings(config.as_ref().map(|c| c.renamed.as_deref())),

@@ -1,13 +1,15 @@
 //! What the doctor asks of the machine. Nothing here changes it, but for the KVM probe's verdict,
 //! which the daemon would leave as well.
 
-use crate::{cli::netcheck, config::Config, daemon, layout::Layout, membership, preflight};
 use nix::{
     sys::{
         statfs::{TMPFS_MAGIC, statfs},
         statvfs::{FsFlags, statvfs},
     },
     unistd::AccessFlags,
+};
+use p2pvm_daemon::{
+    HOST_FACTS, config::Config, layout::Layout, membership, preflight, sight::local_addresses,
 };
 use p2pvm_overlay::UnixTime;
 use p2pvm_vm_manager::{
@@ -54,10 +56,7 @@ pub(super) async fn kvm(config: Option<&Config>) -> Kvm {
     if !Path::new("/dev/kvm").exists() {
         return Kvm::Missing;
     }
-    match Qemu::new(daemon::HOST_FACTS, None, config.probe())
-        .accel()
-        .await
-    {
+    match Qemu::new(HOST_FACTS, None, config.probe()).accel().await {
         Ok(Accel::Kvm) => Kvm::Works,
         Ok(Accel::Tcg) => Kvm::Broken,
         Err(error) => Kvm::Unknown(p2pvm_host::chain(&error)),
@@ -226,7 +225,7 @@ pub(super) fn udp((port, link_port): (u16, u16), running: bool) -> Udp {
             .map(|failure| failure.message)
     };
     Udp {
-        addresses: netcheck::local_addresses().len(),
+        addresses: local_addresses().len(),
         busy,
     }
 }

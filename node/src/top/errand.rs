@@ -5,8 +5,9 @@
 //! prompt and at this screen, and the sentence it ends with is the one that is shown.
 
 use super::{News, feed};
-use crate::{failure::Outcome, layout::Layout, membership, service};
+use p2pvm_api::Outcome;
 use p2pvm_console::{Action, Power};
+use p2pvm_daemon::{layout::Layout, membership, service};
 use std::{process::Stdio, sync::Arc};
 use tokio::{io::AsyncWriteExt, process::Command, sync::mpsc};
 

@@ -2,17 +2,11 @@
 //! a screen shows; here is the one place where its types become the screen's.
 
 use super::News;
-use crate::{
-    api::{
-        client::Client,
-        types::{ClusterVms, Decided, InviteAnswer, InviteRequest, Peer, Status, VmView},
-    },
-    cli::netcheck,
-    daemon::lock,
-    failure::Outcome,
-    layout::Layout,
+use p2pvm_api::{
+    ClusterVms, Decided, InviteAnswer, InviteRequest, Outcome, Peer, Status, VmView, client::Client,
 };
 use p2pvm_console::{Decision, Doing, Invitation, Member, Model, Node, Reach, Vm, udp_port};
+use p2pvm_daemon::{layout::Layout, lock, sight::local_addresses};
 use p2pvm_host::Level;
 use std::{
     collections::HashMap,
@@ -45,7 +39,7 @@ impl Seen {
     fn without(reach: Reach) -> Self {
         Self {
             reach,
-            online: !netcheck::local_addresses().is_empty(),
+            online: !local_addresses().is_empty(),
             members: vec![],
             invitation: None,
         }
@@ -317,8 +311,13 @@ mod tests {
     async fn a_daemon_that_waits_for_another_members_vms_is_shown_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
-        crate::membership::found(&layout, ("lab", Some("10.99.0.0/16")), ("attic", &[]), true)
-            .unwrap();
+        p2pvm_daemon::membership::found(
+            &layout,
+            ("lab", Some("10.99.0.0/16")),
+            ("attic", &[]),
+            true,
+        )
+        .unwrap();
         let peer = serde_json::json!([{ "member": "00", "name": "cellar", "address": "10.99.0.2", "connected": true, "path": null,
             "rtt_ms": null, "sent_bytes": 0, "received_bytes": 0 }]);
         let status = Status {

@@ -7,11 +7,9 @@ mod errand;
 pub mod feed;
 mod terminal;
 
-use crate::{
-    cli::{Context, TopArgs},
-    failure::{Failure, Outcome},
-};
+use crate::cli::{Context, TopArgs};
 use errand::Errand;
+use p2pvm_api::{Failure, Outcome};
 use p2pvm_console::{Action, Invitation, Key, Model, Options, Theme, plain_text};
 use std::{
     io::Write,

@@ -5,7 +5,7 @@
 //! wait for an answer of where the cursor is.
 
 use super::News;
-use crate::failure::{Doing, Failure, Outcome};
+use p2pvm_api::{Doing, Failure, Outcome};
 use p2pvm_console::{Key, Model, draw};
 use ratatui::{
     Terminal, TerminalOptions, Viewport,

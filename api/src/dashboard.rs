@@ -1,0 +1,99 @@
+//! The web dashboard: its switch, and what each member tells of itself for its page.
+
+use crate::{ClusterMember, Decided};
+use serde::{Deserialize, Serialize};
+
+/// `p2pvm dashboard`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DashboardView {
+    /// Whether it is switched on for the network.
+    pub on: bool,
+    /// The link that opens it from any member, with the token; none while it is off or this node
+    /// has no address.
+    pub url: Option<String>,
+    /// Why it is not there although it is on.
+    pub trouble: Option<String>,
+    /// The token that each request shows.
+    pub token: String,
+    /// Its port on this host's address in the network.
+    pub port: u16,
+    /// The unix socket that has it always.
+    pub socket: String,
+    /// Whether the page was built into this program.
+    pub has_page: bool,
+}
+
+/// What `p2pvm dashboard` asks for.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct DashboardChange {
+    /// Switch it on or off; none leaves it.
+    #[serde(default)]
+    pub on: Option<bool>,
+    /// Make a new token.
+    #[serde(default)]
+    pub new_token: bool,
+}
+
+/// Links that a member tells of itself; the page draws no more of one member.
+pub const MAX_LINKS: usize = 32;
+/// Decisions that a member tells of itself, the newest.
+pub const MAX_DECISIONS: usize = 6;
+
+/// A link as the member at its one end sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    /// The beginning of the other member's id.
+    pub to: String,
+    /// The path in words, without the address: "direct", "relayed via name", "over the ring",
+    /// "stream".
+    pub path: String,
+    /// The last measured round trip, milliseconds.
+    pub rtt_ms: Option<f64>,
+}
+
+/// A member as it describes itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sight {
+    /// Who it is and how busy.
+    #[serde(flatten)]
+    pub member: ClusterMember,
+    /// Its links.
+    pub links: Vec<Link>,
+    /// What it decided about VMs lately.
+    pub decisions: Vec<Decided>,
+}
+
+impl Sight {
+    /// As `member`, which told it, may tell it: about itself, and not at any length.
+    pub fn of(mut self, member: String) -> Self {
+        self.member.member = member;
+        self.links.truncate(MAX_LINKS);
+        self.decisions.truncate(MAX_DECISIONS);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_speaks_for_itself_only_and_not_at_any_length() {
+        let link = Link {
+            to: "00".into(),
+            path: "direct".into(),
+            rtt_ms: None,
+        };
+        let text = serde_json::json!({
+            "member": "somebody \
+                else", "name": "b", "address": null, "nat": "none", "position": "", "neighbours": 1, "cpu": 0.1,
+            "running_vms": 0, "links": vec![link; 500], "decisions": [],
+        });
+        let told: Sight = serde_json::from_value(text).unwrap();
+        let told = told.of("b's id".into());
+        assert_eq!(
+            (told.member.member.as_str(), told.links.len()),
+            ("b's id", MAX_LINKS)
+        );
+    }
+}

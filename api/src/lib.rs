@@ -1,0 +1,37 @@
+//! The words of the control API, the same for the daemon, the command line, the status screen, the
+//! dashboard and programs that drive them: requests and answers by resource, failures, progress.
+//!
+//! Members of different versions pass requests on to each other. A reader ignores fields that it
+//! does not know, and a field that was added later has a default. Structs that say so have their
+//! fields in alphabetical order, as their answers are printed with `--json`; [`Sorted`] puts the
+//! others into that order.
+
+mod access;
+#[cfg(feature = "client")]
+pub mod client;
+mod cluster;
+mod dashboard;
+mod failure;
+mod line;
+mod members;
+mod moves;
+mod node;
+mod path;
+mod routes;
+mod sorted;
+mod vms;
+
+pub use {
+    access::*, cluster::*, dashboard::*, failure::*, line::*, members::*, moves::*, node::*,
+    path::*, routes::*, sorted::*, vms::*,
+};
+
+/// Checks the exact text of an answer: what is said, and that it is understood.
+#[cfg(test)]
+fn assert_text<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(
+    value: &T,
+    text: &str,
+) {
+    assert_eq!(serde_json::to_string(value).unwrap(), text);
+    assert_eq!(&serde_json::from_str::<T>(text).unwrap(), value);
+}

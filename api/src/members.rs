@@ -1,0 +1,259 @@
+//! Members: who they are, inviting, probing and expelling them, and leaving.
+//!
+//! `p2pvm leave` and `p2pvm down` are answered by null, that is `()`: they have succeeded or
+//! failed, and there is nothing else to say.
+
+use serde::{Deserialize, Serialize};
+
+/// Whether something is to be done although it destroys something: `p2pvm leave`, `vm stop`, `vm
+/// delete`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Force {
+    /// It is.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What `p2pvm ping` asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PingRequest {
+    /// How many probes.
+    pub count: u32,
+    /// From one to the next, milliseconds.
+    pub interval_ms: u64,
+    /// Whom: a member, or a VM, whose host is probed.
+    pub member: String,
+}
+
+/// What `p2pvm ping` gets after the last probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PingSummary {
+    /// Probes that were answered.
+    pub received: u32,
+    /// Probes that were sent.
+    pub sent: u32,
+}
+
+/// What `p2pvm revoke` asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeRequest {
+    /// A member or an invite, by its id; a member also by its name or address.
+    pub what: String,
+}
+
+/// What `p2pvm revoke` gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeAnswer {
+    /// What the one who revoked it should know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// What is revoked, as it was named in the request.
+    pub revoked: String,
+    /// Connected members that were told.
+    #[serde(default)]
+    pub told: usize,
+    /// The names of the other members that fall with it, as far as they are known.
+    #[serde(default)]
+    pub with: Vec<String>,
+}
+
+/// One row of `p2pvm peers`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Peer {
+    /// The member's id.
+    pub member: String,
+    /// Its host name.
+    pub name: String,
+    /// Its address, if known.
+    pub address: Option<String>,
+    /// Whether a control connection is up.
+    pub connected: bool,
+    /// Whether packets go over the link and answers come back.
+    #[serde(default)]
+    pub linked: bool,
+    /// The packet path, if there is a link.
+    pub path: Option<String>,
+    /// The link's last measured round trip, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Bytes sent over the link.
+    pub sent_bytes: u64,
+    /// Bytes received over the link.
+    pub received_bytes: u64,
+    /// The largest IP packet that the path carries whole.
+    #[serde(default)]
+    pub packet_bytes: Option<usize>,
+    /// What it is to this node on the ring, if it is a neighbour there.
+    #[serde(default)]
+    pub ring: Option<RingNeighbour>,
+}
+
+/// One row of `p2pvm traffic`: a pair of addresses, one of them at this node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Traffic {
+    /// The address here, of the host or a guest.
+    pub local: String,
+    /// The address it talks with.
+    pub remote: String,
+    /// The id of the member behind that.
+    pub member: String,
+    /// Its name.
+    pub name: String,
+    /// The path to it, if there is a link.
+    pub path: Option<String>,
+    /// Bytes from `local` to `remote` since the pair is known.
+    pub sent_bytes: u64,
+    /// Bytes the other way.
+    pub received_bytes: u64,
+    /// Bytes a second, both ways, over the last second.
+    pub bytes_per_second_1s: f64,
+    /// Over the last 4 s.
+    pub bytes_per_second_4s: f64,
+    /// Over the last 16 s.
+    pub bytes_per_second_16s: f64,
+}
+
+/// One answer to `p2pvm ping`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pong {
+    /// Which probe, from 1.
+    pub seq: u32,
+    /// Round trip, milliseconds; none if lost.
+    pub rtt_ms: Option<f64>,
+    /// How the answer came: "direct 198.18.3.1:4242", "relayed via name", "over the ring, 2 hops"
+    /// or "stream".
+    pub path: String,
+}
+
+/// A neighbour on the ring.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RingNeighbour {
+    /// "near", "far", "shortcut", "leaf", or several joined by "+"; "link" if it only happens to be
+    /// linked.
+    pub role: String,
+    /// The round trip that the ring measured, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// The round trip that both members' coordinates predict, milliseconds.
+    pub distance_ms: Option<f64>,
+    /// The expected relative error of its coordinate.
+    pub error: Option<f32>,
+}
+
+/// What `p2pvm invite` asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InviteRequest {
+    /// How many machines may join with it.
+    pub uses: u32,
+    /// Seconds until it expires.
+    pub expires_seconds: u64,
+    /// Whether those who join with it may invite others.
+    pub delegate: bool,
+    /// The groups that those who join with it are in.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Name this member's QUIC address at each of its hosts only, so that the text is short enough
+    /// for a QR code.
+    #[serde(default)]
+    pub short: bool,
+}
+
+/// What `p2pvm invite` gets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InviteAnswer {
+    /// The text to hand over.
+    pub invite: String,
+    /// Its id, by which it can be revoked.
+    pub id: String,
+    /// What the one who hands it over should know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Pong, Sorted, assert_text};
+
+    #[test]
+    fn a_revocation_is_answered_with_the_same_text() {
+        let revoked = RevokeAnswer {
+            note: None,
+            revoked: "cellar".into(),
+            told: 3,
+            with: vec!["attic".into(), "den".into()],
+        };
+        assert_text(
+            &revoked,
+            r#"{"revoked":"cellar","told":3,"with":["attic","den"]}"#,
+        );
+        let noted = RevokeAnswer {
+            note: Some("nobody knows it".into()),
+            with: Vec::new(),
+            ..revoked
+        };
+        assert_text(
+            &noted,
+            r#"{"note":"nobody knows it","revoked":"cellar","told":3,"with":[]}"#,
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_ping_and_what_members_are_asked_keep_their_text() {
+        assert_text(
+            &PingSummary {
+                received: 2,
+                sent: 3,
+            },
+            r#"{"received":2,"sent":3}"#,
+        );
+        let ping = PingRequest {
+            count: 3,
+            interval_ms: 1000,
+            member: "cellar".into(),
+        };
+        assert_text(&ping, r#"{"count":3,"interval_ms":1000,"member":"cellar"}"#);
+        let pong = Pong {
+            seq: 1,
+            rtt_ms: None,
+            path: String::new(),
+        };
+        assert_eq!(
+            serde_json::to_string(&Sorted(pong)).unwrap(),
+            r#"{"path":"","rtt_ms":null,"seq":1}"#
+        );
+        assert_text(
+            &RevokeRequest {
+                what: "cellar".into(),
+            },
+            r#"{"what":"cellar"}"#,
+        );
+        assert_text(&Force { force: true }, r#"{"force":true}"#);
+        assert_text(&(), "null");
+    }
+
+    #[test]
+    fn members_answers_of_another_version_are_understood() {
+        let revoked: RevokeAnswer =
+            serde_json::from_str(r#"{"revoked":"cellar","told":3,"when":"now"}"#).unwrap();
+        assert_eq!(
+            revoked,
+            RevokeAnswer {
+                revoked: "cellar".into(),
+                told: 3,
+                ..RevokeAnswer::default()
+            }
+        );
+        let summary: PingSummary =
+            serde_json::from_str(r#"{"lost":1,"received":2,"sent":3}"#).unwrap();
+        assert_eq!(
+            summary,
+            PingSummary {
+                received: 2,
+                sent: 3
+            }
+        );
+        assert_eq!(
+            serde_json::from_str::<Force>(r#"{"dry":true}"#).unwrap(),
+            Force::default()
+        );
+    }
+}

@@ -1,0 +1,18 @@
+//! Paths of the API.
+
+use crate::{Failure, Outcome};
+
+/// The API path of a VM; refuses what could not be one before it is put into a URL.
+pub fn vm_path(name: &str, operation: &str) -> Outcome<String> {
+    if name.is_empty()
+        || !name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    {
+        return Err(Failure::usage(format!(
+            "'{name}' cannot be a VM's name: use letters, digits and '-'"
+        )));
+    }
+    let slash = if operation.is_empty() { "" } else { "/" };
+    Ok(format!("/vms/{name}{slash}{operation}"))
+}

@@ -1,0 +1,320 @@
+//! Virtual machines: what is asked of them, how they are, and what was decided about them. Where
+//! they go is beside it, in `moves`.
+
+use super::Step;
+use serde::{Deserialize, Serialize};
+
+/// What `p2pvm vm create` asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CreateVm {
+    /// The VM's name.
+    pub name: String,
+    /// A file on the host that is to have the VM, or an image id.
+    pub image: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+    /// Disk size, bytes, if larger than the image.
+    pub disk_bytes: Option<u64>,
+    /// Whether to start it at once.
+    pub start: bool,
+    /// The member to define it on: a name, id or address. None is the member that was asked.
+    #[serde(default)]
+    pub on: Option<String>,
+}
+
+/// What `p2pvm vm restore` asks for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RestoreVm {
+    /// The snapshot's name; none for the newest.
+    pub snapshot: Option<String>,
+    /// Take the VM over from a host that cannot be asked.
+    #[serde(default)]
+    pub force: bool,
+    /// The member to restore it on: a name, id or address. None is the member that was asked.
+    #[serde(default)]
+    pub on: Option<String>,
+}
+
+/// What `p2pvm vm snapshot` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotVm {
+    /// The snapshot's name; none lets the host name it after the time.
+    pub name: Option<String>,
+}
+
+/// A VM as `vm list` and `vm show` give it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VmView {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// What it is doing, in a word.
+    pub state: String,
+    /// The name of the member that has it.
+    pub host: String,
+    /// The id of that member.
+    pub host_id: String,
+    /// Its IPv4 address, the same wherever it runs.
+    pub address: String,
+    /// Its IPv6 address.
+    pub address_v6: String,
+    /// Its Ethernet address.
+    pub mac: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+    /// The image below its disk.
+    pub image: String,
+    /// The epoch it is held in.
+    pub epoch: u64,
+    /// The members whose majority decides who may run it.
+    pub voters: Vec<String>,
+    /// What is being done with it.
+    pub activity: Option<String>,
+    /// Why it is in a state nobody asked for.
+    pub note: Option<String>,
+    /// Whether its guest is reached through its interface, as its host found last; nothing where it
+    /// does not run.
+    #[serde(default)]
+    pub reach: Option<ReachView>,
+    /// Why its guest stands still though nobody asked for it, if it does.
+    #[serde(default)]
+    pub still: Option<StillView>,
+    /// When its host, which does not answer any more, was seen last (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<String>,
+    /// What a person can do about a VM whose host does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+    /// Processors it keeps busy, as its host measured last.
+    #[serde(default)]
+    pub cpu: Option<f64>,
+    /// How far its move to another member is, if it is being moved.
+    #[serde(default)]
+    pub moving: Option<Moving>,
+    /// Its snapshots.
+    pub snapshots: Vec<SnapshotView>,
+}
+
+/// How a host reaches a guest of its own through the guest's interface.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReachView {
+    /// "answers"; "blocked": its host drops what is for it; "silent": it has answered and does not
+    /// now; "never": it has not yet.
+    pub state: String,
+    /// For how long it has been so, seconds.
+    pub seconds: u64,
+    /// How long its answer took, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Why it does not answer, as far as its host can tell.
+    pub why: Option<String>,
+}
+
+impl VmView {
+    /// Its state in words: a guest that stands still has the reason with it.
+    pub fn state_text(&self) -> String {
+        match &self.still {
+            Some(still) => format!("{}: {}", self.state, still.why),
+            None => self.state.clone(),
+        }
+    }
+}
+
+/// Why a guest stands still, with the room on its host's disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StillView {
+    /// In a few words: "host disk full", "host disk error".
+    pub why: String,
+    /// Where its disk is.
+    pub path: String,
+    /// Bytes that are free there.
+    pub free_bytes: u64,
+    /// Bytes that must be free before it goes on by itself.
+    pub needed_bytes: u64,
+}
+
+/// A move that is under way.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Moving {
+    /// The name of the member it goes to.
+    pub to: String,
+    /// How far it is.
+    pub step: Step,
+}
+
+/// A snapshot as `vm show` gives it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotView {
+    /// Its name.
+    pub name: String,
+    /// When it was taken (RFC 3339).
+    pub taken: String,
+    /// "local", "replicating N of K" or "durable".
+    pub state: String,
+    /// The members that hold all of it.
+    pub holders: Vec<String>,
+}
+
+/// What `p2pvm vm snapshot` gets. The fields are in alphabetical order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SnapshotTaken {
+    /// The id of the checkpoint that it is.
+    pub checkpoint: String,
+    /// The members that hold all of it; none where that was not known in time.
+    pub holders: Option<Vec<String>>,
+    /// Its name.
+    pub name: String,
+    /// How long the guest stood still, milliseconds.
+    pub pause_ms: f64,
+    /// As [`SnapshotView::state`].
+    pub state: String,
+    /// When it was taken (RFC 3339).
+    pub taken: String,
+}
+
+/// What `p2pvm vm delete` gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VmDeleted {
+    /// The VM's name.
+    pub deleted: String,
+}
+
+/// What the dashboard's page gets instead of a console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoConsole {
+    /// Why there is none.
+    pub error: String,
+}
+
+/// One line of `p2pvm explain`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explained {
+    /// When (RFC 3339).
+    pub at: String,
+    /// The member that decided; empty for the one that was asked, until it is shown.
+    pub host: String,
+    /// What was decided and why.
+    pub text: String,
+    /// The figures behind it, as the deciding member's version has them: shown, and read by no
+    /// program of ours.
+    pub details: serde_json::Value,
+}
+
+/// A decision of the autonomic manager here, of any VM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Decided {
+    /// The VM's id: it may live elsewhere by now.
+    pub vm: String,
+    /// What was decided and why.
+    #[serde(flatten)]
+    pub explained: Explained,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Sorted, assert_text};
+
+    #[test]
+    fn a_snapshot_a_deletion_and_a_refused_console_keep_their_text() {
+        let taken = SnapshotTaken {
+            checkpoint: "c0ffee".into(),
+            holders: Some(vec!["attic".into(), "cellar".into()]),
+            name: "before".into(),
+            pause_ms: 12.5,
+            state: "durable".into(),
+            taken: "2026-11-30T12:02:00Z".into(),
+        };
+        let text = concat!(
+            r#"{"checkpoint":"c0ffee","holders":["attic","cellar"],"name":"before","pause_ms":12.5,"#,
+            r#""state":"durable","taken":"2026-11-30T12:02:00Z"}"#
+        );
+        assert_text(&taken, text);
+        assert_text(
+            &SnapshotTaken {
+                holders: None,
+                ..taken
+            },
+            &text.replace(r#"["attic","cellar"]"#, "null"),
+        );
+        assert_text(
+            &VmDeleted {
+                deleted: "web".into(),
+            },
+            r#"{"deleted":"web"}"#,
+        );
+        assert_text(
+            &NoConsole {
+                error: "it does not run".into(),
+            },
+            r#"{"error":"it does not run"}"#,
+        );
+        assert_text(&SnapshotVm { name: None }, r#"{"name":null}"#);
+        assert_text(
+            &SnapshotVm {
+                name: Some("before".into()),
+            },
+            r#"{"name":"before"}"#,
+        );
+    }
+
+    #[test]
+    fn a_vm_and_its_decisions_are_shown_with_the_same_text() {
+        let vm = VmView {
+            name: "web".into(),
+            state: "running".into(),
+            cpus: 2,
+            memory_mib: 128,
+            voters: vec!["attic".into()],
+            cpu: Some(0.5),
+            moving: Some(Moving {
+                to: "cellar".into(),
+                step: Step {
+                    phase: "ram".into(),
+                    ..Step::default()
+                },
+            }),
+            ..VmView::default()
+        };
+        let text = concat!(
+            r#"{"activity":null,"address":"","address_v6":"","cpu":0.5,"cpus":2,"epoch":0,"host":"","host_id":"","id":"","image":"","#,
+            r#""mac":"","memory_mib":128,"moving":{"step":{"done_bytes":0,"note":"","phase":"ram","total_bytes":0},"to":"cellar"},"#,
+            r#""name":"web","note":null,"reach":null,"snapshots":[],"state":"running","still":null,"voters":["attic"]}"#
+        );
+        assert_eq!(serde_json::to_string(&Sorted(&vm)).unwrap(), text);
+        let explained = Explained {
+            at: "2026-11-30T12:02:00.000Z".into(),
+            host: "attic".into(),
+            text: "moved to cellar".into(),
+            details: serde_json::from_str(r#"{"source_load":0.9,"peer":null}"#).unwrap(),
+        };
+        let text = concat!(
+            r#"[{"at":"2026-11-30T12:02:00.000Z","details":{"peer":null,"source_load":0.9},"#,
+            r#""host":"attic","text":"moved to cellar"}]"#
+        );
+        assert_eq!(serde_json::to_string(&Sorted([explained])).unwrap(), text);
+    }
+
+    #[test]
+    fn answers_about_vms_of_another_version_are_understood() {
+        let taken: SnapshotTaken =
+            serde_json::from_str(r#"{"name":"before","state":"local","size":7}"#).unwrap();
+        assert_eq!(
+            taken,
+            SnapshotTaken {
+                name: "before".into(),
+                state: "local".into(),
+                ..SnapshotTaken::default()
+            }
+        );
+        let deleted: VmDeleted =
+            serde_json::from_str(r#"{"deleted":"web","freed_bytes":1}"#).unwrap();
+        assert_eq!(deleted.deleted, "web");
+    }
+}

@@ -1,0 +1,491 @@
+//! `node.toml`: what a user may set for one node. All of it has defaults; an unknown key is
+//! refused, so that a misspelt one is noticed.
+
+use crate::{
+    layout::{Layout, read_if_there},
+    service, traces,
+};
+use p2pvm_api::{Failure, Outcome};
+use p2pvm_autonomic::Placement;
+use p2pvm_overlay::{control::FULL_MESH, plane::RelayOffer, ring::RingOptions};
+use p2pvm_vm_manager::{hypervisor::Accel, qemu::Probe};
+use serde::{Deserialize, Serialize};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+use toml::{Spanned, de::DeTable};
+
+/// The settings that the package installs, for the administrator to edit.
+const PACKAGED: &str = "/etc/p2pvm/node.toml";
+
+/// The settings of one node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// UDP and TCP port for members (control plane); 0 for any.
+    pub port: u16,
+    /// UDP port of the packet plane; 0 for any.
+    pub link_port: u16,
+    /// The TUN interface.
+    pub device: String,
+    /// Ask the local router for port mappings (UPnP, PCP, NAT-PMP).
+    pub upnp: bool,
+    /// Where others reach this machine from outside, if a person made the router forward both ports
+    /// to it: addresses or DNS names.
+    pub reachable_at: Vec<String>,
+    /// Pass on datagrams between members that cannot reach each other directly.
+    pub relay: bool,
+    /// How much of that at most, Mbit/s; 0: as much as comes.
+    pub relay_mbit: u32,
+    /// Count who talks with whom, for `p2pvm traffic`, shortcuts and placement.
+    pub traffic: bool,
+    /// "auto" probes KVM once per boot of the host; "kvm" and "tcg" insist.
+    pub accel: String,
+    /// A Linux kernel to probe KVM with; empty for the host's own in /boot.
+    pub probe_kernel: String,
+    /// Let this host's programs find the network's names, by systemd-resolved or /etc/resolv.conf:
+    /// "auto" or "off". Left out it is "auto", but "off" on a testbed, whose hosts share their
+    /// files.
+    pub resolver: Option<String>,
+    /// Let other firewalls on this machine (Docker's, ufw's, firewalld's) pass what comes in by the
+    /// network's own interface, where they drop what they do not know: "auto" or "off". Who may
+    /// send what there is the network's policy's to say.
+    pub firewall: String,
+    /// Carry multicast (such as mDNS) between guests here and those of other members that do too.
+    pub multicast: bool,
+    /// Processors that count as this host's capacity; 0 for all of the machine's.
+    pub cpus: u32,
+    /// The ring that members route over.
+    pub ring: Ring,
+    /// Up to so many members everyone keeps a control connection to everyone.
+    pub full_mesh: usize,
+    /// Move VMs when this host is overloaded.
+    pub autonomic: bool,
+    /// Serve the web dashboard on this host's address in the network, where nobody has said
+    /// otherwise with `p2pvm dashboard`.
+    pub dashboard: bool,
+    /// Its TCP port there.
+    pub dashboard_port: u16,
+    /// When and how eagerly.
+    pub placement: Placement,
+    /// Where OpenTelemetry traces of migrations go.
+    pub traces: traces::Settings,
+    /// A sentence about a table that the file still calls by its previous name.
+    #[serde(skip)]
+    pub renamed: Option<String>,
+}
+
+/// `[ring]`: how many connections this member keeps beside those to its nearest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ring {
+    /// Far connections; 0 for log2 of the network's estimated size.
+    pub far: usize,
+    /// Shortcuts at most.
+    pub shortcuts: usize,
+    /// Traffic with one member that is worth a shortcut, kB/s.
+    pub shortcut_above_kbytes: u64,
+    /// Traffic below which a shortcut is given up, kB/s.
+    pub shortcut_below_kbytes: u64,
+}
+
+impl Default for Ring {
+    fn default() -> Self {
+        let RingOptions {
+            max_shortcuts,
+            shortcut_above,
+            shortcut_below,
+            ..
+        } = RingOptions::default();
+        Self {
+            far: 0,
+            shortcuts: max_shortcuts,
+            shortcut_above_kbytes: shortcut_above / 1000,
+            shortcut_below_kbytes: shortcut_below / 1000,
+        }
+    }
+}
+
+impl Ring {
+    /// As the overlay wants them.
+    pub fn options(&self) -> RingOptions {
+        RingOptions {
+            far: (self.far > 0).then_some(self.far),
+            max_shortcuts: self.shortcuts,
+            shortcut_above: self.shortcut_above_kbytes.saturating_mul(1000),
+            shortcut_below: self.shortcut_below_kbytes.saturating_mul(1000),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            port: 4001,
+            link_port: 4002,
+            device: "p2pvm0".to_owned(),
+            upnp: true,
+            reachable_at: Vec::new(),
+            relay: true,
+            relay_mbit: 100,
+            traffic: true,
+            accel: "auto".to_owned(),
+            probe_kernel: String::new(),
+            resolver: None,
+            firewall: "auto".to_owned(),
+            multicast: false,
+            cpus: 0,
+            ring: Ring::default(),
+            full_mesh: FULL_MESH,
+            autonomic: true,
+            dashboard: false,
+            dashboard_port: 4080,
+            placement: Placement::default(),
+            traces: traces::Settings::default(),
+            renamed: None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads `node.toml` of the state directory, else the package's for the state directory of the
+    /// service, else the defaults.
+    pub fn load(layout: &Layout) -> Outcome<Self> {
+        let mut path = layout.config();
+        let mut bytes = read_if_there(&path)?;
+        if bytes.is_none() && layout.dir() == Path::new(service::STATE_DIR) {
+            path = PathBuf::from(PACKAGED);
+            bytes = read_if_there(&path)?;
+        }
+        let Some(bytes) = bytes else {
+            return Ok(Self::default());
+        };
+        let text = String::from_utf8(bytes)
+            .map_err(|_| Failure::usage(format!("{} is not UTF-8", path.display())))?;
+        let config = Self::parse(&text)
+            .map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
+        let config = Self {
+            renamed: config
+                .renamed
+                .map(|what| format!("{}: {what}", path.display())),
+            ..config
+        };
+        if !["auto", "kvm", "tcg"].contains(&config.accel.as_str()) {
+            return Err(Failure::usage(format!(
+                "{}: accel must be auto, kvm or tcg, not '{}'",
+                path.display(),
+                config.accel
+            )));
+        }
+        if let Some(resolver) = config
+            .resolver
+            .as_deref()
+            .filter(|r| !["auto", "off"].contains(r))
+        {
+            return Err(Failure::usage(format!(
+                "{}: resolver must be auto or off, not '{resolver}'",
+                path.display()
+            )));
+        }
+        if !["auto", "off"].contains(&config.firewall.as_str()) {
+            return Err(Failure::usage(format!(
+                "{}: firewall must be auto or off, not '{}'",
+                path.display(),
+                config.firewall
+            )));
+        }
+        if let Some(why) = p2pvm_host::owner::bad_name(&config.device) {
+            return Err(Failure::usage(format!(
+                "{}: device '{}' cannot be an interface's name: {why}; p2pvm0 is the usual one",
+                path.display(),
+                config.device
+            )));
+        }
+        if config.dashboard_port == 0 {
+            return Err(Failure::usage(format!(
+                "{}: dashboard_port must be 1 to 65535: a link to it has to stay the same",
+                path.display()
+            )));
+        }
+        if let Some(place) = config.reachable_at.iter().find(|place| !is_place(place)) {
+            return Err(Failure::usage(format!(
+                "{}: reachable_at holds '{place}', which is neither an address nor a DNS name",
+                path.display()
+            )));
+        }
+        config
+            .placement
+            .check()
+            .map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+        config
+            .traces
+            .check()
+            .map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+        Ok(config)
+    }
+
+    /// The settings of a text, which may call `[placement]` by its previous name. The error is a
+    /// sentence without the file's name.
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut tables = DeTable::parse(text).map_err(|e| e.to_string())?;
+        let previous = tables.get_mut().remove_entry("policy");
+        let renamed = previous.is_some().then(|| {
+            "[policy] is now called [placement]; it is still read by its previous name".to_owned()
+        });
+        if let Some((key, table)) = previous {
+            if tables.get_ref().contains_key("placement") {
+                return Err(
+                    "[policy] is the previous name of [placement], and both are there: \
+                    move all into [placement]"
+                        .to_owned(),
+                );
+            }
+            tables
+                .get_mut()
+                .insert(Spanned::new(key.span(), "placement".into()), table);
+        }
+        let config = Self::deserialize(toml::Deserializer::from(tables)).map_err(|mut error| {
+            error.set_input(Some(text));
+            error.to_string()
+        })?;
+        Ok(Self { renamed, ..config })
+    }
+
+    /// The control plane's addresses that follow from `reachable_at`.
+    pub fn public_addresses(&self) -> Vec<String> {
+        let of = |place: &String| {
+            let host = match place.parse::<IpAddr>() {
+                Ok(IpAddr::V4(ip)) => format!("/ip4/{ip}"),
+                Ok(IpAddr::V6(ip)) => format!("/ip6/{ip}"),
+                Err(_) => format!("/dns/{place}"),
+            };
+            [
+                format!("{host}/udp/{}/quic-v1", self.port),
+                format!("{host}/tcp/{}", self.port),
+            ]
+        };
+        self.reachable_at.iter().flat_map(of).collect()
+    }
+
+    /// The same for the packet plane, which knows no DNS.
+    pub fn outside(&self) -> Option<SocketAddr> {
+        let ip = self
+            .reachable_at
+            .iter()
+            .find_map(|place| place.parse::<IpAddr>().ok())?;
+        Some(SocketAddr::new(ip, self.link_port))
+    }
+
+    /// What this node passes on for others.
+    pub fn relay(&self) -> RelayOffer {
+        RelayOffer {
+            willing: self.relay,
+            bits_per_second: u64::from(self.relay_mbit) * 1_000_000,
+        }
+    }
+
+    /// Whether this host is told about the network's names.
+    pub fn uses_resolver(&self) -> bool {
+        match self.resolver.as_deref() {
+            Some(said) => said == "auto",
+            None => std::env::var_os("P2PVM_HOST").is_none(),
+        }
+    }
+
+    /// The accelerator that the user insists on.
+    pub fn accel(&self) -> Option<Accel> {
+        match self.accel.as_str() {
+            "kvm" => Some(Accel::Kvm),
+            "tcg" => Some(Accel::Tcg),
+            _ => None,
+        }
+    }
+
+    /// What KVM is probed with, if there is anything.
+    pub fn probe(&self) -> Option<Probe> {
+        let kernel = if self.probe_kernel.is_empty() {
+            let release = nix::sys::utsname::uname()
+                .ok()?
+                .release()
+                .to_str()?
+                .to_owned();
+            PathBuf::from(format!("/boot/vmlinuz-{release}"))
+        } else {
+            PathBuf::from(&self.probe_kernel)
+        };
+        kernel.exists().then_some(Probe::Kernel(kernel))
+    }
+}
+
+/// Whether it is an IP address or can be a DNS name.
+fn is_place(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    text.parse::<IpAddr>().is_ok()
+        || (text.len() <= 253 && text.contains('.') && text.split('.').all(label))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_name_that_the_kernel_would_read_otherwise_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path());
+        for (name, why) in [
+            ("%d", "'%'"),
+            ("all", "kernel"),
+            ("a/b", "'/'"),
+            ("", "empty"),
+            ("a name", "' '"),
+            ("0123456789abcdef", "15"),
+        ] {
+            std::fs::write(layout.config(), format!("device = \"{name}\"\n")).unwrap();
+            let said = Config::load(&layout).unwrap_err().to_string();
+            assert!(
+                said.contains(why) && said.contains("node.toml"),
+                "{name}: {said}"
+            );
+        }
+        std::fs::write(layout.config(), "firewall = \"on\"\n").unwrap();
+        assert!(
+            Config::load(&layout)
+                .unwrap_err()
+                .to_string()
+                .contains("firewall must be auto or off")
+        );
+    }
+
+    #[test]
+    fn the_previous_name_of_placement_is_read_and_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path());
+        let load = |text: &str| {
+            std::fs::write(layout.config(), text).unwrap();
+            Config::load(&layout)
+        };
+        for text in [
+            "[policy]\nmin_gain = 0.3\n",
+            "policy.min_gain = 0.3\n",
+            "cpus = 1\npolicy = { min_gain = 0.3 }\n",
+        ] {
+            let config = load(text).unwrap();
+            assert_eq!(
+                config.placement,
+                Placement {
+                    min_gain: 0.3,
+                    ..Placement::default()
+                },
+                "{text}"
+            );
+            let said = config.renamed.unwrap();
+            assert!(
+                said.contains("node.toml: [policy] is now called [placement]"),
+                "{said}"
+            );
+        }
+        let config = load("[placement]\nmin_gain = 0.3\n").unwrap();
+        assert_eq!((config.placement.min_gain, config.renamed), (0.3, None));
+    }
+
+    #[test]
+    fn both_names_of_placement_and_unknown_keys_are_refused_with_their_place() {
+        let refused = |text: &str| Config::parse(text).unwrap_err();
+        let both = refused("[placement]\nmin_gain = 0.3\n[policy]\nmin_gain = 0.2\n");
+        assert!(
+            both.contains("[policy]") && both.contains("both") && both.contains("into [placement]"),
+            "{both}"
+        );
+        let unknown = refused("cpus = 1\ncolour = 1\n[policy]\nmin_gain = 0.2\n");
+        assert!(
+            unknown.contains("line 2, column 1") && unknown.contains("unknown field `colour`"),
+            "{unknown}"
+        );
+        assert!(
+            unknown.contains("`placement`") && !unknown.contains("`policy`"),
+            "{unknown}"
+        );
+        let within = refused("[policy]\nmin_gian = 0.2\n");
+        assert!(
+            within.contains("line 2") && within.contains("unknown field `min_gian`"),
+            "{within}"
+        );
+        assert!(refused("renamed = \"x\"\n").contains("unknown field `renamed`"));
+    }
+
+    #[test]
+    fn a_place_in_the_settings_becomes_the_addresses_that_others_dial() {
+        let config = Config {
+            reachable_at: vec!["home.example.org".into(), "203.0.113.9".into()],
+            ..Config::default()
+        };
+        let addresses = config.public_addresses();
+        assert_eq!(
+            addresses[..2],
+            [
+                "/dns/home.example.org/udp/4001/quic-v1",
+                "/dns/home.example.org/tcp/4001"
+            ]
+        );
+        assert_eq!(
+            addresses[2..],
+            [
+                "/ip4/203.0.113.9/udp/4001/quic-v1",
+                "/ip4/203.0.113.9/tcp/4001"
+            ]
+        );
+        assert_eq!(config.outside(), Some("203.0.113.9:4002".parse().unwrap()));
+        assert!(
+            ["203.0.113.9", "2001:db8::1", "home.example.org"]
+                .iter()
+                .all(|place| is_place(place))
+        );
+        assert!(
+            ![
+                "",
+                "home",
+                "203.0.113.9:4001",
+                "http://x.org",
+                "a..b",
+                "x y.org"
+            ]
+            .iter()
+            .any(|place| is_place(place))
+        );
+    }
+
+    /// The packaged file: each setting stands in it with its default, as a comment that only wants
+    /// its `#` removed.
+    #[test]
+    fn the_packaged_settings_name_every_setting_with_its_default() {
+        let packaged = include_str!("../../packaging/node.toml");
+        assert_eq!(
+            toml::from_str::<toml::Table>(packaged).unwrap(),
+            toml::Table::new(),
+            "as it is installed it changes nothing"
+        );
+        let uncommented: String = packaged
+            .lines()
+            .filter_map(|line| line.strip_prefix('#'))
+            .filter(|l| !l.starts_with(' '))
+            .map(|l| format!("{l}\n"))
+            .collect();
+        let read: Config = toml::from_str(&uncommented).unwrap();
+        let as_table = |config: &Config| toml::Table::try_from(config).unwrap();
+        assert_eq!(as_table(&read), as_table(&Config::default()));
+        let named: toml::Table = toml::from_str(&uncommented).unwrap();
+        for key in as_table(&Config::default()).keys() {
+            assert!(
+                named.contains_key(key),
+                "{key} is not in packaging/node.toml"
+            );
+        }
+    }
+}

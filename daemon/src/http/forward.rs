@@ -1,0 +1,179 @@
+//! Passes a request about a VM on to the member that can answer it: its holder, or for a new VM and
+//! a restore the member the user chose. A request travels one hop only; the far end answers from
+//! its own state.
+
+use super::traced;
+use crate::Daemon;
+use crate::failure::fabric;
+use axum::{
+    Json,
+    body::Body,
+    extract::{Path, Request, State},
+    http::StatusCode,
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use hyper::{Method, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use p2pvm_api::{Doing, Failure, Kind, Outcome};
+use p2pvm_api::{client::Client, vm_path};
+use p2pvm_host::chain;
+use p2pvm_overlay::{BoxStream, FabricError, MemberId};
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// The stream service that carries the VM part of the control API between members.
+pub const SERVICE: &str = "api";
+
+/// Marks a request that has had its hop.
+const FORWARDED: &str = "p2pvm-forwarded";
+
+/// A restore request's bound.
+const MAX_BODY_BYTES: usize = 64 << 10;
+
+/// Sends the request to the VM's holder where that is another member.
+pub async fn to_holder(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if request.headers().contains_key(FORWARDED) || daemon.has_vm(&name) {
+        return next.run(request).await;
+    }
+    match daemon.holder_of(&name).await {
+        Ok(holder) if holder == daemon.me() => next.run(request).await,
+        Ok(holder) => {
+            let looks = request.method() == Method::GET
+                && request.uri().path().ends_with(&format!("/vms/{name}"));
+            if looks && daemon.is_gone(holder) {
+                return absent(&daemon, &name).await;
+            }
+            let asking = traced::begin(daemon.traces(), &name, &mut request);
+            match (pass_on(&daemon, holder, request).await, asking) {
+                (Ok(answer), Some(asking)) => traced::follow(asking, answer),
+                (Ok(answer), None) => answer,
+                (Err(failure), _) if looks && failure.kind == Kind::TimedOut => {
+                    absent(&daemon, &name).await
+                }
+                (Err(failure), asking) => {
+                    if let Some(asking) = asking {
+                        asking.failed(&failure);
+                    }
+                    failure.into_response()
+                }
+            }
+        }
+        Err(failure) => failure.into_response(),
+    }
+}
+
+/// A VM whose host does not answer, as the network's records have it.
+async fn absent(daemon: &Daemon, name: &str) -> Response {
+    daemon.show_absent(name).await.map(Json).into_response()
+}
+
+/// What of a request says where it goes: a name, id or address, or none for the member that was
+/// asked.
+#[derive(Deserialize)]
+struct Chosen {
+    #[serde(default)]
+    on: Option<String>,
+}
+
+/// Sends a request for a new VM or a restore to the member named in it.
+pub async fn to_chosen(
+    State(daemon): State<Arc<Daemon>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let forwarded = request.headers().contains_key(FORWARDED);
+    let (parts, body) = request.into_parts();
+    let chosen = async {
+        let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES)
+            .await
+            .doing("reading the request")?;
+        let wanted: Chosen = serde_json::from_slice(&bytes)
+            .map_err(|e| Failure::usage(format!("the request cannot be read: {e}")))?;
+        let on = match wanted.on.filter(|_| !forwarded) {
+            Some(text) => daemon.resolve_member(&text).await?,
+            None => daemon.me(),
+        };
+        Ok::<_, Failure>((on, bytes))
+    };
+    match chosen.await {
+        Ok((on, bytes)) => {
+            let request = Request::from_parts(parts, Body::from(bytes));
+            if on == daemon.me() {
+                next.run(request).await
+            } else {
+                pass_on(&daemon, on, request)
+                    .await
+                    .unwrap_or_else(IntoResponse::into_response)
+            }
+        }
+        Err(failure) => failure.into_response(),
+    }
+}
+
+/// The console of a VM, wherever it runs.
+pub async fn console(daemon: &Daemon, name: &str) -> Outcome<BoxStream> {
+    if daemon.has_vm(name) {
+        return daemon.console(name).await;
+    }
+    let holder = daemon.holder_of(name).await?;
+    if holder == daemon.me() {
+        return daemon.console(name).await;
+    }
+    let client = Client::over(reach(daemon, holder).await?).await?;
+    Ok(Box::new(client.upgrade(&vm_path(name, "console")?).await?))
+}
+
+/// Opens a stream to another member's API.
+async fn reach(daemon: &Daemon, to: MemberId) -> Outcome<BoxStream> {
+    daemon.fabric().open_stream(to, SERVICE).await.map_err(|e| match e {
+        FabricError::Unreachable(_) | FabricError::TimedOut(..) => Failure::timed_out(format!(
+            "its host {} cannot be reached; if that host is dead, 'p2pvm vm restore NAME --force' \
+                brings the VM back from its newest snapshot",
+            daemon.name_of(to)
+        )),
+        other => fabric(other),
+    })
+}
+
+async fn pass_on(daemon: &Daemon, to: MemberId, mut request: Request) -> Outcome<Response> {
+    let stream = reach(daemon, to).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .doing("speaking to the VM's host")?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(error = %chain(&error), "forwarded request ended");
+        }
+    });
+    request
+        .headers_mut()
+        .insert(FORWARDED, axum::http::HeaderValue::from_static("1"));
+    let ours = request
+        .extensions_mut()
+        .remove::<hyper::upgrade::OnUpgrade>();
+    let mut response = sender
+        .send_request(request)
+        .await
+        .doing("the VM's host ended the conversation")?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let theirs = hyper::upgrade::on(&mut response);
+        tokio::spawn(async move {
+            let Some(ours) = ours else { return };
+            if let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) {
+                // Either end hanging up ends both.
+                let _ = tokio::io::copy_bidirectional(
+                    &mut TokioIo::new(ours),
+                    &mut TokioIo::new(theirs),
+                )
+                .await;
+            }
+        });
+    }
+    Ok(response.map(Body::new))
+}

@@ -1,0 +1,198 @@
+//! Where a node keeps what it must not forget: one directory, `/var/lib/p2pvm` unless `P2PVM_DIR`
+//! or `--dir` says otherwise. Files that are written whole are replaced atomically.
+
+use p2pvm_api::{Doing, Failure, Outcome};
+use p2pvm_overlay::durable;
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+/// The state directory and the names in it.
+#[derive(Clone, Debug)]
+pub struct Layout(PathBuf);
+
+impl Layout {
+    /// The layout below `dir`; nothing is touched yet.
+    pub fn at(dir: impl Into<PathBuf>) -> Self {
+        Self(dir.into())
+    }
+
+    /// Makes the directory, readable by its owner only (guests reach their own sub-directory by
+    /// being given it).
+    pub fn create(&self) -> Outcome<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&self.0)
+            .doing(format_args!(
+                "cannot make the state directory {} (run as root, or choose another with --dir)",
+                self.0.display()
+            ))
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    /// This node's secret keys.
+    pub fn identity(&self) -> PathBuf {
+        self.0.join("identity")
+    }
+
+    /// The network's root key: only on the machine that ran `init`.
+    pub fn root_key(&self) -> PathBuf {
+        self.0.join("root.key")
+    }
+
+    /// The network's signed configuration.
+    pub fn network(&self) -> PathBuf {
+        self.0.join("network")
+    }
+
+    /// This member's certificate.
+    pub fn certificate(&self) -> PathBuf {
+        self.0.join("certificate")
+    }
+
+    /// Addresses to dial first, one multiaddr a line.
+    pub fn bootstrap(&self) -> PathBuf {
+        self.0.join("bootstrap")
+    }
+
+    /// Who was expelled.
+    pub fn revocations(&self) -> PathBuf {
+        self.0.join("revocations")
+    }
+
+    /// The network's policy and what members offer.
+    pub fn notices(&self) -> PathBuf {
+        self.0.join("notices")
+    }
+
+    /// The subnets that this node offers, and whether it uses others'.
+    pub fn routes(&self) -> PathBuf {
+        self.0.join("routes.json")
+    }
+
+    /// That this machine is to become a member of its own, its state being a copy of another's.
+    pub fn succession(&self) -> PathBuf {
+        self.0.join("succession.json")
+    }
+
+    /// Where the new membership grows meanwhile.
+    pub fn successor(&self) -> PathBuf {
+        self.0.join("successor")
+    }
+
+    /// What a daemon changed on this machine that has to be put back.
+    pub fn undo(&self) -> PathBuf {
+        self.0.join("undo.json")
+    }
+
+    /// Settings a user may edit.
+    pub fn config(&self) -> PathBuf {
+        self.0.join("node.toml")
+    }
+
+    /// Room that is kept for a full disk.
+    pub fn reserve(&self) -> PathBuf {
+        self.0.join("reserve")
+    }
+
+    /// The control API's unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.0.join("api.sock")
+    }
+
+    /// The web dashboard's unix socket.
+    pub fn dashboard_socket(&self) -> PathBuf {
+        self.0.join("dashboard.sock")
+    }
+
+    /// The web dashboard's token.
+    pub fn dashboard_token(&self) -> PathBuf {
+        self.0.join("dashboard.token")
+    }
+
+    /// Whether the web dashboard is on, as it was said last.
+    pub fn dashboard_switch(&self) -> PathBuf {
+        self.0.join("dashboard.switch")
+    }
+
+    /// Held locked while a daemon runs; holds its process id.
+    pub fn lock(&self) -> PathBuf {
+        self.0.join("daemon.pid")
+    }
+
+    /// What a detached daemon prints.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("daemon.log")
+    }
+
+    /// The node's own tables.
+    pub fn tables(&self) -> PathBuf {
+        self.0.join("db")
+    }
+
+    /// A voter's promises.
+    pub fn votes(&self) -> PathBuf {
+        self.0.join("votes.log")
+    }
+
+    /// Admissions counted here.
+    pub fn admissions(&self) -> PathBuf {
+        self.0.join("admissions.log")
+    }
+
+    /// The lease cache.
+    pub fn leases(&self) -> PathBuf {
+        self.0.join("leases")
+    }
+
+    /// This host's own lease as it stood last.
+    pub fn lease(&self) -> PathBuf {
+        self.0.join("lease")
+    }
+
+    /// Chunks of images, disks and checkpoints.
+    pub fn chunks(&self) -> PathBuf {
+        self.0.join("chunks")
+    }
+
+    /// Images in whole files.
+    pub fn images(&self) -> PathBuf {
+        self.0.join("images")
+    }
+
+    /// Virtual machines.
+    pub fn vms(&self) -> PathBuf {
+        self.0.join("vms")
+    }
+
+    /// Whether this node belongs to a network.
+    pub fn is_member(&self) -> bool {
+        self.certificate().exists() && self.network().exists()
+    }
+}
+
+/// Writes `bytes` to `path` so that after a crash either the old or the new content is there.
+/// `mode` is the file's.
+pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Outcome<()> {
+    durable::write_atomically(path, bytes, mode)
+        .doing(format_args!("cannot write {}", path.display()))
+}
+
+/// Reads a whole file, or none where it does not exist.
+pub fn read_if_there(path: &Path) -> Outcome<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Failure::new(
+            p2pvm_api::Kind::Failed,
+            format!("cannot read {}: {e}", path.display()),
+        )),
+    }
+}

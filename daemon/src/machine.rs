@@ -1,0 +1,10 @@
+//! This machine: what the daemon changes on it, watches, proves and finds wrong.
+
+pub mod changes;
+pub(crate) mod clocks;
+pub(crate) mod health;
+pub(crate) mod interface;
+pub(crate) mod networks;
+pub(crate) mod proof;
+pub mod sight;
+pub(crate) mod space;

@@ -1,0 +1,219 @@
+//! How this node is: what the parts of the daemon found wrong with the machine, and the word that
+//! follows from it.
+
+use crate::Daemon;
+use crate::machine::sight;
+use crate::web::view;
+use p2pvm_api::{FindingView, HealthView, Peer, Status};
+use p2pvm_host::{
+    Finding, Level,
+    outbound::{Detour, detour},
+    rules::SOCKET_MARK,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How often it is looked whether members can be asked.
+const EVERY: Duration = Duration::from_secs(2);
+/// Connections are made anew within this, for example after a member has started again.
+const ANEW: Duration = Duration::from_secs(8);
+/// The board's area.
+const AREA: &str = "control";
+
+/// Members to whom packets go and none of whom can be asked anything.
+fn unasked(peers: &[Peer], port: Option<u16>) -> Option<Finding> {
+    let linked = peers.iter().filter(|peer| peer.linked).count();
+    if linked == 0 || peers.iter().any(|peer| peer.connected) {
+        return None;
+    }
+    let port = port.map_or_else(
+        || "of the control plane".to_owned(),
+        |port| port.to_string(),
+    );
+    let found = format!(
+        "packets go to {linked} of {} known members, but none can be asked: UDP and TCP port \
+            {port} is blocked here or there; names, moves and \
+         joins wait",
+        peers.len()
+    );
+    let advice = format!(
+        "let UDP and TCP port {port} in and out, here and there: 'nft list ruleset' and 'iptables \
+            -L -v' show the rule that drops it here"
+    );
+    Some(Finding::failed(found, advice))
+}
+
+/// No member is reached while another program, such as a VPN, leads this machine's packets: what it
+/// does with them cannot be seen from here, and if it sends them through this network, each carries
+/// the other.
+fn led_away(
+    peers: &[Peer],
+    ports: (Option<u16>, u16),
+    detour: impl FnOnce() -> Option<Detour>,
+) -> Option<Finding> {
+    if peers.is_empty() || peers.iter().any(|peer| peer.linked || peer.connected) {
+        return None;
+    }
+    let Detour { by, instead_of } = detour()?;
+    let found = format!(
+        "no member is reached, and this machine's packets leave by {by}, not by its default route \
+            ({instead_of}): the VPN there does \
+         not lead out, or leads p2pvm's own packets into p2pvm's network"
+    );
+    let control = ports
+        .0
+        .into_iter()
+        .flat_map(|port| ["udp", "tcp"].map(|protocol| format!("ipproto {protocol} sport {port}")));
+    let own = [
+        format!("fwmark {SOCKET_MARK:#x}"),
+        format!("ipproto udp sport {}", ports.1),
+    ]
+    .into_iter()
+    .chain(control);
+    let rules: Vec<String> = own
+        .map(|own| format!("ip rule add pref 100 {own} lookup main"))
+        .collect();
+    Some(Finding::failed(
+        found,
+        format!("lead p2pvm's own packets around it: {}", rules.join(" && ")),
+    ))
+}
+
+impl Daemon {
+    /// Looks whether members can be asked until the daemon ends.
+    pub(crate) async fn watch_control(self: Arc<Self>) {
+        let mut since = None;
+        loop {
+            let (peers, port) = (self.peers(), self.parts.control.listen_port());
+            let ports = (port, self.parts.plane.udp_port());
+            // What goes past a VPN has not been led away by it.
+            let detour = || detour().filter(|_| self.keeper.report().past.is_none());
+            let found = unasked(&peers, port).or_else(|| led_away(&peers, ports, detour));
+            since = found.as_ref().and(since.or_else(|| Some(Instant::now())));
+            let lasts = since.is_some_and(|since: Instant| since.elapsed() >= ANEW);
+            self.parts
+                .board
+                .set(AREA, found.filter(|_| lasts).into_iter().collect());
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    /// What is found wrong with this machine now, by area.
+    pub fn findings(&self) -> Vec<FindingView> {
+        let all = self.parts.board.all().into_iter();
+        all.map(|(area, finding)| FindingView {
+            area: area.to_owned(),
+            level: finding.level,
+            found: finding.found,
+            advice: finding.advice,
+        })
+        .collect()
+    }
+
+    /// Asks all parts to put their own things in order, proves the ways anew and says what is
+    /// settled by that.
+    pub async fn mend(&self) -> Vec<FindingView> {
+        let before = self.findings();
+        let put_back = self.parts.plane.mend().await.into_iter();
+        self.parts.plane.rouse();
+        self.parts.notices.touch();
+        self.prove().await;
+        let after = self.findings();
+        let put_back = put_back.map(|found| FindingView {
+            area: "interface".to_owned(),
+            level: Level::Failed,
+            found,
+            advice: String::new(),
+        });
+        put_back
+            .chain(
+                before
+                    .into_iter()
+                    .filter(|finding| !after.contains(finding)),
+            )
+            .collect()
+    }
+
+    /// The health by the rules of the status screen, as far as this node knows without asking
+    /// others: of VMs those that are here, and those of dead hosts whose records it holds.
+    pub(crate) fn health(&self, status: &Status) -> HealthView {
+        let vms = [self.vms_here(), self.absent_here()].concat();
+        view::health(
+            !sight::local_addresses().is_empty(),
+            status,
+            &self.peers(),
+            &vms,
+            &[],
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_that_can_be_reached_and_not_asked_are_a_failure_that_names_the_port() {
+        let peer = |connected, linked| Peer {
+            connected,
+            linked,
+            ..Peer::default()
+        };
+        let found = unasked(&[peer(false, true), peer(false, false)], Some(4001)).unwrap();
+        assert!(
+            found.level == Level::Failed
+                && found.found.contains("packets go to 1 of 2")
+                && found.advice.contains("4001"),
+            "{found:?}"
+        );
+        assert_eq!(
+            unasked(&[peer(true, true), peer(false, true)], Some(4001)),
+            None
+        );
+        assert_eq!(
+            unasked(&[peer(false, false)], Some(4001)),
+            None,
+            "nothing goes there"
+        );
+        assert_eq!(unasked(&[], Some(4001)), None);
+    }
+
+    #[test]
+    fn where_no_member_is_reached_what_leads_packets_away_is_named_with_rules_around_it() {
+        let peer = |linked| Peer {
+            linked,
+            ..Peer::default()
+        };
+        let by = |by: &str| {
+            Some(Detour {
+                by: by.into(),
+                instead_of: "eth0".into(),
+            })
+        };
+        let found = led_away(&[peer(false)], (Some(4001), 4002), || by("wg0")).unwrap();
+        assert!(
+            found
+                .found
+                .contains("leave by wg0, not by its default route (eth0)"),
+            "{found:?}"
+        );
+        for own in [
+            "fwmark 0x70327076",
+            "ipproto udp sport 4002",
+            "ipproto tcp sport 4001",
+        ] {
+            assert!(
+                found
+                    .advice
+                    .contains(&format!("ip rule add pref 100 {own} lookup main")),
+                "{found:?}"
+            );
+        }
+        assert_eq!(led_away(&[peer(false)], (None, 4002), || None), None);
+        let never = || -> Option<Detour> { panic!("nothing is wrong") };
+        assert_eq!(led_away(&[peer(true)], (None, 4002), never), None);
+        assert_eq!(led_away(&[], (None, 4002), || by("wg0")), None);
+    }
+}

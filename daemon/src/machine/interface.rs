@@ -1,0 +1,111 @@
+//! Puts on the board what is wrong with this host's interface, or with a guest's, and cannot be put
+//! back; and that something leads the tunnel's own packets into the tunnel.
+
+use crate::{machine::proof, parts::Parts};
+use p2pvm_host::Finding;
+use p2pvm_overlay::plane::Unproved;
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How often it is looked at: both are read from memory.
+const EVERY: Duration = Duration::from_secs(1);
+/// A loop that has not been seen for so long is over.
+const LOOP_LASTS: Duration = Duration::from_secs(60);
+/// The board's area.
+const AREA: &str = "interface";
+
+/// Looks until the daemon ends.
+pub async fn watch(parts: Arc<Parts>) {
+    loop {
+        let (_, last) = parts.plane.loops();
+        let mut found = findings(parts.plane.device_faults(), last, Instant::now());
+        found.extend(past_the_device(&parts.plane.ways_elsewhere()));
+        parts.board.set(AREA, found);
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+fn findings(
+    faults: Vec<String>,
+    last_loop: Option<(Instant, SocketAddr)>,
+    now: Instant,
+) -> Vec<Finding> {
+    let fault = |found| {
+        Finding::failed(
+            found,
+            "'p2pvm doctor --fix'; if that does not help, 'p2pvm down && p2pvm up --detach'",
+        )
+    };
+    let mut found: Vec<Finding> = faults.into_iter().map(fault).collect();
+    if let Some((at, to)) = last_loop
+        && now.duration_since(at) < LOOP_LASTS
+    {
+        // The port changes from packet to packet, the finding does not.
+        found.push(Finding::warning(
+            format!(
+                "a route of this machine leads packets of the tunnel itself, to {}, into the \
+                tunnel: they are dropped",
+                to.ip()
+            ),
+            format!(
+                "'ip route get {}' shows the route; take it away, or see 'p2pvm route \
+                list'",
+                to.ip()
+            ),
+        ));
+    }
+    found
+}
+
+/// What is led past the device. The way of IPv4 is proved by packets, and said by [`proof`].
+fn past_the_device(ways: &[Unproved]) -> impl Iterator<Item = Finding> {
+    let is_v6 = |way: &&Unproved| matches!(way, Unproved::Elsewhere { addr, .. } if addr.is_ipv6());
+    ways.iter().filter(is_v6).filter_map(proof::own_trouble)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use p2pvm_host::Level;
+
+    #[test]
+    fn a_fault_is_a_failure_and_a_loop_a_warning_for_as_long_as_it_lasts() {
+        let now = Instant::now();
+        let to: SocketAddr = "198.18.3.10:4002".parse().unwrap();
+        let found = findings(vec!["p2pvm0 cannot be made".into()], Some((now, to)), now);
+        assert_eq!(
+            found
+                .iter()
+                .map(|finding| finding.level)
+                .collect::<Vec<_>>(),
+            [Level::Failed, Level::Warning]
+        );
+        assert!(
+            found[1].found.contains("198.18.3.10")
+                && found.iter().all(|finding| !finding.advice.is_empty()),
+            "{found:?}"
+        );
+        assert_eq!(findings(vec![], Some((now, to)), now + LOOP_LASTS), []);
+    }
+
+    #[test]
+    fn what_a_rule_leads_past_the_device_is_said_once_with_what_shows_the_rule() {
+        let way = |addr: &str| Unproved::Elsewhere {
+            device: "p2pvm0".into(),
+            addr: addr.parse().unwrap(),
+            through: "eth0".into(),
+        };
+        let found: Vec<Finding> = past_the_device(&[way("10.83.0.1"), way("fd77::1")]).collect();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0]
+                .found
+                .contains("fd77::1 leave by eth0 instead of p2pvm0")
+                && found[0].advice.contains("ip rule"),
+            "{found:?}"
+        );
+    }
+}

@@ -1,0 +1,147 @@
+//! Puts on the board that this host's disk is full, with the VMs that stand still for it; keeps the
+//! reserve that records are written from then.
+
+use crate::Daemon;
+use p2pvm_host::{Finding, reserve};
+use p2pvm_vm_manager::{
+    host::{Standstill, VmStatus},
+    hypervisor::Halt,
+};
+use std::{sync::Arc, time::Duration};
+
+/// How often it is looked at: a call of the file system.
+const EVERY: Duration = Duration::from_secs(2);
+/// The board's area.
+const AREA: &str = "disk-full";
+/// A disk with less than this is as good as full.
+const FULL: u64 = 1 << 20;
+const MAKE_ROOM: &str = "make room there: 'du -xh DIR | sort -h' shows what takes it; 'p2pvm vm \
+    migrate NAME' moves a VM away with its \
+    memory, 'p2pvm vm delete NAME' removes one that is stopped";
+
+/// Looks until the daemon ends.
+pub async fn watch(daemon: Arc<Daemon>) {
+    let dir = daemon.layout.dir().to_owned();
+    let mut said: Option<Full> = None;
+    loop {
+        match reserve::room(&dir) {
+            Ok(room) => {
+                let kept = reserve::refill().unwrap_or(0);
+                let spent = reserve::wanted().saturating_sub(kept);
+                let now = Full::of(
+                    &daemon.host.list(),
+                    room.free,
+                    spent,
+                    &dir.display().to_string(),
+                );
+                // The figures change from look to look; a change worth a line changes who stands
+                // still.
+                if now.as_ref().map(Full::sameness) != said.as_ref().map(Full::sameness) {
+                    daemon
+                        .parts
+                        .board
+                        .set(AREA, now.iter().map(Full::finding).collect());
+                    said = now;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the room on the disk is not known"),
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// A disk that is full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Full {
+    path: String,
+    free: u64,
+    needed: u64,
+    /// VMs that stand still because of it.
+    still: Vec<String>,
+    /// Bytes of the reserve that are used up.
+    spent: u64,
+}
+
+impl Full {
+    fn of(vms: &[VmStatus], free: u64, spent: u64, dir: &str) -> Option<Self> {
+        let waits = |vm: &&VmStatus| {
+            vm.still
+                .as_ref()
+                .is_some_and(|still| still.why == Halt::DiskFull)
+        };
+        let waiting: Vec<&VmStatus> = vms.iter().filter(waits).collect();
+        if waiting.is_empty() && free >= FULL {
+            return None;
+        }
+        let first: Option<&Standstill> = waiting.first().and_then(|vm| vm.still.as_ref());
+        Some(Self {
+            path: first.map_or_else(|| dir.to_owned(), |still| still.path.clone()),
+            free,
+            needed: first.map_or(FULL, |still| still.needed_bytes),
+            still: waiting.iter().map(|vm| vm.name.clone()).collect(),
+            spent,
+        })
+    }
+
+    /// What makes it another finding.
+    fn sameness(&self) -> (&str, &[String], bool) {
+        (&self.path, &self.still, self.spent > 0)
+    }
+
+    fn finding(&self) -> Finding {
+        let mib = |bytes: u64| bytes >> 20;
+        let mut found = format!(
+            "host disk full: {} MiB are free at {}, {} MiB are needed",
+            mib(self.free),
+            self.path,
+            self.needed.div_ceil(1 << 20)
+        );
+        if !self.still.is_empty() {
+            found += &format!(
+                "; paused until then, nothing is lost: {}",
+                self.still.join(", ")
+            );
+        }
+        if self.spent > 0 {
+            found += "; votes and records are written from the reserve";
+        }
+        Finding::failed(found, MAKE_ROOM.replace("DIR", &self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_one_finding_with_the_figures_however_they_change() {
+        assert_eq!(Full::of(&[], FULL, 0, "/x"), None);
+        let full = |free, spent| Full {
+            path: "/x".into(),
+            free,
+            needed: 25 << 20,
+            still: vec!["fat".into()],
+            spent,
+        };
+        let said = full(3 << 20, 5).finding();
+        assert!(
+            said.found
+                .contains("3 MiB are free at /x, 25 MiB are needed")
+                && said.found.contains("fat"),
+            "{said:?}"
+        );
+        assert!(
+            said.advice.contains("vm migrate") && said.advice.contains("du -xh /x"),
+            "{said:?}"
+        );
+        assert_eq!(full(3 << 20, 5).sameness(), full(1 << 20, 9).sameness());
+        let alone = Full::of(&[], FULL - 1, 0, "/x").unwrap().finding();
+        assert!(
+            alone
+                .found
+                .starts_with("host disk full: 0 MiB are free at /x")
+                && !alone.found.contains("paused"),
+            "{alone:?}"
+        );
+    }
+}

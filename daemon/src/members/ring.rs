@@ -1,0 +1,162 @@
+//! What the control API says of the ring, and what the daemon does with its state: the control
+//! plane's connections follow the ring's neighbours in a network that is too large for a full mesh.
+
+use crate::Daemon;
+use p2pvm_api::{Failure, Outcome, RingNeighbour, RingView, TraceHop, Traced};
+use p2pvm_overlay::{
+    MemberId,
+    ring::{Neighbour, Position, trace::Hop},
+};
+use std::{collections::HashMap, time::Duration};
+
+/// Neighbours are told to the control plane this often.
+const FOLLOW_EVERY: Duration = Duration::from_secs(2);
+/// A trace that has not come back by then is lost.
+const TRACE_LIMIT: Duration = Duration::from_secs(5);
+/// Digits of a place that tell neighbours apart by eye.
+const SHORT_POSITION: usize = 6;
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn role(neighbour: &Neighbour) -> String {
+    let roles = [
+        (neighbour.near, "near"),
+        (neighbour.far, "far"),
+        (neighbour.shortcut, "shortcut"),
+        (neighbour.leaf, "leaf"),
+    ];
+    let roles: Vec<&str> = roles
+        .iter()
+        .filter(|(is, _)| *is)
+        .map(|(_, name)| *name)
+        .collect();
+    if roles.is_empty() {
+        "link".to_owned()
+    } else {
+        roles.join("+")
+    }
+}
+
+impl Daemon {
+    /// This member's place.
+    pub(crate) fn ring_view(&self) -> RingView {
+        let ring = &self.parts.ring;
+        let position = ring.me().position.to_string();
+        let Some(status) = ring.status() else {
+            return RingView {
+                position,
+                ..RingView::default()
+            };
+        };
+        let count = |is: fn(&Neighbour) -> bool| status.neighbours.iter().filter(|n| is(n)).count();
+        RingView {
+            joined: status.joined,
+            was_joined: status.was_joined,
+            position,
+            size_estimate: status.size,
+            near: count(|n| n.near),
+            far: count(|n| n.far),
+            shortcuts: count(|n| n.shortcut),
+            leaves: count(|n| n.leaf),
+            repairs: status.repairs,
+            carried: ring.carried(),
+            coordinate_error: status.coordinate_error,
+        }
+    }
+
+    /// Who is what on the ring.
+    pub(crate) fn ring_neighbours(&self) -> HashMap<MemberId, RingNeighbour> {
+        let Some(status) = self.parts.ring.status() else {
+            return HashMap::new();
+        };
+        let row = |n: &Neighbour| RingNeighbour {
+            role: role(n),
+            rtt_ms: n.rtt.map(ms),
+            distance_ms: n
+                .coordinate
+                .map(|there| ms(status.coordinate.estimate(&there))),
+            error: n.coordinate.map(|there| there.error()),
+        };
+        status
+            .neighbours
+            .iter()
+            .map(|n| (n.node.member, row(n)))
+            .collect()
+    }
+
+    /// Has the control plane stay connected to the ring's neighbours.
+    pub(crate) async fn follow_ring(self: std::sync::Arc<Self>) {
+        loop {
+            tokio::time::sleep(FOLLOW_EVERY).await;
+            if let Some(status) = self.parts.ring.status() {
+                let neighbours = status
+                    .neighbours
+                    .iter()
+                    .filter(|n| n.near || n.far || n.shortcut);
+                self.parts
+                    .control
+                    .set_ring_neighbours(neighbours.map(|n| n.node.member).collect());
+            }
+        }
+    }
+
+    /// Follows the ring to a member.
+    pub async fn trace(&self, text: &str) -> Outcome<Traced> {
+        let member = self.resolve_member(text).await?;
+        if member == self.me() {
+            return Err(Failure::usage(format!("{text} is this member")));
+        }
+        let ring = &self.parts.ring;
+        if !ring.stands() {
+            return Err(Failure::refused(
+                "this node has no neighbour on the ring yet: see 'p2pvm status'",
+            ));
+        }
+        let began = std::time::Instant::now();
+        let report = ring.trace(Position::of(&member), TRACE_LIMIT).await;
+        let report = report.ok_or_else(|| {
+            Failure::timed_out(format!(
+                "no answer over the ring from {text}, nor from any hop on the way"
+            ))
+        })?;
+        let round_trip_ms = ms(began.elapsed());
+        let neighbours = self.ring_neighbours();
+        let direct_ms = neighbours.get(&member).and_then(|n| n.rtt_ms);
+        let hops = report
+            .hops
+            .iter()
+            .map(|hop| self.hop(hop, &neighbours))
+            .collect();
+        Ok(Traced {
+            reached: report.reached,
+            hops,
+            round_trip_ms,
+            direct_ms,
+        })
+    }
+
+    fn hop(&self, hop: &Hop, neighbours: &HashMap<MemberId, RingNeighbour>) -> TraceHop {
+        let known = self.parts.control.peers().into_iter().map(|p| p.member);
+        let member = known
+            .chain(neighbours.keys().copied())
+            .find(|m| m.0[..8] == hop.member);
+        let position = member.map(|m| Position::of(&m).to_string()[..SHORT_POSITION].to_owned());
+        let unknown = || {
+            hop.member
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        };
+        TraceHop {
+            name: member.map_or_else(unknown, |m| self.name_of(m)),
+            position: position.unwrap_or_default(),
+            rtt_ms: hop.rtt.map(ms),
+            edge: member
+                .and_then(|m| neighbours.get(&m))
+                .map(|n| n.role.clone())
+                .unwrap_or_default(),
+        }
+    }
+}

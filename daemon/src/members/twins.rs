@@ -1,0 +1,334 @@
+//! A copy of this node's state that runs elsewhere: noticing it, and giving way to it where that is
+//! ours to do.
+//!
+//! `protocol` decides; here is what it decides about. Every member keeps a board for others
+//! ([`Ask::Met`]); this node leaves its statement with the connected member nearest to its place on
+//! the ring, and that one's answer holds what its twins left there.
+//!
+//! Whoever gives way stops its guests first: they are copies of VMs that run with the one that
+//! keeps the identity, and stay on the disk as branches. Then it asks a member that may admit for
+//! an invite for its successor ([`Ask::Successor`]) and starts again, which [`crate::succession`]
+//! completes. docs/decisions/0022-cloned-state.md says why it is made this way and what it does not
+//! do.
+
+mod protocol;
+
+use crate::Daemon;
+use crate::succession;
+use async_trait::async_trait;
+use p2pvm_dht::RecordError;
+use p2pvm_overlay::{
+    FabricError, MemberId, RingAddr, Serve, UnixTime,
+    control::ControlEvent,
+    identity::KeyPair,
+    membership::{Invite, InviteTerms},
+};
+use p2pvm_vm_manager::host::VmState;
+use protocol::{Board, InstanceId, Rank, Statement, TELL_EVERY, Verdict, Watch};
+use serde::{Deserialize, Serialize};
+use std::{
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+
+const SERVICE: &str = "twin";
+/// One round trip.
+const TELL_TIMEOUT: Duration = Duration::from_secs(5);
+/// While it is open whether another instance lives.
+const TELL_SOON: Duration = Duration::from_secs(5);
+/// For so many rounds: the other one tells its own every [`TELL_EVERY`], so it has answered by then
+/// or does not live.
+const SOON_ROUNDS: u32 = 12;
+/// Members that connect one after the other are told once.
+const GATHER: Duration = Duration::from_millis(300);
+/// Successors of one member in a day. A template that is started more often wants an invite for
+/// each machine instead.
+const SUCCESSORS_A_DAY: u8 = 4;
+const DAY: Duration = Duration::from_secs(86_400);
+/// A successor joins at once, or asks again.
+const INVITE_SECONDS: u64 = 3600;
+/// Asking for an invite takes a lookup; between two attempts as long again.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Serialize, Deserialize)]
+enum Ask {
+    /// Keep this for the sender's twins, and give what they left.
+    Met(Statement),
+    /// An invite for whom the sender becomes.
+    Successor,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Told {
+    /// What other instances of the asker left.
+    Others(Vec<Statement>),
+    /// The text of an invite.
+    Invite(String),
+    /// No invite, and why.
+    No(String),
+}
+
+/// Begins to serve other members and to look for twins; runs as long as the daemon does.
+pub async fn run(daemon: Arc<Daemon>) {
+    let board = Arc::new(Mutex::new(Board::default()));
+    daemon.fabric().serve(
+        SERVICE,
+        Arc::new(Desk {
+            daemon: Arc::downgrade(&daemon),
+            board,
+            began: Instant::now(),
+        }),
+    );
+    let mut events = daemon.parts.control.events();
+    let rank = Rank {
+        guests: daemon.runs_guests(),
+        started: UnixTime::now(),
+    };
+    let mut watch = Watch::new(daemon.me(), InstanceId::random(), rank);
+    let (mut soon, mut heard_of) = (0u32, 0);
+    loop {
+        let wait = if soon > 0 { TELL_SOON } else { TELL_EVERY };
+        let _ = tokio::time::timeout(wait, met_somebody(&mut events)).await;
+        soon = soon.saturating_sub(1);
+        watch.set_guests(daemon.runs_guests());
+        for other in daemon.tell(&watch).await {
+            let instance = other.instance();
+            match watch.handle(other) {
+                Some(Verdict::Keep(_)) => tracing::warn!(
+                    %instance,
+                    "another machine runs with a copy of this node's state: it has to take an \
+                        identity of its own, this one goes on"
+                ),
+                Some(Verdict::GiveWay(_)) => return daemon.give_way(instance).await,
+                None => {
+                    tracing::debug!(%instance, "this node has started more than once, or lives \
+                        twice")
+                }
+            }
+        }
+        if watch.heard_of() > heard_of {
+            (soon, heard_of) = (SOON_ROUNDS, watch.heard_of());
+        }
+    }
+}
+
+/// Waits until a member has connected, and those that connect with it.
+async fn met_somebody(events: &mut Receiver<ControlEvent>) {
+    loop {
+        match events.recv().await {
+            Ok(ControlEvent::Connected(_)) | Err(RecvError::Lagged(_)) => {
+                return tokio::time::sleep(GATHER).await;
+            }
+            Ok(_) => {}
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+impl Daemon {
+    fn runs_guests(&self) -> bool {
+        self.host
+            .list()
+            .iter()
+            .any(|vm| matches!(vm.state, VmState::Running | VmState::Leaving))
+    }
+
+    /// Leaves this instance's statement on the board that its twins use too; gives theirs. One
+    /// board, and one question at a time.
+    async fn tell(&self, watch: &Watch) -> Vec<Statement> {
+        let place = self.me().ring_addr();
+        let Some(nearest) = self
+            .fabric()
+            .nearby(place, 2)
+            .into_iter()
+            .find(|m| *m != self.me())
+        else {
+            return Vec::new();
+        };
+        match self
+            .ask_twin_desk(
+                nearest,
+                &Ask::Met(watch.statement(self.parts.identity.keys())),
+                TELL_TIMEOUT,
+            )
+            .await
+        {
+            Ok(Told::Others(others)) => others,
+            Ok(_) => Vec::new(),
+            Err(error) => {
+                tracing::debug!(%error, "twins not asked for");
+                Vec::new()
+            }
+        }
+    }
+
+    async fn ask_twin_desk(
+        &self,
+        member: MemberId,
+        ask: &Ask,
+        limit: Duration,
+    ) -> Result<Told, FabricError> {
+        let refused = |e: postcard::Error| FabricError::Refused(member, e.to_string());
+        let body = postcard::to_allocvec(ask).map_err(refused)?;
+        let answer = self.fabric().call(member, SERVICE, body, limit).await?;
+        postcard::from_bytes(&answer).map_err(refused)
+    }
+
+    /// The identity is another machine's from now on.
+    async fn give_way(self: Arc<Self>, to: InstanceId) {
+        tracing::error!(
+            instance = %to,
+            "another machine runs with a copy of this node's state and keeps its identity: the \
+                VMs here are stopped, as they are copies, \
+             and this machine becomes a member of its own"
+        );
+        self.host.give_up_all().await;
+        let mut trouble = p2pvm_host::Repeated::new();
+        let invite = loop {
+            match self.ask_for_successor().await {
+                Ok(invite) => break invite,
+                Err(why) => {
+                    if let Some(times) = trouble.again(&why) {
+                        tracing::warn!(why, times, "no invite for an identity of its own yet");
+                    }
+                }
+            }
+            tokio::time::sleep(ASK_TIMEOUT).await;
+        };
+        match succession::plan(&self.layout, &invite, self.parts.certificate.name()) {
+            Ok(()) => self.start_again(),
+            Err(failure) => {
+                tracing::error!(%failure, "this machine cannot take an identity of its own; its \
+                    VMs stay stopped")
+            }
+        }
+    }
+
+    /// Asks those who may admit, this node last: if it has the network's key, so has the one that
+    /// it gives way to.
+    async fn ask_for_successor(&self) -> Result<String, String> {
+        let control = &self.parts.control;
+        let may_admit = |m: &MemberId| control.certificate(*m).is_some_and(|c| c.rights().admit);
+        let issuers = control
+            .peers()
+            .into_iter()
+            .map(|peer| peer.member)
+            .filter(may_admit);
+        let mut why = "no member that may admit is known".to_owned();
+        for issuer in issuers.chain(control.issuer().is_some().then(|| self.me())) {
+            why = match self
+                .ask_twin_desk(issuer, &Ask::Successor, ASK_TIMEOUT)
+                .await
+            {
+                Ok(Told::Invite(invite)) => return Ok(invite),
+                Ok(Told::No(why)) => why,
+                Ok(Told::Others(_)) => "an answer to another question".to_owned(),
+                Err(error) => error.to_string(),
+            };
+        }
+        Err(why)
+    }
+
+    /// An invite for the member that a copy of `member` becomes: one use, in the same groups,
+    /// without the right to admit. Its certificate will say whose copy it is, so that it falls if
+    /// that one is revoked.
+    async fn invite_successor(&self, member: MemberId) -> Result<String, String> {
+        let issuer = self
+            .parts
+            .control
+            .issuer()
+            .ok_or("this member may not admit anyone")?;
+        let certificate = self
+            .parts
+            .control
+            .certificate(member)
+            .ok_or("a member without a certificate")?;
+        let no_room = "this member is in too many groups for a note of whose copy it is: invite \
+            the machine as a new one";
+        let groups = certificate
+            .groups()
+            .of_copy(member)
+            .map_err(|_| no_room.to_owned())?;
+        self.take_turn(member).await?;
+        let known = self
+            .parts
+            .control
+            .peers()
+            .into_iter()
+            .filter(|peer| peer.connected)
+            .flat_map(|peer| peer.addresses);
+        let addresses: Vec<String> = if member == self.me() {
+            known.collect()
+        } else {
+            self.parts.control.contact_addrs()
+        };
+        let expires = UnixTime::now().plus(INVITE_SECONDS);
+        let terms = InviteTerms {
+            uses: 1,
+            expires,
+            delegate: false,
+            groups,
+        };
+        let invite = Invite::issue(&issuer, &self.parts.network, &addresses, terms)
+            .map_err(|e| e.to_string())?;
+        tracing::warn!(
+            member = %self.name_of(member), id = %member, invite = %invite.id(),
+            "a copy of this member's state is invited as a member of its own"
+        );
+        Ok(invite.to_text())
+    }
+
+    /// Counts the successors of a member, the same at every issuer: a record for each that only one
+    /// can create.
+    async fn take_turn(&self, member: MemberId) -> Result<(), String> {
+        for turn in 0..SUCCESSORS_A_DAY {
+            let key = RingAddr::of(
+                "p2pvm 2026 successor of a member",
+                &[&member.0[..], &[turn]].concat(),
+            );
+            // A key of its own for each: nobody, this host included, can free a taken turn.
+            match self
+                .parts
+                .records()
+                .create(&KeyPair::generate(), key, Vec::new(), DAY)
+                .await
+            {
+                Ok(_) => return Ok(()),
+                Err(RecordError::Exists(_)) => {}
+                Err(e) => return Err(p2pvm_host::chain(&e)),
+            }
+        }
+        Err(format!(
+            "{SUCCESSORS_A_DAY} copies of this member have become members within a day: invite \
+                further machines one by one"
+        ))
+    }
+}
+
+/// What this node does for others.
+struct Desk {
+    daemon: Weak<Daemon>,
+    board: Arc<Mutex<Board>>,
+    began: Instant,
+}
+
+#[async_trait]
+impl Serve for Desk {
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        let answer = match postcard::from_bytes(&body).map_err(|e| e.to_string())? {
+            Ask::Met(statement) => {
+                let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+                Told::Others(board.exchange(self.began.elapsed(), from, statement))
+            }
+            Ask::Successor => {
+                let daemon = self.daemon.upgrade().ok_or("the node is shutting down")?;
+                daemon
+                    .invite_successor(from)
+                    .await
+                    .map_or_else(Told::No, Told::Invite)
+            }
+        };
+        postcard::to_allocvec(&answer).map_err(|e| e.to_string())
+    }
+}

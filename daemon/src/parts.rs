@@ -1,0 +1,71 @@
+//! What the services share: this member's identity, its control and packet planes, the network's
+//! records, and the constants of all of them.
+
+use crate::members::book::Book;
+use p2pvm_dhcp::{Addresses, Names};
+use p2pvm_dht::{Dht, Records};
+use p2pvm_host::Board;
+use p2pvm_overlay::{
+    Fabric, MemberId,
+    connect::Connector,
+    control::Control,
+    identity::Identity,
+    membership::{Certificate, NetworkConfig, Trust},
+    notices::{Notices, Spread},
+    plane::Plane,
+    ring_net::RingNet,
+};
+use std::{sync::Arc, time::Duration};
+
+/// The packet plane's MTU: an IPv6 minimum path less our headers still carries it, and 1500 does
+/// with room.
+pub(crate) const MTU: u16 = 1340;
+
+/// A daemon that has just ended or was killed gives its lock back before its port: the kernel takes
+/// it apart in an order of its own.
+pub(crate) const PORT_PATIENCE: Duration = Duration::from_secs(3);
+/// Where it is remembered, until the host boots again, whether its KVM works.
+pub const HOST_FACTS: &str = "/run/p2pvm";
+
+/// What the daemon's modules share.
+pub(crate) struct Parts {
+    pub(crate) control: Arc<Control>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) certificate: Certificate,
+    pub(crate) network: NetworkConfig,
+    pub(crate) plane: Plane,
+    pub(crate) records: Arc<Dht>,
+    pub(crate) addresses: Arc<Addresses>,
+    pub(crate) connector: Arc<Connector>,
+    /// Whose each address is.
+    pub(crate) book: Arc<Book>,
+    /// The same names as `addresses`, remembered for a while.
+    pub(crate) names: Arc<dyn Names>,
+    pub(crate) notices: Arc<Notices>,
+    pub(crate) spread: Arc<Spread>,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) ring: Arc<RingNet>,
+    /// What is found wrong with this machine.
+    pub(crate) board: Board,
+    /// Whether this node was told of others when it joined.
+    pub(crate) has_bootstrap: bool,
+}
+
+impl Parts {
+    pub(crate) fn me(&self) -> MemberId {
+        self.identity.member_id()
+    }
+
+    pub(crate) fn fabric(&self) -> Arc<dyn Fabric> {
+        self.control.clone()
+    }
+
+    pub(crate) fn records(&self) -> &dyn Records {
+        self.records.as_ref()
+    }
+
+    /// The network's DNS domain.
+    pub(crate) fn domain(&self) -> String {
+        format!("{}.p2p", self.network.name)
+    }
+}

@@ -1,0 +1,7 @@
+//! Where VMs run: load, autonomic decisions, moves, emptying this host.
+
+pub(crate) mod drain;
+pub(crate) mod http;
+pub(crate) mod load;
+pub(crate) mod manager;
+pub(crate) mod moves;

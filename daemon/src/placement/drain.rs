@@ -1,0 +1,272 @@
+//! Moves the VMs of this host elsewhere: a few at a time, the smallest first, each to the member
+//! that was given least so far. A move that fails is tried with other members and then left; the
+//! other VMs go on. Why so: docs/decisions/0033.
+
+use crate::Daemon;
+use crate::http::report::Reporter;
+use futures::{StreamExt, stream};
+use p2pvm_api::{DrainAnswer, DrainItem, DrainStopping, Outcome, VmDrained, VmMoved, VmStayed};
+use p2pvm_overlay::MemberId;
+use p2pvm_vm_manager::{
+    Error,
+    host::{VmState, VmStatus},
+    hypervisor::MigrateOptions,
+    migrate::{Occasion, RunsOn},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// VMs moved at a time. Reason: a move waits for most of its time, for the target and for round
+/// trips; many share one uplink.
+const LANES: usize = 2;
+/// Members that one VM is offered to before it stays.
+const TRIES: usize = 3;
+/// Between two looks at a VM that somebody else is moving.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The drains of this host: one at a time.
+#[derive(Default)]
+pub struct Drains {
+    one: tokio::sync::Mutex<()>,
+    stopped: AtomicBool,
+}
+
+/// Where VMs go.
+#[derive(Default)]
+struct Places {
+    /// MiB that each member was given by this drain, or is about to be.
+    given: BTreeMap<MemberId, u64>,
+}
+
+impl Places {
+    /// The member for a VM of so many MiB: of `known`, best first, the one that was given least;
+    /// none that was `tried`.
+    fn choose(&mut self, known: &[MemberId], tried: &[MemberId], mib: u64) -> Option<MemberId> {
+        let free = known.iter().filter(|member| !tried.contains(member));
+        let best = free
+            .min_by_key(|member| self.given.get(member).copied().unwrap_or_default())
+            .copied()?;
+        *self.given.entry(best).or_default() += mib;
+        Some(best)
+    }
+
+    /// The VM did not go there.
+    fn give_back(&mut self, member: MemberId, mib: u64) {
+        if let Some(given) = self.given.get_mut(&member) {
+            *given = given.saturating_sub(mib);
+        }
+    }
+}
+
+/// What became of one VM.
+enum End {
+    Moved(VmMoved),
+    /// Why it stays.
+    Stays(String),
+    /// It went without this drain.
+    Gone,
+}
+
+/// The order in which VMs go: who has a deadline has most of them away soonest.
+fn in_order(mut vms: Vec<VmStatus>) -> Vec<VmStatus> {
+    vms.sort_by(|a, b| (a.definition.memory_mib, &a.name).cmp(&(b.definition.memory_mib, &b.name)));
+    vms
+}
+
+impl Daemon {
+    /// Moves every VM that runs here elsewhere; what stays is named with the reason. A second call
+    /// waits for the first and then moves what is left.
+    pub async fn drain(&self, reporter: &Reporter) -> Outcome<DrainAnswer> {
+        let _one = self.drains.one.lock().await;
+        self.drains.stopped.store(false, Ordering::Release);
+        self.manager.accept(false);
+        let places = Mutex::new(Places::default());
+        let (mut handled, mut moved, mut stayed) = (BTreeSet::new(), Vec::new(), Vec::new());
+        loop {
+            let runs = |vm: &VmStatus| {
+                matches!(
+                    vm.state,
+                    VmState::Running | VmState::Leaving | VmState::Paused
+                ) || vm.still.is_some()
+            };
+            let left: Vec<_> = self
+                .host
+                .list()
+                .into_iter()
+                .filter(|vm| runs(vm) && !handled.contains(&vm.name))
+                .collect();
+            if left.is_empty() {
+                break;
+            }
+            handled.extend(left.iter().map(|vm| vm.name.clone()));
+            let all = handled.len();
+            let moves =
+                stream::iter(in_order(left)).map(|vm| self.move_away(vm, &places, reporter));
+            let mut moves = moves.buffer_unordered(LANES);
+            while let Some((name, end)) = moves.next().await {
+                let vm = match end {
+                    End::Moved(vm) => {
+                        moved.push(vm.clone());
+                        VmDrained::Moved(vm)
+                    }
+                    End::Stays(why) => {
+                        let vm = VmStayed { name, why };
+                        stayed.push(vm.clone());
+                        VmDrained::Stayed(vm)
+                    }
+                    End::Gone => continue,
+                };
+                // Whoever asked may have gone; the drain goes on.
+                let _ = reporter
+                    .item(&DrainItem {
+                        done: moved.len() + stayed.len(),
+                        of: all,
+                        vm,
+                    })
+                    .await;
+            }
+        }
+        let stopped: Vec<String> = self
+            .host
+            .list()
+            .into_iter()
+            .filter(|vm| vm.state == VmState::Stopped)
+            .map(|vm| vm.name)
+            .collect();
+        let cancelled = self.drains.stopped.load(Ordering::Acquire);
+        if cancelled {
+            self.manager.accept(true);
+        }
+        Ok(DrainAnswer {
+            cancelled,
+            moved,
+            stayed,
+            stopped,
+        })
+    }
+
+    /// Begins no more moves; those that run end as they do.
+    pub fn stop_draining(&self) -> DrainStopping {
+        let stopping = self.drains.one.try_lock().is_err();
+        self.drains.stopped.store(true, Ordering::Release);
+        DrainStopping { stopping }
+    }
+
+    /// The members that a VM may go to, best first.
+    fn places_for(&self, vm: &VmStatus) -> Vec<MemberId> {
+        let connected = self.fabric().connected();
+        let mut known: Vec<MemberId> = self.manager.places_for(vm.definition.vm);
+        known.extend(self.manager.by_load());
+        known.extend(connected.iter().copied());
+        let mut seen = BTreeSet::new();
+        known.retain(|member| connected.contains(member) && seen.insert(*member));
+        known
+    }
+
+    async fn move_away(
+        &self,
+        vm: VmStatus,
+        places: &Mutex<Places>,
+        reporter: &Reporter,
+    ) -> (String, End) {
+        let (name, mib) = (vm.name.clone(), vm.definition.memory_mib);
+        let lock = || places.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut tried, mut why) = (
+            Vec::new(),
+            "no other member is connected that could take it".to_owned(),
+        );
+        while tried.len() < TRIES {
+            if self.drains.stopped.load(Ordering::Acquire) {
+                return (
+                    name,
+                    End::Stays("not begun: the drain was stopped".to_owned()),
+                );
+            }
+            match self.here_now(&name).await.map(|vm| vm.state) {
+                None => return (name, End::Gone),
+                Some(VmState::Running) => {}
+                Some(_) => {
+                    return (
+                        name,
+                        End::Stays("it does not run: only a running VM moves".to_owned()),
+                    );
+                }
+            }
+            let Some(to) = lock().choose(&self.places_for(&vm), &tried, mib) else {
+                break;
+            };
+            tried.push(to);
+            reporter.phase(&format!("{name} to {}", self.name_of(to)));
+            let progress = watch::Sender::default();
+            self.manager
+                .moves
+                .follow(&name, self.name_of(to), &progress);
+            let occasion = Occasion {
+                cause: "drain",
+                ..Occasion::default()
+            };
+            match self
+                .host
+                .migrate_because(occasion, &name, to, MigrateOptions::default(), progress)
+                .await
+            {
+                Ok(outcome) => {
+                    match self.moved(&outcome) {
+                        Ok(vm) => return (name, End::Moved(vm)),
+                        Err(failure) => why = failure.message,
+                    }
+                    if outcome.cancelled || outcome.runs_on == RunsOn::Undecided {
+                        return (name, End::Stays(why));
+                    }
+                }
+                Err(Error::NotFound(_)) => return (name, End::Gone),
+                Err(error) => return (name, End::Stays(p2pvm_host::chain(&error))),
+            }
+            lock().give_back(to, mib);
+        }
+        (name, End::Stays(why))
+    }
+
+    /// A VM here, when nobody is moving it any more.
+    async fn here_now(&self, name: &str) -> Option<VmStatus> {
+        loop {
+            let vm = self.host.list().into_iter().find(|vm| vm.name == name)?;
+            if vm.activity.as_deref() != Some("migrating") {
+                return Some(vm);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vms_are_spread_by_what_each_member_was_given_and_a_refusal_goes_to_the_next() {
+        let [a, b] = [1, 2].map(|n| MemberId([n; 32]));
+        let mut places = Places::default();
+        let mut choose = |tried: &[MemberId], mib| places.choose(&[a, b], tried, mib);
+        assert_eq!(
+            [choose(&[], 128), choose(&[], 256), choose(&[], 64)],
+            [Some(a), Some(b), Some(a)],
+            "the best first, then the least given"
+        );
+        assert_eq!((choose(&[a], 512), choose(&[a, b], 64)), (Some(b), None));
+        places.give_back(b, 512);
+        places.give_back(b, 256);
+        assert_eq!(
+            places.choose(&[a, b], &[], 64),
+            Some(b),
+            "what it refused does not count"
+        );
+    }
+}

@@ -1,0 +1,188 @@
+//! The daemon from its start to its end: what it needs before anything is changed on this machine,
+//! the serving of its control API, and the order in which it ends.
+
+use crate::{
+    config::Config,
+    guardian::Guardian,
+    http::server,
+    layout::Layout,
+    lock,
+    machine::changes,
+    membership::{self, Membership},
+    notify::{self, Notifier},
+    preflight, succession, web,
+    web::Dashboard,
+    wiring,
+};
+use p2pvm_api::{Doing, Failure, Kind, Outcome};
+use p2pvm_host::{SocketPath, reserve};
+use std::{
+    future::IntoFuture,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
+    sync::{PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::{net::UnixListener, sync::watch};
+
+/// Requests under way when the daemon is told to stop have this long.
+const CLOSING: Duration = Duration::from_millis(500);
+/// What the command line sets for one run, over what node.toml says.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The control plane's port.
+    pub port: Option<u16>,
+    /// The packet plane's port.
+    pub link_port: Option<u16>,
+    /// The accelerator of the guests, as `accel` in node.toml.
+    pub accel: Option<String>,
+}
+
+/// Runs the daemon in the foreground until it is told to stop.
+pub fn run(layout: &Layout, set: &Overrides) -> Outcome<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Failure::refused(
+            "the daemon needs root for its network interface and its guests: run it as root",
+        ));
+    }
+    let began = Instant::now();
+    membership::require_member(layout)?;
+    let mut config = Config::load(layout)?;
+    config.port = set.port.unwrap_or(config.port);
+    config.link_port = set.link_port.unwrap_or(config.link_port);
+    config.accel = set.accel.clone().unwrap_or(config.accel);
+    let lock = lock::DaemonLock::take(layout)?;
+    // The control plane goes on without a port that it does not get, and would be reached by
+    // nobody. Not a refusal: tried again later it may be free.
+    preflight::free_ports(config.port, config.link_port)
+        .map_err(|failure| Failure::new(Kind::Failed, failure.message))?;
+    // Before anything is changed or opened: it is to have none of it.
+    let guardian = Guardian::start(layout)?;
+    // What this node has to write for others is written on a full disk too.
+    let reserve = reserve::keep(&layout.reserve());
+    let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG")
+        .unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
+    // A log whose disk is full loses lines; it must not end the daemon, as a complaint about that
+    // on the same file would.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .log_internal_errors(false);
+    log.with_writer(std::io::stderr).init();
+    if let Some(renamed) = &config.renamed {
+        tracing::warn!("{renamed}: rename it");
+    }
+    if let Err(error) = reserve {
+        tracing::warn!(%error, "no room can be kept for a full disk");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .doing("cannot start")?;
+    let outcome = runtime.block_on(async {
+        succession::complete(layout, &Notifier::from_env()).await?;
+        serve(layout, config, membership::load(layout)?, began).await
+    });
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    // After a failure the guardian undoes what may be left, when the last thread of this process
+    // has gone.
+    let again = outcome?;
+    guardian.goodbye();
+    if !again {
+        return Ok(());
+    }
+    // The same process, so that a service manager sees one service; every descriptor but the log's
+    // closes with the program.
+    drop(lock);
+    let cause = std::process::Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .exec();
+    Err(cause).doing("cannot start again")
+}
+
+/// Serves until told to stop; true if the program is to start again.
+async fn serve(
+    layout: &Layout,
+    config: Config,
+    membership: Membership,
+    began: Instant,
+) -> Outcome<bool> {
+    let settings = config.clone();
+    let (daemon, mut tasks) = wiring::open(layout, config, membership, began).await?;
+    let listener = listen(layout)?;
+    let dashboard = Dashboard::open(daemon.clone(), layout, &settings)?;
+    let served = server::local(daemon.clone()).merge(web::http::routes(dashboard.clone()));
+    tasks.spawn(dashboard.serve());
+    tracing::info!(member = %daemon.me(), network = %daemon.parts.network.name, "up");
+    let told = Notifier::from_env();
+    let _telling = notify::keep_telling(told.clone(), layout.socket());
+    // One signal ends the serving of new requests, and what is being answered a moment later.
+    let signals = daemon.clone();
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .doing("listening for signals")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        signals.stop();
+    });
+    let stopped =
+        |mut stop: watch::Receiver<bool>| async move { drop(stop.wait_for(|stop| *stop).await) };
+    let serving =
+        axum::serve(listener, served).with_graceful_shutdown(stopped(daemon.stop.subscribe()));
+    let closing = async {
+        stopped(daemon.stop.subscribe()).await;
+        tokio::time::sleep(CLOSING).await;
+    };
+    tokio::select! {
+        served = serving.into_future() => served.doing("serving the control API")?,
+        () = closing => {}
+    }
+    tracing::info!("stopping; guests run on");
+    told.say("STOPPING=1");
+    // While it still answers: nobody is led to a resolver that is not there.
+    daemon.integration.end().await;
+    drop(tasks);
+    daemon.parts.connector.close().await;
+    daemon.host.halt();
+    daemon.subnets.close().await;
+    if let Some(exporter) = &daemon.exporter {
+        exporter.close().await;
+    }
+    let keeper = daemon.keeper.clone();
+    // It waits for other programs (nft), which end soon or are ended.
+    let _ = tokio::task::spawn_blocking(move || keeper.close()).await;
+    changes::undo(layout);
+    daemon.parts.plane.shutdown();
+    daemon.parts.control.shutdown().await;
+    // The socket goes with the daemon, so that the next command says that none runs.
+    let _ = std::fs::remove_file(layout.socket());
+    let _ = std::fs::remove_file(layout.dashboard_socket());
+    match daemon
+        .expelled
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take()
+    {
+        Some(failure) => Err(failure),
+        None => Ok(daemon.again.load(Ordering::Acquire)),
+    }
+}
+
+/// A way to a socket whose path may be longer than an address holds.
+fn within(path: &Path) -> Outcome<SocketPath> {
+    SocketPath::to(path).doing(format_args!("opening the directory of {}", path.display()))
+}
+
+fn listen(layout: &Layout) -> Outcome<UnixListener> {
+    let path = layout.socket();
+    // Ours alone by the lock: a socket that is there is a dead daemon's.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(within(&path)?.path())
+        .doing(format_args!("opening {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .doing("restricting the socket")?;
+    Ok(listener)
+}

@@ -1,0 +1,6 @@
+//! Virtual machines: those of this host, those of hosts that are gone, and whether guests answer.
+
+pub(crate) mod absent;
+pub(crate) mod guests;
+pub(crate) mod http;
+pub(crate) mod service;

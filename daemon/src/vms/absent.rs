@@ -1,0 +1,486 @@
+//! The VMs of hosts that are dead or cut off. Nobody answers for them; what the network knows of
+//! them is in their records, which other members hold. Each member looks through its own replica
+//! for VMs whose host is gone (its health follows from that), and tells who asks for all VMs what
+//! it holds. Records are signed by the VMs' own keys: nobody can make another's VM up.
+//!
+//! Whether a silent host is dead or only cut off from here cannot be told from here; both are said.
+
+use crate::clock;
+use crate::failure::OrFailure;
+use crate::{Daemon, members::ask::BRANCH, parts::Parts};
+use p2pvm_api::VmView;
+use p2pvm_console::{LEFTOVER, ORPHANED, UNREACHABLE};
+use p2pvm_dht::{Record, StoreError};
+use p2pvm_overlay::{MemberId, RingAddr, UnixTime, VmId};
+use p2pvm_vm_manager::{
+    directory::{Snapshot, VmRecord, vm_key},
+    host::{Host, VmState, VmStatus},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Between two looks through this node's own records.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A host without a connection is gone after this. Reason: after a start, and after a change of
+/// network, all are for a moment.
+const GRACE: Duration = Duration::from_secs(10);
+/// Members nearest to a record's place that tell of it. Reason: the nearest may have died itself
+/// and not be missed yet.
+const TELLERS: usize = 3;
+/// Hosts that are asked one by one, lest one that is only slow is called dead.
+const MAX_ASKED: usize = 32;
+
+/// A VM's record, and when the member that tells of it last saw the VM's host.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Told {
+    record: Record,
+    seen: Option<UnixTime>,
+}
+
+/// What is told of several VMs, each once: the newest record, and the last time that anybody saw
+/// its host.
+pub(crate) fn merged(told: impl IntoIterator<Item = Told>) -> Vec<Told> {
+    let mut newest: BTreeMap<RingAddr, Told> = BTreeMap::new();
+    for one in told {
+        let known = newest.entry(one.record.key).or_insert_with(|| one.clone());
+        let seen = known.seen.max(one.seen);
+        if one.record.version > known.record.version {
+            known.record = one.record;
+        }
+        known.seen = seen;
+    }
+    newest.into_values().collect()
+}
+
+#[derive(Default)]
+struct State {
+    /// The VM records that this node holds, as last looked at.
+    held: Vec<(Record, VmRecord)>,
+    /// When each host was seen last.
+    seen: HashMap<MemberId, UnixTime>,
+    /// Hosts without a connection, and since when.
+    missed: HashMap<MemberId, Instant>,
+    /// Those of them that are gone.
+    gone: BTreeSet<MemberId>,
+}
+
+impl State {
+    /// Takes in which of the VMs' hosts are there.
+    fn note(&mut self, now: Instant, at: UnixTime, there: &BTreeMap<MemberId, bool>) {
+        self.missed
+            .retain(|member, _| there.get(member) == Some(&false));
+        for (member, there) in there {
+            if *there {
+                self.seen.insert(*member, at);
+            } else {
+                self.missed.entry(*member).or_insert(now);
+            }
+        }
+        self.gone = self
+            .missed
+            .iter()
+            .filter(|(_, since)| now.duration_since(**since) >= GRACE)
+            .map(|(member, _)| *member)
+            .collect();
+        self.seen.retain(|member, _| there.contains_key(member));
+    }
+}
+
+/// Watches for hosts that are gone.
+pub struct Absent {
+    parts: Arc<Parts>,
+    host: Arc<Host>,
+    state: Mutex<State>,
+}
+
+impl Absent {
+    pub(crate) fn new(parts: Arc<Parts>, host: Arc<Host>) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            host,
+            state: Mutex::default(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The records of VMs that this node holds.
+    async fn vm_records(&self) -> Result<Vec<Record>, StoreError> {
+        self.parts
+            .records
+            .held_here(|record| record.key == vm_key(VmId(record.owner)))
+            .await
+    }
+
+    /// Looks until the daemon ends.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let mut broken = false;
+        loop {
+            let held = self.vm_records().await;
+            // Once, not at each look.
+            if let Err(error) = held.as_ref()
+                && !broken
+            {
+                tracing::warn!(error = %p2pvm_host::chain(error), "the VMs of dead hosts cannot \
+                    be found out here");
+            }
+            broken = held.is_err();
+            if let Ok(records) = held {
+                self.look(records).await;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn look(&self, records: Vec<Record>) {
+        let read = |record: Record| VmRecord::of(&record).map(|vm| (record, vm));
+        let held: Vec<_> = records.into_iter().filter_map(read).collect();
+        let me = self.parts.me();
+        let hosts: BTreeSet<MemberId> = held
+            .iter()
+            .map(|(_, vm)| vm.holder)
+            .filter(|holder| *holder != me)
+            .collect();
+        let connected: BTreeSet<MemberId> = self.parts.fabric().connected().into_iter().collect();
+        // In a large network nobody is connected with all.
+        let large = self.parts.control.size_estimate().is_some();
+        let asked = hosts
+            .iter()
+            .filter(|host| large && !connected.contains(*host))
+            .take(MAX_ASKED);
+        let asked =
+            asked.map(|host| async move { (*host, self.host.list_of(*host).await.is_ok()) });
+        let answered: BTreeMap<MemberId, bool> =
+            futures::future::join_all(asked).await.into_iter().collect();
+        let there = |host: &MemberId| {
+            answered
+                .get(host)
+                .copied()
+                .unwrap_or_else(|| connected.contains(host) || large)
+        };
+        let there: BTreeMap<MemberId, bool> =
+            hosts.iter().map(|host| (*host, there(host))).collect();
+        let mut state = self.lock();
+        state.held = held;
+        state.note(Instant::now(), UnixTime::now(), &there);
+    }
+
+    /// What this node tells one who asks for all VMs: the records whose place it is near.
+    pub(crate) fn told_here(&self) -> Vec<Told> {
+        let (fabric, me) = (self.parts.fabric(), self.parts.me());
+        let state = self.lock();
+        let near = state
+            .held
+            .iter()
+            .filter(|(record, _)| fabric.nearby(record.key, TELLERS).contains(&me));
+        near.map(|(record, vm)| Told {
+            record: record.clone(),
+            seen: state.seen.get(&vm.holder).copied(),
+        })
+        .collect()
+    }
+
+    /// All that this node holds, read anew. Reason: who asks may have been told of a record since
+    /// the last look, and where a host has just died its neighbours may not be asked in time.
+    pub(crate) async fn told_to_self(&self) -> Vec<Told> {
+        let held = self.vm_records().await.unwrap_or_default();
+        let state = self.lock();
+        let seen = |record: &Record| {
+            VmRecord::of(record).and_then(|vm| state.seen.get(&vm.holder).copied())
+        };
+        held.into_iter()
+            .map(|record| Told {
+                seen: seen(&record),
+                record,
+            })
+            .collect()
+    }
+
+    /// The VMs of hosts that are gone, as far as this node knows without asking others.
+    pub(crate) fn here(&self) -> Vec<(VmRecord, Option<UnixTime>)> {
+        let state = self.lock();
+        let gone = state
+            .held
+            .iter()
+            .filter(|(_, vm)| state.gone.contains(&vm.holder));
+        gone.map(|(_, vm)| (vm.clone(), state.seen.get(&vm.holder).copied()))
+            .collect()
+    }
+
+    /// Whether a host is still one of this network, as far as is known: in a large one nobody knows
+    /// all.
+    fn is_member(&self, host: MemberId) -> bool {
+        let control = &self.parts.control;
+        control.size_estimate().is_some() || control.peers().iter().any(|peer| peer.member == host)
+    }
+
+    /// When a host that is gone was seen last; `None` for one that is there, or that this node
+    /// knows nothing of.
+    pub(crate) fn gone(&self, host: MemberId) -> Option<Option<UnixTime>> {
+        let state = self.lock();
+        state
+            .gone
+            .contains(&host)
+            .then(|| state.seen.get(&host).copied())
+    }
+}
+
+/// "14:02 UTC", with the day where it was another.
+fn time_of(seen: UnixTime, now: UnixTime) -> String {
+    let (seen, now) = (clock::shown(seen), clock::shown(now));
+    match (seen.get(..10), seen.get(11..16), now.get(..10)) {
+        (Some(day), Some(time), Some(today)) if day == today => format!("{time} UTC"),
+        (Some(day), Some(time), _) => format!("{day} {time} UTC"),
+        _ => seen,
+    }
+}
+
+/// Why nobody answers for a VM.
+fn sentence(host: &str, seen: Option<UnixTime>, now: UnixTime) -> String {
+    match seen {
+        Some(seen) => format!(
+            "host {host} is dead since {} (last seen), or cut off from here",
+            time_of(seen, now)
+        ),
+        None => format!(
+            "host {host} is dead, or cut off from here: no member remembers when it was seen last"
+        ),
+    }
+}
+
+/// What a person can do about it; a host that is no member any more has no name here.
+fn advice(name: &str, host: Option<&String>, holder: MemberId, snapshots: &[Snapshot]) -> String {
+    let wait = host.map_or_else(String::new, |host| {
+        format!("wait: when {host} is back, {name} is as it was; or ")
+    });
+    let elsewhere =
+        |snapshot: &&Snapshot| snapshot.providers.iter().any(|member| *member != holder);
+    match snapshots.iter().rev().find(elsewhere) {
+        Some(newest) => format!(
+            "{wait}'p2pvm vm restore {name}@{} --force' brings it back here as it was at {}: what \
+                it did since is lost, and the copy \
+             on its host becomes a branch",
+            newest.name,
+            clock::shown(newest.taken)
+        ),
+        None => {
+            let why = if snapshots.is_empty() {
+                "it has no snapshot"
+            } else {
+                "its snapshots are on that host alone"
+            };
+            format!(
+                "{}{why}: nothing can bring it back elsewhere",
+                wait.replace("; or ", "; ")
+            )
+        }
+    }
+}
+
+impl Daemon {
+    /// A VM of a host that is gone, as its record has it.
+    pub(crate) fn absent_view(&self, record: &VmRecord, seen: Option<UnixTime>) -> VmView {
+        let (host, name) = (self.name_of(record.holder), &record.definition.name);
+        let member = self.absent.is_member(record.holder);
+        let (state, note) = match member {
+            true => (UNREACHABLE, sentence(&host, seen, UnixTime::now())),
+            false => (
+                ORPHANED,
+                format!("its host {host} has left the network, or was expelled"),
+            ),
+        };
+        let status = VmStatus {
+            name: name.clone(),
+            state: VmState::Remote,
+            holder: record.holder,
+            epoch: record.epoch,
+            wanted: record.wanted,
+            activity: None,
+            definition: record.definition.clone(),
+            snapshots: record.snapshots.clone(),
+            still: None,
+            note: Some(note),
+        };
+        VmView {
+            state: state.to_owned(),
+            last_seen: seen.map(clock::shown),
+            advice: Some(advice(
+                name,
+                member.then_some(&host),
+                record.holder,
+                &record.snapshots,
+            )),
+            cpu: None,
+            moving: None,
+            ..self.view(&status)
+        }
+    }
+
+    /// The VMs of hosts that are gone, as far as this node knows without asking others.
+    pub(crate) fn absent_here(&self) -> Vec<VmView> {
+        self.absent
+            .here()
+            .iter()
+            .map(|(record, seen)| self.absent_view(record, *seen))
+            .collect()
+    }
+
+    /// Of what members `told`, the VMs whose host is not among those `heard`. A host that is not
+    /// known to be gone is asked itself first, and what it says counts: its VMs come into `vms`.
+    pub(crate) async fn absent_of(
+        &self,
+        told: Vec<Told>,
+        heard: &BTreeSet<MemberId>,
+        vms: &mut Vec<VmView>,
+    ) -> Vec<VmView> {
+        let read = |told: Told| {
+            Some((
+                VmRecord::of(&told.record).filter(|_| told.record.is_authentic())?,
+                told.seen,
+            ))
+        };
+        let unheard =
+            |(vm, _): &(VmRecord, _)| vm.holder != self.me() && !heard.contains(&vm.holder);
+        let missing: Vec<(VmRecord, Option<UnixTime>)> = merged(told)
+            .into_iter()
+            .filter_map(read)
+            .filter(unheard)
+            .collect();
+        let hosts: BTreeSet<MemberId> = missing.iter().map(|(vm, _)| vm.holder).collect();
+        let doubtful = hosts
+            .iter()
+            .filter(|host| self.absent.gone(**host).is_none())
+            .take(MAX_ASKED);
+        let asked =
+            doubtful.map(|host| async move { (*host, self.host.list_of(*host).await.ok()) });
+        let mut there = BTreeSet::new();
+        for (host, theirs) in futures::future::join_all(asked).await {
+            let Some(theirs) = theirs else { continue };
+            there.insert(host);
+            vms.extend(theirs.iter().map(|vm| self.view(vm)));
+        }
+        let held: BTreeSet<&str> = vms
+            .iter()
+            .filter(|vm| vm.state != BRANCH && vm.state != LEFTOVER)
+            .map(|vm| vm.id.as_str())
+            .collect();
+        let missing = missing.iter().filter(|(vm, _)| {
+            !there.contains(&vm.holder) && !held.contains(vm.definition.vm.to_string().as_str())
+        });
+        missing
+            .map(|(vm, seen)| {
+                self.absent_view(vm, (*seen).max(self.absent.gone(vm.holder).flatten()))
+            })
+            .collect()
+    }
+
+    /// A VM of a host that cannot be reached, as its record has it.
+    pub async fn show_absent(&self, name: &str) -> p2pvm_api::Outcome<VmView> {
+        let record = self.host.record(name).await.or_failure()?;
+        Ok(self.absent_view(&record, self.absent.gone(record.holder).flatten()))
+    }
+
+    /// Whether a host is known to be gone.
+    pub fn is_gone(&self, host: MemberId) -> bool {
+        self.absent.gone(host).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use p2pvm_overlay::identity::KeyPair;
+
+    const NOON: UnixTime = UnixTime(1_795_953_720);
+
+    fn member(n: u8) -> MemberId {
+        MemberId([n; 32])
+    }
+
+    #[test]
+    fn a_host_is_gone_when_it_was_missed_for_a_while_and_back_at_once() {
+        let (mut state, begin) = (State::default(), Instant::now());
+        let look = |there| BTreeMap::from([(member(1), there)]);
+        state.note(begin, UnixTime(100), &look(true));
+        state.note(begin + LOOK_EVERY, UnixTime(105), &look(false));
+        assert!(
+            state.gone.is_empty(),
+            "a moment without a connection is no death"
+        );
+        state.note(begin + LOOK_EVERY + GRACE, UnixTime(115), &look(false));
+        assert_eq!(
+            (state.gone.len(), state.seen.get(&member(1))),
+            (1, Some(&UnixTime(100)))
+        );
+        state.note(begin + 2 * GRACE, UnixTime(120), &look(true));
+        assert_eq!(
+            (state.gone.len(), state.seen.get(&member(1))),
+            (0, Some(&UnixTime(120)))
+        );
+    }
+
+    #[test]
+    fn of_what_several_tell_the_newest_record_and_the_last_sight_count() {
+        let keys = KeyPair::generate();
+        let told = |version, seen| Told {
+            record: Record::sign(
+                &keys,
+                vm_key(keys.vm_id()),
+                version,
+                UnixTime(9),
+                Some(vec![1]),
+            ),
+            seen: Some(UnixTime(seen)),
+        };
+        let one = merged([told(2, 5), told(3, 4), told(1, 7)]);
+        assert_eq!(
+            one.iter()
+                .map(|t| (t.record.version, t.seen))
+                .collect::<Vec<_>>(),
+            [(3, Some(UnixTime(7)))]
+        );
+    }
+
+    #[test]
+    fn a_death_is_told_with_its_time_and_with_the_day_if_that_was_another() {
+        assert_eq!(
+            sentence("lab3", Some(NOON), NOON.plus(60)),
+            "host lab3 is dead since 12:02 UTC (last seen), or cut off from here"
+        );
+        let later = sentence("lab3", Some(NOON), NOON.plus(86_400));
+        assert!(later.contains("2026-11-29 12:02 UTC"), "{later}");
+        assert!(sentence("lab3", None, NOON).contains("no member remembers"));
+    }
+
+    #[test]
+    fn the_advice_names_a_snapshot_only_if_another_member_has_it() {
+        let snapshot = |name: &str, holders: &[u8]| Snapshot {
+            name: name.into(),
+            checkpoint: p2pvm_snapshot_sync::ManifestId(p2pvm_snapshot_sync::ChunkId([1; 32])),
+            taken: NOON,
+            epoch: p2pvm_overlay::Epoch(1),
+            with_ram: true,
+            durability: p2pvm_vm_manager::vault::Durability::Local,
+            providers: holders.iter().map(|n| member(*n)).collect(),
+        };
+        let of =
+            |snapshots: &[Snapshot]| advice("web", Some(&"lab3".to_owned()), member(3), snapshots);
+        assert!(
+            of(&[snapshot("old", &[3, 4]), snapshot("new", &[3])])
+                .contains("vm restore web@old --force")
+        );
+        assert!(of(&[snapshot("new", &[3])]).contains("on that host alone"));
+        assert!(of(&[]).contains("no snapshot"));
+        assert!(of(&[]).starts_with("wait: when lab3 is back, web is as it was"));
+        assert!(
+            !advice("web", None, member(3), &[]).contains("wait"),
+            "for nobody"
+        );
+    }
+}

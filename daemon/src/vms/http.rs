@@ -1,0 +1,164 @@
+//! The control API about virtual machines.
+
+use crate::http::{forward, report::streamed, traced};
+use crate::{
+    Daemon,
+    http::{Answer, Shared},
+};
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Path, Query, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use hyper_util::rt::TokioIo;
+use p2pvm_api::{
+    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, RestoreVm,
+    SnapshotVm, Sorted, VmDeleted, VmView,
+};
+use std::sync::Arc;
+
+/// A request is small.
+const MAX_REQUEST_BYTES: usize = 256 << 10;
+
+/// All VMs of the network, for this machine's own root.
+pub(crate) fn of_cluster(daemon: Arc<Daemon>) -> Router {
+    Router::new()
+        .route("/cluster/vms", get(cluster_vms))
+        .with_state(daemon)
+}
+
+/// What other members may ask as well: virtual machines.
+pub(crate) fn routes(daemon: Arc<Daemon>) -> Router {
+    let one = Router::new()
+        .route("/vms/{name}", get(show).delete(delete))
+        .route("/vms/{name}/start", post(start))
+        .route("/vms/{name}/stop", post(stop))
+        .route("/vms/{name}/console", get(console))
+        .route(
+            "/vms/{name}/migrate",
+            post(migrate).delete(cancel_migration),
+        )
+        .route("/vms/{name}/snapshot", post(snapshot))
+        .route("/vms/{name}/explain", get(explain))
+        .layer(middleware::from_fn_with_state(
+            daemon.clone(),
+            forward::to_holder,
+        ));
+    let chosen = Router::new()
+        .route("/vms", post(create))
+        .route("/vms/{name}/restore", post(restore))
+        .layer(middleware::from_fn_with_state(
+            daemon.clone(),
+            forward::to_chosen,
+        ));
+    Router::new()
+        .route("/vms", get(list))
+        .merge(one)
+        .merge(chosen)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .with_state(daemon)
+}
+
+async fn cluster_vms(State(daemon): Shared) -> Answer<ClusterVms> {
+    daemon.cluster_vms().await.map(Json)
+}
+
+async fn list(State(daemon): Shared) -> Answer<Sorted<Vec<VmView>>> {
+    daemon.list_vms().await.map(Sorted).map(Json)
+}
+
+async fn create(State(daemon): Shared, Json(r): Json<CreateVm>) -> Response {
+    streamed(move |reporter| async move { daemon.create_vm(r, &reporter).await })
+}
+
+async fn show(State(daemon): Shared, Path(name): Path<String>) -> Answer<Sorted<VmView>> {
+    daemon.show_vm(&name).await.map(Sorted).map(Json)
+}
+
+async fn delete(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Query(r): Query<Force>,
+) -> Answer<VmDeleted> {
+    daemon.delete_vm(&name, r.force).await.map(Json)
+}
+
+pub(crate) async fn start(State(daemon): Shared, Path(name): Path<String>) -> Response {
+    streamed(move |reporter| async move { daemon.start_vm(&name, &reporter).await })
+}
+
+pub(crate) async fn stop(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Query(r): Query<Force>,
+) -> Response {
+    streamed(move |reporter| async move { daemon.stop_vm(&name, r.force, &reporter).await })
+}
+
+pub(crate) async fn migrate(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Json(r): Json<MigrateVm>,
+) -> Response {
+    let within = traced::within(&headers);
+    streamed(move |reporter| async move { daemon.migrate_vm(&name, &r, within, &reporter).await })
+}
+
+pub(crate) async fn cancel_migration(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+) -> Answer<MoveCancelled> {
+    daemon.cancel_migration(&name).await.map(Json)
+}
+
+pub(crate) async fn snapshot(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Json(r): Json<SnapshotVm>,
+) -> Response {
+    streamed(move |reporter| async move { daemon.snapshot_vm(&name, r.name, &reporter).await })
+}
+
+pub(crate) async fn restore(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Json(r): Json<RestoreVm>,
+) -> Response {
+    streamed(move |reporter| async move { daemon.restore_vm(&name, &r, &reporter).await })
+}
+
+pub(crate) async fn explain(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+) -> Answer<Sorted<Vec<Explained>>> {
+    daemon.explain_vm(&name).await.map(Sorted).map(Json)
+}
+
+async fn console(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    request: Request,
+) -> Outcome<Response> {
+    let mut guest = daemon.console(&name).await?;
+    tokio::spawn(async move {
+        match hyper::upgrade::on(request).await {
+            // Either end hanging up ends the session; that is how a console is left.
+            Ok(upgraded) => {
+                drop(tokio::io::copy_bidirectional(&mut TokioIo::new(upgraded), &mut guest).await)
+            }
+            Err(error) => tracing::debug!(%error, "a console was asked for and not taken"),
+        }
+    });
+    Ok((
+        StatusCode::SWITCHING_PROTOCOLS,
+        [
+            (header::CONNECTION, "upgrade"),
+            (header::UPGRADE, "console"),
+        ],
+    )
+        .into_response())
+}

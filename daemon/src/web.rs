@@ -1,0 +1,116 @@
+//! The web dashboard: a page that shows the network and moves its VMs, and the part of the control
+//! API that the page needs.
+//!
+//! It is always there on a unix socket of its own (`p2pvm dashboard --listen` makes it a port of
+//! this machine), and on this host's address in the network only if somebody switched it on. Either
+//! way each request of the API shows the token, which is kept in the state directory for root. What
+//! may be asked is a list ([`routes`]), not the control API with some of it taken away: nothing
+//! here ends the daemon, leaves the network, invites, revokes, sets rules, creates or deletes. How
+//! it is kept safe: [`access`], [`serve`]; `docs/dashboard.md` says it for users.
+
+mod access;
+mod console;
+mod files;
+mod gather;
+pub(crate) mod http;
+mod routes;
+mod serve;
+mod switch;
+pub mod view;
+
+use crate::{Daemon, config::Config, layout::Layout};
+use gather::Gather;
+use p2pvm_api::{DashboardChange, DashboardView, Outcome, Sight};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use switch::Switch;
+use tokio::sync::Semaphore;
+
+/// Consoles that are open at once.
+const MAX_CONSOLES: usize = 16;
+/// The VMs of all members are a question over the ring: asked so often while somebody looks, as
+/// `p2pvm top` does.
+const VMS_EVERY: Duration = Duration::from_secs(2);
+/// Members with their links and decisions change more slowly, and there is more of it.
+const SIGHTS_EVERY: Duration = Duration::from_secs(5);
+
+/// The dashboard of one daemon.
+pub struct Dashboard {
+    daemon: Arc<Daemon>,
+    switch: Switch,
+    port: u16,
+    socket: PathBuf,
+    vms: Gather<p2pvm_api::ClusterVms>,
+    sights: Gather<Vec<Sight>>,
+    consoles: Arc<Semaphore>,
+    /// Why it is not served on the network although it is switched on.
+    trouble: Mutex<Option<String>>,
+}
+
+impl Dashboard {
+    /// The dashboard of `daemon`; [`Dashboard::serve`] does the rest. `config` says whether it is
+    /// on where nobody has said so with `p2pvm dashboard` yet.
+    pub fn open(daemon: Arc<Daemon>, layout: &Layout, config: &Config) -> Outcome<Arc<Self>> {
+        let asked = daemon.clone();
+        let vms = Gather::new(VMS_EVERY, move || {
+            let daemon = asked.clone();
+            async move { daemon.cluster_vms().await }
+        });
+        let asked = daemon.clone();
+        let sights = Gather::new(SIGHTS_EVERY, move || {
+            let daemon = asked.clone();
+            async move { daemon.sights().await }
+        });
+        Ok(Arc::new(Self {
+            switch: Switch::open(layout, config.dashboard)?,
+            port: config.dashboard_port,
+            socket: layout.dashboard_socket(),
+            vms,
+            sights,
+            consoles: Arc::new(Semaphore::new(MAX_CONSOLES)),
+            trouble: Mutex::default(),
+            daemon,
+        }))
+    }
+
+    /// What `p2pvm dashboard` shows.
+    pub fn state(&self) -> DashboardView {
+        let address = self.daemon.overlay_address();
+        let url =
+            address.map(|ip| format!("http://{ip}:{}/#token={}", self.port, self.switch.token()));
+        DashboardView {
+            on: self.switch.is_on(),
+            url: url.filter(|_| self.switch.is_on()),
+            trouble: self
+                .trouble
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+            token: self.switch.token(),
+            port: self.port,
+            socket: self.socket.display().to_string(),
+            has_page: files::built(),
+        }
+    }
+
+    /// Switches it on or off, or makes a new token.
+    pub fn change(&self, change: &DashboardChange) -> Outcome<DashboardView> {
+        if change.new_token {
+            self.switch.renew()?;
+        }
+        if let Some(on) = change.on {
+            self.switch.set(on)?;
+        }
+        Ok(self.state())
+    }
+
+    fn note_trouble(&self, trouble: Option<String>) {
+        if let Some(trouble) = &trouble {
+            tracing::warn!("the dashboard is not served on the network: {trouble}");
+        }
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+}

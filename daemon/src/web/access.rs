@@ -1,0 +1,324 @@
+//! Who is answered. Three questions to each request, before anything else is done with it.
+//!
+//! - Is it meant for us? The `Host` it names must be one of ours: a page of somebody else's whose
+//!   name was made to point here (DNS rebinding) names its own.
+//! - Does it come from our page? A browser says in `Origin` whose page sends it; another's is
+//!   refused.
+//! - Does it show the token? In a header that no browser adds by itself, so that another page
+//!   cannot borrow it. A cookie would go to every port of the host, whoever listens there. A
+//!   WebSocket carries the token as the name of a protocol, since a page may set no header of its
+//!   own there.
+//!
+//! The token stays here: it is taken out before a request is passed on to another member.
+
+use super::Dashboard;
+use axum::{
+    Json,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, uri::Authority},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use p2pvm_api::{Failure, Kind};
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+/// The protocol of a console's WebSocket.
+pub const PROTOCOL: &str = "p2pvm-console";
+/// Comes before the token in the name of a protocol.
+const BEARER: &str = "bearer.";
+/// Who shows a wrong token waits so long for the answer. Guessing is hopeless anyway; this keeps it
+/// from costing anything.
+const REFUSED_AFTER: Duration = Duration::from_millis(300);
+
+/// Scripts and connections of this origin only. Styles: xterm.js writes the colours and sizes of a
+/// terminal into the page.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
+    img-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The names a listener goes by.
+#[derive(Clone)]
+pub enum Hosts {
+    /// This machine: what a tunnel to the unix socket is called at its other end.
+    Local,
+    /// A host of the network.
+    Named {
+        /// What it is called.
+        names: Vec<String>,
+        /// Where it is.
+        addresses: Vec<IpAddr>,
+        /// Its port.
+        port: u16,
+    },
+}
+
+/// The address that a host's part of an authority is, if it is one: an IPv6 address stands in
+/// brackets there, however it is written.
+fn address_of(host: &str) -> Option<IpAddr> {
+    match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?.parse().ok().map(IpAddr::V6),
+        None => host.parse().ok().map(IpAddr::V4),
+    }
+}
+
+impl Hosts {
+    /// Whether a request for `host` (name and port) is meant for this listener.
+    pub fn are(&self, host: &str) -> bool {
+        let Ok(authority) = host.parse::<Authority>() else {
+            return false;
+        };
+        // A name and a port and nothing else: no user before it, nothing between a bracket and the
+        // port.
+        let port = authority
+            .port()
+            .map(|port| format!(":{port}"))
+            .unwrap_or_default();
+        if authority.as_str() != format!("{}{port}", authority.host()) {
+            return false;
+        }
+        match self {
+            Self::Local => ["localhost", "127.0.0.1", "[::1]"].contains(&authority.host()),
+            Self::Named {
+                names,
+                addresses,
+                port,
+            } => {
+                let host = authority.host();
+                let ours = address_of(host).map_or_else(
+                    || names.iter().any(|name| name.eq_ignore_ascii_case(host)),
+                    |address| addresses.contains(&address),
+                );
+                // A browser leaves the port out where it is HTTP's own.
+                ours && authority.port_u16().unwrap_or(80) == *port
+            }
+        }
+    }
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Whether the request is for us and from our page.
+fn is_ours(hosts: &Hosts, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+    let host = text(headers, header::HOST).filter(|host| hosts.are(host));
+    let Some(host) = host.filter(|_| headers.get_all(header::HOST).iter().count() == 1) else {
+        return Err((
+            StatusCode::MISDIRECTED_REQUEST,
+            "this address is not the one that 'p2pvm dashboard' prints",
+        ));
+    };
+    match headers.get(header::ORIGIN).map(HeaderValue::to_str) {
+        None => Ok(()),
+        Some(Ok(origin)) if origin.strip_prefix("http://") == Some(host) => Ok(()),
+        Some(_) => Err((StatusCode::FORBIDDEN, "another page may not ask here")),
+    }
+}
+
+/// The token that a request shows.
+fn shown(headers: &HeaderMap) -> Option<&str> {
+    if let Some(value) = text(headers, header::AUTHORIZATION) {
+        return value.strip_prefix("Bearer ");
+    }
+    let protocols = text(headers, header::SEC_WEBSOCKET_PROTOCOL)?;
+    protocols
+        .split(',')
+        .find_map(|name| name.trim().strip_prefix(BEARER))
+}
+
+/// Takes out of a request what says who asked.
+fn forget(headers: &mut HeaderMap) {
+    for name in [
+        header::AUTHORIZATION,
+        header::COOKIE,
+        header::ORIGIN,
+        header::REFERER,
+    ] {
+        headers.remove(name);
+    }
+    if headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) {
+        headers.insert(
+            header::SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static(PROTOCOL),
+        );
+    }
+}
+
+/// Lets requests for this listener's page through, and says to the browser what the page may do.
+pub async fn same_site(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
+    let mut answer = match is_ours(&hosts, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err((status, why)) => (status, Json(Failure::refused(why))).into_response(),
+    };
+    let headers = answer.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (
+            HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    answer
+}
+
+/// Lets requests through that show the token.
+pub async fn with_token(
+    State(dashboard): State<Arc<Dashboard>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if !shown(request.headers()).is_some_and(|token| dashboard.switch.accepts(token)) {
+        tokio::time::sleep(REFUSED_AFTER).await;
+        let why = "the token is missing, or is not this node's: 'p2pvm dashboard' on this member \
+            prints a link that has it";
+        return (
+            StatusCode::UNAUTHORIZED,
+            Json(Failure::new(Kind::Refused, why)),
+        )
+            .into_response();
+    }
+    forget(request.headers_mut());
+    next.run(request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(rows: &[(&'static str, &str)]) -> HeaderMap {
+        rows.iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_str(value).unwrap(),
+                )
+            })
+            .collect()
+    }
+
+    fn status(hosts: &Hosts, rows: &[(&'static str, &str)]) -> u16 {
+        is_ours(hosts, &headers(rows)).map_or_else(|(status, _)| status.as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn a_request_for_another_name_or_from_another_page_is_refused() {
+        let addresses = vec!["10.83.0.7".parse().unwrap(), "fd3b:1::7".parse().unwrap()];
+        let overlay = Hosts::Named {
+            names: vec!["lyon.lab.p2p".into()],
+            addresses,
+            port: 4080,
+        };
+        assert_eq!(status(&overlay, &[("host", "10.83.0.7:4080")]), 200);
+        assert_eq!(
+            status(
+                &overlay,
+                &[
+                    ("host", "Lyon.lab.p2p:4080"),
+                    ("origin", "http://Lyon.lab.p2p:4080")
+                ]
+            ),
+            200
+        );
+        for host in ["[fd3b:1::7]:4080", "[FD3B:0001:0:0::7]:4080"] {
+            assert_eq!(
+                status(
+                    &overlay,
+                    &[("host", host), ("origin", &format!("http://{host}"))]
+                ),
+                200,
+                "{host}"
+            );
+        }
+        for host in [
+            "evil.example:4080",
+            "10.83.0.7",
+            "10.83.0.7:4081",
+            "localhost:4080",
+            "x@10.83.0.7:4080",
+            "",
+            "10.83.0.7:4080.evil.example",
+            "[fd3b:1::7]",
+            "[fd3b:1::7]:4081",
+            "[fd3b:1::8]:4080",
+            "fd3b:1::7:4080",
+            "[fd3b:1::7].evil.example:4080",
+            "[fd3b:1::7%25eth0]:4080",
+            "[10.83.0.7]:4080",
+            "[::ffff:10.83.0.7]:4080",
+        ] {
+            assert_eq!(status(&overlay, &[("host", host)]), 421, "{host}");
+        }
+        assert_eq!(status(&overlay, &[]), 421);
+        for origin in [
+            "http://evil.example",
+            "null",
+            "https://10.83.0.7:4080",
+            "http://10.83.0.7:4081",
+            "http://lyon.lab.p2p:4080",
+            "http://[fd3b:1::7]:4080",
+        ] {
+            assert_eq!(
+                status(&overlay, &[("host", "10.83.0.7:4080"), ("origin", origin)]),
+                403,
+                "{origin}"
+            );
+        }
+        let mut twice = headers(&[("host", "10.83.0.7:4080")]);
+        twice.append(header::HOST, HeaderValue::from_static("evil.example"));
+        assert!(is_ours(&overlay, &twice).is_err());
+        for (host, wanted) in [
+            ("localhost:8080", 200),
+            ("127.0.0.1:9", 200),
+            ("[::1]:9", 200),
+            ("evil.example:8080", 421),
+            ("[::1].evil.example:9", 421),
+        ] {
+            assert_eq!(status(&Hosts::Local, &[("host", host)]), wanted, "{host}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_found_where_it_may_stand_and_nowhere_after() {
+        assert_eq!(
+            shown(&headers(&[("authorization", "Bearer abc")])),
+            Some("abc")
+        );
+        assert_eq!(
+            shown(&headers(&[(
+                "sec-websocket-protocol",
+                "p2pvm-console, bearer.abc"
+            )])),
+            Some("abc")
+        );
+        for rows in [
+            &[("authorization", "Basic abc")][..],
+            &[("cookie", "token=abc")],
+            &[("sec-websocket-protocol", "p2pvm-console")],
+            &[],
+        ] {
+            assert_eq!(shown(&headers(rows)), None, "{rows:?}");
+        }
+        let mut passed = headers(&[
+            ("authorization", "Bearer abc"),
+            ("cookie", "a=abc"),
+            ("sec-websocket-protocol", "p2pvm-console, bearer.abc"),
+            ("content-type", "application/json"),
+        ]);
+        forget(&mut passed);
+        assert!(
+            passed
+                .values()
+                .all(|value| !value.to_str().unwrap().contains("abc")),
+            "{passed:?}"
+        );
+        assert_eq!(passed[header::CONTENT_TYPE], "application/json");
+    }
+}

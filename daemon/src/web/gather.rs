@@ -1,0 +1,100 @@
+//! What is asked of the whole network for the page: by one task while somebody looks, not once for
+//! each browser, and not at all while nobody does.
+
+use p2pvm_api::Outcome;
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+/// After the last look it is asked for so long.
+const LINGER: Duration = Duration::from_secs(10);
+/// Nobody waits longer for the first answer; the page shows what there is.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// An answer older than this is from before somebody looked: a new one is waited for.
+const STALE: Duration = Duration::from_secs(15);
+
+type Told<T> = Option<(Instant, Arc<T>)>;
+
+/// A question that is kept answered while somebody looks.
+pub struct Gather<T> {
+    looked: watch::Sender<Option<Instant>>,
+    told: watch::Receiver<Told<T>>,
+    task: JoinHandle<()>,
+}
+
+impl<T> Drop for Gather<T> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl<T: Send + Sync + 'static> Gather<T> {
+    /// Asks with `ask` every `every`. A failure leaves the answer of before.
+    pub fn new<F: Future<Output = Outcome<T>> + Send>(
+        every: Duration,
+        ask: impl Fn() -> F + Send + 'static,
+    ) -> Self {
+        let (looked, mut looks) = watch::channel(None::<Instant>);
+        let (tell, told) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            loop {
+                if looks
+                    .wait_for(|at| at.is_some_and(|at| at.elapsed() < LINGER))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+                match ask().await {
+                    Ok(answer) => drop(tell.send_replace(Some((Instant::now(), Arc::new(answer))))),
+                    Err(failure) => {
+                        tracing::debug!(%failure, "the network was not asked for the dashboard")
+                    }
+                }
+                tokio::time::sleep(every).await;
+            }
+        });
+        Self { looked, told, task }
+    }
+
+    /// The newest answer; `None` if none came in time.
+    pub async fn latest(&self) -> Option<Arc<T>> {
+        self.looked.send_replace(Some(Instant::now()));
+        let mut told = self.told.clone();
+        let fresh = told.wait_for(|told| told.as_ref().is_some_and(|(at, _)| at.elapsed() < STALE));
+        if let Ok(Ok(fresh)) = tokio::time::timeout(PATIENCE, fresh).await {
+            return fresh.as_ref().map(|(_, answer)| answer.clone());
+        }
+        self.told
+            .borrow()
+            .as_ref()
+            .map(|(_, answer)| answer.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test]
+    async fn many_who_look_at_once_are_one_question_and_none_is_asked_before() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = asked.clone();
+        let gather = Gather::new(Duration::from_secs(60), move || {
+            let count = count.clone();
+            async move { Ok(count.fetch_add(1, Ordering::SeqCst) + 1) }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(asked.load(Ordering::SeqCst), 0);
+        let looks = futures::future::join_all((0..20).map(|_| gather.latest())).await;
+        assert!(
+            looks.iter().all(|seen| seen.as_deref() == Some(&1)),
+            "{looks:?}"
+        );
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+}

@@ -1,0 +1,103 @@
+//! What the page may ask: this list and no more.
+
+use super::{
+    Dashboard, access, console, files,
+    view::{View, health},
+};
+use crate::machine::sight;
+use crate::{http::forward, vms::http as vms};
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use http_body_util::Limited;
+use p2pvm_api::Failure;
+use std::sync::Arc;
+
+/// A request names a member or a snapshot.
+const MAX_REQUEST_BYTES: usize = 16 << 10;
+
+/// The dashboard as one listener serves it.
+pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
+    let daemon = dashboard.daemon.clone();
+    let at_holder = Router::new()
+        .route("/vms/{name}/start", post(vms::start))
+        .route("/vms/{name}/stop", post(vms::stop))
+        .route(
+            "/vms/{name}/migrate",
+            post(vms::migrate).delete(vms::cancel_migration),
+        )
+        .route("/vms/{name}/snapshot", post(vms::snapshot))
+        .route("/vms/{name}/explain", get(vms::explain))
+        .layer(middleware::from_fn_with_state(
+            daemon.clone(),
+            forward::to_holder,
+        ));
+    let at_chosen = Router::new()
+        .route("/vms/{name}/restore", post(vms::restore))
+        .layer(middleware::from_fn_with_state(
+            daemon.clone(),
+            forward::to_chosen,
+        ));
+    let own = Router::new()
+        .route("/view", get(view))
+        .route("/vms/{name}/console", get(console::open))
+        .with_state(dashboard.clone());
+    let api = Router::new()
+        .merge(at_holder)
+        .merge(at_chosen)
+        .with_state(daemon)
+        .merge(own)
+        .fallback(nothing)
+        .layer(middleware::from_fn(bounded))
+        .layer(middleware::from_fn_with_state(
+            dashboard.clone(),
+            access::with_token,
+        ));
+    Router::new()
+        .nest("/api", api)
+        .fallback(files::serve)
+        .layer(middleware::from_fn_with_state(
+            Arc::new(hosts),
+            access::same_site,
+        ))
+}
+
+async fn nothing() -> Response {
+    Failure::not_found("the dashboard has no such request: the command line has").into_response()
+}
+
+/// Ends a request whose body is longer than any of ours, wherever it is read.
+async fn bounded(request: Request, next: Next) -> Response {
+    next.run(request.map(|body| Body::new(Limited::new(body, MAX_REQUEST_BYTES))))
+        .await
+}
+
+/// Everything that the page shows.
+async fn view(State(dashboard): State<Arc<Dashboard>>) -> Json<View> {
+    let (vms, members) = tokio::join!(dashboard.vms.latest(), dashboard.sights.latest());
+    let daemon = &dashboard.daemon;
+    let (status, peers) = (daemon.status(), daemon.peers());
+    let (vms, silent) = vms
+        .map(|found| (found.vms.clone(), found.silent.clone()))
+        .unwrap_or_default();
+    let health = health(
+        !sight::local_addresses().is_empty(),
+        &status,
+        &peers,
+        &vms,
+        &silent,
+    );
+    Json(View {
+        status,
+        health,
+        peers,
+        members: members.map(|m| m.as_ref().clone()).unwrap_or_default(),
+        vms,
+        silent,
+    })
+}

@@ -1,0 +1,265 @@
+//! Where the dashboard listens: a unix socket for root, always; this host's addresses in the
+//! network while it is switched on.
+//!
+//! On the network a connection is taken only from an address of the network: Linux answers on any
+//! interface for an address of any other, so that a neighbour on the LAN could knock without being
+//! a member. Connections are counted, in all and by source, so that one that opens many keeps
+//! nobody else out; a request's head has to come in time.
+
+use super::{Dashboard, access::Hosts, routes};
+use axum::Router;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use p2pvm_api::{Doing, Outcome};
+use p2pvm_host::{SocketPath, chain};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+    task::JoinSet,
+};
+
+/// Connections at once, and of one source. A browser opens at most six, and one for each console.
+const MAX_CONNECTIONS: usize = 128;
+const MAX_OF_ONE: usize = 24;
+/// The head of a request has come by then.
+const HEAD_LIMIT: Duration = Duration::from_secs(15);
+/// After a failure to listen or to accept it is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+impl Dashboard {
+    /// Serves on the unix socket, and on the network while the dashboard is switched on. Ends with
+    /// the daemon.
+    pub async fn serve(self: Arc<Self>) {
+        let (local, network) = (self.clone(), self);
+        tokio::join!(local.serve_local(), network.serve_network());
+    }
+
+    async fn serve_local(self: Arc<Self>) {
+        let listener = match self.bind_local() {
+            Ok(listener) => listener,
+            Err(failure) => return tracing::warn!(%failure, "the dashboard has no local socket"),
+        };
+        let router = routes::router(&self, Hosts::Local);
+        let seats = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut running = JoinSet::new();
+        loop {
+            while running.try_join_next().is_some() {}
+            let Ok(seat) = seats.clone().acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let router = router.clone();
+                    running.spawn(async move {
+                        converse(stream, router).await;
+                        drop(seat);
+                    });
+                }
+                Err(_) => tokio::time::sleep(RETRY).await,
+            }
+        }
+    }
+
+    fn bind_local(&self) -> Outcome<UnixListener> {
+        // Ours alone by the daemon's lock: a socket that is there is a dead daemon's.
+        let _ = std::fs::remove_file(&self.socket);
+        let listener = UnixListener::bind(
+            SocketPath::to(&self.socket)
+                .doing("opening the state directory")?
+                .path(),
+        )
+        .doing(format_args!("opening {}", self.socket.display()))?;
+        std::fs::set_permissions(&self.socket, std::fs::Permissions::from_mode(0o600))
+            .doing("restricting the dashboard's socket")?;
+        Ok(listener)
+    }
+
+    async fn serve_network(self: Arc<Self>) {
+        let (mut switch, mut lease) = (self.switch.follow(), self.daemon.lease());
+        loop {
+            let on = *switch.borrow_and_update();
+            let address = lease.borrow_and_update().as_ref().map(|lease| lease.v4);
+            let serving = async {
+                match address.filter(|_| on) {
+                    Some(address) => self.serve_on(address).await,
+                    None => {
+                        self.note_trouble(None);
+                        std::future::pending().await
+                    }
+                }
+            };
+            // Dropping `serving` hangs up on everybody: switched off is off.
+            tokio::select! {
+                () = serving => {}
+                changed = switch.changed() => if changed.is_err() { return },
+                changed = moved(&mut lease, address) => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// On both of this host's addresses. The two are one door: the same names lead in, the same
+    /// places are counted.
+    async fn serve_on(self: &Arc<Self>, v4: Ipv4Addr) {
+        let v6 = self.daemon.overlay_address_v6();
+        let names = Hosts::Named {
+            names: self.daemon.host_names(),
+            addresses: vec![v4.into(), v6.into()],
+            port: self.port,
+        };
+        let (router, seats) = (routes::router(self, names), Seats::default());
+        tokio::join!(
+            self.serve_at(v4.into(), &router, &seats),
+            self.serve_at(v6.into(), &router, &seats)
+        );
+    }
+
+    async fn serve_at(&self, address: IpAddr, router: &Router, seats: &Seats) {
+        let here = SocketAddr::from((address, self.port));
+        let listener = self.bind(here).await;
+        tracing::info!(%here, "the dashboard is served on the network");
+        let mut running = JoinSet::new();
+        loop {
+            while running.try_join_next().is_some() {}
+            let (stream, source) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection to the dashboard was not taken");
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            };
+            // Who is refused is hung up on: there is nobody to talk to.
+            let Some(seat) = Some(source.ip())
+                .filter(|ip| self.daemon.in_network(*ip))
+                .and_then(|ip| seats.take(ip))
+            else {
+                continue;
+            };
+            let router = router.clone();
+            running.spawn(async move {
+                converse(stream, router).await;
+                drop(seat);
+            });
+        }
+    }
+
+    /// Listens, as soon as that can be done. Trouble is told of IPv4, which the printed link has;
+    /// IPv6 may be switched off on a host.
+    async fn bind(&self, here: SocketAddr) -> TcpListener {
+        let mut told = false;
+        loop {
+            let error = match TcpListener::bind(here).await {
+                Ok(listener) => {
+                    if here.is_ipv4() {
+                        self.note_trouble(None);
+                    }
+                    return listener;
+                }
+                Err(error) => error,
+            };
+            let advice = match error.kind() {
+                std::io::ErrorKind::AddrInUse => {
+                    "; another program has that port: set dashboard_port in node.toml"
+                }
+                _ => "",
+            };
+            match (std::mem::replace(&mut told, true), here.is_ipv4()) {
+                (false, true) => {
+                    self.note_trouble(Some(format!("cannot listen on {here}: {error}{advice}")))
+                }
+                (false, false) => {
+                    tracing::warn!(%here, %error, "the dashboard is not served over IPv6{advice}")
+                }
+                (true, _) => {}
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// Until the lease has another address than `known`.
+async fn moved(
+    lease: &mut tokio::sync::watch::Receiver<Option<p2pvm_dhcp::Lease>>,
+    known: Option<Ipv4Addr>,
+) -> Result<(), tokio::sync::watch::error::RecvError> {
+    lease
+        .wait_for(|lease| lease.as_ref().map(|lease| lease.v4) != known)
+        .await
+        .map(drop)
+}
+
+/// One connection, to its end.
+async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, router: Router) {
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        tracing::debug!(error = %chain(&error), "a connection to the dashboard ended");
+    }
+}
+
+/// Who is connected how often.
+#[derive(Clone, Default)]
+struct Seats(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// A place that is given back when it is dropped.
+struct Seat(Seats, IpAddr);
+
+impl Seats {
+    fn take(&self, source: IpAddr) -> Option<Seat> {
+        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, own) = (
+            seats.values().sum::<usize>(),
+            seats.get(&source).copied().unwrap_or(0),
+        );
+        if all >= MAX_CONNECTIONS || own >= MAX_OF_ONE {
+            return None;
+        }
+        seats.insert(source, own + 1);
+        Some(Seat(self.clone(), source))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut seats = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = seats.get_mut(&self.1) {
+            *own -= 1;
+            if *own == 0 {
+                seats.remove(&self.1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_source_that_opens_many_connections_keeps_nobody_else_out() {
+        let seats = Seats::default();
+        let ip = |n: usize| IpAddr::from([10, 0, 0, n as u8]);
+        let mut taken: Vec<Seat> = (0..100).filter_map(|_| seats.take(ip(1))).collect();
+        assert_eq!(taken.len(), MAX_OF_ONE);
+        assert!(seats.take(ip(2)).is_some());
+        taken.extend((2..100).filter_map(|n| seats.take(ip(n))));
+        assert_eq!(taken.len(), MAX_OF_ONE + 98);
+        taken.extend((100..200).filter_map(|n| seats.take(ip(n))));
+        assert_eq!(taken.len(), MAX_CONNECTIONS);
+        taken.clear();
+        assert!(seats.0.lock().unwrap().is_empty() && seats.take(ip(1)).is_some());
+    }
+}
