@@ -4,13 +4,11 @@
 
 mod api;
 mod appliance;
-mod bench;
 mod bugreport;
 mod cli;
 mod clock;
 mod config;
 mod daemon;
-mod demo;
 mod doctor;
 mod failure;
 mod guardian;

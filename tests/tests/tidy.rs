@@ -32,10 +32,10 @@ const LAYERS: [&[&str]; 5] = [
         "p2pvm-dht",
         "p2pvm-snapshot-sync",
         "p2pvm-autonomic",
-        "p2pvm-tests",
+        "p2pvm-lab",
     ],
     &["p2pvm-dhcp", "p2pvm-vm-manager"],
-    &["p2pvm"],
+    &["p2pvm", "p2pvm-tests"],
 ];
 
 /// Directories that are made, not written.

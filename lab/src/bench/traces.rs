@@ -7,8 +7,11 @@
 //! started anew in between; the guest runs on.
 
 use super::{Bench, SETTINGS, number};
-use crate::failure::{Doing, Failure, Outcome};
-use p2pvm_tests::lab::Lab;
+use crate::{
+    answers,
+    lab::Lab,
+    runner::{RunError, Step},
+};
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
@@ -42,17 +45,17 @@ struct Cost {
     idle: Vec<f64>,
 }
 
-impl Bench {
-    pub(super) fn traces(&mut self) -> Outcome<()> {
+impl Bench<'_> {
+    pub(super) fn traces(&mut self) -> Result<(), RunError> {
         let lab = self.lab(3, RTT_MS)?;
         self.members(&lab, 3)?;
         let address = self.vm(&lab, "h2")?;
-        let collector = lab.testbed().host("h1").doing("h1")?.address;
+        let collector = lab.testbed().host("h1").step("h1")?.address;
         let listener = lab
             .testbed()
             .inside("h1", || TcpListener::bind((collector, PORT)))
-            .doing("h1")?
-            .doing("the collector")?;
+            .step("h1")?
+            .step("the collector")?;
         let swallowed = swallow(listener);
         let traced_settings =
             format!("{SETTINGS}[traces]\nendpoint = \"http://{collector}:{PORT}\"\n");
@@ -69,25 +72,23 @@ impl Bench {
                 let idle =
                     (busy(&lab, from)? + busy(&lab, to)? - busy_before) / 2.0 / IDLE.as_secs_f64();
                 let before = swallowed.load(Ordering::SeqCst);
-                let client = lab
-                    .client("h1", &address, 10)
-                    .doing("starting the client")?;
+                let client = lab.client("h1", &address, 10).step("starting the client")?;
                 std::thread::sleep(Duration::from_secs(2));
                 let moved = lab
                     .json(from, &["vm", "migrate", "web", "--to", to])
-                    .doing("migrating")?;
+                    .step("migrating")?;
                 std::thread::sleep(SENT);
-                let seen = client.finish().doing("asking the client")?;
+                let seen = client.finish().step("asking the client")?;
                 let bytes = swallowed.load(Ordering::SeqCst) - before;
                 if traced != (bytes > 0) {
-                    return Err(Failure::from(anyhow::anyhow!(
+                    return Err(RunError::Failed(format!(
                         "the collector took {bytes} bytes of a move that was traced: {traced}"
                     )));
                 }
                 let cost = if traced { &mut with } else { &mut without };
                 cost.idle.push(idle);
-                cost.total.push(number(&moved["total_ms"]));
-                cost.downtime.push(number(&moved["downtime_ms"]));
+                cost.total.push(number(answers::total_ms(&moved)));
+                cost.downtime.push(number(answers::downtime_ms(&moved)));
                 cost.gap.push(seen.longest_gap_ms);
                 if traced {
                     sent.push(bytes as f64);
@@ -118,26 +119,22 @@ impl Bench {
             );
         }
         self.figure("traces on: sent for one migration by both hosts", "B", sent);
-        lab.down().doing("taking the testbed down")
+        lab.down().step("taking the testbed down")
     }
 }
 
 /// Starts a host's daemon anew with other settings, and waits until it is connected with the two
 /// others and knows its guest again.
-fn restart(lab: &Lab, host: &str, settings: &str) -> Outcome<()> {
-    lab.configure(host, settings).doing("configuring")?;
-    lab.p2pvm(host, &["down"]).doing("stopping a daemon")?;
+fn restart(lab: &Lab, host: &str, settings: &str) -> Result<(), RunError> {
+    lab.configure(host, settings).step("configuring")?;
+    lab.p2pvm(host, &["down"]).step("stopping a daemon")?;
     lab.json(host, &["up", "--detach"])
-        .doing("starting a daemon")?;
+        .step("starting a daemon")?;
     let ready = || {
-        let (connected, vm) = (
-            lab.json(host, &["status"])?["connected"].as_u64(),
-            lab.json(host, &["vm", "show", "web"])?,
-        );
-        Ok(
-            (connected == Some(2) && vm["state"] == "running" && vm["activity"].is_null())
-                .then_some(()),
-        )
+        let status = lab.json(host, &["status"])?;
+        let vm = lab.json(host, &["vm", "show", "web"])?;
+        let is_whole = answers::connected(&status) == Some(2) && answers::is_at_rest(&vm);
+        Ok(is_whole.then_some(()))
     };
     lab.wait(
         "the network to be whole again",
@@ -145,14 +142,14 @@ fn restart(lab: &Lab, host: &str, settings: &str) -> Outcome<()> {
         Duration::from_millis(200),
         ready,
     )
-    .doing("starting a daemon")
+    .step("starting a daemon")
 }
 
 /// Processor time that a host's daemon has used so far, milliseconds.
-fn busy(lab: &Lab, host: &str) -> Outcome<f64> {
-    let pid = fs::read_to_string(lab.dir(host).doing("the host")?.join("daemon.pid"))
-        .doing("the daemon's process id")?;
-    let tasks = fs::read_dir(format!("/proc/{}/task", pid.trim())).doing("the daemon's threads")?;
+fn busy(lab: &Lab, host: &str) -> Result<f64, RunError> {
+    let pid = fs::read_to_string(lab.dir(host).step("the host")?.join("daemon.pid"))
+        .step("the daemon's process id")?;
+    let tasks = fs::read_dir(format!("/proc/{}/task", pid.trim())).step("the daemon's threads")?;
     // A thread that has ended meanwhile had nothing to do.
     let nanos = |task: fs::DirEntry| -> Option<f64> {
         fs::read_to_string(task.path().join("schedstat"))

@@ -1,7 +1,7 @@
 //! `p2pvm simulate` without the rest of p2pvm: builds without libp2p.
 
 use clap::Parser;
-use p2pvm_tests::sim::cli::{Simulate, run};
+use p2pvm_lab::sim::cli::{Simulate, run};
 use std::process::ExitCode;
 
 #[derive(Parser)]

@@ -303,7 +303,7 @@ pub fn page(reports: &[Report], plots: &str, command: &str) -> String {
         "# The ring at scale\n\n\
         Made by `{command}`; do not edit. The members are the state machines of \
         `overlay/src/ring/`, the network between them is simulated\n\
-        in virtual time (`tests/src/sim/`): {cities} cities with intercontinental round trips, a \
+        in virtual time (`lab/src/sim/`): {cities} cities with intercontinental round trips, a \
         last mile for each member, one datagram in\n\
         2 000 lost, delays that reorder, NATs (one pair in six has no direct path and uses a \
         relay), links that take a call over the\n\

@@ -28,7 +28,7 @@ pub struct Named {
 #[derive(Subcommand, Debug)]
 pub enum TestbedCommand {
     /// Build the sites, hosts and links of a file
-    #[command(after_help = "Example: p2pvm testbed up tests/sites/planetlab.toml")]
+    #[command(after_help = "Example: p2pvm testbed up lab/sites/planetlab.toml")]
     Up {
         /// The file that describes the sites
         sites: PathBuf,

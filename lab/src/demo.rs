@@ -5,13 +5,11 @@
 //! fails ends the demo with exit code 1.
 
 use crate::{
-    cli::{DemoArgs, Progress},
-    failure::{Doing, Failure, Kind, Outcome},
-};
-use p2pvm_tests::{
-    Sites,
+    Sites, answers,
     lab::{Lab, Pinged},
+    runner::{RunError, Runner, Step, find_image, require_root},
 };
+use clap::Args;
 use serde::Serialize;
 use std::{
     path::PathBuf,
@@ -27,7 +25,7 @@ const HOME_A: &str = "lyon";
 const HOME_B: &str = "prague";
 const STRICT: &str = "madrid";
 
-const SITES: &str = include_str!("../../tests/sites/demo.toml");
+const SITES: &str = include_str!("../sites/demo.toml");
 const MEMBERS: [&str; 5] = [PUBLIC, THIRD, HOME_A, HOME_B, STRICT];
 
 /// What a host is told before it starts: a capacity of one processor, so that six hosts share one
@@ -41,6 +39,20 @@ struct Figure {
     measured: String,
 }
 
+/// Options of `p2pvm demo`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// The guest image that guest-image/build.sh made
+    #[arg(long)]
+    image: PathBuf,
+    /// The emulated wide area; by default the built-in six hosts at five sites
+    #[arg(long)]
+    sites: Option<PathBuf>,
+    /// Keep the testbed and its logs when something fails
+    #[arg(long)]
+    keep: bool,
+}
+
 struct Demo {
     lab: Lab,
     json: bool,
@@ -49,32 +61,23 @@ struct Demo {
     image: PathBuf,
 }
 
-/// Runs it.
-pub fn run(args: &DemoArgs, json: bool) -> Outcome<()> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::refused(
-            "the demo builds network namespaces and runs QEMU: run it as root (sudo make demo)",
-        ));
-    }
-    let image = std::fs::canonicalize(&args.image).map_err(|e| {
-        Failure::not_found(format!(
-            "there is no guest image at {}: {e}; make one with guest-image/build.sh",
-            args.image.display()
-        ))
-    })?;
-    let sites = match &args.sites {
-        Some(path) => Sites::load(path).doing(path.display())?,
-        None => Sites::parse(SITES).doing("the built-in sites file")?,
+/// Runs it. What fails on the way is reported with the end of each host's log.
+pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
+    require_root("demo")?;
+    let image = find_image(&options.image)?;
+    let sites = match &options.sites {
+        Some(path) => Sites::load(path).step(path.display())?,
+        None => Sites::parse(SITES).step("the built-in sites file")?,
     };
-    let program = std::env::current_exe().doing("finding this program")?;
     let began = Instant::now();
     let lab = {
-        let _progress = Progress::new("building the emulated wide area");
-        Lab::up(&sites, "p2pvm-demo", &program).doing("building the emulated wide area")?
+        let building = "building the emulated wide area";
+        let _progress = (runner.show_progress)(building);
+        Lab::up(&sites, "p2pvm-demo", runner.program).step(building)?
     };
     let mut demo = Demo {
         lab,
-        json,
+        json: runner.json,
         began,
         figures: Vec::new(),
         image,
@@ -87,23 +90,23 @@ pub fn run(args: &DemoArgs, json: bool) -> Outcome<()> {
                 demo.lab.log_tail(host, 25)
             );
         }
-        if args.keep {
+        if options.keep {
             eprintln!("the testbed stays for 10 minutes: p2pvm testbed status --name p2pvm-demo");
             std::thread::sleep(Duration::from_secs(600));
         }
     }
     let Demo { lab, figures, .. } = demo;
-    let down = lab.down().doing("taking the testbed down");
+    let down = lab.down().step("taking the testbed down");
     outcome?;
     down?;
-    print_figures(&figures, json, began.elapsed())
+    print_figures(&figures, runner.json, began.elapsed())
 }
 
-fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Outcome<()> {
+fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Result<(), RunError> {
     if json {
         println!(
             "{}",
-            serde_json::to_string_pretty(figures).doing("encoding the figures")?
+            serde_json::to_string_pretty(figures).step("encoding the figures")?
         );
         return Ok(());
     }
@@ -120,10 +123,8 @@ fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Outcome<()>
     Ok(())
 }
 
-fn ms(value: &serde_json::Value) -> String {
-    value
-        .as_f64()
-        .map_or("-".to_owned(), |v| format!("{v:.0} ms"))
+fn ms(value: Option<f64>) -> String {
+    value.map_or("-".to_owned(), |v| format!("{v:.0} ms"))
 }
 
 impl Demo {
@@ -145,7 +146,7 @@ impl Demo {
         self.figures.push(figure);
     }
 
-    fn play(&mut self) -> Outcome<()> {
+    fn play(&mut self) -> Result<(), RunError> {
         self.join()?;
         self.ping()?;
         let address = self.guest()?;
@@ -154,25 +155,25 @@ impl Demo {
         self.overload(&address)
     }
 
-    fn join(&mut self) -> Outcome<()> {
+    fn join(&mut self) -> Result<(), RunError> {
         for host in std::iter::once(FOUNDER).chain(MEMBERS) {
-            self.lab.configure(host, SETTINGS).doing("configuring")?;
+            self.lab.configure(host, SETTINGS).step("configuring")?;
         }
         self.say(&format!("{FOUNDER} founds the network 'lab'"));
-        self.lab.found(FOUNDER, "lab").doing("founding")?;
+        self.lab.found(FOUNDER, "lab").step("founding")?;
         let invite = self
             .lab
             .invite(FOUNDER, MEMBERS.len() as u32)
-            .doing("inviting")?;
+            .step("inviting")?;
         for host in MEMBERS {
-            let joined = self.lab.join(host, &invite).doing("joining")?;
+            let joined = self.lab.join(host, &invite).step("joining")?;
             self.figure(
                 format!("join of {host}, command to address"),
                 format!(
                     "{} ({}; address claimed in {})",
-                    ms(&joined["joined_ms"]),
-                    joined["address"].as_str().unwrap_or("-"),
-                    ms(&joined["start_ms"]["claim"])
+                    ms(answers::joined_ms(&joined)),
+                    answers::address(&joined).unwrap_or("-"),
+                    ms(answers::claim_ms(&joined))
                 ),
             );
         }
@@ -187,18 +188,17 @@ impl Demo {
                     &invite[..invite.len() - 4],
                 ],
             )
-            .doing("joining with a cut invite")?;
+            .step("joining with a cut invite")?;
         if code != 5 {
-            return Err(Failure::new(
-                Kind::Failed,
-                format!("a damaged invite was not refused (exit code {code}): {said}"),
-            ));
+            return Err(RunError::Failed(format!(
+                "a damaged invite was not refused (exit code {code}): {said}"
+            )));
         }
         self.say(&format!("a damaged invite is refused: {said}"));
         Ok(())
     }
 
-    fn ping(&mut self) -> Outcome<()> {
+    fn ping(&mut self) -> Result<(), RunError> {
         let pairs = [
             ("public to public", FOUNDER, PUBLIC),
             ("public to port-restricted NAT", PUBLIC, HOME_A),
@@ -208,9 +208,9 @@ impl Demo {
         ];
         for (kind, from, to) in pairs {
             // A punched path may need a moment after the first packets went by the relay.
-            let pinged = self.lab.ping(from, to, 6, "300ms").doing(kind)?;
+            let pinged = self.lab.ping(from, to, 6, "300ms").step(kind)?;
             if pinged.rtts_ms.is_empty() {
-                return Err(Failure::timed_out(format!("{kind}: no answer")));
+                return Err(RunError::TimedOut(format!("{kind}: no answer")));
             }
             let raw = self.raw_rtt(from, to);
             self.figure(
@@ -228,7 +228,7 @@ impl Demo {
         Some((plan.shapes[a][b].delay + plan.shapes[b][a].delay).as_secs_f64() * 1e3)
     }
 
-    fn guest(&mut self) -> Outcome<String> {
+    fn guest(&mut self) -> Result<String, RunError> {
         let image = self.image.to_string_lossy().into_owned();
         self.say(&format!(
             "{HOME_A}, behind a port-restricted NAT, creates and starts the VM 'web'"
@@ -243,14 +243,13 @@ impl Demo {
                     "--start",
                 ],
             )
-            .doing("creating the VM")?;
-        let address = made["address"]
-            .as_str()
-            .ok_or_else(|| Failure::new(Kind::Failed, "the VM has no address"))?
+            .step("creating the VM")?;
+        let address = answers::address(&made)
+            .ok_or_else(|| RunError::Failed("the VM has no address".into()))?
             .to_owned();
         self.lab
             .wait_for_guest(STRICT, &address, Duration::from_secs(60))
-            .doing("waiting for the guest")?;
+            .step("waiting for the guest")?;
         self.figure(
             "guest from 'vm create --start' to its first TCP answer",
             format!(
@@ -261,7 +260,7 @@ impl Demo {
         Ok(address)
     }
 
-    fn migrate(&mut self, address: &str) -> Outcome<()> {
+    fn migrate(&mut self, address: &str) -> Result<(), RunError> {
         self.say(&format!(
             "a client behind the symmetric NAT ({STRICT}) counts replies; 'web' \
             moves live from {HOME_A} to {THIRD}"
@@ -269,18 +268,18 @@ impl Demo {
         let client = self
             .lab
             .client(STRICT, address, 10)
-            .doing("starting the client")?;
+            .step("starting the client")?;
         std::thread::sleep(Duration::from_secs(2));
         let moved = self
             .lab
             .json(HOME_A, &["vm", "migrate", "web", "--to", THIRD])
-            .doing("migrating")?;
+            .step("migrating")?;
         std::thread::sleep(Duration::from_secs(3));
-        let seen = client.finish().doing("asking the client")?;
-        self.figure("live migration, total", ms(&moved["total_ms"]));
+        let seen = client.finish().step("asking the client")?;
+        self.figure("live migration, total", ms(answers::total_ms(&moved)));
         self.figure(
             "live migration, downtime by QEMU",
-            ms(&moved["downtime_ms"]),
+            ms(answers::downtime_ms(&moved)),
         );
         self.figure(
             "live migration, longest gap the TCP client saw",
@@ -297,42 +296,39 @@ impl Demo {
             || seen.replies == 0
             || seen.ended.is_some()
         {
-            return Err(Failure::new(
-                Kind::Failed,
-                format!("the connection did not survive the move: {seen:?}"),
-            ));
+            return Err(RunError::Failed(format!(
+                "the connection did not survive the move: {seen:?}"
+            )));
         }
         Ok(())
     }
 
-    fn lose_host(&mut self, address: &str) -> Outcome<()> {
+    fn lose_host(&mut self, address: &str) -> Result<(), RunError> {
         self.say("a snapshot of the running VM goes to two other members");
         let began = Instant::now();
         let snapshot = self
             .lab
             .json(THIRD, &["vm", "snapshot", "web", "--name", "safe"])
-            .doing("taking the snapshot")?;
-        if snapshot["state"] != "durable" {
-            return Err(Failure::new(
-                Kind::Failed,
-                format!("the snapshot is not durable: {snapshot}"),
-            ));
+            .step("taking the snapshot")?;
+        if !answers::is_durable(&snapshot) {
+            return Err(RunError::Failed(format!(
+                "the snapshot is not durable: {snapshot}"
+            )));
         }
-        self.figure("snapshot, guest pause", ms(&snapshot["pause_ms"]));
+        self.figure("snapshot, guest pause", ms(answers::pause_ms(&snapshot)));
         self.figure(
             "snapshot, command to durable on 2 other members",
             format!("{:.1} s", began.elapsed().as_secs_f64()),
         );
         self.say(&format!("the plug of {THIRD} is pulled"));
-        self.lab.testbed().kill(THIRD).doing("killing the host")?;
+        self.lab.testbed().kill(THIRD).step("killing the host")?;
         let (code, _, said) = self
             .lab
             .try_p2pvm(PUBLIC, &["vm", "restore", "web@safe"])
-            .doing("restoring without --force")?;
+            .step("restoring without --force")?;
         if code == 0 {
-            return Err(Failure::new(
-                Kind::Failed,
-                "a restore over an unreachable host went through without --force",
+            return Err(RunError::Failed(
+                "a restore over an unreachable host went through without --force".into(),
             ));
         }
         self.say(&format!("without --force: {said}"));
@@ -340,16 +336,15 @@ impl Demo {
         let restored = self
             .lab
             .json(PUBLIC, &["vm", "restore", "web@safe", "--force"])
-            .doing("restoring")?;
-        if restored["address"].as_str() != Some(address) {
-            return Err(Failure::new(
-                Kind::Failed,
-                format!("the restored VM has another address: {restored}"),
-            ));
+            .step("restoring")?;
+        if answers::address(&restored) != Some(address) {
+            return Err(RunError::Failed(format!(
+                "the restored VM has another address: {restored}"
+            )));
         }
         self.lab
             .wait_for_guest(STRICT, address, Duration::from_secs(30))
-            .doing("waiting for the restored guest")?;
+            .step("waiting for the restored guest")?;
         self.figure(
             "restore after the host's death, command to first TCP answer",
             format!(
@@ -360,7 +355,7 @@ impl Demo {
         Ok(())
     }
 
-    fn overload(&mut self, address: &str) -> Outcome<()> {
+    fn overload(&mut self, address: &str) -> Result<(), RunError> {
         self.say(&format!(
             "a process hogs the processor of {PUBLIC}; nobody says what to do"
         ));
@@ -373,7 +368,7 @@ impl Demo {
             .lab
             .testbed()
             .spawn(PUBLIC, &mut hog)
-            .doing("starting the hog")?;
+            .step("starting the hog")?;
         let began = Instant::now();
         let moved = self.lab.wait(
             "the autonomic move",
@@ -381,27 +376,26 @@ impl Demo {
             Duration::from_millis(500),
             || {
                 let vm = self.lab.json(FOUNDER, &["vm", "show", "web"])?;
-                Ok(vm["host"]
-                    .as_str()
-                    .filter(|host| *host != PUBLIC && vm["state"] == "running")
+                Ok(answers::running_host(&vm)
+                    .filter(|host| *host != PUBLIC)
                     .map(str::to_owned))
             },
         );
         // It dies with the testbed in any case.
         let _ = hog.kill();
         let _ = hog.wait();
-        let host = moved.doing("waiting for the autonomic manager")?;
+        let host = moved.step("waiting for the autonomic manager")?;
         self.figure(
             "autonomic move, from overload to running elsewhere",
             format!("{:.1} s (to {host})", began.elapsed().as_secs_f64()),
         );
         self.lab
             .wait_for_guest(STRICT, address, Duration::from_secs(15))
-            .doing("waiting for the moved guest")?;
+            .step("waiting for the moved guest")?;
         let why = self
             .lab
             .p2pvm(PUBLIC, &["explain", "web"])
-            .doing("asking why")?;
+            .step("asking why")?;
         self.say(&format!("p2pvm explain web:\n{why}"));
         Ok(())
     }

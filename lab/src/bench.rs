@@ -5,12 +5,12 @@
 mod traces;
 
 use crate::{
-    cli::{BenchArgs, Progress},
-    failure::{Doing, Failure, Outcome},
+    Sites, answers,
+    lab::Lab,
+    runner::{RunError, Runner, Step, find_image, require_root},
 };
-use p2pvm_tests::{Sites, lab::Lab};
+use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
@@ -35,38 +35,41 @@ struct Figure {
     rounds: Vec<f64>,
 }
 
-struct Bench {
+/// Options of `p2pvm bench`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Which figures; all but "traces" by default
+    #[arg(value_parser = ["join", "ping", "migration", "snapshot", "idle", "traces"])]
+    figures: Vec<String>,
+    /// How often each is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// The guest image that guest-image/build.sh made
+    #[arg(long, default_value = "target/guest-image/guest.qcow2")]
     image: PathBuf,
-    program: PathBuf,
-    figures: Vec<Figure>,
-    json: bool,
 }
 
-/// Runs the figures asked for.
-pub fn run(args: &BenchArgs, json: bool) -> Outcome<()> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::refused(
-            "the bench builds network namespaces and runs QEMU: run it as root (sudo make bench)",
-        ));
-    }
-    let program = std::env::current_exe().doing("finding this program")?;
+struct Bench<'a> {
+    runner: &'a Runner<'a>,
+    rounds: u32,
+    image: PathBuf,
+    figures: Vec<Figure>,
+}
+
+/// Measures the figures asked for.
+pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
+    require_root("bench")?;
     let mut bench = Bench {
-        rounds: args.rounds,
-        image: args.image.clone(),
-        program,
+        runner,
+        rounds: options.rounds,
+        image: options.image.clone(),
         figures: Vec::new(),
-        json,
     };
-    let wanted = |name: &str| args.figures.is_empty() || args.figures.iter().any(|f| f == name);
-    let traces = args.figures.iter().any(|figure| figure == "traces");
+    let is_named = |name: &str| options.figures.iter().any(|figure| figure == name);
+    let wanted = |name: &str| options.figures.is_empty() || is_named(name);
+    let traces = is_named("traces");
     if wanted("migration") || wanted("snapshot") || traces {
-        bench.image = std::fs::canonicalize(&args.image).map_err(|e| {
-            Failure::not_found(format!(
-                "there is no guest image at {}: {e}; make one with guest-image/build.sh",
-                args.image.display()
-            ))
-        })?;
+        bench.image = find_image(&options.image)?;
     }
     if wanted("join") || wanted("ping") || wanted("idle") {
         bench.network(wanted("join"), wanted("ping"), wanted("idle"))?;
@@ -83,31 +86,31 @@ pub fn run(args: &BenchArgs, json: bool) -> Outcome<()> {
     if traces {
         bench.traces()?;
     }
-    if json {
+    if runner.json {
         println!(
             "{}",
-            serde_json::to_string_pretty(&bench.figures).doing("encoding the figures")?
+            serde_json::to_string_pretty(&bench.figures).step("encoding the figures")?
         );
     }
     Ok(())
 }
 
-fn sites(hosts: usize, rtt_ms: f64) -> Outcome<Sites> {
+fn sites(hosts: usize, rtt_ms: f64) -> Result<Sites, RunError> {
     let mut text = format!("seed = 1\n[default]\nrtt_ms = {rtt_ms}\nmbit = 1000\n");
     for i in 1..=hosts {
         text.push_str(&format!("[[site]]\nname = \"h{i}\"\n"));
     }
-    Sites::parse(&text).doing("the bench's sites")
+    Sites::parse(&text).step("the bench's sites")
 }
 
-fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap_or(f64::NAN)
+fn number(value: Option<f64>) -> f64 {
+    value.unwrap_or(f64::NAN)
 }
 
-impl Bench {
+impl Bench<'_> {
     fn figure(&mut self, what: impl Into<String>, unit: &'static str, rounds: Vec<f64>) {
         let what = what.into();
-        if !self.json {
+        if !self.runner.json {
             let mut sorted = rounds.clone();
             sorted.sort_by(f64::total_cmp);
             let show = |v: f64| {
@@ -128,31 +131,32 @@ impl Bench {
         self.figures.push(Figure { what, unit, rounds });
     }
 
-    fn lab(&self, hosts: usize, rtt_ms: f64) -> Outcome<Lab> {
-        let _progress = Progress::new(format!("building {hosts} hosts {rtt_ms} ms apart"));
-        let lab = Lab::up(&sites(hosts, rtt_ms)?, "p2pvm-bench", &self.program)
-            .doing("building the testbed")?;
+    fn lab(&self, hosts: usize, rtt_ms: f64) -> Result<Lab, RunError> {
+        let building = format!("building {hosts} hosts {rtt_ms} ms apart");
+        let _progress = (self.runner.show_progress)(&building);
+        let lab = Lab::up(&sites(hosts, rtt_ms)?, "p2pvm-bench", self.runner.program)
+            .step("building the testbed")?;
         for i in 1..=hosts {
             lab.configure(&format!("h{i}"), SETTINGS)
-                .doing("configuring")?;
+                .step("configuring")?;
         }
-        lab.found("h1", "bench").doing("founding")?;
+        lab.found("h1", "bench").step("founding")?;
         Ok(lab)
     }
 
-    fn network(&mut self, join: bool, ping: bool, idle: bool) -> Outcome<()> {
+    fn network(&mut self, join: bool, ping: bool, idle: bool) -> Result<(), RunError> {
         let hosts = 6.max(self.rounds as usize + 1);
         let lab = self.lab(hosts, JOIN_RTT_MS)?;
-        let invite = lab.invite("h1", hosts as u32).doing("inviting")?;
+        let invite = lab.invite("h1", hosts as u32).step("inviting")?;
         let (mut joined, mut admitted, mut claims) = (Vec::new(), Vec::new(), Vec::new());
         for i in 2..=hosts {
             let host = format!("h{i}");
             let began = Instant::now();
-            let answer = lab.join(&host, &invite).doing("joining")?;
-            lab.ping(&host, "h1", 1, "1s").doing("the first ping")?;
+            let answer = lab.join(&host, &invite).step("joining")?;
+            lab.ping(&host, "h1", 1, "1s").step("the first ping")?;
             joined.push(began.elapsed().as_secs_f64() * 1e3);
-            admitted.push(number(&answer["admitted_ms"]));
-            claims.push(number(&answer["start_ms"]["claim"]));
+            admitted.push(number(answers::admitted_ms(&answer)));
+            claims.push(number(answers::claim_ms(&answer)));
         }
         if join {
             let trips = joined.iter().map(|ms| ms / JOIN_RTT_MS).collect();
@@ -171,14 +175,14 @@ impl Bench {
         if idle {
             self.idle(&lab, hosts)?;
         }
-        lab.down().doing("taking the testbed down")
+        lab.down().step("taking the testbed down")
     }
 
     /// System ping over the raw path and over the overlay, in turn.
-    fn ping(&mut self, lab: &Lab) -> Outcome<()> {
-        let raw_address = lab.testbed().host("h2").doing("h2")?.address.to_string();
-        let status = lab.json("h2", &["status"]).doing("status")?;
-        let overlay_address = status["address"].as_str().unwrap_or_default().to_owned();
+    fn ping(&mut self, lab: &Lab) -> Result<(), RunError> {
+        let raw_address = lab.testbed().host("h2").step("h2")?.address.to_string();
+        let status = lab.json("h2", &["status"]).step("status")?;
+        let overlay_address = answers::address(&status).unwrap_or_default().to_owned();
         let (mut raw, mut overlay, mut over) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.rounds {
             let (a, b) = (
@@ -195,19 +199,19 @@ impl Bench {
         Ok(())
     }
 
-    fn idle(&mut self, lab: &Lab, hosts: usize) -> Outcome<()> {
-        let _progress = Progress::new("watching an idle network");
+    fn idle(&mut self, lab: &Lab, hosts: usize) -> Result<(), RunError> {
+        let _progress = (self.runner.show_progress)("watching an idle network");
         std::thread::sleep(SETTLE);
         let names: Vec<String> = (1..=hosts).map(|i| format!("h{i}")).collect();
         let before: Vec<u64> = names
             .iter()
             .map(|h| interface_bytes(lab, h))
-            .collect::<Outcome<_>>()?;
+            .collect::<Result<_, RunError>>()?;
         std::thread::sleep(Duration::from_secs(IDLE_SECONDS));
         let after: Vec<u64> = names
             .iter()
             .map(|h| interface_bytes(lab, h))
-            .collect::<Outcome<_>>()?;
+            .collect::<Result<_, RunError>>()?;
         let rates = before
             .iter()
             .zip(&after)
@@ -220,15 +224,14 @@ impl Bench {
         );
         let mut resident = Vec::new();
         for host in &names {
-            resident.push(
-                number(&lab.json(host, &["status"]).doing("status")?["resident_bytes"]) / 1e6,
-            );
+            let status = lab.json(host, &["status"]).step("status")?;
+            resident.push(number(answers::resident_bytes(&status)) / 1e6);
         }
         self.figure("daemon resident memory of each member", "MB", resident);
         Ok(())
     }
 
-    fn vm(&self, lab: &Lab, host: &str) -> Outcome<String> {
+    fn vm(&self, lab: &Lab, host: &str) -> Result<String, RunError> {
         let image = self.image.to_string_lossy().into_owned();
         let made = lab
             .json(
@@ -237,22 +240,22 @@ impl Bench {
                     "vm", "create", "web", "--image", &image, "--memory", "128M", "--start",
                 ],
             )
-            .doing("creating the VM")?;
-        let address = made["address"].as_str().unwrap_or_default().to_owned();
+            .step("creating the VM")?;
+        let address = answers::address(&made).unwrap_or_default().to_owned();
         lab.wait_for_guest("h1", &address, Duration::from_secs(90))
-            .doing("waiting for the guest")?;
+            .step("waiting for the guest")?;
         Ok(address)
     }
 
-    fn members(&self, lab: &Lab, hosts: usize) -> Outcome<()> {
-        let invite = lab.invite("h1", hosts as u32).doing("inviting")?;
+    fn members(&self, lab: &Lab, hosts: usize) -> Result<(), RunError> {
+        let invite = lab.invite("h1", hosts as u32).step("inviting")?;
         for i in 2..=hosts {
-            lab.join(&format!("h{i}"), &invite).doing("joining")?;
+            lab.join(&format!("h{i}"), &invite).step("joining")?;
         }
         Ok(())
     }
 
-    fn migration(&mut self, rtt_ms: f64) -> Outcome<()> {
+    fn migration(&mut self, rtt_ms: f64) -> Result<(), RunError> {
         let lab = self.lab(3, rtt_ms)?;
         self.members(&lab, 3)?;
         let address = self.vm(&lab, "h2")?;
@@ -260,17 +263,15 @@ impl Bench {
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut from, mut to) = ("h2", "h3");
         for _ in 0..self.rounds {
-            let client = lab
-                .client("h1", &address, 10)
-                .doing("starting the client")?;
+            let client = lab.client("h1", &address, 10).step("starting the client")?;
             std::thread::sleep(Duration::from_secs(2));
             let moved = lab
                 .json(from, &["vm", "migrate", "web", "--to", to])
-                .doing("migrating")?;
+                .step("migrating")?;
             std::thread::sleep(Duration::from_secs(2));
-            let seen = client.finish().doing("asking the client")?;
-            total.push(number(&moved["total_ms"]));
-            downtime.push(number(&moved["downtime_ms"]));
+            let seen = client.finish().step("asking the client")?;
+            total.push(number(answers::total_ms(&moved)));
+            downtime.push(number(answers::downtime_ms(&moved)));
             gap.push(seen.longest_gap_ms);
             bad.push((seen.lost + seen.doubled + seen.counter_gaps) as f64);
             std::mem::swap(&mut from, &mut to);
@@ -291,10 +292,10 @@ impl Bench {
             "",
             bad,
         );
-        lab.down().doing("taking the testbed down")
+        lab.down().step("taking the testbed down")
     }
 
-    fn snapshot(&mut self) -> Outcome<()> {
+    fn snapshot(&mut self) -> Result<(), RunError> {
         let lab = self.lab(4, JOIN_RTT_MS)?;
         self.members(&lab, 4)?;
         self.vm(&lab, "h2")?;
@@ -303,8 +304,8 @@ impl Bench {
             let began = Instant::now();
             let taken = lab
                 .json("h2", &["vm", "snapshot", "web", "--name", &format!("s{i}")])
-                .doing("taking the snapshot")?;
-            pause.push(number(&taken["pause_ms"]));
+                .step("taking the snapshot")?;
+            pause.push(number(answers::pause_ms(&taken)));
             durable.push(began.elapsed().as_secs_f64() * 1e3);
         }
         self.figure("snapshot of a 128 MiB guest: pause", "ms", pause);
@@ -313,28 +314,28 @@ impl Bench {
             "ms",
             durable,
         );
-        lab.down().doing("taking the testbed down")
+        lab.down().step("taking the testbed down")
     }
 }
 
 /// The mean of twenty pings of the system's own `ping`, milliseconds.
-fn system_ping(lab: &Lab, from: &str, to: &str) -> Outcome<f64> {
+fn system_ping(lab: &Lab, from: &str, to: &str) -> Result<f64, RunError> {
     let said = lab
         .testbed()
         .run(from, &["ping", "-n", "-q", "-c", "20", "-i", "0.2", to])
-        .doing("ping")?;
+        .step("ping")?;
     let mean = said
         .lines()
         .find_map(|l| l.split_once(" = ")?.1.split('/').nth(1)?.parse().ok());
-    mean.ok_or_else(|| Failure::not_found(format!("ping said nothing of a mean: {said}")))
+    mean.ok_or_else(|| RunError::NotFound(format!("ping said nothing of a mean: {said}")))
 }
 
 /// Bytes received and sent on a host's underlay interface.
-fn interface_bytes(lab: &Lab, host: &str) -> Outcome<u64> {
+fn interface_bytes(lab: &Lab, host: &str) -> Result<u64, RunError> {
     let text = lab
         .testbed()
         .run(host, &["cat", "/proc/net/dev"])
-        .doing("reading counters")?;
+        .step("reading counters")?;
     let line = text
         .lines()
         .find_map(|l| l.trim().strip_prefix("eth0:"))
