@@ -7,6 +7,7 @@ use crate::{
     sites::Sites,
     testbed::{self, Testbed},
 };
+use p2pvm_overlay::chain;
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
@@ -55,7 +56,7 @@ pub enum LabError {
         seconds: u64,
     },
     /// A file or process of this machine failed.
-    #[error("{0}: {1}")]
+    #[error("{0}")]
     Io(String, #[source] std::io::Error),
 }
 
@@ -378,7 +379,7 @@ impl Drop for Lab {
         if let Some(testbed) = self.testbed.take()
             && let Err(error) = testbed.down()
         {
-            eprintln!("the testbed could not be removed: {error}");
+            eprintln!("the testbed could not be removed: {}", chain(&error));
         }
     }
 }

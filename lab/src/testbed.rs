@@ -37,7 +37,7 @@ pub enum Error {
     #[error("sites file: {0}")]
     Sites(String),
     /// A file, device or system call failed.
-    #[error("cannot {0}: {1}")]
+    #[error("cannot {0}")]
     Io(String, #[source] io::Error),
     /// `ip` or `nft` failed.
     #[error("{line} failed: {said}")]
