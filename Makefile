@@ -62,8 +62,8 @@ bench-net: setup
 
 # How the ring does at scale and under random faults, in virtual time (docs/scale.md).
 simulate:
-	cargo run --locked -p p2pvm-tests --bin p2pvm-simulate -- --members 10,100,1000,10000 --seed 1 --idle 120 --out docs/plots --page docs/scale.md
-	cargo run --locked -p p2pvm-tests --bin p2pvm-simulate -- --faults --seeds 0..1000 --page docs/scale.md
+	cargo run --locked -p p2pvm-lab --bin p2pvm-simulate -- --members 10,100,1000,10000 --seed 1 --idle 120 --out docs/plots --page docs/scale.md
+	cargo run --locked -p p2pvm-lab --bin p2pvm-simulate -- --faults --seeds 0..1000 --page docs/scale.md
 
 # Every wire decoder under the fuzzer for a minute each; cargo installs cargo-fuzz where it is missing (docs/hostile.md).
 fuzz: setup

@@ -76,7 +76,7 @@ shot() {
   echo "$out/$2"
 }
 
-"$bin" testbed up tests/sites/demo.toml --name "$bed" >/dev/null
+"$bin" testbed up lab/sites/demo.toml --name "$bed" >/dev/null
 for host in bootstrap london amsterdam lyon prague madrid; do
   on "$host" sh -c 'mkdir -p "$P2PVM_DIR" && printf "cpus = 1\nupnp = false\n" > "$P2PVM_DIR/node.toml"'
 done

@@ -3,10 +3,8 @@
 #![deny(missing_docs)]
 
 mod appliance;
-mod bench;
 mod bugreport;
 mod cli;
-mod demo;
 mod doctor;
 mod sigpipe;
 mod top;

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{image, lab, network, public_sites, refused};
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use serde_json::Value;
 use std::{
     process::Stdio,

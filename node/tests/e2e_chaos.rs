@@ -3,7 +3,7 @@
 
 mod common;
 
-use p2pvm_tests::chaos::{self, Options};
+use p2pvm_lab::chaos::{self, Options};
 use std::path::Path;
 
 /// Two minutes, and the last event's return.

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{dig, lab, network, public_sites};
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";

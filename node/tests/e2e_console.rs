@@ -3,7 +3,7 @@
 mod common;
 
 use common::{lab, network, public_sites, refused};
-use p2pvm_tests::lab::{Lab, LabError};
+use p2pvm_lab::lab::{Lab, LabError};
 use serde_json::Value;
 use std::{
     fs,

@@ -11,7 +11,7 @@ mod common;
 mod hosts;
 
 use hosts::{GUEST_TCP, LAN_PING, LAN_TCP, Named, Stage, TCP, TCP6, container_of, guest::Guest};
-use p2pvm_tests::hosts::{
+use p2pvm_lab::hosts::{
     DHCP_REWRITES, DOCKER, FIREWALLD, IPTABLES_LEGACY, IPTABLES_NFT, KUBERNETES, LIBVIRT, NETAVARK,
     NFTABLES, OPENRESOLV, Program, RESOLVED, UFW, probe::within,
 };

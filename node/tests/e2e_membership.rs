@@ -4,7 +4,7 @@
 mod common;
 
 use common::{lab, network, public_sites, refused};
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use std::time::Duration;
 
 /// A second network on the same testbed.

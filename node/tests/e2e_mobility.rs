@@ -5,7 +5,7 @@
 mod common;
 
 use common::{SETTINGS, lab, network};
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},

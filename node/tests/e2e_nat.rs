@@ -7,7 +7,7 @@ use common::{
     lab, network, refused,
     trouble::{forget, nft, stream},
 };
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use serde_json::Value;
 use std::time::Duration;
 

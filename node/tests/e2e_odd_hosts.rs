@@ -6,7 +6,7 @@ mod hosts;
 
 use common::{lab, network, public_sites, refused};
 use hosts::Stage;
-use p2pvm_tests::{
+use p2pvm_lab::{
     hosts::{Behind, Flow, SlowDisk, probe},
     lab::Lab,
 };

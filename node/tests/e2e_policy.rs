@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Lan, SETTINGS, image, lab, network, public_sites, refused};
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use std::{
     fs,
     io::{Read, Write},

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Lan, SETTINGS, lab, network, public_sites, refused, run};
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use std::{
     fs,
     time::{Duration, Instant},

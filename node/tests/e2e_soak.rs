@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 fn a_daemon_stands_malformed_replayed_and_forged_datagrams_and_amplifies_none() {
     let seed = rand::random();
     let name = format!("e2e-soak-{}", std::process::id());
-    let report = p2pvm_tests::soak::soak(
+    let report = p2pvm_lab::soak::soak(
         Path::new(env!("CARGO_BIN_EXE_p2pvm")),
         &name,
         4000,

@@ -7,7 +7,7 @@ mod common;
 
 use collector::{Collector, Taken};
 use common::{SETTINGS, image, lab, network, public_sites};
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::TcpListener,

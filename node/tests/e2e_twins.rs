@@ -4,7 +4,7 @@
 mod common;
 
 use common::{image, lab, network, public_sites};
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use std::{
     collections::BTreeSet,
     fs,

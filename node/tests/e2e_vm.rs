@@ -3,7 +3,7 @@
 mod common;
 
 use common::{image, lab, network, public_sites, refused, small::Small};
-use p2pvm_tests::{lab::Lab, sites::Properties};
+use p2pvm_lab::{lab::Lab, sites::Properties};
 use serde_json::Value;
 use std::{
     io::{Read, Write},

@@ -7,8 +7,8 @@ mod iso_machine;
 use iso_machine::{
     Firmware, MEMBER, Machine, cd, is_pinged, iso, plain_host, stick, with_command_line,
 };
+use p2pvm_lab::lab::Lab;
 use p2pvm_overlay::UnixTime;
-use p2pvm_tests::lab::Lab;
 use std::{path::Path, process::Command};
 
 /// Waits until a machine that was told nothing is a member of its own network and shows an invite

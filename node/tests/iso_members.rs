@@ -6,7 +6,7 @@ mod iso_machine;
 
 use common::{lab, network, public_sites};
 use iso_machine::{Firmware, MEMBER, Machine, is_pinged, iso, plain_host, with_command_line};
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use std::{
     collections::BTreeSet,
     fs,

@@ -4,7 +4,7 @@
 
 mod common;
 
-use p2pvm_tests::chaos::{self, Options};
+use p2pvm_lab::chaos::{self, Options};
 use std::path::{Path, PathBuf};
 
 fn number(variable: &str, default: u64) -> u64 {

@@ -6,7 +6,7 @@ mod common;
 mod hosts;
 
 use hosts::Stage;
-use p2pvm_tests::{
+use p2pvm_lab::{
     host_state::{Difference, HostState},
     hosts::{Booted, probe::within},
 };

@@ -8,7 +8,7 @@ use common::{
     SETTINGS, lab, network,
     trouble::{forget, judge, nft, nothing, play, router, stale, stream},
 };
-use p2pvm_tests::{
+use p2pvm_lab::{
     hosts::{Flow, probe},
     lab::Lab,
     sites::Nat,

@@ -11,7 +11,7 @@ use common::{
         CARRIED_AGAIN, forget, judge, nft, nothing, play, play_total, router, stream, stream_of,
     },
 };
-use p2pvm_tests::{
+use p2pvm_lab::{
     lab::Lab,
     sites::{Nat, Properties},
 };

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use rand::Rng;
 
 /// Round trips in milliseconds between eight cities on five continents, as in
-/// tests/sites/planetlab.toml.
+/// lab/sites/planetlab.toml.
 const CITIES: [[f64; 8]; 8] = [
     [1.0, 72.0, 120.0, 78.0, 95.0, 225.0, 165.0, 205.0],
     [72.0, 1.0, 185.0, 140.0, 155.0, 165.0, 105.0, 150.0],

@@ -1,14 +1,14 @@
 //! The ring in virtual time: what it promises at scale and under faults, on fewer seeds and members
 //! than `p2pvm simulate` takes.
 
-use p2pvm_overlay::ring::RingOptions;
-use p2pvm_tests::sim::{
+use p2pvm_lab::sim::{
     Sim, cli,
     faults::{self, Outcome},
     queue::SECOND,
     scale,
     survey::Survey,
 };
+use p2pvm_overlay::ring::RingOptions;
 
 /// Sizes of the networks that the seeds draw.
 const SIZES: std::ops::Range<usize> = 8..48;

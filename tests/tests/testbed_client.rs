@@ -3,7 +3,7 @@
 
 mod testbed_common;
 
-use p2pvm_tests::guest_client::{self, Options};
+use p2pvm_lab::guest_client::{self, Options};
 use std::{
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener},

@@ -2,7 +2,7 @@
 
 mod testbed_common;
 
-use p2pvm_tests::{Sites, Testbed, keeper::Life, testbed};
+use p2pvm_lab::{Sites, Testbed, keeper::Life, testbed};
 use std::{
     fs,
     io::Write,
@@ -340,7 +340,7 @@ fn the_shipped_sites_files_are_right() {
     for file in ["demo.toml", "planetlab.toml"] {
         Sites::load(
             Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("sites")
+                .join("../lab/sites")
                 .join(file),
         )
         .unwrap();

@@ -3,7 +3,7 @@
 
 mod testbed_common;
 
-use p2pvm_tests::{Testbed, sites::Properties};
+use p2pvm_lab::{Testbed, sites::Properties};
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},

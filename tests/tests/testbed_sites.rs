@@ -4,7 +4,7 @@
 
 mod testbed_common;
 
-use p2pvm_tests::Testbed;
+use p2pvm_lab::Testbed;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},

@@ -32,11 +32,11 @@ const LAYERS: [&[&str]; 6] = [
         "p2pvm-dht",
         "p2pvm-snapshot-sync",
         "p2pvm-autonomic",
-        "p2pvm-tests",
+        "p2pvm-lab",
     ],
     &["p2pvm-dhcp", "p2pvm-vm-manager"],
     &["p2pvm-daemon"],
-    &["p2pvm"],
+    &["p2pvm", "p2pvm-tests"],
 ];
 
 /// Directories that are made, not written.

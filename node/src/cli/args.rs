@@ -190,17 +190,17 @@ pub enum Command {
     /// Emulated wide area for tests and demos
     #[command(
         subcommand,
-        after_help = "Example:\n  p2pvm testbed up tests/sites/planetlab.toml"
+        after_help = "Example:\n  p2pvm testbed up lab/sites/planetlab.toml"
     )]
-    Testbed(p2pvm_tests::cli::TestbedCommand),
+    Testbed(p2pvm_lab::cli::TestbedCommand),
     /// The ring at scale and under faults, simulated in virtual time
-    Simulate(p2pvm_tests::sim::cli::Simulate),
+    Simulate(p2pvm_lab::sim::cli::Simulate),
     /// The main job on the emulated wide area, with measured figures
     #[command(after_help = "Example:\n  p2pvm demo --image target/guest-image/guest.qcow2")]
-    Demo(Demo),
+    Demo(p2pvm_lab::demo::Options),
     /// Measure the figures of docs/SPECIFICATION.md on the emulated wide area
     #[command(after_help = "Example:\n  p2pvm bench --rounds 3 join migration")]
-    Bench(Bench),
+    Bench(p2pvm_lab::bench::Options),
 }
 
 /// Arguments of `init`.
@@ -508,34 +508,6 @@ pub enum Routes {
         #[arg(long)]
         off: bool,
     },
-}
-
-/// Arguments of `demo`.
-#[derive(Args)]
-pub struct Demo {
-    /// The guest image that guest-image/build.sh made
-    #[arg(long)]
-    pub image: PathBuf,
-    /// The emulated wide area; by default the built-in six hosts at five sites
-    #[arg(long)]
-    pub sites: Option<PathBuf>,
-    /// Keep the testbed and its logs when something fails
-    #[arg(long)]
-    pub keep: bool,
-}
-
-/// Arguments of `bench`.
-#[derive(Args)]
-pub struct Bench {
-    /// Which figures; all but "traces" by default
-    #[arg(value_parser = ["join", "ping", "migration", "snapshot", "idle", "traces"])]
-    pub figures: Vec<String>,
-    /// How often each is measured
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub rounds: u32,
-    /// The guest image that guest-image/build.sh made
-    #[arg(long, default_value = "target/guest-image/guest.qcow2")]
-    pub image: PathBuf,
 }
 
 /// Reads a time limit; a plain number counts seconds.

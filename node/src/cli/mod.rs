@@ -7,6 +7,7 @@ mod appliance_args;
 mod args;
 mod dashboard;
 mod drain;
+mod lab;
 pub mod limit;
 pub mod netcheck;
 mod network;
@@ -20,7 +21,7 @@ mod traffic;
 mod vm;
 mod vm_args;
 
-pub use args::{Bench as BenchArgs, Cli, Command, Demo as DemoArgs, Top as TopArgs};
+pub use args::{Cli, Command, Top as TopArgs};
 pub use progress::Progress;
 
 use p2pvm_api::{Failure, Kind, Outcome, client::Client};
@@ -102,14 +103,14 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
     let other = match cli.command {
         // The testbed enters namespaces, the daemon sizes its own runtime: neither is called inside
         // one.
-        Command::Testbed(command) => return Ok(p2pvm_tests::cli::run(command)?),
-        Command::Simulate(a) => return Ok(p2pvm_tests::sim::cli::run(&a, context.json)?),
+        Command::Testbed(command) => return Ok(p2pvm_lab::cli::run(command)?),
+        Command::Simulate(a) => return Ok(p2pvm_lab::sim::cli::run(&a, context.json)?),
         Command::Demo(a) => {
-            crate::demo::run(&a, context.json)?;
+            lab::demo(&a, context.json)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Bench(a) => {
-            crate::bench::run(&a, context.json)?;
+            lab::bench(&a, context.json)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Up(up) if !up.detach => {

@@ -5,7 +5,7 @@
 pub mod small;
 pub mod trouble;
 
-use p2pvm_tests::{Sites, lab::Lab};
+use p2pvm_lab::{Sites, lab::Lab};
 use std::{
     net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},

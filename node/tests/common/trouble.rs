@@ -1,7 +1,7 @@
 //! What routers and providers do to a path, played on the testbed's real NATs while two members
 //! talk, and what became of it.
 
-use p2pvm_tests::lab::Lab;
+use p2pvm_lab::lab::Lab;
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},

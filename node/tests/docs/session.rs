@@ -6,7 +6,7 @@ use super::{
     page::{Block, Page, Part, Step},
 };
 use crate::common;
-use p2pvm_tests::{Sites, lab::Lab};
+use p2pvm_lab::{Sites, lab::Lab};
 use std::{
     fs,
     io::{Read, Write},

@@ -1,7 +1,7 @@
 //! A guest on `b`, what is asked of it, and what it asks by its own shell.
 
 use super::{PORT, Stage};
-use p2pvm_tests::hosts::probe::{self, From, within};
+use p2pvm_lab::hosts::probe::{self, From, within};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},

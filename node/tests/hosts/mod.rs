@@ -6,7 +6,7 @@
 pub mod guest;
 
 use crate::common::{SETTINGS, lab, network, public_sites};
-use p2pvm_tests::{
+use p2pvm_lab::{
     host_state::HostState,
     hosts::{
         self, Behind, Booted, DOCKER, KUBERNETES, LIBVIRT, NETAVARK, NotBooted, Program, probe,

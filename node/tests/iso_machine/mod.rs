@@ -11,8 +11,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use p2pvm_lab::lab::Lab;
 use p2pvm_overlay::membership::Invite;
-use p2pvm_tests::lab::Lab;
 use serial::Serial;
 use std::{
     fs,

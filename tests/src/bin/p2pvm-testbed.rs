@@ -1,7 +1,7 @@
 //! `p2pvm testbed` without the rest of p2pvm: for tests of the emulated wide area itself.
 
 use clap::Parser;
-use p2pvm_tests::cli::{TestbedCommand, run_as};
+use p2pvm_lab::cli::{TestbedCommand, run_as};
 use std::process::ExitCode;
 
 #[derive(Parser)]

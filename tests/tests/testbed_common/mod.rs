@@ -1,7 +1,7 @@
 //! What the testbed's tests share: a name of one's own, and UDP sockets on hosts.
 #![allow(dead_code)]
 
-use p2pvm_tests::{Sites, Testbed};
+use p2pvm_lab::{Sites, Testbed};
 use std::{
     io::ErrorKind,
     net::{SocketAddr, UdpSocket},

@@ -1,0 +1,349 @@
+//! `p2pvm bench`: the figures of docs/SPECIFICATION.md, measured on the emulated wide area by the
+//! same commands a user runs. Prints the value of every round, so that the spread is visible;
+//! asserts nothing.
+
+mod traces;
+
+use crate::{
+    Sites, answers,
+    lab::Lab,
+    runner::{RunError, Runner, Step, find_image, require_root},
+};
+use clap::Args;
+use serde::Serialize;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// The round trip at which joining is measured.
+const JOIN_RTT_MS: f64 = 50.0;
+/// The round trips at which migration is measured.
+const MIGRATION_RTTS_MS: [f64; 3] = [0.1, 50.0, 200.0];
+/// The `node.toml` of every host.
+/// Reason: one processor each, and no move but those of the bench.
+const SETTINGS: &str = "cpus = 1\nupnp = false\nautonomic = false\n";
+/// How long an idle network is watched.
+const IDLE_SECONDS: u64 = 60;
+/// How long a network settles after a change before it counts as idle.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// One figure with all its rounds.
+#[derive(Serialize)]
+struct Figure {
+    what: String,
+    unit: &'static str,
+    rounds: Vec<f64>,
+}
+
+/// Options of `p2pvm bench`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Which figures; all but "traces" by default
+    #[arg(value_parser = ["join", "ping", "migration", "snapshot", "idle", "traces"])]
+    figures: Vec<String>,
+    /// How often each is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// The guest image that guest-image/build.sh made
+    #[arg(long, default_value = "target/guest-image/guest.qcow2")]
+    image: PathBuf,
+}
+
+struct Bench<'a> {
+    runner: &'a Runner<'a>,
+    rounds: u32,
+    image: PathBuf,
+    figures: Vec<Figure>,
+}
+
+/// Measures the figures asked for.
+pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
+    require_root("bench")?;
+    let mut bench = Bench {
+        runner,
+        rounds: options.rounds,
+        image: options.image.clone(),
+        figures: Vec::new(),
+    };
+    let is_named = |name: &str| options.figures.iter().any(|figure| figure == name);
+    let wanted = |name: &str| options.figures.is_empty() || is_named(name);
+    let traces = is_named("traces");
+    if wanted("migration") || wanted("snapshot") || traces {
+        bench.image = find_image(&options.image)?;
+    }
+    if wanted("join") || wanted("ping") || wanted("idle") {
+        bench.network(wanted("join"), wanted("ping"), wanted("idle"))?;
+    }
+    for rtt in MIGRATION_RTTS_MS
+        .into_iter()
+        .filter(|_| wanted("migration"))
+    {
+        bench.migration(rtt)?;
+    }
+    if wanted("snapshot") {
+        bench.snapshot()?;
+    }
+    if traces {
+        bench.traces()?;
+    }
+    if runner.json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&bench.figures).step("encoding the figures")?
+        );
+    }
+    Ok(())
+}
+
+fn sites(hosts: usize, rtt_ms: f64) -> Result<Sites, RunError> {
+    let mut text = format!("seed = 1\n[default]\nrtt_ms = {rtt_ms}\nmbit = 1000\n");
+    for i in 1..=hosts {
+        text.push_str(&format!("[[site]]\nname = \"h{i}\"\n"));
+    }
+    Sites::parse(&text).step("the bench's sites")
+}
+
+fn number(value: Option<f64>) -> f64 {
+    value.unwrap_or(f64::NAN)
+}
+
+impl Bench<'_> {
+    fn figure(&mut self, what: impl Into<String>, unit: &'static str, rounds: Vec<f64>) {
+        let what = what.into();
+        if !self.runner.json {
+            let mut sorted = rounds.clone();
+            sorted.sort_by(f64::total_cmp);
+            let show = |v: f64| {
+                if v.abs() < 10.0 {
+                    format!("{v:.2}")
+                } else {
+                    format!("{v:.0}")
+                }
+            };
+            let median = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
+            let all: Vec<_> = rounds.iter().map(|v| show(*v)).collect();
+            println!(
+                "{what:64} {:>8} {unit:6} ({})",
+                show(median),
+                all.join(", ")
+            );
+        }
+        self.figures.push(Figure { what, unit, rounds });
+    }
+
+    fn lab(&self, hosts: usize, rtt_ms: f64) -> Result<Lab, RunError> {
+        let building = format!("building {hosts} hosts {rtt_ms} ms apart");
+        let _progress = (self.runner.show_progress)(&building);
+        let lab = Lab::up(&sites(hosts, rtt_ms)?, "p2pvm-bench", self.runner.program)
+            .step("building the testbed")?;
+        for i in 1..=hosts {
+            lab.configure(&format!("h{i}"), SETTINGS)
+                .step("configuring")?;
+        }
+        lab.found("h1", "bench").step("founding")?;
+        Ok(lab)
+    }
+
+    fn network(&mut self, join: bool, ping: bool, idle: bool) -> Result<(), RunError> {
+        let hosts = 6.max(self.rounds as usize + 1);
+        let lab = self.lab(hosts, JOIN_RTT_MS)?;
+        let invite = lab.invite("h1", hosts as u32).step("inviting")?;
+        let (mut joined, mut admitted, mut claims) = (Vec::new(), Vec::new(), Vec::new());
+        for i in 2..=hosts {
+            let host = format!("h{i}");
+            let began = Instant::now();
+            let answer = lab.join(&host, &invite).step("joining")?;
+            lab.ping(&host, "h1", 1, "1s").step("the first ping")?;
+            joined.push(began.elapsed().as_secs_f64() * 1e3);
+            admitted.push(number(answers::admitted_ms(&answer)));
+            claims.push(number(answers::claim_ms(&answer)));
+        }
+        if join {
+            let trips = joined.iter().map(|ms| ms / JOIN_RTT_MS).collect();
+            self.figure(
+                "join: command to first overlay ping at 50 ms RTT",
+                "ms",
+                joined,
+            );
+            self.figure("join: the same in round trips", "RTT", trips);
+            self.figure("join: of that, until admitted", "ms", admitted);
+            self.figure("join: address claim", "ms", claims);
+        }
+        if ping {
+            self.ping(&lab)?;
+        }
+        if idle {
+            self.idle(&lab, hosts)?;
+        }
+        lab.down().step("taking the testbed down")
+    }
+
+    /// System ping over the raw path and over the overlay, in turn.
+    fn ping(&mut self, lab: &Lab) -> Result<(), RunError> {
+        let raw_address = lab.testbed().host("h2").step("h2")?.address.to_string();
+        let status = lab.json("h2", &["status"]).step("status")?;
+        let overlay_address = answers::address(&status).unwrap_or_default().to_owned();
+        let (mut raw, mut overlay, mut over) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.rounds {
+            let (a, b) = (
+                system_ping(lab, "h1", &raw_address)?,
+                system_ping(lab, "h1", &overlay_address)?,
+            );
+            raw.push(a);
+            overlay.push(b);
+            over.push(b - a);
+        }
+        self.figure("ping: raw path, mean of 20", "ms", raw);
+        self.figure("ping: overlay, mean of 20", "ms", overlay);
+        self.figure("ping: overhead of the overlay", "ms", over);
+        Ok(())
+    }
+
+    fn idle(&mut self, lab: &Lab, hosts: usize) -> Result<(), RunError> {
+        let _progress = (self.runner.show_progress)("watching an idle network");
+        std::thread::sleep(SETTLE);
+        let names: Vec<String> = (1..=hosts).map(|i| format!("h{i}")).collect();
+        let before: Vec<u64> = names
+            .iter()
+            .map(|h| interface_bytes(lab, h))
+            .collect::<Result<_, RunError>>()?;
+        std::thread::sleep(Duration::from_secs(IDLE_SECONDS));
+        let after: Vec<u64> = names
+            .iter()
+            .map(|h| interface_bytes(lab, h))
+            .collect::<Result<_, RunError>>()?;
+        let rates = before
+            .iter()
+            .zip(&after)
+            .map(|(b, a)| (a - b) as f64 / IDLE_SECONDS as f64)
+            .collect();
+        self.figure(
+            format!("idle traffic of each of {hosts} members, sent and received"),
+            "B/s",
+            rates,
+        );
+        let mut resident = Vec::new();
+        for host in &names {
+            let status = lab.json(host, &["status"]).step("status")?;
+            resident.push(number(answers::resident_bytes(&status)) / 1e6);
+        }
+        self.figure("daemon resident memory of each member", "MB", resident);
+        Ok(())
+    }
+
+    fn vm(&self, lab: &Lab, host: &str) -> Result<String, RunError> {
+        let image = self.image.to_string_lossy().into_owned();
+        let made = lab
+            .json(
+                host,
+                &[
+                    "vm", "create", "web", "--image", &image, "--memory", "128M", "--start",
+                ],
+            )
+            .step("creating the VM")?;
+        let address = answers::address(&made).unwrap_or_default().to_owned();
+        lab.wait_for_guest("h1", &address, Duration::from_secs(90))
+            .step("waiting for the guest")?;
+        Ok(address)
+    }
+
+    fn members(&self, lab: &Lab, hosts: usize) -> Result<(), RunError> {
+        let invite = lab.invite("h1", hosts as u32).step("inviting")?;
+        for i in 2..=hosts {
+            lab.join(&format!("h{i}"), &invite).step("joining")?;
+        }
+        Ok(())
+    }
+
+    fn migration(&mut self, rtt_ms: f64) -> Result<(), RunError> {
+        let lab = self.lab(3, rtt_ms)?;
+        self.members(&lab, 3)?;
+        let address = self.vm(&lab, "h2")?;
+        let (mut total, mut downtime, mut gap, mut bad) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut from, mut to) = ("h2", "h3");
+        for _ in 0..self.rounds {
+            let client = lab.client("h1", &address, 10).step("starting the client")?;
+            std::thread::sleep(Duration::from_secs(2));
+            let moved = lab
+                .json(from, &["vm", "migrate", "web", "--to", to])
+                .step("migrating")?;
+            std::thread::sleep(Duration::from_secs(2));
+            let seen = client.finish().step("asking the client")?;
+            total.push(number(answers::total_ms(&moved)));
+            downtime.push(number(answers::downtime_ms(&moved)));
+            gap.push(seen.longest_gap_ms);
+            bad.push((seen.lost + seen.doubled + seen.counter_gaps) as f64);
+            std::mem::swap(&mut from, &mut to);
+        }
+        self.figure(format!("migration at {rtt_ms} ms RTT: total"), "ms", total);
+        self.figure(
+            format!("migration at {rtt_ms} ms RTT: downtime by QEMU"),
+            "ms",
+            downtime,
+        );
+        self.figure(
+            format!("migration at {rtt_ms} ms RTT: longest gap of the TCP client"),
+            "ms",
+            gap,
+        );
+        self.figure(
+            format!("migration at {rtt_ms} ms RTT: replies lost, doubled, out of count"),
+            "",
+            bad,
+        );
+        lab.down().step("taking the testbed down")
+    }
+
+    fn snapshot(&mut self) -> Result<(), RunError> {
+        let lab = self.lab(4, JOIN_RTT_MS)?;
+        self.members(&lab, 4)?;
+        self.vm(&lab, "h2")?;
+        let (mut pause, mut durable) = (Vec::new(), Vec::new());
+        for i in 0..self.rounds {
+            let began = Instant::now();
+            let taken = lab
+                .json("h2", &["vm", "snapshot", "web", "--name", &format!("s{i}")])
+                .step("taking the snapshot")?;
+            pause.push(number(answers::pause_ms(&taken)));
+            durable.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        self.figure("snapshot of a 128 MiB guest: pause", "ms", pause);
+        self.figure(
+            "snapshot: command to durable on 2 other members, 50 ms away",
+            "ms",
+            durable,
+        );
+        lab.down().step("taking the testbed down")
+    }
+}
+
+/// The mean of twenty pings of the system's own `ping`, milliseconds.
+fn system_ping(lab: &Lab, from: &str, to: &str) -> Result<f64, RunError> {
+    let said = lab
+        .testbed()
+        .run(from, &["ping", "-n", "-q", "-c", "20", "-i", "0.2", to])
+        .step("ping")?;
+    let mean = said
+        .lines()
+        .find_map(|l| l.split_once(" = ")?.1.split('/').nth(1)?.parse().ok());
+    mean.ok_or_else(|| RunError::NotFound(format!("ping said nothing of a mean: {said}")))
+}
+
+/// Bytes received and sent on a host's underlay interface.
+fn interface_bytes(lab: &Lab, host: &str) -> Result<u64, RunError> {
+    let text = lab
+        .testbed()
+        .run(host, &["cat", "/proc/net/dev"])
+        .step("reading counters")?;
+    let line = text
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("eth0:"))
+        .unwrap_or_default();
+    let fields: Vec<u64> = line
+        .split_ascii_whitespace()
+        .filter_map(|f| f.parse().ok())
+        .collect();
+    Ok(fields.first().copied().unwrap_or(0) + fields.get(8).copied().unwrap_or(0))
+}

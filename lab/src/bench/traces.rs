@@ -1,0 +1,215 @@
+//! What traces cost: the same guest moved to and fro between two hosts whose daemons now send their
+//! spans to a collector, now do not, and the processor time of those daemons while nothing happens.
+//! The collector answers and throws everything away.
+//!
+//! In each round one move is traced and one is not, in an order that changes, so that neither the
+//! direction nor what else the machine does meanwhile is charged to one of them alone. Daemons are
+//! restarted in between; the guest runs on.
+
+use super::{Bench, SETTINGS, number};
+use crate::{
+    answers,
+    lab::Lab,
+    runner::{RunError, Step},
+};
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+/// The round trip between any two hosts.
+const RTT_MS: f64 = 20.0;
+/// Where the collector listens on the first host.
+const PORT: u16 = 4318;
+/// How long a daemon settles after its start before it counts as idle.
+const SETTLE: Duration = Duration::from_secs(15);
+/// How long the idle daemons are watched.
+const IDLE: Duration = Duration::from_secs(20);
+/// How long until the spans of a move that has ended are sent.
+const SENT: Duration = Duration::from_secs(10);
+/// How long a restarted daemon may take to find its peers and its guest.
+const READY: Duration = Duration::from_secs(60);
+
+/// The figures of all rounds with traces, or of those without.
+#[derive(Default)]
+struct Cost {
+    total: Vec<f64>,
+    downtime: Vec<f64>,
+    gap: Vec<f64>,
+    idle: Vec<f64>,
+    /// Bytes that the collector took.
+    sent: Vec<f64>,
+}
+
+impl Bench<'_> {
+    pub(super) fn traces(&mut self) -> Result<(), RunError> {
+        let lab = self.lab(3, RTT_MS)?;
+        self.members(&lab, 3)?;
+        let address = self.vm(&lab, "h2")?;
+        let collector = lab.testbed().host("h1").step("h1")?.address;
+        let listener = lab
+            .testbed()
+            .inside("h1", || TcpListener::bind((collector, PORT)))
+            .step("h1")?
+            .step("the collector")?;
+        let swallowed = swallow(listener);
+        let traced_settings =
+            format!("{SETTINGS}[traces]\nendpoint = \"http://{collector}:{PORT}\"\n");
+        let (mut with, mut without) = (Cost::default(), Cost::default());
+        let (mut from, mut to) = ("h2", "h3");
+        for round in 0..self.rounds {
+            for traced in [round % 2 == 1, round % 2 == 0] {
+                let (settings, cost) = if traced {
+                    (&*traced_settings, &mut with)
+                } else {
+                    (SETTINGS, &mut without)
+                };
+                for host in ["h2", "h3"] {
+                    restart(&lab, host, settings)?;
+                }
+                cost.idle.push(idle_cost(&lab, [from, to])?);
+                let before = swallowed.load(Ordering::SeqCst);
+                cost.migrate(&lab, &address, [from, to])?;
+                let sent = swallowed.load(Ordering::SeqCst) - before;
+                if traced != (sent > 0) {
+                    return Err(RunError::Failed(format!(
+                        "the collector took {sent} bytes of a move that was traced: {traced}"
+                    )));
+                }
+                cost.sent.push(sent as f64);
+                std::mem::swap(&mut from, &mut to);
+            }
+        }
+        self.show_costs("off", without);
+        let sent = std::mem::take(&mut with.sent);
+        self.show_costs("on", with);
+        self.figure("traces on: sent for one migration by both hosts", "B", sent);
+        lab.down().step("taking the testbed down")
+    }
+
+    fn show_costs(&mut self, traces: &str, cost: Cost) {
+        let figures = [
+            (
+                format!("migration at {RTT_MS} ms RTT: total"),
+                "ms",
+                cost.total,
+            ),
+            ("downtime by QEMU".into(), "ms", cost.downtime),
+            ("longest gap of the TCP client".into(), "ms", cost.gap),
+            ("an idle daemon's processor time".into(), "ms/s", cost.idle),
+        ];
+        for (what, unit, rounds) in figures {
+            self.figure(format!("traces {traces}: {what}"), unit, rounds);
+        }
+    }
+}
+
+/// Processor time of an idle daemon, the mean of two hosts, milliseconds a second.
+fn idle_cost(lab: &Lab, hosts: [&str; 2]) -> Result<f64, RunError> {
+    std::thread::sleep(SETTLE);
+    let busy_of_both = || Ok::<_, RunError>(busy(lab, hosts[0])? + busy(lab, hosts[1])?);
+    let before = busy_of_both()?;
+    std::thread::sleep(IDLE);
+    Ok((busy_of_both()? - before) / 2.0 / IDLE.as_secs_f64())
+}
+
+impl Cost {
+    /// Moves the guest while a client talks to it, and waits until its traces are sent.
+    fn migrate(&mut self, lab: &Lab, address: &str, [from, to]: [&str; 2]) -> Result<(), RunError> {
+        let client = lab.client("h1", address, 10).step("starting the client")?;
+        std::thread::sleep(Duration::from_secs(2));
+        let moved = lab
+            .json(from, &["vm", "migrate", "web", "--to", to])
+            .step("migrating")?;
+        std::thread::sleep(SENT);
+        let seen = client.finish().step("asking the client")?;
+        self.total.push(number(answers::total_ms(&moved)));
+        self.downtime.push(number(answers::downtime_ms(&moved)));
+        self.gap.push(seen.longest_gap_ms);
+        Ok(())
+    }
+}
+
+/// Restarts a host's daemon with other settings, and waits until it is connected with the two
+/// others and knows its guest again.
+fn restart(lab: &Lab, host: &str, settings: &str) -> Result<(), RunError> {
+    lab.configure(host, settings).step("configuring")?;
+    lab.p2pvm(host, &["down"]).step("stopping a daemon")?;
+    lab.json(host, &["up", "--detach"])
+        .step("starting a daemon")?;
+    let ready = || {
+        let status = lab.json(host, &["status"])?;
+        let vm = lab.json(host, &["vm", "show", "web"])?;
+        let is_whole = answers::connected(&status) == Some(2) && answers::is_at_rest(&vm);
+        Ok(is_whole.then_some(()))
+    };
+    lab.wait(
+        "the network to be whole again",
+        READY,
+        Duration::from_millis(200),
+        ready,
+    )
+    .step("starting a daemon")
+}
+
+/// Processor time that a host's daemon has used so far, milliseconds.
+fn busy(lab: &Lab, host: &str) -> Result<f64, RunError> {
+    let pid = fs::read_to_string(lab.dir(host).step("the host")?.join("daemon.pid"))
+        .step("the daemon's process id")?;
+    let tasks = fs::read_dir(format!("/proc/{}/task", pid.trim())).step("the daemon's threads")?;
+    // A thread that has ended meanwhile had nothing to do.
+    let nanos = |task: fs::DirEntry| -> Option<f64> {
+        fs::read_to_string(task.path().join("schedstat"))
+            .ok()?
+            .split_ascii_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    };
+    Ok(tasks.flatten().filter_map(nanos).sum::<f64>() / 1e6)
+}
+
+/// Answers every request with success and forgets it; gives the bytes of all bodies so far. It ends
+/// with this program.
+fn swallow(listener: TcpListener) -> Arc<AtomicU64> {
+    let swallowed = Arc::new(AtomicU64::new(0));
+    let count = swallowed.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let count = count.clone();
+            // A daemon that goes away breaks its connection, which is the end of it.
+            std::thread::spawn(move || answer(&stream, &count));
+        }
+    });
+    swallowed
+}
+
+fn answer(stream: &TcpStream, count: &AtomicU64) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().map_err(io::Error::other)?;
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let read = io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
+        count.fetch_add(read, Ordering::SeqCst);
+        (&*stream).write_all(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n",
+        )?;
+    }
+}

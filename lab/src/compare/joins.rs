@@ -1,0 +1,167 @@
+//! How long a member's start takes, by the round trip between the sites: until another member that
+//! it has no link to answers a ping, and until the path between the two is direct.
+//!
+//! The hosts are those of the comparison: the member that starts and the one that it pings are
+//! behind port-restricted NATs. The path is read from `p2pvm peers` every [`LOOK_EVERY`], so its
+//! time is late by up to that interval and the duration of the command.
+
+use super::{Common, HOSTS, NEVER, Overlay, SITES, cell, first_answer, p2pvm::P2pvm};
+use crate::{answers, keeper::Life, sites::Sites, testbed::Testbed};
+use clap::Args;
+use serde::Serialize;
+use std::{
+    ffi::OsStr,
+    fmt::Write as _,
+    path::Path,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The time between two queries of the path.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long the other members settle before the member starts.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Arguments of `testbed joins`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Round trips between the sites, milliseconds, separated by commas
+    #[
+        arg(
+            long, value_delimiter = ',', default_values_t = [1, 40, 100],
+            value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "MS"
+        )
+    ]
+    rtt: Vec<u32>,
+    /// How often each is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Seconds since the start of the command that starts the member; `None` is never (within
+/// [`NEVER`]).
+#[derive(Debug, Serialize)]
+struct Join {
+    rtt_ms: u32,
+    first_ping: Option<f64>,
+    direct: Option<f64>,
+}
+
+/// Measures the joins.
+pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let program = &options.common.program()?;
+    let mut joins = Vec::new();
+    for rtt_ms in &options.rtt {
+        joins.extend(at(program, *rtt_ms, options.rounds)?);
+    }
+    options.common.report(&joins, &table(&joins, options), page)
+}
+
+fn at(program: &Path, rtt_ms: u32, rounds: u32) -> anyhow::Result<Vec<Join>> {
+    let mut sites = Sites::parse(SITES)?;
+    sites.default.rtt_ms = Some(f64::from(rtt_ms));
+    let bed = Testbed::up_by(
+        program,
+        &[OsStr::new("testbed")],
+        &sites,
+        "joins",
+        Life::Tied,
+    )?;
+    let mut overlay = P2pvm::new(program);
+    overlay.prepare(&bed)?;
+    for host in &HOSTS[..4] {
+        overlay.start(&bed, host)?;
+    }
+    let b = overlay.address(&bed, "b")?;
+    let joins = (1..=rounds).map(|round| {
+        thread::sleep(SETTLE);
+        let join = once(&bed, &mut overlay, rtt_ms, &b)?;
+        eprintln!("{rtt_ms} ms, round {round} of {rounds}: {join:?}");
+        Ok(join)
+    });
+    let joins = joins.collect::<anyhow::Result<_>>()?;
+    for host in &HOSTS[..4] {
+        overlay.stop(&bed, host)?;
+    }
+    bed.down()?;
+    Ok(joins)
+}
+
+fn once(bed: &Testbed, overlay: &mut P2pvm, rtt_ms: u32, b: &str) -> anyhow::Result<Join> {
+    let began = Instant::now();
+    overlay.start(bed, "a")?;
+    let overlay = &*overlay;
+    let (direct, answered) = thread::scope(|scope| {
+        let looking = scope.spawn(|| direct_to(bed, overlay, b, began));
+        let answered = first_answer(bed, "a", b).map(|found| found.map(|_| began.elapsed()));
+        let direct = looking
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (direct, answered)
+    });
+    overlay.call(bed, "a", &["down"])?;
+    Ok(Join {
+        rtt_ms,
+        first_ping: answered?.map(|d| d.as_secs_f64()),
+        direct: direct?.map(|d| d.as_secs_f64()),
+    })
+}
+
+/// When the path to the member with this address was first seen to be direct.
+fn direct_to(
+    bed: &Testbed,
+    overlay: &P2pvm,
+    address: &str,
+    began: Instant,
+) -> anyhow::Result<Option<Duration>> {
+    while began.elapsed() < NEVER {
+        let peers = overlay.call(bed, "a", &["peers"])?;
+        if answers::path_to(&peers, address).is_some_and(|path| path.starts_with("direct")) {
+            return Ok(Some(began.elapsed()));
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    Ok(None)
+}
+
+fn table(joins: &[Join], options: &Options) -> String {
+    let mut text = String::from(
+        "| round trip between sites, ms | start to first answered ping, s | start to direct path, \
+            s |\n|---|---|---|\n",
+    );
+    for rtt in &options.rtt {
+        let of = |value: fn(&Join) -> Option<f64>| {
+            cell(joins.iter().filter(|j| j.rtt_ms == *rtt).map(value), 2)
+        };
+        let _ = writeln!(
+            text,
+            "| {rtt} | {} | {} |",
+            of(|j| j.first_ping),
+            of(|j| j.direct)
+        );
+    }
+    let _ = write!(
+        text,
+        "\nMedian of {} starts (smallest–largest). Never: not within {} s.",
+        options.rounds,
+        NEVER.as_secs()
+    );
+    text
+}
+
+fn page(table: &str) -> String {
+    format!(
+        "# How long a start takes\n\nMade by `p2pvm testbed joins --out docs/joins.md`; every \
+            figure comes from that run.\n\n\
+        Five emulated hosts: a public bootstrap, a second public host, and three behind \
+        port-restricted NATs. Four are up; the timed one, a\n\
+        member already, starts and pings another behind a NAT, to which it has no link. The time \
+        is that of the command `p2pvm up --detach`\n\
+        and all that follows. The path is asked for every {} ms, so its time is a little late. \
+        docs/decisions/0011 counts the round trips.\n\n{table}\n",
+        LOOK_EVERY.as_millis()
+    )
+}

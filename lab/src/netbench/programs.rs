@@ -1,0 +1,256 @@
+//! The programs that are measured, each configured as its manual says for hosts that know each
+//! other's addresses. Where they are joined only by a third host, that one is told to relay
+//! (nebula, EasyTier, n2n, tinc, p2pvm) or to route (WireGuard, which knows no relays: the third
+//! host decrypts and encrypts again).
+
+mod others;
+mod own;
+mod wireguard;
+
+use super::stage::{Own, Stage};
+use anyhow::Context;
+use others::{easytier, n2n, nebula, tinc};
+use own::{p2pvm, pair, plain};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+use wireguard::wireguard;
+
+/// How long a device or control socket may take to appear before its program counts as failed.
+const APPEAR: Duration = Duration::from_secs(10);
+
+/// What can be measured, in the order of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Which {
+    /// The cable alone
+    Raw,
+    /// Our forwarder without encryption
+    Plain,
+    /// This program
+    P2pvm,
+    /// wireguard-go
+    WireguardGo,
+    /// gotatun
+    Gotatun,
+    /// boringtun
+    Boringtun,
+    /// EasyTier
+    Easytier,
+    /// nebula
+    Nebula,
+    /// tinc
+    Tinc,
+    /// n2n
+    N2n,
+    /// Packet planes without the rest
+    #[value(skip)]
+    Pair,
+}
+
+impl Which {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Raw,
+        Self::Plain,
+        Self::P2pvm,
+        Self::WireguardGo,
+        Self::Gotatun,
+        Self::Boringtun,
+        Self::Easytier,
+        Self::Nebula,
+        Self::Tinc,
+        Self::N2n,
+    ];
+
+    /// What the table calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw veth",
+            Self::Plain => "plain forwarder, no encryption",
+            Self::P2pvm => "p2pvm",
+            Self::WireguardGo => "wireguard-go",
+            Self::Gotatun => "gotatun",
+            Self::Boringtun => "boringtun",
+            Self::Easytier => "EasyTier",
+            Self::Nebula => "nebula",
+            Self::Tinc => "tinc",
+            Self::N2n => "n2n",
+            Self::Pair => "planes",
+        }
+    }
+
+    /// Letters for names of interfaces and namespaces.
+    pub fn short(self) -> String {
+        format!("{self:?}").to_lowercase().chars().take(5).collect()
+    }
+}
+
+/// Where the executables are.
+pub(super) struct Places {
+    pub p2pvm: PathBuf,
+    pub plain: Own,
+    pub peers: PathBuf,
+    pub easytier: Option<PathBuf>,
+}
+
+impl Places {
+    /// A peer's executable: in the directory of those built for this, else on the path.
+    fn find(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut dirs: Vec<PathBuf> = vec![self.peers.clone()];
+        dirs.extend(std::env::split_paths(&path));
+        dirs.push("/usr/sbin".into());
+        let found = dirs
+            .iter()
+            .map(|dir| dir.join(name))
+            .find(|file| file.is_file());
+        found.with_context(|| {
+            format!("{name} is not installed (scripts/bench-peers.sh installs it)")
+        })
+    }
+
+    /// The executable that `which` needs first.
+    fn program(&self, which: Which) -> anyhow::Result<PathBuf> {
+        match which {
+            Which::Raw => Ok(PathBuf::new()),
+            Which::Plain => Ok(self.plain.file.clone()),
+            Which::P2pvm | Which::Pair => Ok(self.p2pvm.clone()),
+            Which::WireguardGo => self.find("wireguard-go"),
+            Which::Gotatun => self.find("gotatun"),
+            Which::Boringtun => self.find("boringtun-cli"),
+            Which::Easytier => self
+                .easytier
+                .clone()
+                .map_or_else(|| self.find("easytier-core"), Ok),
+            Which::Nebula => self.find("nebula"),
+            Which::Tinc => self.find("tincd"),
+            Which::N2n => self.find("edge"),
+        }
+    }
+
+    /// The version that the program prints, or why it cannot be run.
+    pub fn version(&self, which: Which) -> anyhow::Result<String> {
+        let program = self.program(which)?;
+        let argument = match which {
+            Which::Raw | Which::Plain | Which::Pair => return Ok(String::new()),
+            // The program prints another number than Debian's package carries.
+            Which::WireguardGo => return Ok(debian_version("wireguard-go").unwrap_or_default()),
+            Which::Nebula => "-version",
+            Which::N2n => "-h",
+            _ => "--version",
+        };
+        let output = Command::new(&program)
+            .arg(argument)
+            .stdin(Stdio::null())
+            .output();
+        let output = output.with_context(|| format!("cannot run {}", program.display()))?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        let word = text.split_whitespace().map(|w| {
+            w.trim_start_matches("v.")
+                .trim_start_matches('v')
+                .trim_end_matches(',')
+        });
+        let number = word
+            .into_iter()
+            .find(|w| w.starts_with(|c: char| c.is_ascii_digit()) && w.contains('.'));
+        Ok(number.unwrap_or_default().to_owned())
+    }
+}
+
+fn debian_version(package: &str) -> Option<String> {
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Version}", package])
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A program that runs on all hosts of a stage; it ends when this is dropped.
+pub(super) struct Running {
+    /// Each with the index of its host.
+    daemons: Vec<(usize, Child)>,
+    /// The overlay addresses of `a` and `b`.
+    pub addresses: [IpAddr; 2],
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.daemons {
+            // One that ends with its input cleans up; one that is dead already is as good.
+            if child.stdin.take().is_none() {
+                let _ = child.kill();
+            }
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Running {
+    /// Processes on these hosts.
+    pub fn pids(&self, hosts: &[usize]) -> Vec<u32> {
+        self.daemons
+            .iter()
+            .filter(|(host, _)| hosts.contains(host))
+            .map(|(_, child)| child.id())
+            .collect()
+    }
+
+    /// Starts `which` on all hosts of the stage.
+    pub fn start(which: Which, places: &Places, stage: &Stage) -> anyhow::Result<Self> {
+        let program = places.program(which)?;
+        let overlay = |net: u8| [IpAddr::from([10, net, 0, 1]), IpAddr::from([10, net, 0, 2])];
+        let mut running = Self {
+            daemons: Vec::new(),
+            addresses: overlay(90),
+        };
+        match which {
+            Which::Raw => running.addresses = [stage.reach(1, 0), stage.hosts[1].address],
+            Which::Plain => plain(&mut running, &places.plain, stage)?,
+            Which::P2pvm => p2pvm(&mut running, &program, stage)?,
+            Which::WireguardGo | Which::Gotatun | Which::Boringtun => {
+                wireguard(&mut running, which, &program, stage)?
+            }
+            Which::Pair => pair(&mut running, &program, stage)?,
+            Which::Easytier => easytier(&mut running, &program, stage)?,
+            Which::Nebula => nebula(&mut running, &program, stage)?,
+            Which::Tinc => tinc(&mut running, &program, stage)?,
+            Which::N2n => n2n(&mut running, &program, &places.find("supernode")?, stage)?,
+        }
+        Ok(running)
+    }
+
+    fn daemon(&mut self, stage: &Stage, host: usize, command: &mut Command) -> anyhow::Result<()> {
+        let child = stage.spawn(host, &format!("daemon{}", self.daemons.len()), command)?;
+        self.daemons.push((host, child));
+        Ok(())
+    }
+}
+
+/// The last octet of a host's overlay address.
+fn octet(host: usize) -> u8 {
+    host as u8 + 1
+}
+
+/// The host whose address all others are configured with: the one in the middle, or `a`.
+fn first(stage: &Stage) -> usize {
+    if stage.hosts.len() > 2 { 2 } else { 0 }
+}
+
+/// Retries `action` until it succeeds or [`APPEAR`] has passed.
+fn until<T>(mut action: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let began = Instant::now();
+    loop {
+        match action() {
+            Ok(done) => return Ok(done),
+            Err(_) if began.elapsed() < APPEAR => std::thread::sleep(Duration::from_millis(50)),
+            Err(error) => return Err(error),
+        }
+    }
+}
