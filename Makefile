@@ -6,7 +6,9 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz web web-if-npm test-web page build image setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-slow static screenshots
+.PHONY: demo test bench bench-net simulate fuzz web web-if-npm test-web page build image setup \
+  lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-tools test-slow static \
+  screenshots
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -22,8 +24,10 @@ page: setup
 bench: build image
 	$(SUDO) $(BIN) bench --image $(IMAGE)
 
+# The example is what makes cargo take the features that the tests' dependencies want (tokio's clock
+# that can be stopped): the tests of any crate, and clippy, then find all that is compiled here.
 build: setup
-	cargo build --locked -p p2pvm
+	cargo build --locked -p p2pvm --bin p2pvm --example shell-files
 
 setup:
 	scripts/setup.sh
@@ -48,7 +52,7 @@ iso-tools:
 
 # The ISO in QEMU: BIOS and UEFI, CD and USB stick, an invite in every place, installing, cloning, guests that boot in it and move.
 # About 20 minutes where there is no KVM and nothing else runs.
-test-iso: build iso
+test-iso: build iso test-tools
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_ISO="$$PWD/$(ISO)" cargo nextest run --locked --profile iso -p p2pvm
 
 # How fast packets go, beside other overlays and the cable itself (docs/speed.md), then guest to guest beside host to host
@@ -85,11 +89,14 @@ deb: setup deb-tools web-if-npm
 	scripts/deb.sh
 
 deb-tools:
-	cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb
+	scripts/tools.sh deb
+
+test-tools:
+	scripts/tools.sh nextest
 
 # The package on a clean Debian that is booted in a container, with an upgrade beneath a running VM. Two minutes, and some more the
 # first time, when the Debian tree is made (target/debian/tree-trixie.tar).
-test-deb: build image deb-tools
+test-deb: build image deb-tools test-tools
 	scripts/setup.sh deb
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" cargo nextest run --locked --profile deb -p p2pvm
 
@@ -97,7 +104,7 @@ test-deb: build image deb-tools
 # networkd and resolved, routers that change and hosts that sleep, and a quarter of an hour of random events on a host. Four at a time, as
 # they mostly wait: about 25 minutes; SEED=n is another sequence.
 SEED ?= 1
-test-slow: build image
+test-slow: build image test-tools
 	scripts/setup.sh slow
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" P2PVM_CHAOS_SEED=$(SEED) cargo nextest run --locked --profile slow -p p2pvm
 

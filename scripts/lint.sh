@@ -1,8 +1,32 @@
 #!/usr/bin/env bash
-# Format, lints and the dependency rules. What a machine lacks is said, never passed over in silence.
+# Format, lints and the dependency rules. What a machine lacks is said, never passed over in silence;
+# with --strict, and in continuous integration (CI is set), it is installed or the run fails.
 set -euo pipefail
-have() { cargo "$1" --version >/dev/null 2>&1; }
+cd "$(dirname "$0")/.."
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+strict=${CI:-}
+case ${1:-} in
+  '') ;;
+  --strict) strict=1 ;;
+  *) echo "usage: scripts/lint.sh [--strict]" >&2; exit 2 ;;
+esac
 
-if have fmt; then cargo fmt --all --check; else echo "lint: cargo fmt is not installed here: formatting not checked"; fi
-if have clippy; then cargo clippy --locked --workspace --all-targets -- -D warnings; else echo "lint: clippy is not installed here: lints not checked"; fi
-if have deny; then cargo deny --offline check licenses bans sources; else echo "lint: cargo-deny is not installed here: dependency rules (deny.toml) not checked"; fi
+# Whether the tool is here, and if not what is not checked.
+have() {
+  if [ -n "$strict" ]; then
+    scripts/tools.sh "$1" || exit 1
+  elif ! cargo "$1" --version >/dev/null 2>&1; then
+    echo "lint: cargo $1 is not installed here (scripts/tools.sh $1): $2 not checked"
+    return 1
+  fi
+}
+
+if have fmt "formatting"; then cargo fmt --all --check; fi
+if have deny "dependency rules (deny.toml)"; then
+  # It asks no registry itself: what the lock file names is here before.
+  cargo fetch --locked --target x86_64-unknown-linux-gnu
+  cargo deny --offline check licenses bans sources
+fi
+if have clippy "lints"; then
+  cargo clippy --locked --workspace --all-targets -- -D warnings
+fi
