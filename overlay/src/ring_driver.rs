@@ -222,7 +222,7 @@ impl Driver {
         while let Some(output) = self.ring.poll() {
             match output {
                 Output::Send { to, packet } => {
-                    drop(self.net.plane().send_to_ring_neighbour(&to, &packet))
+                    let _ = self.net.plane().send_to_ring_neighbour(&to, &packet);
                 }
                 Output::Link { member, agent } => self.link(member, agent),
                 Output::Unlink { member } => {

@@ -7,4 +7,3 @@ mod links;
 mod ring;
 mod streams;
 
-pub(crate) use streams::DatagramStream;
