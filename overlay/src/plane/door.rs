@@ -6,4 +6,3 @@ mod addresses;
 mod links;
 mod ring;
 mod streams;
-
