@@ -34,7 +34,7 @@ impl Reports {
 
     pub fn event(&self, event: PlaneEvent) {
         if self.events.try_send(event).is_err() {
-            tracing::debug!("plane event dropped: nobody takes them");
+            tracing::debug!("plane event dropped: its owner is behind");
         }
     }
 

@@ -21,7 +21,7 @@ pub(crate) fn mute_host_stack(ifname: &str) {
         ),
     ] {
         if let Err(error) = fs::write(&file, value) {
-            tracing::debug!(%file, %error, "not set");
+            tracing::debug!(%file, %error, "cannot set a kernel parameter");
         }
     }
 }

@@ -69,7 +69,7 @@ impl Inner {
                 }));
             });
         if let Err(error) = started {
-            tracing::debug!(%error, "nothing can be proved");
+            tracing::debug!(%error, "cannot start the thread of a proof");
         }
     }
 }

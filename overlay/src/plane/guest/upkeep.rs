@@ -57,7 +57,7 @@ impl Inner {
                 .map(|what| format!("a guest's interface {ifname} cannot be put back: {what}"));
             if care.missing.is_none() && care.log.worth(&mended, 1, now) != Worth::NoLine {
                 tracing::warn!(
-                    "a guest's interface {ifname} is put back, something changed it: {}",
+                    "put a guest's interface {ifname} back after another program changed it: {}",
                     mended.join(", ")
                 );
             }
@@ -104,7 +104,7 @@ fn make_again(care: &Care, ifname: &str, mended: &mut Vec<String>) -> Result<(),
 
 fn mend(port: &Port, care: &mut Care, link: &Link, mended: &mut Vec<String>) -> io::Result<()> {
     if link.index != care.index {
-        mended.push("it was made anew".into());
+        mended.push("it was replaced by a new one".into());
         mute_host_stack(&link.name);
         port.socket.bind(link.index)?;
         care.index = link.index;

@@ -98,7 +98,7 @@ impl Inner {
         })
     }
 
-    /// Whether this machine's IPv6 is switched off; says so when that changes.
+    /// Whether this machine's IPv6 is switched off; logs it when that changes.
     fn is_without_v6(&self, wanted: &mut WantedDevice) -> bool {
         let off = is_v6_off(&wanted.name);
         if off != wanted.without_v6 {
@@ -115,7 +115,7 @@ impl Inner {
         off
     }
 
-    /// Says which addresses the device is to have, and puts them on. Must be called in the plane's
+    /// Sets the addresses that the device has to have, and adds them. Must be called in the plane's
     /// network namespace.
     pub fn set_host_addresses(
         &self,
@@ -140,7 +140,7 @@ impl Inner {
                 continue;
             }
             if let Err(cause) = self.add_address(addr, *prefix) {
-                // IPv4 alone will do; the next look tries again and says what is wrong.
+                // IPv4 alone is enough; the next look tries again and logs what is wrong.
                 if addr.is_ipv4() || v4.is_none() {
                     failed = Some(Error::Address {
                         device: wanted.name.clone(),
@@ -153,7 +153,7 @@ impl Inner {
         failed.map_or(Ok(()), Err)
     }
 
-    /// What cannot be put back of the device and of guests' interfaces.
+    /// What cannot be put back of the device and of guests' interfaces, in words.
     pub fn device_faults(&self) -> Vec<String> {
         let wanted = lock(&self.device_wanted);
         let device = wanted
@@ -163,7 +163,7 @@ impl Inner {
         device.chain(self.port_faults()).collect()
     }
 
-    /// The ways of packets to the network that somebody else's rules or routes lead past the
+    /// Destinations in the network whose packets other programs' rules or routes lead past the
     /// device.
     pub fn ways_elsewhere(&self) -> Vec<Unproved> {
         lock(&self.device_wanted).elsewhere.clone()

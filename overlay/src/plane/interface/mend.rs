@@ -128,7 +128,7 @@ impl Inner {
             .as_ref()
             .is_some_and(|mark| *mark != wanted.mark && is_ours(mark))
         {
-            // What the mark is to say has changed, and nobody took it away.
+            // The wanted mark has changed; no other program has removed it: no log line.
             let _ = set_alias(index, &wanted.mark.to_string());
         } else if mark.as_ref() != Some(&wanted.mark) {
             findings.note(

@@ -39,7 +39,7 @@ impl Inner {
                 let _ = answer.send(proved);
             });
         if let Err(error) = started {
-            tracing::debug!(%error, "nothing can be proved");
+            tracing::debug!(%error, "cannot start the thread of a proof");
         }
     }
 

@@ -77,11 +77,11 @@ impl WantedDevice {
             self.mended.push_back(now);
             match self.log.worth(mended, MAX_REPAIRS, now) {
                 Worth::Line => tracing::warn!(
-                    "the interface {device} is put back, something changed it: {}",
+                    "put the interface {device} back after another program changed it: {}",
                     mended.join(", ")
                 ),
                 Worth::LastLine => tracing::warn!(
-                    "something changes the interface {device} again and again: {}",
+                    "another program keeps changing the interface {device}: {}",
                     mended.join(", ")
                 ),
                 Worth::NoLine => {}
@@ -102,7 +102,7 @@ impl WantedDevice {
 
     pub fn log_elsewhere(&mut self, elsewhere: Vec<Unproved>) {
         for new in elsewhere.iter().filter(|new| !self.elsewhere.contains(new)) {
-            tracing::warn!("{new}, and a rule or a longer route of somebody else leads them there");
+            tracing::warn!("{new}, because of a rule or a longer route of another program");
         }
         if elsewhere.is_empty() && !self.elsewhere.is_empty() {
             tracing::info!("packets to this network leave by {} again", self.name);

@@ -105,7 +105,9 @@ fn drain(socket: &OwnedFd) {
 /// The thread.
 pub(crate) fn run(inner: &Arc<Inner>) {
     let socket = listen()
-        .inspect_err(|error| tracing::debug!(%error, "no news of addresses from the kernel"))
+        .inspect_err(
+            |error| tracing::debug!(%error, "the kernel cannot report changes of addresses"),
+        )
         .ok();
     let pause = if socket.is_some() {
         LOOK_EVERY

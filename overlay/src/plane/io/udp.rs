@@ -230,8 +230,8 @@ impl Udp {
         }
         self.some_singly.store(true, Ordering::Relaxed);
         if ways.insert(to, Instant::now()).is_none() {
-            tracing::info!(%to, %error, "the way there takes no batches (UDP GSO): datagrams go \
-                singly, which is slower");
+            tracing::info!(%to, %error, "the route there takes no batches (UDP GSO): datagrams \
+                are sent singly, which is slower");
         }
     }
 

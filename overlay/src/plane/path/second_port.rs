@@ -56,8 +56,8 @@ impl Inner {
             && second.is_used()
             && second.return_to_first(&from.addr, now)
         {
-            tracing::debug!(member = ?peer.member, way = %from.addr, "from the first port again, \
-                on which it is heard");
+            tracing::debug!(member = ?peer.member, way = %from.addr, "sending from the first port \
+                again: the member is heard there");
         }
     }
 
@@ -99,7 +99,7 @@ impl Inner {
             .filter(|to| !is_private(&to.ip()))
             .collect();
         if let Err(error) = self.move_to_second_port(&addresses) {
-            tracing::debug!(%error, "no other port");
+            tracing::debug!(%error, "cannot open a second port");
             return;
         }
         self.udp.second_port().silence_first(true);
@@ -132,7 +132,7 @@ impl Inner {
         let udp = Arc::new(Udp::bind(0)?);
         tracing::debug!(
             port = udp.port(),
-            "another port for ways that are dead from the first"
+            "opened a second port for addresses that the first does not reach"
         );
         self.udp.second_port().open(udp.clone());
         let inner = self.clone();

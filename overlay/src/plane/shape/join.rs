@@ -398,7 +398,7 @@ mod tests {
             };
             let (mut buf, mut sizes) = (vec![0; ROOM * 8], [0; 8]);
             let _ = cut(
-                &bytes, &header, Into { buf: &mut buf, head: 0, stride: ROOM, room: ROOM },
+                &bytes, &header, Target { buf: &mut buf, head: 0, stride: ROOM, room: ROOM },
                 &mut sizes
             );
             let _ = joined(&[bytes.clone(), bytes]);
