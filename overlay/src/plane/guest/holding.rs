@@ -1,6 +1,6 @@
 //! Packets for a guest that is being moved away. While its memory is copied, the last packets given
 //! to it are remembered; once it is stopped, packets are held instead of given to it; when the new
-//! host is known they are passed on there, with the last few of before, which the guest may never
+//! host is known they are passed on there, with the last few given to the guest, which it may never
 //! have read. So a connection sees the stop as delay and not as loss, which would cost it a
 //! retransmission timeout (RFC 6298) on top.
 //!

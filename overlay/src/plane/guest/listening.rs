@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-/// Who hears of the guest's frames while it is asked whether it is there.
+/// Where the guest's frames are reported while it is asked whether it is there.
 #[derive(Default)]
 pub(crate) struct Listening {
     /// Spares the port's thread the lock while nothing is asked.

@@ -84,7 +84,7 @@ impl Multicast {
             && lock(&self.received).take(RECEIVED_A_SECOND, now)
     }
 
-    /// The other members that take part; `None`: nobody here does.
+    /// The other members that take part; `None`: this host's guests do not.
     pub fn set(&self, members: Option<Vec<MemberId>>) {
         self.on.store(members.is_some(), Ordering::Relaxed);
         self.members.store(members.map(Into::into));

@@ -25,7 +25,7 @@ pub(crate) struct Proofs {
 }
 
 impl Proofs {
-    /// Whether a packet that the host sends is the answer to a question of ours; then it is not
+    /// Whether a packet that the host sends answers a question of the proof; then it is not
     /// carried.
     #[inline]
     pub fn takes(&self, packet: &[u8], now: Instant) -> bool {

@@ -153,7 +153,7 @@ impl Probe {
         }
     }
 
-    /// What it means that a question is said not to have arrived: nobody listens at a port of a
+    /// What "unreachable" means as an answer to a question: no program listens at a port of a
     /// host that was reached, or else a firewall answers in its place.
     fn unreachable(&self, by: u8, code: u8, question: &[u8]) -> Option<Answer> {
         let (src, dst) = packet::addresses(question)?;
@@ -195,7 +195,7 @@ pub(crate) fn ask_host(
     while Instant::now() < until && !ended() {
         let at = Instant::now();
         asked += 1;
-        // A host whose route is just being found out may say that there is none.
+        // The send may fail while the route is being looked up.
         let sent = echo.ask(asked);
         let wait = (at + again)
             .min(until)

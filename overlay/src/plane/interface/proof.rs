@@ -8,9 +8,9 @@ use tokio::sync::oneshot;
 pub enum Answered {
     /// An ICMP echo reply.
     Echo,
-    /// UDP: a datagram, or that nobody listens at the port.
+    /// UDP: a datagram, or "port unreachable".
     Udp,
-    /// TCP: a connection, or that nobody listens at the port.
+    /// TCP: a connection, or its refusal.
     Tcp,
 }
 
@@ -97,7 +97,7 @@ pub enum Unproved {
     },
 }
 
-/// What is to be proved, and who wants to know.
+/// What has to be proved, and where the result goes.
 pub(crate) struct Question {
     /// The member's address; `None`: this host's own stack.
     pub to: Option<IpAddr>,

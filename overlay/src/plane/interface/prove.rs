@@ -189,8 +189,7 @@ impl Plane {
     /// to the host's overlay address into the TUN, and takes the reply out of what the host sends
     /// into it. A host that ignores echo requests is asked by UDP and TCP.
     ///
-    /// No member is involved, so that it also says something where there is none. Cheap: some
-    /// packets through the kernel.
+    /// No member is involved, so it works without any. It costs some packets through the kernel.
     ///
     /// # Errors
     /// [`Unproved`]: the step that fails.
@@ -200,7 +199,7 @@ impl Plane {
 
     /// Proves that this host's stack reaches a member's, through both TUNs: an ICMP echo request
     /// that this host's stack sends from its overlay address to `addr`, one of the member's; TCP
-    /// where that is not answered. The link is made if there is none.
+    /// if that is not answered. The link is made if it is missing.
     ///
     /// # Errors
     /// [`Unproved`]: the step that fails, the link first.

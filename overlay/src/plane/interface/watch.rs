@@ -162,7 +162,7 @@ impl Inner {
         }
     }
 
-    /// Lets those go who wait for the thread, which has ended.
+    /// Ends the wait of everyone that waits for the thread, which has ended.
     pub fn clear_tasks(&self) {
         lock(&self.tasks.queue).clear();
     }

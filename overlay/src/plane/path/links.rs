@@ -58,7 +58,7 @@ impl Inner {
                     self.send_waiting(&mut out, peer, now);
                 }
                 Output::GaveUp => {
-                    tracing::debug!(member = ?peer.member, "the member never answered the handshake");
+                    tracing::debug!(member = ?peer.member, "no answer to the handshake");
                     peer.paths().remove_all(now);
                     self.run_paths(peer, now);
                 }

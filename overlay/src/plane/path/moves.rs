@@ -1,6 +1,6 @@
-//! How this host notices that it has moved, and whom it tells.
+//! When and why this host has moved, and how it notices that it slept.
 //!
-//! A change of addresses is noticed by [`super::super::interface::watch`]; sleep by comparing two
+//! A change of addresses is noticed by [`crate::plane::interface::watch`]; sleep by comparing two
 //! clocks, one of which counts sleep.
 
 use crate::plane::lock::lock;

@@ -9,7 +9,7 @@ use crate::{
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// How often a path is asked for while there is none.
+/// How often a path is asked for while it is missing.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
 impl Inner {
