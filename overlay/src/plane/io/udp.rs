@@ -297,13 +297,15 @@ impl Batch {
         match written {
             0 => return,
             n if self.count == 0 => self.segment = n,
-            n if n < self.segment => self.closed = true,
-            n if n > self.segment => {
-                // Larger than those before it: they go first, it starts the next batch.
+            // A virtual link or a router of this machine may carry a batch as one packet, and drop
+            // all of it if its datagrams are too large for the next link. One larger datagram by
+            // itself may be a question about the path's size: nothing else shares its fate.
+            n if n > self.segment || (n < self.segment && self.count == 1) => {
                 self.flush(udp);
                 self.bytes.copy_within(start..start + n, 0);
                 (self.to, self.segment) = (Some(to), n);
             }
+            n if n < self.segment => self.closed = true,
             _ => {}
         }
         self.len += written;
@@ -372,6 +374,25 @@ mod tests {
             !a.goes_singly(&[127, 0, 0, 2].into()),
             "others are not held to it"
         );
+    }
+
+    #[test]
+    fn a_datagram_behind_a_larger_one_does_not_share_its_fate() {
+        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let to = SocketAddr::from(([127, 0, 0, 1], b.port()));
+        let mut batch = Batch::default();
+        for size in [1428, 88] {
+            batch.push(&a, to, size, |buf| Some(buf.len()));
+        }
+        // The larger one, as a question about the path's size is, has left by itself.
+        assert_eq!((batch.count, batch.len), (1, 88));
+        for size in [88, 88, 40] {
+            batch.push(&a, to, size, |buf| Some(buf.len()));
+        }
+        assert_eq!((batch.count, batch.len, batch.closed), (4, 304, true));
+        batch.flush(&a);
+        let sizes: Vec<usize> = arriving(&b, 5).iter().map(|(_, len)| *len).collect();
+        assert_eq!(sizes, [1428, 88, 88, 88, 40]);
     }
 
     #[test]
