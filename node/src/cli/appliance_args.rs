@@ -11,8 +11,8 @@ pub enum Iso {
     #[command(
         after_help = "The command copies the ISO and changes one place in the copy; it rebuilds \
             nothing and needs no root.\n\nExamples:\n  p2pvm invite --uses 5 > invite.txt\n  p2pvm \
-            iso customize p2pvm.iso --join invite.txt -o lab.iso\n  p2pvm iso customize lab.iso --clear -o \
-            plain.iso"
+            iso customize p2pvm.iso --join invite.txt -o lab.iso\n  p2pvm iso customize lab.iso \
+            --clear -o plain.iso"
     )]
     Customize(Customize),
 }
