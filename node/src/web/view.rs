@@ -1,17 +1,17 @@
-//! What the page shows, as one answer: this node and its health in the word that `p2pvm top` has,
-//! every member with its links and decisions as it tells them itself, and the VMs.
+//! The page's content as one answer: this node with its health in `p2pvm top`'s words, every member
+//! with the links and decisions that it reports, and the VMs.
 
 use crate::api::types::{ClusterMember, Decided, HealthView, Peer, Status, VmView};
 use p2pvm_console::{Health, UNREACHABLE, Vitals, lost, troubled, udp_port};
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
 
-/// Links that a member tells of itself; the page draws no more of one member.
+/// How many links a member reports; the page draws no more of one member.
 pub const MAX_LINKS: usize = 32;
-/// Decisions that a member tells of itself, the newest.
+/// How many of its newest decisions a member reports.
 pub const MAX_DECISIONS: usize = 6;
 
-/// A link as the member at its one end sees it.
+/// A link as one of its ends sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Link {
     /// The beginning of the other member's id.
@@ -23,20 +23,20 @@ pub struct Link {
     pub rtt_ms: Option<f64>,
 }
 
-/// A member as it describes itself.
+/// A member's report about itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sight {
-    /// Who it is and how busy.
+    /// Its identity and load.
     #[serde(flatten)]
     pub member: ClusterMember,
     /// Its links.
     pub links: Vec<Link>,
-    /// What it decided about VMs lately.
+    /// Its latest decisions about VMs.
     pub decisions: Vec<Decided>,
 }
 
 impl Sight {
-    /// As `member`, which told it, may tell it: about itself, and not at any length.
+    /// Restricts the report of `member` to itself and to the limits.
     pub fn of(mut self, member: String) -> Self {
         self.member.member = member;
         self.links.truncate(MAX_LINKS);
@@ -45,12 +45,12 @@ impl Sight {
     }
 }
 
-/// Everything.
+/// The whole answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct View {
     /// This node.
     pub status: Status,
-    /// How it is.
+    /// Its health.
     pub health: HealthView,
     /// The other members that this node knows.
     pub peers: Vec<Peer>,
@@ -58,11 +58,11 @@ pub struct View {
     pub members: Vec<Sight>,
     /// The network's VMs.
     pub vms: Vec<VmView>,
-    /// Members that did not say which VMs they have.
+    /// Members that did not answer which VMs they have.
     pub silent: Vec<String>,
 }
 
-/// The health, by the same rules as on the status screen.
+/// The health, by the status screen's rules.
 pub fn health(
     online: bool,
     status: &Status,
