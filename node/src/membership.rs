@@ -198,7 +198,7 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
     })?;
     if let Some(use_) = other_use(subnet) {
         return Err(Failure::usage(format!(
-            "'{text}' cannot be a network's subnet, because it holds {use_}: choose another --subnet"
+            "'{text}' cannot be a network's subnet: it holds {use_}; choose another --subnet"
         )));
     }
     if !force {
