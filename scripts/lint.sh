@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lints and the dependency rules. What a machine lacks is said, never passed over in silence.
+# Checks formatting, lints and the dependency rules. If a tool is missing, it says which check it leaves out.
 set -euo pipefail
 have() { cargo "$1" --version >/dev/null 2>&1; }
 
