@@ -180,9 +180,7 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
     let routes = p2pvm_dhcp::subnet::local_routes().doing("reading this machine's routes")?;
     let Some(text) = given else {
         let chosen = Subnet::choose(&routes, &mut rand::rng()).ok_or_else(|| {
-            Failure::refused(
-                "local routes cover every subnet tried; choose one with --subnet",
-            )
+            Failure::refused("local routes cover every subnet tried; choose one with --subnet")
         })?;
         return Ipv4Subnet::new(chosen.addr, chosen.prefix).ok_or_else(|| {
             Failure::refused("no subnet could be chosen; choose one with --subnet")
@@ -399,8 +397,7 @@ pub async fn join(
     for revocation in joined.revocations {
         // A revocation that does not verify concerns no member of this network.
         if let Err(refusal) = trust.add_revocation(revocation) {
-            tracing::debug!(%refusal, "a revocation that came with the certificate is \
-                invalid");
+            tracing::debug!(%refusal, "an invalid revocation came with the certificate");
         }
     }
     write_atomically(&layout.network(), &encode(&joined.network)?, 0o644)?;

@@ -105,10 +105,7 @@ async fn attempt(layout: &Layout) -> Outcome<()> {
 /// because the machine boots again and again with the same command line.
 fn unattended(disk: &Path) -> Outcome<()> {
     if install::is_installed(disk)? {
-        say(format_args!(
-            "{} has the appliance already",
-            disk.display()
-        ));
+        say(format_args!("{} has the appliance already", disk.display()));
         return Ok(());
     }
     say(format_args!("installing on {}", disk.display()));

@@ -245,7 +245,10 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
             .ask(Method::DELETE, &path, None::<&()>)
             .await?;
         return report(context, &done, || {
-            println!("the move of {} was cancelled: it stays on {}", a.name, done.host)
+            println!(
+                "the move of {} was cancelled: it stays on {}",
+                a.name, done.host
+            )
         });
     }
     let followed = follow::<VmMoved>(context, &path, format!("migrating {}", a.name), &request);

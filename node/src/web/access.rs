@@ -108,7 +108,10 @@ fn is_ours(hosts: &Hosts, headers: &HeaderMap) -> Result<(), (StatusCode, &'stat
     match headers.get(header::ORIGIN).map(HeaderValue::to_str) {
         None => Ok(()),
         Some(Ok(origin)) if origin.strip_prefix("http://") == Some(host) => Ok(()),
-        Some(_) => Err((StatusCode::FORBIDDEN, "requests from other pages are rejected")),
+        Some(_) => Err((
+            StatusCode::FORBIDDEN,
+            "requests from other pages are rejected",
+        )),
     }
 }
 
