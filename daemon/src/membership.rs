@@ -1,5 +1,4 @@
-//! What a machine knows of its own membership, on disk: founding a network, joining one, forgetting
-//! it.
+//! This machine's membership on disk: founding a network, joining one, forgetting it.
 
 use crate::{
     clock,
@@ -21,10 +20,10 @@ use p2pvm_overlay::{
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fs, net::Ipv4Addr, path::Path};
 
-/// How every invite begins.
+/// The prefix of every invite.
 pub const INVITE_PREFIX: &str = "p2pvm1";
 
-/// A founder's certificate outlives any machine; others get theirs from it with shorter lives.
+/// The life of a founder's certificate. Reason: it outlives any machine; others live shorter.
 const FOUNDER_CERTIFICATE_SECONDS: u64 = 20 * 365 * 24 * 3600;
 
 /// The membership of this machine.
@@ -37,11 +36,11 @@ pub struct Membership {
     pub identity: Identity,
     /// The root key, on the machine that founded the network.
     pub root: Option<KeyPair>,
-    /// Where to knock first.
+    /// The addresses to dial first.
     pub bootstrap: Vec<String>,
 }
 
-/// What `init` made, as text.
+/// The result of `init`, as text.
 pub struct Founded {
     /// The network's id.
     pub network: NetworkId,
@@ -51,10 +50,10 @@ pub struct Founded {
     pub subnet: Ipv4Subnet,
 }
 
-/// What a name may be made of.
+/// The allowed form of a name, in words.
 const LABEL: &str = "up to 63 lower-case letters, digits and inner hyphens";
 
-/// Refuses a network's name that cannot be a DNS label.
+/// Rejects a network's name that is not a DNS label.
 pub fn check_network(name: &str) -> Outcome<()> {
     if valid_name(name) {
         return Ok(());
@@ -66,25 +65,24 @@ pub fn check_network(name: &str) -> Outcome<()> {
     )))
 }
 
-/// Whether a machine may be called so.
+/// Whether a machine may have this name.
 pub fn is_host(name: &str) -> bool {
     valid_name(name) && is_name(NameKind::Host, name)
 }
 
-/// Refuses what cannot be a machine's name: VMs are called NAME.vm, so that none can be called
-/// `vm`.
+/// Rejects an invalid machine name. `vm` is one, because the names of VMs are NAME.vm.
 pub fn check_host(name: &str) -> Outcome<()> {
     if is_host(name) {
         return Ok(());
     }
     let why = if valid_name(name) {
-        "the names of VMs end in it".to_owned()
+        "the names of VMs end in 'vm'".to_owned()
     } else {
         format!("a name is {LABEL}")
     };
     let name = shown::word(name);
     Err(Failure::usage(format!(
-        "'{name}' cannot be this machine's name, as {why}: give it another with --name"
+        "'{name}' cannot be this machine's name, because {why}: give it another with --name"
     )))
 }
 
@@ -104,7 +102,7 @@ fn decode<T: DeserializeOwned>(path: &Path) -> Outcome<Option<T>> {
         .map(Some)
 }
 
-/// Refuses to go on without a membership.
+/// Fails without a membership.
 pub fn require_member(layout: &Layout) -> Outcome<()> {
     if layout.is_member() {
         return Ok(());
@@ -116,7 +114,7 @@ pub fn require_member(layout: &Layout) -> Outcome<()> {
     )))
 }
 
-/// Refuses a machine that is in a network already.
+/// Fails if this machine is a member of a network.
 pub fn refuse_member(layout: &Layout) -> Outcome<()> {
     if !layout.is_member() {
         return Ok(());
@@ -139,7 +137,7 @@ pub fn found(
     refuse_member(layout)?;
     if let Some(impossible) = clock::impossible(UnixTime::wall()) {
         return Err(Failure::refused(format!(
-            "{impossible}; what is signed now would be void for members whose clocks are right"
+            "{impossible}; certificates signed now would be invalid for members with correct clocks"
         )));
     }
     let subnet = choose_subnet(subnet, force)?;
@@ -147,7 +145,7 @@ pub fn found(
     let identity =
         Identity::load_or_create(&layout.identity()).doing("making this node's identity")?;
     let root = match read_if_there(&layout.root_key())? {
-        // A founding that was interrupted goes on with its key.
+        // After an interrupted founding, the next one uses its key.
         Some(seed) => KeyPair::from_seed(&seed.try_into().map_err(|_| {
             Failure::refused(format!("{} is damaged", layout.root_key().display()))
         })?),
@@ -182,9 +180,7 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
     let routes = p2pvm_dhcp::subnet::local_routes().doing("reading this machine's routes")?;
     let Some(text) = given else {
         let chosen = Subnet::choose(&routes, &mut rand::rng()).ok_or_else(|| {
-            Failure::refused(
-                "every subnet tried is covered by a local route; choose one with --subnet",
-            )
+            Failure::refused("local routes cover every subnet tried; choose one with --subnet")
         })?;
         return Ipv4Subnet::new(chosen.addr, chosen.prefix).ok_or_else(|| {
             Failure::refused("no subnet could be chosen; choose one with --subnet")
@@ -195,12 +191,12 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
         .and_then(|(addr, prefix)| Ipv4Subnet::new(addr.parse().ok()?, prefix.parse().ok()?));
     let subnet = parsed.ok_or_else(|| {
         Failure::usage(format!(
-            "'{text}' is no subnet: write it as 10.83.0.0/16, with a prefix of 8 to 28"
+            "'{text}' is not a subnet: write it as 10.83.0.0/16, with a prefix of 8 to 28"
         ))
     })?;
     if let Some(use_) = other_use(subnet) {
         return Err(Failure::usage(format!(
-            "'{text}' cannot be a network's subnet, as it holds {use_}: choose another --subnet"
+            "'{text}' cannot be a network's subnet: it holds {use_}; choose another --subnet"
         )));
     }
     if !force {
@@ -209,8 +205,7 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
     Ok(subnet)
 }
 
-/// What every machine uses some of its addresses for (RFC 6890), so that none is a host's; none:
-/// they are free.
+/// The reserved use (RFC 6890) of some of the subnet's addresses; `None` if they are free.
 fn other_use(subnet: Ipv4Subnet) -> Option<&'static str> {
     let (first, last) = (
         subnet.addr.octets(),
@@ -229,11 +224,10 @@ fn other_use(subnet: Ipv4Subnet) -> Option<&'static str> {
     }
 }
 
-/// Says a refusal in a sentence that says what to do.
+/// Turns a refusal into a sentence that says what to do.
 pub fn refused(refusal: Refusal) -> Failure {
     let kind = match refusal {
-        // The one is waiting for others to answer, the other reaches none: not a word about this
-        // machine.
+        // Too few members answered, or none was reached: neither says anything about this machine.
         Refusal::Undecided(_) | Refusal::CannotAdmit => Kind::NotNow,
         _ => Kind::Refused,
     };
@@ -243,7 +237,7 @@ pub fn refused(refusal: Refusal) -> Failure {
             "the invite is used up: ask for a new one ('p2pvm invite --uses N')".to_owned()
         }
         Refusal::Tampered => {
-            "the invite was changed on the way (its signature does not fit): ask for it again"
+            "the invite was changed on the way (its signature is invalid): ask for it again"
                 .to_owned()
         }
         Refusal::NotAnInvite => {
@@ -257,22 +251,22 @@ pub fn refused(refusal: Refusal) -> Failure {
     Failure::new(kind, message)
 }
 
-/// The name of the network that an invite leads into, if it is one and whole. Whether its time is
-/// over is for a member to say: this machine's clock may be wrong.
+/// The name of an invite's network, if the invite is complete. Only a member decides whether it has
+/// expired, because this machine's clock may be wrong.
 pub fn network_of_invite(text: &str) -> Outcome<String> {
     Ok(Invite::parse(text).map_err(refused)?.network().name.clone())
 }
 
-/// Whether an invite is whole and, by this machine's clock, still valid.
+/// Checks that an invite is complete and, by this machine's clock, still valid.
 pub fn checked_invite(text: &str) -> Outcome<()> {
     let invite = Invite::parse(text).map_err(refused)?;
     invite.check(UnixTime::now()).map_err(refused)
 }
 
-/// Whether this machine is a member of the network that an invite leads into.
+/// Whether this machine is a member of an invite's network.
 ///
 /// # Errors
-/// If it is one of another network, or is called otherwise than `given`.
+/// It is a member of another network, or its name is not `given`.
 pub fn already(layout: &Layout, invite: &Invite, given: Option<&str>) -> Outcome<bool> {
     if layout.is_member() {
         return match network(layout)? {
@@ -294,7 +288,7 @@ pub fn already(layout: &Layout, invite: &Invite, given: Option<&str>) -> Outcome
     Ok(false)
 }
 
-/// A name is in the certificate: it stays as long as the membership.
+/// Rejects another name: the name is in the certificate and stays as long as the membership.
 fn keeps_name(layout: &Layout, given: &str) -> Outcome<()> {
     let certificate: Option<Certificate> = decode(&layout.certificate())?;
     match certificate {
@@ -307,7 +301,7 @@ fn keeps_name(layout: &Layout, given: &str) -> Outcome<()> {
     }
 }
 
-/// What is to be said of this machine's clock beside that of a member, if they differ.
+/// A note about this machine's clock, if it differs from a member's.
 fn clock_note(wall: UnixTime, theirs: UnixTime) -> Option<String> {
     let apart = clock::apart(wall, theirs)?;
     Some(format!(
@@ -318,7 +312,7 @@ fn clock_note(wall: UnixTime, theirs: UnixTime) -> Option<String> {
     ))
 }
 
-/// A refusal for time's sake: by whose clock, and whether this machine's is another.
+/// A refusal because of time: by which clock, and whether this machine's clock differs.
 fn expired(invite: &Invite, wall: UnixTime, theirs: Option<UnixTime>) -> Failure {
     let Failure { kind, message, .. } = refused(Refusal::Expired);
     let note = theirs.and_then(|theirs| clock_note(wall, theirs));
@@ -333,8 +327,8 @@ fn expired(invite: &Invite, wall: UnixTime, theirs: Option<UnixTime>) -> Failure
     Failure::new(kind, format!("{message}{here}{note}"))
 }
 
-/// A member that this machine turned down: certificates last for years, so the clock is doubted
-/// first.
+/// The failure after this machine rejected a member's certificate. Certificates last for years, so
+/// the message doubts the clock first.
 fn member_expired(wall: UnixTime) -> Failure {
     Failure::refused(format!(
         "by this machine's clock, which shows {}, the certificate of the member asked has ended: \
@@ -344,17 +338,16 @@ fn member_expired(wall: UnixTime) -> Failure {
     ))
 }
 
-/// What becomes of one who asked to join.
+/// The result of joining.
 pub struct Welcome {
-    /// The name under which it is in.
+    /// This machine's name in the network.
     pub called: Called,
-    /// What it should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// Joins the network that an invite leads into. Joining again with the membership already there is
-/// no error. Whether the invite is over is for the members to say: this machine's clock may be
-/// wrong.
+/// Joins an invite's network. Joining the same network again is not an error. The members decide
+/// whether the invite has expired, because this machine's clock may be wrong.
 pub async fn join(
     layout: &Layout,
     text: &str,
@@ -382,7 +375,7 @@ pub async fn join(
     let joined = asked.map_err(|e| match e {
         JoinError::Refused(Refusal::Revoked) => Failure::refused(format!(
             "the invite has been revoked, or this machine has been expelled: ask for a new \
-                invite; if that is refused too, remove {}, so that it joins as a new member",
+                invite; if that one is refused too, remove {}, so that it joins as a new member",
             layout.identity().display()
         )),
         JoinError::Refused(Refusal::Expired) => expired(&invite, wall, None),
@@ -402,10 +395,9 @@ pub async fn join(
     let trust =
         Trust::load(joined.network.id, &layout.revocations()).doing("reading revocations")?;
     for revocation in joined.revocations {
-        // What does not verify concerns no member of this network.
+        // A revocation that does not verify concerns no member of this network.
         if let Err(refusal) = trust.add_revocation(revocation) {
-            tracing::debug!(%refusal, "a revocation that came with the certificate is not \
-                believed");
+            tracing::debug!(%refusal, "an invalid revocation came with the certificate");
         }
     }
     write_atomically(&layout.network(), &encode(&joined.network)?, 0o644)?;
@@ -424,7 +416,7 @@ pub async fn join(
     Ok(Welcome { called, notes })
 }
 
-/// The network that this machine is in, if it is in one.
+/// This machine's network, if it is a member of one.
 pub fn network(layout: &Layout) -> Outcome<Option<NetworkConfig>> {
     decode(&layout.network())
 }
@@ -465,10 +457,10 @@ pub fn load(layout: &Layout) -> Outcome<Membership> {
     })
 }
 
-/// Forgets the membership and all that hangs on it. The identity and the root key stay: they are
-/// this machine's and the network's, not the membership's.
+/// Forgets the membership and its state. The identity and the root key stay, because they belong to
+/// this machine and to the network.
 pub fn forget(layout: &Layout) -> Outcome<()> {
-    // The certificate goes first: without it an interrupted forgetting is still one.
+    // The certificate goes first: without it this machine is no member, also after a crash here.
     for file in [
         layout.certificate(),
         layout.network(),

@@ -123,7 +123,7 @@ fn what_joining_needs_is_checked_before_the_invite_is_used_and_names_come_out_us
         "b",
         &join,
         &[
-            "UDP port 4002 cannot be had by",
+            "UDP port 4002 cannot be bound (used by",
             &by,
             "Address already in use",
         ],

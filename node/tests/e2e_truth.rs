@@ -282,7 +282,7 @@ fn a_second_daemon_a_taken_port_and_a_taken_device_are_said_with_who_has_them() 
     fs::write(other.join("node.toml"), SETTINGS).unwrap();
     let said = refused(&lab, "a", &["--dir", dir, "up", "--detach"], 5);
     assert!(
-        said.contains("port 4001 cannot be had by") && said.contains("p2pvm"),
+        said.contains("port 4001 cannot be bound (used by") && said.contains("p2pvm"),
         "{said}"
     );
     fs::write(
