@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use std::{
     ffi::{OsStr, OsString},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -253,19 +253,20 @@ pub enum TestbedCommand {
 
 /// The executable that was named, or this one.
 pub(crate) fn program_or_this(program: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    program.map_or_else(
-        || std::env::current_exe().context("cannot find this program's own file"),
-        Ok,
-    )
+    program.map_or_else(this_program, Ok)
 }
 
-/// Runs a command. `program` is the way to this very command line from outside (`p2pvm testbed` is
-/// this executable and `["testbed"]`).
+fn this_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
+}
+
+/// Runs a command. `arguments` are those before it on the command line of this executable:
+/// `["testbed"]` for `p2pvm testbed`.
 pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<ExitCode> {
     match command {
         TestbedCommand::Up { sites, named } => {
             let sites = Sites::load(&sites).with_context(|| sites.display().to_string())?;
-            let program = std::env::current_exe().context("cannot find this program's own file")?;
+            let program = this_program()?;
             let testbed = Testbed::up_by(&program, arguments, &sites, &named.name, Life::Detached)?;
             print_hosts(&testbed.status()?);
         }
@@ -281,18 +282,55 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
                 .become_command(&host, Command::new(program).args(arguments))
                 .into());
         }
-        TestbedCommand::Cut {
-            named,
-            a,
-            b: Some(b),
-        } => Testbed::open(&named.name)?.cut(&a, &b)?,
-        TestbedCommand::Cut { named, a, b: None } => Testbed::open(&named.name)?.isolate(&a)?,
-        TestbedCommand::Heal {
-            named,
-            a,
-            b: Some(b),
-        } => Testbed::open(&named.name)?.heal(&a, &b)?,
-        TestbedCommand::Heal { named, a, b: None } => Testbed::open(&named.name)?.rejoin(&a)?,
+        TestbedCommand::Status { named, json } => {
+            let status = Testbed::open(&named.name)?.status()?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&status)?);
+            } else {
+                print_hosts(&status);
+                print_links(&status);
+            }
+        }
+        TestbedCommand::Down { named } => testbed::down(&named.name)?,
+        TestbedCommand::Keep { name, tied } => return Ok(keeper::keep(&name, tied)),
+        TestbedCommand::Compare(options) => return compare::run(&options),
+        TestbedCommand::Joins(options) => return compare::joins::run(&options),
+        TestbedCommand::BenchNet(options) => return netbench::run(&options, arguments),
+        TestbedCommand::PlainTunnel(options) => netbench::tunnel::run(&options)?,
+        TestbedCommand::Soak {
+            seconds,
+            pace,
+            seed,
+            program,
+        } => return soak(&program_or_this(program)?, seconds, pace, seed),
+        TestbedCommand::Chaos(options) => {
+            let program = program_or_this(options.program.clone())?;
+            return chaos::main(&options, &program);
+        }
+        TestbedCommand::NatMatrix(options) => matrix::run(&options, &this_program()?)?,
+        TestbedCommand::Client(options) => return guest_client::main(&options),
+        change => change_testbed(change)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a command that changes a testbed while it is up.
+fn change_testbed(command: TestbedCommand) -> anyhow::Result<()> {
+    match command {
+        TestbedCommand::Cut { named, a, b } => {
+            let testbed = Testbed::open(&named.name)?;
+            match b {
+                Some(b) => testbed.cut(&a, &b)?,
+                None => testbed.isolate(&a)?,
+            }
+        }
+        TestbedCommand::Heal { named, a, b } => {
+            let testbed = Testbed::open(&named.name)?;
+            match b {
+                Some(b) => testbed.heal(&a, &b)?,
+                None => testbed.rejoin(&a)?,
+            }
+        }
         TestbedCommand::Shape {
             named,
             a,
@@ -334,75 +372,23 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             println!("{killed} processes killed on {host}");
         }
         TestbedCommand::Revive { named, host } => Testbed::open(&named.name)?.revive(&host)?,
-        TestbedCommand::Status { named, json } => {
-            let status = Testbed::open(&named.name)?.status()?;
-            if json {
-                println!("{}", serde_json::to_string_pretty(&status)?);
-            } else {
-                print_hosts(&status);
-                for link in status.links {
-                    let c = link.counters;
-                    println!(
-                        "{} -> {}: {} packets, {} bytes, lost {}, queue full {}, cut {}, too \
-                            large {}, refused {}",
-                        link.from,
-                        link.to,
-                        c.packets,
-                        c.bytes,
-                        c.lost,
-                        c.full,
-                        c.cut,
-                        c.too_large,
-                        c.refused
-                    );
-                }
-            }
-        }
-        TestbedCommand::Down { named } => testbed::down(&named.name)?,
-        TestbedCommand::Compare(options) => {
-            return compare::run(&options);
-        }
-        TestbedCommand::Joins(options) => return compare::joins::run(&options),
-        TestbedCommand::BenchNet(options) => return netbench::run(&options, arguments),
-        TestbedCommand::PlainTunnel(options) => netbench::tunnel::run(&options)?,
-        TestbedCommand::Soak {
-            seconds,
-            pace,
-            seed,
-            program,
-        } => {
-            let program = program_or_this(program)?;
-            let report = soak::soak(
-                &program,
-                "soak",
-                pace,
-                std::time::Duration::from_secs(seconds),
-                seed,
-            )?;
-            println!("{}", serde_json::to_string_pretty(&report)?);
-            let stood = report.same_daemon
-                && report.panics.is_empty()
-                && report.outcome.worst_amplification <= 3.0;
-            return Ok(if stood {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
-        }
-        TestbedCommand::Chaos(options) => {
-            let program = program_or_this(options.program.clone())?;
-            return chaos::main(&options, &program);
-        }
-        TestbedCommand::NatMatrix(options) => {
-            matrix::run(
-                &options,
-                &std::env::current_exe().context("cannot find this program's own file")?,
-            )?;
-        }
-        TestbedCommand::Client(options) => return guest_client::main(&options),
-        TestbedCommand::Keep { name, tied } => return Ok(keeper::keep(&name, tied)),
+        _ => unreachable!("run_as runs all commands that change no testbed"),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+/// Attacks a daemon and prints the report; fails if the daemon did not stand it.
+fn soak(program: &Path, seconds: u64, pace: u32, seed: u64) -> anyhow::Result<ExitCode> {
+    let lasting = std::time::Duration::from_secs(seconds);
+    let report = soak::soak(program, "soak", pace, lasting, seed)?;
+    println!("{}", serde_json::to_string_pretty(&report)?);
+    let stood =
+        report.same_daemon && report.panics.is_empty() && report.outcome.worst_amplification <= 3.0;
+    Ok(if stood {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Runs a command of `p2pvm testbed`.
@@ -423,6 +409,17 @@ fn print_hosts(status: &testbed::Status) {
         println!(
             "{:<16} {:<16} {:<16} {:<16} {}{v6}",
             host.name, host.site, host.address, host.public, host.processes
+        );
+    }
+}
+
+fn print_links(status: &testbed::Status) {
+    for link in &status.links {
+        let c = link.counters;
+        println!(
+            "{} -> {}: {} packets, {} bytes, lost {}, queue full {}, cut {}, too large {}, \
+                refused {}",
+            link.from, link.to, c.packets, c.bytes, c.lost, c.full, c.cut, c.too_large, c.refused
         );
     }
 }

@@ -14,7 +14,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     process::ExitCode,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -166,92 +166,122 @@ pub fn run(
     let stream = connect(options, stop)?;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(Duration::from_millis(200)))?;
-    let started = Instant::now();
-    let tally = Arc::new(Mutex::new(Tally::default()));
-    let ended = Arc::new(Mutex::new(None::<String>));
+    let talk = Arc::new(Talk {
+        stream,
+        started: Instant::now(),
+        tally: Mutex::default(),
+        ended: Mutex::default(),
+    });
     let reader = {
-        let (tally, ended, stream) = (tally.clone(), ended.clone(), stream.try_clone()?);
+        let talk = talk.clone();
         thread::Builder::new()
             .name("replies".into())
             .spawn(move || {
-                let why = read_replies(&stream, &tally, started);
-                *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                let why = talk.read_replies();
+                *talk.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
             })?
     };
-    let now_report = || {
-        tally
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .report(started.elapsed())
-    };
-    let has_ended = || ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
-
-    let interval = Duration::from_millis(options.interval_ms.max(1));
-    let report_every = Duration::from_millis(options.report_ms.max(1));
-    let (mut next_line, mut next_report) = (Duration::ZERO, report_every);
-    let mut unsent: Vec<u8> = Vec::new();
-    let over = |now: Duration| {
-        stop.load(Ordering::SeqCst)
-            || options
-                .seconds
-                .is_some_and(|limit| now.as_secs_f64() >= limit)
-    };
-    while !over(started.elapsed()) && has_ended().is_none() {
-        let now = started.elapsed();
-        if now >= next_report {
-            report(&now_report());
-            next_report += report_every;
-        }
-        if now < next_line {
-            thread::sleep((next_line - now).min(Duration::from_millis(100)));
-            continue;
-        }
-        // A line counts as sent when its time has come, even if the connection takes no more: that
-        // wait is what is measured.
-        if unsent.is_empty() {
-            unsent.extend_from_slice(
-                tally
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .send(now)
-                    .as_bytes(),
-            );
-            unsent.push(b'\n');
-            next_line += interval;
-        }
-        match (&stream).write(&unsent) {
-            Ok(count) => drop(unsent.drain(..count)),
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock
-                        | io::ErrorKind::TimedOut
-                        | io::ErrorKind::Interrupted
-                ) => {}
-            Err(_) => break,
-        }
-    }
+    talk.send_lines(options, stop, &mut report);
     let grace = Instant::now();
-    while has_ended().is_none()
-        && !tally
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .complete()
+    while talk.ended().is_none()
+        && !talk.tally().complete()
         && grace.elapsed().as_secs_f64() < options.grace_seconds
     {
         thread::sleep(Duration::from_millis(5));
     }
-    let ended = has_ended();
+    let ended = talk.ended();
     let summary = Report {
         summary: true,
         ended,
-        ..now_report()
+        ..talk.report()
     };
     // The reader waits in a read: closing the connection ends it. It may be closed already.
-    let _ = stream.shutdown(std::net::Shutdown::Both);
+    let _ = talk.stream.shutdown(std::net::Shutdown::Both);
     let _ = reader.join();
     report(&summary);
     Ok(summary)
+}
+
+/// One connection, as the thread that sends and the one that reads share it.
+struct Talk {
+    stream: TcpStream,
+    started: Instant,
+    tally: Mutex<Tally>,
+    /// Why the connection ended, once it has.
+    ended: Mutex<Option<String>>,
+}
+
+impl Talk {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self) -> Option<String> {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.clone()
+    }
+
+    fn report(&self) -> Report {
+        self.tally().report(self.started.elapsed())
+    }
+
+    /// Sends lines at their pace until `stop` is set, the time is over or the connection ends.
+    fn send_lines(&self, options: &Options, stop: &AtomicBool, report: &mut impl FnMut(&Report)) {
+        let interval = Duration::from_millis(options.interval_ms.max(1));
+        let report_every = Duration::from_millis(options.report_ms.max(1));
+        let (mut next_line, mut next_report) = (Duration::ZERO, report_every);
+        let mut unsent: Vec<u8> = Vec::new();
+        let is_over = |now: Duration| {
+            let limit = options.seconds;
+            stop.load(Ordering::SeqCst) || limit.is_some_and(|limit| now.as_secs_f64() >= limit)
+        };
+        while !is_over(self.started.elapsed()) && self.ended().is_none() {
+            let now = self.started.elapsed();
+            if now >= next_report {
+                report(&self.report());
+                next_report += report_every;
+            }
+            if now < next_line {
+                thread::sleep((next_line - now).min(Duration::from_millis(100)));
+                continue;
+            }
+            // A line counts as sent when its time has come, even if the connection takes no more:
+            // that wait is what is measured.
+            if unsent.is_empty() {
+                unsent.extend_from_slice(self.tally().send(now).as_bytes());
+                unsent.push(b'\n');
+                next_line += interval;
+            }
+            match (&self.stream).write(&unsent) {
+                Ok(count) => drop(unsent.drain(..count)),
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::WouldBlock
+                            | io::ErrorKind::TimedOut
+                            | io::ErrorKind::Interrupted
+                    ) => {}
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Reads until the connection ends; answers why it did.
+    fn read_replies(&self) -> String {
+        let mut reader = BufReader::new(&self.stream);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match reader.read_until(b'\n', &mut line) {
+                Ok(0) => return "closed by the guest".into(),
+                Ok(_) => {
+                    let text = String::from_utf8_lossy(&line);
+                    self.tally().reply(self.started.elapsed(), &text);
+                }
+                Err(error) => return error.to_string(),
+            }
+        }
+    }
 }
 
 fn connect(options: &Options, stop: &AtomicBool) -> io::Result<TcpStream> {
@@ -266,26 +296,6 @@ fn connect(options: &Options, stop: &AtomicBool) -> io::Result<TcpStream> {
                 return Err(e);
             }
             Err(_) => thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
-
-/// Reads until the connection ends; answers why it did.
-fn read_replies(stream: &TcpStream, tally: &Mutex<Tally>, started: Instant) -> String {
-    let mut reader = BufReader::new(stream);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match reader.read_until(b'\n', &mut line) {
-            Ok(0) => return "closed by the guest".into(),
-            Ok(_) => {
-                let text = String::from_utf8_lossy(&line);
-                tally
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .reply(started.elapsed(), &text);
-            }
-            Err(error) => return error.to_string(),
         }
     }
 }

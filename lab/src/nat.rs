@@ -82,7 +82,32 @@ fn mapped_ports() -> &'static str {
     }\n"
 }
 
+/// The rules of a NAT that has the address `public`.
 fn translate(text: &mut String, nat: Nat, public: Ipv4Addr, seed: u64) {
+    let (udp, random) = udp_mapping(nat, public, seed);
+    let _ = write!(
+        text,
+        "table ip p2pvm {{
+        chain mapping {{ type nat hook postrouting priority srcnat; policy accept;
+            {udp}
+            oifname wan masquerade{random};
+        }}
+        chain unsolicited {{ type filter hook input priority 0; policy accept;
+            iifname wan icmp type echo-request accept;
+            iifname wan ct state != established,related drop;
+        }}
+        chain inward {{ type filter hook forward priority 0; policy accept;
+            iifname wan ct state new ct status & dnat == 0 drop;
+        }}\n"
+    );
+    if matches!(nat, Nat::FullCone | Nat::Restricted) {
+        let_in_by_mapping(text, nat);
+    }
+    text.push_str("}\n");
+}
+
+/// The rule that gives UDP its public port, and the option of the masquerade behind it.
+fn udp_mapping(nat: Nat, public: Ipv4Addr, seed: u64) -> (String, &'static str) {
     let (first, count) = PORTS;
     // The site's own seed, never 0 (which nft would leave out and the kernel draw).
     let seed = ((seed as u32) ^ (seed >> 32) as u32 ^ u32::from(public).rotate_left(7)).max(1);
@@ -92,7 +117,7 @@ fn translate(text: &mut String, nat: Nat, public: Ipv4Addr, seed: u64) {
                 {seed:#x} offset {first};"
         )
     };
-    let (udp, random) = match nat {
+    match nat {
         Nat::Symmetric => (
             hash("ip saddr . udp sport . ip daddr . udp dport"),
             " fully-random",
@@ -114,45 +139,32 @@ fn translate(text: &mut String, nat: Nat, public: Ipv4Addr, seed: u64) {
         }
         Nat::SymmetricPreserving => (String::new(), ""),
         _ => (hash("ip saddr . udp sport"), ""),
+    }
+}
+
+/// The chains of a full or restricted cone: they learn the mappings of outgoing packets and
+/// translate back what the NAT's filtering lets in.
+fn let_in_by_mapping(text: &mut String, nat: Nat) {
+    let (written_to, allowed) = match nat {
+        Nat::Restricted => (
+            "oifname wan update @written_to { udp sport . ip daddr };",
+            "iifname wan udp dport . ip saddr @written_to dnat ip to udp dport map @inside;",
+        ),
+        _ => ("", "iifname wan dnat ip to udp dport map @inside;"),
     };
     let _ = write!(
         text,
-        "table ip p2pvm {{
-        chain mapping {{ type nat hook postrouting priority srcnat; policy accept;
-            {udp}
-            oifname wan masquerade{random};
+        "map inside {{ type inet_service : ipv4_addr . inet_service; flags dynamic,timeout; \
+            timeout 120s; size 65535; }}
+        set written_to {{ type inet_service . ipv4_addr; flags dynamic,timeout; timeout 120s; \
+        size 65535; }}
+        chain learn {{ type filter hook postrouting priority srcnat + 100; policy accept;
+            oifname wan update @inside {{ udp sport : ct original ip saddr . ct original \
+            proto-src }};
+            {written_to}
         }}
-        chain unsolicited {{ type filter hook input priority 0; policy accept;
-            iifname wan icmp type echo-request accept;
-            iifname wan ct state != established,related drop;
-        }}
-        chain inward {{ type filter hook forward priority 0; policy accept;
-            iifname wan ct state new ct status & dnat == 0 drop;
+        chain filtering {{ type nat hook prerouting priority dstnat; policy accept;
+            {allowed}
         }}\n"
     );
-    if matches!(nat, Nat::FullCone | Nat::Restricted) {
-        let (written_to, allowed) = match nat {
-            Nat::Restricted => (
-                "oifname wan update @written_to { udp sport . ip daddr };",
-                "iifname wan udp dport . ip saddr @written_to dnat ip to udp dport map @inside;",
-            ),
-            _ => ("", "iifname wan dnat ip to udp dport map @inside;"),
-        };
-        let _ = write!(
-            text,
-            "map inside {{ type inet_service : ipv4_addr . inet_service; flags dynamic,timeout; \
-                timeout 120s; size 65535; }}
-            set written_to {{ type inet_service . ipv4_addr; flags dynamic,timeout; timeout 120s; \
-            size 65535; }}
-            chain learn {{ type filter hook postrouting priority srcnat + 100; policy accept;
-                oifname wan update @inside {{ udp sport : ct original ip saddr . ct original \
-                proto-src }};
-                {written_to}
-            }}
-            chain filtering {{ type nat hook prerouting priority dstnat; policy accept;
-                {allowed}
-            }}\n"
-        );
-    }
-    text.push_str("}\n");
 }

@@ -53,9 +53,7 @@ impl RootPlan {
         let own = inode(&PathBuf::from(format!("/proc/{pid}/ns/net")))?;
         (Some(own) == inode(&namespace::path(&host.namespace))).then_some(pid)
     }
-}
 
-impl RootPlan {
     /// Takes another process as the holder: the first of a machine that was booted in this root.
     pub(crate) fn adopt(&self, pid: u32) -> Result<(), Error> {
         fs::write(self.pid_file(), pid.to_string()).map_err(failed("write the holder's process id"))
@@ -112,61 +110,8 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
 
 /// Mounts the root in this thread, which is on the host's network, and leaves a process in it.
 fn raise(host: &HostPlan, root: &RootPlan) -> Result<u32, Error> {
-    let none = None::<&str>;
-    let at = root.keep.join("root");
-    let mount_all = || -> io::Result<()> {
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
-        sethostname(&host.name)?;
-        mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
-        for part in ["root", "upper", "work"] {
-            fs::create_dir_all(root.keep.join(part))?;
-        }
-        let kept = |part: &str| root.keep.join(part).display().to_string();
-        let layers = format!(
-            "lowerdir={},upperdir={},workdir={}",
-            root.tree.display(),
-            kept("upper"),
-            kept("work")
-        );
-        mount(
-            Some("overlay"),
-            &at,
-            Some("overlay"),
-            MsFlags::empty(),
-            Some(layers.as_str()),
-        )?;
-        for (kind, on, mode) in [
-            ("proc", "proc", ""),
-            ("sysfs", "sys", ""),
-            ("tmpfs", "run", "mode=755"),
-            ("tmpfs", "tmp", "mode=1777"),
-        ] {
-            mount(
-                Some("p2pvm"),
-                &at.join(on),
-                Some(kind),
-                MsFlags::empty(),
-                Some(mode).filter(|mode| !mode.is_empty()),
-            )?;
-        }
-        let given = [Path::new("/dev"), Path::new("/sys/fs/cgroup"), &host.dir];
-        for path in given
-            .into_iter()
-            .chain(root.binds.iter().map(PathBuf::as_path))
-        {
-            bind(path, &at)?;
-        }
-        chdir(&at)?;
-        pivot_root(".", ".")?;
-        umount2(".", MntFlags::MNT_DETACH)?;
-        chdir("/")?;
-        // Where Debian's boot would have made them.
-        for directory in ["/run/lock", "/run/dbus"] {
-            fs::create_dir_all(directory)?;
-        }
-        fs::set_permissions("/run/lock", fs::Permissions::from_mode(0o1777))
-    };
-    mount_all().map_err(|e| Error::Io(format!("mount the root of host {}", host.name), e))?;
+    mount_all(host, root)
+        .map_err(|e| Error::Io(format!("mount the root of host {}", host.name), e))?;
     let mut holder = Command::new("sleep");
     holder
         .arg("infinity")
@@ -182,6 +127,54 @@ fn raise(host: &HostPlan, root: &RootPlan) -> Result<u32, Error> {
         .spawn()
         .map_err(failed("start the holder of a host's root"))?;
     Ok(child.id())
+}
+
+/// Mounts the tree, the host's own file systems and the binds, and makes them this thread's root.
+fn mount_all(host: &HostPlan, root: &RootPlan) -> io::Result<()> {
+    let none = None::<&str>;
+    let at = root.keep.join("root");
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
+    sethostname(&host.name)?;
+    mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
+    for part in ["root", "upper", "work"] {
+        fs::create_dir_all(root.keep.join(part))?;
+    }
+    let kept = |part: &str| root.keep.join(part).display().to_string();
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        root.tree.display(),
+        kept("upper"),
+        kept("work")
+    );
+    let new = |from: &str, on: &Path, kind: &str, options: &str| {
+        let options = Some(options).filter(|options| !options.is_empty());
+        mount(Some(from), on, Some(kind), MsFlags::empty(), options)
+    };
+    new("overlay", &at, "overlay", &layers)?;
+    for (kind, on, mode) in [
+        ("proc", "proc", ""),
+        ("sysfs", "sys", ""),
+        ("tmpfs", "run", "mode=755"),
+        ("tmpfs", "tmp", "mode=1777"),
+    ] {
+        new("p2pvm", &at.join(on), kind, mode)?;
+    }
+    let given = [Path::new("/dev"), Path::new("/sys/fs/cgroup"), &host.dir];
+    for path in given
+        .into_iter()
+        .chain(root.binds.iter().map(PathBuf::as_path))
+    {
+        bind(path, &at)?;
+    }
+    chdir(&at)?;
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    chdir("/")?;
+    // Where Debian's boot would have made them.
+    for directory in ["/run/lock", "/run/dbus"] {
+        fs::create_dir_all(directory)?;
+    }
+    fs::set_permissions("/run/lock", fs::Permissions::from_mode(0o1777))
 }
 
 /// Shows a file or directory of this machine below `root`, under the same name.

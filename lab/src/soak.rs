@@ -9,6 +9,7 @@
 //! there would make the victim an amplifier (RFC 9000 §8.1 has the same bound).
 
 use crate::{
+    answers,
     lab::{Lab, LabError},
     sites::Sites,
     testbed::{self, Testbed},
@@ -100,6 +101,9 @@ pub struct Report {
     pub panics: Vec<String>,
 }
 
+/// The victim's ports: the control plane's and the packet plane's.
+const PORTS: (u16, u16) = (4001, 4002);
+
 /// Founds a network of two public hosts and one behind a NAT on a testbed of its own, and attacks
 /// the founder's daemon.
 ///
@@ -112,35 +116,12 @@ pub fn soak(
     lasting: Duration,
     seed: u64,
 ) -> Result<Report, LabError> {
-    const SITES: &str = "seed = 5\n[default]\nrtt_ms = 10\nmbit = 1000\n[[site]]\nname \
-        = \"victim\"\n[[site]]\nname = \"peer\"\n\
-                         [[site]]\nname = \"home\"\nnat = \"port-restricted\"\n";
-    const PORTS: (u16, u16) = (4001, 4002);
-    let sites = Sites::parse(SITES)?;
-    let lab = Lab::up(&sites, name, program)?;
-    for host in ["victim", "peer", "home"] {
-        let ports = if host == "victim" {
-            format!("port = {}\nlink_port = {}\n", PORTS.0, PORTS.1)
-        } else {
-            String::new()
-        };
-        lab.configure(host, &format!("cpus = 1\nautonomic = false\n{ports}"))?;
-    }
-    lab.found("victim", "lab")?;
-    let invite = lab.invite("victim", 2)?;
-    lab.join("peer", &invite)?;
-    lab.join("home", &invite)?;
-    for host in ["peer", "home"] {
-        lab.ping(host, "victim", 2, "100ms")?;
-    }
+    let lab = found_network(program, name)?;
     let pid_file = lab.dir("victim")?.join("daemon.pid");
     let pid = || fs::read_to_string(&pid_file).unwrap_or_default();
     let resident = || {
-        Ok::<_, LabError>(
-            lab.json("victim", &["status"])?["resident_bytes"]
-                .as_u64()
-                .unwrap_or(0),
-        )
+        let status = lab.json("victim", &["status"])?;
+        Ok::<_, LabError>(answers::resident_bytes(&status).unwrap_or_default() as u64)
     };
     let (pid_before, resident_before) = (pid(), resident()?);
     let plan = Plan {
@@ -183,6 +164,30 @@ pub fn soak(
     })
 }
 
+/// The victim, a public peer, and a member behind a NAT, which all reach one another.
+fn found_network(program: &Path, name: &str) -> Result<Lab, LabError> {
+    const SITES: &str = "seed = 5\n[default]\nrtt_ms = 10\nmbit = 1000\n\
+        [[site]]\nname = \"victim\"\n[[site]]\nname = \"peer\"\n\
+        [[site]]\nname = \"home\"\nnat = \"port-restricted\"\n";
+    let lab = Lab::up(&Sites::parse(SITES)?, name, program)?;
+    for host in ["victim", "peer", "home"] {
+        let ports = if host == "victim" {
+            format!("port = {}\nlink_port = {}\n", PORTS.0, PORTS.1)
+        } else {
+            String::new()
+        };
+        lab.configure(host, &format!("cpus = 1\nautonomic = false\n{ports}"))?;
+    }
+    lab.found("victim", "lab")?;
+    let invite = lab.invite("victim", 2)?;
+    lab.join("peer", &invite)?;
+    lab.join("home", &invite)?;
+    for host in ["peer", "home"] {
+        lab.ping(host, "victim", 2, "100ms")?;
+    }
+    Ok(lab)
+}
+
 /// Attacks from the router of the victim's site until the time is over.
 ///
 /// # Errors
@@ -203,6 +208,9 @@ pub fn attack(bed: &Testbed, plan: &Plan) -> Result<Outcome, testbed::Error> {
     })?
 }
 
+/// Source, port of the victim, and body.
+type Datagram = (SocketAddr, u16, Vec<u8>);
+
 struct Attack<'a> {
     plan: &'a Plan,
     victim: Ipv4Addr,
@@ -211,7 +219,7 @@ struct Attack<'a> {
     rng: ChaCha8Rng,
     /// The router's interface towards the victim.
     bridge: u32,
-    kept: VecDeque<(SocketAddr, u16, Vec<u8>)>,
+    kept: VecDeque<Datagram>,
     knocks: VecDeque<TcpStream>,
     /// Bytes sent from and answered to each forged source.
     forged: BTreeMap<Ipv4Addr, (u64, u64)>,
@@ -294,6 +302,7 @@ impl<'a> Attack<'a> {
             .into()
     }
 
+    /// Sends one datagram, of a kind that the dice choose.
     fn send_one(&mut self) -> std::io::Result<()> {
         let port = self.plan.udp[self.rng.random_range(0..self.plan.udp.len())];
         let again = if self.kept.is_empty() {
@@ -304,47 +313,12 @@ impl<'a> Attack<'a> {
                 .cloned()
         };
         let forged = self.forged_source();
-        let (kind, source, port, body) = match (self.rng.random_range(0..8), again) {
-            (0, Some((source, port, body))) => ("replayed", source, port, body),
-            (1, Some((_, port, body))) => ("replayed from elsewhere", forged, port, body),
-            (2, Some((source, port, mut body))) => {
-                for _ in 0..self.rng.random_range(1..=8) {
-                    let at = self.rng.random_range(0..body.len().max(1));
-                    if let Some(byte) = body.get_mut(at) {
-                        *byte ^= 1 << self.rng.random_range(0..8);
-                    }
-                }
-                ("bits turned", source, port, body)
-            }
-            (3, Some((source, port, mut body))) => {
-                let len = self.rng.random_range(0..=LONGEST);
-                body.resize(len, 0);
-                ("cut or stretched", source, port, body)
-            }
-            (4, _) => {
-                // The beginnings that the plane tells apart by their first byte.
-                let len = [148, 92, 64, 32, 16, 100, 116][self.rng.random_range(0..7)];
-                let mut body = self.noise(len);
-                body[..4].copy_from_slice(&[self.rng.random_range(0..6), 0, 0, 0]);
-                ("like a handshake", forged, port, body)
-            }
-            (5, _) => {
-                let extra = self.rng.random_range(0..10usize) * 4;
-                let mut body = self.noise(20 + extra);
-                body[..2].copy_from_slice(&[0, 1]);
-                body[2..4].copy_from_slice(&(extra as u16).to_be_bytes());
-                body[4..8].copy_from_slice(&0x2112_a442u32.to_be_bytes());
-                ("like STUN", forged, port, body)
-            }
-            (6, _) => {
-                let len = [1200, 1252, 50][self.rng.random_range(0..3)];
-                let mut body = self.noise(len);
-                body[..6].copy_from_slice(&[0xc3, 0, 0, 0, 1, 8]);
-                ("like QUIC", forged, port, body)
-            }
-            _ => {
-                let len = self.rng.random_range(0..=LONGEST);
-                ("noise", forged, port, self.noise(len))
+        let kind = self.rng.random_range(0..8);
+        let (kind, source, port, body) = match again.filter(|_| kind < 4) {
+            Some(again) => self.repeat(kind, again, forged),
+            None => {
+                let (kind, body) = self.invent(kind);
+                (kind, forged, port, body)
             }
         };
         let SocketAddr::V4(from) = source else {
@@ -366,6 +340,64 @@ impl<'a> Attack<'a> {
             Err(e) => return Err(e.into()),
         }
         Ok(())
+    }
+
+    /// A datagram that was seen, whole or changed.
+    fn repeat(
+        &mut self,
+        kind: u32,
+        (source, port, mut body): Datagram,
+        forged: SocketAddr,
+    ) -> (&'static str, SocketAddr, u16, Vec<u8>) {
+        match kind {
+            0 => ("replayed", source, port, body),
+            1 => ("replayed from elsewhere", forged, port, body),
+            2 => {
+                for _ in 0..self.rng.random_range(1..=8) {
+                    let at = self.rng.random_range(0..body.len().max(1));
+                    if let Some(byte) = body.get_mut(at) {
+                        *byte ^= 1 << self.rng.random_range(0..8);
+                    }
+                }
+                ("bits turned", source, port, body)
+            }
+            _ => {
+                let len = self.rng.random_range(0..=LONGEST);
+                body.resize(len, 0);
+                ("cut or stretched", source, port, body)
+            }
+        }
+    }
+
+    /// Noise, or noise that begins like something the victim knows.
+    fn invent(&mut self, kind: u32) -> (&'static str, Vec<u8>) {
+        match kind {
+            4 => {
+                // The beginnings that the plane tells apart by their first byte.
+                let len = [148, 92, 64, 32, 16, 100, 116][self.rng.random_range(0..7)];
+                let mut body = self.noise(len);
+                body[..4].copy_from_slice(&[self.rng.random_range(0..6), 0, 0, 0]);
+                ("like a handshake", body)
+            }
+            5 => {
+                let extra = self.rng.random_range(0..10usize) * 4;
+                let mut body = self.noise(20 + extra);
+                body[..2].copy_from_slice(&[0, 1]);
+                body[2..4].copy_from_slice(&(extra as u16).to_be_bytes());
+                body[4..8].copy_from_slice(&0x2112_a442u32.to_be_bytes());
+                ("like STUN", body)
+            }
+            6 => {
+                let len = [1200, 1252, 50][self.rng.random_range(0..3)];
+                let mut body = self.noise(len);
+                body[..6].copy_from_slice(&[0xc3, 0, 0, 0, 1, 8]);
+                ("like QUIC", body)
+            }
+            _ => {
+                let len = self.rng.random_range(0..=LONGEST);
+                ("noise", self.noise(len))
+            }
+        }
     }
 
     /// Reads what passes: datagrams to the victim are kept, answers to forged addresses are

@@ -5,6 +5,10 @@
 //! makes no difference whether the testbed is kept by this process ([`Testbed::up`]), by a child of
 //! it ([`Testbed::up_by`]) or by one started long ago ([`Testbed::open`]).
 
+mod status;
+
+pub use status::{HostStatus, LinkStatus, Status};
+
 use crate::{
     forwarder::Counters,
     keeper::{self, Keeper, Life},
@@ -18,11 +22,9 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsStr,
     io,
-    net::{IpAddr, Ipv6Addr},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -129,46 +131,6 @@ impl Drop for TiedKeeper {
     }
 }
 
-/// What `testbed status` shows.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Status {
-    /// Name of the testbed.
-    pub name: String,
-    /// Its hosts.
-    pub hosts: Vec<HostStatus>,
-    /// Its links, by direction; those that carried nothing, lost nothing and are not cut are left
-    /// out.
-    pub links: Vec<LinkStatus>,
-}
-
-/// A host, as `testbed status` shows it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct HostStatus {
-    /// Name.
-    pub name: String,
-    /// Site.
-    pub site: String,
-    /// Address on its own interface.
-    pub address: IpAddr,
-    /// IPv6 address on its own interface.
-    pub address6: Option<Ipv6Addr>,
-    /// Address others see.
-    pub public: IpAddr,
-    /// Processes running on it.
-    pub processes: usize,
-}
-
-/// One direction of a link, as `testbed status` shows it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LinkStatus {
-    /// Site it comes from.
-    pub from: String,
-    /// Site it goes to.
-    pub to: String,
-    /// What happened on it.
-    pub counters: Counters,
-}
-
 impl Testbed {
     /// Builds a testbed that lives in this process: it is taken down when the handle is dropped. If
     /// the process is killed instead, the next `up` on this machine takes it down.
@@ -236,6 +198,20 @@ impl Testbed {
             .ok_or_else(|| Error::NoSuch(name.into()))
     }
 
+    fn host_index(&self, name: &str) -> Result<usize, Error> {
+        let mut hosts = self.plan.hosts.iter();
+        hosts
+            .position(|host| host.name == name)
+            .ok_or_else(|| Error::NoSuch(name.into()))
+    }
+
+    fn site_index(&self, name: &str) -> Result<usize, Error> {
+        let mut sites = self.plan.sites.iter();
+        sites
+            .position(|site| site.name == name)
+            .ok_or_else(|| Error::NoSuch(name.into()))
+    }
+
     /// Runs `action` in a thread that is on the host's network. Sockets made there stay there.
     pub fn inside<T: Send>(
         &self,
@@ -251,13 +227,8 @@ impl Testbed {
         site: &str,
         action: impl FnOnce() -> T + Send,
     ) -> Result<T, Error> {
-        let site = self
-            .plan
-            .sites
-            .iter()
-            .find(|s| s.name == site)
-            .ok_or_else(|| Error::NoSuch(site.into()))?;
-        namespace::inside(&site.namespace, action)
+        let site = self.site_index(site)?;
+        namespace::inside(&self.plan.sites[site].namespace, action)
     }
 
     /// Makes a site's router forget all connections, and with them its NAT's mappings.
@@ -270,12 +241,7 @@ impl Testbed {
     /// which it writes without changing it, with `binds` of this machine in it under the same
     /// names.
     pub fn give_root(&mut self, host: &str, tree: &Path, binds: &[&Path]) -> Result<(), Error> {
-        let index = self
-            .plan
-            .hosts
-            .iter()
-            .position(|h| h.name == host)
-            .ok_or_else(|| Error::NoSuch(host.into()))?;
+        let index = self.host_index(host)?;
         let keep = Path::new(HOSTS_DIR)
             .join(&self.plan.name)
             .join(format!(".{host}"));
@@ -451,12 +417,7 @@ impl Testbed {
     /// its hosts get theirs if they have public ones, and every NAT mapping and connection through
     /// its routers is forgotten.
     pub fn renumber(&mut self, site: &str) -> Result<(), Error> {
-        let index = self
-            .plan
-            .sites
-            .iter()
-            .position(|s| s.name == site)
-            .ok_or_else(|| Error::NoSuch(site.into()))?;
+        let index = self.site_index(site)?;
         self.plan.renumber(index);
         raise::save_plan(&self.plan)?;
         raise::renumber(&self.plan, index)
@@ -464,12 +425,7 @@ impl Testbed {
 
     /// Puts another router before a site: same addresses, another kind of NAT, nothing remembered.
     pub fn renat(&mut self, site: &str, nat: Nat) -> Result<(), Error> {
-        let index = self
-            .plan
-            .sites
-            .iter()
-            .position(|s| s.name == site)
-            .ok_or_else(|| Error::NoSuch(site.into()))?;
+        let index = self.site_index(site)?;
         self.plan.sites[index].nat = nat;
         raise::save_plan(&self.plan)?;
         raise::address_router(&self.plan, index)
@@ -478,21 +434,10 @@ impl Testbed {
     /// Moves a host: to another address at its site, or to another site, where it gets a new
     /// interface. What runs on it runs on.
     pub fn rehost(&mut self, host: &str, to_site: Option<&str>) -> Result<(), Error> {
-        let no = |name: &str| Error::NoSuch(name.into());
-        let index = self
-            .plan
-            .hosts
-            .iter()
-            .position(|h| h.name == host)
-            .ok_or_else(|| no(host))?;
+        let index = self.host_index(host)?;
         let before = self.plan.hosts[index].clone();
         let site = match to_site {
-            Some(name) => self
-                .plan
-                .sites
-                .iter()
-                .position(|s| s.name == name)
-                .ok_or_else(|| no(name))?,
+            Some(name) => self.site_index(name)?,
             None => before.site,
         };
         self.plan.rehost(index, site).map_err(Error::Sites)?;
@@ -531,37 +476,6 @@ impl Testbed {
     /// What happened on each link so far, `[from][to]` by site index.
     pub fn counters(&self) -> Result<Vec<Vec<Counters>>, Error> {
         keeper::control(&self.plan.name, &keeper::Control::Report)?.ok_or(Error::Gone)
-    }
-
-    /// Hosts with their addresses, and what went over the links.
-    pub fn status(&self) -> Result<Status, Error> {
-        let mut links = Vec::new();
-        for (from, row) in self.counters()?.into_iter().enumerate() {
-            for (to, counters) in row
-                .into_iter()
-                .enumerate()
-                .filter(|(_, counters)| *counters != Counters::default())
-            {
-                links.push(LinkStatus {
-                    from: self.plan.sites[from].name.clone(),
-                    to: self.plan.sites[to].name.clone(),
-                    counters,
-                });
-            }
-        }
-        let hosts = self.plan.hosts.iter().map(|host| HostStatus {
-            name: host.name.clone(),
-            site: self.plan.sites[host.site].name.clone(),
-            address: host.address,
-            address6: host.address6,
-            public: self.plan.public_address(host),
-            processes: namespace::processes(&host.namespace, &host.dir).len(),
-        });
-        Ok(Status {
-            name: self.plan.name.clone(),
-            hosts: hosts.collect(),
-            links,
-        })
     }
 
     /// Kills everything on the hosts and removes them, their state directories included; an error

@@ -4,7 +4,7 @@
 //!
 //! In each round one move is traced and one is not, in an order that changes, so that neither the
 //! direction nor what else the machine does meanwhile is charged to one of them alone. Daemons are
-//! started anew in between; the guest runs on.
+//! restarted in between; the guest runs on.
 
 use super::{Bench, SETTINGS, number};
 use crate::{
@@ -23,26 +23,28 @@ use std::{
     time::Duration,
 };
 
-/// Between any two hosts.
+/// The round trip between any two hosts.
 const RTT_MS: f64 = 20.0;
 /// Where the collector listens on the first host.
 const PORT: u16 = 4318;
-/// A daemon that has just started settles this long before it counts as idle.
+/// How long a daemon settles after its start before it counts as idle.
 const SETTLE: Duration = Duration::from_secs(15);
 /// How long the idle daemons are watched.
 const IDLE: Duration = Duration::from_secs(20);
-/// What has ended is sent within this.
+/// How long until the spans of a move that has ended are sent.
 const SENT: Duration = Duration::from_secs(10);
-/// How long a daemon may take until it is whole again.
+/// How long a restarted daemon may take to find its peers and its guest.
 const READY: Duration = Duration::from_secs(60);
 
-/// What one of the two ways gave.
+/// The figures of all rounds with traces, or of those without.
 #[derive(Default)]
 struct Cost {
     total: Vec<f64>,
     downtime: Vec<f64>,
     gap: Vec<f64>,
     idle: Vec<f64>,
+    /// Bytes that the collector took.
+    sent: Vec<f64>,
 }
 
 impl Bench<'_> {
@@ -59,71 +61,82 @@ impl Bench<'_> {
         let swallowed = swallow(listener);
         let traced_settings =
             format!("{SETTINGS}[traces]\nendpoint = \"http://{collector}:{PORT}\"\n");
-        let (mut with, mut without, mut sent) = (Cost::default(), Cost::default(), Vec::new());
+        let (mut with, mut without) = (Cost::default(), Cost::default());
         let (mut from, mut to) = ("h2", "h3");
         for round in 0..self.rounds {
             for traced in [round % 2 == 1, round % 2 == 0] {
+                let (settings, cost) = if traced {
+                    (&*traced_settings, &mut with)
+                } else {
+                    (SETTINGS, &mut without)
+                };
                 for host in ["h2", "h3"] {
-                    restart(&lab, host, if traced { &traced_settings } else { SETTINGS })?;
+                    restart(&lab, host, settings)?;
                 }
-                std::thread::sleep(SETTLE);
-                let busy_before = busy(&lab, from)? + busy(&lab, to)?;
-                std::thread::sleep(IDLE);
-                let idle =
-                    (busy(&lab, from)? + busy(&lab, to)? - busy_before) / 2.0 / IDLE.as_secs_f64();
+                cost.idle.push(idle_cost(&lab, [from, to])?);
                 let before = swallowed.load(Ordering::SeqCst);
-                let client = lab.client("h1", &address, 10).step("starting the client")?;
-                std::thread::sleep(Duration::from_secs(2));
-                let moved = lab
-                    .json(from, &["vm", "migrate", "web", "--to", to])
-                    .step("migrating")?;
-                std::thread::sleep(SENT);
-                let seen = client.finish().step("asking the client")?;
-                let bytes = swallowed.load(Ordering::SeqCst) - before;
-                if traced != (bytes > 0) {
+                cost.migrate(&lab, &address, [from, to])?;
+                let sent = swallowed.load(Ordering::SeqCst) - before;
+                if traced != (sent > 0) {
                     return Err(RunError::Failed(format!(
-                        "the collector took {bytes} bytes of a move that was traced: {traced}"
+                        "the collector took {sent} bytes of a move that was traced: {traced}"
                     )));
                 }
-                let cost = if traced { &mut with } else { &mut without };
-                cost.idle.push(idle);
-                cost.total.push(number(answers::total_ms(&moved)));
-                cost.downtime.push(number(answers::downtime_ms(&moved)));
-                cost.gap.push(seen.longest_gap_ms);
-                if traced {
-                    sent.push(bytes as f64);
-                }
+                cost.sent.push(sent as f64);
                 std::mem::swap(&mut from, &mut to);
             }
         }
-        for (traces, cost) in [("off", without), ("on", with)] {
-            self.figure(
-                format!("traces {traces}: migration at {RTT_MS} ms RTT: total"),
-                "ms",
-                cost.total,
-            );
-            self.figure(
-                format!("traces {traces}: downtime by QEMU"),
-                "ms",
-                cost.downtime,
-            );
-            self.figure(
-                format!("traces {traces}: longest gap of the TCP client"),
-                "ms",
-                cost.gap,
-            );
-            self.figure(
-                format!("traces {traces}: an idle daemon's processor time"),
-                "ms/s",
-                cost.idle,
-            );
-        }
+        self.show_costs("off", without);
+        let sent = std::mem::take(&mut with.sent);
+        self.show_costs("on", with);
         self.figure("traces on: sent for one migration by both hosts", "B", sent);
         lab.down().step("taking the testbed down")
     }
+
+    fn show_costs(&mut self, traces: &str, cost: Cost) {
+        let figures = [
+            (
+                format!("migration at {RTT_MS} ms RTT: total"),
+                "ms",
+                cost.total,
+            ),
+            ("downtime by QEMU".into(), "ms", cost.downtime),
+            ("longest gap of the TCP client".into(), "ms", cost.gap),
+            ("an idle daemon's processor time".into(), "ms/s", cost.idle),
+        ];
+        for (what, unit, rounds) in figures {
+            self.figure(format!("traces {traces}: {what}"), unit, rounds);
+        }
+    }
 }
 
-/// Starts a host's daemon anew with other settings, and waits until it is connected with the two
+/// Processor time of an idle daemon, the mean of two hosts, milliseconds a second.
+fn idle_cost(lab: &Lab, hosts: [&str; 2]) -> Result<f64, RunError> {
+    std::thread::sleep(SETTLE);
+    let busy_of_both = || Ok::<_, RunError>(busy(lab, hosts[0])? + busy(lab, hosts[1])?);
+    let before = busy_of_both()?;
+    std::thread::sleep(IDLE);
+    Ok((busy_of_both()? - before) / 2.0 / IDLE.as_secs_f64())
+}
+
+impl Cost {
+    /// Moves the guest while a client talks to it, and waits until its traces are sent.
+    fn migrate(&mut self, lab: &Lab, address: &str, [from, to]: [&str; 2]) -> Result<(), RunError> {
+        let client = lab.client("h1", address, 10).step("starting the client")?;
+        std::thread::sleep(Duration::from_secs(2));
+        let moved = lab
+            .json(from, &["vm", "migrate", "web", "--to", to])
+            .step("migrating")?;
+        std::thread::sleep(SENT);
+        let seen = client.finish().step("asking the client")?;
+        self.total.push(number(answers::total_ms(&moved)));
+        self.downtime.push(number(answers::downtime_ms(&moved)));
+        self.gap.push(seen.longest_gap_ms);
+        Ok(())
+    }
+}
+
+/// Restarts a host's daemon with other settings, and waits until it is connected with the two
 /// others and knows its guest again.
 fn restart(lab: &Lab, host: &str, settings: &str) -> Result<(), RunError> {
     lab.configure(host, settings).step("configuring")?;

@@ -3,7 +3,7 @@
 //!
 //! It is on the emulated host's network; commands on the host then run in the container.
 
-use crate::{Error, lab::Lab, namespace};
+use crate::{Error, lab::Lab, namespace, plan::HostPlan};
 use std::{
     fs,
     path::Path,
@@ -57,54 +57,10 @@ impl Booted {
         let copy = root.keep.join("booted");
         fs::create_dir_all(&root.keep)
             .map_err(|e| Error::Io(format!("make {}", root.keep.display()), e))?;
-        namespace::run(
-            "cp",
-            &[
-                "-a",
-                "--reflink=auto",
-                &tree.to_string_lossy(),
-                &copy.to_string_lossy(),
-            ],
-            "",
-        )?;
-        namespace::run(
-            "chroot",
-            &[&copy.to_string_lossy(), "sh", "-euc", prepare],
-            "",
-        )?;
-        let mut command = Command::new("systemd-nspawn");
-        command.args([
-            "--quiet",
-            "--boot",
-            "--register=no",
-            "--keep-unit",
-            "--console=pipe",
-            "--capability=all",
-        ]);
-        command
-            .args(["--resolv-conf=off", "--timezone=off"])
-            .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network");
-        command
-            .arg(format!("--machine=p2pvm-{host}-{}", std::process::id()))
-            .arg(format!("--hostname={host}"));
-        command
-            .arg(format!(
-                "--network-namespace-path=/run/netns/{}",
-                planned.namespace
-            ))
-            .arg("--directory")
-            .arg(&copy);
-        for path in [Path::new("/dev/net/tun"), &planned.dir, &program] {
-            command.arg(format!("--bind={}", path.display()));
-        }
-        // Where the host still has version 1 of the control groups, the container gets version 2
-        // all the same.
-        command
-            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let container = command
+        let (from, to) = (tree.to_string_lossy(), copy.to_string_lossy());
+        namespace::run("cp", &["-a", "--reflink=auto", &from, &to], "")?;
+        namespace::run("chroot", &[&to, "sh", "-euc", prepare], "")?;
+        let container = boot_command(&planned, &copy, &program)
             .spawn()
             .map_err(|e| Error::Io("start systemd-nspawn".into(), e))?;
         let mut booted = Self {
@@ -159,6 +115,45 @@ impl Booted {
             sleep(Duration::from_millis(300));
         }
     }
+}
+
+/// The command that boots `directory` on the host's network.
+fn boot_command(host: &HostPlan, directory: &Path, program: &Path) -> Command {
+    let mut command = Command::new("systemd-nspawn");
+    command
+        .args([
+            "--quiet",
+            "--boot",
+            "--register=no",
+            "--keep-unit",
+            "--console=pipe",
+            "--capability=all",
+        ])
+        .args(["--resolv-conf=off", "--timezone=off"])
+        .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
+        .arg(format!(
+            "--machine=p2pvm-{}-{}",
+            host.name,
+            std::process::id()
+        ))
+        .arg(format!("--hostname={}", host.name))
+        .arg(format!(
+            "--network-namespace-path=/run/netns/{}",
+            host.namespace
+        ))
+        .arg("--directory")
+        .arg(directory);
+    for path in [Path::new("/dev/net/tun"), &host.dir, program] {
+        command.arg(format!("--bind={}", path.display()));
+    }
+    // Where the host still has version 1 of the control groups, the container gets version 2 all
+    // the same.
+    command
+        .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
 }
 
 impl Drop for Booted {

@@ -23,7 +23,7 @@ use serde::Serialize;
 use stage::{Own, Stage, Way};
 use std::{
     ffi::{OsStr, OsString},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -155,41 +155,7 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
         file: file.clone(),
         arguments: arguments.iter().map(OsString::from).collect(),
     };
-    let p2pvm = options.program.clone().unwrap_or(file);
-    let places = |p2pvm: &PathBuf| {
-        let peers = options.peers.clone();
-        Places {
-            p2pvm: p2pvm.clone(),
-            plain: own.clone(),
-            peers,
-            easytier: options.easytier.clone(),
-        }
-    };
-    let mut contenders = Vec::new();
-    for which in Which::ALL
-        .into_iter()
-        .filter(|w| options.only.is_empty() || options.only.contains(w))
-    {
-        contenders.push(Contender {
-            which,
-            name: which.name().into(),
-            places: places(&p2pvm),
-        });
-        if let (Which::P2pvm, Some(before)) = (which, &options.before) {
-            contenders.push(Contender {
-                which,
-                name: "p2pvm before".into(),
-                places: places(before),
-            });
-        }
-    }
-    for (name, file) in &options.pair {
-        contenders.push(Contender {
-            which: Which::Pair,
-            name: name.clone(),
-            places: places(file),
-        });
-    }
+    let contenders = contenders(options, &own, &file);
     let mut results: Vec<Measured> = contenders
         .iter()
         .map(|c| Measured {
@@ -207,22 +173,7 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
         };
         for ((contender, result), lossy) in contenders.iter().zip(&mut results).zip(lossy) {
             eprintln!("round {round} of {}: {}", options.rounds, contender.name);
-            let mut measured = Round::default();
-            match contender.places.version(contender.which) {
-                Ok(version) => {
-                    result.version = version;
-                    one_round(options, contender, &own, &mut measured);
-                    match lossy {
-                        Ok(rates) => measured.lossy = rates,
-                        Err(error) => measured
-                            .failed
-                            .push(format!("with loss: {}", chain(error.as_ref()))),
-                    }
-                }
-                Err(error) => measured.failed.push(chain(error.as_ref())),
-            }
-            measured.failed.iter().for_each(|why| eprintln!("  {why}"));
-            result.rounds.push(measured);
+            result.add_round(options, contender, &own, lossy);
         }
     }
     let page = report::page(&results, options, began.elapsed());
@@ -235,6 +186,62 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
         std::fs::write(out, page).with_context(|| format!("writing {}", out.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The programs to measure, in the order of the table.
+fn contenders(options: &Options, own: &Own, this_program: &Path) -> Vec<Contender> {
+    let contender = |which: Which, name: &str, p2pvm: &Path| Contender {
+        which,
+        name: name.into(),
+        places: Places {
+            p2pvm: p2pvm.to_owned(),
+            plain: own.clone(),
+            peers: options.peers.clone(),
+            easytier: options.easytier.clone(),
+        },
+    };
+    let p2pvm = options.program.as_deref().unwrap_or(this_program);
+    let mut contenders = Vec::new();
+    for which in Which::ALL
+        .into_iter()
+        .filter(|w| options.only.is_empty() || options.only.contains(w))
+    {
+        contenders.push(contender(which, which.name(), p2pvm));
+        if let (Which::P2pvm, Some(before)) = (which, &options.before) {
+            contenders.push(contender(which, "p2pvm before", before));
+        }
+    }
+    let pairs = options.pair.iter();
+    contenders.extend(pairs.map(|(name, file)| contender(Which::Pair, name, file)));
+    contenders
+}
+
+impl Measured {
+    /// Measures one round of a program; `lossy` is what [`all_lossy`] measured of it.
+    fn add_round(
+        &mut self,
+        options: &Options,
+        contender: &Contender,
+        own: &Own,
+        lossy: anyhow::Result<Vec<f64>>,
+    ) {
+        let mut measured = Round::default();
+        match contender.places.version(contender.which) {
+            Ok(version) => {
+                self.version = version;
+                one_round(options, contender, own, &mut measured);
+                match lossy {
+                    Ok(rates) => measured.lossy = rates,
+                    Err(error) => measured
+                        .failed
+                        .push(format!("with loss: {}", chain(error.as_ref()))),
+                }
+            }
+            Err(error) => measured.failed.push(chain(error.as_ref())),
+        }
+        measured.failed.iter().for_each(|why| eprintln!("  {why}"));
+        self.rounds.push(measured);
+    }
 }
 
 fn named(text: &str) -> Result<(String, PathBuf), String> {

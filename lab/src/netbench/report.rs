@@ -99,34 +99,44 @@ fn names<T: ValueEnum>(values: &[T]) -> String {
     names.join(",")
 }
 
-/// The whole page.
-pub(super) fn page(results: &[Measured], options: &Options, took: Duration) -> String {
-    let rounds = options.rounds;
-    let raw = results.iter().find(|row| row.name == "raw veth");
-    let mut tcp = Table::new(&[
-        "program",
-        "TCP 1 stream, Gbit/s",
-        "8 streams",
-        "both directions",
-        "daemons' CPU s per GB",
-        "resident MB",
-        "relayed, Gbit/s",
-        "relay's CPU s per GB",
-    ]);
-    let mut ping = Table::new(&[
-        "program",
-        "idle: median, µs (over raw)",
-        "p99",
-        "under a bulk stream: median",
-        "p99",
-    ]);
-    let loss_1 = format!("{} %, Mbit/s", LOSSES[0]);
-    let loss_2 = format!("{} %, Mbit/s", LOSSES[1]);
-    let mut loss = Table::new(&["program", &loss_1, &loss_2]);
-    let mut udp = Table::new(&["program", "1 200 bytes, thousand/s", "64 bytes, thousand/s"]);
-    for row in results {
+/// The tables of medians.
+struct Tables {
+    tcp: Table,
+    ping: Table,
+    loss: Table,
+    udp: Table,
+}
+
+impl Tables {
+    fn new() -> Self {
+        let [loss_1, loss_2] = LOSSES.map(|percent| format!("{percent} %, Mbit/s"));
+        Self {
+            tcp: Table::new(&[
+                "program",
+                "TCP 1 stream, Gbit/s",
+                "8 streams",
+                "both directions",
+                "daemons' CPU s per GB",
+                "resident MB",
+                "relayed, Gbit/s",
+                "relay's CPU s per GB",
+            ]),
+            ping: Table::new(&[
+                "program",
+                "idle: median, µs (over raw)",
+                "p99",
+                "under a bulk stream: median",
+                "p99",
+            ]),
+            loss: Table::new(&["program", &loss_1, &loss_2]),
+            udp: Table::new(&["program", "1 200 bytes, thousand/s", "64 bytes, thousand/s"]),
+        }
+    }
+
+    /// Adds a program's row to each table.
+    fn add(&mut self, row: &Measured, raw: Option<&Measured>) {
         let name = title(row);
-        tcp.row(&[
+        self.tcp.row(&[
             name.clone(),
             cell(row, &|r| r.tcp_1, 2),
             cell(row, &|r| r.tcp_8, 2),
@@ -136,24 +146,40 @@ pub(super) fn page(results: &[Measured], options: &Options, took: Duration) -> S
             cell(row, &|r| r.relayed, 2),
             cell(row, &|r| r.relay_cpu_per_gb, 1),
         ]);
-        ping.row(&[
+        self.ping.row(&[
             name.clone(),
             over(row, raw, &|r| r.ping_idle.map(|p| p.0)),
             cell(row, &|r| r.ping_idle.map(|p| p.1), 0),
             over(row, raw, &|r| r.ping_loaded.map(|p| p.0)),
             cell(row, &|r| r.ping_loaded.map(|p| p.1), 0),
         ]);
-        loss.row(&[
+        self.loss.row(&[
             name.clone(),
             cell(row, &|r| r.lossy.first().copied(), 1),
             cell(row, &|r| r.lossy.get(1).copied(), 1),
         ]);
-        udp.row(&[
+        self.udp.row(&[
             name,
             cell(row, &|r| best(r, 1200), 0),
             cell(row, &|r| best(r, 64), 0),
         ]);
     }
+}
+
+/// The whole page.
+pub(super) fn page(results: &[Measured], options: &Options, took: Duration) -> String {
+    let rounds = options.rounds;
+    let raw = results.iter().find(|row| row.name == "raw veth");
+    let mut tables = Tables::new();
+    for row in results {
+        tables.add(row, raw);
+    }
+    let Tables {
+        tcp,
+        ping,
+        loss,
+        udp,
+    } = tables;
     let mut text = format!(
         "# How fast packets go\n\nMade by {}; every figure comes from that run, which took {:.0} \
             min. {}\n\n\

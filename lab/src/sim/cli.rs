@@ -10,20 +10,20 @@ use anyhow::{Context, bail};
 use clap::Args;
 use std::{
     ops::Range,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-/// Sizes of the report unless others are asked for.
+/// Numbers of members in the report by default.
 const SIZES: &str = "10,100,1000,10000";
-/// Sizes of the networks of the fault search.
+/// Numbers of members of which the fault search draws by default.
 const FAULTY_SIZES: Range<usize> = 8..48;
-/// A line says how far the fault search is after so many seeds.
+/// How many seeds the fault search runs between two lines of progress.
 const PROGRESS: usize = 100;
 
 /// The ring in virtual time: thousands of members in one process, everything drawn from a seed.
@@ -71,7 +71,7 @@ pub struct Simulate {
     threads: usize,
 }
 
-/// Runs it. `json`: print the results so.
+/// Runs it; `json` prints the results as JSON.
 ///
 /// # Errors
 /// What is wrong with the arguments, or which file could not be written.
@@ -84,21 +84,7 @@ pub fn run(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
-    let text = args.members.as_deref().unwrap_or(SIZES);
-    let mut sizes = text
-        .split(',')
-        .map(|n| {
-            n.trim()
-                .parse()
-                .ok()
-                .filter(|n| (2..=1_000_000).contains(n))
-        })
-        .collect::<Option<Vec<usize>>>()
-        .with_context(|| {
-            format!("--members '{text}': give numbers from 2 to 1000000, with commas between")
-        })?;
-    sizes.sort_unstable();
-    sizes.dedup();
+    let mut sizes = parse_sizes(args.members.as_deref().unwrap_or(SIZES))?;
     if args.page.is_some() && args.out.is_none() {
         bail!("--page shows plots: say with --out DIR where they are to be");
     }
@@ -124,30 +110,9 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     }));
     reports.sort_by_key(|r| r.members);
     if let Some(out) = &args.out {
-        for (file, svg) in report::plots(&reports) {
-            let path = out.join(file);
-            std::fs::write(&path, svg)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
+        write_plots(out, &reports)?;
         if let Some(page) = &args.page {
-            let plots = page
-                .parent()
-                .and_then(|dir| out.strip_prefix(dir).ok())
-                .unwrap_or(out);
-            let files = format!("--out {} --page {}", out.display(), page.display());
-            let all: Vec<String> = reports.iter().map(|r| r.members.to_string()).collect();
-            let command = format!(
-                "p2pvm simulate --members {} --seed {} --idle {} {files}",
-                all.join(","),
-                args.seed,
-                args.idle
-            );
-            let text = report::page(&reports, &plots.display().to_string(), &command);
-            // What the fault search wrote there stays.
-            let old = std::fs::read_to_string(page).unwrap_or_default();
-            let faults = old.find(report::FAULTS).map_or("", |at| &old[at..]);
-            std::fs::write(page, text + faults)
-                .with_context(|| format!("cannot write {}", page.display()))?;
+            write_page(args, page, out, &reports)?;
         }
     }
     if json {
@@ -162,14 +127,61 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
             report.broken.join("\n  ")
         );
     }
-    Ok(if reports.iter().all(|r| r.broken.is_empty()) {
+    Ok(exit_code(reports.iter().all(|r| r.broken.is_empty())))
+}
+
+fn exit_code(is_success: bool) -> ExitCode {
+    if is_success {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }
 
-/// What was measured before.
+/// The numbers of members, ascending, each once.
+fn parse_sizes(text: &str) -> anyhow::Result<Vec<usize>> {
+    let parse = |n: &str| {
+        let size = n.trim().parse().ok();
+        size.filter(|n| (2..=1_000_000).contains(n))
+    };
+    let sizes = text.split(',').map(parse).collect::<Option<Vec<usize>>>();
+    let mut sizes = sizes.with_context(|| {
+        format!("--members '{text}': give numbers from 2 to 1000000, with commas between")
+    })?;
+    sizes.sort_unstable();
+    sizes.dedup();
+    Ok(sizes)
+}
+
+fn write_plots(out: &Path, reports: &[Report]) -> anyhow::Result<()> {
+    for (file, svg) in report::plots(reports) {
+        let path = out.join(file);
+        std::fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Writes the report; the section that the fault search wrote into the page stays.
+fn write_page(args: &Simulate, page: &Path, out: &Path, reports: &[Report]) -> anyhow::Result<()> {
+    let plots = page
+        .parent()
+        .and_then(|dir| out.strip_prefix(dir).ok())
+        .unwrap_or(out);
+    let files = format!("--out {} --page {}", out.display(), page.display());
+    let all: Vec<String> = reports.iter().map(|r| r.members.to_string()).collect();
+    let command = format!(
+        "p2pvm simulate --members {} --seed {} --idle {} {files}",
+        all.join(","),
+        args.seed,
+        args.idle
+    );
+    let text = report::page(reports, &plots.display().to_string(), &command);
+    let old = std::fs::read_to_string(page).unwrap_or_default();
+    let faults = old.find(report::FAULTS).map_or("", |at| &old[at..]);
+    std::fs::write(page, text + faults).with_context(|| format!("cannot write {}", page.display()))
+}
+
+/// The reports that earlier runs wrote with `--json`.
 fn earlier(files: &[PathBuf]) -> anyhow::Result<Vec<Report>> {
     let mut reports = Vec::new();
     for file in files {
@@ -189,52 +201,15 @@ fn earlier(files: &[PathBuf]) -> anyhow::Result<Vec<Report>> {
 fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     let seeds = range(&args.seeds)
         .with_context(|| format!("--seeds '{}': give a range like 0..1000", args.seeds))?;
-    let members = match args.members.as_deref() {
-        None => FAULTY_SIZES,
-        Some(text) => {
-            let range = range(text)
-                .with_context(|| format!("--members '{text}': give a range like 8..48"))?;
-            range.start as usize..range.end as usize
-        }
-    };
-    if members.start < 2 || members.end > 100_000 {
-        bail!(
-            "--members {}..{}: a network has from 2 to 100000 members here",
-            members.start,
-            members.end
-        );
-    }
+    let members = parse_faulty_sizes(args.members.as_deref())?;
     let began = Instant::now();
-    let list: Vec<u64> = seeds.clone().collect();
-    let (done, broken) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let outcomes: Vec<Outcome> = in_parallel(args.threads, &list, |seed| {
-        let outcome = faults::run(*seed, members.clone());
-        if !outcome.broken.is_empty() {
-            broken.fetch_add(1, Ordering::Relaxed);
-            eprintln!("{}", said(&outcome, &members));
-        }
-        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-        if done.is_multiple_of(PROGRESS) {
-            let (failed, took) = (broken.load(Ordering::Relaxed), began.elapsed().as_secs());
-            eprintln!(
-                "{done} of {} seeds in {took} s, {failed} failed",
-                list.len()
-            );
-        }
-        outcome
-    });
-    let failed = outcomes.iter().filter(|o| !o.broken.is_empty()).count();
-    let healed = scale::Spread::of(outcomes.iter().filter_map(|o| o.healed_after).collect());
-    let result = format!(
-        "{} seeds, {failed} failed; near links right after the last fault: median {:.0} s, p99 \
-            {:.0} s, max {:.0} s; {:.1} million events in {:.0} s",
-        outcomes.len(),
-        healed.median,
-        healed.p99,
-        healed.max,
-        outcomes.iter().map(|o| o.events).sum::<u64>() as f64 / 1e6,
-        began.elapsed().as_secs_f64()
-    );
+    let outcomes = run_seeds(args.threads, &seeds.collect::<Vec<_>>(), &members);
+    let failures: Vec<String> = outcomes
+        .iter()
+        .filter(|o| !o.broken.is_empty())
+        .map(|o| said(o, &members))
+        .collect();
+    let result = summary(&outcomes, failures.len(), began.elapsed());
     if json {
         println!("{}", serde_json::to_string_pretty(&outcomes)?);
     } else {
@@ -249,22 +224,69 @@ fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
             "p2pvm simulate --faults --seeds {} --members {}..{}",
             args.seeds, members.start, members.end
         );
-        let failures: Vec<String> = outcomes
-            .iter()
-            .filter(|o| !o.broken.is_empty())
-            .map(|o| said(o, &members))
-            .collect();
         let text = rest.to_owned() + &report::faults(&command, &result, &failures);
         std::fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
     }
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    Ok(exit_code(failures.is_empty()))
+}
+
+fn parse_faulty_sizes(text: Option<&str>) -> anyhow::Result<Range<usize>> {
+    let members = match text {
+        None => FAULTY_SIZES,
+        Some(text) => {
+            let range = range(text)
+                .with_context(|| format!("--members '{text}': give a range like 8..48"))?;
+            range.start as usize..range.end as usize
+        }
+    };
+    if members.start < 2 || members.end > 100_000 {
+        bail!(
+            "--members {}..{}: a network has from 2 to 100000 members here",
+            members.start,
+            members.end
+        );
+    }
+    Ok(members)
+}
+
+/// Runs each seed; a seed that breaks the ring is reported at once.
+fn run_seeds(threads: usize, seeds: &[u64], members: &Range<usize>) -> Vec<Outcome> {
+    let began = Instant::now();
+    let (done, broken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    in_parallel(threads, seeds, |seed| {
+        let outcome = faults::run(*seed, members.clone());
+        if !outcome.broken.is_empty() {
+            broken.fetch_add(1, Ordering::Relaxed);
+            eprintln!("{}", said(&outcome, members));
+        }
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(PROGRESS) {
+            let (failed, took) = (broken.load(Ordering::Relaxed), began.elapsed().as_secs());
+            eprintln!(
+                "{done} of {} seeds in {took} s, {failed} failed",
+                seeds.len()
+            );
+        }
+        outcome
     })
 }
 
-/// What broke with a seed, and how to see it again.
+/// One line on all seeds.
+fn summary(outcomes: &[Outcome], failed: usize, took: Duration) -> String {
+    let healed = scale::Spread::of(outcomes.iter().filter_map(|o| o.healed_after).collect());
+    format!(
+        "{} seeds, {failed} failed; near links right after the last fault: median {:.0} s, p99 \
+            {:.0} s, max {:.0} s; {:.1} million events in {:.0} s",
+        outcomes.len(),
+        healed.median,
+        healed.p99,
+        healed.max,
+        outcomes.iter().map(|o| o.events).sum::<u64>() as f64 / 1e6,
+        took.as_secs_f64()
+    )
+}
+
+/// The sentence on a seed that broke the ring, with the command that reproduces it.
 pub fn said(outcome: &Outcome, members: &Range<usize>) -> String {
     format!(
         "seed {} broke the ring ({} members):\n  {}\n  reproduce: p2pvm simulate --faults --seeds \

@@ -9,7 +9,8 @@
 //! repeated, a few times.
 
 use super::{
-    engine::{Cargo, Class, Event, Flight, Sim},
+    engine::{Event, Sim},
+    flight::{Cargo, Class, Flight},
     queue::{Micros, SECOND},
     world::Access,
 };

@@ -8,14 +8,15 @@
 
 use super::{
     conditions::Conditions,
-    dial::{Dial, Handshake},
+    dial::Dial,
+    flight::{Class, Flight},
     member::{Clock, Member, Sent, Tally},
     queue::{Micros, Queue, SECOND},
     world::{Access, Home, World},
 };
 use p2pvm_overlay::{
     MemberId,
-    ring::{Input, Kind, Next, Output, Packet, Position, Ring, RingOptions, message::Message},
+    ring::{Input, Kind, Output, Packet, Position, Ring, RingOptions, message::Message},
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -53,35 +54,6 @@ pub(super) enum Event {
     Remember { member: u32, life: u32 },
 }
 
-/// A datagram under way.
-#[derive(Clone)]
-pub(super) struct Flight {
-    pub from: u32,
-    pub to: u32,
-    pub cargo: Cargo,
-}
-
-/// What is in a datagram.
-#[derive(Clone)]
-pub(super) enum Cargo {
-    /// A packet of the ring, the session it is sealed with, and the members that it was at before.
-    Packet {
-        packet: Packet,
-        session: u64,
-        trail: Vec<u32>,
-    },
-    /// A step of a handshake, over that relay.
-    Handshake(Handshake, Option<u32>),
-}
-
-/// What a datagram is counted as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
-    Upkeep,
-    Routed,
-    Linking,
-}
-
 /// A network of simulated members.
 pub struct Sim {
     /// Where they live.
@@ -110,8 +82,8 @@ pub struct Sim {
     options: RingOptions,
     index: HashMap<MemberId, u32>,
     places: HashMap<Position, u32>,
-    flights: Vec<Option<Flight>>,
-    free: Vec<u32>,
+    pub(super) flights: Vec<Option<Flight>>,
+    pub(super) free: Vec<u32>,
     base: Instant,
     events: u64,
 }
@@ -223,9 +195,7 @@ impl Sim {
                 self.tell(member, Input::Tick);
             }
             Event::Arrive(number) => {
-                let flight = self.flights.get_mut(number as usize).and_then(Option::take);
-                self.free.push(number);
-                if let Some(flight) = flight {
+                if let Some(flight) = self.land(number) {
                     self.arrive(flight);
                 }
             }
@@ -449,157 +419,10 @@ impl Sim {
         }
     }
 
-    /// Hands a packet to a neighbour. Without a link to it the packet is lost, as a frame of the
-    /// daemon would be.
-    pub(super) fn send_packet(
-        &mut self,
-        from: u32,
-        to: u32,
-        packet: Packet,
-        class: Class,
-        trail: Vec<u32>,
-    ) -> bool {
-        let now = self.now();
-        let Some(link) = self.members[from as usize]
-            .link(to)
-            .copied()
-            .filter(|l| l.stands(now))
-        else {
-            return false;
-        };
-        let size = packet.encoded_len();
-        self.send(
-            Flight {
-                from,
-                to,
-                cargo: Cargo::Packet {
-                    packet,
-                    session: link.session,
-                    trail,
-                },
-            },
-            size,
-            link.relay,
-            class,
-        );
-        true
-    }
-
-    pub(super) fn send(&mut self, flight: Flight, size: usize, relay: Option<u32>, class: Class) {
-        let (from, to) = (flight.from, flight.to);
-        let size = size + LOWER_HEADERS;
-        let sent = &mut self.members[from as usize].sent;
-        match class {
-            Class::Upkeep => sent.upkeep.add(size),
-            Class::Routed => sent.routed.add(size),
-            Class::Linking => sent.linking.add(size),
-        }
-        let rtt = |sim: &Self, a: u32, b: u32| {
-            sim.world
-                .rtt_us(&sim.members[a as usize].home, &sim.members[b as usize].home)
-        };
-        let one_way = match relay {
-            None if self.conditions.open(from, to) => rtt(self, from, to) / 2,
-            Some(relay)
-                if self.conditions.open(from, relay)
-                    && self.conditions.open(relay, to)
-                    && self.awake(relay) =>
-            {
-                self.members[relay as usize].sent.relayed.add(size);
-                (rtt(self, from, relay) + rtt(self, relay, to)) / 2
-            }
-            _ => return,
-        };
-        let fate = self.conditions.fate(&mut self.rng, one_way);
-        if let [Some(first), again] = fate {
-            if let Some(again) = again {
-                self.fly(flight.clone(), again);
-            }
-            self.fly(flight, first);
-        }
-    }
-
-    fn fly(&mut self, flight: Flight, delay: Micros) {
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.flights.push(None);
-            self.flights.len() as u32 - 1
-        });
-        self.flights[number as usize] = Some(flight);
-        self.queue.put(self.now() + delay, Event::Arrive(number));
-    }
-
     /// Whether a member runs and is not asleep.
     pub fn awake(&self, member: u32) -> bool {
         let m = &self.members[member as usize];
         m.alive() && m.asleep_until <= self.now()
-    }
-
-    fn arrive(&mut self, flight: Flight) {
-        let Flight { from, to, cargo } = flight;
-        if !self.awake(to) {
-            return;
-        }
-        match cargo {
-            Cargo::Handshake(step, relay) => self.handshake(to, from, step, relay),
-            Cargo::Packet {
-                packet,
-                session,
-                trail,
-            } => {
-                self.confirm(to, from, session);
-                let now = self.now();
-                if let Some(link) = self.members[to as usize]
-                    .link_mut(from)
-                    .filter(|l| l.stands(now) && l.opens(session))
-                {
-                    link.heard = now;
-                    self.packet(to, from, packet, trail);
-                }
-            }
-        }
-    }
-
-    /// What the packet threads and the driver do with a packet of the ring that came over a link.
-    fn packet(&mut self, me: u32, from: u32, mut packet: Packet, mut trail: Vec<u32>) {
-        if packet.header.from == self.members[me as usize].node.position {
-            // Over an agent that knows no better way than back to us.
-            return;
-        }
-        match self.members[me as usize].table.route(&packet.header) {
-            Next::Via(member) => {
-                let Some(next) = self.number(&member).filter(|next| *next != from) else {
-                    return;
-                };
-                if trail.contains(&me) {
-                    self.breach(format!(
-                        "a {:?} packet came to member {me} twice: {trail:?}",
-                        packet.header.kind
-                    ));
-                    return;
-                }
-                trail.push(me);
-                packet.header.hops_left -= 1;
-                let class = if matches!(packet.header.kind, Kind::Call | Kind::Answer) {
-                    Class::Linking
-                } else {
-                    Class::Routed
-                };
-                self.send_packet(me, next, packet, class, trail);
-            }
-            Next::Here => {
-                let from = self.members[from as usize].node.member;
-                self.tell(me, Input::Received { from, packet });
-            }
-            Next::Nowhere => {
-                self.undeliverable += 1;
-                if packet.header.hops_left == 0 {
-                    self.breach(format!(
-                        "a {:?} packet used up its hops at member {me}: {trail:?}",
-                        packet.header.kind
-                    ));
-                }
-            }
-        }
     }
 
     pub(super) fn breach(&mut self, what: String) {

@@ -2,7 +2,7 @@
 //! simulated, everything drawn from a seed.
 //!
 //! [`world`] is where members live, [`conditions`] what the network does to datagrams, [`engine`]
-//! the loop, [`dial`] how links are made, [`survey`] the observer who sees all. On these stand two
+//! the loop, `flight` what becomes of a datagram, `dial` how links are made, [`survey`] the observer who sees all. On these stand two
 //! programs: [`scale`] measures how the ring grows and repairs itself, [`report`] writes that down
 //! with plots; [`faults`] searches for schedules of faults that break an invariant. [`cli`] runs
 //! both.
@@ -15,6 +15,7 @@ pub mod conditions;
 mod dial;
 pub mod engine;
 pub mod faults;
+mod flight;
 pub mod member;
 pub mod plot;
 pub mod queue;
