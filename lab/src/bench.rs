@@ -1,6 +1,6 @@
 //! `p2pvm bench`: the figures of docs/SPECIFICATION.md, measured on the emulated wide area by the
-//! same commands a user runs. Prints every round's value, so that the spread is seen; asserts
-//! nothing.
+//! same commands a user runs. Prints the value of every round, so that the spread is visible;
+//! asserts nothing.
 
 mod traces;
 
@@ -20,11 +20,12 @@ use std::{
 const JOIN_RTT_MS: f64 = 50.0;
 /// The round trips at which migration is measured.
 const MIGRATION_RTTS_MS: [f64; 3] = [0.1, 50.0, 200.0];
-/// What every host is set to: one processor, and no moves that the bench did not ask for.
+/// The `node.toml` of every host.
+/// Reason: one processor each, and no move but those of the bench.
 const SETTINGS: &str = "cpus = 1\nupnp = false\nautonomic = false\n";
 /// How long an idle network is watched.
 const IDLE_SECONDS: u64 = 60;
-/// After a change the network settles this long before it counts as idle.
+/// How long a network settles after a change before it counts as idle.
 const SETTLE: Duration = Duration::from_secs(30);
 
 /// One figure with all its rounds.

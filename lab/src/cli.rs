@@ -16,7 +16,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-/// Which testbed a command means.
+/// The testbed of a command.
 #[derive(Args, Debug)]
 pub struct Named {
     /// Name of the testbed
@@ -48,7 +48,7 @@ pub enum TestbedCommand {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
-    /// Cut the link between two sites, or pull the cable of one host
+    /// Cut the link between two sites, or disconnect the cable of one host
     #[command(after_help = "Example: p2pvm testbed cut paris tokyo")]
     Cut {
         /// Which testbed
@@ -70,7 +70,7 @@ pub enum TestbedCommand {
         /// The other site
         b: Option<String>,
     },
-    /// Change a link while it runs; what is not given becomes none
+    /// Change a link while it is up; a missing option means none
     #[command(
         after_help = "Example: p2pvm testbed shape paris tokyo --rtt-ms 300 --loss 0.01 --mbit 20"
     )]
@@ -101,8 +101,8 @@ pub enum TestbedCommand {
         #[arg(long, requires = "mtu")]
         black_hole: bool,
     },
-    /// Give a site its other public addresses, as a provider does overnight; all NAT mappings are
-    /// lost
+    /// Give a site its other public addresses, as a provider does overnight, and remove all NAT
+    /// mappings
     #[command(after_help = "Example: p2pvm testbed renumber paris")]
     Renumber {
         /// Which testbed
@@ -123,7 +123,7 @@ pub enum TestbedCommand {
         #[arg(long, value_name = "SITE")]
         to: Option<String>,
     },
-    /// Close a host's lid: its programs stand still, its cable is out
+    /// Suspend a host, as a closed lid does: stop its processes and disconnect its cable
     #[command(after_help = "Example: p2pvm testbed suspend paris1")]
     Suspend {
         /// Which testbed
@@ -141,7 +141,7 @@ pub enum TestbedCommand {
         /// The host
         host: String,
     },
-    /// Pull the plug of a host: all its processes die at once
+    /// Power a host off: disconnect its cable and kill all its processes
     #[command(after_help = "Example: p2pvm testbed kill paris1")]
     Kill {
         /// Which testbed
@@ -150,7 +150,7 @@ pub enum TestbedCommand {
         /// The host
         host: String,
     },
-    /// Plug a killed host in again
+    /// Reconnect a killed host
     #[command(after_help = "Example: p2pvm testbed revive paris1")]
     Revive {
         /// Which testbed
@@ -195,8 +195,7 @@ pub enum TestbedCommand {
     /// The forwarder without encryption that bench-net measures beside the others
     #[command(hide = true)]
     PlainTunnel(netbench::tunnel::TunnelOptions),
-    /// Send malformed, replayed and forged datagrams at a running daemon and report what became of
-    /// it
+    /// Send malformed, replayed and forged datagrams to a running daemon and report the outcome
     #[command(after_help = "Example: p2pvm testbed soak --seconds 600")]
     Soak {
         /// How long
@@ -215,14 +214,14 @@ pub enum TestbedCommand {
             )
         ]
         pace: u32,
-        /// What is sent follows from this
+        /// Seed of all that is sent
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// The p2pvm executable whose daemon is attacked; by default this program
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
     },
-    /// Let random but reproducible things happen to a host while streams, pings and look-ups go on
+    /// Run random but reproducible events on a host while streams, pings and look-ups go on
     #[command(
         after_help = "Examples:\n  p2pvm testbed chaos --seed 7 --minutes 15 --image \
             target/guest-image/guest.qcow2\n  \
@@ -240,7 +239,7 @@ pub enum TestbedCommand {
     /// Talk to a guest's counter and report lost and doubled replies
     #[command(hide = true)]
     Client(guest_client::Options),
-    /// Be the process that keeps a testbed
+    /// Keep a testbed until told to end
     #[command(hide = true)]
     Keep {
         /// Name of the testbed
@@ -361,15 +360,15 @@ fn change_testbed(command: TestbedCommand) -> anyhow::Result<()> {
         }
         TestbedCommand::Suspend { named, host } => {
             let stopped = Testbed::open(&named.name)?.suspend(&host)?;
-            println!("{stopped} processes stand still on {host}");
+            println!("stopped {stopped} processes on {host}");
         }
         TestbedCommand::Wake { named, host } => {
             let woken = Testbed::open(&named.name)?.wake(&host)?;
-            println!("{woken} processes go on on {host}");
+            println!("continued {woken} processes on {host}");
         }
         TestbedCommand::Kill { named, host } => {
             let killed = Testbed::open(&named.name)?.kill(&host)?;
-            println!("{killed} processes killed on {host}");
+            println!("killed {killed} processes on {host}");
         }
         TestbedCommand::Revive { named, host } => Testbed::open(&named.name)?.revive(&host)?,
         _ => unreachable!("run_as runs all commands that change no testbed"),

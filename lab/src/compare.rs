@@ -1,11 +1,11 @@
 //! p2pvm beside other overlays on the same emulated sites: how soon a host that starts reaches
-//! another, what an idle host costs, and what is left when the host that all were told of dies.
+//! another, what an idle host costs, and which traffic continues when the bootstrap host dies.
 //!
-//! Every program gets the same five hosts: a public one that all are told of (the bootstrap,
-//! lighthouse, supernode), a second public one, and three behind port-restricted NATs. Keys and
-//! configuration are made beforehand; only starting is timed. The probe is the system's `ping` to
-//! the overlay address, begun every 25 ms until one is answered. What is not installed is named in
-//! the table and left out.
+//! Every program gets the same five hosts: a public one that all are configured with (the
+//! bootstrap, lighthouse or supernode), a second public one, and three behind port-restricted NATs.
+//! Keys and configuration are made beforehand; only starting is timed. The probe is the system's
+//! `ping` to the overlay address, started every 25 ms until one is answered. A program that is not
+//! installed is named in the table and left out.
 
 pub mod joins;
 mod others;
@@ -28,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The five hosts; the first is the one that all are told of.
+/// The five hosts; all others are configured with the first.
 const SITES: &str = r#"
 seed = 11
 [default]
@@ -51,15 +51,15 @@ nat = "port-restricted"
 
 /// The hosts in the order in which they start; `a` comes last and is timed.
 const HOSTS: [&str; 5] = ["boot", "pub2", "b", "c", "a"];
-/// A ping that has not been answered by then never will.
+/// How long a ping is waited for before it counts as never answered.
 const NEVER: Duration = Duration::from_secs(30);
-/// Between two probes.
+/// The time between two probes.
 const PROBE_EVERY: Duration = Duration::from_millis(25);
-/// After its start a network is left alone for so long before its idle traffic is counted.
+/// How long a network settles after its start before its idle traffic is counted.
 const SETTLE: Duration = Duration::from_secs(20);
-/// So long the idle traffic is counted.
+/// How long idle traffic is counted.
 const IDLE: Duration = Duration::from_secs(30);
-/// After the bootstrap's death the traffic between two that talk is watched for so long.
+/// How long traffic between two hosts is watched after the bootstrap's death.
 const WATCH: Duration = Duration::from_secs(25);
 
 /// Arguments of `testbed compare`.
@@ -78,8 +78,8 @@ pub struct Options {
     common: Common,
 }
 
-/// What the measurements on these hosts have in common: the program that is measured, and where the
-/// result goes.
+/// The options that all measurements on these hosts share: the program that is measured, and where
+/// the result goes.
 #[derive(Args, Debug)]
 struct Common {
     /// Write the table to this file as well
@@ -94,7 +94,7 @@ struct Common {
 }
 
 impl Common {
-    /// The p2pvm to measure; an error where that cannot be done.
+    /// The p2pvm executable to measure, or an error if this user cannot measure.
     fn program(&self) -> anyhow::Result<PathBuf> {
         if !nix::unistd::geteuid().is_root() {
             bail!("this makes network namespaces: run it as root");
@@ -136,18 +136,19 @@ trait Overlay {
     fn address(&self, bed: &Testbed, host: &str) -> anyhow::Result<String>;
 }
 
-/// What one round showed. Seconds; `None` is never (within [`NEVER`]).
+/// The figures of one round, in seconds; `None` means never (within [`NEVER`]).
 #[derive(Debug, Default, Serialize)]
 struct Round {
-    /// Starting `a` until `b` answers it, both behind NATs.
+    /// From the start of `a` until `b` answers its ping; both are behind NATs.
     first_ping: Option<f64>,
     /// Bytes per second on the wire of `a`, both ways, with nothing to do.
     idle_bytes: f64,
-    /// The longest silence between `a` and `b`, who were talking, after the bootstrap died.
+    /// The longest silence of the traffic between `a` and `b` after the bootstrap's death.
     silence: Option<f64>,
-    /// Then `a` talks to `c`, whom it has never talked to.
+    /// After that, from the first ping of `a` to `c`, with which it had no contact, until an
+    /// answer.
     new_pair: Option<f64>,
-    /// Then `a` starts again and talks to `b`.
+    /// After that, from a restart of `a` until `b` answers its ping.
     restart: Option<f64>,
 }
 
@@ -156,7 +157,7 @@ struct Measured {
     program: String,
     version: String,
     rounds: Vec<Round>,
-    /// Why there are none.
+    /// Why the program was not measured.
     failed: Option<String>,
 }
 
@@ -247,7 +248,7 @@ fn one_round(program: &Path, overlay: &mut dyn Overlay) -> anyhow::Result<Round>
     thread::sleep(IDLE);
     let idle_bytes = (wire_bytes(&bed, "a")? - before) as f64 / counted.elapsed().as_secs_f64();
 
-    // They talk again before the bootstrap dies.
+    // `a` and `b` exchange packets before the bootstrap dies.
     first_answer(&bed, "a", &b)?;
     let talk = Talk::start(&bed, "a", &b)?;
     thread::sleep(Duration::from_secs(3));
@@ -299,7 +300,7 @@ fn first_answer(bed: &Testbed, from: &str, to: &str) -> anyhow::Result<Option<Du
     }
     let took = began.elapsed();
     for mut probe in probes {
-        // It ends by itself within a second; what it still says does not matter.
+        // It ends by itself within a second; its status does not matter.
         let _ = probe.kill();
         probe.wait()?;
     }
@@ -333,8 +334,8 @@ impl Talk {
         bed.spawn(from, &mut ping).map(Self)
     }
 
-    /// Ends it; the longest time between two answers, up to now. `None`: it has not been answered
-    /// for the last five seconds.
+    /// Ends it and returns the longest time between two answers until now. `None`: no answer in the
+    /// last five seconds.
     fn longest_silence(mut self) -> anyhow::Result<Option<f64>> {
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(self.0.id() as i32),

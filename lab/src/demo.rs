@@ -1,8 +1,8 @@
 //! `p2pvm demo`: the main job end to end on the emulated wide area. Six members at six sites, two
 //! of them behind port-restricted NATs and one behind a symmetric one, join, talk, run a virtual
-//! machine, move it while a client counts replies, lose its host, bring it back, and move it off an
-//! overloaded host without being told. Every step is a p2pvm command on an emulated host; whatever
-//! fails ends the demo with exit code 1.
+//! machine, move it while a client counts replies, lose its host and restore it; then the cluster
+//! moves it off an overloaded host by itself. Every step is a p2pvm command on an emulated host.
+//! The first failure ends the demo.
 
 use crate::{
     Sites, answers,
@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The hosts of the built-in sites file, by the part they play.
+/// The hosts of the built-in sites file, by their role in the demo.
 const FOUNDER: &str = "bootstrap";
 const PUBLIC: &str = "london";
 const THIRD: &str = "amsterdam";
@@ -28,8 +28,8 @@ const STRICT: &str = "madrid";
 const SITES: &str = include_str!("../sites/demo.toml");
 const MEMBERS: [&str; 5] = [PUBLIC, THIRD, HOME_A, HOME_B, STRICT];
 
-/// What a host is told before it starts: a capacity of one processor, so that six hosts share one
-/// machine.
+/// The `node.toml` of every host.
+/// Reason: a capacity of one processor each lets six hosts share one machine.
 const SETTINGS: &str = "cpus = 1\nupnp = false\n";
 
 /// One line of the table at the end.
@@ -320,7 +320,7 @@ impl Demo {
             "snapshot, command to durable on 2 other members",
             format!("{:.1} s", began.elapsed().as_secs_f64()),
         );
-        self.say(&format!("the plug of {THIRD} is pulled"));
+        self.say(&format!("{THIRD} loses power"));
         self.lab.testbed().kill(THIRD).step("killing the host")?;
         let (code, _, said) = self
             .lab
@@ -357,7 +357,7 @@ impl Demo {
 
     fn overload(&mut self, address: &str) -> Result<(), RunError> {
         self.say(&format!(
-            "a process hogs the processor of {PUBLIC}; nobody says what to do"
+            "a process takes the whole processor of {PUBLIC}; no command follows"
         ));
         let mut hog = Command::new("/bin/sh");
         hog.args(["-c", "while :; do :; done"])
@@ -381,7 +381,7 @@ impl Demo {
                     .map(str::to_owned))
             },
         );
-        // It dies with the testbed in any case.
+        // An error is ignored: the testbed kills it too.
         let _ = hog.kill();
         let _ = hog.wait();
         let host = moved.step("waiting for the autonomic manager")?;

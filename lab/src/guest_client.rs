@@ -1,11 +1,11 @@
-//! A client of a guest's counter: shows from outside whether a guest ran on, stood still, or was
-//! there twice.
+//! A client of a guest's counter: shows from outside whether the guest ran on, paused, or ran
+//! twice.
 //!
 //! The guest answers every line with `<counter> <line>`, where the counter is a number in its
-//! memory that grows by one per reply. Numbered lines at a fixed pace, over one TCP connection,
-//! then tell everything: a line without a reply is lost, one with two is doubled, a counter that
-//! jumps or goes back means another copy of the guest answered, and the longest time between two
-//! replies is the gap a user sees.
+//! memory that grows by one per reply. The client sends numbered lines at a fixed pace over one TCP
+//! connection. A line without a reply is lost, one with two is doubled; a counter that jumps or
+//! goes back means that another copy of the guest answered; the longest time between two replies is
+//! the gap a user sees.
 
 use clap::Args;
 use serde::Serialize;
@@ -154,10 +154,10 @@ fn ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Talks to the guest until `stop` is set or the time is over, gives `report` what is seen now and
-/// then, and answers the summary.
+/// Talks to the guest until `stop` is set or the time is over, calls `report` at intervals, and
+/// returns the summary.
 ///
-/// An error means that no connection was made; one that breaks later is told by [`Report::ended`].
+/// An error means that no connection was made; [`Report::ended`] says why one broke later.
 pub fn run(
     options: &Options,
     stop: &AtomicBool,
@@ -266,7 +266,7 @@ impl Talk {
         }
     }
 
-    /// Reads until the connection ends; answers why it did.
+    /// Reads until the connection ends; returns why it did.
     fn read_replies(&self) -> String {
         let mut reader = BufReader::new(&self.stream);
         let mut line = Vec::new();
@@ -317,7 +317,7 @@ pub fn main(options: &Options) -> anyhow::Result<ExitCode> {
         asked.store(true, Ordering::SeqCst);
     });
     let summary = run(options, &stop, |report| {
-        // Standard output closed: nobody is interested any more, but the exit status still counts.
+        // A closed standard output is ignored: the exit status still counts.
         let mut out = io::stdout().lock();
         if serde_json::to_writer(&mut out, report).is_ok() {
             let _ = out.write_all(b"\n").and_then(|()| out.flush());

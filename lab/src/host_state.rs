@@ -1,8 +1,9 @@
-//! What a host is like, as text that can be compared: interfaces, addresses, routes, rules, packet
-//! filters, switches of the kernel, files of `/etc`, processes. Taken before p2pvm comes and after
-//! it has gone, both must be equal.
+//! The state of a host as text: interfaces, addresses, routes, rules, packet filters, sysctls,
+//! files of `/etc`, processes. The states before p2pvm starts and after it has stopped must be
+//! equal.
 //!
-//! Left out is what changes by itself: counters, lifetimes, numbers that the kernel gives out anew.
+//! Values that change by themselves are left out: counters, lifetimes, numbers that the kernel
+//! reassigns.
 
 use crate::testbed::{Error, Testbed};
 use serde_json::Value;
@@ -16,7 +17,7 @@ use std::{
     process::Command,
 };
 
-/// Keys of `ip -j` that count, tick or are given out anew.
+/// Keys of `ip -j` whose values count or are reassigned.
 const VOLATILE: [&str; 10] = [
     "ifindex",
     "link_index",
@@ -29,11 +30,11 @@ const VOLATILE: [&str; 10] = [
     "cache",
     "operstate",
 ];
-/// Flags that say whether the other end of a cable is there, some time after it is.
+/// Flags that follow the other end of a cable with a delay.
 const OF_THE_OTHER_END: [&str; 4] = ["LOWER_UP", "NO-CARRIER", "linkdown", "dead"];
-/// Switches that count.
+/// Sysctls that count.
 const COUNTING: [&str; 1] = ["nf_conntrack_count"];
-/// Where the kernel's switches of a network are.
+/// The directories of the network's sysctls.
 const SWITCHES: [&str; 3] = [
     "/proc/sys/net/ipv4",
     "/proc/sys/net/ipv6",
@@ -67,13 +68,13 @@ impl fmt::Display for Difference {
 }
 
 impl HostState {
-    /// Looks at a host.
+    /// Reads the state of a host.
     ///
     /// # Errors
     /// If there is no such host or a tool of this machine (`ip`, `nft`) fails on it.
     pub fn of(testbed: &Testbed, host: &str) -> Result<Self, Error> {
         let looking = |e| Error::Io(format!("look at host {host}"), e);
-        // By the host's own nft: an older one may crash on what a newer one has made.
+        // With the host's own nft: an older one may crash on rules of a newer one.
         let listed = testbed.exec(host, &["nft", "list", "ruleset"])?;
         if !listed.status.success() {
             let said = String::from_utf8_lossy(&listed.stderr);
@@ -99,7 +100,7 @@ impl HostState {
         Ok(Self { sections })
     }
 
-    /// What became of this state.
+    /// The difference from this state to another.
     pub fn difference(&self, after: &Self) -> Difference {
         let mut lines = Vec::new();
         for section in self.sections.keys().chain(
@@ -127,7 +128,7 @@ impl HostState {
         self.sections.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// The same without a section that is not judged.
+    /// The same without one section.
     #[must_use]
     pub fn without(mut self, section: &str) -> Self {
         self.sections.remove(section);
@@ -143,7 +144,7 @@ fn count(lines: &[String]) -> BTreeMap<&str, usize> {
     counted
 }
 
-/// What the kernel knows of the network that this thread is in.
+/// The state of the kernel's network of this thread.
 fn network() -> io::Result<BTreeMap<&'static str, Vec<String>>> {
     let mut sections: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
     let (links, addresses) = interfaces(&ask("ip", &["-d", "-j", "addr"])?);
@@ -210,8 +211,8 @@ fn strip(value: &mut Value) {
     }
 }
 
-/// Whether the kernel makes it up for each interface that is up, some time later: a link-local
-/// address and its route.
+/// Whether the kernel assigns it to each interface that is up, with a delay: a link-local address
+/// and its route.
 fn is_made_up(address: &str) -> bool {
     address.starts_with("fe80:")
 }
@@ -355,7 +356,7 @@ fn list(root: &Path, path: &Path, lines: &mut Vec<String>) {
             content.len(),
             hasher.finish()
         ));
-        // What people look for first is shown.
+        // The files that people look for first are shown as text.
         if path.ends_with("resolv.conf") && found.len() <= SHOWN_BYTES {
             let text = String::from_utf8_lossy(&content);
             lines.extend(
@@ -366,7 +367,7 @@ fn list(root: &Path, path: &Path, lines: &mut Vec<String>) {
     }
 }
 
-/// What of `/run` is p2pvm's: other programs' change by themselves.
+/// The parts of `/run` that are p2pvm's; those of other programs change by themselves.
 fn runtime(directory: &Path, lines: &mut Vec<String>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().contains("p2pvm")
@@ -377,7 +378,7 @@ fn runtime(directory: &Path, lines: &mut Vec<String>) {
     }
 }
 
-/// A process by its command line; none for one that holds a root or has ended meanwhile.
+/// A process by its command line; `None` if it holds a root or has ended.
 fn words(pid: i32) -> Option<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let words: Vec<_> = line

@@ -1,8 +1,8 @@
-//! The process a testbed lives as long as: it forwards, answers on the control socket, and takes
-//! the testbed down when it ends.
+//! The process that keeps a testbed: it forwards, answers on the control socket, and takes the
+//! testbed down when it ends.
 //!
-//! A testbed's run directory names its keeper by process id and start time, so anybody can tell a
-//! living testbed from the leavings of a killed one; each `up` removes the latter.
+//! A testbed's run directory names its keeper by process id and start time. So each `up` finds the
+//! testbeds whose keeper was killed, and removes them.
 
 use crate::{
     forwarder::{Counters, Forwarder},
@@ -32,9 +32,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longest wait for the other end of the control socket.
+/// How long either end of the control socket waits for the other.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
-/// A request is small; anything longer is not one.
+/// How many bytes a request may have.
 const REQUEST_BYTES: u64 = 64 << 10;
 /// How long a keeper may take to remove everything.
 const DOWN_LIMIT: Duration = Duration::from_secs(60);
@@ -66,7 +66,7 @@ pub(crate) enum Control {
 
 type Answer = Result<Option<Vec<Vec<Counters>>>, String>;
 
-/// Who keeps a testbed.
+/// The process that keeps a testbed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     pid: i32,
@@ -91,7 +91,7 @@ impl Identity {
     }
 }
 
-/// When a process began; none if there is no such process or it is a zombie.
+/// When a process started; `None` if there is no such process or it is a zombie.
 fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before the last parenthesis may hold anything; state is field 3 and start time field
@@ -151,8 +151,8 @@ impl Keeper {
         let plan = Plan::new(name, sites).map_err(Error::Sites)?;
         let lock = lock()?;
         for stale in names().iter().filter(|stale| !is_up(stale)) {
-            // Its keeper may be a process that is just ending and removing it; what stays is found
-            // by the next.
+            // An error is ignored: its keeper may be removing it now; the next `up` removes what is
+            // left.
             let _ = raze(stale);
         }
         claim(&plan, dedicated)?;
@@ -193,7 +193,7 @@ impl Keeper {
             return Ok(());
         }
         self.ending.store(true, Ordering::SeqCst);
-        // Wakes the answering thread; if it cannot be reached it has ended.
+        // Wakes the answering thread; an error means that it has ended.
         if UnixStream::connect(run_dir(&self.plan.name).join("control.sock")).is_ok()
             && let Some(thread) = self.answering.take()
         {
@@ -207,14 +207,17 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         if let Err(error) = self.take_down() {
-            tracing::error!(%error, testbed = self.plan.name, "the testbed could not be removed \
-                altogether");
+            tracing::error!(
+                %error,
+                testbed = self.plan.name,
+                "the testbed could not be removed"
+            );
         }
     }
 }
 
-/// Held while stale testbeds are found and a name is claimed, so that nobody takes a name just
-/// claimed for a stale one.
+/// Locks out other keepers while stale testbeds are removed and a name is claimed, or one might
+/// take a name just claimed for stale.
 fn lock() -> Result<Flock<File>, Error> {
     let path = Path::new(RUN_DIR).join(".lock");
     let failed = |e| Error::Io(format!("lock {} (a testbed needs root)", path.display()), e);
@@ -227,12 +230,11 @@ fn lock() -> Result<Flock<File>, Error> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))
 }
 
-/// Makes the run directory under its final name at once, with the keeper named in it: it is never
-/// seen without.
+/// Makes the run directory atomically, so that it always names its keeper.
 fn claim(plan: &Plan, dedicated: bool) -> Result<(), Error> {
     let directory = run_dir(&plan.name);
     let draft = Path::new(RUN_DIR).join(".draft");
-    // Left by somebody killed at this point; the lock is ours, so nobody else uses it now.
+    // Left by a keeper that was killed here; no other uses it while this one holds the lock.
     let _ = fs::remove_dir_all(&draft);
     let write = || -> io::Result<()> {
         fs::create_dir_all(&draft)?;
@@ -276,7 +278,7 @@ fn answer(stream: &UnixStream, forwarder: &Forwarder) -> io::Result<()> {
             forwarder.reshape(from, to, shape).map(|()| None)
         }
         Ok(Control::Report) => forwarder.report().map(Some),
-        Err(error) => Err(Error::Keeper(format!("not a request: {error}"))),
+        Err(error) => Err(Error::Keeper(format!("invalid request: {error}"))),
     }
     .map_err(|error| error.to_string());
     let mut bytes = serde_json::to_vec(&result)?;
@@ -306,7 +308,7 @@ pub(crate) fn control(name: &str, request: &Control) -> Result<Option<Vec<Vec<Co
     }
 }
 
-/// Starts a keeper process and waits until the testbed is up or it says why not.
+/// Starts a keeper process and waits until the testbed is up, or returns the keeper's error.
 pub(crate) fn start_process(
     program: &Path,
     arguments: &[&OsStr],
@@ -368,10 +370,9 @@ pub fn keep(name: &str, tied: bool) -> ExitCode {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         ending.add(signal);
     }
-    // Blocked here, inherited by every thread: they are waited for below.
+    // Blocked here and inherited by every thread; `wait` below takes them.
     let blocked = ending.thread_block();
-    // Out of the terminal's reach: Ctrl-C is for the program that started us, and reaches us as its
-    // end.
+    // A session of its own: Ctrl-C ends the starter, and the end of the starter ends a tied keeper.
     let _ = setsid();
     let started = blocked
         .map_err(|e| Error::Io("block signals".into(), e.into()))
@@ -391,7 +392,7 @@ pub fn keep(name: &str, tied: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // Nobody reads this any more if the starter was killed meanwhile: then the testbed is unwanted.
+    // An error means that the starter was killed: then the testbed is unwanted.
     let wanted = writeln!(io::stdout(), "up")
         .and_then(|()| io::stdout().flush())
         .is_ok();
@@ -413,7 +414,7 @@ pub fn keep(name: &str, tied: bool) -> ExitCode {
     }
 }
 
-/// Ends the keeper of testbed `name` and sees to it that nothing stays.
+/// Ends the keeper of testbed `name` and removes what is left.
 pub(crate) fn end(name: &str) -> Result<(), Error> {
     sites::check_name(name).map_err(Error::Sites)?;
     if let Some(identity) = identity(name).filter(|identity| identity.lives()) {
@@ -424,7 +425,7 @@ pub(crate) fn end(name: &str) -> Result<(), Error> {
             });
         }
         let asked = Instant::now();
-        // If it has ended by itself meanwhile, so much the better.
+        // An error means that it has ended.
         let _ = kill(Pid::from_raw(identity.pid), Signal::SIGTERM);
         while identity.lives() && asked.elapsed() < DOWN_LIMIT {
             thread::sleep(Duration::from_millis(5));

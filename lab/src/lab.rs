@@ -1,6 +1,6 @@
-//! A p2pvm network on a testbed, driven by its own command line: what the demo, the bench command
-//! and the end-to-end tests share. Every step is a real `p2pvm` process on an emulated host; every
-//! figure is what such a process printed or what this machine's clock says.
+//! A p2pvm network on a testbed, driven by its own command line; the demo, the bench and the
+//! end-to-end tests share it. Every step is a real `p2pvm` process on an emulated host; every
+//! figure is printed by such a process or measured with this machine's clock.
 
 use crate::{
     keeper::Life,
@@ -24,7 +24,7 @@ pub enum LabError {
     /// The testbed could not be built or used.
     #[error(transparent)]
     Testbed(#[from] testbed::Error),
-    /// A p2pvm command failed: its words, exit code and what it said.
+    /// A p2pvm command failed.
     #[error("on {host}: p2pvm {words} failed with exit code {code}: {said}")]
     Command {
         /// On which host.
@@ -36,8 +36,8 @@ pub enum LabError {
         /// What it said on standard error.
         said: String,
     },
-    /// An answer was not what it should be.
-    #[error("on {host}: p2pvm {words} answered what cannot be understood: {said}")]
+    /// A command printed an invalid answer.
+    #[error("on {host}: p2pvm {words} printed an invalid answer: {said}")]
     Answer {
         /// On which host.
         host: String,
@@ -46,7 +46,7 @@ pub enum LabError {
         /// The answer.
         said: String,
     },
-    /// Something did not happen in time.
+    /// An awaited event did not happen in time.
     #[error("{what} did not happen within {seconds} s")]
     TimedOut {
         /// What was waited for.
@@ -54,12 +54,12 @@ pub enum LabError {
         /// How long.
         seconds: u64,
     },
-    /// A file or process of this machine.
+    /// A file or process of this machine failed.
     #[error("{0}: {1}")]
     Io(String, #[source] std::io::Error),
 }
 
-/// What a `ping` saw.
+/// The answers of a `ping`.
 #[derive(Clone, Debug)]
 pub struct Pinged {
     /// The last path: "direct ...", "relayed via ..." or "stream".
@@ -160,7 +160,7 @@ impl Lab {
         ))
     }
 
-    /// Runs `p2pvm WORDS` on a host and gives what it printed.
+    /// Runs `p2pvm WORDS` on a host and returns its output.
     pub fn p2pvm(&self, host: &str, words: &[&str]) -> Result<String, LabError> {
         match self.try_p2pvm(host, words)? {
             (0, out, _) => Ok(out),
@@ -242,7 +242,7 @@ impl Lab {
         Ok(pinged)
     }
 
-    /// Waits until `check` gives something, asking every `every`.
+    /// Waits until `check` returns a value, calling it every `every`.
     pub fn wait<T>(
         &self,
         what: &str,
@@ -324,8 +324,8 @@ impl Lab {
         })
     }
 
-    /// Kills a host's p2pvm daemon with SIGKILL, leaving its guests; gives the process id, as the
-    /// host counts them.
+    /// Kills a host's p2pvm daemon with SIGKILL, but not its guests; returns its process id on the
+    /// host.
     pub fn kill_daemon(&self, host: &str) -> Result<u32, LabError> {
         if self.testbed().host(host)?.root.is_some() {
             let said = self.testbed().run(
@@ -353,7 +353,7 @@ impl Lab {
         Ok(pid as u32)
     }
 
-    /// The end of a host's daemon log, for a report of what went wrong.
+    /// The end of a host's daemon log, for a report of a failure.
     pub fn log_tail(&self, host: &str, lines: usize) -> String {
         let text = self
             .dir(host)
@@ -364,7 +364,7 @@ impl Lab {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
-    /// Takes everything down and says what is left, if anything.
+    /// Takes everything down; an error says what is left.
     pub fn down(mut self) -> Result<(), LabError> {
         match self.testbed.take() {
             Some(testbed) => Ok(testbed.down()?),
@@ -378,12 +378,12 @@ impl Drop for Lab {
         if let Some(testbed) = self.testbed.take()
             && let Err(error) = testbed.down()
         {
-            eprintln!("the testbed was not taken down whole: {error}");
+            eprintln!("the testbed could not be removed: {error}");
         }
     }
 }
 
-/// What the counting client saw; the fields are those of [`crate::guest_client::Report`].
+/// The summary of the counting client; the fields are those of [`crate::guest_client::Report`].
 #[derive(Clone, Debug, Deserialize)]
 pub struct Seen {
     /// Lines sent.
@@ -411,7 +411,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Ends it and gives its summary.
+    /// Ends it and returns its summary.
     pub fn finish(mut self) -> Result<Seen, LabError> {
         self.signal();
         let seen = self
@@ -431,7 +431,7 @@ impl Client {
     }
 
     fn signal(&self) {
-        // It may have ended by itself: then there is nobody to tell.
+        // An error means that it has ended.
         let _ = nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(self.child.id() as i32),
             nix::sys::signal::Signal::SIGTERM,

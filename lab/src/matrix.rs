@@ -22,15 +22,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Everybody's first acquaintance, with IPv4 and IPv6.
+/// The founder, with IPv4 and IPv6.
 const BOOTSTRAP: &str = "bootstrap";
 /// Round trip between any two sites, milliseconds.
 const RTT_MS: f64 = 40.0;
-/// Daemons that are started at once, and pairs that ping at once: the machine's cores are few.
+/// How many daemons start at a time, and how many pairs ping at a time.
+/// Reason: the machine has few cores.
 const AT_ONCE: usize = 3;
-/// Everybody knows its NAT and is connected with everybody within this, or goes on without.
+/// How long all members may take to learn their NAT and to connect before the pings begin without
+/// that.
 const SETTLED: Duration = Duration::from_secs(90);
-/// Where a direct path is possible it is waited for so long.
+/// How long a direct path is waited for where one is possible.
 const DIRECT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Arguments of the command.
@@ -40,7 +42,7 @@ pub struct Options {
     /// symmetric-preserving, symmetric-sequential, symmetric, carrier, mapped, blocked, ipv6
     #[arg(long, value_delimiter = ',', value_parser = Kind::parse)]
     kinds: Vec<Kind>,
-    /// How often, each time with a network of its own
+    /// How many rounds, each with a new network
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
     /// Seed of the first round
@@ -51,7 +53,7 @@ pub struct Options {
     out: Option<PathBuf>,
 }
 
-/// What stands between a site and the others.
+/// The NAT or firewall of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     None,
@@ -83,15 +85,14 @@ const ALL: [Kind; 12] = [
     Kind::Ipv6,
 ];
 
-/// Those that are tried unless others are named: with two of each the network is small enough for a
-/// full mesh.
+/// The default kinds: with two members of each the network is small enough for a full mesh.
 fn usual() -> Vec<Kind> {
     ALL.into_iter()
         .filter(|kind| *kind != Kind::Firewall)
         .collect()
 }
 
-/// Whom a site's border lets in.
+/// Which packets a site's border lets in.
 #[derive(Clone, Copy, PartialEq)]
 enum Hears {
     Everybody,
@@ -99,11 +100,11 @@ enum Hears {
     Ports,
 }
 
-/// What theory allows a pair.
+/// The path that theory allows a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Theory {
     Direct,
-    /// Direct if a port is guessed right.
+    /// Direct if a port is guessed.
     Guess,
     /// Through a member that both reach.
     Relay,
@@ -194,7 +195,8 @@ impl Kind {
         }
     }
 
-    /// Whether all see it at one address, whether its next port can be guessed, and whom it hears.
+    /// Whether its mapping is the same for all destinations, whether its next port can be guessed,
+    /// and its filtering.
     fn border(self) -> (bool, bool, Hears) {
         match self {
             Kind::None | Kind::FullCone | Kind::Mapped => (true, false, Hears::Everybody),
@@ -229,7 +231,7 @@ fn theory(a: Kind, b: Kind) -> Theory {
     }
 }
 
-/// What became of one pair.
+/// The result of one pair.
 #[derive(Clone, Debug)]
 struct Outcome {
     kinds: (Kind, Kind),
@@ -238,9 +240,9 @@ struct Outcome {
     /// The path of the last answer, empty if there was none.
     path: String,
     rtt_ms: f64,
-    /// From the command to the first answer, by whatever path.
+    /// From the command to the first answer, over any path.
     first_answer_ms: f64,
-    /// Times tried, and the time to the direct path, by the pinging daemon's own count.
+    /// The number of punches and the time to the direct path, as the pinging daemon reports them.
     punch: Option<(u64, Option<f64>)>,
 }
 
@@ -288,7 +290,7 @@ fn host(kind: Kind, side: char) -> String {
     format!("{}-{side}", kind.name())
 }
 
-/// One round: its outcomes, and what each kind's members say of their NAT.
+/// One round: its outcomes, and how the members of each kind classify their NAT.
 fn play(
     kinds: &[Kind],
     seed: u64,
@@ -347,7 +349,7 @@ fn play(
     Ok((outcomes, natures))
 }
 
-/// Lets everybody join, a few at a time; the member ids by host.
+/// Lets all hosts join, a few at a time; returns the member ids by host.
 fn join_all(
     lab: &Lab,
     members: &[String],
@@ -378,7 +380,7 @@ fn join_all(
     Ok(ids.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Waits until everybody is connected with everybody and has had time for a close look at its NAT.
+/// Waits until all members are connected and have had time to examine their NAT.
 fn settle(lab: &Lab, members: &[String]) {
     let began = Instant::now();
     for name in members {
@@ -395,7 +397,7 @@ fn settle(lab: &Lab, members: &[String]) {
             thread::sleep(Duration::from_millis(500));
         }
     }
-    // The close look, and a router's search, follow within some seconds.
+    // The examination of the NAT and the search for a router follow within seconds.
     thread::sleep(Duration::from_secs(8));
     eprintln!("settled after {:.0} s", began.elapsed().as_secs_f64());
 }
@@ -466,7 +468,7 @@ fn ping_all(
         .unwrap_or_else(PoisonError::into_inner))
 }
 
-/// One pair: pings until it is answered, and directly if that is possible.
+/// Pings one pair until an answer comes, over a direct path if theory allows one.
 fn pair(
     lab: &Lab,
     kinds: (Kind, Kind),
@@ -486,7 +488,7 @@ fn pair(
     loop {
         let pinged = match lab.ping(from, to, 3, "200ms") {
             Ok(pinged) => pinged,
-            // No answer is a result here, not a failure of the run.
+            // A missing answer is a result, not a failure of the run.
             Err(LabError::Command { .. }) => Pinged {
                 path: String::new(),
                 rtts_ms: Vec::new(),

@@ -1,4 +1,4 @@
-//! Network namespaces: made, entered, swept of their processes, removed.
+//! Network namespaces: creates and enters them, kills their processes, removes them.
 //!
 //! A namespace is entered by a thread that lives only for that; what the thread opens or starts
 //! stays inside after the thread has ended, and the rest of the process never notices. Names are
@@ -26,7 +26,7 @@ use std::{
 
 /// Where `ip netns` keeps names.
 const NAMES_DIR: &str = "/run/netns";
-/// How long killed processes may take to leave.
+/// How long killed processes may take to end.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn path(name: &str) -> PathBuf {
@@ -163,7 +163,7 @@ pub(crate) fn kill_processes(name: &str, dir: &Path) -> Result<usize, Error> {
             });
         }
         for pid in found {
-            // Gone already is as good as killed.
+            // A process that has ended needs no signal.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             killed.insert(pid);
         }

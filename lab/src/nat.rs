@@ -6,7 +6,7 @@
 //! destination sees another). Seeded, hence the same at each run. A symmetric NAT may instead keep
 //! the inside port where it can, or count. *Filtering.* Port-restricted and symmetric need no rule:
 //! conntrack lets back only what answers. A restricted cone remembers per public port whom it was
-//! used to write to, a full cone just that it was used; what passes is translated back by a map
+//! used to write to, a full cone only that it was used; what passes is translated back by a map
 //! learnt from outgoing packets. Everything else that comes in is dropped before conntrack confirms
 //! it, so that it cannot spoil a later mapping. A mapping lives 120 s after the last outgoing
 //! packet (RFC 4787 REQ-5). There is no hairpinning, as in most home routers.
@@ -17,9 +17,9 @@
 use crate::{plan::SitePlan, sites::Nat};
 use std::{fmt::Write, net::Ipv4Addr};
 
-/// First public port and number of them that mappings use.
+/// The first public port of mappings, and the number of ports.
 const PORTS: (u16, u16) = (32768, 28000);
-/// A NAT that counts begins again after so many mappings.
+/// How many mappings a NAT with sequential ports makes before it reuses the first port.
 const COUNTED_PORTS: u16 = 1024;
 /// The tables and chains that a site's `miniupnpd` fills, for its configuration file.
 pub(crate) const UPNP_SETTINGS: &str = "upnp_table_name=upnp\nupnp_nat_table_name=upnp\n\

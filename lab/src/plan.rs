@@ -1,5 +1,5 @@
-//! What a sites file means in addresses and names: computed once, written to the state directory,
-//! read by every later command.
+//! The addresses and names of a testbed: computed once from the sites file, written to the state
+//! directory, read by every later command.
 //!
 //! Site `i` owns 198.18.`i+1`.0/24 and 2001:2:0:`i+1`::/64 of the benchmarking ranges (RFC 2544,
 //! RFC 5180), and 198.19.`i+1`.0/24 and 2001:2:0:`256+i+1`::/64 to move to when it is renumbered. A
@@ -18,9 +18,10 @@ use std::{
     path::PathBuf,
 };
 
-/// Where running testbeds leave their plan, control socket and keeper's id.
+/// The directory of running testbeds: their plan, control socket and keeper's id.
 pub const RUN_DIR: &str = "/run/p2pvm-testbed";
-/// Where hosts keep their state: disks of guests go here, so it is no tmpfs.
+/// The directory of the hosts' state.
+/// Reason: the disks of guests are too large for a tmpfs.
 pub const HOSTS_DIR: &str = "/var/tmp/p2pvm-testbed";
 /// The last octet of a site's first host.
 const FIRST_HOST: u8 = 10;
@@ -74,7 +75,7 @@ pub struct SitePlan {
     pub number: u8,
     /// Whether it is at its second set of public addresses.
     pub renumbered: bool,
-    /// The address the rest of the world sees of a site behind a NAT; the router's own elsewhere.
+    /// The public address of a site behind a NAT; elsewhere the router's own.
     pub public: Ipv4Addr,
     /// The router's address towards its hosts; they are in the same /24.
     pub gateway: Ipv4Addr,
@@ -88,7 +89,7 @@ impl SitePlan {
         self.ipv6 != Ipv6::Only
     }
 
-    /// The address that its router wears outwards: public, or the carrier's private one.
+    /// The outer address of its router: public, or the carrier's private one.
     pub(crate) fn wan(&self) -> Ipv4Addr {
         if self.carrier_namespace.is_some() {
             Ipv4Addr::new(100, 64, self.number, 2)
@@ -123,7 +124,7 @@ impl SitePlan {
             (self.ipv6 != Ipv6::None).then(|| Ipv6Addr::new(0x2001, 2, 0, subnet, 0, 0, 0, 1));
     }
 
-    /// The addresses of host `number` here: IPv4 if there is, IPv6 if there is.
+    /// The addresses of host `number` here, of the families that the site has.
     pub(crate) fn host_addresses(&self, number: u8) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         let [x, y, z, _] = self.gateway.octets();
         let v6 = self.gateway6.map(|gateway| {
@@ -246,7 +247,7 @@ impl Plan {
         }
     }
 
-    /// Gives a host another address at `site`, which nobody there has.
+    /// Gives a host a free address at `site`.
     pub(crate) fn rehost(&mut self, host: usize, site: usize) -> Result<(), String> {
         let taken: Vec<u8> = self
             .hosts
@@ -268,7 +269,7 @@ impl Plan {
 
 fn own_addresses(site: &SitePlan, number: u8) -> (IpAddr, Option<Ipv6Addr>) {
     let (v4, v6) = site.host_addresses(number);
-    // A site has one or the other: `Ipv6::Only` is what takes IPv4 away.
+    // A site has at least one family: only `Ipv6::Only` removes IPv4.
     (
         v4.map(IpAddr::from)
             .or(v6.map(IpAddr::from))

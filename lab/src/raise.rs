@@ -1,5 +1,5 @@
-//! Builds a planned testbed out of namespaces, cables, addresses and rules, changes it as a plan
-//! changes, and takes away what one left behind.
+//! Builds a planned testbed from namespaces, cables, addresses and rules, changes it as its plan
+//! changes, and removes all of it.
 
 use crate::{
     conntrack,
@@ -20,10 +20,10 @@ use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 /// The wide area's packet size.
 const MTU: u16 = 1500;
-/// Packets that may wait in a router for the forwarder to read them.
+/// How many packets may wait in a router for the forwarder.
 const QUEUE_PACKETS: u32 = 2000;
 
-/// Makes every namespace of the plan; answers each site's end of the core, in site order.
+/// Makes all namespaces of the plan; returns each site's end of the core, in site order.
 pub(crate) fn raise(plan: &Plan) -> Result<Vec<SyncDevice>, Error> {
     for host in &plan.hosts {
         fs::create_dir_all(&host.dir)
@@ -114,19 +114,19 @@ fn make_router(namespace: &str, ipv6: bool) -> Result<(), Error> {
             ("net/ipv6/conf/default/disable_ipv6", v6_off),
             ("net/ipv6/conf/default/accept_dad", "0"),
             ("net/ipv6/conf/all/forwarding", "1"),
-            // A router's LAN is a switch: what one of its ports sends another meets no rule of the
-            // router's, also where Docker has loaded what sends such frames through iptables.
+            // A router's LAN is a switch: frames between its ports must not pass the router's
+            // rules, as they do where Docker has loaded br_netfilter.
             ("net/bridge/bridge-nf-call-iptables", "0"),
             ("net/bridge/bridge-nf-call-ip6tables", "0"),
         ] {
-            // A kernel without IPv6, or without filters for bridges, has no such switch.
+            // A kernel without IPv6 or br_netfilter has no such sysctl.
             let _ = fs::write(Path::new("/proc/sys").join(key), value);
         }
     })
 }
 
-/// Gives a site's routers the addresses and rules that the plan says, instead of what they had, and
-/// forgets all mappings.
+/// Replaces the addresses and rules of a site's routers by those of the plan and removes all
+/// mappings.
 pub(crate) fn address_router(plan: &Plan, index: usize) -> Result<(), Error> {
     let site = &plan.sites[index];
     let mut router = String::from("addr flush dev lan scope global\n");
@@ -136,7 +136,7 @@ pub(crate) fn address_router(plan: &Plan, index: usize) -> Result<(), Error> {
     if let Some(gateway) = site.gateway6 {
         let _ = writeln!(router, "addr add {gateway}/64 dev lan nodad");
     }
-    // An interface that loses its last address loses its routes as well.
+    // An interface that loses its last address loses its routes too.
     let outward = "route replace default dev wan\n";
     let public = format!(
         "addr flush dev wan scope global\naddr add {}/32 dev wan\n{outward}",
@@ -174,8 +174,7 @@ fn prefix_of(gateway: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::from(u128::from(gateway) & !u128::from(u64::MAX))
 }
 
-/// Puts rules in force instead of those there were, and ends the connections that those let
-/// through.
+/// Replaces the rules and ends the connections that the previous ones let through.
 fn filter(namespace: &str, rules: Option<String>) -> Result<(), Error> {
     let Some(rules) = rules else { return Ok(()) };
     namespace::inside(namespace, || {
@@ -193,9 +192,9 @@ fn cable_host(plan: &Plan, host: &HostPlan) -> Result<(), Error> {
         host.cable, host.namespace
     );
     run("ip", &["-n", &site.namespace, "-batch", "-"], &cable)?;
-    // IPv6 stays possible on the host (the overlay gives it addresses). Where the site has none it
-    // is off on the cable, which then is silent when idle; where it has, addresses are given, not
-    // heard of, and used at once.
+    // IPv6 stays enabled on the host, as the overlay assigns addresses of it. On the cable of a
+    // site without IPv6 it is disabled, so that an idle cable is silent; elsewhere addresses are
+    // static, without router advertisements, and usable at once.
     let settings: &[(&str, &str)] = match site.ipv6 {
         Ipv6::None => &[("disable_ipv6", "1")],
         _ => &[
@@ -207,15 +206,15 @@ fn cable_host(plan: &Plan, host: &HostPlan) -> Result<(), Error> {
     };
     namespace::inside(&host.namespace, || {
         for (key, value) in settings {
-            // A kernel without IPv6 has no such switch.
+            // A kernel without IPv6 has no such sysctl.
             let _ = fs::write(format!("/proc/sys/net/ipv6/conf/eth0/{key}"), value);
         }
     })?;
     connect(site, host)
 }
 
-/// Brings a host's cable up with its addresses and routes, whatever it had before (the kernel
-/// forgets some when a cable goes down).
+/// Brings a host's cable up and replaces its addresses and routes: the kernel removes some when a
+/// cable goes down.
 fn connect(site: &SitePlan, host: &HostPlan) -> Result<(), Error> {
     let (v4, v6) = site.host_addresses(host.number);
     let mut batch = String::from("addr flush dev eth0 scope global\n");
@@ -235,7 +234,7 @@ fn connect(site: &SitePlan, host: &HostPlan) -> Result<(), Error> {
     run("ip", &["-n", &host.namespace, "-batch", "-"], &batch)
 }
 
-/// Plugs a host's cable in or out.
+/// Sets a host's cable up or down.
 pub(crate) fn plug(plan: &Plan, host: &str, up: bool) -> Result<(), Error> {
     let host = plan.host(host).ok_or_else(|| Error::NoSuch(host.into()))?;
     if up {
@@ -249,7 +248,7 @@ pub(crate) fn plug(plan: &Plan, host: &str, up: bool) -> Result<(), Error> {
     }
 }
 
-/// Makes a site what the changed plan says of its addresses; its hosts get theirs too.
+/// Applies the changed addresses of a site to its routers and hosts.
 pub(crate) fn renumber(plan: &Plan, index: usize) -> Result<(), Error> {
     address_router(plan, index)?;
     plan.hosts
@@ -258,8 +257,8 @@ pub(crate) fn renumber(plan: &Plan, index: usize) -> Result<(), Error> {
         .try_for_each(|host| connect(&plan.sites[index], host))
 }
 
-/// Makes a host what the changed plan says; `before` is what it was. At another site it gets a new
-/// cable, and with it a new `eth0`.
+/// Applies the changed plan of a host, which was `before`. At another site it gets a new cable and
+/// a new `eth0`.
 pub(crate) fn rehost(plan: &Plan, host: &HostPlan, before: &HostPlan) -> Result<(), Error> {
     if host.site == before.site {
         return connect(&plan.sites[host.site], host);
@@ -283,7 +282,7 @@ pub(crate) fn run_dir(name: &str) -> PathBuf {
     Path::new(RUN_DIR).join(name)
 }
 
-/// Writes the plan where later commands read it, at once or not at all.
+/// Writes the plan where later commands read it, atomically.
 pub(crate) fn save_plan(plan: &Plan) -> Result<(), Error> {
     let directory = run_dir(&plan.name);
     let write = || -> io::Result<()> {
@@ -299,8 +298,8 @@ pub(crate) fn save_plan(plan: &Plan) -> Result<(), Error> {
     })
 }
 
-/// Takes away processes, namespaces and files of testbed `name`, whatever of them there is. Goes on
-/// after an error and answers the first.
+/// Removes all processes, namespaces and files of testbed `name`. Continues after an error and
+/// returns the first one.
 pub(crate) fn raze(name: &str) -> Result<(), Error> {
     let mut result = Ok(());
     let mut note = |outcome: Result<(), Error>| {

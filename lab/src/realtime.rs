@@ -1,13 +1,13 @@
-//! Makes the calling thread wake when a packet is due, however busy the machine is: the forwarder
-//! shares two cores with emulated guests.
+//! Lets the forwarder wake when a packet is due, also on a busy machine: it shares the cores with
+//! emulated guests.
 
 use std::io;
 
 /// Gives the calling thread the lowest real-time priority, which every ordinary process yields to;
 /// children do not inherit it.
 ///
-/// Fails where the caller may not (an ordinary user, some containers); the forwarder then is as
-/// precise as the machine is idle.
+/// Fails without the permission (an ordinary user, some containers); the forwarder is then exact
+/// only on an idle machine.
 pub(crate) fn prefer_this_thread() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: `parameters` is a valid sched_param that outlives the call; pid 0 is the calling

@@ -1,10 +1,10 @@
 //! A root file system of a host's own, so that programs on it have their own `/etc`, `/run` and
 //! packages.
 //!
-//! Below `/` lies a tree that all hosts read; an overlay keeps what a host writes apart from it. A
-//! holder process keeps the mounts: it is one of the host's processes and dies with them, and the
-//! next command on the host mounts them again, as a machine that boots again. `/run` and `/tmp` are
-//! then empty, everything else is as it was.
+//! All hosts read one tree; an overlay keeps the writes of each host apart. A holder process, one
+//! of the host's processes, keeps the mounts. If it is killed with them, the next command on the
+//! host mounts all again, as after a reboot: `/run` and `/tmp` are empty, everything else is as it
+//! was.
 
 use crate::{namespace, plan::HostPlan, testbed::Error};
 use nix::{
@@ -24,9 +24,9 @@ use std::{
 /// What a host's root is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootPlan {
-    /// The tree below, which several hosts read and none writes.
+    /// The lower layer, which several hosts read and none writes.
     pub tree: PathBuf,
-    /// Files and directories of this machine that are there under the same names.
+    /// Files and directories of this machine that the root has under the same names.
     pub binds: Vec<PathBuf>,
     /// Where the host's own writes and the holder's process id are kept.
     pub keep: PathBuf,
@@ -37,8 +37,8 @@ impl RootPlan {
         self.keep.join("holder.pid")
     }
 
-    /// The holder's process id, if it lives: process ids are used again, its network namespace is
-    /// not.
+    /// The holder's process id, if it lives. Its network namespace proves that the id was not
+    /// reused.
     fn holder(&self, host: &HostPlan) -> Option<u32> {
         let pid: u32 = fs::read_to_string(self.pid_file())
             .ok()?
@@ -54,13 +54,13 @@ impl RootPlan {
         (Some(own) == inode(&namespace::path(&host.namespace))).then_some(pid)
     }
 
-    /// Takes another process as the holder: the first of a machine that was booted in this root.
+    /// Makes another process the holder: the first of a machine that was booted in this root.
     pub(crate) fn adopt(&self, pid: u32) -> Result<(), Error> {
         fs::write(self.pid_file(), pid.to_string()).map_err(failed("write the holder's process id"))
     }
 }
 
-/// The way to a host's files from outside: what it calls `/etc` is `etc` below this.
+/// The path of a host's root from outside: `etc` below it is the host's `/etc`.
 pub(crate) fn view(host: &HostPlan) -> Result<PathBuf, Error> {
     match &host.root {
         Some(root) => Ok(PathBuf::from(format!("/proc/{}/root", hold(host, root)?))),
@@ -95,7 +95,7 @@ pub(crate) fn inside<T: Send>(
         let enter = || -> nix::Result<()> {
             unshare(CloneFlags::CLONE_FS)?;
             setns(name, CloneFlags::CLONE_NEWUTS)?;
-            // Of a booted machine; elsewhere it is the one there is.
+            // The process namespace of a booted machine; elsewhere this machine's.
             setns(processes, CloneFlags::CLONE_NEWPID)?;
             setns(mounts, CloneFlags::CLONE_NEWNS)
         };
@@ -108,7 +108,7 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |e| Error::Io(what.into(), e)
 }
 
-/// Mounts the root in this thread, which is on the host's network, and leaves a process in it.
+/// Mounts the root in this thread, which is on the host's network, and starts the holder in it.
 fn raise(host: &HostPlan, root: &RootPlan) -> Result<u32, Error> {
     mount_all(host, root)
         .map_err(|e| Error::Io(format!("mount the root of host {}", host.name), e))?;
@@ -170,7 +170,7 @@ fn mount_all(host: &HostPlan, root: &RootPlan) -> io::Result<()> {
     pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     chdir("/")?;
-    // Where Debian's boot would have made them.
+    // Debian's boot makes them.
     for directory in ["/run/lock", "/run/dbus"] {
         fs::create_dir_all(directory)?;
     }

@@ -1,5 +1,5 @@
-//! `sites.toml`: which sites there are, what stands between each and the internet, and how far
-//! apart they are.
+//! `sites.toml`: the sites, the NATs and firewalls between each and the internet, and the links
+//! between them.
 //!
 //! ```toml
 //! seed = 7
@@ -31,14 +31,16 @@ use crate::testbed::Error;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
-/// Longest queue in front of a rate-limited link unless the file says otherwise.
+/// The longest queue before a rate-limited link, by default.
 const DEFAULT_QUEUE_MS: f64 = 100.0;
-/// The third octet of a site's addresses names the site.
+/// How many sites a testbed may have.
+/// Reason: the third octet of an address is the site's number.
 const MAX_SITES: usize = 250;
-/// Host addresses in a site begin at .10.
+/// How many hosts a site may have.
+/// Reason: host addresses begin at .10.
 const MAX_HOSTS_PER_SITE: usize = 200;
-/// What IPv4 hosts must take (RFC 791), what IPv6 links must carry (RFC 8200 §5), and what the
-/// emulated lines carry at most.
+/// The least MTU of IPv4 (RFC 791) and of IPv6 (RFC 8200 §5), and the greatest of the emulated
+/// lines.
 const MTUS: (u16, u16, u16) = (576, 1280, 1500);
 
 /// What a site's router does to UDP, in the words of RFC 3489; RFC 4787's are given beside them.
@@ -189,7 +191,7 @@ impl Site {
         }
     }
 
-    /// Whether its properties go together.
+    /// Whether its properties are consistent.
     fn check(&self) -> Result<(), String> {
         let behind_nat = self.nat != Nat::None;
         if self.ipv6 == Ipv6::Only && (behind_nat || self.upnp) {
@@ -238,8 +240,8 @@ pub struct Properties {
 
 impl Properties {
     fn or(self, other: Properties) -> Properties {
-        // A round trip given here must win over a one-way delay given further out, and the other
-        // way round.
+        // A round trip given here overrides a one-way delay of the defaults, and the other way
+        // round.
         let own = self.rtt_ms.is_some() || self.delay_ms.is_some();
         Properties {
             rtt_ms: if own { self.rtt_ms } else { other.rtt_ms },
@@ -253,7 +255,7 @@ impl Properties {
         }
     }
 
-    /// The shape of one direction; an error names the property that makes no sense.
+    /// The shape of one direction; an error names the invalid property.
     pub fn shape(self) -> Result<Shape, String> {
         let delay = self
             .delay_ms
@@ -407,7 +409,7 @@ impl Sites {
         Ok(())
     }
 
-    /// What a packet from site `from` to site `to` meets.
+    /// The shape of the link from site `from` to site `to`.
     pub fn shape(&self, from: &str, to: &str) -> Result<Shape, String> {
         let listed = self.links.iter().find_map(|link| {
             if link.a == from && link.b == to {

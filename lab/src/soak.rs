@@ -1,12 +1,10 @@
-//! Hostile datagrams against a running daemon: what a stranger on the path can send, for as long as
-//! one likes.
+//! Hostile datagrams against a running daemon: those that an attacker on the path can send.
 //!
-//! The attacker stands on the router before the victim. It sees what the victim gets, and sends it
-//! on again: whole, cut, with bits turned, from other addresses; besides, noise of every length,
-//! and things that look like the beginning of a handshake, a STUN request or a QUIC packet, from
-//! addresses that are not its own. It also knocks on the TCP port with noise. Meanwhile it counts
-//! what the victim sends to the addresses that were forged: more than three times what came from
-//! there would make the victim an amplifier (RFC 9000 §8.1 has the same bound).
+//! The attacker is on the router before the victim. It replays the datagrams that the victim gets:
+//! whole, cut, with flipped bits, from other addresses. It also sends noise of every length and the
+//! beginnings of handshakes, STUN requests and QUIC packets from forged addresses, and noise to the
+//! TCP port. It counts the bytes that the victim sends to each forged address: more than three
+//! times the bytes sent from there would make the victim an amplifier (the bound of RFC 9000 §8.1).
 
 use crate::{
     answers,
@@ -34,23 +32,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Datagrams to the victim that are kept to be sent again.
+/// How many datagrams to the victim are kept for replay.
 const KEPT: usize = 2048;
-/// Forged sources come from these documentation networks (RFC 5737), which nobody on the testbed
+/// The networks of forged sources: documentation networks (RFC 5737), which no host of the testbed
 /// has.
 const FORGED: [Ipv4Addr; 3] = [
     Ipv4Addr::new(192, 0, 2, 0),
     Ipv4Addr::new(198, 51, 100, 0),
     Ipv4Addr::new(203, 0, 113, 0),
 ];
-/// The longest datagram sent; longer ones would only be fragments.
+/// The longest datagram sent.
+/// Reason: longer ones would be fragments.
 const LONGEST: usize = 1472;
-/// Our packets reach the victim with this; others' have passed a router more.
+/// The TTL of the attacker's packets.
+/// Reason: others' packets pass a router more, which tells them apart.
 const OUR_HOPS: u8 = 64;
-/// TCP connections that are left open with noise in them, at most.
+/// How many TCP connections with noise are left open.
 const KNOCKS: usize = 64;
 
-/// Whom to send to, and how much.
+/// The target and the volume of an attack.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The victim's host.
@@ -82,7 +82,7 @@ pub struct Outcome {
     pub worst_amplification: f64,
 }
 
-/// A whole soak: what the victim was like before and after.
+/// A whole soak: the victim before and after the attack.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// How long, seconds.
@@ -273,7 +273,7 @@ impl<'a> Attack<'a> {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        // What is still under way counts too.
+        // Packets in flight count too.
         std::thread::sleep(Duration::from_millis(300));
         self.look()?;
         self.outcome.forged_bytes = self.forged.values().map(|(sent, _)| sent).sum();
@@ -302,7 +302,7 @@ impl<'a> Attack<'a> {
             .into()
     }
 
-    /// Sends one datagram, of a kind that the dice choose.
+    /// Sends one datagram of a random kind.
     fn send_one(&mut self) -> std::io::Result<()> {
         let port = self.plan.udp[self.rng.random_range(0..self.plan.udp.len())];
         let again = if self.kept.is_empty() {
@@ -335,14 +335,14 @@ impl<'a> Attack<'a> {
             MsgFlags::empty(),
         ) {
             Ok(_) => *self.outcome.sent.entry(kind).or_default() += 1,
-            // A full queue drops, as any router would.
+            // A full queue drops the packet, as a router does.
             Err(nix::Error::ENOBUFS | nix::Error::EAGAIN) => {}
             Err(e) => return Err(e.into()),
         }
         Ok(())
     }
 
-    /// A datagram that was seen, whole or changed.
+    /// A replayed datagram, whole or changed.
     fn repeat(
         &mut self,
         kind: u32,
@@ -369,7 +369,7 @@ impl<'a> Attack<'a> {
         }
     }
 
-    /// Noise, or noise that begins like something the victim knows.
+    /// Noise, or noise with the beginning of a known protocol.
     fn invent(&mut self, kind: u32) -> (&'static str, Vec<u8>) {
         match kind {
             4 => {
@@ -400,8 +400,8 @@ impl<'a> Attack<'a> {
         }
     }
 
-    /// Reads what passes: datagrams to the victim are kept, answers to forged addresses are
-    /// counted.
+    /// Reads the packets on the bridge: keeps datagrams to the victim, counts answers to forged
+    /// addresses.
     fn look(&mut self) -> std::io::Result<()> {
         let mut frame = [0u8; 2048];
         loop {
@@ -411,7 +411,7 @@ impl<'a> Attack<'a> {
                 Err(nix::Error::EINTR) => continue,
                 Err(e) => return Err(e.into()),
             };
-            // Each frame passes the bridge's ports as well: it counts once.
+            // Each frame is also seen on the bridge's ports: it counts once.
             if interface != Some(self.bridge as usize) {
                 continue;
             }
@@ -439,7 +439,7 @@ impl<'a> Attack<'a> {
         if let Ok(mut stream) = TcpStream::connect_timeout(&to, Duration::from_millis(50)) {
             let len = self.rng.random_range(1..4096);
             let noise = self.noise(len);
-            // It may hang up on us: good.
+            // An error means that the victim closed it.
             let _ = stream.set_nonblocking(true);
             let _ = stream.write(&noise);
             self.knocks.push_back(stream);

@@ -1,9 +1,9 @@
-//! What one does with a testbed: run programs on its hosts, cut and heal links, kill and revive
-//! hosts, look at it, take it down.
+//! The operations on a testbed: run programs on its hosts, cut and heal links, kill and revive
+//! hosts, show it, take it down.
 //!
-//! Everything goes by the plan in the state directory and the keeper's control socket, so that it
-//! makes no difference whether the testbed is kept by this process ([`Testbed::up`]), by a child of
-//! it ([`Testbed::up_by`]) or by one started long ago ([`Testbed::open`]).
+//! All use the plan in the state directory and the keeper's control socket. So they work alike
+//! whether this process keeps the testbed ([`Testbed::up`]), a child of it ([`Testbed::up_by`]) or
+//! an earlier process ([`Testbed::open`]).
 
 mod status;
 
@@ -30,10 +30,10 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-/// Why something could not be done with a testbed.
+/// Why an operation on a testbed failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The sites file makes no sense.
+    /// The sites file is invalid.
     #[error("sites file: {0}")]
     Sites(String),
     /// A file, device or system call failed.
@@ -73,7 +73,7 @@ pub enum Error {
         "cannot cut between {0} and {1}: name two sites, or hosts that are alone at different sites"
     )]
     NotALink(String, String),
-    /// Processes that would not die.
+    /// Processes that SIGKILL did not end.
     #[error("processes {pids:?} in {namespace} do not die")]
     Undead {
         /// Where they are.
@@ -92,7 +92,7 @@ pub enum Error {
     /// The keeper or forwarder has ended.
     #[error("the testbed's keeper has ended: take the testbed down and up again")]
     Gone,
-    /// The keeper said why it could not.
+    /// The keeper's own error.
     #[error("the testbed's keeper: {0}")]
     Keeper(String),
 }
@@ -103,13 +103,13 @@ pub struct Testbed {
     hold: Hold,
 }
 
-/// What this handle holds of the testbed; the fields are only dropped.
+/// The part of the testbed that ends with this handle; the fields are only dropped.
 enum Hold {
     /// The testbed lives in this process.
     Keeper(Keeper),
     /// The testbed lives in a child that ends with us.
     Child(TiedKeeper),
-    /// It lives somewhere else and goes on without us.
+    /// Another process keeps it.
     Nothing,
 }
 
@@ -125,8 +125,8 @@ impl TiedKeeper {
 
 impl Drop for TiedKeeper {
     fn drop(&mut self) {
-        // It is our child and does what it must without being watched; waiting only makes the end
-        // definite.
+        // An error is ignored: the child takes the testbed down by itself; waiting only makes sure
+        // that it has ended.
         let _ = self.end();
     }
 }
@@ -231,15 +231,14 @@ impl Testbed {
         namespace::inside(&self.plan.sites[site].namespace, action)
     }
 
-    /// Makes a site's router forget all connections, and with them its NAT's mappings.
+    /// Removes all connections of a site's router, and with them its NAT's mappings.
     pub fn forget_mappings(&self, site: &str) -> Result<(), Error> {
         self.inside_router(site, crate::conntrack::flush)?
             .map_err(|e| Error::Io(format!("flush the connections of {site}'s router"), e))
     }
 
-    /// Gives a host a root file system of its own for what is run on it from now on: `tree`, to
-    /// which it writes without changing it, with `binds` of this machine in it under the same
-    /// names.
+    /// Gives a host a root file system of its own for all commands from now on: a writable overlay
+    /// over `tree`, with `binds` of this machine under the same names.
     pub fn give_root(&mut self, host: &str, tree: &Path, binds: &[&Path]) -> Result<(), Error> {
         let index = self.host_index(host)?;
         let keep = Path::new(HOSTS_DIR)
@@ -340,8 +339,7 @@ impl Testbed {
         .map(drop)
     }
 
-    /// Gives both directions between two sites other properties than the file did; what is not
-    /// given is none.
+    /// Replaces the properties of both directions between two sites; a missing property means none.
     pub fn reshape(&self, a: &str, b: &str, properties: Properties) -> Result<(), Error> {
         let (from, to) = self.link(a, b)?;
         let shape: Shape = properties.shape().map_err(Error::Sites)?;
@@ -399,23 +397,22 @@ impl Testbed {
         raise::plug(&self.plan, host, true)
     }
 
-    /// Pulls a host's plug: its cable first, then every program on it by SIGKILL. Its state
-    /// directory stays. Answers how many died.
+    /// Powers a host off: its cable first, then every process by SIGKILL. Its state directory
+    /// stays. Returns how many processes there were.
     pub fn kill(&self, host: &str) -> Result<usize, Error> {
         self.isolate(host)?;
         let host = self.host(host)?;
         namespace::kill_processes(&host.namespace, &host.dir)
     }
 
-    /// Lets a killed host onto the network again; its programs have to be started by whoever
-    /// started them at first.
+    /// Reconnects a killed host to the network; its programs stay ended.
     pub fn revive(&self, host: &str) -> Result<(), Error> {
         self.rejoin(host)
     }
 
-    /// Gives a site its other public addresses (there are two sets), as a provider does overnight:
-    /// its hosts get theirs if they have public ones, and every NAT mapping and connection through
-    /// its routers is forgotten.
+    /// Gives a site its other public addresses (there are two sets), as a provider does overnight.
+    /// Its hosts get theirs if they have public ones; all NAT mappings and connections through its
+    /// routers are removed.
     pub fn renumber(&mut self, site: &str) -> Result<(), Error> {
         let index = self.site_index(site)?;
         self.plan.renumber(index);
@@ -423,7 +420,8 @@ impl Testbed {
         raise::renumber(&self.plan, index)
     }
 
-    /// Puts another router before a site: same addresses, another kind of NAT, nothing remembered.
+    /// Replaces a site's router by one with the same addresses and another kind of NAT, without
+    /// mappings.
     pub fn renat(&mut self, site: &str, nat: Nat) -> Result<(), Error> {
         let index = self.site_index(site)?;
         self.plan.sites[index].nat = nat;
@@ -431,8 +429,8 @@ impl Testbed {
         raise::address_router(&self.plan, index)
     }
 
-    /// Moves a host: to another address at its site, or to another site, where it gets a new
-    /// interface. What runs on it runs on.
+    /// Moves a host to another address at its site, or to another site, where it gets a new
+    /// interface. Its programs run on.
     pub fn rehost(&mut self, host: &str, to_site: Option<&str>) -> Result<(), Error> {
         let index = self.host_index(host)?;
         let before = self.plan.hosts[index].clone();
@@ -445,14 +443,15 @@ impl Testbed {
         raise::rehost(&self.plan, &self.plan.hosts[index], &before)
     }
 
-    /// Closes a host's lid: its programs stand still and its cable is out. Answers how many stand.
+    /// Closes a host's lid: stops its processes and disconnects its cable. Returns how many it
+    /// stopped.
     pub fn suspend(&self, host: &str) -> Result<usize, Error> {
         let stopped = self.signal(host, Signal::SIGSTOP)?;
         self.isolate(host)?;
         Ok(stopped)
     }
 
-    /// Undoes [`Testbed::suspend`]. Answers how many programs go on.
+    /// Undoes [`Testbed::suspend`]. Returns how many processes go on.
     pub fn wake(&self, host: &str) -> Result<usize, Error> {
         self.rejoin(host)?;
         self.signal(host, Signal::SIGCONT)
@@ -460,7 +459,7 @@ impl Testbed {
 
     fn signal(&self, host: &str, signal: Signal) -> Result<usize, Error> {
         let processes = self.processes(host)?;
-        // One that has ended meanwhile needs no signal.
+        // A process that has ended needs no signal.
         Ok(processes
             .into_iter()
             .filter(|pid| kill(Pid::from_raw(*pid), signal).is_ok())
@@ -473,13 +472,13 @@ impl Testbed {
         Ok(namespace::processes(&host.namespace, &host.dir))
     }
 
-    /// What happened on each link so far, `[from][to]` by site index.
+    /// The counters of each link, `[from][to]` by site index.
     pub fn counters(&self) -> Result<Vec<Vec<Counters>>, Error> {
         keeper::control(&self.plan.name, &keeper::Control::Report)?.ok_or(Error::Gone)
     }
 
-    /// Kills everything on the hosts and removes them, their state directories included; an error
-    /// says what is left.
+    /// Kills all processes on the hosts and removes the hosts with their state directories; an
+    /// error says what is left.
     pub fn down(self) -> Result<(), Error> {
         match self.hold {
             Hold::Keeper(keeper) => keeper.stop(),
@@ -494,12 +493,12 @@ impl Testbed {
     }
 }
 
-/// Takes down testbed `name`, whoever keeps it, and also what a killed keeper left of it.
+/// Takes down testbed `name`, also one whose keeper was killed.
 pub fn down(name: &str) -> Result<(), Error> {
     keeper::end(name)
 }
 
-/// Runs `action` in a thread that sees what a machine of its own would.
+/// Runs `action` in a thread that sees the host's own network, files and name.
 fn on_machine<T: Send>(host: &HostPlan, action: impl FnOnce() -> T + Send) -> Result<T, Error> {
     match &host.root {
         Some(own) => root::inside(host, own, action),

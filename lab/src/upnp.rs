@@ -10,12 +10,12 @@ use crate::{
 };
 use std::{fs, path::Path};
 
-/// Starts the service of a site's router; one that runs is ended first, and its mappings are gone
-/// with the rules it had filled. It ends with the router's namespace, as everything there does.
+/// Restarts the service of a site's router; its mappings are removed with the rules that hold them.
+/// It ends with the router's namespace.
 pub(crate) fn start(run_dir: &Path, site: &SitePlan) -> Result<(), Error> {
     let file = |kind: &str| run_dir.join(format!("upnp.{}.{kind}", site.name));
     let (settings, pid_file, leases) = (file("conf"), file("pid"), file("leases"));
-    // Nothing else runs in a router's namespace.
+    // The service is the only process in a router's namespace.
     namespace::kill_processes(&site.namespace, run_dir)?;
     for old in [&pid_file, &leases] {
         let _ = fs::remove_file(old);

@@ -1,4 +1,4 @@
-//! What happens to the host: each event is data, so that a sequence of them is, too.
+//! The events of a chaos run, as data.
 //!
 //! Scripts run on the host, in its own root, with these in their environment: `DEV` p2pvm's
 //! interface, `ADDR`, `OTHER` and `GW` the host's own, a free and its router's address on `eth0`,
@@ -18,12 +18,12 @@ pub struct Event {
     pub cause: Cause,
 }
 
-/// What is done, and undone.
+/// How an event is caused and undone.
 #[derive(Clone, Copy, Debug)]
 pub enum Cause {
-    /// A script whose effect is there at once.
+    /// A script whose effect is immediate and needs no undoing.
     Once(&'static str),
-    /// A script, how many seconds its effect lasts, and the script that takes it away.
+    /// A script, how many seconds its effect lasts, and the script that undoes it.
     Lasting(&'static str, u64, &'static str),
     /// Another program: started if it does not run, else stopped.
     Toggle(Program),
@@ -34,7 +34,7 @@ pub enum Cause {
 }
 
 impl Event {
-    /// How long the cause lasts after it began.
+    /// How long the cause lasts.
     pub fn lasts(&self) -> Duration {
         match self.cause {
             Cause::Lasting(_, seconds, _) | Cause::Cut(seconds) => Duration::from_secs(seconds),

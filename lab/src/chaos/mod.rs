@@ -1,9 +1,9 @@
 //! The chaos run: random but reproducible sequences of what happens to a host, while streams, pings
 //! and look-ups go on.
 //!
-//! A seed gives the sequence ([`sequence`]); each step is an [`Event`] and a pause. After the end
-//! of each cause everything that goes on has to be back within [`BACK`], and when p2pvm has gone
-//! the host has to be as it was before it came.
+//! A seed gives the sequence ([`sequence`]); each step is an [`Event`] and a pause. When the cause
+//! of a step ends, every flow must be back within [`BACK`]; when p2pvm has stopped, the host must
+//! be as it was before p2pvm started.
 
 mod events;
 mod stage;
@@ -21,15 +21,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// By then all is back after the end of a cause.
+/// How long each flow may take to come back after the end of a cause.
 pub const BACK: Duration = Duration::from_secs(20);
-/// Between the return of everything and the next event, seconds.
+/// The pause between the return of all flows and the next event, seconds.
 const PAUSE: std::ops::RangeInclusive<f64> = 0.5..=4.0;
 
 /// Which run.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
-    /// The sequence of events follows from this
+    /// Seed of the sequence of events
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// How long events go on
@@ -70,14 +70,14 @@ pub struct Step {
     pub number: usize,
     /// What happens.
     pub event: &'static Event,
-    /// How long before it nothing happens.
+    /// The pause before it.
     pub pause: Duration,
 }
 
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failed {
-    /// The network could not be built, or a command of the run itself failed.
+    /// The network could not be built, or a command failed.
     #[error(transparent)]
     Lab(#[from] LabError),
     /// No Debian tree for the host can be made here.
@@ -140,7 +140,7 @@ impl Report {
         self.left.is_empty() && self.steps.iter().all(|step| step.missing.is_empty())
     }
 
-    /// How to do again what failed.
+    /// The command that repeats the steps that failed.
     pub fn again(&self) -> String {
         let failed: Vec<String> = self
             .steps
@@ -179,7 +179,7 @@ pub fn sequence(seed: u64) -> impl Iterator<Item = Step> {
     })
 }
 
-/// The steps that the options ask for; without a number of steps they go on until the time is over.
+/// The steps that the options ask for; without a list of steps they are endless.
 fn chosen(options: &Options) -> Result<Box<dyn Iterator<Item = Step>>, Failed> {
     if !options.events.is_empty() {
         let named =
@@ -202,10 +202,10 @@ fn chosen(options: &Options) -> Result<Box<dyn Iterator<Item = Step>>, Failed> {
     ))
 }
 
-/// Does a run; `say` hears each line as it comes.
+/// Runs the steps; `say` gets each line of the report at once.
 ///
 /// # Errors
-/// If the network cannot be built; what does not come back is in the report.
+/// If the network cannot be built. A flow that does not come back is in the report.
 pub fn run(
     options: &Options,
     program: &Path,
@@ -286,7 +286,7 @@ pub fn main(options: &Options, program: &Path) -> anyhow::Result<std::process::E
         );
         return Ok(std::process::ExitCode::SUCCESS);
     }
-    println!("FAILED; again: {}", report.again());
+    println!("FAILED; repeat with: {}", report.again());
     Ok(std::process::ExitCode::FAILURE)
 }
 

@@ -1,5 +1,5 @@
-//! The network of a chaos run: the host `b` to which everything happens, behind a NAT; `a` that
-//! founded the network; `c` with a LAN of its own and the provider's name server.
+//! The network of a chaos run: `b`, behind a NAT, is the host on which all events happen; `a` is
+//! the founder; `c` has a LAN of its own and the provider's name server.
 
 use super::{BACK, Cause, Failed, Outcome, Step};
 use crate::{
@@ -30,10 +30,10 @@ const SECOND: u8 = 60;
 const OTHER: u8 = 70;
 /// How long a guest may take to boot.
 const BOOT: Duration = Duration::from_secs(120);
-/// The first minute of a network is not judged.
+/// How long a new network settles before it is judged.
 const SETTLE: Duration = Duration::from_secs(30);
 
-/// Puts the daemon's wall clock under the run's control; its monotonic clock goes on.
+/// Lets the run set the daemon's wall clock; its monotonic clock is left alone.
 const CLOCK: [(&str, &str); 4] = [
     (
         "LD_PRELOAD",
@@ -43,7 +43,7 @@ const CLOCK: [(&str, &str); 4] = [
     ("FAKETIME_CACHE_DURATION", "1"),
     ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
 ];
-/// What Docker and firewalld leave when they are stopped, and no other program should take away.
+/// Removes what Docker and firewalld leave when they are stopped and no other program may remove.
 const PURGE: &str = "nft list tables | while read -r table; do case $table in *p2pvm*) ;; *) nft \
     delete $table ;; esac; done
 ip link del docker0 2>/dev/null || true
@@ -119,7 +119,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Founds the network and remembers what `b` was like without p2pvm.
+    /// Founds the network and records the state of `b` without p2pvm.
     fn network(&mut self) -> Result<(), LabError> {
         for host in ["a", "b", "c"] {
             let resolver = if host == "b" {
@@ -141,7 +141,7 @@ printf 'cpus = 1\\nupnp = false\\nautonomic = false\\nresolver = \"auto\"\\nport
 4101\\nlink_port = 4102\\ndevice = \"p2pvm1\"\\n' >$NETWORK_B/node.toml
 $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         )?;
-        // Both make directories and switches at their first start that are theirs to keep.
+        // Both make directories and sysctls at their first start that stay.
         for program in [hosts::DOCKER, hosts::FIREWALLD] {
             program.start(&self.lab, "b")?;
             program.stop(&self.lab, "b")?;
@@ -178,7 +178,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         Ok(())
     }
 
-    /// Begins what goes on all the time.
+    /// Starts the flows.
     fn flow(&mut self) -> Result<(), LabError> {
         let address = |host: &str| {
             Ok::<_, LabError>(
@@ -266,13 +266,13 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         })
     }
 
-    /// Lets a step's event happen and waits until all is back.
+    /// Runs the event of a step and waits until all flows are back.
     pub(super) fn play(&mut self, step: &Step) -> Result<Outcome, Failed> {
         self.happen(step.event.cause)?;
         let end = Instant::now();
         let (mut back, mut missing) = (Vec::new(), Vec::new());
         let mut waiting: Vec<&Flow> = self.flows.iter().collect();
-        // All at a time: what is back at once must not wait for what is not.
+        // All at the same time, or a flow that is back would wait for one that is not.
         while !waiting.is_empty() {
             let is_over = end.elapsed() > BACK;
             waiting.retain(|flow| {
@@ -340,7 +340,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
             .count()
     }
 
-    /// What is good to know after a step that failed.
+    /// The state that helps to understand a step that failed.
     pub(super) fn report(&self) -> String {
         let mut text = String::new();
         for line in [
@@ -382,7 +382,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         text
     }
 
-    /// Ends everything; gives what p2pvm left.
+    /// Ends everything; returns what p2pvm left on the host.
     pub(super) fn end(mut self) -> Result<Vec<String>, Failed> {
         self.flows.clear();
         if self.guest {

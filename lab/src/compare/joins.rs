@@ -1,9 +1,9 @@
-//! How long a member's start takes, by the round trip between the sites: until a ping to a member
-//! that it has no link to is answered, and until the path between the two is direct.
+//! How long a member's start takes, by the round trip between the sites: until another member that
+//! it has no link to answers a ping, and until the path between the two is direct.
 //!
 //! The hosts are those of the comparison: the member that starts and the one that it pings are
-//! behind port-restricted NATs. The path is asked for with `p2pvm peers`, every [`LOOK_EVERY`], so
-//! what is said of it is late by as much and by the time of that command.
+//! behind port-restricted NATs. The path is read from `p2pvm peers` every [`LOOK_EVERY`], so its
+//! time is late by up to that interval and the duration of the command.
 
 use super::{Common, HOSTS, NEVER, Overlay, SITES, cell, first_answer, p2pvm::P2pvm};
 use crate::{keeper::Life, sites::Sites, testbed::Testbed};
@@ -18,9 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two questions for the path.
+/// The time between two queries of the path.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// The others are left alone for so long before the member starts.
+/// How long the other members settle before the member starts.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// Arguments of `testbed joins`.

@@ -20,7 +20,7 @@ fn number(host: &str) -> usize {
         .map_or(0, |i| i + 1)
 }
 
-/// The first line of what a program says to an argument; why it cannot be run, if it cannot.
+/// The first line that a program prints for an argument, or why it cannot be run.
 fn ask(program: &Path, argument: &str) -> anyhow::Result<String> {
     let output = Command::new(program)
         .arg(argument)
@@ -36,7 +36,7 @@ fn ask(program: &Path, argument: &str) -> anyhow::Result<String> {
         .to_owned())
 }
 
-/// Runs a program to its end here, on no host.
+/// Runs a program to its end on this machine, outside the emulated hosts.
 fn run(program: &str, arguments: &[&str], dir: &Path) -> anyhow::Result<()> {
     let output = Command::new(program)
         .args(arguments)
@@ -54,7 +54,7 @@ fn run(program: &str, arguments: &[&str], dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The processes of one program, by host; those that are left end with it.
+/// The processes of one program, by host; dropping it ends those that still run.
 #[derive(Default)]
 struct Processes(HashMap<String, Child>);
 
@@ -63,7 +63,7 @@ impl Processes {
         self.start_as(host, bed, host, command)
     }
 
-    /// Starts a process that is not the host's only one.
+    /// Starts another process on a host that has one.
     fn start_as(
         &mut self,
         name: &str,
@@ -82,7 +82,7 @@ impl Processes {
 
     fn stop(&mut self, host: &str) -> anyhow::Result<()> {
         if let Some(mut child) = self.0.remove(host) {
-            // It may have died already.
+            // An error means that it has ended.
             let _ = nix::sys::signal::kill(
                 nix::unistd::Pid::from_raw(child.id() as i32),
                 nix::sys::signal::Signal::SIGTERM,
@@ -103,7 +103,7 @@ impl Processes {
 impl Drop for Processes {
     fn drop(&mut self) {
         for child in self.0.values_mut() {
-            // Already dead is as good.
+            // An error means that it has ended.
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -1,5 +1,5 @@
-//! p2pvm in the comparison: founded on the bootstrap, joined by one invite beforehand, so that what
-//! is timed is a member's start, as for the others, who have their keys beforehand too.
+//! p2pvm in the comparison. The bootstrap founds the network and all join by one invite beforehand,
+//! so that only a member's start is timed: the other overlays have their keys beforehand too.
 
 use super::Overlay;
 use crate::testbed::Testbed;

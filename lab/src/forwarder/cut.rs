@@ -1,8 +1,8 @@
-//! Joined packets: the kernel hands TCP and UDP over in one piece of up to 64 KiB with a note how
-//! to cut it (virtio-net's header, the format of Linux' `virtio_net.h`). Reads that note, and cuts
-//! where a link tells packets apart: not into single packets, which would cost a system call and a
-//! walk through the network stack each, but into *runs* of neighbours, each again a joined packet
-//! with a note of its own.
+//! Joined packets: the kernel delivers TCP and UDP in one piece of up to 64 KiB with a note how to
+//! cut it (virtio-net's header, the format of Linux' `virtio_net.h`). Reads that note, and cuts
+//! where a link treats packets differently: not into single packets, which would cost a system call
+//! and a walk through the network stack each, but into *runs* of neighbours, each again a joined
+//! packet with a note of its own.
 
 use super::link::Pieces;
 use std::{ops::Range, time::Duration};
@@ -36,7 +36,7 @@ struct Joined<'a> {
 }
 
 impl Joined<'_> {
-    /// None if the packet is a single one, or nothing that we know how to cut.
+    /// `None` if the packet is a single one, or of a kind that is never cut.
     fn parse(bytes: &[u8]) -> Option<Joined<'_>> {
         let note = VirtioNetHdr::decode(bytes).ok()?;
         let packet = &bytes[VIRTIO_NET_HDR_LEN..];

@@ -12,11 +12,11 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// A joined packet that keeps a link busy longer than this is cut, so that the rate is smooth.
-/// Shorter bursts would be smoother still, but each costs the machine about as much as a whole
-/// joined packet.
+/// How long a joined packet may keep a link busy before it is cut.
+/// Reason: the rate stays smooth. Shorter bursts would be smoother still, but each costs the
+/// machine about as much as a whole joined packet.
 pub(super) const LONGEST_BURST: Duration = Duration::from_millis(3);
-/// Most that may be on its way on one link; a link this full drops.
+/// How many bytes may be in flight on a link before it drops packets.
 const MOST_IN_FLIGHT_BYTES: usize = 64 << 20;
 
 /// What happened on a link so far, counted in packets as they would be on a wire.
@@ -39,7 +39,7 @@ pub struct Counters {
     pub refused: u64,
 }
 
-/// What becomes of a packet.
+/// The fate of a packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// All of it arrives at this time.

@@ -34,14 +34,14 @@ use std::{
 };
 use tun_rs::{SyncDevice, VIRTIO_NET_HDR_LEN};
 
-/// Largest thing a router hands over: an IP packet's length limit and the offload header.
+/// The largest packet of a router: the length limit of IP, and the offload header.
 const BUFFER_BYTES: usize = VIRTIO_NET_HDR_LEN + 65536;
-/// Packets read from one router before packets that are due get their turn.
+/// How many packets are read from one router before packets that are due are sent.
 const READ_BATCH: usize = 32;
-/// Requests that may wait for the forwarder.
+/// How many requests may wait for the forwarder.
 const REQUESTS: usize = 16;
 
-/// What can be asked of a running forwarder.
+/// A request to a running forwarder.
 enum Request {
     SetCut {
         from: usize,
@@ -111,8 +111,8 @@ impl Forwarder {
         Ok(())
     }
 
-    /// Asks for something and waits for the answer, so that a packet sent afterwards meets the link
-    /// as it is then.
+    /// Sends a request and waits for the answer, so that the change holds for every packet sent
+    /// afterwards.
     fn ask_and_wait<T>(&self, request: impl FnOnce(SyncSender<T>) -> Request) -> Result<T, Error> {
         let (sender, receiver) = sync_channel(1);
         self.ask(request(sender))?;
@@ -148,7 +148,7 @@ impl Forwarder {
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
-        // If it is gone already there is nothing to stop.
+        // An error means that it has ended.
         let _ = self.ask(Request::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -252,7 +252,7 @@ impl Core {
         }
     }
 
-    /// False when asked to stop.
+    /// Returns false when it is told to stop.
     fn serve(&mut self, request: Request) -> bool {
         match request {
             Request::SetCut {
@@ -296,7 +296,7 @@ impl Core {
         true
     }
 
-    /// Hands over all that is due.
+    /// Sends all packets that are due.
     fn deliver(&mut self) {
         if self.flights.is_empty() {
             return;
@@ -358,7 +358,7 @@ impl Core {
         }
     }
 
-    /// A packet is larger than the link carries.
+    /// Handles a packet that is larger than the link's MTU.
     fn refuse(&mut self, from: usize, to: usize, limit: u16, packet: &[u8]) {
         let fragments = mtu::fragments(packet, limit);
         if !fragments.is_empty() {

@@ -1,7 +1,7 @@
-//! Links that carry no large packets: what is too large is cut into fragments where its sender
-//! allows that (RFC 791 §3.2), and otherwise dropped with a word to the sender (RFC 1191, RFC
-//! 8201), which is how senders find the path's MTU; or without one, as behind routers and firewalls
-//! that eat ICMP (RFC 2923 §2.1).
+//! Links with a small MTU. A packet that is too large is fragmented if its sender allows that (RFC
+//! 791 §3.2). Otherwise it is dropped and the sender gets an ICMP message, from which it learns the
+//! path's MTU (RFC 1191, RFC 8201); a black hole sends none, as routers and firewalls that drop
+//! ICMP (RFC 2923 §2.1).
 
 use super::cut::{self, get, put, sum};
 use std::time::Duration;
@@ -12,7 +12,7 @@ const NEEDS_CHECKSUM: u8 = 1;
 /// Bits of the IPv4 word of flags and fragment offset.
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
-/// Whom messages about packets that are too large come from: the core's own addresses.
+/// The source addresses of "packet too big" messages: the core's own.
 const CORE_V4: [u8; 4] = [198, 18, 0, 1];
 const CORE_V6: [u8; 16] = [0x20, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 /// An ICMP message quotes so much of the packet: RFC 1812 §4.3.2.3 wants 576 bytes in all, RFC 4443
@@ -32,7 +32,7 @@ pub(super) fn is_too_large(packet: &[u8], mtu: u16) -> bool {
     mtu > 0 && largest > usize::from(mtu)
 }
 
-/// Fragments of the packet, each behind an empty note; none if it must not be fragmented.
+/// The fragments of the packet, each behind an empty note; empty if it must not be fragmented.
 pub(super) fn fragments(packet: &[u8], mtu: u16) -> Vec<Vec<u8>> {
     let mut fragments = Vec::new();
     let ip = &packet[VIRTIO_NET_HDR_LEN..];
@@ -42,7 +42,7 @@ pub(super) fn fragments(packet: &[u8], mtu: u16) -> Vec<Vec<u8>> {
     if cut::pieces(packet).count <= 1 {
         fragment(packet, mtu, &mut fragments);
     } else {
-        // Times that differ and no burst at all: every piece by itself.
+        // Each piece has a time of its own, without bursts.
         let times: Vec<_> = (0..cut::pieces(packet).count as u64)
             .map(|n| Some(Duration::from_nanos(n)))
             .collect();
@@ -100,8 +100,7 @@ fn fragment(packet: &[u8], mtu: u16, out: &mut Vec<Vec<u8>>) {
     }
 }
 
-/// The message to the packet's sender that it was too large, behind an empty note; none for what is
-/// no IP.
+/// The ICMP message to the packet's sender, behind an empty note; `None` if the packet is not IP.
 pub(super) fn complaint(packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
     let offender = packet.get(VIRTIO_NET_HDR_LEN..)?;
     let mut message = vec![0; VIRTIO_NET_HDR_LEN];

@@ -71,7 +71,7 @@ impl Behind {
 
     fn cabled(lab: &Lab, host: &str, cable: &str, address: String) -> Result<Self, Error> {
         let own = lab.testbed().host(host)?.namespace.clone();
-        // Of this testbed, so that it goes with it.
+        // Named after this testbed, so that it is removed with it.
         let namespace = format!(
             "{}b.{host}.{cable}",
             namespace_prefix(&lab.testbed().plan().name)
@@ -82,7 +82,7 @@ impl Behind {
             "netns", &namespace,
         ];
         namespace::run("ip", &pair, "")?;
-        // An address that the kernel makes up would be there some time later.
+        // Otherwise the kernel would add a link-local address some time later.
         namespace::run(
             "ip",
             &[
@@ -116,7 +116,7 @@ impl Behind {
         namespace::run("ip", &["-n", &self.namespace, "-batch", "-"], &batch)
     }
 
-    /// Puts its cable on a bridge again, which has been made anew.
+    /// Reconnects its cable to a bridge that was recreated.
     ///
     /// # Errors
     /// If there is no such bridge.
@@ -136,7 +136,7 @@ impl Behind {
         )
     }
 
-    /// To ask from it.
+    /// The namespace, as the source of a probe.
     pub fn from(&self) -> From {
         From(self.namespace.clone())
     }
@@ -144,7 +144,7 @@ impl Behind {
 
 impl Drop for Behind {
     fn drop(&mut self) {
-        // With the testbed's end at the latest.
+        // An error is ignored: the testbed removes it at its end.
         let _ = namespace::delete(&self.namespace);
     }
 }

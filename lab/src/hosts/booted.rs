@@ -12,9 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A container boots within seconds; the machine may be busy.
+/// How long a container may take to boot.
+/// Reason: it takes seconds, but the machine may be busy.
 const BOOT: Duration = Duration::from_secs(90);
-/// For everything in it to end.
+/// How long a container may take to power off before it is killed.
 const HALT: Duration = Duration::from_secs(20);
 
 /// A running container; dropping it powers it off.
@@ -158,7 +159,7 @@ fn boot_command(host: &HostPlan, directory: &Path, program: &Path) -> Command {
 
 impl Drop for Booted {
     fn drop(&mut self) {
-        // "Power off", as systemd(1) has it; what does not follow is killed with everything in it.
+        // systemd's signal for power-off (systemd(1)). A container that ignores it is killed.
         if !self.init.is_empty() {
             let _ = Command::new("kill")
                 .args(["-s", "RTMIN+4", &self.init])

@@ -1,5 +1,5 @@
-//! What goes on between two places all the time, and how long it stood still: a TCP stream of
-//! numbered bytes that are echoed, and pings.
+//! Continuous traffic between two places, and how long it was interrupted: a TCP stream of numbered
+//! bytes that are echoed, pings, and look-ups of names.
 
 use super::probe::From;
 use crate::{Error, Testbed, namespace};
@@ -15,23 +15,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A byte is sent this often.
+/// The time between two bytes.
 const EVERY: Duration = Duration::from_millis(100);
-/// Names are looked up this often.
+/// The time between two look-ups.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(500);
-/// Whether a flow is back is asked this often.
+/// The time between two checks whether a flow is back.
 pub const POLL: Duration = Duration::from_millis(20);
-/// How long one read waits, so that the end is noticed.
+/// How long one read waits before the end of the flow is checked.
 const SLICE: Duration = Duration::from_millis(200);
 
-/// What a flow saw so far.
+/// The answers that a flow got so far.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// Answers so far.
     pub answers: u64,
     /// When the newest answer came.
     pub last: Instant,
-    /// When the newest answer was asked for: it proves the path from then on.
+    /// When the request of the newest answer was sent: the answer proves the path since then.
     pub asked: Instant,
     /// Why the flow ended by itself, if it did.
     pub ended: Option<String>,
@@ -183,8 +183,8 @@ impl Flow {
             .clone()
     }
 
-    /// How long after `moment` the first answer came to what was asked since; none if there is none
-    /// yet.
+    /// How long after `moment` the first request that was sent since was answered; `None` if none
+    /// was.
     ///
     /// # Errors
     /// Why the flow has ended.
@@ -196,10 +196,10 @@ impl Flow {
         }
     }
 
-    /// Waits until it is back after `moment`.
+    /// Waits until a request sent after `moment` is answered.
     ///
     /// # Errors
-    /// Why the flow has ended, or that nothing came within the limit.
+    /// Why the flow has ended, or that no answer came within the limit.
     pub fn back_after(&self, moment: Instant, limit: Duration) -> Result<Duration, String> {
         loop {
             if let Some(after) = self.back(moment)? {
@@ -212,7 +212,7 @@ impl Flow {
         }
     }
 
-    /// The words for a flow that is not back within the limit.
+    /// The sentence on a flow that is not back within the limit.
     pub fn overdue(&self, limit: Duration) -> String {
         let silent = self.seen().last.elapsed().as_secs_f64();
         format!(
@@ -239,7 +239,7 @@ fn answered(seen: &Mutex<Seen>, asked: Instant) {
     (seen.answers, seen.last, seen.asked) = (seen.answers + 1, Instant::now(), asked);
 }
 
-/// Sends back what comes until the end.
+/// Echoes all bytes until the end.
 fn echo(mut stream: TcpStream, end: &AtomicBool) {
     let mut buffer = [0; 64];
     while !end.load(Ordering::Relaxed) {
@@ -260,8 +260,8 @@ fn echo(mut stream: TcpStream, end: &AtomicBool) {
     }
 }
 
-/// Sends a numbered byte at a time and waits for it: its answer proves the path at the time of its
-/// sending or later.
+/// Sends one numbered byte at a time and waits for its echo, which proves the path since the byte
+/// was sent.
 fn ask(mut stream: TcpStream, seen: &Mutex<Seen>, end: &AtomicBool) {
     let ended = |why: String| {
         seen.lock()

@@ -3,8 +3,8 @@
 //!
 //! A host that takes part gets a root file system of its own over one Debian tree ([`tree`]); a
 //! [`Program`] is a shell script that runs there with `start` or `stop`. [`Behind`] is a machine or
-//! container behind a host, [`probe`] what is asked of the packets, [`flow`] what goes on between
-//! two hosts all the time and says how long it stood still.
+//! container behind a host, [`probe`] checks whether packets arrive, [`flow`] is continuous traffic
+//! between two hosts and measures its interruptions.
 
 pub mod behind;
 pub mod booted;
@@ -21,7 +21,7 @@ pub use slow_disk::SlowDisk;
 use crate::{Error, lab::Lab};
 use std::path::Path;
 
-/// A program that also sees to a host's network or names.
+/// A program that also manages a host's network or names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Program {
     /// Its name.
@@ -47,17 +47,15 @@ programs! {
     /// firewalld with its default zone: packets of unknown interfaces are refused, forwarded ones
     /// as well.
     FIREWALLD = "firewalld" in "firewalld.sh";
-    /// ufw, enabled with its defaults: comes in nothing that was not asked for, and nothing is
-    /// forwarded.
+    /// ufw, enabled with its defaults: drops unsolicited incoming packets and all forwarded ones.
     UFW = "ufw" in "ufw.sh";
     /// libvirt's daemon with its default network: a bridge, address translation, dnsmasq.
     LIBVIRT = "libvirt" in "libvirt.sh";
-    /// A firewall of iptables' older kind, IPv4 and IPv6: drops what comes in and what is
-    /// forwarded.
+    /// A firewall of legacy iptables, IPv4 and IPv6: drops incoming and forwarded packets.
     IPTABLES_LEGACY = "iptables-legacy" in "iptables.sh";
     /// The same by iptables-nft.
     IPTABLES_NFT = "iptables-nft" in "iptables.sh";
-    /// The same for nft itself, in a table that no other program keeps.
+    /// The same with nft, in a table that no other program manages.
     NFTABLES = "nftables" in "nftables.sh";
     /// Podman's netavark with podman's default network: a bridge, address translation, a table of
     /// its own.
@@ -68,8 +66,7 @@ programs! {
     RESOLVED = "resolved" in "resolved.sh";
     /// openresolv, whose `resolvconf` writes `/etc/resolv.conf`.
     OPENRESOLV = "openresolv" in "openresolv.sh";
-    /// What a DHCP client does without a manager of names: it writes `/etc/resolv.conf` anew every
-    /// few seconds.
+    /// A DHCP client without a manager of names: it rewrites `/etc/resolv.conf` every few seconds.
     DHCP_REWRITES = "dhcp-rewrites" in "dhcp-rewrites.sh";
 }
 
@@ -82,10 +79,10 @@ impl Program {
             .find(|program| program.name == name)
     }
 
-    /// Starts it on a host that has its own root, and waits until it has done its part.
+    /// Starts it on a host that has its own root, and waits until it is set up.
     ///
     /// # Errors
-    /// With what the script said, if it fails.
+    /// With the output of the script, if it fails.
     pub fn start(self, lab: &Lab, host: &str) -> Result<(), Error> {
         self.tell(lab, host, "start")
     }

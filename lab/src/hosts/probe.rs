@@ -1,5 +1,5 @@
-//! Whether packets arrive: pings, TCP connections and names, asked from inside a host or from
-//! behind one.
+//! Whether packets arrive: pings, TCP connections and look-ups of names, from a host or from behind
+//! one.
 
 use crate::{Error, lab::Lab, namespace};
 use std::{
@@ -9,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// An answer on the emulated wide area takes milliseconds; what is missing by now was dropped.
+/// How long an answer is waited for before its packet counts as dropped.
+/// Reason: an answer on the emulated wide area takes milliseconds.
 const SILENCE: Duration = Duration::from_millis(1500);
-/// Between two tries.
+/// The time between two tries.
 const PAUSE: Duration = Duration::from_millis(150);
 
 /// Where a probe starts: the name of a network namespace.
@@ -43,7 +44,7 @@ impl From {
         matches!(namespace::inside(&self.0, run), Ok(Ok(status)) if status.success())
     }
 
-    /// Whether a TCP connection comes about and an answer comes back ([`answer`]).
+    /// Whether a TCP connection is made and answered ([`answer`]).
     pub fn connects(&self, to: &str, port: u16) -> bool {
         let Ok(to) = to.parse::<IpAddr>() else {
             return false;
@@ -121,7 +122,7 @@ fn name_answer(question: &[u8], unknown: &str) -> Option<Vec<u8>> {
     Some(answer)
 }
 
-/// How long it took until `done`, if it was within the limit.
+/// How long it took until `done`; `None` if it exceeded the limit.
 pub fn within(limit: Duration, mut done: impl FnMut() -> bool) -> Option<Duration> {
     let began = Instant::now();
     loop {
@@ -140,7 +141,7 @@ pub fn look_up(lab: &Lab, host: &str, name: &str) -> Vec<String> {
     look_up_by(lab, host, &["getent", "ahostsv4"], name)
 }
 
-/// The same as another program finds them that prints an address a line.
+/// The same as another program finds them; it prints one address a line.
 pub fn look_up_by(lab: &Lab, host: &str, program: &[&str], name: &str) -> Vec<String> {
     let said = lab
         .testbed()

@@ -1,6 +1,6 @@
-//! A disk that takes seconds for each sync, under one directory: a file system of its own on a loop
-//! device that the kernel lets write a few times a second only. Without a journal, so that a sync
-//! is as many writes as it has blocks.
+//! A disk under one directory that takes seconds for each sync: a file system on a loop device that
+//! the kernel limits to a few writes a second. It has no journal, so that a sync is as many writes
+//! as it has blocks.
 
 use std::{
     ffi::OsStr,
@@ -9,12 +9,13 @@ use std::{
     process::Command,
 };
 
-/// The kernel's limit of writes a second for a device, whoever writes (control groups, version 1).
+/// The kernel's limit of writes a second for a device, for all processes (control groups, version
+/// 1).
 const LIMIT: &str = "/sys/fs/cgroup/blkio/blkio.throttle.write_iops_device";
 /// Its size.
 const BYTES: u64 = 256 << 20;
 
-/// The disk; dropping it takes it away.
+/// The disk; dropping it unmounts it.
 pub struct SlowDisk {
     directory: PathBuf,
     image: PathBuf,
@@ -34,10 +35,10 @@ fn run(program: &str, arguments: &[&OsStr]) -> io::Result<String> {
 }
 
 impl SlowDisk {
-    /// Puts one under a directory, with what is in the directory on it.
+    /// Mounts one on a directory and copies the directory's files to it.
     ///
     /// # Errors
-    /// Why this machine cannot have it: no loop devices, no such limit.
+    /// Why this machine cannot have it: no loop devices, no such control group.
     pub fn under(directory: &Path) -> io::Result<Self> {
         if !Path::new(LIMIT).exists() {
             return Err(io::Error::other(format!("{LIMIT} is not there")));
@@ -75,19 +76,19 @@ impl SlowDisk {
         Ok(disk)
     }
 
-    /// From now on it writes so many times a second; 0: as often as it likes.
+    /// Sets the limit of writes a second; 0 is none.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn limit(&self, writes: u32) -> io::Result<()> {
         let number = self.number.as_deref().unwrap_or_default();
         fs::write(LIMIT, format!("{number} {writes}"))
     }
 
-    /// How long a small file takes to be on it.
+    /// How long it takes to write and sync a small file.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system's error.
     pub fn sync_time(&self) -> io::Result<std::time::Duration> {
         let (path, began) = (self.directory.join("sync-time"), std::time::Instant::now());
         let file = fs::File::create(&path)?;
@@ -101,7 +102,7 @@ impl SlowDisk {
 
 impl Drop for SlowDisk {
     fn drop(&mut self) {
-        // Each as far as it came to be; a test that failed may still have files open there.
+        // Errors are ignored: not all of it may exist, and a failed test may have files open there.
         if self.number.is_some() {
             let _ = self.limit(0);
         }

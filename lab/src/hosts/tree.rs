@@ -7,32 +7,32 @@ use std::{
     process::Command,
 };
 
-/// Debian 13: programs as people have them now.
+/// Debian 13: the current versions of the programs.
 const SUITE: &str = "trixie";
-/// Every program of the suite, and what p2pvm itself needs to run there.
+/// All programs of the suite, and the packages that p2pvm needs.
 const PACKAGES: &str = "systemd-sysv,systemd-resolved,libnss-resolve,dbus,kmod,iproute2,iputils-ping,nftables,iptables,conntrack,\
     procps,docker.io,firewalld,ufw,libvirt-daemon,libvirt-clients,libvirt-daemon-driver-network,libvirt-daemon-config-network,\
     network-manager,udhcpc,dnsmasq-base,wireguard-go,wireguard-tools,faketime,libcap2-bin,qemu-system-x86,qemu-utils,netavark";
-/// It conflicts with systemd-resolved, so it is unpacked beside, not installed.
+/// Unpacks openresolv beside the installed packages, since it conflicts with systemd-resolved.
 const BESIDE: &str = "cd /tmp && apt-get download openresolv && dpkg -x openresolv_*.deb \
     /opt/openresolv && rm openresolv_*.deb";
-/// Languages, manuals and lists of packages, which no test reads.
+/// Languages, manuals and package lists are left out: no test reads them.
 const LEFT_OUT: [&str; 3] = [
     "/usr/share/locale/*",
     "/usr/share/doc/*",
     "/usr/share/man/*",
 ];
 
-/// The tree's directory; made where it is not there yet, which takes some two minutes.
+/// The tree's directory; if it is missing it is made, which takes about two minutes.
 ///
 /// # Errors
-/// Why none can be made here.
+/// Why it cannot be made on this machine.
 pub fn get() -> Result<PathBuf, String> {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debian");
     fs::create_dir_all(&kept).map_err(|e| format!("{}: {e}", kept.display()))?;
     let kept = kept.canonicalize().map_err(|e| e.to_string())?;
     let tree = kept.join(format!("hosts-{SUITE}-{:08x}", fingerprint(PACKAGES)));
-    // Tests are processes of their own: the first makes it, the others wait.
+    // Each test is a process: the first makes the tree, the others wait.
     let lock = File::create(kept.join("hosts.lock")).map_err(|e| e.to_string())?;
     lock.lock().map_err(|e| e.to_string())?;
     if !tree.exists() {
@@ -41,8 +41,8 @@ pub fn get() -> Result<PathBuf, String> {
     Ok(tree)
 }
 
-/// A program beside the tree that looks a name up by musl's `getaddrinfo`; made where it is not
-/// there yet.
+/// A program beside the tree that looks a name up with musl's `getaddrinfo`; compiled if it is
+/// missing.
 ///
 /// # Errors
 /// Why none can be made here.
@@ -66,8 +66,8 @@ pub fn musl_lookup() -> Result<PathBuf, String> {
     Ok(program)
 }
 
-/// 32 bits of FNV-1a: a tree of other packages has another name, so that one from before a change
-/// is not taken for it.
+/// 32 bits of FNV-1a over the packages. It is part of the tree's name, so that an outdated tree is
+/// not used.
 fn fingerprint(packages: &str) -> u32 {
     packages.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
@@ -85,9 +85,9 @@ fn make(tree: &Path) -> Result<(), String> {
         .find(|line| line.ends_with("/debian/"))
         .ok_or("apt knows no mirror: run apt-get update")?;
     let draft = tree.with_extension("new");
-    // What an interrupted run left.
+    // Removes what an interrupted run left.
     let _ = fs::remove_dir_all(&draft);
-    println!("making {} (once, some two minutes)", tree.display());
+    println!("making {} (once; about two minutes)", tree.display());
     let made = Command::new("mmdebstrap")
         .args([
             "--quiet",

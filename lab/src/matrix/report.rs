@@ -90,7 +90,7 @@ fn figures(text: &mut String, outcomes: &[Outcome]) {
     };
     let (direct, guess) = (of(Theory::Direct), of(Theory::Guess));
     let is_direct = |o: &&&Outcome| o.is_direct();
-    // Two open members need no punch.
+    // Two members without NAT need no punch.
     let punched: Vec<_> = direct
         .iter()
         .filter(|o| o.kinds != (Kind::None, Kind::None))
@@ -160,7 +160,7 @@ fn letter(path: &str) -> &'static str {
 fn as_theory_says(outcome: &Outcome) -> bool {
     match theory(outcome.kinds.0, outcome.kinds.1) {
         Theory::Direct | Theory::Guess => outcome.is_direct(),
-        // Whatever carries it: theory only says that it is not direct.
+        // Theory only says that the path is not direct, not which one it is.
         Theory::Relay | Theory::Stream => !outcome.path.is_empty() && !outcome.is_direct(),
     }
 }

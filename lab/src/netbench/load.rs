@@ -1,5 +1,4 @@
-//! What is sent through the programs and how it is counted: TCP streams, paced UDP datagrams and
-//! pings.
+//! The load on the programs and its measurement: TCP streams, paced UDP datagrams and pings.
 //!
 //! Senders and receivers are threads of this process that work on sockets made in the hosts'
 //! namespaces, the same for every program. They share the processors with what is measured, as the
@@ -22,16 +21,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A connection that is not made by then is not made.
+/// How long a TCP connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Left out at the start of a measurement: slow start.
+/// How long a stream runs before it is measured.
+/// Reason: slow start.
 pub(super) const WARM_UP: Duration = Duration::from_millis(400);
-/// One write or read of a stream.
+/// Bytes of one write or read of a stream.
 const CHUNK: usize = 256 << 10;
-/// Datagrams a system call.
+/// How many datagrams one system call carries.
 const BURST: usize = 32;
 
-/// A port that no other measurement in this namespace uses: the kernel picks it.
+/// The kernel chooses a free port in the namespace.
 const ANY: u16 = 0;
 
 /// TCP streams under way from one host to another.
@@ -91,8 +91,8 @@ impl Bulk {
         Ok(bulk)
     }
 
-    /// Uses CUBIC from now on: what most hosts use, and what gives way to loss. With another
-    /// default of this machine (BBR) the raw path would fill it.
+    /// Switches to CUBIC, which most hosts use and which yields to loss. With BBR, the default of
+    /// some machines, the raw path would be filled.
     pub fn use_cubic(&self) -> anyhow::Result<()> {
         let cubic = OsString::from("cubic");
         self.sockets
@@ -111,7 +111,7 @@ impl Drop for Bulk {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for socket in &self.sockets {
-            // Ends the threads' calls; a connection that broke has ended them already.
+            // Ends the calls of the threads; an error means that the connection has ended.
             let _ = socket.shutdown(Shutdown::Both);
         }
         for thread in self.threads.drain(..) {
@@ -120,8 +120,8 @@ impl Drop for Bulk {
     }
 }
 
-/// Gbit/s that these streams bring together over `time`, after the warm-up; `mark` is called at the
-/// start and at the end.
+/// The total rate of these streams over `time`, after the warm-up, in Gbit/s; `mark` is called at
+/// the start and at the end.
 pub(super) fn rate(
     bulks: &[Bulk],
     warm_up: Duration,
@@ -143,9 +143,9 @@ pub(super) fn rate(
 pub(super) struct Point {
     /// Datagrams a second that were wanted.
     pub wanted: f64,
-    /// That the sender brought into the interface.
+    /// Datagrams a second that the interface took from the sender.
     pub offered: f64,
-    /// That the receiver's socket saw.
+    /// Datagrams a second that the receiver's socket got.
     pub received: f64,
 }
 
@@ -193,8 +193,8 @@ pub(super) fn datagrams(
                     thread::sleep(Duration::from_micros(100));
                     continue;
                 }
-                // What the kernel refused for want of room counts as not offered; the pace is kept
-                // all the same.
+                // Datagrams that the kernel refuses for lack of buffers do not count as offered;
+                // the pace stays.
                 let taken = many.send(&sender, (behind as usize).min(BURST));
                 if taken == 0 {
                     thread::sleep(Duration::from_micros(20));
@@ -221,7 +221,7 @@ pub(super) fn datagrams(
     Ok(point)
 }
 
-/// The receiver must not be what loses datagrams.
+/// Enlarges the receive buffer, so that the receiver itself loses no datagrams.
 fn grow(socket: &UdpSocket) {
     let bytes: libc::c_int = 16 << 20;
     // SAFETY: the option's value is a c_int that outlives the call. Refused (not root), the default
@@ -364,7 +364,7 @@ pub(super) fn until_reached(
     }
 }
 
-/// Whether a call only has to be made again.
+/// Whether a call is to be retried.
 pub(super) fn again(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),

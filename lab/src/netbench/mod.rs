@@ -4,7 +4,7 @@
 //! The run goes round by round over all programs, so that what else the machine does falls on all
 //! alike. Each measurement begins with fresh namespaces. Everything runs on this machine: the
 //! senders and receivers, both daemons and the kernel of both hosts share its processors, so ratios
-//! mean more than the figures themselves. What cannot be installed or started is named with the
+//! mean more than the figures themselves. A program that is missing or fails is named with the
 //! reason. The page that `--out` writes is made of this run's figures alone.
 
 mod load;
@@ -29,27 +29,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Each throughput is measured for so long.
+/// How long each throughput is measured.
 const THROUGHPUT: Duration = Duration::from_millis(2000);
-/// Each point of a loss curve.
+/// How long each point of a loss curve is measured.
 const POINT: Duration = Duration::from_millis(450);
 /// Datagrams a second that are offered at 1 200 bytes and at 64.
 const LADDER: [&[f64]; 2] = [&[50e3, 100e3, 200e3, 400e3], &[50e3, 150e3, 300e3, 600e3]];
 /// Payload bytes of the two ladders.
 const SIZES: [usize; 2] = [1200, 64];
-/// Pings on an idle path, and how far apart: the far end has slept in between.
+/// The number of pings on an idle path, and the time between two.
+/// Reason: the receiver sleeps in between.
 const IDLE_PINGS: (u32, Duration) = (250, Duration::from_millis(6));
-/// Pings beside a bulk stream.
+/// The same beside a bulk stream.
 const LOADED_PINGS: (u32, Duration) = (200, Duration::from_millis(10));
 /// Round trip of the wide area that loses packets.
 const FAR_MS: u32 = 50;
-/// Its losses, in a hundred each way.
+/// Its losses each way, in percent.
 const LOSSES: [f64; 2] = [1.0, 5.0];
-/// So many streams share it, so that one round has seen many losses.
+/// How many streams share it.
+/// Reason: one round then has many losses.
 const LOSSY_STREAMS: usize = 8;
-/// So long they are watched.
+/// How long they are measured.
 const LOSSY: Duration = Duration::from_secs(5);
-/// A path that does not work by then never will.
+/// How long a path may take to work before its program counts as failed.
 const REACHED: Duration = Duration::from_secs(20);
 
 /// Arguments of `testbed bench-net`.
@@ -103,15 +105,15 @@ pub enum Measure {
     Relay,
 }
 
-/// What one round showed of one program. Rates in Gbit/s, round trips in microseconds.
+/// The figures of one program in one round. Rates in Gbit/s, round trips in microseconds.
 #[derive(Clone, Debug, Default, Serialize)]
 struct Round {
     tcp_1: Option<f64>,
     tcp_8: Option<f64>,
     tcp_both: Option<f64>,
-    /// Of both daemons, for each 10⁹ bytes of one stream.
+    /// Processor seconds of both daemons for each 10⁹ bytes of one stream.
     cpu_per_gb: Option<f64>,
-    /// Of the larger daemon, at the end of the eight streams.
+    /// Resident memory of the larger daemon at the end of the eight streams.
     resident_mb: Option<f64>,
     udp: Vec<(usize, Vec<Point>)>,
     /// Median and 99th percentile.
@@ -120,7 +122,7 @@ struct Round {
     /// Mbit/s of all streams together, for each of the losses.
     lossy: Vec<f64>,
     relayed: Option<f64>,
-    /// Of the relay, for each 10⁹ bytes.
+    /// Processor seconds of the relay for each 10⁹ bytes.
     relay_cpu_per_gb: Option<f64>,
     /// What could not be measured, and why.
     failed: Vec<String>,
@@ -255,7 +257,7 @@ impl Options {
     }
 }
 
-/// Everything but loss, which all programs do at the same time.
+/// Measures all but loss, which is measured of all programs at the same time.
 fn one_round(options: &Options, contender: &Contender, own: &Own, round: &mut Round) {
     let direct = [Measure::Tcp, Measure::Udp, Measure::Ping]
         .into_iter()
@@ -353,7 +355,7 @@ fn measure_relayed(contender: &Contender, own: &Own, round: &mut Round) -> anyho
 /// TCP with loss, all programs at once: each carries a few Mbit/s, which leaves the machine nearly
 /// idle.
 fn all_lossy(contenders: &[Contender], own: &Own) -> Vec<anyhow::Result<Vec<f64>>> {
-    eprintln!("with loss, all at once");
+    eprintln!("measuring loss of all programs at the same time");
     let one = |contender: &Contender, number: usize| {
         let stage = Stage::up(own, Way::Far { rtt_ms: FAR_MS }, &number.to_string())?;
         let running = Running::start(contender.which, &contender.places, &stage)?;

@@ -1,4 +1,4 @@
-//! The page: a table of medians with their spread, the loss curves, and what could not be measured.
+//! The page: tables of medians with their spread, the loss curves, and the failures.
 
 use super::{FAR_MS, LOSSES, LOSSY_STREAMS, Measure, Measured, Options, Round, programs::Which};
 use clap::ValueEnum;
@@ -72,7 +72,7 @@ impl Table {
     }
 }
 
-/// How to have this page made again.
+/// The command that makes this page.
 fn made_by(only: &[Which], measure: &[Measure], rounds: u32) -> String {
     let only = (!only.is_empty()).then(|| names(only));
     let make = only
@@ -86,7 +86,7 @@ fn made_by(only: &[Which], measure: &[Measure], rounds: u32) -> String {
     if measure.is_empty() {
         format!("`make bench-net ROUNDS={rounds}{make}` (`{command} --out docs/speed.md`)")
     } else {
-        // What is missing here, `make` would measure.
+        // `make` would also measure what is missing here.
         format!("`{command} --measure {}`", names(measure))
     }
 }

@@ -17,16 +17,16 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Begins the names of the namespaces, before this process's id.
+/// The prefix of the namespaces' names; this process's id follows.
 const PREFIX: &str = "p2pvm-nb-";
-/// Begins the names of the directories.
+/// The prefix of the directories' names.
 const DIR: &str = "p2pvm-bench-net";
 
-/// This program, as it runs commands of its own.
+/// This program, as it is called for commands of its own.
 #[derive(Clone)]
 pub(super) struct Own {
     pub file: PathBuf,
-    /// Before a `testbed` command.
+    /// The arguments before a `testbed` command.
     pub arguments: Vec<OsString>,
 }
 
@@ -59,9 +59,9 @@ pub(super) enum Way {
 pub(super) struct Host {
     pub name: &'static str,
     pub namespace: String,
-    /// On the cable (of the third host: on that to `a`).
+    /// Its address on the cable; on the third host, on that to `a`.
     pub address: IpAddr,
-    /// On the other cable, for the third host.
+    /// Its address on the other cable, on the third host.
     pub second: Option<IpAddr>,
     pub dir: PathBuf,
 }
@@ -69,14 +69,14 @@ pub(super) struct Host {
 /// Hosts to run programs on.
 pub(super) struct Stage {
     pub way: Way,
-    /// `a`, `b` and maybe the third, `m`.
+    /// `a`, `b` and, if there is one, the third host `m`.
     pub hosts: Vec<Host>,
     bed: Option<Testbed>,
     root: Option<PathBuf>,
 }
 
 impl Stage {
-    /// Makes the hosts. `own` keeps testbeds. `name`: to tell stages of one process apart.
+    /// Makes the hosts. `own` keeps testbeds; `name` is unique among the stages of this process.
     pub fn up(own: &Own, way: Way, name: &str) -> anyhow::Result<Self> {
         if let Way::Far { rtt_ms } = way {
             return Self::far(own, rtt_ms, name);
@@ -124,7 +124,7 @@ impl Stage {
                 namespace::inside(m, || {
                     fs::write("/proc/sys/net/ipv4/ip_forward", routes.to_string())
                 })??;
-                // Both know a way; whether it is one is the third host's matter.
+                // Both get a route; only the third host decides whether it forwards.
                 ip(&["-n", a, "route", "add", "default", "via", "172.29.1.9"])?;
                 ip(&["-n", b, "route", "add", "default", "via", "172.29.2.9"])?;
             }
@@ -178,7 +178,7 @@ impl Stage {
         })
     }
 
-    /// From now on so many of a hundred packets are lost each way.
+    /// Sets the share of packets that are lost each way, in percent.
     pub fn lose(&self, rtt_ms: u32, percent: f64) -> anyhow::Result<()> {
         let bed = self
             .bed
@@ -211,7 +211,7 @@ impl Stage {
         namespace::inside(&self.hosts[host].namespace, action)
     }
 
-    /// Starts a command on a host, what it says going to `<log>.log` in the host's directory.
+    /// Starts a command on a host; its output goes to `<log>.log` in the host's directory.
     pub fn spawn(&self, host: usize, log: &str, command: &mut Command) -> anyhow::Result<Child> {
         let host = &self.hosts[host];
         let log = fs::File::create(host.dir.join(format!("{log}.log")))?;
@@ -226,7 +226,7 @@ impl Stage {
             .with_context(|| format!("cannot run {line}"))
     }
 
-    /// Runs a command on a host to its end; its output, or an error with what it said.
+    /// Runs a command on a host to its end; returns its output, or an error with its messages.
     pub fn run(&self, host: usize, argv: &[&str]) -> anyhow::Result<String> {
         let (program, arguments) = argv.split_first().context("an empty command")?;
         let host = &self.hosts[host];
@@ -257,8 +257,8 @@ impl Drop for Stage {
             return;
         }
         for host in &self.hosts {
-            // Whatever still runs there was started for this stage; a name that is gone already is
-            // as good.
+            // All processes there were started for this stage. An error means that the name is
+            // gone.
             let _ = namespace::kill_processes(&host.namespace, &host.dir);
             let _ = namespace::delete(&host.namespace);
         }
@@ -268,7 +268,7 @@ impl Drop for Stage {
     }
 }
 
-/// Takes away what a run left that was killed: namespaces of processes that are no more.
+/// Removes what killed runs left: namespaces of processes that have ended.
 pub(super) fn sweep() {
     for name in namespace::list(PREFIX) {
         let Some(pid) = name

@@ -1,8 +1,8 @@
-//! The bound: a forwarder that does what the packet plane does on its data path, and nothing else.
-//! It reads TSO packets from a TUN, cuts them into datagrams in one buffer, sends them with one GSO
-//! call; reads with GRO and gives the TUN what coalesces. No encryption, no handshake, no routes:
-//! the 32 bytes in which a link keeps header and tag stay empty. And a relay that only passes
-//! datagrams on.
+//! The upper bound: a forwarder that does what the packet plane does on its data path, and nothing
+//! else. It reads TSO packets from a TUN, cuts them into datagrams in one buffer, sends them with
+//! one GSO call; receives with GRO and writes coalesced packets to the TUN. No encryption, no
+//! handshake, no routes: the 32 bytes in which a link keeps header and tag stay empty. Also a relay
+//! that only passes datagrams on.
 
 use super::load::again;
 use anyhow::Context;
@@ -19,12 +19,13 @@ use tun_rs::{DeviceBuilder, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
 /// Bytes before and after a packet that a link would use.
 const HEAD: usize = 28;
 const TAIL: usize = 16;
-/// The packet plane's.
+/// The MTU of the packet plane.
 const MTU: u16 = 1340;
 const STRIDE: usize = HEAD + MTU as usize + TAIL;
 /// Segments of one TSO packet.
 const SEGMENTS: usize = 64;
-/// A GSO send stays under 64 KiB with headers.
+/// How many bytes one GSO send carries.
+/// Reason: with headers it stays under 64 KiB.
 const MAX_SEND: usize = 65_000;
 /// As large as the packet plane's socket buffers.
 const SOCKET_BUFFER_BYTES: usize = 7 << 20;
@@ -68,7 +69,7 @@ impl Socket {
             segment_size,
             src_ip: None,
         };
-        // Lost like any other datagram.
+        // Datagrams that cannot be sent are lost.
         let _ = self
             .state
             .try_send(UdpSockRef::from(&self.socket), &transmit);
@@ -162,7 +163,7 @@ fn inward(tun: &SyncDevice, socket: &Socket) -> anyhow::Result<()> {
             count += 1;
         }
         if count > 0 {
-            // Not taken, they are lost like any other packet.
+            // Packets that the TUN refuses are lost.
             let _ = tun.send_multiple(&mut gro, &mut packets[..count], VIRTIO_NET_HDR_LEN);
         }
     }

@@ -1,18 +1,17 @@
-//! What the network does to datagrams at the moment: loss, jitter that reorders, duplication,
-//! one-way cuts, partitions.
+//! The present state of the network: loss, jitter that reorders, duplication, one-way cuts,
+//! partitions.
 
 use super::queue::Micros;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashSet;
 
-/// Microseconds by which queues delay a datagram on average (exponential), beside the share of the
-/// way below.
+/// The mean delay of queues (exponential), in microseconds.
 const QUEUE_US: f64 = 300.0;
-/// Delay varies by up to this share of the one-way delay.
+/// The largest jitter, as a share of the one-way delay.
 const JITTER: f64 = 0.02;
 
-/// The state of the network. One for all, but cuts and partitions, which name members.
+/// The state of the network, for all members; cuts and partitions name members.
 #[derive(Clone, Debug)]
 pub struct Conditions {
     /// Probability that a datagram is lost.
@@ -51,8 +50,8 @@ impl Conditions {
         part(a) == part(b) && (self.cuts.is_empty() || !self.cuts.contains(&(a, b)))
     }
 
-    /// When the copies of a datagram arrive that is sent now over a way of `one_way` microseconds:
-    /// none, one or two delays.
+    /// The delays of the copies of a datagram that is sent now over a path of `one_way`
+    /// microseconds: none, one or two.
     pub fn fate(&self, rng: &mut ChaCha8Rng, one_way: Micros) -> [Option<Micros>; 2] {
         if rng.random_bool(self.loss) {
             return [None, None];

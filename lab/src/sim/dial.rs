@@ -1,12 +1,11 @@
 //! How a simulated member makes a link, in the steps and with the failures of the daemon's
 //! connector.
 //!
-//! A public member whose address is known (a bootstrap, one from the book) is sent the first
-//! datagram of the handshake. Any other is called over the ring first: the call and its answer
-//! carry both ends' candidates, then the handshake goes directly, or over a public member where the
-//! two NATs let nothing through. The handshake is that of WireGuard (§5.4): initiation, response,
-//! and a first packet that confirms. Every step can be lost; an attempt without success is
-//! repeated, a few times.
+//! The handshake with a public member whose address is known (a bootstrap, one of the address book)
+//! begins at once. Any other is called over the ring first: the call and its answer carry both
+//! ends' candidates; then the handshake goes directly, or over a public member if the two NATs
+//! block it. The handshake is that of WireGuard (§5.4): initiation, response, and a first packet
+//! that confirms. Every step can be lost; an attempt without success is repeated, a few times.
 
 use super::{
     engine::{Event, Sim},
@@ -18,34 +17,35 @@ use p2pvm_overlay::ring::{Header, Input, Kind, Mode, Next, Packet, Position};
 use rand::Rng;
 use std::time::Duration;
 
-/// Attempts before the ring is told that there is no way.
+/// How many attempts before the ring learns that there is no path.
 const ATTEMPTS: u8 = 3;
-/// How long one attempt may take: a call over the slowest path of the ring and a handshake.
+/// How long one attempt may take.
+/// Reason: a call over the slowest path of the ring and a handshake.
 const ATTEMPT: Micros = 2 * SECOND;
-/// A link over which nothing came for longer is made anew when it is asked for.
+/// How long a link may be silent before a request replaces it.
 const FRESH: Micros = 10 * SECOND;
-/// Share of punches that fail at first although both NATs allow them.
+/// The share of punches that fail at first although both NATs allow them.
 const PUNCH_FAILS: f64 = 0.03;
 /// Bytes of a call or an answer: an id, and the candidates of one side, three IPv4, two IPv6
 /// addresses and a key;
 const CALL: usize = 148;
-/// or the question whether one is there.
+/// or the question whether a member is reachable.
 const PROOF: usize = 10;
 /// Bytes of the handshake's messages (WireGuard's).
 const INITIATION: usize = 148;
 const RESPONSE: usize = 92;
 const CONFIRMATION: usize = 32;
-/// Public members that are compared when a relay is chosen.
+/// How many public members are compared when a relay is chosen.
 const RELAYS: usize = 6;
-/// Handshakes that a member has half-way at once.
+/// How many half-open handshakes a member keeps.
 const HALF_OPEN: usize = 64;
 
-/// A link in the making, at the end that asked for it; or the question over the ring whether a
-/// member is there.
+/// An attempt to make a link, at the end that asked for it; or the question over the ring whether a
+/// member is reachable.
 pub(super) struct Dial {
-    /// With whom.
+    /// The other end.
     pub to: u32,
-    /// Only whether it answers is asked.
+    /// Whether this only asks if the member answers.
     pub proof: bool,
     id: u64,
     agent: Option<Position>,
@@ -63,7 +63,7 @@ pub(super) enum Handshake {
 }
 
 impl Sim {
-    /// A ring wants a link. Returns what it is to be told at once.
+    /// A ring asks for a link. Returns the input that answers it at once.
     pub(super) fn dial(
         &mut self,
         me: u32,
@@ -74,8 +74,8 @@ impl Sim {
         if me == to {
             return Some(Input::LinkFailed { member });
         }
-        // A link that was let go of serves again, unless it has been silent for so long that the
-        // other may be dead.
+        // A link that was given up is reused, unless it has been silent for so long that the other
+        // end may be dead.
         let now = self.now();
         if let Some(link) = self.members[me as usize]
             .link_mut(to)
@@ -105,8 +105,8 @@ impl Sim {
         None
     }
 
-    /// Asks over the ring whether a member is there that can be reached without it. If it does not
-    /// answer it is in another ring.
+    /// Asks over the ring for a member that is reachable without it. If it does not answer, it is
+    /// in another ring.
     pub(super) fn prove(&mut self, me: u32, to: u32) {
         self.begin(
             me,
@@ -159,8 +159,8 @@ impl Sim {
         self.call(me, header, id, if proof { PROOF } else { CALL });
     }
 
-    /// Sends a call or an answer on its way: to the agent that it names, else by the table. One
-    /// that nobody takes is lost, and the attempt with it.
+    /// Sends a call or an answer to the agent that it names, else by the table. If no member
+    /// accepts it, it is lost, and the attempt with it.
     fn call(&mut self, me: u32, header: Header, id: u64, len: usize) {
         let via = match (
             header.agent,
@@ -169,7 +169,7 @@ impl Sim {
         ) {
             (Some(agent), ..) => self.at(agent),
             (None, Next::Via(via), _) => self.number(&via),
-            // We are the agent of the other side ourselves.
+            // This member is the other side's agent itself.
             (None, Next::Here, Some(leaf)) => self.at(leaf),
             _ => None,
         };
@@ -179,7 +179,7 @@ impl Sim {
         self.send_packet(me, via, Packet { header, body }, Class::Linking, vec![me]);
     }
 
-    /// A call or an answer came to the member that it is for.
+    /// Handles a call or an answer at its destination.
     pub(super) fn dial_message(&mut self, me: u32, packet: &Packet) {
         let Some((id, _)) = packet.body.split_first_chunk::<8>() else {
             return;
@@ -202,7 +202,7 @@ impl Sim {
         }
     }
 
-    /// Both ends know each other's candidates: the first datagram of the handshake.
+    /// Sends the first datagram of the handshake: both ends know each other's candidates.
     fn initiate(&mut self, me: u32, id: u64) {
         let now = self.now();
         let Some(dial) = self.dials[me as usize].iter_mut().find(|d| d.id == id) else {
@@ -239,7 +239,7 @@ impl Sim {
         );
     }
 
-    /// Of a few public members that both reach, the one over which the way is shortest.
+    /// Of a few public members that both reach, the one with the shortest path.
     fn choose_relay(&mut self, a: u32, b: u32) -> Option<u32> {
         let count = self.members.len() as u32;
         let drawn: Vec<u32> = (0..RELAYS * 4)
@@ -278,7 +278,7 @@ impl Sim {
         })
     }
 
-    /// A step of a handshake came to `me`.
+    /// Handles a step of a handshake at `me`.
     pub(super) fn handshake(&mut self, me: u32, from: u32, step: Handshake, relay: Option<u32>) {
         match step {
             Handshake::Initiation(session) => {
@@ -343,7 +343,7 @@ impl Sim {
         self.linked(me, from, None);
     }
 
-    /// Nothing came of an attempt.
+    /// Ends an attempt that timed out; retries it a few times.
     pub(super) fn dial_timeout(&mut self, me: u32, id: u64) {
         let Some(i) = self.dials[me as usize].iter().position(|d| d.id == id) else {
             return;

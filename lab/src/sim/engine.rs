@@ -1,10 +1,8 @@
-//! The engine: members, what is under way between them, and the loop that lets it happen in virtual
-//! time.
+//! The engine: members, the events between them, and the loop that runs these in virtual time.
 //!
-//! Members are the ring's own state machines. What the daemon does around them is done here in the
-//! least way that keeps its timing and its failures: packets are forwarded by the table snapshots
-//! as the packet threads do, links are made by [`super::dial`]. There is no oracle: a member learns
-//! of another's death by silence alone.
+//! Members are the ring's own state machines. The engine does the daemon's part as simply as its
+//! timing and failures allow: it forwards packets by the table snapshots as the packet threads do;
+//! [`super::dial`] makes links. There is no oracle: only silence tells a member of another's death.
 
 use super::{
     conditions::Conditions,
@@ -27,17 +25,17 @@ use std::{
 
 /// Bytes below a ring packet: IPv6, UDP, and the header and tag of a sealed datagram.
 pub const LOWER_HEADERS: usize = 72;
-/// How often a member that is in no ring tries one in its book that it has no link to.
+/// How often a member outside any ring dials a member of its address book that it has no link to.
 const REMEMBER_ALONE: Micros = 15 * SECOND;
-/// How often one that is in a ring asks over it whether one in its book is there, as the daemon
-/// does: who does not answer is in another ring. All members do it, so that two rings of a hundred
-/// find each other in a few seconds.
+/// How often a member of a ring asks over the ring for a member of its address book, as the daemon
+/// does. One that does not answer is in another ring.
+/// Reason: all members ask, so two rings of a hundred find each other within seconds.
 const REMEMBER_JOINED: Micros = 60 * SECOND;
-/// Outputs of one state machine for one input: more is a loop in it.
+/// How many outputs one input may cause before the state machine counts as looping.
 const BUSY: usize = 10_000;
-/// Timers of one state machine without any time between them: more is a loop in it.
+/// How many timers may follow without time between them before the state machine counts as looping.
 const RESTLESS: u32 = 1_000;
-/// Broken promises that are kept word for word; more are only counted.
+/// How many broken promises are kept as text; the others are only counted.
 const REMARKS: usize = 20;
 
 /// What happens at a time.
@@ -48,28 +46,28 @@ pub(super) enum Event {
     Wake { member: u32, life: u32 },
     /// A datagram arrives: the number of a flight.
     Arrive(u32),
-    /// An attempt to make a link is taken for lost.
+    /// An attempt to make a link times out.
     DialTimeout { member: u32, life: u32, dial: u64 },
-    /// A member tries somebody in its book.
+    /// A member asks for one of its address book.
     Remember { member: u32, life: u32 },
 }
 
 /// A network of simulated members.
 pub struct Sim {
-    /// Where they live.
+    /// Where the members live.
     pub world: World,
-    /// What the network between them does.
+    /// The state of the network between them.
     pub conditions: Conditions,
     /// The members, dead ones too.
     pub members: Vec<Member>,
-    /// Promises that were broken, the first ones word for word.
+    /// The first broken promises, as text.
     pub broken: Vec<String>,
     /// How many promises were broken.
     pub broken_count: u64,
-    /// Packets that no member could take on, or that ended at one who knew nobody closer.
+    /// Packets that no member could forward, or that ended at a member without a closer neighbour.
     pub undeliverable: u64,
-    /// Those who came into the ring in their first life, and how long that took from their start;
-    /// without the bootstraps.
+    /// The members that joined the ring after their first start, and how long that took; without
+    /// the bootstraps.
     pub joins: Vec<(u32, Micros)>,
     /// Links made, and of those the ones over a relay.
     pub linked: (u64, u64),
@@ -156,7 +154,7 @@ impl Sim {
         number
     }
 
-    /// Pulls the plug of a member.
+    /// Ends a member without goodbyes.
     pub fn crash(&mut self, member: u32) {
         self.members[member as usize].crash();
         self.dials[member as usize].clear();
@@ -168,7 +166,7 @@ impl Sim {
         self.queue.put(at, Event::Start { member });
     }
 
-    /// Lets things happen for `span`.
+    /// Runs all events of the next `span`.
     pub fn run(&mut self, span: Micros) {
         let until = self.now() + span;
         while let Some(event) = self.queue.take(until) {
@@ -182,7 +180,7 @@ impl Sim {
             Event::Start { member } => self.start(member),
             Event::Wake { member, life } => {
                 let m = &mut self.members[member as usize];
-                // A timer that was put for a later time than one that came since is void.
+                // A timer that an earlier one has replaced is void.
                 if m.life != life || !m.alive() || m.wake != self.queue.now() {
                     return;
                 }
@@ -246,11 +244,12 @@ impl Sim {
     fn remember(&mut self, number: u32) {
         let (dice, now) = (self.rng.random::<u32>() as usize, self.now());
         let m = &self.members[number as usize];
-        // One that is in no ring tries all bootstraps besides.
+        // A member outside any ring also dials all bootstraps.
         let bootstraps = &m.known[..m.bootstraps];
-        // One that is in a ring asks whom its control plane is connected with, as the daemon does:
-        // no dead one, and none behind a NAT that only the ring could call. Else a ring of two
-        // without UDP draws them most of the time and stays alone for many minutes.
+        // A member of a ring asks for members that its control plane is connected with, as the
+        // daemon does: none that is dead, and none behind a NAT that only the ring can call.
+        // Otherwise a ring of two without UDP draws those most of the time and stays alone for many
+        // minutes.
         let meets = |k: &u32| {
             self.members[*k as usize].home.access == Access::Public
                 && self.awake(*k)
@@ -303,10 +302,10 @@ impl Sim {
         );
     }
 
-    /// Gives an input to a member's state machine and does what it asks for.
+    /// Gives an input to a member's state machine and runs its outputs.
     pub(super) fn tell(&mut self, number: u32, input: Input<'_>) {
         let now = self.now();
-        // What comes of an input at once is rare.
+        // An input rarely causes other inputs.
         let (mut next, mut inputs) = (Some(input), Vec::new());
         let mut outputs = 0;
         while let Some(input) = next.take().or_else(|| inputs.pop()) {
@@ -401,18 +400,18 @@ impl Sim {
         }
     }
 
-    /// Who has that id.
+    /// The member with that id.
     pub fn number(&self, id: &MemberId) -> Option<u32> {
         self.index.get(id).copied()
     }
 
-    /// Who stands at that place.
+    /// The member at that position.
     pub(super) fn at(&self, place: Position) -> Option<u32> {
         self.places.get(&place).copied()
     }
 
-    /// A ring that has let go of a link and says more over it than goodbye has taken it up again,
-    /// as the other asked it to.
+    /// A ring that sends more than a goodbye over a link that it had given up uses it again, as the
+    /// other end asked.
     fn want_again(&mut self, me: u32, to: u32, packet: &Packet) {
         if let Some(link) = self.members[me as usize].link_mut(to).filter(|l| !l.wanted) {
             link.wanted = Message::decode(&packet.body).is_some_and(|m| m != Message::Bye);

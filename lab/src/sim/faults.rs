@@ -1,6 +1,6 @@
-//! The search for faults: a seed draws a network and a schedule of what goes wrong in it; when that
-//! is over and the ring had time to stabilize, every invariant must hold, and go on holding. Some
-//! must hold all the time. A seed that fails reproduces, as everything in a run comes from it.
+//! The search for faults. A seed draws a network and a schedule of faults; after them and a time to
+//! stabilize every invariant must hold, and continue to hold. Some must hold all the time. A
+//! failing seed reproduces its run, as everything is drawn from it.
 
 use super::{
     conditions::Conditions,
@@ -13,25 +13,27 @@ use rand::{Rng, seq::SliceRandom};
 use serde::Serialize;
 use std::{collections::HashSet, ops::Range};
 
-/// Members arrive during this time.
+/// The time in which members arrive.
 const ARRIVALS: Micros = 20 * SECOND;
-/// Faults begin and end between here ...
+/// The earliest start of a fault.
 const FIRST_FAULT: Micros = 5 * SECOND;
-/// ... and there.
+/// The latest end of a fault.
 const LAST_FAULT: Micros = 180 * SECOND;
-/// What the ring is given to stabilize when all faults are over. Members in the book are tried
-/// every 30 s, a dead neighbour is noticed in some 15 s: a few rounds of both.
+/// How long the ring may take to stabilize after the last fault.
+/// Reason: members of the address book are dialled every 30 s, a dead neighbour is noticed within
+/// about 15 s; this is a few rounds of both.
 const STABILIZATION: Micros = 120 * SECOND;
-/// For so long the invariants must go on to hold.
+/// How long the invariants must hold after that.
 const QUIET: Micros = 60 * SECOND;
-/// Looks at the ring in that time.
+/// How many times the ring is checked in that time.
 const LOOKS: u64 = 6;
-/// Random targets of a look.
+/// How many random targets one check has.
 const TARGETS: usize = 100;
-/// Links that a member may hold: near, far by own and by others' choice, shortcuts, joiners.
+/// How many links a member may hold.
+/// Reason: near ones, far ones by its own and by others' choice, shortcuts, joiners.
 const MAX_LINKS: usize = 96;
 
-/// What goes wrong for a while.
+/// A fault, which lasts for a while.
 #[derive(Clone, Debug, Serialize)]
 pub enum Fault {
     /// This share of all datagrams is lost.
@@ -42,9 +44,9 @@ pub enum Fault {
     Reordering(f64, u64),
     /// This share of the ways between two members is cut in one direction.
     OneWayCuts(f64),
-    /// The network falls into so many parts.
+    /// The network is partitioned into so many parts.
     Partition(u8),
-    /// This share of the members dies; those who come back do when the fault ends.
+    /// This share of the members dies; those that return do so when the fault ends.
     Crash(f64),
     /// This share of the members sleeps (a closed lid).
     Sleep(f64),
@@ -52,25 +54,25 @@ pub enum Fault {
     Arrivals(usize),
 }
 
-/// A fault and when.
+/// A fault and its time.
 #[derive(Clone, Debug, Serialize)]
 pub struct Episode {
-    /// From then, in seconds.
+    /// Its start, in seconds.
     pub from: f64,
-    /// Until then.
+    /// Its end, in seconds.
     pub until: f64,
-    /// What.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// What came of a seed.
+/// The result of a seed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
     /// The seed.
     pub seed: u64,
     /// Members at the start.
     pub members: usize,
-    /// What went wrong and when.
+    /// The schedule of faults.
     pub episodes: Vec<Episode>,
     /// Invariants that did not hold; empty: all did.
     pub broken: Vec<String>,
@@ -90,7 +92,7 @@ pub fn run(seed: u64, members: Range<usize>) -> Outcome {
     let episodes = draw(&mut sim);
     play(&mut sim, &episodes, &bootstraps);
 
-    // Everything that was broken is mended; a bootstrap that died is set up again.
+    // All faults end; a bootstrap that died is restarted.
     sim.conditions = Conditions::default();
     for bootstrap in bootstraps {
         sim.restart(bootstrap, sim.now());
@@ -190,7 +192,7 @@ fn draw(sim: &mut Sim) -> Vec<Episode> {
     episodes
 }
 
-/// Plays the schedule: what begins or ends next is done at its time.
+/// Plays the schedule: starts and ends each fault at its time.
 fn play(sim: &mut Sim, episodes: &[Episode], bootstraps: &[u32]) {
     let micros = |seconds: f64| (seconds * SECOND as f64) as Micros;
     let mut edges: Vec<(Micros, bool, usize)> = Vec::new();
@@ -278,7 +280,7 @@ fn drawn(sim: &mut Sim, share: f64) -> Vec<u32> {
     living
 }
 
-/// Every invariant, at this moment.
+/// The invariants that do not hold at this moment.
 fn look(sim: &mut Sim) {
     let survey = Survey::of(sim);
     let (right, all) = survey.near_links(sim);

@@ -1,4 +1,4 @@
-//! Datagrams between members: sent, lost or delayed, received, and passed on by the table.
+//! Datagrams between members: sent, lost or delayed, received, and forwarded by the table.
 
 use super::{
     dial::Handshake,
@@ -18,7 +18,7 @@ pub(super) struct Flight {
 /// What is in a datagram.
 #[derive(Clone)]
 pub(super) enum Cargo {
-    /// A packet of the ring, the session it is sealed with, and the members that it was at before.
+    /// A packet of the ring, the session it is sealed with, and the members that forwarded it.
     Packet {
         packet: Packet,
         session: u64,
@@ -28,7 +28,7 @@ pub(super) enum Cargo {
     Handshake(Handshake, Option<u32>),
 }
 
-/// What a datagram is counted as.
+/// The purpose that a datagram is counted under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     Upkeep,
@@ -37,8 +37,8 @@ pub(super) enum Class {
 }
 
 impl Sim {
-    /// Hands a packet to a neighbour. Without a link to it the packet is lost, as a frame of the
-    /// daemon would be.
+    /// Sends a packet to a neighbour. Without a link to it the packet is lost, as a frame of the
+    /// daemon.
     pub(super) fn send_packet(
         &mut self,
         from: u32,
@@ -149,10 +149,10 @@ impl Sim {
         }
     }
 
-    /// What the packet threads and the driver do with a packet of the ring that came over a link.
+    /// Handles a packet of the ring as the packet threads and the driver do.
     fn packet(&mut self, me: u32, from: u32, mut packet: Packet, mut trail: Vec<u32>) {
         if packet.header.from == self.members[me as usize].node.position {
-            // Over an agent that knows no better way than back to us.
+            // An agent had no better path than back.
             return;
         }
         match self.members[me as usize].table.route(&packet.header) {

@@ -13,10 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Addresses that a member remembers beside its bootstraps, as the daemon's book on disk does.
+/// How many addresses a member keeps beside its bootstraps, as the daemon's address book on disk
+/// does.
 const KNOWN: usize = 24;
 
-/// A link that nobody needs lives on as long as this after the last datagram, as the daemon's do.
+/// How long an unused link lives after its last datagram, as the daemon's do.
 const LINGER: Micros = 60 * SECOND;
 
 /// A clock that runs too fast or too slow.
@@ -33,31 +34,30 @@ impl Clock {
         Self { base, rate }
     }
 
-    /// What it shows.
+    /// The time it shows.
     pub fn read(&self, now: Micros) -> Instant {
         self.base + Duration::from_nanos((now as f64 * 1e3 * self.rate) as u64)
     }
 
-    /// When it will show `at`: never before it does.
+    /// When it will show `at`, rounded up.
     pub fn when(&self, at: Instant) -> Micros {
         let shown = at.saturating_duration_since(self.base);
         (shown.as_nanos() as f64 / 1e3 / self.rate).ceil() as Micros + 1
     }
 }
 
-/// A standing link as one of its ends sees it.
+/// An established link as one of its ends sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
-    /// What datagrams are sealed with. Both ends must know it.
+    /// The session that seals datagrams. Both ends must know it.
     pub session: u64,
-    /// The one before, still good for what is under way (as in WireGuard §5.4).
+    /// The previous session, still valid for datagrams in flight (as in WireGuard §5.4).
     pub previous: u64,
-    /// The member that relays, where NATs let nothing direct through.
+    /// The member that relays, if NATs block the direct path.
     pub relay: Option<u32>,
-    /// When something came over it last.
+    /// When the last datagram came over it.
     pub heard: Micros,
-    /// Whether the ring has a use for it. One that it has none for goes on to carry until it was
-    /// silent for [`LINGER`].
+    /// Whether the ring uses it. An unused link still carries until it was silent for [`LINGER`].
     pub wanted: bool,
 }
 
@@ -73,7 +73,7 @@ impl Link {
     }
 }
 
-/// What was sent, and for what.
+/// The datagrams sent, by purpose.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sent {
     /// Keepalives and lists: to a neighbour, and no farther.
@@ -124,19 +124,19 @@ pub struct Member {
     pub ring: Option<Box<Ring>>,
     /// The newest table of the state machine.
     pub table: Arc<Table>,
-    /// Grows with each start, so that events for an earlier life are known as such.
+    /// Grows with each start, so that events of an earlier life are void.
     pub life: u32,
     /// Its clock.
     pub clock: Clock,
-    /// It neither receives nor does anything until then, and loses what comes: a machine asleep.
+    /// Until when the machine sleeps: it does nothing and loses all datagrams.
     pub asleep_until: Micros,
-    /// The earliest timer put for it.
+    /// Its earliest timer.
     pub wake: Micros,
-    /// How often on end its state machine wanted to be woken at once.
+    /// How many times in a row its state machine asked to be woken at once.
     pub restless: u32,
     /// When it was started last.
     pub started: Micros,
-    /// When it got into the ring first in this life.
+    /// When it joined the ring in this life.
     pub joined: Option<Micros>,
     /// What it sent in all its lives.
     pub sent: Sent,
@@ -175,7 +175,7 @@ impl Member {
         self.ring.is_some()
     }
 
-    /// Pulls its plug. What is on disk stays.
+    /// Ends it without goodbyes. What is on disk stays.
     pub fn crash(&mut self) {
         self.ring = None;
         self.table = Arc::new(Table::new(self.node.member, false, [], []));
@@ -200,8 +200,8 @@ impl Member {
             .map(|i| &mut self.links[i].1)
     }
 
-    /// A new session with a member; the one before stays good for reading. Links that stand no more
-    /// are forgotten.
+    /// Makes a new session with a member; the previous one stays valid for reading. Dead links are
+    /// removed.
     pub fn set_link(&mut self, to: u32, session: u64, relay: Option<u32>, now: Micros) {
         self.links.retain(|l| l.1.stands(now));
         match self.links.binary_search_by_key(&to, |l| l.0) {
@@ -236,7 +236,7 @@ impl Member {
         }
     }
 
-    /// How many links its ring has a use for.
+    /// How many links its ring uses.
     pub fn link_count(&self) -> usize {
         self.links.iter().filter(|l| l.1.wanted).count()
     }

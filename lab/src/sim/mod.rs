@@ -2,12 +2,12 @@
 //! simulated, everything drawn from a seed.
 //!
 //! [`world`] is where members live, [`conditions`] what the network does to datagrams, [`engine`]
-//! the loop, `flight` what becomes of a datagram, `dial` how links are made, [`survey`] the observer who sees all. On these stand two
-//! programs: [`scale`] measures how the ring grows and repairs itself, [`report`] writes that down
-//! with plots; [`faults`] searches for schedules of faults that break an invariant. [`cli`] runs
-//! both.
+//! the loop, `flight` a datagram's way, `dial` how links are made, [`survey`] the observer that
+//! sees all. Two programs use these: [`scale`] measures how the ring grows and repairs itself, and
+//! [`report`] writes the page with plots; [`faults`] searches for schedules of faults that break an
+//! invariant. [`cli`] runs both.
 //!
-//! Only the ring is real. Sealing, sockets and the control plane are not in it: the emulated wide
+//! Only the ring is real. Sealing, sockets and the control plane are left out: the emulated wide
 //! area and the end-to-end tests have those.
 
 pub mod cli;

@@ -18,7 +18,7 @@ const COLOURS: [&str; 7] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444",
 ];
 
-/// How values become places on an axis.
+/// How values are mapped to an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
     /// Equal steps are equal differences.
@@ -31,11 +31,11 @@ pub enum Scale {
 /// One axis.
 #[derive(Clone, Debug)]
 pub struct Axis {
-    /// What is on it, with the unit.
+    /// Its label, with the unit.
     pub label: String,
     /// Its scale.
     pub scale: Scale,
-    /// From where to where; None: what the data span.
+    /// Its range; `None` for that of the data.
     pub range: Option<(f64, f64)>,
 }
 
@@ -78,7 +78,7 @@ pub enum Look {
     Dashed,
 }
 
-/// Values that belong together.
+/// A series of values.
 #[derive(Clone, Debug)]
 pub struct Series {
     /// Name in the legend.
@@ -178,7 +178,7 @@ impl Ruler {
     }
 }
 
-/// A number as short as it can be said.
+/// The shortest text of a number.
 fn number(value: f64) -> String {
     let rounded = if value.abs() >= 100.0 {
         format!("{value:.0}")
@@ -192,7 +192,7 @@ fn number(value: f64) -> String {
     };
     let digits = short.trim_start_matches('-');
     if digits.len() > 4 && !digits.contains('.') {
-        // Thousands apart by a thin space.
+        // A thin space separates thousands.
         let mut spaced = String::new();
         for (i, c) in digits.chars().enumerate() {
             if i > 0 && (digits.len() - i).is_multiple_of(3) {

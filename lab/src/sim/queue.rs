@@ -1,5 +1,5 @@
-//! What happens next, in virtual time: microseconds since the start, events of one instant in the
-//! order in which they were put.
+//! The queue of events in virtual time: microseconds since the start. Events of one instant keep
+//! their order.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -31,7 +31,7 @@ impl<E> Ord for Entry<E> {
     }
 }
 
-/// Events to come.
+/// The events to come.
 pub struct Queue<E> {
     heap: BinaryHeap<Reverse<Entry<E>>>,
     order: u64,
@@ -49,7 +49,7 @@ impl<E> Default for Queue<E> {
 }
 
 impl<E> Queue<E> {
-    /// The time of the event that came last.
+    /// The time of the last event taken.
     pub fn now(&self) -> Micros {
         self.now
     }
@@ -64,7 +64,8 @@ impl<E> Queue<E> {
         }));
     }
 
-    /// The next event up to and including `until`. None: time is `until` now.
+    /// The next event up to and including `until`. `None`: there is none, and the time is `until`
+    /// now.
     pub fn take(&mut self, until: Micros) -> Option<E> {
         if self.heap.peek().is_none_or(|Reverse(e)| e.at > until) {
             self.now = self.now.max(until);

@@ -5,7 +5,8 @@ use super::{
     scale::{Curve, Disaster, Report},
 };
 
-/// The aim for hops: this many times log2 of the number of members, with as many far links as that.
+/// The aim for hops, as a multiple of log2 of the number of members, with as many far links as
+/// that.
 const HOPS_AIM: f64 = 0.6;
 /// The aim for idle traffic at 10 000 members, in bytes a second.
 const IDLE_AIM: f64 = 1000.0;

@@ -1,5 +1,4 @@
-//! One network of a given size, from its first member to the death of half of it, and what was
-//! measured on the way.
+//! One network of a given size, measured from its first member to the death of half of them.
 //!
 //! Members arrive at a steady rate through three bootstraps. When every near link is right the
 //! paths are measured, then nothing happens for some minutes but upkeep, then 1 %, 10 % and 50 % of
@@ -17,26 +16,26 @@ use rand::{Rng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Members known to all joiners.
+/// How many members all joiners know.
 const BOOTSTRAPS: usize = 3;
-/// A joiner arrives this long after the one before on average, but all within [`LONGEST_ARRIVAL`].
+/// The mean time between two joiners; all arrive within [`LONGEST_ARRIVAL`].
 const BETWEEN_ARRIVALS: Micros = SECOND / 2;
 const LONGEST_ARRIVAL: Micros = 300 * SECOND;
-/// The ring must be right so soon after the last arrival or a disaster.
+/// How long the ring may take to be right after the last arrival or a disaster.
 const LIMIT: Micros = 600 * SECOND;
-/// Time for far links to be drawn after the near ones are right.
+/// How long far links may take after the near ones are right.
 const FAR_LINKS: Micros = 120 * SECOND;
-/// Paths measured.
+/// How many paths are measured.
 const PATHS: usize = 20_000;
-/// Members over which a member's average round trip is taken.
+/// How many members a member's average round trip is taken over.
 const OTHERS: usize = 50;
-/// Time between two looks while idle.
+/// The time between two checks of an idle ring.
 const LOOK: Micros = 10 * SECOND;
-/// Lookups of one look.
+/// How many lookups one check has.
 const LOOKUPS: usize = 1_000;
-/// For so long a disaster is watched second by second.
+/// How long the ring is checked every second after a disaster.
 const WATCH: Micros = 120 * SECOND;
-/// Shares of the living that die at once, one after the other.
+/// The shares of the living that die at once, one disaster after the other.
 const DISASTERS: [f64; 3] = [0.01, 0.1, 0.5];
 
 /// Average and spread of a measured quantity.
@@ -75,14 +74,14 @@ impl Spread {
 /// A curve: values by rising x.
 pub type Curve = Vec<(f64, f64)>;
 
-/// What the living did after a part of them died.
+/// The repair after a part of the members died.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Disaster {
     /// Share that died.
     pub share: f64,
-    /// How many lived on.
+    /// How many survived.
     pub left: usize,
-    /// Seconds until every near link was right again; none: not within the limit.
+    /// Seconds until every near link was right again; `None` if not within the limit.
     pub repaired_s: Option<f64>,
     /// Seconds until 99.9 % of lookups between the living arrived again, for good.
     pub lookups_s: Option<f64>,
@@ -90,7 +89,7 @@ pub struct Disaster {
     pub near: Curve,
     /// Share of lookups that arrive, by seconds since the death.
     pub lookups: Curve,
-    /// Bytes that each of the living sent in a second, until the ring was repaired, on average.
+    /// The mean bytes a second of a survivor until the ring was repaired.
     pub repair_bytes_per_s: f64,
 }
 
@@ -113,7 +112,7 @@ pub struct Idle {
     pub relayed_bytes: f64,
 }
 
-/// What was measured of one network.
+/// The figures of one network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Members that joined.
@@ -169,8 +168,8 @@ pub struct Report {
     pub events: u64,
 }
 
-/// Lives a network of `members` through; `quiet` is how long it is watched idle. `note` is told
-/// what goes on.
+/// Runs a network of `members`; `quiet` is how long it is watched idle. `note` gets lines of
+/// progress.
 pub fn run(members: usize, seed: u64, quiet: Micros, note: &dyn Fn(&str)) -> Report {
     let (began, cpu) = (Instant::now(), cpu_s());
     let mut sim = Sim::new(seed, RingOptions::default());
@@ -293,7 +292,7 @@ fn round_trips(sim: &mut Sim) -> Vec<f64> {
     joins.into_iter().map(of).collect()
 }
 
-/// How far off the coordinates of random pairs are.
+/// The error of the coordinates of random pairs.
 fn coordinates(sim: &mut Sim) -> Spread {
     let survey = Survey::of(sim);
     let known: Vec<_> = sim
@@ -313,13 +312,13 @@ fn coordinates(sim: &mut Sim) -> Spread {
     Spread::of(errors.collect())
 }
 
-/// Seconds of a processor that this thread has used.
+/// Processor seconds of this thread.
 fn cpu_s() -> f64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
     time.map_or(0.0, |t| Duration::from(t).as_secs_f64())
 }
 
-/// The most memory that this process has had, as the kernel counts it; 0 where it does not say.
+/// The peak memory of this process; 0 if the kernel does not report it.
 fn memory_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status
@@ -329,7 +328,7 @@ fn memory_mib() -> u64 {
     peak.unwrap_or(0) / 1024
 }
 
-/// Lets nothing happen, counts what is sent, and looks at the invariant: the least share of near
+/// Runs the idle network, counts what is sent, and checks the invariant: the least share of near
 /// links, of paths and of lookups that are right.
 fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
     let before = sim.sent();
@@ -375,7 +374,7 @@ fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
     (idle, least)
 }
 
-/// Kills a share of the living at once and watches the rest.
+/// Kills a share of the living at once and checks the rest.
 fn disaster(sim: &mut Sim, dead: f64) -> Disaster {
     let mut living: Vec<u32> = Survey::of(sim).living.into_iter().map(|l| l.1).collect();
     living.shuffle(sim.rng());

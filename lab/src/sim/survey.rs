@@ -1,5 +1,4 @@
-//! What an observer who sees all members at once can say of the ring: is it right, and how good are
-//! its paths?
+//! The ring as an observer of all members at once sees it: is it right, and how good are its paths?
 //!
 //! The invariant of consistent routing: every member has a link to its true neighbours on the ring,
 //! and they to it. Then greedy routing from anywhere ends at the one member closest to the target,
@@ -27,16 +26,16 @@ pub struct Survey {
 pub struct Walk {
     /// Members after the first.
     pub hops: u32,
-    /// Undisturbed round trip along the path.
+    /// Round trip along the path without jitter and loss.
     pub rtt: Micros,
-    /// Where it ended; none if at a dead member, a missing link or without hops left.
+    /// Where it ended; `None` if at a dead member, a missing link or without hops left.
     pub end: Option<u32>,
     /// Whether a member was on it twice.
     pub looped: bool,
 }
 
 impl Survey {
-    /// Those who live now.
+    /// The members that live now.
     pub fn of(sim: &Sim) -> Self {
         let living = sim
             .members
@@ -145,8 +144,7 @@ impl Survey {
     }
 }
 
-/// Follows the tables from `from` to `to`. Nothing moves meanwhile: this is what a packet would
-/// meet if it took no time.
+/// Follows the tables from `from` to `to`, as a packet would that takes no time.
 pub fn walk(sim: &Sim, from: u32, to: Position, mode: Mode) -> Walk {
     let kind = if mode == Mode::Exact {
         Kind::Datagram
@@ -215,7 +213,7 @@ impl Sim {
         self.usable(a, b) && self.usable(b, a)
     }
 
-    /// Undisturbed round trip of a link, over its relay if it has one.
+    /// Round trip of a link without jitter and loss, over its relay if it has one.
     pub fn link_rtt(&self, a: u32, b: u32) -> Micros {
         let rtt = |x: u32, y: u32| {
             self.world.rtt_us(
@@ -229,8 +227,8 @@ impl Sim {
         }
     }
 
-    /// Lets time pass until all near links are right, looking every second. How long that took;
-    /// none if it did not come in `limit`.
+    /// Runs until all near links are right, checking every second. Returns how long that took;
+    /// `None` if longer than `limit`.
     pub fn until_right(&mut self, limit: Micros) -> Option<Micros> {
         let start = self.now();
         loop {

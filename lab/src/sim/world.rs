@@ -56,14 +56,14 @@ const CITIES: [(&str, f64, f64, u32); 32] = [
     ("Sydney", -33.9, 151.2, 2),
 ];
 
-/// What stands between a member and the internet, as far as it decides who can link to whom.
+/// The NAT of a member, as far as it decides which links are possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// A public address.
     Public,
-    /// A NAT with endpoint-independent mapping that lets in what it has a hole for by address.
+    /// A NAT with endpoint-independent mapping and address-dependent filtering.
     Cone,
-    /// The same, by address and port.
+    /// The same with address- and port-dependent filtering.
     PortRestricted,
     /// A mapping for each destination: no punch between two of these, nor with a port-restricted
     /// one.
@@ -104,7 +104,7 @@ impl Access {
 pub struct Home {
     /// Index of its city.
     pub city: u8,
-    /// What it has towards the internet.
+    /// Its NAT.
     pub access: Access,
     /// Milliseconds that its last mile adds to every round trip.
     pub last_mile_ms: f32,
@@ -167,13 +167,13 @@ impl World {
         }
     }
 
-    /// Undisturbed round trip in microseconds.
+    /// Round trip in microseconds, without jitter.
     pub fn rtt_us(&self, a: &Home, b: &Home) -> u64 {
         let core = self.core_ms[usize::from(a.city) * CITIES.len() + usize::from(b.city)];
         (f64::from(core + a.last_mile_ms + b.last_mile_ms) * 1e3) as u64
     }
 
-    /// Undisturbed round trip.
+    /// Round trip without jitter.
     pub fn rtt(&self, a: &Home, b: &Home) -> Duration {
         Duration::from_micros(self.rtt_us(a, b))
     }
