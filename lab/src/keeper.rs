@@ -16,6 +16,7 @@ use nix::{
     sys::signal::{SigSet, Signal, kill},
     unistd::{Pid, setsid},
 };
+use p2pvm_overlay::chain;
 use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsStr,
@@ -207,8 +208,9 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         if let Err(error) = self.take_down() {
+            let error = chain(&error);
             tracing::error!(
-                %error,
+                error,
                 testbed = self.plan.name,
                 "the testbed could not be removed"
             );
@@ -280,7 +282,7 @@ fn answer(stream: &UnixStream, forwarder: &Forwarder) -> io::Result<()> {
         Ok(Control::Report) => forwarder.report().map(Some),
         Err(error) => Err(Error::Keeper(format!("invalid request: {error}"))),
     }
-    .map_err(|error| error.to_string());
+    .map_err(|error| chain(&error));
     let mut bytes = serde_json::to_vec(&result)?;
     bytes.push(b'\n');
     (&*stream).write_all(&bytes)
@@ -388,7 +390,7 @@ pub fn keep(name: &str, tied: bool) -> ExitCode {
     let keeper = match started {
         Ok(keeper) => keeper,
         Err(error) => {
-            println!("{}", error.to_string().replace('\n', " "));
+            println!("{}", chain(&error).replace('\n', " "));
             return ExitCode::FAILURE;
         }
     };
@@ -408,7 +410,7 @@ pub fn keep(name: &str, tied: bool) -> ExitCode {
     match keeper.stop() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("testbed {name}: {error}");
+            eprintln!("testbed {name}: {}", chain(&error));
             ExitCode::FAILURE
         }
     }

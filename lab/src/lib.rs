@@ -38,5 +38,6 @@ pub mod soak;
 pub mod testbed;
 mod upnp;
 
+pub use p2pvm_overlay::chain;
 pub use sites::{Ipv6, Nat, Shape, Sites};
 pub use testbed::{Error, Testbed};

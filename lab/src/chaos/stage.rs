@@ -3,7 +3,7 @@
 
 use super::{BACK, Cause, Failed, Outcome, Step};
 use crate::{
-    conntrack,
+    chain, conntrack,
     host_state::HostState,
     hosts::{self, Behind, Flow, Program, flow::POLL, probe, tree},
     lab::{Lab, LabError},
@@ -366,14 +366,14 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
                 said.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned());
             text.push_str(&format!(
                 "--- b: {line}\n{}\n",
-                said.unwrap_or_else(|e| e.to_string())
+                said.unwrap_or_else(|e| chain(&e))
             ));
         }
         for host in ["a", "b", "c"] {
             let peers = self
                 .lab
                 .p2pvm(host, &["peers"])
-                .unwrap_or_else(|e| e.to_string());
+                .unwrap_or_else(|e| chain(&e));
             text.push_str(&format!(
                 "--- {host}: p2pvm peers\n{peers}\n--- log of {host}\n{}\n",
                 self.lab.log_tail(host, 30)
