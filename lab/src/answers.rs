@@ -1,5 +1,5 @@
-//! What the demo and the bench read from the JSON that p2pvm commands print, one function for each
-//! fact. A missing or malformed field is `None`.
+//! The JSON that p2pvm commands print, as the lab reads it: one function for each fact. A missing
+//! or malformed field is `None`.
 
 use serde_json::Value;
 
@@ -21,6 +21,41 @@ pub(crate) fn claim_ms(join: &Value) -> Option<f64> {
 /// The address in the answer of `join`, `status`, `vm create` or `vm restore`.
 pub(crate) fn address(answer: &Value) -> Option<&str> {
     answer["address"].as_str()
+}
+
+/// The member id in the answer of `join`.
+pub(crate) fn member(join: &Value) -> Option<&str> {
+    join["member"].as_str()
+}
+
+/// The invite of `invite`.
+pub(crate) fn invite(answer: &Value) -> Option<&str> {
+    answer["invite"].as_str()
+}
+
+/// The path and the round trip in milliseconds of a line of `ping`, if the probe was answered.
+pub(crate) fn answered_probe(line: &Value) -> Option<(&str, f64)> {
+    Some((line["path"].as_str()?, line["rtt_ms"].as_f64()?))
+}
+
+/// The path to the member with this address, in the answer of `peers`.
+pub(crate) fn path_to<'a>(peers: &'a Value, address: &str) -> Option<&'a str> {
+    let mut peers = peers.as_array()?.iter();
+    peers.find(|peer| peer["address"] == address)?["path"].as_str()
+}
+
+/// What the daemon of a `status` says of its NAT.
+pub(crate) fn nat(status: &Value) -> Option<&str> {
+    status["nat"].as_str()
+}
+
+/// The last punches to a member in a `status`: how many, and after how many milliseconds the path
+/// was direct, if it was.
+pub(crate) fn punches_to(status: &Value, member: &str) -> Option<(u64, Option<f64>)> {
+    let mut listed = status["punches"]["list"].as_array()?.iter();
+    let punch = listed.rfind(|punch| punch["member"] == member)?;
+    let tries = punch["tries"].as_u64().unwrap_or_default();
+    Some((tries, punch["direct_ms"].as_f64()))
 }
 
 /// How much memory the daemon of a `status` takes, bytes.

@@ -3,6 +3,7 @@
 //! figure is printed by such a process or measured with this machine's clock.
 
 use crate::{
+    answers,
     keeper::Life,
     sites::Sites,
     testbed::{self, Testbed},
@@ -243,7 +244,7 @@ impl Lab {
                 words: words.join(" "),
                 said: said.clone(),
             })?;
-            if let (Some(path), Some(rtt)) = (value["path"].as_str(), value["rtt_ms"].as_f64()) {
+            if let Some((path, rtt)) = answers::answered_probe(&value) {
                 pinged.path = path.to_owned();
                 pinged.rtts_ms.push(rtt);
             }

@@ -9,11 +9,11 @@
 mod report;
 
 use crate::{
+    answers,
     lab::{Lab, LabError, Pinged},
     sites::{Hosts, Ipv6, Nat, Properties, Site, Sites},
 };
 use clap::Args;
-use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::{Path, PathBuf},
@@ -333,7 +333,7 @@ fn play(
     let mut natures = BTreeMap::new();
     for kind in kinds {
         let status = lab.json(&host(*kind, 'a'), &["status"])?;
-        natures.insert(*kind, status["nat"].as_str().unwrap_or_default().to_owned());
+        natures.insert(*kind, answers::nat(&status).unwrap_or_default().to_owned());
     }
     let mut pairs = Vec::new();
     for (i, a) in kinds.iter().enumerate() {
@@ -362,11 +362,9 @@ fn join_all(
             let Some(name) = lock(&queue).pop_front() else {
                 return Ok(());
             };
-            let status = lab.join(name, invite)?;
-            lock(&ids).insert(
-                name.clone(),
-                status["member"].as_str().unwrap_or_default().to_owned(),
-            );
+            let joined = lab.join(name, invite)?;
+            let id = answers::member(&joined).unwrap_or_default().to_owned();
+            lock(&ids).insert(name.clone(), id);
         }
     };
     thread::scope(|scope| {
@@ -388,10 +386,8 @@ fn settle(lab: &Lab, members: &[String]) {
             let Ok(status) = lab.json(name, &["status"]) else {
                 break;
             };
-            let known = status["nat"]
-                .as_str()
-                .is_some_and(|nat| nat != "not known yet");
-            if known && status["connected"].as_u64() >= Some(members.len() as u64) {
+            let is_known = answers::nat(&status).is_some_and(|nat| nat != "not known yet");
+            if is_known && answers::connected(&status) >= Some(members.len() as u64) {
                 break;
             }
             thread::sleep(Duration::from_millis(500));
@@ -512,9 +508,7 @@ fn pair(
     }
     // The daemon counts once a second.
     let status = lab.json(from, &["status"])?;
-    let mut listed = status["punches"]["list"].as_array().into_iter().flatten();
-    let punch = listed.rfind(|p| p["member"].as_str() == ids.get(to).map(String::as_str));
-    let punch = punch.map(|p: &Value| (p["tries"].as_u64().unwrap_or(0), p["direct_ms"].as_f64()));
+    let punch = ids.get(to).and_then(|id| answers::punches_to(&status, id));
     let rtt_ms = last.rtts_ms.last().copied().unwrap_or(f64::NAN);
     Ok(Outcome {
         kinds,

@@ -3,7 +3,7 @@
 
 use super::{BACK, Cause, Failed, Outcome, Step};
 use crate::{
-    chain, conntrack,
+    answers, chain, conntrack,
     host_state::HostState,
     hosts::{self, Behind, Flow, Program, flow::POLL, probe, tree},
     lab::{Lab, LabError},
@@ -167,7 +167,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
                 "vm", "create", "chaos", "--image", &image, "--memory", "128M", "--start",
             ],
         )?;
-        let address = made["address"].as_str().unwrap_or_default().to_owned();
+        let address = answers::address(&made).unwrap_or_default().to_owned();
         self.lab.wait_for_guest("a", &address, BOOT)?;
         self.flows.push(Flow::pings(
             "guest",

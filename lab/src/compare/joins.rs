@@ -6,7 +6,7 @@
 //! time is late by up to that interval and the duration of the command.
 
 use super::{Common, HOSTS, NEVER, Overlay, SITES, cell, first_answer, p2pvm::P2pvm};
-use crate::{keeper::Life, sites::Sites, testbed::Testbed};
+use crate::{answers, keeper::Life, sites::Sites, testbed::Testbed};
 use clap::Args;
 use serde::Serialize;
 use std::{
@@ -119,16 +119,7 @@ fn direct_to(
 ) -> anyhow::Result<Option<Duration>> {
     while began.elapsed() < NEVER {
         let peers = overlay.call(bed, "a", &["peers"])?;
-        let found = peers
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|peer| peer["address"] == address);
-        if found.is_some_and(|peer| {
-            peer["path"]
-                .as_str()
-                .is_some_and(|path| path.starts_with("direct"))
-        }) {
+        if answers::path_to(&peers, address).is_some_and(|path| path.starts_with("direct")) {
             return Ok(Some(began.elapsed()));
         }
         thread::sleep(LOOK_EVERY);

@@ -2,7 +2,7 @@
 //! so that only a member's start is timed: the other overlays have their keys beforehand too.
 
 use super::Overlay;
-use crate::testbed::Testbed;
+use crate::{answers, testbed::Testbed};
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ impl Overlay for P2pvm {
         self.call(bed, "boot", &["init", "--network", "lab"])?;
         self.call(bed, "boot", &["up", "--detach"])?;
         let invite = self.call(bed, "boot", &["invite", "--uses", "4"])?;
-        let invite = invite["invite"].as_str().context("no invite")?.to_owned();
+        let invite = answers::invite(&invite).context("no invite")?.to_owned();
         for host in &super::HOSTS[1..] {
             self.call(bed, host, &["join", &invite])?;
         }
@@ -72,7 +72,7 @@ impl Overlay for P2pvm {
         let began = std::time::Instant::now();
         loop {
             let status = self.call(bed, host, &["status"])?;
-            if let Some(address) = status["address"].as_str() {
+            if let Some(address) = answers::address(&status) {
                 return Ok(address.to_owned());
             }
             if began.elapsed() > super::NEVER {

@@ -1,7 +1,10 @@
 //! Our own programs: the forwarder without encryption, p2pvm, and packet planes without the rest.
 
 use super::{Running, first, until};
-use crate::netbench::stage::{Own, Stage};
+use crate::{
+    answers,
+    netbench::stage::{Own, Stage},
+};
 use anyhow::Context;
 use std::{
     fs,
@@ -58,17 +61,16 @@ pub(super) fn p2pvm(running: &mut Running, program: &Path, stage: &Stage) -> any
     call(hub, &["init", "--network", "lab"])?;
     up(running, hub)?;
     let invite = until(|| call(hub, &["invite", "--uses", "4"]))?;
-    let invite = invite["invite"].as_str().context("no invite")?.to_owned();
+    let invite = answers::invite(&invite).context("no invite")?.to_owned();
     for host in (0..stage.hosts.len()).filter(|host| *host != hub) {
         call(host, &["join", &invite])?;
         up(running, host)?;
     }
     for host in 0..2 {
         let address = until(|| {
-            call(host, &["status"])?["address"]
-                .as_str()
-                .map(str::to_owned)
-                .context("no address yet")
+            let status = call(host, &["status"])?;
+            let address = answers::address(&status).map(str::to_owned);
+            address.context("no address yet")
         })?;
         running.addresses[host] = address
             .split('/')
