@@ -330,21 +330,18 @@ impl Host {
             .map_err(undecided("confirming the VM's new epoch"))?;
         if let Some(older) = restore.older {
             self.kill_guest(older).await?;
-            let (role, note) = (
-                Role::Branch {
-                    holder: self.me,
-                    newer: entry.epoch,
-                },
-                Some(format!(
-                    "a restore here replaced it in epoch {}",
-                    entry.epoch
-                )),
-            );
-            self.update(older, |e| {
-                (e.role, e.note, e.gives_way) = (role, note, None)
-            })?;
+            self.replace(older, entry.epoch)?;
         }
         self.update(restore.slot, |e| e.role = Role::Held).map(drop)
+    }
+
+    /// An older incarnation here is a branch, from before the new one holds the VM.
+    fn replace(&self, older: &Slot, newer: Epoch) -> Result<(), Error> {
+        if older.entry().role == Role::Unmade {
+            return Ok(());
+        }
+        self.update(older, |e| e.make_replaced(self.me, newer))
+            .map(drop)
     }
 
     async fn start_restored(&self, restore: &Restore<'_>, ram: Option<&Path>) -> Result<(), Error> {

@@ -24,8 +24,8 @@ impl Host {
             tracing::error!(path = %path.display(), reason, "a VM's directory cannot be read; it \
                 is left as it is");
         }
-        for at in superseded(&entries) {
-            self.make_branch(&mut entries[at]);
+        for (at, newer) in superseded(&entries) {
+            self.replace_older(&mut entries[at], newer);
         }
         // All are listed first: an interrupted restore looks for the copy that it replaces.
         let slots: Vec<_> = entries.into_iter().map(|e| self.list_entry(e)).collect();
@@ -39,14 +39,10 @@ impl Host {
     }
 
     /// A newer incarnation here holds the VM as well.
-    fn make_branch(&self, entry: &mut Entry) {
+    fn replace_older(&self, entry: &mut Entry, newer: Epoch) {
         tracing::warn!(vm = %entry.listed_name(), epoch = %entry.epoch, "a newer copy here holds \
             the VM as well: the older one becomes a branch");
-        entry.note = Some("a restore here replaced it".to_owned());
-        entry.role = Role::Branch {
-            holder: self.me,
-            newer: entry.epoch,
-        };
+        entry.make_replaced(self.me, newer);
         if let Err(e) = self.registry.save(entry) {
             tracing::error!(error = %chain(&e), "that could not be written down");
         }

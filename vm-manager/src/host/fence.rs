@@ -79,6 +79,10 @@ impl Host {
 
     /// Goes on with a held VM in a newer epoch.
     pub(crate) async fn take_epoch(&self, slot: &Arc<Slot>, epoch: Epoch) -> Result<(), Error> {
+        assert!(
+            epoch > slot.entry().epoch,
+            "a claim never ends in an older epoch"
+        );
         let entry = self.update(slot, |e| (e.epoch, e.seq) = (epoch, 0))?;
         if slot.machine().is_some() {
             self.parts
@@ -102,9 +106,7 @@ impl Host {
     pub(crate) async fn fence(&self, slot: &Arc<Slot>, holder: MemberId, newer: Epoch) {
         self.hold_still(slot).await;
         let note = format!("epoch {newer} went to {}", holder.short());
-        let fenced = self.update(slot, |e| {
-            (e.role, e.note, e.gives_way) = (Role::Branch { holder, newer }, Some(note), None)
-        });
+        let fenced = self.update(slot, |e| e.make_branch(holder, newer, note));
         match fenced {
             Ok(entry) => {
                 tracing::warn!(

@@ -377,12 +377,13 @@ impl Host {
         }
     }
 
-    /// The other incarnations of the VM here that are no branches.
+    /// The other incarnations of the VM here that may run it, or may come to.
     pub(crate) fn others(&self, slot: &Arc<Slot>) -> Vec<Arc<Slot>> {
         let vm = slot.entry().definition.vm;
         let is_other = |other: &Arc<Slot>| {
             let entry = lock(&other.entry);
-            !Arc::ptr_eq(other, slot) && entry.definition.vm == vm && !entry.is_branch()
+            let may_run = !entry.is_branch() && entry.role != Role::Unmade;
+            !Arc::ptr_eq(other, slot) && entry.definition.vm == vm && may_run
         };
         self.slots().into_iter().filter(is_other).collect()
     }

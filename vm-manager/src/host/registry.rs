@@ -128,6 +128,19 @@ impl Entry {
         matches!(self.role, Role::Branch { .. })
     }
 
+    /// Makes it a copy that lost its VM.
+    pub(crate) fn make_branch(&mut self, holder: MemberId, newer: Epoch, note: String) {
+        self.role = Role::Branch { holder, newer };
+        self.note = Some(note);
+        self.gives_way = None;
+    }
+
+    /// Makes it a copy that a newer incarnation on this host, `me`, replaces.
+    pub(crate) fn make_replaced(&mut self, me: MemberId, newer: Epoch) {
+        let note = format!("a restore here replaced it in epoch {newer}");
+        self.make_branch(me, newer, note);
+    }
+
     /// The name of its directory.
     pub fn incarnation(&self) -> String {
         incarnation(self.definition.vm, self.arrived)
@@ -142,17 +155,20 @@ pub fn incarnation(vm: VmId, arrived: Epoch) -> String {
 /// Directories without a readable entry, with the reason.
 pub type UnreadableDirs = Vec<(PathBuf, String)>;
 
-/// The places of held entries whose VM a newer entry holds as well. Reason: a restore by an earlier
-/// version left both where the daemon ended, or the new guest failed, in its last steps.
-pub(crate) fn superseded(entries: &[Entry]) -> Vec<usize> {
-    let is_newer = |entry: &Entry, other: &Entry| {
-        other.role.is_held()
-            && other.definition.vm == entry.definition.vm
-            && other.arrived > entry.arrived
+/// The places of held entries whose VM a newer entry holds as well, each with that entry's epoch.
+/// Reason: a restore by an earlier version left both where the daemon ended, or the new guest
+/// failed, in its last steps.
+pub(crate) fn superseded(entries: &[Entry]) -> Vec<(usize, Epoch)> {
+    let newer = |entry: &Entry| {
+        let is_newer = |other: &&Entry| {
+            other.role.is_held()
+                && other.definition.vm == entry.definition.vm
+                && other.arrived > entry.arrived
+        };
+        entries.iter().filter(is_newer).map(|e| e.epoch).max()
     };
-    (0..entries.len())
-        .filter(|at| entries[*at].role.is_held())
-        .filter(|at| entries.iter().any(|other| is_newer(&entries[*at], other)))
+    let held = entries.iter().enumerate().filter(|(_, e)| e.role.is_held());
+    held.filter_map(|(at, entry)| Some((at, newer(entry)?)))
         .collect()
 }
 
@@ -376,8 +392,8 @@ pub(crate) mod tests {
             stay(2, branch),
             stay(4, Role::Unmade),
         ];
-        assert_eq!(superseded(&all), [0]);
-        assert_eq!(superseded(&all[1..]), [0; 0]);
+        assert_eq!(superseded(&all), [(0, Epoch(1))]);
+        assert!(superseded(&all[1..]).is_empty());
     }
 
     #[test]

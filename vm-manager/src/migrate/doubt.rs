@@ -24,7 +24,7 @@ const DEFER: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(300);
 
 /// What a source does next about its doubt, by the target's answer.
-enum Answered {
+enum Verdict {
     /// The target has the VM for good.
     Moved(Epoch),
     /// The target never ran it and never will.
@@ -58,18 +58,18 @@ impl Host {
             let Role::Doubtful { id, side, other } = entry.role else {
                 return;
             };
-            let answered = match side {
-                Side::Target => Answered::Unknown,
+            let verdict = match side {
+                Side::Target => Verdict::Unknown,
                 Side::Source => self.ask_target(&entry, id, other, &mut deferred).await,
             };
-            match answered {
-                Answered::Moved(epoch) => return self.gone_to(slot, other, epoch).await,
-                Answered::Stays(reason) => return self.take_back(slot, &reason).await,
-                Answered::Later(pause) => {
+            match verdict {
+                Verdict::Moved(epoch) => return self.gone_to(slot, other, epoch).await,
+                Verdict::Stays(reason) => return self.take_back(slot, &reason).await,
+                Verdict::Later(pause) => {
                     tokio::time::sleep(pause).await;
                     continue;
                 }
-                Answered::Unknown => {}
+                Verdict::Unknown => {}
             }
             if self.now() < claim_from {
                 tokio::time::sleep(Duration::from_millis(500).min(claim_from - self.now())).await;
@@ -97,21 +97,21 @@ impl Host {
         id: u64,
         target: MemberId,
         deferred: &mut Duration,
-    ) -> Answered {
+    ) -> Verdict {
         let request = Request::Abort {
             id,
             vm: entry.definition.vm,
             reason: "the hand-over is in doubt".into(),
         };
         match wire::ask(&*self.parts.fabric, target, &request, wire::SHORT).await {
-            Ok(Answer::Confirmed { epoch }) => Answered::Moved(epoch),
-            Ok(Answer::Gone { reason }) => Answered::Stays(reason),
-            Ok(Answer::Running | Answer::Waiting) => Answered::Later(POLL),
+            Ok(Answer::Confirmed { epoch }) => Verdict::Moved(epoch),
+            Ok(Answer::Gone { reason }) => Verdict::Stays(reason),
+            Ok(Answer::Running | Answer::Waiting) => Verdict::Later(POLL),
             Ok(Answer::Doubtful) if *deferred < DEFER => {
                 *deferred += RETRY;
-                Answered::Later(RETRY)
+                Verdict::Later(RETRY)
             }
-            _ => Answered::Unknown,
+            _ => Verdict::Unknown,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     checkpoint, console,
-    moving::{Moving, capabilities_set},
+    moving::{MoveState, capabilities_set},
     process::Process,
     qmp::{Event, Qmp, refused},
     relay::Relay,
@@ -37,7 +37,7 @@ pub(crate) struct QemuMachine {
     pub(super) state: watch::Receiver<RunState>,
     halt: watch::Receiver<Option<Halt>>,
     /// How far a move of this guest has come. Held through a step, so that steps do not overlap.
-    pub(super) moving: tokio::sync::Mutex<Moving>,
+    pub(super) moving: tokio::sync::Mutex<MoveState>,
     /// What holds the target's disk open during a move.
     pub(super) relay: tokio::sync::Mutex<Option<Relay>>,
     pub(super) jail: Arc<Jail>,
@@ -73,7 +73,7 @@ impl QemuMachine {
             )
             .await?;
         }
-        let moving = Moving::left_in(&qmp, &capabilities).await?;
+        let moving = MoveState::left_in(&qmp, &capabilities).await?;
         if moving.is_under_way() {
             tracing::info!(vm = %spec.vm.short(), ?moving, "an earlier daemon left a move \
                 under way");

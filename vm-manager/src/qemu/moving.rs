@@ -18,7 +18,7 @@ pub(super) const PAUSES: &str = "pause-before-switchover";
 
 /// How far a move has come on its source.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Moving {
+pub(super) struct MoveState {
     pub(super) mirror: bool,
     pub(super) ram: bool,
     /// Whether the guest ran when RAM began to move, and so is to run again if the move is given
@@ -27,7 +27,7 @@ pub(super) struct Moving {
     pub(super) listening: bool,
 }
 
-impl Moving {
+impl MoveState {
     pub(super) fn is_under_way(&self) -> bool {
         self.mirror || self.ram || self.listening
     }

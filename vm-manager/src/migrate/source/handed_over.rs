@@ -26,11 +26,11 @@ pub(super) struct HandedOver<'m> {
     pub(super) claim: SourceClaim,
     pub(super) paused_at: Duration,
     pub(super) sent: Result<MigrationReport, Error>,
-    pub(super) heard: Heard,
+    pub(super) news: News,
 }
 
-/// What the source has heard of the guest since it paused it.
-pub(super) enum Heard {
+/// What the target has told of the guest since its pause.
+pub(super) enum News {
     /// Nothing yet.
     Nothing {
         /// Begun at the pause.
@@ -50,7 +50,7 @@ pub(super) enum Heard {
     },
 }
 
-impl Heard {
+impl News {
     fn pause(&self) -> Option<Duration> {
         match self {
             Self::Nothing { .. } => None,
@@ -79,7 +79,7 @@ impl Heard {
                     step: trail.step("confirm"),
                 }
             }
-            heard => heard,
+            other => other,
         }
     }
 
@@ -103,26 +103,26 @@ impl HandedOver<'_> {
             claim,
             paused_at,
             sent,
-            heard,
+            news,
         } = self;
         let report = sent.as_ref().ok().copied();
-        let (heard, confirmed) = match sent {
+        let (news, confirmed) = match sent {
             Ok(_) => {
                 this.forward_packets().await;
                 this.rename_phase("confirm");
-                this.confirm(heard.all_sent(&this.trail), paused_at).await
+                this.confirm(news.all_sent(&this.trail), paused_at).await
             }
             Err(e) => {
                 this.hold_guest().await;
-                (heard, Err(format!("handing the guest over: {}", chain(&e))))
+                (news, Err(format!("handing the guest over: {}", chain(&e))))
             }
         };
-        let mut pause = heard.pause();
+        let mut pause = news.pause();
         let (runs_on, failure) = match confirmed {
             Ok(epoch) => {
                 pause.get_or_insert(this.host.now() - paused_at);
-                // Confirmed at once where nothing was heard before of its running.
-                heard.end(Ok(()));
+                // A target may confirm without having told before that the guest runs.
+                news.end(Ok(()));
                 let cleaning = this.trail.step("clean up");
                 this.host.gone_to(&this.slot, this.to, epoch).await;
                 cleaning.done();
@@ -131,7 +131,7 @@ impl HandedOver<'_> {
             }
             Err(failure) => {
                 tracing::warn!(failure, "the hand-over is in doubt");
-                heard.end(Err(&failure));
+                news.end(Err(&failure));
                 let runs_on = this.settle_doubt(&claim, operation).await;
                 (runs_on, (runs_on != RunsOn::Target).then_some(failure))
             }
@@ -169,30 +169,26 @@ impl Move {
     }
 
     /// Asks the target until the VM is its own for good; gives the epoch, or why that is in doubt.
-    async fn confirm(
-        &self,
-        mut heard: Heard,
-        paused_at: Duration,
-    ) -> (Heard, Result<Epoch, String>) {
+    async fn confirm(&self, mut news: News, paused_at: Duration) -> (News, Result<Epoch, String>) {
         loop {
             let request = Request::Settle {
                 id: self.id,
                 vm: self.vm(),
-                running: heard.pause().is_some(),
+                running: news.pause().is_some(),
             };
             let answer = self.ask(&request, SHORT).await;
             let since = self.host.now() - paused_at;
             match answer {
                 Ok(Answer::Waiting) if since <= WINDOW + CONFIRM_GRACE => {}
-                Ok(Answer::Running) => heard = heard.runs(&self.trail, since),
-                Ok(Answer::Confirmed { epoch }) => return (heard, Ok(epoch)),
+                Ok(Answer::Running) => news = news.runs(&self.trail, since),
+                Ok(Answer::Confirmed { epoch }) => return (news, Ok(epoch)),
                 Ok(other) => {
                     let why = refused("handing the guest over", &other);
-                    return (heard, Err(chain(&why)));
+                    return (news, Err(chain(&why)));
                 }
                 Err(e) => {
                     let why = peer("hearing from the target after the hand-over")(e);
-                    return (heard, Err(chain(&why)));
+                    return (news, Err(chain(&why)));
                 }
             }
         }

@@ -5,8 +5,8 @@
 //! that a step out of order does not compile:
 //!
 //! ```text
-//! Move ─offer→ Offered ─connect→ Ready ─copy disk→ Mirrored ─grant epoch→ Armed ─copy memory→
-//! Paused ─switch over→ HandedOver ─confirm→ the target's, or settled as a doubt
+//! Move ─offer→ Offered ─connect→ Ready ─copy_disk→ Mirrored ─arm→ Armed ─copy_memory→ Paused
+//! ─clear→ Cleared ─hand_over→ HandedOver ─settle→ Ending
 //! ```
 //!
 //! A step that fails before the hand-over leads back ([`back`]); what comes after the hand-over is
@@ -61,7 +61,7 @@ struct Order {
 }
 
 /// A move that has begun, with what ends together with it.
-struct Lead {
+struct MoveTask {
     this: Move,
     operation: Operation,
     stop: Interruption,
@@ -131,12 +131,12 @@ impl Host {
             options,
             progress,
         };
-        let lead = Move::begin(host, slot, operation, order)?;
-        let span = lead.log_span(name);
+        let task = Move::begin(host, slot, operation, order)?;
+        let span = task.log_span(name);
         let (done, outcome) = oneshot::channel();
         let work = async move {
-            let host = lead.this.host.clone();
-            let outcome = lead.to_the_end().await;
+            let host = task.this.host.clone();
+            let outcome = task.to_the_end().await;
             host.emit(HostEvent::Migrated(outcome.clone()));
             // A caller that went away misses the outcome, which is no error.
             let _ = done.send(outcome);
@@ -179,7 +179,7 @@ impl Move {
         slot: Arc<Slot>,
         operation: Operation,
         order: Order,
-    ) -> Result<Lead, Error> {
+    ) -> Result<MoveTask, Error> {
         let entry = slot.entry();
         // A guest that stands still, on a full disk say, moves with its memory as well, and goes on
         // there.
@@ -224,7 +224,7 @@ impl Move {
             options,
             progress,
         };
-        Ok(Lead {
+        Ok(MoveTask {
             this,
             operation,
             stop,
@@ -277,7 +277,7 @@ impl Move {
     }
 }
 
-impl Lead {
+impl MoveTask {
     /// The span of the move's log lines.
     fn log_span(&self, name: &str) -> tracing::Span {
         let trace = self.root.trace_id().map(tracing::field::display);
@@ -299,8 +299,8 @@ impl Lead {
             mut root,
         } = self;
         tracing::info!(epoch = %this.epoch, "the move begins");
-        let ending = match this.reach_pause(&mut stop).await {
-            Ok(paused) => paused.hand_over().await.settle(operation).await,
+        let ending = match this.reach_hand_over(&mut stop).await {
+            Ok(cleared) => cleared.hand_over().await.settle(operation).await,
             Err(setback) => this.take_back(setback, operation).await,
         };
         let outcome = this.outcome(&root, ending);

@@ -6,7 +6,7 @@
 
 use super::{
     Interruption, Move, POLL,
-    handed_over::{HandedOver, Heard},
+    handed_over::{HandedOver, News},
     refused,
 };
 use crate::{
@@ -56,37 +56,40 @@ impl Setback {
     }
 }
 
-/// The target has heard of the VM and prepares.
-pub(super) struct Offered<'m>(&'m Move);
+/// The target knows of the VM and prepares.
+struct Offered<'m>(&'m Move);
 
 /// The target waits for disk and RAM, and the tunnels to it are open.
-pub(super) struct Ready<'m> {
+struct Ready<'m> {
     this: &'m Move,
     tunnels: Tunnels,
     export: String,
 }
 
 /// The disk is in step, and stays so.
-pub(super) struct Mirrored<'m> {
+struct Mirrored<'m> {
     this: &'m Move,
     tunnels: Tunnels,
 }
 
 /// The voters granted the target its epoch, and its window is open.
-pub(super) struct Armed<'m> {
+struct Armed<'m> {
     this: &'m Move,
     tunnels: Tunnels,
     claim: SourceClaim,
 }
 
 /// The guest is paused, and what is left of it is small.
-pub(super) struct Paused<'m> {
+struct Paused<'m> {
     this: &'m Move,
     tunnels: Tunnels,
     claim: SourceClaim,
     at: Duration,
     switching: Step,
 }
+
+/// The guest is paused, and enough of the target's window is left to hand it over.
+pub(super) struct Cleared<'m>(Paused<'m>);
 
 /// The ways of QEMU's streams to the target.
 pub(super) struct Tunnels {
@@ -95,8 +98,11 @@ pub(super) struct Tunnels {
 }
 
 impl Move {
-    /// Takes every step up to the guest's pause with a fresh window, in order.
-    pub(super) async fn reach_pause(&self, stop: &mut Interruption) -> Result<Paused<'_>, Setback> {
+    /// Takes every step up to the hand-over, in order.
+    pub(super) async fn reach_hand_over(
+        &self,
+        stop: &mut Interruption,
+    ) -> Result<Cleared<'_>, Setback> {
         let before = async {
             let offered = stop.during(self.offer()).await?;
             let ready = stop.during(offered.connect()).await?;
@@ -106,7 +112,7 @@ impl Move {
         let after = async {
             let armed = stop.during(mirrored.arm()).await?;
             let paused = stop.during(armed.copy_memory()).await?;
-            paused.with_fresh_window(stop).await
+            paused.clear(stop).await
         };
         after.await.map_err(Setback::after_promise)
     }
@@ -334,7 +340,7 @@ impl<'m> Armed<'m> {
 
 impl<'m> Paused<'m> {
     /// Arms the target once more if too little of its window is left.
-    async fn with_fresh_window(mut self, stop: &mut Interruption) -> Result<Self, Error> {
+    async fn clear(mut self, stop: &mut Interruption) -> Result<Cleared<'m>, Error> {
         let this = self.this;
         let fresh = stop.during(async {
             if self.claim.may_hand_over(this.host.now()) {
@@ -344,38 +350,40 @@ impl<'m> Paused<'m> {
             }
         });
         match fresh.await {
-            Ok(()) => Ok(self),
+            Ok(()) => Ok(Cleared(self)),
             Err(e) => {
                 self.switching.failed(&chain(&e));
                 Err(e)
             }
         }
     }
+}
 
+impl<'m> Cleared<'m> {
     /// Hands the guest over. By post-copy it runs at the target while most of its memory is still
     /// here; the target says meanwhile since when.
     pub(super) async fn hand_over(self) -> HandedOver<'m> {
-        let Self {
+        let Paused {
             this,
             tunnels,
             claim,
             at,
             switching,
-        } = self;
+        } = self.0;
         this.rename_phase("switch-over");
         let mut handing = pin!(this.machine.switch_over());
-        let (sent, heard) = if this.progress.borrow().post_copy {
+        let (sent, news) = if this.progress.borrow().post_copy {
             tokio::select! {
-                sent = &mut handing => (sent, Heard::Nothing { switching }),
+                sent = &mut handing => (sent, News::Nothing { switching }),
                 () = this.target_runs() => {
                     let pause = this.host.now() - at;
                     switching.done();
                     let rest = this.trail.through("send the rest of memory", handing);
-                    (rest.await, Heard::Running { pause })
+                    (rest.await, News::Running { pause })
                 }
             }
         } else {
-            (handing.await, Heard::Nothing { switching })
+            (handing.await, News::Nothing { switching })
         };
         HandedOver {
             this,
@@ -383,7 +391,7 @@ impl<'m> Paused<'m> {
             claim,
             paused_at: at,
             sent,
-            heard,
+            news,
         }
     }
 }

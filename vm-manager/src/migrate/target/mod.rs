@@ -20,7 +20,7 @@ use crate::{
 use arrival::Arrival;
 use async_trait::async_trait;
 use p2pvm_overlay::{BoxStream, MemberId, Serve, VmId, chain};
-use phases::{Receiving, Told};
+use phases::{AnswerSource, Reception};
 use std::{
     collections::BTreeMap,
     io,
@@ -170,7 +170,7 @@ impl Arrivals {
         );
         let arrival = Arc::new(Arrival::new(offer, from, host.now(), root));
         self.remember(&arrival);
-        let guest = Receiving {
+        let guest = Reception {
             host: host.clone(),
             slot,
             arrival,
@@ -178,7 +178,7 @@ impl Arrivals {
         let by_id = self.by_id.clone();
         let work = async move {
             let _operation = operation;
-            if guest.to_the_end().await == Told::ByEntry {
+            if guest.to_the_end().await == AnswerSource::Entry {
                 lock(&by_id).remove(&guest.arrival.id());
             }
         };
@@ -249,6 +249,14 @@ impl Host {
                 "the offer of '{name}' has another VM's key"
             )));
         }
+        let is_here = || {
+            Error::Refused(format!(
+                "'{name}' is on this host already, or still arriving"
+            ))
+        };
+        if self.slot_of(offer.definition.vm).is_some() {
+            return Err(is_here());
+        }
         self.room_for(offer.definition.memory_mib)?;
         let slot = self.insert_if_absent(Entry {
             definition: offer.definition.clone(),
@@ -262,11 +270,7 @@ impl Host {
             note: None,
             gives_way: None,
         })?;
-        let slot = slot.ok_or_else(|| {
-            Error::Refused(format!(
-                "'{name}' is on this host already, or still arriving"
-            ))
-        })?;
+        let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;
         Ok((slot, operation))
     }

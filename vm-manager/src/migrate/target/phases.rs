@@ -20,7 +20,7 @@ const CONFIRM_PAUSE: Duration = Duration::from_millis(200);
 const STANDS_STILL: &str = "the guest stands still here until the VM's voters decide";
 
 /// What all phases of one arrival share.
-pub(super) struct Receiving {
+pub(super) struct Reception {
     pub(super) host: Arc<Host>,
     pub(super) slot: Arc<Slot>,
     pub(super) arrival: Arc<Arrival>,
@@ -28,43 +28,43 @@ pub(super) struct Receiving {
 
 /// What answers the source from now on.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// The arrival that is remembered.
-    ByArrival,
+pub(super) enum AnswerSource {
+    /// The remembered arrival.
+    Arrival,
     /// The VM's entry, which the voters have decided on.
-    ByEntry,
+    Entry,
 }
 
 /// A guest waits for disk and RAM.
 struct Waiting<'r> {
-    here: &'r Receiving,
+    here: &'r Reception,
     machine: Arc<dyn Machine>,
 }
 
 /// The guest is whole, within its window.
 struct Whole<'r> {
-    here: &'r Receiving,
+    here: &'r Reception,
     machine: Arc<dyn Machine>,
 }
 
 /// The guest runs, unconfirmed.
-struct Running<'r>(&'r Receiving);
+struct Running<'r>(&'r Reception);
 
-impl Receiving {
+impl Reception {
     /// Receives the guest until it is confirmed here, gone, or left to the voters.
-    pub(super) async fn to_the_end(&self) -> Told {
+    pub(super) async fn to_the_end(&self) -> AnswerSource {
         let running = match self.reach_running().await {
             Ok(running) => running,
             Err(e) => {
                 self.leave_nothing(&chain(&e)).await;
-                return Told::ByArrival;
+                return AnswerSource::Arrival;
             }
         };
         self.arrival.notify();
         tracing::info!("the guest runs here");
-        let told = running.confirm().await;
+        let answers = running.confirm().await;
         self.arrival.notify();
-        told
+        answers
     }
 
     async fn reach_running(&self) -> Result<Running<'_>, Error> {
@@ -191,7 +191,7 @@ impl<'r> Whole<'r> {
 
 impl Running<'_> {
     /// Asks for confirmations until a majority gave them or the time is over.
-    async fn confirm(self) -> Told {
+    async fn confirm(self) -> AnswerSource {
         let Self(here) = self;
         let (host, slot, arrival) = (&here.host, &here.slot, &here.arrival);
         let confirming = arrival.trail.step("confirm with the voters");
@@ -209,11 +209,11 @@ impl Running<'_> {
         arrival.notify();
         tracing::info!(epoch = %arrival.offer.epoch, "confirmed");
         host.publish(slot).await;
-        Told::ByArrival
+        AnswerSource::Arrival
     }
 }
 
-impl Receiving {
+impl Reception {
     /// Asks the voters until the window has an output.
     async fn ask_voters(&self) -> TargetOutput {
         let (host, offer) = (&self.host, &self.arrival.offer);
@@ -243,7 +243,7 @@ impl Receiving {
     }
 
     /// The guest ran here without a confirmation: it stands still until the voters decide.
-    async fn stand_still(&self, confirming: Option<Step>) -> Told {
+    async fn stand_still(&self, confirming: Option<Step>) -> AnswerSource {
         let (host, slot, arrival) = (&self.host, &self.slot, &self.arrival);
         host.hold_still(slot).await;
         if let Some(confirming) = confirming {
@@ -266,6 +266,6 @@ impl Receiving {
         if slot.entry().role == Role::Held {
             arrival.set_settled();
         }
-        Told::ByEntry
+        AnswerSource::Entry
     }
 }
