@@ -44,7 +44,7 @@ impl Host {
             the VM as well: the older one becomes a branch");
         entry.make_replaced(self.me, newer);
         if let Err(e) = self.registry.save(entry) {
-            tracing::error!(error = %chain(&e), "that could not be written down");
+            tracing::error!(error = %chain(&e), "the branch could not be written down");
         }
     }
 

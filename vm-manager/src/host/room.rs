@@ -169,7 +169,10 @@ impl Host {
                 )
             }
             Err(error) => {
-                tracing::debug!(vm = %entry.definition.name, error = %chain(&error), "not yet")
+                tracing::debug!(
+                    vm = %entry.definition.name, error = %chain(&error),
+                    "the guest cannot go on yet"
+                )
             }
         }
     }

@@ -181,7 +181,7 @@ impl Host {
                 chain(&e)
             ));
             if let Err(e) = self.update(slot, |e| e.note = note) {
-                tracing::error!(error = %chain(&e), "nor could that be written down");
+                tracing::error!(error = %chain(&e), "the reason could not be written down either");
             }
         }
         self.publish(slot).await;

@@ -76,19 +76,8 @@ pub(super) async fn take(
             )));
         }
     }
-    let ram: OwnedFd = File::create(&files.ram)
-        .map_err(io_at("make the checkpoint", &files.ram))?
-        .into();
-    let reading: OwnedFd = File::open(&files.disk)
-        .map_err(io_at("make the checkpoint", &files.disk))?
-        .into();
-    let writing: OwnedFd = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&files.disk)
-        .map_err(io_at("make the checkpoint", &files.disk))?
-        .into();
-    // On its own: a caller that goes away must not leave the guest standing.
+    let (ram, reading, writing) = open(&files)?;
+    // In a task of its own: a caller that goes away must not leave the guest standing.
     let (qmp, progress) = (machine.qmp.clone(), progress.clone());
     let work = tokio::spawn(async move {
         let sets = (qmp.add_fd(&ram).await?, qmp.add_fd(&writing).await?);
@@ -122,6 +111,19 @@ pub(super) async fn take(
             Err(error)
         }
     }
+}
+
+/// The file of RAM to write, and that of the disk for reading and for writing.
+fn open(files: &CheckpointFiles) -> Result<(OwnedFd, OwnedFd, OwnedFd), Error> {
+    let step = "make the checkpoint";
+    let ram = File::create(&files.ram).map_err(io_at(step, &files.ram))?;
+    let reading = File::open(&files.disk).map_err(io_at(step, &files.disk))?;
+    let writing = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&files.disk)
+        .map_err(io_at(step, &files.disk))?;
+    Ok((ram.into(), reading.into(), writing.into()))
 }
 
 async fn copy(

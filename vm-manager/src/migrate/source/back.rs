@@ -86,8 +86,8 @@ impl Move {
         }
         self.host.parts.port.held(self.vm(), false).await;
         if let Err(e) = self.host.update(&self.slot, |e| e.role = Role::Held) {
-            tracing::error!(error = %chain(&e), "that the VM stays could not be written down; the \
-                next start finds it out");
+            tracing::error!(error = %chain(&e), "the VM's stay could not be written down; the \
+                next start settles it");
         }
         self.tell_target(why);
         failure
