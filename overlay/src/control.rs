@@ -57,6 +57,8 @@ const SERVED_AT_ONCE: usize = 512;
 const INCOMING: usize = 256;
 /// A member that leaves waits so long for the others to hear of it.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long an unneeded connection of a large network stays open unless configured otherwise.
+const UNUSED_AFTER: Duration = Duration::from_secs(60);
 const PEER_CACHE: &str = "peers.json";
 /// The ring has about 2·2 near and log2 n far neighbours and some shortcuts: 64 is beyond any
 /// network of ours.
@@ -92,6 +94,9 @@ pub struct ControlConfig {
     /// Up to so many members keep a connection each to each; beyond, everyone keeps a few
     /// ([`FULL_MESH`]).
     pub full_mesh: usize,
+    /// How long a connection in a network beyond the full mesh may be unneeded and unused before
+    /// the end that made it closes it.
+    pub unused_after: Duration,
     /// Which addresses lie behind tunnels of this machine: they are not told, dialled or answered
     /// ([`crate::plane::Plane::underlay`]).
     pub underlay: Underlay,
@@ -121,6 +126,7 @@ impl ControlConfig {
             issuer_key: None,
             admission,
             full_mesh: FULL_MESH,
+            unused_after: UNUSED_AFTER,
             underlay: Underlay::default(),
         }
     }
@@ -258,6 +264,7 @@ impl Control {
             config.certificate.clone(),
             requests,
             known,
+            config.unused_after,
         );
         let mut tasks = vec![
             tokio::spawn(driver.run()).abort_handle(),

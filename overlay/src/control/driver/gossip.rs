@@ -3,7 +3,7 @@
 //! the full mesh contacts do not spread: a member tells its own to whom it is connected to, which
 //! are those whom lookups ask for it.
 
-use super::{Driver, FIRST_BACKOFF};
+use super::{Driver, mesh::Input};
 use crate::{
     control::{
         ControlEvent,
@@ -13,11 +13,12 @@ use crate::{
     id::MemberId,
     membership::{Refusal, Revocation, Target},
 };
-use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
-use tokio::time::Instant;
+use std::{
+    collections::BTreeSet,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
-/// Both ends learn of each other at the same time: the greater id waits for the smaller to dial.
-const LET_THE_OTHER_DIAL: Duration = Duration::from_secs(3);
 /// Time for the revoked to hear why.
 const CUT_DELAY: Duration = Duration::from_millis(300);
 
@@ -84,20 +85,11 @@ impl Driver {
                 .into_iter()
                 .filter(|c| c.member() != self.shared.me)
             {
-                let was_known = book.get(contact.member()).is_some();
+                let member = contact.member();
+                let was_known = book.get(member).is_some();
                 if book.insert(contact.clone(), &trust) {
-                    // Both ends learn of each other at the same time. New addresses are worth
-                    // another try at once, even beside a dial of the old ones that has yet to time
-                    // out.
-                    let wait = match (self.shared.me < contact.member(), was_known) {
-                        (true, _) => Duration::ZERO,
-                        (false, true) => FIRST_BACKOFF,
-                        (false, false) => LET_THE_OTHER_DIAL,
-                    };
-                    let attempt = self.attempts.entry(contact.member()).or_default();
-                    attempt.dialling.clear();
-                    attempt.failures = 0;
-                    attempt.not_before = Some(Instant::now() + wait);
+                    let input = Input::NewContact { member, was_known };
+                    self.mesh.handle(Instant::now(), input);
                     // In a large network a contact goes to those it concerns and is looked up by
                     // others.
                     if book.len() < self.shared.full_mesh {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 const MEMBERS: usize = 40;
 const FULL_MESH: usize = 8;
+const UNUSED_AFTER: Duration = Duration::from_secs(6);
 /// Forty hosts share two cores with whatever else runs: what is waited for is a state, and this
 /// only ends a wait in vain.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -20,6 +21,7 @@ async fn large(world: &World) -> Vec<Arc<Control>> {
         let config = world.config(identity, certificate, bootstrap);
         let control = Control::start(ControlConfig {
             full_mesh: FULL_MESH,
+            unused_after: UNUSED_AFTER,
             ..config
         })
         .await
