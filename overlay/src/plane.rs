@@ -15,6 +15,7 @@ mod core;
 mod cut;
 mod deliver;
 mod device;
+mod door;
 mod envelopes;
 mod guest_proof;
 mod holding;
@@ -50,10 +51,8 @@ mod tun;
 pub(crate) mod udp;
 mod wake;
 
-pub(crate) use self::{
-    core::{Inner, lock},
-    ring::first_hop,
-};
+use self::core::Inner;
+pub(crate) use self::ring::first_hop;
 pub use access::Directory;
 pub use guest_proof::{GuestProof, GuestReach};
 pub use port::{GuestPort, Leaving};
@@ -306,7 +305,7 @@ impl Plane {
         Inner::start(config, events).map(|inner| Self(Arc::new(Owner(inner))))
     }
 
-    pub(crate) fn inner(&self) -> &Arc<Inner> {
+    fn inner(&self) -> &Arc<Inner> {
         &self.0.0
     }
 

@@ -84,7 +84,7 @@ impl Hasher for ByIndex {
     }
 }
 
-pub(crate) struct Inner {
+pub(super) struct Inner {
     pub me: MemberId,
     pub keys: Arc<Keys>,
     pub udp: Udp,
