@@ -58,7 +58,7 @@ use p2pvm_vm_manager::{
     vault::ChunkVault,
 };
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant},
 };
@@ -202,20 +202,21 @@ pub(crate) async fn open(
     let trust =
         Arc::new(Trust::load(network.id, &layout.revocations()).doing("reading revocations")?);
     let control = Control::start(ControlConfig {
-        identity: identity.clone(),
-        certificate: certificate.clone(),
-        network: network.clone(),
-        trust: trust.clone(),
         listen_port: config.port,
-        state_dir: layout.dir().to_owned(),
         bootstrap,
         issuer_key: root,
-        admission: Arc::new(admission::NotYet),
-        listen_on: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
         public_addresses: config.public_addresses(),
         map_port: config.upnp && config.reachable_at.is_empty(),
         full_mesh: config.full_mesh,
         underlay: plane.underlay(),
+        ..ControlConfig::new(
+            identity.clone(),
+            certificate.clone(),
+            network.clone(),
+            trust.clone(),
+            layout.dir().to_owned(),
+            Arc::new(admission::NotYet),
+        )
     })
     .await
     .map_err(|e| match e {

@@ -60,7 +60,7 @@ impl Mesh {
             let relays = self.relaying.contains(peer);
             let others = links.iter().filter(|l| {
                 l.id != best.id
-                    && !(relays && !is_relayed(&l.address))
+                    && (!relays || is_relayed(&l.address))
                     && now.duration_since(l.since) > SUPERFLUOUS_AFTER
                     && (view.streams)(l.id) == 0
             });
