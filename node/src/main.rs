@@ -5,6 +5,7 @@
 mod appliance;
 mod bugreport;
 mod cli;
+mod dispatch;
 mod doctor;
 mod sigpipe;
 mod top;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     if !cli.is_daemon() {
         sigpipe::restore_default();
     }
-    cli::run(cli)
+    dispatch::run(cli)
 }
 
 #[cfg(test)]

@@ -24,12 +24,12 @@ use std::{
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// `p2pvm image`, the previous name of `p2pvm iso`.
-pub(super) fn image(context: &Context, what: Iso) -> Outcome<()> {
+pub(crate) fn image(context: &Context, what: Iso) -> Outcome<()> {
     eprintln!("p2pvm: 'p2pvm image customize' is now 'p2pvm iso customize'");
     iso(context, what)
 }
 
-pub(super) fn iso(context: &Context, what: Iso) -> Outcome<()> {
+pub(crate) fn iso(context: &Context, what: Iso) -> Outcome<()> {
     let Iso::Customize(a) = what;
     let invite = a
         .join
@@ -57,7 +57,7 @@ pub(super) fn iso(context: &Context, what: Iso) -> Outcome<()> {
     Ok(())
 }
 
-pub(super) fn install(context: &Context, a: &Install) -> Outcome<()> {
+pub(crate) fn install(context: &Context, a: &Install) -> Outcome<()> {
     if !a.yes {
         agree(&a.disk)?;
     }
@@ -102,7 +102,7 @@ fn line() -> Outcome<String> {
     Ok(line)
 }
 
-pub(super) async fn run(context: &Context, what: Appliance) -> Outcome<()> {
+pub(crate) async fn run(context: &Context, what: Appliance) -> Outcome<()> {
     match what {
         Appliance::Prepare => prepare::prepare(&context.layout).await,
         Appliance::FindNetwork(a) => find_network(context, a),

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 /// How long to wait after a failed accept before the next one.
 const RETRY: Duration = Duration::from_millis(200);
 
-pub(super) async fn run(context: &Context, a: &Dashboard) -> Outcome<()> {
+pub(crate) async fn run(context: &Context, a: &Dashboard) -> Outcome<()> {
     let mut daemon = context.daemon().await?;
     let change = DashboardChange {
         on: (a.enable || a.disable).then_some(a.enable),

@@ -14,7 +14,7 @@ use p2pvm_api::{
 use serde::Serialize;
 use std::process::ExitCode;
 
-pub(super) async fn run(context: &Context) -> Outcome<ExitCode> {
+pub(crate) async fn run(context: &Context) -> Outcome<ExitCode> {
     let mut client = context.daemon().await?;
     let done = {
         let mut progress = Progress::new("draining");

@@ -1,45 +1,32 @@
-//! The command line: parses the arguments, asks the daemon, prints the answer. It also runs the
-//! commands that need no daemon (`init`, `join`, `testbed`, `demo`, `bench`). Results go to
-//! standard output, everything else to standard error.
+//! The command line: its grammar, and the commands, which ask the daemon and print the answer.
+//! Results go to standard output, everything else to standard error. Which command is run is
+//! decided in [`crate::dispatch`].
 
-mod appliance;
+pub(crate) mod appliance;
 mod appliance_args;
 mod args;
-mod dashboard;
-mod drain;
-mod lab;
+pub(crate) mod dashboard;
+pub(crate) mod drain;
+pub(crate) mod lab;
 pub mod limit;
 pub mod netcheck;
-mod network;
-mod policy;
+pub(crate) mod network;
+pub(crate) mod policy;
 pub mod print;
 mod progress;
-mod ring;
+pub(crate) mod ring;
 mod silent;
-mod stop;
-mod traffic;
-mod vm;
+pub(crate) mod stop;
+pub(crate) mod traffic;
+pub(crate) mod vm;
 mod vm_args;
 
 pub use args::{Cli, Command, Top as TopArgs};
 pub use progress::Progress;
 
 use p2pvm_api::{Failure, Kind, Outcome, client::Client};
-use p2pvm_daemon::{Overrides, layout::Layout, shown};
+use p2pvm_daemon::{layout::Layout, shown};
 use std::process::ExitCode;
-
-/// Runs one command and returns its exit code.
-pub fn run(cli: Cli) -> ExitCode {
-    let json = cli.json;
-    limit::watch(limit::of(&cli), json, Layout::at(&cli.dir));
-    match dispatch(cli) {
-        Ok(code) => code,
-        Err(failure) => {
-            say(&failure, json);
-            ExitCode::from(failure.kind as u8)
-        }
-    }
-}
 
 /// Says what is wrong with an invalid command line, or prints the requested help.
 pub fn misused(error: &clap::Error, json: bool) -> ExitCode {
@@ -63,7 +50,7 @@ fn misuse(error: &clap::Error) -> Failure {
 }
 
 /// Prints why a command failed.
-fn say(failure: &Failure, json: bool) {
+pub(crate) fn say(failure: &Failure, json: bool) {
     if json {
         println!("{}", serde_json::json!({ "error": failure }));
     }
@@ -90,96 +77,6 @@ impl Context {
             Ok(client) => Ok(Some(client)),
             Err(silent::Missing::NotRunning(_)) => Ok(None),
             Err(missing) => Err(missing.into()),
-        }
-    }
-}
-
-fn dispatch(cli: Cli) -> Outcome<ExitCode> {
-    let context = Context {
-        layout: Layout::at(&cli.dir),
-        json: cli.json,
-    };
-    let other = match cli.command {
-        // The testbed enters namespaces, the daemon sizes its own runtime: neither is called inside
-        // one.
-        Command::Testbed(command) => return Ok(p2pvm_lab::cli::run(command)?),
-        Command::Simulate(a) => return Ok(p2pvm_lab::sim::cli::run(&a, context.json)?),
-        Command::Demo(a) => {
-            lab::demo(&a, context.json)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        Command::Bench(a) => {
-            lab::bench(&a, context.json)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        Command::Up(up) if !up.detach => {
-            let set = Overrides {
-                port: up.port,
-                link_port: up.link_port,
-                accel: up.accel,
-            };
-            p2pvm_daemon::run(&context.layout, &set)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        Command::Guardian(a) => {
-            p2pvm_daemon::guardian::run(&context.layout, a.of)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        other => other,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(Kind::Failed, format!("cannot start: {e}")))?;
-    if let Command::Doctor(a) = &other {
-        return runtime.block_on(crate::doctor::run(&context, a.fix));
-    }
-    if let Command::Drain = &other {
-        return runtime.block_on(drain::run(&context));
-    }
-    let outcome = runtime.block_on(command(context, other));
-    // Standard input may be held by a blocked read (console, `join -`): do not wait for it.
-    runtime.shutdown_background();
-    outcome.map(|()| ExitCode::SUCCESS)
-}
-
-async fn command(context: Context, command: Command) -> Outcome<()> {
-    match command {
-        Command::Init(a) => network::init(&context, a),
-        Command::Up(a) => network::up_detached(&context, &a).await,
-        Command::Down(a) => stop::down(&context, a.force).await,
-        Command::Invite(a) => network::invite(&context, a).await,
-        Command::Join(a) => network::join(&context, a).await,
-        Command::Revoke(a) => network::revoke(&context, &a.what).await,
-        Command::Status => network::status(&context).await,
-        Command::Top(a) => crate::top::run(&context, &a).await,
-        Command::Dashboard(a) => dashboard::run(&context, &a).await,
-        Command::Bugreport(a) => crate::bugreport::run(&context, a.out).await,
-        Command::Peers(a) if a.all => ring::cluster(&context).await,
-        Command::Peers(_) => network::peers(&context).await,
-        Command::Metrics(a) => ring::metrics(&context, a.all).await,
-        Command::Traffic(a) => traffic::show(&context, a.all).await,
-        Command::Ping(a) => network::ping(&context, a).await,
-        Command::Netcheck => netcheck::run(&context).await,
-        Command::Trace(a) => ring::trace(&context, &a.member).await,
-        Command::Leave(a) => stop::leave(&context, a.force).await,
-        Command::Acl(a) => policy::acl(&context, a).await,
-        Command::Route(a) => policy::route(&context, a).await,
-        Command::Vm(a) => vm::run(&context, a).await,
-        Command::Iso(a) => appliance::iso(&context, a),
-        Command::Image(a) => appliance::image(&context, a),
-        Command::Install(a) => appliance::install(&context, &a),
-        Command::Appliance(a) => appliance::run(&context, a).await,
-        Command::Explain(a) => vm::explain(&context, &a.name).await,
-        Command::Doctor(_)
-        | Command::Drain
-        | Command::Guardian(_)
-        | Command::Demo(_)
-        | Command::Bench(_)
-        | Command::Testbed(_)
-        | Command::Simulate(_) => {
-            unreachable!("dispatched before the runtime began")
         }
     }
 }

@@ -9,7 +9,7 @@ use p2pvm_api::{NetCheckView, Outcome};
 use p2pvm_daemon::sight::{local_addresses, of_machine};
 use p2pvm_overlay::portmap;
 
-pub(super) async fn run(context: &Context) -> Outcome<()> {
+pub(crate) async fn run(context: &Context) -> Outcome<()> {
     let page: NetCheckView = match context.daemon_if_any().await {
         Ok(Some(mut client)) => client.get("/netcheck").await?,
         without => {

@@ -47,7 +47,7 @@ fn called(layout: &Layout, given: Option<String>) -> Outcome<Called> {
     })
 }
 
-pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
+pub(crate) fn init(context: &Context, a: Init) -> Outcome<()> {
     membership::check_network(&a.network)?;
     membership::refuse_member(&context.layout)?;
     preflight::for_machine(&context.layout, "founding a network")?;
@@ -84,7 +84,7 @@ pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
     Ok(())
 }
 
-pub(super) async fn up_detached(context: &Context, up: &Up) -> Outcome<()> {
+pub(crate) async fn up_detached(context: &Context, up: &Up) -> Outcome<()> {
     membership::require_member(&context.layout)?;
     // A daemon that is being killed may answer once and then never again.
     if let Some(mut client) = context.daemon_if_any().await?
@@ -319,7 +319,7 @@ fn no_address(status: &Status) -> Failure {
     ))
 }
 
-pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
+pub(crate) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
     let request = InviteRequest {
         uses: a.uses,
         expires_seconds: a.expires.as_secs(),
@@ -351,7 +351,7 @@ pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
 const MAX_INVITE: u64 = 1 << 20;
 
 /// An invite given as itself, as a file, or as `-` for standard input.
-pub(super) fn read_invite(text: &str) -> Outcome<String> {
+pub(crate) fn read_invite(text: &str) -> Outcome<String> {
     if text == "-" {
         let mut read = String::new();
         std::io::stdin()
@@ -409,7 +409,7 @@ struct Joined<'a> {
     notes: &'a [String],
 }
 
-pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
+pub(crate) async fn join(context: &Context, a: Join) -> Outcome<()> {
     let (text, address) = match (
         a.bootstrap.starts_with('/') && !fs::exists(&a.bootstrap).unwrap_or(false),
         &a.invite,
@@ -497,7 +497,7 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
     Ok(())
 }
 
-pub(super) async fn revoke(context: &Context, what: &str) -> Outcome<()> {
+pub(crate) async fn revoke(context: &Context, what: &str) -> Outcome<()> {
     let answer: RevokeAnswer = context
         .daemon()
         .await?
@@ -527,7 +527,7 @@ pub(super) async fn revoke(context: &Context, what: &str) -> Outcome<()> {
     Ok(())
 }
 
-pub(super) async fn status(context: &Context) -> Outcome<()> {
+pub(crate) async fn status(context: &Context) -> Outcome<()> {
     membership::require_member(&context.layout)?;
     let s: Status = context.daemon().await?.get("/status").await?;
     if context.json {
@@ -610,7 +610,7 @@ fn distance(ring: &RingNeighbour) -> Option<String> {
     ))
 }
 
-pub(super) async fn peers(context: &Context) -> Outcome<()> {
+pub(crate) async fn peers(context: &Context) -> Outcome<()> {
     let peers: Vec<Peer> = context.daemon().await?.get("/peers").await?;
     if context.json {
         return print::json(&peers);
@@ -650,7 +650,7 @@ pub(super) async fn peers(context: &Context) -> Outcome<()> {
     Ok(())
 }
 
-pub(super) async fn ping(context: &Context, a: Ping) -> Outcome<()> {
+pub(crate) async fn ping(context: &Context, a: Ping) -> Outcome<()> {
     let request = PingRequest {
         count: a.count,
         interval_ms: a.interval.as_millis() as u64,

@@ -14,7 +14,7 @@ use std::{fs, io::Read};
 /// The most bytes read of a policy; the daemon enforces the real limit.
 const MAX_READ_BYTES: u64 = 200 << 10;
 
-pub(super) async fn acl(context: &Context, acl: Acl) -> Outcome<()> {
+pub(crate) async fn acl(context: &Context, acl: Acl) -> Outcome<()> {
     match acl {
         Acl::Set { file } => set(context, &file).await,
         Acl::Show => show(context).await,
@@ -107,7 +107,7 @@ async fn check(context: &Context, question: AclCheck) -> Outcome<()> {
     Ok(())
 }
 
-pub(super) async fn route(context: &Context, routes: Routes) -> Outcome<()> {
+pub(crate) async fn route(context: &Context, routes: Routes) -> Outcome<()> {
     match routes {
         Routes::List => list(context).await,
         Routes::Offer { subnet } => offer(context, subnet).await,

@@ -19,7 +19,7 @@ fn in_path(member: &str) -> Outcome<&str> {
     }
 }
 
-pub(super) async fn trace(context: &Context, member: &str) -> Outcome<()> {
+pub(crate) async fn trace(context: &Context, member: &str) -> Outcome<()> {
     let traced: Traced = context
         .daemon()
         .await?
@@ -57,7 +57,7 @@ pub(super) async fn trace(context: &Context, member: &str) -> Outcome<()> {
 }
 
 /// Prints metrics for Prometheus, of this member or of all.
-pub(super) async fn metrics(context: &Context, all: bool) -> Outcome<()> {
+pub(crate) async fn metrics(context: &Context, all: bool) -> Outcome<()> {
     let scope = if all { "cluster" } else { "node" };
     let metrics: Metrics = context
         .daemon()
@@ -72,7 +72,7 @@ pub(super) async fn metrics(context: &Context, all: bool) -> Outcome<()> {
 }
 
 /// Prints every member of the network.
-pub(super) async fn cluster(context: &Context) -> Outcome<()> {
+pub(crate) async fn cluster(context: &Context) -> Outcome<()> {
     let cluster: Cluster = context.daemon().await?.get("/cluster").await?;
     if context.json {
         return print::json(&cluster);

@@ -22,7 +22,7 @@ const ENDING_LIMIT: Duration = Duration::from_secs(15);
 const FAREWELL_LIMIT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(30);
 
-pub(super) async fn down(context: &Context, force: bool) -> Outcome<()> {
+pub(crate) async fn down(context: &Context, force: bool) -> Outcome<()> {
     let layout = &context.layout;
     let pid = lock::holder(layout);
     let asked = match silent::connect(layout).await {
@@ -90,7 +90,7 @@ async fn end(layout: &Layout) -> Outcome<()> {
     Ok(())
 }
 
-pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
+pub(crate) async fn leave(context: &Context, force: bool) -> Outcome<()> {
     let layout = &context.layout;
     let pid = lock::holder(layout);
     let untold = match silent::connect(layout).await {

@@ -7,7 +7,7 @@ use super::{
 use indicatif::HumanBytes;
 use p2pvm_api::{Outcome, Traffic};
 
-pub(super) async fn show(context: &Context, all: bool) -> Outcome<()> {
+pub(crate) async fn show(context: &Context, all: bool) -> Outcome<()> {
     let rows: Vec<Traffic> = context
         .daemon()
         .await?

@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// The key that leaves the console: Ctrl-].
 const ESCAPE: u8 = 0x1d;
 
-pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
+pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
     match command {
         Vm::Create(a) => create(context, a).await,
         Vm::Start(a) => operate(context, &a.name, "start", "starting", &()).await,
@@ -323,7 +323,7 @@ async fn restore(context: &Context, a: Restore) -> Outcome<()> {
     })
 }
 
-pub(super) async fn explain(context: &Context, name: &str) -> Outcome<()> {
+pub(crate) async fn explain(context: &Context, name: &str) -> Outcome<()> {
     let explained: Vec<Explained> = context
         .daemon()
         .await?
