@@ -5,6 +5,8 @@
 //! not expanded, and nothing is compiled or run. What `cargo fmt`, clippy and `cargo deny` hold is
 //! theirs (`scripts/lint.sh`).
 
+#[path = "tidy/circles.rs"]
+mod circles;
 #[path = "tidy/exceptions.rs"]
 mod exceptions;
 
@@ -390,6 +392,57 @@ fn no_function_is_longer_than_a_screen_and_exceptions_only_shrink() {
     );
 }
 
+/// Whether a file has only tests.
+fn is_test(path: &Path) -> bool {
+    let named = |part: &std::ffi::OsStr| {
+        let name = part.to_string_lossy();
+        name == "tests" || name == "tests.rs" || name.ends_with("_tests.rs")
+    };
+    path.iter().any(named)
+}
+
+/// The code of a text without its tests, which stand at its end.
+fn own_code(text: &str) -> String {
+    let own = text.find("\n#[cfg(test)]\nmod tests {");
+    code_only(&text[..own.unwrap_or(text.len())])
+        .into_iter()
+        .collect()
+}
+
+#[test]
+fn no_circle_of_files_spans_folders() {
+    let mut broken = Vec::new();
+    for (dir, _, _) in members() {
+        let src = root().join(&dir).join("src");
+        let mut paths = BTreeSet::new();
+        if src.is_dir() {
+            rust_files(&src, &mut paths);
+        }
+        let files = paths.iter().filter_map(|path| {
+            let inside = Path::new(path).strip_prefix(Path::new(&dir).join("src"));
+            let inside = inside.expect("it is in src");
+            let mut module: circles::Module = inside
+                .with_extension("")
+                .iter()
+                .map(|part| part.to_string_lossy().into_owned())
+                .collect();
+            if matches!(module.last()?.as_str(), "mod" | "lib" | "main") {
+                module.pop();
+            }
+            (!is_test(inside)).then(|| (module, own_code(&read(path))))
+        });
+        for circle in circles::circles(&files.collect()) {
+            let names: Vec<String> = circle.iter().map(|module| module.join("::")).collect();
+            broken.push(format!("{dir}: {}", names.join(", ")));
+        }
+    }
+    none(
+        "Files of different folders import each other in a circle. Move what both need into a \
+            third, or hand it in:",
+        &broken,
+    );
+}
+
 #[test]
 fn every_path_in_the_tables_of_architecture_exists() {
     let page = read("docs/ARCHITECTURE.md");
@@ -433,7 +486,7 @@ fn crates_depend_only_on_crates_of_lower_layers() {
         gone.map(|name| format!("{name} is no member of the workspace: remove it from LAYERS")),
     );
     none(
-        "Crates build on lower crates only (LAYERS in tests/tests/tidy/exceptions.rs):",
+        "Crates build on lower crates only (LAYERS in tests/tests/tidy.rs):",
         &broken,
     );
 }
