@@ -14,7 +14,7 @@ use futures::{StreamExt, stream};
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error,
-    host::{VmState, VmStatus},
+    host::{Activity, VmState, VmStatus},
     hypervisor::MigrateOptions,
     migrate::{Occasion, RunsOn},
 };
@@ -243,7 +243,7 @@ impl Daemon {
     async fn here_now(&self, name: &str) -> Option<VmStatus> {
         loop {
             let vm = self.host.list().into_iter().find(|vm| vm.name == name)?;
-            if vm.activity.as_deref() != Some("migrating") {
+            if vm.activity != Some(Activity::Migrating) {
                 return Some(vm);
             }
             tokio::time::sleep(LOOK).await;

@@ -152,7 +152,7 @@ impl Daemon {
             image: definition.image.to_string(),
             epoch: vm.epoch.0,
             voters: definition.voters.iter().map(|m| self.name_of(*m)).collect(),
-            activity: vm.activity.clone(),
+            activity: vm.activity.as_ref().map(ToString::to_string),
             note: vm
                 .still
                 .as_ref()

@@ -9,36 +9,43 @@
 //!
 //! Times are durations since any fixed moment of a monotonic clock.
 
-use super::{CLOCK_GUARD, CONFIRM_GRACE, WINDOW};
 use std::time::Duration;
 
-/// How much of the window must be left when the guest is handed over.
+/// How long after its last arming a target may begin to run the guest.
+pub const WINDOW: Duration = Duration::from_secs(10);
+/// How long past the window a target that runs may stay unconfirmed before it freezes itself.
+pub const CONFIRM_GRACE: Duration = Duration::from_secs(2);
+/// How many times as long as the target's window the source waits. Reason: two clocks may drift
+/// apart by this much.
+pub const CLOCK_GUARD: f64 = 1.03;
+/// How much of the window must be left when the guest is handed over. Reason: the last of memory
+/// still has to reach the target.
 const FRESH: Duration = Duration::from_secs(4);
 
-/// Where a target stands.
+/// A target's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetState {
-    /// Not armed, or armed and not whole yet.
+    /// It is not armed, or armed and not whole yet.
     Waiting,
-    /// Runs, unconfirmed.
+    /// It runs, unconfirmed.
     Running,
-    /// Runs for good.
+    /// It runs for good.
     Confirmed,
-    /// Ran unconfirmed until its time was over: held still.
+    /// It ran unconfirmed until its time was over, and is held still.
     Frozen,
-    /// Will never run.
+    /// It will never run.
     GaveUp,
 }
 
 /// What happens to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetInput {
-    /// The source's arming with its serial number came in; the voters granted the epoch before the
-    /// first.
+    /// The source armed the target, with the arming's serial number; the voters granted the epoch
+    /// before the first.
     Arm(u64),
     /// RAM and disk are complete.
     Whole,
-    /// The source asks whether it may take the guest back, or something failed here.
+    /// The source asks to take the guest back, or a step failed here.
     Abandon,
     /// A majority confirmed.
     Confirmed,
@@ -82,7 +89,7 @@ impl Default for TargetWindow {
 }
 
 impl TargetWindow {
-    /// Where it stands.
+    /// The target's state.
     pub fn state(&self) -> TargetState {
         self.state
     }
@@ -99,7 +106,7 @@ impl TargetWindow {
     /// Takes an input at `now`.
     pub fn handle(&mut self, now: Duration, input: TargetInput) -> Option<TargetOutput> {
         use {TargetInput as In, TargetOutput as Out, TargetState as State};
-        // Time first: an input that comes in late meets the state that it should have met.
+        // Time first: a late input must find the state that it would have found in time.
         if self.next_tick().is_some_and(|t| now >= t) {
             let (state, output) = match self.state {
                 State::Waiting => (State::GaveUp, Out::GiveUp),
@@ -109,8 +116,8 @@ impl TargetWindow {
             return Some(output);
         }
         match (self.state, input) {
-            // A serial at or below the last is an old request that was long under way: it must not
-            // extend the window.
+            // A serial at or below the last is that of a delayed request: it must not extend the
+            // window.
             (State::Waiting, In::Arm(serial)) if serial > self.serial => {
                 (self.serial, self.closes) = (serial, Some(now + WINDOW));
                 Some(Out::Armed)
@@ -148,7 +155,7 @@ pub struct SourceClaim {
 }
 
 impl SourceClaim {
-    /// An arming goes out; its serial number.
+    /// An arming is sent; returns its serial number.
     pub fn arm(&mut self, now: Duration) -> u64 {
         self.serial += 1;
         self.sent = now;
@@ -158,6 +165,7 @@ impl SourceClaim {
 
     /// The newest arming was answered.
     pub fn armed(&mut self, now: Duration) {
+        assert!(self.serial > 0, "an answer follows an arming");
         self.answered = Some((self.sent, now));
         self.unanswered = 0;
     }
@@ -168,8 +176,8 @@ impl SourceClaim {
             .is_some_and(|(sent, _)| now + FRESH <= sent + WINDOW)
     }
 
-    /// From when on a target that has no majority's confirmation does not run, for certain. `None`:
-    /// it was never armed.
+    /// From when on a target without a majority's confirmation certainly does not run. `None`: it
+    /// was never armed.
     ///
     /// The target's window began no later than its answer came. Each unanswered arming may still
     /// have reached it, but only while its window was open, and so have added one window at most.
@@ -246,76 +254,82 @@ mod tests {
         );
     }
 
+    /// What reaches a target, and when by its clock.
+    type Inputs = Vec<(Duration, TargetInput)>;
+
+    /// Whether the target answers the last arming that has reached it by `at`.
+    fn answers(inputs: &Inputs, at: Duration, serial: u64) -> bool {
+        let mut probe = TargetWindow::default();
+        let last = inputs
+            .iter()
+            .filter(|(arrives, _)| *arrives <= at)
+            .map(|(arrives, input)| probe.handle(*arrives, *input))
+            .next_back();
+        last == Some(Some(TargetOutput::Armed)) && probe.serial == serial
+    }
+
+    /// A source that arms its target up to seven times, some requests late or unanswered, and may
+    /// hand the guest over: the source, what reaches the target, and the moment of the hand-over.
+    /// All in the target's time, which the source reads as `theirs` says.
+    fn arm_at_random(
+        rng: &mut StdRng,
+        theirs: impl Fn(Duration) -> Duration,
+    ) -> (SourceClaim, Inputs, Option<Duration>) {
+        let (mut source, mut inputs) = (SourceClaim::default(), Inputs::new());
+        let mut at = Duration::ZERO;
+        for _ in 0..rng.random_range(1..8) {
+            at += Duration::from_millis(rng.random_range(100..4000));
+            let serial = source.arm(theirs(at));
+            let slow = if rng.random_bool(0.3) { 25_000 } else { 300 };
+            let arrives = at + Duration::from_millis(rng.random_range(1..slow));
+            inputs.push((arrives, TargetInput::Arm(serial)));
+            inputs.sort_by_key(|(arrives, _)| *arrives);
+            let back = arrives + Duration::from_millis(rng.random_range(1..300));
+            let in_time = back < at + Duration::from_secs(3);
+            if rng.random_bool(0.7) && in_time && answers(&inputs, arrives, serial) {
+                source.armed(theirs(back));
+                at = back;
+            }
+            if source.may_hand_over(theirs(at)) && rng.random_bool(0.3) {
+                return (source, inputs, Some(at));
+            }
+        }
+        (source, inputs, None)
+    }
+
+    /// Until when an unconfirmed target runs that takes these inputs; `None`: it never runs.
+    fn runs_until(inputs: Inputs) -> Option<Duration> {
+        let (mut target, mut ran_until) = (TargetWindow::default(), None);
+        for (at, input) in inputs {
+            while let Some(due) = target.next_tick().filter(|due| *due <= at) {
+                if target.handle(due, TargetInput::Tick) == Some(TargetOutput::Freeze) {
+                    ran_until = Some(due);
+                }
+            }
+            target.handle(at, input);
+        }
+        match target.state() {
+            TargetState::Running => target.next_tick(),
+            _ => ran_until,
+        }
+    }
+
     /// Random armings that arrive late, out of order or never, random answers, clocks that differ
-    /// by up to 2.9 %: an unconfirmed target has stopped when the source believes so.
+    /// by up to 2.9 %, the source's being the faster: an unconfirmed target has stopped when the
+    /// source believes so.
     #[test]
     fn the_source_never_counts_on_a_target_that_still_runs() {
         for seed in 0..20_000u64 {
             let mut rng = StdRng::seed_from_u64(seed);
-            let (mut source, mut target) = (SourceClaim::default(), TargetWindow::default());
             let drift = rng.random_range(1.0..1.029);
-            let theirs = |t: Duration| t.mul_f64(drift); // the source's clock runs faster than the target's
-            // Everything below is in the target's time; the source reads `theirs(t)`.
-            let mut events: Vec<(Duration, u8, u64)> = Vec::new();
-            let mut at = Duration::ZERO;
-            let mut handed = None;
-            for _ in 0..rng.random_range(1..8) {
-                at += Duration::from_millis(rng.random_range(100..4000));
-                let serial = source.arm(theirs(at));
-                let slow = if rng.random_bool(0.3) { 25_000 } else { 300 };
-                let arrives = at + Duration::from_millis(rng.random_range(1..slow));
-                events.push((arrives, 0, serial));
-                let back = arrives + Duration::from_millis(rng.random_range(1..300));
-                if rng.random_bool(0.7)
-                    && back < at + Duration::from_secs(3)
-                    && serial > target.serial
-                {
-                    // The target must have accepted it for an answer to come back: replay what has
-                    // arrived by then.
-                    events.sort();
-                    let mut probe = TargetWindow::default();
-                    let accepted = events
-                        .iter()
-                        .filter(|e| e.0 <= arrives)
-                        .map(|e| probe.handle(e.0, TargetInput::Arm(e.2)))
-                        .next_back();
-                    if accepted == Some(Some(TargetOutput::Armed)) && probe.serial == serial {
-                        source.armed(theirs(back));
-                        at = back;
-                    }
-                }
-                if source.may_hand_over(theirs(at)) && rng.random_bool(0.3) {
-                    handed = Some(at);
-                    break;
-                }
-            }
+            let theirs = |t: Duration| t.mul_f64(drift);
+            let (source, mut inputs, handed) = arm_at_random(&mut rng, theirs);
             let Some(handed) = handed else { continue };
-            events.push((
-                handed + Duration::from_millis(rng.random_range(1..30_000)),
-                1,
-                0,
-            ));
-            events.sort();
-            let mut ran_until = None;
-            for (t, kind, serial) in events {
-                while let Some(due) = target.next_tick().filter(|due| *due <= t) {
-                    if target.handle(due, TargetInput::Tick) == Some(TargetOutput::Freeze) {
-                        ran_until = Some(due);
-                    }
-                }
-                target.handle(
-                    t,
-                    if kind == 0 {
-                        TargetInput::Arm(serial)
-                    } else {
-                        TargetInput::Whole
-                    },
-                );
-            }
-            if target.state() == TargetState::Running {
-                ran_until = target.next_tick();
-            }
-            if let (Some(until), Some(from)) = (ran_until, source.target_is_frozen_from()) {
+            let whole = handed + Duration::from_millis(rng.random_range(1..30_000));
+            inputs.push((whole, TargetInput::Whole));
+            inputs.sort_by_key(|(arrives, _)| *arrives);
+            if let (Some(until), Some(from)) = (runs_until(inputs), source.target_is_frozen_from())
+            {
                 assert!(
                     theirs(until) <= from,
                     "seed {seed}: ran until {:?}, source resumes at {from:?}",
