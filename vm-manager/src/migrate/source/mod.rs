@@ -136,7 +136,7 @@ impl Host {
         let (done, outcome) = oneshot::channel();
         let work = async move {
             let host = task.this.host.clone();
-            let outcome = task.to_the_end().await;
+            let outcome = task.run().await;
             host.emit(HostEvent::Migrated(outcome.clone()));
             // A caller that went away misses the outcome, which is no error.
             let _ = done.send(outcome);
@@ -291,7 +291,7 @@ impl MoveTask {
     }
 
     /// Leads the move until it is known which side runs the guest.
-    async fn to_the_end(self) -> MigrationOutcome {
+    async fn run(self) -> MigrationOutcome {
         let Self {
             this,
             operation,

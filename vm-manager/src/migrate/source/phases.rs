@@ -131,8 +131,9 @@ impl Move {
             within: self.trail.within().clone(),
             need: self.host.disk_need(entry).await,
         };
-        let (fabric, request) = (&self.host.parts.fabric, Request::Prepare(Box::new(offer)));
-        let offered = wire::ask_with(&**fabric, self.to, &request, &extras, LONG);
+        let request = Request::Prepare(Box::new(offer));
+        let fabric = &*self.host.parts.fabric;
+        let offered = wire::ask_with(fabric, self.to, &request, &extras, LONG);
         self.trail
             .through("offer", offered)
             .await

@@ -178,7 +178,7 @@ impl Arrivals {
         let by_id = self.by_id.clone();
         let work = async move {
             let _operation = operation;
-            if guest.to_the_end().await == AnswerSource::Entry {
+            if guest.run().await == AnswerSource::Entry {
                 lock(&by_id).remove(&guest.arrival.id());
             }
         };

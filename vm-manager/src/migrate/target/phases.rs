@@ -52,7 +52,7 @@ struct Running<'r>(&'r Reception);
 
 impl Reception {
     /// Receives the guest until it is confirmed here, gone, or left to the voters.
-    pub(super) async fn to_the_end(&self) -> AnswerSource {
+    pub(super) async fn run(&self) -> AnswerSource {
         let running = match self.reach_running().await {
             Ok(running) => running,
             Err(e) => {
