@@ -2,10 +2,10 @@
 //! load it would meet there, itself included. A move is worth making if that beats a threshold:
 //! then each move lowers the sum of squared loads, so that selfish moves come to an end (Even-Dar,
 //! Kesselman and Mansour 2003), and the threshold keeps noise from starting new ones. Among the
-//! places that are worth it, traffic has a say ([`crate::affinity`]).
+//! places that are worth it, traffic has a say ([`super::affinity`]).
 
+use super::affinity::{Standing, affinity};
 use crate::{
-    affinity::{Standing, affinity},
     gossip::Entry,
     load::{Demand, LoadVector},
     placement::Placement,
@@ -13,19 +13,21 @@ use crate::{
 use p2pvm_overlay::{MemberId, coordinates::Coordinate};
 use serde::{Deserialize, Serialize};
 
-/// Peers whose score differs by less are equally good; one is drawn, so that many nodes with the
-/// same news do not all ask the same peer.
+/// How much the scores of two peers differ before one is better.
+/// Reason: one of the equally good is drawn, so that nodes with the same view do not all ask one
+/// peer.
 const SAME_GAIN: f64 = 0.05;
 
-/// What a VM that uses next to nothing counts as: it may still be starved.
+/// How many CPUs a VM counts as at least.
+/// Reason: one that uses hardly any may be starved.
 const LEAST_CPU: f64 = 0.05;
 
-/// What moving a GiB costs, in the unit of gain times CPUs.
+/// What moving a GiB of memory costs, in gain times CPUs.
 const COST_OF_A_GIB: f64 = 0.002;
 
-/// Where a VM could go, by what this node has heard.
+/// A peer that a VM could move to, by what this node has heard.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Place {
+pub struct Candidate {
     /// The peer.
     #[serde(with = "crate::explain::text")]
     pub member: MemberId,
@@ -33,13 +35,13 @@ pub struct Place {
     pub predicted: f64,
     /// How much lower that is than the load here.
     pub gain: f64,
-    /// How much nearer the VM would be to whom it talks with: from 1 (all of its traffic would stay
-    /// on the host) to -1 (all does now).
+    /// How much nearer the VM would be to the members it exchanges traffic with: from 1 (all of its
+    /// traffic would stay on the host) to -1 (all does now).
     pub affinity: f64,
 }
 
-impl Place {
-    /// What places are compared by: the gain, and a bounded say for the traffic.
+impl Candidate {
+    /// What places are compared by: the gain, and a bounded share for the traffic.
     fn score(&self, placement: &Placement) -> f64 {
         self.gain + self.affinity * placement.affinity_weight
     }
@@ -67,7 +69,7 @@ pub(crate) fn memory_fits(
     used_mib.saturating_add(vm_mib) as f64 <= total_mib as f64 * placement.memory_limit
 }
 
-fn place(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement) -> Place {
+fn place(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement) -> Candidate {
     let predicted = predict(f64::from(load.cpu), load.cpus, demand.cpu);
     let there = Standing {
         member: load.member,
@@ -79,7 +81,7 @@ fn place(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement
         there,
         placement.affinity_above as f64,
     );
-    Place {
+    Candidate {
         member: load.member,
         predicted,
         gain: here.load - predicted,
@@ -93,7 +95,7 @@ pub(crate) fn places<'a>(
     here: Source,
     demand: &Demand,
     placement: &Placement,
-) -> Vec<Place> {
+) -> Vec<Candidate> {
     let fits = |load: &&LoadVector| {
         memory_fits(
             load.memory_used_mib,
@@ -102,7 +104,7 @@ pub(crate) fn places<'a>(
             placement,
         )
     };
-    let mut places: Vec<Place> = entries
+    let mut places: Vec<Candidate> = entries
         .map(|e| &e.load)
         .filter(fits)
         .map(|load| place(load, here, demand, placement))
@@ -116,12 +118,12 @@ pub(crate) fn places<'a>(
 }
 
 /// Whether a move there is worth making and will not be refused.
-pub(crate) fn is_worthwhile(place: &Place, placement: &Placement) -> bool {
+pub(crate) fn is_worthwhile(place: &Candidate, placement: &Placement) -> bool {
     place.gain >= placement.min_gain && place.predicted <= placement.low_watermark
 }
 
 /// The places nearly as good as the first of `places`.
-pub(crate) fn equally_good<'a>(places: &'a [Place], placement: &Placement) -> &'a [Place] {
+pub(crate) fn equally_good<'a>(places: &'a [Candidate], placement: &Placement) -> &'a [Candidate] {
     let count = places
         .iter()
         .take_while(|p| places[0].score(placement) - p.score(placement) < SAME_GAIN)
@@ -131,7 +133,7 @@ pub(crate) fn equally_good<'a>(places: &'a [Place], placement: &Placement) -> &'
 
 /// How much good a move does: the gain, weighed by how much of a load it takes along, less what it
 /// costs.
-pub(crate) fn worth(place: &Place, demand: &Demand, placement: &Placement) -> f64 {
+pub(crate) fn worth(place: &Candidate, demand: &Demand, placement: &Placement) -> f64 {
     place.score(placement) * (demand.cpu + LEAST_CPU)
         - demand.memory_mib as f64 / 1024.0 * COST_OF_A_GIB
 }

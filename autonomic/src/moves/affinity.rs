@@ -1,16 +1,14 @@
-//! How much nearer a VM would come to whom it talks with: the traffic that its host's packet plane
-//! counts, weighed by the round trips that network coordinates predict (the adaptation of VNET:
-//! Sundararaj, Gupta and Dinda 2005, who move VMs by VTTIF's matrix). It chooses among places that
-//! the load allows; that a VM moves at all is the load's decision.
+//! How much nearer a VM would come to the members it exchanges traffic with: the traffic that its
+//! host's packet plane counts, weighed by the round trips that network coordinates predict (VNET's
+//! adaptation: Sundararaj, Gupta and Dinda 2005 move VMs by VTTIF's matrix). It chooses among
+//! places that the load allows; whether a VM moves at all, the load decides.
 
 use crate::load::Talk;
 use p2pvm_overlay::{MemberId, coordinates::Coordinate};
 use std::time::Duration;
 
-/// Whom a VM talks with most: the rest changes nothing.
-pub(crate) const MAX_TALKS: usize = 8;
-
-/// Added to each way in milliseconds: what differs less is the same site.
+/// How many milliseconds are added to each round trip.
+/// Reason: smaller differences are within one site.
 const SAME_SITE_MS: f64 = 2.0;
 
 /// A node and where it is.
@@ -20,8 +18,8 @@ pub(crate) struct Standing {
     pub(crate) place: Option<Coordinate>,
 }
 
-/// The round trip between a VM at `at` and whom it talks with.
-fn way(at: Standing, talk: &Talk) -> Option<Duration> {
+/// The round trip between a VM at `at` and the member that it exchanges traffic with.
+fn round_trip(at: Standing, talk: &Talk) -> Option<Duration> {
     if at.member == talk.member {
         Some(Duration::ZERO)
     } else {
@@ -29,9 +27,9 @@ fn way(at: Standing, talk: &Talk) -> Option<Duration> {
     }
 }
 
-/// From 1 (all of the VM's traffic would stay on the host) through 0 (no difference, or not enough
-/// traffic or not known) to -1 (the other way round). `least`: bytes a second below which traffic
-/// is no reason.
+/// From 1 (all of the VM's traffic would stay on the host) through 0 (no difference, too little
+/// traffic, or unknown places) to -1 (the reverse). Traffic below `least` bytes a second does not
+/// count.
 pub(crate) fn affinity(talks: &[Talk], here: Standing, there: Standing, least: f64) -> f64 {
     let all: f64 = talks.iter().map(|talk| talk.rate).sum();
     if !all.is_finite() || all < least.max(1.0) {
@@ -39,8 +37,8 @@ pub(crate) fn affinity(talks: &[Talk], here: Standing, there: Standing, least: f
     }
     let nearer = |talk: &Talk| {
         let (from, to) = (
-            way(here, talk)?.as_secs_f64() * 1e3,
-            way(there, talk)?.as_secs_f64() * 1e3,
+            round_trip(here, talk)?.as_secs_f64() * 1e3,
+            round_trip(there, talk)?.as_secs_f64() * 1e3,
         );
         Some(talk.rate * (from - to) / (from + to + SAME_SITE_MS))
     };

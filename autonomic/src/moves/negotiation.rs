@@ -1,7 +1,8 @@
-//! The two ends of a negotiation: the one VM that this node is giving away, and those that it has
+//! The two sides of a negotiation: the one VM that this node gives away, and the VMs that it has
 //! promised to take in.
 
-use crate::{load::Millis, placement::Placement, score::Place, wire::Offer};
+use super::score::Candidate;
+use crate::{load::Millis, placement::Placement, wire::Offer};
 use p2pvm_overlay::{MemberId, VmId};
 
 /// How far giving a VM away has come.
@@ -13,18 +14,18 @@ pub(crate) enum Stage {
 
 /// The VM that is being given away.
 #[derive(Clone, Debug)]
-pub(crate) struct Outgoing {
+pub(crate) struct OutgoingMove {
     pub(crate) offer: Offer,
-    pub(crate) place: Place,
-    /// Who was asked before in this round.
+    pub(crate) place: Candidate,
+    /// The peers that were asked before in this round.
     pub(crate) asked: Vec<MemberId>,
     pub(crate) stage: Stage,
     /// Since when it has been at this stage.
     pub(crate) since: Millis,
 }
 
-impl Outgoing {
-    pub(crate) fn is(&self, to: MemberId, id: u64) -> bool {
+impl OutgoingMove {
+    pub(crate) fn is_offer(&self, to: MemberId, id: u64) -> bool {
         self.place.member == to && self.offer.id == id
     }
 }
@@ -43,14 +44,17 @@ pub(crate) struct Reservation {
     arrived: Option<Millis>,
 }
 
-/// All that was promised. Bounded by [`Placement::max_arrivals`], which is checked before a promise
-/// is made.
+/// All reservations. The caller checks [`Placement::max_arrivals`] before it promises.
 #[derive(Debug, Default)]
 pub(crate) struct Reservations(Vec<Reservation>);
 
 impl Reservations {
     pub(crate) fn promise(&mut self, now: Millis, from: MemberId, offer: &Offer, predicted: f64) {
-        // The same VM offered anew replaces what was promised for it before.
+        assert!(
+            self.find(from, offer.id).is_none(),
+            "an offer is promised once: a repeated one gets the same answer"
+        );
+        // A new offer of the same VM replaces the previous reservation, so that it counts once.
         self.0.retain(|r| r.vm != offer.vm);
         let (cpu, source_cpu) = (f64::from(offer.cpu), f64::from(offer.source_cpu));
         let (vm, id, memory_mib) = (offer.vm, offer.id, offer.memory_mib);
@@ -67,17 +71,17 @@ impl Reservations {
         });
     }
 
-    pub(crate) fn promised(&self, from: MemberId, id: u64) -> Option<&Reservation> {
+    pub(crate) fn find(&self, from: MemberId, id: u64) -> Option<&Reservation> {
         self.0.iter().find(|r| r.from == from && r.id == id)
     }
 
-    /// A VM has come. Returns whether it was expected.
-    pub(crate) fn arrived(&mut self, now: Millis, vm: VmId) -> bool {
+    /// Notes that a VM has come. Returns whether it was expected.
+    pub(crate) fn mark_arrived(&mut self, now: Millis, vm: VmId) -> bool {
         let expected = self.0.iter_mut().find(|r| r.vm == vm);
         expected.is_some_and(|r| r.arrived.replace(now).is_none())
     }
 
-    /// The source calls a VM off that has not come.
+    /// Drops the reservation of a VM that has not come and will not.
     pub(crate) fn release(&mut self, from: MemberId, id: u64) -> Option<Reservation> {
         let at = self
             .0
@@ -93,7 +97,7 @@ impl Reservations {
         });
     }
 
-    /// Those that have not arrived.
+    /// The reservations whose VM has not arrived.
     pub(crate) fn expected(&self) -> impl Iterator<Item = &Reservation> {
         self.0.iter().filter(|r| r.arrived.is_none())
     }
