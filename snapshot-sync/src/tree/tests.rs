@@ -1,6 +1,7 @@
 //! Nodes come from peers: whatever the bytes, parsing says what is wrong and never more than that.
 
 use super::*;
+use crate::ManifestId;
 use proptest::prelude::*;
 
 fn roles() -> impl Strategy<Value = Role> {
