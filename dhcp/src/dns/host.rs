@@ -11,7 +11,7 @@ use p2pvm_host::{
     Finding,
     names::{
         Keeper, Wanted,
-        holders::{self, Holder as SocketHolder},
+        holders::{self, SocketHolder},
         loopback,
     },
 };
