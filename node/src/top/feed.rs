@@ -12,7 +12,9 @@ use crate::{
     failure::Outcome,
     layout::Layout,
 };
-use p2pvm_console::{Decision, Doing, Invitation, Member, Model, Node, Reach, Vm, udp_port};
+use p2pvm_console::{
+    Activity, DaemonState, Decision, Invitation, Member, Model, Node, Vm, udp_port,
+};
 use p2pvm_host::Level;
 use std::{
     collections::HashMap,
@@ -35,14 +37,14 @@ const INVITE_VALID: Duration = Duration::from_secs(24 * 3600);
 
 /// What the daemon itself knows: this node and its members.
 pub struct Seen {
-    reach: Reach,
+    reach: DaemonState,
     online: bool,
     members: Vec<Member>,
     invitation: Option<Result<Invitation, String>>,
 }
 
 impl Seen {
-    fn without(reach: Reach) -> Self {
+    fn without(reach: DaemonState) -> Self {
         Self {
             reach,
             online: !netcheck::local_addresses().is_empty(),
@@ -111,14 +113,14 @@ async fn run_node(
     loop {
         let mut seen = look(layout).await;
         let alone = matches!(
-            &seen.reach, Reach::Up(node) if !node.joined_another && node.address.is_some()
+            &seen.reach, DaemonState::Up(node) if !node.joined_another && node.address.is_some()
         ) && seen.members.is_empty();
         if console && alone && invited.is_none_or(|at| at.elapsed() >= INVITE_VALID / 2) {
             let invite = invite(layout).await;
             invited = invite.is_ok().then(Instant::now);
             seen.invitation = Some(invite);
         }
-        let answers = matches!(seen.reach, Reach::Up(_));
+        let answers = matches!(seen.reach, DaemonState::Up(_));
         if !answers {
             invited = None;
         }
@@ -157,14 +159,14 @@ async fn look_within(layout: &Layout, for_vms: Duration, model: &mut Model) {
 /// One look at this node and its members.
 async fn look(layout: &Layout) -> Seen {
     if !layout.is_member() {
-        return Seen::without(Reach::NoMembership);
+        return Seen::without(DaemonState::NoMembership);
     }
     // A daemon that is there and takes nobody in yet; what it answers later is its own word, also
     // if that is an error.
     let mut client = match Client::connect(&layout.socket()).await {
         Ok(client) => client,
-        Err(_) if lock::holder(layout).is_some() => return Seen::without(Reach::Starting),
-        Err(failure) => return Seen::without(Reach::Away(failure.message)),
+        Err(_) if lock::holder(layout).is_some() => return Seen::without(DaemonState::Starting),
+        Err(failure) => return Seen::without(DaemonState::Away(failure.message)),
     };
     let ask = async {
         let status: Status = client.get("/status").await?;
@@ -172,13 +174,13 @@ async fn look(layout: &Layout) -> Seen {
         let members = peers.into_iter().map(member).collect();
         Outcome::Ok(Seen {
             members,
-            ..Seen::without(Reach::Up(Box::new(node(status))))
+            ..Seen::without(DaemonState::Up(Box::new(node(status))))
         })
     };
     match tokio::time::timeout(PATIENCE, ask).await {
         Ok(Ok(seen)) => seen,
-        Ok(Err(failure)) => Seen::without(Reach::Away(failure.message)),
-        Err(_) => Seen::without(Reach::Away(away(layout))),
+        Ok(Err(failure)) => Seen::without(DaemonState::Away(failure.message)),
+        Err(_) => Seen::without(DaemonState::Away(away(layout))),
     }
 }
 
@@ -248,7 +250,7 @@ fn node(s: Status) -> Node {
 
 /// A VM, as the screen has it.
 fn vm(v: &VmView) -> Vm {
-    let moving = v.moving.as_ref().map(|m| Doing {
+    let moving = v.moving.as_ref().map(|m| Activity {
         what: format!("moving to {}: {}", m.to, m.step.phase),
         share: (m.step.total_bytes > 0)
             .then(|| m.step.done_bytes as f64 / m.step.total_bytes as f64),
@@ -260,7 +262,11 @@ fn vm(v: &VmView) -> Vm {
         address: v.address.clone(),
         cpu: v.cpu,
         cpus: v.cpus,
-        doing: moving.or_else(|| v.activity.clone().map(|what| Doing { what, share: None })),
+        doing: moving.or_else(|| {
+            v.activity
+                .clone()
+                .map(|what| Activity { what, share: None })
+        }),
         note: v.note.clone(),
     }
 }
